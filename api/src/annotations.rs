@@ -1,0 +1,31 @@
+//! Annotation, label and identity names that more than one part of Palisade reads or writes.
+
+/// The image reference as the user wrote it, kept per container when admission pins a tag to a digest:
+/// `palisade.dev/requested-image.<container>`.
+pub const REQUESTED_IMAGE_PREFIX: &str = "palisade.dev/requested-image.";
+
+/// Name of the `ImageScan` that admitted the container's image: `palisade.dev/image-scan.<container>`.
+pub const IMAGE_SCAN_PREFIX: &str = "palisade.dev/image-scan.";
+
+/// Sandbox profile asked for by a pod (`baseline`, `audit`, ...); absent means `baseline`.
+pub const SANDBOX_PROFILE: &str = "palisade.dev/sandbox-profile";
+
+/// Result of each sandbox layer, written by the agent, such as `seccomp=Enforced,landlock=Enforced`.
+pub const SANDBOX_STATUS: &str = "palisade.dev/sandbox-status";
+
+/// `keep` lets established flows of a pod live on after a policy change; anything else judges them again.
+pub const ESTABLISHED: &str = "palisade.dev/established";
+
+/// The namespace's own name, set on every namespace as Kubernetes does.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Group of full administrators (client certificate `O`).
+pub const GROUP_MASTERS: &str = "system:masters";
+/// Group of nodes (client certificate `O`).
+pub const GROUP_NODES: &str = "system:nodes";
+/// Prefix of a node's user name (client certificate `CN`).
+pub const USER_NODE_PREFIX: &str = "system:node:";
+/// User name of the control plane's own loops.
+pub const USER_CONTROLLERS: &str = "system:palisade-controllers";
+/// User name with which the API server calls a node.
+pub const USER_APISERVER: &str = "system:palisade-apiserver";

@@ -1,0 +1,235 @@
+//! Palisade's own kinds, `palisade.dev/v1alpha1`. Field names are camel case, unknown fields are errors.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+
+/// `apiVersion` of these kinds.
+pub const API_VERSION: &str = "palisade.dev/v1alpha1";
+
+/// What an image must satisfy before a pod with it is admitted. Cluster-scoped. An image must satisfy
+/// every policy whose `namespaces` match; without any policy, [`ImagePolicySpec::default`] judges.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImagePolicy {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `ImagePolicy`.
+    pub kind: String,
+    /// Object metadata.
+    pub metadata: ObjectMeta,
+    /// The conditions.
+    pub spec: ImagePolicySpec,
+}
+
+/// Conditions of an [`ImagePolicy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ImagePolicySpec {
+    /// Namespaces that this policy judges; empty means all.
+    pub namespaces: Vec<String>,
+    /// Findings of this severity and above refuse the image.
+    pub severity_threshold: Severity,
+    /// Whether findings without a fixed version are let through.
+    pub ignore_unfixed: bool,
+    /// `host[:port]` or `host[:port]/repository-prefix` of allowed images; empty means all.
+    pub allowed_registries: Vec<String>,
+    /// What happens to an image of which the scan checked nothing.
+    pub inconclusive: OnInconclusive,
+    /// Oldest acceptable vulnerability database, in hours since its `UpdatedAt`.
+    pub max_db_age_hours: u32,
+    /// Findings that are let through for a while.
+    pub exemptions: Vec<Exemption>,
+}
+
+impl Default for ImagePolicySpec {
+    fn default() -> Self {
+        Self {
+            namespaces: Vec::new(),
+            severity_threshold: Severity::High,
+            ignore_unfixed: false,
+            allowed_registries: Vec::new(),
+            inconclusive: OnInconclusive::Refuse,
+            max_db_age_hours: 7 * 24,
+            exemptions: Vec::new(),
+        }
+    }
+}
+
+/// What happens to an image of which the scan checked nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnInconclusive {
+    /// The pod is refused.
+    Refuse,
+    /// The pod is admitted and the scan says so.
+    Admit,
+}
+
+/// One finding that is let through until `expires`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exemption {
+    /// Vulnerability id, such as `CVE-2026-0001`.
+    pub vulnerability: String,
+    /// Package it is limited to; absent means any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
+    /// `registry/repository` it is limited to; absent means any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// From this moment on the exemption no longer counts.
+    pub expires: Timestamp,
+    /// Why, for the reader of the report.
+    pub reason: String,
+}
+
+/// Severity of a vulnerability, ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Severity {
+    /// Not rated; judged like the lowest.
+    Unknown,
+    /// Low.
+    Low,
+    /// Medium.
+    Medium,
+    /// High.
+    High,
+    /// Critical.
+    Critical,
+}
+
+impl std::fmt::Display for Severity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Low => "LOW",
+            Self::Medium => "MEDIUM",
+            Self::High => "HIGH",
+            Self::Critical => "CRITICAL",
+        })
+    }
+}
+
+/// Record of one scan of one image digest. Cluster-scoped, named by [`image_scan_name`]. Written by the
+/// gate only; the newest scan of a digest replaces the one before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageScan {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `ImageScan`.
+    pub kind: String,
+    /// Object metadata.
+    pub metadata: ObjectMeta,
+    /// What was scanned.
+    pub spec: ImageScanSpec,
+    /// What came of it.
+    pub status: ImageScanStatus,
+}
+
+/// What was scanned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageScanSpec {
+    /// Image reference as it was asked for.
+    pub image: String,
+    /// Digest of the platform manifest that was verified and scanned.
+    pub digest: Digest,
+}
+
+/// What came of a scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageScanStatus {
+    /// The judgement under the policy named by `policy_hash`.
+    pub verdict: ScanVerdict,
+    /// Why, one sentence each, most severe first; empty for a pass.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// Number of findings by severity, before exemptions.
+    #[serde(default)]
+    pub counts: BTreeMap<Severity, u32>,
+    /// The worst findings, at most [`MAX_FINDINGS`].
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+    /// How many findings did not fit.
+    #[serde(default)]
+    pub findings_omitted: u32,
+    /// Operating system that the scanner recognised, such as `alpine 3.20.1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// Packages that were checked.
+    pub packages: u32,
+    /// `UpdatedAt` of the vulnerability database.
+    pub db_updated_at: Timestamp,
+    /// SHA-256 of the database's metadata and file identity: the cache key beside the digest.
+    pub db_hash: Digest,
+    /// SHA-256 of the canonical JSON of the policies that judged.
+    pub policy_hash: Digest,
+    /// Scanner name and version, such as `trivy 0.76.0`.
+    pub scanner: String,
+    /// SHA-256 of the scanner binary.
+    pub scanner_hash: Digest,
+    /// When the scan ended.
+    pub scanned_at: Timestamp,
+}
+
+/// Findings kept in an [`ImageScan`]; more would bloat the store, the full report is `policyctl scan`'s.
+pub const MAX_FINDINGS: usize = 100;
+
+/// Judgement of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ScanVerdict {
+    /// Checked, nothing at or above the threshold.
+    Pass,
+    /// Checked, and refused.
+    Refused,
+    /// Nothing, or not enough, was checked.
+    Inconclusive,
+}
+
+impl std::fmt::Display for ScanVerdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Pass => "Pass",
+            Self::Refused => "Refused",
+            Self::Inconclusive => "Inconclusive",
+        })
+    }
+}
+
+/// One vulnerability in one package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Finding {
+    /// Vulnerability id.
+    pub vulnerability: String,
+    /// Its severity.
+    pub severity: Severity,
+    /// Package name.
+    pub package: String,
+    /// Installed version.
+    pub installed: String,
+    /// First fixed version, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed: Option<String>,
+    /// Scan target, such as `layout (alpine 3.20.1)`.
+    #[serde(default)]
+    pub target: String,
+    /// One line about it.
+    #[serde(default)]
+    pub title: String,
+    /// Whether an exemption lets it through.
+    #[serde(default)]
+    pub exempted: bool,
+}
+
+/// Name of the [`ImageScan`] of a digest: `sha256-` and the 64 hex digits (a valid object name).
+pub fn image_scan_name(digest: &Digest) -> String {
+    format!("sha256-{}", digest.hex())
+}
