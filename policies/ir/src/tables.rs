@@ -1,0 +1,167 @@
+//! Compiled policy: flat tables, ready for the kernel, and the numbers they are written in.
+//!
+//! The compiler produces these, `ebpf/loader` writes them, [`lookup`] reads them the way the kernel does.
+//! The kernel's bytes are `ebpf/abi`; this module is their meaning.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+
+/// A class of addresses that no rule of this node's endpoints can tell apart. Numbers start at 1; 0 is
+/// "unknown", which nothing allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdentityId(pub u32);
+
+/// Index into [`NodeTables::rules`]. The first [`BUILTIN_RULES`] numbers have a fixed meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleId(pub u32);
+
+/// Rule ids below this number are [`BuiltinRule`]s.
+pub const BUILTIN_RULES: u32 = 64;
+
+/// An endpoint: one pod's interface on this node. The number is the agent's, never reused while a table,
+/// a flow or an event may still name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(pub u32);
+
+/// Everything the kernel of one node needs to judge its endpoints. Replaced as a whole; each endpoint
+/// moves from the old to the new with one write.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeTables {
+    /// Longest prefix wins. Both families; an address without a match is unknown and denied.
+    pub identities: BTreeMap<IpNet, IdentityId>,
+    /// Verdicts of each endpoint.
+    pub endpoints: BTreeMap<EndpointId, EndpointTables>,
+    /// What each rule id means, for people. `rules[i]` has the id `BUILTIN_RULES + i`.
+    pub rules: Vec<RuleName>,
+}
+
+/// Verdicts of one endpoint. Longest prefix wins among the entries of one identity and direction.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EndpointTables {
+    /// The entries. A key without a match is denied.
+    pub verdicts: BTreeMap<VerdictKey, VerdictEntry>,
+}
+
+/// Which packets an entry answers for: a prefix of (identity, direction, protocol, port).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VerdictKey {
+    /// The other end.
+    pub peer: IdentityId,
+    /// Seen from the endpoint.
+    pub direction: Direction,
+    /// Protocols and ports.
+    pub service: Service,
+}
+
+/// Protocols and ports of an entry, from the least to the most specific. A more specific entry wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// Every protocol.
+    Any,
+    /// Every port of one protocol (IP protocol number).
+    Protocol(u8),
+    /// Ports of one protocol that share their first `prefix_bits` (1 to 16) bits with `port`, the rest of
+    /// which is zero. For ICMP the port is `type << 8 | code`.
+    Ports {
+        /// IP protocol number.
+        protocol: u8,
+        /// First port of the block.
+        port: u16,
+        /// Length of the shared prefix.
+        prefix_bits: u8,
+    },
+}
+
+/// Direction of a flow's first packet, seen from the endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// To the endpoint.
+    Ingress,
+    /// From the endpoint.
+    Egress,
+}
+
+/// Answer of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VerdictEntry {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What decided it.
+    pub rule: RuleId,
+}
+
+/// What happens to a flow.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// Passed on.
+    Allow,
+    /// Dropped.
+    Deny,
+}
+
+/// Decisions that no policy rule made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum BuiltinRule {
+    /// No entry matched: unknown peer, or tables incomplete.
+    NoMatch = 0,
+    /// No policy selects the endpoint in this direction: the namespace profile allows.
+    NoPolicy = 1,
+    /// The endpoint itself: an endpoint always reaches itself.
+    SelfTraffic = 2,
+    /// From the endpoint's own node: probes and the like are always let in.
+    FromHost = 3,
+}
+
+/// What a rule id means, for people.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleName {
+    /// Tier, such as `default`.
+    pub tier: String,
+    /// `Kind namespace/name` of the policy; empty for an end-of-tier default that several share.
+    pub policy: String,
+    /// Index of the rule within its direction; absent for the end-of-tier default.
+    pub rule: Option<u32>,
+}
+
+/// A packet as the tables see it: address classes and ports are found by lookup, nothing else counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Direction, seen from the endpoint.
+    pub direction: Direction,
+    /// Address of the other end.
+    pub peer: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port; for ICMP `type << 8 | code`; 0 where the protocol has neither.
+    pub port: u16,
+}
+
+/// Judges `packet` from the tables alone, as the kernel does: address to identity, then identity, protocol
+/// and port to verdict. Whatever is not found is denied by [`BuiltinRule::NoMatch`].
+pub fn lookup(tables: &NodeTables, endpoint: EndpointId, packet: &Packet) -> VerdictEntry {
+    let unknown = VerdictEntry { verdict: Verdict::Deny, rule: RuleId(BuiltinRule::NoMatch as u32) };
+    let Some(peer) = identity_of(&tables.identities, packet.peer) else { return unknown };
+    let Some(endpoint) = tables.endpoints.get(&endpoint) else { return unknown };
+    let entry = |service| endpoint.verdicts.get(&VerdictKey { peer, direction: packet.direction, service });
+    (1..=16u8)
+        .rev()
+        .find_map(|prefix_bits| {
+            let port = packet.port & (u16::MAX << (16 - u32::from(prefix_bits)));
+            entry(Service::Ports { protocol: packet.protocol, port, prefix_bits })
+        })
+        .or_else(|| entry(Service::Protocol(packet.protocol)))
+        .or_else(|| entry(Service::Any))
+        .copied()
+        .unwrap_or(unknown)
+}
+
+fn identity_of(identities: &BTreeMap<IpNet, IdentityId>, address: IpAddr) -> Option<IdentityId> {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    (0..=bits).rev().find_map(|length| {
+        let net = IpNet::new(address, length).ok()?.trunc();
+        identities.get(&net).copied()
+    })
+}
