@@ -168,7 +168,11 @@ pub const RESOURCES: &[Resource] = &[
         categories: &[],
         scope: Scope::Cluster,
         stored: Stored::Yes,
-        subresources: &[status("Namespace")],
+        subresources: &[
+            // Sets only `spec.finalizers`; the namespace goes once it is terminating and none are left.
+            Subresource { name: "finalize", kind: "Namespace", verbs: &["update"] },
+            status("Namespace"),
+        ],
     },
     Resource {
         group: "",
