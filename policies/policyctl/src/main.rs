@@ -1,1 +1,66 @@
-fn main() {}
+//! `policyctl`: the one command people use. It starts and stops a one-node cluster, talks to it, scans
+//! images by hand and explains policy, also offline.
+//!
+//! Thin by intention: files and arguments in, text out. What it decides is decided by the same pure crates
+//! that the server and the node use.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod cli;
+mod cluster;
+mod daemons;
+mod delete;
+mod down;
+mod explain;
+mod flows;
+mod get;
+mod logs;
+mod objects;
+mod output;
+mod scan;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The jail must be entered while this process has one thread: before any runtime exists.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "jail") {
+        agent_sandbox::jail::main();
+    }
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let done = ExitCode::SUCCESS;
+        match cli.command {
+            Command::Up(args) => up::run(&args).await.map(|()| done),
+            Command::Down(args) => down::run(&args).await.map(|()| done),
+            Command::Apply(args) => apply::run(&cli.connection, &args).await,
+            Command::Get(args) => get::run(&cli.connection, &args).await.map(|()| done),
+            Command::Delete(args) => delete::run(&cli.connection, &args).await,
+            Command::Logs(args) => logs::run(&cli.connection, &args).await.map(|()| done),
+            Command::Flows(args) => flows::run(&cli.connection, &args).await.map(|()| done),
+            Command::Scan(args) => scan::run(&args).await,
+            Command::Explain(args) => explain::run(&cli.connection, &args).await,
+            Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "policyctl", &mut std::io::stdout());
+                Ok(done)
+            }
+        }
+    })
+}

@@ -1,0 +1,372 @@
+//! The command line: one struct per command, with examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Default of `--state-dir`.
+pub(crate) const STATE_DIR: &str = "/var/lib/palisade";
+/// Default of `--run-dir`.
+pub(crate) const RUN_DIR: &str = "/run/palisade";
+
+/// The whole command line.
+#[derive(Parser)]
+#[command(name = "policyctl", version, about = "Run, use and explain a Palisade cluster")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where the cluster is.
+#[derive(Args)]
+pub(crate) struct Connection {
+    /// Kubeconfig file; without it, STATE_DIR/admin.kubeconfig
+    #[arg(long, global = true, env = "KUBECONFIG", value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// Everything policyctl does.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a one-node cluster on this machine
+    #[command(after_help = "Examples:
+  policyctl up
+  policyctl up --state-dir /srv/lab --run-dir /run/lab --listen 127.0.0.1:7443")]
+    Up(UpArgs),
+    /// Stop the cluster on this machine and leave nothing behind
+    #[command(after_help = "Examples:
+  policyctl down
+  policyctl down --purge     also remove state, keys and images")]
+    Down(DownArgs),
+    /// Create or update objects; all are validated before any is sent
+    #[command(after_help = "Examples:
+  policyctl apply -f pod.yaml
+  policyctl apply -f manifests/ -f extra.yaml
+  cat *.yaml | policyctl apply -f -
+  policyctl apply -f pod.yaml --dry-run")]
+    Apply(ApplyArgs),
+    /// Show objects
+    #[command(after_help = "Examples:
+  policyctl get pods -A
+  policyctl get netpol web -n prod -o yaml
+  policyctl get imagescans -o json")]
+    Get(GetArgs),
+    /// Delete objects by name or by file, and wait until they are gone
+    #[command(after_help = "Examples:
+  policyctl delete pod web
+  policyctl delete -f manifests/")]
+    Delete(DeleteArgs),
+    /// Show the output of a container
+    #[command(after_help = "Examples:
+  policyctl logs web
+  policyctl logs web -c sidecar -f --tail 20")]
+    Logs(LogsArgs),
+    /// Show what the kernel decided about flows, and which rule decided
+    #[command(after_help = "Examples:
+  policyctl flows -f
+  policyctl flows --verdict deny --pod shop/web -o json")]
+    Flows(FlowsArgs),
+    /// Scan an image by hand, with the same judgement as admission
+    #[command(after_help = "Examples:
+  policyctl scan 127.0.0.1:5000/lab/web:1
+  policyctl scan oci-layout.local/web:1 --layout-root ./layouts -o sarif > web.sarif
+
+Exit codes: 0 pass, 1 error, 2 refused or inconclusive")]
+    Scan(ScanArgs),
+    /// Say which policy rule decides between two ends, live or from files
+    #[command(after_help = "Examples:
+  policyctl explain --from shop/web --to shop/db --port 5432
+  policyctl explain -f manifests/ --from shop/web --to 192.0.2.7 --port 443
+  policyctl explain --from 10.0.0.9 --to shop/web --port 53/UDP
+
+Exit codes: 0 allowed, 1 error, 2 denied")]
+    Explain(ExplainArgs),
+    /// Show the version of this command and of the server
+    Version(VersionArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:
+  policyctl completions bash > /etc/bash_completion.d/policyctl")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where a cluster on this machine keeps its things.
+#[derive(Args, Clone)]
+pub(crate) struct Place {
+    /// Where state, keys and images are kept
+    #[arg(long, default_value = STATE_DIR, value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Where sockets and process ids are kept
+    #[arg(long, default_value = RUN_DIR, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+}
+
+/// Arguments of `up`.
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Address of the API server
+    #[arg(long, default_value = "127.0.0.1:6443", value_name = "IP:PORT")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Address of the node's own API
+    #[arg(long, default_value = "127.0.0.1:10250", value_name = "IP:PORT")]
+    pub(crate) node_listen: std::net::SocketAddr,
+    /// Name of the node; without it, the host name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Addresses of the node's pods
+    #[arg(long, default_value = "10.244.0.0/24", value_name = "CIDR")]
+    pub(crate) node_cidr: String,
+    /// Trivy binary; without it, the one on the PATH
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trivy: Option<PathBuf>,
+    /// Directory with trivy.db and metadata.json; without it, Trivy's own cache
+    #[arg(long, value_name = "DIR")]
+    pub(crate) trivy_db: Option<PathBuf>,
+    /// Without any database, use the small built-in one, which knows laboratory CVEs only
+    #[arg(long)]
+    pub(crate) lab_db_if_none: bool,
+    /// How long to wait until the node is Ready
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+/// Arguments of `down`.
+#[derive(Args)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Also remove state, keys and images
+    #[arg(long)]
+    pub(crate) purge: bool,
+}
+
+/// Arguments of `apply`.
+#[derive(Args)]
+pub(crate) struct ApplyArgs {
+    /// File, directory, or `-` for standard input; may be repeated
+    #[arg(short, long = "filename", required = true, value_name = "PATH")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Namespace of objects that do not name one
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Let the server judge everything and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How to report
+    #[arg(short, long)]
+    pub(crate) output: Option<ObjectOutput>,
+}
+
+/// Arguments of `get`.
+#[derive(Args)]
+pub(crate) struct GetArgs {
+    /// Resource, such as pods, netpol or imagescans
+    pub(crate) resource: String,
+    /// Name; without it, all
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) scope: ScopeArgs,
+    /// Label selector
+    #[arg(short = 'l', long)]
+    pub(crate) selector: Option<String>,
+    /// How to print
+    #[arg(short, long)]
+    pub(crate) output: Option<GetOutput>,
+}
+
+/// Arguments of `delete`.
+#[derive(Args)]
+pub(crate) struct DeleteArgs {
+    /// Resource, such as pods
+    #[arg(required_unless_present = "filename")]
+    pub(crate) resource: Option<String>,
+    /// Names
+    pub(crate) names: Vec<String>,
+    /// File, directory, or `-`: delete the objects in it
+    #[arg(short, long = "filename", conflicts_with = "resource", value_name = "PATH")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Seconds that containers get to end by themselves; 0 ends them at once
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) grace_period: Option<u32>,
+    /// Do not wait until the objects are gone
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// How long to wait
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+}
+
+/// Which namespaces.
+#[derive(Args)]
+pub(crate) struct ScopeArgs {
+    /// Namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// All namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub(crate) all_namespaces: bool,
+}
+
+/// Arguments of `logs`.
+#[derive(Args)]
+pub(crate) struct LogsArgs {
+    /// Pod
+    pub(crate) pod: String,
+    /// Namespace
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Container; needed where the pod has several
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Keep following
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// The container's instance before this one
+    #[arg(short, long)]
+    pub(crate) previous: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<u64>,
+    /// Show the time of each line
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+}
+
+/// Arguments of `flows`.
+#[derive(Args)]
+pub(crate) struct FlowsArgs {
+    /// Keep following
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only flows of this pod, as namespace/name, at either end
+    #[arg(long, value_name = "NS/NAME")]
+    pub(crate) pod: Option<String>,
+    /// Only this verdict
+    #[arg(long)]
+    pub(crate) verdict: Option<VerdictFilter>,
+    /// Node; without it, every node
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// How to print
+    #[arg(short, long)]
+    pub(crate) output: Option<FlowOutput>,
+}
+
+/// Arguments of `scan`.
+#[derive(Args)]
+pub(crate) struct ScanArgs {
+    /// Image reference
+    pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Judge by the ImagePolicy objects in this file or directory; without it, by the defaults
+    #[arg(short = 'f', long = "policy", value_name = "PATH")]
+    pub(crate) policy: Vec<PathBuf>,
+    /// Namespace whose policies judge
+    #[arg(short, long, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Trivy binary; without it, the cluster's or the one on the PATH
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trivy: Option<PathBuf>,
+    /// SHA-256 that the Trivy binary must have
+    #[arg(long, value_name = "HEX")]
+    pub(crate) trivy_sha256: Option<String>,
+    /// Directory with trivy.db and metadata.json; without it, the cluster's or Trivy's own cache
+    #[arg(long, value_name = "DIR")]
+    pub(crate) trivy_db: Option<PathBuf>,
+    /// Directory of OCI layouts behind oci-layout.local/
+    #[arg(long, value_name = "DIR")]
+    pub(crate) layout_root: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, default_value = "table")]
+    pub(crate) output: ScanOutput,
+}
+
+/// Arguments of `explain`.
+#[derive(Args)]
+pub(crate) struct ExplainArgs {
+    /// Where the flow starts: namespace/pod or an address
+    #[arg(long, value_name = "NS/POD|IP")]
+    pub(crate) from: String,
+    /// Where the flow goes: namespace/pod or an address
+    #[arg(long, value_name = "NS/POD|IP")]
+    pub(crate) to: String,
+    /// Port and protocol, such as 80, 53/UDP
+    #[arg(long, value_name = "PORT[/PROTOCOL]")]
+    pub(crate) port: String,
+    /// Explain from these files or directories instead of the live cluster
+    #[arg(short, long = "filename", value_name = "PATH")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// How to print
+    #[arg(short, long)]
+    pub(crate) output: Option<ObjectOutput>,
+}
+
+/// Arguments of `version`.
+#[derive(Args)]
+pub(crate) struct VersionArgs {
+    /// Only this command's own version
+    #[arg(long)]
+    pub(crate) client: bool,
+    /// How to print
+    #[arg(short, long)]
+    pub(crate) output: Option<ObjectOutput>,
+}
+
+/// Output formats of objects.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectOutput {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// Output formats of `get`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GetOutput {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+    /// More columns
+    Wide,
+    /// resource/name
+    Name,
+}
+
+/// Output formats of `flows`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FlowOutput {
+    /// One JSON object per line
+    Json,
+}
+
+/// Output formats of `scan`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScanOutput {
+    /// For people
+    Table,
+    /// The ImageScan object
+    Json,
+    /// SARIF 2.1.0
+    Sarif,
+}
+
+/// Verdicts to show.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VerdictFilter {
+    /// Passed on
+    Allow,
+    /// Dropped
+    Deny,
+}

@@ -1,0 +1,172 @@
+//! Objects from files, directories and standard input. Everything is read and parsed before anything is
+//! done with it; an error names the file, the document and the field.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use api::resources::{self, Resource};
+use serde_json::{Map, Value};
+
+/// Largest input that is read: the server takes no larger object either.
+const MAX_INPUT_BYTES: u64 = 32 << 20;
+
+/// One object and where it came from.
+pub(crate) struct Manifest {
+    /// `file (document 2)`, for messages.
+    pub(crate) origin: String,
+    /// Its resource.
+    pub(crate) resource: &'static Resource,
+    /// Namespace; empty for cluster-scoped objects.
+    pub(crate) namespace: String,
+    /// Name.
+    pub(crate) name: String,
+    /// The object.
+    pub(crate) object: Value,
+}
+
+/// Reads every path: a file, a directory (its `.yaml`, `.yml` and `.json` files, in name order) or `-`.
+pub(crate) fn load(paths: &[PathBuf], default_namespace: &str) -> Result<Vec<Manifest>> {
+    let mut manifests = Vec::new();
+    for path in paths {
+        for (origin, text) in texts(path)? {
+            parse(&origin, &text, default_namespace, &mut manifests)?;
+        }
+    }
+    if manifests.is_empty() {
+        bail!("no objects in {}", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "));
+    }
+    Ok(manifests)
+}
+
+fn texts(path: &Path) -> Result<Vec<(String, String)>> {
+    if path == Path::new("-") {
+        return Ok(vec![("standard input".to_owned(), bounded(std::io::stdin().lock(), "standard input")?)]);
+    }
+    let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if !metadata.is_dir() {
+        return Ok(vec![(path.display().to_string(), read_file(path)?)]);
+    }
+    let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+        .with_context(|| format!("cannot list {}", path.display()))?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("cannot list {}", path.display()))?;
+    files.retain(|f| f.is_file() && f.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json"));
+    files.sort();
+    files.iter().map(|file| Ok((file.display().to_string(), read_file(file)?))).collect()
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    bounded(file, &path.display().to_string())
+}
+
+fn bounded(reader: impl Read, origin: &str) -> Result<String> {
+    let mut text = String::new();
+    reader
+        .take(MAX_INPUT_BYTES + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {origin}"))?;
+    if text.len() as u64 > MAX_INPUT_BYTES {
+        bail!("{origin} is larger than {} MiB", MAX_INPUT_BYTES >> 20);
+    }
+    Ok(text)
+}
+
+fn parse(origin: &str, text: &str, default_namespace: &str, into: &mut Vec<Manifest>) -> Result<()> {
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).with_context(|| format!("{origin} is not valid YAML"))?;
+    let several = documents.len() > 1;
+    for (index, document) in documents.into_iter().enumerate() {
+        let origin = if several { format!("{origin} (document {})", index + 1) } else { origin.to_owned() };
+        if document.is_null() {
+            continue;
+        }
+        match document {
+            Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
+                let Some(Value::Array(items)) = list.remove("items") else { bail!("{origin}: items: must be a list") };
+                for (item, object) in items.into_iter().enumerate() {
+                    into.push(manifest(&format!("{origin}, items[{item}]"), object, default_namespace)?);
+                }
+            }
+            object => into.push(manifest(&origin, object, default_namespace)?),
+        }
+    }
+    Ok(())
+}
+
+fn manifest(origin: &str, mut object: Value, default_namespace: &str) -> Result<Manifest> {
+    let text = |object: &Value, field: &str| object.get(field).and_then(Value::as_str).map(str::to_owned);
+    let api_version = text(&object, "apiVersion").with_context(|| format!("{origin}: apiVersion: must be set"))?;
+    let kind = text(&object, "kind").with_context(|| format!("{origin}: kind: must be set"))?;
+    let resource = resources::by_kind(&api_version, &kind)
+        .with_context(|| format!("{origin}: kind: {kind} of {api_version} is not served"))?;
+    let metadata: &mut Map<String, Value> = object
+        .get_mut("metadata")
+        .and_then(Value::as_object_mut)
+        .with_context(|| format!("{origin}: metadata: must be set"))?;
+    let name = metadata
+        .get("name")
+        .and_then(Value::as_str)
+        .with_context(|| format!("{origin}: metadata.name: must be set"))?
+        .to_owned();
+    let namespace = if resource.namespaced() {
+        let namespace = metadata
+            .entry("namespace")
+            .or_insert_with(|| default_namespace.into())
+            .as_str()
+            .with_context(|| format!("{origin}: metadata.namespace: must be a string"))?;
+        namespace.to_owned()
+    } else {
+        String::new()
+    };
+    Ok(Manifest { origin: origin.to_owned(), resource, namespace, name, object })
+}
+
+impl Manifest {
+    /// `pod/web`, with the namespace where it is not the default one, as kubectl names results.
+    pub(crate) fn shown(&self) -> String {
+        shown(self.resource, &self.name)
+    }
+}
+
+/// `pod/web` or `networkpolicy.networking.k8s.io/web`, as kubectl names results.
+pub(crate) fn shown(resource: &Resource, name: &str) -> String {
+    match resource.group {
+        "" => format!("{}/{name}", resource.singular),
+        group => format!("{}.{group}/{name}", resource.singular),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str) -> Result<Vec<Manifest>> {
+        let mut manifests = Vec::new();
+        parse("test.yaml", text, "lab", &mut manifests)?;
+        Ok(manifests)
+    }
+
+    #[test]
+    fn reads_several_documents_and_lists() {
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: p}\n";
+        let manifests = load_text(text).unwrap();
+        let found: Vec<_> = manifests.iter().map(|m| (m.shown(), m.namespace.as_str())).collect();
+        assert_eq!(found, [("namespace/a".to_owned(), ""), ("pod/p".to_owned(), "lab")]);
+    }
+
+    #[test]
+    fn names_the_document_and_the_field() {
+        let error = |text: &str| format!("{:#}", load_text(text).map(|_| ()).unwrap_err());
+        let second = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Pod\n";
+        assert_eq!(error(second), "test.yaml (document 2): metadata: must be set");
+        assert_eq!(
+            error("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}"),
+            "test.yaml: kind: Deployment of apps/v1 is not served"
+        );
+    }
+}
