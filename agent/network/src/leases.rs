@@ -1,0 +1,299 @@
+//! Who holds which address, endpoint number and link name. Kept in one JSON file.
+//!
+//! The file matters only while the kernel that holds the links lives, so it is replaced atomically but not
+//! synced: after a power loss there are no pods left to remember.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::LINK_PREFIX;
+
+/// What one pod holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The pod.
+    pub pod_uid: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its endpoint number.
+    pub endpoint: u32,
+    /// Name of the host side of its link.
+    pub link: String,
+    /// MAC address of its own side.
+    pub mac: [u8; 6],
+}
+
+/// Why an address could not be given or taken back.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Every address of the node is taken.
+    #[error("no free pod address in {cidr}: {taken} are taken; delete pods or use a larger pod_cidr")]
+    Exhausted {
+        /// The node's range.
+        cidr: Ipv4Net,
+        /// Addresses taken.
+        taken: usize,
+    },
+    /// The file could not be read.
+    #[error("cannot read the lease file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what this agent writes.
+    #[error("lease file {path} does not parse; remove it when no pod runs on this node")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file could not be replaced.
+    #[error("cannot write the lease file {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// All leases of the node. Every change is on disk before it is answered.
+pub(crate) struct Leases {
+    path: PathBuf,
+    cidr: Ipv4Net,
+    table: Table,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Table {
+    /// Endpoint numbers grow and are never reused: tables and flow events may still name old ones.
+    last_endpoint: u32,
+    /// Where the search for a free address goes on, so that an address rests before it is given again.
+    last_address: Option<Ipv4Addr>,
+    /// By pod UID.
+    leases: BTreeMap<String, Lease>,
+    /// Uplinks whose forwarding was off before us.
+    opened_uplinks: Vec<String>,
+}
+
+impl Leases {
+    pub(crate) fn open(path: &Path, cidr: Ipv4Net) -> Result<Self, LeaseError> {
+        let table = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| LeaseError::Parse {
+                path: path.to_owned(),
+                source,
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Table::default(),
+            Err(source) => {
+                return Err(LeaseError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            cidr,
+            table,
+        })
+    }
+
+    pub(crate) fn find(&self, pod_uid: &str) -> Option<&Lease> {
+        self.table.leases.get(pod_uid)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Lease> {
+        self.table.leases.values()
+    }
+
+    /// The pod's lease: the one it has, or a new one.
+    pub(crate) fn acquire(&mut self, pod_uid: &str) -> Result<Lease, LeaseError> {
+        if let Some(lease) = self.find(pod_uid) {
+            return Ok(lease.clone());
+        }
+        let address = self.free_address()?;
+        let endpoint = self.table.last_endpoint + 1;
+        let lease = Lease {
+            pod_uid: pod_uid.to_owned(),
+            address,
+            endpoint,
+            link: self.free_link_name(pod_uid),
+            mac: mac(pod_uid, "pod"),
+        };
+        let mut table = self.table.clone();
+        table.last_endpoint = endpoint;
+        table.last_address = Some(address);
+        table.leases.insert(pod_uid.to_owned(), lease.clone());
+        self.replace(table)?;
+        Ok(lease)
+    }
+
+    pub(crate) fn release(&mut self, pod_uid: &str) -> Result<(), LeaseError> {
+        let mut table = self.table.clone();
+        if table.leases.remove(pod_uid).is_none() {
+            return Ok(());
+        }
+        self.replace(table)
+    }
+
+    /// Uplinks whose forwarding was off before this node had pods.
+    pub(crate) fn opened(&self) -> &[String] {
+        &self.table.opened_uplinks
+    }
+
+    /// Adds to [`Leases::opened`]. Called before forwarding is switched on, so that a crash in between
+    /// leaves too long a list rather than too short a one.
+    pub(crate) fn remember_opened(&mut self, names: Vec<String>) -> Result<(), LeaseError> {
+        let mut table = self.table.clone();
+        table.opened_uplinks.extend(names);
+        table.opened_uplinks.sort();
+        table.opened_uplinks.dedup();
+        self.replace(table)
+    }
+
+    pub(crate) fn forget_opened(&mut self) -> Result<(), LeaseError> {
+        let table = Table {
+            opened_uplinks: Vec::new(),
+            ..self.table.clone()
+        };
+        self.replace(table)
+    }
+
+    /// The next address after the last one given. The first two and the last of the range stay unused:
+    /// people take them for the network, a router and the broadcast address.
+    fn free_address(&self) -> Result<Ipv4Addr, LeaseError> {
+        let first = u32::from(self.cidr.network()).saturating_add(2);
+        let last = u32::from(self.cidr.broadcast()).saturating_sub(1);
+        let taken = |address: &Ipv4Addr| self.all().any(|lease| lease.address == *address);
+        let resume = self
+            .table
+            .last_address
+            .map_or(first, |last| u32::from(last).saturating_add(1));
+        let resume = resume.clamp(first, last.max(first));
+        (resume..=last)
+            .chain(first..resume)
+            .map(Ipv4Addr::from)
+            .find(|address| !taken(address))
+            .ok_or(LeaseError::Exhausted {
+                cidr: self.cidr,
+                taken: self.table.leases.len(),
+            })
+    }
+
+    /// `pal` and eight hex digits of the UID's hash; hashed again in the rare case that two pods collide.
+    fn free_link_name(&self, pod_uid: &str) -> String {
+        let mut name = link_name(pod_uid);
+        while self.all().any(|lease| lease.link == name) {
+            name = link_name(&name);
+        }
+        name
+    }
+
+    fn replace(&mut self, table: Table) -> Result<(), LeaseError> {
+        let write = || -> std::io::Result<()> {
+            let directory = self.path.parent().unwrap_or(Path::new("."));
+            let mut file = tempfile::NamedTempFile::new_in(directory)?;
+            file.write_all(&serde_json::to_vec(&table)?)?;
+            file.persist(&self.path)?;
+            Ok(())
+        };
+        write().map_err(|source| LeaseError::Write {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.table = table;
+        Ok(())
+    }
+}
+
+fn link_name(seed: &str) -> String {
+    let hash = Sha256::digest(seed);
+    format!("{LINK_PREFIX}{}", hex::encode(hash.get(..4).unwrap_or_default()))
+}
+
+/// A locally administered unicast address, the same for the same pod and side.
+pub(crate) fn mac(pod_uid: &str, side: &str) -> [u8; 6] {
+    let hash = Sha256::new()
+        .chain_update(side)
+        .chain_update([0])
+        .chain_update(pod_uid)
+        .finalize();
+    let mut mac = [0u8; 6];
+    mac.iter_mut().zip(hash.iter()).for_each(|(to, from)| *to = *from);
+    mac[0] = (mac[0] & 0xfc) | 0x02;
+    mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(directory: &Path, cidr: &str) -> Leases {
+        Leases::open(&directory.join("network.json"), cidr.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn keeps_a_pods_lease_and_survives_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut leases = open(directory.path(), "10.88.0.0/24");
+        let first = leases.acquire("a").unwrap();
+        assert_eq!(first.address, Ipv4Addr::new(10, 88, 0, 2));
+        assert_eq!(leases.acquire("a").unwrap(), first);
+        let again = open(directory.path(), "10.88.0.0/24");
+        assert_eq!(again.find("a"), Some(&first));
+    }
+
+    #[test]
+    fn rests_addresses_and_never_reuses_endpoint_numbers() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut leases = open(directory.path(), "10.88.0.0/29");
+        let first = leases.acquire("a").unwrap();
+        leases.release("a").unwrap();
+        let second = leases.acquire("b").unwrap();
+        assert_ne!(second.address, first.address, "the next address comes first");
+        for uid in ["c", "d", "e"] {
+            leases.acquire(uid).unwrap();
+        }
+        let last = leases.acquire("f").unwrap();
+        assert_eq!(last.address, first.address, "the search goes round");
+        assert_eq!(last.endpoint, 6);
+        assert!(matches!(
+            leases.acquire("g"),
+            Err(LeaseError::Exhausted { taken: 5, .. })
+        ));
+    }
+
+    #[test]
+    fn refuses_a_file_it_did_not_write() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("network.json"), b"{").unwrap();
+        let opened = Leases::open(
+            &directory.path().join("network.json"),
+            "10.0.0.0/24".parse().unwrap(),
+        );
+        assert!(matches!(opened, Err(LeaseError::Parse { .. })));
+    }
+
+    #[test]
+    fn macs_are_local_unicast_and_differ_by_side() {
+        for uid in ["a", "b", "c"] {
+            assert_eq!(mac(uid, "pod")[0] & 0x03, 0x02);
+            assert_ne!(mac(uid, "pod"), mac(uid, "host"));
+        }
+        assert_eq!(link_name("x").len(), 11);
+    }
+}

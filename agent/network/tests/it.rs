@@ -1,0 +1,258 @@
+//! The network against the real kernel, inside network namespaces that the test makes: a "node", its
+//! "outside", and pods whose namespaces belong to user namespaces of their own, as the runtime makes them.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test may panic like the test itself"
+)]
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use agent_network::{Network, NetworkConfig};
+use nix::sched::{CloneFlags, setns};
+
+const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A network namespace held by a sleeping process; both end when it is dropped.
+struct Space {
+    holder: Child,
+}
+
+impl Space {
+    fn new(unshare_flags: &[&str]) -> Self {
+        let mut holder = Command::new("unshare")
+            .args(unshare_flags)
+            .args(["sh", "-c", "echo ready; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Self { holder }
+    }
+
+    fn pod() -> Self {
+        Self::new(&["--user", "--map-root-user", "--net"])
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.holder.id()))
+    }
+
+    /// Runs `work` on a thread inside the namespace.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let path = self.path();
+        std::thread::scope(|scope| {
+            let inside = move || {
+                setns(File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(inside).join().unwrap()
+        })
+    }
+
+    /// Like [`Space::run`], with a runtime whose every task stays on the thread.
+    fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
+        self.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(work())
+        })
+    }
+
+    fn ip(&self, arguments: &str) -> String {
+        self.run(|| {
+            let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(output.status.success(), "ip {arguments}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.holder.kill().unwrap();
+        self.holder.wait().unwrap();
+    }
+}
+
+fn node_with_outside() -> (Space, Space) {
+    let (node, outside) = (Space::new(&["--net"]), Space::new(&["--net"]));
+    node.ip(&format!(
+        "link add up0 mtu 1400 type veth peer name out0 netns {}",
+        outside.holder.id()
+    ));
+    node.ip(&format!("address add {NODE}/24 dev up0"));
+    node.ip("link set up0 up");
+    node.ip("link set lo up");
+    node.ip(&format!("route add default via {OUTSIDE}"));
+    outside.ip(&format!("address add {OUTSIDE}/24 dev out0"));
+    outside.ip("link set out0 up");
+    (node, outside)
+}
+
+fn config(directory: &Path) -> NetworkConfig {
+    NetworkConfig {
+        pod_cidr: "10.88.7.0/24".parse().unwrap(),
+        node_address: None,
+        state_file: directory.join("network.json"),
+    }
+}
+
+/// Connects from `client` to a server in `server` at `address`; returns the client's address as the
+/// server sees it.
+fn seen_from(client: &Space, server: &Space, address: Ipv4Addr) -> std::io::Result<Ipv4Addr> {
+    let listener = server.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+    let target = SocketAddr::from((address, listener.local_addr().unwrap().port()));
+    let mut stream = client.run(|| TcpStream::connect_timeout(&target, PATIENCE))?;
+    let (mut accepted, peer) = listener.accept()?;
+    accepted.write_all(b"hello")?;
+    drop(accepted);
+    let mut text = String::new();
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_to_string(&mut text)?;
+    assert_eq!(text, "hello");
+    match peer {
+        SocketAddr::V4(peer) => Ok(*peer.ip()),
+        SocketAddr::V6(peer) => panic!("{peer} is not IPv4"),
+    }
+}
+
+#[test]
+fn pods_reach_each_other_the_node_and_the_outside() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let (a, b) = (Space::pod(), Space::pod());
+    let (network, at_a, at_b) = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let started = std::time::Instant::now();
+        let at_a = network.prepare("uid-a", &a.path()).await.unwrap();
+        network.activate(&at_a).await.unwrap();
+        println!("one pod's network: {:?}", started.elapsed());
+        let at_b = network.prepare("uid-b", &b.path()).await.unwrap();
+        network.activate(&at_b).await.unwrap();
+        assert_eq!(network.find("uid-a").await.unwrap(), Some(at_a.clone()));
+        (network.node_address(), at_a, at_b)
+    });
+    assert_eq!(network, NODE);
+    assert_eq!(
+        seen_from(&a, &b, at_b.address).unwrap(),
+        at_a.address,
+        "pod to pod is not translated"
+    );
+    assert_eq!(
+        seen_from(&a, &node, NODE).unwrap(),
+        at_a.address,
+        "pod to node is not translated"
+    );
+    assert_eq!(
+        seen_from(&node, &a, at_a.address).unwrap(),
+        NODE,
+        "the node speaks with its own address"
+    );
+    assert_eq!(
+        seen_from(&a, &outside, OUTSIDE).unwrap(),
+        NODE,
+        "what leaves the node is masqueraded"
+    );
+
+    let inside = a.ip("address show");
+    assert!(inside.contains(&format!("inet {}/32", at_a.address)), "{inside}");
+    assert!(inside.contains("mtu 1400"), "the uplink's MTU: {inside}");
+    assert!(!inside.contains("inet6"), "no IPv6: {inside}");
+    assert!(
+        a.ip("neighbour show").contains("169.254.1.1 dev eth0 lladdr"),
+        "permanent neighbour"
+    );
+    let forwarding =
+        |name: &str| node.run(|| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap());
+    assert_eq!(
+        forwarding("ip_forward"),
+        "0\n",
+        "the machine as a whole does not forward"
+    );
+    assert_eq!(forwarding("conf/up0/forwarding"), "1\n");
+
+    node.block_on(async || {
+        let config = config(directory.path());
+        Network::remove(&config.state_file, config.pod_cidr)
+            .await
+            .unwrap();
+        Network::remove(&config.state_file, config.pod_cidr)
+            .await
+            .unwrap();
+    });
+    let links = node.ip("link show");
+    assert!(!links.contains("pal"), "links are left: {links}");
+    assert_eq!(forwarding("conf/up0/forwarding"), "0\n", "forwarding is restored");
+    let tables = node.run(|| {
+        Command::new("nft")
+            .args(["list", "tables"])
+            .output()
+            .unwrap()
+            .stdout
+    });
+    assert!(
+        tables.is_empty(),
+        "tables are left: {}",
+        String::from_utf8_lossy(&tables)
+    );
+}
+
+#[test]
+fn nothing_passes_before_activation_and_after_release() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, _outside) = node_with_outside();
+    let pod = Space::pod();
+    let attempt = |network: Network| (network, seen_from(&pod, &node, NODE).is_ok());
+    node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        let (network, reached) = attempt(network);
+        assert!(!reached, "the host side is down until the programs are attached");
+        network.activate(&attachment).await.unwrap();
+        let (network, reached) = attempt(network);
+        assert!(reached);
+        network.release("uid").await.unwrap();
+        network.release("uid").await.unwrap();
+        assert_eq!(network.find("uid").await.unwrap(), None);
+        assert!(network.leased().is_empty());
+        assert!(!attempt(network).1);
+    });
+}
+
+#[test]
+fn a_restarted_agent_finds_the_pod_and_a_repeated_start_replaces_the_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, _outside) = node_with_outside();
+    let (first, second) = (Space::pod(), Space::pod());
+    node.block_on(async || {
+        let before = {
+            let network = Network::open(config(directory.path())).await.unwrap();
+            let attachment = network.prepare("uid", &first.path()).await.unwrap();
+            network.activate(&attachment).await.unwrap();
+            attachment
+        };
+        let network = Network::open(config(directory.path())).await.unwrap();
+        assert_eq!(network.find("uid").await.unwrap(), Some(before.clone()));
+        let after = network.prepare("uid", &second.path()).await.unwrap();
+        network.activate(&after).await.unwrap();
+        assert_eq!((after.address, after.endpoint), (before.address, before.endpoint));
+        assert_ne!(after.ifindex, before.ifindex);
+        assert!(seen_from(&second, &node, NODE).is_ok());
+    });
+}
