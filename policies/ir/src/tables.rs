@@ -3,7 +3,7 @@
 //! The compiler produces these, `ebpf/loader` writes them, [`lookup`] reads them the way the kernel does.
 //! The kernel's bytes are `ebpf/abi`; this module is their meaning.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -107,11 +107,12 @@ pub enum Verdict {
 pub enum BuiltinRule {
     /// No entry matched: unknown peer, or tables incomplete.
     NoMatch = 0,
-    /// No policy selects the endpoint in this direction: the namespace profile allows.
+    /// No policy decided, mostly because none selects the endpoint in this direction: the namespace profile
+    /// allows.
     NoPolicy = 1,
-    /// The endpoint itself: an endpoint always reaches itself.
+    /// The endpoint itself: no policy keeps an endpoint from reaching itself.
     SelfTraffic = 2,
-    /// From the endpoint's own node: probes and the like are always let in.
+    /// From the endpoint's own node: no policy keeps it, its probes and the like from its endpoints.
     FromHost = 3,
 }
 
@@ -120,10 +121,19 @@ pub enum BuiltinRule {
 pub struct RuleName {
     /// Tier, such as `default`.
     pub tier: String,
-    /// `Kind namespace/name` of the policy; empty for an end-of-tier default that several share.
+    /// `Kind namespace/name` of the policy; empty for the end of a tier in which several select the endpoint.
     pub policy: String,
     /// Index of the rule within its direction; absent for the end-of-tier default.
     pub rule: Option<u32>,
+}
+
+/// What a [`RuleId`] stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DecidedBy {
+    /// No policy rule.
+    Builtin(BuiltinRule),
+    /// A rule, or the end of a tier.
+    Rule(RuleName),
 }
 
 /// A packet as the tables see it: address classes and ports are found by lookup, nothing else counts.
@@ -139,18 +149,104 @@ pub struct Packet {
     pub port: u16,
 }
 
+impl NodeTables {
+    /// What `id` stands for; nothing if these tables do not use it.
+    pub fn decided_by(&self, id: RuleId) -> Option<DecidedBy> {
+        match id.0.checked_sub(BUILTIN_RULES) {
+            None => BuiltinRule::from_id(id).map(DecidedBy::Builtin),
+            Some(index) => self
+                .rules
+                .get(usize::try_from(index).ok()?)
+                .cloned()
+                .map(DecidedBy::Rule),
+        }
+    }
+}
+
+impl BuiltinRule {
+    /// All built-in rules.
+    pub const ALL: [Self; 4] = [Self::NoMatch, Self::NoPolicy, Self::SelfTraffic, Self::FromHost];
+
+    /// The rule's number.
+    pub const fn id(self) -> RuleId {
+        RuleId(self as u32)
+    }
+
+    /// The rule with this number.
+    pub fn from_id(id: RuleId) -> Option<Self> {
+        Self::ALL.into_iter().find(|rule| rule.id() == id)
+    }
+
+    /// Stable word for flow events and output.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NoMatch => "no-match",
+            Self::NoPolicy => "no-policy",
+            Self::SelfTraffic => "self-traffic",
+            Self::FromHost => "from-host",
+        }
+    }
+}
+
+impl RuleName {
+    /// Stands in for the tier of rules that belong to a profile.
+    pub const PROFILE_TIER: &'static str = "profile";
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rule {
+            Some(rule) => write!(f, "{} rule {rule}", self.policy),
+            None if self.policy.is_empty() => {
+                write!(
+                    f,
+                    "default-deny (isolated by several policies of tier {})",
+                    self.tier
+                )
+            }
+            None => write!(f, "default-deny (isolated by {})", self.policy),
+        }
+    }
+}
+
+impl fmt::Display for DecidedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Builtin(rule) => f.write_str(rule.word()),
+            Self::Rule(name) => name.fmt(f),
+        }
+    }
+}
+
 /// Judges `packet` from the tables alone, as the kernel does: address to identity, then identity, protocol
 /// and port to verdict. Whatever is not found is denied by [`BuiltinRule::NoMatch`].
 pub fn lookup(tables: &NodeTables, endpoint: EndpointId, packet: &Packet) -> VerdictEntry {
-    let unknown = VerdictEntry { verdict: Verdict::Deny, rule: RuleId(BuiltinRule::NoMatch as u32) };
-    let Some(peer) = identity_of(&tables.identities, packet.peer) else { return unknown };
-    let Some(endpoint) = tables.endpoints.get(&endpoint) else { return unknown };
-    let entry = |service| endpoint.verdicts.get(&VerdictKey { peer, direction: packet.direction, service });
+    let unknown = VerdictEntry {
+        verdict: Verdict::Deny,
+        rule: BuiltinRule::NoMatch.id(),
+    };
+    let Some(peer) = identity_of(&tables.identities, packet.peer) else {
+        return unknown;
+    };
+    let Some(endpoint) = tables.endpoints.get(&endpoint) else {
+        return unknown;
+    };
+    let entry = |service| {
+        endpoint.verdicts.get(&VerdictKey {
+            peer,
+            direction: packet.direction,
+            service,
+        })
+    };
     (1..=16u8)
         .rev()
         .find_map(|prefix_bits| {
             let port = packet.port & (u16::MAX << (16 - u32::from(prefix_bits)));
-            entry(Service::Ports { protocol: packet.protocol, port, prefix_bits })
+            entry(Service::Ports {
+                protocol: packet.protocol,
+                port,
+                prefix_bits,
+            })
         })
         .or_else(|| entry(Service::Protocol(packet.protocol)))
         .or_else(|| entry(Service::Any))
