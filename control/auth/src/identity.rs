@@ -1,0 +1,201 @@
+//! Identities as client certificates state them: common name = user, organizations = groups.
+
+use x509_parser::{
+    certificate::X509Certificate,
+    prelude::{FromDer, X509Error},
+};
+
+/// Group of everybody who showed a valid certificate; no certificate can claim or shed it.
+pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
+
+/// Longest user or group name.
+const MAX_NAME_BYTES: usize = 256;
+
+/// Most groups in a certificate.
+const MAX_GROUPS: usize = 32;
+
+/// A user and their groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// User name.
+    pub user: String,
+    /// Groups, [`GROUP_AUTHENTICATED`] last.
+    pub groups: Vec<String>,
+}
+
+/// Proof that an identity was read from a verified client certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authenticated(Identity);
+
+/// Why a certificate names nobody.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// It does not parse.
+    #[error("client certificate does not parse")]
+    Parse(#[source] x509_parser::nom::Err<X509Error>),
+    /// Bytes follow the certificate.
+    #[error("client certificate has bytes behind it")]
+    Trailing,
+    /// It has not exactly one common name.
+    #[error("client certificate has {0} common names, one is needed")]
+    CommonNames(usize),
+    /// It has too many organizations.
+    #[error("client certificate has more than {MAX_GROUPS} organizations")]
+    TooManyGroups,
+    /// A name is empty, too long, or holds characters that would garble a log line.
+    #[error(
+        "client certificate: user and group names must have 1 to {MAX_NAME_BYTES} printable ASCII characters"
+    )]
+    Name,
+    /// It claims a group that the server assigns.
+    #[error("client certificate claims the group {GROUP_AUTHENTICATED}, which only the server assigns")]
+    ReservedGroup,
+}
+
+impl Authenticated {
+    /// Reads the identity from a DER certificate whose chain, validity and client usage the TLS layer has
+    /// verified. Calling it with anything else forges an identity.
+    pub fn from_verified_certificate(der: &[u8]) -> Result<Self, IdentityError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(IdentityError::Parse)?;
+        if !rest.is_empty() {
+            return Err(IdentityError::Trailing);
+        }
+        let subject = certificate.subject();
+        // The first name that cannot be read as text makes the whole certificate worthless.
+        let mut users = Vec::new();
+        for attribute in subject.iter_common_name() {
+            users.push(name(attribute.as_str())?);
+        }
+        let mut groups = Vec::new();
+        for attribute in subject.iter_organization() {
+            groups.push(name(attribute.as_str())?);
+        }
+        let Ok([user]) = <[String; 1]>::try_from(users) else {
+            return Err(IdentityError::CommonNames(subject.iter_common_name().count()));
+        };
+        if groups.len() > MAX_GROUPS {
+            return Err(IdentityError::TooManyGroups);
+        }
+        if groups.iter().any(|group| group == GROUP_AUTHENTICATED) {
+            return Err(IdentityError::ReservedGroup);
+        }
+        groups.push(GROUP_AUTHENTICATED.to_owned());
+        Ok(Self(Identity { user, groups }))
+    }
+
+    /// The identity.
+    pub fn identity(&self) -> &Identity {
+        &self.0
+    }
+}
+
+impl Identity {
+    /// Whether the user is in `group`.
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|own| own == group)
+    }
+
+    /// Name of the node this identity stands for: the user name *and* the group must say so.
+    pub fn node(&self) -> Option<&str> {
+        let name = self.user.strip_prefix(api::annotations::USER_NODE_PREFIX)?;
+        (self.in_group(api::annotations::GROUP_NODES) && !name.is_empty()).then_some(name)
+    }
+}
+
+fn name<E>(text: Result<&str, E>) -> Result<String, IdentityError> {
+    match text {
+        Ok(text)
+            if (1..=MAX_NAME_BYTES).contains(&text.len())
+                && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err(IdentityError::Name),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+
+    use super::*;
+
+    pub(crate) fn certificate(user: &str, groups: &[&str]) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, user);
+        // rcgen keeps one attribute per type; one organization is all it takes here.
+        for group in groups {
+            params.distinguished_name.push(DnType::OrganizationName, *group);
+        }
+        params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .to_vec()
+    }
+
+    #[test]
+    fn user_and_groups_come_from_the_subject() {
+        let who = Authenticated::from_verified_certificate(&certificate("system:node:a", &["system:nodes"]))
+            .unwrap();
+        assert_eq!(who.identity().user, "system:node:a");
+        assert_eq!(who.identity().groups, ["system:nodes", GROUP_AUTHENTICATED]);
+        assert_eq!(who.identity().node(), Some("a"));
+    }
+
+    #[test]
+    fn a_node_needs_both_the_name_and_the_group() {
+        for (user, groups) in [
+            ("system:node:a", vec![]),
+            ("a", vec!["system:nodes"]),
+            ("system:node:", vec!["system:nodes"]),
+        ] {
+            let who = Authenticated::from_verified_certificate(&certificate(user, &groups)).unwrap();
+            assert_eq!(who.identity().node(), None, "{user} {groups:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_names_that_could_deceive() {
+        for user in ["", "a\nb", "a\u{202e}b", &"x".repeat(300)] {
+            let der = certificate(user, &[]);
+            assert!(
+                matches!(
+                    Authenticated::from_verified_certificate(&der),
+                    Err(IdentityError::Name)
+                ),
+                "{user:?}"
+            );
+        }
+        let claims = certificate("x", &[GROUP_AUTHENTICATED]);
+        assert!(matches!(
+            Authenticated::from_verified_certificate(&claims),
+            Err(IdentityError::ReservedGroup)
+        ));
+        let mut trailing = certificate("x", &[]);
+        trailing.push(0);
+        assert!(matches!(
+            Authenticated::from_verified_certificate(&trailing),
+            Err(IdentityError::Trailing)
+        ));
+        let mut nameless = CertificateParams::default();
+        nameless.distinguished_name = DistinguishedName::new();
+        let nameless = nameless.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        assert!(matches!(
+            Authenticated::from_verified_certificate(nameless.der()),
+            Err(IdentityError::CommonNames(0))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_certificates_never_panic(position in 0usize..400, value: u8) {
+            let mut der = certificate("x", &["y"]);
+            let position = position % der.len();
+            der[position] = value;
+            drop(Authenticated::from_verified_certificate(&der));
+        }
+    }
+}

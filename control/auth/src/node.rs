@@ -1,0 +1,70 @@
+//! What a node may do: its own node object and lease, the pods bound to it, what those refer to, and the
+//! read access that compiling network policy takes.
+
+use crate::{Decision, ResourceTarget};
+
+/// Namespace of the nodes' heartbeats.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// What the authorizer has to know about pods and nodes. [`crate::NodeIndex`] is the implementation.
+pub trait NodeView {
+    /// Whether the pod exists and is bound to the node.
+    fn pod_on_node(&self, node: &str, namespace: &str, pod: &str) -> bool;
+
+    /// Whether a pod bound to the node, which has not ended, refers to the object.
+    fn referenced(&self, node: &str, kind: ReferencedKind, namespace: &str, name: &str) -> bool;
+}
+
+/// Kinds that pods refer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReferencedKind {
+    /// A Secret.
+    Secret,
+    /// A ConfigMap.
+    ConfigMap,
+}
+
+/// Decides for the node `node`.
+pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn NodeView) -> Decision {
+    let own_name = target.name == node;
+    let own_pod = || match view.pod_on_node(node, &target.namespace, &target.name) {
+        true => Decision::Allow,
+        false => Decision::Deny(format!("can only change pods that are bound to node {node:?}")),
+    };
+    let reference = |kind| match view.referenced(node, kind, &target.namespace, &target.name) {
+        true => Decision::Allow,
+        false => Decision::Deny(format!(
+            "no relationship found between node {node:?} and this object"
+        )),
+    };
+    let own_node = |allowed: bool| match (allowed, own_name) {
+        (true, false) => Decision::Deny(format!("node {node:?} can only access its own node and lease")),
+        (allowed, _) => Decision::allow_if(allowed),
+    };
+
+    let full = target.full_resource();
+    match (target.group.as_str(), full.as_str(), verb) {
+        ("", "nodes", verb) => own_node(matches!(
+            verb,
+            "create" | "get" | "list" | "watch" | "update" | "patch"
+        )),
+        ("", "nodes/status", verb) => own_node(matches!(verb, "get" | "update" | "patch")),
+        ("coordination.k8s.io", "leases", verb) if target.namespace == LEASE_NAMESPACE => {
+            own_node(matches!(verb, "create" | "get" | "update" | "patch"))
+        }
+
+        // Compiling policy takes the labels and addresses of all pods, wherever they run.
+        ("", "pods" | "namespaces", "get" | "list" | "watch") => Decision::Allow,
+        ("networking.k8s.io", "networkpolicies", "get" | "list" | "watch") => Decision::Allow,
+
+        ("", "pods", "delete") => own_pod(),
+        ("", "pods/status", "get" | "update" | "patch") => own_pod(),
+
+        // A list or watch of one object by name reads no more than a get.
+        ("", "secrets", "get" | "list" | "watch") => reference(ReferencedKind::Secret),
+        ("", "configmaps", "get" | "list" | "watch") => reference(ReferencedKind::ConfigMap),
+
+        ("", "events", "create" | "update" | "patch") => Decision::Allow,
+        _ => Decision::NO_ROLE,
+    }
+}

@@ -1,0 +1,120 @@
+//! The fixed roles. `tests/golden/roles.txt` is what they add up to, resource by resource.
+
+use api::annotations::{GROUP_MASTERS, USER_CONTROLLERS};
+
+use crate::{Attributes, Decision, Identity, NodeView, ResourceTarget, Target, node};
+
+/// Verbs on one resource, or resource/subresource, in any namespace.
+struct Rule {
+    group: &'static str,
+    resource: &'static str,
+    verbs: &'static [&'static str],
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+
+/// The control plane's own loops. Emptying a terminating namespace is why they may list and delete every
+/// kind that lives in one.
+const CONTROLLERS: &[Rule] = &[
+    rule("", "configmaps", &["deletecollection", "list"]),
+    rule(
+        "",
+        "events",
+        &[
+            "create",
+            "delete",
+            "deletecollection",
+            "get",
+            "list",
+            "patch",
+            "update",
+            "watch",
+        ],
+    ),
+    rule("", "namespaces", READ),
+    rule("", "namespaces/finalize", &["update"]),
+    rule("", "namespaces/status", &["patch", "update"]),
+    rule("", "nodes", READ),
+    rule("", "nodes/status", &["patch", "update"]),
+    rule(
+        "",
+        "pods",
+        &["delete", "deletecollection", "get", "list", "watch"],
+    ),
+    rule("", "pods/binding", &["create"]),
+    rule("", "pods/status", &["patch", "update"]),
+    rule("", "secrets", &["deletecollection", "list"]),
+    rule(
+        "",
+        "serviceaccounts",
+        &["create", "deletecollection", "get", "list", "watch"],
+    ),
+    rule(
+        "coordination.k8s.io",
+        "leases",
+        &["deletecollection", "get", "list", "watch"],
+    ),
+    rule(
+        "networking.k8s.io",
+        "networkpolicies",
+        &["deletecollection", "list"],
+    ),
+];
+
+/// Everybody with a valid certificate: asking about oneself.
+const AUTHENTICATED: &[Rule] = &[
+    rule("authentication.k8s.io", "selfsubjectreviews", &["create"]),
+    rule("authorization.k8s.io", "selfsubjectaccessreviews", &["create"]),
+];
+
+/// Paths that everybody with a valid certificate may read, each with all that lies below it.
+const AUTHENTICATED_PATHS: &[&str] = &[
+    "/api", "/apis", "/healthz", "/livez", "/openapi", "/readyz", "/version",
+];
+
+const fn rule(group: &'static str, resource: &'static str, verbs: &'static [&'static str]) -> Rule {
+    Rule {
+        group,
+        resource,
+        verbs,
+    }
+}
+
+/// Asks every role the identity has; the first that allows decides.
+pub(crate) fn decide(identity: &Identity, attributes: &Attributes, nodes: &dyn NodeView) -> Decision {
+    if identity.in_group(GROUP_MASTERS) {
+        return Decision::Allow;
+    }
+    let verb = attributes.verb.as_str();
+    let target = match &attributes.target {
+        Target::Path(path) => return Decision::allow_if(verb == "get" && readable_path(path)),
+        Target::Resource(target) => target,
+    };
+    if allows(AUTHENTICATED, verb, target) {
+        return Decision::Allow;
+    }
+    if identity.user == USER_CONTROLLERS && allows(CONTROLLERS, verb, target) {
+        return Decision::Allow;
+    }
+    match identity.node() {
+        Some(name) => node::decide(name, verb, target, nodes),
+        None => Decision::NO_ROLE,
+    }
+}
+
+fn allows(rules: &[Rule], verb: &str, target: &ResourceTarget) -> bool {
+    let resource = target.full_resource();
+    rules
+        .iter()
+        .any(|rule| rule.group == target.group && rule.resource == resource && rule.verbs.contains(&verb))
+}
+
+fn readable_path(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    // `..` is no path of ours, whatever a router may make of it.
+    !path.split('/').any(|segment| segment == "..")
+        && AUTHENTICATED_PATHS.iter().any(|allowed| {
+            path.strip_prefix(allowed)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+}
