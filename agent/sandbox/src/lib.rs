@@ -1,1 +1,312 @@
+//! Confines processes: a profile becomes a Landlock ruleset and two seccomp filters.
+//!
+//! Three kinds of process use it: pods (through `agent-runtime`), the control daemon, and tools that read
+//! untrusted data in a [`jail`]. Both layers are always installed, Landlock first so that the filter need
+//! not allow what only the installation takes, and both are hard: a kernel that cannot enforce what the
+//! profile asks for is an error that names the missing feature, never a weaker sandbox.
+//!
+//! Entry points: [`Profile`], [`Profile::compile`], then [`Compiled::apply`] for a process that confines
+//! itself by paths, or [`ImageRuleset::build`] and [`Compiled::apply_in_container`] for a pod.
+//!
+//! Not here: namespaces, capabilities and cgroups (`agent-runtime`); addresses and ports of network peers,
+//! which the datapath judges.
 
+mod image;
+pub mod jail;
+mod landlock;
+mod seccomp;
+pub mod syscalls;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
+pub use crate::landlock::{LandlockError, landlock_abi};
+pub use crate::seccomp::{CompileError, InstallError};
+
+/// What a process may do. Plain data; [`Profile::compile`] turns it into something enforceable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Which system calls.
+    pub syscalls: SyscallSet,
+    /// Which files.
+    pub filesystem: Filesystem,
+    /// Whether TCP may be used at all.
+    pub tcp: Tcp,
+    /// Whether signals and abstract unix sockets stop at the edge of the sandbox. Pods leave this to their
+    /// namespaces: an exec session has a domain of its own and must still be able to signal the pod.
+    pub scoped: bool,
+}
+
+/// One of the lists in [`syscalls`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyscallSet {
+    /// What ordinary container images need.
+    Baseline,
+    /// A server that starts helper processes.
+    Daemon,
+    /// A tool without network.
+    Jail,
+}
+
+/// How files are judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filesystem {
+    /// By the shape of the container image; see [`ImageRuleset`].
+    Image,
+    /// By these rules; everything else is refused.
+    Paths(Vec<PathRule>),
+}
+
+/// Whether Landlock stops TCP `bind` and `connect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tcp {
+    /// Left to the network namespace and the datapath.
+    Unrestricted,
+    /// No port may be bound, none connected to.
+    Denied,
+}
+
+/// Grants `access` to `path` and everything beneath it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathRule {
+    /// A file or directory, opened when the profile is applied.
+    pub path: PathBuf,
+    /// What is granted.
+    pub access: PathAccess,
+    /// Whether it is fine that the path does not exist. Without it nothing is granted, so this never widens.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+impl PathRule {
+    /// A rule for a path that must exist.
+    pub fn new(path: impl Into<PathBuf>, access: PathAccess) -> Self {
+        Self {
+            path: path.into(),
+            access,
+            optional: false,
+        }
+    }
+
+    /// A rule for a path that may be missing.
+    pub fn optional(path: impl Into<PathBuf>, access: PathAccess) -> Self {
+        Self {
+            path: path.into(),
+            access,
+            optional: true,
+        }
+    }
+}
+
+/// The combinations of rights that profiles use. None has both write and execute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathAccess {
+    /// List directories, read nothing.
+    List,
+    /// Read files, list directories.
+    Read,
+    /// Read, list and execute.
+    ReadExecute,
+    /// Read, list, and write to what exists; create and remove nothing.
+    WriteExisting,
+    /// Read, write, create, rename and remove; never execute.
+    ReadWrite,
+    /// As `ReadWrite`, and device commands (`ioctl`).
+    Devices,
+}
+
+/// The paths of a daemon's own profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DaemonPaths {
+    /// Directories it may change.
+    pub writable: Vec<PathBuf>,
+    /// Files and directories it may read; missing ones are passed over.
+    pub readable: Vec<PathBuf>,
+    /// Programs it may execute, its own binary included if it starts itself again.
+    pub executable: Vec<PathBuf>,
+}
+
+impl Profile {
+    /// The default of every pod: any ordinary image runs under it.
+    pub fn baseline() -> Self {
+        Self {
+            syscalls: SyscallSet::Baseline,
+            filesystem: Filesystem::Image,
+            tcp: Tcp::Unrestricted,
+            scoped: false,
+        }
+    }
+
+    /// For a server of this project: it changes only its state, executes only named programs, and its
+    /// signals do not leave its own processes.
+    pub fn daemon(paths: &DaemonPaths) -> Self {
+        let rules = |paths: &[PathBuf], access, optional| {
+            let rule = move |path: &PathBuf| PathRule {
+                path: path.clone(),
+                access,
+                optional,
+            };
+            paths.iter().map(rule).collect::<Vec<_>>()
+        };
+        let system = [
+            PathRule::optional("/dev/null", PathAccess::WriteExisting),
+            PathRule::optional("/dev/urandom", PathAccess::Read),
+            PathRule::optional("/proc", PathAccess::Read),
+            PathRule::optional("/sys/fs/cgroup", PathAccess::Read),
+            PathRule::optional("/sys/kernel/mm/transparent_hugepage", PathAccess::Read),
+        ];
+        // A dynamically linked program names its libraries and their cache; the kernel executes the loader.
+        let libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+            .map(|path| PathRule::optional(path, PathAccess::ReadExecute));
+        let resolver = [
+            "/etc/ld.so.cache",
+            "/etc/hosts",
+            "/etc/resolv.conf",
+            "/etc/nsswitch.conf",
+        ]
+        .map(|path| PathRule::optional(path, PathAccess::Read));
+        let time_zones =
+            ["/etc/localtime", "/usr/share/zoneinfo"].map(|path| PathRule::optional(path, PathAccess::Read));
+        let rules = [
+            rules(&paths.writable, PathAccess::ReadWrite, false),
+            rules(&paths.readable, PathAccess::Read, true),
+            rules(&paths.executable, PathAccess::ReadExecute, false),
+            system.to_vec(),
+            libraries.to_vec(),
+            resolver.to_vec(),
+            time_zones.to_vec(),
+        ];
+        Self {
+            syscalls: SyscallSet::Daemon,
+            filesystem: Filesystem::Paths(rules.concat()),
+            tcp: Tcp::Unrestricted,
+            scoped: true,
+        }
+    }
+
+    /// For a tool that handles untrusted data: these paths, no network, nothing outside to signal.
+    pub fn jail(paths: Vec<PathRule>) -> Self {
+        Self {
+            syscalls: SyscallSet::Jail,
+            filesystem: Filesystem::Paths(paths),
+            tcp: Tcp::Denied,
+            scoped: true,
+        }
+    }
+
+    /// Compiles the seccomp filters; about a millisecond, touches nothing.
+    pub fn compile(&self) -> Result<Compiled, CompileError> {
+        Ok(Compiled {
+            filters: seccomp::Filters::compile(self.syscalls)?,
+            profile: self.clone(),
+        })
+    }
+}
+
+/// A profile that is ready to be applied.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    filters: seccomp::Filters,
+    profile: Profile,
+}
+
+/// Why a process could not be confined. It must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Landlock confines the calling thread only, so others would stay free.
+    #[error("a sandbox must be applied while the process has one thread; it has {threads}")]
+    SeveralThreads {
+        /// How many there are.
+        threads: usize,
+    },
+    /// The number of threads could not be read, so they cannot be shown to be confined.
+    #[error("cannot count the threads of this process in /proc/self/task")]
+    CountThreads {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A profile for images was applied outside a container, or the reverse.
+    #[error("the profile judges files {wanted}, but was applied to a process that needs the other way")]
+    WrongKind {
+        /// What the profile is for.
+        wanted: &'static str,
+    },
+    /// The file and network rules could not be enforced.
+    #[error("cannot enforce the Landlock ruleset")]
+    Landlock {
+        /// Which part failed.
+        #[source]
+        source: LandlockError,
+    },
+    /// The system call filter could not be enforced.
+    #[error("cannot enforce the system call filter")]
+    Seccomp {
+        /// Which filter failed.
+        #[source]
+        source: InstallError,
+    },
+}
+
+impl Compiled {
+    /// Confines the calling process, for good: no_new_privs, then Landlock, then seccomp.
+    ///
+    /// Call it before any thread is started. On an error the process may be partly confined and must exit.
+    pub fn apply(&self) -> Result<(), ApplyError> {
+        let Filesystem::Paths(rules) = &self.profile.filesystem else {
+            return Err(ApplyError::WrongKind {
+                wanted: "by the shape of an image",
+            });
+        };
+        demand_one_thread()?;
+        let ruleset = landlock::create(self.profile.tcp, self.profile.scoped)
+            .and_then(|ruleset| landlock::add_paths(ruleset, rules))
+            .map_err(|source| ApplyError::Landlock { source })?;
+        self.enforce(ruleset)
+    }
+
+    /// Confines a container process just before it executes the image's program.
+    ///
+    /// `mounts` are the paths, inside the container, of what is mounted over the image. The caller is a
+    /// process of a single-threaded runtime, inside the container's root.
+    pub fn apply_in_container(&self, image: &ImageRuleset, mounts: &[PathRule]) -> Result<(), ApplyError> {
+        if self.profile.filesystem != Filesystem::Image {
+            return Err(ApplyError::WrongKind {
+                wanted: "by a list of paths",
+            });
+        }
+        let ruleset = image
+            .ruleset()
+            .and_then(|ruleset| landlock::add_mounts(ruleset, mounts))
+            .map_err(|source| ApplyError::Landlock { source })?;
+        self.enforce(ruleset)
+    }
+
+    /// The profile this was compiled from.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn enforce(&self, ruleset: ::landlock::RulesetCreated) -> Result<(), ApplyError> {
+        landlock::restrict(ruleset).map_err(|source| ApplyError::Landlock { source })?;
+        self.filters
+            .install()
+            .map_err(|source| ApplyError::Seccomp { source })
+    }
+}
+
+fn demand_one_thread() -> Result<(), ApplyError> {
+    let tasks = std::fs::read_dir("/proc/self/task").map_err(|source| ApplyError::CountThreads { source })?;
+    match tasks.count() {
+        1 => Ok(()),
+        threads => Err(ApplyError::SeveralThreads { threads }),
+    }
+}
