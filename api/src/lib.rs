@@ -12,6 +12,7 @@ pub mod digest;
 pub mod flow;
 pub mod image_ref;
 pub mod palisade;
+pub mod quantity;
 pub mod resources;
 pub mod selector;
 
