@@ -23,7 +23,9 @@ pub fn thousandths(text: &str) -> Result<u64, QuantityError> {
         return Err(syntax());
     }
     let unsigned = text.strip_prefix('+').unwrap_or(text);
-    let digits_end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+    let digits_end = unsigned
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(unsigned.len());
     let (number, suffix) = unsigned.split_at(digits_end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let is_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
@@ -31,11 +33,18 @@ pub fn thousandths(text: &str) -> Result<u64, QuantityError> {
         return Err(syntax());
     }
     let (factor, divisor) = scale(suffix).ok_or_else(syntax)?;
-    let digits: u128 =
-        format!("{whole}{fraction}").parse().map_err(|_digits_only| too_large())?;
+    let digits: u128 = format!("{whole}{fraction}")
+        .parse()
+        .map_err(|_digits_only| too_large())?;
     let fraction_digits = u32::try_from(fraction.len()).map_err(|_bounded_above| syntax())?;
-    let decimal = 10u128.checked_pow(fraction_digits).and_then(|d| d.checked_mul(divisor)).ok_or_else(too_large)?;
-    let scaled = digits.checked_mul(factor).and_then(|d| d.checked_mul(1000)).ok_or_else(too_large)?;
+    let decimal = 10u128
+        .checked_pow(fraction_digits)
+        .and_then(|d| d.checked_mul(divisor))
+        .ok_or_else(too_large)?;
+    let scaled = digits
+        .checked_mul(factor)
+        .and_then(|d| d.checked_mul(1000))
+        .ok_or_else(too_large)?;
     u64::try_from(scaled.div_ceil(decimal)).map_err(|_overflow| too_large())
 }
 
@@ -105,7 +114,20 @@ mod tests {
 
     #[test]
     fn refuses_nonsense() {
-        for bad in ["", ".", "-1", "1.2.3", "1 Gi", "1gi", "Mi", "1e", "1e+", "0x10", "1e99", &"9".repeat(60)] {
+        for bad in [
+            "",
+            ".",
+            "-1",
+            "1.2.3",
+            "1 Gi",
+            "1gi",
+            "Mi",
+            "1e",
+            "1e+",
+            "0x10",
+            "1e99",
+            &"9".repeat(60),
+        ] {
             assert!(thousandths(bad).is_err(), "{bad:?} was accepted");
         }
     }
