@@ -1,1 +1,29 @@
+//! From policy objects to the tables that judge packets.
+//!
+//! [`compile`] turns a [`ClusterView`] into the tables of one node; it never fails: whatever cannot be
+//! understood matches nothing, and is named in the diagnostics. [`validate`] says the same to the person who
+//! writes the object, before it is stored. [`explain()`] answers which rule decides between two ends.
+//! [`reference`] judges one packet by the reference alone, for tests of everything else.
+//!
+//! The crate is pure. Non-goals: the kernel's bytes (`ebpf/abi`), numbering endpoints and watching objects
+//! (the agent).
 
+#![forbid(unsafe_code)]
+
+mod cells;
+mod classes;
+mod compile;
+mod explain;
+mod flatten;
+
+mod kubernetes;
+mod load;
+mod program;
+mod services;
+mod view;
+
+pub use compile::{Compiled, Diagnostic, compile, compile_policies, reference};
+pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
+pub use kubernetes::{FieldError, validate};
+pub use load::{LoadError, Loaded, load_objects};
+pub use view::{ClusterView, PodView};

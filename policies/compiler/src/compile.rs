@@ -1,0 +1,226 @@
+//! The compiler: from ordered rules and who has which address to the tables of one node.
+//!
+//! 1. Each endpoint's rules, in order, become a program for each direction ([`crate::program`]).
+//! 2. The address space is cut into cells in which each peer condition holds everywhere or nowhere
+//!    ([`crate::cells`]).
+//! 3. For each kind of cell, each program is flattened into entries ([`crate::flatten`]).
+//! 4. Cells for which every program has the same entries become one identity ([`crate::classes`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use policies_ir::{
+    cluster::{Cluster, Member},
+    decide::{Decision, decide},
+    policy::{EndpointPolicy, PolicySet},
+    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, VerdictKey},
+};
+
+use crate::{
+    cells::Matchers,
+    classes::Classes,
+    kubernetes::{FieldError, policy_set},
+    program::{Program, rule_ids},
+    view::ClusterView,
+};
+
+/// Tables of a node, and what had to be closed on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compiled {
+    /// The tables.
+    pub tables: NodeTables,
+    /// Everything that could not be honoured as written. The tables deny more because of it, never less.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Something that could not be honoured as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Diagnostic {
+    /// Part of a policy matches nothing.
+    Policy {
+        /// `Kind namespace/name`.
+        policy: String,
+        /// What is wrong.
+        error: FieldError,
+    },
+    /// Several pods claim one address: flows with it are denied.
+    ContestedAddress {
+        /// The address.
+        address: IpAddr,
+        /// The pods, as `namespace/name`.
+        pods: Vec<String>,
+    },
+    /// A pod claims an address of the node: the address is the node's.
+    HostAddress {
+        /// The address.
+        address: IpAddr,
+        /// The pod, as `namespace/name`.
+        pod: String,
+    },
+    /// The labels of a namespace with pods are not known: no namespace selector matches them.
+    UnknownNamespace(String),
+    /// Several pods have one endpoint number: it is denied everything.
+    DuplicateEndpoint(EndpointId),
+}
+
+/// Compiles the policies in `view` for the endpoints in it.
+pub fn compile(view: &ClusterView) -> Compiled {
+    let mut diagnostics = Vec::new();
+    let policies = policy_set(&view.policies, |policy, error| {
+        diagnostics.push(Diagnostic::Policy {
+            policy: policy.to_owned(),
+            error,
+        });
+    });
+    let cluster = view.cluster();
+    diagnostics.extend(conflicts(&cluster));
+    Compiled {
+        tables: compile_policies(&cluster, &policies),
+        diagnostics,
+    }
+}
+
+/// Compiles `policies` of any origin for the endpoints of `cluster`. The result depends on nothing but the
+/// arguments, and not on the order of members, tiers or policies.
+pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
+    let local = local_members(cluster);
+    let policies: Vec<EndpointPolicy<'_>> = local
+        .values()
+        .map(|member| policies.for_endpoint(&member.workload))
+        .collect();
+    let rules = rule_ids(&policies);
+    let mut matchers = Matchers::default();
+    let mut programs = Vec::new();
+    for (endpoint, policy) in local.keys().zip(&policies) {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            programs.push(Program::new(*endpoint, direction, policy, &rules, &mut matchers));
+        }
+    }
+    let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
+    let cells = matchers.cells(cluster, &port_names);
+    let classes = Classes::new(&cells, &programs);
+    let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
+        .into_keys()
+        .map(|endpoint| (endpoint, EndpointTables::default()))
+        .collect();
+    for (position, program) in programs.iter().enumerate() {
+        let verdicts = classes.answers(position).flat_map(|(peer, entries)| {
+            let key = move |service| VerdictKey {
+                peer,
+                direction: program.direction,
+                service,
+            };
+            entries
+                .iter()
+                .map(move |(service, entry)| (key(*service), *entry))
+        });
+        endpoints
+            .entry(program.endpoint)
+            .or_default()
+            .verdicts
+            .extend(verdicts);
+    }
+    NodeTables {
+        identities: classes.identities,
+        endpoints,
+        rules: rules.into_keys().collect(),
+    }
+}
+
+/// Judges a packet at an endpoint by the reference alone: the oracle for the tables and the kernel. Nothing
+/// if `view` has no such endpoint, or several.
+pub fn reference(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> Option<Decision> {
+    let cluster = view.cluster();
+    let policies = policy_set(&view.policies, |_, _| {});
+    let mut members = cluster
+        .members
+        .iter()
+        .filter(|member| member.endpoint == Some(endpoint));
+    let member = members.next().filter(|_| members.next().is_none())?;
+    Some(decide(
+        &policies.for_endpoint(&member.workload),
+        &cluster.flow(member, packet),
+    ))
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy { policy, error } => write!(f, "{policy}: {error}"),
+            Self::ContestedAddress { address, pods } => {
+                write!(
+                    f,
+                    "{address} is claimed by {}: flows with it are denied",
+                    pods.join(" and ")
+                )
+            }
+            Self::HostAddress { address, pod } => {
+                write!(f, "{address} is this node's, though pod {pod} claims it")
+            }
+            Self::UnknownNamespace(name) => {
+                write!(
+                    f,
+                    "labels of namespace {name} are not known: no namespaceSelector matches its pods"
+                )
+            }
+            Self::DuplicateEndpoint(EndpointId(id)) => {
+                write!(f, "several pods have endpoint {id}: it is denied everything")
+            }
+        }
+    }
+}
+
+/// Members with an endpoint of their own. Those that share one are left out, which denies them everything.
+fn local_members(cluster: &Cluster) -> BTreeMap<EndpointId, &Member> {
+    let mut local: BTreeMap<EndpointId, Option<&Member>> = BTreeMap::new();
+    for member in &cluster.members {
+        let Some(endpoint) = member.endpoint else { continue };
+        local
+            .entry(endpoint)
+            .and_modify(|taken| *taken = None)
+            .or_insert(Some(member));
+    }
+    local
+        .into_iter()
+        .filter_map(|(endpoint, member)| Some((endpoint, member?)))
+        .collect()
+}
+
+/// What in `cluster` contradicts itself.
+fn conflicts(cluster: &Cluster) -> Vec<Diagnostic> {
+    let mut claims: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+    let mut namespaces = BTreeSet::new();
+    let mut endpoints: BTreeMap<EndpointId, usize> = BTreeMap::new();
+    for member in &cluster.members {
+        let workload = &member.workload;
+        for address in &member.addresses {
+            let pod = format!("{}/{}", workload.namespace, workload.name);
+            claims.entry(*address).or_default().push(pod);
+        }
+        if workload.namespace_labels.is_none() {
+            namespaces.insert(workload.namespace.clone());
+        }
+        if let Some(endpoint) = member.endpoint {
+            *endpoints.entry(endpoint).or_default() += 1;
+        }
+    }
+    let mut found = Vec::new();
+    for (address, mut pods) in claims {
+        pods.sort_unstable();
+        if cluster.host_addresses.contains(&address) {
+            found.extend(
+                pods.into_iter()
+                    .map(|pod| Diagnostic::HostAddress { address, pod }),
+            );
+        } else if pods.len() > 1 {
+            found.push(Diagnostic::ContestedAddress { address, pods });
+        }
+    }
+    found.extend(namespaces.into_iter().map(Diagnostic::UnknownNamespace));
+    let shared = endpoints.into_iter().filter(|(_, count)| *count > 1);
+    found.extend(shared.map(|(endpoint, _)| Diagnostic::DuplicateEndpoint(endpoint)));
+    found
+}

@@ -1,0 +1,399 @@
+//! Which rule decides between two ends, and what was asked before it.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use api::flow::{DecidedBy, FlowDirection, FlowVerdict, PodRef};
+use policies_ir::{
+    cluster::{Cluster, Member},
+    decide::{Mismatch, Step, decide},
+    policy::{Action, DefaultAction, ICMP, ICMPV6, PolicySet, SCTP, TCP, UDP},
+    tables::{self, Direction, Packet, Verdict},
+};
+use serde::Serialize;
+
+use crate::{kubernetes::policy_set, view::ClusterView};
+
+/// One end of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Party {
+    /// A pod.
+    Pod(PodRef),
+    /// Anything else, by its address. The address of a pod is that pod.
+    Address(IpAddr),
+}
+
+/// Answer of [`explain`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Where the flow starts.
+    pub from: End,
+    /// Where it goes.
+    pub to: End,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Destination port.
+    pub port: u16,
+    /// Judgement where the flow leaves; absent if it does not start at a pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Judgement>,
+    /// Judgement where it arrives; absent if it does not go to a pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Judgement>,
+    /// Allowed only if every judgement allows.
+    pub verdict: FlowVerdict,
+}
+
+/// One end, resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct End {
+    /// The pod, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// The address that was judged.
+    pub address: IpAddr,
+}
+
+/// What one pod's policies say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Judgement {
+    /// The pod.
+    pub pod: PodRef,
+    /// Seen from that pod.
+    pub direction: FlowDirection,
+    /// Policies that apply to it in this direction, in order.
+    pub policies: Vec<String>,
+    /// What was asked, in order.
+    pub tried: Vec<Tried>,
+    /// The verdict.
+    pub verdict: FlowVerdict,
+    /// What decided, in the words of flow events.
+    pub decided_by: DecidedBy,
+}
+
+/// Something that was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tried {
+    /// What was asked.
+    pub rule: String,
+    /// Whether it matched.
+    pub matched: bool,
+    /// What it did, or why it did not match.
+    pub outcome: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExplainError {
+    /// No such pod.
+    #[error("there is no pod {0}")]
+    UnknownPod(PodRef),
+    /// The pod has no address yet.
+    #[error("pod {0} has no address yet")]
+    NoAddress(PodRef),
+    /// One end is IPv4 only, the other IPv6 only.
+    #[error("the two ends have no address family in common")]
+    NoCommonFamily,
+    /// Neither end is a pod.
+    #[error("neither end is a pod, so no policy judges the flow")]
+    NoPod,
+    /// Not `NAMESPACE/POD`, `POD` or an address.
+    #[error("{0:?} is neither NAMESPACE/POD, POD nor an IP address")]
+    Party(String),
+    /// Not a protocol.
+    #[error("{0:?} is neither TCP, UDP, SCTP, ICMP, ICMPv6 nor a number from 0 to 255")]
+    Protocol(String),
+}
+
+/// Says what happens to a new flow. For ICMP, `port` is `type << 8 | code`.
+pub fn explain(
+    view: &ClusterView,
+    from: &Party,
+    to: &Party,
+    port: u16,
+    protocol: u8,
+) -> Result<Explanation, ExplainError> {
+    let cluster = view.cluster();
+    let policies = policy_set(&view.policies, |_, _| {});
+    let (source, destination) = (Resolved::new(&cluster, from)?, Resolved::new(&cluster, to)?);
+    if source.member.is_none() && destination.member.is_none() {
+        return Err(ExplainError::NoPod);
+    }
+    let (from, to) = common_family(&source, &destination)?;
+    let judge = |own: &Resolved<'_>, direction, peer| {
+        let packet = Packet {
+            direction,
+            peer,
+            protocol,
+            port,
+        };
+        own.member
+            .map(|member| judgement(&cluster, &policies, member, &packet))
+    };
+    let egress = judge(&source, Direction::Egress, to);
+    let ingress = judge(&destination, Direction::Ingress, from);
+    let denied = |judgement: &&Judgement| judgement.verdict == FlowVerdict::Deny;
+    let denied = egress.iter().chain(&ingress).find(denied).is_some();
+    let verdict = if denied {
+        FlowVerdict::Deny
+    } else {
+        FlowVerdict::Allow
+    };
+    let (from, to) = (source.end(from), destination.end(to));
+    Ok(Explanation {
+        from,
+        to,
+        protocol,
+        port,
+        egress,
+        ingress,
+        verdict,
+    })
+}
+
+/// Number of a protocol given by name, in any case, or by number.
+pub fn parse_protocol(text: &str) -> Result<u8, ExplainError> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(TCP),
+        "udp" => Ok(UDP),
+        "sctp" => Ok(SCTP),
+        "icmp" => Ok(ICMP),
+        "icmpv6" => Ok(ICMPV6),
+        number => number
+            .parse()
+            .ok()
+            .ok_or_else(|| ExplainError::Protocol(text.to_owned())),
+    }
+}
+
+impl FromStr for Party {
+    type Err = ExplainError;
+
+    fn from_str(text: &str) -> Result<Self, ExplainError> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        if namespace.is_empty() || name.is_empty() || name.contains('/') {
+            return Err(ExplainError::Party(text.to_owned()));
+        }
+        Ok(Self::Pod(PodRef {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }))
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = verdict_word(self.verdict);
+        let service = service_text(self.protocol, self.port);
+        writeln!(f, "{verdict}: {} to {}, {service}", self.from, self.to)?;
+        for judgement in self.egress.iter().chain(&self.ingress) {
+            write!(f, "{judgement}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some(pod) => write!(f, "{pod} ({})", self.address),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = match self.direction {
+            FlowDirection::Ingress => "ingress of",
+            FlowDirection::Egress => "egress of",
+        };
+        let (verdict, rule) = (verdict_word(self.verdict), &self.decided_by.rule);
+        writeln!(f, "  {direction} {}: {verdict} by {rule}", self.pod)?;
+        for tried in &self.tried {
+            writeln!(
+                f,
+                "    {} {}: {}",
+                if tried.matched { '+' } else { '-' },
+                tried.rule,
+                tried.outcome
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A party and where it stands in the cluster.
+struct Resolved<'a> {
+    member: Option<&'a Member>,
+    addresses: Vec<IpAddr>,
+}
+
+impl<'a> Resolved<'a> {
+    fn new(cluster: &'a Cluster, party: &Party) -> Result<Self, ExplainError> {
+        let members = &cluster.members;
+        match party {
+            Party::Address(address) => {
+                // The node's addresses are the node's, whoever claims them.
+                let claimed = !cluster.host_addresses.contains(address);
+                let member = members
+                    .iter()
+                    .find(|member| claimed && member.addresses.contains(address));
+                Ok(Self {
+                    member,
+                    addresses: vec![*address],
+                })
+            }
+            Party::Pod(pod) => {
+                let is_pod =
+                    |m: &&Member| m.workload.namespace == pod.namespace && m.workload.name == pod.name;
+                let member = members
+                    .iter()
+                    .find(is_pod)
+                    .ok_or_else(|| ExplainError::UnknownPod(pod.clone()))?;
+                if member.addresses.is_empty() {
+                    return Err(ExplainError::NoAddress(pod.clone()));
+                }
+                Ok(Self {
+                    member: Some(member),
+                    addresses: member.addresses.iter().copied().collect(),
+                })
+            }
+        }
+    }
+
+    fn end(&self, address: IpAddr) -> End {
+        End {
+            pod: self.member.map(pod_ref),
+            address,
+        }
+    }
+}
+
+/// The first pair of addresses of one family; IPv4 sorts first.
+fn common_family(from: &Resolved<'_>, to: &Resolved<'_>) -> Result<(IpAddr, IpAddr), ExplainError> {
+    let pairs = from
+        .addresses
+        .iter()
+        .flat_map(|from| to.addresses.iter().map(move |to| (*from, *to)));
+    pairs
+        .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
+        .min()
+        .ok_or(ExplainError::NoCommonFamily)
+}
+
+fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &Packet) -> Judgement {
+    let policy = policies.for_endpoint(&member.workload);
+    let decision = decide(&policy, &cluster.flow(member, packet));
+    let applying = policy.tiers.iter().flat_map(|tier| &tier.policies);
+    let applying = applying.filter(|policy| policy.rules(packet.direction).is_some());
+    let decider = match &decision.decided_by {
+        tables::DecidedBy::Rule(name) if !name.policy.is_empty() => Some(name.policy.clone()),
+        tables::DecidedBy::Rule(_) | tables::DecidedBy::Builtin(_) => None,
+    };
+    Judgement {
+        pod: pod_ref(member),
+        direction: match packet.direction {
+            Direction::Ingress => FlowDirection::Ingress,
+            Direction::Egress => FlowDirection::Egress,
+        },
+        policies: applying.map(|policy| policy.name.clone()).collect(),
+        tried: decision.steps.iter().map(tried).collect(),
+        verdict: match decision.verdict {
+            Verdict::Allow => FlowVerdict::Allow,
+            Verdict::Deny => FlowVerdict::Deny,
+        },
+        decided_by: DecidedBy {
+            rule: decision.decided_by.to_string(),
+            policy: decider,
+        },
+    }
+}
+
+fn pod_ref(member: &Member) -> PodRef {
+    PodRef {
+        namespace: member.workload.namespace.clone(),
+        name: member.workload.name.clone(),
+    }
+}
+
+fn tried(step: &Step) -> Tried {
+    let (rule, matched, outcome) = match step {
+        Step::Rule {
+            name,
+            action,
+            mismatch: None,
+        } => (name.to_string(), true, action_word(*action)),
+        Step::Rule {
+            name,
+            mismatch: Some(mismatch),
+            ..
+        } => (name.to_string(), false, mismatch_text(*mismatch)),
+        Step::EndOfTier {
+            tier,
+            action: DefaultAction::Deny,
+        } => (format!("end of tier {tier}"), true, "denies"),
+        Step::EndOfTier {
+            tier,
+            action: DefaultAction::Pass,
+        } => (format!("end of tier {tier}"), true, "passes to the next tier"),
+        Step::AllowAllProfile => (
+            "profile of the namespace".to_owned(),
+            true,
+            "allows, as no policy decided",
+        ),
+        Step::Builtin(rule) => (rule.word().to_owned(), true, "has the last word"),
+    };
+    Tried {
+        rule,
+        matched,
+        outcome: outcome.to_owned(),
+    }
+}
+
+fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allows",
+        Action::Deny => "denies",
+        Action::Pass => "passes to the next tier",
+        Action::Log => "logs",
+    }
+}
+
+fn mismatch_text(mismatch: Mismatch) -> &'static str {
+    match mismatch {
+        Mismatch::Protocol => "is for another protocol",
+        Mismatch::Icmp => "is for another kind of ICMP message",
+        Mismatch::Port => "is for other ports",
+        Mismatch::Family => "is for the other address family",
+        Mismatch::Address => "does not hold the other end's address",
+        Mismatch::Workload => "does not select the other end",
+    }
+}
+
+fn verdict_word(verdict: FlowVerdict) -> &'static str {
+    match verdict {
+        FlowVerdict::Allow => "allowed",
+        FlowVerdict::Deny => "denied",
+    }
+}
+
+fn service_text(protocol: u8, port: u16) -> String {
+    match protocol {
+        TCP => format!("TCP port {port}"),
+        UDP => format!("UDP port {port}"),
+        SCTP => format!("SCTP port {port}"),
+        ICMP | ICMPV6 => {
+            let [kind, code] = port.to_be_bytes();
+            format!("ICMP type {kind} code {code}")
+        }
+        other => format!("IP protocol {other}"),
+    }
+}

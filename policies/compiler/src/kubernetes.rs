@@ -1,0 +1,456 @@
+//! Kubernetes NetworkPolicy as rules of the ordered form.
+//!
+//! One reader serves both [`validate`] and the compiler, so what admission lets through and what the compiler
+//! understands cannot differ. The reader fails closed: a peer or port that it cannot understand matches
+//! nothing (a rule whose peers are all bad does not become a rule without peers, which would match everyone),
+//! and a policy whose pod selector is bad isolates its whole namespace.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+
+use api::selector::LabelSelector;
+use ipnet::IpNet;
+use k8s_openapi::{
+    api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
+    apimachinery::pkg::{apis::meta::v1 as meta, util::intstr::IntOrString},
+};
+use policies_ir::policy::{
+    Action, DefaultAction, Directions, NamespaceMatch, Order, PeerMatch, Policy, PolicySet, PortMatch,
+    Profile, Rule, SCTP, Selector, ServiceMatch, TCP, Tier, UDP, WorkloadMatch,
+};
+
+/// Rules that one policy may have in one direction.
+pub(crate) const MAX_RULES: usize = 1024;
+/// Peers that one rule may have.
+pub(crate) const MAX_PEERS: usize = 1024;
+/// Ports that one rule may have.
+pub(crate) const MAX_PORTS: usize = 256;
+/// Exceptions that one `ipBlock` may have.
+pub(crate) const MAX_EXCEPTIONS: usize = 256;
+
+/// The tier of Kubernetes NetworkPolicy and its place, as in Calico.
+const TIER: &str = "default";
+const TIER_ORDER: f64 = 1_000_000.0;
+const POLICY_ORDER: f64 = 1000.0;
+
+/// What is wrong with a field, and how to put it right.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, thiserror::Error)]
+#[error("{field}: {problem}; {fix}")]
+pub struct FieldError {
+    /// Path of the field, such as `spec.ingress[0].from[1].ipBlock.cidr`.
+    pub field: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// Checks everything that the compiler would have to ignore or to close.
+pub fn validate(policy: &NetworkPolicy) -> Result<(), Vec<FieldError>> {
+    let mut errors = Vec::new();
+    read(policy, &mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// All Kubernetes policies as one set. Calls `report` with the policy's name for each error.
+pub(crate) fn policy_set(policies: &[NetworkPolicy], mut report: impl FnMut(&str, FieldError)) -> PolicySet {
+    let policies = policies.iter().map(|object| {
+        let mut errors = Vec::new();
+        let policy = read(object, &mut errors);
+        errors.into_iter().for_each(|error| report(&policy.name, error));
+        Arc::new(policy)
+    });
+    let tier = Tier {
+        name: TIER.to_owned(),
+        order: Order(Some(TIER_ORDER)),
+        default_action: DefaultAction::Deny,
+        policies: policies.collect(),
+    };
+    PolicySet {
+        tiers: vec![tier],
+        profiles: vec![Profile::AllowAll],
+    }
+}
+
+/// Number of a protocol that NetworkPolicy and container ports know.
+pub(crate) fn protocol_number(name: &str) -> Option<u8> {
+    match name {
+        "TCP" => Some(TCP),
+        "UDP" => Some(UDP),
+        "SCTP" => Some(SCTP),
+        _ => None,
+    }
+}
+
+/// Where in the object the reader is.
+#[derive(Clone, Copy)]
+enum Path<'a> {
+    Root(&'static str),
+    Field(&'a Path<'a>, &'static str),
+    Index(&'a Path<'a>, usize),
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root(name) => f.write_str(name),
+            Self::Field(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
+
+type Errors = Vec<FieldError>;
+
+fn wrong(errors: &mut Errors, path: &Path<'_>, problem: impl Into<String>, fix: impl Into<String>) {
+    errors.push(FieldError {
+        field: path.to_string(),
+        problem: problem.into(),
+        fix: fix.into(),
+    });
+}
+
+fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
+    let namespace = object.metadata.namespace.clone().unwrap_or_default();
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    let spec = object.spec.clone().unwrap_or_default();
+    let root = Path::Root("spec");
+    let directions = read_directions(&spec, &root, errors);
+    let ingress = spec.ingress.unwrap_or_default();
+    let ingress = ingress
+        .iter()
+        .map(|rule| (rule.from.as_deref(), rule.ports.as_deref()));
+    let ingress = read_rules(
+        ingress,
+        &namespace,
+        &Path::Field(&root, "ingress"),
+        "from",
+        errors,
+    );
+    let egress = spec.egress.unwrap_or_default();
+    let egress = egress
+        .iter()
+        .map(|rule| (rule.to.as_deref(), rule.ports.as_deref()));
+    let egress = read_rules(egress, &namespace, &Path::Field(&root, "egress"), "to", errors);
+    let selector = spec.pod_selector.unwrap_or_default();
+    let selector = read_selector(&selector, &Path::Field(&root, "podSelector"), errors);
+    // Without its selector nobody knows whom the policy protects, nor whom its rules were meant for: the
+    // whole namespace is isolated and nothing is allowed.
+    let (labels, ingress, egress) = match selector {
+        Some(labels) => (labels, ingress, egress),
+        None => (Selector::everything(), Vec::new(), Vec::new()),
+    };
+    Policy {
+        name: format!("NetworkPolicy {namespace}/{name}"),
+        order: Order(Some(POLICY_ORDER)),
+        applies_to: WorkloadMatch {
+            namespace: NamespaceMatch::Named(namespace),
+            labels,
+        },
+        directions,
+        ingress,
+        egress,
+    }
+}
+
+/// The server's default, applied here as well because objects from a file have not seen it: without types a
+/// policy covers ingress, and egress if it has egress rules. An unknown type covers both.
+fn read_directions(
+    spec: &k8s_openapi::api::networking::v1::NetworkPolicySpec,
+    root: &Path<'_>,
+    errors: &mut Errors,
+) -> Directions {
+    let types = spec.policy_types.as_deref().unwrap_or_default();
+    if types.is_empty() {
+        return Directions {
+            ingress: true,
+            egress: spec.egress.as_ref().is_some_and(|e| !e.is_empty()),
+        };
+    }
+    let mut directions = Directions::default();
+    let path = Path::Field(root, "policyTypes");
+    for (i, name) in types.iter().enumerate() {
+        match name.as_str() {
+            "Ingress" => directions.ingress = true,
+            "Egress" => directions.egress = true,
+            other => {
+                directions = Directions {
+                    ingress: true,
+                    egress: true,
+                };
+                let problem = format!("unknown policy type {other:?}");
+                wrong(errors, &Path::Index(&path, i), problem, "use Ingress or Egress");
+            }
+        }
+    }
+    directions
+}
+
+type RuleParts<'a> = (Option<&'a [NetworkPolicyPeer]>, Option<&'a [NetworkPolicyPort]>);
+
+/// One rule for each peer and protocol.
+fn read_rules<'a>(
+    rules: impl ExactSizeIterator<Item = RuleParts<'a>>,
+    namespace: &str,
+    path: &Path<'_>,
+    peers_field: &'static str,
+    errors: &mut Errors,
+) -> Vec<Rule> {
+    within_limit(rules.len(), MAX_RULES, "rules", path, errors);
+    let mut read = Vec::new();
+    for ((index, i), (peers, ports)) in (0u32..).zip(0usize..).zip(rules).take(MAX_RULES) {
+        let path = Path::Index(path, i);
+        let services = read_ports(ports.unwrap_or_default(), &Path::Field(&path, "ports"), errors);
+        let peers = read_peers(
+            peers.unwrap_or_default(),
+            namespace,
+            &Path::Field(&path, peers_field),
+            errors,
+        );
+        for peer in &peers {
+            for service in &services {
+                let (peer, service) = (peer.clone(), service.clone());
+                read.push(Rule {
+                    index,
+                    action: Action::Allow,
+                    peer,
+                    service,
+                });
+            }
+        }
+    }
+    read
+}
+
+fn read_peers(
+    peers: &[NetworkPolicyPeer],
+    namespace: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) -> Vec<PeerMatch> {
+    if peers.is_empty() {
+        return vec![PeerMatch::default()];
+    }
+    within_limit(peers.len(), MAX_PEERS, "peers", path, errors);
+    let peers = peers.iter().enumerate().take(MAX_PEERS);
+    peers
+        .filter_map(|(i, peer)| read_peer(peer, namespace, &Path::Index(path, i), errors))
+        .collect()
+}
+
+fn read_peer(
+    peer: &NetworkPolicyPeer,
+    namespace: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) -> Option<PeerMatch> {
+    match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
+        (Some(block), None, None) => read_ip_block(block, &Path::Field(path, "ipBlock"), errors),
+        (Some(_), _, _) => {
+            let fix = "put ipBlock into a peer of its own";
+            wrong(errors, path, "ipBlock cannot be combined with selectors", fix);
+            None
+        }
+        (None, None, None) => {
+            let fix = "name a podSelector, a namespaceSelector or an ipBlock; `podSelector: {}` is every pod";
+            wrong(errors, path, "the peer selects nothing", fix);
+            None
+        }
+        (None, namespaces, pods) => {
+            let namespaces = namespaces
+                .as_ref()
+                .map(|selector| read_selector(selector, &Path::Field(path, "namespaceSelector"), errors));
+            let pods = pods
+                .as_ref()
+                .map(|selector| read_selector(selector, &Path::Field(path, "podSelector"), errors));
+            let namespace = match namespaces {
+                None => NamespaceMatch::Named(namespace.to_owned()),
+                Some(selector) => NamespaceMatch::Selected(selector?),
+            };
+            let labels = pods.unwrap_or_else(|| Some(Selector::everything()))?;
+            Some(PeerMatch {
+                workload: Some(WorkloadMatch { namespace, labels }),
+                ..PeerMatch::default()
+            })
+        }
+    }
+}
+
+fn read_ip_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) -> Option<PeerMatch> {
+    let cidr = read_cidr(&block.cidr, &Path::Field(path, "cidr"), errors);
+    let except_path = Path::Field(path, "except");
+    let except = block.except.as_deref().unwrap_or_default();
+    let bounded = within_limit(except.len(), MAX_EXCEPTIONS, "exceptions", &except_path, errors);
+    let except = except.iter().enumerate().take(MAX_EXCEPTIONS).map(|(i, text)| {
+        let path = Path::Index(&except_path, i);
+        let net = read_cidr(text, &path, errors)?;
+        let inside = cidr.is_none_or(|cidr| cidr != net && cidr.contains(&net));
+        if !inside {
+            let fix = "an exception must be a smaller part of cidr; leave it out or widen cidr";
+            wrong(errors, &path, format!("{net} is not inside {}", block.cidr), fix);
+        }
+        inside.then_some(net)
+    });
+    // Collected in full first, so that every bad exception is reported, not only the first.
+    let except: Vec<Option<IpNet>> = except.collect();
+    let not_nets: Option<Vec<IpNet>> = except.into_iter().collect();
+    let peer = PeerMatch {
+        nets: vec![cidr?],
+        not_nets: not_nets?,
+        ..PeerMatch::default()
+    };
+    bounded.then_some(peer)
+}
+
+fn read_cidr(text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> {
+    let Ok(net) = text.parse::<IpNet>() else {
+        let fix = "write it as 10.0.0.0/8 or 2001:db8::/32, without leading zeros";
+        wrong(errors, path, format!("{text:?} is not a CIDR"), fix);
+        return None;
+    };
+    if let IpAddr::V6(address) = net.addr()
+        && net.prefix_len() >= 96
+        && address.to_ipv4_mapped().is_some()
+    {
+        // In the kernel's tables, IPv4 addresses stand in this range.
+        let fix = "write the IPv4 CIDR itself";
+        wrong(
+            errors,
+            path,
+            format!("{text:?} is an IPv4 CIDR in IPv6 form"),
+            fix,
+        );
+        return None;
+    }
+    Some(net.trunc())
+}
+
+/// One condition for each protocol, which is none if every port is bad.
+fn read_ports(ports: &[NetworkPolicyPort], path: &Path<'_>, errors: &mut Errors) -> Vec<ServiceMatch> {
+    if ports.is_empty() {
+        return vec![ServiceMatch::default()];
+    }
+    within_limit(ports.len(), MAX_PORTS, "ports", path, errors);
+    let mut whole_protocols = Vec::new();
+    let mut by_protocol: BTreeMap<u8, Vec<PortMatch>> = BTreeMap::new();
+    for (i, port) in ports.iter().enumerate().take(MAX_PORTS) {
+        match read_port(port, &Path::Index(path, i), errors) {
+            Some((protocol, Some(port))) => by_protocol.entry(protocol).or_default().push(port),
+            Some((protocol, None)) => whole_protocols.push(protocol),
+            None => {}
+        }
+    }
+    for protocol in whole_protocols {
+        by_protocol.insert(protocol, Vec::new());
+    }
+    let by_protocol = by_protocol.into_iter();
+    let service = |(protocol, ports)| ServiceMatch {
+        protocol: Some(protocol),
+        ports,
+        ..Default::default()
+    };
+    by_protocol.map(service).collect()
+}
+
+fn read_port(
+    port: &NetworkPolicyPort,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) -> Option<(u8, Option<PortMatch>)> {
+    let name = port.protocol.as_deref().unwrap_or("TCP");
+    let protocol = protocol_number(name);
+    if protocol.is_none() {
+        let problem = format!("unknown protocol {name:?}");
+        wrong(
+            errors,
+            &Path::Field(path, "protocol"),
+            problem,
+            "use TCP, UDP or SCTP",
+        );
+    }
+    let (port_path, end_path) = (Path::Field(path, "port"), Path::Field(path, "endPort"));
+    let matched = match (&port.port, port.end_port) {
+        (None, None) => None,
+        (None, Some(_)) => {
+            wrong(
+                errors,
+                &end_path,
+                "endPort without port",
+                "give the first port of the range as port",
+            );
+            return None;
+        }
+        (Some(IntOrString::String(_)), Some(_)) => {
+            let fix = "leave out endPort, or give both as numbers";
+            wrong(errors, &end_path, "a named port cannot begin a range", fix);
+            return None;
+        }
+        (Some(IntOrString::String(name)), None) => {
+            if !is_port_name(name) {
+                let fix = "use at most 15 lower-case letters, digits and single inner '-', with a letter";
+                wrong(errors, &port_path, format!("{name:?} is not a port name"), fix);
+                return None;
+            }
+            Some(PortMatch::Named(name.clone()))
+        }
+        (Some(IntOrString::Int(first)), end) => {
+            let last = end.map(|end| read_port_number(end, &end_path, errors));
+            let first = read_port_number(*first, &port_path, errors)?;
+            let last = last.unwrap_or(Some(first))?;
+            if last < first {
+                let problem = format!("endPort {last} is below port {first}");
+                wrong(errors, &end_path, problem, "swap them");
+                return None;
+            }
+            Some(PortMatch::Range(first, last))
+        }
+    };
+    Some((protocol?, matched))
+}
+
+fn read_port_number(number: i32, path: &Path<'_>, errors: &mut Errors) -> Option<u16> {
+    let port = u16::try_from(number).ok().filter(|port| *port != 0);
+    if port.is_none() {
+        wrong(
+            errors,
+            path,
+            format!("{number} is not a port"),
+            "use a number from 1 to 65535",
+        );
+    }
+    port
+}
+
+/// An IANA service name (RFC 6335 section 5.1), lower case as Kubernetes wants it.
+fn is_port_name(name: &str) -> bool {
+    name.len() <= 15
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name.bytes().any(|b| b.is_ascii_lowercase())
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && !name.contains("--")
+}
+
+fn read_selector(selector: &meta::LabelSelector, path: &Path<'_>, errors: &mut Errors) -> Option<Selector> {
+    match LabelSelector::try_from(selector) {
+        Ok(selector) => Some(Selector::Labels(selector)),
+        Err(error) => {
+            wrong(errors, path, error.to_string(), "correct the selector");
+            None
+        }
+    }
+}
+
+fn within_limit(count: usize, limit: usize, what: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
+    if count > limit {
+        let fix = "split them over several rules or policies";
+        wrong(
+            errors,
+            path,
+            format!("{count} {what}, at most {limit} are allowed"),
+            fix,
+        );
+    }
+    count <= limit
+}
