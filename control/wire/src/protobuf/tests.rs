@@ -1,0 +1,344 @@
+//! Cross-checks against an independent encoder: `k8s-pb` with `prost`.
+
+use k8s_pb::{
+    api::core::v1 as core,
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{self as meta, DeleteOptions, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use prost::Message as _;
+use serde_json::json;
+
+use super::*;
+use crate::typed;
+
+/// Wraps a message as client-go does.
+fn envelope(api_version: &str, kind: &str, message: &impl prost::Message) -> Vec<u8> {
+    let unknown = k8s_pb::apimachinery::pkg::runtime::Unknown {
+        type_meta: Some(k8s_pb::apimachinery::pkg::runtime::TypeMeta {
+            api_version: Some(api_version.to_owned()),
+            kind: Some(kind.to_owned()),
+        }),
+        raw: Some(message.encode_to_vec()),
+        content_encoding: Some(String::new()),
+        content_type: Some(String::new()),
+    };
+    [MAGIC, &unknown.encode_to_vec()].concat()
+}
+
+fn text(value: &str) -> Option<String> {
+    Some(value.to_owned())
+}
+
+#[test]
+fn a_config_map_as_kubectl_sends_it() {
+    let message = core::ConfigMap {
+        metadata: Some(ObjectMeta {
+            name: text("c3"),
+            namespace: text(""),
+            creation_timestamp: Some(meta::Time {
+                seconds: None,
+                nanos: None,
+            }),
+            ..ObjectMeta::default()
+        }),
+        data: [
+            ("a".to_owned(), "b".to_owned()),
+            ("empty".to_owned(), String::new()),
+        ]
+        .into(),
+        binary_data: [("bin".to_owned(), vec![0xff, 0])].into(),
+        immutable: Some(false),
+    };
+    assert_eq!(
+        decode(&envelope("v1", "ConfigMap", &message)),
+        Ok(json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c3"},
+            "data": {"a": "b", "empty": ""}, "binaryData": {"bin": "/wA="}, "immutable": false,
+        }))
+    );
+}
+
+#[test]
+fn a_pod_with_inlined_messages_and_special_values() {
+    let message = core::Pod {
+        metadata: Some(ObjectMeta {
+            name: text("p"),
+            creation_timestamp: Some(meta::Time {
+                seconds: Some(1_767_225_600),
+                nanos: Some(0),
+            }),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(core::PodSpec {
+            volumes: vec![core::Volume {
+                name: text("v"),
+                volume_source: Some(core::VolumeSource {
+                    config_map: Some(core::ConfigMapVolumeSource {
+                        local_object_reference: Some(core::LocalObjectReference { name: text("cm") }),
+                        default_mode: Some(0o644),
+                        ..core::ConfigMapVolumeSource::default()
+                    }),
+                    ..core::VolumeSource::default()
+                }),
+            }],
+            containers: vec![core::Container {
+                name: text("c"),
+                liveness_probe: Some(core::Probe {
+                    handler: Some(core::ProbeHandler {
+                        http_get: Some(core::HttpGetAction {
+                            port: Some(IntOrString {
+                                r#type: Some(1),
+                                int_val: Some(0),
+                                str_val: text("web"),
+                            }),
+                            ..core::HttpGetAction::default()
+                        }),
+                        ..core::ProbeHandler::default()
+                    }),
+                    ..core::Probe::default()
+                }),
+                resources: Some(core::ResourceRequirements {
+                    limits: [("cpu".to_owned(), Quantity { string: text("500m") })].into(),
+                    ..core::ResourceRequirements::default()
+                }),
+                ..core::Container::default()
+            }],
+            security_context: Some(core::PodSecurityContext {
+                supplemental_groups: vec![7, 8],
+                ..core::PodSecurityContext::default()
+            }),
+            ..core::PodSpec::default()
+        }),
+        status: Some(core::PodStatus::default()),
+    };
+    assert_eq!(
+        decode(&envelope("v1", "Pod", &message)),
+        Ok(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {
+                "volumes": [{"name": "v", "configMap": {"name": "cm", "defaultMode": 420}}],
+                "containers": [{
+                    "name": "c", "livenessProbe": {"httpGet": {"port": "web"}},
+                    "resources": {"limits": {"cpu": "500m"}},
+                }],
+                "securityContext": {"supplementalGroups": [7, 8]},
+            },
+            "status": {},
+        }))
+    );
+}
+
+#[test]
+fn delete_options_under_any_version() {
+    let message = DeleteOptions {
+        grace_period_seconds: Some(0),
+        preconditions: Some(meta::Preconditions {
+            uid: text("u"),
+            resource_version: None,
+        }),
+        dry_run: vec!["All".to_owned()],
+        ..DeleteOptions::default()
+    };
+    let value = decode(&envelope("apps/v1", "DeleteOptions", &message)).unwrap();
+    assert_eq!(value["preconditions"]["uid"], "u");
+    assert_eq!(
+        (&value["gracePeriodSeconds"], &value["dryRun"]),
+        (&json!(0), &json!(["All"]))
+    );
+}
+
+#[test]
+fn micro_times_and_packed_numbers() {
+    let message = k8s_pb::api::coordination::v1::Lease {
+        metadata: None,
+        spec: Some(k8s_pb::api::coordination::v1::LeaseSpec {
+            renew_time: Some(meta::MicroTime {
+                seconds: Some(1),
+                nanos: Some(2_000),
+            }),
+            ..k8s_pb::api::coordination::v1::LeaseSpec::default()
+        }),
+    };
+    let value = decode(&envelope("coordination.k8s.io/v1", "Lease", &message)).unwrap();
+    assert_eq!(value["spec"]["renewTime"], "1970-01-01T00:00:01.000002Z");
+    // supplementalGroups (field 4 of the security context, 14 of the spec) packed: 1, 300.
+    let body = pod_with_spec(&[0x72, 0x05, 0x22, 0x03, 0x01, 0xac, 0x02]);
+    let value = decode(&body).unwrap();
+    assert_eq!(
+        value["spec"]["securityContext"]["supplementalGroups"],
+        json!([1, 300])
+    );
+}
+
+#[test]
+fn broken_bodies_are_refused() {
+    let good = envelope("v1", "Namespace", &core::Namespace::default());
+    assert!(decode(&good).is_ok());
+    assert_eq!(decode(b"{}"), Err(ProtobufError::Magic));
+    assert_eq!(
+        decode(&pod_with_spec(&[0xfa, 0x3f, 0x00])),
+        Err(ProtobufError::UnknownField {
+            message: "PodSpec",
+            number: 1023
+        })
+    );
+    for broken in [&[0x72u8, 0x7f][..], &[0x72], &[0x0b], &[0x70, 0x01], &[0xff; 11]] {
+        assert!(
+            matches!(
+                decode(&pod_with_spec(broken)),
+                Err(ProtobufError::Malformed { .. })
+            ),
+            "{broken:x?}"
+        );
+    }
+    let kind = decode(&envelope("apps/v1", "Deployment", &core::Namespace::default())).unwrap_err();
+    assert_eq!(
+        kind,
+        ProtobufError::Kind {
+            api_version: "apps/v1".to_owned(),
+            kind: "Deployment".to_owned()
+        }
+    );
+}
+
+/// Every JSON name of the tables is a field of the type that reads it. The exceptions are fields younger
+/// than the types: strict validation refuses them, as it does in JSON.
+#[test]
+fn tables_name_the_fields_of_the_types() {
+    const YOUNGER: &[&str] = &[
+        "allocatedResources",
+        "declaredFeatures",
+        "extendedResourceClaimStatus",
+        "fileKeyRef",
+        "hostnameOverride",
+        "observedGeneration",
+        "podCertificate",
+        "resources",
+        "restartPolicyRules",
+        "workloadRef",
+    ];
+    let check = |kind: &str, api_version: &str, unknown: Vec<String>| {
+        assert!(messages::by_kind(api_version, kind).is_some());
+        let surprising: Vec<_> = unknown
+            .iter()
+            .filter(|path| !YOUNGER.iter().any(|field| path.ends_with(field)))
+            .collect();
+        assert!(surprising.is_empty(), "{kind}: {surprising:?}");
+    };
+    use k8s_openapi::api as types;
+    check("Pod", "v1", unknown::<types::core::v1::Pod>("v1", "Pod"));
+    check("Node", "v1", unknown::<types::core::v1::Node>("v1", "Node"));
+    check("Event", "v1", unknown::<types::core::v1::Event>("v1", "Event"));
+    check(
+        "Namespace",
+        "v1",
+        unknown::<types::core::v1::Namespace>("v1", "Namespace"),
+    );
+    check("Secret", "v1", unknown::<types::core::v1::Secret>("v1", "Secret"));
+    check(
+        "ConfigMap",
+        "v1",
+        unknown::<types::core::v1::ConfigMap>("v1", "ConfigMap"),
+    );
+    check(
+        "ServiceAccount",
+        "v1",
+        unknown::<types::core::v1::ServiceAccount>("v1", "ServiceAccount"),
+    );
+    check(
+        "Binding",
+        "v1",
+        unknown::<types::core::v1::Binding>("v1", "Binding"),
+    );
+    let (group, kind) = ("networking.k8s.io/v1", "NetworkPolicy");
+    check(
+        kind,
+        group,
+        unknown::<types::networking::v1::NetworkPolicy>(group, kind),
+    );
+    let (group, kind) = ("coordination.k8s.io/v1", "Lease");
+    check(
+        kind,
+        group,
+        unknown::<types::coordination::v1::Lease>(group, kind),
+    );
+    let (group, kind) = ("authentication.k8s.io/v1", "SelfSubjectReview");
+    check(
+        kind,
+        group,
+        unknown::<types::authentication::v1::SelfSubjectReview>(group, kind),
+    );
+    let (group, kind) = ("authorization.k8s.io/v1", "SelfSubjectAccessReview");
+    check(
+        kind,
+        group,
+        unknown::<types::authorization::v1::SelfSubjectAccessReview>(group, kind),
+    );
+}
+
+#[test]
+fn numbers_are_unique_in_each_table() {
+    for message in messages::ALL {
+        let mut numbers: Vec<_> = message.fields.iter().map(|field| field.number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), message.fields.len(), "{}", message.name);
+    }
+}
+
+/// Fields that `T` does not know in an object with every field of the table.
+fn unknown<T: serde::de::DeserializeOwned>(api_version: &str, kind: &str) -> Vec<String> {
+    let mut object = Map::new();
+    full(messages::by_kind(api_version, kind).unwrap(), &mut object);
+    object.insert("apiVersion".to_owned(), Value::from(api_version));
+    object.insert("kind".to_owned(), Value::from(kind));
+    typed::read::<T>(&Value::Object(object))
+        .map(|(_, unknown)| unknown)
+        .unwrap()
+}
+
+fn full(message: &Message, object: &mut Map<String, Value>) {
+    for field in message.fields {
+        let one = match field.shape {
+            Shape::Text | Shape::Quantity | Shape::Bytes => json!(""),
+            Shape::Int | Shape::IntOrString => json!(1),
+            Shape::Bool => json!(true),
+            Shape::Time | Shape::MicroTime => json!("2026-01-01T00:00:00Z"),
+            Shape::RawJson => json!({}),
+            Shape::Message(inner) if field.name == "inline" => {
+                full(inner, object);
+                continue;
+            }
+            Shape::Message(inner) => {
+                let mut map = Map::new();
+                full(inner, &mut map);
+                Value::Object(map)
+            }
+        };
+        let value = match field.multiplicity {
+            Multiplicity::One => one,
+            Multiplicity::List => json!([one]),
+            Multiplicity::Map => json!({"key": one}),
+        };
+        object.insert(field.name.to_owned(), value);
+    }
+}
+
+/// A pod body around raw bytes of its spec.
+fn pod_with_spec(spec: &[u8]) -> Vec<u8> {
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
+    let pod = [&[0x12, length(spec)], spec].concat();
+    let type_meta = b"\x0a\x02v1\x12\x03Pod";
+    [
+        MAGIC,
+        &[0x0a, length(type_meta)],
+        type_meta,
+        &[0x12, length(&pod)],
+        &pod,
+    ]
+    .concat()
+}

@@ -1,0 +1,95 @@
+//! Columns of nodes.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{
+    Column,
+    columns::{AGE, NAME, text, text_at, wide},
+};
+
+/// Labels of this form name the roles of a node.
+const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
+
+pub(super) const COLUMNS: &[Column] = &[
+    NAME,
+    text(
+        "Status",
+        "Ready or not, and whether pods may be placed.",
+        |node, _| json!(status(node)),
+    ),
+    text("Roles", "Roles of the node.", |node, _| json!(roles(node))),
+    AGE,
+    text("Version", "Version of the agent.", |node, _| {
+        json!(text_at(node, "/status/nodeInfo/kubeletVersion"))
+    }),
+    wide("Internal-IP", "Address inside the cluster.", |node, now| {
+        address(node, "InternalIP", now)
+    }),
+    wide("External-IP", "Address outside the cluster.", |node, now| {
+        address(node, "ExternalIP", now)
+    }),
+    wide("OS-Image", "Operating system.", |node, _| {
+        unknown_if_empty(text_at(node, "/status/nodeInfo/osImage"))
+    }),
+    wide("Kernel-Version", "Kernel.", |node, _| {
+        unknown_if_empty(text_at(node, "/status/nodeInfo/kernelVersion"))
+    }),
+    wide("Container-Runtime", "Container runtime.", |node, _| {
+        unknown_if_empty(text_at(node, "/status/nodeInfo/containerRuntimeVersion"))
+    }),
+];
+
+fn status(node: &Value) -> String {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Ready");
+    let mut words = vec![match ready {
+        Some(condition) if condition["status"] == "True" => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    }];
+    if node["spec"]["unschedulable"] == true {
+        words.push("SchedulingDisabled");
+    }
+    words.join(",")
+}
+
+fn roles(node: &Value) -> String {
+    let labels = node.pointer("/metadata/labels").and_then(Value::as_object);
+    let mut roles: Vec<&str> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| match key.strip_prefix(ROLE_PREFIX) {
+            Some(role) => Some(role),
+            None if key == "kubernetes.io/role" => value.as_str(),
+            None => None,
+        })
+        .filter(|role| !role.is_empty())
+        .collect();
+    roles.sort_unstable();
+    if roles.is_empty() {
+        "<none>".to_owned()
+    } else {
+        roles.join(",")
+    }
+}
+
+fn address(node: &Value, kind: &str, _now: Timestamp) -> Value {
+    let addresses = node.pointer("/status/addresses").and_then(Value::as_array);
+    let found = addresses
+        .into_iter()
+        .flatten()
+        .find(|address| address["type"] == kind);
+    found.map_or_else(|| json!("<none>"), |address| address["address"].clone())
+}
+
+fn unknown_if_empty(text: &str) -> Value {
+    if text.is_empty() {
+        json!("<unknown>")
+    } else {
+        json!(text)
+    }
+}

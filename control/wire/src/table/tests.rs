@@ -1,0 +1,189 @@
+use api::resources::{RESOURCES, by_any_name};
+
+use super::*;
+
+const NOW: &str = "2026-01-01T01:00:00Z";
+
+/// Cells of one object, joined like a row of kubectl; `wide` adds the columns of priority 1.
+fn row(resource: &str, object: &Value, wide: bool) -> String {
+    let table = table_of_one(
+        by_any_name(resource).unwrap(),
+        object,
+        IncludeObject::None,
+        NOW.parse().unwrap(),
+    );
+    let definitions = table["columnDefinitions"].as_array().unwrap();
+    let cells = table["rows"][0]["cells"].as_array().unwrap();
+    assert_eq!(definitions.len(), cells.len());
+    let shown = definitions
+        .iter()
+        .zip(cells)
+        .filter(|(d, _)| wide || d["priority"] == 0);
+    shown
+        .map(
+            |(definition, cell)| match (definition["type"].as_str().unwrap(), cell) {
+                ("string", Value::String(text)) => text.clone(),
+                ("integer", Value::Number(number)) => number.to_string(),
+                (kind, cell) => panic!("{} announces {kind}, has {cell}", definition["name"]),
+            },
+        )
+        .collect::<Vec<_>>()
+        .join(" | ")
+}
+
+fn pod(status: &Value) -> Value {
+    json!({
+        "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "7"},
+        "spec": {"nodeName": "n", "containers": [{"name": "a"}, {"name": "b"}]},
+        "status": status,
+    })
+}
+
+#[test]
+fn pods_show_the_most_telling_state() {
+    let running = json!({"running": {"startedAt": NOW}});
+    let cases = [
+        (json!({"phase": "Pending"}), "p | 0/2 | Pending | 0 | 60m"),
+        (
+            json!({"phase": "Running", "containerStatuses": [
+                {"ready": true, "restartCount": 0, "state": running},
+                {"ready": true, "restartCount": 0, "state": running}]}),
+            "p | 2/2 | Running | 0 | 60m",
+        ),
+        (
+            json!({"phase": "Running", "containerStatuses": [
+                {"ready": false, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                 "lastState": {"terminated": {"finishedAt": "2026-01-01T00:59:00Z"}}},
+                {"ready": true, "restartCount": 1, "state": running}]}),
+            "p | 1/2 | CrashLoopBackOff | 4 (60s ago) | 60m",
+        ),
+        (
+            json!({"phase": "Failed", "containerStatuses": [
+                {"ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]}),
+            "p | 0/2 | ExitCode:3 | 0 | 60m",
+        ),
+        (
+            json!({"phase": "Failed", "containerStatuses": [
+                {"ready": false, "restartCount": 0, "state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]}),
+            "p | 0/2 | OOMKilled | 0 | 60m",
+        ),
+        (
+            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [
+                {"ready": false, "restartCount": 0, "state": {"terminated": {"reason": "Completed", "exitCode": 0}}},
+                {"ready": true, "restartCount": 0, "state": running}]}),
+            "p | 1/2 | NotReady | 0 | 60m",
+        ),
+        (
+            json!({"phase": "Failed", "reason": "Evicted"}),
+            "p | 0/2 | Evicted | 0 | 60m",
+        ),
+    ];
+    for (status, expected) in cases {
+        assert_eq!(row("pods", &pod(&status), false), expected, "{status}");
+    }
+    let mut deleted = pod(&json!({"phase": "Running"}));
+    deleted["metadata"]["deletionTimestamp"] = json!(NOW);
+    assert_eq!(row("pods", &deleted, false), "p | 0/2 | Terminating | 0 | 60m");
+    let placed = pod(&json!({"phase": "Running", "podIP": "10.0.0.2"}));
+    assert_eq!(
+        row("pods", &placed, true),
+        "p | 0/2 | Running | 0 | 60m | 10.0.0.2 | n | <none> | <none>"
+    );
+}
+
+#[test]
+fn other_kinds() {
+    let metadata = json!({"name": "x", "creationTimestamp": "2025-12-31T01:00:00Z"});
+    let cases = [
+        (
+            "configmaps",
+            json!({"data": {"a": "b"}, "binaryData": {"c": "AA=="}}),
+            "x | 2 | 24h",
+        ),
+        (
+            "secrets",
+            json!({"type": "Opaque", "data": {"a": ""}}),
+            "x | Opaque | 1 | 24h",
+        ),
+        (
+            "namespaces",
+            json!({"status": {"phase": "Active"}}),
+            "x | Active | 24h",
+        ),
+        ("serviceaccounts", json!({}), "x | 0 | 24h"),
+        (
+            "leases",
+            json!({"spec": {"holderIdentity": "node"}}),
+            "x | node | 24h",
+        ),
+        (
+            "networkpolicies",
+            json!({"spec": {"podSelector": {"matchLabels": {"b": "2", "a": "1"}, "matchExpressions": [
+                {"key": "c", "operator": "NotIn", "values": ["x", "y"]}, {"key": "d", "operator": "DoesNotExist"}]}}}),
+            "x | a=1,b=2,c notin (x,y),!d | 24h",
+        ),
+        (
+            "networkpolicies",
+            json!({"spec": {"podSelector": {}}}),
+            "x | <none> | 24h",
+        ),
+        (
+            "imagepolicies",
+            json!({"spec": {"severityThreshold": "HIGH", "ignoreUnfixed": true, "inconclusive": "Refuse"}}),
+            "x | HIGH | ignored | Refuse | 0 | 24h",
+        ),
+        (
+            "imagescans",
+            json!({"spec": {"image": "i:1"}, "status": {"verdict": "Refused", "counts": {"HIGH": 2},
+                "scannedAt": "2026-01-01T00:59:30Z"}}),
+            "x | i:1 | Refused | 0 | 2 | 30s | 24h",
+        ),
+        (
+            "nodes",
+            json!({"spec": {"unschedulable": true}, "status": {"nodeInfo": {"kubeletVersion": "v1"},
+                "conditions": [{"type": "Ready", "status": "True"}]}}),
+            "x | Ready,SchedulingDisabled | <none> | 24h | v1",
+        ),
+        (
+            "events",
+            json!({"type": "Normal", "reason": "Started", "message": "m\n", "lastTimestamp": "2026-01-01T00:55:00Z",
+                "involvedObject": {"kind": "Pod", "name": "p"}}),
+            "5m | Normal | Started | pod/p | m",
+        ),
+    ];
+    for (resource, mut object, expected) in cases {
+        object["metadata"] = metadata.clone();
+        assert_eq!(row(resource, &object, false), expected);
+        row(resource, &object, true);
+    }
+}
+
+#[test]
+fn cells_of_an_empty_object_still_have_their_types() {
+    for resource in RESOURCES {
+        row(resource.plural, &json!({"metadata": {"name": "x"}}), true);
+    }
+}
+
+#[test]
+fn rows_carry_what_was_asked_for() {
+    let pods = by_any_name("pods").unwrap();
+    let now = NOW.parse().unwrap();
+    let object = pod(&json!({}));
+    let row = |include| table_of_one(pods, &object, include, now)["rows"][0]["object"].clone();
+    assert_eq!(row(IncludeObject::None), Value::Null);
+    assert_eq!(row(IncludeObject::Object), object);
+    assert_eq!(
+        row(IncludeObject::Metadata),
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+    );
+    let table = table(
+        pods,
+        &[],
+        json!({"resourceVersion": "9", "continue": "t"}),
+        IncludeObject::Metadata,
+        now,
+    );
+    assert_eq!(table["metadata"]["continue"], "t");
+    assert_eq!(table["rows"], json!([]));
+}
