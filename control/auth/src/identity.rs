@@ -64,11 +64,11 @@ impl Authenticated {
         // The first name that cannot be read as text makes the whole certificate worthless.
         let mut users = Vec::new();
         for attribute in subject.iter_common_name() {
-            users.push(name(attribute.as_str())?);
+            users.push(name(attribute.as_str().ok())?);
         }
         let mut groups = Vec::new();
         for attribute in subject.iter_organization() {
-            groups.push(name(attribute.as_str())?);
+            groups.push(name(attribute.as_str().ok())?);
         }
         let Ok([user]) = <[String; 1]>::try_from(users) else {
             return Err(IdentityError::CommonNames(subject.iter_common_name().count()));
@@ -102,9 +102,9 @@ impl Identity {
     }
 }
 
-fn name<E>(text: Result<&str, E>) -> Result<String, IdentityError> {
+fn name(text: Option<&str>) -> Result<String, IdentityError> {
     match text {
-        Ok(text)
+        Some(text)
             if (1..=MAX_NAME_BYTES).contains(&text.len())
                 && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') =>
         {

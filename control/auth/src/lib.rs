@@ -71,7 +71,7 @@ pub struct Denied {
     /// Who asked.
     pub user: String,
     /// For what.
-    pub attributes: Attributes,
+    pub attributes: Box<Attributes>,
     /// Why, where more can be said than that no role allows it; otherwise empty.
     pub reason: String,
 }
@@ -90,7 +90,7 @@ pub fn authorize(
         }),
         Decision::Deny(reason) => Err(Denied {
             user: identity.user.clone(),
-            attributes,
+            attributes: Box::new(attributes),
             reason,
         }),
     }
@@ -179,7 +179,7 @@ mod tests {
     fn refusals_read_like_kubernetes() {
         let denied = |attributes| Denied {
             user: "jane".into(),
-            attributes,
+            attributes: Box::new(attributes),
             reason: String::new(),
         };
         let pods = ResourceTarget {

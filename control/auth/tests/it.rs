@@ -1,6 +1,11 @@
 //! The role matrix: who may do what on every served resource, compared with a file that a reviewer reads.
 //! `UPDATE_GOLDEN=1 cargo test -p control-auth` rewrites it.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy sees tests only in functions marked as such, not in their helpers"
+)]
+
 use std::{fmt::Write, path::Path};
 
 use api::resources::{RESOURCES, Resource};
