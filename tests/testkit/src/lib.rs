@@ -1,1 +1,5 @@
+//! What tests share.
 
+#![forbid(unsafe_code)]
+
+pub mod policies;
