@@ -1,1 +1,78 @@
+//! The bytes that the kernel programs and user space share: map keys, map values, event records.
+//!
+//! Only layout and the words for codes live here; what the numbers mean is `policies_ir::tables`, how they are
+//! filled is `ebpf/loader`, how they are read is `ebpf/programs`. Every type is `repr(C)` with fixed-width
+//! fields, explicit padding and a size assertion; whatever is in network byte order says so in its name,
+//! everything else is in the byte order of the machine. Enums never cross the boundary: codes are integers with
+//! named constants, and a reader treats an unknown code as a denial.
+//!
+//! Entry points: [`Endpoint`] (what an interface may do), [`VerdictKey`] (what policy says), [`FlowKey`] and
+//! [`FlowState`] (tracked flows), [`FlowRecord`] (what is reported).
 
+#![no_std]
+
+mod address;
+mod flow;
+mod keys;
+mod reason;
+
+pub use address::Address;
+pub use flow::{
+    Decision, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowRecord, FlowState, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT,
+    RING_BYTES,
+};
+pub use keys::{
+    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_KEEP_ESTABLISHED, EPOCH_NONE, Endpoint, FAMILY_IPV4,
+    FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_VERDICTS,
+    VERDICT_PREFIX_ANY, VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL, VerdictKey, VerdictValue,
+};
+pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
+
+/// Direction of a packet or of a flow's first packet: to the endpoint.
+pub const DIRECTION_INGRESS: u8 = 0;
+/// Direction of a packet or of a flow's first packet: from the endpoint.
+pub const DIRECTION_EGRESS: u8 = 1;
+
+/// Verdict code: dropped. Zero, so that forgotten or zeroed memory denies.
+pub const VERDICT_DENY: u32 = 0;
+/// Verdict code: passed on. Any other number but this one is a denial.
+pub const VERDICT_ALLOW: u32 = 1;
+
+/// Rule id of "nothing matched", the meaning of a failed lookup.
+pub const RULE_NO_MATCH: u32 = 0;
+
+/// IP protocol numbers that the programs treat specially.
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDPLITE: u8 = 136;
+}
+
+/// User space may hand these types to the kernel as bytes.
+#[cfg(feature = "user")]
+mod user {
+    use super::{Endpoint, FlowKey, FlowState, IdentityKey, VerdictKey, VerdictValue};
+
+    // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
+    // every byte is initialised and every bit pattern is a valid value.
+    unsafe impl aya::Pod for Endpoint {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for IdentityKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for VerdictKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for VerdictValue {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for FlowState {}
+}

@@ -1,26 +1,65 @@
 //! The one crate that talks to the kernel's BPF: loads, attaches, pins and fills the network programs.
+//!
+//! [`Datapath`] is what the agent sees; [`Kernel`] is the real one, [`Fake`] serves tests of callers. Everything that
+//! judges lives in the kernel and is pinned, so verdicts hold while the agent is down, and a new agent continues
+//! with [`Kernel::open`] on the same directory.
+//!
+//! Non-goals: making policy (`policies/compiler`), naming pods and rules in flow events (`agent/telemetry`),
+//! creating interfaces (`agent/network`).
 
-use std::net::IpAddr;
+mod encode;
+mod fake;
+mod flows;
+mod kernel;
+mod sys;
 
+use std::{collections::BTreeMap, io, net::IpAddr, path::PathBuf, time::Duration};
+
+pub use ebpf_abi::{FlowRecord, Reason};
 use policies_ir::tables::{EndpointId, NodeTables};
 
-/// The datapath of one node. Implemented by the kernel (`Kernel`) and, for tests of callers, by `Fake`.
+pub use crate::{
+    fake::Fake,
+    flows::{Expired, FlowSource, TrackedFlow, timeout},
+    kernel::{Kernel, Limits},
+};
+
+/// The programs, built by `cargo xtask ebpf` from `ebpf/programs`; `objects/manifest.json` says from which sources
+/// and by which compiler.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../objects/palisade.bpf.o");
+
+/// The datapath of one node. Implemented by the kernel ([`Kernel`]) and, for tests of callers, by [`Fake`].
 pub trait Datapath: Send {
     /// Attaches the programs to the host side of a pod's link, in both directions. From here on every
     /// packet is denied until [`Datapath::sync`] has programmed the endpoint. Idempotent.
     fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError>;
 
     /// Detaches an endpoint and forgets its state, its verdicts and its tracked connections. Idempotent,
-    /// also when the link is already gone.
+    /// also when the link is already gone. Nothing judges the interface afterwards: take it down first.
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
 
     /// Moves every attached endpoint to `tables` in one write each: ingress, egress, IPv4 and IPv6 change
     /// together. Endpoints that are attached but absent from `tables` are denied everything. Returns the
-    /// epoch that now judges.
+    /// epoch that now judges; it is the old one when nothing had to change.
     fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError>;
 
-    /// Endpoints that are attached in the kernel, also those that an earlier agent left behind.
+    /// Endpoints that are attached in the kernel, also those that an earlier agent left behind. State of endpoints
+    /// whose interface has vanished is cleaned up on the way.
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError>;
+
+    /// Whether flows that were allowed live on when policy changes, instead of being judged again.
+    fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError>;
+
+    /// Forgets flows that have been silent for longer than their [`timeout`] at `now` (see [`monotonic_now`]), and
+    /// tables that no endpoint uses any more. To be called every few seconds: the table of flows is bounded, and a
+    /// full one denies new flows.
+    fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError>;
+
+    /// What was counted since the maps were made, over all endpoints.
+    fn counters(&mut self) -> Result<Counters, DatapathError>;
+
+    /// The stream of decisions. There is one stream: two readers would take records from each other.
+    fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError>;
 }
 
 /// Where an endpoint is attached and what it may send.
@@ -30,10 +69,26 @@ pub struct EndpointLink {
     pub id: EndpointId,
     /// Interface index of the host side of the link.
     pub ifindex: u32,
-    /// Addresses of the pod; a packet from any other source is spoofed and dropped.
+    /// Addresses of the pod, at most one of each family; a packet from any other source is spoofed and dropped.
     pub addresses: Vec<IpAddr>,
     /// MAC address of the pod's side.
     pub mac: [u8; 6],
+}
+
+/// Packets and events, counted by the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Packets that passed.
+    pub allowed: u64,
+    /// Packets that were dropped, by reason; reasons that never occurred are absent.
+    pub denied: BTreeMap<Reason, u64>,
+    /// Decisions that could not be reported because the reader was too slow.
+    pub lost_events: u64,
+}
+
+/// The clock of [`FlowRecord::time_ns`] and of [`Datapath::expire`].
+pub fn monotonic_now() -> Duration {
+    sys::monotonic_now()
 }
 
 /// Why the datapath could not do what was asked. Nothing is half-applied: the old verdicts still hold.
@@ -47,4 +102,97 @@ pub enum DatapathError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// Another process works on the same pins.
+    #[error("{path} is in use by another agent; stop it first")]
+    InUse {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// The pin directory could not be prepared or cleaned.
+    #[error("cannot {operation} {path}")]
+    Pins {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A pinned map has another shape: an agent of another version made it.
+    #[error("map {path} was made by another version; drain the node and run `policyctl down` first")]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+    },
+    /// The object could not be read or its maps not be made.
+    #[error("cannot load the network programs")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// The object lacks a program or a map.
+    #[error("the object has no {name}")]
+    Missing {
+        /// Name of what it lacks.
+        name: &'static str,
+    },
+    /// The kernel refused a program, or to run it.
+    #[error("the kernel refuses program {name}")]
+    Program {
+        /// Name of the program.
+        name: &'static str,
+        /// What the verifier said.
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map could not be read or written.
+    #[error("cannot {operation} map {map}")]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// What was tried.
+        operation: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+    /// The tables are larger than the kernel's maps.
+    #[error("map {map} holds {limit} entries, old and new tables together need {needed}")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Entries that would be needed.
+        needed: usize,
+        /// Entries that fit.
+        limit: usize,
+    },
+    /// A link could not be attached, replaced or taken off.
+    #[error("cannot {operation} the programs on interface {ifindex}")]
+    Link {
+        /// What was tried.
+        operation: &'static str,
+        /// The interface.
+        ifindex: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The addresses of an endpoint cannot be enforced.
+    #[error("endpoint {} {problem}", endpoint.0)]
+    Address {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// No such endpoint is attached.
+    #[error("endpoint {} is not attached", endpoint.0)]
+    NotAttached {
+        /// The endpoint.
+        endpoint: EndpointId,
+    },
+    /// Waiting for flow events failed.
+    #[error("cannot wait for flow events")]
+    Wait(#[source] io::Error),
+    /// The endpoints in the kernel follow different tables, so there is no single set to show.
+    #[error("the endpoints in the kernel follow different tables: the last change failed half way")]
+    Mixed,
 }

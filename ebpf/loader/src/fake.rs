@@ -1,0 +1,131 @@
+//! A datapath without a kernel, for tests of callers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::mpsc,
+    time::Duration,
+};
+
+use ebpf_abi::FlowRecord;
+use policies_ir::tables::{
+    BuiltinRule, EndpointId, NodeTables, Packet, RuleId, Verdict, VerdictEntry, lookup,
+};
+
+use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, encode};
+
+/// Keeps in memory what [`Kernel`](crate::Kernel) keeps in maps, and judges by [`lookup`]. Tracks no flows.
+#[derive(Debug)]
+pub struct Fake {
+    links: BTreeMap<EndpointId, EndpointLink>,
+    programmed: BTreeSet<EndpointId>,
+    tables: NodeTables,
+    epoch: u32,
+    records: mpsc::Sender<FlowRecord>,
+    source: Option<mpsc::Receiver<FlowRecord>>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        let (records, source) = mpsc::channel();
+        Self {
+            links: BTreeMap::new(),
+            programmed: BTreeSet::new(),
+            tables: NodeTables::default(),
+            epoch: 0,
+            records,
+            source: Some(source),
+        }
+    }
+}
+
+impl Fake {
+    /// Nothing attached, everything denied.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the kernel would say about the first packet of a flow.
+    pub fn judge(&self, endpoint: EndpointId, packet: &Packet) -> VerdictEntry {
+        if !self.programmed.contains(&endpoint) {
+            return VerdictEntry {
+                verdict: Verdict::Deny,
+                rule: RuleId(BuiltinRule::NoMatch as u32),
+            };
+        }
+        lookup(&self.tables, endpoint, packet)
+    }
+
+    /// A sender that feeds the stream of decisions.
+    pub fn records(&self) -> mpsc::Sender<FlowRecord> {
+        self.records.clone()
+    }
+}
+
+impl Datapath for Fake {
+    fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError> {
+        encode::endpoint(link)?;
+        if self.links.get(&link.id) != Some(link) {
+            self.programmed.remove(&link.id);
+            self.links.insert(link.id, link.clone());
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        self.links.remove(&endpoint);
+        self.programmed.remove(&endpoint);
+        Ok(())
+    }
+
+    fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError> {
+        let programmed = self
+            .links
+            .keys()
+            .filter(|id| tables.endpoints.contains_key(id))
+            .copied()
+            .collect();
+        if self.epoch == 0 || self.tables != *tables || self.programmed != programmed {
+            self.epoch += 1;
+            self.tables = tables.clone();
+            self.programmed = programmed;
+        }
+        Ok(self.epoch)
+    }
+
+    fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {
+        Ok(self.links.values().cloned().collect())
+    }
+
+    fn keep_established(&mut self, endpoint: EndpointId, _keep: bool) -> Result<(), DatapathError> {
+        if self.links.contains_key(&endpoint) {
+            Ok(())
+        } else {
+            Err(DatapathError::NotAttached { endpoint })
+        }
+    }
+
+    fn expire(&mut self, _now: Duration) -> Result<Expired, DatapathError> {
+        Ok(Expired::default())
+    }
+
+    fn counters(&mut self) -> Result<Counters, DatapathError> {
+        Ok(Counters::default())
+    }
+
+    fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError> {
+        let source = self.source.take().ok_or(DatapathError::Missing {
+            name: "second stream of decisions",
+        })?;
+        Ok(Box::new(FakeSource { source }))
+    }
+}
+
+struct FakeSource {
+    source: mpsc::Receiver<FlowRecord>,
+}
+
+impl FlowSource for FakeSource {
+    fn next(&mut self, timeout: Duration) -> Result<Option<FlowRecord>, DatapathError> {
+        Ok(self.source.recv_timeout(timeout).ok())
+    }
+}

@@ -1,0 +1,301 @@
+//! The datapath in the kernel: programs loaded and attached, maps pinned and filled.
+//!
+//! Every map and link lives under one pin directory, so dropping a [`Kernel`] changes nothing: packets are still
+//! judged, and the next [`Kernel::open`] finds all of it again. A link pins its program.
+
+mod links;
+mod maps;
+mod pins;
+mod tables;
+
+use std::{path::Path, time::Duration};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use ebpf_abi::{
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, ENDPOINT_KEEP_ESTABLISHED, EPOCH_NONE, Endpoint,
+    MAX_FLOWS, Reason,
+};
+use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
+
+use crate::{
+    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, TrackedFlow, encode,
+    kernel::{links::Links, maps::Maps, pins::Pins, tables::Tables},
+    sys, timeout,
+};
+
+/// The programs' names in the object, by the direction they judge.
+const PROGRAMS: [(Direction, &str); 2] = [(Direction::Egress, "from_pod"), (Direction::Ingress, "to_pod")];
+
+/// What a tc program returns to drop a packet; anything else that ours return lets it go on.
+const TC_ACT_SHOT: u32 = 2;
+
+/// The datapath in the kernel.
+pub struct Kernel {
+    programs: Ebpf,
+    maps: Maps,
+    tables: Tables,
+    links: Links,
+    pins: Pins,
+}
+
+/// Capacities that may differ from the built-in ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most tracked flows of the node.
+    pub max_flows: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_flows: MAX_FLOWS }
+    }
+}
+
+impl Kernel {
+    /// Loads `object` (normally [`OBJECT`](crate::OBJECT)), keeps its state under `pin_dir`, and takes over what an
+    /// earlier agent left there: maps as they are, links moved to the programs just loaded. `pin_dir` becomes the
+    /// mount point of a BPF file system unless it lies in one.
+    pub fn open(pin_dir: &Path, object: &[u8]) -> Result<Self, DatapathError> {
+        Self::open_with_limits(pin_dir, object, Limits::default())
+    }
+
+    /// As [`Kernel::open`], with other capacities.
+    pub fn open_with_limits(pin_dir: &Path, object: &[u8], limits: Limits) -> Result<Self, DatapathError> {
+        let supported = sys::tcx_is_supported().map_err(|source| DatapathError::Link {
+            operation: "query",
+            ifindex: 1,
+            source,
+        })?;
+        if !supported {
+            return Err(DatapathError::Unsupported {
+                feature: "tcx links",
+                hint: "run Linux 6.6 or newer with CONFIG_NET_XGRESS",
+            });
+        }
+        let pins = Pins::open(pin_dir)?;
+        maps::check_pinned(&pins.maps(), limits)?;
+        let mut programs = EbpfLoader::new()
+            .default_map_pin_directory(pins.maps())
+            .map_max_entries("FLOWS", limits.max_flows)
+            .load(object)
+            .map_err(|source| DatapathError::Object(Box::new(source)))?;
+        for (_, name) in PROGRAMS {
+            program(&mut programs, name)?.load().map_err(refused(name))?;
+        }
+        let mut maps = Maps::take(&mut programs)?;
+        let tables = Tables::read(&maps)?;
+        let links = Links::new(pins.links());
+        for (direction, name) in PROGRAMS {
+            links.replace_programs(direction, program_fd(&mut programs, name)?)?;
+        }
+        maps.forget_flows_of_unknown_endpoints()?;
+        Ok(Self {
+            programs,
+            maps,
+            tables,
+            links,
+            pins,
+        })
+    }
+
+    /// The tables that judge now, read back from the kernel; rule names are not kept there.
+    pub fn dump(&self) -> Result<NodeTables, DatapathError> {
+        self.tables.dump(&self.maps)
+    }
+
+    /// Flows that are tracked now.
+    pub fn tracked_flows(&self) -> Result<Vec<TrackedFlow>, DatapathError> {
+        Ok(self
+            .maps
+            .flows()?
+            .iter()
+            .map(|(key, state)| TrackedFlow::new(key, state))
+            .collect())
+    }
+
+    /// Runs the program of `direction` on an Ethernet frame of at least 14 bytes, as if on the interface `ifindex` of
+    /// the caller's network namespace. Everything happens as for a real packet, tracking included, but the frame
+    /// goes nowhere.
+    pub fn run_frame(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+    ) -> Result<Verdict, DatapathError> {
+        let name = program_name(direction);
+        // The start of `struct __sk_buff` as far as `ifindex`, all else zero.
+        let mut context = [0; 44];
+        context[40..].copy_from_slice(&ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let result = program(&mut self.programs, name)?
+            .test_run(options)
+            .map_err(refused(name))?;
+        Ok(if result.return_value == TC_ACT_SHOT {
+            Verdict::Deny
+        } else {
+            Verdict::Allow
+        })
+    }
+
+    /// Detaches all endpoints and removes every trace: links, maps, pins, mount.
+    pub fn unload(mut self) -> Result<(), DatapathError> {
+        for link in self.attached()? {
+            self.detach(link.id)?;
+        }
+        let Self {
+            programs, maps, pins, ..
+        } = self;
+        drop((programs, maps));
+        pins.remove()
+    }
+
+    fn attach_directions(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        for (direction, name) in PROGRAMS {
+            let program = program_fd(&mut self.programs, name)?;
+            self.links.attach(direction, ifindex, program)?;
+        }
+        Ok(())
+    }
+
+    /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps.
+    fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.maps.remove_endpoint(ifindex)?;
+        self.links.detach(ifindex)?;
+        self.maps.remove_flows_of(endpoint.id)
+    }
+}
+
+impl Datapath for Kernel {
+    fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError> {
+        let wanted = encode::endpoint(link)?;
+        for (ifindex, endpoint) in self.maps.endpoints()? {
+            let same_link = encode::endpoint_link(ifindex, &endpoint) == *link;
+            if same_link && self.links.is_attached(ifindex)? {
+                return Ok(());
+            }
+            if ifindex == link.ifindex {
+                // The programs stay where they are: between two endpoints the interface is denied, not open.
+                self.maps.remove_flows_of(endpoint.id)?;
+            } else if endpoint.id == wanted.id {
+                self.forget(ifindex, &endpoint)?;
+            }
+        }
+        // Known to the programs, and denied, before they see its first packet.
+        self.maps.add_flow_count(wanted.id)?;
+        self.maps.write_endpoint(link.ifindex, &wanted)?;
+        self.attach_directions(link.ifindex).inspect_err(|_| {
+            // The caller hears why attaching failed; what this clean-up leaves, the next attach removes.
+            drop(self.forget(link.ifindex, &wanted));
+        })
+    }
+
+    fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        for (ifindex, found) in self.maps.endpoints()? {
+            if found.id == endpoint.0 {
+                self.forget(ifindex, &found)?;
+            }
+        }
+        let endpoints = self.maps.endpoints()?;
+        self.tables.sweep(&mut self.maps, &endpoints)
+    }
+
+    fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError> {
+        self.tables.sync(&mut self.maps, tables)
+    }
+
+    fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {
+        let mut attached = Vec::new();
+        for (ifindex, endpoint) in self.maps.endpoints()? {
+            if self.links.is_attached(ifindex)? {
+                attached.push(encode::endpoint_link(ifindex, &endpoint));
+            } else {
+                self.forget(ifindex, &endpoint)?;
+            }
+        }
+        attached.sort_by_key(|link| link.id);
+        Ok(attached)
+    }
+
+    fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {
+        let (ifindex, mut found) = self
+            .maps
+            .endpoints()?
+            .into_iter()
+            .find(|(_, found)| found.id == endpoint.0)
+            .ok_or(DatapathError::NotAttached { endpoint })?;
+        found.flags &= !ENDPOINT_KEEP_ESTABLISHED;
+        if keep {
+            found.flags |= ENDPOINT_KEEP_ESTABLISHED;
+        }
+        self.maps.write_endpoint(ifindex, &found)
+    }
+
+    fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError> {
+        let endpoints = self.maps.endpoints()?;
+        self.tables.sweep(&mut self.maps, &endpoints)?;
+        self.maps.remove_flows(|key, state| {
+            now.saturating_sub(Duration::from_nanos(state.last_seen_ns)) > timeout(key, state)
+        })
+    }
+
+    fn counters(&mut self) -> Result<Counters, DatapathError> {
+        let mut counters = Counters {
+            allowed: self.maps.counter(COUNTER_ALLOWED)?,
+            lost_events: self.maps.counter(COUNTER_LOST_EVENTS)?,
+            ..Counters::default()
+        };
+        for reason in Reason::ALL {
+            let denied = self.maps.counter(COUNTER_DENIED + reason as u32)?;
+            if denied > 0 {
+                counters.denied.insert(reason, denied);
+            }
+        }
+        Ok(counters)
+    }
+
+    fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError> {
+        Ok(Box::new(maps::Ring::open(&self.pins.maps())?))
+    }
+}
+
+/// Whether any tables judge this endpoint.
+fn is_programmed(endpoint: &Endpoint) -> bool {
+    endpoint.epoch != EPOCH_NONE
+}
+
+fn program_name(direction: Direction) -> &'static str {
+    PROGRAMS
+        .into_iter()
+        .find(|(judged, _)| *judged == direction)
+        .map_or("", |(_, name)| name)
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let program = programs
+        .program_mut(name)
+        .ok_or(DatapathError::Missing { name })?;
+    program.try_into().map_err(refused(name))
+}
+
+fn program_fd<'a>(
+    programs: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<std::os::fd::BorrowedFd<'a>, DatapathError> {
+    use std::os::fd::AsFd;
+    Ok(program(programs, name)?.fd().map_err(refused(name))?.as_fd())
+}
+
+fn refused(name: &'static str) -> impl Fn(aya::programs::ProgramError) -> DatapathError {
+    move |source| DatapathError::Program {
+        name,
+        source: Box::new(source),
+    }
+}

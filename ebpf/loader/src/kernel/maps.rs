@@ -1,0 +1,325 @@
+//! The pinned maps, each call naming its map in the error.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::AsFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use ebpf_abi::{
+    COUNTERS, Endpoint, FlowKey, FlowRecord, FlowState, IdentityKey, MAX_ENDPOINTS, MAX_IDENTITIES,
+    MAX_VERDICTS, RING_BYTES, VerdictKey, VerdictValue,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use crate::{
+    DatapathError, Expired, FlowSource, Limits,
+    kernel::pins::failed,
+    sys::{self, MapShape},
+};
+
+const ENDPOINTS: &str = "ENDPOINTS";
+const IDENTITIES: &str = "IDENTITIES";
+const VERDICTS: &str = "VERDICTS";
+const FLOWS: &str = "FLOWS";
+const FLOW_COUNTS: &str = "FLOW_COUNTS";
+const EVENTS: &str = "EVENTS";
+const COUNTER_MAP: &str = "COUNTERS";
+
+/// The maps of the programs.
+pub(crate) struct Maps {
+    endpoints: HashMap<MapData, u32, Endpoint>,
+    identities: LpmTrie<MapData, IdentityKey, u32>,
+    verdicts: LpmTrie<MapData, VerdictKey, VerdictValue>,
+    flows: HashMap<MapData, FlowKey, FlowState>,
+    flow_counts: HashMap<MapData, u32, u64>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(crate) fn take(programs: &mut Ebpf) -> Result<Self, DatapathError> {
+        fn typed<T: TryFrom<Map, Error = MapError>>(
+            programs: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, DatapathError> {
+            let map = programs.take_map(name).ok_or(DatapathError::Missing { name })?;
+            T::try_from(map).map_err(failed_map(name, "open"))
+        }
+        Ok(Self {
+            endpoints: typed(programs, ENDPOINTS)?,
+            identities: typed(programs, IDENTITIES)?,
+            verdicts: typed(programs, VERDICTS)?,
+            flows: typed(programs, FLOWS)?,
+            flow_counts: typed(programs, FLOW_COUNTS)?,
+            counters: typed(programs, COUNTER_MAP)?,
+        })
+    }
+
+    /// Every endpoint with its interface.
+    pub(crate) fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
+        self.endpoints
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(ENDPOINTS, "read"))
+    }
+
+    /// The one write that moves an endpoint to other tables.
+    pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.endpoints
+            .insert(ifindex, endpoint, 0)
+            .map_err(failed_map(ENDPOINTS, "write"))
+    }
+
+    pub(crate) fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        absent_is_fine(self.endpoints.remove(&ifindex)).map_err(failed_map(ENDPOINTS, "delete from"))
+    }
+
+    pub(crate) fn identities(&self) -> Result<Vec<(Key<IdentityKey>, u32)>, DatapathError> {
+        self.identities
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(IDENTITIES, "read"))
+    }
+
+    pub(crate) fn write_identity(
+        &mut self,
+        key: &Key<IdentityKey>,
+        identity: u32,
+    ) -> Result<(), DatapathError> {
+        self.identities
+            .insert(key, identity, 0)
+            .map_err(failed_map(IDENTITIES, "write"))
+    }
+
+    pub(crate) fn remove_identity(&mut self, key: &Key<IdentityKey>) -> Result<(), DatapathError> {
+        absent_is_fine(self.identities.remove(key)).map_err(failed_map(IDENTITIES, "delete from"))
+    }
+
+    pub(crate) fn verdicts(&self) -> Result<Vec<(Key<VerdictKey>, VerdictValue)>, DatapathError> {
+        self.verdicts
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(VERDICTS, "read"))
+    }
+
+    pub(crate) fn write_verdict(
+        &mut self,
+        key: &Key<VerdictKey>,
+        value: VerdictValue,
+    ) -> Result<(), DatapathError> {
+        self.verdicts
+            .insert(key, value, 0)
+            .map_err(failed_map(VERDICTS, "write"))
+    }
+
+    pub(crate) fn remove_verdict(&mut self, key: &Key<VerdictKey>) -> Result<(), DatapathError> {
+        absent_is_fine(self.verdicts.remove(key)).map_err(failed_map(VERDICTS, "delete from"))
+    }
+
+    /// Tracked flows. Flows that open or end meanwhile may be missing or appear twice.
+    pub(crate) fn flows(&self) -> Result<Vec<(FlowKey, FlowState)>, DatapathError> {
+        self.flows
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(FLOWS, "read"))
+    }
+
+    /// Gives an endpoint its budget of flows; without one it may open none.
+    pub(crate) fn add_flow_count(&mut self, endpoint: u32) -> Result<(), DatapathError> {
+        self.flow_counts
+            .insert(endpoint, 0, 0)
+            .map_err(failed_map(FLOW_COUNTS, "write"))
+    }
+
+    /// Forgets the flows that `ends` says so of, and sets the endpoints' counts to what is left.
+    pub(crate) fn remove_flows(
+        &mut self,
+        ends: impl Fn(&FlowKey, &FlowState) -> bool,
+    ) -> Result<Expired, DatapathError> {
+        let flows: BTreeMap<FlowKey, FlowState> = self.flows()?.into_iter().collect();
+        let mut removed = 0;
+        let mut left: BTreeMap<u32, u64> = self
+            .endpoints()?
+            .iter()
+            .map(|(_, endpoint)| (endpoint.id, 0))
+            .collect();
+        for (key, state) in &flows {
+            if ends(key, state) && self.remove_flow(key, &ends)? {
+                removed += 1;
+            } else if let Some(count) = left.get_mut(&key.endpoint) {
+                *count += 1;
+            }
+        }
+        for (endpoint, count) in left {
+            self.flow_counts
+                .insert(endpoint, count, 0)
+                .map_err(failed_map(FLOW_COUNTS, "write"))?;
+        }
+        Ok(Expired {
+            removed,
+            tracked: flows.len() - removed,
+        })
+    }
+
+    /// Forgets the flows and the budget of one endpoint.
+    pub(crate) fn remove_flows_of(&mut self, endpoint: u32) -> Result<(), DatapathError> {
+        self.remove_flows(|key, _| key.endpoint == endpoint)?;
+        absent_is_fine(self.flow_counts.remove(&endpoint)).map_err(failed_map(FLOW_COUNTS, "delete from"))
+    }
+
+    /// Forgets what an agent left that died between taking an endpoint away and cleaning up after it.
+    pub(crate) fn forget_flows_of_unknown_endpoints(&mut self) -> Result<(), DatapathError> {
+        let known: BTreeSet<u32> = self
+            .endpoints()?
+            .iter()
+            .map(|(_, endpoint)| endpoint.id)
+            .collect();
+        let counted: Vec<u32> = self
+            .flow_counts
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(FLOW_COUNTS, "read"))?;
+        for endpoint in counted.into_iter().filter(|endpoint| !known.contains(endpoint)) {
+            absent_is_fine(self.flow_counts.remove(&endpoint))
+                .map_err(failed_map(FLOW_COUNTS, "delete from"))?;
+        }
+        self.remove_flows(|key, _| !known.contains(&key.endpoint))
+            .map(drop)
+    }
+
+    /// A counter, summed over the CPUs.
+    pub(crate) fn counter(&self, index: u32) -> Result<u64, DatapathError> {
+        let slots = self
+            .counters
+            .get(&index, 0)
+            .map_err(failed_map(COUNTER_MAP, "read"))?;
+        Ok(slots.iter().sum())
+    }
+
+    /// Whether the flow was still ending a moment before it was removed: a packet may have passed since the scan.
+    fn remove_flow(
+        &mut self,
+        key: &FlowKey,
+        ends: impl Fn(&FlowKey, &FlowState) -> bool,
+    ) -> Result<bool, DatapathError> {
+        match self.flows.get(key, 0) {
+            Ok(state) if !ends(key, &state) => return Ok(false),
+            Ok(_) => {}
+            Err(MapError::KeyNotFound) => return Ok(true),
+            Err(source) => return Err(failed_map(FLOWS, "read")(source)),
+        }
+        absent_is_fine(self.flows.remove(key)).map_err(failed_map(FLOWS, "delete from"))?;
+        Ok(true)
+    }
+}
+
+/// Refuses pinned maps whose shape is not the one that the programs expect.
+pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), DatapathError> {
+    // `enum bpf_map_type` of include/uapi/linux/bpf.h.
+    const HASH: u32 = 1;
+    const PERCPU_ARRAY: u32 = 6;
+    const LPM_TRIE: u32 = 11;
+    const RINGBUF: u32 = 27;
+    let expected = [
+        (ENDPOINTS, shape::<u32, Endpoint>(HASH, MAX_ENDPOINTS)),
+        (
+            IDENTITIES,
+            shape::<Key<IdentityKey>, u32>(LPM_TRIE, MAX_IDENTITIES),
+        ),
+        (
+            VERDICTS,
+            shape::<Key<VerdictKey>, VerdictValue>(LPM_TRIE, MAX_VERDICTS),
+        ),
+        (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
+        (FLOW_COUNTS, shape::<u32, u64>(HASH, MAX_ENDPOINTS)),
+        (EVENTS, shape::<(), ()>(RINGBUF, RING_BYTES)),
+        (COUNTER_MAP, shape::<u32, u64>(PERCPU_ARRAY, COUNTERS)),
+    ];
+    for (name, expected) in expected {
+        let path = directory.join(name);
+        let Some(map) = sys::open_pinned(&path).map_err(failed("open", &path))? else {
+            continue;
+        };
+        if sys::map_shape(map.as_fd()).map_err(failed("inspect", &path))? != expected {
+            return Err(DatapathError::Layout { path });
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "sizes of small types")]
+fn shape<K, V>(map_type: u32, max_entries: u32) -> MapShape {
+    MapShape {
+        map_type,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        max_entries,
+    }
+}
+
+/// The ring of decisions, read through the pinned map.
+pub(crate) struct Ring {
+    ring: RingBuf<MapData>,
+}
+
+impl Ring {
+    pub(crate) fn open(directory: &Path) -> Result<Self, DatapathError> {
+        let data = MapData::from_pin(directory.join(EVENTS)).map_err(failed_map(EVENTS, "open"))?;
+        let ring = Map::from_map_data(data)
+            .and_then(RingBuf::try_from)
+            .map_err(failed_map(EVENTS, "open"))?;
+        Ok(Self { ring })
+    }
+
+    fn take(&mut self) -> Option<FlowRecord> {
+        // The programs write nothing but whole records; anything else would be skipped.
+        self.ring.next().and_then(|item| FlowRecord::from_bytes(&item))
+    }
+}
+
+impl FlowSource for Ring {
+    fn next(&mut self, timeout: Duration) -> Result<Option<FlowRecord>, DatapathError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(record) = self.take() {
+                return Ok(Some(record));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let timespec =
+                Timespec::try_from(left).map_err(|source| DatapathError::Wait(io::Error::other(source)))?;
+            match poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&timespec)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(source) => return Err(DatapathError::Wait(source.into())),
+            }
+        }
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map {
+        map,
+        operation,
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,149 @@
+//! A datapath of its own for each test, and tables made by hand.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use ebpf_loader::{Datapath, EndpointLink, FlowRecord, FlowSource, Kernel, Limits, OBJECT, Reason};
+use policies_ir::tables::{
+    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, Verdict, VerdictEntry,
+    VerdictKey,
+};
+
+/// MAC address of the pod.
+pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The endpoint that most tests use.
+pub(crate) const ENDPOINT: EndpointId = EndpointId(7);
+/// Frames given to the kernel by hand claim to be on the loopback interface of the test's network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
+/// A datapath with its own pin directory, removed at the end. The thread of the test moves to a network namespace of
+/// its own, so what is attached there touches nothing else.
+pub(crate) struct Lab {
+    pub(crate) kernel: Option<Kernel>,
+    pub(crate) source: Option<Box<dyn FlowSource>>,
+    pub(crate) pins: PathBuf,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    pub(crate) fn with_limits(limits: Limits) -> Self {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let pins = std::env::temp_dir().join(format!("palisade-bpf-{}-{number}", std::process::id()));
+        let mut kernel = Kernel::open_with_limits(&pins, OBJECT, limits).expect("open the datapath");
+        let source = kernel.flow_source().expect("open the ring");
+        Self {
+            kernel: Some(kernel),
+            source: Some(source),
+            pins,
+        }
+    }
+
+    pub(crate) fn kernel(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().expect("the datapath is open")
+    }
+
+    /// Judges a frame and returns the verdict with the record it caused, if any.
+    pub(crate) fn judge(&mut self, direction: Direction, frame: &[u8]) -> (Verdict, Option<FlowRecord>) {
+        let verdict = self
+            .kernel()
+            .run_frame(direction, LOOPBACK, frame)
+            .expect("run the program");
+        (verdict, self.record())
+    }
+
+    /// The next record; records are there as soon as the program has run.
+    pub(crate) fn record(&mut self) -> Option<FlowRecord> {
+        self.source
+            .as_mut()
+            .and_then(|source| source.next(Duration::ZERO).expect("read the ring"))
+    }
+
+    /// Asserts that the frame is dropped for this reason.
+    #[track_caller]
+    pub(crate) fn assert_denied(&mut self, direction: Direction, frame: &[u8], reason: Reason) {
+        let (verdict, record) = self.judge(direction, frame);
+        let record = record.expect("every denial is reported");
+        assert_eq!(Reason::from_code(record.reason), Some(reason), "{record:?}");
+        assert_eq!(verdict, Verdict::Deny);
+    }
+
+    /// Asserts that the frame passes.
+    #[track_caller]
+    pub(crate) fn assert_allowed(&mut self, direction: Direction, frame: &[u8]) {
+        let (verdict, record) = self.judge(direction, frame);
+        assert_eq!(
+            verdict,
+            Verdict::Allow,
+            "{:?}",
+            record.map(|record| (Reason::from_code(record.reason), record))
+        );
+    }
+
+    /// Attaches the endpoint and moves it to `tables`.
+    pub(crate) fn program(&mut self, link: &EndpointLink, tables: &NodeTables) -> u32 {
+        self.kernel().attach(link).expect("attach");
+        self.kernel().sync(tables).expect("sync")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.source = None;
+        if let Some(kernel) = self.kernel.take() {
+            let unloaded = kernel.unload();
+            if !std::thread::panicking() {
+                unloaded.expect("unload");
+                assert!(!self.pins.exists(), "pins are left behind");
+            }
+        }
+    }
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub(crate) fn link(ifindex: u32, addresses: &[&str]) -> EndpointLink {
+    EndpointLink {
+        id: ENDPOINT,
+        ifindex,
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        mac: POD_MAC,
+    }
+}
+
+/// Tables of [`ENDPOINT`]: the peers' prefixes, numbered from one, and what is allowed to and from each.
+pub(crate) fn tables(peers: &[&str], allowed: &[(Direction, usize, Service)]) -> NodeTables {
+    let mut tables = NodeTables::default();
+    for (number, net) in (1..).zip(peers) {
+        tables
+            .identities
+            .insert(net.parse().expect("a prefix"), IdentityId(number));
+    }
+    let mut endpoint = EndpointTables::default();
+    for (rule, (direction, peer, service)) in (64..).zip(allowed) {
+        let peer = IdentityId(u32::try_from(*peer + 1).expect("few peers"));
+        endpoint.verdicts.insert(
+            VerdictKey {
+                peer,
+                direction: *direction,
+                service: *service,
+            },
+            VerdictEntry {
+                verdict: Verdict::Allow,
+                rule: RuleId(rule),
+            },
+        );
+    }
+    tables.endpoints.insert(ENDPOINT, endpoint);
+    tables
+}

@@ -1,0 +1,276 @@
+//! The decision: tracked flow first, policy for what opens one, denial for the rest.
+
+use core::arch::asm;
+
+use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
+use ebpf_abi::{
+    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_KEEP_ESTABLISHED,
+    EPOCH_NONE, Endpoint, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowState,
+    IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, RULE_NO_MATCH, Reason, VERDICT_ALLOW,
+    VERDICT_DENY, VERDICT_PREFIX_PORT, VerdictKey,
+};
+
+use crate::{
+    maps::{ENDPOINTS, FLOW_COUNTS, FLOWS, IDENTITIES, VERDICTS},
+    packet::{self, FlowPorts, Packet, Role},
+};
+
+/// What was decided about a packet.
+#[must_use]
+pub(crate) struct Outcome {
+    /// `VERDICT_*`.
+    pub(crate) verdict: u32,
+    /// Why.
+    pub(crate) reason: Reason,
+    /// Rule that decided, if the reason is policy.
+    pub(crate) rule: u32,
+    /// Endpoint, 0 if there is none.
+    pub(crate) endpoint: u32,
+    /// Epoch of the endpoint.
+    pub(crate) epoch: u32,
+    /// An allowed packet that opened a flow, and so is reported.
+    pub(crate) opens_flow: bool,
+}
+
+/// Judges the packet and leaves in `packet` what could be understood of it.
+#[inline(always)]
+pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
+    let parsed = packet::parse(ctx, packet);
+    // SAFETY: the value is copied at once; see `Endpoint` for what a concurrent replacement can do.
+    let endpoint = match unsafe { ENDPOINTS.get(packet::ifindex(ctx)) } {
+        Some(endpoint) => *endpoint,
+        None => Endpoint::default(),
+    };
+    if endpoint.epoch == EPOCH_NONE {
+        return deny(&endpoint, Reason::NotProgrammed);
+    }
+    if let Err(reason) = parsed {
+        return deny(&endpoint, reason);
+    }
+    if packet.direction == DIRECTION_EGRESS {
+        if !owns(&endpoint, &packet.local) || !packet::sent_from_mac(ctx, &endpoint.mac) {
+            return deny(&endpoint, Reason::SpoofedSource);
+        }
+    } else if !owns(&endpoint, &packet.local) {
+        return deny(&endpoint, Reason::WrongDestination);
+    }
+    if packet.role == Role::Error {
+        return judge_error(ctx, &endpoint, packet);
+    }
+
+    let key = flow_key(endpoint.id, packet.peer, packet.protocol, packet.ports);
+    let tracked = FLOWS.get_ptr_mut(&key);
+    match tracked {
+        // SAFETY: the pointer came from the map in this run and is aligned; the kernel keeps the memory valid until
+        // the program ends. If user space deletes the entry meanwhile and its memory serves a new flow, what is
+        // written here lands there: times and counts, and a decision that can only deny that flow or repeat the
+        // allowance with which it was just created.
+        Some(flow) if packet.role != Role::Opens => {
+            follow(&endpoint, &key, unsafe { &mut *flow }, packet, now_ns)
+        }
+        _ if packet.role == Role::Continues => deny(&endpoint, Reason::NoConnection),
+        _ => open(&endpoint, &key, tracked.is_some(), packet, now_ns),
+    }
+}
+
+/// A packet of a tracked flow: the flow's decision holds, if it was made under the endpoint's epoch; otherwise the
+/// flow is judged again, as of its first packet.
+///
+/// A flow that is denied then stays tracked as denied until it falls silent. Were it forgotten, an answer still on
+/// its way out could open it anew in the other direction.
+#[inline(always)]
+fn follow(endpoint: &Endpoint, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64) -> Outcome {
+    let decision = current_decision(endpoint, key, flow);
+    flow.last_seen_ns = now_ns;
+    if packet.direction != flow.origin {
+        flow.state |= FLOW_REPLIED;
+    }
+    if packet.closes {
+        flow.state |= FLOW_CLOSED;
+    }
+    add(&raw mut flow.packets, 1);
+    add(&raw mut flow.bytes, packet.length as u64);
+    decided(endpoint, decision, false)
+}
+
+/// The first packet of a flow, or a TCP SYN: judged by policy, tracked if allowed.
+#[inline(always)]
+fn open(endpoint: &Endpoint, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
+    let decision = ask_policy(
+        endpoint,
+        packet.direction,
+        &packet.peer,
+        packet.protocol,
+        packet.service_port,
+    );
+    if decision.verdict != VERDICT_ALLOW {
+        return decided(endpoint, decision, false);
+    }
+    let Some(count) = FLOW_COUNTS.get_ptr_mut(&endpoint.id) else {
+        return deny(endpoint, Reason::TooManyFlows);
+    };
+    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; the word is read at once.
+    if !replaces && unsafe { count.read_volatile() } >= MAX_FLOWS_PER_ENDPOINT {
+        return deny(endpoint, Reason::TooManyFlows);
+    }
+    let flow = FlowState {
+        decision: decision.pack(),
+        last_seen_ns: now_ns,
+        packets: 1,
+        bytes: packet.length as u64,
+        service_port: packet.service_port,
+        origin: packet.direction,
+        state: 0,
+        padding: [0; 4],
+    };
+    if FLOWS.insert(key, &flow, 0).is_err() {
+        return deny(endpoint, Reason::TooManyFlows);
+    }
+    if !replaces {
+        add(count, 1);
+    }
+    decided(endpoint, decision, true)
+}
+
+/// An ICMP error passes if it quotes a packet of an allowed flow of this endpoint. Who sends it does not matter to
+/// the pod (any router may), but what a pod sends must go to the end it is about.
+#[inline(always)]
+fn judge_error(ctx: &TcContext, endpoint: &Endpoint, packet: &Packet) -> Outcome {
+    let Ok(quoted) = packet::parse_quoted(ctx, packet) else {
+        return deny(endpoint, Reason::IcmpUnrelated);
+    };
+    let misdirected = packet.direction == DIRECTION_EGRESS && !same(&quoted.peer, &packet.peer);
+    if misdirected || !owns(endpoint, &quoted.local) {
+        return deny(endpoint, Reason::IcmpUnrelated);
+    }
+    let key = flow_key(endpoint.id, quoted.peer, quoted.protocol, quoted.ports);
+    let Some(flow) = FLOWS.get_ptr_mut(&key) else {
+        return deny(endpoint, Reason::IcmpUnrelated);
+    };
+    // SAFETY: as in `judge`.
+    let decision = current_decision(endpoint, &key, unsafe { &mut *flow });
+    if decision.verdict != VERDICT_ALLOW {
+        return deny(endpoint, Reason::IcmpUnrelated);
+    }
+    Outcome {
+        reason: Reason::IcmpRelated,
+        ..decided(endpoint, decision, false)
+    }
+}
+
+#[inline(always)]
+fn current_decision(endpoint: &Endpoint, key: &FlowKey, flow: &mut FlowState) -> Decision {
+    let decision = Decision::unpack(flow.decision);
+    let kept = endpoint.flags & ENDPOINT_KEEP_ESTABLISHED != 0 && decision.verdict == VERDICT_ALLOW;
+    if decision.epoch == endpoint.epoch || kept {
+        return decision;
+    }
+    let decision = ask_policy(endpoint, flow.origin, &key.peer, key.protocol, flow.service_port);
+    flow.decision = decision.pack();
+    decision
+}
+
+/// Address to class, class and port to verdict. Whatever is missing denies.
+#[inline(always)]
+fn ask_policy(
+    endpoint: &Endpoint,
+    direction: u8,
+    peer: &Address,
+    protocol: u8,
+    service_port: u16,
+) -> Decision {
+    let unknown = Decision {
+        epoch: endpoint.epoch,
+        rule: RULE_NO_MATCH,
+        verdict: VERDICT_DENY,
+    };
+    let identity = Key::new(
+        IDENTITY_PREFIX_BASE + 128,
+        IdentityKey {
+            generation: endpoint.generation,
+            family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
+            address: *peer,
+        },
+    );
+    let Some(&peer) = IDENTITIES.get(&identity) else {
+        return unknown;
+    };
+    let verdict = Key::new(
+        VERDICT_PREFIX_PORT,
+        VerdictKey {
+            endpoint: endpoint.id,
+            epoch: endpoint.epoch,
+            peer,
+            direction,
+            protocol,
+            port_be: service_port.to_be(),
+        },
+    );
+    match VERDICTS.get(&verdict) {
+        Some(found) => Decision {
+            epoch: endpoint.epoch,
+            rule: found.rule,
+            verdict: found.verdict,
+        },
+        None => unknown,
+    }
+}
+
+#[inline(always)]
+fn flow_key(endpoint: u32, peer: Address, protocol: u8, ports: FlowPorts) -> FlowKey {
+    FlowKey {
+        endpoint,
+        peer,
+        local_port: ports.local,
+        peer_port: ports.peer,
+        protocol,
+        padding: [0; 3],
+    }
+}
+
+#[inline(always)]
+fn owns(endpoint: &Endpoint, address: &Address) -> bool {
+    if address.is_ipv4() {
+        endpoint.flags & ENDPOINT_HAS_IPV4 != 0 && same(&endpoint.ipv4, address)
+    } else {
+        endpoint.flags & ENDPOINT_HAS_IPV6 != 0 && same(&endpoint.ipv6, address)
+    }
+}
+
+#[inline(always)]
+fn same(a: &Address, b: &Address) -> bool {
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.words_be, b.words_be);
+    a0 == b0 && a1 == b1 && a2 == b2 && a3 == b3
+}
+
+/// Adds to a word of a map value, which other CPUs may do at the same time. The target has the instruction, but
+/// `core` offers no method for it because the target lacks compare-and-swap.
+#[inline(always)]
+fn add(counter: *mut u64, amount: u64) {
+    // SAFETY: callers pass an aligned word of a map value, which stays valid until the program ends.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) };
+}
+
+#[inline(always)]
+fn decided(endpoint: &Endpoint, decision: Decision, opens_flow: bool) -> Outcome {
+    Outcome {
+        verdict: decision.verdict,
+        reason: Reason::Policy,
+        rule: decision.rule,
+        endpoint: endpoint.id,
+        epoch: decision.epoch,
+        opens_flow,
+    }
+}
+
+#[inline(always)]
+fn deny(endpoint: &Endpoint, reason: Reason) -> Outcome {
+    Outcome {
+        verdict: VERDICT_DENY,
+        reason,
+        rule: RULE_NO_MATCH,
+        endpoint: endpoint.id,
+        epoch: endpoint.epoch,
+        opens_flow: false,
+    }
+}

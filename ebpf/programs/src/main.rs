@@ -1,0 +1,122 @@
+//! Judges every packet of every pod, on the host side of the pod's link.
+//!
+//! Two programs share all code: [`from_pod`] runs where packets leave the pod (tcx ingress of the host side) and
+//! asks egress policy; [`to_pod`] runs where packets enter it (tcx egress) and asks ingress policy. A packet takes
+//! a constant number of map lookups, whatever the number of policies: endpoint, tracked flow, and for a new flow
+//! address class and verdict.
+//!
+//! Everything denies unless something allows: a lookup that fails, a header that does not parse, a code that is
+//! not known. There is one exit, [`run`], which counts and reports what [`judge`] found.
+//!
+//! Non-goals: no rewriting of packets, no load balancing, no reassembly.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod judge;
+mod maps;
+mod packet;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::bpf_ktime_get_ns,
+    macros::classifier,
+    programs::TcContext,
+};
+use ebpf_abi::{
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, DIRECTION_EGRESS, DIRECTION_INGRESS, FlowRecord,
+    VERDICT_ALLOW, VERDICT_DENY,
+};
+
+use crate::{
+    judge::{Outcome, judge},
+    maps::{COUNTERS, EVENTS},
+    packet::Packet,
+};
+
+/// Every packet that a pod sends.
+#[classifier]
+fn from_pod(ctx: TcContext) -> i32 {
+    run(&ctx, DIRECTION_EGRESS)
+}
+
+/// Every packet that is sent to a pod.
+#[classifier]
+fn to_pod(ctx: TcContext) -> i32 {
+    run(&ctx, DIRECTION_INGRESS)
+}
+
+/// The one way a packet passes is the last line of this function.
+#[inline(always)]
+fn run(ctx: &TcContext, direction: u8) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let mut packet = Packet::unparsed(direction);
+    let outcome = judge(ctx, &mut packet, now_ns);
+
+    if outcome.verdict != VERDICT_ALLOW {
+        count(COUNTER_DENIED + outcome.reason as u32);
+        report(ctx, &packet, &outcome, now_ns);
+        return TC_ACT_SHOT;
+    }
+    count(COUNTER_ALLOWED);
+    if outcome.opens_flow {
+        report(ctx, &packet, &outcome, now_ns);
+    }
+    // "No opinion" rather than "accept": programs that others attached after ours still run.
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the map returned a valid, aligned slot of this CPU, which nothing else writes meanwhile.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Reports a decision; a full ring is counted.
+#[inline(always)]
+fn report(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
+    let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
+        count(COUNTER_LOST_EVENTS);
+        return;
+    };
+    let (source, destination) = if packet.direction == DIRECTION_INGRESS {
+        (packet.peer, packet.local)
+    } else {
+        (packet.local, packet.peer)
+    };
+    entry.write(FlowRecord {
+        time_ns: now_ns,
+        source,
+        destination,
+        ifindex: packet::ifindex(ctx),
+        endpoint: outcome.endpoint,
+        epoch: outcome.epoch,
+        rule: outcome.rule,
+        source_port: packet.source_port,
+        destination_port: packet.service_port,
+        protocol: packet.protocol,
+        direction: packet.direction,
+        verdict: if outcome.verdict == VERDICT_ALLOW {
+            VERDICT_ALLOW as u8
+        } else {
+            VERDICT_DENY as u8
+        },
+        reason: outcome.reason as u8,
+    });
+    entry.submit(0);
+}
+
+/// The verifier rejects an object in which this is reachable, so it never runs.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Read by the kernel, which lends some helpers only to GPL programs; none of those is used here.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";
