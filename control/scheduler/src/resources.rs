@@ -1,0 +1,85 @@
+//! Room on a node and what pods ask for.
+
+use std::{collections::BTreeMap, iter::Sum, ops::Add};
+
+use api::quantity;
+use k8s_openapi::{
+    api::core::v1::{Node, Pod},
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+/// An amount of each resource that is accounted for. Sums saturate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Pods.
+    pub pods: u64,
+}
+
+impl Resources {
+    /// What the pod asks for. A quantity that does not parse asks for everything: admission lets none
+    /// through, and a mistake there must not overcommit a node.
+    pub fn requested(pod: &Pod) -> Self {
+        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+        let requests = containers.filter_map(|c| c.resources.as_ref()?.requests.as_ref());
+        let containers: Self = requests.map(|requests| Self::read(requests, u64::MAX)).sum();
+        Self {
+            pods: 1,
+            ..containers
+        }
+    }
+
+    /// What the node offers. What it does not state, or states wrongly, it does not offer.
+    pub fn allocatable(node: &Node) -> Self {
+        let offered = node
+            .status
+            .as_ref()
+            .and_then(|status| status.allocatable.as_ref());
+        offered.map(|offered| Self::read(offered, 0)).unwrap_or_default()
+    }
+
+    /// Thousandths of `allocatable` that stay free, averaged over CPU and memory.
+    pub(crate) fn free_permille(self, allocatable: Self) -> u64 {
+        let free = |used: u64, all: u64| {
+            let permille = u128::from(all.saturating_sub(used)) * 1000 / u128::from(all.max(1));
+            u64::try_from(permille).unwrap_or(1000)
+        };
+        u64::midpoint(
+            free(self.cpu_millis, allocatable.cpu_millis),
+            free(self.memory_bytes, allocatable.memory_bytes),
+        )
+    }
+
+    fn read(list: &BTreeMap<String, Quantity>, unreadable: u64) -> Self {
+        let amount = |name: &str, read: fn(&str) -> Result<u64, quantity::QuantityError>| {
+            list.get(name)
+                .map_or(0, |quantity| read(&quantity.0).unwrap_or(unreadable))
+        };
+        Self {
+            cpu_millis: amount("cpu", quantity::thousandths),
+            memory_bytes: amount("memory", quantity::units),
+            pods: amount("pods", quantity::units),
+        }
+    }
+}
+
+impl Add for Resources {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            pods: self.pods.saturating_add(other.pods),
+        }
+    }
+}
+
+impl Sum for Resources {
+    fn sum<I: Iterator<Item = Self>>(amounts: I) -> Self {
+        amounts.fold(Self::default(), Add::add)
+    }
+}
