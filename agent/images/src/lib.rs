@@ -16,17 +16,16 @@ mod unpack;
 mod user;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fs,
     io::{self, BufReader, Read},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use api::{Digest, ImageRef};
-use images_fetch::{FetchConfig, FetchError, Fetcher, Image, Layer};
+use images_fetch::{DigestLocks, FetchConfig, FetchError, Fetcher, Image, Layer};
 use sha2::{Digest as _, Sha256};
 
 pub use images_fetch::{ImageConfig, Limits};
@@ -55,8 +54,8 @@ pub struct ImageStore {
     layers: PathBuf,
     unpacking: PathBuf,
     limits: UnpackLimits,
-    /// One lock per layer that somebody is working on.
-    busy: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Held, by diffID, by whoever unpacks a layer.
+    busy: DigestLocks,
     /// Held for reading while images are brought in, for writing while unused ones are removed.
     removal: tokio::sync::RwLock<()>,
 }
@@ -158,7 +157,7 @@ impl ImageStore {
             layers,
             unpacking,
             limits,
-            busy: Mutex::default(),
+            busy: DigestLocks::default(),
             removal: tokio::sync::RwLock::default(),
         })
     }
@@ -218,8 +217,7 @@ impl ImageStore {
     }
 
     async fn ensure_layer(&self, image: &Image, layer: &Layer) -> Result<PathBuf, ImageError> {
-        let lock = self.layer_lock(layer.diff_id);
-        let _working = lock.lock().await;
+        let _working = self.busy.lock(layer.diff_id).await;
         let ready = self.layers.join(layer.diff_id.hex()).join("fs");
         if ready.is_dir() {
             return Ok(ready);
@@ -238,17 +236,6 @@ impl ImageStore {
         // The unpacked form replaces the compressed one; a later run fetches again if it must.
         self.fetcher.forget(&digest).map_err(failed)?;
         Ok(ready)
-    }
-
-    fn layer_lock(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        busy.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = busy.get(&diff_id).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::default();
-        busy.insert(diff_id, Arc::downgrade(&lock));
-        lock
     }
 }
 

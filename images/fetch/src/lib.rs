@@ -15,6 +15,7 @@ mod blobs;
 mod error;
 mod layer;
 mod layout;
+mod locks;
 mod manifest;
 mod registry;
 
@@ -29,6 +30,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 pub use error::FetchError;
 pub use layer::Compression;
+pub use locks::DigestLocks;
 pub use manifest::ImageConfig;
 
 use blobs::{BlobCache, Lease};

@@ -433,11 +433,11 @@ mod tests {
         let uncovered = judged(&report(vec![]), &[], |context| context.release_in_db = false);
         assert!(uncovered.reasons[0].contains("no advisories for alpine 3.22.1"));
         let stale = judged(&report(vec![]), &[], |context| {
-            context.now = "2026-07-01T00:00:00Z".parse().unwrap()
+            context.now = "2026-07-01T00:00:00Z".parse().unwrap();
         });
         assert!(stale.reasons[0].contains("744 hours old"), "{:?}", stale.reasons);
         let future = judged(&report(vec![]), &[], |context| {
-            context.now = "2026-05-30T00:00:00Z".parse().unwrap()
+            context.now = "2026-05-30T00:00:00Z".parse().unwrap();
         });
         assert!(future.reasons[0].contains("from the future"));
         for judgement in [uncovered, stale, future] {

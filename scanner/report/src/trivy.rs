@@ -19,6 +19,8 @@ const MAX_TEXT_CHARS: usize = 200;
 /// What a scan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
+    /// Version of the scanner, if it says so.
+    pub scanner_version: Option<String>,
     /// Operating system, if the scanner recognised one.
     pub os: Option<Os>,
     /// Packages of the operating system.
@@ -93,6 +95,7 @@ impl Report {
             .and_then(|metadata| metadata.os)
             .filter(|os| !os.family.is_empty());
         let mut report = Self {
+            scanner_version: raw.trivy.map(|scanner| clean(&scanner.version)),
             os: os.map(|os| Os {
                 family: clean(&os.family),
                 release: clean(&os.name),
@@ -132,9 +135,16 @@ impl Report {
 #[serde(rename_all = "PascalCase")]
 struct RawReport {
     schema_version: u32,
+    trivy: Option<RawScanner>,
     metadata: Option<RawMetadata>,
     #[serde(default, deserialize_with = "null_is_empty")]
     results: Vec<RawResult>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawScanner {
+    version: String,
 }
 
 #[derive(Deserialize)]
