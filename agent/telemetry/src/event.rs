@@ -1,0 +1,235 @@
+//! One record, named.
+
+use std::time::Duration;
+
+use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowVerdict, PodRef};
+use ebpf_abi::{DIRECTION_INGRESS, FlowRecord, Reason, VERDICT_ALLOW};
+use jiff::{SignedDuration, Timestamp};
+use policies_ir::tables::{self, EndpointId, RuleId};
+
+use crate::names::{Names, Snapshot};
+
+/// How to tell the time of day from the kernel's monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// Time of day.
+    pub now: Timestamp,
+    /// The monotonic clock at that moment.
+    pub monotonic: Duration,
+}
+
+impl Clock {
+    fn time_of(&self, record_ns: u64) -> Timestamp {
+        let ago = SignedDuration::try_from(self.monotonic.saturating_sub(Duration::from_nanos(record_ns)));
+        // A record lies at most the machine's uptime back, which both clocks can express.
+        ago.ok()
+            .and_then(|ago| self.now.checked_sub(ago).ok())
+            .unwrap_or(self.now)
+    }
+}
+
+/// The event that a record stands for.
+pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock) -> FlowEvent {
+    let (snapshot, exact) = names.of(record.epoch);
+    let (source, destination) = (record.source.to_ip(), record.destination.to_ip());
+    let direction = if record.direction == DIRECTION_INGRESS {
+        FlowDirection::Ingress
+    } else {
+        FlowDirection::Egress
+    };
+    let peer = if direction == FlowDirection::Ingress {
+        source
+    } else {
+        destination
+    };
+    let allowed = u32::from(record.verdict) == VERDICT_ALLOW;
+    FlowEvent {
+        time: clock.time_of(record.time_ns),
+        node: node.to_owned(),
+        pod: pod(record, &snapshot),
+        direction,
+        verdict: if allowed {
+            FlowVerdict::Allow
+        } else {
+            FlowVerdict::Deny
+        },
+        decided_by: decided_by(record, &snapshot, exact),
+        source,
+        destination,
+        peer: snapshot.addresses.get(&peer).cloned(),
+        protocol: record.protocol,
+        source_port: record.source_port,
+        destination_port: record.destination_port,
+        epoch: record.epoch,
+    }
+}
+
+/// The pod whose interface judged. An interface that no pod is known for is named by its number, without a
+/// namespace, so that it cannot be taken for a pod.
+fn pod(record: &FlowRecord, snapshot: &Snapshot) -> PodRef {
+    let unknown = || PodRef {
+        namespace: String::new(),
+        name: format!("interface {}", record.ifindex),
+    };
+    snapshot
+        .endpoints
+        .get(&EndpointId(record.endpoint))
+        .cloned()
+        .unwrap_or_else(unknown)
+}
+
+fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedBy {
+    let word = |word: &str| DecidedBy {
+        rule: word.to_owned(),
+        policy: None,
+    };
+    match Reason::from_code(record.reason) {
+        Some(Reason::Policy) => {}
+        Some(reason) => return word(reason.word()),
+        None => return word("unknown-reason"),
+    }
+    let rule = snapshot.tables.decided_by(RuleId(record.rule));
+    match rule {
+        Some(tables::DecidedBy::Builtin(builtin)) => word(builtin.word()),
+        Some(tables::DecidedBy::Rule(name)) if exact => DecidedBy {
+            rule: name.to_string(),
+            policy: Some(name.policy).filter(|policy| !policy.is_empty()),
+        },
+        _ => word("unnamed-rule"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ebpf_abi::{Address, DIRECTION_EGRESS};
+    use policies_ir::tables::{BUILTIN_RULES, BuiltinRule, NodeTables, RuleName};
+
+    use super::*;
+
+    const CLOCK: Clock = Clock {
+        now: Timestamp::UNIX_EPOCH,
+        monotonic: Duration::from_secs(100),
+    };
+
+    fn address(text: &str) -> Address {
+        Address::from_ip(text.parse().unwrap())
+    }
+
+    fn record() -> FlowRecord {
+        FlowRecord {
+            time_ns: 99_000_000_000,
+            source: address("10.7.0.2"),
+            destination: address("10.7.0.9"),
+            ifindex: 42,
+            endpoint: 7,
+            epoch: 3,
+            rule: BUILTIN_RULES,
+            source_port: 40_000,
+            destination_port: 80,
+            protocol: 6,
+            direction: DIRECTION_EGRESS,
+            verdict: 0,
+            reason: Reason::Policy as u8,
+        }
+    }
+
+    fn pod(name: &str) -> PodRef {
+        PodRef {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn names() -> Names {
+        let rule = RuleName {
+            tier: "default".to_owned(),
+            policy: "NetworkPolicy default/web".to_owned(),
+            rule: Some(0),
+        };
+        let names = Names::new();
+        names.publish(
+            3,
+            Snapshot {
+                tables: Arc::new(NodeTables {
+                    rules: vec![rule],
+                    ..NodeTables::default()
+                }),
+                endpoints: [(EndpointId(7), pod("client"))].into(),
+                addresses: [("10.7.0.9".parse().unwrap(), pod("web"))].into(),
+            },
+        );
+        names
+    }
+
+    #[test]
+    fn a_record_is_named_in_full() {
+        let event = flow_event(&record(), &names(), "node-1", &CLOCK);
+        let json = serde_json::to_value(&event).unwrap();
+        let expected = serde_json::json!({
+            "time": "1969-12-31T23:59:59Z",
+            "node": "node-1",
+            "pod": {"namespace": "default", "name": "client"},
+            "direction": "egress",
+            "verdict": "deny",
+            "decidedBy": {"rule": "NetworkPolicy default/web rule 0", "policy": "NetworkPolicy default/web"},
+            "source": "10.7.0.2",
+            "destination": "10.7.0.9",
+            "peer": {"namespace": "default", "name": "web"},
+            "protocol": 6,
+            "sourcePort": 40_000,
+            "destinationPort": 80,
+            "epoch": 3,
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_rule_of_an_unknown_epoch_is_not_given_the_name_of_another() {
+        let event = flow_event(&FlowRecord { epoch: 2, ..record() }, &names(), "node-1", &CLOCK);
+        assert_eq!(event.decided_by.rule, "unnamed-rule");
+        assert_eq!(event.pod, pod("client"));
+    }
+
+    #[test]
+    fn built_in_decisions_have_words() {
+        let rule = |record: FlowRecord| flow_event(&record, &names(), "node-1", &CLOCK).decided_by.rule;
+        assert_eq!(
+            rule(FlowRecord {
+                rule: BuiltinRule::NoPolicy as u32,
+                verdict: 1,
+                ..record()
+            }),
+            "no-policy"
+        );
+        assert_eq!(
+            rule(FlowRecord {
+                reason: Reason::SpoofedSource as u8,
+                ..record()
+            }),
+            "spoofed-source"
+        );
+        assert_eq!(
+            rule(FlowRecord {
+                reason: 255,
+                ..record()
+            }),
+            "unknown-reason"
+        );
+    }
+
+    #[test]
+    fn an_interface_without_a_pod_is_named_by_its_number() {
+        let event = flow_event(
+            &FlowRecord {
+                endpoint: 8,
+                ..record()
+            },
+            &names(),
+            "node-1",
+            &CLOCK,
+        );
+        assert_eq!(event.pod.to_string(), "/interface 42");
+    }
+}

@@ -1,0 +1,120 @@
+//! The thread between the kernel's stream and the hub.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use ebpf_loader::{FlowSource, monotonic_now};
+use jiff::Timestamp;
+
+use crate::{
+    event::{Clock, flow_event},
+    hub::Hub,
+    names::Names,
+};
+
+/// How long the thread waits for a record before it looks whether it should end.
+const WAIT: Duration = Duration::from_millis(250);
+
+/// Why the reader did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the thread that reads flow events")]
+pub struct StartError(#[from] io::Error);
+
+/// Reads until it is dropped.
+#[derive(Debug)]
+pub struct Reader {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reader {
+    /// Names each record of `source` and publishes it to `hub`. A thread of its own: reading blocks.
+    pub fn start(
+        source: Box<dyn FlowSource>,
+        names: Arc<Names>,
+        hub: Arc<Hub>,
+        node: String,
+    ) -> Result<Self, StartError> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("flow-events".to_owned())
+            .spawn(move || read(source, &names, &hub, &node, &stopped))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads flow events panicked");
+        }
+    }
+}
+
+fn read(mut source: Box<dyn FlowSource>, names: &Names, hub: &Hub, node: &str, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        match source.next(WAIT) {
+            Ok(Some(record)) => {
+                let clock = Clock {
+                    now: Timestamp::now(),
+                    monotonic: monotonic_now(),
+                };
+                hub.publish(flow_event(&record, names, node, &clock));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "flow events end here");
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebpf_abi::FlowRecord;
+    use ebpf_loader::{Datapath, Fake};
+
+    use super::*;
+    use crate::hub::{HubLimits, Item};
+
+    #[tokio::test]
+    async fn records_become_events() {
+        let mut fake = Fake::new();
+        let hub = Arc::new(Hub::new(HubLimits::default()));
+        let (_, mut follower) = hub.follow(0);
+        let source = fake.flow_source().unwrap();
+        let reader = Reader::start(
+            source,
+            Arc::new(Names::new()),
+            Arc::clone(&hub),
+            "node-1".to_owned(),
+        )
+        .unwrap();
+        fake.records()
+            .send(FlowRecord {
+                destination_port: 80,
+                ..FlowRecord::default()
+            })
+            .unwrap();
+        let Some(Item::Event(event)) = follower.next().await else {
+            panic!("no event")
+        };
+        assert_eq!((event.destination_port, event.node.as_str()), (80, "node-1"));
+        drop(reader);
+    }
+}
