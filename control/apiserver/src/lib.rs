@@ -1,1 +1,129 @@
+//! The Kubernetes API as a server: TLS, routes, the request path, watches, and the hop to nodes.
+//!
+//! A request runs through types: a verified certificate gives [`control_auth::Authenticated`], that gives
+//! [`control_auth::Authorized`], admission gives [`control_admission::Admitted`], and only that is stored. A
+//! stage that is left out does not compile.
+//!
+//! Non-goals: server-side apply, `exec`, `attach` and `port-forward`, aggregation. What the wire looks like
+//! is `control/wire`'s, what may be stored `control/admission`'s, who may ask `control/auth`'s.
+//!
+//! Start at [`serve`]; a request starts in `dispatch`.
 
+#![forbid(unsafe_code)]
+
+mod call;
+mod delete;
+mod dispatch;
+mod documents;
+mod gate;
+mod images;
+mod lifecycle;
+mod node_proxy;
+mod objects;
+mod own;
+mod pods;
+mod read;
+mod respond;
+mod reviews;
+mod server;
+mod shape;
+mod streams;
+mod target;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+
+use api::resources::{self, Resource};
+use axum::Router;
+use control_store::Store;
+use control_wire::Status;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+pub use gate::{ImageGate, Judgement, Refusal};
+pub use server::ServeError;
+
+/// Requests under way at once, streams not counted.
+const MAX_REQUESTS: usize = 400;
+/// Watches, logs and flow streams open at once.
+const MAX_STREAMS: usize = 4000;
+/// Namespaces that always exist.
+const NAMESPACES: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
+
+/// What a server is made of.
+pub struct Config {
+    /// Where objects are kept.
+    pub store: Arc<dyn Store>,
+    /// Judges images.
+    pub gate: Arc<dyn ImageGate>,
+    /// How clients are received: TLS 1.3, client certificates verified against the cluster's authority but
+    /// not demanded, because `/livez` and `/readyz` answer without one.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// How agents are called.
+    pub node_tls: Arc<rustls::ClientConfig>,
+}
+
+/// Serves the API on `listener` until `shutdown`.
+pub async fn serve(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(ServeError::Listener)?.to_string();
+    let server = Arc::new(Server {
+        address,
+        store: config.store,
+        gate: config.gate,
+        node_tls: config.node_tls,
+        requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+        streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        shutdown: shutdown.clone(),
+    });
+    server.make_namespaces().await.map_err(ServeError::Namespaces)?;
+    let router = Router::new().fallback(dispatch::handle).with_state(server);
+    server::accept_loop(listener, config.tls, router, shutdown).await;
+    Ok(())
+}
+
+/// What every request handler works with.
+pub(crate) struct Server {
+    address: String,
+    store: Arc<dyn Store>,
+    gate: Arc<dyn ImageGate>,
+    node_tls: Arc<rustls::ClientConfig>,
+    requests: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Server {
+    async fn is_ready(&self) -> bool {
+        !self.shutdown.is_cancelled() && self.store.revision().await.is_ok()
+    }
+
+    async fn make_namespaces(&self) -> Result<(), Status> {
+        let row = row("", "namespaces");
+        for name in NAMESPACES {
+            let namespace =
+                serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            self.put_own(row, name, jiff::Timestamp::now(), |old| {
+                old.is_none().then(|| namespace.clone())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Row of the resource table that this crate itself relies on.
+fn row(group: &str, plural: &str) -> &'static Resource {
+    match resources::RESOURCES
+        .iter()
+        .find(|row| row.group == group && row.plural == plural)
+    {
+        Some(row) => row,
+        // Named by constants of this crate, and every one of them is covered by a test.
+        None => unreachable!("{plural} is in the resource table"),
+    }
+}

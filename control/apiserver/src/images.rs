@@ -1,0 +1,248 @@
+//! The image gate's place in the request path: every image of a pod is judged and pinned before the pod is
+//! stored, and a stored pod's image cannot change without being judged again.
+
+use std::collections::BTreeMap;
+
+use api::{
+    ImageRef,
+    annotations::{IMAGE_SCAN_PREFIX, REQUESTED_IMAGE_PREFIX},
+    palisade::{ImagePolicy, ImageScan, image_scan_name},
+};
+use control_admission::{Pin, pin_images};
+use control_store::ListOptions;
+use control_wire::{Cause, Status};
+use serde_json::{Value, json};
+use tracing::{error, info};
+
+use crate::{
+    Server,
+    call::Call,
+    gate::{Judgement, Refusal},
+    lifecycle::metadata_mut,
+    objects::{self, metadata_text},
+    write::store_failure,
+};
+
+impl Server {
+    /// Judges and pins every image of `pod` that is not pinned in `old` already.
+    pub(crate) async fn gate_images(
+        &self,
+        call: &Call,
+        old: Option<&Value>,
+        mut pod: Value,
+        dry_run: bool,
+    ) -> Result<Value, Status> {
+        let row = call.target.resource;
+        if (row.group, row.plural) != ("", "pods") {
+            return Ok(pod);
+        }
+        let wanted = settle_pins(old, &mut pod);
+        if wanted.is_empty() {
+            return Ok(pod);
+        }
+        let name = metadata_text(&pod, "name").to_owned();
+        let policies = self.image_policies().await?;
+        let mut pins: BTreeMap<String, Pin> = BTreeMap::new();
+        let mut judged: BTreeMap<ImageRef, Pin> = BTreeMap::new();
+        for Wanted {
+            container,
+            index,
+            image,
+        } in wanted
+        {
+            let reference: ImageRef = image.parse().map_err(|problem| {
+                let field = format!("spec.containers[{index}].image");
+                Status::invalid(row, &name, vec![Cause::invalid(field, &image, problem)])
+            })?;
+            let pin = match judged.get(&reference) {
+                Some(pin) => pin.clone(),
+                None => self.judge(call, &name, &reference, &policies, dry_run).await?,
+            };
+            judged.insert(reference, pin.clone());
+            pins.insert(container, pin);
+        }
+        pin_images(&mut pod, &pins)?;
+        Ok(pod)
+    }
+
+    async fn judge(
+        &self,
+        call: &Call,
+        pod: &str,
+        image: &ImageRef,
+        policies: &[ImagePolicy],
+        dry_run: bool,
+    ) -> Result<Pin, Status> {
+        let namespace = call.target.namespace();
+        let judged = self.gate.judge(namespace, image, policies).await;
+        let scan = match &judged {
+            Ok(judgement) => Some(&judgement.scan),
+            Err(refusal) => refusal.scan.as_ref(),
+        };
+        if let Some(scan) = scan.filter(|_| !dry_run) {
+            // A pod without the record of its scan would be admitted on nobody's word.
+            self.record_scan(call, scan).await?;
+        }
+        match judged {
+            Ok(Judgement { pinned, scan }) => Ok(Pin {
+                digest: pinned,
+                scan: image_scan_name(&scan.spec.digest),
+            }),
+            Err(Refusal { message, .. }) => {
+                info!(target: "audit", %image, namespace, pod, user = call.who.identity().user, message, "image refused");
+                Err(Status::forbidden(
+                    call.target.resource,
+                    pod,
+                    format!("image {image}: {message}"),
+                ))
+            }
+        }
+    }
+
+    /// The policies in force. One that cannot be read refuses all images: leaving it out could admit one
+    /// that it refuses.
+    async fn image_policies(&self) -> Result<Vec<ImagePolicy>, Status> {
+        let prefix = objects::prefix(crate::row("palisade.dev", "imagepolicies"), None);
+        let page = self
+            .store
+            .list(&prefix, &ListOptions::default())
+            .await
+            .map_err(|e| store_failure(&e))?;
+        let policies = page.items.iter().map(|stored| {
+            serde_json::from_slice(&stored.value).map_err(|error| {
+                error!(policy = stored.key.name, %error, "image policy");
+                Status::internal(format!("image policy {:?} is not readable", stored.key.name))
+            })
+        });
+        policies.collect()
+    }
+
+    /// Stores the record of a scan, unless exactly this one is stored already.
+    async fn record_scan(&self, call: &Call, scan: &ImageScan) -> Result<(), Status> {
+        let row = crate::row("palisade.dev", "imagescans");
+        let scan = serde_json::to_value(scan).map_err(Status::internal)?;
+        let name = metadata_text(&scan, "name").to_owned();
+        self.put_own(row, &name, call.now, |old| {
+            let same = old.is_some_and(|old| old["spec"] == scan["spec"] && old["status"] == scan["status"]);
+            (!same).then(|| scan.clone())
+        })
+        .await
+    }
+}
+
+/// A container whose image has to be judged.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    container: String,
+    index: usize,
+    image: String,
+}
+
+/// Puts the pins of `old` back where the image did not really change, and returns the containers whose image
+/// is new. The annotations that record pins are the gate's: whatever a client says about them is dropped.
+fn settle_pins(old: Option<&Value>, pod: &mut Value) -> Vec<Wanted> {
+    restore_annotations(old, pod);
+    let mut wanted = Vec::new();
+    let containers = pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut);
+    for (index, container) in containers.into_iter().flatten().enumerate() {
+        let text = |field: &str| container[field].as_str().unwrap_or_default().to_owned();
+        let (name, image) = (text("name"), text("image"));
+        match old.and_then(|old| pinned(old, &name)) {
+            Some((pinned, _)) if pinned == image => {}
+            // A client that applies its manifest again sends the tag; the pod keeps the digest that the
+            // tag meant when it was admitted.
+            Some((pinned, requested)) if requested == image => container["image"] = json!(pinned),
+            _ => wanted.push(Wanted {
+                container: name,
+                index,
+                image,
+            }),
+        }
+    }
+    wanted
+}
+
+/// Pinned and requested image of a container of a stored pod.
+fn pinned<'a>(pod: &'a Value, container: &str) -> Option<(&'a str, &'a str)> {
+    let containers = pod.pointer("/spec/containers")?.as_array()?;
+    let image = containers.iter().find(|c| c["name"] == container)?["image"].as_str()?;
+    let requested = pod
+        .pointer("/metadata/annotations")?
+        .get(format!("{REQUESTED_IMAGE_PREFIX}{container}"))?;
+    Some((image, requested.as_str()?))
+}
+
+fn restore_annotations(old: Option<&Value>, pod: &mut Value) {
+    let is_own = |key: &String| key.starts_with(REQUESTED_IMAGE_PREFIX) || key.starts_with(IMAGE_SCAN_PREFIX);
+    let kept: Vec<(String, Value)> = old
+        .and_then(|old| old.pointer("/metadata/annotations"))
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| is_own(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let metadata = metadata_mut(pod);
+    if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+        annotations.retain(|key, _| !is_own(key));
+    }
+    if !kept.is_empty() {
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.extend(kept);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> Value {
+        json!({
+            "metadata": {"name": "p", "annotations": {
+                "mine": "x",
+                format!("{REQUESTED_IMAGE_PREFIX}c"): "r.example/app:1",
+                format!("{IMAGE_SCAN_PREFIX}c"): "sha256-1",
+            }},
+            "spec": {"containers": [{"name": "c", "image": "r.example/app@sha256:1"}]},
+        })
+    }
+
+    #[test]
+    fn applying_the_same_manifest_again_keeps_the_pin() {
+        let mut again = stored();
+        again["spec"]["containers"][0]["image"] = json!("r.example/app:1");
+        again["metadata"]["annotations"] = json!({"mine": "x"});
+        assert_eq!(settle_pins(Some(&stored()), &mut again), []);
+        assert_eq!(again, stored());
+    }
+
+    #[test]
+    fn another_image_has_to_be_judged() {
+        let mut changed = stored();
+        changed["spec"]["containers"][0]["image"] = json!("r.example/app:2");
+        let wanted = settle_pins(Some(&stored()), &mut changed);
+        assert_eq!(
+            wanted,
+            [Wanted {
+                container: "c".into(),
+                index: 0,
+                image: "r.example/app:2".into()
+            }]
+        );
+    }
+
+    #[test]
+    fn a_client_cannot_forge_a_pin() {
+        let mut forged = stored();
+        let wanted = settle_pins(None, &mut forged);
+        assert_eq!(wanted.len(), 1, "a new pod's digest is judged like any image");
+        assert_eq!(forged["metadata"]["annotations"], json!({"mine": "x"}));
+
+        let mut retagged = stored();
+        retagged["metadata"]["annotations"][format!("{REQUESTED_IMAGE_PREFIX}c")] = json!("evil:1");
+        retagged["spec"]["containers"][0]["image"] = json!("evil:1");
+        assert_eq!(settle_pins(Some(&stored()), &mut retagged).len(), 1);
+    }
+}

@@ -1,0 +1,398 @@
+//! What happens to an object's own bookkeeping (identity, generation, deletion) when it is written or
+//! deleted. Pure: objects in, objects out. What a *kind* demands of its fields is `control/admission`'s.
+
+use api::resources::Resource;
+use control_wire::decode::DeleteOptions;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+/// Metadata that only the server writes: a client's value is replaced by what is stored.
+const SERVER_METADATA: &[&str] = &[
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "resourceVersion",
+    "selfLink",
+    "managedFields",
+];
+
+/// Finalizer of every namespace, in its `spec`.
+const NAMESPACE_FINALIZER: &str = "kubernetes";
+
+/// Seconds a pod gets to end when neither the request nor the pod says.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// Which part of an object a write may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Everything but the status, where the kind has a status subresource.
+    Main,
+    /// The status and the annotations that report it.
+    Status,
+    /// `spec.finalizers` of a namespace.
+    Finalize,
+}
+
+/// What a delete request means for an object as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Deletion {
+    /// Remove it.
+    Remove,
+    /// Store this object, which says that it is being deleted.
+    Mark(Marked),
+    /// It is being deleted already and nothing changes.
+    Underway,
+}
+
+/// An object that differs from the stored one by its deletion marks only: made by [`plan_deletion`] alone,
+/// it needs no admission to be stored.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Marked(Value);
+
+impl Marked {
+    /// The object.
+    pub(crate) fn object(&self) -> &Value {
+        &self.0
+    }
+}
+
+/// Stamps a new object: identity, time of birth, first generation, no status from the client.
+pub(crate) fn stamp_new(object: &mut Value, resource: &Resource, namespace: &str, uid: &str, now: Timestamp) {
+    let metadata = metadata_mut(object);
+    for field in SERVER_METADATA {
+        metadata.remove(*field);
+    }
+    metadata.insert("uid".to_owned(), json!(uid));
+    metadata.insert("creationTimestamp".to_owned(), json!(seconds(now)));
+    if resource.namespaced() {
+        metadata.insert("namespace".to_owned(), json!(namespace));
+    } else {
+        metadata.remove("namespace");
+    }
+    if resource.kind == "Namespace"
+        && let Some(object) = object.as_object_mut()
+    {
+        // Holds the namespace until the controller has emptied it.
+        let spec = object.entry("spec").or_insert_with(|| Value::Object(Map::new()));
+        set_field(spec, "finalizers", Some(json!([NAMESPACE_FINALIZER])));
+    }
+    if object.get("spec").is_some() {
+        metadata_mut(object).insert("generation".to_owned(), json!(1));
+    }
+    // A node registers with the status it measured; nobody else may invent one.
+    if resource.subresource("status").is_some()
+        && resource.kind != "Node"
+        && let Some(object) = object.as_object_mut()
+    {
+        object.remove("status");
+    }
+}
+
+/// Completes an update: keeps what the server owns and what this part of the object does not cover, and
+/// counts the generation up when the specification changed.
+pub(crate) fn carry_over(old: &Value, new: &mut Value, resource: &Resource, part: Part) {
+    match part {
+        Part::Main => {
+            if resource.subresource("status").is_some() {
+                copy_field(old, new, "status");
+            }
+        }
+        Part::Status => {
+            let status = new.get("status").cloned();
+            let annotation = new
+                .pointer("/metadata/annotations")
+                .and_then(|annotations| annotations.get(api::annotations::SANDBOX_STATUS))
+                .cloned();
+            let mut kept = old.clone();
+            set_field(&mut kept, "status", status);
+            if let Some(annotation) = annotation {
+                let annotations = metadata_mut(&mut kept)
+                    .entry("annotations")
+                    .or_insert_with(|| Value::Object(Map::new()));
+                set_field(annotations, api::annotations::SANDBOX_STATUS, Some(annotation));
+            }
+            *new = kept;
+        }
+        Part::Finalize => {
+            let finalizers = new.pointer("/spec/finalizers").cloned();
+            let mut kept = old.clone();
+            if let Some(spec) = kept.get_mut("spec") {
+                set_field(spec, "finalizers", finalizers);
+            }
+            *new = kept;
+        }
+    }
+    let metadata = metadata_mut(new);
+    for field in SERVER_METADATA {
+        match old.pointer(&format!("/metadata/{field}")) {
+            Some(value) => metadata.insert((*field).to_owned(), value.clone()),
+            None => metadata.remove(*field),
+        };
+    }
+    if part == Part::Main && resource.kind == "Namespace" {
+        // The namespace's own finalizers end with the finalize subresource only.
+        let finalizers = old.pointer("/spec/finalizers").cloned();
+        if let Some(object) = new.as_object_mut() {
+            let spec = object.entry("spec").or_insert_with(|| Value::Object(Map::new()));
+            set_field(spec, "finalizers", finalizers);
+        }
+    }
+    if old.get("spec") != new.get("spec") && old.pointer("/metadata/generation").is_some() {
+        let generation = old
+            .pointer("/metadata/generation")
+            .and_then(Value::as_i64)
+            .unwrap_or(0);
+        metadata_mut(new).insert("generation".to_owned(), json!(generation.saturating_add(1)));
+    }
+}
+
+/// Whether an object that is being deleted has nothing left to wait for.
+pub(crate) fn is_finished(object: &Value) -> bool {
+    let grace = object
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64)
+        .unwrap_or(0);
+    is_being_deleted(object) && grace == 0 && !has_finalizers(object)
+}
+
+/// Whether the object carries a deletion timestamp.
+pub(crate) fn is_being_deleted(object: &Value) -> bool {
+    object
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|stamp| !stamp.is_null())
+}
+
+/// Decides what a delete request does.
+pub(crate) fn plan_deletion(
+    object: &Value,
+    resource: &Resource,
+    options: &DeleteOptions,
+    now: Timestamp,
+) -> Deletion {
+    let grace = grace_seconds(object, resource, options);
+    let current = object
+        .pointer("/metadata/deletionGracePeriodSeconds")
+        .and_then(Value::as_i64);
+    let marked = is_being_deleted(object);
+    if grace == 0 && !has_finalizers(object) {
+        return Deletion::Remove;
+    }
+    // A second request can only shorten what the first one granted.
+    if marked && current.unwrap_or(0) <= grace {
+        return Deletion::Underway;
+    }
+    let mut object = object.clone();
+    let deadline = now
+        .checked_add(jiff::SignedDuration::from_secs(grace))
+        .unwrap_or(Timestamp::MAX);
+    let metadata = metadata_mut(&mut object);
+    metadata.insert("deletionTimestamp".to_owned(), json!(seconds(deadline)));
+    metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
+    let generation = metadata.get("generation").and_then(Value::as_i64);
+    if let Some(generation) = generation {
+        metadata.insert("generation".to_owned(), json!(generation.saturating_add(1)));
+    }
+    if resource.kind == "Namespace"
+        && let Some(object) = object.as_object_mut()
+    {
+        let status = object
+            .entry("status")
+            .or_insert_with(|| Value::Object(Map::new()));
+        set_field(status, "phase", Some(json!("Terminating")));
+    }
+    Deletion::Mark(Marked(object))
+}
+
+/// The object's metadata, made if it is not an object yet.
+pub(crate) fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
+    if !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    let slot = &mut object["metadata"];
+    if !slot.is_object() {
+        *slot = Value::Object(Map::new());
+    }
+    match slot {
+        Value::Object(map) => map,
+        _ => unreachable!("made an object two lines above"),
+    }
+}
+
+/// A time as Kubernetes writes it: RFC 3339, whole seconds, UTC.
+pub(crate) fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Finalizers of the object, and those of a namespace's specification.
+fn has_finalizers(object: &Value) -> bool {
+    ["/metadata/finalizers", "/spec/finalizers"].iter().any(|path| {
+        object
+            .pointer(path)
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty())
+    })
+}
+
+/// Only pods end gracefully, and only where an agent has to end them.
+fn grace_seconds(object: &Value, resource: &Resource, options: &DeleteOptions) -> i64 {
+    if resource.kind != "Pod" {
+        return 0;
+    }
+    let unscheduled = object
+        .pointer("/spec/nodeName")
+        .and_then(Value::as_str)
+        .is_none_or(str::is_empty);
+    let ended = matches!(
+        object.pointer("/status/phase").and_then(Value::as_str),
+        Some("Succeeded" | "Failed")
+    );
+    if unscheduled || ended {
+        return 0;
+    }
+    let own = object
+        .pointer("/spec/terminationGracePeriodSeconds")
+        .and_then(Value::as_i64);
+    options
+        .grace_period_seconds
+        .or(own)
+        .unwrap_or(DEFAULT_GRACE_SECONDS)
+        .max(0)
+}
+
+fn copy_field(old: &Value, new: &mut Value, field: &str) {
+    set_field(new, field, old.get(field).cloned());
+}
+
+fn set_field(object: &mut Value, field: &str, value: Option<Value>) {
+    let Some(object) = object.as_object_mut() else {
+        return;
+    };
+    match value {
+        Some(value) => object.insert(field.to_owned(), value),
+        None => object.remove(field),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(kind: &str) -> &'static Resource {
+        api::resources::RESOURCES.iter().find(|r| r.kind == kind).unwrap()
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-02T03:04:05.678Z".parse().unwrap()
+    }
+
+    fn pod() -> Value {
+        json!({
+            "metadata": {"name": "p", "namespace": "a", "uid": "u1", "generation": 3},
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"phase": "Running"},
+        })
+    }
+
+    #[test]
+    fn a_client_cannot_choose_identity_or_status() {
+        let mut object = pod();
+        object["metadata"]["uid"] = json!("mine");
+        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        stamp_new(&mut object, row("Pod"), "b", "u2", now());
+        assert_eq!(object["metadata"]["uid"], "u2");
+        assert_eq!(object["metadata"]["namespace"], "b");
+        assert_eq!(object["metadata"]["creationTimestamp"], "2026-01-02T03:04:05Z");
+        assert_eq!(object["metadata"]["generation"], 1);
+        assert!(object.get("status").is_none());
+        assert!(object["metadata"].get("deletionTimestamp").is_none());
+    }
+
+    #[test]
+    fn a_status_write_changes_the_status_and_its_report_only() {
+        let old = pod();
+        let mut new = pod();
+        new["spec"]["nodeName"] = json!("other");
+        new["metadata"]["labels"] = json!({"role": "admin"});
+        new["metadata"]["annotations"] =
+            json!({"x": "y", api::annotations::SANDBOX_STATUS: "seccomp=Enforced"});
+        new["status"]["phase"] = json!("Failed");
+        carry_over(&old, &mut new, row("Pod"), Part::Status);
+        let mut expected = old;
+        expected["status"]["phase"] = json!("Failed");
+        expected["metadata"]["annotations"] = json!({api::annotations::SANDBOX_STATUS: "seccomp=Enforced"});
+        assert_eq!(new, expected);
+    }
+
+    #[test]
+    fn a_main_write_keeps_the_status_and_counts_the_generation() {
+        let old = pod();
+        let mut new = pod();
+        new["status"] = json!({"phase": "Succeeded"});
+        new["metadata"]["generation"] = json!(99);
+        carry_over(&old, &mut new, row("Pod"), Part::Main);
+        assert_eq!(new, old, "only the status differed");
+        new["spec"]["activeDeadlineSeconds"] = json!(5);
+        carry_over(&old, &mut new, row("Pod"), Part::Main);
+        assert_eq!(new["metadata"]["generation"], 4);
+    }
+
+    #[test]
+    fn namespace_finalizers_end_through_finalize_only() {
+        let old = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {"finalizers": ["kubernetes"]}});
+        let mut new = json!({"metadata": {"name": "a"}, "spec": {}});
+        carry_over(&old, &mut new, row("Namespace"), Part::Main);
+        assert_eq!(new["spec"]["finalizers"], json!(["kubernetes"]));
+        let mut new = json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"finalizers": []}});
+        carry_over(&old, &mut new, row("Namespace"), Part::Finalize);
+        assert_eq!(new["spec"]["finalizers"], json!([]));
+        assert!(new["metadata"].get("labels").is_none());
+    }
+
+    #[test]
+    fn pods_end_gracefully_and_only_faster_on_a_second_request() {
+        let options = |grace| DeleteOptions {
+            grace_period_seconds: grace,
+            ..Default::default()
+        };
+        let Deletion::Mark(Marked(marked)) = plan_deletion(&pod(), row("Pod"), &options(None), now()) else {
+            panic!("a running pod must end gracefully")
+        };
+        assert_eq!(marked["metadata"]["deletionTimestamp"], "2026-01-02T03:04:35Z");
+        assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
+        assert!(!is_finished(&marked));
+        assert_eq!(
+            plan_deletion(&marked, row("Pod"), &options(Some(60)), now()),
+            Deletion::Underway
+        );
+        assert!(matches!(
+            plan_deletion(&marked, row("Pod"), &options(Some(5)), now()),
+            Deletion::Mark(_)
+        ));
+        assert_eq!(
+            plan_deletion(&marked, row("Pod"), &options(Some(0)), now()),
+            Deletion::Remove
+        );
+
+        let mut unscheduled = pod();
+        unscheduled["spec"].as_object_mut().unwrap().remove("nodeName");
+        assert_eq!(
+            plan_deletion(&unscheduled, row("Pod"), &options(None), now()),
+            Deletion::Remove
+        );
+    }
+
+    #[test]
+    fn finalizers_hold_an_object() {
+        let mut object = json!({"metadata": {"name": "c", "finalizers": ["x/y"]}});
+        let plan = plan_deletion(&object, row("ConfigMap"), &DeleteOptions::default(), now());
+        let Deletion::Mark(Marked(marked)) = plan else {
+            panic!("a finalizer must hold the object")
+        };
+        assert!(!is_finished(&marked));
+        object = marked;
+        object["metadata"]["finalizers"] = json!([]);
+        assert!(is_finished(&object));
+    }
+}

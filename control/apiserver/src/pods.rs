@@ -1,0 +1,257 @@
+//! What only pods have: binding to a node, and logs read through the node's agent. The decisions are pure
+//! functions of the objects.
+
+use api::resources::Resource;
+use control_wire::{
+    Cause, Status,
+    query::{LogQuery, Parameters},
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{
+    lifecycle::{metadata_mut, seconds},
+    objects::metadata_text,
+};
+
+/// Where a pod's log is to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LogSource {
+    /// The pod is on no node yet: its log is empty.
+    Unscheduled,
+    /// The agent of `node` has it under `path_and_query`.
+    Node {
+        /// Node name.
+        node: String,
+        /// Path and query of the agent's API.
+        path_and_query: String,
+    },
+}
+
+/// Binds `pod` to the node that `binding` names.
+pub(crate) fn bind(pod: &mut Value, binding: &Value, row: &Resource, now: Timestamp) -> Result<(), Status> {
+    let name = metadata_text(pod, "name").to_owned();
+    let target = &binding["target"];
+    let node = target["name"].as_str().unwrap_or_default();
+    let kind = target["kind"].as_str().unwrap_or("Node");
+    if node.is_empty() {
+        return Err(Status::invalid(
+            row,
+            &name,
+            vec![Cause::required("target.name", "")],
+        ));
+    }
+    if kind != "Node" {
+        let cause = Cause::not_supported("target.kind", kind, &["Node"]);
+        return Err(Status::invalid(row, &name, vec![cause]));
+    }
+    let uid = metadata_text(binding, "uid");
+    if !uid.is_empty() && uid != metadata_text(pod, "uid") {
+        return Err(Status::conflict(
+            row,
+            &name,
+            format!("the UID in the precondition is {uid}"),
+        ));
+    }
+    if pod
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|stamp| !stamp.is_null())
+    {
+        return Err(Status::conflict(
+            row,
+            &name,
+            format!("pod {name} is being deleted, cannot be assigned to a host"),
+        ));
+    }
+    if let Some(bound) = pod
+        .pointer("/spec/nodeName")
+        .and_then(Value::as_str)
+        .filter(|node| !node.is_empty())
+    {
+        return Err(Status::conflict(
+            row,
+            &name,
+            format!("pod {name} is already assigned to node {bound:?}"),
+        ));
+    }
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return Err(Status::internal("stored pod without a spec"));
+    };
+    spec.insert("nodeName".to_owned(), json!(node));
+    if let Some(annotations) = binding
+        .pointer("/metadata/annotations")
+        .and_then(Value::as_object)
+    {
+        let own = metadata_mut(pod)
+            .entry("annotations")
+            .or_insert_with(|| json!({}));
+        if let Some(own) = own.as_object_mut() {
+            own.extend(annotations.clone());
+        }
+    }
+    set_condition(
+        pod,
+        json!({
+            "type": "PodScheduled",
+            "status": "True",
+            "lastProbeTime": null,
+            "lastTransitionTime": seconds(now),
+        }),
+    );
+    Ok(())
+}
+
+/// Decides where a log is read, or why it cannot be.
+pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Status> {
+    let name = metadata_text(pod, "name");
+    let containers: Vec<&str> = pod
+        .pointer("/spec/containers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|container| container["name"].as_str())
+        .collect();
+    let container = match (query.container.as_deref(), containers.as_slice()) {
+        (Some(asked), _) if containers.contains(&asked) => asked,
+        (Some(asked), _) => {
+            return Err(Status::bad_request(format!(
+                "container {asked} is not valid for pod {name}"
+            )));
+        }
+        (None, [only]) => only,
+        (None, many) => {
+            let list = many.join(" ");
+            return Err(Status::bad_request(format!(
+                "a container name must be specified for pod {name}, choose one of: [{list}]"
+            )));
+        }
+    };
+    let node = pod
+        .pointer("/spec/nodeName")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if node.is_empty() {
+        return Ok(LogSource::Unscheduled);
+    }
+    let options = [
+        ("follow", query.follow.then(|| "true".to_owned())),
+        ("previous", query.previous.then(|| "true".to_owned())),
+        ("timestamps", query.timestamps.then(|| "true".to_owned())),
+        ("sinceSeconds", query.since_seconds.map(|n| n.to_string())),
+        ("sinceTime", query.since_time.map(|time| time.to_string())),
+        ("tailLines", query.tail_lines.map(|n| n.to_string())),
+        ("limitBytes", query.limit_bytes.map(|n| n.to_string())),
+    ];
+    // Numbers, flags and a time in UTC: nothing here needs escaping in a query string.
+    let options = options
+        .into_iter()
+        .filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+    let query = options.collect::<Vec<_>>().join("&");
+    let namespace = metadata_text(pod, "namespace");
+    Ok(LogSource::Node {
+        node: node.to_owned(),
+        path_and_query: format!("/containerLogs/{namespace}/{name}/{container}?{query}"),
+    })
+}
+
+/// Path and query of a request that is passed to a node, or `None` where nodes answer nothing.
+pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Option<String> {
+    (rest == "flows").then(|| format!("/flows?follow={}", parameters.flag("follow")))
+}
+
+/// Replaces the condition of the same type, or adds it.
+fn set_condition(pod: &mut Value, condition: Value) {
+    let status = &mut pod["status"];
+    if !status.is_object() {
+        *status = json!({});
+    }
+    let conditions = &mut status["conditions"];
+    match conditions.as_array_mut() {
+        Some(list) => {
+            list.retain(|existing| existing["type"] != condition["type"]);
+            list.push(condition);
+        }
+        None => *conditions = json!([condition]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods() -> &'static Resource {
+        api::resources::by_any_name("pods").unwrap()
+    }
+
+    fn pod(containers: &[&str]) -> Value {
+        let containers: Vec<Value> = containers.iter().map(|name| json!({"name": name})).collect();
+        json!({
+            "metadata": {"name": "p", "namespace": "a", "uid": "u1"},
+            "spec": {"containers": containers},
+        })
+    }
+
+    fn parameters(query: &str) -> Parameters {
+        Parameters::parse(query).unwrap()
+    }
+
+    fn log(pod: &Value, query: &str) -> Result<LogSource, Status> {
+        log_source(pod, &LogQuery::parse(&parameters(query)).unwrap())
+    }
+
+    #[test]
+    fn a_pod_is_bound_once() {
+        let now = "2026-01-02T03:04:05Z".parse().unwrap();
+        let binding = json!({"target": {"kind": "Node", "name": "n1"}});
+        let mut bound = pod(&["c"]);
+        bind(&mut bound, &binding, pods(), now).unwrap();
+        assert_eq!(bound["spec"]["nodeName"], "n1");
+        assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
+        assert_eq!(bind(&mut bound, &binding, pods(), now).unwrap_err().code(), 409);
+
+        let mut other = pod(&["c"]);
+        let stale = json!({"metadata": {"uid": "u0"}, "target": {"name": "n1"}});
+        assert_eq!(bind(&mut other, &stale, pods(), now).unwrap_err().code(), 409);
+        assert_eq!(bind(&mut other, &json!({}), pods(), now).unwrap_err().code(), 422);
+        other["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        assert_eq!(bind(&mut other, &binding, pods(), now).unwrap_err().code(), 409);
+    }
+
+    #[test]
+    fn logs_need_a_container_of_the_pod() {
+        let mut one = pod(&["c"]);
+        assert_eq!(log(&one, ""), Ok(LogSource::Unscheduled));
+        one["spec"]["nodeName"] = json!("n1");
+        let source = log(
+            &one,
+            "follow=true&tailLines=1&evil=1&sinceTime=2026-01-02T03:04:05%2B01:00",
+        )
+        .unwrap();
+        assert_eq!(
+            source,
+            LogSource::Node {
+                node: "n1".into(),
+                path_and_query: "/containerLogs/a/p/c?follow=true&sinceTime=2026-01-02T02:04:05Z&tailLines=1"
+                    .into(),
+            }
+        );
+        assert_eq!(log(&one, "container=../x").unwrap_err().code(), 400);
+        assert!(
+            log(&pod(&["a", "b"]), "")
+                .unwrap_err()
+                .message()
+                .contains("choose one of: [a b]")
+        );
+    }
+
+    #[test]
+    fn nodes_answer_flows_only() {
+        assert_eq!(
+            node_path("flows", &parameters("follow=true")).unwrap(),
+            "/flows?follow=true"
+        );
+        for other in ["", "healthz", "flows/x", "containerLogs/a/p/c"] {
+            assert_eq!(node_path(other, &parameters("")), None, "{other}");
+        }
+    }
+}

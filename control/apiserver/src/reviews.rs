@@ -1,0 +1,62 @@
+//! The two reviews of this version: who am I, and may I.
+
+use control_auth::{Attributes, ResourceTarget};
+use control_wire::{Status, decode, negotiate, query::FieldValidation};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    Server,
+    call::{Call, Outcome},
+};
+
+impl Server {
+    /// `POST` on a virtual resource.
+    pub(crate) async fn review(&self, call: &Call) -> Result<Outcome, Status> {
+        let row = call.target.resource;
+        let form = negotiate::body_form(call.content_type.as_deref())?;
+        let decoded = decode::object(row, None, form, &call.body, FieldValidation::Warn)?;
+        let mut object = decoded.object;
+        object["status"] = match row.kind {
+            "SelfSubjectReview" => {
+                let identity = call.authorized.identity();
+                json!({"userInfo": {"username": identity.user, "groups": identity.groups}})
+            }
+            "SelfSubjectAccessReview" => self.access(call, &object["spec"]).await?,
+            _ => return Err(Status::method_not_allowed()),
+        };
+        Ok(Outcome {
+            code: StatusCode::CREATED,
+            object,
+            warnings: decoded.warnings,
+        })
+    }
+
+    async fn access(&self, call: &Call, spec: &Value) -> Result<Value, Status> {
+        let text = |value: &Value, field: &str| value[field].as_str().unwrap_or_default().to_owned();
+        let resource = &spec["resourceAttributes"];
+        let path = &spec["nonResourceAttributes"];
+        let attributes = match (resource.is_object(), path.is_object()) {
+            (true, false) => Attributes::resource(
+                text(resource, "verb"),
+                ResourceTarget {
+                    group: text(resource, "group"),
+                    resource: text(resource, "resource"),
+                    subresource: text(resource, "subresource"),
+                    namespace: text(resource, "namespace"),
+                    name: text(resource, "name"),
+                },
+            ),
+            (false, true) => Attributes::path(text(path, "verb"), text(path, "path")),
+            _ => {
+                let message = "exactly one of resourceAttributes and nonResourceAttributes must be specified";
+                return Err(Status::bad_request(message));
+            }
+        };
+        let nodes = self.node_view(&call.who, &attributes).await?;
+        Ok(match control_auth::authorize(&call.who, attributes, &nodes) {
+            Ok(_) => json!({"allowed": true}),
+            Err(denied) => json!({"allowed": false, "reason": denied.to_string()}),
+        })
+    }
+}

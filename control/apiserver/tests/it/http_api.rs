@@ -1,0 +1,316 @@
+//! What clients other than kubectl rely on, request by request.
+
+use http::Method;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use crate::harness::{Client, Cluster};
+
+const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// Reads the JSON lines of a watch.
+pub(crate) struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    pub(crate) async fn open(client: &Client, path: &str) -> Self {
+        let response = client.raw(Method::GET, path, None).await;
+        assert_eq!(response.status(), 200, "{path}");
+        Self {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The next event, or `None` when the server ended the watch.
+    pub(crate) async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let mut event: Value = serde_json::from_slice(&line).unwrap();
+                return Some((event["type"].as_str().unwrap().to_owned(), event["object"].take()));
+            }
+            let frame = tokio::time::timeout(std::time::Duration::from_secs(20), self.body.frame());
+            match frame.await.expect("no event in 20 s")? {
+                Ok(frame) => self.buffer.extend_from_slice(frame.data_ref().unwrap()),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    async fn expect(&mut self, kind: &str) -> Value {
+        let (found, object) = self.next().await.expect("the watch ended");
+        assert_eq!(found, kind, "{object}");
+        object
+    }
+}
+
+/// Watches a collection from its present state on until an object fits.
+pub(crate) async fn wait_for(
+    client: &Client,
+    collection: &str,
+    fits: impl Fn(&Value) -> bool,
+) -> (String, Value) {
+    let mut lines = Lines::open(client, &format!("{collection}?watch=true")).await;
+    loop {
+        let (kind, object) = lines.next().await.expect("the watch ended");
+        if fits(&object) {
+            return (kind, object);
+        }
+    }
+}
+
+fn config_map(name: &str, labels: &Value) -> Value {
+    json!({"metadata": {"name": name, "labels": labels}, "data": {"a": "1"}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_live_under_optimistic_locks() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let (code, created) = admin.post(CONFIG_MAPS, &config_map("x", &json!({}))).await;
+    assert_eq!(code, 201, "{created}");
+    assert_eq!(created["metadata"]["namespace"], "default");
+    assert!(created["metadata"]["uid"].is_string() && created["metadata"]["resourceVersion"].is_string());
+
+    let path = format!("{CONFIG_MAPS}/x");
+    let mut update = created.clone();
+    update["data"]["a"] = json!("2");
+    let (code, updated) = admin.put(&path, &update).await;
+    assert_eq!((code, updated["data"]["a"].as_str()), (200, Some("2")));
+    let (code, conflict) = admin.put(&path, &update).await;
+    assert_eq!((code, conflict["reason"].as_str()), (409, Some("Conflict")));
+    // Nothing changed: nothing is written.
+    let (_, same) = admin.put(&path, &updated).await;
+    assert_eq!(
+        same["metadata"]["resourceVersion"],
+        updated["metadata"]["resourceVersion"]
+    );
+    // Identity cannot be changed.
+    let mut forged = updated.clone();
+    forged["metadata"]["uid"] = json!("forged");
+    assert_eq!(admin.put(&path, &forged).await.0, 409);
+
+    let stale = json!({"preconditions": {"uid": "other"}});
+    assert_eq!(admin.delete(&path, Some(&stale)).await.0, 409);
+    let (code, deleted) = admin.delete(&path, None).await;
+    assert_eq!((code, deleted["status"].as_str()), (200, Some("Success")));
+    assert_eq!(admin.get(&path).await.0, 404);
+    assert_eq!(admin.delete(&path, None).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_patches_all_count() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.post(CONFIG_MAPS, &config_map("x", &json!({}))).await;
+    let path = format!("{CONFIG_MAPS}/x");
+    let patches = (0..6).map(|n| {
+        let (admin, path) = (&admin, &path);
+        async move {
+            let body = json!({"data": {format!("k{n}"): "v"}});
+            admin.patch(path, "application/merge-patch+json", &body).await.0
+        }
+    });
+    let codes = futures::future::join_all(patches).await;
+    assert!(codes.iter().all(|code| *code == 200), "{codes:?}");
+    assert_eq!(admin.get(&path).await.1["data"].as_object().unwrap().len(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_in_pages_of_one_state() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    for n in 0..7 {
+        admin
+            .post(
+                CONFIG_MAPS,
+                &config_map(&format!("x{n}"), &json!({"odd": (n % 2).to_string()})),
+            )
+            .await;
+    }
+    let (_, first) = admin.get(&format!("{CONFIG_MAPS}?limit=3")).await;
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items
+            .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&first), ["x0", "x1", "x2"]);
+    admin.delete(&format!("{CONFIG_MAPS}/x4"), None).await;
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let (_, second) = admin
+        .get(&format!("{CONFIG_MAPS}?limit=3&continue={token}"))
+        .await;
+    assert_eq!(
+        names(&second),
+        ["x3", "x4", "x5"],
+        "the page shows the state of the first one"
+    );
+    assert_eq!(
+        second["metadata"]["resourceVersion"],
+        first["metadata"]["resourceVersion"]
+    );
+    let (_, odd) = admin
+        .get(&format!("{CONFIG_MAPS}?limit=2&labelSelector=odd%3D1"))
+        .await;
+    assert_eq!(names(&odd), ["x1", "x3"]);
+    let token = odd["metadata"]["continue"].as_str().unwrap();
+    let (_, odd) = admin
+        .get(&format!(
+            "{CONFIG_MAPS}?limit=2&labelSelector=odd%3D1&continue={token}"
+        ))
+        .await;
+    assert_eq!(names(&odd), ["x5"]);
+    assert!(odd["metadata"].get("continue").is_none());
+    let (_, one) = admin
+        .get(&format!("{CONFIG_MAPS}?fieldSelector=metadata.name%3Dx6"))
+        .await;
+    assert_eq!(names(&one), ["x6"]);
+    assert_eq!(
+        admin
+            .get(&format!("{CONFIG_MAPS}?fieldSelector=data.a%3D1"))
+            .await
+            .0,
+        400
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_follow_selectors_without_gaps() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let (_, list) = admin.get(CONFIG_MAPS).await;
+    let revision = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    admin
+        .post(CONFIG_MAPS, &config_map("x", &json!({"app": "web"})))
+        .await;
+    let path = format!("{CONFIG_MAPS}/x");
+    let relabel = |app: &str| json!({"metadata": {"labels": {"app": app}}});
+
+    // From a revision in the past: what happened since is replayed.
+    let watch = format!("{CONFIG_MAPS}?watch=true&labelSelector=app%3Dweb&resourceVersion={revision}");
+    let mut lines = Lines::open(&admin, &watch).await;
+    assert_eq!(lines.expect("ADDED").await["metadata"]["name"], "x");
+    admin
+        .patch(
+            &path,
+            "application/merge-patch+json",
+            &json!({"data": {"b": "2"}}),
+        )
+        .await;
+    assert_eq!(lines.expect("MODIFIED").await["data"]["b"], "2");
+    admin
+        .patch(&path, "application/merge-patch+json", &relabel("db"))
+        .await;
+    lines.expect("DELETED").await;
+    admin
+        .patch(&path, "application/merge-patch+json", &relabel("web"))
+        .await;
+    let added = lines.expect("ADDED").await;
+    admin.delete(&path, None).await;
+    let deleted = lines.expect("DELETED").await;
+    let number = |object: &Value| {
+        object["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    assert!(number(&deleted) > number(&added));
+
+    // Without a revision: the present state first, marked by a bookmark when asked for.
+    admin.post(CONFIG_MAPS, &config_map("y", &json!({}))).await;
+    let stream = format!(
+        "{CONFIG_MAPS}?watch=true&allowWatchBookmarks=true&sendInitialEvents=true\
+         &resourceVersionMatch=NotOlderThan&timeoutSeconds=1"
+    );
+    let mut lines = Lines::open(&admin, &stream).await;
+    lines.expect("ADDED").await;
+    let bookmark = lines.expect("BOOKMARK").await;
+    assert_eq!(
+        bookmark["metadata"]["annotations"]["k8s.io/initial-events-end"],
+        "true"
+    );
+    assert!(lines.next().await.is_none(), "timeoutSeconds ends the watch");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_from_a_forgotten_revision_says_so() {
+    let mut cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.post(CONFIG_MAPS, &config_map("x", &json!({}))).await;
+    cluster.restart().await;
+    for revision in ["1", "999999"] {
+        let (code, status) = admin
+            .get(&format!("{CONFIG_MAPS}?watch=true&resourceVersion={revision}"))
+            .await;
+        assert_eq!(
+            (code, status["reason"].as_str()),
+            (410, Some("Expired")),
+            "{status}"
+        );
+    }
+    assert_eq!(
+        admin.get(&format!("{CONFIG_MAPS}/x")).await.0,
+        200,
+        "state survives"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_beyond_the_bounds_are_refused() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut big = config_map("big", &json!({}));
+    big["data"]["a"] = json!("x".repeat(4 << 20));
+    let (code, _) = admin.post(CONFIG_MAPS, &big).await;
+    assert_eq!(code, 413);
+    assert_eq!(admin.post("/api/v1/configmaps", &json!({})).await.0, 405);
+    assert_eq!(
+        admin
+            .post(
+                "/api/v1/namespaces/nosuch/configmaps",
+                &config_map("x", &json!({}))
+            )
+            .await
+            .0,
+        404
+    );
+    assert_eq!(admin.delete("/api/v1/namespaces/default", None).await.0, 403);
+    let response = admin
+        .raw(Method::POST, CONFIG_MAPS, Some(("text/plain", "x".to_owned())))
+        .await;
+    assert_eq!(response.status(), 415);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_ends_after_its_finalizers() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let (code, created) = admin
+        .post("/api/v1/namespaces", &json!({"metadata": {"name": "team"}}))
+        .await;
+    assert_eq!(code, 201, "{created}");
+    assert_eq!(created["spec"]["finalizers"], json!(["kubernetes"]));
+    let (code, ending) = admin.delete("/api/v1/namespaces/team", None).await;
+    assert_eq!(
+        (code, ending["status"]["phase"].as_str()),
+        (200, Some("Terminating"))
+    );
+    let (code, refusal) = admin
+        .post("/api/v1/namespaces/team/configmaps", &config_map("x", &json!({})))
+        .await;
+    assert_eq!(code, 403);
+    assert!(
+        refusal["message"].as_str().unwrap().contains("being terminated"),
+        "{refusal}"
+    );
+    let mut done = ending;
+    done["spec"]["finalizers"] = json!([]);
+    assert_eq!(admin.put("/api/v1/namespaces/team/finalize", &done).await.0, 200);
+    assert_eq!(admin.get("/api/v1/namespaces/team").await.0, 404);
+}

@@ -1,0 +1,324 @@
+//! What people do with kubectl, with every version that is installed.
+
+use std::{
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tokio::{io::AsyncWriteExt as _, process::Command};
+
+use crate::harness::Cluster;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// kubectl with its own cache.
+struct Kubectl {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    home: tempfile::TempDir,
+}
+
+impl Kubectl {
+    async fn run(&self, args: &[&str], stdin: &str) -> Output {
+        let mut child = Command::new(&self.program)
+            .args(args)
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("PATH", "/usr/bin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(stdin.as_bytes()).await.unwrap();
+        drop(input);
+        tokio::time::timeout(TIMEOUT, child.wait_with_output())
+            .await
+            .expect("kubectl hangs")
+            .unwrap()
+    }
+
+    /// Runs a command that must succeed and returns its output.
+    async fn ok(&self, args: &[&str]) -> String {
+        self.ok_with(args, "").await
+    }
+
+    async fn ok_with(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.run(args, stdin).await;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(
+            output.status.success(),
+            "{} {args:?}: {}\n{}",
+            self.program.display(),
+            text(&output.stdout),
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    }
+
+    /// Runs a command that must fail and returns what it said.
+    async fn fails(&self, args: &[&str], stdin: &str) -> String {
+        let output = self.run(args, stdin).await;
+        assert!(
+            !output.status.success(),
+            "{args:?} succeeded: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+/// `kubectl` and its siblings `kubectl.1.NN`, oldest first.
+fn installed() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let Some(main) = std::env::split_paths(&path)
+        .map(|dir| dir.join("kubectl"))
+        .find(|file| file.is_file())
+    else {
+        return Vec::new();
+    };
+    let real = main.canonicalize().unwrap();
+    let mut found: Vec<PathBuf> = std::fs::read_dir(real.parent().unwrap())
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| {
+            file.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("kubectl.1."))
+        })
+        .collect();
+    found.sort();
+    if found.is_empty() { vec![real] } else { found }
+}
+
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  labels: {app: web}
+spec:
+  containers:
+  - name: c
+    image: registry.example/app:1
+"#;
+
+const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cm}\ndata: {a: '1'}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_version_can_do_the_daily_work() {
+    let versions = installed();
+    if versions.is_empty() {
+        println!("SKIPPED: no kubectl on the PATH");
+        return;
+    }
+    for program in versions {
+        let cluster = Cluster::start().await;
+        let kubectl = Kubectl {
+            program,
+            kubeconfig: cluster.kubeconfig(),
+            home: tempfile::tempdir().unwrap(),
+        };
+        println!("{}", kubectl.program.display());
+        daily_work(&kubectl).await;
+        pods(&kubectl, &cluster).await;
+    }
+}
+
+async fn daily_work(kubectl: &Kubectl) {
+    let version = kubectl.ok(&["version", "-o", "json"]).await;
+    assert!(version.contains("palisade"), "{version}");
+    let resources = kubectl.ok(&["api-resources"]).await;
+    assert!(
+        resources.contains("imagepolicies") && resources.contains("netpol"),
+        "{resources}"
+    );
+    assert!(kubectl.ok(&["get", "namespaces"]).await.contains("kube-system"));
+
+    // Apply three times: created, changed, unchanged.
+    assert!(
+        kubectl
+            .ok_with(&["apply", "-f", "-"], CONFIG_MAP)
+            .await
+            .contains("configmap/cm created")
+    );
+    let changed = CONFIG_MAP.replace("'1'", "'2'");
+    assert!(
+        kubectl
+            .ok_with(&["apply", "-f", "-"], &changed)
+            .await
+            .contains("configmap/cm configured")
+    );
+    assert!(
+        kubectl
+            .ok_with(&["apply", "-f", "-"], &changed)
+            .await
+            .contains("configmap/cm unchanged")
+    );
+    assert_eq!(
+        kubectl.ok(&["get", "cm", "cm", "-o", "jsonpath={.data.a}"]).await,
+        "2"
+    );
+    let yaml = kubectl.ok(&["get", "cm", "cm", "-o", "yaml"]).await;
+    assert!(
+        yaml.contains("kind: ConfigMap") && yaml.contains("uid:"),
+        "{yaml}"
+    );
+
+    let typo = CONFIG_MAP.replace("data:", "dataa:").replace("cm}", "cm2}");
+    let refusal = kubectl.fails(&["create", "-f", "-"], &typo).await;
+    assert!(refusal.contains("unknown field \"dataa\""), "{refusal}");
+
+    // Generators speak protobuf from 1.32 on.
+    kubectl
+        .ok(&["create", "configmap", "lit", "--from-literal=k=v"])
+        .await;
+    kubectl
+        .ok(&[
+            "create",
+            "secret",
+            "generic",
+            "s",
+            "--from-literal=password=hunter2",
+        ])
+        .await;
+    kubectl.ok(&["create", "namespace", "team"]).await;
+    kubectl
+        .ok(&["create", "serviceaccount", "robot", "-n", "team"])
+        .await;
+    assert_eq!(
+        kubectl
+            .ok(&["get", "secret", "s", "-o", "jsonpath={.data.password}"])
+            .await,
+        "aHVudGVyMg=="
+    );
+    let again = kubectl.fails(&["create", "configmap", "lit"], "").await;
+    assert!(again.contains("already exists"), "{again}");
+    let missing = kubectl.fails(&["get", "cm", "nosuch"], "").await;
+    assert!(
+        missing.contains("Error from server (NotFound): configmaps \"nosuch\" not found"),
+        "{missing}"
+    );
+
+    kubectl.ok(&["label", "cm", "cm", "x=y"]).await;
+    assert!(
+        kubectl
+            .ok(&["get", "cm", "-A", "-l", "x=y", "-o", "name"])
+            .await
+            .contains("configmap/cm")
+    );
+    kubectl.ok(&["annotate", "cm", "cm", "note=hello"]).await;
+    for (kind, patch) in [
+        ("strategic", r#"{"data":{"s":"1"}}"#),
+        ("merge", r#"{"data":{"m":"1"}}"#),
+        ("json", r#"[{"op":"add","path":"/data/j","value":"1"}]"#),
+    ] {
+        kubectl
+            .ok(&["patch", "cm", "cm", "--type", kind, "-p", patch])
+            .await;
+    }
+    assert_eq!(
+        kubectl
+            .ok(&["get", "cm", "cm", "-o", "jsonpath={.data.s}{.data.m}{.data.j}"])
+            .await,
+        "111"
+    );
+
+    let who = kubectl.ok(&["auth", "whoami"]).await;
+    assert!(
+        who.contains("palisade-admin") && who.contains("system:masters"),
+        "{who}"
+    );
+    assert!(
+        kubectl
+            .ok(&["auth", "can-i", "create", "pods"])
+            .await
+            .contains("yes")
+    );
+
+    let dry = kubectl
+        .ok_with(
+            &["apply", "--dry-run=server", "-f", "-"],
+            &CONFIG_MAP.replace("cm}", "dry}"),
+        )
+        .await;
+    assert!(dry.contains("created (server dry run)"), "{dry}");
+    kubectl.fails(&["get", "cm", "dry"], "").await;
+
+    assert!(
+        kubectl
+            .ok(&["delete", "cm", "cm", "--timeout=20s"])
+            .await
+            .contains("\"cm\" deleted")
+    );
+    let apply = kubectl
+        .fails(&["apply", "--server-side", "-f", "-"], CONFIG_MAP)
+        .await;
+    assert!(apply.contains("server-side apply is not supported"), "{apply}");
+}
+
+async fn pods(kubectl: &Kubectl, cluster: &Cluster) {
+    let bad = POD
+        .replace("registry.example/app:1", "registry.example/vulnerable:1")
+        .replace("web", "bad");
+    let refusal = kubectl.fails(&["apply", "-f", "-"], &bad).await;
+    for part in ["Forbidden", "CVE-2026-0001", "openssl", "3.0.2"] {
+        assert!(refusal.contains(part), "{refusal}");
+    }
+    assert!(kubectl.ok(&["get", "imagescans"]).await.contains("Refused"));
+
+    kubectl.ok_with(&["apply", "-f", "-"], POD).await;
+    let image = kubectl
+        .ok(&["get", "pod", "web", "-o", "jsonpath={.spec.containers[0].image}"])
+        .await;
+    assert!(image.starts_with("registry.example/app@sha256:"), "{image}");
+    // The same manifest again does not take the pin away.
+    kubectl.ok_with(&["apply", "-f", "-"], POD).await;
+    assert_eq!(
+        kubectl
+            .ok(&["get", "pod", "web", "-o", "jsonpath={.spec.containers[0].image}"])
+            .await,
+        image
+    );
+    let wide = kubectl.ok(&["get", "pods", "-o", "wide"]).await;
+    assert!(
+        wide.contains("web") && wide.contains("Pending") && wide.contains("NODE"),
+        "{wide}"
+    );
+    let description = kubectl.ok(&["describe", "pod", "web"]).await;
+    assert!(
+        description.contains("palisade.dev/requested-image.c: registry.example/app:1"),
+        "{description}"
+    );
+    assert_eq!(
+        kubectl.ok(&["logs", "web"]).await,
+        "",
+        "a pod on no node has no log yet"
+    );
+
+    // A running pod goes gracefully: kubectl waits until the agent has ended it.
+    let admin = cluster.admin();
+    let binding = serde_json::json!({"target": {"kind": "Node", "name": "node-a"}});
+    let (code, _) = admin
+        .post("/api/v1/namespaces/default/pods/web/binding", &binding)
+        .await;
+    assert_eq!(code, 201);
+    let delete = kubectl.ok(&["delete", "pod", "web", "--timeout=30s"]);
+    let agent = async {
+        let (_, watched) = crate::http_api::wait_for(&admin, "/api/v1/namespaces/default/pods", |object| {
+            object.pointer("/metadata/deletionTimestamp").is_some()
+        })
+        .await;
+        assert_eq!(watched["metadata"]["deletionGracePeriodSeconds"], 30);
+        let now = serde_json::json!({"gracePeriodSeconds": 0});
+        admin
+            .delete("/api/v1/namespaces/default/pods/web", Some(&now))
+            .await
+    };
+    let (deleted, (code, _)) = tokio::join!(delete, agent);
+    assert!(deleted.contains("\"web\" deleted"), "{deleted}");
+    assert_eq!(code, 200);
+}

@@ -1,0 +1,215 @@
+//! Every route, tried by those who may not use it. The routes come from the resource table, so a new
+//! resource is covered the moment it is served.
+
+use api::resources::{RESOURCES, Resource, Stored};
+use http::Method;
+use serde_json::json;
+
+use crate::harness::{Client, Cluster, NODE};
+
+/// Method and path of everything that the table serves.
+fn routes() -> Vec<(Method, String)> {
+    RESOURCES.iter().flat_map(routes_of).collect()
+}
+
+fn routes_of(row: &Resource) -> Vec<(Method, String)> {
+    let collection = row.collection_path(row.namespaced().then_some("default"));
+    let object = format!("{collection}/x");
+    let mut routes = vec![(Method::POST, collection.clone())];
+    if row.stored == Stored::Yes {
+        routes.push((Method::GET, collection.clone()));
+        routes.push((Method::GET, format!("{collection}?watch=true")));
+        routes.push((Method::GET, format!("{}?limit=1", row.collection_path(None))));
+        routes.push((Method::DELETE, collection));
+        for method in [Method::GET, Method::PUT, Method::PATCH, Method::DELETE] {
+            routes.push((method, object.clone()));
+        }
+    }
+    for sub in row.subresources {
+        for verb in sub.verbs {
+            let method = match *verb {
+                "get" => Method::GET,
+                "create" => Method::POST,
+                "update" => Method::PUT,
+                "patch" => Method::PATCH,
+                other => panic!("no method for {other}"),
+            };
+            let rest = if sub.name == "proxy" { "/flows" } else { "" };
+            routes.push((method, format!("{object}/{}{rest}", sub.name)));
+        }
+    }
+    routes
+}
+
+const DOCUMENTS: &[&str] = &[
+    "/api",
+    "/apis",
+    "/api/v1",
+    "/apis/palisade.dev",
+    "/apis/palisade.dev/v1alpha1",
+    "/version",
+    "/healthz",
+    "/openapi/v3",
+];
+
+async fn code(client: &Client, method: &Method, path: &str) -> u16 {
+    let kind = if *method == Method::PATCH {
+        "application/merge-patch+json"
+    } else {
+        "application/json"
+    };
+    let body = json!({"metadata": {"name": "x"}}).to_string();
+    let body = (*method != Method::GET).then_some((kind, body));
+    client.raw(method.clone(), path, body).await.status().as_u16()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_there_is_nothing_but_health() {
+    let cluster = Cluster::start().await;
+    let nobody = cluster.nobody();
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(nobody.get(path).await, (200, json!("ok")), "{path}");
+    }
+    let documents = DOCUMENTS.iter().map(|path| (Method::GET, (*path).to_owned()));
+    let unknown = [(Method::GET, "/nosuch".to_owned()), (Method::GET, "/".to_owned())];
+    for (method, path) in routes().into_iter().chain(documents).chain(unknown) {
+        assert_eq!(code(&nobody, &method, &path).await, 401, "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_user_learns_about_the_api_and_about_themselves() {
+    let cluster = Cluster::start().await;
+    let user = cluster.user("jane", None);
+    for path in DOCUMENTS {
+        assert_eq!(code(&user, &Method::GET, path).await, 200, "{path}");
+    }
+    for (method, path) in routes() {
+        let own = path.contains("/selfsubject");
+        let expected = if own {
+            [201, 400].as_slice()
+        } else {
+            [403].as_slice()
+        };
+        let found = code(&user, &method, &path).await;
+        assert!(expected.contains(&found), "{method} {path}: {found}");
+    }
+    let (_, denied) = user.get("/api/v1/namespaces/default/secrets").await;
+    let message = denied["message"].as_str().unwrap();
+    assert!(
+        message.contains(
+            r#"User "jane" cannot list resource "secrets" in API group "" in the namespace "default""#
+        ),
+        "{message}"
+    );
+    // A name that only looks like a node's gives nothing.
+    for impostor in [
+        cluster.user("system:node:node-a", None),
+        cluster.user("x", Some("system:nodes")),
+    ] {
+        assert_eq!(code(&impostor, &Method::GET, "/api/v1/pods").await, 403);
+    }
+}
+
+/// What a node may reach on objects that are not its own. All other routes must be refused.
+fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
+    let read = *method == Method::GET;
+    match row.plural {
+        "pods" | "namespaces" | "networkpolicies" => {
+            read && !["/status", "/log"].iter().any(|end| path.ends_with(end))
+        }
+        "events" => matches!(*method, Method::POST | Method::PUT | Method::PATCH),
+        "selfsubjectreviews" | "selfsubjectaccessreviews" => true,
+        _ => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_cannot_touch_what_is_not_its_own() {
+    let cluster = Cluster::start().await;
+    let node = cluster.node();
+    for row in RESOURCES {
+        for (method, path) in routes_of(row) {
+            let found = code(&node, &method, &path).await;
+            match open_to_nodes(row, &method, &path) {
+                true => assert_ne!(found, 403, "{method} {path}"),
+                false => assert_eq!(found, 403, "{method} {path}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_reaches_exactly_what_its_pods_refer_to() {
+    let cluster = Cluster::start().await;
+    let (admin, node) = (cluster.admin(), cluster.node());
+    let other = cluster.user("system:node:node-b", Some("system:nodes"));
+    let core = "/api/v1/namespaces/default";
+    for name in ["used", "unused"] {
+        admin
+            .post(&format!("{core}/secrets"), &json!({"metadata": {"name": name}}))
+            .await;
+    }
+    let pod = json!({
+        "metadata": {"name": "p"},
+        "spec": {
+            "containers": [{
+                "name": "c", "image": "registry.example/app:1",
+                "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "used", "key": "k"}}}],
+            }],
+        },
+    });
+    let (code, created) = admin.post(&format!("{core}/pods"), &pod).await;
+    assert_eq!(code, 201, "{created}");
+    let used = format!("{core}/secrets/used");
+    assert_eq!(node.get(&used).await.0, 403, "the pod is not on the node yet");
+    admin
+        .post(
+            &format!("{core}/pods/p/binding"),
+            &json!({"target": {"name": NODE}}),
+        )
+        .await;
+    assert_eq!(node.get(&used).await.0, 200);
+    assert_eq!(node.get(&format!("{used}?watch=true")).await.0, 200);
+    assert_eq!(node.get(&format!("{core}/secrets/unused")).await.0, 403);
+    assert_eq!(node.get(&format!("{core}/secrets")).await.0, 403);
+    assert_eq!(other.get(&used).await.0, 403);
+
+    let status = json!({"status": {"phase": "Running"}, "spec": {"nodeName": "elsewhere"}});
+    let path = format!("{core}/pods/p/status");
+    assert_eq!(
+        other
+            .patch(&path, "application/merge-patch+json", &status)
+            .await
+            .0,
+        403
+    );
+    let (code, patched) = node.patch(&path, "application/merge-patch+json", &status).await;
+    assert_eq!(
+        (code, patched["spec"]["nodeName"].as_str()),
+        (200, Some(NODE)),
+        "{patched}"
+    );
+    assert_eq!(other.delete(&format!("{core}/pods/p"), None).await.0, 403);
+
+    // Registration: a node makes itself and nobody else.
+    let nodes = "/api/v1/nodes";
+    assert_eq!(
+        node.post(nodes, &json!({"metadata": {"name": "node-z"}})).await.0,
+        403
+    );
+    assert_eq!(
+        node.post(nodes, &json!({"metadata": {"generateName": "node-"}}))
+            .await
+            .0,
+        403
+    );
+    assert_eq!(
+        node.post(nodes, &json!({"metadata": {"name": NODE}})).await.0,
+        201
+    );
+
+    let done = json!({"gracePeriodSeconds": 0});
+    assert_eq!(node.delete(&format!("{core}/pods/p"), Some(&done)).await.0, 200);
+    assert_eq!(node.get(&used).await.0, 403, "the right ends with the pod");
+}
