@@ -136,10 +136,10 @@ mod tests {
     #[test]
     fn json_patch_cannot_blow_up() {
         let current = json!({"data": {"a": "x".repeat(1000)}});
-        let double = r#"{"op":"copy","from":"/data","path":"/data/b"},"#.repeat(64);
-        let body = format!("[{}]", double.trim_end_matches(','));
+        let double = |n| format!(r#"{{"op":"copy","from":"/data","path":"/data/k{n}"}}"#);
+        let body = format!("[{}]", (0..64).map(double).collect::<Vec<_>>().join(","));
         let error = patch(PatchForm::Json, &current, &body).unwrap_err();
-        assert!(matches!(error.code(), 400 | 413), "{error}");
+        assert_eq!(error.code(), 413, "{error}");
         let many = r#"{"op":"test","path":"","value":{}},"#.repeat(MAX_OPERATIONS + 1);
         let body = format!("[{}]", many.trim_end_matches(','));
         assert_eq!(patch(PatchForm::Json, &json!({}), &body).unwrap_err().code(), 400);

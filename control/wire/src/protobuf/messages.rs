@@ -166,7 +166,7 @@ messages! {
         14 allocatedResourcesStatus: [ResourceStatus], 15 stopSignal: Text,
     }
     ContainerUser { 1 linux: LinuxContainerUser }
-    DaemonEndpoint { 1 port: Int }
+    DaemonEndpoint { 1 Port: Int }
     DeleteOptions {
         1 gracePeriodSeconds: Int, 2 preconditions: Preconditions, 3 orphanDependents: Bool,
         4 propagationPolicy: Text, 5 dryRun: [Text],

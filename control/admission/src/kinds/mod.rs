@@ -1,0 +1,119 @@
+//! Defaults and checks of each kind.
+
+mod cluster;
+mod data;
+mod images;
+
+use control_wire::{Cause, Status};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use serde_json::{Value, json};
+
+use crate::{AdmissionRequest, Operation, Problems, metadata::items, pod};
+
+/// Fills in what Kubernetes would.
+pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
+    match (request.resource.group, request.resource.kind, request.subresource) {
+        ("", "Pod", "" | "binding") => pod::default(request, object),
+        ("", "Namespace", "") => cluster::default_namespace(request, object),
+        ("", "Secret", "") => data::default_secret(object),
+        ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
+        _ => {}
+    }
+}
+
+/// Checks what is particular to a kind. Problems with fields are collected; `Err` is for refusals that are
+/// not about a field.
+pub(crate) fn check(
+    request: &AdmissionRequest<'_>,
+    object: &Value,
+    problems: &mut Problems,
+) -> Result<(), Status> {
+    match (request.resource.group, request.resource.kind, request.subresource) {
+        ("", "Pod", "status") => pod::check_status(object, problems),
+        ("", "Pod", _) => pod::check(request, object, problems),
+        ("", "ConfigMap", _) => data::check_config_map(request, object, problems),
+        ("", "Secret", _) => data::check_secret(request, object, problems),
+        ("", "Event", _) => cluster::check_event(object, problems),
+        ("", "Node", "") => return cluster::check_node(request, object, problems),
+        ("coordination.k8s.io", "Lease", _) => cluster::check_lease(object, problems),
+        ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
+        ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
+        ("palisade.dev", "ImageScan", _) => return images::check_scan(request),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Notes a problem when `field` differs from the stored object.
+fn require_unchanged(request: &AdmissionRequest<'_>, object: &Value, field: &str, problems: &mut Problems) {
+    if let (Operation::Update, Some(old)) = (request.operation, request.old)
+        && old[field] != object[field]
+    {
+        problems.push(Cause::invalid(field, &object[field], "field is immutable"));
+    }
+}
+
+fn default_network_policy(policy: &mut Value) {
+    let Some(spec) = policy.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if spec
+        .get("policyTypes")
+        .is_none_or(|types| types.as_array().is_none_or(Vec::is_empty))
+    {
+        let mut types = vec!["Ingress"];
+        // A present list isolates even when it is empty.
+        if spec.contains_key("egress") {
+            types.push("Egress");
+        }
+        spec.insert("policyTypes".to_owned(), json!(types));
+    }
+    for direction in ["ingress", "egress"] {
+        let rules = spec.get_mut(direction).and_then(Value::as_array_mut);
+        for rule in rules.into_iter().flatten() {
+            for port in rule
+                .get_mut("ports")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                if port["protocol"].as_str().unwrap_or_default().is_empty() {
+                    port["protocol"] = json!("TCP");
+                }
+            }
+        }
+    }
+}
+
+fn check_network_policy(policy: &Value, problems: &mut Problems) {
+    if !policy["spec"].is_object() {
+        return problems.push(Cause::required(
+            "spec",
+            "podSelector says which pods the policy applies to",
+        ));
+    }
+    match serde_json::from_value::<NetworkPolicy>(policy.clone()) {
+        Err(error) => problems.push(Cause::invalid("spec", "", error)),
+        Ok(typed) => {
+            // The compiler would close the rule instead; saying so now is kinder.
+            for error in policies_compiler::validate(&typed).err().into_iter().flatten() {
+                problems.push(Cause::invalid(
+                    &error.field,
+                    text_at_path(policy, &error.field),
+                    format!("{}; {}", error.problem, error.fix),
+                ));
+            }
+        }
+    }
+}
+
+/// Text of the value at a path such as `spec.ingress[0].ports[1].port`, for messages.
+fn text_at_path(object: &Value, path: &str) -> String {
+    let pointer = path.replace(['.', '['], "/").replace(']', "");
+    match object.pointer(&format!("/{pointer}")) {
+        Some(Value::String(text)) => text.clone(),
+        Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string(),
+        Some(value) => format!("{} items", items(value).count()),
+        None => String::new(),
+    }
+}

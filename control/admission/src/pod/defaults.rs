@@ -1,0 +1,120 @@
+//! What Kubernetes fills into a pod. Only values that mean the same as their absence.
+
+use api::{ImageRef, annotations::SANDBOX_STATUS};
+use serde_json::{Value, json};
+
+use crate::{AdmissionRequest, Operation, metadata::members};
+
+/// Fills in defaults, and takes back what only an agent may write.
+pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
+    keep_sandbox_status(request, pod);
+    if request.operation == Operation::Create {
+        pod["status"] = json!({"phase": "Pending"});
+    }
+    if !pod["spec"].is_object() {
+        return;
+    }
+    let spec = &mut pod["spec"];
+    if let Some(alias) = spec["serviceAccount"].as_str().map(str::to_owned) {
+        set_if_empty(spec, "serviceAccountName", json!(alias));
+    }
+    set_if_empty(spec, "serviceAccountName", json!("default"));
+    let account = spec["serviceAccountName"].clone();
+    spec["serviceAccount"] = account;
+    set_if_empty(spec, "restartPolicy", json!("Always"));
+    set_if_empty(spec, "dnsPolicy", json!("ClusterFirst"));
+    set_if_empty(spec, "schedulerName", json!("default-scheduler"));
+    set_if_absent(spec, "terminationGracePeriodSeconds", json!(30));
+    set_if_absent(spec, "enableServiceLinks", json!(true));
+    set_if_absent(spec, "securityContext", json!({}));
+    for container in list_mut(spec, "containers") {
+        default_container(container);
+    }
+    for volume in list_mut(spec, "volumes") {
+        for source in ["configMap", "secret"] {
+            if volume[source].is_object() {
+                set_if_absent(&mut volume[source], "defaultMode", json!(0o644));
+            }
+        }
+    }
+}
+
+fn default_container(container: &mut Value) {
+    let by_latest = container["image"]
+        .as_str()
+        .and_then(|image| image.parse::<ImageRef>().ok())
+        .is_some_and(|image| {
+            image.digest.is_none() && image.tag.as_deref().is_none_or(|tag| tag == "latest")
+        });
+    set_if_empty(
+        container,
+        "imagePullPolicy",
+        json!(if by_latest { "Always" } else { "IfNotPresent" }),
+    );
+    set_if_absent(container, "resources", json!({}));
+    for port in list_mut(container, "ports") {
+        set_if_empty(port, "protocol", json!("TCP"));
+    }
+    for variable in list_mut(container, "env") {
+        if variable
+            .pointer("/valueFrom/fieldRef")
+            .is_some_and(Value::is_object)
+        {
+            set_if_empty(&mut variable["valueFrom"]["fieldRef"], "apiVersion", json!("v1"));
+        }
+    }
+    // A limit without a request asks for as much as it may use.
+    let limits: Vec<(String, Value)> = members(&container["resources"]["limits"])
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    for (key, limit) in limits {
+        set_if_absent(&mut container["resources"], "requests", json!({}));
+        set_if_absent(&mut container["resources"]["requests"], &key, limit);
+    }
+}
+
+/// The report of what was enforced is the agent's, through the status subresource.
+fn keep_sandbox_status(request: &AdmissionRequest<'_>, pod: &mut Value) {
+    let reported = request
+        .old
+        .and_then(|old| old.pointer("/metadata/annotations"))
+        .and_then(|annotations| annotations.get(SANDBOX_STATUS))
+        .cloned();
+    let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) else {
+        return;
+    };
+    match reported {
+        Some(report) => {
+            let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+            if let Some(annotations) = annotations.as_object_mut() {
+                annotations.insert(SANDBOX_STATUS.to_owned(), report);
+            }
+        }
+        None => {
+            if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+                annotations.remove(SANDBOX_STATUS);
+            }
+        }
+    }
+}
+
+fn set_if_empty(object: &mut Value, key: &str, value: Value) {
+    if object[key].as_str().unwrap_or_default().is_empty() {
+        object[key] = value;
+    }
+}
+
+fn set_if_absent(object: &mut Value, key: &str, value: Value) {
+    if object[key].is_null() {
+        object[key] = value;
+    }
+}
+
+/// Items of a list member; unlike indexing this does not leave a null behind where there is none.
+fn list_mut<'a>(object: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    object
+        .get_mut(key)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+}

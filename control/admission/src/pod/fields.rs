@@ -1,0 +1,178 @@
+//! The fields of a pod that the agent honours. This is the list to extend when the agent learns something.
+
+use crate::shape::Shape::{self, Any, List, Members, OneOf, Refused};
+
+const NO_PROBES: Shape = Refused("probes are not run");
+const NO_TERMINAL: Shape = Refused("attach and exec are not served");
+const NO_HOST: Shape = Refused("pods do not share the node's namespaces");
+const PROFILES: Shape = Refused("every container runs under Palisade's own seccomp and Landlock profile");
+
+/// Members of `spec`.
+pub(super) const SPEC: Shape = Members(&[
+    ("activeDeadlineSeconds", Refused("deadlines are not enforced")),
+    (
+        "affinity",
+        Refused("only nodeSelector, nodeName and tolerations place pods"),
+    ),
+    (
+        "automountServiceAccountToken",
+        Refused("service account tokens are not issued; leave it out or set it to false"),
+    ),
+    ("containers", List(&CONTAINER)),
+    ("dnsPolicy", OneOf(&["ClusterFirst", "Default"])),
+    ("enableServiceLinks", Any),
+    ("ephemeralContainers", Refused("debug containers are not run")),
+    ("hostAliases", Refused("/etc/hosts has the pod's own name only")),
+    ("hostIPC", NO_HOST),
+    ("hostNetwork", NO_HOST),
+    ("hostPID", NO_HOST),
+    // A pod always has a user namespace of its own, which is what `false` asks for.
+    ("hostUsers", Any),
+    ("hostname", Any),
+    (
+        "imagePullSecrets",
+        Refused("the image gate pulls without credentials"),
+    ),
+    ("initContainers", Refused("init containers are not run")),
+    ("nodeName", Any),
+    ("nodeSelector", Any),
+    ("os", Members(&[("name", OneOf(&["linux"]))])),
+    ("preemptionPolicy", OneOf(&["PreemptLowerPriority", "Never"])),
+    ("priority", Refused("all pods have the same priority")),
+    ("priorityClassName", Refused("all pods have the same priority")),
+    ("restartPolicy", OneOf(&["Always", "OnFailure", "Never"])),
+    ("runtimeClassName", Refused("there is one runtime")),
+    ("schedulerName", OneOf(&["default-scheduler"])),
+    ("securityContext", POD_SECURITY),
+    ("serviceAccount", Any),
+    ("serviceAccountName", Any),
+    (
+        "shareProcessNamespace",
+        Refused("each container has its own process namespace"),
+    ),
+    ("terminationGracePeriodSeconds", Any),
+    ("tolerations", Any),
+    (
+        "topologySpreadConstraints",
+        Refused("only nodeSelector, nodeName and tolerations place pods"),
+    ),
+    ("volumes", List(&VOLUME)),
+]);
+
+const POD_SECURITY: Shape = Members(&[
+    ("appArmorProfile", PROFILES),
+    ("fsGroup", Any),
+    ("fsGroupChangePolicy", OneOf(&["Always", "OnRootMismatch"])),
+    ("runAsGroup", Any),
+    ("runAsNonRoot", Any),
+    ("runAsUser", Any),
+    ("seLinuxOptions", PROFILES),
+    ("seccompProfile", SECCOMP),
+    ("supplementalGroups", Any),
+    ("supplementalGroupsPolicy", OneOf(&["Merge"])),
+    ("sysctls", Refused("kernel parameters are not set")),
+    ("windowsOptions", Refused("nodes run Linux")),
+]);
+
+const SECCOMP: Shape = Members(&[("type", OneOf(&["RuntimeDefault"]))]);
+
+const CONTAINER: Shape = Members(&[
+    ("args", Any),
+    ("command", Any),
+    ("env", List(&ENV)),
+    ("envFrom", List(&ENV_FROM)),
+    ("image", Any),
+    ("imagePullPolicy", OneOf(&["Always", "IfNotPresent", "Never"])),
+    ("lifecycle", Refused("hooks are not run")),
+    ("livenessProbe", NO_PROBES),
+    ("name", Any),
+    ("ports", List(&PORT)),
+    ("readinessProbe", NO_PROBES),
+    ("resources", RESOURCES),
+    ("securityContext", CONTAINER_SECURITY),
+    ("startupProbe", NO_PROBES),
+    ("stdin", NO_TERMINAL),
+    ("stdinOnce", NO_TERMINAL),
+    ("terminationMessagePath", OneOf(&["/dev/termination-log"])),
+    ("terminationMessagePolicy", OneOf(&["File"])),
+    ("tty", NO_TERMINAL),
+    ("volumeDevices", Refused("block devices are not given to pods")),
+    ("volumeMounts", List(&MOUNT)),
+    ("workingDir", Any),
+]);
+
+const CONTAINER_SECURITY: Shape = Members(&[
+    (
+        "allowPrivilegeEscalation",
+        Refused("no_new_privs is always set; leave it out or set it to false"),
+    ),
+    ("appArmorProfile", PROFILES),
+    ("capabilities", Members(&[("add", Any), ("drop", Any)])),
+    ("privileged", Refused("no container is privileged")),
+    ("procMount", OneOf(&["Default"])),
+    ("readOnlyRootFilesystem", Any),
+    ("runAsGroup", Any),
+    ("runAsNonRoot", Any),
+    ("runAsUser", Any),
+    ("seLinuxOptions", PROFILES),
+    ("seccompProfile", SECCOMP),
+    ("windowsOptions", Refused("nodes run Linux")),
+]);
+
+const ENV: Shape = Members(&[
+    ("name", Any),
+    ("value", Any),
+    (
+        "valueFrom",
+        Members(&[
+            ("configMapKeyRef", Any),
+            (
+                "fieldRef",
+                Members(&[("apiVersion", OneOf(&["v1"])), ("fieldPath", Any)]),
+            ),
+            ("resourceFieldRef", Refused("write the value instead")),
+            ("secretKeyRef", Any),
+        ]),
+    ),
+]);
+
+const ENV_FROM: Shape = Members(&[("configMapRef", Any), ("prefix", Any), ("secretRef", Any)]);
+
+const PORT: Shape = Members(&[
+    ("containerPort", Any),
+    ("hostIP", Refused("ports of the node are not given to pods")),
+    ("hostPort", Refused("ports of the node are not given to pods")),
+    ("name", Any),
+    ("protocol", OneOf(&["TCP", "UDP", "SCTP"])),
+]);
+
+const RESOURCES: Shape = Members(&[("limits", QUANTITIES), ("requests", QUANTITIES)]);
+
+const QUANTITIES: Shape = Members(&[("cpu", Any), ("memory", Any)]);
+
+const MOUNT: Shape = Members(&[
+    ("mountPath", Any),
+    ("mountPropagation", OneOf(&["None"])),
+    ("name", Any),
+    ("readOnly", Any),
+    ("recursiveReadOnly", OneOf(&["Disabled"])),
+    (
+        "subPath",
+        Refused("mount the whole volume, or name single files with `items`"),
+    ),
+    (
+        "subPathExpr",
+        Refused("mount the whole volume, or name single files with `items`"),
+    ),
+]);
+
+const VOLUME: Shape = Members(&[
+    ("configMap", Any),
+    (
+        "emptyDir",
+        Members(&[("medium", OneOf(&["Memory"])), ("sizeLimit", Any)]),
+    ),
+    ("hostPath", Refused("paths of the node are not given to pods")),
+    ("name", Any),
+    ("secret", Any),
+]);

@@ -1,0 +1,163 @@
+//! Pods: what the agent honours, and nothing else.
+
+mod containers;
+mod defaults;
+mod fields;
+mod security;
+mod update;
+mod volumes;
+
+use api::{
+    annotations::{ESTABLISHED, SANDBOX_PROFILE},
+    selector::{is_label_key, is_label_value},
+};
+use control_wire::Cause;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
+use serde_json::Value;
+
+use crate::{AdmissionRequest, Operation, Problems, metadata::members, shape, syntax};
+
+pub(crate) use defaults::default;
+
+/// Sandbox profiles that the agent has.
+const PROFILES: &[&str] = &["baseline"];
+
+/// Annotations that ask for a weaker or another sandbox in Kubernetes' older way.
+const FOREIGN_PROFILES: &[&str] = &[
+    "container.apparmor.security.beta.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+];
+
+/// Checks a pod that is created, changed or bound.
+pub(crate) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &mut Problems) {
+    check_annotations(object, problems);
+    if let (Operation::Update, Some(old)) = (request.operation, request.old) {
+        // Everything but what may change was checked when the pod was created. Checking it again could make
+        // a pod of an older version impossible to label or to delete.
+        return update::check(request, old, object, problems);
+    }
+    shape::check(&object["spec"], &fields::SPEC, "spec", problems);
+    for (index, volume) in crate::metadata::items(&object["spec"]["volumes"]).enumerate() {
+        volumes::check_source(volume, &format!("spec.volumes[{index}]"), problems);
+    }
+    match serde_json::from_value::<Pod>(object.clone()) {
+        Ok(Pod { spec: Some(spec), .. }) => check_spec(&spec, problems),
+        Ok(_) => problems.push(Cause::required("spec", "")),
+        Err(error) => problems.push(Cause::invalid("spec", "", error)),
+    }
+}
+
+/// Checks what an agent reports.
+pub(crate) fn check_status(object: &Value, problems: &mut Problems) {
+    const PHASES: &[&str] = &["Pending", "Running", "Succeeded", "Failed", "Unknown"];
+    let phase = object["status"]["phase"].as_str().unwrap_or_default();
+    if !phase.is_empty() && !PHASES.contains(&phase) {
+        problems.push(Cause::not_supported("status.phase", phase, PHASES));
+    }
+}
+
+fn check_annotations(object: &Value, problems: &mut Problems) {
+    for (key, value) in members(&object["metadata"]["annotations"]) {
+        let field = format!("metadata.annotations[{key}]");
+        let value = value.as_str().unwrap_or_default();
+        if key == SANDBOX_PROFILE && !PROFILES.contains(&value) {
+            problems.push(Cause::not_supported(field, value, PROFILES));
+        } else if key == ESTABLISHED && value != "keep" {
+            problems.push(Cause::not_supported(field, value, &["keep"]));
+        } else if FOREIGN_PROFILES.iter().any(|prefix| key.starts_with(prefix)) && value != "runtime/default"
+        {
+            let why = "every container runs under Palisade's own profile";
+            problems.push(shape::unsupported(&field, why));
+        }
+    }
+}
+
+fn check_spec(spec: &PodSpec, problems: &mut Problems) {
+    let volumes = volumes::check(spec, problems);
+    containers::check(spec, &volumes, problems);
+    security::check_pod(spec, problems);
+    if let Some(hostname) = spec.hostname.as_deref().filter(|hostname| !hostname.is_empty()) {
+        problems.require(
+            syntax::is_label(hostname),
+            "spec.hostname",
+            hostname,
+            syntax::LABEL,
+        );
+    }
+    for (field, name) in [
+        ("spec.serviceAccountName", &spec.service_account_name),
+        ("spec.nodeName", &spec.node_name),
+    ] {
+        if let Some(name) = name.as_deref().filter(|name| !name.is_empty()) {
+            problems.require(syntax::is_subdomain(name), field, name, syntax::SUBDOMAIN);
+        }
+    }
+    if let Some(seconds) = spec.termination_grace_period_seconds {
+        let field = "spec.terminationGracePeriodSeconds";
+        problems.require(seconds >= 0, field, seconds, "must be greater than or equal to 0");
+    }
+    for (key, value) in spec.node_selector.iter().flatten() {
+        let valid = is_label_key(key) && is_label_value(value);
+        problems.require(
+            valid,
+            "spec.nodeSelector",
+            format!("{key}={value}"),
+            "must be a label key and value",
+        );
+    }
+    for (index, toleration) in spec.tolerations.iter().flatten().enumerate() {
+        check_toleration(toleration, &format!("spec.tolerations[{index}]"), problems);
+    }
+}
+
+fn check_toleration(toleration: &Toleration, field: &str, problems: &mut Problems) {
+    const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let (key, value, effect) = (
+        text(&toleration.key),
+        text(&toleration.value),
+        text(&toleration.effect),
+    );
+    problems.require(
+        key.is_empty() || is_label_key(&key),
+        &format!("{field}.key"),
+        &key,
+        "must be a qualified name",
+    );
+    match text(&toleration.operator).as_str() {
+        "" | "Equal" if key.is_empty() => {
+            let why = "must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            problems.push(Cause::invalid(
+                format!("{field}.operator"),
+                text(&toleration.operator),
+                why,
+            ));
+        }
+        "" | "Equal" => {
+            problems.require(
+                is_label_value(&value),
+                &format!("{field}.value"),
+                &value,
+                "must be a label value",
+            );
+        }
+        "Exists" => problems.require(
+            value.is_empty(),
+            &format!("{field}.value"),
+            &value,
+            "must be empty when `operator` is Exists",
+        ),
+        other => problems.push(Cause::not_supported(
+            format!("{field}.operator"),
+            other,
+            &["Equal", "Exists"],
+        )),
+    }
+    if !effect.is_empty() && !EFFECTS.contains(&effect.as_str()) {
+        problems.push(Cause::not_supported(format!("{field}.effect"), &effect, EFFECTS));
+    }
+    if toleration.toleration_seconds.is_some() {
+        let why = "effect must be NoExecute when `tolerationSeconds` is set";
+        problems.require(effect == "NoExecute", &format!("{field}.effect"), &effect, why);
+    }
+}

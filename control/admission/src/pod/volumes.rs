@@ -1,0 +1,130 @@
+//! Volumes of a pod.
+
+use std::collections::BTreeSet;
+
+use api::quantity;
+use control_wire::Cause;
+use k8s_openapi::api::core::v1::{KeyToPath, PodSpec, Volume};
+use serde_json::Value;
+
+use crate::{Problems, metadata::members, shape::unsupported, syntax};
+
+/// Volumes of one pod.
+const MAX_VOLUMES: usize = 64;
+
+/// Sources that the agent provides.
+const SOURCES: &[&str] = &["configMap", "emptyDir", "secret"];
+
+/// Checks that the volume has exactly one source, on the raw object: an empty source still is one.
+pub(super) fn check_source(volume: &Value, field: &str, problems: &mut Problems) {
+    let sources: Vec<&String> = members(volume)
+        .filter(|(key, value)| *key != "name" && !value.is_null())
+        .map(|(key, _)| key)
+        .collect();
+    match sources.as_slice() {
+        [] => problems.push(Cause::required(
+            field,
+            "must specify a volume type: configMap, emptyDir or secret",
+        )),
+        [source] if SOURCES.contains(&source.as_str()) => {}
+        // The list of fields has its own words for sources that it names.
+        [source] if volume[source.as_str()].as_object().is_none_or(|s| !s.is_empty()) => {}
+        [source] => problems.push(unsupported(&format!("{field}.{source}"), "")),
+        [..] => problems.push(Cause::forbidden(field, "may not specify more than 1 volume type")),
+    }
+}
+
+/// Checks the volumes and returns their names.
+pub(super) fn check(spec: &PodSpec, problems: &mut Problems) -> BTreeSet<String> {
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    problems.require(
+        volumes.len() <= MAX_VOLUMES,
+        "spec.volumes",
+        volumes.len(),
+        "at most 64 volumes",
+    );
+    let mut names = BTreeSet::new();
+    for (index, volume) in volumes.iter().enumerate() {
+        let field = format!("spec.volumes[{index}]");
+        problems.require(
+            syntax::is_label(&volume.name),
+            &format!("{field}.name"),
+            &volume.name,
+            syntax::LABEL,
+        );
+        if !names.insert(volume.name.clone()) {
+            problems.push(Cause::duplicate(format!("{field}.name"), &volume.name));
+        }
+        check_volume(volume, &field, problems);
+    }
+    names
+}
+
+fn check_volume(volume: &Volume, field: &str, problems: &mut Problems) {
+    if let Some(source) = &volume.config_map {
+        let field = format!("{field}.configMap");
+        check_name(&source.name, &format!("{field}.name"), problems);
+        check_files(source.items.as_deref(), source.default_mode, &field, problems);
+    }
+    if let Some(source) = &volume.secret {
+        let field = format!("{field}.secret");
+        let name = source.secret_name.as_deref().unwrap_or_default();
+        check_name(name, &format!("{field}.secretName"), problems);
+        check_files(source.items.as_deref(), source.default_mode, &field, problems);
+    }
+    if let Some(source) = &volume.empty_dir
+        && let Some(limit) = &source.size_limit
+    {
+        let field = format!("{field}.emptyDir.sizeLimit");
+        if let Err(error) = quantity::units(&limit.0) {
+            problems.push(Cause::invalid(&field, &limit.0, error));
+        }
+        if source.medium.as_deref() != Some("Memory") {
+            problems.push(unsupported(
+                &field,
+                "only volumes with `medium: Memory` are limited in size",
+            ));
+        }
+    }
+}
+
+fn check_name(name: &str, field: &str, problems: &mut Problems) {
+    if name.is_empty() {
+        problems.push(Cause::required(field, ""));
+    } else {
+        problems.require(syntax::is_subdomain(name), field, name, syntax::SUBDOMAIN);
+    }
+}
+
+fn check_files(items: Option<&[KeyToPath]>, default_mode: Option<i32>, field: &str, problems: &mut Problems) {
+    check_mode(default_mode, &format!("{field}.defaultMode"), problems);
+    let mut paths = BTreeSet::new();
+    for (index, item) in items.unwrap_or_default().iter().enumerate() {
+        let field = format!("{field}.items[{index}]");
+        if item.key.is_empty() {
+            problems.push(Cause::required(format!("{field}.key"), ""));
+        }
+        let why = "must be a relative path without '..'";
+        problems.require(
+            syntax::is_relative_path(&item.path),
+            &format!("{field}.path"),
+            &item.path,
+            why,
+        );
+        if !paths.insert(&item.path) {
+            problems.push(Cause::duplicate(format!("{field}.path"), &item.path));
+        }
+        check_mode(item.mode, &format!("{field}.mode"), problems);
+    }
+}
+
+fn check_mode(mode: Option<i32>, field: &str, problems: &mut Problems) {
+    if let Some(mode) = mode {
+        problems.require(
+            (0..=0o777).contains(&mode),
+            field,
+            mode,
+            "must be a number between 0 and 0777 (octal), both inclusive",
+        );
+    }
+}
