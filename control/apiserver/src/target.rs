@@ -7,6 +7,10 @@
 use api::resources::{self, Resource, Subresource};
 use http::Method;
 
+/// Older versions under which a resource of the table answers too: group, version, plural. kubectl 1.27 knows
+/// no other for `auth whoami`.
+const OLDER: &[(&str, &str, &str)] = &[("authentication.k8s.io", "v1beta1", "selfsubjectreviews")];
+
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -46,6 +50,8 @@ pub(crate) enum Target {
 pub(crate) struct ResourceTarget {
     /// Row of the resource table.
     pub(crate) resource: &'static Resource,
+    /// Version in the path: the row's own, or one of the older ones.
+    pub(crate) version: String,
     /// Subresource, if the path names one.
     pub(crate) subresource: Option<&'static Subresource>,
     /// Namespace in the path; `None` for cluster-scoped resources and for "all namespaces".
@@ -57,6 +63,14 @@ pub(crate) struct ResourceTarget {
 }
 
 impl ResourceTarget {
+    /// `apiVersion` of what the path answers.
+    pub(crate) fn api_version(&self) -> String {
+        match self.resource.group {
+            "" => self.version.clone(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
     /// Namespace, empty where there is none.
     pub(crate) fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or_default()
@@ -181,17 +195,30 @@ fn parse_group_version(group: &str, version: &str, rest: &[&str]) -> Option<Targ
         if !resource.namespaced() || namespace.is_empty() {
             return None;
         }
-        return parse_object(resource, Some((*namespace).to_owned()), rest);
+        return parse_object(resource, version, Some((*namespace).to_owned()), rest);
     }
     let [plural, rest @ ..] = rest else { return None };
-    let resource = resources::by_path(group, version, plural)?;
+    let resource = resources::by_path(group, version, plural).or_else(|| older(group, version, plural))?;
     if resource.namespaced() && !rest.is_empty() {
         return None;
     }
-    parse_object(resource, None, rest)
+    parse_object(resource, version, None, rest)
 }
 
-fn parse_object(resource: &'static Resource, namespace: Option<String>, rest: &[&str]) -> Option<Target> {
+/// The row of the table that answers for an older version.
+fn older(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    let known = OLDER.contains(&(group, version, plural));
+    resources::RESOURCES
+        .iter()
+        .find(|row| known && row.group == group && row.plural == plural)
+}
+
+fn parse_object(
+    resource: &'static Resource,
+    version: &str,
+    namespace: Option<String>,
+    rest: &[&str],
+) -> Option<Target> {
     let (name, subresource, rest) = match rest {
         [] => (None, None, &[] as &[&str]),
         [name] => (Some((*name).to_owned()), None, &[] as &[&str]),
@@ -203,6 +230,7 @@ fn parse_object(resource: &'static Resource, namespace: Option<String>, rest: &[
     }
     Some(Target::Resource(ResourceTarget {
         resource,
+        version: version.to_owned(),
         subresource,
         namespace,
         name,
@@ -301,6 +329,12 @@ mod tests {
         ] {
             assert_eq!(parse(path), None, "{path}");
         }
+        let older = resource("/apis/authentication.k8s.io/v1beta1/selfsubjectreviews").unwrap();
+        assert_eq!(older.api_version(), "authentication.k8s.io/v1beta1");
+        assert_eq!(
+            resource("/apis/authorization.k8s.io/v1beta1/selfsubjectaccessreviews"),
+            None
+        );
         assert_eq!(resource("/api/v1/nodes/n1/proxy/flows").unwrap().rest, "flows");
         assert_eq!(resource("/api/v1/namespaces/ns/pods/%61").unwrap().name(), "a");
     }
