@@ -1,5 +1,14 @@
-//! What tests share.
+//! What tests and the demonstration share: images that are built here, a real registry to serve them, the
+//! scanner and its lab database, and generators for random policies and packets.
+//!
+//! Entry points: [`lab::vulnerable`] and [`lab::clean`] for ready images, [`image::ImageBuilder`] for any
+//! other, [`registry::Registry`], [`scanner`], [`policies`]. Non-goals: starting Palisade itself
+//! (`tests/e2e`).
 
 #![forbid(unsafe_code)]
 
+pub mod image;
+pub mod lab;
 pub mod policies;
+pub mod registry;
+pub mod scanner;

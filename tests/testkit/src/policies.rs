@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use api::selector::{LabelSelector, Labels, Operator, Requirement};
+use api::selector::{LabelSelector, Labels, Operator, Requirement, is_label_key};
 use ipnet::IpNet;
 use k8s_openapi::{
     api::networking::v1::{
@@ -61,7 +61,7 @@ pub struct TieredScenario {
     pub packets: Vec<(EndpointId, Packet)>,
 }
 
-const NAMESPACES: [&str; 4] = ["default", "kube-system", "pci", "a"];
+const NAMESPACES: [&str; 3] = ["default", "pci", "in"];
 const LABEL_KEYS: [&str; 6] = [
     "app",
     "in",
@@ -88,7 +88,10 @@ const ENDPOINTS: u32 = 8;
 /// Kubernetes policies in a small cluster, and some packets. About one policy in ten has a field that is not
 /// valid.
 pub fn kubernetes() -> impl Strategy<Value = Scenario> {
-    (view(), vec(packet(), 1..40)).prop_map(|(view, packets)| Scenario { view, packets })
+    (view(), vec(packet(), 1..40)).prop_map(|(view, packets)| {
+        let packets = aim(&view, packets);
+        Scenario { view, packets }
+    })
 }
 
 /// Tiers with everything that the ordered form can say, in a small cluster, and some packets.
@@ -128,7 +131,7 @@ pub fn tiered() -> impl Strategy<Value = TieredScenario> {
         TieredScenario {
             cluster: view.cluster(),
             policies,
-            packets,
+            packets: aim(&view, packets),
         }
     })
 }
@@ -138,7 +141,7 @@ pub fn valid_network_policy() -> impl Strategy<Value = NetworkPolicy> {
     network_policy(0)
 }
 
-/// A first packet of a flow, at one endpoint.
+/// A first packet of a flow, at one endpoint, which may not exist.
 pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
     let direction = select(vec![Direction::Ingress, Direction::Egress]);
     let port = prop_oneof![8 => select(PORTS.to_vec()), 2 => any::<u16>()];
@@ -165,8 +168,8 @@ pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
 /// An address: mostly a pod's, the node's, or near one.
 pub fn address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
-        8 => (0..20u8).prop_map(pod_v4),
-        4 => (0..20u8).prop_map(pod_v6),
+        8 => (0..12u8).prop_map(pod_v4),
+        4 => (0..12u8).prop_map(pod_v6),
         1 => Just(node_v4()),
         1 => Just(node_v6()),
         2 => select(vec!["0.0.0.0", "10.0.1.1", "11.0.0.1", "192.0.2.7", "223.255.255.255"])
@@ -177,6 +180,20 @@ pub fn address() -> impl Strategy<Value = IpAddr> {
         // IPv4 in IPv6 form never reaches a judge: it is no address of a packet.
         1 => any::<u128>().prop_map(|bits| Ipv6Addr::from(bits | 1 << 127).into()),
     ]
+}
+
+/// Moves packets to endpoints that exist, but for those at the last number.
+fn aim(view: &ClusterView, mut packets: Vec<(EndpointId, Packet)>) -> Vec<(EndpointId, Packet)> {
+    let endpoints: Vec<EndpointId> = view.pods.iter().filter_map(|pod| pod.endpoint).collect();
+    for ((endpoint, _), turn) in packets.iter_mut().zip(0..) {
+        let chosen = endpoints
+            .iter()
+            .cycle()
+            .nth(turn)
+            .filter(|_| endpoint.0 != ENDPOINTS);
+        *endpoint = chosen.copied().unwrap_or(*endpoint);
+    }
+    packets
 }
 
 fn pod_v4(number: u8) -> IpAddr {
@@ -340,12 +357,23 @@ fn network_policy(bad: u32) -> impl Strategy<Value = NetworkPolicy> {
         })
 }
 
-/// Makes one field of a policy invalid; `kind` says which sort, `place` which of those there are. Returns
-/// whether the policy had such a field.
-pub fn break_field(policy: &mut NetworkPolicy, kind: u8, place: prop::sample::Index) -> bool {
-    let Some(spec) = &mut policy.spec else {
-        return false;
-    };
+/// Makes one field of a policy invalid. `kind` says which sort of field, or the next sort that the policy has;
+/// `place` says which of those there are.
+pub fn break_field(policy: &mut NetworkPolicy, kind: u8, place: prop::sample::Index) {
+    let spec = policy.spec.get_or_insert_default();
+    let kinds = (0..BREAKABLE).map(|next| (kind % BREAKABLE + next) % BREAKABLE);
+    for kind in kinds {
+        if break_kind(spec, kind, place) {
+            return;
+        }
+    }
+}
+
+/// Sorts of fields that [`break_kind`] can break; the first two are in every policy.
+const BREAKABLE: u8 = 12;
+
+/// Returns whether there was such a field.
+fn break_kind(spec: &mut NetworkPolicySpec, kind: u8, place: prop::sample::Index) -> bool {
     let bad_selector = || meta::LabelSelector {
         match_expressions: Some(vec![meta::LabelSelectorRequirement {
             key: "app".to_owned(),
@@ -373,7 +401,7 @@ pub fn break_field(policy: &mut NetworkPolicy, kind: u8, place: prop::sample::In
     let peer = (!peers.is_empty())
         .then(|| place.index(peers.len()))
         .map(|i| &mut *peers[i]);
-    match (kind % 12, peer, port) {
+    match (kind, peer, port) {
         (0, _, _) => spec.pod_selector = Some(bad_selector()),
         (1, _, _) => spec.policy_types = Some(vec!["Both".to_owned()]),
         (2, Some(peer), _) => *peer = NetworkPolicyPeer::default(),
@@ -502,7 +530,8 @@ fn requirement() -> impl Strategy<Value = Requirement> {
         _ => Operator::DoesNotExist,
     });
     // `!has` is a label that objects can hold here, but no selector can name.
-    let key = select(LABEL_KEYS.to_vec()).prop_filter("a label name", |key| api::selector::is_label_key(key));
+    let keys: Vec<&str> = LABEL_KEYS.into_iter().filter(|key| is_label_key(key)).collect();
+    let key = select(keys);
     (key, operator).prop_map(|(key, operator)| Requirement {
         key: key.to_owned(),
         operator,
