@@ -1,1 +1,29 @@
+//! Runs pods: one small single-threaded shim process per pod, which outlives the agent.
+//!
+//! The agent's side is [`Runtime`]; the shim's side is [`shim::main`], which the agent's program must call
+//! for its `shim` subcommand before it starts any thread. They talk over a unix socket in the pod's run
+//! directory. The shim creates the pod's namespaces, mounts each container's root, lets libcontainer start
+//! it in a short-lived child, applies the sandbox to the first process and to exec sessions alike, keeps
+//! its output in CRI log files and remembers how it ended.
+//!
+//! What dies with what: containers die with their shim (nothing runs unsupervised), the shim dies with
+//! nothing. A restarted agent finds its pods again with [`Runtime::recover`].
+//!
+//! Not here: which pod should run, images and their unpacking, addresses and routes, what `/etc/hosts`
+//! says. Those are the agent's other crates; they hand in directories and a network namespace's path goes
+//! out.
 
+mod cgroup;
+mod client;
+mod config;
+mod logs;
+mod protocol;
+pub mod shim;
+
+pub use crate::cgroup::CgroupError;
+pub use crate::client::{Runtime, RuntimeConfig, RuntimeError};
+pub use crate::config::{
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PodConfig,
+    PodHandle, PodStatus, RecoveredPod, Resources,
+};
+pub use crate::protocol::FrameError;

@@ -85,7 +85,7 @@ pub(crate) const DAEMON: &[&Group] = &[
     &SELF_SANDBOX,
 ];
 
-/// What a jailed tool gets: files, memory, threads. `socket` is judged by [`LOCAL_SOCKETS`].
+/// What a jailed tool gets: files, memory, threads; no sockets of any family.
 pub(crate) const JAIL: &[&Group] = &[
     &MEMORY,
     &FILES,
@@ -104,7 +104,7 @@ pub(crate) const JAIL: &[&Group] = &[
 pub(crate) const BASELINE_CONDITIONS: &[Conditional] = &[CLONE, PERSONALITY, MEMFD, NETWORK_SOCKETS];
 
 /// Argument rules of [`JAIL`].
-pub(crate) const JAIL_CONDITIONS: &[Conditional] = &[CLONE, MEMFD, LOCAL_SOCKETS];
+pub(crate) const JAIL_CONDITIONS: &[Conditional] = &[CLONE, MEMFD];
 
 const CLONE: Conditional = Conditional {
     call: ("clone", libc::SYS_clone),
@@ -164,12 +164,6 @@ const NETWORK_SOCKETS: Conditional = Conditional {
     call: ("socket", libc::SYS_socket),
     reason: "unix, IPv4, IPv6 and netlink; packet, vsock, AF_ALG and rare families are kernel attack surface",
     any_of: &[family(1), family(2), family(10), family(16)],
-};
-
-const LOCAL_SOCKETS: Conditional = Conditional {
-    call: ("socket", libc::SYS_socket),
-    reason: "a jailed tool has no network; unix sockets reach nothing outside its Landlock domain",
-    any_of: &[family(1)],
 };
 
 const fn family(value: u32) -> Argument {

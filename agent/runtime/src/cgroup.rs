@@ -1,0 +1,159 @@
+//! Control groups after libcontainer made them: who is in them, was memory short, and their removal.
+//!
+//! libcontainer creates a container's group in every mounted hierarchy (version 1 and hybrid) or in the one
+//! (version 2); this module treats both as "the same path below each root". It touches only paths it is
+//! given, which are below the runtime's own root.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FsWord;
+use rustix::process::{Pid, Signal};
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// Magic number of a version 2 file system, from the kernel's `magic.h`.
+const CGROUP2: FsWord = 0x6367_7270;
+
+/// Why a control group could not be handled.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {}", path.display())]
+pub struct CgroupError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Whether this host has only the version 2 hierarchy.
+pub(crate) fn is_unified() -> Result<bool, CgroupError> {
+    let stat = rustix::fs::statfs(MOUNT).map_err(|errno| error("inspect", Path::new(MOUNT))(errno.into()))?;
+    Ok(stat.f_type == CGROUP2)
+}
+
+/// Sends `SIGKILL` to every process in the group and below it.
+pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
+    for directory in directories(group)? {
+        for member in tree(&directory)? {
+            kill_members(&member)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the group and all below it; fails while a process is left.
+pub(crate) fn remove_tree(group: &str) -> Result<(), CgroupError> {
+    for directory in directories(group)? {
+        // Deepest first: `tree` lists parents before children.
+        for member in tree(&directory)?.iter().rev() {
+            match fs::remove_dir(member) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(error("remove", member)(source)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a shared parent once the last pod is gone; others still using it is the ordinary case.
+pub(crate) fn remove_if_empty(group: &str) {
+    if let Ok(directories) = directories(group) {
+        for directory in directories {
+            let _still_used = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// Whether the kernel killed a process of the group for lack of memory.
+pub(crate) fn was_oom_killed(group: &str) -> Result<bool, CgroupError> {
+    for directory in directories(group)? {
+        for file in ["memory.events", "memory.oom_control"] {
+            let path = directory.join(file);
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+                    if count.is_some_and(|count| count.trim() != "0") {
+                        return Ok(true);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(error("read", &path)(source)),
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// The group in each hierarchy where it exists.
+fn directories(group: &str) -> Result<Vec<PathBuf>, CgroupError> {
+    let relative = group.trim_start_matches('/');
+    let mut roots = Vec::new();
+    if is_unified()? {
+        roots.push(PathBuf::from(MOUNT));
+    } else {
+        for entry in fs::read_dir(MOUNT).map_err(error("list", Path::new(MOUNT)))? {
+            let entry = entry.map_err(error("list", Path::new(MOUNT)))?;
+            // Links name hierarchies that are mounted together, such as `cpu` for `cpu,cpuacct`.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                roots.push(entry.path());
+            }
+        }
+    }
+    Ok(roots
+        .into_iter()
+        .map(|root| root.join(relative))
+        .filter(|path| path.is_dir())
+        .collect())
+}
+
+/// A group's directory and those below it, parents first.
+fn tree(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let mut found = vec![directory.to_owned()];
+    let mut next = 0;
+    while let Some(current) = found.get(next).cloned() {
+        next += 1;
+        let entries = match fs::read_dir(&current) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(error("list", &current)(source)),
+        };
+        found.extend(
+            entries
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
+    }
+    Ok(found)
+}
+
+fn kill_members(directory: &Path) -> Result<(), CgroupError> {
+    let path = directory.join("cgroup.procs");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(error("read", &path)(source)),
+    };
+    for pid in text
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter_map(Pid::from_raw)
+    {
+        match rustix::process::kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(error("kill the processes of", directory)(errno.into())),
+        }
+    }
+    Ok(())
+}
+
+fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError {
+        operation,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,598 @@
+//! The agent's side: starts shims, asks them, and cleans up after those that died.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agent_sandbox::{ExecutableIndex, ImageError};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+
+use crate::cgroup::{self, CgroupError};
+use crate::config::{
+    ContainerConfig, ContainerState, ExecOutput, Exit, Launch, PodConfig, PodHandle, PodPaths, PodStatus,
+    RecoveredPod, is_plain_absolute, is_safe_name,
+};
+use crate::protocol::{self, FrameError, Request, Response};
+
+/// A shim that has not reported by then is broken.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest answer to an ordinary request; starting a container has its own deadline inside the shim.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How long the processes of a killed cgroup may take to go.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Layers whose executables are remembered.
+const MAX_INDEXED_LAYERS: usize = 256;
+
+/// Where the runtime keeps things and what it starts.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// A program whose `shim` subcommand calls [`crate::shim::main`].
+    pub exe: PathBuf,
+    /// Writable layers go to `state_dir/<pod uid>`.
+    pub state_dir: PathBuf,
+    /// Sockets and state go to `run_dir/<pod uid>`.
+    pub run_dir: PathBuf,
+    /// The cgroup all pods are beneath, one component, such as `palisade`.
+    pub cgroup_root: String,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// A name or path that could mean something else in a path or a cgroup.
+    #[error("{field} {value:?} is not acceptable: {rule}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// A file operation of the agent's side failed.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The shim ended or hung before it was ready.
+    #[error("the shim of pod {pod} did not start: {reason}")]
+    ShimStart {
+        /// The pod's uid.
+        pod: String,
+        /// What it said.
+        reason: String,
+    },
+    /// No shim answers for this pod.
+    #[error("the shim of pod {pod} is gone")]
+    ShimGone {
+        /// The pod's uid.
+        pod: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The conversation with the shim broke.
+    #[error("cannot talk to the shim of pod {pod}")]
+    Talk {
+        /// The pod's uid.
+        pod: String,
+        /// What went wrong.
+        #[source]
+        source: FrameError,
+    },
+    /// The shim did not answer in time.
+    #[error("the shim of pod {pod} did not answer within {seconds} s")]
+    Timeout {
+        /// The pod's uid.
+        pod: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The shim answered something else than was asked for.
+    #[error("the shim of pod {pod} gave an answer to another question")]
+    WrongAnswer {
+        /// The pod's uid.
+        pod: String,
+    },
+    /// The shim refused or failed.
+    #[error("{reason}")]
+    Refused {
+        /// Its reason, complete.
+        reason: String,
+    },
+    /// An image layer could not be looked through.
+    #[error("cannot index the executables of a layer")]
+    Layer {
+        /// What went wrong.
+        #[source]
+        source: ImageError,
+    },
+    /// A cgroup could not be cleared.
+    #[error("cannot clear the cgroup of a pod")]
+    Cgroup {
+        /// What went wrong.
+        #[source]
+        source: CgroupError,
+    },
+    /// The runtime is being shut down.
+    #[error("a background task was cancelled")]
+    Cancelled,
+}
+
+/// The agent's handle; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    config: Arc<RuntimeConfig>,
+    /// Layers never change, so what was found in them is kept.
+    executables: Arc<Mutex<HashMap<PathBuf, Arc<ExecutableIndex>>>>,
+}
+
+impl Runtime {
+    /// Nothing is touched before the first pod.
+    pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
+        demand_name("cgroup_root", &config.cgroup_root)?;
+        Ok(Self {
+            config: Arc::new(config),
+            executables: Arc::default(),
+        })
+    }
+
+    /// Starts a pod's shim, which creates its namespaces. The network namespace is empty but for `lo`.
+    pub async fn start_pod(&self, pod: &PodConfig) -> Result<PodHandle, RuntimeError> {
+        demand_name("pod uid", &pod.uid)?;
+        let paths = self.paths(&pod.uid);
+        let launch = Launch {
+            pod: pod.clone(),
+            state_dir: paths.state.clone(),
+            cgroup: self.cgroup(&pod.uid),
+        };
+        make_private(&self.config.run_dir)?;
+        make_private(&self.config.state_dir)?;
+        make_private(&paths.run)?;
+        make_private(&paths.state)?;
+        let text = serde_json::to_vec(&launch).map_err(|source| RuntimeError::Talk {
+            pod: pod.uid.clone(),
+            source: FrameError::Text { source },
+        })?;
+        std::fs::write(paths.launch(), text).map_err(file_error("write", &paths.launch()))?;
+        match self.launch(pod, &paths).await {
+            Ok(()) => Ok(PodHandle {
+                netns: self.status(&pod.uid).await?.netns,
+            }),
+            Err(error) => {
+                // What the failed shim left; its own error says more than a second one would.
+                let _ = self.remove_dead(&pod.uid).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts a container and returns once its program was executed.
+    ///
+    /// An exited container of the same name must be removed first.
+    pub async fn start_container(&self, pod: &str, config: &ContainerConfig) -> Result<(), RuntimeError> {
+        demand_name("container name", &config.name)?;
+        for (field, path) in [("cwd", &config.cwd), ("log_path", &config.log_path)]
+            .into_iter()
+            .chain(config.mounts.iter().map(|mount| ("mount target", &mount.target)))
+        {
+            if !is_plain_absolute(path) {
+                let rule = "must be absolute, without '.' or '..'";
+                return Err(RuntimeError::Invalid {
+                    field,
+                    value: path.display().to_string(),
+                    rule,
+                });
+            }
+        }
+        let mut executables = Vec::new();
+        for layer in &config.layers {
+            executables.extend_from_slice(&self.layer(layer).await?.paths);
+        }
+        executables.sort();
+        executables.dedup();
+        self.ask(
+            pod,
+            &Request::Start {
+                config: Box::new(config.clone()),
+                executables,
+            },
+        )
+        .await
+    }
+
+    /// The pod as it is now.
+    pub async fn status(&self, pod: &str) -> Result<PodStatus, RuntimeError> {
+        self.ask_status(pod, &Request::Status, Some(REQUEST_TIMEOUT))
+            .await
+    }
+
+    /// The pod as soon as it differs from version `seen`; waits as long as that takes.
+    pub async fn wait_change(&self, pod: &str, seen: u64) -> Result<PodStatus, RuntimeError> {
+        self.ask_status(pod, &Request::WaitChange { seen }, None).await
+    }
+
+    /// Sends a signal to the container's first process. One that has exited is no error.
+    pub async fn signal(&self, pod: &str, container: &str, signal: i32) -> Result<(), RuntimeError> {
+        self.ask(
+            pod,
+            &Request::Signal {
+                container: container.into(),
+                signal,
+            },
+        )
+        .await
+    }
+
+    /// Runs a program in a container under the same user, capabilities and sandbox, and waits for its end.
+    ///
+    /// After `timeout` the session is killed and reported as ended by `SIGKILL`.
+    pub async fn exec(
+        &self,
+        pod: &str,
+        container: &str,
+        argv: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::Exec {
+            container: container.into(),
+            argv: argv.into(),
+            timeout_ms,
+        };
+        match self
+            .call(pod, &request, Some(timeout.saturating_add(REQUEST_TIMEOUT)))
+            .await?
+        {
+            Response::Exec(output) => Ok(output),
+            other => Err(unexpected(pod, other)),
+        }
+    }
+
+    /// Forgets an exited container and deletes its writable layer.
+    pub async fn remove_container(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
+        demand_name("container name", container)?;
+        let status = self.status(pod).await?;
+        self.ask(
+            pod,
+            &Request::Remove {
+                container: container.into(),
+            },
+        )
+        .await?;
+        match status.container(container) {
+            Some(gone) => delete(self.paths(pod).writable(container, gone.attempt)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Kills whatever the pod still runs and removes all that was made for it, whether its shim lives or not.
+    pub async fn remove_pod(&self, pod: &str) -> Result<(), RuntimeError> {
+        demand_name("pod uid", pod)?;
+        match self.ask(pod, &Request::Shutdown).await {
+            Ok(()) | Err(RuntimeError::ShimGone { .. } | RuntimeError::Talk { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.remove_dead(pod).await
+    }
+
+    /// Finds the pods of earlier agents, those with a living shim and those without.
+    pub async fn recover(&self) -> Result<Vec<RecoveredPod>, RuntimeError> {
+        let mut pods = Vec::new();
+        let directory = &self.config.run_dir;
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pods),
+            Err(error) => return Err(file_error("list", directory)(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(file_error("list", directory))?;
+            let name = entry.file_name();
+            let Some(uid) = name.to_str().filter(|name| is_safe_name(name)) else {
+                continue;
+            };
+            if let Some(pod) = self.recover_pod(uid).await? {
+                pods.push(pod);
+            }
+        }
+        Ok(pods)
+    }
+
+    async fn recover_pod(&self, uid: &str) -> Result<Option<RecoveredPod>, RuntimeError> {
+        let paths = self.paths(uid);
+        let Some(launch) = read_json::<Launch>(&paths.launch())? else {
+            // The agent died before it started this shim.
+            self.remove_dead(uid).await?;
+            return Ok(None);
+        };
+        match self.status(uid).await {
+            Ok(status) => {
+                return Ok(Some(RecoveredPod {
+                    config: launch.pod,
+                    status,
+                    alive: true,
+                }));
+            }
+            Err(RuntimeError::ShimGone { .. } | RuntimeError::Talk { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.kill_cgroup(uid).await?;
+        let mut status = read_json::<PodStatus>(&paths.status())?.unwrap_or_else(|| PodStatus {
+            version: 0,
+            netns: PathBuf::new(),
+            holder_pid: 0,
+            shim_pid: 0,
+            containers: Vec::new(),
+        });
+        for container in &mut status.containers {
+            let started_at = match &container.state {
+                ContainerState::Exited(_) => continue,
+                ContainerState::Creating => None,
+                ContainerState::Running { started_at, .. } => Some(*started_at),
+            };
+            container.state = ContainerState::Exited(Exit {
+                started_at,
+                finished_at: Timestamp::now(),
+                code: 128 + libc::SIGKILL,
+                signal: Some(libc::SIGKILL),
+                oom_killed: false,
+                message: "the pod's shim died, and its containers with it".into(),
+            });
+        }
+        Ok(Some(RecoveredPod {
+            config: launch.pod,
+            status,
+            alive: false,
+        }))
+    }
+
+    async fn launch(&self, pod: &PodConfig, paths: &PodPaths) -> Result<(), RuntimeError> {
+        let log = std::fs::File::create(paths.shim_log()).map_err(file_error("create", &paths.shim_log()))?;
+        let mut child = Command::new(&self.config.exe)
+            .arg(crate::shim::SUBCOMMAND)
+            .arg(&paths.run)
+            .arg(format!("{}/{}", pod.namespace, pod.name))
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(file_error("start", &self.config.exe))?;
+        let failed = |reason: String| RuntimeError::ShimStart {
+            pod: pod.uid.clone(),
+            reason,
+        };
+        let Some(mut output) = child.stdout.take() else {
+            return Err(failed("no pipe to it".into()));
+        };
+        // The shim closes its end when it is ready or has failed, after one line.
+        let mut line = String::new();
+        let mut bounded = (&mut output).take(64 << 10);
+        match tokio::time::timeout(START_TIMEOUT, bounded.read_to_string(&mut line)).await {
+            Ok(Ok(_)) if line == crate::shim::READY => Ok(()),
+            Ok(Ok(_)) if line.is_empty() => {
+                let log = std::fs::read_to_string(paths.shim_log()).unwrap_or_default();
+                Err(failed(format!(
+                    "it ended without a word; its log says: {}",
+                    log.trim()
+                )))
+            }
+            Ok(Ok(_)) => Err(failed(line.trim().into())),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(_elapsed) => {
+                let killed = child.kill().await;
+                Err(failed(format!(
+                    "not ready in {} s; killed: {}",
+                    START_TIMEOUT.as_secs(),
+                    killed.is_ok()
+                )))
+            }
+        }
+    }
+
+    async fn layer(&self, path: &Path) -> Result<Arc<ExecutableIndex>, RuntimeError> {
+        let known = || self.executables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = known().get(path) {
+            return Ok(Arc::clone(index));
+        }
+        let layer = path.to_owned();
+        let index = tokio::task::spawn_blocking(move || ExecutableIndex::of_layer(&layer))
+            .await
+            .map_err(|_cancelled| RuntimeError::Cancelled)?
+            .map_err(|source| RuntimeError::Layer { source })?;
+        let index = Arc::new(index);
+        let mut map = known();
+        if map.len() >= MAX_INDEXED_LAYERS {
+            map.clear();
+        }
+        map.insert(path.to_owned(), Arc::clone(&index));
+        Ok(index)
+    }
+
+    /// Removes what is left of a pod without a shim.
+    async fn remove_dead(&self, pod: &str) -> Result<(), RuntimeError> {
+        self.kill_cgroup(pod).await?;
+        let paths = self.paths(pod);
+        delete(paths.state).await?;
+        delete(paths.run).await
+    }
+
+    async fn kill_cgroup(&self, pod: &str) -> Result<(), RuntimeError> {
+        let group = self.cgroup(pod);
+        let deadline = tokio::time::Instant::now() + KILL_TIMEOUT;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            cgroup::kill_tree(&group).map_err(|source| RuntimeError::Cgroup { source })?;
+            match cgroup::remove_tree(&group) {
+                Ok(()) => break,
+                Err(source) if tokio::time::Instant::now() >= deadline => {
+                    return Err(RuntimeError::Cgroup { source });
+                }
+                Err(_busy) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+        cgroup::remove_if_empty(&format!("/{}", self.config.cgroup_root));
+        Ok(())
+    }
+
+    async fn ask(&self, pod: &str, request: &Request) -> Result<(), RuntimeError> {
+        match self.call(pod, request, Some(REQUEST_TIMEOUT)).await? {
+            Response::Done => Ok(()),
+            other => Err(unexpected(pod, other)),
+        }
+    }
+
+    async fn ask_status(
+        &self,
+        pod: &str,
+        request: &Request,
+        timeout: Option<Duration>,
+    ) -> Result<PodStatus, RuntimeError> {
+        match self.call(pod, request, timeout).await? {
+            Response::Status(status) => Ok(status),
+            other => Err(unexpected(pod, other)),
+        }
+    }
+
+    async fn call(
+        &self,
+        pod: &str,
+        request: &Request,
+        timeout: Option<Duration>,
+    ) -> Result<Response, RuntimeError> {
+        demand_name("pod uid", pod)?;
+        let socket = self.paths(pod).socket();
+        let conversation = async {
+            let mut stream = UnixStream::connect(&socket)
+                .await
+                .map_err(|source| RuntimeError::ShimGone {
+                    pod: pod.into(),
+                    source,
+                })?;
+            converse(&mut stream, request)
+                .await
+                .map_err(|source| RuntimeError::Talk {
+                    pod: pod.into(),
+                    source,
+                })
+        };
+        match timeout {
+            None => conversation.await,
+            Some(limit) => tokio::time::timeout(limit, conversation)
+                .await
+                .unwrap_or_else(|_elapsed| {
+                    Err(RuntimeError::Timeout {
+                        pod: pod.into(),
+                        seconds: limit.as_secs(),
+                    })
+                }),
+        }
+    }
+
+    fn paths(&self, pod: &str) -> PodPaths {
+        PodPaths {
+            run: self.config.run_dir.join(pod),
+            state: self.config.state_dir.join(pod),
+        }
+    }
+
+    fn cgroup(&self, pod: &str) -> String {
+        format!("/{}/{pod}", self.config.cgroup_root)
+    }
+}
+
+async fn converse<T: Serialize, A: DeserializeOwned>(
+    stream: &mut UnixStream,
+    request: &T,
+) -> Result<A, FrameError> {
+    let broken = |source| FrameError::Connection { source };
+    stream
+        .write_all(&protocol::encode(request)?)
+        .await
+        .map_err(broken)?;
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).await.map_err(broken)?;
+    let mut text = vec![0; protocol::frame_length(header)?];
+    stream.read_exact(&mut text).await.map_err(broken)?;
+    serde_json::from_slice(&text).map_err(|source| FrameError::Text { source })
+}
+
+fn unexpected(pod: &str, response: Response) -> RuntimeError {
+    match response {
+        Response::Failed { reason } => RuntimeError::Refused { reason },
+        Response::Done | Response::Status(_) | Response::Exec(_) => {
+            RuntimeError::WrongAnswer { pod: pod.into() }
+        }
+    }
+}
+
+fn demand_name(field: &'static str, value: &str) -> Result<(), RuntimeError> {
+    if is_safe_name(value) {
+        return Ok(());
+    }
+    let rule = "must be 1 to 63 letters, digits and dashes, not starting with a dash";
+    Err(RuntimeError::Invalid {
+        field,
+        value: value.into(),
+        rule,
+    })
+}
+
+fn make_private(path: &Path) -> Result<(), RuntimeError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(file_error("create", path))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
+    match std::fs::read(path) {
+        // A file cut short by a crash counts as absent: the pod is then treated as dead.
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file_error("read", path)(error)),
+    }
+}
+
+async fn delete(path: PathBuf) -> Result<(), RuntimeError> {
+    let shown = path.clone();
+    let deleted = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&path))
+        .await
+        .map_err(|_cancelled| RuntimeError::Cancelled)?;
+    match deleted {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_error("delete", &shown)(error)),
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
+    let path = path.to_owned();
+    move |source| RuntimeError::File {
+        operation,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,291 @@
+//! What the agent asks for and what it is told: plain data, the same on both sides of the shim's socket.
+
+use std::path::{Path, PathBuf};
+
+use agent_sandbox::Profile;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One pod, as far as the runtime is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodConfig {
+    /// Unique; names directories and cgroups: letters, digits and dashes.
+    pub uid: String,
+    /// For people reading the process list and the state.
+    pub namespace: String,
+    /// As `namespace`.
+    pub name: String,
+    /// Host name inside the pod, at most 64 bytes.
+    pub hostname: String,
+    /// First host id of the pod's range: user and group 0 inside.
+    pub id_base: u32,
+    /// How many ids the pod has; must cover every id its images use.
+    pub id_count: u32,
+}
+
+/// One container of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerConfig {
+    /// Unique within the pod; a DNS label.
+    pub name: String,
+    /// How often it was started before. A new attempt takes the place of an exited one.
+    pub attempt: u32,
+    /// Unpacked image layers, lowest first; at least one. They are mounted, never changed.
+    pub layers: Vec<PathBuf>,
+    /// Program and arguments; a program without a slash is looked for in `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// The whole environment. `HOME` is added from the user if absent.
+    pub env: Vec<(String, String)>,
+    /// Absolute working directory; created if the image lacks it.
+    pub cwd: PathBuf,
+    /// User inside the pod.
+    pub uid: u32,
+    /// Group inside the pod.
+    pub gid: u32,
+    /// Further groups inside the pod.
+    pub supplemental_gids: Vec<u32>,
+    /// What is mounted over the image.
+    pub mounts: Vec<Mount>,
+    /// Whether the image's own files are read-only.
+    pub read_only_root: bool,
+    /// Names such as `CAP_CHOWN`; held within the pod's user namespace only.
+    pub capabilities: Vec<String>,
+    /// What it may use up.
+    pub resources: Resources,
+    /// System calls and files.
+    pub profile: Profile,
+    /// Where its output goes, in the CRI log format; the directory exists.
+    pub log_path: PathBuf,
+    /// Size at which the log is rotated.
+    pub log_max_bytes: u64,
+    /// How many log files are kept, the current one included; at least 1.
+    pub log_max_files: u32,
+}
+
+/// A host file or directory that appears in a container, its owners shifted into the pod's id range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// On the host.
+    pub source: PathBuf,
+    /// Absolute, in the container.
+    pub target: PathBuf,
+    /// Whether it cannot be written.
+    pub read_only: bool,
+    /// Whether files in it may be executed; only together with `read_only`.
+    #[serde(default)]
+    pub executable: bool,
+}
+
+/// Limits of one container; absent means no limit of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// Processor time per period, in microseconds.
+    pub cpu_quota_us: Option<i64>,
+    /// Length of the period, in microseconds.
+    pub cpu_period_us: Option<u64>,
+    /// Relative weight (1024 is one processor).
+    pub cpu_shares: Option<u64>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<i64>,
+    /// Number of processes and threads.
+    pub pids: Option<i64>,
+}
+
+/// A pod that has been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodHandle {
+    /// Path of the pod's network namespace, good while the pod lives.
+    pub netns: PathBuf,
+}
+
+/// A pod as its shim sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodStatus {
+    /// Grows with every change; for `wait_change`.
+    pub version: u64,
+    /// Path of the pod's network namespace.
+    pub netns: PathBuf,
+    /// The process that holds the pod's namespaces.
+    pub holder_pid: i32,
+    /// The pod's shim.
+    pub shim_pid: i32,
+    /// All containers that were started and not removed, by name.
+    pub containers: Vec<ContainerStatus>,
+}
+
+impl PodStatus {
+    /// The container of that name.
+    pub fn container(&self, name: &str) -> Option<&ContainerStatus> {
+        self.containers.iter().find(|container| container.name == name)
+    }
+}
+
+/// One container as its shim sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerStatus {
+    /// As configured.
+    pub name: String,
+    /// As configured.
+    pub attempt: u32,
+    /// What became of it.
+    pub state: ContainerState,
+}
+
+/// The life of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ContainerState {
+    /// Being put together; its program does not run yet.
+    Creating,
+    /// Its program runs.
+    Running {
+        /// On the host.
+        pid: i32,
+        /// When the program was executed.
+        started_at: Timestamp,
+    },
+    /// Its program ended, or never started.
+    Exited(Exit),
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exit {
+    /// When the program was executed; absent if it never was.
+    pub started_at: Option<Timestamp>,
+    /// When the end was seen.
+    pub finished_at: Timestamp,
+    /// Exit code; 128 + signal if a signal ended it.
+    pub code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether the kernel killed one of its processes for lack of memory.
+    pub oom_killed: bool,
+    /// Why it never started or ended, for people; may be empty.
+    pub message: String,
+}
+
+/// What a program run by `exec` left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecOutput {
+    /// Exit code; 128 + signal if a signal ended it.
+    pub code: i32,
+    /// Standard output, at most [`MAX_EXEC_OUTPUT`] bytes.
+    #[serde(with = "as_base64")]
+    pub stdout: Vec<u8>,
+    /// Standard error, at most [`MAX_EXEC_OUTPUT`] bytes.
+    #[serde(with = "as_base64")]
+    pub stderr: Vec<u8>,
+    /// Whether more was written and thrown away.
+    pub truncated: bool,
+}
+
+/// How much of each stream of an exec session is kept.
+pub const MAX_EXEC_OUTPUT: usize = 1 << 20;
+
+/// A pod found again after the agent was restarted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredPod {
+    /// As given to `start_pod`.
+    pub config: PodConfig,
+    /// Its state. Containers of a pod whose shim died have exited.
+    pub status: PodStatus,
+    /// Whether the shim lives. A dead pod can only be removed.
+    pub alive: bool,
+}
+
+/// Where a pod and its containers keep things; used by both sides.
+#[derive(Debug, Clone)]
+pub(crate) struct PodPaths {
+    /// Under the run directory: sockets, state, staging. Gone with the pod.
+    pub(crate) run: PathBuf,
+    /// Under the state directory: writable layers. Gone with the pod.
+    pub(crate) state: PathBuf,
+}
+
+impl PodPaths {
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run.join("shim.sock")
+    }
+
+    pub(crate) fn launch(&self) -> PathBuf {
+        self.run.join("launch.json")
+    }
+
+    pub(crate) fn status(&self) -> PathBuf {
+        self.run.join("status.json")
+    }
+
+    pub(crate) fn shim_log(&self) -> PathBuf {
+        self.run.join("shim.log")
+    }
+
+    /// Where the shim stages mounts, seen in its mount namespace only.
+    pub(crate) fn staging(&self, container: &str) -> PathBuf {
+        self.run.join("mnt").join(container)
+    }
+
+    /// The OCI configuration of a container.
+    pub(crate) fn bundle(&self, container: &str) -> PathBuf {
+        self.run.join("bundles").join(container)
+    }
+
+    /// The container library's own state.
+    pub(crate) fn library(&self) -> PathBuf {
+        self.run.join("oci")
+    }
+
+    /// The writable layer of one attempt.
+    pub(crate) fn writable(&self, container: &str, attempt: u32) -> PathBuf {
+        self.state.join(format!("{container}-{attempt}"))
+    }
+}
+
+/// What the shim reads when it starts; kept for `recover`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Launch {
+    pub(crate) pod: PodConfig,
+    pub(crate) state_dir: PathBuf,
+    /// Absolute cgroup of the pod, such as `/palisade/<uid>`.
+    pub(crate) cgroup: String,
+}
+
+/// Whether a name is safe as one component of a path and of a cgroup: letters, digits, inner dashes.
+pub(crate) fn is_safe_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    !name.is_empty() && name.len() <= 63 && !name.starts_with('-') && name.bytes().all(allowed)
+}
+
+/// Whether a path is absolute and has no `..`.
+pub(crate) fn is_plain_absolute(path: &Path) -> bool {
+    use std::path::Component;
+    path.is_absolute()
+        && path
+            .components()
+            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+}
+
+mod as_base64 {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD
+            .decode(String::deserialize(deserializer)?)
+            .map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,150 @@
+//! The language between agent and shim: one request and one response per connection, each a JSON text
+//! after its length in four bytes, most significant first.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ContainerConfig, ExecOutput, PodStatus};
+
+/// Longest frame either side accepts. Two full streams of an exec session in base64 fit.
+pub(crate) const MAX_FRAME: usize = 4 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Request {
+    Status,
+    /// Answered when the version is no longer `seen`.
+    WaitChange {
+        seen: u64,
+    },
+    /// `executables` come from the layers; see `agent_sandbox::ImageRuleset`.
+    Start {
+        config: Box<ContainerConfig>,
+        executables: Vec<PathBuf>,
+    },
+    Signal {
+        container: String,
+        signal: i32,
+    },
+    Exec {
+        container: String,
+        argv: Vec<String>,
+        timeout_ms: u64,
+    },
+    Remove {
+        container: String,
+    },
+    /// Ends everything; answered last.
+    Shutdown,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Response {
+    Done,
+    Status(PodStatus),
+    Exec(ExecOutput),
+    Failed { reason: String },
+}
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The connection broke.
+    #[error("the connection broke")]
+    Connection {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The announced or own length is beyond the bound.
+    #[error("a frame of {length} bytes is too long")]
+    TooLong {
+        /// In bytes.
+        length: usize,
+    },
+    /// Not the JSON that was expected.
+    #[error("the frame's text is not valid")]
+    Text {
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, value).map_err(|source| FrameError::Text { source })?;
+    let length = frame.len() - 4;
+    let header = u32::try_from(length).ok().filter(|_| length <= MAX_FRAME);
+    let header = header.ok_or(FrameError::TooLong { length })?;
+    frame[..4].copy_from_slice(&header.to_be_bytes());
+    Ok(frame)
+}
+
+/// The value of a whole frame at the start of `bytes`; none while more bytes are needed.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<T>, FrameError> {
+    let Some((header, rest)) = bytes.split_first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let length = frame_length(*header)?;
+    match rest.get(..length) {
+        Some(text) => serde_json::from_slice(text)
+            .map(Some)
+            .map_err(|source| FrameError::Text { source }),
+        None => Ok(None),
+    }
+}
+
+pub(crate) fn frame_length(header: [u8; 4]) -> Result<usize, FrameError> {
+    let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
+    if length <= MAX_FRAME {
+        Ok(length)
+    } else {
+        Err(FrameError::TooLong { length })
+    }
+}
+
+pub(crate) fn write_all(mut to: impl Write, bytes: &[u8]) -> Result<(), FrameError> {
+    to.write_all(bytes)
+        .map_err(|source| FrameError::Connection { source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_any_split() {
+        let request = Request::Exec {
+            container: "a".into(),
+            argv: vec!["x".into()],
+            timeout_ms: 7,
+        };
+        let frame = encode(&request).expect("fits");
+        for cut in 0..frame.len() {
+            assert!(matches!(decode::<Request>(&frame[..cut]), Ok(None)), "at {cut}");
+        }
+        assert!(matches!(
+            decode::<Request>(&frame),
+            Ok(Some(Request::Exec { timeout_ms: 7, .. }))
+        ));
+    }
+
+    #[test]
+    fn long_and_odd_frames_are_refused() {
+        assert!(matches!(
+            decode::<Request>(&u32::MAX.to_be_bytes()),
+            Err(FrameError::TooLong { .. })
+        ));
+        assert!(matches!(
+            decode::<Request>(b"\0\0\0\x02{}"),
+            Err(FrameError::Text { .. })
+        ));
+        let unknown = b"\0\0\0\x1d{\"wait-change\":{\"seen\":1,\"x\":2}}";
+        assert!(!matches!(decode::<Request>(unknown), Ok(Some(_))));
+    }
+}

@@ -1,0 +1,144 @@
+//! The pod's namespaces, and the one process that holds them open.
+//!
+//! A child of the shim enters new user, network, IPC and UTS namespaces, becomes root inside, gives up
+//! everything and pauses until the shim dies. Containers join its namespaces by its process id; the agent
+//! configures the network through `/proc/<pid>/ns/net`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{ForkResult, Gid, Pid, Uid};
+
+use crate::config::PodConfig;
+use crate::shim::{ShimError, system};
+
+/// Written to the child when its id maps are in place.
+const MAPPED: &[u8] = b"m";
+
+/// Written by the child after each of its two steps.
+const DONE: &[u8] = b"d";
+
+/// Starts the holder and returns its process id once the namespaces are complete.
+pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
+    let (from_child, to_parent) = pipe()?;
+    let (from_parent, to_child) = pipe()?;
+    // SAFETY: the process has one thread, so the child may allocate and lock as it likes.
+    match unsafe { nix::unistd::fork() }.map_err(system("fork the namespace holder"))? {
+        ForkResult::Child => {
+            drop((from_child, to_child));
+            hold(pod, &from_parent, &to_parent)
+        }
+        ForkResult::Parent { child } => {
+            drop((from_parent, to_parent));
+            let (mut from_child, mut to_child) = (fs::File::from(from_child), fs::File::from(to_child));
+            expect_done(&mut from_child)?;
+            for map in ["uid_map", "gid_map"] {
+                let path = std::path::PathBuf::from(format!("/proc/{child}/{map}"));
+                fs::write(&path, format!("0 {} {}\n", pod.id_base, pod.id_count))
+                    .map_err(super::file_error("write", &path))?;
+            }
+            to_child
+                .write_all(MAPPED)
+                .map_err(|error| failed(error.to_string()))?;
+            expect_done(&mut from_child)?;
+            Ok(child)
+        }
+    }
+}
+
+fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
+    let reason = match enter(pod, from_parent, to_parent) {
+        Ok(()) => {
+            // The shim waits for no more; from here on only its death matters.
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        Err((step, errno)) => format!("{step}: {errno}"),
+    };
+    let _shim_may_be_gone = rustix::io::write(to_parent, reason.as_bytes());
+    super::exit_now(1)
+}
+
+fn enter(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> Result<(), (&'static str, Errno)> {
+    let step = |name| move |errno| (name, errno);
+    let from_rustix = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
+    let namespaces = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    // Standard output still is the agent's pipe, whose end tells it that the shim is ready.
+    let null = fs::OpenOptions::new().write(true).open("/dev/null");
+    let null = null.map_err(|_missing| ("open /dev/null", Errno::ENODEV))?;
+    nix::unistd::dup2(null.as_raw_fd(), libc::STDOUT_FILENO).map_err(step("leave standard output"))?;
+    nix::sched::unshare(namespaces).map_err(step("unshare user, net, ipc and uts namespaces"))?;
+    rustix::io::write(to_parent, DONE)
+        .map_err(from_rustix)
+        .map_err(step("report"))?;
+    let mut answer = [0];
+    match rustix::io::read(from_parent, &mut answer)
+        .map_err(from_rustix)
+        .map_err(step("wait for id maps"))?
+    {
+        1 => {}
+        _ => return Err(("wait for id maps", Errno::EPIPE)),
+    }
+    nix::unistd::setgroups(&[]).map_err(step("drop groups"))?;
+    nix::unistd::setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))
+        .map_err(step("change group"))?;
+    nix::unistd::setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))
+        .map_err(step("change user"))?;
+    nix::unistd::sethostname(&pod.hostname).map_err(step("set the host name"))?;
+    // As other runtimes do for user-namespaced pods: an image's unprivileged server may bind port 80.
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").map_err(|error| {
+        (
+            "free low ports",
+            Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+        )
+    })?;
+
+    nix::sys::prctl::set_name(c"palisade-pod").map_err(step("name the process"))?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the shim"))?;
+    nix::sys::prctl::set_no_new_privs().map_err(step("set no_new_privs"))?;
+    let no_capabilities = rustix::thread::CapabilitySets {
+        effective: rustix::thread::CapabilitySet::empty(),
+        permitted: rustix::thread::CapabilitySet::empty(),
+        inheritable: rustix::thread::CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, no_capabilities)
+        .map_err(from_rustix)
+        .map_err(step("drop capabilities"))?;
+    SigSet::all().thread_set_mask().map_err(step("block signals"))?;
+    // The shim may have died before it was tied to it.
+    if nix::unistd::getppid() == Pid::from_raw(1) {
+        return Err(("find the shim alive", Errno::ESRCH));
+    }
+    rustix::io::write(to_parent, DONE)
+        .map_err(from_rustix)
+        .map_err(step("report"))?;
+    Ok(())
+}
+
+fn expect_done(from_child: &mut fs::File) -> Result<(), ShimError> {
+    let mut text = [0; 256];
+    let length = from_child
+        .read(&mut text)
+        .map_err(|error| failed(error.to_string()))?;
+    match &text[..length] {
+        done if done == DONE => Ok(()),
+        [] => Err(failed("the holder died".into())),
+        other => Err(failed(String::from_utf8_lossy(other).into_owned())),
+    }
+}
+
+fn failed(reason: String) -> ShimError {
+    ShimError::Holder { reason }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), ShimError> {
+    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(system("create a pipe"))
+}

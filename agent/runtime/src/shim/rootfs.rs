@@ -1,0 +1,288 @@
+//! A container's root: image layers and host directories, their owners shifted into the pod's id range.
+//!
+//! Layers on disk belong to host root and are never changed: each is mounted through an id-mapped mount of
+//! the pod's user namespace, read-only, and overlayfs stacks them. The writable layer is an ordinary
+//! directory whose files belong to the pod's host ids, so nothing a container writes is root's on the host.
+//! All of it happens in the shim's mount namespace and goes with it.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use agent_sandbox::is_code_path;
+use nix::errno::Errno;
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::config::{ContainerConfig, Mount, PodConfig, PodPaths};
+
+/// Why a root could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootfsError {
+    #[error("a container needs at least one image layer")]
+    NoLayers,
+    #[error("cannot {operation} {}", path.display())]
+    Path {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "cannot shift the owners of {}: its file system does not support id-mapped mounts (ext4, xfs, \
+         btrfs and tmpfs do)",
+        path.display()
+    )]
+    NoIdMapping { path: PathBuf },
+    #[error("the list of layers is too long for one overlay mount")]
+    TooManyLayers,
+}
+
+/// The root of one container in the shim's mount namespace.
+#[derive(Debug)]
+pub(crate) struct Rootfs {
+    /// What the container will see as `/`.
+    pub(crate) root: PathBuf,
+    /// Where each of the configured mounts is staged, in order.
+    pub(crate) mounts: Vec<PathBuf>,
+}
+
+/// Longest option string `mount` takes: one page, of which some is the other options.
+const MAX_OVERLAY_OPTIONS: usize = 4000;
+
+/// Mounts everything a container needs below its staging directory.
+pub(crate) fn stage(
+    paths: &PodPaths,
+    pod: &PodConfig,
+    user_namespace: BorrowedFd<'_>,
+    config: &ContainerConfig,
+) -> Result<Rootfs, RootfsError> {
+    if config.layers.is_empty() {
+        return Err(RootfsError::NoLayers);
+    }
+    let staging = paths.staging(&config.name);
+    fs::create_dir_all(&staging).map_err(on("create", &staging))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("tmpfs", &staging, "tmpfs", flags, Some(c"mode=0700,size=1m"))
+        .map_err(on_errno("mount a staging directory at", &staging))?;
+
+    let mut lower = Vec::new();
+    for (index, layer) in config.layers.iter().enumerate() {
+        let name = format!("l{index}");
+        fs::create_dir(staging.join(&name)).map_err(on("create", &staging))?;
+        let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
+        bind_shifted(layer, &staging.join(&name), user_namespace, attributes)?;
+        lower.push(name);
+    }
+    let writable = make_writable(paths, pod, config)?;
+    let root = overlay(&staging, &lower, &writable)?;
+    make_directory(&root, &config.cwd, pod)?;
+
+    let mut mounts = Vec::new();
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let staged = staging.join(format!("m{index}"));
+        stage_mount(mount, &staged, user_namespace)?;
+        mounts.push(staged);
+    }
+    Ok(Rootfs { root, mounts })
+}
+
+/// Takes all mounts of a container away again. What is not there is no error.
+pub(crate) fn unstage(paths: &PodPaths, container: &str) -> Result<(), RootfsError> {
+    let staging = paths.staging(container);
+    match rustix::mount::unmount(&staging, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
+        Err(errno) => return Err(on_errno("unmount", &staging)(errno)),
+    }
+    match fs::remove_dir(&staging) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(on("remove", &staging)(error)),
+    }
+}
+
+/// The pod's shared memory, which its containers have in common as they have the IPC namespace.
+pub(crate) fn stage_shared_memory(paths: &PodPaths) -> Result<PathBuf, RootfsError> {
+    let path = paths.run.join("shm");
+    fs::create_dir_all(&path).map_err(on("create", &path))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("tmpfs", &path, "tmpfs", flags, Some(c"mode=1777,size=64m"))
+        .map_err(on_errno("mount shared memory at", &path))?;
+    Ok(path)
+}
+
+fn overlay(staging: &Path, lower: &[String], writable: &Path) -> Result<PathBuf, RootfsError> {
+    let root = staging.join("root");
+    fs::create_dir(&root).map_err(on("create", &root))?;
+    // Relative names keep many layers within the page that mount options get. Topmost first.
+    let lower: Vec<_> = lower.iter().rev().map(String::as_str).collect();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},volatile",
+        lower.join(":"),
+        writable.join("upper").display(),
+        writable.join("work").display()
+    );
+    let options = CString::new(options)
+        .ok()
+        .filter(|text| text.as_bytes().len() <= MAX_OVERLAY_OPTIONS);
+    let options = options.ok_or(RootfsError::TooManyLayers)?;
+    // The shim has one thread and uses absolute paths only, so its working directory is free to use.
+    std::env::set_current_dir(staging).map_err(on("enter", staging))?;
+    let mounted = rustix::mount::mount(
+        "overlay",
+        "root",
+        "overlay",
+        MountFlags::NODEV,
+        Some(options.as_c_str()),
+    );
+    std::env::set_current_dir("/").map_err(on("enter", Path::new("/")))?;
+    mounted.map_err(on_errno("mount an overlay at", &root))?;
+    Ok(root)
+}
+
+/// The upper directory becomes the container's `/`, so it belongs to the container's root.
+fn make_writable(
+    paths: &PodPaths,
+    pod: &PodConfig,
+    config: &ContainerConfig,
+) -> Result<PathBuf, RootfsError> {
+    let writable = paths.writable(&config.name, config.attempt);
+    match fs::remove_dir_all(&writable) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(on("clear the old", &writable)(error));
+        }
+        _ => {}
+    }
+    for directory in [&writable, &writable.join("upper"), &writable.join("work")] {
+        fs::create_dir(directory).map_err(on("create", directory))?;
+    }
+    let upper = writable.join("upper");
+    std::os::unix::fs::chown(&upper, Some(pod.id_base), Some(pod.id_base))
+        .map_err(on("give away", &upper))?;
+    rustix::fs::chmod(&upper, Mode::from_raw_mode(0o755)).map_err(on_errno("open up", &upper))?;
+    Ok(writable)
+}
+
+fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> Result<(), RootfsError> {
+    let source = fs::metadata(&mount.source).map_err(on("find", &mount.source))?;
+    if source.is_dir() {
+        fs::create_dir(staged).map_err(on("create", staged))?;
+    } else {
+        fs::File::create(staged).map_err(on("create", staged))?;
+    }
+    let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
+    if mount.read_only {
+        attributes |= libc::MOUNT_ATTR_RDONLY;
+    }
+    // Inside a code directory the image's rule would let its files be executed.
+    if is_code_path(&mount.target) && !may_execute(mount) {
+        attributes |= libc::MOUNT_ATTR_NOEXEC;
+    }
+    bind_shifted(&mount.source, staged, user_namespace, attributes)
+}
+
+/// What can be written is never executable.
+pub(crate) fn may_execute(mount: &Mount) -> bool {
+    mount.executable && mount.read_only
+}
+
+/// Mounts `source` at `target` so that on-disk owner 0 is the pod's root, 1 its user 1, and so on.
+fn bind_shifted(
+    source: &Path,
+    target: &Path,
+    user_namespace: BorrowedFd<'_>,
+    attributes: u64,
+) -> Result<(), RootfsError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, source, flags).map_err(on_errno("open", source))?;
+    match set_attributes(tree.as_fd(), attributes | libc::MOUNT_ATTR_IDMAP, user_namespace) {
+        Ok(()) => {}
+        Err(Errno::EINVAL) => return Err(RootfsError::NoIdMapping { path: source.into() }),
+        Err(errno) => return Err(on("shift the owners of", source)(errno.into())),
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", CWD, target, flags).map_err(on_errno("mount at", target))
+}
+
+fn set_attributes(
+    tree: BorrowedFd<'_>,
+    attributes: u64,
+    user_namespace: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd()).unwrap_or(u64::MAX),
+    };
+    // SAFETY: the path is an empty C string, the structure is complete and its size is its own; both
+    // outlive the call, which keeps neither.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Creates a directory in the container's root, resolving the image's links as the container would.
+fn make_directory(root: &Path, path: &Path, pod: &PodConfig) -> Result<(), RootfsError> {
+    let top = rustix::fs::open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(on_errno("open", root))?;
+    let open = |path: &Path| -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(
+            &top,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    let mut done = PathBuf::from("/");
+    for component in path.components() {
+        let Component::Normal(name) = component else {
+            continue;
+        };
+        let parent = open(&done).map_err(on_errno("open", &done))?;
+        done.push(name);
+        match open(&done) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+                    .map_err(on_errno("create", &done))?;
+                let (owner, group) = (Uid::from_raw(pod.id_base), Gid::from_raw(pod.id_base));
+                let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::chownat(&parent, name, Some(owner), Some(group), flags)
+                    .map_err(on_errno("give away", &done))?;
+            }
+            Err(errno) => return Err(on_errno("open", &done)(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn on(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError {
+    let path = path.to_owned();
+    move |source| RootfsError::Path {
+        operation,
+        path,
+        source,
+    }
+}
+
+fn on_errno(operation: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> RootfsError {
+    let error = on(operation, path);
+    move |errno| error(errno.into())
+}

@@ -1,0 +1,184 @@
+//! A container's configuration in the form libcontainer reads, and the sandbox's view of its mounts.
+//!
+//! There is no seccomp section on purpose: built without libseccomp, libcontainer would ignore it silently.
+//! The filters are installed by our executor.
+
+use std::path::Path;
+
+use agent_sandbox::{PathAccess, PathRule};
+use serde_json::{Value, json};
+
+use crate::config::ContainerConfig;
+use crate::shim::rootfs::{Rootfs, may_execute};
+
+/// What the host provides for one container.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) rootfs: &'a Rootfs,
+    pub(crate) shared_memory: &'a Path,
+    /// Process whose namespaces the container joins.
+    pub(crate) holder: i32,
+    /// Absolute cgroup of the container.
+    pub(crate) cgroup: &'a str,
+    /// Whether the host has only version 2 control groups. On others the container sees none: mounting a
+    /// dozen of them costs more than it tells.
+    pub(crate) unified_cgroups: bool,
+}
+
+/// The OCI configuration.
+pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value {
+    let namespace = |kind: &str| json!({ "type": kind });
+    let joined = |kind: &str, name: &str| json!({ "type": kind, "path": format!("/proc/{}/ns/{name}", around.holder) });
+    let env: Vec<_> = config
+        .env
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "user": {
+                "uid": config.uid,
+                "gid": config.gid,
+                "additionalGids": config.supplemental_gids,
+            },
+            "args": config.argv,
+            "env": env,
+            "cwd": config.cwd,
+            "capabilities": {
+                "bounding": config.capabilities,
+                "effective": config.capabilities,
+                "permitted": config.capabilities,
+                "inheritable": [],
+                "ambient": [],
+            },
+            "noNewPrivileges": true,
+        },
+        "root": { "path": around.rootfs.root, "readonly": config.read_only_root },
+        "mounts": mounts(config, around),
+        "linux": {
+            "namespaces": [
+                joined("user", "user"),
+                joined("network", "net"),
+                joined("ipc", "ipc"),
+                joined("uts", "uts"),
+                namespace("pid"),
+                namespace("mount"),
+                namespace("cgroup"),
+            ],
+            "cgroupsPath": around.cgroup,
+            "resources": resources(config),
+            "maskedPaths": [
+                "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+                "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+                "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+            ],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    })
+}
+
+/// What the sandbox grants on everything that is mounted over the image.
+pub(crate) fn mount_rules(config: &ContainerConfig) -> Vec<PathRule> {
+    let mut rules = vec![
+        // Masks and read-only mounts guard the dangerous parts; a process writes to its own entries.
+        PathRule::new("/proc", PathAccess::WriteExisting),
+        PathRule::new("/dev", PathAccess::Devices),
+    ];
+    // What runtimes read to size themselves; the rest of /sys describes the host.
+    let readable = [
+        "/sys/class/net",
+        "/sys/devices/system/cpu",
+        "/sys/devices/system/node",
+        "/sys/devices/virtual/net",
+        "/sys/fs/cgroup",
+        "/sys/kernel/mm/transparent_hugepage",
+    ];
+    rules.extend(readable.map(|path| PathRule::optional(path, PathAccess::Read)));
+    rules.extend(config.mounts.iter().map(|mount| {
+        let access = match (mount.read_only, may_execute(mount)) {
+            (true, true) => PathAccess::ReadExecute,
+            (true, false) => PathAccess::Read,
+            (false, _) => PathAccess::ReadWrite,
+        };
+        PathRule::new(&mount.target, access)
+    }));
+    rules
+}
+
+fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
+    let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
+    let mut mounts = vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        json!({
+            "destination": "/dev/shm",
+            "type": "bind",
+            "source": around.shared_memory,
+            "options": ["bind", "nosuid", "noexec", "nodev"],
+        }),
+    ];
+    if around.unified_cgroups {
+        mounts.push(mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ));
+    }
+    for (mount, staged) in config.mounts.iter().zip(&around.rootfs.mounts) {
+        let writing = if mount.read_only { "ro" } else { "rw" };
+        mounts.push(json!({
+            "destination": mount.target,
+            "type": "bind",
+            "source": staged,
+            "options": ["bind", "nosuid", "nodev", writing],
+        }));
+    }
+    mounts
+}
+
+fn resources(config: &ContainerConfig) -> Value {
+    let limits = &config.resources;
+    let mut resources = json!({
+        // libcontainer adds the default devices; in a user namespace no other can be opened anyway.
+        "devices": [{ "allow": false, "access": "rwm" }],
+    });
+    let mut cpu = serde_json::Map::new();
+    let mut set = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            cpu.insert(name.into(), value);
+        }
+    };
+    set("quota", limits.cpu_quota_us.map(Value::from));
+    set("period", limits.cpu_period_us.map(Value::from));
+    set("shares", limits.cpu_shares.map(Value::from));
+    if !cpu.is_empty() {
+        resources["cpu"] = Value::Object(cpu);
+    }
+    if let Some(bytes) = limits.memory_bytes {
+        resources["memory"] = json!({ "limit": bytes });
+    }
+    if let Some(pids) = limits.pids {
+        resources["pids"] = json!({ "limit": pids });
+    }
+    resources
+}

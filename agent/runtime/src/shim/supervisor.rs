@@ -1,0 +1,732 @@
+//! The shim's loop: requests, output, deaths and deadlines, over `poll` in one thread.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+
+use crate::cgroup;
+use crate::config::{
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Launch, MAX_EXEC_OUTPUT, PodPaths,
+    PodStatus,
+};
+use crate::protocol::{self, Request, Response};
+use crate::shim::capture::Source;
+use crate::shim::container::{Container, Creator, Ended, Pod};
+use crate::shim::creator::Report;
+use crate::shim::{ShimError, chain, complain, file_error, rootfs, system};
+
+/// Conversations at a time: the agent's few, and waiters.
+const MAX_CLIENTS: usize = 32;
+
+/// A container that is not up by then is taken down.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long one answer may take to be accepted by the agent.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long killed processes may take to leave their control groups.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a pending removal is tried again; nothing announces that a control group has become empty.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Deaths of processes that nobody has claimed yet: a program may end before its start was reported.
+const MAX_UNCLAIMED: usize = 64;
+
+/// All the shim knows.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pod: Pod,
+    listener: UnixListener,
+    signals: SignalFd,
+    version: u64,
+    clients: BTreeMap<u64, Client>,
+    next_client: u64,
+    containers: BTreeMap<String, Container>,
+    jobs: Vec<Job>,
+    unclaimed: Vec<(Pid, Ended)>,
+    removals: Vec<(u64, String)>,
+    shutdown: Option<Instant>,
+    /// Whom to tell when everything has ended.
+    shutdown_clients: Vec<u64>,
+}
+
+/// One conversation.
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    received: Vec<u8>,
+    /// Set while it waits for the version to leave this one.
+    waits_from: Option<u64>,
+}
+
+/// A start that is under way.
+#[derive(Debug)]
+struct Job {
+    container: String,
+    client: u64,
+    creator: Creator,
+    line: Vec<u8>,
+    deadline: Instant,
+    /// For exec sessions only.
+    session: Option<Session>,
+}
+
+/// An exec session.
+#[derive(Debug)]
+struct Session {
+    timeout: Duration,
+    pid: Option<Pid>,
+    ended: Option<Ended>,
+    sources: [Source; 2],
+    output: [Vec<u8>; 2],
+    truncated: bool,
+}
+
+/// Blocks the signals the loop handles and returns the descriptor they come through.
+pub(crate) fn block_signals() -> Result<SignalFd, Errno> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        launch: Launch,
+        paths: PodPaths,
+        holder: Pid,
+        listener: UnixListener,
+        signals: SignalFd,
+    ) -> Result<Self, ShimError> {
+        listener
+            .set_nonblocking(true)
+            .map_err(file_error("listen on", &paths.socket()))?;
+        let shared_memory = rootfs::stage_shared_memory(&paths).map_err(|error| ShimError::Holder {
+            reason: chain(&error),
+        })?;
+        let unified_cgroups = cgroup::is_unified().map_err(|error| ShimError::Holder {
+            reason: chain(&error),
+        })?;
+        let pod = Pod {
+            launch,
+            paths,
+            holder,
+            shared_memory,
+            unified_cgroups,
+        };
+        let supervisor = Self {
+            pod,
+            listener,
+            signals,
+            version: 1,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            containers: BTreeMap::new(),
+            jobs: Vec::new(),
+            unclaimed: Vec::new(),
+            removals: Vec::new(),
+            shutdown: None,
+            shutdown_clients: Vec::new(),
+        };
+        supervisor.save();
+        Ok(supervisor)
+    }
+
+    /// Serves until the pod is shut down.
+    pub(crate) fn run(&mut self) -> Result<(), ShimError> {
+        loop {
+            self.wait()?;
+            self.read_signals()?;
+            self.reap()?;
+            self.read_reports();
+            for container in self.containers.values_mut() {
+                container.drain();
+            }
+            self.advance_sessions();
+            self.accept();
+            self.read_clients();
+            self.enforce_deadlines();
+            self.retry_removals();
+            if self.is_shut_down() {
+                for client in std::mem::take(&mut self.shutdown_clients) {
+                    self.answer(client, &Response::Done);
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<(), ShimError> {
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(
+            self.clients
+                .values()
+                .map(|client| PollFd::new(client.stream.as_fd(), PollFlags::POLLIN)),
+        );
+        let output = self.containers.values().flat_map(Container::sources);
+        let sessions = self
+            .jobs
+            .iter()
+            .filter_map(|job| job.session.as_ref())
+            .flat_map(|s| &s.sources);
+        fds.extend(
+            output
+                .chain(sessions)
+                .filter_map(Source::fd)
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        );
+        let reports = self.jobs.iter().filter(|job| job.is_starting());
+        fds.extend(reports.map(|job| PollFd::new(job.creator.report.as_fd(), PollFlags::POLLIN)));
+
+        let now = Instant::now();
+        let deadlines = self
+            .jobs
+            .iter()
+            .map(|job| job.deadline.saturating_duration_since(now));
+        let retry = (!self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
+        let timeout = match deadlines.chain(retry).min() {
+            // Rounded up, so that the loop does not spin through the last millisecond.
+            Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        match nix::poll::poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(system("wait for events")(errno)),
+        }
+    }
+
+    fn read_signals(&mut self) -> Result<(), ShimError> {
+        while let Some(signal) = self.signals.read_signal().map_err(system("read signals"))? {
+            if i32::try_from(signal.ssi_signo) == Ok(libc::SIGTERM) {
+                self.begin_shutdown();
+            }
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self) -> Result<(), ShimError> {
+        loop {
+            let (pid, ended) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, Ended { status, signal: None }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (
+                    pid,
+                    Ended {
+                        status: 0,
+                        signal: Some(signal as i32),
+                    },
+                ),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(system("wait for children")(errno)),
+            };
+            self.bury(pid, ended);
+        }
+    }
+
+    /// Gives a death to whom it concerns.
+    fn bury(&mut self, pid: Pid, ended: Ended) {
+        if let Some(container) = self.containers.values_mut().find(|c| c.pid() == Some(pid)) {
+            container.finish(&self.pod, ended);
+            self.changed();
+        } else if let Some(session) = self.session_of(pid) {
+            session.ended = Some(ended);
+        } else if pid == self.pod.holder {
+            complain("the namespace holder died; the pod cannot go on");
+            self.begin_shutdown();
+        } else if !self.jobs.is_empty() && self.unclaimed.len() < MAX_UNCLAIMED {
+            self.unclaimed.push((pid, ended));
+        }
+    }
+
+    fn session_of(&mut self, pid: Pid) -> Option<&mut Session> {
+        self.jobs
+            .iter_mut()
+            .filter_map(|job| job.session.as_mut())
+            .find(|session| session.pid == Some(pid))
+    }
+
+    fn read_reports(&mut self) {
+        let mut index = 0;
+        while let Some(job) = self.jobs.get_mut(index) {
+            match job.is_starting().then(|| job.read_report()).flatten() {
+                None => index += 1,
+                Some(Report::Started { pid }) => {
+                    if self.started(index, Pid::from_raw(pid)) {
+                        self.jobs.remove(index);
+                    } else {
+                        index += 1;
+                    }
+                }
+                Some(Report::Failed { reason }) => self.fail_job(index, &reason),
+            }
+        }
+        if self.jobs.is_empty() {
+            self.unclaimed.clear();
+        }
+    }
+
+    /// A process runs. True when the job is done with that.
+    fn started(&mut self, index: usize, pid: Pid) -> bool {
+        let claimed = self.unclaimed.iter().position(|(dead, _)| *dead == pid);
+        let ended = claimed.map(|at| self.unclaimed.swap_remove(at).1);
+        let Some(job) = self.jobs.get_mut(index) else {
+            return false;
+        };
+        if let Some(session) = &mut job.session {
+            session.pid = Some(pid);
+            session.ended = ended;
+            job.deadline = Instant::now() + session.timeout;
+            return false;
+        }
+        let client = job.client;
+        if let Some(container) = self.containers.get_mut(&job.container) {
+            container.state = ContainerState::Running {
+                pid: pid.as_raw(),
+                started_at: Timestamp::now(),
+            };
+            if let Some(ended) = ended {
+                container.finish(&self.pod, ended);
+            }
+        }
+        self.changed();
+        self.answer(client, &Response::Done);
+        true
+    }
+
+    fn fail_job(&mut self, index: usize, reason: &str) {
+        let job = self.jobs.remove(index);
+        if job.session.is_none()
+            && let Some(container) = self.containers.get_mut(&job.container)
+        {
+            container.drain();
+            container.abandon(&self.pod, reason);
+            self.changed();
+        }
+        self.answer(
+            job.client,
+            &Response::Failed {
+                reason: reason.into(),
+            },
+        );
+    }
+
+    fn advance_sessions(&mut self) {
+        let mut index = 0;
+        while let Some(job) = self.jobs.get_mut(index) {
+            match job.session.as_mut().and_then(Session::advance) {
+                None => index += 1,
+                Some(output) => {
+                    let client = job.client;
+                    self.jobs.remove(index);
+                    self.answer(client, &Response::Exec(output));
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while self.clients.len() < MAX_CLIENTS {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if let Err(error) = self.admit(stream) {
+                        complain(&format!("a client is turned away: {error}"));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    complain(&format!("cannot accept a client: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
+        let peer = nix::sys::socket::getsockopt(&stream, PeerCredentials)?;
+        // The directory's mode keeps others out already; this does not depend on it.
+        if peer.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        stream.set_nonblocking(true)?;
+        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        self.clients.insert(
+            self.next_client,
+            Client {
+                stream,
+                received: Vec::new(),
+                waits_from: None,
+            },
+        );
+        self.next_client += 1;
+        Ok(())
+    }
+
+    fn read_clients(&mut self) {
+        let ids: Vec<u64> = self.clients.keys().copied().collect();
+        for id in ids {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            match client.read_request() {
+                Ok(None) => {}
+                Ok(Some(request)) => self.serve(id, request),
+                // Hung up, or not one of ours.
+                Err(_) => {
+                    self.clients.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, client: u64, request: Request) {
+        let refusal = match request {
+            Request::Status => return self.answer(client, &Response::Status(self.status())),
+            Request::WaitChange { seen } if seen != self.version => {
+                return self.answer(client, &Response::Status(self.status()));
+            }
+            Request::WaitChange { seen } => {
+                if let Some(client) = self.clients.get_mut(&client) {
+                    client.waits_from = Some(seen);
+                }
+                return;
+            }
+            Request::Shutdown => {
+                self.shutdown_clients.push(client);
+                return self.begin_shutdown();
+            }
+            Request::Start { config, executables } => self.start(client, *config, &executables),
+            Request::Exec {
+                container,
+                argv,
+                timeout_ms,
+            } => self.exec(client, container, &argv, Duration::from_millis(timeout_ms)),
+            Request::Signal { container, signal } => self.signal(client, &container, signal),
+            Request::Remove { container } => self.remove(client, container),
+        };
+        if let Err(reason) = refusal {
+            self.answer(client, &Response::Failed { reason });
+        }
+    }
+
+    fn start(
+        &mut self,
+        client: u64,
+        config: ContainerConfig,
+        executables: &[std::path::PathBuf],
+    ) -> Result<(), String> {
+        if self.shutdown.is_some() {
+            return Err("the pod is being shut down".into());
+        }
+        let name = config.name.clone();
+        if self.containers.contains_key(&name) {
+            return Err(format!(
+                "container {name} exists; remove it before it is started again"
+            ));
+        }
+        let (container, creator) =
+            Container::start(&self.pod, config, executables).map_err(|error| chain(&error))?;
+        self.containers.insert(name.clone(), container);
+        self.changed();
+        self.jobs.push(Job::new(name, client, creator, None));
+        Ok(())
+    }
+
+    fn exec(&mut self, client: u64, name: String, argv: &[String], timeout: Duration) -> Result<(), String> {
+        let container = self
+            .containers
+            .get(&name)
+            .filter(|container| container.pid().is_some());
+        let container = container.ok_or_else(|| format!("container {name} does not run"))?;
+        let (sources, creator) = container.exec(&self.pod, argv).map_err(|error| chain(&error))?;
+        let output = [Vec::new(), Vec::new()];
+        let session = Session {
+            timeout,
+            pid: None,
+            ended: None,
+            sources,
+            output,
+            truncated: false,
+        };
+        self.jobs.push(Job::new(name, client, creator, Some(session)));
+        Ok(())
+    }
+
+    fn signal(&mut self, client: u64, name: &str, signal: i32) -> Result<(), String> {
+        let signal = Signal::try_from(signal).map_err(|_unknown| format!("{signal} is no signal"))?;
+        let container = self
+            .containers
+            .get(name)
+            .ok_or_else(|| format!("there is no container {name}"))?;
+        container
+            .kill(signal)
+            .map_err(|errno| format!("cannot signal container {name}: {errno}"))?;
+        self.answer(client, &Response::Done);
+        Ok(())
+    }
+
+    fn remove(&mut self, client: u64, name: String) -> Result<(), String> {
+        match self.containers.get(&name).map(|container| &container.state) {
+            None => self.answer(client, &Response::Done),
+            Some(ContainerState::Exited(_)) => self.removals.push((client, name)),
+            Some(_) => return Err(format!("container {name} has not exited")),
+        }
+        Ok(())
+    }
+
+    /// A control group may hold dying processes for a moment, so removals are tried until they succeed.
+    fn retry_removals(&mut self) {
+        for (client, name) in std::mem::take(&mut self.removals) {
+            let Some(container) = self.containers.get(&name) else {
+                self.answer(client, &Response::Done);
+                continue;
+            };
+            match container.remove(&self.pod) {
+                Ok(()) => {
+                    self.containers.remove(&name);
+                    self.changed();
+                    self.answer(client, &Response::Done);
+                }
+                // A client that gave up ends the attempts.
+                Err(_busy) if self.clients.contains_key(&client) => self.removals.push((client, name)),
+                Err(error) => complain(&format!("container {name} is not removed: {}", chain(&error))),
+            }
+        }
+    }
+
+    fn enforce_deadlines(&mut self) {
+        let now = Instant::now();
+        let mut index = 0;
+        while let Some(job) = self.jobs.get_mut(index) {
+            if now < job.deadline {
+                index += 1;
+                continue;
+            }
+            match job.session.as_ref().and_then(|session| session.pid) {
+                Some(pid) => {
+                    let _may_be_dead = nix::sys::signal::kill(pid, Signal::SIGKILL);
+                    job.deadline = now + START_TIMEOUT;
+                    index += 1;
+                }
+                None => {
+                    let _may_be_dead = nix::sys::signal::kill(job.creator.pid, Signal::SIGKILL);
+                    let reason = format!("not started within {} s", START_TIMEOUT.as_secs());
+                    self.fail_job(index, &reason);
+                }
+            }
+        }
+    }
+
+    fn begin_shutdown(&mut self) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        self.shutdown = Some(Instant::now() + SHUTDOWN_TIMEOUT);
+        for job in &self.jobs {
+            let _may_be_dead = nix::sys::signal::kill(job.creator.pid, Signal::SIGKILL);
+        }
+        if let Err(error) = cgroup::kill_tree(&self.pod.launch.cgroup) {
+            complain(&chain(&error));
+        }
+    }
+
+    /// True once nothing runs and nothing is mounted or grouped any more, or it took too long; the agent
+    /// clears what is left.
+    fn is_shut_down(&mut self) -> bool {
+        let Some(deadline) = self.shutdown else {
+            return false;
+        };
+        if self
+            .containers
+            .values()
+            .any(|container| container.pid().is_some())
+        {
+            return Instant::now() >= deadline;
+        }
+        let name = |container: &Container| container.config.name.clone();
+        for container in self.containers.values().map(name).collect::<Vec<_>>() {
+            let removed = self
+                .containers
+                .get(&container)
+                .map(|found| found.remove(&self.pod));
+            if let Some(Ok(())) = removed {
+                self.containers.remove(&container);
+            }
+        }
+        self.containers.is_empty() || Instant::now() >= deadline
+    }
+
+    fn status(&self) -> PodStatus {
+        let status = |(name, container): (&String, &Container)| ContainerStatus {
+            name: name.clone(),
+            attempt: container.config.attempt,
+            state: container.state.clone(),
+        };
+        PodStatus {
+            version: self.version,
+            netns: format!("/proc/{}/ns/net", self.pod.holder).into(),
+            holder_pid: self.pod.holder.as_raw(),
+            shim_pid: nix::unistd::getpid().as_raw(),
+            containers: self.containers.iter().map(status).collect(),
+        }
+    }
+
+    /// Tells waiters and the disk that something is different.
+    fn changed(&mut self) {
+        self.version += 1;
+        self.save();
+        let version = self.version;
+        let due = |(id, client): (&u64, &Client)| {
+            client
+                .waits_from
+                .is_some_and(|seen| seen != version)
+                .then_some(*id)
+        };
+        for id in self.clients.iter().filter_map(due).collect::<Vec<_>>() {
+            self.answer(id, &Response::Status(self.status()));
+        }
+    }
+
+    /// What `recover` reads if this process dies.
+    fn save(&self) {
+        let path = self.pod.paths.status();
+        let draft = path.with_extension("new");
+        let saved = serde_json::to_vec(&self.status())
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&draft, text))
+            .and_then(|()| fs::rename(&draft, &path));
+        if let Err(error) = saved {
+            complain(&format!("cannot save the pod's state: {error}"));
+        }
+    }
+
+    fn answer(&mut self, client: u64, response: &Response) {
+        let Some(client) = self.clients.remove(&client) else {
+            return;
+        };
+        let sent = protocol::encode(response).and_then(|frame| {
+            client
+                .stream
+                .set_nonblocking(false)
+                .map_err(|source| protocol::FrameError::Connection { source })?;
+            protocol::write_all(&client.stream, &frame)
+        });
+        if let Err(error) = sent {
+            complain(&format!("an answer is lost: {}", chain(&error)));
+        }
+    }
+}
+
+impl Client {
+    fn read_request(&mut self) -> io::Result<Option<Request>> {
+        let mut chunk = [0; 16 << 10];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.received.extend_from_slice(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            match protocol::decode(&self.received) {
+                Ok(None) => {}
+                Ok(Some(request)) => {
+                    self.received = Vec::new();
+                    return Ok(Some(request));
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+}
+
+impl Job {
+    fn new(container: String, client: u64, creator: Creator, session: Option<Session>) -> Self {
+        let deadline = Instant::now() + START_TIMEOUT;
+        Self {
+            container,
+            client,
+            creator,
+            line: Vec::new(),
+            deadline,
+            session,
+        }
+    }
+
+    /// Whether the creator has not reported yet.
+    fn is_starting(&self) -> bool {
+        self.session.as_ref().is_none_or(|session| session.pid.is_none())
+    }
+
+    /// The creator's report once it is complete.
+    fn read_report(&mut self) -> Option<Report> {
+        let mut chunk = [0; 4096];
+        let dead = |what: &str| {
+            Some(Report::Failed {
+                reason: format!("the helper process {what}"),
+            })
+        };
+        let mut fds = [PollFd::new(self.creator.report.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut fds, PollTimeout::ZERO) {
+            Ok(0) | Err(Errno::EINTR) => return None,
+            Ok(_) => {}
+            Err(errno) => return dead(&format!("cannot be heard: {errno}")),
+        }
+        match rustix::io::read(&self.creator.report, &mut chunk) {
+            Ok(0) => dead("died without a report"),
+            Ok(length) => {
+                self.line.extend_from_slice(&chunk[..length]);
+                let text = self.line.strip_suffix(b"\n")?;
+                serde_json::from_slice(text)
+                    .map_or_else(|error| dead(&format!("spoke nonsense: {error}")), Some)
+            }
+            Err(errno) => dead(&format!("cannot be heard: {errno}")),
+        }
+    }
+}
+
+impl Session {
+    /// Collects output; the result once the program has ended.
+    fn advance(&mut self) -> Option<ExecOutput> {
+        let ended = self.ended;
+        for (source, kept) in self.sources.iter_mut().zip(&mut self.output) {
+            let take = |bytes: &[u8]| {
+                let room = MAX_EXEC_OUTPUT.saturating_sub(kept.len()).min(bytes.len());
+                kept.extend_from_slice(&bytes[..room]);
+                self.truncated |= room < bytes.len();
+                Ok(())
+            };
+            let mut take = take;
+            // Bounded per turn, and after the end by what the pipe still holds.
+            for _ in 0..16 {
+                if !source.read(&mut take).unwrap_or(false) {
+                    break;
+                }
+            }
+        }
+        let ended = ended?;
+        let [stdout, stderr] = std::mem::take(&mut self.output);
+        Some(ExecOutput {
+            code: ended.code(),
+            stdout,
+            stderr,
+            truncated: self.truncated,
+        })
+    }
+}

@@ -1,0 +1,612 @@
+//! Pods on the running kernel, with a root file system of static busybox. Needs root, as the agent does.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agent_runtime::{
+    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
+};
+use agent_sandbox::Profile;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A runtime of its own in a temporary directory, and one pod.
+struct Stage {
+    runtime: Runtime,
+    directory: tempfile::TempDir,
+    cgroup_root: String,
+    pod: PodConfig,
+}
+
+impl Stage {
+    async fn new(name: &str) -> Self {
+        let stage = Self::without_pod(name);
+        stage.runtime.start_pod(&stage.pod).await.expect("the pod starts");
+        stage
+    }
+
+    fn without_pod(name: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        make_image(&directory.path().join("image"));
+        fs::create_dir(directory.path().join("logs")).expect("mkdir");
+        let cgroup_root = format!("palisade-test-{}-{name}", std::process::id());
+        let runtime = Runtime::new(RuntimeConfig {
+            exe: helper(),
+            state_dir: directory.path().join("state"),
+            run_dir: directory.path().join("run"),
+            cgroup_root: cgroup_root.clone(),
+        })
+        .expect("valid");
+        let pod = PodConfig {
+            uid: format!("{name}-{}", std::process::id()),
+            namespace: "default".into(),
+            name: name.into(),
+            hostname: "web-0".into(),
+            id_base: 3_000_000,
+            id_count: 65_536,
+        };
+        Self {
+            runtime,
+            directory,
+            cgroup_root,
+            pod,
+        }
+    }
+
+    fn container(&self, name: &str, argv: &[&str]) -> ContainerConfig {
+        ContainerConfig {
+            name: name.into(),
+            attempt: 0,
+            layers: vec![self.directory.path().join("image")],
+            argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: vec![
+                ("PATH".into(), "/bin:/app".into()),
+                ("COLOUR".into(), "blue".into()),
+            ],
+            cwd: "/work/here".into(),
+            uid: 0,
+            gid: 0,
+            supplemental_gids: vec![],
+            mounts: vec![],
+            read_only_root: false,
+            capabilities: vec!["CAP_CHOWN".into(), "CAP_KILL".into()],
+            resources: Resources::default(),
+            profile: Profile::baseline(),
+            log_path: self.log(name),
+            log_max_bytes: 1 << 20,
+            log_max_files: 3,
+        }
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.directory.path().join("logs").join(name)
+    }
+
+    /// Starts a container, waits for its end, and returns that and its output.
+    async fn run(&self, config: &ContainerConfig) -> (Exit, String) {
+        self.runtime
+            .start_container(&self.pod.uid, config)
+            .await
+            .expect("the container starts");
+        let exit = self.exit(&config.name).await;
+        (exit, self.output(&config.name))
+    }
+
+    async fn shell(&self, name: &str, script: &str) -> (Exit, String) {
+        self.run(&self.container(name, &["sh", "-c", script])).await
+    }
+
+    async fn exit(&self, name: &str) -> Exit {
+        let status = self.until(|status| {
+            matches!(
+                status.container(name).map(|found| &found.state),
+                Some(ContainerState::Exited(_))
+            )
+        });
+        match &status.await.container(name).expect("found above").state {
+            ContainerState::Exited(exit) => exit.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn until(&self, wanted: impl Fn(&PodStatus) -> bool) -> PodStatus {
+        let wait = async {
+            let mut status = self.runtime.status(&self.pod.uid).await.expect("a status");
+            while !wanted(&status) {
+                let change = self.runtime.wait_change(&self.pod.uid, status.version);
+                status = change.await.expect("a status");
+            }
+            status
+        };
+        tokio::time::timeout(LIMIT, wait).await.expect("in time")
+    }
+
+    async fn exec(&self, name: &str, script: &str) -> (i32, String) {
+        let argv = ["sh", "-c", script].map(String::from);
+        let output = self
+            .runtime
+            .exec(&self.pod.uid, name, &argv, LIMIT)
+            .await
+            .expect("runs");
+        (
+            output.code,
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
+    }
+
+    /// The log without its prefixes.
+    fn output(&self, name: &str) -> String {
+        let log = fs::read_to_string(self.log(name)).expect("a log");
+        log.lines()
+            .map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n")
+            .collect()
+    }
+
+    /// Removes the pod and shows that nothing stays behind.
+    async fn end(self) {
+        let status = self.runtime.status(&self.pod.uid).await.ok();
+        self.runtime.remove_pod(&self.pod.uid).await.expect("removed");
+        self.nothing_is_left(status);
+    }
+
+    fn nothing_is_left(&self, status: Option<PodStatus>) {
+        for directory in ["run", "state"] {
+            let left: Vec<_> = fs::read_dir(self.directory.path().join(directory))
+                .expect("lists")
+                .collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").expect("lists").flatten() {
+            let group = hierarchy.path().join(&self.cgroup_root);
+            assert!(!group.exists(), "{} is left", group.display());
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("reads");
+        assert!(
+            !mounts.contains(self.directory.path().to_str().expect("text")),
+            "{mounts}"
+        );
+        if let Some(status) = status {
+            wait_for(|| !alive(status.holder_pid) && !alive(status.shim_pid));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_and_its_end_is_told() {
+    let stage = Stage::new("basic").await;
+    let (exit, output) = stage
+        .shell("main", "echo hello; echo oops >&2; pwd; hostname; exit 7")
+        .await;
+    assert_eq!(
+        (exit.code, exit.signal, exit.oom_killed),
+        (7, None, false),
+        "{exit:?}"
+    );
+    assert!(exit.started_at.expect("it started") <= exit.finished_at);
+    let mut lines: Vec<_> = output.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["/work/here", "hello", "oops", "web-0"]);
+    let log = fs::read_to_string(stage.log("main")).expect("a log");
+    assert!(
+        log.contains(" stdout F hello\n") && log.contains(" stderr F oops\n"),
+        "{log}"
+    );
+
+    let again = stage
+        .runtime
+        .start_container(&stage.pod.uid, &stage.container("main", &["true"]))
+        .await;
+    assert!(
+        again.expect_err("refused").to_string().contains("remove it"),
+        "the name is taken"
+    );
+    stage
+        .runtime
+        .remove_container(&stage.pod.uid, "main")
+        .await
+        .expect("removed");
+    let (exit, _) = stage
+        .run(&ContainerConfig {
+            attempt: 1,
+            ..stage.container("main", &["true"])
+        })
+        .await;
+    assert_eq!(exit.code, 0);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_and_exec_are_confined_alike() {
+    let stage = Stage::new("alike").await;
+    let script = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|CapEff|CapBnd|Uid|Groups):' /proc/self/status; \
+                  cat /proc/self/uid_map; echo $COLOUR; pwd";
+    let sleeper = ContainerConfig {
+        uid: 1000,
+        gid: 1000,
+        supplemental_gids: vec![2000],
+        ..stage.container("main", &["sh", "-c", &format!("{script}; exec sleep 1000")])
+    };
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &sleeper)
+        .await
+        .expect("starts");
+    let (code, from_exec) = stage.exec("main", script).await;
+    assert_eq!(code, 0, "{from_exec}");
+    wait_for(|| stage.output("main").contains("/work/here"));
+    let from_init = stage.output("main");
+    assert_eq!(from_init, from_exec, "init and exec differ");
+    let fields: BTreeMap<_, _> = from_init
+        .lines()
+        .filter_map(|line| line.split_once(":\t"))
+        .collect();
+    assert_eq!(fields["Seccomp"], "2");
+    assert_eq!(fields["Seccomp_filters"], "2");
+    assert_eq!(fields["NoNewPrivs"], "1");
+    assert_eq!(
+        fields["CapEff"], "0000000000000000",
+        "an unprivileged user has no capability"
+    );
+    assert_eq!(fields["CapBnd"], "0000000000000021", "CAP_CHOWN and CAP_KILL");
+    assert_eq!(fields["Uid"], "1000\t1000\t1000\t1000");
+    assert_eq!(fields["Groups"].trim(), "2000");
+    assert!(from_init.contains("3000000      65536"), "{from_init}");
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_baseline_refuses_is_refused_in_init_and_exec() {
+    let stage = Stage::new("refuse").await;
+    let script = "unshare -n true 2>&1; mount -t tmpfs x /tmp 2>&1; \
+        echo x 2>&1 > /bin/evil; echo x > /sys/kernel/mm/x; cat /sys/kernel/notes; \
+        cp /bin/busybox /tmp/dropped && /tmp/dropped true; /app/tool true && echo app-runs; \
+        cat /proc/kcore | wc -c; echo x > /proc/sysrq-trigger; \
+        mkdir /top; echo fine > /etc/note && cat /etc/note; id -u";
+    let config = stage.container(
+        "main",
+        &["sh", "-c", &format!("({script}) 2>&1; exec sleep 1000")],
+    );
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    let (_, from_exec) = stage.exec("main", &format!("({script}) 2>&1")).await;
+    wait_for(|| stage.output("main").ends_with("fine\n0\n"));
+    for text in [stage.output("main"), from_exec] {
+        for expected in [
+            "unshare(0x40000000): Operation not permitted",
+            "mount: permission denied",
+            "can't create /bin/evil: Permission denied",
+            "can't open '/sys/kernel/notes': Permission denied",
+            "/tmp/dropped: Permission denied",
+            "app-runs",
+            "can't create directory '/top': Permission denied",
+            "fine",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
+        }
+        let sysrq = [
+            "sysrq-trigger: Permission denied",
+            "sysrq-trigger: Read-only file system",
+        ];
+        assert!(sysrq.iter().any(|refusal| text.contains(refusal)), "{text}");
+    }
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_run_says_why() {
+    let stage = Stage::new("cannot").await;
+    let config = stage.container("main", &["no-such-program"]);
+    let error = stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect_err("fails");
+    assert!(
+        error.to_string().contains("\"no-such-program\": No such file"),
+        "{error}"
+    );
+    let exit = stage.exit("main").await;
+    assert_eq!((exit.code, exit.started_at), (128, None));
+    let missing = ContainerConfig {
+        layers: vec!["/nonexistent/layer".into()],
+        ..stage.container("two", &["true"])
+    };
+    let error = stage
+        .runtime
+        .start_container(&stage.pod.uid, &missing)
+        .await
+        .expect_err("fails");
+    assert!(error.to_string().contains("layer"), "{error}");
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_belong_to_the_pods_ids() {
+    let stage = Stage::new("owners").await;
+    let volume = stage.directory.path().join("volume");
+    fs::create_dir(&volume).expect("mkdir");
+    fs::write(volume.join("config"), "from the host").expect("write");
+    let mount = |target: &str, read_only, executable| Mount {
+        source: volume.clone(),
+        target: target.into(),
+        read_only,
+        executable,
+    };
+    fs::write(volume.join("run.sh"), "#!/bin/sh\necho ran\n").expect("write");
+    fs::set_permissions(volume.join("run.sh"), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let config = ContainerConfig {
+        mounts: vec![
+            mount("/data", false, false),
+            mount("/ro", true, false),
+            mount("/exec", true, true),
+        ],
+        ..stage.container(
+            "main",
+            &[
+                "sh",
+                "-c",
+                "stat -c %u:%g /bin/busybox /data/config; cat /data/config; echo; \
+                echo new > /data/new; echo x > /ro/new; echo over > /etc/note; /data/run.sh; /exec/run.sh",
+            ],
+        )
+    };
+    let (_, output) = stage.run(&config).await;
+    assert!(output.starts_with("0:0\n0:0\nfrom the host\n"), "{output}");
+    assert!(output.contains("/ro/new: Read-only file system"), "{output}");
+    assert!(output.contains("/data/run.sh: Permission denied"), "{output}");
+    assert!(output.ends_with("ran\n"), "{output}");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(
+        fs::metadata(volume.join("new")).expect("written").uid(),
+        0,
+        "shifted back on a volume"
+    );
+    let upper = stage
+        .directory
+        .path()
+        .join("state")
+        .join(&stage.pod.uid)
+        .join("main-0/upper/etc/note");
+    assert_eq!(
+        fs::metadata(upper).expect("written").uid(),
+        3_000_000,
+        "nothing of root's on the host"
+    );
+    assert_eq!(
+        fs::read_to_string(stage.directory.path().join("image/etc/note")).expect("kept"),
+        "image\n"
+    );
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_bite_and_memory_shortage_is_named() {
+    let stage = Stage::new("limits").await;
+    let config = ContainerConfig {
+        resources: Resources {
+            memory_bytes: Some(32 << 20),
+            pids: Some(8),
+            ..Resources::default()
+        },
+        ..stage.container(
+            "main",
+            &[
+                "sh",
+                "-c",
+                "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done; wait",
+            ],
+        )
+    };
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    wait_for(|| stage.output("main").contains("can't fork"));
+    stage
+        .runtime
+        .signal(&stage.pod.uid, "main", libc_sigkill())
+        .await
+        .expect("signals");
+    assert_eq!(stage.exit("main").await.signal, Some(libc_sigkill()));
+
+    let config = ContainerConfig {
+        resources: Resources {
+            memory_bytes: Some(32 << 20),
+            ..Resources::default()
+        },
+        ..stage.container(
+            "eater",
+            &["sh", "-c", "x=xxxxxxxxxxxxxxxx; while :; do x=$x$x; done"],
+        )
+    };
+    let (exit, _) = stage.run(&config).await;
+    assert!(exit.oom_killed, "{exit:?}");
+    assert_eq!(exit.code, 137);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_pod_share_its_network_and_memory() {
+    let stage = Stage::new("share").await;
+    let first = stage.container(
+        "first",
+        &[
+            "sh",
+            "-c",
+            "echo note > /dev/shm/note; readlink /proc/self/ns/net /proc/self/ns/pid; exec sleep 1000",
+        ],
+    );
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &first)
+        .await
+        .expect("starts");
+    wait_for(|| stage.output("first").lines().count() == 2);
+    let (_, second) = stage
+        .shell(
+            "second",
+            "readlink /proc/self/ns/net /proc/self/ns/pid; cat /dev/shm/note",
+        )
+        .await;
+    let (first, second): (Vec<_>, Vec<_>) = (
+        stage.output("first").lines().map(String::from).collect(),
+        second.lines().map(String::from).collect(),
+    );
+    assert_eq!(first[0], second[0], "one network namespace");
+    assert_ne!(first[1], second[1], "a pid namespace each");
+    assert_eq!(second[2], "note");
+    let netns = stage.runtime.status(&stage.pod.uid).await.expect("status").netns;
+    assert_eq!(
+        fs::read_link(netns).expect("reads").to_str(),
+        Some(first[0].as_str())
+    );
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_output_is_bounded_and_sessions_end() {
+    let stage = Stage::new("exec").await;
+    let config = stage.container("main", &["sleep", "1000"]);
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    let argv = |script: &str| ["sh", "-c", script].map(String::from);
+    let flood = argv("head -c 3000000 /dev/zero; exit 3");
+    let output = stage
+        .runtime
+        .exec(&stage.pod.uid, "main", &flood, LIMIT)
+        .await
+        .expect("runs");
+    assert_eq!(
+        (output.code, output.stdout.len(), output.truncated),
+        (3, 1 << 20, true)
+    );
+    let begun = Instant::now();
+    let argv = argv("sleep 1000");
+    let output = stage
+        .runtime
+        .exec(&stage.pod.uid, "main", &argv, Duration::from_millis(300))
+        .await;
+    assert_eq!(output.expect("runs").code, 137);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let missing = ["/no/such".to_owned()];
+    let error = stage
+        .runtime
+        .exec(&stage.pod.uid, "main", &missing, LIMIT)
+        .await
+        .expect_err("fails");
+    assert!(error.to_string().contains("/no/such"), "{error}");
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_outlive_the_agent_and_are_found_again() {
+    let stage = Stage::new("recover").await;
+    let config = stage.container("main", &["sleep", "1000"]);
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    // A second handle shares nothing with the first but the directories, as a restarted agent does.
+    let restarted = Runtime::new(RuntimeConfig {
+        exe: helper(),
+        state_dir: stage.directory.path().join("state"),
+        run_dir: stage.directory.path().join("run"),
+        cgroup_root: stage.cgroup_root.clone(),
+    })
+    .expect("valid");
+    let pods = restarted.recover().await.expect("recovers");
+    assert_eq!(pods.len(), 1);
+    assert!(pods[0].alive);
+    assert_eq!(pods[0].config, stage.pod);
+    let container = pods[0].status.container("main").expect("listed").state.clone();
+    let ContainerState::Running { pid, .. } = container else {
+        panic!("{container:?}")
+    };
+
+    // A dead shim takes its containers along; what is left is a record of that.
+    kill(pods[0].status.shim_pid);
+    wait_for(|| !alive(pid) && !alive(pods[0].status.holder_pid));
+    let pods = restarted.recover().await.expect("recovers");
+    assert!(!pods[0].alive);
+    let state = &pods[0].status.container("main").expect("listed").state;
+    assert!(
+        matches!(state, ContainerState::Exited(exit) if exit.code == 137),
+        "{state:?}"
+    );
+    restarted.remove_pod(&stage.pod.uid).await.expect("removed");
+    assert!(restarted.recover().await.expect("recovers").is_empty());
+    stage.nothing_is_left(Some(pods[0].status.clone()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_names_and_paths_are_refused() {
+    let stage = Stage::without_pod("names");
+    for uid in ["", "../x", "a/b", "-a", "a b"] {
+        let pod = PodConfig {
+            uid: uid.into(),
+            ..stage.pod.clone()
+        };
+        assert!(stage.runtime.start_pod(&pod).await.is_err(), "{uid:?}");
+    }
+    assert!(!stage.directory.path().join("run").exists());
+}
+
+fn make_image(root: &Path) {
+    for path in ["bin", "etc", "tmp", "app", "proc", "dev", "sys"] {
+        fs::create_dir_all(root.join(path)).expect("mkdir");
+    }
+    for path in ["bin/busybox", "app/tool"] {
+        fs::copy("/bin/busybox", root.join(path)).expect("busybox-static is installed");
+    }
+    for applet in [
+        "sh", "cat", "cp", "echo", "grep", "head", "hostname", "id", "mkdir", "mount", "pwd", "readlink",
+        "sleep", "stat", "true", "unshare", "wc",
+    ] {
+        symlink("busybox", root.join("bin").join(applet)).expect("symlink");
+    }
+    fs::write(root.join("etc/note"), "image\n").expect("write");
+}
+
+fn helper() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/<profile>/deps/<test>");
+    profile.join("examples/shim")
+}
+
+fn wait_for(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn alive(pid: i32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.contains(") Z "),
+        Err(_) => false,
+    }
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("signals");
+}
+
+const fn libc_sigkill() -> i32 {
+    9
+}

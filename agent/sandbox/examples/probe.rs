@@ -1,0 +1,158 @@
+//! Helper of the integration tests: confines itself as told, then reports what it can still do, one
+//! `name=outcome` per line. It is a program of its own because a sandbox is for good and wants one thread.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use agent_sandbox::{DaemonPaths, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile, jail};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let mode = args.next().unwrap_or_default();
+    let arguments: Vec<OsString> = args.collect();
+    let path = |index: usize| PathBuf::from(arguments.get(index).cloned().unwrap_or_default());
+    match mode.to_str() {
+        Some(jail::SUBCOMMAND) => jail::main(arguments),
+        Some("try") => try_everything(&path(0), &path(1)),
+        Some("daemon") => {
+            let paths = DaemonPaths {
+                writable: vec![path(0)],
+                ..DaemonPaths::default()
+            };
+            Profile::daemon(&paths)
+                .compile()
+                .expect("compiles")
+                .apply()
+                .expect("applies");
+            try_everything(&path(0), &path(1));
+        }
+        Some("image") => {
+            enter_image(&path(0));
+            try_image();
+        }
+        Some("threads") => {
+            let (_keep, wait) = std::sync::mpsc::channel::<()>();
+            let _thread = std::thread::spawn(move || wait.recv());
+            let error = Profile::jail(vec![])
+                .compile()
+                .expect("compiles")
+                .apply()
+                .expect_err("refused");
+            report("apply", Err(io::Error::other(error.to_string())));
+        }
+        _ => return ExitCode::FAILURE,
+    }
+    ExitCode::SUCCESS
+}
+
+/// Builds the ruleset from outside, changes the root, then applies: the order the runtime uses.
+fn enter_image(root: &Path) {
+    let index = ExecutableIndex::of_layer(root).expect("readable");
+    let directory = fs::File::open(root).expect("opens");
+    let ruleset = ImageRuleset::build(directory.as_fd(), &index.paths).expect("builds");
+    std::os::unix::fs::chroot(root).expect("chroot");
+    std::env::set_current_dir("/").expect("chdir");
+    let mounts = [PathRule::new("/vol", PathAccess::ReadWrite)];
+    Profile::baseline()
+        .compile()
+        .expect("compiles")
+        .apply_in_container(&ruleset, &mounts)
+        .expect("applies");
+}
+
+fn try_image() {
+    report("read-code", fs::read("/bin/busybox").map(drop));
+    report("exec-code", execute("/bin/busybox", &["true"]));
+    report("write-code", fs::write("/bin/evil", "x"));
+    report("overwrite-code", fs::write("/bin/busybox", "x"));
+    report("usr-bin-create", fs::write("/usr/bin/evil", "x"));
+    report("etc-write", fs::write("/etc/note", "x"));
+    report("etc-rename", fs::rename("/etc/note", "/tmp/note"));
+    report("top-create", fs::write("/note", "x"));
+    report("entry-exec", execute("/entry.sh", &[]));
+    report("app-exec", execute("/app/tool", &["true"]));
+    report("app-drop", fs::copy("/bin/busybox", "/app/dropped").map(drop));
+    report("app-drop-exec", execute("/app/dropped", &["true"]));
+    report("app-replace", fs::rename("/app/dropped", "/app/tool"));
+    report("app-replaced-exec", execute("/app/tool", &["true"]));
+    report("tmp-drop", fs::copy("/bin/busybox", "/tmp/dropped").map(drop));
+    report("tmp-drop-exec", execute("/tmp/dropped", &["true"]));
+    report("vol-drop", fs::copy("/bin/busybox", "/vol/dropped").map(drop));
+    report("vol-drop-exec", execute("/vol/dropped", &["true"]));
+    report("smuggle", fs::rename("/tmp/dropped", "/bin/dropped"));
+    report("list", fs::read_dir("/").map(drop));
+    calls();
+}
+
+fn try_everything(inside: &Path, outside: &Path) {
+    report("write-inside", fs::write(inside.join("note"), "x"));
+    report("read-inside", fs::read(inside.join("note")).map(drop));
+    report(
+        "exec-inside",
+        fs::copy("/bin/busybox", inside.join("tool")).map(drop),
+    );
+    report("write-outside", fs::write(outside.join("note"), "x"));
+    report("read-outside", fs::read(outside.join("secret")).map(drop));
+    report("exec-outside", execute("/bin/busybox", &["true"]));
+    report("tcp", std::net::TcpListener::bind("127.0.0.1:0").map(drop));
+    report("udp", std::net::UdpSocket::bind("127.0.0.1:0").map(drop));
+    report("unix", std::os::unix::net::UnixStream::pair().map(drop));
+    report("thread", std::thread::Builder::new().spawn(|| {}).map(drop));
+    // SAFETY: signal 0 only asks whether the parent could be signalled.
+    report(
+        "signal-parent",
+        answer(i64::from(unsafe { libc::kill(libc::getppid(), 0) })),
+    );
+    calls();
+}
+
+fn calls() {
+    let call = |name, number: i64, a: u64, b: u64| {
+        // SAFETY: each call gets numbers or a valid string and is expected to be refused or harmless.
+        report(name, answer(unsafe { libc::syscall(number, a, b, 0, 0, 0) }));
+    };
+    let text = CString::new("probe").expect("no NUL");
+    call("unshare", libc::SYS_unshare, 0x1000_0000, 0);
+    call("keyctl", libc::SYS_keyctl, 0, 0);
+    call("bpf", libc::SYS_bpf, 0, 0);
+    call("mount", libc::SYS_mount, 0, 0);
+    call("ptrace", libc::SYS_ptrace, 0, 0);
+    call("io_uring", libc::SYS_io_uring_setup, 1, 0);
+    call("userfaultfd", libc::SYS_userfaultfd, 1, 0);
+    call("clone3", libc::SYS_clone3, 0, 0);
+    call("clone-newuser", libc::SYS_clone, 0x1000_0000, 0);
+    call("future", 471, 0, 0);
+    call("x32", 0x4000_0000 | 39, 0, 0);
+    call("memfd", libc::SYS_memfd_create, text.as_ptr() as u64, 0);
+    call("memfd-sealed", libc::SYS_memfd_create, text.as_ptr() as u64, 8);
+    call("packet", libc::SYS_socket, 17, 3);
+    call("af-alg", libc::SYS_socket, 38, 5);
+}
+
+fn execute(program: &str, args: &[&str]) -> io::Result<()> {
+    // `posix_spawn` reports the child's error, so this is the outcome of `execve`.
+    std::process::Command::new(program).args(args).status().map(drop)
+}
+
+fn answer(value: i64) -> io::Result<()> {
+    if value < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the test reads it")]
+fn report(name: &str, outcome: io::Result<()>) {
+    match outcome {
+        Ok(()) => println!("{name}=ok"),
+        Err(error) => match error.raw_os_error() {
+            Some(number) => println!("{name}={number}"),
+            None => println!("{name}={error}"),
+        },
+    }
+}
