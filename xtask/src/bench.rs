@@ -21,7 +21,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(setup::For::Development)?;
     process::run(
         cargo()
-            .args(["build", "--locked", "--release", "-p", "palisade-control", "-p", "palisade-agent"])
+            .args([
+                "build",
+                "--locked",
+                "--release",
+                "-p",
+                "palisade-control",
+                "-p",
+                "palisade-agent",
+            ])
             .args(["-p", "policyctl", "-p", "e2e", "--bins"]),
     )?;
     process::run(command(up::binary_dir("release").join("bench")).args(&args.bench))

@@ -61,16 +61,24 @@ pub(crate) fn run() -> Result<()> {
     let path = root().join("xtask/deps.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let table: Table = toml::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))?;
-    let metadata: Metadata =
-        serde_json::from_str(&output(cargo().args(["metadata", "--format-version=1", "--no-deps", "--locked"]))?)
-            .context("cannot parse the output of cargo metadata")?;
+    let metadata: Metadata = serde_json::from_str(&output(cargo().args([
+        "metadata",
+        "--format-version=1",
+        "--no-deps",
+        "--locked",
+    ]))?)
+    .context("cannot parse the output of cargo metadata")?;
     let mut problems = violations(&table, &metadata)?;
     problems.extend(locked_violations(&table)?);
     if problems.is_empty() {
         println!("{} crates keep to xtask/deps.toml", metadata.packages.len());
         return Ok(());
     }
-    bail!("{} violations of xtask/deps.toml:\n  {}", problems.len(), problems.join("\n  "));
+    bail!(
+        "{} violations of xtask/deps.toml:\n  {}",
+        problems.len(),
+        problems.join("\n  ")
+    );
 }
 
 fn violations(table: &Table, metadata: &Metadata) -> Result<Vec<String>> {
@@ -92,11 +100,17 @@ fn violations(table: &Table, metadata: &Metadata) -> Result<Vec<String>> {
             let name = &dependency.name;
             if own.contains(name.as_str()) {
                 if !entry.may_import.contains(name) {
-                    problems.push(format!("{} imports {name}, which the table does not allow", package.name));
+                    problems.push(format!(
+                        "{} imports {name}, which the table does not allow",
+                        package.name
+                    ));
                 }
                 let target_pure = table.crates.get(name).is_some_and(|target| target.pure);
                 if entry.pure && !target_pure {
-                    problems.push(format!("{} is pure but imports {name}, which is not", package.name));
+                    problems.push(format!(
+                        "{} is pure but imports {name}, which is not",
+                        package.name
+                    ));
                 }
             }
             if let Some(reason) = table.banned_in_pure.get(name).filter(|_| entry.pure) {
@@ -111,11 +125,23 @@ fn violations(table: &Table, metadata: &Metadata) -> Result<Vec<String>> {
 fn locked_violations(table: &Table) -> Result<Vec<String>> {
     let path = root().join("Cargo.lock");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let lock: toml::Table = text.parse().with_context(|| format!("cannot parse {}", path.display()))?;
-    let packages = lock.get("package").and_then(toml::Value::as_array).context("Cargo.lock has no packages")?;
-    let names = packages.iter().filter_map(|package| package.get("name")?.as_str());
+    let lock: toml::Table = text
+        .parse()
+        .with_context(|| format!("cannot parse {}", path.display()))?;
+    let packages = lock
+        .get("package")
+        .and_then(toml::Value::as_array)
+        .context("Cargo.lock has no packages")?;
+    let names = packages
+        .iter()
+        .filter_map(|package| package.get("name")?.as_str());
     Ok(names
-        .filter_map(|name| Some(format!("{name} is in Cargo.lock: {}", table.banned_everywhere.get(name)?)))
+        .filter_map(|name| {
+            Some(format!(
+                "{name} is in Cargo.lock: {}",
+                table.banned_everywhere.get(name)?
+            ))
+        })
         .collect())
 }
 
@@ -123,10 +149,14 @@ fn source_violations(package: &Package, entry: &Entry) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let manifest = fs::read_to_string(&package.manifest_path)
         .with_context(|| format!("cannot read {}", package.manifest_path))?;
-    let manifest: toml::Table =
-        manifest.parse().with_context(|| format!("cannot parse {}", package.manifest_path))?;
-    let inherits =
-        manifest.get("lints").and_then(|lints| lints.get("workspace")).and_then(toml::Value::as_bool) == Some(true);
+    let manifest: toml::Table = manifest
+        .parse()
+        .with_context(|| format!("cannot parse {}", package.manifest_path))?;
+    let inherits = manifest
+        .get("lints")
+        .and_then(|lints| lints.get("workspace"))
+        .and_then(toml::Value::as_bool)
+        == Some(true);
     if !inherits {
         problems.push(format!("{} does not inherit the workspace's lints", package.name));
     }
@@ -134,8 +164,13 @@ fn source_violations(package: &Package, entry: &Entry) -> Result<Vec<String>> {
         return Ok(problems);
     }
     let source = Path::new(&package.manifest_path).with_file_name("src");
-    for root_file in ["lib.rs", "main.rs"].map(|name| source.join(name)).iter().filter(|path| path.exists()) {
-        let text = fs::read_to_string(root_file).with_context(|| format!("cannot read {}", root_file.display()))?;
+    for root_file in ["lib.rs", "main.rs"]
+        .map(|name| source.join(name))
+        .iter()
+        .filter(|path| path.exists())
+    {
+        let text =
+            fs::read_to_string(root_file).with_context(|| format!("cannot read {}", root_file.display()))?;
         if !text.contains("#![forbid(unsafe_code)]") {
             problems.push(format!("{} lacks #![forbid(unsafe_code)]", root_file.display()));
         }

@@ -57,7 +57,11 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Setup { dev } => setup::run(if dev { setup::For::Development } else { setup::For::Use }),
+        Command::Setup { dev } => setup::run(if dev {
+            setup::For::Development
+        } else {
+            setup::For::Use
+        }),
         Command::Up(args) => up::run(&args),
         Command::Demo(args) => up::demo(&args),
         Command::Test(args) => test::run(&args),

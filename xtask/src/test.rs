@@ -24,7 +24,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("dependency rules");
     deps::run()?;
     step("lints");
-    process::run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    process::run(cargo().args([
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     if args.quick {
         return Ok(());
     }

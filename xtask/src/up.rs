@@ -38,18 +38,43 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(setup::For::Use)?;
     let trivy = setup::trivy()?;
     println!("building (profile {})", args.profile);
-    process::run(cargo()
-        .args(["build", "--locked", "--profile", &args.profile])
-        .args(["-p", "palisade-control", "-p", "palisade-agent", "-p", "policyctl"]))?;
+    process::run(
+        cargo()
+            .args(["build", "--locked", "--profile", &args.profile])
+            .args([
+                "-p",
+                "palisade-control",
+                "-p",
+                "palisade-agent",
+                "-p",
+                "policyctl",
+            ]),
+    )?;
     let policyctl = binary_dir(&args.profile).join("policyctl");
-    process::run(command(policyctl).arg("up").arg("--trivy").arg(trivy).arg("--lab-db-if-none").args(&args.policyctl))
+    process::run(
+        command(policyctl)
+            .arg("up")
+            .arg("--trivy")
+            .arg(trivy)
+            .arg("--lab-db-if-none")
+            .args(&args.policyctl),
+    )
 }
 
 /// Builds and runs the demonstration.
 pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     demand_root("the demonstration")?;
     setup::run(setup::For::Use)?;
-    process::run(cargo().args(["build", "--locked", "--profile", &args.profile, "-p", "e2e", "--bin", "demo"]))?;
+    process::run(cargo().args([
+        "build",
+        "--locked",
+        "--profile",
+        &args.profile,
+        "-p",
+        "e2e",
+        "--bin",
+        "demo",
+    ]))?;
     process::run(command(binary_dir(&args.profile).join("demo")).args(&args.demo))
 }
 

@@ -39,7 +39,11 @@ pub(crate) async fn run(connection: &Connection, args: &ApplyArgs) -> Result<Exi
             }
         }
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// What came of one object.
@@ -64,14 +68,19 @@ impl Done {
 fn validate(manifests: &[Manifest]) -> Result<()> {
     let mut problems = Vec::new();
     for manifest in manifests {
-        if let Err(problem) = crate::objects::check(manifest) {
+        if let Err(problem) = objects::check(manifest) {
             problems.push(format!("{} ({}): {problem}", manifest.shown(), manifest.origin));
         }
     }
     if problems.is_empty() {
         return Ok(());
     }
-    bail!("nothing was sent, {} of {} objects are not valid:\n  {}", problems.len(), manifests.len(), problems.join("\n  "))
+    bail!(
+        "nothing was sent, {} of {} objects are not valid:\n  {}",
+        problems.len(),
+        manifests.len(),
+        problems.join("\n  ")
+    )
 }
 
 async fn one(client: &kube::Client, manifest: &Manifest, dry_run: bool) -> Result<(Done, Value)> {
@@ -93,8 +102,15 @@ async fn one(client: &kube::Client, manifest: &Manifest, dry_run: bool) -> Resul
         .as_str()
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or(Value::Null);
-    let Some(patch) = three_way(&original, &applied, &current) else { return Ok((Done::Unchanged, current)) };
-    let request = cluster::request("PATCH", &format!("{path}?{query}"), Some((MERGE_PATCH, &patch)), None)?;
+    let Some(patch) = three_way(&original, &applied, &current) else {
+        return Ok((Done::Unchanged, current));
+    };
+    let request = cluster::request(
+        "PATCH",
+        &format!("{path}?{query}"),
+        Some((MERGE_PATCH, &patch)),
+        None,
+    )?;
     Ok((Done::Configured, cluster::send(client, request).await?))
 }
 
@@ -102,12 +118,16 @@ async fn one(client: &kube::Client, manifest: &Manifest, dry_run: bool) -> Resul
 fn with_last_applied(object: &Value) -> Result<Value> {
     let text = object.to_string() + "\n";
     let mut applied = object.clone();
-    let metadata = applied["metadata"].as_object_mut().context("metadata: must be an object")?;
+    let metadata = applied["metadata"]
+        .as_object_mut()
+        .context("metadata: must be an object")?;
     let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
     if annotations.is_null() {
         *annotations = json!({});
     }
-    let annotations = annotations.as_object_mut().context("metadata.annotations: must be an object")?;
+    let annotations = annotations
+        .as_object_mut()
+        .context("metadata.annotations: must be an object")?;
     annotations.insert(LAST_APPLIED.to_owned(), text.into());
     Ok(applied)
 }
@@ -141,9 +161,9 @@ fn three_way(original: &Value, modified: &Value, current: &Value) -> Option<Valu
 fn covers(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (_, Value::Null) => found.is_null(),
-        (Value::Object(found), Value::Object(wanted)) => {
-            wanted.iter().all(|(key, value)| covers(found.get(key).unwrap_or(&Value::Null), value))
-        }
+        (Value::Object(found), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| covers(found.get(key).unwrap_or(&Value::Null), value)),
         (Value::Array(found), Value::Array(wanted)) => {
             found.len() == wanted.len() && found.iter().zip(wanted).all(|(f, w)| covers(f, w))
         }
@@ -167,13 +187,19 @@ mod tests {
         let original = json!({"data": {"a": "1", "b": "2"}});
         let modified = json!({"data": {"a": "1", "c": "3"}});
         let current = json!({"data": {"a": "1", "b": "2", "others": "x"}});
-        assert_eq!(three_way(&original, &modified, &current), Some(json!({"data": {"b": null, "c": "3"}})));
+        assert_eq!(
+            three_way(&original, &modified, &current),
+            Some(json!({"data": {"b": null, "c": "3"}}))
+        );
     }
 
     #[test]
     fn replaces_a_list_that_differs() {
         let modified = json!({"spec": {"l": [1, 2]}});
         let current = json!({"spec": {"l": [2, 1]}});
-        assert_eq!(three_way(&Value::Null, &modified, &current), Some(json!({"spec": {"l": [1, 2]}})));
+        assert_eq!(
+            three_way(&Value::Null, &modified, &current),
+            Some(json!({"spec": {"l": [1, 2]}}))
+        );
     }
 }

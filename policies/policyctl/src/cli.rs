@@ -11,7 +11,11 @@ pub(crate) const RUN_DIR: &str = "/run/palisade";
 
 /// The whole command line.
 #[derive(Parser)]
-#[command(name = "policyctl", version, about = "Run, use and explain a Palisade cluster")]
+#[command(
+    name = "policyctl",
+    version,
+    about = "Run, use and explain a Palisade cluster"
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) connection: Connection,

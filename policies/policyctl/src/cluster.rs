@@ -16,14 +16,20 @@ use crate::cli::{Connection, STATE_DIR};
 
 /// A client for the cluster of the connection.
 pub(crate) async fn connect(connection: &Connection) -> Result<Client> {
-    let path = connection.kubeconfig.clone().unwrap_or_else(|| admin_kubeconfig(Path::new(STATE_DIR)));
+    let path = connection
+        .kubeconfig
+        .clone()
+        .unwrap_or_else(|| admin_kubeconfig(Path::new(STATE_DIR)));
     connect_with(&path).await
 }
 
 /// A client for the cluster of a kubeconfig file.
 pub(crate) async fn connect_with(path: &Path) -> Result<Client> {
     let kubeconfig = Kubeconfig::read_from(path).with_context(|| {
-        format!("cannot read {}; start a cluster with `policyctl up`, or name a file with --kubeconfig", path.display())
+        format!(
+            "cannot read {}; start a cluster with `policyctl up`, or name a file with --kubeconfig",
+            path.display()
+        )
     })?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
@@ -59,14 +65,19 @@ impl From<Failure> for anyhow::Error {
 
 /// Sends a request and parses the JSON answer.
 pub(crate) async fn send(client: &Client, request: Request<Vec<u8>>) -> Result<Value, Failure> {
-    client.request::<Value>(request).await.map_err(|error| match error {
-        kube::Error::Api(status) if status.code == 404 => Failure::NotFound,
-        kube::Error::Api(status) if status.code == 409 => Failure::Conflict(status.message.clone()),
-        kube::Error::Api(status) => {
-            Failure::Other(anyhow::anyhow!("the server refused ({}): {}", status.reason, status.message))
-        }
-        other => Failure::Other(anyhow::Error::new(other).context("cannot reach the cluster; is it up?")),
-    })
+    client
+        .request::<Value>(request)
+        .await
+        .map_err(|error| match error {
+            kube::Error::Api(status) if status.code == 404 => Failure::NotFound,
+            kube::Error::Api(status) if status.code == 409 => Failure::Conflict(status.message.clone()),
+            kube::Error::Api(status) => Failure::Other(anyhow::anyhow!(
+                "the server refused ({}): {}",
+                status.reason,
+                status.message
+            )),
+            other => Failure::Other(anyhow::Error::new(other).context("cannot reach the cluster; is it up?")),
+        })
 }
 
 /// GET.
@@ -90,7 +101,9 @@ pub(crate) fn request(
         }
         None => Vec::new(),
     };
-    builder.body(bytes).map_err(|error| Failure::Other(anyhow::Error::new(error).context(format!("bad path {path:?}"))))
+    builder
+        .body(bytes)
+        .map_err(|error| Failure::Other(anyhow::Error::new(error).context(format!("bad path {path:?}"))))
 }
 
 /// URL path of one object.
@@ -99,7 +112,10 @@ pub(crate) fn object_path(resource: &Resource, namespace: &str, name: &str) -> S
 }
 
 /// All objects of a resource in all namespaces.
-pub(crate) async fn list_all(client: &Client, group_version_plural: (&str, &str, &str)) -> Result<Vec<Value>> {
+pub(crate) async fn list_all(
+    client: &Client,
+    group_version_plural: (&str, &str, &str),
+) -> Result<Vec<Value>> {
     let (group, version, plural) = group_version_plural;
     let resource = api::resources::by_path(group, version, plural)
         .with_context(|| format!("{plural} is not a resource of this version"))?;

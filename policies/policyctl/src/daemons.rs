@@ -47,7 +47,10 @@ impl Daemon {
     pub(crate) fn running(&self) -> Option<Running> {
         let text = fs::read_to_string(&self.pid_file).ok()?;
         let (pid, start_ticks) = text.trim().split_once(' ')?;
-        let running = Running { pid: pid.parse().ok()?, start_ticks: start_ticks.parse().ok()? };
+        let running = Running {
+            pid: pid.parse().ok()?,
+            start_ticks: start_ticks.parse().ok()?,
+        };
         running.alive().then_some(running)
     }
 
@@ -90,7 +93,11 @@ impl Daemon {
         if !running.ended_within(patience).await {
             running.signal(Signal::SIGKILL)?;
             if !running.ended_within(Duration::from_secs(5)).await {
-                bail!("{} (process {}) does not end, even when killed", self.name, running.pid);
+                bail!(
+                    "{} (process {}) does not end, even when killed",
+                    self.name,
+                    running.pid
+                );
             }
         }
         remove_if_there(&self.pid_file)?;
@@ -102,7 +109,11 @@ impl Daemon {
         let text = fs::read_to_string(&self.log_file).unwrap_or_default();
         let lines: Vec<&str> = text.lines().rev().take(8).collect();
         let tail: Vec<&str> = lines.into_iter().rev().collect();
-        format!("last lines of {}:\n  {}", self.log_file.display(), tail.join("\n  "))
+        format!(
+            "last lines of {}:\n  {}",
+            self.log_file.display(),
+            tail.join("\n  ")
+        )
     }
 }
 
@@ -136,7 +147,11 @@ pub(crate) fn sibling_binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find my own path")?;
     let path = own.with_file_name(name);
     if !path.is_file() {
-        bail!("{} is missing: install or build it beside {}", path.display(), own.display());
+        bail!(
+            "{} is missing: install or build it beside {}",
+            path.display(),
+            own.display()
+        );
     }
     Ok(path)
 }
@@ -172,7 +187,19 @@ mod tests {
     fn another_process_with_the_same_id_is_not_ours() {
         let me = i32::try_from(std::process::id()).unwrap();
         let ticks = start_ticks(me).unwrap();
-        assert!(Running { pid: me, start_ticks: ticks }.alive());
-        assert!(!Running { pid: me, start_ticks: ticks + 1 }.alive());
+        assert!(
+            Running {
+                pid: me,
+                start_ticks: ticks
+            }
+            .alive()
+        );
+        assert!(
+            !Running {
+                pid: me,
+                start_ticks: ticks + 1
+            }
+            .alive()
+        );
     }
 }

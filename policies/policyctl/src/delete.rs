@@ -45,19 +45,30 @@ pub(crate) async fn run(connection: &Connection, args: &DeleteArgs) -> Result<Ex
     for (shown, path) in pending {
         if !args.no_wait && !gone(&client, &path, deadline).await? {
             failed = true;
-            output::complain(&format!("{shown}: still there after {} s; it may be terminating", args.timeout));
+            output::complain(&format!(
+                "{shown}: still there after {} s; it may be terminating",
+                args.timeout
+            ));
             continue;
         }
         output::line(&format!("{shown} deleted"))?;
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn targets(args: &DeleteArgs) -> Result<Vec<(&'static Resource, String, String)>> {
     if !args.filename.is_empty() {
         let manifests = objects::load(&args.filename, &args.namespace)?;
         // Backwards, so that a namespace goes after what stands in it.
-        return Ok(manifests.into_iter().rev().map(|m| (m.resource, m.namespace, m.name)).collect());
+        return Ok(manifests
+            .into_iter()
+            .rev()
+            .map(|m| (m.resource, m.namespace, m.name))
+            .collect());
     }
     let word = args.resource.as_deref().unwrap_or_default();
     // `pod/web` as well as `pod web`.
@@ -65,13 +76,16 @@ fn targets(args: &DeleteArgs) -> Result<Vec<(&'static Resource, String, String)>
         Some((resource, name)) => (resource, Some(name.to_owned())),
         None => (word, None),
     };
-    let resource =
-        api::resources::by_any_name(word).with_context(|| format!("{word:?} is not a resource; try pod, netpol"))?;
+    let resource = api::resources::by_any_name(word)
+        .with_context(|| format!("{word:?} is not a resource; try pod, netpol"))?;
     let names: Vec<String> = slashed.into_iter().chain(args.names.iter().cloned()).collect();
     if names.is_empty() {
         bail!("name at least one {}", resource.singular);
     }
-    Ok(names.into_iter().map(|name| (resource, args.namespace.clone(), name)).collect())
+    Ok(names
+        .into_iter()
+        .map(|name| (resource, args.namespace.clone(), name))
+        .collect())
 }
 
 async fn gone(client: &kube::Client, path: &str, deadline: Instant) -> Result<bool> {

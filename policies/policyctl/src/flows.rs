@@ -27,10 +27,16 @@ pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()>
     let mut lines = SelectAll::new();
     for node in nodes {
         let path = format!("/api/v1/nodes/{node}/proxy/flows?follow={}", args.follow);
-        let stream = logs::open(&client, &path).await.with_context(|| format!("node {node}"))?;
+        let stream = logs::open(&client, &path)
+            .await
+            .with_context(|| format!("node {node}"))?;
         lines.push(Box::pin(stream).lines().boxed());
     }
-    while let Some(line) = lines.try_next().await.context("the connection to the server broke")? {
+    while let Some(line) = lines
+        .try_next()
+        .await
+        .context("the connection to the server broke")?
+    {
         let event: FlowEvent =
             serde_json::from_str(&line).with_context(|| format!("the node sent something else: {line}"))?;
         if wanted(args, &event) {

@@ -12,8 +12,12 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/js
 
 /// Fetches and prints.
 pub(crate) async fn run(connection: &Connection, args: &GetArgs) -> Result<()> {
-    let resource = api::resources::by_any_name(&args.resource)
-        .with_context(|| format!("{:?} is not a resource; try pods, netpol, imagescans", args.resource))?;
+    let resource = api::resources::by_any_name(&args.resource).with_context(|| {
+        format!(
+            "{:?} is not a resource; try pods, netpol, imagescans",
+            args.resource
+        )
+    })?;
     let namespace = (!args.scope.all_namespaces).then_some(args.scope.namespace.as_str());
     let mut path = resource.collection_path(namespace);
     if let Some(name) = &args.name {
@@ -51,7 +55,9 @@ fn names(resource: &api::resources::Resource, answer: &Value) -> Result<()> {
     let one = std::slice::from_ref(answer);
     let items = answer["items"].as_array().map_or(one, Vec::as_slice);
     for item in items {
-        let name = item["metadata"]["name"].as_str().context("the server sent an object without a name")?;
+        let name = item["metadata"]["name"]
+            .as_str()
+            .context("the server sent an object without a name")?;
         output::line(&objects::shown(resource, name))?;
     }
     Ok(())

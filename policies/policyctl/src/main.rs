@@ -29,8 +29,12 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     // The jail must be entered while this process has one thread: before any runtime exists.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "jail") {
-        agent_sandbox::jail::main();
+    let mut words = std::env::args_os().skip(1);
+    if words
+        .next()
+        .is_some_and(|word| word == agent_sandbox::jail::SUBCOMMAND)
+    {
+        agent_sandbox::jail::main(words);
     }
     let cli = Cli::parse();
     match run(cli) {
@@ -43,7 +47,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let done = ExitCode::SUCCESS;
         match cli.command {

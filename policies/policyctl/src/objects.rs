@@ -36,14 +36,24 @@ pub(crate) fn load(paths: &[PathBuf], default_namespace: &str) -> Result<Vec<Man
         }
     }
     if manifests.is_empty() {
-        bail!("no objects in {}", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "));
+        bail!(
+            "no objects in {}",
+            paths
+                .iter()
+                .map(|p| p.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
     }
     Ok(manifests)
 }
 
 fn texts(path: &Path) -> Result<Vec<(String, String)>> {
     if path == Path::new("-") {
-        return Ok(vec![("standard input".to_owned(), bounded(std::io::stdin().lock(), "standard input")?)]);
+        return Ok(vec![(
+            "standard input".to_owned(),
+            bounded(std::io::stdin().lock(), "standard input")?,
+        )]);
     }
     let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if !metadata.is_dir() {
@@ -54,9 +64,16 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>> {
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<_, _>>()
         .with_context(|| format!("cannot list {}", path.display()))?;
-    files.retain(|f| f.is_file() && f.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json"));
+    files.retain(|f| {
+        f.is_file()
+            && f.extension()
+                .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+    });
     files.sort();
-    files.iter().map(|file| Ok((file.display().to_string(), read_file(file)?))).collect()
+    files
+        .iter()
+        .map(|file| Ok((file.display().to_string(), read_file(file)?)))
+        .collect()
 }
 
 fn read_file(path: &Path) -> Result<String> {
@@ -81,15 +98,25 @@ fn parse(origin: &str, text: &str, default_namespace: &str, into: &mut Vec<Manif
         serde_saphyr::from_multiple(text).with_context(|| format!("{origin} is not valid YAML"))?;
     let several = documents.len() > 1;
     for (index, document) in documents.into_iter().enumerate() {
-        let origin = if several { format!("{origin} (document {})", index + 1) } else { origin.to_owned() };
+        let origin = if several {
+            format!("{origin} (document {})", index + 1)
+        } else {
+            origin.to_owned()
+        };
         if document.is_null() {
             continue;
         }
         match document {
             Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
-                let Some(Value::Array(items)) = list.remove("items") else { bail!("{origin}: items: must be a list") };
+                let Some(Value::Array(items)) = list.remove("items") else {
+                    bail!("{origin}: items: must be a list")
+                };
                 for (item, object) in items.into_iter().enumerate() {
-                    into.push(manifest(&format!("{origin}, items[{item}]"), object, default_namespace)?);
+                    into.push(manifest(
+                        &format!("{origin}, items[{item}]"),
+                        object,
+                        default_namespace,
+                    )?);
                 }
             }
             object => into.push(manifest(&origin, object, default_namespace)?),
@@ -100,7 +127,8 @@ fn parse(origin: &str, text: &str, default_namespace: &str, into: &mut Vec<Manif
 
 fn manifest(origin: &str, mut object: Value, default_namespace: &str) -> Result<Manifest> {
     let text = |object: &Value, field: &str| object.get(field).and_then(Value::as_str).map(str::to_owned);
-    let api_version = text(&object, "apiVersion").with_context(|| format!("{origin}: apiVersion: must be set"))?;
+    let api_version =
+        text(&object, "apiVersion").with_context(|| format!("{origin}: apiVersion: must be set"))?;
     let kind = text(&object, "kind").with_context(|| format!("{origin}: kind: must be set"))?;
     let resource = resources::by_kind(&api_version, &kind)
         .with_context(|| format!("{origin}: kind: {kind} of {api_version} is not served"))?;
@@ -123,7 +151,32 @@ fn manifest(origin: &str, mut object: Value, default_namespace: &str) -> Result<
     } else {
         String::new()
     };
-    Ok(Manifest { origin: origin.to_owned(), resource, namespace, name, object })
+    Ok(Manifest {
+        origin: origin.to_owned(),
+        resource,
+        namespace,
+        name,
+        object,
+    })
+}
+
+/// Judges one manifest with the server's own strict decoder and, where the meaning can be judged without a
+/// cluster, with the compiler of network policy.
+pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
+    let strict = control_wire::query::FieldValidation::Strict;
+    control_wire::decode::patched(manifest.resource, None, manifest.object.clone(), strict)
+        .map_err(|status| status.message().to_owned())?;
+    if manifest.resource.kind == "NetworkPolicy" {
+        let policy = serde_json::from_value(manifest.object.clone()).map_err(|error| error.to_string())?;
+        policies_compiler::validate(&policy).map_err(|problems| {
+            problems
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        })?;
+    }
+    Ok(())
 }
 
 impl Manifest {
@@ -155,8 +208,14 @@ mod tests {
     fn reads_several_documents_and_lists() {
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: p}\n";
         let manifests = load_text(text).unwrap();
-        let found: Vec<_> = manifests.iter().map(|m| (m.shown(), m.namespace.as_str())).collect();
-        assert_eq!(found, [("namespace/a".to_owned(), ""), ("pod/p".to_owned(), "lab")]);
+        let found: Vec<_> = manifests
+            .iter()
+            .map(|m| (m.shown(), m.namespace.as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [("namespace/a".to_owned(), ""), ("pod/p".to_owned(), "lab")]
+        );
     }
 
     #[test]

@@ -24,7 +24,11 @@ pub(crate) fn line(text: &str) -> Result<()> {
 
 /// Says what went wrong on standard error.
 pub(crate) fn complain(text: &str) {
-    let label = if io::stderr().is_terminal() { "\x1b[31merror:\x1b[0m" } else { "error:" };
+    let label = if io::stderr().is_terminal() {
+        "\x1b[31merror:\x1b[0m"
+    } else {
+        "error:"
+    };
     // Nothing can be done about an unwritable standard error.
     writeln!(io::stderr().lock(), "{label} {text}").unwrap_or_default();
 }
@@ -42,7 +46,6 @@ pub(crate) fn coloured(text: &str, colour: Colour) -> String {
     let code = match colour {
         Colour::Good => 32,
         Colour::Bad => 31,
-        Colour::Unsure => 33,
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }
@@ -54,17 +57,17 @@ pub(crate) enum Colour {
     Good,
     /// Refused, denied.
     Bad,
-    /// Neither.
-    Unsure,
 }
 
 /// Prints an object as JSON or YAML.
 pub(crate) fn object(value: &Value, format: ObjectOutput) -> Result<()> {
     match format {
-        ObjectOutput::Json => {
-            line(&serde_json::to_string_pretty(value).context("cannot write JSON")?)
-        }
-        ObjectOutput::Yaml => line(serde_saphyr::to_string(value).context("cannot write YAML")?.trim_end()),
+        ObjectOutput::Json => line(&serde_json::to_string_pretty(value).context("cannot write JSON")?),
+        ObjectOutput::Yaml => line(
+            serde_saphyr::to_string(value)
+                .context("cannot write YAML")?
+                .trim_end(),
+        ),
     }
 }
 
@@ -79,16 +82,21 @@ pub(crate) fn table(table: &Value, wide: bool) -> Result<()> {
         .map(|(index, column)| (index, column["name"].as_str().unwrap_or("?")))
         .collect();
     let header = columns.iter().map(|(_, name)| name.to_uppercase()).collect();
-    let rows = table["rows"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(|row| {
-        columns
-            .iter()
-            .map(|(index, _)| match &row["cells"][*index] {
-                Value::String(text) => text.clone(),
-                Value::Null => String::new(),
-                other => other.to_string(),
-            })
-            .collect()
-    });
+    let rows = table["rows"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+        .iter()
+        .map(|row| {
+            columns
+                .iter()
+                .map(|(index, _)| match &row["cells"][*index] {
+                    Value::String(text) => text.clone(),
+                    Value::Null => String::new(),
+                    other => other.to_string(),
+                })
+                .collect()
+        });
     aligned(std::iter::once(header).chain(rows).collect())
 }
 
@@ -105,8 +113,11 @@ pub(crate) fn aligned(rows: Vec<Vec<String>>) -> Result<()> {
         }
     }
     for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         line(cells.join("   ").trim_end())?;
     }
     Ok(())

@@ -32,15 +32,25 @@ impl Snapshot {
 
     /// What is here now and was not in `before`, and what was there and is gone.
     pub fn difference(&self, before: &Self) -> Vec<String> {
-        let added = self.lines.difference(&before.lines).map(|line| format!("left behind: {line}"));
-        let removed = before.lines.difference(&self.lines).map(|line| format!("taken away: {line}"));
+        let added = self
+            .lines
+            .difference(&before.lines)
+            .map(|line| format!("left behind: {line}"));
+        let removed = before
+            .lines
+            .difference(&self.lines)
+            .map(|line| format!("taken away: {line}"));
         added.chain(removed).collect()
     }
 }
 
 fn mounts(lines: &mut BTreeSet<String>) -> Result<()> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("cannot read mountinfo")?;
-    lines.extend(text.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| format!("mount {point}")));
+    lines.extend(
+        text.lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(|point| format!("mount {point}")),
+    );
     Ok(())
 }
 
@@ -54,15 +64,25 @@ fn links(lines: &mut BTreeSet<String>) -> Result<()> {
 /// Processes of this build, and the network namespaces that any process is in.
 fn processes_and_namespaces(lines: &mut BTreeSet<String>) -> Result<()> {
     let own = std::env::current_exe().context("cannot find my own path")?;
-    let build: PathBuf = own.ancestors().find(|p| p.join("palisade-agent").is_file()).unwrap_or(&own).to_path_buf();
+    let build: PathBuf = own
+        .ancestors()
+        .find(|p| p.join("palisade-agent").is_file())
+        .unwrap_or(&own)
+        .to_path_buf();
     for entry in fs::read_dir("/proc").context("cannot list processes")? {
         let path = entry?.path();
         // Processes come and go while we look; one that is gone has left nothing.
         if let Ok(namespace) = fs::read_link(path.join("ns/net")) {
             lines.insert(format!("network namespace {}", namespace.display()));
         }
-        let Ok(exe) = fs::read_link(path.join("exe")) else { continue };
-        if exe.starts_with(&build) && exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("palisade")) {
+        let Ok(exe) = fs::read_link(path.join("exe")) else {
+            continue;
+        };
+        if exe.starts_with(&build)
+            && exe
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with("palisade"))
+        {
             lines.insert(format!("process {} {}", path.display(), exe.display()));
         }
     }
@@ -70,7 +90,9 @@ fn processes_and_namespaces(lines: &mut BTreeSet<String>) -> Result<()> {
 }
 
 fn cgroups(directory: &Path, lines: &mut BTreeSet<String>) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() && !path.is_symlink() {
@@ -85,7 +107,11 @@ fn bpf(lines: &mut BTreeSet<String>) -> Result<()> {
         let text = run("bpftool", &["-j", kind, "list"])?;
         let objects: Vec<serde_json::Value> =
             serde_json::from_str(&text).with_context(|| format!("bpftool {kind} list: {text}"))?;
-        lines.extend(objects.iter().map(|o| format!("bpf {kind} {} {}", o["id"], o["name"].as_str().unwrap_or(""))));
+        lines.extend(
+            objects
+                .iter()
+                .map(|o| format!("bpf {kind} {} {}", o["id"], o["name"].as_str().unwrap_or(""))),
+        );
     }
     Ok(())
 }
@@ -97,7 +123,11 @@ fn firewall(lines: &mut BTreeSet<String>) -> Result<()> {
 }
 
 fn sysctls(lines: &mut BTreeSet<String>) -> Result<()> {
-    for name in ["net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"] {
+    for name in [
+        "net/ipv4/ip_forward",
+        "net/ipv4/conf/all/forwarding",
+        "net/ipv6/conf/all/forwarding",
+    ] {
         let path = Path::new("/proc/sys").join(name);
         let value = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         lines.insert(format!("sysctl {name} = {}", value.trim()));
@@ -106,10 +136,15 @@ fn sysctls(lines: &mut BTreeSet<String>) -> Result<()> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let output =
-        Command::new(program).args(arguments).output().with_context(|| format!("cannot start {program}"))?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
     if !output.status.success() {
-        bail!("{program} {arguments:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{program} {arguments:?} failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     String::from_utf8(output.stdout).with_context(|| format!("{program} printed something other than UTF-8"))
 }

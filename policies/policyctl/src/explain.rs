@@ -1,0 +1,104 @@
+//! `policyctl explain`: which rule decides between two ends, from files or from the live cluster, with the
+//! compiler that also feeds the kernel.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use api::flow::FlowVerdict;
+use policies_compiler::{ClusterView, Party, explain, load_objects, parse_protocol};
+use serde_json::Value;
+
+use crate::{
+    cli::{Connection, ExplainArgs},
+    cluster, objects, output,
+};
+
+/// Exit code of a flow that is denied: an answer, not an error.
+const DENIED: u8 = 2;
+
+/// Explains one flow; exit code 0 when it is allowed, 2 when it is denied.
+pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<ExitCode> {
+    let (port, protocol) = service(&args.port)?;
+    let (from, to): (Party, Party) = (args.from.parse()?, args.to.parse()?);
+    let view = if args.filename.is_empty() {
+        live(connection).await?
+    } else {
+        offline(args)?
+    };
+    let explanation = explain(&view, &from, &to, port, protocol)?;
+    match args.output {
+        Some(format) => {
+            output::object(
+                &serde_json::to_value(&explanation).context("cannot write the answer")?,
+                format,
+            )?;
+        }
+        None => output::line(explanation.to_string().trim_end())?,
+    }
+    Ok(match explanation.verdict {
+        FlowVerdict::Allow => ExitCode::SUCCESS,
+        FlowVerdict::Deny => ExitCode::from(DENIED),
+    })
+}
+
+fn offline(args: &ExplainArgs) -> Result<ClusterView> {
+    let manifests = objects::load(&args.filename, "default")?;
+    for manifest in &manifests {
+        objects::check(manifest)
+            .map_err(|problem| anyhow::anyhow!("{} ({}): {problem}", manifest.shown(), manifest.origin))?;
+    }
+    let values: Vec<Value> = manifests.into_iter().map(|m| m.object).collect();
+    let loaded = load_objects(&values)?;
+    for note in &loaded.notes {
+        output::note(&format!("note: {note}"));
+    }
+    Ok(loaded.view)
+}
+
+async fn live(connection: &Connection) -> Result<ClusterView> {
+    let client = cluster::connect(connection).await?;
+    let mut values = Vec::new();
+    for resource in [
+        ("", "v1", "namespaces"),
+        ("", "v1", "pods"),
+        ("networking.k8s.io", "v1", "networkpolicies"),
+    ] {
+        values.extend(cluster::list_all(&client, resource).await?);
+    }
+    // A pod that has ended has given its address back.
+    values.retain(|object| !matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
+    Ok(load_objects(&values)?.view)
+}
+
+/// `80`, `80/TCP`, `53/udp`; for ICMP `8` or `8.0/ICMP` is type and code.
+fn service(text: &str) -> Result<(u16, u8)> {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
+    let protocol = parse_protocol(protocol)?;
+    if matches!(protocol, 1 | 58) {
+        let (kind, code) = port.split_once('.').unwrap_or((port, "0"));
+        let parse = |number: &str| {
+            number
+                .parse::<u8>()
+                .with_context(|| format!("{text:?}: expected TYPE.CODE/ICMP"))
+        };
+        return Ok((u16::from(parse(kind)?) << 8 | u16::from(parse(code)?), protocol));
+    }
+    match port.parse() {
+        Ok(port) => Ok((port, protocol)),
+        Err(_) => bail!("{text:?}: expected PORT or PORT/PROTOCOL, such as 443 or 53/UDP"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_ports_with_and_without_protocol() {
+        assert_eq!(service("80").unwrap(), (80, 6));
+        assert_eq!(service("53/udp").unwrap(), (53, 17));
+        assert_eq!(service("8.0/ICMP").unwrap(), (0x0800, 1));
+        assert!(service("http").is_err());
+        assert!(service("70000").is_err());
+    }
+}
