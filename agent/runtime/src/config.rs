@@ -228,11 +228,6 @@ impl PodPaths {
         self.run.join("shim.log")
     }
 
-    /// Where the shim stages mounts, seen in its mount namespace only.
-    pub(crate) fn staging(&self, container: &str) -> PathBuf {
-        self.run.join("mnt").join(container)
-    }
-
     /// The OCI configuration of a container.
     pub(crate) fn bundle(&self, container: &str) -> PathBuf {
         self.run.join("bundles").join(container)

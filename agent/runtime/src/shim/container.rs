@@ -16,7 +16,7 @@ use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PodPaths};
 use crate::logs::{LogFile, Stream};
 use crate::shim::capture::Source;
 use crate::shim::creator::{self, Creation, Work};
-use crate::shim::rootfs::{self, RootfsError};
+use crate::shim::rootfs::{self, RootfsError, Shared};
 use crate::shim::{ShimError, chain, complain, spec};
 
 /// Kubernetes' code for a container whose program was never executed.
@@ -51,7 +51,7 @@ pub(crate) struct Pod {
     pub(crate) launch: Launch,
     pub(crate) paths: PodPaths,
     pub(crate) holder: Pid,
-    pub(crate) shared_memory: PathBuf,
+    pub(crate) shared: Shared,
     pub(crate) unified_cgroups: bool,
 }
 
@@ -81,7 +81,7 @@ impl Container {
     ) -> Result<(Self, Creator), ContainerError> {
         let started = Self::try_start(pod, config.clone(), executables);
         if started.is_err()
-            && let Err(error) = rootfs::unstage(&pod.paths, &config.name)
+            && let Err(error) = rootfs::unstage(&config.name)
         {
             complain(&chain(&error));
         }
@@ -96,7 +96,7 @@ impl Container {
         let log = LogFile::open(&config.log_path, config.log_max_bytes, config.log_max_files)
             .map_err(ContainerError::Log)?;
         let user_namespace =
-            fs::File::open(format!("/proc/{}/ns/user", pod.holder)).map_err(ContainerError::UserNamespace)?;
+            fs::File::open(pod.shared.namespaces.join("user")).map_err(ContainerError::UserNamespace)?;
         let root = rootfs::stage(&pod.paths, &pod.launch.pod, user_namespace.as_fd(), &config)
             .map_err(ContainerError::Rootfs)?;
         let directory = fs::File::open(&root.root).map_err(ContainerError::Configuration)?;
@@ -106,8 +106,7 @@ impl Container {
         let bundle = pod.paths.bundle(&config.name);
         let surroundings = spec::Surroundings {
             rootfs: &root,
-            shared_memory: &pod.shared_memory,
-            holder: pod.holder.as_raw(),
+            shared: &pod.shared,
             cgroup: &pod.cgroup(&config),
             unified_cgroups: pod.unified_cgroups,
         };
@@ -227,7 +226,7 @@ impl Container {
     /// Takes away what the start made, but for the writable layer, which the agent deletes.
     pub(crate) fn remove(&self, pod: &Pod) -> Result<(), ContainerError> {
         let name = &self.config.name;
-        rootfs::unstage(&pod.paths, name).map_err(ContainerError::Rootfs)?;
+        rootfs::unstage(name).map_err(ContainerError::Rootfs)?;
         for directory in [
             pod.paths.bundle(name),
             pod.paths.library().join(library_id(&self.config)),

@@ -3,9 +3,11 @@
 //! Layers on disk belong to host root and are never changed: each is mounted through an id-mapped mount of
 //! the pod's user namespace, read-only, and overlayfs stacks them. The writable layer is an ordinary
 //! directory whose files belong to the pod's host ids, so nothing a container writes is root's on the host.
-//! All of it happens in the shim's mount namespace and goes with it.
+//! All of it happens in the shim's mount namespace and goes with it. The staging area is a file system over
+//! [`STAGING`] there: the pod's root must be able to walk to its own root, which it could not below the
+//! run directory, and the name exists on every host.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -49,8 +51,42 @@ pub(crate) struct Rootfs {
     pub(crate) mounts: Vec<PathBuf>,
 }
 
+/// Where mounts are staged, seen in the shim's mount namespace only.
+const STAGING: &str = "/dev/shm";
+
 /// Longest option string `mount` takes: one page, of which some is the other options.
 const MAX_OVERLAY_OPTIONS: usize = 4000;
+
+/// What all containers of a pod use, in the shim's mount namespace.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// A directory with one file per namespace of the pod, named as below `/proc/<pid>/ns`. The pod's root
+    /// may open these; through `/proc` the kernel would let it see the holder only if the holder could be
+    /// traced.
+    pub(crate) namespaces: PathBuf,
+    /// The pod's shared memory, common to its containers as the IPC namespace is.
+    pub(crate) memory: PathBuf,
+}
+
+/// Prepares the staging area.
+pub(crate) fn prepare(holder: i32) -> Result<Shared, RootfsError> {
+    let staging = Path::new(STAGING);
+    mount_tmpfs(staging, c"mode=0711,size=1m")?;
+    // No container is called like these: their names have no dot.
+    let memory = staging.join(".memory");
+    fs::create_dir(&memory).map_err(on("create", &memory))?;
+    mount_tmpfs(&memory, c"mode=1777,size=64m")?;
+    let namespaces = staging.join(".namespaces");
+    fs::create_dir(&namespaces).map_err(on("create", &namespaces))?;
+    rustix::fs::chmod(&namespaces, Mode::from_raw_mode(0o711)).map_err(on_errno("open up", &namespaces))?;
+    for name in ["user", "net", "ipc", "uts"] {
+        let file = namespaces.join(name);
+        fs::File::create(&file).map_err(on("create", &file))?;
+        let source = PathBuf::from(format!("/proc/{holder}/ns/{name}"));
+        rustix::mount::mount_bind(&source, &file).map_err(on_errno("keep", &source))?;
+    }
+    Ok(Shared { namespaces, memory })
+}
 
 /// Mounts everything a container needs below its staging directory.
 pub(crate) fn stage(
@@ -62,11 +98,9 @@ pub(crate) fn stage(
     if config.layers.is_empty() {
         return Err(RootfsError::NoLayers);
     }
-    let staging = paths.staging(&config.name);
-    fs::create_dir_all(&staging).map_err(on("create", &staging))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("tmpfs", &staging, "tmpfs", flags, Some(c"mode=0700,size=1m"))
-        .map_err(on_errno("mount a staging directory at", &staging))?;
+    let staging = staging_of(&config.name);
+    fs::create_dir(&staging).map_err(on("create", &staging))?;
+    mount_tmpfs(&staging, c"mode=0711,size=1m")?;
 
     let mut lower = Vec::new();
     for (index, layer) in config.layers.iter().enumerate() {
@@ -90,8 +124,8 @@ pub(crate) fn stage(
 }
 
 /// Takes all mounts of a container away again. What is not there is no error.
-pub(crate) fn unstage(paths: &PodPaths, container: &str) -> Result<(), RootfsError> {
-    let staging = paths.staging(container);
+pub(crate) fn unstage(container: &str) -> Result<(), RootfsError> {
+    let staging = staging_of(container);
     match rustix::mount::unmount(&staging, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
         Err(errno) => return Err(on_errno("unmount", &staging)(errno)),
@@ -103,14 +137,14 @@ pub(crate) fn unstage(paths: &PodPaths, container: &str) -> Result<(), RootfsErr
     }
 }
 
-/// The pod's shared memory, which its containers have in common as they have the IPC namespace.
-pub(crate) fn stage_shared_memory(paths: &PodPaths) -> Result<PathBuf, RootfsError> {
-    let path = paths.run.join("shm");
-    fs::create_dir_all(&path).map_err(on("create", &path))?;
+fn staging_of(container: &str) -> PathBuf {
+    Path::new(STAGING).join(container)
+}
+
+fn mount_tmpfs(path: &Path, options: &CStr) -> Result<(), RootfsError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("tmpfs", &path, "tmpfs", flags, Some(c"mode=1777,size=64m"))
-        .map_err(on_errno("mount shared memory at", &path))?;
-    Ok(path)
+    rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options))
+        .map_err(on_errno("mount a temporary file system at", path))
 }
 
 fn overlay(staging: &Path, lower: &[String], writable: &Path) -> Result<PathBuf, RootfsError> {

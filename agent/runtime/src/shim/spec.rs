@@ -3,21 +3,17 @@
 //! There is no seccomp section on purpose: built without libseccomp, libcontainer would ignore it silently.
 //! The filters are installed by our executor.
 
-use std::path::Path;
-
 use agent_sandbox::{PathAccess, PathRule};
 use serde_json::{Value, json};
 
 use crate::config::ContainerConfig;
-use crate::shim::rootfs::{Rootfs, may_execute};
+use crate::shim::rootfs::{Rootfs, Shared, may_execute};
 
 /// What the host provides for one container.
 #[derive(Debug)]
 pub(crate) struct Surroundings<'a> {
     pub(crate) rootfs: &'a Rootfs,
-    pub(crate) shared_memory: &'a Path,
-    /// Process whose namespaces the container joins.
-    pub(crate) holder: i32,
+    pub(crate) shared: &'a Shared,
     /// Absolute cgroup of the container.
     pub(crate) cgroup: &'a str,
     /// Whether the host has only version 2 control groups. On others the container sees none: mounting a
@@ -28,7 +24,8 @@ pub(crate) struct Surroundings<'a> {
 /// The OCI configuration.
 pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value {
     let namespace = |kind: &str| json!({ "type": kind });
-    let joined = |kind: &str, name: &str| json!({ "type": kind, "path": format!("/proc/{}/ns/{name}", around.holder) });
+    let joined =
+        |kind: &str, name: &str| json!({ "type": kind, "path": around.shared.namespaces.join(name) });
     let env: Vec<_> = config
         .env
         .iter()
@@ -133,7 +130,7 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
         json!({
             "destination": "/dev/shm",
             "type": "bind",
-            "source": around.shared_memory,
+            "source": around.shared.memory,
             "options": ["bind", "nosuid", "noexec", "nodev"],
         }),
     ];

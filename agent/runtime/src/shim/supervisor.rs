@@ -116,7 +116,7 @@ impl Supervisor {
         listener
             .set_nonblocking(true)
             .map_err(file_error("listen on", &paths.socket()))?;
-        let shared_memory = rootfs::stage_shared_memory(&paths).map_err(|error| ShimError::Holder {
+        let shared = rootfs::prepare(holder.as_raw()).map_err(|error| ShimError::Holder {
             reason: chain(&error),
         })?;
         let unified_cgroups = cgroup::is_unified().map_err(|error| ShimError::Holder {
@@ -126,7 +126,7 @@ impl Supervisor {
             launch,
             paths,
             holder,
-            shared_memory,
+            shared,
             unified_cgroups,
         };
         let supervisor = Self {
