@@ -145,4 +145,5 @@ impl Problems {
 }
 
 #[cfg(test)]
+#[expect(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
 mod tests;

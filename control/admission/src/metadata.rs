@@ -26,9 +26,9 @@ pub(crate) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &m
             key,
             "must be a qualified name: [prefix/]name of at most 63 characters",
         );
-        let is_value = value.as_str().is_some_and(is_label_value);
+        let value = value.as_str().unwrap_or_default();
         problems.require(
-            is_value,
+            is_label_value(value),
             field,
             value,
             "must be at most 63 characters, alphanumeric at both ends, with '-', '_', '.' between",

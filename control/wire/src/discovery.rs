@@ -89,7 +89,7 @@ pub fn api_resource_list(group: &str, version: &str) -> Option<Value> {
 
 /// Aggregated answer to `GET /api`: the core group.
 pub fn aggregated_core(version: AggregatedVersion) -> Value {
-    aggregated(version, |group| group.is_empty())
+    aggregated(version, str::is_empty)
 }
 
 /// Aggregated answer to `GET /apis`: all other groups.

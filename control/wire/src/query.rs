@@ -175,7 +175,7 @@ impl Parameters {
     pub fn number<N: std::str::FromStr>(&self, key: &str) -> Result<Option<N>, Status> {
         let parse = |text: &str| {
             text.parse()
-                .map_err(|_: N::Err| invalid(key, text, "a number in range"))
+                .map_err(|_not_a_number: N::Err| invalid(key, text, "a number in range"))
         };
         self.text(key).map(parse).transpose()
     }
@@ -284,7 +284,7 @@ impl LogQuery {
             since_time: since_time
                 .map(|text| {
                     text.parse()
-                        .map_err(|_: jiff::Error| invalid("sinceTime", text, "an RFC 3339 time"))
+                        .map_err(|_not_a_time: jiff::Error| invalid("sinceTime", text, "an RFC 3339 time"))
                 })
                 .transpose()?,
             tail_lines: parameters.number("tailLines")?,
@@ -306,7 +306,7 @@ fn revision(text: Option<&str>) -> Result<Revision, Status> {
         Some(text) => text
             .parse()
             .map(Revision::At)
-            .map_err(|_: std::num::ParseIntError| {
+            .map_err(|_not_a_number: std::num::ParseIntError| {
                 invalid("resourceVersion", text, "a number that this server gave out")
             }),
     }

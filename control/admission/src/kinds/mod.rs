@@ -49,7 +49,11 @@ fn require_unchanged(request: &AdmissionRequest<'_>, object: &Value, field: &str
     if let (Operation::Update, Some(old)) = (request.operation, request.old)
         && old[field] != object[field]
     {
-        problems.push(Cause::invalid(field, &object[field], "field is immutable"));
+        problems.push(Cause::invalid(
+            field,
+            object[field].as_str().unwrap_or_default(),
+            "field is immutable",
+        ));
     }
 }
 

@@ -302,11 +302,10 @@ fn check_mounts(mounts: &[VolumeMount], volumes: &BTreeSet<String>, field: &str,
             "must be an absolute path without '..' and ':'",
         );
         let plain = normal(path);
-        let is_below = |guarded: &&str| plain == **guarded || plain.starts_with(&format!("{guarded}/"));
-        let covered = plain.is_empty()
-            || (GUARDED_PATHS.iter().any(|g| is_below(&g)) && !FREE_PATHS.iter().any(|f| is_below(&f)));
+        let is_below = |path: &&str| plain == **path || plain.starts_with(&format!("{path}/"));
+        let guarded = GUARDED_PATHS.iter().any(is_below) && !FREE_PATHS.iter().any(is_below);
         problems.require(
-            !covered,
+            !guarded && !plain.is_empty(),
             &path_field,
             path,
             "must not cover /, /proc, /sys or /dev, which the sandbox guards",

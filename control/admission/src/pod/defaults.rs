@@ -1,6 +1,9 @@
 //! What Kubernetes fills into a pod. Only values that mean the same as their absence.
 
-use api::{ImageRef, annotations::SANDBOX_STATUS};
+use api::{
+    ImageRef,
+    annotations::{REQUESTED_IMAGE_PREFIX, SANDBOX_STATUS},
+};
 use serde_json::{Value, json};
 
 use crate::{AdmissionRequest, Operation, metadata::members};
@@ -14,6 +17,7 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
     if !pod["spec"].is_object() {
         return;
     }
+    let requested = pod["metadata"]["annotations"].clone();
     let spec = &mut pod["spec"];
     if let Some(alias) = spec["serviceAccount"].as_str().map(str::to_owned) {
         set_if_empty(spec, "serviceAccountName", json!(alias));
@@ -28,7 +32,11 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
     set_if_absent(spec, "enableServiceLinks", json!(true));
     set_if_absent(spec, "securityContext", json!({}));
     for container in list_mut(spec, "containers") {
-        default_container(container);
+        let key = format!(
+            "{REQUESTED_IMAGE_PREFIX}{}",
+            container["name"].as_str().unwrap_or_default()
+        );
+        default_container(container, requested[key].as_str());
     }
     for volume in list_mut(spec, "volumes") {
         for source in ["configMap", "secret"] {
@@ -39,13 +47,15 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
     }
 }
 
-fn default_container(container: &mut Value) {
-    let by_latest = container["image"]
-        .as_str()
-        .and_then(|image| image.parse::<ImageRef>().ok())
-        .is_some_and(|image| {
-            image.digest.is_none() && image.tag.as_deref().is_none_or(|tag| tag == "latest")
-        });
+/// `requested` is the image as it was asked for, when the gate has pinned it already: the pull policy follows
+/// what the user wrote, before and after pinning alike.
+fn default_container(container: &mut Value, requested: Option<&str>) {
+    let image = requested
+        .or(container["image"].as_str())
+        .and_then(|image| image.parse::<ImageRef>().ok());
+    let by_latest = image.is_some_and(|image| {
+        image.digest.is_none() && image.tag.as_deref().is_none_or(|tag| tag == "latest")
+    });
     set_if_empty(
         container,
         "imagePullPolicy",
@@ -65,6 +75,7 @@ fn default_container(container: &mut Value) {
     }
     // A limit without a request asks for as much as it may use.
     let limits: Vec<(String, Value)> = members(&container["resources"]["limits"])
+        .filter(|(key, _)| matches!(key.as_str(), "cpu" | "memory"))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     for (key, limit) in limits {

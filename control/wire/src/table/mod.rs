@@ -58,13 +58,11 @@ pub fn table(
             row
         })
         .collect();
-    json!({
-        "kind": "Table",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": list_metadata,
-        "columnDefinitions": definitions,
-        "rows": rows,
-    })
+    let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1"});
+    table["metadata"] = list_metadata;
+    table["columnDefinitions"] = Value::Array(definitions);
+    table["rows"] = Value::Array(rows);
+    table
 }
 
 /// A table of one object, for a get and for each event of a watch.
@@ -91,12 +89,10 @@ pub fn partial_metadata(item: &Value) -> Value {
 /// `PartialObjectMetadataList` of objects.
 pub fn partial_metadata_list(items: &[Value], list_metadata: Value) -> Value {
     let items: Vec<Value> = items.iter().map(partial_metadata).collect();
-    json!({
-        "kind": "PartialObjectMetadataList",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": list_metadata,
-        "items": items,
-    })
+    let mut list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1"});
+    list["metadata"] = list_metadata;
+    list["items"] = Value::Array(items);
+    list
 }
 
 #[cfg(test)]

@@ -1,0 +1,398 @@
+//! Whole objects through [`admit`], as clients send them.
+
+use std::collections::BTreeMap;
+
+use api::{
+    Digest,
+    annotations::{SANDBOX_STATUS, USER_APISERVER},
+    resources::by_any_name,
+};
+use serde_json::json;
+
+use super::*;
+
+mod pods;
+
+const NOW: &str = "2026-06-01T00:00:00Z";
+
+fn request<'a>(resource: &str, old: Option<&'a Value>, new: Value) -> AdmissionRequest<'a> {
+    AdmissionRequest {
+        operation: if old.is_some() {
+            Operation::Update
+        } else {
+            Operation::Create
+        },
+        resource: by_any_name(resource).unwrap(),
+        subresource: "",
+        namespace: "default",
+        name: "x",
+        old,
+        new,
+        user: "admin",
+        now: NOW.parse().unwrap(),
+    }
+}
+
+/// An object of `resource` called `x`, with the members of `body`.
+fn object(resource: &str, body: Value) -> Value {
+    let row = by_any_name(resource).unwrap();
+    let mut object = json!({
+        "apiVersion": row.api_version(), "kind": row.kind, "metadata": {"name": "x"},
+    });
+    if row.namespaced() {
+        object["metadata"]["namespace"] = json!("default");
+    }
+    for (key, value) in body.as_object().unwrap() {
+        match key.as_str() {
+            "metadata" => object[key]
+                .as_object_mut()
+                .unwrap()
+                .extend(value.as_object().unwrap().clone()),
+            _ => object[key] = value.clone(),
+        }
+    }
+    object
+}
+
+/// Problems with a new object, sorted, or an empty list.
+fn problems(resource: &str, body: Value) -> Vec<String> {
+    refusals(&request(resource, None, object(resource, body)))
+}
+
+/// Problems with a change.
+fn problems_of_change(resource: &str, old: Value, new: Value) -> Vec<String> {
+    let (old, new) = (stored(resource, old), object(resource, new));
+    refusals(&request(resource, Some(&old), new))
+}
+
+fn refusals(request: &AdmissionRequest<'_>) -> Vec<String> {
+    match review(request) {
+        Ok(()) => Vec::new(),
+        Err(status) if status.causes().is_empty() => vec![status.message().to_owned()],
+        Err(status) => {
+            let mut causes: Vec<String> = status.causes().iter().map(ToString::to_string).collect();
+            causes.sort();
+            causes
+        }
+    }
+}
+
+/// The object as it is stored: with defaults, and pinned.
+fn stored(resource: &str, body: Value) -> Value {
+    let mut object = complete(&request(resource, None, object(resource, body))).unwrap();
+    if resource == "pods" {
+        let pin = Pin {
+            digest: Digest::of(b"image"),
+            scan: "scan".to_owned(),
+        };
+        let names =
+            metadata::items(&object["spec"]["containers"]).map(|c| c["name"].as_str().unwrap().to_owned());
+        let pins: BTreeMap<String, Pin> = names.map(|name| (name, pin.clone())).collect();
+        pin_images(&mut object, &pins).unwrap();
+    }
+    object
+}
+
+fn pod(spec: Value) -> Value {
+    let mut body = json!({"spec": {"containers": [{"name": "c", "image": "r.example/app:1"}]}});
+    for (key, value) in spec.as_object().unwrap() {
+        body["spec"][key] = value.clone();
+    }
+    body
+}
+
+fn container(fields: Value) -> Value {
+    let mut container = json!({"name": "c", "image": "r.example/app:1"});
+    container
+        .as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
+    pod(json!({"containers": [container]}))
+}
+
+#[test]
+fn metadata_of_every_kind() {
+    let cases = [
+        (json!({"name": ""}), "metadata.name: Required value"),
+        (json!({"name": "A"}), "metadata.name: Invalid value"),
+        (json!({"labels": {"a b": "c"}}), "metadata.labels: Invalid value"),
+        (json!({"labels": {"a": "b c"}}), "metadata.labels: Invalid value"),
+        (
+            json!({"annotations": {"a b": "c"}}),
+            "metadata.annotations: Invalid value",
+        ),
+        (
+            json!({"annotations": {"a": "x".repeat(256 * 1024)}}),
+            "metadata.annotations: Too long",
+        ),
+        (json!({"finalizers": ["x"]}), "metadata.finalizers: Invalid value"),
+        (
+            json!({"ownerReferences": [{"kind": "Pod", "name": "p", "uid": "u"}]}),
+            "metadata.ownerReferences[0].apiVersion: Required",
+        ),
+    ];
+    for (metadata, expected) in cases {
+        let found = problems("configmaps", json!({"metadata": metadata}));
+        assert_eq!(found.len(), 1, "{expected}: {found:?}");
+        assert!(found[0].starts_with(expected), "{found:?}");
+    }
+    assert!(
+        problems(
+            "configmaps",
+            json!({"metadata": {"name": "a.b", "labels": {"a/b": ""}, "finalizers": ["a/b"]}})
+        )
+        .is_empty()
+    );
+    assert!(
+        !problems("namespaces", json!({"metadata": {"name": "a.b"}})).is_empty(),
+        "namespaces are labels"
+    );
+    let huge = json!({"data": {"a": "x".repeat(1024 * 1024 + 1)}});
+    assert!(problems("configmaps", huge)[0].starts_with("data: Too long"));
+    let deleting = json!({"metadata": {"deletionTimestamp": NOW, "finalizers": ["a/old"]}});
+    let added = json!({"metadata": {"deletionTimestamp": NOW, "finalizers": ["a/old", "a/new"]}});
+    assert_eq!(problems_of_change("configmaps", deleting.clone(), added).len(), 1);
+    assert!(
+        problems_of_change(
+            "configmaps",
+            deleting,
+            json!({"metadata": {"deletionTimestamp": NOW}})
+        )
+        .is_empty()
+    );
+}
+
+#[test]
+fn secrets_and_config_maps() {
+    let secret = stored(
+        "secrets",
+        json!({"stringData": {"a": "text"}, "data": {"b": "AA=="}}),
+    );
+    assert_eq!(secret["data"], json!({"a": "dGV4dA==", "b": "AA=="}));
+    assert_eq!(
+        (secret.get("stringData"), &secret["type"]),
+        (None, &json!("Opaque"))
+    );
+    let cases = [
+        (
+            "secrets",
+            json!({"data": {"a/b": ""}}),
+            "data[a/b]: Invalid value",
+        ),
+        (
+            "secrets",
+            json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}}),
+            "data[tls.key]: Required value",
+        ),
+        (
+            "secrets",
+            json!({"type": "kubernetes.io/basic-auth"}),
+            "data[username]: Required value",
+        ),
+        (
+            "secrets",
+            json!({"type": "kubernetes.io/service-account-token"}),
+            "type: Forbidden",
+        ),
+        (
+            "configmaps",
+            json!({"data": {"..": ""}}),
+            "data[..]: Invalid value",
+        ),
+        (
+            "configmaps",
+            json!({"data": {"a": ""}, "binaryData": {"a": ""}}),
+            "data[a]: Invalid value",
+        ),
+    ];
+    for (resource, body, expected) in cases {
+        let found = problems(resource, body);
+        assert!(
+            found.len() == 1 && found[0].starts_with(expected),
+            "{expected}: {found:?}"
+        );
+    }
+    for resource in ["secrets", "configmaps"] {
+        let frozen = json!({"immutable": true, "data": {"a": "AA=="}});
+        assert!(problems_of_change(resource, frozen.clone(), frozen.clone()).is_empty());
+        let changed = json!({"immutable": true, "data": {"a": "AQ=="}});
+        assert_eq!(problems_of_change(resource, frozen.clone(), changed).len(), 1);
+        assert_eq!(
+            problems_of_change(resource, frozen, json!({"data": {"a": "AA=="}})).len(),
+            1
+        );
+    }
+    let retyped = problems_of_change("secrets", json!({}), json!({"type": "example.com/x"}));
+    assert_eq!(
+        retyped,
+        ["type: Invalid value: \"example.com/x\": field is immutable"]
+    );
+}
+
+#[test]
+fn namespaces_carry_their_own_name() {
+    let forged = json!({"metadata": {"labels": {"kubernetes.io/metadata.name": "other", "a": "b"}}});
+    let namespace = stored("namespaces", forged);
+    assert_eq!(
+        namespace["metadata"]["labels"],
+        json!({"kubernetes.io/metadata.name": "x", "a": "b"})
+    );
+    assert_eq!(namespace["status"]["phase"], "Active");
+    assert_eq!(namespace["spec"]["finalizers"], json!(["kubernetes"]));
+}
+
+#[test]
+fn network_policies_get_types_and_are_checked_by_the_compiler() {
+    let policy = stored(
+        "networkpolicies",
+        json!({"spec": {
+        "podSelector": {}, "egress": [], "ingress": [{"ports": [{"port": 80}]}]}}),
+    );
+    assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    assert_eq!(policy["spec"]["ingress"][0]["ports"][0]["protocol"], "TCP");
+    let plain = stored("networkpolicies", json!({"spec": {"podSelector": {}}}));
+    assert_eq!(plain["spec"]["policyTypes"], json!(["Ingress"]));
+    let bad =
+        json!({"spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}});
+    let found = problems("networkpolicies", bad);
+    assert!(
+        found.len() == 1 && found[0].starts_with("spec.ingress[0].from[0].ipBlock"),
+        "{found:?}"
+    );
+    assert_eq!(problems("networkpolicies", json!({})).len(), 1);
+}
+
+#[test]
+fn a_node_cannot_attract_pods() {
+    let old = stored(
+        "nodes",
+        json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]},
+        "metadata": {"labels": {"node-role.kubernetes.io/worker": ""}}}),
+    );
+    let as_node = |edit: &dyn Fn(&mut Value)| {
+        let mut new = old.clone();
+        edit(&mut new);
+        review(&AdmissionRequest {
+            user: "system:node:x",
+            ..request("nodes", Some(&old), new)
+        })
+        .map_err(|s| s.code())
+    };
+    assert_eq!(
+        as_node(&|new| new["metadata"]["labels"]["kubernetes.io/arch"] = json!("amd64")),
+        Ok(())
+    );
+    assert_eq!(as_node(&|new| new["spec"]["taints"] = json!([])), Err(403));
+    assert_eq!(
+        as_node(&|new| new["spec"]["unschedulable"] = json!(false)),
+        Err(403)
+    );
+    assert_eq!(as_node(&|new| new["metadata"]["labels"] = json!({})), Err(403));
+    assert_eq!(
+        as_node(&|new| new["metadata"]["labels"]["node-restriction.kubernetes.io/a"] = json!("b")),
+        Err(403)
+    );
+    assert!(
+        problems(
+            "nodes",
+            json!({"spec": {"taints": [{"key": "k", "effect": "Never"}]}})
+        )
+        .len()
+            == 1
+    );
+}
+
+#[test]
+fn image_policies_and_scans() {
+    let policy = |spec: Value| {
+        let mut full = serde_json::to_value(api::palisade::ImagePolicySpec::default()).unwrap();
+        full.as_object_mut()
+            .unwrap()
+            .extend(spec.as_object().unwrap().clone());
+        json!({"spec": full})
+    };
+    let exemption = |expires: &str| {
+        json!({"exemptions": [{"vulnerability": "CVE-2026-1", "package": "openssl", "image": "r.example/app",
+            "expires": expires, "reason": "not reachable"}]})
+    };
+    assert!(problems("imagepolicies", policy(exemption("2026-07-01T00:00:00Z"))).is_empty());
+    let cases = [
+        (
+            exemption("2026-05-31T00:00:00Z"),
+            "spec.exemptions[0].expires: Invalid value: \"2026-05-31T00:00:00Z\": must be in the future",
+        ),
+        (
+            exemption("2030-01-01T00:00:00Z"),
+            "spec.exemptions[0].expires: Invalid value: \"2030-01-01T00:00:00Z\": must be at most",
+        ),
+        (
+            json!({"exemptions": [{"vulnerability": "", "expires": "2026-07-01T00:00:00Z", "reason": "r"}]}),
+            "spec.exemptions[0].vulnerability: ",
+        ),
+        (
+            json!({"exemptions": [{"vulnerability": "CVE-1", "expires": "2026-07-01T00:00:00Z", "reason": " "}]}),
+            "spec.exemptions[0].reason: Required",
+        ),
+        (
+            json!({"exemptions": [{"vulnerability": "CVE-1", "image": "r.example/app:1", "expires": "2026-07-01T00:00:00Z", "reason": "r"}]}),
+            "spec.exemptions[0].image: ",
+        ),
+        (
+            json!({"allowedRegistries": ["https://r.example"]}),
+            "spec.allowedRegistries[0]: ",
+        ),
+        (
+            json!({"allowedRegistries": ["r.example/a:1"]}),
+            "spec.allowedRegistries[0]: ",
+        ),
+        (json!({"namespaces": ["A"]}), "spec.namespaces[0]: "),
+        (json!({"maxDbAgeHours": 0}), "spec.maxDbAgeHours: "),
+    ];
+    for (spec, expected) in cases {
+        let found = problems("imagepolicies", policy(spec));
+        assert!(
+            found.len() == 1 && found[0].starts_with(expected),
+            "{expected}: {found:?}"
+        );
+    }
+    for registry in [
+        "127.0.0.1:5000",
+        "r.example",
+        "r.example:5000/team",
+        "oci-layout.local",
+    ] {
+        assert!(
+            problems("imagepolicies", policy(json!({"allowedRegistries": [registry]}))).is_empty(),
+            "{registry}"
+        );
+    }
+    // An exemption that has expired since does not stand in the way of changing the rest.
+    let old = object("imagepolicies", policy(exemption("2026-05-31T00:00:00Z")));
+    let mut new = old.clone();
+    new["spec"]["ignoreUnfixed"] = json!(true);
+    assert!(refusals(&request("imagepolicies", Some(&old), new)).is_empty());
+
+    let scan = request("imagescans", None, object("imagescans", json!({})));
+    assert_eq!(review(&scan).unwrap_err().code(), 403);
+    assert!(
+        review(&AdmissionRequest {
+            user: USER_APISERVER,
+            ..scan
+        })
+        .is_ok()
+    );
+}
+
+#[test]
+fn events_stand_beside_what_they_are_about() {
+    let event =
+        |namespace: Value| json!({"involvedObject": {"kind": "Pod", "name": "p", "namespace": namespace}});
+    assert!(problems("events", event(json!("default"))).is_empty());
+    assert!(problems("events", event(Value::Null)).is_empty());
+    assert_eq!(problems("events", event(json!("other"))).len(), 1);
+    assert!(problems("leases", json!({"spec": {"leaseDurationSeconds": 40}})).is_empty());
+    assert_eq!(
+        problems("leases", json!({"spec": {"leaseDurationSeconds": 0}})).len(),
+        1
+    );
+}

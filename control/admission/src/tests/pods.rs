@@ -1,0 +1,520 @@
+//! Pods.
+
+use super::*;
+
+/// A change of a stored pod.
+type Edit<'a> = &'a dyn Fn(&mut Value);
+
+#[test]
+fn an_ordinary_pod_gets_kubernetes_defaults() {
+    let body = json!({"spec": {
+        "containers": [
+            {"name": "a", "image": "busybox", "ports": [{"containerPort": 80}],
+             "resources": {"limits": {"cpu": "1", "memory": "64Mi"}, "requests": {"cpu": "500m"}},
+             "env": [{"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+             "volumeMounts": [{"name": "v", "mountPath": "/data"}]},
+            {"name": "b", "image": "r.example/app:1"}],
+        "volumes": [{"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s"}}],
+    }});
+    let pod = complete(&request("pods", None, object("pods", body))).unwrap();
+    assert_eq!(
+        pod,
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "default"},
+            "spec": {
+                "containers": [
+                    {"name": "a", "image": "busybox", "imagePullPolicy": "Always",
+                     "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                     "resources": {"limits": {"cpu": "1", "memory": "64Mi"},
+                                   "requests": {"cpu": "500m", "memory": "64Mi"}},
+                     "env": [{"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name", "apiVersion": "v1"}}}],
+                     "volumeMounts": [{"name": "v", "mountPath": "/data"}]},
+                    {"name": "b", "image": "r.example/app:1", "imagePullPolicy": "IfNotPresent", "resources": {}}],
+                "volumes": [{"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s", "defaultMode": 420}}],
+                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler",
+                "terminationGracePeriodSeconds": 30, "enableServiceLinks": true, "securityContext": {},
+                "serviceAccountName": "default", "serviceAccount": "default",
+            },
+            "status": {"phase": "Pending"},
+        })
+    );
+    let again = complete(&request("pods", None, pod.clone())).unwrap();
+    assert_eq!(again, pod, "defaults are stable");
+}
+
+#[test]
+fn a_pod_that_uses_everything_supported_is_admitted() {
+    let body = pod(json!({
+        "containers": [{
+            "name": "c", "image": "r.example/app:1", "imagePullPolicy": "Always", "workingDir": "/work",
+            "command": ["sh"], "args": ["-c", "true"],
+            "env": [
+                {"name": "A", "value": "1"},
+                {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k", "optional": true}}},
+                {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                {"name": "D", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app.kubernetes.io/name']"}}},
+                {"name": "E", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}],
+            "envFrom": [{"prefix": "P_", "configMapRef": {"name": "m"}}, {"secretRef": {"name": "s"}}],
+            "ports": [{"name": "http", "containerPort": 80, "hostPort": 0}],
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "0.5", "memory": "1G"}},
+            "securityContext": {
+                "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "privileged": false,
+                "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"}},
+            "volumeMounts": [
+                {"name": "e", "mountPath": "/cache"}, {"name": "m", "mountPath": "/dev/shm"},
+                {"name": "c", "mountPath": "/etc/app", "readOnly": true}],
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+            "stdin": false, "tty": false,
+        }],
+        "volumes": [
+            {"name": "e", "emptyDir": {}},
+            {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+            {"name": "c", "configMap": {"name": "m", "items": [{"key": "k", "path": "d/f", "mode": 256}]}},
+            {"name": "s", "secret": {"secretName": "s", "defaultMode": 256, "optional": true}}],
+        "restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 0, "nodeSelector": {"kubernetes.io/os": "linux"},
+        "nodeName": "node-1", "hostname": "web", "automountServiceAccountToken": false, "dnsPolicy": "Default",
+        "hostUsers": false, "hostNetwork": false, "initContainers": [], "affinity": {},
+        "tolerations": [{"operator": "Exists"}, {"key": "k", "value": "v", "effect": "NoExecute", "tolerationSeconds": 5}],
+        "securityContext": {"runAsUser": 1, "fsGroup": 2, "supplementalGroups": [3], "seccompProfile": {"type": "RuntimeDefault"}},
+    }));
+    assert_eq!(problems("pods", body), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_agent_cannot_honour_is_refused_with_its_path() {
+    let spec = |field: &str, value: Value| pod(json!({field: value}));
+    let cases = [
+        (spec("hostNetwork", json!(true)), "spec.hostNetwork: "),
+        (spec("hostPID", json!(true)), "spec.hostPID: "),
+        (spec("hostIPC", json!(true)), "spec.hostIPC: "),
+        (
+            spec("shareProcessNamespace", json!(true)),
+            "spec.shareProcessNamespace: ",
+        ),
+        (
+            spec("initContainers", json!([{"name": "i"}])),
+            "spec.initContainers: ",
+        ),
+        (
+            spec("ephemeralContainers", json!([{"name": "i"}])),
+            "spec.ephemeralContainers: ",
+        ),
+        (
+            spec("activeDeadlineSeconds", json!(5)),
+            "spec.activeDeadlineSeconds: ",
+        ),
+        (spec("runtimeClassName", json!("kata")), "spec.runtimeClassName: "),
+        (spec("affinity", json!({"nodeAffinity": {}})), "spec.affinity: "),
+        (
+            spec("automountServiceAccountToken", json!(true)),
+            "spec.automountServiceAccountToken: ",
+        ),
+        (
+            spec("imagePullSecrets", json!([{"name": "s"}])),
+            "spec.imagePullSecrets: ",
+        ),
+        (
+            spec("hostAliases", json!([{"ip": "1.1.1.1"}])),
+            "spec.hostAliases: ",
+        ),
+        (
+            spec("dnsPolicy", json!("None")),
+            "spec.dnsPolicy: Unsupported value",
+        ),
+        (
+            spec("schedulerName", json!("mine")),
+            "spec.schedulerName: Unsupported value",
+        ),
+        (spec("fieldOfTheFuture", json!("x")), "spec.fieldOfTheFuture: "),
+        (
+            spec("securityContext", json!({"sysctls": [{"name": "a"}]})),
+            "spec.securityContext.sysctls: ",
+        ),
+        (
+            spec(
+                "securityContext",
+                json!({"seccompProfile": {"type": "Unconfined"}}),
+            ),
+            "spec.securityContext.seccompProfile.type: Unsupported value: \"Unconfined\"",
+        ),
+        (
+            spec(
+                "securityContext",
+                json!({"seccompProfile": {"type": "RuntimeDefault", "localhostProfile": "p"}}),
+            ),
+            "spec.securityContext.seccompProfile.localhostProfile: ",
+        ),
+        (
+            spec("volumes", json!([{"name": "v", "hostPath": {"path": "/"}}])),
+            "spec.volumes[0].hostPath: ",
+        ),
+        (
+            spec("volumes", json!([{"name": "v", "hostPath": {}}])),
+            "spec.volumes[0].hostPath: ",
+        ),
+        (
+            spec("volumes", json!([{"name": "v", "projected": {"sources": []}}])),
+            "spec.volumes[0].projected: ",
+        ),
+        (
+            spec(
+                "volumes",
+                json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]),
+            ),
+            "spec.volumes[0].persistentVolumeClaim: ",
+        ),
+        (
+            spec(
+                "volumes",
+                json!([{"name": "v", "emptyDir": {"medium": "HugePages"}}]),
+            ),
+            "spec.volumes[0].emptyDir.medium: ",
+        ),
+        (
+            spec(
+                "volumes",
+                json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]),
+            ),
+            "spec.volumes[0].emptyDir.sizeLimit: ",
+        ),
+        (
+            container(json!({"livenessProbe": {"exec": {"command": ["x"]}}})),
+            "spec.containers[0].livenessProbe: ",
+        ),
+        (
+            container(json!({"readinessProbe": {"periodSeconds": 1}})),
+            "spec.containers[0].readinessProbe: ",
+        ),
+        (
+            container(json!({"lifecycle": {"preStop": {}}})),
+            "spec.containers[0].lifecycle: ",
+        ),
+        (container(json!({"tty": true})), "spec.containers[0].tty: "),
+        (
+            container(json!({"ports": [{"containerPort": 1, "hostPort": 2}]})),
+            "spec.containers[0].ports[0].hostPort: ",
+        ),
+        (
+            container(json!({"securityContext": {"privileged": true}})),
+            "spec.containers[0].securityContext.privileged: ",
+        ),
+        (
+            container(json!({"securityContext": {"allowPrivilegeEscalation": true}})),
+            "spec.containers[0].securityContext.allowPrivilegeEscalation: ",
+        ),
+        (
+            container(json!({"securityContext": {"procMount": "Unmasked"}})),
+            "spec.containers[0].securityContext.procMount: ",
+        ),
+        (
+            container(json!({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}})),
+            "spec.containers[0].securityContext.appArmorProfile: ",
+        ),
+        (
+            container(json!({"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}})),
+            "spec.containers[0].securityContext.capabilities.add[0]: Unsupported value: \"SYS_ADMIN\"",
+        ),
+        (
+            container(json!({"securityContext": {"capabilities": {"add": ["ALL"]}}})),
+            "spec.containers[0].securityContext.capabilities.add[0]: Unsupported value: \"ALL\"",
+        ),
+        (
+            container(json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}})),
+            "spec.containers[0].resources.limits.ephemeral-storage: ",
+        ),
+        (
+            container(
+                json!({"env": [{"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]}),
+            ),
+            "spec.containers[0].env[0].valueFrom.resourceFieldRef: ",
+        ),
+    ];
+    for (body, expected) in cases {
+        let found = problems("pods", body);
+        assert_eq!(found.len(), 1, "{expected}: {found:?}");
+        assert!(found[0].starts_with(expected), "{found:?}");
+    }
+    let mount = json!({
+        "volumes": [{"name": "v", "emptyDir": {}}],
+        "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "b"}]}],
+    });
+    assert!(
+        problems("pods", pod(mount))[0].starts_with("spec.containers[0].volumeMounts[0].subPath: Forbidden")
+    );
+}
+
+#[test]
+fn annotations_cannot_ask_for_a_weaker_sandbox() {
+    let annotated = |key: &str, value: &str| {
+        let mut body = pod(json!({}));
+        body["metadata"] = json!({"annotations": {key: value}});
+        problems("pods", body)
+    };
+    assert!(annotated("palisade.dev/sandbox-profile", "baseline").is_empty());
+    assert!(annotated("palisade.dev/established", "keep").is_empty());
+    for (key, value) in [
+        ("palisade.dev/sandbox-profile", "none"),
+        ("palisade.dev/established", "drop"),
+        ("container.apparmor.security.beta.kubernetes.io/c", "unconfined"),
+        ("seccomp.security.alpha.kubernetes.io/pod", "unconfined"),
+    ] {
+        assert_eq!(annotated(key, value).len(), 1, "{key}={value}");
+    }
+}
+
+#[test]
+fn malformed_pods_name_each_problem() {
+    let cases = [
+        (pod(json!({"containers": []})), "spec.containers: Required value"),
+        (
+            container(json!({"name": ""})),
+            "spec.containers[0].name: Required value",
+        ),
+        (
+            container(json!({"name": "Upper"})),
+            "spec.containers[0].name: Invalid value: \"Upper\"",
+        ),
+        (
+            container(json!({"image": ""})),
+            "spec.containers[0].image: Required value",
+        ),
+        (
+            container(json!({"image": "UPPER/x"})),
+            "spec.containers[0].image: Invalid value",
+        ),
+        (
+            container(json!({"workingDir": "a"})),
+            "spec.containers[0].workingDir: Invalid value",
+        ),
+        (
+            container(json!({"env": [{"name": "A=B"}]})),
+            "spec.containers[0].env[0].name: Invalid value",
+        ),
+        (
+            container(json!({"env": [{"name": "A", "valueFrom": {}}]})),
+            "spec.containers[0].env[0].valueFrom: Invalid value",
+        ),
+        (
+            container(
+                json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.secrets"}}}]}),
+            ),
+            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value",
+        ),
+        (
+            container(
+                json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['<KEY>']"}}}]}),
+            ),
+            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value",
+        ),
+        (
+            container(json!({"envFrom": [{"prefix": "A"}]})),
+            "spec.containers[0].envFrom[0]: Invalid value",
+        ),
+        (
+            container(json!({"ports": [{"containerPort": 70000}]})),
+            "spec.containers[0].ports[0].containerPort: Invalid value",
+        ),
+        (
+            container(json!({"ports": [{"containerPort": 1, "name": "UP"}]})),
+            "spec.containers[0].ports[0].name: Invalid value",
+        ),
+        (
+            container(json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1001m"}}})),
+            "spec.containers[0].resources.requests: Invalid value: \"1001m\": must be less than or equal to cpu limit of 1",
+        ),
+        (
+            container(json!({"resources": {"limits": {"memory": "lots"}, "requests": {"memory": "1"}}})),
+            "spec.containers[0].resources.limits.memory: Invalid value",
+        ),
+        (
+            container(json!({"volumeMounts": [{"name": "nope", "mountPath": "/a"}]})),
+            "spec.containers[0].volumeMounts[0].name: Invalid value",
+        ),
+        (
+            container(json!({"securityContext": {"runAsUser": 70000}})),
+            "spec.containers[0].securityContext.runAsUser: Invalid value",
+        ),
+        (
+            container(json!({"securityContext": {"runAsUser": 0, "runAsNonRoot": true}})),
+            "spec.containers[0].securityContext.runAsUser: Invalid value",
+        ),
+        (
+            pod(json!({"securityContext": {"supplementalGroups": [-1]}})),
+            "spec.securityContext.supplementalGroups[0]: Invalid value",
+        ),
+        (
+            pod(json!({"volumes": [{"name": "v"}]})),
+            "spec.volumes[0]: Required value",
+        ),
+        (
+            pod(json!({"volumes": [{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}]})),
+            "spec.volumes[0]: Forbidden",
+        ),
+        (
+            pod(json!({"volumes": [{"name": "v", "emptyDir": {}}, {"name": "v", "emptyDir": {}}]})),
+            "spec.volumes[1].name: Duplicate value",
+        ),
+        (
+            pod(
+                json!({"volumes": [{"name": "v", "configMap": {"name": "m", "items": [{"key": "k", "path": "../x"}]}}]}),
+            ),
+            "spec.volumes[0].configMap.items[0].path: Invalid value",
+        ),
+        (
+            pod(json!({"volumes": [{"name": "v", "secret": {"secretName": "s", "defaultMode": 4095}}]})),
+            "spec.volumes[0].secret.defaultMode: Invalid value",
+        ),
+        (
+            pod(json!({"tolerations": [{"operator": "Equal"}]})),
+            "spec.tolerations[0].operator: Invalid value",
+        ),
+        (
+            pod(json!({"tolerations": [{"key": "k", "operator": "Near"}]})),
+            "spec.tolerations[0].operator: Unsupported value",
+        ),
+        (
+            pod(json!({"terminationGracePeriodSeconds": -1})),
+            "spec.terminationGracePeriodSeconds: Invalid value",
+        ),
+        (pod(json!({"hostname": "a.b"})), "spec.hostname: Invalid value"),
+        (pod(json!({"nodeName": "A"})), "spec.nodeName: Invalid value"),
+        (
+            pod(json!({"restartPolicy": "Sometimes"})),
+            "spec.restartPolicy: Unsupported value",
+        ),
+        (json!({}), "spec: Required value"),
+    ];
+    for (body, expected) in cases {
+        let found = problems("pods", body);
+        assert_eq!(found.len(), 1, "{expected}: {found:?}");
+        assert!(
+            found[0].starts_with(expected),
+            "expected {expected}, found {found:?}"
+        );
+    }
+    for path in [
+        "/",
+        "//",
+        "/proc",
+        "/proc/",
+        "/./proc/x",
+        "/sys/fs",
+        "/dev",
+        "a",
+        "/a/../b",
+        "/a:b",
+    ] {
+        let body = json!({
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": path}]}],
+        });
+        let found = problems("pods", pod(body));
+        assert!(
+            !found.is_empty() && found[0].starts_with("spec.containers[0].volumeMounts[0].mountPath"),
+            "{path}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn only_metadata_and_tolerations_of_a_pod_change() {
+    let old = stored("pods", pod(json!({"tolerations": [{"operator": "Exists"}]})));
+    let change = |edit: &dyn Fn(&mut Value)| {
+        let mut new = old.clone();
+        edit(&mut new);
+        refusals(&request("pods", Some(&old), new))
+    };
+    assert!(change(&|_| {}).is_empty());
+    assert!(change(&|new| new["metadata"]["labels"] = json!({"a": "b"})).is_empty());
+    assert!(
+        change(&|new| new["spec"]["tolerations"] =
+            json!([{"operator": "Exists"}, {"key": "k", "operator": "Exists"}]))
+        .is_empty()
+    );
+    let cases: [(Edit<'_>, &str); 6] = [
+        (
+            &|new| new["spec"]["tolerations"] = json!([]),
+            "spec.tolerations: Forbidden",
+        ),
+        (
+            &|new| new["spec"]["nodeName"] = json!("n"),
+            "spec.nodeName: Forbidden",
+        ),
+        (
+            &|new| new["spec"]["containers"][0]["image"] = json!("other"),
+            "spec.containers[0].image: Forbidden",
+        ),
+        (
+            &|new| new["spec"]["containers"][0]["securityContext"] = json!({"privileged": true}),
+            "spec.containers[0].securityContext: Forbidden",
+        ),
+        (
+            &|new| new["spec"]["hostNetwork"] = json!(true),
+            "spec.hostNetwork: Forbidden",
+        ),
+        (
+            &|new| new["spec"]["containers"] = json!([]),
+            "spec.containers: Forbidden",
+        ),
+    ];
+    for (edit, expected) in cases {
+        let found = change(edit);
+        assert!(
+            found.len() == 1 && found[0].starts_with(expected),
+            "{expected}: {found:?}"
+        );
+    }
+    let mut bound = old.clone();
+    bound["spec"]["nodeName"] = json!("n");
+    let binding = AdmissionRequest {
+        subresource: "binding",
+        ..request("pods", Some(&old), bound)
+    };
+    assert!(admit(&binding).is_ok(), "binding sets the node");
+}
+
+#[test]
+fn replacing_a_pod_by_its_own_manifest_changes_nothing() {
+    let body = json!({"spec": {"containers": [{"name": "c", "image": "busybox"}]}});
+    let old = stored("pods", body.clone());
+    let mut again = object("pods", body);
+    again["metadata"]["annotations"] = old["metadata"]["annotations"].clone();
+    again["spec"]["containers"][0]["image"] = old["spec"]["containers"][0]["image"].clone();
+    again["status"] = old["status"].clone();
+    let admitted = admit(&request("pods", Some(&old), again)).unwrap();
+    assert_eq!(*admitted.object(), old);
+}
+
+#[test]
+fn a_pod_without_the_gate_is_not_admitted() {
+    let new = object("pods", pod(json!({})));
+    assert!(review(&request("pods", None, new.clone())).is_ok());
+    assert_eq!(admit(&request("pods", None, new)).unwrap_err().code(), 500);
+    let pinned = stored("pods", pod(json!({})));
+    assert!(admit(&request("pods", None, pinned)).is_ok());
+}
+
+#[test]
+fn the_sandbox_report_is_the_agents() {
+    let mut forged = object("pods", pod(json!({})));
+    forged["metadata"]["annotations"] = json!({SANDBOX_STATUS: "seccomp=Enforced"});
+    let created = complete(&request("pods", None, forged.clone())).unwrap();
+    assert!(created["metadata"]["annotations"].get(SANDBOX_STATUS).is_none());
+    let mut old = stored("pods", pod(json!({})));
+    old["metadata"]["annotations"][SANDBOX_STATUS] = json!("seccomp=Missing");
+    let mut new = old.clone();
+    new["metadata"]["annotations"][SANDBOX_STATUS] = json!("seccomp=Enforced");
+    let kept = complete(&request("pods", Some(&old), new.clone())).unwrap();
+    assert_eq!(kept["metadata"]["annotations"][SANDBOX_STATUS], "seccomp=Missing");
+    let status = AdmissionRequest {
+        subresource: "status",
+        ..request("pods", Some(&old), new)
+    };
+    let reported = complete(&status).unwrap();
+    assert_eq!(
+        reported["metadata"]["annotations"][SANDBOX_STATUS],
+        "seccomp=Enforced"
+    );
+}
