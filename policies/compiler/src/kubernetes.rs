@@ -302,7 +302,7 @@ fn read_ip_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) -> Optio
 }
 
 fn read_cidr(text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> {
-    let Ok(net) = text.parse::<IpNet>() else {
+    let Some(net) = parse_cidr(text) else {
         let fix = "write it as 10.0.0.0/8 or 2001:db8::/32, without leading zeros";
         wrong(errors, path, format!("{text:?} is not a CIDR"), fix);
         return None;
@@ -322,6 +322,17 @@ fn read_cidr(text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> 
         return None;
     }
     Some(net.trunc())
+}
+
+/// `IpNet`'s own parser takes leading zeros, which other programs read as octal: 010.0.0.0 would be 8.0.0.0
+/// to them. The standard library's parser of addresses refuses them.
+fn parse_cidr(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let digits_only = length.bytes().all(|b| b.is_ascii_digit());
+    if !digits_only || (length.starts_with('0') && length != "0") {
+        return None;
+    }
+    IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()
 }
 
 /// One condition for each protocol, which is none if every port is bad.

@@ -192,7 +192,8 @@ fn parse<T: DeserializeOwned>(object: &Value, label: String) -> Result<T, LoadEr
     }
     let mut unknown = None;
     let parsed = serde_ignored::deserialize(&object, |path| {
-        unknown.get_or_insert_with(|| path.to_string());
+        // The path marks each optional field that it goes through.
+        unknown.get_or_insert_with(|| path.to_string().replace(".?", ""));
     });
     match (parsed, unknown) {
         (Ok(parsed), None) => Ok(parsed),

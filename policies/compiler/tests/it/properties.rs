@@ -1,0 +1,198 @@
+//! The compiled tables against the reference, over random clusters, policies and packets.
+
+use std::collections::BTreeMap;
+
+use policies_compiler::{ClusterView, compile, compile_policies, reference, validate};
+use policies_ir::{
+    decide::decide,
+    tables::{
+        BuiltinRule, DecidedBy, Direction, EndpointId, NodeTables, Packet, RuleName, Service, Verdict, lookup,
+    },
+};
+use proptest::{prelude::*, sample::Index, strategy::ValueTree, test_runner::TestRunner};
+use testkit::policies::{
+    Scenario, TieredScenario, break_field, kubernetes, packet, tiered, valid_network_policy,
+};
+
+type Judgement = (Verdict, DecidedBy);
+
+/// At least a thousand cases of up to 40 packets; `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: default.cases.max(1024),
+        ..default
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn tables_of_kubernetes_policies_agree_with_the_reference(scenario in kubernetes()) {
+        let Scenario { view, packets } = scenario;
+        let tables = compile(&view).tables;
+        for (endpoint, packet) in packets {
+            let (tables, reference) = (judged(&tables, endpoint, &packet)?, expected(&view, endpoint, &packet));
+            prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
+        }
+    }
+
+    #[test]
+    fn tables_of_tiers_agree_with_the_reference(scenario in tiered()) {
+        let tables = compile_policies(&scenario.cluster, &scenario.policies);
+        for (endpoint, packet) in &scenario.packets {
+            if let Some(reference) = expected_of_tiers(&scenario, *endpoint, packet) {
+                let tables = judged(&tables, *endpoint, packet)?;
+                prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
+            }
+        }
+    }
+
+    #[test]
+    fn order_of_objects_does_not_matter(scenario in kubernetes(), turn in any::<Index>()) {
+        let view = scenario.view;
+        let mut turned = view.clone();
+        turned.pods.rotate_left(turn.index(view.pods.len()));
+        turned.policies.reverse();
+        prop_assert_eq!(compile(&view).tables, compile(&turned).tables);
+    }
+
+    #[test]
+    fn tables_hold_nothing_in_vain(scenario in tiered()) {
+        let tables = compile_policies(&scenario.cluster, &scenario.policies);
+        let used: std::collections::BTreeSet<_> = tables.identities.values().copied().collect();
+        prop_assert!(used.iter().map(|identity| identity.0).eq(1..=used.len().try_into().unwrap()));
+        for endpoint in tables.endpoints.values() {
+            for (key, entry) in &endpoint.verdicts {
+                prop_assert!(used.contains(&key.peer), "{:?} is no identity", key);
+                prop_assert!(tables.decided_by(entry.rule).is_some(), "{:?} has no name", entry);
+                if let Service::Ports { port, prefix_bits, .. } = key.service {
+                    prop_assert!((1..=16).contains(&prefix_bits), "{:?}", key);
+                    prop_assert_eq!(port & u16::MAX.checked_shr(prefix_bits.into()).unwrap_or(0), 0, "{:?}", key);
+                }
+            }
+        }
+        for net in tables.identities.keys() {
+            prop_assert_eq!(*net, net.trunc());
+        }
+    }
+
+    #[test]
+    fn valid_policies_compile_without_diagnostics(policy in valid_network_policy()) {
+        prop_assert_eq!(validate(&policy), Ok(()));
+        let view = ClusterView { policies: vec![policy], ..ClusterView::default() };
+        prop_assert_eq!(compile(&view).diagnostics, vec![]);
+    }
+
+    #[test]
+    fn a_broken_field_is_refused_and_never_allows_more(
+        scenario in kubernetes(),
+        packets in proptest::collection::vec(packet(), 20..40),
+        which in any::<Index>(),
+        kind in any::<u8>(),
+        place in any::<Index>(),
+    ) {
+        let mut view = scenario.view;
+        if view.policies.is_empty() {
+            return Ok(());
+        }
+        let before = compile(&view).tables;
+        let which = which.index(view.policies.len());
+        break_field(&mut view.policies[which], kind, place);
+        prop_assert!(validate(&view.policies[which]).is_err(), "{:?} was accepted", view.policies[which]);
+        let after = compile(&view).tables;
+        for (endpoint, packet) in packets {
+            let (before, after) = (lookup(&before, endpoint, &packet), lookup(&after, endpoint, &packet));
+            prop_assert!(
+                before.verdict == Verdict::Allow || after.verdict == Verdict::Deny,
+                "{:?} {:?} was denied and is allowed now", endpoint, packet
+            );
+        }
+    }
+}
+
+/// A property over packets that are all decided alike would prove nothing.
+#[test]
+fn random_packets_reach_every_kind_of_decision() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut count = |kind: &str, direction: Direction, (verdict, decided_by): Judgement| {
+        let by = match decided_by {
+            DecidedBy::Builtin(rule) => rule.word(),
+            DecidedBy::Rule(RuleName { rule: Some(_), .. }) => "rule",
+            DecidedBy::Rule(RuleName { rule: None, .. }) => "end of tier",
+        };
+        *seen
+            .entry(format!("{kind} {direction:?} {verdict:?} by {by}"))
+            .or_default() += 1;
+    };
+    for _ in 0..600 {
+        let scenario = kubernetes().new_tree(&mut runner).expect("a scenario").current();
+        for (endpoint, packet) in &scenario.packets {
+            count(
+                "kubernetes",
+                packet.direction,
+                expected(&scenario.view, *endpoint, packet),
+            );
+        }
+        let scenario = tiered().new_tree(&mut runner).expect("a scenario").current();
+        for (endpoint, packet) in &scenario.packets {
+            if let Some(judgement) = expected_of_tiers(&scenario, *endpoint, packet) {
+                count("tiers", packet.direction, judgement);
+            }
+        }
+    }
+    println!("{seen:#?}");
+    let both = [
+        "Allow by rule",
+        "Allow by self-traffic",
+        "Allow by no-policy",
+        "Deny by end of tier",
+        "Deny by no-match",
+    ];
+    let reached = |kind: &str, direction: &str, decision: &str| {
+        let name = format!("{kind} {direction} {decision}");
+        assert!(
+            seen.get(&name).is_some_and(|count| *count >= 10),
+            "{name} is too rare in {seen:#?}"
+        );
+    };
+    for kind in ["kubernetes", "tiers"] {
+        for decision in both {
+            reached(kind, "Ingress", decision);
+            reached(kind, "Egress", decision);
+        }
+        reached(kind, "Ingress", "Allow by from-host");
+    }
+    reached("tiers", "Ingress", "Deny by rule");
+    reached("tiers", "Egress", "Deny by rule");
+}
+
+/// What the tables say, in the words of the reference.
+fn judged(tables: &NodeTables, endpoint: EndpointId, packet: &Packet) -> Result<Judgement, TestCaseError> {
+    let entry = lookup(tables, endpoint, packet);
+    let name = tables
+        .decided_by(entry.rule)
+        .ok_or_else(|| TestCaseError::fail("a rule has no name"))?;
+    Ok((entry.verdict, name))
+}
+
+/// What the reference says; an endpoint that does not exist is denied everything.
+fn expected(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> Judgement {
+    match reference(view, endpoint, packet) {
+        Some(decision) => (decision.verdict, decision.decided_by),
+        None => (Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)),
+    }
+}
+
+fn expected_of_tiers(scenario: &TieredScenario, endpoint: EndpointId, packet: &Packet) -> Option<Judgement> {
+    let cluster = &scenario.cluster;
+    let member = cluster
+        .members
+        .iter()
+        .find(|member| member.endpoint == Some(endpoint))?;
+    let policy = scenario.policies.for_endpoint(&member.workload);
+    let decision = decide(&policy, &cluster.flow(member, packet));
+    Some((decision.verdict, decision.decided_by))
+}
