@@ -153,10 +153,8 @@ impl Fetcher {
 
     /// The compressed bytes of one layer of `image`, verified; returns the file in the cache.
     pub async fn layer(&self, image: &Image, layer: &Layer) -> Result<PathBuf, FetchError> {
-        let what = format!("layer {}", layer.digest);
-        let limit = self.config.limits.compressed_bytes;
-        let fetched = self.blob(&image.reference, what, layer.digest, layer.size, limit);
-        self.within_deadline(&image.reference, fetched).await
+        self.within_deadline(&image.reference, self.layer_blob(&image.reference, layer))
+            .await
     }
 
     /// Fetches and verifies everything of a pinned image.
@@ -315,13 +313,13 @@ impl Fetcher {
 
     async fn fetch_pinned(&self, image: &ImageRef) -> Result<VerifiedImage, FetchError> {
         let image = self.describe_pinned(image).await?;
-        let layers: Vec<PathBuf> = stream::iter(&image.layers)
-            .map(|layer| async {
-                let what = format!("layer {}", layer.digest);
-                let limit = self.config.limits.compressed_bytes;
-                self.blob(&image.reference, what, layer.digest, layer.size, limit)
-                    .await
-            })
+        // A list of futures rather than a mapped stream: the compiler cannot prove the latter `Send`.
+        let downloads: Vec<_> = image
+            .layers
+            .iter()
+            .map(|layer| self.layer_blob(&image.reference, layer))
+            .collect();
+        let layers: Vec<PathBuf> = stream::iter(downloads)
             .buffered(PARALLEL_DOWNLOADS)
             .try_collect()
             .await?;
@@ -370,6 +368,18 @@ impl Fetcher {
         };
         self.keep(&format!("manifest {digest}"), *digest, &bytes)?;
         Ok(bytes)
+    }
+
+    async fn layer_blob(&self, image: &ImageRef, layer: &Layer) -> Result<PathBuf, FetchError> {
+        let what = format!("layer {}", layer.digest);
+        self.blob(
+            image,
+            what,
+            layer.digest,
+            layer.size,
+            self.config.limits.compressed_bytes,
+        )
+        .await
     }
 
     /// A verified blob in the cache.

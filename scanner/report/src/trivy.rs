@@ -13,6 +13,8 @@ use crate::coverage::Os;
 pub const MAX_REPORT_BYTES: usize = 128 << 20;
 /// Most findings that are kept; an image past it is refused by what is kept.
 pub const MAX_REPORT_FINDINGS: usize = 50_000;
+/// What Trivy calls the family of a system that it does not know but whose package list it read.
+const NO_FAMILY: &str = "none";
 const MAX_RESULTS: usize = 10_000;
 const MAX_TEXT_CHARS: usize = 200;
 
@@ -93,7 +95,7 @@ impl Report {
         let os = raw
             .metadata
             .and_then(|metadata| metadata.os)
-            .filter(|os| !os.family.is_empty());
+            .filter(|os| !matches!(os.family.as_str(), "" | NO_FAMILY));
         let mut report = Self {
             scanner_version: raw.trivy.map(|scanner| clean(&scanner.version)),
             os: os.map(|os| Os {
