@@ -1,1 +1,85 @@
+//! The control plane's own loops: scheduling, node lifecycle, namespaces, old events.
+//!
+//! They are ordinary clients of the API server, with a certificate of their own and no way around its
+//! checks. Each loop is level-triggered: it compares what is with what should be, on every change and on a
+//! timer, and remembers nothing that it could not find out again. Decisions are pure functions beside each
+//! loop. Non-goals: replicas, rollouts, several control planes at once.
+//!
+//! Start at [`run`].
 
+#![forbid(unsafe_code)]
+
+mod backoff;
+mod cache;
+mod client;
+mod event_ttl;
+mod namespaces;
+mod nodes;
+mod recorder;
+mod scheduling;
+
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Namespace, Node, Pod, ServiceAccount},
+};
+use kube::{Api, Client};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use client::{ConnectError, connect};
+
+use cache::Cache;
+use recorder::Recorder;
+
+/// Namespace of the nodes' heartbeats.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Why the loops ended before they were told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllersError {
+    /// A loop panicked; the others were stopped.
+    #[error("a controller loop panicked")]
+    Panicked(#[source] tokio::task::JoinError),
+    /// A loop returned; the others were stopped.
+    #[error("a controller loop ended")]
+    Ended,
+}
+
+/// Runs all loops until `shutdown`. Failures to reach the API server are retried for ever; an error means a
+/// defect in a loop, and that the caller should end the process rather than run without it.
+pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), ControllersError> {
+    let mut tasks = JoinSet::new();
+    let pods: Cache<Pod> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let nodes: Cache<Node> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let leases: Cache<Lease> = Cache::spawn(
+        &mut tasks,
+        &shutdown,
+        Api::namespaced(client.clone(), LEASE_NAMESPACE),
+    );
+    let namespaces: Cache<Namespace> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let accounts: Cache<ServiceAccount> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+
+    let recorder = |component| Recorder::new(client.clone(), component);
+    let scheduling = scheduling::run(
+        client.clone(),
+        recorder("palisade-scheduler"),
+        pods.clone(),
+        nodes.clone(),
+    );
+    let lifecycle = nodes::run(client.clone(), recorder("node-controller"), nodes, leases, pods);
+    let namespaces = namespaces::run(client.clone(), namespaces, accounts);
+    let events = event_ttl::run(client);
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(lifecycle));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(namespaces));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(events));
+
+    // Dropping the set on an early return stops the other loops.
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(ControllersError::Panicked)?;
+        if !shutdown.is_cancelled() {
+            return Err(ControllersError::Ended);
+        }
+    }
+    Ok(())
+}
