@@ -348,7 +348,7 @@ fn every_condition_on_the_service_counts() {
     };
     let none = ServiceMatch::default;
     let ports = |ports: Vec<PortMatch>| ServiceMatch { ports, ..none() };
-    let not_ports = |ports: Vec<PortMatch>| ServiceMatch { not_ports, ..none() };
+    let not_ports = |not_ports: Vec<PortMatch>| ServiceMatch { not_ports, ..none() };
     let icmp = |kind, code| Some(IcmpMatch { kind, code });
     let web = PortMatch::Named("web".to_owned());
     let range = PortMatch::Range(80, 90);

@@ -38,7 +38,18 @@ allowed: shop/web (198.18.165.68) to shop/db (198.18.170.192), TCP port 5432
     + NetworkPolicy shop/db rule 1: allows
 "
     );
-    assert_eq!(ask(&loaded, "shop/web", "shop/db", 80).unwrap(), "X");
+    assert_eq!(
+        ask(&loaded, "shop/web", "shop/db", 80).unwrap(),
+        "\
+denied: shop/web (198.18.165.68) to shop/db (198.18.170.192), TCP port 80
+  egress of shop/web: allowed by no-policy
+    + profile of the namespace: allows, as no policy decided
+  ingress of shop/db: denied by default-deny (isolated by NetworkPolicy shop/db)
+    - NetworkPolicy shop/db rule 0: does not select the other end
+    - NetworkPolicy shop/db rule 1: is for other ports
+    + end of tier default: denies
+"
+    );
 }
 
 #[test]
