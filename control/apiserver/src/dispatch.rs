@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Longest time for a request that is neither a watch nor a stream. Admission of a pod may scan its images.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// A body that has not arrived by then is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What clients are told to wait when too many requests are under way.

@@ -29,7 +29,9 @@ impl Server {
         let pod = self.load(call).await?;
         let mut response = match pods::log_source(&pod, &query)? {
             LogSource::Unscheduled => Response::new(Body::empty()),
-            LogSource::Node { node, path_and_query } => self.from_node(&node, &path_and_query, slot).await?,
+            LogSource::Node { node, path_and_query } => {
+                self.node_answer(&node, &path_and_query, slot).await?
+            }
         };
         response
             .headers_mut()
@@ -44,7 +46,7 @@ impl Server {
         slot: OwnedSemaphorePermit,
     ) -> Result<Response, Status> {
         let path = pods::node_path(&call.target.rest, &call.parameters).ok_or_else(Status::no_route)?;
-        self.from_node(call.target.name(), &path, slot).await
+        self.node_answer(call.target.name(), &path, slot).await
     }
 
     /// `POST pods/NAME/binding`.
@@ -78,7 +80,7 @@ impl Server {
         Err(Status::modified(row, name))
     }
 
-    async fn from_node(
+    async fn node_answer(
         &self,
         name: &str,
         path_and_query: &str,

@@ -79,6 +79,11 @@ impl Cluster {
         self.dir.path().join("admin.kubeconfig")
     }
 
+    /// A path below the state directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// A client with the administrator's certificate.
     pub(crate) fn admin(&self) -> Client {
         let pki = self.dir.path().join("pki");
