@@ -42,6 +42,15 @@ pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Moves this process into the group.
+pub(crate) fn join(group: &str) -> Result<(), CgroupError> {
+    for directory in directories(group)? {
+        let path = directory.join("cgroup.procs");
+        fs::write(&path, "0").map_err(error("enter", &path))?;
+    }
+    Ok(())
+}
+
 /// Removes the group and all below it; fails while a process is left.
 pub(crate) fn remove_tree(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {

@@ -17,6 +17,7 @@ use crate::logs::{LogFile, Stream};
 use crate::shim::capture::Source;
 use crate::shim::creator::{self, Creation, Work};
 use crate::shim::rootfs::{self, RootfsError, Shared};
+use crate::shim::session::{self, Target};
 use crate::shim::{ShimError, chain, complain, spec};
 
 /// Kubernetes' code for a container whose program was never executed.
@@ -37,6 +38,10 @@ pub(crate) enum ContainerError {
     Remove(#[source] std::io::Error),
     #[error("cannot open the pod's user namespace")]
     UserNamespace(#[source] std::io::Error),
+    #[error("the container does not run")]
+    NotRunning,
+    #[error("cannot hold on to the container's process")]
+    Process(#[source] Errno),
     #[error("cannot create the container's pipes")]
     Pipe(#[source] Errno),
     #[error("cannot handle the container's control group")]
@@ -58,7 +63,7 @@ pub(crate) struct Pod {
 /// A container that was started and not removed.
 #[derive(Debug)]
 pub(crate) struct Container {
-    pub(crate) config: ContainerConfig,
+    pub(crate) config: Arc<ContainerConfig>,
     pub(crate) state: ContainerState,
     ruleset: Arc<ImageRuleset>,
     log: LogFile,
@@ -90,7 +95,7 @@ impl Container {
 
     fn try_start(
         pod: &Pod,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         executables: &[PathBuf],
     ) -> Result<(Self, Creator), ContainerError> {
         let log = LogFile::open(&config.log_path, config.log_max_bytes, config.log_max_files)
@@ -100,6 +105,11 @@ impl Container {
         let root = rootfs::stage(&pod.paths, &pod.launch.pod, user_namespace.as_fd(), &config)
             .map_err(ContainerError::Rootfs)?;
         let directory = fs::File::open(&root.root).map_err(ContainerError::Configuration)?;
+        if !config.env.iter().any(|(name, _)| name == "HOME") {
+            let home = rootfs::home_of(directory.as_fd(), config.uid).map_err(ContainerError::Rootfs)?;
+            config.env.push(("HOME".into(), home));
+        }
+        let config = Arc::new(config);
         let ruleset = ImageRuleset::build(directory.as_fd(), executables).map_err(ContainerError::Sandbox)?;
         let ruleset = Arc::new(ruleset);
 
@@ -119,8 +129,13 @@ impl Container {
 
         let (stdout, stdout_end) = Source::new(pod.owner(&config)).map_err(ContainerError::Pipe)?;
         let (stderr, stderr_end) = Source::new(pod.owner(&config)).map_err(ContainerError::Pipe)?;
-        let work = Work::Init { bundle: &bundle };
-        let creator = start_creator(pod, work, &config, &ruleset, stdout_end, stderr_end)?;
+        let id = library_id(&config);
+        let work = Work::Init {
+            bundle: &bundle,
+            id,
+            library: pod.paths.library(),
+        };
+        let creator = start_creator(work, &config, &ruleset, stdout_end, stderr_end)?;
         let output = [stdout, stderr];
         Ok((
             Self {
@@ -136,10 +151,16 @@ impl Container {
 
     /// Starts a program beside the container's own, as the same user in the same sandbox.
     pub(crate) fn exec(&self, pod: &Pod, argv: &[String]) -> Result<([Source; 2], Creator), ContainerError> {
+        let pid = self.pid().ok_or(ContainerError::NotRunning)?;
+        let process = session::hold(pid).map_err(ContainerError::Process)?;
+        let target = Target {
+            process,
+            cgroup: pod.cgroup(&self.config),
+        };
         let (stdout, stdout_end) = Source::new(pod.owner(&self.config)).map_err(ContainerError::Pipe)?;
         let (stderr, stderr_end) = Source::new(pod.owner(&self.config)).map_err(ContainerError::Pipe)?;
-        let work = Work::Exec { argv };
-        let creator = start_creator(pod, work, &self.config, &self.ruleset, stdout_end, stderr_end)?;
+        let work = Work::Exec { argv, target };
+        let creator = start_creator(work, &self.config, &self.ruleset, stdout_end, stderr_end)?;
         Ok(([stdout, stderr], creator))
     }
 
@@ -269,19 +290,14 @@ impl Ended {
 }
 
 fn start_creator(
-    pod: &Pod,
     work: Work<'_>,
-    config: &ContainerConfig,
+    config: &Arc<ContainerConfig>,
     ruleset: &Arc<ImageRuleset>,
     stdout: OwnedFd,
     stderr: OwnedFd,
 ) -> Result<Creator, ContainerError> {
-    let id = library_id(config);
-    let library = pod.paths.library();
     let creation = Creation {
         work,
-        id,
-        library,
         config,
         ruleset,
         stdout,

@@ -1,4 +1,4 @@
-//! The short-lived child that lets libcontainer start a process, for first processes and exec sessions.
+//! The short-lived child of the shim that starts a process in a container.
 //!
 //! libcontainer blocks, changes its caller (working directory, dumpability) and forks with raw system
 //! calls, so it runs in a child of the single-threaded shim and never in the shim itself. The process it
@@ -6,43 +6,45 @@
 //! kills it when it takes too long.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
-use agent_sandbox::{Compiled, ImageRuleset, PathRule};
+use agent_sandbox::ImageRuleset;
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ContainerConfig;
+use crate::shim::executor::Confinement;
+use crate::shim::session::{self, Target};
 use crate::shim::{ShimError, chain, exit_now, spec, system};
 
 /// What is to be started.
 #[derive(Debug)]
 pub(crate) enum Work<'a> {
-    /// The container itself, from the configuration in `bundle`.
-    Init { bundle: &'a Path },
+    /// The container itself.
+    Init {
+        /// Directory of the OCI configuration.
+        bundle: &'a Path,
+        /// libcontainer's name for the container.
+        id: String,
+        /// libcontainer's directory.
+        library: PathBuf,
+    },
     /// A program beside it.
-    Exec { argv: &'a [String] },
+    Exec { argv: &'a [String], target: Target },
 }
 
 /// Everything the child needs; it gets a copy of the shim's memory.
 #[derive(Debug)]
 pub(crate) struct Creation<'a> {
     pub(crate) work: Work<'a>,
-    /// libcontainer's name for the container.
-    pub(crate) id: String,
-    /// libcontainer's directory.
-    pub(crate) library: PathBuf,
-    pub(crate) config: &'a ContainerConfig,
+    pub(crate) config: &'a Arc<ContainerConfig>,
     pub(crate) ruleset: &'a Arc<ImageRuleset>,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
@@ -58,8 +60,7 @@ pub(crate) enum Report {
 
 /// Starts the child; its report comes through the returned pipe.
 pub(crate) fn start(creation: Creation<'_>) -> Result<(Pid, OwnedFd), ShimError> {
-    let (report, to_shim) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(system("create a pipe"))?;
+    let (report, to_shim) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(system("create a pipe"))?;
     let shim = nix::unistd::getpid();
     // SAFETY: the process has one thread, so the child may allocate and lock as it likes.
     match unsafe { nix::unistd::fork() }.map_err(system("fork to start a process"))? {
@@ -80,6 +81,13 @@ pub(crate) fn start(creation: Creation<'_>) -> Result<(Pid, OwnedFd), ShimError>
 
 fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
     let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
+    let Creation {
+        work,
+        config,
+        ruleset,
+        stdout,
+        stderr,
+    } = creation;
     SigSet::empty()
         .thread_set_mask()
         .map_err(|error| failed("cannot unblock signals", &error))?;
@@ -92,28 +100,27 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
     // libcontainer keeps the caller's groups when the container names none.
     nix::unistd::setgroups(&[]).map_err(|error| failed("cannot drop groups", &error))?;
 
-    let compiled = creation
-        .config
+    let compiled = config
         .profile
         .compile()
         .map_err(|error| failed("cannot compile the profile", &error))?;
-    let (status, write_status) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-        .map_err(|error| failed("cannot create a pipe", &error))?;
-    let executor = Sandboxed {
+    let (status, write_status) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("cannot create a pipe", &error))?;
+    let confinement = Confinement {
+        config: Arc::clone(config),
         compiled: Arc::new(compiled),
-        ruleset: Arc::clone(creation.ruleset),
-        mounts: Arc::new(spec::mount_rules(creation.config)),
+        ruleset: Arc::clone(ruleset),
+        mounts: Arc::new(spec::mount_rules(config)),
         status: Arc::new(write_status),
     };
-    let builder = ContainerBuilder::new(creation.id, SyscallType::default())
-        .with_executor(executor)
-        .with_stdout(creation.stdout)
-        .with_stderr(creation.stderr)
-        .with_root_path(creation.library)
-        .map_err(|error| failed("cannot use the library's directory", &error))?;
-    let pid = match creation.work {
-        Work::Init { bundle } => {
-            let mut container = builder
+    let pid = match work {
+        Work::Init { bundle, id, library } => {
+            let mut container = ContainerBuilder::new(id, SyscallType::default())
+                .with_executor(confinement)
+                .with_stdout(stdout)
+                .with_stderr(stderr)
+                .with_root_path(library)
+                .map_err(|error| failed("cannot use the library's directory", &error))?
                 .as_init(bundle)
                 .with_systemd(false)
                 .with_detach(true)
@@ -125,29 +132,14 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
                 .map_err(|error| failed("cannot start the container", &error))?;
             container.pid().ok_or("the container has no process")?
         }
-        Work::Exec { argv } => {
-            let user = creation.config;
-            builder
-                .as_tenant()
-                .with_detach(true)
-                .as_sibling(true)
-                .with_container_args(argv.to_vec())
-                .with_cwd(Some(&user.cwd))
-                .with_user(Some(user.uid))
-                .with_group(Some(user.gid))
-                .with_additional_gids(user.supplemental_gids.clone())
-                .with_no_new_privs(true)
-                .build()
-                .map_err(|error| failed("cannot start the program", &error))?
+        Work::Exec { argv, target } => {
+            let pid = session::start(&target, &confinement, argv, &stdout, &stderr)?;
+            drop(confinement);
+            pid
         }
     };
-    // The started process holds the only other copy, until its program is executed or it reports.
-    let mut reason = String::new();
-    File::from(status)
-        .take(64 << 10)
-        .read_to_string(&mut reason)
-        .map_err(|error| failed("cannot learn whether the program was executed", &error))?;
-    if reason.is_empty() { Ok(pid) } else { Err(reason) }
+    // The started process now holds the only other end.
+    session::await_execution(status).map(|()| pid)
 }
 
 /// libcontainer forks without telling the C library, which deadlocks beside another thread.
@@ -156,55 +148,8 @@ fn demand_one_thread() -> Result<(), String> {
     match count {
         Ok(1) => Ok(()),
         Ok(threads) => Err(format!(
-            "the shim has {threads} threads; containers can be started with one only"
+            "the shim has {threads} threads; it must have one to start a process"
         )),
         Err(error) => Err(format!("cannot count the shim's threads: {error}")),
-    }
-}
-
-/// Confines the process and executes the program, as the last step inside the container.
-#[derive(Debug, Clone)]
-struct Sandboxed {
-    compiled: Arc<Compiled>,
-    ruleset: Arc<ImageRuleset>,
-    mounts: Arc<Vec<PathRule>>,
-    /// Closed by a successful execution; carries the reason of a failed one, which libcontainer would lose.
-    status: Arc<OwnedFd>,
-}
-
-impl Executor for Sandboxed {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let reason = match self.confine_and_execute(spec) {
-            Ok(never) => match never {},
-            Err(reason) => reason,
-        };
-        let _creator_may_be_gone = rustix::io::write(self.status.as_fd(), reason.as_bytes());
-        Err(ExecutorError::Other(reason))
-    }
-
-    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        // Whether the program can be executed is known when it is executed, under the sandbox.
-        Ok(())
-    }
-}
-
-impl Sandboxed {
-    fn confine_and_execute(&self, spec: &Spec) -> Result<std::convert::Infallible, String> {
-        let argv = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.args().as_ref());
-        let Some([program, args @ ..]) = argv.map(Vec::as_slice) else {
-            return Err("no program to execute".into());
-        };
-        // Its parent is the shim: no container outlives the process that watches it.
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
-            .map_err(|error| format!("cannot tie to the shim: {error}"))?;
-        self.compiled
-            .apply_in_container(&self.ruleset, &self.mounts)
-            .map_err(|error| format!("cannot confine the container: {}", chain(&error)))?;
-        // `exec` also restores the signal mask and SIGPIPE, which Rust programs change for themselves.
-        let error = Command::new(program).args(args).exec();
-        Err(format!("cannot execute {program:?}: {error}"))
     }
 }

@@ -8,8 +8,10 @@
 mod capture;
 mod container;
 mod creator;
+mod executor;
 mod holder;
 mod rootfs;
+mod session;
 mod spec;
 mod supervisor;
 

@@ -9,7 +9,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -40,6 +40,8 @@ pub(crate) enum RootfsError {
     NoIdMapping { path: PathBuf },
     #[error("the list of layers is too long for one overlay mount")]
     TooManyLayers,
+    #[error("{} cannot be executable: the same files are also mounted writable", target.display())]
+    WritableAndExecutable { target: PathBuf },
 }
 
 /// The root of one container in the shim's mount namespace.
@@ -98,6 +100,7 @@ pub(crate) fn stage(
     if config.layers.is_empty() {
         return Err(RootfsError::NoLayers);
     }
+    demand_no_writable_code(&config.mounts)?;
     let staging = staging_of(&config.name);
     fs::create_dir(&staging).map_err(on("create", &staging))?;
     mount_tmpfs(&staging, c"mode=0711,size=1m")?;
@@ -217,6 +220,22 @@ fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> 
     bind_shifted(&mount.source, staged, user_namespace, attributes)
 }
 
+/// The sandbox knows files, not paths: what one mount makes executable is so through every other mount.
+fn demand_no_writable_code(mounts: &[Mount]) -> Result<(), RootfsError> {
+    for code in mounts.iter().filter(|mount| may_execute(mount)) {
+        let overlaps = |other: &&Mount| {
+            let (a, b) = (&code.source, &other.source);
+            !other.read_only && (a.starts_with(b) || b.starts_with(a))
+        };
+        if mounts.iter().any(|other| overlaps(&other)) {
+            return Err(RootfsError::WritableAndExecutable {
+                target: code.target.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// What can be written is never executable.
 pub(crate) fn may_execute(mount: &Mount) -> bool {
     mount.executable && mount.read_only
@@ -264,6 +283,38 @@ fn set_attributes(
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// The home directory of a user, as the image's `/etc/passwd` says; `/` if it does not.
+pub(crate) fn home_of(root: BorrowedFd<'_>, uid: u32) -> Result<String, RootfsError> {
+    const MAX_PASSWD: u64 = 1 << 20;
+    let path = Path::new("etc/passwd");
+    // Not blocking, in case the image has a pipe there.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(fd) => fs::File::from(fd),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+            return Ok("/".into());
+        }
+        Err(errno) => return Err(on_errno("read", path)(errno)),
+    };
+    let mut text = Vec::new();
+    if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        file.take(MAX_PASSWD)
+            .read_to_end(&mut text)
+            .map_err(on("read", path))?;
+    }
+    let text = String::from_utf8_lossy(&text);
+    let home = text.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let is_user = fields.next()?.parse() == Ok(uid);
+        is_user
+            .then(|| fields.nth(2))
+            .flatten()
+            .filter(|home| !home.is_empty())
+    });
+    Ok(home.unwrap_or("/").into())
 }
 
 /// Creates a directory in the container's root, resolving the image's links as the container would.

@@ -453,8 +453,7 @@ impl Supervisor {
         let container = self
             .containers
             .get(&name)
-            .filter(|container| container.pid().is_some());
-        let container = container.ok_or_else(|| format!("container {name} does not run"))?;
+            .ok_or_else(|| format!("there is no container {name}"))?;
         let (sources, creator) = container.exec(&self.pod, argv).map_err(|error| chain(&error))?;
         let output = [Vec::new(), Vec::new()];
         let session = Session {

@@ -1,0 +1,79 @@
+//! The last step inside a container: confine the process, then execute the program. The same for a
+//! container's first process, where libcontainer calls it, and for exec sessions.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use agent_sandbox::{Compiled, ImageRuleset, PathRule};
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::sys::signal::Signal;
+
+use crate::config::ContainerConfig;
+use crate::shim::chain;
+
+/// What confines one process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Confinement {
+    pub(crate) config: Arc<ContainerConfig>,
+    pub(crate) compiled: Arc<Compiled>,
+    pub(crate) ruleset: Arc<ImageRuleset>,
+    pub(crate) mounts: Arc<Vec<PathRule>>,
+    /// Closed by a successful execution; carries the reason of a failed one.
+    pub(crate) status: Arc<OwnedFd>,
+}
+
+impl Confinement {
+    /// Confines this process and becomes the program. Returns only why it could not.
+    pub(crate) fn execute(&self, argv: &[String]) -> String {
+        match self.try_execute(argv) {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        }
+    }
+
+    pub(crate) fn report(&self, reason: &str) {
+        let _creator_may_be_gone = rustix::io::write(self.status.as_fd(), reason.as_bytes());
+    }
+
+    fn try_execute(&self, argv: &[String]) -> Result<Infallible, String> {
+        let [program, args @ ..] = argv else {
+            return Err("no program to execute".into());
+        };
+        // Its parent is the shim: no container outlives the process that watches it.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+            .map_err(|errno| format!("cannot tie to the shim: {errno}"))?;
+        self.compiled
+            .apply_in_container(&self.ruleset, &self.mounts)
+            .map_err(|error| format!("cannot confine the container: {}", chain(&error)))?;
+        let env = self.config.env.iter().map(|(name, value)| (name, value));
+        // `exec` also restores the signal mask and SIGPIPE, which Rust programs change for themselves.
+        let error = Command::new(program).args(args).env_clear().envs(env).exec();
+        Err(format!("cannot execute {program:?}: {error}"))
+    }
+}
+
+impl Executor for Confinement {
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let reason = self.execute(&self.config.argv);
+        // libcontainer would lose the error it is given.
+        self.report(&reason);
+        Err(ExecutorError::Other(reason))
+    }
+
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        // Whether the program can be executed is known when it is executed, under the sandbox.
+        Ok(())
+    }
+
+    fn setup_envs(
+        &self,
+        _envs: std::collections::HashMap<String, String>,
+    ) -> Result<(), ExecutorSetEnvsError> {
+        // The program gets exactly the configured environment when it is executed.
+        Ok(())
+    }
+}
