@@ -228,3 +228,135 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _infallible = writeln!(text, "{arguments}");
 }
+
+#[cfg(test)]
+mod tests {
+    use api::{
+        Digest,
+        palisade::{API_VERSION, ImageScanSpec, ImageScanStatus},
+    };
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn scan(verdict: ScanVerdict, reasons: &[&str]) -> ImageScan {
+        let digest = Digest::of(b"image");
+        let time = "2026-06-01T00:00:00Z".parse().unwrap();
+        ImageScan {
+            api_version: API_VERSION.into(),
+            kind: "ImageScan".into(),
+            metadata: ObjectMeta {
+                name: Some(api::palisade::image_scan_name(&digest)),
+                ..ObjectMeta::default()
+            },
+            spec: ImageScanSpec {
+                image: "127.0.0.1:5000/lab/app:1".into(),
+                digest,
+            },
+            status: ImageScanStatus {
+                verdict,
+                reasons: reasons.iter().map(|r| (*r).to_owned()).collect(),
+                counts: [(Severity::Critical, 1)].into(),
+                findings: Vec::new(),
+                findings_omitted: 2,
+                os: Some("wolfi 20230201".into()),
+                packages: 2,
+                db_updated_at: time,
+                db_hash: digest,
+                policy_hash: digest,
+                scanner: "trivy 0.76.0".into(),
+                scanner_hash: digest,
+                scanned_at: time,
+            },
+        }
+    }
+
+    fn findings() -> Vec<Finding> {
+        let finding = |package: &str, severity, fixed: Option<&str>, exempted| Finding {
+            vulnerability: "CVE-2099-0001".into(),
+            severity,
+            package: package.into(),
+            installed: "1.0".into(),
+            fixed: fixed.map(Into::into),
+            target: "layout (wolfi 20230201)".into(),
+            title: "Lab: flaw".into(),
+            exempted,
+        };
+        vec![
+            finding("busybox", Severity::Critical, Some("1.1"), false),
+            finding("musl", Severity::Low, None, true),
+        ]
+    }
+
+    #[test]
+    fn messages_say_what_happened_and_stay_bounded() {
+        let text = message(&scan(ScanVerdict::Inconclusive, &["nothing was checked"]), false);
+        assert!(
+            text.ends_with("was refused because the scan was inconclusive: nothing was checked"),
+            "{text}"
+        );
+        let long = "x".repeat(MAX_MESSAGE_CHARS * 2);
+        assert!(message(&scan(ScanVerdict::Refused, &[&long]), false).len() <= MAX_MESSAGE_CHARS + 3);
+    }
+
+    #[test]
+    fn the_table_lines_up() {
+        let (scan, findings) = (scan(ScanVerdict::Refused, &[]), findings());
+        let text = table(Outcome {
+            scan: &scan,
+            findings: &findings,
+            admitted: false,
+        });
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[3],
+            "VULNERABILITY  SEVERITY        PACKAGE  INSTALLED  FIXED IN  TITLE"
+        );
+        assert_eq!(
+            lines[4],
+            "CVE-2099-0001  CRITICAL        busybox  1.0        1.1       Lab: flaw"
+        );
+        assert_eq!(
+            lines[5],
+            "CVE-2099-0001  LOW (exempted)  musl     1.0        -         Lab: flaw"
+        );
+    }
+
+    #[test]
+    fn json_has_all_findings() {
+        let (scan, findings) = (scan(ScanVerdict::Refused, &[]), findings());
+        let value = json(Outcome {
+            scan: &scan,
+            findings: &findings,
+            admitted: false,
+        });
+        assert_eq!(value["scan"]["status"]["findings"].as_array().unwrap().len(), 2);
+        assert_eq!(value["scan"]["status"]["findingsOmitted"], 0);
+        assert_eq!(value["admitted"], false);
+    }
+
+    #[test]
+    fn sarif_has_one_rule_per_vulnerability_and_marks_exemptions() {
+        let (scan, findings) = (scan(ScanVerdict::Inconclusive, &["doubt"]), findings());
+        let value = sarif(Outcome {
+            scan: &scan,
+            findings: &findings,
+            admitted: false,
+        });
+        let run = &value["runs"][0];
+        assert_eq!(value["version"], "2.1.0");
+        assert_eq!(run["tool"]["driver"]["rules"].as_array().unwrap().len(), 1);
+        assert_eq!(run["results"].as_array().unwrap().len(), 2);
+        assert_eq!(
+            (&run["results"][1]["ruleIndex"], &run["results"][1]["level"]),
+            (&json!(0), &json!("note"))
+        );
+        assert_eq!(run["results"][1]["suppressions"][0]["status"], "accepted");
+        assert!(run["results"][0].get("suppressions").is_none());
+        assert_eq!(run["invocations"][0]["executionSuccessful"], false);
+        assert_eq!(
+            run["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"],
+            "doubt"
+        );
+    }
+}

@@ -260,13 +260,24 @@ mod tests {
 
     #[test]
     fn reads_what_trivy_writes() {
-        let report = Report::parse(include_bytes!("../testdata/trivy-alpine.json")).unwrap();
-        let os = report.os.unwrap();
-        assert_eq!((os.family.as_str(), os.end_of_life), ("alpine", false));
-        assert!(report.os_packages >= 2);
-        let finding = &report.findings[0];
-        assert_eq!(finding.severity, Severity::Critical);
-        assert!(finding.fixed.is_some());
+        // Written by Trivy 0.76.0 over a small root file system with the lab's invented advisories.
+        let report = Report::parse(include_bytes!("../testdata/trivy-wolfi.json")).unwrap();
+        assert_eq!(report.scanner_version.as_deref(), Some("0.76.0"));
+        assert_eq!(report.os.as_ref().unwrap().to_string(), "wolfi 20230201");
+        assert_eq!(
+            (report.os_packages, report.language_packages, report.suppressed),
+            (2, 1, 0)
+        );
+        let found: Vec<_> = report
+            .findings
+            .iter()
+            .map(|f| (f.severity, f.package.as_str(), f.fixed.as_deref()))
+            .collect();
+        let expected = [
+            (Severity::Critical, "busybox", Some("1.36.1-r99")),
+            (Severity::High, "requests", Some("2.99.0")),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]
