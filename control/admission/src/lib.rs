@@ -2,8 +2,9 @@
 //! thing that the API server stores. Pure: objects in, object or refusal out.
 //!
 //! The rule for pods is that a field is honoured or refused, never ignored: [`pod`] has a list of all fields
-//! that the agent honours, and everything else is refused with its path. A field that a later Kubernetes
-//! brings is refused without a change here.
+//! that the agent honours, and everything else is refused with its path. Fields that the types of a later
+//! Kubernetes will bring are refused until they are put on the list. (Fields that the types do not have at
+//! all never get here: decoding refuses them, or drops them with a warning, as `fieldValidation` asks.)
 //!
 //! Non-goals: who may ask (`control/auth`), the form of a body (`control/wire`), identity, deletion marks and
 //! generation (`control/apiserver`), judging images (`scanner/gate`; [`pin_images`] only writes down what it
@@ -21,7 +22,7 @@ mod shape;
 mod syntax;
 
 use api::resources::Resource;
-use control_wire::{Cause, Status};
+use control_wire::{Cause, Status, decode, query::FieldValidation};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -96,10 +97,15 @@ pub fn review(request: &AdmissionRequest<'_>) -> Result<(), Status> {
 }
 
 fn complete(request: &AdmissionRequest<'_>) -> Result<Value, Status> {
-    let mut object = request.new.clone();
-    if !object.is_object() {
-        return Err(Status::bad_request("the object must be a JSON object"));
-    }
+    // Typed once more: what follows may rely on the types, and what is stored has the fields of its kind only,
+    // wherever the object came from.
+    let mut object = decode::patched(
+        request.resource,
+        None,
+        request.new.clone(),
+        FieldValidation::Strict,
+    )?
+    .object;
     kinds::default(request, &mut object);
     let mut problems = Problems::default();
     metadata::check(request, &object, &mut problems);
@@ -144,6 +150,8 @@ impl Problems {
     }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 #[expect(clippy::needless_pass_by_value, reason = "bodies are written as literals")]
 mod tests;

@@ -17,6 +17,8 @@ mod json;
 pub mod negotiate;
 pub mod openapi;
 pub mod patch;
+#[cfg(test)]
+mod properties;
 pub mod protobuf;
 pub mod query;
 pub mod selector;

@@ -372,7 +372,13 @@ fn image_policies_and_scans() {
     new["spec"]["ignoreUnfixed"] = json!(true);
     assert!(refusals(&request("imagepolicies", Some(&old), new)).is_empty());
 
-    let scan = request("imagescans", None, object("imagescans", json!({})));
+    let digest = Digest::of(b"x").to_string();
+    let scan = json!({
+        "spec": {"image": "r.example/app:1", "digest": digest},
+        "status": {"verdict": "Pass", "packages": 1, "dbUpdatedAt": NOW, "dbHash": digest, "policyHash": digest,
+            "scanner": "trivy 0.76.0", "scannerHash": digest, "scannedAt": NOW},
+    });
+    let scan = request("imagescans", None, object("imagescans", scan));
     assert_eq!(review(&scan).unwrap_err().code(), 403);
     assert!(
         review(&AdmissionRequest {

@@ -127,7 +127,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             spec("schedulerName", json!("mine")),
             "spec.schedulerName: Unsupported value",
         ),
-        (spec("fieldOfTheFuture", json!("x")), "spec.fieldOfTheFuture: "),
         (
             spec("securityContext", json!({"sysctls": [{"name": "a"}]})),
             "spec.securityContext.sysctls: ",
@@ -236,6 +235,11 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         assert_eq!(found.len(), 1, "{expected}: {found:?}");
         assert!(found[0].starts_with(expected), "{found:?}");
     }
+    let unknown = problems("pods", spec("fieldOfTheFuture", json!("x")));
+    assert!(
+        unknown[0].ends_with("unknown field \"spec.fieldOfTheFuture\""),
+        "{unknown:?}"
+    );
     let mount = json!({
         "volumes": [{"name": "v", "emptyDir": {}}],
         "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "b"}]}],
