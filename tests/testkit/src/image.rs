@@ -89,6 +89,8 @@ impl Layer {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
         header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(1_700_000_000);
         header.set_size(content.len() as u64);
         let raw = header.as_old_mut();
@@ -97,6 +99,22 @@ impl Layer {
         header.set_cksum();
         self.raw(&header, content);
         self
+    }
+
+    /// Adds an entry whose path may have any length, as tar programs do.
+    pub fn append(&mut self, header: &mut tar::Header, path: &Path, content: &[u8]) -> Result<()> {
+        header.set_size(content.len() as u64);
+        self.tar
+            .append_data(header, path, content)
+            .with_context(|| format!("cannot add {}", path.display()))
+    }
+
+    /// Adds a symbolic link whose path and target may have any length.
+    pub fn link(&mut self, header: &mut tar::Header, path: &Path, target: &Path) -> Result<()> {
+        header.set_size(0);
+        self.tar
+            .append_link(header, path, target)
+            .with_context(|| format!("cannot add {}", path.display()))
     }
 
     /// Adds a header and content exactly as given.

@@ -1,0 +1,572 @@
+//! Unpacking and the store on a real file system. Needs root, as the agent does.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Cursor,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use agent_images::{
+    ImageError, ImageStore, Limits, StoreConfig, UnpackError, UnpackLimits, Unpacked, unpack,
+};
+use anyhow::{Context, Result};
+use api::{Digest, ImageRef};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use tar::EntryType;
+use testkit::image::{Image, ImageBuilder, Layer, Packing};
+
+/// A directory to unpack into, between neighbours that must not change.
+struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        fs::create_dir(dir.path().join("root"))?;
+        fs::write(dir.path().join("outside"), "untouched")?;
+        Ok(Self { dir })
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    fn unpack(&self, tar: &[u8]) -> Result<Unpacked, UnpackError> {
+        self.unpack_within(
+            tar,
+            &UnpackLimits {
+                bytes: 64 << 20,
+                entries: 1000,
+            },
+        )
+    }
+
+    fn unpack_within(&self, tar: &[u8], limits: &UnpackLimits) -> Result<Unpacked, UnpackError> {
+        let root = fs::File::open(self.root()).map_err(|source| UnpackError::Read { source })?;
+        unpack(Cursor::new(tar), root.as_fd(), limits)
+    }
+
+    fn outside_is_untouched(&self) -> bool {
+        let names: BTreeSet<_> = fs::read_dir(self.dir.path())
+            .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
+            .unwrap_or_default();
+        names == BTreeSet::from(["outside".into(), "root".into()])
+            && fs::read(self.dir.path().join("outside")).is_ok_and(|content| content == b"untouched")
+            && fs::metadata(self.dir.path().join("outside")).is_ok_and(|stat| stat.nlink() == 1)
+    }
+}
+
+fn tar() -> Layer {
+    Layer::new(Packing::Tar)
+}
+
+#[test]
+fn modes_owners_times_and_links_arrive() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut header = tar::Header::new_gnu();
+    header.set_path("etc/shadow")?;
+    header.set_mode(0o4640);
+    header.set_uid(1000);
+    header.set_gid(42);
+    header.set_mtime(1_600_000_000);
+    header.set_size(6);
+    header.set_cksum();
+    let mut layer = tar().dir("tmp/", 0o1777).dir("etc/", 0o755);
+    layer.raw(&header, b"secret");
+    let layer = layer
+        .symlink("etc/absolute", "/etc/shadow")
+        .hard_link("etc/linked", "etc/shadow")
+        .entry(EntryType::Fifo, "run/pipe", 0o600, "", b"")
+        .entry(EntryType::Char, "dev/null", 0o666, "", b"");
+    let unpacked = sandbox.unpack(&layer.tar())?;
+    assert_eq!(
+        (unpacked.entries, unpacked.bytes, unpacked.devices_skipped),
+        (7, 6, 1)
+    );
+    let root = sandbox.root();
+    let shadow = fs::metadata(root.join("etc/shadow"))?;
+    assert_eq!(
+        (shadow.uid(), shadow.gid(), shadow.mtime()),
+        (1000, 42, 1_600_000_000)
+    );
+    assert_eq!(shadow.mode() & 0o7777, 0o640, "set-user-ID is dropped");
+    assert_eq!(shadow.nlink(), 2);
+    assert_eq!(
+        fs::metadata(root.join("tmp"))?.permissions().mode() & 0o7777,
+        0o1777
+    );
+    assert_eq!(
+        fs::metadata(root.join("etc"))?.mtime(),
+        1_700_000_000,
+        "children do not change a directory's time"
+    );
+    assert_eq!(
+        fs::read_link(root.join("etc/absolute"))?,
+        Path::new("/etc/shadow")
+    );
+    assert!(fs::symlink_metadata(root.join("run/pipe"))?.file_type().is_fifo());
+    assert!(!root.join("dev/null").exists());
+    Ok(())
+}
+
+#[test]
+fn nothing_escapes() -> Result<()> {
+    let climbing = [
+        "../outside",
+        "a/../../outside",
+        "/../outside",
+        "./../outside",
+        "..",
+    ];
+    for path in climbing {
+        for kind in [EntryType::Regular, EntryType::Directory, EntryType::Symlink] {
+            let sandbox = Sandbox::new()?;
+            let content: &[u8] = if kind == EntryType::Regular { b"owned" } else { b"" };
+            let result = sandbox.unpack(&tar().entry(kind, path, 0o644, "x", content).tar());
+            assert!(
+                matches!(result, Err(UnpackError::Path { .. })),
+                "{kind:?} {path:?}: {result:?}"
+            );
+            assert!(sandbox.outside_is_untouched(), "{kind:?} {path:?}");
+        }
+    }
+    for target in ["../outside", "/../outside", "..", ""] {
+        let sandbox = Sandbox::new()?;
+        assert!(
+            sandbox.unpack(&tar().hard_link("link", target).tar()).is_err(),
+            "hard link to {target:?}"
+        );
+        assert!(sandbox.outside_is_untouched());
+    }
+    Ok(())
+}
+
+#[test]
+fn links_of_the_layer_resolve_inside_it() -> Result<()> {
+    for target in ["..", "../..", "/", "/etc", "../../../../../../etc", "."] {
+        let sandbox = Sandbox::new()?;
+        let layer = tar()
+            .symlink("link", target)
+            .file("link/outside", 0o644, b"owned")
+            .hard_link("copy", "link/outside");
+        // Some targets do not exist inside the layer: refusing and resolving inside are both right.
+        let _either = sandbox.unpack(&layer.tar());
+        assert!(sandbox.outside_is_untouched(), "{target:?}");
+        assert!(!Path::new("/etc/outside").exists(), "{target:?}");
+    }
+    let sandbox = Sandbox::new()?;
+    sandbox.unpack(
+        &tar()
+            .dir("usr/bin/", 0o755)
+            .symlink("bin", "/usr/bin")
+            .file("bin/tool", 0o755, b"x")
+            .tar(),
+    )?;
+    assert!(
+        sandbox.root().join("usr/bin/tool").is_file(),
+        "a merged /usr works"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_file_in_place_of_a_link_replaces_the_link() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let outside = sandbox.dir.path().join("outside");
+    let layer = tar()
+        .symlink("file", &outside.display().to_string())
+        .file("file", 0o644, b"owned");
+    sandbox.unpack(&layer.tar())?;
+    assert!(sandbox.outside_is_untouched());
+    assert_eq!(fs::read(sandbox.root().join("file"))?, b"owned");
+    Ok(())
+}
+
+#[test]
+fn removed_files_become_whiteouts() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let layer = tar()
+        .file("etc/.wh.gone", 0o644, b"")
+        .dir("opt/", 0o755)
+        .file("opt/.wh..wh..opq", 0o644, b"")
+        .file("var/.wh.replaced", 0o644, b"")
+        .dir("var/replaced/", 0o755)
+        .dir("srv/kept/", 0o755)
+        .file("srv/.wh.kept", 0o644, b"")
+        .file("srv/.wh..wh.plnk", 0o644, b"");
+    sandbox.unpack(&layer.tar())?;
+    let root = sandbox.root();
+    let gone = fs::symlink_metadata(root.join("etc/gone"))?;
+    assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+    for dir in ["opt", "var/replaced", "srv/kept"] {
+        for name in ["trusted.overlay.opaque", "user.overlay.opaque"] {
+            let mut value = [0; 1];
+            rustix::fs::getxattr(root.join(dir), name, &mut value[..])
+                .with_context(|| format!("{dir} {name}"))?;
+            assert_eq!(&value, b"y");
+        }
+    }
+    assert_eq!(fs::read_dir(root.join("srv"))?.count(), 1);
+    for bad in [".wh.", ".wh..", ".wh...", ".wh..wh..opq"] {
+        let result = Sandbox::new()?.unpack(&tar().file(bad, 0o644, b"").tar());
+        assert!(
+            matches!(result, Err(UnpackError::Path { .. })),
+            "{bad:?}: {result:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn limits_hold() -> Result<()> {
+    let limits = UnpackLimits {
+        bytes: 10_000,
+        entries: 3,
+    };
+    let zeros = tar().file("zeros", 0o644, &[0; 20_000]).tar();
+    let result = Sandbox::new()?.unpack_within(&zeros, &limits);
+    assert!(
+        matches!(result, Err(UnpackError::TooMuch { what: "bytes", .. })),
+        "{result:?}"
+    );
+    let padding = [tar().file("a", 0o644, b"a").tar(), vec![0; 20_000]].concat();
+    let result = Sandbox::new()?.unpack_within(&padding, &limits);
+    assert!(
+        matches!(result, Err(UnpackError::TooMuch { what: "bytes", .. })),
+        "{result:?}"
+    );
+    let many = (0..4)
+        .fold(tar(), |layer, n| layer.dir(&format!("d{n}/"), 0o755))
+        .tar();
+    let result = Sandbox::new()?.unpack_within(&many, &limits);
+    assert!(
+        matches!(result, Err(UnpackError::TooMuch { what: "members", .. })),
+        "{result:?}"
+    );
+    Ok(())
+}
+
+/// A PAX or GNU extension header before a file of five bytes.
+fn extended(kind: EntryType, data: &[u8]) -> Vec<u8> {
+    tar()
+        .entry(kind, "extension", 0o644, "", data)
+        .file("name", 0o644, b"12345")
+        .tar()
+}
+
+fn pax(records: &[(&str, &str)]) -> Vec<u8> {
+    let record = |(key, value): &(&str, &str)| {
+        let rest = format!(" {key}={value}\n");
+        let mut length = rest.len();
+        while length != format!("{length}{rest}").len() {
+            length = format!("{length}{rest}").len();
+        }
+        format!("{length}{rest}")
+    };
+    records.iter().map(record).collect::<String>().into_bytes()
+}
+
+#[test]
+fn extension_headers_are_obeyed_or_refused_never_guessed() -> Result<()> {
+    let long = "d/".repeat(100) + "file";
+    for tar in [
+        extended(
+            EntryType::XHeader,
+            &pax(&[("path", &long), ("mtime", "1500000000.5")]),
+        ),
+        extended(EntryType::GNULongName, format!("{long}\0").as_bytes()),
+    ] {
+        let sandbox = Sandbox::new()?;
+        sandbox.unpack(&tar)?;
+        assert_eq!(fs::read(sandbox.root().join(&long))?, b"12345");
+    }
+    let refused: [(&str, Vec<u8>); 8] = [
+        (
+            "a size that differs",
+            extended(EntryType::XHeader, &pax(&[("size", "4")])),
+        ),
+        (
+            "a path given twice",
+            extended(EntryType::XHeader, &pax(&[("path", "a"), ("path", "b")])),
+        ),
+        (
+            "a sparse file",
+            extended(EntryType::XHeader, &pax(&[("GNU.sparse.major", "1")])),
+        ),
+        (
+            "a global path",
+            extended(EntryType::XGlobalHeader, &pax(&[("path", "a")])),
+        ),
+        (
+            "a path that climbs",
+            extended(EntryType::XHeader, &pax(&[("path", "../a")])),
+        ),
+        (
+            "an owner out of range",
+            extended(EntryType::XHeader, &pax(&[("uid", "4294967295")])),
+        ),
+        (
+            "a huge extension",
+            extended(EntryType::XHeader, &vec![b'x'; 2 << 20]),
+        ),
+        (
+            "an extension without member",
+            tar().entry(EntryType::GNULongName, "x", 0, "", b"name").tar(),
+        ),
+    ];
+    for (what, tar) in refused {
+        let sandbox = Sandbox::new()?;
+        assert!(sandbox.unpack(&tar).is_err(), "{what} was accepted");
+        assert!(sandbox.outside_is_untouched(), "{what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn mutated_archives_never_escape_and_never_panic() -> Result<()> {
+    let seed = tar()
+        .dir("etc/", 0o755)
+        .file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\n")
+        .symlink("link", "../..")
+        .hard_link("hard", "etc/passwd")
+        .file("etc/.wh.gone", 0o644, b"")
+        .entry(
+            EntryType::XHeader,
+            "pax",
+            0o644,
+            "",
+            &pax(&[("path", "long/name")]),
+        )
+        .file("name", 0o644, b"12345")
+        .tar();
+    let config = Config {
+        cases: 1500,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let edit = (0..seed.len(), any::<u8>(), any::<bool>());
+    TestRunner::new(config).run(&proptest::collection::vec(edit, 1..12), |edits| {
+        let mut bytes = seed.clone();
+        for (at, value, fix) in edits {
+            bytes[at] = value;
+            if fix {
+                fix_checksum(&mut bytes, at / 512 * 512);
+            }
+        }
+        let sandbox = Sandbox::new().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let _any_result = sandbox.unpack(&bytes);
+        prop_assert!(sandbox.outside_is_untouched());
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Makes the header at `start` pass its checksum again, so that mutations get past it.
+fn fix_checksum(bytes: &mut [u8], start: usize) {
+    let Some(header) = bytes.get_mut(start..start + 512) else {
+        return;
+    };
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+struct Node {
+    dir: tempfile::TempDir,
+    store: ImageStore,
+}
+
+impl Node {
+    fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let store = Self::open(dir.path())?;
+        Ok(Self { dir, store })
+    }
+
+    fn open(dir: &Path) -> Result<ImageStore, ImageError> {
+        ImageStore::open(StoreConfig {
+            dir: dir.join("images"),
+            layout_root: dir.join("layouts"),
+            ca_files: Vec::new(),
+            limits: Limits::default(),
+            timeout: Duration::from_secs(30),
+        })
+    }
+
+    fn layout(&self, name: &str, image: &Image) -> Result<ImageRef> {
+        image.write_layout(&self.dir.path().join("layouts").join(name), "1")?;
+        Ok(format!("oci-layout.local/{name}@{}", image.digest()).parse()?)
+    }
+}
+
+fn shared_layer() -> Layer {
+    Layer::new(Packing::Gzip)
+        .file("etc/passwd", 0o644, b"app:x:1000:1000::/:\n")
+        .file("etc/old", 0o644, b"old")
+        .file("shared", 0o644, b"shared")
+}
+
+#[tokio::test]
+async fn images_become_layers_that_overlayfs_stacks() -> Result<()> {
+    let node = Node::new()?;
+    let top = Layer::new(Packing::Zstd)
+        .file("top", 0o644, b"top")
+        .file("etc/.wh.old", 0o644, b"");
+    let image = ImageBuilder::new().layer(shared_layer()).layer(top).build();
+    let rootfs = node.store.ensure(&node.layout("app", &image)?).await?;
+    assert_eq!(rootfs.digest, image.digest());
+    assert_eq!(rootfs.layers.len(), 2);
+    assert_eq!(rootfs.user("app")?.uid, 1000);
+    assert_eq!(fs::metadata(&rootfs.layers[0])?.mode() & 0o777, 0o755);
+    assert_eq!(
+        fs::metadata(node.dir.path().join("images"))?.mode() & 0o777,
+        0o700
+    );
+
+    let mounted = Mounted::overlay(&rootfs.layers, node.dir.path())?;
+    let mut names: Vec<_> = fs::read_dir(mounted.path.join("etc"))?
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["passwd"],
+        "the whiteout hides the lower file and is itself invisible"
+    );
+    assert_eq!(fs::read(mounted.path.join("top"))?, b"top");
+    assert_eq!(fs::read(mounted.path.join("shared"))?, b"shared");
+    Ok(())
+}
+
+#[tokio::test]
+async fn layers_are_shared_and_removed_when_unused() -> Result<()> {
+    let node = Node::new()?;
+    let with_top = |text: &str| {
+        let top = Layer::new(Packing::Tar).file("top", 0o644, text.as_bytes());
+        ImageBuilder::new().layer(shared_layer()).layer(top).build()
+    };
+    let (one, two) = (with_top("one"), with_top("two"));
+    let (first, second) = (node.layout("one", &one)?, node.layout("two", &two)?);
+    let (first, second) = (
+        node.store.ensure(&first).await?,
+        node.store.ensure(&second).await?,
+    );
+    assert_eq!(first.layers[0], second.layers[0]);
+    assert_ne!(first.layers[1], second.layers[1]);
+
+    node.store.retain(&BTreeSet::from([two.digest()])).await?;
+    assert!(second.layers.iter().all(|layer| layer.is_dir()));
+    assert!(!first.layers[1].exists());
+    // Without the layouts, only what the store itself has can be used: also after a restart.
+    fs::remove_dir_all(node.dir.path().join("layouts"))?;
+    let reopened = Node::open(node.dir.path())?;
+    let reference: ImageRef = format!("oci-layout.local/two@{}", two.digest()).parse()?;
+    assert_eq!(reopened.ensure(&reference).await?, second);
+    node.store.retain(&BTreeSet::new()).await?;
+    assert_eq!(fs::read_dir(node.dir.path().join("images/layers"))?.count(), 0);
+    assert_eq!(
+        fs::read_dir(node.dir.path().join("images/blobs/blobs/sha256"))?.count(),
+        0
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_pods_of_one_image_unpack_it_once() -> Result<()> {
+    let node = Arc::new(Node::new()?);
+    let image = ImageBuilder::new().layer(shared_layer()).build();
+    let reference = node.layout("app", &image)?;
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let (node, reference) = (Arc::clone(&node), reference.clone());
+            tokio::spawn(async move { node.store.ensure(&reference).await })
+        })
+        .collect();
+    for task in tasks {
+        assert!(task.await??.layers[0].join("shared").is_file());
+    }
+    assert_eq!(fs::read_dir(node.dir.path().join("images/unpacking"))?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_layer_that_is_not_what_the_image_claims_is_not_used() -> Result<()> {
+    let node = Node::new()?;
+    let forged = ImageBuilder::new()
+        .layer(shared_layer())
+        .forge_diff_id(0, Digest::of(b"other"))
+        .build();
+    let error = node
+        .store
+        .ensure(&node.layout("forged", &forged)?)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ImageError::DiffId { .. }), "{error}");
+    let hostile = ImageBuilder::new()
+        .layer(Layer::new(Packing::Gzip).file("../escape", 0o644, b"x"))
+        .build();
+    let error = node
+        .store
+        .ensure(&node.layout("hostile", &hostile)?)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ImageError::Unpack { .. }), "{error}");
+    for dir in ["layers", "unpacking"] {
+        assert_eq!(
+            fs::read_dir(node.dir.path().join("images").join(dir))?.count(),
+            0,
+            "{dir}"
+        );
+    }
+    let tag = "oci-layout.local/forged:1".parse()?;
+    assert!(
+        matches!(node.store.ensure(&tag).await, Err(ImageError::Fetch { .. })),
+        "a tag is not enough"
+    );
+    Ok(())
+}
+
+/// An overlay mount that goes away with the value.
+struct Mounted {
+    path: PathBuf,
+}
+
+impl Mounted {
+    fn overlay(layers: &[PathBuf], dir: &Path) -> Result<Self> {
+        let path = dir.join("mounted");
+        fs::create_dir(&path)?;
+        let lower: Vec<_> = layers
+            .iter()
+            .rev()
+            .map(|layer| layer.display().to_string())
+            .collect();
+        let options = std::ffi::CString::new(format!("lowerdir={}", lower.join(":")))?;
+        rustix::mount::mount(
+            "overlay",
+            &path,
+            "overlay",
+            rustix::mount::MountFlags::RDONLY,
+            options.as_c_str(),
+        )?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+        assert_eq!(unmounted, Ok(()));
+    }
+}
