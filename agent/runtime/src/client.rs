@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_sandbox::{ExecutableIndex, ImageError};
+use agent_sandbox::ExecutableIndex;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,11 +16,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::cgroup::{self, CgroupError};
+use crate::cgroup;
 use crate::config::{
     ContainerConfig, ContainerState, ExecOutput, Exit, Launch, PodConfig, PodHandle, PodPaths, PodStatus,
     RecoveredPod, is_plain_absolute, is_safe_name,
 };
+use crate::error::RuntimeError;
 use crate::protocol::{self, FrameError, Request, Response};
 
 /// A shim that has not reported by then is broken.
@@ -46,95 +47,6 @@ pub struct RuntimeConfig {
     pub run_dir: PathBuf,
     /// The cgroup all pods are beneath, one component, such as `palisade`.
     pub cgroup_root: String,
-}
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// A name or path that could mean something else in a path or a cgroup.
-    #[error("{field} {value:?} is not acceptable: {rule}")]
-    Invalid {
-        /// Which field.
-        field: &'static str,
-        /// Its value.
-        value: String,
-        /// What it must be.
-        rule: &'static str,
-    },
-    /// A file operation of the agent's side failed.
-    #[error("cannot {operation} {}", path.display())]
-    File {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The shim ended or hung before it was ready.
-    #[error("the shim of pod {pod} did not start: {reason}")]
-    ShimStart {
-        /// The pod's uid.
-        pod: String,
-        /// What it said.
-        reason: String,
-    },
-    /// No shim answers for this pod.
-    #[error("the shim of pod {pod} is gone")]
-    ShimGone {
-        /// The pod's uid.
-        pod: String,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The conversation with the shim broke.
-    #[error("cannot talk to the shim of pod {pod}")]
-    Talk {
-        /// The pod's uid.
-        pod: String,
-        /// What went wrong.
-        #[source]
-        source: FrameError,
-    },
-    /// The shim did not answer in time.
-    #[error("the shim of pod {pod} did not answer within {seconds} s")]
-    Timeout {
-        /// The pod's uid.
-        pod: String,
-        /// How long was waited.
-        seconds: u64,
-    },
-    /// The shim answered something else than was asked for.
-    #[error("the shim of pod {pod} gave an answer to another question")]
-    WrongAnswer {
-        /// The pod's uid.
-        pod: String,
-    },
-    /// The shim refused or failed.
-    #[error("{reason}")]
-    Refused {
-        /// Its reason, complete.
-        reason: String,
-    },
-    /// An image layer could not be looked through.
-    #[error("cannot index the executables of a layer")]
-    Layer {
-        /// What went wrong.
-        #[source]
-        source: ImageError,
-    },
-    /// A cgroup could not be cleared.
-    #[error("cannot clear the cgroup of a pod")]
-    Cgroup {
-        /// What went wrong.
-        #[source]
-        source: CgroupError,
-    },
-    /// The runtime is being shut down.
-    #[error("a background task was cancelled")]
-    Cancelled,
 }
 
 /// The agent's handle; cheap to clone.
@@ -179,7 +91,7 @@ impl Runtime {
             }),
             Err(error) => {
                 // What the failed shim left; its own error says more than a second one would.
-                let _ = self.remove_dead(&pod.uid).await;
+                let _second_error = self.remove_dead(&pod.uid).await;
                 Err(error)
             }
         }

@@ -16,14 +16,16 @@
 mod cgroup;
 mod client;
 mod config;
+mod error;
 mod logs;
 mod protocol;
 pub mod shim;
 
 pub use crate::cgroup::CgroupError;
-pub use crate::client::{Runtime, RuntimeConfig, RuntimeError};
+pub use crate::client::{Runtime, RuntimeConfig};
 pub use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PodConfig,
     PodHandle, PodStatus, RecoveredPod, Resources,
 };
+pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;

@@ -63,7 +63,7 @@ impl LogFile {
         pending.extend_from_slice(bytes);
         let mut entries = Vec::new();
         let rest = split(&pending, |text, full| {
-            format(&mut entries, now, stream, text, full)
+            format(&mut entries, now, stream, text, full);
         });
         *self.unfinished(stream) = rest.to_vec();
         self.append(&entries)

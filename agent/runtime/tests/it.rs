@@ -1,5 +1,7 @@
 //! Pods on the running kernel, with a root file system of static busybox. Needs root, as the agent does.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

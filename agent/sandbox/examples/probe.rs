@@ -1,6 +1,11 @@
 //! Helper of the integration tests: confines itself as told, then reports what it can still do, one
 //! `name=outcome` per line. It is a program of its own because a sandbox is for good and wants one thread.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a helper that cannot go on has failed its test"
+)]
+
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;

@@ -67,6 +67,7 @@ pub(crate) struct Container {
     pub(crate) state: ContainerState,
     ruleset: Arc<ImageRuleset>,
     log: LogFile,
+    log_is_full: bool,
     output: [Source; 2],
 }
 
@@ -81,7 +82,7 @@ impl Container {
     /// Mounts the root, builds the ruleset and starts the helper that creates the container.
     pub(crate) fn start(
         pod: &Pod,
-        config: ContainerConfig,
+        config: &ContainerConfig,
         executables: &[PathBuf],
     ) -> Result<(Self, Creator), ContainerError> {
         let started = Self::try_start(pod, config.clone(), executables);
@@ -143,6 +144,7 @@ impl Container {
                 state: ContainerState::Creating,
                 ruleset,
                 log,
+                log_is_full: false,
                 output,
             },
             creator,
@@ -182,12 +184,15 @@ impl Container {
         for (source, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
             // One stream must not keep the loop for itself.
             for _ in 0..16 {
-                match source.read(|bytes| self.log.write(stream, bytes)) {
-                    Ok(true) => {}
+                let log = &mut self.log;
+                match source.read(|bytes| log.write(stream, bytes)) {
+                    Ok(true) => self.log_is_full = false,
                     Ok(false) => break,
+                    // The container goes on without a log rather than stop; said once, not per line.
                     Err(error) => {
-                        complain(&format!("output of {} is lost: {error}", self.config.name));
-                        break;
+                        if !std::mem::replace(&mut self.log_is_full, true) {
+                            complain(&format!("output of {} is lost: {error}", self.config.name));
+                        }
                     }
                 }
             }

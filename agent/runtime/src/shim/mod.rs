@@ -7,9 +7,11 @@
 
 mod capture;
 mod container;
+mod conversation;
 mod creator;
 mod executor;
 mod holder;
+mod job;
 mod rootfs;
 mod session;
 mod spec;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -12,29 +12,21 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
 use crate::cgroup;
-use crate::config::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Launch, MAX_EXEC_OUTPUT, PodPaths,
-    PodStatus,
-};
-use crate::protocol::{self, Request, Response};
+use crate::config::{ContainerConfig, ContainerState, ContainerStatus, Launch, PodPaths, PodStatus};
+use crate::protocol::{Request, Response};
 use crate::shim::capture::Source;
-use crate::shim::container::{Container, Creator, Ended, Pod};
+use crate::shim::container::{Container, Ended, Pod};
+use crate::shim::conversation::Conversation;
 use crate::shim::creator::Report;
+use crate::shim::job::{Job, START_TIMEOUT, Session};
 use crate::shim::{ShimError, chain, complain, file_error, rootfs, system};
 
 /// Conversations at a time: the agent's few, and waiters.
 const MAX_CLIENTS: usize = 32;
-
-/// A container that is not up by then is taken down.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long one answer may take to be accepted by the agent.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long killed processes may take to leave their control groups.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,7 +44,7 @@ pub(crate) struct Supervisor {
     listener: UnixListener,
     signals: SignalFd,
     version: u64,
-    clients: BTreeMap<u64, Client>,
+    clients: BTreeMap<u64, Conversation>,
     next_client: u64,
     containers: BTreeMap<String, Container>,
     jobs: Vec<Job>,
@@ -61,38 +53,6 @@ pub(crate) struct Supervisor {
     shutdown: Option<Instant>,
     /// Whom to tell when everything has ended.
     shutdown_clients: Vec<u64>,
-}
-
-/// One conversation.
-#[derive(Debug)]
-struct Client {
-    stream: UnixStream,
-    received: Vec<u8>,
-    /// Set while it waits for the version to leave this one.
-    waits_from: Option<u64>,
-}
-
-/// A start that is under way.
-#[derive(Debug)]
-struct Job {
-    container: String,
-    client: u64,
-    creator: Creator,
-    line: Vec<u8>,
-    deadline: Instant,
-    /// For exec sessions only.
-    session: Option<Session>,
-}
-
-/// An exec session.
-#[derive(Debug)]
-struct Session {
-    timeout: Duration,
-    pid: Option<Pid>,
-    ended: Option<Ended>,
-    sources: [Source; 2],
-    output: [Vec<u8>; 2],
-    truncated: bool,
 }
 
 /// Blocks the signals the loop handles and returns the descriptor they come through.
@@ -179,7 +139,7 @@ impl Supervisor {
         fds.extend(
             self.clients
                 .values()
-                .map(|client| PollFd::new(client.stream.as_fd(), PollFlags::POLLIN)),
+                .map(|client| PollFd::new(client.fd(), PollFlags::POLLIN)),
         );
         let output = self.containers.values().flat_map(Container::sources);
         let sessions = self
@@ -345,11 +305,13 @@ impl Supervisor {
     fn accept(&mut self) {
         while self.clients.len() < MAX_CLIENTS {
             match self.listener.accept() {
-                Ok((stream, _)) => {
-                    if let Err(error) = self.admit(stream) {
-                        complain(&format!("a client is turned away: {error}"));
+                Ok((stream, _)) => match Conversation::admit(stream) {
+                    Ok(client) => {
+                        self.clients.insert(self.next_client, client);
+                        self.next_client += 1;
                     }
-                }
+                    Err(error) => complain(&format!("a client is turned away: {error}")),
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     complain(&format!("cannot accept a client: {error}"));
@@ -357,26 +319,6 @@ impl Supervisor {
                 }
             }
         }
-    }
-
-    fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
-        let peer = nix::sys::socket::getsockopt(&stream, PeerCredentials)?;
-        // The directory's mode keeps others out already; this does not depend on it.
-        if peer.uid() != nix::unistd::geteuid().as_raw() {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
-        stream.set_nonblocking(true)?;
-        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        self.clients.insert(
-            self.next_client,
-            Client {
-                stream,
-                received: Vec::new(),
-                waits_from: None,
-            },
-        );
-        self.next_client += 1;
-        Ok(())
     }
 
     fn read_clients(&mut self) {
@@ -412,7 +354,7 @@ impl Supervisor {
                 self.shutdown_clients.push(client);
                 return self.begin_shutdown();
             }
-            Request::Start { config, executables } => self.start(client, *config, &executables),
+            Request::Start { config, executables } => self.start(client, &config, &executables),
             Request::Exec {
                 container,
                 argv,
@@ -429,7 +371,7 @@ impl Supervisor {
     fn start(
         &mut self,
         client: u64,
-        config: ContainerConfig,
+        config: &ContainerConfig,
         executables: &[std::path::PathBuf],
     ) -> Result<(), String> {
         if self.shutdown.is_some() {
@@ -534,15 +476,11 @@ impl Supervisor {
     }
 
     fn begin_shutdown(&mut self) {
-        if self.shutdown.is_some() {
-            return;
+        if self.shutdown.is_none() {
+            self.shutdown = Some(Instant::now() + SHUTDOWN_TIMEOUT);
         }
-        self.shutdown = Some(Instant::now() + SHUTDOWN_TIMEOUT);
         for job in &self.jobs {
             let _may_be_dead = nix::sys::signal::kill(job.creator.pid, Signal::SIGKILL);
-        }
-        if let Err(error) = cgroup::kill_tree(&self.pod.launch.cgroup) {
-            complain(&chain(&error));
         }
     }
 
@@ -552,11 +490,12 @@ impl Supervisor {
         let Some(deadline) = self.shutdown else {
             return false;
         };
-        if self
-            .containers
-            .values()
-            .any(|container| container.pid().is_some())
-        {
+        // Again and again: a start that was under way may have brought up one more process.
+        if let Err(error) = cgroup::kill_tree(&self.pod.launch.cgroup) {
+            complain(&chain(&error));
+        }
+        let runs = self.containers.values().any(|container| container.pid().is_some());
+        if runs || !self.jobs.is_empty() {
             return Instant::now() >= deadline;
         }
         let name = |container: &Container| container.config.name.clone();
@@ -592,7 +531,7 @@ impl Supervisor {
         self.version += 1;
         self.save();
         let version = self.version;
-        let due = |(id, client): (&u64, &Client)| {
+        let due = |(id, client): (&u64, &Conversation)| {
             client
                 .waits_from
                 .is_some_and(|seen| seen != version)
@@ -620,112 +559,8 @@ impl Supervisor {
         let Some(client) = self.clients.remove(&client) else {
             return;
         };
-        let sent = protocol::encode(response).and_then(|frame| {
-            client
-                .stream
-                .set_nonblocking(false)
-                .map_err(|source| protocol::FrameError::Connection { source })?;
-            protocol::write_all(&client.stream, &frame)
-        });
-        if let Err(error) = sent {
+        if let Err(error) = client.answer(response) {
             complain(&format!("an answer is lost: {}", chain(&error)));
         }
-    }
-}
-
-impl Client {
-    fn read_request(&mut self) -> io::Result<Option<Request>> {
-        let mut chunk = [0; 16 << 10];
-        loop {
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.received.extend_from_slice(&chunk[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error),
-            }
-            match protocol::decode(&self.received) {
-                Ok(None) => {}
-                Ok(Some(request)) => {
-                    self.received = Vec::new();
-                    return Ok(Some(request));
-                }
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-    }
-}
-
-impl Job {
-    fn new(container: String, client: u64, creator: Creator, session: Option<Session>) -> Self {
-        let deadline = Instant::now() + START_TIMEOUT;
-        Self {
-            container,
-            client,
-            creator,
-            line: Vec::new(),
-            deadline,
-            session,
-        }
-    }
-
-    /// Whether the creator has not reported yet.
-    fn is_starting(&self) -> bool {
-        self.session.as_ref().is_none_or(|session| session.pid.is_none())
-    }
-
-    /// The creator's report once it is complete.
-    fn read_report(&mut self) -> Option<Report> {
-        let mut chunk = [0; 4096];
-        let dead = |what: &str| {
-            Some(Report::Failed {
-                reason: format!("the helper process {what}"),
-            })
-        };
-        let mut fds = [PollFd::new(self.creator.report.as_fd(), PollFlags::POLLIN)];
-        match nix::poll::poll(&mut fds, PollTimeout::ZERO) {
-            Ok(0) | Err(Errno::EINTR) => return None,
-            Ok(_) => {}
-            Err(errno) => return dead(&format!("cannot be heard: {errno}")),
-        }
-        match rustix::io::read(&self.creator.report, &mut chunk) {
-            Ok(0) => dead("died without a report"),
-            Ok(length) => {
-                self.line.extend_from_slice(&chunk[..length]);
-                let text = self.line.strip_suffix(b"\n")?;
-                serde_json::from_slice(text)
-                    .map_or_else(|error| dead(&format!("spoke nonsense: {error}")), Some)
-            }
-            Err(errno) => dead(&format!("cannot be heard: {errno}")),
-        }
-    }
-}
-
-impl Session {
-    /// Collects output; the result once the program has ended.
-    fn advance(&mut self) -> Option<ExecOutput> {
-        let ended = self.ended;
-        for (source, kept) in self.sources.iter_mut().zip(&mut self.output) {
-            let take = |bytes: &[u8]| {
-                let room = MAX_EXEC_OUTPUT.saturating_sub(kept.len()).min(bytes.len());
-                kept.extend_from_slice(&bytes[..room]);
-                self.truncated |= room < bytes.len();
-                Ok(())
-            };
-            let mut take = take;
-            // Bounded per turn, and after the end by what the pipe still holds.
-            for _ in 0..16 {
-                if !source.read(&mut take).unwrap_or(false) {
-                    break;
-                }
-            }
-        }
-        let ended = ended?;
-        let [stdout, stderr] = std::mem::take(&mut self.output);
-        Some(ExecOutput {
-            code: ended.code(),
-            stdout,
-            stderr,
-            truncated: self.truncated,
-        })
     }
 }

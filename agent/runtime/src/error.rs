@@ -1,0 +1,98 @@
+//! What can go wrong on the agent's side.
+
+use std::io;
+use std::path::PathBuf;
+
+use agent_sandbox::ImageError;
+
+use crate::cgroup::CgroupError;
+use crate::protocol::FrameError;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// A name or path that could mean something else in a path or a cgroup.
+    #[error("{field} {value:?} is not acceptable: {rule}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// A file operation of the agent's side failed.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The shim ended or hung before it was ready.
+    #[error("the shim of pod {pod} did not start: {reason}")]
+    ShimStart {
+        /// The pod's uid.
+        pod: String,
+        /// What it said.
+        reason: String,
+    },
+    /// No shim answers for this pod.
+    #[error("the shim of pod {pod} is gone")]
+    ShimGone {
+        /// The pod's uid.
+        pod: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The conversation with the shim broke.
+    #[error("cannot talk to the shim of pod {pod}")]
+    Talk {
+        /// The pod's uid.
+        pod: String,
+        /// What went wrong.
+        #[source]
+        source: FrameError,
+    },
+    /// The shim did not answer in time.
+    #[error("the shim of pod {pod} did not answer within {seconds} s")]
+    Timeout {
+        /// The pod's uid.
+        pod: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The shim answered something else than was asked for.
+    #[error("the shim of pod {pod} gave an answer to another question")]
+    WrongAnswer {
+        /// The pod's uid.
+        pod: String,
+    },
+    /// The shim refused or failed.
+    #[error("{reason}")]
+    Refused {
+        /// Its reason, complete.
+        reason: String,
+    },
+    /// An image layer could not be looked through.
+    #[error("cannot index the executables of a layer")]
+    Layer {
+        /// What went wrong.
+        #[source]
+        source: ImageError,
+    },
+    /// A cgroup could not be cleared.
+    #[error("cannot clear the cgroup of a pod")]
+    Cgroup {
+        /// What went wrong.
+        #[source]
+        source: CgroupError,
+    },
+    /// The runtime is being shut down.
+    #[error("a background task was cancelled")]
+    Cancelled,
+}

@@ -1,0 +1,114 @@
+//! What the shim has begun and not finished: container starts and exec sessions.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::unistd::Pid;
+
+use crate::config::{ExecOutput, MAX_EXEC_OUTPUT};
+use crate::shim::capture::Source;
+use crate::shim::container::{Creator, Ended};
+use crate::shim::creator::Report;
+
+/// A process that is not up by then is taken down.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A start that is under way.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) container: String,
+    pub(crate) client: u64,
+    pub(crate) creator: Creator,
+    pub(crate) line: Vec<u8>,
+    pub(crate) deadline: Instant,
+    /// For exec sessions only.
+    pub(crate) session: Option<Session>,
+}
+
+/// An exec session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) timeout: Duration,
+    pub(crate) pid: Option<Pid>,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) sources: [Source; 2],
+    pub(crate) output: [Vec<u8>; 2],
+    pub(crate) truncated: bool,
+}
+
+impl Job {
+    pub(crate) fn new(container: String, client: u64, creator: Creator, session: Option<Session>) -> Self {
+        let deadline = Instant::now() + START_TIMEOUT;
+        Self {
+            container,
+            client,
+            creator,
+            line: Vec::new(),
+            deadline,
+            session,
+        }
+    }
+
+    /// Whether the creator has not reported yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.session.as_ref().is_none_or(|session| session.pid.is_none())
+    }
+
+    /// The creator's report once it is complete.
+    pub(crate) fn read_report(&mut self) -> Option<Report> {
+        let mut chunk = [0; 4096];
+        let dead = |what: &str| {
+            Some(Report::Failed {
+                reason: format!("the helper process {what}"),
+            })
+        };
+        let mut fds = [PollFd::new(self.creator.report.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut fds, PollTimeout::ZERO) {
+            Ok(0) | Err(Errno::EINTR) => return None,
+            Ok(_) => {}
+            Err(errno) => return dead(&format!("cannot be heard: {errno}")),
+        }
+        match rustix::io::read(&self.creator.report, &mut chunk) {
+            Ok(0) => dead("died without a report"),
+            Ok(length) => {
+                self.line.extend_from_slice(&chunk[..length]);
+                let text = self.line.strip_suffix(b"\n")?;
+                serde_json::from_slice(text)
+                    .map_or_else(|error| dead(&format!("spoke nonsense: {error}")), Some)
+            }
+            Err(errno) => dead(&format!("cannot be heard: {errno}")),
+        }
+    }
+}
+
+impl Session {
+    /// Collects output; the result once the program has ended.
+    pub(crate) fn advance(&mut self) -> Option<ExecOutput> {
+        let ended = self.ended;
+        for (source, kept) in self.sources.iter_mut().zip(&mut self.output) {
+            let take = |bytes: &[u8]| {
+                let room = MAX_EXEC_OUTPUT.saturating_sub(kept.len()).min(bytes.len());
+                kept.extend_from_slice(&bytes[..room]);
+                self.truncated |= room < bytes.len();
+                Ok(())
+            };
+            let mut take = take;
+            // Bounded per turn, and after the end by what the pipe still holds.
+            for _ in 0..16 {
+                if !source.read(&mut take).unwrap_or(false) {
+                    break;
+                }
+            }
+        }
+        let ended = ended?;
+        let [stdout, stderr] = std::mem::take(&mut self.output);
+        Some(ExecOutput {
+            code: ended.code(),
+            stdout,
+            stderr,
+            truncated: self.truncated,
+        })
+    }
+}
