@@ -1,1 +1,109 @@
-fn main() {}
+//! `palisade-agent`: runs the pods that the API binds to this node.
+//!
+//! `run` is the daemon. `cleanup` removes what it made. `shim` is the small supervisor that the daemon
+//! starts for each pod: the same program, but it must branch off before a thread or a runtime exists.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod client;
+mod cluster;
+mod config;
+mod events;
+mod logs;
+mod node;
+mod pods;
+mod policy;
+mod server;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+
+/// Runs the pods that the API binds to this node.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent until SIGTERM; pods stay.
+    Run {
+        /// Configuration file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Remove all pods of this node and everything the agent made for them.
+    Cleanup {
+        /// Configuration file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments
+        .nth(1)
+        .is_some_and(|argument| argument == agent_runtime::shim::SUBCOMMAND)
+    {
+        agent_runtime::shim::main(arguments);
+    }
+    let filter = EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match serve(&Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(command: &Command) -> Result<()> {
+    // Two workers serve a node: the work is in the kernel and in the shims.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    match command {
+        Command::Run { config } => {
+            let config = Config::read(config)?;
+            runtime.block_on(async {
+                let shutdown = CancellationToken::new();
+                cancel_on_signal(shutdown.clone())?;
+                agent::run(config, shutdown).await
+            })
+        }
+        Command::Cleanup { config } => {
+            let config = Config::read(config)?;
+            runtime.block_on(agent::cleanup(&config))
+        }
+    }
+}
+
+fn cancel_on_signal(shutdown: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; pods stay");
+        shutdown.cancel();
+    });
+    Ok(())
+}

@@ -187,6 +187,13 @@ impl Network {
         self.leases().all().cloned().collect()
     }
 
+    /// Deletes the pod's link and keeps its lease: the first half of [`Network::release`], for callers that
+    /// take their packet programs away in between. Idempotent.
+    pub async fn unplug(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        let Some(lease) = self.leases().find(pod_uid).cloned() else { return Ok(()) };
+        self.links.delete(&lease.link).await
+    }
+
     /// Deletes the pod's link and releases its address. Idempotent.
     pub async fn release(&self, pod_uid: &str) -> Result<(), NetworkError> {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {

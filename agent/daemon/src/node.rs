@@ -1,0 +1,367 @@
+//! The node as the API sees it: its object, its conditions and its heartbeat.
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::{
+            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+            NodeSystemInfo,
+        },
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{MicroTime, ObjectMeta, Time},
+    },
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+/// Namespace of heartbeats.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// How often the lease is renewed. The control plane gives a node up after 40 s without.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often conditions are written even if they did not change.
+const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// First and longest delay before a failed registration is repeated.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pods that a node takes.
+const MAX_PODS: u32 = 110;
+/// Below this much available memory a node is under memory pressure: Kubernetes' default.
+const MIN_AVAILABLE_BYTES: u64 = 100 * 1024 * 1024;
+/// Below this share of free space or inodes a node is under disk pressure: Kubernetes' default.
+const MIN_FREE_PERCENT: u64 = 10;
+/// Version of Kubernetes whose behaviour the agent follows.
+const KUBELET_VERSION: &str = concat!("v1.33.0-palisade.", env!("CARGO_PKG_VERSION"));
+
+/// The node, kept registered and alive.
+pub(crate) struct NodeAgent {
+    client: Client,
+    config: Config,
+    address: Ipv4Addr,
+}
+
+impl NodeAgent {
+    pub(crate) fn new(client: Client, config: Config, address: Ipv4Addr) -> Self {
+        Self {
+            client,
+            config,
+            address,
+        }
+    }
+
+    /// Registers the node and renews its heartbeat until `shutdown`. Failures are repeated: an API server
+    /// that is away is a state, not an end.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut delay = RETRY.0;
+        while let Err(error) = self.register().await {
+            tracing::warn!(
+                error = crate::policy::chain(&error),
+                "cannot register the node, will retry"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY.1),
+                () = shutdown.cancelled() => return,
+            }
+        }
+        tracing::info!(node = self.config.node_name, address = %self.address, "node registered");
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut written: Option<(Vec<(String, String)>, tokio::time::Instant)> = None;
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            if let Err(error) = self.renew_lease().await {
+                tracing::warn!(error = crate::policy::chain(&error), "heartbeat failed");
+            }
+            let truths = truths(&self.config.agent_dir);
+            let due = written
+                .as_ref()
+                .is_none_or(|(before, at)| *before != truths || at.elapsed() >= STATUS_EVERY);
+            if due {
+                match self.write_status().await {
+                    Ok(()) => written = Some((truths, tokio::time::Instant::now())),
+                    Err(error) => {
+                        tracing::warn!(error = crate::policy::chain(&error), "node status not written");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Creates the node's object, or brings labels and CIDR of the existing one up to date, and writes its
+    /// status: from here on the scheduler may use it.
+    async fn register(&self) -> Result<(), kube::Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node = self.node();
+        match nodes.create(&PostParams::default(), &node).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let patch = json!({"metadata": {"labels": node.metadata.labels}, "spec": node.spec});
+                nodes
+                    .patch(
+                        &self.config.node_name,
+                        &PatchParams::default(),
+                        &Patch::Merge(patch),
+                    )
+                    .await?;
+            }
+            created => drop(created?),
+        }
+        self.renew_lease().await?;
+        self.write_status().await
+    }
+
+    async fn write_status(&self) -> Result<(), kube::Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let before = nodes
+            .get(&self.config.node_name)
+            .await?
+            .status
+            .unwrap_or_default();
+        let patch = json!({"status": self.status(&before)});
+        let name = &self.config.node_name;
+        nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map(drop)
+    }
+
+    async fn renew_lease(&self) -> Result<(), kube::Error> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let name = &self.config.node_name;
+        let now = MicroTime(Timestamp::now());
+        let patch = json!({"spec": {"renewTime": now, "holderIdentity": name}});
+        match leases
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+        {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                let lease = Lease {
+                    metadata: ObjectMeta {
+                        name: Some(name.clone()),
+                        namespace: Some(LEASE_NAMESPACE.to_owned()),
+                        ..ObjectMeta::default()
+                    },
+                    spec: Some(LeaseSpec {
+                        holder_identity: Some(name.clone()),
+                        lease_duration_seconds: Some(40),
+                        renew_time: Some(now),
+                        ..LeaseSpec::default()
+                    }),
+                };
+                leases.create(&PostParams::default(), &lease).await.map(drop)
+            }
+            renewed => renewed.map(drop),
+        }
+    }
+
+    fn node(&self) -> Node {
+        let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let labels = [
+            label("kubernetes.io/hostname", &self.config.node_name),
+            label("kubernetes.io/arch", architecture()),
+            label("kubernetes.io/os", "linux"),
+        ];
+        Node {
+            metadata: ObjectMeta {
+                name: Some(self.config.node_name.clone()),
+                labels: Some(labels.into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec {
+                pod_cidr: Some(self.config.pod_cidr.to_string()),
+                pod_cidrs: Some(vec![self.config.pod_cidr.to_string()]),
+                ..NodeSpec::default()
+            }),
+            status: None,
+        }
+    }
+
+    fn status(&self, before: &NodeStatus) -> NodeStatus {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let memory_kib = memory_kib("MemTotal").unwrap_or(0);
+        let amounts = [
+            ("cpu", processors.to_string()),
+            ("memory", format!("{memory_kib}Ki")),
+            ("pods", MAX_PODS.to_string()),
+        ];
+        let amounts = amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount)));
+        let address = |kind: &str, address: String| NodeAddress {
+            type_: kind.to_owned(),
+            address,
+        };
+        NodeStatus {
+            capacity: Some(amounts.clone().into()),
+            allocatable: Some(amounts.into()),
+            addresses: Some(vec![
+                address("InternalIP", self.reachable_address()),
+                address("Hostname", self.config.node_name.clone()),
+            ]),
+            conditions: Some(conditions(before, &self.config.agent_dir)),
+            daemon_endpoints: Some(NodeDaemonEndpoints {
+                kubelet_endpoint: Some(DaemonEndpoint {
+                    port: i32::from(self.config.listen.port()),
+                }),
+            }),
+            node_info: Some(system_info()),
+            ..NodeStatus::default()
+        }
+    }
+
+    /// Where the API server finds the node's own API: a node that listens on its loopback only is reached
+    /// there, which works as long as both are one machine.
+    fn reachable_address(&self) -> String {
+        let listen = self.config.listen.ip();
+        if listen.is_unspecified() {
+            self.address.to_string()
+        } else {
+            listen.to_string()
+        }
+    }
+}
+
+/// Conditions, each as (type, status).
+fn truths(state_dir: &Path) -> Vec<(String, String)> {
+    let before = NodeStatus::default();
+    conditions(&before, state_dir)
+        .into_iter()
+        .map(|c| (c.type_, c.status))
+        .collect()
+}
+
+fn conditions(before: &NodeStatus, state_dir: &Path) -> Vec<NodeCondition> {
+    let now = Time(Timestamp::now());
+    let available = memory_kib("MemAvailable").map(|kib| kib * 1024);
+    let low_memory = available.is_some_and(|bytes| bytes < MIN_AVAILABLE_BYTES);
+    let low_disk = free_percent(state_dir).is_some_and(|percent| percent < MIN_FREE_PERCENT);
+    let rows = [
+        (
+            "MemoryPressure",
+            low_memory,
+            "KubeletHasSufficientMemory",
+            "KubeletHasInsufficientMemory",
+        ),
+        (
+            "DiskPressure",
+            low_disk,
+            "KubeletHasNoDiskPressure",
+            "KubeletHasDiskPressure",
+        ),
+        // Written only while the agent runs and its datapath is loaded; the lease tells of everything else.
+        ("Ready", true, "KubeletNotReady", "KubeletReady"),
+    ];
+    let condition = |(kind, holds, reason_false, reason_true): (&str, bool, &str, &str)| {
+        let status = if holds { "True" } else { "False" };
+        let known = before
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == kind && c.status == status);
+        NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(if holds { reason_true } else { reason_false }.to_owned()),
+            message: Some(match kind {
+                "Ready" => "the agent runs and its packet programs are loaded".to_owned(),
+                _ => format!("measured by the agent: {kind} is {status}"),
+            }),
+            last_heartbeat_time: Some(now.clone()),
+            last_transition_time: known
+                .and_then(|c| c.last_transition_time.clone())
+                .or(Some(now.clone())),
+        }
+    };
+    rows.into_iter().map(condition).collect()
+}
+
+fn system_info() -> NodeSystemInfo {
+    let uname = rustix::system::uname();
+    let line = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    NodeSystemInfo {
+        architecture: architecture().to_owned(),
+        boot_id: line("/proc/sys/kernel/random/boot_id"),
+        container_runtime_version: concat!("palisade://", env!("CARGO_PKG_VERSION")).to_owned(),
+        kernel_version: uname.release().to_string_lossy().into_owned(),
+        kubelet_version: KUBELET_VERSION.to_owned(),
+        machine_id: line("/etc/machine-id"),
+        operating_system: "linux".to_owned(),
+        os_image: os_image(&line("/etc/os-release")).unwrap_or_else(|| "Linux".to_owned()),
+        ..NodeSystemInfo::default()
+    }
+}
+
+fn os_image(os_release: &str) -> Option<String> {
+    let value = os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    Some(value.trim_matches('"').to_owned())
+}
+
+/// The machine's architecture in the words of images.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn memory_kib(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// The smaller share of what is free: blocks or inodes.
+fn free_percent(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    let percent = |free: u64, all: u64| (free.saturating_mul(100)).checked_div(all);
+    let blocks = percent(stat.f_bavail, stat.f_blocks)?;
+    // File systems without a fixed number of inodes report none.
+    Some(percent(stat.f_favail, stat.f_files).map_or(blocks, |inodes| inodes.min(blocks)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_this_machine() {
+        assert!(memory_kib("MemTotal").unwrap() > 100_000);
+        assert!(free_percent(Path::new("/")).unwrap() <= 100);
+        let truths = truths(Path::new("/"));
+        assert_eq!(truths.last().unwrap(), &("Ready".to_owned(), "True".to_owned()));
+        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Lab 1\"\n").unwrap(), "Lab 1");
+    }
+
+    #[test]
+    fn a_condition_that_holds_on_keeps_its_time() {
+        let first = conditions(&NodeStatus::default(), Path::new("/"));
+        let mut before = NodeStatus {
+            conditions: Some(first),
+            ..NodeStatus::default()
+        };
+        let old: Timestamp = "2020-01-01T00:00:00Z".parse().unwrap();
+        for condition in before.conditions.iter_mut().flatten() {
+            condition.last_transition_time = Some(Time(old));
+        }
+        let second = conditions(&before, Path::new("/"));
+        assert!(second.iter().all(|c| c.last_transition_time == Some(Time(old))));
+    }
+}

@@ -1,0 +1,412 @@
+//! From a container of the spec and its image to what the runtime is asked for. Pure.
+
+use std::path::{Path, PathBuf};
+
+use agent_images::{ImageConfig, UserIds};
+use agent_runtime::{ContainerConfig, Mount, Resources};
+use agent_sandbox::Profile;
+use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
+
+use super::{env, volumes};
+
+/// What a container may do without asking for more, inside its user namespace: Docker's set without raw
+/// sockets and device nodes.
+const DEFAULT_CAPABILITIES: &[&str] = &[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+/// What a pod may add: the rest of Docker's set.
+const ADDABLE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW"];
+/// Processes and threads of one container.
+const MAX_PIDS: i64 = 4096;
+/// Period of processor limits: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Files that every container of a pod gets over those of its image, written by the agent.
+pub(crate) const POD_FILES: &[&str] = &["hosts", "hostname", "resolv.conf"];
+
+/// Why a container cannot be started as its spec says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContainerError {
+    #[error("the image has neither an entry point nor a command, and the container names none")]
+    NoCommand,
+    #[error("volume mount {0:?} names no volume of the pod")]
+    NoVolume(String),
+    #[error("{field} {value:?} must be an absolute path without '..'")]
+    Path { field: &'static str, value: String },
+    #[error("capability {0:?} cannot be added")]
+    Capability(String),
+    #[error("seccomp profile {0:?} is not supported; pods run under RuntimeDefault")]
+    Seccomp(String),
+    #[error("sandbox profile {0:?} is not known; this version has baseline")]
+    Profile(String),
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+    #[error("resources of the container")]
+    Quantity(#[from] api::quantity::QuantityError),
+    #[error(transparent)]
+    Env(#[from] env::EnvError),
+}
+
+/// Where the pod's things are on the node.
+pub(crate) struct Places<'a> {
+    pub(crate) volumes: &'a Path,
+    pub(crate) files: &'a Path,
+    pub(crate) log: PathBuf,
+    pub(crate) log_max_bytes: u64,
+    pub(crate) log_max_files: u32,
+}
+
+/// Everything that was resolved for a container before it starts.
+pub(crate) struct Resolved<'a> {
+    pub(crate) layers: Vec<PathBuf>,
+    pub(crate) image: &'a ImageConfig,
+    pub(crate) user: UserIds,
+    pub(crate) environment: std::collections::BTreeMap<String, String>,
+}
+
+/// The runtime's view of `container`, started for the `attempt`th time after the first.
+pub(crate) fn config(
+    pod: &Pod,
+    container: &Container,
+    attempt: u32,
+    resolved: Resolved<'_>,
+    places: &Places<'_>,
+) -> Result<ContainerConfig, ContainerError> {
+    let none = SecurityContext::default();
+    let security = container.security_context.as_ref().unwrap_or(&none);
+    if security.privileged == Some(true) {
+        return Err(ContainerError::Unsupported("privileged"));
+    }
+    let argv = argv(container, &resolved)?;
+    let cwd = match (
+        container.working_dir.as_deref(),
+        resolved.image.working_dir.as_str(),
+    ) {
+        (Some(own), _) if !own.is_empty() => own,
+        (_, "") => "/",
+        (_, image) => image,
+    };
+    Ok(ContainerConfig {
+        name: container.name.clone(),
+        attempt,
+        argv,
+        cwd: absolute("workingDir", cwd)?,
+        env: resolved.environment.into_iter().collect(),
+        layers: resolved.layers,
+        uid: resolved.user.uid,
+        gid: resolved.user.gid,
+        supplemental_gids: resolved.user.supplementary,
+        mounts: mounts(pod, container, places)?,
+        read_only_root: security.read_only_root_filesystem == Some(true),
+        capabilities: capabilities(security)?,
+        resources: resources(container)?,
+        profile: profile(pod, security)?,
+        log_path: places.log.clone(),
+        log_max_bytes: places.log_max_bytes,
+        log_max_files: places.log_max_files,
+    })
+}
+
+/// Kubernetes' rule: `command` replaces the entry point and drops the image's arguments, `args` replaces
+/// the arguments.
+fn argv(container: &Container, resolved: &Resolved<'_>) -> Result<Vec<String>, ContainerError> {
+    let expanded = |words: &Option<Vec<String>>| -> Option<Vec<String>> {
+        let words = words.as_ref().filter(|words| !words.is_empty())?;
+        Some(
+            words
+                .iter()
+                .map(|word| env::expand(word, &resolved.environment))
+                .collect(),
+        )
+    };
+    let mut argv = match (expanded(&container.command), expanded(&container.args)) {
+        (Some(command), args) => [command, args.unwrap_or_default()].concat(),
+        (None, Some(args)) => [resolved.image.entrypoint.clone(), args].concat(),
+        (None, None) => [resolved.image.entrypoint.clone(), resolved.image.cmd.clone()].concat(),
+    };
+    if argv.first().is_none_or(String::is_empty) {
+        return Err(ContainerError::NoCommand);
+    }
+    argv.shrink_to_fit();
+    Ok(argv)
+}
+
+fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<Mount>, ContainerError> {
+    let known: Vec<&str> = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
+        .map(|volume| volume.name.as_str())
+        .collect();
+    let mut mounts = Vec::new();
+    for file in POD_FILES {
+        mounts.push(Mount {
+            source: places.files.join(file),
+            target: Path::new("/etc").join(file),
+            read_only: true,
+            executable: false,
+        });
+    }
+    for mount in container.volume_mounts.iter().flatten() {
+        if !known.contains(&mount.name.as_str()) {
+            return Err(ContainerError::NoVolume(mount.name.clone()));
+        }
+        if mount.sub_path.is_some() || mount.sub_path_expr.is_some() {
+            return Err(ContainerError::Unsupported("subPath"));
+        }
+        let target = absolute("mountPath", &mount.mount_path)?;
+        // A volume over one of our files wins, as it does in Kubernetes.
+        mounts.retain(|own| own.target != target);
+        let immutable = pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.volumes.iter().flatten())
+            .any(|volume| {
+                volume.name == mount.name && (volume.config_map.is_some() || volume.secret.is_some())
+            });
+        mounts.push(Mount {
+            source: volumes::path_of(places.volumes, &mount.name),
+            target,
+            read_only: immutable || mount.read_only == Some(true),
+            executable: false,
+        });
+    }
+    Ok(mounts)
+}
+
+fn absolute(field: &'static str, value: &str) -> Result<PathBuf, ContainerError> {
+    use std::path::Component;
+    let path = Path::new(value);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    // Rebuilt from its components, so that `/a//b/./` and `/a/b` are one path.
+    if path.is_absolute() && plain {
+        Ok(path.components().collect())
+    } else {
+        Err(ContainerError::Path {
+            field,
+            value: value.to_owned(),
+        })
+    }
+}
+
+fn capabilities(security: &SecurityContext) -> Result<Vec<String>, ContainerError> {
+    let wishes = security.capabilities.clone().unwrap_or_default();
+    let plain = |name: &String| name.trim_start_matches("CAP_").to_owned();
+    let dropped: Vec<String> = wishes.drop.iter().flatten().map(plain).collect();
+    let drops = |name: &str| dropped.iter().any(|dropped| dropped == name || dropped == "ALL");
+    let mut held: Vec<String> = DEFAULT_CAPABILITIES
+        .iter()
+        .filter(|name| !drops(name))
+        .map(|name| (*name).to_owned())
+        .collect();
+    for name in wishes.add.iter().flatten().map(plain) {
+        let known = DEFAULT_CAPABILITIES
+            .iter()
+            .chain(ADDABLE_CAPABILITIES)
+            .any(|known| **known == name);
+        if !known {
+            return Err(ContainerError::Capability(name));
+        }
+        if !held.contains(&name) {
+            held.push(name);
+        }
+    }
+    held.sort();
+    Ok(held.into_iter().map(|name| format!("CAP_{name}")).collect())
+}
+
+fn resources(container: &Container) -> Result<Resources, ContainerError> {
+    let wishes = container.resources.clone().unwrap_or_default();
+    let limit = |name: &str| wishes.limits.as_ref().and_then(|limits| limits.get(name));
+    let request = |name: &str| {
+        wishes
+            .requests
+            .as_ref()
+            .and_then(|requests| requests.get(name))
+            .or(limit(name))
+    };
+    let cpu_limit = limit("cpu")
+        .map(|cpu| api::quantity::thousandths(&cpu.0))
+        .transpose()?;
+    let cpu_request = request("cpu")
+        .map(|cpu| api::quantity::thousandths(&cpu.0))
+        .transpose()?;
+    let memory = limit("memory")
+        .map(|memory| api::quantity::units(&memory.0))
+        .transpose()?;
+    // Thousandths of a processor are microseconds per millisecond; the kernel takes no quota below 1 ms.
+    let quota = |milli: u64| i64::try_from(milli.saturating_mul(CPU_PERIOD_US / 1000)).unwrap_or(i64::MAX);
+    Ok(Resources {
+        cpu_quota_us: cpu_limit
+            .filter(|milli| *milli > 0)
+            .map(|milli| quota(milli).max(1000)),
+        cpu_period_us: cpu_limit.filter(|milli| *milli > 0).map(|_| CPU_PERIOD_US),
+        // The kernel's least is 2, which is what a container gets that requests nothing.
+        cpu_shares: Some(
+            cpu_request.map_or(2, |milli| (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)),
+        ),
+        memory_bytes: memory
+            .filter(|bytes| *bytes > 0)
+            .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        pids: Some(MAX_PIDS),
+    })
+}
+
+/// The sandbox. Whatever asks for less than the baseline is refused, also when admission let it pass.
+fn profile(pod: &Pod, security: &SecurityContext) -> Result<Profile, ContainerError> {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let seccomp = security
+        .seccomp_profile
+        .as_ref()
+        .or(of_pod.and_then(|p| p.seccomp_profile.as_ref()));
+    if let Some(seccomp) = seccomp.filter(|seccomp| seccomp.type_ != "RuntimeDefault") {
+        return Err(ContainerError::Seccomp(seccomp.type_.clone()));
+    }
+    if security.allow_privilege_escalation == Some(true) {
+        return Err(ContainerError::Unsupported("allowPrivilegeEscalation: true"));
+    }
+    let named = pod.metadata.annotations.as_ref();
+    let named = named
+        .and_then(|all| all.get(api::annotations::SANDBOX_PROFILE))
+        .map(String::as_str);
+    match named {
+        None | Some("baseline") => Ok(Profile::baseline()),
+        Some(other) => Err(ContainerError::Profile(other.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn build(container: Value) -> Result<ContainerConfig, ContainerError> {
+        let mut container = container;
+        container["name"] = json!("c");
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "containers": [container],
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "x"}}],
+        }}))
+        .unwrap();
+        let image = ImageConfig {
+            entrypoint: vec!["/entry".to_owned()],
+            cmd: vec!["image".to_owned()],
+            ..ImageConfig::default()
+        };
+        let resolved = Resolved {
+            layers: vec![PathBuf::from("/layer")],
+            image: &image,
+            user: UserIds::default(),
+            environment: [("A".to_owned(), "1".to_owned())].into(),
+        };
+        let places = Places {
+            volumes: Path::new("/volumes"),
+            files: Path::new("/files"),
+            log: PathBuf::from("/log"),
+            log_max_bytes: 1,
+            log_max_files: 1,
+        };
+        config(
+            &pod,
+            &pod.spec.as_ref().unwrap().containers[0],
+            0,
+            resolved,
+            &places,
+        )
+    }
+
+    #[test]
+    fn commands_combine_like_kubernetes() {
+        let argv = |container: Value| build(container).unwrap().argv.join(" ");
+        assert_eq!(argv(json!({})), "/entry image");
+        assert_eq!(argv(json!({"args": ["$(A)"]})), "/entry 1");
+        assert_eq!(argv(json!({"command": ["/own"]})), "/own");
+        assert_eq!(argv(json!({"command": ["/own"], "args": ["$$(A)"]})), "/own $(A)");
+    }
+
+    #[test]
+    fn resources_become_cgroup_numbers() {
+        let config = build(json!({"resources": {
+            "limits": {"cpu": "250m", "memory": "64Mi"}, "requests": {"cpu": "100m"}}}))
+        .unwrap();
+        assert_eq!(config.resources.cpu_quota_us, Some(25_000));
+        assert_eq!(config.resources.cpu_shares, Some(102));
+        assert_eq!(config.resources.memory_bytes, Some(64 * 1024 * 1024));
+        let nothing = build(json!({})).unwrap().resources;
+        assert_eq!(
+            (nothing.cpu_quota_us, nothing.cpu_shares, nothing.memory_bytes),
+            (None, Some(2), None)
+        );
+    }
+
+    #[test]
+    fn capabilities_start_from_the_default_set() {
+        let held = |capabilities: Value| {
+            build(json!({"securityContext": {"capabilities": capabilities}}))
+                .map(|config| config.capabilities)
+        };
+        assert_eq!(held(json!({"drop": ["ALL"]})).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            held(json!({"drop": ["ALL"], "add": ["CHOWN"]})).unwrap(),
+            ["CAP_CHOWN"]
+        );
+        assert!(held(json!({})).unwrap().contains(&"CAP_SETUID".to_owned()));
+        assert!(!held(json!({})).unwrap().contains(&"CAP_NET_RAW".to_owned()));
+        assert!(matches!(
+            held(json!({"add": ["SYS_ADMIN"]})),
+            Err(ContainerError::Capability(_))
+        ));
+    }
+
+    #[test]
+    fn mounts_name_volumes_and_targets_are_plain() {
+        let config = build(json!({"volumeMounts": [
+            {"name": "v", "mountPath": "/data//x/"}, {"name": "s", "mountPath": "/etc/hosts"}]}))
+        .unwrap();
+        let shown: Vec<(String, bool)> = config
+            .mounts
+            .iter()
+            .map(|m| (m.target.display().to_string(), m.read_only))
+            .collect();
+        let expected = [
+            ("/etc/hostname", true),
+            ("/etc/resolv.conf", true),
+            ("/data/x", false),
+            ("/etc/hosts", true),
+        ];
+        assert_eq!(
+            shown,
+            expected.map(|(path, read_only)| (path.to_owned(), read_only))
+        );
+        for path in ["data", "/a/../b", ""] {
+            let mount = json!({"volumeMounts": [{"name": "v", "mountPath": path}]});
+            assert!(matches!(build(mount), Err(ContainerError::Path { .. })), "{path}");
+        }
+        let unknown = json!({"volumeMounts": [{"name": "x", "mountPath": "/x"}]});
+        assert!(matches!(build(unknown), Err(ContainerError::NoVolume(_))));
+    }
+
+    #[test]
+    fn nothing_weaker_than_the_baseline() {
+        for security in [
+            json!({"privileged": true}),
+            json!({"seccompProfile": {"type": "Unconfined"}}),
+            json!({"allowPrivilegeEscalation": true}),
+        ] {
+            assert!(build(json!({"securityContext": security})).is_err(), "{security}");
+        }
+    }
+}

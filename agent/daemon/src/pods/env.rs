@@ -1,0 +1,403 @@
+//! Environment of a container, as Kubernetes resolves it. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
+
+/// Search path of a container whose image does not set one: what container engines use.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Config maps and secrets that a pod refers to, as they were found: `None` where there is none.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    pub(crate) config_maps: BTreeMap<String, Option<ConfigMap>>,
+    pub(crate) secrets: BTreeMap<String, Option<Secret>>,
+}
+
+/// Facts that `fieldRef` can name beside the pod's own object.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Addresses {
+    pub(crate) pod: IpAddr,
+    pub(crate) host: IpAddr,
+}
+
+/// Why a container's configuration cannot be resolved; Kubernetes' `CreateContainerConfigError`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum EnvError {
+    #[error("{kind} \"{name}\" not found")]
+    Missing { kind: &'static str, name: String },
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
+    MissingKey {
+        kind: &'static str,
+        namespace: String,
+        name: String,
+        key: String,
+    },
+    #[error("{kind} {name}: the value of {key} is not UTF-8 text, which an environment variable must be")]
+    NotText {
+        kind: &'static str,
+        name: String,
+        key: String,
+    },
+    #[error("fieldPath {0:?} is not supported")]
+    FieldPath(String),
+    #[error("environment variable {0:?} has a source that is not supported")]
+    Source(String),
+}
+
+/// Names of the config maps and secrets that `pod` refers to, in volumes and environments.
+pub(crate) fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut config_maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+    let Some(spec) = &pod.spec else {
+        return (config_maps, secrets);
+    };
+    for container in &spec.containers {
+        for from in container.env_from.iter().flatten() {
+            config_maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
+            secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));
+        }
+        for source in container
+            .env
+            .iter()
+            .flatten()
+            .filter_map(|env| env.value_from.as_ref())
+        {
+            config_maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
+            secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
+        }
+    }
+    for volume in spec.volumes.iter().flatten() {
+        config_maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
+        secrets.extend(
+            volume
+                .secret
+                .iter()
+                .filter_map(|source| source.secret_name.clone()),
+        );
+    }
+    (config_maps, secrets)
+}
+
+/// The environment of `container` on top of the image's: `envFrom` first, then `env` in order, each seeing
+/// what came before it through `$(NAME)`.
+pub(crate) fn environment(
+    pod: &Pod,
+    container: &Container,
+    image: &[String],
+    objects: &Objects,
+    addresses: Addresses,
+) -> Result<BTreeMap<String, String>, EnvError> {
+    let mut environment: BTreeMap<String, String> = image
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    environment.insert("HOSTNAME".to_owned(), hostname(pod).to_owned());
+    environment
+        .entry("PATH".to_owned())
+        .or_insert_with(|| DEFAULT_PATH.to_owned());
+    let mut own: BTreeMap<String, String> = BTreeMap::new();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        let values = if let Some(reference) = &from.config_map_ref {
+            config_map_values(objects, &reference.name, reference.optional == Some(true))?
+        } else if let Some(reference) = &from.secret_ref {
+            secret_values(objects, &reference.name, reference.optional == Some(true))?
+        } else {
+            return Err(EnvError::Source("envFrom".to_owned()));
+        };
+        own.extend(
+            values
+                .into_iter()
+                .map(|(key, value)| (format!("{prefix}{key}"), value)),
+        );
+    }
+    for variable in container.env.iter().flatten() {
+        let value = match &variable.value_from {
+            None => Some(expand(variable.value.as_deref().unwrap_or_default(), &own)),
+            Some(source) => from_source(pod, &variable.name, source, objects, addresses)?,
+        };
+        if let Some(value) = value {
+            own.insert(variable.name.clone(), value);
+        }
+    }
+    environment.extend(own);
+    Ok(environment)
+}
+
+/// Replaces `$(NAME)` by the variable's value; `$$` stands for `$`, and a name that is not known stays as
+/// it is written.
+pub(crate) fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
+    let mut result = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        result.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            result.push('$');
+            rest = after;
+        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|a| a.split_once(')')) {
+            match variables.get(name) {
+                Some(value) => result.push_str(value),
+                None => result.extend(["$(", name, ")"]),
+            }
+            rest = tail;
+        } else {
+            result.push('$');
+            rest = after;
+        }
+    }
+    result.push_str(rest);
+    result
+}
+
+/// The pod's host name: `spec.hostname`, or its name.
+pub(crate) fn hostname(pod: &Pod) -> &str {
+    let wanted = pod.spec.as_ref().and_then(|spec| spec.hostname.as_deref());
+    let name = wanted.or(pod.metadata.name.as_deref()).unwrap_or("pod");
+    // The kernel takes at most 64 bytes, Kubernetes cuts at 63. Pod names are ASCII.
+    name.get(..63).unwrap_or(name).trim_end_matches(['-', '.'])
+}
+
+fn from_source(
+    pod: &Pod,
+    variable: &str,
+    source: &EnvVarSource,
+    objects: &Objects,
+    addresses: Addresses,
+) -> Result<Option<String>, EnvError> {
+    let namespace = || pod.metadata.namespace.clone().unwrap_or_default();
+    if let Some(reference) = &source.config_map_key_ref {
+        let optional = reference.optional == Some(true);
+        let mut values = config_map_values(objects, &reference.name, optional)?;
+        return key(
+            &mut values,
+            "configmap",
+            namespace(),
+            &reference.name,
+            &reference.key,
+            optional,
+        );
+    }
+    if let Some(reference) = &source.secret_key_ref {
+        let optional = reference.optional == Some(true);
+        let mut values = secret_values(objects, &reference.name, optional)?;
+        return key(
+            &mut values,
+            "secret",
+            namespace(),
+            &reference.name,
+            &reference.key,
+            optional,
+        );
+    }
+    if let Some(reference) = &source.field_ref {
+        return field(pod, &reference.field_path, addresses).map(Some);
+    }
+    Err(EnvError::Source(variable.to_owned()))
+}
+
+fn key(
+    values: &mut BTreeMap<String, String>,
+    kind: &'static str,
+    namespace: String,
+    name: &str,
+    key: &str,
+    optional: bool,
+) -> Result<Option<String>, EnvError> {
+    match values.remove(key) {
+        None if !optional => Err(EnvError::MissingKey {
+            kind,
+            namespace,
+            name: name.to_owned(),
+            key: key.to_owned(),
+        }),
+        value => Ok(value),
+    }
+}
+
+fn config_map_values(
+    objects: &Objects,
+    name: &str,
+    optional: bool,
+) -> Result<BTreeMap<String, String>, EnvError> {
+    match objects.config_maps.get(name).and_then(Option::as_ref) {
+        Some(config_map) => Ok(config_map.data.clone().unwrap_or_default()),
+        None if optional => Ok(BTreeMap::new()),
+        None => Err(EnvError::Missing {
+            kind: "configmap",
+            name: name.to_owned(),
+        }),
+    }
+}
+
+fn secret_values(
+    objects: &Objects,
+    name: &str,
+    optional: bool,
+) -> Result<BTreeMap<String, String>, EnvError> {
+    let secret = match objects.secrets.get(name).and_then(Option::as_ref) {
+        Some(secret) => secret,
+        None if optional => return Ok(BTreeMap::new()),
+        None => {
+            return Err(EnvError::Missing {
+                kind: "secret",
+                name: name.to_owned(),
+            });
+        }
+    };
+    let text = |(key, value): (&String, &k8s_openapi::ByteString)| match std::str::from_utf8(&value.0) {
+        Ok(text) => Ok((key.clone(), text.to_owned())),
+        Err(_) => Err(EnvError::NotText {
+            kind: "secret",
+            name: name.to_owned(),
+            key: key.clone(),
+        }),
+    };
+    secret.data.iter().flatten().map(text).collect()
+}
+
+/// Value of a downward-API field; `metadata.labels['KEY']` and `metadata.annotations['KEY']` included.
+fn field(pod: &Pod, path: &str, addresses: Addresses) -> Result<String, EnvError> {
+    let meta = &pod.metadata;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let spec = pod.spec.as_ref();
+    let entry = |prefix: &str| path.strip_prefix(prefix)?.strip_suffix("']");
+    if let Some(key) = entry("metadata.labels['") {
+        return Ok(meta
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(key))
+            .cloned()
+            .unwrap_or_default());
+    }
+    if let Some(key) = entry("metadata.annotations['") {
+        return Ok(meta
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(key))
+            .cloned()
+            .unwrap_or_default());
+    }
+    Ok(match path {
+        "metadata.name" => text(&meta.name),
+        "metadata.namespace" => text(&meta.namespace),
+        "metadata.uid" => text(&meta.uid),
+        "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        "spec.serviceAccountName" => spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_default(),
+        "status.podIP" | "status.podIPs" => addresses.pod.to_string(),
+        "status.hostIP" | "status.hostIPs" => addresses.host.to_string(),
+        _ => return Err(EnvError::FieldPath(path.to_owned())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use serde_json::json;
+
+    use super::*;
+
+    const ADDRESSES: Addresses = Addresses {
+        pod: IpAddr::V4(Ipv4Addr::new(10, 88, 0, 2)),
+        host: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
+    };
+
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the callers build the value in place"
+    )]
+    fn resolve(
+        container: serde_json::Value,
+        objects: &Objects,
+    ) -> Result<BTreeMap<String, String>, EnvError> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "x"}},
+            "spec": {"containers": [container], "nodeName": "n"},
+        }))
+        .unwrap();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        environment(
+            &pod,
+            container,
+            &["PATH=/bin".to_owned(), "A=image".to_owned()],
+            objects,
+            ADDRESSES,
+        )
+    }
+
+    #[test]
+    fn later_sources_win_and_see_earlier_ones() {
+        let config_map = serde_json::from_value(json!({"data": {"A": "map", "B": "b"}})).unwrap();
+        let secret = serde_json::from_value(json!({"data": {"k": "c2VjcmV0"}})).unwrap();
+        let objects = Objects {
+            config_maps: [("m".to_owned(), Some(config_map))].into(),
+            secrets: [("s".to_owned(), Some(secret))].into(),
+        };
+        let container = json!({
+            "name": "c",
+            "envFrom": [{"prefix": "P_", "configMapRef": {"name": "m"}}],
+            "env": [
+                {"name": "A", "value": "$(P_B)-$(A)-$$(A)-$(C)"},
+                {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                {"name": "D", "value": "$(C)"},
+                {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "NONE", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "x", "optional": true}}},
+            ],
+        });
+        let environment = resolve(container, &objects).unwrap();
+        let expected = [
+            ("A", "b-$(A)-$(A)-$(C)"),
+            ("C", "secret"),
+            ("D", "secret"),
+            ("HOSTNAME", "web"),
+            ("IP", "10.88.0.2"),
+            ("NAME", "x"),
+            ("PATH", "/bin"),
+            ("P_A", "map"),
+            ("P_B", "b"),
+        ];
+        let expected = expected
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        assert_eq!(environment, expected);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let by_key = json!({"name": "c", "env": [
+            {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]});
+        assert_eq!(
+            resolve(by_key, &Objects::default()).unwrap_err().to_string(),
+            "secret \"s\" not found"
+        );
+        let optional = json!({"name": "c", "envFrom": [{"secretRef": {"name": "s", "optional": true}}]});
+        assert!(resolve(optional, &Objects::default()).is_ok());
+        let field = json!({"name": "c", "env": [
+            {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "spec.hostPID"}}}]});
+        assert!(matches!(
+            resolve(field, &Objects::default()),
+            Err(EnvError::FieldPath(_))
+        ));
+    }
+
+    #[test]
+    fn odd_dollars_stay() {
+        let variables = [("A".to_owned(), "1".to_owned())].into();
+        for (text, expected) in [
+            ("$", "$"),
+            ("$(A", "$(A"),
+            ("a$A", "a$A"),
+            ("$(A)$(A)", "11"),
+            ("$$$(A)", "$1"),
+        ] {
+            assert_eq!(expand(text, &variables), expected);
+        }
+    }
+}

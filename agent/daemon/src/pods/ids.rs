@@ -1,0 +1,78 @@
+//! Ranges of host user ids: each pod has its own, so that no two pods share an owner.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
+use super::users::ID_COUNT;
+
+/// First id given out. Far above the ranges of login users and of `subuid` files, and below the last range
+/// that systemd's documentation leaves unused.
+const FIRST: u32 = 0x7000_0000;
+/// Number of ranges.
+const RANGES: u32 = 0x0ffd;
+
+/// Every range is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("all {RANGES} ranges of user ids are taken")]
+pub(crate) struct NoIds;
+
+/// Who has which range. Not kept on disk: a pod's range is part of what its shim remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Ids {
+    taken: Mutex<BTreeMap<u32, String>>,
+}
+
+impl Ids {
+    /// Notes that a pod that lives already has the range that begins at `base`.
+    pub(crate) fn keep(&self, pod_uid: &str, base: u32) {
+        self.taken().insert(base, pod_uid.to_owned());
+    }
+
+    /// The first id of the pod's range: the one it has, or a free one.
+    pub(crate) fn acquire(&self, pod_uid: &str) -> Result<u32, NoIds> {
+        let mut taken = self.taken();
+        if let Some((base, _)) = taken.iter().find(|(_, owner)| *owner == pod_uid) {
+            return Ok(*base);
+        }
+        let mut bases = (0..RANGES).map(|index| FIRST + index * ID_COUNT);
+        let base = bases.find(|base| !taken.contains_key(base)).ok_or(NoIds)?;
+        taken.insert(base, pod_uid.to_owned());
+        Ok(base)
+    }
+
+    /// Gives the pod's range back.
+    pub(crate) fn release(&self, pod_uid: &str) {
+        self.taken().retain(|_, owner| owner != pod_uid);
+    }
+
+    /// A panic cannot leave the map half-changed: every change is one insertion or one pass.
+    fn taken(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, String>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_do_not_overlap_and_come_back() {
+        let ids = Ids::default();
+        ids.keep("old", FIRST + ID_COUNT);
+        assert_eq!(ids.acquire("a"), Ok(FIRST));
+        assert_eq!(ids.acquire("b"), Ok(FIRST + 2 * ID_COUNT));
+        assert_eq!(ids.acquire("a"), Ok(FIRST), "a pod keeps its range");
+        ids.release("a");
+        assert_eq!(ids.acquire("c"), Ok(FIRST));
+        assert!(
+            (RANGES - 1)
+                .checked_mul(ID_COUNT)
+                .and_then(|offset| FIRST.checked_add(offset))
+                .is_some()
+        );
+        let last = FIRST + (RANGES - 1) * ID_COUNT + (ID_COUNT - 1);
+        assert!(last < 0x7ffe_0000);
+    }
+}

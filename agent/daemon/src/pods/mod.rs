@@ -1,0 +1,200 @@
+//! The pods of this node: one task for each, from the moment the API binds it here until nothing of it is
+//! left.
+//!
+//! [`Pods::run`] compares what the API wants with what an earlier agent left behind and keeps a
+//! [`worker`] for every pod in either. Workers observe, ask `agent/plan`, and do what it says; they share
+//! [`Context`] and know nothing of each other.
+
+mod container;
+pub(crate) mod directory;
+pub(crate) mod env;
+mod ids;
+mod observe;
+mod status;
+mod steps;
+mod users;
+mod volumes;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use agent_images::ImageStore;
+use agent_network::Network;
+use agent_runtime::{RecoveredPod, Runtime};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::{directory::Directory, ids::Ids, worker::Worker};
+use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy};
+
+pub(crate) use self::{steps::endpoint, volumes::VolumeError};
+
+/// What all pods share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) config: Config,
+    pub(crate) cluster: Cluster,
+    pub(crate) runtime: Runtime,
+    pub(crate) images: ImageStore,
+    pub(crate) network: Network,
+    pub(crate) policy: Policy,
+    pub(crate) events: Events,
+    pub(crate) directory: Directory,
+    pub(crate) ids: Ids,
+    /// The node's resolver configuration, in the form that pods get.
+    pub(crate) resolv_conf: String,
+}
+
+/// Which pod: what stays the same for its whole life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodId {
+    pub(crate) uid: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+/// A pod that an earlier agent left behind.
+pub(crate) struct Survivor {
+    pub(crate) pod: RecoveredPod,
+    /// Its interface, when it is still there; the packet programs are attached to it.
+    pub(crate) attachment: Option<agent_network::Attachment>,
+}
+
+/// Keeps a task for each pod of this node.
+pub(crate) struct Pods {
+    context: Arc<Context>,
+    workers: JoinSet<String>,
+    /// The latest object of each pod with a task; `None` once the API has it no more.
+    objects: BTreeMap<String, watch::Sender<Option<Arc<Pod>>>>,
+}
+
+impl PodId {
+    fn of(pod: &Pod) -> Option<Self> {
+        Some(Self {
+            uid: pod.metadata.uid.clone()?,
+            namespace: pod.metadata.namespace.clone()?,
+            name: pod.metadata.name.clone()?,
+        })
+    }
+
+    /// Directory of the pod's volumes and files.
+    pub(crate) fn directory(&self, config: &Config) -> PathBuf {
+        config.pods_dir().join(&self.uid)
+    }
+
+    /// Directory of the pod's logs.
+    pub(crate) fn logs(&self, config: &Config) -> PathBuf {
+        config
+            .logs_dir()
+            .join(format!("{}_{}_{}", self.namespace, self.name, self.uid))
+    }
+}
+
+impl Pods {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            workers: JoinSet::new(),
+            objects: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until `shutdown`. Pods go on without us: that is what makes an agent restart harmless.
+    pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: CancellationToken) {
+        let mut changes = self.context.cluster.changes();
+        let mut survivors: BTreeMap<String, Survivor> = survivors
+            .into_iter()
+            .map(|survivor| (survivor.pod.config.uid.clone(), survivor))
+            .collect();
+        loop {
+            // Marked as seen before the look, so that a change during it is not missed.
+            changes.borrow_and_update();
+            if let Some(wanted) = self.wanted() {
+                self.compare(wanted, &mut survivors);
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                Some(ended) = self.workers.join_next() => match ended {
+                    Ok(uid) => drop(self.objects.remove(&uid)),
+                    Err(error) => tracing::error!(%error, "a pod's task died"),
+                },
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// Pods that the API binds to this node, by UID; `None` before they are known.
+    fn wanted(&self) -> Option<BTreeMap<String, Arc<Pod>>> {
+        let own = |pod: &Arc<Pod>| {
+            pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&self.context.config.node_name)
+        };
+        let pods = self.context.cluster.pods()?.into_iter().filter(own);
+        Some(
+            pods.filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
+                .collect(),
+        )
+    }
+
+    fn compare(&mut self, wanted: BTreeMap<String, Arc<Pod>>, survivors: &mut BTreeMap<String, Survivor>) {
+        for (uid, sender) in &self.objects {
+            if !wanted.contains_key(uid) {
+                sender.send_if_modified(|object| object.take().is_some());
+            }
+        }
+        for (uid, pod) in wanted {
+            if let Some(sender) = self.objects.get(&uid) {
+                let differs = |known: &Arc<Pod>| !Arc::ptr_eq(known, &pod);
+                sender.send_if_modified(|object| {
+                    let changed = object.as_ref().is_none_or(differs);
+                    if changed {
+                        *object = Some(pod.clone());
+                    }
+                    changed
+                });
+                continue;
+            }
+            let Some(id) = PodId::of(&pod) else { continue };
+            self.start(id, Some(pod), survivors.remove(&uid));
+        }
+        // Only the first comparison finds any: pods that were deleted while no agent ran.
+        for survivor in std::mem::take(survivors).into_values() {
+            let config = &survivor.pod.config;
+            let id = PodId {
+                uid: config.uid.clone(),
+                namespace: config.namespace.clone(),
+                name: config.name.clone(),
+            };
+            self.start(id, None, Some(survivor));
+        }
+    }
+
+    fn start(&mut self, id: PodId, pod: Option<Arc<Pod>>, survivor: Option<Survivor>) {
+        let (sender, objects) = watch::channel(pod);
+        self.objects.insert(id.uid.clone(), sender);
+        let worker = Worker::new(self.context.clone(), id, objects, survivor);
+        self.workers.spawn(worker.run());
+    }
+}
+
+/// Removes what pods that nobody knows any more left in the agent's directories: `known` are those that
+/// live or are wanted.
+pub(crate) fn sweep(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
+    let entries = match std::fs::read_dir(config.pods_dir()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(volumes::failed("list", &config.pods_dir(), source)),
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !known.contains(&name) {
+            steps::remove_directory(&entry.path())?;
+        }
+    }
+    Ok(())
+}

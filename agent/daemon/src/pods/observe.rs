@@ -1,0 +1,266 @@
+//! From the runtime's words and the API object to what `agent/plan` looks at. Pure.
+
+use agent_plan::{Container, Ending, Exit, RestartPolicy, Run, Seen, Wanted, is_settled};
+use agent_runtime::{ContainerState, ContainerStatus};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ContainerStatus as ApiStatus, Pod};
+
+use super::PodId;
+
+/// Exit code of a container whose program could not be executed: what Docker and Kubernetes use.
+const START_ERROR_CODE: i32 = 128;
+/// Exit code of a container whose end nobody saw: 128 plus `SIGKILL`.
+const UNKNOWN_CODE: i32 = 137;
+/// Grace of a pod that does not say: Kubernetes' default.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// What the API wants. Without an object the pod is gone.
+pub(super) fn wanted(pod: Option<&Pod>, seen: &Seen) -> Wanted {
+    let Some(pod) = pod else {
+        return Wanted {
+            containers: seen.containers.keys().cloned().collect(),
+            restart: RestartPolicy::Never,
+            ending: Ending::Gone,
+            settled: false,
+        };
+    };
+    let spec = pod.spec.as_ref();
+    let grace = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or(spec.and_then(|spec| spec.termination_grace_period_seconds))
+        .unwrap_or(DEFAULT_GRACE_SECONDS);
+    let deleted = pod.metadata.deletion_timestamp.is_some();
+    Wanted {
+        containers: spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .map(|c| c.name.clone())
+            .collect(),
+        restart: match spec.and_then(|spec| spec.restart_policy.as_deref()) {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        },
+        ending: if deleted {
+            Ending::Graceful(SignedDuration::from_secs(grace))
+        } else {
+            Ending::No
+        },
+        settled: pod.status.as_ref().is_some_and(is_settled),
+    }
+}
+
+/// Takes what the shim says about one container.
+pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStatus) {
+    // An answer that was on its way while a new run began speaks of the run before.
+    if status.attempt < container.restarts {
+        return;
+    }
+    container.restarts = status.attempt;
+    let run = run_id(id, &status.name, status.attempt);
+    container.run = match &status.state {
+        ContainerState::Creating => return,
+        ContainerState::Running { started_at, .. } => Run::Running {
+            id: run,
+            started_at: *started_at,
+        },
+        ContainerState::Exited(exit) => Run::Exited(ended(run, exit)),
+    };
+}
+
+/// The shim died, and with it every container it had.
+pub(super) fn lost(container: &mut Container, now: Timestamp) {
+    if let Run::Running { id, started_at } = &container.run {
+        container.run = Run::Exited(Exit {
+            id: id.clone(),
+            code: UNKNOWN_CODE,
+            signal: None,
+            reason: "ContainerStatusUnknown".to_owned(),
+            message: Some("the container's supervisor died; how the container ended is not known".to_owned()),
+            started_at: Some(*started_at),
+            finished_at: now,
+        });
+    }
+}
+
+/// A run whose program could not be executed.
+pub(super) fn start_error(id: String, message: String, now: Timestamp) -> Run {
+    Run::Exited(Exit {
+        id,
+        code: START_ERROR_CODE,
+        signal: None,
+        reason: "StartError".to_owned(),
+        message: Some(message),
+        started_at: None,
+        finished_at: now,
+    })
+}
+
+/// What the API remembers of containers from before this agent was started.
+pub(super) fn remember(seen: &mut Seen, pod: &Pod) {
+    let statuses = pod
+        .status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten());
+    for status in statuses {
+        let container = seen.containers.entry(status.name.clone()).or_default();
+        let restarts = u32::try_from(status.restart_count).unwrap_or(0);
+        if container.restarts <= restarts {
+            container.restarts = restarts;
+            container.last_exit = last_exit(status);
+            container.streak = container.streak.max(restarts);
+        }
+        // A run that nobody knows any more, of a pod that was running when the machine went down.
+        let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+        let running = status.state.as_ref().and_then(|state| state.running.as_ref());
+        if container.run == Run::Never {
+            if let Some(terminated) = terminated {
+                container.run = Run::Exited(exit_of(terminated));
+            } else if let Some(running) = running {
+                let id = status.container_id.clone().unwrap_or_default();
+                let id = id.trim_start_matches("palisade://").to_owned();
+                let now = Timestamp::now();
+                let started_at = running.started_at.as_ref().map_or(now, |time| time.0);
+                container.run = Run::Running { id, started_at };
+                lost(container, now);
+            }
+        }
+    }
+}
+
+/// Identity of a run, unique on the node: it is also the container id that the API shows.
+pub(super) fn run_id(id: &PodId, container: &str, attempt: u32) -> String {
+    format!("{}/{container}/{attempt}", id.uid)
+}
+
+fn ended(id: String, exit: &agent_runtime::Exit) -> Exit {
+    let reason = match exit {
+        exit if exit.started_at.is_none() => "StartError",
+        exit if exit.oom_killed => "OOMKilled",
+        exit if exit.code == 0 => "Completed",
+        _ => "Error",
+    };
+    Exit {
+        id,
+        code: exit.code,
+        signal: exit.signal,
+        reason: reason.to_owned(),
+        message: Some(exit.message.clone()).filter(|message| !message.is_empty()),
+        started_at: exit.started_at,
+        finished_at: exit.finished_at,
+    }
+}
+
+fn last_exit(status: &ApiStatus) -> Option<Exit> {
+    status.last_state.as_ref()?.terminated.as_ref().map(exit_of)
+}
+
+fn exit_of(terminated: &k8s_openapi::api::core::v1::ContainerStateTerminated) -> Exit {
+    let id = terminated.container_id.clone().unwrap_or_default();
+    Exit {
+        id: id.trim_start_matches("palisade://").to_owned(),
+        code: terminated.exit_code,
+        signal: terminated.signal,
+        reason: terminated.reason.clone().unwrap_or_default(),
+        message: terminated.message.clone(),
+        started_at: terminated.started_at.as_ref().map(|time| time.0),
+        finished_at: terminated
+            .finished_at
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn id() -> PodId {
+        PodId {
+            uid: "u".to_owned(),
+            namespace: "n".to_owned(),
+            name: "p".to_owned(),
+        }
+    }
+
+    fn status(attempt: u32, state: ContainerState) -> ContainerStatus {
+        ContainerStatus {
+            name: "c".to_owned(),
+            attempt,
+            state,
+        }
+    }
+
+    #[test]
+    fn an_old_answer_does_not_undo_a_new_run() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut container = Container {
+            restarts: 2,
+            ..Container::default()
+        };
+        take(
+            &id(),
+            &mut container,
+            &status(
+                1,
+                ContainerState::Running {
+                    pid: 1,
+                    started_at: now,
+                },
+            ),
+        );
+        assert_eq!(container.run, Run::Never);
+        take(
+            &id(),
+            &mut container,
+            &status(
+                2,
+                ContainerState::Running {
+                    pid: 1,
+                    started_at: now,
+                },
+            ),
+        );
+        assert_eq!(
+            container.run,
+            Run::Running {
+                id: "u/c/2".to_owned(),
+                started_at: now
+            }
+        );
+        lost(&mut container, now);
+        assert!(matches!(&container.run, Run::Exited(exit) if exit.code == 137));
+    }
+
+    #[test]
+    fn deletion_and_policy_come_from_the_object() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 5},
+            "spec": {"containers": [{"name": "c"}], "restartPolicy": "OnFailure"},
+            "status": {"phase": "Succeeded"},
+        }))
+        .unwrap();
+        let wanted = wanted(Some(&pod), &Seen::default());
+        assert_eq!(wanted.ending, Ending::Graceful(SignedDuration::from_secs(5)));
+        assert_eq!(wanted.restart, RestartPolicy::OnFailure);
+        assert!(wanted.settled);
+        assert_eq!(super::wanted(None, &Seen::default()).ending, Ending::Gone);
+    }
+
+    #[test]
+    fn a_pod_that_ran_before_a_reboot_has_ended() {
+        let pod: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3,
+            "containerID": "palisade://u/c/3",
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}}))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &pod);
+        let container = &seen.containers["c"];
+        assert_eq!(container.restarts, 3);
+        assert!(matches!(&container.run, Run::Exited(exit) if exit.reason == "ContainerStatusUnknown"));
+    }
+}

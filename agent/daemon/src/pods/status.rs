@@ -1,0 +1,109 @@
+//! Brings a pod's status to the API: the latest one wins, failures are repeated.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::json;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::PodId;
+use crate::policy::chain;
+
+/// First and longest delay before a status that could not be written is written again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Writes statuses of one pod from a task of its own, so that nobody waits for the API.
+pub(super) struct Reporter {
+    statuses: watch::Sender<Option<PodStatus>>,
+    task: JoinHandle<()>,
+}
+
+impl Reporter {
+    pub(super) fn start(client: Client, id: PodId) -> Self {
+        let (statuses, mut latest) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            let mut delay = RETRY.0;
+            loop {
+                if latest.changed().await.is_err() {
+                    return;
+                }
+                loop {
+                    let status: Option<PodStatus> = latest.borrow_and_update().clone();
+                    let Some(status) = status else { break };
+                    match write(&client, &id, &status).await {
+                        Ok(()) => {
+                            delay = RETRY.0;
+                            break;
+                        }
+                        Err(error) if is_gone(&error) => break,
+                        Err(error) => {
+                            tracing::warn!(pod = %id.name, error = chain(&error), "status not written, will retry");
+                            tokio::time::sleep(delay).await;
+                            delay = (delay * 2).min(RETRY.1);
+                        }
+                    }
+                }
+            }
+        });
+        Self { statuses, task }
+    }
+
+    /// Queues a status; one that still waits is replaced.
+    pub(super) fn send(&self, status: PodStatus) {
+        self.statuses.send_replace(Some(status));
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Writes the pod's last status and lets the API delete the object. A pod that is gone is no error.
+pub(super) async fn confirm_deletion(
+    client: &Client,
+    id: &PodId,
+    status: &PodStatus,
+) -> Result<(), kube::Error> {
+    match write(client, id, status).await {
+        Err(error) if !is_gone(&error) => return Err(error),
+        _ => {}
+    }
+    let parameters = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: Some(id.uid.clone()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
+    match pods.delete(&id.name, &parameters).await {
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces the whole status, so that nothing of an old one stays; the test keeps it from a new pod of the
+/// same name.
+async fn write(client: &Client, id: &PodId, status: &PodStatus) -> Result<(), kube::Error> {
+    let patch = json!([
+        {"op": "test", "path": "/metadata/uid", "value": id.uid},
+        {"op": "add", "path": "/status", "value": status},
+    ]);
+    let patch = Patch::Json::<()>(serde_json::from_value(patch).map_err(kube::Error::SerdeError)?);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
+    pods.patch_status(&id.name, &PatchParams::default(), &patch)
+        .await
+        .map(drop)
+}
+
+/// Not found, another object of the same name, or the failed test for that.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+}

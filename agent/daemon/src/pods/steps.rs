@@ -1,0 +1,306 @@
+//! What each step of a plan does. The worker decides when; nothing here remembers anything.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+use agent_images::{ImageError, RootfsLayers, UserIds};
+use agent_network::{Attachment, NetworkError};
+use agent_plan::Failure;
+use agent_runtime::{PodConfig, RuntimeError};
+use api::{ImageRef, flow::PodRef, image_ref::ImageRefError};
+use ebpf_loader::EndpointLink;
+use futures::future::try_join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use kube::Api;
+
+use super::{
+    Context, PodId,
+    container::{self, ContainerError, Places, Resolved},
+    env::{self, Addresses, Objects},
+    ids::NoIds,
+    users::{self, UserError},
+    volumes::{self, VolumeError},
+};
+use crate::policy::{Endpoint, PolicyError, chain};
+
+/// Runs of a container whose logs are kept: the present one and the one before.
+const RUNS_WITH_LOGS: u32 = 2;
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error("cannot read what the pod refers to from the API")]
+    Api(#[from] kube::Error),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Ids(#[from] NoIds),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("the image reference")]
+    Reference(#[from] ImageRefError),
+    #[error("image {0} is not pinned to a digest; only what was scanned runs")]
+    NotPinned(String),
+    #[error("the background task was interrupted")]
+    Interrupted,
+    #[error("{0}")]
+    Bug(&'static str),
+}
+
+impl StepError {
+    /// Kubernetes' word for the failure.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Volume(_) => "FailedMount",
+            Self::Container(_) | Self::User(_) => "CreateContainerConfigError",
+            Self::Image(ImageError::UnknownUser { .. }) => "CreateContainerConfigError",
+            Self::Image(_) => "ErrImagePull",
+            Self::Reference(_) => "InvalidImageName",
+            Self::NotPinned(_) => "ImageNotPinned",
+            Self::Network(_) | Self::Policy(_) => "FailedCreatePodSandBox",
+            Self::Api(_) | Self::Ids(_) | Self::Runtime(_) | Self::Interrupted | Self::Bug(_) => {
+                "FailedCreatePodSandBox"
+            }
+        }
+    }
+
+    /// As `agent/plan` counts it, after `before`.
+    pub(super) fn failure(&self, before: Option<&Failure>, now: Timestamp) -> Failure {
+        Failure {
+            reason: self.reason(),
+            message: chain(self),
+            at: now,
+            attempts: before.map_or(0, |before| before.attempts).saturating_add(1),
+        }
+    }
+}
+
+/// Makes the pod's volumes and starts its shim. The objects of its namespace that decide its network are
+/// read meanwhile, so that its first policy is never older than the pod.
+pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
+    let directory = id.directory(&context.config).join("volumes");
+    let objects = objects(context, pod).await?;
+    let with_volumes = pod.clone();
+    tokio::task::spawn_blocking(move || volumes::create(&with_volumes, &directory, &objects))
+        .await
+        .map_err(|_cancelled| StepError::Interrupted)??;
+    let config = PodConfig {
+        uid: id.uid.clone(),
+        namespace: id.namespace.clone(),
+        name: id.name.clone(),
+        hostname: env::hostname(pod).to_owned(),
+        id_base: context.ids.acquire(&id.uid)?,
+        id_count: users::ID_COUNT,
+    };
+    let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
+    let refresh = async { Ok(context.cluster.refresh(&context.client, &id.namespace).await?) };
+    let started = futures::try_join!(start, refresh);
+    if started.is_err() {
+        // What a failed start leaves would fail the next one too.
+        context.runtime.remove_pod(&id.uid).await?;
+    }
+    started.map(drop)
+}
+
+/// Makes the pod's interface, denies everything on it, brings it up, and writes the files that name it.
+pub(super) async fn attach_network(
+    context: &Context,
+    id: &PodId,
+    pod: &Pod,
+) -> Result<Attachment, StepError> {
+    let netns = context.runtime.status(&id.uid).await?.netns;
+    let attachment = context.network.prepare(&id.uid, &netns).await?;
+    // An attempt that failed half-way may have left programs on an interface that is gone.
+    context.policy.detach(attachment.endpoint).await?;
+    context.policy.attach(endpoint(id, &attachment)).await?;
+    context.network.activate(&attachment).await?;
+    let files = id.directory(&context.config).join("files");
+    write_files(&files, pod, attachment.address, &context.resolv_conf)?;
+    Ok(attachment)
+}
+
+/// An interface as the datapath knows it.
+pub(crate) fn endpoint(id: &PodId, attachment: &Attachment) -> Endpoint {
+    Endpoint {
+        pod: PodRef {
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+        },
+        pod_uid: id.uid.clone(),
+        link: EndpointLink {
+            id: attachment.endpoint,
+            ifindex: attachment.ifindex,
+            addresses: vec![IpAddr::V4(attachment.address)],
+            mac: attachment.mac,
+        },
+    }
+}
+
+/// Takes the interface away first, so that no packet passes it unjudged; then verdicts and address.
+pub(super) async fn release_network(
+    context: &Context,
+    id: &PodId,
+    attachment: Option<&Attachment>,
+) -> Result<(), StepError> {
+    context.network.unplug(&id.uid).await?;
+    if let Some(attachment) = attachment {
+        context.policy.detach(attachment.endpoint).await?;
+    }
+    Ok(context.network.release(&id.uid).await?)
+}
+
+/// Brings a container's image to the node.
+pub(super) async fn fetch_image(context: &Context, image: &str) -> Result<RootfsLayers, StepError> {
+    let reference: ImageRef = image.parse()?;
+    if reference.digest.is_none() {
+        return Err(StepError::NotPinned(image.to_owned()));
+    }
+    Ok(context.images.ensure(&reference).await?)
+}
+
+/// Starts a container's process; the one before it, if any, has ended.
+pub(super) async fn start_container(
+    context: &Context,
+    id: &PodId,
+    pod: &Pod,
+    spec: &Container,
+    attempt: u32,
+    image: &RootfsLayers,
+    address: Ipv4Addr,
+) -> Result<(), StepError> {
+    let addresses = Addresses {
+        pod: address.into(),
+        host: context.network.node_address().into(),
+    };
+    let objects = objects(context, pod).await?;
+    let environment =
+        env::environment(pod, spec, &image.config.env, &objects, addresses).map_err(ContainerError::from)?;
+    let image_user = match users::needs_image_user(pod, spec) {
+        true => image.user(&image.config.user)?,
+        false => UserIds::default(),
+    };
+    let directory = id.directory(&context.config);
+    let logs = id.logs(&context.config).join(&spec.name);
+    private_dir(&logs)?;
+    let places = Places {
+        volumes: &directory.join("volumes"),
+        files: &directory.join("files"),
+        log: log_path(&logs, attempt),
+        log_max_bytes: context.config.log_max_bytes,
+        log_max_files: context.config.log_max_files,
+    };
+    let resolved = Resolved {
+        layers: image.layers.clone(),
+        image: &image.config,
+        user: users::user(pod, spec, image_user)?,
+        environment,
+    };
+    let config = container::config(pod, spec, attempt, resolved, &places)?;
+    let known = context.runtime.status(&id.uid).await?;
+    if known.container(&spec.name).is_some() {
+        context.runtime.remove_container(&id.uid, &spec.name).await?;
+    }
+    remove_old_logs(&logs, attempt)?;
+    Ok(context.runtime.start_container(&id.uid, &config).await?)
+}
+
+/// Removes everything that is left of the pod on disk.
+pub(super) fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
+    remove_directory(&id.directory(&context.config))?;
+    remove_tree(&id.logs(&context.config))?;
+    context.ids.release(&id.uid);
+    context.directory.remove(id);
+    Ok(())
+}
+
+/// Removes a pod's directory, with the mounts in it.
+pub(super) fn remove_directory(directory: &Path) -> Result<(), VolumeError> {
+    volumes::remove(&directory.join("volumes"))?;
+    remove_tree(directory)
+}
+
+/// The log of one run of a container.
+fn log_path(logs: &Path, attempt: u32) -> std::path::PathBuf {
+    logs.join(format!("{attempt}.log"))
+}
+
+/// Config maps and secrets that the pod refers to.
+async fn objects(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
+    let (config_maps, secrets) = env::references(pod);
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    let hidden: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    let maps = try_join_all(config_maps.into_iter().map(|name| async {
+        let found = maps.get_opt(&name).await?;
+        Ok::<_, kube::Error>((name, found))
+    }));
+    let hidden = try_join_all(secrets.into_iter().map(|name| async {
+        let found = hidden.get_opt(&name).await?;
+        Ok::<_, kube::Error>((name, found))
+    }));
+    let (config_maps, secrets) = futures::try_join!(maps, hidden)?;
+    Ok(Objects {
+        config_maps: config_maps.into_iter().collect::<BTreeMap<_, _>>(),
+        secrets: secrets.into_iter().collect(),
+    })
+}
+
+/// `/etc/hosts` and its like, readable by every user of the pod.
+fn write_files(directory: &Path, pod: &Pod, address: Ipv4Addr, resolv_conf: &str) -> Result<(), VolumeError> {
+    private_dir(directory)?;
+    let hostname = env::hostname(pod);
+    let contents = |file: &str| match file {
+        "hosts" => agent_network::files::hosts(hostname, address),
+        "hostname" => format!("{hostname}\n"),
+        _ => resolv_conf.to_owned(),
+    };
+    for file in container::POD_FILES {
+        let path = directory.join(file);
+        let written = fs::write(&path, contents(file))
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)));
+        written.map_err(|source| volumes::failed("write", &path, source))?;
+    }
+    Ok(())
+}
+
+fn remove_old_logs(logs: &Path, attempt: u32) -> Result<(), VolumeError> {
+    let entries = fs::read_dir(logs).map_err(|source| volumes::failed("list", logs, source))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let run = name.split('.').next().and_then(|run| run.parse::<u32>().ok());
+        if run.is_some_and(|run| run.saturating_add(RUNS_WITH_LOGS) <= attempt) {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|source| volumes::failed("remove", &path, source))?;
+        }
+    }
+    Ok(())
+}
+
+fn private_dir(path: &Path) -> Result<(), VolumeError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| volumes::failed("create", path, source))
+}
+
+fn remove_tree(path: &Path) -> Result<(), VolumeError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(volumes::failed("remove", path, error)),
+        _ => Ok(()),
+    }
+}

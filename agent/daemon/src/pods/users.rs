@@ -1,0 +1,152 @@
+//! Which user a container runs as: the pod's wish, or else the image's. Pure.
+
+use agent_images::UserIds;
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+/// Ids of a pod: its user namespace maps this many, from 0.
+pub(crate) const ID_COUNT: u32 = 65_536;
+
+/// Why there is no user to run as.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UserError {
+    #[error("container has runAsNonRoot and image will run as root")]
+    Root,
+    #[error("{field} {id} is outside of the pod's user namespace, which has 0 to 65535")]
+    Range { field: &'static str, id: i64 },
+}
+
+/// Whether the image's own user decides anything; if not, it need not even exist.
+pub(crate) fn needs_image_user(pod: &Pod, container: &Container) -> bool {
+    wanted(pod, container).uid.is_none()
+}
+
+/// The user of `container`, given the one that its image names.
+pub(crate) fn user(pod: &Pod, container: &Container, image: UserIds) -> Result<UserIds, UserError> {
+    let wanted = wanted(pod, container);
+    // An explicit user has nothing to do with the groups of the image's.
+    let (image_gid, image_groups) = match wanted.uid {
+        None => (image.gid, image.supplementary),
+        Some(_) => (0, Vec::new()),
+    };
+    let uid = wanted.uid.map_or(Ok(image.uid), |uid| number(uid, "runAsUser"))?;
+    let gid = wanted
+        .gid
+        .map_or(Ok(image_gid), |gid| number(gid, "runAsGroup"))?;
+    if wanted.non_root && uid == 0 {
+        return Err(UserError::Root);
+    }
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let groups = of_pod
+        .and_then(|context| context.supplemental_groups.clone())
+        .unwrap_or_default();
+    let groups = groups
+        .into_iter()
+        .chain(of_pod.and_then(|context| context.fs_group));
+    let mut supplementary = groups
+        .map(|gid| number(gid, "supplementalGroups"))
+        .collect::<Result<Vec<u32>, _>>()?;
+    supplementary.extend(image_groups);
+    supplementary.sort_unstable();
+    supplementary.dedup();
+    Ok(UserIds {
+        uid: inside(uid, "USER")?,
+        gid: inside(gid, "USER")?,
+        supplementary,
+    })
+}
+
+struct Wanted {
+    uid: Option<i64>,
+    gid: Option<i64>,
+    non_root: bool,
+}
+
+fn wanted(pod: &Pod, container: &Container) -> Wanted {
+    let pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context.as_ref();
+    Wanted {
+        uid: own
+            .and_then(|c| c.run_as_user)
+            .or(pod.and_then(|p| p.run_as_user)),
+        gid: own
+            .and_then(|c| c.run_as_group)
+            .or(pod.and_then(|p| p.run_as_group)),
+        non_root: own
+            .and_then(|c| c.run_as_non_root)
+            .or(pod.and_then(|p| p.run_as_non_root))
+            == Some(true),
+    }
+}
+
+fn number(id: i64, field: &'static str) -> Result<u32, UserError> {
+    u32::try_from(id)
+        .ok()
+        .filter(|id| *id < ID_COUNT)
+        .ok_or(UserError::Range { field, id })
+}
+
+fn inside(id: u32, field: &'static str) -> Result<u32, UserError> {
+    number(i64::from(id), field)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the callers build the value in place"
+    )]
+    fn decide(security: serde_json::Value, image: (u32, u32)) -> Result<UserIds, UserError> {
+        let pod: Pod = serde_json::from_value(json!({
+            "spec": {"containers": [], "securityContext": {"supplementalGroups": [7, 5, 7], "fsGroup": 9}},
+        }))
+        .unwrap();
+        let container: Container =
+            serde_json::from_value(json!({"name": "c", "securityContext": security})).unwrap();
+        user(
+            &pod,
+            &container,
+            UserIds {
+                uid: image.0,
+                gid: image.1,
+                supplementary: vec![3],
+            },
+        )
+    }
+
+    #[test]
+    fn the_pod_overrides_the_image_and_non_root_is_kept() {
+        let ids = |uid, gid, supplementary: &[u32]| {
+            Ok(UserIds {
+                uid,
+                gid,
+                supplementary: supplementary.to_vec(),
+            })
+        };
+        assert_eq!(decide(json!({}), (101, 102)), ids(101, 102, &[3, 5, 7, 9]));
+        assert_eq!(decide(json!({"runAsUser": 5}), (101, 102)), ids(5, 0, &[5, 7, 9]));
+        assert_eq!(
+            decide(json!({"runAsGroup": 6}), (101, 102)),
+            ids(101, 6, &[3, 5, 7, 9])
+        );
+        assert_eq!(
+            decide(json!({"runAsNonRoot": true}), (0, 0)),
+            Err(UserError::Root)
+        );
+        let outside = decide(json!({"runAsUser": 70_000}), (0, 0));
+        assert_eq!(
+            outside,
+            Err(UserError::Range {
+                field: "runAsUser",
+                id: 70_000
+            })
+        );
+        assert!(
+            decide(json!({}), (100_000, 0)).is_err(),
+            "an image cannot leave the namespace either"
+        );
+    }
+}

@@ -1,0 +1,424 @@
+//! A pod's volumes as directories on the node. What must not reach a disk is on tmpfs.
+//!
+//! Contents are written once, before the pod's sandbox starts; a later change of a config map or a secret
+//! is seen by new pods.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1::{KeyToPath, Pod, Volume};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::env::Objects;
+
+/// Most bytes of a tmpfs volume whose size nobody limits.
+const DEFAULT_MEMORY_VOLUME_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Why a volume is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error("{kind} \"{name}\" not found")]
+    Missing { kind: &'static str, name: String },
+    #[error("{kind} {name} has no key {key}, which volume {volume} asks for")]
+    MissingKey {
+        kind: &'static str,
+        name: String,
+        key: String,
+        volume: String,
+    },
+    #[error("volume {volume}: path {path:?} must be relative, without '..'")]
+    Path { volume: String, path: String },
+    #[error("volume {0}: this kind of volume is not supported")]
+    Kind(String),
+    #[error("volume {volume}: size limit")]
+    Size {
+        volume: String,
+        #[source]
+        source: api::quantity::QuantityError,
+    },
+    #[error("cannot {operation} {path}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it.
+pub(crate) fn create(pod: &Pod, directory: &Path, objects: &Objects) -> Result<(), VolumeError> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
+    let group = spec
+        .security_context
+        .as_ref()
+        .and_then(|context| context.fs_group);
+    let group = group.and_then(|gid| u32::try_from(gid).ok());
+    private_dir(directory)?;
+    for volume in spec.volumes.iter().flatten() {
+        let path = path_of(directory, &volume.name);
+        // Written last: a volume with its mark is complete. (A mount point cannot be renamed into place.)
+        let mark = directory.join(format!(".{}.complete", volume.name));
+        if mark.exists() && (!in_memory(volume) || is_mount_point(&path, directory)) {
+            continue;
+        }
+        clear(&path)?;
+        private_dir(&path)?;
+        fill(volume, &path, objects)?;
+        if let Some(gid) = group {
+            give_to_group(&path, gid)?;
+        }
+        fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
+    }
+    Ok(())
+}
+
+/// Where the volume called `name` is, below the pod's directory of volumes. Names are DNS labels, so they
+/// are safe as path components; anything else cannot leave the directory either.
+pub(crate) fn path_of(directory: &Path, name: &str) -> PathBuf {
+    directory.join(name.replace(['/', '.'], "-"))
+}
+
+/// Removes all volumes below `directory`.
+pub(crate) fn remove(directory: &Path) -> Result<(), VolumeError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(failed("list", directory, source)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|source| failed("list", directory, source))?;
+        clear(&entry.path())?;
+    }
+    fs::remove_dir(directory).map_err(|source| failed("remove", directory, source))
+}
+
+/// Whether the volume lives on a tmpfs, which a reboot takes away.
+fn in_memory(volume: &Volume) -> bool {
+    let medium = volume
+        .empty_dir
+        .as_ref()
+        .and_then(|source| source.medium.as_deref());
+    volume.secret.is_some() || medium == Some("Memory")
+}
+
+fn is_mount_point(path: &Path, parent: &Path) -> bool {
+    let device = |path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
+    device(path) != device(parent)
+}
+
+fn fill(volume: &Volume, path: &Path, objects: &Objects) -> Result<(), VolumeError> {
+    if let Some(source) = &volume.empty_dir {
+        let limit = source
+            .size_limit
+            .as_ref()
+            .map(|limit| api::quantity::units(&limit.0))
+            .transpose();
+        let limit = limit.map_err(|source| VolumeError::Size {
+            volume: volume.name.clone(),
+            source,
+        })?;
+        if source.medium.as_deref() == Some("Memory") {
+            tmpfs(path, limit.unwrap_or(DEFAULT_MEMORY_VOLUME_BYTES))?;
+        }
+        return mode(path, 0o777);
+    }
+    if let Some(source) = &volume.config_map {
+        let optional = source.optional == Some(true);
+        let found = objects.config_maps.get(&source.name).and_then(Option::as_ref);
+        let files = match found {
+            Some(found) => {
+                let text = found
+                    .data
+                    .iter()
+                    .flatten()
+                    .map(|(k, v)| (k.as_str(), v.as_bytes()));
+                let binary = found
+                    .binary_data
+                    .iter()
+                    .flatten()
+                    .map(|(k, v)| (k.as_str(), v.0.as_slice()));
+                text.chain(binary).collect()
+            }
+            None if optional => Vec::new(),
+            None => {
+                return Err(VolumeError::Missing {
+                    kind: "configmap",
+                    name: source.name.clone(),
+                });
+            }
+        };
+        let from = Source {
+            kind: "configmap",
+            name: &source.name,
+            optional,
+            files,
+        };
+        return from.write(volume, path, source.items.as_deref(), source.default_mode);
+    }
+    if let Some(source) = &volume.secret {
+        let name = source.secret_name.as_deref().unwrap_or_default();
+        let optional = source.optional == Some(true);
+        let files: Vec<_> = match objects.secrets.get(name).and_then(Option::as_ref) {
+            Some(found) => found
+                .data
+                .iter()
+                .flatten()
+                .map(|(k, v)| (k.as_str(), v.0.as_slice()))
+                .collect(),
+            None if optional => Vec::new(),
+            None => {
+                return Err(VolumeError::Missing {
+                    kind: "secret",
+                    name: name.to_owned(),
+                });
+            }
+        };
+        tmpfs(path, DEFAULT_MEMORY_VOLUME_BYTES)?;
+        let from = Source {
+            kind: "secret",
+            name,
+            optional,
+            files,
+        };
+        return from.write(volume, path, source.items.as_deref(), source.default_mode);
+    }
+    Err(VolumeError::Kind(volume.name.clone()))
+}
+
+/// Keys and values of a config map or a secret.
+struct Source<'a> {
+    kind: &'static str,
+    name: &'a str,
+    optional: bool,
+    files: Vec<(&'a str, &'a [u8])>,
+}
+
+impl Source<'_> {
+    /// Writes each key as a file, or only those that `items` picks.
+    fn write(
+        &self,
+        volume: &Volume,
+        directory: &Path,
+        items: Option<&[KeyToPath]>,
+        default_mode: Option<i32>,
+    ) -> Result<(), VolumeError> {
+        let bits = |mode: Option<i32>| u32::try_from(mode.unwrap_or(0o644)).unwrap_or(0o644) & 0o777;
+        match items {
+            None => {
+                for (key, value) in &self.files {
+                    write_file(volume, directory, key, value, bits(default_mode))?;
+                }
+            }
+            Some(items) => {
+                for item in items {
+                    let Some((_, value)) = self.files.iter().find(|(key, _)| *key == item.key) else {
+                        if self.optional {
+                            continue;
+                        }
+                        return Err(VolumeError::MissingKey {
+                            kind: self.kind,
+                            name: self.name.to_owned(),
+                            key: item.key.clone(),
+                            volume: volume.name.clone(),
+                        });
+                    };
+                    write_file(
+                        volume,
+                        directory,
+                        &item.path,
+                        value,
+                        bits(item.mode.or(default_mode)),
+                    )?;
+                }
+            }
+        }
+        mode(directory, 0o755)
+    }
+}
+
+fn write_file(
+    volume: &Volume,
+    directory: &Path,
+    path: &str,
+    value: &[u8],
+    bits: u32,
+) -> Result<(), VolumeError> {
+    let relative = Path::new(path);
+    let plain = relative
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_)));
+    if !plain || path.is_empty() {
+        return Err(VolumeError::Path {
+            volume: volume.name.clone(),
+            path: path.to_owned(),
+        });
+    }
+    let target = directory.join(relative);
+    if let Some(parent) = target.parent() {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
+        made.map_err(|source| failed("create", parent, source))?;
+    }
+    // Created private, then opened up: the mode of `open` is cut by the umask.
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&target);
+    let written = file.and_then(|mut file| io::Write::write_all(&mut file, value));
+    written.map_err(|source| failed("write", &target, source))?;
+    mode(&target, bits)
+}
+
+/// Kubernetes' rule for `fsGroup`: the group owns everything, may read what the owner may, and new files in
+/// directories stay the group's.
+fn give_to_group(path: &Path, gid: u32) -> Result<(), VolumeError> {
+    let metadata = fs::symlink_metadata(path).map_err(|source| failed("look at", path, source))?;
+    let bits = metadata.permissions().mode() & 0o7777;
+    let shared = bits | ((bits & 0o700) >> 3);
+    std::os::unix::fs::lchown(path, None, Some(gid))
+        .map_err(|source| failed("change the group of", path, source))?;
+    mode(
+        path,
+        if metadata.is_dir() {
+            shared | 0o2000
+        } else {
+            shared
+        },
+    )?;
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).map_err(|source| failed("list", path, source))? {
+            let entry = entry.map_err(|source| failed("list", path, source))?;
+            give_to_group(&entry.path(), gid)?;
+        }
+    }
+    Ok(())
+}
+
+fn tmpfs(path: &Path, bytes: u64) -> Result<(), VolumeError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let options = format!("size={bytes},mode=0755");
+    mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|errno| failed("mount a tmpfs on", path, errno.into()))
+}
+
+/// Unmounts and removes `path`, whatever is there.
+fn clear(path: &Path) -> Result<(), VolumeError> {
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // Not a mount point, or not there at all.
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+        Err(errno) => return Err(failed("unmount", path, errno.into())),
+    }
+    let removed = match path.is_dir() && !path.is_symlink() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn private_dir(path: &Path) -> Result<(), VolumeError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| failed("create", path, source))
+}
+
+fn mode(path: &Path, bits: u32) -> Result<(), VolumeError> {
+    let permissions = fs::Permissions::from_mode(bits);
+    fs::set_permissions(path, permissions).map_err(|source| failed("set the mode of", path, source))
+}
+
+pub(super) fn failed(operation: &'static str, path: &Path, source: io::Error) -> VolumeError {
+    VolumeError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the callers build the value in place"
+    )]
+    fn pod(volumes: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"spec": {
+            "containers": [], "volumes": volumes, "securityContext": {"fsGroup": 77}}}))
+        .unwrap()
+    }
+
+    fn objects() -> Objects {
+        let config_map = serde_json::from_value(json!({"data": {"a.conf": "x", "b": "y"}})).unwrap();
+        let secret = serde_json::from_value(json!({"data": {"key": "c2VjcmV0"}})).unwrap();
+        Objects {
+            config_maps: [("m".to_owned(), Some(config_map))].into(),
+            secrets: [("s".to_owned(), Some(secret))].into(),
+        }
+    }
+
+    #[test]
+    fn volumes_are_filled_kept_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let pod = pod(json!([
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "ram", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "config", "configMap": {"name": "m", "items": [{"key": "a.conf", "path": "d/x", "mode": 256}]}},
+            {"name": "secret", "secret": {"secretName": "s", "defaultMode": 288}},
+        ]));
+        create(&pod, &root, &objects()).unwrap();
+        let file = |path: &str| root.join(path);
+        assert_eq!(fs::read(file("config/d/x")).unwrap(), b"x");
+        assert!(!file("config/b").exists(), "only the items asked for");
+        assert_eq!(fs::read(file("secret/key")).unwrap(), b"secret");
+        let metadata = |path: &str| fs::metadata(file(path)).unwrap();
+        assert_eq!(metadata("secret/key").mode() & 0o777, 0o440);
+        assert_eq!(metadata("secret/key").gid(), 77);
+        assert_eq!(metadata("scratch").mode() & 0o7777, 0o2777);
+        assert_ne!(
+            metadata("secret").dev(),
+            metadata("scratch").dev(),
+            "secrets are on a tmpfs"
+        );
+        assert_ne!(metadata("ram").dev(), metadata("scratch").dev());
+
+        fs::write(file("scratch/mine"), b"1").unwrap();
+        create(&pod, &root, &objects()).unwrap();
+        assert!(
+            file("scratch/mine").exists(),
+            "a second start keeps what the pod wrote"
+        );
+        remove(&root).unwrap();
+        remove(&root).unwrap();
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn missing_objects_and_hostile_paths_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let attempt = |volume: serde_json::Value| {
+            create(&pod(json!([volume])), &directory.path().join("v"), &objects())
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            attempt(json!({"name": "v", "secret": {"secretName": "x"}})),
+            "secret \"x\" not found"
+        );
+        for path in ["../x", "/x", "a/../../x", ""] {
+            let items = json!([{"key": "b", "path": path}]);
+            let error = attempt(json!({"name": "v", "configMap": {"name": "m", "items": items}}));
+            assert!(error.contains("must be relative"), "{path}: {error}");
+        }
+        let items = json!([{"key": "none", "path": "x"}]);
+        let error = attempt(json!({"name": "v", "configMap": {"name": "m", "items": items}}));
+        assert!(error.contains("has no key none"), "{error}");
+        assert!(attempt(json!({"name": "v", "hostPath": {"path": "/"}})).contains("not supported"));
+        remove(&directory.path().join("v")).unwrap();
+    }
+}

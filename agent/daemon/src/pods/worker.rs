@@ -1,0 +1,682 @@
+//! The task of one pod: observe, plan, act, and tell the API, until nothing of the pod is left.
+//!
+//! One task is the only writer of everything about its pod, so steps of one pod never race. Fetching an
+//! image may take minutes and runs beside it; all else is short and awaited.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use agent_images::RootfsLayers;
+use agent_network::Attachment;
+use agent_plan::{Container, Ending, Facts, Ground, Image, Plan, Run, Seen, Step, Wanted, plan, render};
+use agent_runtime::{PodStatus, RuntimeError};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus as ApiStatus};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use super::{
+    Context, PodId, Survivor,
+    directory::{Entry, Latest},
+    observe,
+    status::{Reporter, confirm_deletion},
+    steps::{self, StepError},
+};
+use crate::{
+    events::Kind,
+    policy::{PolicyError, chain},
+};
+
+/// Results of background work that wait for the task.
+const INBOX: usize = 16;
+/// Delay before what the plan does not repeat is repeated: ends of pods.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// While something keeps a container from starting, its status is rendered again this often: some of its
+/// words depend on the time.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// The task of one pod.
+pub(super) struct Worker {
+    context: Arc<Context>,
+    id: PodId,
+    objects: watch::Receiver<Option<Arc<Pod>>>,
+    /// The latest object; kept when the API has it no more.
+    pod: Option<Arc<Pod>>,
+    seen: Seen,
+    attachment: Option<Attachment>,
+    images: BTreeMap<String, RootfsLayers>,
+    news: mpsc::Sender<News>,
+    inbox: mpsc::Receiver<News>,
+    follower: Option<JoinHandle<()>>,
+    reporter: Reporter,
+    reported: Option<ApiStatus>,
+    /// The API was told that the pod is over.
+    confirmed: bool,
+    /// The shim is gone; what is left of it must go too.
+    lost: bool,
+    retry_at: Option<Instant>,
+    born: Instant,
+}
+
+/// What background work found out.
+enum News {
+    Runtime(PodStatus),
+    ShimGone(RuntimeError),
+    Image {
+        container: String,
+        took: Duration,
+        result: Result<RootfsLayers, StepError>,
+    },
+}
+
+impl Worker {
+    pub(super) fn new(
+        context: Arc<Context>,
+        id: PodId,
+        objects: watch::Receiver<Option<Arc<Pod>>>,
+        survivor: Option<Survivor>,
+    ) -> Self {
+        let (news, inbox) = mpsc::channel(INBOX);
+        let reporter = Reporter::start(context.client.clone(), id.clone());
+        let pod = objects.borrow().clone();
+        let mut worker = Self {
+            context,
+            id,
+            pod,
+            objects,
+            seen: Seen::default(),
+            attachment: None,
+            images: BTreeMap::new(),
+            news,
+            inbox,
+            follower: None,
+            reporter,
+            reported: None,
+            confirmed: false,
+            lost: false,
+            retry_at: None,
+            born: Instant::now(),
+        };
+        if let Some(survivor) = survivor {
+            worker.adopt(survivor);
+        }
+        if let Some(pod) = worker.pod.clone() {
+            observe::remember(&mut worker.seen, &pod);
+        }
+        worker
+    }
+
+    /// Runs to the end of the pod and returns its UID.
+    pub(super) async fn run(mut self) -> String {
+        loop {
+            self.pod = self.objects.borrow_and_update().clone().or(self.pod.take());
+            let gone = self.objects.borrow().is_none() || self.confirmed;
+            let mut wanted = observe::wanted(self.pod.as_deref(), &self.seen);
+            if gone {
+                wanted.ending = Ending::Gone;
+            }
+            let Plan { steps, wake_at } = plan(&wanted, &self.seen, Timestamp::now());
+            self.report(&wanted);
+            let mut idle = steps.is_empty();
+            if self.lost {
+                self.clear_lost().await;
+                idle = self.lost;
+            } else if self.retry_at.is_some_and(|at| at > Instant::now()) {
+                idle = true;
+            } else {
+                for step in steps {
+                    if step == Step::Forget {
+                        match steps::forget(&self.context, &self.id) {
+                            Ok(()) => {
+                                tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "pod is gone");
+                                return self.id.uid.clone();
+                            }
+                            Err(error) => self.retry_later("forget the pod", &error),
+                        }
+                    } else {
+                        self.take(step, &wanted).await;
+                    }
+                }
+            }
+            self.publish();
+            // Between steps only what is already there is taken in; an idle task waits.
+            if idle || self.retry_at.is_some() {
+                self.wait(wake_at).await;
+            } else {
+                while let Ok(news) = self.inbox.try_recv() {
+                    self.learn(news);
+                }
+            }
+        }
+    }
+
+    /// Takes over what an earlier agent left.
+    fn adopt(&mut self, survivor: Survivor) {
+        let Survivor { pod, attachment } = survivor;
+        self.context.ids.keep(&self.id.uid, pod.config.id_base);
+        for status in &pod.status.containers {
+            let container = self.seen.containers.entry(status.name.clone()).or_default();
+            observe::take(&self.id, container, status);
+            container.streak = status.attempt;
+        }
+        // The kernel kept judging, but its tables may be old: they are written again before anything starts.
+        self.seen.ground = if attachment.is_some() {
+            Ground::Network
+        } else {
+            Ground::Sandbox
+        };
+        self.attachment = attachment;
+        if pod.alive {
+            self.follow(pod.status.version);
+        } else {
+            self.lost = true;
+        }
+        tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive = pod.alive, "found again");
+    }
+
+    async fn wait(&mut self, wake_at: Option<Timestamp>) {
+        let now = Timestamp::now();
+        let until_plan = wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        let hindered = self
+            .seen
+            .containers
+            .values()
+            .any(|c| matches!(c.image, Image::Failed(_)));
+        let until_look = hindered.then_some(LOOK_AGAIN);
+        let until_retry = self
+            .retry_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let patience = [until_plan, until_look, until_retry].into_iter().flatten().min();
+        let timer = async {
+            match patience {
+                Some(patience) => tokio::time::sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = self.objects.changed() => if changed.is_err() {
+                // The agent shuts down: the task is dropped any moment, and must not spin until then.
+                std::future::pending::<()>().await;
+            },
+            Some(news) = self.inbox.recv() => self.learn(news),
+            () = timer => {}
+        }
+        if self.retry_at.is_some_and(|at| at <= Instant::now()) {
+            self.retry_at = None;
+        }
+    }
+
+    fn learn(&mut self, news: News) {
+        match news {
+            News::Runtime(status) => self.observe(&status),
+            News::ShimGone(error) => {
+                tracing::error!(pod = %self.id.name, error = chain(&error), "the pod's shim is gone");
+                self.lost = true;
+                let now = Timestamp::now();
+                self.seen
+                    .containers
+                    .values_mut()
+                    .for_each(|container| observe::lost(container, now));
+            }
+            News::Image {
+                container,
+                took,
+                result,
+            } => self.image_arrived(&container, took, result),
+        }
+    }
+
+    fn observe(&mut self, status: &PodStatus) {
+        for status in &status.containers {
+            if let Some(container) = self.seen.containers.get_mut(&status.name) {
+                observe::take(&self.id, container, status);
+            }
+        }
+    }
+
+    fn image_arrived(&mut self, name: &str, took: Duration, result: Result<RootfsLayers, StepError>) {
+        let image = self
+            .spec(name)
+            .and_then(|spec| spec.image.clone())
+            .unwrap_or_default();
+        let state = match result {
+            Ok(layers) => {
+                let message = format!("Image \"{image}\" is on the node and verified ({took:.0?})");
+                self.event(Some(name), Kind::Normal, "Pulled", message);
+                self.images.insert(name.to_owned(), layers);
+                Image::Ready { id: image }
+            }
+            Err(error) => {
+                let before = match self.seen.containers.get(name).map(|container| &container.image) {
+                    Some(Image::Failed(failure)) => Some(failure.clone()),
+                    _ => None,
+                };
+                let failure = error.failure(before.as_ref(), Timestamp::now());
+                let message = format!("Failed to pull image \"{image}\": {}", failure.message);
+                self.event(Some(name), Kind::Warning, "Failed", message);
+                Image::Failed(failure)
+            }
+        };
+        self.container(name).image = state;
+    }
+
+    async fn take(&mut self, step: Step, wanted: &Wanted) {
+        let Some(pod) = self.pod.clone() else {
+            return self.end(step, wanted).await;
+        };
+        let started = Instant::now();
+        let shown = format!("{step:?}");
+        match step {
+            Step::StartSandbox => {
+                let result = steps::start_sandbox(&self.context, &self.id, &pod).await;
+                let done = self.prepared(result, Ground::Sandbox);
+                if done.is_some() {
+                    self.follow(0);
+                }
+            }
+            Step::AttachNetwork => {
+                let result = steps::attach_network(&self.context, &self.id, &pod).await;
+                if let Some(attachment) = self.prepared(result, Ground::Network) {
+                    self.attachment = Some(attachment);
+                }
+            }
+            Step::ProgramPolicy => {
+                let result = self.program().await;
+                self.prepared(result.map_err(StepError::from), Ground::Judged);
+            }
+            Step::FetchImage { container } => self.fetch(container),
+            Step::StartContainer { container, restarts } => self.start(&pod, container, restarts).await,
+            other => self.end(other, wanted).await,
+        }
+        tracing::debug!(pod = %self.id.name, step = shown, took = ?started.elapsed(), age = ?self.born.elapsed(), "step");
+    }
+
+    /// Steps towards the end of a pod; they need no object.
+    async fn end(&mut self, step: Step, wanted: &Wanted) {
+        let result = match &step {
+            Step::Stop { container } => self.stop(container).await,
+            Step::Kill { container } => {
+                self.seen.killed_at = Some(Timestamp::now());
+                self.signal(container, nix::sys::signal::Signal::SIGKILL as i32)
+                    .await
+            }
+            Step::ReleaseNetwork => self.release_network().await,
+            Step::RemoveSandbox => self.remove_sandbox().await,
+            Step::ConfirmDeletion => {
+                let status = self.status(wanted).unwrap_or_default();
+                let confirmed = confirm_deletion(&self.context.client, &self.id, &status).await;
+                self.confirmed = confirmed.is_ok();
+                confirmed.map_err(StepError::from)
+            }
+            _ => Err(StepError::Bug(
+                "a pod without an object was about to start something",
+            )),
+        };
+        if let Err(error) = result {
+            self.retry_later("end the pod", &error);
+        }
+    }
+
+    async fn program(&mut self) -> Result<(), PolicyError> {
+        let endpoint = self.attachment.as_ref().map(|attachment| attachment.endpoint);
+        match endpoint {
+            Some(endpoint) => self.context.policy.program(endpoint).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Notes how a stage of the pod's ground went.
+    fn prepared<T>(&mut self, result: Result<T, StepError>, stage: Ground) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.seen.ground = stage;
+                self.seen.ground_failure = None;
+                Some(value)
+            }
+            Err(error) => {
+                let failure = error.failure(self.seen.ground_failure.as_ref(), Timestamp::now());
+                tracing::warn!(pod = %self.id.name, error = failure.message, "cannot prepare the pod");
+                self.event(None, Kind::Warning, failure.reason, failure.message.clone());
+                self.seen.ground_failure = Some(failure);
+                None
+            }
+        }
+    }
+
+    /// Brings the image in beside the task.
+    fn fetch(&mut self, container: String) {
+        let Some(image) = self.spec(&container).and_then(|spec| spec.image.clone()) else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.container(&container).image, Image::Fetching);
+        let (context, news) = (self.context.clone(), self.news.clone());
+        // The plan waits out a failure's delay before it asks again; only the first fetch is news.
+        if matches!(before, Image::Unknown) {
+            tracing::debug!(pod = %self.id.name, image, "fetching");
+        }
+        tokio::spawn(async move {
+            let started = Instant::now();
+            let result = steps::fetch_image(&context, &image).await;
+            // A task that has ended needs no image.
+            drop(
+                news.send(News::Image {
+                    container,
+                    took: started.elapsed(),
+                    result,
+                })
+                .await,
+            );
+        });
+    }
+
+    async fn start(&mut self, pod: &Pod, name: String, restarts: u32) {
+        let Some(spec) = self.spec(&name).cloned() else {
+            return;
+        };
+        let (Some(image), Some(attachment)) = (self.images.get(&name), &self.attachment) else {
+            return;
+        };
+        let address = attachment.address;
+        let result =
+            steps::start_container(&self.context, &self.id, pod, &spec, restarts, image, address).await;
+        let now = Timestamp::now();
+        let run = observe::run_id(&self.id, &name, restarts);
+        match result {
+            Ok(()) => {
+                self.began(&name, restarts);
+                self.container(&name).start_failure = None;
+                self.event(
+                    Some(&name),
+                    Kind::Normal,
+                    "Created",
+                    format!("Created container: {name}"),
+                );
+                self.event(
+                    Some(&name),
+                    Kind::Normal,
+                    "Started",
+                    format!("Started container {name}"),
+                );
+                match self.context.runtime.status(&self.id.uid).await {
+                    Ok(status) => self.observe(&status),
+                    // The follower will say what became of it; until then it counts as running.
+                    Err(_) => {
+                        self.container(&name).run = Run::Running {
+                            id: run,
+                            started_at: now,
+                        }
+                    }
+                }
+                let age = self.born.elapsed();
+                tracing::info!(pod = %self.id.name, container = name, restarts, ?age, "container started");
+            }
+            // The shim refused: the program cannot be executed. That is how this run ended.
+            Err(StepError::Runtime(RuntimeError::Refused { reason })) => {
+                self.began(&name, restarts);
+                self.event(Some(&name), Kind::Warning, "Failed", format!("Error: {reason}"));
+                self.container(&name).run = observe::start_error(run, reason, now);
+            }
+            Err(error) => {
+                let container = self.container(&name);
+                let failure = error.failure(container.start_failure.as_ref(), now);
+                let message = format!("Error: {}", failure.message);
+                container.start_failure = Some(failure);
+                self.event(Some(&name), Kind::Warning, "Failed", message);
+            }
+        }
+    }
+
+    /// A new run takes the place of the one before.
+    fn began(&mut self, name: &str, restarts: u32) {
+        let container = self.container(name);
+        if let Run::Exited(exit) = std::mem::take(&mut container.run) {
+            container.streak = agent_plan::streak_after(container.streak, &exit).saturating_add(1);
+            container.last_exit = Some(exit);
+        }
+        container.restarts = restarts;
+    }
+
+    async fn stop(&mut self, name: &str) -> Result<(), StepError> {
+        self.seen.stop_sent_at = Some(Timestamp::now());
+        self.event(
+            Some(name),
+            Kind::Normal,
+            "Killing",
+            format!("Stopping container {name}"),
+        );
+        let signal = self
+            .images
+            .get(name)
+            .and_then(|image| image.config.stop_signal.as_deref());
+        self.signal(name, stop_signal(signal)).await
+    }
+
+    async fn signal(&mut self, name: &str, signal: i32) -> Result<(), StepError> {
+        match self.context.runtime.signal(&self.id.uid, name, signal).await {
+            Err(error @ RuntimeError::ShimGone { .. }) => {
+                self.learn(News::ShimGone(error));
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
+    }
+
+    async fn release_network(&mut self) -> Result<(), StepError> {
+        steps::release_network(&self.context, &self.id, self.attachment.as_ref()).await?;
+        self.attachment = None;
+        self.seen.ground = Ground::Sandbox;
+        Ok(())
+    }
+
+    async fn remove_sandbox(&mut self) -> Result<(), StepError> {
+        if let Some(follower) = self.follower.take() {
+            follower.abort();
+        }
+        self.context.runtime.remove_pod(&self.id.uid).await?;
+        self.seen.ground = Ground::Nothing;
+        Ok(())
+    }
+
+    /// Clears what a shim that died left, so that the pod can start anew or end.
+    async fn clear_lost(&mut self) {
+        if self.retry_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        let now = Timestamp::now();
+        self.seen
+            .containers
+            .values_mut()
+            .for_each(|container| observe::lost(container, now));
+        let cleared = match self.release_network().await {
+            Ok(()) => self.remove_sandbox().await,
+            Err(error) => Err(error),
+        };
+        match cleared {
+            Ok(()) => self.lost = false,
+            Err(error) => self.retry_later("clear a lost pod", &error),
+        }
+    }
+
+    fn retry_later(&mut self, what: &str, error: &StepError) {
+        tracing::warn!(pod = %self.id.name, error = chain(error), "cannot {what}, will retry");
+        self.retry_at = Some(Instant::now() + RETRY_AFTER);
+    }
+
+    /// Brings every change of the shim's state into the inbox.
+    fn follow(&mut self, mut version: u64) {
+        let (runtime, uid, news) = (
+            self.context.runtime.clone(),
+            self.id.uid.clone(),
+            self.news.clone(),
+        );
+        let task = tokio::spawn(async move {
+            loop {
+                let item = match runtime.wait_change(&uid, version).await {
+                    Ok(status) => {
+                        version = status.version;
+                        News::Runtime(status)
+                    }
+                    Err(error) => News::ShimGone(error),
+                };
+                let ended = matches!(item, News::ShimGone(_));
+                if news.send(item).await.is_err() || ended {
+                    return;
+                }
+            }
+        });
+        if let Some(before) = self.follower.replace(task) {
+            before.abort();
+        }
+    }
+
+    /// Sends the status if it says something new.
+    fn report(&mut self, wanted: &Wanted) {
+        if wanted.settled || wanted.ending == Ending::Gone {
+            return;
+        }
+        let Some(status) = self.status(wanted) else { return };
+        if self.reported.as_ref() != Some(&status) {
+            self.tell_back_off(&status);
+            tracing::debug!(pod = %self.id.name, phase = status.phase, age = ?self.born.elapsed(), "status");
+            self.reporter.send(status.clone());
+            self.reported = Some(status);
+        }
+    }
+
+    fn status(&self, wanted: &Wanted) -> Option<ApiStatus> {
+        let mut pod = Pod::clone(self.pod.as_deref()?);
+        // What we said last counts, not what has come back of it so far.
+        if let Some(reported) = &self.reported {
+            pod.status = Some(reported.clone());
+        }
+        let facts = Facts {
+            host_address: self.context.network.node_address().into(),
+            pod_address: self
+                .attachment
+                .as_ref()
+                .map(|attachment| attachment.address.into()),
+            now: Timestamp::now(),
+        };
+        Some(render(&pod, wanted, &self.seen, &facts))
+    }
+
+    /// An event for each container that has just entered a back-off.
+    fn tell_back_off(&self, status: &ApiStatus) {
+        let waiting = |status: &ApiStatus| -> BTreeMap<String, (String, String)> {
+            let entry = |status: &k8s_openapi::api::core::v1::ContainerStatus| {
+                let waiting = status.state.as_ref()?.waiting.as_ref()?;
+                let reason = waiting
+                    .reason
+                    .clone()
+                    .filter(|reason| reason.ends_with("BackOff"))?;
+                Some((
+                    status.name.clone(),
+                    (reason, waiting.message.clone().unwrap_or_default()),
+                ))
+            };
+            status
+                .container_statuses
+                .iter()
+                .flatten()
+                .filter_map(entry)
+                .collect()
+        };
+        let before = self.reported.as_ref().map(waiting).unwrap_or_default();
+        for (name, (reason, message)) in waiting(status) {
+            if before.get(&name).map(|(reason, _)| reason) != Some(&reason) {
+                self.event(Some(&name), Kind::Warning, "BackOff", message);
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let latest = |(name, container): (&String, &Container)| match &container.run {
+            Run::Never => None,
+            run => {
+                let running = matches!(run, Run::Running { .. });
+                Some((
+                    name.clone(),
+                    Latest {
+                        attempt: container.restarts,
+                        running,
+                    },
+                ))
+            }
+        };
+        let containers = self.seen.containers.iter().filter_map(latest).collect();
+        self.context.directory.publish(&Entry {
+            id: self.id.clone(),
+            containers,
+        });
+    }
+
+    fn event(&self, container: Option<&str>, kind: Kind, reason: &'static str, message: String) {
+        if let Some(pod) = &self.pod {
+            self.context.events.pod(pod, container, kind, reason, message);
+        }
+    }
+
+    fn spec(&self, name: &str) -> Option<&Spec> {
+        self.pod
+            .as_ref()?
+            .spec
+            .as_ref()?
+            .containers
+            .iter()
+            .find(|spec| spec.name == name)
+    }
+
+    fn container(&mut self, name: &str) -> &mut Container {
+        self.seen.containers.entry(name.to_owned()).or_default()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(follower) = &self.follower {
+            follower.abort();
+        }
+    }
+}
+
+/// Number of an image's stop signal, given as name, with or without `SIG`, or as number.
+fn stop_signal(text: Option<&str>) -> i32 {
+    use nix::sys::signal::Signal;
+    let default = Signal::SIGTERM as i32;
+    let Some(text) = text else { return default };
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=64).contains(&number) {
+            number
+        } else {
+            default
+        };
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
+    name.parse::<Signal>().map_or(default, |signal| signal as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_signals_are_names_or_numbers() {
+        for (text, number) in [
+            ("SIGQUIT", 3),
+            ("quit", 3),
+            ("3", 3),
+            ("nonsense", 15),
+            ("99", 15),
+        ] {
+            assert_eq!(stop_signal(Some(text)), number, "{text}");
+        }
+        assert_eq!(stop_signal(None), 15);
+    }
+}

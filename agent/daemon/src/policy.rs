@@ -1,0 +1,368 @@
+//! Keeps the kernel's verdicts equal to the cluster's policies.
+//!
+//! One thread owns the datapath: its calls are short system calls that must not interleave. Whatever
+//! changes the outcome (objects of the cluster, endpoints that come and go) marks the tables as stale; many
+//! changes are answered by one compilation. A failed attempt leaves the old verdicts in force and is repeated.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use agent_telemetry::{Hub, Names, Snapshot};
+use api::{annotations, flow::PodRef};
+use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
+use k8s_openapi::api::core::v1::Pod;
+use policies_compiler::{ClusterView, PodView, compile};
+use policies_ir::tables::{EndpointId, NodeTables};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{self, Cluster};
+
+/// How often flows that are over are forgotten.
+const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+/// Delay before a failed change of the tables is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Longest wait for an endpoint's verdicts: a pod whose object went away meanwhile never gets any.
+const PROGRAM_WITHIN: Duration = Duration::from_secs(5);
+
+/// Sends work to the thread that owns the datapath. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Policy {
+    commands: mpsc::Sender<Command>,
+}
+
+/// A pod of this node as the datapath knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    pub(crate) pod: PodRef,
+    pub(crate) pod_uid: String,
+    pub(crate) link: EndpointLink,
+}
+
+/// Why a pod's network cannot be judged.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PolicyError {
+    #[error("the packet programs")]
+    Datapath(#[from] DatapathError),
+    #[error("the policy tables could not be written: {0}")]
+    Sync(String),
+    #[error("no policy tables for the pod within {waited:?}")]
+    Timeout { waited: Duration },
+    #[error("the thread that owns the packet programs has ended")]
+    Ended,
+}
+
+/// What the datapath's thread starts with.
+pub(crate) struct Start {
+    pub(crate) datapath: Box<dyn Datapath>,
+    pub(crate) cluster: Cluster,
+    /// Addresses of this node.
+    pub(crate) host_addresses: BTreeSet<IpAddr>,
+    /// Endpoints that an earlier agent left behind and whose pods live: known before the first change of
+    /// the tables, so that it does not cut them off.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// Gets the names of each epoch, for flow events.
+    pub(crate) names: Arc<Names>,
+    /// Hears of events that the kernel could not report.
+    pub(crate) hub: Arc<Hub>,
+}
+
+enum Command {
+    Attach(Endpoint, oneshot::Sender<Result<(), DatapathError>>),
+    Detach(EndpointId, oneshot::Sender<Result<(), DatapathError>>),
+    /// Answered when a compilation that knows the endpoint is in the kernel.
+    Program(EndpointId, oneshot::Sender<Result<(), String>>),
+    Stale,
+}
+
+impl Policy {
+    /// Starts the thread. It ends, leaving the kernel as it is, when the last [`Policy`] is dropped.
+    pub(crate) fn start(start: Start, shutdown: CancellationToken) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let mut changes = start.cluster.changes();
+        let worker = Worker {
+            datapath: start.datapath,
+            cluster: start.cluster,
+            host_addresses: start.host_addresses,
+            endpoints: start
+                .endpoints
+                .into_iter()
+                .map(|endpoint| (endpoint.link.id, endpoint))
+                .collect(),
+            applied: None,
+            names: start.names,
+            hub: start.hub,
+            waiting: Vec::new(),
+        };
+        std::thread::Builder::new()
+            .name("datapath".to_owned())
+            .spawn(move || worker.run(&inbox))?;
+        let stale = commands.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = shutdown.cancelled() => return,
+                }
+                if stale.send(Command::Stale).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { commands })
+    }
+
+    /// Attaches the programs to a pod's link: from here on everything is denied until
+    /// [`Policy::program`] has answered.
+    pub(crate) async fn attach(&self, endpoint: Endpoint) -> Result<(), PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Attach(endpoint, reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
+    /// Puts the endpoint's verdicts into the kernel.
+    pub(crate) async fn program(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Program(endpoint, reply))?;
+        let answer = tokio::time::timeout(PROGRAM_WITHIN, answer).await;
+        let answer = answer.map_err(|_elapsed| PolicyError::Timeout {
+            waited: PROGRAM_WITHIN,
+        })?;
+        answer
+            .map_err(|_ended| PolicyError::Ended)?
+            .map_err(PolicyError::Sync)
+    }
+
+    /// Takes the programs off and forgets the endpoint's verdicts and flows. The link must be gone.
+    pub(crate) async fn detach(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Detach(endpoint, reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
+    fn send(&self, command: Command) -> Result<(), PolicyError> {
+        self.commands.send(command).map_err(|_ended| PolicyError::Ended)
+    }
+}
+
+struct Worker {
+    datapath: Box<dyn Datapath>,
+    cluster: Cluster,
+    host_addresses: BTreeSet<IpAddr>,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// What the kernel's tables were compiled from.
+    applied: Option<ClusterView>,
+    names: Arc<Names>,
+    hub: Arc<Hub>,
+    waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        let mut stale = false;
+        let mut expire_at = Instant::now() + EXPIRE_EVERY;
+        loop {
+            let patience = expire_at.saturating_duration_since(Instant::now());
+            let patience = if stale {
+                patience.min(RETRY_AFTER)
+            } else {
+                patience
+            };
+            match inbox.recv_timeout(patience) {
+                Ok(command) => {
+                    // Everything that is waiting is answered by one compilation.
+                    for command in std::iter::once(command).chain(inbox.try_iter()) {
+                        self.take(command);
+                    }
+                    stale = true;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if stale {
+                stale = !self.refresh();
+            }
+            if Instant::now() >= expire_at {
+                self.tidy();
+                expire_at = Instant::now() + EXPIRE_EVERY;
+            }
+        }
+    }
+
+    /// A caller that no longer waits for the answer was cancelled; what it asked for is done all the same.
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Attach(endpoint, reply) => {
+                let attached = self.datapath.attach(&endpoint.link);
+                if attached.is_ok() {
+                    self.endpoints.insert(endpoint.link.id, endpoint);
+                    self.applied = None;
+                }
+                drop(reply.send(attached));
+            }
+            Command::Detach(endpoint, reply) => {
+                self.endpoints.remove(&endpoint);
+                drop(reply.send(self.datapath.detach(endpoint)));
+            }
+            Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
+            Command::Stale => {}
+        }
+    }
+
+    /// Compiles and writes what changed, and answers who waits for it. Whether nothing is left to do.
+    fn refresh(&mut self) -> bool {
+        let Some(snapshot) = self.cluster.snapshot() else {
+            return false;
+        };
+        let view = self.view(&snapshot);
+        if self.applied.as_ref() != Some(&view) {
+            let started = Instant::now();
+            let compiled = compile(&view);
+            for diagnostic in &compiled.diagnostics {
+                tracing::warn!(
+                    ?diagnostic,
+                    "policy cannot be honoured as written and denies more"
+                );
+            }
+            let compiled_in = started.elapsed();
+            match self.datapath.sync(&compiled.tables) {
+                Ok(epoch) => {
+                    tracing::debug!(epoch, ?compiled_in, total = ?started.elapsed(), "policy in force");
+                    self.publish(&view, epoch, compiled.tables);
+                    self.applied = Some(view);
+                }
+                Err(error) => {
+                    let message = chain(&error);
+                    tracing::error!(error = message, "policy not changed, the old one stays in force");
+                    for (_, reply) in self.waiting.drain(..) {
+                        drop(reply.send(Err(message.clone())));
+                    }
+                    return false;
+                }
+            }
+            self.apply_established(&snapshot);
+        }
+        // An endpoint whose pod is not in the snapshot yet is denied everything: it waits for the watch.
+        let known = |id: &EndpointId| {
+            self.applied
+                .as_ref()
+                .is_some_and(|view| view.pods.iter().any(|pod| pod.endpoint == Some(*id)))
+        };
+        let (ready, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(id, _)| known(id));
+        self.waiting = waiting;
+        let ready: Vec<_> = ready;
+        for (_, reply) in ready {
+            drop(reply.send(Ok(())));
+        }
+        true
+    }
+
+    /// Forgets flows that are over, and tells followers how many events the kernel could not report.
+    fn tidy(&mut self) {
+        if let Err(error) = self.datapath.expire(monotonic_now()) {
+            tracing::error!(error = chain(&error), "cannot expire flows");
+        }
+        match self.datapath.counters() {
+            Ok(counters) => self.hub.note_kernel_loss(counters.lost_events),
+            Err(error) => tracing::error!(error = chain(&error), "cannot read the datapath's counters"),
+        }
+    }
+
+    fn view(&self, snapshot: &cluster::Snapshot) -> ClusterView {
+        let by_uid: BTreeMap<&str, &Endpoint> = self
+            .endpoints
+            .values()
+            .map(|endpoint| (endpoint.pod_uid.as_str(), endpoint))
+            .collect();
+        let pod = |pod: &Arc<Pod>| {
+            let endpoint = pod.metadata.uid.as_deref().and_then(|uid| by_uid.get(uid));
+            let mut view = PodView::from_pod(pod, endpoint.map(|endpoint| endpoint.link.id))?;
+            // The agent knows the address before the API does, and better.
+            if let Some(endpoint) = endpoint {
+                view.addresses = endpoint.link.addresses.iter().copied().collect();
+            }
+            Some(view)
+        };
+        let mut view = ClusterView {
+            pods: snapshot.pods.iter().filter_map(pod).collect(),
+            policies: snapshot
+                .policies
+                .iter()
+                .map(|policy| (**policy).clone())
+                .collect(),
+            host_addresses: self.host_addresses.clone(),
+            ..ClusterView::default()
+        };
+        for namespace in &snapshot.namespaces {
+            view.add_namespace(namespace);
+        }
+        view
+    }
+
+    fn publish(&self, view: &ClusterView, epoch: u32, tables: NodeTables) {
+        let addresses = view.pods.iter().flat_map(|pod| {
+            let name = PodRef {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+            };
+            pod.addresses.iter().map(move |address| (*address, name.clone()))
+        });
+        let endpoints = self
+            .endpoints
+            .iter()
+            .map(|(id, endpoint)| (*id, endpoint.pod.clone()));
+        let snapshot = Snapshot {
+            tables: Arc::new(tables),
+            endpoints: endpoints.collect(),
+            addresses: addresses.collect(),
+        };
+        self.names.publish(epoch, snapshot);
+    }
+
+    /// Pods that ask for it keep flows that were allowed when policy changes.
+    fn apply_established(&mut self, snapshot: &cluster::Snapshot) {
+        for pod in &snapshot.pods {
+            let uid = pod.metadata.uid.as_deref();
+            let endpoint = self
+                .endpoints
+                .values()
+                .find(|endpoint| Some(endpoint.pod_uid.as_str()) == uid);
+            let Some(id) = endpoint.map(|endpoint| endpoint.link.id) else {
+                continue;
+            };
+            let wish = pod
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(annotations::ESTABLISHED));
+            let keep = wish.is_some_and(|wish| wish == "keep");
+            if let Err(error) = self.datapath.keep_established(id, keep) {
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot set whether flows outlive a policy change"
+                );
+            }
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,261 @@
+//! The node's own API: container logs and flows, over TLS 1.3 with client certificates.
+//!
+//! Only the API server and full administrators may ask. The API server has already checked what the user
+//! may see; this is the second door, not the first.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use agent_telemetry::{Hub, Item};
+use api::annotations::{GROUP_MASTERS, USER_APISERVER};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Path, Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, TlsError};
+use futures::stream;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use serde::Deserialize;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    logs::{self, Options, Target},
+    pods::directory::Directory,
+};
+
+/// Connections at once: each log or flow stream is one.
+const MAX_CONNECTIONS: usize = 256;
+/// Longest time for a TLS handshake and for the head of a request.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Delay after an `accept` that failed for want of descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// Flow events shown to somebody who does not follow, or before following.
+const RECENT_FLOWS: usize = 1000;
+
+/// What the handlers need.
+#[derive(Clone)]
+pub(crate) struct NodeApi {
+    config: Arc<Config>,
+    directory: Directory,
+    flows: Arc<Hub>,
+}
+
+/// Why the node's API cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error("cannot set up TLS for the node's API")]
+    Tls(#[from] TlsError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl NodeApi {
+    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>) -> Self {
+        Self {
+            config,
+            directory,
+            flows,
+        }
+    }
+
+    /// Listens, then serves from a task until `shutdown`.
+    pub(crate) async fn start(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let tls = self.config.agent_dir.join("tls");
+        let credentials = Credentials::load(&tls, "server")?;
+        let tls = control_pki::tls::server_config(&credentials, ClientCertificate::Required, ALPN_HTTP)?;
+        let address = self.config.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ServeError::Listen { address, source })?;
+        tracing::info!(%address, "serving the node's API");
+        tokio::spawn(self.accept(listener, TlsAcceptor::from(tls), shutdown));
+        Ok(())
+    }
+
+    async fn accept(self, listener: TcpListener, acceptor: TlsAcceptor, shutdown: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let routes = self.routes();
+        loop {
+            // The semaphore is never closed.
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => return,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    continue;
+                }
+            };
+            let (acceptor, routes, shutdown) = (acceptor.clone(), routes.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = serve(stream, acceptor, routes) => {}
+                    () = shutdown.cancelled() => {}
+                }
+                drop(slot);
+            });
+        }
+    }
+
+    fn routes(self) -> Router {
+        Router::new()
+            .route("/healthz", get(async || "ok"))
+            .route(
+                "/containerLogs/{namespace}/{pod}/{container}",
+                get(container_logs),
+            )
+            .route("/flows", get(flows))
+            .with_state(self)
+    }
+}
+
+/// Serves one connection, or refuses all its requests when the peer is somebody else.
+async fn serve(stream: TcpStream, acceptor: TlsAcceptor, routes: Router) {
+    // Log lines are small and must not wait for a full segment.
+    let accepted = match stream.set_nodelay(true) {
+        Ok(()) => tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await,
+        Err(error) => return tracing::debug!(%error, "connection"),
+    };
+    let stream = match accepted {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
+        Err(_elapsed) => return tracing::debug!("TLS handshake took too long"),
+    };
+    let routes = match control_pki::tls::peer(stream.get_ref().1) {
+        Ok(Some(peer)) if may_ask(peer.identity()) => routes,
+        Ok(peer) => {
+            tracing::warn!(
+                user = peer.map(|peer| peer.identity().user.clone()),
+                "refused at the node's API"
+            );
+            Router::new().fallback(async || (StatusCode::FORBIDDEN, "only the API server may ask a node\n"))
+        }
+        Err(error) => return tracing::warn!(%error, "client certificate"),
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE_WITHIN);
+    builder.http2().timer(TokioTimer::new());
+    let service = TowerToHyperService::new(routes);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "connection");
+    }
+}
+
+fn may_ask(identity: &control_auth::Identity) -> bool {
+    identity.user == USER_APISERVER || identity.in_group(GROUP_MASTERS)
+}
+
+async fn container_logs(
+    State(api): State<NodeApi>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Query(options): Query<Options>,
+) -> Response {
+    let refuse = |status, message: String| (status, message).into_response();
+    let Some(entry) = api.directory.find(&namespace, &pod) else {
+        return refuse(
+            StatusCode::NOT_FOUND,
+            format!("pod \"{namespace}/{pod}\" is not on this node"),
+        );
+    };
+    let Some(latest) = entry.containers.get(&container).copied() else {
+        let message = format!("container \"{container}\" in pod \"{pod}\" is waiting to start");
+        return refuse(StatusCode::BAD_REQUEST, message);
+    };
+    let attempt = if options.previous {
+        latest.attempt.checked_sub(1)
+    } else {
+        Some(latest.attempt)
+    };
+    let logs = entry.id.logs(&api.config).join(&container);
+    let attempt = attempt.filter(|attempt| logs.join(format!("{attempt}.log")).exists());
+    let Some(attempt) = attempt else {
+        let which = if options.previous {
+            "previous terminated container"
+        } else {
+            "log of container"
+        };
+        let message = format!("{which} \"{container}\" in pod \"{pod}\" not found");
+        return refuse(StatusCode::BAD_REQUEST, message);
+    };
+    let target = Target {
+        entry,
+        container,
+        attempt,
+        logs,
+    };
+    let chunks = logs::stream(target, options, api.directory.clone());
+    streamed(
+        "text/plain; charset=utf-8",
+        Body::from_stream(ReceiverStream::new(chunks)),
+    )
+}
+
+/// What a reader of flows asks for.
+#[derive(Debug, Deserialize)]
+struct FlowOptions {
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn flows(State(api): State<NodeApi>, Query(options): Query<FlowOptions>) -> Response {
+    let line = |item: &Item| -> Result<Bytes, Infallible> { Ok(flow_line(item)) };
+    let body = if options.follow {
+        let (recent, follower) = api.flows.follow(RECENT_FLOWS);
+        let recent: Vec<_> = recent.iter().map(line).collect();
+        let coming = stream::unfold(follower, move |mut follower| async move {
+            let item = follower.next().await?;
+            Some((line(&item), follower))
+        });
+        Body::from_stream(futures::StreamExt::chain(stream::iter(recent), coming))
+    } else {
+        let recent: Vec<_> = api.flows.recent(RECENT_FLOWS).iter().map(line).collect();
+        Body::from_stream(stream::iter(recent))
+    };
+    streamed("application/x-ndjson", body)
+}
+
+/// One JSON object and a line end. Losses stand in the stream where they happened: `{"lost":3}`.
+fn flow_line(item: &Item) -> Bytes {
+    let text = match item {
+        Item::Event(event) => serde_json::to_string(event.as_ref()),
+        Item::Lost(lost) => serde_json::to_string(&serde_json::json!({"lost": lost})),
+    };
+    match text {
+        Ok(text) => Bytes::from(text + "\n"),
+        Err(error) => {
+            tracing::error!(%error, "a flow event cannot be written as JSON");
+            Bytes::from_static(b"{\"lost\":1}\n")
+        }
+    }
+}
+
+fn streamed(content_type: &'static str, body: Body) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], body).into_response()
+}
