@@ -1,4 +1,4 @@
-//! Measures container starts: `startup <shim program> <rounds>` prints medians in milliseconds.
+//! Measures container starts: `startup <shim program> <rounds> [unlimited]` prints medians in milliseconds.
 //!
 //! One pod, one container of `/bin/true` per round, image present: from the request until the program was
 //! executed, and until its end was told.
@@ -23,14 +23,23 @@ fn main() {
         .next()
         .and_then(|text| text.to_str()?.parse().ok())
         .unwrap_or(30);
+    let resources = match args.next() {
+        // For hosts whose control groups have no controllers.
+        Some(word) if word == "unlimited" => Resources::default(),
+        _ => Resources {
+            memory_bytes: Some(64 << 20),
+            pids: Some(64),
+            ..Resources::default()
+        },
+    };
     let executor = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .expect("tokio starts");
-    executor.block_on(measure(exe, rounds));
+    executor.block_on(measure(exe, rounds, &resources));
 }
 
-async fn measure(exe: std::path::PathBuf, rounds: u32) {
+async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
     let directory = tempfile::tempdir().expect("a directory");
     make_image(&directory.path().join("image"));
     let runtime = Runtime::new(RuntimeConfig {
@@ -54,7 +63,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32) {
 
     let (mut started, mut ended, mut executed) = (Vec::new(), Vec::new(), Vec::new());
     for attempt in 0..rounds {
-        let config = container(directory.path(), attempt, &["/bin/true"]);
+        let config = container(directory.path(), resources, attempt, &["/bin/true"]);
         let begun = Instant::now();
         runtime.start_container(&pod.uid, &config).await.expect("starts");
         started.push(begun.elapsed());
@@ -68,7 +77,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32) {
         ended.push(begun.elapsed());
         runtime.remove_container(&pod.uid, "main").await.expect("removed");
     }
-    let config = container(directory.path(), rounds, &["/bin/sleep", "1000"]);
+    let config = container(directory.path(), resources, rounds, &["/bin/sleep", "1000"]);
     runtime.start_container(&pod.uid, &config).await.expect("starts");
     for _ in 0..rounds {
         let begun = Instant::now();
@@ -98,7 +107,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32) {
     runtime.remove_pod(&pod.uid).await.expect("removed");
 }
 
-fn container(directory: &Path, attempt: u32, argv: &[&str]) -> ContainerConfig {
+fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str]) -> ContainerConfig {
     ContainerConfig {
         name: "main".into(),
         attempt,
@@ -112,11 +121,7 @@ fn container(directory: &Path, attempt: u32, argv: &[&str]) -> ContainerConfig {
         mounts: vec![],
         read_only_root: false,
         capabilities: vec![],
-        resources: Resources {
-            memory_bytes: Some(64 << 20),
-            pids: Some(64),
-            ..Resources::default()
-        },
+        resources: resources.clone(),
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,

@@ -328,6 +328,123 @@ async fn what_the_baseline_refuses_is_refused_in_init_and_exec() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ordinary_habits_of_images_work() {
+    let stage = Stage::new("habits").await;
+    let script = "echo out > /dev/stdout; echo err > /dev/stderr; mkfifo /tmp/pipe; ln -s a /tmp/link; \
+        mkdir -p /tmp/a/b && mv /tmp/a/b /tmp/c; echo 500 > /proc/self/oom_score_adj; ls / > /dev/null; \
+        head -c 10 /dev/urandom > /dev/null; ls /sys/fs/cgroup /sys/devices/system/cpu > /dev/null; \
+        (sleep 0; echo child) & wait; nc -l -p 80 -w 1 127.0.0.1; trap 'echo term; exit 5' TERM; echo up; \
+        while :; do sleep 1; done";
+    let config = ContainerConfig {
+        uid: 1000,
+        gid: 1000,
+        ..stage.container("main", &["sh", "-c", script])
+    };
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    wait_for(|| stage.output("main").contains("up\n"));
+    stage
+        .runtime
+        .signal(&stage.pod.uid, "main", 15)
+        .await
+        .expect("signals");
+    assert_eq!(
+        stage.exit("main").await.code,
+        5,
+        "the trap ran: {}",
+        stage.output("main")
+    );
+    let mut lines: Vec<_> = stage.output("main").lines().map(String::from).collect();
+    lines.sort_unstable();
+    // `nc` times out after one second; that it may listen on port 80 is the point.
+    lines.retain(|line| !line.contains("timed out"));
+    assert_eq!(lines, ["child", "err", "out", "term", "up"]);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_root_leaves_volumes_writable() {
+    let stage = Stage::new("readonly").await;
+    let volume = stage.directory.path().join("volume");
+    fs::create_dir(&volume).expect("mkdir");
+    fs::write(stage.directory.path().join("hosts"), "127.0.0.1 localhost\n").expect("write");
+    let config = ContainerConfig {
+        read_only_root: true,
+        mounts: vec![
+            Mount {
+                source: volume.clone(),
+                target: "/data".into(),
+                read_only: false,
+                executable: false,
+            },
+            Mount {
+                source: stage.directory.path().join("hosts"),
+                target: "/etc/hosts".into(),
+                read_only: true,
+                executable: false,
+            },
+        ],
+        ..stage.container(
+            "main",
+            &[
+                "sh",
+                "-c",
+                "exec 2>&1; echo x > /etc/note; echo x > /data/note && echo kept; \
+                echo x > /dev/shm/note && echo shared; cat /etc/hosts; echo x > /etc/hosts",
+            ],
+        )
+    };
+    let (_, output) = stage.run(&config).await;
+    let lines: Vec<_> = output.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "sh: can't create /etc/note: Read-only file system",
+            "kept",
+            "shared",
+            "127.0.0.1 localhost",
+            "sh: can't create /etc/hosts: Read-only file system",
+        ]
+    );
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_stack_and_whiteouts_hide() {
+    let stage = Stage::new("layers").await;
+    let upper = stage.directory.path().join("upper-layer");
+    for path in ["etc", "app", "opt/x"] {
+        fs::create_dir_all(upper.join(path)).expect("mkdir");
+    }
+    fs::write(upper.join("etc/note"), "newer\n").expect("write");
+    let device = rustix::fs::makedev(0, 0);
+    let mode = rustix::fs::Mode::from_raw_mode(0);
+    let whiteout = upper.join("app/tool");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &whiteout,
+        rustix::fs::FileType::CharacterDevice,
+        mode,
+        device,
+    )
+    .expect("mknod");
+    let config = stage.container(
+        "main",
+        &["sh", "-c", "exec 2>&1; cat /etc/note; ls /app; /app/tool"],
+    );
+    let layers = vec![config.layers[0].clone(), upper];
+    let (exit, output) = stage.run(&ContainerConfig { layers, ..config }).await;
+    assert_eq!(
+        (exit.code, output.as_str()),
+        (127, "newer\nsh: /app/tool: not found\n")
+    );
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_cannot_run_says_why() {
     let stage = Stage::new("cannot").await;
     let config = stage.container("main", &["no-such-program"]);
@@ -639,11 +756,12 @@ fn make_image(root: &Path) {
     )
     .expect("write");
     for applet in [
-        "sh", "cat", "cp", "echo", "grep", "head", "hostname", "id", "mkdir", "mount", "pwd", "readlink",
-        "sleep", "stat", "true", "unshare", "wc",
+        "sh", "cat", "cp", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
+        "mkdir", "mount", "pwd", "readlink", "sleep", "stat", "true", "unshare", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("chmod");
     fs::write(root.join("etc/note"), "image\n").expect("write");
 }
 

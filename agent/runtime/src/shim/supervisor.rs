@@ -494,7 +494,10 @@ impl Supervisor {
         if let Err(error) = cgroup::kill_tree(&self.pod.launch.cgroup) {
             complain(&chain(&error));
         }
-        let runs = self.containers.values().any(|container| container.pid().is_some());
+        let runs = self
+            .containers
+            .values()
+            .any(|container| container.pid().is_some());
         if runs || !self.jobs.is_empty() {
             return Instant::now() >= deadline;
         }
