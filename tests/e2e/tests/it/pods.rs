@@ -1,0 +1,125 @@
+//! Ordinary images run unchanged, end as they should and are restarted as they should.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use e2e::{
+    cluster::{Cluster, pod},
+    distribution,
+    shell::eventually,
+};
+use testkit::lab;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("pod_runs_busybox_with_configuration", runs_busybox_with_configuration),
+    ("pod_runs_an_unchanged_python", runs_an_unchanged_python),
+    ("pod_runs_an_unchanged_nginx", runs_an_unchanged_nginx),
+    ("pod_is_restarted_with_back_off", is_restarted_with_back_off),
+    ("pod_ends_gracefully", ends_gracefully),
+    ("pod_stays_within_its_limits", stays_within_its_limits),
+];
+
+fn runs_busybox_with_configuration(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    let yaml = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{greeting: hello, file.txt: from-the-map}}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {{name: token}}\nstringData: {{token: from-the-secret}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {{name: configured, labels: {{app: configured}}}}\nspec:\n  restartPolicy: Never\n  \
+         containers:\n  - name: main\n    image: {image}\n    \
+         command: [sh, -c, 'echo $GREETING $WHO; cat /settings/file.txt; echo; cat /token/token; echo; echo kept > /data/x && cat /data/x; hostname']\n    \
+         env:\n    - {{name: GREETING, valueFrom: {{configMapKeyRef: {{name: settings, key: greeting}}}}}}\n    \
+         - {{name: WHO, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}\n    \
+         volumeMounts:\n    - {{name: s, mountPath: /settings}}\n    - {{name: t, mountPath: /token, readOnly: true}}\n    - {{name: d, mountPath: /data}}\n  \
+         volumes:\n  - {{name: s, configMap: {{name: settings}}}}\n  - {{name: t, secret: {{secretName: token}}}}\n  - {{name: d, emptyDir: {{}}}}\n"
+    );
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("default", "configured", "Succeeded")?;
+    let log = cluster.kubectl(&["logs", "configured"])?.ok()?.stdout;
+    let expected = "hello configured\nfrom-the-map\nfrom-the-secret\nkept\nconfigured\n";
+    ensure!(log == expected, "{log:?} is not {expected:?}");
+    cluster.kubectl(&["delete", "pod/configured", "cm/settings", "secret/token"])?.ok()?;
+    Ok(())
+}
+
+fn runs_an_unchanged_python(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&distribution::python()?.build(), "pods/python", "1")?;
+    let script = "import json, os, pathlib, socket, ssl, sqlite3, subprocess, tempfile, threading\n\
+        t = threading.Thread(target=lambda: print('thread')); t.start(); t.join()\n\
+        print(subprocess.run(['/bin/echo', 'subprocess'], capture_output=True, text=True).stdout, end='')\n\
+        p = pathlib.Path('/root/file'); p.write_text('written'); print(p.read_text())\n\
+        print(len(tempfile.NamedTemporaryFile().name) > 0, os.getuid(), json.dumps({'a': 1}))\n";
+    let log = cluster.run_pod("default", "python", &image, &["/usr/bin/python3", "-c", script])?;
+    ensure!(log == "thread\nsubprocess\nwritten\nTrue 0 {\"a\": 1}\n", "{log}");
+    cluster.kubectl(&["delete", "pod", "python"])?.ok()?;
+    Ok(())
+}
+
+fn runs_an_unchanged_nginx(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&distribution::nginx()?.build(), "pods/nginx", "1")?;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: nginx, labels: {{app: nginx}}}}\nspec:\n  terminationGracePeriodSeconds: 5\n  \
+         containers:\n  - {{name: nginx, image: \"{image}\", ports: [{{containerPort: 80, name: http}}]}}\n"
+    );
+    cluster.apply(&yaml)?.ok()?;
+    let object = cluster.wait_for_phase("default", "nginx", "Running")?;
+    let address = object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+    let client = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    let url = format!("http://{address}/");
+    let fetch = format!("for i in 1 2 3 4 5 6 7 8 9 10; do wget -q -T 2 -O - {url} && exit 0; sleep 1; done; exit 1");
+    let log = cluster.run_pod("default", "client", &client, &["sh", "-c", &fetch])?;
+    ensure!(log == "it works\n", "{log}");
+    cluster.kubectl(&["delete", "pod", "nginx", "client"])?.ok()?;
+    Ok(())
+}
+
+fn is_restarted_with_back_off(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    let yaml = pod("default", "failing", "app: x", &image, &["sh", "-c", "echo again; exit 3"], "restartPolicy: Always");
+    cluster.apply(&yaml)?.ok()?;
+    eventually(Duration::from_secs(40), || {
+        let status = cluster.object("default", "pods", "failing")?["status"]["containerStatuses"][0].clone();
+        let restarted = status["restartCount"].as_u64() >= Some(1);
+        let waiting = status["state"]["waiting"]["reason"] == "CrashLoopBackOff";
+        let code = status["lastState"]["terminated"]["exitCode"] == 3;
+        if restarted && waiting && code { Ok(()) } else { bail!("{status}") }
+    })?;
+    cluster.kubectl(&["get", "events"])?.ok()?.says("BackOff")?;
+    cluster.kubectl(&["delete", "pod", "failing"])?.ok()?;
+    Ok(())
+}
+
+fn ends_gracefully(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    let script = "trap 'echo got the signal; exit 0' TERM; echo ready; while true; do sleep 0.1; done";
+    let yaml = pod("default", "graceful", "app: x", &image, &["sh", "-c", script], "restartPolicy: Always");
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("default", "graceful", "Running")?;
+    eventually(Duration::from_secs(10), || cluster.kubectl(&["logs", "graceful"])?.ok()?.says("ready"))?;
+    let binary = e2e::cluster::kubectls()?.pop().map(|(_, path)| path).unwrap_or_default();
+    let kubeconfig = cluster.kubeconfig();
+    let following = std::thread::spawn(move || {
+        e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", "graceful"])
+    });
+    let deleted = cluster.kubectl(&["delete", "pod", "graceful"])?.ok()?;
+    ensure!(deleted.took < Duration::from_secs(15), "{deleted}");
+    let Ok(followed) = following.join() else { bail!("kubectl logs -f panicked") };
+    followed?.ok()?.says("got the signal")?;
+    Ok(())
+}
+
+fn stays_within_its_limits(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: greedy, labels: {{app: x}}}}\nspec:\n  restartPolicy: Never\n  containers:\n  \
+         - name: main\n    image: {image}\n    command: [sh, -c, 'x=a; while true; do x=$x$x; done']\n    \
+         resources: {{limits: {{memory: 32Mi, cpu: 500m}}}}\n"
+    );
+    cluster.apply(&yaml)?.ok()?;
+    let object = cluster.wait_for_phase("default", "greedy", "Failed")?;
+    let terminated = &object["status"]["containerStatuses"][0]["state"]["terminated"];
+    ensure!(terminated["reason"] == "OOMKilled" && terminated["exitCode"] == 137, "{terminated}");
+    cluster.kubectl(&["delete", "pod", "greedy"])?.ok()?;
+    Ok(())
+}
