@@ -68,8 +68,15 @@ impl Runtime {
     }
 
     /// Starts a pod's shim, which creates its namespaces. The network namespace is empty but for `lo`.
+    ///
+    /// A pod whose shim lives is left as it is; what a dead one left is removed first.
     pub async fn start_pod(&self, pod: &PodConfig) -> Result<PodHandle, RuntimeError> {
         demand_name("pod uid", &pod.uid)?;
+        match self.status(&pod.uid).await {
+            Ok(status) => return Ok(PodHandle { netns: status.netns }),
+            Err(RuntimeError::ShimGone { .. }) => self.remove_dead(&pod.uid).await?,
+            Err(error) => return Err(error),
+        }
         let paths = self.paths(&pod.uid);
         let launch = Launch {
             pod: pod.clone(),

@@ -731,6 +731,46 @@ async fn pods_outlive_the_agent_and_are_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_loses_no_pod() {
+    use std::io::BufRead;
+    let stage = Stage::without_pod("killed");
+    let script = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
+    let config = stage.container("main", &["sh", "-c", script]);
+    let write = |name: &str, text: serde_json::Result<Vec<u8>>| {
+        fs::write(stage.directory.path().join(name), text.expect("serialises")).expect("write");
+    };
+    write("pod.json", serde_json::to_vec(&stage.pod));
+    write("container.json", serde_json::to_vec(&config));
+    let mut agent = std::process::Command::new(helper())
+        .arg("agent")
+        .arg(stage.directory.path())
+        .arg(&stage.cgroup_root)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    let output = agent.stdout.take().expect("piped");
+    std::io::BufReader::new(output)
+        .read_line(&mut line)
+        .expect("reads");
+    assert_eq!(line, "up\n");
+    agent.kill().expect("SIGKILL");
+    agent.wait().expect("reaped");
+
+    let ticks = || stage.output("main").lines().count();
+    let before = ticks();
+    wait_for(|| ticks() > before + 3);
+    let pods = stage.runtime.recover().await.expect("recovers");
+    assert!(pods.len() == 1 && pods[0].alive, "{pods:?}");
+    // Starting it again finds it running and changes nothing.
+    let handle = stage.runtime.start_pod(&stage.pod).await.expect("is there");
+    assert_eq!(handle.netns, pods[0].status.netns);
+    let (code, output) = stage.exec("main", "echo still here").await;
+    assert_eq!((code, output.as_str()), (0, "still here\n"));
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn odd_names_and_paths_are_refused() {
     let stage = Stage::without_pod("names");
     for uid in ["", "../x", "a/b", "-a", "a b"] {

@@ -179,3 +179,99 @@ fn resources(config: &ContainerConfig) -> Value {
     }
     resources
 }
+
+#[cfg(test)]
+mod tests {
+    use agent_sandbox::Profile;
+
+    use super::*;
+    use crate::config::{Mount, Resources};
+
+    fn example() -> ContainerConfig {
+        let mount = |target: &str, read_only, executable| Mount {
+            source: "/host".into(),
+            target: target.into(),
+            read_only,
+            executable,
+        };
+        ContainerConfig {
+            name: "main".into(),
+            attempt: 0,
+            layers: vec!["/layer".into()],
+            argv: vec!["sh".into()],
+            env: vec![("A".into(), "b".into())],
+            cwd: "/".into(),
+            uid: 1,
+            gid: 2,
+            supplemental_gids: vec![3],
+            mounts: vec![
+                mount("/rw", false, true),
+                mount("/ro", true, false),
+                mount("/rx", true, true),
+            ],
+            read_only_root: true,
+            capabilities: vec!["CAP_CHOWN".into()],
+            resources: Resources {
+                memory_bytes: Some(7),
+                ..Resources::default()
+            },
+            profile: Profile::baseline(),
+            log_path: "/log".into(),
+            log_max_bytes: 1,
+            log_max_files: 1,
+        }
+    }
+
+    #[test]
+    fn the_configuration_never_weakens() {
+        let staged = ["/s/0", "/s/1", "/s/2"].map(Into::into).to_vec();
+        let rootfs = Rootfs {
+            root: "/s/root".into(),
+            mounts: staged,
+        };
+        let shared = Shared {
+            namespaces: "/ns".into(),
+            memory: "/shm".into(),
+        };
+        let around = Surroundings {
+            rootfs: &rootfs,
+            shared: &shared,
+            cgroup: "/p/x",
+            unified_cgroups: false,
+        };
+        let value = oci(&example(), &around);
+        assert_eq!(value["process"]["noNewPrivileges"], true);
+        assert_eq!(value["process"]["capabilities"]["ambient"], json!([]));
+        assert!(
+            value["linux"].get("seccomp").is_none(),
+            "libcontainer would ignore it silently"
+        );
+        assert_eq!(value["linux"]["cgroupsPath"], "/p/x");
+        assert_eq!(
+            value["linux"]["namespaces"][0],
+            json!({ "type": "user", "path": "/ns/user" })
+        );
+        assert_eq!(value["linux"]["resources"]["memory"]["limit"], 7);
+        assert!(value["linux"]["resources"].get("cpu").is_none());
+        let parsed: Result<libcontainer::oci_spec::runtime::Spec, _> = serde_json::from_value(value);
+        assert!(parsed.is_ok(), "{parsed:?}");
+    }
+
+    #[test]
+    fn what_is_writable_is_not_executable() {
+        let access = |path: &str| {
+            let rules = mount_rules(&example());
+            rules
+                .into_iter()
+                .find(|rule| rule.path == std::path::Path::new(path))
+                .map(|rule| rule.access)
+        };
+        assert_eq!(
+            access("/rw"),
+            Some(PathAccess::ReadWrite),
+            "even if executable is asked for"
+        );
+        assert_eq!(access("/ro"), Some(PathAccess::Read));
+        assert_eq!(access("/rx"), Some(PathAccess::ReadExecute));
+    }
+}
