@@ -339,6 +339,10 @@ impl Runtime {
             .await
             .map_err(|_cancelled| RuntimeError::Cancelled)?
             .map_err(|source| RuntimeError::Layer { source })?;
+        if index.truncated {
+            // Stricter than promised, never weaker; but whoever wonders why a program is refused must find it.
+            tracing::warn!(layer = %path.display(), "too many files; some of its programs will not be executable");
+        }
         let index = Arc::new(index);
         let mut map = known();
         if map.len() >= MAX_INDEXED_LAYERS {
