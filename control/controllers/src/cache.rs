@@ -53,7 +53,7 @@ where
     pub(crate) async fn changed(&mut self) {
         // The sender goes only when everything is shut down, and this task with it.
         if self.changed.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -18,6 +18,8 @@ mod nodes;
 mod recorder;
 mod scheduling;
 
+use std::time::Duration;
+
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Namespace, Node, Pod, ServiceAccount},
@@ -34,6 +36,28 @@ use recorder::Recorder;
 /// Namespace of the nodes' heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
+/// How patient the loops are with nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// A node that was silent for longer is no longer known to be ready.
+    pub heartbeat_limit: Duration,
+    /// Pods stay on a silent node for this much longer, unless their tolerations say otherwise.
+    pub evict_after: Duration,
+    /// Time between two looks at the nodes.
+    pub node_interval: Duration,
+}
+
+impl Default for Timing {
+    /// Kubernetes' own: 40 s, 5 minutes, 5 s.
+    fn default() -> Self {
+        Self {
+            heartbeat_limit: Duration::from_secs(40),
+            evict_after: Duration::from_secs(300),
+            node_interval: Duration::from_secs(5),
+        }
+    }
+}
+
 /// Why the loops ended before they were told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllersError {
@@ -48,6 +72,15 @@ pub enum ControllersError {
 /// Runs all loops until `shutdown`. Failures to reach the API server are retried for ever; an error means a
 /// defect in a loop, and that the caller should end the process rather than run without it.
 pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), ControllersError> {
+    run_with(client, Timing::default(), shutdown).await
+}
+
+/// [`run`] with other timing.
+pub async fn run_with(
+    client: Client,
+    timing: Timing,
+    shutdown: CancellationToken,
+) -> Result<(), ControllersError> {
     let mut tasks = JoinSet::new();
     let pods: Cache<Pod> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
     let nodes: Cache<Node> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
@@ -66,7 +99,12 @@ pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), Cont
         pods.clone(),
         nodes.clone(),
     );
-    let lifecycle = nodes::run(client.clone(), recorder("node-controller"), nodes, leases, pods);
+    let lifecycle = nodes::run(
+        client.clone(),
+        recorder("node-controller"),
+        timing,
+        nodes::Caches { nodes, leases, pods },
+    );
     let namespaces = namespaces::run(client.clone(), namespaces, accounts);
     let events = event_ttl::run(client);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));

@@ -24,18 +24,10 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
+    Timing,
     cache::Cache,
     recorder::{Recorder, Severity},
 };
-
-/// A node that was silent for longer is no longer known to be ready.
-const HEARTBEAT_LIMIT: Duration = Duration::from_secs(40);
-
-/// Pods stay on a silent node for this long, unless their tolerations say otherwise.
-const EVICT_AFTER: Duration = Duration::from_secs(300);
-
-/// Time between two looks.
-const INTERVAL: Duration = Duration::from_secs(5);
 
 const UNREACHABLE_TAINT: &str = "node.kubernetes.io/unreachable";
 
@@ -43,24 +35,29 @@ const UNREACHABLE_TAINT: &str = "node.kubernetes.io/unreachable";
 const SILENT_REASON: &str = "NodeStatusUnknown";
 const SILENT_MESSAGE: &str = "The node's agent stopped posting its heartbeat.";
 
+/// What the loop looks at.
+pub(crate) struct Caches {
+    pub(crate) nodes: Cache<Node>,
+    pub(crate) leases: Cache<Lease>,
+    pub(crate) pods: Cache<Pod>,
+}
+
 /// Runs for ever.
-pub(crate) async fn run(
-    client: Client,
-    recorder: Recorder,
-    nodes: Cache<Node>,
-    leases: Cache<Lease>,
-    pods: Cache<Pod>,
-) {
+pub(crate) async fn run(client: Client, recorder: Recorder, timing: Timing, caches: Caches) {
     let mut heartbeats = Heartbeats::default();
     loop {
-        if let (Some(nodes), Some(leases), Some(pods)) = (nodes.objects(), leases.objects(), pods.objects()) {
+        if let (Some(nodes), Some(leases), Some(pods)) = (
+            caches.nodes.objects(),
+            caches.leases.objects(),
+            caches.pods.objects(),
+        ) {
             let now = Instant::now();
             heartbeats.observe(&nodes, &leases, &pods, now);
-            for action in actions(&nodes, &pods, &heartbeats, now) {
+            for action in actions(&nodes, &pods, &heartbeats, timing, now) {
                 act(&client, &recorder, action).await;
             }
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(timing.node_interval).await;
     }
 }
 
@@ -122,18 +119,24 @@ impl Heartbeats {
 }
 
 /// What the state of the cluster calls for.
-fn actions(nodes: &[Arc<Node>], pods: &[Arc<Pod>], heartbeats: &Heartbeats, now: Instant) -> Vec<Action> {
+fn actions(
+    nodes: &[Arc<Node>],
+    pods: &[Arc<Pod>],
+    heartbeats: &Heartbeats,
+    timing: Timing,
+    now: Instant,
+) -> Vec<Action> {
     let silence = |node: &str| heartbeats.silence(node, now);
     let known: HashMap<String, &Arc<Node>> = nodes.iter().map(|node| (node.name_any(), node)).collect();
     let mut actions: Vec<_> = nodes
         .iter()
-        .filter(|node| silence(&node.name_any()) > HEARTBEAT_LIMIT && !is_marked(node))
+        .filter(|node| silence(&node.name_any()) > timing.heartbeat_limit && !is_marked(node))
         .map(|node| Action::MarkNode(Arc::clone(node)))
         .collect();
     for pod in pods {
         let Some(name) = node_of(pod) else { continue };
         let silence = silence(name);
-        if silence <= HEARTBEAT_LIMIT {
+        if silence <= timing.heartbeat_limit {
             continue;
         }
         let (pod, name) = (Arc::clone(pod), name.to_owned());
@@ -141,7 +144,7 @@ fn actions(nodes: &[Arc<Node>], pods: &[Arc<Pod>], heartbeats: &Heartbeats, now:
             actions.push(Action::Remove(pod, name));
             continue;
         }
-        let over = evict_after(&pod).is_some_and(|limit| silence > HEARTBEAT_LIMIT + limit);
+        let over = evict_after(&pod, timing).is_some_and(|limit| silence > timing.heartbeat_limit + limit);
         if over && pod.metadata.deletion_timestamp.is_none() && !ended(&pod) {
             actions.push(Action::Evict(Arc::clone(&pod), name.clone()));
         } else if is_ready(&pod) {
@@ -153,7 +156,7 @@ fn actions(nodes: &[Arc<Node>], pods: &[Arc<Pod>], heartbeats: &Heartbeats, now:
 
 /// How long the pod stays on a silent node; `None` for as long as it takes. As in Kubernetes the shortest
 /// matching toleration counts.
-fn evict_after(pod: &Pod) -> Option<Duration> {
+fn evict_after(pod: &Pod, timing: Timing) -> Option<Duration> {
     let tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
     let matching: Vec<_> = tolerations
         .filter(|t| {
@@ -164,7 +167,7 @@ fn evict_after(pod: &Pod) -> Option<Duration> {
         })
         .collect();
     if matching.is_empty() {
-        return Some(EVICT_AFTER);
+        return Some(timing.evict_after);
     }
     let seconds = matching.iter().filter_map(|t| t.toleration_seconds).min()?;
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
@@ -395,7 +398,7 @@ mod tests {
         heartbeats.observe(nodes, &leases, pods, start);
         let later = start + Duration::from_secs(seconds);
         heartbeats.observe(nodes, &leases, pods, later);
-        named(&actions(nodes, pods, &heartbeats, later))
+        named(&actions(nodes, pods, &heartbeats, Timing::default(), later))
     }
 
     #[test]

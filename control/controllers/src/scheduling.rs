@@ -129,12 +129,6 @@ impl Scheduler {
             }
             Err(error) => {
                 self.assumed.remove(&uid);
-                // Somebody else bound or deleted it: the watch will tell.
-                if let kube::Error::Api(status) = &error
-                    && matches!(status.code, 404 | 409)
-                {
-                    return;
-                }
                 let retry = self.retries.entry(uid).or_insert_with(|| {
                     (
                         Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
@@ -142,14 +136,25 @@ impl Scheduler {
                     )
                 });
                 retry.1 = Instant::now() + retry.0.fail();
-                let message = format!("binding rejected: {error}");
+                // Somebody else bound, changed or deleted it: no news, and the watch tells how it ended.
+                if let kube::Error::Api(status) = &error
+                    && matches!(status.code, 404 | 409)
+                {
+                    return;
+                }
+                let name = pod.name_any();
                 tracing::warn!(
-                    pod = pod.name_any(),
+                    pod = name,
                     node,
                     error = &error as &dyn std::error::Error,
                     "binding failed"
                 );
-                self.say(pod, Severity::Warning, "FailedScheduling", message);
+                self.say(
+                    pod,
+                    Severity::Warning,
+                    "FailedScheduling",
+                    format!("binding rejected: {error}"),
+                );
             }
         }
     }
