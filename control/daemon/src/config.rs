@@ -91,18 +91,30 @@ impl Config {
     /// Reads the file at `path`. Root follows only what root wrote: the file lies in a directory of the
     /// control user, who must not choose what the daemon becomes at its next start.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let read_error = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read_error = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = File::open(path).map_err(read_error)?;
         let metadata = file.metadata().map_err(read_error)?;
         if nix::unistd::geteuid().is_root() && (metadata.uid() != 0 || metadata.mode() & 0o022 != 0) {
-            return Err(ConfigError::Untrusted { path: path.to_owned() });
+            return Err(ConfigError::Untrusted {
+                path: path.to_owned(),
+            });
         }
         let mut text = String::new();
-        file.by_ref().take(MAX_BYTES).read_to_string(&mut text).map_err(read_error)?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        file.by_ref()
+            .take(MAX_BYTES)
+            .read_to_string(&mut text)
+            .map_err(read_error)?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
         match config.uid {
-            0 => Err(ConfigError::Root { path: path.to_owned() }),
+            0 => Err(ConfigError::Root {
+                path: path.to_owned(),
+            }),
             _ => Ok(config),
         }
     }

@@ -17,8 +17,13 @@ use nix::{
 use crate::config::Config;
 
 /// Where distributions keep the authorities that registries' certificates are verified against.
-const SYSTEM_AUTHORITIES: &[&str] =
-    &["/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"];
+const SYSTEM_AUTHORITIES: &[&str] = &[
+    "/etc/ssl",
+    "/etc/pki",
+    "/etc/ca-certificates",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+];
 
 /// Why the daemon could not confine itself. It does not run unconfined.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +65,12 @@ pub(crate) fn confine(config: &Config, own_program: &Path) -> Result<(), Confine
             source,
         })?;
     }
-    std::fs::set_permissions(&config.control_dir, Permissions::from_mode(0o700))
-        .map_err(|source| ConfineError::Private { path: config.control_dir.clone(), source })?;
+    std::fs::set_permissions(&config.control_dir, Permissions::from_mode(0o700)).map_err(|source| {
+        ConfineError::Private {
+            path: config.control_dir.clone(),
+            source,
+        }
+    })?;
     let mut readable = vec![config.layout_dir.clone(), config.gate.trivy_cache.clone()];
     readable.extend(config.gate.registry_ca_files.iter().cloned());
     readable.extend(SYSTEM_AUTHORITIES.iter().map(PathBuf::from));
@@ -70,5 +79,9 @@ pub(crate) fn confine(config: &Config, own_program: &Path) -> Result<(), Confine
         readable,
         executable: vec![own_program.to_owned(), config.gate.trivy.clone()],
     });
-    profile.compile().map_err(ConfineError::Compile)?.apply().map_err(ConfineError::Apply)
+    profile
+        .compile()
+        .map_err(ConfineError::Compile)?
+        .apply()
+        .map_err(ConfineError::Apply)
 }

@@ -47,11 +47,22 @@ impl ImageGate for ScanGate {
     ) -> Result<Judgement, Refusal> {
         let judged = match self.0.judge(image, namespace, policies, Timestamp::now()).await {
             Ok(judged) => judged,
-            Err(error) => return Err(Refusal { message: error.chain(), scan: None }),
+            Err(error) => {
+                return Err(Refusal {
+                    message: error.chain(),
+                    scan: None,
+                });
+            }
         };
         match (judged.admitted, judged.pinned.digest) {
-            (true, Some(pinned)) => Ok(Judgement { pinned, scan: judged.scan }),
-            _ => Err(Refusal { message: judged.message, scan: Some(judged.scan) }),
+            (true, Some(pinned)) => Ok(Judgement {
+                pinned,
+                scan: judged.scan,
+            }),
+            _ => Err(Refusal {
+                message: judged.message,
+                scan: Some(judged.scan),
+            }),
         }
     }
 }

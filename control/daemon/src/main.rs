@@ -56,14 +56,19 @@ struct InitArgs {
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == agent_sandbox::jail::SUBCOMMAND) {
+    if args
+        .next()
+        .is_some_and(|first| first == agent_sandbox::jail::SUBCOMMAND)
+    {
         agent_sandbox::jail::main(args);
     }
     let cli = Cli::parse();
     start_log();
     let result = match cli.command {
         Command::Init(args) => init(&args),
-        Command::Run { config } => Config::read(&config).map_err(Into::into).and_then(|config| run::run(&config)),
+        Command::Run { config } => Config::read(&config)
+            .map_err(Into::into)
+            .and_then(|config| run::run(&config)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -103,5 +108,9 @@ fn init(args: &InitArgs) -> Result<()> {
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("PALISADE_LOG")
         .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
 }

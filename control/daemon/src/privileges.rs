@@ -47,7 +47,10 @@ pub(crate) fn drop_to(uid: u32) -> Result<(), PrivilegeError> {
             return Err(PrivilegeError::Regained { configured: uid });
         }
     } else if Uid::effective() != user {
-        return Err(PrivilegeError::WrongUser { actual: Uid::effective().as_raw(), configured: uid });
+        return Err(PrivilegeError::WrongUser {
+            actual: Uid::effective().as_raw(),
+            configured: uid,
+        });
     }
     prctl::set_no_new_privs().map_err(step("set no_new_privs"))?;
     prctl::set_dumpable(false).map_err(step("become undumpable"))

@@ -44,8 +44,9 @@ async fn serve(config: &Config, own_program: &Path) -> Result<()> {
     let gate = ScanGate::open(config, own_program).context("open the image gate")?;
     let server = Credentials::load(&tls, "server")?;
     let to_nodes = Credentials::load(&tls, "apiserver-client")?;
-    let listener =
-        TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {}", config.listen))?;
     let api = control_apiserver::Config {
         store: Arc::new(store),
         gate: Arc::new(gate),
