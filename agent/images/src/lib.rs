@@ -174,11 +174,18 @@ impl ImageStore {
         for layer in &described.layers {
             layers.push(self.ensure_layer(&described, layer).await?);
         }
-        Ok(RootfsLayers {
+        let rootfs = RootfsLayers {
             digest: described.digest,
             layers,
-            config: described.config,
-        })
+            config: described.config.clone(),
+        };
+        // The unpacked form replaces the compressed one. Until here `described` held on to its blobs.
+        let blobs: Vec<Digest> = described.layers.iter().map(|layer| layer.digest).collect();
+        drop(described);
+        for blob in blobs {
+            self.fetcher.forget(&blob).map_err(failed)?;
+        }
+        Ok(rootfs)
     }
 
     /// Removes every image and layer that none of `in_use` (manifest digests) needs. An image whose
@@ -233,8 +240,6 @@ impl ImageStore {
         tokio::task::spawn_blocking(move || unpack_layer(&blob, &layer, &limits, &unpacking, &layers))
             .await
             .unwrap_or(Err(ImageError::Interrupted { layer: digest }))?;
-        // The unpacked form replaces the compressed one; a later run fetches again if it must.
-        self.fetcher.forget(&digest).map_err(failed)?;
         Ok(ready)
     }
 }

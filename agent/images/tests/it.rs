@@ -476,6 +476,12 @@ async fn layers_are_shared_and_removed_when_unused() -> Result<()> {
         node.store.ensure(&second).await?,
     );
     assert_eq!(first.layers[0], second.layers[0]);
+    let blobs = node.dir.path().join("images/blobs/blobs/sha256");
+    assert_eq!(
+        fs::read_dir(&blobs)?.count(),
+        4,
+        "manifests and configurations; layers are kept unpacked only"
+    );
     assert_ne!(first.layers[1], second.layers[1]);
 
     node.store.retain(&BTreeSet::from([two.digest()])).await?;
