@@ -100,6 +100,28 @@ async fn a_vulnerable_image_is_refused_with_ids_packages_and_fixes() -> Result<(
 }
 
 #[tokio::test]
+async fn images_in_dockers_format_and_with_zstd_layers_are_scanned_alike() -> Result<()> {
+    let (lab, registry) = (Lab::new()?, Registry::start()?);
+    let gate = lab.gate()?;
+    let docker = lab::busybox(LabOs::Wolfi, "1.37.0-r1")?.build_docker();
+    let zstd = lab::busybox(LabOs::Wolfi, "1.37.0-r1")?
+        .layer(Layer::new(Packing::Zstd).file("etc/more", 0o644, b"more"))
+        .build();
+    for (name, image) in [("docker", docker), ("zstd", zstd)] {
+        let reference = registry.push(&image, &format!("lab/{name}"), "1").await?;
+        let judged = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+        assert_eq!(
+            judged.scan.status.verdict,
+            ScanVerdict::Refused,
+            "{name}: {}",
+            judged.message
+        );
+        assert_eq!(judged.scan.status.packages, 2, "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_clean_image_passes_and_is_answered_from_the_cache_afterwards() -> Result<()> {
     let (lab, registry) = (Lab::new()?, Registry::start()?);
     let gate = lab.gate()?;

@@ -186,6 +186,38 @@ impl ImageBuilder {
         self
     }
 
+    /// Finishes the image in Docker's older format (schema 2), which most registries still serve. Layers
+    /// must be packed with gzip, the only way it knows.
+    pub fn build_docker(self) -> Image {
+        const TYPES: [(&str, &str); 3] = [
+            ("oci.image.config.v1+json", "docker.container.image.v1+json"),
+            ("oci.image.layer.v1.tar+gzip", "docker.image.rootfs.diff.tar.gzip"),
+            (
+                "oci.image.manifest.v1+json",
+                "docker.distribution.manifest.v2+json",
+            ),
+        ];
+        let translate = |text: &str| {
+            TYPES
+                .iter()
+                .fold(text.to_owned(), |text, (oci, docker)| text.replace(oci, docker))
+        };
+        let Image {
+            manifest,
+            mut config,
+            mut layers,
+        } = self.build();
+        for blob in layers.iter_mut().chain([&mut config]) {
+            blob.media_type = translate(&blob.media_type);
+        }
+        let text = translate(&String::from_utf8_lossy(&manifest.bytes));
+        Image {
+            manifest: Blob::new(&translate(&manifest.media_type), text.into_bytes()),
+            config,
+            layers,
+        }
+    }
+
     /// Finishes the image.
     pub fn build(self) -> Image {
         let config = json!({

@@ -90,7 +90,7 @@ fn packages(os: LabOs, busybox: &str) -> Option<Layer> {
     };
     let os_release =
         format!("ID={id}\nNAME=\"Lab {id}\"\nVERSION_ID={release}\nPRETTY_NAME=\"Lab {id} {release}\"\n");
-    let layer = Layer::new(Packing::Zstd)
+    let layer = Layer::new(Packing::Gzip)
         .file("etc/os-release", 0o644, os_release.as_bytes())
         .dir("lib/", 0o755)
         .dir("lib/apk/", 0o755)
