@@ -203,8 +203,7 @@ impl Datapath for Kernel {
                 self.forget(ifindex, &found)?;
             }
         }
-        let endpoints = self.maps.endpoints()?;
-        self.tables.sweep(&mut self.maps, &endpoints)
+        Ok(())
     }
 
     fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError> {

@@ -34,8 +34,9 @@ pub trait Datapath: Send {
     /// packet is denied until [`Datapath::sync`] has programmed the endpoint. Idempotent.
     fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError>;
 
-    /// Detaches an endpoint and forgets its state, its verdicts and its tracked connections. Idempotent,
-    /// also when the link is already gone. Nothing judges the interface afterwards: take it down first.
+    /// Detaches an endpoint and forgets its state and its tracked connections; its verdicts, which nothing asks for
+    /// any more, are deleted by the next [`Datapath::expire`]. Idempotent, also when the link is already gone.
+    /// Nothing judges the interface afterwards: take it down first.
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
 
     /// Moves every attached endpoint to `tables` in one write each: ingress, egress, IPv4 and IPv6 change

@@ -199,6 +199,20 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Waits until every program that runs now has finished its packet.
+pub(crate) fn wait_for_programs() -> io::Result<()> {
+    /// `MEMBARRIER_CMD_GLOBAL` of include/uapi/linux/membarrier.h: the kernel implements it as the end of an RCU
+    /// grace period, and programs run inside RCU read sections.
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes integers only and has no effect but to wait.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The clock of the programs (`bpf_ktime_get_ns`): monotonic, without time spent suspended.
 pub(crate) fn monotonic_now() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

@@ -72,10 +72,11 @@ impl Pins {
             fs::remove_dir_all(&directory).map_err(failed("remove", &directory))?;
         }
         let Self { root, _lock: lock } = self;
-        // The descriptor would keep the mount busy.
         drop(lock);
+        // Detached rather than plainly unmounted: a child that some thread has just forked, and that has not called
+        // `exec` yet, holds a copy of our descriptors for a moment.
         if is_mount_point(&root)? {
-            unmount(&root, UnmountFlags::NOFOLLOW)
+            unmount(&root, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
                 .map_err(|source| failed("unmount", &root)(source.into()))?;
         }
         fs::remove_dir(&root).map_err(failed("remove", &root))

@@ -1,8 +1,8 @@
 //! Moving endpoints from one set of tables to the next.
 //!
 //! New entries go in beside the old ones, under an epoch and a generation that no program asks for yet. One write per
-//! endpoint then makes the programs ask for the new ones. What nobody asks for any more is deleted at the next
-//! change or by `expire`: a program that was in the middle of a packet finishes it on complete tables.
+//! endpoint then makes the programs ask for the new ones. What nobody asks for any more is deleted later, by `expire`
+//! or when room is needed, after every program has finished its packet: each packet meets complete tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +13,7 @@ use policies_ir::tables::{EndpointId, EndpointTables, NodeTables};
 use crate::{
     DatapathError, encode,
     kernel::{is_programmed, maps::Maps},
+    sys,
 };
 
 /// What has been written, so that it can be deleted without searching the maps.
@@ -64,9 +65,10 @@ impl Tables {
         if let Some(epoch) = self.unchanged(tables, &endpoints) {
             return Ok(epoch);
         }
-        self.sweep(maps, &endpoints)?;
-        self.check_capacity(tables)?;
-
+        if self.check_capacity(tables).is_err() {
+            self.sweep(maps, &endpoints)?;
+            self.check_capacity(tables)?;
+        }
         let epoch = next_epoch(self.last_epoch);
         self.last_epoch = epoch;
         let written = self.write(maps, tables, &endpoints, epoch);
@@ -104,6 +106,9 @@ impl Tables {
         maps: &mut Maps,
         endpoints: &[(u32, Endpoint)],
     ) -> Result<(), DatapathError> {
+        // A kernel with full-dynticks CPUs refuses to wait. Then a packet that was half judged may find its tables
+        // gone, and is denied.
+        drop(sys::wait_for_programs());
         let programmed = || {
             endpoints
                 .iter()

@@ -4,3 +4,6 @@
 mod corpus;
 mod frames;
 mod lab;
+mod link;
+mod policies;
+mod restart;
