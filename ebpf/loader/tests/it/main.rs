@@ -1,6 +1,8 @@
 //! The programs on the kernel of this machine. Needs root; everything made here is named after this process and
 //! removed again.
 
+#![expect(clippy::expect_used, reason = "a helper of a test that fails ends the test")]
+
 mod corpus;
 mod frames;
 mod lab;

@@ -37,7 +37,10 @@ fn endpoints_tables_and_flows_outlive_the_agent() {
     let flows = lab.kernel().tracked_flows().expect("flows");
 
     reopen(&mut lab);
-    assert_eq!(lab.kernel().attached().expect("attached"), [link.clone()]);
+    assert_eq!(
+        lab.kernel().attached().expect("attached"),
+        std::slice::from_ref(&link)
+    );
     assert_eq!(lab.kernel().dump().expect("dump"), tables);
     assert_eq!(lab.kernel().tracked_flows().expect("flows"), flows);
     lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
