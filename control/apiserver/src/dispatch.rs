@@ -245,14 +245,20 @@ fn shown(call: &Call, verb: Verb, outcome: Outcome) -> Result<Response, Status> 
     let form = negotiate::object_form(call.accept.as_deref())?;
     let row = call.target.resource;
     let include = ListQuery::parse(row, &call.parameters)?.include;
+    let name = metadata_text(&outcome.object, "name").to_owned();
     let body = match verb {
         Verb::List | Verb::DeleteCollection => shape::list(form, row, outcome.object, include, call.now),
         _ => shape::one(form, row, outcome.object, include, call.now),
     };
     let mut response = respond::json(outcome.code, &body);
     respond::add_warnings(&mut response, &outcome.warnings);
+    response.extensions_mut().insert(ObjectName(name));
     Ok(response)
 }
+
+/// Name of the object that an answer is about, for the audit line: a create has it in its body only.
+#[derive(Debug, Clone)]
+struct ObjectName(String);
 
 fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers
@@ -281,10 +287,16 @@ impl Audit {
     }
 
     fn write(&self, result: &Result<Response, Status>) {
-        let (code, reason) = match result {
-            Ok(response) => (response.status().as_u16(), ""),
-            Err(status) => (status.code(), status.reason()),
+        let (code, reason, made) = match result {
+            Ok(response) => (
+                response.status().as_u16(),
+                "",
+                response.extensions().get::<ObjectName>(),
+            ),
+            Err(status) => (status.code(), status.reason(), None),
         };
+        let named = self.target.name.as_deref();
+        let name = named.or(made.map(|made| made.0.as_str())).unwrap_or_default();
         let virtual_only = self.target.resource.stored == Stored::Virtual;
         if !self.verb.mutates() || virtual_only {
             return;
@@ -298,7 +310,7 @@ impl Audit {
             resource = self.target.resource.plural,
             subresource = self.target.subresource(),
             namespace = self.target.namespace(),
-            name = self.target.name(),
+            name,
             code,
             reason,
             "request"

@@ -33,7 +33,8 @@ pub struct Judgement {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// Why, for the person who asked: findings with package and fixed version, or what could not be done.
+    /// Why, for the person who asked: the image, and findings with package and fixed version or what could
+    /// not be done.
     pub message: String,
     /// The scan, if there was one; recorded as an object all the same.
     pub scan: Option<ImageScan>,

@@ -89,12 +89,8 @@ impl Server {
                 scan: image_scan_name(&scan.spec.digest),
             }),
             Err(Refusal { message, .. }) => {
-                info!(target: "audit", %image, namespace, pod, user = call.who.identity().user, message, "image refused");
-                Err(Status::forbidden(
-                    call.target.resource,
-                    pod,
-                    format!("image {image}: {message}"),
-                ))
+                info!(target: "audit", %image, namespace, pod, user = call.who.identity().user, why = message, "image refused");
+                Err(Status::forbidden(call.target.resource, pod, message))
             }
         }
     }

@@ -189,14 +189,18 @@ impl Server {
         dry_run: bool,
     ) -> Result<Value, StoreError> {
         let mut object = admitted.object().clone();
-        if dry_run {
-            return Ok(object);
-        }
         let key = objects::key(
             call.target.resource,
             call.target.namespace(),
             metadata_text(&object, "name"),
         );
+        if dry_run {
+            let present = self.store.get(&key).await?.map(|stored| stored.revision);
+            return match (expected, present) {
+                (Expected::Absent, Some(_)) => Err(StoreError::Conflict { key, actual: present }),
+                _ => Ok(object),
+            };
+        }
         let change = if lifecycle::is_finished(&object) {
             Change::Delete
         } else {

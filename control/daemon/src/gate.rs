@@ -49,7 +49,7 @@ impl ImageGate for ScanGate {
             Ok(judged) => judged,
             Err(error) => {
                 return Err(Refusal {
-                    message: error.chain(),
+                    message: format!("image {image}: {}", error.chain()),
                     scan: None,
                 });
             }

@@ -197,6 +197,10 @@ async fn daily_work(kubectl: &Kubectl) {
     );
     let again = kubectl.fails(&["create", "configmap", "lit"], "").await;
     assert!(again.contains("already exists"), "{again}");
+    let again = kubectl
+        .fails(&["create", "configmap", "lit", "--dry-run=server"], "")
+        .await;
+    assert!(again.contains("already exists"), "{again}");
     let missing = kubectl.fails(&["get", "cm", "nosuch"], "").await;
     assert!(
         missing.contains("Error from server (NotFound): configmaps \"nosuch\" not found"),
