@@ -112,13 +112,15 @@ impl Cluster {
             async move {
                 control_apiserver::serve(listener, config, shutdown)
                     .await
-                    .unwrap()
+                    .unwrap();
             }
         });
         let client = connect(&url, &tls).await.unwrap();
         let controllers = tokio::spawn({
             let shutdown = shutdown.clone();
-            async move { run_with(client, timing, shutdown).await.unwrap() }
+            async move {
+                run_with(client, timing, shutdown).await.unwrap();
+            }
         });
         let kubeconfig = Kubeconfig::read_from(report.kubeconfig).unwrap();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())

@@ -24,6 +24,7 @@ use crate::{
     Change, Expected, KeyPrefix, Keyring, ListOptions, ListPage, MAX_VALUE_BYTES, ObjectKey, Revision, Store,
     StoreError, Stored, Watch, WatchItem,
     history::History,
+    rows::{object_key, row_key, row_range},
     seal::{open, seal},
 };
 
@@ -532,39 +533,6 @@ fn stored_revision(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Re
         .map_err(|_e| StoreError::Counter)
 }
 
-fn row_key(key: &ObjectKey) -> Vec<u8> {
-    [
-        key.resource.as_bytes(),
-        key.namespace.as_bytes(),
-        key.name.as_bytes(),
-    ]
-    .join(&0)
-}
-
-/// Rows under `prefix`: from the first on, up to but without the second. NUL is the smallest byte, so 1 in
-/// place of the last NUL ends the range.
-fn row_range(prefix: &KeyPrefix) -> (Vec<u8>, Vec<u8>) {
-    let mut stem = prefix.resource.clone().into_bytes();
-    if let Some(namespace) = &prefix.namespace {
-        stem.push(0);
-        stem.extend_from_slice(namespace.as_bytes());
-    }
-    ([stem.as_slice(), &[0]].concat(), [stem.as_slice(), &[1]].concat())
-}
-
-fn object_key(row: &[u8]) -> Result<ObjectKey, StoreError> {
-    let damaged = || StoreError::Key {
-        part: "row",
-        value: String::from_utf8_lossy(row).chars().take(64).collect(),
-    };
-    let text = std::str::from_utf8(row).map_err(|_e| damaged())?;
-    let mut parts = text.split('\0');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(resource), Some(namespace), Some(name), None) => Ok(ObjectKey::new(resource, namespace, name)),
-        _ => Err(damaged()),
-    }
-}
-
 fn backend<E: std::error::Error + Send + Sync + 'static>(
     operation: &'static str,
 ) -> impl Fn(E) -> StoreError {
@@ -583,21 +551,5 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(&dir.path().join("store.redb"), Keyring::ephemeral().unwrap()).unwrap();
         crate::suite::run(&store).await;
-    }
-
-    #[test]
-    fn rows_sort_like_keys() {
-        let keys = [
-            ("a", "", "z"),
-            ("a", "n", "1"),
-            ("a", "n-1", "0"),
-            ("ab", "", "0"),
-        ]
-        .map(|(r, ns, n)| ObjectKey::new(r, ns, n));
-        assert!(keys.is_sorted());
-        assert!(keys.iter().map(row_key).is_sorted());
-        for key in &keys {
-            assert_eq!(object_key(&row_key(key)).unwrap(), *key);
-        }
     }
 }

@@ -15,6 +15,7 @@
 mod embedded;
 mod history;
 mod keyring;
+mod rows;
 mod seal;
 #[cfg(test)]
 mod suite;
