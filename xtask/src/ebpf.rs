@@ -51,7 +51,7 @@ struct Manifest {
 }
 
 /// Builds the programs and writes object and manifest; or, with `check`, fails if what is committed differs.
-pub fn run(check: bool) -> Result<()> {
+pub(crate) fn run(check: bool) -> Result<()> {
     let source_sha256 = source_hash()?;
     if check {
         // Without a compiler first: the usual mistake is to forget the rebuild.
@@ -85,7 +85,7 @@ pub fn run(check: bool) -> Result<()> {
 }
 
 /// Provides the compiler and the linker that [`run`] needs. Does nothing that is done already.
-pub fn install_toolchain() -> Result<()> {
+pub(crate) fn install_toolchain() -> Result<()> {
     let toolchain = match toolchain()? {
         Some(found) => found,
         None => {
