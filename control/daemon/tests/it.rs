@@ -6,6 +6,7 @@
     clippy::expect_used,
     reason = "a test fails by panicking"
 )]
+#![expect(clippy::print_stdout, reason = "the daemon's log explains a failure")]
 
 use std::{
     fs::{self, Permissions},
