@@ -32,7 +32,7 @@ use crate::{
 pub struct Compiled {
     /// The tables.
     pub tables: NodeTables,
-    /// Everything that could not be honoured as written. The tables deny more because of it, never less.
+    /// Everything that could not be honoured as written; the tables never allow more because of it.
     pub diagnostics: Vec<Diagnostic>,
 }
 
@@ -53,7 +53,7 @@ pub enum Diagnostic {
         /// The pods, as `namespace/name`.
         pods: Vec<String>,
     },
-    /// A pod claims an address of the node: the address is the node's.
+    /// A pod claims an address of the node: the address is the node's, and no selector finds the pod there.
     HostAddress {
         /// The address.
         address: IpAddr,

@@ -174,8 +174,8 @@ impl FromStr for Party {
     type Err = ExplainError;
 
     fn from_str(text: &str) -> Result<Self, ExplainError> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Address(address.to_canonical()));
         }
         let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
         if namespace.is_empty() || name.is_empty() || name.contains('/') {

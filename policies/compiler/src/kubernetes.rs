@@ -3,7 +3,8 @@
 //! One reader serves both [`validate`] and the compiler, so what admission lets through and what the compiler
 //! understands cannot differ. The reader fails closed: a peer or port that it cannot understand matches
 //! nothing (a rule whose peers are all bad does not become a rule without peers, which would match everyone),
-//! and a policy whose pod selector is bad isolates its whole namespace.
+//! a policy whose types are bad isolates in both directions and allows nothing, and one whose pod selector is
+//! bad does so to its whole namespace.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
@@ -133,12 +134,17 @@ fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
     let egress = read_rules(egress, &namespace, &Path::Field(&root, "egress"), "to", errors);
     let selector = spec.pod_selector.unwrap_or_default();
     let selector = read_selector(&selector, &Path::Field(&root, "podSelector"), errors);
-    // Without its selector nobody knows whom the policy protects, nor whom its rules were meant for: the
-    // whole namespace is isolated and nothing is allowed.
-    let (labels, ingress, egress) = match selector {
-        Some(labels) => (labels, ingress, egress),
-        None => (Selector::everything(), Vec::new(), Vec::new()),
+    // Without its selector nobody knows whom the policy protects, nor whom its rules were meant for; without
+    // its types, which of its rules were meant to count.
+    let labels = selector.clone().unwrap_or_else(Selector::everything);
+    let (ingress, egress) = match (&selector, directions) {
+        (Some(_), Some(_)) => (ingress, egress),
+        _ => (Vec::new(), Vec::new()),
     };
+    let directions = directions.unwrap_or(Directions {
+        ingress: true,
+        egress: true,
+    });
     Policy {
         name: format!("NetworkPolicy {namespace}/{name}"),
         order: Order(Some(POLICY_ORDER)),
@@ -153,30 +159,28 @@ fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
 }
 
 /// The server's default, applied here as well because objects from a file have not seen it: without types a
-/// policy covers ingress, and egress if it has egress rules. An unknown type covers both.
+/// policy covers ingress, and egress if it has egress rules. Nothing if a type is unknown.
 fn read_directions(
     spec: &k8s_openapi::api::networking::v1::NetworkPolicySpec,
     root: &Path<'_>,
     errors: &mut Errors,
-) -> Directions {
+) -> Option<Directions> {
     let types = spec.policy_types.as_deref().unwrap_or_default();
     if types.is_empty() {
-        return Directions {
+        let egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+        return Some(Directions {
             ingress: true,
-            egress: spec.egress.as_ref().is_some_and(|e| !e.is_empty()),
-        };
+            egress,
+        });
     }
-    let mut directions = Directions::default();
+    let mut directions = Some(Directions::default());
     let path = Path::Field(root, "policyTypes");
     for (i, name) in types.iter().enumerate() {
         match name.as_str() {
-            "Ingress" => directions.ingress = true,
-            "Egress" => directions.egress = true,
+            "Ingress" => directions = directions.map(|d| Directions { ingress: true, ..d }),
+            "Egress" => directions = directions.map(|d| Directions { egress: true, ..d }),
             other => {
-                directions = Directions {
-                    ingress: true,
-                    egress: true,
-                };
+                directions = None;
                 let problem = format!("unknown policy type {other:?}");
                 wrong(errors, &Path::Index(&path, i), problem, "use Ingress or Egress");
             }

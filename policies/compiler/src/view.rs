@@ -101,7 +101,10 @@ impl PodView {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
-            addresses: addresses.filter_map(|a| a.parse().ok()).collect(),
+            addresses: addresses
+                .filter_map(|a| a.parse::<IpAddr>().ok())
+                .map(|a| a.to_canonical())
+                .collect(),
             named_ports: ports.filter_map(named_port).collect(),
             endpoint,
         })

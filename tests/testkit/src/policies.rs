@@ -279,13 +279,16 @@ fn labels() -> impl Strategy<Value = Labels> {
 
 fn named_port() -> impl Strategy<Value = NamedPort> {
     let protocol = select(vec![6u8, 6, 6, 17, 132, 47]);
-    (select(PORT_NAMES.to_vec()), protocol, select(NAMED_PORTS.to_vec())).prop_map(|(name, protocol, port)| {
-        NamedPort {
+    (
+        select(PORT_NAMES.to_vec()),
+        protocol,
+        select(NAMED_PORTS.to_vec()),
+    )
+        .prop_map(|(name, protocol, port)| NamedPort {
             name: name.to_owned(),
             protocol,
             port,
-        }
-    })
+        })
 }
 
 /// A valid CIDR around something in the pools, or anywhere.

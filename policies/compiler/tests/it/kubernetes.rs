@@ -434,6 +434,26 @@ fn what_is_not_valid_is_named_and_allows_nothing() {
     }
 }
 
+/// Found by a property test: covering both directions for safety's sake must not wake rules that slept.
+#[test]
+fn an_unknown_type_does_not_bring_rules_into_force() {
+    let mut isolating = policy(&json!({"podSelector": {}, "policyTypes": ["Egress"]}));
+    isolating["metadata"]["name"] = json!("isolating");
+    let sleeping = |types: &[&str]| policy(&json!({"podSelector": {}, "policyTypes": types, "egress": [{}]}));
+    assert!(!lets_out(
+        &lab(&[isolating.clone(), sleeping(&["Ingress"])]),
+        2,
+        1,
+        80
+    ));
+    assert!(!lets_out(
+        &lab(&[isolating, sleeping(&["Ingress", "Both"])]),
+        2,
+        1,
+        80
+    ));
+}
+
 #[test]
 fn sizes_are_bounded() {
     let many = |count: usize, value: &Value| vec![value.clone(); count];
