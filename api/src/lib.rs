@@ -7,6 +7,8 @@
 //!
 //! Start at [`resources::RESOURCES`] for what is served and [`palisade`] for our own kinds.
 
+#![forbid(unsafe_code)]
+
 pub mod annotations;
 pub mod digest;
 pub mod flow;

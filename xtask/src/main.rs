@@ -5,6 +5,7 @@
 //! and run every test). CI calls the second and nothing less.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for developers talks on its terminal")]
 
 mod bench;
 mod deps;
@@ -13,6 +14,8 @@ mod process;
 mod setup;
 mod test;
 mod up;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -55,8 +58,18 @@ enum Command {
     Bench(bench::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Setup { dev } => setup::run(if dev {
             setup::For::Development
         } else {

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::process::{command, on_path, output, root, run};
+use crate::process::{self, command, on_path, root};
 
 /// What the machine is set up for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -171,7 +171,7 @@ fn packages(purpose: For) -> Result<()> {
             missing.join(" ")
         );
     }
-    crate::process::demand_root(&format!("installing {}", missing.join(" ")))?;
+    process::demand_root(&format!("installing {}", missing.join(" ")))?;
     println!("system packages: installing {}", missing.join(" "));
     let hint = "check the network and the sources in /etc/apt, then run this again";
     run_step(command("apt-get").args(["-qq", "update"]), hint)?;
@@ -203,7 +203,7 @@ fn python_has_pip() -> bool {
 }
 
 fn run_step(step: &mut std::process::Command, fix: &str) -> Result<()> {
-    run(step).with_context(|| fix.to_owned())
+    process::run(step).with_context(|| fix.to_owned())
 }
 
 /// SHA-256 of a file as hex.
@@ -220,10 +220,4 @@ pub(crate) fn sha256_of(path: &Path) -> Result<String> {
         }
         hasher.update(buffer.get(..read).unwrap_or_default());
     }
-}
-
-/// Version line of a program, for messages.
-#[expect(dead_code, reason = "used by the benchmark report")]
-pub(crate) fn version_of(program: &str) -> Result<String> {
-    output(command(program).arg("--version")).map(|text| text.lines().next().unwrap_or_default().to_owned())
 }

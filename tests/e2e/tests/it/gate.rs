@@ -61,7 +61,8 @@ fn follows_image_policies(cluster: &Cluster) -> Result<()> {
             "{{exemptions: [{{vulnerability: {CRITICAL_ID}, expires: \"{expires}\", reason: test}}]}}"
         )
     };
-    cluster.apply(&policy(&exemption("2098-01-01T00:00:00Z")))?.ok()?;
+    let next_month = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(30 * 24);
+    cluster.apply(&policy(&exemption(&next_month.to_string())))?.ok()?;
     let admitted = cluster.apply(&yaml);
     cluster.kubectl(&["delete", "imagepolicy", "lab"])?.ok()?;
     admitted?.ok()?;
