@@ -108,6 +108,7 @@ impl Pods {
     /// Runs until `shutdown`. Pods go on without us: that is what makes an agent restart harmless.
     pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: CancellationToken) {
         let mut changes = self.context.cluster.changes();
+        let mut swept = false;
         let mut survivors: BTreeMap<String, Survivor> = survivors
             .into_iter()
             .map(|survivor| (survivor.pod.config.uid.clone(), survivor))
@@ -116,6 +117,12 @@ impl Pods {
             // Marked as seen before the look, so that a change during it is not missed.
             changes.borrow_and_update();
             if let Some(wanted) = self.wanted() {
+                if !std::mem::replace(&mut swept, true) {
+                    let known = wanted.keys().chain(survivors.keys()).cloned().collect();
+                    if let Err(error) = sweep(&self.context.config, &known) {
+                        tracing::warn!(error = crate::policy::chain(&error), "leftovers of old pods stay");
+                    }
+                }
                 self.compare(wanted, &mut survivors);
             }
             tokio::select! {

@@ -3,6 +3,8 @@
 //! One task is the only writer of everything about its pod, so steps of one pod never race. Fetching an
 //! image may take minutes and runs beside it; all else is short and awaited.
 
+mod acts;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent_images::RootfsLayers;
@@ -21,13 +23,10 @@ use super::{
     Context, PodId, Survivor,
     directory::{Entry, Latest},
     observe,
-    status::{Reporter, confirm_deletion},
+    status::Reporter,
     steps::{self, StepError},
 };
-use crate::{
-    events::Kind,
-    policy::{PolicyError, chain},
-};
+use crate::{events::Kind, policy::chain};
 
 /// Results of background work that wait for the task.
 const INBOX: usize = 16;
@@ -262,248 +261,6 @@ impl Worker {
         self.container(name).image = state;
     }
 
-    async fn take(&mut self, step: Step, wanted: &Wanted) {
-        let Some(pod) = self.pod.clone() else {
-            return self.end(step, wanted).await;
-        };
-        let started = Instant::now();
-        let shown = format!("{step:?}");
-        match step {
-            Step::StartSandbox => {
-                let result = steps::start_sandbox(&self.context, &self.id, &pod).await;
-                let done = self.prepared(result, Ground::Sandbox);
-                if done.is_some() {
-                    self.follow(0);
-                }
-            }
-            Step::AttachNetwork => {
-                let result = steps::attach_network(&self.context, &self.id, &pod).await;
-                if let Some(attachment) = self.prepared(result, Ground::Network) {
-                    self.attachment = Some(attachment);
-                }
-            }
-            Step::ProgramPolicy => {
-                let result = self.program().await;
-                self.prepared(result.map_err(StepError::from), Ground::Judged);
-            }
-            Step::FetchImage { container } => self.fetch(container),
-            Step::StartContainer { container, restarts } => self.start(&pod, container, restarts).await,
-            other => self.end(other, wanted).await,
-        }
-        tracing::debug!(pod = %self.id.name, step = shown, took = ?started.elapsed(), age = ?self.born.elapsed(), "step");
-    }
-
-    /// Steps towards the end of a pod; they need no object.
-    async fn end(&mut self, step: Step, wanted: &Wanted) {
-        let result = match &step {
-            Step::Stop { container } => self.stop(container).await,
-            Step::Kill { container } => {
-                self.seen.killed_at = Some(Timestamp::now());
-                self.signal(container, nix::sys::signal::Signal::SIGKILL as i32)
-                    .await
-            }
-            Step::ReleaseNetwork => self.release_network().await,
-            Step::RemoveSandbox => self.remove_sandbox().await,
-            Step::ConfirmDeletion => {
-                let status = self.status(wanted).unwrap_or_default();
-                let confirmed = confirm_deletion(&self.context.client, &self.id, &status).await;
-                self.confirmed = confirmed.is_ok();
-                confirmed.map_err(StepError::from)
-            }
-            _ => Err(StepError::Bug(
-                "a pod without an object was about to start something",
-            )),
-        };
-        if let Err(error) = result {
-            self.retry_later("end the pod", &error);
-        }
-    }
-
-    async fn program(&mut self) -> Result<(), PolicyError> {
-        let endpoint = self.attachment.as_ref().map(|attachment| attachment.endpoint);
-        match endpoint {
-            Some(endpoint) => self.context.policy.program(endpoint).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Notes how a stage of the pod's ground went.
-    fn prepared<T>(&mut self, result: Result<T, StepError>, stage: Ground) -> Option<T> {
-        match result {
-            Ok(value) => {
-                self.seen.ground = stage;
-                self.seen.ground_failure = None;
-                Some(value)
-            }
-            Err(error) => {
-                let failure = error.failure(self.seen.ground_failure.as_ref(), Timestamp::now());
-                tracing::warn!(pod = %self.id.name, error = failure.message, "cannot prepare the pod");
-                self.event(None, Kind::Warning, failure.reason, failure.message.clone());
-                self.seen.ground_failure = Some(failure);
-                None
-            }
-        }
-    }
-
-    /// Brings the image in beside the task.
-    fn fetch(&mut self, container: String) {
-        let Some(image) = self.spec(&container).and_then(|spec| spec.image.clone()) else {
-            return;
-        };
-        let before = std::mem::replace(&mut self.container(&container).image, Image::Fetching);
-        let (context, news) = (self.context.clone(), self.news.clone());
-        // The plan waits out a failure's delay before it asks again; only the first fetch is news.
-        if matches!(before, Image::Unknown) {
-            tracing::debug!(pod = %self.id.name, image, "fetching");
-        }
-        tokio::spawn(async move {
-            let started = Instant::now();
-            let result = steps::fetch_image(&context, &image).await;
-            // A task that has ended needs no image.
-            drop(
-                news.send(News::Image {
-                    container,
-                    took: started.elapsed(),
-                    result,
-                })
-                .await,
-            );
-        });
-    }
-
-    async fn start(&mut self, pod: &Pod, name: String, restarts: u32) {
-        let Some(spec) = self.spec(&name).cloned() else {
-            return;
-        };
-        let (Some(image), Some(attachment)) = (self.images.get(&name), &self.attachment) else {
-            return;
-        };
-        let address = attachment.address;
-        let result =
-            steps::start_container(&self.context, &self.id, pod, &spec, restarts, image, address).await;
-        let now = Timestamp::now();
-        let run = observe::run_id(&self.id, &name, restarts);
-        match result {
-            Ok(()) => {
-                self.began(&name, restarts);
-                self.container(&name).start_failure = None;
-                self.event(
-                    Some(&name),
-                    Kind::Normal,
-                    "Created",
-                    format!("Created container: {name}"),
-                );
-                self.event(
-                    Some(&name),
-                    Kind::Normal,
-                    "Started",
-                    format!("Started container {name}"),
-                );
-                match self.context.runtime.status(&self.id.uid).await {
-                    Ok(status) => self.observe(&status),
-                    // The follower will say what became of it; until then it counts as running.
-                    Err(_) => {
-                        self.container(&name).run = Run::Running {
-                            id: run,
-                            started_at: now,
-                        }
-                    }
-                }
-                let age = self.born.elapsed();
-                tracing::info!(pod = %self.id.name, container = name, restarts, ?age, "container started");
-            }
-            // The shim refused: the program cannot be executed. That is how this run ended.
-            Err(StepError::Runtime(RuntimeError::Refused { reason })) => {
-                self.began(&name, restarts);
-                self.event(Some(&name), Kind::Warning, "Failed", format!("Error: {reason}"));
-                self.container(&name).run = observe::start_error(run, reason, now);
-            }
-            Err(error) => {
-                let container = self.container(&name);
-                let failure = error.failure(container.start_failure.as_ref(), now);
-                let message = format!("Error: {}", failure.message);
-                container.start_failure = Some(failure);
-                self.event(Some(&name), Kind::Warning, "Failed", message);
-            }
-        }
-    }
-
-    /// A new run takes the place of the one before.
-    fn began(&mut self, name: &str, restarts: u32) {
-        let container = self.container(name);
-        if let Run::Exited(exit) = std::mem::take(&mut container.run) {
-            container.streak = agent_plan::streak_after(container.streak, &exit).saturating_add(1);
-            container.last_exit = Some(exit);
-        }
-        container.restarts = restarts;
-    }
-
-    async fn stop(&mut self, name: &str) -> Result<(), StepError> {
-        self.seen.stop_sent_at = Some(Timestamp::now());
-        self.event(
-            Some(name),
-            Kind::Normal,
-            "Killing",
-            format!("Stopping container {name}"),
-        );
-        let signal = self
-            .images
-            .get(name)
-            .and_then(|image| image.config.stop_signal.as_deref());
-        self.signal(name, stop_signal(signal)).await
-    }
-
-    async fn signal(&mut self, name: &str, signal: i32) -> Result<(), StepError> {
-        match self.context.runtime.signal(&self.id.uid, name, signal).await {
-            Err(error @ RuntimeError::ShimGone { .. }) => {
-                self.learn(News::ShimGone(error));
-                Ok(())
-            }
-            sent => Ok(sent?),
-        }
-    }
-
-    async fn release_network(&mut self) -> Result<(), StepError> {
-        steps::release_network(&self.context, &self.id, self.attachment.as_ref()).await?;
-        self.attachment = None;
-        self.seen.ground = Ground::Sandbox;
-        Ok(())
-    }
-
-    async fn remove_sandbox(&mut self) -> Result<(), StepError> {
-        if let Some(follower) = self.follower.take() {
-            follower.abort();
-        }
-        self.context.runtime.remove_pod(&self.id.uid).await?;
-        self.seen.ground = Ground::Nothing;
-        Ok(())
-    }
-
-    /// Clears what a shim that died left, so that the pod can start anew or end.
-    async fn clear_lost(&mut self) {
-        if self.retry_at.is_some_and(|at| at > Instant::now()) {
-            return;
-        }
-        let now = Timestamp::now();
-        self.seen
-            .containers
-            .values_mut()
-            .for_each(|container| observe::lost(container, now));
-        let cleared = match self.release_network().await {
-            Ok(()) => self.remove_sandbox().await,
-            Err(error) => Err(error),
-        };
-        match cleared {
-            Ok(()) => self.lost = false,
-            Err(error) => self.retry_later("clear a lost pod", &error),
-        }
-    }
-
-    fn retry_later(&mut self, what: &str, error: &StepError) {
-        tracing::warn!(pod = %self.id.name, error = chain(error), "cannot {what}, will retry");
-        self.retry_at = Some(Instant::now() + RETRY_AFTER);
-    }
-
     /// Brings every change of the shim's state into the inbox.
     fn follow(&mut self, mut version: u64) {
         let (runtime, uid, news) = (
@@ -638,45 +395,5 @@ impl Drop for Worker {
         if let Some(follower) = &self.follower {
             follower.abort();
         }
-    }
-}
-
-/// Number of an image's stop signal, given as name, with or without `SIG`, or as number.
-fn stop_signal(text: Option<&str>) -> i32 {
-    use nix::sys::signal::Signal;
-    let default = Signal::SIGTERM as i32;
-    let Some(text) = text else { return default };
-    if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) {
-            number
-        } else {
-            default
-        };
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
-    };
-    name.parse::<Signal>().map_or(default, |signal| signal as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_signals_are_names_or_numbers() {
-        for (text, number) in [
-            ("SIGQUIT", 3),
-            ("quit", 3),
-            ("3", 3),
-            ("nonsense", 15),
-            ("99", 15),
-        ] {
-            assert_eq!(stop_signal(Some(text)), number, "{text}");
-        }
-        assert_eq!(stop_signal(None), 15);
     }
 }
