@@ -62,6 +62,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .init();
     match serve(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
