@@ -42,8 +42,12 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let digits = text.strip_prefix("sha256:").ok_or_else(|| DigestError::Algorithm(text.to_owned()))?;
-        let lower = digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let digits = text
+            .strip_prefix("sha256:")
+            .ok_or_else(|| DigestError::Algorithm(text.to_owned()))?;
+        let lower = digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let mut value = [0u8; 32];
         if !lower || hex::decode_to_slice(digits, &mut value).is_err() {
             return Err(DigestError::Hex(text.to_owned()));

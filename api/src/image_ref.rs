@@ -33,7 +33,9 @@ pub enum ImageRefError {
     #[error("image reference must have 1 to 512 characters")]
     Length,
     /// A path component is not `[a-z0-9]+([._-]+[a-z0-9]+)*`.
-    #[error("image {0:?}: repository must be lower-case path components of letters, digits, '.', '_' and '-'")]
+    #[error(
+        "image {0:?}: repository must be lower-case path components of letters, digits, '.', '_' and '-'"
+    )]
     Repository(String),
     /// The tag is not `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
     #[error("image {0:?}: tag must be 1 to 128 letters, digits, '.', '_' and '-'")]
@@ -54,7 +56,11 @@ pub enum ImageRefError {
 impl ImageRef {
     /// Same repository, pinned to `digest`; the tag is dropped, because it no longer decides anything.
     pub fn pinned(&self, digest: Digest) -> Self {
-        Self { tag: None, digest: Some(digest), ..self.clone() }
+        Self {
+            tag: None,
+            digest: Some(digest),
+            ..self.clone()
+        }
     }
 
     /// `registry/repository` without tag and digest.
@@ -86,9 +92,10 @@ impl FromStr for ImageRef {
         }
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => {
-                let digest = digest
-                    .parse()
-                    .map_err(|source| ImageRefError::Digest { image: text.to_owned(), source })?;
+                let digest = digest.parse().map_err(|source| ImageRefError::Digest {
+                    image: text.to_owned(),
+                    source,
+                })?;
                 (name, Some(digest))
             }
             None => (text, None),
@@ -120,7 +127,12 @@ impl FromStr for ImageRef {
             (None, None) => Some("latest".to_owned()),
             (tag, _) => tag,
         };
-        Ok(Self { registry, repository, tag, digest })
+        Ok(Self {
+            registry,
+            repository,
+            tag,
+            digest,
+        })
     }
 }
 
@@ -153,10 +165,15 @@ impl fmt::Display for ImageRef {
 
 fn is_host(text: &str) -> bool {
     let host_chars = |host: &str| {
-        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
+        !host.is_empty()
+            && host
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
     };
     if let Some(rest) = text.strip_prefix('[') {
-        let Some((address, port)) = rest.split_once(']') else { return false };
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
         return address.parse::<std::net::Ipv6Addr>().is_ok()
             && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
     }
@@ -175,7 +192,9 @@ fn is_path_component(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(|b| alphanumeric(*b))
         && bytes.last().is_some_and(|b| alphanumeric(*b))
-        && bytes.iter().all(|b| alphanumeric(*b) || matches!(b, b'.' | b'_' | b'-'))
+        && bytes
+            .iter()
+            .all(|b| alphanumeric(*b) || matches!(b, b'.' | b'_' | b'-'))
         && !text.contains("..")
 }
 
@@ -216,7 +235,17 @@ mod tests {
 
     #[test]
     fn refuses_what_could_mean_another_path() {
-        for bad in ["", "a.b/../c", "a.b/C", "a.b/c:", "a.b/c:-x", "a.b//c", "a.b:0/c", "a.b/c@sha256:00", "A B"] {
+        for bad in [
+            "",
+            "a.b/../c",
+            "a.b/C",
+            "a.b/c:",
+            "a.b/c:-x",
+            "a.b//c",
+            "a.b:0/c",
+            "a.b/c@sha256:00",
+            "A B",
+        ] {
             assert!(bad.parse::<ImageRef>().is_err(), "{bad:?} was accepted");
         }
     }
@@ -225,6 +254,11 @@ mod tests {
     fn loopback_is_by_address_not_by_prefix() {
         assert!("127.0.0.1:5000/x".parse::<ImageRef>().unwrap().is_loopback());
         assert!("[::1]:5000/x".parse::<ImageRef>().unwrap().is_loopback());
-        assert!(!"127.0.0.1.example.com/x".parse::<ImageRef>().unwrap().is_loopback());
+        assert!(
+            !"127.0.0.1.example.com/x"
+                .parse::<ImageRef>()
+                .unwrap()
+                .is_loopback()
+        );
     }
 }

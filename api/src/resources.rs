@@ -56,11 +56,23 @@ pub struct Subresource {
 }
 
 /// Verbs of a stored resource, in the order discovery prints them.
-pub const STORED_VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const STORED_VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 
 const fn status(kind: &'static str) -> Subresource {
-    Subresource { name: "status", kind, verbs: &["get", "patch", "update"] }
+    Subresource {
+        name: "status",
+        kind,
+        verbs: &["get", "patch", "update"],
+    }
 }
 
 impl Resource {
@@ -111,13 +123,17 @@ impl Resource {
 
 /// The row for a group, version and plural name, as they stand in a URL.
 pub fn by_path(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    RESOURCES.iter().find(|r| r.group == group && r.version == version && r.plural == plural)
+    RESOURCES
+        .iter()
+        .find(|r| r.group == group && r.version == version && r.plural == plural)
 }
 
 /// The row for an object's `apiVersion` and `kind`.
 pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    RESOURCES.iter().find(|r| r.group == group && r.version == version && r.kind == kind)
+    RESOURCES
+        .iter()
+        .find(|r| r.group == group && r.version == version && r.kind == kind)
 }
 
 /// The row a person means: plural, singular, kind or short name, without regard to case, optionally
@@ -125,7 +141,9 @@ pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
 pub fn by_any_name(name: &str) -> Option<&'static Resource> {
     let name = name.to_ascii_lowercase();
     RESOURCES.iter().find(|r| {
-        let spellings = [r.plural, r.singular].into_iter().chain(r.short_names.iter().copied());
+        let spellings = [r.plural, r.singular]
+            .into_iter()
+            .chain(r.short_names.iter().copied());
         spellings.into_iter().any(|s| {
             name == s || name.strip_prefix(s).and_then(|rest| rest.strip_prefix('.')) == Some(r.group)
         }) || name == r.kind.to_ascii_lowercase()
@@ -170,7 +188,11 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[
             // Sets only `spec.finalizers`; the namespace goes once it is terminating and none are left.
-            Subresource { name: "finalize", kind: "Namespace", verbs: &["update"] },
+            Subresource {
+                name: "finalize",
+                kind: "Namespace",
+                verbs: &["update"],
+            },
             status("Namespace"),
         ],
     },
@@ -186,7 +208,11 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[
             status("Node"),
-            Subresource { name: "proxy", kind: "NodeProxyOptions", verbs: &["get"] },
+            Subresource {
+                name: "proxy",
+                kind: "NodeProxyOptions",
+                verbs: &["get"],
+            },
         ],
     },
     Resource {
@@ -200,8 +226,16 @@ pub const RESOURCES: &[Resource] = &[
         scope: Scope::Namespaced,
         stored: Stored::Yes,
         subresources: &[
-            Subresource { name: "binding", kind: "Binding", verbs: &["create"] },
-            Subresource { name: "log", kind: "Pod", verbs: &["get"] },
+            Subresource {
+                name: "binding",
+                kind: "Binding",
+                verbs: &["create"],
+            },
+            Subresource {
+                name: "log",
+                kind: "Pod",
+                verbs: &["get"],
+            },
             status("Pod"),
         ],
     },
@@ -318,7 +352,10 @@ mod tests {
                 assert!(seen.insert(*name), "{name} names two resources");
             }
         }
-        assert_eq!(by_any_name("NetworkPolicy.networking.k8s.io").map(|r| r.plural), Some("networkpolicies"));
+        assert_eq!(
+            by_any_name("NetworkPolicy.networking.k8s.io").map(|r| r.plural),
+            Some("networkpolicies")
+        );
         assert_eq!(by_any_name("pods.apps"), None);
     }
 }

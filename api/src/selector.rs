@@ -57,7 +57,9 @@ pub enum SelectorError {
     #[error("label key {0:?} must be a qualified name: [prefix/]name of at most 63 characters")]
     Key(String),
     /// Not a label value.
-    #[error("label value {0:?} must be at most 63 characters, alphanumeric at both ends, with '-', '_', '.' between")]
+    #[error(
+        "label value {0:?} must be at most 63 characters, alphanumeric at both ends, with '-', '_', '.' between"
+    )]
     Value(String),
     /// The text form does not parse.
     #[error("selector {text:?}: {problem}")]
@@ -113,7 +115,11 @@ impl TryFrom<&meta::LabelSelector> for LabelSelector {
                 _ => None,
             };
             if let Some(problem) = problem {
-                return Err(SelectorError::Values { key: expression.key.clone(), operator: name, problem });
+                return Err(SelectorError::Values {
+                    key: expression.key.clone(),
+                    operator: name,
+                    problem,
+                });
             }
             requirements.push(requirement(&expression.key, operator)?);
         }
@@ -165,7 +171,9 @@ pub fn is_label_value(value: &str) -> bool {
     bytes.len() <= 63
         && bytes.first().is_none_or(u8::is_ascii_alphanumeric)
         && bytes.last().is_none_or(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 fn requirement(key: &str, operator: Operator) -> Result<Requirement, SelectorError> {
@@ -177,7 +185,10 @@ fn requirement(key: &str, operator: Operator) -> Result<Requirement, SelectorErr
     {
         return Err(SelectorError::Value(bad.clone()));
     }
-    Ok(Requirement { key: key.to_owned(), operator })
+    Ok(Requirement {
+        key: key.to_owned(),
+        operator,
+    })
 }
 
 /// Splits at commas that are not inside parentheses.
@@ -198,7 +209,9 @@ fn parse_term(text: &str, term: &str) -> Result<Requirement, SelectorError> {
         return requirement(key.trim(), Operator::DoesNotExist);
     }
     if let Some(rest) = term.strip_suffix(')') {
-        let (head, values) = rest.split_once('(').ok_or_else(|| syntax(text, "')' without '('"))?;
+        let (head, values) = rest
+            .split_once('(')
+            .ok_or_else(|| syntax(text, "')' without '('"))?;
         let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
         let mut words = head.split_whitespace();
         return match (words.next(), words.next(), words.next()) {
@@ -211,7 +224,11 @@ fn parse_term(text: &str, term: &str) -> Result<Requirement, SelectorError> {
     for operator in ["!=", "==", "="] {
         if let Some((key, value)) = term.split_once(operator) {
             let values = vec![value.trim().to_owned()];
-            let operator = if operator == "!=" { Operator::NotIn(values) } else { Operator::In(values) };
+            let operator = if operator == "!=" {
+                Operator::NotIn(values)
+            } else {
+                Operator::In(values)
+            };
             return requirement(key.trim(), operator);
         }
     }
@@ -219,7 +236,10 @@ fn parse_term(text: &str, term: &str) -> Result<Requirement, SelectorError> {
 }
 
 fn syntax(text: &str, problem: &'static str) -> SelectorError {
-    SelectorError::Syntax { text: text.to_owned(), problem }
+    SelectorError::Syntax {
+        text: text.to_owned(),
+        problem,
+    }
 }
 
 #[cfg(test)]
@@ -227,7 +247,10 @@ mod tests {
     use super::*;
 
     fn check(selector: &str, labels: &[(&str, &str)], expected: bool) {
-        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let labels = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         let parsed: LabelSelector = selector.parse().unwrap();
         assert_eq!(parsed.matches(&labels), expected, "{selector} on {labels:?}");
     }
@@ -247,7 +270,9 @@ mod tests {
 
     #[test]
     fn text_form_refuses_nonsense() {
-        for bad in ["a=b,,c=d", "a in b)", "a b (c)", "=x", "a=b c", "-a", "a in (b", ","] {
+        for bad in [
+            "a=b,,c=d", "a in b)", "a b (c)", "=x", "a=b c", "-a", "a in (b", ",",
+        ] {
             assert!(bad.parse::<LabelSelector>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -5,7 +5,11 @@
 //! and run every test). CI calls the second and nothing less.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for developers talks on its terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command for developers talks on its terminal"
+)]
 
 mod bench;
 mod deps;

@@ -190,7 +190,9 @@ impl Network {
     /// Deletes the pod's link and keeps its lease: the first half of [`Network::release`], for callers that
     /// take their packet programs away in between. Idempotent.
     pub async fn unplug(&self, pod_uid: &str) -> Result<(), NetworkError> {
-        let Some(lease) = self.leases().find(pod_uid).cloned() else { return Ok(()) };
+        let Some(lease) = self.leases().find(pod_uid).cloned() else {
+            return Ok(());
+        };
         self.links.delete(&lease.link).await
     }
 

@@ -17,7 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::objects::{Unreadable, materialise};
+use crate::{
+    objects::{Unreadable, materialise},
+    write::store_failure,
+};
 
 /// How often a quiet watch tells how far it has come.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
@@ -66,7 +69,15 @@ pub(crate) async fn open(
             (page.items, page.revision)
         }
     };
-    let watch = store.watch(&request.prefix, after).await?;
+    let watch = match store.watch(&request.prefix, after).await {
+        Ok(watch) => watch,
+        // Clients list again when the stream tells them so. Told by the response's own code, kube-rs asks
+        // for the same revision for ever.
+        Err(error @ (StoreError::Compacted { .. } | StoreError::Future { .. })) => {
+            return Ok(Body::from(format!("{}\n", error_event(&store_failure(&error)))));
+        }
+        Err(error) => return Err(error),
+    };
     let (lines, body) = mpsc::channel(LINE_BUFFER);
     let watcher = Watcher {
         store: Arc::clone(store),
@@ -140,9 +151,7 @@ impl From<Unreadable> for End {
 impl Watcher {
     async fn run(mut self, initial: Vec<Stored>, watch: Watch) {
         if let Err(End::Broken(status)) = self.follow(initial, watch).await {
-            let _gone = self
-                .line(&json!({"type": "ERROR", "object": status.to_json()}))
-                .await;
+            let _gone = self.line(&error_event(&status)).await;
         }
     }
 
@@ -215,6 +224,11 @@ impl Watcher {
             .await
             .map_err(|_closed| End::Gone)
     }
+}
+
+/// The event that ends a stream which cannot go on.
+fn error_event(status: &Status) -> Value {
+    json!({"type": "ERROR", "object": status.to_json()})
 }
 
 fn broken(error: &StoreError) -> End {

@@ -15,6 +15,13 @@ use crate::shell::{Ran, binaries, eventually, on_path, run, run_with_input};
 /// How long a pod gets to reach a phase.
 pub const POD_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A shell script that asks `$0` port `$1` for `/` and prints the answer. A refused connection is tried again,
+/// for the server may still be starting; a connection that gets no answer at all is dropped packets: `blocked`.
+/// (The distribution's static busybox has a wget that crashes, also outside of any sandbox; so it is netcat.)
+pub const HTTP_GET: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do \
+    start=$(date +%s); (printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1) | nc -w 3 $0 $1 && exit 0; \
+    [ $(( $(date +%s) - start )) -ge 3 ] && echo blocked && exit 0; sleep 0.3; done; echo unreachable";
+
 /// A cluster that was started for tests.
 pub struct Cluster {
     /// Everything the cluster keeps on disk.
@@ -33,8 +40,10 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the registry and the cluster; the node is Ready when this returns.
     pub fn start() -> Result<Self> {
-        let directory =
-            tempfile::Builder::new().prefix("palisade-e2e-").tempdir().context("cannot make a directory")?;
+        let directory = tempfile::Builder::new()
+            .prefix("palisade-e2e-")
+            .tempdir()
+            .context("cannot make a directory")?;
         make_passable(directory.path())?;
         let (trivy, _) = scanner::trivy()?;
         let database = directory.path().join("lab-db");
@@ -44,7 +53,9 @@ impl Cluster {
             run_dir: directory.path().join("run"),
             listen: format!("127.0.0.1:{}", free_port()?),
             registry: Registry::start()?,
-            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
             binaries: binaries()?,
             _directory: directory,
         };
@@ -83,7 +94,10 @@ impl Cluster {
 
     /// Pushes an image and returns its reference.
     pub fn push(&self, image: &Image, repository: &str, tag: &str) -> Result<String> {
-        Ok(self.runtime.block_on(self.registry.push(image, repository, tag))?.to_string())
+        Ok(self
+            .runtime
+            .block_on(self.registry.push(image, repository, tag))?
+            .to_string())
     }
 
     /// Runs policyctl against this cluster.
@@ -113,7 +127,11 @@ impl Cluster {
     /// Runs one kubectl against this cluster.
     pub fn kubectl_of(&self, program: &Path, arguments: &[&str], input: &str) -> Result<Ran> {
         let kubeconfig = self.kubeconfig();
-        let cache = self.state_dir.with_file_name("kubectl-cache").to_string_lossy().into_owned();
+        let cache = self
+            .state_dir
+            .with_file_name("kubectl-cache")
+            .to_string_lossy()
+            .into_owned();
         let mut all = vec!["--kubeconfig", &kubeconfig, "--cache-dir", &cache];
         all.extend(arguments);
         run_with_input(program, &all, input)
@@ -126,7 +144,9 @@ impl Cluster {
 
     /// An object as JSON.
     pub fn object(&self, namespace: &str, resource: &str, name: &str) -> Result<Value> {
-        let ran = self.policyctl(&["get", resource, name, "-n", namespace, "-o", "json"])?.ok()?;
+        let ran = self
+            .policyctl(&["get", resource, name, "-n", namespace, "-o", "json"])?
+            .ok()?;
         serde_json::from_str(&ran.stdout).with_context(|| format!("not JSON: {ran}"))
     }
 
@@ -144,7 +164,15 @@ impl Cluster {
 
     /// Runs a pod to its end and returns its log.
     pub fn run_pod(&self, namespace: &str, name: &str, image: &str, command: &[&str]) -> Result<String> {
-        self.apply(&pod(namespace, name, "app: job", image, command, "restartPolicy: Never"))?.ok()?;
+        self.apply(&pod(
+            namespace,
+            name,
+            "app: job",
+            image,
+            command,
+            "restartPolicy: Never",
+        ))?
+        .ok()?;
         let object = eventually(POD_PATIENCE, || {
             let object = self.object(namespace, "pods", name)?;
             match object["status"]["phase"].as_str() {
@@ -155,7 +183,11 @@ impl Cluster {
         .with_context(|| self.daemon_logs())?;
         let log = self.policyctl(&["logs", name, "-n", namespace])?.ok()?;
         if object["status"]["phase"] != "Succeeded" {
-            bail!("pod {name} failed: {}\nits log:\n{}", object["status"], log.stdout);
+            bail!(
+                "pod {name} failed: {}\nits log:\n{}",
+                object["status"],
+                log.stdout
+            );
         }
         Ok(log.stdout)
     }
@@ -163,8 +195,13 @@ impl Cluster {
     /// Process id of a daemon, `control` or `agent`.
     pub fn daemon_pid(&self, name: &str) -> Result<i32> {
         let path = self.run_dir.join(format!("{name}.pid"));
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        text.split(' ').next().unwrap_or_default().parse().with_context(|| format!("{text:?} is not a process id"))
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        text.split(' ')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .with_context(|| format!("{text:?} is not a process id"))
     }
 
     /// Starts again whichever daemon does not run.
@@ -188,7 +225,10 @@ impl Cluster {
 
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> String {
-        self.state_dir.join("admin.kubeconfig").to_string_lossy().into_owned()
+        self.state_dir
+            .join("admin.kubeconfig")
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// The end of both daemons' logs, for messages.
@@ -199,12 +239,21 @@ impl Cluster {
             let lines: Vec<&str> = text.lines().collect();
             lines[lines.len().saturating_sub(25)..].join("\n")
         };
-        format!("--- control.log\n{}\n--- agent.log\n{}", tail("control.log"), tail("agent.log"))
+        format!(
+            "--- control.log\n{}\n--- agent.log\n{}",
+            tail("control.log"),
+            tail("agent.log")
+        )
     }
 
     fn place(&self) -> [String; 4] {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        ["--state-dir".to_owned(), text(&self.state_dir), "--run-dir".to_owned(), text(&self.run_dir)]
+        [
+            "--state-dir".to_owned(),
+            text(&self.state_dir),
+            "--run-dir".to_owned(),
+            text(&self.run_dir),
+        ]
     }
 }
 
@@ -220,14 +269,23 @@ pub fn pod(namespace: &str, name: &str, label: &str, image: &str, command: &[&st
 
 /// Every kubectl on this machine with its minor version, oldest first.
 pub fn kubectls() -> Result<Vec<(u32, PathBuf)>> {
-    let Some(main) = on_path("kubectl") else { return Ok(Vec::new()) };
+    let Some(main) = on_path("kubectl") else {
+        return Ok(Vec::new());
+    };
     let real = std::fs::canonicalize(&main).context("cannot follow kubectl")?;
     let directory = real.parent().context("kubectl is nowhere")?;
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).context("cannot list the directory of kubectl")? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(minor) = name.strip_prefix("kubectl.1.").and_then(|minor| minor.parse().ok()) {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if let Some(minor) = name
+            .strip_prefix("kubectl.1.")
+            .and_then(|minor| minor.parse().ok())
+        {
             found.push((minor, path));
         }
     }

@@ -16,8 +16,17 @@ use testkit::{
 use crate::shell::run;
 
 /// Packages that a package needs only to be installed, not to run.
-const NOT_NEEDED: &[&str] =
-    &["dpkg", "tar", "debconf", "cdebconf", "perl-base", "iproute2", "debianutils", "sysvinit-utils", "install-info"];
+const NOT_NEEDED: &[&str] = &[
+    "dpkg",
+    "tar",
+    "debconf",
+    "cdebconf",
+    "perl-base",
+    "iproute2",
+    "debianutils",
+    "sysvinit-utils",
+    "install-info",
+];
 
 /// Python from the distribution's packages, on the lab system, which the lab database covers.
 pub fn python() -> Result<ImageBuilder> {
@@ -30,7 +39,11 @@ pub fn nginx() -> Result<ImageBuilder> {
     let site = Layer::new(Packing::Gzip)
         .dir("etc/nginx/sites-enabled/", 0o755)
         .file("etc/nginx/sites-enabled/default", 0o644, site.as_bytes())
-        .file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n")
+        .file(
+            "etc/passwd",
+            0o644,
+            b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n",
+        )
         .file("etc/group", 0o644, b"root:x:0:\nadm:x:4:\nwww-data:x:33:\n")
         .dir("srv/", 0o755)
         .dir("srv/www/", 0o755)
@@ -40,7 +53,10 @@ pub fn nginx() -> Result<ImageBuilder> {
         "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
         "Cmd": ["nginx", "-g", "daemon off;"],
     });
-    Ok(lab_system()?.layer(packages_layer("nginx")?).layer(site).container(container))
+    Ok(lab_system()?
+        .layer(packages_layer("nginx")?)
+        .layer(site)
+        .container(container))
 }
 
 /// This machine's Perl, which can make any system call, for asking the kernel what a pod may do.
@@ -53,7 +69,11 @@ pub fn perl() -> Result<ImageBuilder> {
     let mut made = std::collections::BTreeSet::new();
     for path in paths {
         let relative = path.trim_start_matches('/');
-        for parent in Path::new(relative).ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()) {
+        for parent in Path::new(relative)
+            .ancestors()
+            .skip(1)
+            .filter(|p| !p.as_os_str().is_empty())
+        {
             made.insert(parent.to_path_buf());
         }
     }
@@ -114,17 +134,25 @@ fn needed_packages(package: &str) -> Result<Vec<String>> {
 }
 
 fn is_real(package: &str) -> bool {
-    run(Path::new("/usr/bin/apt-cache"), &["show", "--no-all-versions", package]).is_ok_and(|ran| ran.code == 0)
+    run(
+        Path::new("/usr/bin/apt-cache"),
+        &["show", "--no-all-versions", package],
+    )
+    .is_ok_and(|ran| ran.code == 0)
 }
 
 fn add_tree(layer: &mut Layer, root: &Path, directory: &Path) -> Result<()> {
-    let mut entries: Vec<PathBuf> =
-        fs::read_dir(directory)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+    let mut entries: Vec<PathBuf> = fs::read_dir(directory)?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<_, _>>()?;
     entries.sort();
     for path in entries {
         let relative = path.strip_prefix(root).context("outside of the root")?;
         // Documentation only makes the layer larger.
-        if ["usr/share/doc", "usr/share/man", "usr/share/locale"].iter().any(|skip| relative.starts_with(skip)) {
+        if ["usr/share/doc", "usr/share/man", "usr/share/locale"]
+            .iter()
+            .any(|skip| relative.starts_with(skip))
+        {
             continue;
         }
         let metadata = fs::symlink_metadata(&path)?;

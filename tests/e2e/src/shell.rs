@@ -68,7 +68,10 @@ pub fn run<S: AsRef<OsStr>>(program: &Path, arguments: &[S]) -> Result<Ran> {
 
 /// Runs a command to its end with `input` on its standard input.
 pub fn run_with_input<S: AsRef<OsStr>>(program: &Path, arguments: &[S], input: &str) -> Result<Ran> {
-    let words: Vec<String> = arguments.iter().map(|a| a.as_ref().to_string_lossy().into_owned()).collect();
+    let words: Vec<String> = arguments
+        .iter()
+        .map(|a| a.as_ref().to_string_lossy().into_owned())
+        .collect();
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let shown = format!("{name} {}", words.join(" "));
     let start = Instant::now();
@@ -83,7 +86,9 @@ pub fn run_with_input<S: AsRef<OsStr>>(program: &Path, arguments: &[S], input: &
         // A command that does not read its input closes it; that is its right.
         stdin.write_all(input.as_bytes()).unwrap_or_default();
     }
-    let output = child.wait_with_output().with_context(|| format!("cannot wait for `{shown}`"))?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("cannot wait for `{shown}`"))?;
     Ok(Ran {
         shown,
         code: output.status.code().unwrap_or(-1),
@@ -110,7 +115,9 @@ pub fn eventually<T>(patience: Duration, mut check: impl FnMut() -> Result<T>) -
 /// A program on the PATH.
 pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file())
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
 }
 
 /// Directory of this build's binaries.
@@ -119,5 +126,10 @@ pub fn binaries() -> Result<PathBuf> {
     own.ancestors()
         .find(|dir| dir.join("policyctl").is_file())
         .map(Path::to_path_buf)
-        .with_context(|| format!("no policyctl above {}; run `cargo build --workspace --bins`", own.display()))
+        .with_context(|| {
+            format!(
+                "no policyctl above {}; run `cargo build --workspace --bins`",
+                own.display()
+            )
+        })
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::annotations::SANDBOX_STATUS;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
     Api, Client,
@@ -15,6 +16,10 @@ use crate::policy::chain;
 
 /// First and longest delay before a status that could not be written is written again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What a started container's layers are: the runtime starts it with all of them or not at all.
+const ALL_ENFORCED: &str =
+    "seccomp=Enforced,landlock=Enforced,user-namespace=Enforced,no-new-privileges=Enforced";
 
 /// Writes statuses of one pod from a task of its own, so that nobody waits for the API.
 pub(super) struct Reporter {
@@ -92,15 +97,33 @@ pub(super) async fn confirm_deletion(
 /// Replaces the whole status, so that nothing of an old one stays; the test keeps it from a new pod of the
 /// same name.
 async fn write(client: &Client, id: &PodId, status: &PodStatus) -> Result<(), kube::Error> {
-    let patch = json!([
+    let mut patch = json!([
         {"op": "test", "path": "/metadata/uid", "value": id.uid},
         {"op": "add", "path": "/status", "value": status},
     ]);
+    if has_started(status)
+        && let Some(operations) = patch.as_array_mut()
+    {
+        // The object exists: admission put the gate's own annotations there.
+        let path = format!("/metadata/annotations/{}", SANDBOX_STATUS.replace('/', "~1"));
+        operations.push(json!({"op": "add", "path": path, "value": ALL_ENFORCED}));
+    }
     let patch = Patch::Json::<()>(serde_json::from_value(patch).map_err(kube::Error::SerdeError)?);
     let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
     pods.patch_status(&id.name, &PatchParams::default(), &patch)
         .await
         .map(drop)
+}
+
+/// Whether a container of the pod runs or ran.
+fn has_started(status: &PodStatus) -> bool {
+    status.container_statuses.iter().flatten().any(|container| {
+        let states = [&container.state, &container.last_state];
+        states.into_iter().flatten().any(|state| {
+            let ended = state.terminated.as_ref();
+            state.running.is_some() || ended.is_some_and(|ended| ended.started_at.is_some())
+        })
+    })
 }
 
 /// Not found, another object of the same name, or the failed test for that.

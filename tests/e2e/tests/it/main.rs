@@ -38,7 +38,10 @@ fn main() -> ExitCode {
     ]
     .concat();
     if arguments.list {
-        let trials = tests.iter().map(|(name, _)| Trial::test(*name, || Ok(()))).collect();
+        let trials = tests
+            .iter()
+            .map(|(name, _)| Trial::test(*name, || Ok(())))
+            .collect();
         return libtest_mimic::run(&arguments, trials).exit_code();
     }
     let before = match Snapshot::take() {
@@ -53,14 +56,16 @@ fn main() -> ExitCode {
         .into_iter()
         .map(|(name, test)| {
             let cluster = Arc::clone(&cluster);
-            Trial::test(name, move || test(&cluster).map_err(|error| Failed::from(format!("{error:?}"))))
+            Trial::test(name, move || {
+                test(&cluster).map_err(|error| Failed::from(format!("{error:#}")))
+            })
         })
         .collect();
     // Last in the list, and the list runs in order: it ends the cluster.
     let ended = Arc::clone(&cluster);
     trials.push(Trial::test("zz_down_leaves_nothing_behind", move || {
         clean_host::down_leaves_nothing_behind(&ended, &before)
-            .map_err(|error| Failed::from(format!("{error:?}")))
+            .map_err(|error| Failed::from(format!("{error:#}")))
     }));
     let conclusion = libtest_mimic::run(&arguments, trials);
     // A filtered run did not get to the last test.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use e2e::{
-    cluster::{Cluster, pod},
+    cluster::{Cluster, HTTP_GET, pod},
     distribution,
     shell::eventually,
 };
@@ -13,7 +13,10 @@ use testkit::lab;
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("pod_runs_busybox_with_configuration", runs_busybox_with_configuration),
+    (
+        "pod_runs_busybox_with_configuration",
+        runs_busybox_with_configuration,
+    ),
     ("pod_runs_an_unchanged_python", runs_an_unchanged_python),
     ("pod_runs_an_unchanged_nginx", runs_an_unchanged_nginx),
     ("pod_is_restarted_with_back_off", is_restarted_with_back_off),
@@ -39,7 +42,9 @@ fn runs_busybox_with_configuration(cluster: &Cluster) -> Result<()> {
     let log = cluster.kubectl(&["logs", "configured"])?.ok()?.stdout;
     let expected = "hello configured\nfrom-the-map\nfrom-the-secret\nkept\nconfigured\n";
     ensure!(log == expected, "{log:?} is not {expected:?}");
-    cluster.kubectl(&["delete", "pod/configured", "cm/settings", "secret/token"])?.ok()?;
+    cluster
+        .kubectl(&["delete", "pod/configured", "cm/settings", "secret/token"])?
+        .ok()?;
     Ok(())
 }
 
@@ -66,24 +71,41 @@ fn runs_an_unchanged_nginx(cluster: &Cluster) -> Result<()> {
     let object = cluster.wait_for_phase("default", "nginx", "Running")?;
     let address = object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
     let client = cluster.push(&lab::clean()?, "pods/clean", "1")?;
-    let url = format!("http://{address}/");
-    let fetch = format!("for i in 1 2 3 4 5 6 7 8 9 10; do wget -q -T 2 -O - {url} && exit 0; sleep 1; done; exit 1");
-    let log = cluster.run_pod("default", "client", &client, &["sh", "-c", &fetch])?;
-    ensure!(log == "it works\n", "{log}");
+    let log = cluster.run_pod(
+        "default",
+        "client",
+        &client,
+        &["sh", "-c", HTTP_GET, &address, "80"],
+    )?;
+    ensure!(
+        log.starts_with("HTTP/1.1 200 OK") && log.ends_with("it works\n"),
+        "{log}"
+    );
     cluster.kubectl(&["delete", "pod", "nginx", "client"])?.ok()?;
     Ok(())
 }
 
 fn is_restarted_with_back_off(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
-    let yaml = pod("default", "failing", "app: x", &image, &["sh", "-c", "echo again; exit 3"], "restartPolicy: Always");
+    let yaml = pod(
+        "default",
+        "failing",
+        "app: x",
+        &image,
+        &["sh", "-c", "echo again; exit 3"],
+        "restartPolicy: Always",
+    );
     cluster.apply(&yaml)?.ok()?;
     eventually(Duration::from_secs(40), || {
         let status = cluster.object("default", "pods", "failing")?["status"]["containerStatuses"][0].clone();
         let restarted = status["restartCount"].as_u64() >= Some(1);
         let waiting = status["state"]["waiting"]["reason"] == "CrashLoopBackOff";
         let code = status["lastState"]["terminated"]["exitCode"] == 3;
-        if restarted && waiting && code { Ok(()) } else { bail!("{status}") }
+        if restarted && waiting && code {
+            Ok(())
+        } else {
+            bail!("{status}")
+        }
     })?;
     cluster.kubectl(&["get", "events"])?.ok()?.says("BackOff")?;
     cluster.kubectl(&["delete", "pod", "failing"])?.ok()?;
@@ -93,18 +115,32 @@ fn is_restarted_with_back_off(cluster: &Cluster) -> Result<()> {
 fn ends_gracefully(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
     let script = "trap 'echo got the signal; exit 0' TERM; echo ready; while true; do sleep 0.1; done";
-    let yaml = pod("default", "graceful", "app: x", &image, &["sh", "-c", script], "restartPolicy: Always");
+    let yaml = pod(
+        "default",
+        "graceful",
+        "app: x",
+        &image,
+        &["sh", "-c", script],
+        "restartPolicy: Always",
+    );
     cluster.apply(&yaml)?.ok()?;
     cluster.wait_for_phase("default", "graceful", "Running")?;
-    eventually(Duration::from_secs(10), || cluster.kubectl(&["logs", "graceful"])?.ok()?.says("ready"))?;
-    let binary = e2e::cluster::kubectls()?.pop().map(|(_, path)| path).unwrap_or_default();
+    eventually(Duration::from_secs(10), || {
+        cluster.kubectl(&["logs", "graceful"])?.ok()?.says("ready")
+    })?;
+    let binary = e2e::cluster::kubectls()?
+        .pop()
+        .map(|(_, path)| path)
+        .unwrap_or_default();
     let kubeconfig = cluster.kubeconfig();
     let following = std::thread::spawn(move || {
         e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", "graceful"])
     });
     let deleted = cluster.kubectl(&["delete", "pod", "graceful"])?.ok()?;
     ensure!(deleted.took < Duration::from_secs(15), "{deleted}");
-    let Ok(followed) = following.join() else { bail!("kubectl logs -f panicked") };
+    let Ok(followed) = following.join() else {
+        bail!("kubectl logs -f panicked")
+    };
     followed?.ok()?.says("got the signal")?;
     Ok(())
 }
@@ -119,7 +155,10 @@ fn stays_within_its_limits(cluster: &Cluster) -> Result<()> {
     cluster.apply(&yaml)?.ok()?;
     let object = cluster.wait_for_phase("default", "greedy", "Failed")?;
     let terminated = &object["status"]["containerStatuses"][0]["state"]["terminated"];
-    ensure!(terminated["reason"] == "OOMKilled" && terminated["exitCode"] == 137, "{terminated}");
+    ensure!(
+        terminated["reason"] == "OOMKilled" && terminated["exitCode"] == 137,
+        "{terminated}"
+    );
     cluster.kubectl(&["delete", "pod", "greedy"])?.ok()?;
     Ok(())
 }

@@ -12,14 +12,27 @@ use testkit::lab;
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
-    ("agent_killed_and_restarted_loses_no_pod", agent_killed_and_restarted_loses_no_pod),
-    ("control_killed_and_restarted_loses_no_object", control_killed_and_restarted_loses_no_object),
+    (
+        "agent_killed_and_restarted_loses_no_pod",
+        agent_killed_and_restarted_loses_no_pod,
+    ),
+    (
+        "control_killed_and_restarted_loses_no_object",
+        control_killed_and_restarted_loses_no_object,
+    ),
 ];
 
 fn agent_killed_and_restarted_loses_no_pod(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&lab::clean()?, "recovery/clean", "1")?;
     let script = "n=0; while true; do n=$((n+1)); echo line $n; sleep 0.2; done";
-    let yaml = pod("default", "survivor", "app: survivor", &image, &["sh", "-c", script], "restartPolicy: Always");
+    let yaml = pod(
+        "default",
+        "survivor",
+        "app: survivor",
+        &image,
+        &["sh", "-c", script],
+        "restartPolicy: Always",
+    );
     cluster.apply(&yaml)?.ok()?;
     let before = cluster.wait_for_phase("default", "survivor", "Running")?;
 
@@ -29,7 +42,11 @@ fn agent_killed_and_restarted_loses_no_pod(cluster: &Cluster) -> Result<()> {
     let after = eventually(Duration::from_secs(20), || {
         let object = cluster.object("default", "pods", "survivor")?;
         let fresh = object["status"]["phase"] == "Running";
-        if fresh { Ok(object) } else { bail!("{}", object["status"]) }
+        if fresh {
+            Ok(object)
+        } else {
+            bail!("{}", object["status"])
+        }
     })?;
     let container = |object: &serde_json::Value| object["status"]["containerStatuses"][0].clone();
     for field in ["containerID", "restartCount", "state"] {
@@ -40,14 +57,25 @@ fn agent_killed_and_restarted_loses_no_pod(cluster: &Cluster) -> Result<()> {
             container(&after)
         );
     }
-    ensure!(before["status"]["podIP"] == after["status"]["podIP"], "the address changed");
+    ensure!(
+        before["status"]["podIP"] == after["status"]["podIP"],
+        "the address changed"
+    );
     // The log goes on, without a gap and without a second writer.
     let log = eventually(Duration::from_secs(10), || {
         let log = cluster.policyctl(&["logs", "survivor"])?.ok()?.stdout;
-        if log.lines().count() > 20 { Ok(log) } else { bail!("the log does not grow: {log}") }
+        if log.lines().count() > 20 {
+            Ok(log)
+        } else {
+            bail!("the log does not grow: {log}")
+        }
     })?;
     for (index, line) in log.lines().enumerate() {
-        ensure!(line == format!("line {}", index + 1), "line {} of the log is {line:?}", index + 1);
+        ensure!(
+            line == format!("line {}", index + 1),
+            "line {} of the log is {line:?}",
+            index + 1
+        );
     }
     cluster.kubectl(&["delete", "pod", "survivor"])?.ok()?;
     Ok(())
@@ -56,15 +84,25 @@ fn agent_killed_and_restarted_loses_no_pod(cluster: &Cluster) -> Result<()> {
 fn control_killed_and_restarted_loses_no_object(cluster: &Cluster) -> Result<()> {
     for number in 0..20 {
         let name = format!("kept-{number}");
-        cluster.kubectl(&["create", "configmap", &name, "--from-literal=a=b"])?.ok()?;
+        cluster
+            .kubectl(&["create", "configmap", &name, "--from-literal=a=b"])?
+            .ok()?;
     }
     kill(cluster.daemon_pid("control")?)?;
     cluster.up_again()?;
-    let names = cluster.kubectl(&["get", "configmaps", "-o", "name"])?.ok()?.stdout;
-    let kept = names.lines().filter(|line| line.starts_with("configmap/kept-")).count();
+    let names = cluster
+        .kubectl(&["get", "configmaps", "-o", "name"])?
+        .ok()?
+        .stdout;
+    let kept = names
+        .lines()
+        .filter(|line| line.starts_with("configmap/kept-"))
+        .count();
     ensure!(kept == 20, "{kept} of 20 objects are left:\n{names}");
     for number in 0..20 {
-        cluster.kubectl(&["delete", "configmap", &format!("kept-{number}"), "--wait=false"])?.ok()?;
+        cluster
+            .kubectl(&["delete", "configmap", &format!("kept-{number}"), "--wait=false"])?
+            .ok()?;
     }
     // The agent finds the new control plane by itself.
     let image = cluster.push(&lab::clean()?, "recovery/clean", "1")?;

@@ -8,13 +8,16 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("sandbox_layers_are_on", layers_are_on),
     ("sandbox_stops_system_calls", stops_system_calls),
-    ("sandbox_stops_paths_and_dropped_binaries", stops_paths_and_dropped_binaries),
+    (
+        "sandbox_stops_paths_and_dropped_binaries",
+        stops_paths_and_dropped_binaries,
+    ),
     ("sandbox_status_is_reported", status_is_reported),
 ];
 
 /// Prints `NAME: result` for each system call it tries.
 const SYSTEM_CALLS: &str = r#"
-sub try { my ($name, @call) = @_; my $r = syscall(@call); print "$name: ", $r == -1 ? "$!" : "done", "\n"; }
+sub try { my ($name, $number, @rest) = @_; my $r = syscall($number, @rest); print "$name: ", $r == -1 ? "$!" : "done", "\n"; }
 my $path = "/tmp/x"; my $buffer = "\0" x 128;
 try("unshare user namespace", 272, 0x10000000);
 try("keyctl", 250, 0, -3, 0);
@@ -48,16 +51,24 @@ fn perl(cluster: &Cluster, name: &str, script: &str) -> Result<String> {
 fn stops_system_calls(cluster: &Cluster) -> Result<()> {
     let log = perl(cluster, "calls", SYSTEM_CALLS)?;
     for line in log.lines() {
-        let (name, result) = line.split_once(": ").with_context(|| format!("unexpected line {line:?}"))?;
+        let (name, result) = line
+            .split_once(": ")
+            .with_context(|| format!("unexpected line {line:?}"))?;
         let expected = match name {
             // The C library falls back to clone, which can be judged by its arguments.
             "clone3" => "Function not implemented",
             "getpid" => "done",
             _ => REFUSED,
         };
-        ensure!(result == expected, "{name} gave {result:?}, expected {expected:?}; all of it:\n{log}");
+        ensure!(
+            result == expected,
+            "{name} gave {result:?}, expected {expected:?}; all of it:\n{log}"
+        );
     }
-    ensure!(log.lines().count() == SYSTEM_CALLS.matches("\ntry(").count(), "some calls are missing:\n{log}");
+    ensure!(
+        log.lines().count() == SYSTEM_CALLS.matches("\ntry(").count(),
+        "some calls are missing:\n{log}"
+    );
     Ok(())
 }
 
@@ -74,7 +85,10 @@ fn layers_are_on(cluster: &Cluster) -> Result<()> {
     let map = value("uid_map").unwrap_or_default();
     let mut words = map.split_whitespace();
     let (inside, outside) = (words.next(), words.next().unwrap_or("0"));
-    ensure!(inside == Some("0") && outside != "0", "uid 0 of the pod is uid {outside} of the host");
+    ensure!(
+        inside == Some("0") && outside != "0",
+        "uid 0 of the pod is uid {outside} of the host"
+    );
     Ok(())
 }
 
@@ -111,9 +125,14 @@ fn stops_paths_and_dropped_binaries(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["delete", "pod", "paths"])?.ok()?;
     let allowed = ["write /root/file", "run /bin/true"];
     for line in log.lines() {
-        let Some((what, result)) = line.split_once(": ") else { bail!("unexpected line {line:?} in:\n{log}") };
+        let Some((what, result)) = line.split_once(": ") else {
+            bail!("unexpected line {line:?} in:\n{log}")
+        };
         let done = matches!(result, "done" | "ran");
-        ensure!(done == allowed.contains(&what), "{what} gave {result:?}; all of it:\n{log}");
+        ensure!(
+            done == allowed.contains(&what),
+            "{what} gave {result:?}; all of it:\n{log}"
+        );
         if what.starts_with("run dropped") {
             ensure!(result == "Permission denied", "{what} gave {result:?}");
         }
@@ -124,11 +143,23 @@ fn stops_paths_and_dropped_binaries(cluster: &Cluster) -> Result<()> {
 
 fn status_is_reported(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&testkit::lab::clean()?, "sandbox/clean", "1")?;
-    let yaml = e2e::cluster::pod("default", "reported", "app: x", &image, &["sleep", "1000"], "restartPolicy: Always");
+    let yaml = e2e::cluster::pod(
+        "default",
+        "reported",
+        "app: x",
+        &image,
+        &["sleep", "1000"],
+        "restartPolicy: Always",
+    );
     cluster.apply(&yaml)?.ok()?;
     let object = cluster.wait_for_phase("default", "reported", "Running")?;
-    let status = object["metadata"]["annotations"]["palisade.dev/sandbox-status"].as_str().unwrap_or_default();
-    ensure!(status.contains("seccomp=Enforced") && status.contains("landlock=Enforced"), "{status:?}");
+    let status = object["metadata"]["annotations"]["palisade.dev/sandbox-status"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(
+        status.contains("seccomp=Enforced") && status.contains("landlock=Enforced"),
+        "{status:?}"
+    );
     let mut unconfined = yaml.replace("name: reported", "name: unconfined");
     unconfined.push_str("    securityContext: {seccompProfile: {type: Unconfined}}\n");
     cluster.apply(&unconfined)?.refused()?.says("seccompProfile")?;

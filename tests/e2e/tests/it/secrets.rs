@@ -13,7 +13,9 @@ fn is_in_no_file_and_no_log(cluster: &Cluster) -> Result<()> {
     // Two spellings: as it is, and as base64 in the object.
     let secret = "correct-horse-battery-staple-42";
     let argument = format!("--from-literal=password={secret}");
-    cluster.kubectl(&["create", "secret", "generic", "sealed", &argument])?.ok()?;
+    cluster
+        .kubectl(&["create", "secret", "generic", "sealed", &argument])?
+        .ok()?;
     let read = cluster.object("default", "secrets", "sealed")?;
     let encoded = read["data"]["password"].as_str().unwrap_or_default().to_owned();
     ensure!(!encoded.is_empty(), "the secret cannot be read back: {read}");

@@ -108,7 +108,10 @@ fn measure(args: &Args) -> Result<()> {
 
 fn report(args: &Args, name: &str, lines: &[Line]) -> Result<()> {
     show(&format!("\n{name}, medians of {} rounds", args.rounds));
-    show(&format!("{:<52} {:>9} {:>9}  {:<24} {:>6}  {}", "", "ours", "peer", "", "ratio", "target"));
+    show(&format!(
+        "{:<52} {:>9} {:>9}  {:<24} {:>6}  {}",
+        "", "ours", "peer", "", "ratio", "target"
+    ));
     for line in lines {
         let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
         let met = match line.met {
@@ -139,14 +142,23 @@ fn show(text: &str) {
 /// Middle of the times, in milliseconds.
 fn median_ms(mut times: Vec<Duration>) -> f64 {
     times.sort();
-    times.get(times.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+    times
+        .get(times.len() / 2)
+        .map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
 /// Resident memory of a process in MB (10^6 bytes).
 fn resident_mb(pid: i32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("{line:?}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    let kib: f64 = line
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .with_context(|| format!("{line:?}"))?;
     Ok(kib * 1024.0 / 1e6)
 }

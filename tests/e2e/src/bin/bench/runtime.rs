@@ -21,7 +21,10 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     make_root(&directory.path().join("image"))?;
     let runc = on_path("runc").context("there is no runc on the PATH; run `cargo xtask setup --dev`")?;
     make_bundle(&runc, directory.path())?;
-    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let executor = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     executor.block_on(rounds_of_both(directory.path(), &runc, rounds))
 }
 
@@ -57,7 +60,12 @@ async fn rounds_of_both(directory: &Path, runc: &Path, rounds: u32) -> Result<Ve
             ("runc run, no seccomp", median_ms(theirs)),
             Some(1.0),
         ),
-        Line::alone("pod sandbox (namespaces and shim), once per pod", "ms", median_ms(vec![pod_start]), None),
+        Line::alone(
+            "pod sandbox (namespaces and shim), once per pod",
+            "ms",
+            median_ms(vec![pod_start]),
+            None,
+        ),
     ])
 }
 
@@ -75,7 +83,11 @@ async fn our_round(runtime: &Runtime, pod: &str, directory: &Path, attempt: u32)
         mounts: vec![],
         read_only_root: false,
         capabilities: vec![],
-        resources: Resources { memory_bytes: Some(64 << 20), pids: Some(64), ..Resources::default() },
+        resources: Resources {
+            memory_bytes: Some(64 << 20),
+            pids: Some(64),
+            ..Resources::default()
+        },
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,
@@ -122,7 +134,11 @@ fn make_root(root: &Path) -> Result<()> {
 
 /// runc's own default specification for the same root, with the same limits.
 fn make_bundle(runc: &Path, directory: &Path) -> Result<()> {
-    let status = Command::new(runc).arg("spec").current_dir(directory).status().context("cannot start runc")?;
+    let status = Command::new(runc)
+        .arg("spec")
+        .current_dir(directory)
+        .status()
+        .context("cannot start runc")?;
     if !status.success() {
         bail!("runc spec failed: {status}");
     }
