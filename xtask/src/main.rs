@@ -13,6 +13,7 @@
 
 mod bench;
 mod deps;
+mod docs;
 mod ebpf;
 mod process;
 mod setup;
@@ -56,7 +57,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Check dependency directions, lints and unsafe code against xtask/deps.toml
+    /// Check dependency directions, lints and unsafe code against xtask/deps.toml, and that documents name
+    /// what exists
     Deps,
     /// Measure beside what users would pick instead; writes target/bench/NAME.json
     Bench(bench::Args),
@@ -86,7 +88,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             ebpf::install_toolchain()?;
             ebpf::run(check)
         }
-        Command::Deps => deps::run(),
+        Command::Deps => deps::run().and_then(|()| docs::run()),
         Command::Bench(args) => bench::run(&args),
     }
 }

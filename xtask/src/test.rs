@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::{
-    deps, ebpf,
+    deps, docs, ebpf,
     process::{self, cargo, demand_root},
     setup,
 };
@@ -23,6 +23,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     process::run(cargo().args(["fmt", "--all", "--check"]))?;
     step("dependency rules");
     deps::run()?;
+    docs::run()?;
     step("lints");
     process::run(cargo().args([
         "clippy",

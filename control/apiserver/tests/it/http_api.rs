@@ -245,12 +245,15 @@ async fn a_watch_from_a_forgotten_revision_says_so() {
     admin.post(CONFIG_MAPS, &config_map("x", &json!({}))).await;
     cluster.restart().await;
     for revision in ["1", "999999"] {
-        let (code, status) = admin
+        // In the stream and not as the response's code: that is what makes clients list again.
+        let (code, event) = admin
             .get(&format!("{CONFIG_MAPS}?watch=true&resourceVersion={revision}"))
             .await;
+        assert_eq!((code, event["type"].as_str()), (200, Some("ERROR")), "{event}");
+        let status = &event["object"];
         assert_eq!(
-            (code, status["reason"].as_str()),
-            (410, Some("Expired")),
+            (&status["code"], &status["reason"]),
+            (&json!(410), &json!("Expired")),
             "{status}"
         );
     }
