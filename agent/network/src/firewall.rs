@@ -1,5 +1,9 @@
-//! The nftables table `inet palisade`: masquerade for what leaves the node, and a guard for the forwarding
-//! that we switched on. Policy is not here; the packet programs judge it.
+//! The nftables table `inet palisade`: masquerade for what leaves the node, and guards for the forwarding that
+//! we switched on. Policy is not here; the packet programs judge it.
+//!
+//! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
+//! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
+//! no pod has at the moment.
 //!
 //! The table is replaced in one transaction at the agent's start and never changes with pods.
 
@@ -55,6 +59,8 @@ fn ruleset(pods: Ipv4Net, opened_uplinks: &[String]) -> String {
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
+    iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip daddr {pods} counter drop
 {guard}  }}
 }}
 "
@@ -107,10 +113,17 @@ mod tests {
         let pods = "10.88.0.0/16".parse().unwrap();
         let none = ruleset(pods, &[]);
         assert!(none.contains("ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16"));
-        assert!(!none.contains("drop"));
+        assert!(!none.contains("iifname \"eth0\""));
         assert!(
             ruleset(pods, &["eth0".to_owned()]).contains("iifname \"eth0\" oifname != \"pal*\" counter drop")
         );
+    }
+
+    #[test]
+    fn pods_addresses_belong_to_pods_links() {
+        let text = ruleset("10.88.0.0/16".parse().unwrap(), &[]);
+        assert!(text.contains("iifname != \"pal*\" ip saddr 10.88.0.0/16 counter drop"));
+        assert!(text.contains("iifname \"pal*\" oifname != \"pal*\" ip daddr 10.88.0.0/16 counter drop"));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -211,6 +211,44 @@ fn pods_reach_each_other_the_node_and_the_outside() {
         "tables are left: {}",
         String::from_utf8_lossy(&tables)
     );
+}
+
+#[test]
+fn nobody_outside_speaks_as_a_pod() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let pod = Space::pod();
+    let attachment = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        network.activate(&attachment).await.unwrap();
+        attachment
+    });
+    let unused = Ipv4Addr::new(10, 88, 7, 200);
+    outside.ip(&format!("address add {unused}/32 dev out0"));
+    outside.ip(&format!("route add {}/32 via {NODE}", attachment.address));
+    let server = pod.run(|| UdpSocket::bind((attachment.address, 0)).unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let send = |from: Ipv4Addr| {
+        let target = server.local_addr().unwrap();
+        outside.run(|| {
+            let client = UdpSocket::bind((from, 0)).unwrap();
+            client.send_to(&from.octets(), target).unwrap();
+        });
+    };
+    send(unused);
+    send(OUTSIDE);
+    let mut text = [0; 4];
+    let (_, peer) = server.recv_from(&mut text).unwrap();
+    assert_eq!(
+        peer.ip(),
+        OUTSIDE,
+        "only what came under an outside address arrives"
+    );
+
+    // What is meant for an address that no pod has does not leave the node, where somebody could answer it.
+    outside.ip(&format!("route add 10.88.7.0/24 via {NODE}"));
+    assert!(seen_from(&pod, &outside, unused).is_err());
 }
 
 #[test]
