@@ -20,7 +20,10 @@ pub(crate) fn run() -> Result<()> {
 
 /// Paths in backquotes in the second column of the "where is" table.
 fn dead_paths(text: &str) -> Vec<String> {
-    let table = text.split("## ").find(|section| section.starts_with("Where is")).unwrap_or_default();
+    let table = text
+        .split("## ")
+        .find(|section| section.starts_with("Where is"))
+        .unwrap_or_default();
     quoted(table)
         .into_iter()
         .filter(|word| word.contains('/') && !root().join(word).exists())
@@ -31,10 +34,20 @@ fn dead_paths(text: &str) -> Vec<String> {
 /// `crate: test_name` in backquotes.
 fn dead_tests(text: &str) -> Result<Vec<String>> {
     let mut sources = String::new();
-    for directory in ["api", "policies", "ebpf/loader", "agent", "control", "images", "scanner", "tests"] {
+    for directory in [
+        "api",
+        "policies",
+        "ebpf/loader",
+        "agent",
+        "control",
+        "images",
+        "scanner",
+        "tests",
+    ] {
         collect_sources(&root().join(directory), &mut sources)?;
     }
-    let exists = |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("\"{name}\""));
+    let exists =
+        |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("\"{name}\""));
     let named = quoted(text);
     let tests = named.iter().filter_map(|word| word.split_once(": "));
     Ok(tests
@@ -58,7 +71,9 @@ fn collect_sources(directory: &Path, into: &mut String) -> Result<()> {
 }
 
 fn quoted(text: &str) -> BTreeSet<&str> {
-    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+    text.lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .collect()
 }
 
 fn read(name: &str) -> Result<String> {

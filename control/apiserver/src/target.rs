@@ -11,6 +11,17 @@ use http::Method;
 /// no other for `auth whoami`.
 const OLDER: &[(&str, &str, &str)] = &[("authentication.k8s.io", "v1beta1", "selfsubjectreviews")];
 
+/// Subresources of pods that Kubernetes has and this server does not: worth a message that names them.
+const UNSERVED: &[&str] = &[
+    "attach",
+    "ephemeralcontainers",
+    "eviction",
+    "exec",
+    "portforward",
+    "proxy",
+    "resize",
+];
+
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -154,6 +165,15 @@ pub(crate) fn parse(path: &str) -> Option<Target> {
         ["apis", group, version, rest @ ..] if !group.is_empty() => parse_group_version(group, version, rest),
         _ => None,
     }
+}
+
+/// The subresource of a pod that `path` names and that is not served.
+pub(crate) fn unserved(path: &str) -> Option<&'static str> {
+    let segments: Vec<&str> = path.split('/').collect();
+    let ["", "api", "v1", "namespaces", _, "pods", _, subresource, ..] = segments.as_slice() else {
+        return None;
+    };
+    UNSERVED.iter().find(|known| *known == subresource).copied()
 }
 
 /// The verb that `method` means on `target`, or `None` if the resource does not answer it.
@@ -337,6 +357,16 @@ mod tests {
         );
         assert_eq!(resource("/api/v1/nodes/n1/proxy/flows").unwrap().rest, "flows");
         assert_eq!(resource("/api/v1/namespaces/ns/pods/%61").unwrap().name(), "a");
+    }
+
+    #[test]
+    fn what_is_not_served_is_named() {
+        let path = "/api/v1/namespaces/ns/pods/x/exec";
+        assert_eq!((parse(path), unserved(path)), (None, Some("exec")));
+        assert_eq!(unserved("/api/v1/namespaces/ns/pods/x/nosuch"), None);
+        for row in resources::RESOURCES.iter().filter(|row| row.kind == "Pod") {
+            assert!(UNSERVED.iter().all(|name| row.subresource(name).is_none()));
+        }
     }
 
     #[test]

@@ -139,12 +139,12 @@ impl Server {
                 );
                 return Err(Status::conflict(row, name, problem));
             }
-            lifecycle::carry_over(&old, &mut new, row, part);
             let expected = Expected::At(revision_of(&old)?);
-            let new = match part {
-                Part::Main => self.gate_images(call, Some(&old), new, query.dry_run).await?,
-                Part::Status | Part::Finalize => new,
-            };
+            // Before the generation is counted: a tag that still means the pinned digest is no change.
+            if part == Part::Main {
+                new = self.gate_images(call, Some(&old), new, query.dry_run).await?;
+            }
+            lifecycle::carry_over(&old, &mut new, row, part);
             let admitted = self.admit(call, Operation::Update, Some(&old), new)?;
             if *admitted.object() == old {
                 return Ok(Outcome {

@@ -11,7 +11,7 @@
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -29,7 +29,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_palisade-control");
+const BUILT: &str = env!("CARGO_BIN_EXE_palisade-control");
 const UID: u32 = 64100;
 
 struct Control {
@@ -37,10 +37,16 @@ struct Control {
     client: Client,
 }
 
+/// A copy of the program where its own user gets to it: the build may lie below root's home.
+fn program(state: &Path) -> PathBuf {
+    state.join("palisade-control")
+}
+
 /// Makes a state directory as `policyctl up` does.
 fn prepare(state: &Path, port: u16) {
     fs::set_permissions(state, Permissions::from_mode(0o711)).unwrap();
-    let init = std::process::Command::new(PROGRAM)
+    fs::copy(BUILT, program(state)).unwrap();
+    let init = std::process::Command::new(program(state))
         .args([
             "init",
             "--node-name",
@@ -55,7 +61,9 @@ fn prepare(state: &Path, port: u16) {
     assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
     let cache = state.join("trivy");
     testkit::scanner::write_lab_db(&cache.join("db"), 1).unwrap();
-    let (trivy, hash) = testkit::scanner::trivy().unwrap();
+    let (built_trivy, hash) = testkit::scanner::trivy().unwrap();
+    let trivy = state.join("trivy-binary");
+    fs::copy(built_trivy, &trivy).unwrap();
     let config = format!(
         "listen = \"127.0.0.1:{port}\"\ncontrol_dir = {control:?}\nlayout_dir = {layouts:?}\nuid = {UID}\n\
          [gate]\ntrivy = {trivy:?}\ntrivy_sha256 = \"{hash}\"\ntrivy_cache = {cache:?}\ntimeout_seconds = 60\n",
@@ -74,7 +82,7 @@ fn prepare(state: &Path, port: u16) {
 }
 
 async fn start(state: &Path) -> Control {
-    let mut child = Command::new(PROGRAM)
+    let mut child = Command::new(program(state))
         .args(["run", "--config"])
         .arg(state.join("control/config.toml"))
         .stdin(Stdio::null())
@@ -229,7 +237,7 @@ fn a_configuration_of_the_control_user_is_not_followed_by_root() {
     let file = directory.path().join("config.toml");
     fs::write(&file, "").unwrap();
     std::os::unix::fs::chown(&file, Some(UID), Some(UID)).unwrap();
-    let run = std::process::Command::new(PROGRAM)
+    let run = std::process::Command::new(BUILT)
         .args(["run", "--config"])
         .arg(&file)
         .output()

@@ -92,11 +92,18 @@ impl Status {
 
     /// 404: no such route.
     pub fn no_route() -> Self {
-        Self::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource".to_owned(),
-        )
+        let message = "the server could not find the requested resource".to_owned();
+        let mut status = Self::new(404, "NotFound", message);
+        // kubectl looks into the details of every 404 and crashes where there are none.
+        status.details_mut();
+        status
+    }
+
+    /// 404: Kubernetes has such a route, this server does not.
+    pub fn not_served(what: &str) -> Self {
+        let mut status = Self::no_route();
+        status.message = format!("{what} is not supported by this version");
+        status
     }
 
     /// 405: the resource does not do that.

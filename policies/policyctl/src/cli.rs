@@ -121,11 +121,11 @@ pub(crate) struct UpArgs {
     #[arg(long, default_value = "127.0.0.1:10250", value_name = "IP:PORT")]
     pub(crate) node_listen: std::net::SocketAddr,
     /// Name of the node; without it, the host name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = node_name)]
     pub(crate) node_name: Option<String>,
     /// Addresses of the node's pods
     #[arg(long, default_value = "10.244.0.0/24", value_name = "CIDR")]
-    pub(crate) node_cidr: String,
+    pub(crate) node_cidr: ipnet::Ipv4Net,
     /// Trivy binary; without it, the one on the PATH
     #[arg(long, value_name = "FILE")]
     pub(crate) trivy: Option<PathBuf>,
@@ -373,4 +373,38 @@ pub(crate) enum VerdictFilter {
     Allow,
     /// Dropped
     Deny,
+}
+
+/// Accepts what can be a node's name, a label and a part of a host name.
+pub(crate) fn node_name(text: &str) -> Result<String, String> {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let part = |part: &str| {
+        part.bytes().all(|c| plain(c) || c == b'-')
+            && part.bytes().next().is_some_and(plain)
+            && part.bytes().last().is_some_and(plain)
+    };
+    match text.len() <= 63 && text.split('.').all(part) {
+        true => Ok(text.to_owned()),
+        false => Err(
+            "a node name has at most 63 lower case letters, digits, '-' and '.', \
+                      with a letter or digit at both ends of each part"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_names_are_those_that_the_server_accepts() {
+        for good in ["a", "node-1", "n1.example"] {
+            assert_eq!(node_name(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "Bad Name", "UPPER", "under_score", "-a", "a.", "a..b"] {
+            assert!(node_name(bad).is_err(), "{bad:?}");
+        }
+        assert!(node_name(&"a".repeat(64)).is_err());
+    }
 }

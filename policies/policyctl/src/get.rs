@@ -46,7 +46,8 @@ pub(crate) async fn run(connection: &Connection, args: &GetArgs) -> Result<()> {
                 output::note("No resources found");
                 return Ok(());
             }
-            output::table(&answer, args.output == Some(GetOutput::Wide))
+            let everywhere = args.scope.all_namespaces && resource.namespaced();
+            output::table(&answer, args.output == Some(GetOutput::Wide), everywhere)
         }
     }
 }

@@ -71,8 +71,9 @@ pub(crate) fn object(value: &Value, format: ObjectOutput) -> Result<()> {
     }
 }
 
-/// Prints a Kubernetes `Table`. Columns of priority above 0 are for `wide` only.
-pub(crate) fn table(table: &Value, wide: bool) -> Result<()> {
+/// Prints a Kubernetes `Table`. Columns of priority above 0 are for `wide` only; the namespace is no column of
+/// the server's.
+pub(crate) fn table(table: &Value, wide: bool, namespaces: bool) -> Result<()> {
     let columns: Vec<(usize, &str)> = table["columnDefinitions"]
         .as_array()
         .context("the server's table has no columns")?
@@ -81,21 +82,25 @@ pub(crate) fn table(table: &Value, wide: bool) -> Result<()> {
         .filter(|(_, column)| wide || column["priority"].as_i64().unwrap_or(0) == 0)
         .map(|(index, column)| (index, column["name"].as_str().unwrap_or("?")))
         .collect();
-    let header = columns.iter().map(|(_, name)| name.to_uppercase()).collect();
+    let namespace = |text: &str| namespaces.then(|| text.to_owned()).into_iter();
+    let header = namespace("NAMESPACE")
+        .chain(columns.iter().map(|(_, name)| name.to_uppercase()))
+        .collect();
     let rows = table["rows"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default()
         .iter()
         .map(|row| {
-            columns
-                .iter()
-                .map(|(index, _)| match &row["cells"][*index] {
-                    Value::String(text) => text.clone(),
-                    Value::Null => String::new(),
-                    other => other.to_string(),
-                })
-                .collect()
+            let cells = columns.iter().map(|(index, _)| match &row["cells"][*index] {
+                Value::String(text) => text.clone(),
+                Value::Null => String::new(),
+                other => other.to_string(),
+            });
+            let own = row["object"]["metadata"]["namespace"]
+                .as_str()
+                .unwrap_or_default();
+            namespace(own).chain(cells).collect()
         });
     aligned(std::iter::once(header).chain(rows).collect())
 }
@@ -127,17 +132,18 @@ pub(crate) fn aligned(rows: Vec<Vec<String>>) -> Result<()> {
 pub(crate) async fn version(connection: &Connection, args: &VersionArgs) -> Result<()> {
     let client = json!({ "version": env!("CARGO_PKG_VERSION") });
     let mut all = json!({ "client": client });
+    if args.output.is_none() {
+        // Known without a server, so it is said before one is asked.
+        line(&format!("client: {}", env!("CARGO_PKG_VERSION")))?;
+    }
     if !args.client {
         all["server"] = cluster::get(&cluster::connect(connection).await?, "/version").await?;
     }
     match args.output {
         Some(format) => object(&all, format),
-        None => {
-            line(&format!("client: {}", env!("CARGO_PKG_VERSION")))?;
-            match all["server"]["gitVersion"].as_str() {
-                Some(server) => line(&format!("server: {server}")),
-                None => Ok(()),
-            }
-        }
+        None => match all["server"]["gitVersion"].as_str() {
+            Some(server) => line(&format!("server: {server}")),
+            None => Ok(()),
+        },
     }
 }

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use api::Digest;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
-    cli::{Place, UpArgs},
+    cli::{self, Place, UpArgs},
     cluster,
     daemons::{Daemon, Running, sibling_binary},
     output,
@@ -35,18 +35,33 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     steps.begin("preparing directories");
     directories(&args.place)?;
     let node_name = node_name(args)?;
+    // The control plane starts itself again around Trivy, as its own user, who may not pass through the
+    // directory that the build is in, such as root's home.
+    let control_program = state.join("tools/palisade-control");
+    copy_if_changed(&binaries.control, &control_program, 0o755)?;
+    // And a build that replaces its own binaries must not change what runs.
+    let agent_program = state.join("tools/palisade-agent");
+    copy_if_changed(&binaries.agent, &agent_program, 0o755)?;
 
     steps.begin("preparing the scanner");
     let scanner = scanner(args)?;
 
-    steps.begin("making keys and configuration");
-    configure(args, &node_name, &scanner)?;
-    init(&binaries.control, args, &node_name)?;
-
     let (control, agent) = daemons(&args.place);
+    steps.begin("making keys and configuration");
+    let changed = configure(args, &node_name, &scanner)?;
+    init(&control_program, args, &node_name)?;
+    for (daemon, changed) in [(&control, changed.control), (&agent, changed.agent)] {
+        // A daemon reads its configuration once.
+        if changed {
+            daemon.stop(RESTART_PATIENCE).await?;
+        }
+    }
+    is_free(&control, args.listen, "--listen")?;
+    is_free(&agent, args.node_listen, "--node-listen")?;
+
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     steps.begin("starting palisade-control");
-    let running = control.start(&binaries.control, &state.join("control/config.toml"))?;
+    let running = control.start(&control_program, &state.join("control/config.toml"))?;
     let kubeconfig = cluster::admin_kubeconfig(state);
     let client = cluster::connect_with(&kubeconfig).await?;
     wait(
@@ -59,7 +74,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     .await?;
 
     steps.begin("starting palisade-agent");
-    let running = agent.start(&binaries.agent, &state.join("agent/config.toml"))?;
+    let running = agent.start(&agent_program, &state.join("agent/config.toml"))?;
     wait(&agent, running, deadline, "the node to be Ready", || {
         node_is_ready(&client, &node_name)
     })
@@ -133,7 +148,8 @@ fn node_name(args: &UpArgs) -> Result<String> {
         return Ok(name.clone());
     }
     let name = nix::unistd::gethostname().context("cannot read the host name; give one with --node-name")?;
-    Ok(name.to_string_lossy().to_ascii_lowercase())
+    cli::node_name(&name.to_string_lossy().to_ascii_lowercase())
+        .map_err(|problem| anyhow!("the host name is {name:?}: {problem}; give another with --node-name"))
 }
 
 /// Copies the scanner and its database to where the control user may read them, and pins the scanner's
@@ -193,7 +209,7 @@ fn database(args: &UpArgs, cache: &Path) -> Result<bool> {
         ("metadata.json", metadata),
         ("LABORATORY", Vec::new()),
     ] {
-        write(&cache.join("db").join(file), &bytes, 0o644)?;
+        write(&args.place.state_dir, &cache.join("db").join(file), &bytes)?;
     }
     Ok(true)
 }
@@ -225,15 +241,23 @@ struct AgentConfig<'a> {
     agent_dir: PathBuf,
     run_dir: &'a Path,
     layout_dir: PathBuf,
-    pod_cidr: &'a str,
+    pod_cidr: ipnet::Ipv4Net,
 }
 
 /// User and group of the control plane: a number without an entry in any user table, so that nothing else
 /// runs as it.
 const CONTROL_UID: u32 = 64100;
 const SCAN_TIMEOUT_SECONDS: u64 = 120;
+/// How long a daemon may take to end before it starts with another configuration.
+const RESTART_PATIENCE: Duration = Duration::from_secs(15);
 
-fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<()> {
+/// Which daemons have another configuration than before.
+struct Changed {
+    control: bool,
+    agent: bool,
+}
+
+fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Changed> {
     let state = &args.place.state_dir;
     let control = ControlConfig {
         listen: args.listen,
@@ -254,11 +278,13 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<()> {
         agent_dir: state.join("agent"),
         run_dir: &args.place.run_dir,
         layout_dir: state.join("layouts"),
-        pod_cidr: &args.node_cidr,
+        pod_cidr: args.node_cidr,
     };
     fs::create_dir_all(state.join("control")).context("cannot create the control directory")?;
-    write_toml(&state.join("control/config.toml"), &control)?;
-    write_toml(&state.join("agent/config.toml"), &agent)
+    Ok(Changed {
+        control: write_toml(state, &state.join("control/config.toml"), &control)?,
+        agent: write_toml(state, &state.join("agent/config.toml"), &agent)?,
+    })
 }
 
 /// Makes the keys and hands `control/` to its user.
@@ -280,6 +306,15 @@ fn init(control: &Path, args: &UpArgs, node_name: &str) -> Result<()> {
             "palisade-control init failed: {}",
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
+    }
+    Ok(())
+}
+
+/// Says early that another program has the address.
+fn is_free(daemon: &Daemon, address: std::net::SocketAddr, option: &str) -> Result<()> {
+    if daemon.running().is_none() {
+        std::net::TcpListener::bind(address)
+            .with_context(|| format!("cannot listen on {address}; choose another address with {option}"))?;
     }
     Ok(())
 }
@@ -342,15 +377,22 @@ fn copy_if_changed(source: &Path, target: &Path, mode: u32) -> Result<()> {
     fs::rename(&partial, target).with_context(|| format!("cannot create {}", target.display()))
 }
 
-fn write_toml(path: &Path, value: &impl Serialize) -> Result<()> {
+/// Returns whether the file was another before.
+fn write_toml(state: &Path, path: &Path, value: &impl Serialize) -> Result<bool> {
     let text = toml::to_string(value).context("cannot write TOML")?;
-    write(path, text.as_bytes(), 0o644)
+    let same = fs::read_to_string(path).is_ok_and(|before| before == text);
+    write(state, path, text.as_bytes())?;
+    Ok(!same)
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .with_context(|| format!("cannot set the mode of {}", path.display()))
+/// Writes a file that all may read, by way of the state directory, which is root's alone: `control/` belongs to
+/// the control user, who could have planted a link there for root to write through.
+fn write(state: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = state.join(".partial");
+    fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o644))
+        .with_context(|| format!("cannot set the mode of {}", partial.display()))?;
+    fs::rename(&partial, path).with_context(|| format!("cannot create {}", path.display()))
 }
 
 /// Progress on standard error: a spinner on a terminal, silence elsewhere.
@@ -371,5 +413,22 @@ impl Steps {
 
     fn end(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_writes_through_no_planted_link() {
+        let state = tempfile::tempdir().unwrap();
+        let victim = state.path().join("victim");
+        let config = state.path().join("config.toml");
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, &config).unwrap();
+        write(state.path(), &config, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        assert!(fs::symlink_metadata(&config).unwrap().is_file());
     }
 }

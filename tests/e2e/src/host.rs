@@ -1,12 +1,7 @@
 //! What a host holds that a cluster could leave behind: mounts, links, network namespaces, cgroups, BPF
 //! objects, firewall tables, sysctls, processes. Taken before and after, the difference must be empty.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -61,14 +56,8 @@ fn links(lines: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// Processes of this build, and the network namespaces that any process is in.
+/// Palisade's processes, and the network namespaces that any process is in.
 fn processes_and_namespaces(lines: &mut BTreeSet<String>) -> Result<()> {
-    let own = std::env::current_exe().context("cannot find my own path")?;
-    let build: PathBuf = own
-        .ancestors()
-        .find(|p| p.join("palisade-agent").is_file())
-        .unwrap_or(&own)
-        .to_path_buf();
     for entry in fs::read_dir("/proc").context("cannot list processes")? {
         let path = entry?.path();
         // Processes come and go while we look; one that is gone has left nothing.
@@ -78,10 +67,9 @@ fn processes_and_namespaces(lines: &mut BTreeSet<String>) -> Result<()> {
         let Ok(exe) = fs::read_link(path.join("exe")) else {
             continue;
         };
-        if exe.starts_with(&build)
-            && exe
-                .file_name()
-                .is_some_and(|n| n.to_string_lossy().starts_with("palisade"))
+        if exe
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("palisade-"))
         {
             lines.insert(format!("process {} {}", path.display(), exe.display()));
         }

@@ -1,6 +1,11 @@
 //! A server on a free port with its own state directory, and clients for it.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    convert::Infallible,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use api::{
     Digest, ImageRef,
@@ -13,8 +18,11 @@ use control_apiserver::{Config, ImageGate, Judgement, Refusal};
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, client_config, server_config};
 use control_store::{Embedded, Keyring};
 use http::{Method, Request, Response, header};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::{
+    body::{Body, Bytes, Frame, Incoming},
+    client::conn::http1::SendRequest,
+};
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use rustls::pki_types::ServerName;
@@ -236,18 +244,7 @@ impl Client {
         path: &str,
         body: Option<(&'static str, String)>,
     ) -> Response<Incoming> {
-        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .unwrap();
-        let name = ServerName::try_from(control_pki::API_SERVER_NAME).unwrap();
-        let stream = TlsConnector::from(Arc::clone(&self.tls))
-            .connect(name, stream)
-            .await
-            .unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
+        let mut sender = self.connect::<Full<Bytes>>().await;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -260,6 +257,40 @@ impl Client {
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .unwrap();
         sender.send_request(request).await.unwrap()
+    }
+
+    /// Sends the head of a `POST` with one more header and never its body.
+    pub(crate) async fn announce(&self, path: &str, name: &str, value: &str) -> Response<Incoming> {
+        let request = Request::post(path)
+            .header(header::HOST, "test")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(name, value)
+            .body(StreamBody::new(futures::stream::pending::<
+                Result<Frame<Bytes>, Infallible>,
+            >()))
+            .unwrap();
+        let mut sender = self.connect().await;
+        let answer = tokio::time::timeout(Duration::from_secs(10), sender.send_request(request));
+        answer.await.expect("an answer within 10 s").unwrap()
+    }
+
+    async fn connect<B>(&self) -> SendRequest<B>
+    where
+        B: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
+    {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+            .await
+            .unwrap();
+        let name = ServerName::try_from(control_pki::API_SERVER_NAME).unwrap();
+        let stream = TlsConnector::from(Arc::clone(&self.tls))
+            .connect(name, stream)
+            .await
+            .unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
     }
 }
 

@@ -317,3 +317,21 @@ async fn a_namespace_ends_after_its_finalizers() {
     assert_eq!(admin.put("/api/v1/namespaces/team/finalize", &done).await.0, 200);
     assert_eq!(admin.get("/api/v1/namespaces/team").await.0, 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_do_nothing_is_refused_before_the_body_arrives() {
+    let cluster = Cluster::start().await;
+    let jane = cluster.user("jane", None);
+    let response = jane.announce(CONFIG_MAPS, "content-length", "1000").await;
+    assert_eq!(response.status(), 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn impersonation_is_refused_and_not_ignored() {
+    let cluster = Cluster::start().await;
+    let response = cluster
+        .admin()
+        .announce(CONFIG_MAPS, "impersonate-user", "jane")
+        .await;
+    assert_eq!(response.status(), 403);
+}
