@@ -22,6 +22,11 @@ use tracing::{debug, warn};
 
 /// Connections served at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 2048;
+/// Of these, connections of peers without a certificate. There are two constant answers for them, so they may
+/// neither be many nor stay.
+const MAX_ANONYMOUS: usize = 128;
+/// How long a connection without a certificate may last.
+const ANONYMOUS_TIMEOUT: Duration = Duration::from_secs(15);
 /// A peer that has not finished its TLS handshake by then is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that has not sent its request head by then is dropped.
@@ -66,6 +71,7 @@ pub(crate) async fn accept_loop(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let anonymous = Arc::new(Semaphore::new(MAX_ANONYMOUS));
     let mut connections = JoinSet::new();
     loop {
         let slot = tokio::select! {
@@ -90,6 +96,7 @@ pub(crate) async fn accept_loop(
             address,
             acceptor.clone(),
             router.clone(),
+            Arc::clone(&anonymous),
             shutdown.clone(),
         );
         connections.spawn(async move {
@@ -114,6 +121,7 @@ async fn serve_connection(
     address: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
+    anonymous: Arc<Semaphore>,
     shutdown: CancellationToken,
 ) {
     let stream = match handshake(stream, acceptor).await {
@@ -124,6 +132,13 @@ async fn serve_connection(
         warn!(%address, error = &error as &dyn std::error::Error, "client certificate");
         None
     });
+    let anonymous_slot = match who {
+        Some(_) => None,
+        None => match anonymous.try_acquire() {
+            Ok(slot) => Some(slot),
+            Err(_full) => return debug!(%address, "too many connections without a certificate"),
+        },
+    };
     let peer = Peer { who, address };
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (router, peer) = (router.clone(), peer.clone());
@@ -148,6 +163,7 @@ async fn serve_connection(
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = tokio::time::sleep(ANONYMOUS_TIMEOUT), if anonymous_slot.is_some() => return,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -274,7 +274,8 @@ impl Client {
         answer.await.expect("an answer within 10 s").unwrap()
     }
 
-    async fn connect<B>(&self) -> SendRequest<B>
+    /// A connection of its own.
+    pub(crate) async fn connect<B>(&self) -> SendRequest<B>
     where
         B: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
     {

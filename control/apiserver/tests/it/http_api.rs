@@ -335,3 +335,27 @@ async fn impersonation_is_refused_and_not_ignored() {
         .await;
     assert_eq!(response.status(), 403);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_without_a_certificate_cannot_take_all_connections() {
+    let cluster = Cluster::start().await;
+    let nobody = cluster.nobody();
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for _ in 0..200 {
+        let mut sender = nobody
+            .connect::<http_body_util::Empty<hyper::body::Bytes>>()
+            .await;
+        let request = http::Request::get("/livez")
+            .header(http::header::HOST, "test")
+            .body(http_body_util::Empty::new())
+            .unwrap();
+        match sender.send_request(request).await {
+            Ok(response) => assert_eq!(response.status(), 200),
+            Err(_closed) => refused += 1,
+        }
+        held.push(sender);
+    }
+    assert!(refused >= 72, "{refused} refused");
+    assert_eq!(cluster.admin().get("/version").await.0, 200);
+}
