@@ -20,6 +20,8 @@ use crate::process::{self, command, on_path, root};
 pub(crate) enum For {
     /// Running a cluster.
     Use,
+    /// Also running the demonstration.
+    Demo,
     /// Also running the tests and the benchmarks, and building the eBPF programs.
     Development,
 }
@@ -39,6 +41,9 @@ const USE: &[Package] = &[
         program: "python3",
         package: "python3",
     },
+];
+
+const DEMO: &[Package] = &[
     Package {
         program: "busybox",
         package: "busybox-static",
@@ -150,10 +155,12 @@ pub(crate) fn trivy() -> Result<PathBuf> {
 }
 
 fn packages(purpose: For) -> Result<()> {
-    let wanted = match purpose {
-        For::Use => USE.iter().chain(&[]),
-        For::Development => USE.iter().chain(DEVELOPMENT),
+    let sets: &[&[Package]] = match purpose {
+        For::Use => &[USE],
+        For::Demo => &[USE, DEMO],
+        For::Development => &[USE, DEMO, DEVELOPMENT],
     };
+    let wanted = sets.iter().copied().flatten();
     let mut missing: Vec<&str> = wanted
         .filter(|p| on_path(p.program).is_none())
         .map(|p| p.package)

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Builds and runs the demonstration.
 pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     demand_root("the demonstration")?;
-    setup::run(setup::For::Use)?;
+    setup::run(setup::For::Demo)?;
     process::run(cargo().args([
         "build",
         "--locked",
