@@ -5,7 +5,7 @@
 //! given, which are below the runtime's own root.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FsWord;
@@ -34,9 +34,23 @@ pub(crate) fn is_unified() -> Result<bool, CgroupError> {
 
 /// Sends `SIGKILL` to every process in the group and below it.
 pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
+    lift_cpu_quota(group)?;
     for directory in directories(group)? {
         for member in tree(&directory)? {
             kill_members(&member)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the CPU quota from the group and those below it. A process dies only while it runs: hundreds that
+/// share a small quota would take minutes.
+pub(crate) fn lift_cpu_quota(group: &str) -> Result<(), CgroupError> {
+    for directory in directories(group)? {
+        for member in tree(&directory)? {
+            for (file, unlimited) in [("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")] {
+                write_existing(&member.join(file), unlimited)?;
+            }
         }
     }
     Ok(())
@@ -136,6 +150,23 @@ fn tree(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
         );
     }
     Ok(found)
+}
+
+/// Writes to a file of a group, unless the group has gone or its hierarchy has no such file.
+fn write_existing(path: &Path, value: &str) -> Result<(), CgroupError> {
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()));
+    match written {
+        Err(source) if !is_gone(&source) => Err(error("write", path)(source)),
+        _ => Ok(()),
+    }
+}
+
+/// A group can be removed between any two calls; a file of it that is open then says `ENODEV`.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 fn kill_members(directory: &Path) -> Result<(), CgroupError> {

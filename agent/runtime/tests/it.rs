@@ -589,6 +589,42 @@ async fn limits_bite_and_memory_shortage_is_named() {
     stage.end().await;
 }
 
+/// Processes die only while they run: a fork bomb on a small CPU quota would outlive its deletion by minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_container_has_no_cpu_quota_to_wait_for() {
+    let stage = Stage::new("quota").await;
+    let config = ContainerConfig {
+        resources: Resources {
+            cpu_quota_us: Some(5_000),
+            cpu_period_us: Some(100_000),
+            ..Resources::default()
+        },
+        ..stage.container("main", &["sleep", "1000"])
+    };
+    let uid = &stage.pod.uid;
+    let started = stage.runtime.start_container(uid, &config).await;
+    started.expect("starts");
+    let quota = || {
+        let group = Path::new(&stage.cgroup_root).join(uid).join("main-0");
+        let files = [("cpu", "cpu.cfs_quota_us"), ("", "cpu.max")].map(|(hierarchy, file)| {
+            let hierarchy = Path::new("/sys/fs/cgroup").join(hierarchy);
+            fs::read_to_string(hierarchy.join(&group).join(file)).ok()
+        });
+        let text = files.into_iter().flatten().next().expect("a CPU quota");
+        text.split_whitespace().next().map(str::to_owned)
+    };
+    assert_eq!(quota().as_deref(), Some("5000"));
+    stage
+        .runtime
+        .signal(uid, "main", libc::SIGKILL)
+        .await
+        .expect("signalled");
+    assert_eq!(stage.exit("main").await.code, 137);
+    let lifted = quota();
+    assert!(matches!(lifted.as_deref(), Some("-1" | "max")), "{lifted:?}");
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_of_a_pod_share_its_network_and_memory() {
     let stage = Stage::new("share").await;

@@ -241,7 +241,13 @@ impl Container {
         });
     }
 
-    pub(crate) fn kill(&self, signal: Signal) -> Result<(), Errno> {
+    pub(crate) fn kill(&self, pod: &Pod, signal: Signal) -> Result<(), Errno> {
+        if signal == Signal::SIGKILL
+            && let Err(error) = cgroup::lift_cpu_quota(&pod.cgroup(&self.config))
+        {
+            // It will die all the same, only later.
+            complain(&chain(&error));
+        }
         match self.pid() {
             // The process is an unreaped child, so its number is still its own.
             Some(pid) => nix::sys::signal::kill(pid, signal),

@@ -417,7 +417,7 @@ impl Supervisor {
             .get(name)
             .ok_or_else(|| format!("there is no container {name}"))?;
         container
-            .kill(signal)
+            .kill(&self.pod, signal)
             .map_err(|errno| format!("cannot signal container {name}: {errno}"))?;
         self.answer(client, &Response::Done);
         Ok(())
