@@ -169,7 +169,7 @@ impl Kernel {
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex)?;
         self.links.detach(ifindex)?;
-        self.maps.remove_flows_of(endpoint.id)
+        self.maps.remove_flows_of(endpoint)
     }
 }
 
@@ -183,7 +183,7 @@ impl Datapath for Kernel {
             }
             if ifindex == link.ifindex {
                 // The programs stay where they are: between two endpoints the interface is denied, not open.
-                self.maps.remove_flows_of(endpoint.id)?;
+                self.maps.remove_flows_of(&endpoint)?;
             } else if endpoint.id == wanted.id {
                 self.forget(ifindex, &endpoint)?;
             }

@@ -13,8 +13,8 @@ use aya::{
     maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use ebpf_abi::{
-    COUNTERS, Endpoint, FlowKey, FlowRecord, FlowState, IdentityKey, MAX_ENDPOINTS, MAX_IDENTITIES,
-    MAX_VERDICTS, RING_BYTES, VerdictKey, VerdictValue,
+    COUNTERS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, FlowKey, FlowRecord, FlowState, IdentityKey,
+    MAX_ENDPOINTS, MAX_IDENTITIES, MAX_VERDICTS, RING_BYTES, VerdictKey, VerdictValue,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -171,10 +171,16 @@ impl Maps {
         })
     }
 
-    /// Forgets the flows and the budget of one endpoint.
-    pub(crate) fn remove_flows_of(&mut self, endpoint: u32) -> Result<(), DatapathError> {
-        self.remove_flows(|key, _| key.endpoint == endpoint)?;
-        absent_is_fine(self.flow_counts.remove(&endpoint)).map_err(failed_map(FLOW_COUNTS, "delete from"))
+    /// Forgets the flows and the budget of one endpoint, and what others track of it: no packet will end those, and
+    /// an established connection would take from the other's budget for a day.
+    pub(crate) fn remove_flows_of(&mut self, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        let has = |flag| endpoint.flags & flag != 0;
+        let is_peer = |key: &FlowKey| {
+            (has(ENDPOINT_HAS_IPV4) && key.peer == endpoint.ipv4)
+                || (has(ENDPOINT_HAS_IPV6) && key.peer == endpoint.ipv6)
+        };
+        self.remove_flows(|key, _| key.endpoint == endpoint.id || is_peer(key))?;
+        absent_is_fine(self.flow_counts.remove(&endpoint.id)).map_err(failed_map(FLOW_COUNTS, "delete from"))
     }
 
     /// Forgets what an agent left that died between taking an endpoint away and cleaning up after it.

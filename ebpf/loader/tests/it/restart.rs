@@ -1,13 +1,14 @@
 //! What outlives the agent, and what does not outlive `unload`.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
-use ebpf_loader::{Datapath, DatapathError, Kernel, Limits, OBJECT, Reason};
+use ebpf_loader::{Datapath, DatapathError, EndpointLink, Kernel, Limits, OBJECT, Reason};
+use nix::net::if_::if_nametoindex;
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Service};
 
 use crate::{
     frames::{ACK, Ends, SYN, TCP, frame, tcp, udp},
-    lab::{ENDPOINT, LOOPBACK, Lab, link, tables},
+    lab::{ENDPOINT, LOOPBACK, Lab, ip, link, tables},
 };
 
 const UDP: u8 = 17;
@@ -84,7 +85,7 @@ fn an_endpoint_that_took_over_an_interface_starts_with_nothing() {
         &tables(&["10.7.0.0/24"], &allowed),
     );
     lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
-    let successor = ebpf_loader::EndpointLink {
+    let successor = EndpointLink {
         id: EndpointId(8),
         ..link(LOOPBACK, &["10.7.0.2"])
     };
@@ -118,6 +119,32 @@ fn detaching_forgets_everything() {
         &frame(out(), UDP, &udp(1, 2)),
         Reason::NotProgrammed,
     );
+}
+
+#[test]
+fn others_forget_their_flows_with_a_detached_endpoint() {
+    let mut lab = Lab::new();
+    let allowed = [(Direction::Egress, 0, Service::Any)];
+    lab.program(
+        &link(LOOPBACK, &["10.7.0.2"]),
+        &tables(&["10.7.0.0/24"], &allowed),
+    );
+    let made = Command::new("ip")
+        .args(["link", "add", "other", "type", "veth"])
+        .status();
+    assert!(made.expect("ip runs").success());
+    let other = EndpointLink {
+        id: EndpointId(8),
+        ..link(if_nametoindex("other").expect("a link"), &["10.7.0.9"])
+    };
+    lab.kernel().attach(&other).expect("attach");
+    let elsewhere = Ends::new("10.7.0.2", "10.7.0.8");
+    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, SYN)));
+    lab.assert_allowed(Direction::Egress, &frame(elsewhere, TCP, &tcp(1000, 80, SYN)));
+    lab.kernel().detach(other.id).expect("detach");
+    let left = lab.kernel().tracked_flows().expect("flows");
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left.first().map(|flow| flow.peer), Some(ip("10.7.0.8")));
 }
 
 #[test]
