@@ -121,6 +121,8 @@ fn fill(volume: &Volume, path: &Path, objects: &Objects) -> Result<(), VolumeErr
             source,
         })?;
         if source.medium.as_deref() == Some("Memory") {
+            // A tmpfs of size 0 has no limit.
+            let limit = limit.filter(|bytes| *bytes > 0);
             tmpfs(path, limit.unwrap_or(DEFAULT_MEMORY_VOLUME_BYTES))?;
         }
         return mode(path, 0o777);
@@ -368,6 +370,7 @@ mod tests {
         let pod = pod(json!([
             {"name": "scratch", "emptyDir": {}},
             {"name": "ram", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            {"name": "zero", "emptyDir": {"medium": "Memory", "sizeLimit": "0"}},
             {"name": "config", "configMap": {"name": "m", "items": [{"key": "a.conf", "path": "d/x", "mode": 256}]}},
             {"name": "secret", "secret": {"secretName": "s", "defaultMode": 288}},
         ]));
@@ -386,6 +389,12 @@ mod tests {
             "secrets are on a tmpfs"
         );
         assert_ne!(metadata("ram").dev(), metadata("scratch").dev());
+        let size = |path: &str| {
+            let stat = nix::sys::statvfs::statvfs(&file(path)).unwrap();
+            stat.blocks() * stat.fragment_size()
+        };
+        assert_eq!(size("ram"), 1 << 20);
+        assert_eq!(size("zero"), DEFAULT_MEMORY_VOLUME_BYTES, "not unlimited");
 
         fs::write(file("scratch/mine"), b"1").unwrap();
         create(&pod, &root, &objects()).unwrap();
