@@ -34,13 +34,12 @@ pub(crate) fn is_unified() -> Result<bool, CgroupError> {
 
 /// Sends `SIGKILL` to every process in the group and below it.
 pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
-    lift_cpu_quota(group)?;
     for directory in directories(group)? {
         for member in tree(&directory)? {
             kill_members(&member)?;
         }
     }
-    Ok(())
+    lift_cpu_quota(group)
 }
 
 /// Takes the CPU quota from the group and those below it. A process dies only while it runs: hundreds that
