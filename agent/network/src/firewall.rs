@@ -3,7 +3,8 @@
 //!
 //! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
 //! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
-//! no pod has at the moment.
+//! no pod has at the moment. Link-local addresses are the node's neighbours, above all a cloud's metadata
+//! service, which hands out the node's identity: pods reach their name service there and nothing else.
 //!
 //! The table is replaced in one transaction at the agent's start and never changes with pods.
 
@@ -61,6 +62,7 @@ fn ruleset(pods: Ipv4Net, opened_uplinks: &[String]) -> String {
     type filter hook forward priority filter; policy accept;
     iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip daddr {pods} counter drop
+    iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 th dport != 53 counter drop
 {guard}  }}
 }}
 "
@@ -124,6 +126,7 @@ mod tests {
         let text = ruleset("10.88.0.0/16".parse().unwrap(), &[]);
         assert!(text.contains("iifname != \"pal*\" ip saddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" oifname != \"pal*\" ip daddr 10.88.0.0/16 counter drop"));
+        assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 th dport != 53 counter drop"));
     }
 
     #[test]
