@@ -16,7 +16,10 @@ mod secrets;
 use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Result;
-use e2e::{cluster::Cluster, host::Snapshot};
+use e2e::{
+    cluster::{Cluster, kubectls},
+    host::Snapshot,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// One test over the shared cluster.
@@ -43,6 +46,11 @@ fn main() -> ExitCode {
             .map(|(name, _)| Trial::test(*name, || Ok(())))
             .collect();
         return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    match kubectls() {
+        Ok(found) if found.is_empty() => return without_kubectl(&arguments, &tests),
+        Ok(_) => {}
+        Err(error) => return fail("kubectl cannot be looked for", &error),
     }
     let before = match Snapshot::take() {
         Ok(before) => before,
@@ -75,6 +83,23 @@ fn main() -> ExitCode {
         return fail("the cluster does not stop", &error);
     }
     conclusion.exit_code()
+}
+
+/// Every test drives the cluster with kubectl somewhere. Where it is missing they are skipped, visibly; in CI
+/// that is a failure, for there it is known to be installed.
+#[expect(clippy::print_stderr, reason = "a skip must be seen")]
+fn without_kubectl(arguments: &Arguments, tests: &[Test]) -> ExitCode {
+    if std::env::var_os("CI").is_some() {
+        return fail("kubectl is missing", &anyhow::anyhow!("it is not on the PATH"));
+    }
+    eprintln!(
+        "SKIPPED: {} end-to-end tests, there is no kubectl on the PATH",
+        tests.len()
+    );
+    let trials = tests
+        .iter()
+        .map(|(name, _)| Trial::test(*name, || Ok(())).with_ignored_flag(true));
+    libtest_mimic::run(arguments, trials.collect()).exit_code()
 }
 
 #[expect(clippy::print_stderr, reason = "there is no test to report through")]
