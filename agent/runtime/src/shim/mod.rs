@@ -12,6 +12,7 @@ mod creator;
 mod executor;
 mod holder;
 mod job;
+mod memory;
 mod rootfs;
 mod session;
 mod spec;

@@ -23,7 +23,7 @@ use crate::shim::container::{Container, Ended, Pod};
 use crate::shim::conversation::Conversation;
 use crate::shim::creator::Report;
 use crate::shim::job::{Job, START_TIMEOUT, Session};
-use crate::shim::{ShimError, chain, complain, file_error, rootfs, system};
+use crate::shim::{ShimError, chain, complain, file_error, memory, rootfs, system};
 
 /// Conversations at a time: the agent's few, and waiters.
 const MAX_CLIENTS: usize = 32;
@@ -33,6 +33,9 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a pending removal is tried again; nothing announces that a control group has become empty.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// How long nothing must happen before memory is given back.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Deaths of processes that nobody has claimed yet: a program may end before its start was reported.
 const MAX_UNCLAIMED: usize = 64;
@@ -53,6 +56,8 @@ pub(crate) struct Supervisor {
     shutdown: Option<Instant>,
     /// Whom to tell when everything has ended.
     shutdown_clients: Vec<u64>,
+    /// Whether something was started since memory was last given back.
+    worked: bool,
 }
 
 /// Blocks the signals the loop handles and returns the descriptor they come through.
@@ -102,6 +107,7 @@ impl Supervisor {
             removals: Vec::new(),
             shutdown: None,
             shutdown_clients: Vec::new(),
+            worked: true,
         };
         supervisor.save();
         Ok(supervisor)
@@ -131,7 +137,7 @@ impl Supervisor {
         }
     }
 
-    fn wait(&self) -> Result<(), ShimError> {
+    fn wait(&mut self) -> Result<(), ShimError> {
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
@@ -162,12 +168,19 @@ impl Supervisor {
             .iter()
             .map(|job| job.deadline.saturating_duration_since(now));
         let retry = (!self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
-        let timeout = match deadlines.chain(retry).min() {
+        let deadline = deadlines.chain(retry).min();
+        let quiet = (deadline.is_none() && self.worked).then_some(QUIET);
+        let timeout = match deadline.or(quiet) {
             // Rounded up, so that the loop does not spin through the last millisecond.
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
         match nix::poll::poll(&mut fds, timeout) {
+            Ok(0) if quiet.is_some() => {
+                memory::give_back();
+                self.worked = false;
+                Ok(())
+            }
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(system("wait for events")(errno)),
         }
@@ -387,6 +400,7 @@ impl Supervisor {
             Container::start(&self.pod, config, executables).map_err(|error| chain(&error))?;
         self.containers.insert(name.clone(), container);
         self.changed();
+        self.worked = true;
         self.jobs.push(Job::new(name, client, creator, None));
         Ok(())
     }
@@ -406,6 +420,7 @@ impl Supervisor {
             output,
             truncated: false,
         };
+        self.worked = true;
         self.jobs.push(Job::new(name, client, creator, Some(session)));
         Ok(())
     }

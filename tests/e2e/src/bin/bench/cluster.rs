@@ -47,6 +47,8 @@ fn lines(cluster: &Cluster, rounds: u32) -> Result<Vec<Line>> {
             .ok()?;
     }
     let shim = shim_pid(cluster.daemon_pid("agent")?)?;
+    // Idle is what the line says: the pod's start must be over for a while.
+    std::thread::park_timeout(Duration::from_secs(3));
     Ok(vec![
         Line::alone(
             "apply to Running, image present",
