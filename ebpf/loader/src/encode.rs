@@ -11,7 +11,7 @@ use ebpf_abi::{
 };
 use ipnet::IpNet;
 use policies_ir::tables::{
-    Direction, EndpointId, IdentityId, RuleId, Service, Verdict, VerdictEntry, VerdictKey,
+    Direction, EndpointId, IdentityId, RuleId, Service, SourceClass, Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{DatapathError, EndpointLink};
@@ -143,6 +143,7 @@ pub(crate) fn verdict_meaning(key: &Key<RawVerdictKey>) -> Option<VerdictKey> {
         },
     };
     Some(VerdictKey {
+        source: SourceClass::default(),
         peer: IdentityId(data.peer),
         direction: direction(data.direction)?,
         service,
@@ -247,6 +248,7 @@ mod tests {
         for service in services {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let key = VerdictKey {
+                    source: SourceClass::default(),
                     peer: IdentityId(9),
                     direction,
                     service,

@@ -16,7 +16,7 @@ use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Decision, decide},
     policy::{EndpointPolicy, PolicySet},
-    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, VerdictKey},
+    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, SourceClass, VerdictKey},
 };
 
 use crate::{
@@ -111,6 +111,7 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
             let key = move |service| VerdictKey {
                 peer,
                 direction: program.direction,
+                source: SourceClass::default(),
                 service,
             };
             entries

@@ -129,6 +129,7 @@ pub fn explain(
             direction,
             peer,
             protocol,
+            source_port: 0,
             port,
         };
         own.member

@@ -51,6 +51,7 @@ impl Cluster {
             address: packet.peer,
             peer: self.peer(member, packet.peer),
             protocol: packet.protocol,
+            source_port: packet.source_port,
             port: packet.port,
         }
     }

@@ -32,6 +32,8 @@ pub struct Flow<'a> {
     pub peer: Peer<'a>,
     /// IP protocol number.
     pub protocol: u8,
+    /// Source port; 0 where the protocol has none.
+    pub source_port: u16,
     /// Destination port; for ICMP `type << 8 | code`; 0 where the protocol has neither.
     pub port: u16,
 }

@@ -36,20 +36,45 @@ pub struct NodeTables {
     pub rules: Vec<RuleName>,
 }
 
-/// Verdicts of one endpoint. Longest prefix wins among the entries of one identity and direction.
+/// Verdicts of one endpoint. Longest prefix wins among the entries of one identity, direction and source class.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EndpointTables {
+    /// Source ports that rules of this endpoint tell apart; longest prefix wins. Mostly empty.
+    pub sources: BTreeMap<SourceBlock, SourceClass>,
     /// The entries. A key without a match is denied.
     pub verdicts: BTreeMap<VerdictKey, VerdictEntry>,
 }
 
-/// Which packets an entry answers for: a prefix of (identity, direction, protocol, port).
+/// Source ports of one protocol that share their first `prefix_bits` (0 to 16) bits with `port`, the rest of
+/// which is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceBlock {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// First port of the block.
+    pub port: u16,
+    /// Length of the shared prefix.
+    pub prefix_bits: u8,
+}
+
+/// A class of source ports that no rule of an endpoint tells apart. The default is the class of every port, and
+/// every protocol, that no [`SourceBlock`] names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SourceClass(pub u8);
+
+/// Most source classes of an endpoint, the default included: they share a byte of the kernel's key with the
+/// direction.
+pub const MAX_SOURCE_CLASSES: usize = 128;
+
+/// Which packets an entry answers for: a prefix of (identity, direction, source class, protocol, port).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VerdictKey {
     /// The other end.
     pub peer: IdentityId,
     /// Seen from the endpoint.
     pub direction: Direction,
+    /// Class of the source port.
+    pub source: SourceClass,
     /// Protocols and ports.
     pub service: Service,
 }
@@ -145,6 +170,8 @@ pub struct Packet {
     pub peer: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
+    /// Source port; 0 where the protocol has none.
+    pub source_port: u16,
     /// Destination port; for ICMP `type << 8 | code`; 0 where the protocol has neither.
     pub port: u16,
 }
@@ -160,6 +187,21 @@ impl NodeTables {
                 .cloned()
                 .map(DecidedBy::Rule),
         }
+    }
+}
+
+impl EndpointTables {
+    /// Class of a source port.
+    pub fn source_class(&self, protocol: u8, source_port: u16) -> SourceClass {
+        let class = (0..=16u8).rev().find_map(|prefix_bits| {
+            let port = prefix(source_port, prefix_bits);
+            self.sources.get(&SourceBlock {
+                protocol,
+                port,
+                prefix_bits,
+            })
+        });
+        class.copied().unwrap_or_default()
     }
 }
 
@@ -231,17 +273,19 @@ pub fn lookup(tables: &NodeTables, endpoint: EndpointId, packet: &Packet) -> Ver
     let Some(endpoint) = tables.endpoints.get(&endpoint) else {
         return unknown;
     };
+    let source = endpoint.source_class(packet.protocol, packet.source_port);
     let entry = |service| {
         endpoint.verdicts.get(&VerdictKey {
             peer,
             direction: packet.direction,
+            source,
             service,
         })
     };
     (1..=16u8)
         .rev()
         .find_map(|prefix_bits| {
-            let port = packet.port & (u16::MAX << (16 - u32::from(prefix_bits)));
+            let port = prefix(packet.port, prefix_bits);
             entry(Service::Ports {
                 protocol: packet.protocol,
                 port,
@@ -252,6 +296,12 @@ pub fn lookup(tables: &NodeTables, endpoint: EndpointId, packet: &Packet) -> Ver
         .or_else(|| entry(Service::Any))
         .copied()
         .unwrap_or(unknown)
+}
+
+/// The first `bits` (0 to 16) bits of `port`, the rest zero.
+fn prefix(port: u16, bits: u8) -> u16 {
+    let mask = u16::MAX.checked_shl(16 - u32::from(bits)).unwrap_or(0);
+    port & mask
 }
 
 fn identity_of(identities: &BTreeMap<IpNet, IdentityId>, address: IpAddr) -> Option<IdentityId> {

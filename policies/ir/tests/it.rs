@@ -602,6 +602,7 @@ fn tcp(port: u16) -> Flow<'static> {
         address,
         peer: Peer::Unknown,
         protocol: TCP,
+        source_port: 40_000,
         port,
     }
 }

@@ -29,8 +29,9 @@ use policies_compiler::{ClusterView, PodView};
 use policies_ir::{
     cluster::Cluster,
     policy::{
-        Action, DefaultAction, Directions, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order, PeerMatch,
-        Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, Tier, WorkloadMatch,
+        Action, DefaultAction, Directions, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order,
+        PORT_PROTOCOLS, PeerMatch, Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, Tier,
+        WorkloadMatch,
     },
     tables::{Direction, EndpointId, Packet},
 };
@@ -152,15 +153,18 @@ pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
         direction,
         address(),
         select(PROTOCOLS.to_vec()),
+        port.clone(),
         port,
     )
-        .prop_map(|(endpoint, direction, peer, protocol, port)| {
+        .prop_map(|(endpoint, direction, peer, protocol, source_port, port)| {
+            let has_ports = PORT_PROTOCOLS.contains(&protocol);
             (
                 EndpointId(endpoint),
                 Packet {
                     direction,
                     peer,
                     protocol,
+                    source_port: if has_ports { source_port } else { 0 },
                     port,
                 },
             )

@@ -9,8 +9,8 @@ use std::{
 
 use ebpf_loader::{Datapath, EndpointLink, FlowRecord, FlowSource, Kernel, Limits, OBJECT, Reason};
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, Verdict, VerdictEntry,
-    VerdictKey,
+    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
+    VerdictEntry, VerdictKey,
 };
 
 /// MAC address of the pod.
@@ -136,6 +136,7 @@ pub(crate) fn tables(peers: &[&str], allowed: &[(Direction, usize, Service)]) ->
             VerdictKey {
                 peer,
                 direction: *direction,
+                source: SourceClass::default(),
                 service: *service,
             },
             VerdictEntry {

@@ -80,6 +80,7 @@ fn ask(
         direction,
         peer,
         protocol,
+        source_port: 40000,
         port,
     };
     let tables = lookup(&compile(view).tables, EndpointId(endpoint), &packet).verdict;
