@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod annotations;
+pub mod calico;
+pub mod cluster_policy;
 pub mod digest;
 pub mod flow;
 pub mod image_ref;

@@ -1,41 +1,55 @@
-//! Classes of addresses: which peer conditions hold for which addresses.
+//! Classes of addresses: which conditions on the other end hold for which addresses.
 //!
-//! The CIDRs of all rules, the pods' and the node's addresses cut the address space into cells: a cell is one
-//! of these prefixes without the longer ones inside it. No rule can tell two addresses of one cell apart,
-//! because each CIDR of a rule either holds a cell or does not touch it.
+//! The CIDRs of all rules and network sets, the workloads' and the node's addresses and those that have names cut
+//! the address space into cells: a cell is one of these prefixes without the longer ones inside it. No rule can
+//! tell two addresses of one cell apart, because each of the prefixes either holds a cell or does not touch it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use api::selector::Labels;
 use ipnet::IpNet;
 use policies_ir::{
-    cluster::{Cluster, Member},
-    policy::{IpVersion, NamedPort, PeerMatch, Workload},
-    tables::EndpointId,
+    cluster::Cluster,
+    policy::{EndMatch, IpVersion, NamedPort, Workload, WorkloadKind, WorkloadMatch},
+    tables::{Direction, EndpointId},
 };
 
-/// Number of a distinct [`PeerMatch`].
+/// Number of a distinct condition on the other end.
 pub(crate) type MatcherId = usize;
 
-/// The distinct peer conditions of a node's rules.
-#[derive(Default)]
+/// The distinct conditions of a node's rules on the other end of their flows.
 pub(crate) struct Matchers<'a> {
-    matchers: Vec<&'a PeerMatch>,
-    ids: HashMap<&'a PeerMatch, MatcherId>,
+    matchers: Vec<(&'a EndMatch, ByName)>,
+    ids: HashMap<(&'a EndMatch, ByName), MatcherId>,
+    /// Whether any network set holds addresses by their names.
+    sets_by_name: bool,
 }
+
+/// Whether network sets hold addresses by their names: they do where flows leave an endpoint.
+type ByName = bool;
 
 /// All that verdicts about an address may depend on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Signature {
+    /// Family of the address.
+    pub(crate) family: IpVersion,
     /// Who has the address.
     pub(crate) owner: Owner,
     /// Conditions that hold, ascending.
     pub(crate) matchers: Vec<MatcherId>,
-    /// Named ports of the owner that rules ask for, ascending.
-    pub(crate) named_ports: Vec<NamedPort>,
+    /// Workloads there that declare a named port which rules ask for.
+    pub(crate) declares: Vec<Declares>,
+}
+
+/// A workload and those of its named ports that rules ask for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Declares {
+    /// Ascending.
+    pub(crate) ports: Vec<NamedPort>,
+    /// Conditions whose positive selector finds the workload, ascending.
+    pub(crate) selected_by: Vec<MatcherId>,
 }
 
 /// Who has an address, as far as it matters beyond the conditions of rules.
@@ -52,10 +66,19 @@ pub(crate) enum Owner {
 }
 
 impl<'a> Matchers<'a> {
-    /// The number of `matcher`.
-    pub(crate) fn id(&mut self, matcher: &'a PeerMatch) -> MatcherId {
-        *self.ids.entry(matcher).or_insert_with(|| {
-            self.matchers.push(matcher);
+    pub(crate) fn new(cluster: &Cluster) -> Self {
+        Self {
+            matchers: Vec::new(),
+            ids: HashMap::new(),
+            sets_by_name: cluster.sets.iter().any(|set| !set.domains.is_empty()),
+        }
+    }
+
+    /// The number of `matcher`, asked about flows of `direction`.
+    pub(crate) fn id(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId {
+        let key = (matcher, self.sets_by_name && direction == Direction::Egress);
+        *self.ids.entry(key).or_insert_with(|| {
+            self.matchers.push(key);
             self.matchers.len() - 1
         })
     }
@@ -63,9 +86,9 @@ impl<'a> Matchers<'a> {
     /// Cuts the address space into cells and says what holds in each. The default prefix of each family is
     /// always among them, so every address is in a cell.
     ///
-    /// `port_names` are the names that egress rules ask for.
+    /// `port_names` are the names that rules ask of the other end.
     pub(crate) fn cells(&self, cluster: &Cluster, port_names: &BTreeSet<&str>) -> BTreeMap<IpNet, Signature> {
-        let index = Index::new(&self.matchers);
+        let index = Index::new(&self.matchers, cluster, port_names);
         let owners = owners(cluster);
         let defaults = [
             IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -75,12 +98,14 @@ impl<'a> Matchers<'a> {
             .into_iter()
             .filter_map(|address| IpNet::new(address, 0).ok())
             .collect();
-        for matcher in &self.matchers {
+        for (matcher, _) in &self.matchers {
             cells.extend(matcher.nets.iter().chain(&matcher.not_nets).map(IpNet::trunc));
         }
+        cells.extend(cluster.sets.iter().flat_map(|set| &set.nets).map(IpNet::trunc));
+        cells.extend(cluster.names.keys().copied().map(IpNet::from));
         cells.extend(owners.keys().copied().map(IpNet::from));
 
-        let mut selected_by_attributes = HashMap::new();
+        let mut known = HashMap::new();
         // Prefixes sort before what they hold, so those that hold the current cell are always on the stack.
         let mut holders: Vec<IpNet> = Vec::new();
         let mut signatures = BTreeMap::new();
@@ -89,30 +114,20 @@ impl<'a> Matchers<'a> {
                 holders.pop();
             }
             holders.push(cell);
-            let is_address = cell.prefix_len() == cell.max_prefix_len();
-            let owner = owners.get(&cell.addr()).filter(|_| is_address);
-            let workload = owner
-                .and_then(|(_, member)| *member)
-                .map(|member| &member.workload);
-            let selected = selected_by_attributes
-                .entry(workload.map(attributes))
-                .or_insert_with(|| index.anywhere(workload));
-            let mut matchers = selected.clone();
-            matchers.extend(index.somewhere(&holders, cell, workload));
+            let place = index.place(&owners, &holders, cell);
+            let at_rest = known
+                .entry(place.attributes())
+                .or_insert_with(|| index.anywhere(&place))
+                .clone();
+            let mut matchers = at_rest.matchers;
+            matchers.extend(index.somewhere(&place));
             matchers.sort_unstable();
             matchers.dedup();
-            let asked = |port: &&NamedPort| port_names.contains(port.name.as_str());
-            let ports = workload
-                .into_iter()
-                .flat_map(|w| &w.named_ports)
-                .filter(asked)
-                .cloned();
-            let named_ports: BTreeSet<NamedPort> = ports.collect();
-            let owner = owner.map_or(Owner::Other, |(owner, _)| *owner);
             let signature = Signature {
-                owner,
+                family: place.family(),
+                owner: place.owner,
                 matchers,
-                named_ports: named_ports.into_iter().collect(),
+                declares: at_rest.declares,
             };
             signatures.insert(cell, signature);
         }
@@ -120,115 +135,280 @@ impl<'a> Matchers<'a> {
     }
 }
 
+/// A cell and what is there.
+struct Place<'a> {
+    cell: IpNet,
+    holders: Vec<IpNet>,
+    owner: Owner,
+    workloads: Vec<&'a Workload>,
+    /// Positions of the sets that hold it by address.
+    sets: Vec<usize>,
+    /// Positions of those that hold it by name alone.
+    sets_by_name: Vec<usize>,
+    names: Option<&'a BTreeSet<String>>,
+}
+
+/// What holds at a place whatever its address is.
+#[derive(Clone)]
+struct AtRest {
+    matchers: Vec<MatcherId>,
+    declares: Vec<Declares>,
+}
+
+/// All that selectors can see of a place.
+type Attributes<'a> = (Vec<WorkloadAttributes<'a>>, Vec<usize>, Vec<usize>);
+/// All that selectors can see of a workload but its name.
+type WorkloadAttributes<'a> = (
+    WorkloadKind,
+    &'a str,
+    &'a api::selector::Labels,
+    Option<&'a api::selector::Labels>,
+    Option<&'a policies_ir::policy::ServiceAccount>,
+    &'a [NamedPort],
+);
+
+impl<'a> Place<'a> {
+    fn attributes(&self) -> Attributes<'a> {
+        let attributes = |workload: &&'a Workload| {
+            (
+                workload.kind,
+                workload.namespace.as_str(),
+                &workload.labels,
+                workload.namespace_labels.as_ref(),
+                workload.service_account.as_ref(),
+                workload.named_ports.as_slice(),
+            )
+        };
+        (
+            self.workloads.iter().map(attributes).collect(),
+            self.sets.clone(),
+            self.sets_by_name.clone(),
+        )
+    }
+
+    fn family(&self) -> IpVersion {
+        if self.cell.addr().is_ipv4() {
+            IpVersion::V4
+        } else {
+            IpVersion::V6
+        }
+    }
+}
+
 /// The conditions, sorted by how they can be found without trying each on each cell.
 struct Index<'a> {
-    matchers: &'a [&'a PeerMatch],
-    /// Depend on the workload alone.
+    matchers: &'a [(&'a EndMatch, ByName)],
+    cluster: &'a Cluster,
+    port_names: &'a BTreeSet<&'a str>,
+    /// Depend on labels alone.
     addressless: Vec<MatcherId>,
     /// Depend on the address, but not on being inside a CIDR.
     open: Vec<MatcherId>,
     /// Hold only inside this CIDR.
     by_net: HashMap<IpNet, Vec<MatcherId>>,
+    /// Positions of the sets that hold this CIDR.
+    sets_by_net: HashMap<IpNet, Vec<usize>>,
+    /// Positions of the sets that hold addresses by name.
+    sets_with_domains: Vec<usize>,
 }
 
 impl<'a> Index<'a> {
-    fn new(matchers: &'a [&'a PeerMatch]) -> Self {
+    fn new(
+        matchers: &'a [(&'a EndMatch, ByName)],
+        cluster: &'a Cluster,
+        port_names: &'a BTreeSet<&'a str>,
+    ) -> Self {
         let mut index = Self {
             matchers,
+            cluster,
+            port_names,
             addressless: Vec::new(),
             open: Vec::new(),
             by_net: HashMap::new(),
+            sets_by_net: HashMap::new(),
+            sets_with_domains: Vec::new(),
         };
-        for (id, matcher) in matchers.iter().enumerate() {
+        for (id, (matcher, _)) in matchers.iter().enumerate() {
             for net in &matcher.nets {
                 index.by_net.entry(net.trunc()).or_default().push(id);
             }
-            if matcher.nets.is_empty() && matcher.not_nets.is_empty() && matcher.ip_version.is_none() {
+            let by_labels =
+                matcher.not_nets.is_empty() && matcher.ip_version.is_none() && matcher.domains.is_empty();
+            if matcher.nets.is_empty() && by_labels {
                 index.addressless.push(id);
             } else if matcher.nets.is_empty() {
                 index.open.push(id);
             }
         }
+        for (position, set) in cluster.sets.iter().enumerate() {
+            for net in &set.nets {
+                index.sets_by_net.entry(net.trunc()).or_default().push(position);
+            }
+            if !set.domains.is_empty() {
+                index.sets_with_domains.push(position);
+            }
+        }
         index
     }
 
-    /// Conditions that do not depend on the address and hold for `workload`.
-    fn anywhere(&self, workload: Option<&Workload>) -> Vec<MatcherId> {
-        let holds = |id: &MatcherId| self.matchers.get(*id).is_some_and(|m| selects(m, workload));
-        self.addressless.iter().copied().filter(holds).collect()
+    fn place(&self, owners: &BTreeMap<IpAddr, Owned<'a>>, holders: &[IpNet], cell: IpNet) -> Place<'a> {
+        let is_address = cell.prefix_len() == cell.max_prefix_len();
+        let owned = owners.get(&cell.addr()).filter(|_| is_address);
+        let sets = holders
+            .iter()
+            .filter_map(|net| self.sets_by_net.get(net))
+            .flatten();
+        let sets: BTreeSet<usize> = sets.copied().collect();
+        let named = |position: &usize| {
+            let set = self.cluster.sets.get(*position);
+            set.is_some_and(|set| self.cluster.is_named(cell.addr(), &set.domains))
+        };
+        let sets_by_name = self
+            .sets_with_domains
+            .iter()
+            .copied()
+            .filter(|position| is_address && !sets.contains(position) && named(position));
+        Place {
+            cell,
+            holders: holders.to_vec(),
+            owner: owned.map_or(Owner::Other, |owned| owned.owner),
+            workloads: owned.map(|owned| owned.workloads.clone()).unwrap_or_default(),
+            sets_by_name: sets_by_name.collect(),
+            sets: sets.into_iter().collect(),
+            names: self.cluster.names.get(&cell.addr()).filter(|_| is_address),
+        }
     }
 
-    /// Conditions that depend on the address and hold for `workload` in `cell`.
-    fn somewhere(
-        &self,
-        holders: &[IpNet],
-        cell: IpNet,
-        workload: Option<&Workload>,
-    ) -> impl Iterator<Item = MatcherId> {
-        let inside = holders.iter().filter_map(|net| self.by_net.get(net)).flatten();
+    /// What holds at `place` whatever its address is.
+    fn anywhere(&self, place: &Place<'a>) -> AtRest {
+        let holds = |id: &MatcherId| self.matchers.get(*id).is_some_and(|m| self.selects(*m, place));
+        let declares = place.workloads.iter().filter_map(|workload| {
+            let asked = |port: &&NamedPort| self.port_names.contains(port.name.as_str());
+            let ports: BTreeSet<NamedPort> = workload.named_ports.iter().filter(asked).cloned().collect();
+            let selected =
+                self.matchers.iter().enumerate().filter(|(_, (matcher, _))| {
+                    matcher.workload.as_ref().is_none_or(|m| m.matches(workload))
+                });
+            (!ports.is_empty()).then(|| Declares {
+                ports: ports.into_iter().collect(),
+                selected_by: selected.map(|(id, _)| id).collect(),
+            })
+        });
+        AtRest {
+            matchers: self.addressless.iter().copied().filter(holds).collect(),
+            declares: declares.collect(),
+        }
+    }
+
+    /// Conditions that depend on the address and hold at `place`.
+    fn somewhere(&self, place: &Place<'a>) -> impl Iterator<Item = MatcherId> {
+        let inside = place
+            .holders
+            .iter()
+            .filter_map(|net| self.by_net.get(net))
+            .flatten();
         let holds = move |id: &MatcherId| {
             self.matchers
                 .get(*id)
-                .is_some_and(|m| holds_in(m, cell) && selects(m, workload))
+                .is_some_and(|m| holds_at(m.0, place) && self.selects(*m, place))
         };
         self.open.iter().chain(inside).copied().filter(holds)
     }
+
+    fn selects(&self, (matcher, by_name): (&EndMatch, ByName), place: &Place<'a>) -> bool {
+        let by_name = by_name.then_some(&place.sets_by_name);
+        let sets = place.sets.iter().chain(by_name.into_iter().flatten());
+        let sets = sets.filter_map(|position| self.cluster.sets.get(*position));
+        let known: Vec<&Workload> = place
+            .workloads
+            .iter()
+            .copied()
+            .chain(sets.map(|set| &set.workload))
+            .collect();
+        let any = |condition: &WorkloadMatch| known.iter().any(|w| condition.matches(w));
+        matcher.workload.as_ref().is_none_or(any) && !matcher.not_workload.as_ref().is_some_and(any)
+    }
 }
 
-/// Whether the conditions on the address hold in all of `cell`, given that the CIDRs of `nets` do.
-fn holds_in(matcher: &PeerMatch, cell: IpNet) -> bool {
-    let is_ipv4 = cell.addr().is_ipv4();
-    let version = if is_ipv4 { IpVersion::V4 } else { IpVersion::V6 };
+/// Whether the conditions on the address hold in all of the place's cell, given that the CIDRs of `nets` do.
+fn holds_at(matcher: &EndMatch, place: &Place<'_>) -> bool {
+    let is_ipv4 = place.cell.addr().is_ipv4();
     let mut excluding = matcher
         .not_nets
         .iter()
         .filter(|net| net.addr().is_ipv4() == is_ipv4)
         .peekable();
-    matcher.ip_version.is_none_or(|v| v == version)
+    let named = |names: &BTreeSet<String>| {
+        names
+            .iter()
+            .any(|name| matcher.domains.iter().any(|d| d.matches(name)))
+    };
+    matcher.ip_version.is_none_or(|version| version == place.family())
         && (matcher.not_nets.is_empty() || excluding.peek().is_some())
-        && !excluding.any(|net| net.contains(&cell))
+        && !excluding.any(|net| net.contains(&place.cell))
+        && (matcher.domains.is_empty() || place.names.is_some_and(named))
 }
 
-fn selects(matcher: &PeerMatch, workload: Option<&Workload>) -> bool {
-    matcher
-        .workload
-        .as_ref()
-        .is_none_or(|m| workload.is_some_and(|w| m.matches(w)))
-        && !matcher
-            .not_workload
-            .as_ref()
-            .is_some_and(|m| workload.is_some_and(|w| m.matches(w)))
+/// Whether the conditions hold at an end that has this address and at which selectors find these.
+pub(crate) fn end_holds(matcher: &EndMatch, address: Option<IpAddr>, known: &[&Workload]) -> bool {
+    let on_address = matcher.ip_version.is_some() || !matcher.nets.is_empty() || !matcher.not_nets.is_empty();
+    let address_fits = match address {
+        None => !on_address,
+        Some(address) => {
+            let of_family = |net: &&IpNet| net.addr().is_ipv4() == address.is_ipv4();
+            let version = if address.is_ipv4() {
+                IpVersion::V4
+            } else {
+                IpVersion::V6
+            };
+            let mut excluding = matcher.not_nets.iter().filter(of_family).peekable();
+            matcher.ip_version.is_none_or(|wanted| wanted == version)
+                && (matcher.nets.is_empty() || matcher.nets.iter().any(|net| net.contains(&address)))
+                && (matcher.not_nets.is_empty() || excluding.peek().is_some())
+                && !excluding.any(|net| net.contains(&address))
+        }
+    };
+    let any = |condition: &WorkloadMatch| known.iter().any(|workload| condition.matches(workload));
+    address_fits
+        && matcher.workload.as_ref().is_none_or(any)
+        && !matcher.not_workload.as_ref().is_some_and(any)
 }
 
-/// All that selectors can see of a workload.
-fn attributes(workload: &Workload) -> (&str, &Labels, Option<&Labels>) {
-    (
-        &workload.namespace,
-        &workload.labels,
-        workload.namespace_labels.as_ref(),
-    )
+/// Who has an address.
+struct Owned<'a> {
+    owner: Owner,
+    workloads: Vec<&'a Workload>,
 }
 
-fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, (Owner, Option<&Member>)> {
-    let mut owners = BTreeMap::new();
+fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {
+    let mut owners: BTreeMap<IpAddr, Owned<'_>> = BTreeMap::new();
     for member in &cluster.members {
         for address in &member.addresses {
             match owners.entry(*address) {
                 Entry::Vacant(vacant) => {
-                    let owner = member.endpoint.map_or(Owner::Other, Owner::Endpoint);
-                    vacant.insert((owner, Some(member)));
+                    vacant.insert(Owned {
+                        owner: member.endpoint.map_or(Owner::Other, Owner::Endpoint),
+                        workloads: vec![&member.workload],
+                    });
                 }
                 Entry::Occupied(mut taken) => {
-                    taken.insert((Owner::Contested, None));
+                    let owned = taken.get_mut();
+                    owned.owner = Owner::Contested;
+                    owned.workloads.push(&member.workload);
                 }
             }
         }
     }
-    owners.extend(
-        cluster
-            .host_addresses
-            .iter()
-            .map(|address| (*address, (Owner::Node, None))),
-    );
+    for address in &cluster.host_addresses {
+        let owned = owners.entry(*address).or_insert_with(|| Owned {
+            owner: Owner::Node,
+            workloads: Vec::new(),
+        });
+        // The node's own addresses are the node's, whichever pod claims them.
+        owned.owner = Owner::Node;
+        owned
+            .workloads
+            .retain(|workload| workload.kind == WorkloadKind::HostEndpoint);
+    }
     owners
 }

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
-use policies_ir::tables::IdentityId;
+use policies_ir::tables::{EndpointId, IdentityId};
 
 use crate::{
     cells::{Owner, Signature},
     flatten::Entries,
     program::{Program, Visible},
+    sources::Sources,
 };
 
 /// The identities of a node and what each program answers for them.
@@ -23,8 +24,12 @@ pub(crate) struct Classes {
 
 impl Classes {
     /// Numbers are given in the order of the prefixes, from 1.
-    pub(crate) fn new(cells: &BTreeMap<IpNet, Signature>, programs: &[Program<'_>]) -> Self {
-        let mut asked = Asked::new(programs);
+    pub(crate) fn new(
+        cells: &BTreeMap<IpNet, Signature>,
+        programs: &[Program<'_>],
+        sources: &BTreeMap<EndpointId, Sources>,
+    ) -> Self {
+        let mut asked = Asked::new(programs, sources);
         let mut by_signature: BTreeMap<&Signature, IdentityId> = BTreeMap::new();
         let mut by_row: HashMap<Vec<usize>, IdentityId> = HashMap::new();
         let mut next = 1;
@@ -62,22 +67,24 @@ impl Classes {
 /// Asks programs, each question once, and numbers the answers.
 struct Asked<'a> {
     programs: &'a [Program<'a>],
+    sources: &'a BTreeMap<EndpointId, Sources>,
     seen: Vec<HashMap<Visible, usize>>,
     numbers: HashMap<Entries, usize>,
 }
 
 impl<'a> Asked<'a> {
-    fn new(programs: &'a [Program<'a>]) -> Self {
+    fn new(programs: &'a [Program<'a>], sources: &'a BTreeMap<EndpointId, Sources>) -> Self {
         let seen = programs.iter().map(|_| HashMap::new()).collect();
         Self {
             programs,
+            sources,
             seen,
             numbers: HashMap::new(),
         }
     }
 
     fn row(&mut self, signature: &Signature) -> Vec<usize> {
-        let numbers = &mut self.numbers;
+        let (numbers, sources) = (&mut self.numbers, self.sources);
         let mut number = |entries: Entries| {
             let next = numbers.len();
             *numbers.entry(entries).or_insert(next)
@@ -90,7 +97,10 @@ impl<'a> Asked<'a> {
             if let Some(known) = seen.get(&visible) {
                 return *known;
             }
-            let answer = number(program.entries(&visible));
+            // An endpoint that is not here has too many classes of sources, and is denied everything.
+            let sources = sources.get(&program.endpoint);
+            let answer =
+                number(sources.map_or_else(Entries::new, |sources| program.entries(&visible, sources)));
             seen.insert(visible, answer);
             answer
         });

@@ -15,15 +15,16 @@ use std::{
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Decision, decide},
-    policy::{EndpointPolicy, PolicySet},
-    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, SourceClass, VerdictKey},
+    policy::{EndpointPolicy, NamedPort, PolicySet, ServiceMatch, WorkloadKind},
+    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, VerdictKey},
 };
 
 use crate::{
     cells::Matchers,
     classes::Classes,
-    kubernetes::{FieldError, policy_set},
+    field::FieldError,
     program::{Program, rule_ids},
+    sources::Sources,
     view::ClusterView,
 };
 
@@ -69,16 +70,17 @@ pub enum Diagnostic {
 /// Compiles the policies in `view` for the endpoints in it.
 pub fn compile(view: &ClusterView) -> Compiled {
     let mut diagnostics = Vec::new();
-    let policies = policy_set(&view.policies, |policy, error| {
+    let mut report = |policy: &str, error| {
         diagnostics.push(Diagnostic::Policy {
             policy: policy.to_owned(),
             error,
         });
-    });
-    let cluster = view.cluster();
+    };
+    let policies = view.policy_set(&mut report);
+    let cluster = view.read_cluster(&mut report);
     diagnostics.extend(conflicts(&cluster));
     Compiled {
-        tables: compile_policies(&cluster, &policies),
+        tables: compile_policies(&cluster, &policies.enforced),
         diagnostics,
     }
 }
@@ -92,31 +94,47 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
         .map(|member| policies.for_endpoint(&member.workload))
         .collect();
     let rules = rule_ids(&policies);
-    let mut matchers = Matchers::default();
+    let mut matchers = Matchers::new(cluster);
     let mut programs = Vec::new();
-    for (endpoint, policy) in local.keys().zip(&policies) {
+    for ((endpoint, member), policy) in local.iter().zip(&policies) {
         for direction in [Direction::Ingress, Direction::Egress] {
-            programs.push(Program::new(*endpoint, direction, policy, &rules, &mut matchers));
+            let own = (*endpoint, *member);
+            programs.push(Program::new(
+                own,
+                direction,
+                policy,
+                cluster,
+                &rules,
+                &mut matchers,
+            ));
         }
     }
     let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
     let cells = matchers.cells(cluster, &port_names);
-    let classes = Classes::new(&cells, &programs);
+    let sources = source_classes(cluster, &programs);
+    let classes = Classes::new(&cells, &programs, &sources);
+    let table = |endpoint: &EndpointId| sources.get(endpoint).map(Sources::table).unwrap_or_default();
     let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
         .into_keys()
-        .map(|endpoint| (endpoint, EndpointTables::default()))
+        .map(|endpoint| {
+            let tables = EndpointTables {
+                sources: table(&endpoint),
+                ..EndpointTables::default()
+            };
+            (endpoint, tables)
+        })
         .collect();
     for (position, program) in programs.iter().enumerate() {
         let verdicts = classes.answers(position).flat_map(|(peer, entries)| {
-            let key = move |service| VerdictKey {
+            let key = move |source, service| VerdictKey {
                 peer,
                 direction: program.direction,
-                source: SourceClass::default(),
+                source,
                 service,
             };
             entries
                 .iter()
-                .map(move |(service, entry)| (key(*service), *entry))
+                .map(move |(source, service, entry)| (key(*source, *service), *entry))
         });
         endpoints
             .entry(program.endpoint)
@@ -135,7 +153,7 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
 /// if `view` has no such endpoint, or several.
 pub fn reference(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> Option<Decision> {
     let cluster = view.cluster();
-    let policies = policy_set(&view.policies, |_, _| {});
+    let policies = view.policy_set(|_, _| {}).enforced;
     let mut members = cluster
         .members
         .iter()
@@ -174,6 +192,36 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// Classes of source ports for each endpoint that can have them. One that is not here would need more than there
+/// are, and is denied everything.
+fn source_classes(cluster: &Cluster, programs: &[Program<'_>]) -> BTreeMap<EndpointId, Sources> {
+    let mut services: BTreeMap<EndpointId, Vec<&ServiceMatch>> = BTreeMap::new();
+    for program in programs {
+        services
+            .entry(program.endpoint)
+            .or_default()
+            .extend(program.services());
+    }
+    let asks =
+        |service: &&ServiceMatch| !service.source_ports.is_empty() || !service.not_source_ports.is_empty();
+    let declared: BTreeSet<NamedPort> = match services.values().flatten().any(asks) {
+        true => {
+            let members = cluster.members.iter();
+            members
+                .flat_map(|member| member.workload.named_ports.iter().cloned())
+                .collect()
+        }
+        false => BTreeSet::new(),
+    };
+    services
+        .into_iter()
+        .filter_map(|(endpoint, services)| {
+            let asking = services.into_iter().filter(asks);
+            Some((endpoint, Sources::new(asking, &declared).ok()?))
+        })
+        .collect()
+}
+
 /// Members with an endpoint of their own. Those that share one are left out, which denies them everything.
 fn local_members(cluster: &Cluster) -> BTreeMap<EndpointId, &Member> {
     let mut local: BTreeMap<EndpointId, Option<&Member>> = BTreeMap::new();
@@ -201,7 +249,7 @@ fn conflicts(cluster: &Cluster) -> Vec<Diagnostic> {
             let pod = format!("{}/{}", workload.namespace, workload.name);
             claims.entry(*address).or_default().push(pod);
         }
-        if workload.namespace_labels.is_none() {
+        if workload.namespace_labels.is_none() && workload.kind == WorkloadKind::Pod {
             namespaces.insert(workload.namespace.clone());
         }
         if let Some(endpoint) = member.endpoint {

@@ -11,7 +11,7 @@ use policies_ir::{
 };
 use serde::Serialize;
 
-use crate::{kubernetes::policy_set, view::ClusterView};
+use crate::view::ClusterView;
 
 /// One end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -118,7 +118,7 @@ pub fn explain(
     protocol: u8,
 ) -> Result<Explanation, ExplainError> {
     let cluster = view.cluster();
-    let policies = policy_set(&view.policies, |_, _| {});
+    let policies = view.policy_set(|_, _| {}).enforced;
     let (source, destination) = (Resolved::new(&cluster, from)?, Resolved::new(&cluster, to)?);
     if source.member.is_none() && destination.member.is_none() {
         return Err(ExplainError::NoPod);
@@ -376,6 +376,9 @@ fn mismatch_text(mismatch: Mismatch) -> &'static str {
         Mismatch::Family => "is for the other address family",
         Mismatch::Address => "does not hold the other end's address",
         Mismatch::Workload => "does not select the other end",
+        Mismatch::SourcePort => "is for other source ports",
+        Mismatch::Domain => "is for other names",
+        Mismatch::Own => "does not fit the pod's own end",
     }
 }
 

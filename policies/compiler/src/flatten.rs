@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 
 use policies_ir::{
     policy::{Action, DefaultAction},
-    tables::{BuiltinRule, RuleId, Service, Verdict, VerdictEntry},
+    tables::{BuiltinRule, RuleId, Service, SourceClass, Verdict, VerdictEntry},
 };
 
-use crate::services::{ALL_PORTS, Interval, ServiceSet};
+use crate::{
+    services::{ALL_PORTS, Interval, ServiceSet},
+    sources::Sources,
+};
 
 /// What one peer meets in one tier: the rules that match the peer, in order, and the end of the tier.
 pub(crate) struct Stage {
@@ -19,66 +22,95 @@ pub(crate) struct Stage {
     pub(crate) default_rule: RuleId,
 }
 
-/// A rule whose peer is known to match.
+/// A rule both of whose ends are known to match.
 pub(crate) struct StageRule {
+    /// Destination ports.
     pub(crate) services: ServiceSet,
+    /// Source ports.
+    pub(crate) sources: ServiceSet,
     pub(crate) action: Action,
     pub(crate) rule: RuleId,
 }
 
+/// Overrides a verdict of the policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LastWord {
+    /// The verdict that does not stand.
+    pub(crate) instead_of: Verdict,
+    /// What says so.
+    pub(crate) rule: BuiltinRule,
+}
+
 /// Entries of one endpoint, direction and peer; sorted.
-pub(crate) type Entries = Vec<(Service, VerdictEntry)>;
+pub(crate) type Entries = Vec<(SourceClass, Service, VerdictEntry)>;
 
 const NO_MATCH: VerdictEntry = VerdictEntry {
     verdict: Verdict::Deny,
     rule: BuiltinRule::NoMatch.id(),
 };
 
-/// Lays `stages` over each other. Where the outcome is a denial and there is a rule that `spares` the peer,
-/// that rule allows instead.
-pub(crate) fn flatten(stages: &[Stage], spares: Option<BuiltinRule>) -> Entries {
-    let judge = |of: &dyn Fn(&ServiceSet) -> bool| {
-        let entry = judge(stages, of);
-        match spares {
-            Some(rule) if entry.verdict == Verdict::Deny => VerdictEntry {
-                verdict: Verdict::Allow,
+/// Lays `stages` over each other.
+pub(crate) fn flatten(stages: &[Stage], sources: &Sources, last_word: Option<LastWord>) -> Entries {
+    let judge = |matches: &dyn Fn(&StageRule) -> bool| {
+        let entry = judge(stages, matches);
+        match last_word {
+            Some(LastWord { instead_of, rule }) if entry.verdict == instead_of => VerdictEntry {
+                verdict: match instead_of {
+                    Verdict::Allow => Verdict::Deny,
+                    Verdict::Deny => Verdict::Allow,
+                },
                 rule: rule.id(),
             },
             _ => entry,
         }
     };
-    let others = judge(&|set| set.others());
+    let others = judge(&|rule| rule.services.others() && rule.sources.others());
     let mut entries = Entries::new();
     if others != NO_MATCH {
-        entries.push((Service::Any, others));
+        entries.push((SourceClass::default(), Service::Any, others));
     }
-    let services = || {
-        stages
-            .iter()
-            .flat_map(|stage| stage.rules.iter().map(|rule| &rule.services))
-    };
-    let mut protocols: Vec<u8> = services().flat_map(ServiceSet::protocols).collect();
+    let rules = || stages.iter().flat_map(|stage| &stage.rules);
+    let mut protocols: Vec<u8> = rules()
+        .flat_map(|rule| rule.services.protocols().chain(rule.sources.protocols()))
+        .chain(sources.protocols())
+        .collect();
     protocols.sort_unstable();
     protocols.dedup();
     for protocol in protocols {
-        let mut spans: Vec<(Interval, VerdictEntry)> = Vec::new();
-        for interval in elementary(services().flat_map(|set| set.intervals(protocol))) {
-            // All ports of an elementary interval are in the same sets, so its first speaks for all.
-            let entry = judge(&|set| set.contains(protocol, interval.0));
-            match spans.last_mut() {
-                Some((open, last)) if *last == entry => open.1 = interval.1,
-                _ => spans.push((interval, entry)),
+        for (class, source_port) in sources.representatives(protocol) {
+            let mut spans: Vec<(Interval, VerdictEntry)> = Vec::new();
+            for interval in elementary(rules().flat_map(|rule| rule.services.intervals(protocol))) {
+                // All ports of an elementary interval are in the same sets, so its first speaks for all.
+                let entry = judge(&|rule| {
+                    rule.services.contains(protocol, interval.0)
+                        && rule.sources.contains(protocol, source_port)
+                });
+                match spans.last_mut() {
+                    Some((open, last)) if *last == entry => open.1 = interval.1,
+                    _ => spans.push((interval, entry)),
+                }
             }
+            // The entry for all protocols is of the default class alone.
+            let of_all = if class == SourceClass::default() {
+                others
+            } else {
+                NO_MATCH
+            };
+            let encoded = encode(protocol, &spans, of_all);
+            entries.extend(
+                encoded
+                    .into_iter()
+                    .map(|(service, entry)| (class, service, entry)),
+            );
         }
-        encode(protocol, &spans, others, &mut entries);
     }
     entries.sort_unstable();
     entries
 }
 
-fn judge(stages: &[Stage], matches: &dyn Fn(&ServiceSet) -> bool) -> VerdictEntry {
+fn judge(stages: &[Stage], matches: &dyn Fn(&StageRule) -> bool) -> VerdictEntry {
     for stage in stages {
-        let hit = stage.rules.iter().find(|rule| matches(&rule.services));
+        let hit = stage.rules.iter().find(|rule| matches(rule));
         let (action, rule) = match (hit, stage.default_action) {
             (Some(hit), _) => (hit.action, hit.rule),
             (None, DefaultAction::Deny) => (Action::Deny, stage.default_rule),
@@ -104,7 +136,9 @@ fn judge(stages: &[Stage], matches: &dyn Fn(&ServiceSet) -> bool) -> VerdictEntr
 }
 
 /// Splits all ports where one of `intervals` begins or ends.
-fn elementary<'a>(intervals: impl Iterator<Item = &'a Interval>) -> impl Iterator<Item = Interval> {
+pub(crate) fn elementary<'a>(
+    intervals: impl Iterator<Item = &'a Interval>,
+) -> impl Iterator<Item = Interval> {
     let mut starts: Vec<u16> = vec![0];
     for (first, last) in intervals {
         starts.push(*first);
@@ -123,7 +157,12 @@ fn elementary<'a>(intervals: impl Iterator<Item = &'a Interval>) -> impl Iterato
 
 /// Writes the verdicts of one protocol: the one that would need most blocks becomes the whole protocol's (or
 /// stays that of all protocols), the others get blocks of their own.
-fn encode(protocol: u8, spans: &[(Interval, VerdictEntry)], others: VerdictEntry, entries: &mut Entries) {
+fn encode(
+    protocol: u8,
+    spans: &[(Interval, VerdictEntry)],
+    others: VerdictEntry,
+) -> Vec<(Service, VerdictEntry)> {
+    let mut entries = Vec::new();
     let mut block_counts: BTreeMap<VerdictEntry, usize> = BTreeMap::new();
     for (interval, entry) in spans {
         *block_counts.entry(*entry).or_default() += blocks(*interval).count();
@@ -133,7 +172,7 @@ fn encode(protocol: u8, spans: &[(Interval, VerdictEntry)], others: VerdictEntry
         .max_by_key(|(_, count)| *count)
         .map(|(entry, _)| entry)
     else {
-        return;
+        return entries;
     };
     if base != others {
         entries.push((Service::Protocol(protocol), base));
@@ -151,10 +190,11 @@ fn encode(protocol: u8, spans: &[(Interval, VerdictEntry)], others: VerdictEntry
         };
         entries.extend(blocks(*interval).map(block));
     }
+    entries
 }
 
 /// The fewest prefix blocks that make up an interval, as (first port, prefix length).
-fn blocks((first, last): Interval) -> impl Iterator<Item = (u16, u8)> {
+pub(crate) fn blocks((first, last): Interval) -> impl Iterator<Item = (u16, u8)> {
     let mut next = Some(first).filter(|first| *first <= last);
     std::iter::from_fn(move || {
         let port = next?;

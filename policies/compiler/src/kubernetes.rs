@@ -6,17 +6,20 @@
 //! a policy whose types are bad isolates in both directions and allows nothing, and one whose pod selector is
 //! bad does so to its whole namespace.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::collections::BTreeMap;
 
-use api::selector::LabelSelector;
 use ipnet::IpNet;
 use k8s_openapi::{
     api::networking::v1::{IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort},
-    apimachinery::pkg::{apis::meta::v1 as meta, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use policies_ir::policy::{
-    Action, DefaultAction, Directions, NamespaceMatch, Order, PeerMatch, Policy, PolicySet, PortMatch,
-    Profile, Rule, SCTP, Selector, ServiceMatch, TCP, Tier, UDP, WorkloadMatch,
+    Action, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy, PortMatch, Rule, SCTP,
+    Selector, ServiceMatch, TCP, UDP, WorkloadMatch,
+};
+
+use crate::field::{
+    Errors, FieldError, Path, read_cidr, read_port_range, read_selector, within_limit, wrong,
 };
 
 /// Rules that one policy may have in one direction.
@@ -28,48 +31,14 @@ pub(crate) const MAX_PORTS: usize = 256;
 /// Exceptions that one `ipBlock` may have.
 pub(crate) const MAX_EXCEPTIONS: usize = 256;
 
-/// The tier of Kubernetes NetworkPolicy and its place, as in Calico.
-const TIER: &str = "default";
-const TIER_ORDER: f64 = 1_000_000.0;
+/// Place of every Kubernetes policy within the tier `default`, as in Calico.
 const POLICY_ORDER: f64 = 1000.0;
-
-/// What is wrong with a field, and how to put it right.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, thiserror::Error)]
-#[error("{field}: {problem}; {fix}")]
-pub struct FieldError {
-    /// Path of the field, such as `spec.ingress[0].from[1].ipBlock.cidr`.
-    pub field: String,
-    /// What is wrong.
-    pub problem: String,
-    /// What to do.
-    pub fix: String,
-}
 
 /// Checks everything that the compiler would have to ignore or to close.
 pub fn validate(policy: &NetworkPolicy) -> Result<(), Vec<FieldError>> {
-    let mut errors = Vec::new();
+    let mut errors = Errors::new();
     read(policy, &mut errors);
     if errors.is_empty() { Ok(()) } else { Err(errors) }
-}
-
-/// All Kubernetes policies as one set. Calls `report` with the policy's name for each error.
-pub(crate) fn policy_set(policies: &[NetworkPolicy], mut report: impl FnMut(&str, FieldError)) -> PolicySet {
-    let policies = policies.iter().map(|object| {
-        let mut errors = Vec::new();
-        let policy = read(object, &mut errors);
-        errors.into_iter().for_each(|error| report(&policy.name, error));
-        Arc::new(policy)
-    });
-    let tier = Tier {
-        name: TIER.to_owned(),
-        order: Order(Some(TIER_ORDER)),
-        default_action: DefaultAction::Deny,
-        policies: policies.collect(),
-    };
-    PolicySet {
-        tiers: vec![tier],
-        profiles: vec![Profile::AllowAll],
-    }
 }
 
 /// Number of a protocol that NetworkPolicy and container ports know.
@@ -82,35 +51,8 @@ pub(crate) fn protocol_number(name: &str) -> Option<u8> {
     }
 }
 
-/// Where in the object the reader is.
-#[derive(Clone, Copy)]
-enum Path<'a> {
-    Root(&'static str),
-    Field(&'a Path<'a>, &'static str),
-    Index(&'a Path<'a>, usize),
-}
-
-impl fmt::Display for Path<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Root(name) => f.write_str(name),
-            Self::Field(parent, name) => write!(f, "{parent}.{name}"),
-            Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
-        }
-    }
-}
-
-type Errors = Vec<FieldError>;
-
-fn wrong(errors: &mut Errors, path: &Path<'_>, problem: impl Into<String>, fix: impl Into<String>) {
-    errors.push(FieldError {
-        field: path.to_string(),
-        problem: problem.into(),
-        fix: fix.into(),
-    });
-}
-
-fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
+/// The policy, closed where it cannot be understood.
+pub(crate) fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
     let namespace = object.metadata.namespace.clone().unwrap_or_default();
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let spec = object.spec.clone().unwrap_or_default();
@@ -147,8 +89,11 @@ fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
     });
     Policy {
         name: format!("NetworkPolicy {namespace}/{name}"),
+        tie_break: format!("{name}/{namespace}/NetworkPolicy"),
         order: Order(Some(POLICY_ORDER)),
+        phase: Phase::Local,
         applies_to: WorkloadMatch {
+            kinds: Kinds::Pods,
             namespace: NamespaceMatch::Named(namespace),
             labels,
         },
@@ -216,6 +161,7 @@ fn read_rules<'a>(
                 read.push(Rule {
                     index,
                     action: Action::Allow,
+                    own: EndMatch::default(),
                     peer,
                     service,
                 });
@@ -230,9 +176,9 @@ fn read_peers(
     namespace: &str,
     path: &Path<'_>,
     errors: &mut Errors,
-) -> Vec<PeerMatch> {
+) -> Vec<EndMatch> {
     if peers.is_empty() {
-        return vec![PeerMatch::default()];
+        return vec![EndMatch::default()];
     }
     within_limit(peers.len(), MAX_PEERS, "peers", path, errors);
     let peers = peers.iter().enumerate().take(MAX_PEERS);
@@ -246,7 +192,7 @@ fn read_peer(
     namespace: &str,
     path: &Path<'_>,
     errors: &mut Errors,
-) -> Option<PeerMatch> {
+) -> Option<EndMatch> {
     match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
         (Some(block), None, None) => read_ip_block(block, &Path::Field(path, "ipBlock"), errors),
         (Some(_), _, _) => {
@@ -271,15 +217,19 @@ fn read_peer(
                 Some(selector) => NamespaceMatch::Selected(selector?),
             };
             let labels = pods.unwrap_or_else(|| Some(Selector::everything()))?;
-            Some(PeerMatch {
-                workload: Some(WorkloadMatch { namespace, labels }),
-                ..PeerMatch::default()
+            Some(EndMatch {
+                workload: Some(WorkloadMatch {
+                    kinds: Kinds::Pods,
+                    namespace,
+                    labels,
+                }),
+                ..EndMatch::default()
             })
         }
     }
 }
 
-fn read_ip_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) -> Option<PeerMatch> {
+fn read_ip_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) -> Option<EndMatch> {
     let cidr = read_cidr(&block.cidr, &Path::Field(path, "cidr"), errors);
     let except_path = Path::Field(path, "except");
     let except = block.except.as_deref().unwrap_or_default();
@@ -297,46 +247,12 @@ fn read_ip_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) -> Optio
     // Collected in full first, so that every bad exception is reported, not only the first.
     let except: Vec<Option<IpNet>> = except.collect();
     let not_nets: Option<Vec<IpNet>> = except.into_iter().collect();
-    let peer = PeerMatch {
+    let peer = EndMatch {
         nets: vec![cidr?],
         not_nets: not_nets?,
-        ..PeerMatch::default()
+        ..EndMatch::default()
     };
     bounded.then_some(peer)
-}
-
-fn read_cidr(text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> {
-    let Some(net) = parse_cidr(text) else {
-        let fix = "write it as 10.0.0.0/8 or 2001:db8::/32, without leading zeros";
-        wrong(errors, path, format!("{text:?} is not a CIDR"), fix);
-        return None;
-    };
-    if let IpAddr::V6(address) = net.addr()
-        && net.prefix_len() >= 96
-        && address.to_ipv4_mapped().is_some()
-    {
-        // In the kernel's tables, IPv4 addresses stand in this range.
-        let fix = "write the IPv4 CIDR itself";
-        wrong(
-            errors,
-            path,
-            format!("{text:?} is an IPv4 CIDR in IPv6 form"),
-            fix,
-        );
-        return None;
-    }
-    Some(net.trunc())
-}
-
-/// `IpNet`'s own parser takes leading zeros, which other programs read as octal: 010.0.0.0 would be 8.0.0.0
-/// to them. The standard library's parser of addresses refuses them.
-fn parse_cidr(text: &str) -> Option<IpNet> {
-    let (address, length) = text.split_once('/')?;
-    let digits_only = length.bytes().all(|b| b.is_ascii_digit());
-    if !digits_only || (length.starts_with('0') && length != "0") {
-        return None;
-    }
-    IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()
 }
 
 /// One condition for each protocol, which is none if every port is bad.
@@ -408,31 +324,11 @@ fn read_port(
             Some(PortMatch::Named(name.clone()))
         }
         (Some(IntOrString::Int(first)), end) => {
-            let last = end.map(|end| read_port_number(end, &end_path, errors));
-            let first = read_port_number(*first, &port_path, errors)?;
-            let last = last.unwrap_or(Some(first))?;
-            if last < first {
-                let problem = format!("endPort {last} is below port {first}");
-                wrong(errors, &end_path, problem, "swap them");
-                return None;
-            }
-            Some(PortMatch::Range(first, last))
+            let last = end.map_or((*first, &port_path), |end| (end, &end_path));
+            Some(read_port_range((*first, &port_path), last, errors)?)
         }
     };
     Some((protocol?, matched))
-}
-
-fn read_port_number(number: i32, path: &Path<'_>, errors: &mut Errors) -> Option<u16> {
-    let port = u16::try_from(number).ok().filter(|port| *port != 0);
-    if port.is_none() {
-        wrong(
-            errors,
-            path,
-            format!("{number} is not a port"),
-            "use a number from 1 to 65535",
-        );
-    }
-    port
 }
 
 /// An IANA service name (RFC 6335 section 5.1), lower case as Kubernetes wants it.
@@ -445,27 +341,4 @@ fn is_port_name(name: &str) -> bool {
         && !name.starts_with('-')
         && !name.ends_with('-')
         && !name.contains("--")
-}
-
-fn read_selector(selector: &meta::LabelSelector, path: &Path<'_>, errors: &mut Errors) -> Option<Selector> {
-    match LabelSelector::try_from(selector) {
-        Ok(selector) => Some(Selector::Labels(selector)),
-        Err(error) => {
-            wrong(errors, path, error.to_string(), "correct the selector");
-            None
-        }
-    }
-}
-
-fn within_limit(count: usize, limit: usize, what: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
-    if count > limit {
-        let fix = "split them over several rules or policies";
-        wrong(
-            errors,
-            path,
-            format!("{count} {what}, at most {limit} are allowed"),
-            fix,
-        );
-    }
-    count <= limit
 }

@@ -10,20 +10,26 @@
 
 #![forbid(unsafe_code)]
 
+mod calico;
 mod cells;
 mod classes;
+mod cluster_policy;
 mod compile;
 mod explain;
+mod field;
 mod flatten;
-
 mod kubernetes;
 mod load;
 mod program;
 mod services;
+mod sources;
 mod view;
 
+pub use calico::ServiceEndpoint;
+pub use cluster_policy::NodeView;
 pub use compile::{Compiled, Diagnostic, compile, compile_policies, reference};
 pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
-pub use kubernetes::{FieldError, validate};
-pub use load::{LoadError, Loaded, load_objects};
-pub use view::{ClusterView, PodView};
+pub use field::FieldError;
+pub use kubernetes::validate;
+pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
+pub use view::{CalicoObject, ClusterView, PodView, Policies};

@@ -1,32 +1,45 @@
-//! A cluster from plain objects, such as those of a manifest: for answers without a running cluster.
+//! A cluster from plain objects, such as those of a directory of manifests: for answers without a running cluster.
+//!
+//! Strict, because an answer about other policies than those that were meant is worse than none: an object that the
+//! readers would have to close in part is an error, as are a field that its kind does not have, a tier that nobody
+//! defines and an object that is there twice.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-};
+mod addresses;
+mod objects;
+mod services;
 
-use k8s_openapi::api::{
-    core::v1::{Namespace, Pod},
-    networking::v1::NetworkPolicy,
-};
-use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::Value;
 
-use crate::view::{ClusterView, PodView};
+pub use objects::validate_object;
+
+use crate::{
+    field::FieldError,
+    view::{CalicoObject, ClusterView},
+};
 
 /// Namespace of objects that do not name one.
 const DEFAULT_NAMESPACE: &str = "default";
-/// Addresses for pods without one come from 198.18.0.0/15, which RFC 2544 keeps for tests.
-const GENERATED_BASE: u32 = u32::from_be_bytes([198, 18, 0, 0]);
-const GENERATED_COUNT: u32 = 1 << 17;
 /// Lists within lists that are followed.
 const MAX_LIST_DEPTH: usize = 8;
+
+/// An object and where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// For people: the file, with the place in it.
+    pub origin: &'a str,
+    /// The object.
+    pub object: &'a Value,
+}
 
 /// A cluster, and what had to be assumed or left out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
-    /// The cluster. Its host addresses are empty.
+    /// The cluster. Its host addresses are empty: it is seen from no node.
     pub view: ClusterView,
+    /// Where each policy stands, by the name that decisions give.
+    pub origins: BTreeMap<String, String>,
     /// For people: objects that say nothing to network policy, namespaces that are not among the objects,
     /// pods whose address was made up.
     pub notes: Vec<String>,
@@ -36,103 +49,83 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No `kind`.
-    #[error("object {position} has no kind")]
+    #[error("{origin}: the object has no kind")]
     NoKind {
-        /// Position among the objects, from 1.
-        position: usize,
+        /// Where it stands.
+        origin: String,
+    },
+    /// An `apiVersion` under which the kind is not known.
+    #[error("{origin}: {object}: apiVersion {found:?} is not known for this kind; use {wanted}")]
+    ApiVersion {
+        /// Where it stands.
+        origin: String,
+        /// `Kind namespace/name`.
+        object: String,
+        /// What it has.
+        found: String,
+        /// What it may have.
+        wanted: &'static str,
     },
     /// Not what its kind says.
-    #[error("{object} is not valid: {source}")]
+    #[error("{origin}: {object}: {}", joined(errors))]
     Invalid {
-        /// `Kind name`.
+        /// Where it stands.
+        origin: String,
+        /// `Kind namespace/name`.
         object: String,
-        /// What is wrong.
-        #[source]
-        source: serde_json::Error,
+        /// Everything that is wrong with it; at least one.
+        errors: Vec<FieldError>,
     },
-    /// A field that the kind does not have; a policy with a misspelt field would mean something else.
-    #[error("{object} has no field {field}")]
-    UnknownField {
-        /// `Kind name`.
+    /// Two objects of one kind have one name.
+    #[error("{origin}: {object} is there twice, also in {other}")]
+    Twice {
+        /// Where the second stands.
+        origin: String,
+        /// `Kind namespace/name`.
         object: String,
-        /// Path of the field.
-        field: String,
+        /// Where the first stands.
+        other: String,
     },
     /// Lists are nested deeper than anything sensible.
-    #[error("lists are nested more than {MAX_LIST_DEPTH} deep")]
-    TooDeep,
+    #[error("{origin}: lists are nested more than {MAX_LIST_DEPTH} deep")]
+    TooDeep {
+        /// Where they stand.
+        origin: String,
+    },
 }
 
-/// Reads Pods, Namespaces, NetworkPolicies and lists of them. Pods without an address get one that depends
+/// Reads everything that network policy depends on, and lists of it. Pods without an address get one that depends
 /// on their name alone, unless it is taken. Namespaces that are not among the objects are taken to have no
 /// labels of their own.
-pub fn load_objects(objects: &[Value]) -> Result<Loaded, LoadError> {
-    let mut loaded = Loaded::default();
-    for (i, object) in objects.iter().enumerate() {
-        loaded.add(object, i + 1, MAX_LIST_DEPTH)?;
+pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result<Loaded, LoadError> {
+    let mut loader = objects::Loader::default();
+    for source in objects {
+        loader.add(source.origin, source.object, MAX_LIST_DEPTH)?;
     }
+    let (mut loaded, backends) = loader.finish()?;
     loaded.assume_namespaces();
     loaded.assume_addresses();
+    loaded.view.services = backends.resolve(&loaded.view.pods);
     Ok(loaded)
 }
 
 impl Loaded {
-    fn add(&mut self, object: &Value, position: usize, depth: usize) -> Result<(), LoadError> {
-        let kind = object
-            .get("kind")
-            .and_then(Value::as_str)
-            .ok_or(LoadError::NoKind { position })?;
-        let name = object
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .unwrap_or("without a name");
-        let label = format!("{kind} {name}");
-        let items = object.get("items").and_then(Value::as_array);
-        match (kind, items) {
-            ("Namespace", _) => {
-                self.view.add_namespace(&parse::<Namespace>(object, label)?);
-            }
-            ("Pod", _) => {
-                let mut pod = parse::<Pod>(object, label.clone())?;
-                pod.metadata
-                    .namespace
-                    .get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
-                match PodView::from_pod(&pod, None) {
-                    Some(pod) => self.view.pods.push(pod),
-                    None => self
-                        .notes
-                        .push(format!("{label} is left out: it has no address of its own")),
-                }
-            }
-            ("NetworkPolicy", _) => {
-                let mut policy = parse::<NetworkPolicy>(object, label)?;
-                policy
-                    .metadata
-                    .namespace
-                    .get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
-                self.view.policies.push(policy);
-            }
-            (list, Some(items)) if list.ends_with("List") => {
-                let depth = depth.checked_sub(1).ok_or(LoadError::TooDeep)?;
-                for item in items {
-                    self.add(&with_kind(item, list), position, depth)?;
-                }
-            }
-            _ => self.notes.push(format!(
-                "{label} is left out: network policy does not depend on it"
-            )),
-        }
-        Ok(())
-    }
-
     fn assume_namespaces(&mut self) {
         let of_pods = self.view.pods.iter().map(|pod| pod.namespace.clone());
-        let policies = self.view.policies.iter();
-        let of_policies = policies.filter_map(|policy| policy.metadata.namespace.clone());
-        let named: BTreeSet<String> = of_pods.chain(of_policies).collect();
+        let metadata = self.view.policies.iter().map(|policy| &policy.metadata);
+        let metadata = metadata.chain(self.view.calico.iter().filter_map(|object| match object {
+            CalicoObject::NetworkPolicy(object) | CalicoObject::StagedNetworkPolicy(object) => {
+                Some(&object.metadata)
+            }
+            CalicoObject::StagedKubernetesNetworkPolicy(object) => Some(&object.metadata),
+            CalicoObject::NetworkSet(object) => Some(&object.metadata),
+            _ => None,
+        }));
+        let of_objects = metadata.filter_map(|metadata| metadata.namespace.clone());
+        let named: BTreeSet<String> = of_pods.chain(of_objects).collect();
         for name in named {
             if !self.view.namespaces.contains_key(&name) {
-                let mut namespace = Namespace::default();
+                let mut namespace = k8s_openapi::api::core::v1::Namespace::default();
                 namespace.metadata.name = Some(name.clone());
                 self.view.add_namespace(&namespace);
                 self.notes
@@ -140,75 +133,9 @@ impl Loaded {
             }
         }
     }
-
-    fn assume_addresses(&mut self) {
-        let mut taken: BTreeSet<IpAddr> = self
-            .view
-            .pods
-            .iter()
-            .flat_map(|pod| pod.addresses.iter().copied())
-            .collect();
-        let mut without: Vec<&mut PodView> = self
-            .view
-            .pods
-            .iter_mut()
-            .filter(|pod| pod.addresses.is_empty())
-            .collect();
-        without.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        for pod in without {
-            let wanted = name_hash(&pod.namespace, &pod.name);
-            let offsets = (0..GENERATED_COUNT).map(|i| wanted.wrapping_add(i) % GENERATED_COUNT);
-            let mut addresses = offsets.map(|offset| IpAddr::V4(Ipv4Addr::from(GENERATED_BASE + offset)));
-            let Some(address) = addresses.find(|address| !taken.contains(address)) else {
-                continue;
-            };
-            taken.insert(address);
-            pod.addresses.insert(address);
-            self.notes.push(format!(
-                "Pod {}/{} is taken to have address {address}",
-                pod.namespace, pod.name
-            ));
-        }
-    }
 }
 
-/// Items of a typed list (`PodList`) may leave out their kind.
-fn with_kind(item: &Value, list: &str) -> Value {
-    let mut item = item.clone();
-    if let (Value::Object(fields), Some(kind)) = (&mut item, list.strip_suffix("List"))
-        && !kind.is_empty()
-    {
-        fields.entry("kind").or_insert_with(|| Value::from(kind));
-    }
-    item
-}
-
-fn parse<T: DeserializeOwned>(object: &Value, label: String) -> Result<T, LoadError> {
-    let mut object = object.clone();
-    // The types do not carry these two, and the live server adds the third.
-    if let Value::Object(fields) = &mut object {
-        fields.remove("apiVersion");
-        fields.remove("kind");
-    }
-    let mut unknown = None;
-    let parsed = serde_ignored::deserialize(&object, |path| {
-        // The path marks each optional field that it goes through.
-        unknown.get_or_insert_with(|| path.to_string().replace(".?", ""));
-    });
-    match (parsed, unknown) {
-        (Ok(parsed), None) => Ok(parsed),
-        (Ok(_), Some(field)) => Err(LoadError::UnknownField { object: label, field }),
-        (Err(source), _) => Err(LoadError::Invalid {
-            object: label,
-            source,
-        }),
-    }
-}
-
-/// FNV-1a, for an address that stays the same from run to run and from machine to machine.
-fn name_hash(namespace: &str, name: &str) -> u32 {
-    let bytes = namespace.bytes().chain([b'/']).chain(name.bytes());
-    bytes.fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
+fn joined(errors: &[FieldError]) -> String {
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    errors.join("\n  and ")
 }

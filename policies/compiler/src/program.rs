@@ -1,18 +1,21 @@
-//! The rules of one endpoint and direction as a list over numbered peer conditions and numbered names.
+//! The rules of one endpoint and direction as a list over numbered conditions and numbered names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use policies_ir::{
+    cluster::{Cluster, Member},
     policy::{
-        Action, DefaultAction, EndpointPolicy, NamedPort, PeerMatch, PortMatch, Profile, Rule, ServiceMatch,
+        Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, IpVersion, Last, NamedPort,
+        PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
     },
-    tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, RuleId, RuleName},
+    tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, RuleId, RuleName, Verdict},
 };
 
 use crate::{
-    cells::{MatcherId, Matchers, Owner, Signature},
-    flatten::{Entries, Stage, StageRule, flatten},
+    cells::{Declares, MatcherId, Matchers, Owner, Signature, end_holds},
+    flatten::{Entries, LastWord, Stage, StageRule, flatten},
     services::ServiceSet,
+    sources::Sources,
 };
 
 /// Numbers of all rule names in use.
@@ -22,9 +25,16 @@ pub(crate) type RuleIds = BTreeMap<RuleName, RuleId>;
 pub(crate) struct Program<'a> {
     pub(crate) endpoint: EndpointId,
     pub(crate) direction: Direction,
-    /// Named ports of the endpoint itself.
-    own_ports: &'a [NamedPort],
+    own: Own<'a>,
+    to_host: EndpointToHost,
     stages: Vec<ProgramStage<'a>>,
+}
+
+/// The endpoint's own end of its flows.
+struct Own<'a> {
+    workload: &'a Workload,
+    /// Families in which the endpoint has an address, and what selectors find there beside itself.
+    sides: Vec<(IpVersion, std::net::IpAddr, Vec<&'a Workload>)>,
 }
 
 struct ProgramStage<'a> {
@@ -35,27 +45,39 @@ struct ProgramStage<'a> {
 
 struct ProgramRule<'a> {
     peer: MatcherId,
+    /// Families in which the endpoint's own end fits.
+    families: Families,
+    /// Whether names of ports that the rule asks of the endpoint itself are those it declares.
+    asks_own_names: bool,
     service: &'a ServiceMatch,
     action: Action,
     rule: RuleId,
 }
 
+/// Families of addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Families {
+    v4: bool,
+    v6: bool,
+}
+
 /// All of a signature that one program can see: programs answer alike where this is equal.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Visible {
-    /// Rules whose peer matches, counted over all stages.
+    /// Rules both of whose ends match, counted over all stages.
     rules: Vec<usize>,
-    /// Named ports of the destination, where the peer is the destination.
-    peer_ports: Vec<NamedPort>,
-    spares: Option<BuiltinRule>,
+    /// Named ports of the other end, where the program asks for any.
+    declares: Vec<Declares>,
+    last_word: Option<LastWord>,
 }
 
-static ANY_PEER: PeerMatch = PeerMatch {
+static ANY_END: EndMatch = EndMatch {
     ip_version: None,
     nets: Vec::new(),
     not_nets: Vec::new(),
     workload: None,
     not_workload: None,
+    domains: Vec::new(),
 };
 
 static ANY_SERVICE: ServiceMatch = ServiceMatch {
@@ -65,6 +87,8 @@ static ANY_SERVICE: ServiceMatch = ServiceMatch {
     not_icmp: None,
     ports: Vec::new(),
     not_ports: Vec::new(),
+    source_ports: Vec::new(),
+    not_source_ports: Vec::new(),
 };
 
 /// Numbers the names of all rules and ends of tiers that `policies` can decide by.
@@ -79,14 +103,12 @@ pub(crate) fn rule_ids(policies: &[EndpointPolicy<'_>]) -> RuleIds {
                     names.extend(rules.iter().map(|rule| rule_name(tier.name, &policy.name, rule)));
                 }
             }
-            for profile in policy.profiles {
-                let Some((name, rules)) = profile_rules(profile, direction) else {
-                    continue;
-                };
+            for profile in profiles(policy) {
+                let rules = profile_rules(profile, direction).unwrap_or_default();
                 names.extend(
                     rules
                         .iter()
-                        .map(|rule| rule_name(RuleName::PROFILE_TIER, name, rule)),
+                        .map(|rule| rule_name(RuleName::PROFILE_TIER, &profile.name, rule)),
                 );
             }
         }
@@ -96,26 +118,51 @@ pub(crate) fn rule_ids(policies: &[EndpointPolicy<'_>]) -> RuleIds {
 
 impl<'a> Program<'a> {
     pub(crate) fn new(
-        endpoint: EndpointId,
+        (endpoint, member): (EndpointId, &'a Member),
         direction: Direction,
         policy: &EndpointPolicy<'a>,
+        cluster: &'a Cluster,
         ids: &RuleIds,
         matchers: &mut Matchers<'a>,
     ) -> Self {
         // The names were numbered from these same policies. Should one be missing, it decides as no match.
         let id = |name: RuleName| ids.get(&name).copied().unwrap_or(BuiltinRule::NoMatch.id());
-        let any_peer = matchers.id(&ANY_PEER);
+        let own = Own::new(member, cluster);
+        let mut any_end = |service: &'a ServiceMatch, peer: &'a EndMatch, rule: BuiltinRule| ProgramRule {
+            peer: matchers.id(peer, direction),
+            families: Families { v4: true, v6: true },
+            asks_own_names: false,
+            service,
+            action: Action::Allow,
+            rule: rule.id(),
+        };
+        let mut stages = Vec::new();
+        if let Some(failsafe) = policy.failsafe {
+            let open = failsafe.matches(direction).iter();
+            stages.push(ProgramStage {
+                rules: open
+                    .map(|open| any_end(&open.service, &open.peer, BuiltinRule::Failsafe))
+                    .collect(),
+                default_action: DefaultAction::Pass,
+                default_rule: BuiltinRule::NoMatch.id(),
+            });
+        }
+        let any = any_end(&ANY_SERVICE, &ANY_END, BuiltinRule::NoPolicy);
         let mut rules_of = |rules: &'a [Rule], tier: &str, policy: &str| {
-            let rules = rules.iter().filter(|rule| rule.action != Action::Log);
-            let rules = rules.map(|rule| ProgramRule {
-                peer: matchers.id(&rule.peer),
+            // Log changes no verdict, and names are learned for destinations of what leaves.
+            let counts = |rule: &&Rule| {
+                rule.action != Action::Log && (direction == Direction::Egress || rule.peer.domains.is_empty())
+            };
+            let rules = rules.iter().filter(counts).map(|rule| ProgramRule {
+                peer: matchers.id(&rule.peer, direction),
+                families: own.families(&rule.own),
+                asks_own_names: rule.own.workload.as_ref().is_none_or(|m| m.matches(own.workload)),
                 service: &rule.service,
                 action: rule.action,
                 rule: id(rule_name(tier, policy, rule)),
             });
             rules.collect::<Vec<_>>()
         };
-        let mut stages = Vec::new();
         for tier in &policy.tiers {
             let Some(end) = tier.end(direction) else { continue };
             let mut rules = Vec::new();
@@ -129,83 +176,94 @@ impl<'a> Program<'a> {
                 default_rule: id(end),
             });
         }
-        let mut rules = Vec::new();
-        for profile in policy.profiles {
-            if let Some((name, own)) = profile_rules(profile, direction) {
-                rules.extend(rules_of(own, RuleName::PROFILE_TIER, name));
-            }
-            if *profile == Profile::AllowAll {
-                let rule = BuiltinRule::NoPolicy.id();
-                rules.push(ProgramRule {
-                    peer: any_peer,
-                    service: &ANY_SERVICE,
-                    action: Action::Allow,
-                    rule,
-                });
+        let mut last = Vec::new();
+        for profile in profiles(policy) {
+            match profile_rules(profile, direction) {
+                Some(own) => last.extend(rules_of(own, RuleName::PROFILE_TIER, &profile.name)),
+                None => last.push(any.clone()),
             }
         }
-        for rule in rules.iter_mut().filter(|rule| rule.action == Action::Pass) {
+        if policy.last == Last::Allow {
+            last.push(any);
+        }
+        for rule in last.iter_mut().filter(|rule| rule.action == Action::Pass) {
             rule.action = Action::Deny;
         }
-        let default_rule = BuiltinRule::NoMatch.id();
         stages.push(ProgramStage {
-            rules,
+            rules: last,
             default_action: DefaultAction::Deny,
-            default_rule,
+            default_rule: BuiltinRule::NoMatch.id(),
         });
         Self {
             endpoint,
             direction,
-            own_ports: &policy.workload.named_ports,
+            own,
+            to_host: policy.to_host,
             stages,
         }
     }
 
-    /// Names of ports that the program asks its peers for.
+    /// Names of ports that the program asks of the other end.
     pub(crate) fn peer_port_names(&self) -> impl Iterator<Item = &'a str> + '_ {
-        let rules = self.stages.iter().flat_map(|stage| &stage.rules);
-        let rules = rules.filter(|_| self.direction == Direction::Egress);
-        let ports = rules.flat_map(|rule| rule.service.ports.iter().chain(&rule.service.not_ports));
+        let ports = self.services().flat_map(|service| match self.direction {
+            Direction::Ingress => service.source_ports.iter().chain(&service.not_source_ports),
+            Direction::Egress => service.ports.iter().chain(&service.not_ports),
+        });
         ports.filter_map(|port| match port {
             PortMatch::Named(name) => Some(name.as_str()),
             PortMatch::Range(..) => None,
         })
     }
 
+    /// The services of all rules.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &'a ServiceMatch> + '_ {
+        self.stages
+            .iter()
+            .flat_map(|stage| &stage.rules)
+            .map(|rule| rule.service)
+    }
+
     /// What the program sees of a peer.
     pub(crate) fn visible(&self, peer: &Signature) -> Visible {
         let rules = self.stages.iter().flat_map(|stage| &stage.rules).enumerate();
-        let matching = rules.filter(|(_, rule)| peer.matchers.binary_search(&rule.peer).is_ok());
-        let peer_ports = match self.direction {
-            Direction::Ingress => Vec::new(),
-            Direction::Egress => peer.named_ports.clone(),
-        };
-        let spares = match (peer.owner, self.direction) {
-            (Owner::Endpoint(id), _) if id == self.endpoint => Some(BuiltinRule::SelfTraffic),
-            (Owner::Node, Direction::Ingress) => Some(BuiltinRule::FromHost),
-            _ => None,
-        };
+        let matching = rules.filter(|(_, rule)| {
+            let of_family = match peer.family {
+                IpVersion::V4 => rule.families.v4,
+                IpVersion::V6 => rule.families.v6,
+            };
+            of_family && peer.matchers.binary_search(&rule.peer).is_ok()
+        });
+        let asks = self.peer_port_names().next().is_some();
         Visible {
             rules: matching.map(|(i, _)| i).collect(),
-            peer_ports,
-            spares,
+            declares: if asks { peer.declares.clone() } else { Vec::new() },
+            last_word: self.last_word(peer.owner),
         }
     }
 
     /// Entries for a peer.
-    pub(crate) fn entries(&self, peer: &Visible) -> Entries {
-        let destination = match self.direction {
-            Direction::Ingress => self.own_ports,
-            Direction::Egress => &peer.peer_ports,
-        };
+    pub(crate) fn entries(&self, peer: &Visible, sources: &Sources) -> Entries {
         let mut number = 0;
         let stages = self.stages.iter().map(|stage| {
             let mut rules = Vec::new();
             for rule in &stage.rules {
                 if peer.rules.binary_search(&number).is_ok() {
-                    let services = ServiceSet::of(rule.service, destination);
+                    let own: &[NamedPort] = match rule.asks_own_names {
+                        true => &self.own.workload.named_ports,
+                        false => &[],
+                    };
+                    let declares = peer
+                        .declares
+                        .iter()
+                        .filter(|declares| declares.selected_by.binary_search(&rule.peer).is_ok());
+                    let other: Vec<NamedPort> = declares.flat_map(|d| d.ports.iter().cloned()).collect();
+                    let (source, destination) = match self.direction {
+                        Direction::Ingress => (&other[..], own),
+                        Direction::Egress => (own, &other[..]),
+                    };
                     rules.push(StageRule {
-                        services,
+                        services: ServiceSet::of_destination(rule.service, destination),
+                        sources: ServiceSet::of_source(rule.service, source),
                         action: rule.action,
                         rule: rule.rule,
                     });
@@ -218,7 +276,62 @@ impl<'a> Program<'a> {
                 default_rule: stage.default_rule,
             }
         });
-        flatten(&stages.collect::<Vec<_>>(), peer.spares)
+        flatten(&stages.collect::<Vec<_>>(), sources, peer.last_word)
+    }
+
+    fn last_word(&self, peer: Owner) -> Option<LastWord> {
+        let pod = self.own.workload.kind == WorkloadKind::Pod;
+        let (instead_of, rule) = match (peer, self.direction) {
+            (Owner::Endpoint(id), _) if id == self.endpoint => (Verdict::Deny, BuiltinRule::SelfTraffic),
+            (Owner::Node, _) if !pod => (Verdict::Deny, BuiltinRule::SelfTraffic),
+            (Owner::Node, Direction::Ingress) => (Verdict::Deny, BuiltinRule::FromHost),
+            (Owner::Node, Direction::Egress) if self.to_host == EndpointToHost::Drop => {
+                (Verdict::Allow, BuiltinRule::ToHost)
+            }
+            _ => return None,
+        };
+        Some(LastWord { instead_of, rule })
+    }
+}
+
+impl Clone for ProgramRule<'_> {
+    fn clone(&self) -> Self {
+        Self { ..*self }
+    }
+}
+
+impl<'a> Own<'a> {
+    fn new(member: &'a Member, cluster: &'a Cluster) -> Self {
+        let first = |v4: bool| {
+            member
+                .addresses
+                .iter()
+                .copied()
+                .find(|address| address.is_ipv4() == v4)
+        };
+        let addresses = [(IpVersion::V4, first(true)), (IpVersion::V6, first(false))];
+        let sides = addresses.into_iter().filter_map(|(version, address)| {
+            let address = address?;
+            let sets = cluster.sets.iter().filter(|set| set.holds(address));
+            let known = std::iter::once(&member.workload).chain(sets.map(|set| &set.workload));
+            Some((version, address, known.collect()))
+        });
+        Self {
+            workload: &member.workload,
+            sides: sides.collect(),
+        }
+    }
+
+    /// Families in which this end fits.
+    fn families(&self, wanted: &EndMatch) -> Families {
+        let fits = |version| match self.sides.iter().find(|(of, ..)| *of == version) {
+            Some((_, address, known)) => end_holds(wanted, Some(*address), known),
+            None => end_holds(wanted, None, &[self.workload]),
+        };
+        Families {
+            v4: fits(IpVersion::V4),
+            v6: fits(IpVersion::V6),
+        }
     }
 }
 
@@ -230,10 +343,17 @@ fn rule_name(tier: &str, policy: &str, rule: &Rule) -> RuleName {
     }
 }
 
-fn profile_rules(profile: &Profile, direction: Direction) -> Option<(&str, &[Rule])> {
-    match (profile, direction) {
-        (Profile::AllowAll, _) => None,
-        (Profile::Rules { name, ingress, .. }, Direction::Ingress) => Some((name, ingress)),
-        (Profile::Rules { name, egress, .. }, Direction::Egress) => Some((name, egress)),
+fn profile_rules(profile: &Profile, direction: Direction) -> Option<&[Rule]> {
+    match (&profile.rules, direction) {
+        (ProfileRules::AllowAll, _) => None,
+        (ProfileRules::Own { ingress, .. }, Direction::Ingress) => Some(ingress),
+        (ProfileRules::Own { egress, .. }, Direction::Egress) => Some(egress),
+    }
+}
+
+fn profiles<'a>(policy: &EndpointPolicy<'a>) -> Vec<&'a Profile> {
+    match &policy.last {
+        Last::Profiles(profiles) => profiles.clone(),
+        Last::Allow => Vec::new(),
     }
 }

@@ -20,13 +20,29 @@ pub(crate) struct ServiceSet {
 }
 
 impl ServiceSet {
-    /// What `service` matches when the destination has these named ports.
-    pub(crate) fn of(service: &ServiceMatch, destination: &[NamedPort]) -> Self {
+    /// Destination ports that `service` matches when the destination declares these ports.
+    pub(crate) fn of_destination(service: &ServiceMatch, destination: &[NamedPort]) -> Self {
+        let icmp = (service.icmp, service.not_icmp);
+        Self::of(service, icmp, (&service.ports, &service.not_ports), destination)
+    }
+
+    /// Source ports that `service` matches when the source declares these ports.
+    pub(crate) fn of_source(service: &ServiceMatch, source: &[NamedPort]) -> Self {
+        let ports = (&service.source_ports[..], &service.not_source_ports[..]);
+        Self::of(service, (None, None), ports, source)
+    }
+
+    fn of(
+        service: &ServiceMatch,
+        icmp: IcmpPair,
+        (wanted, unwanted): PortPair<'_>,
+        end: &[NamedPort],
+    ) -> Self {
         let named = |ports: &[PortMatch]| -> Vec<NamedPort> {
-            let wanted = |port: &&NamedPort| ports.contains(&PortMatch::Named(port.name.clone()));
-            destination.iter().filter(wanted).cloned().collect()
+            let asked = |port: &&NamedPort| ports.contains(&PortMatch::Named(port.name.clone()));
+            end.iter().filter(asked).cloned().collect()
         };
-        let (named_in, named_out) = (named(&service.ports), named(&service.not_ports));
+        let (named_in, named_out) = (named(wanted), named(unwanted));
         let mut protocols: Vec<u8> = service
             .protocol
             .iter()
@@ -37,10 +53,20 @@ impl ServiceSet {
         protocols.extend(ICMP_PROTOCOLS);
         protocols.extend(named_in.iter().chain(&named_out).map(|port| port.protocol));
         let listed = protocols.into_iter().map(|protocol| {
-            let intervals = intervals_of(service, protocol, &named_in, &named_out);
+            let ports = |ports: &[PortMatch], named: &[NamedPort]| ports_of(protocol, ports, named);
+            let excluded = service.protocol.is_some_and(|p| p != protocol);
+            let intervals = if excluded || service.not_protocol == Some(protocol) {
+                Vec::new()
+            } else {
+                let mut set = icmp_intervals(protocol, icmp);
+                if !wanted.is_empty() {
+                    set = intersection(&set, &ports(wanted, &named_in));
+                }
+                intersection(&set, &complement(&ports(unwanted, &named_out)))
+            };
             (protocol, intervals)
         });
-        let others = service.protocol.is_none() && service.icmp.is_none() && service.ports.is_empty();
+        let others = service.protocol.is_none() && icmp.0.is_none() && wanted.is_empty();
         Self {
             listed: listed.collect(),
             others,
@@ -74,46 +100,39 @@ impl ServiceSet {
     }
 }
 
-fn intervals_of(
-    service: &ServiceMatch,
-    protocol: u8,
-    named_in: &[NamedPort],
-    named_out: &[NamedPort],
-) -> Vec<Interval> {
-    if service.protocol.is_some_and(|p| p != protocol) || service.not_protocol == Some(protocol) {
-        return Vec::new();
-    }
-    let has_ports = PORT_PROTOCOLS.contains(&protocol);
+/// Kinds of ICMP message that a rule wants and does not want.
+type IcmpPair = (Option<IcmpMatch>, Option<IcmpMatch>);
+/// Ports that a rule wants and does not want.
+type PortPair<'a> = (&'a [PortMatch], &'a [PortMatch]);
+
+fn icmp_intervals(protocol: u8, (wanted, unwanted): IcmpPair) -> Vec<Interval> {
     let has_types = ICMP_PROTOCOLS.contains(&protocol);
-    let icmp = |icmp: IcmpMatch| {
+    let intervals = |icmp: IcmpMatch| {
         if has_types {
             vec![icmp_interval(icmp)]
         } else {
             Vec::new()
         }
     };
-    let ports = |ports: &[PortMatch], named: &[NamedPort]| {
-        let ranges = ports.iter().filter_map(|port| match port {
-            PortMatch::Range(first, last) => (has_ports && first <= last).then_some((*first, *last)),
-            PortMatch::Named(_) => None,
-        });
-        let named = named
-            .iter()
-            .filter(|p| p.protocol == protocol)
-            .map(|p| (p.port, p.port));
-        union(ranges.chain(named).collect())
-    };
-    let mut set = vec![ALL_PORTS];
-    if let Some(wanted) = service.icmp {
-        set = intersection(&set, &icmp(wanted));
+    let set = wanted.map_or_else(|| vec![ALL_PORTS], intervals);
+    match unwanted {
+        Some(unwanted) => intersection(&set, &complement(&intervals(unwanted))),
+        None => set,
     }
-    if let Some(unwanted) = service.not_icmp {
-        set = intersection(&set, &complement(&icmp(unwanted)));
-    }
-    if !service.ports.is_empty() {
-        set = intersection(&set, &ports(&service.ports, named_in));
-    }
-    intersection(&set, &complement(&ports(&service.not_ports, named_out)))
+}
+
+/// Ports of `protocol` that a list holds; `named` are those its names stand for.
+pub(crate) fn ports_of(protocol: u8, ports: &[PortMatch], named: &[NamedPort]) -> Vec<Interval> {
+    let has_ports = PORT_PROTOCOLS.contains(&protocol);
+    let ranges = ports.iter().filter_map(|port| match port {
+        PortMatch::Range(first, last) => (has_ports && first <= last).then_some((*first, *last)),
+        PortMatch::Named(_) => None,
+    });
+    let named = named
+        .iter()
+        .filter(|p| p.protocol == protocol)
+        .map(|p| (p.port, p.port));
+    union(ranges.chain(named).collect())
 }
 
 fn icmp_interval(icmp: IcmpMatch) -> Interval {
@@ -193,7 +212,7 @@ mod tests {
             ports: vec![PortMatch::Range(80, 80)],
             ..ServiceMatch::default()
         };
-        let set = ServiceSet::of(&service, &[]);
+        let set = ServiceSet::of_destination(&service, &[]);
         assert!(set.contains(6, 80) && set.contains(17, 80) && set.contains(132, 80));
         assert!(!set.contains(6, 81) && !set.contains(1, 80) && !set.contains(47, 80));
     }
@@ -201,7 +220,7 @@ mod tests {
     #[test]
     fn icmp_type_covers_its_codes() {
         let icmp = Some(IcmpMatch { kind: 3, code: None });
-        let set = ServiceSet::of(
+        let set = ServiceSet::of_destination(
             &ServiceMatch {
                 icmp,
                 ..ServiceMatch::default()

@@ -1,20 +1,29 @@
-//! Who has which address: what turns the address in a packet into the peer that rules speak about.
+//! Who has which address: what turns the address in a packet into the end that rules speak about.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
 
 use crate::{
-    decide::{Flow, Peer},
-    policy::Workload,
-    tables::{EndpointId, Packet},
+    decide::{Flow, Side, Standing},
+    policy::{DomainMatch, Workload, WorkloadKind},
+    tables::{Direction, EndpointId, Packet},
 };
 
 /// Everything that has an address, seen from one node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Cluster {
-    /// All pods, of this and other nodes.
+    /// All pods and host endpoints, of this and other nodes.
     pub members: Vec<Member>,
+    /// Labelled lists of addresses.
+    pub sets: Vec<NetworkSet>,
     /// The node's own addresses.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Names that the trusted resolver last gave for an address, in lower case without the final dot.
+    pub names: BTreeMap<IpAddr, BTreeSet<String>>,
 }
 
 /// A workload and where it is.
@@ -28,31 +37,86 @@ pub struct Member {
     pub endpoint: Option<EndpointId>,
 }
 
+/// A NetworkSet or GlobalNetworkSet: selectors find it like a workload, at each of its addresses.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NetworkSet {
+    /// Name and labels.
+    pub workload: Workload,
+    /// Its addresses.
+    pub nets: Vec<IpNet>,
+    /// Addresses with one of these names belong to it too, for flows that leave an endpoint.
+    pub domains: Vec<DomainMatch>,
+}
+
 impl Cluster {
-    /// Who is at `address`, seen from `member`. The node's own addresses are the node's, whoever else claims
-    /// them.
-    pub fn peer<'a>(&'a self, member: &Member, address: IpAddr) -> Peer<'a> {
+    /// Everything that selectors can find at `address`. Sets that hold it by name alone count for the far end
+    /// of a flow that leaves an endpoint.
+    pub fn known(&self, address: IpAddr, direction: Direction) -> Vec<&Workload> {
+        // The node's own addresses are the node's, whichever pod claims them.
+        let of_node = self.host_addresses.contains(&address);
+        let claims = self.members.iter().filter(|member| {
+            member.addresses.contains(&address)
+                && (!of_node || member.workload.kind == WorkloadKind::HostEndpoint)
+        });
+        let workloads = claims.map(|member| &member.workload);
+        let named = |set: &NetworkSet| direction == Direction::Egress && self.is_named(address, &set.domains);
+        let sets = self.sets.iter().filter(|set| set.holds(address) || named(set));
+        workloads.chain(sets.map(|set| &set.workload)).collect()
+    }
+
+    /// Whether the resolver gave `address` a name that one of `domains` matches.
+    pub fn is_named(&self, address: IpAddr, domains: &[DomainMatch]) -> bool {
+        let names = self.names.get(&address);
+        names.is_some_and(|names| names.iter().any(|name| domains.iter().any(|d| d.matches(name))))
+    }
+
+    /// What `address` is to `member`, apart from labels.
+    pub fn standing(&self, member: &Member, address: IpAddr) -> Standing {
         if self.host_addresses.contains(&address) {
-            return Peer::OwnNode;
+            return match member.workload.kind {
+                WorkloadKind::HostEndpoint if member.endpoint.is_some() => Standing::Itself,
+                _ => Standing::OwnNode,
+            };
         }
         let mut claims = self.members.iter().filter(|m| m.addresses.contains(&address));
         match (claims.next(), claims.next()) {
-            (None, _) => Peer::Unknown,
-            (Some(_), Some(_)) => Peer::Contested,
-            (Some(only), None) if member.addresses.contains(&address) => Peer::Itself(&only.workload),
-            (Some(only), None) => Peer::Workload(&only.workload),
+            (Some(_), Some(_)) => Standing::Contested,
+            (Some(_), None) if member.addresses.contains(&address) => Standing::Itself,
+            _ => Standing::Other,
         }
     }
 
     /// The flow that `packet` would start at the interface of `member`.
-    pub fn flow<'a>(&'a self, member: &Member, packet: &Packet) -> Flow<'a> {
+    pub fn flow<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
+        let of_family = |address: &&IpAddr| address.is_ipv4() == packet.peer.is_ipv4();
+        let own_address = member.addresses.iter().find(of_family).copied();
+        let sets = self
+            .sets
+            .iter()
+            .filter(|set| own_address.is_some_and(|address| set.holds(address)));
+        let own = std::iter::once(&member.workload).chain(sets.map(|set| &set.workload));
         Flow {
             direction: packet.direction,
-            address: packet.peer,
-            peer: self.peer(member, packet.peer),
+            own: Side {
+                address: own_address,
+                known: own.collect(),
+            },
+            peer: Side {
+                address: Some(packet.peer),
+                known: self.known(packet.peer, packet.direction),
+            },
+            names: self.names.get(&packet.peer),
+            standing: self.standing(member, packet.peer),
             protocol: packet.protocol,
             source_port: packet.source_port,
             port: packet.port,
         }
+    }
+}
+
+impl NetworkSet {
+    /// Whether `address` is one of the set's.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        self.nets.iter().any(|net| net.contains(&address))
     }
 }

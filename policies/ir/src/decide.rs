@@ -4,32 +4,39 @@
 //! The order of judgement, for one direction at one endpoint:
 //!
 //! 1. An address that more than one workload claims is denied.
-//! 2. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
+//! 2. Failsafe ports of a node are allowed.
+//! 3. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
 //!    rule that is not Log decides; if none matches, the tier's default action does.
-//! 3. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
-//! 4. A denial does not hold against the endpoint itself, nor against flows from the endpoint's own node.
+//! 4. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
+//! 5. What a pod sends to its own node is dropped if the cluster says so, though its policies allow it.
+//! 6. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
 use crate::{
     policy::{
-        Action, DefaultAction, EndpointPolicy, EndpointTier, ICMP_PROTOCOLS, IcmpMatch, IpVersion,
-        PORT_PROTOCOLS, PeerMatch, Policy, PortMatch, Profile, Rule, ServiceMatch, Workload,
+        Action, DefaultAction, EndMatch, EndpointPolicy, EndpointTier, EndpointToHost, Failsafe,
+        FailsafeMatch, ICMP_PROTOCOLS, IcmpMatch, IpVersion, Last, PORT_PROTOCOLS, Policy, PortMatch,
+        ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
     },
     tables::{BuiltinRule, DecidedBy, Direction, RuleName, Verdict},
 };
 
-/// First packet of a flow, with the other end known as far as it can be.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// First packet of a flow, with both ends known as far as they can be.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Flow<'a> {
     /// Seen from the endpoint that judges.
     pub direction: Direction,
-    /// Address of the other end.
-    pub address: IpAddr,
-    /// Who has that address.
-    pub peer: Peer<'a>,
+    /// The endpoint.
+    pub own: Side<'a>,
+    /// The other end.
+    pub peer: Side<'a>,
+    /// Names that the resolver gave for the other end's address.
+    pub names: Option<&'a BTreeSet<String>>,
+    /// What the other end is, apart from labels.
+    pub standing: Standing,
     /// IP protocol number.
     pub protocol: u8,
     /// Source port; 0 where the protocol has none.
@@ -38,17 +45,24 @@ pub struct Flow<'a> {
     pub port: u16,
 }
 
-/// Who the other end is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Peer<'a> {
-    /// Another workload.
-    Workload(&'a Workload),
+/// One end of a flow.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Side<'a> {
+    /// Its address; absent for an endpoint that has none of the flow's family.
+    pub address: Option<IpAddr>,
+    /// Everything that selectors find there.
+    pub known: Vec<&'a Workload>,
+}
+
+/// What the other end is to the endpoint that judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Someone else.
+    Other,
     /// The endpoint itself.
-    Itself(&'a Workload),
+    Itself,
     /// The node that the endpoint is on.
     OwnNode,
-    /// Nobody that is known.
-    Unknown,
     /// More than one workload claims the address, so it can be trusted to be none of them.
     Contested,
 }
@@ -99,27 +113,40 @@ pub enum Mismatch {
     Icmp,
     /// The destination port.
     Port,
+    /// The source port.
+    SourcePort,
     /// The family of the other end's address.
     Family,
     /// The other end's address.
     Address,
     /// The other end is not a workload that the rule selects.
     Workload,
+    /// The other end's address has no name that the rule wants.
+    Domain,
+    /// The endpoint itself is not what the rule wants at this end.
+    Own,
 }
 
 /// Judges `flow` at the endpoint that `policy` belongs to.
 pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
     let mut steps = Vec::new();
-    if flow.peer == Peer::Contested {
+    if flow.standing == Standing::Contested {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
+    if policy.failsafe.is_some_and(|failsafe| failsafe.holds(flow)) {
+        return builtin(Verdict::Allow, BuiltinRule::Failsafe, steps);
+    }
     let (verdict, decided_by) = ask_tiers(policy, flow, &mut steps)
-        .or_else(|| ask_profiles(policy, flow, &mut steps))
+        .or_else(|| ask_last(policy, flow, &mut steps))
         .unwrap_or((Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)));
-    match (verdict, flow.peer, flow.direction) {
-        (Verdict::Deny, Peer::Itself(_), _) => builtin(Verdict::Allow, BuiltinRule::SelfTraffic, steps),
-        (Verdict::Deny, Peer::OwnNode, Direction::Ingress) => {
+    let pod = policy.workload.kind == WorkloadKind::Pod;
+    match (verdict, flow.standing, flow.direction) {
+        (Verdict::Deny, Standing::Itself, _) => builtin(Verdict::Allow, BuiltinRule::SelfTraffic, steps),
+        (Verdict::Deny, Standing::OwnNode, Direction::Ingress) if pod => {
             builtin(Verdict::Allow, BuiltinRule::FromHost, steps)
+        }
+        (Verdict::Allow, Standing::OwnNode, Direction::Egress) if policy.to_host == EndpointToHost::Drop => {
+            builtin(Verdict::Deny, BuiltinRule::ToHost, steps)
         }
         _ => Decision {
             verdict,
@@ -129,22 +156,37 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
     }
 }
 
-/// Why `rule` does not match `flow`, or nothing if it does. `own` is the endpoint that judges.
-pub fn mismatch(rule: &Rule, own: &Workload, flow: &Flow<'_>) -> Option<Mismatch> {
-    let destination = match flow.direction {
-        Direction::Ingress => Some(own),
-        Direction::Egress => flow.peer.workload(),
+/// Why `rule` does not match `flow`, or nothing if it does.
+pub fn mismatch(rule: &Rule, flow: &Flow<'_>) -> Option<Mismatch> {
+    let (source, destination) = match flow.direction {
+        Direction::Ingress => ((&flow.peer, &rule.peer), (&flow.own, &rule.own)),
+        Direction::Egress => ((&flow.own, &rule.own), (&flow.peer, &rule.peer)),
     };
-    service_mismatch(&rule.service, flow, destination).or_else(|| peer_mismatch(&rule.peer, flow))
+    service_mismatch(&rule.service, flow, source, destination)
+        .or_else(|| end_mismatch(&rule.own, &flow.own).map(|_| Mismatch::Own))
+        .or_else(|| end_mismatch(&rule.peer, &flow.peer))
+        .or_else(|| domain_mismatch(&rule.peer, flow))
 }
 
-impl<'a> Peer<'a> {
-    /// The workload, if the other end is one.
-    pub fn workload(self) -> Option<&'a Workload> {
-        match self {
-            Self::Workload(workload) | Self::Itself(workload) => Some(workload),
-            Self::OwnNode | Self::Unknown | Self::Contested => None,
+impl Failsafe {
+    /// Flows of one direction.
+    pub fn matches(&self, direction: Direction) -> &[FailsafeMatch] {
+        match direction {
+            Direction::Ingress => &self.inbound,
+            Direction::Egress => &self.outbound,
         }
+    }
+
+    fn holds(&self, flow: &Flow<'_>) -> bool {
+        let any = EndMatch::default();
+        self.matches(flow.direction).iter().any(|open| {
+            let (source, destination) = match flow.direction {
+                Direction::Ingress => ((&flow.peer, &open.peer), (&flow.own, &any)),
+                Direction::Egress => ((&flow.own, &any), (&flow.peer, &open.peer)),
+            };
+            service_mismatch(&open.service, flow, source, destination).is_none()
+                && end_mismatch(&open.peer, &flow.peer).is_none()
+        })
     }
 }
 
@@ -188,7 +230,7 @@ fn ask_tiers(
         let Some(end) = tier.end(flow.direction) else {
             continue;
         };
-        match first_match(tier, policy.workload, flow, steps) {
+        match first_match(tier, flow, steps) {
             Some((Action::Allow, name)) => return Some((Verdict::Allow, DecidedBy::Rule(name))),
             Some((Action::Deny, name)) => return Some((Verdict::Deny, DecidedBy::Rule(name))),
             Some((Action::Pass | Action::Log, _)) => {}
@@ -210,13 +252,12 @@ fn ask_tiers(
 /// The first rule of the tier that matches and is not Log.
 fn first_match(
     tier: &EndpointTier<'_>,
-    own: &Workload,
     flow: &Flow<'_>,
     steps: &mut Vec<Step>,
 ) -> Option<(Action, RuleName)> {
     for policy in &tier.policies {
         let rules = policy.rules(flow.direction).unwrap_or_default();
-        if let Some(hit) = first_rule(rules, tier.name, &policy.name, own, flow, steps) {
+        if let Some(hit) = first_rule(rules, tier.name, &policy.name, flow, steps) {
             return Some(hit);
         }
     }
@@ -227,7 +268,6 @@ fn first_rule(
     rules: &[Rule],
     tier: &str,
     policy: &str,
-    own: &Workload,
     flow: &Flow<'_>,
     steps: &mut Vec<Step>,
 ) -> Option<(Action, RuleName)> {
@@ -237,7 +277,7 @@ fn first_rule(
             policy: policy.to_owned(),
             rule: Some(rule.index),
         };
-        let mismatch = mismatch(rule, own, flow);
+        let mismatch = mismatch(rule, flow);
         steps.push(Step::Rule {
             name: name.clone(),
             action: rule.action,
@@ -250,36 +290,30 @@ fn first_rule(
     None
 }
 
-fn ask_profiles(
+fn ask_last(
     policy: &EndpointPolicy<'_>,
     flow: &Flow<'_>,
     steps: &mut Vec<Step>,
 ) -> Option<(Verdict, DecidedBy)> {
-    for profile in policy.profiles {
-        match profile {
-            Profile::AllowAll => {
+    let Last::Profiles(profiles) = &policy.last else {
+        return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
+    };
+    for profile in profiles {
+        let rules = match (&profile.rules, flow.direction) {
+            (ProfileRules::AllowAll, _) => {
                 steps.push(Step::AllowAllProfile);
                 return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
             }
-            Profile::Rules {
-                name,
-                ingress,
-                egress,
-            } => {
-                let rules = match flow.direction {
-                    Direction::Ingress => ingress,
-                    Direction::Egress => egress,
-                };
-                let hit = first_rule(rules, RuleName::PROFILE_TIER, name, policy.workload, flow, steps);
-                if let Some((action, rule)) = hit {
-                    let verdict = if action == Action::Allow {
-                        Verdict::Allow
-                    } else {
-                        Verdict::Deny
-                    };
-                    return Some((verdict, DecidedBy::Rule(rule)));
-                }
-            }
+            (ProfileRules::Own { ingress, .. }, Direction::Ingress) => ingress,
+            (ProfileRules::Own { egress, .. }, Direction::Egress) => egress,
+        };
+        if let Some((action, rule)) = first_rule(rules, RuleName::PROFILE_TIER, &profile.name, flow, steps) {
+            // There is no next tier to pass to.
+            let verdict = match action {
+                Action::Allow => Verdict::Allow,
+                Action::Deny | Action::Pass | Action::Log => Verdict::Deny,
+            };
+            return Some((verdict, DecidedBy::Rule(rule)));
         }
     }
     None
@@ -294,10 +328,13 @@ fn builtin(verdict: Verdict, rule: BuiltinRule, mut steps: Vec<Step>) -> Decisio
     }
 }
 
+type End<'a> = (&'a Side<'a>, &'a EndMatch);
+
 fn service_mismatch(
     service: &ServiceMatch,
     flow: &Flow<'_>,
-    destination: Option<&Workload>,
+    source: End<'_>,
+    destination: End<'_>,
 ) -> Option<Mismatch> {
     if service.protocol.is_some_and(|protocol| protocol != flow.protocol)
         || service
@@ -311,15 +348,32 @@ fn service_mismatch(
     {
         return Some(Mismatch::Icmp);
     }
-    let is_port = |port: &PortMatch| match port {
+    if !port_fits(
+        &service.ports,
+        &service.not_ports,
+        flow.protocol,
+        flow.port,
+        destination,
+    ) {
+        return Some(Mismatch::Port);
+    }
+    let (ports, not_ports) = (&service.source_ports, &service.not_source_ports);
+    (!port_fits(ports, not_ports, flow.protocol, flow.source_port, source)).then_some(Mismatch::SourcePort)
+}
+
+fn port_fits(wanted: &[PortMatch], unwanted: &[PortMatch], protocol: u8, port: u16, end: End<'_>) -> bool {
+    let (side, condition) = end;
+    let selected = |workload: &Workload| condition.workload.as_ref().is_none_or(|m| m.matches(workload));
+    let is_port = |candidate: &PortMatch| match candidate {
         PortMatch::Range(first, last) => {
-            PORT_PROTOCOLS.contains(&flow.protocol) && (*first..=*last).contains(&flow.port)
+            PORT_PROTOCOLS.contains(&protocol) && (*first..=*last).contains(&port)
         }
-        PortMatch::Named(name) => destination.is_some_and(|d| d.names_port(name, flow.protocol, flow.port)),
+        PortMatch::Named(name) => side
+            .known
+            .iter()
+            .any(|workload| selected(workload) && workload.names_port(name, protocol, port)),
     };
-    let wanted = service.ports.is_empty() || service.ports.iter().any(is_port);
-    let unwanted = service.not_ports.iter().any(is_port);
-    (!wanted || unwanted).then_some(Mismatch::Port)
+    (wanted.is_empty() || wanted.iter().any(is_port)) && !unwanted.iter().any(is_port)
 }
 
 fn is_icmp(icmp: IcmpMatch, flow: &Flow<'_>) -> bool {
@@ -327,30 +381,35 @@ fn is_icmp(icmp: IcmpMatch, flow: &Flow<'_>) -> bool {
     ICMP_PROTOCOLS.contains(&flow.protocol) && icmp.kind == kind && icmp.code.is_none_or(|c| c == code)
 }
 
-fn peer_mismatch(peer: &PeerMatch, flow: &Flow<'_>) -> Option<Mismatch> {
-    let version = if flow.address.is_ipv4() {
-        IpVersion::V4
-    } else {
-        IpVersion::V6
-    };
-    if peer.ip_version.is_some_and(|v| v != version) {
-        return Some(Mismatch::Family);
+fn end_mismatch(wanted: &EndMatch, side: &Side<'_>) -> Option<Mismatch> {
+    if wanted.ip_version.is_some() || !wanted.nets.is_empty() || !wanted.not_nets.is_empty() {
+        let Some(address) = side.address else {
+            return Some(Mismatch::Address);
+        };
+        let version = if address.is_ipv4() {
+            IpVersion::V4
+        } else {
+            IpVersion::V6
+        };
+        if wanted.ip_version.is_some_and(|v| v != version) {
+            return Some(Mismatch::Family);
+        }
+        let holds = |net: &IpNet| net.contains(&address);
+        let of_family = |net: &IpNet| net.addr().is_ipv4() == address.is_ipv4();
+        let in_nets = wanted.nets.is_empty() || wanted.nets.iter().any(holds);
+        let not_nets_apply = wanted.not_nets.is_empty() || wanted.not_nets.iter().any(of_family);
+        if !in_nets || !not_nets_apply || wanted.not_nets.iter().any(holds) {
+            return Some(Mismatch::Address);
+        }
     }
-    let holds = |net: &IpNet| net.contains(&flow.address);
-    let of_family = |net: &IpNet| net.addr().is_ipv4() == flow.address.is_ipv4();
-    let in_nets = peer.nets.is_empty() || peer.nets.iter().any(holds);
-    let not_nets_apply = peer.not_nets.is_empty() || peer.not_nets.iter().any(of_family);
-    if !in_nets || !not_nets_apply || peer.not_nets.iter().any(holds) {
-        return Some(Mismatch::Address);
-    }
-    let workload = flow.peer.workload();
-    let selected = peer
-        .workload
-        .as_ref()
-        .is_none_or(|m| workload.is_some_and(|w| m.matches(w)));
-    let excluded = peer
-        .not_workload
-        .as_ref()
-        .is_some_and(|m| workload.is_some_and(|w| m.matches(w)));
+    let any = |condition: &WorkloadMatch| side.known.iter().any(|workload| condition.matches(workload));
+    let selected = wanted.workload.as_ref().is_none_or(any);
+    let excluded = wanted.not_workload.as_ref().is_some_and(any);
     (!selected || excluded).then_some(Mismatch::Workload)
+}
+
+fn domain_mismatch(wanted: &EndMatch, flow: &Flow<'_>) -> Option<Mismatch> {
+    let fits = |name: &String| wanted.domains.iter().any(|domain| domain.matches(name));
+    let named = flow.direction == Direction::Egress && flow.names.is_some_and(|names| names.iter().any(fits));
+    (!wanted.domains.is_empty() && !named).then_some(Mismatch::Domain)
 }

@@ -14,6 +14,7 @@
 pub mod cluster;
 pub mod decide;
 pub mod policy;
+pub mod selector;
 pub mod tables;
 
 pub use decide::decide;

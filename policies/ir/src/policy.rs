@@ -3,10 +3,12 @@
 //! Every kind of policy object becomes this. The semantics of each field are stated here and carried out in
 //! [`crate::decide()`]; nothing else may interpret them.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use api::selector::{LabelSelector, Labels};
 use ipnet::IpNet;
+
+use crate::selector::Expression;
 
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
@@ -29,8 +31,53 @@ pub const ICMP_PROTOCOLS: [u8; 2] = [ICMP, ICMPV6];
 pub struct PolicySet {
     /// The tiers.
     pub tiers: Vec<Tier>,
-    /// Asked in this order when no tier decided. Without any, such flows are denied.
-    pub profiles: Vec<Profile>,
+    /// Profiles by name. A workload names those it has; one that is not here decides nothing.
+    pub profiles: BTreeMap<String, Profile>,
+    /// Services of a node that no policy for its host endpoints can cut off.
+    pub failsafe: Failsafe,
+    /// What happens to flows from a pod to the node it is on, once its egress policy allows them.
+    pub endpoint_to_host: EndpointToHost,
+}
+
+/// Policies that are judged beside the enforced ones and never enforced.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Staged {
+    /// Tier of the policy.
+    pub tier: String,
+    /// Name of the enforced policy that it would replace or delete.
+    pub replaces: String,
+    /// The policy it would become; nothing if it would delete.
+    pub policy: Option<Arc<Policy>>,
+}
+
+/// Flows that a node allows, whatever its policies say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Failsafe {
+    /// Flows to the node.
+    pub inbound: Vec<FailsafeMatch>,
+    /// Flows from the node.
+    pub outbound: Vec<FailsafeMatch>,
+}
+
+/// Flows that a node allows; both conditions hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailsafeMatch {
+    /// The other end.
+    pub peer: EndMatch,
+    /// The service.
+    pub service: ServiceMatch,
+}
+
+/// What happens to flows from a pod to the node it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum EndpointToHost {
+    /// Dropped.
+    #[default]
+    Drop,
+    /// Judged by the policies of the node's host endpoints.
+    Return,
+    /// Passed on, whatever those say.
+    Accept,
 }
 
 /// A group of policies that is judged as one step.
@@ -62,10 +109,14 @@ pub enum DefaultAction {
 /// One policy: whom it applies to, in which directions, and its rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// `Kind namespace/name`; breaks ties of `order`.
+    /// `Kind namespace/name`.
     pub name: String,
+    /// Breaks ties of `order`: name, namespace and kind, with `/` between.
+    pub tie_break: String,
     /// Place within the tier.
     pub order: Order,
+    /// When it is asked.
+    pub phase: Phase,
     /// Endpoints it applies to.
     pub applies_to: WorkloadMatch,
     /// Directions it applies to. A direction without rules still isolates.
@@ -74,6 +125,20 @@ pub struct Policy {
     pub ingress: Vec<Rule>,
     /// Rules for flows from the endpoint, in order.
     pub egress: Vec<Rule>,
+}
+
+/// When a policy is asked. All but the first kind are for host endpoints alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Phase {
+    /// For flows that begin or end at the endpoint.
+    #[default]
+    Local,
+    /// For those, and for flows that a node forwards.
+    LocalAndForwarded,
+    /// Before destinations are translated, for all flows into the node.
+    BeforeTranslation,
+    /// Before connections are tracked, for all packets; each direction of a flow is judged on its own.
+    Untracked,
 }
 
 /// Set of directions.
@@ -93,8 +158,10 @@ pub struct Rule {
     pub index: u32,
     /// What happens to a flow that matches.
     pub action: Action,
+    /// Who the endpoint itself is: the destination of flows to it, the source of flows from it.
+    pub own: EndMatch,
     /// Who the other end is.
-    pub peer: PeerMatch,
+    pub peer: EndMatch,
     /// Which protocols and destination ports.
     pub service: ServiceMatch,
 }
@@ -112,10 +179,9 @@ pub enum Action {
     Log,
 }
 
-/// Conditions on the other end of a flow. The endpoint's own end needs none: rules that do not fit it are
-/// left out when its policy is put together.
+/// Conditions on one end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct PeerMatch {
+pub struct EndMatch {
     /// Family of the addresses.
     pub ip_version: Option<IpVersion>,
     /// Address lies in one of these. Empty: any.
@@ -123,10 +189,19 @@ pub struct PeerMatch {
     /// Address lies in none of these. When all are of the other family the rule does not match at all, as in
     /// Calico, which renders each family on its own.
     pub not_nets: Vec<IpNet>,
-    /// The peer is a known workload, and it matches.
+    /// A known workload or network set with this address matches.
     pub workload: Option<WorkloadMatch>,
-    /// The peer is not a known workload that matches. An unknown address satisfies this.
+    /// No known workload or network set with this address matches. An unknown address satisfies this.
     pub not_workload: Option<WorkloadMatch>,
+    /// The resolver gave the address a name that one of these matches. Empty: any. Holds of no source.
+    pub domains: Vec<DomainMatch>,
+}
+
+/// Names of hosts: one, or all that fit a pattern in which `*` stands for one or more labels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DomainMatch {
+    /// Labels of the pattern, in lower case; `*` is the wildcard.
+    pub labels: Vec<String>,
 }
 
 /// Family of IP addresses.
@@ -141,6 +216,8 @@ pub enum IpVersion {
 /// Selects workloads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkloadMatch {
+    /// By kind.
+    pub kinds: Kinds,
     /// By namespace.
     pub namespace: NamespaceMatch,
     /// By the workload's own labels.
@@ -158,11 +235,22 @@ pub enum NamespaceMatch {
     Selected(Selector),
 }
 
+/// Which kinds of workload a condition can find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kinds {
+    /// Pods alone: what Kubernetes' selectors mean.
+    Pods,
+    /// Also host endpoints and network sets: what Calico's selectors mean.
+    All,
+}
+
 /// Condition on a set of labels. A missing label satisfies `NotIn` and `DoesNotExist`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Selector {
     /// All requirements hold.
     Labels(LabelSelector),
+    /// An expression over what Calico calls the labels of an endpoint: see [`Workload::label`].
+    Expression(Expression),
     /// All hold; true when empty.
     All(Vec<Selector>),
     /// One holds; false when empty.
@@ -186,6 +274,10 @@ pub struct ServiceMatch {
     pub ports: Vec<PortMatch>,
     /// Destination port is none of these.
     pub not_ports: Vec<PortMatch>,
+    /// Source port is one of these. Empty: any.
+    pub source_ports: Vec<PortMatch>,
+    /// Source port is none of these.
+    pub not_source_ports: Vec<PortMatch>,
 }
 
 /// A kind of ICMP message.
@@ -197,24 +289,32 @@ pub struct IcmpMatch {
     pub code: Option<u8>,
 }
 
-/// A destination port.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PortMatch {
     /// First to last, both included, of a protocol that has ports.
     Range(u16, u16),
-    /// Any port for which the destination workload declares this name with the flow's protocol.
+    /// Any port for which the workload at this end, among those that the rule's positive selector for it finds,
+    /// declares this name with the flow's protocol.
     Named(String),
 }
 
 /// Decides where no tier did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Profile {
+pub struct Profile {
+    /// Its name, by which workloads have it.
+    pub name: String,
+    /// What it says.
+    pub rules: ProfileRules,
+}
+
+/// What a profile says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProfileRules {
     /// Allows everything, as every Kubernetes namespace does for its pods.
     AllowAll,
     /// Rules of its own.
-    Rules {
-        /// `Kind name` for people.
-        name: String,
+    Own {
         /// Rules for flows to the endpoint, in order.
         ingress: Vec<Rule>,
         /// Rules for flows from the endpoint, in order.
@@ -222,19 +322,46 @@ pub enum Profile {
     },
 }
 
-/// Something with addresses that policy knows by name and labels: a pod.
+/// Something with addresses that policy knows by name and labels.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Workload {
-    /// Namespace.
+    /// What it is.
+    pub kind: WorkloadKind,
+    /// Namespace; empty for what has none.
     pub namespace: String,
     /// Name.
     pub name: String,
     /// Its labels.
     pub labels: Labels,
-    /// Labels of its namespace; absent while the namespace is not known.
+    /// Labels of its namespace; absent while the namespace is not known, and for what has none.
     pub namespace_labels: Option<Labels>,
+    /// The service account it runs as.
+    pub service_account: Option<ServiceAccount>,
+    /// Names of the profiles it has, in the order in which they are asked.
+    pub profiles: Vec<String>,
     /// Ports that it gives a name.
     pub named_ports: Vec<NamedPort>,
+}
+
+/// What a workload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum WorkloadKind {
+    /// A pod.
+    #[default]
+    Pod,
+    /// An interface of a node.
+    HostEndpoint,
+    /// A labelled list of addresses.
+    NetworkSet,
+}
+
+/// A service account.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ServiceAccount {
+    /// Its name; its namespace is the workload's.
+    pub name: String,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// A named port of a workload.
@@ -253,10 +380,24 @@ pub struct NamedPort {
 pub struct EndpointPolicy<'a> {
     /// The endpoint.
     pub workload: &'a Workload,
-    /// Tiers with at least one policy that applies to the endpoint.
+    /// Asked before everything else; absent for pods.
+    pub failsafe: Option<&'a Failsafe>,
+    /// Tiers with at least one policy that applies to the endpoint. A host endpoint may have a tier several
+    /// times, once for each phase.
     pub tiers: Vec<EndpointTier<'a>>,
     /// Asked after the tiers.
-    pub profiles: &'a [Profile],
+    pub last: Last<'a>,
+    /// What happens to flows to the endpoint's own node that all of this allows.
+    pub to_host: EndpointToHost,
+}
+
+/// What is asked when no tier decided.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Last<'a> {
+    /// Profiles in turn; the flow is denied if none decides.
+    Profiles(Vec<&'a Profile>),
+    /// Nothing: a node forwards what no policy forbids.
+    Allow,
 }
 
 /// The part of a tier that applies to an endpoint.
@@ -271,41 +412,141 @@ pub struct EndpointTier<'a> {
 }
 
 impl PolicySet {
-    /// The tiers and policies that apply to `workload`, by order and then by name.
+    /// What applies to flows that begin or end at `workload`, by order and then by name.
     pub fn for_endpoint<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
-        let mut tiers: Vec<&Tier> = self.tiers.iter().collect();
-        tiers.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.name.cmp(&b.name)));
-        let tiers = tiers.into_iter().filter_map(|tier| {
-            let mut policies: Vec<&Policy> = tier.policies.iter().map(AsRef::as_ref).collect();
-            policies.retain(|policy| policy.applies_to.matches(workload));
-            policies.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.name.cmp(&b.name)));
-            let default_action = tier.default_action;
-            (!policies.is_empty()).then_some(EndpointTier {
-                name: &tier.name,
-                default_action,
-                policies,
-            })
-        });
+        use Phase::{BeforeTranslation, Local, LocalAndForwarded, Untracked};
+        let profiles = workload
+            .profiles
+            .iter()
+            .filter_map(|name| self.profiles.get(name));
+        let last = Last::Profiles(profiles.collect());
+        let phases: &[&[Phase]] = match workload.kind {
+            WorkloadKind::Pod | WorkloadKind::NetworkSet => &[&[Local, LocalAndForwarded]],
+            WorkloadKind::HostEndpoint => &[&[Untracked], &[BeforeTranslation], &[Local, LocalAndForwarded]],
+        };
+        self.in_phases(workload, phases, last)
+    }
+
+    /// What applies to flows that a node forwards through the interface of the host endpoint `workload`.
+    pub fn for_forwarded<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
+        use Phase::{BeforeTranslation, LocalAndForwarded, Untracked};
+        let phases = [&[Untracked][..], &[BeforeTranslation], &[LocalAndForwarded]];
+        self.in_phases(workload, &phases, Last::Allow)
+    }
+
+    /// These policies with `staged` in force: what a change that is only staged would make of them.
+    #[must_use]
+    pub fn with_staged(&self, staged: &[Staged]) -> Self {
+        let mut set = self.clone();
+        for change in staged {
+            for tier in &mut set.tiers {
+                tier.policies.retain(|policy| policy.name != change.replaces);
+                if tier.name == change.tier {
+                    tier.policies.extend(change.policy.clone());
+                }
+            }
+        }
+        set
+    }
+
+    fn in_phases<'a>(
+        &'a self,
+        workload: &'a Workload,
+        phases: &[&[Phase]],
+        last: Last<'a>,
+    ) -> EndpointPolicy<'a> {
+        let mut sorted: Vec<&Tier> = self.tiers.iter().collect();
+        sorted.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.name.cmp(&b.name)));
+        let mut tiers = Vec::new();
+        for phase in phases {
+            // These two phases only pick out some flows; what they do not speak about goes on.
+            let open = phase.contains(&Phase::Untracked) || phase.contains(&Phase::BeforeTranslation);
+            tiers.extend(sorted.iter().filter_map(|tier| {
+                let mut tier = tier.for_endpoint(workload, phase)?;
+                if open {
+                    tier.default_action = DefaultAction::Pass;
+                }
+                Some(tier)
+            }));
+        }
         EndpointPolicy {
             workload,
-            tiers: tiers.collect(),
-            profiles: &self.profiles,
+            failsafe: (workload.kind == WorkloadKind::HostEndpoint).then_some(&self.failsafe),
+            tiers,
+            last,
+            to_host: match workload.kind {
+                WorkloadKind::Pod => self.endpoint_to_host,
+                WorkloadKind::HostEndpoint | WorkloadKind::NetworkSet => EndpointToHost::Return,
+            },
         }
+    }
+}
+
+impl Tier {
+    fn for_endpoint(&self, workload: &Workload, phases: &[Phase]) -> Option<EndpointTier<'_>> {
+        let mut policies: Vec<&Policy> = self.policies.iter().map(AsRef::as_ref).collect();
+        policies.retain(|policy| phases.contains(&policy.phase) && policy.applies_to.matches(workload));
+        policies.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.tie_break.cmp(&b.tie_break)));
+        (!policies.is_empty()).then_some(EndpointTier {
+            name: &self.name,
+            default_action: self.default_action,
+            policies,
+        })
+    }
+}
+
+impl DomainMatch {
+    /// The pattern, or nothing if it is not one: a host name of lower or upper case, without its final dot, in
+    /// which whole labels may be `*`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let label = |label: &str| {
+            label == "*"
+                || ((1..=63).contains(&label.len())
+                    && label
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                    && !label.starts_with('-')
+                    && !label.ends_with('-'))
+        };
+        let valid = text.len() <= 253 && text.split('.').all(label) && text != "*";
+        valid.then(|| Self {
+            labels: text.split('.').map(str::to_owned).collect(),
+        })
+    }
+
+    /// Whether `name`, in lower case and without its final dot, fits.
+    pub fn matches(&self, name: &str) -> bool {
+        // fits[i]: the labels read so far are what the first i labels of the pattern can stand for.
+        let mut fits: Vec<bool> = std::iter::once(true)
+            .chain(self.labels.iter().map(|_| false))
+            .collect();
+        for label in name.split('.') {
+            let mut before = std::mem::replace(&mut fits[0], false);
+            for (i, wanted) in self.labels.iter().enumerate() {
+                let here = fits[i + 1];
+                let again = wanted == "*" && here;
+                fits[i + 1] = again || (before && (wanted == "*" || wanted == label));
+                before = here;
+            }
+        }
+        fits.last().is_some_and(|fits| *fits)
     }
 }
 
 impl WorkloadMatch {
     /// Whether `workload` is selected.
     pub fn matches(&self, workload: &Workload) -> bool {
+        let kind = self.kinds == Kinds::All || workload.kind == WorkloadKind::Pod;
         let namespace = match &self.namespace {
             NamespaceMatch::Any => true,
             NamespaceMatch::Named(name) => *name == workload.namespace,
             NamespaceMatch::Selected(selector) => workload
                 .namespace_labels
                 .as_ref()
-                .is_some_and(|labels| selector.matches(labels)),
+                .is_some_and(|labels| selector.matches_labels(labels)),
         };
-        namespace && self.labels.matches(&workload.labels)
+        kind && namespace && self.labels.matches(workload)
     }
 }
 
@@ -315,18 +556,72 @@ impl Selector {
         Self::All(Vec::new())
     }
 
-    /// Whether `labels` satisfy the selector.
-    pub fn matches(&self, labels: &Labels) -> bool {
+    /// Whether the labels of `workload` satisfy the selector.
+    pub fn matches(&self, workload: &Workload) -> bool {
+        self.holds(&workload.labels, &|key| workload.label(key))
+    }
+
+    /// Whether `labels`, and nothing else, satisfy the selector.
+    pub fn matches_labels(&self, labels: &Labels) -> bool {
+        self.holds(labels, &|key| labels.get(key).map(String::as_str))
+    }
+
+    fn holds<'a>(&self, labels: &Labels, label: &dyn Fn(&str) -> Option<&'a str>) -> bool {
         match self {
             Self::Labels(selector) => selector.matches(labels),
-            Self::All(selectors) => selectors.iter().all(|selector| selector.matches(labels)),
-            Self::Any(selectors) => selectors.iter().any(|selector| selector.matches(labels)),
-            Self::Not(selector) => !selector.matches(labels),
+            Self::Expression(expression) => expression.matches(label),
+            Self::All(selectors) => selectors.iter().all(|selector| selector.holds(labels, label)),
+            Self::Any(selectors) => selectors.iter().any(|selector| selector.holds(labels, label)),
+            Self::Not(selector) => !selector.holds(labels, label),
         }
     }
 }
 
 impl Workload {
+    /// Label for the namespace of a workload, which cannot be set by hand.
+    pub const NAMESPACE_LABEL: &'static str = "projectcalico.org/namespace";
+    /// Label for the orchestrator of a pod.
+    pub const ORCHESTRATOR_LABEL: &'static str = "projectcalico.org/orchestrator";
+    /// Label for the name of a pod's service account.
+    pub const SERVICE_ACCOUNT_LABEL: &'static str = "projectcalico.org/serviceaccount";
+    /// Stands before the labels of a workload's namespace.
+    pub const NAMESPACE_PREFIX: &'static str = "pcns.";
+    /// Stands before the labels of a workload's service account.
+    pub const SERVICE_ACCOUNT_PREFIX: &'static str = "pcsa.";
+    /// Label that a namespace and a service account have beside their own, with their name.
+    pub const NAME_LABEL: &'static str = "projectcalico.org/name";
+
+    /// A label as Calico's selectors see it: those it sets itself, then the workload's own, then those of its
+    /// namespace and its service account under their prefixes.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let pod = self.kind == WorkloadKind::Pod;
+        let service_account = self.service_account.as_ref();
+        match key {
+            Self::NAMESPACE_LABEL => return (!self.namespace.is_empty()).then_some(&self.namespace),
+            Self::ORCHESTRATOR_LABEL if pod => return Some("k8s"),
+            Self::SERVICE_ACCOUNT_LABEL if pod => {
+                return service_account.map(|account| account.name.as_str());
+            }
+            _ => {}
+        }
+        if let Some(value) = self.labels.get(key) {
+            return Some(value);
+        }
+        // Network sets inherit nothing but their namespace's labels.
+        if let Some(key) = key.strip_prefix(Self::NAMESPACE_PREFIX) {
+            let labels = self.namespace_labels.as_ref()?;
+            return match key {
+                Self::NAME_LABEL => Some(&self.namespace),
+                key => labels.get(key).map(String::as_str),
+            };
+        }
+        let key = key.strip_prefix(Self::SERVICE_ACCOUNT_PREFIX)?;
+        match key {
+            Self::NAME_LABEL => service_account.map(|account| account.name.as_str()),
+            key => service_account?.labels.get(key).map(String::as_str),
+        }
+    }
+
     /// Whether the workload gives `port` of `protocol` the name `name`.
     pub fn names_port(&self, name: &str, protocol: u8, port: u16) -> bool {
         self.named_ports

@@ -139,6 +139,10 @@ pub enum BuiltinRule {
     SelfTraffic = 2,
     /// From the endpoint's own node: no policy keeps it, its probes and the like from its endpoints.
     FromHost = 3,
+    /// A port of a node that no policy for the node can close.
+    Failsafe = 4,
+    /// To the endpoint's own node, which takes nothing from its endpoints.
+    ToHost = 5,
 }
 
 /// What a rule id means, for people.
@@ -207,7 +211,14 @@ impl EndpointTables {
 
 impl BuiltinRule {
     /// All built-in rules.
-    pub const ALL: [Self; 4] = [Self::NoMatch, Self::NoPolicy, Self::SelfTraffic, Self::FromHost];
+    pub const ALL: [Self; 6] = [
+        Self::NoMatch,
+        Self::NoPolicy,
+        Self::SelfTraffic,
+        Self::FromHost,
+        Self::Failsafe,
+        Self::ToHost,
+    ];
 
     /// The rule's number.
     pub const fn id(self) -> RuleId {
@@ -226,6 +237,8 @@ impl BuiltinRule {
             Self::NoPolicy => "no-policy",
             Self::SelfTraffic => "self-traffic",
             Self::FromHost => "from-host",
+            Self::Failsafe => "failsafe",
+            Self::ToHost => "to-host",
         }
     }
 }

@@ -11,7 +11,7 @@ use policies_ir::{
     decide,
     decide::{Decision, Flow, Mismatch, Peer, Step},
     policy::{
-        Action, DefaultAction, Directions, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order, PeerMatch,
+        Action, DefaultAction, Directions, EndMatch, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order,
         Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, TCP, Tier, UDP, Workload,
         WorkloadMatch,
     },
@@ -506,12 +506,12 @@ fn every_condition_on_the_peer_counts() {
         peer: Peer::Workload(&peer),
         ..unknown
     };
-    let none = PeerMatch::default;
-    let nets = |nets: &[&str]| PeerMatch {
+    let none = EndMatch::default;
+    let nets = |nets: &[&str]| EndMatch {
         nets: parse(nets),
         ..none()
     };
-    let not_nets = |not_nets: &[&str]| PeerMatch {
+    let not_nets = |not_nets: &[&str]| EndMatch {
         not_nets: parse(not_nets),
         ..none()
     };
@@ -527,18 +527,18 @@ fn every_condition_on_the_peer_counts() {
         namespace: NamespaceMatch::Selected(Selector::Labels(text.parse().unwrap())),
         labels: Selector::everything(),
     };
-    let is = |workload| PeerMatch {
+    let is = |workload| EndMatch {
         workload: Some(workload),
         ..none()
     };
-    let is_not = |workload| PeerMatch {
+    let is_not = |workload| EndMatch {
         not_workload: Some(workload),
         ..none()
     };
     for (peer, flow, expected) in [
         (none(), unknown, None),
         (
-            PeerMatch {
+            EndMatch {
                 ip_version: Some(IpVersion::V6),
                 ..none()
             },
@@ -654,7 +654,7 @@ fn rule(action: Action) -> Rule {
     Rule {
         index: 0,
         action,
-        peer: PeerMatch::default(),
+        peer: EndMatch::default(),
         service: ServiceMatch::default(),
     }
 }

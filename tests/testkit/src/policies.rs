@@ -30,7 +30,7 @@ use policies_ir::{
     cluster::Cluster,
     policy::{
         Action, DefaultAction, Directions, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order,
-        PORT_PROTOCOLS, PeerMatch, Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, Tier,
+        PORT_PROTOCOLS, EndMatch, Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, Tier,
         WorkloadMatch,
     },
     tables::{Direction, EndpointId, Packet},
@@ -636,12 +636,12 @@ fn rules() -> impl Strategy<Value = Vec<Rule>> {
     })
 }
 
-fn peer_match() -> impl Strategy<Value = PeerMatch> {
+fn peer_match() -> impl Strategy<Value = EndMatch> {
     let version = option::weighted(0.2, select(vec![IpVersion::V4, IpVersion::V6]));
     let nets = || prop_oneof![3 => Just(Vec::new()), 2 => vec(net(), 1..4)];
     let workload = || option::weighted(0.4, workload_match());
     (version, nets(), nets(), workload(), workload()).prop_map(
-        |(ip_version, nets, not_nets, workload, not_workload)| PeerMatch {
+        |(ip_version, nets, not_nets, workload, not_workload)| EndMatch {
             ip_version,
             nets,
             not_nets,

@@ -1,0 +1,69 @@
+//! NetworkSet and GlobalNetworkSet.
+
+use api::{calico, selector::Labels};
+use policies_ir::{
+    cluster::NetworkSet,
+    policy::{DomainMatch, Workload, WorkloadKind},
+};
+
+use crate::field::{Errors, Path, read_net, within_limit, wrong};
+
+/// Addresses of one set. Calico has no limit; this one keeps a set within what the kernel's table holds.
+const MAX_NETS: usize = 65_536;
+
+/// A set, as selectors find it. An address that cannot be understood is not in it; what then matches less is a
+/// condition that wants the set, what matches more is one that excludes it, so the caller must refuse the object.
+pub(crate) fn read_network_set(
+    kind: &'static str,
+    object: &calico::NetworkSet,
+    namespace_labels: Option<Labels>,
+    errors: &mut Errors,
+) -> NetworkSet {
+    let labels = object.metadata.labels.clone().unwrap_or_default();
+    if labels.contains_key(Workload::NAMESPACE_LABEL) {
+        let problem = format!("label {} cannot be set by hand", Workload::NAMESPACE_LABEL);
+        let path = Path::Root("metadata");
+        wrong(
+            errors,
+            &path.field("labels"),
+            problem,
+            "leave it out; the set's namespace is its own",
+        );
+    }
+    let nets_path = Path::SPEC.field("nets");
+    within_limit(object.spec.nets.len(), MAX_NETS, "nets", &nets_path, errors);
+    let mut nets = Vec::new();
+    for (i, text) in object.spec.nets.iter().enumerate().take(MAX_NETS) {
+        nets.extend(read_net(text, &nets_path.index(i), errors));
+    }
+    let domains_path = Path::SPEC.field("allowedEgressDomains");
+    let mut domains = Vec::new();
+    for (i, text) in object.spec.allowed_egress_domains.iter().enumerate() {
+        domains.extend(read_domain(text, &domains_path.index(i), errors));
+    }
+    let namespace = match kind {
+        "GlobalNetworkSet" => String::new(),
+        _ => object.metadata.namespace.clone().unwrap_or_default(),
+    };
+    NetworkSet {
+        workload: Workload {
+            kind: WorkloadKind::NetworkSet,
+            namespace,
+            name: object.metadata.name.clone().unwrap_or_default(),
+            labels,
+            namespace_labels,
+            ..Workload::default()
+        },
+        nets,
+        domains,
+    }
+}
+
+pub(crate) fn read_domain(text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<DomainMatch> {
+    let domain = DomainMatch::parse(text);
+    if domain.is_none() {
+        let fix = "write it as example.com, or as *.example.com for every name below it";
+        wrong(errors, path, format!("{text:?} is not the name of a host"), fix);
+    }
+    domain
+}

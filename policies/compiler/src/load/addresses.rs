@@ -1,0 +1,52 @@
+//! Addresses for pods that have none.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use crate::{load::Loaded, view::PodView};
+
+/// Made-up addresses come from 198.18.0.0/15, which RFC 2544 keeps for tests.
+const GENERATED_BASE: u32 = u32::from_be_bytes([198, 18, 0, 0]);
+const GENERATED_COUNT: u32 = 1 << 17;
+
+impl Loaded {
+    pub(super) fn assume_addresses(&mut self) {
+        let mut taken: BTreeSet<IpAddr> = self
+            .view
+            .pods
+            .iter()
+            .flat_map(|pod| pod.addresses.iter().copied())
+            .collect();
+        let mut without: Vec<&mut PodView> = self
+            .view
+            .pods
+            .iter_mut()
+            .filter(|pod| pod.addresses.is_empty())
+            .collect();
+        without.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        for pod in without {
+            let wanted = name_hash(&pod.namespace, &pod.name);
+            let offsets = (0..GENERATED_COUNT).map(|i| wanted.wrapping_add(i) % GENERATED_COUNT);
+            let mut addresses = offsets.map(|offset| IpAddr::V4(Ipv4Addr::from(GENERATED_BASE + offset)));
+            let Some(address) = addresses.find(|address| !taken.contains(address)) else {
+                continue;
+            };
+            taken.insert(address);
+            pod.addresses.insert(address);
+            self.notes.push(format!(
+                "Pod {}/{} is taken to have address {address}",
+                pod.namespace, pod.name
+            ));
+        }
+    }
+}
+
+/// FNV-1a, for an address that stays the same from run to run and from machine to machine.
+fn name_hash(namespace: &str, name: &str) -> u32 {
+    let bytes = namespace.bytes().chain([b'/']).chain(name.bytes());
+    bytes.fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}

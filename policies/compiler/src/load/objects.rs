@@ -1,0 +1,358 @@
+//! From JSON to typed objects, each judged by the reader that the compiler uses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{calico, cluster_policy};
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
+        networking::v1::NetworkPolicy,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    calico::BUILT_IN_TIERS,
+    field::FieldError,
+    load::{DEFAULT_NAMESPACE, LoadError, Loaded, services::Backends},
+    view::{CalicoObject, ClusterView, PodView},
+};
+
+const KUBERNETES: &str = "networking.k8s.io/v1";
+/// The group under which Calico keeps its objects in a Kubernetes cluster; the fields are the same.
+const CALICO_STORED: &str = "crd.projectcalico.org/v1";
+
+/// Reads objects one by one.
+#[derive(Default)]
+pub(super) struct Loader {
+    loaded: Loaded,
+    backends: Backends,
+    /// Where each object stands, by kind, namespace and name.
+    seen: BTreeMap<(String, String, String), String>,
+    /// Tiers that policies name, with the policy and where it stands.
+    named_tiers: Vec<(String, String, String)>,
+    tiers: BTreeSet<String>,
+}
+
+/// Everything that the compiler would have to close in an object of a policy kind; kinds that policy does not know
+/// have nothing wrong with them.
+pub fn validate_object(object: &Value) -> Result<(), Vec<FieldError>> {
+    match Loader::default().add("object", object, 0) {
+        Err(LoadError::Invalid { errors, .. }) => Err(errors),
+        _ => Ok(()),
+    }
+}
+
+impl Loader {
+    pub(super) fn add(&mut self, origin: &str, object: &Value, depth: usize) -> Result<(), LoadError> {
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str);
+        let Some(kind) = text("/kind") else {
+            return Err(LoadError::NoKind {
+                origin: origin.to_owned(),
+            });
+        };
+        if let Some(items) = object.get("items").and_then(Value::as_array)
+            && kind.ends_with("List")
+        {
+            let depth = depth.checked_sub(1).ok_or_else(|| LoadError::TooDeep {
+                origin: origin.to_owned(),
+            })?;
+            for item in items {
+                self.add(origin, &with_type(item, object, kind), depth)?;
+            }
+            return Ok(());
+        }
+        let api_version = text("/apiVersion").unwrap_or_default();
+        let name = text("/metadata/name").unwrap_or_default();
+        let namespace = text("/metadata/namespace");
+        let reader = Reader {
+            origin,
+            object,
+            label: match namespace {
+                Some(namespace) => format!("{kind} {namespace}/{name}"),
+                None => format!("{kind} {name}"),
+            },
+        };
+        if name.is_empty() {
+            return Err(reader.invalid(vec![FieldError {
+                field: "metadata.name".to_owned(),
+                problem: "is empty".to_owned(),
+                fix: "name the object".to_owned(),
+            }]));
+        }
+        if self.read(api_version, kind, &reader)? {
+            let key = (
+                format!("{kind}.{}", api_version.split('/').next().unwrap_or_default()),
+                namespace.unwrap_or_default().to_owned(),
+                name.to_owned(),
+            );
+            if let Some(other) = self.seen.insert(key, origin.to_owned()) {
+                return Err(LoadError::Twice {
+                    origin: origin.to_owned(),
+                    object: reader.label,
+                    other,
+                });
+            }
+        } else {
+            let label = reader.label;
+            self.loaded.notes.push(format!(
+                "{label} is left out: network policy does not depend on it"
+            ));
+        }
+        Ok(())
+    }
+
+    /// What was read, once all tiers are known.
+    pub(super) fn finish(self) -> Result<(Loaded, Backends), LoadError> {
+        let built_in = |tier: &str| BUILT_IN_TIERS.iter().any(|(name, ..)| *name == tier);
+        for (tier, object, origin) in self.named_tiers {
+            if !self.tiers.contains(&tier) && !built_in(&tier) {
+                let error = FieldError {
+                    field: "spec.tier".to_owned(),
+                    problem: format!("there is no tier {tier:?}"),
+                    fix: "define it, or use an existing one".to_owned(),
+                };
+                return Err(LoadError::Invalid {
+                    origin,
+                    object,
+                    errors: vec![error],
+                });
+            }
+        }
+        Ok((self.loaded, self.backends))
+    }
+
+    /// Whether policy depends on the object.
+    fn read(&mut self, api_version: &str, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
+        let view = &mut self.loaded.view;
+        match (api_version, kind) {
+            ("v1", "Namespace") => view.add_namespace(&reader.parse::<Namespace>()?),
+            ("v1", "Node") => view.add_node(&reader.parse::<Node>()?),
+            ("v1", "ServiceAccount") => {
+                let account: ServiceAccount = reader.parse()?;
+                let key = (
+                    namespace_of(&account.metadata),
+                    account.metadata.name.unwrap_or_default(),
+                );
+                view.service_accounts
+                    .insert(key, account.metadata.labels.unwrap_or_default());
+            }
+            ("v1", "Pod") => {
+                let mut pod: Pod = reader.parse()?;
+                pod.metadata.namespace = Some(namespace_of(&pod.metadata));
+                match PodView::from_pod(&pod, None) {
+                    Some(pod) => view.pods.push(pod),
+                    None => self.loaded.notes.push(format!(
+                        "{} is left out: it has no address of its own",
+                        reader.label
+                    )),
+                }
+            }
+            ("v1", "Service") => {
+                let mut service: Service = reader.parse()?;
+                service.metadata.namespace = Some(namespace_of(&service.metadata));
+                self.backends.add_service(service);
+            }
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                let mut slice: EndpointSlice = reader.parse()?;
+                slice.metadata.namespace = Some(namespace_of(&slice.metadata));
+                self.backends.add_slice(slice);
+            }
+            (KUBERNETES, "NetworkPolicy") => {
+                let mut policy: NetworkPolicy = reader.parse()?;
+                policy.metadata.namespace = Some(namespace_of(&policy.metadata));
+                self.judge(reader, |view| view.policies.push(policy))?;
+            }
+            (cluster_policy::API_VERSION, "ClusterNetworkPolicy") => {
+                let policy = reader.parse()?;
+                self.judge(reader, |view| view.cluster_policies.push(policy))?;
+            }
+            (calico::API_VERSION | CALICO_STORED, kind) => return self.read_calico(kind, reader),
+            (_, "NetworkPolicy") => {
+                return Err(reader.api_version(api_version, "networking.k8s.io/v1 or projectcalico.org/v3"));
+            }
+            (_, "ClusterNetworkPolicy") => {
+                return Err(reader.api_version(api_version, cluster_policy::API_VERSION));
+            }
+            (_, kind) if CALICO_KINDS.contains(&kind) => {
+                return Err(reader.api_version(api_version, calico::API_VERSION));
+            }
+            (_, "Pod" | "Namespace" | "Node" | "Service" | "ServiceAccount") => {
+                return Err(reader.api_version(api_version, "v1"));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn read_calico(&mut self, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
+        let namespaced = |mut object: calico::Object<calico::PolicySpec>| {
+            object.metadata.namespace = Some(namespace_of(&object.metadata));
+            object
+        };
+        let object = match kind {
+            "Tier" => {
+                let tier: calico::Tier = reader.parse()?;
+                self.tiers.extend(tier.metadata.name.clone());
+                CalicoObject::Tier(tier)
+            }
+            "NetworkPolicy" => CalicoObject::NetworkPolicy(namespaced(reader.parse()?)),
+            "StagedNetworkPolicy" => CalicoObject::StagedNetworkPolicy(namespaced(reader.parse()?)),
+            "GlobalNetworkPolicy" => CalicoObject::GlobalNetworkPolicy(reader.parse()?),
+            "StagedGlobalNetworkPolicy" => CalicoObject::StagedGlobalNetworkPolicy(reader.parse()?),
+            "StagedKubernetesNetworkPolicy" => {
+                let mut object: calico::StagedKubernetesNetworkPolicy = reader.parse()?;
+                object.metadata.namespace = Some(namespace_of(&object.metadata));
+                CalicoObject::StagedKubernetesNetworkPolicy(object)
+            }
+            "NetworkSet" => {
+                let mut object: calico::NetworkSet = reader.parse()?;
+                object.metadata.namespace = Some(namespace_of(&object.metadata));
+                CalicoObject::NetworkSet(object)
+            }
+            "GlobalNetworkSet" => CalicoObject::GlobalNetworkSet(reader.parse()?),
+            "HostEndpoint" => CalicoObject::HostEndpoint(reader.parse()?),
+            "Profile" => CalicoObject::Profile(reader.parse()?),
+            "FelixConfiguration" => CalicoObject::FelixConfiguration(reader.parse()?),
+            _ => return Ok(false),
+        };
+        if let CalicoObject::NetworkPolicy(policy)
+        | CalicoObject::GlobalNetworkPolicy(policy)
+        | CalicoObject::StagedNetworkPolicy(policy)
+        | CalicoObject::StagedGlobalNetworkPolicy(policy) = &object
+            && let Some(tier) = &policy.spec.tier
+        {
+            let named = (tier.clone(), reader.label.clone(), reader.origin.to_owned());
+            self.named_tiers.push(named);
+        }
+        self.judge(reader, |view| view.calico.push(object))?;
+        Ok(true)
+    }
+
+    /// Takes an object in, unless its reader would have to close some of it.
+    fn judge(&mut self, reader: &Reader<'_>, add: impl FnOnce(&mut ClusterView)) -> Result<(), LoadError> {
+        // On its own, so that what is wrong is this object's; what it refers to is looked at later.
+        let mut alone = ClusterView::default();
+        add(&mut alone);
+        let mut errors = Vec::new();
+        let policies = alone.policy_set(|_, error| errors.push(error));
+        alone.read_cluster(|_, error| errors.push(error));
+        if !errors.is_empty() {
+            return Err(reader.invalid(errors));
+        }
+        let names = policies.enforced.tiers.iter().flat_map(|tier| &tier.policies);
+        let staged = policies.staged.iter().filter_map(|change| change.policy.as_ref());
+        for policy in names.chain(staged) {
+            self.loaded
+                .origins
+                .insert(policy.name.clone(), reader.origin.to_owned());
+        }
+        let view = &mut self.loaded.view;
+        view.policies.append(&mut alone.policies);
+        view.cluster_policies.append(&mut alone.cluster_policies);
+        view.calico.append(&mut alone.calico);
+        Ok(())
+    }
+}
+
+const CALICO_KINDS: [&str; 11] = [
+    "Tier",
+    "GlobalNetworkPolicy",
+    "StagedNetworkPolicy",
+    "StagedGlobalNetworkPolicy",
+    "StagedKubernetesNetworkPolicy",
+    "NetworkSet",
+    "GlobalNetworkSet",
+    "HostEndpoint",
+    "Profile",
+    "FelixConfiguration",
+    "NetworkPolicy",
+];
+
+/// One object on its way in.
+struct Reader<'a> {
+    origin: &'a str,
+    object: &'a Value,
+    label: String,
+}
+
+impl Reader<'_> {
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
+        let mut object = self.object.clone();
+        // The types of Kubernetes do not carry these two.
+        if let Value::Object(fields) = &mut object {
+            fields.remove("apiVersion");
+            fields.remove("kind");
+        }
+        let mut unknown = Vec::new();
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(&object, &mut track);
+        let parsed = serde_ignored::deserialize(tracked, |path| {
+            // The path marks each optional field that it goes through.
+            unknown.push(
+                path.to_string()
+                    .replace(".?", "")
+                    .trim_start_matches("?.")
+                    .to_owned(),
+            );
+        });
+        match parsed {
+            Ok(parsed) if unknown.is_empty() => Ok(parsed),
+            Ok(_) => Err(self.invalid(unknown.into_iter().map(unknown_field).collect())),
+            Err(error) => Err(self.invalid(vec![FieldError {
+                field: track.path().to_string(),
+                problem: error.to_string(),
+                fix: "correct the field".to_owned(),
+            }])),
+        }
+    }
+
+    fn invalid(&self, errors: Vec<FieldError>) -> LoadError {
+        LoadError::Invalid {
+            origin: self.origin.to_owned(),
+            object: self.label.clone(),
+            errors,
+        }
+    }
+
+    fn api_version(&self, found: &str, wanted: &'static str) -> LoadError {
+        LoadError::ApiVersion {
+            origin: self.origin.to_owned(),
+            object: self.label.clone(),
+            found: found.to_owned(),
+            wanted,
+        }
+    }
+}
+
+/// A policy with a misspelt field would mean something else.
+fn unknown_field(field: String) -> FieldError {
+    FieldError {
+        field,
+        problem: "the kind has no such field".to_owned(),
+        fix: "correct its spelling, or leave it out".to_owned(),
+    }
+}
+
+fn namespace_of(metadata: &ObjectMeta) -> String {
+    metadata
+        .namespace
+        .clone()
+        .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
+}
+
+/// Items of a typed list (`PodList`) may leave out their type.
+fn with_type(item: &Value, list: &Value, list_kind: &str) -> Value {
+    let mut item = item.clone();
+    if let (Value::Object(fields), Some(kind)) = (&mut item, list_kind.strip_suffix("List"))
+        && !kind.is_empty()
+    {
+        fields.entry("kind").or_insert_with(|| Value::from(kind));
+        let api_version = list.get("apiVersion").cloned().unwrap_or_default();
+        fields.entry("apiVersion").or_insert(api_version);
+    }
+    item
+}

@@ -1,0 +1,117 @@
+//! What is behind services: their EndpointSlices, or, where there are none, what the controller that writes them
+//! would find: the pods that the service selects, with the ports it aims at.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use api::selector::Labels;
+use k8s_openapi::{
+    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+
+use crate::{
+    calico::{ServiceEndpoint, Services},
+    kubernetes::protocol_number,
+    view::PodView,
+};
+
+/// Label by which a slice names its service.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// Services and slices as they were read.
+#[derive(Default)]
+pub(super) struct Backends {
+    services: Vec<Service>,
+    slices: Vec<EndpointSlice>,
+}
+
+impl Backends {
+    pub(super) fn add_service(&mut self, service: Service) {
+        self.services.push(service);
+    }
+
+    pub(super) fn add_slice(&mut self, slice: EndpointSlice) {
+        self.slices.push(slice);
+    }
+
+    pub(super) fn resolve(&self, pods: &[PodView]) -> Services {
+        let mut resolved = Services::new();
+        for slice in &self.slices {
+            let labels = slice.metadata.labels.as_ref();
+            let Some(name) = labels.and_then(|labels| labels.get(SERVICE_LABEL)) else {
+                continue;
+            };
+            let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+            let endpoints = resolved.entry((namespace, name.clone())).or_default();
+            endpoints.extend(slice_endpoints(slice));
+        }
+        for service in &self.services {
+            let namespace = service.metadata.namespace.clone().unwrap_or_default();
+            let name = service.metadata.name.clone().unwrap_or_default();
+            resolved
+                .entry((namespace.clone(), name))
+                .or_insert_with(|| selected(service, &namespace, pods).collect());
+        }
+        resolved
+    }
+}
+
+fn slice_endpoints(slice: &EndpointSlice) -> Vec<ServiceEndpoint> {
+    let ports = slice.ports.iter().flatten().filter_map(|port| {
+        let protocol = protocol_number(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some((protocol, u16::try_from(port.port?).ok()?))
+    });
+    let ports: Vec<(u8, u16)> = ports.collect();
+    let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+    let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
+    addresses
+        .flat_map(|address| at(address.to_canonical(), &ports))
+        .collect()
+}
+
+fn selected<'a>(
+    service: &'a Service,
+    namespace: &'a str,
+    pods: &'a [PodView],
+) -> impl Iterator<Item = ServiceEndpoint> + 'a {
+    let spec = service.spec.as_ref();
+    let selector: Option<&BTreeMap<String, String>> = spec.and_then(|spec| spec.selector.as_ref());
+    // A service without a selector has what somebody writes into slices, which is nothing here.
+    let selects = move |labels: &Labels| {
+        selector.is_some_and(|wanted| {
+            !wanted.is_empty() && wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+        })
+    };
+    let pods = pods
+        .iter()
+        .filter(move |pod| pod.namespace == namespace && selects(&pod.labels));
+    pods.flat_map(move |pod| {
+        let ports = spec
+            .iter()
+            .flat_map(|spec| spec.ports.iter().flatten())
+            .filter_map(|port| {
+                let protocol = protocol_number(port.protocol.as_deref().unwrap_or("TCP"))?;
+                let number = match &port.target_port {
+                    None => u16::try_from(port.port).ok(),
+                    Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
+                    Some(IntOrString::String(name)) => pod
+                        .named_ports
+                        .iter()
+                        .find(|named| named.name == *name && named.protocol == protocol)
+                        .map(|named| named.port),
+                };
+                Some((protocol, number?))
+            });
+        let ports: Vec<(u8, u16)> = ports.collect();
+        let addresses: Vec<IpAddr> = pod.addresses.iter().copied().collect();
+        addresses.into_iter().flat_map(move |address| at(address, &ports))
+    })
+}
+
+fn at(address: IpAddr, ports: &[(u8, u16)]) -> Vec<ServiceEndpoint> {
+    let port = |port: &(u8, u16)| ServiceEndpoint {
+        address,
+        port: Some(*port),
+    };
+    ports.iter().map(port).collect()
+}
