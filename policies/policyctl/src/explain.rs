@@ -5,12 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use api::flow::FlowVerdict;
-use policies_compiler::{ClusterView, Party, explain, load_objects, parse_protocol};
-use serde_json::Value;
+use policies_compiler::{ClusterView, Party, explain, parse_protocol};
 
 use crate::{
     cli::{Connection, ExplainArgs},
-    cluster, objects, output,
+    load, output,
 };
 
 /// Exit code of a flow that is denied: an answer, not an error.
@@ -42,32 +41,11 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<E
 }
 
 fn offline(args: &ExplainArgs) -> Result<ClusterView> {
-    let manifests = objects::load(&args.filename, "default")?;
-    for manifest in &manifests {
-        objects::check(manifest)
-            .map_err(|problem| anyhow::anyhow!("{} ({}): {problem}", manifest.shown(), manifest.origin))?;
-    }
-    let values: Vec<Value> = manifests.into_iter().map(|m| m.object).collect();
-    let loaded = load_objects(&values)?;
-    for note in &loaded.notes {
-        output::note(&format!("note: {note}"));
-    }
-    Ok(loaded.view)
+    Ok(load::offline(&args.filename)?.view)
 }
 
 async fn live(connection: &Connection) -> Result<ClusterView> {
-    let client = cluster::connect(connection).await?;
-    let mut values = Vec::new();
-    for resource in [
-        ("", "v1", "namespaces"),
-        ("", "v1", "pods"),
-        ("networking.k8s.io", "v1", "networkpolicies"),
-    ] {
-        values.extend(cluster::list_all(&client, resource).await?);
-    }
-    // A pod that has ended has given its address back.
-    values.retain(|object| !matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
-    Ok(load_objects(&values)?.view)
+    Ok(load::live(connection).await?.view)
 }
 
 /// `80`, `80/TCP`, `53/udp`; for ICMP `8` or `8.0/ICMP` is type and code.

@@ -15,6 +15,7 @@ mod down;
 mod explain;
 mod flows;
 mod get;
+mod load;
 mod logs;
 mod objects;
 mod output;

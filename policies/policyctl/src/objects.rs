@@ -64,11 +64,7 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>> {
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<_, _>>()
         .with_context(|| format!("cannot list {}", path.display()))?;
-    files.retain(|f| {
-        f.is_file()
-            && f.extension()
-                .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
-    });
+    files.retain(|f| f.is_file() && is_manifest(f));
     files.sort();
     files
         .iter()
@@ -94,18 +90,9 @@ fn bounded(reader: impl Read, origin: &str) -> Result<String> {
 }
 
 fn parse(origin: &str, text: &str, default_namespace: &str, into: &mut Vec<Manifest>) -> Result<()> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).with_context(|| format!("{origin} is not valid YAML"))?;
-    let several = documents.len() > 1;
-    for (index, document) in documents.into_iter().enumerate() {
-        let origin = if several {
-            format!("{origin} (document {})", index + 1)
-        } else {
-            origin.to_owned()
-        };
-        if document.is_null() {
-            continue;
-        }
+    let mut documents = Vec::new();
+    split(origin, text, &mut documents)?;
+    for (origin, document) in documents {
         match document {
             Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
                 let Some(Value::Array(items)) = list.remove("items") else {
@@ -158,6 +145,74 @@ fn manifest(origin: &str, mut object: Value, default_namespace: &str) -> Result<
         name,
         object,
     })
+}
+
+/// Every object in the files, whatever its kind, with where it stands. Folders are read with all folders in them: an
+/// answer about some of the policies would be worse than none.
+pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<(String, Value)>> {
+    let mut found = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            for file in files_below(path)? {
+                split(&file.display().to_string(), &read_file(&file)?, &mut found)?;
+            }
+        } else {
+            for (origin, text) in texts(path)? {
+                split(&origin, &text, &mut found)?;
+            }
+        }
+    }
+    if found.is_empty() {
+        let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+        bail!("no objects in {}", paths.join(", "));
+    }
+    Ok(found)
+}
+
+fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![directory.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
+            let path = entry.path();
+            // A link to a folder is not followed: it may lead in a circle.
+            let kind = entry
+                .file_type()
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            if kind.is_dir() {
+                folders.push(path);
+            } else if path.is_file() && is_manifest(&path) {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+}
+
+fn split(origin: &str, text: &str, into: &mut Vec<(String, Value)>) -> Result<()> {
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).with_context(|| format!("{origin} is not valid YAML"))?;
+    let several = documents.len() > 1;
+    for (index, document) in documents.into_iter().enumerate() {
+        if document.is_null() {
+            continue;
+        }
+        let origin = match several {
+            true => format!("{origin} (document {})", index + 1),
+            false => origin.to_owned(),
+        };
+        into.push((origin, document));
+    }
+    Ok(())
 }
 
 /// Judges one manifest with the server's own strict decoder and, where the meaning can be judged without a
