@@ -57,8 +57,10 @@ pub(crate) struct Declares {
 pub(crate) enum Owner {
     /// Several workloads claim it.
     Contested,
-    /// The node.
+    /// The node that the cluster is seen from.
     Node,
+    /// Another node, by its place among all.
+    NodeAt(usize),
     /// An endpoint of this node.
     Endpoint(EndpointId),
     /// Anyone else.
@@ -83,28 +85,19 @@ impl<'a> Matchers<'a> {
         })
     }
 
+    /// The number of `matcher`, if it has one.
+    pub(crate) fn known(&self, matcher: &'a EndMatch, direction: Direction) -> Option<MatcherId> {
+        let key = (matcher, self.sets_by_name && direction == Direction::Egress);
+        self.ids.get(&key).copied()
+    }
+
     /// Cuts the address space into cells and says what holds in each. The default prefix of each family is
     /// always among them, so every address is in a cell.
     ///
     /// `port_names` are the names that rules ask of the other end.
     pub(crate) fn cells(&self, cluster: &Cluster, port_names: &BTreeSet<&str>) -> BTreeMap<IpNet, Signature> {
-        let index = Index::new(&self.matchers, cluster, port_names);
-        let owners = owners(cluster);
-        let defaults = [
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ];
-        let mut cells: BTreeSet<IpNet> = defaults
-            .into_iter()
-            .filter_map(|address| IpNet::new(address, 0).ok())
-            .collect();
-        for (matcher, _) in &self.matchers {
-            cells.extend(matcher.nets.iter().chain(&matcher.not_nets).map(IpNet::trunc));
-        }
-        cells.extend(cluster.sets.iter().flat_map(|set| &set.nets).map(IpNet::trunc));
-        cells.extend(cluster.names.keys().copied().map(IpNet::from));
-        cells.extend(owners.keys().copied().map(IpNet::from));
-
+        let index = Index::new(self, cluster, port_names.iter().copied().collect());
+        let cells = index.prefixes();
         let mut known = HashMap::new();
         // Prefixes sort before what they hold, so those that hold the current cell are always on the stack.
         let mut holders: Vec<IpNet> = Vec::new();
@@ -114,22 +107,7 @@ impl<'a> Matchers<'a> {
                 holders.pop();
             }
             holders.push(cell);
-            let place = index.place(&owners, &holders, cell);
-            let at_rest = known
-                .entry(place.attributes())
-                .or_insert_with(|| index.anywhere(&place))
-                .clone();
-            let mut matchers = at_rest.matchers;
-            matchers.extend(index.somewhere(&place));
-            matchers.sort_unstable();
-            matchers.dedup();
-            let signature = Signature {
-                family: place.family(),
-                owner: place.owner,
-                matchers,
-                declares: at_rest.declares,
-            };
-            signatures.insert(cell, signature);
+            signatures.insert(cell, index.signature(&holders, cell, &mut known));
         }
         signatures
     }
@@ -150,10 +128,13 @@ struct Place<'a> {
 
 /// What holds at a place whatever its address is.
 #[derive(Clone)]
-struct AtRest {
+pub(crate) struct AtRest {
     matchers: Vec<MatcherId>,
     declares: Vec<Declares>,
 }
+
+/// What is known of places by their attributes.
+pub(crate) type KnownPlaces<'a> = HashMap<Attributes<'a>, AtRest>;
 
 /// All that selectors can see of a place.
 type Attributes<'a> = (Vec<WorkloadAttributes<'a>>, Vec<usize>, Vec<usize>);
@@ -196,10 +177,11 @@ impl<'a> Place<'a> {
 }
 
 /// The conditions, sorted by how they can be found without trying each on each cell.
-struct Index<'a> {
-    matchers: &'a [(&'a EndMatch, ByName)],
+pub(crate) struct Index<'a> {
+    matchers: Vec<(&'a EndMatch, ByName)>,
     cluster: &'a Cluster,
-    port_names: &'a BTreeSet<&'a str>,
+    owners: BTreeMap<IpAddr, Owned<'a>>,
+    port_names: BTreeSet<&'a str>,
     /// Depend on labels alone.
     addressless: Vec<MatcherId>,
     /// Depend on the address, but not on being inside a CIDR.
@@ -213,14 +195,12 @@ struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    fn new(
-        matchers: &'a [(&'a EndMatch, ByName)],
-        cluster: &'a Cluster,
-        port_names: &'a BTreeSet<&'a str>,
-    ) -> Self {
+    pub(crate) fn new(matchers: &Matchers<'a>, cluster: &'a Cluster, port_names: BTreeSet<&'a str>) -> Self {
+        let matchers = matchers.matchers.clone();
         let mut index = Self {
-            matchers,
+            matchers: Vec::new(),
             cluster,
+            owners: owners(cluster),
             port_names,
             addressless: Vec::new(),
             open: Vec::new(),
@@ -248,12 +228,52 @@ impl<'a> Index<'a> {
                 index.sets_with_domains.push(position);
             }
         }
+        index.matchers = matchers;
         index
     }
 
-    fn place(&self, owners: &BTreeMap<IpAddr, Owned<'a>>, holders: &[IpNet], cell: IpNet) -> Place<'a> {
+    /// The prefixes whose differences are the cells.
+    pub(crate) fn prefixes(&self) -> BTreeSet<IpNet> {
+        let defaults = [
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        ];
+        let mut cells: BTreeSet<IpNet> = defaults
+            .into_iter()
+            .filter_map(|address| IpNet::new(address, 0).ok())
+            .collect();
+        for (matcher, _) in &self.matchers {
+            cells.extend(matcher.nets.iter().chain(&matcher.not_nets).map(IpNet::trunc));
+        }
+        let sets = &self.cluster.sets;
+        cells.extend(sets.iter().flat_map(|set| &set.nets).map(IpNet::trunc));
+        cells.extend(self.cluster.names.keys().copied().map(IpNet::from));
+        cells.extend(self.owners.keys().copied().map(IpNet::from));
+        cells
+    }
+
+    /// All that verdicts about addresses of `cell` may depend on. `holders` are the prefixes that hold it.
+    pub(crate) fn signature(&self, holders: &[IpNet], cell: IpNet, known: &mut KnownPlaces<'a>) -> Signature {
+        let place = self.place(holders, cell);
+        let at_rest = known
+            .entry(place.attributes())
+            .or_insert_with(|| self.anywhere(&place))
+            .clone();
+        let mut matchers = at_rest.matchers;
+        matchers.extend(self.somewhere(&place));
+        matchers.sort_unstable();
+        matchers.dedup();
+        Signature {
+            family: place.family(),
+            owner: place.owner,
+            matchers,
+            declares: at_rest.declares,
+        }
+    }
+
+    fn place(&self, holders: &[IpNet], cell: IpNet) -> Place<'a> {
         let is_address = cell.prefix_len() == cell.max_prefix_len();
-        let owned = owners.get(&cell.addr()).filter(|_| is_address);
+        let owned = self.owners.get(&cell.addr()).filter(|_| is_address);
         let sets = holders
             .iter()
             .filter_map(|net| self.sets_by_net.get(net))
@@ -397,6 +417,28 @@ fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {
                     owned.workloads.push(&member.workload);
                 }
             }
+        }
+    }
+    for (position, addresses) in cluster.nodes.values().enumerate() {
+        for address in addresses
+            .iter()
+            .filter(|address| !cluster.host_addresses.contains(address))
+        {
+            let owned = owners.entry(*address).or_insert_with(|| Owned {
+                owner: Owner::NodeAt(position),
+                workloads: Vec::new(),
+            });
+            // A host endpoint has its node's address; a pod that claims it as well is contradicted.
+            let of_pod = owned
+                .workloads
+                .iter()
+                .any(|workload| workload.kind == WorkloadKind::Pod);
+            owned.owner = match owned.owner {
+                Owner::NodeAt(first) => Owner::NodeAt(first),
+                Owner::Contested => Owner::Contested,
+                _ if of_pod => Owner::Contested,
+                _ => Owner::NodeAt(position),
+            };
         }
     }
     for address in &cluster.host_addresses {

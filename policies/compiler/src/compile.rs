@@ -10,20 +10,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    rc::Rc,
 };
 
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Decision, decide},
-    policy::{EndpointPolicy, NamedPort, PolicySet, ServiceMatch, WorkloadKind},
-    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, VerdictKey},
+    policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, ServiceMatch, WorkloadKind},
+    tables::{
+        BuiltinRule, Direction, EndpointId, EndpointTables, NodeTables, Packet, RuleId, RuleName, VerdictKey,
+    },
 };
 
 use crate::{
-    cells::Matchers,
+    cells::{MatcherId, Matchers},
     classes::Classes,
     field::FieldError,
-    program::{Program, rule_ids},
+    program::{Numbers, Program, RuleIds, ServiceSets, Sets, rule_ids},
     sources::Sources,
     view::ClusterView,
 };
@@ -94,23 +97,20 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
         .map(|member| policies.for_endpoint(&member.workload))
         .collect();
     let rules = rule_ids(&policies);
-    let mut matchers = Matchers::new(cluster);
+    let mut numbers = Compiling {
+        matchers: Matchers::new(cluster),
+        rules: &rules,
+        sets: ServiceSets::default(),
+    };
     let mut programs = Vec::new();
     for ((endpoint, member), policy) in local.iter().zip(&policies) {
         for direction in [Direction::Ingress, Direction::Egress] {
             let own = (*endpoint, *member);
-            programs.push(Program::new(
-                own,
-                direction,
-                policy,
-                cluster,
-                &rules,
-                &mut matchers,
-            ));
+            programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
         }
     }
     let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
-    let cells = matchers.cells(cluster, &port_names);
+    let cells = numbers.matchers.cells(cluster, &port_names);
     let sources = source_classes(cluster, &programs);
     let classes = Classes::new(&cells, &programs, &sources);
     let table = |endpoint: &EndpointId| sources.get(endpoint).map(Sources::table).unwrap_or_default();
@@ -189,6 +189,31 @@ impl fmt::Display for Diagnostic {
                 write!(f, "several pods have endpoint {id}: it is denied everything")
             }
         }
+    }
+}
+
+/// Numbers for what is compiled.
+struct Compiling<'a, 'r> {
+    matchers: Matchers<'a>,
+    rules: &'r RuleIds,
+    sets: ServiceSets<'a>,
+}
+
+impl<'a> Numbers<'a> for Compiling<'a, '_> {
+    fn matcher(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId {
+        self.matchers.id(matcher, direction)
+    }
+
+    /// The names were numbered from the same policies. Should one be missing, it decides as no match.
+    fn rule(&mut self, name: RuleName) -> RuleId {
+        self.rules
+            .get(&name)
+            .copied()
+            .unwrap_or(BuiltinRule::NoMatch.id())
+    }
+
+    fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
+        self.sets.of(service)
     }
 }
 

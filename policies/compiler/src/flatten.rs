@@ -1,6 +1,6 @@
 //! From an ordered list of rules to entries of which the most specific one is right.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use policies_ir::{
     policy::{Action, DefaultAction},
@@ -8,7 +8,8 @@ use policies_ir::{
 };
 
 use crate::{
-    services::{ALL_PORTS, Interval, ServiceSet},
+    program::Sets,
+    services::{ALL_PORTS, Interval},
     sources::Sources,
 };
 
@@ -24,10 +25,8 @@ pub(crate) struct Stage {
 
 /// A rule both of whose ends are known to match.
 pub(crate) struct StageRule {
-    /// Destination ports.
-    pub(crate) services: ServiceSet,
-    /// Source ports.
-    pub(crate) sources: ServiceSet,
+    /// Which ports.
+    pub(crate) sets: Rc<Sets>,
     pub(crate) action: Action,
     pub(crate) rule: RuleId,
 }
@@ -64,14 +63,19 @@ pub(crate) fn flatten(stages: &[Stage], sources: &Sources, last_word: Option<Las
             _ => entry,
         }
     };
-    let others = judge(&|rule| rule.services.others() && rule.sources.others());
+    let others = judge(&|rule| rule.sets.services().others() && rule.sets.sources().others());
     let mut entries = Entries::new();
     if others != NO_MATCH {
         entries.push((SourceClass::default(), Service::Any, others));
     }
     let rules = || stages.iter().flat_map(|stage| &stage.rules);
     let mut protocols: Vec<u8> = rules()
-        .flat_map(|rule| rule.services.protocols().chain(rule.sources.protocols()))
+        .flat_map(|rule| {
+            rule.sets
+                .services()
+                .protocols()
+                .chain(rule.sets.sources().protocols())
+        })
         .chain(sources.protocols())
         .collect();
     protocols.sort_unstable();
@@ -79,12 +83,9 @@ pub(crate) fn flatten(stages: &[Stage], sources: &Sources, last_word: Option<Las
     for protocol in protocols {
         for (class, source_port) in sources.representatives(protocol) {
             let mut spans: Vec<(Interval, VerdictEntry)> = Vec::new();
-            for interval in elementary(rules().flat_map(|rule| rule.services.intervals(protocol))) {
+            for interval in elementary(rules().flat_map(|rule| rule.sets.services().intervals(protocol))) {
                 // All ports of an elementary interval are in the same sets, so its first speaks for all.
-                let entry = judge(&|rule| {
-                    rule.services.contains(protocol, interval.0)
-                        && rule.sources.contains(protocol, source_port)
-                });
+                let entry = judge(&|rule| rule.sets.contain(protocol, source_port, interval.0));
                 match spans.last_mut() {
                     Some((open, last)) if *last == entry => open.1 = interval.1,
                     _ => spans.push((interval, entry)),

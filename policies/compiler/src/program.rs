@@ -1,6 +1,9 @@
 //! The rules of one endpoint and direction as a list over numbered conditions and numbered names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
+};
 
 use policies_ir::{
     cluster::{Cluster, Member},
@@ -12,7 +15,7 @@ use policies_ir::{
 };
 
 use crate::{
-    cells::{Declares, MatcherId, Matchers, Owner, Signature, end_holds},
+    cells::{Declares, MatcherId, Owner, Signature, end_holds},
     flatten::{Entries, LastWord, Stage, StageRule, flatten},
     services::ServiceSet,
     sources::Sources,
@@ -33,6 +36,8 @@ pub(crate) struct Program<'a> {
 /// The endpoint's own end of its flows.
 struct Own<'a> {
     workload: &'a Workload,
+    /// Place of its node among all.
+    node: Option<usize>,
     /// Families in which the endpoint has an address, and what selectors find there beside itself.
     sides: Vec<(IpVersion, std::net::IpAddr, Vec<&'a Workload>)>,
 }
@@ -50,8 +55,32 @@ struct ProgramRule<'a> {
     /// Whether names of ports that the rule asks of the endpoint itself are those it declares.
     asks_own_names: bool,
     service: &'a ServiceMatch,
+    /// What the service holds, where it names no ports.
+    sets: Option<Rc<Sets>>,
     action: Action,
     rule: RuleId,
+}
+
+/// Destination and source ports of a service.
+pub(crate) struct Sets {
+    services: ServiceSet,
+    sources: ServiceSet,
+}
+
+/// Gives numbers to what programs speak about.
+pub(crate) trait Numbers<'a> {
+    /// Of a condition on the other end.
+    fn matcher(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId;
+    /// Of a rule or the end of a tier.
+    fn rule(&mut self, name: RuleName) -> RuleId;
+    /// What a service holds; nothing if that depends on what its ends declare.
+    fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>>;
+}
+
+/// Remembers what services hold.
+#[derive(Default)]
+pub(crate) struct ServiceSets<'a> {
+    seen: HashMap<&'a ServiceMatch, Option<Rc<Sets>>>,
 }
 
 /// Families of addresses.
@@ -117,19 +146,17 @@ pub(crate) fn rule_ids(policies: &[EndpointPolicy<'_>]) -> RuleIds {
 }
 
 impl<'a> Program<'a> {
-    pub(crate) fn new(
+    pub(crate) fn new<N: Numbers<'a>>(
         (endpoint, member): (EndpointId, &'a Member),
         direction: Direction,
         policy: &EndpointPolicy<'a>,
         cluster: &'a Cluster,
-        ids: &RuleIds,
-        matchers: &mut Matchers<'a>,
+        numbers: &mut N,
     ) -> Self {
-        // The names were numbered from these same policies. Should one be missing, it decides as no match.
-        let id = |name: RuleName| ids.get(&name).copied().unwrap_or(BuiltinRule::NoMatch.id());
         let own = Own::new(member, cluster);
         let mut any_end = |service: &'a ServiceMatch, peer: &'a EndMatch, rule: BuiltinRule| ProgramRule {
-            peer: matchers.id(peer, direction),
+            peer: numbers.matcher(peer, direction),
+            sets: numbers.sets(service),
             families: Families { v4: true, v6: true },
             asks_own_names: false,
             service,
@@ -148,18 +175,19 @@ impl<'a> Program<'a> {
             });
         }
         let any = any_end(&ANY_SERVICE, &ANY_END, BuiltinRule::NoPolicy);
-        let mut rules_of = |rules: &'a [Rule], tier: &str, policy: &str| {
+        let rules_of = |numbers: &mut N, rules: &'a [Rule], tier: &str, policy: &str| {
             // Log changes no verdict, and names are learned for destinations of what leaves.
             let counts = |rule: &&Rule| {
                 rule.action != Action::Log && (direction == Direction::Egress || rule.peer.domains.is_empty())
             };
             let rules = rules.iter().filter(counts).map(|rule| ProgramRule {
-                peer: matchers.id(&rule.peer, direction),
+                peer: numbers.matcher(&rule.peer, direction),
+                sets: numbers.sets(&rule.service),
                 families: own.families(&rule.own),
                 asks_own_names: rule.own.workload.as_ref().is_none_or(|m| m.matches(own.workload)),
                 service: &rule.service,
                 action: rule.action,
-                rule: id(rule_name(tier, policy, rule)),
+                rule: numbers.rule(rule_name(tier, policy, rule)),
             });
             rules.collect::<Vec<_>>()
         };
@@ -168,18 +196,18 @@ impl<'a> Program<'a> {
             let mut rules = Vec::new();
             for policy in &tier.policies {
                 let own = policy.rules(direction).unwrap_or_default();
-                rules.extend(rules_of(own, tier.name, &policy.name));
+                rules.extend(rules_of(numbers, own, tier.name, &policy.name));
             }
             stages.push(ProgramStage {
                 rules,
                 default_action: tier.default_action,
-                default_rule: id(end),
+                default_rule: numbers.rule(end),
             });
         }
         let mut last = Vec::new();
         for profile in profiles(policy) {
             match profile_rules(profile, direction) {
-                Some(own) => last.extend(rules_of(own, RuleName::PROFILE_TIER, &profile.name)),
+                Some(own) => last.extend(rules_of(numbers, own, RuleName::PROFILE_TIER, &profile.name)),
                 None => last.push(any.clone()),
             }
         }
@@ -261,9 +289,10 @@ impl<'a> Program<'a> {
                         Direction::Ingress => (&other[..], own),
                         Direction::Egress => (own, &other[..]),
                     };
+                    let sets = rule.sets.clone();
+                    let sets = sets.unwrap_or_else(|| Rc::new(Sets::of(rule.service, source, destination)));
                     rules.push(StageRule {
-                        services: ServiceSet::of_destination(rule.service, destination),
-                        sources: ServiceSet::of_source(rule.service, source),
+                        sets,
                         action: rule.action,
                         rule: rule.rule,
                     });
@@ -281,11 +310,16 @@ impl<'a> Program<'a> {
 
     fn last_word(&self, peer: Owner) -> Option<LastWord> {
         let pod = self.own.workload.kind == WorkloadKind::Pod;
+        let own_node = match peer {
+            Owner::Node => true,
+            Owner::NodeAt(position) => self.own.node == Some(position),
+            Owner::Contested | Owner::Endpoint(_) | Owner::Other => false,
+        };
         let (instead_of, rule) = match (peer, self.direction) {
             (Owner::Endpoint(id), _) if id == self.endpoint => (Verdict::Deny, BuiltinRule::SelfTraffic),
-            (Owner::Node, _) if !pod => (Verdict::Deny, BuiltinRule::SelfTraffic),
-            (Owner::Node, Direction::Ingress) => (Verdict::Deny, BuiltinRule::FromHost),
-            (Owner::Node, Direction::Egress) if self.to_host == EndpointToHost::Drop => {
+            _ if own_node && !pod => (Verdict::Deny, BuiltinRule::SelfTraffic),
+            (_, Direction::Ingress) if own_node => (Verdict::Deny, BuiltinRule::FromHost),
+            (_, Direction::Egress) if own_node && self.to_host == EndpointToHost::Drop => {
                 (Verdict::Allow, BuiltinRule::ToHost)
             }
             _ => return None,
@@ -296,7 +330,52 @@ impl<'a> Program<'a> {
 
 impl Clone for ProgramRule<'_> {
     fn clone(&self) -> Self {
-        Self { ..*self }
+        Self {
+            sets: self.sets.clone(),
+            ..*self
+        }
+    }
+}
+
+impl Sets {
+    fn of(service: &ServiceMatch, source: &[NamedPort], destination: &[NamedPort]) -> Self {
+        Self {
+            services: ServiceSet::of_destination(service, destination),
+            sources: ServiceSet::of_source(service, source),
+        }
+    }
+
+    /// Destination ports.
+    pub(crate) fn services(&self) -> &ServiceSet {
+        &self.services
+    }
+
+    /// Source ports.
+    pub(crate) fn sources(&self) -> &ServiceSet {
+        &self.sources
+    }
+
+    /// Whether a packet is in.
+    pub(crate) fn contain(&self, protocol: u8, source_port: u16, port: u16) -> bool {
+        self.services.contains(protocol, port) && self.sources.contains(protocol, source_port)
+    }
+}
+
+impl<'a> ServiceSets<'a> {
+    /// What `service` holds; nothing if that depends on what its ends declare.
+    pub(crate) fn of(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
+        let named = |ports: &[PortMatch]| ports.iter().any(|port| matches!(port, PortMatch::Named(_)));
+        let lists = [
+            &service.ports,
+            &service.not_ports,
+            &service.source_ports,
+            &service.not_source_ports,
+        ];
+        let fixed = || !lists.into_iter().any(|ports| named(ports));
+        self.seen
+            .entry(service)
+            .or_insert_with(|| fixed().then(|| Rc::new(Sets::of(service, &[], &[]))))
+            .clone()
     }
 }
 
@@ -318,6 +397,7 @@ impl<'a> Own<'a> {
         });
         Self {
             workload: &member.workload,
+            node: cluster.nodes.keys().position(|name| *name == member.node),
             sides: sides.collect(),
         }
     }

@@ -147,10 +147,24 @@ impl ClusterView {
             };
             flush(&name, &mut errors, &mut report);
         }
+        let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            nodes.insert(name.clone(), node.addresses.clone());
+        }
+        let hosts = members
+            .iter()
+            .filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
+        for host in hosts.filter(|host| !host.node.is_empty()) {
+            nodes
+                .entry(host.node.clone())
+                .or_default()
+                .extend(&host.addresses);
+        }
         Cluster {
             members,
             sets,
             host_addresses: self.host_addresses.clone(),
+            nodes,
             names: self.names.clone(),
         }
     }
@@ -314,6 +328,7 @@ impl ClusterView {
             },
             addresses: pod.addresses.clone(),
             endpoint: pod.endpoint,
+            node: pod.node.clone(),
         }
     }
 

@@ -20,8 +20,10 @@ pub struct Cluster {
     pub members: Vec<Member>,
     /// Labelled lists of addresses.
     pub sets: Vec<NetworkSet>,
-    /// The node's own addresses.
+    /// Addresses of the node that the cluster is seen from.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Addresses of each node, for members that say which node they are on.
+    pub nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Names that the trusted resolver last gave for an address, in lower case without the final dot.
     pub names: BTreeMap<IpAddr, BTreeSet<String>>,
 }
@@ -35,6 +37,8 @@ pub struct Member {
     pub addresses: BTreeSet<IpAddr>,
     /// Its endpoint, if it is on this node.
     pub endpoint: Option<EndpointId>,
+    /// The node it is on; empty if that is not known.
+    pub node: String,
 }
 
 /// A NetworkSet or GlobalNetworkSet: selectors find it like a workload, at each of its addresses.
@@ -79,9 +83,21 @@ impl Cluster {
             };
         }
         let mut claims = self.members.iter().filter(|m| m.addresses.contains(&address));
-        match (claims.next(), claims.next()) {
-            (Some(_), Some(_)) => Standing::Contested,
-            (Some(_), None) if member.addresses.contains(&address) => Standing::Itself,
+        let (first, second) = (claims.next(), claims.next());
+        let node = self.nodes.iter().find(|(_, addresses)| addresses.contains(&address));
+        // A host endpoint has its node's address; a pod that claims it as well is contradicted.
+        let of_pod = first.is_some_and(|member| member.workload.kind == WorkloadKind::Pod);
+        if second.is_some() || (of_pod && node.is_some()) {
+            return Standing::Contested;
+        }
+        if member.addresses.contains(&address) {
+            return Standing::Itself;
+        }
+        match node {
+            Some((name, _)) if *name == member.node => match member.workload.kind {
+                WorkloadKind::HostEndpoint => Standing::Itself,
+                WorkloadKind::Pod | WorkloadKind::NetworkSet => Standing::OwnNode,
+            },
             _ => Standing::Other,
         }
     }

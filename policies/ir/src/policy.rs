@@ -260,7 +260,7 @@ pub enum Selector {
 }
 
 /// Conditions on protocol and destination port.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct ServiceMatch {
     /// IP protocol number is this.
     pub protocol: Option<u8>,

@@ -116,6 +116,7 @@ pub(crate) fn read_host_endpoint(object: &calico::HostEndpoint, errors: &mut Err
         },
         addresses,
         endpoint: None,
+        node: spec.node.clone(),
     }
 }
 
