@@ -85,12 +85,6 @@ impl<'a> Matchers<'a> {
         })
     }
 
-    /// The number of `matcher`, if it has one.
-    pub(crate) fn known(&self, matcher: &'a EndMatch, direction: Direction) -> Option<MatcherId> {
-        let key = (matcher, self.sets_by_name && direction == Direction::Egress);
-        self.ids.get(&key).copied()
-    }
-
     /// Cuts the address space into cells and says what holds in each. The default prefix of each family is
     /// always among them, so every address is in a cell.
     ///

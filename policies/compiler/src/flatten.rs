@@ -54,10 +54,7 @@ pub(crate) fn flatten(stages: &[Stage], sources: &Sources, last_word: Option<Las
         let entry = judge(stages, matches);
         match last_word {
             Some(LastWord { instead_of, rule }) if entry.verdict == instead_of => VerdictEntry {
-                verdict: match instead_of {
-                    Verdict::Allow => Verdict::Deny,
-                    Verdict::Deny => Verdict::Allow,
-                },
+                verdict: instead_of.opposite(),
                 rule: rule.id(),
             },
             _ => entry,

@@ -8,8 +8,8 @@ use std::{
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{
-        Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, IpVersion, Last, NamedPort,
-        PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
+        Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, Failsafe, IpVersion, Last,
+        NamedPort, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
     },
     tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, RuleId, RuleName, Verdict},
 };
@@ -231,6 +231,58 @@ impl<'a> Program<'a> {
         }
     }
 
+    /// Gives numbers to the conditions that every program may have beside those of its rules.
+    pub(crate) fn intern_builtins<N: Numbers<'a>>(numbers: &mut N, failsafe: &'a Failsafe) {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            numbers.matcher(&ANY_END, direction);
+            for open in failsafe.matches(direction) {
+                numbers.matcher(&open.peer, direction);
+            }
+        }
+    }
+
+    /// The verdict about one packet, and what decided it.
+    pub(crate) fn judge(
+        &self,
+        peer: &Signature,
+        protocol: u8,
+        source_port: u16,
+        port: u16,
+    ) -> (Verdict, RuleId) {
+        if peer.owner == Owner::Contested {
+            return (Verdict::Deny, BuiltinRule::NoMatch.id());
+        }
+        let matches = |rule: &&ProgramRule<'_>| {
+            self.both_ends_match(rule, peer)
+                && match &rule.sets {
+                    Some(sets) => sets.contain(protocol, source_port, port),
+                    None => self
+                        .sets(rule, &peer.declares)
+                        .contain(protocol, source_port, port),
+                }
+        };
+        let mut outcome = (Verdict::Deny, BuiltinRule::NoMatch.id());
+        for stage in &self.stages {
+            let (action, rule) = match (stage.rules.iter().find(matches), stage.default_action) {
+                (Some(hit), _) => (hit.action, hit.rule),
+                (None, DefaultAction::Deny) => (Action::Deny, stage.default_rule),
+                (None, DefaultAction::Pass) => continue,
+            };
+            match action {
+                Action::Allow => outcome = (Verdict::Allow, rule),
+                Action::Deny => outcome = (Verdict::Deny, rule),
+                Action::Pass | Action::Log => continue,
+            }
+            break;
+        }
+        match self.last_word(peer.owner) {
+            Some(LastWord { instead_of, rule }) if outcome.0 == instead_of => {
+                (instead_of.opposite(), rule.id())
+            }
+            _ => outcome,
+        }
+    }
+
     /// Names of ports that the program asks of the other end.
     pub(crate) fn peer_port_names(&self) -> impl Iterator<Item = &'a str> + '_ {
         let ports = self.services().flat_map(|service| match self.direction {
@@ -254,13 +306,7 @@ impl<'a> Program<'a> {
     /// What the program sees of a peer.
     pub(crate) fn visible(&self, peer: &Signature) -> Visible {
         let rules = self.stages.iter().flat_map(|stage| &stage.rules).enumerate();
-        let matching = rules.filter(|(_, rule)| {
-            let of_family = match peer.family {
-                IpVersion::V4 => rule.families.v4,
-                IpVersion::V6 => rule.families.v6,
-            };
-            of_family && peer.matchers.binary_search(&rule.peer).is_ok()
-        });
+        let matching = rules.filter(|(_, rule)| self.both_ends_match(rule, peer));
         let asks = self.peer_port_names().next().is_some();
         Visible {
             rules: matching.map(|(i, _)| i).collect(),
@@ -276,21 +322,8 @@ impl<'a> Program<'a> {
             let mut rules = Vec::new();
             for rule in &stage.rules {
                 if peer.rules.binary_search(&number).is_ok() {
-                    let own: &[NamedPort] = match rule.asks_own_names {
-                        true => &self.own.workload.named_ports,
-                        false => &[],
-                    };
-                    let declares = peer
-                        .declares
-                        .iter()
-                        .filter(|declares| declares.selected_by.binary_search(&rule.peer).is_ok());
-                    let other: Vec<NamedPort> = declares.flat_map(|d| d.ports.iter().cloned()).collect();
-                    let (source, destination) = match self.direction {
-                        Direction::Ingress => (&other[..], own),
-                        Direction::Egress => (own, &other[..]),
-                    };
                     let sets = rule.sets.clone();
-                    let sets = sets.unwrap_or_else(|| Rc::new(Sets::of(rule.service, source, destination)));
+                    let sets = sets.unwrap_or_else(|| Rc::new(self.sets(rule, &peer.declares)));
                     rules.push(StageRule {
                         sets,
                         action: rule.action,
@@ -306,6 +339,31 @@ impl<'a> Program<'a> {
             }
         });
         flatten(&stages.collect::<Vec<_>>(), sources, peer.last_word)
+    }
+
+    fn both_ends_match(&self, rule: &ProgramRule<'_>, peer: &Signature) -> bool {
+        let of_family = match peer.family {
+            IpVersion::V4 => rule.families.v4,
+            IpVersion::V6 => rule.families.v6,
+        };
+        of_family && peer.matchers.binary_search(&rule.peer).is_ok()
+    }
+
+    /// What a rule's service holds when the other end declares these ports.
+    fn sets(&self, rule: &ProgramRule<'_>, declares: &[Declares]) -> Sets {
+        let own: &[NamedPort] = match rule.asks_own_names {
+            true => &self.own.workload.named_ports,
+            false => &[],
+        };
+        let selected = declares
+            .iter()
+            .filter(|declares| declares.selected_by.binary_search(&rule.peer).is_ok());
+        let other: Vec<NamedPort> = selected.flat_map(|d| d.ports.iter().cloned()).collect();
+        let (source, destination) = match self.direction {
+            Direction::Ingress => (&other[..], own),
+            Direction::Egress => (own, &other[..]),
+        };
+        Sets::of(rule.service, source, destination)
     }
 
     fn last_word(&self, peer: Owner) -> Option<LastWord> {

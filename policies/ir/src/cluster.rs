@@ -84,7 +84,10 @@ impl Cluster {
         }
         let mut claims = self.members.iter().filter(|m| m.addresses.contains(&address));
         let (first, second) = (claims.next(), claims.next());
-        let node = self.nodes.iter().find(|(_, addresses)| addresses.contains(&address));
+        let node = self
+            .nodes
+            .iter()
+            .find(|(_, addresses)| addresses.contains(&address));
         // A host endpoint has its node's address; a pod that claims it as well is contradicted.
         let of_pod = first.is_some_and(|member| member.workload.kind == WorkloadKind::Pod);
         if second.is_some() || (of_pod && node.is_some()) {

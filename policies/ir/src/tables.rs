@@ -180,6 +180,16 @@ pub struct Packet {
     pub port: u16,
 }
 
+impl Verdict {
+    /// The other one.
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Allow => Self::Deny,
+            Self::Deny => Self::Allow,
+        }
+    }
+}
+
 impl NodeTables {
     /// What `id` stands for; nothing if these tables do not use it.
     pub fn decided_by(&self, id: RuleId) -> Option<DecidedBy> {

@@ -1,0 +1,340 @@
+//! Many flows, one by one, without a node: the compiler's rules asked directly, so that only what is asked about
+//! is put together. Every endpoint is judged as if it were on the node that asks.
+//!
+//! An answer is that of the endpoint where the flow starts and of the one where it ends; a flow is allowed if
+//! both allow. What has no policy of its own (an address outside, a node without a host endpoint) judges nothing.
+
+mod ends;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    rc::Rc,
+};
+
+use ipnet::IpNet;
+use policies_ir::{
+    cluster::{Cluster, Member},
+    policy::{
+        EndMatch, EndpointPolicy, EndpointToHost, PolicySet, PortMatch, ProfileRules, Rule, ServiceMatch,
+        WorkloadKind,
+    },
+    tables::{BUILTIN_RULES, BuiltinRule, DecidedBy, Direction, EndpointId, RuleId, RuleName, Verdict},
+};
+
+use ends::Ends;
+pub use ends::{End as FlowEnd, FlowError};
+
+use crate::{
+    cells::{Index, KnownPlaces, MatcherId, Matchers, Signature},
+    program::{Numbers, Program, ServiceSets, Sets},
+    view::ClusterView,
+};
+
+/// Everything that flows are judged by; built once, then borrowed by [`Judge`].
+#[derive(Debug, Clone)]
+pub struct Book {
+    cluster: Cluster,
+    policies: PolicySet,
+    /// Host endpoints that stand for every interface of their node, by position among the members.
+    on_every_interface: BTreeSet<usize>,
+}
+
+/// A flow to judge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Where it starts.
+    pub source: FlowEnd,
+    /// Where it goes.
+    pub destination: FlowEnd,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source port; 0 where the protocol has none.
+    pub source_port: u16,
+    /// Destination port; for ICMP `type << 8 | code`; 0 where the protocol has neither.
+    pub port: u16,
+}
+
+/// What came of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Allowed if neither end denies.
+    pub verdict: Verdict,
+    /// Where it leaves; nothing if nothing judges there.
+    pub egress: Option<(Verdict, DecidedBy)>,
+    /// Where it arrives; nothing if nothing judges there.
+    pub ingress: Option<(Verdict, DecidedBy)>,
+}
+
+/// Judges flows, and remembers what it put together on the way.
+pub struct Judge<'a> {
+    book: &'a Book,
+    ends: Ends<'a>,
+    index: Index<'a>,
+    prefixes: Prefixes,
+    numbers: Judging<'a>,
+    known: KnownPlaces<'a>,
+    signatures: HashMap<IpAddr, Rc<Signature>>,
+    policies: HashMap<PolicyKey<'a>, Rc<EndpointPolicy<'a>>>,
+    programs: HashMap<(usize, Direction), Rc<Program<'a>>>,
+}
+
+/// All of a member that the choice of its policies depends on.
+type PolicyKey<'a> = (
+    WorkloadKind,
+    &'a str,
+    &'a api::selector::Labels,
+    Option<&'a policies_ir::policy::ServiceAccount>,
+    &'a [String],
+);
+
+impl Book {
+    /// The cluster and the enforced policies of `view`.
+    pub fn new(view: &ClusterView) -> Self {
+        let (mut cluster, policies) = (view.cluster(), view.policy_set(|_, _| {}).enforced);
+        for (member, number) in cluster.members.iter_mut().zip(1..) {
+            member.endpoint = Some(EndpointId(number));
+        }
+        ends::assume_node_addresses(&mut cluster);
+        Self {
+            on_every_interface: ends::on_every_interface(view, &cluster),
+            cluster,
+            policies,
+        }
+    }
+
+    /// The cluster, in which every member has an endpoint and every node an address.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> &PolicySet {
+        &self.policies
+    }
+}
+
+impl<'a> Judge<'a> {
+    /// A judge by `book`.
+    pub fn new(book: &'a Book) -> Self {
+        let mut numbers = Judging {
+            matchers: Matchers::new(&book.cluster),
+            names: HashMap::new(),
+            listed: Vec::new(),
+            sets: ServiceSets::default(),
+        };
+        let mut port_names = BTreeSet::new();
+        Program::intern_builtins(&mut numbers, &book.policies.failsafe);
+        for (rule, direction) in rules(&book.policies) {
+            numbers.matcher(&rule.peer, direction);
+            port_names.extend(names(&rule.service));
+        }
+        let index = Index::new(&numbers.matchers, &book.cluster, port_names);
+        Self {
+            book,
+            ends: Ends::new(&book.cluster, &book.on_every_interface),
+            prefixes: Prefixes::new(&index.prefixes()),
+            index,
+            numbers,
+            known: KnownPlaces::default(),
+            signatures: HashMap::new(),
+            policies: HashMap::new(),
+            programs: HashMap::new(),
+        }
+    }
+
+    /// Judges one flow.
+    pub fn judge(&mut self, question: &Question) -> Result<Answer, FlowError> {
+        let source = self.ends.resolve(&question.source)?;
+        let destination = self.ends.resolve(&question.destination)?;
+        let (from, to) = ends::addresses(&source, &destination, question.protocol)?;
+        let path = self.ends.path(&source, &destination);
+        let egress = source
+            .member
+            .filter(|_| path.judged_at_source)
+            .map(|member| self.at(member, Direction::Egress, to, question));
+        // What the node takes from its own pods without asking, or not at all, its host endpoints do not see.
+        let to_own_node =
+            path.pod_to_own_node && self.book.policies.endpoint_to_host != EndpointToHost::Return;
+        let ingress = destination
+            .member
+            .filter(|_| path.judged_at_destination && !to_own_node)
+            .map(|member| self.at(member, Direction::Ingress, from, question));
+        let denied = [&egress, &ingress]
+            .into_iter()
+            .flatten()
+            .any(|(verdict, _)| *verdict == Verdict::Deny);
+        Ok(Answer {
+            verdict: if denied { Verdict::Deny } else { Verdict::Allow },
+            egress,
+            ingress,
+        })
+    }
+
+    fn at(
+        &mut self,
+        member: usize,
+        direction: Direction,
+        peer: IpAddr,
+        question: &Question,
+    ) -> (Verdict, DecidedBy) {
+        let signature = self.signature(peer);
+        let no_match = (Verdict::Deny, BuiltinRule::NoMatch.id());
+        let (verdict, rule) = match self.program(member, direction) {
+            Some(program) => {
+                program.judge(&signature, question.protocol, question.source_port, question.port)
+            }
+            None => no_match,
+        };
+        (verdict, self.numbers.decided_by(rule))
+    }
+
+    fn signature(&mut self, address: IpAddr) -> Rc<Signature> {
+        if let Some(known) = self.signatures.get(&address) {
+            return Rc::clone(known);
+        }
+        let holders = self.prefixes.that_hold(address);
+        let signature = self.index.signature(&holders, address.into(), &mut self.known);
+        let signature = Rc::new(signature);
+        self.signatures.insert(address, Rc::clone(&signature));
+        signature
+    }
+
+    fn program(&mut self, position: usize, direction: Direction) -> Option<Rc<Program<'a>>> {
+        if let Some(known) = self.programs.get(&(position, direction)) {
+            return Some(Rc::clone(known));
+        }
+        let book = self.book;
+        let member: &'a Member = book.cluster.members.get(position)?;
+        let workload = &member.workload;
+        let key = (
+            workload.kind,
+            workload.namespace.as_str(),
+            &workload.labels,
+            workload.service_account.as_ref(),
+            workload.profiles.as_slice(),
+        );
+        let shared = self
+            .policies
+            .entry(key)
+            .or_insert_with(|| Rc::new(book.policies.for_endpoint(workload)));
+        let policy = EndpointPolicy {
+            workload,
+            ..EndpointPolicy::clone(shared)
+        };
+        let own = (member.endpoint?, member);
+        let program = Rc::new(Program::new(
+            own,
+            direction,
+            &policy,
+            &book.cluster,
+            &mut self.numbers,
+        ));
+        self.programs.insert((position, direction), Rc::clone(&program));
+        Some(program)
+    }
+}
+
+/// Numbers for what is judged: names get theirs when they first decide.
+struct Judging<'a> {
+    matchers: Matchers<'a>,
+    names: HashMap<RuleName, RuleId>,
+    listed: Vec<RuleName>,
+    sets: ServiceSets<'a>,
+}
+
+impl Judging<'_> {
+    fn decided_by(&self, rule: RuleId) -> DecidedBy {
+        let listed = rule
+            .0
+            .checked_sub(BUILTIN_RULES)
+            .and_then(|i| usize::try_from(i).ok());
+        match listed.and_then(|i| self.listed.get(i)) {
+            Some(name) => DecidedBy::Rule(name.clone()),
+            None => DecidedBy::Builtin(BuiltinRule::from_id(rule).unwrap_or(BuiltinRule::NoMatch)),
+        }
+    }
+}
+
+impl<'a> Numbers<'a> for Judging<'a> {
+    /// The conditions of all rules have theirs before the first flow.
+    fn matcher(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId {
+        self.matchers.id(matcher, direction)
+    }
+
+    fn rule(&mut self, name: RuleName) -> RuleId {
+        let next = BUILTIN_RULES.saturating_add(u32::try_from(self.listed.len()).unwrap_or(u32::MAX));
+        *self.names.entry(name.clone()).or_insert_with(|| {
+            self.listed.push(name);
+            RuleId(next)
+        })
+    }
+
+    fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
+        self.sets.of(service)
+    }
+}
+
+/// The prefixes whose differences are the cells, by length.
+struct Prefixes {
+    nets: BTreeSet<IpNet>,
+    lengths_v4: BTreeSet<u8>,
+    lengths_v6: BTreeSet<u8>,
+}
+
+impl Prefixes {
+    fn new(nets: &BTreeSet<IpNet>) -> Self {
+        let lengths = |v4: bool| {
+            let of_family = nets.iter().filter(move |net| net.addr().is_ipv4() == v4);
+            of_family.map(IpNet::prefix_len).collect()
+        };
+        Self {
+            nets: nets.clone(),
+            lengths_v4: lengths(true),
+            lengths_v6: lengths(false),
+        }
+    }
+
+    /// From the widest to the narrowest.
+    fn that_hold(&self, address: IpAddr) -> Vec<IpNet> {
+        let lengths = match address {
+            IpAddr::V4(_) => &self.lengths_v4,
+            IpAddr::V6(_) => &self.lengths_v6,
+        };
+        let nets = lengths
+            .iter()
+            .filter_map(|length| Some(IpNet::new(address, *length).ok()?.trunc()));
+        nets.filter(|net| self.nets.contains(net)).collect()
+    }
+}
+
+/// Every rule, with the direction in which it is asked.
+fn rules(policies: &PolicySet) -> impl Iterator<Item = (&Rule, Direction)> {
+    let of_tiers = policies.tiers.iter().flat_map(|tier| &tier.policies);
+    let of_tiers = of_tiers.map(|policy| (&policy.ingress, &policy.egress));
+    let of_profiles = policies
+        .profiles
+        .values()
+        .filter_map(|profile| match &profile.rules {
+            ProfileRules::AllowAll => None,
+            ProfileRules::Own { ingress, egress } => Some((ingress, egress)),
+        });
+    of_tiers.chain(of_profiles).flat_map(|(ingress, egress)| {
+        let ingress = ingress.iter().map(|rule| (rule, Direction::Ingress));
+        ingress.chain(egress.iter().map(|rule| (rule, Direction::Egress)))
+    })
+}
+
+/// Names of ports that a service asks for.
+fn names(service: &ServiceMatch) -> impl Iterator<Item = &str> {
+    let lists = [
+        &service.ports,
+        &service.not_ports,
+        &service.source_ports,
+        &service.not_source_ports,
+    ];
+    lists.into_iter().flatten().filter_map(|port| match port {
+        PortMatch::Named(name) => Some(name.as_str()),
+        PortMatch::Range(..) => None,
+    })
+}

@@ -1,0 +1,278 @@
+//! Ends of flows: by name or by address, and what lies between two of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use policies_ir::{
+    cluster::{Cluster, Member},
+    policy::{ICMPV6, WorkloadKind},
+};
+
+use crate::view::{CalicoObject, ClusterView};
+
+/// Made-up addresses of nodes come from 198.51.100.0/24 and up, of which RFC 5737 keeps the first for documents.
+const GENERATED_BASE: u32 = u32::from_be_bytes([198, 51, 100, 1]);
+
+/// One end of a flow, as it is asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum End {
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A node, by name: its host endpoint, if it has one.
+    Host(String),
+    /// Whoever has the address.
+    Address(IpAddr),
+}
+
+/// Why a flow cannot be judged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FlowError {
+    /// No such pod.
+    #[error("there is no pod {namespace}/{name}")]
+    UnknownPod {
+        /// The namespace asked for.
+        namespace: String,
+        /// The name asked for.
+        name: String,
+    },
+    /// No such node.
+    #[error("there is no node {0}: neither a Node, nor a HostEndpoint, nor a pod names it")]
+    UnknownHost(String),
+    /// The end has no address.
+    #[error("{0} has no address")]
+    NoAddress(String),
+    /// One end is IPv4 only, the other IPv6 only.
+    #[error("the two ends have no address family in common")]
+    NoCommonFamily,
+}
+
+/// An end, found.
+#[derive(Debug, Clone)]
+pub(super) struct Resolved {
+    /// Position of the endpoint that judges there.
+    pub(super) member: Option<usize>,
+    /// Its node, if it is a pod or a node.
+    node: String,
+    is_node: bool,
+    addresses: Vec<IpAddr>,
+}
+
+/// Who judges on the way from one end to the other.
+pub(super) struct Path {
+    pub(super) judged_at_source: bool,
+    pub(super) judged_at_destination: bool,
+    pub(super) pod_to_own_node: bool,
+}
+
+/// Members by what they are asked for.
+pub(super) struct Ends<'a> {
+    cluster: &'a Cluster,
+    on_every_interface: &'a BTreeSet<usize>,
+    pods: HashMap<(&'a str, &'a str), usize>,
+    hosts: BTreeMap<&'a str, Vec<usize>>,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl<'a> Ends<'a> {
+    pub(super) fn new(cluster: &'a Cluster, on_every_interface: &'a BTreeSet<usize>) -> Self {
+        let mut ends = Self {
+            cluster,
+            on_every_interface,
+            pods: HashMap::new(),
+            hosts: BTreeMap::new(),
+            by_address: HashMap::new(),
+        };
+        for (position, member) in cluster.members.iter().enumerate() {
+            let workload = &member.workload;
+            match workload.kind {
+                WorkloadKind::HostEndpoint => ends.hosts.entry(&member.node).or_default().push(position),
+                WorkloadKind::Pod | WorkloadKind::NetworkSet => {
+                    ends.pods
+                        .insert((workload.namespace.as_str(), workload.name.as_str()), position);
+                }
+            }
+            for address in &member.addresses {
+                ends.by_address.entry(*address).or_insert(position);
+            }
+        }
+        for hosts in ends.hosts.values_mut() {
+            // A named interface with an address says most about its node's traffic; then by name.
+            hosts.sort_by_key(|position| {
+                let member = cluster.members.get(*position);
+                let without_address = member.is_none_or(|member| member.addresses.is_empty());
+                let name = member.map(|member| member.workload.name.as_str());
+                (on_every_interface.contains(position), without_address, name)
+            });
+        }
+        ends
+    }
+
+    pub(super) fn resolve(&self, end: &End) -> Result<Resolved, FlowError> {
+        match end {
+            End::Pod { namespace, name } => {
+                let found = self.pods.get(&(namespace.as_str(), name.as_str())).copied();
+                let member = found.and_then(|position| Some((position, self.cluster.members.get(position)?)));
+                let Some((position, member)) = member else {
+                    return Err(FlowError::UnknownPod {
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                    });
+                };
+                if member.addresses.is_empty() {
+                    return Err(FlowError::NoAddress(format!("pod {namespace}/{name}")));
+                }
+                Ok(resolved(position, member))
+            }
+            End::Host(name) => {
+                let hosts = self.hosts.get(name.as_str());
+                let position = hosts.and_then(|hosts| hosts.first()).copied();
+                let Some(of_node) = self.cluster.nodes.get(name) else {
+                    return Err(FlowError::UnknownHost(name.clone()));
+                };
+                let of_member = position
+                    .and_then(|position| self.cluster.members.get(position))
+                    .map(|member| &member.addresses)
+                    .filter(|addresses| !addresses.is_empty());
+                let addresses = of_member.unwrap_or(of_node);
+                if addresses.is_empty() {
+                    return Err(FlowError::NoAddress(format!("node {name}")));
+                }
+                Ok(Resolved {
+                    member: position,
+                    node: name.clone(),
+                    is_node: true,
+                    addresses: addresses.iter().copied().collect(),
+                })
+            }
+            End::Address(address) => {
+                let address = address.to_canonical();
+                let owner = self
+                    .by_address
+                    .get(&address)
+                    .and_then(|position| Some((*position, self.cluster.members.get(*position)?)));
+                let mut resolved = match owner {
+                    Some((position, member)) => resolved(position, member),
+                    None => self.node_at(address),
+                };
+                resolved.addresses = vec![address];
+                Ok(resolved)
+            }
+        }
+    }
+
+    /// What lies between two ends. A host endpoint for one interface does not see what its node and the node's
+    /// own pods send each other: that crosses the pods' links.
+    pub(super) fn path(&self, source: &Resolved, destination: &Resolved) -> Path {
+        let same_node = !source.node.is_empty() && source.node == destination.node;
+        let within = same_node && source.is_node != destination.is_node;
+        let sees = |end: &Resolved| {
+            let everywhere = end.member.is_some_and(|m| self.on_every_interface.contains(&m));
+            !end.is_node || !within || everywhere
+        };
+        Path {
+            judged_at_source: sees(source),
+            judged_at_destination: sees(destination),
+            pod_to_own_node: within && destination.is_node,
+        }
+    }
+
+    /// A node without host endpoints judges nothing, but it is a node all the same.
+    fn node_at(&self, address: IpAddr) -> Resolved {
+        let node = self
+            .cluster
+            .nodes
+            .iter()
+            .find(|(_, addresses)| addresses.contains(&address));
+        let name = node.map(|(name, _)| name.clone());
+        let hosts = name.as_deref().and_then(|name| self.hosts.get(name));
+        Resolved {
+            member: hosts.and_then(|hosts| hosts.first()).copied(),
+            is_node: name.is_some(),
+            node: name.unwrap_or_default(),
+            addresses: Vec::new(),
+        }
+    }
+}
+
+/// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6. An end
+/// that is given by its address alone decides the family, also if the other has none of it.
+pub(super) fn addresses(
+    source: &Resolved,
+    destination: &Resolved,
+    protocol: u8,
+) -> Result<(IpAddr, IpAddr), FlowError> {
+    let pairs = source
+        .addresses
+        .iter()
+        .flat_map(|from| destination.addresses.iter().map(move |to| (*from, *to)));
+    let prefers_v6 = protocol == ICMPV6;
+    pairs
+        .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
+        .min_by_key(|(from, to)| (from.is_ipv4() == prefers_v6, *from, *to))
+        .ok_or(FlowError::NoCommonFamily)
+}
+
+/// Gives each node an address that has none, stable for the same set of nodes.
+pub(super) fn assume_node_addresses(cluster: &mut Cluster) {
+    let of_members: BTreeSet<String> = cluster
+        .members
+        .iter()
+        .map(|member| member.node.clone())
+        .filter(|node| !node.is_empty())
+        .collect();
+    for node in of_members {
+        cluster.nodes.entry(node).or_default();
+    }
+    let taken: BTreeSet<IpAddr> = cluster
+        .members
+        .iter()
+        .flat_map(|member| &member.addresses)
+        .chain(cluster.nodes.values().flatten())
+        .copied()
+        .collect();
+    let free = (0..u32::from(u16::MAX)).map(|i| IpAddr::V4(Ipv4Addr::from(GENERATED_BASE.wrapping_add(i))));
+    let mut free = free.filter(|address| !taken.contains(address));
+    for addresses in cluster
+        .nodes
+        .values_mut()
+        .filter(|addresses| addresses.is_empty())
+    {
+        addresses.extend(free.next());
+    }
+}
+
+/// Host endpoints that stand for every interface of their node, by position among the members.
+pub(super) fn on_every_interface(view: &ClusterView, cluster: &Cluster) -> BTreeSet<usize> {
+    let names: BTreeSet<&str> = view
+        .calico
+        .iter()
+        .filter_map(|object| match object {
+            CalicoObject::HostEndpoint(host) if host.spec.interface_name == "*" => {
+                host.metadata.name.as_deref()
+            }
+            _ => None,
+        })
+        .collect();
+    let members = cluster.members.iter().enumerate();
+    members
+        .filter(|(_, member)| member.workload.kind == WorkloadKind::HostEndpoint)
+        .filter(|(_, member)| names.contains(member.workload.name.as_str()))
+        .map(|(position, _)| position)
+        .collect()
+}
+
+fn resolved(position: usize, member: &Member) -> Resolved {
+    Resolved {
+        member: Some(position),
+        node: member.node.clone(),
+        is_node: member.workload.kind == WorkloadKind::HostEndpoint,
+        addresses: member.addresses.iter().copied().collect(),
+    }
+}
