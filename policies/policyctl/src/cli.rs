@@ -87,6 +87,17 @@ Exit codes: 0 pass, 1 error, 2 refused or inconclusive")]
 
 Exit codes: 0 allowed, 1 error, 2 denied")]
     Explain(ExplainArgs),
+    /// Judge many flows: one line of JSON in, one line of JSON out, live or from files
+    #[command(after_help = "Examples:
+  policyctl decide -f manifests/ --flows flows.jsonl -o jsonl
+  echo '{\"id\":1,\"src\":{\"pod\":\"shop/web\"},\"dst\":{\"ip\":\"192.0.2.7\"},\"protocol\":\"TCP\",\"port\":443}' |
+    policyctl decide -f manifests/ --flows -
+
+A flow: {\"id\", \"src\", \"dst\", \"protocol\", \"port\", \"srcPort\", \"icmpType\", \"icmpCode\"}; src and dst are
+{\"pod\": \"NAMESPACE/NAME\"}, {\"ip\": \"ADDRESS\"} or {\"host\": \"NODE\"}; protocol is TCP, UDP, SCTP, ICMP, ICMPv6 or a number.
+
+Exit codes: 0 all judged, 1 error, or a flow that could not be judged (its line says why, and denies)")]
+    Decide(DecideArgs),
     /// Show the version of this command and of the server
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -293,6 +304,27 @@ pub(crate) struct ScanArgs {
     /// How to print
     #[arg(short, long, default_value = "table")]
     pub(crate) output: ScanOutput,
+}
+
+/// Arguments of `decide`.
+#[derive(Args)]
+pub(crate) struct DecideArgs {
+    /// Files or folders with all objects, or `-`; without any, the live cluster is asked
+    #[arg(short, long = "filename", value_name = "PATH")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// File with one flow a line, or `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) flows: PathBuf,
+    /// How to print
+    #[arg(short, long, default_value = "jsonl")]
+    pub(crate) output: DecideOutput,
+}
+
+/// Forms of verdicts.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DecideOutput {
+    /// One JSON object a line.
+    Jsonl,
 }
 
 /// Arguments of `explain`.

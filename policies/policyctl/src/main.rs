@@ -10,6 +10,7 @@ mod apply;
 mod cli;
 mod cluster;
 mod daemons;
+mod decide;
 mod delete;
 mod down;
 mod explain;
@@ -63,6 +64,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Logs(args) => logs::run(&cli.connection, &args).await.map(|()| done),
             Command::Flows(args) => flows::run(&cli.connection, &args).await.map(|()| done),
             Command::Scan(args) => scan::run(&args).await,
+            Command::Decide(args) => decide::run(&cli.connection, &args).await,
             Command::Explain(args) => explain::run(&cli.connection, &args).await,
             Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
             Command::Completions { shell } => {

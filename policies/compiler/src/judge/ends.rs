@@ -61,6 +61,8 @@ pub(super) struct Resolved {
     /// Its node, if it is a pod or a node.
     node: String,
     is_node: bool,
+    /// It was given by its address.
+    by_address: bool,
     addresses: Vec<IpAddr>,
 }
 
@@ -148,6 +150,7 @@ impl<'a> Ends<'a> {
                     member: position,
                     node: name.clone(),
                     is_node: true,
+                    by_address: false,
                     addresses: addresses.iter().copied().collect(),
                 })
             }
@@ -162,6 +165,7 @@ impl<'a> Ends<'a> {
                     None => self.node_at(address),
                 };
                 resolved.addresses = vec![address];
+                resolved.by_address = true;
                 Ok(resolved)
             }
         }
@@ -196,6 +200,7 @@ impl<'a> Ends<'a> {
             member: hosts.and_then(|hosts| hosts.first()).copied(),
             is_node: name.is_some(),
             node: name.unwrap_or_default(),
+            by_address: true,
             addresses: Vec::new(),
         }
     }
@@ -213,9 +218,11 @@ pub(super) fn addresses(
         .iter()
         .flat_map(|from| destination.addresses.iter().map(move |to| (*from, *to)));
     let prefers_v6 = protocol == ICMPV6;
+    let same_family = |(from, to): &(IpAddr, IpAddr)| from.is_ipv4() == to.is_ipv4();
+    let any_family = source.by_address || destination.by_address;
     pairs
-        .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
-        .min_by_key(|(from, to)| (from.is_ipv4() == prefers_v6, *from, *to))
+        .filter(|pair| any_family || same_family(pair))
+        .min_by_key(|pair| (!same_family(pair), pair.0.is_ipv4() == prefers_v6, *pair))
         .ok_or(FlowError::NoCommonFamily)
 }
 
@@ -273,6 +280,7 @@ fn resolved(position: usize, member: &Member) -> Resolved {
         member: Some(position),
         node: member.node.clone(),
         is_node: member.workload.kind == WorkloadKind::HostEndpoint,
+        by_address: false,
         addresses: member.addresses.iter().copied().collect(),
     }
 }
