@@ -19,7 +19,8 @@ use policies_ir::policy::{
 };
 
 use crate::field::{
-    Errors, FieldError, Path, read_cidr, read_port_range, read_selector, within_limit, wrong,
+    Errors, FieldError, Path, read_cidr, read_port_number, read_port_range, read_selector, within_limit,
+    wrong,
 };
 
 /// Rules that one policy may have in one direction.
@@ -324,8 +325,14 @@ fn read_port(
             Some(PortMatch::Named(name.clone()))
         }
         (Some(IntOrString::Int(first)), end) => {
-            let last = end.map_or((*first, &port_path), |end| (end, &end_path));
-            Some(read_port_range((*first, &port_path), last, errors)?)
+            let first = (*first, &port_path);
+            Some(match end {
+                None => {
+                    let port = read_port_number(first.0, first.1, errors)?;
+                    PortMatch::Range(port, port)
+                }
+                Some(end) => read_port_range(first, (end, &end_path), errors)?,
+            })
         }
     };
     Some((protocol?, matched))

@@ -3,30 +3,24 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use api::selector::Labels;
 use ipnet::IpNet;
 use policies_ir::{
     decide,
-    decide::{Decision, Flow, Mismatch, Peer, Step},
+    decide::{Decision, Flow, Mismatch, Side, Standing, Step},
     policy::{
-        Action, DefaultAction, Directions, EndMatch, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order,
-        Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, TCP, Tier, UDP, Workload,
-        WorkloadMatch,
+        Action, DefaultAction, Directions, EndMatch, EndpointToHost, IcmpMatch, IpVersion, Kinds, NamedPort,
+        NamespaceMatch, Order, Phase, Policy, PolicySet, PortMatch, Profile, ProfileRules, Rule, Selector,
+        ServiceMatch, TCP, Tier, UDP, Workload, WorkloadMatch,
     },
     tables::{BuiltinRule, DecidedBy, Direction, Verdict},
 };
 
 #[test]
 fn without_tiers_the_profiles_decide() {
-    let allowed = judge(
-        &PolicySet {
-            tiers: vec![],
-            profiles: vec![Profile::AllowAll],
-        },
-        tcp(80),
-    );
+    let allowed = judge(&kube(vec![]), tcp(80));
     assert_eq!(
         (allowed.verdict, by(&allowed)),
         (Verdict::Allow, "no-policy".to_owned())
@@ -222,41 +216,33 @@ fn several_policies_share_the_end_of_their_tier() {
 
 #[test]
 fn in_a_profile_pass_denies_and_the_first_that_matches_decides() {
-    let profile = |name: &str, rules: Vec<Rule>| Profile::Rules {
+    let profile = |name: &str, rules: Vec<Rule>| Profile {
         name: name.to_owned(),
-        ingress: rules,
-        egress: vec![],
+        rules: ProfileRules::Own {
+            ingress: rules,
+            egress: vec![],
+        },
     };
-    let judge_profiles = |profiles| {
-        by(&judge(
-            &PolicySet {
-                tiers: vec![],
-                profiles,
-            },
-            tcp(80),
-        ))
+    let judge_all = |profiles: Vec<Profile>| {
+        let own = Workload {
+            profiles: profiles.iter().map(|profile| profile.name.clone()).collect(),
+            ..workload("default", "own", &[])
+        };
+        let set = PolicySet {
+            profiles: profiles.into_iter().map(|p| (p.name.clone(), p)).collect(),
+            ..PolicySet::default()
+        };
+        decide(&set.for_endpoint(&own), &tcp(80))
     };
+    let judge_profiles = |profiles| by(&judge_all(profiles));
     let passing = profile("Profile a", vec![rule(Action::Pass)]);
     assert_eq!(
-        judge_profiles(vec![passing.clone(), Profile::AllowAll]),
+        judge_profiles(vec![passing.clone(), allow_all("b")]),
         "Profile a rule 0"
     );
-    assert_eq!(
-        judge(
-            &PolicySet {
-                tiers: vec![],
-                profiles: vec![passing]
-            },
-            tcp(80)
-        )
-        .verdict,
-        Verdict::Deny
-    );
+    assert_eq!(judge_all(vec![passing]).verdict, Verdict::Deny);
     let silent = profile("Profile b", vec![rule(Action::Log), to_port(Action::Deny, 1)]);
-    assert_eq!(
-        judge_profiles(vec![silent.clone(), Profile::AllowAll]),
-        "no-policy"
-    );
+    assert_eq!(judge_profiles(vec![silent.clone(), allow_all("a")]), "no-policy");
     assert_eq!(judge_profiles(vec![silent]), "no-match");
 }
 
@@ -268,13 +254,12 @@ fn no_denial_holds_against_the_endpoint_itself_or_its_node() {
         DefaultAction::Deny,
         vec![policy("p", None, vec![rule(Action::Deny)])],
     )]);
-    let own = workload("default", "own", &[]);
     for direction in [Direction::Ingress, Direction::Egress] {
         let itself = judge(
             &set,
             Flow {
                 direction,
-                peer: Peer::Itself(&own),
+                standing: Standing::Itself,
                 ..tcp(80)
             },
         );
@@ -286,7 +271,7 @@ fn no_denial_holds_against_the_endpoint_itself_or_its_node() {
     let node = judge(
         &set,
         Flow {
-            peer: Peer::OwnNode,
+            standing: Standing::OwnNode,
             ..tcp(80)
         },
     );
@@ -295,7 +280,7 @@ fn no_denial_holds_against_the_endpoint_itself_or_its_node() {
         &set,
         Flow {
             direction: Direction::Egress,
-            peer: Peer::OwnNode,
+            standing: Standing::OwnNode,
             ..tcp(80)
         },
     );
@@ -303,7 +288,7 @@ fn no_denial_holds_against_the_endpoint_itself_or_its_node() {
     let no_policy = judge(
         &kube(vec![]),
         Flow {
-            peer: Peer::OwnNode,
+            standing: Standing::OwnNode,
             ..tcp(80)
         },
     );
@@ -325,7 +310,7 @@ fn an_address_that_several_claim_is_denied_first_of_all() {
     let decision = judge(
         &set,
         Flow {
-            peer: Peer::Contested,
+            standing: Standing::Contested,
             ..tcp(80)
         },
     );
@@ -342,6 +327,7 @@ fn every_condition_on_the_service_counts() {
         ..workload("default", "own", &[])
     };
     let flow = |protocol, port| Flow {
+        own: at("10.0.0.1", &[&own]),
         protocol,
         port,
         ..tcp(0)
@@ -445,11 +431,7 @@ fn every_condition_on_the_service_counts() {
             service,
             ..rule(Action::Allow)
         };
-        assert_eq!(
-            decide::mismatch(&rule, &own, &flow),
-            expected,
-            "{rule:?} {flow:?}"
-        );
+        assert_eq!(decide::mismatch(&rule, &flow), expected, "{rule:?} {flow:?}");
     }
 }
 
@@ -471,41 +453,31 @@ fn named_ports_of_egress_are_the_peers() {
         service,
         ..rule(Action::Allow)
     };
-    let to = |peer, port| Flow {
+    let to = |known: Vec<_>, port| Flow {
         direction: Direction::Egress,
-        peer,
+        own: at("10.0.0.1", &[&own]),
+        peer: at("10.0.0.2", &known),
         port,
         ..tcp(0)
     };
+    assert_eq!(decide::mismatch(&rule, &to(vec![&peer], 8080)), None);
     assert_eq!(
-        decide::mismatch(&rule, &own, &to(Peer::Workload(&peer), 8080)),
-        None
-    );
-    assert_eq!(
-        decide::mismatch(&rule, &own, &to(Peer::Workload(&peer), 80)),
+        decide::mismatch(&rule, &to(vec![&peer], 80)),
         Some(Mismatch::Port)
     );
-    assert_eq!(
-        decide::mismatch(&rule, &own, &to(Peer::Unknown, 8080)),
-        Some(Mismatch::Port)
-    );
+    assert_eq!(decide::mismatch(&rule, &to(vec![], 8080)), Some(Mismatch::Port));
 }
 
 #[test]
 fn every_condition_on_the_peer_counts() {
     let peer = workload("shop", "peer", &[("app", "web")]);
-    let unknown = Flow {
-        address: "203.0.113.9".parse().unwrap(),
+    let from = |address, known: Vec<_>| Flow {
+        peer: at(address, &known),
         ..tcp(80)
     };
-    let v6 = Flow {
-        address: "2001:db8::9".parse().unwrap(),
-        ..tcp(80)
-    };
-    let known = Flow {
-        peer: Peer::Workload(&peer),
-        ..unknown
-    };
+    let unknown = || from("203.0.113.9", vec![]);
+    let v6 = || from("2001:db8::9", vec![]);
+    let known = || from("203.0.113.9", vec![&peer]);
     let none = EndMatch::default;
     let nets = |nets: &[&str]| EndMatch {
         nets: parse(nets),
@@ -516,14 +488,17 @@ fn every_condition_on_the_peer_counts() {
         ..none()
     };
     let shop = WorkloadMatch {
+        kinds: Kinds::Pods,
         namespace: NamespaceMatch::Named("shop".to_owned()),
         labels: Selector::everything(),
     };
     let labelled = |text: &str| WorkloadMatch {
+        kinds: Kinds::Pods,
         namespace: NamespaceMatch::Any,
         labels: Selector::Labels(text.parse().unwrap()),
     };
     let by_team = |text: &str| WorkloadMatch {
+        kinds: Kinds::Pods,
         namespace: NamespaceMatch::Selected(Selector::Labels(text.parse().unwrap())),
         labels: Selector::everything(),
     };
@@ -536,42 +511,37 @@ fn every_condition_on_the_peer_counts() {
         ..none()
     };
     for (peer, flow, expected) in [
-        (none(), unknown, None),
+        (none(), unknown(), None),
         (
             EndMatch {
                 ip_version: Some(IpVersion::V6),
                 ..none()
             },
-            unknown,
+            unknown(),
             Some(Mismatch::Family),
         ),
-        (nets(&["10.0.0.0/8", "203.0.113.0/24"]), unknown, None),
-        (nets(&["203.0.113.0/24"]), known, None),
-        (nets(&["10.0.0.0/8"]), unknown, Some(Mismatch::Address)),
-        (nets(&["0.0.0.0/0"]), v6, Some(Mismatch::Address)),
-        (not_nets(&["203.0.113.8/29"]), unknown, Some(Mismatch::Address)),
-        (not_nets(&["10.0.0.0/8"]), unknown, None),
+        (nets(&["10.0.0.0/8", "203.0.113.0/24"]), unknown(), None),
+        (nets(&["203.0.113.0/24"]), known(), None),
+        (nets(&["10.0.0.0/8"]), unknown(), Some(Mismatch::Address)),
+        (nets(&["0.0.0.0/0"]), v6(), Some(Mismatch::Address)),
+        (not_nets(&["203.0.113.8/29"]), unknown(), Some(Mismatch::Address)),
+        (not_nets(&["10.0.0.0/8"]), unknown(), None),
         // Rendered for IPv6, the rule would have lost all its exceptions: it does not match at all.
-        (not_nets(&["10.0.0.0/8"]), v6, Some(Mismatch::Address)),
-        (is(shop.clone()), known, None),
-        (is(shop.clone()), unknown, Some(Mismatch::Workload)),
-        (is(labelled("app=web")), known, None),
-        (is(labelled("!app")), known, Some(Mismatch::Workload)),
-        (is(labelled("!app")), unknown, Some(Mismatch::Workload)),
-        (is_not(shop), known, Some(Mismatch::Workload)),
-        (is_not(labelled("app=web")), unknown, None),
-        (is(by_team("!team")), known, Some(Mismatch::Workload)),
+        (not_nets(&["10.0.0.0/8"]), v6(), Some(Mismatch::Address)),
+        (is(shop.clone()), known(), None),
+        (is(shop.clone()), unknown(), Some(Mismatch::Workload)),
+        (is(labelled("app=web")), known(), None),
+        (is(labelled("!app")), known(), Some(Mismatch::Workload)),
+        (is(labelled("!app")), unknown(), Some(Mismatch::Workload)),
+        (is_not(shop), known(), Some(Mismatch::Workload)),
+        (is_not(labelled("app=web")), unknown(), None),
+        (is(by_team("!team")), known(), Some(Mismatch::Workload)),
     ] {
         let rule = Rule {
             peer,
             ..rule(Action::Allow)
         };
-        let own = workload("default", "own", &[]);
-        assert_eq!(
-            decide::mismatch(&rule, &own, &flow),
-            expected,
-            "{rule:?} {flow:?}"
-        );
+        assert_eq!(decide::mismatch(&rule, &flow), expected, "{rule:?} {flow:?}");
     }
 }
 
@@ -579,14 +549,18 @@ fn every_condition_on_the_peer_counts() {
 fn selectors_combine() {
     let labels: Labels = [("a".to_owned(), "1".to_owned())].into();
     let is = |text: &str| Selector::Labels(text.parse().unwrap());
-    assert!(Selector::All(vec![]).matches(&labels) && !Selector::Any(vec![]).matches(&labels));
-    assert!(Selector::Any(vec![is("b"), is("a=1")]).matches(&labels));
-    assert!(!Selector::All(vec![is("b"), is("a=1")]).matches(&labels));
-    assert!(Selector::Not(Box::new(is("a=2"))).matches(&labels) && is("b!=1").matches(&labels));
+    assert!(Selector::All(vec![]).matches_labels(&labels) && !Selector::Any(vec![]).matches_labels(&labels));
+    assert!(Selector::Any(vec![is("b"), is("a=1")]).matches_labels(&labels));
+    assert!(!Selector::All(vec![is("b"), is("a=1")]).matches_labels(&labels));
+    assert!(Selector::Not(Box::new(is("a=2"))).matches_labels(&labels) && is("b!=1").matches_labels(&labels));
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "each flow is made for one question")]
 fn judge(policies: &PolicySet, flow: Flow<'_>) -> Decision {
-    let own = workload("default", "own", &[]);
+    let own = Workload {
+        profiles: vec!["kns.default".to_owned()],
+        ..workload("default", "own", &[])
+    };
     decide(&policies.for_endpoint(&own), &flow)
 }
 
@@ -596,11 +570,12 @@ fn by(decision: &Decision) -> String {
 
 /// An incoming TCP connection from an unknown address.
 fn tcp(port: u16) -> Flow<'static> {
-    let address = IpAddr::from([203, 0, 113, 9]);
     Flow {
         direction: Direction::Ingress,
-        address,
-        peer: Peer::Unknown,
+        own: at("10.0.0.1", &[]),
+        peer: at("203.0.113.9", &[]),
+        names: None,
+        standing: Standing::Other,
         protocol: TCP,
         source_port: 40_000,
         port,
@@ -610,7 +585,23 @@ fn tcp(port: u16) -> Flow<'static> {
 fn kube(tiers: Vec<Tier>) -> PolicySet {
     PolicySet {
         tiers,
-        profiles: vec![Profile::AllowAll],
+        profiles: [("kns.default".to_owned(), allow_all("kns.default"))].into(),
+        endpoint_to_host: EndpointToHost::Return,
+        ..PolicySet::default()
+    }
+}
+
+fn allow_all(name: &str) -> Profile {
+    Profile {
+        name: name.to_owned(),
+        rules: ProfileRules::AllowAll,
+    }
+}
+
+fn at<'a>(address: &str, known: &[&'a Workload]) -> Side<'a> {
+    Side {
+        address: Some(address.parse().unwrap()),
+        known: known.to_vec(),
     }
 }
 
@@ -628,8 +619,11 @@ fn tier(name: &str, order: Option<f64>, default_action: DefaultAction, policies:
 fn policy(name: &str, order: Option<f64>, rules: Vec<Rule>) -> Policy {
     Policy {
         name: name.to_owned(),
+        tie_break: name.to_owned(),
         order: Order(order),
+        phase: Phase::Local,
         applies_to: WorkloadMatch {
+            kinds: Kinds::All,
             namespace: NamespaceMatch::Any,
             labels: Selector::everything(),
         },
@@ -654,6 +648,7 @@ fn rule(action: Action) -> Rule {
     Rule {
         index: 0,
         action,
+        own: EndMatch::default(),
         peer: EndMatch::default(),
         service: ServiceMatch::default(),
     }

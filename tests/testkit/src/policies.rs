@@ -29,9 +29,9 @@ use policies_compiler::{ClusterView, PodView};
 use policies_ir::{
     cluster::Cluster,
     policy::{
-        Action, DefaultAction, Directions, IcmpMatch, IpVersion, NamedPort, NamespaceMatch, Order,
-        PORT_PROTOCOLS, EndMatch, Policy, PolicySet, PortMatch, Profile, Rule, Selector, ServiceMatch, Tier,
-        WorkloadMatch,
+        Action, DefaultAction, Directions, EndMatch, EndpointToHost, Failsafe, IcmpMatch, IpVersion, Kinds,
+        NamedPort, NamespaceMatch, Order, PORT_PROTOCOLS, Phase, Policy, PolicySet, PortMatch, Profile,
+        ProfileRules, Rule, Selector, ServiceMatch, Tier, WorkloadMatch,
     },
     tables::{Direction, EndpointId, Packet},
 };
@@ -108,7 +108,7 @@ pub fn tiered() -> impl Strategy<Value = TieredScenario> {
         ),
         0..4,
     );
-    let profiles = vec(prop_oneof![Just(Profile::AllowAll), profile()], 0..3);
+    let profiles = vec(profile(), 0..3);
     (view(), tiers, profiles, vec(packet(), 1..40)).prop_map(|(view, tiers, profiles, packets)| {
         // Names are unique, as in a store; the position makes them so.
         let tiers = tiers
@@ -117,6 +117,7 @@ pub fn tiered() -> impl Strategy<Value = TieredScenario> {
             .map(|(i, (name, order, default_action, policies))| {
                 let named = policies.into_iter().enumerate().map(|(j, mut policy)| {
                     policy.name = format!("{}-{i}-{j}", policy.name);
+                    policy.tie_break.clone_from(&policy.name);
                     Arc::new(policy)
                 });
                 let name = format!("{name}-{i}");
@@ -127,12 +128,21 @@ pub fn tiered() -> impl Strategy<Value = TieredScenario> {
                     policies: named.collect(),
                 }
             });
+        let mut cluster = view.cluster();
+        for member in &mut cluster.members {
+            member.workload.profiles = profiles.iter().map(|profile| profile.name.clone()).collect();
+        }
         let policies = PolicySet {
             tiers: tiers.collect(),
-            profiles,
+            profiles: profiles
+                .into_iter()
+                .map(|profile| (profile.name.clone(), profile))
+                .collect(),
+            failsafe: Failsafe::default(),
+            endpoint_to_host: EndpointToHost::Return,
         };
         TieredScenario {
-            cluster: view.cluster(),
+            cluster,
             policies,
             packets: aim(&view, packets),
         }
@@ -246,6 +256,7 @@ fn view() -> impl Strategy<Value = ClusterView> {
             namespaces: namespaces.collect(),
             policies: policies.collect(),
             host_addresses: BTreeSet::from([node_v4(), node_v6()]),
+            ..ClusterView::default()
         }
     })
 }
@@ -268,6 +279,7 @@ fn pod() -> impl Strategy<Value = PodView> {
             addresses,
             named_ports,
             endpoint,
+            ..PodView::default()
         })
 }
 
@@ -590,7 +602,9 @@ fn policies() -> impl Strategy<Value = Vec<Policy>> {
     let policy = (order(), workload_match(), directions, rules(), rules()).prop_map(
         |(order, applies_to, (ingress_covered, egress_covered), ingress, egress)| Policy {
             name: "Policy".to_owned(),
+            tie_break: String::new(),
             order,
+            phase: Phase::Local,
             applies_to,
             directions: Directions {
                 ingress: ingress_covered,
@@ -604,13 +618,10 @@ fn policies() -> impl Strategy<Value = Vec<Policy>> {
 }
 
 fn profile() -> impl Strategy<Value = Profile> {
-    (0..2u8, rules(), rules()).prop_map(|(number, ingress, egress)| {
-        let name = format!("Profile {number}");
-        Profile::Rules {
-            name,
-            ingress,
-            egress,
-        }
+    let own = (rules(), rules()).prop_map(|(ingress, egress)| ProfileRules::Own { ingress, egress });
+    (0..2u8, prop_oneof![Just(ProfileRules::AllowAll), own]).prop_map(|(number, rules)| Profile {
+        name: format!("profile-{number}"),
+        rules,
     })
 }
 
@@ -629,6 +640,7 @@ fn rules() -> impl Strategy<Value = Vec<Rule>> {
             .map(|((action, peer, service), index)| Rule {
                 index,
                 action,
+                own: EndMatch::default(),
                 peer,
                 service,
             })
@@ -647,6 +659,7 @@ fn peer_match() -> impl Strategy<Value = EndMatch> {
             not_nets,
             workload,
             not_workload,
+            domains: Vec::new(),
         },
     )
 }
@@ -675,6 +688,7 @@ fn service_match() -> impl Strategy<Value = ServiceMatch> {
             not_icmp,
             ports,
             not_ports,
+            ..ServiceMatch::default()
         },
     )
 }
@@ -685,7 +699,11 @@ fn workload_match() -> impl Strategy<Value = WorkloadMatch> {
         2 => select(NAMESPACES.to_vec()).prop_map(|name| NamespaceMatch::Named(name.to_owned())),
         1 => selector().prop_map(NamespaceMatch::Selected),
     ];
-    (namespace, selector()).prop_map(|(namespace, labels)| WorkloadMatch { namespace, labels })
+    (namespace, selector()).prop_map(|(namespace, labels)| WorkloadMatch {
+        kinds: Kinds::Pods,
+        namespace,
+        labels,
+    })
 }
 
 fn selector() -> impl Strategy<Value = Selector> {

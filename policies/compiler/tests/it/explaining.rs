@@ -4,8 +4,10 @@ use api::flow::FlowVerdict;
 use policies_compiler::{ExplainError, LoadError, Loaded, Party, explain, load_objects, parse_protocol};
 use serde_json::{Value, json};
 
+use crate::sources;
+
 fn pod(namespace: &str, name: &str) -> Value {
-    json!({"kind": "Pod", "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
+    json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
         "spec": {"containers": []}})
 }
 
@@ -16,7 +18,11 @@ fn shop() -> Loaded {
             {"from": [{"podSelector": {"matchLabels": {"app": "job"}}}]},
             {"from": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 5432}]}]}});
     let list = json!({"kind": "List", "items": [pod("shop", "web"), pod("shop", "db"), policy]});
-    load_objects(&[list, json!({"kind": "Service", "metadata": {"name": "db"}})]).expect("the objects load")
+    load_objects(sources(&[
+        list,
+        json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "db"}}),
+    ]))
+    .expect("the objects load")
 }
 
 fn ask(loaded: &Loaded, from: &str, to: &str, port: u16) -> Result<String, ExplainError> {
@@ -94,7 +100,7 @@ fn loading_notes_what_it_assumes() {
     let loaded = shop();
     let notes = loaded.notes.join("\n");
     for note in [
-        "Service db is left out",
+        "Secret db is left out",
         "namespace shop is taken",
         "Pod shop/web is taken to have address 198.",
     ] {
@@ -106,7 +112,7 @@ fn loading_notes_what_it_assumes() {
 #[test]
 fn generated_addresses_never_collide() {
     let mut objects: Vec<Value> = (0..2000).map(|i| pod("shop", &format!("pod-{i}"))).collect();
-    let generated = load_objects(&objects).unwrap().view.pods[0]
+    let generated = load_objects(sources(&objects)).unwrap().view.pods[0]
         .addresses
         .first()
         .copied()
@@ -114,33 +120,41 @@ fn generated_addresses_never_collide() {
     let mut squatter = pod("shop", "squatter");
     squatter["status"] = json!({"podIP": generated.to_string()});
     objects.push(squatter);
-    let pods = load_objects(&objects).unwrap().view.pods;
+    let pods = load_objects(sources(&objects)).unwrap().view.pods;
     let addresses: std::collections::BTreeSet<_> = pods.iter().flat_map(|pod| &pod.addresses).collect();
     assert_eq!(addresses.len(), pods.len());
 }
 
 #[test]
 fn loading_refuses_what_it_would_misread() {
-    let misspelt = json!({"kind": "NetworkPolicy", "metadata": {"name": "p"},
+    let misspelt = json!({"kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "p"},
         "spec": {"podSelector": {}, "ingress": [{"form": []}]}});
-    match load_objects(&[misspelt]) {
-        Err(LoadError::UnknownField { object, field }) => {
-            assert_eq!(
-                (object.as_str(), field.as_str()),
-                ("NetworkPolicy p", "spec.ingress.0.form")
-            );
+    match load_objects(sources(&[misspelt])) {
+        Err(LoadError::Invalid {
+            origin,
+            object,
+            errors,
+        }) => {
+            assert_eq!((origin.as_str(), object.as_str()), ("test", "NetworkPolicy p"));
+            assert_eq!(errors[0].field, "spec.ingress.0.form");
         }
         other => panic!("{other:?}"),
     }
-    let wrong = json!({"kind": "NetworkPolicy", "metadata": {"name": "p"}, "spec": {"podSelector": []}});
-    assert!(matches!(load_objects(&[wrong]), Err(LoadError::Invalid { .. })));
+    let wrong = json!({"kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "p"}, "spec": {"podSelector": []}});
     assert!(matches!(
-        load_objects(&[json!({})]),
-        Err(LoadError::NoKind { position: 1 })
+        load_objects(sources(&[wrong])),
+        Err(LoadError::Invalid { .. })
+    ));
+    assert!(matches!(
+        load_objects(sources(&[json!({})])),
+        Err(LoadError::NoKind { .. })
     ));
     let nested = (0..20).fold(
         json!({"kind": "List", "items": []}),
         |list, _| json!({"kind": "List", "items": [list]}),
     );
-    assert!(matches!(load_objects(&[nested]), Err(LoadError::TooDeep)));
+    assert!(matches!(
+        load_objects(sources(&[nested])),
+        Err(LoadError::TooDeep { .. })
+    ));
 }

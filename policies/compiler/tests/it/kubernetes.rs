@@ -4,9 +4,13 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use policies_compiler::{ClusterView, Diagnostic, PodView, compile, load_objects, reference, validate};
+use policies_compiler::{
+    CalicoObject, ClusterView, Diagnostic, PodView, compile, load_objects, reference, validate,
+};
 use policies_ir::tables::{Direction, EndpointId, Packet, Verdict, lookup};
 use serde_json::{Value, json};
+
+use crate::sources;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -37,19 +41,22 @@ fn lab(policies: &[Value]) -> ClusterView {
                 "podIPs": [{"ip": v4(number).to_string()}, {"ip": v6(number).to_string()}]}})
     });
     let namespaces = [("shop", "a"), ("pay", "b")].map(
-        |(name, team)| json!({"kind": "Namespace", "metadata": {"name": name, "labels": {"team": team}}}),
+        |(name, team)| json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": {"team": team}}}),
     );
-    let objects: Vec<Value> = namespaces
-        .into_iter()
-        .chain(pods)
-        .chain(policies.iter().cloned())
-        .collect();
-    let mut view = load_objects(&objects).expect("the lab loads").view;
+    let objects: Vec<Value> = namespaces.into_iter().chain(pods).collect();
+    let mut view = load_objects(sources(&objects)).expect("the lab loads").view;
     view.namespaces.remove("lost");
+    // Past the loader, which takes no policy that is not valid.
+    let typed = |policy: &Value| serde_json::from_value(policy.clone()).expect("a policy");
+    view.policies.extend(policies.iter().map(typed));
     for (pod, number) in view.pods.iter_mut().zip(1..) {
         pod.endpoint = Some(EndpointId(number));
     }
     view.host_addresses = [NODE.parse().unwrap()].into();
+    // What a pod may send to its own node beyond its policies is another matter.
+    let to_host = json!({"metadata": {"name": "default"}, "spec": {"defaultEndpointToHostAction": "Return"}});
+    let to_host = serde_json::from_value(to_host).unwrap();
+    view.calico.push(CalicoObject::FelixConfiguration(to_host));
     view
 }
 

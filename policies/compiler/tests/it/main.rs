@@ -11,3 +11,14 @@ mod explaining;
 mod kubernetes;
 mod properties;
 mod scale;
+
+use policies_compiler::Source;
+use serde_json::Value;
+
+/// The objects, all from one place.
+fn sources(objects: &[Value]) -> impl Iterator<Item = Source<'_>> {
+    objects.iter().map(|object| Source {
+        origin: "test",
+        object,
+    })
+}

@@ -6,10 +6,12 @@ use policies_compiler::{ClusterView, compile, load_objects};
 use policies_ir::tables::EndpointId;
 use serde_json::{Value, json};
 
+use crate::sources;
+
 /// `pods` pods on one node in ten namespaces, and `policies` policies of the usual kinds.
 fn cluster(pods: u32, policies: usize) -> ClusterView {
     let pod_objects = (0..pods).map(|i| {
-        json!({"kind": "Pod", "metadata": {"namespace": format!("ns-{}", i % 10), "name": format!("pod-{i}"),
+        json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": format!("ns-{}", i % 10), "name": format!("pod-{i}"),
             "labels": {"app": format!("app-{}", i / 10 % 20), "tier": if i % 3 == 0 { "front" } else { "back" }}},
             "spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
             "status": {"podIP": format!("10.0.{}.{}", i / 250, i % 250 + 1)}})
@@ -26,11 +28,11 @@ fn cluster(pods: u32, policies: usize) -> ClusterView {
             _ => json!({"podSelector": app, "ingress": [{"from": [{"ipBlock":
                 {"cidr": format!("10.{}.0.0/16", i % 200), "except": [format!("10.{}.7.0/24", i % 200)]}}]}]}),
         };
-        json!({"kind": "NetworkPolicy", "metadata": {"namespace": format!("ns-{}", i % 10), "name": format!("p-{i}")},
+        json!({"kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": {"namespace": format!("ns-{}", i % 10), "name": format!("p-{i}")},
             "spec": spec})
     });
     let objects: Vec<Value> = pod_objects.chain(policy_objects).collect();
-    let mut view = load_objects(&objects).expect("the cluster loads").view;
+    let mut view = load_objects(sources(&objects)).expect("the cluster loads").view;
     for (pod, number) in view.pods.iter_mut().zip(1..) {
         pod.endpoint = Some(EndpointId(number));
     }
