@@ -55,6 +55,21 @@ pub(crate) fn lift_cpu_quota(group: &str) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Keeps the group out of swap, as the kubelet does. Otherwise a memory limit would only move memory to the disk, where
+/// secrets would lie too. Version 1 counts memory and swap together, and only below a limit.
+///
+/// Not left to libcontainer 0.7: on version 2 it takes "no swap" for "not set". A kernel that does not account for swap
+/// has no such file.
+pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), CgroupError> {
+    for directory in directories(group)? {
+        write_existing(&directory.join("memory.swap.max"), "0")?;
+        if let Some(limit) = memory_bytes {
+            write_existing(&directory.join("memory.memsw.limit_in_bytes"), &limit.to_string())?;
+        }
+    }
+    Ok(())
+}
+
 /// Moves this process into the group.
 pub(crate) fn join(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {

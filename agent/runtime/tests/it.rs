@@ -15,7 +15,13 @@ use agent_sandbox::Profile;
 
 const SIGKILL: i32 = 9;
 
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long what should happen may take. Nothing is concluded from how long it took, so a slow machine (an emulated one,
+/// say) may multiply it.
+fn patience() -> Duration {
+    let times =
+        std::env::var("PALISADE_TEST_PATIENCE").map_or(1, |text| text.parse().expect("a whole number"));
+    Duration::from_secs(20) * times
+}
 
 /// A runtime of its own in a temporary directory, and one pod.
 struct Stage {
@@ -125,14 +131,14 @@ impl Stage {
             }
             status
         };
-        tokio::time::timeout(LIMIT, wait).await.expect("in time")
+        tokio::time::timeout(patience(), wait).await.expect("in time")
     }
 
     async fn exec(&self, name: &str, script: &str) -> (i32, String) {
         let argv = ["sh", "-c", script].map(String::from);
         let output = self
             .runtime
-            .exec(&self.pod.uid, name, &argv, LIMIT)
+            .exec(&self.pod.uid, name, &argv, patience())
             .await
             .expect("runs");
         (
@@ -163,8 +169,14 @@ impl Stage {
                 .collect();
             assert!(left.is_empty(), "{left:?}");
         }
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").expect("lists").flatten() {
-            let group = hierarchy.path().join(&self.cgroup_root);
+        // The one hierarchy of version 2, or one directory for each of several.
+        let mount = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(mount)
+            .expect("lists")
+            .flatten()
+            .map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([mount.to_owned()]) {
+            let group = hierarchy.join(&self.cgroup_root);
             assert!(!group.exists(), "{} is left", group.display());
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("reads");
@@ -589,6 +601,29 @@ async fn limits_bite_and_memory_shortage_is_named() {
     stage.end().await;
 }
 
+/// The lab's virtual machine has swap; elsewhere this shows that shared memory counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn swap_does_not_stretch_a_memory_limit() {
+    let stage = Stage::new("swap").await;
+    let config = ContainerConfig {
+        resources: Resources {
+            memory_bytes: Some(32 << 20),
+            ..Resources::default()
+        },
+        ..stage.container(
+            "main",
+            &[
+                "sh",
+                "-c",
+                "head -c 50331648 /dev/zero > /dev/shm/large; echo done",
+            ],
+        )
+    };
+    let (exit, output) = stage.run(&config).await;
+    assert!(exit.oom_killed, "{exit:?} {output}");
+    stage.end().await;
+}
+
 /// Processes die only while they run: a fork bomb on a small CPU quota would outlive its deletion by minutes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_container_has_no_cpu_quota_to_wait_for() {
@@ -622,6 +657,54 @@ async fn a_killed_container_has_no_cpu_quota_to_wait_for() {
     assert_eq!(stage.exit("main").await.code, 137);
     let lifted = quota();
     assert!(matches!(lifted.as_deref(), Some("-1" | "max")), "{lifted:?}");
+    stage.end().await;
+}
+
+/// Version 1 takes the number as it is; version 2 converts it to a weight, which is 100 by default.
+#[tokio::test(flavor = "multi_thread")]
+async fn cpu_shares_reach_the_kernel() {
+    let stage = Stage::new("shares").await;
+    let config = ContainerConfig {
+        resources: Resources {
+            cpu_shares: Some(512),
+            ..Resources::default()
+        },
+        ..stage.container("main", &["sleep", "1000"])
+    };
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    started.expect("starts");
+    let group = Path::new(&stage.cgroup_root).join(&stage.pod.uid).join("main-0");
+    let read = |hierarchy: &str, file: &str| {
+        let path = Path::new("/sys/fs/cgroup")
+            .join(hierarchy)
+            .join(&group)
+            .join(file);
+        fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    };
+    match (read("cpu", "cpu.shares"), read("", "cpu.weight")) {
+        (Some(shares), None) => assert_eq!(shares, "512"),
+        (None, Some(weight)) => assert!(
+            (1..100).contains(&weight.parse::<u32>().expect("a number")),
+            "{weight}"
+        ),
+        other => panic!("{other:?}"),
+    }
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_the_root_of_the_control_groups_it_sees() {
+    let stage = Stage::new("cgroupns").await;
+    let script = "cut -d: -f3 /proc/self/cgroup | sort -u";
+    let config = stage.container("main", &["sh", "-c", &format!("{script}; exec sleep 1000")]);
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    started.expect("starts");
+    let from_exec = stage.exec("main", script).await;
+    wait_for(|| !stage.output("main").is_empty());
+    assert_eq!(
+        (from_exec, stage.output("main").as_str()),
+        ((0, "/\n".to_owned()), "/\n")
+    );
     stage.end().await;
 }
 
@@ -676,7 +759,7 @@ async fn exec_output_is_bounded_and_sessions_end() {
     let flood = argv("head -c 3000000 /dev/zero; exit 3");
     let output = stage
         .runtime
-        .exec(&stage.pod.uid, "main", &flood, LIMIT)
+        .exec(&stage.pod.uid, "main", &flood, patience())
         .await
         .expect("runs");
     assert_eq!(
@@ -699,7 +782,7 @@ async fn exec_output_is_bounded_and_sessions_end() {
     assert_eq!(stage.exit("main").await.signal, Some(SIGKILL));
     let late = stage
         .runtime
-        .exec(&stage.pod.uid, "main", &argv, LIMIT)
+        .exec(&stage.pod.uid, "main", &argv, patience())
         .await
         .expect_err("fails");
     assert!(late.to_string().contains("does not run"), "{late}");
@@ -718,7 +801,7 @@ async fn exec_of_a_missing_program_says_so() {
     let missing = ["/no/such".to_owned()];
     let error = stage
         .runtime
-        .exec(&stage.pod.uid, "main", &missing, LIMIT)
+        .exec(&stage.pod.uid, "main", &missing, patience())
         .await
         .expect_err("fails");
     assert!(error.to_string().contains("/no/such"), "{error}");
@@ -832,8 +915,8 @@ fn make_image(root: &Path) {
     )
     .expect("write");
     for applet in [
-        "sh", "cat", "cp", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
-        "mkdir", "mount", "pwd", "readlink", "sleep", "stat", "true", "unshare", "wc",
+        "sh", "cat", "cp", "cut", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
+        "mkdir", "mount", "pwd", "readlink", "sleep", "sort", "stat", "true", "unshare", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }
@@ -851,7 +934,7 @@ fn helper() -> PathBuf {
 }
 
 fn wait_for(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + patience();
     while !condition() {
         assert!(Instant::now() < deadline, "not in time");
         std::thread::park_timeout(Duration::from_millis(5));

@@ -135,6 +135,7 @@ impl Container {
             bundle: &bundle,
             id,
             library: pod.paths.library(),
+            cgroup: pod.cgroup(&config),
         };
         let creator = start_creator(work, &config, &ruleset, stdout_end, stderr_end)?;
         let output = [stdout, stderr];

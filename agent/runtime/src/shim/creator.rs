@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::config::ContainerConfig;
 use crate::shim::executor::Confinement;
 use crate::shim::session::{self, Target};
@@ -35,6 +36,8 @@ pub(crate) enum Work<'a> {
         id: String,
         /// libcontainer's directory.
         library: PathBuf,
+        /// Absolute cgroup of the container.
+        cgroup: String,
     },
     /// A program beside it.
     Exec { argv: &'a [String], target: Target },
@@ -114,7 +117,12 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
         status: Arc::new(write_status),
     };
     let pid = match work {
-        Work::Init { bundle, id, library } => {
+        Work::Init {
+            bundle,
+            id,
+            library,
+            cgroup,
+        } => {
             let mut container = ContainerBuilder::new(id, SyscallType::default())
                 .with_executor(confinement)
                 .with_stdout(stdout)
@@ -127,6 +135,9 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
                 .as_sibling(true)
                 .build()
                 .map_err(|error| failed("cannot create the container", &error))?;
+            // The program of the container runs from `start` on only.
+            cgroup::forbid_swap(&cgroup, config.resources.memory_bytes)
+                .map_err(|error| failed("cannot keep the container out of swap", &error))?;
             container
                 .start()
                 .map_err(|error| failed("cannot start the container", &error))?;
