@@ -181,7 +181,7 @@ mod random {
 
     fn peer() -> impl Strategy<Value = IpAddr> {
         let known = ["10.7.0.9", "10.7.1.9", "192.0.2.1", "fd07::9", "fd08::9"];
-        prop::sample::select(known.map(crate::lab::ip).to_vec())
+        prop::sample::select(known.map(ip).to_vec())
     }
 
     fn service() -> impl Strategy<Value = Service> {
