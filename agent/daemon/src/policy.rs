@@ -233,9 +233,10 @@ impl Worker {
             }
             let compiled_in = started.elapsed();
             match self.datapath.sync(&compiled.tables) {
-                Ok(epoch) => {
-                    tracing::debug!(epoch, ?compiled_in, total = ?started.elapsed(), "policy in force");
-                    self.publish(&view, epoch, compiled.tables);
+                Ok(synced) => {
+                    let rewritten = synced.rewritten;
+                    tracing::debug!(rewritten, ?compiled_in, total = ?started.elapsed(), "policy in force");
+                    self.publish(&view, synced.endpoints, compiled.tables);
                     self.applied = Some(view);
                 }
                 Err(error) => {
@@ -308,7 +309,7 @@ impl Worker {
         view
     }
 
-    fn publish(&self, view: &ClusterView, epoch: u32, tables: NodeTables) {
+    fn publish(&self, view: &ClusterView, changes: BTreeMap<EndpointId, u32>, tables: NodeTables) {
         let addresses = view.pods.iter().flat_map(|pod| {
             let name = PodRef {
                 namespace: pod.namespace.clone(),
@@ -322,10 +323,11 @@ impl Worker {
             .map(|(id, endpoint)| (*id, endpoint.pod.clone()));
         let snapshot = Snapshot {
             tables: Arc::new(tables),
+            changes,
             endpoints: endpoints.collect(),
             addresses: addresses.collect(),
         };
-        self.names.publish(epoch, snapshot);
+        self.names.publish(snapshot);
     }
 
     /// Pods that ask for it keep flows that were allowed when policy changes.

@@ -30,7 +30,7 @@ impl Clock {
 
 /// The event that a record stands for.
 pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock) -> FlowEvent {
-    let (snapshot, exact) = names.of(record.epoch);
+    let (snapshot, exact) = names.of(EndpointId(record.endpoint), record.epoch);
     let (source, destination) = (record.source.to_ip(), record.destination.to_ip());
     let direction = if record.direction == DIRECTION_INGRESS {
         FlowDirection::Ingress
@@ -149,17 +149,15 @@ mod tests {
             rule: Some(0),
         };
         let names = Names::new();
-        names.publish(
-            3,
-            Snapshot {
-                tables: Arc::new(NodeTables {
-                    rules: vec![rule],
-                    ..NodeTables::default()
-                }),
-                endpoints: [(EndpointId(7), pod("client"))].into(),
-                addresses: [("10.7.0.9".parse().unwrap(), pod("web"))].into(),
-            },
-        );
+        names.publish(Snapshot {
+            tables: Arc::new(NodeTables {
+                rules: vec![rule],
+                ..NodeTables::default()
+            }),
+            changes: [(EndpointId(7), 3)].into(),
+            endpoints: [(EndpointId(7), pod("client"))].into(),
+            addresses: [("10.7.0.9".parse().unwrap(), pod("web"))].into(),
+        });
         names
     }
 
@@ -183,6 +181,19 @@ mod tests {
             "epoch": 3,
         });
         assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn an_endpoint_that_a_change_did_not_reach_keeps_its_names() {
+        let names = names();
+        for other in 4..10 {
+            names.publish(Snapshot {
+                changes: [(EndpointId(7), 3), (EndpointId(8), other)].into(),
+                ..(*names.of(EndpointId(7), 3).0).clone()
+            });
+        }
+        let event = flow_event(&record(), &names, "node-1", &CLOCK);
+        assert_eq!(event.decided_by.rule, "NetworkPolicy default/web rule 0");
     }
 
     #[test]

@@ -9,25 +9,27 @@ use std::{
 use api::flow::PodRef;
 use policies_ir::tables::{EndpointId, NodeTables};
 
-/// How many epochs back a record may come from and still be named. A record waits on the ring for far less time than
-/// so many changes of policy take.
-const EPOCHS_KEPT: usize = 16;
+/// How many changes of policy back a record may come from and still be named. A record waits on the ring for far less
+/// time than so many changes take.
+const SNAPSHOTS_KEPT: usize = 16;
 
-/// The names of one epoch.
+/// The names after one change of policy.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// The tables; only the rule names matter here.
     pub tables: Arc<NodeTables>,
+    /// Change that each endpoint follows: an endpoint that this change did not reach still follows an earlier one.
+    pub changes: BTreeMap<EndpointId, u32>,
     /// Pods of this node by endpoint.
     pub endpoints: BTreeMap<EndpointId, PodRef>,
     /// All pods that are known, by address.
     pub addresses: BTreeMap<IpAddr, PodRef>,
 }
 
-/// Names by epoch, published by the agent whenever it has changed the datapath's tables.
+/// Names, published by the agent whenever it has changed the datapath's tables.
 #[derive(Debug, Default)]
 pub struct Names {
-    epochs: RwLock<VecDeque<(u32, Arc<Snapshot>)>>,
+    snapshots: RwLock<VecDeque<Arc<Snapshot>>>,
 }
 
 impl Names {
@@ -36,28 +38,22 @@ impl Names {
         Self::default()
     }
 
-    /// Sets the names of `epoch`, the number that `Datapath::sync` returned for these tables.
-    pub fn publish(&self, epoch: u32, snapshot: Snapshot) {
+    /// Sets the newest names, with the changes that `Datapath::sync` returned for these tables.
+    pub fn publish(&self, snapshot: Snapshot) {
         // A panic while the lock was held leaves nothing half done: both statements that change it are single moves.
-        let mut epochs = self.epochs.write().unwrap_or_else(PoisonError::into_inner);
-        epochs.retain(|(known, _)| *known != epoch);
-        epochs.push_front((epoch, Arc::new(snapshot)));
-        epochs.truncate(EPOCHS_KEPT);
+        let mut snapshots = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
+        snapshots.push_front(Arc::new(snapshot));
+        snapshots.truncate(SNAPSHOTS_KEPT);
     }
 
-    /// The names of `epoch`, and whether they are really its own: pods of an epoch that is not known are looked up
-    /// in the newest one, but its rules have other numbers.
-    pub(crate) fn of(&self, epoch: u32) -> (Arc<Snapshot>, bool) {
-        let epochs = self.epochs.read().unwrap_or_else(PoisonError::into_inner);
-        match epochs.iter().find(|(known, _)| *known == epoch) {
-            Some((_, snapshot)) => (Arc::clone(snapshot), true),
-            None => (
-                epochs
-                    .front()
-                    .map(|(_, snapshot)| Arc::clone(snapshot))
-                    .unwrap_or_default(),
-                false,
-            ),
+    /// The names that hold for what `change` decides at `endpoint`, and whether they are really its own: pods of a
+    /// change that is not known are looked up in the newest names, but its rules have other numbers.
+    pub(crate) fn of(&self, endpoint: EndpointId, change: u32) -> (Arc<Snapshot>, bool) {
+        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        let follows = |snapshot: &&Arc<Snapshot>| snapshot.changes.get(&endpoint) == Some(&change);
+        match snapshots.iter().find(follows) {
+            Some(snapshot) => (Arc::clone(snapshot), true),
+            None => (snapshots.front().cloned().unwrap_or_default(), false),
         }
     }
 }

@@ -60,11 +60,12 @@ pub struct FlowState {
 }
 const _: () = assert!(size_of::<FlowState>() == 40);
 
-/// What was decided about a flow, under which epoch, by which rule.
+/// What was decided about a flow, under which tables, by which rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
-    /// Epoch that judged.
-    pub epoch: u32,
+    /// Number of the change of the endpoint's tables that judged, see
+    /// [`EndpointState::change`](crate::EndpointState::change).
+    pub change: u32,
     /// Rule that decided. The top bit is lost when packed; ids never come near it.
     pub rule: u32,
     /// `VERDICT_*`.
@@ -72,10 +73,10 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// `epoch << 32 | rule << 1 | allow`.
+    /// `change << 32 | rule << 1 | allow`.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        (self.epoch as u64) << 32
+        (self.change as u64) << 32
             | ((self.rule & 0x7fff_ffff) as u64) << 1
             | (self.verdict == VERDICT_ALLOW) as u64
     }
@@ -85,7 +86,7 @@ impl Decision {
     #[expect(clippy::cast_possible_truncation, reason = "takes the packed fields apart")]
     pub const fn unpack(packed: u64) -> Self {
         Self {
-            epoch: (packed >> 32) as u32,
+            change: (packed >> 32) as u32,
             rule: (packed >> 1) as u32 & 0x7fff_ffff,
             verdict: if packed & 1 == 1 {
                 VERDICT_ALLOW
@@ -110,7 +111,7 @@ pub struct FlowRecord {
     pub ifindex: u32,
     /// Number of the endpoint; 0 when the interface has none.
     pub endpoint: u32,
-    /// Epoch that judged.
+    /// Change of the endpoint's tables that was in force.
     pub epoch: u32,
     /// Rule that decided, if `reason` is [`Reason::Policy`](crate::Reason::Policy).
     pub rule: u32,
@@ -150,17 +151,17 @@ mod tests {
     fn a_packed_decision_keeps_its_parts() {
         for decision in [
             Decision {
-                epoch: 0,
+                change: 0,
                 rule: 0,
                 verdict: VERDICT_DENY,
             },
             Decision {
-                epoch: u32::MAX,
+                change: u32::MAX,
                 rule: 0x7fff_ffff,
                 verdict: VERDICT_ALLOW,
             },
             Decision {
-                epoch: 7,
+                change: 7,
                 rule: 64,
                 verdict: VERDICT_DENY,
             },
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn an_unknown_verdict_packs_as_a_denial() {
         let packed = Decision {
-            epoch: 1,
+            change: 1,
             rule: 1,
             verdict: 7,
         }

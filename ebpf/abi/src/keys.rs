@@ -11,28 +11,28 @@ pub const MAX_VERDICTS: u32 = 1 << 20;
 
 /// Epoch of an endpoint that has not been programmed: everything is denied.
 pub const EPOCH_NONE: u32 = 0;
+/// Highest epoch and highest generation: both share a word with the flags.
+pub const MAX_EPOCH: u32 = (1 << EPOCH_BITS) - 1;
+const EPOCH_BITS: u32 = 30;
+const FLAG_BITS: u32 = 4;
 
 /// [`Endpoint::ipv4`] is set.
 pub const ENDPOINT_HAS_IPV4: u32 = 1 << 0;
 /// [`Endpoint::ipv6`] is set.
 pub const ENDPOINT_HAS_IPV6: u32 = 1 << 1;
-/// Flows that an earlier epoch allowed live on instead of being judged again.
-pub const ENDPOINT_KEEP_ESTABLISHED: u32 = 1 << 2;
 
-/// Value of map `ENDPOINTS`, keyed by the index of the interface on the host.
+/// Value of map `ENDPOINTS`, keyed by the index of the interface on the host: what does not change while the endpoint
+/// is attached. What does is the endpoint's [`Slot`].
 ///
-/// One write of this value moves an endpoint to new tables. The kernel may reuse the memory of a replaced value
-/// while a program on another CPU still reads it; a program that sees a mixture of two endpoints then compares a
-/// packet with foreign addresses and drops it, so the race costs a packet and never grants one.
+/// The kernel may reuse the memory of a replaced value while a program on another CPU still reads it, so the loader
+/// lets every program finish between taking one endpoint away and adding the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Endpoint {
     /// Number of the endpoint, first part of every key below.
     pub id: u32,
-    /// Which verdicts count; [`EPOCH_NONE`] denies everything.
-    pub epoch: u32,
-    /// Which address classes count.
-    pub generation: u32,
+    /// Index of its [`Slot`].
+    pub slot: u32,
     /// `ENDPOINT_*` bits.
     pub flags: u32,
     /// IPv4 address of the pod, if the flag says so.
@@ -44,7 +44,68 @@ pub struct Endpoint {
     /// Zero.
     pub padding: [u8; 2],
 }
-const _: () = assert!(size_of::<Endpoint>() == 56);
+const _: () = assert!(size_of::<Endpoint>() == 52);
+
+/// Value of map `SLOTS`, an array that user space has mapped: what changes while an endpoint is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Slot {
+    /// A packed [`EndpointState`], written with one store and read with one load, so that a packet meets the tables
+    /// of one change and never a mixture.
+    pub state: u64,
+    /// Tracked flows of the endpoint, the budget of [`MAX_FLOWS_PER_ENDPOINT`](crate::MAX_FLOWS_PER_ENDPOINT). Added
+    /// to by the programs, set to the exact number whenever user space expires flows.
+    pub flows: u64,
+}
+const _: () = assert!(size_of::<Slot>() == 16);
+
+/// Flows that an earlier epoch allowed live on instead of being judged again.
+pub const STATE_KEEP_ESTABLISHED: u8 = 1 << 0;
+/// Map `SOURCES` has entries of this endpoint and epoch.
+pub const STATE_HAS_SOURCES: u8 = 1 << 1;
+
+/// Which tables judge an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EndpointState {
+    /// Which verdicts and source classes count; [`EPOCH_NONE`] denies everything. At most [`MAX_EPOCH`].
+    pub epoch: u32,
+    /// Which address classes count. At most [`MAX_EPOCH`].
+    pub generation: u32,
+    /// `STATE_*` bits.
+    pub flags: u8,
+}
+
+impl EndpointState {
+    /// `epoch << 34 | generation << 4 | flags`.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        ((self.epoch & MAX_EPOCH) as u64) << (EPOCH_BITS + FLAG_BITS)
+            | ((self.generation & MAX_EPOCH) as u64) << FLAG_BITS
+            | (self.flags & ((1 << FLAG_BITS) - 1)) as u64
+    }
+
+    /// Inverse of [`EndpointState::pack`].
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "takes the packed fields apart")]
+    pub const fn unpack(packed: u64) -> Self {
+        Self {
+            epoch: (packed >> (EPOCH_BITS + FLAG_BITS)) as u32,
+            generation: (packed >> FLAG_BITS) as u32 & MAX_EPOCH,
+            flags: packed as u8 & ((1 << FLAG_BITS) - 1),
+        }
+    }
+
+    /// Number of the last change that reached the endpoint, by which tracked flows know whether their decision still
+    /// holds. Epochs and generations count together, so the higher of the two grows whenever either changes.
+    #[inline(always)]
+    pub const fn change(self) -> u32 {
+        if self.epoch > self.generation {
+            self.epoch
+        } else {
+            self.generation
+        }
+    }
+}
 
 /// Family of [`IdentityKey`]: IPv4.
 pub const FAMILY_IPV4: u32 = 4;
@@ -69,6 +130,29 @@ pub struct IdentityKey {
 }
 const _: () = assert!(size_of::<IdentityKey>() == 24);
 
+/// Most blocks of source ports, of the old and the new epoch together.
+pub const MAX_SOURCES: u32 = 1 << 16;
+/// Bits of [`SourceKey`] before the port.
+pub const SOURCE_PREFIX_BASE: u32 = 80;
+
+/// Data of an entry of map `SOURCES`, a longest-prefix match from source port to source class (`u32`). Ports without
+/// a match are of class 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct SourceKey {
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// Epoch of the endpoint.
+    pub epoch: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub padding: u8,
+    /// Source port. Big endian, since prefixes start at the high bit.
+    pub port_be: u16,
+}
+const _: () = assert!(size_of::<SourceKey>() == 12);
+
 /// Prefix length of a verdict for every protocol.
 pub const VERDICT_PREFIX_ANY: u32 = 104;
 /// Prefix length of a verdict for every port of one protocol.
@@ -86,8 +170,8 @@ pub struct VerdictKey {
     pub epoch: u32,
     /// Address class of the other end.
     pub peer: u32,
-    /// `DIRECTION_*`.
-    pub direction: u8,
+    /// `DIRECTION_*`, and above that bit the class of the source port.
+    pub side: u8,
     /// IP protocol number.
     pub protocol: u8,
     /// Destination port; for ICMP `type << 8 | code`. Big endian, since prefixes start at the high bit.
@@ -105,3 +189,42 @@ pub struct VerdictValue {
     pub rule: u32,
 }
 const _: () = assert!(size_of::<VerdictValue>() == 8);
+
+impl VerdictKey {
+    /// Value of [`VerdictKey::side`]. A class of 128 or more, which user space never writes, wraps to another one's
+    /// key of the same direction.
+    #[inline(always)]
+    pub const fn side(direction: u8, source_class: u8) -> u8 {
+        (direction & 1) | (source_class << 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_state_keeps_its_parts() {
+        for state in [
+            EndpointState::default(),
+            EndpointState {
+                epoch: MAX_EPOCH,
+                generation: 0,
+                flags: 0,
+            },
+            EndpointState {
+                epoch: 0,
+                generation: MAX_EPOCH,
+                flags: 0,
+            },
+            EndpointState {
+                epoch: 7,
+                generation: 5,
+                flags: STATE_KEEP_ESTABLISHED | STATE_HAS_SOURCES,
+            },
+        ] {
+            assert_eq!(EndpointState::unpack(state.pack()), state);
+        }
+        assert_eq!(EndpointState::default().pack(), 0, "zeroed memory denies");
+    }
+}

@@ -6,7 +6,7 @@
 //! everything else is in the byte order of the machine. Enums never cross the boundary: codes are integers with
 //! named constants, and a reader treats an unknown code as a denial.
 //!
-//! Entry points: [`Endpoint`] (what an interface may do), [`VerdictKey`] (what policy says), [`FlowKey`] and
+//! Entry points: [`Endpoint`] and [`Slot`] (who is behind an interface, and which tables judge it), [`VerdictKey`] (what policy says), [`FlowKey`] and
 //! [`FlowState`] (tracked flows), [`FlowRecord`] (what is reported).
 
 #![no_std]
@@ -22,9 +22,10 @@ pub use flow::{
     RING_BYTES,
 };
 pub use keys::{
-    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_KEEP_ESTABLISHED, EPOCH_NONE, Endpoint, FAMILY_IPV4,
-    FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_VERDICTS,
-    VERDICT_PREFIX_ANY, VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL, VerdictKey, VerdictValue,
+    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6,
+    IDENTITY_PREFIX_BASE, IdentityKey, MAX_ENDPOINTS, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
+    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_PREFIX_ANY,
+    VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL, VerdictKey, VerdictValue,
 };
 pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
 
@@ -60,13 +61,17 @@ pub mod protocol {
 /// User space may hand these types to the kernel as bytes.
 #[cfg(feature = "user")]
 mod user {
-    use super::{Endpoint, FlowKey, FlowState, IdentityKey, VerdictKey, VerdictValue};
+    use super::{Endpoint, FlowKey, FlowState, IdentityKey, Slot, SourceKey, VerdictKey, VerdictValue};
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
     // every byte is initialised and every bit pattern is a valid value.
     unsafe impl aya::Pod for Endpoint {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for IdentityKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for Slot {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for SourceKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for VerdictKey {}
     // SAFETY: as for `Endpoint`.

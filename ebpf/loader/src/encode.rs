@@ -4,14 +4,15 @@ use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint,
-    FAMILY_IPV4, FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, VERDICT_ALLOW, VERDICT_DENY,
-    VERDICT_PREFIX_ANY, VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL, VerdictKey as RawVerdictKey,
-    VerdictValue,
+    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint,
+    FAMILY_IPV4, FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, SOURCE_PREFIX_BASE, SourceKey,
+    VERDICT_ALLOW, VERDICT_DENY, VERDICT_PREFIX_ANY, VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL,
+    VerdictKey as RawVerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
 use policies_ir::tables::{
-    Direction, EndpointId, IdentityId, RuleId, Service, SourceClass, Verdict, VerdictEntry, VerdictKey,
+    Direction, EndpointId, IdentityId, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry,
+    VerdictKey,
 };
 
 use crate::{DatapathError, EndpointLink};
@@ -19,11 +20,10 @@ use crate::{DatapathError, EndpointLink};
 /// Bits that the mapping puts before an IPv4 address.
 const MAPPED_BITS: u8 = 96;
 
-/// An endpoint that is denied everything until it is programmed.
+/// An endpoint as the programs see it, in slot 0.
 pub(crate) fn endpoint(link: &EndpointLink) -> Result<Endpoint, DatapathError> {
     let mut endpoint = Endpoint {
         id: link.id.0,
-        epoch: EPOCH_NONE,
         mac: link.mac,
         ..Endpoint::default()
     };
@@ -108,6 +108,31 @@ pub(crate) fn identity_net(key: &Key<IdentityKey>) -> Option<IpNet> {
     }
 }
 
+/// Key of a block of source ports.
+pub(crate) fn source_key(endpoint: EndpointId, epoch: u32, block: &SourceBlock) -> Key<SourceKey> {
+    Key::new(
+        SOURCE_PREFIX_BASE + u32::from(block.prefix_bits),
+        SourceKey {
+            endpoint: endpoint.0,
+            epoch,
+            protocol: block.protocol,
+            padding: 0,
+            port_be: block.port.to_be(),
+        },
+    )
+}
+
+/// Inverse of [`source_key`], without endpoint and epoch; `None` for what it never makes.
+pub(crate) fn source_block(key: &Key<SourceKey>) -> Option<SourceBlock> {
+    let bits = key.prefix_len().checked_sub(SOURCE_PREFIX_BASE)?;
+    let data = key.data();
+    Some(SourceBlock {
+        protocol: data.protocol,
+        port: u16::from_be(data.port_be),
+        prefix_bits: u8::try_from(bits).ok().filter(|bits| *bits <= 16)?,
+    })
+}
+
 /// Key of a verdict.
 pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) -> Key<RawVerdictKey> {
     let (prefix, protocol, port) = match key.service {
@@ -123,7 +148,7 @@ pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) ->
         endpoint: endpoint.0,
         epoch,
         peer: key.peer.0,
-        direction: direction_code(key.direction),
+        side: RawVerdictKey::side(direction_code(key.direction), key.source.0),
         protocol,
         port_be: port.to_be(),
     };
@@ -143,9 +168,9 @@ pub(crate) fn verdict_meaning(key: &Key<RawVerdictKey>) -> Option<VerdictKey> {
         },
     };
     Some(VerdictKey {
-        source: SourceClass::default(),
         peer: IdentityId(data.peer),
-        direction: direction(data.direction)?,
+        direction: direction(data.side & 1)?,
+        source: SourceClass(data.side >> 1),
         service,
     })
 }
@@ -247,14 +272,28 @@ mod tests {
         ];
         for service in services {
             for direction in [Direction::Ingress, Direction::Egress] {
-                let key = VerdictKey {
-                    source: SourceClass::default(),
-                    peer: IdentityId(9),
-                    direction,
-                    service,
-                };
-                assert_eq!(verdict_meaning(&verdict_key(EndpointId(3), 5, &key)), Some(key));
+                for source in [SourceClass(0), SourceClass(1), SourceClass(127)] {
+                    let key = VerdictKey {
+                        source,
+                        peer: IdentityId(9),
+                        direction,
+                        service,
+                    };
+                    assert_eq!(verdict_meaning(&verdict_key(EndpointId(3), 5, &key)), Some(key));
+                }
             }
+        }
+    }
+
+    #[test]
+    fn source_blocks_survive_the_round_trip() {
+        for (port, prefix_bits) in [(0, 0), (0x8000, 1), (443, 16)] {
+            let block = SourceBlock {
+                protocol: 6,
+                port,
+                prefix_bits,
+            };
+            assert_eq!(source_block(&source_key(EndpointId(3), 5, &block)), Some(block));
         }
     }
 

@@ -11,7 +11,7 @@ use policies_ir::tables::{
     BuiltinRule, EndpointId, NodeTables, Packet, RuleId, Verdict, VerdictEntry, lookup,
 };
 
-use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, encode};
+use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, Synced, encode};
 
 /// Keeps in memory what [`Kernel`](crate::Kernel) keeps in maps, and judges by [`lookup`]. Tracks no flows.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Datapath for Fake {
         Ok(())
     }
 
-    fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError> {
+    fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
         let programmed = self
             .links
             .keys()
@@ -89,7 +89,10 @@ impl Datapath for Fake {
             self.tables = tables.clone();
             self.programmed = programmed;
         }
-        Ok(self.epoch)
+        Ok(Synced {
+            endpoints: self.programmed.iter().map(|id| (*id, self.epoch)).collect(),
+            rewritten: self.programmed.len(),
+        })
     }
 
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {

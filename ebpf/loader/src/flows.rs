@@ -44,7 +44,7 @@ pub struct TrackedFlow {
     pub verdict: Verdict,
     /// Rule that decided.
     pub rule: RuleId,
-    /// Epoch that judged.
+    /// Change of the endpoint's tables that judged.
     pub epoch: u32,
     /// Packets of both directions.
     pub packets: u64,
@@ -68,7 +68,7 @@ impl TrackedFlow {
             },
             verdict: encode::verdict(decision.verdict),
             rule: RuleId(decision.rule),
-            epoch: decision.epoch,
+            epoch: decision.change,
             packets: state.packets,
             bytes: state.bytes,
         }
@@ -112,7 +112,7 @@ mod tests {
         };
         let flow = |state, verdict| FlowState {
             decision: Decision {
-                epoch: 1,
+                change: 1,
                 rule: 0,
                 verdict,
             }

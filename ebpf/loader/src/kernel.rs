@@ -15,13 +15,13 @@ use aya::{
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use ebpf_abi::{
-    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, ENDPOINT_KEEP_ESTABLISHED, EPOCH_NONE, Endpoint,
-    MAX_FLOWS, Reason,
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, Endpoint, MAX_ENDPOINTS, MAX_FLOWS, Reason,
+    STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, TrackedFlow, encode,
+    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, Synced, TrackedFlow, encode,
     kernel::{links::Links, maps::Maps, pins::Pins, tables::Tables},
     sys, timeout,
 };
@@ -167,7 +167,7 @@ impl Kernel {
 
     /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps.
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.maps.remove_endpoint(ifindex)?;
+        self.maps.remove_endpoint(ifindex, endpoint)?;
         self.links.detach(ifindex)?;
         self.maps.remove_flows_of(endpoint)
     }
@@ -175,7 +175,7 @@ impl Kernel {
 
 impl Datapath for Kernel {
     fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError> {
-        let wanted = encode::endpoint(link)?;
+        let mut wanted = encode::endpoint(link)?;
         for (ifindex, endpoint) in self.maps.endpoints()? {
             let same_link = encode::endpoint_link(ifindex, &endpoint) == *link;
             if same_link && self.links.is_attached(ifindex)? {
@@ -183,13 +183,22 @@ impl Datapath for Kernel {
             }
             if ifindex == link.ifindex {
                 // The programs stay where they are: between two endpoints the interface is denied, not open.
+                self.maps.remove_endpoint(ifindex, &endpoint)?;
                 self.maps.remove_flows_of(&endpoint)?;
             } else if endpoint.id == wanted.id {
                 self.forget(ifindex, &endpoint)?;
             }
         }
+        let endpoints = self.maps.endpoints()?;
+        wanted.slot = Maps::free_slot(&endpoints);
+        if wanted.slot >= MAX_ENDPOINTS {
+            return Err(DatapathError::Full {
+                map: "ENDPOINTS",
+                needed: endpoints.len() + 1,
+                limit: endpoints.len(),
+            });
+        }
         // Known to the programs, and denied, before they see its first packet.
-        self.maps.add_flow_count(wanted.id)?;
         self.maps.write_endpoint(link.ifindex, &wanted)?;
         self.attach_directions(link.ifindex).inspect_err(|_| {
             // The caller hears why attaching failed; what this clean-up leaves, the next attach removes.
@@ -206,7 +215,7 @@ impl Datapath for Kernel {
         Ok(())
     }
 
-    fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError> {
+    fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.tables.sync(&mut self.maps, tables)
     }
 
@@ -224,17 +233,18 @@ impl Datapath for Kernel {
     }
 
     fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {
-        let (ifindex, mut found) = self
-            .maps
-            .endpoints()?
-            .into_iter()
+        let endpoints = self.maps.endpoints()?;
+        let (_, found) = endpoints
+            .iter()
             .find(|(_, found)| found.id == endpoint.0)
             .ok_or(DatapathError::NotAttached { endpoint })?;
-        found.flags &= !ENDPOINT_KEEP_ESTABLISHED;
+        let mut state = self.maps.state(found);
+        state.flags &= !STATE_KEEP_ESTABLISHED;
         if keep {
-            found.flags |= ENDPOINT_KEEP_ESTABLISHED;
+            state.flags |= STATE_KEEP_ESTABLISHED;
         }
-        self.maps.write_endpoint(ifindex, &found)
+        self.maps.set_state(found, state);
+        Ok(())
     }
 
     fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError> {
@@ -263,11 +273,6 @@ impl Datapath for Kernel {
     fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError> {
         Ok(Box::new(maps::Ring::open(&self.pins.maps())?))
     }
-}
-
-/// Whether any tables judge this endpoint.
-fn is_programmed(endpoint: &Endpoint) -> bool {
-    endpoint.epoch != EPOCH_NONE
 }
 
 fn program_name(direction: Direction) -> &'static str {

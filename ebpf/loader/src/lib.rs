@@ -40,9 +40,10 @@ pub trait Datapath: Send {
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
 
     /// Moves every attached endpoint to `tables` in one write each: ingress, egress, IPv4 and IPv6 change
-    /// together. Endpoints that are attached but absent from `tables` are denied everything. Returns the
-    /// epoch that now judges; it is the old one when nothing had to change.
-    fn sync(&mut self, tables: &NodeTables) -> Result<u32, DatapathError>;
+    /// together. Endpoints that are attached but absent from `tables` are denied everything. What did not change is
+    /// not written again: an endpoint whose entries mean the same keeps them, and so keeps its place in the count of
+    /// changes unless the classes of addresses changed.
+    fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError>;
 
     /// Endpoints that are attached in the kernel, also those that an earlier agent left behind. State of endpoints
     /// whose interface has vanished is cleaned up on the way.
@@ -61,6 +62,16 @@ pub trait Datapath: Send {
 
     /// The stream of decisions. There is one stream: two readers would take records from each other.
     fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError>;
+}
+
+/// Which change each endpoint follows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Synced {
+    /// Number of the last change that reached an endpoint: [`FlowRecord::epoch`] of what is decided from now on.
+    /// Endpoints that are denied everything are absent.
+    pub endpoints: BTreeMap<EndpointId, u32>,
+    /// Endpoints whose entries were written anew.
+    pub rewritten: usize,
 }
 
 /// Where an endpoint is attached and what it may send.
@@ -193,6 +204,18 @@ pub enum DatapathError {
     /// Waiting for flow events failed.
     #[error("cannot wait for flow events")]
     Wait(#[source] io::Error),
+    /// Changes of policy are counted in thirty bits.
+    #[error(
+        "policy changed {} times, more than can be counted; drain the node and run `policyctl down`",
+        ebpf_abi::MAX_EPOCH
+    )]
+    Epochs,
+    /// An endpoint tells apart more source ports than its keys can hold.
+    #[error("endpoint {} has more than {} classes of source ports; use fewer rules with source ports", endpoint.0, policies_ir::tables::MAX_SOURCE_CLASSES)]
+    SourceClasses {
+        /// The endpoint.
+        endpoint: EndpointId,
+    },
     /// The endpoints in the kernel follow different tables, so there is no single set to show.
     #[error("the endpoints in the kernel follow different tables: the last change failed half way")]
     Mixed,

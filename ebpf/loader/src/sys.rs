@@ -1,15 +1,18 @@
 //! The few `bpf(2)` commands that the library does not offer in the form needed here: tcx links by interface
-//! index, their state, and the shape of a map.
+//! index, their state, the shape of a map, and maps in our memory.
 
 use std::{
     ffi::CString,
     io,
+    marker::PhantomData,
     mem::size_of,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::NonNull,
+    sync::atomic::AtomicU64,
     time::Duration,
 };
 
@@ -200,16 +203,83 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Waits until every program that runs now has finished its packet.
-pub(crate) fn wait_for_programs() -> io::Result<()> {
+pub(crate) fn wait_for_programs() {
     /// `MEMBARRIER_CMD_GLOBAL` of include/uapi/linux/membarrier.h: the kernel implements it as the end of an RCU
     /// grace period, and programs run inside RCU read sections.
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    /// A kernel with full-dynticks CPUs refuses the command. A program takes microseconds and is not preempted.
+    const LONG_ENOUGH: Duration = Duration::from_millis(50);
     // SAFETY: the call takes integers only and has no effect but to wait.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    if result != 0 {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "nothing tells when the last program has ended"
+        )]
+        std::thread::sleep(LONG_ENOUGH);
+    }
+}
+
+/// An array map in our address space: what is stored here, programs read, without a system call. `T` consists of
+/// aligned 64-bit words that programs only load, store and add to.
+pub(crate) struct MappedArray<T> {
+    base: NonNull<AtomicU64>,
+    bytes: usize,
+    element: PhantomData<T>,
+}
+
+// SAFETY: the memory is reached through atomic words only, from whichever thread.
+unsafe impl<T> Send for MappedArray<T> {}
+
+impl<T> MappedArray<T> {
+    /// Maps the first `entries` elements of `map`, which must have been made with `BPF_F_MMAPABLE`.
+    pub(crate) fn open(map: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(size_of::<u64>())) };
+        let entries = usize::try_from(entries).map_err(io::Error::other)?;
+        let bytes = entries
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: a new mapping at an address that the kernel chooses touches no memory of ours.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self {
+            base,
+            bytes,
+            element: PhantomData,
+        })
+    }
+
+    /// The 64-bit word at `offset` bytes in element `index`; `None` outside the map.
+    pub(crate) fn field(&self, index: u32, offset: usize) -> Option<&AtomicU64> {
+        let start = usize::try_from(index).ok()?.checked_mul(size_of::<T>())?;
+        let at = start.checked_add(offset)?;
+        let inside = at.checked_add(size_of::<u64>())? <= self.bytes;
+        if !inside || !at.is_multiple_of(size_of::<u64>()) {
+            return None;
+        }
+        // SAFETY: the word lies inside the mapping (checked above), which lives as long as `self`; it is aligned, since
+        // mappings start at a page and `at` is a multiple of its size.
+        Some(unsafe { self.base.byte_add(at).as_ref() })
+    }
+}
+
+impl<T> Drop for MappedArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference into it outlives `self`. That it could not be unmapped would
+        // leak address space, no more.
+        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
 

@@ -4,14 +4,15 @@ use core::arch::asm;
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_KEEP_ESTABLISHED,
-    EPOCH_NONE, Endpoint, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowState,
-    IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, RULE_NO_MATCH, Reason, VERDICT_ALLOW,
-    VERDICT_DENY, VERDICT_PREFIX_PORT, VerdictKey,
+    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint,
+    EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowState,
+    IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, RULE_NO_MATCH, Reason, SOURCE_PREFIX_BASE,
+    STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW, VERDICT_DENY,
+    VERDICT_PREFIX_PORT, VerdictKey, protocol,
 };
 
 use crate::{
-    maps::{ENDPOINTS, FLOW_COUNTS, FLOWS, IDENTITIES, VERDICTS},
+    maps::{ENDPOINTS, FLOWS, IDENTITIES, SLOTS, SOURCES, VERDICTS},
     packet::{self, FlowPorts, Packet, Role},
 };
 
@@ -26,39 +27,55 @@ pub(crate) struct Outcome {
     pub(crate) rule: u32,
     /// Endpoint, 0 if there is none.
     pub(crate) endpoint: u32,
-    /// Epoch of the endpoint.
-    pub(crate) epoch: u32,
+    /// Change of the endpoint's tables that decided.
+    pub(crate) change: u32,
     /// An allowed packet that opened a flow, and so is reported.
     pub(crate) opens_flow: bool,
+}
+
+/// An endpoint and the tables that judge it, as of one moment.
+struct Judge<'a> {
+    endpoint: &'a Endpoint,
+    state: EndpointState,
+    slot: *mut Slot,
 }
 
 /// Judges the packet and leaves in `packet` what could be understood of it.
 #[inline(always)]
 pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
     let parsed = packet::parse(ctx, packet);
-    // SAFETY: the value is copied at once; see `Endpoint` for what a concurrent replacement can do.
-    let endpoint = match unsafe { ENDPOINTS.get(packet::ifindex(ctx)) } {
-        Some(endpoint) => *endpoint,
-        None => Endpoint::default(),
+    // SAFETY: nothing writes to the value while it is in the map; see `Endpoint` for what follows a removal.
+    let Some(endpoint) = (unsafe { ENDPOINTS.get(packet::ifindex(ctx)) }) else {
+        return not_programmed(0);
     };
-    if endpoint.epoch == EPOCH_NONE {
-        return deny(&endpoint, Reason::NotProgrammed);
+    let Some(slot) = SLOTS.get_ptr_mut(endpoint.slot) else {
+        return not_programmed(endpoint.id);
+    };
+    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; one load, as `Slot::state` asks.
+    let state = EndpointState::unpack(unsafe { (&raw const (*slot).state).read_volatile() });
+    if state.epoch == EPOCH_NONE {
+        return not_programmed(endpoint.id);
     }
+    let endpoint = &Judge {
+        endpoint,
+        state,
+        slot,
+    };
     if let Err(reason) = parsed {
-        return deny(&endpoint, reason);
+        return deny(endpoint, reason);
     }
     if packet.direction == DIRECTION_EGRESS {
-        if !owns(&endpoint, &packet.local) || !packet::sent_from_mac(ctx, &endpoint.mac) {
-            return deny(&endpoint, Reason::SpoofedSource);
+        if !owns(endpoint, &packet.local) || !packet::sent_from_mac(ctx, &endpoint.endpoint.mac) {
+            return deny(endpoint, Reason::SpoofedSource);
         }
-    } else if !owns(&endpoint, &packet.local) {
-        return deny(&endpoint, Reason::WrongDestination);
+    } else if !owns(endpoint, &packet.local) {
+        return deny(endpoint, Reason::WrongDestination);
     }
     if packet.role == Role::Error {
-        return judge_error(ctx, &endpoint, packet);
+        return judge_error(ctx, endpoint, packet);
     }
 
-    let key = flow_key(endpoint.id, packet.peer, packet.protocol, packet.ports);
+    let key = flow_key(endpoint.endpoint.id, packet.peer, packet.protocol, packet.ports);
     let tracked = FLOWS.get_ptr_mut(&key);
     match tracked {
         // SAFETY: the pointer came from the map in this run and is aligned; the kernel keeps the memory valid until
@@ -66,10 +83,10 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
         // written here lands there: times and counts, and a decision that can only deny that flow or repeat the
         // allowance with which it was just created.
         Some(flow) if packet.role != Role::Opens => {
-            follow(&endpoint, &key, unsafe { &mut *flow }, packet, now_ns)
+            follow(endpoint, &key, unsafe { &mut *flow }, packet, now_ns)
         }
-        _ if packet.role == Role::Continues => deny(&endpoint, Reason::NoConnection),
-        _ => open(&endpoint, &key, tracked.is_some(), packet, now_ns),
+        _ if packet.role == Role::Continues => deny(endpoint, Reason::NoConnection),
+        _ => open(endpoint, &key, tracked.is_some(), packet, now_ns),
     }
 }
 
@@ -79,7 +96,7 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
 /// A flow that is denied then stays tracked as denied until it falls silent. Were it forgotten, an answer still on
 /// its way out could open it anew in the other direction.
 #[inline(always)]
-fn follow(endpoint: &Endpoint, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64) -> Outcome {
+fn follow(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64) -> Outcome {
     let decision = current_decision(endpoint, key, flow);
     flow.last_seen_ns = now_ns;
     if packet.direction != flow.origin {
@@ -95,22 +112,22 @@ fn follow(endpoint: &Endpoint, key: &FlowKey, flow: &mut FlowState, packet: &Pac
 
 /// The first packet of a flow, or a TCP SYN: judged by policy, tracked if allowed.
 #[inline(always)]
-fn open(endpoint: &Endpoint, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
+fn open(endpoint: &Judge<'_>, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
     let decision = ask_policy(
         endpoint,
         packet.direction,
         &packet.peer,
         packet.protocol,
+        packet.source_port,
         packet.service_port,
     );
     if decision.verdict != VERDICT_ALLOW {
         return decided(endpoint, decision, false);
     }
-    let Some(count) = FLOW_COUNTS.get_ptr_mut(&endpoint.id) else {
-        return deny(endpoint, Reason::TooManyFlows);
-    };
-    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; the word is read at once.
-    if !replaces && unsafe { count.read_volatile() } >= MAX_FLOWS_PER_ENDPOINT {
+    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes.
+    let flows = unsafe { &raw mut (*endpoint.slot).flows };
+    // SAFETY: as above; the word is read at once.
+    if !replaces && unsafe { flows.read_volatile() } >= MAX_FLOWS_PER_ENDPOINT {
         return deny(endpoint, Reason::TooManyFlows);
     }
     let flow = FlowState {
@@ -127,7 +144,7 @@ fn open(endpoint: &Endpoint, key: &FlowKey, replaces: bool, packet: &Packet, now
         return deny(endpoint, Reason::TooManyFlows);
     }
     if !replaces {
-        add(count, 1);
+        add(flows, 1);
     }
     decided(endpoint, decision, true)
 }
@@ -135,7 +152,7 @@ fn open(endpoint: &Endpoint, key: &FlowKey, replaces: bool, packet: &Packet, now
 /// An ICMP error passes if it quotes a packet of an allowed flow of this endpoint. Who sends it does not matter to
 /// the pod (any router may), but what a pod sends must go to the end it is about.
 #[inline(always)]
-fn judge_error(ctx: &TcContext, endpoint: &Endpoint, packet: &Packet) -> Outcome {
+fn judge_error(ctx: &TcContext, endpoint: &Judge<'_>, packet: &Packet) -> Outcome {
     let Ok(quoted) = packet::parse_quoted(ctx, packet) else {
         return deny(endpoint, Reason::IcmpUnrelated);
     };
@@ -143,7 +160,7 @@ fn judge_error(ctx: &TcContext, endpoint: &Endpoint, packet: &Packet) -> Outcome
     if misdirected || !owns(endpoint, &quoted.local) {
         return deny(endpoint, Reason::IcmpUnrelated);
     }
-    let key = flow_key(endpoint.id, quoted.peer, quoted.protocol, quoted.ports);
+    let key = flow_key(endpoint.endpoint.id, quoted.peer, quoted.protocol, quoted.ports);
     let Some(flow) = FLOWS.get_ptr_mut(&key) else {
         return deny(endpoint, Reason::IcmpUnrelated);
     };
@@ -159,35 +176,57 @@ fn judge_error(ctx: &TcContext, endpoint: &Endpoint, packet: &Packet) -> Outcome
 }
 
 #[inline(always)]
-fn current_decision(endpoint: &Endpoint, key: &FlowKey, flow: &mut FlowState) -> Decision {
+fn current_decision(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState) -> Decision {
     let decision = Decision::unpack(flow.decision);
-    let kept = endpoint.flags & ENDPOINT_KEEP_ESTABLISHED != 0 && decision.verdict == VERDICT_ALLOW;
-    if decision.epoch == endpoint.epoch || kept {
+    let kept = endpoint.state.flags & STATE_KEEP_ESTABLISHED != 0 && decision.verdict == VERDICT_ALLOW;
+    if decision.change == endpoint.state.change() || kept {
         return decision;
     }
-    let decision = ask_policy(endpoint, flow.origin, &key.peer, key.protocol, flow.service_port);
+    let decision = ask_policy(
+        endpoint,
+        flow.origin,
+        &key.peer,
+        key.protocol,
+        source_port(key, flow.origin),
+        flow.service_port,
+    );
     flow.decision = decision.pack();
     decision
 }
 
-/// Address to class, class and port to verdict. Whatever is missing denies.
+/// Port that a tracked flow's first packet came from, as policy sees it: what ICMP keeps in the key is none.
+#[inline(always)]
+fn source_port(key: &FlowKey, origin: u8) -> u16 {
+    match key.protocol {
+        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP if origin == DIRECTION_EGRESS => {
+            key.local_port
+        }
+        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP => key.peer_port,
+        _ => 0,
+    }
+}
+
+/// Address to class, source port to class, classes and destination port to verdict. Whatever is missing denies, but
+/// for source ports: those that no rule tells apart have the class that needs no entry.
 #[inline(always)]
 fn ask_policy(
-    endpoint: &Endpoint,
+    endpoint: &Judge<'_>,
     direction: u8,
     peer: &Address,
     protocol: u8,
+    source_port: u16,
     service_port: u16,
 ) -> Decision {
+    let state = endpoint.state;
     let unknown = Decision {
-        epoch: endpoint.epoch,
+        change: state.change(),
         rule: RULE_NO_MATCH,
         verdict: VERDICT_DENY,
     };
     let identity = Key::new(
         IDENTITY_PREFIX_BASE + 128,
         IdentityKey {
-            generation: endpoint.generation,
+            generation: state.generation,
             family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
             address: *peer,
         },
@@ -195,20 +234,36 @@ fn ask_policy(
     let Some(&peer) = IDENTITIES.get(&identity) else {
         return unknown;
     };
+    let mut class = 0;
+    if state.flags & STATE_HAS_SOURCES != 0 {
+        let source = Key::new(
+            SOURCE_PREFIX_BASE + 16,
+            SourceKey {
+                endpoint: endpoint.endpoint.id,
+                epoch: state.epoch,
+                protocol,
+                padding: 0,
+                port_be: source_port.to_be(),
+            },
+        );
+        if let Some(&found) = SOURCES.get(&source) {
+            class = found as u8;
+        }
+    }
     let verdict = Key::new(
         VERDICT_PREFIX_PORT,
         VerdictKey {
-            endpoint: endpoint.id,
-            epoch: endpoint.epoch,
+            endpoint: endpoint.endpoint.id,
+            epoch: state.epoch,
             peer,
-            direction,
+            side: VerdictKey::side(direction, class),
             protocol,
             port_be: service_port.to_be(),
         },
     );
     match VERDICTS.get(&verdict) {
         Some(found) => Decision {
-            epoch: endpoint.epoch,
+            change: state.change(),
             rule: found.rule,
             verdict: found.verdict,
         },
@@ -229,11 +284,11 @@ fn flow_key(endpoint: u32, peer: Address, protocol: u8, ports: FlowPorts) -> Flo
 }
 
 #[inline(always)]
-fn owns(endpoint: &Endpoint, address: &Address) -> bool {
+fn owns(endpoint: &Judge<'_>, address: &Address) -> bool {
     if address.is_ipv4() {
-        endpoint.flags & ENDPOINT_HAS_IPV4 != 0 && same(&endpoint.ipv4, address)
+        endpoint.endpoint.flags & ENDPOINT_HAS_IPV4 != 0 && same(&endpoint.endpoint.ipv4, address)
     } else {
-        endpoint.flags & ENDPOINT_HAS_IPV6 != 0 && same(&endpoint.ipv6, address)
+        endpoint.endpoint.flags & ENDPOINT_HAS_IPV6 != 0 && same(&endpoint.endpoint.ipv6, address)
     }
 }
 
@@ -252,25 +307,38 @@ fn add(counter: *mut u64, amount: u64) {
 }
 
 #[inline(always)]
-fn decided(endpoint: &Endpoint, decision: Decision, opens_flow: bool) -> Outcome {
+fn decided(endpoint: &Judge<'_>, decision: Decision, opens_flow: bool) -> Outcome {
     Outcome {
         verdict: decision.verdict,
         reason: Reason::Policy,
         rule: decision.rule,
-        endpoint: endpoint.id,
-        epoch: decision.epoch,
+        endpoint: endpoint.endpoint.id,
+        change: decision.change,
         opens_flow,
     }
 }
 
 #[inline(always)]
-fn deny(endpoint: &Endpoint, reason: Reason) -> Outcome {
+fn deny(endpoint: &Judge<'_>, reason: Reason) -> Outcome {
     Outcome {
         verdict: VERDICT_DENY,
         reason,
         rule: RULE_NO_MATCH,
-        endpoint: endpoint.id,
-        epoch: endpoint.epoch,
+        endpoint: endpoint.endpoint.id,
+        change: endpoint.state.change(),
+        opens_flow: false,
+    }
+}
+
+/// The denial of whoever has no tables.
+#[inline(always)]
+fn not_programmed(endpoint: u32) -> Outcome {
+    Outcome {
+        verdict: VERDICT_DENY,
+        reason: Reason::NotProgrammed,
+        rule: RULE_NO_MATCH,
+        endpoint,
+        change: EPOCH_NONE,
         opens_flow: false,
     }
 }

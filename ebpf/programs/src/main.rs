@@ -94,7 +94,7 @@ fn report(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
         destination,
         ifindex: packet::ifindex(ctx),
         endpoint: outcome.endpoint,
-        epoch: outcome.epoch,
+        epoch: outcome.change,
         rule: outcome.rule,
         source_port: packet.source_port,
         destination_port: packet.service_port,

@@ -1,18 +1,26 @@
 //! The maps. Layouts are `ebpf_abi`'s; the loader pins each by its name, so they outlive the agent.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{HashMap, LpmTrie, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
 };
 use ebpf_abi::{
     COUNTERS as COUNTER_SLOTS, Endpoint, FlowKey, FlowState, IdentityKey, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_IDENTITIES, MAX_VERDICTS, RING_BYTES, VerdictKey, VerdictValue,
+    MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue,
 };
 
 /// Interface index to endpoint.
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, Endpoint> = HashMap::pinned(MAX_ENDPOINTS, 0);
+
+/// What changes while an endpoint is attached.
+#[map]
+pub(crate) static SLOTS: Array<Slot> = Array::pinned(MAX_ENDPOINTS, BPF_F_MMAPABLE);
+
+/// Source port to class, for endpoints whose state says that they have any.
+#[map]
+pub(crate) static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(MAX_SOURCES, 0);
 
 /// Address to class.
 #[map]
@@ -26,11 +34,6 @@ pub(crate) static VERDICTS: LpmTrie<VerdictKey, VerdictValue> = LpmTrie::pinned(
 /// which; a full table denies new ones instead.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(MAX_FLOWS, BPF_F_NO_PREALLOC);
-
-/// Endpoint to the number of its tracked flows, the budget of [`ebpf_abi::MAX_FLOWS_PER_ENDPOINT`]. Added to here,
-/// set to the exact number whenever user space expires flows.
-#[map]
-pub(crate) static FLOW_COUNTS: HashMap<u32, u64> = HashMap::pinned(MAX_ENDPOINTS, 0);
 
 /// Decisions on their way to user space.
 #[map]

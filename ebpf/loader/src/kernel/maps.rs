@@ -3,18 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    mem::offset_of,
     os::fd::AsFd,
     path::Path,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf,
     maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    sys::SyscallError,
 };
 use ebpf_abi::{
-    COUNTERS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, FlowKey, FlowRecord, FlowState, IdentityKey,
-    MAX_ENDPOINTS, MAX_IDENTITIES, MAX_VERDICTS, RING_BYTES, VerdictKey, VerdictValue,
+    COUNTERS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, EndpointState, FlowKey, FlowRecord, FlowState,
+    IdentityKey, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, RING_BYTES, Slot, SourceKey,
+    VerdictKey, VerdictValue,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -24,24 +28,26 @@ use rustix::{
 use crate::{
     DatapathError, Expired, FlowSource, Limits,
     kernel::pins::failed,
-    sys::{self, MapShape},
+    sys::{self, MapShape, MappedArray},
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
+const SLOTS: &str = "SLOTS";
+const SOURCES: &str = "SOURCES";
 const IDENTITIES: &str = "IDENTITIES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
-const FLOW_COUNTS: &str = "FLOW_COUNTS";
 const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
 /// The maps of the programs.
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
+    slots: MappedArray<Slot>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
     identities: LpmTrie<MapData, IdentityKey, u32>,
     verdicts: LpmTrie<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
-    flow_counts: HashMap<MapData, u32, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -55,12 +61,23 @@ impl Maps {
             let map = programs.take_map(name).ok_or(DatapathError::Missing { name })?;
             T::try_from(map).map_err(failed_map(name, "open"))
         }
+        let slots = match programs.map(SLOTS) {
+            Some(Map::Array(data)) => MappedArray::open(data.fd().as_fd(), MAX_ENDPOINTS),
+            _ => return Err(DatapathError::Missing { name: SLOTS }),
+        };
+        let slots = slots.map_err(|io_error| {
+            failed_map(SLOTS, "open")(MapError::SyscallError(SyscallError {
+                call: "mmap",
+                io_error,
+            }))
+        })?;
         Ok(Self {
             endpoints: typed(programs, ENDPOINTS)?,
+            slots,
+            sources: typed(programs, SOURCES)?,
             identities: typed(programs, IDENTITIES)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
-            flow_counts: typed(programs, FLOW_COUNTS)?,
             counters: typed(programs, COUNTER_MAP)?,
         })
     }
@@ -73,15 +90,59 @@ impl Maps {
             .map_err(failed_map(ENDPOINTS, "read"))
     }
 
-    /// The one write that moves an endpoint to other tables.
+    /// Makes an endpoint known to the programs, without tables and without flows.
     pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.set_state(endpoint, EndpointState::default());
+        if let Some(flows) = self.slots.field(endpoint.slot, offset_of!(Slot, flows)) {
+            flows.store(0, Ordering::Relaxed);
+        }
         self.endpoints
             .insert(ifindex, endpoint, 0)
             .map_err(failed_map(ENDPOINTS, "write"))
     }
 
-    pub(crate) fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        absent_is_fine(self.endpoints.remove(&ifindex)).map_err(failed_map(ENDPOINTS, "delete from"))
+    /// Takes an endpoint away and waits until no program reads it any more: the next one may get its memory.
+    pub(crate) fn remove_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.set_state(endpoint, EndpointState::default());
+        absent_is_fine(self.endpoints.remove(&ifindex)).map_err(failed_map(ENDPOINTS, "delete from"))?;
+        sys::wait_for_programs();
+        Ok(())
+    }
+
+    /// The lowest slot that none of `endpoints` has.
+    pub(crate) fn free_slot(endpoints: &[(u32, Endpoint)]) -> u32 {
+        let taken: BTreeSet<u32> = endpoints.iter().map(|(_, endpoint)| endpoint.slot).collect();
+        (0..).find(|slot| !taken.contains(slot)).unwrap_or(MAX_ENDPOINTS)
+    }
+
+    /// Which tables judge an endpoint.
+    pub(crate) fn state(&self, endpoint: &Endpoint) -> EndpointState {
+        let state = self.slots.field(endpoint.slot, offset_of!(Slot, state));
+        EndpointState::unpack(state.map_or(0, |state| state.load(Ordering::Acquire)))
+    }
+
+    /// The one write that moves an endpoint to other tables.
+    pub(crate) fn set_state(&mut self, endpoint: &Endpoint, state: EndpointState) {
+        if let Some(word) = self.slots.field(endpoint.slot, offset_of!(Slot, state)) {
+            word.store(state.pack(), Ordering::Release);
+        }
+    }
+
+    pub(crate) fn sources(&self) -> Result<Vec<(Key<SourceKey>, u32)>, DatapathError> {
+        self.sources
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(SOURCES, "read"))
+    }
+
+    pub(crate) fn write_source(&mut self, key: &Key<SourceKey>, class: u8) -> Result<(), DatapathError> {
+        self.sources
+            .insert(key, u32::from(class), 0)
+            .map_err(failed_map(SOURCES, "write"))
+    }
+
+    pub(crate) fn remove_source(&mut self, key: &Key<SourceKey>) -> Result<(), DatapathError> {
+        absent_is_fine(self.sources.remove(key)).map_err(failed_map(SOURCES, "delete from"))
     }
 
     pub(crate) fn identities(&self) -> Result<Vec<(Key<IdentityKey>, u32)>, DatapathError> {
@@ -134,13 +195,6 @@ impl Maps {
             .map_err(failed_map(FLOWS, "read"))
     }
 
-    /// Gives an endpoint its budget of flows; without one it may open none.
-    pub(crate) fn add_flow_count(&mut self, endpoint: u32) -> Result<(), DatapathError> {
-        self.flow_counts
-            .insert(endpoint, 0, 0)
-            .map_err(failed_map(FLOW_COUNTS, "write"))
-    }
-
     /// Forgets the flows that `ends` says so of, and sets the endpoints' counts to what is left.
     pub(crate) fn remove_flows(
         &mut self,
@@ -148,11 +202,8 @@ impl Maps {
     ) -> Result<Expired, DatapathError> {
         let flows: BTreeMap<FlowKey, FlowState> = self.flows()?.into_iter().collect();
         let mut removed = 0;
-        let mut left: BTreeMap<u32, u64> = self
-            .endpoints()?
-            .iter()
-            .map(|(_, endpoint)| (endpoint.id, 0))
-            .collect();
+        let endpoints = self.endpoints()?;
+        let mut left: BTreeMap<u32, u64> = endpoints.iter().map(|(_, endpoint)| (endpoint.id, 0)).collect();
         for (key, state) in &flows {
             if ends(key, state) && self.remove_flow(key, &ends)? {
                 removed += 1;
@@ -160,10 +211,11 @@ impl Maps {
                 *count += 1;
             }
         }
-        for (endpoint, count) in left {
-            self.flow_counts
-                .insert(endpoint, count, 0)
-                .map_err(failed_map(FLOW_COUNTS, "write"))?;
+        for (_, endpoint) in &endpoints {
+            let count = self.slots.field(endpoint.slot, offset_of!(Slot, flows));
+            if let (Some(count), Some(left)) = (count, left.get(&endpoint.id)) {
+                count.store(*left, Ordering::Relaxed);
+            }
         }
         Ok(Expired {
             removed,
@@ -179,8 +231,8 @@ impl Maps {
             (has(ENDPOINT_HAS_IPV4) && key.peer == endpoint.ipv4)
                 || (has(ENDPOINT_HAS_IPV6) && key.peer == endpoint.ipv6)
         };
-        self.remove_flows(|key, _| key.endpoint == endpoint.id || is_peer(key))?;
-        absent_is_fine(self.flow_counts.remove(&endpoint.id)).map_err(failed_map(FLOW_COUNTS, "delete from"))
+        self.remove_flows(|key, _| key.endpoint == endpoint.id || is_peer(key))
+            .map(drop)
     }
 
     /// Forgets what an agent left that died between taking an endpoint away and cleaning up after it.
@@ -190,15 +242,6 @@ impl Maps {
             .iter()
             .map(|(_, endpoint)| endpoint.id)
             .collect();
-        let counted: Vec<u32> = self
-            .flow_counts
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(failed_map(FLOW_COUNTS, "read"))?;
-        for endpoint in counted.into_iter().filter(|endpoint| !known.contains(endpoint)) {
-            absent_is_fine(self.flow_counts.remove(&endpoint))
-                .map_err(failed_map(FLOW_COUNTS, "delete from"))?;
-        }
         self.remove_flows(|key, _| !known.contains(&key.endpoint))
             .map(drop)
     }
@@ -233,6 +276,7 @@ impl Maps {
 pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), DatapathError> {
     // `enum bpf_map_type` of include/uapi/linux/bpf.h.
     const HASH: u32 = 1;
+    const ARRAY: u32 = 2;
     const PERCPU_ARRAY: u32 = 6;
     const LPM_TRIE: u32 = 11;
     const RINGBUF: u32 = 27;
@@ -247,7 +291,8 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
             shape::<Key<VerdictKey>, VerdictValue>(LPM_TRIE, MAX_VERDICTS),
         ),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
-        (FLOW_COUNTS, shape::<u32, u64>(HASH, MAX_ENDPOINTS)),
+        (SLOTS, shape::<u32, Slot>(ARRAY, MAX_ENDPOINTS)),
+        (SOURCES, shape::<Key<SourceKey>, u32>(LPM_TRIE, MAX_SOURCES)),
         (EVENTS, shape::<(), ()>(RINGBUF, RING_BYTES)),
         (COUNTER_MAP, shape::<u32, u64>(PERCPU_ARRAY, COUNTERS)),
     ];

@@ -3,36 +3,53 @@
 //! New entries go in beside the old ones, under an epoch and a generation that no program asks for yet. One write per
 //! endpoint then makes the programs ask for the new ones. What nobody asks for any more is deleted later, by `expire`
 //! or when room is needed, after every program has finished its packet: each packet meets complete tables.
+//!
+//! Epochs belong to endpoints, the generation of address classes to the node; both count the same changes. Entries
+//! name classes by number, so a change of the classes moves even an endpoint whose entries stay: the new numbers and
+//! the entries that were compiled for them begin to count with one write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::Key;
-use ebpf_abi::{EPOCH_NONE, Endpoint, IdentityKey, MAX_IDENTITIES, MAX_VERDICTS, VerdictKey};
-use policies_ir::tables::{EndpointId, EndpointTables, NodeTables};
-
-use crate::{
-    DatapathError, encode,
-    kernel::{is_programmed, maps::Maps},
-    sys,
+use ebpf_abi::{
+    EPOCH_NONE, Endpoint, EndpointState, IdentityKey, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
+    STATE_HAS_SOURCES, SourceKey, VerdictKey,
 };
+use ipnet::IpNet;
+use policies_ir::tables::{
+    EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName, SourceClass,
+};
+
+use crate::{DatapathError, Synced, encode, kernel::maps::Maps, sys};
 
 /// What has been written, so that it can be deleted without searching the maps.
 #[derive(Default)]
 pub(crate) struct Tables {
     /// Keys by endpoint and epoch.
-    verdicts: BTreeMap<(u32, u32), Vec<Key<VerdictKey>>>,
+    entries: BTreeMap<(u32, u32), Keys>,
     /// Keys by generation.
     identities: BTreeMap<u32, Vec<Key<IdentityKey>>>,
     /// Highest epoch or generation ever used.
-    last_epoch: u32,
-    current: Option<Current>,
+    last_change: u32,
+    current: Current,
 }
 
-/// The tables of the last complete change.
+/// The entries of one endpoint and epoch.
+#[derive(Default)]
+struct Keys {
+    verdicts: Vec<Key<VerdictKey>>,
+    sources: Vec<Key<SourceKey>>,
+}
+
+/// What the kernel holds, as far as this process wrote it.
+#[derive(Default)]
 struct Current {
-    tables: NodeTables,
-    epoch: u32,
-    generation: u32,
+    /// Classes of addresses and their generation.
+    identities: Option<(BTreeMap<IpNet, IdentityId>, u32)>,
+    /// Entries of each endpoint and their epoch.
+    endpoints: BTreeMap<EndpointId, (EndpointTables, u32)>,
+    /// What rule ids mean.
+    rules: Vec<RuleName>,
 }
 
 impl Tables {
@@ -41,63 +58,75 @@ impl Tables {
         let mut tables = Self::default();
         for (key, _) in maps.verdicts()? {
             let data = key.data();
-            tables
-                .verdicts
-                .entry((data.endpoint, data.epoch))
-                .or_default()
-                .push(key);
-            tables.last_epoch = tables.last_epoch.max(data.epoch);
+            let keys = tables.entries.entry((data.endpoint, data.epoch)).or_default();
+            keys.verdicts.push(key);
+        }
+        for (key, _) in maps.sources()? {
+            let data = key.data();
+            let keys = tables.entries.entry((data.endpoint, data.epoch)).or_default();
+            keys.sources.push(key);
         }
         for (key, _) in maps.identities()? {
             let generation = key.data().generation;
             tables.identities.entry(generation).or_default().push(key);
-            tables.last_epoch = tables.last_epoch.max(generation);
         }
-        for (_, endpoint) in maps.endpoints()? {
-            tables.last_epoch = tables.last_epoch.max(endpoint.epoch).max(endpoint.generation);
-        }
+        let states = maps
+            .endpoints()?
+            .into_iter()
+            .map(|(_, endpoint)| maps.state(&endpoint).change());
+        let epochs = tables.entries.keys().map(|(_, epoch)| *epoch);
+        tables.last_change = epochs
+            .chain(tables.identities.keys().copied())
+            .chain(states)
+            .max()
+            .unwrap_or(EPOCH_NONE);
         Ok(tables)
     }
 
     /// Moves all endpoints to `tables`.
-    pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<u32, DatapathError> {
+    pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
+        check_classes(tables)?;
         let endpoints = maps.endpoints()?;
-        if let Some(epoch) = self.unchanged(tables, &endpoints) {
-            return Ok(epoch);
-        }
-        if self.check_capacity(tables).is_err() {
-            self.sweep(maps, &endpoints)?;
-            self.check_capacity(tables)?;
-        }
-        let epoch = next_epoch(self.last_epoch);
-        self.last_epoch = epoch;
-        let written = self.write(maps, tables, &endpoints, epoch);
-        let generation = match written {
-            Ok(generation) => generation,
-            Err(error) => {
+        let stale = self.stale(tables, &endpoints);
+        let same_addresses = self
+            .current
+            .identities
+            .as_ref()
+            .filter(|(current, _)| *current == tables.identities)
+            .map(|(_, generation)| *generation);
+        if !stale.is_empty() || same_addresses.is_none() {
+            if self
+                .check_capacity(tables, &stale, same_addresses.is_some())
+                .is_err()
+            {
+                self.sweep(maps, &endpoints)?;
+                self.check_capacity(tables, &stale, same_addresses.is_some())?;
+            }
+            if self.last_change >= MAX_EPOCH {
+                return Err(DatapathError::Epochs);
+            }
+            self.last_change += 1;
+            if let Err(error) = self.write(maps, tables, &stale, same_addresses.is_none()) {
                 // Nothing asks for the half that was written; the error to report is the first one.
                 drop(self.sweep(maps, &endpoints));
                 return Err(error);
             }
-        };
-        for (ifindex, endpoint) in &endpoints {
-            let known = tables.endpoints.contains_key(&EndpointId(endpoint.id));
-            let epoch = if known { epoch } else { EPOCH_NONE };
-            maps.write_endpoint(
-                *ifindex,
-                &Endpoint {
-                    epoch,
-                    generation,
-                    ..*endpoint
-                },
-            )?;
         }
-        self.current = Some(Current {
-            tables: tables.clone(),
-            epoch,
-            generation,
-        });
-        Ok(epoch)
+        let generation = same_addresses.unwrap_or(self.last_change);
+        if same_addresses.is_none() {
+            self.current.identities = Some((tables.identities.clone(), generation));
+        }
+        for id in &stale {
+            if let Some(wanted) = tables.endpoints.get(id) {
+                let written = (wanted.clone(), self.last_change);
+                self.current.endpoints.insert(*id, written);
+            }
+        }
+        self.current.rules.clone_from(&tables.rules);
+        Ok(Synced {
+            endpoints: self.move_endpoints(maps, tables, &endpoints, generation),
+            rewritten: stale.len(),
+        })
     }
 
     /// Deletes what none of `endpoints` asks for.
@@ -106,41 +135,52 @@ impl Tables {
         maps: &mut Maps,
         endpoints: &[(u32, Endpoint)],
     ) -> Result<(), DatapathError> {
-        // A kernel with full-dynticks CPUs refuses to wait. Then a packet that was half judged may find its tables
-        // gone, and is denied.
-        drop(sys::wait_for_programs());
-        let programmed = || {
-            endpoints
-                .iter()
-                .map(|(_, endpoint)| endpoint)
-                .filter(|endpoint| is_programmed(endpoint))
-        };
-        let asked: BTreeSet<(u32, u32)> = programmed()
-            .map(|endpoint| (endpoint.id, endpoint.epoch))
+        let states: Vec<(u32, EndpointState)> = endpoints
+            .iter()
+            .map(|(_, endpoint)| (endpoint.id, maps.state(endpoint)))
+            .filter(|(_, state)| state.epoch != EPOCH_NONE)
             .collect();
-        let unasked: Vec<_> = self
-            .verdicts
+        let asked: BTreeSet<(u32, u32)> = states.iter().map(|(id, state)| (*id, state.epoch)).collect();
+        let mut generations: BTreeSet<u32> = states.iter().map(|(_, state)| state.generation).collect();
+        // Also kept while no endpoint is attached: the next change may well use the same addresses.
+        generations.extend(
+            self.current
+                .identities
+                .as_ref()
+                .map(|(_, generation)| *generation),
+        );
+        let entries: Vec<_> = self
+            .entries
             .keys()
             .filter(|key| !asked.contains(key))
             .copied()
             .collect();
-        for key in unasked {
-            for verdict in self.verdicts.get(&key).into_iter().flatten() {
-                maps.remove_verdict(verdict)?;
-            }
-            self.verdicts.remove(&key);
-        }
-
-        let mut asked: BTreeSet<u32> = programmed().map(|endpoint| endpoint.generation).collect();
-        // Also kept while no endpoint is attached: the next change may well use the same addresses.
-        asked.extend(self.current.as_ref().map(|current| current.generation));
-        let unasked: Vec<_> = self
+        let identities: Vec<_> = self
             .identities
             .keys()
-            .filter(|key| !asked.contains(key))
+            .filter(|key| !generations.contains(key))
             .copied()
             .collect();
-        for generation in unasked {
+        if entries.is_empty() && identities.is_empty() {
+            return Ok(());
+        }
+        sys::wait_for_programs();
+        for key in entries {
+            let id = EndpointId(key.0);
+            if self.current.endpoints.get(&id).map(|(_, epoch)| *epoch) == Some(key.1) {
+                self.current.endpoints.remove(&id);
+            }
+            if let Some(keys) = self.entries.get(&key) {
+                for verdict in &keys.verdicts {
+                    maps.remove_verdict(verdict)?;
+                }
+                for source in &keys.sources {
+                    maps.remove_source(source)?;
+                }
+            }
+            self.entries.remove(&key);
+        }
+        for generation in identities {
             for identity in self.identities.get(&generation).into_iter().flatten() {
                 maps.remove_identity(identity)?;
             }
@@ -152,19 +192,17 @@ impl Tables {
     /// The tables that the attached endpoints follow, read back from the maps.
     pub(crate) fn dump(&self, maps: &Maps) -> Result<NodeTables, DatapathError> {
         let mut tables = NodeTables::default();
-        let mut epochs = BTreeMap::new();
-        let mut generations = BTreeSet::new();
-        for (_, endpoint) in maps
-            .endpoints()?
-            .into_iter()
-            .filter(|(_, endpoint)| is_programmed(endpoint))
-        {
-            tables
-                .endpoints
-                .insert(EndpointId(endpoint.id), EndpointTables::default());
-            epochs.insert(endpoint.id, endpoint.epoch);
-            generations.insert(endpoint.generation);
+        let mut states = BTreeMap::new();
+        for (_, endpoint) in maps.endpoints()? {
+            let state = maps.state(&endpoint);
+            if state.epoch != EPOCH_NONE {
+                tables
+                    .endpoints
+                    .insert(EndpointId(endpoint.id), EndpointTables::default());
+                states.insert(endpoint.id, state);
+            }
         }
+        let generations: BTreeSet<u32> = states.values().map(|state| state.generation).collect();
         if generations.len() > 1 {
             return Err(DatapathError::Mixed);
         }
@@ -172,88 +210,175 @@ impl Tables {
             if generations.contains(&key.data().generation)
                 && let Some(net) = encode::identity_net(&key)
             {
-                tables
-                    .identities
-                    .insert(net, policies_ir::tables::IdentityId(identity));
+                tables.identities.insert(net, IdentityId(identity));
             }
         }
         for (key, value) in maps.verdicts()? {
             let data = key.data();
-            if epochs.get(&data.endpoint) == Some(&data.epoch)
+            let asked = states.get(&data.endpoint).map(|state| state.epoch);
+            if asked == Some(data.epoch)
                 && let Some(meaning) = encode::verdict_meaning(&key)
                 && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {
                 endpoint.verdicts.insert(meaning, encode::verdict_entry(value));
             }
         }
+        for (key, class) in maps.sources()? {
+            let data = key.data();
+            let asked = states
+                .get(&data.endpoint)
+                .filter(|state| state.flags & STATE_HAS_SOURCES != 0)
+                .map(|state| state.epoch);
+            if asked == Some(data.epoch)
+                && let Some(block) = encode::source_block(&key)
+                && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
+            {
+                // As the programs read it.
+                let [class, ..] = class.to_le_bytes();
+                endpoint.sources.insert(block, SourceClass(class));
+            }
+        }
         Ok(tables)
     }
 
-    /// The current epoch, if every endpoint follows `tables` already.
-    fn unchanged(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)]) -> Option<u32> {
-        let current = self
-            .current
-            .as_ref()
-            .filter(|current| current.tables == *tables)?;
-        let follows = |endpoint: &Endpoint| {
-            let known = tables.endpoints.contains_key(&EndpointId(endpoint.id));
-            endpoint.epoch == if known { current.epoch } else { EPOCH_NONE }
+    /// Attached endpoints whose entries in the kernel do not mean what `tables` says.
+    fn stale(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)]) -> BTreeSet<EndpointId> {
+        let renamed = self.current.rules != tables.rules;
+        let same_names = |wanted: &EndpointTables| {
+            wanted
+                .verdicts
+                .values()
+                .all(|entry| self.current.rule(entry.rule) == rule_name(&tables.rules, entry.rule))
         };
         endpoints
             .iter()
-            .all(|(_, endpoint)| follows(endpoint))
-            .then_some(current.epoch)
+            .map(|(_, endpoint)| EndpointId(endpoint.id))
+            .filter(|id| {
+                let Some(wanted) = tables.endpoints.get(id) else {
+                    return false;
+                };
+                let current = self.current.endpoints.get(id);
+                current.is_none_or(|(current, _)| current != wanted || (renamed && !same_names(wanted)))
+            })
+            .collect()
     }
 
-    /// Writes the entries of the attached endpoints under `epoch`, and returns the generation of their addresses:
-    /// the current one if the addresses have not changed, otherwise `epoch`.
+    /// Writes the entries of the `stale` endpoints, and the classes of addresses if those are new, under the number of
+    /// this change.
     fn write(
         &mut self,
         maps: &mut Maps,
         tables: &NodeTables,
-        endpoints: &[(u32, Endpoint)],
-        epoch: u32,
-    ) -> Result<u32, DatapathError> {
-        let same_addresses = |current: &&Current| current.tables.identities == tables.identities;
-        let generation = self
-            .current
-            .as_ref()
-            .filter(same_addresses)
-            .map_or(epoch, |current| current.generation);
-        if generation == epoch {
-            let written = self.identities.entry(generation).or_default();
+        stale: &BTreeSet<EndpointId>,
+        new_addresses: bool,
+    ) -> Result<(), DatapathError> {
+        let change = self.last_change;
+        // Keys are noted first: deleting what was never written does no harm.
+        if new_addresses {
+            let written = self.identities.entry(change).or_default();
             for (net, identity) in &tables.identities {
-                let key = encode::identity_key(generation, net);
-                // Noted first: deleting what was never written does no harm.
+                let key = encode::identity_key(change, net);
                 written.push(key);
                 maps.write_identity(&key, identity.0)?;
             }
         }
-        for (_, endpoint) in endpoints {
-            let Some(wanted) = tables.endpoints.get(&EndpointId(endpoint.id)) else {
+        for id in stale {
+            let Some(wanted) = tables.endpoints.get(id) else {
                 continue;
             };
-            let written = self.verdicts.entry((endpoint.id, epoch)).or_default();
+            let written = self.entries.entry((id.0, change)).or_default();
+            for (block, class) in &wanted.sources {
+                let key = encode::source_key(*id, change, block);
+                written.sources.push(key);
+                maps.write_source(&key, class.0)?;
+            }
             for (meaning, entry) in &wanted.verdicts {
-                let key = encode::verdict_key(EndpointId(endpoint.id), epoch, meaning);
-                written.push(key);
+                let key = encode::verdict_key(*id, change, meaning);
+                written.verdicts.push(key);
                 maps.write_verdict(&key, encode::verdict_value(entry))?;
             }
         }
-        Ok(generation)
+        Ok(())
     }
 
-    fn check_capacity(&self, tables: &NodeTables) -> Result<(), DatapathError> {
-        let old: usize = self.identities.values().map(Vec::len).sum();
-        check("IDENTITIES", old + tables.identities.len(), MAX_IDENTITIES)?;
-        let old: usize = self.verdicts.values().map(Vec::len).sum();
-        let new: usize = tables
-            .endpoints
-            .values()
-            .map(|endpoint| endpoint.verdicts.len())
-            .sum();
-        check("VERDICTS", old + new, MAX_VERDICTS)
+    /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows.
+    fn move_endpoints(
+        &self,
+        maps: &mut Maps,
+        tables: &NodeTables,
+        endpoints: &[(u32, Endpoint)],
+        generation: u32,
+    ) -> BTreeMap<EndpointId, u32> {
+        let mut changes = BTreeMap::new();
+        for (_, endpoint) in endpoints {
+            let id = EndpointId(endpoint.id);
+            let old = maps.state(endpoint);
+            let mut state = EndpointState {
+                epoch: EPOCH_NONE,
+                generation,
+                flags: old.flags & !STATE_HAS_SOURCES,
+            };
+            if let Some(wanted) = tables.endpoints.get(&id)
+                && let Some((_, epoch)) = self.current.endpoints.get(&id)
+            {
+                state.epoch = *epoch;
+                if !wanted.sources.is_empty() {
+                    state.flags |= STATE_HAS_SOURCES;
+                }
+                changes.insert(id, state.change());
+            }
+            if state != old {
+                maps.set_state(endpoint, state);
+            }
+        }
+        changes
     }
+
+    fn check_capacity(
+        &self,
+        tables: &NodeTables,
+        stale: &BTreeSet<EndpointId>,
+        same_addresses: bool,
+    ) -> Result<(), DatapathError> {
+        let old: usize = self.identities.values().map(Vec::len).sum();
+        let new = if same_addresses {
+            0
+        } else {
+            tables.identities.len()
+        };
+        check("IDENTITIES", old + new, MAX_IDENTITIES)?;
+        let wanted = || stale.iter().filter_map(|id| tables.endpoints.get(id));
+        let old: usize = self.entries.values().map(|keys| keys.verdicts.len()).sum();
+        let new: usize = wanted().map(|endpoint| endpoint.verdicts.len()).sum();
+        check("VERDICTS", old + new, MAX_VERDICTS)?;
+        let old: usize = self.entries.values().map(|keys| keys.sources.len()).sum();
+        let new: usize = wanted().map(|endpoint| endpoint.sources.len()).sum();
+        check("SOURCES", old + new, MAX_SOURCES)
+    }
+}
+
+impl Current {
+    fn rule(&self, id: RuleId) -> Option<&RuleName> {
+        rule_name(&self.rules, id)
+    }
+}
+
+/// Name of a rule; none for built-in ones, which mean the same in all tables.
+fn rule_name(rules: &[RuleName], id: RuleId) -> Option<&RuleName> {
+    let index = id.0.checked_sub(policies_ir::tables::BUILTIN_RULES)?;
+    rules.get(usize::try_from(index).ok()?)
+}
+
+/// Refuses classes that the kernel's key has no room for.
+fn check_classes(tables: &NodeTables) -> Result<(), DatapathError> {
+    let fits = |class: &SourceClass| usize::from(class.0) < MAX_SOURCE_CLASSES;
+    for (id, endpoint) in &tables.endpoints {
+        let in_keys = endpoint.verdicts.keys().map(|key| &key.source);
+        if !endpoint.sources.values().chain(in_keys).all(fits) {
+            return Err(DatapathError::SourceClasses { endpoint: *id });
+        }
+    }
+    Ok(())
 }
 
 fn check(map: &'static str, needed: usize, limit: u32) -> Result<(), DatapathError> {
@@ -263,8 +388,4 @@ fn check(map: &'static str, needed: usize, limit: u32) -> Result<(), DatapathErr
     } else {
         Ok(())
     }
-}
-
-fn next_epoch(last: u32) -> u32 {
-    last.checked_add(1).unwrap_or(EPOCH_NONE + 1)
 }

@@ -88,10 +88,11 @@ impl Lab {
         );
     }
 
-    /// Attaches the endpoint and moves it to `tables`.
+    /// Attaches the endpoint and moves it to `tables`. Returns the change that it follows.
     pub(crate) fn program(&mut self, link: &EndpointLink, tables: &NodeTables) -> u32 {
         self.kernel().attach(link).expect("attach");
-        self.kernel().sync(tables).expect("sync")
+        let synced = self.kernel().sync(tables).expect("sync");
+        synced.endpoints.get(&link.id).copied().unwrap_or(0)
     }
 }
 

@@ -36,16 +36,16 @@ const UDP: u8 = 17;
 
 /// A lab whose thread is the host, and a pod beside it, linked as the agent links pods: one address each, permanent
 /// neighbours.
-struct Pod {
-    lab: Lab,
-    jobs: mpsc::Sender<Job>,
-    ifindex: u32,
+pub(crate) struct Pod {
+    pub(crate) lab: Lab,
+    pub(crate) jobs: mpsc::Sender<Job>,
+    pub(crate) ifindex: u32,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 impl Pod {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let lab = Lab::new();
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, is_ready) = mpsc::channel();
@@ -107,7 +107,7 @@ impl Pod {
         result.recv().expect("the job ends")
     }
 
-    fn attach(&mut self) {
+    pub(crate) fn attach(&mut self) {
         let link = EndpointLink {
             id: ENDPOINT,
             ifindex: self.ifindex,
@@ -132,7 +132,7 @@ impl Pod {
     }
 }
 
-fn run(line: &str) {
+pub(crate) fn run(line: &str) {
     let mut words = line.split(' ');
     let program = words.next().expect("a program");
     let status = Command::new(program).args(words).status().expect("start it");
@@ -392,7 +392,7 @@ fn frames_without_a_whole_ip_header_are_denied() {
 }
 
 /// A socket for whole frames, and the pod's interface as the address to send them to.
-fn raw_socket() -> (OwnedFd, LinkAddr) {
+pub(crate) fn raw_socket() -> (OwnedFd, LinkAddr) {
     let socket = socket(
         AddressFamily::Packet,
         SockType::Raw,

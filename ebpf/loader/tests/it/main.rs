@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a helper of a test that fails ends the test")]
 
 mod corpus;
+mod flips;
 mod frames;
 mod lab;
 mod link;

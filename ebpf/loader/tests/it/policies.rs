@@ -11,7 +11,7 @@ use policies_ir::{
     cluster::Cluster,
     decide::decide,
     policy::PolicySet,
-    tables::{DecidedBy, Direction, EndpointId, NodeTables, Packet, Verdict, lookup},
+    tables::{DecidedBy, Direction, EndpointId, NodeTables, Packet, SourceClass, Verdict, lookup},
 };
 use proptest::{
     prelude::*,
@@ -21,7 +21,7 @@ use testkit::policies::{kubernetes, tiered};
 
 use crate::{
     frames::{self, Ends, ICMP, ICMPV6, SCTP, SYN, TCP, UDP, frame},
-    lab::{LOOPBACK, Lab, POD_MAC},
+    lab::{ENDPOINT, LOOPBACK, Lab, POD_MAC, ip, link},
 };
 
 /// What the kernel reported: verdict, and the rule's name through the tables.
@@ -84,6 +84,187 @@ fn tiers_judge_alike_in_reference_tables_and_kernel() {
         judged > 1000,
         "the generator makes packets that can be sent: {judged}"
     );
+}
+
+/// Tables that no compiler made: every prefix length of ports, identities that overlap, and rules that ask for the
+/// source port.
+#[test]
+fn random_tables_judge_alike_in_lookup_and_kernel() {
+    let lab = RefCell::new(Lab::new());
+    let judged = Cell::new(0);
+    let (own4, own6) = (ip("10.7.0.2"), ip("fd07::2"));
+    let addresses = [own4, own6];
+    let with_class = Cell::new(0);
+    runner(400)
+        .run(&random::scenario(), |(tables, next, packets)| {
+            let mut lab = lab.borrow_mut();
+            let link = link(LOOPBACK, &["10.7.0.2", "fd07::2"]);
+            for packet in &packets {
+                let Some(frame) = opening_frame(&addresses, packet) else {
+                    continue;
+                };
+                lab.program(&link, &tables);
+                forget_flows(&mut lab);
+                let expected = |tables| {
+                    let entry = lookup(tables, ENDPOINT, packet);
+                    (entry.verdict, entry.rule.0)
+                };
+                let (verdict, record) = lab.judge(packet.direction, &frame);
+                let record = record.expect("first packets are reported");
+                prop_assert_eq!((verdict, record.rule), expected(&tables), "{:?}", packet);
+                judged.set(judged.get() + 1);
+                let own = tables.endpoints.get(&ENDPOINT).expect("the endpoint");
+                if own.source_class(packet.protocol, packet.source_port) != SourceClass(0) {
+                    with_class.set(with_class.get() + 1);
+                }
+                if verdict == Verdict::Deny {
+                    continue;
+                }
+                // The next tables judge the flow that is open now, by what is known of its first packet.
+                lab.program(&link, &next);
+                let again = lab.judge(packet.direction, &frame).0;
+                prop_assert_eq!(again, expected(&next).0, "judged again: {:?}", packet);
+                let flows = lab.kernel().tracked_flows().expect("flows");
+                if packet.protocol != TCP {
+                    let flow = flows.first().expect("the flow");
+                    prop_assert_eq!(
+                        (flow.verdict, flow.rule.0),
+                        expected(&next),
+                        "the flow of {:?}",
+                        packet
+                    );
+                }
+            }
+            lab.program(&link, &next);
+            let dumped = lab
+                .kernel()
+                .dump()
+                .map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(dumped, next);
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    println!(
+        "{} packets judged alike, {} of them in a source class",
+        judged.get(),
+        with_class.get()
+    );
+    assert!(judged.get() > 1000 && with_class.get() > 100);
+}
+
+/// Small worlds, so that packets meet entries.
+mod random {
+    use ipnet::IpNet;
+    use policies_ir::tables::{
+        EndpointTables, IdentityId, RuleId, Service, SourceBlock, SourceClass, VerdictEntry, VerdictKey,
+    };
+
+    use super::*;
+    use crate::lab::ENDPOINT;
+
+    fn protocol() -> impl Strategy<Value = u8> {
+        prop::sample::select(&[TCP, TCP, UDP, SCTP, ICMP, 47][..])
+    }
+
+    /// Ports around a few boundaries.
+    fn port() -> impl Strategy<Value = u16> {
+        prop_oneof![0..4u16, 1022..1026u16, 32_766..32_770u16, 65_534..=u16::MAX]
+    }
+
+    fn masked(port: u16, bits: u8) -> u16 {
+        port & u16::MAX.checked_shl(16 - u32::from(bits)).unwrap_or(0)
+    }
+
+    fn direction() -> impl Strategy<Value = Direction> {
+        prop::sample::select(&[Direction::Ingress, Direction::Egress][..])
+    }
+
+    fn peer() -> impl Strategy<Value = IpAddr> {
+        let known = ["10.7.0.9", "10.7.1.9", "192.0.2.1", "fd07::9", "fd08::9"];
+        prop::sample::select(known.map(ip).to_vec())
+    }
+
+    fn service() -> impl Strategy<Value = Service> {
+        prop_oneof![
+            Just(Service::Any),
+            protocol().prop_map(Service::Protocol),
+            (protocol(), port(), 1..=16u8).prop_map(|(protocol, port, prefix_bits)| Service::Ports {
+                protocol,
+                port: masked(port, prefix_bits),
+                prefix_bits,
+            }),
+        ]
+    }
+
+    fn tables() -> impl Strategy<Value = NodeTables> {
+        let nets = [
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "10.7.0.9/32",
+            "::/0",
+            "fd07::/16",
+            "fd07::9/128",
+        ];
+        let nets = nets.map(|net| net.parse::<IpNet>().expect("a prefix")).to_vec();
+        let identity = || (1..3u32).prop_map(IdentityId);
+        let identities = prop::collection::btree_map(prop::sample::select(nets), identity(), 1..6);
+        let source = || prop_oneof![Just(0u8), Just(1u8), Just(127u8)].prop_map(SourceClass);
+        let block = (protocol(), port(), 0..=16u8).prop_map(|(protocol, port, prefix_bits)| SourceBlock {
+            protocol,
+            port: masked(port, prefix_bits),
+            prefix_bits,
+        });
+        let sources = prop::collection::btree_map(block, source(), 0..12);
+        let key =
+            (identity(), direction(), source(), service()).prop_map(|(peer, direction, source, service)| {
+                VerdictKey {
+                    peer,
+                    direction,
+                    source,
+                    service,
+                }
+            });
+        let verdict = prop::sample::select(&[Verdict::Allow, Verdict::Allow, Verdict::Deny][..]);
+        let entry = (verdict, 64..90u32).prop_map(|(verdict, rule)| VerdictEntry {
+            verdict,
+            rule: RuleId(rule),
+        });
+        let verdicts = prop::collection::btree_map(key, entry, 0..40);
+        (identities, sources, verdicts).prop_map(|(identities, sources, verdicts)| NodeTables {
+            identities,
+            endpoints: [(ENDPOINT, EndpointTables { sources, verdicts })].into(),
+            rules: Vec::new(),
+        })
+    }
+
+    fn packet() -> impl Strategy<Value = Packet> {
+        (direction(), peer(), protocol(), port(), port()).prop_map(
+            |(direction, peer, protocol, source_port, port)| {
+                let has_ports = matches!(protocol, TCP | UDP | SCTP);
+                Packet {
+                    direction,
+                    peer,
+                    protocol: if protocol == ICMP && peer.is_ipv6() {
+                        ICMPV6
+                    } else {
+                        protocol
+                    },
+                    source_port: if has_ports { source_port } else { 0 },
+                    port: if has_ports || protocol == ICMP { port } else { 0 },
+                }
+            },
+        )
+    }
+
+    pub(super) fn scenario() -> impl Strategy<Value = (NodeTables, NodeTables, Vec<Packet>)> {
+        (tables(), tables(), prop::collection::vec(packet(), 1..8))
+    }
+}
+
+fn forget_flows(lab: &mut Lab) {
+    lab.kernel()
+        .expire(ebpf_loader::monotonic_now() + std::time::Duration::from_secs(1 << 20))
+        .expect("expire");
 }
 
 fn runner(cases: u32) -> TestRunner {
@@ -179,9 +360,7 @@ fn compare(
 
 fn by_kernel(lab: &mut Lab, tables: &NodeTables, packet: &Packet, frame: &[u8]) -> Judged {
     // A flow that an earlier packet of the scenario opened would answer for this one.
-    lab.kernel()
-        .expire(ebpf_loader::monotonic_now() + std::time::Duration::from_secs(1 << 20))
-        .expect("expire");
+    forget_flows(lab);
     let (verdict, record) = lab.judge(packet.direction, frame);
     let record = record.expect("first packets are reported");
     assert_eq!(
@@ -203,9 +382,9 @@ fn opening_frame(addresses: &[IpAddr], packet: &Packet) -> Option<Vec<u8>> {
     let own = addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)?;
     let [kind, code] = packet.port.to_be_bytes();
     let payload = match packet.protocol {
-        TCP => frames::tcp(40_000, packet.port, SYN),
-        UDP => frames::udp(40_000, packet.port),
-        SCTP => frames::sctp(40_000, packet.port),
+        TCP => frames::tcp(packet.source_port, packet.port, SYN),
+        UDP => frames::udp(packet.source_port, packet.port),
+        SCTP => frames::sctp(packet.source_port, packet.port),
         ICMP if v4 && !matches!(kind, 0 | 3 | 11 | 12) => frames::icmp(kind, code, 7),
         ICMPV6 if !v4 && !matches!(kind, 1..=4 | 129) => frames::icmp(kind, code, 7),
         ICMP | ICMPV6 => return None,

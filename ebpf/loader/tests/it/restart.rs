@@ -50,7 +50,7 @@ fn endpoints_tables_and_flows_outlive_the_agent() {
     // The new agent attaches what it finds, which changes nothing, and continues with the next epoch.
     lab.kernel().attach(&link).expect("attach");
     lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
-    let next = lab.kernel().sync(&tables).expect("sync");
+    let next = lab.program(&link, &tables);
     assert!(next > epoch, "{next} after {epoch}");
     lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
     lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
@@ -65,15 +65,125 @@ fn endpoints_tables_and_flows_outlive_the_agent() {
 fn the_same_tables_keep_the_epoch() {
     let mut lab = Lab::new();
     let tables = tables(&["10.7.0.0/24"], &[(Direction::Egress, 0, Service::Any)]);
-    let epoch = lab.program(&link(LOOPBACK, &["10.7.0.2"]), &tables);
-    assert_eq!(lab.kernel().sync(&tables).expect("sync"), epoch);
+    let link = link(LOOPBACK, &["10.7.0.2"]);
+    let epoch = lab.program(&link, &tables);
+    assert_eq!(lab.program(&link, &tables), epoch);
     let other = NodeTables {
         rules: Vec::new(),
         endpoints: [(ENDPOINT, Default::default())].into(),
         ..tables.clone()
     };
-    assert_eq!(lab.kernel().sync(&other).expect("sync"), epoch + 1);
+    assert_eq!(lab.program(&link, &other), epoch + 1);
     assert_eq!(lab.kernel().dump().expect("dump"), other);
+}
+
+/// Two hundred pods, one of which gets another policy, and then all of which get other classes of addresses.
+#[test]
+fn one_endpoint_changes_and_the_others_stay() {
+    const PODS: u32 = 200;
+    let mut lab = Lab::new();
+    let made = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "for i in $(seq {PODS}); do echo link add p$i type veth peer name q$i; done | ip -batch -"
+        ))
+        .status();
+    assert!(made.expect("ip runs").success());
+    let one = tables(&["10.7.0.0/24"], &[(Direction::Egress, 0, Service::Any)]);
+    let entries = one.endpoints.get(&ENDPOINT).expect("the endpoint").clone();
+    let mut all = NodeTables {
+        endpoints: (1..=PODS).map(|id| (EndpointId(id), entries.clone())).collect(),
+        ..one
+    };
+    for id in 1..=PODS {
+        let link = EndpointLink {
+            id: EndpointId(id),
+            ifindex: if_nametoindex(format!("p{id}").as_str()).expect("a link"),
+            addresses: vec![std::net::Ipv4Addr::from(0x0a08_0000 + id).into()],
+            mac: [2, 0, 0, 0, 0, 1],
+        };
+        lab.kernel().attach(&link).expect("attach");
+    }
+    let first = lab.kernel().sync(&all).expect("sync");
+    assert_eq!((first.rewritten, first.endpoints.len()), (200, 200));
+
+    let changed = EndpointId(77);
+    let other = tables(&["10.7.0.0/24"], &[(Direction::Ingress, 0, Service::Any)]);
+    all.endpoints.insert(
+        changed,
+        other.endpoints.get(&ENDPOINT).expect("the endpoint").clone(),
+    );
+    let second = lab.kernel().sync(&all).expect("sync");
+    assert_eq!(second.rewritten, 1);
+    for (id, change) in &second.endpoints {
+        let before = first.endpoints.get(id).copied().unwrap_or_default();
+        assert_eq!(
+            *change,
+            if *id == changed { before + 1 } else { before },
+            "{id:?}"
+        );
+    }
+    assert_eq!(lab.kernel().dump().expect("dump"), all);
+
+    // The same entries under the name of another rule are other entries.
+    all.rules.push(policies_ir::tables::RuleName {
+        tier: "default".to_owned(),
+        policy: "NetworkPolicy default/web".to_owned(),
+        rule: Some(0),
+    });
+    assert_eq!(lab.kernel().sync(&all).expect("sync").rewritten, 200);
+    assert_eq!(lab.kernel().sync(&all).expect("sync").rewritten, 0);
+
+    // Other classes of addresses reach everyone, without a single entry of theirs.
+    all.identities.insert(
+        "10.9.0.0/16".parse().expect("a prefix"),
+        policies_ir::tables::IdentityId(9),
+    );
+    let third = lab.kernel().sync(&all).expect("sync");
+    assert_eq!(third.rewritten, 0);
+    assert!(
+        third
+            .endpoints
+            .iter()
+            .all(|(id, change)| Some(change) > second.endpoints.get(id))
+    );
+    lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+    assert_eq!(lab.kernel().dump().expect("dump").endpoints, all.endpoints);
+}
+
+/// The entries of an endpoint stay, but the number they name becomes another address: an open flow must notice.
+#[test]
+fn flows_notice_that_addresses_changed_their_class() {
+    let mut lab = Lab::new();
+    let allowed = [(Direction::Egress, 0, Service::Any)];
+    let link = link(LOOPBACK, &["10.7.0.2"]);
+    lab.program(&link, &tables(&["10.7.0.9/32", "10.7.0.8/32"], &allowed));
+    let packet = frame(out(), UDP, &udp(1, 2));
+    lab.assert_allowed(Direction::Egress, &packet);
+    let renumbered = tables(&["10.7.0.8/32", "10.7.0.9/32"], &allowed);
+    let synced = lab.kernel().sync(&renumbered).expect("sync");
+    assert_eq!(synced.rewritten, 0);
+    lab.assert_denied(Direction::Egress, &packet, Reason::Policy);
+}
+
+#[test]
+fn classes_that_the_key_cannot_hold_are_refused() {
+    let mut lab = Lab::new();
+    let mut tables = tables(&["10.7.0.0/24"], &[(Direction::Egress, 0, Service::Any)]);
+    let endpoint = tables.endpoints.get_mut(&ENDPOINT).expect("the endpoint");
+    let block = policies_ir::tables::SourceBlock {
+        protocol: TCP,
+        port: 0,
+        prefix_bits: 0,
+    };
+    endpoint
+        .sources
+        .insert(block, policies_ir::tables::SourceClass(128));
+    let refused = lab.kernel().sync(&tables);
+    assert!(
+        matches!(refused, Err(DatapathError::SourceClasses { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
