@@ -15,6 +15,7 @@ mod bench;
 mod deps;
 mod docs;
 mod ebpf;
+mod lab;
 mod process;
 mod setup;
 mod test;
@@ -35,7 +36,8 @@ const EXAMPLES: &str = "Examples:
   cargo xtask up      set up this machine, build, start a one-node cluster
   cargo xtask demo    show, on the running cluster, what is enforced
   cargo xtask test    set up this machine and run every test
-  cargo xtask bench   measure beside runc and print ratios";
+  cargo xtask bench   measure beside runc and print ratios
+  cargo xtask lab     run the kernel's part of the tests in a virtual machine";
 
 #[derive(Subcommand)]
 enum Command {
@@ -62,6 +64,8 @@ enum Command {
     Deps,
     /// Measure beside what users would pick instead; writes target/bench/NAME.json
     Bench(bench::Args),
+    /// Run the tests of runtime, sandbox and datapath in a virtual machine: Linux 6.12, control groups of version 2
+    Lab(lab::Args),
 }
 
 fn main() -> ExitCode {
@@ -90,5 +94,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Deps => deps::run().and_then(|()| docs::run()),
         Command::Bench(args) => bench::run(&args),
+        Command::Lab(args) => lab::run(&args),
     }
 }

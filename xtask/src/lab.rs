@@ -1,0 +1,490 @@
+//! `cargo xtask lab`: tests in a virtual machine, for what the kernel of this machine may not show: Debian's 6.12, the
+//! oldest that Palisade supports, with control groups of version 2 only, and swap.
+//!
+//! The machine is emulated, so it needs no `/dev/kvm` and no root; it has no network and no disk. All it has is an
+//! initial RAM file system with busybox, a few kernel modules, the test programs and their libraries. Nothing is
+//! installed but the packages in `setup.rs`: the kernel is unpacked below `target/lab`. What the tests print appears on
+//! the machine's first serial line; how they ended goes to the second one alone, where no kernel message can mix in.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::{
+    process::{self, cargo, command, output, root},
+    setup, up,
+};
+
+/// Packages that depend on the kernel wanted: in Debian 12 (its security archive), and in Debian 13.
+const KERNELS: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
+
+/// How the name of the kernel's own package begins. Debian 12 has an older one too.
+const KERNEL: &str = "linux-image-6.12";
+
+/// What Debian builds as modules, with parameters; none depends on another one.
+const MODULES: [(&str, &str); 3] = [("overlay", ""), ("veth", ""), ("brd", "rd_nr=1 rd_size=524288")];
+
+/// Programs that tests of the network call; busybox has an `ip` of its own that knows less.
+const TOOLS: [&str; 1] = ["ip"];
+
+/// How much longer than elsewhere tests wait for what should happen. Measured: four times as slow as the machine itself;
+/// the rest is for slower and busier ones.
+const PATIENCE: u32 = 15;
+
+/// Where the test programs are in the virtual machine, laid out as in cargo's target directory.
+const PROGRAMS: &str = "lab";
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Crates whose tests to run
+    #[arg(value_enum, default_values_t = [Suite::AgentRuntime, Suite::AgentSandbox, Suite::EbpfLoader])]
+    suites: Vec<Suite>,
+    /// Stop the virtual machine and fail after this time
+    #[arg(long, default_value_t = 1200)]
+    deadline_secs: u32,
+    /// Arguments for the test programs, such as the name of a test
+    #[arg(last = true)]
+    test: Vec<String>,
+}
+
+/// A crate whose integration tests need nothing but a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    AgentRuntime,
+    AgentSandbox,
+    EbpfLoader,
+}
+
+impl Suite {
+    fn package(self) -> &'static str {
+        match self {
+            Self::AgentRuntime => "agent-runtime",
+            Self::AgentSandbox => "agent-sandbox",
+            Self::EbpfLoader => "ebpf-loader",
+        }
+    }
+}
+
+/// Builds the tests and the virtual machine, runs them in it, and fails if any failed or was not run.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the lab's virtual machine is x86-64 and runs programs of this machine: use an x86-64 machine"
+    );
+    setup::packages(setup::For::Lab)?;
+    let directory = root().join("target/lab");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let kernel = Kernel::provide(&directory)?;
+    let programs = build_tests(&args.suites)?;
+    let image = directory.join("initramfs.cpio");
+    make_image(&directory.join("root"), &image, &kernel, &programs, &args.test)?;
+    let results = directory.join("results");
+    boot(&kernel.image, &image, &results, args.deadline_secs)?;
+    judge(&results, &programs)
+}
+
+/// An unpacked kernel package.
+struct Kernel {
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+impl Kernel {
+    /// Downloads (the package manager checks the signature) and unpacks the kernel, unless that is done already.
+    fn provide(directory: &Path) -> Result<Self> {
+        let package = kernel_package()?;
+        let unpacked = directory.join(&package);
+        if !unpacked.is_dir() {
+            println!("kernel: downloading {package}");
+            let scratch = tempfile::tempdir_in(directory).context("cannot make a temporary directory")?;
+            process::run(
+                command("apt-get")
+                    .args(["-qq", "-o", "APT::Sandbox::User=root", "download", &package])
+                    .current_dir(scratch.path()),
+            )
+            .context("check the network and the sources in /etc/apt, then run this again")?;
+            let archive = only_entry(scratch.path(), ".deb")?;
+            let partial = scratch.path().join("unpacked");
+            process::run(command("dpkg-deb").arg("-x").arg(archive).arg(&partial))?;
+            fs::rename(&partial, &unpacked)
+                .with_context(|| format!("cannot create {}", unpacked.display()))?;
+        }
+        println!("kernel: {package}");
+        // Debian 12 and 13 differ in where modules are.
+        let modules = ["lib/modules", "usr/lib/modules"].map(|path| unpacked.join(path));
+        let modules = modules.into_iter().find(|path| path.is_dir());
+        Ok(Self {
+            image: only_entry(&unpacked.join("boot"), "vmlinuz-")?,
+            modules: modules.with_context(|| format!("{package} holds no kernel modules"))?,
+        })
+    }
+}
+
+/// The package that holds the kernel, by the dependency of the package that follows it.
+fn kernel_package() -> Result<String> {
+    for name in KERNELS {
+        let Ok(shown) = output(command("apt-cache").args(["show", "--no-all-versions", name])) else {
+            continue;
+        };
+        let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
+        let found = depends.and_then(|depends| {
+            let mut names = depends
+                .split(',')
+                .filter_map(|dependency| dependency.split_whitespace().next());
+            names.find(|name| name.starts_with(KERNEL)).map(str::to_owned)
+        });
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    bail!(
+        "the package manager knows no Linux 6.12 ({}): run apt-get update on Debian 12, with its security archive, or \
+         on Debian 13",
+        KERNELS.join(", ")
+    )
+}
+
+/// The one entry of a directory whose name contains `part`.
+fn only_entry(directory: &Path, part: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    let mut found = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().contains(part));
+    match (found.next(), found.next()) {
+        (Some(entry), None) => Ok(entry.path()),
+        _ => bail!("{} should hold one file named *{part}*", directory.display()),
+    }
+}
+
+/// What cargo built.
+struct Program {
+    suite: Suite,
+    path: PathBuf,
+    /// Path below cargo's directory, which the tests use to find their helpers.
+    relative: PathBuf,
+    is_test: bool,
+}
+
+/// One line of `cargo test --message-format=json`, as far as it matters here.
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+}
+
+fn build_tests(suites: &[Suite]) -> Result<Vec<Program>> {
+    let profile = up::binary_dir("dev");
+    let mut programs = Vec::new();
+    for suite in suites {
+        let built = output(cargo().args([
+            "test",
+            "--locked",
+            "--no-run",
+            "--message-format=json",
+            "-p",
+            suite.package(),
+        ]))?;
+        for line in built.lines() {
+            let message: Message =
+                serde_json::from_str(line).context("cannot parse the output of cargo test")?;
+            let (Some(path), Some(target)) = (message.executable, message.target) else {
+                continue;
+            };
+            let kind = |wanted: &str| target.kind.iter().any(|kind| kind == wanted);
+            if !kind("test") && !kind("example") {
+                continue;
+            }
+            let relative = path.strip_prefix(&profile).with_context(|| {
+                format!(
+                    "cargo built {}, which is not below {}",
+                    path.display(),
+                    profile.display()
+                )
+            })?;
+            programs.push(Program {
+                suite: *suite,
+                relative: relative.to_owned(),
+                is_test: kind("test"),
+                path,
+            });
+        }
+        ensure!(
+            programs
+                .iter()
+                .any(|program| program.suite == *suite && program.is_test),
+            "cargo built no integration test of {}",
+            suite.package()
+        );
+    }
+    Ok(programs)
+}
+
+/// Puts the initial RAM file system together.
+fn make_image(
+    tree: &Path,
+    image: &Path,
+    kernel: &Kernel,
+    programs: &[Program],
+    test_args: &[String],
+) -> Result<()> {
+    if tree.exists() {
+        fs::remove_dir_all(tree).with_context(|| format!("cannot remove the old {}", tree.display()))?;
+    }
+    for directory in ["bin", "dev", "etc", "new", "proc", "run", "sys", "tmp", "modules"] {
+        let path = tree.join(directory);
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    let busybox = process::on_path("busybox").context("busybox is not on the PATH")?;
+    place(&busybox, tree, Path::new("bin/busybox"))?;
+    symlink("busybox", tree.join("bin/sh")).context("cannot link the shell")?;
+    for (name, _) in MODULES {
+        let packed = find_file(&kernel.modules, &format!("{name}.ko.xz"))?
+            .with_context(|| format!("the kernel package holds no module {name}"))?;
+        let path = tree.join("modules").join(format!("{name}.ko"));
+        let module = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        process::run(
+            command("xz")
+                .args(["--decompress", "--stdout"])
+                .arg(packed)
+                .stdout(module),
+        )?;
+    }
+    let mut libraries = BTreeSet::new();
+    for name in TOOLS {
+        let path = process::on_path(name).with_context(|| format!("{name} is not on the PATH"))?;
+        place(&path, tree, &Path::new("tools").join(name))?;
+        libraries.extend(libraries_of(&path)?);
+    }
+    for program in programs {
+        place(&program.path, tree, &Path::new(PROGRAMS).join(&program.relative))?;
+        libraries.extend(libraries_of(&program.path)?);
+    }
+    for library in libraries {
+        let inside = library.strip_prefix("/").unwrap_or(&library).to_owned();
+        place(&library, tree, &inside)?;
+    }
+    for (name, text) in [
+        ("init", FIRST_STAGE.to_owned()),
+        ("main", second_stage(programs, test_args)),
+    ] {
+        let path = tree.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
+    pack(tree, image)
+}
+
+/// libcontainer's `pivot_root` is refused on the kernel's own root file system, so all moves to another one first.
+const FIRST_STAGE: &str = "#!/bin/sh
+/bin/busybox mount -t tmpfs -o mode=755 root /new
+for entry in /*; do [ $entry = /new ] || /bin/busybox cp -a $entry /new/; done
+exec /bin/busybox switch_root /new /main
+";
+
+/// Swap, so that a memory limit that only moves memory there is seen to be none.
+const SWAP: &str = "mkswap /dev/ram0 >/dev/null && swapon /dev/ram0 || poweroff -f\n";
+
+/// Prepares the machine and runs the tests; `/dev/ttyS1` gets one line per test program with its exit code.
+fn second_stage(programs: &[Program], test_args: &[String]) -> String {
+    let mut script = "#!/bin/sh
+/bin/busybox --install -s /bin
+export PATH=/tools:/bin HOME=/tmp
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+mkdir -p /dev/shm /dev/pts /dev/mqueue
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs tmpfs /run
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t securityfs securityfs /sys/kernel/security
+ip link set lo up
+echo root:x:0:0::/root:/bin/sh >/etc/passwd
+echo \"lab: Linux $(uname -r), up after $(cut -d ' ' -f 1 /proc/uptime) s\"
+echo \"lab: control groups of version 2 with $(cat /sys/fs/cgroup/cgroup.controllers)\"
+echo \"lab: security modules $(cat /sys/kernel/security/lsm)\"
+"
+    .to_owned();
+    for (module, parameters) in MODULES {
+        _ = writeln!(script, "insmod /modules/{module}.ko {parameters} || poweroff -f");
+    }
+    script.push_str(SWAP);
+    _ = writeln!(script, "export PALISADE_TEST_PATIENCE={PATIENCE}");
+    let arguments: String = test_args
+        .iter()
+        .map(|argument| format!(" {}", quoted(argument)))
+        .collect();
+    for program in programs.iter().filter(|program| program.is_test) {
+        let path = Path::new("/").join(PROGRAMS).join(&program.relative);
+        let path = quoted(&path.to_string_lossy());
+        _ = writeln!(script, "echo; echo 'lab: {}'", program.suite.package());
+        _ = writeln!(script, "{path}{arguments}; code=$?");
+        _ = writeln!(script, "echo \"{} $code\" >/dev/ttyS1", program.label());
+    }
+    script.push_str("echo end >/dev/ttyS1\nsync\npoweroff -f\n");
+    script
+}
+
+/// For the shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Copies a file into the tree, with what it points to rather than a link.
+fn place(from: &Path, tree: &Path, inside: &Path) -> Result<()> {
+    let to = tree.join(inside);
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// The shared libraries of a program and its loader.
+fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let shown = output(command("ldd").arg(program))?;
+    let paths = shown.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+fn find_file(directory: &Path, name: &str) -> Result<Option<PathBuf>> {
+    for path in walk(directory)? {
+        if path.file_name().is_some_and(|found| found == name) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// Everything below a directory, parents first; links are not followed.
+fn walk(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut entries: Vec<_> = fs::read_dir(directory)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("cannot list {}", directory.display()))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        found.push(entry.path());
+        if entry.file_type()?.is_dir() {
+            found.extend(walk(&entry.path())?);
+        }
+    }
+    Ok(found)
+}
+
+fn pack(tree: &Path, image: &Path) -> Result<()> {
+    let file = fs::File::create(image).with_context(|| format!("cannot create {}", image.display()))?;
+    let mut cpio = command("cpio")
+        .args(["--create", "--format=newc", "--null", "--owner=0:0", "--quiet"])
+        .current_dir(tree)
+        .stdin(Stdio::piped())
+        .stdout(file)
+        .spawn()
+        .context("cannot start cpio")?;
+    let mut names = cpio.stdin.take().context("cpio has no standard input")?;
+    for path in walk(tree)? {
+        let name = path.strip_prefix(tree).unwrap_or(&path).as_os_str();
+        names.write_all(name.as_bytes()).context("cannot write to cpio")?;
+        names.write_all(&[0]).context("cannot write to cpio")?;
+    }
+    drop(names);
+    let status = cpio.wait().context("cannot wait for cpio")?;
+    ensure!(status.success(), "cpio failed: {status}");
+    Ok(())
+}
+
+/// Runs the virtual machine until it turns itself off.
+fn boot(kernel: &Path, image: &Path, results: &Path, deadline_secs: u32) -> Result<()> {
+    if results.exists() {
+        fs::remove_file(results).with_context(|| format!("cannot remove the old {}", results.display()))?;
+    }
+    println!("virtual machine: starting, at most {deadline_secs} s");
+    // `timeout` outlives us, so that the machine cannot be forgotten.
+    let mut machine = command("timeout");
+    machine
+        .args(["--foreground", "--kill-after=5", &deadline_secs.to_string()])
+        .arg("qemu-system-x86_64")
+        .args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+        ])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-nic",
+            "none",
+        ])
+        .args(["-serial", "stdio", "-serial"])
+        .arg(format!("file:{}", results.display()))
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(image)
+        // A panic restarts the machine, and `-no-reboot` makes that its end.
+        .args(["-append", "console=ttyS0 loglevel=3 panic=-1 cgroup_no_v1=all"])
+        .stdin(Stdio::null());
+    process::run(&mut machine)
+        .with_context(|| format!("the virtual machine failed, or was not done after {deadline_secs} s"))
+}
+
+/// Every test program must have said that it passed.
+fn judge(results: &Path, programs: &[Program]) -> Result<()> {
+    let text = fs::read_to_string(results).with_context(|| format!("cannot read {}", results.display()))?;
+    let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+    ensure!(
+        lines.last() == Some(&"end"),
+        "the virtual machine ended before the tests did"
+    );
+    let mut failed = Vec::new();
+    for program in programs.iter().filter(|program| program.is_test) {
+        let label = program.label();
+        match lines
+            .iter()
+            .find_map(|line| line.strip_prefix(&label)?.strip_prefix(' '))
+        {
+            Some("0") => println!("{label}: passed"),
+            Some(code) => failed.push(format!("{label} ended with {code}")),
+            None => failed.push(format!("{label} did not run")),
+        }
+    }
+    ensure!(failed.is_empty(), "in the virtual machine: {}", failed.join(", "));
+    Ok(())
+}
+
+impl Program {
+    /// What the virtual machine calls it.
+    fn label(&self) -> String {
+        format!("{}:{}", self.suite.package(), self.relative.display())
+    }
+}
