@@ -660,6 +660,54 @@ async fn a_killed_container_has_no_cpu_quota_to_wait_for() {
     stage.end().await;
 }
 
+/// Version 1 takes the number as it is; version 2 converts it to a weight, which is 100 by default.
+#[tokio::test(flavor = "multi_thread")]
+async fn cpu_shares_reach_the_kernel() {
+    let stage = Stage::new("shares").await;
+    let config = ContainerConfig {
+        resources: Resources {
+            cpu_shares: Some(512),
+            ..Resources::default()
+        },
+        ..stage.container("main", &["sleep", "1000"])
+    };
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    started.expect("starts");
+    let group = Path::new(&stage.cgroup_root).join(&stage.pod.uid).join("main-0");
+    let read = |hierarchy: &str, file: &str| {
+        let path = Path::new("/sys/fs/cgroup")
+            .join(hierarchy)
+            .join(&group)
+            .join(file);
+        fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    };
+    match (read("cpu", "cpu.shares"), read("", "cpu.weight")) {
+        (Some(shares), None) => assert_eq!(shares, "512"),
+        (None, Some(weight)) => assert!(
+            (1..100).contains(&weight.parse::<u32>().expect("a number")),
+            "{weight}"
+        ),
+        other => panic!("{other:?}"),
+    }
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_the_root_of_the_control_groups_it_sees() {
+    let stage = Stage::new("cgroupns").await;
+    let script = "cut -d: -f3 /proc/self/cgroup | sort -u";
+    let config = stage.container("main", &["sh", "-c", &format!("{script}; exec sleep 1000")]);
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    started.expect("starts");
+    let from_exec = stage.exec("main", script).await;
+    wait_for(|| !stage.output("main").is_empty());
+    assert_eq!(
+        (from_exec, stage.output("main").as_str()),
+        ((0, "/\n".to_owned()), "/\n")
+    );
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_of_a_pod_share_its_network_and_memory() {
     let stage = Stage::new("share").await;
@@ -867,8 +915,8 @@ fn make_image(root: &Path) {
     )
     .expect("write");
     for applet in [
-        "sh", "cat", "cp", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
-        "mkdir", "mount", "pwd", "readlink", "sleep", "stat", "true", "unshare", "wc",
+        "sh", "cat", "cp", "cut", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
+        "mkdir", "mount", "pwd", "readlink", "sleep", "sort", "stat", "true", "unshare", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }
