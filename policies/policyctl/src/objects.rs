@@ -199,8 +199,17 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 fn split(origin: &str, text: &str, into: &mut Vec<(String, Value)>) -> Result<()> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).with_context(|| format!("{origin} is not valid YAML"))?;
+    // The text is bounded; its documents and nodes are as many as fit into it. The other limits of the parser stay,
+    // above all those on aliases, with which a little text can stand for a lot.
+    let limits = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: text.len(),
+            max_events: text.len(),
+            max_nodes: text.len(),
+        },
+    };
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, limits)
+        .with_context(|| format!("{origin} is not valid YAML"))?;
     let several = documents.len() > 1;
     for (index, document) in documents.into_iter().enumerate() {
         if document.is_null() {

@@ -8,5 +8,6 @@ mod flips;
 mod frames;
 mod lab;
 mod link;
+mod matrix;
 mod policies;
 mod restart;
