@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::mpsc,
@@ -72,7 +71,7 @@ fn every_pod_reaches_exactly_whom_the_reference_says() {
     let by_source_port = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
         "metadata": {"name": "source", "namespace": "y"},
         "spec": {"order": 1, "selector": "pod == 'b'", "types": ["Ingress"], "ingress": [
-            {"action": "Deny", "protocol": "UDP", "source": {"ports": ["40080:40080"]}},
+            {"action": "Deny", "protocol": "UDP", "source": {"ports": ["40480:40480"]}},
             {"action": "Allow"}]}});
     let admin = json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
         "metadata": {"name": "admin"},
@@ -314,18 +313,17 @@ impl Matrix {
             .for_each(|(_, go)| go.send(()).expect("the pod waits"));
         let mut arrived = BTreeSet::new();
         let mut until = deadline;
-        while let Ok(probe) = heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            arrived.insert(probe.unwrap_or_else(|refused| panic!("{refused}")));
-            if expected.is_subset(&arrived) {
-                until = until.min(Instant::now() + SILENCE);
+        loop {
+            if until == deadline && expected.is_subset(&arrived) {
+                until = Instant::now() + SILENCE;
             }
-            if expected.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 break;
             }
-        }
-        if expected.is_empty() {
-            thread::sleep(SILENCE);
-            arrived.extend(heard.try_iter().map(|probe| probe.expect("nothing is refused")));
+            if let Ok(probe) = heard.recv_timeout(left) {
+                arrived.insert(probe.unwrap_or_else(|refused| panic!("{refused}")));
+            }
         }
         drop(stop);
         arrived
@@ -448,11 +446,11 @@ impl Mouths {
             }
             match getsockopt(socket, sockopt::SocketError) {
                 Ok(0) => drop(ears.send(Ok(*probe))),
+                // A connection that was made is reset when the other pod stops listening: the probes are over then.
+                Ok(libc::ETIMEDOUT | libc::ECONNRESET) => {}
                 Ok(code) => {
                     let error = std::io::Error::from_raw_os_error(code);
-                    if error.kind() != ErrorKind::TimedOut {
-                        drop(ears.send(Err(format!("{probe:?} was answered with {error}"))));
-                    }
+                    drop(ears.send(Err(format!("{probe:?} was answered with {error}"))));
                 }
                 Err(error) => drop(ears.send(Err(format!("{probe:?}: {error}")))),
             }
