@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod compile;
 mod runtime;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
@@ -33,6 +34,8 @@ struct Args {
 enum What {
     /// Containers beside runc
     Runtime,
+    /// The policy compiler, and how its cost grows
+    Compile,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
 }
@@ -99,6 +102,9 @@ fn measure(args: &Args) -> Result<()> {
     let wanted = |what| args.what.is_empty() || args.what.contains(&what);
     if wanted(What::Runtime) {
         report(args, "runtime", &runtime::measure(args.rounds)?)?;
+    }
+    if wanted(What::Compile) {
+        report(args, "compile", &compile::measure(args.rounds)?)?;
     }
     if wanted(What::Cluster) {
         report(args, "cluster", &cluster::measure(args.rounds)?)?;

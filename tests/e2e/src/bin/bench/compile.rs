@@ -1,0 +1,143 @@
+//! How long the policy compiler takes, and how that grows with pods and policies.
+
+use std::{hint::black_box, time::Instant};
+
+use anyhow::Result;
+use k8s_openapi::{
+    api::networking::v1::{NetworkPolicy, NetworkPolicySpec},
+    apimachinery::pkg::apis::meta::v1 as meta,
+};
+use policies_compiler::{CalicoObject, ClusterView, Compiler, PodView, compile};
+use policies_ir::{policy::NamedPort, tables::EndpointId};
+
+use crate::{Line, median_ms};
+
+/// Pods on the node that compiles.
+const LOCAL: usize = 200;
+/// Namespaces, applications and teams that pods and policies are spread over.
+const NAMESPACES: usize = 50;
+const APPS: usize = 40;
+
+pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let view = cluster(10_000, 1_000);
+    let cold = (0..rounds.clamp(3, 10)).map(|_| {
+        let start = Instant::now();
+        black_box(compile(&view));
+        start.elapsed()
+    });
+    let name = "compile 1,000 policies, 10,000 pods, 200 local, cold";
+    lines.push(Line::alone(name, "ms", median_ms(cold.collect()), Some(1000.0)));
+
+    let mut compiler = Compiler::new();
+    compiler.update(view.clone());
+    let mut changed = view.clone();
+    let changes = (0..rounds.max(30)).map(|round| {
+        let turn = usize::try_from(round).unwrap_or(0) * 7 % changed.pods.len();
+        if let Some(pod) = changed.pods.get_mut(turn) {
+            pod.labels.insert("turn".to_owned(), round.to_string());
+            pod.labels.insert("app".to_owned(), format!("app-{}", round % 7));
+        }
+        let next = changed.clone();
+        let start = Instant::now();
+        black_box(compiler.update(next));
+        start.elapsed()
+    });
+    let name = "the same after one pod's labels changed";
+    lines.push(Line::alone(name, "ms", median_ms(changes.collect()), Some(2.0)));
+
+    for (pods, policies) in [
+        (100, 1_000),
+        (1_000, 1_000),
+        (100_000, 1_000),
+        (10_000, 10),
+        (10_000, 100),
+        (10_000, 10_000),
+    ] {
+        let view = cluster(pods, policies);
+        let start = Instant::now();
+        black_box(compile(&view));
+        let name = format!("growth: {policies} policies, {pods} pods, cold");
+        lines.push(Line::alone(&name, "ms", median_ms(vec![start.elapsed()]), None));
+    }
+    Ok(lines)
+}
+
+/// A cluster as teams build them: each policy selects an application of a namespace; half are Kubernetes', half
+/// Calico's.
+fn cluster(pods: usize, policies: usize) -> ClusterView {
+    let mut view = ClusterView::default();
+    for number in 0..NAMESPACES {
+        let name = format!("ns-{number}");
+        let labels = [
+            ("kubernetes.io/metadata.name".to_owned(), name.clone()),
+            ("team".to_owned(), format!("team-{}", number % 10)),
+        ];
+        view.namespaces.insert(name, labels.into());
+    }
+    for number in 0..pods {
+        let bits = u32::try_from(number).unwrap_or(0);
+        let labels = [
+            ("app".to_owned(), format!("app-{}", number / NAMESPACES % APPS)),
+            ("tier".to_owned(), ["front", "back", "data"][number % 3].to_owned()),
+        ];
+        view.pods.push(PodView {
+            namespace: format!("ns-{}", number % NAMESPACES),
+            name: format!("pod-{number}"),
+            labels: labels.into(),
+            addresses: [std::net::Ipv4Addr::from(0x0a00_0001 + bits).into()].into(),
+            named_ports: vec![NamedPort {
+                name: "web".to_owned(),
+                protocol: 6,
+                port: 8080,
+            }],
+            endpoint: (number < LOCAL).then(|| EndpointId(bits + 1)),
+            ..PodView::default()
+        });
+    }
+    for number in 0..policies {
+        let namespace = format!("ns-{}", number % NAMESPACES);
+        let app = format!("app-{}", number / NAMESPACES % APPS);
+        if number % 2 == 0 {
+            view.policies.push(kubernetes(number, namespace, &app));
+        } else {
+            view.calico.push(calico(number, namespace, &app));
+        }
+    }
+    view
+}
+
+fn kubernetes(number: usize, namespace: String, app: &str) -> NetworkPolicy {
+    let spec = serde_json::json!({
+        "podSelector": {"matchLabels": {"app": app}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"tier": "front"}}},
+            {"namespaceSelector": {"matchLabels": {"team": format!("team-{}", number % 10)}}}],
+            "ports": [{"port": "web"}, {"port": 9000 + number % 50, "endPort": 9100}]}],
+        "egress": [{"to": [{"ipBlock": {"cidr": format!("172.{}.0.0/16", number % 200)}}]},
+            {"ports": [{"protocol": "UDP", "port": 53}]}],
+    });
+    NetworkPolicy {
+        metadata: meta::ObjectMeta {
+            name: Some(format!("policy-{number}")),
+            namespace: Some(namespace),
+            ..meta::ObjectMeta::default()
+        },
+        spec: serde_json::from_value::<NetworkPolicySpec>(spec).ok(),
+    }
+}
+
+fn calico(number: usize, namespace: String, app: &str) -> CalicoObject {
+    let object = serde_json::json!({
+        "metadata": {"name": format!("policy-{number}"), "namespace": namespace},
+        "spec": {"order": number % 100, "selector": format!("app == '{app}'"), "types": ["Ingress", "Egress"],
+            "ingress": [
+                {"action": "Deny", "source": {"nets": [format!("192.168.{}.0/24", number % 250)]}},
+                {"action": "Allow", "protocol": "TCP", "source": {"selector": "tier == 'front'",
+                    "namespaceSelector": format!("team == 'team-{}'", number % 10)},
+                    "destination": {"ports": [443, "8000:8100"]}},
+                {"action": "Pass"}],
+            "egress": [{"action": "Allow", "destination": {"selector": "tier in {'data', 'back'}"}}, {"action": "Pass"}]},
+    });
+    CalicoObject::NetworkPolicy(serde_json::from_value(object).unwrap_or_default())
+}
