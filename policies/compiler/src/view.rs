@@ -22,9 +22,9 @@ use policies_ir::{
 
 use crate::{
     calico::{
-        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, read_configuration,
-        read_host_endpoint, read_network_set, read_policy, read_rules, read_staged_action, read_tier,
-        shown_name,
+        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, is_tier_name,
+        read_configuration, read_host_endpoint, read_network_set, read_policy, read_rules,
+        read_staged_action, read_tier, shown_name,
     },
     cluster_policy::{self, NodeView, Nodes},
     field::{Errors, FieldError},
@@ -192,9 +192,10 @@ impl ClusterView {
         }
         let mut enforce = |tier: String, policy: Policy| {
             let missing = || Tier {
-                // Nobody said when it comes, nor how it ends: it comes last, and denies.
+                // Nobody said when it comes, nor how it ends: it comes last, and denies. What is no name of a tier
+                // may have been meant to be any; its policies deny everything, and come first.
                 name: tier.clone(),
-                order: Order(None),
+                order: Order((!is_tier_name(&tier)).then_some(f64::NEG_INFINITY)),
                 default_action: DefaultAction::Deny,
                 policies: Vec::new(),
             };

@@ -139,6 +139,8 @@ pub enum Phase {
     BeforeTranslation,
     /// Before connections are tracked, for all packets; each direction of a flow is judged on its own.
     Untracked,
+    /// Nobody knows: first of all, for everything, pods included.
+    Unknown,
 }
 
 /// Set of directions.
@@ -193,7 +195,8 @@ pub struct EndMatch {
     pub workload: Option<WorkloadMatch>,
     /// No known workload or network set with this address matches. An unknown address satisfies this.
     pub not_workload: Option<WorkloadMatch>,
-    /// The resolver gave the address a name that one of these matches. Empty: any. Holds of no source.
+    /// The resolver gave the address a name that one of these matches. Empty: any. Holds of no source, and of no
+    /// endpoint that judges.
     pub domains: Vec<DomainMatch>,
 }
 
@@ -414,23 +417,31 @@ pub struct EndpointTier<'a> {
 impl PolicySet {
     /// What applies to flows that begin or end at `workload`, by order and then by name.
     pub fn for_endpoint<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
-        use Phase::{BeforeTranslation, Local, LocalAndForwarded, Untracked};
+        use Phase::{BeforeTranslation, Local, LocalAndForwarded, Unknown, Untracked};
         let profiles = workload
             .profiles
             .iter()
             .filter_map(|name| self.profiles.get(name));
         let last = Last::Profiles(profiles.collect());
         let phases: &[&[Phase]] = match workload.kind {
-            WorkloadKind::Pod | WorkloadKind::NetworkSet => &[&[Local, LocalAndForwarded]],
-            WorkloadKind::HostEndpoint => &[&[Untracked], &[BeforeTranslation], &[Local, LocalAndForwarded]],
+            WorkloadKind::Pod | WorkloadKind::NetworkSet => &[&[Local, LocalAndForwarded, Unknown]],
+            WorkloadKind::HostEndpoint => &[
+                &[Untracked, Unknown],
+                &[BeforeTranslation],
+                &[Local, LocalAndForwarded],
+            ],
         };
         self.in_phases(workload, phases, last)
     }
 
     /// What applies to flows that a node forwards through the interface of the host endpoint `workload`.
     pub fn for_forwarded<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
-        use Phase::{BeforeTranslation, LocalAndForwarded, Untracked};
-        let phases = [&[Untracked][..], &[BeforeTranslation], &[LocalAndForwarded]];
+        use Phase::{BeforeTranslation, LocalAndForwarded, Unknown, Untracked};
+        let phases = [
+            &[Untracked, Unknown][..],
+            &[BeforeTranslation],
+            &[LocalAndForwarded],
+        ];
         self.in_phases(workload, &phases, Last::Allow)
     }
 

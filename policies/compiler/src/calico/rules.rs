@@ -183,7 +183,7 @@ fn behind_service(rule: &Rule, direction: Direction, endpoints: &BTreeSet<Servic
     rules.collect()
 }
 
-fn deny_all(index: u32) -> Rule {
+pub(super) fn deny_all(index: u32) -> Rule {
     Rule {
         index,
         action: Action::Deny,
