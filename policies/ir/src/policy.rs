@@ -602,8 +602,9 @@ impl Workload {
     /// Label that a namespace and a service account have beside their own, with their name.
     pub const NAME_LABEL: &'static str = "projectcalico.org/name";
 
-    /// A label as Calico's selectors see it: those it sets itself, then the workload's own, then those of its
-    /// namespace and its service account under their prefixes.
+    /// A label as Calico's selectors see it: those it sets itself, those of the workload's namespace and service
+    /// account under their prefixes, then the workload's own. Calico itself looks at the workload's own labels
+    /// before the inherited ones, so whoever labels a pod `pcns.team` could pass it off as another namespace's.
     pub fn label(&self, key: &str) -> Option<&str> {
         let pod = self.kind == WorkloadKind::Pod;
         let service_account = self.service_account.as_ref();
@@ -615,9 +616,6 @@ impl Workload {
             }
             _ => {}
         }
-        if let Some(value) = self.labels.get(key) {
-            return Some(value);
-        }
         // Network sets inherit nothing but their namespace's labels.
         if let Some(key) = key.strip_prefix(Self::NAMESPACE_PREFIX) {
             let labels = self.namespace_labels.as_ref()?;
@@ -626,10 +624,10 @@ impl Workload {
                 key => labels.get(key).map(String::as_str),
             };
         }
-        let key = key.strip_prefix(Self::SERVICE_ACCOUNT_PREFIX)?;
-        match key {
-            Self::NAME_LABEL => service_account.map(|account| account.name.as_str()),
-            key => service_account?.labels.get(key).map(String::as_str),
+        match key.strip_prefix(Self::SERVICE_ACCOUNT_PREFIX) {
+            Some(Self::NAME_LABEL) => service_account.map(|account| account.name.as_str()),
+            Some(key) => service_account?.labels.get(key).map(String::as_str),
+            None => self.labels.get(key).map(String::as_str),
         }
     }
 

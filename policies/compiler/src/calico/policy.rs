@@ -263,7 +263,22 @@ fn read_applies_to(scope: Scope, namespace: &str, spec: &PolicySpec, errors: &mu
         );
     };
     let path = Path::SPEC.field("selector");
-    add(read_plain_expression(&spec.selector, &path, errors));
+    let own = read_plain_expression(&spec.selector, &path, errors);
+    // Beside a selector for namespaces or service accounts, `all()` means whatever has one, also in the policy's own
+    // selector: Calico replaces the text in both at once.
+    let beside = match (
+        spec.namespace_selector.as_str(),
+        spec.service_account_selector.as_str(),
+    ) {
+        ("", "") => None,
+        ("", _) => Some(Workload::SERVICE_ACCOUNT_LABEL),
+        _ => Some(Workload::NAMESPACE_LABEL),
+    };
+    let beside = beside.filter(|_| !spec.selector.is_empty());
+    add(match beside {
+        Some(label) => own.map(|e| e.prefixed("", &Expression::Has(label.to_owned()))),
+        None => own,
+    });
     let path = Path::SPEC.field("serviceAccountSelector");
     if !spec.service_account_selector.is_empty() {
         let has_account = Expression::Has(Workload::SERVICE_ACCOUNT_LABEL.to_owned());

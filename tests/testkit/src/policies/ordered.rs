@@ -100,6 +100,9 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 number += 1;
             }
             host.workload.name = format!("host-{number}");
+            // As a view has it: what is a host endpoint's is its node's.
+            let of_node = cluster.nodes.entry(host.node.clone()).or_default();
+            of_node.extend(&host.addresses);
             cluster.members.push(host);
         }
         cluster.sets = sets;
