@@ -248,16 +248,10 @@ impl ClusterView {
                     None
                 }
                 _ => {
-                    if let Some(change) = self.read_staged(object, &mut errors) {
-                        // What is not enforced need not be closed.
-                        let name = change
-                            .policy
-                            .as_ref()
-                            .map_or(&change.replaces, |policy| &policy.name)
-                            .clone();
-                        flush(&name, &mut errors, &mut report);
-                        staged.push(change);
-                    }
+                    // What is not enforced need not be closed.
+                    let change = self.read_staged(object, &mut errors);
+                    flush(&staged_name(object), &mut errors, &mut report);
+                    staged.extend(change);
                     None
                 }
             };
@@ -473,6 +467,20 @@ fn read_staged_kubernetes(
         replaces,
         policy,
     })
+}
+
+/// Name of a staged policy for people; empty for other objects.
+fn staged_name(object: &CalicoObject) -> String {
+    let (kind, metadata) = match object {
+        CalicoObject::StagedNetworkPolicy(object) => ("StagedNetworkPolicy", &object.metadata),
+        CalicoObject::StagedGlobalNetworkPolicy(object) => ("StagedGlobalNetworkPolicy", &object.metadata),
+        CalicoObject::StagedKubernetesNetworkPolicy(object) => {
+            ("StagedKubernetesNetworkPolicy", &object.metadata)
+        }
+        _ => return String::new(),
+    };
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    shown_name(kind, namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
 /// What is deleted has no other fields: whoever wrote some expected them to count.

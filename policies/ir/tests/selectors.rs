@@ -47,7 +47,7 @@ const ROWS: &[Row] = &[
     // A missing label is different from every value.
     ("a != 'b'", "!a == \"b\"", &["-", "a=", "a=c"], &["a=b"]),
     ("!a == 'b'", "!a == \"b\"", &["-", "a=c"], &["a=b"]),
-    ("!a != 'b'", "!!a == \"b\"", &["a=b"], &["-", "a=c"]),
+    ("!a != 'b'", "a == \"b\"", &["a=b"], &["-", "a=c"]),
     (
         "a in {'b', \"c\"}",
         "a in {\"b\", \"c\"}",
@@ -105,6 +105,7 @@ const ROWS: &[Row] = &[
         &["-", "a= b="],
     ),
     ("((has(a)))", "has(a)", &["a="], &["-"]),
+    ("!(!has(a))", "has(a)", &["a="], &["-"]),
     // Words of the grammar are labels where a label stands.
     ("in == 'in'", "in == \"in\"", &["in=in"], &["-"]),
     ("in in {'in'}", "in in {\"in\"}", &["in=in"], &["-"]),
@@ -172,8 +173,7 @@ fn the_canonical_form_is_the_same_selector() {
                 "{text} and {again} differ for {labels}"
             );
         }
-        // Only the parity of `!` is kept, so it settles after one turn.
-        assert_eq!(parse(&again.to_string()), again, "{text}");
+        assert_eq!(again, first, "{text}");
     }
 }
 
