@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use policies_ir::{
-    cluster::Cluster,
+    cluster::{Cluster, Member},
     policy::{EndMatch, IpVersion, NamedPort, Workload, WorkloadKind, WorkloadMatch},
     tables::{Direction, EndpointId},
 };
@@ -391,6 +391,8 @@ pub(crate) fn end_holds(matcher: &EndMatch, address: Option<IpAddr>, known: &[&W
 /// Who has an address.
 struct Owned<'a> {
     owner: Owner,
+    /// Who claimed it first.
+    first: Option<&'a Member>,
     workloads: Vec<&'a Workload>,
 }
 
@@ -402,12 +404,15 @@ fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {
                 Entry::Vacant(vacant) => {
                     vacant.insert(Owned {
                         owner: member.endpoint.map_or(Owner::Other, Owner::Endpoint),
+                        first: Some(member),
                         workloads: vec![&member.workload],
                     });
                 }
                 Entry::Occupied(mut taken) => {
                     let owned = taken.get_mut();
-                    owned.owner = Owner::Contested;
+                    if !owned.first.is_some_and(|first| first.shares_node(member)) {
+                        owned.owner = Owner::Contested;
+                    }
                     owned.workloads.push(&member.workload);
                 }
             }
@@ -420,6 +425,7 @@ fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {
         {
             let owned = owners.entry(*address).or_insert_with(|| Owned {
                 owner: Owner::NodeAt(position),
+                first: None,
                 workloads: Vec::new(),
             });
             // A host endpoint has its node's address; a pod that claims it as well is contradicted.
@@ -438,6 +444,7 @@ fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {
     for address in &cluster.host_addresses {
         let owned = owners.entry(*address).or_insert_with(|| Owned {
             owner: Owner::Node,
+            first: None,
             workloads: Vec::new(),
         });
         // The node's own addresses are the node's, whichever pod claims them.

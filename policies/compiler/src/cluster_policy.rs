@@ -2,7 +2,8 @@
 //! behind it.
 //!
 //! It fails closed as its authors ask: a rule that cannot be understood is left out if it accepts, and denies
-//! everything if it denies or passes.
+//! everything if it denies or passes. In a policy whose tier, priority or subject cannot be understood, that is
+//! every rule.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,6 +45,7 @@ pub struct NodeView {
 /// Tier and policy.
 pub(crate) fn read(object: &ClusterNetworkPolicy, nodes: &Nodes, errors: &mut Errors) -> (String, Policy) {
     let spec = &object.spec;
+    let found_before = errors.len();
     let name = object.metadata.name.clone().unwrap_or_default();
     let tier = match spec.tier.as_str() {
         "Baseline" => KUBE_BASELINE_TIER,
@@ -59,7 +61,14 @@ pub(crate) fn read(object: &ClusterNetworkPolicy, nodes: &Nodes, errors: &mut Er
             KUBE_ADMIN_TIER
         }
     };
-    if !(0..=1000).contains(&spec.priority) {
+    let in_range = (0..=1000).contains(&spec.priority);
+    // What it denies must not come too late.
+    let priority = if in_range {
+        f64::from(spec.priority)
+    } else {
+        f64::NEG_INFINITY
+    };
+    if !in_range {
         let problem = format!("priority {} is out of range", spec.priority);
         wrong(
             errors,
@@ -84,6 +93,7 @@ pub(crate) fn read(object: &ClusterNetworkPolicy, nodes: &Nodes, errors: &mut Er
         namespace: NamespaceMatch::Any,
         labels: Selector::everything(),
     });
+    let whole = errors.len() == found_before;
     let ingress = spec.ingress.iter().map(|rule| Parts {
         name: &rule.name,
         action: &rule.action,
@@ -91,7 +101,7 @@ pub(crate) fn read(object: &ClusterNetworkPolicy, nodes: &Nodes, errors: &mut Er
         protocols: rule.protocols.as_deref(),
         is_egress: false,
     });
-    let ingress = read_rules(ingress, nodes, "ingress", errors);
+    let ingress = read_rules(ingress, nodes, whole, "ingress", errors);
     let egress = spec.egress.iter().map(|rule| Parts {
         name: &rule.name,
         action: &rule.action,
@@ -99,11 +109,11 @@ pub(crate) fn read(object: &ClusterNetworkPolicy, nodes: &Nodes, errors: &mut Er
         protocols: rule.protocols.as_deref(),
         is_egress: true,
     });
-    let egress = read_rules(egress, nodes, "egress", errors);
+    let egress = read_rules(egress, nodes, whole, "egress", errors);
     let policy = Policy {
         name: format!("ClusterNetworkPolicy {name}"),
         tie_break: format!("{name}//ClusterNetworkPolicy"),
-        order: Order(Some(f64::from(spec.priority))),
+        order: Order(Some(priority)),
         phase: Phase::Local,
         applies_to,
         directions: Directions {
@@ -128,6 +138,7 @@ struct Parts<'a> {
 fn read_rules<'a>(
     rules: impl ExactSizeIterator<Item = Parts<'a>>,
     nodes: &Nodes,
+    whole: bool,
     direction: &'static str,
     errors: &mut Errors,
 ) -> Vec<Rule> {
@@ -145,7 +156,7 @@ fn read_rules<'a>(
         let path = path.index(i);
         let found_before = errors.len();
         let understood = read_rule(index, &parts, nodes, &path, errors);
-        if errors.len() == found_before {
+        if whole && errors.len() == found_before {
             read.extend(understood);
         } else if parts.action != "Accept" {
             read.push(rule(

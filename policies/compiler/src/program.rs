@@ -158,7 +158,7 @@ impl<'a> Program<'a> {
             peer: numbers.matcher(peer, direction),
             sets: numbers.sets(service),
             families: Families { v4: true, v6: true },
-            asks_own_names: false,
+            asks_own_names: true,
             service,
             action: Action::Allow,
             rule: rule.id(),
@@ -462,6 +462,10 @@ impl<'a> Own<'a> {
 
     /// Families in which this end fits.
     fn families(&self, wanted: &EndMatch) -> Families {
+        if !wanted.domains.is_empty() {
+            // Nobody learns the names of the endpoint itself.
+            return Families { v4: false, v6: false };
+        }
         let fits = |version| match self.sides.iter().find(|(of, ..)| *of == version) {
             Some((_, address, known)) => end_holds(wanted, Some(*address), known),
             None => end_holds(wanted, None, &[self.workload]),

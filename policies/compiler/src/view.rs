@@ -22,9 +22,9 @@ use policies_ir::{
 
 use crate::{
     calico::{
-        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, read_configuration,
-        read_host_endpoint, read_network_set, read_policy, read_rules, read_staged_action, read_tier,
-        shown_name,
+        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, is_tier_name,
+        read_configuration, read_host_endpoint, read_network_set, read_policy, read_rules,
+        read_staged_action, read_tier, shown_name,
     },
     cluster_policy::{self, NodeView, Nodes},
     field::{Errors, FieldError},
@@ -192,9 +192,10 @@ impl ClusterView {
         }
         let mut enforce = |tier: String, policy: Policy| {
             let missing = || Tier {
-                // Nobody said when it comes, nor how it ends: it comes last, and denies.
+                // Nobody said when it comes, nor how it ends: it comes last, and denies. What is no name of a tier
+                // may have been meant to be any; its policies deny everything, and come first.
                 name: tier.clone(),
-                order: Order(None),
+                order: Order((!is_tier_name(&tier)).then_some(f64::NEG_INFINITY)),
                 default_action: DefaultAction::Deny,
                 policies: Vec::new(),
             };
@@ -247,16 +248,10 @@ impl ClusterView {
                     None
                 }
                 _ => {
-                    if let Some(change) = self.read_staged(object, &mut errors) {
-                        // What is not enforced need not be closed.
-                        let name = change
-                            .policy
-                            .as_ref()
-                            .map_or(&change.replaces, |policy| &policy.name)
-                            .clone();
-                        flush(&name, &mut errors, &mut report);
-                        staged.push(change);
-                    }
+                    // What is not enforced need not be closed.
+                    let change = self.read_staged(object, &mut errors);
+                    flush(&staged_name(object), &mut errors, &mut report);
+                    staged.extend(change);
                     None
                 }
             };
@@ -472,6 +467,20 @@ fn read_staged_kubernetes(
         replaces,
         policy,
     })
+}
+
+/// Name of a staged policy for people; empty for other objects.
+fn staged_name(object: &CalicoObject) -> String {
+    let (kind, metadata) = match object {
+        CalicoObject::StagedNetworkPolicy(object) => ("StagedNetworkPolicy", &object.metadata),
+        CalicoObject::StagedGlobalNetworkPolicy(object) => ("StagedGlobalNetworkPolicy", &object.metadata),
+        CalicoObject::StagedKubernetesNetworkPolicy(object) => {
+            ("StagedKubernetesNetworkPolicy", &object.metadata)
+        }
+        _ => return String::new(),
+    };
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    shown_name(kind, namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
 /// What is deleted has no other fields: whoever wrote some expected them to count.

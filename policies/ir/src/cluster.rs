@@ -83,7 +83,9 @@ impl Cluster {
             };
         }
         let mut claims = self.members.iter().filter(|m| m.addresses.contains(&address));
-        let (first, second) = (claims.next(), claims.next());
+        let first = claims.next();
+        // Several interfaces of one node may have its address.
+        let second = claims.find(|second| !first.is_some_and(|first| first.shares_node(second)));
         let node = self
             .nodes
             .iter()
@@ -130,6 +132,14 @@ impl Cluster {
             source_port: packet.source_port,
             port: packet.port,
         }
+    }
+}
+
+impl Member {
+    /// Whether both are host endpoints of one node, which may share addresses.
+    pub fn shares_node(&self, other: &Self) -> bool {
+        let host = |member: &Self| member.workload.kind == WorkloadKind::HostEndpoint;
+        host(self) && host(other) && !self.node.is_empty() && self.node == other.node
     }
 }
 

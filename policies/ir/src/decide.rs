@@ -163,7 +163,7 @@ pub fn mismatch(rule: &Rule, flow: &Flow<'_>) -> Option<Mismatch> {
         Direction::Egress => ((&flow.own, &rule.own), (&flow.peer, &rule.peer)),
     };
     service_mismatch(&rule.service, flow, source, destination)
-        .or_else(|| end_mismatch(&rule.own, &flow.own).map(|_| Mismatch::Own))
+        .or_else(|| own_mismatch(&rule.own, &flow.own))
         .or_else(|| end_mismatch(&rule.peer, &flow.peer))
         .or_else(|| domain_mismatch(&rule.peer, flow))
 }
@@ -406,6 +406,11 @@ fn end_mismatch(wanted: &EndMatch, side: &Side<'_>) -> Option<Mismatch> {
     let selected = wanted.workload.as_ref().is_none_or(any);
     let excluded = wanted.not_workload.as_ref().is_some_and(any);
     (!selected || excluded).then_some(Mismatch::Workload)
+}
+
+/// Nobody learns the names of the endpoint itself, so a condition on them does not hold.
+fn own_mismatch(wanted: &EndMatch, side: &Side<'_>) -> Option<Mismatch> {
+    (!wanted.domains.is_empty() || end_mismatch(wanted, side).is_some()).then_some(Mismatch::Own)
 }
 
 fn domain_mismatch(wanted: &EndMatch, flow: &Flow<'_>) -> Option<Mismatch> {

@@ -139,6 +139,8 @@ pub enum Phase {
     BeforeTranslation,
     /// Before connections are tracked, for all packets; each direction of a flow is judged on its own.
     Untracked,
+    /// Nobody knows: first of all, for everything, pods included.
+    Unknown,
 }
 
 /// Set of directions.
@@ -193,7 +195,8 @@ pub struct EndMatch {
     pub workload: Option<WorkloadMatch>,
     /// No known workload or network set with this address matches. An unknown address satisfies this.
     pub not_workload: Option<WorkloadMatch>,
-    /// The resolver gave the address a name that one of these matches. Empty: any. Holds of no source.
+    /// The resolver gave the address a name that one of these matches. Empty: any. Holds of no source, and of no
+    /// endpoint that judges.
     pub domains: Vec<DomainMatch>,
 }
 
@@ -414,23 +417,31 @@ pub struct EndpointTier<'a> {
 impl PolicySet {
     /// What applies to flows that begin or end at `workload`, by order and then by name.
     pub fn for_endpoint<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
-        use Phase::{BeforeTranslation, Local, LocalAndForwarded, Untracked};
+        use Phase::{BeforeTranslation, Local, LocalAndForwarded, Unknown, Untracked};
         let profiles = workload
             .profiles
             .iter()
             .filter_map(|name| self.profiles.get(name));
         let last = Last::Profiles(profiles.collect());
         let phases: &[&[Phase]] = match workload.kind {
-            WorkloadKind::Pod | WorkloadKind::NetworkSet => &[&[Local, LocalAndForwarded]],
-            WorkloadKind::HostEndpoint => &[&[Untracked], &[BeforeTranslation], &[Local, LocalAndForwarded]],
+            WorkloadKind::Pod | WorkloadKind::NetworkSet => &[&[Local, LocalAndForwarded, Unknown]],
+            WorkloadKind::HostEndpoint => &[
+                &[Untracked, Unknown],
+                &[BeforeTranslation],
+                &[Local, LocalAndForwarded],
+            ],
         };
         self.in_phases(workload, phases, last)
     }
 
     /// What applies to flows that a node forwards through the interface of the host endpoint `workload`.
     pub fn for_forwarded<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
-        use Phase::{BeforeTranslation, LocalAndForwarded, Untracked};
-        let phases = [&[Untracked][..], &[BeforeTranslation], &[LocalAndForwarded]];
+        use Phase::{BeforeTranslation, LocalAndForwarded, Unknown, Untracked};
+        let phases = [
+            &[Untracked, Unknown][..],
+            &[BeforeTranslation],
+            &[LocalAndForwarded],
+        ];
         self.in_phases(workload, &phases, Last::Allow)
     }
 
@@ -591,8 +602,9 @@ impl Workload {
     /// Label that a namespace and a service account have beside their own, with their name.
     pub const NAME_LABEL: &'static str = "projectcalico.org/name";
 
-    /// A label as Calico's selectors see it: those it sets itself, then the workload's own, then those of its
-    /// namespace and its service account under their prefixes.
+    /// A label as Calico's selectors see it: those it sets itself, those of the workload's namespace and service
+    /// account under their prefixes, then the workload's own. Calico itself looks at the workload's own labels
+    /// before the inherited ones, so whoever labels a pod `pcns.team` could pass it off as another namespace's.
     pub fn label(&self, key: &str) -> Option<&str> {
         let pod = self.kind == WorkloadKind::Pod;
         let service_account = self.service_account.as_ref();
@@ -604,9 +616,6 @@ impl Workload {
             }
             _ => {}
         }
-        if let Some(value) = self.labels.get(key) {
-            return Some(value);
-        }
         // Network sets inherit nothing but their namespace's labels.
         if let Some(key) = key.strip_prefix(Self::NAMESPACE_PREFIX) {
             let labels = self.namespace_labels.as_ref()?;
@@ -615,10 +624,10 @@ impl Workload {
                 key => labels.get(key).map(String::as_str),
             };
         }
-        let key = key.strip_prefix(Self::SERVICE_ACCOUNT_PREFIX)?;
-        match key {
-            Self::NAME_LABEL => service_account.map(|account| account.name.as_str()),
-            key => service_account?.labels.get(key).map(String::as_str),
+        match key.strip_prefix(Self::SERVICE_ACCOUNT_PREFIX) {
+            Some(Self::NAME_LABEL) => service_account.map(|account| account.name.as_str()),
+            Some(key) => service_account?.labels.get(key).map(String::as_str),
+            None => self.labels.get(key).map(String::as_str),
         }
     }
 

@@ -249,9 +249,11 @@ impl<'a> Parser<'a> {
             negated = !negated;
         }
         let operation = self.plain_operation(depth)?;
-        Ok(match negated {
-            true => Expression::Not(Box::new(operation)),
-            false => operation,
+        Ok(match (negated, operation) {
+            // Twice negated, as in `!a != "b"`: written so, it would not be read so again.
+            (true, Expression::Not(inner)) => *inner,
+            (true, operation) => Expression::Not(Box::new(operation)),
+            (false, operation) => operation,
         })
     }
 

@@ -8,7 +8,7 @@
 //! - A rule that cannot be understood is left out if it allows or logs; if it denies or passes, it becomes
 //!   one that denies everything.
 //! - A policy that cannot be understood as a whole applies to every endpoint that it could have meant, in both
-//!   directions, and allows nothing.
+//!   directions, and denies everything; before all others, if it is its tier that cannot be understood.
 
 mod host;
 mod policy;
@@ -21,7 +21,9 @@ pub(crate) use policy::{Scope, StagedAction, read_policy, read_staged_action, sh
 pub use rules::ServiceEndpoint;
 pub(crate) use rules::{RuleScope, Services, read_rules};
 pub(crate) use sets::{read_domain, read_network_set};
-pub(crate) use tier::{BUILT_IN_TIERS, DEFAULT_TIER, KUBE_ADMIN_TIER, KUBE_BASELINE_TIER, read_tier};
+pub(crate) use tier::{
+    BUILT_IN_TIERS, DEFAULT_TIER, KUBE_ADMIN_TIER, KUBE_BASELINE_TIER, is_tier_name, read_tier,
+};
 
 use policies_ir::selector::Expression;
 

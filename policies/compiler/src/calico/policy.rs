@@ -9,7 +9,7 @@ use policies_ir::{
 use crate::{
     calico::{
         DEFAULT_TIER, read_plain_expression,
-        rules::{RuleScope, Services, namespaces_expression, read_rules},
+        rules::{RuleScope, Services, deny_all, namespaces_expression, read_rules},
         tier::{is_label, is_tier_name, read_order},
     },
     field::{Errors, Path, wrong},
@@ -89,7 +89,8 @@ pub(crate) fn read_policy(
     let shown = shown_name(kind, &namespace, &name);
     let tie_break = format!("{name}/{namespace}/{kind}");
     if !whole {
-        // Nobody knows whom it protects, when, or against what: it takes everything from all it could mean.
+        // Nobody knows whom it protects, when, or against what: it takes everything from all it could mean. It
+        // takes it by rules, because what it would have denied must not be left to a later policy or tier.
         let everywhere = WorkloadMatch {
             kinds: Kinds::All,
             namespace: match scope {
@@ -102,14 +103,14 @@ pub(crate) fn read_policy(
             name: shown,
             tie_break,
             order,
-            phase: Phase::LocalAndForwarded,
+            phase,
             applies_to: everywhere,
             directions: Directions {
                 ingress: true,
                 egress: true,
             },
-            ingress: Vec::new(),
-            egress: Vec::new(),
+            ingress: vec![deny_all(0)],
+            egress: vec![deny_all(0)],
         };
         return (tier, policy);
     }
@@ -167,7 +168,9 @@ fn check_name(scope: Scope, name: &str, errors: &mut Errors) {
     }
 }
 
+/// [`Phase::Unknown`] if the flags contradict each other.
 fn read_phase(scope: Scope, spec: &PolicySpec, errors: &mut Errors) -> Phase {
+    let found_before = errors.len();
     let set = |flag: Option<bool>| flag == Some(true);
     let flags = [
         ("doNotTrack", spec.do_not_track),
@@ -209,6 +212,9 @@ fn read_phase(scope: Scope, spec: &PolicySpec, errors: &mut Errors) -> Phase {
             "cannot be combined with egress rules or type Egress",
             fix,
         );
+    }
+    if errors.len() != found_before {
+        return Phase::Unknown;
     }
     match (untracked, early, set(spec.apply_on_forward)) {
         (true, ..) => Phase::Untracked,
@@ -257,7 +263,22 @@ fn read_applies_to(scope: Scope, namespace: &str, spec: &PolicySpec, errors: &mu
         );
     };
     let path = Path::SPEC.field("selector");
-    add(read_plain_expression(&spec.selector, &path, errors));
+    let own = read_plain_expression(&spec.selector, &path, errors);
+    // Beside a selector for namespaces or service accounts, `all()` means whatever has one, also in the policy's own
+    // selector: Calico replaces the text in both at once.
+    let beside = match (
+        spec.namespace_selector.as_str(),
+        spec.service_account_selector.as_str(),
+    ) {
+        ("", "") => None,
+        ("", _) => Some(Workload::SERVICE_ACCOUNT_LABEL),
+        _ => Some(Workload::NAMESPACE_LABEL),
+    };
+    let beside = beside.filter(|_| !spec.selector.is_empty());
+    add(match beside {
+        Some(label) => own.map(|e| e.prefixed("", &Expression::Has(label.to_owned()))),
+        None => own,
+    });
     let path = Path::SPEC.field("serviceAccountSelector");
     if !spec.service_account_selector.is_empty() {
         let has_account = Expression::Has(Workload::SERVICE_ACCOUNT_LABEL.to_owned());

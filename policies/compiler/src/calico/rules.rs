@@ -158,13 +158,14 @@ fn read_rule(
 }
 
 /// The same rule for the addresses behind a service, which are none if it has no endpoints. As a destination
-/// the ports count as well, as a source they do not.
+/// the ports count as well, so what has none matches nothing; as a source they do not.
 fn behind_service(rule: &Rule, direction: Direction, endpoints: &BTreeSet<ServiceEndpoint>) -> Vec<Rule> {
     let mut by_port: BTreeMap<Option<(u8, u16)>, Vec<IpNet>> = BTreeMap::new();
     for endpoint in endpoints {
-        let port = match direction {
-            Direction::Ingress => None,
-            Direction::Egress => endpoint.port,
+        let port = match (direction, endpoint.port) {
+            (Direction::Ingress, _) => None,
+            (Direction::Egress, None) => continue,
+            (Direction::Egress, port) => port,
         };
         by_port.entry(port).or_default().push(endpoint.address.into());
     }
@@ -183,7 +184,7 @@ fn behind_service(rule: &Rule, direction: Direction, endpoints: &BTreeSet<Servic
     rules.collect()
 }
 
-fn deny_all(index: u32) -> Rule {
+pub(super) fn deny_all(index: u32) -> Rule {
     Rule {
         index,
         action: Action::Deny,
@@ -587,7 +588,8 @@ fn read_port(port: &IntOrString, path: &Path<'_>, errors: &mut Errors) -> Option
         }
         IntOrString::String(text) => text,
     };
-    let number = |text: &str| text.parse::<i32>().ok();
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let number = |text: &str| digits(text).then(|| text.parse::<i32>().ok()).flatten();
     if let Some((first, last)) = text.split_once(':') {
         let (Some(first), Some(last)) = (number(first), number(last)) else {
             let fix = "write it as first:last, such as 8000:8099";
@@ -631,7 +633,8 @@ pub(super) fn protocol_of(protocol: &IntOrString) -> Option<u8> {
             "icmpv6" => Some(ICMPV6),
             "sctp" => Some(SCTP),
             "udplite" => Some(UDPLITE),
-            digits => digits.parse().ok().and_then(number),
+            digits if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok().and_then(number),
+            _ => None,
         },
     }
 }

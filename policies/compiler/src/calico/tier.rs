@@ -86,7 +86,7 @@ pub(super) fn read_order(order: Option<f64>, path: &Path<'_>, errors: &mut Error
 }
 
 /// One DNS label: tiers' names are the first part of policies' names.
-pub(super) fn is_tier_name(name: &str) -> bool {
+pub(crate) fn is_tier_name(name: &str) -> bool {
     is_label(name) && name.len() <= 63
 }
 

@@ -108,7 +108,11 @@ fn selected<'a>(
     })
 }
 
+/// The address with each port, or alone if there is none: as a source, a service needs no ports.
 fn at(address: IpAddr, ports: &[(u8, u16)]) -> Vec<ServiceEndpoint> {
+    if ports.is_empty() {
+        return vec![ServiceEndpoint { address, port: None }];
+    }
     let port = |port: &(u8, u16)| ServiceEndpoint {
         address,
         port: Some(*port),

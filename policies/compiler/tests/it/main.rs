@@ -8,6 +8,7 @@
 )]
 
 mod explaining;
+mod fields;
 mod kubernetes;
 mod properties;
 mod scale;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use policies_compiler::{ClusterView, compile, compile_policies, reference, validate};
+use policies_compiler::{ClusterView, compile, compile_policies, reference, validate, validate_object};
 use policies_ir::{
     decide::decide,
     tables::{
@@ -11,7 +11,8 @@ use policies_ir::{
 };
 use proptest::{prelude::*, sample::Index, strategy::ValueTree, test_runner::TestRunner};
 use testkit::policies::{
-    Scenario, TieredScenario, break_field, kubernetes, packet, tiered, valid_network_policy,
+    Scenario, TieredScenario, break_field, break_object, cluster_policy_value, kubernetes, object_value,
+    objects, packet, tiered, valid_network_policy, with_host_endpoints,
 };
 
 type Judgement = (Verdict, DecidedBy);
@@ -46,6 +47,59 @@ proptest! {
                 let tables = judged(&tables, *endpoint, packet)?;
                 prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
             }
+        }
+    }
+
+    #[test]
+    fn tables_of_objects_agree_with_the_reference(scenario in objects()) {
+        let scenario = as_tiers(&scenario);
+        let tables = compile_policies(&scenario.cluster, &scenario.policies);
+        for (endpoint, packet) in &scenario.packets {
+            if let Some(reference) = expected_of_tiers(&scenario, *endpoint, packet) {
+                let tables = judged(&tables, *endpoint, packet)?;
+                prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
+            }
+        }
+    }
+
+    #[test]
+    fn valid_objects_of_every_kind_are_taken_whole(scenario in objects()) {
+        let view = &scenario.view;
+        for object in &view.calico {
+            let value = object_value(object);
+            prop_assert_eq!(validate_object(&value), Ok(()), "{}", value);
+        }
+        for policy in &view.cluster_policies {
+            let value = cluster_policy_value(policy);
+            prop_assert_eq!(validate_object(&value), Ok(()), "{}", value);
+        }
+        let mut reported = Vec::new();
+        let _ = view.policy_set(|name, error| reported.push((name.to_owned(), error)));
+        prop_assert_eq!(reported, vec![]);
+    }
+
+    #[test]
+    fn a_broken_object_is_refused_and_never_allows_more(
+        scenario in objects(),
+        packets in proptest::collection::vec(packet(), 20..40),
+        which in any::<Index>(),
+        kind in any::<u8>(),
+        place in any::<Index>(),
+    ) {
+        let mut broken = scenario.view.clone();
+        let Some(value) = break_object(&mut broken, which, kind, place) else { return Ok(()) };
+        prop_assert!(validate_object(&value).is_err(), "{} was accepted", value);
+        let tables = |view: &ClusterView| {
+            let (cluster, policies) = with_host_endpoints(view);
+            compile_policies(&cluster, &policies.enforced)
+        };
+        let (before, after) = (tables(&scenario.view), tables(&broken));
+        for (endpoint, packet) in scenario.packets.into_iter().chain(packets) {
+            let (before, after) = (lookup(&before, endpoint, &packet), lookup(&after, endpoint, &packet));
+            prop_assert!(
+                before.verdict == Verdict::Allow || after.verdict == Verdict::Deny,
+                "{:?} {:?} was denied and is allowed now that this is broken: {}", endpoint, packet, value
+            );
         }
     }
 
@@ -183,6 +237,16 @@ fn expected(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> Judgem
     match reference(view, endpoint, packet) {
         Some(decision) => (decision.verdict, decision.decided_by),
         None => (Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)),
+    }
+}
+
+/// Objects as the ordered form, host endpoints included.
+fn as_tiers(scenario: &Scenario) -> TieredScenario {
+    let (cluster, policies) = with_host_endpoints(&scenario.view);
+    TieredScenario {
+        cluster,
+        policies: policies.enforced,
+        packets: scenario.packets.clone(),
     }
 }
 

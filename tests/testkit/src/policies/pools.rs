@@ -1,0 +1,307 @@
+//! What everything is drawn from.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use api::selector::{Labels, Operator, Requirement, is_label_key};
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
+use policies_compiler::{ClusterView, NodeView, PodView};
+use policies_ir::{
+    policy::{NamedPort, Order, PORT_PROTOCOLS},
+    tables::{Direction, EndpointId, Packet},
+};
+use proptest::{
+    collection::{btree_map, btree_set, vec},
+    option,
+    prelude::*,
+    sample::select,
+};
+
+pub(super) const NAMESPACES: [&str; 3] = ["default", "pci", "in"];
+pub(super) const NODES: [&str; 2] = ["node-1", "node-2"];
+pub(super) const ACCOUNTS: [&str; 2] = ["default", "has"];
+pub(super) const LABEL_KEYS: [&str; 8] = [
+    "app",
+    "in",
+    "!has",
+    "kubernetes.io/metadata.name",
+    "x.y-z/App_1",
+    "0",
+    // Nobody sets these two by hand; who does must not be believed.
+    "projectcalico.org/namespace",
+    "pcns.app",
+];
+pub(super) const LABEL_VALUES: [&str; 5] = [
+    "",
+    "web",
+    "in",
+    "pci",
+    "z23456789012345678901234567890123456789012345678901234567890123",
+];
+pub(super) const PORT_NAMES: [&str; 2] = ["http", "a-1"];
+/// Few, so that packets meet them. GRE has no ports, but nothing keeps a named port from claiming it.
+const NAMED_PORTS: [u16; 3] = [0, 80, 8080];
+/// Some are also an ICMP type and code: 256, 2048, 2049, 32768, 65280.
+pub(super) const PORTS: [u16; 18] = [
+    0, 1, 2, 53, 79, 80, 81, 256, 443, 2048, 2049, 8079, 8080, 32767, 32768, 65280, 65534, 65535,
+];
+pub(super) const PROTOCOLS: [u8; 9] = [6, 6, 17, 132, 1, 58, 47, 0, 255];
+pub(super) const NAMES: [&str; 4] = ["example.com", "a.example.com", "b.a.example.com", "in"];
+pub(super) const PATTERNS: [&str; 6] = [
+    "example.com",
+    "*.example.com",
+    "*.*.com",
+    "a.*",
+    "in",
+    "*.a.*.com",
+];
+/// The last number of an endpoint, which none has; those from the first on are host endpoints'.
+pub(super) const ENDPOINTS: u32 = 10;
+pub(super) const FIRST_HOST_ENDPOINT: u32 = 8;
+
+/// A first packet of a flow, at one endpoint, which may not exist.
+pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
+    let direction = select(vec![Direction::Ingress, Direction::Egress]);
+    let port = prop_oneof![8 => select(PORTS.to_vec()), 2 => any::<u16>()];
+    (
+        1..=ENDPOINTS,
+        direction,
+        address(),
+        select(PROTOCOLS.to_vec()),
+        port.clone(),
+        port,
+    )
+        .prop_map(|(endpoint, direction, peer, protocol, source_port, port)| {
+            let has_ports = PORT_PROTOCOLS.contains(&protocol);
+            (
+                EndpointId(endpoint),
+                Packet {
+                    direction,
+                    peer,
+                    protocol,
+                    source_port: if has_ports { source_port } else { 0 },
+                    port,
+                },
+            )
+        })
+}
+
+/// An address: mostly a pod's, a node's, or near one.
+pub fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        8 => (0..16u8).prop_map(pod_v4),
+        4 => (0..16u8).prop_map(pod_v6),
+        2 => (0..2usize).prop_map(node_v4),
+        2 => (0..2usize).prop_map(node_v6),
+        2 => select(vec!["0.0.0.0", "10.0.1.1", "11.0.0.1", "192.0.2.7", "223.255.255.255"])
+            .prop_map(|text| text.parse().expect("an address")),
+        1 => select(vec!["::1", "fd00::1:1", "fd01::1", "2001:db8::7"])
+            .prop_map(|text| text.parse().expect("an address")),
+        1 => any::<u32>().prop_map(|bits| Ipv4Addr::from(bits).into()),
+        // IPv4 in IPv6 form never reaches a judge: it is no address of a packet.
+        1 => any::<u128>().prop_map(|bits| Ipv6Addr::from(bits | 1 << 127).into()),
+    ]
+}
+
+fn pod_v4(number: u8) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, number).into()
+}
+
+fn pod_v6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into()
+}
+
+pub(super) fn node_v4(node: usize) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, if node == 0 { 254 } else { 253 }).into()
+}
+
+pub(super) fn node_v6(node: usize) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, if node == 0 { 0xfe } else { 0xfd }).into()
+}
+
+/// A cluster without policies, seen from the first node.
+pub(super) fn view() -> impl Strategy<Value = ClusterView> {
+    // A namespace may be missing.
+    let namespaces = btree_map(select(NAMESPACES.to_vec()), labels(), 2..=NAMESPACES.len());
+    let account = (select(NAMESPACES.to_vec()), select(ACCOUNTS.to_vec()));
+    let accounts = btree_map(account, labels(), 0..5);
+    let pods = vec(pod(), 1..8);
+    let nodes = (labels(), labels());
+    (namespaces, accounts, pods, nodes, names()).prop_map(|(namespaces, accounts, pods, nodes, names)| {
+        let pods = pods.into_iter().zip(0u8..).map(|(mut pod, i)| {
+            pod.name = format!("pod-{i}");
+            // Most pods have addresses of their own; those with one already may share it.
+            if pod.addresses.is_empty() {
+                pod.addresses = match i % 4 {
+                    0 => BTreeSet::from([pod_v4(2 * i + 1)]),
+                    1 => BTreeSet::from([pod_v6(2 * i + 1)]),
+                    _ => BTreeSet::from([pod_v4(2 * i + 1), pod_v6(2 * i + 1)]),
+                };
+            }
+            pod.endpoint = pod.endpoint.map(|_| EndpointId(u32::from(i) + 1));
+            if pod.endpoint.is_some() {
+                NODES[0].clone_into(&mut pod.node);
+            }
+            pod
+        });
+        let namespaces = namespaces.into_iter().map(|(name, mut labels)| {
+            labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+            (name.to_owned(), labels)
+        });
+        let accounts = accounts
+            .into_iter()
+            .map(|((namespace, name), labels)| ((namespace.to_owned(), name.to_owned()), labels));
+        let node = |number, labels| {
+            let addresses = BTreeSet::from([node_v4(number), node_v6(number)]);
+            (NODES[number].to_owned(), NodeView { labels, addresses })
+        };
+        ClusterView {
+            pods: pods.collect(),
+            namespaces: namespaces.collect(),
+            service_accounts: accounts.collect(),
+            nodes: BTreeMap::from([node(0, nodes.0), node(1, nodes.1)]),
+            node: NODES[0].to_owned(),
+            host_addresses: BTreeSet::from([node_v4(0), node_v6(0)]),
+            names,
+            ..ClusterView::default()
+        }
+    })
+}
+
+fn pod() -> impl Strategy<Value = PodView> {
+    let shared = btree_set(address(), 1..3);
+    let addresses = prop_oneof![9 => Just(BTreeSet::new()), 1 => shared];
+    let endpoint = option::weighted(0.7, Just(EndpointId(0)));
+    let place = (
+        select(vec!["", "node-1", "node-2"]),
+        select(vec!["", "default", "has"]),
+    );
+    (
+        select(NAMESPACES.to_vec()),
+        labels(),
+        addresses,
+        vec(named_port(), 0..5),
+        endpoint,
+        place,
+    )
+        .prop_map(
+            |(namespace, labels, addresses, named_ports, endpoint, (node, account))| PodView {
+                namespace: namespace.to_owned(),
+                name: String::new(),
+                labels,
+                service_account: account.to_owned(),
+                node: node.to_owned(),
+                addresses,
+                named_ports,
+                endpoint,
+            },
+        )
+}
+
+/// Names that the resolver gave.
+fn names() -> impl Strategy<Value = BTreeMap<IpAddr, BTreeSet<String>>> {
+    let given = btree_set(select(NAMES.to_vec()).prop_map(str::to_owned), 1..3);
+    btree_map(address(), given, 0..6)
+}
+
+pub(super) fn labels() -> impl Strategy<Value = Labels> {
+    let label = (select(LABEL_KEYS.to_vec()), select(LABEL_VALUES.to_vec()));
+    vec(label, 0..4).prop_map(|labels| {
+        let owned = labels
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        owned.collect::<BTreeMap<_, _>>()
+    })
+}
+
+pub(super) fn named_port() -> impl Strategy<Value = NamedPort> {
+    let protocol = select(vec![6u8, 6, 6, 17, 132, 47]);
+    (
+        select(PORT_NAMES.to_vec()),
+        protocol,
+        select(NAMED_PORTS.to_vec()),
+    )
+        .prop_map(|(name, protocol, port)| NamedPort {
+            name: name.to_owned(),
+            protocol,
+            port,
+        })
+}
+
+/// A valid CIDR around something in the pools, or anywhere.
+pub(super) fn net() -> impl Strategy<Value = IpNet> {
+    let length = prop_oneof![
+        6 => select(vec![0u8, 1, 7, 8, 9, 23, 24, 25, 28, 29, 30, 31, 32]),
+        2 => 0..=32u8,
+    ];
+    (address(), length, select(vec![0u8, 8, 32, 64, 95, 96])).prop_map(|(address, length, more)| {
+        let length = if address.is_ipv4() { length } else { length + more };
+        IpNet::new(address, length).expect("a length of the family")
+    })
+}
+
+pub(super) fn order() -> impl Strategy<Value = Order> {
+    option::of(select(vec![-1.0, 0.0, 10.0, 10.5, 1000.0])).prop_map(Order)
+}
+
+/// One that no reader takes.
+pub(super) fn bad_selector() -> meta::LabelSelector {
+    meta::LabelSelector {
+        match_expressions: Some(vec![meta::LabelSelectorRequirement {
+            key: "app".to_owned(),
+            operator: "Near".to_owned(),
+            values: None,
+        }]),
+        match_labels: None,
+    }
+}
+
+pub(super) fn requirement() -> impl Strategy<Value = Requirement> {
+    let values = vec(select(LABEL_VALUES.to_vec()).prop_map(str::to_owned), 1..3);
+    let operator = (0..4u8, values).prop_map(|(kind, values)| match kind {
+        0 => Operator::In(values),
+        1 => Operator::NotIn(values),
+        2 => Operator::Exists,
+        _ => Operator::DoesNotExist,
+    });
+    // `!has` is a label that objects can hold here, but no selector can name.
+    let keys: Vec<&str> = LABEL_KEYS.into_iter().filter(|key| is_label_key(key)).collect();
+    let key = select(keys);
+    (key, operator).prop_map(|(key, operator)| Requirement {
+        key: key.to_owned(),
+        operator,
+    })
+}
+
+pub(super) fn label_selector() -> impl Strategy<Value = meta::LabelSelector> {
+    let requirements = prop_oneof![1 => Just(Vec::new()), 3 => vec(requirement(), 1..3)];
+    requirements.prop_map(|requirements| {
+        let mut selector = meta::LabelSelector::default();
+        for Requirement { key, operator } in requirements {
+            let (operator, values) = match operator {
+                Operator::In(mut values) if values.len() == 1 => {
+                    let value = values.swap_remove(0);
+                    selector.match_labels.get_or_insert_default().insert(key, value);
+                    continue;
+                }
+                Operator::In(values) => ("In", Some(values)),
+                Operator::NotIn(values) => ("NotIn", Some(values)),
+                Operator::Exists => ("Exists", None),
+                Operator::DoesNotExist => ("DoesNotExist", None),
+            };
+            let expression = meta::LabelSelectorRequirement {
+                key,
+                operator: operator.to_owned(),
+                values,
+            };
+            selector
+                .match_expressions
+                .get_or_insert_default()
+                .push(expression);
+        }
+        selector
+    })
+}
