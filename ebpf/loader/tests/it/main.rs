@@ -5,8 +5,11 @@
 
 mod corpus;
 mod flips;
+mod fragments;
 mod frames;
 mod lab;
 mod link;
 mod policies;
+mod reports;
 mod restart;
+mod tracking;
