@@ -145,6 +145,33 @@ impl Kernel {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
+        let (action, _) = self.test_run(direction, ifindex, frame, 1)?;
+        Ok(if action == TC_ACT_SHOT {
+            Verdict::Deny
+        } else {
+            Verdict::Allow
+        })
+    }
+
+    /// As [`Kernel::run_frame`], `repeat` times; returns how long one run took on average.
+    pub fn time_frame(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<Duration, DatapathError> {
+        self.test_run(direction, ifindex, frame, repeat)
+            .map(|(_, duration)| duration)
+    }
+
+    fn test_run(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, Duration), DatapathError> {
         let name = program_name(direction);
         // The start of `struct __sk_buff` as far as `ifindex`, all else zero.
         let mut context = [0; 44];
@@ -152,17 +179,13 @@ impl Kernel {
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
-            repeat: 1,
+            repeat,
             ..TestRunOptions::default()
         };
         let result = program(&mut self.programs, name)?
             .test_run(options)
             .map_err(refused(name))?;
-        Ok(if result.return_value == TC_ACT_SHOT {
-            Verdict::Deny
-        } else {
-            Verdict::Allow
-        })
+        Ok((result.return_value, result.duration))
     }
 
     /// Detaches all endpoints and removes every trace: links, maps, pins, mount.
