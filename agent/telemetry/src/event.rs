@@ -132,6 +132,7 @@ mod tests {
             direction: DIRECTION_EGRESS,
             verdict: 0,
             reason: Reason::Policy as u8,
+            ..FlowRecord::default()
         }
     }
 

@@ -6,6 +6,13 @@ use crate::{Address, VERDICT_ALLOW, VERDICT_DENY};
 pub const MAX_FLOWS: u32 = 1 << 17;
 /// Most tracked flows of one endpoint, so that one pod cannot take the table from all others.
 pub const MAX_FLOWS_PER_ENDPOINT: u64 = (MAX_FLOWS / 4) as u64;
+/// Most flows of one endpoint and direction that are not established: unanswered datagrams, half-open connections.
+/// Whoever only sends takes this share and no more.
+pub const MAX_UNESTABLISHED: u64 = MAX_FLOWS_PER_ENDPOINT / 4;
+/// Most of those that peers of one [`peer_bucket`] may have open to an endpoint.
+pub const MAX_UNESTABLISHED_PER_BUCKET: u64 = MAX_UNESTABLISHED / 8;
+/// Buckets of peers of each endpoint.
+pub const PEER_BUCKETS: u32 = 64;
 /// Size of the ring that carries [`FlowRecord`]s.
 pub const RING_BYTES: u32 = 1 << 20;
 
@@ -32,23 +39,65 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 28);
 
-/// The other end has answered.
-pub const FLOW_REPLIED: u8 = 1 << 0;
-/// TCP: a FIN or RST was seen. Packets still pass, but the entry expires soon.
-pub const FLOW_CLOSED: u8 = 1 << 1;
+/// Which of an endpoint's peers share a bucket of [`PEER_BUCKETS`]. One peer fills one bucket; a peer that shares it
+/// suffers with it, the other 63 buckets do not.
+#[inline(always)]
+pub const fn peer_bucket(peer: &Address) -> u32 {
+    let [a, b, c, d] = peer.words_be;
+    // The odd constant of Knuth's multiplicative hashing, golden ratio times 2^32.
+    let mixed = (a ^ b.rotate_left(11) ^ c.rotate_left(19) ^ d).wrapping_mul(0x9e37_79b1);
+    mixed >> 26
+}
+const _: () = assert!(PEER_BUCKETS == 1 << (32 - 26));
 
-/// Value of map `FLOWS`.
+/// The other end has answered: for TCP a SYN-ACK of the SYN, for SCTP an INIT-ACK, otherwise any packet.
+pub const FLOW_REPLIED: u8 = 1 << 0;
+/// The flow is more than an attempt: TCP and SCTP after the whole handshake, otherwise as [`FLOW_REPLIED`].
+pub const FLOW_ESTABLISHED: u8 = 1 << 1;
+/// A FIN (SCTP: SHUTDOWN) in sequence was sent to the endpoint.
+pub const FLOW_FIN_INGRESS: u8 = 1 << 2;
+/// A FIN in sequence was sent by the endpoint.
+pub const FLOW_FIN_EGRESS: u8 = 1 << 3;
+/// A RST in sequence, or an SCTP ABORT or SHUTDOWN COMPLETE with the right tag: the flow is over.
+pub const FLOW_RESET: u8 = 1 << 4;
+/// TCP: both ends offered window scaling.
+pub const FLOW_SCALED: u8 = 1 << 5;
+
+/// [`FlowSide::scale`] of an end that did not offer window scaling.
+pub const SCALE_NONE: u32 = 255;
+
+/// What one end of a TCP connection has shown of itself. For SCTP only `end` is used: the verification tag that
+/// packets to this end carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct FlowSide {
+    /// Highest sequence number sent, plus one.
+    pub end: u32,
+    /// Highest acknowledgement sent. Before there is one: the lowest that would be right.
+    pub acked: u32,
+    /// Largest window offered, in bytes.
+    pub window: u32,
+    /// Window scale, or [`SCALE_NONE`].
+    pub scale: u32,
+}
+const _: () = assert!(size_of::<FlowSide>() == 16);
+
+/// Value of map `FLOWS`. Pairs are indexed by `DIRECTION_*` of the packets they are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowState {
     /// A packed [`Decision`]: one word, so that a reader never sees half of a new one.
     pub decision: u64,
-    /// When the last packet passed, in nanoseconds of the monotonic clock.
+    /// When the first packet passed, in nanoseconds of the monotonic clock.
+    pub opened_ns: u64,
+    /// When the last packet passed, likewise.
     pub last_seen_ns: u64,
-    /// Packets of both directions.
-    pub packets: u64,
-    /// Bytes of both directions, with link-layer headers.
-    pub bytes: u64,
+    /// Packets.
+    pub packets: [u64; 2],
+    /// Bytes, with link-layer headers.
+    pub bytes: [u64; 2],
+    /// What the senders have shown of themselves.
+    pub sides: [FlowSide; 2],
     /// Destination port (or ICMP type and code) of the first packet: what policy is asked about.
     pub service_port: u16,
     /// `DIRECTION_*` of the first packet.
@@ -58,7 +107,100 @@ pub struct FlowState {
     /// Zero.
     pub padding: [u8; 4],
 }
-const _: () = assert!(size_of::<FlowState>() == 40);
+const _: () = assert!(size_of::<FlowState>() == 96);
+
+impl FlowState {
+    /// Whether both ends have said that they are done, or one that it gives up.
+    #[inline(always)]
+    pub const fn is_over(state: u8) -> bool {
+        const BOTH: u8 = FLOW_FIN_INGRESS | FLOW_FIN_EGRESS;
+        state & FLOW_RESET != 0 || state & BOTH == BOTH
+    }
+}
+
+/// Fragmented packets that are remembered for each endpoint.
+pub const FRAGMENTS_PER_ENDPOINT: u32 = 16;
+/// How long the first fragment of a packet speaks for the others.
+pub const FRAGMENT_TIMEOUT_NS: u64 = 5_000_000_000;
+
+/// Value of map `FRAGMENTS`, an array: [`FRAGMENTS_PER_ENDPOINT`] for each slot. What the first fragment of a packet
+/// showed, for those that follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Fragment {
+    /// When the first fragment passed.
+    pub time_ns: u64,
+    /// The other end.
+    pub peer: Address,
+    /// Identification of the packet.
+    pub id: u32,
+    /// Port of the endpoint, as in the flow's key.
+    pub local_port: u16,
+    /// Port of the other end.
+    pub peer_port: u16,
+    /// Where the first fragment ends, in units of eight bytes: nothing that follows may begin before.
+    pub end: u16,
+    /// What policy is asked about, for reports.
+    pub service_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// `DIRECTION_*`.
+    pub direction: u8,
+    /// Zero.
+    pub padding: [u8; 2],
+}
+const _: () = assert!(size_of::<Fragment>() == 40);
+
+/// Most kinds of denials that are remembered. The longest unused is forgotten first.
+pub const MAX_DENIALS: u32 = 8192;
+
+/// Key of map `DENIALS`: denials that are told as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct DenialKey {
+    /// Interface on the host.
+    pub ifindex: u32,
+    /// The other end.
+    pub peer: Address,
+    /// Ports as in [`FlowKey`].
+    pub local_port: u16,
+    /// Port of the other end.
+    pub peer_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// `DIRECTION_*`.
+    pub direction: u8,
+    /// [`Reason`](crate::Reason) as a number.
+    pub reason: u8,
+    /// Zero.
+    pub padding: u8,
+}
+const _: () = assert!(size_of::<DenialKey>() == 28);
+
+/// Value of map `DENIALS`: the last report, and what came after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Denial {
+    /// When it was last reported.
+    pub reported_ns: u64,
+    /// Packets since then.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The endpoint's own address.
+    pub local: Address,
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// As [`FlowRecord::epoch`].
+    pub epoch: u32,
+    /// As [`FlowRecord::rule`].
+    pub rule: u32,
+    /// As [`FlowRecord::source_port`].
+    pub source_port: u16,
+    /// As [`FlowRecord::destination_port`].
+    pub destination_port: u16,
+}
+const _: () = assert!(size_of::<Denial>() == 56);
 
 /// What was decided about a flow, under which tables, by which rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,16 +239,45 @@ impl Decision {
     }
 }
 
-/// One decision, as reported through map `EVENTS`: each new flow that was allowed, and each packet that was denied.
+/// [`FlowRecord::kind`]: a flow was allowed and opened.
+pub const RECORD_START: u8 = 0;
+/// [`FlowRecord::kind`]: packets were denied; how many, `packets` says.
+pub const RECORD_DENIED: u8 = 1;
+/// [`FlowRecord::kind`]: a flow lives; totals so far. Made by user space.
+pub const RECORD_UPDATE: u8 = 2;
+/// [`FlowRecord::kind`]: a flow ended; totals. Made by user space.
+pub const RECORD_END: u8 = 3;
+
+/// [`FlowRecord::end`]: the flow has not ended.
+pub const END_NONE: u8 = 0;
+/// [`FlowRecord::end`]: both ends closed it.
+pub const END_CLOSED: u8 = 1;
+/// [`FlowRecord::end`]: one end reset it.
+pub const END_RESET: u8 = 2;
+/// [`FlowRecord::end`]: it fell silent.
+pub const END_SILENT: u8 = 3;
+/// [`FlowRecord::end`]: policy had come to deny it.
+pub const END_DENIED: u8 = 4;
+/// [`FlowRecord::end`]: the endpoint, or the one at the other end, is gone.
+pub const END_REMOVED: u8 = 5;
+
+/// One decision, or what became of a flow. Through map `EVENTS` come each new flow that was allowed, and packets that
+/// were denied; the rest user space makes of what it finds in the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct FlowRecord {
-    /// When, in nanoseconds of the monotonic clock.
+    /// When, in nanoseconds of the monotonic clock; for denials of the last packet that is counted.
     pub time_ns: u64,
+    /// When the flow opened; for denials 0.
+    pub opened_ns: u64,
     /// Source; [`Address::UNSPECIFIED`] when the packet did not get that far.
     pub source: Address,
     /// Destination, likewise.
     pub destination: Address,
+    /// Packets, by `DIRECTION_*`.
+    pub packets: [u64; 2],
+    /// Bytes, likewise.
+    pub bytes: [u64; 2],
     /// Interface on the host.
     pub ifindex: u32,
     /// Number of the endpoint; 0 when the interface has none.
@@ -121,14 +292,20 @@ pub struct FlowRecord {
     pub destination_port: u16,
     /// IP protocol number.
     pub protocol: u8,
-    /// `DIRECTION_*` of the packet.
+    /// `DIRECTION_*` of the packet, or of the flow's first one.
     pub direction: u8,
     /// Verdict, the low byte of `VERDICT_*`.
     pub verdict: u8,
     /// [`Reason`](crate::Reason) as a number.
     pub reason: u8,
+    /// `RECORD_*`.
+    pub kind: u8,
+    /// `END_*`.
+    pub end: u8,
+    /// Zero.
+    pub padding: [u8; 6],
 }
-const _: () = assert!(size_of::<FlowRecord>() == 64);
+const _: () = assert!(size_of::<FlowRecord>() == 112);
 
 impl FlowRecord {
     /// Size on the ring.
@@ -137,7 +314,7 @@ impl FlowRecord {
     /// Reads a record from the ring; `None` when the length is not that of a record.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; Self::BYTES] = bytes.try_into().ok()?;
-        // SAFETY: the source is valid for 64 bytes and need not be aligned; every bit pattern is a valid record,
+        // SAFETY: the source is valid for as many bytes and need not be aligned; every bit pattern is a valid record,
         // since it consists of integers without padding (the size assertion above).
         Some(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast::<Self>()) })
     }

@@ -56,8 +56,19 @@ pub struct Slot {
     /// Tracked flows of the endpoint, the budget of [`MAX_FLOWS_PER_ENDPOINT`](crate::MAX_FLOWS_PER_ENDPOINT). Added
     /// to by the programs, set to the exact number whenever user space expires flows.
     pub flows: u64,
+    /// Those that are not established, by the direction of their first packet, likewise. Two CPUs may take the same
+    /// flow off, so read it as a signed number.
+    pub unestablished: [u64; 2],
+    /// Second in which `reports` were sent to the ring.
+    pub report_second: u64,
+    /// Denials reported in that second.
+    pub reports: u64,
+    /// Denied packets that were not reported since too many others were.
+    pub unreported: u64,
+    /// Zero.
+    pub padding: u64,
 }
-const _: () = assert!(size_of::<Slot>() == 16);
+const _: () = assert!(size_of::<Slot>() == 64);
 
 /// Flows that an earlier epoch allowed live on instead of being judged again.
 pub const STATE_KEEP_ESTABLISHED: u8 = 1 << 0;

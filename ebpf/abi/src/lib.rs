@@ -18,8 +18,12 @@ mod reason;
 
 pub use address::Address;
 pub use flow::{
-    Decision, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowRecord, FlowState, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT,
-    RING_BYTES,
+    Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE, END_REMOVED, END_RESET, END_SILENT,
+    FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED,
+    FRAGMENT_TIMEOUT_NS, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowSide, FlowState, Fragment,
+    MAX_DENIALS, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED, MAX_UNESTABLISHED_PER_BUCKET,
+    PEER_BUCKETS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE, RING_BYTES, SCALE_NONE,
+    peer_bucket,
 };
 pub use keys::{
     ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6,
@@ -61,7 +65,10 @@ pub mod protocol {
 /// User space may hand these types to the kernel as bytes.
 #[cfg(feature = "user")]
 mod user {
-    use super::{Endpoint, FlowKey, FlowState, IdentityKey, Slot, SourceKey, VerdictKey, VerdictValue};
+    use super::{
+        Denial, DenialKey, Endpoint, FlowKey, FlowState, IdentityKey, Slot, SourceKey, VerdictKey,
+        VerdictValue,
+    };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
     // every byte is initialised and every bit pattern is a valid value.
@@ -76,6 +83,10 @@ mod user {
     unsafe impl aya::Pod for VerdictKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for VerdictValue {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for Denial {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for DenialKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as for `Endpoint`.

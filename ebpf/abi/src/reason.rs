@@ -17,7 +17,8 @@ pub enum Reason {
     Vlan = 4,
     /// A header that contradicts itself: version, header length, total length, mapped address.
     BadHeader = 5,
-    /// Any fragment, the first included: later ones have no ports to judge.
+    /// A fragment whose packet's first fragment has not passed, is forgotten or would be overwritten, or a first one
+    /// without the whole transport header.
     Fragment = 6,
     /// IPv4 options: source routes would change the destination after the verdict.
     IpOptions = 7,

@@ -3,8 +3,10 @@
 use std::{net::IpAddr, time::Duration};
 
 use ebpf_abi::{
-    DIRECTION_EGRESS, Decision, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowRecord, FlowState, VERDICT_ALLOW,
-    protocol,
+    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED, END_DENIED,
+    END_NONE, END_RESET, END_SILENT, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, FLOW_ESTABLISHED,
+    FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FlowKey, FlowRecord, FlowState,
+    RECORD_DENIED, RECORD_END, RECORD_UPDATE, Reason, VERDICT_ALLOW, VERDICT_DENY, protocol,
 };
 use policies_ir::tables::{Direction, EndpointId, RuleId, Verdict};
 
@@ -17,13 +19,19 @@ pub trait FlowSource: Send {
 }
 
 /// What [`Datapath::expire`](crate::Datapath::expire) did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expired {
     /// Flows that were forgotten.
     pub removed: usize,
     /// Flows that are still tracked.
     pub tracked: usize,
+    /// What there is to tell: flows that ended, also with their endpoint since the last call; totals of flows that live
+    /// and have not been told of for [`UPDATE_EVERY`]; denied packets that came after the last report of their like.
+    pub records: Vec<FlowRecord>,
 }
+
+/// How often the totals of a flow that lives are told.
+pub const UPDATE_EVERY: Duration = Duration::from_secs(60);
 
 /// A flow that the kernel tracks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,10 +54,12 @@ pub struct TrackedFlow {
     pub rule: RuleId,
     /// Change of the endpoint's tables that judged.
     pub epoch: u32,
-    /// Packets of both directions.
-    pub packets: u64,
-    /// Bytes of both directions.
-    pub bytes: u64,
+    /// Whether it is more than an attempt: the handshake is over, or datagrams were answered.
+    pub established: bool,
+    /// Packets to the endpoint and from it.
+    pub packets: [u64; 2],
+    /// Bytes to the endpoint and from it.
+    pub bytes: [u64; 2],
 }
 
 impl TrackedFlow {
@@ -69,6 +79,7 @@ impl TrackedFlow {
             verdict: encode::verdict(decision.verdict),
             rule: RuleId(decision.rule),
             epoch: decision.change,
+            established: state.state & FLOW_ESTABLISHED != 0,
             packets: state.packets,
             bytes: state.bytes,
         }
@@ -77,26 +88,135 @@ impl TrackedFlow {
 
 /// How long a flow may be silent before it is forgotten.
 ///
-/// An established TCP connection gets a day: a packet in the middle of an unknown connection is denied, so
-/// forgetting one early breaks it. The rest follows what Linux's own connection tracking uses.
+/// An established TCP connection gets a day: a packet in the middle of an unknown connection is denied, so forgetting
+/// one early breaks it. What is no more than an attempt gets little, and so does a question with its answer, such as
+/// those of name service; the rest follows what Linux's own connection tracking uses.
 pub fn timeout(key: &FlowKey, state: &FlowState) -> Duration {
-    let replied = state.state & FLOW_REPLIED != 0;
+    /// Datagrams that still flow both ways after this long are a stream, not a question and its answer.
+    const STREAM_AFTER_NS: u64 = 2_000_000_000;
+    let has = |bits| state.state & bits != 0;
+    let established = has(FLOW_ESTABLISHED);
     let allowed = Decision::unpack(state.decision).verdict == VERDICT_ALLOW;
+    let stream = state.last_seen_ns.saturating_sub(state.opened_ns) > STREAM_AFTER_NS;
     let seconds = match key.protocol {
         _ if !allowed => 60,
-        protocol::TCP if state.state & FLOW_CLOSED != 0 => 60,
-        protocol::TCP if replied => 24 * 3600,
+        protocol::TCP | protocol::SCTP if has(FLOW_RESET) => 10,
+        protocol::TCP | protocol::SCTP if FlowState::is_over(state.state) => 60,
+        protocol::TCP | protocol::SCTP if !established => 30,
+        protocol::TCP if has(FLOW_FIN_INGRESS | FLOW_FIN_EGRESS) => 600,
+        protocol::TCP => 24 * 3600,
         protocol::ICMP | protocol::ICMPV6 => 30,
-        protocol::TCP | protocol::UDP | protocol::UDPLITE if !replied => 30,
-        protocol::UDP | protocol::UDPLITE => 180,
-        _ => 600,
+        protocol::UDP | protocol::UDPLITE if established && stream => 180,
+        protocol::UDP | protocol::UDPLITE => 30,
+        protocol::SCTP => 600,
+        _ if has(FLOW_REPLIED) => 600,
+        _ => 60,
     };
     Duration::from_secs(seconds)
 }
 
+/// Why a flow that has been silent long enough ended: `END_*`.
+pub(crate) fn end_of(state: &FlowState) -> u8 {
+    if Decision::unpack(state.decision).verdict != VERDICT_ALLOW {
+        END_DENIED
+    } else if state.state & FLOW_RESET != 0 {
+        END_RESET
+    } else if FlowState::is_over(state.state) {
+        END_CLOSED
+    } else {
+        END_SILENT
+    }
+}
+
+/// Totals of a flow: at its end, or so far if `end` is `END_NONE`.
+pub(crate) fn total(
+    key: &FlowKey,
+    state: &FlowState,
+    endpoint: Option<&(u32, Endpoint)>,
+    end: u8,
+    time_ns: u64,
+) -> FlowRecord {
+    let decision = Decision::unpack(state.decision);
+    let local = endpoint.map_or(Address::UNSPECIFIED, |(_, endpoint)| {
+        own_address(endpoint, &key.peer)
+    });
+    let from_pod = state.origin == DIRECTION_EGRESS;
+    let has_ports = matches!(
+        key.protocol,
+        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP
+    );
+    let source_port = if from_pod { key.local_port } else { key.peer_port };
+    FlowRecord {
+        time_ns,
+        opened_ns: state.opened_ns,
+        source: if from_pod { local } else { key.peer },
+        destination: if from_pod { key.peer } else { local },
+        packets: state.packets,
+        bytes: state.bytes,
+        ifindex: endpoint.map_or(0, |(ifindex, _)| *ifindex),
+        endpoint: key.endpoint,
+        epoch: decision.change,
+        rule: decision.rule,
+        source_port: if has_ports { source_port } else { 0 },
+        destination_port: state.service_port,
+        protocol: key.protocol,
+        direction: state.origin,
+        verdict: u8::from(decision.verdict == VERDICT_ALLOW),
+        reason: Reason::Policy as u8,
+        kind: if end == END_NONE {
+            RECORD_UPDATE
+        } else {
+            RECORD_END
+        },
+        end,
+        padding: [0; 6],
+    }
+}
+
+/// What was denied since the last report of its like.
+pub(crate) fn denials(key: &DenialKey, denial: &Denial, time_ns: u64) -> FlowRecord {
+    let to_pod = key.direction == DIRECTION_INGRESS;
+    let pair = |amount| if to_pod { [amount, 0] } else { [0, amount] };
+    FlowRecord {
+        time_ns,
+        opened_ns: 0,
+        source: if to_pod { key.peer } else { denial.local },
+        destination: if to_pod { denial.local } else { key.peer },
+        packets: pair(denial.packets),
+        bytes: pair(denial.bytes),
+        ifindex: key.ifindex,
+        endpoint: denial.endpoint,
+        epoch: denial.epoch,
+        rule: denial.rule,
+        source_port: denial.source_port,
+        destination_port: denial.destination_port,
+        protocol: key.protocol,
+        direction: key.direction,
+        verdict: VERDICT_DENY.to_le_bytes()[0],
+        reason: key.reason,
+        kind: RECORD_DENIED,
+        end: END_NONE,
+        padding: [0; 6],
+    }
+}
+
+/// The endpoint's address of the peer's family.
+fn own_address(endpoint: &Endpoint, peer: &Address) -> Address {
+    let (flag, address) = if peer.is_ipv4() {
+        (ENDPOINT_HAS_IPV4, endpoint.ipv4)
+    } else {
+        (ENDPOINT_HAS_IPV6, endpoint.ipv6)
+    };
+    if endpoint.flags & flag == 0 {
+        Address::UNSPECIFIED
+    } else {
+        address
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use ebpf_abi::{Address, VERDICT_DENY};
+    use ebpf_abi::FlowSide;
 
     use super::*;
 
@@ -110,32 +230,48 @@ mod tests {
             protocol,
             padding: [0; 3],
         };
-        let flow = |state, verdict| FlowState {
+        let flow = |state, verdict, seconds: u64| FlowState {
             decision: Decision {
                 change: 1,
                 rule: 0,
                 verdict,
             }
             .pack(),
-            last_seen_ns: 0,
-            packets: 0,
-            bytes: 0,
+            opened_ns: 0,
+            last_seen_ns: seconds * 1_000_000_000,
+            packets: [0; 2],
+            bytes: [0; 2],
+            sides: [FlowSide::default(); 2],
             service_port: 0,
             origin: DIRECTION_EGRESS,
             state,
             padding: [0; 4],
         };
-        let seconds = |protocol, state, verdict| timeout(&key(protocol), &flow(state, verdict)).as_secs();
-        assert_eq!(seconds(protocol::TCP, 0, VERDICT_ALLOW), 30);
-        assert_eq!(seconds(protocol::TCP, FLOW_REPLIED, VERDICT_ALLOW), 86_400);
+        let of =
+            |protocol, state, verdict, age| timeout(&key(protocol), &flow(state, verdict, age)).as_secs();
+        let seconds = |protocol, state| of(protocol, state, VERDICT_ALLOW, 0);
+        let established = FLOW_REPLIED | FLOW_ESTABLISHED;
+        for protocol in [protocol::TCP, protocol::SCTP] {
+            assert_eq!(seconds(protocol, 0), 30);
+            assert_eq!(seconds(protocol, FLOW_REPLIED), 30, "an answer is no handshake");
+            assert_eq!(seconds(protocol, established | FLOW_RESET), 10);
+            let both = FLOW_FIN_INGRESS | FLOW_FIN_EGRESS;
+            assert_eq!(seconds(protocol, established | both), 60);
+        }
+        assert_eq!(seconds(protocol::TCP, established), 86_400);
+        assert_eq!(seconds(protocol::TCP, established | FLOW_FIN_EGRESS), 600);
+        assert_eq!(seconds(protocol::SCTP, established), 600);
+        assert_eq!(of(protocol::TCP, established, VERDICT_DENY, 0), 60);
+        assert_eq!(seconds(protocol::UDP, 0), 30);
         assert_eq!(
-            seconds(protocol::TCP, FLOW_REPLIED | FLOW_CLOSED, VERDICT_ALLOW),
-            60
+            seconds(protocol::UDP, established),
+            30,
+            "a question and its answer"
         );
-        assert_eq!(seconds(protocol::TCP, FLOW_REPLIED, VERDICT_DENY), 60);
-        assert_eq!(seconds(protocol::UDP, 0, VERDICT_ALLOW), 30);
-        assert_eq!(seconds(protocol::UDP, FLOW_REPLIED, VERDICT_ALLOW), 180);
-        assert_eq!(seconds(protocol::ICMP, FLOW_REPLIED, VERDICT_ALLOW), 30);
-        assert_eq!(seconds(protocol::SCTP, 0, VERDICT_ALLOW), 600);
+        assert_eq!(of(protocol::UDP, established, VERDICT_ALLOW, 3), 180);
+        assert_eq!(of(protocol::UDP, 0, VERDICT_ALLOW, 3), 30);
+        assert_eq!(seconds(protocol::ICMP, established), 30);
+        assert_eq!(seconds(47, established), 600);
+        assert_eq!(seconds(47, 0), 60);
     }
 }

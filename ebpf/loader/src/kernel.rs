@@ -8,20 +8,21 @@ mod maps;
 mod pins;
 mod tables;
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions},
 };
 use ebpf_abi::{
-    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, Endpoint, MAX_ENDPOINTS, MAX_FLOWS, Reason,
-    STATE_KEEP_ESTABLISHED,
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, END_NONE, Endpoint, FlowKey, FlowRecord, FlowState,
+    MAX_ENDPOINTS, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, Synced, TrackedFlow, encode,
+    Counters, Datapath, DatapathError, EndpointLink, Expired, Fill, FlowSource, Synced, TrackedFlow,
+    UPDATE_EVERY, encode, flows,
     kernel::{links::Links, maps::Maps, pins::Pins, tables::Tables},
     sys, timeout,
 };
@@ -39,6 +40,11 @@ pub struct Kernel {
     tables: Tables,
     links: Links,
     pins: Pins,
+    limits: Limits,
+    /// Ends of flows that the next [`Datapath::expire`] tells of.
+    ended: Vec<FlowRecord>,
+    /// When flows were last expired.
+    expired_at: Duration,
 }
 
 /// Capacities that may differ from the built-in ones.
@@ -46,11 +52,19 @@ pub struct Kernel {
 pub struct Limits {
     /// Most tracked flows of the node.
     pub max_flows: u32,
+    /// How long packets that are denied alike are counted after one of them was reported; zero reports each.
+    pub report_every: Duration,
+    /// Denials of one endpoint that are reported in a second; zero is no limit.
+    pub reports_per_second: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_flows: MAX_FLOWS }
+        Self {
+            max_flows: MAX_FLOWS,
+            report_every: Duration::from_secs(1),
+            reports_per_second: 512,
+        }
     }
 }
 
@@ -77,13 +91,16 @@ impl Kernel {
         }
         let pins = Pins::open(pin_dir)?;
         maps::check_pinned(&pins.maps(), limits)?;
+        let report_every_ns = u64::try_from(limits.report_every.as_nanos()).unwrap_or(u64::MAX);
         let mut programs = EbpfLoader::new()
             .default_map_pin_directory(pins.maps())
             .map_max_entries("FLOWS", limits.max_flows)
+            .override_global("REPORT_EVERY_NS", &report_every_ns, true)
+            .override_global("REPORTS_PER_SECOND", &limits.reports_per_second, true)
             .load(object)
             .map_err(|source| DatapathError::Object(Box::new(source)))?;
         for (_, name) in PROGRAMS {
-            program(&mut programs, name)?.load().map_err(refused(name))?;
+            load(program(&mut programs, name)?).map_err(refused(name))?;
         }
         let mut maps = Maps::take(&mut programs)?;
         let tables = Tables::read(&maps)?;
@@ -98,6 +115,9 @@ impl Kernel {
             tables,
             links,
             pins,
+            limits,
+            ended: Vec::new(),
+            expired_at: sys::monotonic_now(),
         })
     }
 
@@ -125,6 +145,33 @@ impl Kernel {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
+        let (action, _) = self.test_run(direction, ifindex, frame, 1)?;
+        Ok(if action == TC_ACT_SHOT {
+            Verdict::Deny
+        } else {
+            Verdict::Allow
+        })
+    }
+
+    /// As [`Kernel::run_frame`], `repeat` times; returns how long one run took on average.
+    pub fn time_frame(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<Duration, DatapathError> {
+        self.test_run(direction, ifindex, frame, repeat)
+            .map(|(_, duration)| duration)
+    }
+
+    fn test_run(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, Duration), DatapathError> {
         let name = program_name(direction);
         // The start of `struct __sk_buff` as far as `ifindex`, all else zero.
         let mut context = [0; 44];
@@ -132,17 +179,13 @@ impl Kernel {
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
-            repeat: 1,
+            repeat,
             ..TestRunOptions::default()
         };
         let result = program(&mut self.programs, name)?
             .test_run(options)
             .map_err(refused(name))?;
-        Ok(if result.return_value == TC_ACT_SHOT {
-            Verdict::Deny
-        } else {
-            Verdict::Allow
-        })
+        Ok((result.return_value, result.duration))
     }
 
     /// Detaches all endpoints and removes every trace: links, maps, pins, mount.
@@ -169,7 +212,9 @@ impl Kernel {
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex, endpoint)?;
         self.links.detach(ifindex)?;
-        self.maps.remove_flows_of(endpoint)
+        let ended = self.maps.remove_flows_of(endpoint)?;
+        self.ended.extend(ended);
+        Ok(())
     }
 }
 
@@ -184,7 +229,8 @@ impl Datapath for Kernel {
             if ifindex == link.ifindex {
                 // The programs stay where they are: between two endpoints the interface is denied, not open.
                 self.maps.remove_endpoint(ifindex, &endpoint)?;
-                self.maps.remove_flows_of(&endpoint)?;
+                let ended = self.maps.remove_flows_of(&endpoint)?;
+                self.ended.extend(ended);
             } else if endpoint.id == wanted.id {
                 self.forget(ifindex, &endpoint)?;
             }
@@ -250,9 +296,34 @@ impl Datapath for Kernel {
     fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError> {
         let endpoints = self.maps.endpoints()?;
         self.tables.sweep(&mut self.maps, &endpoints)?;
-        self.maps.remove_flows(|key, state| {
-            now.saturating_sub(Duration::from_nanos(state.last_seen_ns)) > timeout(key, state)
-        })
+        let silent = |state: &FlowState| now.saturating_sub(Duration::from_nanos(state.last_seen_ns));
+        let ends = |key: &FlowKey, state: &FlowState| {
+            if silent(state) > timeout(key, state) {
+                flows::end_of(state)
+            } else {
+                END_NONE
+            }
+        };
+        // Of those that live, the ones that have grown another interval older since the last call, if any packet passed
+        // after the interval before.
+        let before = self.expired_at;
+        let intervals = |state: &FlowState, at: Duration| {
+            let age = at.saturating_sub(Duration::from_nanos(state.opened_ns));
+            age.as_secs() / UPDATE_EVERY.as_secs()
+        };
+        let lives = |state: &FlowState| {
+            let told = intervals(state, before);
+            let active = Duration::from_nanos(state.last_seen_ns.saturating_sub(state.opened_ns));
+            intervals(state, now) > told
+                && active.as_secs() >= told * UPDATE_EVERY.as_secs()
+                && !active.is_zero()
+        };
+        let mut expired = self.maps.remove_flows(now, ends, lives)?;
+        self.expired_at = now;
+        expired.records.append(&mut self.ended);
+        let denials = self.maps.take_denials(now, self.limits.report_every)?;
+        expired.records.extend(denials);
+        Ok(expired)
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
@@ -261,6 +332,24 @@ impl Datapath for Kernel {
             lost_events: self.maps.counter(COUNTER_LOST_EVENTS)?,
             ..Counters::default()
         };
+        for (endpoint, packets) in self.maps.unreported()? {
+            counters.unreported.insert(EndpointId(endpoint), packets);
+        }
+        counters.fill.extend(self.tables.fill());
+        for (map, entries, capacity) in [
+            ("FLOWS", self.maps.flow_count()?, self.limits.max_flows),
+            (
+                "ENDPOINTS",
+                u64::try_from(self.maps.endpoints()?.len()).unwrap_or(u64::MAX),
+                MAX_ENDPOINTS,
+            ),
+        ] {
+            counters.fill.push(Fill {
+                map,
+                entries,
+                capacity: capacity.into(),
+            });
+        }
         for reason in Reason::ALL {
             let denied = self.maps.counter(COUNTER_DENIED + reason as u32)?;
             if denied > 0 {
@@ -289,6 +378,19 @@ fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sch
     program.try_into().map_err(refused(name))
 }
 
+/// Loads a program. The verifier gives up when the thread gets a signal, and asks to be called again.
+fn load(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 10;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            result => return result,
+        }
+    }
+    program.load()
+}
+
 fn program_fd<'a>(
     programs: &'a mut Ebpf,
     name: &'static str,
@@ -297,7 +399,7 @@ fn program_fd<'a>(
     Ok(program(programs, name)?.fd().map_err(refused(name))?.as_fd())
 }
 
-fn refused(name: &'static str) -> impl Fn(aya::programs::ProgramError) -> DatapathError {
+fn refused(name: &'static str) -> impl Fn(ProgramError) -> DatapathError {
     move |source| DatapathError::Program {
         name,
         source: Box::new(source),

@@ -11,6 +11,7 @@ mod encode;
 mod fake;
 mod flows;
 mod kernel;
+pub mod measure;
 mod sys;
 
 use std::{collections::BTreeMap, io, net::IpAddr, path::PathBuf, time::Duration};
@@ -20,7 +21,7 @@ use policies_ir::tables::{EndpointId, NodeTables};
 
 pub use crate::{
     fake::Fake,
-    flows::{Expired, FlowSource, TrackedFlow, timeout},
+    flows::{Expired, FlowSource, TrackedFlow, UPDATE_EVERY, timeout},
     kernel::{Kernel, Limits},
 };
 
@@ -96,6 +97,22 @@ pub struct Counters {
     pub denied: BTreeMap<Reason, u64>,
     /// Decisions that could not be reported because the reader was too slow.
     pub lost_events: u64,
+    /// Denied packets that nobody was told of, since their endpoint had too many others denied; endpoints without are
+    /// absent. These come on top of what records count.
+    pub unreported: BTreeMap<EndpointId, u64>,
+    /// How full the bounded maps are. Full tables refuse a change of policy, and full `FLOWS` deny new flows.
+    pub fill: Vec<Fill>,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Entries now; of flows, those that were there at the last [`Datapath::expire`] and those that opened since.
+    pub entries: u64,
+    /// Entries that fit.
+    pub capacity: u64,
 }
 
 /// The clock of [`FlowRecord::time_ns`] and of [`Datapath::expire`].

@@ -1,19 +1,22 @@
 //! The decision: tracked flow first, policy for what opens one, denial for the rest.
 
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint,
-    EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_REPLIED, FlowKey, FlowState,
-    IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, RULE_NO_MATCH, Reason, SOURCE_PREFIX_BASE,
-    STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW, VERDICT_DENY,
-    VERDICT_PREFIX_PORT, VerdictKey, protocol,
+    EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey, FlowState,
+    IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
+    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RULE_NO_MATCH, Reason, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES,
+    STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW, VERDICT_DENY, VERDICT_PREFIX_PORT, VerdictKey,
+    peer_bucket, protocol,
 };
 
 use crate::{
-    maps::{ENDPOINTS, FLOWS, IDENTITIES, SLOTS, SOURCES, VERDICTS},
-    packet::{self, FlowPorts, Packet, Role},
+    fragment,
+    maps::{ENDPOINTS, FLOWS, IDENTITIES, PEERS, SLOTS, SOURCES, VERDICTS},
+    packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, Packet, Role},
+    track,
 };
 
 /// What was decided about a packet.
@@ -31,6 +34,8 @@ pub(crate) struct Outcome {
     pub(crate) change: u32,
     /// An allowed packet that opened a flow, and so is reported.
     pub(crate) opens_flow: bool,
+    /// Slot of the endpoint, null if there is none.
+    pub(crate) slot: *mut Slot,
 }
 
 /// An endpoint and the tables that judge it, as of one moment.
@@ -46,15 +51,15 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
     let parsed = packet::parse(ctx, packet);
     // SAFETY: nothing writes to the value while it is in the map; see `Endpoint` for what follows a removal.
     let Some(endpoint) = (unsafe { ENDPOINTS.get(packet::ifindex(ctx)) }) else {
-        return not_programmed(0);
+        return not_programmed(0, ptr::null_mut());
     };
     let Some(slot) = SLOTS.get_ptr_mut(endpoint.slot) else {
-        return not_programmed(endpoint.id);
+        return not_programmed(endpoint.id, ptr::null_mut());
     };
     // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; one load, as `Slot::state` asks.
     let state = EndpointState::unpack(unsafe { (&raw const (*slot).state).read_volatile() });
     if state.epoch == EPOCH_NONE {
-        return not_programmed(endpoint.id);
+        return not_programmed(endpoint.id, slot);
     }
     let endpoint = &Judge {
         endpoint,
@@ -75,78 +80,184 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
         return judge_error(ctx, endpoint, packet);
     }
 
+    if packet.fragment.kind == PIECE_LATER && !fragment::recall(endpoint.endpoint.slot, packet, now_ns) {
+        return deny(endpoint, Reason::Fragment);
+    }
     let key = flow_key(endpoint.endpoint.id, packet.peer, packet.protocol, packet.ports);
-    let tracked = FLOWS.get_ptr_mut(&key);
-    match tracked {
+    let outcome = match FLOWS.get_ptr_mut(&key) {
         // SAFETY: the pointer came from the map in this run and is aligned; the kernel keeps the memory valid until
         // the program ends. If user space deletes the entry meanwhile and its memory serves a new flow, what is
-        // written here lands there: times and counts, and a decision that can only deny that flow or repeat the
+        // written here lands there: times, counts and state, and a decision that can only deny that flow or repeat the
         // allowance with which it was just created.
-        Some(flow) if packet.role != Role::Opens => {
-            follow(endpoint, &key, unsafe { &mut *flow }, packet, now_ns)
-        }
-        _ if packet.role == Role::Continues => deny(endpoint, Reason::NoConnection),
-        _ => open(endpoint, &key, tracked.is_some(), packet, now_ns),
+        Some(flow) => tracked(endpoint, &key, unsafe { &mut *flow }, packet, now_ns),
+        None if packet.role == Role::Continues => deny(endpoint, Reason::NoConnection),
+        None => open(endpoint, &key, false, packet, now_ns),
+    };
+    if packet.fragment.kind == PIECE_FIRST && outcome.verdict == VERDICT_ALLOW {
+        fragment::remember(endpoint.endpoint.slot, packet, now_ns);
     }
+    outcome
 }
 
-/// A packet of a tracked flow: the flow's decision holds, if it was made under the endpoint's epoch; otherwise the
-/// flow is judged again, as of its first packet.
+/// A packet of a flow that is known. One that asks to open a flow is
 ///
-/// A flow that is denied then stays tracked as denied until it falls silent. Were it forgotten, an answer still on
-/// its way out could open it anew in the other direction.
+/// - judged anew if the flow is over or was denied: it opens another one;
+/// - the flow's own if it comes from the same end: a SYN sent again, or one that a spoofing peer sends. It changes
+///   nothing that is established; the receiver's stack knows what to answer;
+/// - judged if it comes from the other end: policy may allow one direction only. The flow stays as it is.
 #[inline(always)]
-fn follow(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64) -> Outcome {
+fn tracked(
+    endpoint: &Judge<'_>,
+    key: &FlowKey,
+    flow: &mut FlowState,
+    packet: &Packet,
+    now_ns: u64,
+) -> Outcome {
     let decision = current_decision(endpoint, key, flow);
-    flow.last_seen_ns = now_ns;
-    if packet.direction != flow.origin {
-        flow.state |= FLOW_REPLIED;
+    if packet.role != Role::Opens {
+        let bits = if decision.verdict == VERDICT_ALLOW {
+            track::follow(flow, packet)
+        } else {
+            0
+        };
+        note(endpoint, key, flow, packet, now_ns, bits);
+        return decided(endpoint, decision, false);
     }
-    if packet.closes {
-        flow.state |= FLOW_CLOSED;
+    if FlowState::is_over(flow.state) || decision.verdict != VERDICT_ALLOW {
+        return open(endpoint, key, true, packet, now_ns);
     }
-    add(&raw mut flow.packets, 1);
-    add(&raw mut flow.bytes, packet.length as u64);
+    if packet.direction == flow.origin {
+        // A flow that is kept although policy has changed is no permission to open it again.
+        let decision = if decision.change == endpoint.state.change() {
+            decision
+        } else {
+            ask_about(endpoint, packet)
+        };
+        if decision.verdict != VERDICT_ALLOW {
+            return decided(endpoint, decision, false);
+        }
+        if flow.state & FLOW_REPLIED == 0 {
+            flow.sides = track::opened(packet);
+        }
+        note(endpoint, key, flow, packet, now_ns, 0);
+        return decided(endpoint, decision, false);
+    }
+    let decision = ask_about(endpoint, packet);
+    if decision.verdict == VERDICT_ALLOW {
+        let bits = track::open_both(flow, packet);
+        note(endpoint, key, flow, packet, now_ns, bits);
+    }
     decided(endpoint, decision, false)
 }
 
-/// The first packet of a flow, or a TCP SYN: judged by policy, tracked if allowed.
+/// Counts the packet, and adds `bits` to the flow's state.
+///
+/// A flow that is denied stays tracked as denied until it falls silent. Were it forgotten, an answer still on its way
+/// out could open it anew in the other direction.
+#[inline(always)]
+fn note(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64, bits: u8) {
+    flow.last_seen_ns = now_ns;
+    let added = bits & !flow.state;
+    if added != 0 {
+        flow.state |= added;
+        if added & FLOW_ESTABLISHED != 0 {
+            count_unestablished(endpoint, flow.origin, &key.peer, u64::MAX);
+        }
+    }
+    let index = (packet.direction & 1) as usize;
+    add(&raw mut flow.packets[index], 1);
+    add(&raw mut flow.bytes[index], packet.length as u64);
+}
+
+/// The first packet of a flow: judged by policy, tracked if allowed. `replaces` a flow that is over or denied.
 #[inline(always)]
 fn open(endpoint: &Judge<'_>, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
-    let decision = ask_policy(
+    let decision = ask_about(endpoint, packet);
+    if decision.verdict != VERDICT_ALLOW {
+        return decided(endpoint, decision, false);
+    }
+    if !replaces && !has_room(endpoint, packet) {
+        return deny(endpoint, Reason::TooManyFlows);
+    }
+    let index = (packet.direction & 1) as usize;
+    let mut flow = FlowState {
+        decision: decision.pack(),
+        opened_ns: now_ns,
+        last_seen_ns: now_ns,
+        packets: [0; 2],
+        bytes: [0; 2],
+        sides: track::opened(packet),
+        service_port: packet.service_port,
+        origin: packet.direction,
+        state: 0,
+        padding: [0; 4],
+    };
+    flow.packets[index] = 1;
+    flow.bytes[index] = packet.length as u64;
+    if FLOWS.insert(key, &flow, 0).is_err() {
+        return deny(endpoint, Reason::TooManyFlows);
+    }
+    if !replaces {
+        // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes.
+        add(unsafe { &raw mut (*endpoint.slot).flows }, 1);
+        count_unestablished(endpoint, packet.direction, &packet.peer, 1);
+    }
+    decided(endpoint, decision, true)
+}
+
+/// Whether the endpoint may track one more flow in the packet's direction, and from its peer. The counts are what user
+/// space found at its last look and what happened since; see `Slot` for why they are read as signed.
+#[inline(always)]
+fn has_room(endpoint: &Judge<'_>, packet: &Packet) -> bool {
+    let index = (packet.direction & 1) as usize;
+    // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes; each word is read at once.
+    let (flows, unestablished) = unsafe {
+        (
+            (&raw const (*endpoint.slot).flows).read_volatile(),
+            (&raw const (*endpoint.slot).unestablished[index]).read_volatile(),
+        )
+    };
+    if flows as i64 >= MAX_FLOWS_PER_ENDPOINT as i64 || unestablished as i64 >= MAX_UNESTABLISHED as i64 {
+        return false;
+    }
+    if packet.direction == DIRECTION_EGRESS {
+        return true;
+    }
+    match PEERS.get_ptr_mut(bucket(endpoint, &packet.peer)) {
+        // SAFETY: as above.
+        Some(count) => (unsafe { count.read_volatile() } as i64) < MAX_UNESTABLISHED_PER_BUCKET as i64,
+        None => false,
+    }
+}
+
+/// Adds to the number of flows of one direction that are not established; all ones takes one off.
+#[inline(always)]
+fn count_unestablished(endpoint: &Judge<'_>, direction: u8, peer: &Address, amount: u64) {
+    let index = (direction & 1) as usize;
+    // SAFETY: as in `has_room`.
+    add(unsafe { &raw mut (*endpoint.slot).unestablished[index] }, amount);
+    if direction != DIRECTION_EGRESS
+        && let Some(count) = PEERS.get_ptr_mut(bucket(endpoint, peer))
+    {
+        add(count, amount);
+    }
+}
+
+#[inline(always)]
+fn bucket(endpoint: &Judge<'_>, peer: &Address) -> u32 {
+    endpoint.endpoint.slot * PEER_BUCKETS + peer_bucket(peer)
+}
+
+#[inline(always)]
+fn ask_about(endpoint: &Judge<'_>, packet: &Packet) -> Decision {
+    ask_policy(
         endpoint,
         packet.direction,
         &packet.peer,
         packet.protocol,
         packet.source_port,
         packet.service_port,
-    );
-    if decision.verdict != VERDICT_ALLOW {
-        return decided(endpoint, decision, false);
-    }
-    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes.
-    let flows = unsafe { &raw mut (*endpoint.slot).flows };
-    // SAFETY: as above; the word is read at once.
-    if !replaces && unsafe { flows.read_volatile() } >= MAX_FLOWS_PER_ENDPOINT {
-        return deny(endpoint, Reason::TooManyFlows);
-    }
-    let flow = FlowState {
-        decision: decision.pack(),
-        last_seen_ns: now_ns,
-        packets: 1,
-        bytes: packet.length as u64,
-        service_port: packet.service_port,
-        origin: packet.direction,
-        state: 0,
-        padding: [0; 4],
-    };
-    if FLOWS.insert(key, &flow, 0).is_err() {
-        return deny(endpoint, Reason::TooManyFlows);
-    }
-    if !replaces {
-        add(flows, 1);
-    }
-    decided(endpoint, decision, true)
+    )
 }
 
 /// An ICMP error passes if it quotes a packet of an allowed flow of this endpoint. Who sends it does not matter to
@@ -301,7 +412,7 @@ fn same(a: &Address, b: &Address) -> bool {
 /// Adds to a word of a map value, which other CPUs may do at the same time. The target has the instruction, but
 /// `core` offers no method for it because the target lacks compare-and-swap.
 #[inline(always)]
-fn add(counter: *mut u64, amount: u64) {
+pub(crate) fn add(counter: *mut u64, amount: u64) {
     // SAFETY: callers pass an aligned word of a map value, which stays valid until the program ends.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) };
 }
@@ -315,6 +426,7 @@ fn decided(endpoint: &Judge<'_>, decision: Decision, opens_flow: bool) -> Outcom
         endpoint: endpoint.endpoint.id,
         change: decision.change,
         opens_flow,
+        slot: endpoint.slot,
     }
 }
 
@@ -327,12 +439,13 @@ fn deny(endpoint: &Judge<'_>, reason: Reason) -> Outcome {
         endpoint: endpoint.endpoint.id,
         change: endpoint.state.change(),
         opens_flow: false,
+        slot: endpoint.slot,
     }
 }
 
 /// The denial of whoever has no tables.
 #[inline(always)]
-fn not_programmed(endpoint: u32) -> Outcome {
+fn not_programmed(endpoint: u32, slot: *mut Slot) -> Outcome {
     Outcome {
         verdict: VERDICT_DENY,
         reason: Reason::NotProgrammed,
@@ -340,5 +453,6 @@ fn not_programmed(endpoint: u32) -> Outcome {
         endpoint,
         change: EPOCH_NONE,
         opens_flow: false,
+        slot,
     }
 }

@@ -8,15 +8,20 @@
 //! Everything denies unless something allows: a lookup that fails, a header that does not parse, a code that is
 //! not known. There is one exit, [`run`], which counts and reports what [`judge`] found.
 //!
+//! What a packet means for its flow is [`track`]; what is told about it, [`report`].
+//!
 //! Non-goals: no rewriting of packets, no load balancing, no reassembly.
 
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod fragment;
 mod judge;
 mod maps;
 mod packet;
+mod report;
+mod track;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -24,16 +29,9 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use ebpf_abi::{
-    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, DIRECTION_EGRESS, DIRECTION_INGRESS, FlowRecord,
-    VERDICT_ALLOW, VERDICT_DENY,
-};
+use ebpf_abi::{COUNTER_ALLOWED, COUNTER_DENIED, DIRECTION_EGRESS, DIRECTION_INGRESS, VERDICT_ALLOW};
 
-use crate::{
-    judge::{Outcome, judge},
-    maps::{COUNTERS, EVENTS},
-    packet::Packet,
-};
+use crate::{judge::judge, maps::COUNTERS, packet::Packet};
 
 /// Every packet that a pod sends.
 #[classifier]
@@ -57,57 +55,23 @@ fn run(ctx: &TcContext, direction: u8) -> i32 {
 
     if outcome.verdict != VERDICT_ALLOW {
         count(COUNTER_DENIED + outcome.reason as u32);
-        report(ctx, &packet, &outcome, now_ns);
+        report::denied(ctx, &packet, &outcome, now_ns);
         return TC_ACT_SHOT;
     }
     count(COUNTER_ALLOWED);
     if outcome.opens_flow {
-        report(ctx, &packet, &outcome, now_ns);
+        report::opened(ctx, &packet, &outcome, now_ns);
     }
     // "No opinion" rather than "accept": programs that others attached after ours still run.
     TC_ACT_UNSPEC
 }
 
 #[inline(always)]
-fn count(index: u32) {
+pub(crate) fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: the map returned a valid, aligned slot of this CPU, which nothing else writes meanwhile.
         unsafe { *counter += 1 };
     }
-}
-
-/// Reports a decision; a full ring is counted.
-#[inline(always)]
-fn report(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
-    let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
-        count(COUNTER_LOST_EVENTS);
-        return;
-    };
-    let (source, destination) = if packet.direction == DIRECTION_INGRESS {
-        (packet.peer, packet.local)
-    } else {
-        (packet.local, packet.peer)
-    };
-    entry.write(FlowRecord {
-        time_ns: now_ns,
-        source,
-        destination,
-        ifindex: packet::ifindex(ctx),
-        endpoint: outcome.endpoint,
-        epoch: outcome.change,
-        rule: outcome.rule,
-        source_port: packet.source_port,
-        destination_port: packet.service_port,
-        protocol: packet.protocol,
-        direction: packet.direction,
-        verdict: if outcome.verdict == VERDICT_ALLOW {
-            VERDICT_ALLOW as u8
-        } else {
-            VERDICT_DENY as u8
-        },
-        reason: outcome.reason as u8,
-    });
-    entry.submit(0);
 }
 
 /// The verifier rejects an object in which this is reachable, so it never runs.

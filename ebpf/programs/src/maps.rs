@@ -3,11 +3,12 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_abi::{
-    COUNTERS as COUNTER_SLOTS, Endpoint, FlowKey, FlowState, IdentityKey, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue,
+    COUNTERS as COUNTER_SLOTS, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
+    Fragment, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
+    PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue,
 };
 
 /// Interface index to endpoint.
@@ -34,6 +35,21 @@ pub(crate) static VERDICTS: LpmTrie<VerdictKey, VerdictValue> = LpmTrie::pinned(
 /// which; a full table denies new ones instead.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(MAX_FLOWS, BPF_F_NO_PREALLOC);
+
+/// Flows to each endpoint that are not established, by bucket of the peer: [`PEER_BUCKETS`] for each slot. Added to here,
+/// set to the exact numbers whenever user space expires flows.
+#[map]
+pub(crate) static PEERS: Array<u64> = Array::pinned(MAX_ENDPOINTS * PEER_BUCKETS, BPF_F_MMAPABLE);
+
+/// First fragments that passed. Direct-mapped: each slot has its own few places, and a place taken by another packet
+/// costs the older packet the rest of its fragments. Two CPUs that write one place may leave a mixture; whoever matches
+/// it brings fragments of a packet whose first one never passed, which nobody can reassemble.
+#[map]
+pub(crate) static FRAGMENTS: Array<Fragment> = Array::pinned(MAX_ENDPOINTS * FRAGMENTS_PER_ENDPOINT, 0);
+
+/// What was denied lately, so that a flood is told as one. An LRU: what it forgets is told again.
+#[map]
+pub(crate) static DENIALS: LruHashMap<DenialKey, Denial> = LruHashMap::pinned(MAX_DENIALS, 0);
 
 /// Decisions on their way to user space.
 #[map]

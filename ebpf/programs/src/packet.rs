@@ -1,7 +1,7 @@
 //! From bytes to the few facts that policy asks about, refusing whatever is odd.
 
 use aya_ebpf::programs::TcContext;
-use ebpf_abi::{Address, DIRECTION_EGRESS, Reason, protocol};
+use ebpf_abi::{Address, DIRECTION_EGRESS, Reason, SCALE_NONE, protocol};
 
 const ETHERNET_BYTES: usize = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -11,8 +11,8 @@ const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 const IPV4_BYTES: usize = 20;
 const IPV6_BYTES: usize = 40;
-/// Hop-by-hop and destination options, the only IPv6 extension headers that are walked. Routing headers would
-/// change the destination after the verdict; fragments have no ports.
+/// Hop-by-hop and destination options and the fragment header are the only IPv6 extension headers that are walked.
+/// Routing headers would change the destination after the verdict.
 const IPV6_HOP_BY_HOP: u8 = 0;
 const IPV6_DESTINATION_OPTIONS: u8 = 60;
 const IPV6_FRAGMENT: u8 = 44;
@@ -25,15 +25,29 @@ const IPV6_SHIM6: u8 = 140;
 /// A real packet has one or two.
 const MAX_EXTENSION_HEADERS: usize = 4;
 
-const TCP_FIN: u8 = 0x01;
-const TCP_SYN: u8 = 0x02;
-const TCP_RST: u8 = 0x04;
-const TCP_ACK: u8 = 0x10;
+pub(crate) const TCP_FIN: u8 = 0x01;
+pub(crate) const TCP_SYN: u8 = 0x02;
+pub(crate) const TCP_RST: u8 = 0x04;
+pub(crate) const TCP_ACK: u8 = 0x10;
+/// Options of a SYN that are looked at in search of the window scale. Stacks send five or six.
+const MAX_TCP_OPTIONS: usize = 10;
+const TCP_OPTION_END: u8 = 0;
+const TCP_OPTION_NOP: u8 = 1;
+const TCP_OPTION_WINDOW_SCALE: u8 = 3;
+/// RFC 7323.
+const MAX_WINDOW_SCALE: u32 = 14;
+
+pub(crate) const SCTP_INIT: u8 = 1;
+pub(crate) const SCTP_INIT_ACK: u8 = 2;
+pub(crate) const SCTP_ABORT: u8 = 6;
+pub(crate) const SCTP_SHUTDOWN: u8 = 7;
+pub(crate) const SCTP_SHUTDOWN_ACK: u8 = 8;
+pub(crate) const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
 
 /// What a packet may do to a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Opens a flow and is judged even if one exists: a TCP SYN.
+    /// Opens a flow, and asks to open one even if it exists: a TCP SYN, an SCTP INIT.
     Opens,
     /// Continues a flow or opens one.
     Either,
@@ -61,13 +75,52 @@ pub(crate) struct Packet {
     pub(crate) ports: FlowPorts,
     /// What it may do.
     pub(crate) role: Role,
-    /// A TCP FIN or RST.
-    pub(crate) closes: bool,
+    /// What flow tracking must know of TCP and SCTP.
+    pub(crate) segment: Segment,
+    /// Whether, and which, fragment it is.
+    pub(crate) fragment: Piece,
     /// Offset of the transport header.
     pub(crate) transport: usize,
     /// Bytes with the link layer, as on the wire before segmentation.
     pub(crate) length: u32,
 }
+
+/// Of a TCP segment, or the first chunk of an SCTP packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    /// TCP flags, or the type of the chunk.
+    pub(crate) flags: u8,
+    /// SCTP: flags of the chunk.
+    pub(crate) chunk_flags: u8,
+    /// Sequence number, or the verification tag.
+    pub(crate) sequence: u32,
+    /// Acknowledgement, or the tag that an INIT or INIT ACK announces.
+    pub(crate) acknowledged: u32,
+    /// Window as in the header, before scaling.
+    pub(crate) window: u32,
+    /// Bytes of sequence space: payload, SYN and FIN.
+    pub(crate) length: u32,
+    /// Window scale of a SYN, or [`SCALE_NONE`].
+    pub(crate) scale: u32,
+}
+
+/// Part of a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece {
+    /// Which part, `PIECE_*`.
+    pub(crate) kind: u8,
+    /// Identification of the packet.
+    pub(crate) id: u32,
+    /// Where a first fragment ends or a later one begins, in units of eight bytes.
+    pub(crate) boundary: u16,
+}
+
+/// The whole packet.
+pub(crate) const PIECE_WHOLE: u8 = 0;
+/// The first fragment of several.
+pub(crate) const PIECE_FIRST: u8 = 1;
+/// A fragment without ports.
+pub(crate) const PIECE_LATER: u8 = 2;
 
 /// The two ports of a flow's key.
 #[derive(Clone, Copy)]
@@ -89,7 +142,20 @@ impl Packet {
             service_port: 0,
             ports: FlowPorts { local: 0, peer: 0 },
             role: Role::Continues,
-            closes: false,
+            segment: Segment {
+                flags: 0,
+                chunk_flags: 0,
+                sequence: 0,
+                acknowledged: 0,
+                window: 0,
+                length: 0,
+                scale: SCALE_NONE,
+            },
+            fragment: Piece {
+                kind: PIECE_WHOLE,
+                id: 0,
+                boundary: 0,
+            },
             transport: 0,
             length: 0,
         }
@@ -121,7 +187,21 @@ pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> 
     } else {
         return Err(Reason::NotIp);
     }
-    parse_transport(ctx, packet)
+    if packet.fragment.kind == PIECE_LATER {
+        packet.role = Role::Continues;
+        return Ok(());
+    }
+    let parsed = parse_transport(ctx, packet);
+    if packet.fragment.kind == PIECE_FIRST {
+        // A first fragment too small for the transport header leaves ports, or flags, to a later one. Errors quote
+        // packets whole, as far as they do.
+        return match parsed {
+            Err(Reason::Truncated) => Err(Reason::Fragment),
+            Ok(()) if packet.role == Role::Error => Err(Reason::Fragment),
+            parsed => parsed,
+        };
+    }
+    parsed
 }
 
 /// Whether the frame comes from this MAC address.
@@ -164,14 +244,13 @@ fn parse_ipv4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     if fragment & 0x8000 != 0 {
         return Err(Reason::BadHeader);
     }
-    if fragment & 0x3fff != 0 {
-        return Err(Reason::Fragment);
-    }
+    // All of them: a source route changes the destination after the verdict, and nothing that pods need has others.
     if header_words > 5 {
         return Err(Reason::IpOptions);
     }
     packet.transport = ETHERNET_BYTES + IPV4_BYTES;
-    packet.set_end(total_length + ETHERNET_BYTES as u32)
+    packet.set_end(total_length + ETHERNET_BYTES as u32)?;
+    packet.set_fragment(second >> 16, fragment & 0x1fff, fragment & 0x2000 != 0)
 }
 
 #[inline(always)]
@@ -196,38 +275,52 @@ fn parse_ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
 
     let mut next = (second >> 8) as u8;
     let mut offset = ETHERNET_BYTES + IPV6_BYTES;
+    // Of the fragment header: whether there is one, identification, offset in units of eight bytes, whether more follow.
+    // Not an `Option`: the verifier refuses to copy what is in one that is `None`.
+    let (mut fragmented, mut id, mut position, mut more) = (false, 0, 0, false);
     for _ in 0..MAX_EXTENSION_HEADERS {
-        if next != IPV6_HOP_BY_HOP && next != IPV6_DESTINATION_OPTIONS {
+        if next == IPV6_FRAGMENT && !fragmented {
+            let [first, second] = load::<[u32; 2]>(ctx, offset)?.map(u32::from_be);
+            next = (first >> 24) as u8;
+            offset += 8;
+            (fragmented, id, position, more) = (true, second, (first & 0xffff) >> 3, first & 1 != 0);
+            if position != 0 {
+                // What follows is the middle of something.
+                break;
+            }
+        } else if next == IPV6_HOP_BY_HOP || next == IPV6_DESTINATION_OPTIONS {
+            let [following, units]: [u8; 2] = load(ctx, offset)?;
+            next = following;
+            offset += (units as usize + 1) * 8;
+        } else {
             break;
         }
-        let [following, units]: [u8; 2] = load(ctx, offset)?;
-        next = following;
-        offset += (units as usize + 1) * 8;
     }
     packet.protocol = next;
     match next {
-        IPV6_FRAGMENT => Err(Reason::Fragment),
+        _ if position != 0 => {}
         IPV6_HOP_BY_HOP
+        | IPV6_FRAGMENT
         | IPV6_DESTINATION_OPTIONS
         | IPV6_ROUTING
         | IPV6_AUTHENTICATION
         | IPV6_NO_NEXT_HEADER
         | IPV6_MOBILITY
         | IPV6_HIP
-        | IPV6_SHIM6 => Err(Reason::ExtensionHeader),
-        _ => {
-            packet.transport = offset;
-            packet.set_end(end)
-        }
+        | IPV6_SHIM6 => return Err(Reason::ExtensionHeader),
+        _ => {}
     }
+    packet.transport = offset;
+    packet.set_end(end)?;
+    packet.set_fragment(id, position, more)
 }
 
 #[inline(always)]
 fn parse_transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     match packet.protocol {
         protocol::TCP => parse_tcp(ctx, packet),
-        protocol::UDP | protocol::UDPLITE => parse_ports(ctx, packet, 8),
-        protocol::SCTP => parse_ports(ctx, packet, 12),
+        protocol::UDP | protocol::UDPLITE => parse_udp(ctx, packet),
+        protocol::SCTP => parse_sctp(ctx, packet),
         // The other family's ICMP is nonsense, and would be judged by the wrong type numbers.
         protocol::ICMP if packet.peer.is_ipv4() => parse_icmp(ctx, packet, &ICMP_TYPES),
         protocol::ICMPV6 if !packet.peer.is_ipv4() => parse_icmp(ctx, packet, &ICMPV6_TYPES),
@@ -241,13 +334,15 @@ fn parse_transport(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
 
 #[inline(always)]
 fn parse_tcp(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
-    parse_ports(ctx, packet, 20)?;
-    let [offset, flags]: [u8; 2] = load(ctx, packet.transport + 12)?;
-    let header_bytes = (offset >> 4) as u32 * 4;
+    packet.need(20)?;
+    let [ports, sequence, acknowledged, rest] = load::<[u32; 4]>(ctx, packet.transport)?.map(u32::from_be);
+    packet.set_ports(ports);
+    let header_bytes = (rest >> 28) * 4;
     if header_bytes < 20 {
         return Err(Reason::BadHeader);
     }
     packet.need(header_bytes)?;
+    let flags = (rest >> 16) as u8;
     let syn = flags & TCP_SYN != 0;
     if flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK) == 0 || (syn && flags & (TCP_FIN | TCP_RST) != 0) {
         return Err(Reason::BadTcpFlags);
@@ -257,18 +352,89 @@ fn parse_tcp(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     } else {
         Role::Continues
     };
-    packet.closes = flags & (TCP_FIN | TCP_RST) != 0;
+    let payload = if packet.fragment.kind == PIECE_FIRST {
+        // How much follows is not known yet; at most this.
+        0xffff
+    } else {
+        packet.length - packet.transport as u32 - header_bytes
+    };
+    packet.segment = Segment {
+        flags,
+        chunk_flags: 0,
+        sequence,
+        acknowledged,
+        window: rest & 0xffff,
+        length: payload + syn as u32 + (flags & TCP_FIN != 0) as u32,
+        scale: if syn {
+            window_scale(ctx, packet.transport, header_bytes)
+        } else {
+            SCALE_NONE
+        },
+    };
+    Ok(())
+}
+
+/// Searches the options of a SYN. Whatever is odd counts as none: then the window is taken for smaller than it is.
+#[inline(always)]
+fn window_scale(ctx: &TcContext, transport: usize, header_bytes: u32) -> u32 {
+    let end = transport + header_bytes as usize;
+    let mut at = transport + 20;
+    for _ in 0..MAX_TCP_OPTIONS {
+        if at + 2 > end {
+            break;
+        }
+        let Ok([kind, length, value]) = load::<[u8; 3]>(ctx, at) else {
+            break;
+        };
+        match kind {
+            TCP_OPTION_END => break,
+            TCP_OPTION_NOP => at += 1,
+            TCP_OPTION_WINDOW_SCALE if length == 3 && at + 3 <= end => {
+                let scale = value as u32;
+                return if scale > MAX_WINDOW_SCALE {
+                    MAX_WINDOW_SCALE
+                } else {
+                    scale
+                };
+            }
+            _ if length < 2 => break,
+            _ => at += length as usize,
+        }
+    }
+    SCALE_NONE
+}
+
+#[inline(always)]
+fn parse_udp(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    packet.need(8)?;
+    let ports: u32 = load(ctx, packet.transport)?;
+    packet.set_ports(u32::from_be(ports));
+    packet.role = Role::Either;
     Ok(())
 }
 
 #[inline(always)]
-fn parse_ports(ctx: &TcContext, packet: &mut Packet, header_bytes: u32) -> Result<(), Reason> {
-    packet.need(header_bytes)?;
-    let [source, destination] = load::<[u16; 2]>(ctx, packet.transport)?.map(u16::from_be);
-    packet.source_port = source;
-    packet.service_port = destination;
-    packet.ports = FlowPorts::of(packet.direction, source, destination);
-    packet.role = Role::Either;
+fn parse_sctp(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    packet.need(16)?;
+    let [ports, tag, _, chunk] = load::<[u32; 4]>(ctx, packet.transport)?.map(u32::from_be);
+    packet.set_ports(ports);
+    let kind = (chunk >> 24) as u8;
+    packet.segment.flags = kind;
+    packet.segment.chunk_flags = (chunk >> 16) as u8;
+    packet.segment.sequence = tag;
+    if kind == SCTP_INIT || kind == SCTP_INIT_ACK {
+        packet.need(20)?;
+        packet.segment.acknowledged = u32::from_be(load(ctx, packet.transport + 16)?);
+    }
+    // RFC 9260, section 8.5.1: the tag of a packet with an INIT is zero.
+    if kind == SCTP_INIT && tag != 0 {
+        return Err(Reason::BadHeader);
+    }
+    packet.role = if kind == SCTP_INIT {
+        Role::Opens
+    } else {
+        Role::Continues
+    };
     Ok(())
 }
 
@@ -373,8 +539,9 @@ pub(crate) fn parse_quoted(ctx: &TcContext, packet: &Packet) -> Result<Quoted, R
 fn quoted_ipv4(ctx: &TcContext, start: usize) -> Result<(Address, Address, u8, usize), Reason> {
     let header: [u32; IPV4_BYTES / 4] = load(ctx, start)?;
     let [first, second, third, _, _] = header.map(u32::from_be);
-    // Options and fragments are never let through, so no flow of ours can have been quoted with them.
-    if first >> 24 != 0x45 || second & 0x3fff != 0 {
+    // Options are never let through, so no flow of ours can have been quoted with them; of fragments only the first
+    // shows its ports.
+    if first >> 24 != 0x45 || second & 0x1fff != 0 {
         return Err(Reason::IcmpUnrelated);
     }
     let protocol = (third >> 16) as u8;
@@ -438,6 +605,40 @@ impl Packet {
             return Err(Reason::BadHeader);
         }
         self.length = end;
+        Ok(())
+    }
+
+    /// Takes source and destination port from the first word of a transport header.
+    #[inline(always)]
+    fn set_ports(&mut self, word: u32) {
+        self.source_port = (word >> 16) as u16;
+        self.service_port = word as u16;
+        self.ports = FlowPorts::of(self.direction, self.source_port, self.service_port);
+    }
+
+    /// Notes which part of which packet this is: `position` is in units of eight bytes.
+    #[inline(always)]
+    fn set_fragment(&mut self, id: u32, position: u32, more: bool) -> Result<(), Reason> {
+        if position == 0 && !more {
+            return Ok(());
+        }
+        let bytes = self.length - self.transport as u32;
+        if (more && !bytes.is_multiple_of(8)) || bytes == 0 || position * 8 + bytes > 0xffff {
+            return Err(Reason::BadHeader);
+        }
+        self.fragment = if position == 0 {
+            Piece {
+                kind: PIECE_FIRST,
+                id,
+                boundary: (bytes / 8) as u16,
+            }
+        } else {
+            Piece {
+                kind: PIECE_LATER,
+                id,
+                boundary: position as u16,
+            }
+        };
         Ok(())
     }
 

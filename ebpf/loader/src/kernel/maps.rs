@@ -16,9 +16,10 @@ use aya::{
     sys::SyscallError,
 };
 use ebpf_abi::{
-    COUNTERS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, EndpointState, FlowKey, FlowRecord, FlowState,
-    IdentityKey, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, RING_BYTES, Slot, SourceKey,
-    VerdictKey, VerdictValue,
+    COUNTERS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
+    ENDPOINT_HAS_IPV6, Endpoint, EndpointState, FLOW_ESTABLISHED, FRAGMENTS_PER_ENDPOINT, FlowKey,
+    FlowRecord, FlowState, Fragment, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES,
+    MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -26,7 +27,7 @@ use rustix::{
 };
 
 use crate::{
-    DatapathError, Expired, FlowSource, Limits,
+    DatapathError, Expired, FlowSource, Limits, flows,
     kernel::pins::failed,
     sys::{self, MapShape, MappedArray},
 };
@@ -37,6 +38,9 @@ const SOURCES: &str = "SOURCES";
 const IDENTITIES: &str = "IDENTITIES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
+const PEERS: &str = "PEERS";
+const FRAGMENTS: &str = "FRAGMENTS";
+const DENIALS: &str = "DENIALS";
 const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
@@ -44,6 +48,8 @@ const COUNTER_MAP: &str = "COUNTERS";
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
     slots: MappedArray<Slot>,
+    peers: MappedArray<u64>,
+    denials: HashMap<MapData, DenialKey, Denial>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     identities: LpmTrie<MapData, IdentityKey, u32>,
     verdicts: LpmTrie<MapData, VerdictKey, VerdictValue>,
@@ -61,19 +67,24 @@ impl Maps {
             let map = programs.take_map(name).ok_or(DatapathError::Missing { name })?;
             T::try_from(map).map_err(failed_map(name, "open"))
         }
-        let slots = match programs.map(SLOTS) {
-            Some(Map::Array(data)) => MappedArray::open(data.fd().as_fd(), MAX_ENDPOINTS),
-            _ => return Err(DatapathError::Missing { name: SLOTS }),
-        };
-        let slots = slots.map_err(|io_error| {
-            failed_map(SLOTS, "open")(MapError::SyscallError(SyscallError {
-                call: "mmap",
-                io_error,
-            }))
-        })?;
+        fn mapped<T>(
+            programs: &Ebpf,
+            name: &'static str,
+            entries: u32,
+        ) -> Result<MappedArray<T>, DatapathError> {
+            let Some(Map::Array(data)) = programs.map(name) else {
+                return Err(DatapathError::Missing { name });
+            };
+            MappedArray::open(data.fd().as_fd(), entries).map_err(|io_error| {
+                let call = "mmap";
+                failed_map(name, "open")(MapError::SyscallError(SyscallError { call, io_error }))
+            })
+        }
         Ok(Self {
             endpoints: typed(programs, ENDPOINTS)?,
-            slots,
+            slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
+            peers: mapped(programs, PEERS, MAX_ENDPOINTS * PEER_BUCKETS)?,
+            denials: typed(programs, DENIALS)?,
             sources: typed(programs, SOURCES)?,
             identities: typed(programs, IDENTITIES)?,
             verdicts: typed(programs, VERDICTS)?,
@@ -93,8 +104,9 @@ impl Maps {
     /// Makes an endpoint known to the programs, without tables and without flows.
     pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.set_state(endpoint, EndpointState::default());
-        if let Some(flows) = self.slots.field(endpoint.slot, offset_of!(Slot, flows)) {
-            flows.store(0, Ordering::Relaxed);
+        self.set_counts(endpoint, &Counts::default());
+        if let Some(unreported) = self.slots.field(endpoint.slot, offset_of!(Slot, unreported)) {
+            unreported.store(0, Ordering::Relaxed);
         }
         self.endpoints
             .insert(ifindex, endpoint, 0)
@@ -195,44 +207,130 @@ impl Maps {
             .map_err(failed_map(FLOWS, "read"))
     }
 
-    /// Forgets the flows that `ends` says so of, and sets the endpoints' counts to what is left.
+    /// Forgets the flows that `ends` gives an end, adding their totals to the records, and sets the endpoints' counts to
+    /// what is left. `lives` may make a record of what stays.
     pub(crate) fn remove_flows(
         &mut self,
-        ends: impl Fn(&FlowKey, &FlowState) -> bool,
+        now: Duration,
+        ends: impl Fn(&FlowKey, &FlowState) -> u8,
+        lives: impl Fn(&FlowState) -> bool,
     ) -> Result<Expired, DatapathError> {
+        let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let flows: BTreeMap<FlowKey, FlowState> = self.flows()?.into_iter().collect();
-        let mut removed = 0;
         let endpoints = self.endpoints()?;
-        let mut left: BTreeMap<u32, u64> = endpoints.iter().map(|(_, endpoint)| (endpoint.id, 0)).collect();
+        let by_id: BTreeMap<u32, &(u32, Endpoint)> =
+            endpoints.iter().map(|found| (found.1.id, found)).collect();
+        let mut expired = Expired::default();
+        let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
         for (key, state) in &flows {
-            if ends(key, state) && self.remove_flow(key, &ends)? {
-                removed += 1;
-            } else if let Some(count) = left.get_mut(&key.endpoint) {
-                *count += 1;
+            let endpoint = by_id.get(&key.endpoint).copied();
+            if let Some((end, state)) = self.remove_flow(key, state, &ends)? {
+                expired.removed += 1;
+                if end != END_NONE {
+                    let record = flows::total(key, &state, endpoint, end, time_ns);
+                    expired.records.push(record);
+                }
+                continue;
+            }
+            expired.tracked += 1;
+            counts.entry(key.endpoint).or_default().add(key, state);
+            if lives(state) {
+                let record = flows::total(key, state, endpoint, END_NONE, time_ns);
+                expired.records.push(record);
             }
         }
         for (_, endpoint) in &endpoints {
-            let count = self.slots.field(endpoint.slot, offset_of!(Slot, flows));
-            if let (Some(count), Some(left)) = (count, left.get(&endpoint.id)) {
-                count.store(*left, Ordering::Relaxed);
+            self.set_counts(endpoint, &counts.remove(&endpoint.id).unwrap_or_default());
+        }
+        Ok(expired)
+    }
+
+    /// Tells how many packets were denied since the last report of their like, and forgets what is older than `age`.
+    pub(crate) fn take_denials(
+        &mut self,
+        now: Duration,
+        age: Duration,
+    ) -> Result<Vec<FlowRecord>, DatapathError> {
+        let all: Vec<(DenialKey, Denial)> = self
+            .denials
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(DENIALS, "read"))?;
+        let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let mut records = Vec::new();
+        for (key, denial) in all {
+            if now.saturating_sub(Duration::from_nanos(denial.reported_ns)) <= age {
+                continue;
+            }
+            // A packet that is counted between the look and the removal is lost to the count.
+            absent_is_fine(self.denials.remove(&key)).map_err(failed_map(DENIALS, "delete from"))?;
+            if denial.packets > 0 {
+                records.push(flows::denials(&key, &denial, time_ns));
             }
         }
-        Ok(Expired {
-            removed,
-            tracked: flows.len() - removed,
-        })
+        Ok(records)
+    }
+
+    /// Denied packets of each endpoint that nobody was told of, since it was attached.
+    pub(crate) fn unreported(&self) -> Result<BTreeMap<u32, u64>, DatapathError> {
+        let count = |endpoint: &Endpoint| {
+            let word = self.slots.field(endpoint.slot, offset_of!(Slot, unreported));
+            word.map_or(0, |word| word.load(Ordering::Relaxed))
+        };
+        let endpoints = self.endpoints()?;
+        let counts = endpoints
+            .iter()
+            .map(|(_, endpoint)| (endpoint.id, count(endpoint)));
+        Ok(counts.filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// Tracked flows as far as the programs have counted.
+    pub(crate) fn flow_count(&self) -> Result<u64, DatapathError> {
+        let count = |endpoint: &Endpoint| {
+            let word = self.slots.field(endpoint.slot, offset_of!(Slot, flows));
+            word.map_or(0, |word| word.load(Ordering::Relaxed))
+        };
+        Ok(self
+            .endpoints()?
+            .iter()
+            .map(|(_, endpoint)| count(endpoint))
+            .sum())
+    }
+
+    fn set_counts(&mut self, endpoint: &Endpoint, counts: &Counts) {
+        let set = |offset, count: u64| {
+            if let Some(word) = self.slots.field(endpoint.slot, offset) {
+                word.store(count, Ordering::Relaxed);
+            }
+        };
+        let [ingress, egress] = counts.unestablished;
+        set(offset_of!(Slot, flows), counts.flows);
+        set(offset_of!(Slot, unestablished), ingress);
+        set(offset_of!(Slot, unestablished) + size_of::<u64>(), egress);
+        for bucket in 0..PEER_BUCKETS {
+            let count = counts.buckets.get(&bucket).copied().unwrap_or(0);
+            if let Some(word) = self.peers.field(endpoint.slot * PEER_BUCKETS + bucket, 0) {
+                word.store(count, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Forgets the flows and the budget of one endpoint, and what others track of it: no packet will end those, and
     /// an established connection would take from the other's budget for a day.
-    pub(crate) fn remove_flows_of(&mut self, endpoint: &Endpoint) -> Result<(), DatapathError> {
+    pub(crate) fn remove_flows_of(&mut self, endpoint: &Endpoint) -> Result<Vec<FlowRecord>, DatapathError> {
         let has = |flag| endpoint.flags & flag != 0;
         let is_peer = |key: &FlowKey| {
             (has(ENDPOINT_HAS_IPV4) && key.peer == endpoint.ipv4)
                 || (has(ENDPOINT_HAS_IPV6) && key.peer == endpoint.ipv6)
         };
-        self.remove_flows(|key, _| key.endpoint == endpoint.id || is_peer(key))
-            .map(drop)
+        let ends = |key: &FlowKey, _: &FlowState| {
+            if key.endpoint == endpoint.id || is_peer(key) {
+                END_REMOVED
+            } else {
+                END_NONE
+            }
+        };
+        Ok(self.remove_flows(sys::monotonic_now(), ends, |_| false)?.records)
     }
 
     /// Forgets what an agent left that died between taking an endpoint away and cleaning up after it.
@@ -242,8 +340,14 @@ impl Maps {
             .iter()
             .map(|(_, endpoint)| endpoint.id)
             .collect();
-        self.remove_flows(|key, _| !known.contains(&key.endpoint))
-            .map(drop)
+        let ends = |key: &FlowKey, _: &FlowState| {
+            if known.contains(&key.endpoint) {
+                END_NONE
+            } else {
+                END_REMOVED
+            }
+        };
+        self.remove_flows(sys::monotonic_now(), ends, |_| false).map(drop)
     }
 
     /// A counter, summed over the CPUs.
@@ -255,20 +359,52 @@ impl Maps {
         Ok(slots.iter().sum())
     }
 
-    /// Whether the flow was still ending a moment before it was removed: a packet may have passed since the scan.
+    /// Removes a flow that `ends`, with what it was a moment before: a packet may have passed since the scan.
     fn remove_flow(
         &mut self,
         key: &FlowKey,
-        ends: impl Fn(&FlowKey, &FlowState) -> bool,
-    ) -> Result<bool, DatapathError> {
-        match self.flows.get(key, 0) {
-            Ok(state) if !ends(key, &state) => return Ok(false),
-            Ok(_) => {}
-            Err(MapError::KeyNotFound) => return Ok(true),
+        scanned: &FlowState,
+        ends: impl Fn(&FlowKey, &FlowState) -> u8,
+    ) -> Result<Option<(u8, FlowState)>, DatapathError> {
+        if ends(key, scanned) == END_NONE {
+            return Ok(None);
+        }
+        let state = match self.flows.get(key, 0) {
+            Ok(state) => state,
+            Err(MapError::KeyNotFound) => return Ok(Some((END_NONE, *scanned))),
             Err(source) => return Err(failed_map(FLOWS, "read")(source)),
+        };
+        let end = ends(key, &state);
+        if end == END_NONE {
+            return Ok(None);
         }
         absent_is_fine(self.flows.remove(key)).map_err(failed_map(FLOWS, "delete from"))?;
-        Ok(true)
+        Ok(Some((end, state)))
+    }
+}
+
+/// Flows of one endpoint, as its budgets count them.
+#[derive(Default)]
+struct Counts {
+    flows: u64,
+    unestablished: [u64; 2],
+    /// Of those to the endpoint, by bucket of the peer.
+    buckets: BTreeMap<u32, u64>,
+}
+
+impl Counts {
+    fn add(&mut self, key: &FlowKey, state: &FlowState) {
+        self.flows += 1;
+        if state.state & FLOW_ESTABLISHED != 0 {
+            return;
+        }
+        let [ingress, egress] = &mut self.unestablished;
+        if state.origin == DIRECTION_INGRESS {
+            *ingress += 1;
+            *self.buckets.entry(peer_bucket(&key.peer)).or_default() += 1;
+        } else {
+            *egress += 1;
+        }
     }
 }
 
@@ -278,6 +414,7 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
     const HASH: u32 = 1;
     const ARRAY: u32 = 2;
     const PERCPU_ARRAY: u32 = 6;
+    const LRU_HASH: u32 = 9;
     const LPM_TRIE: u32 = 11;
     const RINGBUF: u32 = 27;
     let expected = [
@@ -293,6 +430,12 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
         (SLOTS, shape::<u32, Slot>(ARRAY, MAX_ENDPOINTS)),
         (SOURCES, shape::<Key<SourceKey>, u32>(LPM_TRIE, MAX_SOURCES)),
+        (PEERS, shape::<u32, u64>(ARRAY, MAX_ENDPOINTS * PEER_BUCKETS)),
+        (
+            FRAGMENTS,
+            shape::<u32, Fragment>(ARRAY, MAX_ENDPOINTS * FRAGMENTS_PER_ENDPOINT),
+        ),
+        (DENIALS, shape::<DenialKey, Denial>(LRU_HASH, MAX_DENIALS)),
         (EVENTS, shape::<(), ()>(RINGBUF, RING_BYTES)),
         (COUNTER_MAP, shape::<u32, u64>(PERCPU_ARRAY, COUNTERS)),
     ];

@@ -20,7 +20,7 @@ use policies_ir::tables::{
     EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName, SourceClass,
 };
 
-use crate::{DatapathError, Synced, encode, kernel::maps::Maps, sys};
+use crate::{DatapathError, Fill, Synced, encode, kernel::maps::Maps, sys};
 
 /// What has been written, so that it can be deleted without searching the maps.
 #[derive(Default)]
@@ -239,6 +239,23 @@ impl Tables {
             }
         }
         Ok(tables)
+    }
+
+    /// Entries that are written, by map, with the map's capacity.
+    pub(crate) fn fill(&self) -> [Fill; 3] {
+        let fill = |map, entries: usize, capacity: u32| Fill {
+            map,
+            entries: u64::try_from(entries).unwrap_or(u64::MAX),
+            capacity: capacity.into(),
+        };
+        let verdicts = self.entries.values().map(|keys| keys.verdicts.len()).sum();
+        let sources = self.entries.values().map(|keys| keys.sources.len()).sum();
+        let identities = self.identities.values().map(Vec::len).sum();
+        [
+            fill("VERDICTS", verdicts, MAX_VERDICTS),
+            fill("SOURCES", sources, MAX_SOURCES),
+            fill("IDENTITIES", identities, MAX_IDENTITIES),
+        ]
     }
 
     /// Attached endpoints whose entries in the kernel do not mean what `tables` says.

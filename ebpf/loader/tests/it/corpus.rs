@@ -136,7 +136,7 @@ fn allowed_flows_pass_both_ways_and_others_do_not() {
         .expect("the TCP flow");
     assert_eq!(
         (web.local_port, web.peer_port, web.packets, web.origin),
-        (1000, 80, 3, Direction::Egress)
+        (1000, 80, [1, 2], Direction::Egress)
     );
 }
 
@@ -430,21 +430,6 @@ fn v6(ip: std::net::IpAddr) -> Result<std::net::Ipv6Addr, std::net::IpAddr> {
 }
 
 #[test]
-fn fragments_are_denied() {
-    let mut lab = lab(&[ANY_EGRESS]);
-    // First, middle and last; "don't fragment" is no fragment.
-    for (high, low) in [(0x20, 0), (0x20, 1), (0, 1), (0x1f, 0xff), (0x60, 0)] {
-        let mut fragment = frame(out(), UDP, &udp(1, 2));
-        (fragment[20], fragment[21]) = (high, low);
-        lab.assert_denied(Direction::Egress, &fragment, Reason::Fragment);
-    }
-    for offset in [0, 1, 8, 0xf8] {
-        let header = [&[UDP, 0, 0, offset, 0, 0, 0, 1][..], &udp(1, 2)].concat();
-        lab.assert_denied(Direction::Egress, &frame(out6(), 44, &header), Reason::Fragment);
-    }
-}
-
-#[test]
 fn ipv4_options_are_denied() {
     let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
     // A loose source route, and no-operations that would shift the ports for who ignores the header length.
@@ -489,10 +474,14 @@ fn ipv6_extension_headers_are_walked_within_bounds() {
     ] {
         lab.assert_denied(Direction::Egress, &chain(headers, 53), Reason::ExtensionHeader);
     }
+    // A fragment header that says that this is the whole packet (RFC 6946), and a second one.
+    let whole = [&[UDP, 0, 0, 0, 0, 0, 0, 9][..], &udp(1000, 53)].concat();
+    lab.assert_allowed(Direction::Egress, &frame(out6(), 44, &whole));
+    let twice = [&[44, 0, 0, 0, 0, 0, 0, 9][..], &whole].concat();
     lab.assert_denied(
         Direction::Egress,
-        &chain(&[(60, 0), (44, 0)], 53),
-        Reason::Fragment,
+        &frame(out6(), 44, &twice),
+        Reason::ExtensionHeader,
     );
     lab.assert_denied(
         Direction::Egress,
@@ -710,7 +699,10 @@ fn the_longest_block_of_ports_decides() {
 
 #[test]
 fn a_full_table_denies_new_flows_and_keeps_the_old() {
-    let mut lab = Lab::with_limits(Limits { max_flows: 4 });
+    let mut lab = Lab::with_limits(Limits {
+        max_flows: 4,
+        ..crate::lab::EACH_REPORTED
+    });
     program(&mut lab, &[ANY_EGRESS]);
     let packet = |port| frame(out(), UDP, &udp(1000, port));
     (1..=4).for_each(|port| lab.assert_allowed(Direction::Egress, &packet(port)));
@@ -723,20 +715,16 @@ fn a_full_table_denies_new_flows_and_keeps_the_old() {
             .expire(now + std::time::Duration::from_secs(after))
             .expect("expire")
     };
-    assert_eq!(
-        expire(&mut lab, 10),
-        ebpf_loader::Expired {
-            removed: 0,
-            tracked: 4
-        }
-    );
-    assert_eq!(
-        expire(&mut lab, 31),
-        ebpf_loader::Expired {
-            removed: 4,
-            tracked: 0
-        }
-    );
+    let counts = |expired: ebpf_loader::Expired| (expired.removed, expired.tracked);
+    assert_eq!(counts(expire(&mut lab, 10)), (0, 4));
+    let fill = |lab: &mut Lab| {
+        let fill = lab.kernel().counters().expect("counters").fill;
+        let flows = fill.iter().find(|fill| fill.map == "FLOWS").expect("the flows");
+        (flows.entries, flows.capacity)
+    };
+    assert_eq!(fill(&mut lab), (4, 4));
+    assert_eq!(counts(expire(&mut lab, 31)), (4, 0));
+    assert_eq!(fill(&mut lab), (0, 4));
     lab.assert_allowed(Direction::Egress, &packet(5));
     let counters = lab.kernel().counters().expect("counters");
     assert_eq!(
@@ -749,22 +737,73 @@ fn a_full_table_denies_new_flows_and_keeps_the_old() {
 fn one_endpoint_cannot_take_the_table_from_the_others() {
     let mut lab = lab(&[ANY_EGRESS]);
     let budget = u32::try_from(ebpf_abi::MAX_FLOWS_PER_ENDPOINT).expect("a small number");
-    let packet = |number: u32| {
+    let packet = |number: u32, back: bool| {
         let [_, _, high, low] = number.to_be_bytes();
-        frame(out(), UDP, &udp(u16::from_be_bytes([high, low]), 1000))
+        let port = u16::from_be_bytes([high, low]);
+        if back {
+            frame(out().reversed(), UDP, &udp(1000, port))
+        } else {
+            frame(out(), UDP, &udp(port, 1000))
+        }
     };
     for number in 0..budget {
-        let (verdict, _) = lab.judge(Direction::Egress, &packet(number));
-        assert_eq!(verdict, Verdict::Allow, "flow {number}");
+        for (direction, back) in [(Direction::Egress, false), (Direction::Ingress, true)] {
+            let (verdict, _) = lab.judge(direction, &packet(number, back));
+            assert_eq!(verdict, Verdict::Allow, "flow {number}");
+        }
     }
-    lab.assert_denied(Direction::Egress, &packet(budget), Reason::TooManyFlows);
-    lab.assert_allowed(Direction::Egress, &packet(0));
+    lab.assert_denied(Direction::Egress, &packet(budget, false), Reason::TooManyFlows);
+    lab.assert_allowed(Direction::Egress, &packet(0, false));
     let expired = lab
         .kernel()
-        .expire(ebpf_loader::monotonic_now() + std::time::Duration::from_secs(60))
+        .expire(ebpf_loader::monotonic_now() + std::time::Duration::from_secs(200))
         .expect("expire");
     assert_eq!(expired.removed, budget as usize);
-    lab.assert_allowed(Direction::Egress, &packet(budget));
+    lab.assert_allowed(Direction::Egress, &packet(budget, false));
+}
+
+/// Whoever only sends gets a share, in which each peer has one of its own.
+#[test]
+fn unanswered_flows_leave_room_for_others() {
+    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+    let from = |peer: &str, port: u16| frame(Ends::new(peer, POD), UDP, &udp(port, 53));
+    let fill = |lab: &mut Lab, direction: Direction, frame_of: &dyn Fn(u16) -> Vec<u8>| {
+        let mut allowed = 0;
+        while lab.judge(direction, &frame_of(allowed)).0 == Verdict::Allow {
+            allowed += 1;
+        }
+        u64::from(allowed)
+    };
+    let flood = |port| from(PEER, port);
+    assert_eq!(
+        fill(&mut lab, Direction::Ingress, &flood),
+        ebpf_abi::MAX_UNESTABLISHED_PER_BUCKET
+    );
+    lab.assert_denied(Direction::Ingress, &from(PEER, 60_000), Reason::TooManyFlows);
+    // Another peer, and the pod's own flows, even to the one that floods.
+    lab.assert_allowed(Direction::Ingress, &from("10.7.0.10", 1));
+    lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 60_000)));
+    // What the pod answers no longer counts.
+    lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(53, 0)));
+    lab.assert_allowed(Direction::Ingress, &from(PEER, 60_000));
+    lab.assert_denied(Direction::Ingress, &from(PEER, 60_001), Reason::TooManyFlows);
+    // Nor do half-open connections have a share beside it.
+    lab.assert_denied(
+        Direction::Ingress,
+        &frame(out().reversed(), TCP, &tcp(1, 80, SYN)),
+        Reason::TooManyFlows,
+    );
+    // The pod itself gets no more either, where nobody answers.
+    let scan = |port| frame(out(), UDP, &udp(2, port));
+    assert_eq!(
+        fill(&mut lab, Direction::Egress, &scan),
+        ebpf_abi::MAX_UNESTABLISHED - 1
+    );
+    // Little later all of that is forgotten.
+    let later = ebpf_loader::monotonic_now() + std::time::Duration::from_secs(40);
+    assert_eq!(lab.kernel().expire(later).expect("expire").tracked, 0);
+    lab.assert_allowed(Direction::Ingress, &from(PEER, 60_001));
+    lab.assert_allowed(Direction::Egress, &scan(60_000));
 }
 
 #[test]

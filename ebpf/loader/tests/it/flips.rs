@@ -168,11 +168,11 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
     let (done, sent) = mpsc::channel();
     pod.jobs
         .send(Box::new(move || {
-            done.send(send_until(&until)).expect("the test waits")
+            done.send(send_until(&until)).expect("the test waits");
         }))
         .expect("the pod's thread lives");
     // The other direction, through the same program from this thread, between the halves of each pair of flips.
-    let mut port = 0;
+    let (mut port, mut denied) = (0, 0);
     let back = |port: u16, to: u16| {
         let ends = Ends {
             source: peer(port % PEERS),
@@ -185,11 +185,12 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
         for to in [10_001, DIFFERENT[0], 30_000] {
             port = port % 60_000 + 1;
             let ifindex = pod.ifindex;
-            let _ = pod
+            let verdict = pod
                 .lab
                 .kernel()
                 .run_frame(Direction::Ingress, ifindex, &back(port, to))
                 .expect("run the program");
+            denied += usize::from(verdict == Verdict::Deny);
         }
         if number % 4 == 0 {
             // Room for new flows and new entries.
@@ -220,6 +221,7 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
         "{sent} packets sent, {} reported, {flips} flips: {judged:?}",
         records.len()
     );
+    assert!(denied >= flips, "port 30,000 is always denied");
     for which in [0, 1] {
         for verdict in [0, 1] {
             for direction in [0, 1] {

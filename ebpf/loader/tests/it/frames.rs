@@ -76,9 +76,23 @@ pub(crate) fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &
 }
 
 pub(crate) fn tcp(source: u16, destination: u16, flags: u8) -> Vec<u8> {
+    segment(source, destination, flags, 0, 0, &[])
+}
+
+/// A TCP segment without options, with a window of 65,535.
+pub(crate) fn segment(
+    source: u16,
+    destination: u16,
+    flags: u8,
+    sequence: u32,
+    acknowledged: u32,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut header = ports(source, destination);
-    header.extend([0; 8]);
+    header.extend(sequence.to_be_bytes());
+    header.extend(acknowledged.to_be_bytes());
     header.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    header.extend(payload);
     header
 }
 
@@ -88,10 +102,26 @@ pub(crate) fn udp(source: u16, destination: u16) -> Vec<u8> {
     header
 }
 
+/// An INIT that announces the tag 7.
 pub(crate) fn sctp(source: u16, destination: u16) -> Vec<u8> {
-    let mut header = ports(source, destination);
-    header.extend([0; 8]);
-    header
+    chunk(source, destination, 0, 1, 0, 7)
+}
+
+/// An SCTP packet with one chunk, of which the first four bytes are `tag`.
+pub(crate) fn chunk(
+    source: u16,
+    destination: u16,
+    verification: u32,
+    kind: u8,
+    flags: u8,
+    tag: u32,
+) -> Vec<u8> {
+    let mut packet = ports(source, destination);
+    packet.extend(verification.to_be_bytes());
+    packet.extend([0, 0, 0, 0, kind, flags, 0, 20]);
+    packet.extend(tag.to_be_bytes());
+    packet.extend([0; 12]);
+    packet
 }
 
 pub(crate) fn icmp(kind: u8, code: u8, id: u16) -> Vec<u8> {

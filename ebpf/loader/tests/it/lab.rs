@@ -20,6 +20,13 @@ pub(crate) const ENDPOINT: EndpointId = EndpointId(7);
 /// Frames given to the kernel by hand claim to be on the loopback interface of the test's network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
 
+/// Each denied packet is reported, so that a test can see why.
+pub(crate) const EACH_REPORTED: Limits = Limits {
+    max_flows: ebpf_abi::MAX_FLOWS,
+    report_every: Duration::ZERO,
+    reports_per_second: 0,
+};
+
 /// A datapath with its own pin directory, removed at the end. The thread of the test moves to a network namespace of
 /// its own, so what is attached there touches nothing else.
 pub(crate) struct Lab {
@@ -30,7 +37,7 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn new() -> Self {
-        Self::with_limits(Limits::default())
+        Self::with_limits(EACH_REPORTED)
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Self {
@@ -51,13 +58,16 @@ impl Lab {
         self.kernel.as_mut().expect("the datapath is open")
     }
 
+    /// Judges a frame.
+    pub(crate) fn run(&mut self, direction: Direction, frame: &[u8]) -> Verdict {
+        self.kernel()
+            .run_frame(direction, LOOPBACK, frame)
+            .expect("run the program")
+    }
+
     /// Judges a frame and returns the verdict with the record it caused, if any.
     pub(crate) fn judge(&mut self, direction: Direction, frame: &[u8]) -> (Verdict, Option<FlowRecord>) {
-        let verdict = self
-            .kernel()
-            .run_frame(direction, LOOPBACK, frame)
-            .expect("run the program");
-        (verdict, self.record())
+        (self.run(direction, frame), self.record())
     }
 
     /// The next record; records are there as soon as the program has run.

@@ -231,7 +231,9 @@ fn an_agent_that_is_gone_leaves_its_verdicts() {
     drop(pod.lab.kernel.take());
     assert!(pod.inside(|| reaches("169.254.1.1:8080")), "still allowed");
     assert!(pod.inside(|| is_cut_off("169.254.1.1:8081")), "still denied");
-    let kernel = ebpf_loader::Kernel::open(&pod.lab.pins, ebpf_loader::OBJECT).expect("open again");
+    let kernel =
+        ebpf_loader::Kernel::open_with_limits(&pod.lab.pins, ebpf_loader::OBJECT, crate::lab::EACH_REPORTED)
+            .expect("open again");
     pod.lab.kernel = Some(kernel);
     assert_eq!(pod.lab.kernel().attached().expect("attached").len(), 1);
     assert!(
@@ -267,31 +269,51 @@ fn unreachable_ports_are_heard_of_through_policy() {
 }
 
 #[test]
-fn fragments_of_the_kernel_are_denied() {
+fn fragments_of_the_kernel_follow_their_first_one() {
     let mut pod = Pod::new();
     pod.attach();
-    pod.allow(&[(Direction::Egress, 0, Service::Any)]);
-    let receiver = UdpSocket::bind((GATEWAY, 5353)).expect("a socket");
-    receiver.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    pod.inside(|| {
-        let socket = UdpSocket::bind((POD, 0)).expect("a socket");
-        socket
-            .send_to(&[7; 3000], (GATEWAY, 5353))
-            .expect("send three fragments");
-        socket
-            .send_to(&[7; 1000], (GATEWAY, 5353))
-            .expect("send one packet");
-    });
+    pod.allow(&[(Direction::Egress, 0, port(UDP, 5353))]);
+    for (address, source) in [(GATEWAY, POD), (GATEWAY6, POD6)] {
+        let receive = |port| {
+            let receiver = UdpSocket::bind((address, port)).expect("a socket");
+            receiver.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            receiver
+        };
+        let (allowed, denied) = (receive(5353), receive(5354));
+        pod.inside(move || {
+            let socket = UdpSocket::bind((source, 0)).expect("a socket");
+            for port in [5354, 5353] {
+                socket
+                    .send_to(&[7; 4000], (address, port))
+                    .expect("send three fragments");
+            }
+        });
+        assert_eq!(
+            allowed.recv(&mut [0; 8192]).expect("the packet, whole again"),
+            4000
+        );
+        denied.set_nonblocking(true).expect("non-blocking");
+        assert!(
+            denied.recv(&mut [0; 8192]).is_err(),
+            "a denied packet passed in pieces"
+        );
+    }
+    let records = pod.records();
+    let count = |reason: Reason, verdict| {
+        let same = |record: &&FlowRecord| record.reason == reason as u8 && record.verdict == verdict;
+        records.iter().filter(same).count()
+    };
+    // The first of each denied packet has ports and meets policy, those that follow belong to nothing.
     assert_eq!(
-        receiver.recv(&mut [0; 4096]).expect("the packet in one piece"),
-        1000
+        (count(Reason::Policy, 0), count(Reason::Fragment, 0)),
+        (2, 4),
+        "{records:?}"
     );
-    let fragments = pod
-        .records()
-        .iter()
-        .filter(|record| record.reason == Reason::Fragment as u8)
-        .count();
-    assert_eq!(fragments, 3);
+    let flows = pod.lab.kernel().tracked_flows().expect("flows");
+    assert_eq!(
+        flows.iter().map(|flow| flow.packets).collect::<Vec<_>>(),
+        [[0, 3]; 2]
+    );
 }
 
 /// Two sets of tables number the same addresses the other way round, and both allow the one and deny the other.

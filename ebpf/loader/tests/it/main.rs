@@ -5,9 +5,12 @@
 
 mod corpus;
 mod flips;
+mod fragments;
 mod frames;
 mod lab;
 mod link;
 mod matrix;
 mod policies;
+mod reports;
 mod restart;
+mod tracking;

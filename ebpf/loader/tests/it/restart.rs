@@ -8,7 +8,7 @@ use policies_ir::tables::{Direction, EndpointId, NodeTables, Service};
 
 use crate::{
     frames::{ACK, Ends, SYN, TCP, frame, tcp, udp},
-    lab::{ENDPOINT, LOOPBACK, Lab, ip, link, tables},
+    lab::{EACH_REPORTED, ENDPOINT, LOOPBACK, Lab, ip, link, tables},
 };
 
 const UDP: u8 = 17;
@@ -20,7 +20,7 @@ fn out() -> Ends {
 fn reopen(lab: &mut Lab) {
     lab.source = None;
     drop(lab.kernel.take());
-    let mut kernel = Kernel::open(&lab.pins, OBJECT).expect("open again");
+    let mut kernel = Kernel::open_with_limits(&lab.pins, OBJECT, EACH_REPORTED).expect("open again");
     lab.source = Some(kernel.flow_source().expect("open the ring"));
     lab.kernel = Some(kernel);
 }
@@ -271,9 +271,16 @@ fn maps_of_another_shape_are_refused() {
     let mut lab = Lab::new();
     lab.source = None;
     drop(lab.kernel.take());
-    let opened = Kernel::open_with_limits(&lab.pins, OBJECT, Limits { max_flows: 8 });
+    let opened = Kernel::open_with_limits(
+        &lab.pins,
+        OBJECT,
+        Limits {
+            max_flows: 8,
+            ..EACH_REPORTED
+        },
+    );
     assert!(matches!(opened, Err(DatapathError::Layout { path }) if path.ends_with("FLOWS")));
-    lab.kernel = Some(Kernel::open(&lab.pins, OBJECT).expect("open again"));
+    lab.kernel = Some(Kernel::open_with_limits(&lab.pins, OBJECT, EACH_REPORTED).expect("open again"));
 }
 
 #[test]

@@ -1,0 +1,204 @@
+//! Packets in pieces, in the wrong order, with the wrong borders.
+
+use ebpf_loader::{Datapath, Reason};
+use policies_ir::tables::{Direction, Service, Verdict};
+
+use crate::{
+    frames::{ACK, Ends, ICMP, SYN, TCP, UDP, frame, icmp_error, packet_of, tcp, udp},
+    lab::{ENDPOINT, LOOPBACK, Lab, link, tables},
+};
+
+const POD: &str = "10.7.0.2";
+const PEER: &str = "10.7.0.9";
+
+fn out() -> Ends {
+    Ends::new(POD, PEER)
+}
+
+fn out6() -> Ends {
+    Ends::new("fd07::2", "fd07::9")
+}
+
+/// UDP to port 53, and any TCP, out; nothing in.
+fn lab() -> Lab {
+    let mut lab = Lab::new();
+    program(&mut lab, 53);
+    lab
+}
+
+fn program(lab: &mut Lab, port: u16) {
+    let service = Service::Ports {
+        protocol: UDP,
+        port,
+        prefix_bits: 16,
+    };
+    let allowed = [
+        (Direction::Egress, 0, service),
+        (Direction::Egress, 0, Service::Protocol(TCP)),
+    ];
+    let mut tables = tables(&["10.7.0.0/24"], &allowed);
+    tables.identities.insert(
+        "fd07::/64".parse().expect("a prefix"),
+        policies_ir::tables::IdentityId(1),
+    );
+    lab.program(&link(LOOPBACK, &[POD, "fd07::2"]), &tables);
+}
+
+/// A fragment that begins at `offset` (in units of eight bytes).
+fn fragment(ends: Ends, protocol: u8, id: u16, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
+    let [id_high, id_low] = id.to_be_bytes();
+    if ends.source.is_ipv4() {
+        let mut bytes = frame(ends, protocol, payload);
+        let [high, low] = (offset | u16::from(more) << 13).to_be_bytes();
+        bytes.splice(18..22, [id_high, id_low, high, low]);
+        return bytes;
+    }
+    let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
+    let header = [protocol, 0, high, low, 0, 0, id_high, id_low];
+    frame(ends, 44, &[&header[..], payload].concat())
+}
+
+/// The first sixteen bytes of a datagram to `port`.
+fn first(ends: Ends, id: u16, port: u16) -> Vec<u8> {
+    fragment(ends, UDP, id, 0, true, &[&udp(1000, port)[..], &[7; 8]].concat())
+}
+
+fn later(ends: Ends, id: u16, offset: u16, more: bool) -> Vec<u8> {
+    fragment(ends, UDP, id, offset, more, &[7; 8])
+}
+
+#[test]
+fn fragments_follow_their_first_one() {
+    let mut lab = lab();
+    for ends in [out(), out6()] {
+        lab.assert_denied(Direction::Egress, &later(ends, 1, 2, true), Reason::Fragment);
+        lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
+        for (offset, more) in [(3, false), (2, true), (2, true)] {
+            lab.assert_allowed(Direction::Egress, &later(ends, 1, offset, more));
+        }
+        // Of another packet, another protocol, another direction.
+        lab.assert_denied(Direction::Egress, &later(ends, 2, 2, true), Reason::Fragment);
+        lab.assert_denied(
+            Direction::Egress,
+            &fragment(ends, TCP, 1, 2, true, &[7; 8]),
+            Reason::Fragment,
+        );
+        lab.assert_denied(
+            Direction::Ingress,
+            &later(ends.reversed(), 1, 2, true),
+            Reason::Fragment,
+        );
+        // A denied first fragment speaks for nobody.
+        lab.assert_denied(Direction::Egress, &first(ends, 3, 54), Reason::Policy);
+        lab.assert_denied(Direction::Egress, &later(ends, 3, 2, false), Reason::Fragment);
+    }
+    let flows = lab.kernel().tracked_flows().expect("flows");
+    assert_eq!(
+        flows.iter().map(|flow| flow.packets).collect::<Vec<_>>(),
+        [[0, 4]; 2]
+    );
+}
+
+#[test]
+fn fragments_that_would_overwrite_the_first_are_denied() {
+    let mut lab = lab();
+    for ends in [out(), out6()] {
+        lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
+        lab.assert_denied(Direction::Egress, &later(ends, 1, 1, true), Reason::Fragment);
+        // Beginning anew with another port is judged, and what was remembered stays.
+        lab.assert_denied(Direction::Egress, &first(ends, 1, 54), Reason::Policy);
+        lab.assert_allowed(Direction::Egress, &later(ends, 1, 2, false));
+    }
+}
+
+#[test]
+fn first_fragments_without_the_whole_header_are_denied() {
+    let mut lab = lab();
+    let syn = tcp(1000, 80, SYN);
+    for ends in [out(), out6()] {
+        for bytes in [8, 16] {
+            let tiny = fragment(ends, TCP, 1, 0, true, &syn[..bytes]);
+            lab.assert_denied(Direction::Egress, &tiny, Reason::Fragment);
+        }
+        let whole = [&syn[..], &[7; 4]].concat();
+        lab.assert_allowed(Direction::Egress, &fragment(ends, TCP, 1, 0, true, &whole));
+        lab.assert_allowed(Direction::Egress, &fragment(ends, TCP, 1, 3, false, &[7; 5]));
+        lab.assert_denied(
+            Direction::Egress,
+            &fragment(
+                ends,
+                TCP,
+                2,
+                0,
+                true,
+                &[&tcp(1001, 80, ACK)[..], &[7; 4]].concat(),
+            ),
+            Reason::NoConnection,
+        );
+    }
+}
+
+#[test]
+fn borders_that_cannot_be_are_denied() {
+    let mut lab = lab();
+    for ends in [out(), out6()] {
+        lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
+        // Not a multiple of eight although more follow; beyond the largest packet; nothing at all.
+        for bad in [
+            fragment(ends, UDP, 1, 2, true, &[7; 9]),
+            fragment(ends, UDP, 1, 0x1fff, false, &[7; 16]),
+            fragment(ends, UDP, 1, 2, false, &[]),
+            fragment(ends, UDP, 9, 0, true, &[&udp(1000, 53)[..], &[7; 3]].concat()),
+        ] {
+            lab.assert_denied(Direction::Egress, &bad, Reason::BadHeader);
+        }
+    }
+}
+
+#[test]
+fn a_first_fragment_speaks_for_five_seconds_of_its_own_policy() {
+    let mut lab = lab();
+    lab.assert_allowed(Direction::Egress, &first(out(), 1, 53));
+    program(&mut lab, 54);
+    lab.assert_denied(Direction::Egress, &later(out(), 1, 2, false), Reason::Policy);
+    program(&mut lab, 53);
+    lab.assert_allowed(Direction::Egress, &later(out(), 1, 2, false));
+    // The flow is forgotten, and with it what the fragments belong to.
+    let later_on = ebpf_loader::monotonic_now() + std::time::Duration::from_secs(100);
+    lab.kernel().expire(later_on).expect("expire");
+    lab.assert_denied(
+        Direction::Egress,
+        &later(out(), 1, 2, false),
+        Reason::NoConnection,
+    );
+}
+
+#[test]
+fn an_endpoint_remembers_a_bounded_number_of_packets() {
+    let mut lab = lab();
+    let many = 2 * u16::try_from(ebpf_abi::FRAGMENTS_PER_ENDPOINT).expect("a small number");
+    for id in 0..many {
+        lab.assert_allowed(Direction::Egress, &first(out(), id, 53));
+    }
+    let remembered = (0..many)
+        .filter(|id| lab.judge(Direction::Egress, &later(out(), *id, 2, false)).0 == Verdict::Allow)
+        .count();
+    assert_eq!(remembered, usize::from(many / 2));
+    lab.kernel().detach(ENDPOINT).expect("detach");
+}
+
+#[test]
+fn errors_in_fragments_are_denied() {
+    let mut lab = lab();
+    let sent = frame(out(), UDP, &udp(1000, 53));
+    lab.assert_allowed(Direction::Egress, &sent);
+    let error = icmp_error(3, 4, packet_of(&sent));
+    let back = out().reversed();
+    lab.assert_allowed(Direction::Ingress, &frame(back, ICMP, &error));
+    let padded = [&error[..], &[0; 4]].concat();
+    lab.assert_denied(
+        Direction::Ingress,
+        &fragment(back, ICMP, 1, 0, true, &padded),
+        Reason::Fragment,
+    );
+}

@@ -1,0 +1,224 @@
+//! What is told about flows and denials, and what a flood can hide.
+
+use std::time::Duration;
+
+use ebpf_abi::{
+    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, RECORD_DENIED, RECORD_END, RECORD_UPDATE,
+};
+use ebpf_loader::{Datapath, FlowRecord, Limits, Reason, UPDATE_EVERY, monotonic_now};
+use policies_ir::tables::{Direction, NodeTables, Service, Verdict};
+
+use crate::{
+    frames::{ACK, Ends, FIN, RST, SYN, TCP, UDP, frame, segment, udp},
+    lab::{ENDPOINT, LOOPBACK, Lab, link, tables},
+};
+
+const POD: &str = "10.7.0.2";
+const PEER: &str = "10.7.0.9";
+
+fn out() -> Ends {
+    Ends::new(POD, PEER)
+}
+
+fn allow_egress() -> NodeTables {
+    tables(&["10.7.0.0/24"], &[(Direction::Egress, 0, Service::Any)])
+}
+
+fn lab(limits: Limits) -> Lab {
+    let mut lab = Lab::with_limits(limits);
+    lab.program(&link(LOOPBACK, &[POD]), &allow_egress());
+    lab
+}
+
+fn expire(lab: &mut Lab, after: Duration) -> Vec<FlowRecord> {
+    lab.kernel()
+        .expire(monotonic_now() + after)
+        .expect("expire")
+        .records
+}
+
+/// A connection that is established.
+fn connect(lab: &mut Lab) {
+    let send = |lab: &mut Lab, direction, bytes: &[u8]| lab.assert_allowed(direction, bytes);
+    send(
+        lab,
+        Direction::Egress,
+        &frame(out(), TCP, &segment(1000, 80, SYN, 1, 0, &[])),
+    );
+    let answer = segment(80, 1000, SYN | ACK, 1, 2, &[]);
+    send(lab, Direction::Ingress, &frame(out().reversed(), TCP, &answer));
+    send(
+        lab,
+        Direction::Egress,
+        &frame(out(), TCP, &segment(1000, 80, ACK, 2, 2, &[])),
+    );
+}
+
+#[test]
+fn a_flow_ends_with_its_totals_and_the_reason() {
+    let back = out().reversed();
+    let day = Duration::from_secs(25 * 3600);
+    for (end, expected) in [(FIN | ACK, END_CLOSED), (RST | ACK, END_RESET), (ACK, END_SILENT)] {
+        let mut lab = lab(Limits::default());
+        connect(&mut lab);
+        lab.assert_allowed(
+            Direction::Egress,
+            &frame(out(), TCP, &segment(1000, 80, end, 2, 2, &[])),
+        );
+        lab.assert_allowed(
+            Direction::Ingress,
+            &frame(back, TCP, &segment(80, 1000, end, 2, 3, &[])),
+        );
+        let records = expire(&mut lab, day);
+        let [record] = &records[..] else {
+            panic!("one end: {records:?}")
+        };
+        assert_eq!((record.kind, record.end), (RECORD_END, expected));
+        // Three packets of 54 bytes out, two in.
+        assert_eq!((record.packets, record.bytes), ([2, 3], [108, 162]));
+        assert_eq!(
+            (record.source.to_ip(), record.destination.to_ip()),
+            (out().source, out().destination)
+        );
+        assert_eq!((record.source_port, record.destination_port), (1000, 80));
+        assert_eq!(
+            (record.endpoint, record.rule, record.verdict),
+            (ENDPOINT.0, 64, 1)
+        );
+        assert!(record.opened_ns > 0 && record.time_ns > record.opened_ns);
+        assert_eq!(expire(&mut lab, day), [], "told once");
+    }
+}
+
+#[test]
+fn flows_end_with_their_endpoint_or_by_policy() {
+    let mut lab = lab(Limits::default());
+    connect(&mut lab);
+    lab.kernel().detach(ENDPOINT).expect("detach");
+    let records = expire(&mut lab, Duration::ZERO);
+    assert_eq!(
+        records.iter().map(|record| record.end).collect::<Vec<_>>(),
+        [END_REMOVED]
+    );
+
+    let mut lab = Lab::new();
+    lab.program(&link(LOOPBACK, &[POD]), &allow_egress());
+    connect(&mut lab);
+    lab.program(&link(LOOPBACK, &[POD]), &tables(&["10.7.0.0/24"], &[]));
+    lab.assert_denied(
+        Direction::Egress,
+        &frame(out(), TCP, &segment(1000, 80, ACK, 2, 2, &[])),
+        Reason::Policy,
+    );
+    let records = expire(&mut lab, Duration::from_secs(61));
+    let ends: Vec<_> = records
+        .iter()
+        .map(|record| (record.end, record.verdict))
+        .collect();
+    assert_eq!(ends, [(END_DENIED, 0)]);
+}
+
+#[test]
+fn flows_that_live_are_told_of_now_and_then() {
+    let mut lab = lab(Limits::default());
+    connect(&mut lab);
+    let second = Duration::from_secs(1);
+    assert_eq!(expire(&mut lab, second), []);
+    let records = expire(&mut lab, UPDATE_EVERY + second);
+    let [record] = &records[..] else {
+        panic!("one update: {records:?}")
+    };
+    assert_eq!(
+        (record.kind, record.end, record.packets),
+        (RECORD_UPDATE, 0, [1, 2])
+    );
+    assert_eq!(expire(&mut lab, UPDATE_EVERY + second * 5), [], "told of already");
+    assert_eq!(
+        expire(&mut lab, UPDATE_EVERY * 2 + second),
+        [],
+        "nothing new to tell"
+    );
+    assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
+}
+
+#[test]
+fn a_flood_of_one_kind_is_told_once_and_counted() {
+    let mut lab = lab(Limits {
+        report_every: Duration::from_secs(3600),
+        ..Limits::default()
+    });
+    let denied = frame(out().reversed(), UDP, &udp(1, 2));
+    let flood = 20_000_u64;
+    for _ in 0..flood {
+        assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
+    }
+    // What else happens meanwhile is heard: another port, another reason.
+    let other = frame(out().reversed(), UDP, &udp(1, 3));
+    assert_eq!(lab.run(Direction::Ingress, &other), Verdict::Deny);
+    let spoofed = frame(Ends::new("10.7.0.3", PEER), UDP, &udp(1, 2));
+    assert_eq!(lab.run(Direction::Egress, &spoofed), Verdict::Deny);
+    let heard: Vec<_> = std::iter::from_fn(|| lab.record())
+        .map(|record| {
+            (
+                record.kind,
+                record.reason,
+                record.destination_port,
+                record.packets,
+            )
+        })
+        .collect();
+    assert_eq!(
+        heard,
+        [
+            (RECORD_DENIED, Reason::Policy as u8, 2, [1, 0]),
+            (RECORD_DENIED, Reason::Policy as u8, 3, [1, 0]),
+            (RECORD_DENIED, Reason::SpoofedSource as u8, 2, [0, 1]),
+        ]
+    );
+    let records = expire(&mut lab, Duration::from_secs(3601));
+    let [rest] = &records[..] else {
+        panic!("one kind has more to tell: {records:?}")
+    };
+    assert_eq!(
+        (rest.kind, rest.packets, rest.destination_port),
+        (RECORD_DENIED, [flood - 1, 0], 2)
+    );
+    assert_eq!(
+        (rest.source.to_ip(), rest.destination.to_ip()),
+        (out().destination, out().source)
+    );
+    let counters = lab.kernel().counters().expect("counters");
+    assert_eq!((counters.lost_events, counters.unreported.len()), (0, 0));
+    assert_eq!(counters.denied.get(&Reason::Policy), Some(&(flood + 1)));
+}
+
+#[test]
+fn a_flood_of_ever_new_kinds_leaves_the_ring_to_others() {
+    let limits = Limits {
+        reports_per_second: 100,
+        ..Limits::default()
+    };
+    let mut lab = lab(limits);
+    let sent = 30_000_u64;
+    let started = monotonic_now();
+    for number in 0..30_000 {
+        let denied = frame(out().reversed(), UDP, &udp(number, 2));
+        assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
+    }
+    let seconds = (monotonic_now() - started).as_secs() + 2;
+    let opened = frame(out(), UDP, &udp(1, 2));
+    assert_eq!(lab.run(Direction::Egress, &opened), Verdict::Allow);
+    let records: Vec<_> = std::iter::from_fn(|| lab.record()).collect();
+    assert!(
+        records.iter().any(|record| record.verdict == 1),
+        "the flow that opened is told of"
+    );
+    let denied = records
+        .iter()
+        .filter(|record| record.kind == RECORD_DENIED)
+        .count() as u64;
+    assert!((100..=100 * seconds).contains(&denied), "{denied} in {seconds} s");
+    let counters = lab.kernel().counters().expect("counters");
+    assert_eq!(counters.lost_events, 0);
+    assert_eq!(counters.unreported.get(&ENDPOINT), Some(&(sent - denied)));
+}

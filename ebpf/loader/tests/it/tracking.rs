@@ -1,0 +1,433 @@
+//! What opens a connection, what ends it, and what a third party that knows addresses and ports can do to it.
+
+use std::time::Duration;
+
+use ebpf_loader::{Datapath, Reason, TrackedFlow, monotonic_now};
+use policies_ir::tables::{Direction, Service};
+
+use crate::{
+    frames::{ACK, Ends, FIN, RST, SCTP, SYN, TCP, UDP, chunk, frame, segment, udp},
+    lab::{LOOPBACK, Lab, link, tables},
+};
+
+const POD: &str = "10.7.0.2";
+const PEER: &str = "10.7.0.9";
+/// First sequence numbers of client and server.
+const CLIENT: u32 = 0xffff_fff0;
+const SERVER: u32 = 5_000;
+/// The client's numbers wrap around early.
+const fn client(offset: u32) -> u32 {
+    CLIENT.wrapping_add(offset)
+}
+const NOTHING: &[u8] = &[];
+
+const SECONDS_HALF_OPEN: u64 = 30;
+const SECONDS_RESET: u64 = 10;
+const SECONDS_CLOSED: u64 = 60;
+const SECONDS_HALF_CLOSED: u64 = 600;
+const SECONDS_OPEN: u64 = 24 * 3600;
+
+fn lab(direction: Direction) -> Lab {
+    let mut lab = Lab::new();
+    lab.program(
+        &link(LOOPBACK, &[POD]),
+        &tables(&["10.7.0.0/24"], &[(direction, 0, Service::Any)]),
+    );
+    lab
+}
+
+/// Sends a segment that must pass. The pod is the client, on port 1000.
+#[track_caller]
+fn pass(lab: &mut Lab, direction: Direction, flags: u8, sequence: u32, acknowledged: u32, payload: &[u8]) {
+    let out = Ends::new(POD, PEER);
+    let bytes = match direction {
+        Direction::Egress => frame(
+            out,
+            TCP,
+            &segment(1000, 80, flags, sequence, acknowledged, payload),
+        ),
+        Direction::Ingress => frame(
+            out.reversed(),
+            TCP,
+            &segment(80, 1000, flags, sequence, acknowledged, payload),
+        ),
+    };
+    lab.assert_allowed(direction, &bytes);
+}
+
+/// The handshake of a connection that the pod opens.
+fn connect(lab: &mut Lab) {
+    pass(lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
+    pass(lab, Direction::Ingress, SYN | ACK, SERVER, client(1), NOTHING);
+    pass(lab, Direction::Egress, ACK, client(1), SERVER + 1, NOTHING);
+}
+
+fn flows(lab: &mut Lab) -> Vec<TrackedFlow> {
+    lab.kernel().tracked_flows().expect("flows")
+}
+
+#[track_caller]
+fn assert_established(lab: &mut Lab, expected: bool) {
+    let flows = flows(lab);
+    assert_eq!(flows.len(), 1, "{flows:?}");
+    assert!(flows.iter().all(|flow| flow.established == expected), "{flows:?}");
+}
+
+/// The one flow is remembered this long, and no longer. It is gone afterwards.
+#[track_caller]
+fn assert_remembered(lab: &mut Lab, seconds: u64) {
+    let now = monotonic_now();
+    let before = now + Duration::from_secs(seconds - 1);
+    assert_eq!(
+        lab.kernel().expire(before).expect("expire").removed,
+        0,
+        "forgotten early"
+    );
+    let after = now + Duration::from_secs(seconds + 1);
+    assert_eq!(
+        lab.kernel().expire(after).expect("expire").removed,
+        1,
+        "remembered too long"
+    );
+}
+
+#[test]
+fn a_connection_is_established_by_the_whole_handshake_only() {
+    let mut lab = lab(Direction::Egress);
+    pass(&mut lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
+    // Answers to something else, and a client that goes on without an answer.
+    pass(&mut lab, Direction::Ingress, SYN | ACK, SERVER, CLIENT, NOTHING);
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        SYN | ACK,
+        SERVER,
+        client(2),
+        NOTHING,
+    );
+    pass(&mut lab, Direction::Ingress, ACK, SERVER, client(1), NOTHING);
+    pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 1, NOTHING);
+    assert_established(&mut lab, false);
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        SYN | ACK,
+        SERVER,
+        client(1),
+        NOTHING,
+    );
+    // The client acknowledges what the server never said.
+    pass(&mut lab, Direction::Egress, ACK, client(1), SERVER, NOTHING);
+    pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 2, NOTHING);
+    assert_established(&mut lab, false);
+    assert_remembered(&mut lab, SECONDS_HALF_OPEN);
+
+    connect(&mut lab);
+    assert_established(&mut lab, true);
+    assert_remembered(&mut lab, SECONDS_OPEN);
+}
+
+#[test]
+fn a_connection_that_both_ends_open_is_one() {
+    let mut lab = Lab::new();
+    let both = [
+        (Direction::Egress, 0, Service::Any),
+        (Direction::Ingress, 0, Service::Any),
+    ];
+    lab.program(&link(LOOPBACK, &[POD]), &tables(&["10.7.0.0/24"], &both));
+    pass(&mut lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
+    pass(&mut lab, Direction::Ingress, SYN, SERVER, 0, NOTHING);
+    pass(
+        &mut lab,
+        Direction::Egress,
+        SYN | ACK,
+        CLIENT,
+        SERVER + 1,
+        NOTHING,
+    );
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        SYN | ACK,
+        SERVER,
+        client(1),
+        NOTHING,
+    );
+    assert_established(&mut lab, true);
+}
+
+#[test]
+fn a_spoofed_reset_ends_nothing() {
+    let mut lab = lab(Direction::Egress);
+    connect(&mut lab);
+    pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 1, &[7; 100]);
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        ACK,
+        SERVER + 1,
+        client(101),
+        &[7; 50],
+    );
+    pass(
+        &mut lab,
+        Direction::Egress,
+        ACK,
+        client(101),
+        SERVER + 51,
+        NOTHING,
+    );
+    // The client expects 5,051 now; a window of 65,535 lies behind it, and stacks answer all of that with a question.
+    for sequence in [0, SERVER, SERVER + 50, SERVER + 52, SERVER + 60_000, u32::MAX] {
+        pass(&mut lab, Direction::Ingress, RST, sequence, 0, NOTHING);
+        pass(
+            &mut lab,
+            Direction::Ingress,
+            RST | ACK,
+            sequence,
+            client(101),
+            NOTHING,
+        );
+    }
+    // Ends that lie out of the windows, or acknowledge what was not sent.
+    for (sequence, acknowledged) in [
+        (SERVER + 51 + 70_000, client(101)),
+        (SERVER.wrapping_sub(70_000), client(101)),
+        (SERVER + 51, client(102)),
+        (SERVER + 51, client(0).wrapping_sub(70_000)),
+    ] {
+        pass(
+            &mut lab,
+            Direction::Ingress,
+            FIN | ACK,
+            sequence,
+            acknowledged,
+            NOTHING,
+        );
+    }
+    // Nor does it help to move the window first.
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        ACK,
+        SERVER + 1_000_000,
+        client(101),
+        &[7; 9],
+    );
+    pass(&mut lab, Direction::Ingress, RST, SERVER + 1_000_009, 0, NOTHING);
+    assert_established(&mut lab, true);
+    assert_remembered(&mut lab, SECONDS_OPEN);
+}
+
+#[test]
+fn a_reset_in_sequence_ends_the_connection() {
+    for (direction, sequence) in [(Direction::Ingress, SERVER + 1), (Direction::Egress, client(1))] {
+        let mut lab = lab(Direction::Egress);
+        connect(&mut lab);
+        pass(&mut lab, direction, RST, sequence, 0, NOTHING);
+        assert_remembered(&mut lab, SECONDS_RESET);
+    }
+    // A refused connection: the reset acknowledges the SYN; one that does not is somebody else's.
+    let mut lab = lab(Direction::Egress);
+    pass(&mut lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
+    pass(&mut lab, Direction::Ingress, RST | ACK, 0, client(2), NOTHING);
+    pass(&mut lab, Direction::Ingress, RST, client(1), 0, NOTHING);
+    let now = monotonic_now();
+    let later = now + Duration::from_secs(SECONDS_RESET + 2);
+    assert_eq!(lab.kernel().expire(later).expect("expire").removed, 0);
+    pass(&mut lab, Direction::Ingress, RST | ACK, 0, client(1), NOTHING);
+    assert_remembered(&mut lab, SECONDS_RESET);
+}
+
+#[test]
+fn a_connection_that_both_ends_close_is_over() {
+    let mut lab = lab(Direction::Egress);
+    connect(&mut lab);
+    pass(
+        &mut lab,
+        Direction::Egress,
+        FIN | ACK,
+        client(1),
+        SERVER + 1,
+        &[7; 10],
+    );
+    // The server may go on for long.
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        ACK,
+        SERVER + 1,
+        client(12),
+        &[7; 1000],
+    );
+    let now = monotonic_now();
+    let soon = now + Duration::from_secs(SECONDS_HALF_CLOSED - 1);
+    assert_eq!(lab.kernel().expire(soon).expect("expire").removed, 0);
+    pass(
+        &mut lab,
+        Direction::Ingress,
+        FIN | ACK,
+        SERVER + 1001,
+        client(12),
+        NOTHING,
+    );
+    pass(
+        &mut lab,
+        Direction::Egress,
+        ACK,
+        client(12),
+        SERVER + 1002,
+        NOTHING,
+    );
+    assert_remembered(&mut lab, SECONDS_CLOSED);
+}
+
+#[test]
+fn window_scaling_is_understood() {
+    let mut lab = lab(Direction::Egress);
+    // Maximum segment size, then a scale of 7: windows of up to 8 MiB.
+    let scaled = |source, destination, flags, sequence, acknowledged| {
+        let mut bytes = segment(
+            source,
+            destination,
+            flags,
+            sequence,
+            acknowledged,
+            &[2, 4, 5, 0xb4, 1, 3, 3, 7],
+        );
+        if let Some(offset) = bytes.get_mut(12) {
+            *offset = 0x70;
+        }
+        bytes
+    };
+    let out = Ends::new(POD, PEER);
+    let far = 4_000_000;
+    lab.assert_allowed(
+        Direction::Egress,
+        &frame(out, TCP, &scaled(1000, 80, SYN, CLIENT, 0)),
+    );
+    lab.assert_allowed(
+        Direction::Ingress,
+        &frame(
+            out.reversed(),
+            TCP,
+            &scaled(80, 1000, SYN | ACK, SERVER, client(1)),
+        ),
+    );
+    pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 1, NOTHING);
+    pass(&mut lab, Direction::Ingress, ACK, SERVER + 1, client(1), NOTHING);
+    // Far within the scaled window, as after a burst whose middle is lost.
+    pass(&mut lab, Direction::Egress, ACK, client(far), SERVER + 1, &[7; 9]);
+    pass(&mut lab, Direction::Egress, RST, client(far + 9), 0, NOTHING);
+    assert_remembered(&mut lab, SECONDS_RESET);
+}
+
+#[test]
+fn a_syn_on_a_live_connection_changes_nothing() {
+    let mut lab = lab(Direction::Egress);
+    connect(&mut lab);
+    // From the peer, policy denies it; from the pod it is a stray. Neither is an end, or a new beginning.
+    let syn = frame(Ends::new(PEER, POD), TCP, &segment(80, 1000, SYN, 77, 0, NOTHING));
+    lab.assert_denied(Direction::Ingress, &syn, Reason::Policy);
+    pass(&mut lab, Direction::Egress, SYN, 99, 0, NOTHING);
+    assert!(lab.record().is_none(), "a SYN on a live connection opens nothing");
+    assert_established(&mut lab, true);
+    pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 1, &[7; 10]);
+    // What a client does whose server has asked back (RFC 5961): its reset is in sequence, and then it may open anew.
+    pass(&mut lab, Direction::Egress, RST, client(11), 0, NOTHING);
+    let syn = frame(Ends::new(POD, PEER), TCP, &segment(1000, 80, SYN, 99, 0, NOTHING));
+    let (_, record) = lab.judge(Direction::Egress, &syn);
+    assert_eq!(
+        record.map(|record| record.verdict),
+        Some(1),
+        "judged anew, and reported"
+    );
+    assert_established(&mut lab, false);
+}
+
+#[test]
+fn a_peer_that_poses_as_the_client_does_not_forget_its_connection() {
+    // The pod is the server here; the SYN comes from outside, where addresses can be spoofed.
+    let mut lab = lab(Direction::Ingress);
+    pass(&mut lab, Direction::Ingress, SYN, SERVER, 0, NOTHING);
+    pass(
+        &mut lab,
+        Direction::Egress,
+        SYN | ACK,
+        CLIENT,
+        SERVER + 1,
+        NOTHING,
+    );
+    pass(&mut lab, Direction::Ingress, ACK, SERVER + 1, client(1), NOTHING);
+    for sequence in [0, SERVER, SERVER + 1, 123_456] {
+        pass(&mut lab, Direction::Ingress, SYN, sequence, 0, NOTHING);
+    }
+    assert_established(&mut lab, true);
+    assert_remembered(&mut lab, SECONDS_OPEN);
+}
+
+#[test]
+fn a_new_connection_on_old_ports_is_judged_anew() {
+    let mut lab = lab(Direction::Egress);
+    connect(&mut lab);
+    pass(&mut lab, Direction::Ingress, RST, SERVER + 1, 0, NOTHING);
+    // The server's own attempt, on the ports of a connection that is over.
+    let syn = frame(Ends::new(PEER, POD), TCP, &segment(80, 1000, SYN, 77, 0, NOTHING));
+    lab.assert_denied(Direction::Ingress, &syn, Reason::Policy);
+    pass(&mut lab, Direction::Egress, SYN, 99, 0, NOTHING);
+    pass(&mut lab, Direction::Ingress, SYN | ACK, 50, 100, NOTHING);
+    pass(&mut lab, Direction::Egress, ACK, 100, 51, NOTHING);
+    assert_established(&mut lab, true);
+}
+
+#[test]
+fn sctp_associations_open_by_init_and_end_by_the_right_tag() {
+    const INIT_ACK: u8 = 2;
+    const ABORT: u8 = 6;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    const COOKIE_ECHO: u8 = 10;
+    const COOKIE_ACK: u8 = 11;
+    let out = Ends::new(POD, PEER);
+    let sent = |verification, kind, flags| frame(out, SCTP, &chunk(1000, 80, verification, kind, flags, 7));
+    let answered = |verification, kind, flags| {
+        frame(
+            out.reversed(),
+            SCTP,
+            &chunk(80, 1000, verification, kind, flags, 9),
+        )
+    };
+    for (end, flags, verification, ends) in [
+        (ABORT, 0, 7, true),
+        (ABORT, 1, 9, true),
+        (SHUTDOWN_COMPLETE, 0, 7, true),
+        (ABORT, 0, 8, false),
+        (ABORT, 1, 7, true),
+        (ABORT, 1, 8, false),
+        (SHUTDOWN_COMPLETE, 0, 0, false),
+    ] {
+        let mut lab = lab(Direction::Egress);
+        lab.assert_denied(Direction::Egress, &sent(7, COOKIE_ECHO, 0), Reason::NoConnection);
+        lab.assert_denied(Direction::Egress, &sent(1, 1, 0), Reason::BadHeader);
+        lab.assert_allowed(Direction::Egress, &sent(0, 1, 0));
+        lab.assert_allowed(Direction::Ingress, &answered(7, INIT_ACK, 0));
+        assert_established(&mut lab, false);
+        lab.assert_allowed(Direction::Egress, &sent(8, COOKIE_ECHO, 0));
+        assert_established(&mut lab, false);
+        lab.assert_allowed(Direction::Egress, &sent(9, COOKIE_ECHO, 0));
+        lab.assert_allowed(Direction::Ingress, &answered(7, COOKIE_ACK, 0));
+        assert_established(&mut lab, true);
+        lab.assert_allowed(Direction::Ingress, &answered(verification, end, flags));
+        assert_remembered(&mut lab, if ends { SECONDS_RESET } else { 600 });
+    }
+}
+
+#[test]
+fn a_question_and_its_answer_are_forgotten_sooner_than_a_stream() {
+    let mut lab = lab(Direction::Egress);
+    let out = Ends::new(POD, PEER);
+    lab.assert_allowed(Direction::Egress, &frame(out, UDP, &udp(1, 53)));
+    assert_established(&mut lab, false);
+    lab.assert_allowed(Direction::Ingress, &frame(out.reversed(), UDP, &udp(53, 1)));
+    assert_established(&mut lab, true);
+    assert_remembered(&mut lab, 30);
+}

@@ -1,0 +1,164 @@
+//! What user space hears: each flow that opens, and what is denied, told so that a flood hides nobody else.
+//!
+//! Packets that are denied alike (same ends, ports, direction and reason) are told once per [`REPORT_EVERY_NS`] and
+//! counted meanwhile; user space collects what a flood leaves behind when it ends. An endpoint whose packets are denied
+//! in ever new ways may tell [`REPORTS_PER_SECOND`] of them in a second; the rest are a number.
+
+use aya_ebpf::programs::TcContext;
+use ebpf_abi::{
+    COUNTER_LOST_EVENTS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, FlowRecord, RECORD_DENIED,
+    RECORD_START, VERDICT_ALLOW, VERDICT_DENY,
+};
+
+use crate::{
+    count,
+    judge::{Outcome, add},
+    maps::{DENIALS, EVENTS},
+    packet::{self, Packet},
+};
+
+/// How long packets that are denied alike are only counted; 0 tells each. Set by the loader.
+#[unsafe(no_mangle)]
+static REPORT_EVERY_NS: u64 = 1_000_000_000;
+/// Denials that one endpoint may have told in a second; 0 is no limit. Set by the loader.
+#[unsafe(no_mangle)]
+static REPORTS_PER_SECOND: u64 = 512;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Tells of a flow that opened.
+#[inline(always)]
+pub(crate) fn opened(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
+    submit(ctx, packet, outcome, now_ns, 1, packet.length as u64);
+}
+
+/// Tells of a packet that was denied, or counts it.
+#[inline(always)]
+pub(crate) fn denied(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
+    // SAFETY: a valid reference; volatile, since the loader sets the value after the compiler has seen it.
+    let interval = unsafe { (&raw const REPORT_EVERY_NS).read_volatile() };
+    let (mut packets, mut bytes) = (1, packet.length as u64);
+    if interval != 0 {
+        let key = DenialKey {
+            ifindex: packet::ifindex(ctx),
+            peer: packet.peer,
+            local_port: packet.ports.local,
+            peer_port: packet.ports.peer,
+            protocol: packet.protocol,
+            direction: packet.direction,
+            reason: outcome.reason as u8,
+            padding: 0,
+        };
+        match DENIALS.get_ptr_mut(&key) {
+            Some(known) => {
+                // SAFETY: the map returned a valid, aligned value. It may come to serve another kind of denial while it
+                // is read here; then a packet is counted there.
+                let known = unsafe { &mut *known };
+                if now_ns.wrapping_sub(known.reported_ns) < interval || !may_report(outcome, now_ns) {
+                    add(&raw mut known.packets, 1);
+                    add(&raw mut known.bytes, bytes);
+                    return;
+                }
+                packets += known.packets;
+                bytes += known.bytes;
+                known.packets = 0;
+                known.bytes = 0;
+                known.reported_ns = now_ns;
+            }
+            None => {
+                if !may_report(outcome, now_ns) {
+                    unreported(outcome);
+                    return;
+                }
+                let denial = Denial {
+                    reported_ns: now_ns,
+                    packets: 0,
+                    bytes: 0,
+                    local: packet.local,
+                    endpoint: outcome.endpoint,
+                    epoch: outcome.change,
+                    rule: outcome.rule,
+                    source_port: packet.source_port,
+                    destination_port: packet.service_port,
+                };
+                // Without room the next packet like it is told again.
+                let _ = DENIALS.insert(&key, &denial, 0);
+            }
+        }
+    } else if !may_report(outcome, now_ns) {
+        unreported(outcome);
+        return;
+    }
+    submit(ctx, packet, outcome, now_ns, packets, bytes);
+}
+
+/// Whether the endpoint has told few enough denials in this second.
+#[inline(always)]
+fn may_report(outcome: &Outcome, now_ns: u64) -> bool {
+    // SAFETY: as in `denied`.
+    let limit = unsafe { (&raw const REPORTS_PER_SECOND).read_volatile() };
+    if limit == 0 || outcome.slot.is_null() {
+        return true;
+    }
+    // SAFETY: the slot came from the map in this run and is aligned; other CPUs count at the same time, which makes the
+    // limit inexact, no more.
+    let slot = unsafe { &mut *outcome.slot };
+    let second = now_ns / SECOND_NS;
+    if slot.report_second != second {
+        slot.report_second = second;
+        slot.reports = 0;
+    }
+    slot.reports += 1;
+    slot.reports <= limit
+}
+
+#[inline(always)]
+fn unreported(outcome: &Outcome) {
+    if !outcome.slot.is_null() {
+        // SAFETY: as in `may_report`.
+        add(unsafe { &raw mut (*outcome.slot).unreported }, 1);
+    }
+}
+
+/// Writes a record; a full ring is counted.
+#[inline(always)]
+fn submit(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: u64) {
+    let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
+        count(COUNTER_LOST_EVENTS);
+        return;
+    };
+    let ingress = packet.direction == DIRECTION_INGRESS;
+    let (source, destination) = if ingress {
+        (packet.peer, packet.local)
+    } else {
+        (packet.local, packet.peer)
+    };
+    let pair = |amount| if ingress { [amount, 0] } else { [0, amount] };
+    let allowed = outcome.verdict == VERDICT_ALLOW;
+    entry.write(FlowRecord {
+        time_ns: now_ns,
+        opened_ns: if allowed { now_ns } else { 0 },
+        source,
+        destination,
+        packets: pair(packets),
+        bytes: pair(bytes),
+        ifindex: packet::ifindex(ctx),
+        endpoint: outcome.endpoint,
+        epoch: outcome.change,
+        rule: outcome.rule,
+        source_port: packet.source_port,
+        destination_port: packet.service_port,
+        protocol: packet.protocol,
+        direction: packet.direction,
+        verdict: if allowed {
+            VERDICT_ALLOW as u8
+        } else {
+            VERDICT_DENY as u8
+        },
+        reason: outcome.reason as u8,
+        kind: if allowed { RECORD_START } else { RECORD_DENIED },
+        end: END_NONE,
+        padding: [0; 6],
+    });
+    entry.submit(0);
+}

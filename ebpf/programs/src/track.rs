@@ -1,0 +1,237 @@
+//! What packets tell about the flow they belong to: attempts, established flows, ends.
+//!
+//! Nothing here drops a packet. Verdicts are policy's; what is tracked decides how long a flow is remembered, and which
+//! share of its endpoint it counts against. So the question is what a peer, or who poses as one, can make us believe:
+//!
+//! - A flow is established only when its opener has answered the other end's answer, with numbers that it can only know
+//!   from there.
+//! - A RST or FIN counts only if the receiver would accept it: a RST between what the receiver has acknowledged and
+//!   what the sender has sent (RFC 5961 makes stacks as strict), a FIN in a segment within the windows. Numbers out of
+//!   the window change nothing. The rules are those of Linux's `nf_conntrack_proto_tcp.c`, without its exceptions.
+//! - A SYN on a live flow is no end of it: it passes, if policy allows it, for the receiver's stack to answer.
+
+use ebpf_abi::{
+    FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED, FlowSide,
+    FlowState, SCALE_NONE, protocol,
+};
+
+use crate::packet::{
+    PIECE_LATER, Packet, SCTP_ABORT, SCTP_INIT_ACK, SCTP_SHUTDOWN, SCTP_SHUTDOWN_ACK, SCTP_SHUTDOWN_COMPLETE,
+    Segment, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+};
+
+/// Acknowledgements may lie so far back whatever the window: `MAXACKWINCONST` of Linux.
+const OLD_ACK_BYTES: u32 = 66_000;
+/// The T bit of ABORT and SHUTDOWN COMPLETE: the tag is the sender's own.
+const SCTP_T_BIT: u8 = 1;
+
+/// The sides of a flow that `packet` opens.
+#[inline(always)]
+pub(crate) fn opened(packet: &Packet) -> [FlowSide; 2] {
+    let mut sides = [FlowSide::default(); 2];
+    let (mine, other) = indices(packet.direction);
+    let segment = &packet.segment;
+    if packet.protocol == protocol::TCP {
+        sides[mine] = FlowSide {
+            end: segment.sequence.wrapping_add(segment.length),
+            acked: 0,
+            window: segment.window,
+            scale: segment.scale,
+        };
+        // The answer acknowledges the SYN, and perhaps data that came with it.
+        sides[other].acked = segment.sequence.wrapping_add(1);
+    } else if packet.protocol == protocol::SCTP {
+        sides[mine].end = segment.acknowledged;
+    }
+    sides
+}
+
+/// Bits of [`FlowState::state`] that `packet`, which has passed, adds to the flow.
+#[inline(always)]
+pub(crate) fn follow(flow: &mut FlowState, packet: &Packet) -> u8 {
+    if packet.fragment.kind == PIECE_LATER || FlowState::is_over(flow.state) {
+        return 0;
+    }
+    match packet.protocol {
+        protocol::TCP => follow_tcp(flow, packet),
+        protocol::SCTP => follow_sctp(flow, packet),
+        _ if packet.direction != flow.origin => FLOW_REPLIED | FLOW_ESTABLISHED,
+        _ => 0,
+    }
+}
+
+/// A SYN from the other end of a flow that is not answered yet: both open at once.
+#[inline(always)]
+pub(crate) fn open_both(flow: &mut FlowState, packet: &Packet) -> u8 {
+    if packet.protocol != protocol::TCP || flow.state & FLOW_REPLIED != 0 {
+        return 0;
+    }
+    let (mine, other) = indices(packet.direction);
+    let segment = &packet.segment;
+    let first_acked = flow.sides[mine].acked;
+    flow.sides[mine] = FlowSide {
+        end: segment.sequence.wrapping_add(segment.length),
+        acked: first_acked,
+        window: segment.window,
+        scale: segment.scale,
+    };
+    flow.sides[other].acked = segment.sequence.wrapping_add(1);
+    FLOW_REPLIED | scaled(&flow.sides)
+}
+
+#[inline(always)]
+fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
+    let (mine, other) = indices(packet.direction);
+    let segment = packet.segment;
+    let end = segment.sequence.wrapping_add(segment.length);
+    let acks = segment.flags & TCP_ACK != 0;
+    let from_origin = packet.direction == flow.origin;
+    let theirs = flow.sides[other];
+    let ours = flow.sides[mine];
+
+    if flow.state & FLOW_REPLIED == 0 {
+        if from_origin {
+            return 0;
+        }
+        // Both answers to a SYN acknowledge it.
+        if !acks || !within(ours.acked, segment.acknowledged, theirs.end) {
+            return 0;
+        }
+        if segment.flags & TCP_RST != 0 {
+            return FLOW_RESET;
+        }
+        if segment.flags & TCP_SYN == 0 {
+            return 0;
+        }
+        flow.sides[mine] = FlowSide {
+            end,
+            acked: segment.acknowledged,
+            window: segment.window,
+            scale: segment.scale,
+        };
+        flow.sides[other].acked = segment.sequence.wrapping_add(1);
+        return FLOW_REPLIED | scaled(&flow.sides);
+    }
+
+    if segment.flags & TCP_RST != 0 {
+        return if within(theirs.acked, segment.sequence, ours.end) {
+            FLOW_RESET
+        } else {
+            0
+        };
+    }
+    let scales = flow.state & FLOW_SCALED != 0 && segment.flags & TCP_SYN == 0;
+    let window = if scales {
+        segment.window << (ours.scale & 15)
+    } else {
+        segment.window
+    };
+    if !acks || !in_windows(&segment, end, window, &ours, &theirs) {
+        return 0;
+    }
+    let mut bits = 0;
+    if from_origin && flow.state & FLOW_ESTABLISHED == 0 {
+        // The opener proves that it has seen the answer: it acknowledges that, not less.
+        if !within(ours.acked, segment.acknowledged, theirs.end) {
+            return 0;
+        }
+        bits |= FLOW_ESTABLISHED;
+    }
+    let side = &mut flow.sides[mine];
+    if before(side.end, end) {
+        side.end = end;
+    }
+    if before(side.acked, segment.acknowledged) {
+        side.acked = segment.acknowledged;
+    }
+    if side.window < window {
+        side.window = window;
+    }
+    if segment.flags & TCP_FIN != 0 {
+        bits |= fin(packet.direction);
+    }
+    bits
+}
+
+/// Whether the segment is one that the receiver may accept, and acknowledges what may be acknowledged.
+#[inline(always)]
+fn in_windows(segment: &Segment, end: u32, window: u32, ours: &FlowSide, theirs: &FlowSide) -> bool {
+    let offered = if theirs.window == 0 { 1 } else { theirs.window };
+    let old_ack = if window > OLD_ACK_BYTES {
+        window
+    } else {
+        OLD_ACK_BYTES
+    };
+    // Does not begin beyond what the receiver offered, does not end before what it may still want repeated.
+    !before(theirs.acked.wrapping_add(offered), segment.sequence)
+        && !before(end, ours.end.wrapping_sub(offered).wrapping_sub(1))
+        // Acknowledges nothing that was not sent, and nothing of long ago.
+        && !before(theirs.end, segment.acknowledged)
+        && !before(segment.acknowledged, theirs.end.wrapping_sub(old_ack))
+}
+
+#[inline(always)]
+fn follow_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
+    let (mine, other) = indices(packet.direction);
+    let segment = packet.segment;
+    let chunk = segment.flags;
+    let from_origin = packet.direction == flow.origin;
+    let right_tag = segment.sequence == flow.sides[other].end;
+    if flow.state & FLOW_REPLIED == 0 {
+        if from_origin || !right_tag {
+            return 0;
+        }
+        return match chunk {
+            SCTP_ABORT => FLOW_RESET,
+            SCTP_INIT_ACK => {
+                flow.sides[mine].end = segment.acknowledged;
+                FLOW_REPLIED
+            }
+            _ => 0,
+        };
+    }
+    let own_tag = segment.chunk_flags & SCTP_T_BIT != 0 && segment.sequence == flow.sides[mine].end;
+    match chunk {
+        SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE if right_tag || own_tag => FLOW_RESET,
+        _ if !right_tag => 0,
+        SCTP_SHUTDOWN | SCTP_SHUTDOWN_ACK => fin(packet.direction),
+        _ if from_origin => FLOW_ESTABLISHED,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn scaled(sides: &[FlowSide; 2]) -> u8 {
+    if sides[0].scale != SCALE_NONE && sides[1].scale != SCALE_NONE {
+        FLOW_SCALED
+    } else {
+        0
+    }
+}
+
+#[inline(always)]
+fn fin(direction: u8) -> u8 {
+    if direction == ebpf_abi::DIRECTION_EGRESS {
+        FLOW_FIN_EGRESS
+    } else {
+        FLOW_FIN_INGRESS
+    }
+}
+
+/// Indices of the sender's and the receiver's side.
+#[inline(always)]
+fn indices(direction: u8) -> (usize, usize) {
+    ((direction & 1) as usize, (direction & 1 ^ 1) as usize)
+}
+
+/// Whether `a` comes before `b` in sequence space.
+#[inline(always)]
+fn before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+/// `low <= value <= high` in sequence space.
+#[inline(always)]
+fn within(low: u32, value: u32, high: u32) -> bool {
+    value.wrapping_sub(low) <= high.wrapping_sub(low)
+}
