@@ -12,18 +12,22 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Decision, decide},
     policy::{EndpointPolicy, NamedPort, PolicySet, ServiceMatch, WorkloadKind},
-    tables::{Direction, EndpointId, EndpointTables, NodeTables, Packet, VerdictKey},
+    tables::{
+        Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleName, Service,
+        SourceBlock, SourceClass, VerdictEntry, VerdictKey,
+    },
 };
 
 use crate::{
     cells::Matchers,
     classes::Classes,
     field::FieldError,
-    program::{Program, rule_ids},
+    program::{Program, RuleIds, rule_ids},
     sources::Sources,
     view::ClusterView,
 };
@@ -67,6 +71,22 @@ pub enum Diagnostic {
     DuplicateEndpoint(EndpointId),
 }
 
+/// Tables of a node in which each distinct list of verdicts stands once: for whoever compares all ends with all
+/// others, where the tables would be too many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// As in [`NodeTables::identities`].
+    pub identities: BTreeMap<IpNet, IdentityId>,
+    /// For each endpoint and direction, the position in `answers` of what it says about each identity.
+    pub rows: BTreeMap<(EndpointId, Direction), BTreeMap<IdentityId, usize>>,
+    /// As in [`EndpointTables::sources`]. An endpoint that is not here is denied everything.
+    pub sources: BTreeMap<EndpointId, BTreeMap<SourceBlock, SourceClass>>,
+    /// Verdicts as they would stand in [`EndpointTables::verdicts`] for one peer and direction.
+    pub answers: Vec<Vec<(SourceClass, Service, VerdictEntry)>>,
+    /// As in [`NodeTables::rules`].
+    pub rules: Vec<RuleName>,
+}
+
 /// Compiles the policies in `view` for the endpoints in it.
 pub fn compile(view: &ClusterView) -> Compiled {
     let mut diagnostics = Vec::new();
@@ -88,31 +108,13 @@ pub fn compile(view: &ClusterView) -> Compiled {
 /// Compiles `policies` of any origin for the endpoints of `cluster`. The result depends on nothing but the
 /// arguments, and not on the order of members, tiers or policies.
 pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
-    let local = local_members(cluster);
-    let policies: Vec<EndpointPolicy<'_>> = local
-        .values()
-        .map(|member| policies.for_endpoint(&member.workload))
-        .collect();
-    let rules = rule_ids(&policies);
-    let mut matchers = Matchers::new(cluster);
-    let mut programs = Vec::new();
-    for ((endpoint, member), policy) in local.iter().zip(&policies) {
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let own = (*endpoint, *member);
-            programs.push(Program::new(
-                own,
-                direction,
-                policy,
-                cluster,
-                &rules,
-                &mut matchers,
-            ));
-        }
-    }
-    let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
-    let cells = matchers.cells(cluster, &port_names);
-    let sources = source_classes(cluster, &programs);
-    let classes = Classes::new(&cells, &programs, &sources);
+    let Layout {
+        local,
+        programs,
+        rules,
+        sources,
+        classes,
+    } = Layout::new(cluster, policies);
     let table = |endpoint: &EndpointId| sources.get(endpoint).map(Sources::table).unwrap_or_default();
     let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
         .into_keys()
@@ -146,6 +148,31 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
         identities: classes.identities,
         endpoints,
         rules: rules.into_keys().collect(),
+    }
+}
+
+/// Compiles `policies` like [`compile_policies`], but keeps each distinct answer once.
+pub fn compile_answers(cluster: &Cluster, policies: &PolicySet) -> Answers {
+    let Layout {
+        programs,
+        rules,
+        sources,
+        classes,
+        ..
+    } = Layout::new(cluster, policies);
+    let rows = programs.iter().enumerate().map(|(position, program)| {
+        let row = classes.numbers(position).collect();
+        ((program.endpoint, program.direction), row)
+    });
+    Answers {
+        rows: rows.collect(),
+        sources: sources
+            .iter()
+            .map(|(endpoint, sources)| (*endpoint, sources.table()))
+            .collect(),
+        rules: rules.into_keys().collect(),
+        answers: classes.answers,
+        identities: classes.identities,
     }
 }
 
@@ -188,6 +215,52 @@ impl fmt::Display for Diagnostic {
             Self::DuplicateEndpoint(EndpointId(id)) => {
                 write!(f, "several pods have endpoint {id}: it is denied everything")
             }
+        }
+    }
+}
+
+/// All that the tables are written from.
+struct Layout<'a> {
+    local: BTreeMap<EndpointId, &'a Member>,
+    programs: Vec<Program<'a>>,
+    rules: RuleIds,
+    sources: BTreeMap<EndpointId, Sources>,
+    classes: Classes,
+}
+
+impl<'a> Layout<'a> {
+    fn new(cluster: &'a Cluster, policies: &'a PolicySet) -> Self {
+        let local = local_members(cluster);
+        let policies: Vec<EndpointPolicy<'_>> = local
+            .values()
+            .map(|member| policies.for_endpoint(&member.workload))
+            .collect();
+        let rules = rule_ids(&policies);
+        let mut matchers = Matchers::new(cluster);
+        let mut programs = Vec::new();
+        for ((endpoint, member), policy) in local.iter().zip(&policies) {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let own = (*endpoint, *member);
+                programs.push(Program::new(
+                    own,
+                    direction,
+                    policy,
+                    cluster,
+                    &rules,
+                    &mut matchers,
+                ));
+            }
+        }
+        let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
+        let cells = matchers.cells(cluster, &port_names);
+        let sources = source_classes(cluster, &programs);
+        let classes = Classes::new(&cells, &programs, &sources);
+        Self {
+            local,
+            programs,
+            rules,
+            sources,
+            classes,
         }
     }
 }
