@@ -10,10 +10,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assertion;
 mod classes;
+pub mod connectivity;
+pub mod difference;
 mod judge;
 mod model;
+mod naming;
+pub mod picture;
 pub mod region;
 pub mod space;
 
-pub use model::{Class, End, Model, Packet, Party, Ruling, SpaceId, Spot};
+pub use model::{Class, End, Model, Packet, Party, Place, Ruling, SpaceId, Spot};

@@ -14,6 +14,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -46,6 +47,8 @@ pub struct Model {
     policies: PolicySet,
     classes: Vec<Class>,
     outside: Vec<Region>,
+    /// The same with the addresses of workloads that lie within, by which people name them.
+    shapes: Vec<Region>,
     /// Identity of each of `outside`.
     outside_ids: Vec<IdentityId>,
     /// Class of each member, and its place in it.
@@ -109,6 +112,15 @@ pub enum Spot {
     },
 }
 
+/// A workload at one of its addresses, or an address that no workload has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Position of the workload in the cluster's members.
+    pub member: Option<usize>,
+    /// The address.
+    pub address: IpAddr,
+}
+
 /// One packet that opens a flow, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -166,6 +178,7 @@ struct Known {
     spaces: Vec<Arc<Space>>,
     ids: HashMap<Arc<Space>, SpaceId>,
     pairs: HashMap<(Option<usize>, Option<usize>), SpaceId>,
+    deciders: HashMap<(usize, SpaceId), BTreeSet<String>>,
 }
 
 impl Model {
@@ -194,7 +207,13 @@ impl Model {
         let answers = compile_answers(&cluster, &policies);
         let (rows, judges) = read_judges(&answers, classified.len());
         let owners = owners(&cluster);
-        let (outside_ids, outside) = outside(&answers.identities, &cluster).into_iter().unzip();
+        let mut outside_ids = Vec::new();
+        let (mut regions, mut shapes) = (Vec::new(), Vec::new());
+        for (identity, shape, region) in outside(&answers.identities, &cluster) {
+            outside_ids.push(identity);
+            shapes.push(shape);
+            regions.push(region);
+        }
         let mut places = vec![(0, 0); cluster.members.len()];
         for (number, class) in classified.iter().enumerate() {
             for (place, member) in class.members.iter().enumerate() {
@@ -211,7 +230,8 @@ impl Model {
             cluster,
             policies,
             classes,
-            outside,
+            outside: regions,
+            shapes,
             outside_ids,
             places,
             owners,
@@ -241,6 +261,11 @@ impl Model {
     /// Addresses that no workload has, by what policy can tell apart. Together they are all of these.
     pub fn outside(&self) -> &[Region] {
         &self.outside
+    }
+
+    /// What people call a region: the prefixes it makes up, together with the workloads' addresses inside.
+    pub(crate) fn shape(&self, region: usize) -> Option<&Region> {
+        self.shapes.get(region)
     }
 
     /// A workload; nothing for a position that no class gave.
@@ -346,20 +371,32 @@ impl Model {
         space.cloned().unwrap_or_default()
     }
 
-    /// Rules that decide about flows of `space` from one address to another: where they leave, and where they arrive.
-    pub fn deciders(&self, from: Spot, to: Spot, space: &Space) -> (BTreeSet<String>, BTreeSet<String>) {
-        let names = |judge: Option<usize>| -> BTreeSet<String> {
-            let judge = judge.and_then(|judge| self.judges.get(judge));
-            let rules = judge.map(|judge| judge.deciders(space)).unwrap_or_default();
-            rules
-                .into_iter()
-                .map(|rule| self.decided_by(rule).to_string())
-                .collect()
-        };
+    /// Rules that decide about flows of a set from one address to another: where they leave, and where they arrive.
+    pub fn deciders(&self, from: Spot, to: Spot, space: SpaceId) -> (BTreeSet<String>, BTreeSet<String>) {
         (
-            names(self.judge(from, Direction::Egress, to)),
-            names(self.judge(to, Direction::Ingress, from)),
+            self.deciders_of(self.judge(from, Direction::Egress, to), space),
+            self.deciders_of(self.judge(to, Direction::Ingress, from), space),
         )
+    }
+
+    fn deciders_of(&self, judge: Option<usize>, space: SpaceId) -> BTreeSet<String> {
+        let Some(number) = judge else {
+            return BTreeSet::new();
+        };
+        if let Some(names) = self.known.borrow().deciders.get(&(number, space)) {
+            return names.clone();
+        }
+        let judge = self.judges.get(number);
+        let rules = judge
+            .map(|judge| judge.deciders(&self.space(space)))
+            .unwrap_or_default();
+        let names: BTreeSet<String> = rules
+            .into_iter()
+            .map(|rule| self.decided_by(rule).to_string())
+            .collect();
+        let mut known = self.known.borrow_mut();
+        known.deciders.insert((number, space), names.clone());
+        names
     }
 
     /// Family of an address of an end.
@@ -394,49 +431,44 @@ impl Model {
         peer: IpAddr,
         point: Point,
     ) -> (Verdict, DecidedBy) {
-        let nothing = (Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch));
-        let Some((class, _)) = self.places.get(member) else {
-            return nothing;
-        };
-        let sibling = self
-            .owner(peer)
-            .filter(|owner| *owner != member && self.class_of(*owner) == Some(*class));
-        let identity = match sibling {
-            // To the first member of the class its own address is itself, so the others are asked about.
-            Some(owner) => self.classes.get(*class).and_then(|known| {
-                let place = self.places.get(owner)?.1;
-                let slot = known
-                    .addresses
-                    .get(place)?
-                    .iter()
-                    .position(|address| *address == peer)?;
-                Some(known.slots.get(slot)?.sibling)
-            }),
-            None if self.owner(peer) == Some(member) => {
-                let (class, place) = self.places.get(member).copied().unwrap_or_default();
-                self.classes.get(class).and_then(|known| {
-                    let slot = known
-                        .addresses
-                        .get(place)?
-                        .iter()
-                        .position(|address| *address == peer)?;
-                    Some(known.slots.get(slot)?.identity)
-                })
+        match self.judge_at(member, direction, peer) {
+            Some(judge) => {
+                let entry = judge.decide(point);
+                (entry.verdict, self.decided_by(entry.rule))
             }
-            None => identity_of(&self.identities, peer),
-        };
-        let judge = identity.and_then(|identity| self.rows.get(&(*class, direction))?.get(&identity));
-        let Some(judge) = judge.and_then(|judge| self.judges.get(*judge)) else {
-            return nothing;
-        };
-        let entry = judge.decide(point);
-        (entry.verdict, self.decided_by(entry.rule))
+            None => (Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)),
+        }
     }
 
-    /// Judges one flow at both ends. Nothing if neither is a workload.
-    pub fn packet(&self, from: IpAddr, to: IpAddr, point: Point) -> Option<Packet> {
-        let (source, destination) = (self.owner(from), self.owner(to));
-        if source.is_none() && destination.is_none() {
+    /// What a workload says about an address.
+    pub(crate) fn judge_at(&self, member: usize, direction: Direction, peer: IpAddr) -> Option<&Judge> {
+        let class = self.class_of(member)?;
+        let identity = match self.owner(peer) {
+            // To the first member of the class its own address is itself, so its siblings are told apart here.
+            Some(owner) if self.class_of(owner) == Some(class) => {
+                let known = self.classes.get(class)?;
+                let place = self.places.get(owner)?.1;
+                let slot = known
+                    .addresses(place)
+                    .iter()
+                    .position(|address| *address == peer)?;
+                let slot = known.slots.get(slot)?;
+                if owner == member {
+                    slot.identity
+                } else {
+                    slot.sibling
+                }
+            }
+            _ => identity_of(&self.identities, peer)?,
+        };
+        self.judges
+            .get(*self.rows.get(&(class, direction))?.get(&identity)?)
+    }
+
+    /// Judges one flow at both ends, each a workload at one of its addresses or an address alone. Nothing if neither is
+    /// a workload.
+    pub fn packet(&self, from: Place, to: Place, point: Point) -> Option<Packet> {
+        if from.member.is_none() && to.member.is_none() {
             return None;
         }
         let ruling = |member: Option<usize>, direction, peer| {
@@ -446,15 +478,15 @@ impl Model {
                 by: by.to_string(),
             })
         };
-        let egress = ruling(source, Direction::Egress, to);
-        let ingress = ruling(destination, Direction::Ingress, from);
-        let party = |member: Option<usize>, address| Party {
-            workload: member.map(|member| self.name(member)),
-            address,
+        let egress = ruling(from.member, Direction::Egress, to.address);
+        let ingress = ruling(to.member, Direction::Ingress, from.address);
+        let party = |place: Place| Party {
+            workload: place.member.map(|member| self.name(member)),
+            address: place.address,
         };
         Some(Packet {
-            from: party(source, from),
-            to: party(destination, to),
+            from: party(from),
+            to: party(to),
             service: point.to_string(),
             protocol: point.protocol,
             source_port: point.source_port,
@@ -465,23 +497,38 @@ impl Model {
         })
     }
 
-    /// Rules and ends of tiers that decide about at least one flow of at least one workload.
-    pub fn deciding_rules(&self) -> BTreeSet<DecidedBy> {
+    /// The workload or the address alone that is at an address.
+    pub fn place(&self, address: IpAddr) -> Place {
+        Place {
+            member: self.owner(address),
+            address,
+        }
+    }
+
+    /// Rules and ends of tiers that decide about at least one flow of at least one workload, by the direction in which
+    /// they do.
+    pub fn deciding_rules(&self) -> BTreeSet<(Direction, DecidedBy)> {
         let mut judges = BTreeSet::new();
         let ends = self.ends();
         for class in (0..self.classes.len()).map(End::Class) {
             for peer in ends.iter().filter(|peer| self.judges(class, **peer)) {
                 for (own, other) in self.pairs(class, *peer) {
-                    judges.extend(self.judge(own, Direction::Egress, other));
-                    judges.extend(self.judge(own, Direction::Ingress, other));
+                    for direction in [Direction::Ingress, Direction::Egress] {
+                        judges.extend(self.judge(own, direction, other).map(|judge| (direction, judge)));
+                    }
                 }
             }
         }
-        let judges = judges.into_iter().filter_map(|judge| self.judges.get(judge));
-        let rules: BTreeSet<RuleId> = judges
-            .flat_map(|judge| judge.deciders(&Space::everything()))
-            .collect();
-        rules.into_iter().map(|rule| self.decided_by(rule)).collect()
+        let everything = Space::everything();
+        let mut rules: BTreeSet<(Direction, RuleId)> = BTreeSet::new();
+        for (direction, judge) in judges {
+            let deciders = self.judges.get(judge).map(|judge| judge.deciders(&everything));
+            rules.extend(deciders.into_iter().flatten().map(|rule| (direction, rule)));
+        }
+        rules
+            .into_iter()
+            .map(|(direction, rule)| (direction, self.decided_by(rule)))
+            .collect()
     }
 
     /// Addresses of two ends that are of one family.
@@ -493,11 +540,6 @@ impl Model {
             pairs.extend(same.map(|to| (from, *to)));
         }
         pairs
-    }
-
-    /// Flows that `rule` decides at one end of a pair.
-    pub(crate) fn decided_at(&self, own: Spot, direction: Direction, peer: Spot) -> Option<&Judge> {
-        self.judges.get(self.judge(own, direction, peer)?)
     }
 
     pub(crate) fn decided_by(&self, rule: RuleId) -> DecidedBy {
@@ -581,6 +623,34 @@ pub(crate) fn shown(member: &Member) -> String {
     }
 }
 
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}, {}", self.from, self.to, self.service)
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.workload {
+            Some(workload) => write!(f, "{workload} ({})", self.address),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+impl Packet {
+    /// What became of it and by which rules, in a line.
+    pub fn rulings(&self) -> String {
+        let side = |name: &str, ruling: &Option<Ruling>| {
+            let ruling = ruling.as_ref()?;
+            let verdict = if ruling.allowed { "allowed" } else { "denied" };
+            Some(format!("{name} {verdict} by {}", ruling.by))
+        };
+        let sides = [side("egress", &self.egress), side("ingress", &self.ingress)];
+        sides.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
 type Rows = HashMap<(usize, Direction), BTreeMap<IdentityId, usize>>;
 
 /// Judges, each distinct one once, and who judges whom by which.
@@ -633,7 +703,7 @@ fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
 }
 
 /// Addresses of no workload, by identity.
-fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(IdentityId, Region)> {
+fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(IdentityId, Region, Region)> {
     let taken: Vec<IpNet> = cluster
         .members
         .iter()
@@ -679,10 +749,12 @@ fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(
             }
         }
     }
-    let regions = ranges
-        .into_iter()
-        .map(|(id, ranges)| (id, Region::of_ranges(ranges).subtract(&taken_region)));
-    regions.filter(|(_, region)| !region.is_empty()).collect()
+    let regions = ranges.into_iter().map(|(id, ranges)| {
+        let shape = Region::of_ranges(ranges);
+        let region = shape.subtract(&taken_region);
+        (id, shape, region)
+    });
+    regions.filter(|(.., region)| !region.is_empty()).collect()
 }
 
 fn identity_of(identities: &BTreeMap<IpNet, IdentityId>, address: IpAddr) -> Option<IdentityId> {

@@ -107,7 +107,7 @@ proptest! {
                         let (_, by) = reference(&scenario, position, direction, peer, point);
                         let no_family = !members[position].addresses.iter().any(|a| a.is_ipv4() == peer.is_ipv4());
                         prop_assert!(
-                            no_family || matches!(by, DecidedBy::Builtin(_)) || deciding.contains(&by),
+                            no_family || matches!(by, DecidedBy::Builtin(_)) || deciding.contains(&(direction, by.clone())),
                             "{by} decides {point:?} from {peer} at {position}"
                         );
                     }
