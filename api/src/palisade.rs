@@ -229,6 +229,29 @@ pub struct Finding {
     pub exempted: bool,
 }
 
+/// A sentence about who may reach whom, which must hold whatever the policies are. Cluster-scoped. The language is
+/// described in `docs/checker.md`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyAssertion {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `PolicyAssertion`.
+    pub kind: String,
+    /// Object metadata.
+    pub metadata: ObjectMeta,
+    /// The sentence.
+    pub spec: PolicyAssertionSpec,
+}
+
+/// What a [`PolicyAssertion`] says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyAssertionSpec {
+    /// The sentence, such as `no pod in ns(pci) reaches internet`.
+    pub assertion: String,
+}
+
 /// Name of the [`ImageScan`] of a digest: `sha256-` and the 64 hex digits (a valid object name).
 pub fn image_scan_name(digest: &Digest) -> String {
     format!("sha256-{}", digest.hex())

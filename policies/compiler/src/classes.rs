@@ -19,7 +19,7 @@ pub(crate) struct Classes {
     /// For each identity, the number of each program's answer.
     rows: BTreeMap<IdentityId, Vec<usize>>,
     /// The distinct answers.
-    answers: Vec<Entries>,
+    pub(crate) answers: Vec<Entries>,
 }
 
 impl Classes {
@@ -54,6 +54,13 @@ impl Classes {
             rows,
             answers: answers.into_iter().map(|(entries, _)| entries).collect(),
         }
+    }
+
+    /// The number of the answer of the program in `position`, by identity.
+    pub(crate) fn numbers(&self, position: usize) -> impl Iterator<Item = (IdentityId, usize)> {
+        self.rows
+            .iter()
+            .filter_map(move |(identity, row)| Some((*identity, *row.get(position)?)))
     }
 
     /// The answers of the program in `position`, by identity.

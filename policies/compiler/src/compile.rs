@@ -13,12 +13,14 @@ use std::{
     rc::Rc,
 };
 
+use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Decision, decide},
     policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, ServiceMatch, WorkloadKind},
     tables::{
-        BuiltinRule, Direction, EndpointId, EndpointTables, NodeTables, Packet, RuleId, RuleName, VerdictKey,
+        BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleId, RuleName,
+        Service, SourceBlock, SourceClass, VerdictEntry, VerdictKey,
     },
 };
 
@@ -70,6 +72,22 @@ pub enum Diagnostic {
     DuplicateEndpoint(EndpointId),
 }
 
+/// Tables of a node in which each distinct list of verdicts stands once: for whoever compares all ends with all
+/// others, where the tables would be too many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// As in [`NodeTables::identities`].
+    pub identities: BTreeMap<IpNet, IdentityId>,
+    /// For each endpoint and direction, the position in `answers` of what it says about each identity.
+    pub rows: BTreeMap<(EndpointId, Direction), BTreeMap<IdentityId, usize>>,
+    /// As in [`EndpointTables::sources`]. An endpoint that is not here is denied everything.
+    pub sources: BTreeMap<EndpointId, BTreeMap<SourceBlock, SourceClass>>,
+    /// Verdicts as they would stand in [`EndpointTables::verdicts`] for one peer and direction.
+    pub answers: Vec<Vec<(SourceClass, Service, VerdictEntry)>>,
+    /// As in [`NodeTables::rules`].
+    pub rules: Vec<RuleName>,
+}
+
 /// Compiles the policies in `view` for the endpoints in it.
 pub fn compile(view: &ClusterView) -> Compiled {
     let mut diagnostics = Vec::new();
@@ -91,28 +109,13 @@ pub fn compile(view: &ClusterView) -> Compiled {
 /// Compiles `policies` of any origin for the endpoints of `cluster`. The result depends on nothing but the
 /// arguments, and not on the order of members, tiers or policies.
 pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
-    let local = local_members(cluster);
-    let policies: Vec<EndpointPolicy<'_>> = local
-        .values()
-        .map(|member| policies.for_endpoint(&member.workload))
-        .collect();
-    let rules = rule_ids(&policies);
-    let mut numbers = Compiling {
-        matchers: Matchers::new(cluster),
-        rules: &rules,
-        sets: ServiceSets::default(),
-    };
-    let mut programs = Vec::new();
-    for ((endpoint, member), policy) in local.iter().zip(&policies) {
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let own = (*endpoint, *member);
-            programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
-        }
-    }
-    let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
-    let cells = numbers.matchers.cells(cluster, &port_names);
-    let sources = source_classes(cluster, &programs);
-    let classes = Classes::new(&cells, &programs, &sources);
+    let Layout {
+        local,
+        programs,
+        rules,
+        sources,
+        classes,
+    } = Layout::new(cluster, policies);
     let table = |endpoint: &EndpointId| sources.get(endpoint).map(Sources::table).unwrap_or_default();
     let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
         .into_keys()
@@ -146,6 +149,31 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
         identities: classes.identities,
         endpoints,
         rules: rules.into_keys().collect(),
+    }
+}
+
+/// Compiles `policies` like [`compile_policies`], but keeps each distinct answer once.
+pub fn compile_answers(cluster: &Cluster, policies: &PolicySet) -> Answers {
+    let Layout {
+        programs,
+        rules,
+        sources,
+        classes,
+        ..
+    } = Layout::new(cluster, policies);
+    let rows = programs.iter().enumerate().map(|(position, program)| {
+        let row = classes.numbers(position).collect();
+        ((program.endpoint, program.direction), row)
+    });
+    Answers {
+        rows: rows.collect(),
+        sources: sources
+            .iter()
+            .map(|(endpoint, sources)| (*endpoint, sources.table()))
+            .collect(),
+        rules: rules.into_keys().collect(),
+        answers: classes.answers,
+        identities: classes.identities,
     }
 }
 
@@ -214,6 +242,49 @@ impl<'a> Numbers<'a> for Compiling<'a, '_> {
 
     fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
         self.sets.of(service)
+    }
+}
+
+/// All that the tables are written from.
+struct Layout<'a> {
+    local: BTreeMap<EndpointId, &'a Member>,
+    programs: Vec<Program<'a>>,
+    rules: RuleIds,
+    sources: BTreeMap<EndpointId, Sources>,
+    classes: Classes,
+}
+
+impl<'a> Layout<'a> {
+    fn new(cluster: &'a Cluster, policies: &'a PolicySet) -> Self {
+        let local = local_members(cluster);
+        let policies: Vec<EndpointPolicy<'_>> = local
+            .values()
+            .map(|member| policies.for_endpoint(&member.workload))
+            .collect();
+        let rules = rule_ids(&policies);
+        let mut numbers = Compiling {
+            matchers: Matchers::new(cluster),
+            rules: &rules,
+            sets: ServiceSets::default(),
+        };
+        let mut programs = Vec::new();
+        for ((endpoint, member), policy) in local.iter().zip(&policies) {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let own = (*endpoint, *member);
+                programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
+            }
+        }
+        let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
+        let cells = numbers.matchers.cells(cluster, &port_names);
+        let sources = source_classes(cluster, &programs);
+        let classes = Classes::new(&cells, &programs, &sources);
+        Self {
+            local,
+            programs,
+            rules,
+            sources,
+            classes,
+        }
     }
 }
 

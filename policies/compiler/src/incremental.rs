@@ -1,11 +1,18 @@
 //! naive
-use crate::{compile::{Compiled, compile}, view::ClusterView};
+use crate::{
+    compile::{Compiled, compile},
+    view::ClusterView,
+};
 /// c
 #[derive(Default)]
 pub struct Compiler;
 impl Compiler {
     /// n
-    pub fn new() -> Self { Self }
+    pub fn new() -> Self {
+        Self
+    }
     /// u
-    pub fn update(&mut self, view: ClusterView) -> Compiled { compile(&view) }
+    pub fn update(&mut self, view: ClusterView) -> Compiled {
+        compile(&view)
+    }
 }

@@ -29,7 +29,7 @@ mod view;
 
 pub use calico::ServiceEndpoint;
 pub use cluster_policy::NodeView;
-pub use compile::{Compiled, Diagnostic, compile, compile_policies, reference};
+pub use compile::{Answers, Compiled, Diagnostic, compile, compile_answers, compile_policies, reference};
 pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
 pub use field::FieldError;
 pub use incremental::Compiler;

@@ -1,0 +1,305 @@
+//! What a change of policies, or of the workloads under them, opens and closes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use policies_ir::policy::IpVersion;
+use serde::Serialize;
+
+use crate::{
+    connectivity::family_name,
+    model::{End, FAMILIES, Model, Packet, Place, SpaceId, Spot},
+    naming,
+    region::Region,
+    space::{Point, ServiceText, Space},
+};
+
+/// What happens to flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// They were denied, and are allowed.
+    Opens,
+    /// They were allowed, and are denied.
+    Closes,
+}
+
+/// Flows between two groups of ends that a change opens or closes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// What happens to them.
+    pub effect: Effect,
+    /// Source.
+    pub from: String,
+    /// Destination.
+    pub to: String,
+    /// Family of addresses, where the other family does not change alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<&'static str>,
+    /// The flows, in one line.
+    pub text: String,
+    /// The flows.
+    pub services: Vec<ServiceText>,
+    /// One of them, as it was judged before; absent if an end did not exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Packet>,
+    /// The same, as it is judged after; absent if an end no longer exists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Packet>,
+}
+
+/// Everything that `new` opens or closes, compared with `old`. Workloads are the same when their names are; those
+/// that only one has are compared with nothing. Empty exactly when the two are equivalent.
+pub fn difference(old: &Model, new: &Model) -> Vec<Change> {
+    let both = Both::new(old, new);
+    let mut changes = Vec::new();
+    for (i, from) in both.ends.iter().enumerate() {
+        for (j, to) in both.ends.iter().enumerate() {
+            if both.judges(i == j, from, to) {
+                changes.extend(both.changes(from, to));
+            }
+        }
+    }
+    changes.sort();
+    changes
+}
+
+/// The ends of two models, none of which either can tell apart.
+struct Both<'a> {
+    old: &'a Model,
+    new: &'a Model,
+    ends: Vec<BothEnd>,
+    known: std::cell::RefCell<HashMap<Spaces, Changed>>,
+}
+
+/// What may pass before and after; nothing where an end does not exist.
+type Spaces = (Option<SpaceId>, Option<SpaceId>);
+/// What opens and what closes.
+type Changed = (Space, Space);
+
+struct BothEnd {
+    name: String,
+    old: Option<End>,
+    new: Option<End>,
+    what: What,
+}
+
+enum What {
+    /// Positions of each workload in the two clusters.
+    Workloads(Vec<(Option<usize>, Option<usize>)>),
+    Addresses(Region),
+}
+
+impl<'a> Both<'a> {
+    fn new(old: &'a Model, new: &'a Model) -> Self {
+        let mut ends = workload_ends(old, new);
+        for (i, before) in old.outside().iter().enumerate() {
+            for (j, after) in new.outside().iter().enumerate() {
+                let region = before.intersect(after);
+                if !region.is_empty() {
+                    let shapes = (old.shape(i), new.shape(j));
+                    let shape = match shapes {
+                        (Some(old), Some(new)) => old.intersect(new),
+                        _ => region.clone(),
+                    };
+                    ends.push(BothEnd {
+                        name: naming::addresses(&shape),
+                        old: Some(End::Outside(i)),
+                        new: Some(End::Outside(j)),
+                        what: What::Addresses(region),
+                    });
+                }
+            }
+        }
+        Self {
+            old,
+            new,
+            ends,
+            known: std::cell::RefCell::default(),
+        }
+    }
+
+    fn judges(&self, same: bool, from: &BothEnd, to: &BothEnd) -> bool {
+        match (&from.what, &to.what) {
+            (What::Addresses(_), What::Addresses(_)) => false,
+            (What::Workloads(members), What::Workloads(_)) if same => members.len() > 1,
+            _ => true,
+        }
+    }
+
+    fn changes(&self, from: &BothEnd, to: &BothEnd) -> Vec<Change> {
+        let mut found: BTreeMap<IpVersion, Changed> = BTreeMap::new();
+        for version in FAMILIES {
+            let allowed = |model: &Model, from: Option<End>, to: Option<End>| {
+                self.has(from, to)?;
+                model.allowed(from?, to?, version)
+            };
+            let spaces = (
+                allowed(self.old, from.old, to.old),
+                allowed(self.new, from.new, to.new),
+            );
+            if spaces != (None, None) {
+                found.insert(version, self.changed(spaces));
+            }
+        }
+        let mut changes = Vec::new();
+        for effect in [Effect::Opens, Effect::Closes] {
+            let space = |(opened, closed): &Changed| match effect {
+                Effect::Opens => opened.clone(),
+                Effect::Closes => closed.clone(),
+            };
+            let spaces: Vec<(IpVersion, Space)> =
+                found.iter().map(|(v, changed)| (*v, space(changed))).collect();
+            let same = match spaces.as_slice() {
+                [(_, one), (_, other)] => one == other,
+                _ => true,
+            };
+            for (version, space) in spaces.into_iter().take(if same { 1 } else { FAMILIES.len() }) {
+                if let Some(point) = space.example() {
+                    let (before, after) = self.example((from, to), effect, version, point);
+                    changes.push(Change {
+                        effect,
+                        from: from.name.clone(),
+                        to: to.name.clone(),
+                        family: (!same).then(|| family_name(version)),
+                        text: space.to_string(),
+                        services: space.services(),
+                        before,
+                        after,
+                    });
+                }
+            }
+        }
+        changes
+    }
+
+    fn has(&self, from: Option<End>, to: Option<End>) -> Option<()> {
+        (from.is_some() && to.is_some()).then_some(())
+    }
+
+    fn changed(&self, spaces: Spaces) -> Changed {
+        if let Some(known) = self.known.borrow().get(&spaces) {
+            return known.clone();
+        }
+        let space = |model: &Model, id: Option<SpaceId>| match id {
+            Some(id) => model.space(id).as_ref().clone(),
+            None => Space::nothing(),
+        };
+        let (before, after) = (space(self.old, spaces.0), space(self.new, spaces.1));
+        let changed = (after.subtract(&before), before.subtract(&after));
+        self.known.borrow_mut().insert(spaces, changed.clone());
+        changed
+    }
+
+    /// A packet between two of the workloads or addresses, as both judge it.
+    fn example(
+        &self,
+        (from, to): (&BothEnd, &BothEnd),
+        effect: Effect,
+        version: IpVersion,
+        point: Point,
+    ) -> (Option<Packet>, Option<Packet>) {
+        let first = |end: &BothEnd, not: Option<(Option<usize>, Option<usize>)>| match &end.what {
+            What::Workloads(members) => members.iter().copied().find(|pair| Some(*pair) != not),
+            What::Addresses(_) => None,
+        };
+        let source = first(from, None);
+        let destination = first(to, source);
+        let places = |model: &Model, end: &BothEnd, member: Option<usize>| -> Vec<Place> {
+            match &end.what {
+                What::Addresses(region) => {
+                    let address = region.example(version).into_iter();
+                    address
+                        .map(|address| Place {
+                            member: None,
+                            address,
+                        })
+                        .collect()
+                }
+                What::Workloads(_) => {
+                    let addresses = member.map(|member| addresses_of(model, member, version));
+                    let at = |address| Place { member, address };
+                    addresses.unwrap_or_default().into_iter().map(at).collect()
+                }
+            }
+        };
+        // A workload may have several addresses, of which one is enough where a flow is allowed.
+        let judged = |model: &Model, source: Option<usize>, destination: Option<usize>, allowed: bool| {
+            let to = places(model, to, destination);
+            let from = places(model, from, source).into_iter();
+            let packets: Vec<Packet> = from
+                .flat_map(|from| to.iter().map(move |to| (from, *to)))
+                .filter_map(|(from, to)| model.packet(from, to, point))
+                .collect();
+            let wanted = packets.iter().find(|packet| packet.allowed == allowed);
+            wanted.or(packets.first()).cloned()
+        };
+        let opens = effect == Effect::Opens;
+        let old = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(old, _)| old);
+        let new = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(_, new)| new);
+        (
+            judged(self.old, old(source), old(destination), !opens),
+            judged(self.new, new(source), new(destination), opens),
+        )
+    }
+}
+
+/// Workloads of both by name, together when each model has them in one class.
+fn workload_ends(old: &Model, new: &Model) -> Vec<BothEnd> {
+    let positions = |model: &Model| -> BTreeMap<String, usize> {
+        let members = 0..model.cluster().members.len();
+        members.map(|member| (model.name(member), member)).collect()
+    };
+    let (before, after) = (positions(old), positions(new));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut classes: BTreeMap<(Option<usize>, Option<usize>), Vec<&String>> = BTreeMap::new();
+    for name in names {
+        let class =
+            |model: &Model, positions: &BTreeMap<String, usize>| model.class_of(*positions.get(name)?);
+        let key = (class(old, &before), class(new, &after));
+        classes.entry(key).or_default().push(name);
+    }
+    let mut short: Vec<String> = Vec::new();
+    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    for names in classes.values() {
+        let names: Vec<String> = names.iter().map(|name| (*name).clone()).collect();
+        let name = naming::of_names(&names, 0);
+        *uses.entry(name.clone()).or_default() += 1;
+        short.push(name);
+    }
+    let ends = classes
+        .into_iter()
+        .zip(short)
+        .map(|(((of_old, of_new), names), short)| BothEnd {
+            name: match uses.get(&short) {
+                Some(1) => short,
+                _ => names
+                    .iter()
+                    .map(|name| name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            },
+            old: of_old.map(End::Class),
+            new: of_new.map(End::Class),
+            what: What::Workloads(
+                names
+                    .into_iter()
+                    .map(|name| (before.get(name).copied(), after.get(name).copied()))
+                    .collect(),
+            ),
+        });
+    ends.collect()
+}
+
+/// The addresses of a family that a workload has.
+pub(crate) fn addresses_of(model: &Model, member: usize, version: IpVersion) -> Vec<IpAddr> {
+    let spots = model.class_of(member).map(|class| model.spots(End::Class(class)));
+    let addresses = spots.into_iter().flatten().filter_map(|spot| match spot {
+        Spot::Class { slot, .. } if model.version(spot) == Some(version) => model.address(member, slot),
+        _ => None,
+    });
+    addresses.collect()
+}

@@ -1,0 +1,766 @@
+//! The exact model: every end there is, in as few classes as policy can tell apart, and what each pair of ends may
+//! exchange.
+//!
+//! An end is a workload, or the addresses outside that no rule can tell apart. What an ordered pair may exchange is
+//! what the source's policies let out and the destination's let in. The verdicts are the compiler's own, so the model
+//! speaks about what the kernel would do; tests hold it to the reference.
+//!
+//! Two workloads are of one class when every condition of every policy holds for both or neither and no prefix of
+//! any rule or network set tells their addresses apart. One member of the class then stands for all of them.
+//!
+//! Not in the model: what a node itself sends (it depends on the node a pod is on, and is allowed in), a pod's
+//! traffic with itself (always allowed), and what a node merely forwards.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use policies_compiler::{Answers, ClusterView, compile_answers};
+use policies_ir::{
+    cluster::{Cluster, Member},
+    policy::{IpVersion, PolicySet, WorkloadKind},
+    tables::{
+        BUILTIN_RULES, BuiltinRule, DecidedBy, Direction, EndpointId, IdentityId, RuleId, RuleName, Verdict,
+    },
+};
+use serde::Serialize;
+
+use crate::{
+    classes::{Classified, classify},
+    judge::Judge,
+    region::{Region, range, version},
+    space::{Point, Space},
+};
+
+/// Both families.
+pub(crate) const FAMILIES: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+
+/// All ends of a cluster and what they may exchange.
+#[derive(Debug)]
+pub struct Model {
+    cluster: Cluster,
+    policies: PolicySet,
+    classes: Vec<Class>,
+    outside: Vec<Region>,
+    /// The same with the addresses of workloads that lie within, by which people name them.
+    shapes: Vec<Region>,
+    /// Identity of each of `outside`.
+    outside_ids: Vec<IdentityId>,
+    /// Class of each member, and its place in it.
+    places: Vec<(usize, usize)>,
+    /// Members that have an address for themselves.
+    owners: HashMap<IpAddr, usize>,
+    identities: BTreeMap<IpNet, IdentityId>,
+    /// For each class and direction, the judge of each identity.
+    rows: HashMap<(usize, Direction), BTreeMap<IdentityId, usize>>,
+    judges: Vec<Judge>,
+    rules: Vec<RuleName>,
+    known: RefCell<Known>,
+}
+
+/// Workloads that policy cannot tell apart.
+#[derive(Debug, Clone)]
+pub struct Class {
+    /// Positions in the cluster's members, in order of name.
+    pub members: Vec<usize>,
+    /// Kinds of addresses that each member has.
+    slots: Vec<Slot>,
+    /// For each member, its addresses in the order of `slots`.
+    addresses: Vec<Vec<IpAddr>>,
+}
+
+/// An address that each member of a class has, as others see it.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    version: IpVersion,
+    /// Of the first member, for whose own policies it is the member itself.
+    identity: IdentityId,
+    /// Of the other members.
+    sibling: IdentityId,
+}
+
+/// An end of flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// Each workload of a class, by position in [`Model::classes`].
+    Class(usize),
+    /// Each address of a region, by position in [`Model::outside`].
+    Outside(usize),
+}
+
+/// An end at one of its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Spot {
+    /// The address in this place of each workload of a class.
+    Class {
+        /// The class.
+        class: usize,
+        /// The place.
+        slot: usize,
+    },
+    /// Each address of one family of a region.
+    Outside {
+        /// The region.
+        region: usize,
+        /// The family.
+        version: IpVersion,
+    },
+}
+
+/// A workload at one of its addresses, or an address that no workload has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Position of the workload in the cluster's members.
+    pub member: Option<usize>,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// One packet that opens a flow, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Packet {
+    /// Where it comes from.
+    pub from: Party,
+    /// Where it goes.
+    pub to: Party,
+    /// The service, such as `TCP 80`.
+    pub service: String,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port; for ICMP `type << 8 | code`.
+    pub port: u16,
+    /// Whether it arrives.
+    pub allowed: bool,
+    /// What the source's policies say; absent if it is not a workload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Ruling>,
+    /// What the destination's policies say; absent if it is not a workload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Ruling>,
+}
+
+/// One end of a packet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Party {
+    /// The workload, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// What one endpoint decided.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ruling {
+    /// Whether the flow passes here.
+    pub allowed: bool,
+    /// What decided, in the words of flow events.
+    pub by: String,
+}
+
+/// Number of a distinct set of flows: equal numbers, equal sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpaceId(u32);
+
+/// What was computed already.
+#[derive(Debug, Default)]
+struct Known {
+    spaces: Vec<Arc<Space>>,
+    ids: HashMap<Arc<Space>, SpaceId>,
+    pairs: HashMap<(Option<usize>, Option<usize>), SpaceId>,
+    deciders: HashMap<(usize, SpaceId), BTreeSet<String>>,
+}
+
+impl Model {
+    /// The model of what is enforced in `view`.
+    pub fn new(view: &ClusterView) -> Self {
+        Self::of(view.cluster(), view.policy_set(|_, _| {}).enforced)
+    }
+
+    /// The model of policies of any origin.
+    pub fn of(mut cluster: Cluster, policies: PolicySet) -> Self {
+        // Seen from no node; see the module's non-goals.
+        cluster.host_addresses.clear();
+        let classified = classify(&cluster, &policies);
+        for member in &mut cluster.members {
+            member.endpoint = None;
+        }
+        for (number, class) in (1..).zip(&classified) {
+            let first = class
+                .members
+                .first()
+                .and_then(|first| cluster.members.get_mut(*first));
+            if let Some(member) = first {
+                member.endpoint = Some(EndpointId(number));
+            }
+        }
+        let answers = compile_answers(&cluster, &policies);
+        let (rows, judges) = read_judges(&answers, classified.len());
+        let owners = owners(&cluster);
+        let mut outside_ids = Vec::new();
+        let (mut regions, mut shapes) = (Vec::new(), Vec::new());
+        for (identity, shape, region) in outside(&answers.identities, &cluster) {
+            outside_ids.push(identity);
+            shapes.push(shape);
+            regions.push(region);
+        }
+        let mut places = vec![(0, 0); cluster.members.len()];
+        for (number, class) in classified.iter().enumerate() {
+            for (place, member) in class.members.iter().enumerate() {
+                if let Some(known) = places.get_mut(*member) {
+                    *known = (number, place);
+                }
+            }
+        }
+        let classes = classified
+            .into_iter()
+            .map(|class| Class::new(class, &answers.identities))
+            .collect();
+        Self {
+            cluster,
+            policies,
+            classes,
+            outside: regions,
+            shapes,
+            outside_ids,
+            places,
+            owners,
+            identities: answers.identities,
+            rows,
+            judges,
+            rules: answers.rules,
+            known: RefCell::default(),
+        }
+    }
+
+    /// Workloads and network sets, as they were read.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> &PolicySet {
+        &self.policies
+    }
+
+    /// Workloads, by what policy can tell apart.
+    pub fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    /// Addresses that no workload has, by what policy can tell apart. Together they are all of these.
+    pub fn outside(&self) -> &[Region] {
+        &self.outside
+    }
+
+    /// What people call a region: the prefixes it makes up, together with the workloads' addresses inside.
+    pub(crate) fn shape(&self, region: usize) -> Option<&Region> {
+        self.shapes.get(region)
+    }
+
+    /// A workload; nothing for a position that no class gave.
+    pub fn member(&self, member: usize) -> Option<&Member> {
+        self.cluster.members.get(member)
+    }
+
+    /// Name of a workload for people.
+    pub fn name(&self, member: usize) -> String {
+        self.member(member).map(shown).unwrap_or_default()
+    }
+
+    /// Position of the workload with this name, as [`Model::name`] gives it.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.cluster
+            .members
+            .iter()
+            .position(|member| shown(member) == name)
+    }
+
+    /// Class of a workload.
+    pub fn class_of(&self, member: usize) -> Option<usize> {
+        self.places.get(member).map(|(class, _)| *class)
+    }
+
+    /// Every end; each class and each region once.
+    pub fn ends(&self) -> Vec<End> {
+        let classes = (0..self.classes.len()).map(End::Class);
+        classes.chain((0..self.outside.len()).map(End::Outside)).collect()
+    }
+
+    /// The addresses of an end.
+    pub fn spots(&self, end: End) -> Vec<Spot> {
+        match end {
+            End::Class(class) => {
+                let slots = self.classes.get(class).map_or(0, |class| class.slots.len());
+                (0..slots).map(|slot| Spot::Class { class, slot }).collect()
+            }
+            End::Outside(region) => {
+                let has = |version: &IpVersion| self.outside.get(region).is_some_and(|r| r.has(*version));
+                FAMILIES
+                    .into_iter()
+                    .filter(has)
+                    .map(|version| Spot::Outside { region, version })
+                    .collect()
+            }
+        }
+    }
+
+    /// Whether flows from one end to the other are judged, by two different workloads or by one.
+    pub fn judges(&self, from: End, to: End) -> bool {
+        match (from, to) {
+            (End::Outside(_), End::Outside(_)) => false,
+            (End::Class(from), End::Class(to)) if from == to => self
+                .classes
+                .get(from)
+                .is_some_and(|class| class.members.len() > 1),
+            _ => true,
+        }
+    }
+
+    /// What may pass from one end to another, at any of their addresses of a family. Within a class it is what one
+    /// member may send another. Nothing if the ends have no addresses of that family.
+    pub fn allowed(&self, from: End, to: End, version: IpVersion) -> Option<SpaceId> {
+        let of_family = |spot: &Spot| self.version(*spot) == Some(version);
+        let (from, to) = (self.spots(from), self.spots(to));
+        let pairs = from.iter().filter(|spot| of_family(spot)).flat_map(|from| {
+            to.iter()
+                .filter(|spot| of_family(spot))
+                .map(move |to| (*from, *to))
+        });
+        let mut all: Option<SpaceId> = None;
+        for (from, to) in pairs {
+            let here = self.allowed_at(from, to);
+            all = Some(match all {
+                Some(before) if before != here => self.intern(self.space(before).union(&self.space(here))),
+                _ => here,
+            });
+        }
+        all
+    }
+
+    /// What may pass from one address of an end to one of another, of the same family.
+    pub fn allowed_at(&self, from: Spot, to: Spot) -> SpaceId {
+        let egress = self.judge(from, Direction::Egress, to);
+        let ingress = self.judge(to, Direction::Ingress, from);
+        if let Some(id) = self.known.borrow().pairs.get(&(egress, ingress)) {
+            return *id;
+        }
+        let allowed = |judge: Option<usize>| match judge.and_then(|judge| self.judges.get(judge)) {
+            Some(judge) => judge.allowed().clone(),
+            None => Space::everything(),
+        };
+        let id = self.intern(allowed(egress).intersect(&allowed(ingress)));
+        self.known.borrow_mut().pairs.insert((egress, ingress), id);
+        id
+    }
+
+    /// The set with this number.
+    pub fn space(&self, id: SpaceId) -> Arc<Space> {
+        let known = self.known.borrow();
+        let space = usize::try_from(id.0).ok().and_then(|id| known.spaces.get(id));
+        space.cloned().unwrap_or_default()
+    }
+
+    /// Rules that decide about flows of a set from one address to another: where they leave, and where they arrive.
+    pub fn deciders(&self, from: Spot, to: Spot, space: SpaceId) -> (BTreeSet<String>, BTreeSet<String>) {
+        (
+            self.deciders_of(self.judge(from, Direction::Egress, to), space),
+            self.deciders_of(self.judge(to, Direction::Ingress, from), space),
+        )
+    }
+
+    fn deciders_of(&self, judge: Option<usize>, space: SpaceId) -> BTreeSet<String> {
+        let Some(number) = judge else {
+            return BTreeSet::new();
+        };
+        if let Some(names) = self.known.borrow().deciders.get(&(number, space)) {
+            return names.clone();
+        }
+        let judge = self.judges.get(number);
+        let rules = judge
+            .map(|judge| judge.deciders(&self.space(space)))
+            .unwrap_or_default();
+        let names: BTreeSet<String> = rules
+            .into_iter()
+            .map(|rule| self.decided_by(rule).to_string())
+            .collect();
+        let mut known = self.known.borrow_mut();
+        known.deciders.insert((number, space), names.clone());
+        names
+    }
+
+    /// Family of an address of an end.
+    pub fn version(&self, spot: Spot) -> Option<IpVersion> {
+        match spot {
+            Spot::Class { class, slot } => Some(self.classes.get(class)?.slots.get(slot)?.version),
+            Spot::Outside { version, .. } => Some(version),
+        }
+    }
+
+    /// Address of a member of a class in this place.
+    pub fn address(&self, member: usize, slot: usize) -> Option<IpAddr> {
+        let (class, place) = self.places.get(member)?;
+        self.classes
+            .get(*class)?
+            .addresses
+            .get(*place)?
+            .get(slot)
+            .copied()
+    }
+
+    /// The workload that alone has an address.
+    pub fn owner(&self, address: IpAddr) -> Option<usize> {
+        self.owners.get(&address).copied()
+    }
+
+    /// Judges one flow at the interface of a workload.
+    pub fn decide(
+        &self,
+        member: usize,
+        direction: Direction,
+        peer: IpAddr,
+        point: Point,
+    ) -> (Verdict, DecidedBy) {
+        match self.judge_at(member, direction, peer) {
+            Some(judge) => {
+                let entry = judge.decide(point);
+                (entry.verdict, self.decided_by(entry.rule))
+            }
+            None => (Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)),
+        }
+    }
+
+    /// What a workload says about an address.
+    pub(crate) fn judge_at(&self, member: usize, direction: Direction, peer: IpAddr) -> Option<&Judge> {
+        let class = self.class_of(member)?;
+        let identity = match self.owner(peer) {
+            // To the first member of the class its own address is itself, so its siblings are told apart here.
+            Some(owner) if self.class_of(owner) == Some(class) => {
+                let known = self.classes.get(class)?;
+                let place = self.places.get(owner)?.1;
+                let slot = known
+                    .addresses(place)
+                    .iter()
+                    .position(|address| *address == peer)?;
+                let slot = known.slots.get(slot)?;
+                if owner == member {
+                    slot.identity
+                } else {
+                    slot.sibling
+                }
+            }
+            _ => identity_of(&self.identities, peer)?,
+        };
+        self.judges
+            .get(*self.rows.get(&(class, direction))?.get(&identity)?)
+    }
+
+    /// Judges one flow at both ends, each a workload at one of its addresses or an address alone. Nothing if neither is
+    /// a workload.
+    pub fn packet(&self, from: Place, to: Place, point: Point) -> Option<Packet> {
+        if from.member.is_none() && to.member.is_none() {
+            return None;
+        }
+        let ruling = |member: Option<usize>, direction, peer| {
+            let (verdict, by) = self.decide(member?, direction, peer, point);
+            Some(Ruling {
+                allowed: verdict == Verdict::Allow,
+                by: by.to_string(),
+            })
+        };
+        let egress = ruling(from.member, Direction::Egress, to.address);
+        let ingress = ruling(to.member, Direction::Ingress, from.address);
+        let party = |place: Place| Party {
+            workload: place.member.map(|member| self.name(member)),
+            address: place.address,
+        };
+        Some(Packet {
+            from: party(from),
+            to: party(to),
+            service: point.to_string(),
+            protocol: point.protocol,
+            source_port: point.source_port,
+            port: point.port,
+            allowed: egress.iter().chain(&ingress).all(|ruling| ruling.allowed),
+            egress,
+            ingress,
+        })
+    }
+
+    /// The workload or the address alone that is at an address.
+    pub fn place(&self, address: IpAddr) -> Place {
+        Place {
+            member: self.owner(address),
+            address,
+        }
+    }
+
+    /// Rules and ends of tiers that decide about at least one flow of at least one workload, by the direction in which
+    /// they do.
+    pub fn deciding_rules(&self) -> BTreeSet<(Direction, DecidedBy)> {
+        let mut judges = BTreeSet::new();
+        let ends = self.ends();
+        for class in (0..self.classes.len()).map(End::Class) {
+            for peer in ends.iter().filter(|peer| self.judges(class, **peer)) {
+                for (own, other) in self.pairs(class, *peer) {
+                    for direction in [Direction::Ingress, Direction::Egress] {
+                        judges.extend(self.judge(own, direction, other).map(|judge| (direction, judge)));
+                    }
+                }
+            }
+        }
+        let everything = Space::everything();
+        let mut rules: BTreeSet<(Direction, RuleId)> = BTreeSet::new();
+        for (direction, judge) in judges {
+            let deciders = self.judges.get(judge).map(|judge| judge.deciders(&everything));
+            rules.extend(deciders.into_iter().flatten().map(|rule| (direction, rule)));
+        }
+        rules
+            .into_iter()
+            .map(|(direction, rule)| (direction, self.decided_by(rule)))
+            .collect()
+    }
+
+    /// Addresses of two ends that are of one family.
+    pub fn pairs(&self, from: End, to: End) -> Vec<(Spot, Spot)> {
+        let to = self.spots(to);
+        let mut pairs = Vec::new();
+        for from in self.spots(from) {
+            let same = to.iter().filter(|to| self.version(**to) == self.version(from));
+            pairs.extend(same.map(|to| (from, *to)));
+        }
+        pairs
+    }
+
+    pub(crate) fn decided_by(&self, rule: RuleId) -> DecidedBy {
+        let named = rule
+            .0
+            .checked_sub(BUILTIN_RULES)
+            .and_then(|index| usize::try_from(index).ok());
+        match (
+            named.and_then(|index| self.rules.get(index)),
+            BuiltinRule::from_id(rule),
+        ) {
+            (Some(name), _) => DecidedBy::Rule(name.clone()),
+            (None, builtin) => DecidedBy::Builtin(builtin.unwrap_or(BuiltinRule::NoMatch)),
+        }
+    }
+
+    pub(crate) fn intern(&self, space: Space) -> SpaceId {
+        let mut known = self.known.borrow_mut();
+        if let Some(id) = known.ids.get(&space) {
+            return *id;
+        }
+        let space = Arc::new(space);
+        // There are fewer sets than pairs of judges, and those fit in memory.
+        let id = SpaceId(u32::try_from(known.spaces.len()).unwrap_or(u32::MAX));
+        known.spaces.push(Arc::clone(&space));
+        known.ids.insert(space, id);
+        id
+    }
+
+    /// The judge of flows at one end; nothing where no workload judges.
+    fn judge(&self, own: Spot, direction: Direction, peer: Spot) -> Option<usize> {
+        let Spot::Class { class, .. } = own else {
+            return None;
+        };
+        let identity = match peer {
+            Spot::Outside { region, .. } => *self.outside_ids.get(region)?,
+            Spot::Class { class: of, slot } => {
+                let slot = self.classes.get(of)?.slots.get(slot)?;
+                if of == class { slot.sibling } else { slot.identity }
+            }
+        };
+        self.rows.get(&(class, direction))?.get(&identity).copied()
+    }
+}
+
+impl Class {
+    /// Addresses of the member in this place, in the order of its spots.
+    pub fn addresses(&self, place: usize) -> &[IpAddr] {
+        self.addresses.get(place).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn new(class: Classified, identities: &BTreeMap<IpNet, IdentityId>) -> Self {
+        let of = |place: usize, slot: usize| {
+            let address = class.addresses.get(place)?.get(slot)?;
+            identity_of(identities, *address)
+        };
+        let first = class.addresses.first().map(Vec::as_slice).unwrap_or_default();
+        let slots = first.iter().enumerate().map(|(slot, address)| {
+            // Number 0 is nobody's, and denied.
+            let identity = of(0, slot).unwrap_or(IdentityId(0));
+            Slot {
+                version: version(*address),
+                identity,
+                sibling: of(1, slot).unwrap_or(identity),
+            }
+        });
+        Self {
+            slots: slots.collect(),
+            members: class.members,
+            addresses: class.addresses,
+        }
+    }
+}
+
+/// Name of a workload for people.
+pub(crate) fn shown(member: &Member) -> String {
+    let workload = &member.workload;
+    match workload.kind {
+        WorkloadKind::HostEndpoint => format!("host {}", workload.name),
+        WorkloadKind::Pod | WorkloadKind::NetworkSet => format!("{}/{}", workload.namespace, workload.name),
+    }
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}, {}", self.from, self.to, self.service)
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.workload {
+            Some(workload) => write!(f, "{workload} ({})", self.address),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+impl Packet {
+    /// What became of it and by which rules, in a line.
+    pub fn rulings(&self) -> String {
+        let side = |name: &str, ruling: &Option<Ruling>| {
+            let ruling = ruling.as_ref()?;
+            let verdict = if ruling.allowed { "allowed" } else { "denied" };
+            Some(format!("{name} {verdict} by {}", ruling.by))
+        };
+        let sides = [side("egress", &self.egress), side("ingress", &self.ingress)];
+        sides.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+type Rows = HashMap<(usize, Direction), BTreeMap<IdentityId, usize>>;
+
+/// Judges, each distinct one once, and who judges whom by which.
+fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge>) {
+    let mut numbers: HashMap<(usize, Vec<_>), usize> = HashMap::new();
+    let mut judges = Vec::new();
+    let mut rows = Rows::new();
+    for class in 0..classes {
+        let Ok(number) = u32::try_from(class + 1) else {
+            continue;
+        };
+        let endpoint = EndpointId(number);
+        let sources = answers.sources.get(&endpoint).cloned().unwrap_or_default();
+        let table: Vec<_> = sources.iter().map(|(block, class)| (*block, *class)).collect();
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let Some(row) = answers.rows.get(&(endpoint, direction)) else {
+                continue;
+            };
+            let mut known = HashMap::new();
+            let numbered = row.iter().map(|(identity, answer)| {
+                let judge = *known.entry(*answer).or_insert_with(|| {
+                    *numbers.entry((*answer, table.clone())).or_insert_with(|| {
+                        let entries = answers.answers.get(*answer).map(Vec::as_slice);
+                        judges.push(Judge::new(entries.unwrap_or_default(), &sources));
+                        judges.len() - 1
+                    })
+                });
+                (*identity, judge)
+            });
+            rows.insert((class, direction), numbered.collect());
+        }
+    }
+    (rows, judges)
+}
+
+fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
+    let mut owners: HashMap<IpAddr, Option<usize>> = HashMap::new();
+    for (position, member) in cluster.members.iter().enumerate() {
+        for address in &member.addresses {
+            owners
+                .entry(*address)
+                .and_modify(|owner| *owner = None)
+                .or_insert(Some(position));
+        }
+    }
+    let alone = owners
+        .into_iter()
+        .filter_map(|(address, owner)| Some((address, owner?)));
+    alone.collect()
+}
+
+/// Addresses of no workload, by identity.
+fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(IdentityId, Region, Region)> {
+    let taken: Vec<IpNet> = cluster
+        .members
+        .iter()
+        .flat_map(|member| member.addresses.iter().copied().map(IpNet::from))
+        .collect();
+    let hosts: BTreeSet<&IpNet> = taken.iter().collect();
+    let taken_region = Region::of(taken.iter().copied());
+    let mut ranges: BTreeMap<IdentityId, Vec<(IpVersion, (u128, u128))>> = BTreeMap::new();
+    for version_wanted in FAMILIES {
+        let nets = identities
+            .iter()
+            .filter(|(net, _)| version(net.addr()) == version_wanted && !hosts.contains(net));
+        let mut open: Vec<(u128, IdentityId)> = Vec::new();
+        let mut next = Some(0u128);
+        let mut emit = |id: IdentityId, first: u128, last: u128| {
+            if first <= last {
+                ranges
+                    .entry(id)
+                    .or_default()
+                    .push((version_wanted, (first, last)));
+            }
+        };
+        // Prefixes sort before what they hold; what is open holds the current one.
+        for (net, id) in nets {
+            let (first, last) = range(*net);
+            while let Some((end, holder)) = open.last().copied().filter(|(end, _)| *end < first) {
+                if let Some(start) = next {
+                    emit(holder, start, end);
+                    next = end.checked_add(1).map(|after| after.max(start));
+                }
+                open.pop();
+            }
+            if let (Some((_, holder)), Some(start), Some(end)) = (open.last(), next, first.checked_sub(1)) {
+                emit(*holder, start, end);
+            }
+            next = Some(first);
+            open.push((last, *id));
+        }
+        while let Some((end, holder)) = open.pop() {
+            if let Some(start) = next {
+                emit(holder, start, end);
+                next = end.checked_add(1).map(|after| after.max(start));
+            }
+        }
+    }
+    let regions = ranges.into_iter().map(|(id, ranges)| {
+        let shape = Region::of_ranges(ranges);
+        let region = shape.subtract(&taken_region);
+        (id, shape, region)
+    });
+    regions.filter(|(.., region)| !region.is_empty()).collect()
+}
+
+fn identity_of(identities: &BTreeMap<IpNet, IdentityId>, address: IpAddr) -> Option<IdentityId> {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    (0..=bits).rev().find_map(|length| {
+        let net = IpNet::new(address, length).ok()?.trunc();
+        identities.get(&net).copied()
+    })
+}
