@@ -250,7 +250,9 @@ mod tests {
                 "authorization.k8s.io",
                 "coordination.k8s.io",
                 "networking.k8s.io",
-                "palisade.dev"
+                "palisade.dev",
+                "policy.networking.k8s.io",
+                "projectcalico.org"
             ]
         );
         assert_eq!(

@@ -6,7 +6,7 @@ use api::resources::Resource;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Column, node, pod};
+use super::{Column, node, pod, policy};
 use crate::age::age_of;
 
 /// Columns of a resource's objects; name and age for one that has none of its own.
@@ -21,6 +21,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("", "ServiceAccount") => SERVICE_ACCOUNT,
         ("coordination.k8s.io", "Lease") => LEASE,
         ("networking.k8s.io", "NetworkPolicy") => NETWORK_POLICY,
+        ("policy.networking.k8s.io" | "projectcalico.org", kind) => policy::of(kind),
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
         ("palisade.dev", "ImageScan") => IMAGE_SCAN,
         _ => PLAIN,
@@ -59,7 +60,7 @@ pub(super) const fn wide(
     }
 }
 
-const fn number(
+pub(super) const fn number(
     name: &'static str,
     description: &'static str,
     cell: fn(&Value, Timestamp) -> Value,
@@ -103,7 +104,7 @@ pub(super) fn text_or_none(object: &Value, pointer: &str) -> Value {
     }
 }
 
-fn members(object: &Value, key: &str) -> usize {
+pub(super) fn members(object: &Value, key: &str) -> usize {
     match &object[key] {
         Value::Object(map) => map.len(),
         Value::Array(list) => list.len(),
@@ -111,7 +112,7 @@ fn members(object: &Value, key: &str) -> usize {
     }
 }
 
-const PLAIN: &[Column] = &[NAME, AGE];
+pub(super) const PLAIN: &[Column] = &[NAME, AGE];
 
 const CONFIG_MAP: &[Column] = &[
     NAME,
