@@ -25,7 +25,7 @@ mod services;
 mod sources;
 mod view;
 
-pub use calico::ServiceEndpoint;
+pub use calico::{ServiceEndpoint, built_in_tiers};
 pub use cluster_policy::NodeView;
 pub use compile::{Compiled, Diagnostic, compile, compile_policies, reference};
 pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};

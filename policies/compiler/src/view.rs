@@ -233,16 +233,9 @@ impl ClusterView {
                     None
                 }
                 _ => {
-                    if let Some(change) = self.read_staged(object, &mut errors) {
-                        // What is not enforced need not be closed.
-                        let name = change
-                            .policy
-                            .as_ref()
-                            .map_or(&change.replaces, |policy| &policy.name)
-                            .clone();
-                        flush(&name, &mut errors, &mut report);
-                        staged.push(change);
-                    }
+                    staged.extend(self.read_staged(object, &mut errors));
+                    // What is wrong with it closes nothing that is enforced, but it is not what was meant.
+                    flush(&staged_name(object), &mut errors, &mut report);
                     None
                 }
             };
@@ -473,6 +466,23 @@ fn check_deletes_only(spec: &calico::PolicySpec, errors: &mut Errors) {
             fix: "leave the others out".to_owned(),
         });
     }
+}
+
+/// Name of a staged policy; empty for other objects.
+fn staged_name(object: &CalicoObject) -> String {
+    let (kind, metadata) = match object {
+        CalicoObject::StagedNetworkPolicy(object) => ("StagedNetworkPolicy", &object.metadata),
+        CalicoObject::StagedGlobalNetworkPolicy(object) => ("StagedGlobalNetworkPolicy", &object.metadata),
+        CalicoObject::StagedKubernetesNetworkPolicy(object) => {
+            ("StagedKubernetesNetworkPolicy", &object.metadata)
+        }
+        _ => return String::new(),
+    };
+    let namespace = match kind {
+        "StagedGlobalNetworkPolicy" => "",
+        _ => metadata.namespace.as_deref().unwrap_or_default(),
+    };
+    shown_name(kind, namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
 fn flush(name: &str, errors: &mut Errors, report: &mut impl FnMut(&str, FieldError)) {
