@@ -336,6 +336,20 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[],
     },
+    // What stands behind a service, for policies that name one. Services themselves, with their virtual addresses,
+    // are not served.
+    Resource {
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        short_names: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
     Resource {
         group: "networking.k8s.io",
         version: "v1",

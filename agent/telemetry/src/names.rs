@@ -18,6 +18,8 @@ const EPOCHS_KEPT: usize = 16;
 pub struct Snapshot {
     /// The tables; only the rule names matter here.
     pub tables: Arc<NodeTables>,
+    /// The tables as they would be if the staged policies were enforced; absent if there are none.
+    pub staged: Option<Arc<NodeTables>>,
     /// Pods of this node by endpoint.
     pub endpoints: BTreeMap<EndpointId, PodRef>,
     /// All pods that are known, by address.

@@ -70,6 +70,7 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         // Compiling policy takes the labels and addresses of all pods, wherever they run, the labels of what they
         // belong to, and every policy.
         ("", "pods" | "namespaces" | "serviceaccounts", "get" | "list" | "watch") => Decision::Allow,
+        ("discovery.k8s.io", "endpointslices", "get" | "list" | "watch") => Decision::Allow,
         ("networking.k8s.io", "networkpolicies", "get" | "list" | "watch") => Decision::Allow,
         ("policy.networking.k8s.io", "clusternetworkpolicies", "get" | "list" | "watch") => Decision::Allow,
         ("projectcalico.org", resource, "get" | "list" | "watch") => {

@@ -56,6 +56,7 @@ const CONTROLLERS: &[Rule] = &[
         "leases",
         &["deletecollection", "get", "list", "watch"],
     ),
+    rule("discovery.k8s.io", "endpointslices", EMPTY),
     rule("networking.k8s.io", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networksets", EMPTY),

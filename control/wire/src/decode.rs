@@ -12,6 +12,7 @@ use k8s_openapi::api::{
     authorization::v1::SelfSubjectAccessReview,
     coordination::v1::Lease,
     core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, ServiceAccount},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -231,6 +232,7 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
             round_trip::<SelfSubjectAccessReview>(value)
         }
         ("coordination.k8s.io/v1", "Lease") => round_trip::<Lease>(value),
+        ("discovery.k8s.io/v1", "EndpointSlice") => round_trip::<EndpointSlice>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => round_trip::<NetworkPolicy>(value),
         ("palisade.dev/v1alpha1", "ImagePolicy") => round_trip::<ImagePolicy>(value),
         ("palisade.dev/v1alpha1", "ImageScan") => round_trip::<ImageScan>(value),

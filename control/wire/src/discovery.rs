@@ -249,6 +249,7 @@ mod tests {
                 "authentication.k8s.io",
                 "authorization.k8s.io",
                 "coordination.k8s.io",
+                "discovery.k8s.io",
                 "networking.k8s.io",
                 "palisade.dev",
                 "policy.networking.k8s.io",

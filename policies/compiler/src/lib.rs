@@ -27,7 +27,7 @@ mod view;
 
 pub use calico::{ServiceEndpoint, built_in_tiers};
 pub use cluster_policy::NodeView;
-pub use compile::{Compiled, Diagnostic, compile, compile_policies, reference};
+pub use compile::{Compiled, Diagnostic, compile, compile_policies, compile_staged, reference};
 pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
 pub use field::FieldError;
 pub use kubernetes::validate;

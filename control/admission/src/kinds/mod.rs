@@ -41,6 +41,7 @@ pub(crate) fn check(
         ("", "Event", _) => cluster::check_event(object, problems),
         ("", "Node", "") => return cluster::check_node(request, object, problems),
         ("coordination.k8s.io", "Lease", _) => cluster::check_lease(object, problems),
+        ("discovery.k8s.io", "EndpointSlice", _) => data::check_endpoint_slice(request, object, problems),
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
         ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),

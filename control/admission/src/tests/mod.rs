@@ -522,3 +522,24 @@ fn built_in_objects_are_valid_and_stay_as_they_are() {
     assert!(refuse_deletion(by_any_name("tiers").unwrap(), "ops").is_ok());
     assert!(refuse_deletion(by_any_name("netpol").unwrap(), "default").is_ok());
 }
+
+#[test]
+fn slices_name_addresses_of_their_family() {
+    let slice = |addresses: Value, port: i32| json!({"addressType": "IPv4", "endpoints": [{"addresses": addresses}], "ports": [{"port": port, "protocol": "TCP"}]});
+    assert!(problems("endpointslices", slice(json!(["10.0.0.1"]), 80)).is_empty());
+    assert_eq!(
+        problems("endpointslices", slice(json!(["10.0.0.1", "::1"]), 0)),
+        [
+            "endpoints[0].addresses: Invalid value: \"::1\": must be an address of the slice's addressType",
+            "ports[0].port: Invalid value: 0: must be from 1 to 65535",
+        ]
+    );
+    assert_eq!(
+        problems(
+            "endpointslices",
+            json!({"addressType": "FQDN", "endpoints": [{"addresses": []}]})
+        )
+        .len(),
+        2
+    );
+}

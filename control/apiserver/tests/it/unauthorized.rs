@@ -123,7 +123,7 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
         _ if matches!(row.group, "projectcalico.org" | "policy.networking.k8s.io") => {
             read && !path.ends_with("/status")
         }
-        "pods" | "namespaces" | "networkpolicies" | "serviceaccounts" => {
+        "pods" | "namespaces" | "networkpolicies" | "serviceaccounts" | "endpointslices" => {
             read && !["/status", "/log"].iter().any(|end| path.ends_with(end))
         }
         // The addresses of all nodes are part of policy; their agents' streams are not.

@@ -20,6 +20,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("", "Secret") => SECRET,
         ("", "ServiceAccount") => SERVICE_ACCOUNT,
         ("coordination.k8s.io", "Lease") => LEASE,
+        ("discovery.k8s.io", "EndpointSlice") => ENDPOINT_SLICE,
         ("networking.k8s.io", "NetworkPolicy") => NETWORK_POLICY,
         ("policy.networking.k8s.io" | "projectcalico.org", kind) => policy::of(kind),
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
@@ -158,6 +159,39 @@ const LEASE: &[Column] = &[
     }),
     AGE,
 ];
+
+const ENDPOINT_SLICE: &[Column] = &[
+    NAME,
+    text("AddressType", "Family of the addresses.", |slice, _| {
+        json!(text_at(slice, "/addressType"))
+    }),
+    text("Ports", "Ports of each endpoint.", |slice, _| {
+        let ports = slice["ports"].as_array().into_iter().flatten();
+        json!(listed(ports.map(|port| match port["port"].as_i64() {
+            Some(port) => port.to_string(),
+            None => "*".to_owned(),
+        })))
+    }),
+    text("Endpoints", "Addresses.", |slice, _| {
+        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+        let addresses = endpoints.flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten());
+        json!(listed(addresses.filter_map(Value::as_str).map(str::to_owned)))
+    }),
+    AGE,
+];
+
+/// The first three, and how many more there are; `<unset>` for none.
+fn listed(all: impl Iterator<Item = String>) -> String {
+    const SHOWN: usize = 3;
+    let mut all: Vec<String> = all.collect();
+    let more = all.len().saturating_sub(SHOWN);
+    all.truncate(SHOWN);
+    match (all.is_empty(), more) {
+        (true, _) => "<unset>".to_owned(),
+        (false, 0) => all.join(","),
+        (false, more) => format!("{} + {more} more...", all.join(",")),
+    }
+}
 
 const NETWORK_POLICY: &[Column] = &[
     NAME,

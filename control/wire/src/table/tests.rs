@@ -144,6 +144,12 @@ fn other_kinds() {
             json!({"spec": {"stagedAction": "Delete"}}),
             "x | default | <none> | Delete | 24h",
         ),
+        (
+            "endpointslices",
+            json!({"addressType": "IPv4", "ports": [{"port": 80}, {}], "endpoints": [
+                {"addresses": ["10.0.0.1", "10.0.0.2"]}, {"addresses": ["10.0.0.3"]}, {"addresses": ["10.0.0.4"]}]}),
+            "x | IPv4 | 80,* | 10.0.0.1,10.0.0.2,10.0.0.3 + 1 more... | 24h",
+        ),
         ("sknp", json!({"spec": {}}), "x | Set | 24h"),
         (
             "globalnetworksets",
