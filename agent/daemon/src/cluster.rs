@@ -53,6 +53,8 @@ struct Table<K> {
     listed: bool,
     /// Objects of a listing that is under way; those not in it are gone when it ends.
     listing: Objects<K>,
+    /// Highest revision that the watch has brought to `objects`.
+    seen: u64,
 }
 
 impl<K> Default for Table<K> {
@@ -61,6 +63,7 @@ impl<K> Default for Table<K> {
             objects: BTreeMap::new(),
             listed: false,
             listing: BTreeMap::new(),
+            seen: 0,
         }
     }
 }
@@ -210,6 +213,9 @@ impl<K: Resource> Table<K> {
 
     /// Takes one event of the watch; whether readers see a difference.
     fn apply(&mut self, event: watcher::Event<K>) -> bool {
+        if let watcher::Event::Apply(object) | watcher::Event::Delete(object) = &event {
+            self.seen = self.seen.max(revision(object));
+        }
         match event {
             watcher::Event::Apply(object) => {
                 self.objects.insert(key(&object), Arc::new(object));
@@ -226,19 +232,22 @@ impl<K: Resource> Table<K> {
             }
             watcher::Event::InitDone => {
                 self.objects = std::mem::take(&mut self.listing);
+                let revisions = self.objects.values().map(|object| revision(object.as_ref()));
+                self.seen = revisions.max().unwrap_or(0);
                 self.listed = true;
                 true
             }
         }
     }
 
-    /// Takes an object that was read apart from the watch, if the watch has not brought a later one.
+    /// Takes an object that was read apart from the watch, unless the watch is past it: then it has brought the
+    /// object, or it has also brought that the object is gone.
     fn newer(&mut self, object: K) -> bool {
         let known = self
             .objects
             .get(&key(&object))
-            .map(|known| revision(known.as_ref()));
-        if known.is_some_and(|known| known >= revision(&object)) {
+            .map_or(0, |known| revision(known.as_ref()));
+        if revision(&object) <= known.max(self.seen) {
             return false;
         }
         self.objects.insert(key(&object), Arc::new(object));
@@ -323,6 +332,12 @@ mod tests {
         table.apply(watcher::Event::Apply(namespace("a", "10")));
         assert!(!table.newer(namespace("a", "9")));
         assert!(table.newer(namespace("a", "11")));
-        assert!(table.newer(namespace("b", "1")));
+        assert!(table.newer(namespace("b", "12")));
+        assert!(!table.newer(namespace("b", "12")), "known already");
+        table.apply(watcher::Event::Delete(namespace("c", "15")));
+        assert!(
+            !table.newer(namespace("c", "14")),
+            "read before it was deleted, taken after"
+        );
     }
 }

@@ -96,11 +96,15 @@ fn show(args: &FlowsArgs, line: &str, event: &FlowEvent) -> Result<()> {
     ))
 }
 
-/// The rule, which has the policy in its name, and the tier where it is not the one that needs no mention.
+/// Policy and rule, and the tier where it is not the one that needs no mention.
 fn by(decided: &DecidedBy) -> String {
-    match decided.tier.as_deref() {
-        None | Some("default") => decided.rule.clone(),
-        Some(tier) => format!("tier {tier}, {}", decided.rule),
+    let tier = match decided.tier.as_deref() {
+        None | Some("default") => String::new(),
+        Some(tier) => format!("tier {tier}: "),
+    };
+    match &decided.policy {
+        Some(policy) => format!("{tier}{policy} {}", decided.rule),
+        None => format!("{tier}{}", decided.rule),
     }
 }
 
