@@ -64,7 +64,7 @@ pub type FelixConfiguration = Object<FelixConfigurationSpec>;
 #[serde(rename_all = "camelCase")]
 pub struct TierSpec {
     /// Place among the tiers: lower comes first, absent last, ties by name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "number")]
     pub order: Option<f64>,
     /// `Pass` or `Deny`; absent means `Deny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,7 +82,7 @@ pub struct PolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
     /// Place within the tier: lower comes first, absent last, ties by name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "number")]
     pub order: Option<f64>,
     /// Rules for flows to the endpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -335,4 +335,34 @@ pub struct ProtoPort {
     /// Addresses of the other end; absent means any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<String>,
+}
+
+/// Writes 10 as people do, not as 10.0. Beyond this many bits not every whole number is a float.
+fn number<S: serde::Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match number {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "whole, and small enough to be exact"
+        )]
+        Some(number) if number.fract() == 0.0 && number.abs() <= EXACT => {
+            serializer.serialize_some(&(*number as i64))
+        }
+        number => number.serialize(serializer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn orders_are_written_as_they_were_read() {
+        for order in [json!(10), json!(1_000_000), json!(0.5), json!(-3), json!(1e300)] {
+            let tier: Tier = serde_json::from_value(json!({"spec": {"order": order}})).unwrap();
+            assert_eq!(serde_json::to_value(&tier.spec).unwrap(), json!({"order": order}));
+        }
+    }
 }

@@ -22,6 +22,9 @@ pub struct FlowEvent {
     pub verdict: FlowVerdict,
     /// What decided: a policy rule, or why none was asked.
     pub decided_by: DecidedBy,
+    /// What would have been decided if the staged policies were enforced, where that is another verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<StagedVerdict>,
     /// Source address.
     pub source: IpAddr,
     /// Destination address.
@@ -84,4 +87,17 @@ pub struct DecidedBy {
     /// Policy that holds the rule, as `Kind namespace/name`; absent for built-in decisions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// Tier of that policy; absent for built-in decisions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+}
+
+/// What would have been decided with other policies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StagedVerdict {
+    /// The verdict.
+    pub verdict: FlowVerdict,
+    /// What would have decided.
+    pub decided_by: DecidedBy,
 }

@@ -20,7 +20,7 @@ pub struct Resource {
     pub categories: &'static [&'static str],
     /// Whether objects live in a namespace.
     pub scope: Scope,
-    /// Whether objects are stored; a virtual resource answers `create` only.
+    /// Where objects come from, which decides the verbs.
     pub stored: Stored,
     /// Subresources with their verbs.
     pub subresources: &'static [Subresource],
@@ -35,13 +35,15 @@ pub enum Scope {
     Cluster,
 }
 
-/// Whether objects are stored or only computed.
+/// Where objects come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// Kept in the store: all verbs.
     Yes,
     /// Computed from the request: `create` only.
     Virtual,
+    /// Computed from other objects: `get` and `list` only.
+    Derived,
 }
 
 /// A subresource, such as `pods/status`.
@@ -67,6 +69,31 @@ pub const STORED_VERBS: &[&str] = &[
     "watch",
 ];
 
+/// `group` and `version` of Calico's kinds.
+const CALICO: (&str, &str) = ("projectcalico.org", "v3");
+
+/// Rows of Calico's kinds differ in little. The short names are those of its API server, but for `cnp`, which
+/// ClusterNetworkPolicy claims too: it names neither.
+const fn calico(
+    kind: &'static str,
+    [plural, singular]: [&'static str; 2],
+    short_names: &'static [&'static str],
+    scope: Scope,
+) -> Resource {
+    Resource {
+        group: CALICO.0,
+        version: CALICO.1,
+        kind,
+        plural,
+        singular,
+        short_names,
+        categories: &[],
+        scope,
+        stored: Stored::Yes,
+        subresources: &[],
+    }
+}
+
 const fn status(kind: &'static str) -> Subresource {
     Subresource {
         name: "status",
@@ -89,6 +116,7 @@ impl Resource {
         match self.stored {
             Stored::Yes => STORED_VERBS,
             Stored::Virtual => &["create"],
+            Stored::Derived => &["get", "list"],
         }
     }
 
@@ -137,16 +165,25 @@ pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
 }
 
 /// The row a person means: plural, singular, kind or short name, without regard to case, optionally
-/// followed by `.group`.
+/// followed by `.group` or `.version.group`. Of two groups that use one name, the first in the table is meant by the
+/// bare name: that is also how kubectl reads the discovery document, which has the order of the table.
 pub fn by_any_name(name: &str) -> Option<&'static Resource> {
     let name = name.to_ascii_lowercase();
+    let (name, qualifier) = match name.split_once('.') {
+        Some((name, qualifier)) => (name, Some(qualifier)),
+        None => (name.as_str(), None),
+    };
+    let of_group = |r: &Resource| {
+        qualifier.is_none_or(|qualifier| {
+            let versioned = qualifier
+                .strip_prefix(r.version)
+                .and_then(|rest| rest.strip_prefix('.'));
+            qualifier == r.group || versioned == Some(r.group)
+        })
+    };
     RESOURCES.iter().find(|r| {
-        let spellings = [r.plural, r.singular]
-            .into_iter()
-            .chain(r.short_names.iter().copied());
-        spellings.into_iter().any(|s| {
-            name == s || name.strip_prefix(s).and_then(|rest| rest.strip_prefix('.')) == Some(r.group)
-        }) || name == r.kind.to_ascii_lowercase()
+        let named = name == r.plural || name == r.singular || r.short_names.contains(&name);
+        of_group(r) && (named || name == r.kind.to_ascii_lowercase())
     })
 }
 
@@ -299,6 +336,20 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[],
     },
+    // What stands behind a service, for policies that name one. Services themselves, with their virtual addresses,
+    // are not served.
+    Resource {
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        short_names: &[],
+        categories: &[],
+        scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
     Resource {
         group: "networking.k8s.io",
         version: "v1",
@@ -335,6 +386,78 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[],
     },
+    Resource {
+        group: "policy.networking.k8s.io",
+        version: "v1alpha2",
+        kind: "ClusterNetworkPolicy",
+        plural: "clusternetworkpolicies",
+        singular: "clusternetworkpolicy",
+        short_names: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        stored: Stored::Yes,
+        subresources: &[status("ClusterNetworkPolicy")],
+    },
+    calico(
+        "FelixConfiguration",
+        ["felixconfigurations", "felixconfiguration"],
+        &["felixconfig", "felixconfigs"],
+        Scope::Cluster,
+    ),
+    calico(
+        "GlobalNetworkPolicy",
+        ["globalnetworkpolicies", "globalnetworkpolicy"],
+        &["gnp", "cgnp", "calicoglobalnetworkpolicies"],
+        Scope::Cluster,
+    ),
+    calico(
+        "GlobalNetworkSet",
+        ["globalnetworksets", "globalnetworkset"],
+        &[],
+        Scope::Cluster,
+    ),
+    calico(
+        "HostEndpoint",
+        ["hostendpoints", "hostendpoint"],
+        &["hep", "heps"],
+        Scope::Cluster,
+    ),
+    // Its bare names mean the one of `networking.k8s.io`, which comes first.
+    calico(
+        "NetworkPolicy",
+        ["networkpolicies", "networkpolicy"],
+        &["caliconetworkpolicy", "caliconetworkpolicies"],
+        Scope::Namespaced,
+    ),
+    calico(
+        "NetworkSet",
+        ["networksets", "networkset"],
+        &["netsets"],
+        Scope::Namespaced,
+    ),
+    Resource {
+        stored: Stored::Derived,
+        ..calico("Profile", ["profiles", "profile"], &[], Scope::Cluster)
+    },
+    calico(
+        "StagedGlobalNetworkPolicy",
+        ["stagedglobalnetworkpolicies", "stagedglobalnetworkpolicy"],
+        &["sgnp"],
+        Scope::Cluster,
+    ),
+    calico(
+        "StagedKubernetesNetworkPolicy",
+        ["stagedkubernetesnetworkpolicies", "stagedkubernetesnetworkpolicy"],
+        &["sknp"],
+        Scope::Namespaced,
+    ),
+    calico(
+        "StagedNetworkPolicy",
+        ["stagednetworkpolicies", "stagednetworkpolicy"],
+        &["snp"],
+        Scope::Namespaced,
+    ),
+    calico("Tier", ["tiers", "tier"], &[], Scope::Cluster),
 ];
 
 #[cfg(test)]
@@ -347,7 +470,19 @@ mod tests {
         for r in RESOURCES {
             assert_eq!(by_path(r.group, r.version, r.plural), Some(r));
             assert_eq!(by_kind(&r.api_version(), r.kind), Some(r));
-            for name in [r.plural, r.singular].iter().chain(r.short_names) {
+            // Two groups have a NetworkPolicy; the bare name means the one of Kubernetes.
+            let second = (r.group, r.kind) == ("projectcalico.org", "NetworkPolicy");
+            for name in [r.plural, r.singular] {
+                assert_eq!(by_any_name(&format!("{name}.{}", r.group)), Some(r), "{name}");
+                assert_eq!(by_any_name(&format!("{name}.{}.{}", r.version, r.group)), Some(r));
+                if second {
+                    assert_eq!(by_any_name(name).unwrap().group, "networking.k8s.io");
+                } else {
+                    assert_eq!(by_any_name(name), Some(r), "{name}");
+                    assert!(seen.insert(name), "{name} names two resources");
+                }
+            }
+            for name in r.short_names {
                 assert_eq!(by_any_name(name), Some(r), "{name}");
                 assert!(seen.insert(*name), "{name} names two resources");
             }
@@ -357,5 +492,7 @@ mod tests {
             Some("networkpolicies")
         );
         assert_eq!(by_any_name("pods.apps"), None);
+        assert_eq!(by_any_name("pods.v1.apps"), None);
+        assert_eq!(by_any_name("cnp"), None, "two upstream kinds claim it");
     }
 }

@@ -73,6 +73,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let start = Start {
         datapath: Box::new(datapath),
         cluster: cluster.clone(),
+        node: config.node_name.clone(),
         host_addresses: BTreeSet::from([IpAddr::V4(network.node_address())]),
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,

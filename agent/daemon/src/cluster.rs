@@ -1,4 +1,4 @@
-//! What the agent knows of the cluster: pods, namespaces and network policies, kept up to date by watches.
+//! What the agent knows of the cluster: everything that network policy depends on, kept up to date by watches.
 //!
 //! Readers get whole snapshots; nothing is handed out before the first listing of everything is complete,
 //! because a policy that is not known yet must not be mistaken for one that does not exist.
@@ -8,9 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Pod},
+    core::v1::{Namespace, Node, Pod, ServiceAccount},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use kube::{
@@ -22,6 +23,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::policy_objects::{self, PolicyObject};
+
 /// Objects of one kind by (namespace, name).
 type Objects<K> = BTreeMap<(String, String), Arc<K>>;
 
@@ -32,9 +35,14 @@ pub(crate) struct Cluster {
 }
 
 struct Shared {
-    pods: Mutex<Table<Pod>>,
-    namespaces: Mutex<Table<Namespace>>,
-    policies: Mutex<Table<NetworkPolicy>>,
+    pods: Arc<Mutex<Table<Pod>>>,
+    namespaces: Arc<Mutex<Table<Namespace>>>,
+    nodes: Arc<Mutex<Table<Node>>>,
+    accounts: Arc<Mutex<Table<ServiceAccount>>>,
+    slices: Arc<Mutex<Table<EndpointSlice>>>,
+    policies: Arc<Mutex<Table<NetworkPolicy>>>,
+    /// Calico's kinds and ClusterNetworkPolicy, each with its row.
+    objects: Vec<(&'static api::resources::Resource, Arc<Mutex<Table<PolicyObject>>>)>,
     /// Raised with every change.
     version: watch::Sender<u64>,
 }
@@ -45,6 +53,8 @@ struct Table<K> {
     listed: bool,
     /// Objects of a listing that is under way; those not in it are gone when it ends.
     listing: Objects<K>,
+    /// Highest revision that the watch has brought to `objects`.
+    seen: u64,
 }
 
 impl<K> Default for Table<K> {
@@ -53,6 +63,7 @@ impl<K> Default for Table<K> {
             objects: BTreeMap::new(),
             listed: false,
             listing: BTreeMap::new(),
+            seen: 0,
         }
     }
 }
@@ -61,30 +72,38 @@ impl<K> Default for Table<K> {
 pub(crate) struct Snapshot {
     pub(crate) pods: Vec<Arc<Pod>>,
     pub(crate) namespaces: Vec<Arc<Namespace>>,
+    pub(crate) nodes: Vec<Arc<Node>>,
+    pub(crate) accounts: Vec<Arc<ServiceAccount>>,
+    pub(crate) slices: Vec<Arc<EndpointSlice>>,
     pub(crate) policies: Vec<Arc<NetworkPolicy>>,
+    pub(crate) objects: Vec<Arc<PolicyObject>>,
 }
 
 impl Cluster {
     /// Starts watching until `shutdown`.
     pub(crate) fn start(client: &Client, shutdown: &CancellationToken) -> Self {
         let shared = Arc::new(Shared {
-            pods: Mutex::default(),
-            namespaces: Mutex::default(),
-            policies: Mutex::default(),
+            pods: Arc::default(),
+            namespaces: Arc::default(),
+            nodes: Arc::default(),
+            accounts: Arc::default(),
+            slices: Arc::default(),
+            policies: Arc::default(),
+            objects: policy_objects::rows().map(|row| (row, Arc::default())).collect(),
             version: watch::channel(0).0,
         });
         let cluster = Self { shared };
-        cluster.follow(Api::all(client.clone()), |shared: &Shared| &shared.pods, shutdown);
-        cluster.follow(
-            Api::all(client.clone()),
-            |shared: &Shared| &shared.namespaces,
-            shutdown,
-        );
-        cluster.follow(
-            Api::all(client.clone()),
-            |shared: &Shared| &shared.policies,
-            shutdown,
-        );
+        let shared = &cluster.shared;
+        cluster.follow_all(client, &shared.pods, shutdown);
+        cluster.follow_all(client, &shared.namespaces, shutdown);
+        cluster.follow_all(client, &shared.nodes, shutdown);
+        cluster.follow_all(client, &shared.accounts, shutdown);
+        cluster.follow_all(client, &shared.slices, shutdown);
+        cluster.follow_all(client, &shared.policies, shutdown);
+        for (row, table) in &shared.objects {
+            let api = Api::all_with(client.clone(), row);
+            cluster.follow(api, row.kind, table, shutdown);
+        }
         cluster
     }
 
@@ -100,27 +119,50 @@ impl Cluster {
 
     /// Everything that policy depends on, or `None` before the first listings.
     pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        let shared = &self.shared;
+        let mut objects = Vec::new();
+        for (_, table) in &shared.objects {
+            objects.extend(lock(table).all()?);
+        }
         Some(Snapshot {
-            pods: lock(&self.shared.pods).all()?,
-            namespaces: lock(&self.shared.namespaces).all()?,
-            policies: lock(&self.shared.policies).all()?,
+            pods: lock(&shared.pods).all()?,
+            namespaces: lock(&shared.namespaces).all()?,
+            nodes: lock(&shared.nodes).all()?,
+            accounts: lock(&shared.accounts).all()?,
+            slices: lock(&shared.slices).all()?,
+            policies: lock(&shared.policies).all()?,
+            objects,
         })
     }
 
-    /// Reads the policies of `namespace` and the namespace itself from the API, so that a pod created after
-    /// a policy is never judged without it, however late the watch is.
+    /// Reads the policies that apply in `namespace`, the namespace itself and its service accounts from the API, so
+    /// that a pod created after a policy is never judged without it, however late the watch is.
     pub(crate) async fn refresh(&self, client: &Client, namespace: &str) -> Result<(), kube::Error> {
         let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), namespace);
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let everything = ListParams::default();
-        let (policies, found) =
-            futures::try_join!(policies.list(&everything), namespaces.get_opt(namespace))?;
+        let needed = self.shared.objects.iter();
+        let needed = needed.filter(|(row, _)| policy_objects::is_needed_at_start(row));
+        let objects = needed.map(async |(row, table)| {
+            let api: Api<PolicyObject> = match row.namespaced() {
+                true => Api::namespaced_with(client.clone(), namespace, row),
+                false => Api::all_with(client.clone(), row),
+            };
+            Ok((table, api.list(&ListParams::default()).await?))
+        });
+        let (policies, accounts, found, objects) = futures::try_join!(
+            policies.list(&everything),
+            accounts.list(&everything),
+            namespaces.get_opt(namespace),
+            try_join_all(objects),
+        )?;
         let mut changed = false;
-        for policy in policies {
-            changed |= lock(&self.shared.policies).newer(policy);
-        }
-        if let Some(found) = found {
-            changed |= lock(&self.shared.namespaces).newer(found);
+        changed |= newer(&self.shared.policies, policies);
+        changed |= newer(&self.shared.accounts, accounts);
+        changed |= newer(&self.shared.namespaces, found);
+        for (table, objects) in objects {
+            changed |= newer(table, objects);
         }
         if changed {
             self.shared.version.send_modify(|version| *version += 1);
@@ -128,11 +170,19 @@ impl Cluster {
         Ok(())
     }
 
-    fn follow<K>(&self, api: Api<K>, table: fn(&Shared) -> &Mutex<Table<K>>, shutdown: &CancellationToken)
+    fn follow_all<K>(&self, client: &Client, table: &Arc<Mutex<Table<K>>>, shutdown: &CancellationToken)
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     {
-        let (shared, shutdown) = (self.shared.clone(), shutdown.clone());
+        self.follow(Api::all(client.clone()), &K::kind(&()), table, shutdown);
+    }
+
+    fn follow<K>(&self, api: Api<K>, kind: &str, table: &Arc<Mutex<Table<K>>>, shutdown: &CancellationToken)
+    where
+        K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let (shared, table, shutdown) = (self.shared.clone(), Arc::clone(table), shutdown.clone());
+        let kind = kind.to_owned();
         let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
         tokio::spawn(async move {
             loop {
@@ -142,13 +192,13 @@ impl Cluster {
                 };
                 match event {
                     Ok(Some(event)) => {
-                        if lock(table(&shared)).apply(event) {
+                        if lock(&table).apply(event) {
                             shared.version.send_modify(|version| *version += 1);
                         }
                     }
                     Ok(None) => return,
                     Err(error) => {
-                        tracing::warn!(%error, kind = %K::kind(&()), "watch failed, will retry");
+                        tracing::warn!(%error, kind, "watch failed, will retry");
                     }
                 }
             }
@@ -163,6 +213,9 @@ impl<K: Resource> Table<K> {
 
     /// Takes one event of the watch; whether readers see a difference.
     fn apply(&mut self, event: watcher::Event<K>) -> bool {
+        if let watcher::Event::Apply(object) | watcher::Event::Delete(object) = &event {
+            self.seen = self.seen.max(revision(object));
+        }
         match event {
             watcher::Event::Apply(object) => {
                 self.objects.insert(key(&object), Arc::new(object));
@@ -179,24 +232,35 @@ impl<K: Resource> Table<K> {
             }
             watcher::Event::InitDone => {
                 self.objects = std::mem::take(&mut self.listing);
+                let revisions = self.objects.values().map(|object| revision(object.as_ref()));
+                self.seen = revisions.max().unwrap_or(0);
                 self.listed = true;
                 true
             }
         }
     }
 
-    /// Takes an object that was read apart from the watch, if the watch has not brought a later one.
+    /// Takes an object that was read apart from the watch, unless the watch is past it: then it has brought the
+    /// object, or it has also brought that the object is gone.
     fn newer(&mut self, object: K) -> bool {
         let known = self
             .objects
             .get(&key(&object))
-            .map(|known| revision(known.as_ref()));
-        if known.is_some_and(|known| known >= revision(&object)) {
+            .map_or(0, |known| revision(known.as_ref()));
+        if revision(&object) <= known.max(self.seen) {
             return false;
         }
         self.objects.insert(key(&object), Arc::new(object));
         true
     }
+}
+
+/// Takes what was read apart from the watch; whether readers see a difference.
+fn newer<K: Resource>(table: &Mutex<Table<K>>, objects: impl IntoIterator<Item = K>) -> bool {
+    let mut table = lock(table);
+    objects
+        .into_iter()
+        .fold(false, |changed, object| table.newer(object) || changed)
 }
 
 fn key<K: Resource>(object: &K) -> (String, String) {
@@ -268,6 +332,12 @@ mod tests {
         table.apply(watcher::Event::Apply(namespace("a", "10")));
         assert!(!table.newer(namespace("a", "9")));
         assert!(table.newer(namespace("a", "11")));
-        assert!(table.newer(namespace("b", "1")));
+        assert!(table.newer(namespace("b", "12")));
+        assert!(!table.newer(namespace("b", "12")), "known already");
+        table.apply(watcher::Event::Delete(namespace("c", "15")));
+        assert!(
+            !table.newer(namespace("c", "14")),
+            "read before it was deleted, taken after"
+        );
     }
 }

@@ -14,6 +14,7 @@ mod logs;
 mod node;
 mod pods;
 mod policy;
+mod policy_objects;
 mod server;
 
 use std::{path::PathBuf, process::ExitCode};

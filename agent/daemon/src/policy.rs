@@ -17,13 +17,16 @@ use std::{
 use agent_telemetry::{Hub, Names, Snapshot};
 use api::{annotations, flow::PodRef};
 use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
-use k8s_openapi::api::core::v1::Pod;
-use policies_compiler::{ClusterView, PodView, compile};
+use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
+use policies_compiler::{ClusterView, PodView, compile, compile_staged};
 use policies_ir::tables::{EndpointId, NodeTables};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{self, Cluster};
+use crate::{
+    cluster::{self, Cluster},
+    policy_objects,
+};
 
 /// How often flows that are over are forgotten.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
@@ -63,6 +66,8 @@ pub(crate) enum PolicyError {
 pub(crate) struct Start {
     pub(crate) datapath: Box<dyn Datapath>,
     pub(crate) cluster: Cluster,
+    /// Name of this node.
+    pub(crate) node: String,
     /// Addresses of this node.
     pub(crate) host_addresses: BTreeSet<IpAddr>,
     /// Endpoints that an earlier agent left behind and whose pods live: known before the first change of
@@ -90,6 +95,7 @@ impl Policy {
         let worker = Worker {
             datapath: start.datapath,
             cluster: start.cluster,
+            node: start.node,
             host_addresses: start.host_addresses,
             endpoints: start
                 .endpoints
@@ -155,6 +161,7 @@ impl Policy {
 struct Worker {
     datapath: Box<dyn Datapath>,
     cluster: Cluster,
+    node: String,
     host_addresses: BTreeSet<IpAddr>,
     endpoints: BTreeMap<EndpointId, Endpoint>,
     /// What the kernel's tables were compiled from.
@@ -295,16 +302,25 @@ impl Worker {
         };
         let mut view = ClusterView {
             pods: snapshot.pods.iter().filter_map(pod).collect(),
-            policies: snapshot
-                .policies
-                .iter()
-                .map(|policy| (**policy).clone())
-                .collect(),
+            policies: snapshot.policies.iter().map(reduced).collect(),
+            node: self.node.clone(),
             host_addresses: self.host_addresses.clone(),
             ..ClusterView::default()
         };
         for namespace in &snapshot.namespaces {
             view.add_namespace(namespace);
+        }
+        for node in &snapshot.nodes {
+            view.add_node(node);
+        }
+        for account in &snapshot.accounts {
+            view.add_service_account(account);
+        }
+        for slice in &snapshot.slices {
+            view.add_endpoint_slice(slice);
+        }
+        for object in &snapshot.objects {
+            object.add_to(&mut view);
         }
         view
     }
@@ -324,6 +340,7 @@ impl Worker {
         let snapshot = Snapshot {
             tables: Arc::new(tables),
             changes,
+            staged: compile_staged(view).map(Arc::new),
             endpoints: endpoints.collect(),
             addresses: addresses.collect(),
         };
@@ -355,6 +372,13 @@ impl Worker {
             }
         }
     }
+}
+
+/// A policy without what it does not depend on: a new annotation is no new policy.
+fn reduced(policy: &Arc<NetworkPolicy>) -> NetworkPolicy {
+    let mut policy = (**policy).clone();
+    policy_objects::reduce(&mut policy.metadata);
+    policy
 }
 
 /// An error and its causes in one line.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowVerdict, PodRef};
+use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowVerdict, PodRef, StagedVerdict};
 use ebpf_abi::{DIRECTION_INGRESS, FlowRecord, Reason, VERDICT_ALLOW};
 use jiff::{SignedDuration, Timestamp};
-use policies_ir::tables::{self, EndpointId, RuleId};
+use policies_ir::tables::{self, Direction, EndpointId, Packet, RuleId};
 
 use crate::names::{Names, Snapshot};
 
@@ -42,18 +42,14 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
     } else {
         destination
     };
-    let allowed = u32::from(record.verdict) == VERDICT_ALLOW;
     FlowEvent {
         time: clock.time_of(record.time_ns),
         node: node.to_owned(),
         pod: pod(record, &snapshot),
         direction,
-        verdict: if allowed {
-            FlowVerdict::Allow
-        } else {
-            FlowVerdict::Deny
-        },
+        verdict: verdict_of(record),
         decided_by: decided_by(record, &snapshot, exact),
+        staged: staged(record, &snapshot, exact),
         source,
         destination,
         peer: snapshot.addresses.get(&peer).cloned(),
@@ -79,21 +75,63 @@ fn pod(record: &FlowRecord, snapshot: &Snapshot) -> PodRef {
 }
 
 fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedBy {
-    let word = |word: &str| DecidedBy {
-        rule: word.to_owned(),
-        policy: None,
-    };
     match Reason::from_code(record.reason) {
         Some(Reason::Policy) => {}
         Some(reason) => return word(reason.word()),
         None => return word("unknown-reason"),
     }
-    let rule = snapshot.tables.decided_by(RuleId(record.rule));
+    named(snapshot.tables.decided_by(RuleId(record.rule)), exact)
+}
+
+/// The verdict of the staged tables, where it is another one. What was not judged by policy would not have been
+/// with other policies either, and tables of another epoch say nothing about this one.
+fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<StagedVerdict> {
+    let tables = snapshot.staged.as_ref().filter(|_| exact)?;
+    Reason::from_code(record.reason).filter(|reason| *reason == Reason::Policy)?;
+    let (direction, peer) = match record.direction {
+        DIRECTION_INGRESS => (Direction::Ingress, record.source),
+        _ => (Direction::Egress, record.destination),
+    };
+    let packet = Packet {
+        direction,
+        peer: peer.to_ip(),
+        protocol: record.protocol,
+        source_port: record.source_port,
+        port: record.destination_port,
+    };
+    let would_be = tables::lookup(tables, EndpointId(record.endpoint), &packet);
+    let verdict = match would_be.verdict {
+        tables::Verdict::Allow => FlowVerdict::Allow,
+        tables::Verdict::Deny => FlowVerdict::Deny,
+    };
+    (verdict != verdict_of(record)).then(|| StagedVerdict {
+        verdict,
+        decided_by: named(tables.decided_by(would_be.rule), true),
+    })
+}
+
+fn verdict_of(record: &FlowRecord) -> FlowVerdict {
+    match u32::from(record.verdict) == VERDICT_ALLOW {
+        true => FlowVerdict::Allow,
+        false => FlowVerdict::Deny,
+    }
+}
+
+fn word(word: &str) -> DecidedBy {
+    DecidedBy {
+        rule: word.to_owned(),
+        policy: None,
+        tier: None,
+    }
+}
+
+fn named(rule: Option<tables::DecidedBy>, exact: bool) -> DecidedBy {
     match rule {
         Some(tables::DecidedBy::Builtin(builtin)) => word(builtin.word()),
         Some(tables::DecidedBy::Rule(name)) if exact => DecidedBy {
             rule: name.to_string(),
             policy: Some(name.policy).filter(|policy| !policy.is_empty()),
+            tier: Some(name.tier),
         },
         _ => word("unnamed-rule"),
     }
@@ -104,7 +142,10 @@ mod tests {
     use std::sync::Arc;
 
     use ebpf_abi::{Address, DIRECTION_EGRESS};
-    use policies_ir::tables::{BUILTIN_RULES, BuiltinRule, NodeTables, RuleName};
+    use policies_ir::tables::{
+        BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, NodeTables, RuleName, Service, SourceClass,
+        Verdict, VerdictEntry, VerdictKey,
+    };
 
     use super::*;
 
@@ -144,6 +185,10 @@ mod tests {
     }
 
     fn names() -> Names {
+        names_with(None)
+    }
+
+    fn names_with(staged: Option<NodeTables>) -> Names {
         let rule = RuleName {
             tier: "default".to_owned(),
             policy: "NetworkPolicy default/web".to_owned(),
@@ -155,6 +200,7 @@ mod tests {
                 rules: vec![rule],
                 ..NodeTables::default()
             }),
+            staged: staged.map(Arc::new),
             changes: [(EndpointId(7), 3)].into(),
             endpoints: [(EndpointId(7), pod("client"))].into(),
             addresses: [("10.7.0.9".parse().unwrap(), pod("web"))].into(),
@@ -172,7 +218,9 @@ mod tests {
             "pod": {"namespace": "default", "name": "client"},
             "direction": "egress",
             "verdict": "deny",
-            "decidedBy": {"rule": "NetworkPolicy default/web rule 0", "policy": "NetworkPolicy default/web"},
+            "decidedBy": {
+                "rule": "NetworkPolicy default/web rule 0", "policy": "NetworkPolicy default/web", "tier": "default",
+            },
             "source": "10.7.0.2",
             "destination": "10.7.0.9",
             "peer": {"namespace": "default", "name": "web"},
@@ -202,6 +250,61 @@ mod tests {
         let event = flow_event(&FlowRecord { epoch: 2, ..record() }, &names(), "node-1", &CLOCK);
         assert_eq!(event.decided_by.rule, "unnamed-rule");
         assert_eq!(event.pod, pod("client"));
+    }
+
+    #[test]
+    fn a_staged_verdict_is_told_where_it_differs() {
+        let rule = RuleName {
+            tier: "ops".to_owned(),
+            policy: "StagedGlobalNetworkPolicy open".to_owned(),
+            rule: Some(1),
+        };
+        let peer = IdentityId(256);
+        let key = VerdictKey {
+            peer,
+            direction: Direction::Egress,
+            source: SourceClass::default(),
+            service: Service::Protocol(6),
+        };
+        let entry = VerdictEntry {
+            verdict: Verdict::Allow,
+            rule: RuleId(BUILTIN_RULES),
+        };
+        let endpoint = EndpointTables {
+            verdicts: [(key, entry)].into(),
+            ..EndpointTables::default()
+        };
+        let tables = NodeTables {
+            identities: [("10.7.0.9/32".parse().unwrap(), peer)].into(),
+            endpoints: [(EndpointId(7), endpoint)].into(),
+            rules: vec![rule],
+        };
+        let names = names_with(Some(tables));
+        let staged = |record: FlowRecord| flow_event(&record, &names, "node-1", &CLOCK).staged;
+        let told = staged(record()).unwrap();
+        assert_eq!(told.verdict, FlowVerdict::Allow);
+        assert_eq!(told.decided_by.rule, "StagedGlobalNetworkPolicy open rule 1");
+        assert_eq!(told.decided_by.tier.as_deref(), Some("ops"));
+        let same = FlowRecord {
+            verdict: 1,
+            ..record()
+        };
+        assert_eq!(staged(same), None, "the same verdict");
+        let other = FlowRecord {
+            protocol: 17,
+            ..record()
+        };
+        assert_eq!(staged(other), None, "denied by both");
+        let spoofed = FlowRecord {
+            reason: Reason::SpoofedSource as u8,
+            ..record()
+        };
+        assert_eq!(staged(spoofed), None, "no policy was asked");
+        assert_eq!(
+            staged(FlowRecord { epoch: 2, ..record() }),
+            None,
+            "tables of another epoch"
+        );
     }
 
     #[test]

@@ -155,7 +155,9 @@ mod tests {
             decided_by: DecidedBy {
                 rule: "no-policy".to_owned(),
                 policy: None,
+                tier: None,
             },
+            staged: None,
             source: [10, 0, 0, 1].into(),
             destination: [10, 0, 0, 2].into(),
             peer: None,

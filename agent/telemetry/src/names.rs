@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub tables: Arc<NodeTables>,
     /// Change that each endpoint follows: an endpoint that this change did not reach still follows an earlier one.
     pub changes: BTreeMap<EndpointId, u32>,
+    /// The tables as they would be if the staged policies were enforced; absent if there are none.
+    pub staged: Option<Arc<NodeTables>>,
     /// Pods of this node by endpoint.
     pub endpoints: BTreeMap<EndpointId, PodRef>,
     /// All pods that are known, by address.

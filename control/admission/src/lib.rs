@@ -26,6 +26,7 @@ use control_wire::{Cause, Status, decode, query::FieldValidation};
 use jiff::Timestamp;
 use serde_json::Value;
 
+pub use kinds::{TIERED, built_in_objects, refuse_deletion, tier_of};
 pub use pins::{Pin, pin_images};
 
 /// Largest object that is stored, in bytes of JSON.

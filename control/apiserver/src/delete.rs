@@ -59,6 +59,15 @@ impl Server {
         if row.kind == "Namespace" && KEPT_NAMESPACES.contains(&name) {
             return Err(Status::forbidden(row, name, "this namespace may not be deleted"));
         }
+        control_admission::refuse_deletion(row, name)?;
+        let _tiers = match (row.group, row.kind) {
+            ("projectcalico.org", "Tier") => {
+                let held = self.tiers.write().await;
+                self.refuse_if_used(row, name).await?;
+                Some(held)
+            }
+            _ => None,
+        };
         let key = objects::key(row, namespace, name);
         for _attempt in 0..MAX_ATTEMPTS {
             let object = self.fetch(row, namespace, name).await?;

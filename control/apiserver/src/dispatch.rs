@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use api::resources::Stored;
+use api::resources::{Resource, Stored};
 use axum::{
     Extension,
     body::{Body, Bytes},
@@ -29,7 +29,7 @@ use crate::{
     call::{Call, Outcome},
     documents,
     objects::{self, metadata_text},
-    respond,
+    profiles, respond,
     server::Peer,
     shape,
     target::{self, ResourceTarget, Target, Verb},
@@ -88,7 +88,7 @@ impl Server {
         };
         let parameters = Parameters::parse(head.uri.query().unwrap_or_default())?;
         let verb = target::verb(&head.method, &target, parameters.flag("watch"))
-            .ok_or_else(Status::method_not_allowed)?;
+            .ok_or_else(|| refused_verb(target.resource))?;
         let streams = verb == Verb::Watch || matches!(target.subresource(), "log" | "proxy");
         let slots = if streams { &self.streams } else { &self.requests };
         let audit = Audit::new(&who, peer, verb, &target);
@@ -148,6 +148,8 @@ impl Server {
             ("binding", Verb::Create) => self.bind_pod(call).await?,
             ("", Verb::Create) if row.stored == Stored::Virtual => self.review(call).await?,
             ("", Verb::Create) => self.create(call).await?,
+            ("", Verb::Get) if row.stored == Stored::Derived => self.get_profile(call).await?,
+            ("", Verb::List) if row.stored == Stored::Derived => self.list_profiles(call).await?,
             ("" | "status", Verb::Get) => self.get(call).await?,
             ("", Verb::List) => self.list(call).await?,
             ("", Verb::Watch) => return self.watch(call, slot).await,
@@ -196,6 +198,13 @@ impl Server {
             index.put(&serde_json::from_slice(&stored.value).map_err(Status::internal)?);
         }
         Ok(index)
+    }
+}
+
+fn refused_verb(row: &Resource) -> Status {
+    match row.stored {
+        Stored::Derived => Status::read_only(row, profiles::SOURCE),
+        Stored::Yes | Stored::Virtual => Status::method_not_allowed(),
     }
 }
 

@@ -22,6 +22,7 @@ mod node_proxy;
 mod objects;
 mod own;
 mod pods;
+mod profiles;
 mod read;
 mod respond;
 mod reviews;
@@ -29,6 +30,7 @@ mod server;
 mod shape;
 mod streams;
 mod target;
+mod tiers;
 mod watch;
 mod write;
 
@@ -38,7 +40,10 @@ use api::resources::{self, Resource};
 use axum::Router;
 use control_store::Store;
 use control_wire::Status;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{RwLock, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use gate::{ImageGate, Judgement, Refusal};
@@ -78,9 +83,11 @@ pub async fn serve(
         node_tls: config.node_tls,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        tiers: RwLock::default(),
         shutdown: shutdown.clone(),
     });
     server.make_namespaces().await.map_err(ServeError::Namespaces)?;
+    server.make_policy_objects().await.map_err(ServeError::Policy)?;
     let router = Router::new().fallback(dispatch::handle).with_state(server);
     server::accept_loop(listener, config.tls, router, shutdown).await;
     Ok(())
@@ -94,6 +101,9 @@ pub(crate) struct Server {
     node_tls: Arc<rustls::ClientConfig>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
+    /// outlives its tier.
+    tiers: RwLock<()>,
     shutdown: CancellationToken,
 }
 
@@ -109,6 +119,17 @@ impl Server {
                 serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             self.put_own(row, name, jiff::Timestamp::now(), |old| {
                 old.is_none().then(|| namespace.clone())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn make_policy_objects(&self) -> Result<(), Status> {
+        for (row, object) in control_admission::built_in_objects() {
+            let name = objects::metadata_text(&object, "name");
+            self.put_own(row, name, jiff::Timestamp::now(), |old| {
+                old.is_none().then(|| object.clone())
             })
             .await?;
         }

@@ -170,7 +170,7 @@ impl Server {
 }
 
 /// Whether an object is selected by labels and fields.
-fn matcher(query: &ListQuery) -> Matcher {
+pub(crate) fn matcher(query: &ListQuery) -> Matcher {
     let (labels, fields) = (query.labels.clone(), query.fields.clone());
     Box::new(move |object| fields.matches(object) && labels.matches(&labels_of(object)))
 }

@@ -57,6 +57,9 @@ pub enum ServeError {
     /// The namespaces that always exist could not be made.
     #[error("make the first namespaces")]
     Namespaces(#[source] control_wire::Status),
+    /// The policy objects that always exist could not be made.
+    #[error("make the first tiers and settings")]
+    Policy(#[source] control_wire::Status),
     /// The address of the listener is not available.
     #[error("address of the API server's listener")]
     Listener(#[source] io::Error),

@@ -68,6 +68,7 @@ impl Server {
                 .await?;
             let admitted = self.admit(call, Operation::Create, None, gated)?;
             attempts -= 1;
+            let _tier = self.hold_tier(row, admitted.object()).await?;
             match self
                 .store_admitted(call, &admitted, Expected::Absent, query.dry_run)
                 .await
@@ -153,6 +154,7 @@ impl Server {
                     warnings,
                 });
             }
+            let _tier = self.hold_tier(row, admitted.object()).await?;
             match self
                 .store_admitted(call, &admitted, expected, query.dry_run)
                 .await

@@ -6,6 +6,21 @@ use crate::{Decision, ResourceTarget};
 /// Namespace of the nodes' heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 
+/// Calico's resources that a node compiles. Profiles are computed from namespaces and service accounts, which it
+/// reads itself.
+const POLICY_RESOURCES: &[&str] = &[
+    "felixconfigurations",
+    "globalnetworkpolicies",
+    "globalnetworksets",
+    "hostendpoints",
+    "networkpolicies",
+    "networksets",
+    "stagedglobalnetworkpolicies",
+    "stagedkubernetesnetworkpolicies",
+    "stagednetworkpolicies",
+    "tiers",
+];
+
 /// What the authorizer has to know about pods and nodes. [`crate::NodeIndex`] is the implementation.
 pub trait NodeView {
     /// Whether the pod exists and is bound to the node.
@@ -44,18 +59,23 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
 
     let full = target.full_resource();
     match (target.group.as_str(), full.as_str(), verb) {
-        ("", "nodes", verb) => own_node(matches!(
-            verb,
-            "create" | "get" | "list" | "watch" | "update" | "patch"
-        )),
+        // Policies name nodes by label: their addresses are part of what is compiled.
+        ("", "nodes", "get" | "list" | "watch") => Decision::Allow,
+        ("", "nodes", verb) => own_node(matches!(verb, "create" | "update" | "patch")),
         ("", "nodes/status", verb) => own_node(matches!(verb, "get" | "update" | "patch")),
         ("coordination.k8s.io", "leases", verb) if target.namespace == LEASE_NAMESPACE => {
             own_node(matches!(verb, "create" | "get" | "update" | "patch"))
         }
 
-        // Compiling policy takes the labels and addresses of all pods, wherever they run.
-        ("", "pods" | "namespaces", "get" | "list" | "watch") => Decision::Allow,
+        // Compiling policy takes the labels and addresses of all pods, wherever they run, the labels of what they
+        // belong to, and every policy.
+        ("", "pods" | "namespaces" | "serviceaccounts", "get" | "list" | "watch") => Decision::Allow,
+        ("discovery.k8s.io", "endpointslices", "get" | "list" | "watch") => Decision::Allow,
         ("networking.k8s.io", "networkpolicies", "get" | "list" | "watch") => Decision::Allow,
+        ("policy.networking.k8s.io", "clusternetworkpolicies", "get" | "list" | "watch") => Decision::Allow,
+        ("projectcalico.org", resource, "get" | "list" | "watch") => {
+            Decision::allow_if(POLICY_RESOURCES.contains(&resource))
+        }
 
         ("", "pods", "delete") => own_pod(),
         ("", "pods/status", "get" | "update" | "patch") => own_pod(),

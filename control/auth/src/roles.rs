@@ -12,11 +12,13 @@ struct Rule {
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
+/// What it takes to empty a namespace of a kind.
+const EMPTY: &[&str] = &["deletecollection", "list"];
 
 /// The control plane's own loops. Emptying a terminating namespace is why they may list and delete every
 /// kind that lives in one.
 const CONTROLLERS: &[Rule] = &[
-    rule("", "configmaps", &["deletecollection", "list"]),
+    rule("", "configmaps", EMPTY),
     rule(
         "",
         "events",
@@ -43,7 +45,7 @@ const CONTROLLERS: &[Rule] = &[
     ),
     rule("", "pods/binding", &["create"]),
     rule("", "pods/status", &["patch", "update"]),
-    rule("", "secrets", &["deletecollection", "list"]),
+    rule("", "secrets", EMPTY),
     rule(
         "",
         "serviceaccounts",
@@ -54,11 +56,12 @@ const CONTROLLERS: &[Rule] = &[
         "leases",
         &["deletecollection", "get", "list", "watch"],
     ),
-    rule(
-        "networking.k8s.io",
-        "networkpolicies",
-        &["deletecollection", "list"],
-    ),
+    rule("discovery.k8s.io", "endpointslices", EMPTY),
+    rule("networking.k8s.io", "networkpolicies", EMPTY),
+    rule("projectcalico.org", "networkpolicies", EMPTY),
+    rule("projectcalico.org", "networksets", EMPTY),
+    rule("projectcalico.org", "stagedkubernetesnetworkpolicies", EMPTY),
+    rule("projectcalico.org", "stagednetworkpolicies", EMPTY),
 ];
 
 /// Everybody with a valid certificate: asking about oneself.

@@ -2,6 +2,8 @@
 //! typed, pruned, and with the unknown and duplicate fields refused or reported as `fieldValidation` asks.
 
 use api::{
+    calico,
+    cluster_policy::ClusterNetworkPolicy,
     palisade::{ImagePolicy, ImageScan},
     resources::{Resource, Subresource},
 };
@@ -10,6 +12,7 @@ use k8s_openapi::api::{
     authorization::v1::SelfSubjectAccessReview,
     coordination::v1::Lease,
     core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, ServiceAccount},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -229,9 +232,31 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
             round_trip::<SelfSubjectAccessReview>(value)
         }
         ("coordination.k8s.io/v1", "Lease") => round_trip::<Lease>(value),
+        ("discovery.k8s.io/v1", "EndpointSlice") => round_trip::<EndpointSlice>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => round_trip::<NetworkPolicy>(value),
         ("palisade.dev/v1alpha1", "ImagePolicy") => round_trip::<ImagePolicy>(value),
         ("palisade.dev/v1alpha1", "ImageScan") => round_trip::<ImageScan>(value),
+        (api::cluster_policy::API_VERSION, "ClusterNetworkPolicy") => {
+            round_trip::<ClusterNetworkPolicy>(value)
+        }
+        (calico::API_VERSION, kind) => retype_calico(kind, value),
+        _ => Err(serde::de::Error::custom("no such kind")),
+    }
+}
+
+fn retype_calico(kind: &str, value: &Value) -> Result<(Value, Vec<String>), typed::TypeError> {
+    match kind {
+        "FelixConfiguration" => round_trip::<calico::FelixConfiguration>(value),
+        "GlobalNetworkPolicy" => round_trip::<calico::GlobalNetworkPolicy>(value),
+        "GlobalNetworkSet" => round_trip::<calico::GlobalNetworkSet>(value),
+        "HostEndpoint" => round_trip::<calico::HostEndpoint>(value),
+        "NetworkPolicy" => round_trip::<calico::NetworkPolicy>(value),
+        "NetworkSet" => round_trip::<calico::NetworkSet>(value),
+        "Profile" => round_trip::<calico::Profile>(value),
+        "StagedGlobalNetworkPolicy" => round_trip::<calico::StagedGlobalNetworkPolicy>(value),
+        "StagedKubernetesNetworkPolicy" => round_trip::<calico::StagedKubernetesNetworkPolicy>(value),
+        "StagedNetworkPolicy" => round_trip::<calico::StagedNetworkPolicy>(value),
+        "Tier" => round_trip::<calico::Tier>(value),
         _ => Err(serde::de::Error::custom("no such kind")),
     }
 }
@@ -315,18 +340,29 @@ mod tests {
         for resource in RESOURCES {
             let minimal = match resource.kind {
                 "ImagePolicy" => json!({"metadata": {"name": "x"}, "spec": {}}),
+                "ClusterNetworkPolicy" => json!({
+                    "metadata": {"name": "x"},
+                    "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
+                }),
                 // Written by the gate only; its fields have no defaults.
                 "ImageScan" => continue,
                 _ => json!({"metadata": {"name": "x"}}),
             };
-            let decoded = decode(resource.plural, &minimal, FieldValidation::Strict);
+            let name = format!("{}.{}", resource.plural, resource.group);
+            let decoded = decode(&name, &minimal, FieldValidation::Strict);
             assert_eq!(
                 decoded.map(|d| d.object["kind"].clone()),
                 Ok(json!(resource.kind)),
                 "{resource:?}"
             );
             for sub in resource.subresources.iter().filter(|sub| sub.verbs != ["get"]) {
-                let body = br#"{"metadata":{"name":"x"}}"#;
+                let body = minimal.to_string();
+                let own = sub.kind == resource.kind;
+                let body: &[u8] = if own {
+                    body.as_bytes()
+                } else {
+                    br#"{"metadata":{"name":"x"}}"#
+                };
                 assert!(
                     object(resource, Some(sub), BodyForm::Json, body, FieldValidation::Strict).is_ok(),
                     "{}/{}",

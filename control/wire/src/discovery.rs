@@ -249,8 +249,11 @@ mod tests {
                 "authentication.k8s.io",
                 "authorization.k8s.io",
                 "coordination.k8s.io",
+                "discovery.k8s.io",
                 "networking.k8s.io",
-                "palisade.dev"
+                "palisade.dev",
+                "policy.networking.k8s.io",
+                "projectcalico.org"
             ]
         );
         assert_eq!(

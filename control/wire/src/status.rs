@@ -112,6 +112,15 @@ impl Status {
         Self::new(405, "MethodNotAllowed", message)
     }
 
+    /// 405: the resource only shows what other objects say.
+    pub fn read_only(resource: &Resource, source: &str) -> Self {
+        let message = format!(
+            "{} are computed from {source} and cannot be written: change those",
+            resource.plural
+        );
+        Self::new(405, "MethodNotAllowed", message)
+    }
+
     /// 406: none of the accepted media types can be served.
     pub fn not_acceptable(served: &[&str]) -> Self {
         let message = format!(

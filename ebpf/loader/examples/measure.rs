@@ -6,7 +6,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
     for rules in [10, 10_000, 10, 10_000] {
         let pins = std::env::temp_dir().join(format!("palisade-measure-{}", std::process::id()));
-        println!("{rules} rules: {:?}", ebpf_loader::measure::judging(&pins, rules)?);
+        println!(
+            "{rules} rules: {:?}",
+            ebpf_loader::measure::judging(&pins, rules)?
+        );
     }
     Ok(())
 }

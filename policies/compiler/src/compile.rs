@@ -106,6 +106,13 @@ pub fn compile(view: &ClusterView) -> Compiled {
     }
 }
 
+/// The tables as they would be if the staged policies in `view` were enforced; nothing if there are none.
+pub fn compile_staged(view: &ClusterView) -> Option<NodeTables> {
+    let policies = view.policy_set(|_, _| {});
+    let would_be = (!policies.staged.is_empty()).then(|| policies.enforced.with_staged(&policies.staged))?;
+    Some(compile_policies(&view.cluster(), &would_be))
+}
+
 /// Compiles `policies` of any origin for the endpoints of `cluster`. The result depends on nothing but the
 /// arguments, and not on the order of members, tiers or policies.
 pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {

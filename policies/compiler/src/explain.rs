@@ -295,9 +295,12 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
     let decision = decide(&policy, &cluster.flow(member, packet));
     let applying = policy.tiers.iter().flat_map(|tier| &tier.policies);
     let applying = applying.filter(|policy| policy.rules(packet.direction).is_some());
-    let decider = match &decision.decided_by {
-        tables::DecidedBy::Rule(name) if !name.policy.is_empty() => Some(name.policy.clone()),
-        tables::DecidedBy::Rule(_) | tables::DecidedBy::Builtin(_) => None,
+    let (decider, tier) = match &decision.decided_by {
+        tables::DecidedBy::Rule(name) => {
+            let policy = Some(name.policy.clone()).filter(|policy| !policy.is_empty());
+            (policy, Some(name.tier.clone()))
+        }
+        tables::DecidedBy::Builtin(_) => (None, None),
     };
     Judgement {
         pod: pod_ref(member),
@@ -314,6 +317,7 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
         decided_by: DecidedBy {
             rule: decision.decided_by.to_string(),
             policy: decider,
+            tier,
         },
     }
 }

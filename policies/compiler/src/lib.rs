@@ -27,9 +27,11 @@ mod services;
 mod sources;
 mod view;
 
-pub use calico::ServiceEndpoint;
+pub use calico::{ServiceEndpoint, built_in_tiers};
 pub use cluster_policy::NodeView;
-pub use compile::{Answers, Compiled, Diagnostic, compile, compile_answers, compile_policies, reference};
+pub use compile::{
+    Answers, Compiled, Diagnostic, compile, compile_answers, compile_policies, compile_staged, reference,
+};
 pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
 pub use field::FieldError;
 pub use incremental::Compiler;

@@ -8,7 +8,8 @@ use std::{
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy, selector::Labels};
 use k8s_openapi::api::{
-    core::v1::{ContainerPort, Namespace, Node, Pod},
+    core::v1::{ContainerPort, Namespace, Node, Pod, ServiceAccount as ServiceAccountObject},
+    discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use policies_ir::{
@@ -29,6 +30,7 @@ use crate::{
     cluster_policy::{self, NodeView, Nodes},
     field::{Errors, FieldError},
     kubernetes::{self, protocol_number},
+    load::add_slice,
 };
 
 /// Profile that allows everything, for host endpoints that nobody restricts.
@@ -248,10 +250,9 @@ impl ClusterView {
                     None
                 }
                 _ => {
-                    // What is not enforced need not be closed.
-                    let change = self.read_staged(object, &mut errors);
+                    staged.extend(self.read_staged(object, &mut errors));
+                    // What is wrong with it closes nothing that is enforced, but it is not what was meant.
                     flush(&staged_name(object), &mut errors, &mut report);
-                    staged.extend(change);
                     None
                 }
             };
@@ -299,6 +300,20 @@ impl ClusterView {
                 .collect(),
         };
         self.nodes.insert(name, view);
+    }
+
+    /// Adds or replaces the labels of a service account.
+    pub fn add_service_account(&mut self, account: &ServiceAccountObject) {
+        let metadata = &account.metadata;
+        let Some(name) = metadata.name.clone() else { return };
+        let key = (metadata.namespace.clone().unwrap_or_default(), name);
+        self.service_accounts
+            .insert(key, metadata.labels.clone().unwrap_or_default());
+    }
+
+    /// Adds addresses and ports to those behind the service that the slice names.
+    pub fn add_endpoint_slice(&mut self, slice: &EndpointSlice) {
+        add_slice(&mut self.services, slice);
     }
 
     fn member(&self, pod: &PodView) -> Member {

@@ -1,7 +1,7 @@
 //! `policyctl flows`: what the kernel decided, and which rule decided.
 
 use anyhow::{Context, Result, bail};
-use api::flow::{FlowDirection, FlowEvent, FlowVerdict};
+use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowVerdict};
 use futures::{AsyncBufReadExt, StreamExt, TryStreamExt, stream::SelectAll};
 
 use crate::{
@@ -78,17 +78,34 @@ fn show(args: &FlowsArgs, line: &str, event: &FlowEvent) -> Result<()> {
         FlowDirection::Ingress => "ingress",
         FlowDirection::Egress => "egress ",
     };
-    let by = match &event.decided_by.policy {
-        Some(policy) => format!("{policy} {}", event.decided_by.rule),
-        None => event.decided_by.rule.clone(),
-    };
+    let staged = event.staged.as_ref().map(|staged| {
+        let verdict = match staged.verdict {
+            FlowVerdict::Allow => "allow",
+            FlowVerdict::Deny => "deny",
+        };
+        format!("  (staged: {verdict}, {})", by(&staged.decided_by))
+    });
     output::line(&format!(
-        "{:.3} {verdict} {direction} {} {} -> {}  {by}",
+        "{:.3} {verdict} {direction} {} {} -> {}  {}{}",
         event.time,
         service(event.protocol, event.destination_port),
         end(source, event.source),
         end(destination, event.destination),
+        by(&event.decided_by),
+        staged.unwrap_or_default(),
     ))
+}
+
+/// Policy and rule, and the tier where it is not the one that needs no mention.
+fn by(decided: &DecidedBy) -> String {
+    let tier = match decided.tier.as_deref() {
+        None | Some("default") => String::new(),
+        Some(tier) => format!("tier {tier}: "),
+    };
+    match &decided.policy {
+        Some(policy) => format!("{tier}{policy} {}", decided.rule),
+        None => format!("{tier}{}", decided.rule),
+    }
 }
 
 fn service(protocol: u8, port: u16) -> String {

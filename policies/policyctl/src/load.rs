@@ -3,17 +3,34 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use api::resources::{RESOURCES, Resource, Stored};
 use policies_compiler::{Loaded, Source, load_objects};
 
 use crate::{cli::Connection, cluster, objects, output};
 
-/// Resources that network policy depends on, where the server has them.
-const RESOURCES: [(&str, &str, &str); 4] = [
-    ("", "v1", "namespaces"),
-    ("", "v1", "pods"),
-    ("", "v1", "serviceaccounts"),
-    ("networking.k8s.io", "v1", "networkpolicies"),
-];
+/// Resources that network policy depends on. Profiles are computed from namespaces and service accounts.
+fn resources() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    const GROUPS: [&str; 3] = [
+        "networking.k8s.io",
+        "policy.networking.k8s.io",
+        "projectcalico.org",
+    ];
+    const OTHERS: [(&str, &str); 5] = [
+        ("", "namespaces"),
+        ("", "nodes"),
+        ("", "pods"),
+        ("", "serviceaccounts"),
+        ("discovery.k8s.io", "endpointslices"),
+    ];
+    let needed = |row: &&Resource| {
+        let policy = GROUPS.contains(&row.group) && row.stored == Stored::Yes;
+        policy || OTHERS.contains(&(row.group, row.plural))
+    };
+    RESOURCES
+        .iter()
+        .filter(needed)
+        .map(|row| (row.group, row.version, row.plural))
+}
 
 /// From files, telling on standard error what had to be assumed.
 pub(crate) fn offline(paths: &[PathBuf]) -> Result<Loaded> {
@@ -30,7 +47,7 @@ pub(crate) fn offline(paths: &[PathBuf]) -> Result<Loaded> {
 pub(crate) async fn live(connection: &Connection) -> Result<Loaded> {
     let client = cluster::connect(connection).await?;
     let mut objects = Vec::new();
-    for resource in RESOURCES {
+    for resource in resources() {
         objects.extend(cluster::list_all(&client, resource).await?);
     }
     // A pod that has ended has given its address back.
@@ -40,4 +57,31 @@ pub(crate) async fn live(connection: &Connection) -> Result<Loaded> {
         object,
     });
     Ok(load_objects(sources)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_policy_depends_on_is_fetched() {
+        let found: Vec<_> = resources().map(|(_, _, plural)| plural).collect();
+        for plural in [
+            "nodes",
+            "endpointslices",
+            "tiers",
+            "clusternetworkpolicies",
+            "globalnetworksets",
+        ] {
+            assert!(found.contains(&plural), "{plural} not in {found:?}");
+        }
+        assert_eq!(
+            found
+                .iter()
+                .filter(|plural| **plural == "networkpolicies")
+                .count(),
+            2
+        );
+        assert!(!found.contains(&"profiles") && !found.contains(&"secrets"));
+    }
 }

@@ -230,16 +230,10 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), String> {
     let strict = control_wire::query::FieldValidation::Strict;
     control_wire::decode::patched(manifest.resource, None, manifest.object.clone(), strict)
         .map_err(|status| status.message().to_owned())?;
-    if manifest.resource.kind == "NetworkPolicy" {
-        let policy = serde_json::from_value(manifest.object.clone()).map_err(|error| error.to_string())?;
-        policies_compiler::validate(&policy).map_err(|problems| {
-            problems
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; ")
-        })?;
-    }
+    policies_compiler::validate_object(&manifest.object).map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        problems.join("; ")
+    })?;
     Ok(())
 }
 
@@ -280,6 +274,19 @@ mod tests {
             found,
             [("namespace/a".to_owned(), ""), ("pod/p".to_owned(), "lab")]
         );
+    }
+
+    #[test]
+    fn policies_of_every_kind_are_judged() {
+        let problem = |text: &str| check(&load_text(text).unwrap()[0]).unwrap_err();
+        let kubernetes = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: x}}]}]}";
+        assert!(problem(kubernetes).starts_with("spec.ingress[0].from[0].ipBlock.cidr: "));
+        let calico = "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {selector: 'a =='}";
+        assert!(problem(calico).starts_with("spec.selector: "));
+        let cluster = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: p}\nspec: {tier: Admin, priority: 2000, subject: {namespaces: {}}}";
+        assert!(problem(cluster).starts_with("spec.priority: "));
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: []}";
+        assert_eq!(check(&load_text(pod).unwrap()[0]), Ok(()));
     }
 
     #[test]

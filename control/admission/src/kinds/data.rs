@@ -5,7 +5,11 @@ use control_wire::Cause;
 use serde_json::{Value, json};
 
 use super::require_unchanged;
-use crate::{AdmissionRequest, Operation, Problems, metadata::members, syntax};
+use crate::{
+    AdmissionRequest, Operation, Problems,
+    metadata::{items, members},
+    syntax,
+};
 
 /// All values of one object together, in bytes.
 const MAX_DATA: usize = 1024 * 1024;
@@ -109,5 +113,52 @@ fn check_immutable(request: &AdmissionRequest<'_>, object: &Value, fields: &[&st
     }
     for field in fields.iter().filter(|field| old[**field] != object[**field]) {
         problems.push(Cause::forbidden(*field, WHY));
+    }
+}
+
+/// What policy takes from a slice must be there as it is meant: addresses of its family, and ports.
+pub(super) fn check_endpoint_slice(request: &AdmissionRequest<'_>, slice: &Value, problems: &mut Problems) {
+    require_unchanged(request, slice, "addressType", problems);
+    let family = slice["addressType"].as_str().unwrap_or_default();
+    if !matches!(family, "IPv4" | "IPv6") {
+        problems.push(Cause::not_supported("addressType", family, &["IPv4", "IPv6"]));
+    }
+    for (index, endpoint) in items(&slice["endpoints"]).enumerate() {
+        let field = format!("endpoints[{index}].addresses");
+        let addresses: Vec<&str> = items(&endpoint["addresses"]).filter_map(Value::as_str).collect();
+        if addresses.is_empty() {
+            problems.push(Cause::required(&field, "must have an address"));
+        }
+        for address in addresses {
+            let parsed = address.parse::<std::net::IpAddr>();
+            let fits = parsed.is_ok_and(|address| address.is_ipv4() == (family == "IPv4"));
+            problems.require(
+                fits,
+                &field,
+                address,
+                "must be an address of the slice's addressType",
+            );
+        }
+    }
+    for (index, port) in items(&slice["ports"]).enumerate() {
+        if let Some(number) = port["port"].as_i64() {
+            let field = format!("ports[{index}].port");
+            problems.require(
+                (1..=65535).contains(&number),
+                &field,
+                number,
+                "must be from 1 to 65535",
+            );
+        }
+        if let Some(protocol) = port["protocol"].as_str() {
+            let known = ["TCP", "UDP", "SCTP"];
+            if !known.contains(&protocol) {
+                problems.push(Cause::not_supported(
+                    format!("ports[{index}].protocol"),
+                    protocol,
+                    &known,
+                ));
+            }
+        }
     }
 }

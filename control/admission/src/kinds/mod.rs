@@ -3,12 +3,16 @@
 mod cluster;
 mod data;
 mod images;
+mod policy;
 
 use control_wire::{Cause, Status};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use policies_compiler::FieldError;
 use serde_json::{Value, json};
 
 use crate::{AdmissionRequest, Operation, Problems, metadata::items, pod};
+
+pub use policy::{TIERED, built_in_objects, refuse_deletion, tier_of};
 
 /// Fills in what Kubernetes would.
 pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
@@ -17,6 +21,7 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
         ("", "Namespace", "") => cluster::default_namespace(request, object),
         ("", "Secret", "") => data::default_secret(object),
         ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
+        ("projectcalico.org", kind, "") => policy::default_calico(kind, object),
         _ => {}
     }
 }
@@ -36,7 +41,9 @@ pub(crate) fn check(
         ("", "Event", _) => cluster::check_event(object, problems),
         ("", "Node", "") => return cluster::check_node(request, object, problems),
         ("coordination.k8s.io", "Lease", _) => cluster::check_lease(object, problems),
+        ("discovery.k8s.io", "EndpointSlice", _) => data::check_endpoint_slice(request, object, problems),
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
+        ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
         ("palisade.dev", "ImageScan", _) => return images::check_scan(request),
         _ => {}
@@ -99,15 +106,20 @@ fn check_network_policy(policy: &Value, problems: &mut Problems) {
     match serde_json::from_value::<NetworkPolicy>(policy.clone()) {
         Err(error) => problems.push(Cause::invalid("spec", "", error)),
         Ok(typed) => {
-            // The compiler would close the rule instead; saying so now is kinder.
-            for error in policies_compiler::validate(&typed).err().into_iter().flatten() {
-                problems.push(Cause::invalid(
-                    &error.field,
-                    text_at_path(policy, &error.field),
-                    format!("{}; {}", error.problem, error.fix),
-                ));
-            }
+            let errors = policies_compiler::validate(&typed);
+            push_all(policy, errors.err().unwrap_or_default(), problems);
         }
+    }
+}
+
+/// What the compiler would close instead; saying so now is kinder.
+fn push_all(object: &Value, errors: Vec<FieldError>, problems: &mut Problems) {
+    for error in errors {
+        problems.push(Cause::invalid(
+            &error.field,
+            text_at_path(object, &error.field),
+            format!("{}; {}", error.problem, error.fix),
+        ));
     }
 }
 

@@ -402,3 +402,144 @@ fn events_stand_beside_what_they_are_about() {
         1
     );
 }
+
+#[test]
+fn policies_of_calico_and_of_clusters() {
+    let rule =
+        json!({"action": "Allow", "protocol": "TCP", "destination": {"ports": [80, "8000:8010", "http"]}});
+    assert!(
+        problems(
+            "gnp",
+            json!({"spec": {"selector": "app == \"web\"", "ingress": [rule]}})
+        )
+        .is_empty()
+    );
+    let cnp = |rule: Value| json!({"spec": {"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}, "ingress": [rule]}});
+    let good = json!({"action": "Deny", "from": [{"namespaces": {}}]});
+    assert!(problems("clusternetworkpolicies", cnp(good)).is_empty());
+    for (resource, body, expected) in [
+        (
+            "gnp",
+            json!({"spec": {"selector": "app ="}}),
+            "spec.selector: Invalid value: \"app =\"",
+        ),
+        (
+            "caliconetworkpolicies",
+            json!({"spec": {"ingress": [{"action": "Allow"}, {"action": "Reject"}]}}),
+            "spec.ingress[1].action: Invalid value: \"Reject\"",
+        ),
+        (
+            "sgnp",
+            json!({"spec": {"stagedAction": "Perhaps"}}),
+            "spec.stagedAction: Invalid value: \"Perhaps\"",
+        ),
+        (
+            "globalnetworksets",
+            json!({"spec": {"nets": ["10.0.0.0/8", "10.0.0.0/33"]}}),
+            "spec.nets[1]: Invalid value: \"10.0.0.0/33\"",
+        ),
+        (
+            "tiers",
+            json!({"spec": {"defaultAction": "Allow"}}),
+            "spec.defaultAction: Invalid value: \"Allow\"",
+        ),
+        (
+            "clusternetworkpolicies",
+            cnp(json!({"action": "Log", "from": [{"namespaces": {}}]})),
+            "spec.ingress[0].action: Invalid value: \"Log\"",
+        ),
+        (
+            "felixconfigurations",
+            json!({"spec": {}}),
+            "metadata.name: Invalid value: \"x\": settings of single nodes",
+        ),
+    ] {
+        let found = problems(resource, body);
+        let hit = found.iter().any(|problem| problem.starts_with(expected));
+        assert!(hit, "{resource}: {expected} not in {found:?}");
+    }
+}
+
+#[test]
+fn what_calico_fills_in() {
+    let policy = stored(
+        "gnp",
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"order": 10}}),
+    );
+    assert_eq!(policy["spec"], json!({"tier": "default", "order": 10}));
+    let labels = json!({"a": "b", "projectcalico.org/tier": "default"});
+    assert_eq!(policy["metadata"]["labels"], labels);
+    // Nobody makes a selector find a policy in a tier that it is not in.
+    let body = json!({"metadata": {"labels": {"projectcalico.org/tier": "ops"}}, "spec": {}});
+    assert_eq!(
+        stored("snp", body)["metadata"]["labels"],
+        json!({"projectcalico.org/tier": "default"})
+    );
+    assert_eq!(
+        stored("tiers", json!({"spec": {"order": 1}}))["spec"],
+        json!({"order": 1, "defaultAction": "Deny"})
+    );
+}
+
+#[test]
+fn built_in_objects_are_valid_and_stay_as_they_are() {
+    let mut found = Vec::new();
+    for (row, new) in built_in_objects() {
+        let name = new["metadata"]["name"].as_str().unwrap().to_owned();
+        let request = |new| AdmissionRequest {
+            resource: row,
+            namespace: "",
+            name: &name,
+            ..request("tiers", None, new)
+        };
+        assert_eq!(complete(&request(new.clone())).unwrap()["spec"], new["spec"]);
+        assert_eq!(refuse_deletion(row, &name).unwrap_err().code(), 403);
+        if row.kind == "Tier" {
+            // Left out means as it is.
+            let mut bare = new.clone();
+            bare["spec"] = json!({});
+            assert_eq!(complete(&request(bare)).unwrap()["spec"], new["spec"]);
+            for change in [
+                json!({"order": 7}),
+                json!({"defaultAction": if name == "default" { "Pass" } else { "Deny" }}),
+            ] {
+                let mut changed = new.clone();
+                changed["spec"] = change;
+                assert_eq!(refusals(&request(changed)).len(), 1);
+            }
+        }
+        found.push(format!("{} {name}", row.kind));
+    }
+    assert_eq!(
+        found,
+        [
+            "Tier kube-admin",
+            "Tier default",
+            "Tier kube-baseline",
+            "FelixConfiguration default"
+        ]
+    );
+    assert!(refuse_deletion(by_any_name("tiers").unwrap(), "ops").is_ok());
+    assert!(refuse_deletion(by_any_name("netpol").unwrap(), "default").is_ok());
+}
+
+#[test]
+fn slices_name_addresses_of_their_family() {
+    let slice = |addresses: Value, port: i32| json!({"addressType": "IPv4", "endpoints": [{"addresses": addresses}], "ports": [{"port": port, "protocol": "TCP"}]});
+    assert!(problems("endpointslices", slice(json!(["10.0.0.1"]), 80)).is_empty());
+    assert_eq!(
+        problems("endpointslices", slice(json!(["10.0.0.1", "::1"]), 0)),
+        [
+            "endpoints[0].addresses: Invalid value: \"::1\": must be an address of the slice's addressType",
+            "ports[0].port: Invalid value: 0: must be from 1 to 65535",
+        ]
+    );
+    assert_eq!(
+        problems(
+            "endpointslices",
+            json!({"addressType": "FQDN", "endpoints": [{"addresses": []}]})
+        )
+        .len(),
+        2
+    );
+}

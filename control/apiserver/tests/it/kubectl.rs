@@ -108,6 +108,54 @@ spec:
 
 const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cm}\ndata: {a: '1'}\n";
 
+const POLICIES: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: ops}
+spec: {order: 40, defaultAction: Pass}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: ops.fence}
+spec:
+  tier: ops
+  order: 50
+  selector: has(app)
+  types: [Ingress]
+  ingress:
+  - {action: Pass, protocol: TCP, source: {selector: "office == 'yes'"}, destination: {ports: [80, "8000:8010"]}}
+  - {action: Deny, source: {nets: [10.0.0.0/8], notNets: [10.9.0.0/16]}}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkSet
+metadata: {name: office, labels: {office: "yes"}}
+spec: {nets: [192.0.2.0/24]}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkSet
+metadata: {name: printers, namespace: default}
+spec: {nets: [198.51.100.7]}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: web, namespace: default}
+spec: {selector: app == 'web', ingress: [{action: Allow}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: default}
+spec: {podSelector: {}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: isolate}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {namespaces: {}}
+  ingress: [{name: none, action: Deny, from: [{namespaces: {matchLabels: {team: a}}}]}]
+"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_version_can_do_the_daily_work() {
     let versions = installed();
@@ -124,6 +172,7 @@ async fn every_version_can_do_the_daily_work() {
         };
         println!("{}", kubectl.program.display());
         daily_work(&kubectl).await;
+        policies(&kubectl).await;
         pods(&kubectl, &cluster).await;
     }
 }
@@ -262,6 +311,116 @@ async fn daily_work(kubectl: &Kubectl) {
         .fails(&["apply", "--server-side", "-f", "-"], CONFIG_MAP)
         .await;
     assert!(apply.contains("server-side apply is not supported"), "{apply}");
+}
+
+/// Kinds that kubectl itself knows nothing about.
+async fn policies(kubectl: &Kubectl) {
+    let applied = kubectl.ok_with(&["apply", "-f", "-"], POLICIES).await;
+    for line in [
+        "tier.projectcalico.org/ops created",
+        "globalnetworkpolicy.projectcalico.org/ops.fence created",
+        "globalnetworkset.projectcalico.org/office created",
+        "networkset.projectcalico.org/printers created",
+        "networkpolicy.projectcalico.org/web created",
+        "networkpolicy.networking.k8s.io/web created",
+        "clusternetworkpolicy.policy.networking.k8s.io/isolate created",
+    ] {
+        assert!(applied.contains(line), "{line} not in {applied}");
+    }
+    let again = kubectl.ok_with(&["apply", "-f", "-"], POLICIES).await;
+    assert_eq!(
+        again.lines().filter(|line| line.ends_with("unchanged")).count(),
+        7,
+        "{again}"
+    );
+    let changed = POLICIES.replace("order: 50", "order: 51.5");
+    let changed = kubectl.ok_with(&["apply", "-f", "-"], &changed).await;
+    assert_eq!(
+        changed
+            .lines()
+            .filter(|line| line.ends_with("configured"))
+            .count(),
+        1,
+        "{changed}"
+    );
+    let diff = kubectl
+        .ok_with(&["apply", "--dry-run=server", "-f", "-"], POLICIES)
+        .await;
+    assert!(diff.contains("(server dry run)"), "{diff}");
+
+    // The bare name is Kubernetes' own kind, the qualified one says which.
+    let columns = async |resource: &str, columns: &[&str]| {
+        let table = kubectl.ok(&["get", resource]).await;
+        let head = table.lines().next().unwrap_or_default();
+        let found: Vec<&str> = head.split_whitespace().collect();
+        assert_eq!(found, columns, "{table}");
+        table
+    };
+    columns("networkpolicies", &["NAME", "POD-SELECTOR", "AGE"]).await;
+    columns("netpol", &["NAME", "POD-SELECTOR", "AGE"]).await;
+    columns(
+        "networkpolicies.projectcalico.org",
+        &["NAME", "TIER", "ORDER", "AGE"],
+    )
+    .await;
+    columns("caliconetworkpolicies", &["NAME", "TIER", "ORDER", "AGE"]).await;
+    let table = columns("gnp", &["NAME", "TIER", "ORDER", "AGE"]).await;
+    assert!(table.contains("ops.fence") && table.contains("51.5"), "{table}");
+    let table = columns("tiers", &["NAME", "ORDER", "DEFAULT-ACTION", "AGE"]).await;
+    assert!(table.contains("kube-admin") && table.contains("Pass"), "{table}");
+    let table = columns("clusternetworkpolicies", &["NAME", "TIER", "PRIORITY", "AGE"]).await;
+    assert!(table.contains("isolate") && table.contains("Admin"), "{table}");
+    columns("globalnetworksets", &["NAME", "NETS", "DOMAINS", "AGE"]).await;
+    assert!(kubectl.ok(&["get", "profiles"]).await.contains("kns.default"));
+    let in_tier = ["get", "gnp", "-l", "projectcalico.org/tier=ops", "-o", "name"];
+    assert_eq!(
+        kubectl.ok(&in_tier).await,
+        "globalnetworkpolicy.projectcalico.org/ops.fence\n"
+    );
+
+    let misspelt = POLICIES.replace("notNets", "notNest");
+    let refusal = kubectl.fails(&["apply", "-f", "-"], &misspelt).await;
+    assert!(
+        refusal.contains("unknown field \"spec.ingress[1].source.notNest\""),
+        "{refusal}"
+    );
+    let wrong = POLICIES.replace("has(app)", "has(app");
+    let refusal = kubectl.fails(&["apply", "-f", "-"], &wrong).await;
+    assert!(
+        refusal.contains("spec.selector: Invalid value: \"has(app\""),
+        "{refusal}"
+    );
+    let used = kubectl.fails(&["delete", "tier", "ops"], "").await;
+    assert!(used.contains("GlobalNetworkPolicy ops.fence is in it"), "{used}");
+    let derived = kubectl.fails(&["delete", "profile", "kns.default"], "").await;
+    assert!(
+        derived.contains("computed from namespaces and service accounts"),
+        "{derived}"
+    );
+
+    kubectl
+        .ok(&[
+            "patch",
+            "gnp",
+            "ops.fence",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"order":7}}"#,
+        ])
+        .await;
+    let order = ["get", "gnp", "ops.fence", "-o", "jsonpath={.spec.order}"];
+    assert_eq!(kubectl.ok(&order).await, "7");
+    kubectl
+        .ok_with(&["delete", "-f", "-", "--timeout=20s"], &in_reverse(POLICIES))
+        .await;
+    assert!(!kubectl.ok(&["get", "tiers"]).await.contains("ops"));
+}
+
+/// Documents, last one first: a tier goes after its policies.
+fn in_reverse(documents: &str) -> String {
+    let mut documents: Vec<&str> = documents.split("---\n").collect();
+    documents.reverse();
+    documents.join("\n---\n")
 }
 
 async fn pods(kubectl: &Kubectl, cluster: &Cluster) {

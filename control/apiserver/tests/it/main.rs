@@ -11,4 +11,5 @@ mod agent_hop;
 mod harness;
 mod http_api;
 mod kubectl;
+mod policy;
 mod unauthorized;

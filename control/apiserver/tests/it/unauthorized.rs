@@ -15,7 +15,11 @@ fn routes() -> Vec<(Method, String)> {
 fn routes_of(row: &Resource) -> Vec<(Method, String)> {
     let collection = row.collection_path(row.namespaced().then_some("default"));
     let object = format!("{collection}/x");
-    let mut routes = vec![(Method::POST, collection.clone())];
+    let mut routes = match row.stored {
+        Stored::Yes | Stored::Virtual => vec![(Method::POST, collection.clone())],
+        // Answers no other method, whoever asks.
+        Stored::Derived => vec![(Method::GET, collection.clone()), (Method::GET, object.clone())],
+    };
     if row.stored == Stored::Yes {
         routes.push((Method::GET, collection.clone()));
         routes.push((Method::GET, format!("{collection}?watch=true")));
@@ -115,9 +119,15 @@ async fn a_plain_user_learns_about_the_api_and_about_themselves() {
 fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
     let read = *method == Method::GET;
     match row.plural {
-        "pods" | "namespaces" | "networkpolicies" => {
+        "profiles" => false,
+        _ if matches!(row.group, "projectcalico.org" | "policy.networking.k8s.io") => {
+            read && !path.ends_with("/status")
+        }
+        "pods" | "namespaces" | "networkpolicies" | "serviceaccounts" | "endpointslices" => {
             read && !["/status", "/log"].iter().any(|end| path.ends_with(end))
         }
+        // The addresses of all nodes are part of policy; their agents' streams are not.
+        "nodes" => read && !["/status", "/proxy"].iter().any(|end| path.contains(end)),
         "events" => matches!(*method, Method::POST | Method::PUT | Method::PATCH),
         "selfsubjectreviews" | "selfsubjectaccessreviews" => true,
         _ => false,

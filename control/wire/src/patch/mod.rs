@@ -37,7 +37,11 @@ pub fn apply(resource: &Resource, form: PatchForm, current: &Value, body: &[u8])
         PatchForm::Strategic => {
             let patch: Value = serde_json::from_slice(body).map_err(malformed)?;
             require_object(&patch)?;
-            if resource.group == "palisade.dev" {
+            // As with any kind that Kubernetes does not build in.
+            if matches!(
+                resource.group,
+                "palisade.dev" | "policy.networking.k8s.io" | "projectcalico.org"
+            ) {
                 return Err(Status::unsupported_media_type(format!(
                     "strategic merge patch is not defined for {}; use application/merge-patch+json",
                     resource.kind
@@ -162,8 +166,15 @@ mod tests {
 
     #[test]
     fn own_kinds_have_no_strategic_merge() {
-        let policy = by_any_name("imagepolicies").unwrap();
-        let error = apply(policy, PatchForm::Strategic, &json!({}), b"{}").unwrap_err();
-        assert_eq!(error.code(), 415);
+        for kind in [
+            "imagepolicies",
+            "tiers",
+            "clusternetworkpolicies",
+            "caliconetworkpolicies",
+        ] {
+            let policy = by_any_name(kind).unwrap();
+            let error = apply(policy, PatchForm::Strategic, &json!({}), b"{}").unwrap_err();
+            assert_eq!(error.code(), 415);
+        }
     }
 }

@@ -6,7 +6,7 @@ use api::resources::Resource;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Column, node, pod};
+use super::{Column, node, pod, policy};
 use crate::age::age_of;
 
 /// Columns of a resource's objects; name and age for one that has none of its own.
@@ -20,7 +20,9 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("", "Secret") => SECRET,
         ("", "ServiceAccount") => SERVICE_ACCOUNT,
         ("coordination.k8s.io", "Lease") => LEASE,
+        ("discovery.k8s.io", "EndpointSlice") => ENDPOINT_SLICE,
         ("networking.k8s.io", "NetworkPolicy") => NETWORK_POLICY,
+        ("policy.networking.k8s.io" | "projectcalico.org", kind) => policy::of(kind),
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
         ("palisade.dev", "ImageScan") => IMAGE_SCAN,
         _ => PLAIN,
@@ -59,7 +61,7 @@ pub(super) const fn wide(
     }
 }
 
-const fn number(
+pub(super) const fn number(
     name: &'static str,
     description: &'static str,
     cell: fn(&Value, Timestamp) -> Value,
@@ -103,7 +105,7 @@ pub(super) fn text_or_none(object: &Value, pointer: &str) -> Value {
     }
 }
 
-fn members(object: &Value, key: &str) -> usize {
+pub(super) fn members(object: &Value, key: &str) -> usize {
     match &object[key] {
         Value::Object(map) => map.len(),
         Value::Array(list) => list.len(),
@@ -111,7 +113,7 @@ fn members(object: &Value, key: &str) -> usize {
     }
 }
 
-const PLAIN: &[Column] = &[NAME, AGE];
+pub(super) const PLAIN: &[Column] = &[NAME, AGE];
 
 const CONFIG_MAP: &[Column] = &[
     NAME,
@@ -157,6 +159,39 @@ const LEASE: &[Column] = &[
     }),
     AGE,
 ];
+
+const ENDPOINT_SLICE: &[Column] = &[
+    NAME,
+    text("AddressType", "Family of the addresses.", |slice, _| {
+        json!(text_at(slice, "/addressType"))
+    }),
+    text("Ports", "Ports of each endpoint.", |slice, _| {
+        let ports = slice["ports"].as_array().into_iter().flatten();
+        json!(listed(ports.map(|port| match port["port"].as_i64() {
+            Some(port) => port.to_string(),
+            None => "*".to_owned(),
+        })))
+    }),
+    text("Endpoints", "Addresses.", |slice, _| {
+        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+        let addresses = endpoints.flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten());
+        json!(listed(addresses.filter_map(Value::as_str).map(str::to_owned)))
+    }),
+    AGE,
+];
+
+/// The first three, and how many more there are; `<unset>` for none.
+fn listed(all: impl Iterator<Item = String>) -> String {
+    const SHOWN: usize = 3;
+    let mut all: Vec<String> = all.collect();
+    let more = all.len().saturating_sub(SHOWN);
+    all.truncate(SHOWN);
+    match (all.is_empty(), more) {
+        (true, _) => "<unset>".to_owned(),
+        (false, 0) => all.join(","),
+        (false, more) => format!("{} + {more} more...", all.join(",")),
+    }
+}
 
 const NETWORK_POLICY: &[Column] = &[
     NAME,

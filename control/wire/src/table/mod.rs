@@ -4,6 +4,7 @@
 mod columns;
 mod node;
 mod pod;
+mod policy;
 
 use api::resources::Resource;
 use jiff::Timestamp;

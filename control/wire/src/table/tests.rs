@@ -128,6 +128,51 @@ fn other_kinds() {
             "x | <none> | 24h",
         ),
         (
+            "tiers",
+            json!({"spec": {"order": 100, "defaultAction": "Pass"}}),
+            "x | 100 | Pass | 24h",
+        ),
+        ("tiers", json!({"spec": {}}), "x | <none> | Deny | 24h"),
+        (
+            "networkpolicies.projectcalico.org",
+            json!({"spec": {"tier": "ops", "order": 0.5}}),
+            "x | ops | 0.5 | 24h",
+        ),
+        ("gnp", json!({"spec": {}}), "x | default | <none> | 24h"),
+        (
+            "sgnp",
+            json!({"spec": {"stagedAction": "Delete"}}),
+            "x | default | <none> | Delete | 24h",
+        ),
+        (
+            "endpointslices",
+            json!({"addressType": "IPv4", "ports": [{"port": 80}, {}], "endpoints": [
+                {"addresses": ["10.0.0.1", "10.0.0.2"]}, {"addresses": ["10.0.0.3"]}, {"addresses": ["10.0.0.4"]}]}),
+            "x | IPv4 | 80,* | 10.0.0.1,10.0.0.2,10.0.0.3 + 1 more... | 24h",
+        ),
+        ("sknp", json!({"spec": {}}), "x | Set | 24h"),
+        (
+            "globalnetworksets",
+            json!({"spec": {"nets": ["10.0.0.0/8", "192.0.2.1"]}}),
+            "x | 2 | 0 | 24h",
+        ),
+        (
+            "hostendpoints",
+            json!({"spec": {"node": "n", "interfaceName": "*"}}),
+            "x | n | * | 24h",
+        ),
+        (
+            "felixconfigurations",
+            json!({"spec": {"defaultEndpointToHostAction": "Return"}}),
+            "x | Return | 24h",
+        ),
+        ("profiles", json!({"spec": {}}), "x | 24h"),
+        (
+            "clusternetworkpolicies",
+            json!({"spec": {"tier": "Admin", "priority": 7}}),
+            "x | Admin | 7 | 24h",
+        ),
+        (
             "imagepolicies",
             json!({"spec": {"severityThreshold": "HIGH", "ignoreUnfixed": true, "inconclusive": "Refuse"}}),
             "x | HIGH | ignored | Refuse | 0 | 24h",
@@ -161,7 +206,8 @@ fn other_kinds() {
 #[test]
 fn cells_of_an_empty_object_still_have_their_types() {
     for resource in RESOURCES {
-        row(resource.plural, &json!({"metadata": {"name": "x"}}), true);
+        let name = format!("{}.{}", resource.plural, resource.group);
+        row(&name, &json!({"metadata": {"name": "x"}}), true);
     }
 }
 

@@ -98,6 +98,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
                     members,
                     sets,
                     host_addresses: BTreeSet::new(),
+                    nodes: BTreeMap::new(),
                     names: BTreeMap::from([(name, BTreeSet::from(["www.example.org".to_owned()]))]),
                 },
                 policies: PolicySet {

@@ -1,6 +1,7 @@
 //! Tiers, and the names of policies in them.
 
 use api::calico;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policies_ir::policy::{DefaultAction, Order, Tier};
 
 use crate::field::{Errors, Path, wrong};
@@ -18,6 +19,26 @@ pub(crate) const BUILT_IN_TIERS: [(&str, f64, DefaultAction); 3] = [
     (DEFAULT_TIER, 1_000_000.0, DefaultAction::Deny),
     (KUBE_BASELINE_TIER, 10_000_000.0, DefaultAction::Pass),
 ];
+
+/// The tiers that always exist, as objects.
+pub fn built_in_tiers() -> Vec<calico::Tier> {
+    let tier = |(name, order, action): (&str, f64, DefaultAction)| calico::Tier {
+        api_version: calico::API_VERSION.to_owned(),
+        kind: "Tier".to_owned(),
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: calico::TierSpec {
+            order: Some(order),
+            default_action: Some(match action {
+                DefaultAction::Deny => "Deny".to_owned(),
+                DefaultAction::Pass => "Pass".to_owned(),
+            }),
+        },
+    };
+    BUILT_IN_TIERS.into_iter().map(tier).collect()
+}
 
 /// A tier without policies. One that cannot be understood denies at its end.
 pub(crate) fn read_tier(object: &calico::Tier, errors: &mut Errors) -> Tier {

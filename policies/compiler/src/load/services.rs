@@ -37,13 +37,7 @@ impl Backends {
     pub(super) fn resolve(&self, pods: &[PodView]) -> Services {
         let mut resolved = Services::new();
         for slice in &self.slices {
-            let labels = slice.metadata.labels.as_ref();
-            let Some(name) = labels.and_then(|labels| labels.get(SERVICE_LABEL)) else {
-                continue;
-            };
-            let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-            let endpoints = resolved.entry((namespace, name.clone())).or_default();
-            endpoints.extend(slice_endpoints(slice));
+            add_slice(&mut resolved, slice);
         }
         for service in &self.services {
             let namespace = service.metadata.namespace.clone().unwrap_or_default();
@@ -54,6 +48,17 @@ impl Backends {
         }
         resolved
     }
+}
+
+/// Adds what a slice says to what is behind its service; a slice of no service says nothing.
+pub(crate) fn add_slice(services: &mut Services, slice: &EndpointSlice) {
+    let labels = slice.metadata.labels.as_ref();
+    let Some(name) = labels.and_then(|labels| labels.get(SERVICE_LABEL)) else {
+        return;
+    };
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    let endpoints = services.entry((namespace, name.clone())).or_default();
+    endpoints.extend(slice_endpoints(slice));
 }
 
 fn slice_endpoints(slice: &EndpointSlice) -> Vec<ServiceEndpoint> {

@@ -79,7 +79,10 @@ fn cluster(pods: usize, policies: usize) -> ClusterView {
         let bits = u32::try_from(number).unwrap_or(0);
         let labels = [
             ("app".to_owned(), format!("app-{}", number / NAMESPACES % APPS)),
-            ("tier".to_owned(), ["front", "back", "data"][number % 3].to_owned()),
+            (
+                "tier".to_owned(),
+                ["front", "back", "data"][number % 3].to_owned(),
+            ),
         ];
         view.pods.push(PodView {
             namespace: format!("ns-{}", number % NAMESPACES),

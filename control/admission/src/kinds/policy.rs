@@ -1,0 +1,126 @@
+//! Calico's kinds and ClusterNetworkPolicy. What is valid says the compiler's own reader, so that nothing is
+//! stored that it would have to close.
+//!
+//! Whether tables of all policies fit into the kernel is not judged here: it depends on the pods of each node,
+//! which change without asking. A node whose tables do not fit keeps the old ones and says so.
+
+use api::{
+    calico,
+    resources::{self, Resource},
+};
+use control_wire::{Cause, Status};
+use serde_json::{Value, json};
+
+use super::push_all;
+use crate::{AdmissionRequest, Problems};
+
+/// Label that repeats the tier of a policy, for selectors of lists.
+const TIER_LABEL: &str = "projectcalico.org/tier";
+/// Tier of policies that do not name one.
+const DEFAULT_TIER: &str = "default";
+/// The one name under which settings count.
+const CONFIGURATION: &str = "default";
+/// Plural names of Calico's kinds whose objects are in a tier.
+pub const TIERED: [&str; 4] = [
+    "globalnetworkpolicies",
+    "networkpolicies",
+    "stagedglobalnetworkpolicies",
+    "stagednetworkpolicies",
+];
+
+/// Policy objects that always exist: the server makes those that are missing when it starts.
+pub fn built_in_objects() -> Vec<(&'static Resource, Value)> {
+    let tiers = policies_compiler::built_in_tiers();
+    let configuration = calico::FelixConfiguration {
+        api_version: calico::API_VERSION.to_owned(),
+        kind: "FelixConfiguration".to_owned(),
+        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+            name: Some(CONFIGURATION.to_owned()),
+            ..Default::default()
+        },
+        spec: calico::FelixConfigurationSpec {
+            // Pods reach the API server on their own node. Calico's bare default is Drop; its operator sets
+            // something else, as this does.
+            default_endpoint_to_host_action: Some("Return".to_owned()),
+            ..Default::default()
+        },
+    };
+    let objects = tiers
+        .into_iter()
+        .map(|tier| serde_json::to_value(tier))
+        .chain([serde_json::to_value(configuration)]);
+    objects
+        .flatten()
+        .filter_map(|object| {
+            let kind = object["kind"].as_str()?;
+            Some((resources::by_kind(calico::API_VERSION, kind)?, object))
+        })
+        .collect()
+}
+
+/// Refuses to delete what always exists.
+pub fn refuse_deletion(resource: &Resource, name: &str) -> Result<(), Status> {
+    let built_in = built_in_objects()
+        .iter()
+        .any(|(row, object)| *row == resource && object["metadata"]["name"] == name);
+    if !built_in {
+        return Ok(());
+    }
+    let message = match resource.kind {
+        "Tier" => "this tier always exists",
+        _ => "these settings always exist; change them instead",
+    };
+    Err(Status::forbidden(resource, name, message))
+}
+
+/// The tier that must exist for an object to mean what it says.
+pub fn tier_of<'a>(resource: &Resource, object: &'a Value) -> Option<&'a str> {
+    let tiered = resource.group == "projectcalico.org" && TIERED.contains(&resource.plural);
+    let tier = object.pointer("/spec/tier").and_then(Value::as_str);
+    tiered.then(|| tier.unwrap_or(DEFAULT_TIER))
+}
+
+pub(super) fn default_calico(kind: &str, object: &mut Value) {
+    match kind {
+        "NetworkPolicy" | "GlobalNetworkPolicy" | "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" => {
+            let tier = match object["spec"]["tier"].as_str() {
+                None | Some("") => DEFAULT_TIER.to_owned(),
+                Some(tier) => tier.to_owned(),
+            };
+            object["spec"]["tier"] = json!(tier);
+            let labels = &mut object["metadata"]["labels"];
+            if !labels.is_object() {
+                *labels = json!({});
+            }
+            labels[TIER_LABEL] = json!(tier);
+        }
+        "Tier" => {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let built_in = built_in_objects()
+                .into_iter()
+                .find(|(row, tier)| row.kind == "Tier" && tier["metadata"]["name"] == name);
+            let defaults = match built_in {
+                Some((_, tier)) => tier["spec"].clone(),
+                None => json!({"defaultAction": "Deny"}),
+            };
+            for (field, value) in crate::metadata::members(&defaults) {
+                if object["spec"][field].is_null() {
+                    object["spec"][field] = value.clone();
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &mut Problems) {
+    if request.resource.kind == "FelixConfiguration" && request.name != CONFIGURATION {
+        problems.push(Cause::invalid(
+            "metadata.name",
+            request.name,
+            "settings of single nodes are not supported by this version; the ones of all nodes are named default",
+        ));
+    }
+    let errors = policies_compiler::validate_object(object);
+    push_all(object, errors.err().unwrap_or_default(), problems);
+}
