@@ -18,7 +18,6 @@ mod compile;
 mod explain;
 mod field;
 mod flatten;
-mod incremental;
 mod judge;
 mod kubernetes;
 mod load;
@@ -34,7 +33,6 @@ pub use compile::{
 };
 pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
 pub use field::FieldError;
-pub use incremental::Compiler;
 pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
 pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
