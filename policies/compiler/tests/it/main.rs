@@ -7,9 +7,11 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod calico;
 mod explaining;
 mod fields;
 mod kubernetes;
+mod lab;
 mod properties;
 mod scale;
 
