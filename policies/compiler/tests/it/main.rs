@@ -8,6 +8,7 @@
 )]
 
 mod calico;
+mod closed;
 mod explaining;
 mod fields;
 mod kubernetes;
