@@ -23,7 +23,7 @@ use policies_ir::{
 
 use crate::{
     calico::{
-        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, is_tier_name,
+        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, close_over, is_tier_name,
         read_configuration, read_host_endpoint, read_network_set, read_policy, read_rules,
         read_staged_action, read_tier, shown_name,
     },
@@ -261,15 +261,14 @@ impl ClusterView {
                 enforce(tier, policy);
             }
         }
-        Policies {
-            enforced: PolicySet {
-                tiers: tiers.into_values().collect(),
-                profiles,
-                failsafe,
-                endpoint_to_host,
-            },
-            staged,
-        }
+        let mut enforced = PolicySet {
+            tiers: tiers.into_values().collect(),
+            profiles,
+            failsafe,
+            endpoint_to_host,
+        };
+        close_over(&mut enforced, &self.doubtful());
+        Policies { enforced, staged }
     }
 
     /// Adds or replaces the labels of a namespace.
@@ -340,6 +339,27 @@ impl ClusterView {
             endpoint: pod.endpoint,
             node: pod.node.clone(),
         }
+    }
+
+    /// Network sets and host endpoints of which a part could not be understood.
+    fn doubtful(&self) -> Vec<Workload> {
+        let read = |object: &CalicoObject| {
+            let mut errors = Errors::new();
+            let workload = match object {
+                CalicoObject::HostEndpoint(object) => read_host_endpoint(object, &mut errors).workload,
+                CalicoObject::NetworkSet(object) => {
+                    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+                    let labels = self.namespaces.get(namespace).cloned();
+                    read_network_set("NetworkSet", object, labels, &mut errors).workload
+                }
+                CalicoObject::GlobalNetworkSet(object) => {
+                    read_network_set("GlobalNetworkSet", object, None, &mut errors).workload
+                }
+                _ => return None,
+            };
+            (!errors.is_empty()).then_some(workload)
+        };
+        self.calico.iter().filter_map(read).collect()
     }
 
     /// Those that exist without being written: one for each namespace, and the one that host endpoints can have.

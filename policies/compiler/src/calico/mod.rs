@@ -20,7 +20,7 @@ pub(crate) use host::{read_configuration, read_host_endpoint};
 pub(crate) use policy::{Scope, StagedAction, read_policy, read_staged_action, shown_name};
 pub use rules::ServiceEndpoint;
 pub(crate) use rules::{RuleScope, Services, read_rules};
-pub(crate) use sets::{read_domain, read_network_set};
+pub(crate) use sets::{close_over, read_domain, read_network_set};
 pub use tier::built_in_tiers;
 pub(crate) use tier::{
     BUILT_IN_TIERS, DEFAULT_TIER, KUBE_ADMIN_TIER, KUBE_BASELINE_TIER, is_tier_name, read_tier,

@@ -1,18 +1,23 @@
 //! NetworkSet and GlobalNetworkSet.
 
+use std::sync::Arc;
+
 use api::{calico, selector::Labels};
 use policies_ir::{
     cluster::NetworkSet,
-    policy::{DomainMatch, Workload, WorkloadKind},
+    policy::{Action, DomainMatch, PolicySet, ProfileRules, Rule, Workload, WorkloadKind, WorkloadMatch},
 };
 
-use crate::field::{Errors, Path, read_net, within_limit, wrong};
+use crate::{
+    calico::rules::deny_all,
+    field::{Errors, Path, read_net, within_limit, wrong},
+};
 
 /// Addresses of one set. Calico has no limit; this one keeps a set within what the kernel's table holds.
 const MAX_NETS: usize = 65_536;
 
 /// A set, as selectors find it. An address that cannot be understood is not in it; what then matches less is a
-/// condition that wants the set, what matches more is one that excludes it, so the caller must refuse the object.
+/// condition that wants the set, what matches more is one that excludes it: see [`close_over`].
 pub(crate) fn read_network_set(
     kind: &'static str,
     object: &calico::NetworkSet,
@@ -56,6 +61,45 @@ pub(crate) fn read_network_set(
         },
         nets,
         domains,
+    }
+}
+
+/// Closes the rules that depend on where `doubtful` are, of which not every address could be understood: any other
+/// address may be theirs as well. Rules that allow what is surely theirs stay.
+pub(crate) fn close_over(policies: &mut PolicySet, doubtful: &[Workload]) {
+    if doubtful.is_empty() {
+        return;
+    }
+    for policy in policies.tiers.iter_mut().flat_map(|tier| &mut tier.policies) {
+        let policy = Arc::make_mut(policy);
+        close_rules(&mut policy.ingress, doubtful);
+        close_rules(&mut policy.egress, doubtful);
+    }
+    for profile in policies.profiles.values_mut() {
+        if let ProfileRules::Own { ingress, egress } = &mut profile.rules {
+            close_rules(ingress, doubtful);
+            close_rules(egress, doubtful);
+        }
+    }
+}
+
+fn close_rules(rules: &mut Vec<Rule>, doubtful: &[Workload]) {
+    let finds = |condition: &Option<WorkloadMatch>| {
+        let finds = |condition: &WorkloadMatch| doubtful.iter().any(|workload| condition.matches(workload));
+        condition.as_ref().is_some_and(finds)
+    };
+    let wants = |rule: &Rule| finds(&rule.own.workload) || finds(&rule.peer.workload);
+    let excludes = |rule: &Rule| finds(&rule.own.not_workload) || finds(&rule.peer.not_workload);
+    rules.retain(|rule| rule.action != Action::Allow || !excludes(rule));
+    for rule in rules.iter_mut() {
+        let closes = match rule.action {
+            Action::Allow | Action::Log => false,
+            Action::Deny => wants(rule),
+            Action::Pass => wants(rule) || excludes(rule),
+        };
+        if closes {
+            *rule = deny_all(rule.index);
+        }
     }
 }
 

@@ -7,9 +7,12 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod calico;
+mod closed;
 mod explaining;
 mod fields;
 mod kubernetes;
+mod lab;
 mod properties;
 mod scale;
 

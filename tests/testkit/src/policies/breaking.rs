@@ -50,6 +50,17 @@ fn break_one(view: &mut ClusterView, mut which: usize, kind: u8, place: Index) -
             tier.spec.default_action = Some("Maybe".to_owned());
             true
         }
+        CalicoObject::NetworkSet(set) | CalicoObject::GlobalNetworkSet(set) => {
+            match place.get(&[true, false]) {
+                true => set.spec.nets.push("10.0.0.0/33".to_owned()),
+                false => set.spec.allowed_egress_domains.push("a..b".to_owned()),
+            }
+            true
+        }
+        CalicoObject::HostEndpoint(host) => {
+            host.spec.expected_ips.push("10.0.0.0/24".to_owned());
+            true
+        }
         _ => false,
     };
     broken.then(|| object_value(object))
