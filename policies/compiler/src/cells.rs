@@ -5,7 +5,7 @@
 //! tell two addresses of one cell apart, because each of the prefixes either holds a cell or does not touch it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -31,7 +31,7 @@ pub(crate) struct Matchers<'a> {
 type ByName = bool;
 
 /// All that verdicts about an address may depend on.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Signature {
     /// Family of the address.
     pub(crate) family: IpVersion,
@@ -53,7 +53,7 @@ pub(crate) struct Declares {
 }
 
 /// Who has an address, as far as it matters beyond the conditions of rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
     /// Several workloads claim it.
     Contested,
@@ -83,27 +83,6 @@ impl<'a> Matchers<'a> {
             self.matchers.push(key);
             self.matchers.len() - 1
         })
-    }
-
-    /// Cuts the address space into cells and says what holds in each. The default prefix of each family is
-    /// always among them, so every address is in a cell.
-    ///
-    /// `port_names` are the names that rules ask of the other end.
-    pub(crate) fn cells(&self, cluster: &Cluster, port_names: &BTreeSet<&str>) -> BTreeMap<IpNet, Signature> {
-        let index = Index::new(self, cluster, port_names.iter().copied().collect());
-        let cells = index.prefixes();
-        let mut known = HashMap::new();
-        // Prefixes sort before what they hold, so those that hold the current cell are always on the stack.
-        let mut holders: Vec<IpNet> = Vec::new();
-        let mut signatures = BTreeMap::new();
-        for cell in cells {
-            while holders.last().is_some_and(|holder| !holder.contains(&cell)) {
-                holders.pop();
-            }
-            holders.push(cell);
-            signatures.insert(cell, index.signature(&holders, cell, &mut known));
-        }
-        signatures
     }
 }
 
@@ -226,8 +205,32 @@ impl<'a> Index<'a> {
         index
     }
 
+    /// Cuts the address space into cells and says what holds in each. The default prefix of each family is
+    /// always among them, so every address is in a cell.
+    pub(crate) fn cells(&self) -> BTreeMap<IpNet, Signature> {
+        let mut known = HashMap::new();
+        // Prefixes sort before what they hold, so those that hold the current cell are always on the stack.
+        let mut holders: Vec<IpNet> = Vec::new();
+        let mut signatures = BTreeMap::new();
+        for cell in self.prefixes() {
+            while holders.last().is_some_and(|holder| !holder.contains(&cell)) {
+                holders.pop();
+            }
+            holders.push(cell);
+            signatures.insert(cell, self.signature(&holders, cell, &mut known));
+        }
+        signatures
+    }
+
     /// The prefixes whose differences are the cells.
     pub(crate) fn prefixes(&self) -> BTreeSet<IpNet> {
+        let mut cells = self.fixed_prefixes();
+        cells.extend(self.owners.keys().copied().map(IpNet::from));
+        cells
+    }
+
+    /// Those of them that are there whoever has which address.
+    pub(crate) fn fixed_prefixes(&self) -> BTreeSet<IpNet> {
         let defaults = [
             IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -242,7 +245,13 @@ impl<'a> Index<'a> {
         let sets = &self.cluster.sets;
         cells.extend(sets.iter().flat_map(|set| &set.nets).map(IpNet::trunc));
         cells.extend(self.cluster.names.keys().copied().map(IpNet::from));
-        cells.extend(self.owners.keys().copied().map(IpNet::from));
+        let of_nodes = self.cluster.nodes.values().flatten();
+        cells.extend(
+            of_nodes
+                .chain(&self.cluster.host_addresses)
+                .copied()
+                .map(IpNet::from),
+        );
         cells
     }
 
@@ -262,6 +271,14 @@ impl<'a> Index<'a> {
             owner: place.owner,
             matchers,
             declares: at_rest.declares,
+        }
+    }
+
+    /// From now on `address` is whose it is said, or nobody's.
+    pub(crate) fn set_owner(&mut self, address: IpAddr, owned: Option<Owned<'a>>) {
+        match owned {
+            Some(owned) => drop(self.owners.insert(address, owned)),
+            None => drop(self.owners.remove(&address)),
         }
     }
 
@@ -389,69 +406,110 @@ pub(crate) fn end_holds(matcher: &EndMatch, address: Option<IpAddr>, known: &[&W
 }
 
 /// Who has an address.
-struct Owned<'a> {
-    owner: Owner,
-    /// Who claimed it first.
-    first: Option<&'a Member>,
+pub(crate) struct Owned<'a> {
+    pub(crate) owner: Owner,
     workloads: Vec<&'a Workload>,
 }
 
 fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {
-    let mut owners: BTreeMap<IpAddr, Owned<'_>> = BTreeMap::new();
+    let mut claims: BTreeMap<IpAddr, Vec<&Member>> = BTreeMap::new();
     for member in &cluster.members {
         for address in &member.addresses {
-            match owners.entry(*address) {
-                Entry::Vacant(vacant) => {
-                    vacant.insert(Owned {
-                        owner: member.endpoint.map_or(Owner::Other, Owner::Endpoint),
-                        first: Some(member),
-                        workloads: vec![&member.workload],
-                    });
-                }
-                Entry::Occupied(mut taken) => {
-                    let owned = taken.get_mut();
-                    if !owned.first.is_some_and(|first| first.shares_node(member)) {
-                        owned.owner = Owner::Contested;
-                    }
-                    owned.workloads.push(&member.workload);
-                }
-            }
+            claims.entry(*address).or_default().push(member);
         }
     }
-    for (position, addresses) in cluster.nodes.values().enumerate() {
-        for address in addresses
-            .iter()
-            .filter(|address| !cluster.host_addresses.contains(address))
-        {
-            let owned = owners.entry(*address).or_insert_with(|| Owned {
-                owner: Owner::NodeAt(position),
-                first: None,
-                workloads: Vec::new(),
+    let nodes = node_addresses(cluster);
+    let of_hosts = nodes.keys().chain(&cluster.host_addresses);
+    let mut addresses: BTreeSet<IpAddr> = of_hosts.copied().collect();
+    addresses.extend(claims.keys());
+    let owned = addresses.into_iter().filter_map(|address| {
+        let claims = claims.get(&address).map_or(&[][..], Vec::as_slice);
+        let node = nodes.get(&address).copied();
+        let own = cluster.host_addresses.contains(&address);
+        Some((address, Owned::of(claims, node, own)?))
+    });
+    owned.collect()
+}
+
+/// Place of the node that has each address.
+pub(crate) fn node_addresses(cluster: &Cluster) -> BTreeMap<IpAddr, usize> {
+    let mut places = BTreeMap::new();
+    for (place, addresses) in cluster.nodes.values().enumerate() {
+        for address in addresses {
+            places.entry(*address).or_insert(place);
+        }
+    }
+    places
+}
+
+impl<'a> Owned<'a> {
+    /// Who has an address that these members claim and that is this node's, or the one's that the cluster is seen
+    /// from. Nothing if it is nobody's.
+    pub(crate) fn of(claims: &[&'a Member], node: Option<usize>, own: bool) -> Option<Self> {
+        let hosts = |member: &&&Member| member.workload.kind == WorkloadKind::HostEndpoint;
+        if own {
+            // The node's own addresses are the node's, whichever pod claims them.
+            return Some(Self {
+                owner: Owner::Node,
+                workloads: claims
+                    .iter()
+                    .filter(hosts)
+                    .map(|member| &member.workload)
+                    .collect(),
             });
-            // A host endpoint has its node's address; a pod that claims it as well is contradicted.
-            let of_pod = owned
-                .workloads
-                .iter()
-                .any(|workload| workload.kind == WorkloadKind::Pod);
-            owned.owner = match owned.owner {
-                Owner::NodeAt(first) => Owner::NodeAt(first),
-                Owner::Contested => Owner::Contested,
-                _ if of_pod => Owner::Contested,
-                _ => Owner::NodeAt(position),
-            };
+        }
+        let (first, others) = claims
+            .split_first()
+            .map_or((None, claims), |(first, others)| (Some(*first), others));
+        let shared = others
+            .iter()
+            .all(|other| first.is_some_and(|first| first.shares_node(other)));
+        // A host endpoint has its node's address; a pod that claims it as well is contradicted.
+        let of_pod = claims
+            .iter()
+            .any(|member| member.workload.kind == WorkloadKind::Pod);
+        let owner = match (first, node) {
+            (None, None) => return None,
+            _ if !shared || (of_pod && node.is_some()) => Owner::Contested,
+            (_, Some(place)) => Owner::NodeAt(place),
+            (Some(first), None) => first.endpoint.map_or(Owner::Other, Owner::Endpoint),
+        };
+        Some(Self {
+            owner,
+            workloads: claims.iter().map(|member| &member.workload).collect(),
+        })
+    }
+}
+
+/// The prefixes whose differences are the cells, by length.
+pub(crate) struct Prefixes {
+    nets: BTreeSet<IpNet>,
+    lengths_v4: BTreeSet<u8>,
+    lengths_v6: BTreeSet<u8>,
+}
+
+impl Prefixes {
+    pub(crate) fn new(nets: &BTreeSet<IpNet>) -> Self {
+        let lengths = |v4: bool| {
+            let of_family = nets.iter().filter(move |net| net.addr().is_ipv4() == v4);
+            of_family.map(IpNet::prefix_len).collect()
+        };
+        Self {
+            nets: nets.clone(),
+            lengths_v4: lengths(true),
+            lengths_v6: lengths(false),
         }
     }
-    for address in &cluster.host_addresses {
-        let owned = owners.entry(*address).or_insert_with(|| Owned {
-            owner: Owner::Node,
-            first: None,
-            workloads: Vec::new(),
-        });
-        // The node's own addresses are the node's, whichever pod claims them.
-        owned.owner = Owner::Node;
-        owned
-            .workloads
-            .retain(|workload| workload.kind == WorkloadKind::HostEndpoint);
+
+    /// From the widest to the narrowest.
+    pub(crate) fn that_hold(&self, address: IpAddr) -> Vec<IpNet> {
+        let lengths = match address {
+            IpAddr::V4(_) => &self.lengths_v4,
+            IpAddr::V6(_) => &self.lengths_v6,
+        };
+        let nets = lengths
+            .iter()
+            .filter_map(|length| Some(IpNet::new(address, *length).ok()?.trunc()));
+        nets.filter(|net| self.nets.contains(net)).collect()
     }
-    owners
 }

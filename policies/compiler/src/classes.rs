@@ -1,9 +1,15 @@
 //! From cells to identities: cells for which every program answers alike become one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+};
 
 use ipnet::IpNet;
-use policies_ir::tables::{EndpointId, IdentityId};
+use policies_ir::{
+    policy::PortMatch,
+    tables::{EndpointId, IdentityId},
+};
 
 use crate::{
     cells::{Owner, Signature},
@@ -13,90 +19,150 @@ use crate::{
 };
 
 /// The identities of a node and what each program answers for them.
-pub(crate) struct Classes {
+pub(crate) struct Classes<'a> {
     /// Identity of each prefix; the longest prefix is right.
     pub(crate) identities: BTreeMap<IpNet, IdentityId>,
-    /// For each identity, the number of each program's answer.
-    rows: BTreeMap<IdentityId, Vec<usize>>,
-    /// The distinct answers.
-    pub(crate) answers: Vec<Entries>,
+    numbering: Numbering<'a>,
 }
 
-impl Classes {
+impl<'a> Classes<'a> {
     /// Numbers are given in the order of the prefixes, from 1.
-    pub(crate) fn new(
-        cells: &BTreeMap<IpNet, Signature>,
-        programs: &[Program<'_>],
-        sources: &BTreeMap<EndpointId, Sources>,
-    ) -> Self {
-        let mut asked = Asked::new(programs, sources);
-        let mut by_signature: BTreeMap<&Signature, IdentityId> = BTreeMap::new();
-        let mut by_row: HashMap<Vec<usize>, IdentityId> = HashMap::new();
-        let mut next = 1;
-        let numbered = cells.iter().map(|(cell, signature)| {
-            let identity = *by_signature.entry(signature).or_insert_with(|| {
-                *by_row.entry(asked.row(signature)).or_insert_with(|| {
-                    next += 1;
-                    IdentityId(next - 1)
-                })
-            });
-            (*cell, identity)
-        });
-        let identities = without_redundant(numbered);
-        let rows = by_row
+    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, mut numbering: Numbering<'a>) -> Self {
+        let numbered: Vec<(IpNet, IdentityId)> = cells
             .into_iter()
-            .map(|(row, identity)| (identity, row))
+            .map(|(cell, signature)| (cell, numbering.identity(signature)))
             .collect();
-        let mut answers: Vec<(Entries, usize)> = asked.numbers.into_iter().collect();
-        answers.sort_unstable_by_key(|(_, number)| *number);
         Self {
-            identities,
-            rows,
-            answers: answers.into_iter().map(|(entries, _)| entries).collect(),
+            identities: without_redundant(numbered.into_iter()),
+            numbering,
         }
+    }
+
+    pub(crate) fn programs(&self) -> &[Program<'a>] {
+        &self.numbering.programs
+    }
+
+    pub(crate) fn sources(&self) -> &BTreeMap<EndpointId, Sources> {
+        &self.numbering.sources
     }
 
     /// The number of the answer of the program in `position`, by identity.
     pub(crate) fn numbers(&self, position: usize) -> impl Iterator<Item = (IdentityId, usize)> {
-        self.rows
+        self.numbering
+            .rows
             .iter()
             .filter_map(move |(identity, row)| Some((*identity, *row.get(position)?)))
     }
 
     /// The answers of the program in `position`, by identity.
     pub(crate) fn answers(&self, position: usize) -> impl Iterator<Item = (IdentityId, &Entries)> {
-        self.rows
-            .iter()
-            .filter_map(move |(identity, row)| Some((*identity, self.answers.get(*row.get(position)?)?)))
+        self.numbers(position)
+            .filter_map(|(identity, number)| Some((identity, self.numbering.answer(number)?)))
+    }
+
+    /// What numbered the identities, to go on with.
+    pub(crate) fn into_numbering(self) -> Numbering<'a> {
+        self.numbering
+    }
+
+    /// The distinct answers by their numbers.
+    pub(crate) fn into_answers(self) -> Vec<Entries> {
+        let Numbering { answers, numbers, .. } = self.numbering;
+        drop(numbers);
+        answers.into_iter().map(Rc::unwrap_or_clone).collect()
     }
 }
 
-/// Asks programs, each question once, and numbers the answers.
-struct Asked<'a> {
-    programs: &'a [Program<'a>],
-    sources: &'a BTreeMap<EndpointId, Sources>,
+/// Numbers identities as signatures come, asking programs each question once.
+pub(crate) struct Numbering<'a> {
+    programs: Vec<Program<'a>>,
+    sources: BTreeMap<EndpointId, Sources>,
+    /// What each program was asked.
     seen: Vec<HashMap<Visible, usize>>,
-    numbers: HashMap<Entries, usize>,
+    numbers: HashMap<Rc<Entries>, usize>,
+    answers: Vec<Rc<Entries>>,
+    by_signature: HashMap<Signature, IdentityId>,
+    by_row: HashMap<Vec<usize>, IdentityId>,
+    /// For each identity, the number of each program's answer.
+    rows: BTreeMap<IdentityId, Vec<usize>>,
 }
 
-impl<'a> Asked<'a> {
-    fn new(programs: &'a [Program<'a>], sources: &'a BTreeMap<EndpointId, Sources>) -> Self {
-        let seen = programs.iter().map(|_| HashMap::new()).collect();
+impl<'a> Numbering<'a> {
+    pub(crate) fn new(programs: Vec<Program<'a>>, sources: BTreeMap<EndpointId, Sources>) -> Self {
         Self {
+            seen: programs.iter().map(|_| HashMap::new()).collect(),
             programs,
             sources,
-            seen,
             numbers: HashMap::new(),
+            answers: Vec::new(),
+            by_signature: HashMap::new(),
+            by_row: HashMap::new(),
+            rows: BTreeMap::new(),
         }
     }
 
+    /// The identity of addresses with this signature: a new one if a program answers otherwise than for all others.
+    pub(crate) fn identity(&mut self, signature: Signature) -> IdentityId {
+        if let Some(known) = self.by_signature.get(&signature) {
+            return *known;
+        }
+        let row = self.row(&signature);
+        let next = IdentityId(
+            u32::try_from(self.rows.len())
+                .unwrap_or(u32::MAX)
+                .saturating_add(1),
+        );
+        let identity = *self.by_row.entry(row.clone()).or_insert(next);
+        self.rows.entry(identity).or_insert(row);
+        self.by_signature.insert(signature, identity);
+        identity
+    }
+
+    /// Whether a rule asks for source ports by name: the classes of source ports then depend on what every workload
+    /// declares.
+    pub(crate) fn asks_for_source_names(&self) -> bool {
+        let mut services = self.programs.iter().flat_map(Program::services);
+        services.any(|service| {
+            let mut ports = service.source_ports.iter().chain(&service.not_source_ports);
+            ports.any(|port| matches!(port, PortMatch::Named(_)))
+        })
+    }
+
+    /// How many identities there are.
+    pub(crate) fn identities(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// What each program answers for an identity.
+    pub(crate) fn of(&self, identity: IdentityId) -> impl Iterator<Item = (&Program<'a>, &Entries)> {
+        let row = self.rows.get(&identity).into_iter().flatten();
+        self.programs
+            .iter()
+            .zip(row)
+            .filter_map(|(program, number)| Some((program, self.answer(*number)?)))
+    }
+
+    fn answer(&self, number: usize) -> Option<&Entries> {
+        self.answers.get(number).map(Rc::as_ref)
+    }
+
     fn row(&mut self, signature: &Signature) -> Vec<usize> {
-        let (numbers, sources) = (&mut self.numbers, self.sources);
+        let Self {
+            programs,
+            sources,
+            seen,
+            numbers,
+            answers,
+            ..
+        } = self;
         let mut number = |entries: Entries| {
-            let next = numbers.len();
-            *numbers.entry(entries).or_insert(next)
+            let entries = Rc::new(entries);
+            *numbers.entry(Rc::clone(&entries)).or_insert_with(|| {
+                answers.push(entries);
+                answers.len() - 1
+            })
         };
-        let asked = self.programs.iter().zip(&mut self.seen).map(|(program, seen)| {
+        let asked = programs.iter().zip(seen).map(|(program, seen)| {
             if signature.owner == Owner::Contested {
                 return number(Entries::new());
             }

@@ -25,9 +25,10 @@ use policies_ir::{
 };
 
 use crate::{
-    cells::{MatcherId, Matchers},
-    classes::Classes,
+    cells::{Index, MatcherId, Matchers},
+    classes::{Classes, Numbering},
     field::FieldError,
+    flatten::Entries,
     program::{Numbers, Program, RuleIds, ServiceSets, Sets, rule_ids},
     sources::Sources,
     view::ClusterView,
@@ -118,69 +119,28 @@ pub fn compile_staged(view: &ClusterView) -> Option<NodeTables> {
 pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
     let Layout {
         local,
-        programs,
         rules,
-        sources,
         classes,
     } = Layout::new(cluster, policies);
-    let table = |endpoint: &EndpointId| sources.get(endpoint).map(Sources::table).unwrap_or_default();
-    let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
-        .into_keys()
-        .map(|endpoint| {
-            let tables = EndpointTables {
-                sources: table(&endpoint),
-                ..EndpointTables::default()
-            };
-            (endpoint, tables)
-        })
-        .collect();
-    for (position, program) in programs.iter().enumerate() {
-        let verdicts = classes.answers(position).flat_map(|(peer, entries)| {
-            let key = move |source, service| VerdictKey {
-                peer,
-                direction: program.direction,
-                source,
-                service,
-            };
-            entries
-                .iter()
-                .map(move |(source, service, entry)| (key(*source, *service), *entry))
-        });
-        endpoints
-            .entry(program.endpoint)
-            .or_default()
-            .verdicts
-            .extend(verdicts);
-    }
-    NodeTables {
-        identities: classes.identities,
-        endpoints,
-        rules: rules.into_keys().collect(),
-    }
+    write_tables(&local, rules, &classes)
 }
 
 /// Compiles `policies` like [`compile_policies`], but keeps each distinct answer once.
 pub fn compile_answers(cluster: &Cluster, policies: &PolicySet) -> Answers {
-    let Layout {
-        programs,
-        rules,
-        sources,
-        classes,
-        ..
-    } = Layout::new(cluster, policies);
-    let rows = programs.iter().enumerate().map(|(position, program)| {
+    let Layout { rules, classes, .. } = Layout::new(cluster, policies);
+    let rows = classes.programs().iter().enumerate().map(|(position, program)| {
         let row = classes.numbers(position).collect();
         ((program.endpoint, program.direction), row)
     });
+    let sources = classes.sources().iter();
     Answers {
         rows: rows.collect(),
         sources: sources
-            .iter()
             .map(|(endpoint, sources)| (*endpoint, sources.table()))
             .collect(),
         rules: rules.into_keys().collect(),
-        answers: classes.answers,
-        identities: classes.identities,
+        identities: classes.identities.clone(),
+        answers: classes.into_answers(),
     }
 }
 
@@ -255,44 +215,103 @@ impl<'a> Numbers<'a> for Compiling<'a, '_> {
 /// All that the tables are written from.
 struct Layout<'a> {
     local: BTreeMap<EndpointId, &'a Member>,
-    programs: Vec<Program<'a>>,
     rules: RuleIds,
-    sources: BTreeMap<EndpointId, Sources>,
-    classes: Classes,
+    classes: Classes<'a>,
 }
 
 impl<'a> Layout<'a> {
     fn new(cluster: &'a Cluster, policies: &'a PolicySet) -> Self {
-        let local = local_members(cluster);
-        let policies: Vec<EndpointPolicy<'_>> = local
-            .values()
-            .map(|member| policies.for_endpoint(&member.workload))
-            .collect();
-        let rules = rule_ids(&policies);
-        let mut numbers = Compiling {
-            matchers: Matchers::new(cluster),
-            rules: &rules,
-            sets: ServiceSets::default(),
-        };
-        let mut programs = Vec::new();
-        for ((endpoint, member), policy) in local.iter().zip(&policies) {
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let own = (*endpoint, *member);
-                programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
-            }
-        }
-        let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
-        let cells = numbers.matchers.cells(cluster, &port_names);
-        let sources = source_classes(cluster, &programs);
-        let classes = Classes::new(&cells, &programs, &sources);
+        let (local, rules, numbering, index) = lay_out(cluster, policies);
         Self {
             local,
-            programs,
             rules,
-            sources,
-            classes,
+            classes: Classes::new(index.cells(), numbering),
         }
     }
+}
+
+/// Members with endpoints, the numbers of rules, the programs, and what finds signatures for them.
+pub(crate) type Laid<'a> = (
+    BTreeMap<EndpointId, &'a Member>,
+    RuleIds,
+    Numbering<'a>,
+    Index<'a>,
+);
+
+pub(crate) fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid<'a> {
+    let local = local_members(cluster);
+    let policies: Vec<EndpointPolicy<'_>> = local
+        .values()
+        .map(|member| policies.for_endpoint(&member.workload))
+        .collect();
+    let rules = rule_ids(&policies);
+    let mut numbers = Compiling {
+        matchers: Matchers::new(cluster),
+        rules: &rules,
+        sets: ServiceSets::default(),
+    };
+    let mut programs = Vec::new();
+    for ((endpoint, member), policy) in local.iter().zip(&policies) {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let own = (*endpoint, *member);
+            programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
+        }
+    }
+    let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
+    let index = Index::new(&numbers.matchers, cluster, port_names);
+    let sources = source_classes(cluster, &programs);
+    (local, rules, Numbering::new(programs, sources), index)
+}
+
+/// The tables of endpoints, each with its answers.
+pub(crate) fn write_tables(
+    local: &BTreeMap<EndpointId, &Member>,
+    rules: RuleIds,
+    classes: &Classes<'_>,
+) -> NodeTables {
+    let table = |endpoint: &EndpointId| classes.sources().get(endpoint).map(Sources::table);
+    let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
+        .keys()
+        .map(|endpoint| {
+            let tables = EndpointTables {
+                sources: table(endpoint).unwrap_or_default(),
+                ..EndpointTables::default()
+            };
+            (*endpoint, tables)
+        })
+        .collect();
+    for (position, program) in classes.programs().iter().enumerate() {
+        let verdicts = classes
+            .answers(position)
+            .flat_map(|(peer, entries)| verdicts(program.direction, peer, entries));
+        endpoints
+            .entry(program.endpoint)
+            .or_default()
+            .verdicts
+            .extend(verdicts);
+    }
+    NodeTables {
+        identities: classes.identities.clone(),
+        endpoints,
+        rules: rules.into_keys().collect(),
+    }
+}
+
+/// Entries of one peer and direction.
+pub(crate) fn verdicts(
+    direction: Direction,
+    peer: IdentityId,
+    entries: &Entries,
+) -> impl Iterator<Item = (VerdictKey, VerdictEntry)> {
+    let key = move |source, service| VerdictKey {
+        peer,
+        direction,
+        source,
+        service,
+    };
+    entries
+        .iter()
+        .map(move |(source, service, entry)| (key(*source, *service), *entry))
 }
 
 /// Classes of source ports for each endpoint that can have them. One that is not here would need more than there
@@ -342,7 +361,7 @@ fn local_members(cluster: &Cluster) -> BTreeMap<EndpointId, &Member> {
 }
 
 /// What in `cluster` contradicts itself.
-fn conflicts(cluster: &Cluster) -> Vec<Diagnostic> {
+pub(crate) fn conflicts(cluster: &Cluster) -> Vec<Diagnostic> {
     let mut claims: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
     let mut namespaces = BTreeSet::new();
     let mut endpoints: BTreeMap<EndpointId, usize> = BTreeMap::new();

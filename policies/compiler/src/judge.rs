@@ -12,7 +12,6 @@ use std::{
     rc::Rc,
 };
 
-use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{
@@ -26,7 +25,7 @@ use ends::Ends;
 pub use ends::{End as FlowEnd, FlowError};
 
 use crate::{
-    cells::{Index, KnownPlaces, MatcherId, Matchers, Signature},
+    cells::{Index, KnownPlaces, MatcherId, Matchers, Prefixes, Signature},
     program::{Numbers, Program, ServiceSets, Sets},
     view::ClusterView,
 };
@@ -272,39 +271,6 @@ impl<'a> Numbers<'a> for Judging<'a> {
 
     fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
         self.sets.of(service)
-    }
-}
-
-/// The prefixes whose differences are the cells, by length.
-struct Prefixes {
-    nets: BTreeSet<IpNet>,
-    lengths_v4: BTreeSet<u8>,
-    lengths_v6: BTreeSet<u8>,
-}
-
-impl Prefixes {
-    fn new(nets: &BTreeSet<IpNet>) -> Self {
-        let lengths = |v4: bool| {
-            let of_family = nets.iter().filter(move |net| net.addr().is_ipv4() == v4);
-            of_family.map(IpNet::prefix_len).collect()
-        };
-        Self {
-            nets: nets.clone(),
-            lengths_v4: lengths(true),
-            lengths_v6: lengths(false),
-        }
-    }
-
-    /// From the widest to the narrowest.
-    fn that_hold(&self, address: IpAddr) -> Vec<IpNet> {
-        let lengths = match address {
-            IpAddr::V4(_) => &self.lengths_v4,
-            IpAddr::V6(_) => &self.lengths_v6,
-        };
-        let nets = lengths
-            .iter()
-            .filter_map(|length| Some(IpNet::new(address, *length).ok()?.trunc()));
-        nets.filter(|net| self.nets.contains(net)).collect()
     }
 }
 

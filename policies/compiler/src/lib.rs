@@ -23,6 +23,7 @@ mod kubernetes;
 mod load;
 mod program;
 mod services;
+mod session;
 mod sources;
 mod view;
 
@@ -36,4 +37,5 @@ pub use field::FieldError;
 pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
 pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
+pub use session::{Material, Session, StartAnew};
 pub use view::{CalicoObject, ClusterView, PodView, Policies};

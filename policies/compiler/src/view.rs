@@ -315,7 +315,7 @@ impl ClusterView {
         add_slice(&mut self.services, slice);
     }
 
-    fn member(&self, pod: &PodView) -> Member {
+    pub(crate) fn member(&self, pod: &PodView) -> Member {
         let account = match pod.service_account.as_str() {
             "" => "default",
             name => name,

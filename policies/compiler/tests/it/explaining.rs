@@ -66,7 +66,7 @@ fn an_explanation_is_data_too() {
     assert_eq!(explanation.verdict, FlowVerdict::Deny);
     assert_eq!(
         serde_json::to_value(&explanation).unwrap()["ingress"]["decidedBy"],
-        json!({"rule": "default-deny (isolated by NetworkPolicy shop/db)", "policy": "NetworkPolicy shop/db"})
+        json!({"rule": "default-deny (isolated by NetworkPolicy shop/db)", "tier": "default", "policy": "NetworkPolicy shop/db"})
     );
     assert!(explanation.egress.is_none());
 }

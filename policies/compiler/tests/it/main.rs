@@ -15,6 +15,7 @@ mod kubernetes;
 mod lab;
 mod properties;
 mod scale;
+mod session;
 
 use policies_compiler::Source;
 use serde_json::Value;
