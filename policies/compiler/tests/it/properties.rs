@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 
 use policies_compiler::{ClusterView, compile, compile_policies, reference, validate, validate_object};
 use policies_ir::{
-    decide::decide,
+    decide::{Standing, decide},
+    policy::{EndMatch, PortMatch, Workload, WorkloadKind},
+    selector::Expression,
     tables::{
-        BuiltinRule, DecidedBy, Direction, EndpointId, NodeTables, Packet, RuleName, Service, Verdict, lookup,
+        BuiltinRule, DecidedBy, Direction, EndpointId, NodeTables, Packet, RuleName, Service, SourceClass,
+        Verdict, lookup,
     },
 };
 use proptest::{prelude::*, sample::Index, strategy::ValueTree, test_runner::TestRunner};
 use testkit::policies::{
-    Scenario, TieredScenario, break_field, break_object, cluster_policy_value, kubernetes, object_value,
-    objects, packet, tiered, valid_network_policy, with_host_endpoints,
+    Scenario, TieredScenario, break_field, break_object, cluster_policy_value, expression, kubernetes,
+    object_value, objects, packet, tiered, valid_network_policy, with_host_endpoints,
 };
 
 type Judgement = (Verdict, DecidedBy);
@@ -48,6 +51,23 @@ proptest! {
                 prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
             }
         }
+    }
+
+    #[test]
+    fn expressions_read_as_they_are_written(
+        expression in expression(),
+        labels in proptest::collection::btree_map(
+            proptest::sample::select(vec!["app", "in", "has", "0", "projectcalico.org/namespace", "pcns.app"]),
+            proptest::sample::select(vec!["", "web", "in", "pci", "eb"]),
+            0..4,
+        ),
+    ) {
+        let label = |key: &str| labels.get(key).copied();
+        let read = Expression::parse(&expression.to_string());
+        prop_assert!(read.is_ok(), "{} is not read: {:?}", expression, read);
+        let read = read.unwrap_or(Expression::All);
+        prop_assert_eq!(read.matches(&label), expression.matches(&label), "{}", expression);
+        prop_assert_eq!(Expression::parse(&read.to_string()), Ok(read));
     }
 
     #[test]
@@ -171,40 +191,45 @@ proptest! {
 fn random_packets_reach_every_kind_of_decision() {
     let mut runner = TestRunner::deterministic();
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    let mut count = |kind: &str, direction: Direction, (verdict, decided_by): Judgement| {
+    let word = |kind: &str, direction: Direction, (verdict, decided_by): Judgement| {
         let by = match decided_by {
             DecidedBy::Builtin(rule) => rule.word(),
             DecidedBy::Rule(RuleName { rule: Some(_), .. }) => "rule",
             DecidedBy::Rule(RuleName { rule: None, .. }) => "end of tier",
         };
-        *seen
-            .entry(format!("{kind} {direction:?} {verdict:?} by {by}"))
-            .or_default() += 1;
+        format!("{kind} {direction:?} {verdict:?} by {by}")
     };
     for _ in 0..600 {
         let scenario = kubernetes().new_tree(&mut runner).expect("a scenario").current();
         for (endpoint, packet) in &scenario.packets {
-            count(
-                "kubernetes",
-                packet.direction,
-                expected(&scenario.view, *endpoint, packet),
-            );
+            let judgement = expected(&scenario.view, *endpoint, packet);
+            *seen
+                .entry(word("kubernetes", packet.direction, judgement))
+                .or_default() += 1;
         }
-        let scenario = tiered().new_tree(&mut runner).expect("a scenario").current();
-        for (endpoint, packet) in &scenario.packets {
-            if let Some(judgement) = expected_of_tiers(&scenario, *endpoint, packet) {
-                count("tiers", packet.direction, judgement);
+        let tiered = tiered().new_tree(&mut runner).expect("a scenario").current();
+        let objects = objects().new_tree(&mut runner).expect("a scenario").current();
+        for (kind, scenario) in [("tiers", tiered), ("objects", as_tiers(&objects))] {
+            let tables = compile_policies(&scenario.cluster, &scenario.policies);
+            for (endpoint, packet) in &scenario.packets {
+                let Some(judgement) = expected_of_tiers(&scenario, *endpoint, packet) else {
+                    continue;
+                };
+                *seen.entry(word(kind, packet.direction, judgement)).or_default() += 1;
+                for what in circumstances(&scenario, *endpoint, packet) {
+                    *seen.entry(format!("{kind} of {what}")).or_default() += 1;
+                }
+                let own = tables.endpoints.get(endpoint);
+                let class = own.map(|own| own.source_class(packet.protocol, packet.source_port));
+                if class.is_some_and(|class| class != SourceClass::default()) {
+                    *seen
+                        .entry(format!("{kind} of from a source class of its own"))
+                        .or_default() += 1;
+                }
             }
         }
     }
     println!("{seen:#?}");
-    let both = [
-        "Allow by rule",
-        "Allow by self-traffic",
-        "Allow by no-policy",
-        "Deny by end of tier",
-        "Deny by no-match",
-    ];
     let reached = |kind: &str, direction: &str, decision: &str| {
         let name = format!("{kind} {direction} {decision}");
         assert!(
@@ -212,15 +237,93 @@ fn random_packets_reach_every_kind_of_decision() {
             "{name} is too rare in {seen:#?}"
         );
     };
-    for kind in ["kubernetes", "tiers"] {
+    let both = [
+        "Allow by rule",
+        "Allow by self-traffic",
+        "Allow by no-policy",
+        "Deny by end of tier",
+        "Deny by no-match",
+    ];
+    for kind in ["kubernetes", "objects", "tiers"] {
         for decision in both {
             reached(kind, "Ingress", decision);
             reached(kind, "Egress", decision);
         }
         reached(kind, "Ingress", "Allow by from-host");
+        reached(kind, "Egress", "Deny by to-host");
     }
-    reached("tiers", "Ingress", "Deny by rule");
-    reached("tiers", "Egress", "Deny by rule");
+    for kind in ["objects", "tiers"] {
+        for direction in ["Ingress", "Egress"] {
+            reached(kind, direction, "Deny by rule");
+            reached(kind, direction, "Allow by failsafe");
+        }
+        for decision in [
+            "by a profile's rule",
+            "at a host endpoint",
+            "by a rule for the own end",
+            "by a rule for source ports",
+            "by a rule for named ports",
+            "by a rule for names",
+            "of a network set",
+            "from a source class of its own",
+            "of a contested address",
+        ] {
+            reached(kind, "of", decision);
+        }
+    }
+}
+
+/// What a decision had to do with, beyond its verdict.
+fn circumstances(scenario: &TieredScenario, endpoint: EndpointId, packet: &Packet) -> Vec<&'static str> {
+    let cluster = &scenario.cluster;
+    let Some(member) = cluster
+        .members
+        .iter()
+        .find(|member| member.endpoint == Some(endpoint))
+    else {
+        return Vec::new();
+    };
+    let policy = scenario.policies.for_endpoint(&member.workload);
+    let flow = cluster.flow(member, packet);
+    let decision = decide(&policy, &flow);
+    let mut found = Vec::new();
+    let mut note = |holds: bool, what| found.extend(holds.then_some(what));
+    note(
+        member.workload.kind == WorkloadKind::HostEndpoint,
+        "at a host endpoint",
+    );
+    note(flow.standing == Standing::Contested, "of a contested address");
+    let of_set = |known: &&Workload| known.kind == WorkloadKind::NetworkSet;
+    note(flow.peer.known.iter().any(of_set), "of a network set");
+    let DecidedBy::Rule(RuleName {
+        tier,
+        policy: name,
+        rule: Some(index),
+    }) = &decision.decided_by
+    else {
+        return found;
+    };
+    note(tier == RuleName::PROFILE_TIER, "by a profile's rule");
+    let rules = policy.tiers.iter().flat_map(|tier| &tier.policies);
+    let rules = rules
+        .filter(|policy| policy.name == *name)
+        .filter_map(|policy| policy.rules(packet.direction));
+    let Some(rule) = rules.flatten().find(|rule| rule.index == *index) else {
+        return found;
+    };
+    let service = &rule.service;
+    let named = |ports: &[PortMatch]| ports.iter().any(|port| matches!(port, PortMatch::Named(_)));
+    note(rule.own != EndMatch::default(), "by a rule for the own end");
+    note(
+        !service.source_ports.is_empty() || !service.not_source_ports.is_empty(),
+        "by a rule for source ports",
+    );
+    note(
+        named(&service.ports) || named(&service.source_ports),
+        "by a rule for named ports",
+    );
+    note(!rule.peer.domains.is_empty(), "by a rule for names");
+    found
 }
 
 /// What the tables say, in the words of the reference.
