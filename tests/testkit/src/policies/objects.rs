@@ -223,8 +223,8 @@ fn policy_spec() -> impl Strategy<Value = calico::PolicySpec> {
         vec!["Egress"],
         vec!["Egress", "Ingress"],
     ]);
-    let selector = option::weighted(0.7, plain_text());
-    let accounts = option::weighted(0.2, plain_text());
+    let selector = option::weighted(0.4, plain_text());
+    let accounts = option::weighted(0.1, plain_text());
     (
         tier,
         order(),
@@ -264,11 +264,20 @@ fn staged() -> impl Strategy<Value = CalicoObject> {
 
 /// A selector in which `global()` does not occur, as text.
 fn plain_text() -> impl Strategy<Value = String> {
-    expression()
-        .prop_filter("global() is for rules' namespaces", |expression| {
-            !expression.mentions_global()
-        })
-        .prop_map(|expression| expression.to_string())
+    let simple = select(vec![
+        "all()",
+        "has(app)",
+        "!has(app)",
+        "app != 'web'",
+        "projectcalico.org/orchestrator == 'k8s'",
+        "!has(projectcalico.org/namespace)",
+        "projectcalico.org/namespace in {'default', 'pci'}",
+    ]);
+    let any = expression().prop_map(|expression| match expression.mentions_global() {
+        true => "has(in) || app contains 'w'".to_owned(),
+        false => expression.to_string(),
+    });
+    prop_oneof![1 => simple.prop_map(str::to_owned), 1 => any]
 }
 
 fn rules(ingress: bool) -> impl Strategy<Value = Vec<calico::Rule>> {
@@ -303,9 +312,9 @@ fn rule(ingress: bool) -> impl Strategy<Value = calico::Rule> {
                 }
             }),
         );
-        let not_protocol = option::weighted(0.2, select(vec!["TCP", "47", "SCTP"]));
+        let not_protocol = option::weighted(0.1, select(vec!["TCP", "47", "SCTP"]));
         let (near, far) = (entity(v4, shape, None), entity(v4, shape, Some(ingress)));
-        let ends = (option::weighted(0.3, near), option::weighted(0.8, far));
+        let ends = (option::weighted(0.2, near), option::weighted(0.7, far));
         (not_protocol, icmp.clone(), icmp, ends).prop_map(
             move |(not_protocol, icmp, not_icmp, (near, far))| {
                 let (mut source, mut destination) = if ingress { (far, near) } else { (near, far) };
@@ -349,7 +358,7 @@ fn entity(v4: bool, shape: Shape, far: Option<bool>) -> impl Strategy<Value = ca
     let nets = move || vec(family_net(v4), 0..3);
     let text = |weight| option::weighted(weight, plain_text()).prop_map(Option::unwrap_or_default);
     let namespaces = prop_oneof![
-        4 => Just(String::new()),
+        6 => Just(String::new()),
         1 => Just("all()".to_owned()),
         1 => Just("global()".to_owned()),
         2 => plain_text(),
@@ -357,14 +366,19 @@ fn entity(v4: bool, shape: Shape, far: Option<bool>) -> impl Strategy<Value = ca
     let names = vec(select(ACCOUNTS.to_vec()).prop_map(str::to_owned), 0..2);
     let accounts =
         (names, text(0.5)).prop_map(|(names, selector)| calico::ServiceAccounts { names, selector });
-    let labels = (text(0.5), text(0.2), namespaces, option::weighted(0.2, accounts));
+    let labels = (
+        text(0.4),
+        text(0.15),
+        namespaces,
+        option::weighted(0.15, accounts),
+    );
     let namespace = prop_oneof![Just(""), select(NAMESPACES.to_vec())];
     let service = (select(SERVICES.to_vec()), namespace).prop_map(|(name, namespace)| calico::ServiceName {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
     });
     let domains = vec(select(PATTERNS.to_vec()).prop_map(str::to_owned), 1..3);
-    let ports = move || vec(port(shape), 0..3);
+    let ports = move || prop_oneof![2 => Just(Vec::new()), 1 => vec(port(shape), 1..3)];
     (
         0..10u8,
         labels,
@@ -383,7 +397,7 @@ fn entity(v4: bool, shape: Shape, far: Option<bool>) -> impl Strategy<Value = ca
                 ports,
             )| {
                 let mut entity = calico::EntityRule::default();
-                if shape == Shape::Any || matches!(shape, Shape::Ports(_)) {
+                if matches!(shape, Shape::Ports(_)) || (shape == Shape::Any && kind % 3 == 0) {
                     (entity.ports, entity.not_ports) = ports;
                 }
                 match (kind, far) {
@@ -391,14 +405,17 @@ fn entity(v4: bool, shape: Shape, far: Option<bool>) -> impl Strategy<Value = ca
                         entity.services = Some(service);
                         return entity;
                     }
-                    (1, Some(false)) => entity.domains = domains,
-                    (2..=5, _) => {
+                    (1 | 2, Some(false)) => {
+                        entity.domains = domains;
+                        return entity;
+                    }
+                    (1..=5, _) => {
                         (entity.selector, entity.not_selector) = (selector, not_selector);
                         (entity.namespace_selector, entity.service_accounts) = (namespace_selector, accounts);
                     }
                     _ => {}
                 }
-                if kind >= 4 {
+                if (5..8).contains(&kind) {
                     let texts = |nets: Vec<IpNet>| nets.into_iter().map(|net| net.to_string()).collect();
                     entity.nets = texts(nets.0);
                     entity.not_nets = texts(nets.1.into_iter().filter(|net| net.prefix_len() > 0).collect());
@@ -501,8 +518,8 @@ fn configuration() -> impl Strategy<Value = calico::FelixConfiguration> {
     let port = || {
         (
             select(vec![None, Some("udp")]),
-            select(vec![53, 80]),
-            option::of(net()),
+            select(vec![53, 80, 8080]),
+            option::weighted(0.3, net()),
         )
             .prop_map(|(protocol, port, net)| calico::ProtoPort {
                 protocol: protocol.map(str::to_owned),

@@ -84,7 +84,7 @@ pub fn expression() -> impl Strategy<Value = Expression> {
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
-    let profiles = || vec(select(PROFILES.to_vec()).prop_map(str::to_owned), 0..3);
+    let profiles = || vec(select(PROFILES.to_vec()).prop_map(str::to_owned), 0..4);
     let hosts = vec((host_endpoint(), profiles()), 0..3);
     let of_pods = vec(profiles(), 8);
     (view(), hosts, vec(network_set(), 0..4), of_pods).prop_map(|(view, hosts, sets, of_pods)| {
@@ -263,8 +263,13 @@ fn rules() -> impl Strategy<Value = Vec<Rule>> {
         Action::Pass,
         Action::Log,
     ]);
-    let own = prop_oneof![3 => Just(EndMatch::default()), 1 => end_match(0.05)];
-    vec((action, own, end_match(0.15), service_match()), 0..5).prop_map(|rules| {
+    let own = prop_oneof![
+        6 => Just(EndMatch::default()),
+        3 => one_condition(0),
+        1 => end_match(0.05),
+    ];
+    let peer = prop_oneof![2 => Just(EndMatch::default()), 5 => one_condition(2), 2 => end_match(0.15)];
+    vec((action, own, peer, service_match()), 0..5).prop_map(|rules| {
         let numbered = rules.into_iter().zip(0u32..);
         numbered
             .map(|((action, own, peer, service), index)| Rule {
@@ -276,6 +281,21 @@ fn rules() -> impl Strategy<Value = Vec<Rule>> {
             })
             .collect()
     })
+}
+
+/// One condition alone: several at once hold of little.
+fn one_condition(named: u32) -> impl Strategy<Value = EndMatch> {
+    let any = EndMatch::default;
+    let version = select(vec![IpVersion::V4, IpVersion::V6]);
+    let pattern = domains(0.999);
+    prop_oneof![
+        1 => version.prop_map(move |version| EndMatch { ip_version: Some(version), ..any() }),
+        2 => vec(net(), 1..4).prop_map(move |nets| EndMatch { nets, ..any() }),
+        1 => vec(net(), 1..4).prop_map(move |not_nets| EndMatch { not_nets, ..any() }),
+        3 => workload_match().prop_map(move |workload| EndMatch { workload: Some(workload), ..any() }),
+        2 => workload_match().prop_map(move |workload| EndMatch { not_workload: Some(workload), ..any() }),
+        named => pattern.prop_map(move |domains| EndMatch { domains, ..any() }),
+    ]
 }
 
 fn end_match(named: f64) -> impl Strategy<Value = EndMatch> {
@@ -310,8 +330,18 @@ fn service_match() -> impl Strategy<Value = ServiceMatch> {
         prop_oneof![3 => range, 1 => named]
     };
     let ports = move |some| prop_oneof![3 => Just(Vec::new()), some => vec(port(), 1..4)];
+    let any = ServiceMatch::default;
+    let some_ports = move || vec(port(), 1..4);
+    let one = prop_oneof![
+        1 => select(PROTOCOLS.to_vec()).prop_map(move |p| ServiceMatch { protocol: Some(p), ..any() }),
+        1 => select(PROTOCOLS.to_vec()).prop_map(move |p| ServiceMatch { not_protocol: Some(p), ..any() }),
+        2 => some_ports().prop_map(move |ports| ServiceMatch { ports, ..any() }),
+        1 => some_ports().prop_map(move |not_ports| ServiceMatch { not_ports, ..any() }),
+        2 => some_ports().prop_map(move |source_ports| ServiceMatch { source_ports, ..any() }),
+        1 => some_ports().prop_map(move |not_source_ports| ServiceMatch { not_source_ports, ..any() }),
+    ];
     let kinds = (protocol(), protocol(), icmp(), icmp());
-    (kinds, ports(2), ports(2), ports(1), ports(1)).prop_map(
+    let mixed = (kinds, ports(2), ports(2), ports(1), ports(1)).prop_map(
         |((protocol, not_protocol, icmp, not_icmp), ports, not_ports, source_ports, not_source_ports)| {
             ServiceMatch {
                 protocol,
@@ -324,17 +354,19 @@ fn service_match() -> impl Strategy<Value = ServiceMatch> {
                 not_source_ports,
             }
         },
-    )
+    );
+    prop_oneof![3 => Just(ServiceMatch::default()), 4 => one, 2 => mixed]
 }
 
 fn workload_match() -> impl Strategy<Value = WorkloadMatch> {
     let namespace = prop_oneof![
-        3 => Just(NamespaceMatch::Any),
+        5 => Just(NamespaceMatch::Any),
         2 => select(NAMESPACES.to_vec()).prop_map(|name| NamespaceMatch::Named(name.to_owned())),
         1 => selector().prop_map(NamespaceMatch::Selected),
     ];
     let kinds = select(vec![Kinds::All, Kinds::All, Kinds::Pods]);
-    (kinds, namespace, selector()).prop_map(|(kinds, namespace, labels)| WorkloadMatch {
+    let labels = prop_oneof![1 => Just(Selector::everything()), 3 => selector()];
+    (kinds, namespace, labels).prop_map(|(kinds, namespace, labels)| WorkloadMatch {
         kinds,
         namespace,
         labels,

@@ -45,8 +45,8 @@ pub(super) const PORT_NAMES: [&str; 2] = ["http", "a-1"];
 /// Few, so that packets meet them. GRE has no ports, but nothing keeps a named port from claiming it.
 const NAMED_PORTS: [u16; 3] = [0, 80, 8080];
 /// Some are also an ICMP type and code: 256, 2048, 2049, 32768, 65280.
-pub(super) const PORTS: [u16; 18] = [
-    0, 1, 2, 53, 79, 80, 81, 256, 443, 2048, 2049, 8079, 8080, 32767, 32768, 65280, 65534, 65535,
+pub(super) const PORTS: [u16; 20] = [
+    0, 1, 2, 22, 53, 79, 80, 81, 179, 256, 443, 2048, 2049, 8079, 8080, 32767, 32768, 65280, 65534, 65535,
 ];
 pub(super) const PROTOCOLS: [u8; 9] = [6, 6, 17, 132, 1, 58, 47, 0, 255];
 pub(super) const NAMES: [&str; 4] = ["example.com", "a.example.com", "b.a.example.com", "in"];
@@ -65,7 +65,7 @@ pub(super) const FIRST_HOST_ENDPOINT: u32 = 8;
 /// A first packet of a flow, at one endpoint, which may not exist.
 pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
     let direction = select(vec![Direction::Ingress, Direction::Egress]);
-    let port = prop_oneof![8 => select(PORTS.to_vec()), 2 => any::<u16>()];
+    let port = prop_oneof![4 => select(NAMED_PORTS.to_vec()), 6 => select(PORTS.to_vec()), 1 => any::<u16>()];
     (
         1..=ENDPOINTS,
         direction,
@@ -204,7 +204,7 @@ fn pod() -> impl Strategy<Value = PodView> {
 /// Names that the resolver gave.
 fn names() -> impl Strategy<Value = BTreeMap<IpAddr, BTreeSet<String>>> {
     let given = btree_set(select(NAMES.to_vec()).prop_map(str::to_owned), 1..3);
-    btree_map(address(), given, 0..6)
+    btree_map(address(), given, 0..16)
 }
 
 pub(super) fn labels() -> impl Strategy<Value = Labels> {
