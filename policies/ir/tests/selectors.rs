@@ -1,7 +1,6 @@
 //! Calico's selector grammar as a table: what is an expression, what it selects, and how it is written.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 

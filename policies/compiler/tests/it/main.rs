@@ -11,6 +11,7 @@ mod calico;
 mod closed;
 mod explaining;
 mod fields;
+mod hosts;
 mod kubernetes;
 mod lab;
 mod properties;

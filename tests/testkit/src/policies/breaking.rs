@@ -247,7 +247,7 @@ fn break_cluster_rule(spec: &mut cnp::Spec, kind: u8, place: Index) -> bool {
             *protocols = tcp(cnp::Port {
                 number: Some(0),
                 range: None,
-            })
+            });
         }
         9 => {
             let range = cnp::PortRange { start: 80, end: 79 };

@@ -1,0 +1,148 @@
+//! Host endpoints, what their policies and settings say about a node's own traffic, and profiles.
+
+use policies_ir::tables::Direction::{Egress, Ingress};
+use serde_json::{Value, json};
+
+use crate::lab::{HOST, Lab, OUTSIDE, TCP, UDP, WEB, calico, global, host};
+
+#[test]
+fn a_named_host_endpoint_is_closed_but_for_its_failsafes() {
+    let lab = Lab::new(&[host(&json!({}), &[])]);
+    assert!(!lab.takes(HOST, OUTSIDE) && !lab.opens(HOST, OUTSIDE));
+    for (protocol, port, inbound, outbound) in [
+        (TCP, 22, true, false),
+        (UDP, 22, false, false),
+        (UDP, 68, true, false),
+        (UDP, 53, false, true),
+        (UDP, 67, false, true),
+        (TCP, 179, true, true),
+        (TCP, 2379, true, true),
+        (TCP, 2380, true, true),
+        (TCP, 5473, true, true),
+        (TCP, 6443, true, true),
+        (TCP, 6666, true, true),
+        (TCP, 6667, true, true),
+        (TCP, 80, false, false),
+    ] {
+        let found = (
+            lab.allows(HOST.0, Ingress, OUTSIDE, protocol, port),
+            lab.allows(HOST.0, Egress, OUTSIDE, protocol, port),
+        );
+        assert_eq!(found, (inbound, outbound), "protocol {protocol} port {port}");
+    }
+    let open = Lab::new(&[host(&json!({}), &["projectcalico-default-allow"])]);
+    assert!(open.takes(HOST, OUTSIDE) && open.opens(HOST, OUTSIDE));
+    let lost = Lab::new(&[host(&json!({}), &["kns.nowhere"])]);
+    assert!(!lost.takes(HOST, OUTSIDE));
+    let configured = json!({"failsafeInboundHostPorts": [{"port": 80, "protocol": "tcp", "net": "203.0.113.0/24"}],
+        "failsafeOutboundHostPorts": []});
+    let mut configuration = calico("FelixConfiguration", "default", &configured);
+    configuration["metadata"]["namespace"] = Value::Null;
+    let deny_all = global(
+        "p",
+        &json!({"ingress": [{"action": "Deny"}], "egress": [{"action": "Deny"}]}),
+    );
+    let lab = Lab::new(&[host(&json!({}), &[]), configuration, deny_all]);
+    assert!(lab.takes(HOST, OUTSIDE), "no policy closes a failsafe");
+    assert!(!lab.takes(HOST, "192.0.2.1") && !lab.allows(HOST.0, Ingress, OUTSIDE, TCP, 22));
+    assert!(!lab.allows(HOST.0, Egress, OUTSIDE, TCP, 179));
+    assert!(!lab.takes(WEB, OUTSIDE), "a pod has no failsafes");
+}
+
+#[test]
+fn phases_of_host_policies_come_in_turn() {
+    let policy = |name: &str, flags: Value, action: &str| {
+        let mut spec = json!({"selector": "has(edge)", "applyOnForward": true, "ingress": [
+            {"action": action, "protocol": "TCP", "destination": {"ports": [80]}}]});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(flags.as_object().unwrap().clone());
+        global(name, &spec)
+    };
+    let untracked = |action| policy("u", json!({"doNotTrack": true}), action);
+    let early = |action| policy("e", json!({"preDNAT": true}), action);
+    let local = |action| policy("l", json!({}), action);
+    for (objects, expected) in [
+        (
+            vec![untracked("Deny"), early("Allow"), local("Allow")],
+            "Deny by GlobalNetworkPolicy u rule 0",
+        ),
+        (
+            vec![untracked("Pass"), early("Deny"), local("Allow")],
+            "Deny by GlobalNetworkPolicy e rule 0",
+        ),
+        (
+            vec![early("Allow"), local("Deny")],
+            "Allow by GlobalNetworkPolicy e rule 0",
+        ),
+        (vec![local("Allow")], "Allow by GlobalNetworkPolicy l rule 0"),
+    ] {
+        let mut objects = objects;
+        objects.push(host(&json!({"edge": ""}), &[]));
+        let lab = Lab::new(&objects);
+        let (verdict, by) = lab.decides(HOST.0, Ingress, OUTSIDE, TCP, (40_000, 80));
+        assert_eq!(format!("{verdict:?} by {by}"), expected);
+        // What the first two say nothing about goes on.
+        let (_, by) = lab.decides(HOST.0, Ingress, OUTSIDE, TCP, (40_000, 81));
+        assert!(!by.contains(" u") && !by.contains(" e"), "{by}");
+    }
+    // Of a policy for all, pods see only what is of their phase.
+    let everyone = |flags: Value| {
+        let mut spec = json!({"ingress": [{"action": "Deny"}], "applyOnForward": true});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(flags.as_object().unwrap().clone());
+        Lab::new(&[global("p", &spec)]).takes(WEB, OUTSIDE)
+    };
+    assert!(
+        everyone(json!({"doNotTrack": true})) && everyone(json!({"preDNAT": true})) && !everyone(json!({}))
+    );
+}
+
+#[test]
+fn what_a_pod_sends_to_its_node_is_the_settings_to_decide() {
+    let with = |action: Option<&str>, objects: &[Value]| {
+        let mut configuration = calico(
+            "FelixConfiguration",
+            "default",
+            &json!({"defaultEndpointToHostAction": action}),
+        );
+        configuration["metadata"]["namespace"] = Value::Null;
+        let objects: Vec<Value> = objects.iter().cloned().chain([configuration]).collect();
+        let lab = Lab::new(&objects);
+        let (verdict, by) = lab.decides(WEB.0, Egress, HOST.1, TCP, (40_000, 80));
+        format!("{verdict:?} by {by}")
+    };
+    assert_eq!(with(None, &[]), "Deny by to-host");
+    assert_eq!(with(Some("Drop"), &[]), "Deny by to-host");
+    assert_eq!(with(Some("Return"), &[]), "Allow by no-policy");
+    assert_eq!(with(Some("Accept"), &[]), "Allow by no-policy");
+    let deny = global(
+        "p",
+        &json!({"selector": "app == 'web'", "egress": [{"action": "Deny"}]}),
+    );
+    for action in [None, Some("Return"), Some("Accept")] {
+        assert_eq!(
+            with(action, std::slice::from_ref(&deny)),
+            "Deny by GlobalNetworkPolicy p rule 0"
+        );
+    }
+    // The other way is always open: the node's own probes.
+    assert!(Lab::new(&[global("p", &json!({"ingress": [{"action": "Deny"}]}))]).takes(WEB, HOST.1));
+}
+
+#[test]
+fn profiles_decide_where_no_tier_did() {
+    let profile = |rules: Value| {
+        let mut profile = calico("Profile", "own", &json!({"ingress": rules}));
+        profile["metadata"]["namespace"] = Value::Null;
+        let lab = Lab::new(&[profile, host(&json!({}), &["own", "projectcalico-default-allow"])]);
+        let (verdict, by) = lab.decides(HOST.0, Ingress, OUTSIDE, TCP, (40_000, 80));
+        format!("{verdict:?} by {by}")
+    };
+    assert_eq!(profile(json!([{"action": "Allow"}])), "Allow by own rule 0");
+    assert_eq!(profile(json!([{"action": "Deny"}])), "Deny by own rule 0");
+    assert_eq!(profile(json!([{"action": "Pass"}])), "Deny by own rule 0");
+    assert_eq!(profile(json!([{"action": "Log"}])), "Allow by no-policy");
+    assert_eq!(profile(json!([])), "Allow by no-policy");
+}
