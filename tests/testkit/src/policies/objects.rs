@@ -1,5 +1,7 @@
 //! Objects of every kind that policy reads, all of them valid.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use api::{calico, cluster_policy as cnp};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1 as meta, util::intstr::IntOrString};
@@ -425,8 +427,22 @@ fn entity(v4: bool, shape: Shape, far: Option<bool>) -> impl Strategy<Value = ca
         )
 }
 
+/// One of the family, near the pods where the pools gave one of the other. (A filter would reject too many.)
 fn family_net(v4: bool) -> impl Strategy<Value = IpNet> {
-    net().prop_filter("of the rule's family", move |net| net.addr().is_ipv4() == v4)
+    net().prop_map(move |net| {
+        let near = match (net.addr(), v4) {
+            (IpAddr::V4(address), false) => {
+                let last = u128::from(address.octets()[3]);
+                IpNet::new(Ipv6Addr::from(0xfd00 << 112 | last).into(), net.prefix_len() * 4)
+            }
+            (IpAddr::V6(address), true) => {
+                let last = address.octets()[15];
+                IpNet::new(Ipv4Addr::new(10, 0, 0, last).into(), net.prefix_len() / 4)
+            }
+            _ => return net,
+        };
+        near.expect("a length of the family")
+    })
 }
 
 fn port(shape: Shape) -> impl Strategy<Value = IntOrString> {
