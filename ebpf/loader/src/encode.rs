@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint,
-    FAMILY_IPV4, FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, SOURCE_PREFIX_BASE, SourceKey,
-    VERDICT_ALLOW, VERDICT_DENY, VERDICT_PREFIX_ANY, VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL,
-    VerdictKey as RawVerdictKey, VerdictValue,
+    FAMILY_IPV4, FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, RANK_ANY, RANK_PORT, RANK_PROTOCOL,
+    SOURCE_PREFIX_BASE, SourceKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey as RawVerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
 use policies_ir::tables::{
@@ -134,38 +133,39 @@ pub(crate) fn source_block(key: &Key<SourceKey>) -> Option<SourceBlock> {
 }
 
 /// Key of a verdict.
-pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) -> Key<RawVerdictKey> {
-    let (prefix, protocol, port) = match key.service {
-        Service::Any => (VERDICT_PREFIX_ANY, 0, 0),
-        Service::Protocol(protocol) => (VERDICT_PREFIX_PROTOCOL, protocol, 0),
+pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) -> RawVerdictKey {
+    let (rank, protocol, port) = match key.service {
+        Service::Any => (RANK_ANY, 0, 0),
+        Service::Protocol(protocol) => (RANK_PROTOCOL, protocol, 0),
         Service::Ports {
             protocol,
             port,
             prefix_bits,
-        } => (VERDICT_PREFIX_PROTOCOL + u32::from(prefix_bits), protocol, port),
+        } => (RANK_PROTOCOL.saturating_add(prefix_bits), protocol, port),
     };
-    let data = RawVerdictKey {
+    RawVerdictKey {
         endpoint: endpoint.0,
         epoch,
         peer: key.peer.0,
         side: RawVerdictKey::side(direction_code(key.direction), key.source.0),
         protocol,
-        port_be: port.to_be(),
-    };
-    Key::new(prefix, data)
+        port,
+        rank,
+        padding: [0; 3],
+    }
 }
 
 /// Inverse of [`verdict_key`], without endpoint and epoch; `None` for what it never makes.
-pub(crate) fn verdict_meaning(key: &Key<RawVerdictKey>) -> Option<VerdictKey> {
-    let (prefix, data) = (key.prefix_len(), key.data());
-    let service = match prefix {
-        VERDICT_PREFIX_ANY => Service::Any,
-        VERDICT_PREFIX_PROTOCOL => Service::Protocol(data.protocol),
-        _ => Service::Ports {
+pub(crate) fn verdict_meaning(data: &RawVerdictKey) -> Option<VerdictKey> {
+    let service = match data.rank {
+        RANK_ANY => Service::Any,
+        RANK_PROTOCOL => Service::Protocol(data.protocol),
+        rank if rank <= RANK_PORT => Service::Ports {
             protocol: data.protocol,
-            port: u16::from_be(data.port_be),
-            prefix_bits: port_bits(prefix)?,
+            port: data.port,
+            prefix_bits: rank - RANK_PROTOCOL,
         },
+        _ => return None,
     };
     Some(VerdictKey {
         peer: IdentityId(data.peer),
@@ -173,18 +173,6 @@ pub(crate) fn verdict_meaning(key: &Key<RawVerdictKey>) -> Option<VerdictKey> {
         source: SourceClass(data.side >> 1),
         service,
     })
-}
-
-/// Bits of the port that a prefix of this length covers; `None` if it covers none, or more than a port.
-fn port_bits(prefix: u32) -> Option<u8> {
-    let bits = prefix
-        .checked_sub(VERDICT_PREFIX_PROTOCOL)
-        .filter(|bits| *bits > 0)?;
-    if prefix > VERDICT_PREFIX_PORT {
-        None
-    } else {
-        u8::try_from(bits).ok()
-    }
 }
 
 /// Value of a verdict.

@@ -145,6 +145,33 @@ impl Kernel {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
+        let (action, _) = self.test_run(direction, ifindex, frame, 1)?;
+        Ok(if action == TC_ACT_SHOT {
+            Verdict::Deny
+        } else {
+            Verdict::Allow
+        })
+    }
+
+    /// As [`Kernel::run_frame`], `repeat` times; returns how long one run took on average.
+    pub fn time_frame(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<Duration, DatapathError> {
+        self.test_run(direction, ifindex, frame, repeat)
+            .map(|(_, duration)| duration)
+    }
+
+    fn test_run(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, Duration), DatapathError> {
         let name = program_name(direction);
         // The start of `struct __sk_buff` as far as `ifindex`, all else zero.
         let mut context = [0; 44];
@@ -152,17 +179,13 @@ impl Kernel {
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
-            repeat: 1,
+            repeat,
             ..TestRunOptions::default()
         };
         let result = program(&mut self.programs, name)?
             .test_run(options)
             .map_err(refused(name))?;
-        Ok(if result.return_value == TC_ACT_SHOT {
-            Verdict::Deny
-        } else {
-            Verdict::Allow
-        })
+        Ok((result.return_value, result.duration))
     }
 
     /// Detaches all endpoints and removes every trace: links, maps, pins, mount.
@@ -282,7 +305,7 @@ impl Datapath for Kernel {
             }
         };
         // Of those that live, the ones that have grown another interval older since the last call, if any packet passed
-        // after the interval before.
+        // after the interval before; the first packet is told of when it passes.
         let before = self.expired_at;
         let intervals = |state: &FlowState, at: Duration| {
             let age = at.saturating_sub(Duration::from_nanos(state.opened_ns));
@@ -291,9 +314,8 @@ impl Datapath for Kernel {
         let lives = |state: &FlowState| {
             let told = intervals(state, before);
             let active = Duration::from_nanos(state.last_seen_ns.saturating_sub(state.opened_ns));
-            intervals(state, now) > told
-                && active.as_secs() >= told * UPDATE_EVERY.as_secs()
-                && !active.is_zero()
+            let [to, from] = state.packets;
+            intervals(state, now) > told && to + from > 1 && active.as_secs() >= told * UPDATE_EVERY.as_secs()
         };
         let mut expired = self.maps.remove_flows(now, ends, lives)?;
         self.expired_at = now;

@@ -11,6 +11,7 @@ mod encode;
 mod fake;
 mod flows;
 mod kernel;
+pub mod measure;
 mod sys;
 
 use std::{collections::BTreeMap, io, net::IpAddr, path::PathBuf, time::Duration};

@@ -7,14 +7,14 @@ use ebpf_abi::{
     Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint,
     EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey, FlowState,
     IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
-    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RULE_NO_MATCH, Reason, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES,
-    STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW, VERDICT_DENY, VERDICT_PREFIX_PORT, VerdictKey,
-    peer_bucket, protocol,
+    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason,
+    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW,
+    VERDICT_DENY, VerdictKey, peer_bucket, protocol,
 };
 
 use crate::{
     fragment,
-    maps::{ENDPOINTS, FLOWS, IDENTITIES, PEERS, SLOTS, SOURCES, VERDICTS},
+    maps::{ENDPOINTS, FLOWS, HOSTS, IDENTITIES, PEERS, SLOTS, SOURCES, VERDICTS},
     packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, Packet, Role},
     track,
 };
@@ -70,7 +70,7 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
         return deny(endpoint, reason);
     }
     if packet.direction == DIRECTION_EGRESS {
-        if !owns(endpoint, &packet.local) || !packet::sent_from_mac(ctx, &endpoint.endpoint.mac) {
+        if !owns(endpoint, &packet.local) || !sent_from(packet, endpoint.endpoint.mac) {
             return deny(endpoint, Reason::SpoofedSource);
         }
     } else if !owns(endpoint, &packet.local) {
@@ -334,16 +334,18 @@ fn ask_policy(
         rule: RULE_NO_MATCH,
         verdict: VERDICT_DENY,
     };
-    let identity = Key::new(
-        IDENTITY_PREFIX_BASE + 128,
-        IdentityKey {
-            generation: state.generation,
-            family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
-            address: *peer,
+    let identity = IdentityKey {
+        generation: state.generation,
+        family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
+        address: *peer,
+    };
+    // SAFETY: values are never changed, only added and, when no program asks for them any more, removed.
+    let peer = match unsafe { HOSTS.get(&identity) } {
+        Some(&peer) => peer,
+        None => match IDENTITIES.get(&Key::new(IDENTITY_PREFIX_BASE + 128, identity)) {
+            Some(&peer) => peer,
+            None => return unknown,
         },
-    );
-    let Some(&peer) = IDENTITIES.get(&identity) else {
-        return unknown;
     };
     let mut class = 0;
     if state.flags & STATE_HAS_SOURCES != 0 {
@@ -361,25 +363,43 @@ fn ask_policy(
             class = found as u8;
         }
     }
-    let verdict = Key::new(
-        VERDICT_PREFIX_PORT,
-        VerdictKey {
-            endpoint: endpoint.endpoint.id,
-            epoch: state.epoch,
-            peer,
-            side: VerdictKey::side(direction, class),
-            protocol,
-            port_be: service_port.to_be(),
-        },
-    );
-    match VERDICTS.get(&verdict) {
-        Some(found) => Decision {
-            change: state.change(),
-            rule: found.rule,
-            verdict: found.verdict,
-        },
-        None => unknown,
+    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; the word is read at once, and after
+    // the state, which the loader writes after it.
+    let ranks = unsafe { (&raw const (*endpoint.slot).ranks).read_volatile() };
+    let mut key = VerdictKey {
+        endpoint: endpoint.endpoint.id,
+        epoch: state.epoch,
+        peer,
+        side: VerdictKey::side(direction, class),
+        protocol,
+        port: service_port,
+        rank: RANK_PORT,
+        padding: [0; 3],
+    };
+    for below in 0..=RANK_PORT {
+        let rank = RANK_PORT - below;
+        if ranks >> rank & 1 == 0 {
+            continue;
+        }
+        key.rank = rank;
+        key.port = if rank > RANK_PROTOCOL {
+            service_port & (0xffff_0000_u32 >> (rank - RANK_PROTOCOL)) as u16
+        } else {
+            0
+        };
+        if rank == RANK_ANY {
+            key.protocol = 0;
+        }
+        // SAFETY: as above.
+        if let Some(found) = unsafe { VERDICTS.get(&key) } {
+            return Decision {
+                change: state.change(),
+                rule: found.rule,
+                verdict: found.verdict,
+            };
+        }
     }
+    unknown
 }
 
 #[inline(always)]
@@ -392,6 +412,15 @@ fn flow_key(endpoint: u32, peer: Address, protocol: u8, ports: FlowPorts) -> Flo
         protocol,
         padding: [0; 3],
     }
+}
+
+/// Whether the frame comes from this MAC address.
+#[inline(always)]
+fn sent_from(packet: &Packet, mac: [u8; 6]) -> bool {
+    let [a, b, c] = packet.source_mac;
+    let [m0, m1, m2, m3, m4, m5] = mac;
+    let word = |first, second| u16::from_ne_bytes([first, second]);
+    a == word(m0, m1) && b == word(m2, m3) && c == word(m4, m5)
 }
 
 #[inline(always)]

@@ -25,7 +25,7 @@ mod track;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::bpf_ktime_get_ns,
+    helpers::bpf_ktime_get_coarse_ns,
     macros::classifier,
     programs::TcContext,
 };
@@ -49,7 +49,7 @@ fn to_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(ctx: &TcContext, direction: u8) -> i32 {
     // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let mut packet = Packet::unparsed(direction);
     let outcome = judge(ctx, &mut packet, now_ns);
 

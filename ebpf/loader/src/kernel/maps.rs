@@ -18,8 +18,9 @@ use aya::{
 use ebpf_abi::{
     COUNTERS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
     ENDPOINT_HAS_IPV6, Endpoint, EndpointState, FLOW_ESTABLISHED, FRAGMENTS_PER_ENDPOINT, FlowKey,
-    FlowRecord, FlowState, Fragment, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES,
-    MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
+    FlowRecord, FlowState, Fragment, IDENTITY_PREFIX_BASE, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS,
+    MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey,
+    VerdictValue, peer_bucket,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -35,6 +36,7 @@ use crate::{
 const ENDPOINTS: &str = "ENDPOINTS";
 const SLOTS: &str = "SLOTS";
 const SOURCES: &str = "SOURCES";
+const HOSTS: &str = "HOSTS";
 const IDENTITIES: &str = "IDENTITIES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
@@ -44,6 +46,9 @@ const DENIALS: &str = "DENIALS";
 const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
+/// Prefix length of a whole address, of either family.
+const WHOLE_ADDRESS: u32 = IDENTITY_PREFIX_BASE + 128;
+
 /// The maps of the programs.
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
@@ -51,8 +56,9 @@ pub(crate) struct Maps {
     peers: MappedArray<u64>,
     denials: HashMap<MapData, DenialKey, Denial>,
     sources: LpmTrie<MapData, SourceKey, u32>,
+    hosts: HashMap<MapData, IdentityKey, u32>,
     identities: LpmTrie<MapData, IdentityKey, u32>,
-    verdicts: LpmTrie<MapData, VerdictKey, VerdictValue>,
+    verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -86,6 +92,7 @@ impl Maps {
             peers: mapped(programs, PEERS, MAX_ENDPOINTS * PEER_BUCKETS)?,
             denials: typed(programs, DENIALS)?,
             sources: typed(programs, SOURCES)?,
+            hosts: typed(programs, HOSTS)?,
             identities: typed(programs, IDENTITIES)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
@@ -105,6 +112,7 @@ impl Maps {
     pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.set_state(endpoint, EndpointState::default());
         self.set_counts(endpoint, &Counts::default());
+        self.set_ranks(endpoint, 0, true);
         if let Some(unreported) = self.slots.field(endpoint.slot, offset_of!(Slot, unreported)) {
             unreported.store(0, Ordering::Relaxed);
         }
@@ -140,6 +148,18 @@ impl Maps {
         }
     }
 
+    /// Lets programs look for verdicts of these ranks, and of those that they look for already unless `exactly`: then no
+    /// program may read older tables any more.
+    pub(crate) fn set_ranks(&mut self, endpoint: &Endpoint, ranks: u64, exactly: bool) {
+        if let Some(word) = self.slots.field(endpoint.slot, offset_of!(Slot, ranks)) {
+            if exactly {
+                word.store(ranks, Ordering::Release);
+            } else {
+                word.fetch_or(ranks, Ordering::Release);
+            }
+        }
+    }
+
     pub(crate) fn sources(&self) -> Result<Vec<(Key<SourceKey>, u32)>, DatapathError> {
         self.sources
             .iter()
@@ -158,10 +178,17 @@ impl Maps {
     }
 
     pub(crate) fn identities(&self) -> Result<Vec<(Key<IdentityKey>, u32)>, DatapathError> {
-        self.identities
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed_map(IDENTITIES, "read"))
+        let whole = self.hosts.iter().map(|entry| {
+            let (key, identity) = entry?;
+            Ok((Key::new(WHOLE_ADDRESS, key), identity))
+        });
+        let mut all: Vec<_> = whole
+            .collect::<Result<_, MapError>>()
+            .map_err(failed_map(HOSTS, "read"))?;
+        for entry in self.identities.iter() {
+            all.push(entry.map_err(failed_map(IDENTITIES, "read"))?);
+        }
+        Ok(all)
     }
 
     pub(crate) fn write_identity(
@@ -169,16 +196,24 @@ impl Maps {
         key: &Key<IdentityKey>,
         identity: u32,
     ) -> Result<(), DatapathError> {
+        if key.prefix_len() == WHOLE_ADDRESS {
+            let written = self.hosts.insert(key.data(), identity, 0);
+            return written.map_err(failed_map(HOSTS, "write"));
+        }
         self.identities
             .insert(key, identity, 0)
             .map_err(failed_map(IDENTITIES, "write"))
     }
 
     pub(crate) fn remove_identity(&mut self, key: &Key<IdentityKey>) -> Result<(), DatapathError> {
+        if key.prefix_len() == WHOLE_ADDRESS {
+            let removed = self.hosts.remove(&key.data());
+            return absent_is_fine(removed).map_err(failed_map(HOSTS, "delete from"));
+        }
         absent_is_fine(self.identities.remove(key)).map_err(failed_map(IDENTITIES, "delete from"))
     }
 
-    pub(crate) fn verdicts(&self) -> Result<Vec<(Key<VerdictKey>, VerdictValue)>, DatapathError> {
+    pub(crate) fn verdicts(&self) -> Result<Vec<(VerdictKey, VerdictValue)>, DatapathError> {
         self.verdicts
             .iter()
             .collect::<Result<_, _>>()
@@ -187,7 +222,7 @@ impl Maps {
 
     pub(crate) fn write_verdict(
         &mut self,
-        key: &Key<VerdictKey>,
+        key: &VerdictKey,
         value: VerdictValue,
     ) -> Result<(), DatapathError> {
         self.verdicts
@@ -195,7 +230,7 @@ impl Maps {
             .map_err(failed_map(VERDICTS, "write"))
     }
 
-    pub(crate) fn remove_verdict(&mut self, key: &Key<VerdictKey>) -> Result<(), DatapathError> {
+    pub(crate) fn remove_verdict(&mut self, key: &VerdictKey) -> Result<(), DatapathError> {
         absent_is_fine(self.verdicts.remove(key)).map_err(failed_map(VERDICTS, "delete from"))
     }
 
@@ -419,14 +454,12 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
     const RINGBUF: u32 = 27;
     let expected = [
         (ENDPOINTS, shape::<u32, Endpoint>(HASH, MAX_ENDPOINTS)),
+        (HOSTS, shape::<IdentityKey, u32>(HASH, MAX_IDENTITIES)),
         (
             IDENTITIES,
             shape::<Key<IdentityKey>, u32>(LPM_TRIE, MAX_IDENTITIES),
         ),
-        (
-            VERDICTS,
-            shape::<Key<VerdictKey>, VerdictValue>(LPM_TRIE, MAX_VERDICTS),
-        ),
+        (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
         (SLOTS, shape::<u32, Slot>(ARRAY, MAX_ENDPOINTS)),
         (SOURCES, shape::<Key<SourceKey>, u32>(LPM_TRIE, MAX_SOURCES)),

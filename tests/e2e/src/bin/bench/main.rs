@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod policy;
 mod runtime;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
@@ -35,6 +36,8 @@ enum What {
     Runtime,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
+    /// Packets judged by few and by many rules; needs root
+    Policy,
 }
 
 /// One line of a result.
@@ -102,6 +105,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted(What::Cluster) {
         report(args, "cluster", &cluster::measure(args.rounds)?)?;
+    }
+    if wanted(What::Policy) {
+        report(args, "policy", &policy::measure(args.rounds)?)?;
     }
     Ok(())
 }
