@@ -20,6 +20,8 @@ const FLAG_BITS: u32 = 4;
 pub const ENDPOINT_HAS_IPV4: u32 = 1 << 0;
 /// [`Endpoint::ipv6`] is set.
 pub const ENDPOINT_HAS_IPV6: u32 = 1 << 1;
+/// [`Endpoint::untracked`] is set.
+pub const ENDPOINT_HAS_UNTRACKED: u32 = 1 << 2;
 
 /// Value of map `ENDPOINTS`, keyed by the index of the interface on the host: what does not change while the endpoint
 /// is attached. What does is the endpoint's [`Slot`].
@@ -43,8 +45,26 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// Zero.
     pub padding: [u8; 2],
+    /// Endpoint that is asked first, about every packet and without tracking, if the flag says so. Hosts only.
+    pub untracked: u32,
+    /// Index of its [`Slot`].
+    pub untracked_slot: u32,
 }
-const _: () = assert!(size_of::<Endpoint>() == 52);
+const _: () = assert!(size_of::<Endpoint>() == 60);
+
+/// Most addresses of the host's interfaces that have an endpoint.
+pub const MAX_HOST_ADDRESSES: u32 = 4096;
+
+/// Key of map `HOST_ENDPOINTS`, whose values are [`Endpoint`]s without addresses of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct HostKey {
+    /// Interface of the host.
+    pub ifindex: u32,
+    /// An address of the host; [`Address::UNSPECIFIED`] for what is forwarded.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<HostKey>() == 20);
 
 /// Value of map `SLOTS`, an array that user space has mapped: what changes while an endpoint is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

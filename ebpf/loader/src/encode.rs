@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint,
-    FAMILY_IPV4, FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, RANK_ANY, RANK_PORT, RANK_PROTOCOL,
-    SOURCE_PREFIX_BASE, SourceKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey as RawVerdictKey, VerdictValue,
+    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6,
+    ENDPOINT_HAS_UNTRACKED, Endpoint, FAMILY_IPV4, FAMILY_IPV6, HostKey, IDENTITY_PREFIX_BASE, IdentityKey,
+    RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE, SourceKey, VERDICT_ALLOW, VERDICT_DENY,
+    VerdictKey as RawVerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
 use policies_ir::tables::{
@@ -14,7 +15,7 @@ use policies_ir::tables::{
     VerdictKey,
 };
 
-use crate::{DatapathError, EndpointLink};
+use crate::{DatapathError, EndpointLink, HostEndpoint, HostLink};
 
 /// Bits that the mapping puts before an IPv4 address.
 const MAPPED_BITS: u8 = 96;
@@ -63,6 +64,28 @@ pub(crate) fn endpoint_link(ifindex: u32, endpoint: &Endpoint) -> EndpointLink {
         .flatten()
         .collect(),
         mac: endpoint.mac,
+    }
+}
+
+/// Key of an address of the host, or of what it forwards.
+pub(crate) fn host_key(ifindex: u32, address: Option<IpAddr>) -> HostKey {
+    HostKey {
+        ifindex,
+        address: address.map_or(Address::UNSPECIFIED, Address::from_ip),
+    }
+}
+
+/// Adds to a link what a value of `HOST_ENDPOINTS` says.
+pub(crate) fn add_to_host_link(link: &mut HostLink, key: &HostKey, endpoint: &Endpoint) {
+    let untracked = endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0;
+    let meaning = HostEndpoint {
+        id: EndpointId(endpoint.id),
+        untracked: untracked.then_some(EndpointId(endpoint.untracked)),
+    };
+    if key.address == Address::UNSPECIFIED {
+        link.forward = Some(meaning);
+    } else {
+        link.addresses.insert(key.address.to_ip(), meaning);
     }
 }
 

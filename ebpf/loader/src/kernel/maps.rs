@@ -17,10 +17,10 @@ use aya::{
 };
 use ebpf_abi::{
     COUNTERS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
-    ENDPOINT_HAS_IPV6, Endpoint, EndpointState, FLOW_ESTABLISHED, FRAGMENTS_PER_ENDPOINT, FlowKey,
-    FlowRecord, FlowState, Fragment, IDENTITY_PREFIX_BASE, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS,
-    MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey,
-    VerdictValue, peer_bucket,
+    ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
+    FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
+    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
+    PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -34,6 +34,7 @@ use crate::{
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
+const HOST_ENDPOINTS: &str = "HOST_ENDPOINTS";
 const SLOTS: &str = "SLOTS";
 const SOURCES: &str = "SOURCES";
 const HOSTS: &str = "HOSTS";
@@ -52,6 +53,7 @@ const WHOLE_ADDRESS: u32 = IDENTITY_PREFIX_BASE + 128;
 /// The maps of the programs.
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
+    host_endpoints: HashMap<MapData, HostKey, Endpoint>,
     slots: MappedArray<Slot>,
     peers: MappedArray<u64>,
     denials: HashMap<MapData, DenialKey, Denial>,
@@ -88,6 +90,7 @@ impl Maps {
         }
         Ok(Self {
             endpoints: typed(programs, ENDPOINTS)?,
+            host_endpoints: typed(programs, HOST_ENDPOINTS)?,
             slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
             peers: mapped(programs, PEERS, MAX_ENDPOINTS * PEER_BUCKETS)?,
             denials: typed(programs, DENIALS)?,
@@ -100,22 +103,68 @@ impl Maps {
         })
     }
 
-    /// Every endpoint with its interface.
+    /// Every endpoint with its interface, each once: those of pods, of the host's addresses and of what hosts forward,
+    /// and those that are asked before tracking.
     pub(crate) fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
+        let mut all = self.pods()?;
+        let mut seen: BTreeSet<u32> = all.iter().map(|(_, endpoint)| endpoint.id).collect();
+        for (key, endpoint) in self.hosts()? {
+            if seen.insert(endpoint.id) {
+                all.push((key.ifindex, endpoint));
+            }
+            if endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0 && seen.insert(endpoint.untracked) {
+                let untracked = Endpoint {
+                    id: endpoint.untracked,
+                    slot: endpoint.untracked_slot,
+                    ..Endpoint::default()
+                };
+                all.push((key.ifindex, untracked));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Every pod's endpoint with its interface.
+    pub(crate) fn pods(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
         self.endpoints
             .iter()
             .collect::<Result<_, _>>()
             .map_err(failed_map(ENDPOINTS, "read"))
     }
 
-    /// Makes an endpoint known to the programs, without tables and without flows.
-    pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+    /// What the host's interfaces and addresses have for endpoints.
+    pub(crate) fn hosts(&self) -> Result<BTreeMap<HostKey, Endpoint>, DatapathError> {
+        self.host_endpoints
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(HOST_ENDPOINTS, "read"))
+    }
+
+    /// Gives an address of the host an endpoint.
+    pub(crate) fn write_host(&mut self, key: &HostKey, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.host_endpoints
+            .insert(key, endpoint, 0)
+            .map_err(failed_map(HOST_ENDPOINTS, "write"))
+    }
+
+    /// Takes it away. [`sys::wait_for_programs`] before the next one is written.
+    pub(crate) fn remove_host(&mut self, key: &HostKey) -> Result<(), DatapathError> {
+        absent_is_fine(self.host_endpoints.remove(key)).map_err(failed_map(HOST_ENDPOINTS, "delete from"))
+    }
+
+    /// Prepares the slot of a new endpoint: no tables, no flows.
+    pub(crate) fn clear_slot(&mut self, endpoint: &Endpoint) {
         self.set_state(endpoint, EndpointState::default());
         self.set_counts(endpoint, &Counts::default());
         self.set_ranks(endpoint, 0, true);
         if let Some(unreported) = self.slots.field(endpoint.slot, offset_of!(Slot, unreported)) {
             unreported.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Makes an endpoint known to the programs, without tables and without flows.
+    pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.clear_slot(endpoint);
         self.endpoints
             .insert(ifindex, endpoint, 0)
             .map_err(failed_map(ENDPOINTS, "write"))
@@ -130,9 +179,15 @@ impl Maps {
     }
 
     /// The lowest slot that none of `endpoints` has.
-    pub(crate) fn free_slot(endpoints: &[(u32, Endpoint)]) -> u32 {
+    pub(crate) fn free_slot(endpoints: &[(u32, Endpoint)]) -> Result<u32, DatapathError> {
         let taken: BTreeSet<u32> = endpoints.iter().map(|(_, endpoint)| endpoint.slot).collect();
-        (0..).find(|slot| !taken.contains(slot)).unwrap_or(MAX_ENDPOINTS)
+        (0..MAX_ENDPOINTS)
+            .find(|slot| !taken.contains(slot))
+            .ok_or(DatapathError::Full {
+                map: SLOTS,
+                needed: endpoints.len() + 1,
+                limit: endpoints.len(),
+            })
     }
 
     /// Which tables judge an endpoint.
@@ -461,6 +516,10 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
         ),
         (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
+        (
+            HOST_ENDPOINTS,
+            shape::<HostKey, Endpoint>(HASH, MAX_HOST_ADDRESSES),
+        ),
         (SLOTS, shape::<u32, Slot>(ARRAY, MAX_ENDPOINTS)),
         (SOURCES, shape::<Key<SourceKey>, u32>(LPM_TRIE, MAX_SOURCES)),
         (PEERS, shape::<u32, u64>(ARRAY, MAX_ENDPOINTS * PEER_BUCKETS)),
