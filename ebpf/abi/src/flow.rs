@@ -26,6 +26,8 @@ pub const RING_BYTES: u32 = 1 << 20;
 pub struct FlowKey {
     /// Number of the endpoint.
     pub endpoint: u32,
+    /// The endpoint's address; of what a host forwards, the receiver's or sender's behind it.
+    pub local: Address,
     /// The other end.
     pub peer: Address,
     /// Port of the endpoint.
@@ -37,7 +39,7 @@ pub struct FlowKey {
     /// Zero.
     pub padding: [u8; 3],
 }
-const _: () = assert!(size_of::<FlowKey>() == 28);
+const _: () = assert!(size_of::<FlowKey>() == 44);
 
 /// Which of an endpoint's peers share a bucket of [`PEER_BUCKETS`]. One peer fills one bucket; a peer that shares it
 /// suffers with it, the other 63 buckets do not.

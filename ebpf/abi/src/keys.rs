@@ -4,7 +4,7 @@ use crate::Address;
 
 /// Most endpoints of one node.
 pub const MAX_ENDPOINTS: u32 = 4096;
-/// Most address prefixes, of the old and the new generation together.
+/// Most addresses and most prefixes, each of the old and the new generation together.
 pub const MAX_IDENTITIES: u32 = 1 << 18;
 /// Most verdicts, of the old and the new epoch together.
 pub const MAX_VERDICTS: u32 = 1 << 20;
@@ -20,6 +20,8 @@ const FLAG_BITS: u32 = 4;
 pub const ENDPOINT_HAS_IPV4: u32 = 1 << 0;
 /// [`Endpoint::ipv6`] is set.
 pub const ENDPOINT_HAS_IPV6: u32 = 1 << 1;
+/// [`Endpoint::untracked`] is set.
+pub const ENDPOINT_HAS_UNTRACKED: u32 = 1 << 2;
 
 /// Value of map `ENDPOINTS`, keyed by the index of the interface on the host: what does not change while the endpoint
 /// is attached. What does is the endpoint's [`Slot`].
@@ -43,8 +45,26 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// Zero.
     pub padding: [u8; 2],
+    /// Endpoint that is asked first, about every packet and without tracking, if the flag says so. Hosts only.
+    pub untracked: u32,
+    /// Index of its [`Slot`].
+    pub untracked_slot: u32,
 }
-const _: () = assert!(size_of::<Endpoint>() == 52);
+const _: () = assert!(size_of::<Endpoint>() == 60);
+
+/// Most addresses of the host's interfaces that have an endpoint.
+pub const MAX_HOST_ADDRESSES: u32 = 4096;
+
+/// Key of map `HOST_ENDPOINTS`, whose values are [`Endpoint`]s without addresses of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct HostKey {
+    /// Interface of the host.
+    pub ifindex: u32,
+    /// An address of the host; [`Address::UNSPECIFIED`] for what is forwarded.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<HostKey>() == 20);
 
 /// Value of map `SLOTS`, an array that user space has mapped: what changes while an endpoint is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,6 +73,9 @@ pub struct Slot {
     /// A packed [`EndpointState`], written with one store and read with one load, so that a packet meets the tables
     /// of one change and never a mixture.
     pub state: u64,
+    /// Ranks that the endpoint's verdicts have, as bits; those of the old tables too until no program reads them any
+    /// more. A rank too many costs a lookup, one that is missing would hide entries.
+    pub ranks: u64,
     /// Tracked flows of the endpoint, the budget of [`MAX_FLOWS_PER_ENDPOINT`](crate::MAX_FLOWS_PER_ENDPOINT). Added
     /// to by the programs, set to the exact number whenever user space expires flows.
     pub flows: u64,
@@ -65,8 +88,6 @@ pub struct Slot {
     pub reports: u64,
     /// Denied packets that were not reported since too many others were.
     pub unreported: u64,
-    /// Zero.
-    pub padding: u64,
 }
 const _: () = assert!(size_of::<Slot>() == 64);
 
@@ -126,7 +147,8 @@ pub const FAMILY_IPV6: u32 = 6;
 /// Bits of [`IdentityKey`] before the address. IPv4 addresses add the 96 bits of the mapping.
 pub const IDENTITY_PREFIX_BASE: u32 = 64;
 
-/// Data of an entry of map `IDENTITIES`, a longest-prefix match from address to class (`u32`).
+/// Data of an entry of map `IDENTITIES`, a longest-prefix match from address to class (`u32`), and key of map `HOSTS`,
+/// which holds the whole addresses: the longest prefix there is, found without a walk through the others.
 ///
 /// The family is part of the key because `::/0` would otherwise match every mapped IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,14 +186,16 @@ pub struct SourceKey {
 }
 const _: () = assert!(size_of::<SourceKey>() == 12);
 
-/// Prefix length of a verdict for every protocol.
-pub const VERDICT_PREFIX_ANY: u32 = 104;
-/// Prefix length of a verdict for every port of one protocol.
-pub const VERDICT_PREFIX_PROTOCOL: u32 = 112;
-/// Prefix length of a verdict for one port; shorter ones stand for aligned blocks of ports.
-pub const VERDICT_PREFIX_PORT: u32 = 128;
+/// [`VerdictKey::rank`] of a verdict for every protocol.
+pub const RANK_ANY: u8 = 0;
+/// [`VerdictKey::rank`] of a verdict for every port of one protocol. Blocks of ports follow: this plus the number of
+/// leading bits of the port that count.
+pub const RANK_PROTOCOL: u8 = 1;
+/// [`VerdictKey::rank`] of a verdict for one port, the highest.
+pub const RANK_PORT: u8 = RANK_PROTOCOL + 16;
 
-/// Data of an entry of map `VERDICTS`, a longest-prefix match. The first 104 bits are always part of the prefix.
+/// Key of map `VERDICTS`, a hash: a packet is looked up once for each rank that its endpoint's entries have, the highest
+/// first. There are 18 ranks; most endpoints use two or three, and a lookup costs the same whatever the number of rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct VerdictKey {
@@ -183,12 +207,16 @@ pub struct VerdictKey {
     pub peer: u32,
     /// `DIRECTION_*`, and above that bit the class of the source port.
     pub side: u8,
-    /// IP protocol number.
+    /// IP protocol number; 0 for [`RANK_ANY`].
     pub protocol: u8,
-    /// Destination port; for ICMP `type << 8 | code`. Big endian, since prefixes start at the high bit.
-    pub port_be: u16,
+    /// Destination port, for ICMP `type << 8 | code`, without the bits that do not count.
+    pub port: u16,
+    /// `RANK_*`.
+    pub rank: u8,
+    /// Zero.
+    pub padding: [u8; 3],
 }
-const _: () = assert!(size_of::<VerdictKey>() == 16);
+const _: () = assert!(size_of::<VerdictKey>() == 20);
 
 /// Value of map `VERDICTS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

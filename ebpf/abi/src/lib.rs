@@ -26,10 +26,10 @@ pub use flow::{
     peer_bucket,
 };
 pub use keys::{
-    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6,
-    IDENTITY_PREFIX_BASE, IdentityKey, MAX_ENDPOINTS, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
-    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_PREFIX_ANY,
-    VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL, VerdictKey, VerdictValue,
+    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint, EndpointState,
+    FAMILY_IPV4, FAMILY_IPV6, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_ENDPOINTS, MAX_EPOCH,
+    MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, RANK_ANY, RANK_PORT, RANK_PROTOCOL,
+    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VerdictKey, VerdictValue,
 };
 pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
 
@@ -66,13 +66,15 @@ pub mod protocol {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Denial, DenialKey, Endpoint, FlowKey, FlowState, IdentityKey, Slot, SourceKey, VerdictKey,
+        Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey, Slot, SourceKey, VerdictKey,
         VerdictValue,
     };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
     // every byte is initialised and every bit pattern is a valid value.
     unsafe impl aya::Pod for Endpoint {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for HostKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for IdentityKey {}
     // SAFETY: as for `Endpoint`.

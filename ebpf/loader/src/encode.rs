@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint,
-    FAMILY_IPV4, FAMILY_IPV6, IDENTITY_PREFIX_BASE, IdentityKey, SOURCE_PREFIX_BASE, SourceKey,
-    VERDICT_ALLOW, VERDICT_DENY, VERDICT_PREFIX_ANY, VERDICT_PREFIX_PORT, VERDICT_PREFIX_PROTOCOL,
+    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6,
+    ENDPOINT_HAS_UNTRACKED, Endpoint, FAMILY_IPV4, FAMILY_IPV6, HostKey, IDENTITY_PREFIX_BASE, IdentityKey,
+    RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE, SourceKey, VERDICT_ALLOW, VERDICT_DENY,
     VerdictKey as RawVerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
@@ -15,7 +15,7 @@ use policies_ir::tables::{
     VerdictKey,
 };
 
-use crate::{DatapathError, EndpointLink};
+use crate::{DatapathError, EndpointLink, HostEndpoint, HostLink};
 
 /// Bits that the mapping puts before an IPv4 address.
 const MAPPED_BITS: u8 = 96;
@@ -64,6 +64,28 @@ pub(crate) fn endpoint_link(ifindex: u32, endpoint: &Endpoint) -> EndpointLink {
         .flatten()
         .collect(),
         mac: endpoint.mac,
+    }
+}
+
+/// Key of an address of the host, or of what it forwards.
+pub(crate) fn host_key(ifindex: u32, address: Option<IpAddr>) -> HostKey {
+    HostKey {
+        ifindex,
+        address: address.map_or(Address::UNSPECIFIED, Address::from_ip),
+    }
+}
+
+/// Adds to a link what a value of `HOST_ENDPOINTS` says.
+pub(crate) fn add_to_host_link(link: &mut HostLink, key: &HostKey, endpoint: &Endpoint) {
+    let untracked = endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0;
+    let meaning = HostEndpoint {
+        id: EndpointId(endpoint.id),
+        untracked: untracked.then_some(EndpointId(endpoint.untracked)),
+    };
+    if key.address == Address::UNSPECIFIED {
+        link.forward = Some(meaning);
+    } else {
+        link.addresses.insert(key.address.to_ip(), meaning);
     }
 }
 
@@ -134,38 +156,39 @@ pub(crate) fn source_block(key: &Key<SourceKey>) -> Option<SourceBlock> {
 }
 
 /// Key of a verdict.
-pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) -> Key<RawVerdictKey> {
-    let (prefix, protocol, port) = match key.service {
-        Service::Any => (VERDICT_PREFIX_ANY, 0, 0),
-        Service::Protocol(protocol) => (VERDICT_PREFIX_PROTOCOL, protocol, 0),
+pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) -> RawVerdictKey {
+    let (rank, protocol, port) = match key.service {
+        Service::Any => (RANK_ANY, 0, 0),
+        Service::Protocol(protocol) => (RANK_PROTOCOL, protocol, 0),
         Service::Ports {
             protocol,
             port,
             prefix_bits,
-        } => (VERDICT_PREFIX_PROTOCOL + u32::from(prefix_bits), protocol, port),
+        } => (RANK_PROTOCOL.saturating_add(prefix_bits), protocol, port),
     };
-    let data = RawVerdictKey {
+    RawVerdictKey {
         endpoint: endpoint.0,
         epoch,
         peer: key.peer.0,
         side: RawVerdictKey::side(direction_code(key.direction), key.source.0),
         protocol,
-        port_be: port.to_be(),
-    };
-    Key::new(prefix, data)
+        port,
+        rank,
+        padding: [0; 3],
+    }
 }
 
 /// Inverse of [`verdict_key`], without endpoint and epoch; `None` for what it never makes.
-pub(crate) fn verdict_meaning(key: &Key<RawVerdictKey>) -> Option<VerdictKey> {
-    let (prefix, data) = (key.prefix_len(), key.data());
-    let service = match prefix {
-        VERDICT_PREFIX_ANY => Service::Any,
-        VERDICT_PREFIX_PROTOCOL => Service::Protocol(data.protocol),
-        _ => Service::Ports {
+pub(crate) fn verdict_meaning(data: &RawVerdictKey) -> Option<VerdictKey> {
+    let service = match data.rank {
+        RANK_ANY => Service::Any,
+        RANK_PROTOCOL => Service::Protocol(data.protocol),
+        rank if rank <= RANK_PORT => Service::Ports {
             protocol: data.protocol,
-            port: u16::from_be(data.port_be),
-            prefix_bits: port_bits(prefix)?,
+            port: data.port,
+            prefix_bits: rank - RANK_PROTOCOL,
         },
+        _ => return None,
     };
     Some(VerdictKey {
         peer: IdentityId(data.peer),
@@ -173,18 +196,6 @@ pub(crate) fn verdict_meaning(key: &Key<RawVerdictKey>) -> Option<VerdictKey> {
         source: SourceClass(data.side >> 1),
         service,
     })
-}
-
-/// Bits of the port that a prefix of this length covers; `None` if it covers none, or more than a port.
-fn port_bits(prefix: u32) -> Option<u8> {
-    let bits = prefix
-        .checked_sub(VERDICT_PREFIX_PROTOCOL)
-        .filter(|bits| *bits > 0)?;
-    if prefix > VERDICT_PREFIX_PORT {
-        None
-    } else {
-        u8::try_from(bits).ok()
-    }
 }
 
 /// Value of a verdict.

@@ -11,12 +11,13 @@ use policies_ir::tables::{
     BuiltinRule, EndpointId, NodeTables, Packet, RuleId, Verdict, VerdictEntry, lookup,
 };
 
-use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, Synced, encode};
+use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Synced, encode};
 
 /// Keeps in memory what [`Kernel`](crate::Kernel) keeps in maps, and judges by [`lookup`]. Tracks no flows.
 #[derive(Debug)]
 pub struct Fake {
     links: BTreeMap<EndpointId, EndpointLink>,
+    hosts: BTreeMap<u32, HostLink>,
     programmed: BTreeSet<EndpointId>,
     tables: NodeTables,
     epoch: u32,
@@ -29,6 +30,7 @@ impl Default for Fake {
         let (records, source) = mpsc::channel();
         Self {
             links: BTreeMap::new(),
+            hosts: BTreeMap::new(),
             programmed: BTreeSet::new(),
             tables: NodeTables::default(),
             epoch: 0,
@@ -77,12 +79,25 @@ impl Datapath for Fake {
         Ok(())
     }
 
+    fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
+        self.hosts.remove(&link.ifindex);
+        if !link.addresses.is_empty() || link.forward.is_some() {
+            self.hosts.insert(link.ifindex, link.clone());
+        }
+        Ok(())
+    }
+
+    fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError> {
+        Ok(self.hosts.values().cloned().collect())
+    }
+
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
         let programmed = self
             .links
             .keys()
-            .filter(|id| tables.endpoints.contains_key(id))
             .copied()
+            .chain(self.hosts.values().flat_map(HostLink::endpoints))
+            .filter(|id| tables.endpoints.contains_key(id))
             .collect();
         if self.epoch == 0 || self.tables != *tables || self.programmed != programmed {
             self.epoch += 1;

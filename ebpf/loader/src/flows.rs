@@ -3,10 +3,10 @@
 use std::{net::IpAddr, time::Duration};
 
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED, END_DENIED,
-    END_NONE, END_RESET, END_SILENT, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, FLOW_ESTABLISHED,
-    FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FlowKey, FlowRecord, FlowState,
-    RECORD_DENIED, RECORD_END, RECORD_UPDATE, Reason, VERDICT_ALLOW, VERDICT_DENY, protocol,
+    DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE,
+    END_RESET, END_SILENT, Endpoint, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED,
+    FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END, RECORD_UPDATE, Reason,
+    VERDICT_ALLOW, VERDICT_DENY, protocol,
 };
 use policies_ir::tables::{Direction, EndpointId, RuleId, Verdict};
 
@@ -137,9 +137,7 @@ pub(crate) fn total(
     time_ns: u64,
 ) -> FlowRecord {
     let decision = Decision::unpack(state.decision);
-    let local = endpoint.map_or(Address::UNSPECIFIED, |(_, endpoint)| {
-        own_address(endpoint, &key.peer)
-    });
+    let local = key.local;
     let from_pod = state.origin == DIRECTION_EGRESS;
     let has_ports = matches!(
         key.protocol,
@@ -200,23 +198,9 @@ pub(crate) fn denials(key: &DenialKey, denial: &Denial, time_ns: u64) -> FlowRec
     }
 }
 
-/// The endpoint's address of the peer's family.
-fn own_address(endpoint: &Endpoint, peer: &Address) -> Address {
-    let (flag, address) = if peer.is_ipv4() {
-        (ENDPOINT_HAS_IPV4, endpoint.ipv4)
-    } else {
-        (ENDPOINT_HAS_IPV6, endpoint.ipv6)
-    };
-    if endpoint.flags & flag == 0 {
-        Address::UNSPECIFIED
-    } else {
-        address
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use ebpf_abi::FlowSide;
+    use ebpf_abi::{Address, FlowSide};
 
     use super::*;
 
@@ -224,6 +208,7 @@ mod tests {
     fn timeouts_follow_protocol_and_state() {
         let key = |protocol| FlowKey {
             endpoint: 1,
+            local: Address::UNSPECIFIED,
             peer: Address::UNSPECIFIED,
             local_port: 1,
             peer_port: 2,

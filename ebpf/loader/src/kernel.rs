@@ -8,27 +8,34 @@ mod maps;
 mod pins;
 mod tables;
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    time::Duration,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions},
 };
 use ebpf_abi::{
-    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, END_NONE, Endpoint, FlowKey, FlowRecord, FlowState,
-    MAX_ENDPOINTS, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, END_NONE, ENDPOINT_HAS_UNTRACKED, Endpoint,
+    EndpointState, FlowKey, FlowRecord, FlowState, MAX_ENDPOINTS, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Counters, Datapath, DatapathError, EndpointLink, Expired, Fill, FlowSource, Synced, TrackedFlow,
-    UPDATE_EVERY, encode, flows,
-    kernel::{links::Links, maps::Maps, pins::Pins, tables::Tables},
+    Counters, Datapath, DatapathError, EndpointLink, Expired, Fill, FlowSource, HostEndpoint, HostLink,
+    Synced, TrackedFlow, UPDATE_EVERY, encode, flows,
+    kernel::{
+        links::{Hook, Links},
+        maps::Maps,
+        pins::Pins,
+        tables::Tables,
+    },
     sys, timeout,
 };
-
-/// The programs' names in the object, by the direction they judge.
-const PROGRAMS: [(Direction, &str); 2] = [(Direction::Egress, "from_pod"), (Direction::Ingress, "to_pod")];
 
 /// What a tc program returns to drop a packet; anything else that ours return lets it go on.
 const TC_ACT_SHOT: u32 = 2;
@@ -43,6 +50,8 @@ pub struct Kernel {
     limits: Limits,
     /// Ends of flows that the next [`Datapath::expire`] tells of.
     ended: Vec<FlowRecord>,
+    /// Endpoints of the host that have a slot already, but are not written yet.
+    reserved: Vec<Endpoint>,
     /// When flows were last expired.
     expired_at: Duration,
 }
@@ -99,14 +108,14 @@ impl Kernel {
             .override_global("REPORTS_PER_SECOND", &limits.reports_per_second, true)
             .load(object)
             .map_err(|source| DatapathError::Object(Box::new(source)))?;
-        for (_, name) in PROGRAMS {
+        for name in Hook::ALL.map(Hook::program) {
             load(program(&mut programs, name)?).map_err(refused(name))?;
         }
         let mut maps = Maps::take(&mut programs)?;
         let tables = Tables::read(&maps)?;
         let links = Links::new(pins.links());
-        for (direction, name) in PROGRAMS {
-            links.replace_programs(direction, program_fd(&mut programs, name)?)?;
+        for hook in Hook::ALL {
+            links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;
         }
         maps.forget_flows_of_unknown_endpoints()?;
         Ok(Self {
@@ -117,6 +126,7 @@ impl Kernel {
             pins,
             limits,
             ended: Vec::new(),
+            reserved: Vec::new(),
             expired_at: sys::monotonic_now(),
         })
     }
@@ -145,12 +155,8 @@ impl Kernel {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
-        let (action, _) = self.test_run(direction, ifindex, frame, 1)?;
-        Ok(if action == TC_ACT_SHOT {
-            Verdict::Deny
-        } else {
-            Verdict::Allow
-        })
+        let (action, _) = self.test_run(pod_hook(direction), ifindex, frame, 1)?;
+        Ok(verdict_of(action))
     }
 
     /// As [`Kernel::run_frame`], `repeat` times; returns how long one run took on average.
@@ -161,18 +167,32 @@ impl Kernel {
         frame: &[u8],
         repeat: u32,
     ) -> Result<Duration, DatapathError> {
-        self.test_run(direction, ifindex, frame, repeat)
+        self.test_run(pod_hook(direction), ifindex, frame, repeat)
             .map(|(_, duration)| duration)
     }
 
-    fn test_run(
+    /// As [`Kernel::run_frame`] for a packet at an interface of the host.
+    pub fn run_host_frame(
         &mut self,
         direction: Direction,
         ifindex: u32,
         frame: &[u8],
+    ) -> Result<Verdict, DatapathError> {
+        let hook = match direction {
+            Direction::Egress => Hook::FromHost,
+            Direction::Ingress => Hook::ToHost,
+        };
+        let (action, _) = self.test_run(hook, ifindex, frame, 1)?;
+        Ok(verdict_of(action))
+    }
+
+    fn test_run(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        frame: &[u8],
         repeat: u32,
     ) -> Result<(u32, Duration), DatapathError> {
-        let name = program_name(direction);
         // The start of `struct __sk_buff` as far as `ifindex`, all else zero.
         let mut context = [0; 44];
         context[40..].copy_from_slice(&ifindex.to_ne_bytes());
@@ -182,6 +202,7 @@ impl Kernel {
             repeat,
             ..TestRunOptions::default()
         };
+        let name = hook.program();
         let result = program(&mut self.programs, name)?
             .test_run(options)
             .map_err(refused(name))?;
@@ -193,6 +214,9 @@ impl Kernel {
         for link in self.attached()? {
             self.detach(link.id)?;
         }
+        for link in self.attached_hosts()? {
+            self.attach_host(&HostLink::none(link.ifindex))?;
+        }
         let Self {
             programs, maps, pins, ..
         } = self;
@@ -200,10 +224,61 @@ impl Kernel {
         pins.remove()
     }
 
-    fn attach_directions(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        for (direction, name) in PROGRAMS {
-            let program = program_fd(&mut self.programs, name)?;
-            self.links.attach(direction, ifindex, program)?;
+    fn attach_hooks(&mut self, hooks: [Hook; 2], ifindex: u32) -> Result<(), DatapathError> {
+        for hook in hooks {
+            let program = program_fd(&mut self.programs, hook.program())?;
+            self.links.attach(hook, ifindex, program)?;
+        }
+        Ok(())
+    }
+
+    /// The endpoint's number and slot as bytes, in the slot that it has already or in a free one.
+    fn host_slot(&mut self, id: EndpointId) -> Result<u32, DatapathError> {
+        let endpoints = self.maps.endpoints()?;
+        if let Some((_, known)) = endpoints.iter().find(|(_, endpoint)| endpoint.id == id.0) {
+            return Ok(known.slot);
+        }
+        let reserved = self.reserved.iter().map(|endpoint| (0, *endpoint));
+        let taken: Vec<_> = endpoints.into_iter().chain(reserved).collect();
+        if let Some((_, known)) = taken.iter().find(|(_, endpoint)| endpoint.id == id.0) {
+            return Ok(known.slot);
+        }
+        let endpoint = Endpoint {
+            id: id.0,
+            slot: Maps::free_slot(&taken)?,
+            ..Endpoint::default()
+        };
+        self.maps.clear_slot(&endpoint);
+        self.reserved.push(endpoint);
+        Ok(endpoint.slot)
+    }
+
+    fn host_endpoint(&mut self, wanted: &HostEndpoint) -> Result<Endpoint, DatapathError> {
+        let mut endpoint = Endpoint {
+            id: wanted.id.0,
+            slot: self.host_slot(wanted.id)?,
+            ..Endpoint::default()
+        };
+        if let Some(untracked) = wanted.untracked {
+            endpoint.flags |= ENDPOINT_HAS_UNTRACKED;
+            endpoint.untracked = untracked.0;
+            endpoint.untracked_slot = self.host_slot(untracked)?;
+        }
+        Ok(endpoint)
+    }
+
+    /// Forgets what the endpoints that are gone have left in the maps.
+    fn forget_gone(&mut self, before: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
+        let left: BTreeSet<u32> = self
+            .maps
+            .endpoints()?
+            .iter()
+            .map(|(_, endpoint)| endpoint.id)
+            .collect();
+        for (_, endpoint) in before.iter().filter(|(_, endpoint)| !left.contains(&endpoint.id)) {
+            self.maps.set_state(endpoint, EndpointState::default());
+            let ended = self.maps.remove_flows_of(endpoint)?;
+            self.ended.extend(ended);
         }
         Ok(())
     }
@@ -211,7 +286,7 @@ impl Kernel {
     /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps.
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex, endpoint)?;
-        self.links.detach(ifindex)?;
+        self.links.detach(Hook::POD, ifindex)?;
         let ended = self.maps.remove_flows_of(endpoint)?;
         self.ended.extend(ended);
         Ok(())
@@ -221,9 +296,9 @@ impl Kernel {
 impl Datapath for Kernel {
     fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError> {
         let mut wanted = encode::endpoint(link)?;
-        for (ifindex, endpoint) in self.maps.endpoints()? {
+        for (ifindex, endpoint) in self.maps.pods()? {
             let same_link = encode::endpoint_link(ifindex, &endpoint) == *link;
-            if same_link && self.links.is_attached(ifindex)? {
+            if same_link && self.links.is_attached(Hook::POD, ifindex)? {
                 return Ok(());
             }
             if ifindex == link.ifindex {
@@ -236,24 +311,17 @@ impl Datapath for Kernel {
             }
         }
         let endpoints = self.maps.endpoints()?;
-        wanted.slot = Maps::free_slot(&endpoints);
-        if wanted.slot >= MAX_ENDPOINTS {
-            return Err(DatapathError::Full {
-                map: "ENDPOINTS",
-                needed: endpoints.len() + 1,
-                limit: endpoints.len(),
-            });
-        }
+        wanted.slot = Maps::free_slot(&endpoints)?;
         // Known to the programs, and denied, before they see its first packet.
         self.maps.write_endpoint(link.ifindex, &wanted)?;
-        self.attach_directions(link.ifindex).inspect_err(|_| {
+        self.attach_hooks(Hook::POD, link.ifindex).inspect_err(|_| {
             // The caller hears why attaching failed; what this clean-up leaves, the next attach removes.
             drop(self.forget(link.ifindex, &wanted));
         })
     }
 
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
-        for (ifindex, found) in self.maps.endpoints()? {
+        for (ifindex, found) in self.maps.pods()? {
             if found.id == endpoint.0 {
                 self.forget(ifindex, &found)?;
             }
@@ -267,8 +335,8 @@ impl Datapath for Kernel {
 
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {
         let mut attached = Vec::new();
-        for (ifindex, endpoint) in self.maps.endpoints()? {
-            if self.links.is_attached(ifindex)? {
+        for (ifindex, endpoint) in self.maps.pods()? {
+            if self.links.is_attached(Hook::POD, ifindex)? {
                 attached.push(encode::endpoint_link(ifindex, &endpoint));
             } else {
                 self.forget(ifindex, &endpoint)?;
@@ -276,6 +344,62 @@ impl Datapath for Kernel {
         }
         attached.sort_by_key(|link| link.id);
         Ok(attached)
+    }
+
+    fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
+        let before = self.maps.endpoints()?;
+        self.reserved.clear();
+        let mut wanted = BTreeMap::new();
+        for (ip, endpoint) in &link.addresses {
+            let key = encode::host_key(link.ifindex, Some(*ip));
+            wanted.insert(key, self.host_endpoint(endpoint)?);
+        }
+        if let Some(endpoint) = &link.forward {
+            let key = encode::host_key(link.ifindex, None);
+            wanted.insert(key, self.host_endpoint(endpoint)?);
+        }
+        let current = self.maps.hosts()?;
+        for key in current.keys().filter(|key| key.ifindex == link.ifindex) {
+            if !wanted.contains_key(key) {
+                self.maps.remove_host(key)?;
+                // The next one may get the memory.
+                sys::wait_for_programs();
+            }
+        }
+        for (key, endpoint) in &wanted {
+            let known = current.get(key);
+            if known != Some(endpoint) {
+                self.maps.write_host(key, endpoint)?;
+            }
+            if known.is_some_and(|known| known != endpoint) {
+                sys::wait_for_programs();
+            }
+        }
+        self.reserved.clear();
+        if wanted.is_empty() {
+            self.links.detach(Hook::HOST, link.ifindex)?;
+        } else {
+            self.attach_hooks(Hook::HOST, link.ifindex)?;
+        }
+        self.forget_gone(&before)
+    }
+
+    fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError> {
+        let mut links: BTreeMap<u32, HostLink> = BTreeMap::new();
+        for (key, endpoint) in self.maps.hosts()? {
+            let link = links
+                .entry(key.ifindex)
+                .or_insert_with(|| HostLink::none(key.ifindex));
+            encode::add_to_host_link(link, &key, &endpoint);
+        }
+        let (live, dead): (Vec<_>, Vec<_>) = links.into_values().partition(|link| {
+            // One that cannot be inspected is shown: taking it away would open the interface.
+            self.links.is_attached(Hook::HOST, link.ifindex).unwrap_or(true)
+        });
+        for link in dead {
+            self.attach_host(&HostLink::none(link.ifindex))?;
+        }
+        Ok(live)
     }
 
     fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {
@@ -305,7 +429,7 @@ impl Datapath for Kernel {
             }
         };
         // Of those that live, the ones that have grown another interval older since the last call, if any packet passed
-        // after the interval before.
+        // after the interval before; the first packet is told of when it passes.
         let before = self.expired_at;
         let intervals = |state: &FlowState, at: Duration| {
             let age = at.saturating_sub(Duration::from_nanos(state.opened_ns));
@@ -314,9 +438,8 @@ impl Datapath for Kernel {
         let lives = |state: &FlowState| {
             let told = intervals(state, before);
             let active = Duration::from_nanos(state.last_seen_ns.saturating_sub(state.opened_ns));
-            intervals(state, now) > told
-                && active.as_secs() >= told * UPDATE_EVERY.as_secs()
-                && !active.is_zero()
+            let [to, from] = state.packets;
+            intervals(state, now) > told && to + from > 1 && active.as_secs() >= told * UPDATE_EVERY.as_secs()
         };
         let mut expired = self.maps.remove_flows(now, ends, lives)?;
         self.expired_at = now;
@@ -364,11 +487,19 @@ impl Datapath for Kernel {
     }
 }
 
-fn program_name(direction: Direction) -> &'static str {
-    PROGRAMS
-        .into_iter()
-        .find(|(judged, _)| *judged == direction)
-        .map_or("", |(_, name)| name)
+fn pod_hook(direction: Direction) -> Hook {
+    match direction {
+        Direction::Egress => Hook::FromPod,
+        Direction::Ingress => Hook::ToPod,
+    }
+}
+
+fn verdict_of(action: u32) -> Verdict {
+    if action == TC_ACT_SHOT {
+        Verdict::Deny
+    } else {
+        Verdict::Allow
+    }
 }
 
 fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {

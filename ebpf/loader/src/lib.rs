@@ -40,6 +40,14 @@ pub trait Datapath: Send {
     /// Nothing judges the interface afterwards: take it down first.
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
 
+    /// Gives an interface of the host these endpoints and no others, and attaches the programs to it, or takes them off
+    /// if it has none. Packets of an address without an endpoint, and of endpoints that [`Datapath::sync`] has not
+    /// given tables, pass: a host must be reachable to hear of its policy. Idempotent.
+    fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError>;
+
+    /// Interfaces of the host that have endpoints, as in [`Datapath::attached`].
+    fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError>;
+
     /// Moves every attached endpoint to `tables` in one write each: ingress, egress, IPv4 and IPv6 change
     /// together. Endpoints that are attached but absent from `tables` are denied everything. What did not change is
     /// not written again: an endpoint whose entries mean the same keeps them, and so keeps its place in the count of
@@ -86,6 +94,45 @@ pub struct EndpointLink {
     pub addresses: Vec<IpAddr>,
     /// MAC address of the pod's side.
     pub mac: [u8; 6],
+}
+
+/// The endpoints of an interface of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostLink {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Addresses of the host whose packets are judged, also those that belong to another interface. One endpoint may
+    /// have several.
+    pub addresses: BTreeMap<IpAddr, HostEndpoint>,
+    /// What judges packets from and to all other addresses: what the host forwards, and multicast.
+    pub forward: Option<HostEndpoint>,
+}
+
+/// Who judges packets of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostEndpoint {
+    /// The endpoint.
+    pub id: EndpointId,
+    /// Endpoint whose tables are asked first, about every packet, in both directions and without tracking: what they
+    /// allow passes, what they deny does not, what they do not know is the tracked endpoint's.
+    pub untracked: Option<EndpointId>,
+}
+
+impl HostLink {
+    /// An interface without endpoints.
+    pub fn none(ifindex: u32) -> Self {
+        Self {
+            ifindex,
+            addresses: BTreeMap::new(),
+            forward: None,
+        }
+    }
+
+    /// All endpoints that the link names; one may come several times.
+    pub fn endpoints(&self) -> impl Iterator<Item = EndpointId> + '_ {
+        let all = self.addresses.values().chain(&self.forward);
+        all.flat_map(|endpoint| std::iter::once(endpoint.id).chain(endpoint.untracked))
+    }
 }
 
 /// Packets and events, counted by the kernel.

@@ -4,18 +4,18 @@ use core::{arch::asm, ptr};
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, EPOCH_NONE, Endpoint,
-    EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey, FlowState,
-    IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
-    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RULE_NO_MATCH, Reason, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES,
-    STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW, VERDICT_DENY, VERDICT_PREFIX_PORT, VerdictKey,
-    peer_bucket, protocol,
+    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
+    EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
+    FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
+    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason,
+    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW,
+    VERDICT_DENY, VerdictKey, peer_bucket, protocol,
 };
 
 use crate::{
     fragment,
-    maps::{ENDPOINTS, FLOWS, IDENTITIES, PEERS, SLOTS, SOURCES, VERDICTS},
-    packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, Packet, Role},
+    maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, NEW_FLOW, PEERS, SLOTS, SOURCES, VERDICTS},
+    packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
     track,
 };
 
@@ -39,51 +39,130 @@ pub(crate) struct Outcome {
 }
 
 /// An endpoint and the tables that judge it, as of one moment.
-struct Judge<'a> {
-    endpoint: &'a Endpoint,
+struct Judge {
+    /// Number of the endpoint.
+    id: u32,
+    /// Index of its slot.
+    index: u32,
     state: EndpointState,
     slot: *mut Slot,
 }
 
-/// Judges the packet and leaves in `packet` what could be understood of it.
+/// Judges a packet of a pod and leaves in `packet` what could be understood of it.
 #[inline(always)]
-pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
+pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
     let parsed = packet::parse(ctx, packet);
     // SAFETY: nothing writes to the value while it is in the map; see `Endpoint` for what follows a removal.
     let Some(endpoint) = (unsafe { ENDPOINTS.get(packet::ifindex(ctx)) }) else {
         return not_programmed(0, ptr::null_mut());
     };
-    let Some(slot) = SLOTS.get_ptr_mut(endpoint.slot) else {
-        return not_programmed(endpoint.id, ptr::null_mut());
+    let Some(judge) = state_of(endpoint.id, endpoint.slot) else {
+        return not_programmed(endpoint.id, slot_of(endpoint.slot));
     };
+    if let Err(reason) = parsed {
+        return deny(&judge, reason);
+    }
+    if packet.direction == DIRECTION_EGRESS {
+        if !owns(endpoint, &packet.local) || !sent_from(packet, endpoint.mac) {
+            return deny(&judge, Reason::SpoofedSource);
+        }
+    } else if !owns(endpoint, &packet.local) {
+        return deny(&judge, Reason::WrongDestination);
+    }
+    judge_flow(ctx, &judge, packet, now_ns)
+}
+
+/// Judges a packet at an interface of the host, if there is an endpoint to ask: that of the host's address, otherwise
+/// that of what is forwarded. One that has no tables is none: unlike a pod, a host must be reachable before them.
+///
+/// Not judged either is what the host needs to have an address and neighbours at all: other protocols than IP, tagged
+/// frames (which the interface of the VLAN judges), neighbour and multicast listener discovery, and DHCP.
+#[inline(always)]
+pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
+    let parsed = packet::parse(ctx, packet);
+    if matches!(parsed, Err(Reason::NotIp | Reason::Vlan)) || (parsed.is_ok() && is_housekeeping(packet)) {
+        return None;
+    }
+    let mut key = HostKey {
+        ifindex: packet::ifindex(ctx),
+        address: packet.local,
+    };
+    // SAFETY: as in `judge_pod`.
+    let mut endpoint = unsafe { HOST_ENDPOINTS.get(&key) };
+    if endpoint.is_none() {
+        key.address = Address::UNSPECIFIED;
+        // SAFETY: as in `judge_pod`.
+        endpoint = unsafe { HOST_ENDPOINTS.get(&key) };
+    }
+    let endpoint = endpoint?;
+    if endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0
+        && parsed.is_ok()
+        && packet.fragment.kind != PIECE_LATER
+        && let Some(untracked) = state_of(endpoint.untracked, endpoint.untracked_slot)
+        && let (true, decision) = ask(&untracked, packet)
+    {
+        return Some(decided(&untracked, decision, false));
+    }
+    let judge = state_of(endpoint.id, endpoint.slot)?;
+    Some(match parsed {
+        Ok(()) => judge_flow(ctx, &judge, packet, now_ns),
+        Err(reason) => deny(&judge, reason),
+    })
+}
+
+/// The endpoint with the tables that judge it; none if it has none.
+#[inline(always)]
+fn state_of(id: u32, index: u32) -> Option<Judge> {
+    let slot = SLOTS.get_ptr_mut(index)?;
     // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; one load, as `Slot::state` asks.
     let state = EndpointState::unpack(unsafe { (&raw const (*slot).state).read_volatile() });
     if state.epoch == EPOCH_NONE {
-        return not_programmed(endpoint.id, slot);
+        return None;
     }
-    let endpoint = &Judge {
-        endpoint,
+    Some(Judge {
+        id,
+        index,
         state,
         slot,
-    };
-    if let Err(reason) = parsed {
-        return deny(endpoint, reason);
-    }
-    if packet.direction == DIRECTION_EGRESS {
-        if !owns(endpoint, &packet.local) || !packet::sent_from_mac(ctx, &endpoint.endpoint.mac) {
-            return deny(endpoint, Reason::SpoofedSource);
+    })
+}
+
+#[inline(always)]
+fn slot_of(index: u32) -> *mut Slot {
+    SLOTS.get_ptr_mut(index).unwrap_or(ptr::null_mut())
+}
+
+/// Neighbour discovery, multicast listener discovery and DHCP.
+#[inline(always)]
+fn is_housekeeping(packet: &Packet) -> bool {
+    let (from, to) = (packet.source_port, packet.service_port);
+    match packet.protocol {
+        // Types 130 to 132 and 143, and 133 to 137.
+        protocol::ICMPV6 => matches!(to >> 8, 130..=137 | 143),
+        protocol::UDP if packet.fragment.kind == PIECE_WHOLE => {
+            matches!((from, to), (67, 68) | (68, 67) | (546, 547) | (547, 546))
         }
-    } else if !owns(endpoint, &packet.local) {
-        return deny(endpoint, Reason::WrongDestination);
+        _ => false,
     }
+}
+
+/// A packet whose ends are known to be what they should be.
+#[inline(always)]
+fn judge_flow(ctx: &TcContext, endpoint: &Judge, packet: &mut Packet, now_ns: u64) -> Outcome {
     if packet.role == Role::Error {
         return judge_error(ctx, endpoint, packet);
     }
 
-    if packet.fragment.kind == PIECE_LATER && !fragment::recall(endpoint.endpoint.slot, packet, now_ns) {
+    if packet.fragment.kind == PIECE_LATER && !fragment::recall(endpoint.index, packet, now_ns) {
         return deny(endpoint, Reason::Fragment);
     }
-    let key = flow_key(endpoint.endpoint.id, packet.peer, packet.protocol, packet.ports);
+    let key = flow_key(
+        endpoint.id,
+        packet.local,
+        packet.peer,
+        packet.protocol,
+        packet.ports,
+    );
     let outcome = match FLOWS.get_ptr_mut(&key) {
         // SAFETY: the pointer came from the map in this run and is aligned; the kernel keeps the memory valid until
         // the program ends. If user space deletes the entry meanwhile and its memory serves a new flow, what is
@@ -94,7 +173,7 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
         None => open(endpoint, &key, false, packet, now_ns),
     };
     if packet.fragment.kind == PIECE_FIRST && outcome.verdict == VERDICT_ALLOW {
-        fragment::remember(endpoint.endpoint.slot, packet, now_ns);
+        fragment::remember(endpoint.index, packet, now_ns);
     }
     outcome
 }
@@ -106,13 +185,7 @@ pub(crate) fn judge(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcom
 ///   nothing that is established; the receiver's stack knows what to answer;
 /// - judged if it comes from the other end: policy may allow one direction only. The flow stays as it is.
 #[inline(always)]
-fn tracked(
-    endpoint: &Judge<'_>,
-    key: &FlowKey,
-    flow: &mut FlowState,
-    packet: &Packet,
-    now_ns: u64,
-) -> Outcome {
+fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64) -> Outcome {
     let decision = current_decision(endpoint, key, flow);
     if packet.role != Role::Opens {
         let bits = if decision.verdict == VERDICT_ALLOW {
@@ -155,7 +228,7 @@ fn tracked(
 /// A flow that is denied stays tracked as denied until it falls silent. Were it forgotten, an answer still on its way
 /// out could open it anew in the other direction.
 #[inline(always)]
-fn note(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64, bits: u8) {
+fn note(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64, bits: u8) {
     flow.last_seen_ns = now_ns;
     let added = bits & !flow.state;
     if added != 0 {
@@ -171,7 +244,7 @@ fn note(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState, packet: &Pack
 
 /// The first packet of a flow: judged by policy, tracked if allowed. `replaces` a flow that is over or denied.
 #[inline(always)]
-fn open(endpoint: &Judge<'_>, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
+fn open(endpoint: &Judge, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
     let decision = ask_about(endpoint, packet);
     if decision.verdict != VERDICT_ALLOW {
         return decided(endpoint, decision, false);
@@ -180,21 +253,26 @@ fn open(endpoint: &Judge<'_>, key: &FlowKey, replaces: bool, packet: &Packet, no
         return deny(endpoint, Reason::TooManyFlows);
     }
     let index = (packet.direction & 1) as usize;
-    let mut flow = FlowState {
-        decision: decision.pack(),
-        opened_ns: now_ns,
-        last_seen_ns: now_ns,
-        packets: [0; 2],
-        bytes: [0; 2],
-        sides: track::opened(packet),
-        service_port: packet.service_port,
-        origin: packet.direction,
-        state: 0,
-        padding: [0; 4],
+    let Some(flow) = NEW_FLOW.get_ptr_mut(0) else {
+        return deny(endpoint, Reason::TooManyFlows);
     };
+    // SAFETY: the map returned a valid, aligned value of this CPU. Programs on network hooks run with softirqs disabled and
+    // do not nest, so nobody else uses it until this run is over.
+    let flow = unsafe { &mut *flow };
+    flow.decision = decision.pack();
+    flow.opened_ns = now_ns;
+    flow.last_seen_ns = now_ns;
+    flow.packets = [0; 2];
     flow.packets[index] = 1;
+    flow.bytes = [0; 2];
     flow.bytes[index] = packet.length as u64;
-    if FLOWS.insert(key, &flow, 0).is_err() {
+    flow.sides = track::opened(packet);
+    flow.service_port = packet.service_port;
+    flow.origin = packet.direction;
+    flow.state = 0;
+    flow.padding = [0; 4];
+    let flow = &*flow;
+    if FLOWS.insert(key, flow, 0).is_err() {
         return deny(endpoint, Reason::TooManyFlows);
     }
     if !replaces {
@@ -208,7 +286,7 @@ fn open(endpoint: &Judge<'_>, key: &FlowKey, replaces: bool, packet: &Packet, no
 /// Whether the endpoint may track one more flow in the packet's direction, and from its peer. The counts are what user
 /// space found at its last look and what happened since; see `Slot` for why they are read as signed.
 #[inline(always)]
-fn has_room(endpoint: &Judge<'_>, packet: &Packet) -> bool {
+fn has_room(endpoint: &Judge, packet: &Packet) -> bool {
     let index = (packet.direction & 1) as usize;
     // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes; each word is read at once.
     let (flows, unestablished) = unsafe {
@@ -232,7 +310,7 @@ fn has_room(endpoint: &Judge<'_>, packet: &Packet) -> bool {
 
 /// Adds to the number of flows of one direction that are not established; all ones takes one off.
 #[inline(always)]
-fn count_unestablished(endpoint: &Judge<'_>, direction: u8, peer: &Address, amount: u64) {
+fn count_unestablished(endpoint: &Judge, direction: u8, peer: &Address, amount: u64) {
     let index = (direction & 1) as usize;
     // SAFETY: as in `has_room`.
     add(unsafe { &raw mut (*endpoint.slot).unestablished[index] }, amount);
@@ -244,13 +322,19 @@ fn count_unestablished(endpoint: &Judge<'_>, direction: u8, peer: &Address, amou
 }
 
 #[inline(always)]
-fn bucket(endpoint: &Judge<'_>, peer: &Address) -> u32 {
-    endpoint.endpoint.slot * PEER_BUCKETS + peer_bucket(peer)
+fn bucket(endpoint: &Judge, peer: &Address) -> u32 {
+    endpoint.index * PEER_BUCKETS + peer_bucket(peer)
 }
 
 #[inline(always)]
-fn ask_about(endpoint: &Judge<'_>, packet: &Packet) -> Decision {
-    ask_policy(
+fn ask_about(endpoint: &Judge, packet: &Packet) -> Decision {
+    ask(endpoint, packet).1
+}
+
+/// Whether the tables say anything about the packet, and what.
+#[inline(always)]
+fn ask(endpoint: &Judge, packet: &Packet) -> (bool, Decision) {
+    ask_tables(
         endpoint,
         packet.direction,
         &packet.peer,
@@ -263,15 +347,21 @@ fn ask_about(endpoint: &Judge<'_>, packet: &Packet) -> Decision {
 /// An ICMP error passes if it quotes a packet of an allowed flow of this endpoint. Who sends it does not matter to
 /// the pod (any router may), but what a pod sends must go to the end it is about.
 #[inline(always)]
-fn judge_error(ctx: &TcContext, endpoint: &Judge<'_>, packet: &Packet) -> Outcome {
+fn judge_error(ctx: &TcContext, endpoint: &Judge, packet: &Packet) -> Outcome {
     let Ok(quoted) = packet::parse_quoted(ctx, packet) else {
         return deny(endpoint, Reason::IcmpUnrelated);
     };
     let misdirected = packet.direction == DIRECTION_EGRESS && !same(&quoted.peer, &packet.peer);
-    if misdirected || !owns(endpoint, &quoted.local) {
+    if misdirected || !same(&quoted.local, &packet.local) {
         return deny(endpoint, Reason::IcmpUnrelated);
     }
-    let key = flow_key(endpoint.endpoint.id, quoted.peer, quoted.protocol, quoted.ports);
+    let key = flow_key(
+        endpoint.id,
+        quoted.local,
+        quoted.peer,
+        quoted.protocol,
+        quoted.ports,
+    );
     let Some(flow) = FLOWS.get_ptr_mut(&key) else {
         return deny(endpoint, Reason::IcmpUnrelated);
     };
@@ -287,13 +377,13 @@ fn judge_error(ctx: &TcContext, endpoint: &Judge<'_>, packet: &Packet) -> Outcom
 }
 
 #[inline(always)]
-fn current_decision(endpoint: &Judge<'_>, key: &FlowKey, flow: &mut FlowState) -> Decision {
+fn current_decision(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState) -> Decision {
     let decision = Decision::unpack(flow.decision);
     let kept = endpoint.state.flags & STATE_KEEP_ESTABLISHED != 0 && decision.verdict == VERDICT_ALLOW;
     if decision.change == endpoint.state.change() || kept {
         return decision;
     }
-    let decision = ask_policy(
+    let (_, decision) = ask_tables(
         endpoint,
         flow.origin,
         &key.peer,
@@ -320,37 +410,39 @@ fn source_port(key: &FlowKey, origin: u8) -> u16 {
 /// Address to class, source port to class, classes and destination port to verdict. Whatever is missing denies, but
 /// for source ports: those that no rule tells apart have the class that needs no entry.
 #[inline(always)]
-fn ask_policy(
-    endpoint: &Judge<'_>,
+fn ask_tables(
+    endpoint: &Judge,
     direction: u8,
     peer: &Address,
     protocol: u8,
     source_port: u16,
     service_port: u16,
-) -> Decision {
+) -> (bool, Decision) {
     let state = endpoint.state;
     let unknown = Decision {
         change: state.change(),
         rule: RULE_NO_MATCH,
         verdict: VERDICT_DENY,
     };
-    let identity = Key::new(
-        IDENTITY_PREFIX_BASE + 128,
-        IdentityKey {
-            generation: state.generation,
-            family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
-            address: *peer,
+    let identity = IdentityKey {
+        generation: state.generation,
+        family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
+        address: *peer,
+    };
+    // SAFETY: values are never changed, only added and, when no program asks for them any more, removed.
+    let peer = match unsafe { HOSTS.get(&identity) } {
+        Some(&peer) => peer,
+        None => match IDENTITIES.get(&Key::new(IDENTITY_PREFIX_BASE + 128, identity)) {
+            Some(&peer) => peer,
+            None => return (false, unknown),
         },
-    );
-    let Some(&peer) = IDENTITIES.get(&identity) else {
-        return unknown;
     };
     let mut class = 0;
     if state.flags & STATE_HAS_SOURCES != 0 {
         let source = Key::new(
             SOURCE_PREFIX_BASE + 16,
             SourceKey {
-                endpoint: endpoint.endpoint.id,
+                endpoint: endpoint.id,
                 epoch: state.epoch,
                 protocol,
                 padding: 0,
@@ -361,31 +453,51 @@ fn ask_policy(
             class = found as u8;
         }
     }
-    let verdict = Key::new(
-        VERDICT_PREFIX_PORT,
-        VerdictKey {
-            endpoint: endpoint.endpoint.id,
-            epoch: state.epoch,
-            peer,
-            side: VerdictKey::side(direction, class),
-            protocol,
-            port_be: service_port.to_be(),
-        },
-    );
-    match VERDICTS.get(&verdict) {
-        Some(found) => Decision {
-            change: state.change(),
-            rule: found.rule,
-            verdict: found.verdict,
-        },
-        None => unknown,
+    // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; the word is read at once, and after
+    // the state, which the loader writes after it.
+    let ranks = unsafe { (&raw const (*endpoint.slot).ranks).read_volatile() };
+    let mut key = VerdictKey {
+        endpoint: endpoint.id,
+        epoch: state.epoch,
+        peer,
+        side: VerdictKey::side(direction, class),
+        protocol,
+        port: service_port,
+        rank: RANK_PORT,
+        padding: [0; 3],
+    };
+    for below in 0..=RANK_PORT {
+        let rank = RANK_PORT - below;
+        if ranks >> rank & 1 == 0 {
+            continue;
+        }
+        key.rank = rank;
+        key.port = if rank > RANK_PROTOCOL {
+            service_port & (0xffff_0000_u32 >> (rank - RANK_PROTOCOL)) as u16
+        } else {
+            0
+        };
+        if rank == RANK_ANY {
+            key.protocol = 0;
+        }
+        // SAFETY: as above.
+        if let Some(found) = unsafe { VERDICTS.get(&key) } {
+            let decision = Decision {
+                change: state.change(),
+                rule: found.rule,
+                verdict: found.verdict,
+            };
+            return (true, decision);
+        }
     }
+    (false, unknown)
 }
 
 #[inline(always)]
-fn flow_key(endpoint: u32, peer: Address, protocol: u8, ports: FlowPorts) -> FlowKey {
+fn flow_key(endpoint: u32, local: Address, peer: Address, protocol: u8, ports: FlowPorts) -> FlowKey {
     FlowKey {
         endpoint,
+        local,
         peer,
         local_port: ports.local,
         peer_port: ports.peer,
@@ -394,12 +506,21 @@ fn flow_key(endpoint: u32, peer: Address, protocol: u8, ports: FlowPorts) -> Flo
     }
 }
 
+/// Whether the frame comes from this MAC address.
 #[inline(always)]
-fn owns(endpoint: &Judge<'_>, address: &Address) -> bool {
+fn sent_from(packet: &Packet, mac: [u8; 6]) -> bool {
+    let [a, b, c] = packet.source_mac;
+    let [m0, m1, m2, m3, m4, m5] = mac;
+    let word = |first, second| u16::from_ne_bytes([first, second]);
+    a == word(m0, m1) && b == word(m2, m3) && c == word(m4, m5)
+}
+
+#[inline(always)]
+fn owns(endpoint: &Endpoint, address: &Address) -> bool {
     if address.is_ipv4() {
-        endpoint.endpoint.flags & ENDPOINT_HAS_IPV4 != 0 && same(&endpoint.endpoint.ipv4, address)
+        endpoint.flags & ENDPOINT_HAS_IPV4 != 0 && same(&endpoint.ipv4, address)
     } else {
-        endpoint.endpoint.flags & ENDPOINT_HAS_IPV6 != 0 && same(&endpoint.endpoint.ipv6, address)
+        endpoint.flags & ENDPOINT_HAS_IPV6 != 0 && same(&endpoint.ipv6, address)
     }
 }
 
@@ -418,12 +539,12 @@ pub(crate) fn add(counter: *mut u64, amount: u64) {
 }
 
 #[inline(always)]
-fn decided(endpoint: &Judge<'_>, decision: Decision, opens_flow: bool) -> Outcome {
+fn decided(endpoint: &Judge, decision: Decision, opens_flow: bool) -> Outcome {
     Outcome {
         verdict: decision.verdict,
         reason: Reason::Policy,
         rule: decision.rule,
-        endpoint: endpoint.endpoint.id,
+        endpoint: endpoint.id,
         change: decision.change,
         opens_flow,
         slot: endpoint.slot,
@@ -431,12 +552,12 @@ fn decided(endpoint: &Judge<'_>, decision: Decision, opens_flow: bool) -> Outcom
 }
 
 #[inline(always)]
-fn deny(endpoint: &Judge<'_>, reason: Reason) -> Outcome {
+fn deny(endpoint: &Judge, reason: Reason) -> Outcome {
     Outcome {
         verdict: VERDICT_DENY,
         reason,
         rule: RULE_NO_MATCH,
-        endpoint: endpoint.endpoint.id,
+        endpoint: endpoint.id,
         change: endpoint.state.change(),
         opens_flow: false,
         slot: endpoint.slot,

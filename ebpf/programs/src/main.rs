@@ -1,7 +1,8 @@
 //! Judges every packet of every pod, on the host side of the pod's link.
 //!
-//! Two programs share all code: [`from_pod`] runs where packets leave the pod (tcx ingress of the host side) and
-//! asks egress policy; [`to_pod`] runs where packets enter it (tcx egress) and asks ingress policy. A packet takes
+//! Four programs share all code. [`from_pod`] runs where packets leave the pod (tcx ingress of the host side) and
+//! asks egress policy; [`to_pod`] runs where packets enter it (tcx egress) and asks ingress policy. [`from_host`] and
+//! [`to_host`] do the same on interfaces of the host, where only what some endpoint is asked about is judged. A packet takes
 //! a constant number of map lookups, whatever the number of policies: endpoint, tracked flow, and for a new flow
 //! address class and verdict.
 //!
@@ -25,42 +26,74 @@ mod track;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::bpf_ktime_get_ns,
+    helpers::bpf_ktime_get_coarse_ns,
     macros::classifier,
     programs::TcContext,
 };
 use ebpf_abi::{COUNTER_ALLOWED, COUNTER_DENIED, DIRECTION_EGRESS, DIRECTION_INGRESS, VERDICT_ALLOW};
 
-use crate::{judge::judge, maps::COUNTERS, packet::Packet};
+use crate::{
+    judge::{judge_host, judge_pod},
+    maps::{COUNTERS, PACKET},
+    packet::Packet,
+};
 
 /// Every packet that a pod sends.
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
-    run(&ctx, DIRECTION_EGRESS)
+    run::<false>(&ctx, DIRECTION_EGRESS)
 }
 
 /// Every packet that is sent to a pod.
 #[classifier]
 fn to_pod(ctx: TcContext) -> i32 {
-    run(&ctx, DIRECTION_INGRESS)
+    run::<false>(&ctx, DIRECTION_INGRESS)
 }
 
-/// The one way a packet passes is the last line of this function.
+/// Every packet that leaves through an interface of the host.
+#[classifier]
+fn from_host(ctx: TcContext) -> i32 {
+    run::<true>(&ctx, DIRECTION_EGRESS)
+}
+
+/// Every packet that arrives at an interface of the host.
+#[classifier]
+fn to_host(ctx: TcContext) -> i32 {
+    run::<true>(&ctx, DIRECTION_INGRESS)
+}
+
+/// The one way a packet passes is the last line of this function; what no endpoint of a host is asked about is not
+/// judged at all.
 #[inline(always)]
-fn run(ctx: &TcContext, direction: u8) -> i32 {
+fn run<const HOST: bool>(ctx: &TcContext, direction: u8) -> i32 {
     // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let mut packet = Packet::unparsed(direction);
-    let outcome = judge(ctx, &mut packet, now_ns);
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let Some(packet) = PACKET.get_ptr_mut(0) else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: the map returned a valid, aligned value of this CPU. Programs on network hooks run with softirqs disabled and
+    // do not nest, so nobody else uses it until this run is over.
+    let packet = unsafe {
+        packet.write(Packet::unparsed(direction));
+        &mut *packet
+    };
+    let outcome = if HOST {
+        match judge_host(ctx, packet, now_ns) {
+            Some(outcome) => outcome,
+            None => return TC_ACT_UNSPEC,
+        }
+    } else {
+        judge_pod(ctx, packet, now_ns)
+    };
 
     if outcome.verdict != VERDICT_ALLOW {
         count(COUNTER_DENIED + outcome.reason as u32);
-        report::denied(ctx, &packet, &outcome, now_ns);
+        report::denied(ctx, packet, &outcome, now_ns);
         return TC_ACT_SHOT;
     }
     count(COUNTER_ALLOWED);
     if outcome.opens_flow {
-        report::opened(ctx, &packet, &outcome, now_ns);
+        report::opened(ctx, packet, &outcome, now_ns);
     }
     // "No opinion" rather than "accept": programs that others attached after ours still run.
     TC_ACT_UNSPEC

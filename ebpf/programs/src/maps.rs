@@ -1,5 +1,6 @@
 //! The maps. Layouts are `ebpf_abi`'s; the loader pins each by its name, so they outlive the agent.
 
+use crate::packet::Packet;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
@@ -7,13 +8,18 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     COUNTERS as COUNTER_SLOTS, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
-    Fragment, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
-    PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue,
+    Fragment, HostKey, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
+    MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey,
+    VerdictValue,
 };
 
 /// Interface index to endpoint.
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, Endpoint> = HashMap::pinned(MAX_ENDPOINTS, 0);
+
+/// Interface and address of the host to endpoint.
+#[map]
+pub(crate) static HOST_ENDPOINTS: HashMap<HostKey, Endpoint> = HashMap::pinned(MAX_HOST_ADDRESSES, 0);
 
 /// What changes while an endpoint is attached.
 #[map]
@@ -23,18 +29,33 @@ pub(crate) static SLOTS: Array<Slot> = Array::pinned(MAX_ENDPOINTS, BPF_F_MMAPAB
 #[map]
 pub(crate) static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(MAX_SOURCES, 0);
 
-/// Address to class.
+/// Address to class, whole addresses.
+#[map]
+pub(crate) static HOSTS: HashMap<IdentityKey, u32> = HashMap::pinned(MAX_IDENTITIES, BPF_F_NO_PREALLOC);
+
+/// Address to class, shorter prefixes.
 #[map]
 pub(crate) static IDENTITIES: LpmTrie<IdentityKey, u32> = LpmTrie::pinned(MAX_IDENTITIES, 0);
 
 /// Class, protocol and port to verdict.
 #[map]
-pub(crate) static VERDICTS: LpmTrie<VerdictKey, VerdictValue> = LpmTrie::pinned(MAX_VERDICTS, 0);
+pub(crate) static VERDICTS: HashMap<VerdictKey, VerdictValue> =
+    HashMap::pinned(MAX_VERDICTS, BPF_F_NO_PREALLOC);
 
-/// Tracked flows. A plain hash, not an LRU: under pressure an LRU forgets living flows, and lets an attacker choose
+/// Tracked flows, allocated beforehand: that takes 20 MB and a third off the cost of a first packet. A plain hash, not an
+/// LRU: under pressure an LRU forgets living flows, and lets an attacker choose
 /// which; a full table denies new ones instead.
 #[map]
-pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(MAX_FLOWS, BPF_F_NO_PREALLOC);
+pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(MAX_FLOWS, 0);
+
+/// Where a new flow is put together: the stack has too little room for it.
+#[map]
+pub(crate) static NEW_FLOW: PerCpuArray<FlowState> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is understood of the packet in hand. Not on the stack: there the verifier would follow every value through every
+/// branch, and give up.
+#[map]
+pub(crate) static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 /// Flows to each endpoint that are not established, by bucket of the peer: [`PEER_BUCKETS`] for each slot. Added to here,
 /// set to the exact numbers whenever user space expires flows.

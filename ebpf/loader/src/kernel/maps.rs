@@ -17,9 +17,10 @@ use aya::{
 };
 use ebpf_abi::{
     COUNTERS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
-    ENDPOINT_HAS_IPV6, Endpoint, EndpointState, FLOW_ESTABLISHED, FRAGMENTS_PER_ENDPOINT, FlowKey,
-    FlowRecord, FlowState, Fragment, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES,
-    MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
+    ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
+    FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
+    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
+    PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -33,8 +34,10 @@ use crate::{
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
+const HOST_ENDPOINTS: &str = "HOST_ENDPOINTS";
 const SLOTS: &str = "SLOTS";
 const SOURCES: &str = "SOURCES";
+const HOSTS: &str = "HOSTS";
 const IDENTITIES: &str = "IDENTITIES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
@@ -44,15 +47,20 @@ const DENIALS: &str = "DENIALS";
 const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
+/// Prefix length of a whole address, of either family.
+const WHOLE_ADDRESS: u32 = IDENTITY_PREFIX_BASE + 128;
+
 /// The maps of the programs.
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
+    host_endpoints: HashMap<MapData, HostKey, Endpoint>,
     slots: MappedArray<Slot>,
     peers: MappedArray<u64>,
     denials: HashMap<MapData, DenialKey, Denial>,
     sources: LpmTrie<MapData, SourceKey, u32>,
+    hosts: HashMap<MapData, IdentityKey, u32>,
     identities: LpmTrie<MapData, IdentityKey, u32>,
-    verdicts: LpmTrie<MapData, VerdictKey, VerdictValue>,
+    verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -82,10 +90,12 @@ impl Maps {
         }
         Ok(Self {
             endpoints: typed(programs, ENDPOINTS)?,
+            host_endpoints: typed(programs, HOST_ENDPOINTS)?,
             slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
             peers: mapped(programs, PEERS, MAX_ENDPOINTS * PEER_BUCKETS)?,
             denials: typed(programs, DENIALS)?,
             sources: typed(programs, SOURCES)?,
+            hosts: typed(programs, HOSTS)?,
             identities: typed(programs, IDENTITIES)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
@@ -93,21 +103,68 @@ impl Maps {
         })
     }
 
-    /// Every endpoint with its interface.
+    /// Every endpoint with its interface, each once: those of pods, of the host's addresses and of what hosts forward,
+    /// and those that are asked before tracking.
     pub(crate) fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
+        let mut all = self.pods()?;
+        let mut seen: BTreeSet<u32> = all.iter().map(|(_, endpoint)| endpoint.id).collect();
+        for (key, endpoint) in self.hosts()? {
+            if seen.insert(endpoint.id) {
+                all.push((key.ifindex, endpoint));
+            }
+            if endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0 && seen.insert(endpoint.untracked) {
+                let untracked = Endpoint {
+                    id: endpoint.untracked,
+                    slot: endpoint.untracked_slot,
+                    ..Endpoint::default()
+                };
+                all.push((key.ifindex, untracked));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Every pod's endpoint with its interface.
+    pub(crate) fn pods(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
         self.endpoints
             .iter()
             .collect::<Result<_, _>>()
             .map_err(failed_map(ENDPOINTS, "read"))
     }
 
-    /// Makes an endpoint known to the programs, without tables and without flows.
-    pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+    /// What the host's interfaces and addresses have for endpoints.
+    pub(crate) fn hosts(&self) -> Result<BTreeMap<HostKey, Endpoint>, DatapathError> {
+        self.host_endpoints
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(HOST_ENDPOINTS, "read"))
+    }
+
+    /// Gives an address of the host an endpoint.
+    pub(crate) fn write_host(&mut self, key: &HostKey, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.host_endpoints
+            .insert(key, endpoint, 0)
+            .map_err(failed_map(HOST_ENDPOINTS, "write"))
+    }
+
+    /// Takes it away. [`sys::wait_for_programs`] before the next one is written.
+    pub(crate) fn remove_host(&mut self, key: &HostKey) -> Result<(), DatapathError> {
+        absent_is_fine(self.host_endpoints.remove(key)).map_err(failed_map(HOST_ENDPOINTS, "delete from"))
+    }
+
+    /// Prepares the slot of a new endpoint: no tables, no flows.
+    pub(crate) fn clear_slot(&mut self, endpoint: &Endpoint) {
         self.set_state(endpoint, EndpointState::default());
         self.set_counts(endpoint, &Counts::default());
+        self.set_ranks(endpoint, 0, true);
         if let Some(unreported) = self.slots.field(endpoint.slot, offset_of!(Slot, unreported)) {
             unreported.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Makes an endpoint known to the programs, without tables and without flows.
+    pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.clear_slot(endpoint);
         self.endpoints
             .insert(ifindex, endpoint, 0)
             .map_err(failed_map(ENDPOINTS, "write"))
@@ -122,9 +179,15 @@ impl Maps {
     }
 
     /// The lowest slot that none of `endpoints` has.
-    pub(crate) fn free_slot(endpoints: &[(u32, Endpoint)]) -> u32 {
+    pub(crate) fn free_slot(endpoints: &[(u32, Endpoint)]) -> Result<u32, DatapathError> {
         let taken: BTreeSet<u32> = endpoints.iter().map(|(_, endpoint)| endpoint.slot).collect();
-        (0..).find(|slot| !taken.contains(slot)).unwrap_or(MAX_ENDPOINTS)
+        (0..MAX_ENDPOINTS)
+            .find(|slot| !taken.contains(slot))
+            .ok_or(DatapathError::Full {
+                map: SLOTS,
+                needed: endpoints.len() + 1,
+                limit: endpoints.len(),
+            })
     }
 
     /// Which tables judge an endpoint.
@@ -137,6 +200,18 @@ impl Maps {
     pub(crate) fn set_state(&mut self, endpoint: &Endpoint, state: EndpointState) {
         if let Some(word) = self.slots.field(endpoint.slot, offset_of!(Slot, state)) {
             word.store(state.pack(), Ordering::Release);
+        }
+    }
+
+    /// Lets programs look for verdicts of these ranks, and of those that they look for already unless `exactly`: then no
+    /// program may read older tables any more.
+    pub(crate) fn set_ranks(&mut self, endpoint: &Endpoint, ranks: u64, exactly: bool) {
+        if let Some(word) = self.slots.field(endpoint.slot, offset_of!(Slot, ranks)) {
+            if exactly {
+                word.store(ranks, Ordering::Release);
+            } else {
+                word.fetch_or(ranks, Ordering::Release);
+            }
         }
     }
 
@@ -158,10 +233,17 @@ impl Maps {
     }
 
     pub(crate) fn identities(&self) -> Result<Vec<(Key<IdentityKey>, u32)>, DatapathError> {
-        self.identities
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed_map(IDENTITIES, "read"))
+        let whole = self.hosts.iter().map(|entry| {
+            let (key, identity) = entry?;
+            Ok((Key::new(WHOLE_ADDRESS, key), identity))
+        });
+        let mut all: Vec<_> = whole
+            .collect::<Result<_, MapError>>()
+            .map_err(failed_map(HOSTS, "read"))?;
+        for entry in self.identities.iter() {
+            all.push(entry.map_err(failed_map(IDENTITIES, "read"))?);
+        }
+        Ok(all)
     }
 
     pub(crate) fn write_identity(
@@ -169,16 +251,24 @@ impl Maps {
         key: &Key<IdentityKey>,
         identity: u32,
     ) -> Result<(), DatapathError> {
+        if key.prefix_len() == WHOLE_ADDRESS {
+            let written = self.hosts.insert(key.data(), identity, 0);
+            return written.map_err(failed_map(HOSTS, "write"));
+        }
         self.identities
             .insert(key, identity, 0)
             .map_err(failed_map(IDENTITIES, "write"))
     }
 
     pub(crate) fn remove_identity(&mut self, key: &Key<IdentityKey>) -> Result<(), DatapathError> {
+        if key.prefix_len() == WHOLE_ADDRESS {
+            let removed = self.hosts.remove(&key.data());
+            return absent_is_fine(removed).map_err(failed_map(HOSTS, "delete from"));
+        }
         absent_is_fine(self.identities.remove(key)).map_err(failed_map(IDENTITIES, "delete from"))
     }
 
-    pub(crate) fn verdicts(&self) -> Result<Vec<(Key<VerdictKey>, VerdictValue)>, DatapathError> {
+    pub(crate) fn verdicts(&self) -> Result<Vec<(VerdictKey, VerdictValue)>, DatapathError> {
         self.verdicts
             .iter()
             .collect::<Result<_, _>>()
@@ -187,7 +277,7 @@ impl Maps {
 
     pub(crate) fn write_verdict(
         &mut self,
-        key: &Key<VerdictKey>,
+        key: &VerdictKey,
         value: VerdictValue,
     ) -> Result<(), DatapathError> {
         self.verdicts
@@ -195,7 +285,7 @@ impl Maps {
             .map_err(failed_map(VERDICTS, "write"))
     }
 
-    pub(crate) fn remove_verdict(&mut self, key: &Key<VerdictKey>) -> Result<(), DatapathError> {
+    pub(crate) fn remove_verdict(&mut self, key: &VerdictKey) -> Result<(), DatapathError> {
         absent_is_fine(self.verdicts.remove(key)).map_err(failed_map(VERDICTS, "delete from"))
     }
 
@@ -419,15 +509,17 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
     const RINGBUF: u32 = 27;
     let expected = [
         (ENDPOINTS, shape::<u32, Endpoint>(HASH, MAX_ENDPOINTS)),
+        (HOSTS, shape::<IdentityKey, u32>(HASH, MAX_IDENTITIES)),
         (
             IDENTITIES,
             shape::<Key<IdentityKey>, u32>(LPM_TRIE, MAX_IDENTITIES),
         ),
-        (
-            VERDICTS,
-            shape::<Key<VerdictKey>, VerdictValue>(LPM_TRIE, MAX_VERDICTS),
-        ),
+        (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
+        (
+            HOST_ENDPOINTS,
+            shape::<HostKey, Endpoint>(HASH, MAX_HOST_ADDRESSES),
+        ),
         (SLOTS, shape::<u32, Slot>(ARRAY, MAX_ENDPOINTS)),
         (SOURCES, shape::<Key<SourceKey>, u32>(LPM_TRIE, MAX_SOURCES)),
         (PEERS, shape::<u32, u64>(ARRAY, MAX_ENDPOINTS * PEER_BUCKETS)),

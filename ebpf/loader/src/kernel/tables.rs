@@ -37,8 +37,10 @@ pub(crate) struct Tables {
 /// The entries of one endpoint and epoch.
 #[derive(Default)]
 struct Keys {
-    verdicts: Vec<Key<VerdictKey>>,
+    verdicts: Vec<VerdictKey>,
     sources: Vec<Key<SourceKey>>,
+    /// Ranks of the verdicts, as bits.
+    ranks: u64,
 }
 
 /// What the kernel holds, as far as this process wrote it.
@@ -57,8 +59,8 @@ impl Tables {
     pub(crate) fn read(maps: &Maps) -> Result<Self, DatapathError> {
         let mut tables = Self::default();
         for (key, _) in maps.verdicts()? {
-            let data = key.data();
-            let keys = tables.entries.entry((data.endpoint, data.epoch)).or_default();
+            let keys = tables.entries.entry((key.endpoint, key.epoch)).or_default();
+            keys.ranks |= 1 << (key.rank & 31);
             keys.verdicts.push(key);
         }
         for (key, _) in maps.sources()? {
@@ -165,6 +167,10 @@ impl Tables {
             return Ok(());
         }
         sys::wait_for_programs();
+        for (_, endpoint) in endpoints {
+            let ranks = self.ranks(endpoint.id, maps.state(endpoint).epoch);
+            maps.set_ranks(endpoint, ranks, true);
+        }
         for key in entries {
             let id = EndpointId(key.0);
             if self.current.endpoints.get(&id).map(|(_, epoch)| *epoch) == Some(key.1) {
@@ -213,11 +219,10 @@ impl Tables {
                 tables.identities.insert(net, IdentityId(identity));
             }
         }
-        for (key, value) in maps.verdicts()? {
-            let data = key.data();
+        for (data, value) in maps.verdicts()? {
             let asked = states.get(&data.endpoint).map(|state| state.epoch);
             if asked == Some(data.epoch)
-                && let Some(meaning) = encode::verdict_meaning(&key)
+                && let Some(meaning) = encode::verdict_meaning(&data)
                 && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {
                 endpoint.verdicts.insert(meaning, encode::verdict_entry(value));
@@ -311,6 +316,7 @@ impl Tables {
             }
             for (meaning, entry) in &wanted.verdicts {
                 let key = encode::verdict_key(*id, change, meaning);
+                written.ranks |= 1 << (key.rank & 31);
                 written.verdicts.push(key);
                 maps.write_verdict(&key, encode::verdict_value(entry))?;
             }
@@ -343,12 +349,18 @@ impl Tables {
                     state.flags |= STATE_HAS_SOURCES;
                 }
                 changes.insert(id, state.change());
+                // Before the state, which makes programs look for them.
+                maps.set_ranks(endpoint, self.ranks(endpoint.id, *epoch), false);
             }
             if state != old {
                 maps.set_state(endpoint, state);
             }
         }
         changes
+    }
+
+    fn ranks(&self, endpoint: u32, epoch: u32) -> u64 {
+        self.entries.get(&(endpoint, epoch)).map_or(0, |keys| keys.ranks)
     }
 
     fn check_capacity(

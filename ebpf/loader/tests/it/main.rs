@@ -7,6 +7,7 @@ mod corpus;
 mod flips;
 mod fragments;
 mod frames;
+mod host;
 mod lab;
 mod link;
 mod matrix;

@@ -8,6 +8,7 @@
 
 mod cluster;
 mod compile;
+mod policy;
 mod runtime;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
@@ -38,6 +39,8 @@ enum What {
     Compile,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
+    /// Packets judged by few and by many rules; needs root
+    Policy,
 }
 
 /// One line of a result.
@@ -108,6 +111,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted(What::Cluster) {
         report(args, "cluster", &cluster::measure(args.rounds)?)?;
+    }
+    if wanted(What::Policy) {
+        report(args, "policy", &policy::measure(args.rounds)?)?;
     }
     Ok(())
 }
