@@ -258,9 +258,11 @@ impl<K: Resource> Table<K> {
 /// Takes what was read apart from the watch; whether readers see a difference.
 fn newer<K: Resource>(table: &Mutex<Table<K>>, objects: impl IntoIterator<Item = K>) -> bool {
     let mut table = lock(table);
-    objects
-        .into_iter()
-        .fold(false, |changed, object| table.newer(object) || changed)
+    let mut changed = false;
+    for object in objects {
+        changed |= table.newer(object);
+    }
+    changed
 }
 
 fn key<K: Resource>(object: &K) -> (String, String) {

@@ -52,7 +52,7 @@ impl Server {
     /// All profiles by name, and the revision that they show.
     async fn profiles(&self) -> Result<(u64, Vec<Value>), Status> {
         let mut options = ListOptions::default();
-        let mut found = vec![profile(ALLOW.to_owned(), &Value::Null, true, Map::new())];
+        let mut found = vec![profile(ALLOW, &Value::Null, true, Map::new())];
         let mut revision = 0;
         for (plural, of) in [
             ("namespaces", of_namespace as fn(&Value) -> Value),
@@ -76,7 +76,7 @@ impl Server {
 
 fn of_namespace(namespace: &Value) -> Value {
     let name = metadata_text(namespace, "name");
-    profile(format!("kns.{name}"), namespace, true, labels(namespace, "pcns"))
+    profile(&format!("kns.{name}"), namespace, true, labels(namespace, "pcns"))
 }
 
 /// A service account's has labels only: what is allowed by default says its namespace's.
@@ -86,7 +86,7 @@ fn of_account(account: &Value) -> Value {
         metadata_text(account, "name"),
     );
     let name = format!("ksa.{namespace}.{name}");
-    profile(name, account, false, labels(account, "pcsa"))
+    profile(&name, account, false, labels(account, "pcsa"))
 }
 
 /// Labels of the source under a prefix, and its name.
@@ -98,7 +98,7 @@ fn labels(source: &Value, prefix: &str) -> Map<String, Value> {
     own.chain([(format!("{prefix}.{NAME_LABEL}"), name)]).collect()
 }
 
-fn profile(name: String, source: &Value, allows: bool, labels: Map<String, Value>) -> Value {
+fn profile(name: &str, source: &Value, allows: bool, labels: Map<String, Value>) -> Value {
     let mut metadata = json!({"name": name});
     for field in ["uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = source.pointer(&format!("/metadata/{field}")) {

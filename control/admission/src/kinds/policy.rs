@@ -47,7 +47,7 @@ pub fn built_in_objects() -> Vec<(&'static Resource, Value)> {
     };
     let objects = tiers
         .into_iter()
-        .map(|tier| serde_json::to_value(tier))
+        .map(serde_json::to_value)
         .chain([serde_json::to_value(configuration)]);
     objects
         .flatten()

@@ -378,6 +378,14 @@ async fn policies(kubectl: &Kubectl) {
         "globalnetworkpolicy.projectcalico.org/ops.fence\n"
     );
 
+    let described = kubectl.ok(&["describe", "gnp", "ops.fence"]).await;
+    assert!(
+        described.contains("Not Nets") && described.contains("10.9.0.0/16"),
+        "{described}"
+    );
+    let yaml = kubectl.ok(&["get", "tier", "ops", "-o", "yaml"]).await;
+    assert!(yaml.contains("order: 40\n"), "{yaml}");
+
     let misspelt = POLICIES.replace("notNets", "notNest");
     let refusal = kubectl.fails(&["apply", "-f", "-"], &misspelt).await;
     assert!(

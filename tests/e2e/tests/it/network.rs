@@ -214,18 +214,27 @@ fn tiers_pass_allow_and_deny(cluster: &Cluster) -> Result<()> {
             other => bail!("the first tier allows the auditor, who gets {other:?}"),
         }
     })?;
-    ensure!(
-        fetch("friend", 8080)? == "welcome\n",
-        "passed on by the first tier, allowed by the namespace's own policy, yet no answer"
-    );
-    ensure!(
-        fetch("friend", 9090)? == "blocked\n",
-        "selected by the first tier and decided by none of its rules, yet open"
-    );
-    ensure!(
-        fetch("stranger", 8080)? == "blocked\n",
-        "denied by a rule, yet open"
-    );
+    for (who, port, expected, why) in [
+        (
+            "friend",
+            8080,
+            "welcome\n",
+            "passed on, then allowed by the namespace's own policy",
+        ),
+        (
+            "friend",
+            9090,
+            "blocked\n",
+            "selected by the first tier and decided by none of its rules",
+        ),
+        ("stranger", 8080, "blocked\n", "denied by a rule"),
+    ] {
+        let answer = fetch(who, port)?;
+        ensure!(
+            answer == expected,
+            "{who} on port {port} gets {answer:?}, though {why}"
+        );
+    }
 
     let flows = cluster
         .policyctl(&["flows", "--pod", "yard/web", "-o", "json"])?
@@ -347,9 +356,10 @@ fn fetch(
     cluster.apply(&yaml)?.ok()?;
     cluster.wait_for_phase(namespace, &name, "Succeeded")?;
     let log = cluster.policyctl(&["logs", &name, "-n", namespace])?.ok()?.stdout;
+    // What netcat says on standard error may come behind the answer: the two streams have no order.
     let log = log
         .lines()
-        .last()
+        .rfind(|line| !line.starts_with("nc: "))
         .map(|line| format!("{line}\n"))
         .unwrap_or_default();
     cluster
