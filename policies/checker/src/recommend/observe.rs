@@ -148,19 +148,26 @@ impl Observed {
         observed
     }
 
-    /// Takes out what the dialect has no words for.
+    /// Takes out what the dialect has no words for: protocols without ports in Kubernetes' kind, and port 0 in both.
     pub(super) fn keep_expressible(&mut self, dialect: Dialect) {
-        if dialect == Dialect::Calico {
-            return;
-        }
-        let (kept, others) = std::mem::take(&mut self.connections)
+        let expressible = |connection: &Connection| {
+            let Service { protocol, port } = connection.service;
+            match PORT_PROTOCOLS.contains(&protocol) {
+                true => port != 0,
+                false => dialect == Dialect::Calico && protocol != 0,
+            }
+        };
+        let (kept, others): (_, BTreeSet<Connection>) = std::mem::take(&mut self.connections)
             .into_iter()
-            .partition(|connection| PORT_PROTOCOLS.contains(&connection.service.protocol));
+            .partition(expressible);
         self.connections = kept;
+        let kind = match dialect {
+            Dialect::Kubernetes => "Kubernetes",
+            Dialect::Calico => "Calico",
+        };
         let told = others.iter().map(|connection| {
             format!(
-                "{} from {} to {}: NetworkPolicy of Kubernetes cannot allow this and nothing else; \
-                 write Calico's kind",
+                "{} from {} to {}: NetworkPolicy of {kind} has no rule for this and nothing else",
                 connection.service.point(),
                 self.name(connection.from),
                 self.name(connection.to)

@@ -272,7 +272,8 @@ proptest! {
             after.calico = loaded.calico;
             let model = Model::new(&after);
             for flow in &flows {
-                let expressible = dialect == Dialect::Calico || [6, 17, 132].contains(&flow.protocol);
+                let has_ports = [6, 17, 132].contains(&flow.protocol);
+                let expressible = if has_ports { flow.destination_port != 0 } else { dialect == Dialect::Calico };
                 let direction = match flow.direction {
                     FlowDirection::Ingress => Direction::Ingress,
                     FlowDirection::Egress => Direction::Egress,
