@@ -125,26 +125,85 @@ pub fn connectivity(model: &Model, grouping: Grouping) -> Connectivity {
 }
 
 impl Connectivity {
-    /// Lines of (from, to, services) for people: destinations that a source may send the same stand in one line.
+    /// Lines of (from, to, services) for people: destinations that a source may send the same stand in one line, and
+    /// so do addresses from which the same may come.
     pub fn lines(&self) -> Vec<[String; 3]> {
-        let mut lines: Vec<(&str, Vec<&str>, String)> = Vec::new();
+        let regions: BTreeMap<&str, Region> = self
+            .outside
+            .iter()
+            .map(|group| {
+                let except = Region::of(group.except.iter().copied());
+                let region = Region::of(group.cidrs.iter().copied()).subtract(&except);
+                (group.name.as_str(), region)
+            })
+            .collect();
+        let mut lines: Vec<(Side, Side, String)> = Vec::new();
         for connection in &self.connections {
             let text = match connection.family {
                 Some(family) => format!("{} ({family})", connection.text),
                 None => connection.text.clone(),
             };
-            let same = lines
+            let (from, to) = (
+                Side::of(&connection.from, &regions),
+                Side::of(&connection.to, &regions),
+            );
+            match lines
                 .iter_mut()
-                .find(|(from, _, known)| *from == connection.from && *known == text);
-            match same {
-                Some((_, to, _)) => to.push(&connection.to),
-                None => lines.push((&connection.from, vec![&connection.to], text)),
+                .find(|(of, _, known)| *of == from && *known == text)
+            {
+                Some((_, known, _)) => known.add(to),
+                None => lines.push((from, to, text)),
             }
         }
-        lines
+        let mut merged: Vec<(Side, Side, String)> = Vec::new();
+        for (from, to, text) in lines {
+            let fits = |(known, same, services): &&mut (Side, Side, String)| {
+                known.workloads.is_empty() && from.workloads.is_empty() && *same == to && *services == text
+            };
+            match merged.iter_mut().find(fits) {
+                Some((known, ..)) => known.add(from),
+                None => merged.push((from, to, text)),
+            }
+        }
+        merged
             .into_iter()
-            .map(|(from, to, text)| [from.to_owned(), to.join(", "), text])
+            .map(|(from, to, text)| [from.text(), to.text(), text])
             .collect()
+    }
+}
+
+/// One side of a line.
+#[derive(PartialEq, Eq)]
+struct Side {
+    workloads: Vec<String>,
+    addresses: Region,
+}
+
+impl Side {
+    fn of(name: &str, regions: &BTreeMap<&str, Region>) -> Self {
+        match regions.get(name) {
+            Some(region) => Self {
+                workloads: Vec::new(),
+                addresses: region.clone(),
+            },
+            None => Self {
+                workloads: vec![name.to_owned()],
+                addresses: Region::default(),
+            },
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.workloads.extend(other.workloads);
+        self.addresses = self.addresses.union(&other.addresses);
+    }
+
+    fn text(&self) -> String {
+        let mut names = self.workloads.clone();
+        if !self.addresses.is_empty() {
+            names.push(naming::addresses(&self.addresses));
+        }
+        names.join(", ")
     }
 }
 
@@ -268,8 +327,18 @@ impl Groups {
             .into_iter()
             .enumerate()
             .map(|(i, name)| (Group::Workloads(i), name));
-        let addresses =
-            (0..self.regions.len()).map(|i| (Group::Addresses(i), naming::addresses(&self.shape(model, i))));
+        let mut used = BTreeSet::new();
+        let addresses = (0..self.regions.len()).map(|i| {
+            let region = self.shape(model, i);
+            let short = naming::addresses(&region);
+            // A name that was cut may be another's too.
+            let name = if used.insert(short.clone()) {
+                short
+            } else {
+                region.to_string()
+            };
+            (Group::Addresses(i), name)
+        });
         self.named = workloads.chain(addresses).collect();
     }
 

@@ -59,12 +59,59 @@ pub fn difference(old: &Model, new: &Model) -> Vec<Change> {
     for (i, from) in both.ends.iter().enumerate() {
         for (j, to) in both.ends.iter().enumerate() {
             if both.judges(i == j, from, to) {
-                changes.extend(both.changes(from, to));
+                let found = both.changes(from, to).into_iter();
+                changes.extend(found.map(|change| Located {
+                    change,
+                    from: from.shape.clone(),
+                    to: to.shape.clone(),
+                }));
             }
         }
     }
-    changes.sort();
-    changes
+    changes.sort_by(|a, b| a.change.cmp(&b.change));
+    together(changes)
+}
+
+/// A change, and the addresses at its ends where those are not workloads.
+struct Located {
+    change: Change,
+    from: Option<Region>,
+    to: Option<Region>,
+}
+
+/// Puts addresses together between which and the same workloads the same happens by the same rules.
+fn together(changes: Vec<Located>) -> Vec<Change> {
+    let rulings = |change: &Change| {
+        let of = |packet: &Option<Packet>| packet.as_ref().map(Packet::rulings);
+        (of(&change.before), of(&change.after))
+    };
+    let mut merged: Vec<Located> = Vec::new();
+    for new in changes {
+        let fits = |known: &&mut Located| {
+            let (a, b) = (&known.change, &new.change);
+            let end = |a: &str, b: &str, known: &Option<Region>, new: &Option<Region>| {
+                a == b || (known.is_some() && new.is_some())
+            };
+            (a.effect, a.family, &a.text, rulings(a)) == (b.effect, b.family, &b.text, rulings(b))
+                && end(&a.from, &b.from, &known.from, &new.from)
+                && end(&a.to, &b.to, &known.to, &new.to)
+        };
+        match merged.iter_mut().find(fits) {
+            Some(known) => {
+                for (name, region, more) in [
+                    (&mut known.change.from, &mut known.from, &new.from),
+                    (&mut known.change.to, &mut known.to, &new.to),
+                ] {
+                    if let (Some(region), Some(more)) = (region.as_mut(), more) {
+                        *region = region.union(more);
+                        *name = naming::addresses(region);
+                    }
+                }
+            }
+            None => merged.push(new),
+        }
+    }
+    merged.into_iter().map(|located| located.change).collect()
 }
 
 /// The ends of two models, none of which either can tell apart.
@@ -82,6 +129,8 @@ type Changed = (Space, Space);
 
 struct BothEnd {
     name: String,
+    /// Of addresses, with those of workloads that lie within.
+    shape: Option<Region>,
     old: Option<End>,
     new: Option<End>,
     what: What,
@@ -107,6 +156,7 @@ impl<'a> Both<'a> {
                     };
                     ends.push(BothEnd {
                         name: naming::addresses(&shape),
+                        shape: Some(shape),
                         old: Some(End::Outside(i)),
                         new: Some(End::Outside(j)),
                         what: What::Addresses(region),
@@ -133,6 +183,11 @@ impl<'a> Both<'a> {
     fn changes(&self, from: &BothEnd, to: &BothEnd) -> Vec<Change> {
         let mut found: BTreeMap<IpVersion, Changed> = BTreeMap::new();
         for version in FAMILIES {
+            // The two models may cut the address space so that only one family is in both parts.
+            let lacks = |end: &BothEnd| matches!(&end.what, What::Addresses(region) if !region.has(version));
+            if lacks(from) || lacks(to) {
+                continue;
+            }
             let allowed = |model: &Model, from: Option<End>, to: Option<End>| {
                 self.has(from, to)?;
                 model.allowed(from?, to?, version)
@@ -282,6 +337,7 @@ fn workload_ends(old: &Model, new: &Model) -> Vec<BothEnd> {
                     .collect::<Vec<_>>()
                     .join(", "),
             },
+            shape: None,
             old: of_old.map(End::Class),
             new: of_new.map(End::Class),
             what: What::Workloads(

@@ -12,10 +12,13 @@ pub(crate) type Answer = [(SourceClass, Service, VerdictEntry)];
 /// Classes of source ports of an endpoint.
 pub(crate) type SourceTable = BTreeMap<SourceBlock, SourceClass>;
 
+/// What decides, by destination port.
+type ByPort = Vec<(Interval, VerdictEntry)>;
+
 /// The map. Ports of one protocol that have no entry are not part of any flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Judge {
-    listed: BTreeMap<u8, Vec<(Interval, Vec<(Interval, VerdictEntry)>)>>,
+    listed: BTreeMap<u8, Vec<(Interval, ByPort)>>,
     others: VerdictEntry,
     allowed: Space,
 }
@@ -135,7 +138,7 @@ fn port_pieces(
     entries: &BTreeMap<(SourceClass, Service), VerdictEntry>,
     class: SourceClass,
     protocol: u8,
-) -> Vec<(Interval, VerdictEntry)> {
+) -> ByPort {
     let of_class = entries.iter().filter(|((source, _), _)| *source == class);
     let mut blocks: Vec<(Interval, u8, VerdictEntry)> = Vec::new();
     for ((_, service), entry) in of_class {

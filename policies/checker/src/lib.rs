@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assertion;
+pub mod cases;
 mod classes;
 pub mod connectivity;
 pub mod difference;
@@ -18,7 +19,10 @@ mod judge;
 mod model;
 mod naming;
 pub mod picture;
+pub mod recommend;
 pub mod region;
+pub mod replay;
+pub mod rules;
 pub mod space;
 
 pub use model::{Class, End, Model, Packet, Party, Place, Ruling, SpaceId, Spot};

@@ -711,7 +711,7 @@ fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(
         .collect();
     let hosts: BTreeSet<&IpNet> = taken.iter().collect();
     let taken_region = Region::of(taken.iter().copied());
-    let mut ranges: BTreeMap<IdentityId, Vec<(IpVersion, (u128, u128))>> = BTreeMap::new();
+    let mut ranges: BTreeMap<IdentityId, Vec<_>> = BTreeMap::new();
     for version_wanted in FAMILIES {
         let nets = identities
             .iter()

@@ -25,7 +25,7 @@ pub(crate) fn addresses(region: &Region) -> String {
     if *region == Region::everything() {
         return "any address".to_owned();
     }
-    region.to_string()
+    region.text(LISTED)
 }
 
 /// `whole` is how many workloads there are in the namespace.

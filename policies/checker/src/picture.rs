@@ -55,7 +55,7 @@ const LINE: usize = 18;
 /// Space between boxes, and between text and the edge of its box.
 const GAP: usize = 10;
 /// Width of a character of the font at its size, about.
-const CHARACTER_TENTHS: usize = 68;
+const CHARACTER_TENTHS: usize = 74;
 /// Longest text before it is cut.
 const MAX_TEXT: usize = 60;
 /// Room for the curves between two columns.
@@ -154,7 +154,6 @@ impl<'a> Layout<'a> {
                 Origin { name, middle }
             })
             .collect();
-        // Those that were pushed below the last destination move up again, all together as far as there is room.
         let widest = |texts: Vec<String>| {
             let longest = texts
                 .iter()

@@ -171,6 +171,25 @@ impl Region {
         written
     }
 
+    /// The set for people, with at most so many networks of a list.
+    pub(crate) fn text(&self, listed: usize) -> String {
+        let list = |nets: &[IpNet]| {
+            let mut texts: Vec<String> = nets.iter().take(listed).map(net_text).collect();
+            if nets.len() > texts.len() {
+                texts.push(format!("{} more", nets.len() - texts.len()));
+            }
+            match texts.split_last() {
+                Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+                _ => texts.concat(),
+            }
+        };
+        let (nets, except) = self.nets_and_exceptions();
+        match except.is_empty() {
+            true => list(&nets),
+            false => format!("{} except {}", list(&nets), list(&except)),
+        }
+    }
+
     fn ranges(&self, version: IpVersion) -> &[Range] {
         match version {
             IpVersion::V4 => &self.v4,
@@ -188,16 +207,7 @@ impl Region {
 
 impl fmt::Display for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |nets: &[IpNet]| {
-            let nets: Vec<String> = nets.iter().map(net_text).collect();
-            nets.join(", ")
-        };
-        let (nets, except) = self.nets_and_exceptions();
-        f.write_str(&list(&nets))?;
-        if !except.is_empty() {
-            write!(f, " except {}", list(&except))?;
-        }
-        Ok(())
+        f.write_str(&self.text(usize::MAX))
     }
 }
 
@@ -315,11 +325,11 @@ mod tests {
     #[test]
     fn regions_read_as_people_write_them() {
         let outside = Region::everything().subtract(&region(&["10.0.0.0/8"]));
-        assert_eq!(outside.to_string(), "0.0.0.0/0, ::/0 except 10.0.0.0/8");
+        assert_eq!(outside.to_string(), "0.0.0.0/0 and ::/0 except 10.0.0.0/8");
         assert_eq!(region(&["10.0.0.0/9", "10.128.0.0/9"]).to_string(), "10.0.0.0/8");
         assert_eq!(
             region(&["10.0.0.1/32", "2001:db8::/32"]).to_string(),
-            "10.0.0.1, 2001:db8::/32"
+            "10.0.0.1 and 2001:db8::/32"
         );
         assert_eq!(Region::everything().nets().len(), 2);
     }

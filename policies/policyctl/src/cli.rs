@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::check::args::{
+    ConnectivityArgs, DiffArgs, ProveArgs, RecommendArgs, ReplayArgs, TestArgs, TopArgs,
+};
+
 /// Default of `--state-dir`.
 pub(crate) const STATE_DIR: &str = "/var/lib/palisade";
 /// Default of `--run-dir`.
@@ -98,6 +102,60 @@ A flow: {\"id\", \"src\", \"dst\", \"protocol\", \"port\", \"srcPort\", \"icmpTy
 
 Exit codes: 0 all judged, 1 error, or a flow that could not be judged (its line says why, and denies)")]
     Decide(DecideArgs),
+    /// Show everything that may pass between workloads and the outside, exactly
+    #[command(after_help = "Examples:
+  policyctl connectivity
+  policyctl connectivity -f manifests/ -o json
+  policyctl connectivity -f manifests/ -o svg > who-reaches-whom.svg
+  policyctl connectivity -f manifests/ -o dot | dot -Tpng > graph.png")]
+    Connectivity(ConnectivityArgs),
+    /// Say what a change of policies or workloads opens and closes
+    #[command(after_help = "Examples:
+  policyctl diff before/ after/
+  policyctl diff after/              the live cluster is what was before
+  policyctl diff before/ after/ -o json")]
+    Diff(DiffArgs),
+    /// Say whether two sets of policies and workloads allow the same
+    #[command(after_help = "Examples:
+  policyctl equivalent before/ after/
+
+Exit codes: 0 they do, 1 error, 2 they do not (with a packet that shows it)")]
+    Equivalent(DiffArgs),
+    /// Prove that an assertion about all flows holds, or refute it with a packet
+    #[command(after_help = "Examples:
+  policyctl prove 'no pod in ns(pci) reaches internet'
+  policyctl prove -f manifests/ 'only ns(shop)/labels(app=web) reaches pod(shop/db) on 5432'
+  policyctl prove -f manifests/ --assertions rules.txt
+  policyctl prove -f manifests/      every PolicyAssertion object among the manifests
+
+docs/checker.md describes the language.
+Exit codes: 0 all hold, 1 error, 2 one does not")]
+    Prove(ProveArgs),
+    /// Run unit tests of policies
+    #[command(after_help = "Examples:
+  policyctl test cases.yaml -f manifests/
+  policyctl test cases.yaml -f manifests/ -o junit > results.xml
+
+A case: {from: shop/web, to: shop/db, port: 5432, expect: allow}; also name, protocol, sourcePort, rule.
+Exit codes: 0 all pass, 1 one fails, or error")]
+    Test(TestArgs),
+    /// Judge recorded flows against other policies
+    #[command(after_help = "Examples:
+  policyctl flows -o json > flows.jsonl
+  policyctl replay --flows flows.jsonl --with after/
+
+Exit codes: 0 every flow keeps its verdict, 1 error, 2 some do not")]
+    Replay(ReplayArgs),
+    /// Write the policies that allow what was recorded and nothing else
+    #[command(after_help = "Examples:
+  policyctl flows -o json > flows.jsonl
+  policyctl recommend --flows flows.jsonl > policies.yaml
+  policyctl recommend --flows flows.jsonl -f manifests/ --calico")]
+    Recommend(RecommendArgs),
+    /// Show what is used most
+    #[command(after_help = "Example:
+  policyctl top rules --flows flows.jsonl -f manifests/")]
+    Top(TopArgs),
     /// Show the version of this command and of the server
     Version(VersionArgs),
     /// Print a completion script for a shell

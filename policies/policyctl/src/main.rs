@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod check;
 mod cli;
 mod cluster;
 mod daemons;
@@ -66,6 +67,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Scan(args) => scan::run(&args).await,
             Command::Decide(args) => decide::run(&cli.connection, &args).await,
             Command::Explain(args) => explain::run(&cli.connection, &args).await,
+            Command::Connectivity(args) => check::connectivity(&cli.connection, &args).await.map(|()| done),
+            Command::Diff(args) => check::diff(&cli.connection, &args).await.map(|()| done),
+            Command::Equivalent(args) => check::equivalent(&cli.connection, &args).await,
+            Command::Prove(args) => check::prove(&cli.connection, &args).await,
+            Command::Test(args) => check::test(&cli.connection, &args).await,
+            Command::Replay(args) => check::replay(&args),
+            Command::Recommend(args) => check::recommend(&cli.connection, &args).await.map(|()| done),
+            Command::Top(args) => check::top(&cli.connection, &args).await.map(|()| done),
             Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "policyctl", &mut std::io::stdout());

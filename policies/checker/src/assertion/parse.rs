@@ -115,13 +115,13 @@ impl<'a> Parser<'a> {
             return match self.take_word(&["in"]) {
                 None => Ok(every_workload()),
                 Some(_) => match self.next.clone() {
-                    Some(token) if matches!(token.word.as_str(), "ns" | "labels") => self.scope(token),
+                    Some(token) if matches!(token.word.as_str(), "ns" | "labels") => self.scope(&token),
                     _ => Err(self.wrong("expected ns(NAME) or labels(SELECTOR)")),
                 },
             };
         }
         match (token.word.as_str(), &token.argument) {
-            ("ns" | "labels", _) => self.scope(token),
+            ("ns" | "labels", _) => self.scope(&token),
             ("pod", Some((column, name))) => {
                 let parts: Vec<&str> = name.split('/').collect();
                 if parts.len() != 2 || parts.iter().any(|part| part.is_empty()) {
@@ -153,7 +153,7 @@ impl<'a> Parser<'a> {
     }
 
     /// `ns(NAME)`, `labels(SELECTOR)` or `ns(NAME)/labels(SELECTOR)`.
-    fn scope(&mut self, token: Token) -> Result<EndTerm, ParseError> {
+    fn scope(&mut self, token: &Token) -> Result<EndTerm, ParseError> {
         let Some((column, argument)) = token.argument.clone() else {
             let column = token.column + token.word.chars().count();
             return Err(self.at(column, "expected an argument in parentheses"));
@@ -164,7 +164,7 @@ impl<'a> Parser<'a> {
                 namespace: None,
                 labels,
             };
-            return self.finish(&token, term);
+            return self.finish(token, term);
         }
         if argument.is_empty() || argument.contains('/') {
             return Err(self.at(column, "expected the name of a namespace"));
@@ -358,7 +358,7 @@ fn service(text: &str) -> Result<Space, String> {
     if ICMP_PROTOCOLS.contains(&protocol) {
         let kind: u8 = ports
             .parse()
-            .map_err(|_| format!("{ports:?} is no type of ICMP message"))?;
+            .map_err(|_no_number| format!("{ports:?} is no type of ICMP message"))?;
         let interval = (u16::from_be_bytes([kind, 0]), u16::from_be_bytes([kind, u8::MAX]));
         return Ok(Space::of_ports(protocol, [interval]));
     }

@@ -1,0 +1,96 @@
+//! The smallest policies that allow what was seen and nothing else.
+//!
+//! Pods stand together when their labels are the same but for those that controllers give each pod or each revision;
+//! that is a workload, and what one pod of it did, all may. Every namespace with a workload denies by default; each
+//! workload then gets one policy with what it sent and received. The result is proved: the model of the written
+//! objects is compared with what was recorded.
+
+mod observe;
+mod verify;
+mod write;
+
+use api::flow::FlowEvent;
+use policies_compiler::ClusterView;
+use serde_json::Value;
+
+use crate::model::Model;
+use observe::Observed;
+
+/// Kind of the objects that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `NetworkPolicy` of `networking.k8s.io/v1`, which knows TCP, UDP and SCTP.
+    Kubernetes,
+    /// `NetworkPolicy` of `projectcalico.org/v3`, which knows every protocol.
+    Calico,
+}
+
+/// Policies that allow what was recorded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recommendation {
+    /// The objects, those of one namespace together.
+    pub objects: Vec<Value>,
+    /// Connections that were recorded as allowed, each workload, service and peer counted once.
+    pub connections: usize,
+    /// For people: what was recorded and is not allowed, and why.
+    pub left_out: Vec<String>,
+}
+
+/// Why there is no recommendation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecommendError {
+    /// No pod, so nothing to select.
+    #[error(
+        "there are no pods to recommend policies for; give the objects that were there when flows were recorded"
+    )]
+    NoPods,
+    /// The written objects do not say what was recorded. Nothing that is recorded should cause this.
+    #[error("the policies would not be exact: {0}")]
+    NotExact(String),
+}
+
+/// Writes policies for the pods of `view` that allow the flows that were allowed, and proves them. Policies of `view`
+/// play no part: the result replaces them.
+pub fn recommend(
+    view: &ClusterView,
+    flows: &[FlowEvent],
+    dialect: Dialect,
+) -> Result<Recommendation, RecommendError> {
+    // Without its policies a view is still the map from names to addresses and labels.
+    let bare = without_policies(view);
+    let model = Model::new(&bare);
+    let mut observed = Observed::new(&model, flows);
+    if observed.workloads.is_empty() {
+        return Err(RecommendError::NoPods);
+    }
+    observed.keep_expressible(dialect);
+    let objects = write::objects(&observed, dialect);
+    verify::verify(&bare, &observed, &objects)?;
+    Ok(Recommendation {
+        objects,
+        connections: observed.connections.len(),
+        left_out: observed.left_out,
+    })
+}
+
+fn without_policies(view: &ClusterView) -> ClusterView {
+    use policies_compiler::CalicoObject::{
+        GlobalNetworkPolicy, NetworkPolicy, StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy,
+        StagedNetworkPolicy, Tier,
+    };
+    let mut bare = view.clone();
+    bare.policies.clear();
+    bare.cluster_policies.clear();
+    bare.calico.retain(|object| {
+        !matches!(
+            object,
+            NetworkPolicy(_)
+                | GlobalNetworkPolicy(_)
+                | StagedNetworkPolicy(_)
+                | StagedGlobalNetworkPolicy(_)
+                | StagedKubernetesNetworkPolicy(_)
+                | Tier(_)
+        )
+    });
+    bare
+}

@@ -1,0 +1,352 @@
+//! From recorded flows to connections between workloads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use api::{
+    flow::{FlowDirection, FlowEvent, FlowVerdict},
+    selector::Labels,
+};
+use policies_ir::policy::{ICMP_PROTOCOLS, PORT_PROTOCOLS, WorkloadKind};
+
+use crate::{
+    model::Model,
+    recommend::Dialect,
+    replay,
+    space::{Point, Space},
+};
+
+/// Labels that controllers give each pod or each revision of a workload, so that no policy should select by them.
+const VOLATILE: [&str; 11] = [
+    "pod-template-hash",
+    "controller-revision-hash",
+    "pod-template-generation",
+    "statefulset.kubernetes.io/pod-name",
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "batch.kubernetes.io/job-completion-index",
+    "controller-uid",
+    "job-name",
+    "rollouts-pod-template-hash",
+];
+/// Labels that name a workload, best first.
+const NAMING: [&str; 6] = [
+    "app.kubernetes.io/name",
+    "app",
+    "k8s-app",
+    "app.kubernetes.io/component",
+    "name",
+    "component",
+];
+
+/// What was seen.
+#[derive(Debug)]
+pub(super) struct Observed {
+    /// Workloads by namespace and name.
+    pub(super) workloads: Vec<Workload>,
+    /// Connections that were allowed.
+    pub(super) connections: BTreeSet<Connection>,
+    pub(super) left_out: Vec<String>,
+}
+
+/// Pods of a namespace whose stable labels are the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Workload {
+    pub(super) namespace: String,
+    /// Unique in the namespace, and a name for an object.
+    pub(super) name: String,
+    /// What selects exactly these pods of the namespace.
+    pub(super) selector: PodSelector,
+    /// Positions in the cluster's members.
+    pub(super) members: BTreeSet<usize>,
+}
+
+/// Labels that a pod must have, and those that it must not.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct PodSelector {
+    pub(super) labels: Labels,
+    pub(super) absent: BTreeSet<String>,
+}
+
+/// A connection of workloads or addresses; at least one end is a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Connection {
+    pub(super) from: Side,
+    pub(super) to: Side,
+    pub(super) service: Service,
+}
+
+/// An end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Side {
+    /// A workload, by position.
+    Workload(usize),
+    /// An address that is no pod's.
+    Address(IpAddr),
+}
+
+/// Protocol and destination port, for ICMP `type << 8 | code`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Service {
+    pub(super) protocol: u8,
+    pub(super) port: u16,
+}
+
+impl Observed {
+    pub(super) fn new(model: &Model, flows: &[FlowEvent]) -> Self {
+        let workloads = workloads(model);
+        let side_of: BTreeMap<usize, usize> = workloads
+            .iter()
+            .enumerate()
+            .flat_map(|(number, workload)| workload.members.iter().map(move |member| (*member, number)))
+            .collect();
+        let mut observed = Self {
+            workloads,
+            connections: BTreeSet::new(),
+            left_out: Vec::new(),
+        };
+        // What one end let out and the other did not let in was no connection.
+        let key = |flow: &FlowEvent| {
+            (
+                flow.source,
+                flow.destination,
+                flow.protocol,
+                flow.destination_port,
+            )
+        };
+        let judged = |flow: &&FlowEvent| replay::without_policy(flow).is_none();
+        let denied: BTreeSet<_> = flows
+            .iter()
+            .filter(judged)
+            .filter(|flow| flow.verdict == FlowVerdict::Deny)
+            .map(key)
+            .collect();
+        let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
+        for flow in flows {
+            let reason = match replay::without_policy(flow) {
+                Some(reason) => Some(reason),
+                None if denied.contains(&key(flow)) => Some("they were denied, at one end at least"),
+                None => match observed.connection(model, &side_of, flow) {
+                    Some(connection) => {
+                        observed.connections.insert(connection);
+                        None
+                    }
+                    None => Some("the pod is not among the objects"),
+                },
+            };
+            if let Some(reason) = reason {
+                *reasons.entry(reason).or_default() += 1;
+            }
+        }
+        let told = reasons
+            .into_iter()
+            .map(|(reason, count)| format!("{count} recorded flow(s): {reason}"));
+        observed.left_out.extend(told);
+        observed
+    }
+
+    /// Takes out what the dialect has no words for: protocols without ports in Kubernetes' kind, and port 0 in both.
+    pub(super) fn keep_expressible(&mut self, dialect: Dialect) {
+        let expressible = |connection: &Connection| {
+            let Service { protocol, port } = connection.service;
+            match PORT_PROTOCOLS.contains(&protocol) {
+                true => port != 0,
+                false => dialect == Dialect::Calico && protocol != 0,
+            }
+        };
+        let (kept, others): (_, BTreeSet<Connection>) = std::mem::take(&mut self.connections)
+            .into_iter()
+            .partition(expressible);
+        self.connections = kept;
+        let kind = match dialect {
+            Dialect::Kubernetes => "Kubernetes",
+            Dialect::Calico => "Calico",
+        };
+        let told = others.iter().map(|connection| {
+            format!(
+                "{} from {} to {}: NetworkPolicy of {kind} has no rule for this and nothing else",
+                connection.service.point(),
+                self.name(connection.from),
+                self.name(connection.to)
+            )
+        });
+        let told: Vec<String> = told.collect();
+        self.left_out.extend(told);
+    }
+
+    pub(super) fn name(&self, side: Side) -> String {
+        match side {
+            Side::Address(address) => address.to_string(),
+            Side::Workload(number) => match self.workloads.get(number) {
+                Some(workload) => format!("{}/{}", workload.namespace, workload.name),
+                None => String::new(),
+            },
+        }
+    }
+
+    fn connection(
+        &self,
+        model: &Model,
+        side_of: &BTreeMap<usize, usize>,
+        flow: &FlowEvent,
+    ) -> Option<Connection> {
+        let own = replay::find(model, &flow.pod).and_then(|member| side_of.get(&member))?;
+        let address = replay::peer_address(flow);
+        let named = flow.peer.as_ref().and_then(|peer| replay::find(model, peer));
+        let peer = named
+            .or_else(|| model.owner(address))
+            .and_then(|member| side_of.get(&member));
+        let (own, peer) = (
+            Side::Workload(*own),
+            peer.map_or(Side::Address(address), |n| Side::Workload(*n)),
+        );
+        let (from, to) = match flow.direction {
+            FlowDirection::Egress => (own, peer),
+            FlowDirection::Ingress => (peer, own),
+        };
+        Some(Connection {
+            from,
+            to,
+            service: Service {
+                protocol: flow.protocol,
+                port: flow.destination_port,
+            },
+        })
+    }
+}
+
+impl Service {
+    /// Every flow to it.
+    pub(super) fn space(self) -> Space {
+        let has_ports = PORT_PROTOCOLS.contains(&self.protocol) || ICMP_PROTOCOLS.contains(&self.protocol);
+        match has_ports {
+            true => Space::of_ports(self.protocol, [(self.port, self.port)]),
+            false => Space::of_protocol(self.protocol),
+        }
+    }
+
+    fn point(self) -> Point {
+        Point {
+            protocol: self.protocol,
+            source_port: 0,
+            port: self.port,
+        }
+    }
+}
+
+/// Pods in workloads, by namespace and name.
+fn workloads(model: &Model) -> Vec<Workload> {
+    let mut groups: BTreeMap<(String, Labels), BTreeSet<usize>> = BTreeMap::new();
+    for (position, member) in model.cluster().members.iter().enumerate() {
+        let workload = &member.workload;
+        if workload.kind == WorkloadKind::Pod {
+            let key = (workload.namespace.clone(), stable(&workload.labels));
+            groups.entry(key).or_default().insert(position);
+        }
+    }
+    let labels: Vec<(String, Labels)> = groups.keys().cloned().collect();
+    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut workloads: Vec<Workload> = groups
+        .into_iter()
+        .map(|((namespace, own), members)| {
+            let others: Vec<&Labels> = labels
+                .iter()
+                .filter(|(of, labels)| *of == namespace && *labels != own)
+                .map(|(_, labels)| labels)
+                .collect();
+            let wanted = object_name(&own, &members, model);
+            let numbered = (2..).map(|number| format!("{wanted}-{number}"));
+            let mut names = std::iter::once(wanted.clone()).chain(numbered);
+            let name = names.find(|name| used.insert((namespace.clone(), name.clone())));
+            Workload {
+                selector: selector(&own, &others),
+                name: name.unwrap_or(wanted),
+                namespace,
+                members,
+            }
+        })
+        .collect();
+    workloads.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    workloads
+}
+
+fn stable(labels: &Labels) -> Labels {
+    let mut labels = labels.clone();
+    labels.retain(|key, _| !VOLATILE.contains(&key.as_str()));
+    labels
+}
+
+/// The shortest selector that finds pods with the labels `own` and none with those of `others`: few labels, and as a
+/// last resort labels that must be absent.
+fn selector(own: &Labels, others: &[&Labels]) -> PodSelector {
+    let rank = |key: &String| {
+        NAMING
+            .iter()
+            .position(|naming| naming == key)
+            .unwrap_or(NAMING.len())
+    };
+    let mut keys: Vec<&String> = own.keys().collect();
+    keys.sort_by_key(|key| (rank(key), (*key).clone()));
+    let unlike = |labels: &Labels| {
+        let finds = |other: &&&Labels| labels.iter().all(|(key, value)| other.get(key) == Some(value));
+        !others.iter().any(|other| finds(&other))
+    };
+    let pick = |keys: &[&String]| -> Labels {
+        let pairs = keys
+            .iter()
+            .filter_map(|key| Some(((*key).clone(), own.get(*key)?.clone())));
+        pairs.collect()
+    };
+    let ones = keys.iter().map(|key| vec![*key]);
+    let twos = keys
+        .iter()
+        .enumerate()
+        .flat_map(|(i, a)| keys.iter().skip(i + 1).map(move |b| vec![*a, *b]));
+    let mut few = ones.chain(twos).map(|keys| pick(&keys));
+    if let Some(labels) = few.find(|labels| unlike(labels)) {
+        return PodSelector {
+            labels,
+            absent: BTreeSet::new(),
+        };
+    }
+    // Pods with all of these labels and more differ by what they have more.
+    let above = others
+        .iter()
+        .filter(|other| own.iter().all(|(key, value)| other.get(key) == Some(value)));
+    let absent = above.filter_map(|other| other.keys().find(|key| !own.contains_key(*key)));
+    PodSelector {
+        labels: own.clone(),
+        absent: absent.cloned().collect(),
+    }
+}
+
+/// A name for objects: from a label that names the workload, or from the pods' names.
+fn object_name(labels: &Labels, members: &BTreeSet<usize>, model: &Model) -> String {
+    let label = NAMING.iter().find_map(|key| labels.get(*key)).cloned();
+    let of_pods = || {
+        let names: Vec<&str> = members
+            .iter()
+            .filter_map(|member| Some(model.member(*member)?.workload.name.as_str()))
+            .collect();
+        let first: Vec<&str> = names
+            .first()
+            .map(|name| name.split('-').collect())
+            .unwrap_or_default();
+        let common = (0..first.len()).take_while(|i| {
+            let part = first.get(*i).copied();
+            names.iter().all(|name| name.split('-').nth(*i) == part)
+        });
+        let common = common.count();
+        first.into_iter().take(common).collect::<Vec<_>>().join("-")
+    };
+    let text = label.unwrap_or_else(of_pods).to_lowercase();
+    let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: String = text.chars().map(allowed).take(40).collect();
+    match name.trim_matches('-') {
+        "" => "pods".to_owned(),
+        name => name.to_owned(),
+    }
+}

@@ -1,0 +1,121 @@
+//! Proof that written objects allow what was seen and nothing else.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use policies_compiler::{ClusterView, Source, load_objects};
+use serde_json::Value;
+
+use crate::{
+    model::{End, FAMILIES, Model},
+    recommend::{
+        RecommendError,
+        observe::{Observed, Side},
+    },
+    region::{Region, version},
+    space::Space,
+};
+
+/// Compares what the objects allow with what was seen, for every pair of pods and every address.
+pub(super) fn verify(
+    bare: &ClusterView,
+    observed: &Observed,
+    objects: &[Value],
+) -> Result<(), RecommendError> {
+    let origin = "the recommendation";
+    let sources = objects.iter().map(|object| Source { origin, object });
+    let loaded = load_objects(sources).map_err(|error| RecommendError::NotExact(error.to_string()))?;
+    let mut view = bare.clone();
+    view.policies.extend(loaded.view.policies);
+    view.calico.extend(loaded.view.calico);
+    let model = Model::new(&view);
+    let mut seen: BTreeMap<(Side, Side), Space> = BTreeMap::new();
+    for connection in &observed.connections {
+        let known = seen.entry((connection.from, connection.to)).or_default();
+        *known = known.union(&connection.service.space());
+    }
+    let mut sides: BTreeMap<usize, Side> = BTreeMap::new();
+    for (number, workload) in observed.workloads.iter().enumerate() {
+        for member in &workload.members {
+            // All of a class are of one workload, as its policies select by all that tells workloads apart.
+            let class = model.class_of(*member);
+            sides.extend(class.map(|class| (class, Side::Workload(number))));
+        }
+    }
+    for from in model.ends() {
+        for to in model.ends() {
+            if model.judges(from, to) {
+                check(&model, observed, &sides, &seen, from, to)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check(
+    model: &Model,
+    observed: &Observed,
+    sides: &BTreeMap<usize, Side>,
+    seen: &BTreeMap<(Side, Side), Space>,
+    from: End,
+    to: End,
+) -> Result<(), RecommendError> {
+    let nothing = Space::nothing();
+    for family in FAMILIES {
+        let Some(allowed) = model.allowed(from, to, family) else {
+            continue;
+        };
+        let allowed = model.space(allowed);
+        let wrong = |from: Side, to: Side, expected: &Space| {
+            let (from, to) = (observed.name(from), observed.name(to));
+            RecommendError::NotExact(format!(
+                "from {from} to {to} they allow {allowed}, and {expected} was seen"
+            ))
+        };
+        match (from, to) {
+            (End::Class(from), End::Class(to)) => {
+                let (Some(from), Some(to)) = (sides.get(&from), sides.get(&to)) else {
+                    continue;
+                };
+                let expected = seen.get(&(*from, *to)).unwrap_or(&nothing);
+                if *allowed != *expected {
+                    return Err(wrong(*from, *to, expected));
+                }
+            }
+            (End::Class(class), End::Outside(region)) | (End::Outside(region), End::Class(class)) => {
+                let Some(own) = sides.get(&class) else { continue };
+                let leaves = matches!(from, End::Class(_));
+                let ordered = |address: IpAddr| match leaves {
+                    true => (*own, Side::Address(address)),
+                    false => (Side::Address(address), *own),
+                };
+                let region = model.outside().get(region).cloned().unwrap_or_default();
+                let inside = seen.keys().filter_map(|(from, to)| match (from, to, leaves) {
+                    (side, Side::Address(address), true) | (Side::Address(address), side, false)
+                        if side == own && region.contains(*address) && version(*address) == family =>
+                    {
+                        Some(*address)
+                    }
+                    _ => None,
+                });
+                let inside: Vec<IpAddr> = inside.collect();
+                for address in &inside {
+                    let (from, to) = ordered(*address);
+                    let expected = seen.get(&(from, to)).unwrap_or(&nothing);
+                    if *allowed != *expected {
+                        return Err(wrong(from, to, expected));
+                    }
+                }
+                let known = Region::of(inside.into_iter().map(ipnet::IpNet::from));
+                let unseen = region.subtract(&known);
+                if let Some(address) = unseen.example(family)
+                    && !allowed.is_empty()
+                {
+                    let (from, to) = ordered(address);
+                    return Err(wrong(from, to, &nothing));
+                }
+            }
+            (End::Outside(_), End::Outside(_)) => {}
+        }
+    }
+    Ok(())
+}

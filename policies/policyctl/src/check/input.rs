@@ -1,0 +1,123 @@
+//! What the questions are about: clusters, assertions, cases and recorded flows.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use api::{flow::FlowEvent, palisade::PolicyAssertion};
+use policies_checker::cases::{Case, CaseFile};
+use policies_compiler::{ClusterView, Source, load_objects};
+use serde_json::Value;
+
+use crate::{cli::Connection, load, objects, output};
+
+/// Largest file of cases or assertions.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
+/// Longest line of recorded flows: an event has some hundred bytes.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+
+/// The cluster of these paths, or the live one where there are none.
+pub(crate) async fn view(connection: &Connection, paths: &[PathBuf]) -> Result<ClusterView> {
+    Ok(view_and_assertions(connection, paths).await?.0)
+}
+
+/// The same, with the assertions among the objects.
+pub(crate) async fn view_and_assertions(
+    connection: &Connection,
+    paths: &[PathBuf],
+) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
+    match paths.is_empty() {
+        true => Ok((load::live(connection).await?.view, Vec::new())),
+        false => offline(paths),
+    }
+}
+
+/// The cluster of these paths and the assertions among the objects.
+pub(crate) fn offline(paths: &[PathBuf]) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
+    let documents = objects::documents(paths)?;
+    let is_assertion = |object: &Value| object["kind"] == "PolicyAssertion";
+    let mut assertions = Vec::new();
+    for (origin, object) in documents.iter().filter(|(_, object)| is_assertion(object)) {
+        let assertion: PolicyAssertion = serde_json::from_value(object.clone())
+            .with_context(|| format!("{origin} is not a valid PolicyAssertion"))?;
+        if assertion.api_version != api::palisade::API_VERSION {
+            bail!("{origin}: apiVersion: must be {}", api::palisade::API_VERSION);
+        }
+        assertions.push(assertion);
+    }
+    let others = documents.iter().filter(|(_, object)| !is_assertion(object));
+    let loaded = load_objects(others.map(|(origin, object)| Source { origin, object }))?;
+    for note in &loaded.notes {
+        output::note(&format!("note: {note}"));
+    }
+    Ok((loaded.view, assertions))
+}
+
+/// Assertions of files, one on each line.
+pub(crate) fn assertion_lines(paths: &[PathBuf]) -> Result<Vec<String>> {
+    let mut assertions = Vec::new();
+    for path in paths {
+        let text = read(path)?;
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        assertions.extend(lines.map(str::to_owned));
+    }
+    Ok(assertions)
+}
+
+/// Cases of files.
+pub(crate) fn cases(paths: &[PathBuf]) -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for path in paths {
+        let file: CaseFile = serde_saphyr::from_str(&read(path)?)
+            .with_context(|| format!("{} is not a valid file of cases", path.display()))?;
+        cases.extend(file.cases);
+    }
+    Ok(cases)
+}
+
+/// Recorded flows, one event on each line.
+pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
+    let mut flows = Vec::new();
+    for path in paths {
+        let reader: Box<dyn Read> = match path == Path::new("-") {
+            true => Box::new(std::io::stdin().lock()),
+            false => Box::new(
+                std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?,
+            ),
+        };
+        let mut reader = BufReader::new(reader);
+        for number in 1.. {
+            let mut line = String::new();
+            let origin = || format!("{}, line {number}", path.display());
+            let mut bounded = (&mut reader).take(MAX_LINE_BYTES);
+            let length = bounded.read_line(&mut line).with_context(origin)?;
+            if length == 0 {
+                break;
+            }
+            if length as u64 == MAX_LINE_BYTES {
+                bail!("{}: longer than any flow event", origin());
+            }
+            if !line.trim().is_empty() {
+                let flow = serde_json::from_str(&line);
+                flows.push(flow.with_context(|| format!("{} is not a flow event", origin()))?);
+            }
+        }
+    }
+    Ok(flows)
+}
+
+fn read(path: &Path) -> Result<String> {
+    let context = || format!("cannot read {}", path.display());
+    let file = std::fs::File::open(path).with_context(context)?;
+    let mut text = String::new();
+    file.take(MAX_TEXT_BYTES + 1)
+        .read_to_string(&mut text)
+        .with_context(context)?;
+    if text.len() as u64 > MAX_TEXT_BYTES {
+        bail!("{} is larger than {} MiB", path.display(), MAX_TEXT_BYTES >> 20);
+    }
+    Ok(text)
+}

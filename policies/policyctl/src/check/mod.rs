@@ -1,0 +1,366 @@
+//! Questions about all flows at once, from files or from the live cluster. What is answered is decided in
+//! `policies/checker`; here are files in and text out.
+
+pub(crate) mod args;
+mod input;
+mod text;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use policies_checker::{
+    Model,
+    assertion::{self, Problem, Proof},
+    cases::{CaseReport, run_cases},
+    connectivity::{Grouping, connectivity as all_connections},
+    difference::{Change, difference},
+    picture,
+    recommend::{Dialect, recommend as recommended},
+    replay::replay as replayed,
+    rules::{RuleStatus, RuleUse, rule_use},
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    check::args::{
+        ConnectivityArgs, ConnectivityOutput, DiffArgs, ObjectsOutput, ProveArgs, RecommendArgs, ReplayArgs,
+        ReportOutput, TestArgs, TestOutput, TopArgs, TopRulesArgs, TopWhat,
+    },
+    cli::{Connection, ObjectOutput},
+    output,
+};
+
+/// Exit code of an assertion that does not hold, of sets that are not equivalent and of verdicts that change: answers,
+/// not errors.
+const REFUTED: u8 = 2;
+
+/// Shows all connections.
+pub(crate) async fn connectivity(connection: &Connection, args: &ConnectivityArgs) -> Result<()> {
+    let model = Model::new(&input::view(connection, &args.files.filename).await?);
+    let grouping = if args.expand {
+        Grouping::Expanded
+    } else {
+        Grouping::Equal
+    };
+    let all = all_connections(&model, grouping);
+    match args.output {
+        ConnectivityOutput::Json => json_report(&all),
+        ConnectivityOutput::Dot => output::line(picture::dot(&all).trim_end()),
+        ConnectivityOutput::Svg => output::line(picture::svg(&all).trim_end()),
+        ConnectivityOutput::Table => {
+            let header = ["FROM", "TO", "SERVICES"].map(str::to_owned).to_vec();
+            let lines = all.lines().into_iter().map(Vec::from);
+            output::aligned(std::iter::once(header).chain(lines).collect())
+        }
+    }
+}
+
+/// Shows what a change opens and closes.
+pub(crate) async fn diff(connection: &Connection, args: &DiffArgs) -> Result<()> {
+    let changes = changes(connection, args).await?;
+    if args.output == ReportOutput::Json {
+        return json_report(&changes);
+    }
+    if changes.is_empty() {
+        return output::line("nothing opens and nothing closes");
+    }
+    for change in &changes {
+        output::line(&text::change(change))?;
+    }
+    Ok(())
+}
+
+/// Says whether a change opens and closes nothing.
+pub(crate) async fn equivalent(connection: &Connection, args: &DiffArgs) -> Result<ExitCode> {
+    let changes = changes(connection, args).await?;
+    let witness = changes.first();
+    match args.output {
+        ReportOutput::Json => json_report(&json!({"equivalent": changes.is_empty(), "witness": witness}))?,
+        ReportOutput::Table => match witness {
+            None => output::line("equivalent: they allow the same")?,
+            Some(change) => {
+                output::line("not equivalent:")?;
+                output::line(&text::change(change))?;
+            }
+        },
+    }
+    Ok(answer(witness.is_none()))
+}
+
+/// Proves or refutes assertions.
+pub(crate) async fn prove(connection: &Connection, args: &ProveArgs) -> Result<ExitCode> {
+    let (view, objects) = input::view_and_assertions(connection, &args.files.filename).await?;
+    let mut asked: Vec<(Option<String>, String)> =
+        args.assertions.iter().map(|text| (None, text.clone())).collect();
+    asked.extend(
+        input::assertion_lines(&args.assertion_files)?
+            .into_iter()
+            .map(|text| (None, text)),
+    );
+    // Objects are asked about where nothing else is.
+    if asked.is_empty() {
+        asked = objects
+            .into_iter()
+            .map(|object| (object.metadata.name, object.spec.assertion))
+            .collect();
+    }
+    if asked.is_empty() {
+        bail!(
+            "there is nothing to prove: give an assertion, --assertions FILE, or PolicyAssertion objects with -f"
+        );
+    }
+    // All are read before any is proved.
+    let mut parsed = Vec::new();
+    for (name, text) in asked {
+        let context = || match &name {
+            Some(name) => format!("PolicyAssertion {name}: the assertion cannot be read"),
+            None => "the assertion cannot be read".to_owned(),
+        };
+        parsed.push((assertion::parse(&text).with_context(context)?, name, text));
+    }
+    let model = Model::new(&view);
+    let proofs: Vec<Proved> = parsed
+        .into_iter()
+        .map(|(assertion, name, text)| Proved {
+            name,
+            assertion: text,
+            proof: assertion::prove(&model, &assertion),
+        })
+        .collect();
+    match args.output {
+        ReportOutput::Json => json_report(&proofs)?,
+        ReportOutput::Table => {
+            for proved in &proofs {
+                show_proof(proved)?;
+            }
+        }
+    }
+    Ok(answer(proofs.iter().all(|proved| proved.proof.holds)))
+}
+
+/// Runs cases; exit code 1 when one fails.
+pub(crate) async fn test(connection: &Connection, args: &TestArgs) -> Result<ExitCode> {
+    let cases = input::cases(&args.cases)?;
+    let model = Model::new(&input::view(connection, &args.files.filename).await?);
+    let report = run_cases(&model, &cases);
+    match args.output {
+        TestOutput::Json => json_report(&report)?,
+        TestOutput::Junit => output::line(report.junit().trim_end())?,
+        TestOutput::Table => show_cases(&report)?,
+    }
+    Ok(match report.failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// Judges recorded flows against other policies.
+pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
+    let flows = input::flows(&args.flows)?;
+    let model = Model::new(&input::offline(&args.with)?.0);
+    let replay = replayed(&model, &flows);
+    if args.output == ReportOutput::Json {
+        json_report(&replay)?;
+        return Ok(answer(replay.changes.is_empty()));
+    }
+    for change in &replay.changes {
+        output::line(&text::flow_change(change))?;
+    }
+    let changed = replay.judged - replay.same;
+    output::line(&format!(
+        "{} flows judged, {} keep their verdict, {changed} change",
+        replay.judged, replay.same
+    ))?;
+    for (reason, count) in &replay.left_out {
+        output::note(&format!("note: {count} flows were left out: {reason}"));
+    }
+    Ok(answer(replay.changes.is_empty()))
+}
+
+/// Writes policies that allow what was recorded.
+pub(crate) async fn recommend(connection: &Connection, args: &RecommendArgs) -> Result<()> {
+    let flows = input::flows(&args.flows)?;
+    let view = input::view(connection, &args.files.filename).await?;
+    let dialect = if args.calico {
+        Dialect::Calico
+    } else {
+        Dialect::Kubernetes
+    };
+    let recommendation = recommended(&view, &flows, dialect)?;
+    for left_out in &recommendation.left_out {
+        output::note(&format!("note: {left_out}"));
+    }
+    match args.output {
+        ObjectsOutput::Json => json_report(&json!({
+            "apiVersion": "v1",
+            "kind": "List",
+            "items": recommendation.objects,
+        }))?,
+        ObjectsOutput::Yaml => {
+            for (number, object) in recommendation.objects.iter().enumerate() {
+                if number > 0 {
+                    output::line("---")?;
+                }
+                output::object(object, ObjectOutput::Yaml)?;
+            }
+        }
+    }
+    output::note(&format!(
+        "note: proved: the policies allow the {} recorded connections and nothing else",
+        recommendation.connections
+    ));
+    Ok(())
+}
+
+/// Counts.
+pub(crate) async fn top(connection: &Connection, args: &TopArgs) -> Result<()> {
+    match &args.what {
+        TopWhat::Rules(args) => top_rules(connection, args).await,
+    }
+}
+
+async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
+    let flows = match args.flows.is_empty() {
+        true => Vec::new(),
+        false => input::flows(&args.flows)?,
+    };
+    let model = Model::new(&input::view(connection, &args.files.filename).await?);
+    let (mut rules, others) = rule_use(&model, &flows);
+    // Among equals the order in which they are asked says most.
+    rules.sort_by_key(|rule| std::cmp::Reverse(rule.hits));
+    if args.output == ReportOutput::Json {
+        let others: Vec<_> = others
+            .iter()
+            .map(|(key, hits)| json!({"direction": key.direction, "rule": key.rule, "hits": hits}))
+            .collect();
+        return json_report(&json!({"rules": rules, "others": others}));
+    }
+    let header = ["HITS", "DIRECTION", "ACTION", "RULE", "STATUS"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    rows.extend(rules.iter().map(|rule| {
+        vec![
+            rule.hits.to_string(),
+            rule.key.direction.word().to_owned(),
+            rule.action.to_owned(),
+            rule.key.rule.clone(),
+            status(rule, !flows.is_empty()),
+        ]
+    }));
+    rows.extend(others.iter().map(|(key, hits)| {
+        let (hits, direction) = (hits.to_string(), key.direction.word().to_owned());
+        vec![
+            hits,
+            direction,
+            String::new(),
+            key.rule.clone(),
+            "no rule".to_owned(),
+        ]
+    }));
+    output::aligned(rows)
+}
+
+fn status(rule: &RuleUse, recorded: bool) -> String {
+    match &rule.status {
+        RuleStatus::Live if recorded && rule.hits == 0 => "live, never hit".to_owned(),
+        RuleStatus::Live => "live".to_owned(),
+        RuleStatus::Shadowed { by } => {
+            let by: Vec<&str> = by.iter().map(String::as_str).collect();
+            format!("shadowed by {}", by.join(", "))
+        }
+        RuleStatus::MatchesNothing => "matches nothing".to_owned(),
+        RuleStatus::AppliesToNothing => "applies to nothing".to_owned(),
+        RuleStatus::Logs => "only logs".to_owned(),
+    }
+}
+
+async fn changes(connection: &Connection, args: &DiffArgs) -> Result<Vec<Change>> {
+    let (before, after) = match args.paths.as_slice() {
+        [before, after] => (
+            input::offline(std::slice::from_ref(before))?.0,
+            input::offline(std::slice::from_ref(after))?.0,
+        ),
+        after => (input::view(connection, &[]).await?, input::offline(after)?.0),
+    };
+    Ok(difference(&Model::new(&before), &Model::new(&after)))
+}
+
+/// An assertion and what came of it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Proved {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    assertion: String,
+    #[serde(flatten)]
+    proof: Proof,
+}
+
+fn show_proof(proved: &Proved) -> Result<()> {
+    let word = match proved.proof.holds {
+        true => output::coloured("holds ", output::Colour::Good),
+        false => output::coloured("broken", output::Colour::Bad),
+    };
+    let name = proved
+        .name
+        .as_ref()
+        .map(|name| format!("{name}: "))
+        .unwrap_or_default();
+    output::line(&format!("{word}  {name}{}", proved.assertion))?;
+    if let Some(vacuous) = &proved.proof.vacuous {
+        output::line(&format!("        but says nothing: {vacuous}"))?;
+    }
+    match &proved.proof.problem {
+        None => {}
+        Some(Problem::Counterexample(packet)) => {
+            let verdict = if packet.allowed { "passes" } else { "does not pass" };
+            output::line(&format!("        {packet} {verdict}"))?;
+            output::line(&format!("        {}", packet.rulings()))?;
+        }
+        Some(Problem::NoCommonFamily { from, to }) => {
+            output::line(&format!(
+                "        {from} and {to} have no address family in common"
+            ))?;
+        }
+        Some(Problem::Syntax { message, .. }) => output::line(message)?,
+    }
+    if proved.proof.more > 0 {
+        output::line(&format!("        and {} more pairs of ends", proved.proof.more))?;
+    }
+    Ok(())
+}
+
+fn show_cases(report: &CaseReport) -> Result<()> {
+    for case in &report.cases {
+        let word = match case.failure {
+            None => output::coloured("pass", output::Colour::Good),
+            Some(_) => output::coloured("FAIL", output::Colour::Bad),
+        };
+        output::line(&format!("{word}  {}", case.name))?;
+        if let Some(failure) = &case.failure {
+            output::line(&format!("      {failure}"))?;
+        }
+    }
+    let (total, covered) = (report.cases.len(), report.covered.len());
+    output::line(&format!("{} of {total} cases pass", total - report.failed))?;
+    output::line(&format!(
+        "{covered} of {} rules decided a case",
+        covered + report.uncovered.len()
+    ))?;
+    for rule in &report.uncovered {
+        output::line(&format!("  never: {} ({})", rule.rule, rule.direction.word()))?;
+    }
+    Ok(())
+}
+
+fn json_report(report: &impl Serialize) -> Result<()> {
+    let value = serde_json::to_value(report).context("cannot write the answer")?;
+    output::object(&value, ObjectOutput::Json)
+}
+
+fn answer(holds: bool) -> ExitCode {
+    match holds {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(REFUTED),
+    }
+}
