@@ -246,12 +246,13 @@ proptest! {
             for (own, other, direction) in [(from, to, FlowDirection::Egress), (to, from, FlowDirection::Ingress)] {
                 let Some(own) = own else { continue };
                 flows.push(FlowEvent {
+                    staged: None,
                     time: jiff::Timestamp::UNIX_EPOCH,
                     node: "node".to_owned(),
                     pod: pod(own),
                     direction,
                     verdict: FlowVerdict::Allow,
-                    decided_by: DecidedBy { rule: "no-policy".to_owned(), policy: None },
+                    decided_by: DecidedBy { rule: "no-policy".to_owned(), tier: None, policy: None },
                     source,
                     destination,
                     peer: other.map(pod),
