@@ -12,6 +12,7 @@ mod closed;
 mod explaining;
 mod fields;
 mod hosts;
+mod judging;
 mod kubernetes;
 mod lab;
 mod properties;
