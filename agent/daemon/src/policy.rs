@@ -103,6 +103,7 @@ impl Policy {
                 .map(|endpoint| (endpoint.link.id, endpoint))
                 .collect(),
             applied: None,
+            tables: NodeTables::default(),
             names: start.names,
             hub: start.hub,
             waiting: Vec::new(),
@@ -166,6 +167,8 @@ struct Worker {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     /// What the kernel's tables were compiled from.
     applied: Option<ClusterView>,
+    /// The tables that the kernel was last given.
+    tables: NodeTables,
     names: Arc<Names>,
     hub: Arc<Hub>,
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
@@ -238,12 +241,15 @@ impl Worker {
                     "policy cannot be honoured as written and denies more"
                 );
             }
+            // Numbers stay what they were, so that only endpoints which change in meaning are written.
+            let tables = compiled.tables.aligned_with(&self.tables);
             let compiled_in = started.elapsed();
-            match self.datapath.sync(&compiled.tables) {
+            match self.datapath.sync(&tables) {
                 Ok(synced) => {
                     let rewritten = synced.rewritten;
                     tracing::debug!(rewritten, ?compiled_in, total = ?started.elapsed(), "policy in force");
-                    self.publish(&view, synced.endpoints, compiled.tables);
+                    self.tables.clone_from(&tables);
+                    self.publish(&view, synced.endpoints, tables);
                     self.applied = Some(view);
                 }
                 Err(error) => {

@@ -186,6 +186,39 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Aligning tables with others, related or not, changes no judgement.
+    #[test]
+    fn aligned_tables_judge_alike(scenario in objects(), other in objects()) {
+        let tables = compile(&scenario.view).tables;
+        let mut changed = scenario.view.clone();
+        changed.policies.pop();
+        changed.calico.pop();
+        changed.pods.rotate_left(1);
+        for previous in [compile(&other.view).tables, compile(&changed).tables, tables.clone()] {
+            let aligned = tables.clone().aligned_with(&previous);
+            for (endpoint, packet) in &scenario.packets {
+                let (one, two) = (judged(&aligned, *endpoint, packet)?, judged(&tables, *endpoint, packet)?);
+                prop_assert_eq!(one, two, "{:?} {:?}", endpoint, packet);
+            }
+        }
+        prop_assert_eq!(tables.clone().aligned_with(&tables), tables);
+    }
+
+    /// A policy that applies to nobody leaves every endpoint as it is, though its rules are named before others.
+    #[test]
+    fn what_concerns_nobody_changes_no_endpoint(scenario in kubernetes(), policy in valid_network_policy()) {
+        let before = compile(&scenario.view).tables;
+        let mut view = scenario.view;
+        let mut policy = policy;
+        policy.metadata.name = Some("a-first".to_owned());
+        policy.metadata.namespace = Some("a-namespace-without-pods".to_owned());
+        view.policies.insert(0, policy);
+        let after = compile(&view).tables.aligned_with(&before);
+        prop_assert_eq!(after.endpoints, before.endpoints);
+    }
+}
+
 /// A property over packets that are all decided alike would prove nothing.
 #[test]
 fn random_packets_reach_every_kind_of_decision() {
