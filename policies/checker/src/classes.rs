@@ -37,6 +37,8 @@ struct Questions<'a> {
 struct Key {
     namespace: String,
     kind: WorkloadKind,
+    /// Of a host endpoint, since those of one node may share addresses.
+    node: Option<String>,
     profiles: Vec<String>,
     /// Conditions that hold, by number.
     conditions: Vec<usize>,
@@ -60,6 +62,10 @@ struct Address {
 pub(crate) fn classify(cluster: &Cluster, policies: &PolicySet) -> Vec<Classified> {
     let questions = Questions::of(cluster, policies);
     let mut claims: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    // A pod that claims a node's address is contradicted by the node.
+    for address in cluster.nodes.values().flatten() {
+        *claims.entry(*address).or_default() += 1;
+    }
     for address in cluster.members.iter().flat_map(|member| &member.addresses) {
         *claims.entry(*address).or_default() += 1;
     }
@@ -173,6 +179,7 @@ impl<'a> Questions<'a> {
         let key = Key {
             namespace: workload.namespace.clone(),
             kind: workload.kind,
+            node: (workload.kind == WorkloadKind::HostEndpoint).then(|| member.node.clone()),
             profiles: workload.profiles.clone(),
             conditions: holds.map(|(number, _)| number).collect(),
             named_ports: named_ports.into_iter().collect(),

@@ -8,8 +8,9 @@
 //! Two workloads are of one class when every condition of every policy holds for both or neither and no prefix of
 //! any rule or network set tells their addresses apart. One member of the class then stands for all of them.
 //!
-//! Not in the model: what a node itself sends (it depends on the node a pod is on, and is allowed in), a pod's
-//! traffic with itself (always allowed), and what a node merely forwards.
+//! Not in the model: that a pod's own node reaches it and takes nothing from it (the node's addresses are addresses like
+//! others here, so that pods of different nodes can stand together), a pod's traffic with itself (always allowed), and
+//! what a node merely forwards.
 
 use std::{
     cell::RefCell,
@@ -191,6 +192,13 @@ impl Model {
     pub fn of(mut cluster: Cluster, policies: PolicySet) -> Self {
         // Seen from no node; see the module's non-goals.
         cluster.host_addresses.clear();
+        let pods = cluster
+            .members
+            .iter_mut()
+            .filter(|member| member.workload.kind == WorkloadKind::Pod);
+        for pod in pods {
+            pod.node.clear();
+        }
         let classified = classify(&cluster, &policies);
         for member in &mut cluster.members {
             member.endpoint = None;

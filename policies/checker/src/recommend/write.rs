@@ -203,7 +203,10 @@ fn calico(observed: &Observed, workload: &Workload, received: &[Rule], sent: &[R
                 end
             });
             let nets = nets(sides);
-            let blocks = (!nets.is_empty()).then(|| json!({"nets": nets}));
+            // A rule of Calico's has addresses of one family.
+            let (v6, v4): (Vec<String>, Vec<String>) = nets.into_iter().partition(|net| net.contains(':'));
+            let blocks = [v4, v6].into_iter().filter(|nets| !nets.is_empty());
+            let blocks = blocks.map(|nets| json!({"nets": nets}));
             for end in selected.chain(blocks) {
                 written.extend(
                     ports(services)

@@ -57,21 +57,25 @@ pub(crate) const OUTSIDE: [&str; 6] = [
 
 pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
     (
-        vec(member(), 2..7),
+        vec(member(), 1..4),
         vec(tier(), 0..3),
         option::of((rules(), rules())),
         vec(set(), 0..3),
     )
         .prop_map(|(members, tiers, profile, sets)| {
+            // Replicas, so that workloads stand together.
+            let replicas: Vec<Member> = members.iter().take(2).cloned().collect();
             let mut members: Vec<Member> = members
                 .into_iter()
+                .chain(replicas.clone())
+                .chain(replicas)
                 .zip(1u8..)
                 .map(|(mut member, number)| {
                     member.workload.name = format!("pod-{number}");
                     let v6 = format!("fd00::{number}");
                     if member.addresses.is_empty() {
                         member.addresses.insert([10, 0, 0, number].into());
-                        if number % 2 == 0 {
+                        if !member.workload.labels.is_empty() {
                             member.addresses.insert(v6.parse().unwrap());
                         }
                     }

@@ -3,7 +3,12 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use policies_checker::{End, Model, Spot, space::Point};
-use policies_ir::tables::{DecidedBy, Direction, Verdict};
+use policies_ir::{
+    cluster::Cluster,
+    decide::decide,
+    policy::{PolicySet, WorkloadKind},
+    tables::{DecidedBy, Direction, EndpointId, Packet, Verdict},
+};
 use proptest::prelude::*;
 
 use crate::clusters::{OUTSIDE, Scenario, points, reference, scenario};
@@ -32,6 +37,50 @@ fn passes(
         member.is_none_or(|member| reference(scenario, member, direction, peer, point).0 == Verdict::Allow)
     };
     allows(from, Direction::Egress, destination) && allows(to, Direction::Ingress, source)
+}
+
+/// Compares the model with the reference for packets at endpoints; both see the cluster from no node.
+fn compare(
+    mut cluster: Cluster,
+    policies: PolicySet,
+    packets: &[(EndpointId, Packet)],
+) -> Result<(), TestCaseError> {
+    cluster.host_addresses.clear();
+    for pod in cluster
+        .members
+        .iter_mut()
+        .filter(|member| member.workload.kind == WorkloadKind::Pod)
+    {
+        pod.node.clear();
+    }
+    let model = Model::of(cluster.clone(), policies.clone());
+    for (endpoint, packet) in packets {
+        let mut members = cluster
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| member.endpoint == Some(*endpoint));
+        let Some((position, member)) = members.next() else {
+            continue;
+        };
+        let decision = decide(
+            &policies.for_endpoint(&member.workload),
+            &cluster.flow(member, packet),
+        );
+        let point = Point {
+            protocol: packet.protocol,
+            source_port: packet.source_port,
+            port: packet.port,
+        };
+        prop_assert_eq!(
+            model.decide(position, packet.direction, packet.peer, point),
+            (decision.verdict, decision.decided_by),
+            "{} {:?}",
+            model.name(position),
+            packet
+        );
+    }
+    Ok(())
 }
 
 proptest! {
@@ -114,6 +163,17 @@ proptest! {
                 }
             }
         }
+    }
+
+    #[test]
+    fn objects_of_every_kind_are_judged_like_the_reference(scenario in testkit::policies::objects()) {
+        let (cluster, policies) = testkit::policies::with_host_endpoints(&scenario.view);
+        compare(cluster, policies.enforced, &scenario.packets)?;
+    }
+
+    #[test]
+    fn the_ordered_form_is_judged_like_the_reference(scenario in testkit::policies::tiered()) {
+        compare(scenario.cluster, scenario.policies, &scenario.packets)?;
     }
 
     #[test]
