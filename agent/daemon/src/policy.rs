@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_telemetry::{Hub, Names, Snapshot};
+use agent_telemetry::{Hub, LogRules, NamedPod, Names, Snapshot};
 use api::{annotations, flow::PodRef};
 use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
@@ -274,14 +274,19 @@ impl Worker {
         true
     }
 
-    /// Forgets flows that are over, and tells followers how many events the kernel could not report.
+    /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
+    /// makes what was told so far outlive the machine.
     fn tidy(&mut self) {
-        if let Err(error) = self.datapath.expire(monotonic_now()) {
-            tracing::error!(error = chain(&error), "cannot expire flows");
+        match self.datapath.expire(monotonic_now()) {
+            Ok(expired) => agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node),
+            Err(error) => tracing::error!(error = chain(&error), "cannot expire flows"),
         }
         match self.datapath.counters() {
-            Ok(counters) => self.hub.note_kernel_loss(counters.lost_events),
+            Ok(counters) => self.hub.note_losses(&counters, &self.names),
             Err(error) => tracing::error!(error = chain(&error), "cannot read the datapath's counters"),
+        }
+        if let Err(error) = self.hub.sync() {
+            tracing::error!(%error, "cannot sync the flow log");
         }
     }
 
@@ -326,23 +331,41 @@ impl Worker {
     }
 
     fn publish(&self, view: &ClusterView, changes: BTreeMap<EndpointId, u32>, tables: NodeTables) {
-        let addresses = view.pods.iter().flat_map(|pod| {
-            let name = PodRef {
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-            };
-            pod.addresses.iter().map(move |address| (*address, name.clone()))
-        });
-        let endpoints = self
+        let named: Vec<(&PodView, Arc<NamedPod>)> = view
+            .pods
+            .iter()
+            .map(|pod| {
+                let name = PodRef {
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                };
+                (pod, Arc::new(NamedPod::new(name, &pod.labels)))
+            })
+            .collect();
+        // A pod whose object is not here yet has a name, and no labels.
+        let mut endpoints: BTreeMap<EndpointId, Arc<NamedPod>> = self
             .endpoints
             .iter()
-            .map(|(id, endpoint)| (*id, endpoint.pod.clone()));
+            .map(|(id, endpoint)| {
+                let named = NamedPod::new(endpoint.pod.clone(), &BTreeMap::new());
+                (*id, Arc::new(named))
+            })
+            .collect();
+        let mut addresses = BTreeMap::new();
+        for (pod, named) in &named {
+            if let Some(endpoint) = pod.endpoint {
+                endpoints.insert(endpoint, Arc::clone(named));
+            }
+            addresses.extend(pod.addresses.iter().map(|address| (*address, Arc::clone(named))));
+        }
+        let enforced = view.policy_set(|_, _| {}).enforced;
         let snapshot = Snapshot {
             tables: Arc::new(tables),
             changes,
             staged: compile_staged(view).map(Arc::new),
-            endpoints: endpoints.collect(),
-            addresses: addresses.collect(),
+            logging: LogRules::new(enforced, || view.cluster()).map(Arc::new),
+            endpoints,
+            addresses,
         };
         self.names.publish(snapshot);
     }
