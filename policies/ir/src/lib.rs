@@ -13,6 +13,8 @@
 
 pub mod cluster;
 pub mod decide;
+pub mod difference;
+pub mod dump;
 pub mod policy;
 pub mod selector;
 pub mod tables;
