@@ -85,7 +85,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let policy = Policy::start(start, shutdown.clone()).context("cannot start the policy thread")?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
-    NodeApi::new(Arc::new(config.clone()), directory.clone(), hub)
+    NodeApi::new(Arc::new(config.clone()), directory.clone(), hub, policy.clone())
         .start(shutdown.clone())
         .await?;
     let node = NodeAgent::new(client.clone(), config.clone(), network.node_address());

@@ -15,11 +15,18 @@ use std::{
 };
 
 use agent_telemetry::{Hub, LogRules, NamedPod, Names, Snapshot};
-use api::{annotations, flow::PodRef};
+use api::{
+    annotations,
+    flow::PodRef,
+    node_policy::{NodeEndpoint, NodePolicy},
+};
 use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use policies_compiler::{ClusterView, PodView, compile, compile_staged};
-use policies_ir::tables::{EndpointId, NodeTables};
+use policies_ir::{
+    dump,
+    tables::{EndpointId, NodeTables},
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +91,7 @@ enum Command {
     Detach(EndpointId, oneshot::Sender<Result<(), DatapathError>>),
     /// Answered when a compilation that knows the endpoint is in the kernel.
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
+    Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
     Stale,
 }
 
@@ -153,6 +161,13 @@ impl Policy {
         Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
     }
 
+    /// What the kernel holds now.
+    pub(crate) async fn dump(&self) -> Result<NodePolicy, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Dump(reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
     fn send(&self, command: Command) -> Result<(), PolicyError> {
         self.commands.send(command).map_err(|_ended| PolicyError::Ended)
     }
@@ -219,6 +234,7 @@ impl Worker {
                 drop(reply.send(self.datapath.detach(endpoint)));
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
+            Command::Dump(reply) => drop(reply.send(self.dump())),
             Command::Stale => {}
         }
     }
@@ -288,6 +304,28 @@ impl Worker {
         if let Err(error) = self.hub.sync() {
             tracing::error!(%error, "cannot sync the flow log");
         }
+    }
+
+    /// What the kernel holds. Names of rules are those of the last change: an endpoint that it did not reach has the
+    /// same numbers for the same names, or it would have been written anew.
+    fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
+        let attached = self.datapath.attached()?;
+        let mut tables = self.datapath.dump()?;
+        tables.rules.clone_from(&self.names.newest().tables.rules);
+        let endpoint = |link: EndpointLink| NodeEndpoint {
+            id: link.id.0,
+            pod: self.endpoints.get(&link.id).map(|known| known.pod.clone()),
+            addresses: link.addresses.into_iter().collect(),
+            programmed: tables.endpoints.contains_key(&link.id),
+        };
+        let mut policy = NodePolicy {
+            node: self.node.clone(),
+            host_addresses: self.host_addresses.clone(),
+            endpoints: attached.into_iter().map(endpoint).collect(),
+            ..NodePolicy::default()
+        };
+        dump::write(&tables, &mut policy);
+        Ok(policy)
     }
 
     fn view(&self, snapshot: &cluster::Snapshot) -> ClusterView {

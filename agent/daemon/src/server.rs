@@ -1,4 +1,4 @@
-//! The node's own API: container logs and flows, over TLS 1.3 with client certificates.
+//! The node's own API: container logs, flows and the kernel's tables, over TLS 1.3 with client certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
 //! may see; this is the second door, not the first.
@@ -36,6 +36,7 @@ use crate::{
     config::Config,
     logs::{self, Options, Target},
     pods::directory::Directory,
+    policy::{self, Policy},
 };
 
 /// Connections at once: each log or flow stream is one.
@@ -55,6 +56,7 @@ pub(crate) struct NodeApi {
     config: Arc<Config>,
     directory: Directory,
     flows: Arc<Hub>,
+    policy: Policy,
 }
 
 /// Why the node's API cannot be served.
@@ -71,11 +73,12 @@ pub(crate) enum ServeError {
 }
 
 impl NodeApi {
-    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>) -> Self {
+    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>, policy: Policy) -> Self {
         Self {
             config,
             directory,
             flows,
+            policy,
         }
     }
 
@@ -132,6 +135,7 @@ impl NodeApi {
                 get(container_logs),
             )
             .route("/flows", get(flows))
+            .route("/policy", get(policy))
             .with_state(self)
     }
 }
@@ -253,6 +257,18 @@ async fn flows(State(api): State<NodeApi>, Query(options): Query<FlowOptions>) -
         Body::from_stream(written)
     };
     streamed("application/x-ndjson", body)
+}
+
+/// What the kernel holds, for `policyctl verify --live`.
+async fn policy(State(api): State<NodeApi>) -> Response {
+    match api.policy.dump().await {
+        Ok(policy) => axum::Json(policy).into_response(),
+        Err(error) => {
+            let message = policy::chain(&error);
+            tracing::error!(error = message, "cannot read the tables back");
+            (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+        }
+    }
 }
 
 fn streamed(content_type: &'static str, body: Body) -> Response {
