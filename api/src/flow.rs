@@ -18,6 +18,24 @@ pub enum FlowLine {
     Lost(FlowLoss),
 }
 
+impl FlowLine {
+    /// Number of the line in the node's flow log; absent for what is not in it.
+    pub fn sequence(&self) -> Option<u64> {
+        match self {
+            Self::Event(event) => Some(event.sequence).filter(|sequence| *sequence > 0),
+            Self::Lost(loss) => loss.sequence,
+        }
+    }
+
+    /// When it happened.
+    pub fn time(&self) -> Timestamp {
+        match self {
+            Self::Event(event) => event.time,
+            Self::Lost(loss) => loss.time,
+        }
+    }
+}
+
 /// One decision about one flow at one pod's interface, or what became of the flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

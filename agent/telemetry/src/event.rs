@@ -49,7 +49,8 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
     };
     let peer = snapshot.addresses.get(&peer);
     let own = snapshot.endpoints.get(&EndpointId(record.endpoint));
-    let labels = |end: Option<&std::sync::Arc<NamedPod>>| end.map(|end| end.labels.clone()).unwrap_or_default();
+    let labels =
+        |end: Option<&std::sync::Arc<NamedPod>>| end.map(|end| end.labels.clone()).unwrap_or_default();
     let omitted = [own, peer].into_iter().flatten().map(|end| end.omitted);
     FlowEvent {
         sequence: 0,

@@ -76,7 +76,10 @@ impl History {
         let Some(segment) = self.segments.get(position) else {
             return Vec::new();
         };
-        let end = self.segments.get(position + 1).map_or(self.until, |next| next.first);
+        let end = self
+            .segments
+            .get(position + 1)
+            .map_or(self.until, |next| next.first);
         let after = self.query.after.unwrap_or(0);
         // Numbers of the file's lines are below the end.
         if end <= after.saturating_add(1) {

@@ -250,7 +250,10 @@ mod tests {
         let config = config(dir.path(), 1 << 20, 2);
         hub(config.clone()).publish(event(1));
         let file = std::fs::read_dir(&config.dir).unwrap().next().unwrap().unwrap();
-        let mut file = std::fs::OpenOptions::new().append(true).open(file.path()).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(file.path())
+            .unwrap();
         file.write_all(b"{\"time\":\"1970-01-01").unwrap();
         let after = hub(config.clone());
         after.publish(event(2));
@@ -330,7 +333,11 @@ mod tests {
         hub.publish(event(6));
         let lines = all(&hub);
         let stored = lines.iter().filter(|line| !line.starts_with("lost")).count();
-        let lost = lines.iter().filter_map(|line| line.strip_prefix("lost ")).next().unwrap();
+        let lost = lines
+            .iter()
+            .filter_map(|line| line.strip_prefix("lost "))
+            .next()
+            .unwrap();
         assert_eq!(lost, format!("{} Disk", 6 - stored), "{lines:?}");
     }
 

@@ -108,7 +108,10 @@ impl FlowLog {
         let (file, size, next) = match segments.back() {
             Some(last) => {
                 let text = fs::read(&last.path).map_err(failed("read", &last.path))?;
-                let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+                let whole = text
+                    .iter()
+                    .rposition(|byte| *byte == b'\n')
+                    .map_or(0, |end| end + 1);
                 torn = whole < text.len();
                 let lines = text.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n');
                 let newest = lines.filter_map(|line| mark(line)?.sequence).max();
@@ -225,7 +228,9 @@ impl FlowLog {
             self.file.set_len(self.size)?;
             return Err(error);
         }
-        self.size = self.size.saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
+        self.size = self
+            .size
+            .saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
         Ok(text)
     }
 
@@ -299,8 +304,13 @@ fn segments(dir: &Path) -> Result<VecDeque<Segment>, LogError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
         let path = entry.map_err(failed("list", dir))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let number = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let number = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.strip_suffix(SUFFIX));
         if let Some(first) = number.and_then(|number| number.parse().ok()) {
             found.push(Segment { first, path });
         }

@@ -86,8 +86,12 @@ fn pairs(
 /// The next address of the same family, if there is one.
 fn after(address: IpAddr) -> Option<IpAddr> {
     match address {
-        IpAddr::V4(address) => u32::from(address).checked_add(1).map(|next| Ipv4Addr::from(next).into()),
-        IpAddr::V6(address) => u128::from(address).checked_add(1).map(|next| Ipv6Addr::from(next).into()),
+        IpAddr::V4(address) => u32::from(address)
+            .checked_add(1)
+            .map(|next| Ipv4Addr::from(next).into()),
+        IpAddr::V6(address) => u128::from(address)
+            .checked_add(1)
+            .map(|next| Ipv6Addr::from(next).into()),
     }
 }
 
@@ -158,9 +162,11 @@ impl<'a> Side<'a> {
             key(0, Service::Any)..=key(u8::MAX, last)
         });
         let endpoint = self.endpoint;
-        range
-            .into_iter()
-            .flat_map(move |range| endpoint.into_iter().flat_map(move |endpoint| endpoint.verdicts.range(range.clone())))
+        range.into_iter().flat_map(move |range| {
+            endpoint
+                .into_iter()
+                .flat_map(move |endpoint| endpoint.verdicts.range(range.clone()))
+        })
     }
 }
 
@@ -179,7 +185,12 @@ impl Comparison<'_> {
         limit: usize,
         found: &mut Vec<Difference>,
     ) {
-        let entries = || (self.left.entries(left, direction), self.right.entries(right, direction));
+        let entries = || {
+            (
+                self.left.entries(left, direction),
+                self.right.entries(right, direction),
+            )
+        };
         let (of_left, of_right) = entries();
         let same_presence = self.left.endpoint.is_some() == self.right.endpoint.is_some();
         if same_presence && self.same_sources() && self.same_entries(of_left, of_right) {
@@ -282,7 +293,9 @@ fn protocols(services: &[Service], blocks: &[&SourceBlock]) -> BTreeSet<u8> {
         Service::Any => None,
         Service::Protocol(protocol) | Service::Ports { protocol, .. } => Some(*protocol),
     });
-    let mut named: BTreeSet<u8> = of_services.chain(blocks.iter().map(|block| block.protocol)).collect();
+    let mut named: BTreeSet<u8> = of_services
+        .chain(blocks.iter().map(|block| block.protocol))
+        .collect();
     let other = (0..=u8::MAX).rev().find(|protocol| !named.contains(protocol));
     named.extend(other);
     named
@@ -384,7 +397,10 @@ mod tests {
 
     #[test]
     fn other_numbers_and_another_cut_mean_the_same() {
-        let left = tables(&[("10.0.0.0/8", 1, &[ports(0, 1), ports(0x8000, 1)]), ("::/0", 2, &[])]);
+        let left = tables(&[
+            ("10.0.0.0/8", 1, &[ports(0, 1), ports(0x8000, 1)]),
+            ("::/0", 2, &[]),
+        ]);
         let mut right = tables(&[
             ("10.0.0.0/9", 5, &[Service::Protocol(6)]),
             ("10.128.0.0/9", 6, &[Service::Protocol(6)]),
@@ -409,10 +425,7 @@ mod tests {
             ("10.9.9.9/32", 2, &[]),
         ]));
         assert_eq!(address.packet.peer, "10.9.9.9".parse::<IpAddr>().unwrap());
-        assert_eq!(
-            (address.left.0, address.right.0),
-            (Verdict::Allow, Verdict::Deny)
-        );
+        assert_eq!((address.left.0, address.right.0), (Verdict::Allow, Verdict::Deny));
 
         let mut port = tables(&[("10.0.0.0/8", 1, &[Service::Protocol(6), ports(443, 16)])]);
         let verdicts = &mut port.endpoints.get_mut(&ENDPOINT).unwrap().verdicts;
@@ -426,7 +439,11 @@ mod tests {
         assert_eq!(found.left.1, Some(DecidedBy::Rule(rule("a"))));
         assert_eq!(found.right.1, Some(DecidedBy::Rule(rule("b"))));
         name.rules.clear();
-        assert_eq!(one(&name).right.1, None, "a number without a name is like nothing");
+        assert_eq!(
+            one(&name).right.1,
+            None,
+            "a number without a name is like nothing"
+        );
         assert_eq!(
             differences(&name, &name, 1).len(),
             1,

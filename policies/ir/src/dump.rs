@@ -44,9 +44,11 @@ pub fn write(tables: &NodeTables, policy: &mut NodePolicy) {
                 port_bits: block.prefix_bits,
                 class: class.0,
             }));
-        policy
-            .verdicts
-            .extend(rows.verdicts.iter().map(|(key, entry)| verdict_row(*endpoint, key, entry)));
+        policy.verdicts.extend(
+            rows.verdicts
+                .iter()
+                .map(|(key, entry)| verdict_row(*endpoint, key, entry)),
+        );
     }
     policy.rules.extend(tables.rules.iter().map(|name| RuleRow {
         tier: name.tier.clone(),

@@ -14,6 +14,7 @@ mod decide;
 mod delete;
 mod down;
 mod explain;
+mod flow_filter;
 mod flows;
 mod get;
 mod load;
@@ -22,6 +23,7 @@ mod objects;
 mod output;
 mod scan;
 mod up;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -66,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Scan(args) => scan::run(&args).await,
             Command::Decide(args) => decide::run(&cli.connection, &args).await,
             Command::Explain(args) => explain::run(&cli.connection, &args).await,
+            Command::Verify(args) => verify::run(&cli.connection, &args).await,
             Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "policyctl", &mut std::io::stdout());
