@@ -1,15 +1,51 @@
 //! Flow events: what the kernel decided about a flow, joined with who the ends are. One JSON object per
-//! line on the wire and on disk.
+//! line on the wire and on disk: a [`FlowLine`].
 
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// One decision about one flow at one pod's interface.
+use crate::selector::Labels;
+
+/// One line of the flow log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FlowLine {
+    /// An event.
+    Event(Box<FlowEvent>),
+    /// Events are missing here.
+    Lost(FlowLoss),
+}
+
+impl FlowLine {
+    /// Number of the line in the node's flow log; absent for what is not in it.
+    pub fn sequence(&self) -> Option<u64> {
+        match self {
+            Self::Event(event) => Some(event.sequence).filter(|sequence| *sequence > 0),
+            Self::Lost(loss) => loss.sequence,
+        }
+    }
+
+    /// When it happened.
+    pub fn time(&self) -> Timestamp {
+        match self {
+            Self::Event(event) => event.time,
+            Self::Lost(loss) => loss.time,
+        }
+    }
+}
+
+/// One decision about one flow at one pod's interface, or what became of the flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowEvent {
+    /// Number of the line in the node's flow log, without gaps; 0 before it is written.
+    #[serde(default)]
+    pub sequence: u64,
+    /// What is told about the flow.
+    #[serde(default)]
+    pub kind: FlowKind,
     /// When the kernel decided.
     pub time: Timestamp,
     /// Node it happened on.
@@ -40,6 +76,109 @@ pub struct FlowEvent {
     pub destination_port: u16,
     /// Policy epoch that judged.
     pub epoch: u32,
+    /// When the flow opened; absent for denials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Timestamp>,
+    /// Why the flow ended; absent unless it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<FlowEnd>,
+    /// Packets so far; for denials those that this event stands for.
+    #[serde(default)]
+    pub packets: Traffic,
+    /// Their bytes, with link-layer headers.
+    #[serde(default)]
+    pub bytes: Traffic,
+    /// Labels of the pod, when its flows were judged like this.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub pod_labels: Labels,
+    /// Labels of the peer.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub peer_labels: Labels,
+    /// Labels of either that were left out to keep the line short.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub labels_omitted: u32,
+    /// `Log` rules that matched before the decision, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logged_by: Vec<DecidedBy>,
+}
+
+/// Events that are missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowLoss {
+    /// Number of the line in the node's flow log; absent where the loss is this reader's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// When it was noticed.
+    pub time: Timestamp,
+    /// Node it happened on.
+    pub node: String,
+    /// How many.
+    pub lost: u64,
+    /// Where.
+    pub at: LossPlace,
+    /// Whose events, if they are all of one pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+}
+
+/// Where events were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossPlace {
+    /// The kernel's buffer was full.
+    Kernel,
+    /// Not told one by one: denied packets of a pod that had too many others denied.
+    Unreported,
+    /// The log could not be written, because the disk was full or failed.
+    Disk,
+    /// The log dropped its oldest lines to stay within its size.
+    Retention,
+    /// A line was not complete, or not readable.
+    Damaged,
+    /// This reader was too slow.
+    Reader,
+}
+
+/// What an event tells about a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowKind {
+    /// It was allowed and opened.
+    #[default]
+    Start,
+    /// Packets were denied.
+    Denied,
+    /// It lives; totals so far.
+    Update,
+    /// It ended; totals.
+    End,
+}
+
+/// Why a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowEnd {
+    /// Both ends closed it.
+    Closed,
+    /// One end reset it.
+    Reset,
+    /// It fell silent.
+    Silent,
+    /// Policy had come to deny it.
+    Denied,
+    /// One of its ends is gone.
+    Removed,
+}
+
+/// An amount in each direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// To the pod.
+    pub to_pod: u64,
+    /// From the pod.
+    pub from_pod: u64,
 }
 
 /// Namespace and name of a pod.
@@ -90,6 +229,9 @@ pub struct DecidedBy {
     /// Tier of that policy; absent for built-in decisions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
+    /// Number of the rule in its policy, from 0 within its direction; absent where no rule decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
 }
 
 /// What would have been decided with other policies.
@@ -100,4 +242,39 @@ pub struct StagedVerdict {
     pub verdict: FlowVerdict,
     /// What would have decided.
     pub decided_by: DecidedBy,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_an_event_or_a_loss() {
+        let lost = r#"{"time":"1970-01-01T00:00:00Z","node":"n","lost":3,"at":"kernel"}"#;
+        let line: FlowLine = serde_json::from_str(lost).unwrap();
+        let FlowLine::Lost(loss) = &line else {
+            panic!("{line:?}")
+        };
+        assert_eq!((loss.lost, loss.at), (3, LossPlace::Kernel));
+        assert_eq!(serde_json::to_string(&line).unwrap(), lost);
+        assert!(serde_json::from_str::<FlowLine>("{}").is_err());
+    }
+
+    /// What an earlier version wrote.
+    #[test]
+    fn an_event_without_the_newer_fields_is_the_start_of_a_flow() {
+        let old = r#"{"time":"1970-01-01T00:00:00Z","node":"n","pod":{"namespace":"a","name":"p"},
+            "direction":"egress","verdict":"allow","decidedBy":{"rule":"no-policy"},"source":"10.0.0.1",
+            "destination":"10.0.0.2","protocol":6,"sourcePort":1,"destinationPort":2,"epoch":3}"#;
+        let line: FlowLine = serde_json::from_str(old).unwrap();
+        assert!(
+            matches!(&line, FlowLine::Event(event) if event.kind == FlowKind::Start && event.sequence == 0),
+            "{line:?}"
+        );
+    }
 }

@@ -12,7 +12,7 @@ use std::{
 use agent_images::{ImageStore, Limits, StoreConfig};
 use agent_network::{Network, NetworkConfig, files};
 use agent_runtime::{RecoveredPod, Runtime, RuntimeConfig};
-use agent_telemetry::{Hub, HubLimits, Names, Reader};
+use agent_telemetry::{FOLLOWER_LAG, FlowLog, Hub, LogConfig, Names, Reader};
 use anyhow::{Context as _, Result};
 use ebpf_loader::{Datapath, Kernel, OBJECT};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +65,10 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     })
     .context("cannot open the image store")?;
 
-    let hub = Arc::new(Hub::new(HubLimits::default()));
+    let node = config.node_name.clone();
+    let log = LogConfig::sized(config.flows_dir(), node.clone(), config.flow_log_max_bytes);
+    let log = FlowLog::open(log).context("cannot keep the flow log")?;
+    let hub = Arc::new(Hub::new(log, node, FOLLOWER_LAG));
     let names = Arc::new(Names::new());
     let source = datapath.flow_source().context("cannot read flow events")?;
     let _reader = Reader::start(source, names.clone(), hub.clone(), config.node_name.clone())?;
@@ -82,7 +85,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let policy = Policy::start(start, shutdown.clone()).context("cannot start the policy thread")?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
-    NodeApi::new(Arc::new(config.clone()), directory.clone(), hub)
+    NodeApi::new(Arc::new(config.clone()), directory.clone(), hub, policy.clone())
         .start(shutdown.clone())
         .await?;
     let node = NodeAgent::new(client.clone(), config.clone(), network.node_address());

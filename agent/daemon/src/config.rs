@@ -41,6 +41,9 @@ pub(crate) struct Config {
     /// Log files kept for each run of a container, the present one included.
     #[serde(default = "default_log_max_files")]
     pub(crate) log_max_files: u32,
+    /// Most bytes of the flow log; the oldest lines are dropped first, in files of 4 MiB.
+    #[serde(default = "default_flow_log_max_bytes")]
+    pub(crate) flow_log_max_bytes: u64,
 }
 
 /// Why there is no configuration.
@@ -99,6 +102,11 @@ impl Config {
         self.agent_dir.join("logs")
     }
 
+    /// The flow log.
+    pub(crate) fn flows_dir(&self) -> PathBuf {
+        self.agent_dir.join("flows")
+    }
+
     /// Images, unpacked.
     pub(crate) fn images_dir(&self) -> PathBuf {
         self.agent_dir.join("images")
@@ -121,6 +129,10 @@ fn default_pod_cidr() -> Ipv4Net {
 
 fn default_log_max_bytes() -> u64 {
     10 * 1024 * 1024
+}
+
+fn default_flow_log_max_bytes() -> u64 {
+    64 * 1024 * 1024
 }
 
 fn default_log_max_files() -> u32 {

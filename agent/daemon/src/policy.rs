@@ -14,12 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_telemetry::{Hub, Names, Snapshot};
-use api::{annotations, flow::PodRef};
+use agent_telemetry::{Hub, LogRules, NamedPod, Names, Snapshot};
+use api::{
+    annotations,
+    flow::PodRef,
+    node_policy::{NodeEndpoint, NodePolicy},
+};
 use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use policies_compiler::{ClusterView, PodView, compile, compile_staged};
-use policies_ir::tables::{EndpointId, NodeTables};
+use policies_ir::{
+    dump,
+    tables::{EndpointId, NodeTables},
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +91,7 @@ enum Command {
     Detach(EndpointId, oneshot::Sender<Result<(), DatapathError>>),
     /// Answered when a compilation that knows the endpoint is in the kernel.
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
+    Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
     Stale,
 }
 
@@ -151,6 +159,13 @@ impl Policy {
     pub(crate) async fn detach(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Detach(endpoint, reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
+    /// What the kernel holds now.
+    pub(crate) async fn dump(&self) -> Result<NodePolicy, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Dump(reply))?;
         Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
     }
 
@@ -222,6 +237,7 @@ impl Worker {
                 drop(reply.send(self.datapath.detach(endpoint)));
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
+            Command::Dump(reply) => drop(reply.send(self.dump())),
             Command::Stale => {}
         }
     }
@@ -280,15 +296,42 @@ impl Worker {
         true
     }
 
-    /// Forgets flows that are over, and tells followers how many events the kernel could not report.
+    /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
+    /// makes what was told so far outlive the machine.
     fn tidy(&mut self) {
-        if let Err(error) = self.datapath.expire(monotonic_now()) {
-            tracing::error!(error = chain(&error), "cannot expire flows");
+        match self.datapath.expire(monotonic_now()) {
+            Ok(expired) => agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node),
+            Err(error) => tracing::error!(error = chain(&error), "cannot expire flows"),
         }
         match self.datapath.counters() {
-            Ok(counters) => self.hub.note_kernel_loss(counters.lost_events),
+            Ok(counters) => self.hub.note_losses(&counters, &self.names),
             Err(error) => tracing::error!(error = chain(&error), "cannot read the datapath's counters"),
         }
+        if let Err(error) = self.hub.sync() {
+            tracing::error!(%error, "cannot sync the flow log");
+        }
+    }
+
+    /// What the kernel holds. Names of rules are those of the last change: an endpoint that it did not reach has the
+    /// same numbers for the same names, or it would have been written anew.
+    fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
+        let attached = self.datapath.attached()?;
+        let mut tables = self.datapath.dump()?;
+        tables.rules.clone_from(&self.names.newest().tables.rules);
+        let endpoint = |link: EndpointLink| NodeEndpoint {
+            id: link.id.0,
+            pod: self.endpoints.get(&link.id).map(|known| known.pod.clone()),
+            addresses: link.addresses.into_iter().collect(),
+            programmed: tables.endpoints.contains_key(&link.id),
+        };
+        let mut policy = NodePolicy {
+            node: self.node.clone(),
+            host_addresses: self.host_addresses.clone(),
+            endpoints: attached.into_iter().map(endpoint).collect(),
+            ..NodePolicy::default()
+        };
+        dump::write(&tables, &mut policy);
+        Ok(policy)
     }
 
     fn view(&self, snapshot: &cluster::Snapshot) -> ClusterView {
@@ -332,23 +375,41 @@ impl Worker {
     }
 
     fn publish(&self, view: &ClusterView, changes: BTreeMap<EndpointId, u32>, tables: NodeTables) {
-        let addresses = view.pods.iter().flat_map(|pod| {
-            let name = PodRef {
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-            };
-            pod.addresses.iter().map(move |address| (*address, name.clone()))
-        });
-        let endpoints = self
+        let named: Vec<(&PodView, Arc<NamedPod>)> = view
+            .pods
+            .iter()
+            .map(|pod| {
+                let name = PodRef {
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                };
+                (pod, Arc::new(NamedPod::new(name, &pod.labels)))
+            })
+            .collect();
+        // A pod whose object is not here yet has a name, and no labels.
+        let mut endpoints: BTreeMap<EndpointId, Arc<NamedPod>> = self
             .endpoints
             .iter()
-            .map(|(id, endpoint)| (*id, endpoint.pod.clone()));
+            .map(|(id, endpoint)| {
+                let named = NamedPod::new(endpoint.pod.clone(), &BTreeMap::new());
+                (*id, Arc::new(named))
+            })
+            .collect();
+        let mut addresses = BTreeMap::new();
+        for (pod, named) in &named {
+            if let Some(endpoint) = pod.endpoint {
+                endpoints.insert(endpoint, Arc::clone(named));
+            }
+            addresses.extend(pod.addresses.iter().map(|address| (*address, Arc::clone(named))));
+        }
+        let enforced = view.policy_set(|_, _| {}).enforced;
         let snapshot = Snapshot {
             tables: Arc::new(tables),
             changes,
             staged: compile_staged(view).map(Arc::new),
-            endpoints: endpoints.collect(),
-            addresses: addresses.collect(),
+            logging: LogRules::new(enforced, || view.cluster()).map(Arc::new),
+            endpoints,
+            addresses,
         };
         self.names.publish(snapshot);
     }

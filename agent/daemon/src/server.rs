@@ -1,27 +1,28 @@
-//! The node's own API: container logs and flows, over TLS 1.3 with client certificates.
+//! The node's own API: container logs, flows and the kernel's tables, over TLS 1.3 with client certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
 //! may see; this is the second door, not the first.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use agent_telemetry::{Hub, Item};
+use agent_telemetry::{Hub, Query as FlowQuery};
 use api::annotations::{GROUP_MASTERS, USER_APISERVER};
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, TlsError};
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -35,6 +36,7 @@ use crate::{
     config::Config,
     logs::{self, Options, Target},
     pods::directory::Directory,
+    policy::{self, Policy},
 };
 
 /// Connections at once: each log or flow stream is one.
@@ -43,8 +45,10 @@ const MAX_CONNECTIONS: usize = 256;
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Delay after an `accept` that failed for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// Flow events shown to somebody who does not follow, or before following.
+/// Lines of the flow log for somebody who does not say how many.
 const RECENT_FLOWS: usize = 1000;
+/// Lines that are read ahead of a reader.
+const READ_AHEAD: usize = 256;
 
 /// What the handlers need.
 #[derive(Clone)]
@@ -52,6 +56,7 @@ pub(crate) struct NodeApi {
     config: Arc<Config>,
     directory: Directory,
     flows: Arc<Hub>,
+    policy: Policy,
 }
 
 /// Why the node's API cannot be served.
@@ -68,11 +73,12 @@ pub(crate) enum ServeError {
 }
 
 impl NodeApi {
-    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>) -> Self {
+    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>, policy: Policy) -> Self {
         Self {
             config,
             directory,
             flows,
+            policy,
         }
     }
 
@@ -129,6 +135,7 @@ impl NodeApi {
                 get(container_logs),
             )
             .route("/flows", get(flows))
+            .route("/policy", get(policy))
             .with_state(self)
     }
 }
@@ -217,41 +224,49 @@ async fn container_logs(
     )
 }
 
-/// What a reader of flows asks for.
+/// What a reader of flows asks for. Without any bound, the newest lines.
 #[derive(Debug, Deserialize)]
 struct FlowOptions {
     #[serde(default)]
     follow: bool,
+    since: Option<Timestamp>,
+    after: Option<u64>,
+    limit: Option<usize>,
 }
 
+/// Lines of the flow log, as they are written: one JSON object each, losses where they happened.
 async fn flows(State(api): State<NodeApi>, Query(options): Query<FlowOptions>) -> Response {
-    let line = |item: &Item| -> Result<Bytes, Infallible> { Ok(flow_line(item)) };
+    let unbounded = options.since.is_none() && options.after.is_none();
+    let query = FlowQuery {
+        since: options.since,
+        after: options.after,
+        limit: options.limit.or(unbounded.then_some(RECENT_FLOWS)),
+    };
+    let (history, follower) = api.flows.follow(query);
+    let (lines, written) = tokio::sync::mpsc::channel(READ_AHEAD);
+    // Ends by itself when the reader is gone.
+    tokio::task::spawn_blocking(move || history.read(|line| lines.blocking_send(line).is_ok()));
+    let written = ReceiverStream::new(written).map(Ok::<_, Infallible>);
     let body = if options.follow {
-        let (recent, follower) = api.flows.follow(RECENT_FLOWS);
-        let recent: Vec<_> = recent.iter().map(line).collect();
-        let coming = stream::unfold(follower, move |mut follower| async move {
-            let item = follower.next().await?;
-            Some((line(&item), follower))
+        let coming = stream::unfold(follower, async |mut follower| {
+            let line = follower.next().await?;
+            Some((Ok(line.to_string()), follower))
         });
-        Body::from_stream(futures::StreamExt::chain(stream::iter(recent), coming))
+        Body::from_stream(written.chain(coming))
     } else {
-        let recent: Vec<_> = api.flows.recent(RECENT_FLOWS).iter().map(line).collect();
-        Body::from_stream(stream::iter(recent))
+        Body::from_stream(written)
     };
     streamed("application/x-ndjson", body)
 }
 
-/// One JSON object and a line end. Losses stand in the stream where they happened: `{"lost":3}`.
-fn flow_line(item: &Item) -> Bytes {
-    let text = match item {
-        Item::Event(event) => serde_json::to_string(event.as_ref()),
-        Item::Lost(lost) => serde_json::to_string(&serde_json::json!({"lost": lost})),
-    };
-    match text {
-        Ok(text) => Bytes::from(text + "\n"),
+/// What the kernel holds, for `policyctl verify --live`.
+async fn policy(State(api): State<NodeApi>) -> Response {
+    match api.policy.dump().await {
+        Ok(policy) => axum::Json(policy).into_response(),
         Err(error) => {
-            tracing::error!(%error, "a flow event cannot be written as JSON");
-            Bytes::from_static(b"{\"lost\":1}\n")
+            let message = policy::chain(&error);
+            tracing::error!(error = message, "cannot read the tables back");
+            (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
         }
     }
 }

@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowVerdict, PodRef, StagedVerdict};
-use ebpf_abi::{DIRECTION_INGRESS, FlowRecord, Reason, VERDICT_ALLOW};
+use api::flow::{
+    DecidedBy, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowVerdict, PodRef, StagedVerdict, Traffic,
+};
+use ebpf_abi::{
+    DIRECTION_EGRESS, DIRECTION_INGRESS, END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT,
+    FlowRecord, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE, Reason, VERDICT_ALLOW,
+};
 use jiff::{SignedDuration, Timestamp};
 use policies_ir::tables::{self, Direction, EndpointId, Packet, RuleId};
 
-use crate::names::{Names, Snapshot};
+use crate::names::{NamedPod, Names, Snapshot};
 
 /// How to tell the time of day from the kernel's monotonic clock.
 #[derive(Debug, Clone, Copy)]
@@ -42,36 +47,93 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
     } else {
         destination
     };
+    let peer = snapshot.addresses.get(&peer);
+    let own = snapshot.endpoints.get(&EndpointId(record.endpoint));
+    let labels =
+        |end: Option<&std::sync::Arc<NamedPod>>| end.map(|end| end.labels.clone()).unwrap_or_default();
+    let omitted = [own, peer].into_iter().flatten().map(|end| end.omitted);
     FlowEvent {
+        sequence: 0,
+        kind: kind(record),
         time: clock.time_of(record.time_ns),
         node: node.to_owned(),
-        pod: pod(record, &snapshot),
+        pod: pod(record, own),
         direction,
         verdict: verdict_of(record),
         decided_by: decided_by(record, &snapshot, exact),
         staged: staged(record, &snapshot, exact),
         source,
         destination,
-        peer: snapshot.addresses.get(&peer).cloned(),
+        peer: peer.map(|peer| peer.pod.clone()),
         protocol: record.protocol,
         source_port: record.source_port,
         destination_port: record.destination_port,
         epoch: record.epoch,
+        opened: (record.opened_ns > 0).then(|| clock.time_of(record.opened_ns)),
+        end: end(record),
+        packets: traffic(&record.packets),
+        bytes: traffic(&record.bytes),
+        pod_labels: labels(own),
+        peer_labels: labels(peer),
+        labels_omitted: omitted.sum(),
+        logged_by: logged_by(record, &snapshot, exact),
+    }
+}
+
+/// What is told about the flow. A kind that is not known comes from newer programs, and is taken by its verdict.
+fn kind(record: &FlowRecord) -> FlowKind {
+    match record.kind {
+        RECORD_START => FlowKind::Start,
+        RECORD_DENIED => FlowKind::Denied,
+        RECORD_UPDATE => FlowKind::Update,
+        RECORD_END => FlowKind::End,
+        _ if verdict_of(record) == FlowVerdict::Allow => FlowKind::Start,
+        _ => FlowKind::Denied,
+    }
+}
+
+fn end(record: &FlowRecord) -> Option<FlowEnd> {
+    match record.end {
+        END_CLOSED => Some(FlowEnd::Closed),
+        END_RESET => Some(FlowEnd::Reset),
+        END_SILENT => Some(FlowEnd::Silent),
+        END_DENIED => Some(FlowEnd::Denied),
+        END_REMOVED => Some(FlowEnd::Removed),
+        _ => None,
+    }
+}
+
+fn traffic(amounts: &[u64; 2]) -> Traffic {
+    let of = |direction: u8| amounts.get(usize::from(direction)).copied().unwrap_or(0);
+    Traffic {
+        to_pod: of(DIRECTION_INGRESS),
+        from_pod: of(DIRECTION_EGRESS),
     }
 }
 
 /// The pod whose interface judged. An interface that no pod is known for is named by its number, without a
 /// namespace, so that it cannot be taken for a pod.
-fn pod(record: &FlowRecord, snapshot: &Snapshot) -> PodRef {
+fn pod(record: &FlowRecord, own: Option<&std::sync::Arc<NamedPod>>) -> PodRef {
     let unknown = || PodRef {
         namespace: String::new(),
         name: format!("interface {}", record.ifindex),
     };
-    snapshot
-        .endpoints
-        .get(&EndpointId(record.endpoint))
-        .cloned()
-        .unwrap_or_else(unknown)
+    own.map_or_else(unknown, |own| own.pod.clone())
+}
+
+/// `Log` rules that matched. They are asked about the packet that a decision is about: totals say nothing new, and
+/// policies of another epoch nothing about this one.
+fn logged_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Vec<DecidedBy> {
+    let asked = exact && matches!(kind(record), FlowKind::Start | FlowKind::Denied);
+    let rules = snapshot.logging.as_ref().filter(|_| asked);
+    let Some(rules) = rules.filter(|_| Reason::from_code(record.reason) == Some(Reason::Policy)) else {
+        return Vec::new();
+    };
+    let names = rules.matched(EndpointId(record.endpoint), &packet(record));
+    names
+        .into_iter()
+        .map(|name| named(Some(tables::DecidedBy::Rule(name)), true))
+        .collect()
 }
 
 fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedBy {
@@ -88,18 +150,7 @@ fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedB
 fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<StagedVerdict> {
     let tables = snapshot.staged.as_ref().filter(|_| exact)?;
     Reason::from_code(record.reason).filter(|reason| *reason == Reason::Policy)?;
-    let (direction, peer) = match record.direction {
-        DIRECTION_INGRESS => (Direction::Ingress, record.source),
-        _ => (Direction::Egress, record.destination),
-    };
-    let packet = Packet {
-        direction,
-        peer: peer.to_ip(),
-        protocol: record.protocol,
-        source_port: record.source_port,
-        port: record.destination_port,
-    };
-    let would_be = tables::lookup(tables, EndpointId(record.endpoint), &packet);
+    let would_be = tables::lookup(tables, EndpointId(record.endpoint), &packet(record));
     let verdict = match would_be.verdict {
         tables::Verdict::Allow => FlowVerdict::Allow,
         tables::Verdict::Deny => FlowVerdict::Deny,
@@ -108,6 +159,21 @@ fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<Stage
         verdict,
         decided_by: named(tables.decided_by(would_be.rule), true),
     })
+}
+
+/// What policy was asked about.
+fn packet(record: &FlowRecord) -> Packet {
+    let (direction, peer) = match record.direction {
+        DIRECTION_INGRESS => (Direction::Ingress, record.source),
+        _ => (Direction::Egress, record.destination),
+    };
+    Packet {
+        direction,
+        peer: peer.to_ip(),
+        protocol: record.protocol,
+        source_port: record.source_port,
+        port: record.destination_port,
+    }
 }
 
 fn verdict_of(record: &FlowRecord) -> FlowVerdict {
@@ -122,6 +188,7 @@ fn word(word: &str) -> DecidedBy {
         rule: word.to_owned(),
         policy: None,
         tier: None,
+        index: None,
     }
 }
 
@@ -132,6 +199,7 @@ fn named(rule: Option<tables::DecidedBy>, exact: bool) -> DecidedBy {
             rule: name.to_string(),
             policy: Some(name.policy).filter(|policy| !policy.is_empty()),
             tier: Some(name.tier),
+            index: name.rule,
         },
         _ => word("unnamed-rule"),
     }
@@ -173,6 +241,9 @@ mod tests {
             direction: DIRECTION_EGRESS,
             verdict: 0,
             reason: Reason::Policy as u8,
+            kind: RECORD_DENIED,
+            packets: [0, 1],
+            bytes: [0, 74],
             ..FlowRecord::default()
         }
     }
@@ -182,6 +253,11 @@ mod tests {
             namespace: "default".to_owned(),
             name: name.to_owned(),
         }
+    }
+
+    fn named_pod(name: &str) -> Arc<NamedPod> {
+        let labels = [("app".to_owned(), name.to_owned())].into();
+        Arc::new(NamedPod::new(pod(name), &labels))
     }
 
     fn names() -> Names {
@@ -202,8 +278,9 @@ mod tests {
             }),
             staged: staged.map(Arc::new),
             changes: [(EndpointId(7), 3)].into(),
-            endpoints: [(EndpointId(7), pod("client"))].into(),
-            addresses: [("10.7.0.9".parse().unwrap(), pod("web"))].into(),
+            endpoints: [(EndpointId(7), named_pod("client"))].into(),
+            addresses: [("10.7.0.9".parse().unwrap(), named_pod("web"))].into(),
+            logging: None,
         });
         names
     }
@@ -220,7 +297,14 @@ mod tests {
             "verdict": "deny",
             "decidedBy": {
                 "rule": "NetworkPolicy default/web rule 0", "policy": "NetworkPolicy default/web", "tier": "default",
+                "index": 0,
             },
+            "sequence": 0,
+            "kind": "denied",
+            "packets": {"toPod": 0, "fromPod": 1},
+            "bytes": {"toPod": 0, "fromPod": 74},
+            "podLabels": {"app": "client"},
+            "peerLabels": {"app": "web"},
             "source": "10.7.0.2",
             "destination": "10.7.0.9",
             "peer": {"namespace": "default", "name": "web"},
@@ -305,6 +389,22 @@ mod tests {
             None,
             "tables of another epoch"
         );
+    }
+
+    #[test]
+    fn totals_of_a_flow_that_ended_say_since_when_and_why() {
+        let record = FlowRecord {
+            kind: RECORD_END,
+            end: END_RESET,
+            verdict: 1,
+            opened_ns: 98_000_000_000,
+            packets: [3, 4],
+            ..record()
+        };
+        let event = flow_event(&record, &names(), "node-1", &CLOCK);
+        assert_eq!((event.kind, event.end), (FlowKind::End, Some(FlowEnd::Reset)));
+        assert_eq!((event.packets.to_pod, event.packets.from_pod), (3, 4));
+        assert_eq!(event.opened.unwrap().to_string(), "1969-12-31T23:59:58Z");
     }
 
     #[test]

@@ -1,19 +1,26 @@
 //! From the kernel's decisions to flow events that name pods and policies.
 //!
 //! A thread ([`Reader::start`]) takes records off the datapath's stream, names what is in them by [`Names`], and
-//! gives the events to a [`Hub`]: some recent ones are kept, and whoever follows gets the rest as they come. Every
-//! place where an event can be lost counts what it loses, and says so in the stream.
+//! gives the events to a [`Hub`], which writes them to a [`FlowLog`] and passes them on to whoever follows. What the
+//! datapath finds out about flows later comes in by [`report`]. Every place where an event can be lost counts what it
+//! loses, and says so in the stream.
 //!
-//! The words that events use are listed in `docs/flows.md`. Non-goals: storing events, aggregating them, deciding.
+//! The words that events use are listed in `docs/flows.md`. Non-goals: aggregating events, deciding.
 
 #![forbid(unsafe_code)]
 
 mod event;
+mod history;
 mod hub;
+mod log;
+mod logging;
 mod names;
 mod reader;
 
 pub use event::{Clock, flow_event};
-pub use hub::{Follower, Hub, HubLimits, Item};
-pub use names::{Names, Snapshot};
-pub use reader::{Reader, StartError};
+pub use history::{History, Query};
+pub use hub::{FOLLOWER_LAG, Follower, Hub};
+pub use log::{FlowLog, LogConfig, LogError};
+pub use logging::LogRules;
+pub use names::{NamedPod, Names, Snapshot};
+pub use reader::{Reader, StartError, report};

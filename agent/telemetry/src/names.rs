@@ -6,12 +6,17 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use api::flow::PodRef;
+use api::{flow::PodRef, selector::Labels};
 use policies_ir::tables::{EndpointId, NodeTables};
+
+use crate::logging::LogRules;
 
 /// How many changes of policy back a record may come from and still be named. A record waits on the ring for far less
 /// time than so many changes take.
 const SNAPSHOTS_KEPT: usize = 16;
+/// Most labels of one end that an event carries, and most bytes of them.
+const MAX_LABELS: usize = 32;
+const MAX_LABEL_BYTES: usize = 2048;
 
 /// The names after one change of policy.
 #[derive(Debug, Clone, Default)]
@@ -22,16 +27,49 @@ pub struct Snapshot {
     pub changes: BTreeMap<EndpointId, u32>,
     /// The tables as they would be if the staged policies were enforced; absent if there are none.
     pub staged: Option<Arc<NodeTables>>,
+    /// Rules that only log; absent if there are none.
+    pub logging: Option<Arc<LogRules>>,
     /// Pods of this node by endpoint.
-    pub endpoints: BTreeMap<EndpointId, PodRef>,
+    pub endpoints: BTreeMap<EndpointId, Arc<NamedPod>>,
     /// All pods that are known, by address.
-    pub addresses: BTreeMap<IpAddr, PodRef>,
+    pub addresses: BTreeMap<IpAddr, Arc<NamedPod>>,
+}
+
+/// A pod as events show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPod {
+    pub(crate) pod: PodRef,
+    pub(crate) labels: Labels,
+    /// How many labels there was no room for.
+    pub(crate) omitted: u32,
 }
 
 /// Names, published by the agent whenever it has changed the datapath's tables.
 #[derive(Debug, Default)]
 pub struct Names {
     snapshots: RwLock<VecDeque<Arc<Snapshot>>>,
+}
+
+impl NamedPod {
+    /// A pod with as many of its labels as an event may carry, in alphabetical order.
+    pub fn new(pod: PodRef, labels: &Labels) -> Self {
+        let mut bytes = 0;
+        let fits = |(key, value): &(&String, &String)| {
+            bytes += key.len() + value.len();
+            bytes <= MAX_LABEL_BYTES
+        };
+        let kept: Labels = labels
+            .iter()
+            .take(MAX_LABELS)
+            .take_while(fits)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        Self {
+            omitted: u32::try_from(labels.len() - kept.len()).unwrap_or(u32::MAX),
+            pod,
+            labels: kept,
+        }
+    }
 }
 
 impl Names {
@@ -48,14 +86,57 @@ impl Names {
         snapshots.truncate(SNAPSHOTS_KEPT);
     }
 
+    /// The newest names.
+    pub fn newest(&self) -> Arc<Snapshot> {
+        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        snapshots.front().cloned().unwrap_or_default()
+    }
+
+    /// The pod of an endpoint, gone ones included for a while.
+    pub(crate) fn pod(&self, endpoint: EndpointId) -> Option<PodRef> {
+        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        snapshots
+            .iter()
+            .find_map(|snapshot| snapshot.endpoints.get(&endpoint))
+            .map(|named| named.pod.clone())
+    }
+
     /// The names that hold for what `change` decides at `endpoint`, and whether they are really its own: pods of a
-    /// change that is not known are looked up in the newest names, but its rules have other numbers.
+    /// change that is not known are looked up in the newest names that have the endpoint, but its rules have other
+    /// numbers.
     pub(crate) fn of(&self, endpoint: EndpointId, change: u32) -> (Arc<Snapshot>, bool) {
         let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
         let follows = |snapshot: &&Arc<Snapshot>| snapshot.changes.get(&endpoint) == Some(&change);
-        match snapshots.iter().find(follows) {
-            Some(snapshot) => (Arc::clone(snapshot), true),
-            None => (snapshots.front().cloned().unwrap_or_default(), false),
+        if let Some(snapshot) = snapshots.iter().find(follows) {
+            return (Arc::clone(snapshot), true);
         }
+        let knows = |snapshot: &&Arc<Snapshot>| snapshot.endpoints.contains_key(&endpoint);
+        let snapshot = snapshots.iter().find(knows).or(snapshots.front());
+        (snapshot.cloned().unwrap_or_default(), false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_bounded_and_the_rest_is_counted() {
+        let pod = PodRef {
+            namespace: "a".to_owned(),
+            name: "p".to_owned(),
+        };
+        let labels = |count: usize, length: usize| -> Labels {
+            (0..count)
+                .map(|number| (format!("{number:03}"), "x".repeat(length)))
+                .collect()
+        };
+        let of = |labels: &Labels| {
+            let named = NamedPod::new(pod.clone(), labels);
+            (named.labels.len(), named.omitted)
+        };
+        assert_eq!(of(&labels(3, 10)), (3, 0));
+        assert_eq!(of(&labels(40, 10)), (32, 8));
+        assert_eq!(of(&labels(3, 1000)), (2, 1));
     }
 }

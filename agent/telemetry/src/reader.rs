@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ebpf_loader::{FlowSource, monotonic_now};
+use ebpf_loader::{FlowRecord, FlowSource, monotonic_now};
 use jiff::Timestamp;
 
 use crate::{
@@ -54,6 +54,17 @@ impl Reader {
     }
 }
 
+/// Names what `Datapath::expire` returned, and publishes it.
+pub fn report(records: &[FlowRecord], names: &Names, hub: &Hub, node: &str) {
+    let clock = Clock {
+        now: Timestamp::now(),
+        monotonic: monotonic_now(),
+    };
+    for record in records {
+        hub.publish(flow_event(record, names, node, &clock));
+    }
+}
+
 impl Drop for Reader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -69,11 +80,7 @@ fn read(mut source: Box<dyn FlowSource>, names: &Names, hub: &Hub, node: &str, s
     while !stop.load(Ordering::Relaxed) {
         match source.next(WAIT) {
             Ok(Some(record)) => {
-                let clock = Clock {
-                    now: Timestamp::now(),
-                    monotonic: monotonic_now(),
-                };
-                hub.publish(flow_event(&record, names, node, &clock));
+                report(std::slice::from_ref(&record), names, hub, node);
             }
             Ok(None) => {}
             Err(error) => {
@@ -86,17 +93,23 @@ fn read(mut source: Box<dyn FlowSource>, names: &Names, hub: &Hub, node: &str, s
 
 #[cfg(test)]
 mod tests {
-    use ebpf_abi::FlowRecord;
+    use api::flow::FlowLine;
     use ebpf_loader::{Datapath, Fake};
 
     use super::*;
-    use crate::hub::{HubLimits, Item};
+    use crate::{
+        history::Query,
+        log::{FlowLog, LogConfig},
+    };
 
     #[tokio::test]
     async fn records_become_events() {
         let mut fake = Fake::new();
-        let hub = Arc::new(Hub::new(HubLimits::default()));
-        let (_, mut follower) = hub.follow(0);
+        let dir = tempfile::tempdir().unwrap();
+        let node = || "node-1".to_owned();
+        let log = FlowLog::open(LogConfig::sized(dir.path().join("flows"), node(), 0)).unwrap();
+        let hub = Arc::new(Hub::new(log, node(), 8));
+        let (_, mut follower) = hub.follow(Query::default());
         let source = fake.flow_source().unwrap();
         let reader = Reader::start(
             source,
@@ -111,8 +124,9 @@ mod tests {
                 ..FlowRecord::default()
             })
             .unwrap();
-        let Some(Item::Event(event)) = follower.next().await else {
-            panic!("no event")
+        let line = follower.next().await.unwrap();
+        let FlowLine::Event(event) = serde_json::from_str(&line).unwrap() else {
+            panic!("{line}")
         };
         assert_eq!((event.destination_port, event.node.as_str()), (80, "node-1"));
         drop(reader);

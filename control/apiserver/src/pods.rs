@@ -155,8 +155,27 @@ pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Sta
 }
 
 /// Path and query of a request that is passed to a node, or `None` where nodes answer nothing.
-pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Option<String> {
-    (rest == "flows").then(|| format!("/flows?follow={}", parameters.flag("follow")))
+pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Result<Option<String>, Status> {
+    match rest {
+        "flows" => {
+            let mut path = format!("/flows?follow={}", parameters.flag("follow"));
+            if let Some(since) = parameters.text("since") {
+                let since: Timestamp = since.parse().map_err(|_not_a_time| {
+                    Status::bad_request(format!("parameter since: {since:?} is not an RFC 3339 time"))
+                })?;
+                // In UTC, so nothing in it needs escaping.
+                path.push_str(&format!("&since={since}"));
+            }
+            for name in ["after", "limit"] {
+                if let Some(number) = parameters.number::<u64>(name)? {
+                    path.push_str(&format!("&{name}={number}"));
+                }
+            }
+            Ok(Some(path))
+        }
+        "policy" => Ok(Some("/policy".to_owned())),
+        _ => Ok(None),
+    }
 }
 
 /// Replaces the condition of the same type, or adds it.
@@ -245,13 +264,24 @@ mod tests {
     }
 
     #[test]
-    fn nodes_answer_flows_only() {
+    fn nodes_answer_about_flows_and_policy_only() {
+        let path = |rest: &str, query: &str| node_path(rest, &parameters(query)).unwrap();
+        assert_eq!(path("flows", "follow=true").unwrap(), "/flows?follow=true");
         assert_eq!(
-            node_path("flows", &parameters("follow=true")).unwrap(),
-            "/flows?follow=true"
+            path(
+                "flows",
+                "limit=5&after=7&evil=1&since=2026-01-02T03:04:05%2B01:00"
+            )
+            .unwrap(),
+            "/flows?follow=false&since=2026-01-02T02:04:05Z&after=7&limit=5"
         );
-        for other in ["", "healthz", "flows/x", "containerLogs/a/p/c"] {
-            assert_eq!(node_path(other, &parameters("")), None, "{other}");
+        assert_eq!(path("policy", "evil=1").unwrap(), "/policy");
+        for other in ["", "healthz", "flows/x", "policy/x", "containerLogs/a/p/c"] {
+            assert_eq!(path(other, ""), None, "{other}");
+        }
+        for bad in ["since=today", "limit=-1", "after=x"] {
+            let refused = node_path("flows", &parameters(bad)).unwrap_err();
+            assert_eq!(refused.code(), 400, "{bad}");
         }
     }
 }

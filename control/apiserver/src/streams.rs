@@ -39,13 +39,13 @@ impl Server {
         Ok(response)
     }
 
-    /// `GET nodes/NAME/proxy/flows`.
+    /// `GET nodes/NAME/proxy/flows`, and what else a node answers.
     pub(crate) async fn node_stream(
         &self,
         call: &Call,
         slot: OwnedSemaphorePermit,
     ) -> Result<Response, Status> {
-        let path = pods::node_path(&call.target.rest, &call.parameters).ok_or_else(Status::no_route)?;
+        let path = pods::node_path(&call.target.rest, &call.parameters)?.ok_or_else(Status::no_route)?;
         self.node_answer(call.target.name(), &path, slot).await
     }
 

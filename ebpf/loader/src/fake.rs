@@ -126,6 +126,15 @@ impl Datapath for Fake {
         Ok(Expired::default())
     }
 
+    fn dump(&self) -> Result<NodeTables, DatapathError> {
+        let mut tables = NodeTables {
+            rules: Vec::new(),
+            ..self.tables.clone()
+        };
+        tables.endpoints.retain(|id, _| self.programmed.contains(id));
+        Ok(tables)
+    }
+
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         Ok(Counters::default())
     }

@@ -131,11 +131,6 @@ impl Kernel {
         })
     }
 
-    /// The tables that judge now, read back from the kernel; rule names are not kept there.
-    pub fn dump(&self) -> Result<NodeTables, DatapathError> {
-        self.tables.dump(&self.maps)
-    }
-
     /// Flows that are tracked now.
     pub fn tracked_flows(&self) -> Result<Vec<TrackedFlow>, DatapathError> {
         Ok(self
@@ -447,6 +442,10 @@ impl Datapath for Kernel {
         let denials = self.maps.take_denials(now, self.limits.report_every)?;
         expired.records.extend(denials);
         Ok(expired)
+    }
+
+    fn dump(&self) -> Result<NodeTables, DatapathError> {
+        self.tables.dump(&self.maps)
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {

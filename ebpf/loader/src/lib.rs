@@ -66,6 +66,9 @@ pub trait Datapath: Send {
     /// full one denies new flows.
     fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError>;
 
+    /// The tables that judge now, read back from where they are; rule names are not kept there.
+    fn dump(&self) -> Result<NodeTables, DatapathError>;
+
     /// What was counted since the maps were made, over all endpoints.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
 

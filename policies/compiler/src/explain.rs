@@ -295,12 +295,12 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
     let decision = decide(&policy, &cluster.flow(member, packet));
     let applying = policy.tiers.iter().flat_map(|tier| &tier.policies);
     let applying = applying.filter(|policy| policy.rules(packet.direction).is_some());
-    let (decider, tier) = match &decision.decided_by {
+    let (decider, tier, index) = match &decision.decided_by {
         tables::DecidedBy::Rule(name) => {
             let policy = Some(name.policy.clone()).filter(|policy| !policy.is_empty());
-            (policy, Some(name.tier.clone()))
+            (policy, Some(name.tier.clone()), name.rule)
         }
-        tables::DecidedBy::Builtin(_) => (None, None),
+        tables::DecidedBy::Builtin(_) => (None, None, None),
     };
     Judgement {
         pod: pod_ref(member),
@@ -318,6 +318,7 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
             rule: decision.decided_by.to_string(),
             policy: decider,
             tier,
+            index,
         },
     }
 }

@@ -14,6 +14,8 @@
 mod align;
 pub mod cluster;
 pub mod decide;
+pub mod difference;
+pub mod dump;
 pub mod policy;
 pub mod selector;
 pub mod tables;

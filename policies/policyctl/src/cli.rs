@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::check::args::{
     ConnectivityArgs, DiffArgs, ProveArgs, RecommendArgs, ReplayArgs, TestArgs, TopArgs,
 };
+use crate::flow_filter::FlowFilter;
 
 /// Default of `--state-dir`.
 pub(crate) const STATE_DIR: &str = "/var/lib/palisade";
@@ -74,7 +75,9 @@ pub(crate) enum Command {
     /// Show what the kernel decided about flows, and which rule decided
     #[command(after_help = "Examples:
   policyctl flows -f
-  policyctl flows --verdict deny --pod shop/web -o json")]
+  policyctl flows --since 10m --verdict deny --pod shop/web
+  policyctl flows --since 2026-01-02T03:04:05Z --policy shop/web --kind start -o json
+  policyctl flows --logged -f")]
     Flows(FlowsArgs),
     /// Scan an image by hand, with the same judgement as admission
     #[command(after_help = "Examples:
@@ -156,6 +159,15 @@ Exit codes: 0 every flow keeps its verdict, 1 error, 2 some do not")]
     #[command(after_help = "Example:
   policyctl top rules --flows flows.jsonl -f manifests/")]
     Top(TopArgs),
+    /// Prove that the kernel's tables of every endpoint say what the policy says
+    #[command(after_help = "Example:
+  policyctl verify --live
+
+The tables are read back from each node's kernel and compared with what this command compiles from the API's objects:
+the same verdict, by the same rule, for every packet at every endpoint.
+
+Exit codes: 0 equal, 1 error, 2 not equal")]
+    Verify(VerifyArgs),
     /// Show the version of this command and of the server
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -320,12 +332,14 @@ pub(crate) struct FlowsArgs {
     /// Keep following
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Only flows of this pod, as namespace/name, at either end
-    #[arg(long, value_name = "NS/NAME")]
-    pub(crate) pod: Option<String>,
-    /// Only this verdict
-    #[arg(long)]
-    pub(crate) verdict: Option<VerdictFilter>,
+    /// From then on: a time, or how long ago, such as 10m or 2h30m
+    #[arg(long, value_name = "TIME|DURATION", value_parser = crate::flow_filter::since)]
+    pub(crate) since: Option<jiff::Timestamp>,
+    /// Only so many, the newest, before following; without it and --since, 1000
+    #[arg(long, value_name = "LINES")]
+    pub(crate) limit: Option<usize>,
+    #[command(flatten)]
+    pub(crate) filter: FlowFilter,
     /// Node; without it, every node
     #[arg(long)]
     pub(crate) node: Option<String>,
@@ -405,6 +419,26 @@ pub(crate) struct ExplainArgs {
     pub(crate) output: Option<ObjectOutput>,
 }
 
+/// Arguments of `verify`.
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    /// Ask the nodes of the live cluster
+    #[arg(long, required = true)]
+    pub(crate) live: bool,
+    /// Node; without it, every node
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// Most differences to show of each node
+    #[arg(long, default_value_t = 10, value_name = "COUNT")]
+    pub(crate) limit: usize,
+    /// How long a difference may last: a change of policy takes a moment to reach the kernel
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub(crate) settle: u64,
+    /// How to print
+    #[arg(short, long)]
+    pub(crate) output: Option<ObjectOutput>,
+}
+
 /// Arguments of `version`.
 #[derive(Args)]
 pub(crate) struct VersionArgs {
@@ -441,6 +475,8 @@ pub(crate) enum GetOutput {
 /// Output formats of `flows`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FlowOutput {
+    /// For people
+    Text,
     /// One JSON object per line
     Json,
 }
@@ -454,15 +490,6 @@ pub(crate) enum ScanOutput {
     Json,
     /// SARIF 2.1.0
     Sarif,
-}
-
-/// Verdicts to show.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum VerdictFilter {
-    /// Passed on
-    Allow,
-    /// Dropped
-    Deny,
 }
 
 /// Accepts what can be a node's name, a label and a part of a host name.

@@ -1,66 +1,167 @@
 //! `policyctl flows`: what the kernel decided, and which rule decided.
+//!
+//! First what the nodes have written down, then, with `-f`, what comes after the last line of it: each node numbers
+//! its lines, so nothing is shown twice and nothing falls between.
+
+use std::{collections::VecDeque, net::IpAddr};
 
 use anyhow::{Context, Result, bail};
-use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowVerdict};
-use futures::{AsyncBufReadExt, StreamExt, TryStreamExt, stream::SelectAll};
+use api::flow::{
+    DecidedBy, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLine, FlowLoss, FlowVerdict, LossPlace,
+};
+use futures::{AsyncBufReadExt, Stream, StreamExt, TryStreamExt, stream::SelectAll};
+use jiff::Timestamp;
+use kube::Client;
 
 use crate::{
-    cli::{Connection, FlowOutput, FlowsArgs, VerdictFilter},
-    cluster, logs,
+    cli::{Connection, FlowOutput, FlowsArgs},
+    cluster,
+    flow_filter::FlowFilter,
+    logs,
     output::{self, Colour},
 };
+
+/// Lines shown to somebody who does not say how many, nor since when.
+const RECENT: usize = 1000;
+
+/// A line as the node wrote it, and what it says.
+pub(crate) struct Told {
+    pub(crate) text: String,
+    pub(crate) line: FlowLine,
+}
 
 /// Prints the flows of one node or of all.
 pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()> {
     let client = cluster::connect(connection).await?;
-    let nodes = match &args.node {
-        Some(node) => vec![node.clone()],
-        None => cluster::list_all(&client, ("", "v1", "nodes"))
-            .await?
-            .iter()
-            .filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned))
-            .collect(),
+    let nodes = nodes(&client, args.node.as_deref()).await?;
+    let bounds = Bounds {
+        since: args.since,
+        limit: args.limit.or(args.since.is_none().then_some(RECENT)),
     };
+    let mut told = Vec::new();
+    let mut next = Vec::new();
+    for node in nodes {
+        let (mut of_node, last) = history(&client, &node, &bounds, &args.filter).await?;
+        told.append(&mut of_node);
+        next.push((node, last));
+    }
+    // Each node's lines are in order; sorting keeps that where times are the same.
+    told.sort_by_key(|told| told.line.time());
+    if let Some(limit) = bounds.limit {
+        told.drain(..told.len().saturating_sub(limit));
+    }
+    for told in &told {
+        show(args, told)?;
+    }
+    if args.follow {
+        follow(&client, args, &next).await?;
+    }
+    Ok(())
+}
+
+/// The node that was named, or all.
+pub(crate) async fn nodes(client: &Client, named: Option<&str>) -> Result<Vec<String>> {
+    if let Some(node) = named {
+        return Ok(vec![node.to_owned()]);
+    }
+    let nodes: Vec<String> = cluster::list_all(client, ("", "v1", "nodes"))
+        .await?
+        .iter()
+        .filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned))
+        .collect();
     if nodes.is_empty() {
         bail!("the cluster has no nodes, so no flows");
     }
-    let mut lines = SelectAll::new();
-    for node in nodes {
-        let path = format!("/api/v1/nodes/{node}/proxy/flows?follow={}", args.follow);
-        let stream = logs::open(&client, &path)
-            .await
-            .with_context(|| format!("node {node}"))?;
-        lines.push(Box::pin(stream).lines().boxed());
+    Ok(nodes)
+}
+
+/// How much of the history.
+pub(crate) struct Bounds {
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) limit: Option<usize>,
+}
+
+/// What a node has written down and the filter wants, and the number of the last line there is.
+pub(crate) async fn history(
+    client: &Client,
+    node: &str,
+    bounds: &Bounds,
+    filter: &FlowFilter,
+) -> Result<(Vec<Told>, Option<u64>)> {
+    // The node counts lines, not those that are wanted.
+    let limit = bounds.limit.filter(|_| filter.is_empty());
+    let since = bounds.since.or(limit.is_none().then_some(Timestamp::UNIX_EPOCH));
+    let mut query = String::new();
+    query.extend(limit.map(|limit| format!("&limit={limit}")));
+    query.extend(since.map(|since| format!("&since={since}")));
+    let mut lines = lines(client, node, &format!("follow=false{query}")).await?;
+    let (mut told, mut last) = (VecDeque::new(), None);
+    while let Some(line) = lines.try_next().await? {
+        last = line.line.sequence().or(last);
+        if wanted(filter, &line.line) {
+            if bounds.limit.is_some_and(|limit| told.len() >= limit) {
+                told.pop_front();
+            }
+            told.push_back(line);
+        }
     }
-    while let Some(line) = lines
-        .try_next()
-        .await
-        .context("the connection to the server broke")?
-    {
-        let event: FlowEvent =
-            serde_json::from_str(&line).with_context(|| format!("the node sent something else: {line}"))?;
-        if wanted(args, &event) {
-            show(args, &line, &event)?;
+    Ok((told.into(), last))
+}
+
+async fn follow(client: &Client, args: &FlowsArgs, nodes: &[(String, Option<u64>)]) -> Result<()> {
+    let mut all = SelectAll::new();
+    for (node, last) in nodes {
+        let query = match (last, args.since) {
+            (Some(last), _) => format!("follow=true&after={last}"),
+            (None, Some(since)) => format!("follow=true&since={since}"),
+            (None, None) => "follow=true&after=0".to_owned(),
+        };
+        all.push(lines(client, node, &query).await?.boxed());
+    }
+    while let Some(told) = all.try_next().await? {
+        if wanted(&args.filter, &told.line) {
+            show(args, &told)?;
         }
     }
     Ok(())
 }
 
-fn wanted(args: &FlowsArgs, event: &FlowEvent) -> bool {
-    let verdict = args.verdict.is_none_or(|filter| match filter {
-        VerdictFilter::Allow => event.verdict == FlowVerdict::Allow,
-        VerdictFilter::Deny => event.verdict == FlowVerdict::Deny,
-    });
-    let pod = args.pod.as_ref().is_none_or(|name| {
-        event.pod.to_string() == *name || event.peer.as_ref().is_some_and(|peer| peer.to_string() == *name)
-    });
-    verdict && pod
+/// Lines of a node's flow log.
+async fn lines(
+    client: &Client,
+    node: &str,
+    query: &str,
+) -> Result<impl Stream<Item = Result<Told>> + Unpin + Send + use<>> {
+    let path = format!("/api/v1/nodes/{}/proxy/flows?{query}", cluster::encode(node));
+    let stream = logs::open(client, &path)
+        .await
+        .with_context(|| format!("node {node}"))?;
+    let parse = |text: std::io::Result<String>| {
+        let text = text.context("the connection to the server broke")?;
+        let line =
+            serde_json::from_str(&text).with_context(|| format!("the node sent something else: {text}"))?;
+        Ok(Told { text, line })
+    };
+    Ok(Box::pin(stream).lines().map(parse).boxed())
 }
 
-fn show(args: &FlowsArgs, line: &str, event: &FlowEvent) -> Result<()> {
-    if args.output == Some(FlowOutput::Json) {
-        return output::line(line);
+/// What is missing concerns everybody.
+fn wanted(filter: &FlowFilter, line: &FlowLine) -> bool {
+    match line {
+        FlowLine::Event(event) => filter.matches(event),
+        FlowLine::Lost(_) => true,
     }
+}
+
+fn show(args: &FlowsArgs, told: &Told) -> Result<()> {
+    match (&told.line, args.output) {
+        (_, Some(FlowOutput::Json)) => output::line(&told.text),
+        (FlowLine::Event(event), _) => output::line(&text(event)),
+        (FlowLine::Lost(loss), _) => output::line(&loss_text(loss)),
+    }
+}
+
+fn text(event: &FlowEvent) -> String {
     let verdict = match event.verdict {
         FlowVerdict::Allow => output::coloured("allow", Colour::Good),
         FlowVerdict::Deny => output::coloured("deny ", Colour::Bad),
@@ -70,7 +171,7 @@ fn show(args: &FlowsArgs, line: &str, event: &FlowEvent) -> Result<()> {
         FlowDirection::Egress => (Some(event.pod.to_string()), peer),
         FlowDirection::Ingress => (peer, Some(event.pod.to_string())),
     };
-    let end = |name: Option<String>, address: std::net::IpAddr| match name {
+    let end = |name: Option<String>, address: IpAddr| match name {
         Some(name) => format!("{name} ({address})"),
         None => address.to_string(),
     };
@@ -85,26 +186,76 @@ fn show(args: &FlowsArgs, line: &str, event: &FlowEvent) -> Result<()> {
         };
         format!("  (staged: {verdict}, {})", by(&staged.decided_by))
     });
-    output::line(&format!(
-        "{:.3} {verdict} {direction} {} {} -> {}  {}{}",
+    let logged: Vec<&str> = event.logged_by.iter().map(|rule| rule.rule.as_str()).collect();
+    let logged = (!logged.is_empty()).then(|| format!("  (logged by {})", logged.join(", ")));
+    format!(
+        "{:.3} {verdict} {direction} {} {} -> {}  {}{}{}{}",
         event.time,
         service(event.protocol, event.destination_port),
         end(source, event.source),
         end(destination, event.destination),
         by(&event.decided_by),
+        became(event),
         staged.unwrap_or_default(),
-    ))
+        logged.unwrap_or_default(),
+    )
 }
 
-/// Policy and rule, and the tier where it is not the one that needs no mention.
-fn by(decided: &DecidedBy) -> String {
-    let tier = match decided.tier.as_deref() {
-        None | Some("default") => String::new(),
-        Some(tier) => format!("tier {tier}: "),
+/// What became of the flow, where the event is not about its first packet.
+fn became(event: &FlowEvent) -> String {
+    let (packets, bytes) = (&event.packets, &event.bytes);
+    let totals = || {
+        format!(
+            "to pod {} packets, {} bytes; from pod {}, {}",
+            packets.to_pod, bytes.to_pod, packets.from_pod, bytes.from_pod
+        )
     };
-    match &decided.policy {
-        Some(policy) => format!("{tier}{policy} {}", decided.rule),
-        None => format!("{tier}{}", decided.rule),
+    match event.kind {
+        FlowKind::Start => String::new(),
+        FlowKind::Denied => match packets.to_pod.saturating_add(packets.from_pod) {
+            0 | 1 => String::new(),
+            packets => format!("  ({packets} packets)"),
+        },
+        FlowKind::Update => format!("  (so far {})", totals()),
+        FlowKind::End => {
+            let why = match event.end {
+                Some(FlowEnd::Closed) => "closed",
+                Some(FlowEnd::Reset) => "reset",
+                Some(FlowEnd::Silent) => "silent",
+                Some(FlowEnd::Denied) => "denied by a change of policy",
+                Some(FlowEnd::Removed) => "an end was removed",
+                None => "ended",
+            };
+            format!("  (over, {why}; {})", totals())
+        }
+    }
+}
+
+fn loss_text(loss: &FlowLoss) -> String {
+    let what = match loss.at {
+        LossPlace::Kernel => "events lost, the kernel's buffer was full",
+        LossPlace::Unreported => "denied packets not reported, too many others were denied",
+        LossPlace::Disk => "events lost, the node's log could not be written",
+        LossPlace::Retention => "lines gone, the node's log keeps the newest",
+        LossPlace::Damaged => "lines damaged in the node's log",
+        LossPlace::Reader => "events lost, this reader was too slow",
+    };
+    let pod = loss
+        .pod
+        .as_ref()
+        .map(|pod| format!(" ({pod})"))
+        .unwrap_or_default();
+    format!(
+        "{:.3} ----- {} {what}{pod} on {}",
+        loss.time, loss.lost, loss.node
+    )
+}
+
+/// The rule, which names its policy, and the tier where it is not the one that needs no mention.
+fn by(decided: &DecidedBy) -> String {
+    match decided.tier.as_deref() {
+        None | Some("default") => decided.rule.clone(),
+        Some(tier) => format!("tier {tier}: {}", decided.rule),
     }
 }
 

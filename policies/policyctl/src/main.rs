@@ -15,6 +15,7 @@ mod decide;
 mod delete;
 mod down;
 mod explain;
+mod flow_filter;
 mod flows;
 mod get;
 mod load;
@@ -23,6 +24,7 @@ mod objects;
 mod output;
 mod scan;
 mod up;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -75,6 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Replay(args) => check::replay(&args),
             Command::Recommend(args) => check::recommend(&cli.connection, &args).await.map(|()| done),
             Command::Top(args) => check::top(&cli.connection, &args).await.map(|()| done),
+            Command::Verify(args) => verify::run(&cli.connection, &args).await,
             Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "policyctl", &mut std::io::stdout());

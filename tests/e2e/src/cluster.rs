@@ -113,6 +113,17 @@ impl Cluster {
         run_with_input(&self.binaries.join("policyctl"), &all, input)
     }
 
+    /// Starts policyctl against this cluster; its output is for the caller, who ends it.
+    pub fn spawn_policyctl(&self, arguments: &[&str]) -> Result<std::process::Child> {
+        std::process::Command::new(self.binaries.join("policyctl"))
+            .args(["--kubeconfig", &self.kubeconfig()])
+            .args(arguments)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .context("cannot start policyctl")
+    }
+
     /// Runs kubectl against this cluster.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<Ran> {
         self.kubectl_with_input(arguments, "")

@@ -12,6 +12,7 @@ mod lab;
 mod link;
 mod matrix;
 mod policies;
+mod proof;
 mod reports;
 mod restart;
 mod tracking;

@@ -4,6 +4,7 @@
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
 mod clean_host;
+mod evidence;
 mod gate;
 mod kubectl;
 mod network;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,
+        evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
     ]

@@ -261,7 +261,10 @@ fn tiers_pass_allow_and_deny(cluster: &Cluster) -> Result<()> {
             "default",
         ),
     ] {
-        let decided = serde_json::json!({"rule": rule, "policy": policy, "tier": tier});
+        let mut decided = serde_json::json!({"rule": rule, "policy": policy, "tier": tier});
+        if let Some((_, index)) = rule.split_once(" rule ") {
+            decided["index"] = serde_json::from_str(index)?;
+        }
         let told = flows.iter().find(|flow| {
             flow["verdict"] == verdict && flow["direction"] == "ingress" && flow["decidedBy"] == decided
         });
@@ -269,7 +272,7 @@ fn tiers_pass_allow_and_deny(cluster: &Cluster) -> Result<()> {
         // With the staged policy nobody would get through.
         let staged = serde_json::json!({"verdict": "deny", "decidedBy": {
             "rule": "StagedGlobalNetworkPolicy fence.edge rule 0", "policy": "StagedGlobalNetworkPolicy fence.edge",
-            "tier": "fence",
+            "tier": "fence", "index": 0,
         }});
         let expected = if verdict == "allow" {
             &staged
@@ -332,7 +335,7 @@ fn tiers_pass_allow_and_deny(cluster: &Cluster) -> Result<()> {
 }
 
 /// Fetches from a fresh pod with the label of `who`; `blocked` when there is no answer.
-fn fetch(
+pub(crate) fn fetch(
     cluster: &Cluster,
     namespace: &str,
     image: &str,

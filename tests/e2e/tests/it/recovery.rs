@@ -112,7 +112,7 @@ fn control_killed_and_restarted_loses_no_object(cluster: &Cluster) -> Result<()>
     Ok(())
 }
 
-fn kill(pid: i32) -> Result<()> {
+pub(crate) fn kill(pid: i32) -> Result<()> {
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).context("cannot kill the daemon")?;
     eventually(Duration::from_secs(5), || {

@@ -1,0 +1,324 @@
+//! Which flows to show.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowKind, FlowVerdict, PodRef};
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use jiff::{SignedDuration, Timestamp};
+use policies_compiler::parse_protocol;
+
+/// Conditions on flows; all that are given must hold.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct FlowFilter {
+    /// Only flows of this pod, as namespace/name, at either end
+    #[arg(long, value_name = "NS/NAME")]
+    pub(crate) pod: Option<String>,
+    /// Only flows of this namespace, at either end
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Only flows whose other end is this pod, or has such an address
+    #[arg(long, value_name = "NS/NAME|IP|CIDR", value_parser = peer)]
+    pub(crate) peer: Option<Peer>,
+    /// Only this verdict
+    #[arg(long)]
+    pub(crate) verdict: Option<VerdictFilter>,
+    /// Only what this policy decided, as namespace/name, name or kind and name
+    #[arg(long)]
+    pub(crate) policy: Option<String>,
+    /// Only what this rule decided: its number in its policy, or a word such as no-policy
+    #[arg(long, value_name = "NUMBER|WORD")]
+    pub(crate) rule: Option<String>,
+    /// Only what a policy of this tier decided
+    #[arg(long)]
+    pub(crate) tier: Option<String>,
+    /// Only this protocol
+    #[arg(long, value_name = "NAME|NUMBER", value_parser = protocol)]
+    pub(crate) protocol: Option<u8>,
+    /// Only this destination port
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Only this direction, seen from the pod that judges
+    #[arg(long)]
+    pub(crate) direction: Option<DirectionFilter>,
+    /// Only events of this kind
+    #[arg(long)]
+    pub(crate) kind: Option<KindFilter>,
+    /// Only flows that would fare otherwise if the staged policies were enforced
+    #[arg(long)]
+    pub(crate) staged_differs: bool,
+    /// Only flows that a Log rule matched
+    #[arg(long)]
+    pub(crate) logged: bool,
+}
+
+/// The other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// `namespace/name`.
+    Pod(String),
+    /// One address or many.
+    Net(IpNet),
+}
+
+/// Verdicts to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VerdictFilter {
+    /// Passed on
+    Allow,
+    /// Dropped
+    Deny,
+}
+
+/// Directions to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DirectionFilter {
+    /// To the pod
+    Ingress,
+    /// From the pod
+    Egress,
+}
+
+/// Kinds to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KindFilter {
+    /// Flows that were allowed and opened
+    Start,
+    /// Packets that were denied
+    Denied,
+    /// Totals of flows that live
+    Update,
+    /// Totals of flows that ended
+    End,
+}
+
+impl FlowFilter {
+    /// Whether every flow passes.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self {
+            pod,
+            namespace,
+            peer,
+            verdict,
+            policy,
+            rule,
+            tier,
+            protocol,
+            port,
+            direction,
+            kind,
+            staged_differs,
+            logged,
+        } = self;
+        let texts = [pod, namespace, policy, rule, tier];
+        texts.into_iter().all(Option::is_none)
+            && peer.is_none()
+            && verdict.is_none()
+            && protocol.is_none()
+            && port.is_none()
+            && direction.is_none()
+            && kind.is_none()
+            && !staged_differs
+            && !logged
+    }
+
+    /// Whether the event is wanted.
+    pub(crate) fn matches(&self, event: &FlowEvent) -> bool {
+        let ends = || std::iter::once(&event.pod).chain(&event.peer);
+        let either = |wanted: &Option<String>, of: fn(&PodRef) -> String| {
+            wanted
+                .as_ref()
+                .is_none_or(|wanted| ends().any(|end| of(end) == *wanted))
+        };
+        let verdict = self.verdict.is_none_or(|verdict| match verdict {
+            VerdictFilter::Allow => event.verdict == FlowVerdict::Allow,
+            VerdictFilter::Deny => event.verdict == FlowVerdict::Deny,
+        });
+        let direction = self.direction.is_none_or(|direction| match direction {
+            DirectionFilter::Ingress => event.direction == FlowDirection::Ingress,
+            DirectionFilter::Egress => event.direction == FlowDirection::Egress,
+        });
+        let kind = self.kind.is_none_or(|kind| {
+            event.kind
+                == match kind {
+                    KindFilter::Start => FlowKind::Start,
+                    KindFilter::Denied => FlowKind::Denied,
+                    KindFilter::Update => FlowKind::Update,
+                    KindFilter::End => FlowKind::End,
+                }
+        });
+        let decided = &event.decided_by;
+        either(&self.pod, ToString::to_string)
+            && either(&self.namespace, |pod| pod.namespace.clone())
+            && self.peer.as_ref().is_none_or(|peer| peer.matches(event))
+            && verdict
+            && self
+                .policy
+                .as_ref()
+                .is_none_or(|policy| names_policy(decided, policy))
+            && self.rule.as_ref().is_none_or(|rule| names_rule(decided, rule))
+            && self
+                .tier
+                .as_ref()
+                .is_none_or(|tier| decided.tier.as_ref() == Some(tier))
+            && self.protocol.is_none_or(|protocol| protocol == event.protocol)
+            && self.port.is_none_or(|port| port == event.destination_port)
+            && direction
+            && kind
+            && (!self.staged_differs || event.staged.is_some())
+            && (!self.logged || !event.logged_by.is_empty())
+    }
+}
+
+impl Peer {
+    fn matches(&self, event: &FlowEvent) -> bool {
+        let address: IpAddr = match event.direction {
+            FlowDirection::Ingress => event.source,
+            FlowDirection::Egress => event.destination,
+        };
+        match self {
+            Self::Pod(name) => event.peer.as_ref().is_some_and(|peer| peer.to_string() == *name),
+            Self::Net(net) => net.contains(&address),
+        }
+    }
+}
+
+/// `Kind namespace/name` by all of it, by `namespace/name` or by a name alone.
+fn names_policy(decided: &DecidedBy, wanted: &str) -> bool {
+    let Some(policy) = &decided.policy else {
+        return false;
+    };
+    let shown = policy
+        .split_once(' ')
+        .map_or(policy.as_str(), |(_kind, name)| name);
+    let bare = shown.split_once('/').map_or(shown, |(_namespace, name)| name);
+    [policy, shown, bare].contains(&wanted)
+}
+
+fn names_rule(decided: &DecidedBy, wanted: &str) -> bool {
+    match wanted.parse::<u32>() {
+        Ok(index) => decided.index == Some(index),
+        Err(_) => decided.rule == wanted,
+    }
+}
+
+/// Reads `--since`.
+pub(crate) fn since(text: &str) -> Result<Timestamp> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago: SignedDuration = text.parse().with_context(|| {
+        format!("{text:?} is neither a time such as 2026-01-02T03:04:05Z nor a duration such as 10m")
+    })?;
+    Timestamp::now()
+        .checked_sub(ago)
+        .with_context(|| format!("{text:?} is too long ago"))
+}
+
+fn peer(text: &str) -> Result<Peer> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(Peer::Net(address.into()));
+    }
+    if let Ok(net) = text.parse() {
+        return Ok(Peer::Net(net));
+    }
+    let pod = text
+        .split_once('/')
+        .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    pod.with_context(|| format!("{text:?} is neither namespace/name nor an address, nor a CIDR"))?;
+    Ok(Peer::Pod(text.to_owned()))
+}
+
+fn protocol(text: &str) -> Result<u8> {
+    Ok(parse_protocol(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        filter: FlowFilter,
+    }
+
+    fn event() -> FlowEvent {
+        serde_json::from_value(json!({
+            "time": "2026-01-02T03:04:05Z", "node": "n", "kind": "denied",
+            "pod": {"namespace": "shop", "name": "web"}, "peer": {"namespace": "yard", "name": "cart"},
+            "direction": "ingress", "verdict": "deny",
+            "decidedBy": {
+                "rule": "GlobalNetworkPolicy fence.edge rule 2", "policy": "GlobalNetworkPolicy fence.edge",
+                "tier": "fence", "index": 2,
+            },
+            "source": "10.0.0.9", "destination": "10.0.0.2", "protocol": 6, "sourcePort": 1,
+            "destinationPort": 80, "epoch": 3,
+            "loggedBy": [{"rule": "NetworkPolicy shop/log rule 0"}],
+        }))
+        .unwrap()
+    }
+
+    fn passes(arguments: &[&str]) -> bool {
+        let line = std::iter::once("flows").chain(arguments.iter().copied());
+        let filter = Line::try_parse_from(line).unwrap().filter;
+        assert_eq!(filter.is_empty(), arguments.is_empty());
+        filter.matches(&event())
+    }
+
+    #[test]
+    fn every_condition_holds_or_does_not() {
+        assert!(passes(&[]));
+        for (flag, holds, fails) in [
+            ("--pod", &["shop/web", "yard/cart"][..], &["shop/cart"][..]),
+            ("--namespace", &["shop", "yard"], &["default"]),
+            (
+                "--peer",
+                &["yard/cart", "10.0.0.9", "10.0.0.0/24"],
+                &["shop/web", "10.0.0.2"],
+            ),
+            ("--verdict", &["deny"], &["allow"]),
+            (
+                "--policy",
+                &["fence.edge", "GlobalNetworkPolicy fence.edge"],
+                &["shop/fence.edge", "edge"],
+            ),
+            (
+                "--rule",
+                &["2", "GlobalNetworkPolicy fence.edge rule 2"],
+                &["1", "no-policy"],
+            ),
+            ("--tier", &["fence"], &["default"]),
+            ("--protocol", &["TCP", "6"], &["udp"]),
+            ("--port", &["80"], &["81"]),
+            ("--direction", &["ingress"], &["egress"]),
+            ("--kind", &["denied"], &["start", "update", "end"]),
+        ] {
+            for value in holds {
+                assert!(passes(&[flag, value]), "{flag} {value}");
+            }
+            for value in fails {
+                assert!(!passes(&[flag, value]), "{flag} {value}");
+            }
+        }
+        assert!(passes(&["--logged"]));
+        assert!(!passes(&["--staged-differs"]));
+        assert!(!passes(&["--port", "80", "--protocol", "udp"]), "all must hold");
+    }
+
+    #[test]
+    fn since_is_a_time_or_a_duration() {
+        assert_eq!(
+            since("2026-01-02T03:04:05Z").unwrap().to_string(),
+            "2026-01-02T03:04:05Z"
+        );
+        let ago = Timestamp::now().duration_since(since("1h30m").unwrap());
+        assert_eq!(ago.as_hours(), 1);
+        assert!(since("yesterday").is_err());
+        assert!(peer("nonsense").is_err());
+    }
+}

@@ -1,0 +1,354 @@
+//! `policyctl verify --live`: whether the kernel's tables say what the policy says.
+//!
+//! The node reads its kernel's maps back and sends them. This process, which has no part in writing them, fetches
+//! the API's objects, compiles them, and compares meaning: for every endpoint and every packet the same verdict, by the
+//! rule of the same name. From the node come only the maps, which pod has which endpoint, the node's own addresses, and
+//! the names of rules.
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use api::{
+    flow::PodRef,
+    node_policy::{NodeEndpoint, NodePolicy},
+};
+use policies_compiler::{ClusterView, compile};
+use policies_ir::{
+    difference::differences,
+    dump,
+    tables::{EndpointId, NodeTables},
+};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::{
+    cli::{Connection, VerifyArgs},
+    cluster, flows, load, output,
+};
+
+/// Exit code when the kernel says something else: an answer, not an error.
+const NOT_EQUAL: u8 = 2;
+/// How long to wait before asking again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// What was found on one node.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    node: String,
+    equal: bool,
+    endpoints: usize,
+    /// Entries that were read back.
+    addresses: usize,
+    verdicts: usize,
+    differences: Vec<Finding>,
+}
+
+/// One difference.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Finding {
+    /// Where.
+    pod: String,
+    /// What.
+    what: String,
+}
+
+/// Compares every node, or one. Exit code 0 when all are equal, 2 when one is not.
+pub(crate) async fn run(connection: &Connection, args: &VerifyArgs) -> Result<ExitCode> {
+    let client = cluster::connect(connection).await?;
+    let mut reports = Vec::new();
+    for node in flows::nodes(&client, args.node.as_deref()).await? {
+        reports.push(settled(connection, &client, &node, args).await?);
+    }
+    match args.output {
+        Some(format) => output::object(
+            &serde_json::to_value(&reports).context("cannot write the answer")?,
+            format,
+        )?,
+        None => reports.iter().try_for_each(show)?,
+    }
+    Ok(match reports.iter().all(|report| report.equal) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(NOT_EQUAL),
+    })
+}
+
+/// The first report without a difference, or the last one when time is up: objects may change between the moment the
+/// node is asked and the moment the API is.
+async fn settled(
+    connection: &Connection,
+    client: &kube::Client,
+    node: &str,
+    args: &VerifyArgs,
+) -> Result<Report> {
+    let until = Instant::now() + Duration::from_secs(args.settle);
+    loop {
+        let path = format!("/api/v1/nodes/{}/proxy/policy", cluster::encode(node));
+        let sent = cluster::get(client, &path)
+            .await
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("node {node}"))?;
+        let sent: NodePolicy =
+            serde_json::from_value(sent).with_context(|| format!("node {node} sent something else"))?;
+        let view = load::live(connection).await?.view;
+        let report = compare(node, &sent, view, args.limit)?;
+        if report.equal || Instant::now() >= until {
+            return Ok(report);
+        }
+        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+    }
+}
+
+/// Holds what the node sent against the policy in `view`.
+fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -> Result<Report> {
+    let kernel =
+        dump::read(sent).with_context(|| format!("node {node} sent tables that contradict themselves"))?;
+    let mut found = place(node, sent, &mut view);
+    let compiled = compile(&view).tables;
+    let named: BTreeMap<EndpointId, String> = sent
+        .endpoints
+        .iter()
+        .map(|e| (EndpointId(e.id), name(e)))
+        .collect();
+    let packets = differences(&kernel, &compiled, limit);
+    found.extend(packets.into_iter().map(|difference| Finding {
+        pod: named.get(&difference.endpoint).cloned().unwrap_or_default(),
+        what: difference.to_string(),
+    }));
+    found.truncate(limit.max(1));
+    Ok(Report {
+        node: node.to_owned(),
+        equal: found.is_empty(),
+        endpoints: sent.endpoints.len(),
+        addresses: kernel.identities.len(),
+        verdicts: count(&kernel),
+        differences: found,
+    })
+}
+
+/// Sees the cluster from the node, with its endpoints. Tells of pods and endpoints that do not belong together.
+fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
+    node.clone_into(&mut view.node);
+    view.host_addresses.clone_from(&sent.host_addresses);
+    let mut by_pod: BTreeMap<PodRef, &NodeEndpoint> = BTreeMap::new();
+    let mut found = Vec::new();
+    for endpoint in &sent.endpoints {
+        match &endpoint.pod {
+            Some(pod) if !by_pod.contains_key(pod) => {
+                by_pod.insert(pod.clone(), endpoint);
+            }
+            Some(_) => found.push(finding(endpoint, "has two interfaces")),
+            None => found.push(finding(endpoint, "is judged, and belongs to no pod")),
+        }
+    }
+    for pod in &mut view.pods {
+        let name = PodRef {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+        };
+        let endpoint = by_pod.remove(&name).filter(|_| pod.node == node);
+        match endpoint {
+            Some(endpoint) if !pod.addresses.is_empty() && pod.addresses != endpoint.addresses => {
+                let what = format!(
+                    "may send from {:?} in the kernel, and has {:?}",
+                    endpoint.addresses, pod.addresses
+                );
+                found.push(finding(endpoint, &what));
+            }
+            None if pod.node == node && !pod.addresses.is_empty() => found.push(Finding {
+                pod: name.to_string(),
+                what: "has an address, and nothing judges its interface".to_owned(),
+            }),
+            _ => {}
+        }
+        if let Some(endpoint) = endpoint {
+            pod.endpoint = Some(EndpointId(endpoint.id));
+            // The node knows the address before the API does.
+            pod.addresses.clone_from(&endpoint.addresses);
+        }
+    }
+    let gone = by_pod.into_values();
+    found.extend(gone.map(|endpoint| finding(endpoint, "is judged, and is no pod of this node")));
+    found
+}
+
+fn finding(endpoint: &NodeEndpoint, what: &str) -> Finding {
+    Finding {
+        pod: name(endpoint),
+        what: what.to_owned(),
+    }
+}
+
+fn name(endpoint: &NodeEndpoint) -> String {
+    match &endpoint.pod {
+        Some(pod) => pod.to_string(),
+        None => format!("endpoint {}", endpoint.id),
+    }
+}
+
+fn count(tables: &NodeTables) -> usize {
+    tables
+        .endpoints
+        .values()
+        .map(|endpoint| endpoint.verdicts.len())
+        .sum()
+}
+
+fn show(report: &Report) -> Result<()> {
+    let Report {
+        node,
+        endpoints,
+        addresses,
+        verdicts,
+        ..
+    } = report;
+    let sizes = format!("{endpoints} endpoints, {addresses} address prefixes, {verdicts} verdicts");
+    if report.equal {
+        return output::line(&format!("{node}: the kernel says what the policy says ({sizes})"));
+    }
+    output::line(&format!(
+        "{node}: the kernel does not say what the policy says ({sizes})"
+    ))?;
+    for finding in &report.differences {
+        output::line(&format!("  {}: {}", finding.pod, finding.what))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use policies_compiler::PodView;
+
+    use super::*;
+
+    fn pod(name: &str, address: &str) -> PodView {
+        PodView {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            node: "n1".to_owned(),
+            addresses: [address.parse().unwrap()].into(),
+            ..PodView::default()
+        }
+    }
+
+    fn view() -> ClusterView {
+        let policy = serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "closed"},
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+        });
+        ClusterView {
+            pods: vec![pod("a", "10.0.0.2"), pod("b", "10.0.0.3")],
+            namespaces: [("shop".to_owned(), Default::default())].into(),
+            policies: vec![serde_json::from_value(policy).unwrap()],
+            ..ClusterView::default()
+        }
+    }
+
+    /// What a node sends that has done it right.
+    fn sent() -> NodePolicy {
+        let endpoint = |id, name: &str, address: &str| NodeEndpoint {
+            id,
+            pod: Some(PodRef {
+                namespace: "shop".to_owned(),
+                name: name.to_owned(),
+            }),
+            addresses: [address.parse().unwrap()].into(),
+            programmed: true,
+        };
+        let mut sent = NodePolicy {
+            node: "n1".to_owned(),
+            host_addresses: ["10.0.0.1".parse().unwrap()].into(),
+            endpoints: vec![endpoint(7, "a", "10.0.0.2"), endpoint(8, "b", "10.0.0.3")],
+            ..NodePolicy::default()
+        };
+        let mut view = view();
+        assert_eq!(place("n1", &sent, &mut view), []);
+        dump::write(&compile(&view).tables, &mut sent);
+        sent
+    }
+
+    fn said(sent: &NodePolicy, view: ClusterView) -> Vec<String> {
+        let report = compare("n1", sent, view, 5).unwrap();
+        assert_eq!(report.equal, report.differences.is_empty());
+        let found = report.differences.into_iter();
+        found
+            .map(|finding| format!("{} {}", finding.pod, finding.what))
+            .collect()
+    }
+
+    #[test]
+    fn a_node_that_has_done_it_right_is_equal() {
+        assert_eq!(said(&sent(), view()), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn an_open_entry_is_found_with_a_packet() {
+        let mut sent = sent();
+        for row in &mut sent.verdicts {
+            if row.endpoint == 8 {
+                row.verdict = api::flow::FlowVerdict::Allow;
+            }
+        }
+        let said = said(&sent, view());
+        let first = said.first().unwrap();
+        assert!(
+            first.starts_with("shop/b ingress from ")
+                && first.contains(
+                    "allowed by default-deny (isolated by NetworkPolicy shop/closed), should be denied"
+                ),
+            "{said:?}"
+        );
+        assert!(said.iter().all(|line| line.starts_with("shop/b ")), "{said:?}");
+    }
+
+    #[test]
+    fn endpoints_and_pods_belong_together() {
+        let one = |change: &dyn Fn(&mut NodePolicy, &mut ClusterView), expected: &str| {
+            let (mut sent, mut view) = (sent(), view());
+            change(&mut sent, &mut view);
+            let said = said(&sent, view);
+            assert!(said.iter().any(|line| line == expected), "{said:?}");
+        };
+        one(
+            &|sent, _| {
+                sent.endpoints.retain(|endpoint| endpoint.id == 7);
+                sent.verdicts.retain(|row| row.endpoint == 7);
+            },
+            "shop/b has an address, and nothing judges its interface",
+        );
+        one(
+            &|_, view| view.pods.retain(|pod| pod.name == "a"),
+            "shop/b is judged, and is no pod of this node",
+        );
+        one(
+            &|_, view| {
+                *view = ClusterView {
+                    pods: vec![pod("a", "10.0.0.2"), pod("b", "10.0.0.4")],
+                    ..view.clone()
+                }
+            },
+            "shop/b may send from {10.0.0.3} in the kernel, and has {10.0.0.4}",
+        );
+        one(
+            &|sent, _| {
+                if let Some(endpoint) = sent.endpoints.first_mut() {
+                    endpoint.pod = None;
+                }
+            },
+            "endpoint 7 is judged, and belongs to no pod",
+        );
+    }
+
+    #[test]
+    fn an_endpoint_without_tables_is_found() {
+        let mut sent = sent();
+        for endpoint in &mut sent.endpoints {
+            endpoint.programmed = endpoint.id == 7;
+        }
+        sent.verdicts.retain(|row| row.endpoint == 7);
+        let said = said(&sent, view());
+        let expected = "denied by no-match, should be allowed by no-policy";
+        assert!(said.iter().any(|line| line.contains(expected)), "{said:?}");
+    }
+}
