@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,7 +9,7 @@ use std::{
 };
 
 use agent_images::{ImageStore, Limits, StoreConfig};
-use agent_network::{Network, NetworkConfig, files};
+use agent_network::{Ipv6, Network, NetworkConfig, PodCidr6, files};
 use agent_runtime::{RecoveredPod, Runtime, RuntimeConfig};
 use agent_telemetry::{Hub, HubLimits, Names, Reader};
 use anyhow::{Context as _, Result};
@@ -49,6 +48,9 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let network = Network::open(network_config(&config))
         .await
         .context("cannot prepare the node's network")?;
+    if let Ipv6::Unavailable(reason) = network.ipv6() {
+        tracing::warn!(%reason, "pods of this node have IPv4 only");
+    }
     let mut datapath = Kernel::open(&config.bpf_dir(), OBJECT).context("cannot load the packet programs")?;
     let runtime = open_runtime(&config)?;
     let recovered = runtime
@@ -74,7 +76,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         datapath: Box::new(datapath),
         cluster: cluster.clone(),
         node: config.node_name.clone(),
-        host_addresses: BTreeSet::from([IpAddr::V4(network.node_address())]),
+        host_addresses: network.node_addresses().all().collect(),
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
         hub: hub.clone(),
@@ -85,7 +87,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     NodeApi::new(Arc::new(config.clone()), directory.clone(), hub)
         .start(shutdown.clone())
         .await?;
-    let node = NodeAgent::new(client.clone(), config.clone(), network.node_address());
+    let node = NodeAgent::new(client.clone(), config.clone(), &network);
     let node = tokio::spawn(node.run(shutdown.clone()));
 
     let context = Context {
@@ -145,6 +147,10 @@ fn pods_run_dir(config: &Config) -> PathBuf {
 fn network_config(config: &Config) -> NetworkConfig {
     NetworkConfig {
         pod_cidr: config.pod_cidr,
+        pod_cidr6: config.pod_cidr6.map(|cidr| PodCidr6 {
+            cidr,
+            required: config.ipv6_required,
+        }),
         node_address: config.node_address,
         state_file: config.network_state(),
     }

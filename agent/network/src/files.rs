@@ -1,6 +1,9 @@
 //! Contents of the files by which a pod finds names: `/etc/hosts` and `/etc/resolv.conf`. Pure.
 
-use std::{fmt::Write as _, net::Ipv4Addr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// Resolvers that glibc and musl ask; more are ignored by both.
 const MAX_NAMESERVERS: usize = 3;
@@ -9,10 +12,14 @@ const MAX_NAMESERVERS: usize = 3;
 const MAX_RESOLV_CONF_BYTES: usize = 16 * 1024;
 
 /// `/etc/hosts` of a pod.
-pub fn hosts(hostname: &str, address: Ipv4Addr) -> String {
-    format!(
-        "# Written by Palisade.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n"
-    )
+pub fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
+    let mut text = String::from(
+        "# Written by Palisade.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+    );
+    for address in addresses {
+        let _infallible = writeln!(text, "{address}\t{hostname}");
+    }
+    text
 }
 
 /// `/etc/resolv.conf` of a pod from the node's: resolvers on the node's loopback are left out, because that
@@ -67,6 +74,7 @@ mod tests {
 
     #[test]
     fn hosts_names_the_pod() {
-        assert!(hosts("web-0", Ipv4Addr::new(10, 88, 0, 9)).contains("10.88.0.9\tweb-0\n"));
+        let addresses = ["10.88.0.9".parse().unwrap(), "fd00::9".parse().unwrap()];
+        assert!(hosts("web-0", &addresses).ends_with("\n10.88.0.9\tweb-0\nfd00::9\tweb-0\n"));
     }
 }

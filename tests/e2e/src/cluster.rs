@@ -22,6 +22,9 @@ pub const HTTP_GET: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do \
     start=$(date +%s); (printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1) | nc -w 3 $0 $1 && exit 0; \
     [ $(( $(date +%s) - start )) -ge 3 ] && echo blocked && exit 0; sleep 0.3; done; echo unreachable";
 
+/// Addresses of the test node's pods.
+const NODE_CIDR: &str = "10.213.0.0/24,fd00:10:213::/64";
+
 /// A cluster that was started for tests.
 pub struct Cluster {
     /// Everything the cluster keeps on disk.
@@ -61,7 +64,7 @@ impl Cluster {
         };
         let node_listen = format!("127.0.0.1:{}", free_port()?);
         let place = cluster.place();
-        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", "10.213.0.0/24"];
+        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &cluster.listen, "--node-listen", &node_listen]);
         let (trivy, database) = (trivy.to_string_lossy(), database.to_string_lossy());
@@ -213,7 +216,7 @@ impl Cluster {
             .find_map(|line| line.strip_prefix("listen = "))
             .map(|address| address.trim_matches('"').to_owned())
             .context("the agent's configuration has no listen address")?;
-        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", "10.213.0.0/24"];
+        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &self.listen, "--node-listen", &node_listen]);
         let (trivy, _) = scanner::trivy()?;
