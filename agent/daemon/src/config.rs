@@ -39,6 +39,9 @@ pub(crate) struct Config {
     /// Address of the node as its pods see it; found from the routing table when absent.
     #[serde(default)]
     pub(crate) node_address: Option<Ipv4Addr>,
+    /// Resolvers that pods' questions are passed on to; without any, those of the node's `/etc/resolv.conf`.
+    #[serde(default)]
+    pub(crate) dns_upstreams: Vec<SocketAddr>,
     /// Additional authorities of registries, PEM files.
     #[serde(default)]
     pub(crate) registry_ca_files: Vec<PathBuf>,

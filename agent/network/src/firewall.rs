@@ -4,7 +4,8 @@
 //! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
 //! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
 //! no pod has at the moment. Link-local addresses are the node's neighbours, above all a cloud's metadata
-//! service, which hands out the node's identity: pods reach their name service there and nothing else.
+//! service, which hands out the node's identity: pods reach nothing there but the node's own name service, which
+//! nobody else reaches.
 //!
 //! The table is replaced in one transaction at the agent's start and never changes with pods.
 
@@ -13,7 +14,7 @@ use std::{fmt::Write as _, io, process::Stdio};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::LINK_PREFIX;
+use crate::{GATEWAY, LINK_PREFIX};
 
 /// Why the table could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +97,12 @@ fn ruleset(scope: Scope<'_>) -> String {
     type filter hook forward priority filter; policy accept;
     iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip daddr {pods} counter drop
-    iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 th dport != 53 counter drop
+    iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 counter drop
 {forward6}{guard}  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != \"{LINK_PREFIX}*\" ip daddr {GATEWAY} counter drop
+  }}
 }}
 "
     );
@@ -196,7 +201,8 @@ mod tests {
         let text = ruleset(scope(&[]));
         assert!(text.contains("iifname != \"pal*\" ip saddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" oifname != \"pal*\" ip daddr 10.88.0.0/16 counter drop"));
-        assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 th dport != 53 counter drop"));
+        assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 counter drop"));
+        assert!(text.contains("iifname != \"pal*\" ip daddr 169.254.1.1 counter drop"));
     }
 
     #[test]

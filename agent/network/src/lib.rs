@@ -1,8 +1,9 @@
 //! Gives each pod its interface: a veth pair, an address, routes, and the way out of the node.
 //!
 //! The pod's side is `eth0` with a `/32` address and, on a dual-stack node, a `/128` one; its gateways,
-//! `169.254.1.1` and `fe80::1`, exist nowhere: both sides carry permanent neighbour entries, so no ARP and no
-//! neighbour discovery is ever needed and the packet programs can refuse it. What leaves the node is
+//! `169.254.1.1` and `fe80::1`, are nobody's neighbours: both sides carry permanent neighbour entries, so no ARP and
+//! no neighbour discovery is ever needed and the packet programs can refuse it. The first is the node's own address
+//! on every pod's link, and on no other; there the node serves names (`agent/resolver`). What leaves the node is
 //! masqueraded; nothing else is translated.
 //!
 //! Order of a pod's start: [`Network::prepare`] makes the pair with the host side down, the caller attaches
@@ -41,10 +42,10 @@ pub use crate::{
 };
 use crate::{leases::Leases, links::Links, uplink::Uplinks};
 
-/// The pods' gateway. Link-local and answered by nobody: see the crate's documentation.
+/// The pods' gateway, and where the node serves names to them: see the crate's documentation.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
-/// The pods' IPv6 gateway, of the same kind.
+/// The pods' IPv6 gateway. It is no address of anybody.
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// First letters of the host side of every pod's link.

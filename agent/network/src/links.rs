@@ -10,12 +10,13 @@ use futures::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::AddressScope,
         link::{InfoData, InfoVeth, LinkAttribute},
         route::{RouteMessage, RouteScope},
     },
 };
 
-use crate::{Attachment, NetworkError, NodeAddresses};
+use crate::{Attachment, GATEWAY, NetworkError, NodeAddresses};
 
 /// Name of the interface inside every pod.
 pub(crate) const POD_LINK: &str = "eth0";
@@ -88,6 +89,17 @@ impl Links {
             .execute()
             .await
             .map_err(|source| failed("bring up the host side", link, source))?;
+        // Of the link's own scope: the node never speaks as this address anywhere else.
+        let mut name_service = self
+            .handle
+            .address()
+            .add(*ifindex, IpAddr::V4(GATEWAY), 32)
+            .replace();
+        name_service.message_mut().header.scope = AddressScope::Link;
+        name_service
+            .execute()
+            .await
+            .map_err(|source| failed("add the name service's address", link, source))?;
         for address in attachment.addresses() {
             self.handle
                 .neighbours()

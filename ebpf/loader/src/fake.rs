@@ -111,6 +111,10 @@ impl Datapath for Fake {
         Ok(Expired::default())
     }
 
+    fn peers_in_use(&mut self) -> Result<BTreeSet<std::net::IpAddr>, DatapathError> {
+        Ok(BTreeSet::new())
+    }
+
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         Ok(Counters::default())
     }

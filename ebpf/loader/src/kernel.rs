@@ -8,7 +8,7 @@ mod maps;
 mod pins;
 mod tables;
 
-use std::{io, path::Path, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -324,6 +324,12 @@ impl Datapath for Kernel {
         let denials = self.maps.take_denials(now, self.limits.report_every)?;
         expired.records.extend(denials);
         Ok(expired)
+    }
+
+    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
+        let flows = self.tracked_flows()?;
+        let in_use = |flow: &TrackedFlow| flow.established && flow.verdict == Verdict::Allow;
+        Ok(flows.into_iter().filter(in_use).map(|flow| flow.peer).collect())
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {

@@ -138,6 +138,9 @@ pub(crate) struct UpArgs {
     /// 10.244.0.0/24 and, where the host can, fd00:10:244::/64
     #[arg(long, value_delimiter = ',', value_name = "CIDR")]
     pub(crate) node_cidr: Vec<ipnet::IpNet>,
+    /// Resolver that pods' questions are passed on to, up to three; without it, those of /etc/resolv.conf
+    #[arg(long, value_delimiter = ',', value_name = "IP:PORT")]
+    pub(crate) dns_upstream: Vec<std::net::SocketAddr>,
     /// Trivy binary; without it, the one on the PATH
     #[arg(long, value_name = "FILE")]
     pub(crate) trivy: Option<PathBuf>,

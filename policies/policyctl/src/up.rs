@@ -246,6 +246,7 @@ struct AgentConfig<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pod_cidr6: Option<Ipv6Net>,
     ipv6_required: bool,
+    dns_upstreams: &'a [std::net::SocketAddr],
 }
 
 /// User and group of the control plane: a number without an entry in any user table, so that nothing else
@@ -289,6 +290,7 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Change
         pod_cidr: cidrs.v4,
         pod_cidr6: cidrs.v6,
         ipv6_required: cidrs.v6_required,
+        dns_upstreams: &args.dns_upstream,
     };
     fs::create_dir_all(state.join("control")).context("cannot create the control directory")?;
     Ok(Changed {

@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use testkit::{image::Image, registry::Registry, scanner};
 
-use crate::shell::{Ran, binaries, eventually, on_path, run, run_with_input};
+use crate::{
+    names::Upstream,
+    shell::{Ran, binaries, eventually, on_path, run, run_with_input},
+};
 
 /// How long a pod gets to reach a phase.
 pub const POD_PATIENCE: Duration = Duration::from_secs(60);
@@ -33,6 +36,8 @@ pub struct Cluster {
     pub run_dir: PathBuf,
     /// Where the API server listens.
     pub listen: String,
+    /// Whom the node asks for names.
+    pub upstream: Upstream,
     registry: Registry,
     runtime: tokio::runtime::Runtime,
     binaries: PathBuf,
@@ -55,6 +60,7 @@ impl Cluster {
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
             listen: format!("127.0.0.1:{}", free_port()?),
+            upstream: Upstream::start()?,
             registry: Registry::start()?,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -67,6 +73,8 @@ impl Cluster {
         let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &cluster.listen, "--node-listen", &node_listen]);
+        let upstream = cluster.upstream.address().to_string();
+        arguments.extend(["--dns-upstream", &upstream]);
         let (trivy, database) = (trivy.to_string_lossy(), database.to_string_lossy());
         arguments.extend(["--trivy", &trivy, "--trivy-db", &database]);
         let up = run(&cluster.binaries.join("policyctl"), &arguments)?;
@@ -219,6 +227,8 @@ impl Cluster {
         let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &self.listen, "--node-listen", &node_listen]);
+        let upstream = self.upstream.address().to_string();
+        arguments.extend(["--dns-upstream", &upstream]);
         let (trivy, _) = scanner::trivy()?;
         let (trivy, database) = (trivy.to_string_lossy(), self.state_dir.with_file_name("lab-db"));
         let database = database.to_string_lossy();
