@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,7 +10,8 @@ use std::{
 };
 
 use agent_images::{ImageStore, Limits, StoreConfig};
-use agent_network::{Network, NetworkConfig, files};
+use agent_network::{GATEWAY, Ipv6, Network, NetworkConfig, PodCidr6, files};
+use agent_resolver::{Limits as NameLimits, Names as LearnedNames, Resolver, ResolverConfig};
 use agent_runtime::{RecoveredPod, Runtime, RuntimeConfig};
 use agent_telemetry::{FOLLOWER_LAG, FlowLog, Hub, LogConfig, Names, Reader};
 use anyhow::{Context as _, Result};
@@ -32,8 +33,10 @@ use crate::{
 const CGROUP_ROOT: &str = "palisade";
 /// Longest time to fetch one manifest or layer of an image.
 const FETCH_WITHIN: Duration = Duration::from_secs(600);
-/// Where the node's resolvers are, the second one for nodes whose first names only a local stub.
-const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+/// Where the node's resolvers are.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Port of name services.
+const DNS_PORT: u16 = 53;
 
 /// Runs the agent until `shutdown`. Pods stay.
 pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
@@ -49,6 +52,9 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let network = Network::open(network_config(&config))
         .await
         .context("cannot prepare the node's network")?;
+    if let Ipv6::Unavailable(reason) = network.ipv6() {
+        tracing::warn!(%reason, "pods of this node have IPv4 only");
+    }
     let mut datapath = Kernel::open(&config.bpf_dir(), OBJECT).context("cannot load the packet programs")?;
     let runtime = open_runtime(&config)?;
     let recovered = runtime
@@ -73,22 +79,30 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let source = datapath.flow_source().context("cannot read flow events")?;
     let _reader = Reader::start(source, names.clone(), hub.clone(), config.node_name.clone())?;
     let cluster = Cluster::start(&client, &shutdown);
+    let learned = Arc::new(LearnedNames::new(NameLimits::default()));
     let start = Start {
         datapath: Box::new(datapath),
         cluster: cluster.clone(),
         node: config.node_name.clone(),
-        host_addresses: BTreeSet::from([IpAddr::V4(network.node_address())]),
+        host_addresses: network
+            .node_addresses()
+            .all()
+            .chain([IpAddr::V4(GATEWAY)])
+            .collect(),
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
+        learned: learned.clone(),
         hub: hub.clone(),
     };
     let policy = Policy::start(start, shutdown.clone()).context("cannot start the policy thread")?;
+    let of_node = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
     NodeApi::new(Arc::new(config.clone()), directory.clone(), hub, policy.clone())
         .start(shutdown.clone())
         .await?;
-    let node = NodeAgent::new(client.clone(), config.clone(), network.node_address());
+    let node = NodeAgent::new(client.clone(), config.clone(), &network);
     let node = tokio::spawn(node.run(shutdown.clone()));
 
     let context = Context {
@@ -101,7 +115,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         events,
         directory,
         ids: Default::default(),
-        resolv_conf: resolv_conf(),
+        resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,
     };
     Pods::new(Arc::new(context)).run(survivors, shutdown).await;
@@ -148,6 +162,10 @@ fn pods_run_dir(config: &Config) -> PathBuf {
 fn network_config(config: &Config) -> NetworkConfig {
     NetworkConfig {
         pod_cidr: config.pod_cidr,
+        pod_cidr6: config.pod_cidr6.map(|cidr| PodCidr6 {
+            cidr,
+            required: config.ipv6_required,
+        }),
         node_address: config.node_address,
         state_file: config.network_state(),
     }
@@ -205,19 +223,38 @@ fn endpoint(survivor: &Survivor) -> Option<crate::policy::Endpoint> {
         .map(|attachment| pods::endpoint(&id, attachment))
 }
 
-/// The node's resolver configuration, as pods get it.
-fn resolv_conf() -> String {
-    let texts = RESOLV_CONF
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok());
-    let texts: Vec<String> = texts.collect();
-    let reachable = texts.iter().find(|text| files::has_reachable_nameserver(text));
-    files::resolv_conf(
-        reachable
-            .or(texts.first())
-            .map(String::as_str)
-            .unwrap_or_default(),
-    )
+/// Serves names to the pods of this node.
+fn start_resolver(
+    config: &Config,
+    of_node: &str,
+    network: &Network,
+    learned: Arc<LearnedNames>,
+    policy: &Policy,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let mut upstreams = config.dns_upstreams.clone();
+    if upstreams.is_empty() {
+        let of_node = files::nameservers(of_node).into_iter();
+        upstreams = of_node.map(|server| SocketAddr::new(server, DNS_PORT)).collect();
+    }
+    let pods = std::iter::once(ipnet::IpNet::V4(config.pod_cidr));
+    let config = ResolverConfig {
+        listen: SocketAddr::new(IpAddr::V4(GATEWAY), DNS_PORT),
+        upstreams,
+        clients: pods.chain(network.ipv6().cidr().map(ipnet::IpNet::V6)).collect(),
+    };
+    let policy = policy.clone();
+    let settle = Arc::new(move || {
+        let policy = policy.clone();
+        let settled = async move {
+            policy
+                .settle()
+                .await
+                .map_err(|error| crate::policy::chain(&error))
+        };
+        Box::pin(settled) as futures::future::BoxFuture<'static, Result<(), String>>
+    });
+    Resolver::start(config, learned, settle, shutdown).context("cannot start the pods' name service")
 }
 
 fn private_dir(path: &Path) -> Result<()> {

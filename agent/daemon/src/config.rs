@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// Contents of `config.toml`.
@@ -29,9 +29,19 @@ pub(crate) struct Config {
     /// Addresses of this node's pods.
     #[serde(default = "default_pod_cidr")]
     pub(crate) pod_cidr: Ipv4Net,
+    /// Their IPv6 addresses; without it, pods have IPv4 only.
+    #[serde(default)]
+    pub(crate) pod_cidr6: Option<Ipv6Net>,
+    /// Whether a host that cannot give pods IPv6 keeps the agent from starting. Otherwise pods have IPv4 only
+    /// there, and the node's condition `PodIPv6` says why.
+    #[serde(default = "default_ipv6_required")]
+    pub(crate) ipv6_required: bool,
     /// Address of the node as its pods see it; found from the routing table when absent.
     #[serde(default)]
     pub(crate) node_address: Option<Ipv4Addr>,
+    /// Resolvers that pods' questions are passed on to; without any, those of the node's `/etc/resolv.conf`.
+    #[serde(default)]
+    pub(crate) dns_upstreams: Vec<SocketAddr>,
     /// Additional authorities of registries, PEM files.
     #[serde(default)]
     pub(crate) registry_ca_files: Vec<PathBuf>,
@@ -125,6 +135,10 @@ fn default_listen() -> SocketAddr {
 fn default_pod_cidr() -> Ipv4Net {
     // A /24 by construction: the prefix is in range.
     Ipv4Net::new(Ipv4Addr::new(10, 88, 0, 0), 24).unwrap_or_default()
+}
+
+fn default_ipv6_required() -> bool {
+    true
 }
 
 fn default_log_max_bytes() -> u64 {

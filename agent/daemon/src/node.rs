@@ -1,7 +1,8 @@
 //! The node as the API sees it: its object, its conditions and its heartbeat.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
+use agent_network::{Ipv6, Network, NodeAddresses};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -46,15 +47,17 @@ const KUBELET_VERSION: &str = concat!("v1.33.0-palisade.", env!("CARGO_PKG_VERSI
 pub(crate) struct NodeAgent {
     client: Client,
     config: Config,
-    address: Ipv4Addr,
+    addresses: NodeAddresses,
+    ipv6: Ipv6,
 }
 
 impl NodeAgent {
-    pub(crate) fn new(client: Client, config: Config, address: Ipv4Addr) -> Self {
+    pub(crate) fn new(client: Client, config: Config, network: &Network) -> Self {
         Self {
             client,
             config,
-            address,
+            addresses: network.node_addresses(),
+            ipv6: network.ipv6(),
         }
     }
 
@@ -72,7 +75,7 @@ impl NodeAgent {
                 () = shutdown.cancelled() => return,
             }
         }
-        tracing::info!(node = self.config.node_name, address = %self.address, "node registered");
+        tracing::info!(node = self.config.node_name, address = %self.addresses.v4, "node registered");
         let mut beat = tokio::time::interval(HEARTBEAT);
         let mut written: Option<(Vec<(String, String)>, tokio::time::Instant)> = None;
         loop {
@@ -179,7 +182,11 @@ impl NodeAgent {
             },
             spec: Some(NodeSpec {
                 pod_cidr: Some(self.config.pod_cidr.to_string()),
-                pod_cidrs: Some(vec![self.config.pod_cidr.to_string()]),
+                pod_cidrs: Some(
+                    std::iter::once(self.config.pod_cidr.to_string())
+                        .chain(self.ipv6.cidr().map(|cidr| cidr.to_string()))
+                        .collect(),
+                ),
                 ..NodeSpec::default()
             }),
             status: None,
@@ -199,14 +206,16 @@ impl NodeAgent {
             type_: kind.to_owned(),
             address,
         };
+        let mut addresses = vec![address("InternalIP", self.reachable_address())];
+        addresses.extend(self.addresses.v6.map(|v6| address("InternalIP", v6.to_string())));
+        addresses.push(address("Hostname", self.config.node_name.clone()));
+        let mut conditions = conditions(before, &self.config.agent_dir);
+        conditions.push(pod_ipv6(before, self.ipv6));
         NodeStatus {
             capacity: Some(amounts.clone().into()),
             allocatable: Some(amounts.into()),
-            addresses: Some(vec![
-                address("InternalIP", self.reachable_address()),
-                address("Hostname", self.config.node_name.clone()),
-            ]),
-            conditions: Some(conditions(before, &self.config.agent_dir)),
+            addresses: Some(addresses),
+            conditions: Some(conditions),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint {
                     port: i32::from(self.config.listen.port()),
@@ -222,7 +231,7 @@ impl NodeAgent {
     fn reachable_address(&self) -> String {
         let listen = self.config.listen.ip();
         if listen.is_unspecified() {
-            self.address.to_string()
+            self.addresses.v4.to_string()
         } else {
             listen.to_string()
         }
@@ -260,27 +269,57 @@ fn conditions(before: &NodeStatus, state_dir: &Path) -> Vec<NodeCondition> {
         ("Ready", true, "KubeletNotReady", "KubeletReady"),
     ];
     let condition = |(kind, holds, reason_false, reason_true): (&str, bool, &str, &str)| {
-        let status = if holds { "True" } else { "False" };
-        let known = before
-            .conditions
-            .iter()
-            .flatten()
-            .find(|c| c.type_ == kind && c.status == status);
-        NodeCondition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: Some(if holds { reason_true } else { reason_false }.to_owned()),
-            message: Some(match kind {
-                "Ready" => "the agent runs and its packet programs are loaded".to_owned(),
-                _ => format!("measured by the agent: {kind} is {status}"),
-            }),
-            last_heartbeat_time: Some(now.clone()),
-            last_transition_time: known
-                .and_then(|c| c.last_transition_time.clone())
-                .or(Some(now.clone())),
-        }
+        let message = match kind {
+            "Ready" => "the agent runs and its packet programs are loaded".to_owned(),
+            _ => format!("measured by the agent: {kind} is {}", status(holds)),
+        };
+        let reason = if holds { reason_true } else { reason_false };
+        condition(before, (kind, holds), reason, message, &now)
     };
     rows.into_iter().map(condition).collect()
+}
+
+/// Whether the node's pods have IPv6; where they do not, why.
+fn pod_ipv6(before: &NodeStatus, ipv6: Ipv6) -> NodeCondition {
+    let (holds, reason, message) = match ipv6 {
+        Ipv6::On(cidr) => (true, "DualStack", format!("pods have addresses of {cidr}")),
+        Ipv6::Off => (
+            false,
+            "NotConfigured",
+            "the node was given an IPv4 CIDR only".to_owned(),
+        ),
+        Ipv6::Unavailable(reason) => (false, "Unavailable", reason.to_string()),
+    };
+    let now = Time(Timestamp::now());
+    condition(before, ("PodIPv6", holds), reason, message, &now)
+}
+
+fn status(holds: bool) -> &'static str {
+    if holds { "True" } else { "False" }
+}
+
+fn condition(
+    before: &NodeStatus,
+    (kind, holds): (&str, bool),
+    reason: &str,
+    message: String,
+    now: &Time,
+) -> NodeCondition {
+    let known = before
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == kind && c.status == status(holds));
+    NodeCondition {
+        type_: kind.to_owned(),
+        status: status(holds).to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: Some(now.clone()),
+        last_transition_time: known
+            .and_then(|c| c.last_transition_time.clone())
+            .or(Some(now.clone())),
+    }
 }
 
 fn system_info() -> NodeSystemInfo {

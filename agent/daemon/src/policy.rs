@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_resolver::Names as LearnedNames;
 use agent_telemetry::{Hub, LogRules, NamedPod, Names, Snapshot};
 use api::{
     annotations,
@@ -25,6 +26,7 @@ use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use policies_compiler::{ClusterView, PodView, compile, compile_staged};
 use policies_ir::{
     dump,
+    policy::DomainMatch,
     tables::{EndpointId, NodeTables},
 };
 use tokio::sync::oneshot;
@@ -82,6 +84,8 @@ pub(crate) struct Start {
     pub(crate) endpoints: Vec<Endpoint>,
     /// Gets the names of each epoch, for flow events.
     pub(crate) names: Arc<Names>,
+    /// Names of addresses that pods were told; hears which are wanted.
+    pub(crate) learned: Arc<LearnedNames>,
     /// Hears of events that the kernel could not report.
     pub(crate) hub: Arc<Hub>,
 }
@@ -92,6 +96,8 @@ enum Command {
     /// Answered when a compilation that knows the endpoint is in the kernel.
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
     Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
+    /// Answered when a compilation that knows all learned names is in the kernel.
+    Settle(oneshot::Sender<Result<(), String>>),
     Stale,
 }
 
@@ -113,6 +119,8 @@ impl Policy {
             applied: None,
             tables: NodeTables::default(),
             names: start.names,
+            learned: start.learned,
+            settling: Vec::new(),
             hub: start.hub,
             waiting: Vec::new(),
         };
@@ -155,6 +163,16 @@ impl Policy {
             .map_err(PolicyError::Sync)
     }
 
+    /// Waits until the verdicts in the kernel know every name that was learned before the call.
+    pub(crate) async fn settle(&self) -> Result<(), PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Settle(reply))?;
+        answer
+            .await
+            .map_err(|_ended| PolicyError::Ended)?
+            .map_err(PolicyError::Sync)
+    }
+
     /// Takes the programs off and forgets the endpoint's verdicts and flows. The link must be gone.
     pub(crate) async fn detach(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
         let (reply, answer) = oneshot::channel();
@@ -185,6 +203,8 @@ struct Worker {
     /// The tables that the kernel was last given.
     tables: NodeTables,
     names: Arc<Names>,
+    learned: Arc<LearnedNames>,
+    settling: Vec<oneshot::Sender<Result<(), String>>>,
     hub: Arc<Hub>,
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
 }
@@ -215,7 +235,7 @@ impl Worker {
                 stale = !self.refresh();
             }
             if Instant::now() >= expire_at {
-                self.tidy();
+                stale |= self.tidy();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
         }
@@ -238,6 +258,7 @@ impl Worker {
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
+            Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
         }
     }
@@ -247,9 +268,12 @@ impl Worker {
         let Some(snapshot) = self.cluster.snapshot() else {
             return false;
         };
-        let view = self.view(&snapshot);
+        let mut view = self.view(&snapshot);
+        view.names = self.learned.current();
         if self.applied.as_ref() != Some(&view) {
             let started = Instant::now();
+            self.learned.want(wanted_domains(&view));
+            view.names = self.learned.current();
             let compiled = compile(&view);
             for diagnostic in &compiled.diagnostics {
                 tracing::warn!(
@@ -271,13 +295,17 @@ impl Worker {
                 Err(error) => {
                     let message = chain(&error);
                     tracing::error!(error = message, "policy not changed, the old one stays in force");
-                    for (_, reply) in self.waiting.drain(..) {
+                    let waiting = self.waiting.drain(..).map(|(_, reply)| reply);
+                    for reply in waiting.chain(self.settling.drain(..)) {
                         drop(reply.send(Err(message.clone())));
                     }
                     return false;
                 }
             }
             self.apply_established(&snapshot);
+        }
+        for reply in self.settling.drain(..) {
+            drop(reply.send(Ok(())));
         }
         // An endpoint whose pod is not in the snapshot yet is denied everything: it waits for the watch.
         let known = |id: &EndpointId| {
@@ -297,8 +325,8 @@ impl Worker {
     }
 
     /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
-    /// makes what was told so far outlive the machine.
-    fn tidy(&mut self) {
+    /// makes what was told so far outlive the machine. Whether names were forgotten too, so that the tables are stale.
+    fn tidy(&mut self) -> bool {
         match self.datapath.expire(monotonic_now()) {
             Ok(expired) => agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node),
             Err(error) => tracing::error!(error = chain(&error), "cannot expire flows"),
@@ -309,6 +337,21 @@ impl Worker {
         }
         if let Err(error) = self.hub.sync() {
             tracing::error!(%error, "cannot sync the flow log");
+        }
+        let now = Instant::now();
+        if !self.learned.any_overdue(now) {
+            return false;
+        }
+        match self.datapath.peers_in_use() {
+            Ok(in_use) => self.learned.expire(now, &in_use),
+            Err(error) => {
+                // A name that is too old is no reason to go on allowing.
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot list flows, names expire under them"
+                );
+                self.learned.expire(now, &BTreeSet::new())
+            }
         }
     }
 
@@ -439,6 +482,26 @@ impl Worker {
             }
         }
     }
+}
+
+/// Patterns of names that some rule or network set asks for.
+fn wanted_domains(view: &ClusterView) -> BTreeSet<DomainMatch> {
+    let policies = view.policy_set(|_, _| {});
+    let tiers = &policies.enforced.tiers;
+    let enforced = tiers
+        .iter()
+        .flat_map(|tier| &tier.policies)
+        .map(|policy| &**policy);
+    let staged = policies
+        .staged
+        .iter()
+        .filter_map(|staged| staged.policy.as_deref());
+    let of_rules = enforced
+        .chain(staged)
+        .flat_map(|policy| policy.egress.iter().flat_map(|rule| &rule.peer.domains).cloned());
+    let cluster = view.cluster();
+    let of_sets = cluster.sets.iter().flat_map(|set| &set.domains).cloned();
+    of_rules.chain(of_sets).collect()
 }
 
 /// A policy without what it does not depend on: a new annotation is no new policy.

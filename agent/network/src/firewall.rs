@@ -4,16 +4,17 @@
 //! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
 //! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
 //! no pod has at the moment. Link-local addresses are the node's neighbours, above all a cloud's metadata
-//! service, which hands out the node's identity: pods reach their name service there and nothing else.
+//! service, which hands out the node's identity: pods reach nothing there but the node's own name service, which
+//! nobody else reaches.
 //!
 //! The table is replaced in one transaction at the agent's start and never changes with pods.
 
 use std::{fmt::Write as _, io, process::Stdio};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::LINK_PREFIX;
+use crate::{GATEWAY, LINK_PREFIX};
 
 /// Why the table could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +30,22 @@ pub enum FirewallError {
     },
 }
 
-/// Writes the table. `opened_uplinks` are those that did not forward before us.
-pub(crate) async fn install(pods: Ipv4Net, opened_uplinks: &[String]) -> Result<(), FirewallError> {
-    apply(&ruleset(pods, opened_uplinks)).await
+/// What the table is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scope<'a> {
+    /// Addresses of pods.
+    pub(crate) pods: Ipv4Net,
+    /// Their IPv6 addresses, when they have any.
+    pub(crate) pods6: Option<Ipv6Net>,
+    /// Uplinks that did not forward IPv4 before us.
+    pub(crate) opened: &'a [String],
+    /// Uplinks that did not forward IPv6 before us.
+    pub(crate) opened6: &'a [String],
+}
+
+/// Writes the table.
+pub(crate) async fn install(scope: Scope<'_>) -> Result<(), FirewallError> {
+    apply(&ruleset(scope)).await
 }
 
 /// Removes the table. Idempotent: adding first makes the deletion succeed either way.
@@ -40,35 +54,64 @@ pub(crate) async fn remove() -> Result<(), FirewallError> {
 }
 
 /// The whole table as `nft -f` reads it: one transaction.
-fn ruleset(pods: Ipv4Net, opened_uplinks: &[String]) -> String {
+fn ruleset(scope: Scope<'_>) -> String {
+    let pods = scope.pods;
     let mut text = String::from("add table inet palisade\ndelete table inet palisade\n");
     let mut guard = String::new();
-    for uplink in opened_uplinks {
-        // What did not pass through this machine before Palisade does not pass now, pods apart.
-        let _infallible = writeln!(
-            guard,
-            "    iifname {} oifname != \"{LINK_PREFIX}*\" counter drop",
-            quoted(uplink)
-        );
+    for (family, uplinks) in [("ipv4", scope.opened), ("ipv6", scope.opened6)] {
+        for uplink in uplinks {
+            // What did not pass through this machine before Palisade does not pass now, pods apart.
+            let _infallible = writeln!(
+                guard,
+                "    meta nfproto {family} iifname {} oifname != \"{LINK_PREFIX}*\" counter drop",
+                quoted(uplink)
+            );
+        }
     }
+    let (masquerade6, forward6) = match scope.pods6 {
+        Some(pods) => (
+            format!(
+                "    ip6 saddr {pods} ip6 daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade\n"
+            ),
+            // Unlike IPv4, IPv6 has no setting by which the kernel checks whence a source address came.
+            format!(
+                "    iifname \"{LINK_PREFIX}*\" ip6 saddr != {pods} counter drop
+    iifname != \"{LINK_PREFIX}*\" ip6 saddr {pods} counter drop
+    iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip6 daddr {pods} counter drop
+    iifname \"{LINK_PREFIX}*\" ip6 daddr {{ {METADATA6} }} counter drop\n"
+            ),
+        ),
+        None => (
+            String::new(),
+            format!("    iifname \"{LINK_PREFIX}*\" meta nfproto ipv6 counter drop\n"),
+        ),
+    };
     let _infallible = write!(
         text,
         "table inet palisade {{
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {pods} ip daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade
-  }}
+{masquerade6}  }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip daddr {pods} counter drop
-    iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 th dport != 53 counter drop
-{guard}  }}
+    iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 counter drop
+{forward6}{guard}  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != \"{LINK_PREFIX}*\" ip daddr {GATEWAY} counter drop
+  }}
 }}
 "
     );
     text
 }
+
+/// Where IPv6 has what IPv4 has at 169.254.0.0/16: link-local, and the unique local ranges in which clouds keep
+/// their metadata services (Amazon and Google document them).
+const METADATA6: &str = "fe80::/10, fd00:ec2::/32, fd20:ce::/32";
 
 /// Interface names may hold any byte but `/` and white space; what nft would read as syntax is replaced by
 /// its wildcard, so the guard covers more rather than less.
@@ -110,23 +153,56 @@ async fn apply(ruleset: &str) -> Result<(), FirewallError> {
 mod tests {
     use super::*;
 
+    fn scope(opened: &[String]) -> Scope<'_> {
+        Scope {
+            pods: "10.88.0.0/16".parse().unwrap(),
+            pods6: None,
+            opened,
+            opened6: &[],
+        }
+    }
+
+    #[test]
+    fn both_families_have_the_same_guards() {
+        let four = ruleset(scope(&[]));
+        assert!(four.contains("iifname \"pal*\" meta nfproto ipv6 counter drop"));
+        assert!(!four.contains("ip6"));
+        let opened6 = ["eth0".to_owned()];
+        let both = ruleset(Scope {
+            pods6: Some("fd00:88::/64".parse().unwrap()),
+            opened6: &opened6,
+            ..scope(&[])
+        });
+        for rule in [
+            "ip6 saddr fd00:88::/64 ip6 daddr != fd00:88::/64 oifname != \"pal*\" counter masquerade",
+            "iifname \"pal*\" ip6 saddr != fd00:88::/64 counter drop",
+            "iifname != \"pal*\" ip6 saddr fd00:88::/64 counter drop",
+            "iifname \"pal*\" oifname != \"pal*\" ip6 daddr fd00:88::/64 counter drop",
+            "meta nfproto ipv6 iifname \"eth0\" oifname != \"pal*\" counter drop",
+        ] {
+            assert!(both.contains(rule), "{rule} is not in {both}");
+        }
+        assert!(!both.contains("nfproto ipv6 counter drop"));
+    }
+
     #[test]
     fn guards_only_uplinks_that_we_opened() {
-        let pods = "10.88.0.0/16".parse().unwrap();
-        let none = ruleset(pods, &[]);
+        let none = ruleset(scope(&[]));
         assert!(none.contains("ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16"));
         assert!(!none.contains("iifname \"eth0\""));
         assert!(
-            ruleset(pods, &["eth0".to_owned()]).contains("iifname \"eth0\" oifname != \"pal*\" counter drop")
+            ruleset(scope(&["eth0".to_owned()]))
+                .contains("nfproto ipv4 iifname \"eth0\" oifname != \"pal*\" counter drop")
         );
     }
 
     #[test]
     fn pods_addresses_belong_to_pods_links() {
-        let text = ruleset("10.88.0.0/16".parse().unwrap(), &[]);
+        let text = ruleset(scope(&[]));
         assert!(text.contains("iifname != \"pal*\" ip saddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" oifname != \"pal*\" ip daddr 10.88.0.0/16 counter drop"));
-        assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 th dport != 53 counter drop"));
+        assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 counter drop"));
+        assert!(text.contains("iifname != \"pal*\" ip daddr 169.254.1.1 counter drop"));
     }
 
     #[test]

@@ -6,11 +6,11 @@
 use std::{
     collections::BTreeMap,
     io::Write as _,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -23,6 +23,9 @@ pub struct Lease {
     pub pod_uid: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address: `None` where pods have none, and for pods from before they had.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// Its endpoint number.
     pub endpoint: u32,
     /// Name of the host side of its link.
@@ -75,6 +78,7 @@ pub enum LeaseError {
 pub(crate) struct Leases {
     path: PathBuf,
     cidr: Ipv4Net,
+    cidr6: Option<Ipv6Net>,
     table: Table,
 }
 
@@ -88,10 +92,14 @@ struct Table {
     leases: BTreeMap<String, Lease>,
     /// Uplinks whose forwarding was off before us.
     opened_uplinks: Vec<String>,
+    /// The same for IPv6, which is switched on its own.
+    #[serde(default)]
+    opened_uplinks6: Vec<String>,
 }
 
 impl Leases {
-    pub(crate) fn open(path: &Path, cidr: Ipv4Net) -> Result<Self, LeaseError> {
+    /// Reads the leases. Pods get IPv6 addresses only with `cidr6`.
+    pub(crate) fn open(path: &Path, cidr: Ipv4Net, cidr6: Option<Ipv6Net>) -> Result<Self, LeaseError> {
         let table = match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| LeaseError::Parse {
                 path: path.to_owned(),
@@ -108,6 +116,7 @@ impl Leases {
         Ok(Self {
             path: path.to_owned(),
             cidr,
+            cidr6,
             table,
         })
     }
@@ -120,16 +129,30 @@ impl Leases {
         self.table.leases.values()
     }
 
-    /// The pod's lease: the one it has, or a new one.
+    /// The pod's lease: the one it has, or a new one. A pod whose interface is made anew takes part in a
+    /// change of the node's IPv6 range; its IPv4 address stays.
     pub(crate) fn acquire(&mut self, pod_uid: &str) -> Result<Lease, LeaseError> {
         if let Some(lease) = self.find(pod_uid) {
-            return Ok(lease.clone());
+            let mut lease = lease.clone();
+            let fits = match (lease.address6, self.cidr6) {
+                (Some(address6), Some(cidr6)) => cidr6.contains(&address6),
+                (None, None) => true,
+                _ => false,
+            };
+            if !fits {
+                lease.address6 = self.address6_of(lease.address);
+                let mut table = self.table.clone();
+                table.leases.insert(pod_uid.to_owned(), lease.clone());
+                self.replace(table)?;
+            }
+            return Ok(lease);
         }
         let address = self.free_address()?;
         let endpoint = self.table.last_endpoint + 1;
         let lease = Lease {
             pod_uid: pod_uid.to_owned(),
             address,
+            address6: self.address6_of(address),
             endpoint,
             link: self.free_link_name(pod_uid),
             mac: mac(pod_uid, "pod"),
@@ -155,19 +178,32 @@ impl Leases {
         &self.table.opened_uplinks
     }
 
-    /// Adds to [`Leases::opened`]. Called before forwarding is switched on, so that a crash in between
+    /// The same for IPv6.
+    pub(crate) fn opened6(&self) -> &[String] {
+        &self.table.opened_uplinks6
+    }
+
+    /// Adds to [`Leases::opened`] and [`Leases::opened6`]. Called before forwarding is switched on, so that a crash in between
     /// leaves too long a list rather than too short a one.
-    pub(crate) fn remember_opened(&mut self, names: Vec<String>) -> Result<(), LeaseError> {
+    pub(crate) fn remember_opened(
+        &mut self,
+        names: Vec<String>,
+        names6: Vec<String>,
+    ) -> Result<(), LeaseError> {
         let mut table = self.table.clone();
         table.opened_uplinks.extend(names);
-        table.opened_uplinks.sort();
-        table.opened_uplinks.dedup();
+        table.opened_uplinks6.extend(names6);
+        for list in [&mut table.opened_uplinks, &mut table.opened_uplinks6] {
+            list.sort();
+            list.dedup();
+        }
         self.replace(table)
     }
 
     pub(crate) fn forget_opened(&mut self) -> Result<(), LeaseError> {
         let table = Table {
             opened_uplinks: Vec::new(),
+            opened_uplinks6: Vec::new(),
             ..self.table.clone()
         };
         self.replace(table)
@@ -178,7 +214,11 @@ impl Leases {
     fn free_address(&self) -> Result<Ipv4Addr, LeaseError> {
         let first = u32::from(self.cidr.network()).saturating_add(2);
         let last = u32::from(self.cidr.broadcast()).saturating_sub(1);
-        let taken = |address: &Ipv4Addr| self.all().any(|lease| lease.address == *address);
+        let taken = |address: &Ipv4Addr| {
+            let address6 = self.address6_of(*address);
+            self.all()
+                .any(|lease| lease.address == *address || (address6.is_some() && lease.address6 == address6))
+        };
         let resume = self
             .table
             .last_address
@@ -192,6 +232,15 @@ impl Leases {
                 cidr: self.cidr,
                 taken: self.table.leases.len(),
             })
+    }
+
+    /// The IPv6 address at the same place of its range as `address` is in its own: one search for a free
+    /// address serves both, and people recognise a pod by the end of either.
+    fn address6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let cidr6 = self.cidr6?;
+        let place = u32::from(address) & !u32::from(self.cidr.netmask());
+        let address6 = Ipv6Addr::from(u128::from(cidr6.network()) | u128::from(place));
+        cidr6.contains(&address6).then_some(address6)
     }
 
     /// `pal` and eight hex digits of the UID's hash; hashed again in the rare case that two pods collide.
@@ -243,7 +292,7 @@ mod tests {
     use super::*;
 
     fn open(directory: &Path, cidr: &str) -> Leases {
-        Leases::open(&directory.join("network.json"), cidr.parse().unwrap()).unwrap()
+        Leases::open(&directory.join("network.json"), cidr.parse().unwrap(), None).unwrap()
     }
 
     #[test]
@@ -278,12 +327,37 @@ mod tests {
     }
 
     #[test]
+    fn both_families_are_leased_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("network.json");
+        let open = |cidr6: Option<&str>| {
+            let cidr6 = cidr6.map(|text| text.parse().unwrap());
+            Leases::open(&path, "10.88.0.0/24".parse().unwrap(), cidr6).unwrap()
+        };
+        assert_eq!(open(None).acquire("old").unwrap().address6, None);
+        let mut leases = open(Some("fd00:10:88::/64"));
+        let lease = leases.acquire("new").unwrap();
+        assert_eq!(lease.address, Ipv4Addr::new(10, 88, 0, 3));
+        assert_eq!(lease.address6, Some("fd00:10:88::3".parse().unwrap()));
+        assert_eq!(
+            leases.find("old").unwrap().address6,
+            None,
+            "a running pod keeps what it has"
+        );
+        let old = leases.acquire("old").unwrap();
+        assert_eq!(old.address6, Some("fd00:10:88::2".parse().unwrap()));
+        assert_eq!(open(Some("fd00:10:88::/64")).find("new"), Some(&lease));
+        assert_eq!(open(None).acquire("new").unwrap().address6, None);
+    }
+
+    #[test]
     fn refuses_a_file_it_did_not_write() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("network.json"), b"{").unwrap();
         let opened = Leases::open(
             &directory.path().join("network.json"),
             "10.0.0.0/24".parse().unwrap(),
+            None,
         );
         assert!(matches!(opened, Err(LeaseError::Parse { .. })));
     }

@@ -1,13 +1,15 @@
 //! Gives each pod its interface: a veth pair, an address, routes, and the way out of the node.
 //!
-//! The pod's side is `eth0` with a `/32` address; its gateway, `169.254.1.1`, exists nowhere: both sides
-//! carry permanent neighbour entries, so no ARP or neighbour discovery is ever needed and the packet
-//! programs can refuse it. What leaves the node is masqueraded; nothing else is translated.
+//! The pod's side is `eth0` with a `/32` address and, on a dual-stack node, a `/128` one; its gateways,
+//! `169.254.1.1` and `fe80::1`, are nobody's neighbours: both sides carry permanent neighbour entries, so no ARP and
+//! no neighbour discovery is ever needed and the packet programs can refuse it. The first is the node's own address
+//! on every pod's link, and on no other; there the node serves names (`agent/resolver`). What leaves the node is
+//! masqueraded; nothing else is translated.
 //!
 //! Order of a pod's start: [`Network::prepare`] makes the pair with the host side down, the caller attaches
 //! its packet programs there, [`Network::activate`] brings it up. So no packet passes unjudged.
 //!
-//! Non-goals: policy (`ebpf/loader`), services and cluster DNS, IPv6 in pods (switched off there), and
+//! Non-goals: policy (`ebpf/loader`), services and cluster DNS, pods without IPv4, and
 //! routes between nodes. Only interfaces, addresses and nftables tables made here are ever touched; the one
 //! exception, per-interface forwarding of the uplinks, is written down and restored by [`Network::remove`].
 //!
@@ -24,24 +26,27 @@ mod namespace;
 mod uplink;
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use policies_ir::tables::EndpointId;
 
 pub use crate::{
     firewall::FirewallError,
-    forwarding::ForwardingError,
+    forwarding::{ForwardingError, Ipv6Unavailable},
     leases::{Lease, LeaseError},
     namespace::NamespaceError,
 };
 use crate::{leases::Leases, links::Links, uplink::Uplinks};
 
-/// The pods' gateway. Link-local and answered by nobody: see the crate's documentation.
+/// The pods' gateway, and where the node serves names to them: see the crate's documentation.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The pods' IPv6 gateway. It is no address of anybody.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// First letters of the host side of every pod's link.
 pub const LINK_PREFIX: &str = "pal";
@@ -51,17 +56,66 @@ pub const LINK_PREFIX: &str = "pal";
 pub struct NetworkConfig {
     /// Addresses of this node's pods.
     pub pod_cidr: Ipv4Net,
+    /// Their IPv6 addresses; `None` is a node whose pods have IPv4 only, by choice.
+    pub pod_cidr6: Option<PodCidr6>,
     /// Address of the node as its pods see it; found from the routing table when absent.
     pub node_address: Option<Ipv4Addr>,
     /// File that remembers leases across restarts of the agent.
     pub state_file: PathBuf,
 }
 
+/// A wish for IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodCidr6 {
+    /// Addresses of this node's pods; at least as many as of IPv4.
+    pub cidr: Ipv6Net,
+    /// Whether a node that cannot have IPv6 is an error rather than a node with IPv4 only.
+    pub required: bool,
+}
+
+/// What became of the wish for IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// Nobody wished it.
+    Off,
+    /// Pods have addresses of this range.
+    On(Ipv6Net),
+    /// It was wished where possible, and is not possible.
+    Unavailable(Ipv6Unavailable),
+}
+
+impl Ipv6 {
+    /// The pods' range, when they have one.
+    pub fn cidr(self) -> Option<Ipv6Net> {
+        match self {
+            Self::On(cidr) => Some(cidr),
+            Self::Off | Self::Unavailable(_) => None,
+        }
+    }
+}
+
+/// Addresses of the node as its pods see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// There always is one.
+    pub v4: Ipv4Addr,
+    /// Of the uplink; `None` where no uplink has any.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl NodeAddresses {
+    /// IPv4 first.
+    pub fn all(self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(IpAddr::V4(self.v4)).chain(self.v6.map(IpAddr::V6))
+    }
+}
+
 /// The network of one node. Methods take `&self`; calls for different pods may run at the same time.
 pub struct Network {
     links: Links,
     leases: Mutex<Leases>,
-    node_address: Ipv4Addr,
+    node: NodeAddresses,
+    ipv6: Ipv6,
     mtu: u32,
 }
 
@@ -72,12 +126,22 @@ pub struct Attachment {
     pub endpoint: EndpointId,
     /// Address of the pod.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub address6: Option<Ipv6Addr>,
     /// Name of the host side.
     pub link: String,
     /// Interface index of the host side.
     pub ifindex: u32,
     /// MAC address of the pod's side.
     pub mac: [u8; 6],
+}
+
+impl Attachment {
+    /// Every address of the pod, IPv4 first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.address6.map(IpAddr::V6);
+        std::iter::once(IpAddr::V4(self.address)).chain(v6).collect()
+    }
 }
 
 /// Why the network could not do what was asked.
@@ -106,6 +170,25 @@ pub enum NetworkError {
     /// The node has no address that pods could know it by.
     #[error("no interface has a global IPv4 address; set node_address in the agent's configuration")]
     NoNodeAddress,
+    /// IPv6 was asked for and cannot be had.
+    #[error(
+        "pods cannot have the IPv6 addresses {cidr}; give the node an IPv4 CIDR only, or change the host"
+    )]
+    NoIpv6 {
+        /// The range asked for.
+        cidr: Ipv6Net,
+        /// Why not.
+        #[source]
+        source: Ipv6Unavailable,
+    },
+    /// The IPv6 range has fewer addresses than the IPv4 range.
+    #[error("pod_cidr6 {cidr6} has fewer addresses than pod_cidr {cidr}; use a /64")]
+    Cidr6TooSmall {
+        /// The IPv4 range.
+        cidr: Ipv4Net,
+        /// The IPv6 range.
+        cidr6: Ipv6Net,
+    },
     /// Bookkeeping of addresses failed.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -130,21 +213,47 @@ impl Network {
             .node_address
             .or(uplinks.node_address)
             .ok_or(NetworkError::NoNodeAddress)?;
-        let mut leases = Leases::open(&config.state_file, config.pod_cidr)?;
-        leases.remember_opened(forwarding::closed(&uplinks.names)?)?;
+        let ipv6 = ipv6(&config, uplinks.mtu)?;
+        let mut leases = Leases::open(&config.state_file, config.pod_cidr, ipv6.cidr())?;
+        let closed6 = match ipv6 {
+            Ipv6::On(_) => forwarding::closed6(&uplinks.names6)?,
+            Ipv6::Off | Ipv6::Unavailable(_) => Vec::new(),
+        };
+        leases.remember_opened(forwarding::closed(&uplinks.names)?, closed6.clone())?;
+        firewall::install(firewall::Scope {
+            pods: config.pod_cidr,
+            pods6: ipv6.cidr(),
+            opened: leases.opened(),
+            opened6: leases.opened6(),
+        })
+        .await?;
         forwarding::open(&uplinks.names)?;
-        firewall::install(config.pod_cidr, leases.opened()).await?;
+        forwarding::open6(&closed6)?;
         Ok(Self {
             links,
             leases: Mutex::new(leases),
-            node_address,
+            node: NodeAddresses {
+                v4: node_address,
+                v6: uplinks.node_address6.filter(|_| ipv6.cidr().is_some()),
+            },
+            ipv6,
             mtu: uplinks.mtu,
         })
     }
 
     /// Address of the node as its pods see it.
     pub fn node_address(&self) -> Ipv4Addr {
-        self.node_address
+        self.node.v4
+    }
+
+    /// Addresses of the node as its pods see it, IPv6 only where pods have it.
+    pub fn node_addresses(&self) -> NodeAddresses {
+        self.node
+    }
+
+    /// Whether pods have IPv6.
+    pub fn ipv6(&self) -> Ipv6 {
+        self.ipv6
     }
 
     /// Makes the pod's link inside `netns` and configures the pod's side; the host side stays down. A link
@@ -163,14 +272,15 @@ impl Network {
             namespace: &namespace,
         };
         let ifindex = self.links.create(&pair).await?;
-        forwarding::prepare_pod_link(&lease.link)?;
-        namespace::configure(namespace, lease.address, host_mac).await?;
-        Ok(attachment(&lease, ifindex))
+        forwarding::prepare_pod_link(&lease.link, lease.address6.is_some())?;
+        let attachment = attachment(&lease, ifindex);
+        namespace::configure(namespace, attachment.addresses(), host_mac).await?;
+        Ok(attachment)
     }
 
-    /// Brings the pod's link up and routes its address to it.
+    /// Brings the pod's link up and routes its addresses to it.
     pub async fn activate(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        self.links.bring_up(attachment, self.node_address).await
+        self.links.bring_up(attachment, self.node).await
     }
 
     /// The pod's interface, when it has one: how a restarted agent finds it again.
@@ -210,7 +320,7 @@ impl Network {
     /// the forwarding that was switched on.
     pub async fn remove(state_file: &Path, pod_cidr: Ipv4Net) -> Result<(), NetworkError> {
         let links = Links::connect()?;
-        let mut leases = Leases::open(state_file, pod_cidr)?;
+        let mut leases = Leases::open(state_file, pod_cidr, None)?;
         let leased: Vec<Lease> = leases.all().cloned().collect();
         for lease in leased {
             links.delete(&lease.link).await?;
@@ -218,6 +328,7 @@ impl Network {
         }
         firewall::remove().await?;
         forwarding::close(leases.opened())?;
+        forwarding::close6(leases.opened6())?;
         leases.forget_opened()?;
         Ok(())
     }
@@ -228,10 +339,31 @@ impl Network {
     }
 }
 
+/// Decides whether pods get IPv6.
+fn ipv6(config: &NetworkConfig, mtu: u32) -> Result<Ipv6, NetworkError> {
+    let Some(PodCidr6 { cidr, required }) = config.pod_cidr6 else {
+        return Ok(Ipv6::Off);
+    };
+    if cidr.max_prefix_len() - cidr.prefix_len()
+        < config.pod_cidr.max_prefix_len() - config.pod_cidr.prefix_len()
+    {
+        return Err(NetworkError::Cidr6TooSmall {
+            cidr: config.pod_cidr,
+            cidr6: cidr,
+        });
+    }
+    match forwarding::check_ipv6(mtu) {
+        Ok(()) => Ok(Ipv6::On(cidr)),
+        Err(source) if required => Err(NetworkError::NoIpv6 { cidr, source }),
+        Err(reason) => Ok(Ipv6::Unavailable(reason)),
+    }
+}
+
 fn attachment(lease: &Lease, ifindex: u32) -> Attachment {
     Attachment {
         endpoint: EndpointId(lease.endpoint),
         address: lease.address,
+        address6: lease.address6,
         link: lease.link.clone(),
         ifindex,
         mac: lease.mac,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd as _,
 };
 
@@ -10,12 +10,13 @@ use futures::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::AddressScope,
         link::{InfoData, InfoVeth, LinkAttribute},
-        route::RouteScope,
+        route::{RouteMessage, RouteScope},
     },
 };
 
-use crate::{Attachment, NetworkError};
+use crate::{Attachment, GATEWAY, NetworkError, NodeAddresses};
 
 /// Name of the interface inside every pod.
 pub(crate) const POD_LINK: &str = "eth0";
@@ -72,19 +73,15 @@ impl Links {
             })
     }
 
-    /// Brings the host side up, with the pod's address behind it. The neighbour entry comes first: a packet
+    /// Brings the host side up, with the pod's addresses behind it. The neighbour entry comes first: a packet
     /// sent in between would otherwise make the kernel ask for an address that nobody answers.
     pub(crate) async fn bring_up(
         &self,
         attachment: &Attachment,
-        source_address: Ipv4Addr,
+        node: NodeAddresses,
     ) -> Result<(), NetworkError> {
         let Attachment {
-            link,
-            ifindex,
-            address,
-            mac,
-            ..
+            link, ifindex, mac, ..
         } = attachment;
         self.handle
             .link()
@@ -92,27 +89,35 @@ impl Links {
             .execute()
             .await
             .map_err(|source| failed("bring up the host side", link, source))?;
-        self.handle
-            .neighbours()
-            .add(*ifindex, IpAddr::V4(*address))
-            .link_layer_address(mac)
-            .replace()
+        // Of the link's own scope: the node never speaks as this address anywhere else.
+        let mut name_service = self
+            .handle
+            .address()
+            .add(*ifindex, IpAddr::V4(GATEWAY), 32)
+            .replace();
+        name_service.message_mut().header.scope = AddressScope::Link;
+        name_service
             .execute()
             .await
-            .map_err(|source| failed("add the pod's neighbour entry", link, source))?;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(*address, 32)
-            .output_interface(*ifindex)
-            .scope(RouteScope::Link)
-            .pref_source(source_address)
-            .build();
-        self.handle
-            .route()
-            .add(route)
-            .replace()
-            .execute()
-            .await
-            .map_err(|source| failed("route the pod's address", link, source))
+            .map_err(|source| failed("add the name service's address", link, source))?;
+        for address in attachment.addresses() {
+            self.handle
+                .neighbours()
+                .add(*ifindex, address)
+                .link_layer_address(mac)
+                .replace()
+                .execute()
+                .await
+                .map_err(|source| failed("add the pod's neighbour entry", link, source))?;
+            self.handle
+                .route()
+                .add(route_to(address, *ifindex, node))
+                .replace()
+                .execute()
+                .await
+                .map_err(|source| failed("route the pod's address", link, source))?;
+        }
+        Ok(())
     }
 
     /// Index of a link, or `None` when there is no such link.
@@ -159,6 +164,28 @@ impl Links {
             (message.header.index, name, mtu)
         };
         Ok(listed.into_iter().map(describe).collect())
+    }
+}
+
+/// The way to a pod, and the address as which the node itself goes it. A node without an IPv6 address of its
+/// own forwards to pods all the same.
+fn route_to(pod: IpAddr, ifindex: u32, node: NodeAddresses) -> RouteMessage {
+    match pod {
+        IpAddr::V4(pod) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(pod, 32)
+            .output_interface(ifindex)
+            .scope(RouteScope::Link)
+            .pref_source(node.v4)
+            .build(),
+        IpAddr::V6(pod) => {
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(pod, 128)
+                .output_interface(ifindex);
+            match node.v6 {
+                Some(address) => route.pref_source(address).build(),
+                None => route.build(),
+            }
+        }
     }
 }
 

@@ -5,16 +5,19 @@
 
 use std::{
     fs::File,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
 use futures::TryStreamExt as _;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::{LinkUnspec, RouteMessageBuilder, packet_route::route::RouteScope};
+use rtnetlink::{
+    LinkUnspec, RouteMessageBuilder,
+    packet_route::route::{RouteMessage, RouteScope},
+};
 use tokio::sync::oneshot;
 
-use crate::{GATEWAY, links::POD_LINK};
+use crate::{GATEWAY, GATEWAY6, forwarding::QUIET_IPV6, links::POD_LINK};
 
 /// Why a pod's network namespace could not be configured.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +44,7 @@ pub enum NamespaceError {
     #[error("cannot set {key} to {value} inside the pod")]
     Setting {
         /// Path below `/proc/sys/net`.
-        key: &'static str,
+        key: String,
         /// The value.
         value: &'static str,
         /// Why.
@@ -65,11 +68,9 @@ pub enum NamespaceError {
     },
 }
 
-/// Settings of every pod: no IPv6 for now; and, as container engines have it, low ports and ping without
-/// capabilities, which are harmless in a namespace that the pod has to itself.
+/// Settings of every pod: as container engines have it, low ports and ping without capabilities, which are
+/// harmless in a namespace that the pod has to itself.
 const SETTINGS: &[(&str, &str)] = &[
-    ("ipv6/conf/all/disable_ipv6", "1"),
-    ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_unprivileged_port_start", "0"),
     ("ipv4/ping_group_range", "0 2147483647"),
 ];
@@ -82,15 +83,28 @@ pub(crate) fn open(path: &Path) -> Result<File, NamespaceError> {
     })
 }
 
-/// Gives `eth0` its address, routes and neighbour, and brings it and the loopback up.
+/// A pod without an IPv6 address has no IPv6 at all.
+const WITHOUT_IPV6: &[(&str, &str)] = &[
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+];
+
+/// Of two settings for duplicate address detection the higher counts, so the general one goes to zero too. The
+/// address is usable at once, and nothing is sent to find out what the lease already says.
+const WITH_IPV6: &[(&str, &str)] = &[
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/all/disable_ipv6", "0"),
+];
+
+/// Gives `eth0` its addresses, routes and neighbours, and brings it and the loopback up.
 pub(crate) async fn configure(
     namespace: File,
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
     gateway_mac: [u8; 6],
 ) -> Result<(), NamespaceError> {
     let (answer, answered) = oneshot::channel();
     let work = move || {
-        let result = enter_and_configure(&namespace, address, gateway_mac);
+        let result = enter_and_configure(&namespace, &addresses, gateway_mac);
         // Nobody waits any more when the caller was cancelled; the link is replaced at the next attempt.
         drop(answer.send(result));
     };
@@ -103,21 +117,27 @@ pub(crate) async fn configure(
 
 fn enter_and_configure(
     namespace: &File,
-    address: Ipv4Addr,
+    addresses: &[IpAddr],
     gateway_mac: [u8; 6],
 ) -> Result<(), NamespaceError> {
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(NamespaceError::Enter)?;
-    for (key, value) in SETTINGS {
+    let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+    for (key, value) in SETTINGS.iter().chain(if ipv6 { WITH_IPV6 } else { WITHOUT_IPV6 }) {
         set(key, value)?;
+    }
+    if ipv6 {
+        for (key, value) in QUIET_IPV6 {
+            set(&format!("ipv6/conf/{POD_LINK}/{key}"), value)?;
+        }
     }
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .map_err(NamespaceError::Thread)?
-        .block_on(configure_links(address, gateway_mac))
+        .block_on(configure_links(addresses, gateway_mac))
 }
 
-async fn configure_links(address: Ipv4Addr, gateway_mac: [u8; 6]) -> Result<(), NamespaceError> {
+async fn configure_links(addresses: &[IpAddr], gateway_mac: [u8; 6]) -> Result<(), NamespaceError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NamespaceError::Thread)?;
     tokio::spawn(connection);
     let failed = |operation| move |source| NamespaceError::Netlink { operation, source };
@@ -133,38 +153,58 @@ async fn configure_links(address: Ipv4Addr, gateway_mac: [u8; 6]) -> Result<(), 
             .await
             .map_err(failed("bring a link up"))?;
     }
-    handle
-        .address()
-        .add(eth0, IpAddr::V4(address), 32)
-        .execute()
-        .await
-        .map_err(failed("add the pod's address"))?;
-    handle
-        .neighbours()
-        .add(eth0, IpAddr::V4(GATEWAY))
-        .link_layer_address(&gateway_mac)
-        .replace()
-        .execute()
-        .await
-        .map_err(failed("add the gateway's neighbour entry"))?;
-    let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(GATEWAY, 32)
-        .output_interface(eth0)
-        .scope(RouteScope::Link)
-        .build();
-    let default = RouteMessageBuilder::<Ipv4Addr>::new()
-        .gateway(GATEWAY)
-        .output_interface(eth0)
-        .build();
-    for route in [to_gateway, default] {
+    for address in addresses {
+        let (prefix, gateway) = match address {
+            IpAddr::V4(_) => (32, IpAddr::V4(GATEWAY)),
+            IpAddr::V6(_) => (128, IpAddr::V6(GATEWAY6)),
+        };
         handle
-            .route()
-            .add(route)
+            .address()
+            .add(eth0, *address, prefix)
             .execute()
             .await
-            .map_err(failed("add a route"))?;
+            .map_err(failed("add the pod's address"))?;
+        handle
+            .neighbours()
+            .add(eth0, gateway)
+            .link_layer_address(&gateway_mac)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("add the gateway's neighbour entry"))?;
+        for route in routes(gateway, eth0) {
+            handle
+                .route()
+                .add(route)
+                .execute()
+                .await
+                .map_err(failed("add a route"))?;
+        }
     }
     Ok(())
+}
+
+/// The way to the gateway, and by it to everything else.
+fn routes(gateway: IpAddr, eth0: u32) -> [RouteMessage; 2] {
+    match gateway {
+        IpAddr::V4(gateway) => {
+            let route = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(eth0);
+            [
+                route()
+                    .destination_prefix(gateway, 32)
+                    .scope(RouteScope::Link)
+                    .build(),
+                route().gateway(gateway).build(),
+            ]
+        }
+        IpAddr::V6(gateway) => {
+            let route = || RouteMessageBuilder::<Ipv6Addr>::new().output_interface(eth0);
+            [
+                route().destination_prefix(gateway, 128).build(),
+                route().gateway(gateway).build(),
+            ]
+        }
+    }
 }
 
 async fn link_index(handle: &rtnetlink::Handle, link: &'static str) -> Result<u32, NamespaceError> {
@@ -180,11 +220,17 @@ async fn link_index(handle: &rtnetlink::Handle, link: &'static str) -> Result<u3
 }
 
 /// `/proc/sys/net` shows the namespace of the thread that opens it.
-fn set(key: &'static str, value: &'static str) -> Result<(), NamespaceError> {
+fn set(key: &str, value: &'static str) -> Result<(), NamespaceError> {
     let path = Path::new("/proc/sys/net").join(key);
     match std::fs::write(path, value) {
         // A kernel without IPv6 has nothing to switch off.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && key.starts_with("ipv6/") => Ok(()),
-        written => written.map_err(|source| NamespaceError::Setting { key, value, source }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && key.ends_with("/disable_ipv6") => {
+            Ok(())
+        }
+        written => written.map_err(|source| NamespaceError::Setting {
+            key: key.to_owned(),
+            value,
+            source,
+        }),
     }
 }

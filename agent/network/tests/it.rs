@@ -9,17 +9,19 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use agent_network::{Network, NetworkConfig};
+use agent_network::{Ipv6, Network, NetworkConfig, NetworkError, PodCidr6};
 use nix::sched::{CloneFlags, setns};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 1);
+const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 2);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network namespace held by a sleeping process; both end when it is dropped.
@@ -102,11 +104,23 @@ fn node_with_outside() -> (Space, Space) {
     node.ip(&format!("route add default via {OUTSIDE}"));
     outside.ip(&format!("address add {OUTSIDE}/24 dev out0"));
     outside.ip("link set out0 up");
+    node.ip(&format!("address add {NODE6}/64 dev up0 nodad"));
+    node.ip(&format!("-6 route add default via {OUTSIDE6}"));
+    outside.ip(&format!("address add {OUTSIDE6}/64 dev out0 nodad"));
     (node, outside)
 }
 
 fn config(directory: &Path) -> NetworkConfig {
+    let cidr = "fd00:10:88:7::/64".parse().unwrap();
     NetworkConfig {
+        pod_cidr6: Some(PodCidr6 { cidr, required: true }),
+        ..config4(directory)
+    }
+}
+
+fn config4(directory: &Path) -> NetworkConfig {
+    NetworkConfig {
+        pod_cidr6: None,
         pod_cidr: "10.88.7.0/24".parse().unwrap(),
         node_address: None,
         state_file: directory.join("network.json"),
@@ -115,8 +129,13 @@ fn config(directory: &Path) -> NetworkConfig {
 
 /// Connects from `client` to a server in `server` at `address`; returns the client's address as the
 /// server sees it.
-fn seen_from(client: &Space, server: &Space, address: Ipv4Addr) -> std::io::Result<Ipv4Addr> {
-    let listener = server.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+fn seen_from(client: &Space, server: &Space, address: impl Into<IpAddr>) -> std::io::Result<IpAddr> {
+    let address = address.into();
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let listener = server.run(|| TcpListener::bind((any, 0)).unwrap());
     let target = SocketAddr::from((address, listener.local_addr().unwrap().port()));
     let mut stream = client.run(|| TcpStream::connect_timeout(&target, PATIENCE))?;
     let (mut accepted, peer) = listener.accept()?;
@@ -126,10 +145,7 @@ fn seen_from(client: &Space, server: &Space, address: Ipv4Addr) -> std::io::Resu
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.read_to_string(&mut text)?;
     assert_eq!(text, "hello");
-    match peer {
-        SocketAddr::V4(peer) => Ok(*peer.ip()),
-        SocketAddr::V6(peer) => panic!("{peer} is not IPv4"),
-    }
+    Ok(peer.ip())
 }
 
 #[test]
@@ -170,22 +186,62 @@ fn pods_reach_each_other_the_node_and_the_outside() {
         "what leaves the node is masqueraded"
     );
 
+    let (at_a6, at_b6) = (at_a.address6.unwrap(), at_b.address6.unwrap());
+    assert_eq!(
+        seen_from(&a, &b, at_b6).unwrap(),
+        at_a6,
+        "pod to pod by IPv6 is not translated"
+    );
+    assert_eq!(
+        seen_from(&a, &node, NODE6).unwrap(),
+        at_a6,
+        "pod to node by IPv6 is not translated"
+    );
+    assert_eq!(
+        seen_from(&node, &a, at_a6).unwrap(),
+        NODE6,
+        "the node speaks IPv6 with its own address"
+    );
+    assert_eq!(
+        seen_from(&a, &outside, OUTSIDE6).unwrap(),
+        NODE6,
+        "what leaves the node by IPv6 is masqueraded"
+    );
+
     let inside = a.ip("address show");
     assert!(inside.contains(&format!("inet {}/32", at_a.address)), "{inside}");
     assert!(inside.contains("mtu 1400"), "the uplink's MTU: {inside}");
-    assert!(!inside.contains("inet6"), "no IPv6: {inside}");
     assert!(
-        a.ip("neighbour show").contains("169.254.1.1 dev eth0 lladdr"),
-        "permanent neighbour"
+        inside.contains(&format!("inet6 {at_a6}/128 scope global")),
+        "{inside}"
     );
+    assert!(
+        !inside.contains("tentative") && !inside.contains("inet6 fe80"),
+        "an address that nobody gave: {inside}"
+    );
+    for gateway in ["169.254.1.1", "fe80::1"] {
+        let neighbours = a.ip("neighbour show");
+        let permanent = neighbours.lines().any(|line| {
+            line.starts_with(&format!("{gateway} dev eth0 lladdr")) && line.contains("PERMANENT")
+        });
+        assert!(permanent, "{gateway}: {neighbours}");
+    }
     let forwarding =
-        |name: &str| node.run(|| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap());
+        |name: &str| node.run(|| std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap());
+    for whole in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        assert_eq!(
+            forwarding(whole),
+            "0\n",
+            "{whole}: the machine as a whole does not forward"
+        );
+    }
+    let of_uplink = ["ipv4/conf/up0/forwarding", "ipv6/conf/up0/force_forwarding"];
+    assert_eq!(of_uplink.map(forwarding), ["1\n", "1\n"]);
     assert_eq!(
-        forwarding("ip_forward"),
+        forwarding("ipv6/conf/up0/forwarding"),
         "0\n",
-        "the machine as a whole does not forward"
+        "the uplink stays a host's: it goes on to learn routes from advertisements"
     );
-    assert_eq!(forwarding("conf/up0/forwarding"), "1\n");
 
     node.block_on(async || {
         let config = config(directory.path());
@@ -198,7 +254,11 @@ fn pods_reach_each_other_the_node_and_the_outside() {
     });
     let links = node.ip("link show");
     assert!(!links.contains("pal"), "links are left: {links}");
-    assert_eq!(forwarding("conf/up0/forwarding"), "0\n", "forwarding is restored");
+    assert_eq!(
+        of_uplink.map(forwarding),
+        ["0\n", "0\n"],
+        "forwarding is restored"
+    );
     let tables = node.run(|| {
         Command::new("nft")
             .args(["list", "tables"])
@@ -211,6 +271,107 @@ fn pods_reach_each_other_the_node_and_the_outside() {
         "tables are left: {}",
         String::from_utf8_lossy(&tables)
     );
+}
+
+#[test]
+fn a_node_with_ipv4_only_has_pods_without_ipv6() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, _outside) = node_with_outside();
+    let pod = Space::pod();
+    node.block_on(async || {
+        let network = Network::open(config4(directory.path())).await.unwrap();
+        assert_eq!(network.ipv6(), Ipv6::Off);
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        network.activate(&attachment).await.unwrap();
+        assert_eq!(attachment.address6, None);
+    });
+    let inside = pod.ip("address show");
+    assert!(!inside.contains("inet6"), "no IPv6: {inside}");
+    let uplink =
+        node.run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/up0/force_forwarding").unwrap());
+    assert_eq!(uplink, "0\n", "nothing forwards IPv6");
+}
+
+#[test]
+fn a_host_that_cannot_have_ipv6_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, _outside) = node_with_outside();
+    node.run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap());
+    node.block_on(async || {
+        let wished = config(directory.path());
+        let refused = Network::open(wished.clone()).await;
+        assert!(matches!(refused, Err(NetworkError::NoIpv6 { .. })));
+        let if_possible = NetworkConfig {
+            pod_cidr6: wished.pod_cidr6.map(|wish| PodCidr6 {
+                required: false,
+                ..wish
+            }),
+            ..wished
+        };
+        let network = Network::open(if_possible).await.unwrap();
+        let Ipv6::Unavailable(reason) = network.ipv6() else {
+            panic!("{:?}", network.ipv6());
+        };
+        assert!(reason.to_string().contains("disable_ipv6"), "{reason}");
+        assert_eq!(network.node_addresses().v6, None);
+    });
+}
+
+#[test]
+fn ipv6_is_guarded_like_ipv4() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let pod = Space::pod();
+    let attachment = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        network.activate(&attachment).await.unwrap();
+        attachment
+    });
+    let own = attachment.address6.unwrap();
+    let unused: Ipv6Addr = "fd00:10:88:7::c8".parse().unwrap();
+    outside.ip(&format!("address add {unused}/128 dev out0 nodad"));
+    outside.ip(&format!("-6 route add {own}/128 via {NODE6}"));
+    let server = pod.run(|| UdpSocket::bind((own, 0)).unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let target = server.local_addr().unwrap();
+    for from in [unused, OUTSIDE6] {
+        outside.run(|| {
+            let client = UdpSocket::bind((from, 0)).unwrap();
+            client.send_to(&from.octets(), target).unwrap();
+        });
+    }
+    let mut text = [0; 16];
+    let (_, peer) = server.recv_from(&mut text).unwrap();
+    assert_eq!(
+        peer.ip(),
+        OUTSIDE6,
+        "only what came under an outside address arrives"
+    );
+
+    // The other way: a pod that takes a foreign address is heard by nobody outside.
+    let foreign: Ipv6Addr = "2001:db8:99::9".parse().unwrap();
+    pod.ip(&format!("address add {foreign}/128 dev eth0 nodad"));
+    let listener = outside.run(|| UdpSocket::bind((OUTSIDE6, 0)).unwrap());
+    listener.set_read_timeout(Some(PATIENCE)).unwrap();
+    let target = listener.local_addr().unwrap();
+    for from in [foreign, own] {
+        pod.run(|| {
+            let client = UdpSocket::bind((from, 0)).unwrap();
+            client.send_to(&from.octets(), target).unwrap();
+        });
+    }
+    let (_, peer) = listener.recv_from(&mut text).unwrap();
+    assert_eq!(
+        text,
+        own.octets(),
+        "the packet with the foreign source came first"
+    );
+    assert_eq!(peer.ip(), NODE6);
+
+    // What is meant for an address that no pod has does not leave the node, where somebody could answer it.
+    outside.ip(&format!("-6 route add fd00:10:88:7::/64 via {NODE6}"));
+    assert!(seen_from(&pod, &outside, unused).is_err());
 }
 
 #[test]
@@ -289,8 +450,13 @@ fn a_restarted_agent_finds_the_pod_and_a_repeated_start_replaces_the_link() {
         assert_eq!(network.find("uid").await.unwrap(), Some(before.clone()));
         let after = network.prepare("uid", &second.path()).await.unwrap();
         network.activate(&after).await.unwrap();
-        assert_eq!((after.address, after.endpoint), (before.address, before.endpoint));
+        assert_eq!(
+            (after.addresses(), after.endpoint),
+            (before.addresses(), before.endpoint)
+        );
+        assert_eq!(before.addresses().len(), 2);
         assert_ne!(after.ifindex, before.ifindex);
         assert!(seen_from(&second, &node, NODE).is_ok());
+        assert!(seen_from(&second, &node, NODE6).is_ok());
     });
 }

@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// What a status needs beyond what [`crate::plan`] does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Address of the node.
-    pub host_address: IpAddr,
-    /// Address of the pod, once it has one.
-    pub pod_address: Option<IpAddr>,
+    /// Addresses of the node, the first of them first.
+    pub host_addresses: Vec<IpAddr>,
+    /// Addresses of the pod, once it has any.
+    pub pod_addresses: Vec<IpAddr>,
     /// The present.
     pub now: Timestamp,
 }
@@ -33,21 +33,29 @@ pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStat
     let before = pod.status.clone().unwrap_or_default();
     let statuses = container_statuses(pod, wanted, seen, facts);
     let phase = phase(wanted, seen);
-    let pod_ip = facts
-        .pod_address
-        .map(|ip| ip.to_string())
-        .or_else(|| before.pod_ip.clone());
+    let mut pod_ips: Vec<PodIP> = facts
+        .pod_addresses
+        .iter()
+        .map(|ip| PodIP { ip: ip.to_string() })
+        .collect();
+    if pod_ips.is_empty() {
+        // A pod that is over keeps the addresses that it had.
+        pod_ips = before.pod_ips.clone().unwrap_or_default();
+    }
+    let host_ips: Vec<HostIP> = facts
+        .host_addresses
+        .iter()
+        .map(|ip| HostIP { ip: ip.to_string() })
+        .collect();
     PodStatus {
         conditions: Some(conditions(pod, &before, phase, seen, &statuses, facts)),
         container_statuses: Some(statuses),
-        host_ip: Some(facts.host_address.to_string()),
-        host_ips: Some(vec![HostIP {
-            ip: facts.host_address.to_string(),
-        }]),
+        host_ip: host_ips.first().map(|host| host.ip.clone()),
+        host_ips: Some(host_ips),
         observed_generation: pod.metadata.generation,
         phase: Some(phase.to_owned()),
-        pod_ips: pod_ip.clone().map(|ip| vec![PodIP { ip }]),
-        pod_ip,
+        pod_ip: pod_ips.first().map(|pod| pod.ip.clone()),
+        pod_ips: (!pod_ips.is_empty()).then_some(pod_ips),
         qos_class: before
             .qos_class
             .or_else(|| pod.spec.as_ref().map(|spec| qos_class(spec).to_owned())),

@@ -225,8 +225,8 @@ impl World {
         pod.metadata.namespace = Some("default".to_owned());
         pod.metadata.uid = Some("1-2-3".to_owned());
         let facts = Facts {
-            host_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            pod_address: None,
+            host_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            pod_addresses: Vec::new(),
             now: self.now,
         };
         render(&pod, &self.wanted, &self.seen, &facts)

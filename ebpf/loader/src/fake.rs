@@ -135,6 +135,10 @@ impl Datapath for Fake {
         Ok(tables)
     }
 
+    fn peers_in_use(&mut self) -> Result<BTreeSet<std::net::IpAddr>, DatapathError> {
+        Ok(BTreeSet::new())
+    }
+
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         Ok(Counters::default())
     }

@@ -11,6 +11,7 @@ mod tables;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     path::Path,
     time::Duration,
 };
@@ -446,6 +447,12 @@ impl Datapath for Kernel {
 
     fn dump(&self) -> Result<NodeTables, DatapathError> {
         self.tables.dump(&self.maps)
+    }
+
+    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
+        let flows = self.tracked_flows()?;
+        let in_use = |flow: &TrackedFlow| flow.established && flow.verdict == Verdict::Allow;
+        Ok(flows.into_iter().filter(in_use).map(|flow| flow.peer).collect())
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {

@@ -14,7 +14,13 @@ mod kernel;
 pub mod measure;
 mod sys;
 
-use std::{collections::BTreeMap, io, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 pub use ebpf_abi::{FlowRecord, Reason};
 use policies_ir::tables::{EndpointId, NodeTables};
@@ -68,6 +74,9 @@ pub trait Datapath: Send {
 
     /// The tables that judge now, read back from where they are; rule names are not kept there.
     fn dump(&self) -> Result<NodeTables, DatapathError>;
+
+    /// The other ends of flows that are established and allowed now.
+    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError>;
 
     /// What was counted since the maps were made, over all endpoints.
     fn counters(&mut self) -> Result<Counters, DatapathError>;

@@ -204,9 +204,13 @@ pub(crate) struct UpArgs {
     /// Name of the node; without it, the host name
     #[arg(long, value_name = "NAME", value_parser = node_name)]
     pub(crate) node_name: Option<String>,
-    /// Addresses of the node's pods
-    #[arg(long, default_value = "10.244.0.0/24", value_name = "CIDR")]
-    pub(crate) node_cidr: ipnet::Ipv4Net,
+    /// Addresses of the node's pods: one IPv4 CIDR and, for dual-stack pods, one IPv6 CIDR. Without it,
+    /// 10.244.0.0/24 and, where the host can, fd00:10:244::/64
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub(crate) node_cidr: Vec<ipnet::IpNet>,
+    /// Resolver that pods' questions are passed on to, up to three; without it, those of /etc/resolv.conf
+    #[arg(long, value_delimiter = ',', value_name = "IP:PORT")]
+    pub(crate) dns_upstream: Vec<std::net::SocketAddr>,
     /// Trivy binary; without it, the one on the PATH
     #[arg(long, value_name = "FILE")]
     pub(crate) trivy: Option<PathBuf>,

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use api::Digest;
 use indicatif::{ProgressBar, ProgressStyle};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use crate::{
@@ -241,13 +242,20 @@ struct AgentConfig<'a> {
     agent_dir: PathBuf,
     run_dir: &'a Path,
     layout_dir: PathBuf,
-    pod_cidr: ipnet::Ipv4Net,
+    pod_cidr: Ipv4Net,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_cidr6: Option<Ipv6Net>,
+    ipv6_required: bool,
+    dns_upstreams: &'a [std::net::SocketAddr],
 }
 
 /// User and group of the control plane: a number without an entry in any user table, so that nothing else
 /// runs as it.
 const CONTROL_UID: u32 = 64100;
 const SCAN_TIMEOUT_SECONDS: u64 = 120;
+/// Addresses of a node's pods when nobody names any.
+const DEFAULT_CIDR: &str = "10.244.0.0/24";
+const DEFAULT_CIDR6: &str = "fd00:10:244::/64";
 /// How long a daemon may take to end before it starts with another configuration.
 const RESTART_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -259,6 +267,7 @@ struct Changed {
 
 fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Changed> {
     let state = &args.place.state_dir;
+    let cidrs = node_cidrs(&args.node_cidr)?;
     let control = ControlConfig {
         listen: args.listen,
         control_dir: state.join("control"),
@@ -278,12 +287,62 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Change
         agent_dir: state.join("agent"),
         run_dir: &args.place.run_dir,
         layout_dir: state.join("layouts"),
-        pod_cidr: args.node_cidr,
+        pod_cidr: cidrs.v4,
+        pod_cidr6: cidrs.v6,
+        ipv6_required: cidrs.v6_required,
+        dns_upstreams: &args.dns_upstream,
     };
     fs::create_dir_all(state.join("control")).context("cannot create the control directory")?;
     Ok(Changed {
         control: write_toml(state, &state.join("control/config.toml"), &control)?,
         agent: write_toml(state, &state.join("agent/config.toml"), &agent)?,
+    })
+}
+
+/// Addresses of the node's pods.
+#[derive(Debug, PartialEq)]
+struct NodeCidrs {
+    v4: Ipv4Net,
+    v6: Option<Ipv6Net>,
+    /// Who names an IPv6 CIDR wants IPv6; the default does without where the host has none.
+    v6_required: bool,
+}
+
+/// One CIDR of each family at most, and IPv4 always: without any, the defaults.
+fn node_cidrs(given: &[IpNet]) -> Result<NodeCidrs> {
+    if given.is_empty() {
+        return Ok(NodeCidrs {
+            v4: DEFAULT_CIDR.parse().context("the default IPv4 CIDR")?,
+            v6: Some(DEFAULT_CIDR6.parse().context("the default IPv6 CIDR")?),
+            v6_required: false,
+        });
+    }
+    let (mut v4, mut v6) = (None, None);
+    for cidr in given {
+        let before = match cidr {
+            IpNet::V4(cidr) => v4.replace(*cidr).map(IpNet::V4),
+            IpNet::V6(cidr) => v6.replace(*cidr).map(IpNet::V6),
+        };
+        if let Some(before) = before {
+            bail!(
+                "--node-cidr {before} and {cidr} are of one family: give one IPv4 and one IPv6 CIDR at most"
+            );
+        }
+    }
+    let Some(v4) = v4 else {
+        bail!(
+            "--node-cidr has no IPv4 CIDR: pods always have an IPv4 address; add one, such as {DEFAULT_CIDR}"
+        );
+    };
+    if let Some(v6) = v6
+        && 128 - v6.prefix_len() < 32 - v4.prefix_len()
+    {
+        bail!("--node-cidr {v6} has fewer addresses than {v4}: use a /64");
+    }
+    Ok(NodeCidrs {
+        v4,
+        v6,
+        v6_required: v6.is_some(),
     })
 }
 
@@ -419,6 +478,28 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cidr_of_each_family() {
+        let cidrs = |texts: &[&str]| {
+            let given: Vec<IpNet> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            node_cidrs(&given)
+        };
+        let default = cidrs(&[]).unwrap();
+        assert!(default.v6.is_some() && !default.v6_required);
+        assert_eq!(cidrs(&["10.1.0.0/24"]).unwrap().v6, None, "IPv4 only, by choice");
+        let both = cidrs(&["fd00:1::/64", "10.1.0.0/24"]).unwrap();
+        assert!(both.v6_required);
+        assert_eq!(both.v4.to_string(), "10.1.0.0/24");
+        for (given, complaint) in [
+            (&["10.1.0.0/24", "10.2.0.0/24"][..], "of one family"),
+            (&["fd00:1::/64"], "has no IPv4 CIDR"),
+            (&["10.1.0.0/16", "fd00:1::/120"], "fewer addresses"),
+        ] {
+            let error = cidrs(given).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{given:?}: {error}");
+        }
+    }
 
     #[test]
     fn root_writes_through_no_planted_link() {

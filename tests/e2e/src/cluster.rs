@@ -10,7 +10,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use testkit::{image::Image, registry::Registry, scanner};
 
-use crate::shell::{Ran, binaries, eventually, on_path, run, run_with_input};
+use crate::{
+    names::Upstream,
+    shell::{Ran, binaries, eventually, on_path, run, run_with_input},
+};
 
 /// How long a pod gets to reach a phase.
 pub const POD_PATIENCE: Duration = Duration::from_secs(60);
@@ -22,6 +25,9 @@ pub const HTTP_GET: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do \
     start=$(date +%s); (printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1) | nc -w 3 $0 $1 && exit 0; \
     [ $(( $(date +%s) - start )) -ge 3 ] && echo blocked && exit 0; sleep 0.3; done; echo unreachable";
 
+/// Addresses of the test node's pods.
+const NODE_CIDR: &str = "10.213.0.0/24,fd00:10:213::/64";
+
 /// A cluster that was started for tests.
 pub struct Cluster {
     /// Everything the cluster keeps on disk.
@@ -30,6 +36,8 @@ pub struct Cluster {
     pub run_dir: PathBuf,
     /// Where the API server listens.
     pub listen: String,
+    /// Whom the node asks for names.
+    pub upstream: Upstream,
     registry: Registry,
     runtime: tokio::runtime::Runtime,
     binaries: PathBuf,
@@ -52,6 +60,7 @@ impl Cluster {
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
             listen: format!("127.0.0.1:{}", free_port()?),
+            upstream: Upstream::start()?,
             registry: Registry::start()?,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -61,9 +70,11 @@ impl Cluster {
         };
         let node_listen = format!("127.0.0.1:{}", free_port()?);
         let place = cluster.place();
-        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", "10.213.0.0/24"];
+        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &cluster.listen, "--node-listen", &node_listen]);
+        let upstream = cluster.upstream.address().to_string();
+        arguments.extend(["--dns-upstream", &upstream]);
         let (trivy, database) = (trivy.to_string_lossy(), database.to_string_lossy());
         arguments.extend(["--trivy", &trivy, "--trivy-db", &database]);
         let up = run(&cluster.binaries.join("policyctl"), &arguments)?;
@@ -224,9 +235,11 @@ impl Cluster {
             .find_map(|line| line.strip_prefix("listen = "))
             .map(|address| address.trim_matches('"').to_owned())
             .context("the agent's configuration has no listen address")?;
-        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", "10.213.0.0/24"];
+        let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &self.listen, "--node-listen", &node_listen]);
+        let upstream = self.upstream.address().to_string();
+        arguments.extend(["--dns-upstream", &upstream]);
         let (trivy, _) = scanner::trivy()?;
         let (trivy, database) = (trivy.to_string_lossy(), self.state_dir.with_file_name("lab-db"));
         let database = database.to_string_lossy();

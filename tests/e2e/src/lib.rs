@@ -6,4 +6,5 @@
 pub mod cluster;
 pub mod distribution;
 pub mod host;
+pub mod names;
 pub mod shell;

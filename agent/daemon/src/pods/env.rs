@@ -18,10 +18,12 @@ pub(crate) struct Objects {
 }
 
 /// Facts that `fieldRef` can name beside the pod's own object.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Addresses {
-    pub(crate) pod: IpAddr,
-    pub(crate) host: IpAddr,
+    /// The pod's, IPv4 first.
+    pub(crate) pod: Vec<IpAddr>,
+    /// The node's, IPv4 first.
+    pub(crate) host: Vec<IpAddr>,
 }
 
 /// Why a container's configuration cannot be resolved; Kubernetes' `CreateContainerConfigError`.
@@ -88,7 +90,7 @@ pub(crate) fn environment(
     container: &Container,
     image: &[String],
     objects: &Objects,
-    addresses: Addresses,
+    addresses: &Addresses,
 ) -> Result<BTreeMap<String, String>, EnvError> {
     let mut environment: BTreeMap<String, String> = image
         .iter()
@@ -166,7 +168,7 @@ fn from_source(
     variable: &str,
     source: &EnvVarSource,
     objects: &Objects,
-    addresses: Addresses,
+    addresses: &Addresses,
 ) -> Result<Option<String>, EnvError> {
     let namespace = || pod.metadata.namespace.clone().unwrap_or_default();
     if let Some(reference) = &source.config_map_key_ref {
@@ -260,7 +262,7 @@ fn secret_values(
 }
 
 /// Value of a downward-API field; `metadata.labels['KEY']` and `metadata.annotations['KEY']` included.
-fn field(pod: &Pod, path: &str, addresses: Addresses) -> Result<String, EnvError> {
+fn field(pod: &Pod, path: &str, addresses: &Addresses) -> Result<String, EnvError> {
     let meta = &pod.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let spec = pod.spec.as_ref();
@@ -289,24 +291,35 @@ fn field(pod: &Pod, path: &str, addresses: Addresses) -> Result<String, EnvError
         "spec.serviceAccountName" => spec
             .and_then(|spec| spec.service_account_name.clone())
             .unwrap_or_default(),
-        "status.podIP" | "status.podIPs" => addresses.pod.to_string(),
-        "status.hostIP" | "status.hostIPs" => addresses.host.to_string(),
+        "status.podIP" => first(&addresses.pod),
+        "status.podIPs" => joined(&addresses.pod),
+        "status.hostIP" => first(&addresses.host),
+        "status.hostIPs" => joined(&addresses.host),
         _ => return Err(EnvError::FieldPath(path.to_owned())),
     })
 }
 
+fn first(addresses: &[IpAddr]) -> String {
+    addresses.first().map(ToString::to_string).unwrap_or_default()
+}
+
+fn joined(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(",")
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use serde_json::json;
 
     use super::*;
 
-    const ADDRESSES: Addresses = Addresses {
-        pod: IpAddr::V4(Ipv4Addr::new(10, 88, 0, 2)),
-        host: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
-    };
+    fn addresses() -> Addresses {
+        Addresses {
+            pod: vec!["10.88.0.2".parse().unwrap(), "fd00:10:88::2".parse().unwrap()],
+            host: vec!["192.0.2.2".parse().unwrap()],
+        }
+    }
 
     #[expect(
         clippy::needless_pass_by_value,
@@ -327,7 +340,7 @@ mod tests {
             container,
             &["PATH=/bin".to_owned(), "A=image".to_owned()],
             objects,
-            ADDRESSES,
+            &addresses(),
         )
     }
 
@@ -348,6 +361,7 @@ mod tests {
                 {"name": "D", "value": "$(C)"},
                 {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
                 {"name": "NONE", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "x", "optional": true}}},
             ],
         });
@@ -358,6 +372,7 @@ mod tests {
             ("D", "secret"),
             ("HOSTNAME", "web"),
             ("IP", "10.88.0.2"),
+            ("IPS", "10.88.0.2,fd00:10:88::2"),
             ("NAME", "x"),
             ("PATH", "/bin"),
             ("P_A", "map"),

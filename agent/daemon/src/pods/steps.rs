@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
 };
@@ -131,7 +131,7 @@ pub(super) async fn attach_network(
     context.policy.attach(endpoint(id, &attachment)).await?;
     context.network.activate(&attachment).await?;
     let files = id.directory(&context.config).join("files");
-    write_files(&files, pod, attachment.address, &context.resolv_conf)?;
+    write_files(&files, pod, &attachment.addresses(), &context.resolv_conf)?;
     Ok(attachment)
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn endpoint(id: &PodId, attachment: &Attachment) -> Endpoint {
         link: EndpointLink {
             id: attachment.endpoint,
             ifindex: attachment.ifindex,
-            addresses: vec![IpAddr::V4(attachment.address)],
+            addresses: attachment.addresses(),
             mac: attachment.mac,
         },
     }
@@ -182,15 +182,15 @@ pub(super) async fn start_container(
     spec: &Container,
     attempt: u32,
     image: &RootfsLayers,
-    address: Ipv4Addr,
+    pod_addresses: Vec<IpAddr>,
 ) -> Result<(), StepError> {
     let addresses = Addresses {
-        pod: address.into(),
-        host: context.network.node_address().into(),
+        pod: pod_addresses,
+        host: context.network.node_addresses().all().collect(),
     };
     let objects = objects(context, pod).await?;
     let environment =
-        env::environment(pod, spec, &image.config.env, &objects, addresses).map_err(ContainerError::from)?;
+        env::environment(pod, spec, &image.config.env, &objects, &addresses).map_err(ContainerError::from)?;
     let image_user = match users::needs_image_user(pod, spec) {
         true => image.user(&image.config.user)?,
         false => UserIds::default(),
@@ -262,11 +262,16 @@ async fn objects(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
 }
 
 /// `/etc/hosts` and its like, readable by every user of the pod.
-fn write_files(directory: &Path, pod: &Pod, address: Ipv4Addr, resolv_conf: &str) -> Result<(), VolumeError> {
+fn write_files(
+    directory: &Path,
+    pod: &Pod,
+    addresses: &[IpAddr],
+    resolv_conf: &str,
+) -> Result<(), VolumeError> {
     private_dir(directory)?;
     let hostname = env::hostname(pod);
     let contents = |file: &str| match file {
-        "hosts" => agent_network::files::hosts(hostname, address),
+        "hosts" => agent_network::files::hosts(hostname, addresses),
         "hostname" => format!("{hostname}\n"),
         _ => resolv_conf.to_owned(),
     };

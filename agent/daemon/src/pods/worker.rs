@@ -309,11 +309,12 @@ impl Worker {
             pod.status = Some(reported.clone());
         }
         let facts = Facts {
-            host_address: self.context.network.node_address().into(),
-            pod_address: self
+            host_addresses: self.context.network.node_addresses().all().collect(),
+            pod_addresses: self
                 .attachment
                 .as_ref()
-                .map(|attachment| attachment.address.into()),
+                .map(Attachment::addresses)
+                .unwrap_or_default(),
             now: Timestamp::now(),
         };
         Some(render(&pod, wanted, &self.seen, &facts))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
     cluster::{Cluster, HTTP_GET, pod},
-    shell::eventually,
+    shell::{Ran, eventually, run},
 };
 use testkit::lab;
 
@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
         is_enforced_and_explained,
     ),
     ("tiers_pass_allow_and_deny_in_order", tiers_pass_allow_and_deny),
+    ("ipv6_is_judged_like_ipv4", ipv6_is_judged_like_ipv4),
+    ("names_open_what_they_name", names_open_what_they_name),
 ];
 
 /// What the owner of the namespace allows.
@@ -64,6 +66,19 @@ spec:
   - name: none
     action: Deny
     from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: friend}}}}]
+"#;
+
+/// What a pod may reach by name; it has to ask for the name, too.
+const BY_NAME: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: by-name}
+spec:
+  selector: app == 'client' && projectcalico.org/namespace == 'names'
+  types: [Egress]
+  egress:
+  - {action: Allow, protocol: UDP, destination: {nets: [169.254.1.1/32], ports: [53]}}
+  - {action: Allow, protocol: TCP, destination: {domains: ["*.example.test"], ports: [8080]}}
 "#;
 
 const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: shop}\nspec:\n  \
@@ -334,6 +349,210 @@ fn tiers_pass_allow_and_deny(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+fn ipv6_is_judged_like_ipv4(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "dual/clean", "1")?;
+    cluster.kubectl(&["create", "namespace", "dual"])?.ok()?;
+    let server = "mkdir -p /tmp/www && echo welcome > /tmp/www/index.html && httpd -f -p 8080 -h /tmp/www";
+    let web = pod(
+        "dual",
+        "web",
+        "app: web",
+        &image,
+        &["sh", "-c", server],
+        "restartPolicy: Always",
+    );
+    cluster.apply(&web)?.ok()?;
+    let object = cluster.wait_for_phase("dual", "web", "Running")?;
+    let addresses: Vec<&str> = object["status"]["podIPs"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["ip"].as_str())
+        .collect();
+    let [v4, v6] = addresses.as_slice() else {
+        bail!("not one address of each family: {}", object["status"]);
+    };
+    ensure!(
+        object["status"]["podIP"] == *v4 && v4.starts_with("10.213.0.") && v6.starts_with("fd00:10:213::"),
+        "podIP is the IPv4 address, the IPv6 address comes second: {}",
+        object["status"]
+    );
+    let node = cluster.object("", "node", "lab")?;
+    ensure!(
+        node["spec"]["podCIDRs"] == serde_json::json!(["10.213.0.0/24", "fd00:10:213::/64"]),
+        "{}",
+        node["spec"]
+    );
+    let get = |who: &str, address: &str| fetch(cluster, "dual", &image, who, address, 8080);
+    for address in [v4, v6] {
+        ensure!(
+            get("stranger", address)? == "welcome\n",
+            "no policy, yet no answer at {address}"
+        );
+    }
+    let policy = OWNERS.replace("namespace: yard", "namespace: dual");
+    cluster.apply(&policy)?.ok()?;
+    for address in [v4, v6] {
+        eventually(Duration::from_secs(10), || {
+            match get("stranger", address)?.as_str() {
+                "blocked\n" => Ok(()),
+                other => bail!("the stranger still gets {other:?} at {address}"),
+            }
+        })?;
+        ensure!(
+            get("friend", address)? == "welcome\n",
+            "the friend is blocked at {address}"
+        );
+    }
+    let flows = cluster
+        .policyctl(&["flows", "--verdict", "deny", "--pod", "dual/web", "-o", "json"])?
+        .ok()?;
+    let told = |line: &str| line.contains(*v6) && line.contains("NetworkPolicy dual/web");
+    ensure!(
+        flows.stdout.lines().any(told),
+        "no flow tells of the denied IPv6: {flows}"
+    );
+
+    // As the friend's address, from another pod: the interface may send only as itself.
+    let long = ["sh", "-c", "sleep 600"];
+    for who in ["friend", "impostor"] {
+        let yaml = pod(
+            "dual",
+            who,
+            &format!("app: {who}"),
+            &image,
+            &long,
+            "restartPolicy: Never",
+        );
+        cluster.apply(&yaml)?.ok()?;
+    }
+    let friend = cluster.wait_for_phase("dual", "friend", "Running")?;
+    let impostor = cluster.wait_for_phase("dual", "impostor", "Running")?;
+    let of = |object: &serde_json::Value| object["status"]["podIPs"][1]["ip"].as_str().map(str::to_owned);
+    let (friend, own) = (
+        of(&friend).context("the friend has no IPv6 address")?,
+        of(&impostor).context("the impostor has no IPv6 address")?,
+    );
+    let inside = |arguments: &[&str]| in_namespace_of(&own, arguments);
+    inside(&[
+        "ip",
+        "address",
+        "add",
+        &format!("{friend}/128"),
+        "dev",
+        "eth0",
+        "nodad",
+    ])?
+    .ok()?;
+    let ping = |from: &str| inside(&["busybox", "ping", "-6", "-c", "2", "-W", "1", "-I", from, v6]);
+    cluster
+        .kubectl(&["delete", "networkpolicy", "web", "-n", "dual"])?
+        .ok()?;
+    eventually(Duration::from_secs(10), || ping(&own)?.ok().map(drop))?;
+    ensure!(
+        ping(&friend)?.code != 0,
+        "a pod spoke with another's IPv6 address"
+    );
+    let flows = cluster
+        .policyctl(&[
+            "flows",
+            "--verdict",
+            "deny",
+            "--pod",
+            "dual/impostor",
+            "-o",
+            "json",
+        ])?
+        .ok()?;
+    ensure!(
+        flows.stdout.lines().any(|line| line.contains("spoof")),
+        "no flow tells of the spoofed source: {flows}"
+    );
+    cluster.kubectl(&["delete", "namespace", "dual"])?.ok()?;
+    Ok(())
+}
+
+fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "names/clean", "1")?;
+    cluster.kubectl(&["create", "namespace", "names"])?.ok()?;
+    let server = "mkdir -p /tmp/www && echo welcome > /tmp/www/index.html && httpd -f -p 8080 -h /tmp/www";
+    let web = pod(
+        "names",
+        "web",
+        "app: web",
+        &image,
+        &["sh", "-c", server],
+        "restartPolicy: Always",
+    );
+    cluster.apply(&web)?.ok()?;
+    let object = cluster.wait_for_phase("names", "web", "Running")?;
+    let address = object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
+    cluster.upstream.set("www.example.test", address.parse()?);
+    cluster.upstream.set("www.other.test", address.parse()?);
+    let get = |name: Option<&str>| {
+        let lookup = name.map_or(String::new(), |name| format!("nslookup {name} || exit 1; "));
+        let script = format!("{lookup}{HTTP_GET}");
+        fetch_by(cluster, "names", &image, "client", &script, &address, 8080)
+    };
+    ensure!(get(None)? == "welcome\n", "no policy, yet no answer");
+    cluster.apply(BY_NAME)?.ok()?;
+    eventually(Duration::from_secs(10), || match get(None)?.as_str() {
+        "blocked\n" => Ok(()),
+        other => bail!("nobody asked for a name, yet the answer is {other:?}"),
+    })?;
+    ensure!(
+        get(Some("www.other.test"))? == "blocked\n",
+        "a name that no rule has opens the address"
+    );
+    ensure!(
+        get(Some("www.example.test"))? == "welcome\n",
+        "the first connection after the answer is denied"
+    );
+    let flows = cluster
+        .policyctl(&["flows", "--verdict", "allow", "--pod", "names/web", "-o", "json"])?
+        .ok()?;
+    ensure!(flows.stdout.lines().any(|line| line.contains("8080")), "{flows}");
+    // The answer holds for a second, at least ten here, and ten of grace.
+    eventually(Duration::from_secs(60), || match get(None)?.as_str() {
+        "blocked\n" => Ok(()),
+        other => bail!("the answer is too old, yet the address gives {other:?}"),
+    })?;
+    // A resolver that is not the node's teaches nothing, and the policy does not let it be asked.
+    let elsewhere = "nslookup -timeout=1 www.example.test 192.0.2.53; echo asked; ";
+    let script = format!("{elsewhere}{HTTP_GET}");
+    ensure!(
+        fetch_by(cluster, "names", &image, "client", &script, &address, 8080)? == "blocked\n",
+        "another resolver opened the address"
+    );
+    cluster.kubectl(&["delete", "gnp", "by-name"])?.ok()?;
+    cluster.kubectl(&["delete", "namespace", "names"])?.ok()?;
+    Ok(())
+}
+
+/// Runs a program of the host in the network namespace of the pod that has `address`.
+fn in_namespace_of(address: &str, arguments: &[&str]) -> Result<Ran> {
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        // The pod's own process list of addresses, in the kernel's form: 32 digits without colons.
+        let digits: String = address
+            .parse::<std::net::Ipv6Addr>()?
+            .octets()
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect();
+        let has = std::fs::read_to_string(format!("/proc/{pid}/net/if_inet6"));
+        if !has.is_ok_and(|text| text.contains(&digits)) {
+            continue;
+        }
+        let mut command = vec!["-t".to_owned(), pid.to_string(), "-n".to_owned()];
+        command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        return run(std::path::Path::new("nsenter"), &command);
+    }
+    bail!("no process is in a network namespace with {address}")
+}
+
 /// Fetches from a fresh pod with the label of `who`; `blocked` when there is no answer.
 pub(crate) fn fetch(
     cluster: &Cluster,
@@ -343,11 +562,24 @@ pub(crate) fn fetch(
     address: &str,
     port: u16,
 ) -> Result<String> {
+    fetch_by(cluster, namespace, image, who, HTTP_GET, address, port)
+}
+
+/// Like [`fetch`], by a script that gets the address and the port.
+fn fetch_by(
+    cluster: &Cluster,
+    namespace: &str,
+    image: &str,
+    who: &str,
+    script: &str,
+    address: &str,
+    port: u16,
+) -> Result<String> {
     static COUNTER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("{who}-{number}");
     let port = port.to_string();
-    let command = ["sh", "-c", HTTP_GET, address, &port];
+    let command = ["sh", "-c", script, address, &port];
     let yaml = pod(
         namespace,
         &name,

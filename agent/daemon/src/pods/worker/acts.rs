@@ -135,9 +135,9 @@ impl Worker {
         let (Some(image), Some(attachment)) = (self.images.get(&name), &self.attachment) else {
             return;
         };
-        let address = attachment.address;
+        let addresses = attachment.addresses();
         let result =
-            steps::start_container(&self.context, &self.id, pod, &spec, restarts, image, address).await;
+            steps::start_container(&self.context, &self.id, pod, &spec, restarts, image, addresses).await;
         let now = Timestamp::now();
         let run = observe::run_id(&self.id, &name, restarts);
         match result {

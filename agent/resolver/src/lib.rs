@@ -1,0 +1,114 @@
+//! The name service that pods ask, and what it teaches policy: which address has which name.
+//!
+//! Rules may name the far end (`domains`). The node believes one source for that: the answers of its own
+//! upstream resolvers, seen as it passes them on. An answer reaches the pod only after the packet programs know
+//! its addresses, so the first connection is judged by the name; [`Settle`] is how the resolver waits for that.
+//!
+//! It forwards and never recurses. It keeps no cache of answers, so a pod cannot place one in another's way; what
+//! it keeps is bounded, and only for names that some policy asks for ([`Names::want`]).
+//!
+//! Non-goals: names of services and pods, DNSSEC validation (passed through), DNS over TLS.
+//!
+//! Entry point: [`Resolver::start`].
+
+#![forbid(unsafe_code)]
+
+mod learned;
+mod message;
+mod server;
+mod upstream;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use futures::future::BoxFuture;
+use ipnet::IpNet;
+use policies_ir::policy::DomainMatch;
+use tokio_util::sync::CancellationToken;
+
+pub use crate::{learned::Limits, server::StartError};
+use crate::{
+    learned::{Learned, Taught},
+    message::Answer,
+};
+
+/// Upstream resolvers that are asked; more are ignored, as by every resolver library.
+pub const MAX_UPSTREAMS: usize = 3;
+
+/// Waits until the packet programs know the names as they are now.
+pub type Settle = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Where to serve and whom to ask.
+#[derive(Debug, Clone)]
+pub struct ResolverConfig {
+    /// Where pods ask, by UDP and by TCP. Need not be an address of the node yet.
+    pub listen: SocketAddr,
+    /// Who is asked in turn; at most [`MAX_UPSTREAMS`]. None is a resolver that answers every question with
+    /// SERVFAIL.
+    pub upstreams: Vec<SocketAddr>,
+    /// Whose questions are answered; others' are dropped.
+    pub clients: Vec<IpNet>,
+}
+
+/// The running name service. It ends with the token it was started with.
+pub struct Resolver;
+
+impl Resolver {
+    /// Binds both sockets and serves from tasks until `shutdown`. Must be called inside a tokio runtime.
+    pub fn start(
+        config: ResolverConfig,
+        names: Arc<Names>,
+        settle: Settle,
+        shutdown: CancellationToken,
+    ) -> Result<(), StartError> {
+        server::start(config, names, settle, shutdown)
+    }
+}
+
+/// Names of addresses, shared by who learns them and who compiles policy.
+pub struct Names {
+    learned: Mutex<Learned>,
+}
+
+impl Names {
+    /// Nothing learned and nothing wanted.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            learned: Mutex::new(Learned::new(limits)),
+        }
+    }
+
+    /// Names of each address, in lower case without the final dot.
+    pub fn current(&self) -> BTreeMap<IpAddr, BTreeSet<String>> {
+        self.lock().names()
+    }
+
+    /// Names that fit one of `patterns` are learned from now on, and no others are kept.
+    pub fn want(&self, patterns: BTreeSet<DomainMatch>) {
+        self.lock().want(patterns);
+    }
+
+    /// Forgets names that are too old, save those of addresses in `in_use`: flows that were allowed by a name
+    /// outlive the answer that taught it. Whether anything changed.
+    pub fn expire(&self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {
+        self.lock().expire(now, in_use)
+    }
+
+    /// Whether some name is old enough to be forgotten unless its address is in use.
+    pub fn any_overdue(&self, now: Instant) -> bool {
+        self.lock().any_overdue(now)
+    }
+
+    fn learn(&self, now: Instant, client: IpAddr, answer: &Answer) -> Taught {
+        self.lock().learn(now, client, answer)
+    }
+
+    /// Each change leaves the table whole, so a panic elsewhere while it was locked does no harm.
+    fn lock(&self) -> MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

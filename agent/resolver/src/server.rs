@@ -1,0 +1,304 @@
+//! Serves pods: reads questions, asks upstream, teaches, waits for the packet programs, answers.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    MAX_UPSTREAMS, Names, ResolverConfig, Settle,
+    message::{MAX_QUERY_BYTES, Question, Refusal},
+    upstream,
+};
+
+/// Questions that are being answered for one pod at once; more are dropped, and asked again by whoever means them.
+const MAX_OPEN_PER_CLIENT: usize = 64;
+/// The same for all pods.
+const MAX_OPEN: usize = 1024;
+/// A connection that says nothing ends after this.
+const IDLE: Duration = Duration::from_secs(10);
+/// Longest wait for the packet programs.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why the name service does not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot serve DNS at {address}")]
+pub struct StartError {
+    /// Where.
+    pub address: SocketAddr,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+pub(crate) fn start(
+    mut config: ResolverConfig,
+    names: Arc<Names>,
+    settle: Settle,
+    shutdown: CancellationToken,
+) -> Result<(), StartError> {
+    let failed = |source| StartError {
+        address: config.listen,
+        source,
+    };
+    let udp = udp(config.listen).map_err(failed)?;
+    let tcp = tcp(config.listen).map_err(failed)?;
+    // Who asks itself never ends.
+    config.upstreams.retain(|upstream| *upstream != config.listen);
+    config.upstreams.truncate(MAX_UPSTREAMS);
+    if config.upstreams.is_empty() {
+        tracing::warn!("no upstream resolver: names that pods ask for get SERVFAIL");
+    }
+    let server = Arc::new(Server {
+        config,
+        names,
+        settle,
+        open: Mutex::default(),
+    });
+    tokio::spawn({
+        let (server, shutdown) = (server.clone(), shutdown.clone());
+        async move {
+            tokio::select! {
+                () = server.serve_udp(Arc::new(udp)) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    });
+    tokio::spawn(async move {
+        tokio::select! {
+            () = server.serve_tcp(tcp, shutdown.clone()) => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+    Ok(())
+}
+
+struct Server {
+    config: ResolverConfig,
+    names: Arc<Names>,
+    settle: Settle,
+    /// Questions being answered, by pod.
+    open: Mutex<BTreeMap<IpAddr, usize>>,
+}
+
+impl Server {
+    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
+        // One more than is read, so that what is too long is seen to be.
+        let mut buffer = [0; MAX_QUERY_BYTES + 1];
+        loop {
+            let (length, peer) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    // Such as an ICMP error for an earlier answer: about one pod, not about the socket.
+                    tracing::debug!(%error, "a DNS packet could not be received");
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            let Some(open) = self.admit(peer.ip()) else {
+                continue;
+            };
+            let packet = buffer.get(..length).unwrap_or_default().to_vec();
+            let (server, socket) = (self.clone(), socket.clone());
+            tokio::spawn(async move {
+                if let Some(reply) = server.answer(&packet, peer.ip(), true).await
+                    && let Err(error) = socket.send_to(&reply, peer).await
+                {
+                    tracing::debug!(%peer, %error, "a DNS answer could not be sent");
+                }
+                drop(open);
+            });
+        }
+    }
+
+    async fn serve_tcp(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        loop {
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a DNS connection could not be accepted");
+                    // Out of descriptors, most likely: give others time to end.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Some(open) = self.admit(peer.ip()) else {
+                continue;
+            };
+            let (server, shutdown) = (self.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    ended = server.converse(stream, peer.ip()) => if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "a DNS connection broke off");
+                    },
+                    () = shutdown.cancelled() => {}
+                }
+                drop(open);
+            });
+        }
+    }
+
+    /// One question after the other until the pod is done.
+    async fn converse(&self, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
+        loop {
+            let Ok(packet) = tokio::time::timeout(IDLE, read_framed(&mut stream)).await else {
+                return Ok(());
+            };
+            let Some(packet) = packet? else { return Ok(()) };
+            let Some(reply) = self.answer(&packet, client, false).await else {
+                return Ok(());
+            };
+            let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+            let write = async {
+                stream.write_all(&length.to_be_bytes()).await?;
+                stream.write_all(&reply).await
+            };
+            match tokio::time::timeout(IDLE, write).await {
+                Ok(written) => written?,
+                Err(_elapsed) => return Ok(()),
+            }
+        }
+    }
+
+    /// The answer for the pod; none where silence is the answer.
+    async fn answer(&self, packet: &[u8], client: IpAddr, by_udp: bool) -> Option<Vec<u8>> {
+        let question = match Question::parse(packet) {
+            Ok(question) => question,
+            Err(Refusal::Reply(reply)) => return (!reply.is_empty()).then_some(reply),
+            Err(Refusal::Drop) => return None,
+        };
+        let reply = match upstream::ask(&question, &self.config.upstreams).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(name = %question.name(), %client, %error, cause, "no upstream resolver answers");
+                return Some(question.failure());
+            }
+        };
+        let taught = self.names.learn(Instant::now(), client, &reply.answer);
+        if taught.refused > 0 {
+            tracing::warn!(
+                name = %question.name(), %client, refused = taught.refused,
+                "the table of learned names is full: rules with domains do not match these addresses"
+            );
+        }
+        if taught.changed {
+            let settled = tokio::time::timeout(SETTLE_WITHIN, (self.settle)()).await;
+            let problem = match settled {
+                Ok(Ok(())) => None,
+                Ok(Err(problem)) => Some(problem),
+                Err(_elapsed) => Some(format!("not within {SETTLE_WITHIN:?}")),
+            };
+            if let Some(problem) = problem {
+                // A pod that connected now would be denied what its policy allows.
+                tracing::warn!(name = %question.name(), %client, problem, "policy does not know a learned name yet");
+                return Some(question.failure());
+            }
+        }
+        Some(question.to_client(&reply.packet, by_udp))
+    }
+
+    /// Counts a question in, unless its sender is no pod or too busy.
+    fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Open> {
+        let client = client.to_canonical();
+        if !self.config.clients.iter().any(|net| net.contains(&client)) {
+            return None;
+        }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = open.values().sum();
+        let own = open.entry(client).or_default();
+        if *own >= MAX_OPEN_PER_CLIENT || all >= MAX_OPEN {
+            if *own == 0 {
+                open.remove(&client);
+            }
+            return None;
+        }
+        *own += 1;
+        Some(Open {
+            server: self.clone(),
+            client,
+        })
+    }
+}
+
+/// A question that is being answered.
+struct Open {
+    server: Arc<Server>,
+    client: IpAddr,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut open = self.server.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = open.get_mut(&self.client) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                open.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// The next question of a connection; none at its end.
+async fn read_framed(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let length = match stream.read_u16().await {
+        Ok(length) => usize::from(length),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if length > MAX_QUERY_BYTES {
+        return Ok(None);
+    }
+    let mut packet = vec![0; length];
+    stream.read_exact(&mut packet).await?;
+    Ok(Some(packet))
+}
+
+fn udp(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = raw(listen, nix::sys::socket::SockType::Datagram)?;
+    let socket = std::net::UdpSocket::from(socket);
+    UdpSocket::from_std(socket)
+}
+
+fn tcp(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(raw(
+        listen,
+        nix::sys::socket::SockType::Stream,
+    )?));
+    socket.listen(128)
+}
+
+/// A bound socket. The address appears with the first pod and goes with the last, so it need not be there.
+fn raw(listen: SocketAddr, kind: nix::sys::socket::SockType) -> io::Result<std::os::fd::OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockaddrStorage, bind, socket};
+    let family = match listen {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, kind, flags, None)?;
+    setsockopt(
+        &socket,
+        sockopt::ReuseAddr,
+        &(kind == nix::sys::socket::SockType::Stream),
+    )?;
+    if listen.is_ipv4() {
+        setsockopt(&socket.as_fd(), sockopt::IpFreebind, &true)?;
+    }
+    bind(
+        std::os::fd::AsRawFd::as_raw_fd(&socket),
+        &SockaddrStorage::from(listen),
+    )?;
+    Ok(socket)
+}

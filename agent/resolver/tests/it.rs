@@ -1,0 +1,290 @@
+//! The name service over real sockets on the loopback, with an upstream that the test plays.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test may panic like the test itself"
+)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use agent_resolver::{Limits, Names, Resolver, ResolverConfig, Settle};
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{Name, RData, Record, RecordType, rdata::A},
+};
+use policies_ir::policy::DomainMatch;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const KNOWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
+
+/// What the upstream does with a question.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Answers,
+    /// Many addresses: by UDP it only says so.
+    AnswersAtLength,
+    /// First a forged answer under another identifier, then one to another question, then its own.
+    IsImpersonated,
+    Refuses,
+    Garbles,
+}
+
+/// An upstream on the loopback, by UDP and TCP, that notes who asked and under which identifier.
+struct Upstream {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<(u16, u16)>>>,
+}
+
+impl Upstream {
+    fn start(manner: Manner) -> Self {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = udp.local_addr().unwrap();
+        let tcp = TcpListener::bind(address).unwrap();
+        let asked: Arc<Mutex<Vec<(u16, u16)>>> = Arc::default();
+        let note = asked.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
+                let question = Message::from_vec(&buffer[..length]).unwrap();
+                note.lock().unwrap().push((question.metadata.id, peer.port()));
+                let mut send = |packet: &[u8]| udp.send_to(packet, peer).map(drop).unwrap();
+                match manner {
+                    Manner::Answers => send(&answer(&question, &[KNOWN])),
+                    Manner::AnswersAtLength => {
+                        let mut cut = reply(&question);
+                        cut.metadata.truncation = true;
+                        send(&cut.to_vec().unwrap());
+                    }
+                    Manner::IsImpersonated => {
+                        let evil = [Ipv4Addr::new(6, 6, 6, 6)];
+                        let mut forged = question.clone();
+                        forged.metadata.id = forged.metadata.id.wrapping_add(1);
+                        send(&answer(&forged, &evil));
+                        let mut other = question.clone();
+                        other.queries[0].name = Name::from_ascii("other.example.test.").unwrap();
+                        send(&answer(&other, &evil));
+                        send(&answer(&question, &[KNOWN]));
+                    }
+                    Manner::Refuses => {
+                        let mut refused = reply(&question);
+                        refused.metadata.response_code = ResponseCode::Refused;
+                        send(&refused.to_vec().unwrap());
+                    }
+                    Manner::Garbles => {
+                        let mut garbled = answer(&question, &[KNOWN]);
+                        garbled.truncate(20);
+                        send(&garbled);
+                    }
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            for stream in tcp.incoming() {
+                let mut stream = stream.unwrap();
+                let question = Message::from_vec(&framed(&mut stream)).unwrap();
+                let many: Vec<Ipv4Addr> = (1..=200).map(|i| Ipv4Addr::new(198, 51, 100, i)).collect();
+                let packet = answer(&question, &many);
+                stream
+                    .write_all(&u16::try_from(packet.len()).unwrap().to_be_bytes())
+                    .unwrap();
+                stream.write_all(&packet).unwrap();
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+fn reply(question: &Message) -> Message {
+    let mut message = Message::response(question.metadata.id, OpCode::Query);
+    message.add_queries(question.queries.clone());
+    message
+}
+
+fn answer(question: &Message, addresses: &[Ipv4Addr]) -> Vec<u8> {
+    let mut message = reply(question);
+    let name = &question.queries[0].name;
+    message.add_answers(
+        addresses
+            .iter()
+            .map(|address| Record::from_rdata(name.clone(), 60, RData::A(A(*address)))),
+    );
+    message.to_vec().unwrap()
+}
+
+fn framed(stream: &mut TcpStream) -> Vec<u8> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut packet = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut packet).unwrap();
+    packet
+}
+
+/// The name service as a pod sees it.
+struct Service {
+    listen: SocketAddr,
+    names: Arc<Names>,
+    settled: Arc<AtomicBool>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Service {
+    fn start(upstreams: Vec<SocketAddr>, clients: &str) -> Self {
+        let probe = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listen = probe.local_addr().unwrap();
+        drop(probe);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let names = Arc::new(Names::new(Limits::default()));
+        names.want([DomainMatch::parse("*.example.test").unwrap()].into());
+        let settled = Arc::new(AtomicBool::new(false));
+        let (note, seen) = (settled.clone(), names.clone());
+        let settle: Settle = Arc::new(move || {
+            let (note, seen) = (note.clone(), seen.clone());
+            Box::pin(async move {
+                assert!(!seen.current().is_empty(), "learned before it is waited for");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                note.store(true, Ordering::SeqCst);
+                Ok(())
+            })
+        });
+        let config = ResolverConfig {
+            listen,
+            upstreams,
+            clients: vec![clients.parse().unwrap()],
+        };
+        let guard = runtime.enter();
+        Resolver::start(config, names.clone(), settle, CancellationToken::new()).unwrap();
+        drop(guard);
+        Self {
+            listen,
+            names,
+            settled,
+            _runtime: runtime,
+        }
+    }
+
+    fn ask(&self, name: &str) -> std::io::Result<Message> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send_to(&question(name), self.listen)?;
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer)?;
+        Ok(Message::from_vec(&buffer[..length]).unwrap())
+    }
+
+    fn ask_by_tcp(&self, name: &str) -> Message {
+        let mut stream = TcpStream::connect(self.listen).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let packet = question(name);
+        stream
+            .write_all(&u16::try_from(packet.len()).unwrap().to_be_bytes())
+            .unwrap();
+        stream.write_all(&packet).unwrap();
+        Message::from_vec(&framed(&mut stream)).unwrap()
+    }
+
+    fn knows(&self, address: Ipv4Addr) -> bool {
+        self.names.current().contains_key(&IpAddr::V4(address))
+    }
+}
+
+fn question(name: &str) -> Vec<u8> {
+    let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    message.to_vec().unwrap()
+}
+
+#[test]
+fn the_answer_comes_after_policy_knows_it() {
+    let upstream = Upstream::start(Manner::Answers);
+    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let answer = service.ask("www.example.test.").unwrap();
+    assert!(
+        service.settled.load(Ordering::SeqCst),
+        "the answer came before policy"
+    );
+    assert_eq!((answer.metadata.id, answer.answers.len()), (4711, 1));
+    assert!(service.knows(KNOWN));
+
+    // What is known already and what nobody wants to know waits for nothing.
+    service.settled.store(false, Ordering::SeqCst);
+    service.ask("www.example.test.").unwrap();
+    assert_eq!(service.ask("www.other.test.").unwrap().answers.len(), 1);
+    assert!(!service.settled.load(Ordering::SeqCst));
+    assert_eq!(service.names.current()[&IpAddr::V4(KNOWN)].len(), 1);
+
+    let asked = upstream.asked.lock().unwrap().clone();
+    let ids: std::collections::BTreeSet<u16> = asked.iter().map(|(id, _)| *id).collect();
+    let ports: std::collections::BTreeSet<u16> = asked.iter().map(|(_, port)| *port).collect();
+    assert!(ids.len() > 1 && ports.len() > 1, "predictable: {asked:?}");
+}
+
+#[test]
+fn a_long_answer_comes_by_tcp() {
+    let upstream = Upstream::start(Manner::AnswersAtLength);
+    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let by_udp = service.ask("big.example.test.").unwrap();
+    assert!(by_udp.metadata.truncation && by_udp.answers.is_empty());
+    let by_tcp = service.ask_by_tcp("big.example.test.");
+    assert_eq!(by_tcp.answers.len(), 200);
+    assert!(service.knows(Ipv4Addr::new(198, 51, 100, 200)));
+}
+
+#[test]
+fn forged_answers_are_not_believed() {
+    let upstream = Upstream::start(Manner::IsImpersonated);
+    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let answer = service.ask("www.example.test.").unwrap();
+    assert_eq!(answer.answers[0].data, RData::A(A(KNOWN)));
+    assert!(!service.knows(Ipv4Addr::new(6, 6, 6, 6)));
+}
+
+#[test]
+fn the_next_upstream_answers_for_one_that_garbles() {
+    let (bad, good) = (Upstream::start(Manner::Garbles), Upstream::start(Manner::Answers));
+    let service = Service::start(vec![bad.address, good.address], "127.0.0.0/8");
+    assert_eq!(service.ask("www.example.test.").unwrap().answers.len(), 1);
+    assert_eq!(bad.asked.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn no_upstream_is_servfail_and_a_refusal_is_passed_on() {
+    let nobody = Service::start(Vec::new(), "127.0.0.0/8");
+    let failed = nobody.ask("www.example.test.").unwrap();
+    assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    // An upstream that is the service itself would ask forever.
+    let probe = Service::start(vec![], "127.0.0.0/8");
+    let circular = Service::start(vec![probe.listen], "127.0.0.0/8");
+    let failed = circular.ask("www.example.test.").unwrap();
+    assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    let upstream = Upstream::start(Manner::Refuses);
+    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let refused = service.ask("www.example.test.").unwrap();
+    assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
+}
+
+#[test]
+fn only_pods_are_served() {
+    let upstream = Upstream::start(Manner::Answers);
+    let service = Service::start(vec![upstream.address], "10.88.0.0/24");
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket
+        .send_to(&question("www.example.test."), service.listen)
+        .unwrap();
+    assert!(socket.recv(&mut [0; 512]).is_err());
+    assert!(upstream.asked.lock().unwrap().is_empty());
+}
