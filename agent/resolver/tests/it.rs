@@ -56,7 +56,7 @@ impl Upstream {
             while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
                 let question = Message::from_vec(&buffer[..length]).unwrap();
                 note.lock().unwrap().push((question.metadata.id, peer.port()));
-                let mut send = |packet: &[u8]| udp.send_to(packet, peer).map(drop).unwrap();
+                let send = |packet: &[u8]| udp.send_to(packet, peer).map(drop).unwrap();
                 match manner {
                     Manner::Answers => send(&answer(&question, &[KNOWN])),
                     Manner::AnswersAtLength => {
