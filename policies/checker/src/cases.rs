@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     difference::addresses_of,
-    model::{FAMILIES, Model, Packet, Place, Ruling},
+    model::{FAMILIES, Model},
+    packet::{Packet, Place, Ruling},
     picture::escaped,
     rules::{RuleDirection, RuleKey, all_rules},
     space::Point,

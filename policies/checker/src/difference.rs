@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use crate::{
     connectivity::family_name,
-    model::{End, FAMILIES, Model, Packet, Place, SpaceId, Spot},
+    model::{End, FAMILIES, Model, SpaceId, Spot},
     naming,
+    packet::{Packet, Place},
     region::Region,
     space::{Point, ServiceText, Space},
 };

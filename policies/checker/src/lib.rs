@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assertion;
+mod build;
 pub mod cases;
 mod classes;
 pub mod connectivity;
@@ -18,6 +19,7 @@ pub mod difference;
 mod judge;
 mod model;
 mod naming;
+mod packet;
 pub mod picture;
 pub mod recommend;
 pub mod region;
@@ -25,4 +27,5 @@ pub mod replay;
 pub mod rules;
 pub mod space;
 
-pub use model::{Class, End, Model, Packet, Party, Place, Ruling, SpaceId, Spot};
+pub use model::{Class, End, Model, SpaceId, Spot};
+pub use packet::{Packet, Party, Place, Ruling};

@@ -15,13 +15,12 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
     net::IpAddr,
     sync::Arc,
 };
 
 use ipnet::IpNet;
-use policies_compiler::{Answers, ClusterView, compile_answers};
+use policies_compiler::{ClusterView, compile_answers};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{IpVersion, PolicySet, WorkloadKind},
@@ -29,12 +28,13 @@ use policies_ir::{
         BUILTIN_RULES, BuiltinRule, DecidedBy, Direction, EndpointId, IdentityId, RuleId, RuleName, Verdict,
     },
 };
-use serde::Serialize;
 
 use crate::{
+    build::{Rows, identity_of, outside, owners, read_judges},
     classes::{Classified, classify},
     judge::Judge,
-    region::{Region, range, version},
+    packet::{Packet, Party, Place, Ruling},
+    region::{Region, version},
     space::{Point, Space},
 };
 
@@ -58,7 +58,7 @@ pub struct Model {
     owners: HashMap<IpAddr, usize>,
     identities: BTreeMap<IpNet, IdentityId>,
     /// For each class and direction, the judge of each identity.
-    rows: HashMap<(usize, Direction), BTreeMap<IdentityId, usize>>,
+    rows: Rows,
     judges: Vec<Judge>,
     rules: Vec<RuleName>,
     known: RefCell<Known>,
@@ -111,62 +111,6 @@ pub enum Spot {
         /// The family.
         version: IpVersion,
     },
-}
-
-/// A workload at one of its addresses, or an address that no workload has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Position of the workload in the cluster's members.
-    pub member: Option<usize>,
-    /// The address.
-    pub address: IpAddr,
-}
-
-/// One packet that opens a flow, and what becomes of it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Packet {
-    /// Where it comes from.
-    pub from: Party,
-    /// Where it goes.
-    pub to: Party,
-    /// The service, such as `TCP 80`.
-    pub service: String,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Source port.
-    pub source_port: u16,
-    /// Destination port; for ICMP `type << 8 | code`.
-    pub port: u16,
-    /// Whether it arrives.
-    pub allowed: bool,
-    /// What the source's policies say; absent if it is not a workload.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub egress: Option<Ruling>,
-    /// What the destination's policies say; absent if it is not a workload.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ingress: Option<Ruling>,
-}
-
-/// One end of a packet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Party {
-    /// The workload, if it is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub workload: Option<String>,
-    /// The address.
-    pub address: IpAddr,
-}
-
-/// What one endpoint decided.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Ruling {
-    /// Whether the flow passes here.
-    pub allowed: bool,
-    /// What decided, in the words of flow events.
-    pub by: String,
 }
 
 /// Number of a distinct set of flows: equal numbers, equal sets.
@@ -629,146 +573,4 @@ pub(crate) fn shown(member: &Member) -> String {
         WorkloadKind::HostEndpoint => format!("host {}", workload.name),
         WorkloadKind::Pod | WorkloadKind::NetworkSet => format!("{}/{}", workload.namespace, workload.name),
     }
-}
-
-impl fmt::Display for Packet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}, {}", self.from, self.to, self.service)
-    }
-}
-
-impl fmt::Display for Party {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.workload {
-            Some(workload) => write!(f, "{workload} ({})", self.address),
-            None => write!(f, "{}", self.address),
-        }
-    }
-}
-
-impl Packet {
-    /// What became of it and by which rules, in a line.
-    pub fn rulings(&self) -> String {
-        let side = |name: &str, ruling: &Option<Ruling>| {
-            let ruling = ruling.as_ref()?;
-            let verdict = if ruling.allowed { "allowed" } else { "denied" };
-            Some(format!("{name} {verdict} by {}", ruling.by))
-        };
-        let sides = [side("egress", &self.egress), side("ingress", &self.ingress)];
-        sides.into_iter().flatten().collect::<Vec<_>>().join(", ")
-    }
-}
-
-type Rows = HashMap<(usize, Direction), BTreeMap<IdentityId, usize>>;
-
-/// Judges, each distinct one once, and who judges whom by which.
-fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge>) {
-    let mut numbers: HashMap<(usize, Vec<_>), usize> = HashMap::new();
-    let mut judges = Vec::new();
-    let mut rows = Rows::new();
-    for class in 0..classes {
-        let Ok(number) = u32::try_from(class + 1) else {
-            continue;
-        };
-        let endpoint = EndpointId(number);
-        let sources = answers.sources.get(&endpoint).cloned().unwrap_or_default();
-        let table: Vec<_> = sources.iter().map(|(block, class)| (*block, *class)).collect();
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let Some(row) = answers.rows.get(&(endpoint, direction)) else {
-                continue;
-            };
-            let mut known = HashMap::new();
-            let numbered = row.iter().map(|(identity, answer)| {
-                let judge = *known.entry(*answer).or_insert_with(|| {
-                    *numbers.entry((*answer, table.clone())).or_insert_with(|| {
-                        let entries = answers.answers.get(*answer).map(Vec::as_slice);
-                        judges.push(Judge::new(entries.unwrap_or_default(), &sources));
-                        judges.len() - 1
-                    })
-                });
-                (*identity, judge)
-            });
-            rows.insert((class, direction), numbered.collect());
-        }
-    }
-    (rows, judges)
-}
-
-fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
-    let mut owners: HashMap<IpAddr, Option<usize>> = HashMap::new();
-    for (position, member) in cluster.members.iter().enumerate() {
-        for address in &member.addresses {
-            owners
-                .entry(*address)
-                .and_modify(|owner| *owner = None)
-                .or_insert(Some(position));
-        }
-    }
-    let alone = owners
-        .into_iter()
-        .filter_map(|(address, owner)| Some((address, owner?)));
-    alone.collect()
-}
-
-/// Addresses of no workload, by identity.
-fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(IdentityId, Region, Region)> {
-    let taken: Vec<IpNet> = cluster
-        .members
-        .iter()
-        .flat_map(|member| member.addresses.iter().copied().map(IpNet::from))
-        .collect();
-    let hosts: BTreeSet<&IpNet> = taken.iter().collect();
-    let taken_region = Region::of(taken.iter().copied());
-    let mut ranges: BTreeMap<IdentityId, Vec<_>> = BTreeMap::new();
-    for version_wanted in FAMILIES {
-        let nets = identities
-            .iter()
-            .filter(|(net, _)| version(net.addr()) == version_wanted && !hosts.contains(net));
-        let mut open: Vec<(u128, IdentityId)> = Vec::new();
-        let mut next = Some(0u128);
-        let mut emit = |id: IdentityId, first: u128, last: u128| {
-            if first <= last {
-                ranges
-                    .entry(id)
-                    .or_default()
-                    .push((version_wanted, (first, last)));
-            }
-        };
-        // Prefixes sort before what they hold; what is open holds the current one.
-        for (net, id) in nets {
-            let (first, last) = range(*net);
-            while let Some((end, holder)) = open.last().copied().filter(|(end, _)| *end < first) {
-                if let Some(start) = next {
-                    emit(holder, start, end);
-                    next = end.checked_add(1).map(|after| after.max(start));
-                }
-                open.pop();
-            }
-            if let (Some((_, holder)), Some(start), Some(end)) = (open.last(), next, first.checked_sub(1)) {
-                emit(*holder, start, end);
-            }
-            next = Some(first);
-            open.push((last, *id));
-        }
-        while let Some((end, holder)) = open.pop() {
-            if let Some(start) = next {
-                emit(holder, start, end);
-                next = end.checked_add(1).map(|after| after.max(start));
-            }
-        }
-    }
-    let regions = ranges.into_iter().map(|(id, ranges)| {
-        let shape = Region::of_ranges(ranges);
-        let region = shape.subtract(&taken_region);
-        (id, shape, region)
-    });
-    regions.filter(|(.., region)| !region.is_empty()).collect()
-}
-
-fn identity_of(identities: &BTreeMap<IpNet, IdentityId>, address: IpAddr) -> Option<IdentityId> {
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    (0..=bits).rev().find_map(|length| {
-        let net = IpNet::new(address, length).ok()?.trunc();
-        identities.get(&net).copied()
-    })
 }

@@ -85,12 +85,15 @@ pub fn rule_use(model: &Model, flows: &[FlowEvent]) -> (Vec<RuleUse>, BTreeMap<R
     (uses, hits)
 }
 
-/// Names of all rules of the policies but those that only log, in the order in which they are asked.
+/// Names of all rules of the policies that can decide, in the order in which they are asked: not those that only log or
+/// pass on.
 pub fn all_rules(policies: &PolicySet) -> Vec<RuleKey> {
-    let decide = rules(policies)
+    let decides = |found: &Found| matches!(found.action, Action::Allow | Action::Deny);
+    rules(policies)
         .into_iter()
-        .filter(|found| found.action != Action::Log);
-    decide.map(|found| found.key).collect()
+        .filter(decides)
+        .map(|found| found.key)
+        .collect()
 }
 
 impl RuleKey {

@@ -14,10 +14,7 @@ use serde::Serialize;
 pub use parse::{ParseError, parse};
 pub use prove::{Proof, prove};
 
-use crate::{
-    model::{Model, Packet},
-    space::Space,
-};
+use crate::{model::Model, packet::Packet, space::Space};
 use api::{palisade::PolicyAssertion, selector::LabelSelector};
 
 /// A sentence about flows.

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use crate::{
     assertion::{Assertion, EndTerm, Ends, Problem},
-    model::{End, FAMILIES, Model, Place, Spot},
+    model::{End, FAMILIES, Model, Spot},
     naming,
+    packet::Place,
     region::Region,
     space::{Point, Space},
 };

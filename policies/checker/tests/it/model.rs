@@ -42,7 +42,7 @@ fn passes(
 /// Compares the model with the reference for packets at endpoints; both see the cluster from no node.
 fn compare(
     mut cluster: Cluster,
-    policies: PolicySet,
+    policies: &PolicySet,
     packets: &[(EndpointId, Packet)],
 ) -> Result<(), TestCaseError> {
     cluster.host_addresses.clear();
@@ -168,12 +168,12 @@ proptest! {
     #[test]
     fn objects_of_every_kind_are_judged_like_the_reference(scenario in testkit::policies::objects()) {
         let (cluster, policies) = testkit::policies::with_host_endpoints(&scenario.view);
-        compare(cluster, policies.enforced, &scenario.packets)?;
+        compare(cluster, &policies.enforced, &scenario.packets)?;
     }
 
     #[test]
     fn the_ordered_form_is_judged_like_the_reference(scenario in testkit::policies::tiered()) {
-        compare(scenario.cluster, scenario.policies, &scenario.packets)?;
+        compare(scenario.cluster, &scenario.policies, &scenario.packets)?;
     }
 
     #[test]

@@ -262,6 +262,8 @@ async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
 
 fn status(rule: &RuleUse, recorded: bool) -> String {
     match &rule.status {
+        // A rule that passes on decides no flow, so no event names it.
+        RuleStatus::Live if rule.action == "pass" => "live, passes on".to_owned(),
         RuleStatus::Live if recorded && rule.hits == 0 => "live, never hit".to_owned(),
         RuleStatus::Live => "live".to_owned(),
         RuleStatus::Shadowed { by } => {
