@@ -126,7 +126,7 @@ fn cluster(pods: usize, policies: usize) -> ClusterView {
         if number % 2 == 0 {
             view.policies.push(kubernetes(number, namespace, &app));
         } else {
-            view.calico.push(calico(number, namespace, &app));
+            view.calico.push(calico(number, &namespace, &app));
         }
     }
     view
@@ -152,7 +152,7 @@ fn kubernetes(number: usize, namespace: String, app: &str) -> NetworkPolicy {
     }
 }
 
-fn calico(number: usize, namespace: String, app: &str) -> CalicoObject {
+fn calico(number: usize, namespace: &str, app: &str) -> CalicoObject {
     let object = serde_json::json!({
         "metadata": {"name": format!("policy-{number}"), "namespace": namespace},
         "spec": {"order": number % 100, "selector": format!("app == '{app}'"), "types": ["Ingress", "Egress"],
