@@ -81,37 +81,37 @@ fn every_pod_reaches_exactly_whom_the_reference_says() {
 
     matrix.step("no policy", |_| {});
     matrix.step("create: x is isolated", |m| {
-        m.policies = vec![isolate("x", &["Ingress"])]
+        m.policies = vec![isolate("x", &["Ingress"])];
     });
     matrix.step("create: x/a takes UDP 81 from blue", |m| {
-        m.policies.push(allow(81, "UDP"))
+        m.policies.push(allow(81, "UDP"));
     });
     matrix.step("relabel a namespace: y is blue", |m| {
-        m.relabel_namespace("y", "team", "blue")
+        m.relabel_namespace("y", "team", "blue");
     });
     matrix.step("update: x/a takes SCTP 80 instead", |m| {
-        m.policies[1] = allow(80, "SCTP")
+        m.policies[1] = allow(80, "SCTP");
     });
     matrix.step("create: egress of z is isolated", |m| {
-        m.policies.push(isolate("z", &["Egress"]))
+        m.policies.push(isolate("z", &["Egress"]));
     });
     matrix.step("create: a tier of its own", |m| {
-        m.policies.extend([tier.clone(), global.clone()])
+        m.policies.extend([tier.clone(), global.clone()]);
     });
     matrix.step("relabel a pod: z/b is quarantined", |m| {
-        m.relabel_pod(7, "quarantine", "yes")
+        m.relabel_pod(7, "quarantine", "yes");
     });
     matrix.step("create: by source port", |m| {
-        m.policies.push(by_source_port.clone())
+        m.policies.push(by_source_port.clone());
     });
     matrix.step("create: administrators deny SCTP 81 from c", |m| {
-        m.policies.push(admin.clone())
+        m.policies.push(admin.clone());
     });
     matrix.step("delete a pod and create another in its place", |m| {
-        m.replace_pod(0, "d")
+        m.replace_pod(0, "d");
     });
     matrix.step("relabel the namespace back", |m| {
-        m.relabel_namespace("y", "team", "red")
+        m.relabel_namespace("y", "team", "red");
     });
     matrix.step("delete: x is open again", |m| {
         m.policies.remove(0);
@@ -235,7 +235,6 @@ impl Matrix {
         for probe in &probes {
             self.seen.insert((expected.contains(probe), probe.2));
         }
-        println!("{name}: {} of {} probes arrive", expected.len(), probes.len());
     }
 
     fn view(&self) -> ClusterView {
@@ -369,7 +368,13 @@ impl Ears {
         }
     }
 
+    /// Waits a moment for probes and says which have come.
     fn listen(&self, ears: &mpsc::Sender<Result<Probe, String>>) {
+        let sockets = self.udp.iter().map(|(_, socket)| socket).chain([&self.sctp]);
+        let mut waiting: Vec<PollFd<'_>> = sockets
+            .map(|socket| PollFd::new(std::os::fd::AsFd::as_fd(socket), PollFlags::POLLIN))
+            .collect();
+        poll(&mut waiting, PollTimeout::from(2u8)).expect("poll");
         let mut buffer = [0; 256];
         for (port, socket) in &self.udp {
             while let Ok((1, _)) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
@@ -385,7 +390,6 @@ impl Ears {
                 drop(ears.send(Ok((usize::from(packet[19]), self.number, SCTP, port))));
             }
         }
-        thread::sleep(Duration::from_millis(2));
     }
 }
 
