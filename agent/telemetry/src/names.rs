@@ -86,6 +86,12 @@ impl Names {
         snapshots.truncate(SNAPSHOTS_KEPT);
     }
 
+    /// Whether there are any.
+    pub(crate) fn are_published(&self) -> bool {
+        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        !snapshots.is_empty()
+    }
+
     /// The newest names.
     pub fn newest(&self) -> Arc<Snapshot> {
         let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{LpmTrie, Map, MapData};
+use aya::maps::{HashMap, Map, MapData};
 use e2e::{
     cluster::{Cluster, pod},
     shell::eventually,
@@ -150,12 +150,12 @@ fn verify_finds_one_wrong_entry(cluster: &Cluster) -> Result<()> {
 
     let pin = cluster.run_dir.join("bpf/maps/VERDICTS");
     let data = MapData::from_pin(&pin).with_context(|| format!("{}", pin.display()))?;
-    let mut map: LpmTrie<_, VerdictKey, VerdictValue> = Map::LpmTrie(data).try_into()?;
+    let mut map: HashMap<_, VerdictKey, VerdictValue> = Map::HashMap(data).try_into()?;
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>()?;
     // One of the newest, for old ones judge nothing.
     let denials = entries.iter().filter(|(_, value)| value.verdict == VERDICT_DENY);
     let (key, value) = denials
-        .max_by_key(|(key, _)| key.data().epoch)
+        .max_by_key(|(key, _)| key.epoch)
         .context("nothing is denied")?;
     let open = VerdictValue {
         verdict: VERDICT_ALLOW,
