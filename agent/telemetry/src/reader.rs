@@ -82,9 +82,7 @@ impl Drop for Reader {
 
 fn read(mut source: Box<dyn FlowSource>, names: &Names, hub: &Hub, node: &str, stop: &AtomicBool) {
     let unnamed_from = Instant::now() + NAMES_WITHIN;
-    while !names.are_published() && Instant::now() < unnamed_from && !stop.load(Ordering::Relaxed) {
-        thread::sleep(WAIT);
-    }
+    while !names.wait(WAIT) && Instant::now() < unnamed_from && !stop.load(Ordering::Relaxed) {}
     while !stop.load(Ordering::Relaxed) {
         match source.next(WAIT) {
             Ok(Some(record)) => {

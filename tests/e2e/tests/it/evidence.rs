@@ -66,6 +66,16 @@ fn flow_log_outlives_the_agent(cluster: &Cluster) -> Result<()> {
         "{denied}"
     );
 
+    let top = cluster.policyctl(&["top", "rules", "-o", "json"])?.ok()?;
+    let top: Value = serde_json::from_str(&top.stdout)?;
+    let hits = |number: u32| {
+        let name = format!("{RULES} rule {number}");
+        let rules = top["rules"].as_array().into_iter().flatten();
+        let hits = rules.filter(|rule| rule["rule"] == name);
+        hits.filter_map(|rule| rule["hits"].as_u64()).sum::<u64>()
+    };
+    ensure!(hits(0) == 0 && hits(1) > 0 && hits(2) > 0, "{top}");
+
     // Everything that was written is there after the agent was killed, and the numbers go on.
     let before: BTreeSet<String> = lines(cluster, &["--since", "1h"])?.into_iter().collect();
     kill(cluster.daemon_pid("agent")?)?;
