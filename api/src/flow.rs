@@ -140,6 +140,20 @@ pub enum LossPlace {
     Reader,
 }
 
+impl LossPlace {
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Unreported => "unreported",
+            Self::Disk => "disk",
+            Self::Retention => "retention",
+            Self::Damaged => "damaged",
+            Self::Reader => "reader",
+        }
+    }
+}
+
 /// What an event tells about a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

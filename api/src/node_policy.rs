@@ -1,7 +1,10 @@
 //! What a node says its kernel holds: the tables as they were read back, and what their numbers stand for. Compared
 //! with the policy by `policyctl verify --live`.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,9 @@ pub struct NodePolicy {
     pub node: String,
     /// Its own addresses, as its pods see them.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Names of addresses, as the node's resolver learned them, that the tables were made with.
+    #[serde(default)]
+    pub names: BTreeMap<IpAddr, BTreeSet<String>>,
     /// Interfaces that the programs are attached to.
     pub endpoints: Vec<NodeEndpoint>,
     /// Classes of addresses; longest prefix wins.

@@ -370,6 +370,11 @@ impl Worker {
         let mut policy = NodePolicy {
             node: self.node.clone(),
             host_addresses: self.host_addresses.clone(),
+            names: self
+                .applied
+                .as_ref()
+                .map(|view| view.names.clone())
+                .unwrap_or_default(),
             endpoints: attached.into_iter().map(endpoint).collect(),
             ..NodePolicy::default()
         };

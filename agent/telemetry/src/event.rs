@@ -217,6 +217,7 @@ mod tests {
 
     use super::*;
 
+    const CLIENT: &str = "10.7.0.2";
     const CLOCK: Clock = Clock {
         now: Timestamp::UNIX_EPOCH,
         monotonic: Duration::from_secs(100),
@@ -405,6 +406,98 @@ mod tests {
         assert_eq!((event.kind, event.end), (FlowKind::End, Some(FlowEnd::Reset)));
         assert_eq!((event.packets.to_pod, event.packets.from_pod), (3, 4));
         assert_eq!(event.opened.unwrap().to_string(), "1969-12-31T23:59:58Z");
+    }
+
+    #[test]
+    fn rules_that_log_are_named_beside_the_decision() {
+        use policies_ir::{
+            cluster::{Cluster, Member},
+            policy::{
+                Action, DefaultAction, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy,
+                PolicySet, Rule, Selector, ServiceMatch, Tier, WorkloadMatch,
+            },
+        };
+        let rule = |index, action, protocol: Option<u8>| Rule {
+            index,
+            action,
+            own: EndMatch::default(),
+            peer: EndMatch::default(),
+            service: ServiceMatch {
+                protocol,
+                ..ServiceMatch::default()
+            },
+        };
+        let policy = |log| Policy {
+            name: "NetworkPolicy a/log".to_owned(),
+            directions: Directions {
+                ingress: false,
+                egress: true,
+            },
+            egress: vec![
+                rule(0, log, Some(6)),
+                rule(1, log, Some(17)),
+                rule(2, Action::Deny, None),
+                rule(3, log, None),
+            ],
+            ingress: Vec::new(),
+            tie_break: "log".to_owned(),
+            order: Order(None),
+            phase: Phase::Local,
+            applies_to: WorkloadMatch {
+                kinds: Kinds::All,
+                namespace: NamespaceMatch::Any,
+                labels: Selector::everything(),
+            },
+        };
+        let set = |log| PolicySet {
+            tiers: vec![Tier {
+                name: "default".to_owned(),
+                order: Order(None),
+                default_action: DefaultAction::Deny,
+                policies: vec![Arc::new(policy(log))],
+            }],
+            ..PolicySet::default()
+        };
+        let cluster = || Cluster {
+            members: vec![Member {
+                endpoint: Some(EndpointId(7)),
+                addresses: [CLIENT.parse().unwrap()].into(),
+                ..Member::default()
+            }],
+            ..Cluster::default()
+        };
+        assert!(crate::logging::LogRules::new(set(Action::Pass), cluster).is_none());
+        let names = names();
+        let snapshot = (*names.of(EndpointId(7), 3).0).clone();
+        names.publish(Snapshot {
+            logging: crate::logging::LogRules::new(set(Action::Log), cluster).map(Arc::new),
+            ..snapshot
+        });
+        let logged = |record: FlowRecord| -> Vec<Option<u32>> {
+            let event = flow_event(&record, &names, "node-1", &CLOCK);
+            event.logged_by.iter().map(|rule| rule.index).collect()
+        };
+        assert_eq!(
+            logged(record()),
+            [Some(0)],
+            "what comes after the decision is not asked"
+        );
+        let udp = FlowRecord {
+            protocol: 17,
+            ..record()
+        };
+        assert_eq!(logged(udp), [Some(1)]);
+        let total = FlowRecord {
+            kind: RECORD_UPDATE,
+            ..record()
+        };
+        assert_eq!(logged(total), [] as [Option<u32>; 0], "totals are not packets");
+        let other = FlowRecord { epoch: 2, ..record() };
+        assert_eq!(
+            logged(other),
+            [] as [Option<u32>; 0],
+            "other policies were in force"
+        );
     }
 
     #[test]

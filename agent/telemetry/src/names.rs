@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use api::{flow::PodRef, selector::Labels};
@@ -48,6 +49,9 @@ pub struct NamedPod {
 #[derive(Debug, Default)]
 pub struct Names {
     snapshots: RwLock<VecDeque<Arc<Snapshot>>>,
+    /// Whether there are any, and who waits for that.
+    published: Mutex<bool>,
+    first: Condvar,
 }
 
 impl NamedPod {
@@ -84,6 +88,17 @@ impl Names {
         let mut snapshots = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
         snapshots.push_front(Arc::new(snapshot));
         snapshots.truncate(SNAPSHOTS_KEPT);
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.first.notify_all();
+    }
+
+    /// Waits for the first names, no longer than `timeout`. Whether there are any.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .first
+            .wait_timeout_while(published, timeout, |published| !*published);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// The newest names.

@@ -7,7 +7,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ebpf_loader::{FlowRecord, FlowSource, monotonic_now};
@@ -21,6 +21,10 @@ use crate::{
 
 /// How long the thread waits for a record before it looks whether it should end.
 const WAIT: Duration = Duration::from_millis(250);
+
+/// How long records of an earlier agent wait on the ring for names. Without a control plane there may never be any; what
+/// does not fit on the ring meanwhile is counted.
+const NAMES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why the reader did not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,8 @@ impl Drop for Reader {
 }
 
 fn read(mut source: Box<dyn FlowSource>, names: &Names, hub: &Hub, node: &str, stop: &AtomicBool) {
+    let unnamed_from = Instant::now() + NAMES_WITHIN;
+    while !names.wait(WAIT) && Instant::now() < unnamed_from && !stop.load(Ordering::Relaxed) {}
     while !stop.load(Ordering::Relaxed) {
         match source.next(WAIT) {
             Ok(Some(record)) => {
@@ -100,6 +106,7 @@ mod tests {
     use crate::{
         history::Query,
         log::{FlowLog, LogConfig},
+        names::Snapshot,
     };
 
     #[tokio::test]
@@ -111,13 +118,9 @@ mod tests {
         let hub = Arc::new(Hub::new(log, node(), 8));
         let (_, mut follower) = hub.follow(Query::default());
         let source = fake.flow_source().unwrap();
-        let reader = Reader::start(
-            source,
-            Arc::new(Names::new()),
-            Arc::clone(&hub),
-            "node-1".to_owned(),
-        )
-        .unwrap();
+        let names = Arc::new(Names::new());
+        names.publish(Snapshot::default());
+        let reader = Reader::start(source, names, Arc::clone(&hub), "node-1".to_owned()).unwrap();
         fake.records()
             .send(FlowRecord {
                 destination_port: 80,

@@ -2,8 +2,8 @@
 //!
 //! The node reads its kernel's maps back and sends them. This process, which has no part in writing them, fetches
 //! the API's objects, compiles them, and compares meaning: for every endpoint and every packet the same verdict, by the
-//! rule of the same name. From the node come only the maps, which pod has which endpoint, the node's own addresses, and
-//! the names of rules.
+//! rule of the same name. From the node come only the maps, which pod has which endpoint, the node's own addresses, what
+//! its resolver learned, and the names of rules.
 
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
@@ -131,6 +131,7 @@ fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -
 fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
     node.clone_into(&mut view.node);
     view.host_addresses.clone_from(&sent.host_addresses);
+    view.names.clone_from(&sent.names);
     let mut by_pod: BTreeMap<PodRef, &NodeEndpoint> = BTreeMap::new();
     let mut found = Vec::new();
     for endpoint in &sent.endpoints {

@@ -215,6 +215,12 @@ impl Maps {
         }
     }
 
+    /// Ranks of verdicts that programs look for.
+    pub(crate) fn ranks(&self, endpoint: &Endpoint) -> u64 {
+        let ranks = self.slots.field(endpoint.slot, offset_of!(Slot, ranks));
+        ranks.map_or(0, |ranks| ranks.load(Ordering::Acquire))
+    }
+
     pub(crate) fn sources(&self) -> Result<Vec<(Key<SourceKey>, u32)>, DatapathError> {
         self.sources
             .iter()

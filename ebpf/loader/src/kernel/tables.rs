@@ -195,10 +195,12 @@ impl Tables {
         Ok(())
     }
 
-    /// The tables that the attached endpoints follow, read back from the maps.
+    /// The tables that the attached endpoints follow, read back from the maps. What programs do not look for is not
+    /// part of them.
     pub(crate) fn dump(&self, maps: &Maps) -> Result<NodeTables, DatapathError> {
         let mut tables = NodeTables::default();
         let mut states = BTreeMap::new();
+        let mut ranks = BTreeMap::new();
         for (_, endpoint) in maps.endpoints()? {
             let state = maps.state(&endpoint);
             if state.epoch != EPOCH_NONE {
@@ -206,8 +208,13 @@ impl Tables {
                     .endpoints
                     .insert(EndpointId(endpoint.id), EndpointTables::default());
                 states.insert(endpoint.id, state);
+                ranks.insert(endpoint.id, maps.ranks(&endpoint));
             }
         }
+        let looked_for = |data: &VerdictKey| {
+            let ranks = ranks.get(&data.endpoint).copied().unwrap_or(0);
+            ranks & (1 << (data.rank & 31)) != 0
+        };
         let generations: BTreeSet<u32> = states.values().map(|state| state.generation).collect();
         if generations.len() > 1 {
             return Err(DatapathError::Mixed);
@@ -222,6 +229,7 @@ impl Tables {
         for (data, value) in maps.verdicts()? {
             let asked = states.get(&data.endpoint).map(|state| state.epoch);
             if asked == Some(data.epoch)
+                && looked_for(&data)
                 && let Some(meaning) = encode::verdict_meaning(&data)
                 && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {

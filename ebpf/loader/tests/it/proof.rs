@@ -1,6 +1,6 @@
 //! That what is read back can be held against what was meant: one wrong entry in a map is found.
 
-use aya::maps::{LpmTrie, Map, MapData};
+use aya::maps::{HashMap, Map, MapData};
 use ebpf_abi::{IdentityKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey, VerdictValue};
 use ebpf_loader::Datapath;
 use policies_ir::{
@@ -14,9 +14,9 @@ use crate::{
     lab::{ENDPOINT, LOOPBACK, Lab, ip, link, tables},
 };
 
-fn trie<K: aya::Pod, V: aya::Pod>(lab: &Lab, name: &str) -> LpmTrie<MapData, K, V> {
+fn hash<K: aya::Pod, V: aya::Pod>(lab: &Lab, name: &str) -> HashMap<MapData, K, V> {
     let data = MapData::from_pin(lab.pins.join("maps").join(name)).expect("the pinned map");
-    Map::LpmTrie(data).try_into().expect("a trie")
+    Map::HashMap(data).try_into().expect("a hash")
 }
 
 /// What the node would send, read by somebody else, with the names of the rules.
@@ -57,7 +57,7 @@ fn one_wrong_verdict_in_the_kernel_is_found() {
     let syn = frame(Ends::new("10.7.0.2", "10.7.0.9"), TCP, &tcp(1000, 80, SYN));
     lab.assert_allowed(Direction::Egress, &syn);
 
-    let mut map: LpmTrie<_, VerdictKey, VerdictValue> = trie(&lab, "VERDICTS");
+    let mut map: HashMap<_, VerdictKey, VerdictValue> = hash(&lab, "VERDICTS");
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>().expect("entries");
     let [(key, value)] = entries.as_slice() else {
         panic!("one entry, not {}", entries.len())
@@ -93,7 +93,7 @@ fn one_wrong_verdict_in_the_kernel_is_found() {
 #[test]
 fn one_wrong_address_in_the_kernel_is_found() {
     let (mut lab, meant) = lab();
-    let mut map: LpmTrie<_, IdentityKey, u32> = trie(&lab, "IDENTITIES");
+    let mut map: HashMap<_, IdentityKey, u32> = hash(&lab, "HOSTS");
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>().expect("entries");
     let (key, _) = entries
         .iter()

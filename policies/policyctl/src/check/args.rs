@@ -140,7 +140,8 @@ pub(crate) struct TopArgs {
 #[derive(Subcommand)]
 pub(crate) enum TopWhat {
     /// Policy rules: how many recorded flows each decided, and which can never decide any
-    #[command(after_help = "Example:
+    #[command(after_help = "Examples:
+  policyctl top rules
   policyctl top rules --flows flows.jsonl -f manifests/
 
 Status: `live` can decide; `shadowed` never is the first rule that matches, whatever the flow; `matches nothing`
@@ -151,7 +152,8 @@ matches no flow between ends that exist; `applies to nothing` selects no workloa
 /// Arguments of `top rules`.
 #[derive(Args)]
 pub(crate) struct TopRulesArgs {
-    /// File with flow events, as `policyctl flows -o json` prints them; `-` for standard input
+    /// File with flow events, as `policyctl flows -o json` prints them; `-` for standard input. Without it and without
+    /// files of policies, what the nodes have written down
     #[arg(long, value_name = "FILE")]
     pub(crate) flows: Vec<PathBuf>,
     #[command(flatten)]

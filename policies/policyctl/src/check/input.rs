@@ -1,17 +1,21 @@
 //! What the questions are about: clusters, assertions, cases and recorded flows.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use api::{flow::FlowEvent, palisade::PolicyAssertion};
+use api::{
+    flow::{FlowEvent, FlowKind, FlowLine, LossPlace},
+    palisade::PolicyAssertion,
+};
 use policies_checker::cases::{Case, CaseFile};
 use policies_compiler::{ClusterView, Source, load_objects};
 use serde_json::Value;
 
-use crate::{cli::Connection, load, objects, output};
+use crate::{cli::Connection, cluster, flow_filter::FlowFilter, flows, load, objects, output};
 
 /// Largest file of cases or assertions.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -78,9 +82,10 @@ pub(crate) fn cases(paths: &[PathBuf]) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Recorded flows, one event on each line.
+/// Recorded decisions, one line each. Totals of flows that were decided about before are left out, and what the
+/// record itself says is missing is told on standard error.
 pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
-    let mut flows = Vec::new();
+    let mut lines = Vec::new();
     for path in paths {
         let reader: Box<dyn Read> = match path == Path::new("-") {
             true => Box::new(std::io::stdin().lock()),
@@ -102,11 +107,47 @@ pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
             }
             if !line.trim().is_empty() {
                 let flow = serde_json::from_str(&line);
-                flows.push(flow.with_context(|| format!("{} is not a flow event", origin()))?);
+                lines.push(flow.with_context(|| format!("{} is not a flow event", origin()))?);
             }
         }
     }
-    Ok(flows)
+    Ok(decisions(lines))
+}
+
+/// Decisions that the nodes of the live cluster have written down.
+pub(crate) async fn live_flows(connection: &Connection) -> Result<Vec<FlowEvent>> {
+    let client = cluster::connect(connection).await?;
+    let all = flows::Bounds {
+        since: None,
+        limit: None,
+    };
+    let mut lines = Vec::new();
+    for node in flows::nodes(&client, None).await? {
+        let (told, _) = flows::history(&client, &node, &all, &FlowFilter::default()).await?;
+        lines.extend(told.into_iter().map(|told| told.line));
+    }
+    Ok(decisions(lines))
+}
+
+fn decisions(lines: Vec<FlowLine>) -> Vec<FlowEvent> {
+    let mut lost: BTreeMap<LossPlace, u64> = BTreeMap::new();
+    let mut decisions = Vec::new();
+    for line in lines {
+        match line {
+            FlowLine::Event(event) if matches!(event.kind, FlowKind::Start | FlowKind::Denied) => {
+                decisions.push(*event);
+            }
+            FlowLine::Event(_) => {}
+            FlowLine::Lost(loss) => *lost.entry(loss.at).or_default() += loss.lost,
+        }
+    }
+    for (place, count) in lost {
+        output::note(&format!(
+            "note: {count} flows are missing in the record ({})",
+            place.word()
+        ));
+    }
+    decisions
 }
 
 fn read(path: &Path) -> Result<String> {

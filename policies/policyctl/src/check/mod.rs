@@ -221,8 +221,9 @@ pub(crate) async fn top(connection: &Connection, args: &TopArgs) -> Result<()> {
 }
 
 async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
-    let flows = match args.flows.is_empty() {
-        true => Vec::new(),
+    let live = args.flows.is_empty() && args.files.filename.is_empty();
+    let flows = match live {
+        true => input::live_flows(connection).await?,
         false => input::flows(&args.flows)?,
     };
     let model = Model::new(&input::view(connection, &args.files.filename).await?);
@@ -244,7 +245,7 @@ async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
             rule.key.direction.word().to_owned(),
             rule.action.to_owned(),
             rule.key.rule.clone(),
-            status(rule, !flows.is_empty()),
+            status(rule, live || !flows.is_empty()),
         ]
     }));
     rows.extend(others.iter().map(|(key, hits)| {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{LpmTrie, Map, MapData};
+use aya::maps::{HashMap, Map, MapData};
 use e2e::{
     cluster::{Cluster, pod},
     shell::eventually,
@@ -65,6 +65,16 @@ fn flow_log_outlives_the_agent(cluster: &Cluster) -> Result<()> {
         denied["verdict"] == "deny" && denied["packets"]["toPod"] != 0,
         "{denied}"
     );
+
+    let top = cluster.policyctl(&["top", "rules", "-o", "json"])?.ok()?;
+    let top: Value = serde_json::from_str(&top.stdout)?;
+    let hits = |number: u32| {
+        let name = format!("{RULES} rule {number}");
+        let rules = top["rules"].as_array().into_iter().flatten();
+        let hits = rules.filter(|rule| rule["rule"] == name);
+        hits.filter_map(|rule| rule["hits"].as_u64()).sum::<u64>()
+    };
+    ensure!(hits(0) == 0 && hits(1) > 0 && hits(2) > 0, "{top}");
 
     // Everything that was written is there after the agent was killed, and the numbers go on.
     let before: BTreeSet<String> = lines(cluster, &["--since", "1h"])?.into_iter().collect();
@@ -150,12 +160,12 @@ fn verify_finds_one_wrong_entry(cluster: &Cluster) -> Result<()> {
 
     let pin = cluster.run_dir.join("bpf/maps/VERDICTS");
     let data = MapData::from_pin(&pin).with_context(|| format!("{}", pin.display()))?;
-    let mut map: LpmTrie<_, VerdictKey, VerdictValue> = Map::LpmTrie(data).try_into()?;
+    let mut map: HashMap<_, VerdictKey, VerdictValue> = Map::HashMap(data).try_into()?;
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>()?;
     // One of the newest, for old ones judge nothing.
     let denials = entries.iter().filter(|(_, value)| value.verdict == VERDICT_DENY);
     let (key, value) = denials
-        .max_by_key(|(key, _)| key.data().epoch)
+        .max_by_key(|(key, _)| key.epoch)
         .context("nothing is denied")?;
     let open = VerdictValue {
         verdict: VERDICT_ALLOW,
