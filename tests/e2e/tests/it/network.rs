@@ -465,7 +465,10 @@ fn ipv6_is_judged_like_ipv4(cluster: &Cluster) -> Result<()> {
         ])?
         .ok()?;
     ensure!(
-        flows.stdout.lines().any(|line| line.contains("spoof")),
+        flows
+            .stdout
+            .lines()
+            .any(|line| line.contains("spoofed-source") && line.contains(*v6)),
         "no flow tells of the spoofed source: {flows}"
     );
     cluster.kubectl(&["delete", "namespace", "dual"])?.ok()?;
