@@ -144,8 +144,11 @@ async fn configure_links(addresses: &[IpAddr], gateway_mac: [u8; 6]) -> Result<(
 
     let loopback = link_index(&handle, "lo").await?;
     let eth0 = link_index(&handle, POD_LINK).await?;
-    for index in [loopback, eth0] {
-        let up = LinkUnspec::new_with_index(index).up().build();
+    // Without ARP there is no neighbour discovery either, nor the multicast groups that it takes, whose reports
+    // would be the one thing that a silent pod sends.
+    let quiet = LinkUnspec::new_with_index(eth0).arp(false).up();
+    for up in [LinkUnspec::new_with_index(loopback).up(), quiet] {
+        let up = up.build();
         handle
             .link()
             .set(up)

@@ -219,6 +219,11 @@ fn pods_reach_each_other_the_node_and_the_outside() {
         !inside.contains("tentative") && !inside.contains("inet6 fe80"),
         "an address that nobody gave: {inside}"
     );
+    let groups = a.ip("-6 maddress show dev eth0");
+    assert!(
+        !groups.contains("ff02::1:ff"),
+        "neighbour discovery would be reported: {groups}"
+    );
     for gateway in ["169.254.1.1", "fe80::1"] {
         let neighbours = a.ip("neighbour show");
         let permanent = neighbours.lines().any(|line| {

@@ -120,6 +120,18 @@ fn sysctls(lines: &mut BTreeSet<String>) -> Result<()> {
         let value = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         lines.insert(format!("sysctl {name} = {}", value.trim()));
     }
+    for entry in fs::read_dir("/sys/class/net").context("cannot list links")? {
+        let link = entry?.file_name().to_string_lossy().into_owned();
+        for name in [
+            format!("net/ipv4/conf/{link}/forwarding"),
+            format!("net/ipv6/conf/{link}/force_forwarding"),
+        ] {
+            // Not every kernel has the second, and links come and go.
+            if let Ok(value) = fs::read_to_string(Path::new("/proc/sys").join(&name)) {
+                lines.insert(format!("sysctl {name} = {}", value.trim()));
+            }
+        }
+    }
     Ok(())
 }
 

@@ -58,8 +58,11 @@ fn agent_killed_and_restarted_loses_no_pod(cluster: &Cluster) -> Result<()> {
         );
     }
     ensure!(
-        before["status"]["podIP"] == after["status"]["podIP"],
-        "the address changed"
+        before["status"]["podIPs"] == after["status"]["podIPs"]
+            && before["status"]["podIPs"].as_array().map(Vec::len) == Some(2),
+        "the addresses changed: {} to {}",
+        before["status"]["podIPs"],
+        after["status"]["podIPs"]
     );
     // The log goes on, without a gap and without a second writer.
     let log = eventually(Duration::from_secs(10), || {
