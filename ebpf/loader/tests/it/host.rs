@@ -12,8 +12,8 @@ use std::{
 use ebpf_loader::{Datapath, HostEndpoint, HostLink};
 use nix::sched::{CloneFlags, setns, unshare};
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     link::run,
 };
 
+const SCTP: u8 = 132;
 const HOST: &str = "192.0.2.1";
 const OTHER: &str = "192.0.2.2";
 const CLIENT: &str = "198.51.100.7";
@@ -183,16 +184,43 @@ attached_both_ways! {
         lab.kernel()
             .attach_host(&host_link(Some(both), None))
             .expect("attach");
-        let untracked = [(INGRESS, port(UDP, 53), ALLOW), (INGRESS, port(TCP, 80), DENY)];
+        let untracked = [
+            (INGRESS, port(UDP, 53), ALLOW),
+            (INGRESS, port(TCP, 80), DENY),
+            (INGRESS, Service::Protocol(SCTP), ALLOW),
+            (INGRESS, port(SCTP, 80), DENY),
+        ];
         let tracked = [
             (INGRESS, Service::Protocol(TCP), ALLOW),
             (INGRESS, port(UDP, 53), DENY),
         ];
-        let tables = tables(&[(LOCAL, &tracked), (UNTRACKED, &untracked)]);
+        let mut tables = tables(&[(LOCAL, &tracked), (UNTRACKED, &untracked)]);
+        // Nobody's decision: it takes a port out of what the protocol has.
+        let untracked = tables.endpoints.get_mut(&UNTRACKED).expect("the endpoint");
+        for (key, entry) in &mut untracked.verdicts {
+            if key.service == port(SCTP, 80) {
+                entry.rule = BuiltinRule::NoMatch.id();
+            }
+        }
+        let tracked = tables.endpoints.get_mut(&LOCAL).expect("the endpoint");
+        let any_peer = tracked.verdicts.keys().next().copied().expect("an entry");
+        let sctp = VerdictKey {
+            service: Service::Protocol(SCTP),
+            ..any_peer
+        };
+        let allow = VerdictEntry {
+            verdict: ALLOW,
+            rule: RuleId(64),
+        };
+        tracked.verdicts.insert(sctp, allow);
         lab.kernel().sync(&tables).expect("sync");
         assert_eq!(lab.kernel().dump().expect("dump"), tables);
         assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);
+        let sctp = |port| to_host(SCTP, &udp(1000, port));
+        assert_eq!(judge(&mut lab, INGRESS, &sctp(81)), ALLOW);
         assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+        assert_eq!(judge(&mut lab, INGRESS, &sctp(80)), ALLOW);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
         // The answer is nobody's: the tracked endpoint knows no flow and no rule for it.
         assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(53, 1000))), DENY);
         assert_eq!(judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))), DENY);
@@ -200,7 +228,7 @@ attached_both_ways! {
             judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 81, SYN))),
             ALLOW
         );
-        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 2);
         // Without the untracked endpoint its denial is gone, and so is its permission.
         lab.kernel()
             .attach_host(&host_link(Some(endpoint(LOCAL)), None))
