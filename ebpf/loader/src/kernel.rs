@@ -3,6 +3,7 @@
 //! Every map and link lives under one pin directory, so dropping a [`Kernel`] changes nothing: packets are still
 //! judged, and the next [`Kernel::open`] finds all of it again. A link pins its program.
 
+mod features;
 mod links;
 mod maps;
 mod pins;
@@ -27,8 +28,8 @@ use ebpf_abi::{
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Counters, Datapath, DatapathError, EndpointLink, Expired, Fill, FlowSource, HostEndpoint, HostLink,
-    Synced, TrackedFlow, UPDATE_EVERY, encode, flows,
+    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, Fill, FlowSource, HostEndpoint,
+    HostLink, Synced, TrackedFlow, UPDATE_EVERY, encode, flows,
     kernel::{
         links::{Hook, Links},
         maps::Maps,
@@ -88,17 +89,22 @@ impl Kernel {
 
     /// As [`Kernel::open`], with other capacities.
     pub fn open_with_limits(pin_dir: &Path, object: &[u8], limits: Limits) -> Result<Self, DatapathError> {
-        let supported = sys::tcx_is_supported().map_err(|source| DatapathError::Link {
-            operation: "query",
-            ifindex: 1,
-            source,
-        })?;
-        if !supported {
-            return Err(DatapathError::Unsupported {
-                feature: "tcx links",
-                hint: "run Linux 6.6 or newer with CONFIG_NET_XGRESS",
-            });
-        }
+        let attachment = match features::has_tcx()? {
+            true => Attachment::Tcx,
+            false => Attachment::Clsact,
+        };
+        Self::open_attached(pin_dir, object, limits, attachment)
+    }
+
+    /// As [`Kernel::open_with_limits`], with programs attached the given way rather than the best one that the kernel
+    /// has. The way stays the same as long as the pins live.
+    pub fn open_attached(
+        pin_dir: &Path,
+        object: &[u8],
+        limits: Limits,
+        attachment: Attachment,
+    ) -> Result<Self, DatapathError> {
+        features::check(attachment)?;
         let pins = Pins::open(pin_dir)?;
         maps::check_pinned(&pins.maps(), limits)?;
         let report_every_ns = u64::try_from(limits.report_every.as_nanos()).unwrap_or(u64::MAX);
@@ -114,7 +120,7 @@ impl Kernel {
         }
         let mut maps = Maps::take(&mut programs)?;
         let tables = Tables::read(&maps)?;
-        let links = Links::new(pins.links());
+        let links = Links::new(pins.links(), attachment);
         for hook in Hook::ALL {
             links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;
         }

@@ -13,6 +13,7 @@ mod flows;
 mod kernel;
 pub mod measure;
 mod sys;
+mod tc;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,6 +84,16 @@ pub trait Datapath: Send {
 
     /// The stream of decisions. There is one stream: two readers would take records from each other.
     fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError>;
+}
+
+/// What keeps the programs on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attachment {
+    /// Links of Linux 6.6 and newer.
+    Tcx,
+    /// Filters of a clsact queueing discipline, which is added where it is missing and stays. Filters are found in the
+    /// network namespace of the caller.
+    Clsact,
 }
 
 /// Which change each endpoint follows.
@@ -182,13 +193,20 @@ pub fn monotonic_now() -> Duration {
 /// Why the datapath could not do what was asked. Nothing is half-applied: the old verdicts still hold.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The kernel lacks a feature.
-    #[error("this kernel lacks {feature}: {hint}")]
+    /// The kernel lacks features.
+    #[error("this kernel lacks {}", missing.join(", and "))]
     Unsupported {
+        /// The features, and where they come from.
+        missing: Vec<&'static str>,
+    },
+    /// The kernel could not be asked for a feature.
+    #[error("cannot tell whether this kernel has {feature}")]
+    Probe {
         /// Name of the feature.
         feature: &'static str,
-        /// What to do about it.
-        hint: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// Another process works on the same pins.
     #[error("{path} is in use by another agent; stop it first")]

@@ -487,7 +487,8 @@ fn ask_tables(
                 rule: found.rule,
                 verdict: found.verdict,
             };
-            return (true, decision);
+            // Such an entry only takes its ports out of a wider one.
+            return (found.rule != RULE_NO_MATCH, decision);
         }
     }
     (false, unknown)

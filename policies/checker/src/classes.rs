@@ -107,7 +107,7 @@ impl<'a> Questions<'a> {
                 questions.rules(egress);
             }
         }
-        for FailsafeMatch { peer, service } in policies
+        for FailsafeMatch { peer, service, .. } in policies
             .failsafe
             .inbound
             .iter()

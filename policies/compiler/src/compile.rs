@@ -149,15 +149,9 @@ pub fn compile_answers(cluster: &Cluster, policies: &PolicySet) -> Answers {
 pub fn reference(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> Option<Decision> {
     let cluster = view.cluster();
     let policies = view.policy_set(|_, _| {}).enforced;
-    let mut members = cluster
-        .members
-        .iter()
-        .filter(|member| member.endpoint == Some(endpoint));
-    let member = members.next().filter(|_| members.next().is_none())?;
-    Some(decide(
-        &policies.for_endpoint(&member.workload),
-        &cluster.flow(member, packet),
-    ))
+    let mut found = judged(&cluster, &policies).filter(|(id, ..)| *id == endpoint);
+    let (_, member, policy) = found.next().filter(|_| found.next().is_none())?;
+    Some(decide(&policy, &cluster.flow(member, packet)))
 }
 
 impl fmt::Display for Diagnostic {
@@ -214,7 +208,7 @@ impl<'a> Numbers<'a> for Compiling<'a, '_> {
 
 /// All that the tables are written from.
 struct Layout<'a> {
-    local: BTreeMap<EndpointId, &'a Member>,
+    local: BTreeSet<EndpointId>,
     rules: RuleIds,
     classes: Classes<'a>,
 }
@@ -230,28 +224,19 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// Members with endpoints, the numbers of rules, the programs, and what finds signatures for them.
-pub(crate) type Laid<'a> = (
-    BTreeMap<EndpointId, &'a Member>,
-    RuleIds,
-    Numbering<'a>,
-    Index<'a>,
-);
+/// Endpoints, the numbers of rules, the programs, and what finds signatures for them.
+pub(crate) type Laid<'a> = (BTreeSet<EndpointId>, RuleIds, Numbering<'a>, Index<'a>);
 
 pub(crate) fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid<'a> {
-    let local = local_members(cluster);
-    let policies: Vec<EndpointPolicy<'_>> = local
-        .values()
-        .map(|member| policies.for_endpoint(&member.workload))
-        .collect();
-    let rules = rule_ids(&policies);
+    let local = local_endpoints(cluster, policies);
+    let rules = rule_ids(local.values().map(|(_, policy)| policy));
     let mut numbers = Compiling {
         matchers: Matchers::new(cluster),
         rules: &rules,
         sets: ServiceSets::default(),
     };
     let mut programs = Vec::new();
-    for ((endpoint, member), policy) in local.iter().zip(&policies) {
+    for (endpoint, (member, policy)) in &local {
         for direction in [Direction::Ingress, Direction::Egress] {
             let own = (*endpoint, *member);
             programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
@@ -260,18 +245,19 @@ pub(crate) fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid
     let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
     let index = Index::new(&numbers.matchers, cluster, port_names);
     let sources = source_classes(cluster, &programs);
+    let local = local.into_keys().collect();
     (local, rules, Numbering::new(programs, sources), index)
 }
 
 /// The tables of endpoints, each with its answers.
 pub(crate) fn write_tables(
-    local: &BTreeMap<EndpointId, &Member>,
+    local: &BTreeSet<EndpointId>,
     rules: RuleIds,
     classes: &Classes<'_>,
 ) -> NodeTables {
     let table = |endpoint: &EndpointId| classes.sources().get(endpoint).map(Sources::table);
     let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
-        .keys()
+        .iter()
         .map(|endpoint| {
             let tables = EndpointTables {
                 sources: table(endpoint).unwrap_or_default(),
@@ -344,19 +330,45 @@ fn source_classes(cluster: &Cluster, programs: &[Program<'_>]) -> BTreeMap<Endpo
         .collect()
 }
 
-/// Members with an endpoint of their own. Those that share one are left out, which denies them everything.
-fn local_members(cluster: &Cluster) -> BTreeMap<EndpointId, &Member> {
-    let mut local: BTreeMap<EndpointId, Option<&Member>> = BTreeMap::new();
-    for member in &cluster.members {
-        let Some(endpoint) = member.endpoint else { continue };
+/// Everything that has a number, and what it is judged by. A host endpoint is judged in up to three parts; one that no
+/// policy applies to has nothing to say, and is left out.
+fn judged<'a>(
+    cluster: &'a Cluster,
+    policies: &'a PolicySet,
+) -> impl Iterator<Item = (EndpointId, &'a Member, EndpointPolicy<'a>)> {
+    cluster.members.iter().flat_map(move |member| {
+        let workload = &member.workload;
+        let own = member
+            .endpoint
+            .map(|endpoint| (endpoint, policies.for_endpoint(workload)));
+        let forwarded = member
+            .forwarded
+            .map(|endpoint| (endpoint, policies.for_forwarded(workload)));
+        let untracked = member
+            .untracked
+            .map(|endpoint| (endpoint, policies.for_untracked(workload)));
+        let parts = forwarded.into_iter().chain(untracked);
+        own.into_iter()
+            .chain(parts.filter(|(_, policy)| !policy.tiers.is_empty()))
+            .map(move |(endpoint, policy)| (endpoint, member, policy))
+    })
+}
+
+/// Endpoints with a number of their own. Those that share one are left out, which denies them everything.
+fn local_endpoints<'a>(
+    cluster: &'a Cluster,
+    policies: &'a PolicySet,
+) -> BTreeMap<EndpointId, (&'a Member, EndpointPolicy<'a>)> {
+    let mut local: BTreeMap<EndpointId, Option<(&Member, EndpointPolicy<'_>)>> = BTreeMap::new();
+    for (endpoint, member, policy) in judged(cluster, policies) {
         local
             .entry(endpoint)
             .and_modify(|taken| *taken = None)
-            .or_insert(Some(member));
+            .or_insert(Some((member, policy)));
     }
     local
         .into_iter()
-        .filter_map(|(endpoint, member)| Some((endpoint, member?)))
+        .filter_map(|(endpoint, found)| Some((endpoint, found?)))
         .collect()
 }
 

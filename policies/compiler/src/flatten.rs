@@ -38,6 +38,22 @@ pub(crate) struct LastWord {
     pub(crate) instead_of: Verdict,
     /// What says so.
     pub(crate) rule: BuiltinRule,
+    /// Whether it stands also where nothing decided.
+    pub(crate) closes: bool,
+}
+
+impl LastWord {
+    /// What becomes of an entry.
+    pub(crate) fn about(self, entry: VerdictEntry) -> VerdictEntry {
+        let stands = self.closes || entry != NO_MATCH;
+        match stands && entry.verdict == self.instead_of {
+            true => VerdictEntry {
+                verdict: self.instead_of.opposite(),
+                rule: self.rule.id(),
+            },
+            false => entry,
+        }
+    }
 }
 
 /// Entries of one endpoint, direction and peer; sorted.
@@ -53,11 +69,8 @@ pub(crate) fn flatten(stages: &[Stage], sources: &Sources, last_word: Option<Las
     let judge = |matches: &dyn Fn(&StageRule) -> bool| {
         let entry = judge(stages, matches);
         match last_word {
-            Some(LastWord { instead_of, rule }) if entry.verdict == instead_of => VerdictEntry {
-                verdict: instead_of.opposite(),
-                rule: rule.id(),
-            },
-            _ => entry,
+            Some(word) => word.about(entry),
+            None => entry,
         }
     };
     let others = judge(&|rule| rule.sets.services().others() && rule.sets.sources().others());

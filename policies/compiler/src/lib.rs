@@ -38,4 +38,4 @@ pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
 pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
 pub use session::{Material, Session, StartAnew};
-pub use view::{CalicoObject, ClusterView, PodView, Policies};
+pub use view::{CalicoObject, ClusterView, HostEndpointIds, PodView, Policies};

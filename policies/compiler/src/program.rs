@@ -11,7 +11,7 @@ use policies_ir::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, Failsafe, IpVersion, Last,
         NamedPort, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
     },
-    tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, RuleId, RuleName, Verdict},
+    tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, RuleId, RuleName, Verdict, VerdictEntry},
 };
 
 use crate::{
@@ -30,12 +30,16 @@ pub(crate) struct Program<'a> {
     pub(crate) direction: Direction,
     own: Own<'a>,
     to_host: EndpointToHost,
+    /// Whether it leaves to others what it does not decide.
+    leaves_open: bool,
     stages: Vec<ProgramStage<'a>>,
 }
 
 /// The endpoint's own end of its flows.
 struct Own<'a> {
     workload: &'a Workload,
+    /// The number under which others find it.
+    endpoint: Option<EndpointId>,
     /// Place of its node among all.
     node: Option<usize>,
     /// Families in which the endpoint has an address, and what selectors find there beside itself.
@@ -121,7 +125,7 @@ static ANY_SERVICE: ServiceMatch = ServiceMatch {
 };
 
 /// Numbers the names of all rules and ends of tiers that `policies` can decide by.
-pub(crate) fn rule_ids(policies: &[EndpointPolicy<'_>]) -> RuleIds {
+pub(crate) fn rule_ids<'p, 'a: 'p>(policies: impl Iterator<Item = &'p EndpointPolicy<'a>>) -> RuleIds {
     let mut names = BTreeSet::new();
     for policy in policies {
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -154,22 +158,37 @@ impl<'a> Program<'a> {
         numbers: &mut N,
     ) -> Self {
         let own = Own::new(member, cluster);
+        let leaves_open = policy.last == Last::Undecided;
         let mut any_end = |service: &'a ServiceMatch, peer: &'a EndMatch, rule: BuiltinRule| ProgramRule {
             peer: numbers.matcher(peer, direction),
             sets: numbers.sets(service),
             families: Families { v4: true, v6: true },
             asks_own_names: true,
             service,
-            action: Action::Allow,
+            action: match rule {
+                BuiltinRule::NoMatch => Action::Deny,
+                _ => Action::Allow,
+            },
             rule: rule.id(),
         };
         let mut stages = Vec::new();
         if let Some(failsafe) = policy.failsafe {
             let open = failsafe.matches(direction).iter();
+            let back = failsafe.matches(direction.opposite()).iter();
+            let mut found: Vec<_> = open.map(|open| (&open.service, &open.peer)).collect();
+            let rule = match leaves_open {
+                true => {
+                    found.extend(back.map(|open| (open.answers(), &open.peer)));
+                    BuiltinRule::NoMatch
+                }
+                false => BuiltinRule::Failsafe,
+            };
+            let rules = found.into_iter();
+            let rules = rules
+                .map(|(service, peer)| any_end(service, peer, rule))
+                .collect();
             stages.push(ProgramStage {
-                rules: open
-                    .map(|open| any_end(&open.service, &open.peer, BuiltinRule::Failsafe))
-                    .collect(),
+                rules,
                 default_action: DefaultAction::Pass,
                 default_rule: BuiltinRule::NoMatch.id(),
             });
@@ -227,6 +246,7 @@ impl<'a> Program<'a> {
             direction,
             own,
             to_host: policy.to_host,
+            leaves_open,
             stages,
         }
     }
@@ -275,12 +295,13 @@ impl<'a> Program<'a> {
             }
             break;
         }
-        match self.last_word(peer.owner) {
-            Some(LastWord { instead_of, rule }) if outcome.0 == instead_of => {
-                (instead_of.opposite(), rule.id())
-            }
-            _ => outcome,
-        }
+        let (verdict, rule) = outcome;
+        let entry = VerdictEntry { verdict, rule };
+        let entry = match self.last_word(peer.owner) {
+            Some(word) => word.about(entry),
+            None => entry,
+        };
+        (entry.verdict, entry.rule)
     }
 
     /// Names of ports that the program asks of the other end.
@@ -374,7 +395,9 @@ impl<'a> Program<'a> {
             Owner::Contested | Owner::Endpoint(_) | Owner::Other => false,
         };
         let (instead_of, rule) = match (peer, self.direction) {
-            (Owner::Endpoint(id), _) if id == self.endpoint => (Verdict::Deny, BuiltinRule::SelfTraffic),
+            (Owner::Endpoint(id), _) if Some(id) == self.own.endpoint => {
+                (Verdict::Deny, BuiltinRule::SelfTraffic)
+            }
             _ if own_node && !pod => (Verdict::Deny, BuiltinRule::SelfTraffic),
             (_, Direction::Ingress) if own_node => (Verdict::Deny, BuiltinRule::FromHost),
             (_, Direction::Egress) if own_node && self.to_host == EndpointToHost::Drop => {
@@ -382,7 +405,11 @@ impl<'a> Program<'a> {
             }
             _ => return None,
         };
-        Some(LastWord { instead_of, rule })
+        Some(LastWord {
+            instead_of,
+            rule,
+            closes: !self.leaves_open,
+        })
     }
 }
 
@@ -455,6 +482,7 @@ impl<'a> Own<'a> {
         });
         Self {
             workload: &member.workload,
+            endpoint: member.endpoint,
             node: cluster.nodes.keys().position(|name| *name == member.node),
             sides: sides.collect(),
         }
@@ -496,6 +524,6 @@ fn profile_rules(profile: &Profile, direction: Direction) -> Option<&[Rule]> {
 fn profiles<'a>(policy: &EndpointPolicy<'a>) -> Vec<&'a Profile> {
     match &policy.last {
         Last::Profiles(profiles) => profiles.clone(),
-        Last::Allow => Vec::new(),
+        Last::Allow | Last::Undecided => Vec::new(),
     }
 }

@@ -61,6 +61,8 @@ pub struct ClusterView {
     pub node: String,
     /// Addresses of this node.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Numbers of this node's host endpoints, by name. One without numbers gets no tables.
+    pub host_endpoints: BTreeMap<String, HostEndpointIds>,
     /// Names that the trusted resolver gave for addresses.
     pub names: BTreeMap<IpAddr, BTreeSet<String>>,
 }
@@ -103,6 +105,18 @@ pub struct PodView {
     pub endpoint: Option<EndpointId>,
 }
 
+/// Numbers of what judges a host endpoint of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostEndpointIds {
+    /// Flows that begin or end at the node.
+    pub local: EndpointId,
+    /// Flows that the node forwards. Has tables only if a policy applies to them.
+    pub forwarded: EndpointId,
+    /// Packets before flows are known. Has tables only if a policy applies to them; what these do not decide is the
+    /// others' to judge.
+    pub untracked: EndpointId,
+}
+
 /// All policy of a view, and what of it is only staged.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Policies {
@@ -126,7 +140,13 @@ impl ClusterView {
         for object in &self.calico {
             let name = match object {
                 CalicoObject::HostEndpoint(object) => {
-                    let member = read_host_endpoint(object, &mut errors);
+                    let mut member = read_host_endpoint(object, &mut errors);
+                    let ids = self.host_endpoints.get(&member.workload.name);
+                    if let Some(ids) = ids.filter(|_| member.node == self.node) {
+                        member.endpoint = Some(ids.local);
+                        member.forwarded = Some(ids.forwarded);
+                        member.untracked = Some(ids.untracked);
+                    }
                     let name = format!("HostEndpoint {}", member.workload.name);
                     members.push(member);
                     name
@@ -338,6 +358,7 @@ impl ClusterView {
             addresses: pod.addresses.clone(),
             endpoint: pod.endpoint,
             node: pod.node.clone(),
+            ..Member::default()
         }
     }
 

@@ -37,6 +37,10 @@ pub struct Member {
     pub addresses: BTreeSet<IpAddr>,
     /// Its endpoint, if it is on this node.
     pub endpoint: Option<EndpointId>,
+    /// Of a host endpoint on this node: judges flows that the node forwards.
+    pub forwarded: Option<EndpointId>,
+    /// Of a host endpoint on this node: judges packets before flows are known.
+    pub untracked: Option<EndpointId>,
     /// The node it is on; empty if that is not known.
     pub node: String,
 }

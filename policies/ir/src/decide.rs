@@ -10,6 +10,9 @@
 //! 4. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
 //! 5. What a pod sends to its own node is dropped if the cluster says so, though its policies allow it.
 //! 6. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
+//!
+//! Policy for untracked packets leaves failsafe flows, and what no tier decided, to others: that is a denial by
+//! [`BuiltinRule::NoMatch`], which nothing overrides.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -133,12 +136,20 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
     if flow.standing == Standing::Contested {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
-    if policy.failsafe.is_some_and(|failsafe| failsafe.holds(flow)) {
-        return builtin(Verdict::Allow, BuiltinRule::Failsafe, steps);
+    let may_leave_open = policy.last == Last::Undecided;
+    if let Some(failsafe) = policy.failsafe {
+        if may_leave_open && (failsafe.holds(flow) || failsafe.answered_by(flow)) {
+            return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
+        }
+        if failsafe.holds(flow) {
+            return builtin(Verdict::Allow, BuiltinRule::Failsafe, steps);
+        }
     }
-    let (verdict, decided_by) = ask_tiers(policy, flow, &mut steps)
-        .or_else(|| ask_last(policy, flow, &mut steps))
-        .unwrap_or((Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)));
+    let decision = ask_tiers(policy, flow, &mut steps).or_else(|| ask_last(policy, flow, &mut steps));
+    if may_leave_open && decision.is_none() {
+        return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
+    }
+    let (verdict, decided_by) = decision.unwrap_or((Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)));
     let pod = policy.workload.kind == WorkloadKind::Pod;
     match (verdict, flow.standing, flow.direction) {
         (Verdict::Deny, Standing::Itself, _) => builtin(Verdict::Allow, BuiltinRule::SelfTraffic, steps),
@@ -178,15 +189,14 @@ impl Failsafe {
     }
 
     fn holds(&self, flow: &Flow<'_>) -> bool {
-        let any = EndMatch::default();
-        self.matches(flow.direction).iter().any(|open| {
-            let (source, destination) = match flow.direction {
-                Direction::Ingress => ((&flow.peer, &open.peer), (&flow.own, &any)),
-                Direction::Egress => ((&flow.own, &any), (&flow.peer, &open.peer)),
-            };
-            service_mismatch(&open.service, flow, source, destination).is_none()
-                && end_mismatch(&open.peer, &flow.peer).is_none()
-        })
+        let mut open = self.matches(flow.direction).iter();
+        open.any(|open| is_between(&open.service, &open.peer, flow))
+    }
+
+    /// Whether the packet may belong to a flow that [`Failsafe::holds`] and that began at its other end.
+    fn answered_by(&self, flow: &Flow<'_>) -> bool {
+        let mut open = self.matches(flow.direction.opposite()).iter();
+        open.any(|open| is_between(open.answers(), &open.peer, flow))
     }
 }
 
@@ -219,6 +229,16 @@ impl EndpointTier<'_> {
             rule: None,
         })
     }
+}
+
+/// Whether `flow` is of `service`, and its other end is `peer`.
+fn is_between(service: &ServiceMatch, peer: &EndMatch, flow: &Flow<'_>) -> bool {
+    let any = EndMatch::default();
+    let (source, destination) = match flow.direction {
+        Direction::Ingress => ((&flow.peer, peer), (&flow.own, &any)),
+        Direction::Egress => ((&flow.own, &any), (&flow.peer, peer)),
+    };
+    service_mismatch(service, flow, source, destination).is_none() && end_mismatch(peer, &flow.peer).is_none()
 }
 
 fn ask_tiers(
@@ -295,8 +315,10 @@ fn ask_last(
     flow: &Flow<'_>,
     steps: &mut Vec<Step>,
 ) -> Option<(Verdict, DecidedBy)> {
-    let Last::Profiles(profiles) = &policy.last else {
-        return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
+    let profiles = match &policy.last {
+        Last::Profiles(profiles) => profiles,
+        Last::Allow => return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy))),
+        Last::Undecided => return None,
     };
     for profile in profiles {
         let rules = match (&profile.rules, flow.direction) {

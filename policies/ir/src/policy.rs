@@ -66,6 +66,30 @@ pub struct FailsafeMatch {
     pub peer: EndMatch,
     /// The service.
     pub service: ServiceMatch,
+    answers: ServiceMatch,
+}
+
+impl FailsafeMatch {
+    /// Flows to or from `peer` of this service.
+    pub fn new(peer: EndMatch, service: ServiceMatch) -> Self {
+        let answers = ServiceMatch {
+            ports: service.source_ports.clone(),
+            not_ports: service.not_source_ports.clone(),
+            source_ports: service.ports.clone(),
+            not_source_ports: service.not_ports.clone(),
+            ..service.clone()
+        };
+        Self {
+            peer,
+            service,
+            answers,
+        }
+    }
+
+    /// The service that packets in the other direction of such a flow would open: its ports the other way round.
+    pub fn answers(&self) -> &ServiceMatch {
+        &self.answers
+    }
 }
 
 /// What happens to flows from a pod to the node it is on.
@@ -401,6 +425,9 @@ pub enum Last<'a> {
     Profiles(Vec<&'a Profile>),
     /// Nothing: a node forwards what no policy forbids.
     Allow,
+    /// Whoever else judges the packet: this is [`BuiltinRule::NoMatch`](crate::tables::BuiltinRule::NoMatch), which is
+    /// no verdict here.
+    Undecided,
 }
 
 /// The part of a tier that applies to an endpoint.
@@ -443,6 +470,14 @@ impl PolicySet {
             &[LocalAndForwarded],
         ];
         self.in_phases(workload, &phases, Last::Allow)
+    }
+
+    /// What applies to each packet at the interface of the host endpoint `workload` before flows are known. It decides
+    /// nothing about failsafe flows, in either direction: allowed here, a flow would have no answers, and denied here,
+    /// it would not be safe.
+    pub fn for_untracked<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
+        let phases = [&[Phase::Untracked, Phase::Unknown][..]];
+        self.in_phases(workload, &phases, Last::Undecided)
     }
 
     /// These policies with `staged` in force: what a change that is only staged would make of them.

@@ -19,8 +19,8 @@ pub struct RuleId(pub u32);
 /// Rule ids below this number are [`BuiltinRule`]s.
 pub const BUILTIN_RULES: u32 = 64;
 
-/// An endpoint: one pod's interface on this node. The number is the agent's, never reused while a table,
-/// a flow or an event may still name it.
+/// An endpoint: one pod's interface on this node, or one of the parts that a host endpoint is judged by. The number is
+/// the agent's, never reused while a table, a flow or an event may still name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u32);
 
@@ -186,6 +186,16 @@ impl Verdict {
         match self {
             Self::Allow => Self::Deny,
             Self::Deny => Self::Allow,
+        }
+    }
+}
+
+impl Direction {
+    /// The other one.
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
         }
     }
 }

@@ -1,4 +1,6 @@
-//! The links that keep the programs on an interface, pinned as `INTERFACE-DIRECTION`.
+//! What keeps the programs on an interface, pinned as `INTERFACE-DIRECTION`: tcx links where the kernel has them. Where
+//! it has not, filters of the clsact discipline, which live as long as the interface; their pins are the programs, and
+//! tell the next agent where to look.
 
 use std::{
     fs, io,
@@ -7,9 +9,10 @@ use std::{
 };
 
 use crate::{
-    DatapathError,
+    Attachment, DatapathError,
     kernel::pins::failed,
     sys::{self, TcxHook},
+    tc::{Filter, Side},
 };
 
 /// Where one of the programs runs.
@@ -60,17 +63,41 @@ impl Hook {
             Self::ToPod | Self::FromHost => TcxHook::Egress,
         }
     }
+
+    /// The filter of this hook. Its handle is `pal` and the hook's number.
+    const fn filter(self, ifindex: u32) -> Filter<'static> {
+        let (number, name) = match self {
+            Self::FromPod => (1, "palisade_from_pod"),
+            Self::ToPod => (2, "palisade_to_pod"),
+            Self::FromHost => (3, "palisade_from_host"),
+            Self::ToHost => (4, "palisade_to_host"),
+        };
+        let side = match self.tcx() {
+            TcxHook::Ingress => Side::Ingress,
+            TcxHook::Egress => Side::Egress,
+        };
+        Filter {
+            ifindex,
+            side,
+            handle: 0x7061_6c00 + number,
+            name,
+        }
+    }
 }
 
-/// The directory of pinned links.
+/// The directory of pins.
 #[derive(Debug)]
 pub(crate) struct Links {
     directory: PathBuf,
+    attachment: Attachment,
 }
 
 impl Links {
-    pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory }
+    pub(crate) fn new(directory: PathBuf, attachment: Attachment) -> Self {
+        Self {
+            directory,
+            attachment,
+        }
     }
 
     /// Attaches `program`, unless the link lives already.
@@ -84,15 +111,22 @@ impl Links {
             return Ok(());
         }
         self.detach_hook(hook, ifindex)?;
-        let at = |operation| {
-            move |source| DatapathError::Link {
-                operation,
-                ifindex,
-                source,
+        let at = |operation| link_failed(operation, ifindex);
+        match self.attachment {
+            Attachment::Tcx => {
+                let link = sys::attach_tcx(program, ifindex, hook.tcx()).map_err(at("attach"))?;
+                sys::pin(link.as_fd(), &self.path(hook, ifindex)).map_err(at("pin"))
             }
-        };
-        let link = sys::attach_tcx(program, ifindex, hook.tcx()).map_err(at("attach"))?;
-        sys::pin(link.as_fd(), &self.path(hook, ifindex)).map_err(at("pin"))
+            Attachment::Clsact => {
+                // The pin comes first: a filter without one would be found by nobody.
+                sys::pin(program, &self.path(hook, ifindex)).map_err(at("pin"))?;
+                hook.filter(ifindex).set(program).map_err(|source| {
+                    // A pin without a filter is removed by whoever finds it.
+                    drop(self.remove_pin(hook, ifindex));
+                    at("attach")(source)
+                })
+            }
+        }
     }
 
     /// Takes the programs off the interface; nothing to do when it is gone.
@@ -124,47 +158,65 @@ impl Links {
                 self.detach_hook(hook, ifindex)?;
                 continue;
             }
-            let at = |operation| {
-                move |source| DatapathError::Link {
-                    operation,
-                    ifindex,
-                    source,
-                }
-            };
-            if let Some(link) = sys::open_pinned(&self.path(hook, ifindex)).map_err(at("open"))? {
-                sys::replace_program(link.as_fd(), program).map_err(at("replace"))?;
-            }
+            self.replace_program(hook, ifindex, program)
+                .map_err(link_failed("replace", ifindex))?;
         }
         Ok(())
     }
 
+    fn replace_program(&self, hook: Hook, ifindex: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+        let path = self.path(hook, ifindex);
+        match self.attachment {
+            Attachment::Tcx => match sys::open_pinned(&path)? {
+                Some(link) => sys::replace_program(link.as_fd(), program),
+                None => Ok(()),
+            },
+            Attachment::Clsact => {
+                hook.filter(ifindex).set(program)?;
+                // In one step, so that the filter has a pin at all times; the old program goes with the old pin.
+                let new = self.directory.join("new");
+                match fs::remove_file(&new) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                sys::pin(program, &new)?;
+                fs::rename(&new, &path)
+            }
+        }
+    }
+
     fn lives(&self, hook: Hook, ifindex: u32) -> Result<bool, DatapathError> {
-        let at = |source| DatapathError::Link {
-            operation: "inspect",
-            ifindex,
-            source,
-        };
-        let Some(link) = sys::open_pinned(&self.path(hook, ifindex)).map_err(at)? else {
+        let at = link_failed("inspect", ifindex);
+        let Some(pinned) = sys::open_pinned(&self.path(hook, ifindex)).map_err(&at)? else {
             return Ok(false);
         };
-        Ok(sys::link_ifindex(link.as_fd()).map_err(at)? == Some(ifindex))
+        match self.attachment {
+            Attachment::Tcx => {
+                let of = sys::link_ifindex(pinned.as_fd()).map_err(at)?;
+                Ok(of == Some(ifindex))
+            }
+            Attachment::Clsact => hook.filter(ifindex).is_there().map_err(at),
+        }
     }
 
     fn detach_hook(&self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
-        let path = self.path(hook, ifindex);
-        let at = |source| DatapathError::Link {
-            operation: "detach",
-            ifindex,
-            source,
-        };
-        let Some(link) = sys::open_pinned(&path).map_err(at)? else {
+        let at = link_failed("detach", ifindex);
+        let Some(pinned) = sys::open_pinned(&self.path(hook, ifindex)).map_err(&at)? else {
             return Ok(());
         };
-        // Removing the pin alone would leave the program running until the kernel has freed the link.
-        match sys::detach(link.as_fd()) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => return Err(at(error)),
-            _ => {}
+        match self.attachment {
+            // Removing the pin alone would leave the program running until the kernel has freed the link.
+            Attachment::Tcx => match sys::detach(pinned.as_fd()) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => return Err(at(error)),
+                _ => {}
+            },
+            Attachment::Clsact => hook.filter(ifindex).remove().map_err(at)?,
         }
+        self.remove_pin(hook, ifindex)
+    }
+
+    fn remove_pin(&self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+        let path = self.path(hook, ifindex);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
             _ => Ok(()),
@@ -173,6 +225,14 @@ impl Links {
 
     fn path(&self, hook: Hook, ifindex: u32) -> PathBuf {
         self.directory.join(format!("{ifindex}-{}", hook.word()))
+    }
+}
+
+fn link_failed(operation: &'static str, ifindex: u32) -> impl Fn(io::Error) -> DatapathError {
+    move |source| DatapathError::Link {
+        operation,
+        ifindex,
+        source,
     }
 }
 
@@ -191,7 +251,7 @@ mod tests {
 
     #[test]
     fn pin_names_tell_interface_and_direction() {
-        let links = Links::new("links".into());
+        let links = Links::new("links".into(), Attachment::Tcx);
         for hook in Hook::ALL {
             let path = links.path(hook, 42);
             let name = path.file_name().and_then(|name| name.to_str()).unwrap();

@@ -9,19 +9,20 @@ use std::{
     time::Duration,
 };
 
-use ebpf_loader::{Datapath, HostEndpoint, HostLink, Kernel, OBJECT};
+use ebpf_loader::{Datapath, HostEndpoint, HostLink};
 use nix::sched::{CloneFlags, setns, unshare};
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{
     frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, tcp, udp},
-    lab::{EACH_REPORTED, LOOPBACK, Lab, ip},
+    lab::{LOOPBACK, Lab, attached_both_ways, ip},
     link::run,
 };
 
+const SCTP: u8 = 132;
 const HOST: &str = "192.0.2.1";
 const OTHER: &str = "192.0.2.2";
 const CLIENT: &str = "198.51.100.7";
@@ -102,222 +103,253 @@ fn from_host(protocol: u8, payload: &[u8]) -> Vec<u8> {
 const ALLOW: Verdict = Verdict::Allow;
 const DENY: Verdict = Verdict::Deny;
 
-#[test]
-fn packets_of_the_hosts_addresses_are_judged_and_tracked() {
-    let mut lab = Lab::new();
-    lab.kernel()
-        .attach_host(&host_link(Some(endpoint(LOCAL)), None))
-        .expect("attach");
-    let syn = to_host(TCP, &tcp(1000, 22, SYN));
-    assert_eq!(
-        judge(&mut lab, INGRESS, &syn),
-        ALLOW,
-        "no tables yet: the host is reachable"
-    );
-    let entries = [(INGRESS, port(TCP, 22), ALLOW), (EGRESS, port(UDP, 53), ALLOW)];
-    lab.kernel().sync(&tables(&[(LOCAL, &entries)])).expect("sync");
-    for (direction, frame, verdict) in [
-        (INGRESS, to_host(TCP, &tcp(1000, 22, ACK)), DENY),
-        (INGRESS, syn.clone(), ALLOW),
-        (EGRESS, from_host(TCP, &tcp(22, 1000, SYN | ACK)), ALLOW),
-        (INGRESS, to_host(TCP, &tcp(1000, 22, ACK)), ALLOW),
-        (INGRESS, to_host(TCP, &tcp(1000, 23, SYN)), DENY),
-        (EGRESS, from_host(UDP, &udp(1000, 53)), ALLOW),
-        (INGRESS, to_host(UDP, &udp(53, 1000)), ALLOW),
-        (EGRESS, from_host(UDP, &udp(1000, 54)), DENY),
-        // Another address, without an endpoint.
-        (
-            INGRESS,
-            frame(Ends::new(CLIENT, OTHER), TCP, &tcp(1000, 23, SYN)),
-            ALLOW,
-        ),
-    ] {
+attached_both_ways! {
+    fn packets_of_the_hosts_addresses_are_judged_and_tracked(attachment) {
+        let mut lab = Lab::attached(attachment);
+        lab.kernel()
+            .attach_host(&host_link(Some(endpoint(LOCAL)), None))
+            .expect("attach");
+        let syn = to_host(TCP, &tcp(1000, 22, SYN));
         assert_eq!(
-            judge(&mut lab, direction, &frame),
-            verdict,
-            "{direction:?} {frame:?}"
+            judge(&mut lab, INGRESS, &syn),
+            ALLOW,
+            "no tables yet: the host is reachable"
         );
-    }
-    // Flows belong to the endpoint and go with it, and the interface is open again.
-    assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 2);
-    lab.kernel()
-        .attach_host(&HostLink::none(LOOPBACK))
-        .expect("detach");
-    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
-    assert_eq!(lab.kernel().attached_hosts().expect("attached"), []);
-    assert_eq!(
-        judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 23, SYN))),
-        ALLOW
-    );
-}
-
-#[test]
-fn forwarded_packets_have_an_endpoint_of_their_own() {
-    let mut lab = Lab::new();
-    let link = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));
-    lab.kernel().attach_host(&link).expect("attach");
-    let web = [(INGRESS, port(TCP, 80), ALLOW)];
-    lab.kernel()
-        .sync(&tables(&[(LOCAL, &[]), (FORWARD, &web)]))
-        .expect("sync");
-    let through = |port| frame(Ends::new(CLIENT, BEHIND), TCP, &tcp(1000, port, SYN));
-    assert_eq!(judge(&mut lab, INGRESS, &through(80)), ALLOW);
-    assert_eq!(judge(&mut lab, INGRESS, &through(81)), DENY);
-    assert_eq!(judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))), DENY);
-    // Two receivers behind the host, the same ports: two flows. An answer belongs to the one that was asked.
-    let answer = |from: &str| frame(Ends::new(from, CLIENT), TCP, &tcp(80, 1000, SYN | ACK));
-    assert_eq!(judge(&mut lab, EGRESS, &answer(BEHIND)), ALLOW);
-    assert_eq!(judge(&mut lab, EGRESS, &answer("10.7.0.3")), DENY);
-    assert_eq!(lab.kernel().attached_hosts().expect("attached"), [link]);
-}
-
-#[test]
-fn untracked_rules_come_first_and_track_nothing() {
-    let mut lab = Lab::new();
-    let both = HostEndpoint {
-        id: LOCAL,
-        untracked: Some(UNTRACKED),
-    };
-    lab.kernel()
-        .attach_host(&host_link(Some(both), None))
-        .expect("attach");
-    let untracked = [(INGRESS, port(UDP, 53), ALLOW), (INGRESS, port(TCP, 80), DENY)];
-    let tracked = [
-        (INGRESS, Service::Protocol(TCP), ALLOW),
-        (INGRESS, port(UDP, 53), DENY),
-    ];
-    let tables = tables(&[(LOCAL, &tracked), (UNTRACKED, &untracked)]);
-    lab.kernel().sync(&tables).expect("sync");
-    assert_eq!(lab.kernel().dump().expect("dump"), tables);
-    assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);
-    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
-    // The answer is nobody's: the tracked endpoint knows no flow and no rule for it.
-    assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(53, 1000))), DENY);
-    assert_eq!(judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))), DENY);
-    assert_eq!(
-        judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 81, SYN))),
-        ALLOW
-    );
-    assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
-    // Without the untracked endpoint its denial is gone, and so is its permission.
-    lab.kernel()
-        .attach_host(&host_link(Some(endpoint(LOCAL)), None))
-        .expect("attach");
-    assert_eq!(
-        judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))),
-        ALLOW
-    );
-    assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), DENY);
-}
-
-#[test]
-fn a_host_that_may_nothing_keeps_its_address_and_its_neighbours() {
-    let mut lab = Lab::new();
-    let link = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));
-    lab.kernel().attach_host(&link).expect("attach");
-    lab.kernel()
-        .sync(&tables(&[(LOCAL, &[]), (FORWARD, &[])]))
-        .expect("sync");
-    let six = |kind| frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
-    let allowed = [
-        ethernet(0x0806, &[0; 28]),
-        ethernet(0x8100, &[0; 60]),
-        six(135),
-        six(136),
-        six(134),
-        six(143),
-        frame(Ends::new("0.0.0.0", "255.255.255.255"), UDP, &udp(68, 67)),
-        to_host(UDP, &udp(67, 68)),
-        frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(547, 546)),
-    ];
-    let denied = [
-        six(128),
-        to_host(UDP, &udp(67, 69)),
-        to_host(TCP, &tcp(67, 68, SYN)),
-        to_host(TCP, &tcp(1, 22, RST)),
-        ethernet(0x0800, &[0x45; 20]),
-    ];
-    for direction in [INGRESS, EGRESS] {
-        for frame in &allowed {
-            assert_eq!(
-                judge(&mut lab, direction, frame),
+        let entries = [(INGRESS, port(TCP, 22), ALLOW), (EGRESS, port(UDP, 53), ALLOW)];
+        lab.kernel().sync(&tables(&[(LOCAL, &entries)])).expect("sync");
+        for (direction, frame, verdict) in [
+            (INGRESS, to_host(TCP, &tcp(1000, 22, ACK)), DENY),
+            (INGRESS, syn.clone(), ALLOW),
+            (EGRESS, from_host(TCP, &tcp(22, 1000, SYN | ACK)), ALLOW),
+            (INGRESS, to_host(TCP, &tcp(1000, 22, ACK)), ALLOW),
+            (INGRESS, to_host(TCP, &tcp(1000, 23, SYN)), DENY),
+            (EGRESS, from_host(UDP, &udp(1000, 53)), ALLOW),
+            (INGRESS, to_host(UDP, &udp(53, 1000)), ALLOW),
+            (EGRESS, from_host(UDP, &udp(1000, 54)), DENY),
+            // Another address, without an endpoint.
+            (
+                INGRESS,
+                frame(Ends::new(CLIENT, OTHER), TCP, &tcp(1000, 23, SYN)),
                 ALLOW,
+            ),
+        ] {
+            assert_eq!(
+                judge(&mut lab, direction, &frame),
+                verdict,
                 "{direction:?} {frame:?}"
             );
         }
-        for frame in &denied {
-            assert_eq!(judge(&mut lab, direction, frame), DENY, "{direction:?} {frame:?}");
+        // Flows belong to the endpoint and go with it, and the interface is open again.
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 2);
+        lab.kernel()
+            .attach_host(&HostLink::none(LOOPBACK))
+            .expect("detach");
+        assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), []);
+        assert_eq!(
+            judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 23, SYN))),
+            ALLOW
+        );
+    }
+}
+
+attached_both_ways! {
+    fn forwarded_packets_have_an_endpoint_of_their_own(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let link = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));
+        lab.kernel().attach_host(&link).expect("attach");
+        let web = [(INGRESS, port(TCP, 80), ALLOW)];
+        lab.kernel()
+            .sync(&tables(&[(LOCAL, &[]), (FORWARD, &web)]))
+            .expect("sync");
+        let through = |port| frame(Ends::new(CLIENT, BEHIND), TCP, &tcp(1000, port, SYN));
+        assert_eq!(judge(&mut lab, INGRESS, &through(80)), ALLOW);
+        assert_eq!(judge(&mut lab, INGRESS, &through(81)), DENY);
+        assert_eq!(judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))), DENY);
+        // Two receivers behind the host, the same ports: two flows. An answer belongs to the one that was asked.
+        let answer = |from: &str| frame(Ends::new(from, CLIENT), TCP, &tcp(80, 1000, SYN | ACK));
+        assert_eq!(judge(&mut lab, EGRESS, &answer(BEHIND)), ALLOW);
+        assert_eq!(judge(&mut lab, EGRESS, &answer("10.7.0.3")), DENY);
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), [link]);
+    }
+}
+
+attached_both_ways! {
+    fn untracked_rules_come_first_and_track_nothing(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let both = HostEndpoint {
+            id: LOCAL,
+            untracked: Some(UNTRACKED),
+        };
+        lab.kernel()
+            .attach_host(&host_link(Some(both), None))
+            .expect("attach");
+        let untracked = [
+            (INGRESS, port(UDP, 53), ALLOW),
+            (INGRESS, port(TCP, 80), DENY),
+            (INGRESS, Service::Protocol(SCTP), ALLOW),
+            (INGRESS, port(SCTP, 80), DENY),
+        ];
+        let tracked = [
+            (INGRESS, Service::Protocol(TCP), ALLOW),
+            (INGRESS, port(UDP, 53), DENY),
+        ];
+        let mut tables = tables(&[(LOCAL, &tracked), (UNTRACKED, &untracked)]);
+        // Nobody's decision: it takes a port out of what the protocol has.
+        let untracked = tables.endpoints.get_mut(&UNTRACKED).expect("the endpoint");
+        for (key, entry) in &mut untracked.verdicts {
+            if key.service == port(SCTP, 80) {
+                entry.rule = BuiltinRule::NoMatch.id();
+            }
+        }
+        let tracked = tables.endpoints.get_mut(&LOCAL).expect("the endpoint");
+        let any_peer = tracked.verdicts.keys().next().copied().expect("an entry");
+        let sctp = VerdictKey {
+            service: Service::Protocol(SCTP),
+            ..any_peer
+        };
+        let allow = VerdictEntry {
+            verdict: ALLOW,
+            rule: RuleId(64),
+        };
+        tracked.verdicts.insert(sctp, allow);
+        lab.kernel().sync(&tables).expect("sync");
+        assert_eq!(lab.kernel().dump().expect("dump"), tables);
+        assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);
+        let sctp = |port| to_host(SCTP, &udp(1000, port));
+        assert_eq!(judge(&mut lab, INGRESS, &sctp(81)), ALLOW);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+        assert_eq!(judge(&mut lab, INGRESS, &sctp(80)), ALLOW);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
+        // The answer is nobody's: the tracked endpoint knows no flow and no rule for it.
+        assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(53, 1000))), DENY);
+        assert_eq!(judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))), DENY);
+        assert_eq!(
+            judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 81, SYN))),
+            ALLOW
+        );
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 2);
+        // Without the untracked endpoint its denial is gone, and so is its permission.
+        lab.kernel()
+            .attach_host(&host_link(Some(endpoint(LOCAL)), None))
+            .expect("attach");
+        assert_eq!(
+            judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 80, SYN))),
+            ALLOW
+        );
+        assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), DENY);
+    }
+}
+
+attached_both_ways! {
+    fn a_host_that_may_nothing_keeps_its_address_and_its_neighbours(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let link = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));
+        lab.kernel().attach_host(&link).expect("attach");
+        lab.kernel()
+            .sync(&tables(&[(LOCAL, &[]), (FORWARD, &[])]))
+            .expect("sync");
+        let six = |kind| frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
+        let allowed = [
+            ethernet(0x0806, &[0; 28]),
+            ethernet(0x8100, &[0; 60]),
+            six(135),
+            six(136),
+            six(134),
+            six(143),
+            frame(Ends::new("0.0.0.0", "255.255.255.255"), UDP, &udp(68, 67)),
+            to_host(UDP, &udp(67, 68)),
+            frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(547, 546)),
+        ];
+        let denied = [
+            six(128),
+            to_host(UDP, &udp(67, 69)),
+            to_host(TCP, &tcp(67, 68, SYN)),
+            to_host(TCP, &tcp(1, 22, RST)),
+            ethernet(0x0800, &[0x45; 20]),
+        ];
+        for direction in [INGRESS, EGRESS] {
+            for frame in &allowed {
+                assert_eq!(
+                    judge(&mut lab, direction, frame),
+                    ALLOW,
+                    "{direction:?} {frame:?}"
+                );
+            }
+            for frame in &denied {
+                assert_eq!(judge(&mut lab, direction, frame), DENY, "{direction:?} {frame:?}");
+            }
         }
     }
 }
 
-/// A machine outside, on a wire to the host, that resolves addresses as machines do.
-#[test]
-fn a_real_interface_is_judged_also_when_the_agent_is_gone() {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    const SILENCE: Duration = Duration::from_millis(300);
-    let mut lab = Lab::new();
-    let host = File::open("/proc/thread-self/ns/net").expect("the host's namespace");
-    let (jobs, queue) = mpsc::channel::<(u16, mpsc::Sender<bool>)>();
-    let (ready, is_ready) = mpsc::channel();
-    thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        ready
-            .send(fs::read_link("/proc/thread-self").expect("a thread"))
-            .expect("the test waits");
-        for (port, done) in queue {
-            let patience = if port == 22 { PATIENCE } else { SILENCE };
-            let address = format!("{HOST}:{port}").parse().expect("an address");
-            let reached = match TcpStream::connect_timeout(&address, patience).map_err(|e| e.kind()) {
-                Ok(_) => true,
-                Err(ErrorKind::TimedOut | ErrorKind::WouldBlock) => false,
-                Err(kind) => panic!("port {port}: {kind:?}"),
-            };
-            done.send(reached).expect("the test waits");
-        }
-    });
-    let outside = is_ready.recv().expect("the thread lives");
-    let id = outside
-        .file_name()
-        .expect("a thread id")
-        .to_string_lossy()
-        .into_owned();
-    run("ip link set lo up");
-    run(&format!("ip link add uplink type veth peer name eth0 netns {id}"));
-    run("ip addr add 192.0.2.1/24 dev uplink");
-    run("ip link set uplink up");
-    let namespace = File::open(format!("/proc/{}/ns/net", outside.display())).expect("the namespace");
-    setns(&namespace, CloneFlags::CLONE_NEWNET).expect("go outside");
-    run("ip addr add 192.0.2.9/24 dev eth0");
-    run("ip link set eth0 up");
-    setns(&host, CloneFlags::CLONE_NEWNET).expect("come back");
-    let listeners = [22, 23].map(|port| TcpListener::bind((HOST, port)).expect("listen"));
-    let reaches = |port| {
-        let (done, result) = mpsc::channel();
-        jobs.send((port, done)).expect("the thread lives");
-        result.recv().expect("the thread answers")
-    };
+attached_both_ways! {
+    /// A machine outside, on a wire to the host, that resolves addresses as machines do.
+    fn a_real_interface_is_judged_also_when_the_agent_is_gone(attachment) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        const SILENCE: Duration = Duration::from_millis(300);
+        let mut lab = Lab::attached(attachment);
+        let host = File::open("/proc/thread-self/ns/net").expect("the host's namespace");
+        let (jobs, queue) = mpsc::channel::<(u16, mpsc::Sender<bool>)>();
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            ready
+                .send(fs::read_link("/proc/thread-self").expect("a thread"))
+                .expect("the test waits");
+            for (port, done) in queue {
+                let patience = if port == 22 { PATIENCE } else { SILENCE };
+                let address = format!("{HOST}:{port}").parse().expect("an address");
+                let reached = match TcpStream::connect_timeout(&address, patience).map_err(|e| e.kind()) {
+                    Ok(_) => true,
+                    Err(ErrorKind::TimedOut | ErrorKind::WouldBlock) => false,
+                    Err(kind) => panic!("port {port}: {kind:?}"),
+                };
+                done.send(reached).expect("the test waits");
+            }
+        });
+        let outside = is_ready.recv().expect("the thread lives");
+        let id = outside
+            .file_name()
+            .expect("a thread id")
+            .to_string_lossy()
+            .into_owned();
+        run("ip link set lo up");
+        run(&format!("ip link add uplink type veth peer name eth0 netns {id}"));
+        run("ip addr add 192.0.2.1/24 dev uplink");
+        run("ip link set uplink up");
+        let namespace = File::open(format!("/proc/{}/ns/net", outside.display())).expect("the namespace");
+        setns(&namespace, CloneFlags::CLONE_NEWNET).expect("go outside");
+        run("ip addr add 192.0.2.9/24 dev eth0");
+        run("ip link set eth0 up");
+        setns(&host, CloneFlags::CLONE_NEWNET).expect("come back");
+        let listeners = [22, 23].map(|port| TcpListener::bind((HOST, port)).expect("listen"));
+        let reaches = |port| {
+            let (done, result) = mpsc::channel();
+            jobs.send((port, done)).expect("the thread lives");
+            result.recv().expect("the thread answers")
+        };
 
-    let link = HostLink {
-        ifindex: nix::net::if_::if_nametoindex("uplink").expect("the interface"),
-        ..host_link(Some(endpoint(LOCAL)), None)
-    };
-    lab.kernel().attach_host(&link).expect("attach");
-    let entries = [(INGRESS, port(TCP, 22), ALLOW)];
-    lab.kernel().sync(&tables(&[(LOCAL, &entries)])).expect("sync");
-    assert!(reaches(22) && !reaches(23));
+        let link = HostLink {
+            ifindex: nix::net::if_::if_nametoindex("uplink").expect("the interface"),
+            ..host_link(Some(endpoint(LOCAL)), None)
+        };
+        lab.kernel().attach_host(&link).expect("attach");
+        let entries = [(INGRESS, port(TCP, 22), ALLOW)];
+        lab.kernel().sync(&tables(&[(LOCAL, &entries)])).expect("sync");
+        assert!(reaches(22) && !reaches(23));
 
-    lab.source = None;
-    drop(lab.kernel.take());
-    assert!(reaches(22) && !reaches(23), "the agent is gone");
-    lab.kernel = Some(Kernel::open_with_limits(&lab.pins, OBJECT, EACH_REPORTED).expect("open again"));
-    assert_eq!(
-        lab.kernel().attached_hosts().expect("attached"),
-        std::slice::from_ref(&link)
-    );
-    assert!(reaches(22) && !reaches(23), "another agent");
+        lab.stop();
+        assert!(reaches(22) && !reaches(23), "the agent is gone");
+        lab.start();
+        assert_eq!(
+            lab.kernel().attached_hosts().expect("attached"),
+            std::slice::from_ref(&link)
+        );
+        assert!(reaches(22) && !reaches(23), "another agent");
 
-    run("ip link del uplink");
-    assert_eq!(lab.kernel().attached_hosts().expect("attached"), []);
-    drop(listeners);
+        run("ip link del uplink");
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), []);
+        drop(listeners);
+    }
 }

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use ebpf_loader::{Datapath, EndpointLink, FlowRecord, FlowSource, Kernel, Limits, OBJECT, Reason};
+use ebpf_loader::{
+    Attachment, Datapath, EndpointLink, FlowRecord, FlowSource, Kernel, Limits, OBJECT, Reason,
+};
 use policies_ir::tables::{
     Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
     VerdictEntry, VerdictKey,
@@ -33,25 +35,77 @@ pub(crate) struct Lab {
     pub(crate) kernel: Option<Kernel>,
     pub(crate) source: Option<Box<dyn FlowSource>>,
     pub(crate) pins: PathBuf,
+    pub(crate) attachment: Attachment,
 }
+
+/// Makes of a test of how programs are attached two: one with links, one with filters.
+macro_rules! attached_both_ways {
+    ($($(#[$doc:meta])* fn $name:ident($attachment:ident) $body:block)+) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+            use ebpf_loader::Attachment;
+
+            fn check($attachment: Attachment) $body
+
+            #[test]
+            fn with_tcx() {
+                check(Attachment::Tcx);
+            }
+
+            #[test]
+            fn with_clsact() {
+                check(Attachment::Clsact);
+            }
+        }
+    )+};
+}
+pub(crate) use attached_both_ways;
 
 impl Lab {
     pub(crate) fn new() -> Self {
-        Self::with_limits(EACH_REPORTED)
+        Self::attached(Attachment::Tcx)
+    }
+
+    pub(crate) fn attached(attachment: Attachment) -> Self {
+        Self::with(EACH_REPORTED, attachment)
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Self {
+        Self::with(limits, Attachment::Tcx)
+    }
+
+    fn with(limits: Limits, attachment: Attachment) -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let pins = std::env::temp_dir().join(format!("palisade-bpf-{}-{number}", std::process::id()));
-        let mut kernel = Kernel::open_with_limits(&pins, OBJECT, limits).expect("open the datapath");
+        let mut kernel = Kernel::open_attached(&pins, OBJECT, limits, attachment).expect("open the datapath");
         let source = kernel.flow_source().expect("open the ring");
         Self {
             kernel: Some(kernel),
             source: Some(source),
             pins,
+            attachment,
         }
+    }
+
+    /// The agent ends and another one begins.
+    pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.source = None;
+        drop(self.kernel.take());
+    }
+
+    pub(crate) fn start(&mut self) {
+        let mut kernel = Kernel::open_attached(&self.pins, OBJECT, EACH_REPORTED, self.attachment)
+            .expect("open the datapath again");
+        self.source = Some(kernel.flow_source().expect("open the ring"));
+        self.kernel = Some(kernel);
     }
 
     pub(crate) fn kernel(&mut self) -> &mut Kernel {

@@ -2,13 +2,14 @@
 
 use std::{path::Path, process::Command};
 
-use ebpf_loader::{Datapath, DatapathError, EndpointLink, Kernel, Limits, OBJECT, Reason};
+use ebpf_loader::{Attachment, Datapath, DatapathError, EndpointLink, Kernel, Limits, OBJECT, Reason};
 use nix::net::if_::if_nametoindex;
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Service};
 
 use crate::{
     frames::{ACK, Ends, SYN, TCP, frame, tcp, udp},
-    lab::{EACH_REPORTED, ENDPOINT, LOOPBACK, Lab, ip, link, tables},
+    lab::{EACH_REPORTED, ENDPOINT, LOOPBACK, Lab, attached_both_ways, ip, link, tables},
+    link::run,
 };
 
 const UDP: u8 = 17;
@@ -17,48 +18,41 @@ fn out() -> Ends {
     Ends::new("10.7.0.2", "10.7.0.9")
 }
 
-fn reopen(lab: &mut Lab) {
-    lab.source = None;
-    drop(lab.kernel.take());
-    let mut kernel = Kernel::open_with_limits(&lab.pins, OBJECT, EACH_REPORTED).expect("open again");
-    lab.source = Some(kernel.flow_source().expect("open the ring"));
-    lab.kernel = Some(kernel);
-}
+attached_both_ways! {
+    fn endpoints_tables_and_flows_outlive_the_agent(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let link = link(LOOPBACK, &["10.7.0.2", "fd07::2"]);
+        let tables = tables(
+            &["10.7.0.0/24"],
+            &[(Direction::Egress, 0, Service::Protocol(TCP))],
+        );
+        let epoch = lab.program(&link, &tables);
+        lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, SYN)));
+        let flows = lab.kernel().tracked_flows().expect("flows");
 
-#[test]
-fn endpoints_tables_and_flows_outlive_the_agent() {
-    let mut lab = Lab::new();
-    let link = link(LOOPBACK, &["10.7.0.2", "fd07::2"]);
-    let tables = tables(
-        &["10.7.0.0/24"],
-        &[(Direction::Egress, 0, Service::Protocol(TCP))],
-    );
-    let epoch = lab.program(&link, &tables);
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, SYN)));
-    let flows = lab.kernel().tracked_flows().expect("flows");
+        lab.restart();
+        assert_eq!(
+            lab.kernel().attached().expect("attached"),
+            std::slice::from_ref(&link)
+        );
+        assert_eq!(lab.kernel().dump().expect("dump"), tables);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows"), flows);
+        lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
+        lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1001, 80, SYN)));
 
-    reopen(&mut lab);
-    assert_eq!(
-        lab.kernel().attached().expect("attached"),
-        std::slice::from_ref(&link)
-    );
-    assert_eq!(lab.kernel().dump().expect("dump"), tables);
-    assert_eq!(lab.kernel().tracked_flows().expect("flows"), flows);
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1001, 80, SYN)));
-
-    // The new agent attaches what it finds, which changes nothing, and continues with the next epoch.
-    lab.kernel().attach(&link).expect("attach");
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
-    let next = lab.program(&link, &tables);
-    assert!(next > epoch, "{next} after {epoch}");
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
-    lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
-    assert_eq!(
-        lab.kernel().dump().expect("dump"),
-        tables,
-        "the old tables are gone, the new ones are whole"
-    );
+        // The new agent attaches what it finds, which changes nothing, and continues with the next epoch.
+        lab.kernel().attach(&link).expect("attach");
+        lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
+        let next = lab.program(&link, &tables);
+        assert!(next > epoch, "{next} after {epoch}");
+        lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
+        lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+        assert_eq!(
+            lab.kernel().dump().expect("dump"),
+            tables,
+            "the old tables are gone, the new ones are whole"
+        );
+    }
 }
 
 #[test]
@@ -77,78 +71,79 @@ fn the_same_tables_keep_the_epoch() {
     assert_eq!(lab.kernel().dump().expect("dump"), other);
 }
 
-/// Two hundred pods, one of which gets another policy, and then all of which get other classes of addresses.
-#[test]
-fn one_endpoint_changes_and_the_others_stay() {
-    const PODS: u32 = 200;
-    let mut lab = Lab::new();
-    let made = Command::new("sh")
-        .arg("-c")
-        .arg(format!(
-            "for i in $(seq {PODS}); do echo link add p$i type veth peer name q$i; done | ip -batch -"
-        ))
-        .status();
-    assert!(made.expect("ip runs").success());
-    let one = tables(&["10.7.0.0/24"], &[(Direction::Egress, 0, Service::Any)]);
-    let entries = one.endpoints.get(&ENDPOINT).expect("the endpoint").clone();
-    let mut all = NodeTables {
-        endpoints: (1..=PODS).map(|id| (EndpointId(id), entries.clone())).collect(),
-        ..one
-    };
-    for id in 1..=PODS {
-        let link = EndpointLink {
-            id: EndpointId(id),
-            ifindex: if_nametoindex(format!("p{id}").as_str()).expect("a link"),
-            addresses: vec![std::net::Ipv4Addr::from(0x0a08_0000 + id).into()],
-            mac: [2, 0, 0, 0, 0, 1],
+attached_both_ways! {
+    /// Two hundred pods, one of which gets another policy, and then all of which get other classes of addresses.
+    fn one_endpoint_changes_and_the_others_stay(attachment) {
+        const PODS: u32 = 200;
+        let mut lab = Lab::attached(attachment);
+        let made = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "for i in $(seq {PODS}); do echo link add p$i type veth peer name q$i; done | ip -batch -"
+            ))
+            .status();
+        assert!(made.expect("ip runs").success());
+        let one = tables(&["10.7.0.0/24"], &[(Direction::Egress, 0, Service::Any)]);
+        let entries = one.endpoints.get(&ENDPOINT).expect("the endpoint").clone();
+        let mut all = NodeTables {
+            endpoints: (1..=PODS).map(|id| (EndpointId(id), entries.clone())).collect(),
+            ..one
         };
-        lab.kernel().attach(&link).expect("attach");
-    }
-    let first = lab.kernel().sync(&all).expect("sync");
-    assert_eq!((first.rewritten, first.endpoints.len()), (200, 200));
+        for id in 1..=PODS {
+            let link = EndpointLink {
+                id: EndpointId(id),
+                ifindex: if_nametoindex(format!("p{id}").as_str()).expect("a link"),
+                addresses: vec![std::net::Ipv4Addr::from(0x0a08_0000 + id).into()],
+                mac: [2, 0, 0, 0, 0, 1],
+            };
+            lab.kernel().attach(&link).expect("attach");
+        }
+        let first = lab.kernel().sync(&all).expect("sync");
+        assert_eq!((first.rewritten, first.endpoints.len()), (200, 200));
 
-    let changed = EndpointId(77);
-    let other = tables(&["10.7.0.0/24"], &[(Direction::Ingress, 0, Service::Any)]);
-    all.endpoints.insert(
-        changed,
-        other.endpoints.get(&ENDPOINT).expect("the endpoint").clone(),
-    );
-    let second = lab.kernel().sync(&all).expect("sync");
-    assert_eq!(second.rewritten, 1);
-    for (id, change) in &second.endpoints {
-        let before = first.endpoints.get(id).copied().unwrap_or_default();
-        assert_eq!(
-            *change,
-            if *id == changed { before + 1 } else { before },
-            "{id:?}"
+        let changed = EndpointId(77);
+        let other = tables(&["10.7.0.0/24"], &[(Direction::Ingress, 0, Service::Any)]);
+        all.endpoints.insert(
+            changed,
+            other.endpoints.get(&ENDPOINT).expect("the endpoint").clone(),
         );
+        let second = lab.kernel().sync(&all).expect("sync");
+        assert_eq!(second.rewritten, 1);
+        for (id, change) in &second.endpoints {
+            let before = first.endpoints.get(id).copied().unwrap_or_default();
+            assert_eq!(
+                *change,
+                if *id == changed { before + 1 } else { before },
+                "{id:?}"
+            );
+        }
+        assert_eq!(lab.kernel().dump().expect("dump"), all);
+
+        // The same entries under the name of another rule are other entries.
+        all.rules.push(policies_ir::tables::RuleName {
+            tier: "default".to_owned(),
+            policy: "NetworkPolicy default/web".to_owned(),
+            rule: Some(0),
+        });
+        assert_eq!(lab.kernel().sync(&all).expect("sync").rewritten, 200);
+        assert_eq!(lab.kernel().sync(&all).expect("sync").rewritten, 0);
+
+        // Other classes of addresses reach everyone, without a single entry of theirs.
+        all.identities.insert(
+            "10.9.0.0/16".parse().expect("a prefix"),
+            policies_ir::tables::IdentityId(9),
+        );
+        let third = lab.kernel().sync(&all).expect("sync");
+        assert_eq!(third.rewritten, 0);
+        assert!(
+            third
+                .endpoints
+                .iter()
+                .all(|(id, change)| Some(change) > second.endpoints.get(id))
+        );
+        lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+        assert_eq!(lab.kernel().dump().expect("dump").endpoints, all.endpoints);
     }
-    assert_eq!(lab.kernel().dump().expect("dump"), all);
-
-    // The same entries under the name of another rule are other entries.
-    all.rules.push(policies_ir::tables::RuleName {
-        tier: "default".to_owned(),
-        policy: "NetworkPolicy default/web".to_owned(),
-        rule: Some(0),
-    });
-    assert_eq!(lab.kernel().sync(&all).expect("sync").rewritten, 200);
-    assert_eq!(lab.kernel().sync(&all).expect("sync").rewritten, 0);
-
-    // Other classes of addresses reach everyone, without a single entry of theirs.
-    all.identities.insert(
-        "10.9.0.0/16".parse().expect("a prefix"),
-        policies_ir::tables::IdentityId(9),
-    );
-    let third = lab.kernel().sync(&all).expect("sync");
-    assert_eq!(third.rewritten, 0);
-    assert!(
-        third
-            .endpoints
-            .iter()
-            .all(|(id, change)| Some(change) > second.endpoints.get(id))
-    );
-    lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
-    assert_eq!(lab.kernel().dump().expect("dump").endpoints, all.endpoints);
 }
 
 /// The entries of an endpoint stay, but the number they name becomes another address: an open flow must notice.
@@ -186,49 +181,51 @@ fn classes_that_the_key_cannot_hold_are_refused() {
     );
 }
 
-#[test]
-fn an_endpoint_that_took_over_an_interface_starts_with_nothing() {
-    let mut lab = Lab::new();
-    let allowed = [(Direction::Egress, 0, Service::Any)];
-    lab.program(
-        &link(LOOPBACK, &["10.7.0.2"]),
-        &tables(&["10.7.0.0/24"], &allowed),
-    );
-    lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
-    let successor = EndpointLink {
-        id: EndpointId(8),
-        ..link(LOOPBACK, &["10.7.0.2"])
-    };
-    lab.kernel().attach(&successor).expect("attach");
-    lab.assert_denied(
-        Direction::Egress,
-        &frame(out(), UDP, &udp(1, 2)),
-        Reason::NotProgrammed,
-    );
-    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
-    assert_eq!(lab.kernel().attached().expect("attached"), [successor]);
+attached_both_ways! {
+    fn an_endpoint_that_took_over_an_interface_starts_with_nothing(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let allowed = [(Direction::Egress, 0, Service::Any)];
+        lab.program(
+            &link(LOOPBACK, &["10.7.0.2"]),
+            &tables(&["10.7.0.0/24"], &allowed),
+        );
+        lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
+        let successor = EndpointLink {
+            id: EndpointId(8),
+            ..link(LOOPBACK, &["10.7.0.2"])
+        };
+        lab.kernel().attach(&successor).expect("attach");
+        lab.assert_denied(
+            Direction::Egress,
+            &frame(out(), UDP, &udp(1, 2)),
+            Reason::NotProgrammed,
+        );
+        assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+        assert_eq!(lab.kernel().attached().expect("attached"), [successor]);
+    }
 }
 
-#[test]
-fn detaching_forgets_everything() {
-    let mut lab = Lab::new();
-    let allowed = [(Direction::Egress, 0, Service::Any)];
-    lab.program(
-        &link(LOOPBACK, &["10.7.0.2"]),
-        &tables(&["10.7.0.0/24"], &allowed),
-    );
-    lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
-    lab.kernel().detach(ENDPOINT).expect("detach");
-    lab.kernel().detach(ENDPOINT).expect("detach again");
-    assert_eq!(lab.kernel().attached().expect("attached"), []);
-    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
-    assert_eq!(lab.kernel().dump().expect("dump"), NodeTables::default());
-    assert_eq!(names(&lab.pins.join("links")), [""; 0]);
-    lab.assert_denied(
-        Direction::Egress,
-        &frame(out(), UDP, &udp(1, 2)),
-        Reason::NotProgrammed,
-    );
+attached_both_ways! {
+    fn detaching_forgets_everything(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let allowed = [(Direction::Egress, 0, Service::Any)];
+        lab.program(
+            &link(LOOPBACK, &["10.7.0.2"]),
+            &tables(&["10.7.0.0/24"], &allowed),
+        );
+        lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
+        lab.kernel().detach(ENDPOINT).expect("detach");
+        lab.kernel().detach(ENDPOINT).expect("detach again");
+        assert_eq!(lab.kernel().attached().expect("attached"), []);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+        assert_eq!(lab.kernel().dump().expect("dump"), NodeTables::default());
+        assert_eq!(names(&lab.pins.join("links")), [""; 0]);
+        lab.assert_denied(
+            Direction::Egress,
+            &frame(out(), UDP, &udp(1, 2)),
+            Reason::NotProgrammed,
+        );
+    }
 }
 
 #[test]
@@ -269,8 +266,7 @@ fn a_second_agent_is_refused() {
 #[test]
 fn maps_of_another_shape_are_refused() {
     let mut lab = Lab::new();
-    lab.source = None;
-    drop(lab.kernel.take());
+    lab.stop();
     let opened = Kernel::open_with_limits(
         &lab.pins,
         OBJECT,
@@ -280,7 +276,7 @@ fn maps_of_another_shape_are_refused() {
         },
     );
     assert!(matches!(opened, Err(DatapathError::Layout { path }) if path.ends_with("FLOWS")));
-    lab.kernel = Some(Kernel::open_with_limits(&lab.pins, OBJECT, EACH_REPORTED).expect("open again"));
+    lab.start();
 }
 
 #[test]
@@ -312,10 +308,68 @@ fn tables_that_do_not_fit_leave_the_old_ones_in_force() {
     assert_eq!(lab.kernel().dump().expect("dump"), small);
 }
 
+attached_both_ways! {
+    fn interfaces_that_do_not_exist_are_refused_and_leave_nothing(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let refused = lab.kernel().attach(&link(4_000_000, &["10.7.0.2"]));
+        assert!(
+            matches!(
+                refused,
+                Err(DatapathError::Link {
+                    operation: "attach",
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+        assert_eq!(lab.kernel().attached().expect("attached"), []);
+        assert_eq!(names(&lab.pins.join("links")), [""; 0]);
+    }
+}
+
+/// Others had the discipline and a filter there before us, and have them after us.
 #[test]
-fn interfaces_that_do_not_exist_are_refused_and_leave_nothing() {
-    let mut lab = Lab::new();
-    let refused = lab.kernel().attach(&link(4_000_000, &["10.7.0.2"]));
+fn filters_of_others_stay() {
+    let shown = || {
+        let mut all = String::new();
+        for side in ["ingress", "egress"] {
+            let output = Command::new("tc")
+                .args(["filter", "show", "dev", "lo", side])
+                .output();
+            all += &String::from_utf8_lossy(&output.expect("tc runs").stdout);
+        }
+        all
+    };
+    let add = |priority: &str, handle: &str| {
+        let line =
+            format!("filter add dev lo ingress prio {priority} handle {handle} bpf flowid 1:1 bytecode");
+        let mut command = Command::new("tc");
+        command.args(line.split(' ')).arg("1,6 0 0 0");
+        assert!(command.status().expect("tc runs").success());
+    };
+    let mut lab = Lab::attached(Attachment::Clsact);
+    run("ip link set lo up");
+    run("tc qdisc add dev lo clsact");
+    add("7", "0x1");
+    let before = shown();
+    let link = link(LOOPBACK, &["10.7.0.2"]);
+    lab.kernel().attach(&link).expect("attach");
+    lab.kernel().attach(&link).expect("attach again");
+    lab.restart();
+    let ours = shown();
+    for name in ["palisade_from_pod", "palisade_to_pod"] {
+        assert_eq!(ours.matches(name).count(), 1, "{ours}");
+    }
+    assert_eq!(ours.matches("direct-action").count(), 2, "{ours}");
+    assert!(ours.contains("bytecode"), "{ours}");
+    lab.kernel().detach(link.id).expect("detach");
+    assert_eq!(shown(), before);
+
+    // Whoever has our place is not pushed away.
+    add("1", "0x70616c01");
+    let taken = shown();
+    assert!(taken != before, "{taken}");
+    let refused = lab.kernel().attach(&link);
     assert!(
         matches!(
             refused,
@@ -326,8 +380,8 @@ fn interfaces_that_do_not_exist_are_refused_and_leave_nothing() {
         ),
         "{refused:?}"
     );
+    assert_eq!(shown(), taken);
     assert_eq!(lab.kernel().attached().expect("attached"), []);
-    assert_eq!(names(&lab.pins.join("links")), [""; 0]);
 }
 
 fn names(directory: &Path) -> Vec<String> {

@@ -115,8 +115,8 @@ pub(crate) fn read_host_endpoint(object: &calico::HostEndpoint, errors: &mut Err
             ..Workload::default()
         },
         addresses,
-        endpoint: None,
         node: spec.node.clone(),
+        ..Member::default()
     }
 }
 
@@ -190,12 +190,10 @@ fn read_proto_port(port: &calico::ProtoPort, path: &Path<'_>, errors: &mut Error
 }
 
 fn open(protocol: u8, port: u16, peer: EndMatch) -> FailsafeMatch {
-    FailsafeMatch {
-        peer,
-        service: ServiceMatch {
-            protocol: Some(protocol),
-            ports: vec![PortMatch::Range(port, port)],
-            ..ServiceMatch::default()
-        },
-    }
+    let service = ServiceMatch {
+        protocol: Some(protocol),
+        ports: vec![PortMatch::Range(port, port)],
+        ..ServiceMatch::default()
+    };
+    FailsafeMatch::new(peer, service)
 }

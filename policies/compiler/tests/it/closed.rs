@@ -394,15 +394,15 @@ fn host_endpoints_of_one_node_may_share_its_address() {
 /// Found by a property: a failsafe that asks for a named port of the node itself.
 #[test]
 fn a_named_port_of_a_failsafe_is_the_nodes() {
-    use policies_ir::policy::{FailsafeMatch, PortMatch, ServiceMatch};
+    use policies_ir::policy::{EndMatch, FailsafeMatch, PortMatch, ServiceMatch};
     let mut lab = Lab::new(&[host(&json!({}), &[])]);
-    lab.policies.failsafe.inbound = vec![FailsafeMatch {
-        service: ServiceMatch {
+    lab.policies.failsafe.inbound = vec![FailsafeMatch::new(
+        EndMatch::default(),
+        ServiceMatch {
             ports: vec![PortMatch::Named("ssh".to_owned())],
             ..ServiceMatch::default()
         },
-        ..FailsafeMatch::default()
-    }];
+    )];
     assert!(lab.allows(HOST.0, Ingress, OUTSIDE, TCP, 22) && !lab.allows(HOST.0, Ingress, OUTSIDE, TCP, 23));
     assert!(!lab.allows(HOST.0, Egress, OUTSIDE, TCP, 22));
 }

@@ -1,6 +1,10 @@
 //! Host endpoints, what their policies and settings say about a node's own traffic, and profiles.
 
-use policies_ir::tables::Direction::{Egress, Ingress};
+use policies_compiler::compile;
+use policies_ir::tables::{
+    Direction::{Egress, Ingress},
+    EndpointId, NodeTables, Packet, Verdict, lookup,
+};
 use serde_json::{Value, json};
 
 use crate::lab::{HOST, Lab, OUTSIDE, TCP, UDP, WEB, calico, global, host};
@@ -145,4 +149,84 @@ fn profiles_decide_where_no_tier_did() {
     assert_eq!(profile(json!([{"action": "Pass"}])), "Deny by own rule 0");
     assert_eq!(profile(json!([{"action": "Log"}])), "Allow by no-policy");
     assert_eq!(profile(json!([])), "Allow by no-policy");
+}
+
+/// Through the objects of a view: the agent numbers the parts, and only parts that a policy speaks about get tables.
+#[test]
+fn parts_of_a_host_endpoint_get_tables_when_policies_speak_about_them() {
+    use policies_compiler::HostEndpointIds;
+    let ids = HostEndpointIds {
+        local: EndpointId(901),
+        forwarded: EndpointId(902),
+        untracked: EndpointId(903),
+    };
+    let compiled = |objects: &[Value]| {
+        let mut view = Lab::new(objects).view;
+        view.host_endpoints.insert("here-eth0".to_owned(), ids);
+        view.host_endpoints.insert("elsewhere".to_owned(), ids);
+        compile(&view).tables
+    };
+    let packet = |direction, source_port, port| Packet {
+        direction,
+        peer: OUTSIDE.parse().unwrap(),
+        protocol: TCP,
+        source_port,
+        port,
+    };
+    let say = |tables: &NodeTables, endpoint, packet| {
+        let entry = lookup(tables, endpoint, &packet);
+        (entry.verdict, tables.decided_by(entry.rule).unwrap().to_string())
+    };
+    let undecided = (Verdict::Deny, "no-match".to_owned());
+    let has = |tables: &NodeTables| {
+        [ids.local, ids.forwarded, ids.untracked].map(|id| tables.endpoints.contains_key(&id))
+    };
+    assert_eq!(has(&compiled(&[host(&json!({}), &[])])), [true, false, false]);
+    let policy = |flags: Value| {
+        let mut spec = json!({"ingress": [{"action": "Deny"}], "egress": [{"action": "Deny"}],
+            "types": ["Ingress", "Egress"], "applyOnForward": true});
+        spec.as_object_mut()
+            .unwrap()
+            .extend(flags.as_object().unwrap().clone());
+        global("p", &spec)
+    };
+    let tables = compiled(&[host(&json!({}), &[]), policy(json!({}))]);
+    assert_eq!(has(&tables), [true, true, false]);
+    let (verdict, _) = say(&tables, ids.forwarded, packet(Ingress, 40_000, 80));
+    assert_eq!(verdict, Verdict::Deny);
+
+    // Failsafes, and what answers them, are left to those who know flows.
+    let tables = compiled(&[host(&json!({}), &[]), policy(json!({"doNotTrack": true}))]);
+    assert_eq!(has(&tables), [true, true, true]);
+    for (packet, by) in [
+        (packet(Ingress, 40_000, 80), "GlobalNetworkPolicy p rule 0"),
+        (packet(Ingress, 40_000, 22), "no-match"),
+        (packet(Egress, 22, 40_000), "no-match"),
+        (packet(Egress, 40_000, 22), "GlobalNetworkPolicy p rule 0"),
+        (packet(Egress, 40_000, 6443), "no-match"),
+        (packet(Ingress, 6443, 40_000), "no-match"),
+    ] {
+        assert_eq!(
+            say(&tables, ids.untracked, packet),
+            (Verdict::Deny, by.to_owned()),
+            "{packet:?}"
+        );
+    }
+
+    // A port that no rule speaks about, inside what a rule allows.
+    let but_80 = global(
+        "p",
+        &json!({"doNotTrack": true, "applyOnForward": true,
+        "ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"notPorts": [80]}}]}),
+    );
+    let tables = compiled(&[host(&json!({}), &[]), but_80]);
+    assert_eq!(
+        say(&tables, ids.untracked, packet(Ingress, 40_000, 81)).0,
+        Verdict::Allow
+    );
+    assert_eq!(
+        say(&tables, ids.untracked, packet(Ingress, 40_000, 80)),
+        undecided
+    );
+    assert_eq!(say(&tables, ids.untracked, packet(Egress, 40_000, 81)), undecided);
 }

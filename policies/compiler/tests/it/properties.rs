@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use policies_compiler::{ClusterView, compile, compile_policies, reference, validate, validate_object};
 use policies_ir::{
+    cluster::Member,
     decide::{Standing, decide},
     policy::{EndMatch, PortMatch, Workload, WorkloadKind},
     selector::Expression,
@@ -50,6 +51,13 @@ proptest! {
                 let tables = judged(&tables, *endpoint, packet)?;
                 prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
             }
+        }
+    }
+
+    #[test]
+    fn parts_of_host_endpoints_agree_with_the_reference(scenario in tiered()) {
+        for (_, tables, reference) in parts_of_hosts(scenario)? {
+            prop_assert_eq!(tables, reference);
         }
     }
 
@@ -216,6 +224,82 @@ proptest! {
         view.policies.insert(0, policy);
         let after = compile(&view).tables.aligned_with(&before);
         prop_assert_eq!(after.endpoints, before.endpoints);
+    }
+}
+
+type Part = (&'static str, Judgement, Judgement);
+
+/// What tables and reference say about packets that a host forwards, and about packets before flows are known.
+fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseError> {
+    for member in &mut scenario.cluster.members {
+        if let (WorkloadKind::HostEndpoint, Some(EndpointId(own))) = (member.workload.kind, member.endpoint) {
+            member.forwarded = Some(EndpointId(1000 + own));
+            member.untracked = Some(EndpointId(2000 + own));
+        }
+    }
+    let (cluster, policies) = (&scenario.cluster, &scenario.policies);
+    let speaks = |member: &Member| {
+        member.untracked.is_some() && !policies.for_forwarded(&member.workload).tiers.is_empty()
+    };
+    if !cluster.members.iter().any(speaks) {
+        return Ok(Vec::new());
+    }
+    let tables = compile_policies(cluster, policies);
+    let mut parts = Vec::new();
+    for member in &cluster.members {
+        let workload = &member.workload;
+        let found = [
+            ("forwarded", member.forwarded, policies.for_forwarded(workload)),
+            ("untracked", member.untracked, policies.for_untracked(workload)),
+        ];
+        for (name, endpoint, policy) in found {
+            let Some(endpoint) = endpoint else { continue };
+            if policy.tiers.is_empty() {
+                prop_assert!(
+                    !tables.endpoints.contains_key(&endpoint),
+                    "{} has nothing to say",
+                    name
+                );
+                continue;
+            }
+            for (_, packet) in &scenario.packets {
+                let decision = decide(&policy, &cluster.flow(member, packet));
+                let reference = (decision.verdict, decision.decided_by);
+                parts.push((name, judged(&tables, endpoint, packet)?, reference));
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// The property about host endpoints meets every kind of answer.
+#[test]
+fn parts_of_host_endpoints_decide_in_every_way() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..1500 {
+        let scenario = tiered().new_tree(&mut runner).expect("a scenario").current();
+        for (name, _, (verdict, by)) in parts_of_hosts(scenario).expect("tables with names") {
+            let by = match by {
+                DecidedBy::Builtin(rule) => rule.word(),
+                DecidedBy::Rule(_) => "rule",
+            };
+            *seen.entry(format!("{name} {verdict:?} by {by}")).or_default() += 1;
+        }
+    }
+    for wanted in [
+        "forwarded Allow by failsafe",
+        "forwarded Allow by no-policy",
+        "forwarded Allow by rule",
+        "forwarded Deny by rule",
+        "untracked Allow by rule",
+        "untracked Deny by no-match",
+        "untracked Deny by rule",
+    ] {
+        assert!(
+            seen.get(wanted).is_some_and(|count| *count >= 10),
+            "{wanted} is too rare in {seen:#?}"
+        );
     }
 }
 

@@ -130,8 +130,8 @@ fn host_endpoint() -> impl Strategy<Value = Member> {
                     ..Workload::default()
                 },
                 addresses: of_node.chain(elsewhere).collect(),
-                endpoint: None,
                 node: NODES[node].to_owned(),
+                ..Member::default()
             }
         },
     )
@@ -210,12 +210,12 @@ fn policy_set() -> impl Strategy<Value = PolicySet> {
 fn failsafe() -> impl Strategy<Value = Failsafe> {
     let nets = || prop_oneof![2 => Just(Vec::new()), 1 => vec(net(), 1..3)];
     let open = move || {
-        (nets(), service_match()).prop_map(|(nets, service)| FailsafeMatch {
-            peer: EndMatch {
+        (nets(), service_match()).prop_map(|(nets, service)| {
+            let peer = EndMatch {
                 nets,
                 ..EndMatch::default()
-            },
-            service,
+            };
+            FailsafeMatch::new(peer, service)
         })
     };
     (vec(open(), 0..2), vec(open(), 0..2)).prop_map(|(inbound, outbound)| Failsafe { inbound, outbound })

@@ -1,0 +1,325 @@
+//! Host endpoints of this node: which interfaces they are, under which numbers they are judged, and what the datapath
+//! attaches there. An interface that no HostEndpoint speaks of has no program.
+//!
+//! Interfaces are looked at again whenever policy changes and every few seconds, so one that comes later is judged from
+//! then on; until it is, it is open, as every interface of a host without policy.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+use agent_network::LINK_PREFIX;
+use api::calico;
+use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink};
+use policies_compiler::{CalicoObject, ClusterView, HostEndpointIds};
+use policies_ir::tables::{EndpointId, NodeTables};
+
+/// Pods are numbered from one, by the thousand at most; host endpoints from here.
+const FIRST: u32 = 0x8000_0000;
+
+/// An interface of the host that is neither loopback nor a pod's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Interface {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+}
+
+/// Host endpoints as the datapath knows them.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    ids: BTreeMap<String, HostEndpointIds>,
+    next: u32,
+    interfaces: Vec<Interface>,
+    /// What is attached, by interface.
+    attached: BTreeMap<u32, HostLink>,
+}
+
+impl Hosts {
+    /// Starts with what an earlier agent has attached.
+    pub(crate) fn start(datapath: &mut dyn Datapath) -> Result<Self, DatapathError> {
+        let attached: BTreeMap<u32, HostLink> = datapath
+            .attached_hosts()?
+            .into_iter()
+            .map(|link| (link.ifindex, link))
+            .collect();
+        let taken = attached.values().flat_map(HostLink::endpoints).map(|id| id.0);
+        Ok(Self {
+            ids: BTreeMap::new(),
+            next: taken.max().map_or(FIRST, |last| last.saturating_add(1).max(FIRST)),
+            interfaces: Vec::new(),
+            attached,
+        })
+    }
+
+    /// Whether interfaces that host endpoints may speak of are others than at the last [`Hosts::number`].
+    pub(crate) fn have_moved(&self) -> bool {
+        !self.ids.is_empty() && interfaces().is_ok_and(|now| now != self.interfaces)
+    }
+
+    /// Numbers the view's host endpoints of this node: those that are attached keep their numbers, also over a restart
+    /// of the agent, so that their tables stay in force until the next ones are there.
+    pub(crate) fn number(&mut self, view: &mut ClusterView, interfaces: Vec<Interface>) {
+        let names: BTreeSet<String> = of_node(view).map(name).collect();
+        let at = assign(view, &interfaces);
+        self.ids.retain(|name, _| names.contains(name));
+        for name in names {
+            if self.ids.contains_key(&name) {
+                continue;
+            }
+            let used: BTreeSet<EndpointId> = self
+                .ids
+                .values()
+                .flat_map(|ids| [ids.local, ids.forwarded, ids.untracked])
+                .collect();
+            let own = at.iter().filter(|(_, of)| **of == name);
+            let mut links = own.filter_map(|(index, _)| self.attached.get(index));
+            let known = links.find(|link| !link.endpoints().any(|id| used.contains(&id)));
+            let local = known.and_then(|link| link.addresses.values().next()).copied();
+            let forwarded = known.and_then(|link| link.forward).map(|forward| forward.id);
+            let ids = HostEndpointIds {
+                local: local.map_or_else(|| self.fresh(), |local| local.id),
+                forwarded: forwarded.unwrap_or_else(|| self.fresh()),
+                untracked: local
+                    .and_then(|local| local.untracked)
+                    .unwrap_or_else(|| self.fresh()),
+            };
+            self.ids.insert(name, ids);
+        }
+        self.interfaces = interfaces;
+        view.host_endpoints.clone_from(&self.ids);
+    }
+
+    /// Attaches what the view asks for, and takes the programs off all other interfaces. To be called before `tables`
+    /// are written, which reach only what is attached.
+    pub(crate) fn attach(
+        &mut self,
+        datapath: &mut dyn Datapath,
+        view: &ClusterView,
+        tables: &NodeTables,
+    ) -> Result<(), DatapathError> {
+        let wanted = self.wanted(view, tables);
+        let gone: Vec<u32> = self
+            .attached
+            .keys()
+            .copied()
+            .filter(|index| !wanted.contains_key(index))
+            .collect();
+        for index in gone {
+            datapath.attach_host(&HostLink::none(index))?;
+            self.attached.remove(&index);
+        }
+        for (index, link) in wanted {
+            if self.attached.get(&index) != Some(&link) {
+                datapath.attach_host(&link)?;
+                self.attached.insert(index, link);
+            }
+        }
+        Ok(())
+    }
+
+    /// Packets of any address of the host are local, whichever interface they pass.
+    fn wanted(&self, view: &ClusterView, tables: &NodeTables) -> BTreeMap<u32, HostLink> {
+        let has_tables = |id: &EndpointId| tables.endpoints.contains_key(id);
+        let mut addresses = view.host_addresses.clone();
+        addresses.extend(self.interfaces.iter().flat_map(|interface| &interface.addresses));
+        let link = |(index, name): (u32, String)| {
+            let ids = self.ids.get(&name)?;
+            let local = HostEndpoint {
+                id: ids.local,
+                untracked: Some(ids.untracked).filter(has_tables),
+            };
+            let forward = Some(ids.forwarded).filter(has_tables).map(|id| HostEndpoint {
+                id,
+                untracked: local.untracked,
+            });
+            let link = HostLink {
+                ifindex: index,
+                addresses: addresses.iter().map(|address| (*address, local)).collect(),
+                forward,
+            };
+            Some((index, link))
+        };
+        assign(view, &self.interfaces).into_iter().filter_map(link).collect()
+    }
+
+    fn fresh(&mut self) -> EndpointId {
+        let id = EndpointId(self.next);
+        self.next = self.next.saturating_add(1);
+        id
+    }
+}
+
+/// The host's interfaces with their addresses, without loopback and the pods' links, by index.
+pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
+    let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for entry in nix::ifaddrs::getifaddrs()? {
+        if entry.interface_name == "lo" || entry.interface_name.starts_with(LINK_PREFIX) {
+            continue;
+        }
+        let addresses = found.entry(entry.interface_name).or_default();
+        let Some(address) = entry.address else { continue };
+        addresses.extend(address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip())));
+        addresses.extend(address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())));
+    }
+    let mut interfaces: Vec<Interface> = found
+        .into_iter()
+        .filter_map(|(name, addresses)| {
+            // One that has gone meanwhile has no index.
+            let index = nix::net::if_::if_nametoindex(name.as_str()).ok()?;
+            Some(Interface {
+                index,
+                name,
+                addresses,
+            })
+        })
+        .collect();
+    interfaces.sort_by_key(|interface| interface.index);
+    Ok(interfaces)
+}
+
+/// The host endpoint of each interface that has one. The one that names the interface comes before one that names an
+/// address there, and both before `*`; of several alike, the first by name.
+fn assign(view: &ClusterView, interfaces: &[Interface]) -> BTreeMap<u32, String> {
+    let rank = |object: &calico::HostEndpoint, interface: &Interface| {
+        let spec = &object.spec;
+        let expected = || spec.expected_ips.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+        match spec.interface_name.as_str() {
+            "*" => Some(2),
+            "" => expected()
+                .any(|address| interface.addresses.contains(&address.to_canonical()))
+                .then_some(1),
+            own => (own == interface.name).then_some(0),
+        }
+    };
+    let chosen = |interface: &Interface| {
+        let ranked = of_node(view).filter_map(|object| Some((rank(object, interface)?, name(object))));
+        ranked.min()
+    };
+    interfaces
+        .iter()
+        .filter_map(|interface| Some((interface.index, chosen(interface)?.1)))
+        .collect()
+}
+
+fn of_node(view: &ClusterView) -> impl Iterator<Item = &calico::HostEndpoint> {
+    view.calico.iter().filter_map(|object| match object {
+        CalicoObject::HostEndpoint(object) if object.spec.node == view.node => Some(object),
+        _ => None,
+    })
+}
+
+fn name(object: &calico::HostEndpoint) -> String {
+    object.metadata.name.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use ebpf_loader::Fake;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn view(hosts: &[(&str, Value)], policies: &[Value]) -> ClusterView {
+        let mut view = ClusterView {
+            node: "here".to_owned(),
+            ..ClusterView::default()
+        };
+        for (name, spec) in hosts {
+            let object = json!({"metadata": {"name": name, "labels": {"host": ""}}, "spec": spec});
+            let object = serde_json::from_value(object).unwrap();
+            view.calico.push(CalicoObject::HostEndpoint(object));
+        }
+        for spec in policies {
+            let object = json!({"metadata": {"name": "p"}, "spec": spec});
+            let object = serde_json::from_value(object).unwrap();
+            view.calico.push(CalicoObject::GlobalNetworkPolicy(object));
+        }
+        view
+    }
+
+    fn machine() -> Vec<Interface> {
+        let interface = |index, name: &str, address: &str| Interface {
+            index,
+            name: name.to_owned(),
+            addresses: [address.parse().unwrap()].into(),
+        };
+        vec![
+            interface(2, "eth0", "192.0.2.1"),
+            interface(3, "eth1", "198.51.100.1"),
+            interface(5, "wlan0", "203.0.113.1"),
+        ]
+    }
+
+    fn assigned(hosts: &[(&str, Value)]) -> Vec<(u32, String)> {
+        assign(&view(hosts, &[]), &machine()).into_iter().collect()
+    }
+
+    #[test]
+    fn interfaces_are_found_by_name_by_address_and_by_star() {
+        let named = ("b", json!({"node": "here", "interfaceName": "eth0"}));
+        let by_address = ("c", json!({"node": "here", "expectedIPs": ["192.0.2.1", "198.51.100.1"]}));
+        let star = ("a", json!({"node": "here", "interfaceName": "*"}));
+        let elsewhere = ("0", json!({"node": "there", "interfaceName": "*"}));
+        let own = |pairs: &[(u32, &str)]| -> Vec<(u32, String)> {
+            pairs.iter().map(|(index, name)| (*index, (*name).to_owned())).collect()
+        };
+        assert_eq!(assigned(std::slice::from_ref(&elsewhere)), []);
+        assert_eq!(assigned(std::slice::from_ref(&named)), own(&[(2, "b")]));
+        assert_eq!(
+            assigned(&[elsewhere, star, by_address, named]),
+            own(&[(2, "b"), (3, "c"), (5, "a")])
+        );
+    }
+
+    /// One pass of the agent.
+    fn pass(hosts: &mut Hosts, datapath: &mut Fake, mut view: ClusterView) -> ClusterView {
+        hosts.number(&mut view, machine());
+        let tables = policies_compiler::compile(&view).tables;
+        hosts.attach(datapath, &view, &tables).unwrap();
+        datapath.sync(&tables).unwrap();
+        view
+    }
+
+    #[test]
+    fn programs_come_and_go_with_the_objects_and_numbers_outlive_the_agent() {
+        let mut datapath = Fake::default();
+        let mut hosts = Hosts::start(&mut datapath).unwrap();
+        pass(&mut hosts, &mut datapath, view(&[], &[]));
+        assert_eq!(datapath.attached_hosts().unwrap(), []);
+
+        let eth0 = ("b", json!({"node": "here", "interfaceName": "eth0"}));
+        let numbered = pass(&mut hosts, &mut datapath, view(std::slice::from_ref(&eth0), &[]));
+        let ids = numbered.host_endpoints.get("b").copied().unwrap();
+        let [link] = &datapath.attached_hosts().unwrap()[..] else { panic!("one interface") };
+        assert_eq!((link.ifindex, link.forward), (2, None));
+        // The host's other addresses are local too.
+        let local = HostEndpoint { id: ids.local, untracked: None };
+        let expected = ["192.0.2.1", "198.51.100.1", "203.0.113.1"].map(|a| (a.parse().unwrap(), local));
+        assert_eq!(link.addresses, expected.into());
+
+        // A policy for forwarded and untracked packets brings the other parts.
+        let untracked = json!({"selector": "has(host)", "doNotTrack": true, "applyOnForward": true,
+            "types": ["Ingress"], "ingress": [{"action": "Deny"}]});
+        let with_policy = view(std::slice::from_ref(&eth0), &[untracked]);
+        pass(&mut hosts, &mut datapath, with_policy.clone());
+        let attached = datapath.attached_hosts().unwrap();
+        let forward = attached[0].forward.unwrap();
+        assert_eq!((forward.id, forward.untracked), (ids.forwarded, Some(ids.untracked)));
+
+        // Another agent, and another object that comes before it by name.
+        let mut hosts = Hosts::start(&mut datapath).unwrap();
+        let mut both = with_policy;
+        both.calico.extend(view(&[("a", json!({"node": "here", "interfaceName": "eth1"}))], &[]).calico);
+        let numbered = pass(&mut hosts, &mut datapath, both);
+        assert_eq!(numbered.host_endpoints.get("b"), Some(&ids));
+        let others = numbered.host_endpoints.get("a").unwrap();
+        assert!([others.local, others.forwarded, others.untracked].iter().all(|id| id.0 > ids.untracked.0));
+        assert_eq!(datapath.attached_hosts().unwrap().len(), 2);
+
+        pass(&mut hosts, &mut datapath, view(&[], &[]));
+        assert_eq!(datapath.attached_hosts().unwrap(), []);
+    }
+}
