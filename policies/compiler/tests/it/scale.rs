@@ -1,6 +1,6 @@
-//! How long compiling takes, and how large the tables become.
+//! How large the tables become.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
 
 use policies_compiler::{ClusterView, compile, load_objects};
 use policies_ir::tables::EndpointId;
@@ -39,31 +39,22 @@ fn cluster(pods: u32, policies: usize) -> ClusterView {
     view
 }
 
+/// How long it takes is the benchmark's to say; here, that what is written stays within what rules can tell apart.
 #[test]
-fn a_full_node_compiles_quickly() {
+fn a_full_node_has_small_tables() {
     for (pods, policies) in [(10, 20), (100, 200)] {
-        let view = cluster(pods, policies);
-        let times: Vec<Duration> = (0..5)
-            .map(|_| {
-                let start = Instant::now();
-                std::hint::black_box(compile(&view));
-                start.elapsed()
-            })
-            .collect();
-        let fastest = times.into_iter().min().unwrap();
-        let tables = compile(&view).tables;
-        let entries: usize = tables
-            .endpoints
-            .values()
-            .map(|endpoint| endpoint.verdicts.len())
-            .sum();
-        let identities: std::collections::BTreeSet<_> = tables.identities.values().collect();
+        let tables = compile(&cluster(pods, policies)).tables;
+        let prefixes = tables.identities.len();
+        let identities: BTreeSet<_> = tables.identities.values().copied().collect();
+        let entries = tables.endpoints.values().map(|endpoint| endpoint.verdicts.len());
+        let largest = entries.max().unwrap_or(0);
         println!(
-            "{pods} pods, {policies} policies: {fastest:?}, {} prefixes, {} identities, {entries} entries",
-            tables.identities.len(),
+            "{pods} pods, {policies} policies: {prefixes} prefixes, {} identities, at most {largest} entries an endpoint",
             identities.len(),
         );
-        // Unoptimised and beside other tests; milliseconds when optimised.
-        assert!(fastest < Duration::from_secs(2), "{fastest:?}");
+        assert_eq!(tables.endpoints.len(), usize::try_from(pods).unwrap());
+        assert!(identities.len() <= prefixes, "an identity without a prefix");
+        // Both directions, and for each a verdict for the rest, for a port by name, for a range and for UDP 53.
+        assert!(largest <= identities.len() * 2 * 16, "{largest} entries");
     }
 }
