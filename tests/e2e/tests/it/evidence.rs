@@ -120,6 +120,8 @@ fn follows(cluster: &Cluster, cause: impl Fn() -> Result<()>) -> Result<()> {
         "-f",
         "--limit",
         "0",
+        "--rule",
+        "2",
         "--kind",
         "denied",
         "--namespace",
