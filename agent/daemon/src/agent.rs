@@ -79,7 +79,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let source = datapath.flow_source().context("cannot read flow events")?;
     let _reader = Reader::start(source, names.clone(), hub.clone(), config.node_name.clone())?;
     let cluster = Cluster::start(&client, &shutdown);
-    let learned = Arc::new(LearnedNames::new(NameLimits::default()));
+    let learned = Arc::new(LearnedNames::open(NameLimits::default(), config.names_file()));
     let start = Start {
         datapath: Box::new(datapath),
         cluster: cluster.clone(),

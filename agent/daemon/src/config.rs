@@ -102,6 +102,11 @@ impl Config {
         self.agent_dir.join("network.json")
     }
 
+    /// Names of addresses that pods were told.
+    pub(crate) fn names_file(&self) -> PathBuf {
+        self.run_dir.join("names.json")
+    }
+
     /// Volumes and records of pods.
     pub(crate) fn pods_dir(&self) -> PathBuf {
         self.agent_dir.join("pods")

@@ -291,6 +291,7 @@ impl Worker {
                     self.tables.clone_from(&tables);
                     self.publish(&view, synced.endpoints, tables);
                     self.applied = Some(view);
+                    self.save_names();
                 }
                 Err(error) => {
                     let message = chain(&error);
@@ -338,6 +339,7 @@ impl Worker {
         if let Err(error) = self.hub.sync() {
             tracing::error!(%error, "cannot sync the flow log");
         }
+        self.save_names();
         let now = Instant::now();
         if !self.learned.any_overdue(now) {
             return false;
@@ -380,6 +382,15 @@ impl Worker {
         };
         dump::write(&tables, &mut policy);
         Ok(policy)
+    }
+
+    fn save_names(&self) {
+        if let Err(error) = self.learned.save() {
+            tracing::error!(
+                error = chain(&error),
+                "an agent that starts now would not know them"
+            );
+        }
     }
 
     fn view(&self, snapshot: &cluster::Snapshot) -> ClusterView {

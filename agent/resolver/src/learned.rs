@@ -7,6 +7,7 @@ use std::{
 };
 
 use policies_ir::policy::DomainMatch;
+use serde::{Deserialize, Serialize};
 
 use crate::message::Answer;
 
@@ -58,6 +59,19 @@ pub(crate) struct Learned {
     limits: Limits,
     wanted: BTreeSet<DomainMatch>,
     pairs: BTreeMap<(IpAddr, String), Pair>,
+    /// Whether anything changed since it was last [taken](Learned::take_unsaved).
+    unsaved: bool,
+}
+
+/// A pair as it is kept in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Saved {
+    address: IpAddr,
+    name: String,
+    client: IpAddr,
+    /// Seconds since 1970 when the answer no longer holds.
+    until: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +87,40 @@ impl Learned {
             limits,
             wanted: BTreeSet::new(),
             pairs: BTreeMap::new(),
+            unsaved: false,
         }
+    }
+
+    /// Everything that is known, if it changed since the last call. `now` is one moment by two clocks.
+    pub(crate) fn take_unsaved(&mut self, now: (Instant, Duration)) -> Option<Vec<Saved>> {
+        if !std::mem::take(&mut self.unsaved) {
+            return None;
+        }
+        let saved = |((address, name), pair): (&(IpAddr, String), &Pair)| Saved {
+            address: *address,
+            name: name.clone(),
+            client: pair.client,
+            until: (now.1 + pair.until.saturating_duration_since(now.0)).as_secs(),
+        };
+        Some(self.pairs.iter().map(saved).collect())
+    }
+
+    /// Takes up what an earlier agent knew. What is too old by now stays for the grace, no longer; nothing
+    /// stays longer than an answer may hold, whatever became of the clock.
+    pub(crate) fn restore(&mut self, saved: Vec<Saved>, now: (Instant, Duration)) {
+        for entry in saved.into_iter().take(self.limits.pairs) {
+            let left = Duration::from_secs(entry.until).saturating_sub(now.1);
+            let pair = Pair {
+                until: now.0 + left.min(self.limits.max_ttl),
+                client: entry.client,
+            };
+            self.pairs.insert((entry.address, entry.name), pair);
+        }
+    }
+
+    /// A save that failed is repeated.
+    pub(crate) fn keep_unsaved(&mut self) {
+        self.unsaved = true;
     }
 
     pub(crate) fn want(&mut self, patterns: BTreeSet<DomainMatch>) {
@@ -82,6 +129,7 @@ impl Learned {
         }
         self.pairs.retain(|(_, name), _| is_wanted(&patterns, name));
         self.wanted = patterns;
+        self.unsaved = true;
     }
 
     pub(crate) fn names(&self) -> BTreeMap<IpAddr, BTreeSet<String>> {
@@ -113,7 +161,9 @@ impl Learned {
         let grace = self.limits.grace;
         self.pairs
             .retain(|(address, _), pair| now < pair.until + grace || in_use.contains(address));
-        self.pairs.len() != before
+        let changed = self.pairs.len() != before;
+        self.unsaved |= changed;
+        changed
     }
 
     pub(crate) fn any_overdue(&self, now: Instant) -> bool {
@@ -122,6 +172,7 @@ impl Learned {
     }
 
     fn put(&mut self, key: (IpAddr, String), pair: Pair, taught: &mut Taught) {
+        self.unsaved = true;
         if let Some(known) = self.pairs.get_mut(&key) {
             known.until = known.until.max(pair.until);
             known.client = pair.client;
@@ -248,6 +299,28 @@ mod tests {
         assert!(!learned.expire(at(69), &nobody));
         assert!(learned.expire(at(70), &nobody));
         assert!(learned.names().is_empty());
+    }
+
+    #[test]
+    fn a_restarted_agent_goes_on_with_what_it_knew() {
+        let start = Instant::now();
+        let at = |seconds| {
+            let passed = Duration::from_secs(seconds);
+            (start + passed, Duration::from_secs(1_700_000_000) + passed)
+        };
+        let mut before = learned(Limits::default());
+        before.take_unsaved(at(0));
+        assert_eq!(before.take_unsaved(at(0)), None);
+        before.learn(start, POD, &answer(&["a.example.test"], &["192.0.2.1"], 60));
+        let saved = before.take_unsaved(at(5)).unwrap();
+        let mut after = Learned::new(Limits::default());
+        after.restore(saved, at(30));
+        after.want(patterns(&["*.example.test"]));
+        assert!(has(&after, "192.0.2.1", "a.example.test"));
+        assert!(!after.any_overdue(at(69).0));
+        assert!(after.any_overdue(at(70).0));
+        after.want(BTreeSet::new());
+        assert!(after.names().is_empty(), "meanwhile nobody wants it");
     }
 
     #[test]

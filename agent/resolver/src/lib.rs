@@ -20,9 +20,11 @@ mod upstream;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::future::BoxFuture;
@@ -32,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::{learned::Limits, server::StartError};
 use crate::{
-    learned::{Learned, Taught},
+    learned::{Learned, Saved, Taught},
     message::Answer,
 };
 
@@ -72,14 +74,60 @@ impl Resolver {
 /// Names of addresses, shared by who learns them and who compiles policy.
 pub struct Names {
     learned: Mutex<Learned>,
+    file: Option<PathBuf>,
 }
+
+/// Learned names could not be kept for the next agent.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the learned names to {path}")]
+pub struct SaveError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// Longest file of learned names that is read.
+const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
 
 impl Names {
     /// Nothing learned and nothing wanted.
     pub fn new(limits: Limits) -> Self {
         Self {
             learned: Mutex::new(Learned::new(limits)),
+            file: None,
         }
+    }
+
+    /// Goes on with the names that an earlier agent left in `file`, so that its end cuts no flow, and keeps them
+    /// there with [`Names::save`]. What cannot be read is nothing: pods ask again.
+    pub fn open(limits: Limits, file: PathBuf) -> Self {
+        let mut learned = Learned::new(limits);
+        match read(&file) {
+            Ok(saved) => learned.restore(saved, now()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(path = %file.display(), %error, "learned names are lost"),
+        }
+        Self {
+            learned: Mutex::new(learned),
+            file: Some(file),
+        }
+    }
+
+    /// Writes what changed since the last time, to the file that the names were opened with.
+    pub fn save(&self) -> Result<(), SaveError> {
+        let Some(path) = &self.file else { return Ok(()) };
+        let Some(saved) = self.lock().take_unsaved(now()) else {
+            return Ok(());
+        };
+        write(path, &saved).map_err(|source| {
+            self.lock().keep_unsaved();
+            SaveError {
+                path: path.clone(),
+                source,
+            }
+        })
     }
 
     /// Names of each address, in lower case without the final dot.
@@ -111,4 +159,26 @@ impl Names {
     fn lock(&self) -> MutexGuard<'_, Learned> {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// This moment by the clock that never jumps, and by that which a later process can read.
+fn now() -> (Instant, Duration) {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    (Instant::now(), since_1970.unwrap_or_default())
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<Saved>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(MAX_FILE_BYTES)
+        .read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Replaced as a whole, and not synced: it matters only while the machine stays up.
+fn write(path: &Path, saved: &[Saved]) -> std::io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(&serde_json::to_vec(saved)?)?;
+    file.persist(path)?;
+    Ok(())
 }

@@ -15,11 +15,11 @@ use hickory_proto::{
 /// The resolver. Its thread ends with the process.
 pub struct Upstream {
     address: SocketAddr,
-    names: Arc<Mutex<BTreeMap<String, Ipv4Addr>>>,
+    names: Arc<Mutex<Names>>,
 }
 
-/// How long its answers hold, in seconds: less than the node's own minimum.
-const TTL: u32 = 1;
+/// Addresses of names, and for how many seconds the answer holds.
+type Names = BTreeMap<String, (Ipv4Addr, u32)>;
 
 impl Upstream {
     /// Binds a free port.
@@ -48,25 +48,29 @@ impl Upstream {
         self.address
     }
 
-    /// Gives a name, without its final dot, an address.
-    pub fn set(&self, name: &str, address: Ipv4Addr) {
-        lock(&self.names).insert(name.to_owned(), address);
+    /// Gives a name, without its final dot, an address for `ttl` seconds.
+    pub fn set(&self, name: &str, address: Ipv4Addr, ttl: u32) {
+        lock(&self.names).insert(name.to_owned(), (address, ttl));
     }
 }
 
-fn lock(names: &Mutex<BTreeMap<String, Ipv4Addr>>) -> MutexGuard<'_, BTreeMap<String, Ipv4Addr>> {
+fn lock(names: &Mutex<Names>) -> MutexGuard<'_, Names> {
     names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn answer(packet: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
+fn answer(packet: &[u8], names: &Names) -> Option<Vec<u8>> {
     let question = Message::from_vec(packet).ok()?;
     let query = question.queries.first()?;
     let mut answer = Message::response(question.metadata.id, OpCode::Query);
     answer.add_query(query.clone());
     let name = query.name.to_lowercase().to_ascii();
     match names.get(name.trim_end_matches('.')) {
-        Some(address) if query.query_type == RecordType::A => {
-            answer.add_answer(Record::from_rdata(query.name.clone(), TTL, RData::A(A(*address))));
+        Some((address, ttl)) if query.query_type == RecordType::A => {
+            answer.add_answer(Record::from_rdata(
+                query.name.clone(),
+                *ttl,
+                RData::A(A(*address)),
+            ));
         }
         Some(_) => {}
         None => answer.metadata.response_code = ResponseCode::NXDomain,

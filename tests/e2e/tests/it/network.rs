@@ -490,8 +490,13 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     cluster.apply(&web)?.ok()?;
     let object = cluster.wait_for_phase("names", "web", "Running")?;
     let address = object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
-    cluster.upstream.set("www.example.test", address.parse()?);
-    cluster.upstream.set("www.other.test", address.parse()?);
+    for (name, ttl) in [
+        ("www.example.test", 1),
+        ("www.other.test", 3600),
+        ("long.example.test", 3600),
+    ] {
+        cluster.upstream.set(name, address.parse()?, ttl);
+    }
     let get = |name: Option<&str>| {
         let lookup = name.map_or(String::new(), |name| {
             format!("nslookup -type=a {name} || exit 1; ")
@@ -527,6 +532,17 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     ensure!(
         fetch_by(cluster, "names", &image, "client", &script, &address, 8080)? == "blocked\n",
         "another resolver opened the address"
+    );
+    // An agent that starts again goes on with what the one before it knew.
+    ensure!(
+        get(Some("long.example.test"))? == "welcome\n",
+        "the second name opens nothing"
+    );
+    crate::recovery::kill(cluster.daemon_pid("agent")?)?;
+    cluster.up_again()?;
+    ensure!(
+        get(None)? == "welcome\n",
+        "the restart of the agent cost the name"
     );
     cluster.kubectl(&["delete", "gnp", "by-name"])?.ok()?;
     cluster.kubectl(&["delete", "namespace", "names"])?.ok()?;
