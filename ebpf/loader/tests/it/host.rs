@@ -17,7 +17,7 @@ use policies_ir::tables::{
 };
 
 use crate::{
-    frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, tcp, udp},
+    frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, sctp, tcp, udp},
     lab::{LOOPBACK, Lab, attached_both_ways, ip},
     link::run,
 };
@@ -216,10 +216,10 @@ attached_both_ways! {
         lab.kernel().sync(&tables).expect("sync");
         assert_eq!(lab.kernel().dump().expect("dump"), tables);
         assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);
-        let sctp = |port| to_host(SCTP, &udp(1000, port));
-        assert_eq!(judge(&mut lab, INGRESS, &sctp(81)), ALLOW);
+        let init = |port| to_host(SCTP, &sctp(1000, port));
+        assert_eq!(judge(&mut lab, INGRESS, &init(81)), ALLOW);
         assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
-        assert_eq!(judge(&mut lab, INGRESS, &sctp(80)), ALLOW);
+        assert_eq!(judge(&mut lab, INGRESS, &init(80)), ALLOW);
         assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
         // The answer is nobody's: the tracked endpoint knows no flow and no rule for it.
         assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(53, 1000))), DENY);
