@@ -204,7 +204,7 @@ attached_both_ways! {
         }
         let tracked = tables.endpoints.get_mut(&LOCAL).expect("the endpoint");
         let any_peer = tracked.verdicts.keys().next().copied().expect("an entry");
-        let sctp = VerdictKey {
+        let of_sctp = VerdictKey {
             service: Service::Protocol(SCTP),
             ..any_peer
         };
@@ -212,7 +212,7 @@ attached_both_ways! {
             verdict: ALLOW,
             rule: RuleId(64),
         };
-        tracked.verdicts.insert(sctp, allow);
+        tracked.verdicts.insert(of_sctp, allow);
         lab.kernel().sync(&tables).expect("sync");
         assert_eq!(lab.kernel().dump().expect("dump"), tables);
         assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);
