@@ -23,6 +23,7 @@ use crate::{
     cluster::Cluster,
     config::Config,
     events::Events,
+    hosts::Hosts,
     node::NodeAgent,
     pods::{self, Context, PodId, Pods, Survivor, directory::Directory},
     policy::{Policy, Start},
@@ -80,8 +81,10 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let _reader = Reader::start(source, names.clone(), hub.clone(), config.node_name.clone())?;
     let cluster = Cluster::start(&client, &shutdown);
     let learned = Arc::new(LearnedNames::open(NameLimits::default(), config.names_file()));
+    let hosts = Hosts::start(&mut datapath).context("cannot read which host endpoints are attached")?;
     let start = Start {
         datapath: Box::new(datapath),
+        hosts,
         cluster: cluster.clone(),
         node: config.node_name.clone(),
         host_addresses: network

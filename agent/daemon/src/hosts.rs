@@ -48,7 +48,9 @@ impl Hosts {
         let taken = attached.values().flat_map(HostLink::endpoints).map(|id| id.0);
         Ok(Self {
             ids: BTreeMap::new(),
-            next: taken.max().map_or(FIRST, |last| last.saturating_add(1).max(FIRST)),
+            next: taken
+                .max()
+                .map_or(FIRST, |last| last.saturating_add(1).max(FIRST)),
             interfaces: Vec::new(),
             attached,
         })
@@ -56,12 +58,26 @@ impl Hosts {
 
     /// Whether interfaces that host endpoints may speak of are others than at the last [`Hosts::number`].
     pub(crate) fn have_moved(&self) -> bool {
-        !self.ids.is_empty() && interfaces().is_ok_and(|now| now != self.interfaces)
+        let matter = !self.ids.is_empty() || !self.attached.is_empty();
+        matter && interfaces().is_ok_and(|now| now != self.interfaces)
+    }
+
+    /// Numbers the view's host endpoints of this node, for the interfaces that are there now.
+    pub(crate) fn number(&mut self, view: &mut ClusterView) {
+        let found = match of_node(view).next() {
+            Some(_) => interfaces(),
+            None => Ok(Vec::new()),
+        };
+        let found = found.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot list the interfaces of the host, going by those known before");
+            self.interfaces.clone()
+        });
+        self.number_at(view, found);
     }
 
     /// Numbers the view's host endpoints of this node: those that are attached keep their numbers, also over a restart
     /// of the agent, so that their tables stay in force until the next ones are there.
-    pub(crate) fn number(&mut self, view: &mut ClusterView, interfaces: Vec<Interface>) {
+    fn number_at(&mut self, view: &mut ClusterView, interfaces: Vec<Interface>) {
         let names: BTreeSet<String> = of_node(view).map(name).collect();
         let at = assign(view, &interfaces);
         self.ids.retain(|name, _| names.contains(name));
@@ -95,6 +111,18 @@ impl Hosts {
     /// Attaches what the view asks for, and takes the programs off all other interfaces. To be called before `tables`
     /// are written, which reach only what is attached.
     pub(crate) fn attach(
+        &mut self,
+        datapath: &mut dyn Datapath,
+        view: &ClusterView,
+        tables: &NodeTables,
+    ) -> Result<(), DatapathError> {
+        self.try_attach(datapath, view, tables).inspect_err(|_| {
+            // As if none were known, so that they have moved, and this is tried again.
+            self.interfaces.clear();
+        })
+    }
+
+    fn try_attach(
         &mut self,
         datapath: &mut dyn Datapath,
         view: &ClusterView,
@@ -142,7 +170,10 @@ impl Hosts {
             };
             Some((index, link))
         };
-        assign(view, &self.interfaces).into_iter().filter_map(link).collect()
+        assign(view, &self.interfaces)
+            .into_iter()
+            .filter_map(link)
+            .collect()
     }
 
     fn fresh(&mut self) -> EndpointId {
@@ -185,7 +216,11 @@ pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
 fn assign(view: &ClusterView, interfaces: &[Interface]) -> BTreeMap<u32, String> {
     let rank = |object: &calico::HostEndpoint, interface: &Interface| {
         let spec = &object.spec;
-        let expected = || spec.expected_ips.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+        let expected = || {
+            spec.expected_ips
+                .iter()
+                .filter_map(|text| text.parse::<IpAddr>().ok())
+        };
         match spec.interface_name.as_str() {
             "*" => Some(2),
             "" => expected()
@@ -260,11 +295,17 @@ mod tests {
     #[test]
     fn interfaces_are_found_by_name_by_address_and_by_star() {
         let named = ("b", json!({"node": "here", "interfaceName": "eth0"}));
-        let by_address = ("c", json!({"node": "here", "expectedIPs": ["192.0.2.1", "198.51.100.1"]}));
+        let by_address = (
+            "c",
+            json!({"node": "here", "expectedIPs": ["192.0.2.1", "198.51.100.1"]}),
+        );
         let star = ("a", json!({"node": "here", "interfaceName": "*"}));
         let elsewhere = ("0", json!({"node": "there", "interfaceName": "*"}));
         let own = |pairs: &[(u32, &str)]| -> Vec<(u32, String)> {
-            pairs.iter().map(|(index, name)| (*index, (*name).to_owned())).collect()
+            pairs
+                .iter()
+                .map(|(index, name)| (*index, (*name).to_owned()))
+                .collect()
         };
         assert_eq!(assigned(std::slice::from_ref(&elsewhere)), []);
         assert_eq!(assigned(std::slice::from_ref(&named)), own(&[(2, "b")]));
@@ -276,7 +317,7 @@ mod tests {
 
     /// One pass of the agent.
     fn pass(hosts: &mut Hosts, datapath: &mut Fake, mut view: ClusterView) -> ClusterView {
-        hosts.number(&mut view, machine());
+        hosts.number_at(&mut view, machine());
         let tables = policies_compiler::compile(&view).tables;
         hosts.attach(datapath, &view, &tables).unwrap();
         datapath.sync(&tables).unwrap();
@@ -293,10 +334,15 @@ mod tests {
         let eth0 = ("b", json!({"node": "here", "interfaceName": "eth0"}));
         let numbered = pass(&mut hosts, &mut datapath, view(std::slice::from_ref(&eth0), &[]));
         let ids = numbered.host_endpoints.get("b").copied().unwrap();
-        let [link] = &datapath.attached_hosts().unwrap()[..] else { panic!("one interface") };
+        let [link] = &datapath.attached_hosts().unwrap()[..] else {
+            panic!("one interface")
+        };
         assert_eq!((link.ifindex, link.forward), (2, None));
         // The host's other addresses are local too.
-        let local = HostEndpoint { id: ids.local, untracked: None };
+        let local = HostEndpoint {
+            id: ids.local,
+            untracked: None,
+        };
         let expected = ["192.0.2.1", "198.51.100.1", "203.0.113.1"].map(|a| (a.parse().unwrap(), local));
         assert_eq!(link.addresses, expected.into());
 
@@ -307,16 +353,24 @@ mod tests {
         pass(&mut hosts, &mut datapath, with_policy.clone());
         let attached = datapath.attached_hosts().unwrap();
         let forward = attached[0].forward.unwrap();
-        assert_eq!((forward.id, forward.untracked), (ids.forwarded, Some(ids.untracked)));
+        assert_eq!(
+            (forward.id, forward.untracked),
+            (ids.forwarded, Some(ids.untracked))
+        );
 
         // Another agent, and another object that comes before it by name.
         let mut hosts = Hosts::start(&mut datapath).unwrap();
         let mut both = with_policy;
-        both.calico.extend(view(&[("a", json!({"node": "here", "interfaceName": "eth1"}))], &[]).calico);
+        both.calico
+            .extend(view(&[("a", json!({"node": "here", "interfaceName": "eth1"}))], &[]).calico);
         let numbered = pass(&mut hosts, &mut datapath, both);
         assert_eq!(numbered.host_endpoints.get("b"), Some(&ids));
         let others = numbered.host_endpoints.get("a").unwrap();
-        assert!([others.local, others.forwarded, others.untracked].iter().all(|id| id.0 > ids.untracked.0));
+        assert!(
+            [others.local, others.forwarded, others.untracked]
+                .iter()
+                .all(|id| id.0 > ids.untracked.0)
+        );
         assert_eq!(datapath.attached_hosts().unwrap().len(), 2);
 
         pass(&mut hosts, &mut datapath, view(&[], &[]));

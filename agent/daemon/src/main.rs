@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod config;
 mod events;
+mod hosts;
 mod logs;
 mod node;
 mod pods;

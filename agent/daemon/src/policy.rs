@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::{self, Cluster},
+    hosts::Hosts,
     policy_objects,
 };
 
@@ -74,6 +75,8 @@ pub(crate) enum PolicyError {
 /// What the datapath's thread starts with.
 pub(crate) struct Start {
     pub(crate) datapath: Box<dyn Datapath>,
+    /// What is attached to interfaces of the host.
+    pub(crate) hosts: Hosts,
     pub(crate) cluster: Cluster,
     /// Name of this node.
     pub(crate) node: String,
@@ -108,6 +111,7 @@ impl Policy {
         let mut changes = start.cluster.changes();
         let worker = Worker {
             datapath: start.datapath,
+            hosts: start.hosts,
             cluster: start.cluster,
             node: start.node,
             host_addresses: start.host_addresses,
@@ -194,6 +198,7 @@ impl Policy {
 
 struct Worker {
     datapath: Box<dyn Datapath>,
+    hosts: Hosts,
     cluster: Cluster,
     node: String,
     host_addresses: BTreeSet<IpAddr>,
@@ -236,6 +241,10 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 stale |= self.tidy();
+                if self.hosts.have_moved() {
+                    self.applied = None;
+                    stale = true;
+                }
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
         }
@@ -269,6 +278,7 @@ impl Worker {
             return false;
         };
         let mut view = self.view(&snapshot);
+        self.hosts.number(&mut view);
         view.names = self.learned.current();
         if self.applied.as_ref() != Some(&view) {
             let started = Instant::now();
@@ -284,6 +294,12 @@ impl Worker {
             // Numbers stay what they were, so that only endpoints which change in meaning are written.
             let tables = compiled.tables.aligned_with(&self.tables);
             let compiled_in = started.elapsed();
+            if let Err(error) = self.hosts.attach(&mut *self.datapath, &view, &tables) {
+                tracing::error!(
+                    error = chain(&error),
+                    "cannot judge all host endpoints, trying again"
+                );
+            }
             match self.datapath.sync(&tables) {
                 Ok(synced) => {
                     let rewritten = synced.rewritten;

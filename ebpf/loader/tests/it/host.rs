@@ -17,7 +17,7 @@ use policies_ir::tables::{
 };
 
 use crate::{
-    frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, tcp, udp},
+    frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, sctp, tcp, udp},
     lab::{LOOPBACK, Lab, attached_both_ways, ip},
     link::run,
 };
@@ -204,7 +204,7 @@ attached_both_ways! {
         }
         let tracked = tables.endpoints.get_mut(&LOCAL).expect("the endpoint");
         let any_peer = tracked.verdicts.keys().next().copied().expect("an entry");
-        let sctp = VerdictKey {
+        let of_sctp = VerdictKey {
             service: Service::Protocol(SCTP),
             ..any_peer
         };
@@ -212,14 +212,14 @@ attached_both_ways! {
             verdict: ALLOW,
             rule: RuleId(64),
         };
-        tracked.verdicts.insert(sctp, allow);
+        tracked.verdicts.insert(of_sctp, allow);
         lab.kernel().sync(&tables).expect("sync");
         assert_eq!(lab.kernel().dump().expect("dump"), tables);
         assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);
-        let sctp = |port| to_host(SCTP, &udp(1000, port));
-        assert_eq!(judge(&mut lab, INGRESS, &sctp(81)), ALLOW);
+        let init = |port| to_host(SCTP, &sctp(1000, port));
+        assert_eq!(judge(&mut lab, INGRESS, &init(81)), ALLOW);
         assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
-        assert_eq!(judge(&mut lab, INGRESS, &sctp(80)), ALLOW);
+        assert_eq!(judge(&mut lab, INGRESS, &init(80)), ALLOW);
         assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), 1);
         // The answer is nobody's: the tracked endpoint knows no flow and no rule for it.
         assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(53, 1000))), DENY);
