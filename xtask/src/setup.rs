@@ -70,6 +70,10 @@ const DEVELOPMENT: &[Package] = &[
         package: "runc",
     },
     Package {
+        program: "iperf3",
+        package: "iperf3",
+    },
+    Package {
         program: "bpftool",
         package: "bpftool",
     },

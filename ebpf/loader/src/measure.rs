@@ -3,14 +3,14 @@
 //! For `bench policy`. Nothing is attached to a real interface but loopback of the caller's network namespace, so call it
 //! in one made for the purpose.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{net::Ipv4Addr, os::fd::AsFd, path::Path, time::Duration};
 
 use policies_ir::tables::{
     Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
     VerdictEntry, VerdictKey,
 };
 
-use crate::{Datapath, DatapathError, EndpointLink, Kernel, OBJECT, monotonic_now};
+use crate::{Datapath, DatapathError, EndpointLink, Kernel, OBJECT, monotonic_now, sys};
 
 /// Nanoseconds for one packet.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +44,18 @@ pub fn judging(pins: &Path, rules: u16) -> Result<Speed, DatapathError> {
     let speed = measure(&mut kernel, rules);
     kernel.unload()?;
     speed
+}
+
+/// Measures a packet that meets no policy: a program that passes everything, on the same frame by the same clock. What
+/// is more than this is the price of judging.
+pub fn nothing() -> Result<Duration, DatapathError> {
+    let failed = |source| DatapathError::Link {
+        operation: "time a program that does nothing instead of",
+        ifindex: LOOPBACK,
+        source,
+    };
+    let program = sys::load_passing_program().map_err(failed)?;
+    sys::time_program(program.as_fd(), &udp(peer(0), 1000, port(0)), REPEAT).map_err(failed)
 }
 
 fn measure(kernel: &mut Kernel, rules: u16) -> Result<Speed, DatapathError> {

@@ -17,10 +17,13 @@ use std::{
 };
 
 // `enum bpf_cmd` of include/uapi/linux/bpf.h.
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -200,6 +203,100 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Writes many entries with one system call. When it fails, entries before the one that failed are written.
+pub(crate) fn update_many<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    entries: &[(K, V)],
+) -> io::Result<()> {
+    /// `bpf_attr.batch`.
+    #[repr(C)]
+    struct Batch {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: RawFd,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+    let mut attr = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(entries.len()).map_err(io::Error::other)?,
+        map_fd: map.as_raw_fd(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    let shape = map_shape(map)?;
+    if [shape.key_size, shape.value_size].map(usize::try_from) != [Ok(size_of::<K>()), Ok(size_of::<V>())] {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // The kernel refuses an empty batch on some maps.
+    if entries.is_empty() {
+        return Ok(());
+    }
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
+/// Loads a tc program that passes every packet, to compare with.
+pub(crate) fn load_passing_program() -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    const SCHED_CLS: u32 = 3;
+    /// `struct bpf_insn` as one word each: `r0 = TC_ACT_UNSPEC`, `exit`.
+    const PASS: [[u8; 8]; 2] = [
+        [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        [0x95, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    const LICENSE: &std::ffi::CStr = c"Apache-2.0";
+    #[repr(C)]
+    struct ProgramLoad {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    let mut attr = ProgramLoad {
+        prog_type: SCHED_CLS,
+        insn_cnt: 2,
+        insns: PASS.as_ptr() as u64,
+        license: LICENSE.as_ptr() as u64,
+    };
+    let fd = bpf(BPF_PROG_LOAD, &mut attr)?;
+    // SAFETY: the command succeeded, so it returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs a program on a frame and returns what one run took on average.
+pub(crate) fn time_program(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Duration> {
+    #[repr(C)]
+    struct TestRun {
+        prog_fd: RawFd,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let mut attr = TestRun {
+        prog_fd: program.as_raw_fd(),
+        retval: 0,
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_size_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat,
+        duration: 0,
+    };
+    bpf(BPF_PROG_TEST_RUN, &mut attr)?;
+    Ok(Duration::from_nanos(attr.duration.into()))
 }
 
 /// Waits until every program that runs now has finished its packet.

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     mem::offset_of,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -59,6 +59,8 @@ pub(crate) struct Maps {
     denials: HashMap<MapData, DenialKey, Denial>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     hosts: HashMap<MapData, IdentityKey, u32>,
+    /// The same map, for what the library does not offer.
+    hosts_fd: OwnedFd,
     identities: LpmTrie<MapData, IdentityKey, u32>,
     verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
@@ -83,12 +85,16 @@ impl Maps {
             let Some(Map::Array(data)) = programs.map(name) else {
                 return Err(DatapathError::Missing { name });
             };
-            MappedArray::open(data.fd().as_fd(), entries).map_err(|io_error| {
-                let call = "mmap";
-                failed_map(name, "open")(MapError::SyscallError(SyscallError { call, io_error }))
-            })
+            MappedArray::open(data.fd().as_fd(), entries)
+                .map_err(|error| failed_call(name, "open", "mmap", error))
         }
+        let Some(Map::HashMap(hosts)) = programs.map(HOSTS) else {
+            return Err(DatapathError::Missing { name: HOSTS });
+        };
+        let hosts_fd = hosts.fd().as_fd().try_clone_to_owned();
+        let hosts_fd = hosts_fd.map_err(|error| failed_call(HOSTS, "open", "dup", error))?;
         Ok(Self {
+            hosts_fd,
             endpoints: typed(programs, ENDPOINTS)?,
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
             slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
@@ -252,18 +258,26 @@ impl Maps {
         Ok(all)
     }
 
-    pub(crate) fn write_identity(
+    /// Writes classes of addresses. Whole addresses go in one call: there are as many as the cluster has pods, and a change
+    /// of a label writes them all.
+    pub(crate) fn write_identities(
         &mut self,
-        key: &Key<IdentityKey>,
-        identity: u32,
+        entries: &[(Key<IdentityKey>, u32)],
     ) -> Result<(), DatapathError> {
-        if key.prefix_len() == WHOLE_ADDRESS {
-            let written = self.hosts.insert(key.data(), identity, 0);
-            return written.map_err(failed_map(HOSTS, "write"));
+        let is_whole = |entry: &&(Key<IdentityKey>, u32)| entry.0.prefix_len() == WHOLE_ADDRESS;
+        let whole: Vec<_> = entries
+            .iter()
+            .filter(is_whole)
+            .map(|(key, identity)| (key.data(), *identity))
+            .collect();
+        sys::update_many(self.hosts_fd.as_fd(), &whole)
+            .map_err(|error| failed_call(HOSTS, "write", "bpf_map_update_batch", error))?;
+        for (key, identity) in entries.iter().filter(|entry| !is_whole(entry)) {
+            self.identities
+                .insert(key, identity, 0)
+                .map_err(failed_map(IDENTITIES, "write"))?;
         }
-        self.identities
-            .insert(key, identity, 0)
-            .map_err(failed_map(IDENTITIES, "write"))
+        Ok(())
     }
 
     pub(crate) fn remove_identity(&mut self, key: &Key<IdentityKey>) -> Result<(), DatapathError> {
@@ -606,6 +620,16 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
+}
+
+/// As [`failed_map`], of a system call that the library did not make.
+fn failed_call(
+    map: &'static str,
+    operation: &'static str,
+    call: &'static str,
+    io_error: io::Error,
+) -> DatapathError {
+    failed_map(map, operation)(MapError::SyscallError(SyscallError { call, io_error }))
 }
 
 fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> DatapathError {

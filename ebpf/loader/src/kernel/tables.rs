@@ -305,12 +305,14 @@ impl Tables {
         let change = self.last_change;
         // Keys are noted first: deleting what was never written does no harm.
         if new_addresses {
+            let entries: Vec<_> = tables
+                .identities
+                .iter()
+                .map(|(net, identity)| (encode::identity_key(change, net), identity.0))
+                .collect();
             let written = self.identities.entry(change).or_default();
-            for (net, identity) in &tables.identities {
-                let key = encode::identity_key(change, net);
-                written.push(key);
-                maps.write_identity(&key, identity.0)?;
-            }
+            written.extend(entries.iter().map(|(key, _)| *key));
+            maps.write_identities(&entries)?;
         }
         for id in stale {
             let Some(wanted) = tables.endpoints.get(id) else {

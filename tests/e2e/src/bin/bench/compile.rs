@@ -13,7 +13,7 @@ use policies_ir::{policy::NamedPort, tables::EndpointId};
 use crate::{Line, median_ms};
 
 /// Pods on the node that compiles.
-const LOCAL: usize = 200;
+pub(crate) const LOCAL: usize = 200;
 /// Namespaces, applications and teams that pods and policies are spread over.
 const NAMESPACES: usize = 50;
 const APPS: usize = 40;
@@ -87,7 +87,7 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
 
 /// A cluster as teams build them: each policy selects an application of a namespace; half are Kubernetes', half
 /// Calico's.
-fn cluster(pods: usize, policies: usize) -> ClusterView {
+pub(crate) fn cluster(pods: usize, policies: usize) -> ClusterView {
     let mut view = ClusterView::default();
     for number in 0..NAMESPACES {
         let name = format!("ns-{number}");

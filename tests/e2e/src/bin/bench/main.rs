@@ -6,8 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+mod change;
 mod cluster;
 mod compile;
+mod network;
+mod pods;
 mod policy;
 mod runtime;
 
@@ -39,7 +42,7 @@ enum What {
     Compile,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
-    /// Packets judged by few and by many rules; needs root
+    /// Packets and connections judged by few and by many rules, beside nftables; changes of policy; needs root
     Policy,
 }
 
@@ -86,6 +89,49 @@ impl Line {
             target: most.map(|most| format!("at most {most} of {}", peer.0)),
             met: most.map(|most| ratio <= most),
             ..Self::alone(metric, unit, ours, None)
+        }
+    }
+
+    /// Numbers of alternating rounds beside a peer's of the same rounds: the ratio is the median of the rounds' ratios,
+    /// so that a slow moment, which hits both, does not count.
+    fn paired(metric: &str, unit: &'static str, ours: &[f64], peer: (&str, &[f64])) -> Self {
+        let ratios = ours.iter().zip(peer.1).map(|(ours, peer)| ours / peer).collect();
+        let middle = |values: &[f64]| median(values.to_vec());
+        Self {
+            ratio: Some(median(ratios)),
+            ..Self::beside(metric, unit, middle(ours), (peer.0, middle(peer.1)), None)
+        }
+    }
+
+    /// As [`Line::paired`], where more is better; `least` is the lowest acceptable ratio.
+    fn at_least(
+        metric: &str,
+        unit: &'static str,
+        ours: &[f64],
+        peer: (&str, &[f64]),
+        least: Option<f64>,
+    ) -> Self {
+        let line = Self::paired(metric, unit, ours, peer);
+        Self {
+            target: least.map(|least| format!("at least {least} of {}", peer.0)),
+            met: least.map(|least| line.ratio.is_some_and(|ratio| ratio >= least)),
+            ..line
+        }
+    }
+
+    /// As [`Line::paired`], where less is better; `most` is the highest acceptable ratio.
+    fn at_most(
+        metric: &str,
+        unit: &'static str,
+        ours: &[f64],
+        peer: (&str, &[f64]),
+        most: Option<f64>,
+    ) -> Self {
+        let line = Self::paired(metric, unit, ours, peer);
+        Self {
+            target: most.map(|most| format!("at most {most} of {}", peer.0)),
+            met: most.map(|most| line.ratio.is_some_and(|ratio| ratio <= most)),
+            ..line
         }
     }
 }
@@ -149,6 +195,12 @@ fn report(args: &Args, name: &str, lines: &[Line]) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
 fn show(text: &str) {
     println!("{text}");
+}
+
+/// Middle of the numbers; none is not a number, and so meets no target.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Middle of the times, in milliseconds.

@@ -1,48 +1,71 @@
-//! What judging a packet costs, and whether rules make it dearer. The kernel's own clock, the real programs.
+//! What judging a packet costs, and whether rules make it dearer: by the kernel's own clock, the real programs; then end
+//! to end beside nftables; then how long a change of policy takes.
+
+use std::path::Path;
 
 use anyhow::{Context, Result};
-use ebpf_loader::measure::{Speed, judging};
+use ebpf_loader::measure::{Speed, judging, nothing};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::Line;
+use crate::{Line, change, median, network};
 
 const FEW: u16 = 10;
 const MANY: u16 = 10_000;
 
-/// Each round measures few and many rules, one after the other. A round takes a few seconds, so there are few of them.
+/// A round takes some ten seconds, so there are few of them.
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
-    let rounds = rounds.min(5);
-    let on_own_network = std::thread::spawn(move || -> Result<(Vec<Speed>, Vec<Speed>)> {
+    let rounds = rounds.min(7);
+    let mut lines = on_own_network(move |pins| packets(pins, rounds))?;
+    lines.extend(on_own_network(move |pins| {
+        network::measure(pins, usize::try_from(rounds)?)
+    })?);
+    lines.extend(on_own_network(change::measure)?);
+    Ok(lines)
+}
+
+/// Runs on a thread with a network namespace and a pin directory, both gone afterwards.
+fn on_own_network(measure: impl FnOnce(&Path) -> Result<Vec<Line>> + Send + 'static) -> Result<Vec<Line>> {
+    let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace; run as root")?;
         let directory = tempfile::tempdir().context("cannot make a directory")?;
-        let pins = directory.path().join("bpf");
-        let (mut few, mut many) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            few.push(judging(&pins, FEW).context("cannot measure few rules")?);
-            many.push(judging(&pins, MANY).context("cannot measure many rules")?);
-        }
-        Ok((few, many))
+        measure(&directory.path().join("bpf"))
     });
-    let (few, many) = on_own_network
+    thread
         .join()
-        .map_err(|_panic| anyhow::anyhow!("the measuring thread panicked"))??;
+        .map_err(|_panic| anyhow::anyhow!("the measuring thread panicked"))?
+}
+
+/// Each round measures a program that does nothing, few and many rules, one after the other.
+fn packets(pins: &Path, rounds: u32) -> Result<Vec<Line>> {
+    let (mut none, mut few, mut many) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        none.push(nothing().context("cannot measure no policy")?.as_secs_f64() * 1e9);
+        few.push(judging(pins, FEW).context("cannot measure few rules")?);
+        many.push(judging(pins, MANY).context("cannot measure many rules")?);
+    }
+    let numbers = |speeds: &[Speed], of: fn(&Speed) -> f64| speeds.iter().map(of).collect::<Vec<f64>>();
     let beside = |metric: &str, of: fn(&Speed) -> f64, most| {
         let name = format!("{FEW} rules");
-        Line::beside(metric, "ns", median(&many, of), (&name, median(&few, of)), most)
+        Line::at_most(
+            metric,
+            "ns",
+            &numbers(&many, of),
+            (&name, &numbers(&few, of)),
+            most,
+        )
+    };
+    let alone = |metric: &str, of: fn(&Speed) -> f64, most| {
+        Line::alone(metric, "ns", median(numbers(&many, of)), Some(most))
     };
     Ok(vec![
         Line::alone(
-            "packet of a tracked flow",
+            "packet, no policy: a program that passes all",
             "ns",
-            median(&many, |speed| speed.established),
-            Some(150.0),
+            median(none),
+            None,
         ),
-        Line::alone(
-            "first packet of a flow",
-            "ns",
-            median(&many, |speed| speed.new_flow),
-            Some(700.0),
-        ),
+        alone("packet of a tracked flow", |speed| speed.established, 150.0),
+        alone("first packet of a flow", |speed| speed.new_flow, 700.0),
         beside(
             "packet of a tracked flow, 10,000 rules",
             |speed| speed.established,
@@ -56,10 +79,4 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
         ),
         beside("denied packet, 10,000 rules", |speed| speed.denied, Some(1.15)),
     ])
-}
-
-fn median(speeds: &[Speed], of: fn(&Speed) -> f64) -> f64 {
-    let mut values: Vec<f64> = speeds.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
