@@ -1,5 +1,7 @@
 //! From bytes to the few facts that policy asks about, refusing whatever is odd.
 
+use core::arch::asm;
+
 use aya_ebpf::programs::TcContext;
 use ebpf_abi::{Address, DIRECTION_EGRESS, Reason, SCALE_NONE, protocol};
 
@@ -642,13 +644,27 @@ impl Packet {
     }
 }
 
+/// Where reading in place ends. The verifier wants a bound; no header that is let through begins later. All ones, so
+/// that [`bounded`] can be a mask.
+const FARTHEST: usize = 0x1fff;
+
+/// `offset`, which is at most [`FARTHEST`], as a number of which the verifier knows that.
+///
+/// Comparing is not enough for Linux 6.12: it takes over bounds from sums of the same number (`at + 2 > end`) without
+/// completing them, enters branches that cannot be taken, and forgets all bounds there. A mask right before the addition
+/// to the packet's pointer gives a number with bounds of its own. In assembly, since the compiler would drop it.
+#[inline(always)]
+fn bounded(mut offset: usize) -> usize {
+    // SAFETY: changes one register, nothing else.
+    unsafe { asm!("{0} &= {1}", inout(reg) offset, const FARTHEST, options(pure, nomem, nostack)) };
+    offset
+}
+
 /// Reads at `offset`: in place where the kernel has the bytes in one piece, as it does with headers, else by a helper.
 #[inline(always)]
 fn load<T: Copy>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
-    /// The verifier wants a bound. No header that is let through begins later.
-    const FARTHEST: usize = 0x1fff;
     if offset <= FARTHEST {
-        let start = ctx.data() + offset;
+        let start = ctx.data() + bounded(offset);
         if start + size_of::<T>() <= ctx.data_end() {
             // SAFETY: the bytes lie within the packet (checked above, and by the verifier); `T` is made of integers. The
             // kernel loads programs that read unaligned words only where the processor can.
