@@ -35,7 +35,13 @@ const KERNELS: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-a
 const KERNEL: &str = "linux-image-6.12";
 
 /// What Debian builds as modules, with parameters; none depends on another one.
-const MODULES: [(&str, &str); 3] = [("overlay", ""), ("veth", ""), ("brd", "rd_nr=1 rd_size=524288")];
+const MODULES: [(&str, &str); 5] = [
+    ("overlay", ""),
+    ("veth", ""),
+    ("brd", "rd_nr=1 rd_size=524288"),
+    ("sch_ingress", ""),
+    ("cls_bpf", ""),
+];
 
 /// Programs that tests of the network call; busybox has an `ip` of its own that knows less.
 const TOOLS: [&str; 1] = ["ip"];
