@@ -50,15 +50,12 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
         anyhow::ensure!(changed.is_ok(), "the change was not followed");
     }
     let name = "the same, labels of a pod of another node change";
-    lines.push(Line::alone(name, "ms", median_ms(changes.clone()), Some(2.0)));
+    let us = |times| median_ms(times) * 1000.0;
+    lines.push(Line::alone(name, "us", us(changes.clone()), Some(2000.0)));
     changes.sort();
     let worst = changes.get(changes.len() * 99 / 100).copied();
-    lines.push(Line::alone(
-        "of it the slowest in a hundred",
-        "ms",
-        median_ms(worst.into_iter().collect()),
-        None,
-    ));
+    let worst = us(worst.into_iter().collect());
+    lines.push(Line::alone("  of it the slowest in a hundred", "us", worst, None));
     let again = (0..rounds.clamp(3, 10)).map(|_| {
         let start = Instant::now();
         let material = Material::new(view.clone());
