@@ -15,6 +15,8 @@ pub const MAX_UNESTABLISHED_PER_BUCKET: u64 = MAX_UNESTABLISHED / 8;
 pub const PEER_BUCKETS: u32 = 64;
 /// Size of the ring that carries [`FlowRecord`]s.
 pub const RING_BYTES: u32 = 1 << 20;
+/// A ring that holds so much wakes its reader, who otherwise lets records gather.
+pub const RING_HURRY_BYTES: u32 = RING_BYTES / 4;
 
 /// Key of map `FLOWS`: a flow as one endpoint sees it, the same for both directions.
 ///

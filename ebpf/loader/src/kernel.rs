@@ -7,6 +7,7 @@ mod features;
 mod links;
 mod maps;
 mod pins;
+mod ring;
 mod tables;
 
 use std::{
@@ -495,7 +496,7 @@ impl Datapath for Kernel {
     }
 
     fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError> {
-        Ok(Box::new(maps::Ring::open(&self.pins.maps())?))
+        Ok(Box::new(ring::Ring::open(&self.pins.maps())?))
     }
 }
 

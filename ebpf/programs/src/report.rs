@@ -4,10 +4,13 @@
 //! counted meanwhile; user space collects what a flood leaves behind when it ends. An endpoint whose packets are denied
 //! in ever new ways may tell [`REPORTS_PER_SECOND`] of them in a second; the rest are a number.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP},
+    programs::TcContext,
+};
 use ebpf_abi::{
     COUNTER_LOST_EVENTS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, FlowRecord, RECORD_DENIED,
-    RECORD_START, VERDICT_ALLOW, VERDICT_DENY,
+    RECORD_START, RING_HURRY_BYTES, VERDICT_ALLOW, VERDICT_DENY,
 };
 
 use crate::{
@@ -160,5 +163,20 @@ fn submit(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64, pack
         end: END_NONE,
         padding: [0; 6],
     });
-    entry.submit(0);
+    entry.submit(wake_up());
+}
+
+/// How to tell the reader of a record. By default the kernel wakes it when it has read all that came before; a reader
+/// that lets records gather is also woken when there are many. Not for each of those: some records from the mark on, as
+/// many as may come from other CPUs in the same moment.
+#[inline(always)]
+fn wake_up() -> u64 {
+    const AT_ONCE: u64 = 64;
+    let held = EVENTS.query(BPF_RB_AVAIL_DATA as u64);
+    let beyond = held.wrapping_sub(RING_HURRY_BYTES as u64);
+    if beyond < AT_ONCE * size_of::<FlowRecord>() as u64 {
+        BPF_RB_FORCE_WAKEUP as u64
+    } else {
+        0
+    }
 }

@@ -7,12 +7,17 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::atomic::Ordering,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use crate::{
+    DatapathError, Expired, Limits, flows,
+    kernel::pins::failed,
+    sys::{self, MapShape, MappedArray},
+};
 use aya::{
     Ebpf,
-    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     sys::SyscallError,
 };
 use ebpf_abi::{
@@ -21,16 +26,6 @@ use ebpf_abi::{
     FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
     IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
     PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
-};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-};
-
-use crate::{
-    DatapathError, Expired, FlowSource, Limits, flows,
-    kernel::pins::failed,
-    sys::{self, MapShape, MappedArray},
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
@@ -44,7 +39,7 @@ const FLOWS: &str = "FLOWS";
 const PEERS: &str = "PEERS";
 const FRAGMENTS: &str = "FRAGMENTS";
 const DENIALS: &str = "DENIALS";
-const EVENTS: &str = "EVENTS";
+pub(crate) const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
 /// Prefix length of a whole address, of either family.
@@ -573,47 +568,6 @@ fn shape<K, V>(map_type: u32, max_entries: u32) -> MapShape {
     }
 }
 
-/// The ring of decisions, read through the pinned map.
-pub(crate) struct Ring {
-    ring: RingBuf<MapData>,
-}
-
-impl Ring {
-    pub(crate) fn open(directory: &Path) -> Result<Self, DatapathError> {
-        let data = MapData::from_pin(directory.join(EVENTS)).map_err(failed_map(EVENTS, "open"))?;
-        let ring = Map::from_map_data(data)
-            .and_then(RingBuf::try_from)
-            .map_err(failed_map(EVENTS, "open"))?;
-        Ok(Self { ring })
-    }
-
-    fn take(&mut self) -> Option<FlowRecord> {
-        // The programs write nothing but whole records; anything else would be skipped.
-        self.ring.next().and_then(|item| FlowRecord::from_bytes(&item))
-    }
-}
-
-impl FlowSource for Ring {
-    fn next(&mut self, timeout: Duration) -> Result<Option<FlowRecord>, DatapathError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(record) = self.take() {
-                return Ok(Some(record));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            let timespec =
-                Timespec::try_from(left).map_err(|source| DatapathError::Wait(io::Error::other(source)))?;
-            match poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&timespec)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(source) => return Err(DatapathError::Wait(source.into())),
-            }
-        }
-    }
-}
-
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -632,7 +586,7 @@ fn failed_call(
     failed_map(map, operation)(MapError::SyscallError(SyscallError { call, io_error }))
 }
 
-fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> DatapathError {
+pub(crate) fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map {
         map,
         operation,
