@@ -21,7 +21,7 @@ use aya::{
     sys::SyscallError,
 };
 use ebpf_abi::{
-    COUNTERS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
+    COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
     ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
     FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
     IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
@@ -36,6 +36,8 @@ const HOSTS: &str = "HOSTS";
 const IDENTITIES: &str = "IDENTITIES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
+const CLOSED: &str = "CLOSED";
+const CLOSINGS: &str = "CLOSINGS";
 const PEERS: &str = "PEERS";
 const FRAGMENTS: &str = "FRAGMENTS";
 const DENIALS: &str = "DENIALS";
@@ -59,6 +61,8 @@ pub(crate) struct Maps {
     identities: LpmTrie<MapData, IdentityKey, u32>,
     verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
+    /// Of those, the ones that were closed when they were last looked through.
+    closed: u64,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -100,6 +104,7 @@ impl Maps {
             identities: typed(programs, IDENTITIES)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
+            closed: 0,
             counters: typed(programs, COUNTER_MAP)?,
         })
     }
@@ -327,6 +332,7 @@ impl Maps {
             endpoints.iter().map(|found| (found.1.id, found)).collect();
         let mut expired = Expired::default();
         let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
+        self.closed = 0;
         for (key, state) in &flows {
             let endpoint = by_id.get(&key.endpoint).copied();
             if let Some((end, state)) = self.remove_flow(key, state, &ends)? {
@@ -338,6 +344,7 @@ impl Maps {
                 continue;
             }
             expired.tracked += 1;
+            self.closed += u64::from(state.closed != 0);
             counts.entry(key.endpoint).or_default().add(key, state);
             if lives(state) {
                 let record = flows::total(key, state, endpoint, END_NONE, time_ns);
@@ -389,17 +396,15 @@ impl Maps {
         Ok(counts.filter(|(_, count)| *count > 0).collect())
     }
 
-    /// Tracked flows as far as the programs have counted.
+    /// Tracked flows: those that live, as far as the programs have counted, and those that were closed at the last look.
     pub(crate) fn flow_count(&self) -> Result<u64, DatapathError> {
         let count = |endpoint: &Endpoint| {
             let word = self.slots.field(endpoint.slot, offset_of!(Slot, flows));
             word.map_or(0, |word| word.load(Ordering::Relaxed))
         };
-        Ok(self
-            .endpoints()?
-            .iter()
-            .map(|(_, endpoint)| count(endpoint))
-            .sum())
+        let endpoints = self.endpoints()?;
+        let live: u64 = endpoints.iter().map(|(_, endpoint)| count(endpoint)).sum();
+        Ok(live + self.closed)
     }
 
     fn set_counts(&mut self, endpoint: &Endpoint, counts: &Counts) {
@@ -499,6 +504,9 @@ struct Counts {
 
 impl Counts {
     fn add(&mut self, key: &FlowKey, state: &FlowState) {
+        if state.closed != 0 {
+            return;
+        }
         self.flows += 1;
         if state.state & FLOW_ESTABLISHED != 0 {
             return;
@@ -531,6 +539,8 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
         ),
         (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
+        (CLOSED, shape::<u32, ClosedFlow>(ARRAY, limits.max_closed())),
+        (CLOSINGS, shape::<u32, u64>(ARRAY, 1)),
         (
             HOST_ENDPOINTS,
             shape::<HostKey, Endpoint>(HASH, MAX_HOST_ADDRESSES),
