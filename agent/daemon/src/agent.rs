@@ -81,17 +81,19 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let _reader = Reader::start(source, names.clone(), hub.clone(), config.node_name.clone())?;
     let cluster = Cluster::start(&client, &shutdown);
     let learned = Arc::new(LearnedNames::open(NameLimits::default(), config.names_file()));
-    let hosts = Hosts::start(&mut datapath).context("cannot read which host endpoints are attached")?;
+    let host_addresses: BTreeSet<IpAddr> = network
+        .node_addresses()
+        .all()
+        .chain([IpAddr::V4(GATEWAY)])
+        .collect();
+    let hosts = Hosts::start(&mut datapath, host_addresses.clone())
+        .context("cannot read which host endpoints are attached")?;
     let start = Start {
         datapath: Box::new(datapath),
         hosts,
         cluster: cluster.clone(),
         node: config.node_name.clone(),
-        host_addresses: network
-            .node_addresses()
-            .all()
-            .chain([IpAddr::V4(GATEWAY)])
-            .collect(),
+        host_addresses,
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
         learned: learned.clone(),
