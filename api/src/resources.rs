@@ -387,6 +387,18 @@ pub const RESOURCES: &[Resource] = &[
         subresources: &[],
     },
     Resource {
+        group: "palisade.dev",
+        version: "v1alpha1",
+        kind: "PolicyAssertion",
+        plural: "policyassertions",
+        singular: "policyassertion",
+        short_names: &["assertion", "assertions"],
+        categories: &["palisade"],
+        scope: Scope::Cluster,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
+    Resource {
         group: "policy.networking.k8s.io",
         version: "v1alpha2",
         kind: "ClusterNetworkPolicy",

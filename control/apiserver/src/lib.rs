@@ -22,6 +22,7 @@ mod node_proxy;
 mod objects;
 mod own;
 mod pods;
+mod policy;
 mod profiles;
 mod read;
 mod respond;
@@ -84,6 +85,7 @@ pub async fn serve(
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         tiers: RwLock::default(),
+        policy: policy::Guard::default(),
         shutdown: shutdown.clone(),
     });
     server.make_namespaces().await.map_err(ServeError::Namespaces)?;
@@ -104,6 +106,8 @@ pub(crate) struct Server {
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,
+    /// Turns of writes that policy depends on. Asked for after `tiers`.
+    policy: policy::Guard,
     shutdown: CancellationToken,
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod agent_hop;
+mod assertions;
 mod harness;
 mod http_api;
 mod kubectl;
