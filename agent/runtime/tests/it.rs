@@ -288,7 +288,7 @@ async fn init_and_exec_are_confined_alike() {
         .filter_map(|line| line.split_once(":\t"))
         .collect();
     assert_eq!(fields["Seccomp"], "2");
-    assert_eq!(fields["Seccomp_filters"], "2");
+    assert_eq!(fields["Seccomp_filters"], "1");
     assert_eq!(fields["NoNewPrivs"], "1");
     assert_eq!(
         fields["CapEff"], "0000000000000000",

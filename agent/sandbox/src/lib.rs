@@ -1,4 +1,4 @@
-//! Confines processes: a profile becomes a Landlock ruleset and two seccomp filters.
+//! Confines processes: a profile becomes a Landlock ruleset and a seccomp filter.
 //!
 //! Three kinds of process use it: pods (through `agent-runtime`), the control daemon, and tools that read
 //! untrusted data in a [`jail`]. Both layers are always installed, Landlock first so that the filter need
@@ -23,7 +23,10 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
 pub use crate::landlock::{LandlockError, landlock_abi};
-pub use crate::seccomp::{CompileError, InstallError};
+pub use crate::seccomp::{
+    Action, Alternative, CallRule, Compare, CompileError, Condition, EmitError, Filter, InstallError,
+    SyscallPolicy, Width,
+};
 
 /// What a process may do. Plain data; [`Profile::compile`] turns it into something enforceable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,10 +205,10 @@ impl Profile {
         }
     }
 
-    /// Compiles the seccomp filters; about a millisecond, touches nothing.
+    /// Compiles the seccomp filter; touches nothing.
     pub fn compile(&self) -> Result<Compiled, CompileError> {
         Ok(Compiled {
-            filters: seccomp::Filters::compile(self.syscalls)?,
+            filter: Filter::compile(&self.syscalls.policy())?,
             profile: self.clone(),
         })
     }
@@ -214,7 +217,7 @@ impl Profile {
 /// A profile that is ready to be applied.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    filters: seccomp::Filters,
+    filter: Filter,
     profile: Profile,
 }
 
@@ -297,7 +300,7 @@ impl Compiled {
 
     fn enforce(&self, ruleset: ::landlock::RulesetCreated) -> Result<(), ApplyError> {
         landlock::restrict(ruleset).map_err(|source| ApplyError::Landlock { source })?;
-        self.filters
+        self.filter
             .install()
             .map_err(|source| ApplyError::Seccomp { source })
     }
