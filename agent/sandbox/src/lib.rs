@@ -43,8 +43,8 @@ pub struct Profile {
     pub scoped: bool,
 }
 
-/// One of the lists in [`syscalls`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// One of the lists in [`syscalls`], or a policy that was made from one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SyscallSet {
     /// What ordinary container images need.
@@ -53,6 +53,8 @@ pub enum SyscallSet {
     Daemon,
     /// A tool without network.
     Jail,
+    /// What this policy says.
+    Policy(SyscallPolicy),
 }
 
 /// How files are judged.

@@ -98,8 +98,9 @@ impl Filter {
 
 impl SyscallSet {
     /// The list as a policy.
-    pub fn policy(self) -> SyscallPolicy {
+    pub fn policy(&self) -> SyscallPolicy {
         let (groups, conditions) = match self {
+            Self::Policy(policy) => return policy.clone(),
             Self::Baseline => (BASELINE, BASELINE_CONDITIONS),
             Self::Daemon => (DAEMON, BASELINE_CONDITIONS),
             Self::Jail => (JAIL, JAIL_CONDITIONS),
