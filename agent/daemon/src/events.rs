@@ -79,7 +79,7 @@ impl Events {
             namespace: pod.metadata.namespace.clone(),
             name: pod.metadata.name.clone(),
             uid: pod.metadata.uid.clone(),
-            field_path: container.map(|name| format!("spec.containers{{{name}}}")),
+            field_path: container.map(|name| field_path(pod, name)),
             ..ObjectReference::default()
         };
         self.send(Note {
@@ -177,6 +177,17 @@ impl Writer {
             self.names.remove(&oldest);
         }
     }
+}
+
+/// The container's place in the spec, in the form that Kubernetes uses.
+fn field_path(pod: &Pod, name: &str) -> String {
+    let spec = pod.spec.iter();
+    let mut inits = spec.flat_map(|spec| spec.init_containers.iter().flatten());
+    let list = match inits.any(|container| container.name == name) {
+        true => "initContainers",
+        false => "containers",
+    };
+    format!("spec.{list}{{{name}}}")
 }
 
 fn shortened(mut message: String) -> String {

@@ -8,17 +8,23 @@
 //! Invariants that are absences: no clock, no I/O, no memory between calls, and no step that starts a
 //! container before the pod's network is judged by its policy.
 //!
-//! Non-goals: what a container is made of (`agent/daemon` resolves images, environment and volumes), init
-//! containers and probes (admission refuses them so far).
+//! A pod is a list of [`Member`]s in the order of their start: init containers and sidecars as the spec has
+//! them, then the main containers. `order` says who may run, `stop` how one ends, `steps` puts both together.
+//!
+//! Non-goals: what a container is made of (`agent/daemon` resolves images, environment and volumes), and
+//! what an answer to a probe means (`agent/health`; here only its verdict counts).
 //!
 //! Entry points: [`plan`] and [`render`].
 
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod conditions;
+mod order;
 mod qos;
 mod status;
 mod steps;
+mod stop;
 
 use std::collections::BTreeMap;
 
@@ -26,22 +32,57 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use crate::{
     backoff::{delay, streak_after},
+    order::{is_ready, is_started},
     qos::qos_class,
     status::{Facts, is_settled, render},
     steps::{Plan, Step, plan},
+    stop::{Stop, Why},
 };
 
 /// What the API wants of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Names of its containers, in the order of the spec.
-    pub containers: Vec<String>,
+    /// Its containers in the order of their start: those of `initContainers` first.
+    pub containers: Vec<Member>,
     /// Whether containers that ended start again.
     pub restart: RestartPolicy,
+    /// What a container gets between the beginning of its end and the kill, unless the end says otherwise.
+    pub grace: SignedDuration,
+    /// From then on the pod has been active for too long.
+    pub deadline: Option<Timestamp>,
     /// Whether the pod shall end.
     pub ending: Ending,
     /// The API already says `Succeeded` or `Failed`: such a pod never runs again.
     pub settled: bool,
+}
+
+/// A container of the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Unique among all containers of the pod.
+    pub name: String,
+    /// Its part in the pod's life.
+    pub role: Role,
+    /// Whether something runs right after its start, before it counts as running.
+    pub post_start: bool,
+    /// Whether something runs before its stop signal.
+    pub pre_stop: bool,
+    /// Whether a probe decides when it has started.
+    pub startup_probe: bool,
+    /// Whether a probe decides if it is ready.
+    pub readiness_probe: bool,
+}
+
+/// What a container is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Runs to its end, successfully, before what follows it starts.
+    Init,
+    /// Has started before what follows it starts, runs as long as the main containers, and does not keep
+    /// the pod alive: an init container with `restartPolicy: Always`.
+    Sidecar,
+    /// One of `containers`.
+    Main,
 }
 
 /// Whether containers that ended start again.
@@ -73,10 +114,6 @@ pub struct Seen {
     pub ground: Ground,
     /// The last attempt to prepare it failed.
     pub ground_failure: Option<Failure>,
-    /// When the containers were sent their stop signal.
-    pub stop_sent_at: Option<Timestamp>,
-    /// When they were last killed.
-    pub killed_at: Option<Timestamp>,
     /// What is known of each container, by name. One that is missing was never looked at.
     pub containers: BTreeMap<String, Container>,
 }
@@ -110,6 +147,57 @@ pub struct Container {
     pub streak: u32,
     /// The last attempt to start it failed before its process ran.
     pub start_failure: Option<Failure>,
+    /// What hooks and probes found out about the present run.
+    pub life: Life,
+    /// How far the end of the present run has come.
+    pub stop: Option<Stop>,
+    /// The run belongs to a sandbox that is gone: what an init container did there is lost.
+    pub stale: bool,
+}
+
+/// What hooks and probes found out about a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Life {
+    /// The hook after the start.
+    pub post_start: Hook,
+    /// The startup probe has succeeded.
+    pub started: bool,
+    /// The readiness probe succeeds.
+    pub ready: bool,
+    /// The verdict that ends this run.
+    pub doomed: Option<Doom>,
+}
+
+/// A hook of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hook {
+    /// There is none, or it has succeeded.
+    #[default]
+    Done,
+    /// It runs.
+    Running,
+    /// It failed.
+    Failed,
+}
+
+/// A probe has failed often enough that the container shall start anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doom {
+    /// Which.
+    pub probe: Probe,
+    /// The probe's own grace, in place of the pod's.
+    pub grace: Option<SignedDuration>,
+}
+
+/// The kinds of probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Probe {
+    /// Has it started? The others wait for this one.
+    Startup,
+    /// Does it still work?
+    Liveness,
+    /// May it be sent work?
+    Readiness,
 }
 
 /// State of a container's image on the node.

@@ -13,7 +13,8 @@ pub fn qos_class(spec: &PodSpec) -> &'static str {
         let resources = container.resources.clone().unwrap_or_default();
         (compute(resources.requests), compute(resources.limits))
     };
-    let all: Vec<(Amounts, Amounts)> = spec.containers.iter().map(amounts).collect();
+    let inits = spec.init_containers.iter().flatten();
+    let all: Vec<(Amounts, Amounts)> = spec.containers.iter().chain(inits).map(amounts).collect();
     if all
         .iter()
         .all(|(requests, limits)| requests.is_empty() && limits.is_empty())

@@ -5,16 +5,17 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+        Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+        ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodIP, PodStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use crate::{
-    Container, Ending, Exit, Failure, Ground, Image, Run, Seen, Wanted, backoff,
+    Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, Wanted, backoff, conditions,
+    order::{Over, has_completed, is_ready, is_started, open, over, starts_again},
     qos::qos_class,
-    steps::{is_over, obstacle, starts_again},
+    steps::obstacle,
 };
 
 /// What a status needs beyond what [`crate::plan`] does.
@@ -31,8 +32,17 @@ pub struct Facts {
 /// The status of `pod`. What did not change keeps its time from the status that the pod already has.
 pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStatus {
     let before = pod.status.clone().unwrap_or_default();
-    let statuses = container_statuses(pod, wanted, seen, facts);
-    let phase = phase(wanted, seen);
+    let view = View {
+        pod,
+        wanted,
+        seen,
+        now: facts.now,
+    };
+    let spec = pod.spec.clone().unwrap_or_default();
+    let init_statuses = view.statuses(spec.init_containers.as_deref().unwrap_or_default());
+    let statuses = view.statuses(&spec.containers);
+    let phase = view.phase();
+    let conditions = conditions::of(&view, &before, phase, &init_statuses, &statuses);
     let mut pod_ips: Vec<PodIP> = facts
         .pod_addresses
         .iter()
@@ -47,11 +57,13 @@ pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStat
         .iter()
         .map(|ip| HostIP { ip: ip.to_string() })
         .collect();
+    let (reason, message) = view.reason(phase);
     PodStatus {
-        conditions: Some(conditions(pod, &before, phase, seen, &statuses, facts)),
+        conditions: Some(conditions),
         container_statuses: Some(statuses),
         host_ip: host_ips.first().map(|host| host.ip.clone()),
         host_ips: Some(host_ips),
+        init_container_statuses: (!init_statuses.is_empty()).then_some(init_statuses),
         observed_generation: pod.metadata.generation,
         phase: Some(phase.to_owned()),
         pod_ip: pod_ips.first().map(|pod| pod.ip.clone()),
@@ -60,14 +72,8 @@ pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStat
             .qos_class
             .or_else(|| pod.spec.as_ref().map(|spec| qos_class(spec).to_owned())),
         start_time: before.start_time.or(Some(Time(facts.now))),
-        message: seen
-            .ground_failure
-            .as_ref()
-            .map(|failure| failure.message.clone()),
-        reason: seen
-            .ground_failure
-            .as_ref()
-            .map(|failure| failure.reason.to_owned()),
+        message,
+        reason,
         ..PodStatus::default()
     }
 }
@@ -77,136 +83,216 @@ pub fn is_settled(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
-/// Kubernetes' rule: pending while a container has never run; over when all have ended for good.
-fn phase(wanted: &Wanted, seen: &Seen) -> &'static str {
-    let runs = || {
-        wanted
+/// Everything that a part of a status is a function of.
+pub(crate) struct View<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) seen: &'a Seen,
+    pub(crate) now: Timestamp,
+}
+
+impl View<'_> {
+    fn container(&self, name: &str) -> Option<&Container> {
+        self.seen.containers.get(name)
+    }
+
+    /// Kubernetes' rule: pending while a container has never run; over when all have ended for good and
+    /// nothing runs any more.
+    fn phase(&self) -> &'static str {
+        let runs = self
+            .seen
             .containers
-            .iter()
-            .map(|name| seen.containers.get(name).map(|c| (&c.run, c)))
-    };
-    let exits = || {
-        runs().flatten().filter_map(|(run, _)| match run {
-            Run::Exited(exit) => Some(exit),
-            _ => None,
-        })
-    };
-    let ended = exits().count() == wanted.containers.len();
-    let ending = wanted.ending != Ending::No;
-    if ended && (ending || is_over(wanted, seen)) {
-        return if exits().all(|exit| exit.code == 0) {
-            "Succeeded"
-        } else {
-            "Failed"
+            .values()
+            .any(|container| matches!(container.run, Run::Running { .. }));
+        let mains = || {
+            self.wanted
+                .of_role(Role::Main)
+                .map(|member| self.container(&member.name))
         };
+        let exits = || {
+            mains().flatten().filter_map(|container| match &container.run {
+                Run::Exited(exit) => Some(exit),
+                _ => None,
+            })
+        };
+        if !runs {
+            let ended = exits().count() == mains().count();
+            match over(self.wanted, self.seen, self.now) {
+                Some(Over::InitFailed | Over::Deadline) => return "Failed",
+                None if !(ended && self.wanted.ending != Ending::No) => {}
+                Some(Over::Completed) | None if exits().all(|exit| exit.code == 0) => return "Succeeded",
+                Some(Over::Completed) | None => return "Failed",
+            }
+        }
+        let mut inits = self.wanted.of_role(Role::Init);
+        let initializing = inits.any(|member| !self.container(&member.name).is_some_and(has_completed));
+        let never_ran = |container: Option<&Container>| {
+            container.is_none_or(|c| (c.run == Run::Never || is_in_hook(c)) && c.last_exit.is_none())
+        };
+        if initializing || mains().any(never_ran) {
+            "Pending"
+        } else {
+            "Running"
+        }
     }
-    let never_ran = |run: Option<(&Run, &Container)>| match run {
-        Some((Run::Running { .. } | Run::Exited(_), _)) => false,
-        Some((Run::Never, container)) => container.last_exit.is_none(),
-        None => true,
-    };
-    if runs().any(never_ran) {
-        "Pending"
-    } else {
-        "Running"
-    }
-}
 
-fn container_statuses(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> Vec<ContainerStatus> {
-    let specs = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let unknown = Container::default();
-    specs
-        .map(|spec| {
-            let container = seen.containers.get(&spec.name).unwrap_or(&unknown);
-            let running = matches!(container.run, Run::Running { .. });
-            let (state, last_exit) = state(pod, wanted, &spec.name, &spec.image, container, facts.now);
-            let image_id = match &container.image {
-                Image::Ready { id } => id.clone(),
-                _ => String::new(),
-            };
-            ContainerStatus {
-                name: spec.name.clone(),
-                image: spec.image.clone().unwrap_or_default(),
-                image_id,
-                container_id: run_id(&container.run).map(|id| format!("palisade://{id}")),
-                last_state: last_exit.map(|exit| ContainerState {
+    /// Reason and message of the pod as a whole.
+    fn reason(&self, phase: &str) -> (Option<String>, Option<String>) {
+        if let Some(failure) = &self.seen.ground_failure {
+            return (Some(failure.reason.to_owned()), Some(failure.message.clone()));
+        }
+        if phase == "Failed" && over(self.wanted, self.seen, self.now) == Some(Over::Deadline) {
+            let message = "Pod was active on the node longer than the specified deadline";
+            return (Some("DeadlineExceeded".to_owned()), Some(message.to_owned()));
+        }
+        (None, None)
+    }
+
+    fn statuses(&self, specs: &[Spec]) -> Vec<ContainerStatus> {
+        let unknown = Container::default();
+        let status = |spec: &Spec| {
+            let member = self
+                .wanted
+                .containers
+                .iter()
+                .find(|member| member.name == spec.name)?;
+            Some(self.status(spec, member, self.container(&spec.name).unwrap_or(&unknown)))
+        };
+        specs.iter().filter_map(status).collect()
+    }
+
+    fn status(&self, spec: &Spec, member: &Member, container: &Container) -> ContainerStatus {
+        let (state, last_exit) = self.state(spec, member, container);
+        let image_id = match &container.image {
+            Image::Ready { id } => id.clone(),
+            _ => String::new(),
+        };
+        ContainerStatus {
+            name: spec.name.clone(),
+            image: spec.image.clone().unwrap_or_default(),
+            image_id,
+            container_id: run_id(&container.run).map(|id| format!("palisade://{id}")),
+            last_state: last_exit.map(|exit| ContainerState {
+                terminated: Some(terminated(exit)),
+                ..Default::default()
+            }),
+            ready: match member.role {
+                Role::Init => has_completed(container),
+                Role::Sidecar | Role::Main => is_ready(member, container),
+            },
+            started: Some(is_started(member, container)),
+            restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
+            state: Some(state),
+            ..ContainerStatus::default()
+        }
+    }
+
+    /// The present state, and the exit that is the last state.
+    fn state<'a>(
+        &self,
+        spec: &Spec,
+        member: &Member,
+        container: &'a Container,
+    ) -> (ContainerState, Option<&'a Exit>) {
+        let last = container.last_exit.as_ref();
+        match &container.run {
+            // The hook after the start is part of it.
+            Run::Running { .. } if is_in_hook(container) => (waiting(self.creating(), None), last),
+            Run::Running { started_at, .. } => (running(*started_at), last),
+            Run::Exited(exit) => {
+                let goes_on = self.wanted.ending == Ending::No
+                    && !self.wanted.settled
+                    && over(self.wanted, self.seen, self.now).is_none();
+                if goes_on
+                    && starts_again(self.wanted, member, container, exit)
+                    && let Some(state) = self.waiting_again(spec, member, container, exit)
+                {
+                    return (state, Some(exit));
+                }
+                let ended = ContainerState {
                     terminated: Some(terminated(exit)),
                     ..Default::default()
-                }),
-                ready: running,
-                started: Some(running),
-                restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
-                state: Some(state),
-                ..ContainerStatus::default()
+                };
+                (ended, last)
             }
-        })
-        .collect()
-}
+            Run::Never => match obstacle(container).filter(|_failure| self.is_due(member)) {
+                Some(failure) => (self.waiting_for(failure, spec, &container.image), last),
+                None => (waiting(self.creating(), None), last),
+            },
+        }
+    }
 
-/// The present state, and the exit that is the last state.
-fn state<'a>(
-    pod: &Pod,
-    wanted: &Wanted,
-    name: &str,
-    image: &Option<String>,
-    container: &'a Container,
-    now: Timestamp,
-) -> (ContainerState, Option<&'a Exit>) {
-    let last = container.last_exit.as_ref();
-    match &container.run {
-        Run::Running { started_at, .. } => {
-            let running = ContainerStateRunning {
-                started_at: Some(Time(*started_at)),
-            };
-            (
-                ContainerState {
-                    running: Some(running),
-                    ..Default::default()
-                },
-                last,
-            )
+    /// What keeps a container that ended from starting again now; nothing if it is about to.
+    fn waiting_again(
+        &self,
+        spec: &Spec,
+        member: &Member,
+        container: &Container,
+        exit: &Exit,
+    ) -> Option<ContainerState> {
+        // Its sandbox is gone, and what comes before it has to run again.
+        if !self.is_due(member) {
+            return Some(waiting(self.creating(), None));
         }
-        Run::Exited(exit) => {
-            let again =
-                starts_again(wanted.restart, exit.code) && wanted.ending == Ending::No && !wanted.settled;
-            let streak = backoff::streak_after(container.streak, exit);
-            let due = backoff::restart_at(exit, container.streak);
-            if again && let Some(failure) = obstacle(container) {
-                return (waiting(failure.reason, Some(failure.message.clone())), Some(exit));
-            }
-            if again && due > now {
-                let message = format!(
-                    "back-off {} restarting failed container={name} pod={}",
-                    go_duration(backoff::delay(streak).as_secs()),
-                    full_name(pod)
-                );
-                return (waiting("CrashLoopBackOff", Some(message)), Some(exit));
-            }
-            (
-                ContainerState {
-                    terminated: Some(terminated(exit)),
-                    ..Default::default()
-                },
-                last,
-            )
+        if let Some(failure) = obstacle(container) {
+            return Some(waiting(failure.reason, Some(failure.message.clone())));
         }
-        Run::Never => match obstacle(container) {
-            Some(failure) => (waiting_for(failure, image, &container.image, now), last),
-            None => (waiting("ContainerCreating", None), last),
-        },
+        let streak = backoff::streak_after(container.streak, exit);
+        if backoff::restart_at(exit, container.streak) <= self.now {
+            return None;
+        }
+        let message = format!(
+            "back-off {} restarting failed container={} pod={}",
+            go_duration(backoff::delay(streak).as_secs()),
+            spec.name,
+            full_name(self.pod)
+        );
+        Some(waiting("CrashLoopBackOff", Some(message)))
+    }
+
+    /// Whether the container's turn has come: only then its obstacles are news.
+    fn is_due(&self, member: &Member) -> bool {
+        let mut due = self.wanted.containers.iter().take(open(self.wanted, self.seen));
+        due.any(|other| other.name == member.name)
+    }
+
+    /// Kubernetes' word for a container that has not started yet.
+    fn creating(&self) -> &'static str {
+        let spec = self.pod.spec.as_ref();
+        let inits = spec.and_then(|spec| spec.init_containers.as_ref());
+        match inits.is_some_and(|inits| !inits.is_empty()) {
+            true => "PodInitializing",
+            false => "ContainerCreating",
+        }
+    }
+
+    /// An image that failed is `ErrImagePull` at first and `ImagePullBackOff` once the retry waits for more
+    /// than the moment of its failure, as `kubectl get` users know it.
+    fn waiting_for(&self, failure: &Failure, spec: &Spec, state: &Image) -> ContainerState {
+        let backing_off = failure.attempts > 1 || failure.at < self.now;
+        if matches!(state, Image::Failed(_)) && failure.reason == "ErrImagePull" && backing_off {
+            let image = spec.image.as_deref().unwrap_or_default();
+            let message = format!("Back-off pulling image {image:?}: {}", failure.message);
+            return waiting("ImagePullBackOff", Some(message));
+        }
+        waiting(failure.reason, Some(failure.message.clone()))
     }
 }
 
-/// An image that failed is `ErrImagePull` at first and `ImagePullBackOff` once the retry waits for more
-/// than the moment of its failure, as `kubectl get` users know it.
-fn waiting_for(failure: &Failure, image: &Option<String>, state: &Image, now: Timestamp) -> ContainerState {
-    let backing_off = failure.attempts > 1 || failure.at < now;
-    if matches!(state, Image::Failed(_)) && failure.reason == "ErrImagePull" && backing_off {
-        let image = image.as_deref().unwrap_or_default();
-        let message = format!("Back-off pulling image {image:?}: {}", failure.message);
-        return waiting("ImagePullBackOff", Some(message));
+/// Whether the container's process runs, but not yet as far as people are concerned.
+fn is_in_hook(container: &Container) -> bool {
+    matches!(container.run, Run::Running { .. })
+        && container.life.post_start == Hook::Running
+        && container.stop.is_none()
+}
+
+fn running(started_at: Timestamp) -> ContainerState {
+    ContainerState {
+        running: Some(ContainerStateRunning {
+            started_at: Some(Time(started_at)),
+        }),
+        ..Default::default()
     }
-    waiting(failure.reason, Some(failure.message.clone()))
 }
 
 fn waiting(reason: &str, message: Option<String>) -> ContainerState {
@@ -225,7 +311,7 @@ fn terminated(exit: &Exit) -> ContainerStateTerminated {
         container_id: Some(format!("palisade://{}", exit.id)),
         exit_code: exit.code,
         finished_at: Some(Time(exit.finished_at)),
-        message: exit.message.clone(),
+        message: exit.message.clone().filter(|message| !message.is_empty()),
         reason: Some(exit.reason.clone()),
         signal: exit.signal,
         started_at: exit.started_at.map(Time),
@@ -239,70 +325,6 @@ fn run_id(run: &Run) -> Option<&str> {
         Run::Exited(exit) => Some(&exit.id),
     }
 }
-
-fn conditions(
-    pod: &Pod,
-    before: &PodStatus,
-    phase: &str,
-    seen: &Seen,
-    statuses: &[ContainerStatus],
-    facts: &Facts,
-) -> Vec<PodCondition> {
-    let unready: Vec<&str> = statuses
-        .iter()
-        .filter(|s| !s.ready)
-        .map(|s| s.name.as_str())
-        .collect();
-    let ready: Truth = match phase {
-        "Succeeded" => (false, Some("PodCompleted"), None),
-        "Failed" => (false, Some("PodFailed"), None),
-        _ if unready.is_empty() => (true, None, None),
-        _ => {
-            let message = format!("containers with unready status: [{}]", unready.join(" "));
-            (false, Some("ContainersNotReady"), Some(message))
-        }
-    };
-    let initialized = (true, (phase == "Succeeded").then_some("PodCompleted"), None);
-    let rows: [(&str, Truth); 5] = [
-        (
-            "PodReadyToStartContainers",
-            (seen.ground == Ground::Judged, None, None),
-        ),
-        ("Initialized", initialized),
-        ("Ready", ready.clone()),
-        ("ContainersReady", ready),
-        ("PodScheduled", (true, None, None)),
-    ];
-    let ours = |kind: &str| rows.iter().any(|(row, _)| *row == kind);
-    let existing = before.conditions.iter().flatten();
-    let of_others = existing
-        .clone()
-        .filter(|condition| !ours(&condition.type_))
-        .cloned();
-    let mut conditions: Vec<PodCondition> = rows
-        .iter()
-        .map(|(kind, (holds, reason, message))| {
-            let status = if *holds { "True" } else { "False" };
-            let unchanged = existing.clone().find(|c| c.type_ == *kind && c.status == status);
-            PodCondition {
-                last_transition_time: unchanged
-                    .and_then(|c| c.last_transition_time.clone())
-                    .or(Some(Time(facts.now))),
-                message: message.clone(),
-                observed_generation: pod.metadata.generation,
-                reason: reason.map(str::to_owned),
-                status: status.to_owned(),
-                type_: (*kind).to_owned(),
-                ..PodCondition::default()
-            }
-        })
-        .collect();
-    conditions.extend(of_others);
-    conditions
-}
-
-/// Whether a condition holds, its reason and its message.
-type Truth = (bool, Option<&'static str>, Option<String>);
 
 /// `name_namespace(uid)`, as Kubernetes names a pod in its messages.
 fn full_name(pod: &Pod) -> String {

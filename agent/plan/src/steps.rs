@@ -3,12 +3,11 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    Container, Ending, Failure, Ground, Image, RestartPolicy, Run, Seen, Wanted,
-    backoff::{later, restart_at, retry_at},
+    Container, Ending, Failure, Ground, Hook, Image, Member, Role, Run, Seen, Stop, Wanted, Why,
+    backoff::{restart_at, retry_at},
+    order::{has_completed, open, over, starts_again},
+    stop::advance,
 };
-
-/// A killed process is gone in microseconds; one that is not hangs in the kernel, and is asked again.
-const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,14 +23,23 @@ pub enum Step {
         /// The container.
         container: String,
     },
-    /// Start a container's process.
+    /// Start a container's process, and its hook after the start.
     StartContainer {
         /// The container.
         container: String,
         /// 0 for the first start.
         restarts: u32,
     },
-    /// Send a container its stop signal.
+    /// Begin the end of a container: start its hook before the stop signal, if it has one.
+    BeginStop {
+        /// The container.
+        container: String,
+        /// Why it ends.
+        why: Why,
+        /// Time until it is killed.
+        grace: SignedDuration,
+    },
+    /// Send a container its stop signal, and give up on its hook.
     Stop {
         /// The container.
         container: String,
@@ -63,29 +71,12 @@ pub struct Plan {
 /// Decides what to do next for one pod.
 pub fn plan(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
     match wanted.ending {
-        Ending::No if wanted.settled || is_over(wanted, seen) => Plan::of(teardown(seen)),
+        Ending::No if wanted.settled || over(wanted, seen, now).is_some() => {
+            end(wanted, seen, wanted.grace, None, now)
+        }
         Ending::No => keep_running(wanted, seen, now),
-        Ending::Graceful(grace) => end(seen, grace, Step::ConfirmDeletion, now),
-        Ending::Gone => end(seen, SignedDuration::ZERO, Step::Forget, now),
-    }
-}
-
-/// Whether every container has ended and none starts again: the pod has succeeded or failed.
-pub(crate) fn is_over(wanted: &Wanted, seen: &Seen) -> bool {
-    wanted
-        .containers
-        .iter()
-        .all(|name| match seen.containers.get(name).map(|c| &c.run) {
-            Some(Run::Exited(exit)) => !starts_again(wanted.restart, exit.code),
-            _ => false,
-        })
-}
-
-pub(crate) fn starts_again(policy: RestartPolicy, code: i32) -> bool {
-    match policy {
-        RestartPolicy::Always => true,
-        RestartPolicy::OnFailure => code != 0,
-        RestartPolicy::Never => false,
+        Ending::Graceful(grace) => end(wanted, seen, grace, Some(Step::ConfirmDeletion), now),
+        Ending::Gone => end(wanted, seen, SignedDuration::ZERO, Some(Step::Forget), now),
     }
 }
 
@@ -102,7 +93,7 @@ impl Plan {
     }
 
     /// Adds `step` if its time has come, and wakes up for it otherwise.
-    fn when(&mut self, at: Timestamp, now: Timestamp, step: Step) {
+    pub(crate) fn when(&mut self, at: Timestamp, now: Timestamp, step: Step) {
         if at <= now {
             self.steps.push(step);
         } else {
@@ -113,24 +104,13 @@ impl Plan {
 
 fn keep_running(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
+    if let Some(deadline) = wanted.deadline {
+        plan.wake(deadline);
+    }
     let unknown = Container::default();
-    for name in &wanted.containers {
-        let container = seen.containers.get(name).unwrap_or(&unknown);
-        match &container.image {
-            Image::Unknown => plan.steps.push(Step::FetchImage {
-                container: name.clone(),
-            }),
-            Image::Failed(failure) => {
-                plan.when(
-                    retry_at(failure),
-                    now,
-                    Step::FetchImage {
-                        container: name.clone(),
-                    },
-                );
-            }
-            Image::Fetching | Image::Ready { .. } => {}
-        }
+    let known = |member: &Member| seen.containers.get(&member.name).unwrap_or(&unknown);
+    for member in &wanted.containers {
+        fetch(member, known(member), now, &mut plan);
     }
     let next_stage = match seen.ground {
         Ground::Nothing => Some(Step::StartSandbox),
@@ -142,59 +122,127 @@ fn keep_running(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
         plan.when(seen.ground_failure.as_ref().map_or(now, retry_at), now, step);
         return plan;
     }
-    for name in &wanted.containers {
-        let container = seen.containers.get(name).unwrap_or(&unknown);
-        if !matches!(container.image, Image::Ready { .. }) {
-            continue;
+    let mut may_start = true;
+    for member in wanted.containers.iter().take(open(wanted, seen)) {
+        let container = known(member);
+        if matches!(container.run, Run::Running { .. }) {
+            correct(wanted, seen, (member, container), now, &mut plan);
+            // As the kubelet does: what follows starts once the hook has run.
+            may_start &= container.life.post_start != Hook::Running || container.stop.is_some();
+        } else if may_start {
+            start(wanted, (member, container), now, &mut plan);
+            // One that has a hook keeps the others waiting from its start on.
+            may_start &=
+                !member.post_start || !matches!(plan.steps.last(), Some(Step::StartContainer { .. }));
         }
-        let failed = container.start_failure.as_ref().map(retry_at);
-        let (due, restarts) = match &container.run {
-            Run::Running { .. } => continue,
-            Run::Never => (failed.unwrap_or(now), container.restarts),
-            Run::Exited(exit) if starts_again(wanted.restart, exit.code) => {
-                let due = restart_at(exit, container.streak);
-                (
-                    failed.map_or(due, |failed| failed.max(due)),
-                    container.restarts.saturating_add(1),
-                )
-            }
-            Run::Exited(_) => continue,
-        };
-        plan.when(
-            due,
-            now,
-            Step::StartContainer {
-                container: name.clone(),
-                restarts,
-            },
-        );
     }
     plan
 }
 
-/// Stop signal, grace, kill; then the ground goes, and `last` is what remains to do.
-fn end(seen: &Seen, grace: SignedDuration, last: Step, now: Timestamp) -> Plan {
-    let running = || {
-        seen.containers
-            .iter()
-            .filter(|(_, container)| matches!(container.run, Run::Running { .. }))
-            .map(|(name, _)| name.clone())
+/// All images come at the same time: what is there early does not delay the start that needs it.
+fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan) {
+    let step = Step::FetchImage {
+        container: member.name.clone(),
     };
-    if running().next().is_none() {
-        let steps = teardown(seen);
-        return Plan::of(if steps.is_empty() { vec![last] } else { steps });
+    match &container.image {
+        // Whose work is done needs no image any more.
+        _ if member.role == Role::Init && has_completed(container) => {}
+        Image::Unknown => plan.steps.push(step),
+        Image::Failed(failure) => plan.when(retry_at(failure), now, step),
+        Image::Fetching | Image::Ready { .. } => {}
     }
-    let kill_at = match (seen.stop_sent_at, seen.killed_at) {
-        (_, Some(killed_at)) => later(killed_at, KILL_AGAIN),
-        (Some(stop_sent_at), None) => later(stop_sent_at, grace),
-        (None, None) if grace <= SignedDuration::ZERO => now,
-        (None, None) => return Plan::of(running().map(|container| Step::Stop { container })),
+}
+
+/// Ends a run that its hook or a probe condemned.
+fn correct(
+    wanted: &Wanted,
+    seen: &Seen,
+    (member, container): (&Member, &Container),
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if let Some(stop) = &container.stop {
+        return advance(wanted, seen, (&member.name, stop), stop.grace, (plan, now));
+    }
+    let sentence = match (container.life.post_start, container.life.doomed) {
+        (Hook::Failed, _) => Some((Why::PostStart, None)),
+        (_, Some(doom)) => Some((Why::Probe(doom.probe), doom.grace)),
+        _ => None,
     };
+    if let Some((why, grace)) = sentence {
+        plan.steps.push(Step::BeginStop {
+            container: member.name.clone(),
+            why,
+            grace: grace.unwrap_or(wanted.grace),
+        });
+    }
+}
+
+fn start(wanted: &Wanted, (member, container): (&Member, &Container), now: Timestamp, plan: &mut Plan) {
+    if !matches!(container.image, Image::Ready { .. }) {
+        return;
+    }
+    let failed = container.start_failure.as_ref().map(retry_at);
+    let (due, restarts) = match &container.run {
+        Run::Running { .. } => return,
+        Run::Never => (failed.unwrap_or(now), container.restarts),
+        Run::Exited(exit) if starts_again(wanted, member, container, exit) => {
+            let due = restart_at(exit, container.streak);
+            (
+                failed.map_or(due, |failed| failed.max(due)),
+                container.restarts.saturating_add(1),
+            )
+        }
+        Run::Exited(_) => return,
+    };
+    plan.when(
+        due,
+        now,
+        Step::StartContainer {
+            container: member.name.clone(),
+            restarts,
+        },
+    );
+}
+
+/// Every container ends within `grace`; then the ground goes, and `last` is what remains to do.
+fn end(wanted: &Wanted, seen: &Seen, grace: SignedDuration, last: Option<Step>, now: Timestamp) -> Plan {
+    let running = seen
+        .containers
+        .iter()
+        .filter(|(_, container)| matches!(container.run, Run::Running { .. }));
     let mut plan = Plan::default();
-    for container in running() {
-        plan.when(kill_at, now, Step::Kill { container });
+    let mut runs = false;
+    for (name, container) in running {
+        runs = true;
+        let kill_now = Stop {
+            since: now,
+            grace,
+            hook: Hook::Done,
+            signalled_at: None,
+            killed_at: None,
+        };
+        match &container.stop {
+            Some(stop) => advance(wanted, seen, (name, stop), grace, (&mut plan, now)),
+            None if grace <= SignedDuration::ZERO => {
+                advance(wanted, seen, (name, &kill_now), grace, (&mut plan, now));
+            }
+            None => plan.steps.push(Step::BeginStop {
+                container: name.clone(),
+                why: Why::Pod,
+                grace,
+            }),
+        }
     }
-    plan
+    if runs {
+        return plan;
+    }
+    let steps = teardown(seen);
+    if steps.is_empty() {
+        Plan::of(last)
+    } else {
+        Plan::of(steps)
+    }
 }
 
 /// Takes the ground away in the reverse order of its making, one stage at a time.

@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 pub use kinds::{TIERED, built_in_objects, refuse_deletion, tier_of};
-pub use pins::{Pin, pin_images};
+pub use pins::{CONTAINER_LISTS, Pin, pin_images};
 
 /// Largest object that is stored, in bytes of JSON.
 pub const MAX_OBJECT_BYTES: usize = 1536 * 1024;

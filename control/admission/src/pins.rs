@@ -18,23 +18,29 @@ pub struct Pin {
     pub scan: String,
 }
 
+/// Lists of containers in the specification of a pod. Names are unique among all of them.
+pub const CONTAINER_LISTS: &[&str] = &["initContainers", "containers"];
+
 /// Rewrites the images of the containers that `pins` names (by container name) to their digests, and notes
 /// the image as it was asked for and the scan in the pod's annotations.
 pub fn pin_images(pod: &mut Value, pins: &BTreeMap<String, Pin>) -> Result<(), Status> {
     let mut notes = Vec::new();
-    let containers = pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut);
-    for (index, container) in containers.into_iter().flatten().enumerate() {
-        let name = text(container, "name").to_owned();
-        let Some(pin) = pins.get(&name) else { continue };
-        let requested = text(container, "image").to_owned();
-        let image: ImageRef = requested
-            .parse()
-            .map_err(|error: api::image_ref::ImageRefError| {
-                Status::bad_request(format!("spec.containers[{index}].image: {error}"))
-            })?;
-        container["image"] = json!(image.pinned(pin.digest).to_string());
-        notes.push((format!("{REQUESTED_IMAGE_PREFIX}{name}"), requested));
-        notes.push((format!("{IMAGE_SCAN_PREFIX}{name}"), pin.scan.clone()));
+    for list in CONTAINER_LISTS {
+        let containers = pod.pointer_mut(&format!("/spec/{list}"));
+        let containers = containers.and_then(Value::as_array_mut);
+        for (index, container) in containers.into_iter().flatten().enumerate() {
+            let name = text(container, "name").to_owned();
+            let Some(pin) = pins.get(&name) else { continue };
+            let requested = text(container, "image").to_owned();
+            let image: ImageRef = requested
+                .parse()
+                .map_err(|error: api::image_ref::ImageRefError| {
+                    Status::bad_request(format!("spec.{list}[{index}].image: {error}"))
+                })?;
+            container["image"] = json!(image.pinned(pin.digest).to_string());
+            notes.push((format!("{REQUESTED_IMAGE_PREFIX}{name}"), requested));
+            notes.push((format!("{IMAGE_SCAN_PREFIX}{name}"), pin.scan.clone()));
+        }
     }
     let annotations = &mut pod["metadata"]["annotations"];
     if !annotations.is_object() {
@@ -54,8 +60,10 @@ pub(crate) fn require(pod: &Value) -> Result<(), Status> {
         let note = annotations.and_then(|all| all.get(format!("{prefix}{container}")));
         note.and_then(Value::as_str).is_some_and(|note| !note.is_empty())
     };
-    let containers = pod.pointer("/spec/containers").and_then(Value::as_array);
-    for container in containers.into_iter().flatten() {
+    let lists = CONTAINER_LISTS
+        .iter()
+        .filter_map(|list| pod.pointer(&format!("/spec/{list}")));
+    for container in lists.filter_map(Value::as_array).flatten() {
         let (name, image) = (text(container, "name"), text(container, "image"));
         let by_digest = image
             .parse::<ImageRef>()
@@ -103,6 +111,11 @@ mod tests {
             pod["metadata"]["annotations"]["palisade.dev/image-scan.a"],
             "scan-a"
         );
+        let mut with_init = pod.clone();
+        with_init["spec"]["initContainers"] = json!([{"name": "i", "image": "busybox"}]);
+        assert!(require(&with_init).is_err(), "init containers are containers");
+        pin_images(&mut with_init, &[("i".to_owned(), pin("i"))].into()).unwrap();
+        assert_eq!(require(&with_init), Ok(()));
         // A digest alone is nobody's word that it was scanned.
         let bare = json!({"spec": {"containers": [{"name": "a", "image": format!("x@{}", a.digest)}]}});
         assert!(require(&bare).is_err());

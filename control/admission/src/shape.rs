@@ -13,12 +13,29 @@ pub(crate) enum Shape {
     Any,
     /// An object with these members; others are refused.
     Members(&'static [(&'static str, Shape)]),
+    /// What the first honours, which is an object, and these members.
+    Both(&'static Shape, &'static [(&'static str, Shape)]),
     /// A list of such values.
     List(&'static Shape),
     /// One of these texts.
     OneOf(&'static [&'static str]),
     /// Nothing of it, for this reason.
     Refused(&'static str),
+}
+
+impl Shape {
+    /// The shape of a member of an object.
+    fn member(&self, name: &str) -> Option<Self> {
+        let find = |members: &'static [(&'static str, Self)]| {
+            let found = members.iter().find(|(known, _)| *known == name);
+            found.map(|(_, shape)| *shape)
+        };
+        match self {
+            Self::Members(members) => find(members),
+            Self::Both(first, members) => find(members).or_else(|| first.member(name)),
+            Self::Any | Self::List(_) | Self::OneOf(_) | Self::Refused(_) => None,
+        }
+    }
 }
 
 /// Notes everything in `value` that is not honoured. A value that says nothing (null, false, 0, empty) is
@@ -47,11 +64,10 @@ pub(crate) fn check(value: &Value, shape: &Shape, path: &str, problems: &mut Pro
             }
             _ => problems.push(unsupported(path, "must be a list")),
         },
-        Shape::Members(members) => match value {
+        Shape::Members(_) | Shape::Both(..) => match value {
             Value::Object(map) => {
                 for (key, member) in map {
-                    let known = members.iter().find(|(name, _)| name == key);
-                    let shape = known.map_or(Shape::Refused(""), |(_, shape)| *shape);
+                    let shape = shape.member(key).unwrap_or(Shape::Refused(""));
                     check(member, &shape, &format!("{path}.{key}"), problems);
                 }
             }

@@ -8,7 +8,7 @@ use api::{
     annotations::{IMAGE_SCAN_PREFIX, REQUESTED_IMAGE_PREFIX},
     palisade::{ImagePolicy, ImageScan, image_scan_name},
 };
-use control_admission::{Pin, pin_images};
+use control_admission::{CONTAINER_LISTS, Pin, pin_images};
 use control_store::ListOptions;
 use control_wire::{Cause, Status};
 use serde_json::{Value, json};
@@ -46,12 +46,11 @@ impl Server {
         let mut judged: BTreeMap<ImageRef, Pin> = BTreeMap::new();
         for Wanted {
             container,
-            index,
+            field,
             image,
         } in wanted
         {
             let reference: ImageRef = image.parse().map_err(|problem| {
-                let field = format!("spec.containers[{index}].image");
                 Status::invalid(row, &name, vec![Cause::invalid(field, &image, problem)])
             })?;
             let pin = match judged.get(&reference) {
@@ -130,7 +129,8 @@ impl Server {
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     container: String,
-    index: usize,
+    /// Path of its image.
+    field: String,
     image: String,
 }
 
@@ -139,20 +139,23 @@ struct Wanted {
 fn settle_pins(old: Option<&Value>, pod: &mut Value) -> Vec<Wanted> {
     restore_annotations(old, pod);
     let mut wanted = Vec::new();
-    let containers = pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut);
-    for (index, container) in containers.into_iter().flatten().enumerate() {
-        let text = |field: &str| container[field].as_str().unwrap_or_default().to_owned();
-        let (name, image) = (text("name"), text("image"));
-        match old.and_then(|old| pinned(old, &name)) {
-            Some((pinned, _)) if pinned == image => {}
-            // A client that applies its manifest again sends the tag; the pod keeps the digest that the
-            // tag meant when it was admitted.
-            Some((pinned, requested)) if requested == image => container["image"] = json!(pinned),
-            _ => wanted.push(Wanted {
-                container: name,
-                index,
-                image,
-            }),
+    for list in CONTAINER_LISTS {
+        let containers = pod.pointer_mut(&format!("/spec/{list}"));
+        let containers = containers.and_then(Value::as_array_mut);
+        for (index, container) in containers.into_iter().flatten().enumerate() {
+            let text = |field: &str| container[field].as_str().unwrap_or_default().to_owned();
+            let (name, image) = (text("name"), text("image"));
+            match old.and_then(|old| pinned(old, &name)) {
+                Some((pinned, _)) if pinned == image => {}
+                // A client that applies its manifest again sends the tag; the pod keeps the digest that the
+                // tag meant when it was admitted.
+                Some((pinned, requested)) if requested == image => container["image"] = json!(pinned),
+                _ => wanted.push(Wanted {
+                    container: name,
+                    field: format!("spec.{list}[{index}].image"),
+                    image,
+                }),
+            }
         }
     }
     wanted
@@ -160,8 +163,11 @@ fn settle_pins(old: Option<&Value>, pod: &mut Value) -> Vec<Wanted> {
 
 /// Pinned and requested image of a container of a stored pod.
 fn pinned<'a>(pod: &'a Value, container: &str) -> Option<(&'a str, &'a str)> {
-    let containers = pod.pointer("/spec/containers")?.as_array()?;
-    let image = containers.iter().find(|c| c["name"] == container)?["image"].as_str()?;
+    let lists = CONTAINER_LISTS
+        .iter()
+        .filter_map(|list| pod.pointer(&format!("/spec/{list}")));
+    let mut containers = lists.filter_map(Value::as_array).flatten();
+    let image = containers.find(|c| c["name"] == container)?["image"].as_str()?;
     let requested = pod
         .pointer("/metadata/annotations")?
         .get(format!("{REQUESTED_IMAGE_PREFIX}{container}"))?;
@@ -223,7 +229,7 @@ mod tests {
             wanted,
             [Wanted {
                 container: "c".into(),
-                index: 0,
+                field: "spec.containers[0].image".to_owned(),
                 image: "r.example/app:2".into()
             }]
         );

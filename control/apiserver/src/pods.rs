@@ -104,15 +104,18 @@ pub(crate) fn bind(pod: &mut Value, binding: &Value, row: &Resource, now: Timest
 /// Decides where a log is read, or why it cannot be.
 pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Status> {
     let name = metadata_text(pod, "name");
-    let containers: Vec<&str> = pod
-        .pointer("/spec/containers")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|container| container["name"].as_str())
-        .collect();
+    let names = |list: &str| -> Vec<&str> {
+        let containers = pod.pointer(list).and_then(Value::as_array);
+        let names = containers
+            .into_iter()
+            .flatten()
+            .map(|container| &container["name"]);
+        names.filter_map(Value::as_str).collect()
+    };
+    let containers = names("/spec/containers");
+    let inits = names("/spec/initContainers");
     let container = match (query.container.as_deref(), containers.as_slice()) {
-        (Some(asked), _) if containers.contains(&asked) => asked,
+        (Some(asked), _) if containers.contains(&asked) || inits.contains(&asked) => asked,
         (Some(asked), _) => {
             return Err(Status::bad_request(format!(
                 "container {asked} is not valid for pod {name}"
@@ -121,8 +124,12 @@ pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Sta
         (None, [only]) => only,
         (None, many) => {
             let list = many.join(" ");
+            let inits = match inits.as_slice() {
+                [] => String::new(),
+                inits => format!(" or one of the init containers: [{}]", inits.join(" ")),
+            };
             return Err(Status::bad_request(format!(
-                "a container name must be specified for pod {name}, choose one of: [{list}]"
+                "a container name must be specified for pod {name}, choose one of: [{list}]{inits}"
             )));
         }
     };

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, iter::Sum, ops::Add};
 
 use api::quantity;
 use k8s_openapi::{
-    api::core::v1::{Node, Pod},
+    api::core::v1::{Container, Node, Pod},
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -20,15 +20,40 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// What the pod asks for. A quantity that does not parse asks for everything: admission lets none
-    /// through, and a mistake there must not overcommit a node.
+    /// What the pod asks for at any one time: its containers with their sidecars, or an init container with
+    /// the sidecars that started before it. A quantity that does not parse asks for everything: admission
+    /// lets none through, and a mistake there must not overcommit a node.
     pub fn requested(pod: &Pod) -> Self {
-        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-        let requests = containers.filter_map(|c| c.resources.as_ref()?.requests.as_ref());
-        let containers: Self = requests.map(|requests| Self::read(requests, u64::MAX)).sum();
+        let of = |container: &Container| {
+            let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+            requests
+                .map(|requests| Self::read(requests, u64::MAX))
+                .unwrap_or_default()
+        };
+        let inits = pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.init_containers.iter().flatten());
+        let (mut sidecars, mut initializing) = (Self::default(), Self::default());
+        for init in inits {
+            if init.restart_policy.as_deref() == Some("Always") {
+                sidecars = sidecars + of(init);
+            } else {
+                initializing = initializing.largest(sidecars + of(init));
+            }
+        }
+        let mains: Self = pod.spec.iter().flat_map(|spec| &spec.containers).map(of).sum();
         Self {
             pods: 1,
-            ..containers
+            ..initializing.largest(mains + sidecars)
+        }
+    }
+
+    fn largest(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.max(other.cpu_millis),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            pods: self.pods.max(other.pods),
         }
     }
 

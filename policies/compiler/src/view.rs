@@ -399,7 +399,11 @@ impl PodView {
         let first = status.and_then(|s| s.pod_ip.as_deref());
         let all = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default();
         let addresses = first.into_iter().chain(all.iter().map(|a| a.ip.as_str()));
-        let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
+        // Init containers are gone when the pod is reached; sidecars are not.
+        let inits = spec.init_containers.iter().flatten();
+        let sidecars = inits.filter(|init| init.restart_policy.as_deref() == Some("Always"));
+        let containers = spec.containers.iter().chain(sidecars);
+        let ports = containers.flat_map(|c| c.ports.iter().flatten());
         Some(Self {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),

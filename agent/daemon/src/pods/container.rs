@@ -7,7 +7,7 @@ use agent_runtime::{ContainerConfig, Mount, Resources};
 use agent_sandbox::Profile;
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use super::{env, volumes};
+use super::{env, termination, volumes};
 
 /// What a container may do without asking for more, inside its user namespace: Docker's set without raw
 /// sockets and device nodes.
@@ -61,6 +61,8 @@ pub(crate) enum ContainerError {
 pub(crate) struct Places<'a> {
     pub(crate) volumes: &'a Path,
     pub(crate) files: &'a Path,
+    /// Where this run leaves its last words.
+    pub(crate) message: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_files: u32,
@@ -178,6 +180,20 @@ fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<M
             source: volumes::path_of(places.volumes, &mount.name),
             target,
             read_only: immutable || mount.read_only == Some(true),
+            executable: false,
+        });
+    }
+    let path = container.termination_message_path.as_deref();
+    let path = path
+        .filter(|path| !path.is_empty())
+        .unwrap_or(termination::DEFAULT_PATH);
+    let target = absolute("terminationMessagePath", path)?;
+    // A volume that has the path takes the messages, and nobody reads them.
+    if mounts.iter().all(|mount| mount.target != target) {
+        mounts.push(Mount {
+            source: places.message.clone(),
+            target,
+            read_only: false,
             executable: false,
         });
     }
@@ -315,6 +331,7 @@ mod tests {
         let places = Places {
             volumes: Path::new("/volumes"),
             files: Path::new("/files"),
+            message: PathBuf::from("/files/c.0.message"),
             log: PathBuf::from("/log"),
             log_max_bytes: 1,
             log_max_files: 1,
@@ -386,6 +403,7 @@ mod tests {
             ("/etc/resolv.conf", true),
             ("/data/x", false),
             ("/etc/hosts", true),
+            ("/dev/termination-log", false),
         ];
         assert_eq!(
             shown,

@@ -8,10 +8,13 @@
 mod container;
 pub(crate) mod directory;
 pub(crate) mod env;
+mod hooks;
 mod ids;
 mod observe;
+mod probes;
 mod status;
 mod steps;
+mod termination;
 mod users;
 mod volumes;
 mod worker;

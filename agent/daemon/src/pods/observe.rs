@@ -1,9 +1,9 @@
 //! From the runtime's words and the API object to what `agent/plan` looks at. Pure.
 
-use agent_plan::{Container, Ending, Exit, RestartPolicy, Run, Seen, Wanted, is_settled};
+use agent_plan::{Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, Wanted, is_settled};
 use agent_runtime::{ContainerState, ContainerStatus};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerStatus as ApiStatus, Pod};
+use k8s_openapi::api::core::v1::{Container as Spec, ContainerStatus as ApiStatus, Pod, PodStatus};
 
 use super::PodId;
 
@@ -14,29 +14,42 @@ const UNKNOWN_CODE: i32 = 137;
 /// Grace of a pod that does not say: Kubernetes' default.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
-/// What the API wants. Without an object the pod is gone.
-pub(super) fn wanted(pod: Option<&Pod>, seen: &Seen) -> Wanted {
+/// What the API wants. Without an object the pod is gone. `reported` is the last status that was rendered:
+/// what the API has may be older.
+pub(super) fn wanted(pod: Option<&Pod>, reported: Option<&PodStatus>, seen: &Seen) -> Wanted {
     let Some(pod) = pod else {
         return Wanted {
-            containers: seen.containers.keys().cloned().collect(),
+            containers: seen.containers.keys().map(|name| stranger(name)).collect(),
             restart: RestartPolicy::Never,
+            grace: SignedDuration::ZERO,
+            deadline: None,
             ending: Ending::Gone,
             settled: false,
         };
     };
     let spec = pod.spec.as_ref();
-    let grace = pod
-        .metadata
-        .deletion_grace_period_seconds
-        .or(spec.and_then(|spec| spec.termination_grace_period_seconds))
+    let own_grace = spec
+        .and_then(|spec| spec.termination_grace_period_seconds)
         .unwrap_or(DEFAULT_GRACE_SECONDS);
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(own_grace);
     let deleted = pod.metadata.deletion_timestamp.is_some();
+    let started_at = reported
+        .or(pod.status.as_ref())
+        .and_then(|status| status.start_time.as_ref());
+    let deadline = spec.and_then(|spec| spec.active_deadline_seconds);
+    let deadline = started_at.zip(deadline).map(|(started_at, seconds)| {
+        let wait = SignedDuration::from_secs(seconds);
+        started_at.0.saturating_add(wait).unwrap_or(Timestamp::MAX)
+    });
+    let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mains = spec.iter().flat_map(|spec| &spec.containers);
     Wanted {
-        containers: spec
-            .iter()
-            .flat_map(|spec| &spec.containers)
-            .map(|c| c.name.clone())
+        containers: inits
+            .map(|spec| member(spec, init_role(spec)))
+            .chain(mains.map(|spec| member(spec, Role::Main)))
             .collect(),
+        grace: SignedDuration::from_secs(own_grace),
+        deadline,
         restart: match spec.and_then(|spec| spec.restart_policy.as_deref()) {
             Some("Never") => RestartPolicy::Never,
             Some("OnFailure") => RestartPolicy::OnFailure,
@@ -51,6 +64,35 @@ pub(super) fn wanted(pod: Option<&Pod>, seen: &Seen) -> Wanted {
     }
 }
 
+/// Whether an init container runs to its end or beside the others.
+fn init_role(spec: &Spec) -> Role {
+    match spec.restart_policy.as_deref() {
+        Some("Always") => Role::Sidecar,
+        _ => Role::Init,
+    }
+}
+
+fn member(spec: &Spec, role: Role) -> Member {
+    let hooks = spec.lifecycle.as_ref();
+    Member {
+        name: spec.name.clone(),
+        role,
+        post_start: hooks.is_some_and(|hooks| hooks.post_start.is_some()),
+        pre_stop: hooks.is_some_and(|hooks| hooks.pre_stop.is_some()),
+        startup_probe: spec.startup_probe.is_some(),
+        readiness_probe: spec.readiness_probe.is_some(),
+    }
+}
+
+/// A container of a pod whose object is gone.
+fn stranger(name: &str) -> Member {
+    let spec = Spec {
+        name: name.to_owned(),
+        ..Spec::default()
+    };
+    member(&spec, Role::Main)
+}
+
 /// Takes what the shim says about one container.
 pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStatus) {
     // An answer that was on its way while a new run began speaks of the run before.
@@ -59,6 +101,10 @@ pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStat
     }
     container.restarts = status.attempt;
     let run = run_id(id, &status.name, status.attempt);
+    if matches!(&container.run, Run::Exited(known) if known.id == run) {
+        // What is known of its end is more than the shim knows.
+        return;
+    }
     container.run = match &status.state {
         ContainerState::Creating => return,
         ContainerState::Running { started_at, .. } => Run::Running {
@@ -71,6 +117,7 @@ pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStat
 
 /// The shim died, and with it every container it had.
 pub(super) fn lost(container: &mut Container, now: Timestamp) {
+    container.stale = true;
     if let Run::Running { id, started_at } = &container.run {
         container.run = Run::Exited(Exit {
             id: id.clone(),
@@ -99,10 +146,10 @@ pub(super) fn start_error(id: String, message: String, now: Timestamp) -> Run {
 
 /// What the API remembers of containers from before this agent was started.
 pub(super) fn remember(seen: &mut Seen, pod: &Pod) {
-    let statuses = pod
-        .status
-        .iter()
-        .flat_map(|status| status.container_statuses.iter().flatten());
+    let statuses = pod.status.iter().flat_map(|status| {
+        let inits = status.init_container_statuses.iter().flatten();
+        inits.chain(status.container_statuses.iter().flatten())
+    });
     for status in statuses {
         let container = seen.containers.entry(status.name.clone()).or_default();
         let restarts = u32::try_from(status.restart_count).unwrap_or(0);
@@ -111,15 +158,20 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod) {
             container.last_exit = last_exit(status);
             container.streak = container.streak.max(restarts);
         }
+        // What hooks and probes of a run that goes on had found out. A hook that ran is not run again.
+        if matches!(&container.run, Run::Running { id, .. } if Some(id.as_str()) == run_of(status)) {
+            container.life.started = status.started == Some(true);
+            container.life.ready = status.ready;
+        }
         // A run that nobody knows any more, of a pod that was running when the machine went down.
         let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
         let running = status.state.as_ref().and_then(|state| state.running.as_ref());
         if container.run == Run::Never {
             if let Some(terminated) = terminated {
                 container.run = Run::Exited(exit_of(terminated));
+                container.stale = true;
             } else if let Some(running) = running {
-                let id = status.container_id.clone().unwrap_or_default();
-                let id = id.trim_start_matches("palisade://").to_owned();
+                let id = run_of(status).unwrap_or_default().to_owned();
                 let now = Timestamp::now();
                 let started_at = running.started_at.as_ref().map_or(now, |time| time.0);
                 container.run = Run::Running { id, started_at };
@@ -127,6 +179,10 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod) {
             }
         }
     }
+}
+
+fn run_of(status: &ApiStatus) -> Option<&str> {
+    status.container_id.as_deref()?.strip_prefix("palisade://")
 }
 
 /// Identity of a run, unique on the node: it is also the container id that the API shows.
@@ -243,11 +299,11 @@ mod tests {
             "status": {"phase": "Succeeded"},
         }))
         .unwrap();
-        let wanted = wanted(Some(&pod), &Seen::default());
+        let wanted = wanted(Some(&pod), None, &Seen::default());
         assert_eq!(wanted.ending, Ending::Graceful(SignedDuration::from_secs(5)));
         assert_eq!(wanted.restart, RestartPolicy::OnFailure);
         assert!(wanted.settled);
-        assert_eq!(super::wanted(None, &Seen::default()).ending, Ending::Gone);
+        assert_eq!(super::wanted(None, None, &Seen::default()).ending, Ending::Gone);
     }
 
     #[test]

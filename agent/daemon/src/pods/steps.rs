@@ -24,6 +24,7 @@ use super::{
     container::{self, ContainerError, Places, Resolved},
     env::{self, Addresses, Objects},
     ids::NoIds,
+    termination,
     users::{self, UserError},
     volumes::{self, VolumeError},
 };
@@ -198,9 +199,13 @@ pub(super) async fn start_container(
     let directory = id.directory(&context.config);
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
+    let files = directory.join("files");
+    let message = termination::prepare(&files, &spec.name, attempt)
+        .map_err(|source| volumes::failed("prepare the termination message in", &files, source))?;
     let places = Places {
         volumes: &directory.join("volumes"),
-        files: &directory.join("files"),
+        files: &files,
+        message,
         log: log_path(&logs, attempt),
         log_max_bytes: context.config.log_max_bytes,
         log_max_files: context.config.log_max_files,
@@ -233,6 +238,30 @@ pub(super) fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
 pub(super) fn remove_directory(directory: &Path) -> Result<(), VolumeError> {
     volumes::remove(&directory.join("volumes"))?;
     remove_tree(directory)
+}
+
+/// What an ended run of a container left for its status.
+pub(super) fn last_words(
+    context: &Context,
+    id: &PodId,
+    pod: &Pod,
+    container: &str,
+    (attempt, failed): (u32, bool),
+) -> Result<String, VolumeError> {
+    let spec = pod.spec.as_ref();
+    let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let all: Vec<&Container> = spec
+        .iter()
+        .flat_map(|spec| &spec.containers)
+        .chain(inits)
+        .collect();
+    let own = all.iter().find(|spec| spec.name == container);
+    let policy = own.and_then(|spec| spec.termination_message_policy.as_deref());
+    let log = log_path(&id.logs(&context.config).join(container), attempt);
+    let log = (policy == Some("FallbackToLogsOnError")).then_some(log.as_path());
+    let file = termination::path_of(&id.directory(&context.config).join("files"), container, attempt);
+    termination::message(&file, log, failed, all.len())
+        .map_err(|source| volumes::failed("read the termination message", &file, source))
 }
 
 /// The log of one run of a container.

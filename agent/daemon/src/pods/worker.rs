@@ -4,12 +4,16 @@
 //! image may take minutes and runs beside it; all else is short and awaited.
 
 mod acts;
+mod health;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use agent_health::Outcome;
 use agent_images::RootfsLayers;
 use agent_network::Attachment;
-use agent_plan::{Container, Ending, Facts, Ground, Image, Plan, Run, Seen, Step, Wanted, plan, render};
+use agent_plan::{
+    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, plan, render,
+};
 use agent_runtime::{PodStatus, RuntimeError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus as ApiStatus};
@@ -22,7 +26,9 @@ use tokio::{
 use super::{
     Context, PodId, Survivor,
     directory::{Entry, Latest},
+    hooks::HookError,
     observe,
+    probes::Probes,
     status::Reporter,
     steps::{self, StepError},
 };
@@ -49,6 +55,11 @@ pub(super) struct Worker {
     news: mpsc::Sender<News>,
     inbox: mpsc::Receiver<News>,
     follower: Option<JoinHandle<()>>,
+    probes: Probes,
+    /// Hooks that run, by container. A container has one at a time.
+    hooks: BTreeMap<String, JoinHandle<()>>,
+    /// The pod's network namespace.
+    netns: Option<PathBuf>,
     reporter: Reporter,
     reported: Option<ApiStatus>,
     /// The API was told that the pod is over.
@@ -60,7 +71,22 @@ pub(super) struct Worker {
 }
 
 /// What background work found out.
-enum News {
+pub(super) enum News {
+    /// A probe said something else than before, or that it fails.
+    Probed {
+        container: String,
+        run: String,
+        probe: Probe,
+        outcome: Outcome,
+        verdict: Option<bool>,
+    },
+    /// A hook has ended.
+    Hooked {
+        container: String,
+        run: String,
+        hook: health::Hooked,
+        result: Result<(), HookError>,
+    },
     Runtime(PodStatus),
     ShimGone(RuntimeError),
     Image {
@@ -91,6 +117,9 @@ impl Worker {
             news,
             inbox,
             follower: None,
+            probes: Probes::default(),
+            hooks: BTreeMap::new(),
+            netns: None,
             reporter,
             reported: None,
             confirmed: false,
@@ -112,7 +141,7 @@ impl Worker {
         loop {
             self.pod = self.objects.borrow_and_update().clone().or(self.pod.take());
             let gone = self.objects.borrow().is_none() || self.confirmed;
-            let mut wanted = observe::wanted(self.pod.as_deref(), &self.seen);
+            let mut wanted = observe::wanted(self.pod.as_deref(), self.reported.as_ref(), &self.seen);
             if gone {
                 wanted.ending = Ending::Gone;
             }
@@ -140,6 +169,7 @@ impl Worker {
                 }
             }
             self.publish();
+            self.tend_probes(&wanted);
             // Between steps only what is already there is taken in; an idle task waits.
             if idle || self.retry_at.is_some() {
                 self.wait(wake_at).await;
@@ -159,6 +189,7 @@ impl Worker {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
             container.streak = status.attempt;
+            self.hear_last_words(&status.name);
         }
         // The kernel kept judging, but its tables may be old: they are written again before anything starts.
         self.seen.ground = if attachment.is_some() {
@@ -168,6 +199,7 @@ impl Worker {
         };
         self.attachment = attachment;
         if pod.alive {
+            self.netns = Some(pod.status.netns.clone());
             self.follow(pod.status.version);
         } else {
             self.lost = true;
@@ -209,6 +241,19 @@ impl Worker {
 
     fn learn(&mut self, news: News) {
         match news {
+            News::Probed {
+                container,
+                run,
+                probe,
+                outcome,
+                verdict,
+            } => self.probed((&container, &run), probe, outcome, verdict),
+            News::Hooked {
+                container,
+                run,
+                hook,
+                result,
+            } => self.hooked((&container, &run), hook, result),
             News::Runtime(status) => self.observe(&status),
             News::ShimGone(error) => {
                 tracing::error!(pod = %self.id.name, error = chain(&error), "the pod's shim is gone");
@@ -228,11 +273,33 @@ impl Worker {
     }
 
     fn observe(&mut self, status: &PodStatus) {
+        self.netns = Some(status.netns.clone());
         for status in &status.containers {
             if let Some(container) = self.seen.containers.get_mut(&status.name) {
                 observe::take(&self.id, container, status);
+                self.hear_last_words(&status.name);
             }
         }
+    }
+
+    /// Completes the exit of a container by what it left, once.
+    fn hear_last_words(&mut self, name: &str) {
+        let (Some(pod), Some(container)) = (&self.pod, self.seen.containers.get_mut(name)) else {
+            return;
+        };
+        let attempt = container.restarts;
+        let Run::Exited(exit) = &mut container.run else {
+            return;
+        };
+        if exit.message.is_some() {
+            return;
+        }
+        let words = steps::last_words(&self.context, &self.id, pod, name, (attempt, exit.code != 0));
+        // An empty one is an answer too: it is not asked for again.
+        exit.message = Some(words.unwrap_or_else(|error| {
+            tracing::warn!(pod = %self.id.name, error = chain(&error), "no termination message");
+            String::new()
+        }));
     }
 
     fn image_arrived(&mut self, name: &str, took: Duration, result: Result<RootfsLayers, StepError>) {
@@ -296,6 +363,7 @@ impl Worker {
         let Some(status) = self.status(wanted) else { return };
         if self.reported.as_ref() != Some(&status) {
             self.tell_back_off(&status);
+            self.tell_deadline(&status);
             tracing::debug!(pod = %self.id.name, phase = status.phase, age = ?self.born.elapsed(), "status");
             self.reporter.send(status.clone());
             self.reported = Some(status);
@@ -334,18 +402,24 @@ impl Worker {
                     (reason, waiting.message.clone().unwrap_or_default()),
                 ))
             };
-            status
-                .container_statuses
-                .iter()
-                .flatten()
-                .filter_map(entry)
-                .collect()
+            let inits = status.init_container_statuses.iter().flatten();
+            let mains = status.container_statuses.iter().flatten();
+            inits.chain(mains).filter_map(entry).collect()
         };
         let before = self.reported.as_ref().map(waiting).unwrap_or_default();
         for (name, (reason, message)) in waiting(status) {
             if before.get(&name).map(|(reason, _)| reason) != Some(&reason) {
                 self.event(Some(&name), Kind::Warning, "BackOff", message);
             }
+        }
+    }
+
+    /// An event when the pod has failed by its deadline.
+    fn tell_deadline(&self, status: &ApiStatus) {
+        let exceeded = |status: &ApiStatus| status.reason.as_deref() == Some("DeadlineExceeded");
+        if exceeded(status) && !self.reported.as_ref().is_some_and(exceeded) {
+            let message = status.message.clone().unwrap_or_default();
+            self.event(None, Kind::Normal, "DeadlineExceeded", message);
         }
     }
 
@@ -377,13 +451,9 @@ impl Worker {
     }
 
     fn spec(&self, name: &str) -> Option<&Spec> {
-        self.pod
-            .as_ref()?
-            .spec
-            .as_ref()?
-            .containers
-            .iter()
-            .find(|spec| spec.name == name)
+        let spec = self.pod.as_ref()?.spec.as_ref()?;
+        let inits = spec.init_containers.iter().flatten();
+        spec.containers.iter().chain(inits).find(|spec| spec.name == name)
     }
 
     fn container(&mut self, name: &str) -> &mut Container {
@@ -393,8 +463,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if let Some(follower) = &self.follower {
-            follower.abort();
-        }
+        let tasks = self.follower.iter().chain(self.hooks.values());
+        tasks.for_each(JoinHandle::abort);
     }
 }

@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::security;
+use super::{health, security};
 use crate::{Problems, syntax};
 
 /// Containers of one pod.
@@ -50,9 +50,22 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
         count,
         "at most 32 containers",
     );
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    problems.require(
+        inits.len() <= MAX_CONTAINERS,
+        "spec.initContainers",
+        inits.len(),
+        "at most 32 init containers",
+    );
     let mut names = BTreeSet::new();
-    for (index, container) in spec.containers.iter().enumerate() {
-        let field = format!("spec.containers[{index}]");
+    let inits = inits
+        .iter()
+        .enumerate()
+        .map(|(index, init)| ("initContainers", index, init));
+    let mains = spec.containers.iter().enumerate();
+    let mains = mains.map(|(index, container)| ("containers", index, container));
+    for (list, index, container) in inits.chain(mains) {
+        let field = format!("spec.{list}[{index}]");
         if container.name.is_empty() {
             problems.push(Cause::required(format!("{field}.name"), ""));
         } else {
@@ -64,6 +77,8 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
         }
         check_container(container, volumes, &field, problems);
         security::check_container(spec, container, &field, problems);
+        let runs_to_its_end = list == "initContainers" && container.restart_policy.is_none();
+        health::check(spec, container, runs_to_its_end, &field, problems);
     }
 }
 
@@ -87,6 +102,27 @@ fn check_container(container: &Container, volumes: &BTreeSet<String>, field: &st
             &field,
             directory,
             "must be an absolute path without '..'",
+        );
+    }
+    if let Some(path) = container
+        .termination_message_path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+    {
+        let valid = syntax::is_absolute_path(path) && !normal(path).is_empty();
+        let field = format!("{field}.terminationMessagePath");
+        problems.require(
+            valid,
+            &field,
+            path,
+            "must be an absolute path of a file, without '..'",
+        );
+        let guarded = is_guarded(path) && !path.starts_with("/dev/");
+        problems.require(
+            !guarded,
+            &field,
+            path,
+            "must not be below /proc or /sys, which the sandbox guards",
         );
     }
     for (index, variable) in container.env.iter().flatten().enumerate() {
@@ -302,10 +338,8 @@ fn check_mounts(mounts: &[VolumeMount], volumes: &BTreeSet<String>, field: &str,
             "must be an absolute path without '..' and ':'",
         );
         let plain = normal(path);
-        let is_below = |path: &&str| plain == **path || plain.starts_with(&format!("{path}/"));
-        let guarded = GUARDED_PATHS.iter().any(is_below) && !FREE_PATHS.iter().any(is_below);
         problems.require(
-            !guarded && !plain.is_empty(),
+            !is_guarded(path) && !plain.is_empty(),
             &path_field,
             path,
             "must not cover /, /proc, /sys or /dev, which the sandbox guards",
@@ -314,6 +348,12 @@ fn check_mounts(mounts: &[VolumeMount], volumes: &BTreeSet<String>, field: &str,
             problems.push(Cause::invalid(&path_field, path, "must be unique"));
         }
     }
+}
+
+fn is_guarded(path: &str) -> bool {
+    let plain = normal(path);
+    let is_below = |path: &&str| plain == **path || plain.starts_with(&format!("{path}/"));
+    GUARDED_PATHS.iter().any(is_below) && !FREE_PATHS.iter().any(is_below)
 }
 
 /// The path without empty and `.` parts; empty for the root.

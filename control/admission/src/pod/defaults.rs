@@ -6,7 +6,7 @@ use api::{
 };
 use serde_json::{Value, json};
 
-use crate::{AdmissionRequest, Operation, metadata::members};
+use crate::{AdmissionRequest, Operation, metadata::members, pins::CONTAINER_LISTS};
 
 /// Fills in defaults, and takes back what only an agent may write.
 pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
@@ -31,12 +31,14 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
     set_if_absent(spec, "terminationGracePeriodSeconds", json!(30));
     set_if_absent(spec, "enableServiceLinks", json!(true));
     set_if_absent(spec, "securityContext", json!({}));
-    for container in list_mut(spec, "containers") {
-        let key = format!(
-            "{REQUESTED_IMAGE_PREFIX}{}",
-            container["name"].as_str().unwrap_or_default()
-        );
-        default_container(container, requested[key].as_str());
+    for list in CONTAINER_LISTS {
+        for container in list_mut(spec, list) {
+            let key = format!(
+                "{REQUESTED_IMAGE_PREFIX}{}",
+                container["name"].as_str().unwrap_or_default()
+            );
+            default_container(container, requested[key].as_str());
+        }
     }
     for volume in list_mut(spec, "volumes") {
         for source in ["configMap", "secret"] {
@@ -62,6 +64,16 @@ fn default_container(container: &mut Value, requested: Option<&str>) {
         json!(if by_latest { "Always" } else { "IfNotPresent" }),
     );
     set_if_absent(container, "resources", json!({}));
+    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        if let Some(probe) = container.get_mut(probe).filter(|probe| probe.is_object()) {
+            default_probe(probe);
+        }
+    }
+    for hook in ["/lifecycle/postStart/httpGet", "/lifecycle/preStop/httpGet"] {
+        if let Some(get) = container.pointer_mut(hook).filter(|get| get.is_object()) {
+            default_http(get);
+        }
+    }
     for port in list_mut(container, "ports") {
         set_if_empty(port, "protocol", json!("TCP"));
     }
@@ -82,6 +94,31 @@ fn default_container(container: &mut Value, requested: Option<&str>) {
         set_if_absent(&mut container["resources"], "requests", json!({}));
         set_if_absent(&mut container["resources"]["requests"], &key, limit);
     }
+}
+
+fn default_probe(probe: &mut Value) {
+    // Zero asks for the default, except for the delay, whose default it is.
+    for (field, default) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
+        if probe[field].as_i64().unwrap_or(0) == 0 {
+            probe[field] = json!(default);
+        }
+    }
+    if let Some(get) = probe.get_mut("httpGet").filter(|get| get.is_object()) {
+        default_http(get);
+    }
+    if let Some(grpc) = probe.get_mut("grpc").filter(|grpc| grpc.is_object()) {
+        set_if_absent(grpc, "service", json!(""));
+    }
+}
+
+fn default_http(get: &mut Value) {
+    set_if_empty(get, "path", json!("/"));
+    set_if_empty(get, "scheme", json!("HTTP"));
 }
 
 /// The report of what was enforced is the agent's, through the status subresource.

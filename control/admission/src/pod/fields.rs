@@ -1,15 +1,14 @@
 //! The fields of a pod that the agent honours. This is the list to extend when the agent learns something.
 
-use crate::shape::Shape::{self, Any, List, Members, OneOf, Refused};
+use crate::shape::Shape::{self, Any, Both, List, Members, OneOf, Refused};
 
-const NO_PROBES: Shape = Refused("probes are not run");
 const NO_TERMINAL: Shape = Refused("attach and exec are not served");
 const NO_HOST: Shape = Refused("pods do not share the node's namespaces");
 const PROFILES: Shape = Refused("every container runs under Palisade's own seccomp and Landlock profile");
 
 /// Members of `spec`.
 pub(super) const SPEC: Shape = Members(&[
-    ("activeDeadlineSeconds", Refused("deadlines are not enforced")),
+    ("activeDeadlineSeconds", Any),
     (
         "affinity",
         Refused("only nodeSelector, nodeName and tolerations place pods"),
@@ -33,7 +32,7 @@ pub(super) const SPEC: Shape = Members(&[
         "imagePullSecrets",
         Refused("the image gate pulls without credentials"),
     ),
-    ("initContainers", Refused("init containers are not run")),
+    ("initContainers", List(&INIT_CONTAINER)),
     ("nodeName", Any),
     ("nodeSelector", Any),
     ("os", Members(&[("name", OneOf(&["linux"]))])),
@@ -76,6 +75,10 @@ const POD_SECURITY: Shape = Members(&[
 
 const SECCOMP: Shape = Members(&[("type", OneOf(&["RuntimeDefault"]))]);
 
+/// As [`CONTAINER`], with the policy that makes a sidecar. What hooks and probes mean for containers that run
+/// to their end is nothing: `containers` refuses them there.
+const INIT_CONTAINER: Shape = Both(&CONTAINER, &[("restartPolicy", OneOf(&["Always"]))]);
+
 const CONTAINER: Shape = Members(&[
     ("args", Any),
     ("command", Any),
@@ -83,22 +86,64 @@ const CONTAINER: Shape = Members(&[
     ("envFrom", List(&ENV_FROM)),
     ("image", Any),
     ("imagePullPolicy", OneOf(&["Always", "IfNotPresent", "Never"])),
-    ("lifecycle", Refused("hooks are not run")),
-    ("livenessProbe", NO_PROBES),
+    ("lifecycle", LIFECYCLE),
+    ("livenessProbe", PROBE),
     ("name", Any),
     ("ports", List(&PORT)),
-    ("readinessProbe", NO_PROBES),
+    ("readinessProbe", PROBE),
     ("resources", RESOURCES),
     ("securityContext", CONTAINER_SECURITY),
-    ("startupProbe", NO_PROBES),
+    ("startupProbe", PROBE),
     ("stdin", NO_TERMINAL),
     ("stdinOnce", NO_TERMINAL),
-    ("terminationMessagePath", OneOf(&["/dev/termination-log"])),
-    ("terminationMessagePolicy", OneOf(&["File"])),
+    ("terminationMessagePath", Any),
+    (
+        "terminationMessagePolicy",
+        OneOf(&["File", "FallbackToLogsOnError"]),
+    ),
     ("tty", NO_TERMINAL),
     ("volumeDevices", Refused("block devices are not given to pods")),
     ("volumeMounts", List(&MOUNT)),
     ("workingDir", Any),
+]);
+
+const PROBE: Shape = Members(&[
+    ("exec", EXEC),
+    ("failureThreshold", Any),
+    ("grpc", Members(&[("port", Any), ("service", Any)])),
+    ("httpGet", HTTP_GET),
+    ("initialDelaySeconds", Any),
+    ("periodSeconds", Any),
+    ("successThreshold", Any),
+    ("tcpSocket", Members(&[("host", Any), ("port", Any)])),
+    ("terminationGracePeriodSeconds", Any),
+    ("timeoutSeconds", Any),
+]);
+
+const LIFECYCLE: Shape = Members(&[
+    ("postStart", HOOK),
+    ("preStop", HOOK),
+    ("stopSignal", Refused("the image's STOPSIGNAL is sent")),
+]);
+
+const HOOK: Shape = Members(&[
+    ("exec", EXEC),
+    ("httpGet", HTTP_GET),
+    ("sleep", Members(&[("seconds", Any)])),
+    (
+        "tcpSocket",
+        Refused("Kubernetes never ran hooks of this kind; use exec"),
+    ),
+]);
+
+const EXEC: Shape = Members(&[("command", Any)]);
+
+const HTTP_GET: Shape = Members(&[
+    ("host", Any),
+    ("httpHeaders", List(&Members(&[("name", Any), ("value", Any)]))),
+    ("path", Any),
+    ("port", Any),
+    ("scheme", OneOf(&["HTTP", "HTTPS"])),
 ]);
 
 const CONTAINER_SECURITY: Shape = Members(&[

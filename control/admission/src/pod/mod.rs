@@ -3,6 +3,7 @@
 mod containers;
 mod defaults;
 mod fields;
+mod health;
 mod security;
 mod update;
 mod volumes;
@@ -95,6 +96,11 @@ fn check_spec(spec: &PodSpec, problems: &mut Problems) {
     if let Some(seconds) = spec.termination_grace_period_seconds {
         let field = "spec.terminationGracePeriodSeconds";
         problems.require(seconds >= 0, field, seconds, "must be greater than or equal to 0");
+    }
+    if let Some(seconds) = spec.active_deadline_seconds {
+        let why = "must be between 1 and 2147483647, inclusive";
+        let valid = (1..=i64::from(i32::MAX)).contains(&seconds);
+        problems.require(valid, "spec.activeDeadlineSeconds", seconds, why);
     }
     for (key, value) in spec.node_selector.iter().flatten() {
         let valid = is_label_key(key) && is_label_value(value);

@@ -75,7 +75,8 @@ fn a_pod_that_uses_everything_supported_is_admitted() {
             {"name": "s", "secret": {"secretName": "s", "defaultMode": 256, "optional": true}}],
         "restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 0, "nodeSelector": {"kubernetes.io/os": "linux"},
         "nodeName": "node-1", "hostname": "web", "automountServiceAccountToken": false, "dnsPolicy": "Default",
-        "hostUsers": false, "hostNetwork": false, "initContainers": [], "affinity": {},
+        "hostUsers": false, "hostNetwork": false, "affinity": {}, "activeDeadlineSeconds": 60,
+        "initContainers": [{"name": "i", "image": "i"}, {"name": "s", "image": "i", "restartPolicy": "Always"}],
         "tolerations": [{"operator": "Exists"}, {"key": "k", "value": "v", "effect": "NoExecute", "tolerationSeconds": 5}],
         "securityContext": {"runAsUser": 1, "fsGroup": 2, "supplementalGroups": [3], "seccompProfile": {"type": "RuntimeDefault"}},
     }));
@@ -94,16 +95,8 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             "spec.shareProcessNamespace: ",
         ),
         (
-            spec("initContainers", json!([{"name": "i"}])),
-            "spec.initContainers: ",
-        ),
-        (
             spec("ephemeralContainers", json!([{"name": "i"}])),
             "spec.ephemeralContainers: ",
-        ),
-        (
-            spec("activeDeadlineSeconds", json!(5)),
-            "spec.activeDeadlineSeconds: ",
         ),
         (spec("runtimeClassName", json!("kata")), "spec.runtimeClassName: "),
         (spec("affinity", json!({"nodeAffinity": {}})), "spec.affinity: "),
@@ -179,16 +172,12 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             "spec.volumes[0].emptyDir.sizeLimit: ",
         ),
         (
-            container(json!({"livenessProbe": {"exec": {"command": ["x"]}}})),
-            "spec.containers[0].livenessProbe: ",
+            container(json!({"lifecycle": {"preStop": {"tcpSocket": {"port": 1}}}})),
+            "spec.containers[0].lifecycle.preStop.tcpSocket: ",
         ),
         (
-            container(json!({"readinessProbe": {"periodSeconds": 1}})),
-            "spec.containers[0].readinessProbe: ",
-        ),
-        (
-            container(json!({"lifecycle": {"preStop": {}}})),
-            "spec.containers[0].lifecycle: ",
+            container(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
+            "spec.containers[0].lifecycle.stopSignal: ",
         ),
         (container(json!({"tty": true})), "spec.containers[0].tty: "),
         (
@@ -247,6 +236,183 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
     assert!(
         problems("pods", pod(mount))[0].starts_with("spec.containers[0].volumeMounts[0].subPath: Forbidden")
     );
+}
+
+#[test]
+fn probes_and_hooks_are_defaulted() {
+    let body = object(
+        "pods",
+        json!({"spec": {"containers": [{
+            "name": "c", "image": "i",
+            "livenessProbe": {"httpGet": {"port": "web", "httpHeaders": [{"name": "A", "value": "b"}]}, "timeoutSeconds": 3},
+            "readinessProbe": {"grpc": {"port": 5}, "successThreshold": 2},
+            "startupProbe": {"tcpSocket": {"port": 5, "host": "127.0.0.1"}, "terminationGracePeriodSeconds": 5},
+            "lifecycle": {"postStart": {"sleep": {"seconds": 1}}, "preStop": {"httpGet": {"port": 80}}},
+            "terminationMessagePolicy": "FallbackToLogsOnError", "terminationMessagePath": "/tmp/last",
+        }]}}),
+    );
+    let pod = complete(&request("pods", None, body)).unwrap();
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(
+        container["livenessProbe"],
+        json!({"httpGet": {"port": "web", "path": "/", "scheme": "HTTP", "httpHeaders": [{"name": "A", "value": "b"}]},
+               "timeoutSeconds": 3, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3})
+    );
+    assert_eq!(
+        container["readinessProbe"]["grpc"],
+        json!({"port": 5, "service": ""})
+    );
+    assert_eq!(container["readinessProbe"]["successThreshold"], 2);
+    assert_eq!(container["lifecycle"]["preStop"]["httpGet"]["path"], "/");
+}
+
+#[test]
+fn probes_and_hooks_that_mean_nothing_are_refused() {
+    let probe = |kind: &str, probe: Value| container(json!({kind: probe}));
+    let http = |extra: Value| {
+        let mut get = json!({"port": 80});
+        get.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        probe("livenessProbe", json!({"httpGet": get}))
+    };
+    let hook = |hook: Value| container(json!({"lifecycle": {"preStop": hook}}));
+    let init = |extra: Value| {
+        let mut init = json!({"name": "i", "image": "i"});
+        init.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        pod(json!({"initContainers": [init], "containers": [{"name": "c", "image": "i"}]}))
+    };
+    let own_grace = json!({"tcpSocket": {"port": 1}, "terminationGracePeriodSeconds": 1});
+    let sh = json!({"exec": {"command": ["sh"]}});
+    let cases = [
+        (
+            probe("readinessProbe", json!({"periodSeconds": 1})),
+            "readinessProbe: Required value: must specify a handler type",
+        ),
+        (
+            probe(
+                "livenessProbe",
+                json!({"exec": {"command": ["x"]}, "tcpSocket": {"port": 1}}),
+            ),
+            "livenessProbe: Forbidden: may not specify more than 1 handler type",
+        ),
+        (
+            probe(
+                "livenessProbe",
+                json!({"exec": {"command": []}, "periodSeconds": 1}),
+            ),
+            "livenessProbe.exec.command: Required value",
+        ),
+        (
+            probe(
+                "livenessProbe",
+                json!({"exec": {"command": ["x"]}, "successThreshold": 2}),
+            ),
+            "livenessProbe.successThreshold: Invalid value: 2: must be 1",
+        ),
+        (
+            probe(
+                "startupProbe",
+                json!({"exec": {"command": ["x"]}, "periodSeconds": -1}),
+            ),
+            "startupProbe.periodSeconds: Invalid value",
+        ),
+        (
+            probe("readinessProbe", own_grace),
+            "readinessProbe.terminationGracePeriodSeconds: Invalid value",
+        ),
+        (
+            http(json!({"host": "node.example"})),
+            "livenessProbe.httpGet.host: Invalid value",
+        ),
+        (
+            http(json!({"port": 0})),
+            "livenessProbe.httpGet.port: Invalid value",
+        ),
+        (
+            http(json!({"port": "UP"})),
+            "livenessProbe.httpGet.port: Invalid value",
+        ),
+        (
+            http(json!({"scheme": "FTP"})),
+            "livenessProbe.httpGet.scheme: Unsupported value",
+        ),
+        (
+            http(json!({"path": "/a b"})),
+            "livenessProbe.httpGet.path: Invalid value",
+        ),
+        (
+            http(json!({"httpHeaders": [{"name": "a b", "value": ""}]})),
+            "livenessProbe.httpGet.httpHeaders[0].name: Invalid value",
+        ),
+        (
+            http(json!({"httpHeaders": [{"name": "a", "value": "x\r\ny"}]})),
+            "livenessProbe.httpGet.httpHeaders[0].value: Invalid value",
+        ),
+        (hook(json!({})), "lifecycle.preStop: Required value"),
+        (
+            hook(json!({"sleep": {"seconds": 31}})),
+            "lifecycle.preStop.sleep.seconds: Invalid value",
+        ),
+        (
+            container(json!({"terminationMessagePath": "last"})),
+            "terminationMessagePath: Invalid value",
+        ),
+        (
+            container(json!({"terminationMessagePath": "/proc/1/x"})),
+            "terminationMessagePath: Invalid value",
+        ),
+        (
+            container(json!({"terminationMessagePolicy": "Never"})),
+            "terminationMessagePolicy: Unsupported value",
+        ),
+    ];
+    for (body, expected) in cases {
+        let found = problems("pods", body.clone());
+        let expected = format!("spec.containers[0].{expected}");
+        assert!(
+            found.len() == 1 && found[0].starts_with(&expected),
+            "{found:?} is not {expected}"
+        );
+    }
+    for (extra, expected) in [
+        (
+            json!({"livenessProbe": sh}),
+            "livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+        ),
+        (
+            json!({"lifecycle": {"preStop": sh}}),
+            "lifecycle: Forbidden: may not be set for init containers without restartPolicy=Always",
+        ),
+        (
+            json!({"restartPolicy": "Never"}),
+            "restartPolicy: Unsupported value",
+        ),
+        (json!({"name": "c"}), ""),
+        (json!({"tty": true}), "tty: Forbidden"),
+        (json!({"image": ""}), "image: Required value"),
+    ] {
+        let found = problems("pods", init(extra));
+        let expected = match expected {
+            "" => "spec.containers[0].name: Duplicate value: \"c\"".to_owned(),
+            expected => format!("spec.initContainers[0].{expected}"),
+        };
+        assert!(
+            found.len() == 1 && found[0].starts_with(&expected),
+            "{found:?} is not {expected}"
+        );
+    }
+    let sidecar = json!({"restartPolicy": "Always", "livenessProbe": sh, "lifecycle": {"preStop": sh}});
+    assert_eq!(problems("pods", init(sidecar)), Vec::<String>::new());
+    for seconds in [json!(0), json!(-1), json!(1_i64 << 40)] {
+        let found = problems("pods", pod(json!({"activeDeadlineSeconds": seconds})));
+        assert!(
+            found[0].starts_with("spec.activeDeadlineSeconds: Invalid value"),
+            "{found:?}"
+        );
+    }
 }
 
 #[test]

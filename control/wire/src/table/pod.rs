@@ -13,14 +13,8 @@ use crate::age::age;
 pub(super) const COLUMNS: &[Column] = &[
     NAME,
     text("Ready", "Containers that are ready, of all.", |pod, _| {
-        let ready = container_statuses(pod)
-            .filter(|status| status["ready"] == true)
-            .count();
-        let all = pod
-            .pointer("/spec/containers")
-            .and_then(Value::as_array)
-            .map_or(0, Vec::len);
-        json!(format!("{ready}/{all}"))
+        let summary = Summary::of(pod);
+        json!(format!("{}/{}", summary.ready, summary.all))
     }),
     text(
         "Status",
@@ -63,48 +57,118 @@ pub(super) const COLUMNS: &[Column] = &[
 ];
 
 fn status(pod: &Value) -> String {
-    let own = text_at(pod, "/status/reason");
-    let summary = match own {
-        "" => container_summary(pod),
-        reason => reason.to_owned(),
-    };
     if pod["metadata"]["deletionTimestamp"].is_null() {
-        return summary;
+        return Summary::of(pod).reason;
     }
-    match own {
+    match text_at(pod, "/status/reason") {
         // The node is gone, so nobody knows whether the pod still runs.
         "NodeLost" => "Unknown".to_owned(),
-        _ if matches!(text_at(pod, "/status/phase"), "Succeeded" | "Failed") => summary,
+        _ if matches!(text_at(pod, "/status/phase"), "Succeeded" | "Failed") => Summary::of(pod).reason,
         _ => "Terminating".to_owned(),
     }
 }
 
-/// Reason of the first container that has something to say, else the phase.
-fn container_summary(pod: &Value) -> String {
-    let mut summary = text_at(pod, "/status/phase").to_owned();
-    let mut any_ready_and_running = false;
-    let statuses: Vec<&Value> = container_statuses(pod).collect();
-    // Backwards, so that the first container has the last word.
-    for container in statuses.into_iter().rev() {
-        let state = &container["state"];
-        let waiting = text_at(state, "/waiting/reason");
-        let terminated = &state["terminated"];
-        if !waiting.is_empty() {
-            summary = waiting.to_owned();
-        } else if terminated.is_object() {
-            summary = terminated_summary(terminated);
-        } else if container["ready"] == true && state["running"].is_object() {
-            any_ready_and_running = true;
+/// What the containers of a pod amount to. Sidecars count like main containers; while a pod initializes
+/// only the first init container that is not done has a say.
+struct Summary {
+    reason: String,
+    ready: usize,
+    all: usize,
+    restarts: i64,
+    last_restart: Option<Timestamp>,
+}
+
+impl Summary {
+    fn of(pod: &Value) -> Self {
+        let inits: Vec<&Value> = list(pod, "/spec/initContainers").collect();
+        let is_sidecar = |name: &Value| {
+            let mut sidecars = inits.iter().filter(|init| init["restartPolicy"] == "Always");
+            sidecars.any(|sidecar| sidecar["name"] == *name)
+        };
+        let sidecars = inits.iter().filter(|init| is_sidecar(&init["name"])).count();
+        let mut summary = Self {
+            reason: match text_at(pod, "/status/reason") {
+                "" => text_at(pod, "/status/phase").to_owned(),
+                reason => reason.to_owned(),
+            },
+            ready: 0,
+            all: list(pod, "/spec/containers").count() + sidecars,
+            restarts: 0,
+            last_restart: None,
+        };
+        let mut of_sidecars = (0, None);
+        let mut initializing = None;
+        for (index, status) in list(pod, "/status/initContainerStatuses").enumerate() {
+            summary.count_restarts(status);
+            let sidecar = is_sidecar(&status["name"]);
+            if sidecar {
+                of_sidecars.0 += status["restartCount"].as_i64().unwrap_or(0);
+                of_sidecars.1 = of_sidecars.1.max(last_end(status));
+            }
+            let state = &status["state"];
+            if state["terminated"].is_object() && state["terminated"]["exitCode"] == 0 {
+                continue;
+            }
+            if sidecar && status["started"] == true {
+                summary.ready += usize::from(status["ready"] == true);
+                continue;
+            }
+            let waiting = text_at(state, "/waiting/reason");
+            initializing = Some(if state["terminated"].is_object() {
+                format!("Init:{}", terminated_summary(&state["terminated"]))
+            } else if !matches!(waiting, "" | "PodInitializing") {
+                format!("Init:{waiting}")
+            } else {
+                format!("Init:{index}/{}", inits.len())
+            });
+            break;
+        }
+        match initializing {
+            Some(reason) if !condition_holds(pod, "Initialized") => summary.reason = reason,
+            _ => {
+                (summary.restarts, summary.last_restart) = of_sidecars;
+                summary.add_mains(pod);
+            }
+        }
+        summary
+    }
+
+    /// Reason of the first container that has something to say.
+    fn add_mains(&mut self, pod: &Value) {
+        let mut any_ready_and_running = false;
+        let statuses: Vec<&Value> = list(pod, "/status/containerStatuses").collect();
+        // Backwards, so that the first container has the last word.
+        for status in statuses.into_iter().rev() {
+            self.count_restarts(status);
+            let state = &status["state"];
+            let waiting = text_at(state, "/waiting/reason");
+            let terminated = &state["terminated"];
+            if !waiting.is_empty() {
+                self.reason = waiting.to_owned();
+            } else if terminated.is_object() {
+                self.reason = terminated_summary(terminated);
+            } else if status["ready"] == true && state["running"].is_object() {
+                any_ready_and_running = true;
+                self.ready += 1;
+            }
+        }
+        if self.reason == "Completed" && any_ready_and_running {
+            self.reason = match condition_holds(pod, "Ready") {
+                true => "Running".to_owned(),
+                false => "NotReady".to_owned(),
+            };
         }
     }
-    if summary == "Completed" && any_ready_and_running {
-        summary = if condition_holds(pod, "Ready") {
-            "Running".to_owned()
-        } else {
-            "NotReady".to_owned()
-        };
+
+    fn count_restarts(&mut self, status: &Value) {
+        self.restarts += status["restartCount"].as_i64().unwrap_or(0);
+        self.last_restart = self.last_restart.max(last_end(status));
     }
-    summary
+}
+
+/// When the container's run before the present one ended.
+fn last_end(status: &Value) -> Option<Timestamp> {
+    text_at(status, "/lastState/terminated/finishedAt").parse().ok()
 }
 
 fn terminated_summary(terminated: &Value) -> String {
@@ -119,19 +183,10 @@ fn terminated_summary(terminated: &Value) -> String {
 }
 
 fn restarts(pod: &Value, now: Timestamp) -> String {
-    let count: i64 = container_statuses(pod)
-        .filter_map(|status| status["restartCount"].as_i64())
-        .sum();
-    let last = container_statuses(pod)
-        .filter_map(|status| {
-            text_at(status, "/lastState/terminated/finishedAt")
-                .parse::<Timestamp>()
-                .ok()
-        })
-        .max();
-    match last {
-        Some(last) if count > 0 => format!("{count} ({} ago)", age(last, now)),
-        _ => count.to_string(),
+    let summary = Summary::of(pod);
+    match summary.last_restart {
+        Some(last) if summary.restarts > 0 => format!("{} ({} ago)", summary.restarts, age(last, now)),
+        _ => summary.restarts.to_string(),
     }
 }
 
@@ -143,8 +198,8 @@ fn condition_holds(pod: &Value, name: &str) -> bool {
         .any(|c| c["type"] == name && c["status"] == "True")
 }
 
-fn container_statuses(pod: &Value) -> impl Iterator<Item = &Value> {
-    pod.pointer("/status/containerStatuses")
+fn list<'a>(pod: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
+    pod.pointer(pointer)
         .and_then(Value::as_array)
         .into_iter()
         .flatten()

@@ -92,6 +92,98 @@ fn pods_show_the_most_telling_state() {
 }
 
 #[test]
+fn pods_that_initialize_show_how_far_they_are() {
+    let running = json!({"running": {"startedAt": NOW}});
+    let completed = json!({"terminated": {"reason": "Completed", "exitCode": 0}});
+    let initializing = json!({"waiting": {"reason": "PodInitializing"}});
+    let init = |name: &str, state: &Value| {
+        let ready = *state == completed;
+        json!({"name": name, "ready": ready, "started": false, "restartCount": 0, "state": state})
+    };
+    let sidecar = |started: bool, restarts: u32, state: &Value| json!({"name": "s", "ready": started, "started": started, "restartCount": restarts, "state": state});
+    let row_of = |inits: Value, phase: &str, mains: &Value, initialized: bool| {
+        let status = if initialized { "True" } else { "False" };
+        let mut pod = pod(&json!({
+            "phase": phase, "initContainerStatuses": inits,
+            "conditions": [{"type": "Initialized", "status": status}, {"type": "Ready", "status": status}],
+            "containerStatuses": [
+                {"name": "a", "ready": mains == &running, "restartCount": 1, "state": mains},
+                {"name": "b", "ready": mains == &running, "restartCount": 0, "state": mains}],
+        }));
+        pod["spec"]["initContainers"] = json!([
+            {"name": "i"}, {"name": "s", "restartPolicy": "Always"}, {"name": "j"}]);
+        row("pods", &pod, false)
+    };
+    let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+    let failed = json!({"terminated": {"reason": "Error", "exitCode": 1}});
+    let cases = [
+        (
+            json!([init("i", &running), sidecar(false, 0, &initializing)]),
+            "p | 0/3 | Init:0/3 | 0 | 60m",
+        ),
+        (
+            json!([init("i", &completed), sidecar(false, 0, &running)]),
+            "p | 0/3 | Init:1/3 | 0 | 60m",
+        ),
+        (
+            json!([
+                init("i", &completed),
+                sidecar(true, 2, &running),
+                init("j", &running)
+            ]),
+            "p | 1/3 | Init:2/3 | 2 | 60m",
+        ),
+        (
+            json!([init("i", &waiting("CrashLoopBackOff"))]),
+            "p | 0/3 | Init:CrashLoopBackOff | 0 | 60m",
+        ),
+        (
+            json!([init("i", &waiting("ErrImagePull"))]),
+            "p | 0/3 | Init:ErrImagePull | 0 | 60m",
+        ),
+        (json!([init("i", &failed)]), "p | 0/3 | Init:Error | 0 | 60m"),
+        (
+            json!([init("i", &json!({"terminated": {"exitCode": 2}}))]),
+            "p | 0/3 | Init:ExitCode:2 | 0 | 60m",
+        ),
+        (
+            json!([init("i", &json!({"terminated": {"exitCode": 2, "signal": 9}}))]),
+            "p | 0/3 | Init:Signal:9 | 0 | 60m",
+        ),
+    ];
+    for (inits, expected) in cases {
+        assert_eq!(
+            row_of(inits.clone(), "Pending", &initializing, false),
+            expected,
+            "{inits}"
+        );
+    }
+    let done = json!([
+        init("i", &completed),
+        sidecar(true, 2, &running),
+        init("j", &completed)
+    ]);
+    assert_eq!(
+        row_of(done.clone(), "Pending", &initializing, true),
+        "p | 1/3 | PodInitializing | 3 | 60m"
+    );
+    assert_eq!(
+        row_of(done, "Running", &running, true),
+        "p | 3/3 | Running | 3 | 60m"
+    );
+    // A sidecar that dies after the start of the pod does not make it initialize again.
+    let died = json!([
+        init("i", &completed),
+        sidecar(false, 2, &failed),
+        init("j", &completed)
+    ]);
+    assert_eq!(
+        row_of(died, "Running", &running, true),
+        "p | 2/3 | Running | 3 | 60m"
+    );
+}
+
+#[test]
 fn other_kinds() {
     let metadata = json!({"name": "x", "creationTimestamp": "2025-12-31T01:00:00Z"});
     let cases = [

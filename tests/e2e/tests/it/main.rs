@@ -7,6 +7,7 @@ mod clean_host;
 mod evidence;
 mod gate;
 mod kubectl;
+mod lifecycle;
 mod network;
 mod pods;
 mod policyctl;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         gate::TESTS,
         pods::TESTS,
+        lifecycle::TESTS,
         kubectl::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,

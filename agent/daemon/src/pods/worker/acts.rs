@@ -1,16 +1,18 @@
 //! What the task of a pod does for each step, and how it remembers the outcome.
 
-use agent_plan::{Ground, Image, Run, Step, Wanted};
+use std::time::Duration;
+
+use agent_plan::{Ground, Hook, Image, Life, Probe, Run, Step, Stop, Wanted, Why};
 use agent_runtime::RuntimeError;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use super::{News, RETRY_AFTER, Worker};
+use super::{News, RETRY_AFTER, Worker, health::Hooked};
 use crate::{
     events::Kind,
     pods::{
-        observe,
+        hooks, observe,
         status::confirm_deletion,
         steps::{self, StepError},
     },
@@ -53,12 +55,16 @@ impl Worker {
     /// Steps towards the end of a pod; they need no object.
     async fn end(&mut self, step: Step, wanted: &Wanted) {
         let result = match &step {
-            Step::Stop { container } => self.stop(container).await,
-            Step::Kill { container } => {
-                self.seen.killed_at = Some(Timestamp::now());
-                self.signal(container, nix::sys::signal::Signal::SIGKILL as i32)
-                    .await
+            Step::BeginStop {
+                container,
+                why,
+                grace,
+            } => {
+                self.begin_stop(container, *why, *grace);
+                Ok(())
             }
+            Step::Stop { container } => self.stop(container).await,
+            Step::Kill { container } => self.kill(container).await,
             Step::ReleaseNetwork => self.release_network().await,
             Step::RemoveSandbox => self.remove_sandbox().await,
             Step::ConfirmDeletion => {
@@ -166,6 +172,9 @@ impl Worker {
                         }
                     }
                 }
+                if self.container(&name).life.post_start == Hook::Running {
+                    self.start_hook(&name, Hooked::PostStart, hooks::LONGEST);
+                }
                 let age = self.born.elapsed();
                 tracing::info!(pod = %self.id.name, container = name, restarts, ?age, "container started");
             }
@@ -187,27 +196,78 @@ impl Worker {
 
     /// A new run takes the place of the one before.
     fn began(&mut self, name: &str, restarts: u32) {
+        let hooks = self.spec(name).and_then(|spec| spec.lifecycle.as_ref());
+        let has_hook = hooks.is_some_and(|hooks| hooks.post_start.is_some());
         let container = self.container(name);
         if let Run::Exited(exit) = std::mem::take(&mut container.run) {
             container.streak = agent_plan::streak_after(container.streak, &exit).saturating_add(1);
             container.last_exit = Some(exit);
         }
         container.restarts = restarts;
+        container.life = Life {
+            post_start: if has_hook { Hook::Running } else { Hook::Done },
+            ..Life::default()
+        };
+        container.stop = None;
+        container.stale = false;
+    }
+
+    /// The first step of a container's end: from now on its grace runs.
+    fn begin_stop(&mut self, name: &str, why: Why, grace: SignedDuration) {
+        let message = match why {
+            Why::Pod => format!("Stopping container {name}"),
+            Why::Probe(probe) => {
+                let probe = match probe {
+                    Probe::Startup => "startup",
+                    Probe::Liveness => "liveness",
+                    Probe::Readiness => "readiness",
+                };
+                format!("Container {name} failed {probe} probe, will be restarted")
+            }
+            Why::PostStart => "FailedPostStartHook".to_owned(),
+        };
+        self.event(Some(name), Kind::Normal, "Killing", message);
+        let hooks = self.spec(name).and_then(|spec| spec.lifecycle.as_ref());
+        let has_hook = hooks.is_some_and(|hooks| hooks.pre_stop.is_some());
+        // A hook after the start that still runs has lost its purpose.
+        self.forget_hook(name);
+        if has_hook {
+            let limit = Duration::try_from(grace).unwrap_or_default();
+            self.start_hook(name, Hooked::PreStop, limit);
+        }
+        self.container(name).stop = Some(Stop {
+            since: Timestamp::now(),
+            grace,
+            hook: if has_hook { Hook::Running } else { Hook::Done },
+            signalled_at: None,
+            killed_at: None,
+        });
     }
 
     async fn stop(&mut self, name: &str) -> Result<(), StepError> {
-        self.seen.stop_sent_at = Some(Timestamp::now());
-        self.event(
-            Some(name),
-            Kind::Normal,
-            "Killing",
-            format!("Stopping container {name}"),
-        );
+        self.forget_hook(name);
+        if let Some(stop) = &mut self.container(name).stop {
+            stop.hook = Hook::Done;
+            stop.signalled_at = Some(Timestamp::now());
+        }
         let signal = self
             .images
             .get(name)
             .and_then(|image| image.config.stop_signal.as_deref());
         self.signal(name, stop_signal(signal)).await
+    }
+
+    async fn kill(&mut self, name: &str) -> Result<(), StepError> {
+        let now = Timestamp::now();
+        let stop = self.container(name).stop.get_or_insert(Stop {
+            since: now,
+            grace: SignedDuration::ZERO,
+            hook: Hook::Done,
+            signalled_at: None,
+            killed_at: None,
+        });
+        stop.killed_at = Some(now);
+        self.signal(name, nix::sys::signal::Signal::SIGKILL as i32).await
     }
 
     async fn signal(&mut self, name: &str, signal: i32) -> Result<(), StepError> {

@@ -1,0 +1,145 @@
+//! Last words: what a container left for its status when it ended.
+//!
+//! A file of the node is mounted at `terminationMessagePath`. It is the container's to write, so it is read
+//! bounded, and its name on the node is nothing that the container can change.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+/// Kubernetes' path for containers that name none.
+pub(crate) const DEFAULT_PATH: &str = "/dev/termination-log";
+
+/// Longest message of one container.
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// Longest message taken from a log, and the most lines.
+const MAX_LOG_BYTES: usize = 2048;
+const MAX_LOG_LINES: usize = 80;
+/// How much of a log's end is looked at for that.
+const LOG_WINDOW_BYTES: u64 = 64 * 1024;
+/// What all messages of a pod may have together.
+const MAX_POD_BYTES: usize = 12 * 1024;
+
+/// Where the message of one run of a container is kept, below the pod's directory.
+pub(super) fn path_of(files: &Path, container: &str, attempt: u32) -> PathBuf {
+    files.join(format!("{container}.{attempt}.message"))
+}
+
+/// Makes the file for a run, empty and writable for every user of the pod, and removes the one before.
+pub(super) fn prepare(files: &Path, container: &str, attempt: u32) -> io::Result<PathBuf> {
+    if let Some(before) = attempt.checked_sub(1) {
+        match fs::remove_file(path_of(files, container, before)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let path = path_of(files, container, attempt);
+    fs::write(&path, b"")?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+    Ok(path)
+}
+
+/// What the run left: its message, or the end of its log if it failed and may fall back to that. Bounded by
+/// the pod's number of containers, as Kubernetes does.
+pub(super) fn message(
+    file: &Path,
+    log: Option<&Path>,
+    failed: bool,
+    containers: usize,
+) -> io::Result<String> {
+    let mut message = Vec::new();
+    let limit = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
+    match File::open(file) {
+        Ok(file) => {
+            file.take(limit).read_to_end(&mut message)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    if message.is_empty()
+        && failed
+        && let Some(log) = log
+    {
+        message = end_of_log(log)?;
+    }
+    message.truncate(MAX_POD_BYTES / containers.max(1));
+    Ok(String::from_utf8_lossy(&message).into_owned())
+}
+
+/// The last lines of a CRI log, without their heads.
+fn end_of_log(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let start = file.metadata()?.len().saturating_sub(LOG_WINDOW_BYTES);
+    file.seek(SeekFrom::Start(start))?;
+    let mut window = Vec::new();
+    file.take(LOG_WINDOW_BYTES).read_to_end(&mut window)?;
+    let lines: Vec<&[u8]> = window
+        .split_inclusive(|byte| *byte == b'\n')
+        // The window may begin in the middle of a line.
+        .skip(usize::from(start > 0))
+        .collect();
+    let mut kept = Vec::new();
+    for line in lines
+        .get(lines.len().saturating_sub(MAX_LOG_LINES)..)
+        .unwrap_or_default()
+    {
+        let mut fields = line.splitn(4, |byte| *byte == b' ');
+        let (tag, text) = (
+            fields.nth(2).unwrap_or_default(),
+            fields.next().unwrap_or_default(),
+        );
+        let text = match tag {
+            // The rest of the line follows in the next entry.
+            b"P" => text.strip_suffix(b"\n").unwrap_or(text),
+            _ => text,
+        };
+        kept.extend_from_slice(text);
+    }
+    kept.truncate(MAX_LOG_BYTES);
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_bounded_and_fall_back_to_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = prepare(directory.path(), "c", 0).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o666);
+        let log = directory.path().join("0.log");
+        let lines = (0..100).map(|line| format!("2026-01-01T00:00:00Z stdout F line {line}\n"));
+        fs::write(&log, lines.collect::<String>()).unwrap();
+        let of = |failed: bool, fall_back: bool, containers: usize| {
+            message(&file, fall_back.then_some(log.as_path()), failed, containers).unwrap()
+        };
+        assert_eq!(of(true, false, 1), "");
+        assert_eq!(of(false, true, 1), "", "only for failures");
+        let fallen_back = of(true, true, 1);
+        assert!(fallen_back.starts_with("line 20\nline 21\n"), "{fallen_back}");
+        assert!(fallen_back.ends_with("line 99\n"));
+        fs::write(&file, vec![b'x'; 1 << 20]).unwrap();
+        assert_eq!(of(true, true, 1).len(), 4096);
+        assert_eq!(of(true, true, 24).len(), 512, "12 kB for all");
+        let next = prepare(directory.path(), "c", 1).unwrap();
+        assert!(!file.exists() && next.exists());
+    }
+
+    #[test]
+    fn parts_of_a_line_are_joined() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        fs::write(&log, "t stderr P half\nt stderr F  whole\nt stdout F next\n").unwrap();
+        let none = directory.path().join("none");
+        assert_eq!(message(&none, Some(&log), true, 1).unwrap(), "half whole\nnext\n");
+        assert_eq!(message(&none, Some(&none), true, 1).unwrap(), "");
+    }
+}

@@ -1,0 +1,151 @@
+//! The conditions of a pod.
+
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, PodCondition, PodStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use crate::{Ground, Role, Run, status::View};
+
+/// Whether a condition holds, its reason and its message.
+type Truth = (bool, Option<&'static str>, Option<String>);
+
+/// The node's conditions, and those of others as they were. What did not change keeps its time.
+pub(crate) fn of(
+    view: &View<'_>,
+    before: &PodStatus,
+    phase: &str,
+    inits: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Vec<PodCondition> {
+    let existing = before.conditions.iter().flatten();
+    let containers_ready = containers_ready(view, phase, inits, mains);
+    let rows: [(&str, Truth); 5] = [
+        (
+            "PodReadyToStartContainers",
+            (view.seen.ground == Ground::Judged, None, None),
+        ),
+        ("Initialized", initialized(view, phase, inits)),
+        ("Ready", ready(view, before, containers_ready.clone())),
+        ("ContainersReady", containers_ready),
+        ("PodScheduled", (true, None, None)),
+    ];
+    let ours = |kind: &str| rows.iter().any(|(row, _)| *row == kind);
+    let of_others = existing
+        .clone()
+        .filter(|condition| !ours(&condition.type_))
+        .cloned();
+    let mut conditions: Vec<PodCondition> = rows
+        .iter()
+        .map(|(kind, (holds, reason, message))| {
+            let status = if *holds { "True" } else { "False" };
+            let unchanged = existing.clone().find(|c| c.type_ == *kind && c.status == status);
+            PodCondition {
+                last_transition_time: unchanged
+                    .and_then(|c| c.last_transition_time.clone())
+                    .or(Some(Time(view.now))),
+                message: message.clone(),
+                observed_generation: view.pod.metadata.generation,
+                reason: reason.map(str::to_owned),
+                status: status.to_owned(),
+                type_: (*kind).to_owned(),
+                ..PodCondition::default()
+            }
+        })
+        .collect();
+    conditions.extend(of_others);
+    conditions
+}
+
+/// Main containers and sidecars; init containers are not meant to be ready.
+fn containers_ready(
+    view: &View<'_>,
+    phase: &str,
+    inits: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Truth {
+    let role = |name: &str| {
+        let mut members = view.wanted.containers.iter();
+        members
+            .find(|member| member.name == name)
+            .map(|member| member.role)
+    };
+    let unready: Vec<&str> = inits
+        .iter()
+        .filter(|status| role(&status.name) == Some(Role::Sidecar))
+        .chain(mains)
+        .filter(|status| !status.ready)
+        .map(|status| status.name.as_str())
+        .collect();
+    match phase {
+        "Succeeded" => (false, Some("PodCompleted"), None),
+        "Failed" => (false, Some("PodFailed"), None),
+        _ if unready.is_empty() => (true, None, None),
+        _ => {
+            let message = format!("containers with unready status: [{}]", unready.join(" "));
+            (false, Some("ContainersNotReady"), Some(message))
+        }
+    }
+}
+
+/// Ready containers, and the conditions that others set and the pod waits for.
+fn ready(view: &View<'_>, before: &PodStatus, containers: Truth) -> Truth {
+    if !containers.0 {
+        return containers;
+    }
+    let gates = view
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let unmet: Vec<String> = gates
+        .filter_map(|gate| {
+            let kind = &gate.condition_type;
+            let mut conditions = before.conditions.iter().flatten();
+            match conditions.find(|condition| condition.type_ == *kind) {
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate {kind:?} does not exist."
+                )),
+                Some(condition) if condition.status != "True" => Some(format!(
+                    "the status of pod readiness gate {kind:?} is not \"True\", but {}",
+                    condition.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    if unmet.is_empty() {
+        (true, None, None)
+    } else {
+        (false, Some("ReadinessGatesNotReady"), Some(unmet.join(", ")))
+    }
+}
+
+fn initialized(view: &View<'_>, phase: &str, inits: &[ContainerStatus]) -> Truth {
+    if phase == "Succeeded" {
+        return (true, Some("PodCompleted"), None);
+    }
+    let began = view.wanted.of_role(Role::Main).any(|member| {
+        let container = view.seen.containers.get(&member.name);
+        container.is_some_and(|container| container.run != Run::Never && !container.stale)
+    });
+    let incomplete: Vec<&str> = inits
+        .iter()
+        .filter(|status| !is_initialized(view, status))
+        .map(|status| status.name.as_str())
+        .collect();
+    if began || incomplete.is_empty() {
+        return (true, None, None);
+    }
+    let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
+    (false, Some("ContainersNotInitialized"), Some(message))
+}
+
+fn is_initialized(view: &View<'_>, status: &ContainerStatus) -> bool {
+    let mut sidecars = view.wanted.of_role(Role::Sidecar);
+    if sidecars.any(|member| member.name == status.name) {
+        status.started == Some(true)
+    } else {
+        status.ready
+    }
+}

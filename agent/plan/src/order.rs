@@ -1,0 +1,126 @@
+//! Who may run, and when a pod is over: init containers, sidecars and main containers.
+
+use jiff::Timestamp;
+
+use crate::{Container, Exit, Hook, Member, RestartPolicy, Role, Run, Seen, Wanted};
+
+/// Why a pod runs no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Every main container has ended for good. Sidecars may still run.
+    Completed,
+    /// An init container failed and is not started again.
+    InitFailed,
+    /// The pod was active for longer than it may.
+    Deadline,
+}
+
+/// Why the pod is over, if it is.
+pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over> {
+    let deadline = wanted.deadline.filter(|deadline| *deadline <= now);
+    let ended_for_good = |member: &Member| match seen.containers.get(&member.name) {
+        Some(
+            container @ Container {
+                run: Run::Exited(exit),
+                ..
+            },
+        ) => {
+            // What ended because of the deadline has not completed.
+            let in_time = deadline.is_none_or(|deadline| exit.finished_at < deadline);
+            in_time && !starts_again(wanted, member, container, exit)
+        }
+        _ => false,
+    };
+    let failed = |member: &Member| match seen.containers.get(&member.name).map(|c| &c.run) {
+        Some(Run::Exited(exit)) => exit.code != 0 && ended_for_good(member),
+        _ => false,
+    };
+    let mut mains = wanted.of_role(Role::Main).peekable();
+    if mains.peek().is_some() && mains.all(ended_for_good) {
+        Some(Over::Completed)
+    } else if wanted.of_role(Role::Init).any(failed) {
+        Some(Over::InitFailed)
+    } else {
+        deadline.map(|_passed| Over::Deadline)
+    }
+}
+
+/// Whether a container that ended starts again, as far as its role and the pod's policy say.
+pub(crate) fn starts_again(wanted: &Wanted, member: &Member, container: &Container, exit: &Exit) -> bool {
+    match (member.role, wanted.restart) {
+        (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
+        (Role::Init, _) if exit.code == 0 => container.stale,
+        (_, RestartPolicy::Never) => false,
+        (Role::Init, _) => true,
+        (Role::Main, RestartPolicy::OnFailure) => exit.code != 0,
+    }
+}
+
+/// How many members, counted in their order, may run now. Main containers may all run together.
+pub(crate) fn open(wanted: &Wanted, seen: &Seen) -> usize {
+    let all = wanted.containers.len();
+    for (index, member) in wanted.containers.iter().enumerate() {
+        let container = seen.containers.get(&member.name);
+        let passed = match member.role {
+            Role::Main => return all,
+            Role::Init => container.is_some_and(has_completed),
+            // One that dies later does not take back what it has let start.
+            Role::Sidecar => {
+                container.is_some_and(|container| is_started(member, container))
+                    || wanted
+                        .containers
+                        .iter()
+                        .skip(index + 1)
+                        .any(|later| has_begun(seen, later))
+            }
+        };
+        if !passed {
+            return index + 1;
+        }
+    }
+    all
+}
+
+/// Whether an init container has done its work in the present sandbox.
+pub(crate) fn has_completed(container: &Container) -> bool {
+    matches!(&container.run, Run::Exited(exit) if exit.code == 0) && !container.stale
+}
+
+fn has_begun(seen: &Seen, member: &Member) -> bool {
+    seen.containers
+        .get(&member.name)
+        .is_some_and(|container| container.run != Run::Never && !container.stale)
+}
+
+/// Whether the container has started as far as its hook and its startup probe are concerned.
+pub fn is_started(member: &Member, container: &Container) -> bool {
+    matches!(container.run, Run::Running { .. })
+        && container.life.post_start == Hook::Done
+        && (!member.startup_probe || container.life.started)
+}
+
+/// Whether the container may be sent work.
+pub fn is_ready(member: &Member, container: &Container) -> bool {
+    is_started(member, container) && (!member.readiness_probe || container.life.ready)
+}
+
+/// Whether the container's turn to be told to stop has come: sidecars go last, in the reverse order.
+pub(crate) fn may_stop(wanted: &Wanted, seen: &Seen, name: &str) -> bool {
+    let runs = |member: &&Member| {
+        let container = seen.containers.get(&member.name);
+        container.is_some_and(|container| matches!(container.run, Run::Running { .. }))
+    };
+    let mut behind = wanted.containers.iter().skip_while(|member| member.name != name);
+    match behind.next() {
+        Some(member) if member.role == Role::Sidecar => !behind
+            .filter(|later| later.role != Role::Init)
+            .any(|later| runs(&later)),
+        _ => true,
+    }
+}
+
+impl Wanted {
+    pub(crate) fn of_role(&self, role: Role) -> impl Iterator<Item = &Member> {
+        self.containers.iter().filter(move |member| member.role == role)
+    }
+}

@@ -1,0 +1,68 @@
+//! How one container ends: its hook, its stop signal, its kill, within one grace.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{Hook, Probe, Seen, Step, Wanted, backoff::later, order::may_stop, steps::Plan};
+
+/// A killed process is gone in microseconds; one that is not hangs in the kernel, and is asked again.
+const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(5);
+
+/// What every container gets between its stop signal and its kill, however long its hook took: Kubernetes'
+/// number.
+const LEAST_NOTICE: SignedDuration = SignedDuration::from_secs(2);
+
+/// How far the end of a run has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// When it began.
+    pub since: Timestamp,
+    /// Time until the kill, counted from there; the hook and the wait for others are part of it.
+    pub grace: SignedDuration,
+    /// The hook before the stop signal.
+    pub hook: Hook,
+    /// When the stop signal was sent.
+    pub signalled_at: Option<Timestamp>,
+    /// When it was last killed.
+    pub killed_at: Option<Timestamp>,
+}
+
+/// Why a container is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its pod ends or is over.
+    Pod,
+    /// A probe of it has failed.
+    Probe(Probe),
+    /// Its hook after the start has failed.
+    PostStart,
+}
+
+/// The next step of an end that has begun. `at_most` shortens the grace: the pod is deleted meanwhile.
+pub(crate) fn advance(
+    wanted: &Wanted,
+    seen: &Seen,
+    (name, stop): (&str, &Stop),
+    at_most: SignedDuration,
+    (plan, now): (&mut Plan, Timestamp),
+) {
+    let container = name.to_owned();
+    let grace = stop.grace.min(at_most);
+    let end = later(stop.since, grace);
+    if grace <= SignedDuration::ZERO || stop.killed_at.is_some() {
+        let due = stop
+            .killed_at
+            .map_or(now, |killed_at| later(killed_at, KILL_AGAIN));
+        return plan.when(due, now, Step::Kill { container });
+    }
+    match stop.signalled_at {
+        Some(signalled_at) => {
+            let due = end.max(later(signalled_at, LEAST_NOTICE));
+            plan.when(due, now, Step::Kill { container });
+        }
+        None if stop.hook != Hook::Running && may_stop(wanted, seen, name) => {
+            plan.steps.push(Step::Stop { container });
+        }
+        // The end of the grace is the end of the hook and of all patience with others.
+        None => plan.when(end, now, Step::Stop { container }),
+    }
+}

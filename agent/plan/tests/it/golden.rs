@@ -1,0 +1,243 @@
+//! Kubernetes' documented words for pods with init containers and sidecars.
+
+use agent_plan::{Hook, Probe, RestartPolicy, Role};
+use jiff::{SignedDuration, ToSpan as _};
+
+use crate::world::{World, member};
+
+/// Two init containers and one main container.
+fn two_inits(restart: RestartPolicy) -> World {
+    let members = [("i", Role::Init), ("j", Role::Init), ("a", Role::Main)];
+    World::of(
+        restart,
+        vec![],
+        members.map(|(name, role)| member(name, role)).to_vec(),
+    )
+}
+
+fn with_sidecar(restart: RestartPolicy) -> World {
+    let members = [("s", Role::Sidecar), ("i", Role::Init), ("a", Role::Main)];
+    World::of(
+        restart,
+        vec![],
+        members.map(|(name, role)| member(name, role)).to_vec(),
+    )
+}
+
+fn texts<const N: usize>(texts: [&str; N]) -> [String; N] {
+    texts.map(str::to_owned)
+}
+
+#[test]
+fn init_containers_run_one_after_the_other() {
+    let mut world = two_inits(RestartPolicy::Always);
+    world.settle();
+    assert_eq!(world.log, ["start i"]);
+    let words = |world: &World| ["i", "j", "a"].map(|name| world.word(name));
+    assert_eq!(
+        words(&world),
+        texts(["running", "PodInitializing", "PodInitializing"])
+    );
+    assert_eq!(world.phase(), "Pending");
+    let incomplete = |names: &str| {
+        (
+            "False".to_owned(),
+            "ContainersNotInitialized".to_owned(),
+            format!("containers with incomplete status: [{names}]"),
+        )
+    };
+    assert_eq!(world.condition("Initialized"), incomplete("i j"));
+    let (ready, reason, message) = world.condition("Ready");
+    assert_eq!(
+        [ready, reason, message],
+        texts([
+            "False",
+            "ContainersNotReady",
+            "containers with unready status: [a]"
+        ])
+    );
+    world.exit("i", 0, None);
+    world.settle();
+    assert_eq!(world.condition("Initialized"), incomplete("j"));
+    let done = world.container_status("i");
+    assert!(done.ready && done.started == Some(false));
+    assert_eq!(words(&world), texts(["Completed", "running", "PodInitializing"]));
+    world.exit("j", 0, None);
+    world.settle();
+    assert_eq!(world.log, ["start i", "start j", "start a"]);
+    assert_eq!(world.condition("Initialized").0, "True");
+    assert_eq!(world.condition("Ready").0, "True");
+    assert_eq!(world.phase(), "Running");
+    // A main container that fails does not bring the init containers back.
+    world.exit("a", 1, None);
+    world.settle();
+    assert_eq!(world.log.last().map(String::as_str), Some("start a"));
+}
+
+#[test]
+fn a_failing_init_container_follows_the_restart_policy() {
+    for restart in [RestartPolicy::Always, RestartPolicy::OnFailure] {
+        let mut world = two_inits(restart);
+        world.settle();
+        world.exit("i", 1, None);
+        world.settle();
+        world.exit("i", 1, None);
+        assert_eq!(world.word("i"), "CrashLoopBackOff");
+        assert_eq!(world.phase(), "Pending");
+        world.now += 10.seconds();
+        world.settle();
+        assert_eq!(world.container_status("i").restart_count, 2);
+    }
+    let mut world = two_inits(RestartPolicy::Never);
+    world.settle();
+    world.exit("i", 3, None);
+    world.settle();
+    assert_eq!(world.log, ["start i"]);
+    assert_eq!(world.phase(), "Failed");
+    assert_eq!(
+        [world.word("i"), world.word("a")],
+        texts(["Error", "PodInitializing"])
+    );
+    assert_eq!(world.condition("Ready").1, "PodFailed");
+    assert_eq!(world.condition("Initialized").0, "False");
+}
+
+#[test]
+fn what_follows_a_sidecar_waits_for_its_startup_probe_and_hook() {
+    let mut world = with_sidecar(RestartPolicy::Always);
+    world.wanted.containers[0].startup_probe = true;
+    world.wanted.containers[0].post_start = true;
+    world.settle();
+    assert_eq!(world.log, ["start s"]);
+    assert_eq!(world.word("s"), "PodInitializing", "the hook runs");
+    world.container("s").life.post_start = Hook::Done;
+    world.settle();
+    assert_eq!(world.log, ["start s"]);
+    let status = world.container_status("s");
+    assert_eq!((status.started, status.ready), (Some(false), false));
+    world.container("s").life.started = true;
+    world.settle();
+    assert_eq!(world.log, ["start s", "start i"]);
+    assert_eq!(world.container_status("s").started, Some(true));
+    world.exit("i", 0, None);
+    world.settle();
+    assert_eq!(world.condition("Ready").0, "True");
+}
+
+#[test]
+fn sidecars_are_restarted_for_ever_and_do_not_keep_a_pod_alive() {
+    let mut world = with_sidecar(RestartPolicy::Never);
+    world.settle();
+    world.exit("s", 1, None);
+    world.settle();
+    assert_eq!(
+        world.log,
+        ["start s", "start i", "start s"],
+        "also while pods initialize"
+    );
+    world.exit("i", 0, None);
+    world.settle();
+    world.exit("s", 0, None);
+    assert_eq!(world.condition("Ready").2, "containers with unready status: [s]");
+    assert_eq!(world.phase(), "Running");
+    world.now += 10.seconds();
+    world.settle();
+    assert_eq!(world.container_status("s").restart_count, 2);
+    world.exit("a", 0, None);
+    assert_eq!(world.phase(), "Running", "the sidecar still runs");
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.log, ["stop s"]);
+    assert_eq!(world.phase(), "Succeeded", "whatever the code of the sidecar");
+}
+
+#[test]
+fn a_sidecar_is_ready_with_its_probe_and_part_of_the_pods_readiness() {
+    let mut world = with_sidecar(RestartPolicy::Always);
+    world.wanted.containers[0].readiness_probe = true;
+    world.settle();
+    world.exit("i", 0, None);
+    world.settle();
+    assert_eq!(
+        world.condition("ContainersReady").2,
+        "containers with unready status: [s]"
+    );
+    world.container("s").life.ready = true;
+    assert_eq!(world.condition("ContainersReady").0, "True");
+}
+
+#[test]
+fn a_lost_sandbox_runs_the_init_containers_again() {
+    let mut world = two_inits(RestartPolicy::Always);
+    world.settle();
+    for name in ["i", "j"] {
+        world.exit(name, 0, None);
+        world.settle();
+    }
+    world.exit("a", 137, Some(9));
+    for container in world.seen.containers.values_mut() {
+        container.stale = true;
+    }
+    world.seen.ground = agent_plan::Ground::Nothing;
+    assert_eq!(world.phase(), "Pending");
+    assert_eq!(world.word("a"), "PodInitializing");
+    let step = |world: &World| agent_plan::plan(&world.wanted, &world.seen, world.now).steps;
+    for _stage in 0..3 {
+        let steps = step(&world);
+        steps.iter().for_each(|step| world.take(step));
+    }
+    let expected = agent_plan::Step::StartContainer {
+        container: "i".to_owned(),
+        restarts: 1,
+    };
+    assert_eq!(step(&world), [expected]);
+}
+
+#[test]
+fn a_pod_that_is_active_for_too_long_fails() {
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    world.wanted.deadline = Some(world.now + 60.seconds());
+    world.settle_until_started();
+    world.now += 60.seconds();
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.log, ["stop a", "stop b"]);
+    let status = world.status();
+    assert_eq!(world.phase(), "Failed");
+    assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
+    assert_eq!(
+        status.message.as_deref(),
+        Some("Pod was active on the node longer than the specified deadline")
+    );
+    // What ended well before the deadline stays completed behind it.
+    let mut world = World::new(RestartPolicy::Never, vec![]);
+    world.wanted.deadline = Some(world.now + 60.seconds());
+    world.settle_until_started();
+    world.exit("a", 0, None);
+    world.exit("b", 0, None);
+    world.now += 90.seconds();
+    assert_eq!(world.phase(), "Succeeded");
+}
+
+#[test]
+fn probes_decide_what_is_started_and_ready() {
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    world.wanted.containers[0].startup_probe = true;
+    world.wanted.containers[0].readiness_probe = true;
+    world.settle();
+    let flags = |world: &World| {
+        let status = world.container_status("a");
+        (status.started, status.ready)
+    };
+    assert_eq!(flags(&world), (Some(false), false));
+    world.container("a").life.ready = true;
+    assert_eq!(flags(&world), (Some(false), false), "not before it has started");
+    world.container("a").life.started = true;
+    assert_eq!(flags(&world), (Some(true), true));
+    assert_eq!(world.phase(), "Running");
+    world.container("a").life.ready = false;
+    assert_eq!(world.condition("Ready").1, "ContainersNotReady");
+    world.doom("a", Probe::Liveness, Some(SignedDuration::from_secs(1)));
+    world.settle();
+    assert_eq!(flags(&world), (Some(false), false), "a new run starts anew");
+}

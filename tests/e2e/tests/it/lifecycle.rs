@@ -1,0 +1,364 @@
+//! The life of a pod as kubectl users know it: init containers, sidecars, probes, hooks, deadlines, last words.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::{
+    cluster::{Cluster, POD_PATIENCE},
+    shell::eventually,
+};
+use serde_json::{Value, json};
+use testkit::lab;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("life_init_containers_and_sidecars", init_containers_and_sidecars),
+    ("life_failing_init_containers", failing_init_containers),
+    ("life_probes_in_spite_of_deny_all", probes_in_spite_of_deny_all),
+    (
+        "life_liveness_restarts_and_startup_waits",
+        liveness_restarts_and_startup_waits,
+    ),
+    ("life_hooks_run_within_the_grace", hooks_run_within_the_grace),
+    ("life_last_words_and_deadlines", last_words_and_deadlines),
+];
+
+fn image(cluster: &Cluster) -> Result<String> {
+    cluster.push(&lab::clean()?, "pods/clean", "1")
+}
+
+fn create(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
+    let mut spec = spec.clone();
+    if spec["terminationGracePeriodSeconds"].is_null() {
+        spec["terminationGracePeriodSeconds"] = json!(2);
+    }
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "spec": spec,
+        "metadata": {"name": name, "labels": {"app": name}},
+    });
+    cluster.apply(&pod.to_string())?.ok()?;
+    Ok(())
+}
+
+fn sh(name: &str, image: &str, script: &str) -> Value {
+    json!({"name": name, "image": image, "command": ["sh", "-c", script]})
+}
+
+/// The container with more fields.
+fn with(mut container: Value, more: &Value) -> Value {
+    for (key, value) in more.as_object().into_iter().flatten() {
+        container[key] = value.clone();
+    }
+    container
+}
+
+/// Waits until the pod's status satisfies `good`.
+fn status_with(cluster: &Cluster, pod: &str, good: impl Fn(&Value) -> bool) -> Result<Value> {
+    eventually(POD_PATIENCE, || {
+        let status = cluster.object("default", "pods", pod)?["status"].clone();
+        if good(&status) {
+            Ok(status)
+        } else {
+            bail!("{status}")
+        }
+    })
+    .with_context(|| cluster.daemon_logs())
+}
+
+/// Waits until the row of `kubectl get pod` says `text`.
+fn row_says(cluster: &Cluster, pod: &str, text: &str) -> Result<()> {
+    eventually(POD_PATIENCE, || {
+        cluster
+            .kubectl(&["get", "pod", pod, "--no-headers"])?
+            .ok()?
+            .says(text)
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    Ok(())
+}
+
+fn event_says(cluster: &Cluster, pod: &str, text: &str) -> Result<()> {
+    let about = format!("involvedObject.name={pod}");
+    eventually(POD_PATIENCE, || {
+        cluster
+            .kubectl(&["get", "events", "--field-selector", &about])?
+            .ok()?
+            .says(text)
+    })?;
+    Ok(())
+}
+
+fn is(status: &Value, condition: &str) -> bool {
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions
+        .into_iter()
+        .any(|c| c["type"] == condition && c["status"] == "True")
+}
+
+fn delete(cluster: &Cluster, pods: &[&str]) -> Result<()> {
+    cluster
+        .kubectl(&[&["delete", "pod", "--wait=true"], pods].concat())?
+        .ok()?;
+    Ok(())
+}
+
+fn init_containers_and_sidecars(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let shared = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
+    let container = |name: &str, script: &str| with(sh(name, &image, script), &shared);
+    let sidecar = "trap 'echo stopped > /shared/sidecar; echo sidecar stopped; exit 0' TERM; echo up > /shared/sidecar; \
+                   while true; do sleep 0.1; done";
+    create(
+        cluster,
+        "ordered",
+        &json!({
+            "restartPolicy": "Never",
+            "volumes": [{"name": "shared", "emptyDir": {}}],
+            "initContainers": [
+                container("first", "sleep 3; echo first > /shared/first"),
+                with(container("beside", sidecar), &json!({
+                    "restartPolicy": "Always",
+                    "startupProbe": {"exec": {"command": ["test", "-f", "/shared/sidecar"]}, "periodSeconds": 1},
+                })),
+                container("second", "cat /shared/first /shared/sidecar > /shared/second"),
+            ],
+            "containers": [container("main", "cat /shared/second; echo main; sleep 2")],
+        }),
+    )?;
+    row_says(cluster, "ordered", "Init:0/3")?;
+    let early = status_with(cluster, "ordered", |status| {
+        status["initContainerStatuses"][0]["state"]["running"].is_object()
+    })?;
+    ensure!(
+        early["phase"] == "Pending" && !is(&early, "Initialized"),
+        "{early}"
+    );
+    let waiting = &early["containerStatuses"][0]["state"]["waiting"]["reason"];
+    ensure!(waiting == "PodInitializing", "{early}");
+    row_says(cluster, "ordered", "2/2")?;
+    let ended = cluster.wait_for_phase("default", "ordered", "Succeeded")?;
+    let log = cluster.kubectl(&["logs", "ordered"])?.ok()?.stdout;
+    ensure!(log == "first\nup\nmain\n", "{log}");
+    cluster
+        .kubectl(&["logs", "ordered", "-c", "beside"])?
+        .ok()?
+        .says("sidecar stopped")?;
+    let beside = &ended["status"]["initContainerStatuses"][1];
+    ensure!(beside["state"]["terminated"]["exitCode"] == 0, "{ended}");
+    row_says(cluster, "ordered", "Completed")?;
+    event_says(cluster, "ordered", "Stopping container beside")?;
+    delete(cluster, &["ordered"])
+}
+
+fn failing_init_containers(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let spec = |restart: &str| {
+        json!({
+            "restartPolicy": restart,
+            "initContainers": [sh("broken", &image, "exit 7"), sh("never", &image, "true")],
+            "containers": [sh("main", &image, "sleep 60")],
+        })
+    };
+    create(cluster, "loops", &spec("Always"))?;
+    create(cluster, "fails", &spec("Never"))?;
+    row_says(cluster, "loops", "Init:CrashLoopBackOff")?;
+    let failed = cluster.wait_for_phase("default", "fails", "Failed")?;
+    let status = &failed["status"];
+    ensure!(
+        status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 7,
+        "{status}"
+    );
+    ensure!(
+        status["initContainerStatuses"][1]["state"]["waiting"]["reason"] == "PodInitializing",
+        "{status}"
+    );
+    row_says(cluster, "fails", "Init:Error")?;
+    event_says(cluster, "loops", "BackOff")?;
+    delete(cluster, &["loops", "fails"])
+}
+
+fn probes_in_spite_of_deny_all(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let deny = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\n\
+                spec: {podSelector: {matchLabels: {app: probed}}, policyTypes: [Ingress, Egress]}\n";
+    cluster.apply(deny)?.ok()?;
+    let script = "mkdir /tmp/www; echo x > /tmp/www/live; httpd -p 8080 -h /tmp/www; sleep 4; \
+                  echo x > /tmp/www/ready; sleep 8; rm /tmp/www/ready; sleep 600";
+    create(
+        cluster,
+        "probed",
+        &json!({"containers": [with(sh("main", &image, script), &json!({
+            "ports": [{"containerPort": 8080, "name": "web"}],
+            "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1},
+            "livenessProbe": {"httpGet": {"path": "/live", "port": 8080, "httpHeaders": [{"name": "X", "value": "y"}]}, "periodSeconds": 1},
+            "readinessProbe": {"httpGet": {"path": "/ready", "port": "web"}, "periodSeconds": 1, "failureThreshold": 1},
+        }))]}),
+    )?;
+    let started = status_with(cluster, "probed", |status| {
+        status["containerStatuses"][0]["started"] == true
+    })?;
+    ensure!(!is(&started, "Ready"), "{started}");
+    row_says(cluster, "probed", "0/1")?;
+    status_with(cluster, "probed", |status| {
+        is(status, "Ready") && is(status, "ContainersReady")
+    })?;
+    row_says(cluster, "probed", "1/1")?;
+    let unready = status_with(cluster, "probed", |status| !is(status, "Ready"))?;
+    ensure!(unready["containerStatuses"][0]["restartCount"] == 0, "{unready}");
+    event_says(
+        cluster,
+        "probed",
+        "Readiness probe failed: HTTP probe failed with statuscode: 404",
+    )?;
+    cluster.kubectl(&["delete", "networkpolicy", "deny"])?.ok()?;
+    delete(cluster, &["probed"])
+}
+
+fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let alive =
+        json!({"exec": {"command": ["cat", "/tmp/alive"]}, "periodSeconds": 1, "failureThreshold": 2});
+    create(
+        cluster,
+        "dies",
+        &json!({"containers": [with(
+        sh("main", &image, "touch /tmp/alive; sleep 3; rm /tmp/alive; sleep 600"),
+        &json!({"livenessProbe": with(alive.clone(), &json!({"terminationGracePeriodSeconds": 1}))}),
+    )], "terminationGracePeriodSeconds": 120}),
+    )?;
+    // The startup probe gives a slow start the time that the liveness probe alone would not.
+    create(
+        cluster,
+        "slow",
+        &json!({"containers": [with(
+            sh("main", &image, "sleep 5; touch /tmp/alive; sleep 600"),
+            &json!({
+                "livenessProbe": alive,
+                "startupProbe": {"exec": {"command": ["cat", "/tmp/alive"]}, "periodSeconds": 1, "failureThreshold": 30},
+            }),
+        )]}),
+    )?;
+    let restarted = status_with(cluster, "dies", |status| {
+        status["containerStatuses"][0]["restartCount"].as_u64() >= Some(1)
+    })?;
+    let last = &restarted["containerStatuses"][0]["lastState"]["terminated"];
+    ensure!(
+        last["exitCode"] == 137,
+        "killed after its own grace, not after 120 s: {last}"
+    );
+    event_says(
+        cluster,
+        "dies",
+        "Liveness probe failed: cat: can't open '/tmp/alive'",
+    )?;
+    event_says(
+        cluster,
+        "dies",
+        "Container main failed liveness probe, will be restarted",
+    )?;
+    let slow = status_with(cluster, "slow", |status| is(status, "Ready"))?;
+    ensure!(slow["containerStatuses"][0]["restartCount"] == 0, "{slow}");
+    event_says(cluster, "slow", "Startup probe failed")?;
+    cluster
+        .kubectl(&["delete", "pod", "dies", "--grace-period=1"])?
+        .ok()?;
+    delete(cluster, &["slow"])
+}
+
+fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let script = "trap 'echo signal after $(cat /tmp/hook); exit 0' TERM; echo main sees $(cat /tmp/started 2>/dev/null); \
+                  while true; do sleep 0.1; done";
+    create(
+        cluster,
+        "hooked",
+        &json!({"terminationGracePeriodSeconds": 20, "containers": [with(sh("main", &image, script), &json!({
+            "lifecycle": {
+                "postStart": {"exec": {"command": ["sh", "-c", "sleep 2; echo started > /tmp/started"]}},
+                "preStop": {"exec": {"command": ["sh", "-c", "echo hook $(cat /tmp/started) > /tmp/hook; sleep 1"]}},
+            },
+        }))]}),
+    )?;
+    let early = status_with(cluster, "hooked", |status| status["containerStatuses"].is_array())?;
+    ensure!(early["phase"] == "Pending", "{early}");
+    cluster.wait_for_phase("default", "hooked", "Running")?;
+    let binary = e2e::cluster::kubectls()?
+        .pop()
+        .map(|(_, path)| path)
+        .unwrap_or_default();
+    let kubeconfig = cluster.kubeconfig();
+    let following = std::thread::spawn(move || {
+        e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", "hooked"])
+    });
+    // Deleted only once somebody reads.
+    eventually(Duration::from_secs(10), || {
+        cluster.kubectl(&["logs", "hooked"])?.ok()?.says("main sees")
+    })?;
+    let deleted = cluster.kubectl(&["delete", "pod", "hooked"])?.ok()?;
+    ensure!(deleted.took < Duration::from_secs(15), "{deleted}");
+    let Ok(followed) = following.join() else {
+        bail!("kubectl logs -f panicked")
+    };
+    followed?.ok()?.says("signal after hook started")?;
+
+    // A hook that does not end takes the grace with it, and no more.
+    create(
+        cluster,
+        "stuck",
+        &json!({"terminationGracePeriodSeconds": 3, "containers": [with(
+            sh("main", &image, "sleep 600"),
+            &json!({"lifecycle": {"preStop": {"sleep": {"seconds": 3}}, "postStart": {"httpGet": {"port": 9}}}}),
+        )]}),
+    )?;
+    event_says(cluster, "stuck", "FailedPostStartHook")?;
+    let deleted = cluster.kubectl(&["delete", "pod", "stuck"])?.ok()?;
+    ensure!(deleted.took < Duration::from_secs(12), "{deleted}");
+    Ok(())
+}
+
+fn last_words_and_deadlines(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let fall_back = json!({"terminationMessagePolicy": "FallbackToLogsOnError"});
+    let own_path = json!({"terminationMessagePath": "/tmp/last", "securityContext": {"runAsUser": 1000}});
+    create(
+        cluster,
+        "words",
+        &json!({"restartPolicy": "Never", "containers": [
+            sh("file", &image, "echo written > /dev/termination-log; exit 3"),
+            with(sh("path", &image, "echo elsewhere > /tmp/last"), &own_path),
+            with(sh("log", &image, "echo one; echo two >&2; exit 1"), &fall_back),
+            with(sh("fine", &image, "echo nothing to see"), &fall_back),
+            sh("flood", &image, "yes > /dev/termination-log & sleep 0.5; exit 1"),
+        ]}),
+    )?;
+    create(
+        cluster,
+        "deadline",
+        &json!({
+            "activeDeadlineSeconds": 3, "containers": [sh("main", &image, "sleep 600")],
+        }),
+    )?;
+    let ended = cluster.wait_for_phase("default", "words", "Failed")?;
+    let message = |index: usize| {
+        ended["status"]["containerStatuses"][index]["state"]["terminated"]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let found = [0, 1, 2, 3].map(message);
+    ensure!(
+        found == ["written\n", "elsewhere\n", "one\ntwo\n", ""],
+        "{found:?}: {ended}"
+    );
+    let flood = message(4);
+    ensure!(
+        flood.len() == 12 * 1024 / 5 && flood.starts_with("y\ny\n"),
+        "{}",
+        flood.len()
+    );
+    let late = cluster.wait_for_phase("default", "deadline", "Failed")?;
+    ensure!(late["status"]["reason"] == "DeadlineExceeded", "{late}");
+    event_says(cluster, "deadline", "DeadlineExceeded")?;
+    delete(cluster, &["words", "deadline"])
+}
