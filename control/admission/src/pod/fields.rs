@@ -3,7 +3,6 @@
 use crate::shape::Shape::{self, Any, List, Members, OneOf, Refused};
 
 const NO_PROBES: Shape = Refused("probes are not run");
-const NO_TERMINAL: Shape = Refused("attach and exec are not served");
 const NO_HOST: Shape = Refused("pods do not share the node's namespaces");
 const PROFILES: Shape = Refused("every container runs under Palisade's own seccomp and Landlock profile");
 
@@ -91,11 +90,11 @@ const CONTAINER: Shape = Members(&[
     ("resources", RESOURCES),
     ("securityContext", CONTAINER_SECURITY),
     ("startupProbe", NO_PROBES),
-    ("stdin", NO_TERMINAL),
-    ("stdinOnce", NO_TERMINAL),
+    ("stdin", Any),
+    ("stdinOnce", Any),
     ("terminationMessagePath", OneOf(&["/dev/termination-log"])),
     ("terminationMessagePolicy", OneOf(&["File"])),
-    ("tty", NO_TERMINAL),
+    ("tty", Any),
     ("volumeDevices", Refused("block devices are not given to pods")),
     ("volumeMounts", List(&MOUNT)),
     ("workingDir", Any),

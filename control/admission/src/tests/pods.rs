@@ -190,7 +190,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             container(json!({"lifecycle": {"preStop": {}}})),
             "spec.containers[0].lifecycle: ",
         ),
-        (container(json!({"tty": true})), "spec.containers[0].tty: "),
         (
             container(json!({"ports": [{"containerPort": 1, "hostPort": 2}]})),
             "spec.containers[0].ports[0].hostPort: ",

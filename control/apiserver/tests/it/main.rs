@@ -12,4 +12,5 @@ mod harness;
 mod http_api;
 mod kubectl;
 mod policy;
+mod sessions;
 mod unauthorized;

@@ -13,6 +13,7 @@ mod policyctl;
 mod recovery;
 mod sandbox;
 mod secrets;
+mod sessions;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         gate::TESTS,
         pods::TESTS,
         kubectl::TESTS,
+        sessions::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,
