@@ -28,6 +28,7 @@ use crate::{
     pods::{self, Context, PodId, Pods, Survivor, directory::Directory},
     policy::{Policy, Start},
     server::NodeApi,
+    sessions::Sessions,
 };
 
 /// Cgroup that all pods are beneath.
@@ -104,9 +105,15 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
-    NodeApi::new(Arc::new(config.clone()), directory.clone(), hub, policy.clone())
-        .start(shutdown.clone())
-        .await?;
+    let sessions = Sessions::new(runtime.clone());
+    let api = NodeApi::new(
+        Arc::new(config.clone()),
+        directory.clone(),
+        hub,
+        policy.clone(),
+        sessions,
+    );
+    api.start(shutdown.clone()).await?;
     let node = NodeAgent::new(client.clone(), config.clone(), &network);
     let node = tokio::spawn(node.run(shutdown.clone()));
 

@@ -1,4 +1,4 @@
-//! The node's own API: container logs, flows and the kernel's tables, over TLS 1.3 with client certificates.
+//! The node's own API: container logs, sessions, flows and the kernel's tables, over TLS 1.3 with client certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
 //! may see; this is the second door, not the first.
@@ -13,7 +13,7 @@ use axum::{
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, TlsError};
 use futures::{StreamExt as _, stream};
@@ -37,6 +37,7 @@ use crate::{
     logs::{self, Options, Target},
     pods::directory::Directory,
     policy::{self, Policy},
+    sessions::{self, Sessions},
 };
 
 /// Connections at once: each log or flow stream is one.
@@ -54,9 +55,10 @@ const READ_AHEAD: usize = 256;
 #[derive(Clone)]
 pub(crate) struct NodeApi {
     config: Arc<Config>,
-    directory: Directory,
+    pub(crate) directory: Directory,
     flows: Arc<Hub>,
     policy: Policy,
+    pub(crate) sessions: Sessions,
 }
 
 /// Why the node's API cannot be served.
@@ -73,12 +75,19 @@ pub(crate) enum ServeError {
 }
 
 impl NodeApi {
-    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>, policy: Policy) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        directory: Directory,
+        flows: Arc<Hub>,
+        policy: Policy,
+        sessions: Sessions,
+    ) -> Self {
         Self {
             config,
             directory,
             flows,
             policy,
+            sessions,
         }
     }
 
@@ -134,6 +143,7 @@ impl NodeApi {
                 "/containerLogs/{namespace}/{pod}/{container}",
                 get(container_logs),
             )
+            .route("/session", post(sessions::open))
             .route("/flows", get(flows))
             .route("/policy", get(policy))
             .with_state(self)
@@ -170,7 +180,10 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, routes: Router) {
         .header_read_timeout(HANDSHAKE_WITHIN);
     builder.http2().timer(TokioTimer::new());
     let service = TowerToHyperService::new(routes);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    if let Err(error) = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await
+    {
         tracing::debug!(%error, "connection");
     }
 }

@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 
 use agent_runtime::{
     ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
+    Streams,
 };
 use agent_sandbox::Profile;
+
+#[path = "it/sessions.rs"]
+mod sessions;
 
 const SIGKILL: i32 = 9;
 
@@ -83,6 +87,7 @@ impl Stage {
             mounts: vec![],
             read_only_root: false,
             capabilities: vec!["CAP_CHOWN".into(), "CAP_KILL".into()],
+            streams: Streams::default(),
             resources: Resources::default(),
             profile: Profile::baseline(),
             log_path: self.log(name),
@@ -928,7 +933,7 @@ fn make_image(root: &Path) {
     .expect("write");
     for applet in [
         "sh", "cat", "cp", "cut", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
-        "mkdir", "mount", "pwd", "readlink", "rm", "sleep", "sort", "stat", "true", "unshare", "wc",
+        "mkdir", "mount", "pwd", "readlink", "rm", "sleep", "sort", "stat", "stty", "true", "tty", "unshare", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }

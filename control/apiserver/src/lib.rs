@@ -4,7 +4,7 @@
 //! [`control_auth::Authorized`], admission gives [`control_admission::Admitted`], and only that is stored. A
 //! stage that is left out does not compile.
 //!
-//! Non-goals: server-side apply, `exec`, `attach` and `port-forward`, aggregation. What the wire looks like
+//! Non-goals: server-side apply, aggregation. What the wire looks like
 //! is `control/wire`'s, what may be stored `control/admission`'s, who may ask `control/auth`'s.
 //!
 //! Start at [`serve`]; a request starts in `dispatch`.
@@ -28,6 +28,7 @@ mod read;
 mod respond;
 mod reviews;
 mod server;
+mod sessions;
 mod shape;
 mod streams;
 mod target;
@@ -52,7 +53,7 @@ pub use server::ServeError;
 
 /// Requests under way at once, streams not counted.
 const MAX_REQUESTS: usize = 400;
-/// Watches, logs and flow streams open at once.
+/// Watches, logs, flow streams and sessions open at once.
 const MAX_STREAMS: usize = 4000;
 /// Namespaces that always exist.
 const NAMESPACES: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];

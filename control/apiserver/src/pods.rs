@@ -101,10 +101,10 @@ pub(crate) fn bind(pod: &mut Value, binding: &Value, row: &Resource, now: Timest
     Ok(())
 }
 
-/// Decides where a log is read, or why it cannot be.
-pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Status> {
+/// Name of the container that is meant: the one asked for, or the only one.
+pub(crate) fn container_of<'a>(pod: &'a Value, asked: Option<&str>) -> Result<&'a str, Status> {
     let name = metadata_text(pod, "name");
-    let names = |list: &str| -> Vec<&str> {
+    let names = |list: &str| -> Vec<&'a str> {
         let containers = pod.pointer(list).and_then(Value::as_array);
         let names = containers
             .into_iter()
@@ -114,25 +114,31 @@ pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Sta
     };
     let containers = names("/spec/containers");
     let inits = names("/spec/initContainers");
-    let container = match (query.container.as_deref(), containers.as_slice()) {
-        (Some(asked), _) if containers.contains(&asked) || inits.contains(&asked) => asked,
-        (Some(asked), _) => {
-            return Err(Status::bad_request(format!(
-                "container {asked} is not valid for pod {name}"
-            )));
-        }
-        (None, [only]) => only,
+    match (asked, containers.as_slice()) {
+        (Some(asked), _) => containers
+            .iter()
+            .chain(&inits)
+            .find(|known| **known == asked)
+            .copied()
+            .ok_or_else(|| Status::bad_request(format!("container {asked} is not valid for pod {name}"))),
+        (None, [only]) => Ok(only),
         (None, many) => {
             let list = many.join(" ");
             let inits = match inits.as_slice() {
                 [] => String::new(),
                 inits => format!(" or one of the init containers: [{}]", inits.join(" ")),
             };
-            return Err(Status::bad_request(format!(
+            Err(Status::bad_request(format!(
                 "a container name must be specified for pod {name}, choose one of: [{list}]{inits}"
-            )));
+            )))
         }
-    };
+    }
+}
+
+/// Decides where a log is read, or why it cannot be.
+pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Status> {
+    let name = metadata_text(pod, "name");
+    let container = container_of(pod, query.container.as_deref())?;
     let node = pod
         .pointer("/spec/nodeName")
         .and_then(Value::as_str)

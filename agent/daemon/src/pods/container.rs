@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_images::{ImageConfig, UserIds};
-use agent_runtime::{ContainerConfig, Mount, Resources};
+use agent_runtime::{ContainerConfig, Mount, Resources, Streams};
 use agent_sandbox::Profile;
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
@@ -111,6 +111,11 @@ pub(crate) fn config(
         mounts: mounts(pod, container, places)?,
         read_only_root: security.read_only_root_filesystem == Some(true),
         capabilities: capabilities(security)?,
+        streams: Streams {
+            stdin: container.stdin == Some(true),
+            stdin_once: container.stdin_once == Some(true),
+            tty: container.tty == Some(true),
+        },
         resources: resources(container)?,
         profile: profile(pod, security)?,
         log_path: places.log.clone(),

@@ -5,18 +5,21 @@
 //! one loop over descriptors in one thread ([`supervisor`]), small and without an allocator's worth of
 //! anything: libcontainer, which is neither, runs in a child per container start ([`creator`]).
 
+mod attachment;
 mod capture;
 mod container;
 mod conversation;
 mod creator;
 mod executor;
 mod holder;
+mod interactive;
 mod job;
 mod memory;
 mod rootfs;
 mod session;
 mod spec;
 mod supervisor;
+mod terminal;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -211,6 +211,7 @@ mod tests {
             ],
             read_only_root: true,
             capabilities: vec!["CAP_CHOWN".into()],
+            streams: crate::config::Streams::default(),
             resources: Resources {
                 memory_bytes: Some(7),
                 ..Resources::default()

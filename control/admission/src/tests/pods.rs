@@ -179,7 +179,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             container(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
             "spec.containers[0].lifecycle.stopSignal: ",
         ),
-        (container(json!({"tty": true})), "spec.containers[0].tty: "),
         (
             container(json!({"ports": [{"containerPort": 1, "hostPort": 2}]})),
             "spec.containers[0].ports[0].hostPort: ",
