@@ -14,6 +14,8 @@
 mod image;
 pub mod jail;
 mod landlock;
+mod names;
+pub mod oci;
 mod seccomp;
 pub mod syscalls;
 

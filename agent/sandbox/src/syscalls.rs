@@ -176,21 +176,38 @@ const fn family(value: u32) -> Argument {
 
 /// Call numbers: those of `libc`, and those it lacks; numbers above 402 are the same on all architectures.
 #[expect(non_upper_case_globals, reason = "spelt as the kernel's headers spell them")]
-mod number {
-    pub(super) use libc::*;
+pub(crate) mod number {
+    pub(crate) use libc::*;
     #[cfg(target_arch = "x86_64")]
-    pub(super) const SYS_io_pgetevents: c_long = 333;
+    pub(crate) const SYS_io_pgetevents: c_long = 333;
     #[cfg(target_arch = "aarch64")]
-    pub(super) const SYS_io_pgetevents: c_long = 292;
-    pub(super) const SYS_cachestat: c_long = 451;
-    pub(super) const SYS_map_shadow_stack: c_long = 453;
-    pub(super) const SYS_futex_wake: c_long = 454;
-    pub(super) const SYS_futex_wait: c_long = 455;
-    pub(super) const SYS_futex_requeue: c_long = 456;
-    pub(super) const SYS_setxattrat: c_long = 463;
-    pub(super) const SYS_getxattrat: c_long = 464;
-    pub(super) const SYS_listxattrat: c_long = 465;
-    pub(super) const SYS_removexattrat: c_long = 466;
+    pub(crate) const SYS_io_pgetevents: c_long = 292;
+    /// Gone from the kernel, but profiles name them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_create_module: c_long = 174;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_get_kernel_syms: c_long = 177;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_query_module: c_long = 178;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_uretprobe: c_long = 335;
+    pub(crate) const SYS_cachestat: c_long = 451;
+    pub(crate) const SYS_map_shadow_stack: c_long = 453;
+    pub(crate) const SYS_futex_wake: c_long = 454;
+    pub(crate) const SYS_futex_wait: c_long = 455;
+    pub(crate) const SYS_futex_requeue: c_long = 456;
+    pub(crate) const SYS_statmount: c_long = 457;
+    pub(crate) const SYS_listmount: c_long = 458;
+    pub(crate) const SYS_lsm_get_self_attr: c_long = 459;
+    pub(crate) const SYS_lsm_set_self_attr: c_long = 460;
+    pub(crate) const SYS_lsm_list_modules: c_long = 461;
+    pub(crate) const SYS_setxattrat: c_long = 463;
+    pub(crate) const SYS_getxattrat: c_long = 464;
+    pub(crate) const SYS_listxattrat: c_long = 465;
+    pub(crate) const SYS_removexattrat: c_long = 466;
+    pub(crate) const SYS_open_tree_attr: c_long = 467;
+    pub(crate) const SYS_file_getattr: c_long = 468;
+    pub(crate) const SYS_file_setattr: c_long = 469;
 }
 
 /// Pairs each name with its number, so that a misspelt call does not compile.

@@ -47,6 +47,29 @@ impl Action {
     }
 }
 
+impl Action {
+    /// How little the process can do afterwards; the kernel's order of precedence.
+    pub fn severity(self) -> u8 {
+        match self {
+            Self::Allow => 0,
+            Self::Log => 1,
+            Self::Errno(_) => 2,
+            Self::Trap => 3,
+            Self::KillThread => 4,
+            Self::KillProcess => 5,
+        }
+    }
+
+    /// The more restrictive of two answers; of equally restrictive ones this.
+    pub fn and(self, other: Self) -> Self {
+        if other.severity() > self.severity() {
+            other
+        } else {
+            self
+        }
+    }
+}
+
 /// How much of an argument counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -142,6 +165,30 @@ impl CallRule {
         }
     }
 
+    /// Each pair of alternatives, in an order in which the first that holds is the pair of the first that hold.
+    fn and(&self, other: &Self) -> Self {
+        fn all(rule: &CallRule) -> impl Iterator<Item = (&[Condition], Action)> {
+            let listed = rule.alternatives.iter();
+            let listed = listed.map(|alternative| (alternative.all_of.as_slice(), alternative.action));
+            listed.chain([(&[][..], rule.otherwise)])
+        }
+        let mut alternatives = Vec::new();
+        for (these, action) in all(self) {
+            for (those, other) in all(other) {
+                alternatives.push(Alternative {
+                    all_of: [these, those].concat(),
+                    action: action.and(other),
+                });
+            }
+        }
+        // The last pair is that of both rules' `otherwise`, without conditions.
+        alternatives.pop();
+        Self {
+            alternatives,
+            otherwise: self.otherwise.and(other.otherwise),
+        }
+    }
+
     /// The answer if it does not depend on arguments.
     pub(crate) fn constant(&self) -> Option<Action> {
         let first = self
@@ -190,6 +237,35 @@ impl SyscallPolicy {
                 })
                 .map_or(rule.otherwise, |alternative| alternative.action),
             None => self.unlisted(number),
+        }
+    }
+
+    /// The policy that allows what both allow: for each call the more restrictive answer, of equally
+    /// restrictive ones this policy's.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let newest_known = self.newest_known.max(other.newest_known);
+        let mut calls: BTreeMap<u32, CallRule> = BTreeMap::new();
+        for &number in self.calls.keys().chain(other.calls.keys()) {
+            calls.entry(number).or_insert_with(|| {
+                let rule = |policy: &Self| {
+                    let listed = policy.calls.get(&number).cloned();
+                    listed.unwrap_or_else(|| CallRule::always(policy.unlisted(number)))
+                };
+                rule(self).and(&rule(other))
+            });
+        }
+        // Between the two newest calls one policy says `newer` and the other `default`.
+        let older = self.newest_known.min(other.newest_known);
+        for number in older.saturating_add(1)..=newest_known {
+            let answer = self.unlisted(number).and(other.unlisted(number));
+            calls.entry(number).or_insert_with(|| CallRule::always(answer));
+        }
+        Self {
+            calls,
+            default: self.default.and(other.default),
+            newest_known,
+            newer: self.newer.and(other.newer),
         }
     }
 

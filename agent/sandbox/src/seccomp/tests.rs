@@ -423,3 +423,55 @@ proptest! {
         }
     }
 }
+
+/// A program as the kernel keeps it.
+pub(crate) fn parse(bytes: &[u8]) -> Vec<sock_filter> {
+    let instruction = |bytes: &[u8]| sock_filter {
+        code: u16::from_le_bytes([bytes[0], bytes[1]]),
+        jt: bytes[2],
+        jf: bytes[3],
+        k: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+    };
+    bytes.chunks_exact(8).map(instruction).collect()
+}
+
+/// Compares our program for a policy with another one, for the calls that the policy's author knew: runc adds
+/// the answer to newer ones to libseccomp's program. Where the profile contradicts itself ours may be stricter.
+pub(crate) fn assert_alike(
+    policy: &SyscallPolicy,
+    theirs: &[sock_filter],
+    contradicts: impl Fn(u32) -> bool,
+) {
+    let ours = emit::emit(policy).expect("compiles");
+    let mut compared = 0;
+    for number in 0..=policy.newest_known {
+        for arguments in arguments(policy, number) {
+            let wanted = run(theirs, ARCHITECTURE, number, &arguments).answer;
+            let answer = run(&ours, ARCHITECTURE, number, &arguments).answer;
+            let stricter = contradicts(number) && answer & 0xffff_0000 < wanted & 0xffff_0000;
+            assert!(
+                answer == wanted || stricter,
+                "{number} {arguments:x?}: {answer:#x}, {wanted:#x}"
+            );
+            compared += 1;
+        }
+    }
+    assert!(compared > 500, "{compared}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// What the kernel would make of both filters, one after the other.
+    #[test]
+    fn both_policies_together_allow_what_both_allow(one in any_policy(), other in any_policy(), sampled: [u64; 6]) {
+        let both = one.and(&other);
+        for number in (0..540).chain([X32 - 1, X32, u32::MAX]) {
+            let near = arguments(&one, number).into_iter().chain(arguments(&other, number));
+            for arguments in near.chain([sampled]) {
+                let wanted = one.decide(number, &arguments).and(other.decide(number, &arguments));
+                prop_assert_eq!(both.decide(number, &arguments), wanted, "{} {:x?}", number, arguments);
+            }
+        }
+    }
+}
