@@ -21,7 +21,7 @@ use api::{
     flow::PodRef,
     node_policy::{NodeEndpoint, NodePolicy},
 };
-use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use policies_compiler::{ClusterView, PodView, compile, compile_staged};
 use policies_ir::{
@@ -99,6 +99,7 @@ enum Command {
     /// Answered when a compilation that knows the endpoint is in the kernel.
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
     Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
+    Count(oneshot::Sender<Result<Counters, DatapathError>>),
     /// Answered when a compilation that knows all learned names is in the kernel.
     Settle(oneshot::Sender<Result<(), String>>),
     Stale,
@@ -191,6 +192,13 @@ impl Policy {
         Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
     }
 
+    /// What the kernel has counted.
+    pub(crate) async fn counters(&self) -> Result<Counters, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Count(reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
     fn send(&self, command: Command) -> Result<(), PolicyError> {
         self.commands.send(command).map_err(|_ended| PolicyError::Ended)
     }
@@ -267,6 +275,7 @@ impl Worker {
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
+            Command::Count(reply) => drop(reply.send(self.datapath.counters())),
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
         }
