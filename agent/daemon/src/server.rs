@@ -1,11 +1,12 @@
-//! The node's own API: container logs, sessions, flows and the kernel's tables, over TLS 1.3 with client certificates.
+//! The node's own API: container logs, sessions, flows, the kernel's tables and metrics, over TLS 1.3 with client
+//! certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
 //! may see; this is the second door, not the first.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use agent_telemetry::{Hub, Query as FlowQuery};
+use agent_telemetry::{Hub, METRICS_MEDIA_TYPE, Query as FlowQuery};
 use api::annotations::{GROUP_MASTERS, USER_APISERVER};
 use axum::{
     Router,
@@ -146,6 +147,7 @@ impl NodeApi {
             .route("/session", post(sessions::open))
             .route("/flows", get(flows))
             .route("/policy", get(policy))
+            .route("/metrics", get(metrics))
             .with_state(self)
     }
 }
@@ -281,6 +283,22 @@ async fn policy(State(api): State<NodeApi>) -> Response {
             tracing::error!(error = message, "cannot read the tables back");
             (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
         }
+    }
+}
+
+/// What the datapath has counted, for Prometheus.
+async fn metrics(State(api): State<NodeApi>) -> Response {
+    let failed = |message: String| {
+        tracing::error!(error = message, "cannot show metrics");
+        (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+    };
+    let counters = match api.policy.counters().await {
+        Ok(counters) => counters,
+        Err(error) => return failed(policy::chain(&error)),
+    };
+    match agent_telemetry::exposition(&counters) {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
+        Err(error) => failed(error.to_string()),
     }
 }
 

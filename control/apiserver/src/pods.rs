@@ -187,6 +187,7 @@ pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Result<Option<St
             Ok(Some(path))
         }
         "policy" => Ok(Some("/policy".to_owned())),
+        "metrics" => Ok(Some("/metrics".to_owned())),
         _ => Ok(None),
     }
 }
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_answer_about_flows_and_policy_only() {
+    fn nodes_answer_about_flows_policy_and_metrics_only() {
         let path = |rest: &str, query: &str| node_path(rest, &parameters(query)).unwrap();
         assert_eq!(path("flows", "follow=true").unwrap(), "/flows?follow=true");
         assert_eq!(
@@ -289,7 +290,15 @@ mod tests {
             "/flows?follow=false&since=2026-01-02T02:04:05Z&after=7&limit=5"
         );
         assert_eq!(path("policy", "evil=1").unwrap(), "/policy");
-        for other in ["", "healthz", "flows/x", "policy/x", "containerLogs/a/p/c"] {
+        assert_eq!(path("metrics", "evil=1").unwrap(), "/metrics");
+        for other in [
+            "",
+            "healthz",
+            "flows/x",
+            "policy/x",
+            "metrics/x",
+            "containerLogs/a/p/c",
+        ] {
             assert_eq!(path(other, ""), None, "{other}");
         }
         for bad in ["since=today", "limit=-1", "after=x"] {

@@ -23,7 +23,7 @@ use api::{
     flow::PodRef,
     node_policy::{NodeEndpoint, NodePolicy},
 };
-use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
 use followed::Followed;
 use policies_ir::{dump, policy::DomainMatch, tables::EndpointId};
 use tokio::sync::oneshot;
@@ -92,6 +92,7 @@ enum Command {
     /// Answered when a compilation that knows the endpoint is in the kernel.
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
     Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
+    Count(oneshot::Sender<Result<Counters, DatapathError>>),
     /// Answered when a compilation that knows all learned names is in the kernel.
     Settle(oneshot::Sender<Result<(), String>>),
     Stale,
@@ -185,6 +186,13 @@ impl Policy {
         Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
     }
 
+    /// What the kernel has counted.
+    pub(crate) async fn counters(&self) -> Result<Counters, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Count(reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
     fn send(&self, command: Command) -> Result<(), PolicyError> {
         self.commands.send(command).map_err(|_ended| PolicyError::Ended)
     }
@@ -263,6 +271,7 @@ impl Worker {
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
+            Command::Count(reply) => drop(reply.send(self.datapath.counters())),
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
         }
