@@ -16,6 +16,7 @@ mod memory;
 mod rootfs;
 mod session;
 mod spec;
+mod subpath;
 mod supervisor;
 
 use std::ffi::OsString;
