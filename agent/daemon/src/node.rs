@@ -24,7 +24,7 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::{config::Config, pods::NodeAmounts};
 
 /// Namespace of heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -194,11 +194,10 @@ impl NodeAgent {
     }
 
     fn status(&self, before: &NodeStatus) -> NodeStatus {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let memory_kib = memory_kib("MemTotal").unwrap_or(0);
+        let measured = amounts();
         let amounts = [
-            ("cpu", processors.to_string()),
-            ("memory", format!("{memory_kib}Ki")),
+            ("cpu", (measured.cpu_millis / 1000).to_string()),
+            ("memory", format!("{}Ki", measured.memory_bytes / 1024)),
             ("pods", MAX_PODS.to_string()),
         ];
         let amounts = amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount)));
@@ -356,6 +355,15 @@ fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+/// What the machine has.
+pub(crate) fn amounts() -> NodeAmounts {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    NodeAmounts {
+        cpu_millis: u64::try_from(processors).unwrap_or(1).saturating_mul(1000),
+        memory_bytes: memory_kib("MemTotal").unwrap_or(0).saturating_mul(1024),
     }
 }
 

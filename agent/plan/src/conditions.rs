@@ -10,6 +10,20 @@ use crate::{Ground, Role, Run, status::View};
 /// Whether a condition holds, its reason and its message.
 type Truth = (bool, Option<&'static str>, Option<String>);
 
+/// The conditions that the node decides; all others belong to whoever wrote them.
+const OWN: &[&str] = &[
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
+
+/// Whether the node decides the condition of that type.
+pub fn is_own_condition(kind: &str) -> bool {
+    OWN.contains(&kind)
+}
+
 /// The node's conditions, and those of others as they were. What did not change keeps its time.
 pub(crate) fn of(
     view: &View<'_>,
@@ -30,10 +44,9 @@ pub(crate) fn of(
         ("ContainersReady", containers_ready),
         ("PodScheduled", (true, None, None)),
     ];
-    let ours = |kind: &str| rows.iter().any(|(row, _)| *row == kind);
     let of_others = existing
         .clone()
-        .filter(|condition| !ours(&condition.type_))
+        .filter(|condition| !is_own_condition(&condition.type_))
         .cloned();
     let mut conditions: Vec<PodCondition> = rows
         .iter()

@@ -85,6 +85,10 @@ pub struct Streams {
 pub struct Mount {
     /// On the host.
     pub source: PathBuf,
+    /// What of the source is mounted, relative and without `..`. It is looked up by the kernel in one step that
+    /// cannot leave the source, whatever links the container has put there. A directory that is missing is made.
+    #[serde(default)]
+    pub sub_path: Option<PathBuf>,
     /// Absolute, in the container.
     pub target: PathBuf,
     /// Whether it cannot be written.

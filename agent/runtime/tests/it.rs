@@ -405,12 +405,14 @@ async fn a_read_only_root_leaves_volumes_writable() {
         mounts: vec![
             Mount {
                 source: volume.clone(),
+                sub_path: None,
                 target: "/data".into(),
                 read_only: false,
                 executable: false,
             },
             Mount {
                 source: stage.directory.path().join("hosts"),
+                sub_path: None,
                 target: "/etc/hosts".into(),
                 read_only: true,
                 executable: false,
@@ -509,6 +511,7 @@ async fn files_belong_to_the_pods_ids() {
     fs::write(volume.join("config"), "from the host").expect("write");
     let mount = |target: &str, read_only, executable| Mount {
         source: volume.clone(),
+        sub_path: None,
         target: target.into(),
         read_only,
         executable,

@@ -43,6 +43,8 @@ pub(crate) enum ContainerError {
     NoVolume(String),
     #[error("{field} {value:?} must be an absolute path without '..'")]
     Path { field: &'static str, value: String },
+    #[error("subPath {0:?} must be relative, without '..'")]
+    SubPath(String),
     #[error("capability {0:?} cannot be added")]
     Capability(String),
     #[error("seccomp profile {0:?} is not supported; pods run under RuntimeDefault")]
@@ -73,7 +75,7 @@ pub(crate) struct Resolved<'a> {
     pub(crate) layers: Vec<PathBuf>,
     pub(crate) image: &'a ImageConfig,
     pub(crate) user: UserIds,
-    pub(crate) environment: std::collections::BTreeMap<String, String>,
+    pub(crate) environment: env::Environment,
 }
 
 /// The runtime's view of `container`, started for the `attempt`th time after the first.
@@ -103,12 +105,12 @@ pub(crate) fn config(
         attempt,
         argv,
         cwd: absolute("workingDir", cwd)?,
-        env: resolved.environment.into_iter().collect(),
+        mounts: mounts(pod, container, &resolved.environment, places)?,
+        env: resolved.environment.all.into_iter().collect(),
         layers: resolved.layers,
         uid: resolved.user.uid,
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
-        mounts: mounts(pod, container, places)?,
         read_only_root: security.read_only_root_filesystem == Some(true),
         capabilities: capabilities(security)?,
         streams: Streams {
@@ -132,7 +134,7 @@ fn argv(container: &Container, resolved: &Resolved<'_>) -> Result<Vec<String>, C
         Some(
             words
                 .iter()
-                .map(|word| env::expand(word, &resolved.environment))
+                .map(|word| env::expand(word, &resolved.environment.own))
                 .collect(),
         )
     };
@@ -148,7 +150,12 @@ fn argv(container: &Container, resolved: &Resolved<'_>) -> Result<Vec<String>, C
     Ok(argv)
 }
 
-fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<Mount>, ContainerError> {
+fn mounts(
+    pod: &Pod,
+    container: &Container,
+    environment: &env::Environment,
+    places: &Places<'_>,
+) -> Result<Vec<Mount>, ContainerError> {
     let known: Vec<&str> = pod
         .spec
         .iter()
@@ -159,6 +166,7 @@ fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<M
     for file in POD_FILES {
         mounts.push(Mount {
             source: places.files.join(file),
+            sub_path: None,
             target: Path::new("/etc").join(file),
             read_only: true,
             executable: false,
@@ -168,9 +176,11 @@ fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<M
         if !known.contains(&mount.name.as_str()) {
             return Err(ContainerError::NoVolume(mount.name.clone()));
         }
-        if mount.sub_path.is_some() || mount.sub_path_expr.is_some() {
-            return Err(ContainerError::Unsupported("subPath"));
-        }
+        let sub_path = match (text(&mount.sub_path), text(&mount.sub_path_expr)) {
+            (Some(path), _) => Some(relative(path)?),
+            (None, Some(expression)) => Some(relative(&env::expand_all(expression, &environment.own)?)?),
+            (None, None) => None,
+        };
         let target = absolute("mountPath", &mount.mount_path)?;
         // A volume over one of our files wins, as it does in Kubernetes.
         mounts.retain(|own| own.target != target);
@@ -179,10 +189,12 @@ fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<M
             .iter()
             .flat_map(|spec| spec.volumes.iter().flatten())
             .any(|volume| {
-                volume.name == mount.name && (volume.config_map.is_some() || volume.secret.is_some())
+                // Only the pod's own directories are the pod's to write.
+                volume.name == mount.name && volume.empty_dir.is_none()
             });
         mounts.push(Mount {
             source: volumes::path_of(places.volumes, &mount.name),
+            sub_path,
             target,
             read_only: immutable || mount.read_only == Some(true),
             executable: false,
@@ -197,12 +209,27 @@ fn mounts(pod: &Pod, container: &Container, places: &Places<'_>) -> Result<Vec<M
     if mounts.iter().all(|mount| mount.target != target) {
         mounts.push(Mount {
             source: places.message.clone(),
+            sub_path: None,
             target,
             read_only: false,
             executable: false,
         });
     }
     Ok(mounts)
+}
+
+fn text(field: &Option<String>) -> Option<&str> {
+    field.as_deref().filter(|text| !text.is_empty())
+}
+
+fn relative(value: &str) -> Result<PathBuf, ContainerError> {
+    use std::path::Component;
+    let mut parts = Path::new(value).components();
+    // `.` is the volume itself, which needs no sub-path; anything else that is odd is refused.
+    match parts.all(|part| matches!(part, Component::Normal(_))) && !value.is_empty() {
+        true => Ok(PathBuf::from(value)),
+        false => Err(ContainerError::SubPath(value.to_owned())),
+    }
 }
 
 fn absolute(field: &'static str, value: &str) -> Result<PathBuf, ContainerError> {
@@ -331,7 +358,12 @@ mod tests {
             layers: vec![PathBuf::from("/layer")],
             image: &image,
             user: UserIds::default(),
-            environment: [("A".to_owned(), "1".to_owned())].into(),
+            environment: env::Environment {
+                all: [("A", "1"), ("IMAGE", "2")]
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .into(),
+                own: [("A".to_owned(), "1".to_owned())].into(),
+            },
         };
         let places = Places {
             volumes: Path::new("/volumes"),
@@ -354,7 +386,7 @@ mod tests {
     fn commands_combine_like_kubernetes() {
         let argv = |container: Value| build(container).unwrap().argv.join(" ");
         assert_eq!(argv(json!({})), "/entry image");
-        assert_eq!(argv(json!({"args": ["$(A)"]})), "/entry 1");
+        assert_eq!(argv(json!({"args": ["$(A)", "$(IMAGE)"]})), "/entry 1 $(IMAGE)");
         assert_eq!(argv(json!({"command": ["/own"]})), "/own");
         assert_eq!(argv(json!({"command": ["/own"], "args": ["$$(A)"]})), "/own $(A)");
     }
@@ -420,6 +452,35 @@ mod tests {
         }
         let unknown = json!({"volumeMounts": [{"name": "x", "mountPath": "/x"}]});
         assert!(matches!(build(unknown), Err(ContainerError::NoVolume(_))));
+    }
+
+    #[test]
+    fn parts_of_volumes_are_named_and_expanded() {
+        let sub_path = |mount: Value| {
+            let mut mount = mount;
+            mount["name"] = json!("v");
+            mount["mountPath"] = json!("/data");
+            let config = build(json!({"volumeMounts": [mount]}))?;
+            let found = config
+                .mounts
+                .into_iter()
+                .find(|mount| mount.target == Path::new("/data"));
+            Ok::<_, ContainerError>(found.unwrap().sub_path.map(|path| path.display().to_string()))
+        };
+        let path = |text: &str| Some(text.to_owned());
+        assert_eq!(sub_path(json!({})).unwrap(), None);
+        assert_eq!(sub_path(json!({"subPath": "a/b"})).unwrap(), path("a/b"));
+        assert_eq!(sub_path(json!({"subPathExpr": "x-$(A)"})).unwrap(), path("x-1"));
+        assert!(matches!(
+            sub_path(json!({"subPathExpr": "$(NONE)"})),
+            Err(ContainerError::Env(_))
+        ));
+        for odd in ["/a", "../a", "a/../b"] {
+            assert!(
+                matches!(sub_path(json!({"subPath": odd})), Err(ContainerError::SubPath(_))),
+                "{odd}"
+            );
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::{
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
+use super::resources::{self, NodeAmounts};
+
 /// Search path of a container whose image does not set one: what container engines use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -44,6 +46,8 @@ pub(crate) enum EnvError {
         name: String,
         key: String,
     },
+    #[error("missing value for {0:?}")]
+    Unknown(String),
     #[error("fieldPath {0:?} is not supported")]
     FieldPath(String),
     #[error("environment variable {0:?} has a source that is not supported")]
@@ -75,6 +79,15 @@ pub(crate) fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
             secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
         }
     }
+    let projected = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.projected.as_ref());
+    for source in projected.flat_map(|projected| projected.sources.iter().flatten()) {
+        config_maps.extend(source.config_map.iter().map(|source| source.name.clone()));
+        secrets.extend(source.secret.iter().map(|source| source.name.clone()));
+    }
     for volume in spec.volumes.iter().flatten() {
         config_maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
         secrets.extend(
@@ -87,6 +100,15 @@ pub(crate) fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     (config_maps, secrets)
 }
 
+/// The environment of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Environment {
+    /// All of it.
+    pub(crate) all: BTreeMap<String, String>,
+    /// What the spec says: only this is seen through `$(NAME)` in commands, arguments and paths.
+    pub(crate) own: BTreeMap<String, String>,
+}
+
 /// The environment of `container` on top of the image's: `envFrom` first, then `env` in order, each seeing
 /// what came before it through `$(NAME)`.
 pub(crate) fn environment(
@@ -94,8 +116,8 @@ pub(crate) fn environment(
     container: &Container,
     image: &[String],
     objects: &Objects,
-    addresses: &Addresses,
-) -> Result<BTreeMap<String, String>, EnvError> {
+    (addresses, node): (&Addresses, NodeAmounts),
+) -> Result<Environment, EnvError> {
     let mut environment: BTreeMap<String, String> = image
         .iter()
         .filter_map(|entry| entry.split_once('='))
@@ -124,14 +146,39 @@ pub(crate) fn environment(
     for variable in container.env.iter().flatten() {
         let value = match &variable.value_from {
             None => Some(expand(variable.value.as_deref().unwrap_or_default(), &own)),
+            Some(EnvVarSource {
+                resource_field_ref: Some(reference),
+                ..
+            }) => Some(resources::value_of(pod, &container.name, reference, node)?),
             Some(source) => from_source(pod, &variable.name, source, objects, addresses)?,
         };
         if let Some(value) = value {
             own.insert(variable.name.clone(), value);
         }
     }
-    environment.extend(own);
-    Ok(environment)
+    environment.extend(own.clone());
+    Ok(Environment {
+        all: environment,
+        own,
+    })
+}
+
+/// As [`expand`], but a name that is not known is an error: half a path is another path.
+pub(crate) fn expand_all(text: &str, variables: &BTreeMap<String, String>) -> Result<String, EnvError> {
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('$') {
+        if let Some(after) = after.strip_prefix('$') {
+            rest = after;
+        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|a| a.split_once(')')) {
+            if !variables.contains_key(name) {
+                return Err(EnvError::Unknown(name.to_owned()));
+            }
+            rest = tail;
+        } else {
+            rest = after;
+        }
+    }
+    Ok(expand(text, variables))
 }
 
 /// Replaces `$(NAME)` by the variable's value; `$$` stands for `$`, and a name that is not known stays as
@@ -291,6 +338,8 @@ fn field(pod: &Pod, path: &str, addresses: &Addresses) -> Result<String, EnvErro
         "metadata.name" => text(&meta.name),
         "metadata.namespace" => text(&meta.namespace),
         "metadata.uid" => text(&meta.uid),
+        "metadata.labels" => listed(meta.labels.as_ref()),
+        "metadata.annotations" => listed(meta.annotations.as_ref()),
         "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         "spec.serviceAccountName" => spec
             .and_then(|spec| spec.service_account_name.clone())
@@ -301,6 +350,47 @@ fn field(pod: &Pod, path: &str, addresses: &Addresses) -> Result<String, EnvErro
         "status.hostIPs" => joined(&addresses.host),
         _ => return Err(EnvError::FieldPath(path.to_owned())),
     })
+}
+
+/// A field that a volume may show: those that do not depend on where the pod runs.
+pub(crate) fn object_field(pod: &Pod, path: &str) -> Result<String, EnvError> {
+    let nowhere = Addresses {
+        pod: Vec::new(),
+        host: Vec::new(),
+    };
+    match path.starts_with("metadata.") {
+        true => field(pod, path, &nowhere),
+        false => Err(EnvError::FieldPath(path.to_owned())),
+    }
+}
+
+/// One line per entry, `key="value"`, in the order of the keys, as the kubelet writes them.
+fn listed(map: Option<&BTreeMap<String, String>>) -> String {
+    let lines = map.into_iter().flatten();
+    let lines: Vec<String> = lines
+        .map(|(key, value)| format!("{key}={}", quoted(value)))
+        .collect();
+    lines.join("\n")
+}
+
+/// As Go quotes text.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            control if control.is_control() => {
+                quoted.push_str(&format!("\\x{:02x}", u32::from(control)));
+            }
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 fn first(addresses: &[IpAddr]) -> String {
@@ -344,8 +434,15 @@ mod tests {
             container,
             &["PATH=/bin".to_owned(), "A=image".to_owned()],
             objects,
-            &addresses(),
+            (
+                &addresses(),
+                NodeAmounts {
+                    cpu_millis: 2000,
+                    memory_bytes: 1 << 30,
+                },
+            ),
         )
+        .map(|environment| environment.all)
     }
 
     #[test]
@@ -404,6 +501,16 @@ mod tests {
             resolve(field, &Objects::default()),
             Err(EnvError::FieldPath(_))
         ));
+    }
+
+    #[test]
+    fn paths_know_all_their_variables() {
+        let variables = [("A".to_owned(), "1".to_owned())].into();
+        assert_eq!(expand_all("x/$(A)/$$(B)", &variables), Ok("x/1/$(B)".to_owned()));
+        assert_eq!(
+            expand_all("x/$(B)", &variables),
+            Err(EnvError::Unknown("B".to_owned()))
+        );
     }
 
     #[test]

@@ -5,13 +5,17 @@
 //! [`worker`] for every pod in either. Workers observe, ask `agent/plan`, and do what it says; they share
 //! [`Context`] and know nothing of each other.
 
+mod atomic;
 mod container;
+mod contents;
 pub(crate) mod directory;
 pub(crate) mod env;
 mod hooks;
 mod ids;
+mod names;
 mod observe;
 mod probes;
+mod resources;
 mod status;
 mod steps;
 mod termination;
@@ -36,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use self::{directory::Directory, ids::Ids, worker::Worker};
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy};
 
-pub(crate) use self::{steps::endpoint, volumes::VolumeError};
+pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
 
 /// What all pods share.
 pub(crate) struct Context {

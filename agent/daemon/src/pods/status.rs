@@ -8,7 +8,7 @@ use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::PodId;
@@ -94,25 +94,41 @@ pub(super) async fn confirm_deletion(
     }
 }
 
-/// Replaces the whole status, so that nothing of an old one stays; the test keeps it from a new pod of the
-/// same name.
+/// Merges the status in as Kubernetes' clients do: conditions of others stay, whatever happened meanwhile. The
+/// UID keeps it from a new pod of the same name.
 async fn write(client: &Client, id: &PodId, status: &PodStatus) -> Result<(), kube::Error> {
-    let mut patch = json!([
-        {"op": "test", "path": "/metadata/uid", "value": id.uid},
-        {"op": "add", "path": "/status", "value": status},
-    ]);
-    if has_started(status)
-        && let Some(operations) = patch.as_array_mut()
-    {
-        // The object exists: admission put the gate's own annotations there.
-        let path = format!("/metadata/annotations/{}", SANDBOX_STATUS.replace('/', "~1"));
-        operations.push(json!({"op": "add", "path": path, "value": ALL_ENFORCED}));
+    let mut metadata = json!({"uid": id.uid});
+    if has_started(status) {
+        metadata["annotations"] = json!({SANDBOX_STATUS: ALL_ENFORCED});
     }
-    let patch = Patch::Json::<()>(serde_json::from_value(patch).map_err(kube::Error::SerdeError)?);
+    let patch = json!({"metadata": metadata, "status": body(status).map_err(kube::Error::SerdeError)?});
     let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
-    pods.patch_status(&id.name, &PatchParams::default(), &patch)
+    pods.patch_status(&id.name, &PatchParams::default(), &Patch::Strategic(patch))
         .await
         .map(drop)
+}
+
+/// The node's part of the status. What it does not say any more is taken away by name.
+fn body(status: &PodStatus) -> serde_json::Result<Value> {
+    let mut status = status.clone();
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|condition| agent_plan::is_own_condition(&condition.type_));
+    }
+    let mut body = serde_json::to_value(&status)?;
+    let absent = ["message", "reason", "initContainerStatuses", "podIP", "podIPs"];
+    set_null(&mut body, &absent);
+    for condition in body["conditions"].as_array_mut().into_iter().flatten() {
+        set_null(condition, &["message", "reason"]);
+    }
+    Ok(body)
+}
+
+fn set_null(object: &mut Value, fields: &[&str]) {
+    for field in fields {
+        if let Some(object) = object.as_object_mut() {
+            object.entry(*field).or_insert(Value::Null);
+        }
+    }
 }
 
 /// Whether a container of the pod runs or ran.
@@ -126,7 +142,27 @@ fn has_started(status: &PodStatus) -> bool {
     })
 }
 
-/// Not found, another object of the same name, or the failed test for that.
+/// Not found, or another object of the same name.
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_of_others_are_left_to_them() {
+        let status = serde_json::from_value(json!({"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "lab/gate", "status": "True"}]}));
+        let body = body(&status.unwrap()).unwrap();
+        assert_eq!(
+            body["conditions"],
+            json!([{"type": "Ready", "status": "True", "message": null, "reason": null}])
+        );
+        assert!(
+            body.as_object().unwrap().contains_key("reason"),
+            "a reason of before goes"
+        );
+    }
 }

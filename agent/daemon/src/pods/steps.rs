@@ -22,9 +22,10 @@ use kube::Api;
 use super::{
     Context, PodId,
     container::{self, ContainerError, Places, Resolved},
+    contents::Sources,
     env::{self, Addresses, Objects},
     ids::NoIds,
-    termination,
+    names, termination,
     users::{self, UserError},
     volumes::{self, VolumeError},
 };
@@ -98,9 +99,17 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
     let directory = id.directory(&context.config).join("volumes");
     let objects = objects(context, pod).await?;
     let with_volumes = pod.clone();
-    tokio::task::spawn_blocking(move || volumes::create(&with_volumes, &directory, &objects))
-        .await
-        .map_err(|_cancelled| StepError::Interrupted)??;
+    let node = crate::node::amounts();
+    tokio::task::spawn_blocking(move || {
+        let sources = Sources {
+            pod: &with_volumes,
+            objects: &objects,
+            node,
+        };
+        volumes::create(&directory, sources)
+    })
+    .await
+    .map_err(|_cancelled| StepError::Interrupted)??;
     let config = PodConfig {
         uid: id.uid.clone(),
         namespace: id.namespace.clone(),
@@ -117,6 +126,27 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
         context.runtime.remove_pod(&id.uid).await?;
     }
     started.map(drop)
+}
+
+/// Brings the volumes that mirror objects of the API up to date.
+pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
+    let directory = id.directory(&context.config).join("volumes");
+    let objects = objects(context, pod).await?;
+    let (pod, node) = (pod.clone(), crate::node::amounts());
+    let changed = tokio::task::spawn_blocking(move || {
+        let sources = Sources {
+            pod: &pod,
+            objects: &objects,
+            node,
+        };
+        volumes::update(&directory, sources)
+    })
+    .await
+    .map_err(|_cancelled| StepError::Interrupted)??;
+    if !changed.is_empty() {
+        tracing::info!(pod = %id.name, volumes = ?changed, "volumes updated");
+    }
+    Ok(())
 }
 
 /// Makes the pod's interface, denies everything on it, brings it up, and writes the files that name it.
@@ -190,8 +220,14 @@ pub(super) async fn start_container(
         host: context.network.node_addresses().all().collect(),
     };
     let objects = objects(context, pod).await?;
-    let environment =
-        env::environment(pod, spec, &image.config.env, &objects, &addresses).map_err(ContainerError::from)?;
+    let environment = env::environment(
+        pod,
+        spec,
+        &image.config.env,
+        &objects,
+        (&addresses, crate::node::amounts()),
+    )
+    .map_err(ContainerError::from)?;
     let image_user = match users::needs_image_user(pod, spec) {
         true => image.user(&image.config.user)?,
         false => UserIds::default(),
@@ -300,9 +336,9 @@ fn write_files(
     private_dir(directory)?;
     let hostname = env::hostname(pod);
     let contents = |file: &str| match file {
-        "hosts" => agent_network::files::hosts(hostname, addresses),
+        "hosts" => names::hosts(pod, addresses),
         "hostname" => format!("{hostname}\n"),
-        _ => resolv_conf.to_owned(),
+        _ => names::resolv_conf(pod, resolv_conf),
     };
     for file in container::POD_FILES {
         let path = directory.join(file);

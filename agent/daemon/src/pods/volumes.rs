@@ -1,18 +1,23 @@
 //! A pod's volumes as directories on the node. What must not reach a disk is on tmpfs.
 //!
-//! Contents are written once, before the pod's sandbox starts; a later change of a config map or a secret
-//! is seen by new pods.
+//! [`create`] makes them before the pod's sandbox starts. [`update`] writes those anew that mirror objects of
+//! the API ([`contents`] says what is in them) while the pod runs; containers see the change at once, all files
+//! of a volume together ([`atomic`]).
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{KeyToPath, Pod, Volume};
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::env::Objects;
+use super::{
+    atomic,
+    contents::{self, Sources},
+    env::EnvError,
+};
 
 /// Most bytes of a tmpfs volume whose size nobody limits.
 const DEFAULT_MEMORY_VOLUME_BYTES: u64 = 64 * 1024 * 1024;
@@ -33,6 +38,12 @@ pub(crate) enum VolumeError {
     Path { volume: String, path: String },
     #[error("volume {0}: this kind of volume is not supported")]
     Kind(String),
+    #[error("volume {volume}")]
+    Field {
+        volume: String,
+        #[source]
+        source: EnvError,
+    },
     #[error("volume {volume}: size limit")]
     Size {
         volume: String,
@@ -49,13 +60,11 @@ pub(crate) enum VolumeError {
 }
 
 /// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it.
-pub(crate) fn create(pod: &Pod, directory: &Path, objects: &Objects) -> Result<(), VolumeError> {
-    let Some(spec) = &pod.spec else { return Ok(()) };
-    let group = spec
-        .security_context
-        .as_ref()
-        .and_then(|context| context.fs_group);
-    let group = group.and_then(|gid| u32::try_from(gid).ok());
+pub(crate) fn create(directory: &Path, sources: Sources<'_>) -> Result<(), VolumeError> {
+    let Some(spec) = &sources.pod.spec else {
+        return Ok(());
+    };
+    let group = group_of(sources.pod);
     private_dir(directory)?;
     for volume in spec.volumes.iter().flatten() {
         let path = path_of(directory, &volume.name);
@@ -66,13 +75,43 @@ pub(crate) fn create(pod: &Pod, directory: &Path, objects: &Objects) -> Result<(
         }
         clear(&path)?;
         private_dir(&path)?;
-        fill(volume, &path, objects)?;
+        fill(volume, &path, sources)?;
         if let Some(gid) = group {
             give_to_group(&path, gid)?;
         }
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
     }
     Ok(())
+}
+
+/// Brings the volumes that mirror objects up to date; the names of those that changed.
+pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Result<Vec<String>, VolumeError> {
+    let group = group_of(sources.pod);
+    let mut changed = Vec::new();
+    for volume in sources
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
+    {
+        if let Some(files) = contents::of(volume, sources)?
+            && atomic::write(&path_of(directory, &volume.name), &files, group)?
+        {
+            changed.push(volume.name.clone());
+        }
+    }
+    Ok(changed)
+}
+
+/// Whether a later change of an object may change a volume of the pod.
+pub(crate) fn mirrors_objects(pod: &Pod) -> bool {
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.any(|volume| volume.empty_dir.is_none())
+}
+
+fn group_of(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    u32::try_from(context.fs_group?).ok()
 }
 
 /// Where the volume called `name` is, below the pod's directory of volumes. Names are DNS labels, so they
@@ -101,7 +140,7 @@ fn in_memory(volume: &Volume) -> bool {
         .empty_dir
         .as_ref()
         .and_then(|source| source.medium.as_deref());
-    volume.secret.is_some() || medium == Some("Memory")
+    contents::is_secret(volume) || medium == Some("Memory")
 }
 
 fn is_mount_point(path: &Path, parent: &Path) -> bool {
@@ -109,176 +148,46 @@ fn is_mount_point(path: &Path, parent: &Path) -> bool {
     device(path) != device(parent)
 }
 
-fn fill(volume: &Volume, path: &Path, objects: &Objects) -> Result<(), VolumeError> {
-    if let Some(source) = &volume.empty_dir {
-        let limit = source
-            .size_limit
-            .as_ref()
-            .map(|limit| api::quantity::units(&limit.0))
-            .transpose();
-        let limit = limit.map_err(|source| VolumeError::Size {
-            volume: volume.name.clone(),
-            source,
-        })?;
-        if source.medium.as_deref() == Some("Memory") {
-            // A tmpfs of size 0 has no limit.
-            let limit = limit.filter(|bytes| *bytes > 0);
-            tmpfs(path, limit.unwrap_or(DEFAULT_MEMORY_VOLUME_BYTES))?;
+fn fill(volume: &Volume, path: &Path, sources: Sources<'_>) -> Result<(), VolumeError> {
+    if let Some(files) = contents::of(volume, sources)? {
+        if contents::is_secret(volume) {
+            tmpfs(path, DEFAULT_MEMORY_VOLUME_BYTES)?;
         }
-        return mode(path, 0o777);
+        atomic::write(path, &files, None)?;
+        return mode(path, 0o755);
     }
-    if let Some(source) = &volume.config_map {
-        let optional = source.optional == Some(true);
-        let found = objects.config_maps.get(&source.name).and_then(Option::as_ref);
-        let files = match found {
-            Some(found) => {
-                let text = found
-                    .data
-                    .iter()
-                    .flatten()
-                    .map(|(k, v)| (k.as_str(), v.as_bytes()));
-                let binary = found
-                    .binary_data
-                    .iter()
-                    .flatten()
-                    .map(|(k, v)| (k.as_str(), v.0.as_slice()));
-                text.chain(binary).collect()
-            }
-            None if optional => Vec::new(),
-            None => {
-                return Err(VolumeError::Missing {
-                    kind: "configmap",
-                    name: source.name.clone(),
-                });
-            }
-        };
-        let from = Source {
-            kind: "configmap",
-            name: &source.name,
-            optional,
-            files,
-        };
-        return from.write(volume, path, source.items.as_deref(), source.default_mode);
+    let Some(source) = &volume.empty_dir else {
+        return Err(VolumeError::Kind(volume.name.clone()));
+    };
+    let limit = source
+        .size_limit
+        .as_ref()
+        .map(|limit| api::quantity::units(&limit.0))
+        .transpose();
+    let limit = limit.map_err(|source| VolumeError::Size {
+        volume: volume.name.clone(),
+        source,
+    })?;
+    if source.medium.as_deref() == Some("Memory") {
+        // A tmpfs of size 0 has no limit.
+        let limit = limit.filter(|bytes| *bytes > 0);
+        tmpfs(path, limit.unwrap_or(DEFAULT_MEMORY_VOLUME_BYTES))?;
     }
-    if let Some(source) = &volume.secret {
-        let name = source.secret_name.as_deref().unwrap_or_default();
-        let optional = source.optional == Some(true);
-        let files: Vec<_> = match objects.secrets.get(name).and_then(Option::as_ref) {
-            Some(found) => found
-                .data
-                .iter()
-                .flatten()
-                .map(|(k, v)| (k.as_str(), v.0.as_slice()))
-                .collect(),
-            None if optional => Vec::new(),
-            None => {
-                return Err(VolumeError::Missing {
-                    kind: "secret",
-                    name: name.to_owned(),
-                });
-            }
-        };
-        tmpfs(path, DEFAULT_MEMORY_VOLUME_BYTES)?;
-        let from = Source {
-            kind: "secret",
-            name,
-            optional,
-            files,
-        };
-        return from.write(volume, path, source.items.as_deref(), source.default_mode);
-    }
-    Err(VolumeError::Kind(volume.name.clone()))
-}
-
-/// Keys and values of a config map or a secret.
-struct Source<'a> {
-    kind: &'static str,
-    name: &'a str,
-    optional: bool,
-    files: Vec<(&'a str, &'a [u8])>,
-}
-
-impl Source<'_> {
-    /// Writes each key as a file, or only those that `items` picks.
-    fn write(
-        &self,
-        volume: &Volume,
-        directory: &Path,
-        items: Option<&[KeyToPath]>,
-        default_mode: Option<i32>,
-    ) -> Result<(), VolumeError> {
-        let bits = |mode: Option<i32>| u32::try_from(mode.unwrap_or(0o644)).unwrap_or(0o644) & 0o777;
-        match items {
-            None => {
-                for (key, value) in &self.files {
-                    write_file(volume, directory, key, value, bits(default_mode))?;
-                }
-            }
-            Some(items) => {
-                for item in items {
-                    let Some((_, value)) = self.files.iter().find(|(key, _)| *key == item.key) else {
-                        if self.optional {
-                            continue;
-                        }
-                        return Err(VolumeError::MissingKey {
-                            kind: self.kind,
-                            name: self.name.to_owned(),
-                            key: item.key.clone(),
-                            volume: volume.name.clone(),
-                        });
-                    };
-                    write_file(
-                        volume,
-                        directory,
-                        &item.path,
-                        value,
-                        bits(item.mode.or(default_mode)),
-                    )?;
-                }
-            }
-        }
-        mode(directory, 0o755)
-    }
-}
-
-fn write_file(
-    volume: &Volume,
-    directory: &Path,
-    path: &str,
-    value: &[u8],
-    bits: u32,
-) -> Result<(), VolumeError> {
-    let relative = Path::new(path);
-    let plain = relative
-        .components()
-        .all(|part| matches!(part, std::path::Component::Normal(_)));
-    if !plain || path.is_empty() {
-        return Err(VolumeError::Path {
-            volume: volume.name.clone(),
-            path: path.to_owned(),
-        });
-    }
-    let target = directory.join(relative);
-    if let Some(parent) = target.parent() {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
-        made.map_err(|source| failed("create", parent, source))?;
-    }
-    // Created private, then opened up: the mode of `open` is cut by the umask.
-    let mut options = fs::OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(&target);
-    let written = file.and_then(|mut file| io::Write::write_all(&mut file, value));
-    written.map_err(|source| failed("write", &target, source))?;
-    mode(&target, bits)
+    mode(path, 0o777)
 }
 
 /// Kubernetes' rule for `fsGroup`: the group owns everything, may read what the owner may, and new files in
 /// directories stay the group's.
-fn give_to_group(path: &Path, gid: u32) -> Result<(), VolumeError> {
+pub(super) fn give_to_group(path: &Path, gid: u32) -> Result<(), VolumeError> {
     let metadata = fs::symlink_metadata(path).map_err(|source| failed("look at", path, source))?;
     let bits = metadata.permissions().mode() & 0o7777;
     let shared = bits | ((bits & 0o700) >> 3);
     std::os::unix::fs::lchown(path, None, Some(gid))
         .map_err(|source| failed("change the group of", path, source))?;
+    if metadata.is_symlink() {
+        // A link has no mode of its own, and its target is met by itself.
+        return Ok(());
+    }
     mode(
         path,
         if metadata.is_dir() {
@@ -325,7 +234,7 @@ fn private_dir(path: &Path) -> Result<(), VolumeError> {
     made.map_err(|source| failed("create", path, source))
 }
 
-fn mode(path: &Path, bits: u32) -> Result<(), VolumeError> {
+pub(super) fn mode(path: &Path, bits: u32) -> Result<(), VolumeError> {
     let permissions = fs::Permissions::from_mode(bits);
     fs::set_permissions(path, permissions).map_err(|source| failed("set the mode of", path, source))
 }
@@ -342,7 +251,10 @@ pub(super) fn failed(operation: &'static str, path: &Path, source: io::Error) ->
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{
+        super::{env::Objects, resources::NodeAmounts},
+        *,
+    };
 
     #[expect(
         clippy::needless_pass_by_value,
@@ -363,6 +275,80 @@ mod tests {
         }
     }
 
+    fn sources<'a>(pod: &'a Pod, objects: &'a Objects) -> Sources<'a> {
+        let node = NodeAmounts {
+            cpu_millis: 2000,
+            memory_bytes: 1 << 30,
+        };
+        Sources { pod, objects, node }
+    }
+
+    fn make(pod: &Pod, root: &Path) -> Result<(), VolumeError> {
+        create(root, sources(pod, &objects()))
+    }
+
+    #[test]
+    fn mirrored_objects_are_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let mut pod = pod(json!([
+            {"name": "all", "projected": {"defaultMode": 256, "sources": [
+                {"configMap": {"name": "m", "items": [{"key": "a.conf", "path": "map/a"}]}},
+                {"secret": {"name": "s"}},
+                {"secret": {"name": "absent", "optional": true}},
+                {"downwardAPI": {"items": [
+                    {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                    {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}},
+        ]));
+        pod.metadata.name = Some("web".to_owned());
+        pod.metadata.labels = Some(
+            [("b", "2\"x"), ("a", "1")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+        );
+        make(&pod, &root).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join("all").join(path)).ok();
+        assert_eq!(read("map/a").as_deref(), Some("x"));
+        assert_eq!(read("key").as_deref(), Some("secret"));
+        assert_eq!(read("labels").as_deref(), Some("a=\"1\"\nb=\"2\\\"x\""));
+        assert_eq!(
+            fs::metadata(root.join("all/name")).unwrap().mode() & 0o777,
+            0o440,
+            "the group reads too"
+        );
+        assert!(
+            is_mount_point(&root.join("all"), &root),
+            "what holds a secret is on a tmpfs"
+        );
+
+        let mut changed = objects();
+        assert_eq!(
+            update(&root, sources(&pod, &changed)).unwrap(),
+            Vec::<String>::new()
+        );
+        let map = serde_json::from_value(json!({"data": {"a.conf": "new"}})).unwrap();
+        changed.config_maps.insert("m".to_owned(), Some(map));
+        pod.metadata.labels = None;
+        assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["all"]);
+        assert_eq!(
+            (read("map/a").as_deref(), read("labels").as_deref()),
+            (Some("new"), Some(""))
+        );
+        assert_eq!(
+            fs::metadata(root.join("all/key")).unwrap().gid(),
+            77,
+            "the group owns what is new"
+        );
+        changed.secrets.insert("s".to_owned(), None);
+        assert!(update(&root, sources(&pod, &changed)).is_err());
+        assert_eq!(
+            read("key").as_deref(),
+            Some("secret"),
+            "what is gone stays until the pod ends"
+        );
+        remove(&root).unwrap();
+    }
+
     #[test]
     fn volumes_are_filled_kept_and_removed() {
         let directory = tempfile::tempdir().unwrap();
@@ -374,7 +360,7 @@ mod tests {
             {"name": "config", "configMap": {"name": "m", "items": [{"key": "a.conf", "path": "d/x", "mode": 256}]}},
             {"name": "secret", "secret": {"secretName": "s", "defaultMode": 288}},
         ]));
-        create(&pod, &root, &objects()).unwrap();
+        make(&pod, &root).unwrap();
         let file = |path: &str| root.join(path);
         assert_eq!(fs::read(file("config/d/x")).unwrap(), b"x");
         assert!(!file("config/b").exists(), "only the items asked for");
@@ -397,7 +383,7 @@ mod tests {
         assert_eq!(size("zero"), DEFAULT_MEMORY_VOLUME_BYTES, "not unlimited");
 
         fs::write(file("scratch/mine"), b"1").unwrap();
-        create(&pod, &root, &objects()).unwrap();
+        make(&pod, &root).unwrap();
         assert!(
             file("scratch/mine").exists(),
             "a second start keeps what the pod wrote"
@@ -411,7 +397,7 @@ mod tests {
     fn missing_objects_and_hostile_paths_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let attempt = |volume: serde_json::Value| {
-            create(&pod(json!([volume])), &directory.path().join("v"), &objects())
+            make(&pod(json!([volume])), &directory.path().join("v"))
                 .unwrap_err()
                 .to_string()
         };

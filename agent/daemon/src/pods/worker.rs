@@ -31,6 +31,7 @@ use super::{
     probes::Probes,
     status::Reporter,
     steps::{self, StepError},
+    volumes,
 };
 use crate::{events::Kind, policy::chain};
 
@@ -38,6 +39,8 @@ use crate::{events::Kind, policy::chain};
 const INBOX: usize = 16;
 /// Delay before what the plan does not repeat is repeated: ends of pods.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often the objects behind volumes are looked at.
+const REFRESH_AFTER: Duration = Duration::from_secs(20);
 /// While something keeps a container from starting, its status is rendered again this often: some of its
 /// words depend on the time.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -67,6 +70,9 @@ pub(super) struct Worker {
     /// The shim is gone; what is left of it must go too.
     lost: bool,
     retry_at: Option<Instant>,
+    /// When volumes that mirror objects are looked at next; nothing for a pod that has none.
+    refresh_at: Option<Instant>,
+    refreshing: Option<JoinHandle<()>>,
     born: Instant,
 }
 
@@ -87,6 +93,8 @@ pub(super) enum News {
         hook: health::Hooked,
         result: Result<(), HookError>,
     },
+    /// The pod's volumes were looked at.
+    Refreshed(Result<(), StepError>),
     Runtime(PodStatus),
     ShimGone(RuntimeError),
     Image {
@@ -109,6 +117,11 @@ impl Worker {
         let mut worker = Self {
             context,
             id,
+            refresh_at: pod
+                .as_deref()
+                .is_some_and(volumes::mirrors_objects)
+                .then(refresh_time),
+            refreshing: None,
             pod,
             objects,
             seen: Seen::default(),
@@ -139,7 +152,12 @@ impl Worker {
     /// Runs to the end of the pod and returns its UID.
     pub(super) async fn run(mut self) -> String {
         loop {
-            self.pod = self.objects.borrow_and_update().clone().or(self.pod.take());
+            let object = self.objects.borrow_and_update().clone();
+            if let Some(object) = object.filter(|object| !self.has(object)) {
+                // Fields of the pod may be in its volumes.
+                self.refresh_at = self.refresh_at.map(|_later| Instant::now());
+                self.pod = Some(object);
+            }
             let gone = self.objects.borrow().is_none() || self.confirmed;
             let mut wanted = observe::wanted(self.pod.as_deref(), self.reported.as_ref(), &self.seen);
             if gone {
@@ -156,6 +174,10 @@ impl Worker {
             } else {
                 for step in steps {
                     if step == Step::Forget {
+                        // Whoever still writes to a volume must not bring it back.
+                        if let Some(refreshing) = self.refreshing.take() {
+                            drop(refreshing.await);
+                        }
                         match steps::forget(&self.context, &self.id) {
                             Ok(()) => {
                                 tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "pod is gone");
@@ -170,6 +192,7 @@ impl Worker {
             }
             self.publish();
             self.tend_probes(&wanted);
+            self.tend_volumes(&wanted);
             // Between steps only what is already there is taken in; an idle task waits.
             if idle || self.retry_at.is_some() {
                 self.wait(wake_at).await;
@@ -219,7 +242,10 @@ impl Worker {
         let until_retry = self
             .retry_at
             .map(|at| at.saturating_duration_since(Instant::now()));
-        let patience = [until_plan, until_look, until_retry].into_iter().flatten().min();
+        let until_refresh = self.refresh_at.filter(|_due| self.refreshing.is_none());
+        let until_refresh = until_refresh.map(|at| at.saturating_duration_since(Instant::now()));
+        let all = [until_plan, until_look, until_retry, until_refresh];
+        let patience = all.into_iter().flatten().min();
         let timer = async {
             match patience {
                 Some(patience) => tokio::time::sleep(patience).await,
@@ -254,6 +280,7 @@ impl Worker {
                 hook,
                 result,
             } => self.hooked((&container, &run), hook, result),
+            News::Refreshed(result) => self.refreshed(result),
             News::Runtime(status) => self.observe(&status),
             News::ShimGone(error) => {
                 tracing::error!(pod = %self.id.name, error = chain(&error), "the pod's shim is gone");
@@ -280,6 +307,38 @@ impl Worker {
                 self.hear_last_words(&status.name);
             }
         }
+    }
+
+    /// Looks at the objects behind the pod's volumes now and then, beside the task.
+    fn tend_volumes(&mut self, wanted: &Wanted) {
+        let due = self.refresh_at.is_some_and(|at| at <= Instant::now());
+        let lives = wanted.ending == Ending::No && !wanted.settled && self.seen.ground > Ground::Nothing;
+        if self.refreshing.is_some() || !due {
+            return;
+        }
+        self.refresh_at = Some(refresh_time());
+        let Some(pod) = self.pod.clone().filter(|_pod| lives) else {
+            return;
+        };
+        let (context, id, news) = (self.context.clone(), self.id.clone(), self.news.clone());
+        self.refreshing = Some(tokio::spawn(async move {
+            let result = steps::refresh_volumes(&context, &id, &pod).await;
+            // A task that has ended has no volumes.
+            drop(news.send(News::Refreshed(result)).await);
+        }));
+    }
+
+    fn refreshed(&mut self, result: Result<(), StepError>) {
+        self.refreshing = None;
+        self.refresh_at = Some(refresh_time());
+        if let Err(error) = result {
+            // The old contents stay; what is wrong is said once per text.
+            self.event(None, Kind::Warning, "FailedMount", chain(&error));
+        }
+    }
+
+    fn has(&self, object: &Arc<Pod>) -> bool {
+        self.pod.as_ref().is_some_and(|known| Arc::ptr_eq(known, object))
     }
 
     /// Completes the exit of a container by what it left, once.
@@ -374,7 +433,14 @@ impl Worker {
         let mut pod = Pod::clone(self.pod.as_deref()?);
         // What we said last counts, not what has come back of it so far.
         if let Some(reported) = &self.reported {
-            pod.status = Some(reported.clone());
+            let of_others = pod.status.take().and_then(|status| status.conditions);
+            let mut status = reported.clone();
+            // But for the conditions of others, who write theirs to the object.
+            let conditions = status.conditions.get_or_insert_default();
+            conditions.retain(|condition| agent_plan::is_own_condition(&condition.type_));
+            let of_others = of_others.into_iter().flatten();
+            conditions.extend(of_others.filter(|condition| !agent_plan::is_own_condition(&condition.type_)));
+            pod.status = Some(status);
         }
         let facts = Facts {
             host_addresses: self.context.network.node_addresses().all().collect(),
@@ -459,6 +525,11 @@ impl Worker {
     fn container(&mut self, name: &str) -> &mut Container {
         self.seen.containers.entry(name.to_owned()).or_default()
     }
+}
+
+/// When volumes are looked at again.
+fn refresh_time() -> Instant {
+    Instant::now() + REFRESH_AFTER
 }
 
 impl Drop for Worker {

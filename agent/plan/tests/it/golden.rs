@@ -241,3 +241,71 @@ fn probes_decide_what_is_started_and_ready() {
     world.settle();
     assert_eq!(flags(&world), (Some(false), false), "a new run starts anew");
 }
+
+#[test]
+fn readiness_gates_are_conditions_of_others() {
+    use agent_plan::{Facts, render};
+    use k8s_openapi::api::core::v1::{Pod, PodCondition, PodReadinessGate, PodStatus};
+
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    world.settle();
+    let ready = |condition: Option<&str>| {
+        let mut pod = Pod {
+            spec: Some(world.pod_spec()),
+            ..Pod::default()
+        };
+        let gate = PodReadinessGate {
+            condition_type: "lab/gate".to_owned(),
+        };
+        if let Some(spec) = &mut pod.spec {
+            spec.readiness_gates = Some(vec![gate]);
+        }
+        let of_other = |status: &str| PodCondition {
+            type_: "lab/gate".to_owned(),
+            status: status.to_owned(),
+            ..PodCondition::default()
+        };
+        pod.status = Some(PodStatus {
+            conditions: condition.map(|status| vec![of_other(status)]),
+            ..PodStatus::default()
+        });
+        let facts = Facts {
+            host_addresses: vec![],
+            pod_addresses: vec![],
+            now: world.now,
+        };
+        let conditions = render(&pod, &world.wanted, &world.seen, &facts)
+            .conditions
+            .unwrap_or_default();
+        let find = |kind: &str| {
+            conditions
+                .iter()
+                .find(|c| c.type_ == kind)
+                .cloned()
+                .unwrap_or_default()
+        };
+        assert_eq!(find("ContainersReady").status, "True");
+        assert_eq!(
+            find("lab/gate").status,
+            condition.unwrap_or_default(),
+            "it is kept"
+        );
+        let ready = find("Ready");
+        (ready.status, ready.message.unwrap_or_default())
+    };
+    assert_eq!(
+        ready(None),
+        (
+            "False".to_owned(),
+            "corresponding condition of pod readiness gate \"lab/gate\" does not exist.".to_owned()
+        )
+    );
+    assert_eq!(
+        ready(Some("Unknown")),
+        (
+            "False".to_owned(),
+            "the status of pod readiness gate \"lab/gate\" is not \"True\", but Unknown".to_owned()
+        )
+    );
+    assert_eq!(ready(Some("True")), ("True".to_owned(), String::new()));
+}

@@ -322,7 +322,7 @@ impl World {
         panic!("the pod never settles: {:?}", self.seen);
     }
 
-    pub(crate) fn status(&self) -> PodStatus {
+    pub(crate) fn pod_spec(&self) -> PodSpec {
         let container = |member: &Member| SpecContainer {
             name: member.name.clone(),
             image: Some("registry/x".to_owned()),
@@ -335,13 +335,16 @@ impl World {
                 .map(container)
                 .collect::<Vec<_>>()
         };
-        let spec = PodSpec {
+        PodSpec {
             containers: of(true),
             init_containers: Some(of(false)),
             ..PodSpec::default()
-        };
+        }
+    }
+
+    pub(crate) fn status(&self) -> PodStatus {
         let mut pod = Pod {
-            spec: Some(spec),
+            spec: Some(self.pod_spec()),
             ..Pod::default()
         };
         pod.metadata.name = Some("web".to_owned());

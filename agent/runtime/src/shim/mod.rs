@@ -18,6 +18,7 @@ mod memory;
 mod rootfs;
 mod session;
 mod spec;
+mod subpath;
 mod supervisor;
 mod terminal;
 

@@ -15,10 +15,11 @@ use std::path::{Component, Path, PathBuf};
 
 use agent_sandbox::is_code_path;
 use nix::errno::Errno;
-use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::config::{ContainerConfig, Mount, PodConfig, PodPaths};
+use crate::shim::subpath;
 
 /// Why a root could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -203,8 +204,15 @@ fn make_writable(
 }
 
 fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> Result<(), RootfsError> {
-    let source = fs::metadata(&mount.source).map_err(on("find", &mount.source))?;
-    if source.is_dir() {
+    let source = match &mount.sub_path {
+        Some(sub_path) => subpath::open(&mount.source, sub_path)?,
+        None => {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            rustix::fs::open(&mount.source, flags, Mode::empty()).map_err(on_errno("find", &mount.source))?
+        }
+    };
+    let kind = rustix::fs::fstat(&source).map_err(on_errno("look at", &mount.source))?;
+    if FileType::from_raw_mode(kind.st_mode) == FileType::Directory {
         fs::create_dir(staged).map_err(on("create", staged))?;
     } else {
         fs::File::create(staged).map_err(on("create", staged))?;
@@ -217,7 +225,12 @@ fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> 
     if is_code_path(&mount.target) && !may_execute(mount) {
         attributes |= libc::MOUNT_ATTR_NOEXEC;
     }
-    bind_shifted(&mount.source, staged, user_namespace, attributes)
+    bind_shifted_fd(
+        (source.as_fd(), &mount.source),
+        staged,
+        user_namespace,
+        attributes,
+    )
 }
 
 /// The sandbox knows files, not paths: what one mount makes executable is so through every other mount.
@@ -248,8 +261,21 @@ fn bind_shifted(
     user_namespace: BorrowedFd<'_>,
     attributes: u64,
 ) -> Result<(), RootfsError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(source, flags, Mode::empty()).map_err(on_errno("find", source))?;
+    bind_shifted_fd((opened.as_fd(), source), target, user_namespace, attributes)
+}
+
+/// The same for what is open already: between look and mount nothing can take its place.
+fn bind_shifted_fd(
+    (opened, source): (BorrowedFd<'_>, &Path),
+    target: &Path,
+    user_namespace: BorrowedFd<'_>,
+    attributes: u64,
+) -> Result<(), RootfsError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = rustix::mount::open_tree(CWD, source, flags).map_err(on_errno("open", source))?;
+    let flags = flags | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(opened, "", flags).map_err(on_errno("open", source))?;
     match set_attributes(tree.as_fd(), attributes | libc::MOUNT_ATTR_IDMAP, user_namespace) {
         Ok(()) => {}
         Err(Errno::EINVAL) => return Err(RootfsError::NoIdMapping { path: source.into() }),
@@ -358,7 +384,7 @@ fn make_directory(root: &Path, path: &Path, pod: &PodConfig) -> Result<(), Rootf
     Ok(())
 }
 
-fn on(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError {
+pub(super) fn on(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError {
     let path = path.to_owned();
     move |source| RootfsError::Path {
         operation,
@@ -367,7 +393,10 @@ fn on(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsE
     }
 }
 
-fn on_errno(operation: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> RootfsError {
+pub(super) fn on_errno(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(rustix::io::Errno) -> RootfsError {
     let error = on(operation, path);
     move |errno| error(errno.into())
 }

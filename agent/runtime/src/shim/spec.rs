@@ -190,6 +190,7 @@ mod tests {
     fn example() -> ContainerConfig {
         let mount = |target: &str, read_only, executable| Mount {
             source: "/host".into(),
+            sub_path: None,
             target: target.into(),
             read_only,
             executable,

@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{health, security};
+use super::{health, references, security};
 use crate::{Problems, syntax};
 
 /// Containers of one pod.
@@ -76,6 +76,7 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
             problems.push(Cause::duplicate(format!("{field}.name"), &container.name));
         }
         check_container(container, volumes, &field, problems);
+        check_resource_fields(spec, container, &field, problems);
         security::check_container(spec, container, &field, problems);
         let runs_to_its_end = list == "initContainers" && container.restart_policy.is_none();
         health::check(spec, container, runs_to_its_end, &field, problems);
@@ -139,6 +140,16 @@ fn check_container(container: &Container, volumes: &BTreeSet<String>, field: &st
         field,
         problems,
     );
+}
+
+fn check_resource_fields(spec: &PodSpec, container: &Container, field: &str, problems: &mut Problems) {
+    for (index, variable) in container.env.iter().flatten().enumerate() {
+        let from = variable.value_from.as_ref();
+        if let Some(reference) = from.and_then(|from| from.resource_field_ref.as_ref()) {
+            let field = format!("{field}.env[{index}].valueFrom.resourceFieldRef");
+            references::check_resource(spec, reference, &field, problems);
+        }
+    }
 }
 
 fn check_variable(variable: &EnvVar, field: &str, problems: &mut Problems) {
@@ -235,8 +246,7 @@ fn check_key(name: &str, key: &str, field: &str, problems: &mut Problems) {
 }
 
 fn is_field_path(path: &str) -> bool {
-    let keyed = |prefix: &str| path.strip_prefix(prefix).and_then(|rest| rest.strip_suffix("']"));
-    match keyed("metadata.labels['").or_else(|| keyed("metadata.annotations['")) {
+    match references::key_of(path) {
         Some(key) => is_label_key(&key.to_ascii_lowercase()),
         None => FIELD_PATHS.contains(&path) && !path.contains('['),
     }
@@ -346,6 +356,24 @@ fn check_mounts(mounts: &[VolumeMount], volumes: &BTreeSet<String>, field: &str,
         );
         if !paths.insert(plain) {
             problems.push(Cause::invalid(&path_field, path, "must be unique"));
+        }
+        let parts = [
+            ("subPath", &mount.sub_path),
+            ("subPathExpr", &mount.sub_path_expr),
+        ];
+        let parts = parts.map(|(name, part)| (name, part.as_deref().unwrap_or_default()));
+        for (name, part) in parts.iter().filter(|(_, part)| !part.is_empty()) {
+            let why = "must be a relative path without '..'";
+            problems.require(
+                syntax::is_relative_path(part),
+                &format!("{field}.{name}"),
+                part,
+                why,
+            );
+        }
+        if parts.iter().all(|(_, part)| !part.is_empty()) {
+            let why = "subPathExpr and subPath are mutually exclusive";
+            problems.push(Cause::invalid(format!("{field}.subPathExpr"), parts[1].1, why));
         }
     }
 }

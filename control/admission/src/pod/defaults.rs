@@ -41,9 +41,9 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
         }
     }
     for volume in list_mut(spec, "volumes") {
-        for source in ["configMap", "secret"] {
-            if volume[source].is_object() {
-                set_if_absent(&mut volume[source], "defaultMode", json!(0o644));
+        for source in ["configMap", "downwardAPI", "projected", "secret"] {
+            if let Some(source) = volume.get_mut(source).filter(|source| source.is_object()) {
+                set_if_absent(source, "defaultMode", json!(0o644));
             }
         }
     }

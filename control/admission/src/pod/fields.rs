@@ -17,10 +17,18 @@ pub(super) const SPEC: Shape = Members(&[
         Refused("service account tokens are not issued; leave it out or set it to false"),
     ),
     ("containers", List(&CONTAINER)),
-    ("dnsPolicy", OneOf(&["ClusterFirst", "Default"])),
+    (
+        "dnsConfig",
+        Members(&[
+            ("nameservers", Any),
+            ("options", List(&Members(&[("name", Any), ("value", Any)]))),
+            ("searches", Any),
+        ]),
+    ),
+    ("dnsPolicy", OneOf(&["ClusterFirst", "Default", "None"])),
     ("enableServiceLinks", Any),
     ("ephemeralContainers", Refused("debug containers are not run")),
-    ("hostAliases", Refused("/etc/hosts has the pod's own name only")),
+    ("hostAliases", List(&Members(&[("hostnames", Any), ("ip", Any)]))),
     ("hostIPC", NO_HOST),
     ("hostNetwork", NO_HOST),
     ("hostPID", NO_HOST),
@@ -38,6 +46,7 @@ pub(super) const SPEC: Shape = Members(&[
     ("preemptionPolicy", OneOf(&["PreemptLowerPriority", "Never"])),
     ("priority", Refused("all pods have the same priority")),
     ("priorityClassName", Refused("all pods have the same priority")),
+    ("readinessGates", List(&Members(&[("conditionType", Any)]))),
     ("restartPolicy", OneOf(&["Always", "OnFailure", "Never"])),
     ("runtimeClassName", Refused("there is one runtime")),
     ("schedulerName", OneOf(&["default-scheduler"])),
@@ -48,6 +57,7 @@ pub(super) const SPEC: Shape = Members(&[
         "shareProcessNamespace",
         Refused("each container has its own process namespace"),
     ),
+    ("subdomain", Any),
     ("terminationGracePeriodSeconds", Any),
     ("tolerations", Any),
     (
@@ -174,9 +184,31 @@ const ENV: Shape = Members(&[
                 "fieldRef",
                 Members(&[("apiVersion", OneOf(&["v1"])), ("fieldPath", Any)]),
             ),
-            ("resourceFieldRef", Refused("write the value instead")),
+            ("resourceFieldRef", RESOURCE_FIELD),
             ("secretKeyRef", Any),
         ]),
+    ),
+]);
+
+const RESOURCE_FIELD: Shape = Members(&[("containerName", Any), ("divisor", Any), ("resource", Any)]);
+
+const DOWNWARD_FILES: Shape = List(&Members(&[
+    (
+        "fieldRef",
+        Members(&[("apiVersion", OneOf(&["v1"])), ("fieldPath", Any)]),
+    ),
+    ("mode", Any),
+    ("path", Any),
+    ("resourceFieldRef", RESOURCE_FIELD),
+]));
+
+const PROJECTION: Shape = Members(&[
+    ("configMap", Any),
+    ("downwardAPI", Members(&[("items", DOWNWARD_FILES)])),
+    ("secret", Any),
+    (
+        "serviceAccountToken",
+        Refused("service account tokens are not issued"),
     ),
 ]);
 
@@ -200,23 +232,25 @@ const MOUNT: Shape = Members(&[
     ("name", Any),
     ("readOnly", Any),
     ("recursiveReadOnly", OneOf(&["Disabled"])),
-    (
-        "subPath",
-        Refused("mount the whole volume, or name single files with `items`"),
-    ),
-    (
-        "subPathExpr",
-        Refused("mount the whole volume, or name single files with `items`"),
-    ),
+    ("subPath", Any),
+    ("subPathExpr", Any),
 ]);
 
 const VOLUME: Shape = Members(&[
     ("configMap", Any),
+    (
+        "downwardAPI",
+        Members(&[("defaultMode", Any), ("items", DOWNWARD_FILES)]),
+    ),
     (
         "emptyDir",
         Members(&[("medium", OneOf(&["Memory"])), ("sizeLimit", Any)]),
     ),
     ("hostPath", Refused("paths of the node are not given to pods")),
     ("name", Any),
+    (
+        "projected",
+        Members(&[("defaultMode", Any), ("sources", List(&PROJECTION))]),
+    ),
     ("secret", Any),
 ]);

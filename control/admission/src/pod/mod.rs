@@ -4,6 +4,8 @@ mod containers;
 mod defaults;
 mod fields;
 mod health;
+mod names;
+mod references;
 mod security;
 mod update;
 mod volumes;
@@ -77,6 +79,7 @@ fn check_spec(spec: &PodSpec, problems: &mut Problems) {
     let volumes = volumes::check(spec, problems);
     containers::check(spec, &volumes, problems);
     security::check_pod(spec, problems);
+    names::check(spec, problems);
     if let Some(hostname) = spec.hostname.as_deref().filter(|hostname| !hostname.is_empty()) {
         problems.require(
             syntax::is_label(hostname),

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 
 use api::quantity;
 use control_wire::Cause;
-use k8s_openapi::api::core::v1::{KeyToPath, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
 use serde_json::Value;
 
+use super::references;
 use crate::{Problems, metadata::members, shape::unsupported, syntax};
 
 /// Volumes of one pod.
 const MAX_VOLUMES: usize = 64;
 
 /// Sources that the agent provides.
-const SOURCES: &[&str] = &["configMap", "emptyDir", "secret"];
+const SOURCES: &[&str] = &["configMap", "downwardAPI", "emptyDir", "projected", "secret"];
 
 /// Checks that the volume has exactly one source, on the raw object: an empty source still is one.
 pub(super) fn check_source(volume: &Value, field: &str, problems: &mut Problems) {
@@ -24,7 +25,7 @@ pub(super) fn check_source(volume: &Value, field: &str, problems: &mut Problems)
     match sources.as_slice() {
         [] => problems.push(Cause::required(
             field,
-            "must specify a volume type: configMap, emptyDir or secret",
+            "must specify a volume type: configMap, downwardAPI, emptyDir, projected or secret",
         )),
         [source] if SOURCES.contains(&source.as_str()) => {}
         // The list of fields has its own words for sources that it names.
@@ -56,6 +57,7 @@ pub(super) fn check(spec: &PodSpec, problems: &mut Problems) -> BTreeSet<String>
             problems.push(Cause::duplicate(format!("{field}.name"), &volume.name));
         }
         check_volume(volume, &field, problems);
+        check_mirror(spec, volume, &field, problems);
     }
     names
 }
@@ -88,6 +90,83 @@ fn check_volume(volume: &Volume, field: &str, problems: &mut Problems) {
     }
 }
 
+/// Volumes that show fields of the pod, or several sources together.
+fn check_mirror(spec: &PodSpec, volume: &Volume, field: &str, problems: &mut Problems) {
+    if let Some(source) = &volume.downward_api {
+        let field = format!("{field}.downwardAPI");
+        check_mode(source.default_mode, &format!("{field}.defaultMode"), problems);
+        let mut paths = BTreeSet::new();
+        check_downward(spec, source.items.as_deref(), &field, &mut paths, problems);
+    }
+    let Some(source) = &volume.projected else { return };
+    let field = format!("{field}.projected");
+    check_mode(source.default_mode, &format!("{field}.defaultMode"), problems);
+    let mut paths = BTreeSet::new();
+    for (index, projection) in source.sources.iter().flatten().enumerate() {
+        let field = format!("{field}.sources[{index}]");
+        let present = [
+            projection.config_map.is_some(),
+            projection.secret.is_some(),
+            projection.downward_api.is_some(),
+            // The list of fields has its own words for these.
+            projection.service_account_token.is_some() || projection.cluster_trust_bundle.is_some(),
+        ];
+        match present.into_iter().filter(|present| *present).count() {
+            0 => problems.push(Cause::required(&field, "must specify a source")),
+            1 => {}
+            _ => problems.push(Cause::forbidden(&field, "may not specify more than 1 source")),
+        }
+        if let Some(source) = &projection.config_map {
+            let field = format!("{field}.configMap");
+            check_name(&source.name, &format!("{field}.name"), problems);
+            check_items(source.items.as_deref(), &field, &mut paths, problems);
+        }
+        if let Some(source) = &projection.secret {
+            let field = format!("{field}.secret");
+            check_name(&source.name, &format!("{field}.name"), problems);
+            check_items(source.items.as_deref(), &field, &mut paths, problems);
+        }
+        if let Some(source) = &projection.downward_api {
+            let field = format!("{field}.downwardAPI");
+            check_downward(spec, source.items.as_deref(), &field, &mut paths, problems);
+        }
+    }
+}
+
+fn check_downward(
+    spec: &PodSpec,
+    items: Option<&[DownwardAPIVolumeFile]>,
+    field: &str,
+    paths: &mut BTreeSet<String>,
+    problems: &mut Problems,
+) {
+    for (index, item) in items.unwrap_or_default().iter().enumerate() {
+        let field = format!("{field}.items[{index}]");
+        check_path(&item.path, &format!("{field}.path"), paths, problems);
+        check_mode(item.mode, &format!("{field}.mode"), problems);
+        match (&item.field_ref, &item.resource_field_ref) {
+            (Some(reference), None) => {
+                let path = reference.field_path.as_str();
+                let field = format!("{field}.fieldRef.fieldPath");
+                if !references::is_volume_field(path) {
+                    problems.push(Cause::not_supported(field, path, references::VOLUME_FIELDS));
+                }
+            }
+            (None, Some(reference)) => {
+                let field = format!("{field}.resourceFieldRef");
+                if reference.container_name.as_deref().unwrap_or_default().is_empty() {
+                    problems.push(Cause::required(format!("{field}.containerName"), ""));
+                }
+                references::check_resource(spec, reference, &field, problems);
+            }
+            _ => {
+                let why = "must specify exactly one of fieldRef and resourceFieldRef";
+                problems.push(Cause::invalid(&field, &item.path, why));
+            }
+        }
+    }
+}
+
 fn check_name(name: &str, field: &str, problems: &mut Problems) {
     if name.is_empty() {
         problems.push(Cause::required(field, ""));
@@ -98,23 +177,30 @@ fn check_name(name: &str, field: &str, problems: &mut Problems) {
 
 fn check_files(items: Option<&[KeyToPath]>, default_mode: Option<i32>, field: &str, problems: &mut Problems) {
     check_mode(default_mode, &format!("{field}.defaultMode"), problems);
-    let mut paths = BTreeSet::new();
+    check_items(items, field, &mut BTreeSet::new(), problems);
+}
+
+fn check_items(
+    items: Option<&[KeyToPath]>,
+    field: &str,
+    paths: &mut BTreeSet<String>,
+    problems: &mut Problems,
+) {
     for (index, item) in items.unwrap_or_default().iter().enumerate() {
         let field = format!("{field}.items[{index}]");
         if item.key.is_empty() {
             problems.push(Cause::required(format!("{field}.key"), ""));
         }
-        let why = "must be a relative path without '..'";
-        problems.require(
-            syntax::is_relative_path(&item.path),
-            &format!("{field}.path"),
-            &item.path,
-            why,
-        );
-        if !paths.insert(&item.path) {
-            problems.push(Cause::duplicate(format!("{field}.path"), &item.path));
-        }
+        check_path(&item.path, &format!("{field}.path"), paths, problems);
         check_mode(item.mode, &format!("{field}.mode"), problems);
+    }
+}
+
+fn check_path(path: &str, field: &str, paths: &mut BTreeSet<String>, problems: &mut Problems) {
+    let valid = syntax::is_relative_path(path) && !path.starts_with("..");
+    problems.require(valid, field, path, "must be a relative path without '..'");
+    if !paths.insert(path.to_owned()) {
+        problems.push(Cause::duplicate(field, path));
     }
 }
 

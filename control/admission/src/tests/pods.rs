@@ -109,14 +109,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             "spec.imagePullSecrets: ",
         ),
         (
-            spec("hostAliases", json!([{"ip": "1.1.1.1"}])),
-            "spec.hostAliases: ",
-        ),
-        (
-            spec("dnsPolicy", json!("None")),
-            "spec.dnsPolicy: Unsupported value",
-        ),
-        (
             spec("schedulerName", json!("mine")),
             "spec.schedulerName: Unsupported value",
         ),
@@ -145,10 +137,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (
             spec("volumes", json!([{"name": "v", "hostPath": {}}])),
             "spec.volumes[0].hostPath: ",
-        ),
-        (
-            spec("volumes", json!([{"name": "v", "projected": {"sources": []}}])),
-            "spec.volumes[0].projected: ",
         ),
         (
             spec(
@@ -211,12 +199,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             container(json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}})),
             "spec.containers[0].resources.limits.ephemeral-storage: ",
         ),
-        (
-            container(
-                json!({"env": [{"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]}),
-            ),
-            "spec.containers[0].env[0].valueFrom.resourceFieldRef: ",
-        ),
     ];
     for (body, expected) in cases {
         let found = problems("pods", body);
@@ -227,13 +209,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
     assert!(
         unknown[0].ends_with("unknown field \"spec.fieldOfTheFuture\""),
         "{unknown:?}"
-    );
-    let mount = json!({
-        "volumes": [{"name": "v", "emptyDir": {}}],
-        "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "b"}]}],
-    });
-    assert!(
-        problems("pods", pod(mount))[0].starts_with("spec.containers[0].volumeMounts[0].subPath: Forbidden")
     );
 }
 
@@ -410,6 +385,144 @@ fn probes_and_hooks_that_mean_nothing_are_refused() {
         assert!(
             found[0].starts_with("spec.activeDeadlineSeconds: Invalid value"),
             "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
+    let volumes = json!([
+        {"name": "d", "downwardAPI": {"items": [
+            {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+            {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}}]}},
+        {"name": "p", "projected": {"sources": [
+            {"configMap": {"name": "m"}}, {"secret": {"name": "s", "optional": true}},
+            {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}}]);
+    let body = pod(json!({
+        "volumes": volumes, "subdomain": "db", "readinessGates": [{"conditionType": "lab.example/ready"}],
+        "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["a.test"]}], "dnsPolicy": "None",
+        "dnsConfig": {"nameservers": ["192.0.2.2"], "searches": ["lab.test"], "options": [{"name": "ndots", "value": "2"}]},
+        "containers": [{"name": "c", "image": "i",
+            "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}],
+            "volumeMounts": [{"name": "p", "mountPath": "/p", "subPath": "a/b"},
+                             {"name": "d", "mountPath": "/d", "subPathExpr": "$(M)"}]}],
+    }));
+    assert_eq!(problems("pods", body), Vec::<String>::new());
+    let volume = |source: Value| {
+        let mut volume = json!({"name": "v"});
+        volume
+            .as_object_mut()
+            .unwrap()
+            .extend(source.as_object().unwrap().clone());
+        pod(json!({"volumes": [volume], "containers": [{"name": "c", "image": "i"}]}))
+    };
+    let item = |item: Value| volume(json!({"downwardAPI": {"items": [item]}}));
+    let mount = |mount: Value| {
+        let mut all = json!({"name": "v", "mountPath": "/a"});
+        all.as_object_mut()
+            .unwrap()
+            .extend(mount.as_object().unwrap().clone());
+        pod(json!({"volumes": [{"name": "v", "emptyDir": {}}],
+                   "containers": [{"name": "c", "image": "i", "volumeMounts": [all]}]}))
+    };
+    let resource = |reference: Value| {
+        container(json!({"env": [{"name": "A", "valueFrom": {"resourceFieldRef": reference}}]}))
+    };
+    let cases = [
+        (
+            item(json!({"path": "../x", "fieldRef": {"fieldPath": "metadata.name"}})),
+            "volumes[0].downwardAPI.items[0].path: Invalid value",
+        ),
+        (
+            item(json!({"path": "x", "fieldRef": {"fieldPath": "status.podIP"}})),
+            "volumes[0].downwardAPI.items[0].fieldRef.fieldPath: Unsupported value",
+        ),
+        (
+            item(json!({"path": "x"})),
+            "volumes[0].downwardAPI.items[0]: Invalid value",
+        ),
+        (
+            item(json!({"path": "x", "resourceFieldRef": {"resource": "limits.cpu"}})),
+            "volumes[0].downwardAPI.items[0].resourceFieldRef.containerName: Required value",
+        ),
+        (
+            volume(json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}})),
+            "volumes[0].projected.sources[0].serviceAccountToken: Forbidden",
+        ),
+        (
+            volume(json!({"projected": {"defaultMode": 292, "sources": [{}]}})),
+            "volumes[0].projected.sources[0]: Required value",
+        ),
+        (
+            volume(json!({"projected": {"sources": [
+                {"configMap": {"name": "m", "items": [{"key": "k", "path": "same"}]}},
+                {"secret": {"name": "s", "items": [{"key": "k", "path": "same"}]}}]}})),
+            "volumes[0].projected.sources[1].secret.items[0].path: Duplicate value",
+        ),
+        (
+            mount(json!({"subPath": "../x"})),
+            "containers[0].volumeMounts[0].subPath: Invalid value",
+        ),
+        (
+            mount(json!({"subPath": "/x"})),
+            "containers[0].volumeMounts[0].subPath: Invalid value",
+        ),
+        (
+            mount(json!({"subPath": "x", "subPathExpr": "y"})),
+            "containers[0].volumeMounts[0].subPathExpr: Invalid value",
+        ),
+        (
+            resource(json!({"resource": "limits.hugepages-2Mi"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.resource: Unsupported value",
+        ),
+        (
+            resource(json!({"resource": "limits.cpu", "divisor": "3"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
+        ),
+        (
+            resource(json!({"resource": "limits.cpu", "containerName": "x"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.containerName: Invalid value",
+        ),
+        (pod(json!({"subdomain": "A"})), "subdomain: Invalid value"),
+        (
+            pod(json!({"readinessGates": [{"conditionType": "a b"}]})),
+            "readinessGates[0].conditionType: Invalid value",
+        ),
+        (
+            pod(json!({"hostAliases": [{"ip": "x", "hostnames": ["a"]}]})),
+            "hostAliases[0].ip: Invalid value",
+        ),
+        (
+            pod(json!({"hostAliases": [{"ip": "192.0.2.1", "hostnames": ["a\nb"]}]})),
+            "hostAliases[0].hostnames[0]: Invalid value",
+        ),
+        (
+            pod(json!({"dnsPolicy": "None"})),
+            "dnsConfig.nameservers: Required value",
+        ),
+        (
+            pod(json!({"dnsPolicy": "ClusterFirstWithHostNet"})),
+            "dnsPolicy: Unsupported value",
+        ),
+        (
+            pod(json!({"dnsConfig": {"nameservers": ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]}})),
+            "dnsConfig.nameservers: Invalid value",
+        ),
+        (
+            pod(json!({"dnsConfig": {"searches": ["a b"]}})),
+            "dnsConfig.searches[0]: Invalid value",
+        ),
+        (
+            pod(json!({"dnsConfig": {"options": [{"name": "a\nnameserver"}]}})),
+            "dnsConfig.options[0].name: Invalid value",
+        ),
+    ];
+    for (body, expected) in cases {
+        let found = problems("pods", body);
+        let expected = format!("spec.{expected}");
+        assert!(
+            found.len() == 1 && found[0].starts_with(&expected),
+            "{found:?} is not {expected}"
         );
     }
 }

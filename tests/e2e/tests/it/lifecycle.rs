@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("life_hooks_run_within_the_grace", hooks_run_within_the_grace),
     ("life_last_words_and_deadlines", last_words_and_deadlines),
+    ("life_volumes_follow_their_objects", volumes_follow_their_objects),
 ];
 
 fn image(cluster: &Cluster) -> Result<String> {
@@ -361,4 +362,105 @@ fn last_words_and_deadlines(cluster: &Cluster) -> Result<()> {
     ensure!(late["status"]["reason"] == "DeadlineExceeded", "{late}");
     event_says(cluster, "deadline", "DeadlineExceeded")?;
     delete(cluster, &["words", "deadline"])
+}
+
+fn volumes_follow_their_objects(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let objects = |value: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: live}}\ndata: {{a: {value}, b: {value}}}\n---\n\
+             apiVersion: v1\nkind: Secret\nmetadata: {{name: live}}\nstringData: {{s: {value}}}\n"
+        )
+    };
+    cluster.apply(&objects("old"))?.ok()?;
+    let script = "mkdir -p /own/deep; while true; do \
+                  echo $(cat /map/a) $(cat /map/b) $(cat /all/s) $(cat /all/app) $(cat /part) $(ls /sub); sleep 0.2; done";
+    create(
+        cluster,
+        "live",
+        &json!({
+            "hostname": "h", "subdomain": "db", "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["alias.test"]}],
+            "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]},
+            "readinessGates": [{"conditionType": "lab.example/ready"}],
+            "volumes": [
+                {"name": "map", "configMap": {"name": "live"}},
+                {"name": "all", "projected": {"defaultMode": 256, "sources": [
+                    {"secret": {"name": "live"}},
+                    {"downwardAPI": {"items": [{"path": "app", "fieldRef": {"fieldPath": "metadata.labels['app']"}}]}}]}},
+                {"name": "own", "emptyDir": {}}],
+            "initContainers": [with(sh("fill", &image, "mkdir -p /own/x/y; echo > /own/x/y/found; ln -s /etc /own/out"), &json!({
+                "volumeMounts": [{"name": "own", "mountPath": "/own"}]}))],
+            "containers": [with(sh("main", &image, script), &json!({
+                "env": [{"name": "WHERE", "value": "y"},
+                        {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}}}],
+                "resources": {"limits": {"cpu": "1500m"}},
+                "volumeMounts": [
+                    {"name": "map", "mountPath": "/map"}, {"name": "all", "mountPath": "/all"},
+                    {"name": "own", "mountPath": "/own"}, {"name": "map", "mountPath": "/part", "subPath": "a"},
+                    {"name": "own", "mountPath": "/sub", "subPathExpr": "x/$(WHERE)"}]})),
+                sh("shows", &image, "grep -h . /etc/hosts /etc/resolv.conf; sleep 600")],
+        }),
+    )?;
+    cluster.wait_for_phase("default", "live", "Running")?;
+    let says = |container: &str, text: &str| {
+        let arguments = ["logs", "live", "-c", container, "--tail=20"];
+        eventually(POD_PATIENCE, || cluster.kubectl(&arguments)?.ok()?.says(text))
+    };
+    says("main", "old old old live old found")?;
+    says("shows", "h.db.default.svc.cluster.local\th")?;
+    says("shows", "192.0.2.9\talias.test")?;
+    says("shows", "ndots:2")?;
+    cluster.apply(&objects("new"))?.ok()?;
+    cluster
+        .kubectl(&["label", "pod", "live", "app=other", "--overwrite"])?
+        .ok()?;
+    // What is mounted by sub-path stays as it was, as in Kubernetes.
+    says("main", "new new new other old found")?;
+    let log = cluster.kubectl(&["logs", "live", "-c", "main"])?.ok()?.stdout;
+    let torn = log
+        .lines()
+        .find(|line| line.starts_with("old new") || line.starts_with("new old"));
+    // The loop reads one file after the other, so one torn line is possible, and no more.
+    ensure!(
+        log.lines().filter(|line| Some(*line) == torn).count() <= 1,
+        "{torn:?}"
+    );
+
+    // Ready once somebody else says so; the agent's own statuses leave that alone.
+    let waits = status_with(cluster, "live", |status| is(status, "ContainersReady"))?;
+    ensure!(!is(&waits, "Ready"), "{waits}");
+    let gate =
+        json!({"status": {"conditions": [{"type": "lab.example/ready", "status": "True"}]}}).to_string();
+    cluster
+        .kubectl(&["patch", "pod", "live", "--subresource=status", "-p", &gate])?
+        .ok()?;
+    let ready = status_with(cluster, "live", |status| is(status, "Ready"))?;
+    ensure!(is(&ready, "lab.example/ready"), "{ready}");
+
+    // A link that the pod put there does not lead to the node's files.
+    create(
+        cluster,
+        "leaves",
+        &json!({
+            "volumes": [{"name": "own", "emptyDir": {}}],
+            "initContainers": [with(sh("link", &image, "ln -s /etc /own/out"), &json!({
+                "volumeMounts": [{"name": "own", "mountPath": "/own"}]}))],
+            "containers": [with(sh("main", &image, "sleep 600"), &json!({
+                "volumeMounts": [{"name": "own", "mountPath": "/x", "subPath": "out"}]}))],
+        }),
+    )?;
+    let refused = status_with(cluster, "leaves", |status| {
+        let state = &status["containerStatuses"][0]["state"];
+        state["waiting"]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason != "PodInitializing")
+            || state["terminated"].is_object()
+    })?;
+    ensure!(
+        refused["phase"] != "Running" || refused["containerStatuses"][0]["started"] == false,
+        "{refused}"
+    );
+    delete(cluster, &["live", "leaves"])?;
+    cluster.kubectl(&["delete", "cm/live", "secret/live"])?.ok()?;
+    Ok(())
 }
