@@ -10,6 +10,7 @@ pub(crate) mod directory;
 pub(crate) mod env;
 mod ids;
 mod observe;
+mod sandbox;
 mod status;
 mod steps;
 mod users;
