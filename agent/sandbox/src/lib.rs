@@ -19,6 +19,7 @@ pub mod oci;
 mod seccomp;
 pub mod syscalls;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,10 @@ pub struct Profile {
 pub enum SyscallSet {
     /// What ordinary container images need.
     Baseline,
+    /// The baseline without what makes written memory executable, and without rarely needed calls.
+    Strict,
+    /// The baseline, where what `Strict` would refuse is logged by the kernel's audit.
+    Audit,
     /// A server that starts helper processes.
     Daemon,
     /// A tool without network.
@@ -65,18 +70,33 @@ pub enum SyscallSet {
 pub enum Filesystem {
     /// By the shape of the container image; see [`ImageRuleset`].
     Image,
+    /// As `Image`, and nothing of the image can be written. What is mounted over it can be written or
+    /// executed, never both, and the kernel maps no code from where it can be written.
+    ReadOnlyImage,
     /// By these rules; everything else is refused.
     Paths(Vec<PathRule>),
 }
 
 /// Whether Landlock stops TCP `bind` and `connect`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tcp {
     /// Left to the network namespace and the datapath.
     Unrestricted,
     /// No port may be bound, none connected to.
     Denied,
+    /// These ports.
+    Ports(TcpPorts),
+}
+
+/// Ports of TCP that a process may use. Landlock knows ports, not addresses; those are the datapath's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpPorts {
+    /// What may be bound; absent means any. Port 0, which lets the kernel choose, counts as a port.
+    pub bind: Option<BTreeSet<u16>>,
+    /// What may be connected to; absent means any.
+    pub connect: Option<BTreeSet<u16>>,
 }
 
 /// Grants `access` to `path` and everything beneath it.
@@ -150,6 +170,32 @@ impl Profile {
             tcp: Tcp::Unrestricted,
             scoped: false,
         }
+    }
+
+    /// For pods that bring all their code in the image: what can be written cannot be executed, also not
+    /// in memory, the image is read-only, and TCP is limited to `ports`. Just-in-time compilers do not
+    /// run under it.
+    pub fn strict(ports: TcpPorts) -> Self {
+        Self {
+            syscalls: SyscallSet::Strict,
+            filesystem: Filesystem::ReadOnlyImage,
+            tcp: Tcp::Ports(ports),
+            scoped: false,
+        }
+    }
+
+    /// The baseline, with a record of each call that [`Profile::strict`] would refuse: to find out whether a
+    /// pod could run under it. What only Landlock and mounts would refuse is not told.
+    pub fn audit() -> Self {
+        Self {
+            syscalls: SyscallSet::Audit,
+            ..Self::baseline()
+        }
+    }
+
+    /// Whether the image's files are read-only and writable mounts hold no code.
+    pub fn is_read_only(&self) -> bool {
+        self.filesystem == Filesystem::ReadOnlyImage
     }
 
     /// For a server of this project: it changes only its state, executes only named programs, and its
@@ -274,7 +320,7 @@ impl Compiled {
             });
         };
         demand_one_thread()?;
-        let ruleset = landlock::create(self.profile.tcp, self.profile.scoped)
+        let ruleset = landlock::create(&self.profile.tcp, self.profile.scoped)
             .and_then(|ruleset| landlock::add_paths(ruleset, rules))
             .map_err(|source| ApplyError::Landlock { source })?;
         self.enforce(ruleset)
@@ -285,7 +331,7 @@ impl Compiled {
     /// `mounts` are the paths, inside the container, of what is mounted over the image. The caller is a
     /// process of a single-threaded runtime, inside the container's root.
     pub fn apply_in_container(&self, image: &ImageRuleset, mounts: &[PathRule]) -> Result<(), ApplyError> {
-        if self.profile.filesystem != Filesystem::Image {
+        if let Filesystem::Paths(_) = self.profile.filesystem {
             return Err(ApplyError::WrongKind {
                 wanted: "by a list of paths",
             });

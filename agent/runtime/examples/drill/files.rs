@@ -228,7 +228,7 @@ fn memfd() -> io::Result<Outcome> {
 }
 
 /// Becomes the program; returns only if that failed.
-fn execute_descriptor(descriptor: i32) -> io::Result<Outcome> {
+pub(crate) fn execute_descriptor(descriptor: i32) -> io::Result<Outcome> {
     let arguments = [c"busybox".as_ptr(), c"true".as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null::<libc::c_char>()];
     // SAFETY: both arrays are of C strings and end with null; on success nothing of this process remains.

@@ -1,7 +1,7 @@
 //! The attempts of the escape drills (`tests/drills.rs`), made by a process that was put somewhere: in a
 //! container, in a container's namespaces without its other layers, or on the host for comparison.
 //!
-//!     drill run [name]...           make all attempts, or these, here
+//!     drill run [name]...           make all attempts on the baseline, or these, here
 //!     drill enter PID KEEP WHETHER [name]...
 //!                                   first join the namespaces of a container's process; KEEP is the
 //!                                   hexadecimal set of capabilities that are kept there, WHETHER is `gain`
@@ -21,6 +21,7 @@
 )]
 
 mod calls;
+mod code;
 mod files;
 mod neighbours;
 mod resources;
@@ -90,7 +91,13 @@ fn attempt(name: &str) -> io::Result<Outcome> {
     if let Some(call) = calls::CALLS.iter().find(|call| call.0 == name) {
         return calls::make(call);
     }
-    let all = [files::ATTEMPTS, neighbours::ATTEMPTS, resources::ATTEMPTS].concat();
+    let all = [
+        files::ATTEMPTS,
+        neighbours::ATTEMPTS,
+        resources::ATTEMPTS,
+        code::ATTEMPTS,
+    ]
+    .concat();
     let (_, attempt) = all
         .into_iter()
         .find(|known| known.0 == name)
@@ -114,6 +121,10 @@ const HARMLESS: &[&str] = &[
     "proc-sysrq",
     "proc-timer-list",
     "sys-uevent-helper",
+    "map-writable-code",
+    "make-code",
+    "make-code-by-memory-file",
+    "map-anonymous-file",
 ];
 
 /// Whether this process is in a user namespace of its own: elsewhere some attempts would do what they say.

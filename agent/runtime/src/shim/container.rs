@@ -135,7 +135,8 @@ impl Container {
             config.env.push(("HOME".into(), home));
         }
         let config = Arc::new(config);
-        let ruleset = ImageRuleset::build(directory.as_fd(), executables).map_err(ContainerError::Sandbox)?;
+        let ruleset = ImageRuleset::build(directory.as_fd(), executables, &config.profile)
+            .map_err(ContainerError::Sandbox)?;
         let ruleset = Arc::new(ruleset);
 
         let bundle = pod.paths.bundle(&config.name);

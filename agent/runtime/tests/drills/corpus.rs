@@ -65,11 +65,16 @@ impl Layer {
             Capabilities => "no longer refused with all capabilities of the pod's user namespace",
             NoNewPrivileges => "no longer refused without no_new_privs; or taking it back is",
             UserNamespace => "refused to the pod's root even with all its capabilities, and no other layer",
-            PidNamespace | NetworkNamespace | IpcNamespace | MountNamespace => {
+            MountNamespace => {
+                "not found from inside; files are there for the host, device nodes are not made"
+            }
+            PidNamespace | NetworkNamespace | IpcNamespace => {
                 "it is there for the host, or for the other pod, and is not found from inside"
             }
             ReadOnlyMount => "EROFS",
-            NoExecMount => "EACCES with and without Landlock, on a mount with that flag",
+            NoExecMount => {
+                "EACCES with and without Landlock, on a mount with that flag; EPERM to map code from it"
+            }
             MaskedPath => "there is nothing to read",
             CgroupFiles => "none can be opened for writing, with and without the other layers",
             SealedMemory => "EACCES, with and without Landlock and seccomp",
@@ -486,3 +491,62 @@ pub(crate) const CORPUS: &[Family] = &[
         ],
     },
 ];
+
+/// What the baseline leaves open and `strict` stops.
+pub(crate) const STRICT: Family = Family {
+    title: "Under the profile `strict` only",
+    drills: &[
+        drill(
+            "map-writable-code",
+            "memory that is writable and executable",
+            Seccomp,
+        ),
+        drill(
+            "make-code",
+            "memory that is written, then made executable",
+            Seccomp,
+        ),
+        drill(
+            "map-anonymous-file",
+            "a sealed anonymous file, written and mapped as code",
+            Seccomp,
+        ),
+        drill("attach-code", "shared memory as code", Seccomp),
+        drill(
+            "exec-descriptor",
+            "run a file by its descriptor, with or without a name",
+            Seccomp,
+        ),
+        drill(
+            "make-code-by-memory-file",
+            "write to its own code through /proc/self/mem",
+            Landlock,
+        ),
+        drill(
+            "map-volume",
+            "a library that was written to a volume",
+            NoExecMount,
+        ),
+        drill(
+            "loader-volume",
+            "a program that was written to a volume, by the image's own loader",
+            NoExecMount,
+        ),
+        drill(
+            "map-temporary-file",
+            "a library that was written to /tmp of the image",
+            ReadOnlyMount,
+        ),
+        drill("write-image", "a file of the image", ReadOnlyMount),
+        drill(
+            "bind-other",
+            "serve on a port that the pod does not declare",
+            Landlock,
+        ),
+        drill(
+            "connect-other",
+            "connect to a port that is not among the allowed ones",
+            Landlock,
+        ),
+    ],
+};

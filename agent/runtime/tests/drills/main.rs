@@ -13,16 +13,16 @@
 mod corpus;
 mod stage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use agent_runtime::{ContainerConfig, Mount, Resources};
-use agent_sandbox::{Action, Profile, SyscallPolicy, SyscallSet};
+use agent_sandbox::{Action, Profile, SyscallPolicy, SyscallSet, TcpPorts};
 
-use crate::corpus::{CORPUS, Drill, Layer};
+use crate::corpus::{CORPUS, Drill, Layer, STRICT};
 use crate::stage::{Stage, helper};
 
 const EPERM: &str = "errno 1";
@@ -83,7 +83,7 @@ async fn every_attempt_is_stopped_by_the_layer_that_is_named() {
     );
 
     let marked = |name: &str, argv: &[&str], refusals: &[i32]| ContainerConfig {
-        profile: marked_profile(refusals),
+        profile: marked_profile(&Profile::baseline(), refusals),
         ..stage.container(name, argv, facts)
     };
     let (_, output) = stage.run(&marked("marked", &everything, &[libc::EPERM])).await;
@@ -216,9 +216,9 @@ fn by_itself(layer: Layer) -> bool {
     [LogRotation, MemoryLimit, PidsLimit, RootedPaths, TmpfsSize].contains(&layer)
 }
 
-/// The baseline with another error number for these refusals, otherwise the same.
-fn marked_profile(refusals: &[i32]) -> Profile {
-    let mut policy: SyscallPolicy = SyscallSet::Baseline.policy();
+/// A profile with another error number for these refusals, otherwise the same.
+fn marked_profile(profile: &Profile, refusals: &[i32]) -> Profile {
+    let mut policy: SyscallPolicy = profile.syscalls.policy();
     let mark = |action: &mut Action| {
         if let Action::Errno(number) = action
             && refusals.contains(&i32::from(*number))
@@ -228,12 +228,15 @@ fn marked_profile(refusals: &[i32]) -> Profile {
     };
     for rule in policy.calls.values_mut() {
         mark(&mut rule.otherwise);
+        for alternative in &mut rule.alternatives {
+            mark(&mut alternative.action);
+        }
     }
     mark(&mut policy.default);
     mark(&mut policy.newer);
     Profile {
         syscalls: SyscallSet::Policy(policy),
-        ..Profile::baseline()
+        ..profile.clone()
     }
 }
 
@@ -346,6 +349,75 @@ impl Drop for Targets {
     }
 }
 
+/// What `strict` adds, beside the baseline, which lets it happen; and nothing of the baseline is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_is_never_code_under_strict() {
+    let stage = Stage::new(&["strict", "neighbour"]).await;
+    let targets = Targets::new(&stage).await;
+    let port = BTreeSet::from([8080]);
+    let profile = Profile::strict(TcpPorts {
+        bind: Some(port.clone()),
+        connect: Some(port),
+    });
+    let mut argv = vec!["/bin/drill", "run", "bind-declared", "connect-declared"];
+    argv.extend(STRICT.drills.iter().map(|drill| drill.name));
+    let container = |name: &str, argv: &[&str], profile: Profile| ContainerConfig {
+        profile,
+        ..stage.container(name, argv, &targets.facts)
+    };
+    let (_, output) = stage
+        .run(&container("baseline", &argv, Profile::baseline()))
+        .await;
+    let baseline = answers(&output);
+    let (_, output) = stage.run(&container("strict", &argv, profile.clone())).await;
+    let strict = answers(&output);
+    let marked = marked_profile(&profile, &[libc::EPERM]);
+    let (_, output) = stage.run(&container("marked", &argv, marked)).await;
+    let mut with_marks = answers(&output);
+    let unknown = ["/bin/drill", "run", "map-anonymous-file"];
+    let marked = marked_profile(&profile, &[libc::EPERM, libc::ENOSYS]);
+    let (_, output) = stage.run(&container("unknown", &unknown, marked)).await;
+    with_marks.extend(answers(&output));
+
+    assert_eq!(strict["bind-declared"], DONE);
+    assert_ne!(strict["connect-declared"], EACCES);
+    let mut wrong = String::new();
+    for drill in STRICT.drills {
+        let [open, stopped, marked] =
+            [&baseline, &strict, &with_marks].map(|answers| answers[drill.name].as_str());
+        // Nobody listens there.
+        let was_open = open == DONE || (drill.name == "connect-other" && open != EACCES);
+        let shown = match drill.stopped_by {
+            Layer::Seccomp => marked == MARKED,
+            Layer::Landlock => stopped == EACCES && marked == EACCES,
+            Layer::NoExecMount => {
+                [EPERM, "the loader could not map it"].contains(&stopped) && marked == stopped
+            }
+            Layer::ReadOnlyMount => stopped == EROFS,
+            _ => false,
+        };
+        if !was_open || !shown || stopped == DONE {
+            writeln!(wrong, "{}: {open}, strict {stopped}, marked {marked}", drill.name).expect("writes");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+
+    let sleeper = container("session", &["sleep", "1000"], profile.clone());
+    stage.start(0, &sleeper).await;
+    assert_eq!(
+        answers(&stage.exec("session", &argv).await),
+        strict,
+        "an exec session is as strict"
+    );
+    let (_, output) = stage
+        .run(&container("all", &["/bin/drill", "run"], profile))
+        .await;
+    let all = answers(&output);
+    let succeeded: Vec<_> = all.iter().filter(|(_, answer)| *answer == DONE).collect();
+    assert!(all.len() > 100 && succeeded.is_empty(), "{succeeded:?}");
+    stage.end().await;
+}
+
 fn limited(stage: &Stage, name: &str, resources: Resources) -> ContainerConfig {
     ContainerConfig {
         resources,
@@ -456,6 +528,7 @@ fn the_table_is_the_corpus() {
     );
     let mut names: Vec<_> = CORPUS
         .iter()
+        .chain([&STRICT])
         .flat_map(|family| family.drills)
         .map(|drill| drill.name)
         .collect();
@@ -466,17 +539,18 @@ fn the_table_is_the_corpus() {
 }
 
 fn table() -> String {
-    let drills = || CORPUS.iter().flat_map(|family| family.drills);
+    let families = || CORPUS.iter().chain([&STRICT]);
+    let drills = || families().flat_map(|family| family.drills);
     let mut text = format!(
         "# Escape drills\n\n\
          {} attempts to get out of a container or to use up what it shares, each made for real by\n\
-         `agent/runtime/tests/drills` in a container of root under the profile `baseline`, as its first process and in an exec\n\
-         session. This page is written from the data of that test, which fails if an attempt succeeds, or is stopped by\n\
+         `agent/runtime/tests/drills` in a container of root under the profile `baseline` (the last kind: `strict`), as its\n\
+         first process and in an exec session. This page is written from the data of that test, which fails if an attempt succeeds, or is stopped by\n\
          another layer than the one named here.\n\n\
          *Behind it*: what would still stop the attempt without seccomp and Landlock, where that holds on every kernel.\n",
         drills().count()
     );
-    for family in CORPUS {
+    for family in families() {
         write!(
             text,
             "\n## {}\n\n| | Attempt | Stopped by | Behind it |\n|---|---|---|---|\n",
@@ -495,6 +569,9 @@ fn table() -> String {
             .expect("writes");
         }
     }
+    text.push_str(
+        "\nThe baseline lets these happen, which ordinary images do: just-in-time compilers, for example.\n",
+    );
     let mut layers: Vec<Layer> = drills().map(|drill| drill.stopped_by).collect();
     layers.sort_unstable();
     layers.dedup();

@@ -16,6 +16,7 @@ use libc::sock_filter;
 use crate::SyscallSet;
 use crate::syscalls::{
     BASELINE, BASELINE_CONDITIONS, CLONE3, Conditional, DAEMON, Group, JAIL, JAIL_CONDITIONS, NEWEST_KNOWN,
+    STRICT_ABSENT, STRICT_CONDITIONS, STRICT_REFUSED,
 };
 
 pub use emit::EmitError;
@@ -101,6 +102,8 @@ impl SyscallSet {
     pub fn policy(&self) -> SyscallPolicy {
         let (groups, conditions) = match self {
             Self::Policy(policy) => return policy.clone(),
+            Self::Strict => return Self::Baseline.policy().and(&beyond_baseline(|refusal| refusal)),
+            Self::Audit => return Self::Baseline.policy().and(&beyond_baseline(|_| Action::Log)),
             Self::Baseline => (BASELINE, BASELINE_CONDITIONS),
             Self::Daemon => (DAEMON, BASELINE_CONDITIONS),
             Self::Jail => (JAIL, JAIL_CONDITIONS),
@@ -114,9 +117,12 @@ fn allow_list(groups: &[&Group], conditions: &[Conditional]) -> SyscallPolicy {
         .iter()
         .flat_map(|group| group.calls)
         .map(|(_, number)| (*number, CallRule::always(Action::Allow)));
-    let conditional = conditions
-        .iter()
-        .map(|condition| (condition.call.1, rule(condition)));
+    let conditional = conditions.iter().map(|condition| {
+        (
+            condition.call.1,
+            rule(condition, Action::Allow, errno(libc::EPERM)),
+        )
+    });
     // It hides its flags behind a pointer.
     let hidden = [(CLONE3, CallRule::always(errno(libc::ENOSYS)))];
     SyscallPolicy {
@@ -131,7 +137,30 @@ fn allow_list(groups: &[&Group], conditions: &[Conditional]) -> SyscallPolicy {
     }
 }
 
-fn rule(condition: &Conditional) -> CallRule {
+/// What strict pods do not get: all is allowed but that, which has the answer that `answer` makes of it.
+fn beyond_baseline(answer: impl Fn(Action) -> Action) -> SyscallPolicy {
+    let refused = STRICT_REFUSED.iter().flat_map(|group| group.calls);
+    let refused = refused.map(|(_, number)| (*number, CallRule::always(answer(errno(libc::EPERM)))));
+    let absent = STRICT_ABSENT.iter();
+    let absent = absent.map(|(_, number)| (*number, CallRule::always(answer(errno(libc::ENOSYS)))));
+    let conditional = STRICT_CONDITIONS.iter().map(|condition| {
+        let refusal = answer(errno(libc::EPERM));
+        (condition.call.1, rule(condition, refusal, Action::Allow))
+    });
+    SyscallPolicy {
+        calls: refused
+            .chain(absent)
+            .chain(conditional)
+            .filter_map(|(number, rule)| Some((u32::try_from(number).ok()?, rule)))
+            .collect(),
+        default: Action::Allow,
+        newest_known: NEWEST_KNOWN,
+        newer: Action::Allow,
+    }
+}
+
+/// `then` if one of the condition's arguments holds, else `otherwise`.
+fn rule(condition: &Conditional, then: Action, otherwise: Action) -> CallRule {
     let alternative = |argument: &crate::syscalls::Argument| {
         let compare = match argument.mask {
             u32::MAX => Compare::Eq,
@@ -144,12 +173,12 @@ fn rule(condition: &Conditional) -> CallRule {
                 compare,
                 value: argument.value.into(),
             }],
-            action: Action::Allow,
+            action: then,
         }
     };
     CallRule {
         alternatives: condition.any_of.iter().map(alternative).collect(),
-        otherwise: errno(libc::EPERM),
+        otherwise,
     }
 }
 

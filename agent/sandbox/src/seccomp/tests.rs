@@ -13,6 +13,7 @@ use super::emit::{self, ARCHITECTURE, HOT};
 use super::policy::X32;
 use super::*;
 
+/// Lists that seccompiler can express.
 const SETS: [SyscallSet; 3] = [SyscallSet::Baseline, SyscallSet::Daemon, SyscallSet::Jail];
 const I386: u32 = 0x4000_0003;
 
@@ -267,6 +268,41 @@ fn programs_are_short_and_paths_through_them_too() {
             assert!(steps <= 4 + HOT.len(), "{set:?}: {steps} instructions for {hot}");
         }
     }
+}
+
+#[test]
+fn strict_takes_from_the_baseline_and_audit_logs_that() {
+    let [baseline, strict, audit] =
+        [SyscallSet::Baseline, SyscallSet::Strict, SyscallSet::Audit].map(|set| set.policy());
+    let programs = [&strict, &audit].map(|policy| emit::emit(policy).expect("compiles"));
+    let mut refused = std::collections::BTreeSet::new();
+    for number in numbers() {
+        for arguments in arguments(&strict, number) {
+            let [before, then, told] =
+                [&baseline, &strict, &audit].map(|policy| policy.decide(number, &arguments));
+            let [with_strict, with_audit] =
+                [0, 1].map(|index| run(&programs[index], ARCHITECTURE, number, &arguments).answer);
+            assert_eq!(
+                (with_strict, with_audit),
+                (then.encoded(), told.encoded()),
+                "{number}"
+            );
+            if before == then {
+                assert_eq!(told, before, "{number} {arguments:x?}");
+            } else {
+                assert_eq!(
+                    (before, told),
+                    (Action::Allow, Action::Log),
+                    "{number} {arguments:x?}"
+                );
+                refused.insert(number);
+            }
+        }
+    }
+    assert!(refused.len() >= 11, "{refused:?}");
+    let protect = u32::try_from(libc::SYS_mprotect).expect("small");
+    assert_eq!(strict.decide(protect, &[0, 0, 4, 0, 0, 0]), Action::Errno(1));
+    assert_eq!(strict.decide(protect, &[0, 0, 3, 0, 0, 0]), Action::Allow);
 }
 
 #[test]

@@ -534,7 +534,12 @@ fn annotations_cannot_ask_for_a_weaker_sandbox() {
         body["metadata"] = json!({"annotations": {key: value}});
         problems("pods", body)
     };
-    assert!(annotated("palisade.dev/sandbox-profile", "baseline").is_empty());
+    for preset in ["audit", "baseline", "strict"] {
+        assert!(
+            annotated("palisade.dev/sandbox-profile", preset).is_empty(),
+            "{preset}"
+        );
+    }
     assert!(annotated("palisade.dev/established", "keep").is_empty());
     for (key, value) in [
         ("palisade.dev/sandbox-profile", "none"),
