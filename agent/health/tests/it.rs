@@ -53,7 +53,7 @@ impl Namespace {
                 .send((PathBuf::from(path), listeners))
                 .expect("somebody waits");
             // The namespace lives as long as this thread.
-            drop(ended.recv());
+            let _ended = ended.recv();
         });
         let (path, listeners) = is_ready.recv().expect("the namespace comes up");
         Self {

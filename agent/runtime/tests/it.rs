@@ -936,7 +936,8 @@ fn make_image(root: &Path) {
     .expect("write");
     for applet in [
         "sh", "cat", "cp", "cut", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
-        "mkdir", "mount", "pwd", "readlink", "rm", "sleep", "sort", "stat", "stty", "true", "tty", "unshare", "wc",
+        "mkdir", "mount", "pwd", "readlink", "rm", "sleep", "sort", "stat", "stty", "true", "tty", "unshare",
+        "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }

@@ -492,6 +492,7 @@ async fn an_images_links_do_not_lead_mounts_to_the_host() {
             target: target.into(),
             read_only: false,
             executable: false,
+            sub_path: None,
         })
         .to_vec();
     let refused = stage.runtime.start_container(stage.pod(0), &config).await;

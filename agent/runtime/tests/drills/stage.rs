@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use agent_runtime::{
     ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
+    Streams,
 };
 use agent_sandbox::Profile;
 
@@ -88,6 +89,7 @@ impl Stage {
             target: Path::new("/").join(name),
             read_only,
             executable: false,
+            sub_path: None,
         };
         let path = [("PATH".to_owned(), "/bin".to_owned())];
         ContainerConfig {
@@ -103,6 +105,7 @@ impl Stage {
             mounts: vec![mount("data", false), mount("config", true)],
             read_only_root: false,
             capabilities: CAPABILITIES.map(String::from).to_vec(),
+            streams: Streams::default(),
             resources: Resources::default(),
             profile: Profile::baseline(),
             log_path: self.log(name),
