@@ -1,5 +1,7 @@
 //! Probes against real servers in a network namespace that only they and the probe share. Needs root.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -53,7 +55,7 @@ impl Namespace {
                 .send((PathBuf::from(path), listeners))
                 .expect("somebody waits");
             // The namespace lives as long as this thread.
-            drop(ended.recv());
+            let _ended = ended.recv();
         });
         let (path, listeners) = is_ready.recv().expect("the namespace comes up");
         Self {
