@@ -16,6 +16,10 @@ pub const SANDBOX_STATUS: &str = "palisade.dev/sandbox-status";
 /// `keep` lets established flows of a pod live on after a policy change; anything else judges them again.
 pub const ESTABLISHED: &str = "palisade.dev/established";
 
+/// What happens to a write that would break the `PolicyAssertion` with this annotation: `block`, which is meant
+/// without it, refuses the write; `warn` lets it through with a warning.
+pub const ENFORCEMENT: &str = "palisade.dev/enforcement";
+
 /// The namespace's own name, set on every namespace as Kubernetes does.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 

@@ -20,6 +20,7 @@ pub mod palisade;
 pub mod quantity;
 pub mod resources;
 pub mod selector;
+pub mod session;
 
 pub use digest::Digest;
 pub use image_ref::ImageRef;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
+use crate::{Digest, annotations};
 
 /// `apiVersion` of these kinds.
 pub const API_VERSION: &str = "palisade.dev/v1alpha1";
@@ -250,6 +250,28 @@ pub struct PolicyAssertion {
 pub struct PolicyAssertionSpec {
     /// The sentence, such as `no pod in ns(pci) reaches internet`.
     pub assertion: String,
+}
+
+impl PolicyAssertion {
+    /// What happens to a write that would break it. An annotation that says neither of the two blocks; admission
+    /// refuses such a one.
+    pub fn enforcement(&self) -> Enforcement {
+        let annotations = self.metadata.annotations.as_ref();
+        let said = annotations.and_then(|all| all.get(annotations::ENFORCEMENT));
+        match said.map(String::as_str) {
+            Some("warn") => Enforcement::Warn,
+            _ => Enforcement::Block,
+        }
+    }
+}
+
+/// What happens to a write that would break an assertion; see [`annotations::ENFORCEMENT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforcement {
+    /// It is refused, also when it cannot be judged in time.
+    Block,
+    /// It is stored, and whoever wrote it is warned.
+    Warn,
 }
 
 /// Name of the [`ImageScan`] of a digest: `sha256-` and the 64 hex digits (a valid object name).

@@ -102,6 +102,22 @@ const fn status(kind: &'static str) -> Subresource {
     }
 }
 
+/// A connection into a pod: one verb, whichever HTTP method a client's protocol begins with.
+const fn session(name: &'static str, kind: &'static str) -> Subresource {
+    Subresource {
+        name,
+        kind,
+        verbs: &["create"],
+    }
+}
+
+impl Subresource {
+    /// Whether it is a connection into a pod: `exec`, `attach` or `portforward`.
+    pub fn is_session(&self) -> bool {
+        matches!(self.name, "attach" | "exec" | "portforward")
+    }
+}
+
 impl Resource {
     /// `group/version`, or only the version for the core group: the `apiVersion` of its objects.
     pub fn api_version(&self) -> String {
@@ -268,11 +284,14 @@ pub const RESOURCES: &[Resource] = &[
                 kind: "Binding",
                 verbs: &["create"],
             },
+            session("attach", "PodAttachOptions"),
+            session("exec", "PodExecOptions"),
             Subresource {
                 name: "log",
                 kind: "Pod",
                 verbs: &["get"],
             },
+            session("portforward", "PodPortForwardOptions"),
             status("Pod"),
         ],
     },
@@ -381,6 +400,18 @@ pub const RESOURCES: &[Resource] = &[
         plural: "imagescans",
         singular: "imagescan",
         short_names: &["scan"],
+        categories: &["palisade"],
+        scope: Scope::Cluster,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
+    Resource {
+        group: "palisade.dev",
+        version: "v1alpha1",
+        kind: "PolicyAssertion",
+        plural: "policyassertions",
+        singular: "policyassertion",
+        short_names: &["assertion", "assertions"],
         categories: &["palisade"],
         scope: Scope::Cluster,
         stored: Stored::Yes,

@@ -28,6 +28,7 @@ use crate::{
     pods::{self, Context, PodId, Pods, Survivor, directory::Directory},
     policy::{Policy, Start},
     server::NodeApi,
+    sessions::Sessions,
 };
 
 /// Cgroup that all pods are beneath.
@@ -81,17 +82,19 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let _reader = Reader::start(source, names.clone(), hub.clone(), config.node_name.clone())?;
     let cluster = Cluster::start(&client, &shutdown);
     let learned = Arc::new(LearnedNames::open(NameLimits::default(), config.names_file()));
-    let hosts = Hosts::start(&mut datapath).context("cannot read which host endpoints are attached")?;
+    let host_addresses: BTreeSet<IpAddr> = network
+        .node_addresses()
+        .all()
+        .chain([IpAddr::V4(GATEWAY)])
+        .collect();
+    let hosts = Hosts::start(&mut datapath, host_addresses.clone())
+        .context("cannot read which host endpoints are attached")?;
     let start = Start {
         datapath: Box::new(datapath),
         hosts,
         cluster: cluster.clone(),
         node: config.node_name.clone(),
-        host_addresses: network
-            .node_addresses()
-            .all()
-            .chain([IpAddr::V4(GATEWAY)])
-            .collect(),
+        host_addresses,
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
         learned: learned.clone(),
@@ -102,9 +105,15 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
-    NodeApi::new(Arc::new(config.clone()), directory.clone(), hub, policy.clone())
-        .start(shutdown.clone())
-        .await?;
+    let sessions = Sessions::new(runtime.clone());
+    let api = NodeApi::new(
+        Arc::new(config.clone()),
+        directory.clone(),
+        hub,
+        policy.clone(),
+        sessions,
+    );
+    api.start(shutdown.clone()).await?;
     let node = NodeAgent::new(client.clone(), config.clone(), &network);
     let node = tokio::spawn(node.run(shutdown.clone()));
 

@@ -1,7 +1,8 @@
 //! What the agent knows of the cluster: everything that network policy depends on, kept up to date by watches.
 //!
-//! Readers get whole snapshots; nothing is handed out before the first listing of everything is complete,
-//! because a policy that is not known yet must not be mistaken for one that does not exist.
+//! One reader, the thread that owns the datapath, takes the changes since it last asked; nothing is handed out before the
+//! first listing of everything is complete, because a policy that is not known yet must not be mistaken for one that
+//! does not exist.
 
 use std::{
     collections::BTreeMap,
@@ -25,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::policy_objects::{self, PolicyObject};
 
-/// Objects of one kind by (namespace, name).
-type Objects<K> = BTreeMap<(String, String), Arc<K>>;
+/// Namespace and name.
+pub(crate) type Key = (String, String);
+/// Objects of one kind.
+type Objects<K> = BTreeMap<Key, Arc<K>>;
 
 /// The cluster as far as this node needs it. Cheap to clone.
 #[derive(Clone)]
@@ -55,6 +58,8 @@ struct Table<K> {
     listing: Objects<K>,
     /// Highest revision that the watch has brought to `objects`.
     seen: u64,
+    /// Objects that came, changed or went since the reader last asked, as they were when they did.
+    changed: Objects<K>,
 }
 
 impl<K> Default for Table<K> {
@@ -64,19 +69,40 @@ impl<K> Default for Table<K> {
             listed: false,
             listing: BTreeMap::new(),
             seen: 0,
+            changed: BTreeMap::new(),
         }
     }
 }
 
-/// Everything at one moment.
-pub(crate) struct Snapshot {
-    pub(crate) pods: Vec<Arc<Pod>>,
-    pub(crate) namespaces: Vec<Arc<Namespace>>,
-    pub(crate) nodes: Vec<Arc<Node>>,
-    pub(crate) accounts: Vec<Arc<ServiceAccount>>,
-    pub(crate) slices: Vec<Arc<EndpointSlice>>,
-    pub(crate) policies: Vec<Arc<NetworkPolicy>>,
-    pub(crate) objects: Vec<Arc<PolicyObject>>,
+/// What became of an object since the reader last asked.
+#[derive(Debug)]
+pub(crate) enum Change<K> {
+    /// It came or changed.
+    Is(Arc<K>),
+    /// It went; this is what it was.
+    Went(Arc<K>),
+}
+
+/// Everything that changed since the reader last asked.
+pub(crate) struct Changes {
+    pub(crate) pods: Vec<(Key, Change<Pod>)>,
+    pub(crate) namespaces: Vec<(Key, Change<Namespace>)>,
+    pub(crate) nodes: Vec<(Key, Change<Node>)>,
+    pub(crate) accounts: Vec<(Key, Change<ServiceAccount>)>,
+    /// All slices, if one of them changed: several may be of one service.
+    pub(crate) slices: Option<Vec<Arc<EndpointSlice>>>,
+    pub(crate) policies: Vec<(Key, Change<NetworkPolicy>)>,
+    pub(crate) objects: Vec<(Key, Change<PolicyObject>)>,
+}
+
+impl<K> Change<K> {
+    /// The object, if it is there.
+    pub(crate) fn now(&self) -> Option<&Arc<K>> {
+        match self {
+            Self::Is(object) => Some(object),
+            Self::Went(_) => None,
+        }
+    }
 }
 
 impl Cluster {
@@ -117,20 +143,37 @@ impl Cluster {
         lock(&self.shared.pods).all()
     }
 
-    /// Everything that policy depends on, or `None` before the first listings.
-    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+    /// A pod.
+    pub(crate) fn pod(&self, key: &Key) -> Option<Arc<Pod>> {
+        lock(&self.shared.pods).objects.get(key).cloned()
+    }
+
+    /// Everything that policy depends on and that changed since the last call, or `None` before the first listings.
+    pub(crate) fn take_changes(&self) -> Option<Changes> {
         let shared = &self.shared;
+        let listed = lock(&shared.pods).listed
+            && lock(&shared.namespaces).listed
+            && lock(&shared.nodes).listed
+            && lock(&shared.accounts).listed
+            && lock(&shared.slices).listed
+            && lock(&shared.policies).listed
+            && shared.objects.iter().all(|(_, table)| lock(table).listed);
+        if !listed {
+            return None;
+        }
         let mut objects = Vec::new();
         for (_, table) in &shared.objects {
-            objects.extend(lock(table).all()?);
+            objects.extend(lock(table).take_changes());
         }
-        Some(Snapshot {
-            pods: lock(&shared.pods).all()?,
-            namespaces: lock(&shared.namespaces).all()?,
-            nodes: lock(&shared.nodes).all()?,
-            accounts: lock(&shared.accounts).all()?,
-            slices: lock(&shared.slices).all()?,
-            policies: lock(&shared.policies).all()?,
+        let mut slices = lock(&shared.slices);
+        let slices_changed = !slices.take_changes().is_empty();
+        Some(Changes {
+            pods: lock(&shared.pods).take_changes(),
+            namespaces: lock(&shared.namespaces).take_changes(),
+            nodes: lock(&shared.nodes).take_changes(),
+            accounts: lock(&shared.accounts).take_changes(),
+            slices: slices_changed.then(|| slices.objects.values().cloned().collect()),
+            policies: lock(&shared.policies).take_changes(),
             objects,
         })
     }
@@ -218,10 +261,10 @@ impl<K: Resource> Table<K> {
         }
         match event {
             watcher::Event::Apply(object) => {
-                self.objects.insert(key(&object), Arc::new(object));
+                self.put(Arc::new(object));
                 true
             }
-            watcher::Event::Delete(object) => self.objects.remove(&key(&object)).is_some(),
+            watcher::Event::Delete(object) => self.take(&key(&object)),
             watcher::Event::Init => {
                 self.listing.clear();
                 false
@@ -231,13 +274,52 @@ impl<K: Resource> Table<K> {
                 false
             }
             watcher::Event::InitDone => {
-                self.objects = std::mem::take(&mut self.listing);
-                let revisions = self.objects.values().map(|object| revision(object.as_ref()));
+                let now = std::mem::take(&mut self.listing);
+                let gone: Vec<Key> = self
+                    .objects
+                    .keys()
+                    .filter(|key| !now.contains_key(*key))
+                    .cloned()
+                    .collect();
+                for key in gone {
+                    self.take(&key);
+                }
+                let revisions = now.values().map(|object| revision(object.as_ref()));
                 self.seen = revisions.max().unwrap_or(0);
+                for object in now.into_values() {
+                    self.put(object);
+                }
                 self.listed = true;
                 true
             }
         }
+    }
+
+    fn put(&mut self, object: Arc<K>) {
+        let key = key(object.as_ref());
+        self.changed.insert(key.clone(), Arc::clone(&object));
+        self.objects.insert(key, object);
+    }
+
+    /// Whether it was there.
+    fn take(&mut self, key: &Key) -> bool {
+        let Some(object) = self.objects.remove(key) else {
+            return false;
+        };
+        self.changed.insert(key.clone(), object);
+        true
+    }
+
+    fn take_changes(&mut self) -> Vec<(Key, Change<K>)> {
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        let changed = changed.map(|(key, last)| {
+            let change = match self.objects.get(&key) {
+                Some(now) => Change::Is(Arc::clone(now)),
+                None => Change::Went(last),
+            };
+            (key, change)
+        });
+        changed.collect()
     }
 
     /// Takes an object that was read apart from the watch, unless the watch is past it: then it has brought the
@@ -250,7 +332,7 @@ impl<K: Resource> Table<K> {
         if revision(&object) <= known.max(self.seen) {
             return false;
         }
-        self.objects.insert(key(&object), Arc::new(object));
+        self.put(Arc::new(object));
         true
     }
 }
@@ -265,7 +347,7 @@ fn newer<K: Resource>(table: &Mutex<Table<K>>, objects: impl IntoIterator<Item =
     changed
 }
 
-fn key<K: Resource>(object: &K) -> (String, String) {
+fn key<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
     (
         meta.namespace.clone().unwrap_or_default(),
@@ -326,6 +408,37 @@ mod tests {
         table.apply(watcher::Event::InitDone);
         assert_eq!(names(&table).unwrap(), ["b"]);
         assert!(!table.apply(watcher::Event::Delete(namespace("a", "3"))));
+    }
+
+    #[test]
+    fn each_change_is_handed_out_once_and_a_new_listing_brings_those_that_were_missed() {
+        let said = |table: &mut Table<Namespace>| -> Vec<String> {
+            let changes = table.take_changes().into_iter();
+            let said = changes.map(|((_, name), change)| match change {
+                Change::Is(now) => format!("{name} {}", revision(now.as_ref())),
+                Change::Went(_) => format!("{name} went"),
+            });
+            said.collect()
+        };
+        let mut table = Table::default();
+        table.apply(watcher::Event::Init);
+        for name in ["a", "b"] {
+            table.apply(watcher::Event::InitApply(namespace(name, "1")));
+        }
+        assert_eq!(said(&mut table), [] as [&str; 0]);
+        table.apply(watcher::Event::InitDone);
+        assert_eq!(said(&mut table), ["a 1", "b 1"]);
+        table.apply(watcher::Event::Apply(namespace("a", "2")));
+        table.apply(watcher::Event::Apply(namespace("a", "3")));
+        table.apply(watcher::Event::Delete(namespace("b", "4")));
+        table.apply(watcher::Event::Delete(namespace("c", "5")));
+        assert_eq!(said(&mut table), ["a 3", "b went"]);
+        assert_eq!(said(&mut table), [] as [&str; 0]);
+        // Another listing: `a` went and `b` came back while nobody watched.
+        table.apply(watcher::Event::Init);
+        table.apply(watcher::Event::InitApply(namespace("b", "6")));
+        table.apply(watcher::Event::InitDone);
+        assert_eq!(said(&mut table), ["a went", "b 6"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use agent_network::LINK_PREFIX;
 use api::calico;
 use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink};
-use policies_compiler::{CalicoObject, ClusterView, HostEndpointIds};
+use policies_compiler::HostEndpointIds;
 use policies_ir::tables::{EndpointId, NodeTables};
 
 /// Pods are numbered from one, by the thousand at most; host endpoints from here.
@@ -35,11 +35,16 @@ pub(crate) struct Hosts {
     interfaces: Vec<Interface>,
     /// What is attached, by interface.
     attached: BTreeMap<u32, HostLink>,
+    /// Addresses of the node beside those of its interfaces.
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Hosts {
     /// Starts with what an earlier agent has attached.
-    pub(crate) fn start(datapath: &mut dyn Datapath) -> Result<Self, DatapathError> {
+    pub(crate) fn start(
+        datapath: &mut dyn Datapath,
+        addresses: BTreeSet<IpAddr>,
+    ) -> Result<Self, DatapathError> {
         let attached: BTreeMap<u32, HostLink> = datapath
             .attached_hosts()?
             .into_iter()
@@ -53,6 +58,7 @@ impl Hosts {
                 .map_or(FIRST, |last| last.saturating_add(1).max(FIRST)),
             interfaces: Vec::new(),
             attached,
+            addresses,
         })
     }
 
@@ -62,24 +68,25 @@ impl Hosts {
         matter && interfaces().is_ok_and(|now| now != self.interfaces)
     }
 
-    /// Numbers the view's host endpoints of this node, for the interfaces that are there now.
-    pub(crate) fn number(&mut self, view: &mut ClusterView) {
-        let found = match of_node(view).next() {
-            Some(_) => interfaces(),
-            None => Ok(Vec::new()),
+    /// Numbers the host endpoints of this node, for the interfaces that are there now.
+    pub(crate) fn number(&mut self, hosts: &[&calico::HostEndpoint]) -> BTreeMap<String, HostEndpointIds> {
+        let found = match hosts.is_empty() {
+            false => interfaces(),
+            true => Ok(Vec::new()),
         };
         let found = found.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot list the interfaces of the host, going by those known before");
             self.interfaces.clone()
         });
-        self.number_at(view, found);
+        self.number_at(hosts, found);
+        self.ids.clone()
     }
 
-    /// Numbers the view's host endpoints of this node: those that are attached keep their numbers, also over a restart
+    /// Numbers the host endpoints of this node: those that are attached keep their numbers, also over a restart
     /// of the agent, so that their tables stay in force until the next ones are there.
-    fn number_at(&mut self, view: &mut ClusterView, interfaces: Vec<Interface>) {
-        let names: BTreeSet<String> = of_node(view).map(name).collect();
-        let at = assign(view, &interfaces);
+    fn number_at(&mut self, hosts: &[&calico::HostEndpoint], interfaces: Vec<Interface>) {
+        let names: BTreeSet<String> = hosts.iter().copied().map(name).collect();
+        let at = assign(hosts, &interfaces);
         self.ids.retain(|name, _| names.contains(name));
         for name in names {
             if self.ids.contains_key(&name) {
@@ -105,18 +112,17 @@ impl Hosts {
             self.ids.insert(name, ids);
         }
         self.interfaces = interfaces;
-        view.host_endpoints.clone_from(&self.ids);
     }
 
-    /// Attaches what the view asks for, and takes the programs off all other interfaces. To be called before `tables`
+    /// Attaches what these ask for, and takes the programs off all other interfaces. To be called before `tables`
     /// are written, which reach only what is attached.
     pub(crate) fn attach(
         &mut self,
         datapath: &mut dyn Datapath,
-        view: &ClusterView,
+        hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
     ) -> Result<(), DatapathError> {
-        self.try_attach(datapath, view, tables).inspect_err(|_| {
+        self.try_attach(datapath, hosts, tables).inspect_err(|_| {
             // As if none were known, so that they have moved, and this is tried again.
             self.interfaces.clear();
         })
@@ -125,10 +131,10 @@ impl Hosts {
     fn try_attach(
         &mut self,
         datapath: &mut dyn Datapath,
-        view: &ClusterView,
+        hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
     ) -> Result<(), DatapathError> {
-        let wanted = self.wanted(view, tables);
+        let wanted = self.wanted(hosts, tables);
         let gone: Vec<u32> = self
             .attached
             .keys()
@@ -149,9 +155,9 @@ impl Hosts {
     }
 
     /// Packets of any address of the host are local, whichever interface they pass.
-    fn wanted(&self, view: &ClusterView, tables: &NodeTables) -> BTreeMap<u32, HostLink> {
+    fn wanted(&self, hosts: &[&calico::HostEndpoint], tables: &NodeTables) -> BTreeMap<u32, HostLink> {
         let has_tables = |id: &EndpointId| tables.endpoints.contains_key(id);
-        let mut addresses = view.host_addresses.clone();
+        let mut addresses = self.addresses.clone();
         addresses.extend(self.interfaces.iter().flat_map(|interface| &interface.addresses));
         let link = |(index, name): (u32, String)| {
             let ids = self.ids.get(&name)?;
@@ -170,7 +176,7 @@ impl Hosts {
             };
             Some((index, link))
         };
-        assign(view, &self.interfaces)
+        assign(hosts, &self.interfaces)
             .into_iter()
             .filter_map(link)
             .collect()
@@ -213,7 +219,7 @@ pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
 
 /// The host endpoint of each interface that has one. The one that names the interface comes before one that names an
 /// address there, and both before `*`; of several alike, the first by name.
-fn assign(view: &ClusterView, interfaces: &[Interface]) -> BTreeMap<u32, String> {
+fn assign(hosts: &[&calico::HostEndpoint], interfaces: &[Interface]) -> BTreeMap<u32, String> {
     let rank = |object: &calico::HostEndpoint, interface: &Interface| {
         let spec = &object.spec;
         let expected = || {
@@ -230,20 +236,15 @@ fn assign(view: &ClusterView, interfaces: &[Interface]) -> BTreeMap<u32, String>
         }
     };
     let chosen = |interface: &Interface| {
-        let ranked = of_node(view).filter_map(|object| Some((rank(object, interface)?, name(object))));
+        let ranked = hosts
+            .iter()
+            .filter_map(|object| Some((rank(object, interface)?, name(object))));
         ranked.min()
     };
     interfaces
         .iter()
         .filter_map(|interface| Some((interface.index, chosen(interface)?.1)))
         .collect()
-}
-
-fn of_node(view: &ClusterView) -> impl Iterator<Item = &calico::HostEndpoint> {
-    view.calico.iter().filter_map(|object| match object {
-        CalicoObject::HostEndpoint(object) if object.spec.node == view.node => Some(object),
-        _ => None,
-    })
 }
 
 fn name(object: &calico::HostEndpoint) -> String {
@@ -253,6 +254,7 @@ fn name(object: &calico::HostEndpoint) -> String {
 #[cfg(test)]
 mod tests {
     use ebpf_loader::Fake;
+    use policies_compiler::{CalicoObject, ClusterView};
     use serde_json::{Value, json};
 
     use super::*;
@@ -275,6 +277,14 @@ mod tests {
         view
     }
 
+    fn of_node(view: &ClusterView) -> Vec<&calico::HostEndpoint> {
+        let hosts = view.calico.iter().filter_map(|object| match object {
+            CalicoObject::HostEndpoint(object) if object.spec.node == view.node => Some(object),
+            _ => None,
+        });
+        hosts.collect()
+    }
+
     fn machine() -> Vec<Interface> {
         let interface = |index, name: &str, address: &str| Interface {
             index,
@@ -289,7 +299,9 @@ mod tests {
     }
 
     fn assigned(hosts: &[(&str, Value)]) -> Vec<(u32, String)> {
-        assign(&view(hosts, &[]), &machine()).into_iter().collect()
+        assign(&of_node(&view(hosts, &[])), &machine())
+            .into_iter()
+            .collect()
     }
 
     #[test]
@@ -317,9 +329,10 @@ mod tests {
 
     /// One pass of the agent.
     fn pass(hosts: &mut Hosts, datapath: &mut Fake, mut view: ClusterView) -> ClusterView {
-        hosts.number_at(&mut view, machine());
+        hosts.number_at(&of_node(&view), machine());
+        view.host_endpoints.clone_from(&hosts.ids);
         let tables = policies_compiler::compile(&view).tables;
-        hosts.attach(datapath, &view, &tables).unwrap();
+        hosts.attach(datapath, &of_node(&view), &tables).unwrap();
         datapath.sync(&tables).unwrap();
         view
     }
@@ -327,7 +340,7 @@ mod tests {
     #[test]
     fn programs_come_and_go_with_the_objects_and_numbers_outlive_the_agent() {
         let mut datapath = Fake::default();
-        let mut hosts = Hosts::start(&mut datapath).unwrap();
+        let mut hosts = Hosts::start(&mut datapath, BTreeSet::new()).unwrap();
         pass(&mut hosts, &mut datapath, view(&[], &[]));
         assert_eq!(datapath.attached_hosts().unwrap(), []);
 
@@ -359,7 +372,7 @@ mod tests {
         );
 
         // Another agent, and another object that comes before it by name.
-        let mut hosts = Hosts::start(&mut datapath).unwrap();
+        let mut hosts = Hosts::start(&mut datapath, BTreeSet::new()).unwrap();
         let mut both = with_policy;
         both.calico
             .extend(view(&[("a", json!({"node": "here", "interfaceName": "eth1"}))], &[]).calico);

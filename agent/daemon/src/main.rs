@@ -17,6 +17,7 @@ mod pods;
 mod policy;
 mod policy_objects;
 mod server;
+mod sessions;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -10,7 +10,7 @@ use api::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicResourceScope;
-use policies_compiler::{CalicoObject, ClusterView};
+use policies_compiler::{CalicoObject, Session};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
@@ -36,13 +36,30 @@ pub(crate) fn is_needed_at_start(row: &Resource) -> bool {
 }
 
 impl PolicyObject {
-    /// Adds what policy says to the view, without what it does not depend on: a new annotation is no new policy.
-    pub(crate) fn add_to(&self, view: &mut ClusterView) {
+    /// Gives what policy says to the session, without what it does not depend on: a new annotation is no new policy.
+    pub(crate) fn put_in(&self, session: &mut Session) {
+        match self.reduced() {
+            Self::Calico(object) => session.put_calico(object),
+            Self::Cluster(policy) => session.put_cluster_policy(policy),
+        }
+    }
+
+    /// The object is gone.
+    pub(crate) fn remove_from(&self, session: &mut Session) {
+        match self {
+            Self::Calico(object) => session.remove_calico(object),
+            Self::Cluster(policy) => {
+                session.remove_cluster_policy(policy.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+    }
+
+    fn reduced(&self) -> Self {
         let mut object = self.clone();
         reduce(kube::Resource::meta_mut(&mut object));
         match object {
-            Self::Calico(object) => view.calico.push(object),
-            Self::Cluster(policy) => view.cluster_policies.push(ClusterNetworkPolicy {
+            Self::Calico(object) => Self::Calico(object),
+            Self::Cluster(policy) => Self::Cluster(ClusterNetworkPolicy {
                 status: None,
                 ..policy
             }),
@@ -83,18 +100,7 @@ impl kube::Resource for PolicyObject {
     fn meta(&self) -> &ObjectMeta {
         match self {
             Self::Cluster(policy) => &policy.metadata,
-            Self::Calico(object) => match object {
-                CalicoObject::Tier(object) => &object.metadata,
-                CalicoObject::NetworkPolicy(object)
-                | CalicoObject::GlobalNetworkPolicy(object)
-                | CalicoObject::StagedNetworkPolicy(object)
-                | CalicoObject::StagedGlobalNetworkPolicy(object) => &object.metadata,
-                CalicoObject::StagedKubernetesNetworkPolicy(object) => &object.metadata,
-                CalicoObject::NetworkSet(object) | CalicoObject::GlobalNetworkSet(object) => &object.metadata,
-                CalicoObject::HostEndpoint(object) => &object.metadata,
-                CalicoObject::Profile(object) => &object.metadata,
-                CalicoObject::FelixConfiguration(object) => &object.metadata,
-            },
+            Self::Calico(object) => object.metadata(),
         }
     }
 
@@ -166,6 +172,8 @@ fn group(api_version: &'static str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use policies_compiler::ClusterView;
+    use policies_ir::tables::NodeTables;
     use serde_json::json;
 
     use super::*;
@@ -181,35 +189,45 @@ mod tests {
     }
 
     #[test]
-    fn every_watched_kind_can_be_read_and_reaches_the_view() {
-        let mut view = ClusterView::default();
-        let mut count = 0;
+    fn every_watched_kind_can_be_read_and_reaches_the_session() {
         for row in rows() {
             let read: PolicyObject = serde_json::from_value(object(row.kind)).unwrap();
             let metadata = kube::Resource::meta(&read);
             assert_eq!(metadata.resource_version.as_deref(), Some("7"), "{}", row.kind);
-            read.add_to(&mut view);
-            count += 1;
+            let kind = match &read {
+                PolicyObject::Calico(object) => object.kind(),
+                PolicyObject::Cluster(_) => "ClusterNetworkPolicy",
+            };
+            assert_eq!(kind, row.kind);
+            let mut session = Session::new(ClusterView::default(), NodeTables::default());
+            session.settle();
+            read.put_in(&mut session);
+            read.remove_from(&mut session);
+            session.settle();
+            assert_eq!(
+                session.policies(),
+                &ClusterView::default().policy_set(|_, _| {}),
+                "{kind}"
+            );
         }
-        assert_eq!((view.calico.len() + view.cluster_policies.len(), count), (11, 11));
+        assert_eq!(rows().count(), 11);
         assert!(serde_json::from_value::<PolicyObject>(object("Pod")).is_err());
     }
 
     #[test]
     fn what_policy_does_not_depend_on_makes_no_difference() {
-        let view = |object: Value| {
-            let mut view = ClusterView::default();
-            serde_json::from_value::<PolicyObject>(object)
-                .unwrap()
-                .add_to(&mut view);
-            view
-        };
+        let read = |object: Value| -> PolicyObject { serde_json::from_value(object).unwrap() };
         let before = object("GlobalNetworkSet");
         let mut after = before.clone();
         after["metadata"]["annotations"] = json!({"note": "2"});
         after["metadata"]["resourceVersion"] = json!("8");
-        assert_eq!(view(before.clone()), view(after.clone()));
+        let mut session = Session::new(ClusterView::default(), NodeTables::default());
+        read(before).put_in(&mut session);
+        session.settle();
+        read(after.clone()).put_in(&mut session);
+        assert_eq!(session.settle().anew, None);
         after["metadata"]["labels"] = json!({"a": "c"});
-        assert_ne!(view(before), view(after));
+        read(after).put_in(&mut session);
+        assert!(session.settle().anew.is_some());
     }
 }

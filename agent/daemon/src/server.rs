@@ -1,11 +1,12 @@
-//! The node's own API: container logs, flows and the kernel's tables, over TLS 1.3 with client certificates.
+//! The node's own API: container logs, sessions, flows, the kernel's tables and metrics, over TLS 1.3 with client
+//! certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
 //! may see; this is the second door, not the first.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
-use agent_telemetry::{Hub, Query as FlowQuery};
+use agent_telemetry::{Hub, METRICS_MEDIA_TYPE, Query as FlowQuery};
 use api::annotations::{GROUP_MASTERS, USER_APISERVER};
 use axum::{
     Router,
@@ -13,7 +14,7 @@ use axum::{
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, TlsError};
 use futures::{StreamExt as _, stream};
@@ -37,6 +38,7 @@ use crate::{
     logs::{self, Options, Target},
     pods::directory::Directory,
     policy::{self, Policy},
+    sessions::{self, Sessions},
 };
 
 /// Connections at once: each log or flow stream is one.
@@ -54,9 +56,10 @@ const READ_AHEAD: usize = 256;
 #[derive(Clone)]
 pub(crate) struct NodeApi {
     config: Arc<Config>,
-    directory: Directory,
+    pub(crate) directory: Directory,
     flows: Arc<Hub>,
     policy: Policy,
+    pub(crate) sessions: Sessions,
 }
 
 /// Why the node's API cannot be served.
@@ -73,12 +76,19 @@ pub(crate) enum ServeError {
 }
 
 impl NodeApi {
-    pub(crate) fn new(config: Arc<Config>, directory: Directory, flows: Arc<Hub>, policy: Policy) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        directory: Directory,
+        flows: Arc<Hub>,
+        policy: Policy,
+        sessions: Sessions,
+    ) -> Self {
         Self {
             config,
             directory,
             flows,
             policy,
+            sessions,
         }
     }
 
@@ -134,8 +144,10 @@ impl NodeApi {
                 "/containerLogs/{namespace}/{pod}/{container}",
                 get(container_logs),
             )
+            .route("/session", post(sessions::open))
             .route("/flows", get(flows))
             .route("/policy", get(policy))
+            .route("/metrics", get(metrics))
             .with_state(self)
     }
 }
@@ -170,7 +182,10 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, routes: Router) {
         .header_read_timeout(HANDSHAKE_WITHIN);
     builder.http2().timer(TokioTimer::new());
     let service = TowerToHyperService::new(routes);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    if let Err(error) = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await
+    {
         tracing::debug!(%error, "connection");
     }
 }
@@ -268,6 +283,22 @@ async fn policy(State(api): State<NodeApi>) -> Response {
             tracing::error!(error = message, "cannot read the tables back");
             (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
         }
+    }
+}
+
+/// What the datapath has counted, for Prometheus.
+async fn metrics(State(api): State<NodeApi>) -> Response {
+    let failed = |message: String| {
+        tracing::error!(error = message, "cannot show metrics");
+        (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+    };
+    let counters = match api.policy.counters().await {
+        Ok(counters) => counters,
+        Err(error) => return failed(policy::chain(&error)),
+    };
+    match agent_telemetry::exposition(&counters) {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
+        Err(error) => failed(error.to_string()),
     }
 }
 

@@ -7,6 +7,9 @@
 //! service, which hands out the node's identity: pods reach nothing there but the node's own name service, which
 //! nobody else reaches.
 //!
+//! Between pods of the node nothing is translated, and the packet programs track every connection themselves. So the
+//! kernel's own tracking, which masquerade switches on for all of the machine, is told to leave that traffic alone.
+//!
 //! The table is replaced in one transaction at the agent's start and never changes with pods.
 
 use std::{fmt::Write as _, io, process::Stdio};
@@ -68,11 +71,12 @@ fn ruleset(scope: Scope<'_>) -> String {
             );
         }
     }
-    let (masquerade6, forward6) = match scope.pods6 {
+    let (masquerade6, notrack6, forward6) = match scope.pods6 {
         Some(pods) => (
             format!(
                 "    ip6 saddr {pods} ip6 daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade\n"
             ),
+            format!("    iifname \"{LINK_PREFIX}*\" ip6 saddr {pods} ip6 daddr {pods} notrack\n"),
             // Unlike IPv4, IPv6 has no setting by which the kernel checks whence a source address came.
             format!(
                 "    iifname \"{LINK_PREFIX}*\" ip6 saddr != {pods} counter drop
@@ -82,6 +86,7 @@ fn ruleset(scope: Scope<'_>) -> String {
             ),
         ),
         None => (
+            String::new(),
             String::new(),
             format!("    iifname \"{LINK_PREFIX}*\" meta nfproto ipv6 counter drop\n"),
         ),
@@ -93,6 +98,10 @@ fn ruleset(scope: Scope<'_>) -> String {
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {pods} ip daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade
 {masquerade6}  }}
+  chain prerouting {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname \"{LINK_PREFIX}*\" ip saddr {pods} ip daddr {pods} notrack
+{notrack6}  }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
@@ -175,6 +184,7 @@ mod tests {
         });
         for rule in [
             "ip6 saddr fd00:88::/64 ip6 daddr != fd00:88::/64 oifname != \"pal*\" counter masquerade",
+            "iifname \"pal*\" ip6 saddr fd00:88::/64 ip6 daddr fd00:88::/64 notrack",
             "iifname \"pal*\" ip6 saddr != fd00:88::/64 counter drop",
             "iifname != \"pal*\" ip6 saddr fd00:88::/64 counter drop",
             "iifname \"pal*\" oifname != \"pal*\" ip6 daddr fd00:88::/64 counter drop",
@@ -193,6 +203,16 @@ mod tests {
         assert!(
             ruleset(scope(&["eth0".to_owned()]))
                 .contains("nfproto ipv4 iifname \"eth0\" oifname != \"pal*\" counter drop")
+        );
+    }
+
+    #[test]
+    fn only_what_goes_from_pod_to_pod_is_not_tracked() {
+        let text = ruleset(scope(&[]));
+        let rules: Vec<_> = text.lines().filter(|line| line.contains("notrack")).collect();
+        assert_eq!(
+            rules,
+            ["    iifname \"pal*\" ip saddr 10.88.0.0/16 ip daddr 10.88.0.0/16 notrack"]
         );
     }
 

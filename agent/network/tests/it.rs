@@ -278,6 +278,41 @@ fn pods_reach_each_other_the_node_and_the_outside() {
     );
 }
 
+/// The packet programs track what pods say to each other; the kernel tracks what it translates.
+#[test]
+fn the_kernel_tracks_what_leaves_the_node_and_not_what_pods_say_to_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let (a, b) = (Space::pod(), Space::pod());
+    let (at_a, at_b) = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let mut attachments = Vec::new();
+        for (uid, pod) in [("uid-a", &a), ("uid-b", &b)] {
+            let attachment = network.prepare(uid, &pod.path()).await.unwrap();
+            network.activate(&attachment).await.unwrap();
+            attachments.push(attachment);
+        }
+        let at_b = attachments.pop().unwrap();
+        (attachments.pop().unwrap(), at_b)
+    });
+    let tracked = || {
+        let count =
+            node.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap());
+        count.trim().parse::<u32>().unwrap()
+    };
+    let before = tracked();
+    for (address, source) in [
+        (IpAddr::V4(at_b.address), IpAddr::V4(at_a.address)),
+        (at_b.address6.unwrap().into(), at_a.address6.unwrap().into()),
+    ] {
+        assert_eq!(seen_from(&a, &b, address).unwrap(), source);
+    }
+    assert_eq!(tracked(), before, "between pods");
+    assert_eq!(seen_from(&a, &outside, OUTSIDE).unwrap(), NODE);
+    assert_eq!(seen_from(&a, &outside, OUTSIDE6).unwrap(), NODE6);
+    assert!(tracked() >= before + 2, "what is masqueraded");
+}
+
 #[test]
 fn a_node_with_ipv4_only_has_pods_without_ipv6() {
     let directory = tempfile::tempdir().unwrap();

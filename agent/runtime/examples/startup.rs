@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent_runtime::{ContainerConfig, ContainerState, PodConfig, Resources, Runtime, RuntimeConfig};
+use agent_runtime::{ContainerConfig, ContainerState, PodConfig, Resources, Runtime, RuntimeConfig, Streams};
 use agent_sandbox::Profile;
 
 fn main() {
@@ -121,6 +121,7 @@ fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str
         mounts: vec![],
         read_only_root: false,
         capabilities: vec![],
+        streams: Streams::default(),
         resources: resources.clone(),
         profile: Profile::baseline(),
         log_path: directory.join("log"),

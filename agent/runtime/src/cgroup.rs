@@ -79,6 +79,19 @@ pub(crate) fn join(group: &str) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// The processes of the group itself.
+pub(crate) fn members(group: &str) -> Result<Vec<nix::unistd::Pid>, CgroupError> {
+    let mut members = Vec::new();
+    // A process is in one group of every hierarchy, so any one of them lists all.
+    if let Some(directory) = directories(group)?.first() {
+        let path = directory.join("cgroup.procs");
+        let text = fs::read_to_string(&path).map_err(error("read", &path))?;
+        let numbers = text.lines().filter_map(|line| line.parse().ok());
+        members.extend(numbers.map(nix::unistd::Pid::from_raw));
+    }
+    Ok(members)
+}
+
 /// Removes the group and all below it; fails while a process is left.
 pub(crate) fn remove_tree(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {

@@ -404,15 +404,8 @@ impl Runtime {
         request: &Request,
         timeout: Option<Duration>,
     ) -> Result<Response, RuntimeError> {
-        demand_name("pod uid", pod)?;
-        let socket = self.paths(pod).socket();
         let conversation = async {
-            let mut stream = UnixStream::connect(&socket)
-                .await
-                .map_err(|source| RuntimeError::ShimGone {
-                    pod: pod.into(),
-                    source,
-                })?;
+            let mut stream = self.connect(pod).await?;
             converse(&mut stream, request)
                 .await
                 .map_err(|source| RuntimeError::Talk {
@@ -431,6 +424,18 @@ impl Runtime {
                     })
                 }),
         }
+    }
+
+    /// A connection to a pod's shim.
+    pub(crate) async fn connect(&self, pod: &str) -> Result<UnixStream, RuntimeError> {
+        demand_name("pod uid", pod)?;
+        let socket = self.paths(pod).socket();
+        UnixStream::connect(&socket)
+            .await
+            .map_err(|source| RuntimeError::ShimGone {
+                pod: pod.into(),
+                source,
+            })
     }
 
     fn paths(&self, pod: &str) -> PodPaths {
@@ -461,12 +466,15 @@ async fn converse<T: Serialize, A: DeserializeOwned>(
     serde_json::from_slice(&text).map_err(|source| FrameError::Text { source })
 }
 
-fn unexpected(pod: &str, response: Response) -> RuntimeError {
+/// The error that an answer to something else is.
+pub(crate) fn unexpected(pod: &str, response: Response) -> RuntimeError {
     match response {
         Response::Failed { reason } => RuntimeError::Refused { reason },
-        Response::Done | Response::Status(_) | Response::Exec(_) => {
-            RuntimeError::WrongAnswer { pod: pod.into() }
-        }
+        Response::Done
+        | Response::Status(_)
+        | Response::Exec(_)
+        | Response::Opened(_)
+        | Response::Ended { .. } => RuntimeError::WrongAnswer { pod: pod.into() },
     }
 }
 

@@ -52,6 +52,9 @@ pub struct ContainerConfig {
     pub read_only_root: bool,
     /// Names such as `CAP_CHOWN`; held within the pod's user namespace only.
     pub capabilities: Vec<String>,
+    /// What its standard streams are.
+    #[serde(default)]
+    pub streams: Streams,
     /// What it may use up.
     pub resources: Resources,
     /// System calls and files.
@@ -62,6 +65,18 @@ pub struct ContainerConfig {
     pub log_max_bytes: u64,
     /// How many log files are kept, the current one included; at least 1.
     pub log_max_files: u32,
+}
+
+/// The standard streams of a container's first process. Output always goes to the log as well.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Streams {
+    /// Whether it has a standard input that attached clients write to; otherwise it is empty.
+    pub stdin: bool,
+    /// Whether its input ends when the first attached client's does.
+    pub stdin_once: bool,
+    /// Whether the three streams are one terminal.
+    pub tty: bool,
 }
 
 /// A host file or directory that appears in a container, its owners shifted into the pod's id range.

@@ -4,7 +4,8 @@
 //! for its `shim` subcommand before it starts any thread. They talk over a unix socket in the pod's run
 //! directory. The shim creates the pod's namespaces, mounts each container's root, lets libcontainer start
 //! it in a short-lived child, applies the sandbox to the first process and to exec sessions alike, keeps
-//! its output in CRI log files and remembers how it ended.
+//! its output in CRI log files and remembers how it ended. Interactive sessions and attachments get their
+//! pipes or their terminal as descriptors ([`Session`]); the shim passes no data on for exec sessions.
 //!
 //! What dies with what: containers die with their shim (nothing runs unsupervised), the shim dies with
 //! nothing. A restarted agent finds its pods again with [`Runtime::recover`].
@@ -16,16 +17,19 @@
 mod cgroup;
 mod client;
 mod config;
+mod descriptors;
 mod error;
 mod logs;
 mod protocol;
+mod session;
 pub mod shim;
 
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
 pub use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PodConfig,
-    PodHandle, PodStatus, RecoveredPod, Resources,
+    PodHandle, PodStatus, RecoveredPod, Resources, Streams,
 };
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
+pub use crate::session::{Session, SessionEnd};

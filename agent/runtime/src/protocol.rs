@@ -1,5 +1,5 @@
-//! The language between agent and shim: one request and one response per connection, each a JSON text
-//! after its length in four bytes, most significant first.
+//! The language between agent and shim: one request and one response per connection (two for sessions),
+//! each a JSON text after its length in four bytes, most significant first.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -34,6 +34,23 @@ pub(crate) enum Request {
         argv: Vec<String>,
         timeout_ms: u64,
     },
+    /// Starts a program whose streams the agent holds. Answered by `Opened`, and by `Ended` when it has ended; the agent
+    /// ends it by closing the connection.
+    Open {
+        container: String,
+        argv: Vec<String>,
+        stdin: bool,
+        tty: bool,
+    },
+    /// The same for the streams of the container's own program, which goes on when the connection is closed.
+    Attach {
+        container: String,
+        stdin: bool,
+    },
+    /// A TCP socket in the pod's network namespace, not connected.
+    Socket {
+        ipv6: bool,
+    },
     Remove {
         container: String,
     },
@@ -47,7 +64,25 @@ pub(crate) enum Response {
     Done,
     Status(PodStatus),
     Exec(ExecOutput),
-    Failed { reason: String },
+    /// Descriptors come with the first byte of this frame, those that are here in this order.
+    Opened(Streamed),
+    Ended {
+        code: i32,
+    },
+    Failed {
+        reason: String,
+    },
+}
+
+/// Which descriptors come with a frame.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Streamed {
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+    pub(crate) terminal: bool,
+    pub(crate) socket: bool,
 }
 
 /// Why a frame could not be read or written.

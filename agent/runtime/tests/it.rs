@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 
 use agent_runtime::{
     ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
+    Streams,
 };
 use agent_sandbox::Profile;
+
+#[path = "it/sessions.rs"]
+mod sessions;
 
 const SIGKILL: i32 = 9;
 
@@ -83,6 +87,7 @@ impl Stage {
             mounts: vec![],
             read_only_root: false,
             capabilities: vec!["CAP_CHOWN".into(), "CAP_KILL".into()],
+            streams: Streams::default(),
             resources: Resources::default(),
             profile: Profile::baseline(),
             log_path: self.log(name),
@@ -265,8 +270,9 @@ async fn a_container_runs_and_its_end_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn init_and_exec_are_confined_alike() {
     let stage = Stage::new("alike").await;
-    let script = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|CapEff|CapBnd|Uid|Groups):' /proc/self/status; \
-                  cat /proc/self/uid_map; echo $COLOUR $HOME; pwd; env | wc -l";
+    let script = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|Cap...|Uid|Gid|Groups):' /proc/self/status; \
+                  cat /proc/self/uid_map /proc/self/gid_map; echo $COLOUR $HOME; pwd; env | wc -l; \
+                  (echo x > /app/new) 2>&1; cp /bin/busybox /tmp/copy; /tmp/copy true 2>&1; rm -f /tmp/copy";
     let sleeper = ContainerConfig {
         uid: 1000,
         gid: 1000,
@@ -280,7 +286,7 @@ async fn init_and_exec_are_confined_alike() {
         .expect("starts");
     let (code, from_exec) = stage.exec("main", script).await;
     assert_eq!(code, 0, "{from_exec}");
-    wait_for(|| stage.output("main").lines().count() == 11);
+    wait_for(|| stage.output("main").lines().count() == from_exec.lines().count());
     let from_init = stage.output("main");
     assert_eq!(from_init, from_exec, "init and exec differ");
     let fields: BTreeMap<_, _> = from_init
@@ -288,16 +294,27 @@ async fn init_and_exec_are_confined_alike() {
         .filter_map(|line| line.split_once(":\t"))
         .collect();
     assert_eq!(fields["Seccomp"], "2");
-    assert_eq!(fields["Seccomp_filters"], "2");
+    assert_eq!(fields["Seccomp_filters"], "1");
     assert_eq!(fields["NoNewPrivs"], "1");
-    assert_eq!(
-        fields["CapEff"], "0000000000000000",
-        "an unprivileged user has no capability"
-    );
+    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+        assert_eq!(
+            fields[set], "0000000000000000",
+            "an unprivileged user has no capability: {set}"
+        );
+    }
     assert_eq!(fields["CapBnd"], "0000000000000021", "CAP_CHOWN and CAP_KILL");
     assert_eq!(fields["Uid"], "1000\t1000\t1000\t1000");
     assert_eq!(fields["Groups"].trim(), "2000");
-    assert!(from_init.contains("3000000      65536"), "{from_init}");
+    assert_eq!(fields["Gid"], "1000\t1000\t1000\t1000");
+    assert_eq!(
+        from_init.matches("3000000      65536").count(),
+        2,
+        "users and groups: {from_init}"
+    );
+    assert!(
+        from_init.ends_with("/tmp/copy: Permission denied\n"),
+        "Landlock: {from_init}"
+    );
     stage.end().await;
 }
 
@@ -919,7 +936,7 @@ fn make_image(root: &Path) {
     .expect("write");
     for applet in [
         "sh", "cat", "cp", "cut", "echo", "grep", "head", "hostname", "id", "ls", "ln", "mkfifo", "mv", "nc",
-        "mkdir", "mount", "pwd", "readlink", "sleep", "sort", "stat", "true", "unshare", "wc",
+        "mkdir", "mount", "pwd", "readlink", "rm", "sleep", "sort", "stat", "stty", "true", "tty", "unshare", "wc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");
     }

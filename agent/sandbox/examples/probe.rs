@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 fn enter_image(root: &Path) {
     let index = ExecutableIndex::of_layer(root).expect("readable");
     let directory = fs::File::open(root).expect("opens");
-    let ruleset = ImageRuleset::build(directory.as_fd(), &index.paths).expect("builds");
+    let ruleset = ImageRuleset::build(directory.as_fd(), &index.paths, &Profile::baseline()).expect("builds");
     std::os::unix::fs::chroot(root).expect("chroot");
     std::env::set_current_dir("/").expect("chdir");
     let mounts = [PathRule::new("/vol", PathAccess::ReadWrite)];

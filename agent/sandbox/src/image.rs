@@ -9,6 +9,8 @@
 //!   but each file beneath that was executable in the image keeps its right to be executed, by inode;
 //! - plain files directly there (`/entrypoint.sh`): read, and execute if the image says so.
 //!
+//! Under a read-only profile the other directories are only read as well.
+//!
 //! So an image's own programs run wherever they lie, and a program that was written after the start runs
 //! nowhere. The gaps, stated: an executable outside the code directories can be overwritten in place by a
 //! user who owns it, and then executed; interpreters and loaders read code as data; nothing new can be
@@ -28,7 +30,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags}
 use rustix::io::Errno;
 
 use crate::landlock::{self as rules, LandlockError};
-use crate::{PathAccess, Tcp};
+use crate::{PathAccess, Profile};
 
 /// Executable files outside the code directories that one image may have; more are not executable.
 pub const MAX_EXECUTABLES: usize = 8192;
@@ -134,11 +136,21 @@ impl ImageRuleset {
     /// Builds the ruleset from the root the container will see, before any of its processes runs.
     ///
     /// `executables` are paths relative to `root`; those that are gone or are no executable files any more
-    /// (a higher layer removed or replaced them) are passed over.
-    pub fn build(root: BorrowedFd<'_>, executables: &[PathBuf]) -> Result<Self, ImageError> {
+    /// (a higher layer removed or replaced them) are passed over. Of `profile` counts what it says about
+    /// writing to the image, TCP and scopes.
+    pub fn build(
+        root: BorrowedFd<'_>,
+        executables: &[PathBuf],
+        profile: &Profile,
+    ) -> Result<Self, ImageError> {
         let ruleset =
-            rules::create(Tcp::Unrestricted, false).map_err(|source| ImageError::Landlock { source })?;
-        let ruleset = add_split_directories(ruleset, root)?;
+            rules::create(&profile.tcp, profile.scoped).map_err(|source| ImageError::Landlock { source })?;
+        let data = if profile.is_read_only() {
+            PathAccess::Read
+        } else {
+            PathAccess::ReadWrite
+        };
+        let ruleset = add_split_directories(ruleset, root, data)?;
         Ok(Self {
             ruleset: add_executables(ruleset, root, executables)?,
         })
@@ -154,6 +166,7 @@ impl ImageRuleset {
 fn add_split_directories(
     mut ruleset: RulesetCreated,
     root: BorrowedFd<'_>,
+    data: PathAccess,
 ) -> Result<RulesetCreated, ImageError> {
     let landlock_error = |source| ImageError::Landlock { source };
     for split in SPLIT {
@@ -194,7 +207,7 @@ fn add_split_directories(
             };
             let access = match rules::file_type(&fd).map_err(read_error)? {
                 FileType::Symlink => continue,
-                FileType::Directory if !is_code_path(&child) => PathAccess::ReadWrite,
+                FileType::Directory if !is_code_path(&child) => data,
                 FileType::Directory => PathAccess::ReadExecute,
                 _ => PathAccess::Read,
             };

@@ -1,12 +1,13 @@
 //! Rulesets: which rights each kind of access means, and their installation without any fallback.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
@@ -96,8 +97,8 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
-/// An empty ruleset, which refuses everything it handles.
-pub(crate) fn create(tcp: Tcp, scoped: bool) -> Result<RulesetCreated, LandlockError> {
+/// A ruleset for no path yet: it refuses all files, and TCP but for the ports that are named.
+pub(crate) fn create(tcp: &Tcp, scoped: bool) -> Result<RulesetCreated, LandlockError> {
     let found = landlock_abi();
     let demand = |feature, needed, linux| {
         if found >= needed {
@@ -115,17 +116,31 @@ pub(crate) fn create(tcp: Tcp, scoped: bool) -> Result<RulesetCreated, LandlockE
     if scoped {
         demand("Landlock scopes for signals and abstract sockets", 6, "6.12")?;
     }
+    let none = BTreeSet::new();
     let build = || {
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(FILE_RIGHTS))?;
-        if tcp == Tcp::Denied {
-            ruleset = ruleset.handle_access(AccessNet::from_all(ABI::V4))?;
+        let (bind, connect) = match tcp {
+            Tcp::Unrestricted => (None, None),
+            Tcp::Denied => (Some(&none), Some(&none)),
+            Tcp::Ports(ports) => (ports.bind.as_ref(), ports.connect.as_ref()),
+        };
+        let limited = [(AccessNet::BindTcp, bind), (AccessNet::ConnectTcp, connect)];
+        let limited = limited.map(|(access, ports)| ports.map(|ports| (access, ports)));
+        for (access, _) in limited.iter().flatten() {
+            ruleset = ruleset.handle_access(*access)?;
         }
         if scoped {
             ruleset = ruleset.scope(Scope::from_all(ABI::V6))?;
         }
-        ruleset.create()
+        let mut ruleset = ruleset.create()?;
+        for (access, ports) in limited.into_iter().flatten() {
+            for port in ports {
+                ruleset = ruleset.add_rule(NetPort::new(*port, access))?;
+            }
+        }
+        Ok(ruleset)
     };
     build().map_err(|source| LandlockError::Create { source })
 }

@@ -1,4 +1,4 @@
-//! Confines processes: a profile becomes a Landlock ruleset and two seccomp filters.
+//! Confines processes: a profile becomes a Landlock ruleset and a seccomp filter.
 //!
 //! Three kinds of process use it: pods (through `agent-runtime`), the control daemon, and tools that read
 //! untrusted data in a [`jail`]. Both layers are always installed, Landlock first so that the filter need
@@ -14,16 +14,22 @@
 mod image;
 pub mod jail;
 mod landlock;
+mod names;
+pub mod oci;
 mod seccomp;
 pub mod syscalls;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
 pub use crate::landlock::{LandlockError, landlock_abi};
-pub use crate::seccomp::{CompileError, InstallError};
+pub use crate::seccomp::{
+    Action, Alternative, CallRule, Compare, CompileError, Condition, EmitError, Filter, InstallError,
+    SyscallPolicy, Width,
+};
 
 /// What a process may do. Plain data; [`Profile::compile`] turns it into something enforceable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,16 +46,22 @@ pub struct Profile {
     pub scoped: bool,
 }
 
-/// One of the lists in [`syscalls`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// One of the lists in [`syscalls`], or a policy that was made from one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SyscallSet {
     /// What ordinary container images need.
     Baseline,
+    /// The baseline without what makes written memory executable, and without rarely needed calls.
+    Strict,
+    /// The baseline, where what `Strict` would refuse is logged by the kernel's audit.
+    Audit,
     /// A server that starts helper processes.
     Daemon,
     /// A tool without network.
     Jail,
+    /// What this policy says.
+    Policy(SyscallPolicy),
 }
 
 /// How files are judged.
@@ -58,18 +70,33 @@ pub enum SyscallSet {
 pub enum Filesystem {
     /// By the shape of the container image; see [`ImageRuleset`].
     Image,
+    /// As `Image`, and nothing of the image can be written. What is mounted over it can be written or
+    /// executed, never both, and the kernel maps no code from where it can be written.
+    ReadOnlyImage,
     /// By these rules; everything else is refused.
     Paths(Vec<PathRule>),
 }
 
 /// Whether Landlock stops TCP `bind` and `connect`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tcp {
     /// Left to the network namespace and the datapath.
     Unrestricted,
     /// No port may be bound, none connected to.
     Denied,
+    /// These ports.
+    Ports(TcpPorts),
+}
+
+/// Ports of TCP that a process may use. Landlock knows ports, not addresses; those are the datapath's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpPorts {
+    /// What may be bound; absent means any. Port 0, which lets the kernel choose, counts as a port.
+    pub bind: Option<BTreeSet<u16>>,
+    /// What may be connected to; absent means any.
+    pub connect: Option<BTreeSet<u16>>,
 }
 
 /// Grants `access` to `path` and everything beneath it.
@@ -145,6 +172,32 @@ impl Profile {
         }
     }
 
+    /// For pods that bring all their code in the image: what can be written cannot be executed, also not
+    /// in memory, the image is read-only, and TCP is limited to `ports`. Just-in-time compilers do not
+    /// run under it.
+    pub fn strict(ports: TcpPorts) -> Self {
+        Self {
+            syscalls: SyscallSet::Strict,
+            filesystem: Filesystem::ReadOnlyImage,
+            tcp: Tcp::Ports(ports),
+            scoped: false,
+        }
+    }
+
+    /// The baseline, with a record of each call that [`Profile::strict`] would refuse: to find out whether a
+    /// pod could run under it. What only Landlock and mounts would refuse is not told.
+    pub fn audit() -> Self {
+        Self {
+            syscalls: SyscallSet::Audit,
+            ..Self::baseline()
+        }
+    }
+
+    /// Whether the image's files are read-only and writable mounts hold no code.
+    pub fn is_read_only(&self) -> bool {
+        self.filesystem == Filesystem::ReadOnlyImage
+    }
+
     /// For a server of this project: it changes only its state, executes only named programs, and its
     /// signals do not leave its own processes.
     pub fn daemon(paths: &DaemonPaths) -> Self {
@@ -202,10 +255,10 @@ impl Profile {
         }
     }
 
-    /// Compiles the seccomp filters; about a millisecond, touches nothing.
+    /// Compiles the seccomp filter; touches nothing.
     pub fn compile(&self) -> Result<Compiled, CompileError> {
         Ok(Compiled {
-            filters: seccomp::Filters::compile(self.syscalls)?,
+            filter: Filter::compile(&self.syscalls.policy())?,
             profile: self.clone(),
         })
     }
@@ -214,7 +267,7 @@ impl Profile {
 /// A profile that is ready to be applied.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    filters: seccomp::Filters,
+    filter: Filter,
     profile: Profile,
 }
 
@@ -267,7 +320,7 @@ impl Compiled {
             });
         };
         demand_one_thread()?;
-        let ruleset = landlock::create(self.profile.tcp, self.profile.scoped)
+        let ruleset = landlock::create(&self.profile.tcp, self.profile.scoped)
             .and_then(|ruleset| landlock::add_paths(ruleset, rules))
             .map_err(|source| ApplyError::Landlock { source })?;
         self.enforce(ruleset)
@@ -278,7 +331,7 @@ impl Compiled {
     /// `mounts` are the paths, inside the container, of what is mounted over the image. The caller is a
     /// process of a single-threaded runtime, inside the container's root.
     pub fn apply_in_container(&self, image: &ImageRuleset, mounts: &[PathRule]) -> Result<(), ApplyError> {
-        if self.profile.filesystem != Filesystem::Image {
+        if let Filesystem::Paths(_) = self.profile.filesystem {
             return Err(ApplyError::WrongKind {
                 wanted: "by a list of paths",
             });
@@ -297,7 +350,7 @@ impl Compiled {
 
     fn enforce(&self, ruleset: ::landlock::RulesetCreated) -> Result<(), ApplyError> {
         landlock::restrict(ruleset).map_err(|source| ApplyError::Landlock { source })?;
-        self.filters
+        self.filter
             .install()
             .map_err(|source| ApplyError::Seccomp { source })
     }

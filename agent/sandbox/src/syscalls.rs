@@ -5,6 +5,11 @@
 //! not namespaced well), `bpf`, `userfaultfd`, `perf_event_open` (kernel attack surface), every `mount`,
 //! `setns`, `unshare` and module call. Beside the groups stand the few calls whose arguments decide.
 
+/// Pairs each name with its number, so that a misspelt call does not compile.
+macro_rules! calls {
+    ($($name:ident),* $(,)?) => { &[$((stringify!($name), number::$name)),*] };
+}
+
 /// A named set of system calls that are allowed whatever their arguments.
 #[derive(Debug)]
 pub struct Group {
@@ -103,8 +108,102 @@ pub(crate) const JAIL: &[&Group] = &[
 /// Argument rules of [`BASELINE`] and [`DAEMON`].
 pub(crate) const BASELINE_CONDITIONS: &[Conditional] = &[CLONE, PERSONALITY, MEMFD, NETWORK_SOCKETS];
 
+/// What strict pods do not get of the baseline, whatever the arguments.
+pub(crate) const STRICT_REFUSED: &[&Group] = &[&STRICT, &STRICT_OLD];
+
+/// What strict pods do not get of the baseline with certain arguments.
+pub(crate) const STRICT_CONDITIONS: &[Conditional] = &[
+    WRITABLE_CODE,
+    MADE_CODE,
+    MADE_CODE_WITH_KEY,
+    SHARED_CODE,
+    EXECUTE_DESCRIPTOR,
+];
+
+/// What makes a strict pod's `memfd_create` refuse: a library falls back to a file, which cannot be mapped
+/// as code. A sealed anonymous file can, and be written through a second mapping.
+pub(crate) const STRICT_ABSENT: &[(&str, i64)] = calls![SYS_memfd_create];
+
 /// Argument rules of [`JAIL`].
 pub(crate) const JAIL_CONDITIONS: &[Conditional] = &[CLONE, MEMFD];
+
+const WRITABLE_CODE: Conditional = Conditional {
+    call: ("mmap", libc::SYS_mmap),
+    reason: "memory that is writable and executable",
+    // PROT_WRITE and PROT_EXEC.
+    any_of: &[Argument {
+        index: 2,
+        mask: 0x6,
+        value: 0x6,
+    }],
+};
+
+const MADE_CODE: Conditional = Conditional {
+    call: ("mprotect", libc::SYS_mprotect),
+    reason: "memory that becomes executable, having been written before",
+    any_of: &[EXECUTABLE],
+};
+
+const MADE_CODE_WITH_KEY: Conditional = Conditional {
+    call: ("pkey_mprotect", libc::SYS_pkey_mprotect),
+    reason: "the same under another name",
+    any_of: &[EXECUTABLE],
+};
+
+/// PROT_EXEC.
+const EXECUTABLE: Argument = Argument {
+    index: 2,
+    mask: 0x4,
+    value: 0x4,
+};
+
+const SHARED_CODE: Conditional = Conditional {
+    call: ("shmat", libc::SYS_shmat),
+    reason: "shared memory as code",
+    // SHM_EXEC.
+    any_of: &[Argument {
+        index: 2,
+        mask: 0x8000,
+        value: 0x8000,
+    }],
+};
+
+const EXECUTE_DESCRIPTOR: Conditional = Conditional {
+    call: ("execveat", libc::SYS_execveat),
+    reason: "programs that have no path any more",
+    // AT_EMPTY_PATH.
+    any_of: &[Argument {
+        index: 4,
+        mask: 0x1000,
+        value: 0x1000,
+    }],
+};
+
+const STRICT: Group = Group {
+    name: "strict",
+    reason: "seldom needed, and each another way to odd memory or files",
+    calls: calls![
+        SYS_memfd_secret,
+        SYS_name_to_handle_at,
+        SYS_personality,
+        SYS_remap_file_pages,
+        SYS_vmsplice
+    ],
+};
+
+#[cfg(target_arch = "x86_64")]
+const STRICT_OLD: Group = Group {
+    name: "strict-old",
+    reason: "segments of 16-bit programs",
+    calls: calls![SYS_modify_ldt],
+};
+
+#[cfg(not(target_arch = "x86_64"))]
+const STRICT_OLD: Group = Group {
+    name: "strict-old",
+    reason: "absent on this architecture",
+    calls: &[],
+};
 
 const CLONE: Conditional = Conditional {
     call: ("clone", libc::SYS_clone),
@@ -176,26 +275,38 @@ const fn family(value: u32) -> Argument {
 
 /// Call numbers: those of `libc`, and those it lacks; numbers above 402 are the same on all architectures.
 #[expect(non_upper_case_globals, reason = "spelt as the kernel's headers spell them")]
-mod number {
-    pub(super) use libc::*;
+pub(crate) mod number {
+    pub(crate) use libc::*;
     #[cfg(target_arch = "x86_64")]
-    pub(super) const SYS_io_pgetevents: c_long = 333;
+    pub(crate) const SYS_io_pgetevents: c_long = 333;
     #[cfg(target_arch = "aarch64")]
-    pub(super) const SYS_io_pgetevents: c_long = 292;
-    pub(super) const SYS_cachestat: c_long = 451;
-    pub(super) const SYS_map_shadow_stack: c_long = 453;
-    pub(super) const SYS_futex_wake: c_long = 454;
-    pub(super) const SYS_futex_wait: c_long = 455;
-    pub(super) const SYS_futex_requeue: c_long = 456;
-    pub(super) const SYS_setxattrat: c_long = 463;
-    pub(super) const SYS_getxattrat: c_long = 464;
-    pub(super) const SYS_listxattrat: c_long = 465;
-    pub(super) const SYS_removexattrat: c_long = 466;
-}
-
-/// Pairs each name with its number, so that a misspelt call does not compile.
-macro_rules! calls {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), number::$name)),*] };
+    pub(crate) const SYS_io_pgetevents: c_long = 292;
+    /// Gone from the kernel, but profiles name them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_create_module: c_long = 174;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_get_kernel_syms: c_long = 177;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_query_module: c_long = 178;
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const SYS_uretprobe: c_long = 335;
+    pub(crate) const SYS_cachestat: c_long = 451;
+    pub(crate) const SYS_map_shadow_stack: c_long = 453;
+    pub(crate) const SYS_futex_wake: c_long = 454;
+    pub(crate) const SYS_futex_wait: c_long = 455;
+    pub(crate) const SYS_futex_requeue: c_long = 456;
+    pub(crate) const SYS_statmount: c_long = 457;
+    pub(crate) const SYS_listmount: c_long = 458;
+    pub(crate) const SYS_lsm_get_self_attr: c_long = 459;
+    pub(crate) const SYS_lsm_set_self_attr: c_long = 460;
+    pub(crate) const SYS_lsm_list_modules: c_long = 461;
+    pub(crate) const SYS_setxattrat: c_long = 463;
+    pub(crate) const SYS_getxattrat: c_long = 464;
+    pub(crate) const SYS_listxattrat: c_long = 465;
+    pub(crate) const SYS_removexattrat: c_long = 466;
+    pub(crate) const SYS_open_tree_attr: c_long = 467;
+    pub(crate) const SYS_file_getattr: c_long = 468;
+    pub(crate) const SYS_file_setattr: c_long = 469;
 }
 
 const MEMORY: Group = Group {

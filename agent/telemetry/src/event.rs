@@ -280,7 +280,7 @@ mod tests {
             staged: staged.map(Arc::new),
             changes: [(EndpointId(7), 3)].into(),
             endpoints: [(EndpointId(7), named_pod("client"))].into(),
-            addresses: [("10.7.0.9".parse().unwrap(), named_pod("web"))].into(),
+            addresses: Arc::new([("10.7.0.9".parse().unwrap(), named_pod("web"))].into()),
             logging: None,
         });
         names

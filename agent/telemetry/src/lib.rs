@@ -5,6 +5,8 @@
 //! datapath finds out about flows later comes in by [`report`]. Every place where an event can be lost counts what it
 //! loses, and says so in the stream.
 //!
+//! What the datapath counts becomes metrics by [`exposition`].
+//!
 //! The words that events use are listed in `docs/flows.md`. Non-goals: aggregating events, deciding.
 
 #![forbid(unsafe_code)]
@@ -14,6 +16,7 @@ mod history;
 mod hub;
 mod log;
 mod logging;
+mod metrics;
 mod names;
 mod reader;
 
@@ -22,5 +25,6 @@ pub use history::{History, Query};
 pub use hub::{FOLLOWER_LAG, Follower, Hub};
 pub use log::{FlowLog, LogConfig, LogError};
 pub use logging::LogRules;
+pub use metrics::{METRICS_MEDIA_TYPE, exposition};
 pub use names::{NamedPod, Names, Snapshot};
 pub use reader::{Reader, StartError, report};

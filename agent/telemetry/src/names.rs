@@ -33,7 +33,7 @@ pub struct Snapshot {
     /// Pods of this node by endpoint.
     pub endpoints: BTreeMap<EndpointId, Arc<NamedPod>>,
     /// All pods that are known, by address.
-    pub addresses: BTreeMap<IpAddr, Arc<NamedPod>>,
+    pub addresses: Arc<BTreeMap<IpAddr, Arc<NamedPod>>>,
 }
 
 /// A pod as events show it.

@@ -15,6 +15,7 @@ use crate::{
     call::{Call, Outcome},
     lifecycle::{self, Deletion},
     objects::{self, metadata_text},
+    policy::Held,
     write::{MAX_ATTEMPTS, revision_of, store_failure},
 };
 
@@ -27,7 +28,6 @@ impl Server {
         let options = delete_options(call)?;
         self.delete_one(call, call.target.namespace(), call.target.name(), &options)
             .await
-            .map(Outcome::ok)
     }
 
     /// `DELETE` on a collection: each object that matches, one by one.
@@ -36,16 +36,20 @@ impl Server {
         let options = delete_options(call)?;
         let query = ListQuery::parse(row, &call.parameters)?;
         let (mut list, items) = self.list_objects(call, &query).await?;
+        let mut warnings = Vec::new();
         for object in &items {
             let (namespace, name) = (metadata_text(object, "namespace"), metadata_text(object, "name"));
             match self.delete_one(call, namespace, name, &options).await {
                 // Gone in the meantime: what was asked for.
                 Err(status) if status.code() == 404 => {}
-                other => drop(other?),
+                other => warnings.extend(other?.warnings),
             }
         }
         list["items"] = Value::Array(items);
-        Ok(Outcome::ok(list))
+        Ok(Outcome {
+            warnings,
+            ..Outcome::ok(list)
+        })
     }
 
     async fn delete_one(
@@ -54,7 +58,7 @@ impl Server {
         namespace: &str,
         name: &str,
         options: &DeleteOptions,
-    ) -> Result<Value, Status> {
+    ) -> Result<Outcome, Status> {
         let row = call.target.resource;
         if row.kind == "Namespace" && KEPT_NAMESPACES.contains(&name) {
             return Err(Status::forbidden(row, name, "this namespace may not be deleted"));
@@ -68,13 +72,15 @@ impl Server {
             }
             _ => None,
         };
+        let user = &call.who.identity().user;
         let key = objects::key(row, namespace, name);
         for _attempt in 0..MAX_ATTEMPTS {
             let object = self.fetch(row, namespace, name).await?;
             check_preconditions(call, name, &object, options)?;
             let expected = Expected::At(revision_of(&object)?);
+            let stored = object.clone();
             let (change, answer) = match lifecycle::plan_deletion(&object, row, options, call.now) {
-                Deletion::Underway => return Ok(object),
+                Deletion::Underway => return Ok(Outcome::ok(object)),
                 // A pod's last state is worth seeing; of other objects only the name is left to tell.
                 Deletion::Remove if row.kind == "Pod" => (Change::Delete, object),
                 Deletion::Remove => {
@@ -87,17 +93,27 @@ impl Server {
                     (Change::Put { uid, value }, marked.object().clone())
                 }
             };
-            if options.dry_run {
-                return Ok(answer);
-            }
             let marks = matches!(change, Change::Put { .. });
+            // What is only marked decides as before.
+            let held = match marks {
+                true => Held::default(),
+                false => self.hold_policy(row, user, Some(&stored), None).await?,
+            };
+            let warnings = held.warnings.clone();
+            let done = |object| Outcome {
+                warnings,
+                ..Outcome::ok(object)
+            };
+            if options.dry_run {
+                return Ok(done(answer));
+            }
             match self.store.write(&key, expected, change).await {
                 Ok(revision) => {
                     let mut answer = answer;
                     if marks || row.kind == "Pod" {
                         objects::set_revision(&mut answer, revision);
                     }
-                    return Ok(answer);
+                    return Ok(done(answer));
                 }
                 Err(StoreError::Conflict { actual: None, .. }) => return Err(Status::not_found(row, name)),
                 // Preconditions are checked again on what is there now.

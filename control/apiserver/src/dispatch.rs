@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use api::resources::{Resource, Stored};
+use api::resources::{Resource, Stored, Subresource};
 use axum::{
     Extension,
     body::{Body, Bytes},
@@ -20,6 +20,7 @@ use control_wire::{
 };
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::upgrade::OnUpgrade;
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::info;
@@ -31,6 +32,7 @@ use crate::{
     objects::{self, metadata_text},
     profiles, respond,
     server::Peer,
+    sessions::Knock,
     shape,
     target::{self, ResourceTarget, Target, Verb},
     write::store_failure,
@@ -72,7 +74,8 @@ impl Server {
     ) -> Result<Response, Status> {
         // Who asks comes before what exists: without a certificate every path looks the same.
         let who = peer.who.clone().ok_or_else(Status::unauthorized)?;
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let upgrade = head.extensions.remove::<OnUpgrade>();
         refuse_impersonation(&head.headers)?;
         let target = target.ok_or_else(|| match target::unserved(head.uri.path()) {
             Some(subresource) => Status::not_served(&format!("pods/{subresource}")),
@@ -89,7 +92,8 @@ impl Server {
         let parameters = Parameters::parse(head.uri.query().unwrap_or_default())?;
         let verb = target::verb(&head.method, &target, parameters.flag("watch"))
             .ok_or_else(|| refused_verb(target.resource))?;
-        let streams = verb == Verb::Watch || matches!(target.subresource(), "log" | "proxy");
+        let session = target.subresource.is_some_and(Subresource::is_session);
+        let streams = session || verb == Verb::Watch || matches!(target.subresource(), "log" | "proxy");
         let slots = if streams { &self.streams } else { &self.requests };
         let audit = Audit::new(&who, peer, verb, &target);
         let work = async {
@@ -119,6 +123,14 @@ impl Server {
                 body,
                 now: Timestamp::now(),
             };
+            if session {
+                let knock = Knock {
+                    headers: &head.headers,
+                    upgrade,
+                    address: peer.address,
+                };
+                return self.open_session(&call, knock, slot).await;
+            }
             self.perform(verb, &call, slot).await
         };
         let result = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {

@@ -4,7 +4,7 @@
 //! [`control_auth::Authorized`], admission gives [`control_admission::Admitted`], and only that is stored. A
 //! stage that is left out does not compile.
 //!
-//! Non-goals: server-side apply, `exec`, `attach` and `port-forward`, aggregation. What the wire looks like
+//! Non-goals: server-side apply, aggregation. What the wire looks like
 //! is `control/wire`'s, what may be stored `control/admission`'s, who may ask `control/auth`'s.
 //!
 //! Start at [`serve`]; a request starts in `dispatch`.
@@ -22,11 +22,13 @@ mod node_proxy;
 mod objects;
 mod own;
 mod pods;
+mod policy;
 mod profiles;
 mod read;
 mod respond;
 mod reviews;
 mod server;
+mod sessions;
 mod shape;
 mod streams;
 mod target;
@@ -51,7 +53,7 @@ pub use server::ServeError;
 
 /// Requests under way at once, streams not counted.
 const MAX_REQUESTS: usize = 400;
-/// Watches, logs and flow streams open at once.
+/// Watches, logs, flow streams and sessions open at once.
 const MAX_STREAMS: usize = 4000;
 /// Namespaces that always exist.
 const NAMESPACES: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -84,6 +86,7 @@ pub async fn serve(
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         tiers: RwLock::default(),
+        policy: policy::Guard::default(),
         shutdown: shutdown.clone(),
     });
     server.make_namespaces().await.map_err(ServeError::Namespaces)?;
@@ -104,6 +107,8 @@ pub(crate) struct Server {
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,
+    /// Turns of writes that policy depends on. Asked for after `tiers`.
+    policy: policy::Guard,
     shutdown: CancellationToken,
 }
 

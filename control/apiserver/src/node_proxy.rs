@@ -3,11 +3,13 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use api::session;
 use axum::body::Body;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::StreamExt as _;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
+use hyper::{body::Bytes, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde_json::Value;
@@ -163,9 +165,58 @@ pub(crate) async fn get(
     Ok(response)
 }
 
+/// Asks the agent for a session and gives the connection on which it is held.
+pub(crate) async fn open_session(
+    endpoint: &NodeEndpoint,
+    wanted: &session::Request,
+    tls: &Arc<rustls::ClientConfig>,
+) -> Result<Upgraded, ProxyError> {
+    let node = || endpoint.node.clone();
+    // Names, words and numbers always serialise.
+    let wanted = URL_SAFE_NO_PAD.encode(serde_json::to_vec(wanted).unwrap_or_default());
+    let request = Request::post("/session")
+        .header(header::HOST, &endpoint.node)
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, session::PROTOCOL)
+        .header(session::REQUEST_HEADER, wanted)
+        .body(Empty::<Bytes>::new())
+        .map_err(|source| ProxyError::Request { node: node(), source })?;
+    let answer = async {
+        let answer = exchange(endpoint, request, tls).await?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(ProxyError::Refused {
+                status: answer.status(),
+                message: error_text(answer.into_body()).await,
+            });
+        }
+        hyper::upgrade::on(answer)
+            .await
+            .map_err(|source| ProxyError::Http { node: node(), source })
+    };
+    tokio::time::timeout(HEAD_TIMEOUT, answer)
+        .await
+        .map_err(|_elapsed| ProxyError::Timeout { node: node() })?
+}
+
 async fn send(
     endpoint: &NodeEndpoint,
     path_and_query: &str,
+    tls: &Arc<rustls::ClientConfig>,
+) -> Result<Response<hyper::body::Incoming>, ProxyError> {
+    let request = Request::get(path_and_query)
+        .header(header::HOST, &endpoint.node)
+        .body(Empty::<Bytes>::new())
+        .map_err(|source| ProxyError::Request {
+            node: endpoint.node.clone(),
+            source,
+        })?;
+    exchange(endpoint, request, tls).await
+}
+
+/// Connects and sends one request.
+async fn exchange(
+    endpoint: &NodeEndpoint,
+    request: Request<Empty<Bytes>>,
     tls: &Arc<rustls::ClientConfig>,
 ) -> Result<Response<hyper::body::Incoming>, ProxyError> {
     let node = || endpoint.node.clone();
@@ -190,14 +241,10 @@ async fn send(
         .map_err(http)?;
     // Ends when the body is read or dropped.
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             debug!(%error, "connection to an agent");
         }
     });
-    let request = Request::get(path_and_query)
-        .header(header::HOST, &endpoint.node)
-        .body(Empty::<Bytes>::new())
-        .map_err(|source| ProxyError::Request { node: node(), source })?;
     sender.send_request(request).await.map_err(http)
 }
 

@@ -101,10 +101,10 @@ pub(crate) fn bind(pod: &mut Value, binding: &Value, row: &Resource, now: Timest
     Ok(())
 }
 
-/// Decides where a log is read, or why it cannot be.
-pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Status> {
+/// Name of the container that is meant: the one asked for, or the only one.
+pub(crate) fn container_of<'a>(pod: &'a Value, asked: Option<&str>) -> Result<&'a str, Status> {
     let name = metadata_text(pod, "name");
-    let names = |list: &str| -> Vec<&str> {
+    let names = |list: &str| -> Vec<&'a str> {
         let containers = pod.pointer(list).and_then(Value::as_array);
         let names = containers
             .into_iter()
@@ -114,25 +114,31 @@ pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Sta
     };
     let containers = names("/spec/containers");
     let inits = names("/spec/initContainers");
-    let container = match (query.container.as_deref(), containers.as_slice()) {
-        (Some(asked), _) if containers.contains(&asked) || inits.contains(&asked) => asked,
-        (Some(asked), _) => {
-            return Err(Status::bad_request(format!(
-                "container {asked} is not valid for pod {name}"
-            )));
-        }
-        (None, [only]) => only,
+    match (asked, containers.as_slice()) {
+        (Some(asked), _) => containers
+            .iter()
+            .chain(&inits)
+            .find(|known| **known == asked)
+            .copied()
+            .ok_or_else(|| Status::bad_request(format!("container {asked} is not valid for pod {name}"))),
+        (None, [only]) => Ok(only),
         (None, many) => {
             let list = many.join(" ");
             let inits = match inits.as_slice() {
                 [] => String::new(),
                 inits => format!(" or one of the init containers: [{}]", inits.join(" ")),
             };
-            return Err(Status::bad_request(format!(
+            Err(Status::bad_request(format!(
                 "a container name must be specified for pod {name}, choose one of: [{list}]{inits}"
-            )));
+            )))
         }
-    };
+    }
+}
+
+/// Decides where a log is read, or why it cannot be.
+pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Status> {
+    let name = metadata_text(pod, "name");
+    let container = container_of(pod, query.container.as_deref())?;
     let node = pod
         .pointer("/spec/nodeName")
         .and_then(Value::as_str)
@@ -181,6 +187,7 @@ pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Result<Option<St
             Ok(Some(path))
         }
         "policy" => Ok(Some("/policy".to_owned())),
+        "metrics" => Ok(Some("/metrics".to_owned())),
         _ => Ok(None),
     }
 }
@@ -271,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_answer_about_flows_and_policy_only() {
+    fn nodes_answer_about_flows_policy_and_metrics_only() {
         let path = |rest: &str, query: &str| node_path(rest, &parameters(query)).unwrap();
         assert_eq!(path("flows", "follow=true").unwrap(), "/flows?follow=true");
         assert_eq!(
@@ -283,7 +290,15 @@ mod tests {
             "/flows?follow=false&since=2026-01-02T02:04:05Z&after=7&limit=5"
         );
         assert_eq!(path("policy", "evil=1").unwrap(), "/policy");
-        for other in ["", "healthz", "flows/x", "policy/x", "containerLogs/a/p/c"] {
+        assert_eq!(path("metrics", "evil=1").unwrap(), "/metrics");
+        for other in [
+            "",
+            "healthz",
+            "flows/x",
+            "policy/x",
+            "metrics/x",
+            "containerLogs/a/p/c",
+        ] {
             assert_eq!(path(other, ""), None, "{other}");
         }
         for bad in ["since=today", "limit=-1", "after=x"] {

@@ -103,7 +103,7 @@ impl Server {
     }
 }
 
-fn node_failure(error: &ProxyError) -> Status {
+pub(crate) fn node_failure(error: &ProxyError) -> Status {
     match error {
         ProxyError::Refused {
             status: StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST,

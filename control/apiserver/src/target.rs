@@ -12,15 +12,7 @@ use http::Method;
 const OLDER: &[(&str, &str, &str)] = &[("authentication.k8s.io", "v1beta1", "selfsubjectreviews")];
 
 /// Subresources of pods that Kubernetes has and this server does not: worth a message that names them.
-const UNSERVED: &[&str] = &[
-    "attach",
-    "ephemeralcontainers",
-    "eviction",
-    "exec",
-    "portforward",
-    "proxy",
-    "resize",
-];
+const UNSERVED: &[&str] = &["ephemeralcontainers", "eviction", "proxy", "resize"];
 
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +171,11 @@ pub(crate) fn unserved(path: &str) -> Option<&'static str> {
 /// The verb that `method` means on `target`, or `None` if the resource does not answer it.
 pub(crate) fn verb(method: &Method, target: &ResourceTarget, watch: bool) -> Option<Verb> {
     let named = target.name.is_some();
+    let session = target.subresource.is_some_and(Subresource::is_session);
     let verb = match *method {
+        // A WebSocket begins with GET, SPDY with POST. Both do the same, so both need the same right: whoever may only
+        // read pods must not get into them because WebSockets are spelled that way.
+        Method::GET | Method::POST if session => Verb::Create,
         Method::GET if named => Verb::Get,
         Method::GET if watch => Verb::Watch,
         Method::GET => Verb::List,
@@ -361,8 +357,8 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named() {
-        let path = "/api/v1/namespaces/ns/pods/x/exec";
-        assert_eq!((parse(path), unserved(path)), (None, Some("exec")));
+        let path = "/api/v1/namespaces/ns/pods/x/eviction";
+        assert_eq!((parse(path), unserved(path)), (None, Some("eviction")));
         assert_eq!(unserved("/api/v1/namespaces/ns/pods/x/nosuch"), None);
         for row in resources::RESOURCES.iter().filter(|row| row.kind == "Pod") {
             assert!(UNSERVED.iter().all(|name| row.subresource(name).is_none()));
@@ -384,6 +380,13 @@ mod tests {
             verb_of(Method::DELETE, "/api/v1/namespaces/a/pods", false),
             Some(Verb::DeleteCollection)
         );
+        for session in ["exec", "attach", "portforward"] {
+            let path = format!("/api/v1/namespaces/a/pods/p/{session}");
+            for method in [Method::GET, Method::POST] {
+                assert_eq!(verb_of(method, &path, false), Some(Verb::Create));
+            }
+            assert_eq!(verb_of(Method::DELETE, &path, false), None);
+        }
         assert_eq!(
             verb_of(Method::POST, "/api/v1/namespaces/a/pods/p/binding", false),
             Some(Verb::Create)

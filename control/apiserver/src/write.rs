@@ -39,10 +39,13 @@ impl Server {
     /// `POST` on a collection.
     pub(crate) async fn create(&self, call: &Call) -> Result<Outcome, Status> {
         let row = call.target.resource;
+        let user = &call.who.identity().user;
         let query = WriteQuery::parse(&call.parameters)?;
         let form = negotiate::body_form(call.content_type.as_deref())?;
-        let decode::Decoded { mut object, warnings } =
-            decode::object(row, None, form, &call.body, query.validation)?;
+        let decode::Decoded {
+            mut object,
+            mut warnings,
+        } = decode::object(row, None, form, &call.body, query.validation)?;
         if !metadata_text(&object, "resourceVersion").is_empty() {
             return Err(Status::bad_request(
                 "resourceVersion should not be set on objects to be created",
@@ -69,11 +72,13 @@ impl Server {
             let admitted = self.admit(call, Operation::Create, None, gated)?;
             attempts -= 1;
             let _tier = self.hold_tier(row, admitted.object()).await?;
+            let held = self.hold_policy(row, user, None, Some(admitted.object())).await?;
             match self
                 .store_admitted(call, &admitted, Expected::Absent, query.dry_run)
                 .await
             {
                 Ok(object) => {
+                    warnings.extend(held.warnings);
                     return Ok(Outcome {
                         code: StatusCode::CREATED,
                         object,
@@ -115,10 +120,11 @@ impl Server {
     async fn change(&self, call: &Call, query: WriteQuery, source: &Source) -> Result<Outcome, Status> {
         let row = call.target.resource;
         let name = call.target.name();
+        let user = &call.who.identity().user;
         let part = part_of(call.target.subresource());
         for _attempt in 0..MAX_ATTEMPTS {
             let old = self.load(call).await?;
-            let (mut new, warnings) = match source {
+            let (mut new, mut warnings) = match source {
                 Source::Replace { object, warnings } => (object.clone(), warnings.clone()),
                 Source::Patch(form) => patched(call, &old, *form, query.validation)?,
             };
@@ -155,11 +161,15 @@ impl Server {
                 });
             }
             let _tier = self.hold_tier(row, admitted.object()).await?;
+            let stays = !lifecycle::is_finished(admitted.object());
+            let stored = stays.then(|| admitted.object());
+            let held = self.hold_policy(row, user, Some(&old), stored).await?;
             match self
                 .store_admitted(call, &admitted, expected, query.dry_run)
                 .await
             {
                 Ok(object) => {
+                    warnings.extend(held.warnings);
                     return Ok(Outcome {
                         code: StatusCode::OK,
                         object,

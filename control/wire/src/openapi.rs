@@ -1,6 +1,6 @@
 //! The least OpenAPI v3 that lets kubectl validate and apply: an index with content hashes, and for each
-//! group version the paths whose `patch` operation says that the server validates fields itself. Schemas
-//! are left out, so `kubectl explain` has nothing to show.
+//! group version the paths whose `patch` operation says that the server validates fields itself. There is a
+//! schema of PolicyAssertion, for `kubectl explain`; of other kinds it has nothing to show.
 
 use std::sync::LazyLock;
 
@@ -58,7 +58,7 @@ pub fn by_path(path: &str) -> Option<&'static Document> {
 }
 
 fn document(group: &str, version: &str) -> Value {
-    let paths: Map<String, Value> = RESOURCES
+    let mut paths: Map<String, Value> = RESOURCES
         .iter()
         .filter(|r| r.group == group && r.version == version && r.stored == Stored::Yes)
         .map(|resource| {
@@ -66,21 +66,72 @@ fn document(group: &str, version: &str) -> Value {
             (path, json!({"patch": patch_operation(resource)}))
         })
         .collect();
+    let mut schemas = Map::new();
+    for resource in RESOURCES
+        .iter()
+        .filter(|r| r.group == group && r.version == version)
+    {
+        if let Some(schema) = schema(resource) {
+            // Where `kubectl explain` looks for the kind of a resource.
+            let post = json!({"post": {
+                "x-kubernetes-action": "post",
+                "x-kubernetes-group-version-kind": gvk(resource),
+                "responses": {"201": {"description": "Created"}},
+            }});
+            paths.insert(resource.collection_path(Some("{namespace}")), post);
+            schemas.insert(format!("{group}.{version}.{}", resource.kind), schema);
+        }
+    }
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Palisade", "version": crate::version::git_version()},
         "paths": paths,
-        "components": {"schemas": {}},
+        "components": {"schemas": schemas},
     })
+}
+
+/// What a kind looks like, for people.
+fn schema(resource: &Resource) -> Option<Value> {
+    if (resource.group, resource.kind) != ("palisade.dev", "PolicyAssertion") {
+        return None;
+    }
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let assertion = text(
+        "The sentence. `no X reaches Y [on P]`: no flow passes from any of X to any of Y. `only X reaches Y [on P]`: none \
+         passes to Y from anything else. `isolated X`: nothing passes between X and what is not X. `X reaches Y on P`: \
+         every flow of P passes. X and Y are `pod`, `ns(NAME)`, `labels(SELECTOR)`, `ns(NAME)/labels(SELECTOR)`, \
+         `pod(NAMESPACE/NAME)`, `host(NAME)`, `cidr(CIDR)`, `internet`, `outside`, `anything`, or several joined by `or`. P \
+         is a list of `443`, `443/TCP`, `8000-8100/UDP`, `TCP`, `ICMP` or `any`.",
+    );
+    Some(json!({
+        "type": "object",
+        "description": "A sentence about who may reach whom, which must hold whatever the policies are: a write that \
+            would break it is refused. With the annotation palisade.dev/enforcement=warn it is stored with a warning.",
+        "x-kubernetes-group-version-kind": [gvk(resource)],
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": text("Always palisade.dev/v1alpha1."),
+            "kind": text("Always PolicyAssertion."),
+            "metadata": {"type": "object", "description": "Object metadata."},
+            "spec": {
+                "type": "object",
+                "description": "What it says.",
+                "required": ["assertion"],
+                "properties": {"assertion": assertion},
+            },
+        },
+    }))
+}
+
+fn gvk(resource: &Resource) -> Value {
+    json!({"group": resource.group, "version": resource.version, "kind": resource.kind})
 }
 
 fn patch_operation(resource: &Resource) -> Value {
     let parameter = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string"}});
     json!({
         "x-kubernetes-action": "patch",
-        "x-kubernetes-group-version-kind": {
-            "group": resource.group, "version": resource.version, "kind": resource.kind,
-        },
+        "x-kubernetes-group-version-kind": gvk(resource),
         "parameters": [parameter("dryRun"), parameter("fieldManager"), parameter("fieldValidation")],
         "responses": {"200": {"description": "OK"}},
     })

@@ -11,10 +11,15 @@ pub const MAX_FLOWS_PER_ENDPOINT: u64 = (MAX_FLOWS / 4) as u64;
 pub const MAX_UNESTABLISHED: u64 = MAX_FLOWS_PER_ENDPOINT / 4;
 /// Most of those that peers of one [`peer_bucket`] may have open to an endpoint.
 pub const MAX_UNESTABLISHED_PER_BUCKET: u64 = MAX_UNESTABLISHED / 8;
+/// Closed flows that are remembered, the newest of a node: an eighth of the table. They count against nobody's share, and
+/// keep at most so much room from flows that live.
+pub const MAX_CLOSED: u32 = MAX_FLOWS / 8;
 /// Buckets of peers of each endpoint.
 pub const PEER_BUCKETS: u32 = 64;
 /// Size of the ring that carries [`FlowRecord`]s.
 pub const RING_BYTES: u32 = 1 << 20;
+/// A ring that holds so much wakes its reader, who otherwise lets records gather.
+pub const RING_HURRY_BYTES: u32 = RING_BYTES / 4;
 
 /// Key of map `FLOWS`: a flow as one endpoint sees it, the same for both directions.
 ///
@@ -68,6 +73,9 @@ pub const FLOW_SCALED: u8 = 1 << 5;
 /// [`FlowSide::scale`] of an end that did not offer window scaling.
 pub const SCALE_NONE: u32 = 255;
 
+/// Not in [`FlowState::state`]: the packet closes the flow, see [`FlowState::closed`].
+pub const FLOW_CLOSED: u8 = 1 << 7;
+
 /// What one end of a TCP connection has shown of itself. For SCTP only `end` is used: the verification tag that
 /// packets to this end carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,10 +114,12 @@ pub struct FlowState {
     pub origin: u8,
     /// `FLOW_*` bits.
     pub state: u8,
-    /// Zero.
-    pub padding: [u8; 4],
+    /// 1 once nothing more is to come: both ends have acknowledged the other's FIN, or a RST or ABORT came exactly where it
+    /// is believed. Such a flow counts against no share, and makes room when there are [`MAX_CLOSED`] newer ones.
+    pub closed: u32,
 }
 const _: () = assert!(size_of::<FlowState>() == 96);
+const _: () = assert!(core::mem::offset_of!(FlowState, closed) == 92);
 
 impl FlowState {
     /// Whether both ends have said that they are done, or one that it gives up.
@@ -119,6 +129,18 @@ impl FlowState {
         state & FLOW_RESET != 0 || state & BOTH == BOTH
     }
 }
+
+/// Value of map `CLOSED`, an array that is written around and around: a flow that was closed. It may have gone since, or
+/// been opened anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct ClosedFlow {
+    /// The flow; all zero in a place that was never written.
+    pub key: FlowKey,
+    /// Interface on the host, for the report of its end.
+    pub ifindex: u32,
+}
+const _: () = assert!(size_of::<ClosedFlow>() == 48);
 
 /// Fragmented packets that are remembered for each endpoint.
 pub const FRAGMENTS_PER_ENDPOINT: u32 = 16;

@@ -18,12 +18,12 @@ mod reason;
 
 pub use address::Address;
 pub use flow::{
-    Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE, END_REMOVED, END_RESET, END_SILENT,
-    FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED,
-    FRAGMENT_TIMEOUT_NS, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowSide, FlowState, Fragment,
-    MAX_DENIALS, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED, MAX_UNESTABLISHED_PER_BUCKET,
-    PEER_BUCKETS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE, RING_BYTES, SCALE_NONE,
-    peer_bucket,
+    ClosedFlow, Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE, END_REMOVED, END_RESET,
+    END_SILENT, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET,
+    FLOW_SCALED, FRAGMENT_TIMEOUT_NS, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowSide, FlowState,
+    Fragment, MAX_CLOSED, MAX_DENIALS, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
+    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE,
+    RING_BYTES, RING_HURRY_BYTES, SCALE_NONE, peer_bucket,
 };
 pub use keys::{
     ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint, EndpointState,
@@ -66,8 +66,8 @@ pub mod protocol {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey, Slot, SourceKey, VerdictKey,
-        VerdictValue,
+        ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey, Slot, SourceKey,
+        VerdictKey, VerdictValue,
     };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
@@ -93,4 +93,6 @@ mod user {
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for FlowState {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for ClosedFlow {}
 }

@@ -230,7 +230,7 @@ mod tests {
             service_port: 0,
             origin: DIRECTION_EGRESS,
             state,
-            padding: [0; 4],
+            closed: 0,
         };
         let of =
             |protocol, state, verdict, age| timeout(&key(protocol), &flow(state, verdict, age)).as_secs();

@@ -7,6 +7,7 @@ mod features;
 mod links;
 mod maps;
 mod pins;
+mod ring;
 mod tables;
 
 use std::{
@@ -23,7 +24,8 @@ use aya::{
 };
 use ebpf_abi::{
     COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, END_NONE, ENDPOINT_HAS_UNTRACKED, Endpoint,
-    EndpointState, FlowKey, FlowRecord, FlowState, MAX_ENDPOINTS, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
+    EndpointState, FlowKey, FlowRecord, FlowState, MAX_CLOSED, MAX_ENDPOINTS, MAX_FLOWS, Reason,
+    STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
@@ -38,6 +40,10 @@ use crate::{
     },
     sys, timeout,
 };
+
+/// A closed flow that was silent for so long has seen what is sent again when an acknowledgement is lost: stacks wait a
+/// fifth of a second first.
+const CLOSED_IS_ENOUGH: Duration = Duration::from_secs(1);
 
 /// What a tc program returns to drop a packet; anything else that ours return lets it go on.
 const TC_ACT_SHOT: u32 = 2;
@@ -79,6 +85,65 @@ impl Default for Limits {
     }
 }
 
+/// What [`Kernel::open`] makes of an object and the pins.
+struct Loaded {
+    programs: Ebpf,
+    maps: Maps,
+    tables: Tables,
+    links: Links,
+}
+
+impl Loaded {
+    fn load(
+        pins: &Pins,
+        object: &[u8],
+        limits: Limits,
+        attachment: Attachment,
+    ) -> Result<Self, DatapathError> {
+        let links = Links::new(pins.links(), attachment);
+        links.check()?;
+        maps::check_pinned(&pins.maps(), limits)?;
+        let max_closed = limits.max_closed();
+        let report_every_ns = u64::try_from(limits.report_every.as_nanos()).unwrap_or(u64::MAX);
+        let mut programs = EbpfLoader::new()
+            .default_map_pin_directory(pins.maps())
+            .map_max_entries("FLOWS", limits.max_flows)
+            .map_max_entries("CLOSED", max_closed)
+            .override_global("CLOSED_PLACES", &max_closed, true)
+            .override_global("REPORT_EVERY_NS", &report_every_ns, true)
+            .override_global("REPORTS_PER_SECOND", &limits.reports_per_second, true)
+            .load(object)
+            .map_err(|source| DatapathError::Object(Box::new(source)))?;
+        for name in Hook::ALL.map(Hook::program) {
+            load(program(&mut programs, name)?).map_err(refused(name))?;
+        }
+        let mut maps = Maps::take(&mut programs)?;
+        let tables = Tables::read(&maps)?;
+        for hook in Hook::ALL {
+            links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;
+        }
+        maps.forget_flows_of_unknown_endpoints()?;
+        Ok(Self {
+            programs,
+            maps,
+            tables,
+            links,
+        })
+    }
+}
+
+impl Limits {
+    /// Most closed flows that are remembered: of the built-in number of flows, the built-in number.
+    fn max_closed(self) -> u32 {
+        (self.max_flows / (MAX_FLOWS / MAX_CLOSED)).max(1)
+    }
+
+    /// With more flows than so many, those that are closed have to go: they could fill what is left.
+    fn crowded(self) -> usize {
+        usize::try_from(self.max_flows - self.max_closed().min(self.max_flows)).unwrap_or(usize::MAX)
+    }
+}
+
 impl Kernel {
     /// Loads `object` (normally [`OBJECT`](crate::OBJECT)), keeps its state under `pin_dir`, and takes over what an
     /// earlier agent left there: maps as they are, links moved to the programs just loaded. `pin_dir` becomes the
@@ -106,36 +171,28 @@ impl Kernel {
     ) -> Result<Self, DatapathError> {
         features::check(attachment)?;
         let pins = Pins::open(pin_dir)?;
-        maps::check_pinned(&pins.maps(), limits)?;
-        let report_every_ns = u64::try_from(limits.report_every.as_nanos()).unwrap_or(u64::MAX);
-        let mut programs = EbpfLoader::new()
-            .default_map_pin_directory(pins.maps())
-            .map_max_entries("FLOWS", limits.max_flows)
-            .override_global("REPORT_EVERY_NS", &report_every_ns, true)
-            .override_global("REPORTS_PER_SECOND", &limits.reports_per_second, true)
-            .load(object)
-            .map_err(|source| DatapathError::Object(Box::new(source)))?;
-        for name in Hook::ALL.map(Hook::program) {
-            load(program(&mut programs, name)?).map_err(refused(name))?;
+        match Loaded::load(&pins, object, limits, attachment) {
+            Ok(Loaded {
+                programs,
+                maps,
+                tables,
+                links,
+            }) => Ok(Self {
+                programs,
+                maps,
+                tables,
+                links,
+                pins,
+                limits,
+                ended: Vec::new(),
+                reserved: Vec::new(),
+                expired_at: sys::monotonic_now(),
+            }),
+            Err(error) => {
+                pins.abandon();
+                Err(error)
+            }
         }
-        let mut maps = Maps::take(&mut programs)?;
-        let tables = Tables::read(&maps)?;
-        let links = Links::new(pins.links(), attachment);
-        for hook in Hook::ALL {
-            links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;
-        }
-        maps.forget_flows_of_unknown_endpoints()?;
-        Ok(Self {
-            programs,
-            maps,
-            tables,
-            links,
-            pins,
-            limits,
-            ended: Vec::new(),
-            reserved: Vec::new(),
-            expired_at: sys::monotonic_now(),
-        })
     }
 
     /// Flows that are tracked now.
@@ -444,6 +501,19 @@ impl Datapath for Kernel {
             intervals(state, now) > told && to + from > 1 && active.as_secs() >= told * UPDATE_EVERY.as_secs()
         };
         let mut expired = self.maps.remove_flows(now, ends, lives)?;
+        if expired.tracked > self.limits.crowded() {
+            let closed = |_: &FlowKey, state: &FlowState| {
+                if state.closed != 0 && silent(state) > CLOSED_IS_ENOUGH {
+                    flows::end_of(state)
+                } else {
+                    END_NONE
+                }
+            };
+            let more = self.maps.remove_flows(now, closed, |_| false)?;
+            expired.removed += more.removed;
+            expired.tracked = more.tracked;
+            expired.records.extend(more.records);
+        }
         self.expired_at = now;
         expired.records.append(&mut self.ended);
         let denials = self.maps.take_denials(now, self.limits.report_every)?;
@@ -495,7 +565,7 @@ impl Datapath for Kernel {
     }
 
     fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError> {
-        Ok(Box::new(maps::Ring::open(&self.pins.maps())?))
+        Ok(Box::new(ring::Ring::open(&self.pins.maps())?))
     }
 }
 

@@ -96,6 +96,15 @@ pub enum Attachment {
     Clsact,
 }
 
+impl std::fmt::Display for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx links",
+            Self::Clsact => "clsact filters",
+        })
+    }
+}
+
 /// Which change each endpoint follows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Synced {
@@ -230,6 +239,16 @@ pub enum DatapathError {
     Layout {
         /// The pin.
         path: PathBuf,
+    },
+    /// The programs on the interfaces were attached the other way.
+    #[error(
+        "pin {path} was not attached by {wanted}: drain the node and run `policyctl down` first, or go on as before"
+    )]
+    Attached {
+        /// The pin.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: Attachment,
     },
     /// The object could not be read or its maps not be made.
     #[error("cannot load the network programs")]

@@ -178,6 +178,14 @@ pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
     })
 }
 
+/// Whether a BPF object is a link. The kernel's commands do not tell, the name that it gives the descriptor does.
+pub(crate) fn is_link(object: BorrowedFd<'_>) -> io::Result<bool> {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
+    // Made or opened from a pin, it has one or the other.
+    let names: [&[u8]; 2] = [b"anon_inode:bpf-link", b"anon_inode:bpf_link"];
+    Ok(names.contains(&name.as_os_str().as_bytes()))
+}
+
 /// Gives an object a name in the BPF file system, which keeps it alive.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;

@@ -5,7 +5,7 @@ use core::{arch::asm, ptr};
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
-    EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
+    EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
     FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
     MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason,
     SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW,
@@ -13,10 +13,10 @@ use ebpf_abi::{
 };
 
 use crate::{
-    fragment,
+    closed, fragment,
     maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, NEW_FLOW, PEERS, SLOTS, SOURCES, VERDICTS},
     packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
-    track,
+    report, track,
 };
 
 /// What was decided about a packet.
@@ -170,7 +170,7 @@ fn judge_flow(ctx: &TcContext, endpoint: &Judge, packet: &mut Packet, now_ns: u6
         // allowance with which it was just created.
         Some(flow) => tracked(endpoint, &key, unsafe { &mut *flow }, packet, now_ns),
         None if packet.role == Role::Continues => deny(endpoint, Reason::NoConnection),
-        None => open(endpoint, &key, false, packet, now_ns),
+        None => open(endpoint, &key, None, packet, now_ns),
     };
     if packet.fragment.kind == PIECE_FIRST && outcome.verdict == VERDICT_ALLOW {
         fragment::remember(endpoint.index, packet, now_ns);
@@ -197,7 +197,7 @@ fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packe
         return decided(endpoint, decision, false);
     }
     if FlowState::is_over(flow.state) || decision.verdict != VERDICT_ALLOW {
-        return open(endpoint, key, true, packet, now_ns);
+        return open(endpoint, key, Some(flow), packet, now_ns);
     }
     if packet.direction == flow.origin {
         // A flow that is kept although policy has changed is no permission to open it again.
@@ -229,28 +229,53 @@ fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packe
 /// out could open it anew in the other direction.
 #[inline(always)]
 fn note(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64, bits: u8) {
-    flow.last_seen_ns = now_ns;
-    let added = bits & !flow.state;
-    if added != 0 {
-        flow.state |= added;
-        if added & FLOW_ESTABLISHED != 0 {
-            count_unestablished(endpoint, flow.origin, &key.peer, u64::MAX);
-        }
+    // The clock is coarse, and the flow's memory may be another CPU's a moment later: most packets need not write it.
+    if flow.last_seen_ns != now_ns {
+        flow.last_seen_ns = now_ns;
     }
     let index = (packet.direction & 1) as usize;
     add(&raw mut flow.packets[index], 1);
     add(&raw mut flow.bytes[index], packet.length as u64);
+    let added = bits & !flow.state;
+    if added == 0 {
+        return;
+    }
+    flow.state |= added & !FLOW_CLOSED;
+    if added & FLOW_ESTABLISHED != 0 {
+        count_unestablished(endpoint, flow.origin, &key.peer, u64::MAX);
+    }
+    if added & FLOW_CLOSED != 0 && exchange(&raw mut flow.closed, 1) == 0 {
+        leave(endpoint, key, flow.state, flow.origin);
+        closed::remember(key, packet.ifindex, now_ns);
+    }
 }
 
-/// The first packet of a flow: judged by policy, tracked if allowed. `replaces` a flow that is over or denied.
+/// The first packet of a flow: judged by policy, tracked if allowed. `old` is a flow of the same ends that is over or
+/// denied, and makes room.
 #[inline(always)]
-fn open(endpoint: &Judge, key: &FlowKey, replaces: bool, packet: &Packet, now_ns: u64) -> Outcome {
+fn open(
+    endpoint: &Judge,
+    key: &FlowKey,
+    old: Option<&FlowState>,
+    packet: &Packet,
+    now_ns: u64,
+) -> Outcome {
     let decision = ask_about(endpoint, packet);
     if decision.verdict != VERDICT_ALLOW {
         return decided(endpoint, decision, false);
     }
-    if !replaces && !has_room(endpoint, packet) {
+    let counted = match old {
+        Some(old) => old.closed == 0,
+        None => false,
+    };
+    if !counted && !has_room(endpoint, packet) {
         return deny(endpoint, Reason::TooManyFlows);
+    }
+    if let Some(old) = old {
+        report::ended(key, old, packet.ifindex, now_ns);
+        if counted {
+            leave(endpoint, key, old.state, old.origin);
+        }
     }
     let index = (packet.direction & 1) as usize;
     let Some(flow) = NEW_FLOW.get_ptr_mut(0) else {
@@ -270,17 +295,25 @@ fn open(endpoint: &Judge, key: &FlowKey, replaces: bool, packet: &Packet, now_ns
     flow.service_port = packet.service_port;
     flow.origin = packet.direction;
     flow.state = 0;
-    flow.padding = [0; 4];
+    flow.closed = 0;
     let flow = &*flow;
     if FLOWS.insert(key, flow, 0).is_err() {
         return deny(endpoint, Reason::TooManyFlows);
     }
-    if !replaces {
-        // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes.
-        add(unsafe { &raw mut (*endpoint.slot).flows }, 1);
-        count_unestablished(endpoint, packet.direction, &packet.peer, 1);
-    }
+    // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes.
+    add(unsafe { &raw mut (*endpoint.slot).flows }, 1);
+    count_unestablished(endpoint, packet.direction, &packet.peer, 1);
     decided(endpoint, decision, true)
+}
+
+/// Takes a flow off its endpoint's share.
+#[inline(always)]
+fn leave(endpoint: &Judge, key: &FlowKey, state: u8, origin: u8) {
+    // SAFETY: as in `open`.
+    add(unsafe { &raw mut (*endpoint.slot).flows }, u64::MAX);
+    if state & FLOW_ESTABLISHED == 0 {
+        count_unestablished(endpoint, origin, &key.peer, u64::MAX);
+    }
 }
 
 /// Whether the endpoint may track one more flow in the packet's direction, and from its peer. The counts are what user
@@ -537,6 +570,22 @@ fn same(a: &Address, b: &Address) -> bool {
 pub(crate) fn add(counter: *mut u64, amount: u64) {
     // SAFETY: callers pass an aligned word of a map value, which stays valid until the program ends.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) };
+}
+
+/// Adds, and returns what was there before.
+#[inline(always)]
+pub(crate) fn fetch_add(counter: *mut u64, mut amount: u64) -> u64 {
+    // SAFETY: as in `add`.
+    unsafe { asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) amount, in(reg) counter) };
+    amount
+}
+
+/// Writes a word of a map value, and returns what was there before: of several CPUs that write 1, one reads 0.
+#[inline(always)]
+fn exchange(word: *mut u32, mut value: u32) -> u32 {
+    // SAFETY: as in `add`.
+    unsafe { asm!("{0} = xchg32_32({1} + 0, {0})", inout(wreg) value, in(reg) word) };
+    value
 }
 
 #[inline(always)]

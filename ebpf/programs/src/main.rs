@@ -9,7 +9,7 @@
 //! Everything denies unless something allows: a lookup that fails, a header that does not parse, a code that is
 //! not known. There is one exit, [`run`], which counts and reports what [`judge`] found.
 //!
-//! What a packet means for its flow is [`track`]; what is told about it, [`report`].
+//! What a packet means for its flow is [`track`]; what becomes of flows that are closed, [`closed`]; what is told, [`report`].
 //!
 //! Non-goals: no rewriting of packets, no load balancing, no reassembly.
 
@@ -17,6 +17,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod closed;
 mod fragment;
 mod judge;
 mod maps;

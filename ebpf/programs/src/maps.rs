@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_abi::{
-    COUNTERS as COUNTER_SLOTS, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
-    Fragment, HostKey, IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
+    COUNTERS as COUNTER_SLOTS, ClosedFlow, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
+    Fragment, HostKey, IdentityKey, MAX_CLOSED, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
     MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey,
     VerdictValue,
 };
@@ -47,6 +47,14 @@ pub(crate) static VERDICTS: HashMap<VerdictKey, VerdictValue> =
 /// which; a full table denies new ones instead.
 #[map]
 pub(crate) static FLOWS: HashMap<FlowKey, FlowState> = HashMap::pinned(MAX_FLOWS, 0);
+
+/// Flows that were closed, each in the place of the one that closed [`MAX_CLOSED`] closings before, which is given up.
+#[map]
+pub(crate) static CLOSED: Array<ClosedFlow> = Array::pinned(MAX_CLOSED, 0);
+
+/// How many flows were closed: where in `CLOSED` the next one goes.
+#[map]
+pub(crate) static CLOSINGS: Array<u64> = Array::pinned(1, 0);
 
 /// Where a new flow is put together: the stack has too little room for it.
 #[map]

@@ -87,6 +87,8 @@ pub(crate) struct Packet {
     pub(crate) transport: usize,
     /// Bytes with the link layer, as on the wire before segmentation.
     pub(crate) length: u32,
+    /// Interface of the host.
+    pub(crate) ifindex: u32,
 }
 
 /// Of a TCP segment, or the first chunk of an SCTP packet.
@@ -163,6 +165,7 @@ impl Packet {
             },
             transport: 0,
             length: 0,
+            ifindex: 0,
         }
     }
 }
@@ -178,6 +181,7 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
 #[inline(always)]
 pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     packet.length = ctx.len();
+    packet.ifindex = ifindex(ctx);
     // SAFETY: as in `ifindex`.
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
         return Err(Reason::Vlan);

@@ -1,13 +1,18 @@
-//! What user space hears: each flow that opens, and what is denied, told so that a flood hides nobody else.
+//! What user space hears: each flow that opens, each that makes room for another one, and what is denied, told so that a
+//! flood hides nobody else. How other flows end, user space finds itself.
 //!
 //! Packets that are denied alike (same ends, ports, direction and reason) are told once per [`REPORT_EVERY_NS`] and
 //! counted meanwhile; user space collects what a flood leaves behind when it ends. An endpoint whose packets are denied
 //! in ever new ways may tell [`REPORTS_PER_SECOND`] of them in a second; the rest are a number.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP},
+    programs::TcContext,
+};
 use ebpf_abi::{
-    COUNTER_LOST_EVENTS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, FlowRecord, RECORD_DENIED,
-    RECORD_START, VERDICT_ALLOW, VERDICT_DENY,
+    COUNTER_LOST_EVENTS, DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED,
+    END_DENIED, END_NONE, END_RESET, FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END,
+    RECORD_START, RING_HURRY_BYTES, Reason, VERDICT_ALLOW, VERDICT_DENY, protocol,
 };
 
 use crate::{
@@ -30,6 +35,62 @@ const SECOND_NS: u64 = 1_000_000_000;
 #[inline(always)]
 pub(crate) fn opened(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
     submit(ctx, packet, outcome, now_ns, 1, packet.length as u64);
+}
+
+/// Tells of a flow that makes room for another one.
+#[inline(always)]
+pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) {
+    let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
+        count(COUNTER_LOST_EVENTS);
+        return;
+    };
+    let decision = Decision::unpack(flow.decision);
+    let allowed = decision.verdict == VERDICT_ALLOW;
+    let has_ports = matches!(
+        key.protocol,
+        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP
+    );
+    let from_pod = flow.origin == DIRECTION_EGRESS;
+    let record = entry.as_mut_ptr();
+    // Field by field: put together on the stack it would not fit there.
+    // SAFETY: the ring returned room for a record, aligned; every field is written.
+    unsafe {
+        (*record).time_ns = now_ns;
+        (*record).opened_ns = flow.opened_ns;
+        if from_pod {
+            (*record).source = key.local;
+            (*record).destination = key.peer;
+            (*record).source_port = key.local_port;
+        } else {
+            (*record).source = key.peer;
+            (*record).destination = key.local;
+            (*record).source_port = key.peer_port;
+        }
+        if !has_ports {
+            (*record).source_port = 0;
+        }
+        (*record).packets = flow.packets;
+        (*record).bytes = flow.bytes;
+        (*record).ifindex = ifindex;
+        (*record).endpoint = key.endpoint;
+        (*record).epoch = decision.change;
+        (*record).rule = decision.rule;
+        (*record).destination_port = flow.service_port;
+        (*record).protocol = key.protocol;
+        (*record).direction = flow.origin;
+        (*record).verdict = allowed as u8;
+        (*record).reason = Reason::Policy as u8;
+        (*record).kind = RECORD_END;
+        (*record).end = if !allowed {
+            END_DENIED
+        } else if flow.state & FLOW_RESET != 0 {
+            END_RESET
+        } else {
+            END_CLOSED
+        };
+        (*record).padding = [0; 6];
+    }
+    entry.submit(wake_up());
 }
 
 /// Tells of a packet that was denied, or counts it.
@@ -160,5 +221,20 @@ fn submit(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64, pack
         end: END_NONE,
         padding: [0; 6],
     });
-    entry.submit(0);
+    entry.submit(wake_up());
+}
+
+/// How to tell the reader of a record. By default the kernel wakes it when it has read all that came before; a reader
+/// that lets records gather is also woken when there are many. Not for each of those: some records from the mark on, as
+/// many as may come from other CPUs in the same moment.
+#[inline(always)]
+fn wake_up() -> u64 {
+    const AT_ONCE: u64 = 64;
+    let held = EVENTS.query(BPF_RB_AVAIL_DATA as u64);
+    let beyond = held.wrapping_sub(RING_HURRY_BYTES as u64);
+    if beyond < AT_ONCE * size_of::<FlowRecord>() as u64 {
+        BPF_RB_FORCE_WAKEUP as u64
+    } else {
+        0
+    }
 }

@@ -11,7 +11,7 @@
 //! - A SYN on a live flow is no end of it: it passes, if policy allows it, for the receiver's stack to answer.
 
 use ebpf_abi::{
-    FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED, FlowSide,
+    FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED, FlowSide,
     FlowState, SCALE_NONE, protocol,
 };
 
@@ -46,10 +46,11 @@ pub(crate) fn opened(packet: &Packet) -> [FlowSide; 2] {
     sides
 }
 
-/// Bits of [`FlowState::state`] that `packet`, which has passed, adds to the flow.
+/// Bits of [`FlowState::state`] that `packet`, which has passed, adds to the flow, and [`FLOW_CLOSED`] if nothing more is
+/// to come.
 #[inline(always)]
 pub(crate) fn follow(flow: &mut FlowState, packet: &Packet) -> u8 {
-    if packet.fragment.kind == PIECE_LATER || FlowState::is_over(flow.state) {
+    if packet.fragment.kind == PIECE_LATER || flow.closed != 0 {
         return 0;
     }
     match packet.protocol {
@@ -98,7 +99,7 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
             return 0;
         }
         if segment.flags & TCP_RST != 0 {
-            return FLOW_RESET;
+            return reset(flow);
         }
         if segment.flags & TCP_SYN == 0 {
             return 0;
@@ -114,8 +115,12 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
     }
 
     if segment.flags & TCP_RST != 0 {
-        return if within(theirs.acked, segment.sequence, ours.end) {
-            FLOW_RESET
+        // Stacks believe one that is exactly what they expect next: what they have acknowledged, or what they will have.
+        // In between they ask back (RFC 5961), and the connection may live on.
+        return if segment.sequence == theirs.acked || segment.sequence == ours.end {
+            reset(flow)
+        } else if within(theirs.acked, segment.sequence, ours.end) {
+            reset(flow) & !FLOW_CLOSED
         } else {
             0
         };
@@ -150,7 +155,23 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
     if segment.flags & TCP_FIN != 0 {
         bits |= fin(packet.direction);
     }
+    // The last of the two acknowledgements; what comes later repeats something.
+    let [a, b] = &flow.sides;
+    if FlowState::is_over(flow.state | bits) && a.acked == b.end && b.acked == a.end {
+        bits |= FLOW_CLOSED;
+    }
     bits
+}
+
+/// What a reset, of which the receiver is sure, says about the flow: if both ends have closed, it ends nothing that was
+/// not over.
+#[inline(always)]
+fn reset(flow: &FlowState) -> u8 {
+    if FlowState::is_over(flow.state) {
+        FLOW_CLOSED
+    } else {
+        FLOW_RESET | FLOW_CLOSED
+    }
 }
 
 /// Whether the segment is one that the receiver may accept, and acknowledges what may be acknowledged.
@@ -182,7 +203,7 @@ fn follow_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
             return 0;
         }
         return match chunk {
-            SCTP_ABORT => FLOW_RESET,
+            SCTP_ABORT => reset(flow),
             SCTP_INIT_ACK => {
                 flow.sides[mine].end = segment.acknowledged;
                 FLOW_REPLIED
@@ -192,7 +213,7 @@ fn follow_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
     }
     let own_tag = segment.chunk_flags & SCTP_T_BIT != 0 && segment.sequence == flow.sides[mine].end;
     match chunk {
-        SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE if right_tag || own_tag => FLOW_RESET,
+        SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE if right_tag || own_tag => reset(flow),
         _ if !right_tag => 0,
         SCTP_SHUTDOWN | SCTP_SHUTDOWN_ACK => fin(packet.direction),
         _ if from_origin => FLOW_ESTABLISHED,

@@ -7,11 +7,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use policies_ir::{
-    cluster::{Cluster, Member},
+    cluster::{Cluster, Member, NetworkSet},
     policy::{EndMatch, IpVersion, NamedPort, Workload, WorkloadKind, WorkloadMatch},
     tables::{Direction, EndpointId},
 };
@@ -20,15 +21,17 @@ use policies_ir::{
 pub(crate) type MatcherId = usize;
 
 /// The distinct conditions of a node's rules on the other end of their flows.
-pub(crate) struct Matchers<'a> {
-    matchers: Vec<(&'a EndMatch, ByName)>,
-    ids: HashMap<(&'a EndMatch, ByName), MatcherId>,
+pub(crate) struct Matchers {
+    matchers: Vec<(Arc<EndMatch>, ByName)>,
+    /// Their numbers.
+    ids: HashMap<Arc<EndMatch>, MatcherId>,
+    ids_by_name: HashMap<Arc<EndMatch>, MatcherId>,
     /// Whether any network set holds addresses by their names.
     sets_by_name: bool,
 }
 
 /// Whether network sets hold addresses by their names: they do where flows leave an endpoint.
-type ByName = bool;
+pub(crate) type ByName = bool;
 
 /// All that verdicts about an address may depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -67,36 +70,74 @@ pub(crate) enum Owner {
     Other,
 }
 
-impl<'a> Matchers<'a> {
+impl Matchers {
     pub(crate) fn new(cluster: &Cluster) -> Self {
         Self {
             matchers: Vec::new(),
             ids: HashMap::new(),
+            ids_by_name: HashMap::new(),
             sets_by_name: cluster.sets.iter().any(|set| !set.domains.is_empty()),
         }
     }
 
     /// The number of `matcher`, asked about flows of `direction`.
-    pub(crate) fn id(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId {
-        let key = (matcher, self.sets_by_name && direction == Direction::Egress);
-        *self.ids.entry(key).or_insert_with(|| {
-            self.matchers.push(key);
-            self.matchers.len() - 1
-        })
+    pub(crate) fn id(&mut self, matcher: &EndMatch, direction: Direction) -> MatcherId {
+        let by_name: ByName = self.sets_by_name && direction == Direction::Egress;
+        let ids = match by_name {
+            true => &mut self.ids_by_name,
+            false => &mut self.ids,
+        };
+        if let Some(known) = ids.get(matcher) {
+            return *known;
+        }
+        let matcher = Arc::new(matcher.clone());
+        let id = self.matchers.len();
+        self.matchers.push((Arc::clone(&matcher), by_name));
+        ids.insert(matcher, id);
+        id
+    }
+
+    /// All of them; the position of each is its number.
+    pub(crate) fn all(&self) -> &[(Arc<EndMatch>, ByName)] {
+        &self.matchers
     }
 }
 
 /// A cell and what is there.
-struct Place<'a> {
-    cell: IpNet,
-    holders: Vec<IpNet>,
-    owner: Owner,
-    workloads: Vec<&'a Workload>,
+pub(crate) struct Place<'a, 'h> {
+    pub(crate) cell: IpNet,
+    /// Prefixes that hold it.
+    pub(crate) holders: &'h [IpNet],
+    pub(crate) owner: Owner,
+    pub(crate) workloads: Vec<&'a Workload>,
     /// Positions of the sets that hold it by address.
-    sets: Vec<usize>,
+    pub(crate) sets: Vec<usize>,
     /// Positions of those that hold it by name alone.
-    sets_by_name: Vec<usize>,
-    names: Option<&'a BTreeSet<String>>,
+    pub(crate) sets_by_name: Vec<usize>,
+    pub(crate) names: Option<&'a BTreeSet<String>>,
+}
+
+/// On what it depends whether a condition holds at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depends {
+    /// On what is there alone.
+    OnWorkloads,
+    /// On the address, but not on being inside a CIDR.
+    OnAddress,
+    /// On being inside one of its CIDRs, and then perhaps on more.
+    OnNets,
+}
+
+impl Depends {
+    pub(crate) fn of(matcher: &EndMatch) -> Self {
+        let by_labels =
+            matcher.not_nets.is_empty() && matcher.ip_version.is_none() && matcher.domains.is_empty();
+        match (matcher.nets.is_empty(), by_labels) {
+            (false, _) => Self::OnNets,
+            (true, false) => Self::OnAddress,
+            (true, true) => Self::OnWorkloads,
+        }
+    }
 }
 
 /// What holds at a place whatever its address is.
@@ -112,7 +153,7 @@ pub(crate) type KnownPlaces<'a> = HashMap<Attributes<'a>, AtRest>;
 /// All that selectors can see of a place.
 type Attributes<'a> = (Vec<WorkloadAttributes<'a>>, Vec<usize>, Vec<usize>);
 /// All that selectors can see of a workload but its name.
-type WorkloadAttributes<'a> = (
+pub(crate) type WorkloadAttributes<'a> = (
     WorkloadKind,
     &'a str,
     &'a api::selector::Labels,
@@ -121,26 +162,16 @@ type WorkloadAttributes<'a> = (
     &'a [NamedPort],
 );
 
-impl<'a> Place<'a> {
+impl<'a> Place<'a, '_> {
     fn attributes(&self) -> Attributes<'a> {
-        let attributes = |workload: &&'a Workload| {
-            (
-                workload.kind,
-                workload.namespace.as_str(),
-                &workload.labels,
-                workload.namespace_labels.as_ref(),
-                workload.service_account.as_ref(),
-                workload.named_ports.as_slice(),
-            )
-        };
         (
-            self.workloads.iter().map(attributes).collect(),
+            self.workloads.iter().copied().map(attributes).collect(),
             self.sets.clone(),
             self.sets_by_name.clone(),
         )
     }
 
-    fn family(&self) -> IpVersion {
+    pub(crate) fn family(&self) -> IpVersion {
         if self.cell.addr().is_ipv4() {
             IpVersion::V4
         } else {
@@ -151,24 +182,67 @@ impl<'a> Place<'a> {
 
 /// The conditions, sorted by how they can be found without trying each on each cell.
 pub(crate) struct Index<'a> {
-    matchers: Vec<(&'a EndMatch, ByName)>,
+    matchers: Vec<(Arc<EndMatch>, ByName)>,
     cluster: &'a Cluster,
     owners: BTreeMap<IpAddr, Owned<'a>>,
-    port_names: BTreeSet<&'a str>,
+    port_names: BTreeSet<String>,
     /// Depend on labels alone.
     addressless: Vec<MatcherId>,
     /// Depend on the address, but not on being inside a CIDR.
     open: Vec<MatcherId>,
     /// Hold only inside this CIDR.
     by_net: HashMap<IpNet, Vec<MatcherId>>,
+    sets: Sets,
+}
+
+/// Network sets, by what they hold.
+pub(crate) struct Sets {
     /// Positions of the sets that hold this CIDR.
-    sets_by_net: HashMap<IpNet, Vec<usize>>,
+    by_net: HashMap<IpNet, Vec<usize>>,
     /// Positions of the sets that hold addresses by name.
-    sets_with_domains: Vec<usize>,
+    with_domains: Vec<usize>,
+}
+
+impl Sets {
+    pub(crate) fn new(cluster: &Cluster) -> Self {
+        let mut sets = Self {
+            by_net: HashMap::new(),
+            with_domains: Vec::new(),
+        };
+        for (position, set) in cluster.sets.iter().enumerate() {
+            for net in &set.nets {
+                sets.by_net.entry(net.trunc()).or_default().push(position);
+            }
+            if !set.domains.is_empty() {
+                sets.with_domains.push(position);
+            }
+        }
+        sets
+    }
+
+    /// Positions of the sets that hold what lies in all of these.
+    pub(crate) fn at(&self, holders: &[IpNet]) -> Vec<usize> {
+        let found = holders.iter().filter_map(|net| self.by_net.get(net));
+        let sets: BTreeSet<usize> = found.flatten().copied().collect();
+        sets.into_iter().collect()
+    }
+
+    /// Positions of those that hold an address of these names by name and are not among `known`.
+    pub(crate) fn named(&self, names: &BTreeSet<String>, known: &[usize], cluster: &Cluster) -> Vec<usize> {
+        let named = |position: &usize| {
+            let set = cluster.sets.get(*position);
+            let matches = |name: &String| set.is_some_and(|set| set.domains.iter().any(|d| d.matches(name)));
+            names.iter().any(matches)
+        };
+        let others = self.with_domains.iter().copied();
+        others
+            .filter(|position| known.binary_search(position).is_err() && named(position))
+            .collect()
+    }
 }
 
 impl<'a> Index<'a> {
-    pub(crate) fn new(matchers: &Matchers<'a>, cluster: &'a Cluster, port_names: BTreeSet<&'a str>) -> Self {
+    pub(crate) fn new(matchers: &Matchers, cluster: &'a Cluster, port_names: BTreeSet<String>) -> Self {
         let matchers = matchers.matchers.clone();
         let mut index = Self {
             matchers: Vec::new(),
@@ -178,27 +252,16 @@ impl<'a> Index<'a> {
             addressless: Vec::new(),
             open: Vec::new(),
             by_net: HashMap::new(),
-            sets_by_net: HashMap::new(),
-            sets_with_domains: Vec::new(),
+            sets: Sets::new(cluster),
         };
         for (id, (matcher, _)) in matchers.iter().enumerate() {
             for net in &matcher.nets {
                 index.by_net.entry(net.trunc()).or_default().push(id);
             }
-            let by_labels =
-                matcher.not_nets.is_empty() && matcher.ip_version.is_none() && matcher.domains.is_empty();
-            if matcher.nets.is_empty() && by_labels {
-                index.addressless.push(id);
-            } else if matcher.nets.is_empty() {
-                index.open.push(id);
-            }
-        }
-        for (position, set) in cluster.sets.iter().enumerate() {
-            for net in &set.nets {
-                index.sets_by_net.entry(net.trunc()).or_default().push(position);
-            }
-            if !set.domains.is_empty() {
-                index.sets_with_domains.push(position);
+            match Depends::of(matcher) {
+                Depends::OnWorkloads => index.addressless.push(id),
+                Depends::OnAddress => index.open.push(id),
+                Depends::OnNets => {}
             }
         }
         index.matchers = matchers;
@@ -274,95 +337,105 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// From now on `address` is whose it is said, or nobody's.
-    pub(crate) fn set_owner(&mut self, address: IpAddr, owned: Option<Owned<'a>>) {
-        match owned {
-            Some(owned) => drop(self.owners.insert(address, owned)),
-            None => drop(self.owners.remove(&address)),
-        }
-    }
-
-    fn place(&self, holders: &[IpNet], cell: IpNet) -> Place<'a> {
+    fn place<'h>(&self, holders: &'h [IpNet], cell: IpNet) -> Place<'a, 'h> {
         let is_address = cell.prefix_len() == cell.max_prefix_len();
         let owned = self.owners.get(&cell.addr()).filter(|_| is_address);
-        let sets = holders
-            .iter()
-            .filter_map(|net| self.sets_by_net.get(net))
-            .flatten();
-        let sets: BTreeSet<usize> = sets.copied().collect();
-        let named = |position: &usize| {
-            let set = self.cluster.sets.get(*position);
-            set.is_some_and(|set| self.cluster.is_named(cell.addr(), &set.domains))
+        let sets = self.sets.at(holders);
+        let names = self.cluster.names.get(&cell.addr()).filter(|_| is_address);
+        let sets_by_name = match names {
+            Some(names) => self.sets.named(names, &sets, self.cluster),
+            None => Vec::new(),
         };
-        let sets_by_name = self
-            .sets_with_domains
-            .iter()
-            .copied()
-            .filter(|position| is_address && !sets.contains(position) && named(position));
         Place {
             cell,
-            holders: holders.to_vec(),
+            holders,
             owner: owned.map_or(Owner::Other, |owned| owned.owner),
             workloads: owned.map(|owned| owned.workloads.clone()).unwrap_or_default(),
-            sets_by_name: sets_by_name.collect(),
-            sets: sets.into_iter().collect(),
-            names: self.cluster.names.get(&cell.addr()).filter(|_| is_address),
+            sets,
+            sets_by_name,
+            names,
         }
     }
 
     /// What holds at `place` whatever its address is.
-    fn anywhere(&self, place: &Place<'a>) -> AtRest {
-        let holds = |id: &MatcherId| self.matchers.get(*id).is_some_and(|m| self.selects(*m, place));
-        let declares = place.workloads.iter().filter_map(|workload| {
-            let asked = |port: &&NamedPort| self.port_names.contains(port.name.as_str());
-            let ports: BTreeSet<NamedPort> = workload.named_ports.iter().filter(asked).cloned().collect();
-            let selected =
-                self.matchers.iter().enumerate().filter(|(_, (matcher, _))| {
-                    matcher.workload.as_ref().is_none_or(|m| m.matches(workload))
-                });
-            (!ports.is_empty()).then(|| Declares {
-                ports: ports.into_iter().collect(),
-                selected_by: selected.map(|(id, _)| id).collect(),
-            })
-        });
+    fn anywhere(&self, place: &Place<'a, '_>) -> AtRest {
+        let holds = |id: &MatcherId| self.selects(*id, place);
+        let of = |workload: &&Workload| Declares::of(workload, &self.port_names, &self.matchers);
         AtRest {
             matchers: self.addressless.iter().copied().filter(holds).collect(),
-            declares: declares.collect(),
+            declares: place.workloads.iter().filter_map(of).collect(),
         }
     }
 
     /// Conditions that depend on the address and hold at `place`.
-    fn somewhere(&self, place: &Place<'a>) -> impl Iterator<Item = MatcherId> {
+    fn somewhere(&self, place: &Place<'a, '_>) -> impl Iterator<Item = MatcherId> {
         let inside = place
             .holders
             .iter()
             .filter_map(|net| self.by_net.get(net))
             .flatten();
         let holds = move |id: &MatcherId| {
-            self.matchers
-                .get(*id)
-                .is_some_and(|m| holds_at(m.0, place) && self.selects(*m, place))
+            let matcher = self.matchers.get(*id);
+            matcher.is_some_and(|(matcher, _)| holds_at(matcher, place)) && self.selects(*id, place)
         };
         self.open.iter().chain(inside).copied().filter(holds)
     }
 
-    fn selects(&self, (matcher, by_name): (&EndMatch, ByName), place: &Place<'a>) -> bool {
-        let by_name = by_name.then_some(&place.sets_by_name);
-        let sets = place.sets.iter().chain(by_name.into_iter().flatten());
-        let sets = sets.filter_map(|position| self.cluster.sets.get(*position));
-        let known: Vec<&Workload> = place
-            .workloads
-            .iter()
-            .copied()
-            .chain(sets.map(|set| &set.workload))
-            .collect();
-        let any = |condition: &WorkloadMatch| known.iter().any(|w| condition.matches(w));
-        matcher.workload.as_ref().is_none_or(any) && !matcher.not_workload.as_ref().is_some_and(any)
+    fn selects(&self, id: MatcherId, place: &Place<'a, '_>) -> bool {
+        let matcher = self.matchers.get(id);
+        matcher.is_some_and(|matcher| selects(matcher, place, &self.cluster.sets))
     }
 }
 
+impl Declares {
+    /// What `workload` declares of the ports that rules ask for; nothing if that is nothing.
+    pub(crate) fn of(
+        workload: &Workload,
+        port_names: &BTreeSet<String>,
+        matchers: &[(Arc<EndMatch>, ByName)],
+    ) -> Option<Self> {
+        let asked = |port: &&NamedPort| port_names.contains(&port.name);
+        let ports: BTreeSet<NamedPort> = workload.named_ports.iter().filter(asked).cloned().collect();
+        let finds = |(_, (matcher, _)): &(MatcherId, &(Arc<EndMatch>, ByName))| {
+            matcher.workload.as_ref().is_none_or(|m| m.matches(workload))
+        };
+        let selected = matchers.iter().enumerate().filter(finds);
+        (!ports.is_empty()).then(|| Self {
+            ports: ports.into_iter().collect(),
+            selected_by: selected.map(|(id, _)| id).collect(),
+        })
+    }
+}
+
+pub(crate) fn attributes(workload: &Workload) -> WorkloadAttributes<'_> {
+    (
+        workload.kind,
+        workload.namespace.as_str(),
+        &workload.labels,
+        workload.namespace_labels.as_ref(),
+        workload.service_account.as_ref(),
+        workload.named_ports.as_slice(),
+    )
+}
+
+/// Whether the conditions on what is there hold at `place`.
+pub(crate) fn selects(
+    (matcher, by_name): &(Arc<EndMatch>, ByName),
+    place: &Place<'_, '_>,
+    sets: &[NetworkSet],
+) -> bool {
+    let any = |condition: &WorkloadMatch| {
+        let by_name = by_name.then_some(&place.sets_by_name).into_iter().flatten();
+        let of_sets = place.sets.iter().chain(by_name);
+        let mut of_sets = of_sets.filter_map(|position| sets.get(*position));
+        place.workloads.iter().any(|workload| condition.matches(workload))
+            || of_sets.any(|set| condition.matches(&set.workload))
+    };
+    matcher.workload.as_ref().is_none_or(any) && !matcher.not_workload.as_ref().is_some_and(any)
+}
+
 /// Whether the conditions on the address hold in all of the place's cell, given that the CIDRs of `nets` do.
-fn holds_at(matcher: &EndMatch, place: &Place<'_>) -> bool {
+pub(crate) fn holds_at(matcher: &EndMatch, place: &Place<'_, '_>) -> bool {
     let is_ipv4 = place.cell.addr().is_ipv4();
     let mut excluding = matcher
         .not_nets
@@ -499,6 +572,23 @@ impl Prefixes {
             lengths_v4: lengths(true),
             lengths_v6: lengths(false),
         }
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &IpNet> {
+        self.nets.iter()
+    }
+
+    pub(crate) fn contains(&self, net: &IpNet) -> bool {
+        self.nets.contains(net)
+    }
+
+    pub(crate) fn insert(&mut self, net: IpNet) {
+        self.nets.insert(net);
+        match net {
+            IpNet::V4(net) => self.lengths_v4.insert(net.prefix_len()),
+            IpNet::V6(net) => self.lengths_v6.insert(net.prefix_len()),
+        };
     }
 
     /// From the widest to the narrowest.

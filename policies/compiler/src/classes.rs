@@ -6,10 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_ir::{
-    policy::PortMatch,
-    tables::{EndpointId, IdentityId},
-};
+use policies_ir::tables::{EndpointId, IdentityId};
 
 use crate::{
     cells::{Owner, Signature},
@@ -19,15 +16,15 @@ use crate::{
 };
 
 /// The identities of a node and what each program answers for them.
-pub(crate) struct Classes<'a> {
+pub(crate) struct Classes {
     /// Identity of each prefix; the longest prefix is right.
     pub(crate) identities: BTreeMap<IpNet, IdentityId>,
-    numbering: Numbering<'a>,
+    numbering: Numbering,
 }
 
-impl<'a> Classes<'a> {
+impl Classes {
     /// Numbers are given in the order of the prefixes, from 1.
-    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, mut numbering: Numbering<'a>) -> Self {
+    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, mut numbering: Numbering) -> Self {
         let numbered: Vec<(IpNet, IdentityId)> = cells
             .into_iter()
             .map(|(cell, signature)| (cell, numbering.identity(signature)))
@@ -38,7 +35,7 @@ impl<'a> Classes<'a> {
         }
     }
 
-    pub(crate) fn programs(&self) -> &[Program<'a>] {
+    pub(crate) fn programs(&self) -> &[Program] {
         &self.numbering.programs
     }
 
@@ -60,11 +57,6 @@ impl<'a> Classes<'a> {
             .filter_map(|(identity, number)| Some((identity, self.numbering.answer(number)?)))
     }
 
-    /// What numbered the identities, to go on with.
-    pub(crate) fn into_numbering(self) -> Numbering<'a> {
-        self.numbering
-    }
-
     /// The distinct answers by their numbers.
     pub(crate) fn into_answers(self) -> Vec<Entries> {
         let Numbering { answers, numbers, .. } = self.numbering;
@@ -74,8 +66,8 @@ impl<'a> Classes<'a> {
 }
 
 /// Numbers identities as signatures come, asking programs each question once.
-pub(crate) struct Numbering<'a> {
-    programs: Vec<Program<'a>>,
+pub(crate) struct Numbering {
+    programs: Vec<Program>,
     sources: BTreeMap<EndpointId, Sources>,
     /// What each program was asked.
     seen: Vec<HashMap<Visible, usize>>,
@@ -87,8 +79,8 @@ pub(crate) struct Numbering<'a> {
     rows: BTreeMap<IdentityId, Vec<usize>>,
 }
 
-impl<'a> Numbering<'a> {
-    pub(crate) fn new(programs: Vec<Program<'a>>, sources: BTreeMap<EndpointId, Sources>) -> Self {
+impl Numbering {
+    pub(crate) fn new(programs: Vec<Program>, sources: BTreeMap<EndpointId, Sources>) -> Self {
         Self {
             seen: programs.iter().map(|_| HashMap::new()).collect(),
             programs,
@@ -116,30 +108,6 @@ impl<'a> Numbering<'a> {
         self.rows.entry(identity).or_insert(row);
         self.by_signature.insert(signature, identity);
         identity
-    }
-
-    /// Whether a rule asks for source ports by name: the classes of source ports then depend on what every workload
-    /// declares.
-    pub(crate) fn asks_for_source_names(&self) -> bool {
-        let mut services = self.programs.iter().flat_map(Program::services);
-        services.any(|service| {
-            let mut ports = service.source_ports.iter().chain(&service.not_source_ports);
-            ports.any(|port| matches!(port, PortMatch::Named(_)))
-        })
-    }
-
-    /// How many identities there are.
-    pub(crate) fn identities(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// What each program answers for an identity.
-    pub(crate) fn of(&self, identity: IdentityId) -> impl Iterator<Item = (&Program<'a>, &Entries)> {
-        let row = self.rows.get(&identity).into_iter().flatten();
-        self.programs
-            .iter()
-            .zip(row)
-            .filter_map(|(program, number)| Some((program, self.answer(*number)?)))
     }
 
     fn answer(&self, number: usize) -> Option<&Entries> {
@@ -183,7 +151,9 @@ impl<'a> Numbering<'a> {
 
 /// Leaves out prefixes whose next shorter prefix has the same identity, but never the default prefix of a
 /// family: IPv4 stands inside IPv6 in the kernel and must not fall through to it.
-fn without_redundant(numbered: impl Iterator<Item = (IpNet, IdentityId)>) -> BTreeMap<IpNet, IdentityId> {
+pub(crate) fn without_redundant(
+    numbered: impl Iterator<Item = (IpNet, IdentityId)>,
+) -> BTreeMap<IpNet, IdentityId> {
     let mut holders: Vec<(IpNet, IdentityId)> = Vec::new();
     let mut kept = BTreeMap::new();
     for (prefix, identity) in numbered {

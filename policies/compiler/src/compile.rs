@@ -10,14 +10,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
-    rc::Rc,
 };
 
 use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Decision, decide},
-    policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, ServiceMatch, WorkloadKind},
+    policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, PortMatch, ServiceMatch, WorkloadKind},
     tables::{
         BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleId, RuleName,
         Service, SourceBlock, SourceClass, VerdictEntry, VerdictKey,
@@ -29,7 +28,7 @@ use crate::{
     classes::{Classes, Numbering},
     field::FieldError,
     flatten::Entries,
-    program::{Numbers, Program, RuleIds, ServiceSets, Sets, rule_ids},
+    program::{KnownService, Numbers, Program, RuleIds, ServiceSets, rule_ids},
     sources::Sources,
     view::ClusterView,
 };
@@ -100,7 +99,7 @@ pub fn compile(view: &ClusterView) -> Compiled {
     };
     let policies = view.policy_set(&mut report);
     let cluster = view.read_cluster(&mut report);
-    diagnostics.extend(conflicts(&cluster));
+    diagnostics.extend(conflicts(cluster.members.iter(), &cluster.host_addresses));
     Compiled {
         tables: compile_policies(&cluster, &policies.enforced),
         diagnostics,
@@ -182,14 +181,14 @@ impl fmt::Display for Diagnostic {
 }
 
 /// Numbers for what is compiled.
-struct Compiling<'a, 'r> {
-    matchers: Matchers<'a>,
+struct Compiling<'r> {
+    matchers: Matchers,
     rules: &'r RuleIds,
-    sets: ServiceSets<'a>,
+    sets: ServiceSets,
 }
 
-impl<'a> Numbers<'a> for Compiling<'a, '_> {
-    fn matcher(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId {
+impl Numbers for Compiling<'_> {
+    fn matcher(&mut self, matcher: &EndMatch, direction: Direction) -> MatcherId {
         self.matchers.id(matcher, direction)
     }
 
@@ -201,20 +200,20 @@ impl<'a> Numbers<'a> for Compiling<'a, '_> {
             .unwrap_or(BuiltinRule::NoMatch.id())
     }
 
-    fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
+    fn service(&mut self, service: &ServiceMatch) -> KnownService {
         self.sets.of(service)
     }
 }
 
 /// All that the tables are written from.
-struct Layout<'a> {
+struct Layout {
     local: BTreeSet<EndpointId>,
     rules: RuleIds,
-    classes: Classes<'a>,
+    classes: Classes,
 }
 
-impl<'a> Layout<'a> {
-    fn new(cluster: &'a Cluster, policies: &'a PolicySet) -> Self {
+impl Layout {
+    fn new(cluster: &Cluster, policies: &PolicySet) -> Self {
         let (local, rules, numbering, index) = lay_out(cluster, policies);
         Self {
             local,
@@ -225,9 +224,9 @@ impl<'a> Layout<'a> {
 }
 
 /// Endpoints, the numbers of rules, the programs, and what finds signatures for them.
-pub(crate) type Laid<'a> = (BTreeSet<EndpointId>, RuleIds, Numbering<'a>, Index<'a>);
+type Laid<'a> = (BTreeSet<EndpointId>, RuleIds, Numbering, Index<'a>);
 
-pub(crate) fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid<'a> {
+fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid<'a> {
     let local = local_endpoints(cluster, policies);
     let rules = rule_ids(local.values().map(|(_, policy)| policy));
     let mut numbers = Compiling {
@@ -242,7 +241,11 @@ pub(crate) fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid
             programs.push(Program::new(own, direction, policy, cluster, &mut numbers));
         }
     }
-    let port_names = programs.iter().flat_map(Program::peer_port_names).collect();
+    let port_names = programs
+        .iter()
+        .flat_map(Program::peer_port_names)
+        .map(str::to_owned)
+        .collect();
     let index = Index::new(&numbers.matchers, cluster, port_names);
     let sources = source_classes(cluster, &programs);
     let local = local.into_keys().collect();
@@ -250,11 +253,7 @@ pub(crate) fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid
 }
 
 /// The tables of endpoints, each with its answers.
-pub(crate) fn write_tables(
-    local: &BTreeSet<EndpointId>,
-    rules: RuleIds,
-    classes: &Classes<'_>,
-) -> NodeTables {
+fn write_tables(local: &BTreeSet<EndpointId>, rules: RuleIds, classes: &Classes) -> NodeTables {
     let table = |endpoint: &EndpointId| classes.sources().get(endpoint).map(Sources::table);
     let mut endpoints: BTreeMap<EndpointId, EndpointTables> = local
         .iter()
@@ -302,7 +301,7 @@ pub(crate) fn verdicts(
 
 /// Classes of source ports for each endpoint that can have them. One that is not here would need more than there
 /// are, and is denied everything.
-fn source_classes(cluster: &Cluster, programs: &[Program<'_>]) -> BTreeMap<EndpointId, Sources> {
+fn source_classes(cluster: &Cluster, programs: &[Program]) -> BTreeMap<EndpointId, Sources> {
     let mut services: BTreeMap<EndpointId, Vec<&ServiceMatch>> = BTreeMap::new();
     for program in programs {
         services
@@ -328,6 +327,15 @@ fn source_classes(cluster: &Cluster, programs: &[Program<'_>]) -> BTreeMap<Endpo
             Some((endpoint, Sources::new(asking, &declared).ok()?))
         })
         .collect()
+}
+
+/// Whether a rule asks for source ports by name: the classes of source ports then depend on what every workload
+/// declares.
+pub(crate) fn asks_source_names(program: &Program) -> bool {
+    program.services().any(|service| {
+        let mut ports = service.source_ports.iter().chain(&service.not_source_ports);
+        ports.any(|port| matches!(port, PortMatch::Named(_)))
+    })
 }
 
 /// Everything that has a number, and what it is judged by. A host endpoint is judged in up to three parts; one that no
@@ -372,12 +380,15 @@ fn local_endpoints<'a>(
         .collect()
 }
 
-/// What in `cluster` contradicts itself.
-pub(crate) fn conflicts(cluster: &Cluster) -> Vec<Diagnostic> {
+/// What in a cluster of these members contradicts itself.
+pub(crate) fn conflicts<'m>(
+    members: impl Iterator<Item = &'m Member>,
+    host_addresses: &BTreeSet<IpAddr>,
+) -> Vec<Diagnostic> {
     let mut claims: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
     let mut namespaces = BTreeSet::new();
     let mut endpoints: BTreeMap<EndpointId, usize> = BTreeMap::new();
-    for member in &cluster.members {
+    for member in members {
         let workload = &member.workload;
         for address in &member.addresses {
             let pod = format!("{}/{}", workload.namespace, workload.name);
@@ -393,7 +404,7 @@ pub(crate) fn conflicts(cluster: &Cluster) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for (address, mut pods) in claims {
         pods.sort_unstable();
-        if cluster.host_addresses.contains(&address) {
+        if host_addresses.contains(&address) {
             found.extend(
                 pods.into_iter()
                     .map(|pod| Diagnostic::HostAddress { address, pod }),

@@ -1,6 +1,6 @@
 //! From an ordered list of rules to entries of which the most specific one is right.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use policies_ir::{
     policy::{Action, DefaultAction},
@@ -26,7 +26,7 @@ pub(crate) struct Stage {
 /// A rule both of whose ends are known to match.
 pub(crate) struct StageRule {
     /// Which ports.
-    pub(crate) sets: Rc<Sets>,
+    pub(crate) sets: Arc<Sets>,
     pub(crate) action: Action,
     pub(crate) rule: RuleId,
 }

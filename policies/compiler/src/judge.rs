@@ -26,7 +26,7 @@ pub use ends::{End as FlowEnd, FlowError};
 
 use crate::{
     cells::{Index, KnownPlaces, MatcherId, Matchers, Prefixes, Signature},
-    program::{Numbers, Program, ServiceSets, Sets},
+    program::{KnownService, Numbers, Program, ServiceSets},
     view::ClusterView,
 };
 
@@ -71,11 +71,11 @@ pub struct Judge<'a> {
     ends: Ends<'a>,
     index: Index<'a>,
     prefixes: Prefixes,
-    numbers: Judging<'a>,
+    numbers: Judging,
     known: KnownPlaces<'a>,
     signatures: HashMap<IpAddr, Rc<Signature>>,
     policies: HashMap<PolicyKey<'a>, Rc<EndpointPolicy<'a>>>,
-    programs: HashMap<(usize, Direction), Rc<Program<'a>>>,
+    programs: HashMap<(usize, Direction), Rc<Program>>,
 }
 
 /// All of a member that the choice of its policies depends on.
@@ -126,7 +126,7 @@ impl<'a> Judge<'a> {
         Program::intern_builtins(&mut numbers, &book.policies.failsafe);
         for (rule, direction) in rules(&book.policies) {
             numbers.matcher(&rule.peer, direction);
-            port_names.extend(names(&rule.service));
+            port_names.extend(names(&rule.service).map(str::to_owned));
         }
         let index = Index::new(&numbers.matchers, &book.cluster, port_names);
         Self {
@@ -199,7 +199,7 @@ impl<'a> Judge<'a> {
         signature
     }
 
-    fn program(&mut self, position: usize, direction: Direction) -> Option<Rc<Program<'a>>> {
+    fn program(&mut self, position: usize, direction: Direction) -> Option<Rc<Program>> {
         if let Some(known) = self.programs.get(&(position, direction)) {
             return Some(Rc::clone(known));
         }
@@ -235,14 +235,14 @@ impl<'a> Judge<'a> {
 }
 
 /// Numbers for what is judged: names get theirs when they first decide.
-struct Judging<'a> {
-    matchers: Matchers<'a>,
+struct Judging {
+    matchers: Matchers,
     names: HashMap<RuleName, RuleId>,
     listed: Vec<RuleName>,
-    sets: ServiceSets<'a>,
+    sets: ServiceSets,
 }
 
-impl Judging<'_> {
+impl Judging {
     fn decided_by(&self, rule: RuleId) -> DecidedBy {
         let listed = rule
             .0
@@ -255,9 +255,9 @@ impl Judging<'_> {
     }
 }
 
-impl<'a> Numbers<'a> for Judging<'a> {
+impl Numbers for Judging {
     /// The conditions of all rules have theirs before the first flow.
-    fn matcher(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId {
+    fn matcher(&mut self, matcher: &EndMatch, direction: Direction) -> MatcherId {
         self.matchers.id(matcher, direction)
     }
 
@@ -269,7 +269,7 @@ impl<'a> Numbers<'a> for Judging<'a> {
         })
     }
 
-    fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
+    fn service(&mut self, service: &ServiceMatch) -> KnownService {
         self.sets.of(service)
     }
 }

@@ -3,7 +3,8 @@
 //! [`compile`] turns a [`ClusterView`] into the tables of one node; it never fails: whatever cannot be
 //! understood matches nothing, and is named in the diagnostics. [`validate`] says the same to the person who
 //! writes the object, before it is stored. [`explain()`] answers which rule decides between two ends.
-//! [`reference`] judges one packet by the reference alone, for tests of everything else.
+//! [`reference`] judges one packet by the reference alone, for tests of everything else. [`capacity`] says whether
+//! tables fit into a kernel's maps.
 //!
 //! The crate is pure. Non-goals: the kernel's bytes (`ebpf/abi`), numbering endpoints and watching objects
 //! (the agent).
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod calico;
+pub mod capacity;
 mod cells;
 mod classes;
 mod cluster_policy;
@@ -22,6 +24,7 @@ mod judge;
 mod kubernetes;
 mod load;
 mod program;
+mod reading;
 mod services;
 mod session;
 mod sources;
@@ -37,5 +40,5 @@ pub use field::FieldError;
 pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
 pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
-pub use session::{Material, Session, StartAnew};
+pub use session::{Session, Settled};
 pub use view::{CalicoObject, ClusterView, HostEndpointIds, PodView, Policies};

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    rc::Rc,
+    sync::Arc,
 };
 
 use policies_ir::{
@@ -25,42 +25,49 @@ use crate::{
 pub(crate) type RuleIds = BTreeMap<RuleName, RuleId>;
 
 /// What an endpoint is judged by in one direction, in order.
-pub(crate) struct Program<'a> {
+pub(crate) struct Program {
     pub(crate) endpoint: EndpointId,
     pub(crate) direction: Direction,
-    own: Own<'a>,
+    own: Own,
     to_host: EndpointToHost,
     /// Whether it leaves to others what it does not decide.
     leaves_open: bool,
-    stages: Vec<ProgramStage<'a>>,
+    stages: Vec<ProgramStage>,
 }
 
-/// The endpoint's own end of its flows.
-struct Own<'a> {
-    workload: &'a Workload,
+/// What verdicts depend on of the endpoint's own end of its flows.
+struct Own {
+    is_pod: bool,
+    named_ports: Vec<NamedPort>,
     /// The number under which others find it.
     endpoint: Option<EndpointId>,
     /// Place of its node among all.
     node: Option<usize>,
+}
+
+/// The endpoint's own end, as conditions of rules see it.
+struct OwnSides<'a> {
+    workload: &'a Workload,
     /// Families in which the endpoint has an address, and what selectors find there beside itself.
     sides: Vec<(IpVersion, std::net::IpAddr, Vec<&'a Workload>)>,
 }
 
-struct ProgramStage<'a> {
-    rules: Vec<ProgramRule<'a>>,
+struct ProgramStage {
+    rules: Vec<ProgramRule>,
     default_action: DefaultAction,
     default_rule: RuleId,
 }
 
-struct ProgramRule<'a> {
+#[derive(Clone)]
+struct ProgramRule {
     peer: MatcherId,
     /// Families in which the endpoint's own end fits.
     families: Families,
     /// Whether names of ports that the rule asks of the endpoint itself are those it declares.
     asks_own_names: bool,
-    service: &'a ServiceMatch,
+    service: Arc<ServiceMatch>,
     /// What the service holds, where it names no ports.
-    sets: Option<Rc<Sets>>,
+    sets: Option<Arc<Sets>>,
     action: Action,
     rule: RuleId,
 }
@@ -72,19 +79,22 @@ pub(crate) struct Sets {
 }
 
 /// Gives numbers to what programs speak about.
-pub(crate) trait Numbers<'a> {
+pub(crate) trait Numbers {
     /// Of a condition on the other end.
-    fn matcher(&mut self, matcher: &'a EndMatch, direction: Direction) -> MatcherId;
+    fn matcher(&mut self, matcher: &EndMatch, direction: Direction) -> MatcherId;
     /// Of a rule or the end of a tier.
     fn rule(&mut self, name: RuleName) -> RuleId;
-    /// What a service holds; nothing if that depends on what its ends declare.
-    fn sets(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>>;
+    /// The service, and what it holds; nothing if that depends on what its ends declare.
+    fn service(&mut self, service: &ServiceMatch) -> KnownService;
 }
+
+/// A service, and what it holds, unless that depends on what its ends declare.
+pub(crate) type KnownService = (Arc<ServiceMatch>, Option<Arc<Sets>>);
 
 /// Remembers what services hold.
 #[derive(Default)]
-pub(crate) struct ServiceSets<'a> {
-    seen: HashMap<&'a ServiceMatch, Option<Rc<Sets>>>,
+pub(crate) struct ServiceSets {
+    seen: HashMap<Arc<ServiceMatch>, Option<Arc<Sets>>>,
 }
 
 /// Families of addresses.
@@ -149,27 +159,30 @@ pub(crate) fn rule_ids<'p, 'a: 'p>(policies: impl Iterator<Item = &'p EndpointPo
     names.into_iter().zip((BUILTIN_RULES..).map(RuleId)).collect()
 }
 
-impl<'a> Program<'a> {
-    pub(crate) fn new<N: Numbers<'a>>(
-        (endpoint, member): (EndpointId, &'a Member),
+impl Program {
+    pub(crate) fn new<N: Numbers>(
+        (endpoint, member): (EndpointId, &Member),
         direction: Direction,
-        policy: &EndpointPolicy<'a>,
-        cluster: &'a Cluster,
+        policy: &EndpointPolicy<'_>,
+        cluster: &Cluster,
         numbers: &mut N,
     ) -> Self {
-        let own = Own::new(member, cluster);
+        let own = OwnSides::new(member, cluster);
         let leaves_open = policy.last == Last::Undecided;
-        let mut any_end = |service: &'a ServiceMatch, peer: &'a EndMatch, rule: BuiltinRule| ProgramRule {
-            peer: numbers.matcher(peer, direction),
-            sets: numbers.sets(service),
-            families: Families { v4: true, v6: true },
-            asks_own_names: true,
-            service,
-            action: match rule {
-                BuiltinRule::NoMatch => Action::Deny,
-                _ => Action::Allow,
-            },
-            rule: rule.id(),
+        let mut any_end = |service: &ServiceMatch, peer: &EndMatch, rule: BuiltinRule| {
+            let (service, sets) = numbers.service(service);
+            ProgramRule {
+                peer: numbers.matcher(peer, direction),
+                sets,
+                families: Families { v4: true, v6: true },
+                asks_own_names: true,
+                service,
+                action: match rule {
+                    BuiltinRule::NoMatch => Action::Deny,
+                    _ => Action::Allow,
+                },
+                rule: rule.id(),
+            }
         };
         let mut stages = Vec::new();
         if let Some(failsafe) = policy.failsafe {
@@ -194,19 +207,22 @@ impl<'a> Program<'a> {
             });
         }
         let any = any_end(&ANY_SERVICE, &ANY_END, BuiltinRule::NoPolicy);
-        let rules_of = |numbers: &mut N, rules: &'a [Rule], tier: &str, policy: &str| {
+        let rules_of = |numbers: &mut N, rules: &[Rule], tier: &str, policy: &str| {
             // Log changes no verdict, and names are learned for destinations of what leaves.
             let counts = |rule: &&Rule| {
                 rule.action != Action::Log && (direction == Direction::Egress || rule.peer.domains.is_empty())
             };
-            let rules = rules.iter().filter(counts).map(|rule| ProgramRule {
-                peer: numbers.matcher(&rule.peer, direction),
-                sets: numbers.sets(&rule.service),
-                families: own.families(&rule.own),
-                asks_own_names: rule.own.workload.as_ref().is_none_or(|m| m.matches(own.workload)),
-                service: &rule.service,
-                action: rule.action,
-                rule: numbers.rule(rule_name(tier, policy, rule)),
+            let rules = rules.iter().filter(counts).map(|rule| {
+                let (service, sets) = numbers.service(&rule.service);
+                ProgramRule {
+                    peer: numbers.matcher(&rule.peer, direction),
+                    sets,
+                    families: own.families(&rule.own),
+                    asks_own_names: rule.own.workload.as_ref().is_none_or(|m| m.matches(own.workload)),
+                    service,
+                    action: rule.action,
+                    rule: numbers.rule(rule_name(tier, policy, rule)),
+                }
             });
             rules.collect::<Vec<_>>()
         };
@@ -244,7 +260,12 @@ impl<'a> Program<'a> {
         Self {
             endpoint,
             direction,
-            own,
+            own: Own {
+                is_pod: member.workload.kind == WorkloadKind::Pod,
+                named_ports: member.workload.named_ports.clone(),
+                endpoint: member.endpoint,
+                node: cluster.nodes.keys().position(|name| *name == member.node),
+            },
             to_host: policy.to_host,
             leaves_open,
             stages,
@@ -252,7 +273,7 @@ impl<'a> Program<'a> {
     }
 
     /// Gives numbers to the conditions that every program may have beside those of its rules.
-    pub(crate) fn intern_builtins<N: Numbers<'a>>(numbers: &mut N, failsafe: &'a Failsafe) {
+    pub(crate) fn intern_builtins<N: Numbers>(numbers: &mut N, failsafe: &Failsafe) {
         for direction in [Direction::Ingress, Direction::Egress] {
             numbers.matcher(&ANY_END, direction);
             for open in failsafe.matches(direction) {
@@ -272,7 +293,7 @@ impl<'a> Program<'a> {
         if peer.owner == Owner::Contested {
             return (Verdict::Deny, BuiltinRule::NoMatch.id());
         }
-        let matches = |rule: &&ProgramRule<'_>| {
+        let matches = |rule: &&ProgramRule| {
             self.both_ends_match(rule, peer)
                 && match &rule.sets {
                     Some(sets) => sets.contain(protocol, source_port, port),
@@ -305,7 +326,7 @@ impl<'a> Program<'a> {
     }
 
     /// Names of ports that the program asks of the other end.
-    pub(crate) fn peer_port_names(&self) -> impl Iterator<Item = &'a str> + '_ {
+    pub(crate) fn peer_port_names(&self) -> impl Iterator<Item = &str> {
         let ports = self.services().flat_map(|service| match self.direction {
             Direction::Ingress => service.source_ports.iter().chain(&service.not_source_ports),
             Direction::Egress => service.ports.iter().chain(&service.not_ports),
@@ -317,11 +338,11 @@ impl<'a> Program<'a> {
     }
 
     /// The services of all rules.
-    pub(crate) fn services(&self) -> impl Iterator<Item = &'a ServiceMatch> + '_ {
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceMatch> {
         self.stages
             .iter()
             .flat_map(|stage| &stage.rules)
-            .map(|rule| rule.service)
+            .map(|rule| &*rule.service)
     }
 
     /// What the program sees of a peer.
@@ -344,7 +365,7 @@ impl<'a> Program<'a> {
             for rule in &stage.rules {
                 if peer.rules.binary_search(&number).is_ok() {
                     let sets = rule.sets.clone();
-                    let sets = sets.unwrap_or_else(|| Rc::new(self.sets(rule, &peer.declares)));
+                    let sets = sets.unwrap_or_else(|| Arc::new(self.sets(rule, &peer.declares)));
                     rules.push(StageRule {
                         sets,
                         action: rule.action,
@@ -362,7 +383,7 @@ impl<'a> Program<'a> {
         flatten(&stages.collect::<Vec<_>>(), sources, peer.last_word)
     }
 
-    fn both_ends_match(&self, rule: &ProgramRule<'_>, peer: &Signature) -> bool {
+    fn both_ends_match(&self, rule: &ProgramRule, peer: &Signature) -> bool {
         let of_family = match peer.family {
             IpVersion::V4 => rule.families.v4,
             IpVersion::V6 => rule.families.v6,
@@ -371,9 +392,9 @@ impl<'a> Program<'a> {
     }
 
     /// What a rule's service holds when the other end declares these ports.
-    fn sets(&self, rule: &ProgramRule<'_>, declares: &[Declares]) -> Sets {
+    fn sets(&self, rule: &ProgramRule, declares: &[Declares]) -> Sets {
         let own: &[NamedPort] = match rule.asks_own_names {
-            true => &self.own.workload.named_ports,
+            true => &self.own.named_ports,
             false => &[],
         };
         let selected = declares
@@ -384,11 +405,11 @@ impl<'a> Program<'a> {
             Direction::Ingress => (&other[..], own),
             Direction::Egress => (own, &other[..]),
         };
-        Sets::of(rule.service, source, destination)
+        Sets::of(&rule.service, source, destination)
     }
 
     fn last_word(&self, peer: Owner) -> Option<LastWord> {
-        let pod = self.own.workload.kind == WorkloadKind::Pod;
+        let pod = self.own.is_pod;
         let own_node = match peer {
             Owner::Node => true,
             Owner::NodeAt(position) => self.own.node == Some(position),
@@ -410,15 +431,6 @@ impl<'a> Program<'a> {
             rule,
             closes: !self.leaves_open,
         })
-    }
-}
-
-impl Clone for ProgramRule<'_> {
-    fn clone(&self) -> Self {
-        Self {
-            sets: self.sets.clone(),
-            ..*self
-        }
     }
 }
 
@@ -446,9 +458,12 @@ impl Sets {
     }
 }
 
-impl<'a> ServiceSets<'a> {
+impl ServiceSets {
     /// What `service` holds; nothing if that depends on what its ends declare.
-    pub(crate) fn of(&mut self, service: &'a ServiceMatch) -> Option<Rc<Sets>> {
+    pub(crate) fn of(&mut self, service: &ServiceMatch) -> KnownService {
+        if let Some((service, sets)) = self.seen.get_key_value(service) {
+            return (Arc::clone(service), sets.clone());
+        }
         let named = |ports: &[PortMatch]| ports.iter().any(|port| matches!(port, PortMatch::Named(_)));
         let lists = [
             &service.ports,
@@ -456,15 +471,15 @@ impl<'a> ServiceSets<'a> {
             &service.source_ports,
             &service.not_source_ports,
         ];
-        let fixed = || !lists.into_iter().any(|ports| named(ports));
-        self.seen
-            .entry(service)
-            .or_insert_with(|| fixed().then(|| Rc::new(Sets::of(service, &[], &[]))))
-            .clone()
+        let fixed = !lists.into_iter().any(|ports| named(ports));
+        let sets = fixed.then(|| Arc::new(Sets::of(service, &[], &[])));
+        let service = Arc::new(service.clone());
+        self.seen.insert(Arc::clone(&service), sets.clone());
+        (service, sets)
     }
 }
 
-impl<'a> Own<'a> {
+impl<'a> OwnSides<'a> {
     fn new(member: &'a Member, cluster: &'a Cluster) -> Self {
         let first = |v4: bool| {
             member
@@ -482,8 +497,6 @@ impl<'a> Own<'a> {
         });
         Self {
             workload: &member.workload,
-            endpoint: member.endpoint,
-            node: cluster.nodes.keys().position(|name| *name == member.node),
             sides: sides.collect(),
         }
     }

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
 };
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy, selector::Labels};
@@ -12,31 +11,24 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policies_ir::{
     cluster::{Cluster, Member, NetworkSet},
-    policy::{
-        DefaultAction, NamedPort, Order, Policy, PolicySet, Profile, ProfileRules, ServiceAccount, Staged,
-        Tier, Workload, WorkloadKind,
-    },
-    tables::{Direction, EndpointId},
+    policy::{NamedPort, PolicySet, Profile, ProfileRules, ServiceAccount, Staged, Workload, WorkloadKind},
+    tables::EndpointId,
 };
 
 use crate::{
-    calico::{
-        BUILT_IN_TIERS, DEFAULT_TIER, RuleScope, Scope, Services, StagedAction, close_over, is_tier_name,
-        read_configuration, read_host_endpoint, read_network_set, read_policy, read_rules,
-        read_staged_action, read_tier, shown_name,
-    },
-    cluster_policy::{self, NodeView, Nodes},
+    calico::{Services, read_host_endpoint, read_network_set},
+    cluster_policy::{NodeView, Nodes},
     field::{Errors, FieldError},
-    kubernetes::{self, protocol_number},
+    kubernetes::protocol_number,
     load::add_slice,
+    reading::{Reading, put_together},
 };
 
 /// Profile that allows everything, for host endpoints that nobody restricts.
 const ALLOW_PROFILE: &str = "projectcalico-default-allow";
-/// Name of the settings that count.
-const CONFIGURATION: &str = "default";
 
 /// The objects of a cluster that network policy depends on, seen from one node. Order does not matter.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -194,101 +186,17 @@ impl ClusterView {
     /// All policies. Calls `report` with the name of the object for each thing that could not be understood; what
     /// the result says there is closed.
     pub fn policy_set(&self, mut report: impl FnMut(&str, FieldError)) -> Policies {
-        let mut tiers: BTreeMap<String, Tier> = BTreeMap::new();
-        for (name, order, default_action) in BUILT_IN_TIERS {
-            let tier = Tier {
-                name: name.to_owned(),
-                order: Order(Some(order)),
-                default_action,
-                policies: Vec::new(),
-            };
-            tiers.insert(name.to_owned(), tier);
+        let of_kubernetes = self.policies.iter().map(Reading::of_kubernetes);
+        let of_cluster = self.cluster_policies.iter();
+        let of_cluster = of_cluster.map(|object| Reading::of_cluster_policy(object, &self.nodes));
+        let of_calico = self.calico.iter();
+        let of_calico = of_calico.map(|object| Reading::of_calico(object, &self.services));
+        let readings: Vec<Reading> = of_kubernetes.chain(of_cluster).chain(of_calico).collect();
+        let (tiers, others): (Vec<&Reading>, Vec<&Reading>) = readings.iter().partition(|r| r.is_tier());
+        for (name, error) in tiers.iter().chain(&others).flat_map(|reading| reading.errors()) {
+            report(name, error.clone());
         }
-        let mut errors = Errors::new();
-        for object in &self.calico {
-            if let CalicoObject::Tier(object) = object {
-                let tier = read_tier(object, &mut errors);
-                flush(&format!("Tier {}", tier.name), &mut errors, &mut report);
-                tiers.insert(tier.name.clone(), tier);
-            }
-        }
-        let mut enforce = |tier: String, policy: Policy| {
-            let missing = || Tier {
-                // Nobody said when it comes, nor how it ends: it comes last, and denies. What is no name of a tier
-                // may have been meant to be any; its policies deny everything, and come first.
-                name: tier.clone(),
-                order: Order((!is_tier_name(&tier)).then_some(f64::NEG_INFINITY)),
-                default_action: DefaultAction::Deny,
-                policies: Vec::new(),
-            };
-            let tier = tiers.entry(tier.clone()).or_insert_with(missing);
-            tier.policies.push(Arc::new(policy));
-        };
-        for object in &self.policies {
-            let policy = kubernetes::read(object, &mut errors);
-            flush(&policy.name, &mut errors, &mut report);
-            enforce(DEFAULT_TIER.to_owned(), policy);
-        }
-        for object in &self.cluster_policies {
-            let (tier, policy) = cluster_policy::read(object, &self.nodes, &mut errors);
-            flush(&policy.name, &mut errors, &mut report);
-            enforce(tier, policy);
-        }
-        let mut staged = Vec::new();
-        let (mut endpoint_to_host, mut failsafe) = read_configuration(&Default::default(), &mut errors);
-        let mut profiles = self.profiles();
-        for object in &self.calico {
-            let enforced = match object {
-                CalicoObject::NetworkPolicy(object) => Some(read_policy(
-                    "NetworkPolicy",
-                    Scope::Namespace,
-                    object,
-                    &self.services,
-                    &mut errors,
-                )),
-                CalicoObject::GlobalNetworkPolicy(object) => {
-                    let kind = "GlobalNetworkPolicy";
-                    Some(read_policy(
-                        kind,
-                        Scope::Cluster,
-                        object,
-                        &self.services,
-                        &mut errors,
-                    ))
-                }
-                CalicoObject::FelixConfiguration(object) => {
-                    if object.metadata.name.as_deref() == Some(CONFIGURATION) {
-                        (endpoint_to_host, failsafe) = read_configuration(&object.spec, &mut errors);
-                        flush("FelixConfiguration default", &mut errors, &mut report);
-                    }
-                    None
-                }
-                CalicoObject::Profile(object) => {
-                    let profile = self.read_profile(object, &mut errors);
-                    flush(&format!("Profile {}", profile.name), &mut errors, &mut report);
-                    profiles.entry(profile.name.clone()).or_insert(profile);
-                    None
-                }
-                _ => {
-                    staged.extend(self.read_staged(object, &mut errors));
-                    // What is wrong with it closes nothing that is enforced, but it is not what was meant.
-                    flush(&staged_name(object), &mut errors, &mut report);
-                    None
-                }
-            };
-            if let Some((tier, policy)) = enforced {
-                flush(&policy.name, &mut errors, &mut report);
-                enforce(tier, policy);
-            }
-        }
-        let mut enforced = PolicySet {
-            tiers: tiers.into_values().collect(),
-            profiles,
-            failsafe,
-            endpoint_to_host,
-        };
-        close_over(&mut enforced, &self.doubtful());
-        Policies { enforced, staged }
+        put_together(readings.iter(), self.profiles(), &self.doubtful())
     }
 
     /// Adds or replaces the labels of a namespace.
@@ -363,7 +271,7 @@ impl ClusterView {
     }
 
     /// Network sets and host endpoints of which a part could not be understood.
-    fn doubtful(&self) -> Vec<Workload> {
+    pub(crate) fn doubtful(&self) -> Vec<Workload> {
         let read = |object: &CalicoObject| {
             let mut errors = Errors::new();
             let workload = match object {
@@ -385,7 +293,14 @@ impl ClusterView {
 
     /// Those that exist without being written: one for each namespace, and the one that host endpoints can have.
     fn profiles(&self) -> BTreeMap<String, Profile> {
-        let of_pods = self.pods.iter().map(|pod| pod.namespace.as_str());
+        self.profiles_with(self.pods.iter().map(|pod| pod.namespace.as_str()))
+    }
+
+    /// The same, when these are the namespaces of pods.
+    pub(crate) fn profiles_with<'p>(
+        &'p self,
+        of_pods: impl Iterator<Item = &'p str>,
+    ) -> BTreeMap<String, Profile> {
         let namespaces: BTreeSet<&str> = self
             .namespaces
             .keys()
@@ -402,58 +317,68 @@ impl ClusterView {
             .map(|name| (name.clone(), profile(name)))
             .collect()
     }
+}
 
-    fn read_profile(&self, object: &calico::Profile, errors: &mut Errors) -> Profile {
-        let scope = RuleScope {
-            namespace: "",
-            services: &self.services,
-            stateless: false,
-        };
-        let spec = &object.spec;
-        Profile {
-            name: object.metadata.name.clone().unwrap_or_default(),
-            rules: ProfileRules::Own {
-                ingress: read_rules(&spec.ingress, Direction::Ingress, scope, errors),
-                egress: read_rules(&spec.egress, Direction::Egress, scope, errors),
-            },
+impl CalicoObject {
+    /// Its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tier(_) => "Tier",
+            Self::NetworkPolicy(_) => "NetworkPolicy",
+            Self::GlobalNetworkPolicy(_) => "GlobalNetworkPolicy",
+            Self::StagedNetworkPolicy(_) => "StagedNetworkPolicy",
+            Self::StagedGlobalNetworkPolicy(_) => "StagedGlobalNetworkPolicy",
+            Self::StagedKubernetesNetworkPolicy(_) => "StagedKubernetesNetworkPolicy",
+            Self::NetworkSet(_) => "NetworkSet",
+            Self::GlobalNetworkSet(_) => "GlobalNetworkSet",
+            Self::HostEndpoint(_) => "HostEndpoint",
+            Self::Profile(_) => "Profile",
+            Self::FelixConfiguration(_) => "FelixConfiguration",
         }
     }
 
-    /// The change that a staged policy would be; nothing for other objects, and for one that would change nothing.
-    fn read_staged(&self, object: &CalicoObject, errors: &mut Errors) -> Option<Staged> {
-        let (kind, enforced_kind, scope, object) = match object {
-            CalicoObject::StagedNetworkPolicy(object) => {
-                ("StagedNetworkPolicy", "NetworkPolicy", Scope::Namespace, object)
-            }
-            CalicoObject::StagedGlobalNetworkPolicy(object) => {
-                let kind = "StagedGlobalNetworkPolicy";
-                (kind, "GlobalNetworkPolicy", Scope::Cluster, object)
-            }
-            CalicoObject::StagedKubernetesNetworkPolicy(object) => {
-                return read_staged_kubernetes(object, errors);
-            }
-            _ => return None,
+    /// Its metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Tier(object) => &object.metadata,
+            Self::NetworkPolicy(object)
+            | Self::GlobalNetworkPolicy(object)
+            | Self::StagedNetworkPolicy(object)
+            | Self::StagedGlobalNetworkPolicy(object) => &object.metadata,
+            Self::StagedKubernetesNetworkPolicy(object) => &object.metadata,
+            Self::NetworkSet(object) | Self::GlobalNetworkSet(object) => &object.metadata,
+            Self::HostEndpoint(object) => &object.metadata,
+            Self::Profile(object) => &object.metadata,
+            Self::FelixConfiguration(object) => &object.metadata,
+        }
+    }
+
+    /// Kind, namespace and name.
+    pub(crate) fn key(&self) -> (&'static str, String, String) {
+        let metadata = self.metadata();
+        let own = |text: &Option<String>| text.clone().unwrap_or_default();
+        // A policy of Kubernetes may have the same kind and name.
+        let kind = match self {
+            Self::NetworkPolicy(_) => "NetworkPolicy.projectcalico.org",
+            _ => self.kind(),
         };
-        let metadata = &object.metadata;
-        let namespace = match scope {
-            Scope::Namespace => metadata.namespace.as_deref().unwrap_or_default(),
-            Scope::Cluster => "",
+        (kind, own(&metadata.namespace), own(&metadata.name))
+    }
+
+    /// Whether a rule asks for what is behind a service.
+    pub(crate) fn asks_for_services(&self) -> bool {
+        let rules = match self {
+            Self::NetworkPolicy(object)
+            | Self::GlobalNetworkPolicy(object)
+            | Self::StagedNetworkPolicy(object)
+            | Self::StagedGlobalNetworkPolicy(object) => [&object.spec.ingress, &object.spec.egress],
+            Self::Profile(object) => [&object.spec.ingress, &object.spec.egress],
+            _ => return false,
         };
-        let name = metadata.name.as_deref().unwrap_or_default();
-        let action = read_staged_action(object.spec.staged_action.as_deref(), errors);
-        let (tier, policy) = read_policy(kind, scope, object, &self.services, errors);
-        let policy = match action {
-            StagedAction::Nothing => return None,
-            StagedAction::Set => Some(Arc::new(policy)),
-            StagedAction::Delete => {
-                check_deletes_only(&object.spec, errors);
-                None
-            }
-        };
-        Some(Staged {
-            tier,
-            replaces: shown_name(enforced_kind, namespace, name),
-            policy,
+        let mut rules = rules.into_iter().flatten();
+        rules.any(|rule| {
+            let mut ends = rule.source.iter().chain(&rule.destination);
+            ends.any(|end| end.services.is_some())
         })
     }
 }
@@ -492,70 +417,6 @@ impl PodView {
             named_ports: ports.filter_map(named_port).collect(),
             endpoint,
         })
-    }
-}
-
-fn read_staged_kubernetes(
-    object: &calico::StagedKubernetesNetworkPolicy,
-    errors: &mut Errors,
-) -> Option<Staged> {
-    let spec = &object.spec;
-    let action = read_staged_action(spec.staged_action.as_deref(), errors);
-    let mut policy = NetworkPolicy {
-        metadata: object.metadata.clone(),
-        spec: None,
-    };
-    let replaces = kubernetes::read(&policy, &mut Errors::new()).name;
-    policy.spec = Some(k8s_openapi::api::networking::v1::NetworkPolicySpec {
-        pod_selector: spec.pod_selector.clone(),
-        ingress: spec.ingress.clone(),
-        egress: spec.egress.clone(),
-        policy_types: spec.policy_types.clone(),
-    });
-    let mut read = kubernetes::read(&policy, errors);
-    read.name = format!(
-        "Staged{}",
-        read.name.replacen("NetworkPolicy", "KubernetesNetworkPolicy", 1)
-    );
-    let policy = match action {
-        StagedAction::Nothing => return None,
-        StagedAction::Set => Some(Arc::new(read)),
-        StagedAction::Delete => None,
-    };
-    Some(Staged {
-        tier: DEFAULT_TIER.to_owned(),
-        replaces,
-        policy,
-    })
-}
-
-/// Name of a staged policy for people; empty for other objects.
-fn staged_name(object: &CalicoObject) -> String {
-    let (kind, metadata) = match object {
-        CalicoObject::StagedNetworkPolicy(object) => ("StagedNetworkPolicy", &object.metadata),
-        CalicoObject::StagedGlobalNetworkPolicy(object) => ("StagedGlobalNetworkPolicy", &object.metadata),
-        CalicoObject::StagedKubernetesNetworkPolicy(object) => {
-            ("StagedKubernetesNetworkPolicy", &object.metadata)
-        }
-        _ => return String::new(),
-    };
-    let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    shown_name(kind, namespace, metadata.name.as_deref().unwrap_or_default())
-}
-
-/// What is deleted has no other fields: whoever wrote some expected them to count.
-fn check_deletes_only(spec: &calico::PolicySpec, errors: &mut Errors) {
-    let empty = calico::PolicySpec {
-        staged_action: spec.staged_action.clone(),
-        tier: spec.tier.clone(),
-        ..calico::PolicySpec::default()
-    };
-    if *spec != empty {
-        errors.push(FieldError {
-            field: "spec".to_owned(),
-            problem: "a policy that is to be deleted has no fields but tier and stagedAction".to_owned(),
-            fix: "leave the others out".to_owned(),
-        });
     }
 }
 

@@ -82,8 +82,9 @@ fn align_rules(now: &[RuleName], previous: &[RuleName]) -> (Vec<RuleName>, Vec<R
     (names, numbers)
 }
 
-/// The new number of each identity that has a prefix.
-fn align_identities(
+/// The new number of each identity that has a prefix: that of the first of its prefixes that had one, or one that
+/// `previous` does not use.
+pub fn align_identities(
     now: &BTreeMap<ipnet::IpNet, IdentityId>,
     previous: &BTreeMap<ipnet::IpNet, IdentityId>,
 ) -> BTreeMap<IdentityId, IdentityId> {

@@ -11,7 +11,7 @@
 
 #![forbid(unsafe_code)]
 
-mod align;
+pub mod align;
 pub mod cluster;
 pub mod decide;
 pub mod difference;

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use agent_images::{ImageConfig, UserIds};
-use agent_runtime::{ContainerConfig, Mount, Resources};
-use agent_sandbox::Profile;
+use agent_runtime::{ContainerConfig, Mount, Resources, Streams};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use super::{env, termination, volumes};
+use super::{env, sandbox, termination, volumes};
 
 /// What a container may do without asking for more, inside its user namespace: Docker's set without raw
 /// sockets and device nodes.
@@ -47,10 +46,8 @@ pub(crate) enum ContainerError {
     SubPath(String),
     #[error("capability {0:?} cannot be added")]
     Capability(String),
-    #[error("seccomp profile {0:?} is not supported; pods run under RuntimeDefault")]
-    Seccomp(String),
-    #[error("sandbox profile {0:?} is not known; this version has baseline")]
-    Profile(String),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::SandboxError),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("resources of the container")]
@@ -113,8 +110,13 @@ pub(crate) fn config(
         supplemental_gids: resolved.user.supplementary,
         read_only_root: security.read_only_root_filesystem == Some(true),
         capabilities: capabilities(security)?,
+        streams: Streams {
+            stdin: container.stdin == Some(true),
+            stdin_once: container.stdin_once == Some(true),
+            tty: container.tty == Some(true),
+        },
         resources: resources(container)?,
-        profile: profile(pod, security)?,
+        profile: sandbox::profile(pod, container)?,
         log_path: places.log.clone(),
         log_max_bytes: places.log_max_bytes,
         log_max_files: places.log_max_files,
@@ -305,29 +307,6 @@ fn resources(container: &Container) -> Result<Resources, ContainerError> {
             .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
         pids: Some(MAX_PIDS),
     })
-}
-
-/// The sandbox. Whatever asks for less than the baseline is refused, also when admission let it pass.
-fn profile(pod: &Pod, security: &SecurityContext) -> Result<Profile, ContainerError> {
-    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let seccomp = security
-        .seccomp_profile
-        .as_ref()
-        .or(of_pod.and_then(|p| p.seccomp_profile.as_ref()));
-    if let Some(seccomp) = seccomp.filter(|seccomp| seccomp.type_ != "RuntimeDefault") {
-        return Err(ContainerError::Seccomp(seccomp.type_.clone()));
-    }
-    if security.allow_privilege_escalation == Some(true) {
-        return Err(ContainerError::Unsupported("allowPrivilegeEscalation: true"));
-    }
-    let named = pod.metadata.annotations.as_ref();
-    let named = named
-        .and_then(|all| all.get(api::annotations::SANDBOX_PROFILE))
-        .map(String::as_str);
-    match named {
-        None | Some("baseline") => Ok(Profile::baseline()),
-        Some(other) => Err(ContainerError::Profile(other.to_owned())),
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod names;
 mod observe;
 mod probes;
 mod resources;
+mod sandbox;
 mod status;
 mod steps;
 mod termination;

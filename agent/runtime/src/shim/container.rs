@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,11 +15,14 @@ use nix::unistd::Pid;
 use crate::cgroup::{self, CgroupError};
 use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PodPaths};
 use crate::logs::{LogFile, Stream};
-use crate::shim::capture::Source;
-use crate::shim::creator::{self, Creation, Work};
+use crate::shim::attachment::{Attachment, Copy};
+use crate::shim::capture::{self, Source};
+use crate::shim::conversation::Conversation;
+use crate::shim::creator::{self, Creation, Streams, Work};
+use crate::shim::interactive::Opening;
 use crate::shim::rootfs::{self, RootfsError, Shared};
 use crate::shim::session::{self, Target};
-use crate::shim::{ShimError, chain, complain, spec};
+use crate::shim::{ShimError, chain, complain, spec, terminal};
 
 /// Kubernetes' code for a container whose program was never executed.
 const EXIT_NOT_STARTED: i32 = 128;
@@ -44,6 +48,8 @@ pub(crate) enum ContainerError {
     Process(#[source] Errno),
     #[error("cannot create the container's pipes")]
     Pipe(#[source] Errno),
+    #[error("cannot share a stream of the container")]
+    Stream(#[source] std::io::Error),
     #[error("cannot handle the container's control group")]
     Cgroup(#[source] CgroupError),
     #[error("cannot start the helper process")]
@@ -68,8 +74,26 @@ pub(crate) struct Container {
     ruleset: Arc<ImageRuleset>,
     log: LogFile,
     log_is_full: bool,
+    /// Standard output and standard error. A terminal is the first of them.
     output: [Source; 2],
+    input: Input,
+    attachments: Vec<Attachment>,
 }
+
+/// Where input for a container goes.
+#[derive(Debug)]
+enum Input {
+    /// Nowhere: it never had any, or it was the one client's that has it.
+    None,
+    Pipe(OwnedFd),
+    /// The program is being started and will send its terminal.
+    Promised(UnixStream),
+    /// Also says how large the terminal is.
+    Terminal(OwnedFd),
+}
+
+/// Standard input, standard output, standard error and terminal for a client, those that there are.
+pub(crate) type Parts = [Option<OwnedFd>; 4];
 
 /// A child of the shim that is bringing a process up.
 #[derive(Debug)]
@@ -111,7 +135,8 @@ impl Container {
             config.env.push(("HOME".into(), home));
         }
         let config = Arc::new(config);
-        let ruleset = ImageRuleset::build(directory.as_fd(), executables).map_err(ContainerError::Sandbox)?;
+        let ruleset = ImageRuleset::build(directory.as_fd(), executables, &config.profile)
+            .map_err(ContainerError::Sandbox)?;
         let ruleset = Arc::new(ruleset);
 
         let bundle = pod.paths.bundle(&config.name);
@@ -128,8 +153,7 @@ impl Container {
         )
         .map_err(ContainerError::Configuration)?;
 
-        let (stdout, stdout_end) = Source::new(pod.owner(&config)).map_err(ContainerError::Pipe)?;
-        let (stderr, stderr_end) = Source::new(pod.owner(&config)).map_err(ContainerError::Pipe)?;
+        let (streams, output, input) = connect(&config, pod.owner(&config)).map_err(ContainerError::Pipe)?;
         let id = library_id(&config);
         let work = Work::Init {
             bundle: &bundle,
@@ -137,8 +161,7 @@ impl Container {
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),
         };
-        let creator = start_creator(work, &config, &ruleset, stdout_end, stderr_end)?;
-        let output = [stdout, stderr];
+        let creator = start_creator(work, &config, &ruleset, streams)?;
         Ok((
             Self {
                 config,
@@ -147,6 +170,8 @@ impl Container {
                 log,
                 log_is_full: false,
                 output,
+                input,
+                attachments: Vec::new(),
             },
             creator,
         ))
@@ -154,17 +179,124 @@ impl Container {
 
     /// Starts a program beside the container's own, as the same user in the same sandbox.
     pub(crate) fn exec(&self, pod: &Pod, argv: &[String]) -> Result<([Source; 2], Creator), ContainerError> {
-        let pid = self.pid().ok_or(ContainerError::NotRunning)?;
-        let process = session::hold(pid).map_err(ContainerError::Process)?;
-        let target = Target {
-            process,
-            cgroup: pod.cgroup(&self.config),
-        };
+        let target = self.target(pod)?;
         let (stdout, stdout_end) = Source::new(pod.owner(&self.config)).map_err(ContainerError::Pipe)?;
         let (stderr, stderr_end) = Source::new(pod.owner(&self.config)).map_err(ContainerError::Pipe)?;
         let work = Work::Exec { argv, target };
-        let creator = start_creator(work, &self.config, &self.ruleset, stdout_end, stderr_end)?;
+        let streams = Streams {
+            stdout: Some(stdout_end),
+            stderr: Some(stderr_end),
+            ..Streams::default()
+        };
+        let creator = start_creator(work, &self.config, &self.ruleset, streams)?;
         Ok(([stdout, stderr], creator))
+    }
+
+    /// The same, with streams for the agent to hold.
+    pub(crate) fn open(
+        &self,
+        pod: &Pod,
+        argv: &[String],
+        stdin: bool,
+        tty: bool,
+    ) -> Result<(Opening, Creator), ContainerError> {
+        let target = self.target(pod)?;
+        let owner = pod.owner(&self.config);
+        let (mut streams, mut opening) = (Streams::default(), Opening::default());
+        if tty {
+            let (near, far) = terminal::channel().map_err(ContainerError::Pipe)?;
+            (opening.terminal, streams.terminal) = (Some(near), Some(far));
+        } else {
+            let (near, far) = capture::output(owner).map_err(ContainerError::Pipe)?;
+            (opening.stdout, streams.stdout) = (Some(near), Some(far));
+            let (near, far) = capture::output(owner).map_err(ContainerError::Pipe)?;
+            (opening.stderr, streams.stderr) = (Some(near), Some(far));
+            if stdin {
+                let (far, near) = capture::input(owner).map_err(ContainerError::Pipe)?;
+                (opening.stdin, streams.stdin) = (Some(near), Some(far));
+            }
+        }
+        let work = Work::Exec { argv, target };
+        let creator = start_creator(work, &self.config, &self.ruleset, streams)?;
+        Ok((opening, creator))
+    }
+
+    fn target(&self, pod: &Pod) -> Result<Target, ContainerError> {
+        let pid = self.pid().ok_or(ContainerError::NotRunning)?;
+        let process = session::hold(pid).map_err(ContainerError::Process)?;
+        Ok(Target {
+            process,
+            cgroup: pod.cgroup(&self.config),
+        })
+    }
+
+    /// Takes the terminal that the started program has sent.
+    pub(crate) fn take_terminal(&mut self) {
+        let Input::Promised(channel) = &self.input else {
+            return;
+        };
+        let outer = terminal::take(channel);
+        let copy = outer.as_ref().map(OwnedFd::try_clone);
+        match (outer, copy) {
+            (Some(outer), Some(Ok(copy))) => {
+                self.output = [Source::of(copy), Source::none()];
+                self.input = Input::Terminal(outer);
+            }
+            _ => {
+                complain(&format!("{} was started without its terminal", self.config.name));
+                self.input = Input::None;
+            }
+        }
+    }
+
+    /// What a client gets that attaches now: input, copies of output, terminal.
+    pub(crate) fn attach(&mut self, stdin: bool) -> Result<(Parts, [Copy; 2]), ContainerError> {
+        self.pid().ok_or(ContainerError::NotRunning)?;
+        let (stdout_copy, stdout) = Copy::new().map_err(ContainerError::Pipe)?;
+        let mut parts: Parts = [None, Some(stdout), None, None];
+        let mut copies = [stdout_copy, Copy::default()];
+        let cloned = |descriptor: &OwnedFd| descriptor.try_clone().map_err(ContainerError::Stream);
+        if let Input::Terminal(outer) = &self.input {
+            parts[3] = Some(cloned(outer)?);
+            return Ok((parts, copies));
+        }
+        let (stderr_copy, stderr) = Copy::new().map_err(ContainerError::Pipe)?;
+        parts[2] = Some(stderr);
+        copies[1] = stderr_copy;
+        if stdin {
+            // The one client's end is the last one: when it closes it, the program's input ends.
+            parts[0] = match std::mem::replace(&mut self.input, Input::None) {
+                Input::Pipe(pipe) if self.config.streams.stdin_once => Some(pipe),
+                Input::Pipe(pipe) => {
+                    let copy = cloned(&pipe)?;
+                    self.input = Input::Pipe(pipe);
+                    Some(copy)
+                }
+                other => {
+                    self.input = other;
+                    None
+                }
+            };
+        }
+        Ok((parts, copies))
+    }
+
+    pub(crate) fn add_attachment(&mut self, conversation: Conversation, copies: [Copy; 2]) {
+        self.attachments.push(Attachment::new(conversation, copies));
+    }
+
+    pub(crate) fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        self.attachments.iter()
+    }
+
+    /// Goes on with what attached clients wait for.
+    pub(crate) fn advance_attachments(&mut self) {
+        let ended = match &self.state {
+            ContainerState::Exited(exit) => Some(exit.code),
+            ContainerState::Creating | ContainerState::Running { .. } => None,
+        };
+        self.attachments
+            .retain_mut(|attachment| attachment.advance(ended));
     }
 
     pub(crate) fn pid(&self) -> Option<Pid> {
@@ -174,19 +306,40 @@ impl Container {
         }
     }
 
-    /// The pipes to wait on.
+    /// The pipes to wait on: those whose output an attached client must still read do not count.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.output.iter()
+        let free = |index| {
+            !self
+                .attachments
+                .iter()
+                .any(|attachment| attachment.is_full(index))
+        };
+        let numbered = self.output.iter().enumerate();
+        numbered.filter_map(move |(index, source)| free(index).then_some(source))
     }
 
-    /// Moves output to the log until there is none for now.
+    /// Moves output to the log and to attached clients until there is none for now.
     pub(crate) fn drain(&mut self) {
-        let [stdout, stderr] = &mut self.output;
-        for (source, stream) in [(stdout, Stream::Stdout), (stderr, Stream::Stderr)] {
+        self.move_output(true);
+    }
+
+    fn move_output(&mut self, wait_for_clients: bool) {
+        let attachments = &mut self.attachments;
+        let streams = [Stream::Stdout, Stream::Stderr].into_iter().enumerate();
+        for ((index, stream), source) in streams.zip(&mut self.output) {
             // One stream must not keep the loop for itself.
             for _ in 0..16 {
+                if wait_for_clients && attachments.iter().any(|attachment| attachment.is_full(index)) {
+                    break;
+                }
                 let log = &mut self.log;
-                match source.read(|bytes| log.write(stream, bytes)) {
+                let mut keep = |bytes: &[u8]| {
+                    for attachment in attachments.iter_mut() {
+                        attachment.write(index, bytes);
+                    }
+                    log.write(stream, bytes)
+                };
+                match source.read(&mut keep) {
                     Ok(true) => self.log_is_full = false,
                     Ok(false) => break,
                     // The container goes on without a log rather than stop; said once, not per line.
@@ -202,7 +355,8 @@ impl Container {
 
     /// Records the end of the first process; all others of its pid namespace are gone by now.
     pub(crate) fn finish(&mut self, pod: &Pod, ended: Ended) {
-        self.drain();
+        self.move_output(false);
+        self.input = Input::None;
         if let Err(error) = self.log.finish() {
             complain(&format!(
                 "the end of the output of {} is lost: {error}",
@@ -282,7 +436,7 @@ impl Pod {
     }
 
     /// The container's user as the host sees it.
-    fn owner(&self, config: &ContainerConfig) -> (u32, u32) {
+    pub(crate) fn owner(&self, config: &ContainerConfig) -> (u32, u32) {
         let base = self.launch.pod.id_base;
         (base.saturating_add(config.uid), base.saturating_add(config.gid))
     }
@@ -301,19 +455,37 @@ impl Ended {
     }
 }
 
+/// The streams of a container's first process, and the ends of them that stay here.
+fn connect(config: &ContainerConfig, owner: (u32, u32)) -> Result<(Streams, [Source; 2], Input), Errno> {
+    let mut streams = Streams::default();
+    if config.streams.tty {
+        let (near, far) = terminal::channel()?;
+        streams.terminal = Some(far);
+        return Ok((streams, [Source::none(), Source::none()], Input::Promised(near)));
+    }
+    let (stdout, end) = Source::new(owner)?;
+    streams.stdout = Some(end);
+    let (stderr, end) = Source::new(owner)?;
+    streams.stderr = Some(end);
+    let mut input = Input::None;
+    if config.streams.stdin {
+        let (end, near) = capture::input(owner)?;
+        (streams.stdin, input) = (Some(end), Input::Pipe(near));
+    }
+    Ok((streams, [stdout, stderr], input))
+}
+
 fn start_creator(
     work: Work<'_>,
     config: &Arc<ContainerConfig>,
     ruleset: &Arc<ImageRuleset>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    streams: Streams,
 ) -> Result<Creator, ContainerError> {
     let creation = Creation {
         work,
         config,
         ruleset,
-        stdout,
-        stderr,
+        streams,
     };
     let (pid, report) = creator::start(creation).map_err(ContainerError::Creator)?;
     Ok(Creator { pid, report })

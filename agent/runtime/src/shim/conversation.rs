@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::sockopt::PeerCredentials;
 
+use crate::descriptors;
 use crate::protocol::{self, FrameError, Request, Response};
 
 /// How long one answer may take to be accepted by the agent.
@@ -44,12 +45,39 @@ impl Conversation {
     }
 
     /// Sends the one response.
-    pub(crate) fn answer(self, response: &Response) -> Result<(), FrameError> {
+    pub(crate) fn answer(mut self, response: &Response) -> Result<(), FrameError> {
+        self.say(response)
+    }
+
+    /// Sends a response after which there may be another.
+    pub(crate) fn say(&mut self, response: &Response) -> Result<(), FrameError> {
+        self.hand_over(response, &[])
+    }
+
+    /// Sends a response and descriptors with it.
+    pub(crate) fn hand_over(
+        &mut self,
+        response: &Response,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), FrameError> {
         let frame = protocol::encode(response)?;
-        self.stream
-            .set_nonblocking(false)
-            .map_err(|source| FrameError::Connection { source })?;
-        protocol::write_all(&self.stream, &frame)
+        let broken = |source| FrameError::Connection { source };
+        self.stream.set_nonblocking(false).map_err(broken)?;
+        let sent = descriptors::send(&self.stream, &frame, descriptors).map_err(broken)?;
+        protocol::write_all(&self.stream, frame.get(sent..).unwrap_or_default())?;
+        self.stream.set_nonblocking(true).map_err(broken)
+    }
+
+    /// Whether the agent has hung up. After its one request it has nothing more to say.
+    pub(crate) fn is_over(&mut self) -> bool {
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Ok(_end_or_nonsense) => true,
+            Err(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ),
+        }
     }
 
     /// The request, once it is complete.

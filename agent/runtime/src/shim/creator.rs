@@ -49,8 +49,18 @@ pub(crate) struct Creation<'a> {
     pub(crate) work: Work<'a>,
     pub(crate) config: &'a Arc<ContainerConfig>,
     pub(crate) ruleset: &'a Arc<ImageRuleset>,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
+    pub(crate) streams: Streams,
+}
+
+/// The ends that the process gets. With a terminal there are no others.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    /// Empty if there is none.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+    /// Where it sends the terminal that it makes for itself.
+    pub(crate) terminal: Option<OwnedFd>,
 }
 
 /// The one line the child writes.
@@ -88,8 +98,7 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
         work,
         config,
         ruleset,
-        stdout,
-        stderr,
+        mut streams,
     } = creation;
     SigSet::empty()
         .thread_set_mask()
@@ -115,6 +124,7 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
         ruleset: Arc::clone(ruleset),
         mounts: Arc::new(spec::mount_rules(config)),
         status: Arc::new(write_status),
+        terminal: streams.terminal.take().map(Arc::new),
     };
     let pid = match work {
         Work::Init {
@@ -123,10 +133,17 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
             library,
             cgroup,
         } => {
-            let mut container = ContainerBuilder::new(id, SyscallType::default())
-                .with_executor(confinement)
-                .with_stdout(stdout)
-                .with_stderr(stderr)
+            let mut builder = ContainerBuilder::new(id, SyscallType::default()).with_executor(confinement);
+            if let Some(stdin) = streams.stdin {
+                builder = builder.with_stdin(stdin);
+            }
+            if let Some(stdout) = streams.stdout {
+                builder = builder.with_stdout(stdout);
+            }
+            if let Some(stderr) = streams.stderr {
+                builder = builder.with_stderr(stderr);
+            }
+            let mut container = builder
                 .with_root_path(library)
                 .map_err(|error| failed("cannot use the library's directory", &error))?
                 .as_init(bundle)
@@ -144,7 +161,7 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
             container.pid().ok_or("the container has no process")?
         }
         Work::Exec { argv, target } => {
-            let pid = session::start(&target, &confinement, argv, &stdout, &stderr)?;
+            let pid = session::start(&target, &confinement, argv, &streams)?;
             drop(confinement);
             pid
         }

@@ -13,7 +13,10 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::sys::signal::Signal;
 
 use crate::config::ContainerConfig;
-use crate::shim::chain;
+use crate::shim::{chain, terminal};
+
+/// What a program on a terminal may assume of it, unless its environment says otherwise.
+const TERM: &str = "xterm";
 
 /// What confines one process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub(crate) struct Confinement {
     pub(crate) mounts: Arc<Vec<PathRule>>,
     /// Closed by a successful execution; carries the reason of a failed one.
     pub(crate) status: Arc<OwnedFd>,
+    /// Where the terminal goes that the process is to live on, if it is.
+    pub(crate) terminal: Option<Arc<OwnedFd>>,
 }
 
 impl Confinement {
@@ -46,12 +51,20 @@ impl Confinement {
         // Its parent is the shim: no container outlives the process that watches it.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
             .map_err(|errno| format!("cannot tie to the shim: {errno}"))?;
+        if let Some(to_shim) = &self.terminal {
+            terminal::settle(to_shim)?;
+        }
         self.compiled
             .apply_in_container(&self.ruleset, &self.mounts)
             .map_err(|error| format!("cannot confine the container: {}", chain(&error)))?;
         let env = self.config.env.iter().map(|(name, value)| (name, value));
+        let mut command = Command::new(program);
+        command.args(args).env_clear();
+        if self.terminal.is_some() {
+            command.env("TERM", TERM);
+        }
         // `exec` also restores the signal mask and SIGPIPE, which Rust programs change for themselves.
-        let error = Command::new(program).args(args).env_clear().envs(env).exec();
+        let error = command.envs(env).exec();
         Err(format!("cannot execute {program:?}: {error}"))
     }
 }

@@ -11,6 +11,7 @@ use crate::config::{ExecOutput, MAX_EXEC_OUTPUT};
 use crate::shim::capture::Source;
 use crate::shim::container::{Creator, Ended};
 use crate::shim::creator::Report;
+use crate::shim::interactive::Opening;
 
 /// A process that is not up by then is taken down.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,8 +24,10 @@ pub(crate) struct Job {
     pub(crate) creator: Creator,
     pub(crate) line: Vec<u8>,
     pub(crate) deadline: Instant,
-    /// For exec sessions only.
+    /// For exec sessions whose output is collected.
     pub(crate) session: Option<Session>,
+    /// For exec sessions whose streams go to the agent.
+    pub(crate) opening: Option<Opening>,
 }
 
 /// An exec session.
@@ -48,7 +51,13 @@ impl Job {
             line: Vec::new(),
             deadline,
             session,
+            opening: None,
         }
+    }
+
+    /// Whether it is the start of a container.
+    pub(crate) fn starts_container(&self) -> bool {
+        self.session.is_none() && self.opening.is_none()
     }
 
     /// Whether the creator has not reported yet.

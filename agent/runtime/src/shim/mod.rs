@@ -5,12 +5,14 @@
 //! one loop over descriptors in one thread ([`supervisor`]), small and without an allocator's worth of
 //! anything: libcontainer, which is neither, runs in a child per container start ([`creator`]).
 
+mod attachment;
 mod capture;
 mod container;
 mod conversation;
 mod creator;
 mod executor;
 mod holder;
+mod interactive;
 mod job;
 mod memory;
 mod rootfs;
@@ -18,6 +20,7 @@ mod session;
 mod spec;
 mod subpath;
 mod supervisor;
+mod terminal;
 
 use std::ffi::OsString;
 use std::io::Write;

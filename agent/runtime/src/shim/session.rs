@@ -14,6 +14,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::cgroup;
 use crate::config::ContainerConfig;
+use crate::shim::creator::Streams;
 use crate::shim::executor::Confinement;
 use crate::shim::{chain, exit_now};
 
@@ -32,8 +33,7 @@ pub(crate) fn start(
     target: &Target,
     confinement: &Confinement,
     argv: &[String],
-    stdout: &OwnedFd,
-    stderr: &OwnedFd,
+    streams: &Streams,
 ) -> Result<Pid, String> {
     cgroup::join(&target.cgroup).map_err(|error| chain(&error))?;
     // From the moment they share namespaces, the container's processes could look into this one.
@@ -50,7 +50,7 @@ pub(crate) fn start(
     match fork_sibling().map_err(|errno| format!("cannot fork into the container: {errno}"))? {
         Some(pid) => Ok(pid),
         None => {
-            let reason = match become_user(&confinement.config, stdout, stderr) {
+            let reason = match become_user(&confinement.config, streams) {
                 Ok(()) => confinement.execute(argv),
                 Err((step, errno)) => format!("cannot {step}: {errno}"),
             };
@@ -75,16 +75,20 @@ fn fork_sibling() -> Result<Option<Pid>, Errno> {
 }
 
 /// Takes the container's user, groups and capabilities, in the order in which each is still allowed.
-fn become_user(
-    config: &ContainerConfig,
-    stdout: &OwnedFd,
-    stderr: &OwnedFd,
-) -> Result<(), (&'static str, Errno)> {
+fn become_user(config: &ContainerConfig, streams: &Streams) -> Result<(), (&'static str, Errno)> {
     let step = |name| move |errno| (name, errno);
     let rustix_step = |name| move |errno: rustix::io::Errno| (name, Errno::from_raw(errno.raw_os_error()));
     nix::unistd::setsid().map_err(step("start a session"))?;
-    nix::unistd::dup2(stdout.as_raw_fd(), libc::STDOUT_FILENO).map_err(step("connect standard output"))?;
-    nix::unistd::dup2(stderr.as_raw_fd(), libc::STDERR_FILENO).map_err(step("connect standard error"))?;
+    let connect = |stream: Option<&OwnedFd>, number| {
+        let connected = stream.map(|stream| nix::unistd::dup2(stream.as_raw_fd(), number));
+        connected
+            .transpose()
+            .map(drop)
+            .map_err(step("connect a standard stream"))
+    };
+    connect(streams.stdin.as_ref(), libc::STDIN_FILENO)?;
+    connect(streams.stdout.as_ref(), libc::STDOUT_FILENO)?;
+    connect(streams.stderr.as_ref(), libc::STDERR_FILENO)?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     nix::unistd::chdir(&config.cwd).map_err(step("enter the working directory"))?;
 

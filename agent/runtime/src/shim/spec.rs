@@ -52,7 +52,7 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
             },
             "noNewPrivileges": true,
         },
-        "root": { "path": around.rootfs.root, "readonly": config.read_only_root },
+        "root": { "path": around.rootfs.root, "readonly": config.read_only_root || config.profile.is_read_only() },
         "mounts": mounts(config, around),
         "linux": {
             "namespaces": [
@@ -78,9 +78,15 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
 
 /// What the sandbox grants on everything that is mounted over the image.
 pub(crate) fn mount_rules(config: &ContainerConfig) -> Vec<PathRule> {
+    let own_entries = if config.profile.is_read_only() {
+        // Through `/proc/self/mem` a process writes to its own code, whatever its memory's protection says.
+        PathAccess::Read
+    } else {
+        PathAccess::WriteExisting
+    };
     let mut rules = vec![
         // Masks and read-only mounts guard the dangerous parts; a process writes to its own entries.
-        PathRule::new("/proc", PathAccess::WriteExisting),
+        PathRule::new("/proc", own_entries),
         PathRule::new("/dev", PathAccess::Devices),
     ];
     // What runtimes read to size themselves; the rest of /sys describes the host.
@@ -142,12 +148,17 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
         ));
     }
     for (mount, staged) in config.mounts.iter().zip(&around.rootfs.mounts) {
-        let writing = if mount.read_only { "ro" } else { "rw" };
+        let mut options = vec!["bind", "nosuid", "nodev"];
+        options.push(if mount.read_only { "ro" } else { "rw" });
+        if config.profile.is_read_only() && !may_execute(mount) {
+            // The kernel then maps no code from it either, which Landlock does not judge.
+            options.push("noexec");
+        }
         mounts.push(json!({
             "destination": mount.target,
             "type": "bind",
             "source": staged,
-            "options": ["bind", "nosuid", "nodev", writing],
+            "options": options,
         }));
     }
     mounts
@@ -212,6 +223,7 @@ mod tests {
             ],
             read_only_root: true,
             capabilities: vec!["CAP_CHOWN".into()],
+            streams: crate::config::Streams::default(),
             resources: Resources {
                 memory_bytes: Some(7),
                 ..Resources::default()

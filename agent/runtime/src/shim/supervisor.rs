@@ -22,6 +22,7 @@ use crate::shim::capture::Source;
 use crate::shim::container::{Container, Ended, Pod};
 use crate::shim::conversation::Conversation;
 use crate::shim::creator::Report;
+use crate::shim::interactive::Interactive;
 use crate::shim::job::{Job, START_TIMEOUT, Session};
 use crate::shim::{ShimError, chain, complain, file_error, memory, rootfs, system};
 
@@ -43,21 +44,22 @@ const MAX_UNCLAIMED: usize = 64;
 /// All the shim knows.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    pod: Pod,
+    pub(super) pod: Pod,
     listener: UnixListener,
     signals: SignalFd,
     version: u64,
-    clients: BTreeMap<u64, Conversation>,
+    pub(super) clients: BTreeMap<u64, Conversation>,
     next_client: u64,
-    containers: BTreeMap<String, Container>,
-    jobs: Vec<Job>,
+    pub(super) containers: BTreeMap<String, Container>,
+    pub(super) jobs: Vec<Job>,
+    pub(super) interactive: Vec<Interactive>,
     unclaimed: Vec<(Pid, Ended)>,
     removals: Vec<(u64, String)>,
     shutdown: Option<Instant>,
     /// Whom to tell when everything has ended.
     shutdown_clients: Vec<u64>,
     /// Whether something was started since memory was last given back.
-    worked: bool,
+    pub(super) worked: bool,
 }
 
 /// Blocks the signals the loop handles and returns the descriptor they come through.
@@ -103,6 +105,7 @@ impl Supervisor {
             next_client: 0,
             containers: BTreeMap::new(),
             jobs: Vec::new(),
+            interactive: Vec::new(),
             unclaimed: Vec::new(),
             removals: Vec::new(),
             shutdown: None,
@@ -122,8 +125,10 @@ impl Supervisor {
             self.read_reports();
             for container in self.containers.values_mut() {
                 container.drain();
+                container.advance_attachments();
             }
             self.advance_sessions();
+            self.advance_interactive();
             self.accept();
             self.read_clients();
             self.enforce_deadlines();
@@ -159,14 +164,32 @@ impl Supervisor {
                 .filter_map(Source::fd)
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
+        let attachments: Vec<_> = self
+            .containers
+            .values()
+            .flat_map(Container::attachments)
+            .collect();
+        for attachment in &attachments {
+            fds.push(PollFd::new(attachment.client(), PollFlags::POLLIN));
+            fds.extend(
+                attachment
+                    .waiting()
+                    .map(|pipe| PollFd::new(pipe, PollFlags::POLLOUT)),
+            );
+        }
+        let interactive = self.interactive.iter().filter_map(Interactive::client);
+        fds.extend(interactive.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let reports = self.jobs.iter().filter(|job| job.is_starting());
         fds.extend(reports.map(|job| PollFd::new(job.creator.report.as_fd(), PollFlags::POLLIN)));
 
         let now = Instant::now();
+        let stalled = attachments.iter().filter_map(|attachment| attachment.deadline());
         let deadlines = self
             .jobs
             .iter()
-            .map(|job| job.deadline.saturating_duration_since(now));
+            .map(|job| job.deadline)
+            .chain(stalled)
+            .map(|deadline| deadline.saturating_duration_since(now));
         let retry = (!self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
         let deadline = deadlines.chain(retry).min();
         let quiet = (deadline.is_none() && self.worked).then_some(QUIET);
@@ -221,6 +244,8 @@ impl Supervisor {
             self.changed();
         } else if let Some(session) = self.session_of(pid) {
             session.ended = Some(ended);
+        } else if let Some(session) = self.interactive.iter_mut().find(|session| session.pid == pid) {
+            session.ended = Some(ended);
         } else if pid == self.pod.holder {
             complain("the namespace holder died; the pod cannot go on");
             self.begin_shutdown();
@@ -270,7 +295,13 @@ impl Supervisor {
             return false;
         }
         let client = job.client;
+        if let Some(opening) = job.opening.take() {
+            let container = job.container.clone();
+            self.opened(client, &container, pid, ended, &opening);
+            return true;
+        }
         if let Some(container) = self.containers.get_mut(&job.container) {
+            container.take_terminal();
             container.state = ContainerState::Running {
                 pid: pid.as_raw(),
                 started_at: Timestamp::now(),
@@ -286,7 +317,7 @@ impl Supervisor {
 
     fn fail_job(&mut self, index: usize, reason: &str) {
         let job = self.jobs.remove(index);
-        if job.session.is_none()
+        if job.starts_container()
             && let Some(container) = self.containers.get_mut(&job.container)
         {
             container.drain();
@@ -373,6 +404,14 @@ impl Supervisor {
                 argv,
                 timeout_ms,
             } => self.exec(client, container, &argv, Duration::from_millis(timeout_ms)),
+            Request::Open {
+                container,
+                argv,
+                stdin,
+                tty,
+            } => self.open(client, container, &argv, stdin, tty),
+            Request::Attach { container, stdin } => self.attach(client, &container, stdin),
+            Request::Socket { ipv6 } => self.socket(client, ipv6),
             Request::Signal { container, signal } => self.signal(client, &container, signal),
             Request::Remove { container } => self.remove(client, container),
         };

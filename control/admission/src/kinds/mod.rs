@@ -1,5 +1,6 @@
 //! Defaults and checks of each kind.
 
+mod assertions;
 mod cluster;
 mod data;
 mod images;
@@ -46,6 +47,7 @@ pub(crate) fn check(
         ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
         ("palisade.dev", "ImageScan", _) => return images::check_scan(request),
+        ("palisade.dev", "PolicyAssertion", _) => assertions::check(object, problems),
         _ => {}
     }
     Ok(())

@@ -2,7 +2,6 @@
 
 use crate::shape::Shape::{self, Any, Both, List, Members, OneOf, Refused};
 
-const NO_TERMINAL: Shape = Refused("attach and exec are not served");
 const NO_HOST: Shape = Refused("pods do not share the node's namespaces");
 const PROFILES: Shape = Refused("every container runs under Palisade's own seccomp and Landlock profile");
 
@@ -106,14 +105,14 @@ const CONTAINER: Shape = Members(&[
     ("resources", RESOURCES),
     ("securityContext", CONTAINER_SECURITY),
     ("startupProbe", PROBE),
-    ("stdin", NO_TERMINAL),
-    ("stdinOnce", NO_TERMINAL),
+    ("stdin", Any),
+    ("stdinOnce", Any),
     ("terminationMessagePath", Any),
     (
         "terminationMessagePolicy",
         OneOf(&["File", "FallbackToLogsOnError"]),
     ),
-    ("tty", NO_TERMINAL),
+    ("tty", Any),
     ("volumeDevices", Refused("block devices are not given to pods")),
     ("volumeMounts", List(&MOUNT)),
     ("workingDir", Any),

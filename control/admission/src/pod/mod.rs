@@ -23,7 +23,7 @@ use crate::{AdmissionRequest, Operation, Problems, metadata::members, shape, syn
 pub(crate) use defaults::default;
 
 /// Sandbox profiles that the agent has.
-const PROFILES: &[&str] = &["baseline"];
+const PROFILES: &[&str] = &["audit", "baseline", "strict"];
 
 /// Annotations that ask for a weaker or another sandbox in Kubernetes' older way.
 const FOREIGN_PROFILES: &[&str] = &[

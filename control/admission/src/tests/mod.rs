@@ -543,3 +543,41 @@ fn slices_name_addresses_of_their_family() {
         2
     );
 }
+
+#[test]
+fn assertions_are_sentences_that_can_be_read() {
+    let assertion = |text: &str| json!({"spec": {"assertion": text}});
+    assert_eq!(
+        problems(
+            "policyassertions",
+            assertion("no pod in ns(pci) reaches internet")
+        ),
+        [] as [&str; 0]
+    );
+    assert_eq!(
+        problems("policyassertions", assertion(" ")),
+        ["spec.assertion: Required value: say what must hold, such as: no pod in ns(pci) reaches internet"]
+    );
+    let refused = problems("policyassertions", assertion("no pods reaches the moon"));
+    assert!(
+        refused[0].contains("spec.assertion") && refused[0].contains("column 21: expected a pod, ns(NAME)"),
+        "{refused:?}"
+    );
+    let long = format!("no pod reaches {} internet", "a ".repeat(2048));
+    assert_eq!(
+        problems("policyassertions", assertion(&long)),
+        ["spec.assertion: Too long: may not be more than 4096 bytes"]
+    );
+    let enforced = |how: &str| {
+        let annotations = json!({api::annotations::ENFORCEMENT: how});
+        json!({"metadata": {"annotations": annotations}, "spec": {"assertion": "isolated ns(pci)"}})
+    };
+    assert_eq!(problems("policyassertions", enforced("warn")), [] as [&str; 0]);
+    assert_eq!(problems("policyassertions", enforced("block")), [] as [&str; 0]);
+    assert_eq!(
+        problems("policyassertions", enforced("off")),
+        [
+            "metadata.annotations[palisade.dev/enforcement]: Unsupported value: \"off\": supported values: \"block\", \"warn\""
+        ]
+    );
+}

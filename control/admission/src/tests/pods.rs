@@ -167,7 +167,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             container(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
             "spec.containers[0].lifecycle.stopSignal: ",
         ),
-        (container(json!({"tty": true})), "spec.containers[0].tty: "),
         (
             container(json!({"ports": [{"containerPort": 1, "hostPort": 2}]})),
             "spec.containers[0].ports[0].hostPort: ",
@@ -535,7 +534,12 @@ fn annotations_cannot_ask_for_a_weaker_sandbox() {
         body["metadata"] = json!({"annotations": {key: value}});
         problems("pods", body)
     };
-    assert!(annotated("palisade.dev/sandbox-profile", "baseline").is_empty());
+    for preset in ["audit", "baseline", "strict"] {
+        assert!(
+            annotated("palisade.dev/sandbox-profile", preset).is_empty(),
+            "{preset}"
+        );
+    }
     assert!(annotated("palisade.dev/established", "keep").is_empty());
     for (key, value) in [
         ("palisade.dev/sandbox-profile", "none"),

@@ -49,7 +49,7 @@ async fn agent(tls_dir: &Path, name: &str, mut more: mpsc::Receiver<()>) -> (u16
     (port, receiver)
 }
 
-async fn register(admin: &Client, port: u16) {
+pub(crate) async fn register(admin: &Client, port: u16) {
     let node = json!({
         "metadata": {"name": NODE},
         "status": {

@@ -22,6 +22,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::{
     body::{Body, Bytes, Frame, Incoming},
     client::conn::http1::SendRequest,
+    upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
@@ -274,6 +275,31 @@ impl Client {
         answer.await.expect("an answer within 10 s").unwrap()
     }
 
+    /// Asks for an upgrade: the head of the answer and, if it was granted, the connection.
+    pub(crate) async fn upgrade(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> (Response<()>, Option<TokioIo<Upgraded>>) {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "test")
+            .header(header::CONNECTION, "Upgrade");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut sender = self.connect::<Full<Bytes>>().await;
+        let answer = sender.send_request(request.body(Full::default()).unwrap());
+        let mut answer = answer.await.unwrap();
+        let upgraded = match answer.status() {
+            http::StatusCode::SWITCHING_PROTOCOLS => Some(hyper::upgrade::on(&mut answer).await.unwrap()),
+            _ => None,
+        };
+        (answer.map(drop), upgraded.map(TokioIo::new))
+    }
+
     /// A connection of its own.
     pub(crate) async fn connect<B>(&self) -> SendRequest<B>
     where
@@ -290,7 +316,7 @@ impl Client {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         sender
     }
 }

@@ -173,6 +173,7 @@ async fn every_version_can_do_the_daily_work() {
         println!("{}", kubectl.program.display());
         daily_work(&kubectl).await;
         policies(&kubectl).await;
+        assertions(&kubectl).await;
         pods(&kubectl, &cluster).await;
     }
 }
@@ -422,6 +423,103 @@ async fn policies(kubectl: &Kubectl) {
         .ok_with(&["delete", "-f", "-", "--timeout=20s"], &in_reverse(POLICIES))
         .await;
     assert!(!kubectl.ok(&["get", "tiers"]).await.contains("ops"));
+}
+
+const ASSERTION: &str = r#"
+apiVersion: palisade.dev/v1alpha1
+kind: PolicyAssertion
+metadata: {name: vault-is-closed}
+spec: {assertion: no ns(shop) reaches pod(pci/vault)}
+"#;
+
+const VAULT: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed, namespace: pci}
+spec: {podSelector: {}}
+"#;
+
+/// Assertions, and what they do to policies.
+async fn assertions(kubectl: &Kubectl) {
+    for namespace in ["pci", "shop"] {
+        kubectl.ok(&["create", "namespace", namespace]).await;
+    }
+    let vault = POD.replace("name: web", "name: vault\n  namespace: pci");
+    let shop = POD.replace("name: web", "name: web\n  namespace: shop");
+    kubectl.ok_with(&["apply", "-f", "-"], &vault).await;
+    kubectl.ok_with(&["apply", "-f", "-"], &shop).await;
+
+    let open = kubectl.fails(&["apply", "-f", "-"], ASSERTION).await;
+    for part in [
+        "Error from server (Forbidden)",
+        "policyassertions.palisade.dev \"vault-is-closed\" is forbidden: it does not hold",
+        "shop/web (198.18.0.1) to pci/vault (198.18.0.0)",
+        "passes, egress allowed by no-policy, ingress allowed by no-policy",
+    ] {
+        assert!(open.contains(part), "{part:?} is not in {open}");
+    }
+    let typo = ASSERTION.replace("reaches", "reeches");
+    let refused = kubectl.fails(&["apply", "-f", "-"], &typo).await;
+    assert!(
+        refused.contains("spec.assertion: Invalid value")
+            && refused.contains("column 13: expected `reaches`"),
+        "{refused}"
+    );
+    kubectl.ok_with(&["apply", "-f", "-"], VAULT).await;
+    kubectl.ok_with(&["apply", "-f", "-"], ASSERTION).await;
+    let table = kubectl.ok(&["get", "assertions"]).await;
+    let words: Vec<&str> = table.split_whitespace().collect();
+    assert_eq!(
+        words[..11],
+        [
+            "NAME",
+            "ENFORCEMENT",
+            "ASSERTION",
+            "AGE",
+            "vault-is-closed",
+            "block",
+            "no",
+            "ns(shop)",
+            "reaches",
+            "pod(pci/vault)",
+            "0s"
+        ]
+        .map(|word| if word == "0s" { words[10] } else { word }),
+        "{table}"
+    );
+    let explained = kubectl.ok(&["explain", "policyassertion.spec.assertion"]).await;
+    assert!(explained.contains("isolated X"), "{explained}");
+
+    let refused = kubectl.fails(&["delete", "-f", "-"], VAULT).await;
+    for part in [
+        "networkpolicies.networking.k8s.io \"closed\" is forbidden",
+        "it would break PolicyAssertion \"vault-is-closed\" (no ns(shop) reaches pod(pci/vault))",
+        "shop/web (198.18.0.1) to pci/vault (198.18.0.0), ",
+        " would pass, egress allowed by no-policy",
+    ] {
+        assert!(refused.contains(part), "{part:?} is not in {refused}");
+    }
+    kubectl
+        .ok(&[
+            "annotate",
+            "assertion",
+            "vault-is-closed",
+            "palisade.dev/enforcement=warn",
+        ])
+        .await;
+    let warned = kubectl
+        .run(&["delete", "netpol", "closed", "-n", "pci"], "")
+        .await;
+    let warning = String::from_utf8_lossy(&warned.stderr).into_owned();
+    assert!(
+        warned.status.success()
+            && warning.contains("Warning: PolicyAssertion vault-is-closed holds no longer"),
+        "{warning}"
+    );
+    kubectl.ok(&["delete", "assertion", "vault-is-closed"]).await;
+    for (namespace, pod) in [("pci", "vault"), ("shop", "web")] {
+        kubectl.ok(&["delete", "pod", pod, "-n", namespace]).await;
+    }
 }
 
 /// Documents, last one first: a tier goes after its policies.

@@ -8,8 +8,10 @@
 )]
 
 mod agent_hop;
+mod assertions;
 mod harness;
 mod http_api;
 mod kubectl;
 mod policy;
+mod sessions;
 mod unauthorized;

@@ -39,7 +39,12 @@ fn routes_of(row: &Resource) -> Vec<(Method, String)> {
                 other => panic!("no method for {other}"),
             };
             let rest = if sub.name == "proxy" { "/flows" } else { "" };
-            routes.push((method, format!("{object}/{}{rest}", sub.name)));
+            let path = format!("{object}/{}{rest}", sub.name);
+            if sub.is_session() {
+                // A WebSocket begins with GET.
+                routes.push((Method::GET, path.clone()));
+            }
+            routes.push((method, path));
         }
     }
     routes
@@ -124,7 +129,9 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
             read && !path.ends_with("/status")
         }
         "pods" | "namespaces" | "networkpolicies" | "serviceaccounts" | "endpointslices" => {
-            read && !["/status", "/log"].iter().any(|end| path.ends_with(end))
+            read && !["/status", "/log", "/exec", "/attach", "/portforward"]
+                .iter()
+                .any(|end| path.ends_with(end))
         }
         // The addresses of all nodes are part of policy; their agents' streams are not.
         "nodes" => read && !["/status", "/proxy"].iter().any(|end| path.contains(end)),

@@ -25,6 +25,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("policy.networking.k8s.io" | "projectcalico.org", kind) => policy::of(kind),
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
         ("palisade.dev", "ImageScan") => IMAGE_SCAN,
+        ("palisade.dev", "PolicyAssertion") => policy::ASSERTION,
         _ => PLAIN,
     }
 }

@@ -1,4 +1,4 @@
-//! Columns of the policy kinds that Kubernetes does not build in.
+//! Columns of the policy kinds that Kubernetes does not build in, and of assertions about them.
 
 use serde_json::{Value, json};
 
@@ -21,6 +21,25 @@ pub(super) fn of(kind: &str) -> &'static [Column] {
         _ => PLAIN,
     }
 }
+
+pub(super) const ASSERTION: &[Column] = &[
+    NAME,
+    text(
+        "Enforcement",
+        "What happens to a write that would break it.",
+        |assertion, _| {
+            let annotations = &assertion["metadata"]["annotations"];
+            json!(match annotations[api::annotations::ENFORCEMENT].as_str() {
+                Some("warn") => "warn",
+                _ => "block",
+            })
+        },
+    ),
+    text("Assertion", "What must hold.", |assertion, _| {
+        json!(text_at(assertion, "/spec/assertion"))
+    }),
+    AGE,
+];
 
 const TIER_OF_POLICY: Column = text("Tier", "Tier that the policy is in.", |policy, _| {
     json!(match text_at(policy, "/spec/tier") {

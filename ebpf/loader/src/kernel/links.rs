@@ -100,6 +100,26 @@ impl Links {
         }
     }
 
+    /// Refuses pins of the other way to attach: they are links there and programs here, or the reverse, and what they
+    /// keep attached would be taken for gone.
+    pub(crate) fn check(&self) -> Result<(), DatapathError> {
+        let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
+        for entry in entries {
+            let path = entry.map_err(failed("list", &self.directory))?.path();
+            let Some(pinned) = sys::open_pinned(&path).map_err(failed("open", &path))? else {
+                continue;
+            };
+            let is_link = sys::is_link(pinned.as_fd()).map_err(failed("inspect", &path))?;
+            if is_link != (self.attachment == Attachment::Tcx) {
+                return Err(DatapathError::Attached {
+                    path,
+                    wanted: self.attachment,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Attaches `program`, unless the link lives already.
     pub(crate) fn attach(
         &self,

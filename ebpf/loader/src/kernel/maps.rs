@@ -7,30 +7,25 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::atomic::Ordering,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use crate::{
+    DatapathError, Expired, Limits, flows,
+    kernel::pins::failed,
+    sys::{self, MapShape, MappedArray},
+};
 use aya::{
     Ebpf,
-    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     sys::SyscallError,
 };
 use ebpf_abi::{
-    COUNTERS, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
+    COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
     ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
     FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
     IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
     PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
-};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-};
-
-use crate::{
-    DatapathError, Expired, FlowSource, Limits, flows,
-    kernel::pins::failed,
-    sys::{self, MapShape, MappedArray},
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
@@ -41,10 +36,12 @@ const HOSTS: &str = "HOSTS";
 const IDENTITIES: &str = "IDENTITIES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
+const CLOSED: &str = "CLOSED";
+const CLOSINGS: &str = "CLOSINGS";
 const PEERS: &str = "PEERS";
 const FRAGMENTS: &str = "FRAGMENTS";
 const DENIALS: &str = "DENIALS";
-const EVENTS: &str = "EVENTS";
+pub(crate) const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
 /// Prefix length of a whole address, of either family.
@@ -64,6 +61,8 @@ pub(crate) struct Maps {
     identities: LpmTrie<MapData, IdentityKey, u32>,
     verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
+    /// Of those, the ones that were closed when they were last looked through.
+    closed: u64,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -105,6 +104,7 @@ impl Maps {
             identities: typed(programs, IDENTITIES)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
+            closed: 0,
             counters: typed(programs, COUNTER_MAP)?,
         })
     }
@@ -332,6 +332,7 @@ impl Maps {
             endpoints.iter().map(|found| (found.1.id, found)).collect();
         let mut expired = Expired::default();
         let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
+        self.closed = 0;
         for (key, state) in &flows {
             let endpoint = by_id.get(&key.endpoint).copied();
             if let Some((end, state)) = self.remove_flow(key, state, &ends)? {
@@ -343,6 +344,7 @@ impl Maps {
                 continue;
             }
             expired.tracked += 1;
+            self.closed += u64::from(state.closed != 0);
             counts.entry(key.endpoint).or_default().add(key, state);
             if lives(state) {
                 let record = flows::total(key, state, endpoint, END_NONE, time_ns);
@@ -394,17 +396,15 @@ impl Maps {
         Ok(counts.filter(|(_, count)| *count > 0).collect())
     }
 
-    /// Tracked flows as far as the programs have counted.
+    /// Tracked flows: those that live, as far as the programs have counted, and those that were closed at the last look.
     pub(crate) fn flow_count(&self) -> Result<u64, DatapathError> {
         let count = |endpoint: &Endpoint| {
             let word = self.slots.field(endpoint.slot, offset_of!(Slot, flows));
             word.map_or(0, |word| word.load(Ordering::Relaxed))
         };
-        Ok(self
-            .endpoints()?
-            .iter()
-            .map(|(_, endpoint)| count(endpoint))
-            .sum())
+        let endpoints = self.endpoints()?;
+        let live: u64 = endpoints.iter().map(|(_, endpoint)| count(endpoint)).sum();
+        Ok(live + self.closed)
     }
 
     fn set_counts(&mut self, endpoint: &Endpoint, counts: &Counts) {
@@ -504,6 +504,9 @@ struct Counts {
 
 impl Counts {
     fn add(&mut self, key: &FlowKey, state: &FlowState) {
+        if state.closed != 0 {
+            return;
+        }
         self.flows += 1;
         if state.state & FLOW_ESTABLISHED != 0 {
             return;
@@ -536,6 +539,8 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
         ),
         (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
+        (CLOSED, shape::<u32, ClosedFlow>(ARRAY, limits.max_closed())),
+        (CLOSINGS, shape::<u32, u64>(ARRAY, 1)),
         (
             HOST_ENDPOINTS,
             shape::<HostKey, Endpoint>(HASH, MAX_HOST_ADDRESSES),
@@ -573,47 +578,6 @@ fn shape<K, V>(map_type: u32, max_entries: u32) -> MapShape {
     }
 }
 
-/// The ring of decisions, read through the pinned map.
-pub(crate) struct Ring {
-    ring: RingBuf<MapData>,
-}
-
-impl Ring {
-    pub(crate) fn open(directory: &Path) -> Result<Self, DatapathError> {
-        let data = MapData::from_pin(directory.join(EVENTS)).map_err(failed_map(EVENTS, "open"))?;
-        let ring = Map::from_map_data(data)
-            .and_then(RingBuf::try_from)
-            .map_err(failed_map(EVENTS, "open"))?;
-        Ok(Self { ring })
-    }
-
-    fn take(&mut self) -> Option<FlowRecord> {
-        // The programs write nothing but whole records; anything else would be skipped.
-        self.ring.next().and_then(|item| FlowRecord::from_bytes(&item))
-    }
-}
-
-impl FlowSource for Ring {
-    fn next(&mut self, timeout: Duration) -> Result<Option<FlowRecord>, DatapathError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(record) = self.take() {
-                return Ok(Some(record));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            let timespec =
-                Timespec::try_from(left).map_err(|source| DatapathError::Wait(io::Error::other(source)))?;
-            match poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&timespec)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(source) => return Err(DatapathError::Wait(source.into())),
-            }
-        }
-    }
-}
-
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -632,7 +596,7 @@ fn failed_call(
     failed_map(map, operation)(MapError::SyscallError(SyscallError { call, io_error }))
 }
 
-fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> DatapathError {
+pub(crate) fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map {
         map,
         operation,

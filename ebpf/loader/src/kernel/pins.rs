@@ -21,6 +21,8 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 #[derive(Debug)]
 pub(crate) struct Pins {
     root: PathBuf,
+    /// Whether the file system is ours and new, so that nothing of an earlier agent goes with it.
+    is_new: bool,
     _lock: File,
 }
 
@@ -28,32 +30,28 @@ impl Pins {
     /// Mounts a BPF file system on `root` unless it is one already, and locks it.
     pub(crate) fn open(root: &Path) -> Result<Self, DatapathError> {
         make_directory(root)?;
-        if !is_bpf_fs(root)? {
+        let is_new = !is_bpf_fs(root)?;
+        if is_new {
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             mount("bpf", root, "bpf", flags, Some(c"mode=0700"))
                 .map_err(|source| failed("mount a BPF file system on", root)(source.into()))?;
         }
-        let lock = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY)
-            .open(root)
-            .map_err(failed("open", root))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(DatapathError::InUse {
-                    path: root.to_owned(),
-                });
-            }
-            Err(source) => return Err(failed("lock", root)(source.into())),
-        }
+        let lock = lock(root).inspect_err(|_| abandon(root, is_new))?;
         let pins = Self {
             root: root.to_owned(),
+            is_new,
             _lock: lock,
         };
-        make_directory(&pins.maps())?;
-        make_directory(&pins.links())?;
+        if let Err(error) = make_directory(&pins.maps()).and_then(|()| make_directory(&pins.links())) {
+            pins.abandon();
+            return Err(error);
+        }
         Ok(pins)
+    }
+
+    /// Takes back what [`Pins::open`] did, for an agent that cannot begin. What an earlier one left stays as it is.
+    pub(crate) fn abandon(self) {
+        abandon(&self.root, self.is_new);
     }
 
     /// Directory of the pinned maps.
@@ -71,7 +69,9 @@ impl Pins {
         for directory in [self.links(), self.maps()] {
             fs::remove_dir_all(&directory).map_err(failed("remove", &directory))?;
         }
-        let Self { root, _lock: lock } = self;
+        let Self {
+            root, _lock: lock, ..
+        } = self;
         drop(lock);
         // Detached rather than plainly unmounted: a child that some thread has just forked, and that has not called
         // `exec` yet, holds a copy of our descriptors for a moment.
@@ -90,6 +90,29 @@ pub(crate) fn failed(operation: &'static str, path: &Path) -> impl Fn(io::Error)
         operation,
         path: path.clone(),
         source,
+    }
+}
+
+/// Locks the directory against a second agent.
+fn lock(root: &Path) -> Result<File, DatapathError> {
+    let lock = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(root)
+        .map_err(failed("open", root))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(DatapathError::InUse {
+            path: root.to_owned(),
+        }),
+        Err(source) => Err(failed("lock", root)(source.into())),
+    }
+}
+
+/// Unmounts the file system if it `is_new`. The caller hears why it is needed; that this fails too leaves an empty one.
+fn abandon(root: &Path, is_new: bool) {
+    if is_new {
+        let _ = unmount(root, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     }
 }
 

@@ -1,12 +1,15 @@
 //! What is told about flows and denials, and what a flood can hide.
 
-use std::time::Duration;
+use std::{sync::mpsc, thread, time::Duration};
 
+use aya::maps::{Map, MapData, RingBuf};
 use ebpf_abi::{
     END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, RECORD_DENIED, RECORD_END, RECORD_UPDATE,
+    RING_HURRY_BYTES,
 };
 use ebpf_loader::{Datapath, FlowRecord, Limits, Reason, UPDATE_EVERY, monotonic_now};
 use policies_ir::tables::{Direction, NodeTables, Service, Verdict};
+use rustix::event::{Timespec, epoll};
 
 use crate::{
     frames::{ACK, Ends, FIN, RST, SYN, TCP, UDP, frame, segment, udp},
@@ -221,4 +224,65 @@ fn a_flood_of_ever_new_kinds_leaves_the_ring_to_others() {
     let counters = lab.kernel().counters().expect("counters");
     assert_eq!(counters.lost_events, 0);
     assert_eq!(counters.unreported.get(&ENDPOINT), Some(&(sent - denied)));
+}
+
+/// Records gather before the reader looks, and none waits for the next one to come.
+#[test]
+fn a_reader_that_waits_hears_of_each_record() {
+    const RECORDS: u16 = 200;
+    let mut lab = lab(Limits::default());
+    let mut source = lab.source.take().expect("the ring is open");
+    let (heard, hears) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut longest = Duration::ZERO;
+        for _ in 0..RECORDS {
+            let record = source.next(Duration::from_secs(60)).expect("read the ring");
+            let record = record.expect("a record within a minute");
+            longest = longest.max(monotonic_now() - Duration::from_nanos(record.time_ns));
+            heard.send(record.source_port).expect("the test waits");
+        }
+        longest
+    });
+    for number in 0..RECORDS {
+        // Nothing more is sent before this one is heard of: a lost wake-up would be a minute's silence.
+        assert_eq!(
+            lab.run(Direction::Egress, &frame(out(), UDP, &udp(number, 53))),
+            Verdict::Allow
+        );
+        assert_eq!(hears.recv().expect("the reader lives"), number);
+    }
+    let longest = reader.join().expect("the reader ends");
+    assert!(longest < Duration::from_secs(10), "{longest:?} for one record");
+}
+
+#[test]
+fn a_ring_that_fills_wakes_its_reader() {
+    const RECORD_ON_RING: u32 = 8 + FlowRecord::BYTES as u32;
+    let mut lab = Lab::new();
+    lab.program(&link(LOOPBACK, &[POD]), &allow_egress());
+    let data = MapData::from_pin(lab.pins.join("maps/EVENTS")).expect("the pinned ring");
+    let ring = RingBuf::try_from(Map::from_map_data(data).expect("a map")).expect("a ring");
+    let wake_ups = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&wake_ups, &ring, epoll::EventData::new_u64(0), flags).expect("watch the ring");
+    let woken_within = |seconds| {
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
+        let timeout = Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        };
+        let (events, _) = epoll::wait(&wake_ups, &mut events, Some(&timeout)).expect("wait");
+        !events.is_empty()
+    };
+    let denied = frame(out().reversed(), UDP, &udp(1, 2));
+    let deny = |lab: &mut Lab| assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
+    deny(&mut lab);
+    assert!(woken_within(60), "the first record wakes");
+    for _ in 2..RING_HURRY_BYTES / RECORD_ON_RING {
+        deny(&mut lab);
+    }
+    assert!(!woken_within(0), "records gather");
+    deny(&mut lab);
+    deny(&mut lab);
+    assert!(woken_within(60), "many records wake");
 }

@@ -396,3 +396,53 @@ fn names(directory: &Path) -> Vec<String> {
         })
         .collect()
 }
+
+/// An agent that cannot begin leaves no file system behind, and takes nothing from the one before it.
+#[test]
+fn a_start_that_fails_changes_nothing() {
+    let is_mounted = |pins: &Path| {
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("the mounts");
+        mounts.contains(&format!(" {} ", pins.display()))
+    };
+    let pins = std::env::temp_dir().join(format!("palisade-bpf-fails-{}", std::process::id()));
+    let opened = Kernel::open(&pins, b"no object");
+    assert!(matches!(opened, Err(DatapathError::Object(_))));
+    assert!(!is_mounted(&pins), "a mount is left behind");
+    std::fs::remove_dir(&pins).expect("an empty directory");
+
+    let mut lab = Lab::new();
+    let link = link(LOOPBACK, &["10.7.0.2"]);
+    lab.program(&link, &tables(&["10.7.0.0/24"], &[]));
+    lab.stop();
+    let opened = Kernel::open(&lab.pins, b"no object");
+    assert!(matches!(opened, Err(DatapathError::Object(_))));
+    assert!(is_mounted(&lab.pins), "the pins of the agent before");
+    lab.start();
+    assert_eq!(lab.kernel().attached().expect("attached"), [link]);
+}
+
+attached_both_ways! {
+    /// Pins say nothing about the other way to attach, so an agent that goes another way would find nothing attached.
+    fn another_way_to_attach_is_refused(attachment) {
+        let other = match attachment {
+            Attachment::Tcx => Attachment::Clsact,
+            Attachment::Clsact => Attachment::Tcx,
+        };
+        let mut lab = Lab::attached(attachment);
+        let link = link(LOOPBACK, &["10.7.0.2"]);
+        lab.program(&link, &tables(&["10.7.0.0/24"], &[]));
+        lab.stop();
+        let opened = Kernel::open_attached(&lab.pins, OBJECT, EACH_REPORTED, other);
+        let error = opened.err().expect("refused");
+        assert!(matches!(&error, DatapathError::Attached { wanted, .. } if *wanted == other));
+        assert!(error.to_string().contains("policyctl down"), "{error}");
+        lab.start();
+        assert_eq!(lab.kernel().attached().expect("attached"), [link]);
+
+        // Without anything attached there is nothing to lose.
+        lab.kernel().detach(ENDPOINT).expect("detach");
+        lab.stop();
+        lab.attachment = other;
+        lab.start();
+    }
+}

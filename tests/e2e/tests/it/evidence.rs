@@ -21,6 +21,10 @@ use crate::{Test, network::fetch, recovery::kill};
 pub(crate) const TESTS: &[Test] = &[
     ("flow_log_outlives_the_agent", flow_log_outlives_the_agent),
     ("verify_finds_one_wrong_entry", verify_finds_one_wrong_entry),
+    (
+        "metrics_count_what_the_kernel_denies",
+        metrics_count_what_the_kernel_denies,
+    ),
 ];
 
 /// Takes note of everyone, lets friends in and nobody else.
@@ -183,6 +187,47 @@ fn verify_finds_one_wrong_entry(cluster: &Cluster) -> Result<()> {
         .says("should be denied by")?
         .says("court/web")?;
     verify()?.ok()?;
+    cluster.kubectl(&["delete", "namespace", "court"])?.ok()?;
+    Ok(())
+}
+
+/// Read as Prometheus would, through the API server.
+fn metrics_count_what_the_kernel_denies(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "evidence/clean", "1")?;
+    let address = court(cluster, &image)?;
+    let node = cluster
+        .kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?
+        .ok()?;
+    let path = format!("/api/v1/nodes/{}/proxy/metrics", node.stdout.trim());
+    let metric = |name: &str| -> Result<u64> {
+        let text = cluster.kubectl(&["get", "--raw", &path])?.ok()?.stdout;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.with_context(|| format!("no {name} in {text}"))?;
+        Ok(number.trim().parse()?)
+    };
+    let denied = "palisade_datapath_packets_denied_total{reason=\"policy\"}";
+    let before = metric(denied)?;
+    ensure!(
+        fetch(cluster, "court", &image, "stranger", &address, 8080)? == "blocked\n",
+        "a stranger is not let in"
+    );
+    let after = metric(denied)?;
+    ensure!(after > before, "{after} packets denied after {before}");
+    for map in ["FLOWS", "VERDICTS", "ENDPOINTS"] {
+        let entries = metric(&format!("palisade_datapath_map_entries{{map=\"{map}\"}}"))?;
+        let capacity = metric(&format!(
+            "palisade_datapath_map_capacity_entries{{map=\"{map}\"}}"
+        ))?;
+        ensure!(
+            0 < entries && entries < capacity,
+            "{map}: {entries} of {capacity}"
+        );
+    }
+    ensure!(
+        metric("palisade_datapath_packets_allowed_total")? > 0,
+        "nothing was let through"
+    );
+    metric("palisade_datapath_flow_events_lost_total")?;
     cluster.kubectl(&["delete", "namespace", "court"])?.ok()?;
     Ok(())
 }

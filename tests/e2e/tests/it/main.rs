@@ -14,6 +14,7 @@ mod policyctl;
 mod recovery;
 mod sandbox;
 mod secrets;
+mod sessions;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         pods::TESTS,
         lifecycle::TESTS,
         kubectl::TESTS,
+        sessions::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,

@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use ebpf_loader::{Datapath, EndpointLink, Kernel, OBJECT, monotonic_now};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use policies_compiler::{ClusterView, Material, PodView, Session, compile};
+use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::util::intstr::IntOrString};
+use policies_compiler::{ClusterView, Session, compile};
 
 use crate::{
     Line,
@@ -23,9 +23,7 @@ use crate::{
 
 const PODS: usize = 10_000;
 const POLICIES: usize = 1_000;
-/// Compilations of everything take long.
-const POLICY_CHANGES: usize = 100;
-const LABEL_CHANGES: usize = 200;
+const CHANGES: usize = 200;
 /// The agent forgets old entries every few seconds; here, every so many changes.
 const SWEEP_EVERY: usize = 10;
 
@@ -38,10 +36,9 @@ pub(crate) fn measure(pins: &Path) -> Result<Vec<Line>> {
 }
 
 fn measure_with(kernel: &mut Kernel) -> Result<Vec<Line>> {
-    let mut view = cluster(PODS, POLICIES);
-    let compiled = compile(&view);
-    let verdicts: usize = compiled
-        .tables
+    let view = cluster(PODS, POLICIES);
+    let tables = compile(&view).tables;
+    let verdicts: usize = tables
         .endpoints
         .values()
         .map(|tables| tables.verdicts.len())
@@ -49,7 +46,7 @@ fn measure_with(kernel: &mut Kernel) -> Result<Vec<Line>> {
     attach(kernel, &view)?;
     let empty = map_bytes()?;
     let start = Instant::now();
-    kernel.sync(&compiled.tables)?;
+    kernel.sync(&tables)?;
     let first = start.elapsed();
     let mut lines = memory(empty, map_bytes()?, verdicts);
     lines.push(Line::alone(
@@ -58,66 +55,161 @@ fn measure_with(kernel: &mut Kernel) -> Result<Vec<Line>> {
         median_ms(vec![first]),
         None,
     ));
-    drop(compiled);
-
-    lines.extend(policy_changes(kernel, &mut view)?);
-    lines.extend(label_changes(kernel, view)?);
+    let mut session = Session::new(view.clone(), tables);
+    session.settle();
+    kernel.sync(session.tables())?;
+    let mut whole = Times::default();
+    for kind in [Kind::Ports, Kind::Peers, Kind::Subject, Kind::Comes, Kind::Order] {
+        let times = policy_changes(kernel, &mut session, &view, kind)?;
+        lines.push(Line::alone(
+            &format!("{} to enforced, p99", kind.text()),
+            "ms",
+            slowest(&times.whole, 99),
+            None,
+        ));
+        whole.compiled.extend(times.compiled);
+        whole.whole.extend(times.whole);
+    }
+    lines.extend(whole.lines("policy changed in any of these ways to enforced"));
+    for (local, of) in [(false, "another node"), (true, "this node")] {
+        let times = label_changes(kernel, &mut session, &view, local)?;
+        lines.extend(times.lines(&format!("labels of a pod of {of} to enforced")));
+    }
     Ok(lines)
 }
 
-/// A rule of a policy that selects a local pod changes. Everything is compiled anew, as the agent does.
-fn policy_changes(kernel: &mut Kernel, view: &mut ClusterView) -> Result<Vec<Line>> {
-    let mut times = Times::default();
-    for round in 0..POLICY_CHANGES {
-        // Policies in this order select the pods in this order, local ones first.
-        let policy = view
-            .policies
-            .get_mut(round * 7 % (LOCAL / 2))
-            .context("too few policies")?;
-        let port = policy
-            .spec
-            .as_mut()
-            .and_then(|spec| spec.ingress.as_mut()?.first_mut()?.ports.as_mut()?.get_mut(1))
-            .context("the policy has no such port")?;
-        port.port = Some(IntOrString::Int(i32::try_from(8900 + round)?));
-        let start = Instant::now();
-        let compiled = compile(view);
-        let compiled_in = start.elapsed();
-        let synced = kernel.sync(&compiled.tables)?;
-        times.push(compiled_in, start.elapsed());
-        ensure!(synced.rewritten > 0, "the change reached no endpoint");
-        sweep(kernel, round)?;
-    }
-    Ok(times.lines("policy changed to enforced"))
+/// What changes of a policy that selects a local pod.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// A port of a rule.
+    Ports,
+    /// Whom a rule lets in.
+    Peers,
+    /// Whom it selects.
+    Subject,
+    /// It goes, or comes back.
+    Comes,
+    /// Its place among the others.
+    Order,
 }
 
-/// A pod of another node changes its labels. The session follows.
-fn label_changes(kernel: &mut Kernel, view: ClusterView) -> Result<Vec<Line>> {
-    let mut pods: Vec<PodView> = view
-        .pods
-        .iter()
-        .filter(|pod| pod.endpoint.is_none())
-        .cloned()
-        .collect();
-    let material = Material::new(view);
-    let mut session = Session::new(&material);
-    kernel.sync(session.tables())?;
+impl Kind {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Ports => "rule's ports changed",
+            Self::Peers => "rule's peer selector changed",
+            Self::Subject => "policy's selector changed",
+            Self::Comes => "policy deleted or created",
+            Self::Order => "policy's order changed",
+        }
+    }
+}
+
+/// As the agent does: the session follows, and the kernel gets what changed.
+fn policy_changes(
+    kernel: &mut Kernel,
+    session: &mut Session,
+    view: &ClusterView,
+    kind: Kind,
+) -> Result<Times> {
     let mut times = Times::default();
-    for round in 0..LABEL_CHANGES {
-        let turn = round * 37 % pods.len();
-        let pod = pods.get_mut(turn).context("no pod")?;
+    for round in 0..CHANGES {
+        // Policies in this order select the pods in this order, local ones first.
+        let turn = round / 2 * 7 % (LOCAL / 2);
+        let changes = round % 2 == 0;
+        let start = Instant::now();
+        if matches!(kind, Kind::Order) {
+            let mut object = view.calico.get(turn).context("too few policies")?.clone();
+            if let policies_compiler::CalicoObject::NetworkPolicy(policy) = &mut object
+                && changes
+            {
+                policy.spec.order = Some(f64::from(u32::try_from(1000 + round)?));
+            }
+            session.put_calico(object);
+        } else {
+            let mut policy = view.policies.get(turn).context("too few policies")?.clone();
+            if changes {
+                change(&mut policy, kind, round)?;
+            }
+            let metadata = policy.metadata.clone();
+            match (kind, changes) {
+                (Kind::Comes, true) => session.remove_policy(
+                    &metadata.namespace.unwrap_or_default(),
+                    &metadata.name.unwrap_or_default(),
+                ),
+                _ => session.put_policy(policy),
+            }
+        }
+        let settled = session.settle();
+        let compiled_in = start.elapsed();
+        kernel.sync(session.tables())?;
+        times.push(compiled_in, start.elapsed());
+        ensure!(settled.changed, "{kind:?} {round} changed nothing");
+        sweep(kernel, round)?;
+    }
+    Ok(times)
+}
+
+fn change(policy: &mut NetworkPolicy, kind: Kind, round: usize) -> Result<()> {
+    let spec = policy.spec.as_mut().context("an empty policy")?;
+    let rule = spec.ingress.as_mut().and_then(|rules| rules.first_mut());
+    let rule = rule.context("the policy has no rule")?;
+    let labels = |selector: &mut Option<_>, value: String| {
+        let selector: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector =
+            selector.get_or_insert_default();
+        selector.match_labels = Some([("tier".to_owned(), value)].into());
+    };
+    let tier = ["front", "back", "data"]
+        .get(round / 2 % 3)
+        .copied()
+        .unwrap_or_default();
+    match kind {
+        Kind::Ports => {
+            let port = rule.ports.as_mut().and_then(|ports| ports.get_mut(1));
+            port.context("the rule has no such port")?.port =
+                Some(IntOrString::Int(i32::try_from(8700 + round)?));
+        }
+        Kind::Peers => {
+            let peer = rule.from.as_mut().and_then(|from| from.first_mut());
+            let peer = peer.context("the rule has no peer")?;
+            // A condition that no other policy has: it tells pods apart that were alike.
+            peer.namespace_selector = Some(Default::default());
+            labels(&mut peer.pod_selector, tier.to_owned());
+            let selector = peer.pod_selector.get_or_insert_default();
+            let labels = selector.match_labels.get_or_insert_default();
+            labels.insert("app".to_owned(), format!("app-{}", round / 2 % 40));
+        }
+        Kind::Subject => labels(&mut spec.pod_selector, tier.to_owned()),
+        Kind::Comes | Kind::Order => {}
+    }
+    Ok(())
+}
+
+/// A pod changes its labels.
+fn label_changes(
+    kernel: &mut Kernel,
+    session: &mut Session,
+    view: &ClusterView,
+    local: bool,
+) -> Result<Times> {
+    let pods = view.pods.iter().filter(|pod| pod.endpoint.is_some() == local);
+    let mut pods: Vec<_> = pods.cloned().collect();
+    let count = pods.len();
+    let mut times = Times::default();
+    for round in 0..CHANGES {
+        let pod = pods.get_mut(round * 37 % count).context("no pod")?;
         pod.labels.insert("app".to_owned(), format!("app-{}", round % 7));
         pod.labels
             .insert("tier".to_owned(), format!("tier-{}", round % 5));
         let start = Instant::now();
-        let changed = session.change(&pod.namespace, &pod.name, Some(pod));
+        session.set_pod(&pod.namespace, &pod.name, Some(pod.clone()));
+        session.settle();
         let compiled_in = start.elapsed();
-        ensure!(changed.is_ok(), "the change was not followed");
         kernel.sync(session.tables())?;
         times.push(compiled_in, start.elapsed());
         sweep(kernel, round)?;
     }
-    Ok(times.lines("labels of a remote pod to enforced, by a session"))
+    Ok(times)
 }
 
 fn sweep(kernel: &mut Kernel, round: usize) -> Result<()> {
@@ -152,6 +244,7 @@ impl Times {
             line(&format!("{metric}, p50"), slowest(&self.whole, 50), None),
             line(&format!("{metric}, p99"), slowest(&self.whole, 99), Some(20.0)),
             line("  of it to compile, p50", compile, None),
+            line("  of it to compile, p99", slowest(&self.compiled, 99), None),
             line("  of it to write, p50", slowest(&sync, 50), None),
             line("  of it to write, p99", slowest(&sync, 99), None),
         ]

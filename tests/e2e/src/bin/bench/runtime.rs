@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_runtime::{ContainerConfig, ContainerState, PodConfig, Resources, Runtime, RuntimeConfig};
+use agent_runtime::{ContainerConfig, ContainerState, PodConfig, Resources, Runtime, RuntimeConfig, Streams};
 use agent_sandbox::Profile;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::shell::{binaries, on_path};
@@ -83,6 +83,7 @@ async fn our_round(runtime: &Runtime, pod: &str, directory: &Path, attempt: u32)
         mounts: vec![],
         read_only_root: false,
         capabilities: vec![],
+        streams: Streams::default(),
         resources: Resources {
             memory_bytes: Some(64 << 20),
             pids: Some(64),

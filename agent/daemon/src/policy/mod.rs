@@ -1,11 +1,14 @@
 //! Keeps the kernel's verdicts equal to the cluster's policies.
 //!
-//! One thread owns the datapath: its calls are short system calls that must not interleave. Whatever
-//! changes the outcome (objects of the cluster, endpoints that come and go) marks the tables as stale; many
-//! changes are answered by one compilation. A failed attempt leaves the old verdicts in force and is repeated.
+//! One thread owns the datapath: its calls are short system calls that must not interleave. It hands what changed
+//! (objects of the cluster, endpoints that come and go) to the compiler's session ([`followed`]), and writes what that
+//! changes of the tables; many changes are answered at once. A failed attempt leaves the old verdicts in force and is
+//! repeated.
+
+mod followed;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     sync::{
         Arc,
@@ -15,28 +18,18 @@ use std::{
 };
 
 use agent_resolver::Names as LearnedNames;
-use agent_telemetry::{Hub, LogRules, NamedPod, Names, Snapshot};
+use agent_telemetry::{Hub, Names};
 use api::{
-    annotations,
     flow::PodRef,
     node_policy::{NodeEndpoint, NodePolicy},
 };
-use ebpf_loader::{Datapath, DatapathError, EndpointLink, monotonic_now};
-use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
-use policies_compiler::{ClusterView, PodView, compile, compile_staged};
-use policies_ir::{
-    dump,
-    policy::DomainMatch,
-    tables::{EndpointId, NodeTables},
-};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
+use followed::Followed;
+use policies_ir::{dump, policy::DomainMatch, tables::EndpointId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cluster::{self, Cluster},
-    hosts::Hosts,
-    policy_objects,
-};
+use crate::{cluster::Cluster, hosts::Hosts};
 
 /// How often flows that are over are forgotten.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
@@ -99,6 +92,7 @@ enum Command {
     /// Answered when a compilation that knows the endpoint is in the kernel.
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
     Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
+    Count(oneshot::Sender<Result<Counters, DatapathError>>),
     /// Answered when a compilation that knows all learned names is in the kernel.
     Settle(oneshot::Sender<Result<(), String>>),
     Stale,
@@ -109,19 +103,20 @@ impl Policy {
     pub(crate) fn start(start: Start, shutdown: CancellationToken) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let mut changes = start.cluster.changes();
+        let mut followed = Followed::new(start.node.clone(), start.host_addresses.clone());
+        for endpoint in start.endpoints {
+            followed.attached(endpoint, &start.cluster);
+        }
         let worker = Worker {
             datapath: start.datapath,
             hosts: start.hosts,
             cluster: start.cluster,
             node: start.node,
             host_addresses: start.host_addresses,
-            endpoints: start
-                .endpoints
-                .into_iter()
-                .map(|endpoint| (endpoint.link.id, endpoint))
-                .collect(),
-            applied: None,
-            tables: NodeTables::default(),
+            followed,
+            unwritten: true,
+            written: false,
+            wanted: BTreeSet::new(),
             names: start.names,
             learned: start.learned,
             settling: Vec::new(),
@@ -191,6 +186,13 @@ impl Policy {
         Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
     }
 
+    /// What the kernel has counted.
+    pub(crate) async fn counters(&self) -> Result<Counters, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Count(reply))?;
+        Ok(answer.await.map_err(|_ended| PolicyError::Ended)??)
+    }
+
     fn send(&self, command: Command) -> Result<(), PolicyError> {
         self.commands.send(command).map_err(|_ended| PolicyError::Ended)
     }
@@ -202,11 +204,13 @@ struct Worker {
     cluster: Cluster,
     node: String,
     host_addresses: BTreeSet<IpAddr>,
-    endpoints: BTreeMap<EndpointId, Endpoint>,
-    /// What the kernel's tables were compiled from.
-    applied: Option<ClusterView>,
-    /// The tables that the kernel was last given.
-    tables: NodeTables,
+    followed: Followed,
+    /// Whether the kernel has to be given something.
+    unwritten: bool,
+    /// Whether it ever was.
+    written: bool,
+    /// Patterns of names that rules and sets ask for.
+    wanted: BTreeSet<DomainMatch>,
     names: Arc<Names>,
     learned: Arc<LearnedNames>,
     settling: Vec<oneshot::Sender<Result<(), String>>>,
@@ -242,7 +246,7 @@ impl Worker {
             if Instant::now() >= expire_at {
                 stale |= self.tidy();
                 if self.hosts.have_moved() {
-                    self.applied = None;
+                    self.unwritten = true;
                     stale = true;
                 }
                 expire_at = Instant::now() + EXPIRE_EVERY;
@@ -256,57 +260,50 @@ impl Worker {
             Command::Attach(endpoint, reply) => {
                 let attached = self.datapath.attach(&endpoint.link);
                 if attached.is_ok() {
-                    self.endpoints.insert(endpoint.link.id, endpoint);
-                    self.applied = None;
+                    self.followed.attached(endpoint, &self.cluster);
+                    self.unwritten = true;
                 }
                 drop(reply.send(attached));
             }
             Command::Detach(endpoint, reply) => {
-                self.endpoints.remove(&endpoint);
+                self.followed.detached(endpoint, &self.cluster);
                 drop(reply.send(self.datapath.detach(endpoint)));
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
+            Command::Count(reply) => drop(reply.send(self.datapath.counters())),
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
         }
     }
 
-    /// Compiles and writes what changed, and answers who waits for it. Whether nothing is left to do.
+    /// Follows and writes what changed, and answers who waits for it. Whether nothing is left to do.
     fn refresh(&mut self) -> bool {
-        let Some(snapshot) = self.cluster.snapshot() else {
+        let Some(changes) = self.cluster.take_changes() else {
             return false;
         };
-        let mut view = self.view(&snapshot);
-        self.hosts.number(&mut view);
-        view.names = self.learned.current();
-        if self.applied.as_ref() != Some(&view) {
-            let started = Instant::now();
-            self.learned.want(wanted_domains(&view));
-            view.names = self.learned.current();
-            let compiled = compile(&view);
-            for diagnostic in &compiled.diagnostics {
-                tracing::warn!(
-                    ?diagnostic,
-                    "policy cannot be honoured as written and denies more"
-                );
-            }
-            // Numbers stay what they were, so that only endpoints which change in meaning are written.
-            let tables = compiled.tables.aligned_with(&self.tables);
-            let compiled_in = started.elapsed();
-            if let Err(error) = self.hosts.attach(&mut *self.datapath, &view, &tables) {
+        let started = Instant::now();
+        self.followed.take(changes);
+        self.unwritten |= self.settle();
+        let compiled_in = started.elapsed();
+        if self.unwritten {
+            let Self {
+                followed, datapath, ..
+            } = self;
+            let tables = followed.session.tables();
+            if let Err(error) = self.hosts.attach(&mut **datapath, &followed.hosts(), tables) {
                 tracing::error!(
                     error = chain(&error),
                     "cannot judge all host endpoints, trying again"
                 );
             }
-            match self.datapath.sync(&tables) {
+            match datapath.sync(tables) {
                 Ok(synced) => {
                     let rewritten = synced.rewritten;
                     tracing::debug!(rewritten, ?compiled_in, total = ?started.elapsed(), "policy in force");
-                    self.tables.clone_from(&tables);
-                    self.publish(&view, synced.endpoints, tables);
-                    self.applied = Some(view);
+                    self.unwritten = false;
+                    self.written = true;
+                    self.names.publish(followed.snapshot(synced.endpoints));
                     self.save_names();
                 }
                 Err(error) => {
@@ -319,26 +316,48 @@ impl Worker {
                     return false;
                 }
             }
-            self.apply_established(&snapshot);
         }
+        self.apply_established();
         for reply in self.settling.drain(..) {
             drop(reply.send(Ok(())));
         }
-        // An endpoint whose pod is not in the snapshot yet is denied everything: it waits for the watch.
-        let known = |id: &EndpointId| {
-            self.applied
-                .as_ref()
-                .is_some_and(|view| view.pods.iter().any(|pod| pod.endpoint == Some(*id)))
-        };
+        // An endpoint whose pod did not come by the watch yet is denied everything: it waits.
         let (ready, waiting) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|(id, _)| known(id));
+            .partition(|(id, _)| self.followed.session.has_pod_with(*id));
         self.waiting = waiting;
         let ready: Vec<_> = ready;
         for (_, reply) in ready {
             drop(reply.send(Ok(())));
         }
         true
+    }
+
+    /// Brings the session's tables up to date. Whether they changed.
+    fn settle(&mut self) -> bool {
+        let ids = self.hosts.number(&self.followed.hosts());
+        let session = &mut self.followed.session;
+        session.set_host_endpoint_ids(&ids);
+        session.set_names(self.learned.current());
+        let mut settled = session.settle();
+        let wanted = session.wanted_domains();
+        if wanted != self.wanted {
+            self.learned.want(wanted.clone());
+            self.wanted = wanted;
+            session.set_names(self.learned.current());
+            let again = session.settle();
+            settled.changed |= again.changed;
+        }
+        if let Some(reason) = settled.anew {
+            tracing::debug!(reason, "policy compiled anew as a whole");
+        }
+        for diagnostic in session.take_diagnostics() {
+            tracing::warn!(
+                ?diagnostic,
+                "policy cannot be honoured as written and denies more"
+            );
+        }
+        settled.changed
     }
 
     /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
@@ -381,18 +400,14 @@ impl Worker {
         tables.rules.clone_from(&self.names.newest().tables.rules);
         let endpoint = |link: EndpointLink| NodeEndpoint {
             id: link.id.0,
-            pod: self.endpoints.get(&link.id).map(|known| known.pod.clone()),
+            pod: self.followed.pod_of(link.id).cloned(),
             addresses: link.addresses.into_iter().collect(),
             programmed: tables.endpoints.contains_key(&link.id),
         };
         let mut policy = NodePolicy {
             node: self.node.clone(),
             host_addresses: self.host_addresses.clone(),
-            names: self
-                .applied
-                .as_ref()
-                .map(|view| view.names.clone())
-                .unwrap_or_default(),
+            names: self.followed.session.names().clone(),
             endpoints: attached.into_iter().map(endpoint).collect(),
             ..NodePolicy::default()
         };
@@ -409,103 +424,9 @@ impl Worker {
         }
     }
 
-    fn view(&self, snapshot: &cluster::Snapshot) -> ClusterView {
-        let by_uid: BTreeMap<&str, &Endpoint> = self
-            .endpoints
-            .values()
-            .map(|endpoint| (endpoint.pod_uid.as_str(), endpoint))
-            .collect();
-        let pod = |pod: &Arc<Pod>| {
-            let endpoint = pod.metadata.uid.as_deref().and_then(|uid| by_uid.get(uid));
-            let mut view = PodView::from_pod(pod, endpoint.map(|endpoint| endpoint.link.id))?;
-            // The agent knows the address before the API does, and better.
-            if let Some(endpoint) = endpoint {
-                view.addresses = endpoint.link.addresses.iter().copied().collect();
-            }
-            Some(view)
-        };
-        let mut view = ClusterView {
-            pods: snapshot.pods.iter().filter_map(pod).collect(),
-            policies: snapshot.policies.iter().map(reduced).collect(),
-            node: self.node.clone(),
-            host_addresses: self.host_addresses.clone(),
-            ..ClusterView::default()
-        };
-        for namespace in &snapshot.namespaces {
-            view.add_namespace(namespace);
-        }
-        for node in &snapshot.nodes {
-            view.add_node(node);
-        }
-        for account in &snapshot.accounts {
-            view.add_service_account(account);
-        }
-        for slice in &snapshot.slices {
-            view.add_endpoint_slice(slice);
-        }
-        for object in &snapshot.objects {
-            object.add_to(&mut view);
-        }
-        view
-    }
-
-    fn publish(&self, view: &ClusterView, changes: BTreeMap<EndpointId, u32>, tables: NodeTables) {
-        let named: Vec<(&PodView, Arc<NamedPod>)> = view
-            .pods
-            .iter()
-            .map(|pod| {
-                let name = PodRef {
-                    namespace: pod.namespace.clone(),
-                    name: pod.name.clone(),
-                };
-                (pod, Arc::new(NamedPod::new(name, &pod.labels)))
-            })
-            .collect();
-        // A pod whose object is not here yet has a name, and no labels.
-        let mut endpoints: BTreeMap<EndpointId, Arc<NamedPod>> = self
-            .endpoints
-            .iter()
-            .map(|(id, endpoint)| {
-                let named = NamedPod::new(endpoint.pod.clone(), &BTreeMap::new());
-                (*id, Arc::new(named))
-            })
-            .collect();
-        let mut addresses = BTreeMap::new();
-        for (pod, named) in &named {
-            if let Some(endpoint) = pod.endpoint {
-                endpoints.insert(endpoint, Arc::clone(named));
-            }
-            addresses.extend(pod.addresses.iter().map(|address| (*address, Arc::clone(named))));
-        }
-        let enforced = view.policy_set(|_, _| {}).enforced;
-        let snapshot = Snapshot {
-            tables: Arc::new(tables),
-            changes,
-            staged: compile_staged(view).map(Arc::new),
-            logging: LogRules::new(enforced, || view.cluster()).map(Arc::new),
-            endpoints,
-            addresses,
-        };
-        self.names.publish(snapshot);
-    }
-
     /// Pods that ask for it keep flows that were allowed when policy changes.
-    fn apply_established(&mut self, snapshot: &cluster::Snapshot) {
-        for pod in &snapshot.pods {
-            let uid = pod.metadata.uid.as_deref();
-            let endpoint = self
-                .endpoints
-                .values()
-                .find(|endpoint| Some(endpoint.pod_uid.as_str()) == uid);
-            let Some(id) = endpoint.map(|endpoint| endpoint.link.id) else {
-                continue;
-            };
-            let wish = pod
-                .metadata
-                .annotations
-                .as_ref()
-                .and_then(|all| all.get(annotations::ESTABLISHED));
-            let keep = wish.is_some_and(|wish| wish == "keep");
+    fn apply_established(&mut self) {
+        for (id, keep) in self.followed.take_wishes(&self.cluster) {
             if let Err(error) = self.datapath.keep_established(id, keep) {
                 tracing::error!(
                     error = chain(&error),
@@ -514,33 +435,6 @@ impl Worker {
             }
         }
     }
-}
-
-/// Patterns of names that some rule or network set asks for.
-fn wanted_domains(view: &ClusterView) -> BTreeSet<DomainMatch> {
-    let policies = view.policy_set(|_, _| {});
-    let tiers = &policies.enforced.tiers;
-    let enforced = tiers
-        .iter()
-        .flat_map(|tier| &tier.policies)
-        .map(|policy| &**policy);
-    let staged = policies
-        .staged
-        .iter()
-        .filter_map(|staged| staged.policy.as_deref());
-    let of_rules = enforced
-        .chain(staged)
-        .flat_map(|policy| policy.egress.iter().flat_map(|rule| &rule.peer.domains).cloned());
-    let cluster = view.cluster();
-    let of_sets = cluster.sets.iter().flat_map(|set| &set.domains).cloned();
-    of_rules.chain(of_sets).collect()
-}
-
-/// A policy without what it does not depend on: a new annotation is no new policy.
-fn reduced(policy: &Arc<NetworkPolicy>) -> NetworkPolicy {
-    let mut policy = (**policy).clone();
-    policy_objects::reduce(&mut policy.metadata);
-    policy
 }
 
 /// An error and its causes in one line.

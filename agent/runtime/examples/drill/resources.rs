@@ -1,0 +1,58 @@
+//! Attempts to use up what is shared. They are made in containers with limits only, each by its name.
+
+use std::fs;
+use std::io::{self, Write};
+
+use crate::{Attempt, Outcome, checked};
+
+pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
+    ("fork-bomb", || {
+        for _ in 0..1000 {
+            // SAFETY: the process has one thread; the child only waits.
+            match checked(i64::from(unsafe { libc::fork() }))? {
+                0 => loop {
+                    // SAFETY: closes what is the parent's and waits for a signal; nothing else follows.
+                    unsafe {
+                        libc::close_range(0, libc::c_uint::MAX, 0);
+                        libc::pause();
+                    }
+                },
+                _ => continue,
+            }
+        }
+        Ok(Outcome::Done)
+    }),
+    ("memory-bomb", || {
+        let mut all = Vec::new();
+        for _ in 0..256 {
+            all.push(vec![1_u8; 1 << 20]);
+        }
+        std::hint::black_box(&all);
+        Ok(Outcome::Done)
+    }),
+    ("fill-shared-memory", || fill("/dev/shm/fill", 80)),
+    ("fill-dev", || fill("/dev/fill", 80)),
+    ("inode-bomb", || {
+        for number in 0..1_000_000 {
+            fs::File::create(format!("/dev/shm/{number}"))?;
+        }
+        Ok(Outcome::Done)
+    }),
+    ("log-flood", || {
+        let line = [b'x'; 1024];
+        let mut output = io::stdout().lock();
+        for _ in 0..8 << 10 {
+            output.write_all(&line[1..])?;
+            output.write_all(b"\n")?;
+        }
+        Ok(Outcome::Done)
+    }),
+];
+
+fn fill(path: &str, megabytes: usize) -> io::Result<Outcome> {
+    let mut file = fs::File::create(path)?;
+    for _ in 0..megabytes {
+        file.write_all(&vec![1; 1 << 20])?;
+    }
+    Ok(Outcome::Done)
+}

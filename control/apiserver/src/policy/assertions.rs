@@ -1,0 +1,148 @@
+//! Which assertions a change would break, and how that is told.
+
+use api::palisade::{Enforcement, PolicyAssertion};
+use control_store::ObjectKey;
+use policies_checker::{
+    Model,
+    assertion::{self, BrokenAssertion, Problem, broken_assertions},
+};
+
+use crate::policy::cluster::{Objects, Part};
+
+/// Assertions that one message spells out.
+const SHOWN: usize = 3;
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Judged {
+    /// Assertions that would hold no longer.
+    pub(super) broken: Vec<Broken>,
+    /// For whoever asked.
+    pub(super) notes: Vec<String>,
+}
+
+/// An assertion that a change would break.
+#[derive(Debug)]
+pub(super) struct Broken {
+    assertion: BrokenAssertion,
+    /// Whether that is a reason to refuse the change.
+    pub(super) blocks: bool,
+}
+
+/// Judges a change of one object, or, without one, the assertions themselves.
+pub(super) fn judge(
+    before: &Objects,
+    change: Option<(ObjectKey, Option<Part>)>,
+    assertions: &[PolicyAssertion],
+) -> Judged {
+    let Some((key, part)) = change else {
+        let view = before.view();
+        let broken = broken_assertions(None, &view, assertions);
+        let notes = if broken.is_empty() {
+            let model = Model::new(&view);
+            assertions.iter().filter_map(|one| vacuous(&model, one)).collect()
+        } else {
+            Vec::new()
+        };
+        return Judged {
+            broken: mark(broken, assertions),
+            notes,
+        };
+    };
+    let after = before.clone().with(key, part).view();
+    let mut broken = broken_assertions(None, &after, assertions);
+    if !broken.is_empty() {
+        // What was broken before is not this change's doing. Few changes come this far.
+        let suspects: Vec<PolicyAssertion> = assertions
+            .iter()
+            .filter(|assertion| broken.iter().any(|broken| is_about(broken, assertion)))
+            .cloned()
+            .collect();
+        let earlier = broken_assertions(None, &before.view(), &suspects);
+        broken.retain(|broken| !earlier.iter().any(|earlier| earlier.name == broken.name));
+    }
+    Judged {
+        broken: mark(broken, assertions),
+        notes: Vec::new(),
+    }
+}
+
+/// Why a change is refused.
+pub(super) fn refusal(broken: &[Broken], is_assertion: bool) -> String {
+    let named = broken.iter().take(SHOWN).map(|broken| match is_assertion {
+        true => format!("it does not hold: {}", broken.shown(false)),
+        false => format!(
+            "it would break PolicyAssertion {:?} ({}): {}",
+            broken.assertion.name,
+            broken.assertion.assertion,
+            broken.shown(true)
+        ),
+    });
+    let mut message = named.collect::<Vec<_>>().join("; ");
+    let more = broken.len().saturating_sub(SHOWN);
+    if more > 0 {
+        message.push_str(&format!("; and {more} more"));
+    }
+    message
+}
+
+impl Broken {
+    /// For the one who may do it all the same.
+    pub(super) fn warning(&self, is_assertion: bool) -> String {
+        let Self { assertion, .. } = self;
+        let no_longer = if is_assertion {
+            "does not hold"
+        } else {
+            "holds no longer"
+        };
+        format!(
+            "PolicyAssertion {} {no_longer} ({}): {}",
+            assertion.name,
+            assertion.assertion,
+            self.shown(false)
+        )
+    }
+
+    fn shown(&self, would: bool) -> String {
+        match &self.assertion.problem {
+            Problem::Syntax { message, .. } => format!("it cannot be read: {message}"),
+            Problem::Counterexample(packet) => {
+                let verb = match (would, packet.allowed) {
+                    (true, true) => "would pass",
+                    (true, false) => "would not pass",
+                    (false, true) => "passes",
+                    (false, false) => "does not pass",
+                };
+                format!("{packet} {verb}, {}", packet.rulings())
+            }
+            Problem::NoCommonFamily { from, to } => {
+                format!("{from} and {to} have no family of addresses in common")
+            }
+        }
+    }
+}
+
+fn mark(broken: Vec<BrokenAssertion>, assertions: &[PolicyAssertion]) -> Vec<Broken> {
+    let mark = |broken: BrokenAssertion| {
+        let of = assertions.iter().find(|assertion| is_about(&broken, assertion));
+        Broken {
+            blocks: of.is_none_or(|of| of.enforcement() == Enforcement::Block),
+            assertion: broken,
+        }
+    };
+    broken.into_iter().map(mark).collect()
+}
+
+fn is_about(broken: &BrokenAssertion, assertion: &PolicyAssertion) -> bool {
+    assertion.metadata.name.as_deref() == Some(&*broken.name)
+}
+
+/// Why an assertion that holds says nothing yet.
+fn vacuous(model: &Model, object: &PolicyAssertion) -> Option<String> {
+    let parsed = assertion::parse(&object.spec.assertion).ok()?;
+    let why = assertion::prove(model, &parsed).vacuous?;
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    Some(format!(
+        "PolicyAssertion {name} says nothing about the cluster as it is: {why}"
+    ))
+}

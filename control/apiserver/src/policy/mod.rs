@@ -1,0 +1,433 @@
+//! Writes that change what policy decides are judged as a whole before they are stored: assertions that are stored
+//! must go on to hold.
+//!
+//! Whatever policy depends on is written by one at a time, from the judgement until it is stored: two writes that are
+//! each harmless cannot break an assertion together. Pods take turns only while there are assertions. What is
+//! judged, and what is not, says `docs/checker.md`.
+
+mod assertions;
+mod cluster;
+
+use std::{sync::Arc, time::Duration};
+
+use api::{
+    annotations::{ENFORCEMENT, USER_CONTROLLERS},
+    palisade::{Enforcement, PolicyAssertion},
+    resources::Resource,
+};
+use control_store::{ListOptions, ObjectKey};
+use control_wire::Status;
+use serde_json::Value;
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
+use tracing::{error, info};
+
+use crate::{
+    Server,
+    objects::{self, metadata_text},
+    write::store_failure,
+};
+use assertions::Broken;
+use cluster::{Objects, Part, Parts};
+
+/// Longest judgement. A write whose judgement takes longer is refused.
+const JUDGE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What writes that policy depends on take turns by.
+pub(crate) struct Guard {
+    /// Held for writing while something that policy depends on is judged and stored, and for reading while a pod
+    /// is stored that nobody judges.
+    turn: RwLock<()>,
+    /// One judgement at a time: one that takes too long goes on until its end, and must not be joined by others.
+    judge: Arc<Semaphore>,
+    parts: Mutex<Parts>,
+}
+
+/// The right to store what was judged, until it is dropped.
+#[derive(Default)]
+pub(crate) struct Held<'a> {
+    _turn: Option<Turn<'a>>,
+    /// For whoever asked.
+    pub(crate) warnings: Vec<String>,
+}
+
+#[expect(dead_code, reason = "held, not read")]
+enum Turn<'a> {
+    Shared(RwLockReadGuard<'a, ()>),
+    Alone(RwLockWriteGuard<'a, ()>),
+}
+
+/// How a write matters to policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Matter {
+    /// Not at all.
+    No,
+    /// A pod comes, or has other labels.
+    Pod,
+    /// What decides for pods changes.
+    Policy,
+    /// An assertion changes.
+    Assertion,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self {
+            turn: RwLock::default(),
+            judge: Arc::new(Semaphore::new(1)),
+            parts: Mutex::default(),
+        }
+    }
+}
+
+impl Server {
+    /// Waits for the turn of this write of `user` and judges it: `old` is what is stored, `new` what shall be,
+    /// `None` being nothing.
+    pub(crate) async fn hold_policy(
+        &self,
+        row: &'static Resource,
+        user: &str,
+        old: Option<&Value>,
+        new: Option<&Value>,
+    ) -> Result<Held<'_>, Status> {
+        let guard = &self.policy;
+        let matter = matter(row, user, old, new);
+        if matter == Matter::No {
+            return Ok(Held::default());
+        }
+        if matter == Matter::Pod {
+            let shared = guard.turn.read().await;
+            if self.assertions().await?.is_empty() {
+                return Ok(Held {
+                    _turn: Some(Turn::Shared(shared)),
+                    warnings: Vec::new(),
+                });
+            }
+        }
+        let alone = guard.turn.write().await;
+        let assertions = match (matter, new) {
+            (Matter::Assertion, Some(new)) => vec![read_assertion(new)?],
+            _ => self.assertions().await?,
+        };
+        let mut warnings = Vec::new();
+        if !assertions.is_empty() {
+            let object = new.or(old).unwrap_or(&Value::Null);
+            let write = Write {
+                row,
+                name: metadata_text(object, "name"),
+                key: objects::key(
+                    row,
+                    metadata_text(object, "namespace"),
+                    metadata_text(object, "name"),
+                ),
+                new,
+                is_assertion: matter == Matter::Assertion,
+            };
+            warnings = self.judge_assertions(&write, assertions).await?;
+        }
+        Ok(Held {
+            _turn: Some(Turn::Alone(alone)),
+            warnings,
+        })
+    }
+
+    async fn judge_assertions(
+        &self,
+        write: &Write<'_>,
+        assertions: Vec<PolicyAssertion>,
+    ) -> Result<Vec<String>, Status> {
+        let blocking: Vec<String> = assertions
+            .iter()
+            .filter(|assertion| assertion.enforcement() == Enforcement::Block)
+            .map(|assertion| format!("{:?}", assertion.metadata.name.as_deref().unwrap_or_default()))
+            .collect();
+        let judged = match tokio::time::timeout(JUDGE_WITHIN, self.judge_write(write, assertions)).await {
+            Ok(judged) => judged,
+            Err(_elapsed) => Err(format!("not within {} s", JUDGE_WITHIN.as_secs())),
+        };
+        let (mut broken, mut warnings) = match judged {
+            Ok(judged) => (judged.broken, judged.notes),
+            Err(why) if blocking.is_empty() => (
+                Vec::new(),
+                vec![format!("policy assertions could not be judged: {why}")],
+            ),
+            Err(why) => {
+                return Err(Status::unavailable(format!(
+                    "{} {:?} is not stored, because whether PolicyAssertion {} would still hold could not be judged: \
+                     {why}; try again, or annotate the assertion with {ENFORCEMENT}=warn",
+                    write.row.plural,
+                    write.name,
+                    blocking.join(", ")
+                )));
+            }
+        };
+        let refusing: Vec<Broken> = broken.extract_if(.., |broken| broken.blocks).collect();
+        if !refusing.is_empty() {
+            let message = assertions::refusal(&refusing, write.is_assertion);
+            info!(target: "audit", resource = write.row.plural, name = write.name, why = message, "assertion broken");
+            return Err(Status::forbidden(write.row, write.name, message));
+        }
+        warnings.extend(broken.iter().map(|broken| broken.warning(write.is_assertion)));
+        Ok(warnings)
+    }
+
+    /// What of `assertions` the write would break. An error says why nobody knows.
+    async fn judge_write(
+        &self,
+        write: &Write<'_>,
+        assertions: Vec<PolicyAssertion>,
+    ) -> Result<assertions::Judged, String> {
+        let cannot = |what: &str, failure: &(dyn std::error::Error + 'static)| {
+            error!(error = failure, "assertions: {what}");
+            format!("{what}; the server's log says why")
+        };
+        let permit = Arc::clone(&self.policy.judge)
+            .try_acquire_owned()
+            .map_err(|_busy| "an earlier judgement still runs".to_owned())?;
+        let before: Objects = self
+            .policy
+            .parts
+            .lock()
+            .await
+            .read(&*self.store)
+            .await
+            .map_err(|failure| cannot("the stored objects cannot be read", &failure))?;
+        let part = match write.new {
+            Some(new) => Part::read(write.row, new.to_string().as_bytes())
+                .map_err(|failure| cannot("the object cannot be read", &failure))?,
+            None => None,
+        };
+        let change = (!write.is_assertion).then(|| (write.key.clone(), part));
+        let judgement = tokio::task::spawn_blocking(move || {
+            let judged = assertions::judge(&before, change, &assertions);
+            drop(permit);
+            judged
+        });
+        judgement
+            .await
+            .map_err(|failure| cannot("the judgement failed", &failure))
+    }
+
+    /// The assertions that are stored.
+    async fn assertions(&self) -> Result<Vec<PolicyAssertion>, Status> {
+        let prefix = objects::prefix(crate::row("palisade.dev", "policyassertions"), None);
+        let page = self.store.list(&prefix, &ListOptions::default()).await;
+        let page = page.map_err(|error| store_failure(&error))?;
+        let read = |stored: &control_store::Stored| {
+            serde_json::from_slice(&stored.value).map_err(|problem| {
+                error!(assertion = stored.key.name, error = %problem, "assertion");
+                Status::internal(format!("policy assertion {:?} is not readable", stored.key.name))
+            })
+        };
+        page.items.iter().map(read).collect()
+    }
+}
+
+/// A write that is judged.
+struct Write<'a> {
+    row: &'static Resource,
+    name: &'a str,
+    key: ObjectKey,
+    new: Option<&'a Value>,
+    is_assertion: bool,
+}
+
+fn read_assertion(object: &Value) -> Result<PolicyAssertion, Status> {
+    serde_json::from_value(object.clone()).map_err(Status::internal)
+}
+
+/// How a write matters.
+fn matter(row: &Resource, user: &str, old: Option<&Value>, new: Option<&Value>) -> Matter {
+    let changes = |pointer: &str| {
+        let at = |object: Option<&Value>| {
+            let found = object.and_then(|object| object.pointer(pointer)).cloned();
+            found.filter(|found| found.as_object().is_none_or(|map| !map.is_empty()))
+        };
+        at(old) != at(new)
+    };
+    let comes_or_goes = old.is_some() != new.is_some();
+    let (labels, spec) = (changes("/metadata/labels"), changes("/spec"));
+    let matters = |matters: bool, matter| if matters { matter } else { Matter::No };
+    match (row.group, row.kind) {
+        // An assertion that goes breaks nothing.
+        ("palisade.dev", "PolicyAssertion") => matters(
+            new.is_some() && (spec || changes("/metadata/annotations")),
+            Matter::Assertion,
+        ),
+        // Neither does a pod that goes. What it is called and how it is made does not change.
+        ("", "Pod") => matters(new.is_some() && (comes_or_goes || labels), Matter::Pod),
+        ("", "Namespace" | "ServiceAccount") => matters(labels, Matter::Policy),
+        // The control plane's own slices say which pods there are; nobody asks those either.
+        ("discovery.k8s.io", "EndpointSlice") => matters(
+            user != USER_CONTROLLERS
+                && (comes_or_goes || labels || changes("/endpoints") || changes("/ports")),
+            Matter::Policy,
+        ),
+        (
+            "projectcalico.org",
+            "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy" | "StagedKubernetesNetworkPolicy",
+        ) => Matter::No,
+        ("networking.k8s.io" | "policy.networking.k8s.io" | "projectcalico.org", _) => {
+            matters(comes_or_goes || labels || spec, Matter::Policy)
+        }
+        _ => Matter::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::{ImageRef, palisade::ImagePolicy, resources::by_any_name};
+    use async_trait::async_trait;
+    use control_store::{Change, Embedded, Expected, Keyring, Store as _};
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{ImageGate, Judgement, Refusal};
+
+    struct NoGate;
+
+    #[async_trait]
+    impl ImageGate for NoGate {
+        async fn judge(&self, _: &str, _: &ImageRef, _: &[ImagePolicy]) -> Result<Judgement, Refusal> {
+            unreachable!("no pod is admitted here")
+        }
+    }
+
+    /// A server that nobody reaches, with one assertion.
+    async fn server(directory: &std::path::Path, enforcement: &str) -> Server {
+        let keyring = Keyring::load_or_create(&directory.join("kek")).unwrap();
+        let store = Embedded::open(&directory.join("store.redb"), keyring).unwrap();
+        let assertion = json!({
+            "apiVersion": "palisade.dev/v1alpha1", "kind": "PolicyAssertion",
+            "metadata": {"name": "quiet", "annotations": {ENFORCEMENT: enforcement}},
+            "spec": {"assertion": "no pod reaches internet"},
+        });
+        let key = objects::key(by_any_name("assertion").unwrap(), "", "quiet");
+        let value = assertion.to_string().into_bytes();
+        let change = Change::Put {
+            uid: "u".to_owned(),
+            value,
+        };
+        store.write(&key, Expected::Absent, change).await.unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let node_tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        Server {
+            address: String::new(),
+            store: Arc::new(store),
+            gate: Arc::new(NoGate),
+            node_tls: Arc::new(node_tls),
+            requests: Arc::new(Semaphore::new(1)),
+            streams: Arc::new(Semaphore::new(1)),
+            tiers: RwLock::default(),
+            policy: Guard::default(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_judged_is_refused_unless_it_only_warns() {
+        let directory = tempfile::tempdir().unwrap();
+        let policies = by_any_name("netpol").unwrap();
+        let policy = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"podSelector": {}}});
+        for (enforcement, stored) in [("block", false), ("warn", true)] {
+            let place = directory.path().join(enforcement);
+            std::fs::create_dir(&place).unwrap();
+            let server = server(&place, enforcement).await;
+            assert!(
+                server
+                    .hold_policy(policies, "jane", None, Some(&policy))
+                    .await
+                    .is_ok()
+            );
+            // As while a judgement runs that nobody waits for any more.
+            let running = Arc::clone(&server.policy.judge).try_acquire_owned().unwrap();
+            match server.hold_policy(policies, "jane", None, Some(&policy)).await {
+                Ok(held) => {
+                    assert!(
+                        stored && held.warnings[0].contains("could not be judged"),
+                        "{:?}",
+                        held.warnings
+                    );
+                }
+                Err(status) => {
+                    assert!(!stored && status.code() == 503, "{status}");
+                    for part in ["\"quiet\"", "an earlier judgement still runs", ENFORCEMENT] {
+                        assert!(status.message().contains(part), "{status}");
+                    }
+                }
+            }
+            drop(running);
+            assert!(
+                server
+                    .hold_policy(policies, "jane", None, Some(&policy))
+                    .await
+                    .is_ok()
+            );
+            // Neither is a write judged as if an object that cannot be read were not there.
+            let key = objects::key(policies, "a", "broken");
+            let change = Change::Put {
+                uid: "u".to_owned(),
+                value: b"{".to_vec(),
+            };
+            server.store.write(&key, Expected::Absent, change).await.unwrap();
+            let held = server.hold_policy(policies, "jane", None, Some(&policy)).await;
+            assert_eq!(held.is_ok(), stored);
+        }
+    }
+
+    #[test]
+    fn writes_matter_as_far_as_policy_depends_on_them() {
+        let matter = |resource: &str, old: Value, new: Value| {
+            let present = |value: &Value| !value.is_null();
+            let (old, new) = (
+                Some(&old).filter(|v| present(v)),
+                Some(&new).filter(|v| present(v)),
+            );
+            matter(by_any_name(resource).unwrap(), "jane", old, new)
+        };
+        let none = || Value::Null;
+        let bare = || json!({"metadata": {"name": "x"}});
+        let labelled = || json!({"metadata": {"name": "x", "labels": {"a": "b"}}});
+        let annotated = || json!({"metadata": {"name": "x", "annotations": {"a": "b"}}});
+        let specified = || json!({"metadata": {"name": "x"}, "spec": {"a": 1}});
+        for policy in [
+            "netpol",
+            "gnp",
+            "clusternetworkpolicies",
+            "tiers",
+            "hep",
+            "netsets",
+            "felixconfig",
+        ] {
+            assert_eq!(matter(policy, none(), bare()), Matter::Policy, "{policy}");
+            assert_eq!(matter(policy, bare(), none()), Matter::Policy, "{policy}");
+            assert_eq!(matter(policy, bare(), specified()), Matter::Policy, "{policy}");
+            assert_eq!(matter(policy, bare(), annotated()), Matter::No, "{policy}");
+        }
+        for labels in ["ns", "sa"] {
+            assert_eq!(matter(labels, none(), bare()), Matter::No);
+            assert_eq!(matter(labels, bare(), labelled()), Matter::Policy);
+            assert_eq!(matter(labels, labelled(), none()), Matter::Policy);
+        }
+        assert_eq!(matter("pods", none(), bare()), Matter::Pod);
+        assert_eq!(matter("pods", labelled(), bare()), Matter::Pod);
+        assert_eq!(matter("pods", bare(), annotated()), Matter::No);
+        assert_eq!(matter("pods", labelled(), none()), Matter::No);
+        assert_eq!(matter("snp", none(), bare()), Matter::No);
+        assert_eq!(matter("secrets", none(), bare()), Matter::No);
+        assert_eq!(matter("assertion", none(), specified()), Matter::Assertion);
+        assert_eq!(matter("assertion", bare(), annotated()), Matter::Assertion);
+        assert_eq!(matter("assertion", bare(), labelled()), Matter::No);
+        assert_eq!(matter("assertion", specified(), none()), Matter::No);
+        assert_eq!(matter("endpointslices", none(), bare()), Matter::Policy);
+        let slices = by_any_name("endpointslices").unwrap();
+        assert_eq!(
+            super::matter(slices, USER_CONTROLLERS, None, Some(&bare())),
+            Matter::No
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! Whether compiled tables fit into the kernel's maps.
+//!
+//! A change of policy writes the new tables beside the old ones, and only then deletes those, so a map must hold both:
+//! tables of at most half a map's entries can follow any others that are as small. The datapath itself goes by what it
+//! holds and may take more; whoever admits policies cannot know that, and goes by what always fits.
+
+use std::fmt;
+
+use ebpf_abi::{MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS};
+use policies_ir::tables::NodeTables;
+
+/// Entries of each map that some tables need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Demand {
+    /// Pods, and parts of host endpoints, that have tables.
+    pub endpoints: usize,
+    /// Addresses and prefixes that have a class, over both families.
+    pub identities: usize,
+    /// Verdicts of all endpoints.
+    pub verdicts: usize,
+    /// Blocks of source ports of all endpoints.
+    pub sources: usize,
+}
+
+/// Entries of each map that tables may need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in Demand")]
+pub struct Capacities {
+    pub endpoints: usize,
+    pub identities: usize,
+    pub verdicts: usize,
+    pub sources: usize,
+}
+
+/// What some tables need too many of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("needs {needed} {what}, and a node holds {capacity}")]
+pub struct Exceeded {
+    /// Entries of which map.
+    pub what: What,
+    /// Entries that the tables need.
+    pub needed: usize,
+    /// Entries that always fit.
+    pub capacity: usize,
+}
+
+/// Kinds of entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    /// Map `ENDPOINTS`.
+    Endpoints,
+    /// Maps `HOSTS` and `IDENTITIES` together.
+    Identities,
+    /// Map `VERDICTS`.
+    Verdicts,
+    /// Map `SOURCES`.
+    Sources,
+}
+
+/// What `tables` need of the kernel's maps.
+pub fn demand(tables: &NodeTables) -> Demand {
+    let endpoints = || tables.endpoints.values();
+    Demand {
+        endpoints: tables.endpoints.len(),
+        identities: tables.identities.len(),
+        verdicts: endpoints().map(|endpoint| endpoint.verdicts.len()).sum(),
+        sources: endpoints().map(|endpoint| endpoint.sources.len()).sum(),
+    }
+}
+
+impl Demand {
+    /// The first kind of which there are more than fit; nothing if all fit.
+    pub fn exceeds(&self, capacities: &Capacities) -> Option<Exceeded> {
+        let kinds = [
+            (What::Endpoints, self.endpoints, capacities.endpoints),
+            (What::Identities, self.identities, capacities.identities),
+            (What::Verdicts, self.verdicts, capacities.verdicts),
+            (What::Sources, self.sources, capacities.sources),
+        ];
+        let mut over = kinds
+            .into_iter()
+            .filter(|(_, needed, capacity)| needed > capacity);
+        over.next().map(|(what, needed, capacity)| Exceeded {
+            what,
+            needed,
+            capacity,
+        })
+    }
+}
+
+impl Capacities {
+    /// What fits into the kernel's maps, whatever is in them. Endpoints have one entry each, at all times.
+    pub const KERNEL: Self = Self {
+        endpoints: MAX_ENDPOINTS as usize,
+        identities: MAX_IDENTITIES as usize / 2,
+        verdicts: MAX_VERDICTS as usize / 2,
+        sources: MAX_SOURCES as usize / 2,
+    };
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self::KERNEL
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Endpoints => "judged endpoints",
+            Self::Identities => "classified addresses and prefixes",
+            Self::Verdicts => "verdicts",
+            Self::Sources => "blocks of source ports",
+        })
+    }
+}
+
+impl fmt::Display for Demand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}, {} {}, {} {}, {} {}",
+            self.endpoints,
+            What::Endpoints,
+            self.identities,
+            What::Identities,
+            self.verdicts,
+            What::Verdicts,
+            self.sources,
+            What::Sources
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use policies_ir::tables::{
+        BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, Service, SourceBlock, SourceClass,
+        Verdict, VerdictEntry, VerdictKey,
+    };
+
+    use super::*;
+
+    fn tables() -> NodeTables {
+        let verdicts = (0..3).map(|peer| {
+            let key = VerdictKey {
+                peer: IdentityId(peer),
+                direction: Direction::Ingress,
+                source: SourceClass::default(),
+                service: Service::Any,
+            };
+            let entry = VerdictEntry {
+                verdict: Verdict::Allow,
+                rule: BuiltinRule::NoPolicy.id(),
+            };
+            (key, entry)
+        });
+        let block = SourceBlock {
+            protocol: 6,
+            port: 80,
+            prefix_bits: 16,
+        };
+        let endpoint = EndpointTables {
+            verdicts: verdicts.collect(),
+            sources: [(block, SourceClass(1))].into(),
+        };
+        NodeTables {
+            identities: [("10.0.0.0/8".parse().unwrap(), IdentityId(1))].into(),
+            endpoints: [(EndpointId(1), endpoint.clone()), (EndpointId(2), endpoint)].into(),
+            rules: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_kind_is_counted_and_held_against_its_own_capacity() {
+        let needed = demand(&tables());
+        let expected = Demand {
+            endpoints: 2,
+            identities: 1,
+            verdicts: 6,
+            sources: 2,
+        };
+        assert_eq!(needed, expected);
+        let enough = Capacities {
+            endpoints: 2,
+            identities: 1,
+            verdicts: 6,
+            sources: 2,
+        };
+        assert_eq!(needed.exceeds(&enough), None);
+        let short = |change: &dyn Fn(&mut Capacities)| {
+            let mut capacities = enough;
+            change(&mut capacities);
+            needed.exceeds(&capacities).unwrap().to_string()
+        };
+        assert_eq!(
+            short(&|c| c.endpoints = 1),
+            "needs 2 judged endpoints, and a node holds 1"
+        );
+        assert_eq!(
+            short(&|c| c.identities = 0),
+            "needs 1 classified addresses and prefixes, and a node holds 0"
+        );
+        assert_eq!(short(&|c| c.verdicts = 5), "needs 6 verdicts, and a node holds 5");
+        assert_eq!(
+            short(&|c| c.sources = 1),
+            "needs 2 blocks of source ports, and a node holds 1"
+        );
+    }
+
+    #[test]
+    fn old_and_new_tables_fit_together() {
+        assert_eq!(Capacities::KERNEL.verdicts * 2, MAX_VERDICTS as usize);
+        assert_eq!(Capacities::KERNEL.identities * 2, MAX_IDENTITIES as usize);
+    }
+}

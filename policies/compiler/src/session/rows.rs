@@ -1,0 +1,346 @@
+//! What each program answers about each kind of address, and which addresses that makes alike.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use policies_ir::{
+    align::align_identities,
+    tables::{Direction, EndpointId, EndpointTables, IdentityId, NodeTables},
+};
+
+use super::places::SignatureId;
+use crate::{
+    cells::{Owner, Signature},
+    classes::without_redundant,
+    compile::verdicts,
+    flatten::Entries,
+    program::{Program, Visible},
+    sources::Sources,
+};
+
+type Slot = usize;
+type AnswerId = usize;
+type Identity = usize;
+
+/// The answer that denies everything, also that of a slot without a program.
+const NOTHING: AnswerId = 0;
+
+/// Programs, and what they answer.
+pub(super) struct Rows {
+    slots: Vec<Option<Asked>>,
+    free: Vec<Slot>,
+    by_endpoint: BTreeMap<EndpointId, [Slot; 2]>,
+    answers: Vec<Arc<Entries>>,
+    answer_ids: HashMap<Arc<Entries>, AnswerId>,
+    /// For each identity, the answer of each slot; what is missing at the end is nothing.
+    rows: Vec<Vec<AnswerId>>,
+    /// Identities by a sum over their rows.
+    by_sum: HashMap<u64, Vec<Identity>>,
+    /// Identity of each signature.
+    identities: Vec<Option<Identity>>,
+    /// The number of each identity in the tables.
+    outer: Vec<IdentityId>,
+    next_outer: u32,
+}
+
+struct Asked {
+    program: Program,
+    /// An endpoint without is denied everything.
+    sources: Option<Arc<Sources>>,
+    seen: HashMap<Visible, AnswerId>,
+}
+
+impl Default for Rows {
+    fn default() -> Self {
+        let nothing = Arc::new(Entries::new());
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_endpoint: BTreeMap::new(),
+            answers: vec![Arc::clone(&nothing)],
+            answer_ids: [(nothing, NOTHING)].into(),
+            rows: Vec::new(),
+            by_sum: HashMap::new(),
+            identities: Vec::new(),
+            outer: Vec::new(),
+            next_outer: 1,
+        }
+    }
+}
+
+impl Rows {
+    pub(super) fn identities(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = EndpointId> {
+        self.by_endpoint.keys().copied()
+    }
+
+    /// How much there is of what never goes.
+    pub(super) fn size(&self) -> usize {
+        self.rows.len() + self.answers.len()
+    }
+
+    /// Number in the tables of an identity.
+    pub(super) fn outer(&self, identity: Identity) -> IdentityId {
+        // Every identity got one when it was made; 0 is nobody's.
+        self.outer.get(identity).copied().unwrap_or(IdentityId(0))
+    }
+
+    /// Number in the tables of addresses with this signature.
+    pub(super) fn of(&self, signature: SignatureId) -> Option<IdentityId> {
+        let identity = self.identities.get(signature).copied().flatten()?;
+        self.outer.get(identity).copied()
+    }
+
+    /// What is said about an identity.
+    pub(super) fn answers(
+        &self,
+        identity: Identity,
+    ) -> impl Iterator<Item = (EndpointId, Direction, &Entries)> {
+        let row = self.rows.get(identity).into_iter().flatten();
+        let asked = self.slots.iter().zip(row);
+        asked.filter_map(|(slot, answer)| {
+            let program = &slot.as_ref()?.program;
+            let entries = self.answers.get(*answer).filter(|entries| !entries.is_empty())?;
+            Some((program.endpoint, program.direction, &**entries))
+        })
+    }
+
+    /// The tables of an endpoint, if it has programs.
+    pub(super) fn table(&self, endpoint: EndpointId) -> Option<EndpointTables> {
+        let slots = self.by_endpoint.get(&endpoint)?;
+        let mut tables = EndpointTables::default();
+        let mut written = Vec::new();
+        for slot in slots {
+            let asked = self.slots.get(*slot)?.as_ref()?;
+            tables.sources = asked.sources.as_ref().map(|s| s.table()).unwrap_or_default();
+            for (row, number) in self.rows.iter().zip(&self.outer) {
+                let answer = row.get(*slot).copied().unwrap_or(NOTHING);
+                let entries = self.answers.get(answer)?;
+                written.extend(verdicts(asked.program.direction, *number, entries));
+            }
+        }
+        tables.verdicts = written.into_iter().collect();
+        Some(tables)
+    }
+
+    /// Gives an endpoint new programs; [`Rows::answer_anew`] is to be called with the slots.
+    pub(super) fn install(
+        &mut self,
+        endpoint: EndpointId,
+        programs: [Program; 2],
+        sources: Option<Sources>,
+    ) -> Vec<Slot> {
+        let slots = match self.by_endpoint.get(&endpoint) {
+            Some(slots) => *slots,
+            None => [self.slot(), self.slot()],
+        };
+        self.by_endpoint.insert(endpoint, slots);
+        let sources = sources.map(Arc::new);
+        for (program, slot) in programs.into_iter().zip(slots) {
+            if let Some(place) = self.slots.get_mut(slot) {
+                *place = Some(Asked {
+                    program,
+                    sources: sources.clone(),
+                    seen: HashMap::new(),
+                });
+            }
+        }
+        slots.to_vec()
+    }
+
+    /// Takes an endpoint's programs away, likewise.
+    pub(super) fn remove(&mut self, endpoint: EndpointId) -> Vec<Slot> {
+        let slots = self.by_endpoint.remove(&endpoint);
+        for slot in slots.into_iter().flatten() {
+            if let Some(place) = self.slots.get_mut(slot) {
+                *place = None;
+            }
+            self.free.push(slot);
+        }
+        slots.into_iter().flatten().collect()
+    }
+
+    /// Takes signatures that were split off from others, whose identity they share until programs tell them apart.
+    pub(super) fn split_off(&mut self, all: usize, origin: impl Fn(SignatureId) -> Option<SignatureId>) {
+        for signature in self.identities.len()..all {
+            let identity =
+                origin(signature).and_then(|origin| self.identities.get(origin).copied().flatten());
+            self.identities.push(identity);
+        }
+    }
+
+    /// Asks the programs in `slots` about every signature that has an identity. Whether a signature got another.
+    pub(super) fn answer_anew(&mut self, slots: &[Slot], signatures: &[Signature]) -> bool {
+        if slots.is_empty() {
+            return false;
+        }
+        let mut groups: HashMap<(Identity, Vec<AnswerId>), Vec<SignatureId>> = HashMap::new();
+        let mut first: HashMap<Identity, Vec<AnswerId>> = HashMap::new();
+        let known = self.identities.clone();
+        for (signature, identity) in known.iter().enumerate() {
+            let (Some(identity), Some(asked)) = (identity, signatures.get(signature)) else {
+                continue;
+            };
+            let answers: Vec<AnswerId> = slots.iter().map(|slot| self.answer(*slot, asked)).collect();
+            // The first keeps the number.
+            first.entry(*identity).or_insert_with(|| answers.clone());
+            groups.entry((*identity, answers)).or_default().push(signature);
+        }
+        let mut apart: Vec<(Vec<SignatureId>, Vec<AnswerId>)> = Vec::new();
+        for ((identity, answers), members) in groups {
+            let mut row = self.rows.get(identity).cloned().unwrap_or_default();
+            write_row(&mut row, slots, &answers);
+            if first.get(&identity) != Some(&answers) {
+                apart.push((members, row));
+            }
+        }
+        for (identity, answers) in first {
+            let Some(row) = self.rows.get_mut(identity) else {
+                continue;
+            };
+            let before = sum(row);
+            write_row(row, slots, &answers);
+            let now = sum(row);
+            if before != now {
+                if let Some(list) = self.by_sum.get_mut(&before) {
+                    list.retain(|other| *other != identity);
+                }
+                self.by_sum.entry(now).or_default().push(identity);
+            }
+        }
+        apart.sort();
+        let moved = !apart.is_empty();
+        for (members, row) in apart {
+            let identity = self.identity(row);
+            for signature in members {
+                if let Some(place) = self.identities.get_mut(signature) {
+                    *place = Some(identity);
+                }
+            }
+        }
+        moved
+    }
+
+    /// Gives an identity to every signature that has none.
+    pub(super) fn number(&mut self, signatures: &[Signature]) {
+        self.identities.resize(signatures.len(), None);
+        for (signature, asked) in signatures.iter().enumerate() {
+            if self.identities.get(signature) != Some(&None) {
+                continue;
+            }
+            let slots = 0..self.slots.len();
+            let row = slots.map(|slot| self.answer(slot, asked)).collect();
+            let identity = self.identity(row);
+            if let Some(place) = self.identities.get_mut(signature) {
+                *place = Some(identity);
+            }
+        }
+    }
+
+    /// The same at the start, in the numbers of `previous` as far as that goes.
+    pub(super) fn number_all(
+        &mut self,
+        signatures: &[Signature],
+        previous: &NodeTables,
+        cells: impl Iterator<Item = (IpNet, SignatureId)>,
+    ) {
+        self.number(signatures);
+        let numbered = cells.filter_map(|(cell, signature)| Some((cell, self.of(signature)?)));
+        let identities = without_redundant(numbered);
+        let aligned = align_identities(&identities, &previous.identities);
+        let used = previous.identities.values().chain(aligned.values());
+        self.next_outer = used.map(|id| id.0).max().unwrap_or(0).saturating_add(1);
+        for number in &mut self.outer {
+            *number = match aligned.get(number) {
+                Some(aligned) => *aligned,
+                // Nobody's now; it may be somebody's later.
+                None => {
+                    self.next_outer = self.next_outer.saturating_add(1);
+                    IdentityId(self.next_outer - 1)
+                }
+            };
+        }
+    }
+
+    fn slot(&mut self) -> Slot {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        })
+    }
+
+    fn answer(&mut self, slot: Slot, signature: &Signature) -> AnswerId {
+        let Some(asked) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
+            return NOTHING;
+        };
+        let Some(sources) = &asked.sources else {
+            return NOTHING;
+        };
+        if signature.owner == Owner::Contested {
+            return NOTHING;
+        }
+        let visible = asked.program.visible(signature);
+        if let Some(known) = asked.seen.get(&visible) {
+            return *known;
+        }
+        let entries = Arc::new(asked.program.entries(&visible, sources));
+        let answer = *self.answer_ids.entry(Arc::clone(&entries)).or_insert_with(|| {
+            self.answers.push(entries);
+            self.answers.len() - 1
+        });
+        asked.seen.insert(visible, answer);
+        answer
+    }
+
+    /// The identity about which everybody says this.
+    fn identity(&mut self, mut row: Vec<AnswerId>) -> Identity {
+        row.truncate(
+            row.iter()
+                .rposition(|answer| *answer != NOTHING)
+                .map_or(0, |last| last + 1),
+        );
+        let sum = sum(&row);
+        let alike = self.by_sum.get(&sum).into_iter().flatten();
+        let same = |identity: &&Identity| {
+            let other = self.rows.get(**identity).map(Vec::as_slice).unwrap_or_default();
+            let (common, rest) = other.split_at(other.len().min(row.len()));
+            common == row && rest.iter().all(|answer| *answer == NOTHING)
+        };
+        if let Some(known) = alike.copied().collect::<Vec<_>>().iter().find(same) {
+            return *known;
+        }
+        let identity = self.rows.len();
+        self.rows.push(row);
+        self.by_sum.entry(sum).or_default().push(identity);
+        self.outer.push(IdentityId(self.next_outer));
+        self.next_outer = self.next_outer.saturating_add(1);
+        identity
+    }
+}
+
+fn write_row(row: &mut Vec<AnswerId>, slots: &[Slot], answers: &[AnswerId]) {
+    for (slot, answer) in slots.iter().zip(answers) {
+        if row.len() <= *slot && *answer != NOTHING {
+            row.resize(*slot + 1, NOTHING);
+        }
+        if let Some(place) = row.get_mut(*slot) {
+            *place = *answer;
+        }
+    }
+}
+
+/// The same for rows that differ in how many slots without an answer they end with.
+fn sum(row: &[AnswerId]) -> u64 {
+    let answered = row.iter().enumerate().filter(|(_, answer)| **answer != NOTHING);
+    answered.fold(0, |sum: u64, (slot, answer)| {
+        let mixed = (slot as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (*answer as u64);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        sum.wrapping_add(mixed ^ (mixed >> 27))
+    })
+}
