@@ -1,5 +1,7 @@
 //! Probes against real servers in a network namespace that only they and the probe share. Needs root.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},

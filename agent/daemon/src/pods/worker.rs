@@ -153,9 +153,16 @@ impl Worker {
     pub(super) async fn run(mut self) -> String {
         loop {
             let object = self.objects.borrow_and_update().clone();
-            if let Some(object) = object.filter(|object| !self.has(object)) {
-                // Fields of the pod may be in its volumes.
-                self.refresh_at = self.refresh_at.map(|_later| Instant::now());
+            if let Some(object) = object {
+                // Fields of the pod may be in its volumes. Its status, which changes more often, is not.
+                let metadata = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+                if self
+                    .pod
+                    .as_ref()
+                    .is_none_or(|known| metadata(known) != metadata(&object))
+                {
+                    self.refresh_at = self.refresh_at.map(|_later| Instant::now());
+                }
                 self.pod = Some(object);
             }
             let gone = self.objects.borrow().is_none() || self.confirmed;
@@ -279,7 +286,7 @@ impl Worker {
                 run,
                 hook,
                 result,
-            } => self.hooked((&container, &run), hook, result),
+            } => self.hooked((&container, &run), hook, &result),
             News::Refreshed(result) => self.refreshed(result),
             News::Runtime(status) => self.observe(&status),
             News::ShimGone(error) => {
@@ -335,10 +342,6 @@ impl Worker {
             // The old contents stay; what is wrong is said once per text.
             self.event(None, Kind::Warning, "FailedMount", chain(&error));
         }
-    }
-
-    fn has(&self, object: &Arc<Pod>) -> bool {
-        self.pod.as_ref().is_some_and(|known| Arc::ptr_eq(known, object))
     }
 
     /// Completes the exit of a container by what it left, once.

@@ -1,8 +1,4 @@
 //! Whatever happens to a pod, it comes up, lives, and goes.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a helper of a test may panic like the test itself"
-)]
 
 use agent_plan::{Ending, Ground, RestartPolicy, Role, Run, Step, plan};
 use jiff::{SignedDuration, ToSpan as _};

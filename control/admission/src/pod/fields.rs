@@ -55,7 +55,9 @@ pub(super) const SPEC: Shape = Members(&[
     ("serviceAccountName", Any),
     (
         "shareProcessNamespace",
-        Refused("each container has its own process namespace"),
+        Refused(
+            "the sandbox keeps containers from signalling and tracing one another, which is what it is for",
+        ),
     ),
     ("subdomain", Any),
     ("terminationGracePeriodSeconds", Any),

@@ -101,9 +101,7 @@ fn check_spec(spec: &PodSpec, problems: &mut Problems) {
         problems.require(seconds >= 0, field, seconds, "must be greater than or equal to 0");
     }
     if let Some(seconds) = spec.active_deadline_seconds {
-        let why = "must be between 1 and 2147483647, inclusive";
-        let valid = (1..=i64::from(i32::MAX)).contains(&seconds);
-        problems.require(valid, "spec.activeDeadlineSeconds", seconds, why);
+        check_deadline(seconds, problems);
     }
     for (key, value) in spec.node_selector.iter().flatten() {
         let valid = is_label_key(key) && is_label_value(value);
@@ -117,6 +115,12 @@ fn check_spec(spec: &PodSpec, problems: &mut Problems) {
     for (index, toleration) in spec.tolerations.iter().flatten().enumerate() {
         check_toleration(toleration, &format!("spec.tolerations[{index}]"), problems);
     }
+}
+
+fn check_deadline(seconds: i64, problems: &mut Problems) {
+    let why = "must be between 1 and 2147483647, inclusive";
+    let valid = (1..=i64::from(i32::MAX)).contains(&seconds);
+    problems.require(valid, "spec.activeDeadlineSeconds", seconds, why);
 }
 
 fn check_toleration(toleration: &Toleration, field: &str, problems: &mut Problems) {

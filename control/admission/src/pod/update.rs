@@ -1,4 +1,5 @@
-//! What may change in a pod that exists: its metadata, more tolerations, and once, by binding, its node.
+//! What may change in a pod that exists: its metadata, more tolerations, an earlier deadline, and once, by
+//! binding, its node.
 
 use control_wire::Cause;
 use serde_json::Value;
@@ -9,7 +10,12 @@ use crate::{AdmissionRequest, Problems, metadata::items};
 pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, problems: &mut Problems) {
     let (mut before, mut after) = (old["spec"].clone(), new["spec"].clone());
     check_tolerations(&before, &after, problems);
-    let mut free = vec!["tolerations"];
+    check_deadline(
+        &before["activeDeadlineSeconds"],
+        &after["activeDeadlineSeconds"],
+        problems,
+    );
+    let mut free = vec!["tolerations", "activeDeadlineSeconds"];
     if request.subresource == "binding" {
         free.push("nodeName");
     }
@@ -21,8 +27,27 @@ pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, pr
     if before != after {
         let changed = first_difference(&before, &after, "spec".to_owned());
         let why = "pod updates may not change fields other than `spec.tolerations` (only additions to existing \
-                   tolerations); delete the pod and create it again";
+                   tolerations) and `spec.activeDeadlineSeconds`; delete the pod and create it again";
         problems.push(Cause::forbidden(changed, why));
+    }
+}
+
+/// The first deadline, or an earlier one.
+fn check_deadline(before: &Value, after: &Value, problems: &mut Problems) {
+    const FIELD: &str = "spec.activeDeadlineSeconds";
+    let (before, after) = (before.as_i64(), after.as_i64());
+    match (before, after) {
+        _ if before == after => {}
+        (Some(_), None) => {
+            let why = "must not update from a positive integer to nil value";
+            problems.push(Cause::invalid(FIELD, "", why));
+        }
+        (Some(before), Some(after)) if after > before => {
+            let why = "must be less than or equal to previous value";
+            problems.push(Cause::invalid(FIELD, after, why));
+        }
+        (_, Some(after)) => super::check_deadline(after, problems),
+        (None, None) => {}
     }
 }
 

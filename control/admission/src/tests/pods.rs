@@ -706,6 +706,30 @@ fn malformed_pods_name_each_problem() {
 }
 
 #[test]
+fn a_deadline_only_comes_closer() {
+    let change = |old: Value, new: Value| {
+        let old = stored("pods", pod(json!({"activeDeadlineSeconds": old})));
+        let mut changed = old.clone();
+        changed["spec"]["activeDeadlineSeconds"] = new;
+        refusals(&request("pods", Some(&old), changed))
+    };
+    assert!(change(Value::Null, json!(60)).is_empty());
+    assert!(change(json!(60), json!(30)).is_empty());
+    for (old, new) in [
+        (json!(60), json!(61)),
+        (json!(60), Value::Null),
+        (Value::Null, json!(0)),
+        (json!(60), json!(-1)),
+    ] {
+        let found = change(old, new);
+        assert!(
+            found.len() == 1 && found[0].starts_with("spec.activeDeadlineSeconds: Invalid"),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn only_metadata_and_tolerations_of_a_pod_change() {
     let old = stored("pods", pod(json!({"tolerations": [{"operator": "Exists"}]})));
     let change = |edit: &dyn Fn(&mut Value)| {

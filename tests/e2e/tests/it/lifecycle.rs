@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("life_hooks_run_within_the_grace", hooks_run_within_the_grace),
     ("life_last_words_and_deadlines", last_words_and_deadlines),
     ("life_volumes_follow_their_objects", volumes_follow_their_objects),
+    (
+        "life_goes_on_while_the_agent_is_away",
+        goes_on_while_the_agent_is_away,
+    ),
 ];
 
 fn image(cluster: &Cluster) -> Result<String> {
@@ -463,4 +467,49 @@ fn volumes_follow_their_objects(cluster: &Cluster) -> Result<()> {
     delete(cluster, &["live", "leaves"])?;
     cluster.kubectl(&["delete", "cm/live", "secret/live"])?.ok()?;
     Ok(())
+}
+
+fn goes_on_while_the_agent_is_away(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let test = |file: &str| json!({"exec": {"command": ["test", "-f", file]}, "periodSeconds": 1});
+    let shared = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
+    let container = |name: &str, script: &str| with(sh(name, &image, script), &shared);
+    create(
+        cluster,
+        "lasting",
+        &json!({
+            "terminationGracePeriodSeconds": 10,
+            "volumes": [{"name": "shared", "emptyDir": {}}],
+            "initContainers": [
+                container("once", "echo once >> /shared/once"),
+                with(container("beside", "touch /shared/up; sleep 600"), &json!({
+                    "restartPolicy": "Always", "startupProbe": test("/shared/up")}))],
+            "containers": [with(container("main", "touch /shared/ready; sleep 12; rm /shared/ready; sleep 600"), &json!({
+                "startupProbe": test("/shared/up"), "readinessProbe": test("/shared/ready"), "livenessProbe": test("/shared/up"),
+                "lifecycle": {"postStart": {"exec": {"command": ["sh", "-c", "echo hook >> /shared/once"]}}}}))],
+        }),
+    )?;
+    let before = status_with(cluster, "lasting", |status| is(status, "Ready"))?;
+    crate::recovery::kill(cluster.daemon_pid("agent")?)?;
+    cluster.up_again()?;
+    // A probe of the new agent finds what happened meanwhile or later; nothing was started twice.
+    let after = status_with(cluster, "lasting", |status| !is(status, "Ready"))?;
+    for (list, index) in [
+        ("initContainerStatuses", 0),
+        ("initContainerStatuses", 1),
+        ("containerStatuses", 0),
+    ] {
+        for field in ["containerID", "restartCount", "state", "started"] {
+            let (before, after) = (&before[list][index], &after[list][index]);
+            ensure!(
+                before[field] == after[field],
+                "{field} changed: {before} to {after}"
+            );
+        }
+    }
+    ensure!(
+        after["phase"] == "Running" && is(&after, "Initialized"),
+        "{after}"
+    );
+    delete(cluster, &["lasting"])
 }

@@ -152,12 +152,12 @@ impl Worker {
         }
     }
 
-    pub(super) fn hooked(&mut self, (name, run): (&str, &str), hook: Hooked, result: Result<(), HookError>) {
+    pub(super) fn hooked(&mut self, (name, run): (&str, &str), hook: Hooked, result: &Result<(), HookError>) {
         if !self.is_present((name, run)) {
             return;
         }
         self.hooks.remove(name);
-        if let Err(error) = &result {
+        if let Err(error) = result {
             // Events are read by more people than what a hook may say.
             tracing::info!(pod = %self.id.name, container = name, ?hook, error = chain(error), "hook failed");
             let (reason, message) = match hook {
