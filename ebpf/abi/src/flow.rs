@@ -102,12 +102,6 @@ pub struct FlowState {
     pub opened_ns: u64,
     /// When the last packet passed, likewise.
     pub last_seen_ns: u64,
-    /// Packets.
-    pub packets: [u64; 2],
-    /// Bytes, with link-layer headers.
-    pub bytes: [u64; 2],
-    /// What the senders have shown of themselves.
-    pub sides: [FlowSide; 2],
     /// Destination port (or ICMP type and code) of the first packet: what policy is asked about.
     pub service_port: u16,
     /// `DIRECTION_*` of the first packet.
@@ -117,9 +111,18 @@ pub struct FlowState {
     /// 1 once nothing more is to come: both ends have acknowledged the other's FIN, or a RST or ABORT came exactly where it
     /// is believed. Such a flow counts against no share, and makes room when there are [`MAX_CLOSED`] newer ones.
     pub closed: u32,
+    /// Packets.
+    pub packets: [u64; 2],
+    /// Bytes, with link-layer headers.
+    pub bytes: [u64; 2],
+    /// What the senders have shown of themselves.
+    pub sides: [FlowSide; 2],
 }
 const _: () = assert!(size_of::<FlowState>() == 96);
-const _: () = assert!(core::mem::offset_of!(FlowState, closed) == 92);
+const _: () = assert!(core::mem::offset_of!(FlowState, closed) == 28);
+// What each packet writes has a cache line of its own: elements of the table are aligned, and begin with 48 bytes of the
+// kernel's and 48 of the key. Other CPUs read what is before it, and keep their copies.
+const _: () = assert!(core::mem::offset_of!(FlowState, packets) == 32);
 
 impl FlowState {
     /// Whether both ends have said that they are done, or one that it gives up.

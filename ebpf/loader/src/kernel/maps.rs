@@ -556,6 +556,11 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
         (EVENTS, shape::<(), ()>(RINGBUF, RING_BYTES)),
         (COUNTER_MAP, shape::<u32, u64>(PERCPU_ARRAY, COUNTERS)),
     ];
+    // Flows were laid out otherwise, in the same size, before closed ones had a map.
+    let flows = directory.join(FLOWS);
+    if is_pinned(&flows)? && !is_pinned(&directory.join(CLOSED))? {
+        return Err(DatapathError::Layout { path: flows });
+    }
     for (name, expected) in expected {
         let path = directory.join(name);
         let Some(map) = sys::open_pinned(&path).map_err(failed("open", &path))? else {
@@ -566,6 +571,10 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
         }
     }
     Ok(())
+}
+
+fn is_pinned(path: &Path) -> Result<bool, DatapathError> {
+    path.try_exists().map_err(failed("inspect", path))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "sizes of small types")]

@@ -112,7 +112,7 @@ fn lock(root: &Path) -> Result<File, DatapathError> {
 /// Unmounts the file system if it `is_new`. The caller hears why it is needed; that this fails too leaves an empty one.
 fn abandon(root: &Path, is_new: bool) {
     if is_new {
-        let _ = unmount(root, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let _left_behind = unmount(root, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     }
 }
 

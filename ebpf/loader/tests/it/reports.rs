@@ -257,7 +257,7 @@ fn a_reader_that_waits_hears_of_each_record() {
 
 #[test]
 fn a_ring_that_fills_wakes_its_reader() {
-    const RECORD_ON_RING: u32 = 8 + FlowRecord::BYTES as u32;
+    let record_on_ring = 8 + u32::try_from(FlowRecord::BYTES).expect("a small record");
     let mut lab = Lab::new();
     lab.program(&link(LOOPBACK, &[POD]), &allow_egress());
     let data = MapData::from_pin(lab.pins.join("maps/EVENTS")).expect("the pinned ring");
@@ -278,7 +278,7 @@ fn a_ring_that_fills_wakes_its_reader() {
     let deny = |lab: &mut Lab| assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
     deny(&mut lab);
     assert!(woken_within(60), "the first record wakes");
-    for _ in 2..RING_HURRY_BYTES / RECORD_ON_RING {
+    for _ in 2..RING_HURRY_BYTES / record_on_ring {
         deny(&mut lab);
     }
     assert!(!woken_within(0), "records gather");

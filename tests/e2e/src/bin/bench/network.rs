@@ -45,8 +45,8 @@ enum Judge {
     Nobody,
     /// Our programs, and nothing else on the host.
     Ours(u16),
-    /// Our programs beside the nftables table that the agent installs, whose masquerade makes the kernel track
-    /// connections a second time.
+    /// Our programs beside the nftables table that the agent installs. Its masquerade has the kernel track connections,
+    /// but for those between pods.
     OursInstalled(u16),
     /// A chain of nftables rules.
     Chain(u16),
@@ -251,6 +251,10 @@ table inet palisade {
   chain postrouting {
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr 10.7.0.0/24 ip daddr != 10.7.0.0/24 oifname != { "client", "server" } counter masquerade
+  }
+  chain prerouting {
+    type filter hook prerouting priority raw; policy accept;
+    iifname { "client", "server" } ip saddr 10.7.0.0/24 ip daddr 10.7.0.0/24 notrack
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
