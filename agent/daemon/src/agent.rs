@@ -107,7 +107,13 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     NodeApi::new(Arc::new(config.clone()), directory.clone(), hub, policy.clone())
         .start(shutdown.clone())
         .await?;
-    let node = NodeAgent::new(client.clone(), config.clone(), &network);
+    let node = NodeAgent::new(
+        client.clone(),
+        config.clone(),
+        &network,
+        policy.enforcement(),
+        events.clone(),
+    );
     let node = tokio::spawn(node.run(shutdown.clone()));
 
     let context = Context {
