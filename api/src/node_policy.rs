@@ -24,6 +24,9 @@ pub struct NodePolicy {
     pub names: BTreeMap<IpAddr, BTreeSet<String>>,
     /// Interfaces that the programs are attached to.
     pub endpoints: Vec<NodeEndpoint>,
+    /// Host endpoints of the node, and what is attached to the host's own interfaces.
+    #[serde(default)]
+    pub hosts: Vec<NodeHost>,
     /// Classes of addresses; longest prefix wins.
     pub identities: Vec<(IpNet, u32)>,
     /// Classes of source ports.
@@ -48,6 +51,26 @@ pub struct NodeEndpoint {
     pub addresses: BTreeSet<IpAddr>,
     /// Whether it has tables. Without, everything is denied.
     pub programmed: bool,
+}
+
+/// A host endpoint. It is judged in up to three parts, each with a number.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeHost {
+    /// Name of the HostEndpoint; empty for what is attached and belongs to none.
+    pub name: String,
+    /// Number for flows that begin or end at the node.
+    pub local: u32,
+    /// Number for flows that the node forwards.
+    pub forwarded: u32,
+    /// Number for packets before flows are known.
+    pub untracked: u32,
+    /// Interfaces that it speaks of.
+    pub interfaces: BTreeSet<String>,
+    /// Interfaces that the programs are attached to with its numbers.
+    pub attached: BTreeSet<String>,
+    /// Those of its numbers that have tables.
+    pub programmed: BTreeSet<u32>,
 }
 
 /// A block of source ports.

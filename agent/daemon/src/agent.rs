@@ -114,7 +114,13 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         sessions,
     );
     api.start(shutdown.clone()).await?;
-    let node = NodeAgent::new(client.clone(), config.clone(), &network);
+    let node = NodeAgent::new(
+        client.clone(),
+        config.clone(),
+        &network,
+        policy.enforcement(),
+        events.clone(),
+    );
     let node = tokio::spawn(node.run(shutdown.clone()));
 
     let context = Context {

@@ -108,17 +108,7 @@ impl<K> Change<K> {
 impl Cluster {
     /// Starts watching until `shutdown`.
     pub(crate) fn start(client: &Client, shutdown: &CancellationToken) -> Self {
-        let shared = Arc::new(Shared {
-            pods: Arc::default(),
-            namespaces: Arc::default(),
-            nodes: Arc::default(),
-            accounts: Arc::default(),
-            slices: Arc::default(),
-            policies: Arc::default(),
-            objects: policy_objects::rows().map(|row| (row, Arc::default())).collect(),
-            version: watch::channel(0).0,
-        });
-        let cluster = Self { shared };
+        let cluster = Self::unwatched();
         let shared = &cluster.shared;
         cluster.follow_all(client, &shared.pods, shutdown);
         cluster.follow_all(client, &shared.namespaces, shutdown);
@@ -131,6 +121,44 @@ impl Cluster {
             cluster.follow(api, row.kind, table, shutdown);
         }
         cluster
+    }
+
+    fn unwatched() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                pods: Arc::default(),
+                namespaces: Arc::default(),
+                nodes: Arc::default(),
+                accounts: Arc::default(),
+                slices: Arc::default(),
+                policies: Arc::default(),
+                objects: policy_objects::rows().map(|row| (row, Arc::default())).collect(),
+                version: watch::channel(0).0,
+            }),
+        }
+    }
+
+    /// A cluster in which there is nothing yet, as the first listing has it.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        let cluster = Self::unwatched();
+        let shared = &cluster.shared;
+        lock(&shared.pods).apply(watcher::Event::InitDone);
+        lock(&shared.namespaces).apply(watcher::Event::InitDone);
+        lock(&shared.nodes).apply(watcher::Event::InitDone);
+        lock(&shared.accounts).apply(watcher::Event::InitDone);
+        lock(&shared.slices).apply(watcher::Event::InitDone);
+        lock(&shared.policies).apply(watcher::Event::InitDone);
+        for (_, table) in &shared.objects {
+            lock(table).apply(watcher::Event::InitDone);
+        }
+        cluster
+    }
+
+    /// Brings an event of the watch of pods.
+    #[cfg(test)]
+    pub(crate) fn bring(&self, event: watcher::Event<Pod>) {
+        lock(&self.shared.pods).apply(event);
     }
 
     /// Signals every change.

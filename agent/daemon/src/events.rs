@@ -1,4 +1,4 @@
-//! Events about pods, written to the API without holding anybody up.
+//! Events about pods and the node, written to the API without holding anybody up.
 //!
 //! A repeated event raises the count of the one that exists. When the queue is full events are dropped and
 //! the loss is logged: they inform, nothing depends on them.
@@ -91,6 +91,25 @@ impl Events {
         });
     }
 
+    /// An event about the node itself.
+    pub(crate) fn node(&self, name: &str, kind: Kind, reason: &'static str, message: String) {
+        let object = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(name.to_owned()),
+            // As the kubelet has it, which knows its node by name only.
+            uid: Some(name.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.send(Note {
+            object,
+            kind,
+            reason,
+            message,
+            at: Timestamp::now(),
+        });
+    }
+
     fn send(&self, note: Note) {
         if let Err(error) = self.queue.try_send(note) {
             tracing::warn!(%error, "event dropped");
@@ -125,7 +144,13 @@ impl Writer {
             text(&note.object.field_path),
             note.reason
         );
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &text(&note.object.namespace));
+        // Events about what has no namespace are in this one.
+        let namespace = note
+            .object
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".to_owned());
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         if let Some((name, count)) = self.names.get_mut(&key) {
             *count += 1;
             let patch = serde_json::json!({"count": *count, "lastTimestamp": Time(note.at)});
@@ -144,7 +169,7 @@ impl Writer {
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
-                namespace: note.object.namespace.clone(),
+                namespace: Some(namespace),
                 ..ObjectMeta::default()
             },
             involved_object: note.object,

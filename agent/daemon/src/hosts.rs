@@ -11,7 +11,7 @@ use std::{
 };
 
 use agent_network::LINK_PREFIX;
-use api::calico;
+use api::{calico, node_policy::NodeHost};
 use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink};
 use policies_compiler::HostEndpointIds;
 use policies_ir::tables::{EndpointId, NodeTables};
@@ -152,6 +152,59 @@ impl Hosts {
             }
         }
         Ok(())
+    }
+
+    /// What a node says of its host endpoints: these, of which the datapath has `attached` some, and holds `tables`.
+    pub(crate) fn describe(
+        &self,
+        hosts: &[&calico::HostEndpoint],
+        attached: &[HostLink],
+        tables: &NodeTables,
+    ) -> Vec<NodeHost> {
+        let interface = |index: u32| {
+            let mut interfaces = self.interfaces.iter();
+            let known = interfaces.find(|interface| interface.index == index);
+            known.map_or_else(
+                || format!("interface {index}"),
+                |interface| interface.name.clone(),
+            )
+        };
+        let at = assign(hosts, &self.interfaces);
+        let mut described = Vec::new();
+        let mut known = BTreeSet::new();
+        for (name, ids) in &self.ids {
+            let own = BTreeSet::from([ids.local, ids.forwarded, ids.untracked]);
+            let links = attached
+                .iter()
+                .filter(|link| link.endpoints().any(|id| own.contains(&id)));
+            let speaks_of = at.iter().filter(|(_, of)| *of == name);
+            described.push(NodeHost {
+                name: name.clone(),
+                local: ids.local.0,
+                forwarded: ids.forwarded.0,
+                untracked: ids.untracked.0,
+                interfaces: speaks_of.map(|(index, _)| interface(*index)).collect(),
+                attached: links.map(|link| interface(link.ifindex)).collect(),
+                programmed: own
+                    .iter()
+                    .filter(|id| tables.endpoints.contains_key(id))
+                    .map(|id| id.0)
+                    .collect(),
+            });
+            known.extend(own);
+        }
+        for link in attached {
+            let others = link.endpoints().filter(|id| !known.contains(id));
+            let others: BTreeSet<u32> = others.map(|id| id.0).collect();
+            if !others.is_empty() {
+                described.push(NodeHost {
+                    attached: [interface(link.ifindex)].into(),
+                    programmed: others,
+                    ..NodeHost::default()
+                });
+            }
+        }
+        described
     }
 
     /// Packets of any address of the host are local, whichever interface they pass.
@@ -370,6 +423,19 @@ mod tests {
             (forward.id, forward.untracked),
             (ids.forwarded, Some(ids.untracked))
         );
+
+        let tables = policies_compiler::compile(&ClusterView {
+            host_endpoints: numbered.host_endpoints.clone(),
+            ..with_policy.clone()
+        });
+        let described = hosts.describe(&of_node(&with_policy), &attached, &tables.tables);
+        let [host] = &described[..] else {
+            panic!("one host endpoint")
+        };
+        assert_eq!((host.name.as_str(), host.local), ("b", ids.local.0));
+        assert_eq!(host.interfaces, host.attached);
+        assert_eq!(host.interfaces, ["eth0".to_owned()].into());
+        assert_eq!(host.programmed.len(), 3, "{host:?}");
 
         // Another agent, and another object that comes before it by name.
         let mut hosts = Hosts::start(&mut datapath, BTreeSet::new()).unwrap();

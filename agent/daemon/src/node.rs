@@ -24,7 +24,14 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, pods::NodeAmounts};
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    events::{Events, Kind},
+    pods::NodeAmounts,
+    policy::Enforcement,
+};
 
 /// Namespace of heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -49,13 +56,23 @@ pub(crate) struct NodeAgent {
     config: Config,
     addresses: NodeAddresses,
     ipv6: Ipv6,
+    enforcement: watch::Receiver<Enforcement>,
+    events: Events,
 }
 
 impl NodeAgent {
-    pub(crate) fn new(client: Client, config: Config, network: &Network) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        config: Config,
+        network: &Network,
+        enforcement: watch::Receiver<Enforcement>,
+        events: Events,
+    ) -> Self {
         Self {
             client,
             config,
+            enforcement,
+            events,
             addresses: network.node_addresses(),
             ipv6: network.ipv6(),
         }
@@ -63,7 +80,7 @@ impl NodeAgent {
 
     /// Registers the node and renews its heartbeat until `shutdown`. Failures are repeated: an API server
     /// that is away is a state, not an end.
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut delay = RETRY.0;
         while let Err(error) = self.register().await {
             tracing::warn!(
@@ -78,15 +95,21 @@ impl NodeAgent {
         tracing::info!(node = self.config.node_name, address = %self.addresses.v4, "node registered");
         let mut beat = tokio::time::interval(HEARTBEAT);
         let mut written: Option<(Vec<(String, String)>, tokio::time::Instant)> = None;
+        let mut behind = false;
         loop {
             tokio::select! {
                 _ = beat.tick() => {}
+                Ok(()) = self.enforcement.changed() => self.tell_of_policy(&mut behind),
                 () = shutdown.cancelled() => return,
             }
             if let Err(error) = self.renew_lease().await {
                 tracing::warn!(error = crate::policy::chain(&error), "heartbeat failed");
             }
-            let truths = truths(&self.config.agent_dir);
+            let mut truths = truths(&self.config.agent_dir);
+            truths.push((
+                "PolicyEnforced".to_owned(),
+                format!("{:?}", *self.enforcement.borrow()),
+            ));
             let due = written
                 .as_ref()
                 .is_none_or(|(before, at)| *before != truths || at.elapsed() >= STATUS_EVERY);
@@ -98,6 +121,25 @@ impl NodeAgent {
                     }
                 }
             }
+        }
+    }
+
+    /// An event when policy cannot be enforced, and one when it can again.
+    fn tell_of_policy(&mut self, behind: &mut bool) {
+        let now = self.enforcement.borrow_and_update().clone();
+        let name = &self.config.node_name;
+        match now {
+            Enforcement::NotYet => {}
+            Enforcement::Behind(why) => {
+                *behind = true;
+                self.events.node(name, Kind::Warning, "PolicyNotEnforced", why);
+            }
+            Enforcement::InForce if *behind => {
+                *behind = false;
+                let message = "the kernel judges by the newest policy again".to_owned();
+                self.events.node(name, Kind::Normal, "PolicyEnforced", message);
+            }
+            Enforcement::InForce => {}
         }
     }
 
@@ -210,6 +252,7 @@ impl NodeAgent {
         addresses.push(address("Hostname", self.config.node_name.clone()));
         let mut conditions = conditions(before, &self.config.agent_dir);
         conditions.push(pod_ipv6(before, self.ipv6));
+        conditions.push(policy_enforced(before, &self.enforcement.borrow()));
         NodeStatus {
             capacity: Some(amounts.clone().into()),
             allocatable: Some(amounts.into()),
@@ -291,6 +334,21 @@ fn pod_ipv6(before: &NodeStatus, ipv6: Ipv6) -> NodeCondition {
     };
     let now = Time(Timestamp::now());
     condition(before, ("PodIPv6", holds), reason, message, &now)
+}
+
+/// Whether the kernel judges by the policy that is known.
+fn policy_enforced(before: &NodeStatus, enforcement: &Enforcement) -> NodeCondition {
+    let (holds, reason, message) = match enforcement {
+        Enforcement::InForce => (
+            true,
+            "InForce",
+            "the kernel judges by the newest policy".to_owned(),
+        ),
+        Enforcement::NotYet => (false, "Starting", "no policy was written yet".to_owned()),
+        Enforcement::Behind(why) => (false, "TablesNotWritten", why.clone()),
+    };
+    let now = Time(Timestamp::now());
+    condition(before, ("PolicyEnforced", holds), reason, message, &now)
 }
 
 fn status(holds: bool) -> &'static str {
@@ -395,6 +453,22 @@ mod tests {
         let truths = truths(Path::new("/"));
         assert_eq!(truths.last().unwrap(), &("Ready".to_owned(), "True".to_owned()));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Lab 1\"\n").unwrap(), "Lab 1");
+    }
+
+    #[test]
+    fn policy_that_is_not_in_force_shows_with_its_reason() {
+        let said = |enforcement: Enforcement| {
+            let condition = policy_enforced(&NodeStatus::default(), &enforcement);
+            (condition.type_, condition.status, condition.message.unwrap())
+        };
+        let why = "map VERDICTS holds 10 entries, old and new tables together need 12";
+        let (kind, status, message) = said(Enforcement::Behind(why.to_owned()));
+        assert_eq!(
+            (kind.as_str(), status.as_str(), message.as_str()),
+            ("PolicyEnforced", "False", why)
+        );
+        assert_eq!(said(Enforcement::InForce).1, "True");
+        assert_eq!(said(Enforcement::NotYet).1, "False");
     }
 
     #[test]

@@ -79,6 +79,9 @@ pub fn read(policy: &NodePolicy) -> Result<NodeTables, DumpError> {
     for endpoint in policy.endpoints.iter().filter(|endpoint| endpoint.programmed) {
         tables.endpoints.entry(EndpointId(endpoint.id)).or_default();
     }
+    for endpoint in policy.hosts.iter().flat_map(|host| &host.programmed) {
+        tables.endpoints.entry(EndpointId(*endpoint)).or_default();
+    }
     for row in &policy.sources {
         let endpoint = tables.endpoints.get_mut(&EndpointId(row.endpoint));
         let endpoint = endpoint.ok_or(DumpError::Endpoint(row.endpoint))?;

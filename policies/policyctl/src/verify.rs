@@ -5,14 +5,18 @@
 //! rule of the same name. From the node come only the maps, which pod has which endpoint, the node's own addresses, what
 //! its resolver learned, and the names of rules.
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use api::{
     flow::PodRef,
     node_policy::{NodeEndpoint, NodePolicy},
 };
-use policies_compiler::{ClusterView, compile};
+use policies_compiler::{CalicoObject, ClusterView, HostEndpointIds, compile};
 use policies_ir::{
     difference::differences,
     dump,
@@ -37,7 +41,9 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 struct Report {
     node: String,
     equal: bool,
+    /// Pods that are judged there.
     endpoints: usize,
+    host_endpoints: usize,
     /// Entries that were read back.
     addresses: usize,
     verdicts: usize,
@@ -105,12 +111,22 @@ fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -
     let kernel =
         dump::read(sent).with_context(|| format!("node {node} sent tables that contradict themselves"))?;
     let mut found = place(node, sent, &mut view);
+    found.extend(place_hosts(node, sent, &mut view));
     let compiled = compile(&view).tables;
-    let named: BTreeMap<EndpointId, String> = sent
+    let mut named: BTreeMap<EndpointId, String> = sent
         .endpoints
         .iter()
         .map(|e| (EndpointId(e.id), name(e)))
         .collect();
+    for host in &sent.hosts {
+        for (id, part) in [
+            (host.local, ""),
+            (host.forwarded, ", forwarded"),
+            (host.untracked, ", before flows are known"),
+        ] {
+            named.insert(EndpointId(id), format!("host endpoint {}{part}", host.name));
+        }
+    }
     let packets = differences(&kernel, &compiled, limit);
     found.extend(packets.into_iter().map(|difference| Finding {
         pod: named.get(&difference.endpoint).cloned().unwrap_or_default(),
@@ -121,6 +137,7 @@ fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -
         node: node.to_owned(),
         equal: found.is_empty(),
         endpoints: sent.endpoints.len(),
+        host_endpoints: sent.hosts.iter().filter(|host| !host.attached.is_empty()).count(),
         addresses: kernel.identities.len(),
         verdicts: count(&kernel),
         differences: found,
@@ -174,6 +191,63 @@ fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> 
     found
 }
 
+/// Numbers the node's host endpoints as the node does. Tells of objects and interfaces that do not belong together.
+fn place_hosts(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
+    let objects = view.calico.iter().filter_map(|object| match object {
+        CalicoObject::HostEndpoint(object) if object.spec.node == node => object.metadata.name.as_deref(),
+        _ => None,
+    });
+    let objects: BTreeSet<&str> = objects.collect();
+    let mut found = Vec::new();
+    let mut say = |name: &str, what: &str| {
+        found.push(Finding {
+            pod: format!("host endpoint {name}"),
+            what: what.to_owned(),
+        });
+    };
+    for host in &sent.hosts {
+        let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+        if !objects.contains(host.name.as_str()) {
+            say(
+                &host.name,
+                &format!(
+                    "judges {}, and is no HostEndpoint of this node",
+                    list(&host.attached)
+                ),
+            );
+        }
+        let missing: BTreeSet<String> = host.interfaces.difference(&host.attached).cloned().collect();
+        if !missing.is_empty() {
+            say(&host.name, &format!("does not judge {}", list(&missing)));
+        }
+        let others: BTreeSet<String> = host.attached.difference(&host.interfaces).cloned().collect();
+        if !others.is_empty() {
+            say(
+                &host.name,
+                &format!("judges {}, and does not speak of it", list(&others)),
+            );
+        }
+    }
+    for name in &objects {
+        if !sent.hosts.iter().any(|host| host.name == *name) {
+            say(name, "is not known to the node");
+        }
+    }
+    // One without an interface there has no tables.
+    let attached = sent.hosts.iter().filter(|host| !host.attached.is_empty());
+    view.host_endpoints = attached
+        .map(|host| {
+            let ids = HostEndpointIds {
+                local: EndpointId(host.local),
+                forwarded: EndpointId(host.forwarded),
+                untracked: EndpointId(host.untracked),
+            };
+            (host.name.clone(), ids)
+        })
+        .collect();
+    found
+}
+
 fn finding(endpoint: &NodeEndpoint, what: &str) -> Finding {
     Finding {
         pod: name(endpoint),
@@ -200,11 +274,21 @@ fn show(report: &Report) -> Result<()> {
     let Report {
         node,
         endpoints,
+        host_endpoints,
         addresses,
         verdicts,
         ..
     } = report;
-    let sizes = format!("{endpoints} endpoints, {addresses} address prefixes, {verdicts} verdicts");
+    if report.equal && endpoints + host_endpoints == 0 {
+        return output::line(&format!(
+            "{node}: nothing to compare, no pod and no host endpoint is judged there"
+        ));
+    }
+    let hosts = match host_endpoints {
+        0 => String::new(),
+        count => format!("{count} host endpoints, "),
+    };
+    let sizes = format!("{endpoints} endpoints, {hosts}{addresses} address prefixes, {verdicts} verdicts");
     if report.equal {
         return output::line(&format!("{node}: the kernel says what the policy says ({sizes})"));
     }
@@ -219,6 +303,7 @@ fn show(report: &Report) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use api::node_policy::NodeHost;
     use policies_compiler::PodView;
 
     use super::*;
@@ -338,6 +423,74 @@ mod tests {
                 }
             },
             "endpoint 7 is judged, and belongs to no pod",
+        );
+    }
+
+    /// The same cluster with a host endpoint that closes a port, and a node that has done that right too.
+    fn with_host() -> (NodePolicy, ClusterView) {
+        let mut view = view();
+        let host = serde_json::json!({"metadata": {"name": "eth", "labels": {"host": "yes"}},
+            "spec": {"node": "n1", "interfaceName": "eth0", "expectedIPs": ["10.0.0.1"]}});
+        let closed = serde_json::json!({"metadata": {"name": "closed"}, "spec": {"selector": "host == 'yes'",
+            "types": ["Ingress"], "ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [8081]}}]}});
+        view.calico = vec![
+            CalicoObject::HostEndpoint(serde_json::from_value(host).unwrap()),
+            CalicoObject::GlobalNetworkPolicy(serde_json::from_value(closed).unwrap()),
+        ];
+        let mut sent = sent();
+        sent.identities.clear();
+        sent.verdicts.clear();
+        sent.rules.clear();
+        sent.hosts = vec![NodeHost {
+            name: "eth".to_owned(),
+            local: 100,
+            forwarded: 101,
+            untracked: 102,
+            interfaces: ["eth0".to_owned()].into(),
+            attached: ["eth0".to_owned()].into(),
+            programmed: [100].into(),
+        }];
+        let mut placed = view.clone();
+        assert_eq!(place("n1", &sent, &mut placed), []);
+        assert_eq!(place_hosts("n1", &sent, &mut placed), []);
+        dump::write(&compile(&placed).tables, &mut sent);
+        (sent, view)
+    }
+
+    #[test]
+    fn host_endpoints_are_compared_too() {
+        let (right, view) = with_host();
+        assert_eq!(said(&right, view.clone()), [] as [&str; 0]);
+        let mut open = right.clone();
+        for row in open.verdicts.iter_mut().filter(|row| row.endpoint == 100) {
+            row.verdict = api::flow::FlowVerdict::Allow;
+        }
+        let found = said(&open, view.clone());
+        assert!(
+            found
+                .iter()
+                .any(|line| line.starts_with("host endpoint eth ingress from ")),
+            "{found:?}"
+        );
+        let mut loose = right.clone();
+        loose.hosts[0].attached.clear();
+        loose.hosts[0].programmed.clear();
+        loose.verdicts.retain(|row| row.endpoint != 100);
+        assert_eq!(
+            said(&loose, view.clone()),
+            ["host endpoint eth does not judge eth0"]
+        );
+        let mut without = view.clone();
+        without.calico.remove(0);
+        let found = said(&right, without);
+        let expected = "host endpoint eth judges eth0, and is no HostEndpoint of this node";
+        assert!(found.iter().any(|line| line == expected), "{found:?}");
+        let mut unknown = right;
+        unknown.hosts.clear();
+        unknown.verdicts.retain(|row| row.endpoint != 100);
+        assert_eq!(
+            said(&unknown, view),
+            ["host endpoint eth is not known to the node"]
         );
     }
 

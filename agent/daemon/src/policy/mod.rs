@@ -6,6 +6,8 @@
 //! repeated.
 
 mod followed;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeSet,
@@ -25,8 +27,13 @@ use api::{
 };
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
 use followed::Followed;
-use policies_ir::{dump, policy::DomainMatch, tables::EndpointId};
-use tokio::sync::oneshot;
+use policies_compiler::capacity::{self, Capacities};
+use policies_ir::{
+    dump,
+    policy::DomainMatch,
+    tables::{EndpointId, NodeTables},
+};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{cluster::Cluster, hosts::Hosts};
@@ -42,6 +49,18 @@ const PROGRAM_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Policy {
     commands: mpsc::Sender<Command>,
+    enforcement: watch::Receiver<Enforcement>,
+}
+
+/// Whether the kernel judges by the policy that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Enforcement {
+    /// Nothing was written yet, or the tables of an earlier agent judge.
+    NotYet,
+    /// It does.
+    InForce,
+    /// It judges by an older one; for people, why.
+    Behind(String),
 }
 
 /// A pod of this node as the datapath knows it.
@@ -103,6 +122,7 @@ impl Policy {
     pub(crate) fn start(start: Start, shutdown: CancellationToken) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let mut changes = start.cluster.changes();
+        let (enforcement, enforced) = watch::channel(Enforcement::NotYet);
         let mut followed = Followed::new(start.node.clone(), start.host_addresses.clone());
         for endpoint in start.endpoints {
             followed.attached(endpoint, &start.cluster);
@@ -115,8 +135,8 @@ impl Policy {
             host_addresses: start.host_addresses,
             followed,
             unwritten: true,
-            written: false,
-            wanted: BTreeSet::new(),
+            enforcement,
+            wanted: None,
             names: start.names,
             learned: start.learned,
             settling: Vec::new(),
@@ -138,7 +158,15 @@ impl Policy {
                 }
             }
         });
-        Ok(Self { commands })
+        Ok(Self {
+            commands,
+            enforcement: enforced,
+        })
+    }
+
+    /// Follows whether the kernel judges by the policy that is known.
+    pub(crate) fn enforcement(&self) -> watch::Receiver<Enforcement> {
+        self.enforcement.clone()
     }
 
     /// Attaches the programs to a pod's link: from here on everything is denied until
@@ -207,10 +235,9 @@ struct Worker {
     followed: Followed,
     /// Whether the kernel has to be given something.
     unwritten: bool,
-    /// Whether it ever was.
-    written: bool,
-    /// Patterns of names that rules and sets ask for.
-    wanted: BTreeSet<DomainMatch>,
+    enforcement: watch::Sender<Enforcement>,
+    /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
+    wanted: Option<BTreeSet<DomainMatch>>,
     names: Arc<Names>,
     learned: Arc<LearnedNames>,
     settling: Vec<oneshot::Sender<Result<(), String>>>,
@@ -302,13 +329,22 @@ impl Worker {
                     let rewritten = synced.rewritten;
                     tracing::debug!(rewritten, ?compiled_in, total = ?started.elapsed(), "policy in force");
                     self.unwritten = false;
-                    self.written = true;
+                    self.enforcement.send_if_modified(|known| {
+                        let was = std::mem::replace(known, Enforcement::InForce);
+                        was != Enforcement::InForce
+                    });
                     self.names.publish(followed.snapshot(synced.endpoints));
                     self.save_names();
                 }
                 Err(error) => {
                     let message = chain(&error);
                     tracing::error!(error = message, "policy not changed, the old one stays in force");
+                    let behind = Enforcement::Behind(behind(&error, tables));
+                    self.enforcement.send_if_modified(|known| {
+                        let changed = *known != behind;
+                        *known = behind;
+                        changed
+                    });
                     let waiting = self.waiting.drain(..).map(|(_, reply)| reply);
                     for reply in waiting.chain(self.settling.drain(..)) {
                         drop(reply.send(Err(message.clone())));
@@ -341,9 +377,9 @@ impl Worker {
         session.set_names(self.learned.current());
         let mut settled = session.settle();
         let wanted = session.wanted_domains();
-        if wanted != self.wanted {
+        if self.wanted.as_ref() != Some(&wanted) {
             self.learned.want(wanted.clone());
-            self.wanted = wanted;
+            self.wanted = Some(wanted);
             session.set_names(self.learned.current());
             let again = session.settle();
             settled.changed |= again.changed;
@@ -396,6 +432,7 @@ impl Worker {
     /// same numbers for the same names, or it would have been written anew.
     fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
         let attached = self.datapath.attached()?;
+        let attached_hosts = self.datapath.attached_hosts()?;
         let mut tables = self.datapath.dump()?;
         tables.rules.clone_from(&self.names.newest().tables.rules);
         let endpoint = |link: EndpointLink| NodeEndpoint {
@@ -409,6 +446,9 @@ impl Worker {
             host_addresses: self.host_addresses.clone(),
             names: self.followed.session.names().clone(),
             endpoints: attached.into_iter().map(endpoint).collect(),
+            hosts: self
+                .hosts
+                .describe(&self.followed.hosts(), &attached_hosts, &tables),
             ..NodePolicy::default()
         };
         dump::write(&tables, &mut policy);
@@ -435,6 +475,19 @@ impl Worker {
             }
         }
     }
+}
+
+/// For people who wonder why their policy is not in force.
+fn behind(error: &DatapathError, tables: &NodeTables) -> String {
+    let mut text = format!("the kernel judges by an older policy: {}", chain(error));
+    if let DatapathError::Full { .. } = error {
+        let demand = capacity::demand(tables);
+        text.push_str(&format!("; the policy needs {demand}"));
+        if let Some(exceeded) = demand.exceeds(&Capacities::KERNEL) {
+            text.push_str(&format!("; it {exceeded}"));
+        }
+    }
+    text
 }
 
 /// An error and its causes in one line.

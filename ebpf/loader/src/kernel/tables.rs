@@ -6,7 +6,8 @@
 //!
 //! Epochs belong to endpoints, the generation of address classes to the node; both count the same changes. Entries
 //! name classes by number, so a change of the classes moves even an endpoint whose entries stay: the new numbers and
-//! the entries that were compiled for them begin to count with one write.
+//! the entries that were compiled for them begin to count with one write. Entries about classes that no generation has
+//! which a program may still read go beside those of the endpoint's epoch: nobody can ask for them before that write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use ebpf_abi::{
 use ipnet::IpNet;
 use policies_ir::tables::{
     EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName, SourceClass,
+    VerdictKey as Meaning,
 };
 
 use crate::{DatapathError, Fill, Synced, encode, kernel::maps::Maps, sys};
@@ -29,9 +31,28 @@ pub(crate) struct Tables {
     entries: BTreeMap<(u32, u32), Keys>,
     /// Keys by generation.
     identities: BTreeMap<u32, Vec<Key<IdentityKey>>>,
+    /// Classes of each generation that this process wrote.
+    classes: BTreeMap<u32, BTreeSet<IdentityId>>,
     /// Highest epoch or generation ever used.
     last_change: u32,
     current: Current,
+}
+
+/// What has to be written for an endpoint.
+enum Work {
+    Nothing,
+    /// These entries, beside those that it has.
+    Some(Vec<Meaning>),
+    Everything,
+}
+
+/// What has to be written, but for the classes of addresses.
+#[derive(Default)]
+struct Plan {
+    /// Endpoints that get everything anew.
+    stale: BTreeSet<EndpointId>,
+    /// Entries that others get beside their own.
+    added: BTreeMap<EndpointId, Vec<Meaning>>,
 }
 
 /// The entries of one endpoint and epoch.
@@ -89,26 +110,30 @@ impl Tables {
     pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         check_classes(tables)?;
         let endpoints = maps.endpoints()?;
-        let stale = self.stale(tables, &endpoints);
+        let plan = self.plan(tables, &endpoints);
         let same_addresses = self
             .current
             .identities
             .as_ref()
             .filter(|(current, _)| *current == tables.identities)
             .map(|(_, generation)| *generation);
-        if !stale.is_empty() || same_addresses.is_none() {
+        if !plan.is_empty() || same_addresses.is_none() {
             if self
-                .check_capacity(tables, &stale, same_addresses.is_some())
+                .check_capacity(tables, &plan, same_addresses.is_some())
                 .is_err()
             {
                 self.sweep(maps, &endpoints)?;
-                self.check_capacity(tables, &stale, same_addresses.is_some())?;
+                self.check_capacity(tables, &plan, same_addresses.is_some())?;
             }
             if self.last_change >= MAX_EPOCH {
                 return Err(DatapathError::Epochs);
             }
             self.last_change += 1;
-            if let Err(error) = self.write(maps, tables, &stale, same_addresses.is_none()) {
+            if let Err(error) = self.write(maps, tables, &plan, same_addresses.is_none()) {
+                // Nobody knows which entries were added.
+                for id in plan.added.keys() {
+                    self.current.endpoints.remove(id);
+                }
                 // Nothing asks for the half that was written; the error to report is the first one.
                 drop(self.sweep(maps, &endpoints));
                 return Err(error);
@@ -118,16 +143,24 @@ impl Tables {
         if same_addresses.is_none() {
             self.current.identities = Some((tables.identities.clone(), generation));
         }
-        for id in &stale {
+        for id in &plan.stale {
             if let Some(wanted) = tables.endpoints.get(id) {
                 let written = (wanted.clone(), self.last_change);
                 self.current.endpoints.insert(*id, written);
             }
         }
+        for (id, keys) in &plan.added {
+            if let Some(wanted) = tables.endpoints.get(id)
+                && let Some((current, _)) = self.current.endpoints.get_mut(id)
+            {
+                let entry = |key: &Meaning| Some((*key, *wanted.verdicts.get(key)?));
+                current.verdicts.extend(keys.iter().filter_map(entry));
+            }
+        }
         self.current.rules.clone_from(&tables.rules);
         Ok(Synced {
             endpoints: self.move_endpoints(maps, tables, &endpoints, generation),
-            rewritten: stale.len(),
+            rewritten: plan.stale.len(),
         })
     }
 
@@ -191,6 +224,7 @@ impl Tables {
                 maps.remove_identity(identity)?;
             }
             self.identities.remove(&generation);
+            self.classes.remove(&generation);
         }
         Ok(())
     }
@@ -271,35 +305,43 @@ impl Tables {
         ]
     }
 
-    /// Attached endpoints whose entries in the kernel do not mean what `tables` says.
-    fn stale(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)]) -> BTreeSet<EndpointId> {
-        let renamed = self.current.rules != tables.rules;
-        let same_names = |wanted: &EndpointTables| {
-            wanted
-                .verdicts
-                .values()
-                .all(|entry| self.current.rule(entry.rule) == rule_name(&tables.rules, entry.rule))
+    /// What it takes for the entries of attached endpoints to mean what `tables` says.
+    fn plan(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)]) -> Plan {
+        // Rules below this number mean what they meant.
+        let kept = match tables.rules.starts_with(&self.current.rules) {
+            true => self.current.rules.len(),
+            false => 0,
         };
-        endpoints
-            .iter()
-            .map(|(_, endpoint)| EndpointId(endpoint.id))
-            .filter(|id| {
-                let Some(wanted) = tables.endpoints.get(id) else {
-                    return false;
-                };
-                let current = self.current.endpoints.get(id);
-                current.is_none_or(|(current, _)| current != wanted || (renamed && !same_names(wanted)))
-            })
-            .collect()
+        let same_name = |rule: RuleId| {
+            let index = rule.0.checked_sub(policies_ir::tables::BUILTIN_RULES);
+            let is_kept = index.is_none_or(|index| usize::try_from(index).is_ok_and(|index| index < kept));
+            is_kept || self.current.rule(rule) == rule_name(&tables.rules, rule)
+        };
+        let used: BTreeSet<IdentityId> = self.classes.values().flatten().copied().collect();
+        let mut plan = Plan::default();
+        for id in endpoints.iter().map(|(_, endpoint)| EndpointId(endpoint.id)) {
+            let Some(wanted) = tables.endpoints.get(&id) else {
+                continue;
+            };
+            let work = match self.current.endpoints.get(&id) {
+                Some((current, _)) => work(current, wanted, &used, same_name),
+                None => Work::Everything,
+            };
+            match work {
+                Work::Nothing => {}
+                Work::Some(keys) => drop(plan.added.insert(id, keys)),
+                Work::Everything => drop(plan.stale.insert(id)),
+            }
+        }
+        plan
     }
 
-    /// Writes the entries of the `stale` endpoints, and the classes of addresses if those are new, under the number of
-    /// this change.
+    /// Writes what is planned, and the classes of addresses if those are new, under the number of this change.
     fn write(
         &mut self,
         maps: &mut Maps,
         tables: &NodeTables,
-        stale: &BTreeSet<EndpointId>,
+        plan: &Plan,
         new_addresses: bool,
     ) -> Result<(), DatapathError> {
         let change = self.last_change;
@@ -312,9 +354,27 @@ impl Tables {
                 .collect();
             let written = self.identities.entry(change).or_default();
             written.extend(entries.iter().map(|(key, _)| *key));
+            let classes = tables.identities.values().copied().collect();
+            self.classes.insert(change, classes);
             maps.write_identities(&entries)?;
         }
-        for id in stale {
+        for (id, keys) in &plan.added {
+            let (Some(wanted), Some((_, epoch))) = (tables.endpoints.get(id), self.current.endpoints.get(id))
+            else {
+                continue;
+            };
+            let written = self.entries.entry((id.0, *epoch)).or_default();
+            for meaning in keys {
+                let Some(entry) = wanted.verdicts.get(meaning) else {
+                    continue;
+                };
+                let key = encode::verdict_key(*id, *epoch, meaning);
+                written.ranks |= 1 << (key.rank & 31);
+                written.verdicts.push(key);
+                maps.write_verdict(&key, encode::verdict_value(entry))?;
+            }
+        }
+        for id in &plan.stale {
             let Some(wanted) = tables.endpoints.get(id) else {
                 continue;
             };
@@ -376,7 +436,7 @@ impl Tables {
     fn check_capacity(
         &self,
         tables: &NodeTables,
-        stale: &BTreeSet<EndpointId>,
+        plan: &Plan,
         same_addresses: bool,
     ) -> Result<(), DatapathError> {
         let old: usize = self.identities.values().map(Vec::len).sum();
@@ -386,13 +446,47 @@ impl Tables {
             tables.identities.len()
         };
         check("IDENTITIES", old + new, MAX_IDENTITIES)?;
-        let wanted = || stale.iter().filter_map(|id| tables.endpoints.get(id));
+        let wanted = || plan.stale.iter().filter_map(|id| tables.endpoints.get(id));
+        let added: usize = plan.added.values().map(Vec::len).sum();
         let old: usize = self.entries.values().map(|keys| keys.verdicts.len()).sum();
         let new: usize = wanted().map(|endpoint| endpoint.verdicts.len()).sum();
-        check("VERDICTS", old + new, MAX_VERDICTS)?;
+        check("VERDICTS", old + new + added, MAX_VERDICTS)?;
         let old: usize = self.entries.values().map(|keys| keys.sources.len()).sum();
         let new: usize = wanted().map(|endpoint| endpoint.sources.len()).sum();
         check("SOURCES", old + new, MAX_SOURCES)
+    }
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.stale.is_empty() && self.added.is_empty()
+    }
+}
+
+/// What it takes for the entries that an endpoint has to mean what is wanted. A program may still meet classes that are
+/// `used`.
+fn work(
+    current: &EndpointTables,
+    wanted: &EndpointTables,
+    used: &BTreeSet<IdentityId>,
+    same_name: impl Fn(RuleId) -> bool,
+) -> Work {
+    if current.sources != wanted.sources {
+        return Work::Everything;
+    }
+    let mut added = Vec::new();
+    let mut has = current.verdicts.iter().peekable();
+    for (key, entry) in &wanted.verdicts {
+        match has.next_if(|(other, _)| *other <= key) {
+            Some((other, same)) if other == key && same == entry && same_name(entry.rule) => {}
+            None if !used.contains(&key.peer) => added.push(*key),
+            _ => return Work::Everything,
+        }
+    }
+    match (has.next().is_some(), added.is_empty()) {
+        (true, _) => Work::Everything,
+        (false, true) => Work::Nothing,
+        (false, false) => Work::Some(added),
     }
 }
 

@@ -155,6 +155,49 @@ attached_both_ways! {
     }
 }
 
+/// Some addresses get a class of their own: what endpoints say about it comes beside what they say already. A number
+/// that programs may still meet under another meaning does not come so.
+#[test]
+fn a_new_class_is_written_beside_the_others() {
+    let mut lab = Lab::new();
+    let link = link(LOOPBACK, &["10.7.0.2"]);
+    let one = [(Direction::Egress, 0, Service::Protocol(UDP))];
+    let packet = frame(out(), UDP, &udp(1, 2));
+    let epoch = lab.program(&link, &tables(&["10.7.0.0/24"], &one));
+    lab.assert_allowed(Direction::Egress, &packet);
+    // The peer is of the second class now, about which nothing is said; then it is.
+    let moved = tables(&["10.7.0.0/24", "10.7.0.9/32"], &one);
+    assert_eq!(lab.kernel().sync(&moved).expect("sync").rewritten, 0);
+    lab.assert_denied(Direction::Egress, &packet, Reason::Policy);
+    let said = [one[0], (Direction::Egress, 1, Service::Protocol(UDP))];
+    let both = tables(&["10.7.0.0/24", "10.7.0.9/32"], &said);
+    let synced = lab.kernel().sync(&both).expect("sync");
+    assert_eq!(
+        synced.rewritten, 1,
+        "the class was in use: one write must bring all of it"
+    );
+    lab.assert_allowed(Direction::Egress, &packet);
+    // A third class, with what is said about it.
+    let said = [said[0], said[1], (Direction::Egress, 2, Service::Any)];
+    let three = tables(&["10.7.0.0/24", "10.7.0.9/32", "10.7.0.8/32"], &said);
+    let synced = lab.kernel().sync(&three).expect("sync");
+    assert_eq!(synced.rewritten, 0);
+    assert!(
+        synced.endpoints.get(&ENDPOINT) > Some(&epoch),
+        "flows are judged again"
+    );
+    assert_eq!(lab.kernel().dump().expect("dump").endpoints, three.endpoints);
+    lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+    assert_eq!(lab.kernel().dump().expect("dump").endpoints, three.endpoints);
+    // Without the third, its entries go; with it again, under a number that is free by then, they come.
+    assert_eq!(lab.kernel().sync(&both).expect("sync").rewritten, 1);
+    assert_eq!(lab.kernel().dump().expect("dump").endpoints, both.endpoints);
+    lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+    assert_eq!(lab.kernel().sync(&three).expect("sync").rewritten, 0);
+    assert_eq!(lab.kernel().dump().expect("dump").endpoints, three.endpoints);
+    lab.assert_allowed(Direction::Egress, &packet);
+}
+
 /// The entries of an endpoint stay, but the number they name becomes another address: an open flow must notice.
 #[test]
 fn flows_notice_that_addresses_changed_their_class() {

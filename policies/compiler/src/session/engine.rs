@@ -140,9 +140,11 @@ impl Engine {
         for (endpoint, programs) in programs {
             engine.install(endpoint, programs, &declared);
         }
+        let live = engine.places.live();
+        let cells = engine.places.cells();
         engine
             .rows
-            .number_all(engine.places.signatures(), previous, engine.places.cells());
+            .number_all(engine.places.signatures(), &live, previous, cells);
         engine.write(&BTreeSet::new(), 0);
         let endpoints: Vec<EndpointId> = engine.rows.endpoints().collect();
         for endpoint in endpoints {
@@ -255,8 +257,9 @@ impl Engine {
             endpoints.insert(endpoint);
             slots.extend(self.install(endpoint, programs, &BTreeSet::new()));
         }
-        let moved = self.rows.answer_anew(&slots, self.places.signatures());
-        self.rows.number(self.places.signatures());
+        let live = self.places.live();
+        let moved = self.rows.answer_anew(&slots, self.places.signatures(), &live);
+        self.rows.number(self.places.signatures(), &live);
         if moved {
             self.places.move_everywhere();
         }

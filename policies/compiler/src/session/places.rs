@@ -157,6 +157,17 @@ impl Places {
         &self.signatures
     }
 
+    /// Which signatures some class has.
+    pub(super) fn live(&self) -> Vec<bool> {
+        let mut live = vec![false; self.signatures.len()];
+        for class in &self.classes {
+            if let Some(place) = live.get_mut(class.signature) {
+                *place = true;
+            }
+        }
+        live
+    }
+
     /// The signature that this one was split off from by conditions that came later.
     pub(super) fn origin(&self, signature: SignatureId) -> Option<SignatureId> {
         self.origins.get(signature).copied().flatten()
@@ -343,7 +354,6 @@ impl Places {
             class.signature = self.signature_id(signature, Some(origin));
         }
         self.classes = classes;
-        self.moved.everywhere = true;
     }
 
     /// From now on `prefix` has a cell of its own, and what lies in it lies in it first.
@@ -475,7 +485,7 @@ impl Places {
 
     /// Those of `ids`, which depend on the address, that hold.
     fn on_address(&self, ids: &[MatcherId], class: &ClassKey, rest: RestId) -> Vec<MatcherId> {
-        let Some(rest) = self.rests.get(rest) else {
+        let Some(rest) = self.rests.get(rest).filter(|_| !ids.is_empty()) else {
             return Vec::new();
         };
         let place = Place {

@@ -175,8 +175,14 @@ impl Rows {
         }
     }
 
-    /// Asks the programs in `slots` about every signature that has an identity. Whether a signature got another.
-    pub(super) fn answer_anew(&mut self, slots: &[Slot], signatures: &[Signature]) -> bool {
+    /// Asks the programs in `slots` about every signature that has an identity and is `live`. Whether a signature got
+    /// another identity. Of those that are not live nothing is known from then on.
+    pub(super) fn answer_anew(&mut self, slots: &[Slot], signatures: &[Signature], live: &[bool]) -> bool {
+        for (identity, live) in self.identities.iter_mut().zip(live) {
+            if !live {
+                *identity = None;
+            }
+        }
         if slots.is_empty() {
             return false;
         }
@@ -227,11 +233,12 @@ impl Rows {
         moved
     }
 
-    /// Gives an identity to every signature that has none.
-    pub(super) fn number(&mut self, signatures: &[Signature]) {
+    /// Gives an identity to every signature that is `live` and has none.
+    pub(super) fn number(&mut self, signatures: &[Signature], live: &[bool]) {
         self.identities.resize(signatures.len(), None);
         for (signature, asked) in signatures.iter().enumerate() {
-            if self.identities.get(signature) != Some(&None) {
+            let is_live = live.get(signature).is_some_and(|live| *live);
+            if !is_live || self.identities.get(signature) != Some(&None) {
                 continue;
             }
             let slots = 0..self.slots.len();
@@ -247,10 +254,11 @@ impl Rows {
     pub(super) fn number_all(
         &mut self,
         signatures: &[Signature],
+        live: &[bool],
         previous: &NodeTables,
         cells: impl Iterator<Item = (IpNet, SignatureId)>,
     ) {
-        self.number(signatures);
+        self.number(signatures, live);
         let numbered = cells.filter_map(|(cell, signature)| Some((cell, self.of(signature)?)));
         let identities = without_redundant(numbered);
         let aligned = align_identities(&identities, &previous.identities);

@@ -353,3 +353,27 @@ fn sessions_follow_most_changes() {
     followed(kubernetes().boxed(), 80);
     followed(objects().boxed(), 40);
 }
+
+/// From nothing: the first pod comes to a session that has settled already.
+#[test]
+fn a_session_may_begin_empty() {
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        ..ClusterView::default()
+    };
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    assert!(session.settle().anew.is_some());
+    let pod = |name: &str, number: u8| PodView {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        addresses: [std::net::Ipv4Addr::new(10, 0, 0, number).into()].into(),
+        endpoint: Some(EndpointId(number.into())),
+        ..PodView::default()
+    };
+    for (name, number) in [("web", 7), ("db", 8)] {
+        put_pod(pod(name, number), &mut view, &mut session);
+        let settled = session.settle();
+        assert_eq!((settled.changed, settled.anew), (true, None));
+        same(&mut session, &view).expect("they agree");
+    }
+}

@@ -6,6 +6,7 @@
 mod clean_host;
 mod evidence;
 mod gate;
+mod hosts;
 mod kubectl;
 mod lifecycle;
 mod network;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,
+        hosts::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
