@@ -35,6 +35,8 @@ use crate::{
 
 /// Profile that allows everything, for host endpoints that nobody restricts.
 const ALLOW_PROFILE: &str = "projectcalico-default-allow";
+/// Beginnings of the names of profiles that nobody writes.
+const COMPUTED_PROFILES: [&str; 2] = ["kns.", "ksa."];
 /// Name of the settings that count.
 const CONFIGURATION: &str = "default";
 
@@ -169,6 +171,7 @@ impl ClusterView {
             };
             flush(&name, &mut errors, &mut report);
         }
+        self.inherit_labels(&mut members);
         let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
         for (name, node) in &self.nodes {
             nodes.insert(name.clone(), node.addresses.clone());
@@ -291,6 +294,28 @@ impl ClusterView {
         Policies { enforced, staged }
     }
 
+    /// Gives host endpoints the labels of profiles that they name: their own come first, then those of the first
+    /// profile that has one. Pods have no profiles but their namespace's, whose labels selectors see as such.
+    fn inherit_labels(&self, members: &mut [Member]) {
+        let mut labels: BTreeMap<&str, &BTreeMap<String, String>> = BTreeMap::new();
+        for object in &self.calico {
+            if let CalicoObject::Profile(profile) = object {
+                let name = profile.metadata.name.as_deref().unwrap_or_default();
+                labels.insert(name, &profile.spec.labels_to_apply);
+            }
+        }
+        for member in members {
+            if member.workload.kind == WorkloadKind::HostEndpoint {
+                let inherited = member.workload.profiles.iter();
+                let inherited = inherited.filter_map(|profile| labels.get(profile.as_str()));
+                for (key, value) in inherited.flat_map(|labels| labels.iter()) {
+                    let slot = member.workload.labels.entry(key.clone());
+                    slot.or_insert_with(|| value.clone());
+                }
+            }
+        }
+    }
+
     /// Adds or replaces the labels of a namespace.
     pub fn add_namespace(&mut self, namespace: &Namespace) {
         let Some(name) = namespace.metadata.name.clone() else {
@@ -404,6 +429,14 @@ impl ClusterView {
     }
 
     fn read_profile(&self, object: &calico::Profile, errors: &mut Errors) -> Profile {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        if COMPUTED_PROFILES.iter().any(|prefix| name.starts_with(prefix)) || name == ALLOW_PROFILE {
+            errors.push(FieldError {
+                field: "metadata.name".to_owned(),
+                problem: format!("{name:?} is computed from namespaces and service accounts, so this object would not count"),
+                fix: "leave the object out, or give the profile another name".to_owned(),
+            });
+        }
         let scope = RuleScope {
             namespace: "",
             services: &self.services,
