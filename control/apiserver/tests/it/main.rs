@@ -13,4 +13,5 @@ mod harness;
 mod http_api;
 mod kubectl;
 mod policy;
+mod services;
 mod unauthorized;
