@@ -42,7 +42,7 @@ pub enum Stored {
     Yes,
     /// Computed from the request: `create` only.
     Virtual,
-    /// Computed from other objects: `get` and `list` only.
+    /// Computed from other objects: read only.
     Derived,
 }
 
@@ -132,7 +132,7 @@ impl Resource {
         match self.stored {
             Stored::Yes => STORED_VERBS,
             Stored::Virtual => &["create"],
-            Stored::Derived => &["get", "list"],
+            Stored::Derived => &["get", "list", "watch"],
         }
     }
 
@@ -310,6 +310,18 @@ pub const RESOURCES: &[Resource] = &[
     Resource {
         group: "",
         version: "v1",
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[status("Service")],
+    },
+    Resource {
+        group: "",
+        version: "v1",
         kind: "ServiceAccount",
         plural: "serviceaccounts",
         singular: "serviceaccount",
@@ -355,8 +367,7 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[],
     },
-    // What stands behind a service, for policies that name one. Services themselves, with their virtual addresses,
-    // are not served.
+    // What stands behind a service, for policies that name one.
     Resource {
         group: "discovery.k8s.io",
         version: "v1",

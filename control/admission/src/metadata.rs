@@ -57,6 +57,7 @@ fn check_name(request: &AdmissionRequest<'_>, metadata: &Value, problems: &mut P
     let name = metadata["name"].as_str().unwrap_or_default();
     let (is_name, why): (fn(&str) -> bool, &str) = match request.resource.kind {
         "Namespace" => (syntax::is_label, syntax::LABEL),
+        "Service" => (syntax::is_service_name, syntax::SERVICE_NAME),
         _ => (syntax::is_subdomain, syntax::SUBDOMAIN),
     };
     if name.is_empty() {

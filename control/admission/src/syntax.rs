@@ -6,6 +6,9 @@ pub(crate) const SUBDOMAIN: &str = "must be a lowercase RFC 1123 subdomain: at m
 /// Explains [`is_label`].
 pub(crate) const LABEL: &str = "must be a lowercase RFC 1123 label: at most 63 lower case letters, digits and '-', with a letter or \
      digit at both ends";
+/// Explains [`is_service_name`].
+pub(crate) const SERVICE_NAME: &str = "must be an RFC 1035 label: at most 63 lower case letters, digits and '-', with a letter at the beginning and a \
+     letter or digit at the end";
 /// Explains [`is_data_key`].
 pub(crate) const DATA_KEY: &str =
     "must be 1 to 253 letters, digits, '-', '_' and '.', and neither \".\" nor start with \"..\"";
@@ -21,6 +24,11 @@ pub(crate) fn is_label(text: &str) -> bool {
         && bytes.first().is_some_and(edge)
         && bytes.last().is_some_and(edge)
         && bytes.iter().all(|b| edge(b) || *b == b'-')
+}
+
+/// A label that begins with a letter.
+pub(crate) fn is_service_name(text: &str) -> bool {
+    is_label(text) && text.starts_with(|c: char| c.is_ascii_lowercase())
 }
 
 /// DNS labels joined by dots: most object names.

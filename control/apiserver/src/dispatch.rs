@@ -164,6 +164,9 @@ impl Server {
             ("", Verb::List) if row.stored == Stored::Derived => self.list_profiles(call).await?,
             ("" | "status", Verb::Get) => self.get(call).await?,
             ("", Verb::List) => self.list(call).await?,
+            ("", Verb::Watch) if row.stored == Stored::Derived => {
+                return self.watch_profiles(call, slot).await;
+            }
             ("", Verb::Watch) => return self.watch(call, slot).await,
             ("" | "status" | "finalize", Verb::Update) => self.update(call).await?,
             ("" | "status", Verb::Patch) => self.patch(call).await?,

@@ -28,6 +28,7 @@ mod read;
 mod respond;
 mod reviews;
 mod server;
+mod services;
 mod sessions;
 mod shape;
 mod streams;
@@ -44,12 +45,14 @@ use control_store::Store;
 use control_wire::Status;
 use tokio::{
     net::TcpListener,
-    sync::{RwLock, Semaphore},
+    sync::{Mutex, RwLock, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
 
 pub use gate::{ImageGate, Judgement, Refusal};
+pub use policies_compiler::capacity::Capacities;
 pub use server::ServeError;
+pub use services::{ServiceRange, ServiceRangeError};
 
 /// Requests under way at once, streams not counted.
 const MAX_REQUESTS: usize = 400;
@@ -69,6 +72,10 @@ pub struct Config {
     pub tls: Arc<rustls::ServerConfig>,
     /// How agents are called.
     pub node_tls: Arc<rustls::ClientConfig>,
+    /// Where cluster addresses of services come from.
+    pub service_range: ServiceRange,
+    /// What the kernel's tables of a node hold.
+    pub capacities: Capacities,
 }
 
 /// Serves the API on `listener` until `shutdown`.
@@ -85,8 +92,10 @@ pub async fn serve(
         node_tls: config.node_tls,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+        service_range: config.service_range,
+        services: Mutex::default(),
         tiers: RwLock::default(),
-        policy: policy::Guard::default(),
+        policy: policy::Guard::new(config.capacities),
         shutdown: shutdown.clone(),
     });
     server.make_namespaces().await.map_err(ServeError::Namespaces)?;
@@ -104,6 +113,9 @@ pub(crate) struct Server {
     node_tls: Arc<rustls::ClientConfig>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    service_range: ServiceRange,
+    /// Held from the choice of a service's address until the service is stored. Asked for before `tiers`.
+    services: Mutex<()>,
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,

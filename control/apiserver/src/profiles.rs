@@ -1,16 +1,22 @@
 //! Calico's profiles. Nobody writes them: each namespace and each service account has one, with the labels that
 //! selectors of policies see, and one more is there for host endpoints.
 
+use std::sync::Arc;
+
 use api::calico;
-use control_store::ListOptions;
+use axum::response::Response;
+use control_store::{ListOptions, ObjectKey, Revision, Store, Stored, Watch, WatchItem};
 use control_wire::{Status, query::ListQuery};
 use serde_json::{Map, Value, json};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     Server,
     call::{Call, Outcome},
     objects::{self, metadata_text},
-    read::matcher,
+    read::{matcher, watch_request},
+    respond,
+    watch::{self, Told},
     write::store_failure,
 };
 
@@ -19,6 +25,10 @@ pub(crate) const SOURCE: &str = "namespaces and service accounts";
 
 /// Profile that allows everything, for host endpoints that nobody restricts.
 const ALLOW: &str = "projectcalico-default-allow";
+/// Kinds that profiles are computed from, and how.
+const SOURCES: [(&str, Computed); 2] = [("namespaces", of_namespace), ("serviceaccounts", of_account)];
+/// Changes of profiles that wait for a slow reader before the store's own buffers fill.
+const CHANGES: usize = 64;
 /// Label with the name of the namespace or service account itself.
 const NAME_LABEL: &str = "projectcalico.org/name";
 
@@ -49,15 +59,51 @@ impl Server {
         })))
     }
 
+    /// `GET` on all of them with `watch=true`: what becomes of namespaces and service accounts, as profiles.
+    pub(crate) async fn watch_profiles(
+        &self,
+        call: &Call,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Response, Status> {
+        let mut request = watch_request(call)?;
+        // How far a watch has come is known of one kind's changes, not of two kinds' together.
+        request.bookmarks = false;
+        let (initial, after) = match request.after {
+            Some(after) => (Vec::new(), after),
+            None => {
+                let (revision, profiles) = self.profiles().await?;
+                let stored = profiles.iter().map(|profile| stored(profile, revision));
+                (stored.collect(), revision)
+            }
+        };
+        let mut sources = Vec::with_capacity(SOURCES.len());
+        for (plural, of) in SOURCES {
+            let prefix = objects::prefix(crate::row("", plural), None);
+            match self.store.watch(&prefix, after).await {
+                Ok(watch) => sources.push((watch, of)),
+                Err(error) => {
+                    let told = watch::list_again(error).map(respond::stream);
+                    return told.map_err(|error| store_failure(&error));
+                }
+            }
+        }
+        let (changes, events) = mpsc::channel(CHANGES);
+        tokio::spawn(merge(Arc::clone(&self.store), sources, changes));
+        let told = Told {
+            initial,
+            after,
+            watch: Watch { events },
+        };
+        let body = watch::start(&self.store, request, told, self.shutdown.clone(), slot);
+        Ok(respond::stream(body))
+    }
+
     /// All profiles by name, and the revision that they show.
     async fn profiles(&self) -> Result<(u64, Vec<Value>), Status> {
         let mut options = ListOptions::default();
         let mut found = vec![profile(ALLOW, &Value::Null, true, Map::new())];
         let mut revision = 0;
-        for (plural, of) in [
-            ("namespaces", of_namespace as fn(&Value) -> Value),
-            ("serviceaccounts", of_account),
-        ] {
+        for (plural, of) in SOURCES {
             let prefix = objects::prefix(crate::row("", plural), None);
             let page = self.store.list(&prefix, &options).await;
             let page = page.map_err(|error| store_failure(&error))?;
@@ -71,6 +117,86 @@ impl Server {
         }
         found.sort_by(|a, b| metadata_text(a, "name").cmp(metadata_text(b, "name")));
         Ok((revision, found))
+    }
+}
+
+/// The profile of a namespace or a service account.
+type Computed = fn(&Value) -> Value;
+
+/// Passes changes of several kinds on as those of profiles, in the order of their revisions: a client that goes on
+/// from one of them must have missed none.
+async fn merge(store: Arc<dyn Store>, mut sources: Vec<(Watch, Computed)>, changes: mpsc::Sender<WatchItem>) {
+    let mut waiting: Vec<WatchItem> = Vec::new();
+    loop {
+        if waiting.is_empty() {
+            let next = sources.iter_mut().map(|(watch, of)| {
+                Box::pin(async move { watch.events.recv().await.map(|item| profile_change(&item, *of)) })
+            });
+            let next: Vec<_> = next.collect();
+            let next = tokio::select! {
+                (next, ..) = futures::future::select_all(next) => next,
+                () = changes.closed() => return,
+            };
+            match next {
+                Some(item) => waiting.push(item),
+                None => return,
+            }
+        }
+        // Whatever the store has published up to `reached` is in the channels by now.
+        let Ok(reached) = store.revision().await else {
+            return;
+        };
+        for (watch, of) in &mut sources {
+            while let Ok(item) = watch.events.try_recv() {
+                waiting.push(profile_change(&item, *of));
+            }
+        }
+        let missed = waiting.iter().any(|item| item.revision().is_none());
+        waiting.sort_by_key(|item| item.revision().unwrap_or(Revision::MAX));
+        let later =
+            waiting.partition_point(|item| item.revision().is_some_and(|revision| revision <= reached));
+        let later = waiting.split_off(later);
+        for item in std::mem::replace(&mut waiting, later) {
+            if changes.send(item).await.is_err() {
+                return;
+            }
+        }
+        if missed {
+            // The reader lists again.
+            drop(changes.send(WatchItem::End).await);
+            return;
+        }
+    }
+}
+
+/// A change of a source as that of its profile. One that cannot be read ends the watch, as a gap does.
+fn profile_change(item: &WatchItem, of: Computed) -> WatchItem {
+    let profile = |source: &Stored| {
+        let object = objects::materialise(source, source.revision).ok()?;
+        Some(stored(&of(&object), source.revision))
+    };
+    let change = match item {
+        WatchItem::Put { object, previous } => profile(object).map(|object| WatchItem::Put {
+            object,
+            previous: previous.as_ref().and_then(profile),
+        }),
+        WatchItem::Delete { previous, revision } => profile(previous).map(|previous| WatchItem::Delete {
+            previous,
+            revision: *revision,
+        }),
+        WatchItem::End => None,
+    };
+    change.unwrap_or(WatchItem::End)
+}
+
+/// A profile in the form in which the store would give it.
+fn stored(profile: &Value, revision: Revision) -> Stored {
+    let text = |field| metadata_text(profile, field);
+    Stored {
+        key: ObjectKey::new("projectcalico.org/profiles", "", text("name")),
+        uid: text("uid").to_owned(),
+        revision: text("resourceVersion").parse().unwrap_or(revision),
+        value: objects::serialise(profile).into(),
     }
 }
 

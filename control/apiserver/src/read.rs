@@ -42,29 +42,9 @@ impl Server {
 
     /// `GET` on a collection with `watch=true`.
     pub(crate) async fn watch(&self, call: &Call, slot: OwnedSemaphorePermit) -> Result<Response, Status> {
-        let row = call.target.resource;
-        let query = ListQuery::parse(row, &call.parameters)?;
-        let form = negotiate::object_form(call.accept.as_deref())?;
-        let after = match query.revision {
-            Revision::At(revision) if !query.send_initial_events => Some(revision),
-            Revision::At(_) | Revision::Any | Revision::Latest => None,
-        };
-        let timeout = query
-            .timeout_seconds
-            .map_or(DEFAULT_WATCH, |seconds| Duration::from_secs(seconds.into()));
-        let (include, now) = (query.include, call.now);
-        let shape: Shape = Box::new(move |object| shape::one(form, row, object, include, now));
-        let request = WatchRequest {
-            prefix: objects::prefix(row, call.target.namespace.as_deref()),
-            after,
-            matcher: matcher(&query),
-            shape,
-            bookmarks: query.bookmarks,
-            mark_initial_end: query.send_initial_events && query.bookmarks,
-            type_meta: (row.api_version(), row.kind),
-            deadline: Instant::now() + timeout,
-        };
-        match watch::open(&self.store, request, self.shutdown.clone(), slot).await {
+        let prefix = objects::prefix(call.target.resource, call.target.namespace.as_deref());
+        let request = watch_request(call)?;
+        match watch::open(&self.store, &prefix, request, self.shutdown.clone(), slot).await {
             Ok(body) => Ok(respond::stream(body)),
             Err(error) => Err(store_failure(&error)),
         }
@@ -167,6 +147,31 @@ impl Server {
             Err(error) => Err(store_failure(&error)),
         }
     }
+}
+
+/// What the caller of a watch wants to see.
+pub(crate) fn watch_request(call: &Call) -> Result<WatchRequest, Status> {
+    let row = call.target.resource;
+    let query = ListQuery::parse(row, &call.parameters)?;
+    let form = negotiate::object_form(call.accept.as_deref())?;
+    let after = match query.revision {
+        Revision::At(revision) if !query.send_initial_events => Some(revision),
+        Revision::At(_) | Revision::Any | Revision::Latest => None,
+    };
+    let timeout = query
+        .timeout_seconds
+        .map_or(DEFAULT_WATCH, |seconds| Duration::from_secs(seconds.into()));
+    let (include, now) = (query.include, call.now);
+    let shape: Shape = Box::new(move |object| shape::one(form, row, object, include, now));
+    Ok(WatchRequest {
+        after,
+        matcher: matcher(&query),
+        shape,
+        bookmarks: query.bookmarks,
+        mark_initial_end: query.send_initial_events && query.bookmarks,
+        type_meta: (row.api_version(), row.kind),
+        deadline: Instant::now() + timeout,
+    })
 }
 
 /// Whether an object is selected by labels and fields.

@@ -36,8 +36,6 @@ pub(crate) type Shape = Box<dyn Fn(Value) -> Value + Send + Sync>;
 
 /// What a watch covers and how it is told.
 pub(crate) struct WatchRequest {
-    /// What of the store.
-    pub(crate) prefix: KeyPrefix,
     /// `Some` resumes after a revision; `None` begins with the objects that exist.
     pub(crate) after: Option<Revision>,
     /// Selector.
@@ -54,10 +52,11 @@ pub(crate) struct WatchRequest {
     pub(crate) deadline: Instant,
 }
 
-/// Opens the watch and returns the response body. Errors of the store before the first event are the
+/// Opens a watch on `prefix` and returns the response body. Errors of the store before the first event are the
 /// caller's to report.
 pub(crate) async fn open(
     store: &Arc<dyn Store>,
+    prefix: &KeyPrefix,
     request: WatchRequest,
     shutdown: CancellationToken,
     slot: OwnedSemaphorePermit,
@@ -65,25 +64,58 @@ pub(crate) async fn open(
     let (initial, after) = match request.after {
         Some(after) => (Vec::new(), after),
         None => {
-            let page = store.list(&request.prefix, &ListOptions::default()).await?;
+            let page = store.list(prefix, &ListOptions::default()).await?;
             (page.items, page.revision)
         }
     };
-    let watch = match store.watch(&request.prefix, after).await {
-        Ok(watch) => watch,
-        // Clients list again when the stream tells them so. Told by the response's own code, kube-rs asks
-        // for the same revision for ever.
-        Err(error @ (StoreError::Compacted { .. } | StoreError::Future { .. })) => {
-            return Ok(Body::from(format!("{}\n", error_event(&store_failure(&error)))));
+    match store.watch(prefix, after).await {
+        Ok(watch) => {
+            let from = Told {
+                initial,
+                after,
+                watch,
+            };
+            Ok(start(store, request, from, shutdown, slot))
         }
-        Err(error) => return Err(error),
-    };
+        Err(error) => list_again(error),
+    }
+}
+
+/// Clients list again when the stream tells them so. Told by the response's own code, kube-rs asks for the same
+/// revision for ever.
+pub(crate) fn list_again(error: StoreError) -> Result<Body, StoreError> {
+    match error {
+        StoreError::Compacted { .. } | StoreError::Future { .. } => {
+            Ok(Body::from(format!("{}\n", error_event(&store_failure(&error)))))
+        }
+        other => Err(other),
+    }
+}
+
+/// What a watch tells: the objects that there are, and what becomes of them.
+pub(crate) struct Told {
+    /// The objects.
+    pub(crate) initial: Vec<Stored>,
+    /// The revision that they show.
+    pub(crate) after: Revision,
+    /// Changes after it.
+    pub(crate) watch: Watch,
+}
+
+/// The response body of a watch.
+pub(crate) fn start(
+    store: &Arc<dyn Store>,
+    request: WatchRequest,
+    from: Told,
+    shutdown: CancellationToken,
+    slot: OwnedSemaphorePermit,
+) -> Body {
     let (lines, body) = mpsc::channel(LINE_BUFFER);
     let watcher = Watcher {
         store: Arc::clone(store),
         request,
         lines,
-        last: after,
+        last: from.after,
     };
     tokio::spawn(async move {
         let deadline = watcher.request.deadline;
@@ -92,11 +124,11 @@ pub(crate) async fn open(
             () = shutdown.cancelled() => {}
             () = closed.closed() => {}
             () = tokio::time::sleep_until(deadline) => {}
-            () = watcher.run(initial, watch) => {}
+            () = watcher.run(from.initial, from.watch) => {}
         }
         drop(slot);
     });
-    Ok(Body::from_stream(ReceiverStream::new(body)))
+    Body::from_stream(ReceiverStream::new(body))
 }
 
 /// What an observed change means for a watcher with a selector.

@@ -16,6 +16,7 @@ use crate::{
     call::{Call, Outcome},
     lifecycle::{self, Part},
     objects::{self, metadata_text},
+    services,
 };
 
 /// Attempts of a change that names no revision, while others change the same object.
@@ -66,9 +67,10 @@ impl Server {
             let name = metadata_text(&object, "name").to_owned();
             // What is not valid anyway is not worth a scan.
             self.review_new(call, &object)?;
-            let gated = self
+            let mut gated = self
                 .gate_images(call, None, object.clone(), query.dry_run)
                 .await?;
+            let _address = self.assign_cluster_address(row, None, &mut gated).await?;
             let admitted = self.admit(call, Operation::Create, None, gated)?;
             attempts -= 1;
             let _tier = self.hold_tier(row, admitted.object()).await?;
@@ -78,6 +80,7 @@ impl Server {
                 .await
             {
                 Ok(object) => {
+                    warnings.extend(services::warnings(row, None, &object));
                     warnings.extend(held.warnings);
                     return Ok(Outcome {
                         code: StatusCode::CREATED,
@@ -129,6 +132,11 @@ impl Server {
                 Source::Patch(form) => patched(call, &old, *form, query.validation)?,
             };
             check_place(call, &new)?;
+            if row.namespaced() {
+                // As in a create, the path says where the object is.
+                lifecycle::metadata_mut(&mut new)
+                    .insert("namespace".to_owned(), json!(call.target.namespace()));
+            }
             let asked = metadata_text(&new, "resourceVersion");
             // A patch that does not touch the revision carries the current one along.
             let conditional = match source {
@@ -151,6 +159,10 @@ impl Server {
             if part == Part::Main {
                 new = self.gate_images(call, Some(&old), new, query.dry_run).await?;
             }
+            let _address = match part {
+                Part::Main => self.assign_cluster_address(row, Some(&old), &mut new).await?,
+                Part::Status | Part::Finalize => None,
+            };
             lifecycle::carry_over(&old, &mut new, row, part);
             let admitted = self.admit(call, Operation::Update, Some(&old), new)?;
             if *admitted.object() == old {
@@ -169,6 +181,7 @@ impl Server {
                 .await
             {
                 Ok(object) => {
+                    warnings.extend(services::warnings(row, Some(&old), &object));
                     warnings.extend(held.warnings);
                     return Ok(Outcome {
                         code: StatusCode::OK,

@@ -46,6 +46,7 @@ const CONTROLLERS: &[Rule] = &[
     rule("", "pods/binding", &["create"]),
     rule("", "pods/status", &["patch", "update"]),
     rule("", "secrets", EMPTY),
+    rule("", "services", &["deletecollection", "get", "list", "watch"]),
     rule(
         "",
         "serviceaccounts",
@@ -56,7 +57,19 @@ const CONTROLLERS: &[Rule] = &[
         "leases",
         &["deletecollection", "get", "list", "watch"],
     ),
-    rule("discovery.k8s.io", "endpointslices", EMPTY),
+    rule(
+        "discovery.k8s.io",
+        "endpointslices",
+        &[
+            "create",
+            "delete",
+            "deletecollection",
+            "get",
+            "list",
+            "update",
+            "watch",
+        ],
+    ),
     rule("networking.k8s.io", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networksets", EMPTY),

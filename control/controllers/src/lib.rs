@@ -1,4 +1,4 @@
-//! The control plane's own loops: scheduling, node lifecycle, namespaces, old events.
+//! The control plane's own loops: scheduling, node lifecycle, namespaces, what stands behind services, old events.
 //!
 //! They are ordinary clients of the API server, with a certificate of their own and no way around its
 //! checks. Each loop is level-triggered: it compares what is with what should be, on every change and on a
@@ -12,6 +12,7 @@
 mod backoff;
 mod cache;
 mod client;
+mod endpoint_slices;
 mod event_ttl;
 mod namespaces;
 mod nodes;
@@ -22,7 +23,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::{
     coordination::v1::Lease,
-    core::v1::{Namespace, Node, Pod, ServiceAccount},
+    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
 };
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -91,6 +93,8 @@ pub async fn run_with(
     );
     let namespaces: Cache<Namespace> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
     let accounts: Cache<ServiceAccount> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let services: Cache<Service> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let slices: Cache<EndpointSlice> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
 
     let recorder = |component| Recorder::new(client.clone(), component);
     let scheduling = scheduling::run(
@@ -98,6 +102,14 @@ pub async fn run_with(
         recorder("palisade-scheduler"),
         pods.clone(),
         nodes.clone(),
+    );
+    let endpoint_slices = endpoint_slices::run(
+        client.clone(),
+        endpoint_slices::Caches {
+            services,
+            pods: pods.clone(),
+            slices,
+        },
     );
     let lifecycle = nodes::run(
         client.clone(),
@@ -109,6 +121,7 @@ pub async fn run_with(
     let events = event_ttl::run(client);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(lifecycle));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(endpoint_slices));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(namespaces));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(events));
 

@@ -21,7 +21,8 @@ use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, client_config,
 use control_store::{Embedded, Keyring};
 use k8s_openapi::api::{
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount},
+    core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -105,6 +106,8 @@ impl Cluster {
             gate: Arc::new(AdmitsAll),
             tls: server_config(&credentials("server"), ClientCertificate::Optional, ALPN_HTTP).unwrap(),
             node_tls: client_config(&credentials("apiserver-client"), &[b"http/1.1"]).unwrap(),
+            service_range: Default::default(),
+            capacities: Default::default(),
         };
         let shutdown = CancellationToken::new();
         let server = tokio::spawn({
@@ -403,6 +406,92 @@ async fn namespaces_get_an_account_and_go_with_their_content() {
         .unwrap();
     eventually("the end", || async {
         namespaces.get_opt("lab").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_behind_a_service_follows_its_pods() {
+    let cluster = Cluster::start(Timing::default()).await;
+    let (pods, admin) = (cluster.pods(), cluster.admin.clone());
+    let services: Api<Service> = Api::namespaced(admin.clone(), "default");
+    let slices: Api<EndpointSlice> = Api::namespaced(admin, "default");
+    let service = object(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
+    }));
+    services.create(&PostParams::default(), &service).await.unwrap();
+    // Somebody else's slice of the same service is nobody's business.
+    let foreign: EndpointSlice = object(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "by-hand", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": ["192.0.2.7"]}],
+    }));
+    slices.create(&PostParams::default(), &foreign).await.unwrap();
+    for name in ["a", "b"] {
+        let mut web = pod(name);
+        web.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
+        let port = object(json!([{"name": "http", "containerPort": 8080}]));
+        web.spec.as_mut().unwrap().containers[0].ports = Some(port);
+        pods.create(&PostParams::default(), &web).await.unwrap();
+    }
+    let report = async |name: &str, address: &str, ready: &str| {
+        let status = json!({"status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": ready}]}});
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await
+            .unwrap();
+    };
+    report("a", "10.0.0.1", "True").await;
+    report("b", "10.0.0.2", "False").await;
+    // Pods by name, with whether they are ready; and the ports.
+    let shown = async || {
+        let ours = ListParams::default()
+            .labels("endpointslice.kubernetes.io/managed-by=endpointslice-controller.k8s.io");
+        let found = slices.list(&ours).await.unwrap().items;
+        let mut shown: Vec<(String, bool, i32)> = Vec::new();
+        for slice in &found {
+            assert_eq!(slice.labels()["kubernetes.io/service-name"], "web");
+            let port = slice.ports.as_ref().unwrap()[0].port.unwrap();
+            for endpoint in &slice.endpoints {
+                let target = endpoint.target_ref.as_ref().unwrap().name.clone().unwrap();
+                shown.push((target, endpoint.conditions.as_ref().unwrap().ready.unwrap(), port));
+            }
+        }
+        shown.sort();
+        shown
+    };
+    let until = async |expected: &[(&str, bool)]| {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(name, ready)| ((*name).to_owned(), *ready, 8080))
+            .collect();
+        eventually("the endpoints", || async {
+            (shown().await == expected).then_some(())
+        })
+        .await;
+    };
+    until(&[("a", true), ("b", false)]).await;
+    report("b", "10.0.0.2", "True").await;
+    until(&[("a", true), ("b", true)]).await;
+    let relabel = json!({"metadata": {"labels": {"app": "db"}}});
+    pods.patch("a", &PatchParams::default(), &Patch::Merge(relabel))
+        .await
+        .unwrap();
+    until(&[("b", true)]).await;
+    // One that somebody deletes comes back; with its service it goes for good.
+    let ours = slices.list(&ListParams::default()).await.unwrap().items;
+    let ours = ours.iter().find(|slice| slice.name_any() != "by-hand").unwrap();
+    slices
+        .delete(&ours.name_any(), &DeleteParams::default())
+        .await
+        .unwrap();
+    until(&[("b", true)]).await;
+    services.delete("web", &DeleteParams::default()).await.unwrap();
+    eventually("the end of the slices", || async {
+        let left = slices.list(&ListParams::default()).await.unwrap().items;
+        (left.len() == 1 && left[0].name_any() == "by-hand").then_some(())
     })
     .await;
     cluster.stop().await;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use api::Digest;
+use control_apiserver::{ServiceRange, ServiceRangeError};
 use serde::{Deserialize, Serialize};
 
 /// Address that the API is served on when nothing else is asked for.
@@ -31,6 +32,10 @@ pub(crate) struct Config {
     pub(crate) layout_dir: PathBuf,
     /// User and group that the daemon becomes when it is started as root.
     pub(crate) uid: u32,
+    /// Where cluster addresses of services come from, an IPv4 CIDR. It must hold no address that pods, nodes or
+    /// anything that pods talk to have.
+    #[serde(default = "default_service_cidr")]
+    pub(crate) service_cidr: String,
     /// The image gate.
     pub(crate) gate: GateConfig,
 }
@@ -119,10 +124,19 @@ impl Config {
         }
     }
 
+    /// Where cluster addresses of services come from.
+    pub(crate) fn service_range(&self) -> Result<ServiceRange, ServiceRangeError> {
+        self.service_cidr.parse()
+    }
+
     /// File of the control directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.control_dir.join(name)
     }
+}
+
+fn default_service_cidr() -> String {
+    ServiceRange::default().to_string()
 }
 
 #[cfg(test)]
@@ -135,6 +149,7 @@ mod tests {
             control_dir: "/s/control".into(),
             layout_dir: "/s/layouts".into(),
             uid: DEFAULT_UID,
+            service_cidr: default_service_cidr(),
             gate: GateConfig {
                 trivy: "/usr/bin/trivy".into(),
                 trivy_sha256: Digest::of(b"trivy"),
@@ -151,6 +166,11 @@ mod tests {
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), sample());
         let typo = text.replace("timeout_seconds", "timeout_second");
         assert!(toml::from_str::<Config>(&typo).is_err());
+        let (older, range) = (text.replace("service_cidr", "#"), ServiceRange::default());
+        assert_eq!(
+            toml::from_str::<Config>(&older).unwrap().service_range().unwrap(),
+            range
+        );
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("config.toml");
         std::fs::write(&file, text.replace("uid = 64100", "uid = 0")).unwrap();

@@ -52,6 +52,8 @@ async fn serve(config: &Config, own_program: &Path) -> Result<()> {
         gate: Arc::new(gate),
         tls: server_config(&server, ClientCertificate::Optional, ALPN_HTTP)?,
         node_tls: client_config(&to_nodes, &[b"http/1.1"])?,
+        service_range: config.service_range()?,
+        capacities: Default::default(),
     };
     let shutdown = CancellationToken::new();
     // Controllers end before the API that they use.

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
     authorization::v1::SelfSubjectAccessReview,
     coordination::v1::Lease,
-    core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, ServiceAccount},
+    core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
@@ -226,6 +226,7 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
         ("v1", "Node") => round_trip::<Node>(value),
         ("v1", "Pod") => round_trip::<Pod>(value),
         ("v1", "Secret") => round_trip::<Secret>(value),
+        ("v1", "Service") => round_trip::<Service>(value),
         ("v1", "ServiceAccount") => round_trip::<ServiceAccount>(value),
         ("authentication.k8s.io/v1", "SelfSubjectReview") => round_trip::<SelfSubjectReview>(value),
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => {
@@ -341,6 +342,9 @@ mod tests {
         for resource in RESOURCES {
             let minimal = match resource.kind {
                 "ImagePolicy" => json!({"metadata": {"name": "x"}, "spec": {}}),
+                "PolicyAssertion" => {
+                    json!({"metadata": {"name": "x"}, "spec": {"assertion": "isolated ns(a)"}})
+                }
                 "ClusterNetworkPolicy" => json!({
                     "metadata": {"name": "x"},
                     "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},

@@ -23,11 +23,13 @@ use crate::{
     cluster_policy::{self, Nodes},
     field::{Errors, FieldError},
     kubernetes,
-    view::{CalicoObject, Policies},
+    view::{ALLOW_PROFILE, CalicoObject, Policies},
 };
 
 /// Name of the settings that count.
 const CONFIGURATION: &str = "default";
+/// Beginnings of the names of profiles that nobody writes.
+const COMPUTED_PROFILES: [&str; 2] = ["kns.", "ksa."];
 
 /// What an object says about policy.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,6 +188,16 @@ pub(crate) fn put_together<'a>(
 }
 
 fn read_profile(object: &calico::Profile, services: &Services, errors: &mut Errors) -> Profile {
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    if COMPUTED_PROFILES.iter().any(|prefix| name.starts_with(prefix)) || name == ALLOW_PROFILE {
+        errors.push(FieldError {
+            field: "metadata.name".to_owned(),
+            problem: format!(
+                "{name:?} is computed from namespaces and service accounts, so this object would not count"
+            ),
+            fix: "leave the object out, or give the profile another name".to_owned(),
+        });
+    }
     let scope = RuleScope {
         namespace: "",
         services,
@@ -193,7 +205,7 @@ fn read_profile(object: &calico::Profile, services: &Services, errors: &mut Erro
     };
     let spec = &object.spec;
     Profile {
-        name: object.metadata.name.clone().unwrap_or_default(),
+        name: name.to_owned(),
         rules: ProfileRules::Own {
             ingress: read_rules(&spec.ingress, Direction::Ingress, scope, errors),
             egress: read_rules(&spec.egress, Direction::Egress, scope, errors),

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Profile that allows everything, for host endpoints that nobody restricts.
-const ALLOW_PROFILE: &str = "projectcalico-default-allow";
+pub(crate) const ALLOW_PROFILE: &str = "projectcalico-default-allow";
 
 /// The objects of a cluster that network policy depends on, seen from one node. Order does not matter.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -161,6 +161,7 @@ impl ClusterView {
             };
             flush(&name, &mut errors, &mut report);
         }
+        self.inherit_labels(members.iter_mut().map(|member| &mut member.workload));
         let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
         for (name, node) in &self.nodes {
             nodes.insert(name.clone(), node.addresses.clone());
@@ -197,6 +198,26 @@ impl ClusterView {
             report(name, error.clone());
         }
         put_together(readings.iter(), self.profiles(), &self.doubtful())
+    }
+
+    /// Gives host endpoints the labels of profiles that they name: their own come first, then those of the first
+    /// profile that has one. Pods have no profiles but their namespace's, whose labels selectors see as such.
+    fn inherit_labels<'w>(&self, workloads: impl Iterator<Item = &'w mut Workload>) {
+        let mut labels: BTreeMap<&str, &BTreeMap<String, String>> = BTreeMap::new();
+        for object in &self.calico {
+            if let CalicoObject::Profile(profile) = object {
+                let name = profile.metadata.name.as_deref().unwrap_or_default();
+                labels.insert(name, &profile.spec.labels_to_apply);
+            }
+        }
+        for workload in workloads.filter(|workload| workload.kind == WorkloadKind::HostEndpoint) {
+            let inherited = workload.profiles.iter();
+            let inherited = inherited.filter_map(|profile| labels.get(profile.as_str()));
+            for (key, value) in inherited.flat_map(|labels| labels.iter()) {
+                let slot = workload.labels.entry(key.clone());
+                slot.or_insert_with(|| value.clone());
+            }
+        }
     }
 
     /// Adds or replaces the labels of a namespace.
@@ -288,7 +309,9 @@ impl ClusterView {
             };
             (!errors.is_empty()).then_some(workload)
         };
-        self.calico.iter().filter_map(read).collect()
+        let mut doubtful: Vec<Workload> = self.calico.iter().filter_map(read).collect();
+        self.inherit_labels(doubtful.iter_mut());
+        doubtful
     }
 
     /// Those that exist without being written: one for each namespace, and the one that host endpoints can have.

@@ -208,6 +208,9 @@ pub(crate) struct UpArgs {
     /// 10.244.0.0/24 and, where the host can, fd00:10:244::/64
     #[arg(long, value_delimiter = ',', value_name = "CIDR")]
     pub(crate) node_cidr: Vec<ipnet::IpNet>,
+    /// Cluster addresses of services; it must hold no address of pods, nodes or anything that pods talk to
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: ipnet::Ipv4Net,
     /// Resolver that pods' questions are passed on to, up to three; without it, those of /etc/resolv.conf
     #[arg(long, value_delimiter = ',', value_name = "IP:PORT")]
     pub(crate) dns_upstream: Vec<std::net::SocketAddr>,

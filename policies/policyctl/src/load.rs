@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use api::resources::{RESOURCES, Resource, Stored};
+use anyhow::{Context as _, Result};
+use api::{
+    palisade::PolicyAssertion,
+    resources::{RESOURCES, Resource, Stored},
+};
 use policies_compiler::{Loaded, Source, load_objects};
 
 use crate::{cli::Connection, cluster, objects, output};
@@ -57,6 +60,15 @@ pub(crate) async fn live(connection: &Connection) -> Result<Loaded> {
         object,
     });
     Ok(load_objects(sources)?)
+}
+
+/// The assertions that the live cluster holds policies to.
+pub(crate) async fn assertions(connection: &Connection) -> Result<Vec<PolicyAssertion>> {
+    let client = cluster::connect(connection).await?;
+    let resource = ("palisade.dev", "v1alpha1", "policyassertions");
+    let objects = cluster::list_all(&client, resource).await?;
+    let read = |object| serde_json::from_value(object).context("an assertion of the cluster cannot be read");
+    objects.into_iter().map(read).collect()
 }
 
 #[cfg(test)]

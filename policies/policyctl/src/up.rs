@@ -222,6 +222,7 @@ struct ControlConfig<'a> {
     control_dir: PathBuf,
     layout_dir: PathBuf,
     uid: u32,
+    service_cidr: Ipv4Net,
     gate: GateConfig<'a>,
 }
 
@@ -273,6 +274,7 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Change
         control_dir: state.join("control"),
         layout_dir: state.join("layouts"),
         uid: CONTROL_UID,
+        service_cidr: service_cidr(args.service_cidr, &cidrs)?,
         gate: GateConfig {
             trivy: &scanner.trivy,
             trivy_sha256: scanner.sha256,
@@ -306,6 +308,20 @@ struct NodeCidrs {
     v6: Option<Ipv6Net>,
     /// Who names an IPv6 CIDR wants IPv6; the default does without where the host has none.
     v6_required: bool,
+}
+
+/// What the control plane takes, and apart from the addresses of pods: which of both an address is must be clear.
+fn service_cidr(given: Ipv4Net, pods: &NodeCidrs) -> Result<Ipv4Net> {
+    if !(12..=28).contains(&given.prefix_len()) || given.trunc() != given {
+        bail!("--service-cidr {given} must be a network of /12 to /28, such as 10.96.0.0/16");
+    }
+    if given.contains(&pods.v4) || pods.v4.contains(&given) {
+        bail!(
+            "--service-cidr {given} and --node-cidr {} have addresses in common",
+            pods.v4
+        );
+    }
+    Ok(given)
 }
 
 /// One CIDR of each family at most, and IPv4 always: without any, the defaults.
@@ -478,6 +494,23 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services_and_pods_have_addresses_of_their_own() {
+        let pods = node_cidrs(&["10.96.4.0/24".parse().unwrap()]).unwrap();
+        let judge = |cidr: &str| service_cidr(cidr.parse().unwrap(), &pods).is_ok();
+        assert!(judge("10.97.0.0/16") && judge("10.96.5.0/24"));
+        for bad in [
+            "10.96.0.0/16",
+            "10.96.4.0/24",
+            "10.96.4.128/25",
+            "10.0.0.0/8",
+            "10.97.0.0/29",
+            "10.97.0.1/16",
+        ] {
+            assert!(!judge(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn a_cidr_of_each_family() {

@@ -5,6 +5,7 @@ mod cluster;
 mod data;
 mod images;
 mod policy;
+mod service;
 
 use control_wire::{Cause, Status};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -21,8 +22,12 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
         ("", "Pod", "" | "binding") => pod::default(request, object),
         ("", "Namespace", "") => cluster::default_namespace(request, object),
         ("", "Secret", "") => data::default_secret(object),
+        ("", "Service", "") => service::default(request, object),
         ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
         ("projectcalico.org", kind, "") => policy::default_calico(kind, object),
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy", "") => {
+            policy::default_cluster_policy(request, object);
+        }
         _ => {}
     }
 }
@@ -39,6 +44,7 @@ pub(crate) fn check(
         ("", "Pod", _) => pod::check(request, object, problems),
         ("", "ConfigMap", _) => data::check_config_map(request, object, problems),
         ("", "Secret", _) => data::check_secret(request, object, problems),
+        ("", "Service", "") => service::check(request, object, problems),
         ("", "Event", _) => cluster::check_event(object, problems),
         ("", "Node", "") => return cluster::check_node(request, object, problems),
         ("coordination.k8s.io", "Lease", _) => cluster::check_lease(object, problems),

@@ -1,8 +1,8 @@
 //! Calico's kinds and ClusterNetworkPolicy. What is valid says the compiler's own reader, so that nothing is
 //! stored that it would have to close.
 //!
-//! Whether tables of all policies fit into the kernel is not judged here: it depends on the pods of each node,
-//! which change without asking. A node whose tables do not fit keeps the old ones and says so.
+//! Whether tables of all policies fit into the kernel is not judged here: it depends on the whole cluster, and is the
+//! API server's to find out (`control/apiserver/src/policy/capacity.rs`).
 
 use api::{
     calico,
@@ -111,6 +111,32 @@ pub(super) fn default_calico(kind: &str, object: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// The condition by which a ClusterNetworkPolicy says that it was understood. Upstream leaves the conditions to
+/// implementations; this is the one that the control plane can vouch for.
+const ACCEPTED: &str = "Accepted";
+
+/// Says which generation of the policy was understood: what is not understood is refused by [`check`].
+pub(super) fn default_cluster_policy(request: &AdmissionRequest<'_>, policy: &mut Value) {
+    let generation = policy["metadata"]["generation"].as_i64().unwrap_or(1);
+    let conditions = crate::metadata::items(&policy["status"]["conditions"]);
+    let (mut accepted, mut others): (Vec<Value>, Vec<Value>) = conditions
+        .cloned()
+        .partition(|condition| condition["type"] == ACCEPTED);
+    let since = match accepted.pop() {
+        Some(condition) if condition["status"] == "True" => condition["lastTransitionTime"].clone(),
+        _ => json!(request.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+    };
+    others.push(json!({
+        "type": ACCEPTED,
+        "status": "True",
+        "reason": ACCEPTED,
+        "message": "The policy is valid; every node compiles it.",
+        "observedGeneration": generation,
+        "lastTransitionTime": since,
+    }));
+    policy["status"]["conditions"] = Value::Array(others);
 }
 
 pub(super) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &mut Problems) {

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::*;
 
 mod pods;
+mod services;
 
 const NOW: &str = "2026-06-01T00:00:00Z";
 

@@ -1,13 +1,13 @@
 //! Which assertions a change would break, and how that is told.
 
 use api::palisade::{Enforcement, PolicyAssertion};
-use control_store::ObjectKey;
 use policies_checker::{
     Model,
     assertion::{self, BrokenAssertion, Problem, broken_assertions},
 };
+use policies_compiler::ClusterView;
 
-use crate::policy::cluster::{Objects, Part};
+use crate::policy::cluster::Objects;
 
 /// Assertions that one message spells out.
 const SHOWN: usize = 3;
@@ -29,13 +29,9 @@ pub(super) struct Broken {
     pub(super) blocks: bool,
 }
 
-/// Judges a change of one object, or, without one, the assertions themselves.
-pub(super) fn judge(
-    before: &Objects,
-    change: Option<(ObjectKey, Option<Part>)>,
-    assertions: &[PolicyAssertion],
-) -> Judged {
-    let Some((key, part)) = change else {
+/// Judges a change, `after` being what it leads to, or, without one, the assertions themselves.
+pub(super) fn judge(before: &Objects, after: Option<&ClusterView>, assertions: &[PolicyAssertion]) -> Judged {
+    let Some(after) = after else {
         let view = before.view();
         let broken = broken_assertions(None, &view, assertions);
         let notes = if broken.is_empty() {
@@ -49,8 +45,7 @@ pub(super) fn judge(
             notes,
         };
     };
-    let after = before.clone().with(key, part).view();
-    let mut broken = broken_assertions(None, &after, assertions);
+    let mut broken = broken_assertions(None, after, assertions);
     if !broken.is_empty() {
         // What was broken before is not this change's doing. Few changes come this far.
         let suspects: Vec<PolicyAssertion> = assertions

@@ -1,11 +1,12 @@
 //! Writes that change what policy decides are judged as a whole before they are stored: assertions that are stored
-//! must go on to hold.
+//! must go on to hold, and the tables must fit into the kernel of each node.
 //!
 //! Whatever policy depends on is written by one at a time, from the judgement until it is stored: two writes that are
 //! each harmless cannot break an assertion together. Pods take turns only while there are assertions. What is
 //! judged, and what is not, says `docs/checker.md`.
 
 mod assertions;
+mod capacity;
 mod cluster;
 
 use std::{sync::Arc, time::Duration};
@@ -22,11 +23,11 @@ use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
 use tracing::{error, info};
 
 use crate::{
-    Server,
+    Capacities, Server,
     objects::{self, metadata_text},
     write::store_failure,
 };
-use assertions::Broken;
+use assertions::{Broken, Judged};
 use cluster::{Objects, Part, Parts};
 
 /// Longest judgement. A write whose judgement takes longer is refused.
@@ -40,6 +41,8 @@ pub(crate) struct Guard {
     /// One judgement at a time: one that takes too long goes on until its end, and must not be joined by others.
     judge: Arc<Semaphore>,
     parts: Mutex<Parts>,
+    /// What the kernel's tables of a node hold.
+    capacities: Capacities,
 }
 
 /// The right to store what was judged, until it is dropped.
@@ -69,12 +72,13 @@ enum Matter {
     Assertion,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
+impl Guard {
+    pub(crate) fn new(capacities: Capacities) -> Self {
         Self {
             turn: RwLock::default(),
             judge: Arc::new(Semaphore::new(1)),
             parts: Mutex::default(),
+            capacities,
         }
     }
 }
@@ -108,29 +112,30 @@ impl Server {
             (Matter::Assertion, Some(new)) => vec![read_assertion(new)?],
             _ => self.assertions().await?,
         };
-        let mut warnings = Vec::new();
-        if !assertions.is_empty() {
+        let fits = matter != Matter::Policy || new.is_none() || !decides(row);
+        let warnings = if assertions.is_empty() && fits {
+            Vec::new()
+        } else {
             let object = new.or(old).unwrap_or(&Value::Null);
+            let (namespace, name) = (metadata_text(object, "namespace"), metadata_text(object, "name"));
             let write = Write {
                 row,
-                name: metadata_text(object, "name"),
-                key: objects::key(
-                    row,
-                    metadata_text(object, "namespace"),
-                    metadata_text(object, "name"),
-                ),
+                name,
+                key: objects::key(row, namespace, name),
                 new,
                 is_assertion: matter == Matter::Assertion,
+                fits,
             };
-            warnings = self.judge_assertions(&write, assertions).await?;
-        }
+            self.judge_write(&write, assertions).await?
+        };
         Ok(Held {
             _turn: Some(Turn::Alone(alone)),
             warnings,
         })
     }
 
-    async fn judge_assertions(
+    /// Refuses a write that must not be, and says what whoever asked should know about another.
+    async fn judge_write(
         &self,
         write: &Write<'_>,
         assertions: Vec<PolicyAssertion>,
@@ -140,16 +145,16 @@ impl Server {
             .filter(|assertion| assertion.enforcement() == Enforcement::Block)
             .map(|assertion| format!("{:?}", assertion.metadata.name.as_deref().unwrap_or_default()))
             .collect();
-        let judged = match tokio::time::timeout(JUDGE_WITHIN, self.judge_write(write, assertions)).await {
+        let judged = match tokio::time::timeout(JUDGE_WITHIN, self.judgement(write, assertions)).await {
             Ok(judged) => judged,
             Err(_elapsed) => Err(format!("not within {} s", JUDGE_WITHIN.as_secs())),
         };
-        let (mut broken, mut warnings) = match judged {
-            Ok(judged) => (judged.broken, judged.notes),
-            Err(why) if blocking.is_empty() => (
-                Vec::new(),
-                vec![format!("policy assertions could not be judged: {why}")],
-            ),
+        let (judged, oversized) = match judged {
+            Ok(judged) => judged,
+            Err(why) if blocking.is_empty() => {
+                let what = "what this changes could not be judged (assertions, and whether it fits into the kernel's tables)";
+                return Ok(vec![format!("{what}: {why}")]);
+            }
             Err(why) => {
                 return Err(Status::unavailable(format!(
                     "{} {:?} is not stored, because whether PolicyAssertion {} would still hold could not be judged: \
@@ -160,24 +165,30 @@ impl Server {
                 )));
             }
         };
+        let refuse = |message: String| {
+            info!(target: "audit", resource = write.row.plural, name = write.name, why = message, "policy refused");
+            Err(Status::forbidden(write.row, write.name, message))
+        };
+        let (mut broken, mut warnings) = (judged.broken, judged.notes);
         let refusing: Vec<Broken> = broken.extract_if(.., |broken| broken.blocks).collect();
         if !refusing.is_empty() {
-            let message = assertions::refusal(&refusing, write.is_assertion);
-            info!(target: "audit", resource = write.row.plural, name = write.name, why = message, "assertion broken");
-            return Err(Status::forbidden(write.row, write.name, message));
+            return refuse(assertions::refusal(&refusing, write.is_assertion));
+        }
+        if let Some(oversized) = oversized {
+            return refuse(oversized);
         }
         warnings.extend(broken.iter().map(|broken| broken.warning(write.is_assertion)));
         Ok(warnings)
     }
 
-    /// What of `assertions` the write would break. An error says why nobody knows.
-    async fn judge_write(
+    /// What of `assertions` the write would break, and what does not fit. An error says why nobody knows.
+    async fn judgement(
         &self,
         write: &Write<'_>,
         assertions: Vec<PolicyAssertion>,
-    ) -> Result<assertions::Judged, String> {
+    ) -> Result<(Judged, Option<String>), String> {
         let cannot = |what: &str, failure: &(dyn std::error::Error + 'static)| {
-            error!(error = failure, "assertions: {what}");
+            error!(error = failure, "judgement of a policy: {what}");
             format!("{what}; the server's log says why")
         };
         let permit = Arc::clone(&self.policy.judge)
@@ -196,11 +207,15 @@ impl Server {
                 .map_err(|failure| cannot("the object cannot be read", &failure))?,
             None => None,
         };
-        let change = (!write.is_assertion).then(|| (write.key.clone(), part));
+        let after = (!write.is_assertion).then(|| before.clone().with(write.key.clone(), part));
+        let (fits, capacities) = (write.fits, self.policy.capacities);
         let judgement = tokio::task::spawn_blocking(move || {
-            let judged = assertions::judge(&before, change, &assertions);
+            let after = after.map(|after| after.view());
+            let judged = assertions::judge(&before, after.as_ref(), &assertions);
+            let oversized = after.filter(|_| !fits);
+            let oversized = oversized.and_then(|after| capacity::refusal(&before, &after, &capacities));
             drop(permit);
-            judged
+            (judged, oversized)
         });
         judgement
             .await
@@ -229,10 +244,21 @@ struct Write<'a> {
     key: ObjectKey,
     new: Option<&'a Value>,
     is_assertion: bool,
+    /// Whether it cannot make tables larger.
+    fits: bool,
 }
 
 fn read_assertion(object: &Value) -> Result<PolicyAssertion, Status> {
     serde_json::from_value(object.clone()).map_err(Status::internal)
+}
+
+/// Whether objects of the kind make up the tables. What else policy depends on comes and goes with the pods, of which
+/// nobody knows how many there will be.
+fn decides(row: &Resource) -> bool {
+    matches!(
+        row.group,
+        "networking.k8s.io" | "policy.networking.k8s.io" | "projectcalico.org"
+    )
 }
 
 /// How a write matters.
@@ -322,8 +348,10 @@ mod tests {
             node_tls: Arc::new(node_tls),
             requests: Arc::new(Semaphore::new(1)),
             streams: Arc::new(Semaphore::new(1)),
+            service_range: Default::default(),
+            services: Mutex::default(),
             tiers: RwLock::default(),
-            policy: Guard::default(),
+            policy: Guard::new(Capacities::KERNEL),
             shutdown: CancellationToken::new(),
         }
     }

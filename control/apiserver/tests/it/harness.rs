@@ -14,7 +14,7 @@ use api::{
     },
 };
 use async_trait::async_trait;
-use control_apiserver::{Config, ImageGate, Judgement, Refusal};
+use control_apiserver::{Capacities, Config, ImageGate, Judgement, Refusal};
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, client_config, server_config};
 use control_store::{Embedded, Keyring};
 use http::{Method, Request, Response, header};
@@ -180,6 +180,12 @@ impl Cluster {
                 &[b"http/1.1"],
             )
             .unwrap(),
+            service_range: "10.99.0.0/28".parse().unwrap(),
+            // Few, so that little is too much.
+            capacities: Capacities {
+                sources: 300,
+                ..Capacities::KERNEL
+            },
         };
         let shutdown = self.shutdown.clone();
         self.server = Some(tokio::spawn(async move {

@@ -174,6 +174,7 @@ async fn every_version_can_do_the_daily_work() {
         daily_work(&kubectl).await;
         policies(&kubectl).await;
         assertions(&kubectl).await;
+        services(&kubectl).await;
         pods(&kubectl, &cluster).await;
     }
 }
@@ -423,6 +424,116 @@ async fn policies(kubectl: &Kubectl) {
         .ok_with(&["delete", "-f", "-", "--timeout=20s"], &in_reverse(POLICIES))
         .await;
     assert!(!kubectl.ok(&["get", "tiers"]).await.contains("ops"));
+}
+
+/// Services as people make them.
+async fn services(kubectl: &Kubectl) {
+    let made = kubectl
+        .run(&["create", "service", "clusterip", "shop", "--tcp=80:8080"], "")
+        .await;
+    let warning = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(
+        made.status.success() && warning.contains("Warning: traffic to the cluster address 10.99.0."),
+        "{warning}"
+    );
+    kubectl
+        .ok(&["create", "service", "clusterip", "quiet", "--clusterip=None"])
+        .await;
+    kubectl
+        .ok(&[
+            "create",
+            "service",
+            "externalname",
+            "db",
+            "--external-name=db.example",
+            "--tcp=5432",
+        ])
+        .await;
+    let refused = kubectl
+        .fails(&["create", "service", "nodeport", "open", "--tcp=80"], "")
+        .await;
+    assert!(
+        refused.contains("NodePort needs nodes that pass traffic on to services"),
+        "{refused}"
+    );
+
+    kubectl.ok_with(&["apply", "-f", "-"], POD).await;
+    kubectl
+        .ok(&["expose", "pod", "web", "--port=80", "--target-port=http"])
+        .await;
+    let table = kubectl.ok(&["get", "svc", "-o", "wide"]).await;
+    let row = |name: &str| {
+        let line = table
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_default();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        row("NAME"),
+        [
+            "NAME",
+            "TYPE",
+            "CLUSTER-IP",
+            "EXTERNAL-IP",
+            "PORT(S)",
+            "AGE",
+            "SELECTOR"
+        ]
+    );
+    let shop = row("shop");
+    assert_eq!(
+        (&*shop[1], &*shop[4], &*shop[6]),
+        ("ClusterIP", "80/TCP", "app=shop"),
+        "{table}"
+    );
+    assert!(shop[2].starts_with("10.99.0."), "{table}");
+    assert_eq!(row("quiet")[2], "None");
+    assert_eq!(
+        row("db")[1..5],
+        ["ExternalName", "<none>", "db.example", "5432/TCP"]
+    );
+    assert_eq!(row("web")[6], "app=web");
+    let described = kubectl.ok(&["describe", "service", "web"]).await;
+    for part in ["Selector:", "app=web", "10.99.0.", "TargetPort:", "http/TCP"] {
+        assert!(described.contains(part), "{part}: {described}");
+    }
+
+    // A manifest without the address keeps it, whatever else it changes.
+    let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: web2}\nspec: {selector: {app: web}, ports: [{port: 80}]}\n";
+    kubectl.ok_with(&["apply", "-f", "-"], manifest).await;
+    let address = ["get", "svc", "web2", "-o", "jsonpath={.spec.clusterIP}"];
+    let before = kubectl.ok(&address).await;
+    let changed = manifest.replace("port: 80", "port: 81");
+    assert!(
+        kubectl
+            .ok_with(&["apply", "-f", "-"], &changed)
+            .await
+            .contains("configured")
+    );
+    assert!(
+        kubectl
+            .ok_with(&["apply", "-f", "-"], &changed)
+            .await
+            .contains("unchanged")
+    );
+    assert_eq!(kubectl.ok(&address).await, before);
+    assert_eq!(
+        kubectl
+            .ok(&["get", "svc", "web2", "-o", "jsonpath={.spec.ports[*].port}"])
+            .await,
+        "81"
+    );
+    kubectl.ok_with(&["replace", "-f", "-"], manifest).await;
+    assert_eq!(kubectl.ok(&address).await, before);
+    kubectl.ok(&["delete", "svc", "--all"]).await;
+    kubectl.ok(&["delete", "pod", "web"]).await;
+
+    // What is computed can be watched.
+    let watched = kubectl
+        .ok(&["get", "profiles", "-w", "--request-timeout=2s"])
+        .await;
+    assert!(watched.contains("kns.default"), "{watched}");
 }
 
 const ASSERTION: &str = r#"

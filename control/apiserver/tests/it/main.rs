@@ -13,5 +13,6 @@ mod harness;
 mod http_api;
 mod kubectl;
 mod policy;
+mod services;
 mod sessions;
 mod unauthorized;

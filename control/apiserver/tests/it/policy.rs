@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::harness::Cluster;
+use crate::{harness::Cluster, http_api::Lines};
 
 const CALICO: &str = "/apis/projectcalico.org/v3";
 const CLUSTER: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
@@ -225,4 +225,149 @@ async fn nodes_read_policies_and_write_none() {
     }
     assert_eq!(node.post(&format!("{CALICO}/tiers"), &tier("ops")).await.0, 403);
     assert_eq!(node.get(&format!("{CALICO}/profiles")).await.0, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn profiles_are_watched_as_what_they_are_computed_from() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let profiles = format!("{CALICO}/profiles");
+    let (_, list) = admin.get(&profiles).await;
+    let revision = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let mut lines = Lines::open(
+        &admin,
+        &format!("{profiles}?watch=true&resourceVersion={revision}"),
+    )
+    .await;
+    let mut next = async || {
+        let (kind, object) = lines.next().await.unwrap();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        (
+            kind,
+            name,
+            object["spec"]["labelsToApply"].clone(),
+            object["metadata"]["resourceVersion"].clone(),
+        )
+    };
+    let namespace = json!({"metadata": {"name": "shop", "labels": {"team": "a"}}});
+    admin.post("/api/v1/namespaces", &namespace).await;
+    let (kind, name, labels, _) = next().await;
+    assert_eq!(
+        (&*kind, &*name, &labels["pcns.team"]),
+        ("ADDED", "kns.shop", &json!("a"))
+    );
+    let account = json!({"metadata": {"name": "robot", "labels": {"role": "db"}}});
+    let accounts = "/api/v1/namespaces/shop/serviceaccounts";
+    admin.post(accounts, &account).await;
+    let (kind, name, labels, made) = next().await;
+    assert_eq!(
+        (&*kind, &*name, &labels["pcsa.role"]),
+        ("ADDED", "ksa.shop.robot", &json!("db"))
+    );
+    let merge = "application/merge-patch+json";
+    let other = json!({"metadata": {"labels": {"team": "b"}}});
+    admin.patch("/api/v1/namespaces/shop", merge, &other).await;
+    let (kind, name, labels, _) = next().await;
+    assert_eq!(
+        (&*kind, &*name, &labels["pcns.team"]),
+        ("MODIFIED", "kns.shop", &json!("b"))
+    );
+    admin.delete(&format!("{accounts}/robot"), None).await;
+    let (kind, name, ..) = next().await;
+    assert_eq!((&*kind, &*name), ("DELETED", "ksa.shop.robot"));
+
+    // Going on from a change shows all that came after it, of both kinds, and a selector holds.
+    let made = made.as_str().unwrap();
+    let resumed = format!("{profiles}?watch=true&resourceVersion={made}");
+    let mut resumed = Lines::open(&admin, &resumed).await;
+    assert_eq!(resumed.next().await.unwrap().0, "MODIFIED");
+    assert_eq!(resumed.next().await.unwrap().0, "DELETED");
+    let one = format!("{profiles}?watch=true&fieldSelector=metadata.name%3Dkns.shop");
+    let mut one = Lines::open(&admin, &one).await;
+    let (kind, object) = one.next().await.unwrap();
+    assert_eq!(
+        (&*kind, &object["metadata"]["name"]),
+        ("ADDED", &json!("kns.shop"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_policy_says_which_generation_was_understood() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut policy = json!({"metadata": {"name": "fence"}, "spec": {
+        "tier": "Admin", "priority": 5, "subject": {"namespaces": {}}}});
+    policy["status"] = json!({"conditions": [{"type": "Accepted", "status": "False", "reason": "Mine",
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    let (code, made) = admin.post(CLUSTER, &policy).await;
+    assert_eq!(code, 201, "{made}");
+    let accepted = |policy: &Value| {
+        let conditions = policy["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 1, "{policy}");
+        let condition = &conditions[0];
+        assert_eq!(
+            (&condition["type"], &condition["status"]),
+            (&json!("Accepted"), &json!("True"))
+        );
+        (
+            condition["observedGeneration"].clone(),
+            condition["lastTransitionTime"].clone(),
+        )
+    };
+    let (generation, since) = accepted(&made);
+    assert_eq!(generation, json!(1));
+    let merge = "application/merge-patch+json";
+    let (_, changed) = admin
+        .patch(
+            &format!("{CLUSTER}/fence"),
+            merge,
+            &json!({"spec": {"priority": 6}}),
+        )
+        .await;
+    assert_eq!(accepted(&changed), (json!(2), since));
+    // What says nothing new is no change.
+    let (_, same) = admin
+        .patch(
+            &format!("{CLUSTER}/fence"),
+            merge,
+            &json!({"spec": {"priority": 6}}),
+        )
+        .await;
+    assert_eq!(
+        same["metadata"]["resourceVersion"],
+        changed["metadata"]["resourceVersion"]
+    );
+}
+
+/// Three pods whose policy needs three blocks for each of 60 source ports; the harness says that a node holds 300.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_into_the_kernel_is_refused_with_the_numbers() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    for i in 0..3 {
+        let pod = json!({"metadata": {"name": format!("p{i}")},
+            "spec": {"containers": [{"name": "c", "image": "registry.example/app:1"}]}});
+        let (code, made) = admin.post("/api/v1/namespaces/default/pods", &pod).await;
+        assert_eq!(code, 201, "{made}");
+        let binding = json!({"target": {"kind": "Node", "name": "node-a"}});
+        let path = format!("/api/v1/namespaces/default/pods/p{i}/binding");
+        assert_eq!(admin.post(&path, &binding).await.0, 201);
+    }
+    let policy = |ports: usize| {
+        let ports: Vec<usize> = (0..ports).map(|i| 1001 + 2 * i).collect();
+        let rule =
+            |ports: &[usize]| json!({"action": "Allow", "protocol": "TCP", "source": {"ports": ports}});
+        let rules: Vec<Value> = ports.chunks(50).map(rule).collect();
+        json!({"metadata": {"name": "many"}, "spec": {"selector": "all()", "types": ["Ingress"], "ingress": rules}})
+    };
+    let global = format!("{CALICO}/globalnetworkpolicies");
+    let (code, refusal) = admin.post(&global, &policy(60)).await;
+    assert_eq!(code, 403, "{refusal}");
+    let message = refusal["message"].as_str().unwrap();
+    let told = "node \"node-a\" needs 540 blocks of source ports, and a node holds 300; select fewer pods";
+    assert!(message.contains(told), "{message}");
+    let (code, made) = admin.post(&global, &policy(20)).await;
+    assert_eq!(code, 201, "{made}");
+    let (code, refusal) = admin.put(&format!("{global}/many"), &policy(60)).await;
+    assert_eq!(code, 403, "{refusal}");
 }

@@ -50,6 +50,10 @@ const NODE: &[(&str, ListMerge)] = &[
     ("status.conditions", ListMerge::ByKey("type")),
 ];
 const NAMESPACE: &[(&str, ListMerge)] = &[("status.conditions", ListMerge::ByKey("type"))];
+const SERVICE: &[(&str, ListMerge)] = &[
+    ("spec.ports", ListMerge::ByKey("port")),
+    ("status.conditions", ListMerge::ByKey("type")),
+];
 const SERVICE_ACCOUNT: &[(&str, ListMerge)] = &[
     ("imagePullSecrets", ListMerge::ByKey("name")),
     ("secrets", ListMerge::ByKey("name")),
@@ -61,6 +65,7 @@ pub(super) fn list_merge(kind: &str, path: &str) -> ListMerge {
         "Pod" => POD,
         "Node" => NODE,
         "Namespace" => NAMESPACE,
+        "Service" => SERVICE,
         "ServiceAccount" => SERVICE_ACCOUNT,
         _ => &[],
     };

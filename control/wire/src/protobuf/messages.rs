@@ -14,6 +14,7 @@ pub(super) fn by_kind(api_version: &str, kind: &str) -> Option<&'static Message>
         ("v1", "Node") => &Node,
         ("v1", "Pod") => &Pod,
         ("v1", "Secret") => &Secret,
+        ("v1", "Service") => &Service,
         ("v1", "ServiceAccount") => &ServiceAccount,
         ("authentication.k8s.io/v1", "SelfSubjectReview") => &SelfSubjectReview,
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &SelfSubjectAccessReview,
@@ -119,8 +120,13 @@ messages! {
     CinderVolumeSource {
         1 volumeID: Text, 2 fsType: Text, 3 readOnly: Bool, 4 secretRef: LocalObjectReference,
     }
+    ClientIPConfig { 1 timeoutSeconds: Int }
     ClusterTrustBundleProjection {
         1 name: Text, 2 signerName: Text, 3 labelSelector: LabelSelector, 4 path: Text, 5 optional: Bool,
+    }
+    Condition {
+        1 type: Text, 2 status: Text, 3 observedGeneration: Int, 4 lastTransitionTime: Time, 5 reason: Text,
+        6 message: Text,
     }
     ConfigMap { 1 metadata: ObjectMeta, 2 data: {Text}, 3 binaryData: {Bytes}, 4 immutable: Bool }
     ConfigMapEnvSource { 1 inline: LocalObjectReference, 2 optional: Bool }
@@ -248,6 +254,8 @@ messages! {
         1 exec: ExecAction, 2 httpGet: HttpGetAction, 3 tcpSocket: TcpSocketAction, 4 sleep: SleepAction,
     }
     LinuxContainerUser { 1 uid: Int, 2 gid: Int, 3 supplementalGroups: [Int] }
+    LoadBalancerIngress { 1 ip: Text, 2 hostname: Text, 3 ipMode: Text, 4 ports: [PortStatus] }
+    LoadBalancerStatus { 1 ingress: [LoadBalancerIngress] }
     LocalObjectReference { 1 name: Text }
     ManagedFieldsEntry {
         1 manager: Text, 2 operation: Text, 3 apiVersion: Text, 4 time: Time, 6 fieldsType: Text,
@@ -399,6 +407,7 @@ messages! {
         17 observedGeneration: Int, 18 extendedResourceClaimStatus: PodExtendedResourceClaimStatus,
         19 allocatedResources: {Quantity}, 20 resources: ResourceRequirements,
     }
+    PortStatus { 1 port: Int, 2 protocol: Text, 3 error: Text }
     PortworxVolumeSource { 1 volumeID: Text, 2 fsType: Text, 3 readOnly: Bool }
     Preconditions { 1 uid: Text, 2 resourceVersion: Text }
     PreferredSchedulingTerm { 1 weight: Int, 2 preference: NodeSelectorTerm }
@@ -454,11 +463,26 @@ messages! {
     }
     SelfSubjectReview { 1 metadata: ObjectMeta, 2 status: SelfSubjectReviewStatus }
     SelfSubjectReviewStatus { 1 userInfo: UserInfo }
+    Service { 1 metadata: ObjectMeta, 2 spec: ServiceSpec, 3 status: ServiceStatus }
     ServiceAccount {
         1 metadata: ObjectMeta, 2 secrets: [ObjectReference], 3 imagePullSecrets: [LocalObjectReference],
         4 automountServiceAccountToken: Bool,
     }
     ServiceAccountTokenProjection { 1 audience: Text, 2 expirationSeconds: Int, 3 path: Text }
+    ServicePort {
+        1 name: Text, 2 protocol: Text, 3 port: Int, 4 targetPort: IntOrString, 5 nodePort: Int, 6 appProtocol: Text,
+    }
+    ServiceSpec {
+        1 ports: [ServicePort], 2 selector: {Text}, 3 clusterIP: Text, 4 type: Text, 5 externalIPs: [Text],
+        7 sessionAffinity: Text, 8 loadBalancerIP: Text, 9 loadBalancerSourceRanges: [Text],
+        10 externalName: Text, 11 externalTrafficPolicy: Text, 12 healthCheckNodePort: Int,
+        13 publishNotReadyAddresses: Bool, 14 sessionAffinityConfig: SessionAffinityConfig,
+        17 ipFamilyPolicy: Text, 18 clusterIPs: [Text], 19 ipFamilies: [Text],
+        20 allocateLoadBalancerNodePorts: Bool, 21 loadBalancerClass: Text, 22 internalTrafficPolicy: Text,
+        23 trafficDistribution: Text,
+    }
+    ServiceStatus { 1 loadBalancer: LoadBalancerStatus, 2 conditions: [Condition] }
+    SessionAffinityConfig { 1 clientIP: ClientIPConfig }
     SleepAction { 1 seconds: Int }
     StorageOsVolumeSource {
         1 volumeName: Text, 2 volumeNamespace: Text, 3 fsType: Text, 4 readOnly: Bool,

@@ -133,6 +133,48 @@ fn a_pod_with_inlined_messages_and_special_values() {
 }
 
 #[test]
+fn a_service_as_kubectl_sends_it() {
+    let message = core::Service {
+        metadata: Some(ObjectMeta {
+            name: text("web"),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(core::ServiceSpec {
+            ports: vec![core::ServicePort {
+                name: text("80-http"),
+                protocol: text("TCP"),
+                port: Some(80),
+                target_port: Some(IntOrString {
+                    r#type: Some(1),
+                    int_val: Some(0),
+                    str_val: text("http"),
+                }),
+                ..core::ServicePort::default()
+            }],
+            selector: [("app".to_owned(), "web".to_owned())].into(),
+            r#type: text("ClusterIP"),
+            publish_not_ready_addresses: Some(true),
+            ..core::ServiceSpec::default()
+        }),
+        status: Some(core::ServiceStatus {
+            load_balancer: Some(core::LoadBalancerStatus::default()),
+            ..core::ServiceStatus::default()
+        }),
+    };
+    assert_eq!(
+        decode(&envelope("v1", "Service", &message)),
+        Ok(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {
+                "ports": [{"name": "80-http", "protocol": "TCP", "port": 80, "targetPort": "http"}],
+                "selector": {"app": "web"}, "type": "ClusterIP", "publishNotReadyAddresses": true,
+            },
+            "status": {"loadBalancer": {}},
+        }))
+    );
+}
+
+#[test]
 fn delete_options_under_any_version() {
     let message = DeleteOptions {
         grace_period_seconds: Some(0),
@@ -243,6 +285,11 @@ fn tables_name_the_fields_of_the_types() {
         "ConfigMap",
         "v1",
         unknown::<types::core::v1::ConfigMap>("v1", "ConfigMap"),
+    );
+    check(
+        "Service",
+        "v1",
+        unknown::<types::core::v1::Service>("v1", "Service"),
     );
     check(
         "ServiceAccount",

@@ -18,6 +18,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("", "Node") => node::COLUMNS,
         ("", "Pod") => pod::COLUMNS,
         ("", "Secret") => SECRET,
+        ("", "Service") => SERVICE,
         ("", "ServiceAccount") => SERVICE_ACCOUNT,
         ("coordination.k8s.io", "Lease") => LEASE,
         ("discovery.k8s.io", "EndpointSlice") => ENDPOINT_SLICE,
@@ -151,6 +152,37 @@ const SERVICE_ACCOUNT: &[Column] = &[
         json!(members(object, "secrets"))
     }),
     AGE,
+];
+
+const SERVICE: &[Column] = &[
+    NAME,
+    text("Type", "ClusterIP or ExternalName.", |service, _| {
+        json!(text_at(service, "/spec/type"))
+    }),
+    text("Cluster-IP", "Its address, or None.", |service, _| {
+        text_or_none(service, "/spec/clusterIP")
+    }),
+    text("External-IP", "The name that it stands for.", |service, _| {
+        text_or_none(service, "/spec/externalName")
+    }),
+    text("Port(s)", "Its ports.", |service, _| {
+        let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+        let ports: Vec<String> = ports
+            .map(|port| {
+                let protocol = text_at(port, "/protocol");
+                format!("{}/{protocol}", port["port"].as_i64().unwrap_or_default())
+            })
+            .collect();
+        json!(match ports.is_empty() {
+            true => "<none>".to_owned(),
+            false => ports.join(","),
+        })
+    }),
+    AGE,
+    wide("Selector", "Pods that stand behind it.", |service, _| {
+        let selector = json!({"matchLabels": service["spec"]["selector"]});
+        json!(label_selector(&selector))
+    }),
 ];
 
 const LEASE: &[Column] = &[

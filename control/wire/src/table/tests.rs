@@ -325,3 +325,22 @@ fn rows_carry_what_was_asked_for() {
     assert_eq!(table["metadata"]["continue"], "t");
     assert_eq!(table["rows"], json!([]));
 }
+
+#[test]
+fn services_show_addresses_and_ports() {
+    let metadata = json!({"name": "s", "creationTimestamp": "2026-01-01T00:00:00Z"});
+    let service = |spec: Value| json!({"metadata": metadata, "spec": spec});
+    let with_address = service(json!({
+        "type": "ClusterIP", "clusterIP": "10.96.0.7", "selector": {"app": "web"},
+        "ports": [{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}],
+    }));
+    assert_eq!(
+        row("services", &with_address, true),
+        "s | ClusterIP | 10.96.0.7 | <none> | 80/TCP,53/UDP | 60m | app=web"
+    );
+    let named = service(json!({"type": "ExternalName", "externalName": "db.example"}));
+    assert_eq!(
+        row("svc", &named, false),
+        "s | ExternalName | <none> | db.example | <none> | 60m"
+    );
+}

@@ -92,8 +92,7 @@ impl Session {
         let policies = std::mem::take(&mut view.policies);
         let cluster_policies = std::mem::take(&mut view.cluster_policies);
         let calico = std::mem::take(&mut view.calico);
-        let (base, calico): (Vec<_>, Vec<_>) = calico.into_iter().partition(is_base);
-        view.calico = base;
+        view.calico = calico.iter().filter(|object| is_base(object)).cloned().collect();
         let nothing = Engine::new(
             Cluster::default(),
             Vec::new(),
@@ -119,7 +118,7 @@ impl Session {
         }
         let policies = policies.into_iter().map(Object::Kubernetes);
         let cluster_policies = cluster_policies.into_iter().map(Object::Cluster);
-        let calico = calico.into_iter().map(Object::Calico);
+        let calico = calico.into_iter().filter(says_policy).map(Object::Calico);
         for object in policies.chain(cluster_policies).chain(calico) {
             session.put(object);
         }
@@ -349,8 +348,11 @@ impl Session {
 
     /// An object of one of Calico's kinds that came or changed.
     pub fn put_calico(&mut self, object: CalicoObject) {
+        if says_policy(&object) {
+            self.put(Object::Calico(object.clone()));
+        }
         if !is_base(&object) {
-            return self.put(Object::Calico(object));
+            return;
         }
         let same = |other: &CalicoObject| other.key() == object.key();
         match self.base.calico.iter_mut().find(|other| same(other)) {
@@ -358,19 +360,22 @@ impl Session {
             Some(other) => *other = object,
             None => self.base.calico.push(object),
         }
-        self.begin_anew("a network set or host endpoint changed");
+        self.begin_anew("a network set, host endpoint or profile changed");
     }
 
     /// One that went: the object of the same kind, namespace and name.
     pub fn remove_calico(&mut self, object: &CalicoObject) {
-        if !is_base(object) {
+        if says_policy(object) {
             let (kind, namespace, name) = object.key();
-            return self.remove(kind, &namespace, &name);
+            self.remove(kind, &namespace, &name);
+        }
+        if !is_base(object) {
+            return;
         }
         let before = self.base.calico.len();
         self.base.calico.retain(|other| other.key() != object.key());
         if self.base.calico.len() < before {
-            self.begin_anew("a network set or host endpoint went");
+            self.begin_anew("a network set, host endpoint or profile went");
         }
     }
 
@@ -576,9 +581,15 @@ impl Object {
     }
 }
 
-/// Whether it is read at the start alone.
+/// Whether it says who has an address, with which labels, which is read at the start alone. A profile gives labels to
+/// host endpoints.
 fn is_base(object: &CalicoObject) -> bool {
-    matches!(
+    !says_policy(object) || matches!(object, CalicoObject::Profile(_))
+}
+
+/// Whether it says what is allowed.
+fn says_policy(object: &CalicoObject) -> bool {
+    !matches!(
         object,
         CalicoObject::NetworkSet(_) | CalicoObject::GlobalNetworkSet(_) | CalicoObject::HostEndpoint(_)
     )

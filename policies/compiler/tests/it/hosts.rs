@@ -151,6 +151,53 @@ fn profiles_decide_where_no_tier_did() {
     assert_eq!(profile(json!([])), "Allow by no-policy");
 }
 
+/// Its own labels come first, then those of the first profile that has one.
+#[test]
+fn host_endpoints_inherit_the_labels_of_their_profiles() {
+    let profile = |name: &str, labels: Value| {
+        let mut profile = calico("Profile", name, &json!({"labelsToApply": labels}));
+        profile["metadata"]["namespace"] = Value::Null;
+        profile
+    };
+    let takes = |selector: &str| {
+        let profiles = [
+            profile("first", json!({"zone": "dmz", "edge": "no"})),
+            profile("second", json!({"zone": "core", "rack": "7"})),
+            profile("third", json!({"floor": "2"})),
+        ];
+        let allow = global(
+            "p",
+            &json!({"selector": selector, "ingress": [{"action": "Allow"}]}),
+        );
+        let objects: Vec<Value> = profiles
+            .into_iter()
+            .chain([allow, host(&json!({"edge": "yes"}), &["first", "second"])])
+            .collect();
+        Lab::new(&objects).takes(HOST, OUTSIDE)
+    };
+    for selector in ["zone == 'dmz'", "rack == '7'", "edge == 'yes'"] {
+        assert!(takes(selector), "{selector}");
+    }
+    for selector in ["zone == 'core'", "edge == 'no'", "has(floor)"] {
+        assert!(!takes(selector), "{selector}");
+    }
+}
+
+#[test]
+fn profiles_that_are_computed_cannot_be_written() {
+    for name in ["kns.default", "ksa.default.robot", "projectcalico-default-allow"] {
+        let profile = json!({"apiVersion": "projectcalico.org/v3", "kind": "Profile", "metadata": {"name": name},
+            "spec": {"ingress": [{"action": "Deny"}]}});
+        let refused = policies_compiler::load_objects(crate::sources(&[profile]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("metadata.name") && refused.contains("is computed from namespaces"),
+            "{refused}"
+        );
+    }
+}
+
 /// Through the objects of a view: the agent numbers the parts, and only parts that a policy speaks about get tables.
 #[test]
 fn parts_of_a_host_endpoint_get_tables_when_policies_speak_about_them() {

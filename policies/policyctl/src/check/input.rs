@@ -24,7 +24,10 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// The cluster of these paths, or the live one where there are none.
 pub(crate) async fn view(connection: &Connection, paths: &[PathBuf]) -> Result<ClusterView> {
-    Ok(view_and_assertions(connection, paths).await?.0)
+    match paths.is_empty() {
+        true => Ok(load::live(connection).await?.view),
+        false => Ok(offline(paths)?.0),
+    }
 }
 
 /// The same, with the assertions among the objects.
@@ -33,7 +36,10 @@ pub(crate) async fn view_and_assertions(
     paths: &[PathBuf],
 ) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
     match paths.is_empty() {
-        true => Ok((load::live(connection).await?.view, Vec::new())),
+        true => Ok((
+            load::live(connection).await?.view,
+            load::assertions(connection).await?,
+        )),
         false => offline(paths),
     }
 }

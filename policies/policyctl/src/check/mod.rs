@@ -107,7 +107,7 @@ pub(crate) async fn prove(connection: &Connection, args: &ProveArgs) -> Result<E
     }
     if asked.is_empty() {
         bail!(
-            "there is nothing to prove: give an assertion, --assertions FILE, or PolicyAssertion objects with -f"
+            "there is nothing to prove: give an assertion, --assertions FILE, or PolicyAssertion objects in the cluster or with -f"
         );
     }
     // All are read before any is proved.

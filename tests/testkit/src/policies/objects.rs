@@ -509,11 +509,11 @@ fn network_set() -> impl Strategy<Value = CalicoObject> {
 }
 
 fn profile() -> impl Strategy<Value = calico::Profile> {
-    (rules(true), rules(false)).prop_map(|(ingress, egress)| {
+    (rules(true), rules(false), labels()).prop_map(|(ingress, egress, labels_to_apply)| {
         let mut profile = object(calico::ProfileSpec {
             ingress,
             egress,
-            ..calico::ProfileSpec::default()
+            labels_to_apply,
         });
         profile.metadata.name = Some(PROFILES[1].to_owned());
         let rules = profile.spec.ingress.iter_mut().chain(&mut profile.spec.egress);
