@@ -162,7 +162,7 @@ impl Kernel {
     }
 
     /// As [`Kernel::open_with_limits`], with programs attached the given way rather than the best one that the kernel
-    /// has. The way stays the same as long as the pins live.
+    /// has. The way stays the same as long as anything is attached; another one is refused.
     pub fn open_attached(
         pin_dir: &Path,
         object: &[u8],

@@ -188,7 +188,7 @@ pub struct Counters {
 pub struct Fill {
     /// Name of the map.
     pub map: &'static str,
-    /// Entries now; of flows, those that were there at the last [`Datapath::expire`] and those that opened since.
+    /// Entries now; of flows that are closed, those that were there at the last [`Datapath::expire`].
     pub entries: u64,
     /// Entries that fit.
     pub capacity: u64,
