@@ -121,11 +121,11 @@ pub(crate) struct Place<'a, 'h> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depends {
     /// On what is there alone.
-    OnWorkloads,
+    Workloads,
     /// On the address, but not on being inside a CIDR.
-    OnAddress,
+    Address,
     /// On being inside one of its CIDRs, and then perhaps on more.
-    OnNets,
+    Nets,
 }
 
 impl Depends {
@@ -133,9 +133,9 @@ impl Depends {
         let by_labels =
             matcher.not_nets.is_empty() && matcher.ip_version.is_none() && matcher.domains.is_empty();
         match (matcher.nets.is_empty(), by_labels) {
-            (false, _) => Self::OnNets,
-            (true, false) => Self::OnAddress,
-            (true, true) => Self::OnWorkloads,
+            (false, _) => Self::Nets,
+            (true, false) => Self::Address,
+            (true, true) => Self::Workloads,
         }
     }
 }
@@ -259,9 +259,9 @@ impl<'a> Index<'a> {
                 index.by_net.entry(net.trunc()).or_default().push(id);
             }
             match Depends::of(matcher) {
-                Depends::OnWorkloads => index.addressless.push(id),
-                Depends::OnAddress => index.open.push(id),
-                Depends::OnNets => {}
+                Depends::Workloads => index.addressless.push(id),
+                Depends::Address => index.open.push(id),
+                Depends::Nets => {}
             }
         }
         index.matchers = matchers;

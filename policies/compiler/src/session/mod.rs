@@ -41,8 +41,8 @@ type Key = (String, String);
 
 /// Tables that follow the objects of a cluster.
 pub struct Session {
-    /// What is read at the start: namespaces, accounts, nodes, services, host endpoints and network sets. No pods and
-    /// no policies.
+    /// What is read at the start: namespaces, accounts, nodes, services, host endpoints, network sets and profiles. No
+    /// pods and no policies.
     base: ClusterView,
     pods: BTreeMap<Key, Known>,
     /// How many pods each namespace has.
@@ -92,7 +92,12 @@ impl Session {
         let policies = std::mem::take(&mut view.policies);
         let cluster_policies = std::mem::take(&mut view.cluster_policies);
         let calico = std::mem::take(&mut view.calico);
-        view.calico = calico.iter().filter(|object| is_base(object)).cloned().collect();
+        let (base, calico): (Vec<_>, Vec<_>) = calico.into_iter().partition(is_base);
+        view.calico = base;
+        let profiles = calico
+            .iter()
+            .filter(|object| matches!(object, CalicoObject::Profile(_)));
+        view.calico.extend(profiles.cloned());
         let nothing = Engine::new(
             Cluster::default(),
             Vec::new(),
@@ -118,7 +123,7 @@ impl Session {
         }
         let policies = policies.into_iter().map(Object::Kubernetes);
         let cluster_policies = cluster_policies.into_iter().map(Object::Cluster);
-        let calico = calico.into_iter().filter(says_policy).map(Object::Calico);
+        let calico = calico.into_iter().map(Object::Calico);
         for object in policies.chain(cluster_policies).chain(calico) {
             session.put(object);
         }
@@ -348,34 +353,33 @@ impl Session {
 
     /// An object of one of Calico's kinds that came or changed.
     pub fn put_calico(&mut self, object: CalicoObject) {
-        if says_policy(&object) {
-            self.put(Object::Calico(object.clone()));
-        }
-        if !is_base(&object) {
+        if is_base(&object) {
+            if self.keep(object) {
+                self.begin_anew("a network set or host endpoint changed");
+            }
             return;
         }
-        let same = |other: &CalicoObject| other.key() == object.key();
-        match self.base.calico.iter_mut().find(|other| same(other)) {
-            Some(other) if *other == object => return,
-            Some(other) => *other = object,
-            None => self.base.calico.push(object),
+        if matches!(object, CalicoObject::Profile(_)) && self.keep(object.clone()) {
+            self.begin_anew_for_profiles();
         }
-        self.begin_anew("a network set, host endpoint or profile changed");
+        self.put(Object::Calico(object));
     }
 
     /// One that went: the object of the same kind, namespace and name.
     pub fn remove_calico(&mut self, object: &CalicoObject) {
-        if says_policy(object) {
-            let (kind, namespace, name) = object.key();
-            self.remove(kind, &namespace, &name);
-        }
-        if !is_base(object) {
-            return;
-        }
         let before = self.base.calico.len();
         self.base.calico.retain(|other| other.key() != object.key());
-        if self.base.calico.len() < before {
-            self.begin_anew("a network set, host endpoint or profile went");
+        let was_kept = self.base.calico.len() < before;
+        match is_base(object) {
+            true if was_kept => self.begin_anew("a network set or host endpoint went"),
+            true => {}
+            false => {
+                if was_kept {
+                    self.begin_anew_for_profiles();
+                }
+                let (kind, namespace, name) = object.key();
+                self.remove(kind, &namespace, &name);
+            }
         }
     }
 
@@ -447,6 +451,29 @@ impl Session {
         self.policies_are_stale = true;
         self.anew.get_or_insert(reason);
         self.staged = None;
+    }
+
+    /// Host endpoints may have something of the profiles that they name.
+    fn begin_anew_for_profiles(&mut self) {
+        if self.host_endpoints().next().is_some() {
+            self.begin_anew("a profile changed, and there are host endpoints");
+        }
+    }
+
+    /// Among what is read at the start. Whether it is new there.
+    fn keep(&mut self, object: CalicoObject) -> bool {
+        let mut known = self.base.calico.iter_mut();
+        match known.find(|other| other.key() == object.key()) {
+            Some(other) if *other == object => false,
+            Some(other) => {
+                *other = object;
+                true
+            }
+            None => {
+                self.base.calico.push(object);
+                true
+            }
+        }
     }
 
     fn replace(&mut self, before: Option<&Arc<Member>>, now: Option<&Arc<Member>>) {
@@ -581,15 +608,9 @@ impl Object {
     }
 }
 
-/// Whether it says who has an address, with which labels, which is read at the start alone. A profile gives labels to
-/// host endpoints.
+/// Whether it is read at the start alone.
 fn is_base(object: &CalicoObject) -> bool {
-    !says_policy(object) || matches!(object, CalicoObject::Profile(_))
-}
-
-/// Whether it says what is allowed.
-fn says_policy(object: &CalicoObject) -> bool {
-    !matches!(
+    matches!(
         object,
         CalicoObject::NetworkSet(_) | CalicoObject::GlobalNetworkSet(_) | CalicoObject::HostEndpoint(_)
     )

@@ -289,7 +289,7 @@ impl Places {
         let mut prefixes = BTreeSet::new();
         for (id, (matcher, _)) in self.matchers.all().iter().enumerate().skip(fresh.start) {
             prefixes.extend(matcher.nets.iter().chain(&matcher.not_nets).map(IpNet::trunc));
-            if Depends::of(matcher) != Depends::OnWorkloads {
+            if Depends::of(matcher) != Depends::Workloads {
                 self.on_address.push(id);
             }
         }
@@ -310,7 +310,7 @@ impl Places {
         for (rest, changed) in rests.iter_mut().zip(&mut changed) {
             let place = self.place_at_rest(&rest.key);
             for (id, matcher) in self.matchers.all().iter().enumerate().skip(first) {
-                if Depends::of(&matcher.0) == Depends::OnWorkloads
+                if Depends::of(&matcher.0) == Depends::Workloads
                     && selects(matcher, &place, &self.ground.sets)
                 {
                     rest.matchers.push(id);
@@ -462,7 +462,7 @@ impl Places {
         }
         let place = self.place_at_rest(&key);
         let holds = |(id, matcher): (MatcherId, &(Arc<EndMatch>, ByName))| {
-            let of_rest = Depends::of(&matcher.0) == Depends::OnWorkloads;
+            let of_rest = Depends::of(&matcher.0) == Depends::Workloads;
             (of_rest && selects(matcher, &place, &self.ground.sets)).then_some(id)
         };
         let asked = self.matchers.all().iter().take(self.asked);

@@ -24,8 +24,8 @@ pub(crate) const TESTS: &[Test] = &[(
 /// Interface of the host.
 const LINK: &str = "e2ewire0";
 /// Its address, and the one behind it: RFC 5737 keeps them for documents, so no cluster and no machine has them.
-const HOST: &str = "192.0.2.1";
-const BEHIND: &str = "192.0.2.2";
+const HOST: &str = "203.0.113.9";
+const BEHIND: &str = "203.0.113.10";
 /// How long a packet that nobody answers is waited for.
 const SILENCE: &str = "2";
 const PATIENCE: Duration = Duration::from_secs(20);
