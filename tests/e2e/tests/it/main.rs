@@ -13,6 +13,7 @@ mod policyctl;
 mod recovery;
 mod sandbox;
 mod secrets;
+mod services;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,
+        services::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
