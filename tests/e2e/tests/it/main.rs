@@ -15,6 +15,7 @@ mod policyctl;
 mod recovery;
 mod sandbox;
 mod secrets;
+mod services;
 mod sessions;
 
 use std::{process::ExitCode, sync::Arc};
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         sandbox::TESTS,
         network::TESTS,
         hosts::TESTS,
+        services::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
