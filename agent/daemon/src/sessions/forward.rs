@@ -10,7 +10,7 @@ use agent_runtime::Runtime;
 use api::session::Channel;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Ending, Streams};
+use super::{Ending, Output, Streams};
 use crate::policy::chain;
 
 /// A server that does not accept by then is not there.
@@ -50,7 +50,13 @@ fn streams(stream: TcpStream) -> Streams {
     let (read, write) = stream.into_split();
     Streams {
         input: Some(Box::new(write)),
-        outputs: vec![(Channel::Stdout, Box::new(read))],
+        outputs: vec![(
+            Channel::Stdout,
+            Output {
+                stream: Box::new(read),
+                rest: None,
+            },
+        )],
         terminal: None,
         end: Ending::Output,
     }

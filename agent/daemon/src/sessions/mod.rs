@@ -9,6 +9,7 @@ mod frames;
 mod streams;
 
 use std::{
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -55,8 +56,14 @@ pub(crate) struct Sessions {
 
 /// Input of a pod, in whatever form.
 type Input = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// Output of a pod, in whatever form.
-type Output = Box<dyn AsyncRead + Send + Unpin>;
+struct Output {
+    stream: Box<dyn AsyncRead + Send + Unpin>,
+    /// The same, to read what is there at the end of the program: whether there is something, asynchronous reading may
+    /// not know yet.
+    rest: Option<OwnedFd>,
+}
 
 /// The pod's side of a session.
 struct Streams {
@@ -282,11 +289,18 @@ async fn copy_out(
     activity: Activity,
 ) {
     let mut chunk = vec![0; CHUNK];
+    let mut over = false;
     loop {
-        let read = tokio::select! {
-            biased;
-            read = output.read(&mut chunk) => read,
-            _ = ended.wait_for(|ended| *ended) => break,
+        let read = match &output.rest {
+            // Does not block: without more, or with a process left that may write more, this is the end.
+            Some(rest) if over => rustix::io::read(rest, &mut chunk).map_err(Into::into),
+            _ => tokio::select! {
+                read = output.stream.read(&mut chunk) => read,
+                _ = ended.wait_for(|ended| *ended), if output.rest.is_some() => {
+                    over = true;
+                    continue;
+                }
+            },
         };
         let bytes = match read {
             Ok(0) | Err(_) => break,

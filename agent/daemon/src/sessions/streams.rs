@@ -32,11 +32,22 @@ pub(super) fn of(session: Session, wants_input: bool) -> io::Result<Streams> {
         end,
     } = session;
     let terminal = terminal.map(Terminal::new).transpose()?;
-    let output = |descriptor| pipe::Receiver::from_owned_fd(descriptor).map(|pipe| Box::new(pipe) as Output);
+    let output = |descriptor: OwnedFd| -> io::Result<Output> {
+        Ok(Output {
+            rest: Some(descriptor.try_clone()?),
+            stream: Box::new(pipe::Receiver::from_owned_fd(descriptor)?),
+        })
+    };
     let mut outputs = Vec::new();
     match (stdout, &terminal) {
         (Some(stdout), _) => outputs.push((Channel::Stdout, output(stdout)?)),
-        (None, Some(terminal)) => outputs.push((Channel::Stdout, Box::new(terminal.clone()))),
+        (None, Some(terminal)) => {
+            let output = Output {
+                rest: Some(terminal.0.get_ref().try_clone()?),
+                stream: Box::new(terminal.clone()),
+            };
+            outputs.push((Channel::Stdout, output));
+        }
         (None, None) => {}
     }
     if let Some(stderr) = stderr {

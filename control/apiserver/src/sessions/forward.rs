@@ -269,12 +269,12 @@ impl Connection {
             .map_err(|error| error.to_string())?;
         let (from_agent, to_agent) = tokio::io::split(TokioIo::new(agent));
         tokio::select! {
-            end = self.from_pod(FrameReader::new(from_agent)) => end,
+            end = self.follow_pod(FrameReader::new(from_agent)) => end,
             never = to_pod(from_client, to_agent) => match never {},
         }
     }
 
-    async fn from_pod(&self, mut agent: FrameReader<ReadHalf<Wire>>) -> Result<(), String> {
+    async fn follow_pod(&self, mut agent: FrameReader<ReadHalf<Wire>>) -> Result<(), String> {
         loop {
             match agent.next().await.map_err(|error| error.to_string())? {
                 Some((Channel::Stdout, bytes)) => {

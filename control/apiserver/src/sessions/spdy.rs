@@ -152,7 +152,7 @@ impl<W: AsyncWrite + Unpin> Frames<W> {
 
     /// Answers a client's ping, and takes the answer to one of ours for what it is.
     pub(super) async fn pong(&mut self, id: u32) -> io::Result<()> {
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             return Ok(());
         }
         self.send(&encode::ping(id)).await

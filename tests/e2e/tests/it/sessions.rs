@@ -245,8 +245,9 @@ fn one_terminal(cluster: &Cluster, program: &Path) -> Result<()> {
         ensure!(seen.contains("40 120\n"), "{seen:?}");
         Ok(())
     })?;
-    // The interrupt key reaches the job and not kubectl.
-    session.say("sleep 1000\n")?;
+    // The interrupt key reaches the job and not kubectl. While the shell edits a line it is an ordinary character.
+    session.say("echo beg''un; sleep 1000\n")?;
+    session.wait_for("begun\n")?;
     session.say("\u{3}")?;
     session.say("echo still he''re\n")?;
     session.wait_for("still here")?;
