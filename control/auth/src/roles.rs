@@ -58,6 +58,7 @@ const CONTROLLERS: &[Rule] = &[
     ),
     rule("discovery.k8s.io", "endpointslices", EMPTY),
     rule("networking.k8s.io", "networkpolicies", EMPTY),
+    rule("palisade.dev", "sandboxprofiles", EMPTY),
     rule("projectcalico.org", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networksets", EMPTY),
     rule("projectcalico.org", "stagedkubernetesnetworkpolicies", EMPTY),

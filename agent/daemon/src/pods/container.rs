@@ -69,6 +69,7 @@ pub(crate) struct Resolved<'a> {
     pub(crate) image: &'a ImageConfig,
     pub(crate) user: UserIds,
     pub(crate) environment: std::collections::BTreeMap<String, String>,
+    pub(crate) sandbox: &'a sandbox::Ground,
 }
 
 /// The runtime's view of `container`, started for the `attempt`th time after the first.
@@ -85,6 +86,7 @@ pub(crate) fn config(
         return Err(ContainerError::Unsupported("privileged"));
     }
     let argv = argv(container, &resolved)?;
+    let capabilities = capabilities(security)?;
     let cwd = match (
         container.working_dir.as_deref(),
         resolved.image.working_dir.as_str(),
@@ -105,9 +107,9 @@ pub(crate) fn config(
         supplemental_gids: resolved.user.supplementary,
         mounts: mounts(pod, container, places)?,
         read_only_root: security.read_only_root_filesystem == Some(true),
-        capabilities: capabilities(security)?,
         resources: resources(container)?,
-        profile: sandbox::profile(pod, container)?,
+        profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
+        capabilities,
         log_path: places.log.clone(),
         log_max_bytes: places.log_max_bytes,
         log_max_files: places.log_max_files,
@@ -280,11 +282,13 @@ mod tests {
             cmd: vec!["image".to_owned()],
             ..ImageConfig::default()
         };
+        let sandbox = sandbox::Ground::default();
         let resolved = Resolved {
             layers: vec![PathBuf::from("/layer")],
             image: &image,
             user: UserIds::default(),
             environment: [("A".to_owned(), "1".to_owned())].into(),
+            sandbox: &sandbox,
         };
         let places = Places {
             volumes: Path::new("/volumes"),

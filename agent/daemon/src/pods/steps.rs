@@ -24,6 +24,7 @@ use super::{
     container::{self, ContainerError, Places, Resolved},
     env::{self, Addresses, Objects},
     ids::NoIds,
+    sandbox::Ground,
     users::{self, UserError},
     volumes::{self, VolumeError},
 };
@@ -205,11 +206,13 @@ pub(super) async fn start_container(
         log_max_bytes: context.config.log_max_bytes,
         log_max_files: context.config.log_max_files,
     };
+    let sandbox = Ground::read(&context.client, pod).await?;
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
         user: users::user(pod, spec, image_user)?,
         environment,
+        sandbox: &sandbox,
     };
     let config = container::config(pod, spec, attempt, resolved, &places)?;
     let known = context.runtime.status(&id.uid).await?;

@@ -4,6 +4,7 @@ mod cluster;
 mod data;
 mod images;
 mod policy;
+mod sandbox;
 
 use control_wire::{Cause, Status};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -21,6 +22,7 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
         ("", "Namespace", "") => cluster::default_namespace(request, object),
         ("", "Secret", "") => data::default_secret(object),
         ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
+        ("palisade.dev", "SandboxProfile", "") => sandbox::default(object),
         ("projectcalico.org", kind, "") => policy::default_calico(kind, object),
         _ => {}
     }
@@ -45,6 +47,7 @@ pub(crate) fn check(
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
         ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
+        ("palisade.dev", "SandboxProfile", _) => sandbox::check(object, problems),
         ("palisade.dev", "ImageScan", _) => return images::check_scan(request),
         _ => {}
     }
