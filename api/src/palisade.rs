@@ -115,6 +115,157 @@ impl std::fmt::Display for Severity {
     }
 }
 
+/// A sandbox for pods of its namespace, which name it by [`crate::annotations::SANDBOX_PROFILE`]. It starts
+/// from a preset and takes away from it; nothing in it adds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxProfile {
+    /// Always [`API_VERSION`].
+    pub api_version: String,
+    /// Always `SandboxProfile`.
+    pub kind: String,
+    /// Object metadata.
+    pub metadata: ObjectMeta,
+    /// What is taken away.
+    #[serde(default)]
+    pub spec: SandboxProfileSpec,
+}
+
+/// What a [`SandboxProfile`] takes away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxProfileSpec {
+    /// What it starts from.
+    #[serde(default)]
+    pub preset: SandboxPreset,
+    /// A seccomp profile as the OCI runtime specification writes it. A call is allowed that it and the preset
+    /// allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompProfile>,
+    /// Ports of TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<SandboxPorts>,
+    /// Landlock interface that the node must have at least.
+    #[serde(
+        default,
+        rename = "minimumLandlockABI",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub minimum_landlock_abi: Option<u32>,
+}
+
+/// The sandboxes that always exist; no [`SandboxProfile`] has their names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxPreset {
+    /// The baseline, where what `strict` would refuse is logged.
+    Audit,
+    /// What every pod gets.
+    #[default]
+    Baseline,
+    /// What is written is never executed.
+    Strict,
+}
+
+/// Their names.
+pub const SANDBOX_PRESETS: &[&str] = &["audit", "baseline", "strict"];
+
+/// Ports of TCP that a sandbox leaves; absent means what the preset leaves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxPorts {
+    /// What may be bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<Vec<u16>>,
+    /// What may be connected to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Vec<u16>>,
+}
+
+/// A seccomp profile with the field names of the OCI runtime specification, Docker and Podman. What the
+/// fields mean is decided by the agent, which refuses what it cannot enforce.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "as in the specification")]
+pub struct SeccompProfile {
+    pub default_action: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_errno_ret: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_errno: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architectures: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch_map: Option<Vec<SeccompArchitecture>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flags: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener_path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener_metadata: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syscalls: Option<Vec<SeccompRule>>,
+}
+
+/// An architecture of a [`SeccompProfile`] and those that come with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "as in the specification")]
+pub struct SeccompArchitecture {
+    pub architecture: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_architectures: Option<Vec<String>>,
+}
+
+/// One rule of a [`SeccompProfile`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "as in the specification")]
+pub struct SeccompRule {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<Vec<String>>,
+    pub action: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno_ret: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<SeccompArgument>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub includes: Option<SeccompCircumstances>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excludes: Option<SeccompCircumstances>,
+}
+
+/// One comparison of a [`SeccompRule`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "as in the specification")]
+pub struct SeccompArgument {
+    pub index: u32,
+    pub value: u64,
+    #[serde(default)]
+    pub value_two: u64,
+    pub op: String,
+}
+
+/// When a [`SeccompRule`] counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "as in the specification")]
+pub struct SeccompCircumstances {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caps: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arches: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_kernel: Option<String>,
+}
+
 /// Record of one scan of one image digest. Cluster-scoped, named by [`image_scan_name`]. Written by the
 /// gate only; the newest scan of a digest replaces the one before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -429,6 +429,18 @@ pub const RESOURCES: &[Resource] = &[
         subresources: &[],
     },
     Resource {
+        group: "palisade.dev",
+        version: "v1alpha1",
+        kind: "SandboxProfile",
+        plural: "sandboxprofiles",
+        singular: "sandboxprofile",
+        short_names: &["sandbox"],
+        categories: &["palisade"],
+        scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
+    Resource {
         group: "policy.networking.k8s.io",
         version: "v1alpha2",
         kind: "ClusterNetworkPolicy",

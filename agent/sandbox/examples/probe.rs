@@ -13,7 +13,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent_sandbox::{DaemonPaths, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile, jail};
+use agent_sandbox::{
+    DaemonPaths, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile, SyscallSet, jail, oci,
+};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -34,6 +36,34 @@ fn main() -> ExitCode {
                 .apply()
                 .expect("applies");
             try_everything(&path(0), &path(1));
+        }
+        Some("oci") => {
+            let text = fs::read_to_string(path(0)).expect("a seccomp profile");
+            let context = oci::Context {
+                capabilities: &[],
+                kernel: oci::kernel_version(),
+            };
+            let imported = oci::import(&text, &context).expect("valid");
+            let baseline = SyscallSet::Baseline.policy();
+            let paths = DaemonPaths {
+                writable: vec![path(1)],
+                ..DaemonPaths::default()
+            };
+            let profile = Profile {
+                syscalls: SyscallSet::Policy(baseline.and(&imported.policy)),
+                ..Profile::daemon(&paths)
+            };
+            profile.compile().expect("compiles").apply().expect("applies");
+            report("mkdir", fs::create_dir(path(1).join("new")));
+            report("write", fs::write(path(1).join("note"), "x"));
+            // SAFETY: lengths that the profile tells apart; the buffer holds the longer one.
+            let random = |length: usize| unsafe {
+                let mut room = [0_u8; 16];
+                answer(libc::syscall(libc::SYS_getrandom, room.as_mut_ptr(), length, 0))
+            };
+            report("getrandom-8", random(8));
+            report("getrandom-9", random(9));
+            calls();
         }
         Some("image") => {
             enter_image(&path(0));

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
 pub use crate::landlock::{LandlockError, landlock_abi};
+pub use crate::names::number_of as call_number;
 pub use crate::seccomp::{
     Action, Alternative, CallRule, Compare, CompileError, Condition, EmitError, Filter, InstallError,
     SyscallPolicy, Width,

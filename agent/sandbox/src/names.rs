@@ -2,8 +2,8 @@
 
 use crate::syscalls::number;
 
-/// The number of a call on this architecture.
-pub(crate) fn number_of(name: &str) -> Option<u32> {
+/// The number of a call on this architecture, such as 0 for `read` on x86-64.
+pub fn number_of(name: &str) -> Option<u32> {
     [COMMON, OLD].iter().find_map(|table| {
         let at = table.binary_search_by(|(known, _)| known.strip_prefix("SYS_").unwrap_or(known).cmp(name));
         let (_, number) = at.ok().and_then(|at| table.get(at))?;

@@ -31,6 +31,15 @@ pub struct Context<'a> {
     pub kernel: (u32, u32),
 }
 
+/// Major and minor version of the running kernel, for [`Context::kernel`].
+pub fn kernel_version() -> (u32, u32) {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    (next(), next())
+}
+
 /// A profile as a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Imported {

@@ -129,6 +129,15 @@ fn a_profile_like_dockers_means_what_runc_makes_of_it() {
 }
 
 #[test]
+fn the_kernel_has_a_version() {
+    let (major, minor) = kernel_version();
+    assert!(
+        (major, minor) >= (5, 13),
+        "{major}.{minor}: older ones have no Landlock"
+    );
+}
+
+#[test]
 fn podmans_names_of_errors_are_understood() {
     let json = r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "defaultErrno": "ENOSYS",
         "syscalls": [

@@ -75,6 +75,24 @@ fn daemon_changes_only_its_state() {
     refused_calls(&seen);
 }
 
+/// A list of prohibitions on top of the baseline, which it cannot open.
+#[test]
+fn an_imported_profile_takes_away_and_never_adds() {
+    let (inside, outside) = (directory(), directory());
+    let profile = outside.path().join("seccomp.json");
+    let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30},
+        {"names": ["getrandom"], "action": "SCMP_ACT_ERRNO", "errnoRet": 11,
+         "args": [{"index": 1, "value": 8, "op": "SCMP_CMP_GT"}]},
+        {"names": ["bpf", "ptrace"], "action": "SCMP_ACT_ALLOW"}]}"#;
+    fs::write(&profile, text).expect("write");
+    let seen = outcomes(Command::new(probe()).arg("oci").arg(&profile).arg(inside.path()));
+    expect(&seen, "ok", &["write", "getrandom-8"]);
+    expect(&seen, "30", &["mkdir"]);
+    expect(&seen, "11", &["getrandom-9"]);
+    refused_calls(&seen);
+}
+
 #[test]
 fn jail_has_no_network_and_only_its_paths() {
     let (inside, outside) = (directory(), directory());

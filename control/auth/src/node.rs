@@ -72,6 +72,8 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         ("", "pods" | "namespaces" | "serviceaccounts", "get" | "list" | "watch") => Decision::Allow,
         ("discovery.k8s.io", "endpointslices", "get" | "list" | "watch") => Decision::Allow,
         ("networking.k8s.io", "networkpolicies", "get" | "list" | "watch") => Decision::Allow,
+        // Pods name their sandbox; it holds no secrets.
+        ("palisade.dev", "sandboxprofiles", "get" | "list" | "watch") => Decision::Allow,
         ("policy.networking.k8s.io", "clusternetworkpolicies", "get" | "list" | "watch") => Decision::Allow,
         ("projectcalico.org", resource, "get" | "list" | "watch") => {
             Decision::allow_if(POLICY_RESOURCES.contains(&resource))

@@ -71,6 +71,7 @@ const CONTROLLERS: &[Rule] = &[
         ],
     ),
     rule("networking.k8s.io", "networkpolicies", EMPTY),
+    rule("palisade.dev", "sandboxprofiles", EMPTY),
     rule("projectcalico.org", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networksets", EMPTY),
     rule("projectcalico.org", "stagedkubernetesnetworkpolicies", EMPTY),

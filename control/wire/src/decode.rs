@@ -4,7 +4,7 @@
 use api::{
     calico,
     cluster_policy::ClusterNetworkPolicy,
-    palisade::{ImagePolicy, ImageScan, PolicyAssertion},
+    palisade::{ImagePolicy, ImageScan, PolicyAssertion, SandboxProfile},
     resources::{Resource, Subresource},
 };
 use k8s_openapi::api::{
@@ -238,6 +238,7 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
         ("palisade.dev/v1alpha1", "ImagePolicy") => round_trip::<ImagePolicy>(value),
         ("palisade.dev/v1alpha1", "ImageScan") => round_trip::<ImageScan>(value),
         ("palisade.dev/v1alpha1", "PolicyAssertion") => round_trip::<PolicyAssertion>(value),
+        ("palisade.dev/v1alpha1", "SandboxProfile") => round_trip::<SandboxProfile>(value),
         (api::cluster_policy::API_VERSION, "ClusterNetworkPolicy") => {
             round_trip::<ClusterNetworkPolicy>(value)
         }

@@ -73,6 +73,7 @@ pub(crate) struct Resolved<'a> {
     pub(crate) image: &'a ImageConfig,
     pub(crate) user: UserIds,
     pub(crate) environment: env::Environment,
+    pub(crate) sandbox: &'a sandbox::Ground,
 }
 
 /// The runtime's view of `container`, started for the `attempt`th time after the first.
@@ -89,6 +90,7 @@ pub(crate) fn config(
         return Err(ContainerError::Unsupported("privileged"));
     }
     let argv = argv(container, &resolved)?;
+    let capabilities = capabilities(security)?;
     let cwd = match (
         container.working_dir.as_deref(),
         resolved.image.working_dir.as_str(),
@@ -109,14 +111,14 @@ pub(crate) fn config(
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
         read_only_root: security.read_only_root_filesystem == Some(true),
-        capabilities: capabilities(security)?,
         streams: Streams {
             stdin: container.stdin == Some(true),
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
         },
         resources: resources(container)?,
-        profile: sandbox::profile(pod, container)?,
+        profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
+        capabilities,
         log_path: places.log.clone(),
         log_max_bytes: places.log_max_bytes,
         log_max_files: places.log_max_files,
@@ -328,6 +330,7 @@ mod tests {
             cmd: vec!["image".to_owned()],
             ..ImageConfig::default()
         };
+        let sandbox = sandbox::Ground::default();
         let resolved = Resolved {
             layers: vec![PathBuf::from("/layer")],
             image: &image,
@@ -338,6 +341,7 @@ mod tests {
                     .into(),
                 own: [("A".to_owned(), "1".to_owned())].into(),
             },
+            sandbox: &sandbox,
         };
         let places = Places {
             volumes: Path::new("/volumes"),

@@ -25,7 +25,9 @@ use super::{
     contents::Sources,
     env::{self, Addresses, Objects},
     ids::NoIds,
-    names, termination,
+    names,
+    sandbox::Ground,
+    termination,
     users::{self, UserError},
     volumes::{self, VolumeError},
 };
@@ -246,11 +248,13 @@ pub(super) async fn start_container(
         log_max_bytes: context.config.log_max_bytes,
         log_max_files: context.config.log_max_files,
     };
+    let sandbox = Ground::read(&context.client, pod).await?;
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
         user: users::user(pod, spec, image_user)?,
         environment,
+        sandbox: &sandbox,
     };
     let config = container::config(pod, spec, attempt, resolved, &places)?;
     let known = context.runtime.status(&id.uid).await?;

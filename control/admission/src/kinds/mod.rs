@@ -5,6 +5,7 @@ mod cluster;
 mod data;
 mod images;
 mod policy;
+mod sandbox;
 mod service;
 
 use control_wire::{Cause, Status};
@@ -24,6 +25,7 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
         ("", "Secret", "") => data::default_secret(object),
         ("", "Service", "") => service::default(request, object),
         ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
+        ("palisade.dev", "SandboxProfile", "") => sandbox::default(object),
         ("projectcalico.org", kind, "") => policy::default_calico(kind, object),
         ("policy.networking.k8s.io", "ClusterNetworkPolicy", "") => {
             policy::default_cluster_policy(request, object);
@@ -52,6 +54,7 @@ pub(crate) fn check(
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
         ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
+        ("palisade.dev", "SandboxProfile", _) => sandbox::check(object, problems),
         ("palisade.dev", "ImageScan", _) => return images::check_scan(request),
         ("palisade.dev", "PolicyAssertion", _) => assertions::check(object, problems),
         _ => {}

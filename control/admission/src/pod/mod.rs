@@ -22,9 +22,6 @@ use crate::{AdmissionRequest, Operation, Problems, metadata::members, shape, syn
 
 pub(crate) use defaults::default;
 
-/// Sandbox profiles that the agent has.
-const PROFILES: &[&str] = &["audit", "baseline", "strict"];
-
 /// Annotations that ask for a weaker or another sandbox in Kubernetes' older way.
 const FOREIGN_PROFILES: &[&str] = &[
     "container.apparmor.security.beta.kubernetes.io/",
@@ -63,8 +60,9 @@ fn check_annotations(object: &Value, problems: &mut Problems) {
     for (key, value) in members(&object["metadata"]["annotations"]) {
         let field = format!("metadata.annotations[{key}]");
         let value = value.as_str().unwrap_or_default();
-        if key == SANDBOX_PROFILE && !PROFILES.contains(&value) {
-            problems.push(Cause::not_supported(field, value, PROFILES));
+        if key == SANDBOX_PROFILE {
+            // Presets are such names too. Whether a profile of that name exists is seen when a container starts.
+            problems.require(syntax::is_subdomain(value), &field, value, syntax::SUBDOMAIN);
         } else if key == ESTABLISHED && value != "keep" {
             problems.push(Cause::not_supported(field, value, &["keep"]));
         } else if FOREIGN_PROFILES.iter().any(|prefix| key.starts_with(prefix)) && value != "runtime/default"

@@ -582,3 +582,56 @@ fn assertions_are_sentences_that_can_be_read() {
         ]
     );
 }
+
+#[test]
+fn sandbox_profiles_name_what_cannot_be_enforced() {
+    let profile = |spec: Value| json!({"metadata": {"name": "x"}, "spec": spec});
+    let good = profile(json!({
+        "preset": "strict",
+        "tcp": {"bind": [8080], "connect": [443, 5432]},
+        "minimumLandlockABI": 6,
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "syscalls": [
+            {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW", "args": [
+                {"index": 0, "value": 2, "op": "SCMP_CMP_LE"}]}]},
+    }));
+    assert!(problems("sandboxprofiles", good).is_empty());
+    assert!(problems("sandboxprofiles", profile(json!({}))).is_empty());
+    let rule = |rule: Value| json!({"seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule]}});
+    for (spec, field) in [
+        (
+            json!({"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}),
+            "spec.seccomp.defaultAction",
+        ),
+        (
+            json!({"seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/run/x"}}),
+            "spec.seccomp.listenerPath",
+        ),
+        (
+            json!({"seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}}),
+            "spec.seccomp.flags",
+        ),
+        (
+            rule(json!({"names": ["read"], "action": "SCMP_ACT_TRACE"})),
+            "spec.seccomp.syscalls[0].action",
+        ),
+        (
+            rule(json!({"action": "SCMP_ACT_ALLOW"})),
+            "spec.seccomp.syscalls[0].names",
+        ),
+        (
+            rule(json!({"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [
+                {"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]})),
+            "spec.seccomp.syscalls[0].args[0].index",
+        ),
+        (json!({"tcp": {"bind": vec![1; 1025]}}), "spec.tcp.bind"),
+    ] {
+        let found = problems("sandboxprofiles", profile(spec));
+        assert!(
+            found.len() == 1 && found[0].starts_with(field),
+            "{field}: {found:?}"
+        );
+    }
+    let mut preset = profile(json!({}));
+    preset["metadata"]["name"] = json!("baseline");
+    assert_eq!(problems("sandboxprofiles", preset).len(), 1);
+}

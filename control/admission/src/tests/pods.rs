@@ -534,7 +534,7 @@ fn annotations_cannot_ask_for_a_weaker_sandbox() {
         body["metadata"] = json!({"annotations": {key: value}});
         problems("pods", body)
     };
-    for preset in ["audit", "baseline", "strict"] {
+    for preset in ["audit", "baseline", "strict", "a-profile-of-the-namespace"] {
         assert!(
             annotated("palisade.dev/sandbox-profile", preset).is_empty(),
             "{preset}"
@@ -542,7 +542,8 @@ fn annotations_cannot_ask_for_a_weaker_sandbox() {
     }
     assert!(annotated("palisade.dev/established", "keep").is_empty());
     for (key, value) in [
-        ("palisade.dev/sandbox-profile", "none"),
+        ("palisade.dev/sandbox-profile", ""),
+        ("palisade.dev/sandbox-profile", "../baseline"),
         ("palisade.dev/established", "drop"),
         ("container.apparmor.security.beta.kubernetes.io/c", "unconfined"),
         ("seccomp.security.alpha.kubernetes.io/pod", "unconfined"),

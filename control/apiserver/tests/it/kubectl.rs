@@ -175,6 +175,7 @@ async fn every_version_can_do_the_daily_work() {
         policies(&kubectl).await;
         assertions(&kubectl).await;
         services(&kubectl).await;
+        sandboxes(&kubectl).await;
         pods(&kubectl, &cluster).await;
     }
 }
@@ -701,4 +702,61 @@ async fn pods(kubectl: &Kubectl, cluster: &Cluster) {
     let (deleted, (code, _)) = tokio::join!(delete, agent);
     assert!(deleted.contains("\"web\" deleted"), "{deleted}");
     assert_eq!(code, 200);
+}
+
+/// A seccomp profile with what Docker's and Podman's files have beside the specification.
+const SANDBOX: &str = r#"
+apiVersion: palisade.dev/v1alpha1
+kind: SandboxProfile
+metadata: {name: web, namespace: default}
+spec:
+  preset: strict
+  tcp: {bind: [8080]}
+  minimumLandlockABI: 6
+  seccomp:
+    defaultAction: SCMP_ACT_ERRNO
+    defaultErrnoRet: 1
+    archMap: [{architecture: SCMP_ARCH_X86_64, subArchitectures: [SCMP_ARCH_X86]}]
+    syscalls:
+    - {names: [read, write], action: SCMP_ACT_ALLOW, includes: {}, comment: ""}
+    - {names: [clone], action: SCMP_ACT_ALLOW, args: [{index: 0, value: 2114060288, valueTwo: 0, op: SCMP_CMP_MASKED_EQ}], excludes: {caps: [CAP_SYS_ADMIN]}}
+"#;
+
+async fn sandboxes(kubectl: &Kubectl) {
+    let applied = kubectl.ok_with(&["apply", "-f", "-"], SANDBOX).await;
+    assert!(
+        applied.contains("sandboxprofile.palisade.dev/web created"),
+        "{applied}"
+    );
+    let applied = kubectl.ok_with(&["apply", "-f", "-"], SANDBOX).await;
+    assert!(applied.contains("unchanged"), "{applied}");
+    let table = kubectl.ok(&["get", "sandbox"]).await;
+    let row = table.lines().nth(1).unwrap_or_default();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells[..3], ["web", "strict", "2"], "{table}");
+    let mask = "jsonpath={.spec.seccomp.syscalls[1].args[0].value}";
+    assert_eq!(
+        kubectl.ok(&["get", "sandbox", "web", "-o", mask]).await,
+        "2114060288"
+    );
+    for (from, to, says) in [
+        (
+            "valueTwo",
+            "valueTow",
+            "unknown field \"spec.seccomp.syscalls[1].args[0].valueTow\"",
+        ),
+        (
+            "defaultAction: SCMP_ACT_ERRNO",
+            "defaultAction: SCMP_ACT_NOTIFY",
+            "spec.seccomp.defaultAction",
+        ),
+        ("name: web", "name: strict", "metadata.name"),
+        ("preset: strict", "preset: privileged", "privileged"),
+    ] {
+        let refusal = kubectl
+            .fails(&["apply", "-f", "-"], &SANDBOX.replace(from, to))
+            .await;
+        assert!(refusal.contains(says), "{says:?} is not in {refusal}");
+    }
+    kubectl.ok(&["delete", "sandbox", "web"]).await;
 }

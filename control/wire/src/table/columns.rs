@@ -27,6 +27,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
         ("palisade.dev", "ImageScan") => IMAGE_SCAN,
         ("palisade.dev", "PolicyAssertion") => policy::ASSERTION,
+        ("palisade.dev", "SandboxProfile") => SANDBOX_PROFILE,
         _ => PLAIN,
     }
 }
@@ -334,6 +335,20 @@ const IMAGE_POLICY: &[Column] = &[
             }
             _ => "<all>".to_owned(),
         })
+    }),
+    AGE,
+];
+
+const SANDBOX_PROFILE: &[Column] = &[
+    NAME,
+    text("Preset", "What the sandbox starts from.", |profile, _| {
+        json!(text_at(profile, "/spec/preset"))
+    }),
+    number("Rules", "Rules of its own about system calls.", |profile, _| {
+        let rules = profile
+            .pointer("/spec/seccomp/syscalls")
+            .and_then(Value::as_array);
+        json!(rules.map_or(0, Vec::len))
     }),
     AGE,
 ];

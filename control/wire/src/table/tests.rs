@@ -270,6 +270,11 @@ fn other_kinds() {
             "x | HIGH | ignored | Refuse | 0 | 24h",
         ),
         (
+            "sandboxprofiles",
+            json!({"spec": {"preset": "strict", "seccomp": {"syscalls": [{}, {}]}}}),
+            "x | strict | 2 | 24h",
+        ),
+        (
             "imagescans",
             json!({"spec": {"image": "i:1"}, "status": {"verdict": "Refused", "counts": {"HIGH": 2},
                 "scannedAt": "2026-01-01T00:59:30Z"}}),
