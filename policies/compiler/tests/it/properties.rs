@@ -316,7 +316,7 @@ fn random_packets_reach_every_kind_of_decision() {
         };
         format!("{kind} {direction:?} {verdict:?} by {by}")
     };
-    for turn in 0..1000 {
+    for turn in 0..1500 {
         let scenario = kubernetes().new_tree(&mut runner).expect("a scenario").current();
         for (endpoint, packet) in &scenario.packets {
             let judgement = expected(&scenario.view, *endpoint, packet);
