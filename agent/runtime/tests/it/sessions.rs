@@ -145,7 +145,7 @@ async fn interactive_sessions_are_confined_as_init_is() {
     }
     for expected in [
         "Seccomp:\t2\n",
-        "Seccomp_filters:\t2\n",
+        "Seccomp_filters:\t1\n",
         "NoNewPrivs:\t1\n",
         "CapEff:\t0000000000000000\n",
         "Uid:\t1000\t1000\t1000\t1000\n",

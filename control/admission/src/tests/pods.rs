@@ -365,7 +365,6 @@ fn probes_and_hooks_that_mean_nothing_are_refused() {
             "restartPolicy: Unsupported value",
         ),
         (json!({"name": "c"}), ""),
-        (json!({"tty": true}), "tty: Forbidden"),
         (json!({"image": ""}), "image: Required value"),
     ] {
         let found = problems("pods", init(extra));
