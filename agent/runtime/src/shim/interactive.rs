@@ -87,10 +87,9 @@ impl Supervisor {
         let (opening, creator) = container
             .open(&self.pod, argv, stdin, tty)
             .map_err(|error| chain(&error))?;
-        self.worked = true;
         let mut job = Job::new(name, client, creator, None);
         job.opening = Some(opening);
-        self.jobs.push(job);
+        self.begin(job);
         Ok(())
     }
 

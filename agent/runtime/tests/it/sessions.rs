@@ -443,3 +443,46 @@ fn runs(command: &str) -> bool {
         .filter_map(|process| std::fs::read_to_string(process.join("cmdline")).ok())
         .any(|line| line.trim_end_matches('\0') == command)
 }
+
+/// Programs may end at any moment of their start, however many others start and run beside them: every end is seen. A
+/// lost one would leave the shim with a number that comes to mean another process of the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_death_is_lost_among_many_starts() {
+    let stage = started("deaths", &["sleep", "1000"]).await;
+    let killer = stage.container(
+        "killer",
+        &["sh", "-c", "while :; do kill -9 -1 2>/dev/null; done"],
+    );
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &killer)
+        .await
+        .expect("starts");
+    let argv = |text: &[&str]| text.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+    let (runtime, pod) = (stage.runtime.clone(), stage.pod.uid.clone());
+    // Keeps the shim from ever being without a job.
+    let long = tokio::spawn(async move {
+        let sleep = ["sleep".to_owned(), "987654".to_owned()];
+        runtime.exec(&pod, "main", &sleep, patience() * 50).await
+    });
+    wait_for(|| runs("sleep\0987654"));
+    for round in 0..100 {
+        let sleep = argv(&["sleep", "1000"]);
+        let killed = stage
+            .runtime
+            .exec(&stage.pod.uid, "killer", &sleep, patience() * 50);
+        let killed = tokio::time::timeout(patience(), killed).await;
+        let killed = killed.unwrap_or_else(|_late| panic!("round {round}: its death was lost"));
+        assert_eq!(killed.expect("it was a program").code, 128 + 9, "round {round}");
+        let short = argv(&["true"]);
+        let ended = stage
+            .runtime
+            .exec(&stage.pod.uid, "main", &short, patience() * 50);
+        let ended = tokio::time::timeout(patience(), ended).await;
+        let ended = ended.unwrap_or_else(|_late| panic!("round {round}: its end was lost"));
+        assert_eq!(ended.expect("runs").code, 0, "round {round}");
+    }
+    assert!(!long.is_finished(), "it ran all the time");
+    stage.end().await;
+    let _cut_off = long.await.expect("no panic");
+}
