@@ -80,6 +80,7 @@ impl Supervisor {
         if starting + self.interactive.len() >= MAX_SESSIONS {
             return Err(format!("the pod has {MAX_SESSIONS} sessions already"));
         }
+        self.demand_room()?;
         let container = self
             .containers
             .get(&name)

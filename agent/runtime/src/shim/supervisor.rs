@@ -29,6 +29,10 @@ use crate::shim::{ShimError, chain, complain, file_error, memory, rootfs, system
 /// Conversations at a time: the agent's few, and waiters.
 const MAX_CLIENTS: usize = 32;
 
+/// Programs beside the containers' own that keep a client waiting, at a time. The other conversations are for whoever
+/// starts, signals and removes.
+const MAX_WAITING: usize = 24;
+
 /// How long killed processes may take to leave their control groups.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -155,10 +159,11 @@ impl Supervisor {
     }
 
     fn wait(&mut self) -> Result<(), ShimError> {
-        let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        // Who is not accepted yet would be announced again and again.
+        if self.clients.len() < MAX_CLIENTS {
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
         fds.extend(
             self.clients
                 .values()
@@ -510,7 +515,19 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Whether one more program may be started beside the containers' own.
+    pub(super) fn demand_room(&self) -> Result<(), String> {
+        let waiting = self.jobs.iter().filter(|job| !job.starts_container()).count();
+        if waiting < MAX_WAITING {
+            return Ok(());
+        }
+        Err(format!(
+            "{waiting} programs are being waited for in the pod's containers; probes and hooks must end before others start"
+        ))
+    }
+
     fn exec(&mut self, client: u64, name: String, argv: &[String], timeout: Duration) -> Result<(), String> {
+        self.demand_room()?;
         let container = self
             .containers
             .get(&name)
