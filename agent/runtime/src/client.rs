@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -29,6 +30,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest answer to an ordinary request; starting a container has its own deadline inside the shim.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// A shim that has not shut its pod down by then is killed. It gives up waiting itself after half of that.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the processes of a killed cgroup may take to go.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -206,11 +210,42 @@ impl Runtime {
     /// Kills whatever the pod still runs and removes all that was made for it, whether its shim lives or not.
     pub async fn remove_pod(&self, pod: &str) -> Result<(), RuntimeError> {
         demand_name("pod uid", pod)?;
-        match self.ask(pod, &Request::Shutdown).await {
-            Ok(()) | Err(RuntimeError::ShimGone { .. } | RuntimeError::Talk { .. }) => {}
+        match self.call(pod, &Request::Shutdown, Some(SHUTDOWN_TIMEOUT)).await {
+            Ok(Response::Done) | Err(RuntimeError::ShimGone { .. } | RuntimeError::Talk { .. }) => {}
+            Ok(other) => return Err(unexpected(pod, other)),
+            Err(RuntimeError::Timeout { .. }) => self.kill_shim(pod)?,
             Err(error) => return Err(error),
         }
         self.remove_dead(pod).await
+    }
+
+    /// Kills a shim that does not answer. Its containers go with it.
+    fn kill_shim(&self, pod: &str) -> Result<(), RuntimeError> {
+        let paths = self.paths(pod);
+        let Some(pid) = read_json::<PodStatus>(&paths.status())?
+            .and_then(|status| rustix::process::Pid::from_raw(status.shim_pid))
+        else {
+            return Ok(());
+        };
+        let failed = |errno: rustix::io::Errno| file_error("kill the shim of", &paths.run)(errno.into());
+        // Held first, looked at then: what is killed is what was looked at, whatever becomes of the number.
+        let process = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0);
+        let is_shim = words.nth(1) == Some(crate::shim::SUBCOMMAND.as_bytes())
+            && words.next() == Some(paths.run.as_os_str().as_bytes());
+        if !is_shim {
+            return Ok(());
+        }
+        tracing::warn!(pod, "the shim does not shut down and is killed");
+        match rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(failed(errno)),
+        }
     }
 
     /// Finds the pods of earlier agents, those with a living shim and those without.

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use crate::protocol::Response;
 use crate::shim::conversation::Conversation;
 
-/// How long a client may leave its pipe full.
+/// How long a client may take to make room for what waits.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One client of one container.
@@ -55,7 +55,10 @@ impl Copy {
             match pipe.write(&self.pending) {
                 Ok(written) => {
                     self.pending.drain(..written);
-                    self.stalled = None;
+                    // A byte now and then is no progress: the container waits until all has gone.
+                    if self.pending.is_empty() {
+                        self.stalled = None;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -149,7 +152,12 @@ mod tests {
         assert!(copy.stalled.is_some() && !copy.pending.is_empty());
         let mut read = File::from(read);
         let mut seen = Vec::new();
+        let since = copy.stalled;
         while seen.len() < text.len() {
+            assert!(
+                copy.pending.is_empty() || copy.stalled == since,
+                "dripping is no progress"
+            );
             let mut chunk = [0; 50_000];
             let length = read.read(&mut chunk).expect("there is more");
             seen.extend_from_slice(&chunk[..length]);

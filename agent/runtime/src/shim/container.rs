@@ -100,6 +100,16 @@ pub(crate) type Parts = [Option<OwnedFd>; 4];
 pub(crate) struct Creator {
     pub(crate) pid: Pid,
     pub(crate) report: OwnedFd,
+    /// Once it has been reaped its number may be anybody's.
+    pub(crate) reaped: bool,
+}
+
+impl Creator {
+    pub(crate) fn kill(&self) {
+        if !self.reaped {
+            let _may_be_dead = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+        }
+    }
 }
 
 impl Container {
@@ -488,7 +498,11 @@ fn start_creator(
         streams,
     };
     let (pid, report) = creator::start(creation).map_err(ContainerError::Creator)?;
-    Ok(Creator { pid, report })
+    Ok(Creator {
+        pid,
+        report,
+        reaped: false,
+    })
 }
 
 fn library_id(config: &ContainerConfig) -> String {

@@ -2,7 +2,7 @@
 //!
 //! libcontainer blocks, changes its caller (working directory, dumpability) and forks with raw system
 //! calls, so it runs in a child of the single-threaded shim and never in the shim itself. The process it
-//! starts becomes the shim's child, not this one's. This child reports one JSON line and exits; the shim
+//! starts becomes the shim's child, not this one's. This child reports in JSON lines and exits; the shim
 //! kills it when it takes too long.
 
 use std::fs::File;
@@ -63,12 +63,20 @@ pub(crate) struct Streams {
     pub(crate) terminal: Option<OwnedFd>,
 }
 
-/// The one line the child writes.
+/// The lines the child writes.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Report {
-    Started { pid: i32 },
-    Failed { reason: String },
+    /// The program's process is there. Not yet executed, and perhaps dead: the shim, its parent, knows.
+    Forked {
+        pid: i32,
+    },
+    Started {
+        pid: i32,
+    },
+    Failed {
+        reason: String,
+    },
 }
 
 /// Starts the child; its report comes through the returned pipe.
@@ -80,19 +88,24 @@ pub(crate) fn start(creation: Creation<'_>) -> Result<(Pid, OwnedFd), ShimError>
         ForkResult::Parent { child } => Ok((child, report)),
         ForkResult::Child => {
             drop(report);
-            let outcome = match create(creation, shim) {
+            let mut to_shim = File::from(to_shim);
+            let outcome = match create(creation, shim, &mut to_shim) {
                 Ok(pid) => Report::Started { pid: pid.as_raw() },
                 Err(reason) => Report::Failed { reason },
             };
-            let mut line = serde_json::to_vec(&outcome).unwrap_or_default();
-            line.push(b'\n');
-            let told = File::from(to_shim).write_all(&line);
+            let told = say(&mut to_shim, &outcome);
             exit_now(i32::from(told.is_err()))
         }
     }
 }
 
-fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
+fn say(to_shim: &mut File, report: &Report) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(report).unwrap_or_default();
+    line.push(b'\n');
+    to_shim.write_all(&line)
+}
+
+fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<Pid, String> {
     let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
     let Creation {
         work,
@@ -166,7 +179,11 @@ fn create(creation: Creation<'_>, shim: Pid) -> Result<Pid, String> {
             pid
         }
     };
-    // The started process now holds the only other end.
+    // Whoever stops the program before it is executed does not keep it from being known, and killed.
+    say(to_shim, &Report::Forked { pid: pid.as_raw() })
+        .map_err(|error| failed("cannot report to the shim", &error))?;
+    // The started process now holds the only other end. It closes it by executing the program or by dying; the shim, which
+    // is its parent, sees every death.
     session::await_execution(status).map(|()| pid)
 }
 

@@ -80,6 +80,7 @@ impl Supervisor {
         if starting + self.interactive.len() >= MAX_SESSIONS {
             return Err(format!("the pod has {MAX_SESSIONS} sessions already"));
         }
+        self.demand_room()?;
         let container = self
             .containers
             .get(&name)
@@ -87,10 +88,9 @@ impl Supervisor {
         let (opening, creator) = container
             .open(&self.pod, argv, stdin, tty)
             .map_err(|error| chain(&error))?;
-        self.worked = true;
         let mut job = Job::new(name, client, creator, None);
         job.opening = Some(opening);
-        self.jobs.push(job);
+        self.begin(job);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::config::{ExecOutput, MAX_EXEC_OUTPUT};
@@ -19,15 +20,26 @@ pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// A start that is under way.
 #[derive(Debug)]
 pub(crate) struct Job {
+    /// Later jobs have greater ones.
+    pub(crate) number: u64,
     pub(crate) container: String,
     pub(crate) client: u64,
     pub(crate) creator: Creator,
     pub(crate) line: Vec<u8>,
+    /// The program's process from when the creator told of it until it was executed.
+    pub(crate) forked: Option<Forked>,
     pub(crate) deadline: Instant,
     /// For exec sessions whose output is collected.
     pub(crate) session: Option<Session>,
     /// For exec sessions whose streams go to the agent.
     pub(crate) opening: Option<Opening>,
+}
+
+/// A program's process.
+#[derive(Debug)]
+pub(crate) struct Forked {
+    pub(crate) pid: Pid,
+    pub(crate) ended: Option<Ended>,
 }
 
 /// An exec session.
@@ -45,10 +57,12 @@ impl Job {
     pub(crate) fn new(container: String, client: u64, creator: Creator, session: Option<Session>) -> Self {
         let deadline = Instant::now() + START_TIMEOUT;
         Self {
+            number: 0,
             container,
             client,
             creator,
             line: Vec::new(),
+            forked: None,
             deadline,
             session,
             opening: None,
@@ -65,8 +79,19 @@ impl Job {
         self.session.as_ref().is_none_or(|session| session.pid.is_none())
     }
 
-    /// The creator's report once it is complete.
+    /// Ends what was begun, as far as it is known to be there still.
+    pub(crate) fn kill(&self) {
+        self.creator.kill();
+        if let Some(Forked { pid, ended: None }) = self.forked {
+            let _may_be_dead = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// The creator's next report once it is complete.
     pub(crate) fn read_report(&mut self) -> Option<Report> {
+        if let Some(report) = self.next_line() {
+            return Some(report);
+        }
         let mut chunk = [0; 4096];
         let dead = |what: &str| {
             Some(Report::Failed {
@@ -83,12 +108,20 @@ impl Job {
             Ok(0) => dead("died without a report"),
             Ok(length) => {
                 self.line.extend_from_slice(&chunk[..length]);
-                let text = self.line.strip_suffix(b"\n")?;
-                serde_json::from_slice(text)
-                    .map_or_else(|error| dead(&format!("spoke nonsense: {error}")), Some)
+                self.next_line()
             }
             Err(errno) => dead(&format!("cannot be heard: {errno}")),
         }
+    }
+
+    fn next_line(&mut self) -> Option<Report> {
+        let end = self.line.iter().position(|byte| *byte == b'\n')?;
+        let line: Vec<u8> = self.line.drain(..=end).collect();
+        Some(
+            serde_json::from_slice(&line).unwrap_or_else(|error| Report::Failed {
+                reason: format!("the helper process spoke nonsense: {error}"),
+            }),
+        )
     }
 }
 

@@ -149,7 +149,7 @@ pub(crate) fn hold(pid: Pid) -> Result<OwnedFd, Errno> {
         .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
 }
 
-/// Waits until a started program was executed, or says why it was not.
+/// Waits until a started program was executed or has died, or says why it was not executed.
 pub(crate) fn await_execution(status: OwnedFd) -> Result<(), String> {
     use std::io::Read;
     let mut reason = String::new();

@@ -129,6 +129,8 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
                 "ptmxmode=0666",
                 "mode=0620",
                 "gid=5",
+                // The host has a few thousand for all.
+                "max=128",
             ],
         ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),

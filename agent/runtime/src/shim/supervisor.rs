@@ -1,6 +1,6 @@
 //! The shim's loop: requests, output, deaths and deadlines, over `poll` in one thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
 use crate::cgroup;
@@ -23,11 +23,15 @@ use crate::shim::container::{Container, Ended, Pod};
 use crate::shim::conversation::Conversation;
 use crate::shim::creator::Report;
 use crate::shim::interactive::Interactive;
-use crate::shim::job::{Job, START_TIMEOUT, Session};
+use crate::shim::job::{Forked, Job, START_TIMEOUT, Session};
 use crate::shim::{ShimError, chain, complain, file_error, memory, rootfs, system};
 
 /// Conversations at a time: the agent's few, and waiters.
 const MAX_CLIENTS: usize = 32;
+
+/// Programs beside the containers' own that keep a client waiting, at a time. The other conversations are for whoever
+/// starts, signals and removes.
+const MAX_WAITING: usize = 24;
 
 /// How long killed processes may take to leave their control groups.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,8 +42,15 @@ const RETRY: Duration = Duration::from_millis(5);
 /// How long nothing must happen before memory is given back.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Deaths of processes that nobody has claimed yet: a program may end before its start was reported.
-const MAX_UNCLAIMED: usize = 64;
+/// The death of a process that nobody has claimed yet: a program may end before its creator told of it. Kept as long as a
+/// job that began before it may still claim it, so there are no more than such jobs have made processes.
+#[derive(Debug)]
+struct Unclaimed {
+    pid: Pid,
+    ended: Ended,
+    /// Jobs from this number on began later.
+    next_job: u64,
+}
 
 /// All the shim knows.
 #[derive(Debug)]
@@ -53,7 +64,10 @@ pub(crate) struct Supervisor {
     pub(super) containers: BTreeMap<String, Container>,
     pub(super) jobs: Vec<Job>,
     pub(super) interactive: Vec<Interactive>,
-    unclaimed: Vec<(Pid, Ended)>,
+    unclaimed: Vec<Unclaimed>,
+    next_job: u64,
+    /// Creators that have not been reaped, those of finished jobs included.
+    creators: BTreeSet<Pid>,
     removals: Vec<(u64, String)>,
     shutdown: Option<Instant>,
     /// Whom to tell when everything has ended.
@@ -107,6 +121,8 @@ impl Supervisor {
             jobs: Vec::new(),
             interactive: Vec::new(),
             unclaimed: Vec::new(),
+            next_job: 0,
+            creators: BTreeSet::new(),
             removals: Vec::new(),
             shutdown: None,
             shutdown_clients: Vec::new(),
@@ -143,10 +159,11 @@ impl Supervisor {
     }
 
     fn wait(&mut self) -> Result<(), ShimError> {
-        let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        // Who is not accepted yet would be announced again and again.
+        if self.clients.len() < MAX_CLIENTS {
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
         fds.extend(
             self.clients
                 .values()
@@ -239,26 +256,68 @@ impl Supervisor {
 
     /// Gives a death to whom it concerns.
     fn bury(&mut self, pid: Pid, ended: Ended) {
-        if let Some(container) = self.containers.values_mut().find(|c| c.pid() == Some(pid)) {
+        if self.creators.remove(&pid) {
+            for job in self.jobs.iter_mut().filter(|job| job.creator.pid == pid) {
+                job.creator.reaped = true;
+            }
+        } else if let Some(container) = self.containers.values_mut().find(|c| c.pid() == Some(pid)) {
             container.finish(&self.pod, ended);
             self.changed();
         } else if let Some(session) = self.session_of(pid) {
             session.ended = Some(ended);
-        } else if let Some(session) = self.interactive.iter_mut().find(|session| session.pid == pid) {
+        } else if let Some(forked) = self.forked(pid) {
+            forked.ended = Some(ended);
+        } else if let Some(session) = self
+            .interactive
+            .iter_mut()
+            .find(|session| session.pid == pid && session.ended.is_none())
+        {
             session.ended = Some(ended);
         } else if pid == self.pod.holder {
             complain("the namespace holder died; the pod cannot go on");
             self.begin_shutdown();
-        } else if !self.jobs.is_empty() && self.unclaimed.len() < MAX_UNCLAIMED {
-            self.unclaimed.push((pid, ended));
+        } else if self.jobs.iter().any(Job::is_starting) {
+            self.unclaimed.push(Unclaimed {
+                pid,
+                ended,
+                next_job: self.next_job,
+            });
         }
+    }
+
+    /// Takes note of a started job and of its creator, whose death is to be told from the program's.
+    pub(super) fn begin(&mut self, mut job: Job) {
+        job.number = self.next_job;
+        self.next_job += 1;
+        self.worked = true;
+        self.creators.insert(job.creator.pid);
+        self.jobs.push(job);
+    }
+
+    /// How the process of a creator's report stands: none if it is no child of the shim, and its death was not seen either.
+    /// Then the number may be anybody's, and nothing may be done with it.
+    fn claim(&mut self, pid: Pid) -> Option<Forked> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let dead = self.unclaimed.iter().position(|death| death.pid == pid);
+        let dead = dead.map(|at| self.unclaimed.swap_remove(at).ended);
+        let is_child = !self.creators.contains(&pid) && nix::sys::wait::waitid(Id::Pid(pid), flags).is_ok();
+        // A death of a process that had the number before is not this one's.
+        let ended = if is_child { None } else { Some(dead?) };
+        Some(Forked { pid, ended })
+    }
+
+    fn forked(&mut self, pid: Pid) -> Option<&mut Forked> {
+        self.jobs
+            .iter_mut()
+            .filter_map(|job| job.forked.as_mut())
+            .find(|forked| forked.pid == pid && forked.ended.is_none())
     }
 
     fn session_of(&mut self, pid: Pid) -> Option<&mut Session> {
         self.jobs
             .iter_mut()
             .filter_map(|job| job.session.as_mut())
-            .find(|session| session.pid == Some(pid))
+            .find(|session| session.pid == Some(pid) && session.ended.is_none())
     }
 
     fn read_reports(&mut self) {
@@ -266,25 +325,37 @@ impl Supervisor {
         while let Some(job) = self.jobs.get_mut(index) {
             match job.is_starting().then(|| job.read_report()).flatten() {
                 None => index += 1,
+                Some(Report::Forked { pid }) => match self.claim(Pid::from_raw(pid)) {
+                    Some(forked) => {
+                        if let Some(job) = self.jobs.get_mut(index) {
+                            job.forked = Some(forked);
+                        }
+                    }
+                    None => self.fail_job(index, &format!("process {pid} is no child of the shim")),
+                },
                 Some(Report::Started { pid }) => {
-                    if self.started(index, Pid::from_raw(pid)) {
-                        self.jobs.remove(index);
-                    } else {
-                        index += 1;
+                    match job.forked.take_if(|forked| forked.pid.as_raw() == pid) {
+                        Some(forked) => {
+                            if self.started(index, &forked) {
+                                self.jobs.remove(index);
+                            } else {
+                                index += 1;
+                            }
+                        }
+                        None => self.fail_job(index, &format!("process {pid} was not announced")),
                     }
                 }
                 Some(Report::Failed { reason }) => self.fail_job(index, &reason),
             }
         }
-        if self.jobs.is_empty() {
-            self.unclaimed.clear();
-        }
+        let starting = self.jobs.iter().filter(|job| job.is_starting());
+        let first = starting.map(|job| job.number).min().unwrap_or(u64::MAX);
+        self.unclaimed.retain(|death| first < death.next_job);
     }
 
-    /// A process runs. True when the job is done with that.
-    fn started(&mut self, index: usize, pid: Pid) -> bool {
-        let claimed = self.unclaimed.iter().position(|(dead, _)| *dead == pid);
-        let ended = claimed.map(|at| self.unclaimed.swap_remove(at).1);
+    /// A process runs, or has run. True when the job is done with that.
+    fn started(&mut self, index: usize, forked: &Forked) -> bool {
+        let Forked { pid, ended } = *forked;
         let Some(job) = self.jobs.get_mut(index) else {
             return false;
         };
@@ -317,6 +388,7 @@ impl Supervisor {
 
     fn fail_job(&mut self, index: usize, reason: &str) {
         let job = self.jobs.remove(index);
+        job.kill();
         if job.starts_container()
             && let Some(container) = self.containers.get_mut(&job.container)
         {
@@ -439,12 +511,23 @@ impl Supervisor {
             Container::start(&self.pod, config, executables).map_err(|error| chain(&error))?;
         self.containers.insert(name.clone(), container);
         self.changed();
-        self.worked = true;
-        self.jobs.push(Job::new(name, client, creator, None));
+        self.begin(Job::new(name, client, creator, None));
         Ok(())
     }
 
+    /// Whether one more program may be started beside the containers' own.
+    pub(super) fn demand_room(&self) -> Result<(), String> {
+        let waiting = self.jobs.iter().filter(|job| !job.starts_container()).count();
+        if waiting < MAX_WAITING {
+            return Ok(());
+        }
+        Err(format!(
+            "{waiting} programs are being waited for in the pod's containers; probes and hooks must end before others start"
+        ))
+    }
+
     fn exec(&mut self, client: u64, name: String, argv: &[String], timeout: Duration) -> Result<(), String> {
+        self.demand_room()?;
         let container = self
             .containers
             .get(&name)
@@ -459,8 +542,7 @@ impl Supervisor {
             output,
             truncated: false,
         };
-        self.worked = true;
-        self.jobs.push(Job::new(name, client, creator, Some(session)));
+        self.begin(Job::new(name, client, creator, Some(session)));
         Ok(())
     }
 
@@ -514,14 +596,20 @@ impl Supervisor {
                 index += 1;
                 continue;
             }
-            match job.session.as_ref().and_then(|session| session.pid) {
-                Some(pid) => {
-                    let _may_be_dead = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            match job
+                .session
+                .as_ref()
+                .and_then(|session| session.pid.zip(Some(session.ended)))
+            {
+                Some((pid, ended)) => {
+                    // Its number is its own until `bury` has heard of its end.
+                    if ended.is_none() {
+                        let _may_be_dead = nix::sys::signal::kill(pid, Signal::SIGKILL);
+                    }
                     job.deadline = now + START_TIMEOUT;
                     index += 1;
                 }
                 None => {
-                    let _may_be_dead = nix::sys::signal::kill(job.creator.pid, Signal::SIGKILL);
                     let reason = format!("not started within {} s", START_TIMEOUT.as_secs());
                     self.fail_job(index, &reason);
                 }
@@ -534,7 +622,7 @@ impl Supervisor {
             self.shutdown = Some(Instant::now() + SHUTDOWN_TIMEOUT);
         }
         for job in &self.jobs {
-            let _may_be_dead = nix::sys::signal::kill(job.creator.pid, Signal::SIGKILL);
+            job.kill();
         }
     }
 

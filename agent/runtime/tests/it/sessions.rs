@@ -443,3 +443,147 @@ fn runs(command: &str) -> bool {
         .filter_map(|process| std::fs::read_to_string(process.join("cmdline")).ok())
         .any(|line| line.trim_end_matches('\0') == command)
 }
+
+/// Programs may end at any moment of their start, however many others start and run beside them: every end is seen. A
+/// lost one would leave the shim with a number that comes to mean another process of the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_death_is_lost_among_many_starts() {
+    let stage = started("deaths", &["sleep", "1000"]).await;
+    let killer = stage.container(
+        "killer",
+        &["sh", "-c", "while :; do kill -9 -1 2>/dev/null; done"],
+    );
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &killer)
+        .await
+        .expect("starts");
+    let argv = |text: &[&str]| text.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+    let (runtime, pod) = (stage.runtime.clone(), stage.pod.uid.clone());
+    // Keeps the shim from ever being without a job.
+    let long = tokio::spawn(async move {
+        let sleep = ["sleep".to_owned(), "987654".to_owned()];
+        runtime.exec(&pod, "main", &sleep, patience() * 50).await
+    });
+    wait_for(|| runs("sleep\0987654"));
+    for round in 0..100 {
+        let sleep = argv(&["sleep", "1000"]);
+        let killed = stage
+            .runtime
+            .exec(&stage.pod.uid, "killer", &sleep, patience() * 50);
+        let killed = tokio::time::timeout(patience(), killed).await;
+        let killed = killed.unwrap_or_else(|_late| panic!("round {round}: its death was lost"));
+        assert_eq!(killed.expect("it was a program").code, 128 + 9, "round {round}");
+        let short = argv(&["true"]);
+        let ended = stage
+            .runtime
+            .exec(&stage.pod.uid, "main", &short, patience() * 50);
+        let ended = tokio::time::timeout(patience(), ended).await;
+        let ended = ended.unwrap_or_else(|_late| panic!("round {round}: its end was lost"));
+        assert_eq!(ended.expect("runs").code, 0, "round {round}");
+    }
+    assert!(!long.is_finished(), "it ran all the time");
+    stage.end().await;
+    let _cut_off = long.await.expect("no panic");
+}
+
+/// The processes of a container, as the host counts them.
+fn members(stage: &Stage, container: &str) -> usize {
+    let group = format!(
+        "{}/{}/{container}-0/cgroup.procs",
+        stage.cgroup_root, stage.pod.uid
+    );
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").expect("lists").flatten();
+    let places = hierarchies
+        .map(|hierarchy| hierarchy.path().join(&group))
+        .chain([std::path::Path::new("/sys/fs/cgroup").join(&group)]);
+    let lists: Vec<_> = places
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .collect();
+    lists.first().expect("a control group").lines().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_do_not_end_leave_the_pod_answerable() {
+    let stage = started("full", &["sleep", "1000"]).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (runtime, pod) = (stage.runtime.clone(), stage.pod.uid.clone());
+        let argv = ["sleep", "1000"].map(str::to_owned);
+        waiting.spawn(async move { runtime.exec(&pod, "main", &argv, patience() * 50).await });
+    }
+    // Those beyond the bound are told so; the others wait.
+    let refused = async {
+        for _ in 0..16 {
+            let answer = waiting
+                .join_next()
+                .await
+                .expect("there are more")
+                .expect("no panic");
+            let refused = answer.expect_err("there is no room").to_string();
+            assert!(refused.contains("24 programs"), "{refused}");
+        }
+    };
+    tokio::time::timeout(patience(), refused).await.expect("in time");
+    let status = stage.runtime.status(&stage.pod.uid);
+    tokio::time::timeout(patience(), status)
+        .await
+        .expect("answers")
+        .expect("a status");
+    assert_eq!(waiting.len(), 24);
+    tokio::time::timeout(patience(), stage.end())
+        .await
+        .expect("the pod can be removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_hangs_does_not_keep_its_pod() {
+    let stage = started("hung", &["sleep", "1000"]).await;
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    let shim = rustix::process::Pid::from_raw(status.shim_pid).expect("a number");
+    rustix::process::kill_process(shim, rustix::process::Signal::STOP).expect("stops");
+    stage.runtime.remove_pod(&stage.pod.uid).await.expect("removed");
+    wait_for(|| !alive(status.shim_pid));
+    stage.nothing_is_left(Some(status));
+}
+
+/// A container can stop a program before it is executed. What was begun goes when the start is given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_stopped_leaves_nothing_behind() {
+    let script = "while :; do kill -STOP -1 2>/dev/null; done";
+    let stage = started("stopped", &["sh", "-c", script]).await;
+    let mut starts = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (runtime, pod) = (stage.runtime.clone(), stage.pod.uid.clone());
+        let argv = ["sleep", "1000"].map(str::to_owned);
+        starts.spawn(async move {
+            runtime
+                .exec(&pod, "main", &argv, std::time::Duration::from_secs(1))
+                .await
+        });
+    }
+    let mut given_up = 0;
+    while let Some(start) = starts.join_next().await {
+        match start.expect("no panic") {
+            Ok(killed) => assert_eq!(killed.code, 128 + 9),
+            Err(error) => {
+                assert!(error.to_string().contains("not started within"), "{error}");
+                given_up += 1;
+            }
+        }
+    }
+    assert!(given_up > 0, "none was stopped before it was executed");
+    wait_for(|| members(&stage, "main") == 1);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_has_a_share_of_the_terminals() {
+    let script = "for i in $(seq 160); do sleep 1000 <>/dev/ptmx & done 2>/tmp/refused; \
+         until [ $(ls /dev/pts | grep -c '[0-9]') -ge 128 ]; do sleep 0.1; done; \
+         until [ $(grep -c 'No space' /tmp/refused) -ge 32 ]; do sleep 0.1; done; ls /dev/pts | grep -c '[0-9]'";
+    let stage = Stage::new("ptys").await;
+    let (exit, output) = stage.shell("main", script).await;
+    assert_eq!((exit.code, output.trim()), (0, "128"));
+    stage.end().await;
+}
