@@ -24,6 +24,7 @@ use crate::config::{
 };
 use crate::error::RuntimeError;
 use crate::protocol::{self, FrameError, Request, Response};
+use crate::remove;
 
 /// A shim that has not reported by then is broken.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -544,14 +545,10 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError
 
 async fn delete(path: PathBuf) -> Result<(), RuntimeError> {
     let shown = path.clone();
-    let deleted = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&path))
+    let deleted = remove::in_turn(move || remove::remove_tree(&path))
         .await
         .map_err(|_cancelled| RuntimeError::Cancelled)?;
-    match deleted {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(file_error("delete", &shown)(error)),
-    }
+    deleted.map_err(file_error("delete", &shown))
 }
 
 fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {

@@ -21,6 +21,7 @@ mod descriptors;
 mod error;
 mod logs;
 mod protocol;
+mod remove;
 mod session;
 pub mod shim;
 
@@ -32,4 +33,5 @@ pub use crate::config::{
 };
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
+pub use crate::remove::{in_turn, remove_tree};
 pub use crate::session::{Session, SessionEnd};

@@ -23,24 +23,49 @@ const NEXT: &str = "..data_next";
 
 /// Makes `files` the content of `directory`; false if they are that already. `group` owns what is new.
 pub(super) fn write(directory: &Path, files: &[File], group: Option<u32>) -> Result<bool, VolumeError> {
+    let data = directory.join(DATA);
+    let before = fs::read_link(&data).ok();
+    remove_stale(directory, before.as_deref())?;
     if is_current(directory, files) {
         return Ok(false);
     }
-    let before = fs::read_link(directory.join(DATA)).ok();
     let name = format!("..{}", stamp());
     let fresh = directory.join(&name);
-    make_directory(&fresh)?;
+    if let Err(error) = fill(&fresh, files, group).and_then(|()| switch(directory, &name)) {
+        // It is tried again soon, and each try has a name of its own; what is left now is removed then.
+        let _error_is_reported = agent_runtime::remove_tree(&fresh);
+        return Err(error);
+    }
+    tidy(directory, files)?;
+    if let Some(before) = before {
+        remove(&directory.join(before))?;
+    }
+    Ok(true)
+}
+
+/// Writes the files into a new directory.
+fn fill(fresh: &Path, files: &[File], group: Option<u32>) -> Result<(), VolumeError> {
+    make_directory(fresh)?;
     for file in files {
-        write_file(&fresh, file)?;
+        write_file(fresh, file)?;
     }
-    if let Some(gid) = group {
-        volumes::give_to_group(&fresh, gid)?;
+    match group {
+        Some(gid) => volumes::give_to_group(fresh, gid),
+        None => Ok(()),
     }
+}
+
+/// Makes the directory called `name` the content.
+fn switch(directory: &Path, name: &str) -> Result<(), VolumeError> {
     let next = directory.join(NEXT);
     remove_if_there(&next)?;
-    symlink(&name, &next).map_err(|source| volumes::failed("link", &next, source))?;
+    symlink(name, &next).map_err(|source| volumes::failed("link", &next, source))?;
     let data = directory.join(DATA);
-    fs::rename(&next, &data).map_err(|source| volumes::failed("replace", &data, source))?;
+    fs::rename(&next, &data).map_err(|source| volumes::failed("replace", &data, source))
+}
+
+/// Makes the names that a container uses lead to what is there now.
+fn tidy(directory: &Path, files: &[File]) -> Result<(), VolumeError> {
     // New names after the switch, so that they never dangle; old ones go before what they lead to.
     let wanted = top_names(files);
     for name in &wanted {
@@ -58,16 +83,25 @@ pub(super) fn write(directory: &Path, files: &[File], group: Option<u32>) -> Res
             remove_if_there(&entry.path())?;
         }
     }
-    if let Some(before) = before {
-        let old = directory.join(before);
-        match fs::remove_dir_all(&old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(volumes::failed("remove", &old, error));
-            }
-            _ => {}
+    Ok(())
+}
+
+/// Removes the directories that writes which failed or were interrupted have left: those that are not `current`.
+fn remove_stale(directory: &Path, current: Option<&Path>) -> Result<(), VolumeError> {
+    let entries = fs::read_dir(directory).map_err(|source| volumes::failed("list", directory, source))?;
+    for entry in entries {
+        let entry = entry.map_err(|source| volumes::failed("list", directory, source))?;
+        let name = entry.file_name();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_directory && name.to_string_lossy().starts_with("..") && current != Some(Path::new(&name)) {
+            remove(&entry.path())?;
         }
     }
-    Ok(true)
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), VolumeError> {
+    agent_runtime::remove_tree(path).map_err(|source| volumes::failed("remove", path, source))
 }
 
 fn top_names(files: &[File]) -> BTreeSet<&str> {
@@ -186,5 +220,32 @@ mod tests {
             .filter(|name| !name.to_string_lossy().starts_with(".."))
             .collect();
         assert!(visible.is_empty(), "{visible:?}");
+    }
+
+    #[test]
+    fn what_failed_writes_leave_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let hidden = || {
+            let entries = fs::read_dir(root).unwrap().flatten();
+            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            let mut names: Vec<_> = names.filter(|name| name.starts_with("..")).collect();
+            names.sort();
+            names
+        };
+        assert!(write(root, &[file("a", "1")], None).unwrap());
+        let good = hidden();
+        assert_eq!(good.len(), 2, "{good:?}");
+        // A name that is a file and a directory cannot be written.
+        for _ in 0..3 {
+            write(root, &[file("b", "2"), file("b/c", "3")], None).unwrap_err();
+            assert_eq!(hidden(), good);
+        }
+        // An agent that ended in the middle.
+        fs::create_dir_all(root.join("..123/d")).unwrap();
+        fs::write(root.join("..123/d/x"), "half").unwrap();
+        assert!(!write(root, &[file("a", "1")], None).unwrap());
+        assert_eq!(hidden(), good);
+        assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "1");
     }
 }

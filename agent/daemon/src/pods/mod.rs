@@ -127,8 +127,17 @@ impl Pods {
             if let Some(wanted) = self.wanted() {
                 if !std::mem::replace(&mut swept, true) {
                     let known = wanted.keys().chain(survivors.keys()).cloned().collect();
-                    if let Err(error) = sweep(&self.context.config, &known) {
-                        tracing::warn!(error = crate::policy::chain(&error), "leftovers of old pods stay");
+                    let config = self.context.config.clone();
+                    // Waited for: a pod that begins meanwhile would be taken for an old one.
+                    match agent_runtime::in_turn(move || sweep(&config, &known)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            tracing::warn!(
+                                error = crate::policy::chain(&error),
+                                "leftovers of old pods stay"
+                            );
+                        }
+                        Err(error) => tracing::error!(%error, "the removal of old pods' leftovers died"),
                     }
                 }
                 self.compare(wanted, &mut survivors);

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use agent_images::{ImageError, RootfsLayers, UserIds};
@@ -266,12 +266,20 @@ pub(super) async fn start_container(
 }
 
 /// Removes everything that is left of the pod on disk.
-pub(super) fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
-    remove_directory(&id.directory(&context.config))?;
-    remove_tree(&id.logs(&context.config))?;
+pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
+    remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
     context.ids.release(&id.uid);
     context.directory.remove(id);
     Ok(())
+}
+
+/// How much there is to remove is the pod's choice, so it is no work for a thread that serves others.
+async fn remove_files(directory: PathBuf, logs: PathBuf) -> Result<(), StepError> {
+    let removed = agent_runtime::in_turn(move || {
+        remove_directory(&directory)?;
+        remove_tree(&logs)
+    });
+    Ok(removed.await.map_err(|_cancelled| StepError::Interrupted)??)
 }
 
 /// Removes a pod's directory, with the mounts in it.
@@ -305,7 +313,7 @@ pub(super) fn last_words(
 }
 
 /// The log of one run of a container.
-fn log_path(logs: &Path, attempt: u32) -> std::path::PathBuf {
+fn log_path(logs: &Path, attempt: u32) -> PathBuf {
     logs.join(format!("{attempt}.log"))
 }
 
@@ -373,8 +381,43 @@ fn private_dir(path: &Path) -> Result<(), VolumeError> {
 }
 
 fn remove_tree(path: &Path) -> Result<(), VolumeError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(volumes::failed("remove", path, error)),
-        _ => Ok(()),
+    agent_runtime::remove_tree(path).map_err(|source| volumes::failed("remove", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, sync::mpsc, task::Poll};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pods_files_are_removed_in_turn_and_off_the_async_threads() {
+        let base = tempfile::tempdir().unwrap();
+        let (pod, logs) = (base.path().join("pod"), base.path().join("logs"));
+        fs::create_dir_all(pod.join("volumes/data/a/b")).unwrap();
+        fs::create_dir_all(&logs).unwrap();
+        // All turns are taken.
+        let mut others = Vec::new();
+        let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..2 {
+            let (release, held) = mpsc::channel::<()>();
+            let started = started.clone();
+            let work = agent_runtime::in_turn(move || {
+                started.send(()).unwrap();
+                held.recv()
+            });
+            others.push((release, tokio::spawn(work)));
+            starts.recv().await.unwrap();
+        }
+        let mut removal = Box::pin(remove_files(pod.clone(), logs.clone()));
+        let polled = poll_fn(|context| Poll::Ready(removal.as_mut().poll(context).is_pending())).await;
+        assert!(polled, "waits for its turn");
+        assert!(pod.exists());
+        for (release, work) in others {
+            release.send(()).unwrap();
+            work.await.unwrap().unwrap().unwrap();
+        }
+        removal.await.unwrap();
+        assert!(!pod.exists() && !logs.exists());
     }
 }

@@ -219,14 +219,7 @@ fn clear(path: &Path) -> Result<(), VolumeError> {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
         Err(errno) => return Err(failed("unmount", path, errno.into())),
     }
-    let removed = match path.is_dir() && !path.is_symlink() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
-        _ => Ok(()),
-    }
+    agent_runtime::remove_tree(path).map_err(|source| failed("remove", path, source))
 }
 
 fn private_dir(path: &Path) -> Result<(), VolumeError> {

@@ -185,7 +185,7 @@ impl Worker {
                         if let Some(refreshing) = self.refreshing.take() {
                             drop(refreshing.await);
                         }
-                        match steps::forget(&self.context, &self.id) {
+                        match steps::forget(&self.context, &self.id).await {
                             Ok(()) => {
                                 tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "pod is gone");
                                 return self.id.uid.clone();

@@ -34,18 +34,53 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// Writes one frame.
-pub(super) async fn write(
-    mut to: impl AsyncWrite + Unpin,
-    channel: Channel,
-    payload: &[u8],
-) -> io::Result<()> {
-    let head = session::head(channel, payload.len()).map_err(io::Error::other)?;
-    let mut frame = Vec::with_capacity(head.len() + payload.len());
-    frame.extend_from_slice(&head);
-    frame.extend_from_slice(payload);
-    to.write_all(&frame).await?;
-    to.flush().await
+/// Writes frames. Whoever writes one may be cancelled at any time: what is left of a frame that was begun goes out before
+/// the next, so that the other side never sees half of one.
+pub(super) struct FrameWriter<W> {
+    to: W,
+    /// The frame that was begun, and how much of it is written.
+    begun: Vec<u8>,
+    written: usize,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    pub(super) fn new(to: W) -> Self {
+        Self {
+            to,
+            begun: Vec::new(),
+            written: 0,
+        }
+    }
+
+    /// Writes one frame.
+    pub(super) async fn write(&mut self, channel: Channel, payload: &[u8]) -> io::Result<()> {
+        let head = session::head(channel, payload.len()).map_err(io::Error::other)?;
+        self.complete().await?;
+        self.begun.clear();
+        self.begun.extend_from_slice(&head);
+        self.begun.extend_from_slice(payload);
+        self.written = 0;
+        self.complete().await?;
+        self.to.flush().await
+    }
+
+    /// Ends the connection in this direction.
+    pub(super) async fn shutdown(&mut self) -> io::Result<()> {
+        self.complete().await?;
+        self.to.shutdown().await
+    }
+
+    /// Writes the rest of what was begun.
+    async fn complete(&mut self) -> io::Result<()> {
+        while let Some(rest @ [_, ..]) = self.begun.get(self.written..) {
+            // One write either counts as a whole or did not happen, also when it is cancelled.
+            match self.to.write(rest).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                length => self.written += length,
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -55,8 +90,11 @@ mod tests {
     #[tokio::test]
     async fn frames_follow_each_other_and_a_cut_one_is_an_error() {
         let mut bytes = Vec::new();
-        write(&mut bytes, Channel::Stdout, b"text").await.unwrap();
-        write(&mut bytes, Channel::Alive, b"").await.unwrap();
+        let mut writer = FrameWriter::new(&mut bytes);
+        writer.write(Channel::Stdout, b"text").await.unwrap();
+        writer.write(Channel::Alive, b"").await.unwrap();
+        let long = vec![0; session::MAX_PAYLOAD + 1];
+        assert!(writer.write(Channel::Stdout, &long).await.is_err());
         let mut reader = FrameReader::new(bytes.as_slice());
         assert_eq!(
             reader.next().await.unwrap(),
@@ -66,7 +104,5 @@ mod tests {
         assert_eq!(reader.next().await.unwrap(), None);
         assert!(FrameReader::new(&bytes[..6]).next().await.is_err());
         assert!(FrameReader::new(&[9, 0, 0, 0][..]).next().await.is_err());
-        let long = vec![0; session::MAX_PAYLOAD + 1];
-        assert!(write(&mut bytes, Channel::Stdout, &long).await.is_err());
     }
 }

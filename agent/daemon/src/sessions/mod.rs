@@ -35,14 +35,22 @@ use tokio::{
     time::Instant,
 };
 
-use self::{frames::FrameReader, streams::Terminal};
+use self::{
+    forward::Forwards,
+    frames::{FrameReader, FrameWriter},
+    streams::Terminal,
+};
 use crate::{pods::directory::Directory, policy::chain, server::NodeApi};
 
 /// Sessions of this node at a time.
 const MAX_SESSIONS: usize = 128;
 
-/// A session in which nothing is said for so long ends, as in Kubernetes.
+/// A session in which nothing is said for so long ends, as in Kubernetes; so does one whose other side takes nothing of what
+/// it is sent, which may be somebody who has paused a terminal.
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
+
+/// How long the other side may take for the outcome.
+const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
 
 /// What is read of an output at a time.
 const CHUNK: usize = session::MAX_PAYLOAD;
@@ -52,6 +60,7 @@ const CHUNK: usize = session::MAX_PAYLOAD;
 pub(crate) struct Sessions {
     runtime: Runtime,
     slots: Arc<Semaphore>,
+    forwards: Forwards,
 }
 
 /// Input of a pod, in whatever form.
@@ -83,7 +92,7 @@ enum Ending {
 }
 
 /// Where frames go. One is written at a time.
-type Frames = Arc<Mutex<WriteHalf<TokioIo<Upgraded>>>>;
+type Frames<W = WriteHalf<TokioIo<Upgraded>>> = Arc<Mutex<FrameWriter<W>>>;
 
 /// When something was last said, in milliseconds since the beginning.
 #[derive(Clone)]
@@ -97,6 +106,7 @@ impl Sessions {
         Self {
             runtime,
             slots: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            forwards: Forwards::default(),
         }
     }
 
@@ -127,7 +137,7 @@ impl Sessions {
 
     async fn run(self, request: Request, connection: Upgraded, slot: OwnedSemaphorePermit) {
         let (reader, writer) = tokio::io::split(TokioIo::new(connection));
-        let frames: Frames = Arc::new(Mutex::new(writer));
+        let frames: Frames = Arc::new(Mutex::new(FrameWriter::new(writer)));
         let outcome = match self.streams(&request).await {
             Ok(streams) => join(streams, reader, &frames).await,
             Err(message) => Some(Outcome::Failed { message }),
@@ -146,9 +156,12 @@ impl Sessions {
         if let Some(outcome) = outcome {
             // Two strings and a number always serialise; the other side may be gone.
             let text = serde_json::to_vec(&outcome).unwrap_or_default();
-            let mut frames = frames.lock().await;
-            let _other_side_may_be_gone = frames::write(&mut *frames, Channel::Outcome, &text).await;
-            let _other_side_may_be_gone = frames.shutdown().await;
+            let told = tokio::time::timeout(OUTCOME_WITHIN, async {
+                let mut frames = frames.lock().await;
+                frames.write(Channel::Outcome, &text).await?;
+                frames.shutdown().await
+            });
+            let _other_side_may_be_gone = told.await;
         }
         drop(slot);
     }
@@ -168,6 +181,19 @@ pub(crate) async fn open(State(api): State<NodeApi>, mut request: axum::extract:
         let message = format!("the node has {MAX_SESSIONS} sessions already");
         return refuse(StatusCode::SERVICE_UNAVAILABLE, message);
     };
+    let forward = match wanted.action {
+        Action::Forward { .. } => match api.sessions.forwards.take(&wanted.uid) {
+            Some(place) => Some(place),
+            None => {
+                let message = format!(
+                    "the pod has {} forwarded connections already",
+                    forward::MAX_OF_A_POD
+                );
+                return refuse(StatusCode::SERVICE_UNAVAILABLE, message);
+            }
+        },
+        Action::Exec { .. } | Action::Attach { .. } => None,
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     let sessions = api.sessions.clone();
     tokio::spawn(async move {
@@ -175,6 +201,7 @@ pub(crate) async fn open(State(api): State<NodeApi>, mut request: axum::extract:
             Ok(connection) => sessions.run(wanted, connection, slot).await,
             Err(error) => tracing::debug!(%error, "session not upgraded"),
         }
+        drop(forward);
     });
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -276,7 +303,7 @@ async fn join(streams: Streams, reader: ReadHalf<TokioIo<Upgraded>>, frames: &Fr
     tokio::select! {
         outcome = program => Some(outcome),
         () = take_in(reader, input, terminal, activity.clone()) => None,
-        outcome = watch_over(frames, &activity) => outcome,
+        outcome = watch_over(frames, &activity, IDLE) => outcome,
     }
 }
 
@@ -307,15 +334,12 @@ async fn copy_out(
             Ok(length) => chunk.get(..length).unwrap_or_default(),
         };
         activity.note();
-        if frames::write(&mut *frames.lock().await, channel, bytes)
-            .await
-            .is_err()
-        {
+        if frames.lock().await.write(channel, bytes).await.is_err() {
             return;
         }
     }
     let close = [channel.number()];
-    let _other_side_may_be_gone = frames::write(&mut *frames.lock().await, Channel::Close, &close).await;
+    let _other_side_may_be_gone = frames.lock().await.write(Channel::Close, &close).await;
 }
 
 /// From the other side to the pod, until the other side is gone or breaks the rules.
@@ -355,23 +379,39 @@ async fn take_in(
     }
 }
 
-/// Says now and then that this side is there, which shows whether the other is; ends a session in which nothing happens.
-async fn watch_over(frames: &Frames, activity: &Activity) -> Option<Outcome> {
-    let mut ticks = tokio::time::interval(Duration::from_secs(session::ALIVE_EVERY_SECONDS));
-    loop {
-        ticks.tick().await;
-        if activity.idle() >= IDLE {
-            let hours = IDLE.as_secs() / 3600;
-            return Some(Outcome::Failed {
-                message: format!("nothing was said for {hours} hours"),
-            });
+/// Says now and then that this side is there, which shows whether the other is; ends a session in which nothing happens or
+/// whose other side does not read. Neither needs what a writer that is stuck may hold.
+async fn watch_over<W: AsyncWrite + Unpin>(
+    frames: &Frames<W>,
+    activity: &Activity,
+    limit: Duration,
+) -> Option<Outcome> {
+    let hours = limit.as_secs() / 3600;
+    let over = |message| Some(Outcome::Failed { message });
+    let idle = async {
+        loop {
+            let left = limit.saturating_sub(activity.idle());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
         }
-        if frames::write(&mut *frames.lock().await, Channel::Alive, &[])
-            .await
-            .is_err()
-        {
-            return None;
+    };
+    let alive = async {
+        let mut ticks = tokio::time::interval(Duration::from_secs(session::ALIVE_EVERY_SECONDS));
+        loop {
+            ticks.tick().await;
+            let said = async { frames.lock().await.write(Channel::Alive, &[]).await };
+            match tokio::time::timeout(limit, said).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_gone)) => return None,
+                Err(_elapsed) => return over(format!("nothing was read for {hours} hours")),
+            }
         }
+    };
+    tokio::select! {
+        () = idle => over(format!("nothing was said for {hours} hours")),
+        outcome = alive => outcome,
     }
 }
 
@@ -410,6 +450,50 @@ mod tests {
         let encoded = URL_SAFE_NO_PAD.encode(request);
         headers.insert(session::REQUEST_HEADER, HeaderValue::from_str(&encoded).unwrap());
         headers
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_keeps_no_session_beyond_the_limit() {
+        let (near, far) = tokio::io::duplex(64);
+        let frames: Frames<_> = Arc::new(Mutex::new(FrameWriter::new(near)));
+        let stuck = Arc::clone(&frames);
+        // Its writer has the lock and never gets rid of its frame.
+        let writer =
+            tokio::spawn(async move { stuck.lock().await.write(Channel::Stdout, &[b'x'; 1000]).await });
+        while frames.try_lock().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let limit = Duration::from_millis(50);
+        let outcome = watch_over(&frames, &Activity::new(), limit).await;
+        assert!(matches!(outcome, Some(Outcome::Failed { .. })), "{outcome:?}");
+        // Nor when there is always something that it says itself.
+        let activity = Activity::new();
+        activity.last.store(u64::MAX, Ordering::Relaxed);
+        match watch_over(&frames, &activity, limit).await {
+            Some(Outcome::Failed { message }) => {
+                assert!(message.starts_with("nothing was read"), "{message}")
+            }
+            other => panic!("{other:?}"),
+        }
+
+        // What its writer had begun is complete before anything else.
+        writer.abort();
+        let end = async {
+            let mut frames = frames.lock().await;
+            frames.write(Channel::Outcome, b"{}").await.unwrap();
+            frames.shutdown().await.unwrap();
+        };
+        let mut reader = FrameReader::new(far);
+        let heard = async {
+            let output = reader
+                .next()
+                .await
+                .unwrap()
+                .map(|(channel, bytes)| (channel, bytes.len()));
+            assert_eq!(output, Some((Channel::Stdout, 1000)));
+            assert_eq!(reader.next().await.unwrap(), Some((Channel::Outcome, &b"{}"[..])));
+        };
+        tokio::join!(end, heard);
     }
 
     #[test]
