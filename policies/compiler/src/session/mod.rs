@@ -404,7 +404,8 @@ impl Session {
             let before = self.enforced.tables().clone();
             let numbered = self.previous.take();
             self.start_anew(numbered.as_ref().unwrap_or(&before));
-            changed = *self.enforced.tables() != before;
+            // What was followed just before is a change as well.
+            changed |= *self.enforced.tables() != before;
         }
         Settled { changed, anew }
     }

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node, NodeAddress, NodeStatus, ServiceAccount},
+    api::{
+        core::v1::{Namespace, Node, NodeAddress, NodeStatus, ServiceAccount},
+        networking::v1::NetworkPolicy,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use policies_compiler::{
@@ -376,4 +379,47 @@ fn a_session_may_begin_empty() {
         assert_eq!((settled.changed, settled.anew), (true, None));
         same(&mut session, &view).expect("they agree");
     }
+}
+
+/// A pod of this node, or of another.
+fn pod(name: &str, number: u32, is_local: bool) -> PodView {
+    PodView {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        addresses: [std::net::Ipv4Addr::from(0x0a00_0000 + number).into()].into(),
+        endpoint: is_local.then_some(EndpointId(number)),
+        ..PodView::default()
+    }
+}
+
+/// One change both changes the tables and is the one too many: the fresh start finds the tables as they are by then,
+/// which are not those that were told last.
+#[test]
+fn a_change_that_brings_a_fresh_start_is_told() {
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        ..ClusterView::default()
+    };
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    put_pod(pod("web", 7, true), &mut view, &mut session);
+    session.settle();
+    let told = session.tables().clone();
+
+    for part in 0..5 {
+        let peer = |n: u32| serde_json::json!({"podSelector": {"matchLabels": {"n": n.to_string()}}});
+        let peers: Vec<_> = (part * 1000..(part + 1) * 1000).map(peer).collect();
+        let policy: NetworkPolicy = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "default", "name": format!("many-{part}")},
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress"],
+                "ingress": [{"from": peers}, {"ports": [{"port": 80}]}]},
+        }))
+        .expect("a policy");
+        view.policies.push(policy.clone());
+        session.put_policy(policy);
+    }
+    let settled = session.settle();
+    assert_eq!(settled.anew, Some("too much has piled up"));
+    assert_ne!(*session.tables(), told);
+    assert!(settled.changed, "and nobody would write it");
+    same(&mut session, &view).expect("they agree");
 }
