@@ -25,6 +25,7 @@ use super::{
     rows::Rows,
 };
 use crate::{
+    capacity::Capacities,
     cells::{MatcherId, Matchers},
     classes::without_redundant,
     compile::{asks_source_names, verdicts},
@@ -37,6 +38,8 @@ pub(super) type MemberKey = (WorkloadKind, String, String);
 
 /// Rule names that no table uses any more are kept until they are this many and more than half of all.
 const UNUSED_NAMES_KEPT: usize = 4096;
+/// What may pile up in an engine however little there was at its start.
+const PILED_UP: usize = 4096;
 
 pub(super) struct Engine {
     places: Places,
@@ -55,6 +58,7 @@ pub(super) struct Engine {
     /// declares.
     asks_source_names: bool,
     size_at_start: usize,
+    verdicts_at_start: usize,
 }
 
 /// What a member of this node is judged by.
@@ -112,6 +116,7 @@ impl Engine {
             stale: BTreeSet::new(),
             asks_source_names: false,
             size_at_start: 0,
+            verdicts_at_start: 0,
         };
         for member in &members {
             engine.places.claim(member);
@@ -151,6 +156,7 @@ impl Engine {
             engine.write_endpoint(endpoint);
         }
         engine.size_at_start = engine.size();
+        engine.verdicts_at_start = engine.verdicts();
         engine
     }
 
@@ -164,7 +170,12 @@ impl Engine {
 
     /// Whether so much has piled up that it is time to start anew.
     pub(super) fn is_worn(&self) -> bool {
-        self.size() > 2 * self.size_at_start + 4096
+        // Every table keeps what it says about endpoints that are gone. A fresh start's tables are written beside those
+        // of before, so these must not outgrow their half of the kernel's map.
+        let at_start = self.verdicts_at_start;
+        let fits = Capacities::KERNEL.verdicts.max(at_start + PILED_UP);
+        let verdicts = fits.min(2 * at_start + PILED_UP);
+        self.size() > 2 * self.size_at_start + PILED_UP || self.verdicts() > verdicts
     }
 
     /// A member that came, changed or went.
@@ -269,6 +280,12 @@ impl Engine {
     /// What is kept only because taking it away costs more.
     fn size(&self) -> usize {
         self.places.size() + self.rows.size() + self.numbers.names.len()
+    }
+
+    /// How many entries the tables have.
+    fn verdicts(&self) -> usize {
+        let of_each = self.tables.endpoints.values().map(|tables| tables.verdicts.len());
+        of_each.sum()
     }
 
     fn follow(&mut self, member: &Arc<Member>) {

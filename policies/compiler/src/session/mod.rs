@@ -58,6 +58,10 @@ pub struct Session {
     staged: Option<Engine>,
     /// Why the engines are of no use any more.
     anew: Option<&'static str>,
+    /// Whether the engine has followed changes since it was made.
+    has_followed: bool,
+    /// See [`Settled::told_anew`].
+    told_anew: bool,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -82,6 +86,9 @@ pub struct Settled {
     pub changed: bool,
     /// Why they were made anew, if they were.
     pub anew: Option<&'static str>,
+    /// Whether workloads, names or policies, staged ones included, are others than when the session last settled: what
+    /// is to be said of flows may be another though the tables are the same.
+    pub told_anew: bool,
 }
 
 impl Session {
@@ -116,6 +123,8 @@ impl Session {
             previous: Some(previous),
             staged: None,
             anew: Some("it begins"),
+            has_followed: false,
+            told_anew: true,
             diagnostics: Vec::new(),
         };
         for pod in pods {
@@ -320,6 +329,7 @@ impl Session {
                 staged.rename(&names);
             }
             self.base.names = names;
+            self.told_anew = true;
         }
     }
 
@@ -383,6 +393,15 @@ impl Session {
         }
     }
 
+    /// The tables do not fit where they are needed. If changes have piled up in them, the session begins anew when it
+    /// settles, and tables of the same meaning may be smaller; whether that is so.
+    pub fn shed(&mut self) -> bool {
+        if self.has_followed {
+            self.begin_anew("its tables do not fit");
+        }
+        self.has_followed
+    }
+
     /// Brings the tables up to date with all changes.
     pub fn settle(&mut self) -> Settled {
         let mut changed = false;
@@ -392,7 +411,10 @@ impl Session {
                 self.enforced.set_policies(self.policies.enforced.clone());
             }
             match self.enforced.settle() {
-                Ok(made) => changed = made,
+                Ok(made) => {
+                    changed = made;
+                    self.has_followed |= made;
+                }
                 Err(StartAnew(reason)) => self.anew = Some(reason),
             }
             if self.enforced.is_worn() {
@@ -404,9 +426,15 @@ impl Session {
             let before = self.enforced.tables().clone();
             let numbered = self.previous.take();
             self.start_anew(numbered.as_ref().unwrap_or(&before));
-            changed = *self.enforced.tables() != before;
+            // What was followed just before is a change as well.
+            changed |= *self.enforced.tables() != before;
         }
-        Settled { changed, anew }
+        let told_anew = std::mem::take(&mut self.told_anew);
+        Settled {
+            changed,
+            anew,
+            told_anew,
+        }
     }
 
     fn start_anew(&mut self, previous: &NodeTables) {
@@ -431,10 +459,13 @@ impl Session {
         self.diagnostics.extend(found);
         self.enforced = Engine::new(ground, pods, self.policies.enforced.clone(), previous);
         self.staged = None;
+        self.has_followed = false;
+        self.told_anew = true;
     }
 
     fn put_together(&mut self) {
         self.policies_are_stale = false;
+        self.told_anew = true;
         let readings = self.objects.values().map(|(_, reading)| reading);
         let namespaces = self.pod_namespaces.keys().map(String::as_str);
         let profiles = self.base.profiles_with(namespaces);
@@ -477,6 +508,7 @@ impl Session {
     }
 
     fn replace(&mut self, before: Option<&Arc<Member>>, now: Option<&Arc<Member>>) {
+        self.told_anew = true;
         if let Some(staged) = &mut self.staged
             && staged.replace(before, now).is_err()
         {

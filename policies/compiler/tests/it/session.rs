@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node, NodeAddress, NodeStatus, ServiceAccount},
+    api::{
+        core::v1::{Namespace, Node, NodeAddress, NodeStatus, ServiceAccount},
+        networking::v1::NetworkPolicy,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use policies_compiler::{
-    CalicoObject, ClusterView, HostEndpointIds, NodeView, PodView, Session, compile, compile_staged,
+    CalicoObject, ClusterView, HostEndpointIds, NodeView, PodView, Session, capacity::demand, compile,
+    compile_staged,
 };
 use policies_ir::{
     difference::differences,
@@ -376,4 +380,123 @@ fn a_session_may_begin_empty() {
         assert_eq!((settled.changed, settled.anew), (true, None));
         same(&mut session, &view).expect("they agree");
     }
+}
+
+/// A pod of this node, or of another.
+fn pod(name: &str, number: u32, is_local: bool) -> PodView {
+    PodView {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        addresses: [std::net::Ipv4Addr::from(0x0a00_0000 + number).into()].into(),
+        endpoint: is_local.then_some(EndpointId(number)),
+        ..PodView::default()
+    }
+}
+
+/// One change both changes the tables and is the one too many: the fresh start finds the tables as they are by then,
+/// which are not those that were told last.
+#[test]
+fn a_change_that_brings_a_fresh_start_is_told() {
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        ..ClusterView::default()
+    };
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    put_pod(pod("web", 7, true), &mut view, &mut session);
+    session.settle();
+    let told = session.tables().clone();
+
+    for part in 0..5 {
+        let peer = |n: u32| serde_json::json!({"podSelector": {"matchLabels": {"n": n.to_string()}}});
+        let peers: Vec<_> = (part * 1000..(part + 1) * 1000).map(peer).collect();
+        let policy: NetworkPolicy = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "default", "name": format!("many-{part}")},
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress"],
+                "ingress": [{"from": peers}, {"ports": [{"port": 80}]}]},
+        }))
+        .expect("a policy");
+        view.policies.push(policy.clone());
+        session.put_policy(policy);
+    }
+    let settled = session.settle();
+    assert_eq!(settled.anew, Some("too much has piled up"));
+    assert_ne!(*session.tables(), told);
+    assert!(settled.changed, "and nobody would write it");
+    same(&mut session, &view).expect("they agree");
+}
+
+/// Pods of this node come and go, each judged by its own address for as long as it is here: what the others' tables say
+/// of those that are gone does not pile up without bound.
+#[test]
+fn pods_that_are_gone_leave_the_tables() {
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        ..ClusterView::default()
+    };
+    for number in 1..=20 {
+        view.pods.push(pod(&format!("stays-{number}"), number, true));
+    }
+    // A pod that hardly anything may reach reaches itself: that tells it apart.
+    let closed = serde_json::json!({"metadata": {"namespace": "default", "name": "closed"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"ports": [{"port": 80}]}], "egress": [{"ports": [{"port": 80}]}]}});
+    view.policies
+        .push(serde_json::from_value(closed).expect("a policy"));
+    view.pods.push(pod("goes", 99, true));
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    session.settle();
+    let verdicts = |tables: &NodeTables| demand(tables).verdicts;
+    let at_start = verdicts(session.tables());
+    for number in 100..400 {
+        put_pod(pod("goes", number, true), &mut view, &mut session);
+        session.settle();
+        let most = 2 * at_start + 4096;
+        let now = verdicts(session.tables());
+        assert!(
+            now <= most,
+            "{now} verdicts after {number}, {at_start} at the start"
+        );
+    }
+    same(&mut session, &view).expect("they agree");
+
+    // Before it is worn: on demand, once.
+    let piled_up = verdicts(session.tables());
+    assert!(session.shed());
+    let settled = session.settle();
+    assert_eq!(
+        (settled.changed, settled.anew),
+        (true, Some("its tables do not fit"))
+    );
+    assert!(verdicts(session.tables()) < piled_up, "{piled_up}");
+    assert!(!session.shed(), "there is nothing to gain");
+    assert_eq!(session.settle().anew, None);
+    same(&mut session, &view).expect("they agree");
+}
+
+/// Flow events speak of pods and staged policies that change no table.
+#[test]
+fn what_changes_no_table_is_told() {
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        ..ClusterView::default()
+    };
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    put_pod(pod("web", 7, true), &mut view, &mut session);
+    put_pod(pod("far", 8, false), &mut view, &mut session);
+    session.settle();
+    let settled = session.settle();
+    assert!(!settled.changed && !settled.told_anew, "{settled:?}");
+    let mut relabelled = pod("far", 8, false);
+    relabelled.labels.insert("app".to_owned(), "db".to_owned());
+    put_pod(relabelled, &mut view, &mut session);
+    let settled = session.settle();
+    assert!(!settled.changed && settled.told_anew, "{settled:?}");
+    let staged = serde_json::from_value(serde_json::json!({
+        "metadata": {"namespace": "default", "name": "later"},
+        "spec": {"selector": "all()", "types": ["Ingress"]},
+    }));
+    session.put_calico(CalicoObject::StagedNetworkPolicy(staged.expect("a policy")));
+    let settled = session.settle();
+    assert!(!settled.changed && settled.told_anew, "{settled:?}");
+    assert!(session.staged_tables().is_some());
 }
