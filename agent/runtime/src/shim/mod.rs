@@ -7,6 +7,7 @@
 
 mod attachment;
 mod capture;
+mod children;
 mod container;
 mod conversation;
 mod creator;

@@ -12,14 +12,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
 use crate::cgroup;
 use crate::config::{ContainerConfig, ContainerState, ContainerStatus, Launch, PodPaths, PodStatus};
 use crate::protocol::{Request, Response};
 use crate::shim::capture::Source;
-use crate::shim::container::{Container, Ended, Pod};
+use crate::shim::children::Unclaimed;
+use crate::shim::container::{Container, Pod};
 use crate::shim::conversation::Conversation;
 use crate::shim::creator::Report;
 use crate::shim::interactive::Interactive;
@@ -42,16 +42,6 @@ const RETRY: Duration = Duration::from_millis(5);
 /// How long nothing must happen before memory is given back.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The death of a process that nobody has claimed yet: a program may end before its creator told of it. Kept as long as a
-/// job that began before it may still claim it, so there are no more than such jobs have made processes.
-#[derive(Debug)]
-struct Unclaimed {
-    pid: Pid,
-    ended: Ended,
-    /// Jobs from this number on began later.
-    next_job: u64,
-}
-
 /// All the shim knows.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
@@ -64,10 +54,10 @@ pub(crate) struct Supervisor {
     pub(super) containers: BTreeMap<String, Container>,
     pub(super) jobs: Vec<Job>,
     pub(super) interactive: Vec<Interactive>,
-    unclaimed: Vec<Unclaimed>,
-    next_job: u64,
+    pub(super) unclaimed: Vec<Unclaimed>,
+    pub(super) next_job: u64,
     /// Creators that have not been reaped, those of finished jobs included.
-    creators: BTreeSet<Pid>,
+    pub(super) creators: BTreeSet<Pid>,
     removals: Vec<(u64, String)>,
     shutdown: Option<Instant>,
     /// Whom to tell when everything has ended.
@@ -235,91 +225,6 @@ impl Supervisor {
         Ok(())
     }
 
-    fn reap(&mut self) -> Result<(), ShimError> {
-        loop {
-            let (pid, ended) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, Ended { status, signal: None }),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (
-                    pid,
-                    Ended {
-                        status: 0,
-                        signal: Some(signal as i32),
-                    },
-                ),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(system("wait for children")(errno)),
-            };
-            self.bury(pid, ended);
-        }
-    }
-
-    /// Gives a death to whom it concerns.
-    fn bury(&mut self, pid: Pid, ended: Ended) {
-        if self.creators.remove(&pid) {
-            for job in self.jobs.iter_mut().filter(|job| job.creator.pid == pid) {
-                job.creator.reaped = true;
-            }
-        } else if let Some(container) = self.containers.values_mut().find(|c| c.pid() == Some(pid)) {
-            container.finish(&self.pod, ended);
-            self.changed();
-        } else if let Some(session) = self.session_of(pid) {
-            session.ended = Some(ended);
-        } else if let Some(forked) = self.forked(pid) {
-            forked.ended = Some(ended);
-        } else if let Some(session) = self
-            .interactive
-            .iter_mut()
-            .find(|session| session.pid == pid && session.ended.is_none())
-        {
-            session.ended = Some(ended);
-        } else if pid == self.pod.holder {
-            complain("the namespace holder died; the pod cannot go on");
-            self.begin_shutdown();
-        } else if self.jobs.iter().any(Job::is_starting) {
-            self.unclaimed.push(Unclaimed {
-                pid,
-                ended,
-                next_job: self.next_job,
-            });
-        }
-    }
-
-    /// Takes note of a started job and of its creator, whose death is to be told from the program's.
-    pub(super) fn begin(&mut self, mut job: Job) {
-        job.number = self.next_job;
-        self.next_job += 1;
-        self.worked = true;
-        self.creators.insert(job.creator.pid);
-        self.jobs.push(job);
-    }
-
-    /// How the process of a creator's report stands: none if it is no child of the shim, and its death was not seen either.
-    /// Then the number may be anybody's, and nothing may be done with it.
-    fn claim(&mut self, pid: Pid) -> Option<Forked> {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        let dead = self.unclaimed.iter().position(|death| death.pid == pid);
-        let dead = dead.map(|at| self.unclaimed.swap_remove(at).ended);
-        let is_child = !self.creators.contains(&pid) && nix::sys::wait::waitid(Id::Pid(pid), flags).is_ok();
-        // A death of a process that had the number before is not this one's.
-        let ended = if is_child { None } else { Some(dead?) };
-        Some(Forked { pid, ended })
-    }
-
-    fn forked(&mut self, pid: Pid) -> Option<&mut Forked> {
-        self.jobs
-            .iter_mut()
-            .filter_map(|job| job.forked.as_mut())
-            .find(|forked| forked.pid == pid && forked.ended.is_none())
-    }
-
-    fn session_of(&mut self, pid: Pid) -> Option<&mut Session> {
-        self.jobs
-            .iter_mut()
-            .filter_map(|job| job.session.as_mut())
-            .find(|session| session.pid == Some(pid) && session.ended.is_none())
-    }
-
     fn read_reports(&mut self) {
         let mut index = 0;
         while let Some(job) = self.jobs.get_mut(index) {
@@ -348,9 +253,7 @@ impl Supervisor {
                 Some(Report::Failed { reason }) => self.fail_job(index, &reason),
             }
         }
-        let starting = self.jobs.iter().filter(|job| job.is_starting());
-        let first = starting.map(|job| job.number).min().unwrap_or(u64::MAX);
-        self.unclaimed.retain(|death| first < death.next_job);
+        self.forget_unclaimed();
     }
 
     /// A process runs, or has run. True when the job is done with that.
@@ -617,7 +520,7 @@ impl Supervisor {
         }
     }
 
-    fn begin_shutdown(&mut self) {
+    pub(super) fn begin_shutdown(&mut self) {
         if self.shutdown.is_none() {
             self.shutdown = Some(Instant::now() + SHUTDOWN_TIMEOUT);
         }
@@ -672,7 +575,7 @@ impl Supervisor {
     }
 
     /// Tells waiters and the disk that something is different.
-    fn changed(&mut self) {
+    pub(super) fn changed(&mut self) {
         self.version += 1;
         self.save();
         let version = self.version;

@@ -1,0 +1,117 @@
+//! The shim's children: whose death is whose, and which numbers still mean a child.
+//!
+//! A number may be signalled, or believed in a report, only while its process is a child that was not reaped: afterwards
+//! it may mean any process of the host. So every death is given to somebody, or kept while somebody may still ask for it.
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+
+use crate::shim::container::Ended;
+use crate::shim::job::{Forked, Job, Session};
+use crate::shim::supervisor::Supervisor;
+use crate::shim::{ShimError, complain, system};
+
+/// The death of a process that nobody has claimed yet: a program may end before its creator told of it. Kept as long as a
+/// job that began before it may still claim it, so there are no more than such jobs have made processes.
+#[derive(Debug)]
+pub(super) struct Unclaimed {
+    pid: Pid,
+    ended: Ended,
+    /// Jobs from this number on began later.
+    next_job: u64,
+}
+
+impl Supervisor {
+    pub(super) fn reap(&mut self) -> Result<(), ShimError> {
+        loop {
+            let (pid, ended) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, Ended { status, signal: None }),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (
+                    pid,
+                    Ended {
+                        status: 0,
+                        signal: Some(signal as i32),
+                    },
+                ),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(system("wait for children")(errno)),
+            };
+            self.bury(pid, ended);
+        }
+    }
+
+    /// Gives a death to whom it concerns.
+    fn bury(&mut self, pid: Pid, ended: Ended) {
+        if self.creators.remove(&pid) {
+            for job in self.jobs.iter_mut().filter(|job| job.creator.pid == pid) {
+                job.creator.reaped = true;
+            }
+        } else if let Some(container) = self.containers.values_mut().find(|c| c.pid() == Some(pid)) {
+            container.finish(&self.pod, ended);
+            self.changed();
+        } else if let Some(session) = self.session_of(pid) {
+            session.ended = Some(ended);
+        } else if let Some(forked) = self.forked(pid) {
+            forked.ended = Some(ended);
+        } else if let Some(session) = self
+            .interactive
+            .iter_mut()
+            .find(|session| session.pid == pid && session.ended.is_none())
+        {
+            session.ended = Some(ended);
+        } else if pid == self.pod.holder {
+            complain("the namespace holder died; the pod cannot go on");
+            self.begin_shutdown();
+        } else if self.jobs.iter().any(Job::is_starting) {
+            self.unclaimed.push(Unclaimed {
+                pid,
+                ended,
+                next_job: self.next_job,
+            });
+        }
+    }
+
+    /// Takes note of a started job and of its creator, whose death is to be told from the program's.
+    pub(super) fn begin(&mut self, mut job: Job) {
+        job.number = self.next_job;
+        self.next_job += 1;
+        self.worked = true;
+        self.creators.insert(job.creator.pid);
+        self.jobs.push(job);
+    }
+
+    /// How the process of a creator's report stands: none if it is no child of the shim, and its death was not seen either.
+    /// Then the number may be anybody's, and nothing may be done with it.
+    pub(super) fn claim(&mut self, pid: Pid) -> Option<Forked> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let dead = self.unclaimed.iter().position(|death| death.pid == pid);
+        let dead = dead.map(|at| self.unclaimed.swap_remove(at).ended);
+        let is_child = !self.creators.contains(&pid) && nix::sys::wait::waitid(Id::Pid(pid), flags).is_ok();
+        // A death of a process that had the number before is not this one's.
+        let ended = if is_child { None } else { Some(dead?) };
+        Some(Forked { pid, ended })
+    }
+
+    fn forked(&mut self, pid: Pid) -> Option<&mut Forked> {
+        self.jobs
+            .iter_mut()
+            .filter_map(|job| job.forked.as_mut())
+            .find(|forked| forked.pid == pid && forked.ended.is_none())
+    }
+
+    fn session_of(&mut self, pid: Pid) -> Option<&mut Session> {
+        self.jobs
+            .iter_mut()
+            .filter_map(|job| job.session.as_mut())
+            .find(|session| session.pid == Some(pid) && session.ended.is_none())
+    }
+
+    /// Lets go of the deaths that no start can claim any more.
+    pub(super) fn forget_unclaimed(&mut self) {
+        let starting = self.jobs.iter().filter(|job| job.is_starting());
+        let first = starting.map(|job| job.number).min().unwrap_or(u64::MAX);
+        self.unclaimed.retain(|death| first < death.next_job);
+    }
+}
