@@ -58,6 +58,8 @@ struct Table<K> {
     listing: Objects<K>,
     /// Highest revision that the watch has brought to `objects`.
     seen: u64,
+    /// Revisions of objects that were read apart from the watch, which has not brought them yet.
+    apart: BTreeMap<Key, u64>,
     /// Objects that came, changed or went since the reader last asked, as they were when they did.
     changed: Objects<K>,
 }
@@ -69,6 +71,7 @@ impl<K> Default for Table<K> {
             listed: false,
             listing: BTreeMap::new(),
             seen: 0,
+            apart: BTreeMap::new(),
             changed: BTreeMap::new(),
         }
     }
@@ -159,6 +162,14 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn bring(&self, event: watcher::Event<Pod>) {
         lock(&self.shared.pods).apply(event);
+    }
+
+    /// Brings an event of the watch of one of Calico's kinds.
+    #[cfg(test)]
+    pub(crate) fn bring_object(&self, kind: &str, event: watcher::Event<PolicyObject>) {
+        let mut tables = self.shared.objects.iter();
+        let (_, table) = tables.find(|(row, _)| row.kind == kind).unwrap();
+        lock(table).apply(event);
     }
 
     /// Signals every change.
@@ -285,7 +296,18 @@ impl<K: Resource> Table<K> {
     /// Takes one event of the watch; whether readers see a difference.
     fn apply(&mut self, event: watcher::Event<K>) -> bool {
         if let watcher::Event::Apply(object) | watcher::Event::Delete(object) = &event {
-            self.seen = self.seen.max(revision(object));
+            let revision = revision(object);
+            self.seen = self.seen.max(revision);
+            self.apart.remove(&key(object));
+            // Revisions come in order: what the watch should have brought by now and did not was gone when it began.
+            let gone: Vec<Key> = self
+                .apart
+                .extract_if(.., |_, apart| *apart < revision)
+                .map(|(key, _)| key)
+                .collect();
+            for key in gone {
+                self.take(&key);
+            }
         }
         match event {
             watcher::Event::Apply(object) => {
@@ -295,6 +317,8 @@ impl<K: Resource> Table<K> {
             watcher::Event::Delete(object) => self.take(&key(&object)),
             watcher::Event::Init => {
                 self.listing.clear();
+                // The listing is made after this, so it knows better than what was read before.
+                self.apart.clear();
                 false
             }
             watcher::Event::InitApply(object) => {
@@ -302,18 +326,22 @@ impl<K: Resource> Table<K> {
                 false
             }
             watcher::Event::InitDone => {
-                let now = std::mem::take(&mut self.listing);
+                let mut now = std::mem::take(&mut self.listing);
+                let listed = now.values().map(|object| revision(object.as_ref())).max();
+                let listed = listed.unwrap_or(0);
+                // What was read while the listing was made is no older than it, if it is newer than all of it.
+                self.apart.retain(|_, apart| *apart > listed);
+                now.retain(|key, _| !self.apart.contains_key(key));
                 let gone: Vec<Key> = self
                     .objects
                     .keys()
-                    .filter(|key| !now.contains_key(*key))
+                    .filter(|key| !now.contains_key(*key) && !self.apart.contains_key(*key))
                     .cloned()
                     .collect();
                 for key in gone {
                     self.take(&key);
                 }
-                let revisions = now.values().map(|object| revision(object.as_ref()));
-                self.seen = revisions.max().unwrap_or(0);
+                self.seen = self.seen.max(listed);
                 for object in now.into_values() {
                     self.put(object);
                 }
@@ -360,6 +388,7 @@ impl<K: Resource> Table<K> {
         if revision(&object) <= known.max(self.seen) {
             return false;
         }
+        self.apart.insert(key(&object), revision(&object));
         self.put(Arc::new(object));
         true
     }
@@ -482,5 +511,52 @@ mod tests {
             !table.newer(namespace("c", "14")),
             "read before it was deleted, taken after"
         );
+    }
+
+    /// A pod's policies are read while the watch begins again: the listing, older than that, does not take them back.
+    #[test]
+    fn a_listing_does_not_take_back_what_was_read_while_it_was_made() {
+        let relisted = |apart: &[(&str, &str)]| {
+            let mut table = Table::default();
+            table.apply(watcher::Event::Apply(namespace("a", "10")));
+            table.apply(watcher::Event::Init);
+            for (name, revision) in apart {
+                assert!(table.newer(namespace(name, revision)));
+            }
+            table.apply(watcher::Event::InitApply(namespace("a", "10")));
+            table.apply(watcher::Event::InitDone);
+            table
+        };
+        let mut table = relisted(&[("a", "11"), ("b", "12")]);
+        assert_eq!(names(&table).unwrap(), ["a", "b"]);
+        let of_a = table.objects.get(&(String::new(), "a".to_owned()));
+        assert_eq!(of_a.map(|a| revision(a.as_ref())), Some(11));
+        // The watch brings what it missed, and they stay.
+        table.apply(watcher::Event::Apply(namespace("a", "11")));
+        table.apply(watcher::Event::Apply(namespace("b", "12")));
+        table.apply(watcher::Event::Apply(namespace("c", "13")));
+        assert_eq!(names(&table).unwrap(), ["a", "b", "c"]);
+
+        // `b` was deleted before the listing was made: the watch never brings it, and is past it.
+        let mut table = relisted(&[("b", "12")]);
+        table.apply(watcher::Event::Apply(namespace("c", "14")));
+        assert_eq!(names(&table).unwrap(), ["a", "c"]);
+
+        // What was read before the listing began is gone if that does not have it.
+        let mut table = relisted(&[("b", "12")]);
+        table.apply(watcher::Event::Init);
+        table.apply(watcher::Event::InitApply(namespace("a", "10")));
+        table.apply(watcher::Event::InitDone);
+        assert_eq!(names(&table).unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn a_listing_of_less_does_not_forget_how_far_the_watch_was() {
+        let mut table = Table::default();
+        table.apply(watcher::Event::Apply(namespace("a", "10")));
+        table.apply(watcher::Event::Delete(namespace("a", "20")));
+        table.apply(watcher::Event::Init);
+        table.apply(watcher::Event::InitDone);
+        assert!(!table.newer(namespace("a", "19")), "read before it was deleted");
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Hosts {
     ids: BTreeMap<String, HostEndpointIds>,
     next: u32,
     interfaces: Vec<Interface>,
+    /// Asks the kernel for them.
+    list: fn() -> io::Result<Vec<Interface>>,
     /// What is attached, by interface.
     attached: BTreeMap<u32, HostLink>,
     /// Addresses of the node beside those of its interfaces.
@@ -57,21 +59,29 @@ impl Hosts {
                 .max()
                 .map_or(FIRST, |last| last.saturating_add(1).max(FIRST)),
             interfaces: Vec::new(),
+            list: interfaces,
             attached,
             addresses,
         })
     }
 
+    /// On a machine with these interfaces.
+    #[cfg(test)]
+    pub(crate) fn on(mut self, list: fn() -> io::Result<Vec<Interface>>) -> Self {
+        self.list = list;
+        self
+    }
+
     /// Whether interfaces that host endpoints may speak of are others than at the last [`Hosts::number`].
     pub(crate) fn have_moved(&self) -> bool {
         let matter = !self.ids.is_empty() || !self.attached.is_empty();
-        matter && interfaces().is_ok_and(|now| now != self.interfaces)
+        matter && (self.list)().is_ok_and(|now| now != self.interfaces)
     }
 
     /// Numbers the host endpoints of this node, for the interfaces that are there now.
     pub(crate) fn number(&mut self, hosts: &[&calico::HostEndpoint]) -> BTreeMap<String, HostEndpointIds> {
         let found = match hosts.is_empty() {
-            false => interfaces(),
+            false => (self.list)(),
             true => Ok(Vec::new()),
         };
         let found = found.unwrap_or_else(|error| {
@@ -114,14 +124,15 @@ impl Hosts {
         self.interfaces = interfaces;
     }
 
-    /// Attaches what these ask for, and takes the programs off all other interfaces. To be called before `tables`
-    /// are written, which reach only what is attached.
+    /// Attaches what these ask for, and takes the programs off all other interfaces. Whether anything was another. To be
+    /// called before `tables` are written, which reach only what is attached; and whether or not they changed, since
+    /// a host endpoint keeps its numbers, and so its tables, when it moves to another interface.
     pub(crate) fn attach(
         &mut self,
         datapath: &mut dyn Datapath,
         hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<bool, DatapathError> {
         self.try_attach(datapath, hosts, tables).inspect_err(|_| {
             // As if none were known, so that they have moved, and this is tried again.
             self.interfaces.clear();
@@ -133,7 +144,8 @@ impl Hosts {
         datapath: &mut dyn Datapath,
         hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<bool, DatapathError> {
+        let mut changed = false;
         let wanted = self.wanted(hosts, tables);
         let gone: Vec<u32> = self
             .attached
@@ -144,14 +156,16 @@ impl Hosts {
         for index in gone {
             datapath.attach_host(&HostLink::none(index))?;
             self.attached.remove(&index);
+            changed = true;
         }
         for (index, link) in wanted {
             if self.attached.get(&index) != Some(&link) {
                 datapath.attach_host(&link)?;
                 self.attached.insert(index, link);
+                changed = true;
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// What a node says of its host endpoints: these, of which the datapath has `attached` some, and holds `tables`.

@@ -153,7 +153,7 @@ impl Followed {
                 }
             }
         }
-        if self.rules.rules.len() != self.session.tables().rules.len() {
+        if self.rules.rules != self.session.tables().rules {
             self.rules = Arc::new(NodeTables {
                 rules: self.session.tables().rules.clone(),
                 ..NodeTables::default()

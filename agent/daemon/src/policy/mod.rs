@@ -10,7 +10,7 @@ mod followed;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -135,6 +135,8 @@ impl Policy {
             host_addresses: start.host_addresses,
             followed,
             unwritten: true,
+            untold: true,
+            synced: BTreeMap::new(),
             enforcement,
             wanted: None,
             names: start.names,
@@ -235,6 +237,10 @@ struct Worker {
     followed: Followed,
     /// Whether the kernel has to be given something.
     unwritten: bool,
+    /// Whether flow events would not speak of pods, rules and staged policies as they are.
+    untold: bool,
+    /// Change that each endpoint follows.
+    synced: BTreeMap<EndpointId, u32>,
     enforcement: watch::Sender<Enforcement>,
     /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
     wanted: Option<BTreeSet<DomainMatch>>,
@@ -294,6 +300,7 @@ impl Worker {
             }
             Command::Detach(endpoint, reply) => {
                 self.followed.detached(endpoint, &self.cluster);
+                self.untold = true;
                 drop(reply.send(self.datapath.detach(endpoint)));
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
@@ -311,47 +318,41 @@ impl Worker {
         };
         let started = Instant::now();
         self.followed.take(changes);
-        self.unwritten |= self.settle();
+        self.settle();
         let compiled_in = started.elapsed();
+        self.attach_hosts();
         if self.unwritten {
-            let Self {
-                followed, datapath, ..
-            } = self;
-            let tables = followed.session.tables();
-            if let Err(error) = self.hosts.attach(&mut **datapath, &followed.hosts(), tables) {
-                tracing::error!(
-                    error = chain(&error),
-                    "cannot judge all host endpoints, trying again"
-                );
+            let mut synced = self.datapath.sync(self.followed.session.tables());
+            if let Err(DatapathError::Full { .. }) = &synced
+                && self.followed.session.shed()
+            {
+                self.settle();
+                self.attach_hosts();
+                synced = self.datapath.sync(self.followed.session.tables());
             }
-            match datapath.sync(tables) {
+            match synced {
                 Ok(synced) => {
                     let rewritten = synced.rewritten;
                     tracing::debug!(rewritten, ?compiled_in, total = ?started.elapsed(), "policy in force");
                     self.unwritten = false;
+                    self.untold = true;
+                    self.synced = synced.endpoints;
                     self.enforcement.send_if_modified(|known| {
                         let was = std::mem::replace(known, Enforcement::InForce);
                         was != Enforcement::InForce
                     });
-                    self.names.publish(followed.snapshot(synced.endpoints));
                     self.save_names();
                 }
                 Err(error) => {
-                    let message = chain(&error);
-                    tracing::error!(error = message, "policy not changed, the old one stays in force");
-                    let behind = Enforcement::Behind(behind(&error, tables));
-                    self.enforcement.send_if_modified(|known| {
-                        let changed = *known != behind;
-                        *known = behind;
-                        changed
-                    });
-                    let waiting = self.waiting.drain(..).map(|(_, reply)| reply);
-                    for reply in waiting.chain(self.settling.drain(..)) {
-                        drop(reply.send(Err(message.clone())));
-                    }
+                    self.stay_behind(&error);
                     return false;
                 }
             }
+        }
+        if self.untold {
+            // Staged policies and peers that no rule tells apart change no table.
+            self.names.publish(self.followed.snapshot(self.synced.clone()));
+            self.untold = false;
         }
         self.apply_established();
         for reply in self.settling.drain(..) {
@@ -369,8 +370,39 @@ impl Worker {
         true
     }
 
-    /// Brings the session's tables up to date. Whether they changed.
-    fn settle(&mut self) -> bool {
+    /// Attaches what host endpoints ask for now.
+    fn attach_hosts(&mut self) {
+        let tables = self.followed.session.tables();
+        let attached = self
+            .hosts
+            .attach(&mut *self.datapath, &self.followed.hosts(), tables);
+        self.unwritten |= attached.unwrap_or_else(|error| {
+            tracing::error!(
+                error = chain(&error),
+                "cannot judge all host endpoints, trying again"
+            );
+            true
+        });
+    }
+
+    /// The tables could not be written: tells everyone who waits for them.
+    fn stay_behind(&mut self, error: &DatapathError) {
+        let message = chain(error);
+        tracing::error!(error = message, "policy not changed, the old one stays in force");
+        let behind = Enforcement::Behind(behind(error, self.followed.session.tables()));
+        self.enforcement.send_if_modified(|known| {
+            let changed = *known != behind;
+            *known = behind;
+            changed
+        });
+        let waiting = self.waiting.drain(..).map(|(_, reply)| reply);
+        for reply in waiting.chain(self.settling.drain(..)) {
+            drop(reply.send(Err(message.clone())));
+        }
+    }
+
+    /// Brings the session's tables up to date.
+    fn settle(&mut self) {
         let ids = self.hosts.number(&self.followed.hosts());
         let session = &mut self.followed.session;
         session.set_host_endpoint_ids(&ids);
@@ -383,6 +415,7 @@ impl Worker {
             session.set_names(self.learned.current());
             let again = session.settle();
             settled.changed |= again.changed;
+            settled.told_anew |= again.told_anew;
         }
         if let Some(reason) = settled.anew {
             tracing::debug!(reason, "policy compiled anew as a whole");
@@ -393,7 +426,8 @@ impl Worker {
                 "policy cannot be honoured as written and denies more"
             );
         }
-        settled.changed
+        self.unwritten |= settled.changed;
+        self.untold |= settled.told_anew;
     }
 
     /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and

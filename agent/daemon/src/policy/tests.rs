@@ -1,6 +1,6 @@
 //! The thread that owns the datapath, over a datapath that can be full.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use agent_resolver::Limits;
 use agent_telemetry::{FlowLog, LogConfig};
@@ -10,16 +10,20 @@ use kube::runtime::watcher;
 use serde_json::json;
 
 use super::*;
+use crate::{hosts::Interface, policy_objects::PolicyObject};
 
 /// A [`Fake`] whose maps are full for as long as it is said.
 struct Narrow {
     inner: Fake,
     full: Arc<AtomicBool>,
+    /// Most verdicts that it takes.
+    room: Arc<AtomicUsize>,
 }
 
 impl Datapath for Narrow {
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
-        match self.full.load(Ordering::Relaxed) {
+        let needed = capacity::demand(tables).verdicts;
+        match self.full.load(Ordering::Relaxed) || needed > self.room.load(Ordering::Relaxed) {
             true => Err(DatapathError::Full {
                 map: "VERDICTS",
                 needed: 12,
@@ -75,19 +79,41 @@ impl Datapath for Narrow {
 }
 
 fn start(dir: &std::path::Path, full: &Arc<AtomicBool>, cluster: &Cluster) -> Policy {
+    let room = Arc::new(AtomicUsize::new(usize::MAX));
+    start_with(dir, (full, &room), cluster, &Arc::new(Names::new()))
+}
+
+fn machine() -> std::io::Result<Vec<Interface>> {
+    let interface = |index, name: &str| Interface {
+        index,
+        name: name.to_owned(),
+        addresses: BTreeSet::new(),
+    };
+    Ok(vec![interface(2, "eth0"), interface(3, "eth1")])
+}
+
+fn start_with(
+    dir: &std::path::Path,
+    (full, room): (&Arc<AtomicBool>, &Arc<AtomicUsize>),
+    cluster: &Cluster,
+    names: &Arc<Names>,
+) -> Policy {
     let mut datapath = Narrow {
         inner: Fake::new(),
         full: Arc::clone(full),
+        room: Arc::clone(room),
     };
     let log = FlowLog::open(LogConfig::sized(dir.join("flows"), "n1".to_owned(), 1 << 20)).unwrap();
     let start = Start {
-        hosts: Hosts::start(&mut datapath, BTreeSet::new()).unwrap(),
+        hosts: Hosts::start(&mut datapath, ["192.0.2.1".parse().unwrap()].into())
+            .unwrap()
+            .on(machine),
         datapath: Box::new(datapath),
         cluster: cluster.clone(),
         node: "n1".to_owned(),
         host_addresses: BTreeSet::new(),
         endpoints: Vec::new(),
-        names: Arc::new(Names::new()),
+        names: Arc::clone(names),
         learned: Arc::new(LearnedNames::open(Limits::default(), dir.join("names"))),
         hub: Arc::new(Hub::new(log, "n1".to_owned(), 16)),
     };
@@ -181,4 +207,119 @@ async fn an_endpoint_waits_for_its_pod() {
         dumped.endpoints.is_empty() && dumped.verdicts.is_empty(),
         "{dumped:?}"
     );
+}
+
+fn object(kind: &str, name: &str, spec: serde_json::Value) -> PolicyObject {
+    let object = json!({"apiVersion": "projectcalico.org/v3", "kind": kind,
+        "metadata": {"name": name, "namespace": "default"}, "spec": spec});
+    serde_json::from_value(object).unwrap()
+}
+
+/// The host endpoint keeps its numbers, and the tables are the same.
+#[tokio::test]
+async fn a_host_endpoint_moves_to_another_interface() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start(dir.path(), &full, &cluster);
+    for interface in ["eth0", "eth1"] {
+        let spec = json!({"node": "n1", "interfaceName": interface});
+        let host = object("HostEndpoint", "uplink", spec);
+        cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+        policy.settle().await.unwrap();
+        let dumped = policy.dump().await.unwrap();
+        let [host] = &dumped.hosts[..] else {
+            panic!("{dumped:?}")
+        };
+        assert_eq!(host.attached, [interface.to_owned()].into());
+        assert!(host.programmed.contains(&host.local), "{host:?}");
+    }
+}
+
+/// Neither changes what is enforced: a policy that is staged, and where a pod is that no rule tells apart.
+#[tokio::test]
+async fn flow_events_know_what_changes_no_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let (room, names) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(Names::new()));
+    let policy = start_with(dir.path(), (&full, &room), &cluster, &names);
+    cluster.bring(watcher::Event::Apply(web()));
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    let before = names.newest();
+    assert!(before.staged.is_none());
+
+    let far: Pod = serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": "far", "uid": "u2", "resourceVersion": "6"},
+        "spec": {"containers": [{"name": "c"}], "nodeName": "n2"},
+        "status": {"podIP": "10.0.0.8", "podIPs": [{"ip": "10.0.0.8"}]},
+    }))
+    .unwrap();
+    cluster.bring(watcher::Event::Apply(far));
+    policy.settle().await.unwrap();
+    let now = names.newest();
+    assert!(now.addresses.contains_key(&"10.0.0.8".parse().unwrap()));
+    assert_eq!(now.changes, before.changes, "the tables are the same");
+
+    let spec = json!({"selector": "all()", "types": ["Ingress"]});
+    let staged = object("StagedNetworkPolicy", "later", spec);
+    cluster.bring_object("StagedNetworkPolicy", watcher::Event::Apply(staged));
+    policy.settle().await.unwrap();
+    let now = names.newest();
+    assert!(now.staged.is_some());
+    assert_eq!(now.changes, before.changes, "the tables are the same");
+
+    // And nothing is said again that is known.
+    policy.settle().await.unwrap();
+    assert!(Arc::ptr_eq(&now, &names.newest()));
+}
+
+/// What the tables say of pods that are gone is dropped before policy is said not to fit.
+#[tokio::test]
+async fn tables_that_do_not_fit_are_made_anew_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let (room, names) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(Names::new()));
+    let policy = start_with(dir.path(), (&full, &room), &cluster, &names);
+    let closed = json!({"selector": "all()", "types": ["Ingress"], "ingress": [
+        {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}}]});
+    let closed = object("NetworkPolicy", "closed", closed);
+    cluster.bring_object("NetworkPolicy", watcher::Event::Apply(closed));
+    cluster.bring(watcher::Event::Apply(web()));
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    let verdicts = async || policy.dump().await.unwrap().verdicts.len();
+    let at_start = verdicts().await;
+    for number in 0..20_u8 {
+        let (name, uid) = (format!("goes-{number}"), format!("g{number}"));
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": name, "uid": uid, "resourceVersion": "7"},
+            "spec": {"containers": [{"name": "c"}], "nodeName": "n1"},
+        }))
+        .unwrap();
+        let mut other = endpoint();
+        other.pod.name = name;
+        other.pod_uid = uid;
+        other.link.id = EndpointId(100 + u32::from(number));
+        other.link.addresses = vec![std::net::Ipv4Addr::new(10, 0, 1, number).into()];
+        let id = other.link.id;
+        cluster.bring(watcher::Event::Apply(pod.clone()));
+        policy.attach(other).await.unwrap();
+        policy.program(id).await.unwrap();
+        cluster.bring(watcher::Event::Delete(pod));
+        policy.detach(id).await.unwrap();
+        policy.settle().await.unwrap();
+    }
+    let piled_up = verdicts().await;
+    assert!(piled_up > at_start, "{piled_up}");
+
+    room.store(at_start, Ordering::Relaxed);
+    let mut labelled = web();
+    labelled.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
+    let mut moved = endpoint();
+    moved.link.addresses = vec!["10.0.0.9".parse().unwrap()];
+    policy.attach(moved).await.unwrap();
+    cluster.bring(watcher::Event::Apply(labelled));
+    policy.settle().await.unwrap();
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+    assert_eq!(verdicts().await, at_start);
 }
