@@ -64,7 +64,7 @@ enum Turn<'a> {
 enum Matter {
     /// Not at all.
     No,
-    /// A pod comes, or has other labels.
+    /// A pod comes, or has other labels, or a service selects others.
     Pod,
     /// What decides for pods changes.
     Policy,
@@ -281,8 +281,10 @@ fn matter(row: &Resource, user: &str, old: Option<&Value>, new: Option<&Value>) 
         ),
         // Neither does a pod that goes. What it is called and how it is made does not change.
         ("", "Pod") => matters(new.is_some() && (comes_or_goes || labels), Matter::Pod),
+        // Who writes a service says what is behind it.
+        ("", "Service") => matters(comes_or_goes || spec, Matter::Pod),
         ("", "Namespace" | "ServiceAccount") => matters(labels, Matter::Policy),
-        // The control plane's own slices say which pods there are; nobody asks those either.
+        // The control plane's own slices follow from services and pods, and were judged with those.
         ("discovery.k8s.io", "EndpointSlice") => matters(
             user != USER_CONTROLLERS
                 && (comes_or_goes || labels || changes("/endpoints") || changes("/ports")),
@@ -445,6 +447,10 @@ mod tests {
         assert_eq!(matter("pods", labelled(), bare()), Matter::Pod);
         assert_eq!(matter("pods", bare(), annotated()), Matter::No);
         assert_eq!(matter("pods", labelled(), none()), Matter::No);
+        assert_eq!(matter("services", none(), specified()), Matter::Pod);
+        assert_eq!(matter("services", bare(), specified()), Matter::Pod);
+        assert_eq!(matter("services", specified(), none()), Matter::Pod);
+        assert_eq!(matter("services", bare(), labelled()), Matter::No);
         assert_eq!(matter("snp", none(), bare()), Matter::No);
         assert_eq!(matter("secrets", none(), bare()), Matter::No);
         assert_eq!(matter("assertion", none(), specified()), Matter::Assertion);
