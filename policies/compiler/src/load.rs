@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 pub use objects::validate_object;
-pub(crate) use services::add_slice;
+pub(crate) use services::{add_service, add_slice};
 
 use crate::{
     field::FieldError,

@@ -7,7 +7,7 @@ use std::{
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy, selector::Labels};
 use k8s_openapi::api::{
-    core::v1::{ContainerPort, Namespace, Node, Pod, ServiceAccount as ServiceAccountObject},
+    core::v1::{ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
@@ -23,7 +23,7 @@ use crate::{
     cluster_policy::{NodeView, Nodes},
     field::{Errors, FieldError},
     kubernetes::protocol_number,
-    load::add_slice,
+    load::{add_service, add_slice},
     reading::{Reading, put_together},
 };
 
@@ -262,6 +262,12 @@ impl ClusterView {
     /// Adds addresses and ports to those behind the service that the slice names.
     pub fn add_endpoint_slice(&mut self, slice: &EndpointSlice) {
         add_slice(&mut self.services, slice);
+    }
+
+    /// Adds what will be behind a service once its slices are written: those of the pods here, and of
+    /// `on_node_network`, that it selects.
+    pub fn add_service(&mut self, service: &Service, on_node_network: &[PodView]) {
+        add_service(&mut self.services, service, [&*self.pods, on_node_network]);
     }
 
     pub(crate) fn member(&self, pod: &PodView) -> Member {

@@ -3,17 +3,18 @@
 use api::palisade::{Enforcement, PolicyAssertion};
 use policies_checker::{
     Model,
-    assertion::{self, BrokenAssertion, Problem, broken_assertions},
+    assertion::{self, BrokenAssertion, Problem, broken_assertion},
 };
 use policies_compiler::ClusterView;
+use tokio_util::sync::CancellationToken;
 
-use crate::policy::cluster::Objects;
+use crate::policy::{GaveUp, cluster::Objects};
 
 /// Assertions that one message spells out.
 const SHOWN: usize = 3;
 
 /// What was found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Judged {
     /// Assertions that would hold no longer.
     pub(super) broken: Vec<Broken>,
@@ -29,23 +30,41 @@ pub(super) struct Broken {
     pub(super) blocks: bool,
 }
 
-/// Judges a change, `after` being what it leads to, or, without one, the assertions themselves.
-pub(super) fn judge(before: &Objects, after: Option<&ClusterView>, assertions: &[PolicyAssertion]) -> Judged {
+/// Judges a change, `after` being what it leads to, or, without one, the assertions themselves. Stops between two
+/// assertions once nobody waits.
+pub(super) fn judge(
+    before: &Objects,
+    after: Option<&ClusterView>,
+    assertions: &[PolicyAssertion],
+    nobody_waits: &CancellationToken,
+) -> Result<Judged, GaveUp> {
+    let broken_in = |model: &Model, assertions: &[PolicyAssertion]| -> Result<Vec<BrokenAssertion>, GaveUp> {
+        let mut broken = Vec::new();
+        for assertion in assertions {
+            GaveUp::check(nobody_waits)?;
+            broken.extend(broken_assertion(model, assertion));
+        }
+        Ok(broken)
+    };
+    if assertions.is_empty() {
+        return Ok(Judged::default());
+    }
+    GaveUp::check(nobody_waits)?;
     let Some(after) = after else {
         let view = before.view();
-        let broken = broken_assertions(None, &view, assertions);
+        let model = Model::new(&view);
+        let broken = broken_in(&model, assertions)?;
         let notes = if broken.is_empty() {
-            let model = Model::new(&view);
             assertions.iter().filter_map(|one| vacuous(&model, one)).collect()
         } else {
             Vec::new()
         };
-        return Judged {
+        return Ok(Judged {
             broken: mark(broken, assertions),
             notes,
-        };
+        });
     };
-    let mut broken = broken_assertions(None, after, assertions);
+    let mut broken = broken_in(&Model::new(after), assertions)?;
     if !broken.is_empty() {
         // What was broken before is not this change's doing. Few changes come this far.
         let suspects: Vec<PolicyAssertion> = assertions
@@ -53,13 +72,13 @@ pub(super) fn judge(before: &Objects, after: Option<&ClusterView>, assertions: &
             .filter(|assertion| broken.iter().any(|broken| is_about(broken, assertion)))
             .cloned()
             .collect();
-        let earlier = broken_assertions(None, &before.view(), &suspects);
+        let earlier = broken_in(&Model::new(&before.view()), &suspects)?;
         broken.retain(|broken| !earlier.iter().any(|earlier| earlier.name == broken.name));
     }
-    Judged {
+    Ok(Judged {
         broken: mark(broken, assertions),
         notes: Vec::new(),
-    }
+    })
 }
 
 /// Why a change is refused.

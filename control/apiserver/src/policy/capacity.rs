@@ -8,21 +8,27 @@ use policies_compiler::{
     compile,
 };
 use policies_ir::tables::EndpointId;
+use tokio_util::sync::CancellationToken;
 
-use crate::policy::cluster::Objects;
+use crate::policy::{GaveUp, cluster::Objects};
 
 /// Why the tables that `after` leads to fit nowhere. A node that needs too much already may go on to, as long as it
-/// does not need more: else nobody could write what needs less.
-pub(super) fn refusal(before: &Objects, after: &ClusterView, capacities: &Capacities) -> Option<String> {
-    let exceeded = demands(after.clone())
+/// does not need more: else nobody could write what needs less. Stops between two nodes once nobody waits.
+pub(super) fn refusal(
+    before: &Objects,
+    after: ClusterView,
+    capacities: &Capacities,
+    nobody_waits: &CancellationToken,
+) -> Result<Option<String>, GaveUp> {
+    let exceeded = demands(after, nobody_waits)?
         .into_iter()
         .filter_map(|(node, needed)| Some((node, needed.exceeds(capacities)?)));
     let exceeded: Vec<_> = exceeded.collect();
     if exceeded.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let earlier = demands(before.view());
-    exceeded.into_iter().find_map(|(node, exceeded)| {
+    let earlier = demands(before.view(), nobody_waits)?;
+    let refused = exceeded.into_iter().find_map(|(node, exceeded)| {
         let earlier = earlier.get(&node).map_or(0, |demand| count(demand, exceeded.what));
         (exceeded.needed > earlier).then(|| {
             format!(
@@ -30,11 +36,15 @@ pub(super) fn refusal(before: &Objects, after: &ClusterView, capacities: &Capaci
                  fewer rules, networks and ports"
             )
         })
-    })
+    });
+    Ok(refused)
 }
 
 /// What the tables of each node that has any would need.
-fn demands(mut view: ClusterView) -> BTreeMap<String, Demand> {
+fn demands(
+    mut view: ClusterView,
+    nobody_waits: &CancellationToken,
+) -> Result<BTreeMap<String, Demand>, GaveUp> {
     let of_hosts = view.calico.iter().filter_map(|object| match object {
         CalicoObject::HostEndpoint(host) => Some(host.spec.node.clone()),
         _ => None,
@@ -49,9 +59,10 @@ fn demands(mut view: ClusterView) -> BTreeMap<String, Demand> {
     nodes
         .into_iter()
         .map(|node| {
+            GaveUp::check(nobody_waits)?;
             number(&mut view, &node);
             let needed = demand(&compile(&view).tables);
-            (node, needed)
+            Ok::<_, GaveUp>((node, needed))
         })
         .collect()
 }
@@ -137,7 +148,11 @@ mod tests {
         };
         let judge = |before: &Objects, ports: usize, selector: &str| {
             let after = with(before.clone(), "gnp", "p", &policy(ports, selector));
-            (refusal(before, &after.view(), &capacities), after)
+            let waited_for = CancellationToken::new();
+            (
+                refusal(before, after.view(), &capacities, &waited_for).unwrap(),
+                after,
+            )
         };
         let none = cluster(3);
         let (refused, fits) = judge(&none, 15, "all()");
@@ -156,5 +171,8 @@ mod tests {
         assert!(refused.is_some());
         let more = with(none, "gnp", "p", &policy(20, "all()"));
         assert_eq!(judge(&more, 18, "all()").0, None);
+        let gone = CancellationToken::new();
+        gone.cancel();
+        assert!(refusal(&more, more.view(), &capacities, &gone).is_err());
     }
 }

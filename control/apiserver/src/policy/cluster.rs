@@ -12,7 +12,7 @@ use api::{
 };
 use control_store::{ListOptions, ObjectKey, Revision, Store, StoreError};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, ServiceAccount},
+    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
@@ -23,6 +23,11 @@ use crate::objects;
 
 /// Addresses for pods that have none yet; RFC 2544 keeps 198.18.0.0/15 for tests.
 const ASSUMED: u32 = u32::from_be_bytes([198, 18, 0, 0]);
+
+/// Label that says who writes a slice.
+const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// What it says on those that the control plane derives from services and pods.
+const SLICE_MANAGER: &str = "endpointslice-controller.k8s.io";
 
 /// A stored object that cannot be read as what it is.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +47,9 @@ pub(super) enum ReadError {
 pub(super) enum Part {
     /// Nothing if the pod has no addresses of its own.
     Pod(Option<PodView>),
+    /// On its node's network: nothing but a service makes policy see it.
+    NodePod(PodView),
+    Service(Box<Service>),
     Namespace(Namespace),
     Node(Box<Node>),
     ServiceAccount(ServiceAccount),
@@ -62,6 +70,8 @@ pub(super) struct Parts {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Objects {
     parts: HashMap<ObjectKey, Arc<Part>>,
+    /// What is judged: a slice is judged as it is written, whoever will write it again.
+    written: Option<ObjectKey>,
 }
 
 impl Parts {
@@ -88,7 +98,7 @@ impl Parts {
             }
         }
         self.known = known;
-        Ok(Objects { parts })
+        Ok(Objects { parts, written: None })
     }
 }
 
@@ -102,6 +112,7 @@ impl Part {
 impl Objects {
     /// The same with one object replaced, added or taken away.
     pub(super) fn with(mut self, key: ObjectKey, part: Option<Part>) -> Self {
+        self.written = Some(key.clone());
         match part {
             Some(part) => self.parts.insert(key, Arc::new(part)),
             None => self.parts.remove(&key),
@@ -109,15 +120,20 @@ impl Objects {
         self
     }
 
-    /// As the compiler and the checker read it.
+    /// As the compiler and the checker read it. What is behind services is what their slices will say: whoever
+    /// writes services and labels of pods decides it, although it is a controller that writes it down.
     pub(super) fn view(&self) -> ClusterView {
         let mut view = ClusterView::default();
-        for part in self.parts.values() {
+        let (mut services, mut on_node_network) = (Vec::new(), Vec::new());
+        for (key, part) in &self.parts {
             match &**part {
                 Part::Pod(pod) => view.pods.extend(pod.clone()),
+                Part::NodePod(pod) => on_node_network.push(pod.clone()),
+                Part::Service(service) => services.push(service),
                 Part::Namespace(namespace) => view.add_namespace(namespace),
                 Part::Node(node) => view.add_node(node),
                 Part::ServiceAccount(account) => view.add_service_account(account),
+                Part::EndpointSlice(slice) if is_derived(slice) && self.written.as_ref() != Some(key) => {}
                 Part::EndpointSlice(slice) => view.add_endpoint_slice(slice),
                 Part::NetworkPolicy(policy) => view.policies.push(policy.clone()),
                 Part::ClusterPolicy(policy) => view.cluster_policies.push(policy.clone()),
@@ -125,8 +141,38 @@ impl Objects {
             }
         }
         assume_addresses(&mut view.pods);
+        // Nobody knows yet which node's addresses these will have.
+        let of_nodes: BTreeSet<IpAddr> = view
+            .nodes
+            .values()
+            .flat_map(|node| node.addresses.iter().copied())
+            .collect();
+        for pod in on_node_network.iter_mut().filter(|pod| pod.addresses.is_empty()) {
+            pod.addresses.clone_from(&of_nodes);
+        }
+        for service in services {
+            view.add_service(service, &on_node_network);
+        }
         view
     }
+}
+
+/// Whether the control plane writes the slice from a service and pods.
+fn is_derived(slice: &EndpointSlice) -> bool {
+    let labels = slice.metadata.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(SLICE_MANAGED_BY))
+        .map(String::as_str)
+        == Some(SLICE_MANAGER)
+}
+
+fn read_pod(mut pod: Pod) -> Part {
+    let spec = pod.spec.as_mut();
+    if let Some(spec) = spec.filter(|spec| spec.host_network == Some(true)) {
+        spec.host_network = None;
+        return PodView::from_pod(&pod, None).map_or(Part::Pod(None), Part::NodePod);
+    }
+    Part::Pod(PodView::from_pod(&pod, None))
 }
 
 /// A pod that was just admitted will have an address, and what it may do then is what is asked about.
@@ -159,7 +205,8 @@ fn reader(row: &Resource) -> Option<Read> {
         serde_json::from_slice(object).map(|object| Part::Calico(part(object)))
     }
     let reader: Read = match (row.group, row.kind) {
-        ("", "Pod") => |object| typed(object, |pod: Pod| Part::Pod(PodView::from_pod(&pod, None))),
+        ("", "Pod") => |object| typed(object, read_pod),
+        ("", "Service") => |object| typed(object, |service| Part::Service(Box::new(service))),
         ("", "Namespace") => |object| typed(object, Part::Namespace),
         ("", "Node") => |object| typed(object, |node| Part::Node(Box::new(node))),
         ("", "ServiceAccount") => |object| typed(object, Part::ServiceAccount),
@@ -219,6 +266,53 @@ mod tests {
         assert_eq!(addresses, ["198.18.0.1", "198.18.0.0", "198.18.0.2"]);
         let without = objects.with(key("core/pods", "a", "y"), None);
         assert_eq!(without.view().pods.len(), 2);
+    }
+
+    #[test]
+    fn what_is_behind_a_service_follows_from_it_and_the_pods() {
+        let pod = |name: &str, on_node: bool, address: &str| {
+            part(
+                "pods",
+                &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "a", "labels": {"app": "web"}},
+                    "spec": {"containers": [], "hostNetwork": on_node}, "status": {"podIP": address}}),
+            )
+        };
+        let slice = |manager: &str, address: &str| {
+            part(
+                "endpointslices",
+                &json!({"metadata": {"name": manager, "namespace": "a", "labels": {
+                    "kubernetes.io/service-name": "web", SLICE_MANAGED_BY: manager}},
+                    "addressType": "IPv4", "endpoints": [{"addresses": [address]}]}),
+            )
+        };
+        let service = json!({"metadata": {"name": "web", "namespace": "a"},
+            "spec": {"selector": {"app": "web"}, "ipFamilies": ["IPv4"]}});
+        let node = json!({"metadata": {"name": "n"}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "2001:db8::1"}]}});
+        let slices = |name: &str| key("discovery.k8s.io/endpointslices", "a", name);
+        let objects = Objects::default()
+            .with(key("core/nodes", "", "n"), part("nodes", &node))
+            .with(slices("ours"), slice(SLICE_MANAGER, "10.0.0.8"))
+            .with(slices("theirs"), slice("them", "10.0.0.9"))
+            .with(key("core/pods", "a", "x"), pod("x", false, "10.0.0.1"))
+            .with(key("core/pods", "a", "y"), pod("y", true, "192.0.2.7"))
+            .with(key("core/pods", "a", "z"), pod("z", true, ""))
+            .with(key("core/services", "a", "web"), part("services", &service));
+        let behind = |objects: &Objects| {
+            let view = objects.view();
+            let behind = view.services.values().flatten();
+            behind
+                .map(|endpoint| endpoint.address.to_string())
+                .collect::<BTreeSet<_>>()
+        };
+        let derived = ["10.0.0.1", "10.0.0.9", "192.0.2.1", "192.0.2.7"];
+        assert!(behind(&objects).iter().eq(derived), "{:?}", behind(&objects));
+        let rewritten = objects
+            .clone()
+            .with(slices("ours"), slice(SLICE_MANAGER, "10.0.0.8"));
+        assert!(behind(&rewritten).contains("10.0.0.8"));
+        let without = objects.with(key("core/services", "a", "web"), None);
+        assert!(behind(&without).iter().eq(["10.0.0.9"]));
     }
 
     /// Whatever decides packets is read: a kind that the compiler knows and this table does not would be judged as

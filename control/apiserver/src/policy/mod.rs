@@ -20,6 +20,7 @@ use control_store::{ListOptions, ObjectKey};
 use control_wire::Status;
 use serde_json::Value;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
@@ -30,7 +31,8 @@ use crate::{
 use assertions::{Broken, Judged};
 use cluster::{Objects, Part, Parts};
 
-/// Longest judgement. A write whose judgement takes longer is refused.
+/// Longest judgement of assertions; a write whose judgement takes longer is refused. And longest look at whether
+/// tables fit; a write for which that takes longer passes with a warning.
 const JUDGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What writes that policy depends on take turns by.
@@ -38,8 +40,11 @@ pub(crate) struct Guard {
     /// Held for writing while something that policy depends on is judged and stored, and for reading while a pod
     /// is stored that nobody judges.
     turn: RwLock<()>,
-    /// One judgement at a time: one that takes too long goes on until its end, and must not be joined by others.
+    /// One judgement at a time: one that takes too long goes on to the next assertion, and must not be joined by
+    /// others.
     judge: Arc<Semaphore>,
+    /// Likewise for whether tables fit, which takes longer the more nodes there are.
+    fit: Arc<Semaphore>,
     parts: Mutex<Parts>,
     /// What the kernel's tables of a node hold.
     capacities: Capacities,
@@ -64,7 +69,7 @@ enum Turn<'a> {
 enum Matter {
     /// Not at all.
     No,
-    /// A pod comes, or has other labels.
+    /// A pod comes, or has other labels, or a service selects others.
     Pod,
     /// What decides for pods changes.
     Policy,
@@ -72,11 +77,26 @@ enum Matter {
     Assertion,
 }
 
+/// Nobody waits for the answer any more.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody waits for the answer any more")]
+struct GaveUp;
+
+impl GaveUp {
+    fn check(nobody_waits: &CancellationToken) -> Result<(), Self> {
+        match nobody_waits.is_cancelled() {
+            true => Err(Self),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Guard {
     pub(crate) fn new(capacities: Capacities) -> Self {
         Self {
             turn: RwLock::default(),
             judge: Arc::new(Semaphore::new(1)),
+            fit: Arc::new(Semaphore::new(1)),
             parts: Mutex::default(),
             capacities,
         }
@@ -145,16 +165,25 @@ impl Server {
             .filter(|assertion| assertion.enforcement() == Enforcement::Block)
             .map(|assertion| format!("{:?}", assertion.metadata.name.as_deref().unwrap_or_default()))
             .collect();
-        let judged = match tokio::time::timeout(JUDGE_WITHIN, self.judgement(write, assertions)).await {
-            Ok(judged) => judged,
-            Err(_elapsed) => Err(format!("not within {} s", JUDGE_WITHIN.as_secs())),
-        };
-        let (judged, oversized) = match judged {
-            Ok(judged) => judged,
-            Err(why) if blocking.is_empty() => {
-                let what = "what this changes could not be judged (assertions, and whether it fits into the kernel's tables)";
-                return Ok(vec![format!("{what}: {why}")]);
+        let judged = match assertions.is_empty() {
+            true => Ok(Judged::default()),
+            false => {
+                let judge =
+                    move |before: &Objects, after: Option<&Objects>, nobody_waits: &CancellationToken| {
+                        let after = after.map(Objects::view);
+                        assertions::judge(before, after.as_ref(), &assertions, nobody_waits)
+                    };
+                self.within(&self.policy.judge, write, judge).await
             }
+        };
+        let judged = match judged {
+            Ok(judged) => judged,
+            Err(why) if blocking.is_empty() => Judged {
+                notes: vec![format!(
+                    "whether assertions still hold could not be judged: {why}"
+                )],
+                ..Judged::default()
+            },
             Err(why) => {
                 return Err(Status::unavailable(format!(
                     "{} {:?} is not stored, because whether PolicyAssertion {} would still hold could not be judged: \
@@ -174,24 +203,49 @@ impl Server {
         if !refusing.is_empty() {
             return refuse(assertions::refusal(&refusing, write.is_assertion));
         }
-        if let Some(oversized) = oversized {
-            return refuse(oversized);
+        if !write.fits {
+            let capacities = self.policy.capacities;
+            let fit = move |before: &Objects, after: Option<&Objects>, nobody_waits: &CancellationToken| {
+                let after = after.map(Objects::view).unwrap_or_default();
+                capacity::refusal(before, after, &capacities, nobody_waits)
+            };
+            match self.within(&self.policy.fit, write, fit).await {
+                Ok(Some(oversized)) => return refuse(oversized),
+                Ok(None) => {}
+                Err(why) => warnings.push(format!(
+                    "whether it fits into the kernel's tables of each node could not be judged: {why}"
+                )),
+            }
         }
         warnings.extend(broken.iter().map(|broken| broken.warning(write.is_assertion)));
         Ok(warnings)
     }
 
-    /// What of `assertions` the write would break, and what does not fit. An error says why nobody knows.
-    async fn judgement(
+    /// What `judge` finds within the time that it has. An error says why nobody knows.
+    async fn within<T: Send + 'static>(
         &self,
+        turn: &Arc<Semaphore>,
         write: &Write<'_>,
-        assertions: Vec<PolicyAssertion>,
-    ) -> Result<(Judged, Option<String>), String> {
+        judge: impl FnOnce(&Objects, Option<&Objects>, &CancellationToken) -> Result<T, GaveUp> + Send + 'static,
+    ) -> Result<T, String> {
+        match tokio::time::timeout(JUDGE_WITHIN, self.judgement(turn, write, judge)).await {
+            Ok(judged) => judged,
+            Err(_elapsed) => Err(format!("not within {} s", JUDGE_WITHIN.as_secs())),
+        }
+    }
+
+    /// What `judge` finds, which is told when nobody waits for it any more.
+    async fn judgement<T: Send + 'static>(
+        &self,
+        turn: &Arc<Semaphore>,
+        write: &Write<'_>,
+        judge: impl FnOnce(&Objects, Option<&Objects>, &CancellationToken) -> Result<T, GaveUp> + Send + 'static,
+    ) -> Result<T, String> {
         let cannot = |what: &str, failure: &(dyn std::error::Error + 'static)| {
             error!(error = failure, "judgement of a policy: {what}");
             format!("{what}; the server's log says why")
         };
-        let permit = Arc::clone(&self.policy.judge)
+        let permit = Arc::clone(turn)
             .try_acquire_owned()
             .map_err(|_busy| "an earlier judgement still runs".to_owned())?;
         let before: Objects = self
@@ -208,18 +262,18 @@ impl Server {
             None => None,
         };
         let after = (!write.is_assertion).then(|| before.clone().with(write.key.clone(), part));
-        let (fits, capacities) = (write.fits, self.policy.capacities);
+        let nobody_waits = CancellationToken::new();
+        // Also when whoever asked hangs up.
+        let _waiting = nobody_waits.clone().drop_guard();
         let judgement = tokio::task::spawn_blocking(move || {
-            let after = after.map(|after| after.view());
-            let judged = assertions::judge(&before, after.as_ref(), &assertions);
-            let oversized = after.filter(|_| !fits);
-            let oversized = oversized.and_then(|after| capacity::refusal(&before, &after, &capacities));
+            let judged = judge(&before, after.as_ref(), &nobody_waits);
             drop(permit);
-            (judged, oversized)
+            judged
         });
         judgement
             .await
-            .map_err(|failure| cannot("the judgement failed", &failure))
+            .map_err(|failure| cannot("the judgement failed", &failure))?
+            .map_err(|gave_up| gave_up.to_string())
     }
 
     /// The assertions that are stored.
@@ -281,8 +335,10 @@ fn matter(row: &Resource, user: &str, old: Option<&Value>, new: Option<&Value>) 
         ),
         // Neither does a pod that goes. What it is called and how it is made does not change.
         ("", "Pod") => matters(new.is_some() && (comes_or_goes || labels), Matter::Pod),
+        // Who writes a service says what is behind it.
+        ("", "Service") => matters(comes_or_goes || spec, Matter::Pod),
         ("", "Namespace" | "ServiceAccount") => matters(labels, Matter::Policy),
-        // The control plane's own slices say which pods there are; nobody asks those either.
+        // The control plane's own slices follow from services and pods, and were judged with those.
         ("discovery.k8s.io", "EndpointSlice") => matters(
             user != USER_CONTROLLERS
                 && (comes_or_goes || labels || changes("/endpoints") || changes("/ports")),
@@ -305,7 +361,6 @@ mod tests {
     use async_trait::async_trait;
     use control_store::{Change, Embedded, Expected, Keyring, Store as _};
     use serde_json::json;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{ImageGate, Judgement, Refusal};
@@ -407,6 +462,54 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_slow_look_at_the_tables_leaves_assertions_judged_and_one_that_nobody_awaits_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let policies = by_any_name("netpol").unwrap();
+        let policy = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"podSelector": {}}});
+        let server = server(directory.path(), "block").await;
+        // As while the tables of an earlier write are still put together.
+        let running = Arc::clone(&server.policy.fit).try_acquire_owned().unwrap();
+        let held = server.hold_policy(policies, "jane", None, Some(&policy)).await;
+        let warnings = held.unwrap().warnings;
+        assert!(
+            warnings[0].contains("fits into the kernel's tables"),
+            "{warnings:?}"
+        );
+        drop(running);
+
+        let write = Write {
+            row: policies,
+            name: "p",
+            key: objects::key(policies, "a", "p"),
+            new: Some(&policy),
+            is_assertion: false,
+            fits: true,
+        };
+        let (started, starts) = tokio::sync::oneshot::channel();
+        // As long as the assertions that are left: for ever, unless it is told.
+        let endless =
+            move |_: &Objects, _: Option<&Objects>, nobody_waits: &CancellationToken| -> Result<(), GaveUp> {
+                started.send(()).unwrap();
+                loop {
+                    GaveUp::check(nobody_waits)?;
+                    std::thread::yield_now();
+                }
+            };
+        let judgement = server.within::<()>(&server.policy.judge, &write, endless);
+        tokio::select! {
+            judged = judgement => panic!("{judged:?}"),
+            started = starts => started.unwrap(),
+        }
+        let again = server.policy.judge.acquire();
+        drop(tokio::time::timeout(JUDGE_WITHIN, again).await.unwrap().unwrap());
+        let assertions = server.assertions().await.unwrap();
+        let gone = CancellationToken::new();
+        gone.cancel();
+        let judged = assertions::judge(&Objects::default(), None, &assertions, &gone);
+        assert!(judged.is_err());
+    }
+
     #[test]
     fn writes_matter_as_far_as_policy_depends_on_them() {
         let matter = |resource: &str, old: Value, new: Value| {
@@ -445,6 +548,10 @@ mod tests {
         assert_eq!(matter("pods", labelled(), bare()), Matter::Pod);
         assert_eq!(matter("pods", bare(), annotated()), Matter::No);
         assert_eq!(matter("pods", labelled(), none()), Matter::No);
+        assert_eq!(matter("services", none(), specified()), Matter::Pod);
+        assert_eq!(matter("services", bare(), specified()), Matter::Pod);
+        assert_eq!(matter("services", specified(), none()), Matter::Pod);
+        assert_eq!(matter("services", bare(), labelled()), Matter::No);
         assert_eq!(matter("snp", none(), bare()), Matter::No);
         assert_eq!(matter("secrets", none(), bare()), Matter::No);
         assert_eq!(matter("assertion", none(), specified()), Matter::Assertion);

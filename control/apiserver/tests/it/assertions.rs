@@ -244,3 +244,66 @@ async fn a_broken_assertion_blocks_nothing_but_what_breaks_another() {
         "{warning}"
     );
 }
+
+/// Policies that name a service follow the pods behind it, which whoever writes the service or the pods chooses.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_will_be_behind_a_service_is_judged() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    for name in ["shop", "x"] {
+        namespace(&admin, name, json!({"side": name})).await;
+    }
+    for (space, name) in [("shop", "client"), ("x", "web"), ("x", "db")] {
+        assert_eq!(pod(&admin, space, name, json!({"app": name})).await.0, 201);
+    }
+    let services = "/api/v1/namespaces/x/services";
+    let service = |name: &str, app: &str| json!({"metadata": {"name": name}, "spec": {"selector": {"app": app}, "ports": [{"port": 80}]}});
+    let (code, made) = admin.post(services, &service("web", "web")).await;
+    assert_eq!(code, 201, "{made}");
+    let allow = |service: &str| json!({"action": "Allow", "destination": {"services": {"name": service, "namespace": "x"}}});
+    let egress = json!({"metadata": {"name": "egress"}, "spec": {"selector": "app == 'client'",
+        "types": ["Egress"], "egress": [allow("web"), allow("later")]}});
+    let (code, made) = admin
+        .post(&format!("{CALICO}/globalnetworkpolicies"), &egress)
+        .await;
+    assert_eq!(code, 201, "{made}");
+    for (name, sentence) in [
+        ("closed", "no ns(shop) reaches pod(x/db)"),
+        // The service opens what it selects, although no slice says so yet.
+        ("open", "ns(shop) reaches pod(x/web) on 80"),
+    ] {
+        let (code, made) = admin.post(ASSERTIONS, &assertion(name, sentence)).await;
+        assert_eq!(code, 201, "{made}");
+    }
+    let refused = |what: &str, (code, answer): (u16, Value), broken: &str| {
+        let message = answer["message"].as_str().unwrap_or_default();
+        let named = format!("PolicyAssertion {broken:?}");
+        assert!(code == 403 && message.contains(&named), "{what}: {code} {answer}");
+    };
+    let web = format!("{services}/web");
+    let to_db = json!({"spec": {"selector": {"app": "db"}}});
+    refused("selector", admin.patch(&web, MERGE, &to_db).await, "closed");
+    let dry = admin.patch(&format!("{web}?dryRun=All"), MERGE, &to_db).await;
+    refused("dry run", dry, "closed");
+    refused(
+        "creation",
+        admin.post(services, &service("later", "db")).await,
+        "closed",
+    );
+    let other_port = json!({"spec": {"ports": [{"port": 80, "targetPort": 81}]}});
+    refused("ports", admin.patch(&web, MERGE, &other_port).await, "open");
+    refused("deletion", admin.delete(&web, None).await, "open");
+    let as_web = json!({"metadata": {"labels": {"app": "web"}}});
+    let db = "/api/v1/namespaces/x/pods/db";
+    refused("labels", admin.patch(db, MERGE, &as_web).await, "closed");
+    // What breaks nothing passes.
+    let (code, made) = admin.post(services, &service("later", "nobody")).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(pod(&admin, "x", "web-2", json!({"app": "web"})).await.0, 201);
+    // One that only looks like the control plane's own is judged as it is written.
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/x/endpointslices";
+    let forged = json!({"metadata": {"name": "forged", "labels": {"kubernetes.io/service-name": "web",
+        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}},
+        "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": [{"addresses": ["198.18.0.1"]}]});
+    refused("slice", admin.post(slices, &forged).await, "closed");
+}

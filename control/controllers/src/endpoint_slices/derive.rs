@@ -25,6 +25,8 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const MAX_ENDPOINTS: usize = 100;
 /// Digits of the name of a slice that tell it from its siblings.
 const SUFFIX: usize = 10;
+/// Slices of one service and one set of ports among which one is looked for by its name.
+const MAX_SIBLINGS: usize = 64;
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,11 +73,16 @@ impl Family {
 /// Ports as pods have them: name, protocol, number, application protocol.
 type Ports = Vec<(String, String, i32, Option<String>)>;
 
-/// What is to do so that the slices of `service` say what they should. `existing` are those that there are.
-pub(super) fn reconcile(service: &Service, pods: &[&Pod], existing: &[&EndpointSlice]) -> Vec<Action> {
+/// What is to do so that the slices of `service` say what they should. `existing` are its own, `taken` the names of all
+/// slices of the namespace, to which those of new ones are added.
+pub(super) fn reconcile(
+    service: &Service,
+    pods: &[&Pod],
+    existing: &[&EndpointSlice],
+    taken: &mut BTreeSet<String>,
+) -> Vec<Action> {
     let mut wanted = endpoints(service, pods);
     let mut actions = Vec::new();
-    let mut names: BTreeSet<String> = existing.iter().map(|slice| slice.name_any()).collect();
     let mut existing = existing.to_vec();
     existing.sort_by_key(|slice| slice.name_any());
     // Endpoints stay in the slice that they are in; its room is for new ones.
@@ -119,8 +126,8 @@ pub(super) fn reconcile(service: &Service, pods: &[&Pod], existing: &[&EndpointS
         let mut waiting: Vec<Endpoint> = waiting.into_values().collect();
         while !waiting.is_empty() {
             let rest = waiting.split_off(waiting.len().min(MAX_ENDPOINTS));
-            let name = free_name(service, &group, &names);
-            names.insert(name.clone());
+            let name = free_name(service, &group, taken);
+            taken.insert(name.clone());
             actions.push(Action::Create(Box::new(make(
                 service,
                 name,
@@ -269,18 +276,29 @@ fn make(
 }
 
 /// The same name for the same slice, so that one which the cache does not show yet is not made twice.
-fn free_name(service: &Service, (family, ports): &(Family, Ports), taken: &BTreeSet<String>) -> String {
-    let uid = service.uid().unwrap_or_default();
+fn free_name(service: &Service, group: &(Family, Ports), taken: &BTreeSet<String>) -> String {
     let mut number = 0usize;
     loop {
-        let digest = Digest::of(format!("{uid} {} {ports:?} {number}", family.name()).as_bytes()).hex();
-        let suffix: String = digest.chars().take(SUFFIX).collect();
-        let name = format!("{}-{suffix}", service.name_any());
+        let name = derived_name(service, group, number);
         if !taken.contains(&name) {
             return name;
         }
         number += 1;
     }
+}
+
+fn derived_name(service: &Service, (family, ports): &(Family, Ports), number: usize) -> String {
+    let uid = service.uid().unwrap_or_default();
+    let digest = Digest::of(format!("{uid} {} {ports:?} {number}", family.name()).as_bytes()).hex();
+    let suffix: String = digest.chars().take(SUFFIX).collect();
+    format!("{}-{suffix}", service.name_any())
+}
+
+/// Whether `slice` is called as one that is made for `service`.
+pub(super) fn has_derived_name(slice: &EndpointSlice, service: &Service) -> bool {
+    let name = slice.name_any();
+    let group = Family::of(&slice.address_type).map(|family| (family, ports_of(slice)));
+    group.is_some_and(|group| (0..MAX_SIBLINGS).any(|number| derived_name(service, &group, number) == name))
 }
 
 fn says_the_same(new: &EndpointSlice, old: &EndpointSlice) -> bool {
@@ -361,7 +379,7 @@ mod tests {
     }
 
     fn created(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
-        let actions = reconcile(service, pods, &[]);
+        let actions = reconcile(service, pods, &[], &mut BTreeSet::new());
         let created = actions.into_iter().map(|action| match action {
             Action::Create(slice) => *slice,
             other => panic!("{other:?}"),
@@ -455,9 +473,9 @@ mod tests {
             json!({"type": "ExternalName", "externalName": "x", "selector": {"app": "web"}}),
         ] {
             let service = service(spec);
-            assert_eq!(reconcile(&service, &[&a], &[]), []);
+            assert_eq!(reconcile(&service, &[&a], &[], &mut BTreeSet::new()), []);
             // And lose those that they had.
-            let actions = reconcile(&service, &[&a], &[&of_web[0]]);
+            let actions = reconcile(&service, &[&a], &[&of_web[0]], &mut BTreeSet::new());
             assert_eq!(actions, [Action::Delete(Box::new(of_web[0].clone()))]);
         }
     }
@@ -469,7 +487,12 @@ mod tests {
         let service = web();
         let all = |pods: &[Pod], slices: &[EndpointSlice]| {
             let slices: Vec<&EndpointSlice> = slices.iter().collect();
-            reconcile(&service, &pods.iter().collect::<Vec<_>>(), &slices)
+            reconcile(
+                &service,
+                &pods.iter().collect::<Vec<_>>(),
+                &slices,
+                &mut BTreeSet::new(),
+            )
         };
         let slices = created(&service, &pods.iter().collect::<Vec<_>>());
         let sizes: Vec<usize> = slices.iter().map(|slice| slice.endpoints.len()).collect();

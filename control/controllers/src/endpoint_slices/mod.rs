@@ -1,12 +1,13 @@
 //! What stands behind services: for each service with a selector, EndpointSlices of the pods that it selects.
 //!
 //! As Kubernetes derives them: the ports of the pods (named ones may differ from pod to pod, then there are several
-//! slices), and whether each pod is ready, serves, or is about to end. Slices of other managers are left alone.
+//! slices), and whether each pod is ready, serves, or is about to end. Slices of other managers are left alone; one
+//! that was made here stays ours whatever its labels say.
 
 mod derive;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,7 @@ use kube::{
 };
 
 use crate::{backoff::Backoff, cache::Cache};
-use derive::{Action, reconcile};
+use derive::{Action, has_derived_name, reconcile};
 
 /// Label that says whose slice it is.
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -75,13 +76,26 @@ fn actions(services: &[Arc<Service>], pods: &[Arc<Pod>], slices: &[Arc<EndpointS
             .or_default()
             .push(pod);
     }
+    let mut names: HashMap<String, BTreeSet<String>> = HashMap::new();
+    for slice in slices {
+        let names = names.entry(slice.namespace().unwrap_or_default()).or_default();
+        names.insert(slice.name_any());
+    }
+    let by_uid: HashMap<&str, &Service> = services
+        .iter()
+        .filter_map(|service| Some((service.metadata.uid.as_deref()?, &**service)))
+        .collect();
     let mut ours: BTreeMap<(String, String), Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| is_ours(slice)) {
-        let service = slice
-            .labels()
-            .get(derive::SERVICE_NAME)
-            .cloned()
-            .unwrap_or_default();
+    for slice in slices {
+        let service = match made_for(slice, &by_uid) {
+            Some(service) => service.name_any(),
+            None if is_ours(slice) => slice
+                .labels()
+                .get(derive::SERVICE_NAME)
+                .cloned()
+                .unwrap_or_default(),
+            None => continue,
+        };
         ours.entry((slice.namespace().unwrap_or_default(), service))
             .or_default()
             .push(slice);
@@ -96,12 +110,20 @@ fn actions(services: &[Arc<Service>], pods: &[Arc<Pod>], slices: &[Arc<EndpointS
             .remove(&(namespace.clone(), service.name_any()))
             .unwrap_or_default();
         let pods = pods_of.get(&namespace).map(Vec::as_slice).unwrap_or_default();
-        actions.extend(reconcile(service, pods, &existing));
+        let taken = names.entry(namespace).or_default();
+        actions.extend(reconcile(service, pods, &existing, taken));
     }
     // What is left is of services that are gone.
     let gone = ours.into_values().flatten();
     actions.extend(gone.map(|slice| Action::Delete(Box::new(slice.clone()))));
     actions
+}
+
+/// The service that a slice was made for here, by what nobody has by chance: its owner and its name.
+fn made_for<'s>(slice: &EndpointSlice, by_uid: &HashMap<&str, &'s Service>) -> Option<&'s Service> {
+    let mut owners = slice.owner_references().iter();
+    let owner = owners.find_map(|owner| by_uid.get(owner.uid.as_str()))?;
+    (owner.namespace() == slice.namespace() && has_derived_name(slice, owner)).then_some(*owner)
 }
 
 fn is_ours(slice: &EndpointSlice) -> bool {
@@ -146,5 +168,77 @@ async fn act(client: &Client, action: Action) -> bool {
             );
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str) -> Arc<Pod> {
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "shop", "uid": name, "labels": {"app": "web"}},
+            "spec": {"containers": []}, "status": {"podIP": "10.0.0.1"},
+        }));
+        Arc::new(pod.unwrap())
+    }
+
+    fn only(actions: Vec<Action>) -> Action {
+        let [action] = <[Action; 1]>::try_from(actions).unwrap();
+        action
+    }
+
+    #[test]
+    fn a_slice_whose_labels_somebody_changed_is_taken_back() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+        }))
+        .unwrap();
+        let services = [Arc::new(service)];
+        let pods = [pod("a")];
+        let Action::Create(made) = only(actions(&services, &pods, &[])) else {
+            panic!("nothing was made")
+        };
+        assert_eq!(actions(&services, &pods, &[Arc::new((*made).clone())]), []);
+
+        for (label, value) in [(MANAGED_BY, "me"), (derive::SERVICE_NAME, "other")] {
+            let mut changed = (*made).clone();
+            let labels = changed.metadata.labels.as_mut().unwrap();
+            labels.insert(label.to_owned(), value.to_owned());
+            let Action::Replace(back) = only(actions(&services, &pods, &[Arc::new(changed)])) else {
+                panic!("{label} was not written back")
+            };
+            assert_eq!((back.name_any(), back.labels()), (made.name_any(), made.labels()));
+        }
+
+        // One that only has the name stands in nobody's way, and is left alone.
+        let mut foreign = (*made).clone();
+        foreign.metadata.owner_references = None;
+        foreign
+            .metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .insert(MANAGED_BY.to_owned(), "me".to_owned());
+        let Action::Create(beside) = only(actions(&services, &pods, &[Arc::new(foreign.clone())])) else {
+            panic!("nothing was made beside it")
+        };
+        assert_ne!(beside.name_any(), foreign.name_any());
+        // Neither is one of that service that somebody else named and keeps.
+        let mut named = (*made).clone();
+        named.metadata.name = Some("web-mine".to_owned());
+        named
+            .metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .insert(MANAGED_BY.to_owned(), "me".to_owned());
+        assert_eq!(
+            only(actions(&services, &pods, &[Arc::new(named)])),
+            Action::Create(made)
+        );
     }
 }

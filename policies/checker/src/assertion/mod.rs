@@ -129,14 +129,7 @@ pub fn broken_assertions(
     let after = Model::new(after);
     let mut broken: Vec<BrokenAssertion> = assertions
         .iter()
-        .filter_map(|object| {
-            Some(BrokenAssertion {
-                name: object.metadata.name.clone().unwrap_or_default(),
-                assertion: object.spec.assertion.clone(),
-                problem: problem(&after, &object.spec.assertion)?,
-                before: false,
-            })
-        })
+        .filter_map(|object| broken_assertion(&after, object))
         .collect();
     // The model of what was is only worth its time where something is broken.
     if let Some(before) = before.filter(|_| !broken.is_empty()) {
@@ -146,6 +139,16 @@ pub fn broken_assertions(
         }
     }
     broken
+}
+
+/// The same for one assertion, for whoever wants to stop between them. Says nothing about what was before.
+pub fn broken_assertion(model: &Model, object: &PolicyAssertion) -> Option<BrokenAssertion> {
+    Some(BrokenAssertion {
+        name: object.metadata.name.clone().unwrap_or_default(),
+        assertion: object.spec.assertion.clone(),
+        problem: problem(model, &object.spec.assertion)?,
+        before: false,
+    })
 }
 
 fn problem(model: &Model, text: &str) -> Option<Problem> {

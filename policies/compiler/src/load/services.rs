@@ -61,6 +61,35 @@ pub(crate) fn add_slice(services: &mut Services, slice: &EndpointSlice) {
     endpoints.extend(slice_endpoints(slice));
 }
 
+/// Adds what the slices of `service` will say once its controller has seen it and `pods`.
+pub(crate) fn add_service<'p>(
+    services: &mut Services,
+    service: &Service,
+    pods: impl IntoIterator<Item = &'p [PodView]>,
+) {
+    let spec = service.spec.as_ref();
+    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+        return;
+    }
+    let families = spec
+        .and_then(|spec| spec.ip_families.as_deref())
+        .unwrap_or_default();
+    let is_of_family = |endpoint: &ServiceEndpoint| {
+        let family = if endpoint.address.is_ipv6() {
+            "IPv6"
+        } else {
+            "IPv4"
+        };
+        families.is_empty() || families.iter().any(|known| known == family)
+    };
+    let namespace = service.metadata.namespace.clone().unwrap_or_default();
+    let name = service.metadata.name.clone().unwrap_or_default();
+    let endpoints = services.entry((namespace.clone(), name)).or_default();
+    for pods in pods {
+        endpoints.extend(selected(service, &namespace, pods).filter(&is_of_family));
+    }
+}
+
 fn slice_endpoints(slice: &EndpointSlice) -> Vec<ServiceEndpoint> {
     let ports = slice.ports.iter().flatten().filter_map(|port| {
         let protocol = protocol_number(port.protocol.as_deref().unwrap_or("TCP"))?;
