@@ -403,8 +403,8 @@ impl Maps {
             word.map_or(0, |word| word.load(Ordering::Relaxed))
         };
         let endpoints = self.endpoints()?;
-        let live: u64 = endpoints.iter().map(|(_, endpoint)| count(endpoint)).sum();
-        Ok(live + self.closed)
+        let live = all_flows(endpoints.iter().map(|(_, endpoint)| count(endpoint)));
+        Ok(live.saturating_add(self.closed))
     }
 
     fn set_counts(&mut self, endpoint: &Endpoint, counts: &Counts) {
@@ -577,6 +577,14 @@ fn is_pinned(path: &Path) -> Result<bool, DatapathError> {
     path.try_exists().map_err(failed("inspect", path))
 }
 
+/// The sum of what the programs have counted of each endpoint. A flow that ended between a look at it and the count's
+/// correction leaves a count below zero for a while, which is none.
+fn all_flows(counts: impl Iterator<Item = u64>) -> u64 {
+    counts
+        .map(|count| u64::try_from(count.cast_signed()).unwrap_or(0))
+        .fold(0, u64::saturating_add)
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "sizes of small types")]
 fn shape<K, V>(map_type: u32, max_entries: u32) -> MapShape {
     MapShape {
@@ -610,5 +618,16 @@ pub(crate) fn failed_map(map: &'static str, operation: &'static str) -> impl Fn(
         map,
         operation,
         source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_below_zero_is_no_flow() {
+        assert_eq!(all_flows([3, u64::MAX, 4].into_iter()), 7);
+        assert_eq!(all_flows([i64::MAX.cast_unsigned(); 3].into_iter()), u64::MAX);
     }
 }

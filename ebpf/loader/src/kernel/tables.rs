@@ -110,7 +110,7 @@ impl Tables {
     pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         check_classes(tables)?;
         let endpoints = maps.endpoints()?;
-        let plan = self.plan(tables, &endpoints);
+        let mut plan = self.plan(tables, &endpoints);
         let same_addresses = self
             .current
             .identities
@@ -123,6 +123,8 @@ impl Tables {
                 .is_err()
             {
                 self.sweep(maps, &endpoints)?;
+                // Entries that were to be added to may be gone.
+                plan = self.plan(tables, &endpoints);
                 self.check_capacity(tables, &plan, same_addresses.is_some())?;
             }
             if self.last_change >= MAX_EPOCH {
