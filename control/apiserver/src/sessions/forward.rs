@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ClientError, End, Wire,
+    CLIENT_WITHIN, ClientError, End, IDLE, Wire,
     audit::Record,
     frames::{self, FrameReader},
     negotiate::Protocol,
@@ -106,8 +106,11 @@ pub(super) async fn run(
         () = shutdown.cancelled() => End::Failed("the API server is stopping".to_owned()),
     };
     session.connections.shutdown().await;
-    if end != End::ClientLeft && frames.lock().await.finish().await.is_ok() {
-        events.drain().await;
+    if end != End::ClientLeft {
+        let finished = tokio::time::timeout(CLIENT_WITHIN, async { frames.lock().await.finish().await });
+        if let Ok(Ok(())) = finished.await {
+            events.drain().await;
+        }
     }
     end
 }
@@ -321,13 +324,14 @@ async fn to_pod(
     }
 }
 
-/// Says now and then that this side is there, which shows whether the client is.
+/// Says now and then that this side is there, which shows whether the client is, and whether it reads.
 async fn watch_over(frames: &ToClient) -> End {
     let period = Duration::from_secs(session::ALIVE_EVERY_SECONDS);
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     loop {
         ticks.tick().await;
-        if frames.lock().await.ping().await.is_err() {
+        let said = tokio::time::timeout(IDLE, async { frames.lock().await.ping().await });
+        if !matches!(said.await, Ok(Ok(()))) {
             return End::ClientLeft;
         }
     }

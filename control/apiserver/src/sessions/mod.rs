@@ -37,6 +37,9 @@ use crate::{Server, call::Call, node_proxy, node_proxy::NodeEndpoint, streams::n
 /// How long a client may take to open the streams of its session, and to close the connection at its end.
 const CLIENT_WITHIN: Duration = Duration::from_secs(30);
 
+/// A client that takes nothing of what it is sent for so long has left; before, it may have paused its terminal.
+const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
+
 /// What a request for a session brings beside the call.
 pub(crate) struct Knock<'a> {
     /// All headers.

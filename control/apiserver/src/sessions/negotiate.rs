@@ -123,7 +123,8 @@ fn websocket(headers: &HeaderMap, forward: bool) -> Result<Protocol, Status> {
 }
 
 /// A browser sends the user's certificate to whomever a page names, and WebSockets know no same-origin rule but this one.
-/// `http://localhost` is what clients say that are no browser and must say something.
+/// Anybody's page on the user's own machine is `http://localhost`, so that is foreign too; what is no browser need not say
+/// where it is from.
 fn refuse_foreign_page(headers: &HeaderMap) -> Result<(), Status> {
     let text = |name| {
         headers
@@ -134,7 +135,7 @@ fn refuse_foreign_page(headers: &HeaderMap) -> Result<(), Status> {
         return Ok(());
     };
     let own = text(header::HOST).is_some_and(|host| origin.strip_prefix("https://") == Some(host));
-    if own || origin == "http://localhost" {
+    if own {
         return Ok(());
     }
     Err(Status::forbidden_path(format!(
@@ -240,7 +241,7 @@ mod tests {
     fn pages_of_other_origins_get_no_session() {
         for (origin, allowed) in [
             ("https://api.example:6443", true),
-            ("http://localhost", true),
+            ("http://localhost", false),
             ("https://evil.example", false),
             ("http://api.example:6443", false),
             ("null", false),

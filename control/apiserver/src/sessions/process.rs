@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ClientError, End, Said, Shown, Wire,
+    CLIENT_WITHIN, ClientError, End, IDLE, Said, Shown, Wire,
     frames::{self, FrameReader},
     negotiate::Protocol,
     spdy, websocket,
@@ -111,7 +111,9 @@ pub(super) async fn run(
     };
     // The agent's connection ends here, and with it what the client has left.
     drop(to_agent);
-    if writer.into_inner().finish(&status).await.is_ok() {
+    let mut writer = writer.into_inner();
+    let finished = tokio::time::timeout(CLIENT_WITHIN, writer.finish(&status));
+    if let Ok(Ok(())) = finished.await {
         reader.drain().await;
     }
     end
@@ -181,18 +183,35 @@ async fn listen(reader: &mut Reader, agent: &Mutex<WriteHalf<Wire>>, shown: Show
     }
 }
 
-/// Says to both sides now and then that this one is there, which shows whether they are.
+/// Says to both sides now and then that this one is there, which shows whether they are, and whether the client reads. A
+/// program may leave its input unread for as long as it likes, and that keeps nothing from the client's side.
 async fn watch_over(writer: &Mutex<Writer>, agent: &Mutex<WriteHalf<Wire>>) -> End {
     let period = Duration::from_secs(session::ALIVE_EVERY_SECONDS);
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = writer.lock().await.ping().await {
-            return error.end();
+    let ticks = || tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    let client = async {
+        let mut ticks = ticks();
+        loop {
+            ticks.tick().await;
+            let said = tokio::time::timeout(IDLE, async { writer.lock().await.ping().await });
+            match said.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return error.end(),
+                Err(_elapsed) => return End::ClientLeft,
+            }
         }
-        let told = frames::write(&mut *agent.lock().await, Channel::Alive, &[]).await;
-        if told.is_err() {
-            return End::Failed("the connection to the node's agent broke".to_owned());
+    };
+    let node = async {
+        let mut ticks = ticks();
+        loop {
+            ticks.tick().await;
+            let told = frames::write(&mut *agent.lock().await, Channel::Alive, &[]).await;
+            if told.is_err() {
+                return End::Failed("the connection to the node's agent broke".to_owned());
+            }
         }
+    };
+    tokio::select! {
+        end = client => end,
+        end = node => end,
     }
 }

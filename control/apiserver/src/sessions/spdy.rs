@@ -46,9 +46,13 @@ pub(super) struct Events<R> {
     ended: Option<u32>,
 }
 
-/// Frames to a client.
+/// Frames to a client. Whoever sends one may be cancelled at any time: what is left of a frame that was begun goes out
+/// before the next, so that the client never sees half of one.
 pub(super) struct Frames<W> {
     to: W,
+    /// The frame that was begun, and how much of it is written.
+    begun: Vec<u8>,
+    written: usize,
     encoder: Encoder,
     /// Number of the last ping of ours; servers use even ones.
     ping: u32,
@@ -112,42 +116,60 @@ impl<W: AsyncWrite + Unpin> Frames<W> {
     pub(super) fn new(to: W) -> Self {
         Self {
             to,
+            begun: Vec::new(),
+            written: 0,
             encoder: Encoder::new(),
             ping: 0,
             last: 0,
         }
     }
 
-    async fn send(&mut self, frame: &[u8]) -> io::Result<()> {
-        self.to.write_all(frame).await?;
+    async fn send(&mut self, frame: Vec<u8>) -> io::Result<()> {
+        self.complete().await?;
+        (self.begun, self.written) = (frame, 0);
+        self.complete().await?;
         self.to.flush().await
+    }
+
+    /// Writes the rest of what was begun.
+    async fn complete(&mut self) -> io::Result<()> {
+        while let Some(rest @ [_, ..]) = self.begun.get(self.written..) {
+            // One write either counts as a whole or did not happen, also when it is cancelled.
+            match self.to.write(rest).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                length => self.written += length,
+            }
+        }
+        Ok(())
     }
 
     /// Accepts a stream.
     pub(super) async fn reply(&mut self, stream: u32) -> io::Result<()> {
+        // What the encoder has made must be sent: the client's decoder goes along with it.
+        self.complete().await?;
         self.last = self.last.max(stream);
         let frame = self.encoder.reply(stream, &Headers::default(), false);
-        self.send(&frame).await
+        self.send(frame).await
     }
 
     /// Refuses a stream.
     pub(super) async fn refuse(&mut self, stream: u32) -> io::Result<()> {
         const REFUSED: u32 = 3;
-        self.send(&encode::reset(stream, REFUSED)).await
+        self.send(encode::reset(stream, REFUSED)).await
     }
 
     /// Sends bytes of a stream.
     pub(super) async fn data(&mut self, stream: u32, bytes: &[u8]) -> io::Result<()> {
         for piece in bytes.chunks(encode::MAX_DATA) {
             let head = encode::data_head(stream, piece.len(), false);
-            self.send(&[head.as_slice(), piece].concat()).await?;
+            self.send([head.as_slice(), piece].concat()).await?;
         }
         Ok(())
     }
 
     /// Ends a stream.
     pub(super) async fn end(&mut self, stream: u32) -> io::Result<()> {
-        self.send(&encode::data_head(stream, 0, true)).await
+        self.send(encode::data_head(stream, 0, true).to_vec()).await
     }
 
     /// Answers a client's ping, and takes the answer to one of ours for what it is.
@@ -155,18 +177,18 @@ impl<W: AsyncWrite + Unpin> Frames<W> {
         if id.is_multiple_of(2) {
             return Ok(());
         }
-        self.send(&encode::ping(id)).await
+        self.send(encode::ping(id)).await
     }
 
     /// Shows whether the client is there.
     pub(super) async fn ping(&mut self) -> io::Result<()> {
         self.ping = self.ping.wrapping_add(2);
-        self.send(&encode::ping(self.ping)).await
+        self.send(encode::ping(self.ping)).await
     }
 
     /// Ends the connection in this direction.
     pub(super) async fn finish(&mut self) -> io::Result<()> {
-        self.send(&encode::go_away(self.last)).await?;
+        self.send(encode::go_away(self.last)).await?;
         self.to.shutdown().await
     }
 }
@@ -357,5 +379,60 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             frames.end(number).await?;
         }
         Ok(frames.finish().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Reads everything that is sent and gives each stream's bytes.
+    async fn client(reading: impl AsyncRead + Unpin) -> HashMap<u32, Vec<u8>> {
+        let mut events = Events::new(reading);
+        let mut seen: HashMap<u32, Vec<u8>> = HashMap::new();
+        while let Some(heard) = events.next().await.unwrap() {
+            match heard {
+                Heard::Data { stream, bytes } => seen.entry(stream).or_default().extend(bytes),
+                Heard::Ping { .. } | Heard::GoAway => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_sender_leaves_no_half_frame() {
+        // The client reads nothing until the first stream's large frame is stuck in the middle and given up.
+        let (near, far) = tokio::io::duplex(1000);
+        let frames = Arc::new(Mutex::new(Frames::new(near)));
+        let reset = Arc::new(Notify::new());
+        let large: Vec<u8> = vec![b'a'; encode::MAX_DATA * 2];
+        let (other, cancelled) = (Arc::clone(&frames), Arc::clone(&reset));
+        let sender = tokio::spawn(async move {
+            tokio::select! {
+                sent = async { other.lock().await.data(1, &large).await } => panic!("sent: {sent:?}"),
+                () = cancelled.notified() => {}
+            }
+        });
+        // The frame has begun when its sender holds the lock and this thread runs again.
+        while frames.try_lock().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        reset.notify_one();
+        sender.await.unwrap();
+        assert!(frames.lock().await.written > 0, "the frame was begun");
+
+        let text: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        let sending = async {
+            let mut frames = frames.lock().await;
+            frames.ping().await.unwrap();
+            frames.data(3, &text).await.unwrap();
+            frames.finish().await.unwrap();
+        };
+        let ((), seen) = tokio::join!(sending, client(far));
+        assert!(seen[&3] == text, "the other stream's bytes are its own");
+        assert!(seen[&1].iter().all(|byte| *byte == b'a'));
     }
 }
