@@ -209,7 +209,7 @@ async fn an_endpoint_waits_for_its_pod() {
     );
 }
 
-fn object(kind: &str, name: &str, spec: serde_json::Value) -> PolicyObject {
+fn object(kind: &str, name: &str, spec: &serde_json::Value) -> PolicyObject {
     let object = json!({"apiVersion": "projectcalico.org/v3", "kind": kind,
         "metadata": {"name": name, "namespace": "default"}, "spec": spec});
     serde_json::from_value(object).unwrap()
@@ -223,7 +223,7 @@ async fn a_host_endpoint_moves_to_another_interface() {
     let policy = start(dir.path(), &full, &cluster);
     for interface in ["eth0", "eth1"] {
         let spec = json!({"node": "n1", "interfaceName": interface});
-        let host = object("HostEndpoint", "uplink", spec);
+        let host = object("HostEndpoint", "uplink", &spec);
         cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
         policy.settle().await.unwrap();
         let dumped = policy.dump().await.unwrap();
@@ -261,7 +261,7 @@ async fn flow_events_know_what_changes_no_table() {
     assert_eq!(now.changes, before.changes, "the tables are the same");
 
     let spec = json!({"selector": "all()", "types": ["Ingress"]});
-    let staged = object("StagedNetworkPolicy", "later", spec);
+    let staged = object("StagedNetworkPolicy", "later", &spec);
     cluster.bring_object("StagedNetworkPolicy", watcher::Event::Apply(staged));
     policy.settle().await.unwrap();
     let now = names.newest();
@@ -282,7 +282,7 @@ async fn tables_that_do_not_fit_are_made_anew_once() {
     let policy = start_with(dir.path(), (&full, &room), &cluster, &names);
     let closed = json!({"selector": "all()", "types": ["Ingress"], "ingress": [
         {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}}]});
-    let closed = object("NetworkPolicy", "closed", closed);
+    let closed = object("NetworkPolicy", "closed", &closed);
     cluster.bring_object("NetworkPolicy", watcher::Event::Apply(closed));
     cluster.bring(watcher::Event::Apply(web()));
     policy.attach(endpoint()).await.unwrap();

@@ -471,7 +471,7 @@ mod tests {
         activity.last.store(u64::MAX, Ordering::Relaxed);
         match watch_over(&frames, &activity, limit).await {
             Some(Outcome::Failed { message }) => {
-                assert!(message.starts_with("nothing was read"), "{message}")
+                assert!(message.starts_with("nothing was read"), "{message}");
             }
             other => panic!("{other:?}"),
         }

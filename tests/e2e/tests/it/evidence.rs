@@ -164,7 +164,8 @@ fn verify_finds_one_wrong_entry(cluster: &Cluster) -> Result<()> {
     let equal = eventually(Duration::from_secs(20), || verify()?.ok())?;
     equal.says("the kernel says what the policy says")?;
 
-    let mut map: HashMap<_, VerdictKey, VerdictValue> = Map::HashMap(pinned(cluster, "VERDICTS")?).try_into()?;
+    let mut map: HashMap<_, VerdictKey, VerdictValue> =
+        Map::HashMap(pinned(cluster, "VERDICTS")?).try_into()?;
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>()?;
     let hosts: HashMap<_, IdentityKey, u32> = Map::HashMap(pinned(cluster, "HOSTS")?).try_into()?;
     let hosts: Vec<_> = hosts.iter().collect::<Result<_, _>>()?;
