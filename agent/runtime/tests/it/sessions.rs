@@ -134,12 +134,13 @@ async fn interactive_sessions_are_confined_as_init_is() {
     let init = stage.output("main");
     for tty in [false, true] {
         let mut session = open(&stage, &["sh", "-c", CONFINEMENT], true, tty).await;
-        let output = if tty {
+        // Kept until the program has ended: it would be hung up on.
+        let output = taken(if tty {
             session.terminal.take()
         } else {
             session.stdout.take()
-        };
-        let text = read_until(taken(output), "the end").replace('\r', "");
+        });
+        let text = read_until(&output, "the end").replace('\r', "");
         assert_eq!(text.trim_end(), init.trim_end(), "tty: {tty}");
         assert_eq!(end(&mut session).await, 0);
     }
