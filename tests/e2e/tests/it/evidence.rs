@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, LpmTrie, Map, MapData};
 use e2e::{
     cluster::{Cluster, pod},
     shell::eventually,
@@ -167,15 +167,11 @@ fn verify_finds_one_wrong_entry(cluster: &Cluster) -> Result<()> {
     let mut map: HashMap<_, VerdictKey, VerdictValue> =
         Map::HashMap(pinned(cluster, "VERDICTS")?).try_into()?;
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>()?;
-    let hosts: HashMap<_, IdentityKey, u32> = Map::HashMap(pinned(cluster, "HOSTS")?).try_into()?;
-    let hosts: Vec<_> = hosts.iter().collect::<Result<_, _>>()?;
     // One of the newest, for old ones judge nothing, about somebody, for a class that no address has is no error.
-    let generation = hosts.iter().map(|(key, _)| key.generation).max();
-    let is_somebody =
-        |peer: u32| (hosts.iter()).any(|(key, class)| Some(key.generation) == generation && *class == peer);
+    let somebody = classes(cluster)?;
     let denials = entries
         .iter()
-        .filter(|(key, value)| value.verdict == VERDICT_DENY && is_somebody(key.peer));
+        .filter(|(key, value)| value.verdict == VERDICT_DENY && somebody.contains(&key.peer));
     let (key, value) = denials
         .max_by_key(|(key, _)| key.epoch)
         .context("nothing is denied")?;
@@ -236,6 +232,26 @@ fn metrics_count_what_the_kernel_denies(cluster: &Cluster) -> Result<()> {
     metric("palisade_datapath_flow_events_lost_total")?;
     cluster.kubectl(&["delete", "namespace", "court"])?.ok()?;
     Ok(())
+}
+
+/// Classes that addresses have.
+fn classes(cluster: &Cluster) -> Result<BTreeSet<u32>> {
+    let hosts: HashMap<_, IdentityKey, u32> = Map::HashMap(pinned(cluster, "HOSTS")?).try_into()?;
+    let prefixes: LpmTrie<_, IdentityKey, u32> = Map::LpmTrie(pinned(cluster, "IDENTITIES")?).try_into()?;
+    let mut all: Vec<(u32, u32)> = Vec::new();
+    for entry in hosts.iter() {
+        let (key, class) = entry?;
+        all.push((key.generation, class));
+    }
+    for entry in prefixes.iter() {
+        let (key, class) = entry?;
+        all.push((key.data().generation, class));
+    }
+    let newest = all.iter().map(|(generation, _)| *generation).max();
+    let of_newest = all
+        .into_iter()
+        .filter(|(generation, _)| Some(*generation) == newest);
+    Ok(of_newest.map(|(_, class)| class).collect())
 }
 
 fn pinned(cluster: &Cluster, map: &str) -> Result<MapData> {
