@@ -19,6 +19,7 @@ use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::config::{ContainerConfig, Mount, PodConfig, PodPaths};
+use crate::remove::remove_tree;
 use crate::shim::subpath;
 
 /// Why a root could not be put together.
@@ -187,12 +188,7 @@ fn make_writable(
     config: &ContainerConfig,
 ) -> Result<PathBuf, RootfsError> {
     let writable = paths.writable(&config.name, config.attempt);
-    match fs::remove_dir_all(&writable) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(on("clear the old", &writable)(error));
-        }
-        _ => {}
-    }
+    remove_tree(&writable).map_err(on("clear the old", &writable))?;
     for directory in [&writable, &writable.join("upper"), &writable.join("work")] {
         fs::create_dir(directory).map_err(on("create", directory))?;
     }
