@@ -43,8 +43,10 @@ enum What {
     Compile,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
-    /// Packets and connections judged by few and by many rules, beside nftables; changes of policy; needs root
+    /// Packets and connections judged by few and by many rules, beside nftables; needs root
     Policy,
+    /// From a change of policy or labels to its enforcement in the kernel; needs root
+    Change,
 }
 
 /// One line of a result.
@@ -168,6 +170,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted(What::Policy) {
         report(args, "policy", &policy::measure(args.rounds)?)?;
+    }
+    if wanted(What::Change) {
+        report(args, "change", &policy::changes()?)?;
     }
     Ok(())
 }
