@@ -361,7 +361,7 @@ mod tests {
         };
         let tables = NodeTables {
             identities: [("10.7.0.9/32".parse().unwrap(), peer)].into(),
-            endpoints: [(EndpointId(7), endpoint)].into(),
+            endpoints: [(EndpointId(7), Arc::new(endpoint))].into(),
             rules: vec![rule],
         };
         let names = names_with(Some(tables));

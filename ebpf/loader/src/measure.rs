@@ -141,7 +141,7 @@ fn tables(rules: u16) -> NodeTables {
         };
         entries.verdicts.insert(key, entry);
     }
-    tables.endpoints.insert(ENDPOINT, entries);
+    tables.endpoints.insert(ENDPOINT, entries.into());
     tables
 }
 

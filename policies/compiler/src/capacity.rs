@@ -166,7 +166,7 @@ mod tests {
         };
         NodeTables {
             identities: [("10.0.0.0/8".parse().unwrap(), IdentityId(1))].into(),
-            endpoints: [(EndpointId(1), endpoint.clone()), (EndpointId(2), endpoint)].into(),
+            endpoints: [1, 2].map(|id| (EndpointId(id), endpoint.clone().into())).into(),
             rules: Vec::new(),
         }
     }

@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -277,7 +278,10 @@ fn write_tables(local: &BTreeSet<EndpointId>, rules: RuleIds, classes: &Classes)
     }
     NodeTables {
         identities: classes.identities.clone(),
-        endpoints,
+        endpoints: endpoints
+            .into_iter()
+            .map(|(id, tables)| (id, Arc::new(tables)))
+            .collect(),
         rules: rules.into_keys().collect(),
     }
 }

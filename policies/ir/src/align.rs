@@ -1,7 +1,10 @@
 //! Numbers that stay: identities and rules of newly compiled tables get the numbers that they had before, so that a
 //! datapath finds endpoints that mean the same to be the same, and writes only the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::tables::{
     BUILTIN_RULES, EndpointTables, IdentityId, NodeTables, RuleId, RuleName, VerdictEntry, VerdictKey,
@@ -29,6 +32,7 @@ impl NodeTables {
                 .unwrap_or(id),
         };
         let endpoints = self.endpoints.into_iter().map(|(endpoint, tables)| {
+            let tables = Arc::unwrap_or_clone(tables);
             let verdicts = tables.verdicts.into_iter().filter_map(|(key, entry)| {
                 let key = VerdictKey {
                     peer: identity(key.peer)?,
@@ -44,7 +48,7 @@ impl NodeTables {
                 verdicts: verdicts.collect(),
                 sources: tables.sources,
             };
-            (endpoint, tables)
+            (endpoint, Arc::new(tables))
         });
         Self {
             endpoints: endpoints.collect(),

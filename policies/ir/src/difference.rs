@@ -133,7 +133,7 @@ impl<'a> Side<'a> {
     fn new(tables: &'a NodeTables, endpoint: EndpointId) -> Self {
         Self {
             tables,
-            endpoint: tables.endpoints.get(&endpoint),
+            endpoint: tables.endpoints.get(&endpoint).map(AsRef::as_ref),
         }
     }
 
@@ -347,6 +347,8 @@ impl fmt::Display for Difference {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::tables::RuleName;
 
@@ -391,7 +393,7 @@ mod tests {
                 endpoint.verdicts.insert(key, entry);
             }
         }
-        tables.endpoints.insert(ENDPOINT, endpoint);
+        tables.endpoints.insert(ENDPOINT, Arc::new(endpoint));
         tables
     }
 
@@ -406,7 +408,11 @@ mod tests {
             ("10.128.0.0/9", 6, &[Service::Protocol(6)]),
         ]);
         right.rules.reverse();
-        for entry in right.endpoints.values_mut().flat_map(|e| e.verdicts.values_mut()) {
+        for entry in right
+            .endpoints
+            .values_mut()
+            .flat_map(|e| Arc::make_mut(e).verdicts.values_mut())
+        {
             entry.rule = RuleId(65);
         }
         assert_eq!(differences(&left, &right, 9), []);
@@ -428,7 +434,7 @@ mod tests {
         assert_eq!((address.left.0, address.right.0), (Verdict::Allow, Verdict::Deny));
 
         let mut port = tables(&[("10.0.0.0/8", 1, &[Service::Protocol(6), ports(443, 16)])]);
-        let verdicts = &mut port.endpoints.get_mut(&ENDPOINT).unwrap().verdicts;
+        let verdicts = &mut Arc::make_mut(port.endpoints.get_mut(&ENDPOINT).unwrap()).verdicts;
         verdicts.last_entry().unwrap().get_mut().verdict = Verdict::Deny;
         assert_eq!(one(&port).packet.port, 443);
 
@@ -460,13 +466,13 @@ mod tests {
             port: 0x8000,
             prefix_bits: 1,
         };
-        let endpoint = right.endpoints.get_mut(&ENDPOINT).unwrap();
+        let endpoint = Arc::make_mut(right.endpoints.get_mut(&ENDPOINT).unwrap());
         endpoint.sources.insert(block, SourceClass(1));
         let found = differences(&left, &right, 9);
         assert_eq!(found.len(), 1);
         assert_eq!(found.first().unwrap().packet.source_port, 0x8000);
         // A class that says the same makes no difference.
-        let endpoint = right.endpoints.get_mut(&ENDPOINT).unwrap();
+        let endpoint = Arc::make_mut(right.endpoints.get_mut(&ENDPOINT).unwrap());
         let (key, entry) = endpoint.verdicts.first_key_value().unwrap();
         let (key, entry) = (
             VerdictKey {

@@ -1,5 +1,7 @@
 //! Tables as a node sends them ([`api::node_policy`]), and back.
 
+use std::sync::Arc;
+
 use api::{
     flow::{FlowDirection, FlowVerdict},
     node_policy::{NodePolicy, RuleRow, SourceRow, VerdictRow},
@@ -90,7 +92,11 @@ pub fn read(policy: &NodePolicy) -> Result<NodeTables, DumpError> {
             port: checked(row.port, row.port_bits)?,
             prefix_bits: row.port_bits,
         };
-        if endpoint.sources.insert(block, SourceClass(row.class)).is_some() {
+        if Arc::make_mut(endpoint)
+            .sources
+            .insert(block, SourceClass(row.class))
+            .is_some()
+        {
             return Err(DumpError::Twice(row.endpoint));
         }
     }
@@ -98,7 +104,7 @@ pub fn read(policy: &NodePolicy) -> Result<NodeTables, DumpError> {
         let endpoint = tables.endpoints.get_mut(&EndpointId(row.endpoint));
         let endpoint = endpoint.ok_or(DumpError::Endpoint(row.endpoint))?;
         let (key, entry) = verdict_entry(row)?;
-        if endpoint.verdicts.insert(key, entry).is_some() {
+        if Arc::make_mut(endpoint).verdicts.insert(key, entry).is_some() {
             return Err(DumpError::Twice(row.endpoint));
         }
     }
@@ -211,7 +217,7 @@ mod tests {
         };
         NodeTables {
             identities: [("10.0.0.0/8".parse().unwrap(), IdentityId(9))].into(),
-            endpoints: [(EndpointId(7), endpoint)].into(),
+            endpoints: [(EndpointId(7), Arc::new(endpoint))].into(),
             rules: vec![RuleName {
                 tier: "default".to_owned(),
                 policy: "NetworkPolicy a/b".to_owned(),

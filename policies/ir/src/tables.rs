@@ -3,7 +3,7 @@
 //! The compiler produces these, `ebpf/loader` writes them, [`lookup`] reads them the way the kernel does.
 //! The kernel's bytes are `ebpf/abi`; this module is their meaning.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -30,8 +30,8 @@ pub struct EndpointId(pub u32);
 pub struct NodeTables {
     /// Longest prefix wins. Both families; an address without a match is unknown and denied.
     pub identities: BTreeMap<IpNet, IdentityId>,
-    /// Verdicts of each endpoint.
-    pub endpoints: BTreeMap<EndpointId, EndpointTables>,
+    /// Verdicts of each endpoint. Shared: who kept earlier tables sees which are the same without reading them.
+    pub endpoints: BTreeMap<EndpointId, Arc<EndpointTables>>,
     /// What each rule id means, for people. `rules[i]` has the id `BUILTIN_RULES + i`.
     pub rules: Vec<RuleName>,
 }

@@ -58,6 +58,7 @@ pub(crate) struct Maps {
     hosts: HashMap<MapData, IdentityKey, u32>,
     /// The same map, for what the library does not offer.
     hosts_fd: OwnedFd,
+    verdicts_fd: OwnedFd,
     identities: LpmTrie<MapData, IdentityKey, u32>,
     verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
@@ -87,13 +88,16 @@ impl Maps {
             MappedArray::open(data.fd().as_fd(), entries)
                 .map_err(|error| failed_call(name, "open", "mmap", error))
         }
-        let Some(Map::HashMap(hosts)) = programs.map(HOSTS) else {
-            return Err(DatapathError::Missing { name: HOSTS });
+        let descriptor = |name| {
+            let Some(Map::HashMap(map)) = programs.map(name) else {
+                return Err(DatapathError::Missing { name });
+            };
+            let descriptor = map.fd().as_fd().try_clone_to_owned();
+            descriptor.map_err(|error| failed_call(name, "open", "dup", error))
         };
-        let hosts_fd = hosts.fd().as_fd().try_clone_to_owned();
-        let hosts_fd = hosts_fd.map_err(|error| failed_call(HOSTS, "open", "dup", error))?;
         Ok(Self {
-            hosts_fd,
+            hosts_fd: descriptor(HOSTS)?,
+            verdicts_fd: descriptor(VERDICTS)?,
             endpoints: typed(programs, ENDPOINTS)?,
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
             slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
@@ -295,14 +299,13 @@ impl Maps {
             .map_err(failed_map(VERDICTS, "read"))
     }
 
-    pub(crate) fn write_verdict(
+    /// Writes verdicts in one call.
+    pub(crate) fn write_verdicts(
         &mut self,
-        key: &VerdictKey,
-        value: VerdictValue,
+        entries: &[(VerdictKey, VerdictValue)],
     ) -> Result<(), DatapathError> {
-        self.verdicts
-            .insert(key, value, 0)
-            .map_err(failed_map(VERDICTS, "write"))
+        sys::update_many(self.verdicts_fd.as_fd(), entries)
+            .map_err(|error| failed_call(VERDICTS, "write", "bpf_map_update_batch", error))
     }
 
     pub(crate) fn remove_verdict(&mut self, key: &VerdictKey) -> Result<(), DatapathError> {

@@ -9,17 +9,20 @@
 //! the entries that were compiled for them begin to count with one write. Entries about classes that no generation has
 //! which a program may still read go beside those of the endpoint's epoch: nobody can ask for them before that write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
     EPOCH_NONE, Endpoint, EndpointState, IdentityKey, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
-    STATE_HAS_SOURCES, SourceKey, VerdictKey,
+    STATE_HAS_SOURCES, SourceKey, VerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
 use policies_ir::tables::{
     EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName, SourceClass,
-    VerdictKey as Meaning,
+    VerdictEntry, VerdictKey as Meaning,
 };
 
 use crate::{DatapathError, Fill, Synced, encode, kernel::maps::Maps, sys};
@@ -70,9 +73,17 @@ struct Current {
     /// Classes of addresses and their generation.
     identities: Option<(BTreeMap<IpNet, IdentityId>, u32)>,
     /// Entries of each endpoint and their epoch.
-    endpoints: BTreeMap<EndpointId, (EndpointTables, u32)>,
+    endpoints: BTreeMap<EndpointId, Written>,
     /// What rule ids mean.
     rules: Vec<RuleName>,
+}
+
+/// What was written for an endpoint.
+struct Written {
+    tables: Arc<EndpointTables>,
+    epoch: u32,
+    /// How many names of rules its entries need.
+    rules: usize,
 }
 
 impl Tables {
@@ -108,7 +119,7 @@ impl Tables {
 
     /// Moves all endpoints to `tables`.
     pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
-        check_classes(tables)?;
+        self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
         let mut plan = self.plan(tables, &endpoints);
         let same_addresses = self
@@ -147,16 +158,15 @@ impl Tables {
         }
         for id in &plan.stale {
             if let Some(wanted) = tables.endpoints.get(id) {
-                let written = (wanted.clone(), self.last_change);
+                let written = Written::new(wanted, self.last_change);
                 self.current.endpoints.insert(*id, written);
             }
         }
-        for (id, keys) in &plan.added {
+        for id in plan.added.keys() {
             if let Some(wanted) = tables.endpoints.get(id)
-                && let Some((current, _)) = self.current.endpoints.get_mut(id)
+                && let Some(written) = self.current.endpoints.get_mut(id)
             {
-                let entry = |key: &Meaning| Some((*key, *wanted.verdicts.get(key)?));
-                current.verdicts.extend(keys.iter().filter_map(entry));
+                *written = Written::new(wanted, written.epoch);
             }
         }
         self.current.rules.clone_from(&tables.rules);
@@ -208,7 +218,7 @@ impl Tables {
         }
         for key in entries {
             let id = EndpointId(key.0);
-            if self.current.endpoints.get(&id).map(|(_, epoch)| *epoch) == Some(key.1) {
+            if self.current.endpoints.get(&id).map(|written| written.epoch) == Some(key.1) {
                 self.current.endpoints.remove(&id);
             }
             if let Some(keys) = self.entries.get(&key) {
@@ -240,9 +250,7 @@ impl Tables {
         for (_, endpoint) in maps.endpoints()? {
             let state = maps.state(&endpoint);
             if state.epoch != EPOCH_NONE {
-                tables
-                    .endpoints
-                    .insert(EndpointId(endpoint.id), EndpointTables::default());
+                tables.endpoints.insert(EndpointId(endpoint.id), Arc::default());
                 states.insert(endpoint.id, state);
                 ranks.insert(endpoint.id, maps.ranks(&endpoint));
             }
@@ -269,7 +277,9 @@ impl Tables {
                 && let Some(meaning) = encode::verdict_meaning(&data)
                 && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {
-                endpoint.verdicts.insert(meaning, encode::verdict_entry(value));
+                Arc::make_mut(endpoint)
+                    .verdicts
+                    .insert(meaning, encode::verdict_entry(value));
             }
         }
         for (key, class) in maps.sources()? {
@@ -284,7 +294,7 @@ impl Tables {
             {
                 // As the programs read it.
                 let [class, ..] = class.to_le_bytes();
-                endpoint.sources.insert(block, SourceClass(class));
+                Arc::make_mut(endpoint).sources.insert(block, SourceClass(class));
             }
         }
         Ok(tables)
@@ -319,14 +329,17 @@ impl Tables {
             let is_kept = index.is_none_or(|index| usize::try_from(index).is_ok_and(|index| index < kept));
             is_kept || self.current.rule(rule) == rule_name(&tables.rules, rule)
         };
-        let used: BTreeSet<IdentityId> = self.classes.values().flatten().copied().collect();
+        let used = |class| self.classes.values().any(|classes| classes.contains(&class));
         let mut plan = Plan::default();
         for id in endpoints.iter().map(|(_, endpoint)| EndpointId(endpoint.id)) {
             let Some(wanted) = tables.endpoints.get(&id) else {
                 continue;
             };
             let work = match self.current.endpoints.get(&id) {
-                Some((current, _)) => work(current, wanted, &used, same_name),
+                Some(written) if written.rules <= kept && Arc::ptr_eq(&written.tables, wanted) => {
+                    Work::Nothing
+                }
+                Some(written) => work(&written.tables, wanted, used, same_name),
                 None => Work::Everything,
             };
             match work {
@@ -361,20 +374,14 @@ impl Tables {
             maps.write_identities(&entries)?;
         }
         for (id, keys) in &plan.added {
-            let (Some(wanted), Some((_, epoch))) = (tables.endpoints.get(id), self.current.endpoints.get(id))
+            let (Some(wanted), Some(Written { epoch, .. })) =
+                (tables.endpoints.get(id), self.current.endpoints.get(id))
             else {
                 continue;
             };
             let written = self.entries.entry((id.0, *epoch)).or_default();
-            for meaning in keys {
-                let Some(entry) = wanted.verdicts.get(meaning) else {
-                    continue;
-                };
-                let key = encode::verdict_key(*id, *epoch, meaning);
-                written.ranks |= 1 << (key.rank & 31);
-                written.verdicts.push(key);
-                maps.write_verdict(&key, encode::verdict_value(entry))?;
-            }
+            let entries = keys.iter().filter_map(|key| wanted.verdicts.get_key_value(key));
+            maps.write_verdicts(&written.add(*id, *epoch, entries))?;
         }
         for id in &plan.stale {
             let Some(wanted) = tables.endpoints.get(id) else {
@@ -386,12 +393,7 @@ impl Tables {
                 written.sources.push(key);
                 maps.write_source(&key, class.0)?;
             }
-            for (meaning, entry) in &wanted.verdicts {
-                let key = encode::verdict_key(*id, change, meaning);
-                written.ranks |= 1 << (key.rank & 31);
-                written.verdicts.push(key);
-                maps.write_verdict(&key, encode::verdict_value(entry))?;
-            }
+            maps.write_verdicts(&written.add(*id, change, &wanted.verdicts))?;
         }
         Ok(())
     }
@@ -414,7 +416,7 @@ impl Tables {
                 flags: old.flags & !STATE_HAS_SOURCES,
             };
             if let Some(wanted) = tables.endpoints.get(&id)
-                && let Some((_, epoch)) = self.current.endpoints.get(&id)
+                && let Some(Written { epoch, .. }) = self.current.endpoints.get(&id)
             {
                 state.epoch = *epoch;
                 if !wanted.sources.is_empty() {
@@ -429,6 +431,22 @@ impl Tables {
             }
         }
         changes
+    }
+
+    /// Refuses classes that the kernel's key has no room for.
+    fn check_classes(&self, tables: &NodeTables) -> Result<(), DatapathError> {
+        let fits = |class: &SourceClass| usize::from(class.0) < MAX_SOURCE_CLASSES;
+        for (id, endpoint) in &tables.endpoints {
+            let written = self.current.endpoints.get(id);
+            if written.is_some_and(|written| Arc::ptr_eq(&written.tables, endpoint)) {
+                continue;
+            }
+            let in_keys = endpoint.verdicts.keys().map(|key| &key.source);
+            if !endpoint.sources.values().chain(in_keys).all(fits) {
+                return Err(DatapathError::SourceClasses { endpoint: *id });
+            }
+        }
+        Ok(())
     }
 
     fn ranks(&self, endpoint: u32, epoch: u32) -> u64 {
@@ -465,12 +483,48 @@ impl Plan {
     }
 }
 
+impl Written {
+    fn new(tables: &Arc<EndpointTables>, epoch: u32) -> Self {
+        let named = |entry: &VerdictEntry| entry.rule.0.checked_sub(policies_ir::tables::BUILTIN_RULES);
+        let highest = tables.verdicts.values().filter_map(named).max();
+        let rules = highest.map_or(0, |index| {
+            usize::try_from(index).unwrap_or(usize::MAX).saturating_add(1)
+        });
+        Self {
+            tables: Arc::clone(tables),
+            epoch,
+            rules,
+        }
+    }
+}
+
+impl Keys {
+    /// Notes entries that are about to be written, and returns them as the kernel has them.
+    fn add<'a>(
+        &mut self,
+        id: EndpointId,
+        epoch: u32,
+        entries: impl IntoIterator<Item = (&'a Meaning, &'a VerdictEntry)>,
+    ) -> Vec<(VerdictKey, VerdictValue)> {
+        let encoded = entries.into_iter().map(|(meaning, entry)| {
+            let key = encode::verdict_key(id, epoch, meaning);
+            (key, encode::verdict_value(entry))
+        });
+        let encoded: Vec<_> = encoded.collect();
+        for (key, _) in &encoded {
+            self.ranks |= 1 << (key.rank & 31);
+            self.verdicts.push(*key);
+        }
+        encoded
+    }
+}
+
 /// What it takes for the entries that an endpoint has to mean what is wanted. A program may still meet classes that are
 /// `used`.
 fn work(
     current: &EndpointTables,
     wanted: &EndpointTables,
-    used: &BTreeSet<IdentityId>,
+    used: impl Fn(IdentityId) -> bool,
     same_name: impl Fn(RuleId) -> bool,
 ) -> Work {
     if current.sources != wanted.sources {
@@ -481,7 +535,7 @@ fn work(
     for (key, entry) in &wanted.verdicts {
         match has.next_if(|(other, _)| *other <= key) {
             Some((other, same)) if other == key && same == entry && same_name(entry.rule) => {}
-            None if !used.contains(&key.peer) => added.push(*key),
+            None if !used(key.peer) => added.push(*key),
             _ => return Work::Everything,
         }
     }
@@ -502,18 +556,6 @@ impl Current {
 fn rule_name(rules: &[RuleName], id: RuleId) -> Option<&RuleName> {
     let index = id.0.checked_sub(policies_ir::tables::BUILTIN_RULES)?;
     rules.get(usize::try_from(index).ok()?)
-}
-
-/// Refuses classes that the kernel's key has no room for.
-fn check_classes(tables: &NodeTables) -> Result<(), DatapathError> {
-    let fits = |class: &SourceClass| usize::from(class.0) < MAX_SOURCE_CLASSES;
-    for (id, endpoint) in &tables.endpoints {
-        let in_keys = endpoint.verdicts.keys().map(|key| &key.source);
-        if !endpoint.sources.values().chain(in_keys).all(fits) {
-            return Err(DatapathError::SourceClasses { endpoint: *id });
-        }
-    }
-    Ok(())
 }
 
 fn check(map: &'static str, needed: usize, limit: u32) -> Result<(), DatapathError> {

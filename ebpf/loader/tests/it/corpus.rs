@@ -678,7 +678,11 @@ fn the_longest_block_of_ports_decides() {
         .endpoints
         .get_mut(&crate::lab::ENDPOINT)
         .expect("the endpoint");
-    let denied = endpoint.verdicts.values_mut().nth(1).expect("two entries");
+    let denied = std::sync::Arc::make_mut(endpoint)
+        .verdicts
+        .values_mut()
+        .nth(1)
+        .expect("two entries");
     denied.verdict = Verdict::Deny;
     lab.program(&link(LOOPBACK, &[POD]), &tables);
     for (port, verdict) in [

@@ -81,7 +81,7 @@ fn policy(which: usize) -> NodeTables {
             rule += 1;
         }
     }
-    tables.endpoints.insert(ENDPOINT, entries);
+    tables.endpoints.insert(ENDPOINT, entries.into());
     tables
 }
 

@@ -72,7 +72,7 @@ fn tables(endpoints: &[(EndpointId, &[Entry])]) -> NodeTables {
             };
             own.verdicts.insert(key, entry);
         }
-        tables.endpoints.insert(*id, own);
+        tables.endpoints.insert(*id, own.into());
     }
     tables
 }
@@ -197,7 +197,7 @@ attached_both_ways! {
         let mut tables = tables(&[(LOCAL, &tracked), (UNTRACKED, &untracked)]);
         // Nobody's decision: it takes a port out of what the protocol has.
         let untracked = tables.endpoints.get_mut(&UNTRACKED).expect("the endpoint");
-        for (key, entry) in &mut untracked.verdicts {
+        for (key, entry) in &mut std::sync::Arc::make_mut(untracked).verdicts {
             if key.service == port(SCTP, 80) {
                 entry.rule = BuiltinRule::NoMatch.id();
             }
@@ -212,7 +212,7 @@ attached_both_ways! {
             verdict: ALLOW,
             rule: RuleId(64),
         };
-        tracked.verdicts.insert(of_sctp, allow);
+        std::sync::Arc::make_mut(tracked).verdicts.insert(of_sctp, allow);
         lab.kernel().sync(&tables).expect("sync");
         assert_eq!(lab.kernel().dump().expect("dump"), tables);
         assert_eq!(judge(&mut lab, INGRESS, &to_host(UDP, &udp(1000, 53))), ALLOW);

@@ -210,6 +210,6 @@ pub(crate) fn tables(peers: &[&str], allowed: &[(Direction, usize, Service)]) ->
             },
         );
     }
-    tables.endpoints.insert(ENDPOINT, endpoint);
+    tables.endpoints.insert(ENDPOINT, endpoint.into());
     tables
 }

@@ -230,7 +230,7 @@ mod random {
         let verdicts = prop::collection::btree_map(key, entry, 0..40);
         (identities, sources, verdicts).prop_map(|(identities, sources, verdicts)| NodeTables {
             identities,
-            endpoints: [(ENDPOINT, EndpointTables { sources, verdicts })].into(),
+            endpoints: [(ENDPOINT, EndpointTables { sources, verdicts }.into())].into(),
             rules: Vec::new(),
         })
     }

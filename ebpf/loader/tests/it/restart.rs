@@ -223,7 +223,7 @@ fn classes_that_the_key_cannot_hold_are_refused() {
         port: 0,
         prefix_bits: 0,
     };
-    endpoint
+    std::sync::Arc::make_mut(endpoint)
         .sources
         .insert(block, policies_ir::tables::SourceClass(128));
     let refused = lab.kernel().sync(&tables);

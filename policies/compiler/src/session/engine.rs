@@ -411,7 +411,9 @@ impl Engine {
                     }
                     let number = self.rows.outer(identity);
                     let tables = self.tables.endpoints.entry(endpoint).or_default();
-                    tables.verdicts.extend(verdicts(direction, number, entries));
+                    Arc::make_mut(tables)
+                        .verdicts
+                        .extend(verdicts(direction, number, entries));
                     changed = true;
                 }
             }
@@ -455,10 +457,10 @@ impl Engine {
             None => self.tables.endpoints.remove(&endpoint).is_some(),
             Some(tables) => {
                 let before = self.tables.endpoints.get(&endpoint);
-                if before == Some(&tables) {
+                if before.is_some_and(|before| **before == tables) {
                     return false;
                 }
-                self.tables.endpoints.insert(endpoint, tables);
+                self.tables.endpoints.insert(endpoint, Arc::new(tables));
                 true
             }
         }

@@ -240,7 +240,7 @@ fn tables(count: u16) -> NodeTables {
             };
             endpoint.verdicts.insert(key, entry);
         }
-        tables.endpoints.insert(id, endpoint);
+        tables.endpoints.insert(id, endpoint.into());
     }
     tables
 }
