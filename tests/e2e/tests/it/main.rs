@@ -12,6 +12,7 @@ mod lifecycle;
 mod network;
 mod pods;
 mod policyctl;
+mod profiles;
 mod recovery;
 mod sandbox;
 mod secrets;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         sessions::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
+        profiles::TESTS,
         network::TESTS,
         hosts::TESTS,
         services::TESTS,
