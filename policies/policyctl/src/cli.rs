@@ -8,6 +8,7 @@ use crate::check::args::{
     ConnectivityArgs, DiffArgs, ProveArgs, RecommendArgs, ReplayArgs, TestArgs, TopArgs,
 };
 use crate::flow_filter::FlowFilter;
+use crate::profile::args::ProfileArgs;
 
 /// Default of `--state-dir`.
 pub(crate) const STATE_DIR: &str = "/var/lib/palisade";
@@ -134,6 +135,8 @@ Exit codes: 0 they do, 1 error, 2 they do not (with a packet that shows it)")]
 docs/checker.md describes the language.
 Exit codes: 0 all hold, 1 error, 2 one does not")]
     Prove(ProveArgs),
+    /// Compare, explain and test sandbox profiles, from files
+    Profile(ProfileArgs),
     /// Run unit tests of policies
     #[command(after_help = "Examples:
   policyctl test cases.yaml -f manifests/
