@@ -136,7 +136,7 @@ async fn lists_of_paths_take_away_what_they_do_not_name() {
         ioctl: paths(&[]),
     };
     let script = "echo 1 > /tmp/a && cat /tmp/a; mkdir /tmp/d && mv /tmp/a /tmp/d/b && echo moved; rm -r /tmp/d; \
-        cat /etc/hosts > /dev/null && echo read; \
+        cat /etc/note > /dev/null && echo read; \
         ls /app; echo x > /etc/new; /app/tool; echo x > /bin/evil; \
         cp /bin/busybox /tmp/dropped; /tmp/dropped true; rm /tmp/dropped; stty -F /dev/null; echo end";
     let wrapped = format!("({script}) 2>&1");

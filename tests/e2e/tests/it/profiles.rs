@@ -45,7 +45,7 @@ open(V, '<', '/volume/dropped'); call("mmap written file as code", 9, 0, 4096, 5
 open(B, '<', '/bin/busybox'); call("mmap image file as code", 9, 0, 4096, 5, 2, fileno(B), 0);
 say("overwrite /bin/busybox", open(F, '+<', '/bin/busybox'));
 say("write own memory", open(F, '+<', '/proc/self/mem'));
-say("run /bin/busybox", system { '/bin/busybox' } ('busybox', 'true') == 0);
+say("run /bin/busybox", system('/bin/busybox', 'true') == 0);
 "#;
 
 /// A pod of the image with Perl and a volume that can be written, which runs `script` and goes on.
@@ -155,7 +155,7 @@ fn what_is_written_is_not_executed(cluster: &Cluster) -> Result<()> {
         ("run /volume/dropped", denied),
         ("write /dev/shm/dropped", done),
         ("run /dev/shm/dropped", denied),
-        ("memfd_create", absent),
+        ("memfd_create", refused),
         ("memfd_create sealed", absent),
         ("mmap writable code", refused),
         ("mprotect to code", refused),
@@ -224,8 +224,8 @@ say("read /root", opendir(D, '/root'));
 say("write /volume/a", open(F, '>', '/volume/a'));
 say("write /root/a", open(F, '>', '/root/a'));
 say("run perl", system('/usr/bin/perl', '-e', '1') == 0);
-say("run busybox", system { '/bin/busybox' } ('busybox', 'true') == 0);
-say("signal self", kill(0, $$));
+say("run busybox", system('/bin/busybox', 'true') == 0);
+my $self = $$; say("signal self", kill(0, $self));
 "#;
 
 fn lists_of_paths_hold(cluster: &Cluster) -> Result<()> {
