@@ -8,6 +8,7 @@ mod evidence;
 mod gate;
 mod hosts;
 mod kubectl;
+mod learn;
 mod lifecycle;
 mod network;
 mod pods;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         policyctl::TESTS,
         sandbox::TESTS,
         profiles::TESTS,
+        learn::TESTS,
         network::TESTS,
         hosts::TESTS,
         services::TESTS,
