@@ -15,6 +15,7 @@ pub mod cluster_policy;
 pub mod digest;
 pub mod flow;
 pub mod image_ref;
+pub mod learned;
 pub mod node_policy;
 pub mod palisade;
 pub mod quantity;

@@ -138,13 +138,22 @@ pub struct SandboxProfileSpec {
     /// What it starts from.
     #[serde(default)]
     pub preset: SandboxPreset,
+    /// What becomes of a container on a node whose kernel lacks a part of its sandbox.
+    #[serde(default)]
+    pub enforcement: SandboxEnforcement,
     /// A seccomp profile as the OCI runtime specification writes it. A call is allowed that it and the preset
     /// allow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompProfile>,
+    /// Capabilities that a container keeps of those that it would have, such as `CAP_CHOWN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
     /// Ports of TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<SandboxPorts>,
+    /// Files, device commands and scopes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<SandboxLandlock>,
     /// Landlock interface that the node must have at least.
     #[serde(
         default,
@@ -165,6 +174,65 @@ pub enum SandboxPreset {
     Baseline,
     /// What is written is never executed.
     Strict,
+}
+
+impl SandboxProfileSpec {
+    /// A preset from which nothing is taken.
+    pub fn of(preset: SandboxPreset) -> Self {
+        Self {
+            preset,
+            ..Self::default()
+        }
+    }
+}
+
+/// What becomes of a container on a node whose kernel lacks a part of its sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxEnforcement {
+    /// It does not start.
+    #[default]
+    Required,
+    /// It starts without what Landlock of the node lacks, and its pod says so. Never below what the node takes.
+    BestEffort,
+}
+
+/// What Landlock takes away; absent means what the preset leaves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxLandlock {
+    /// Files and directories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths: Option<SandboxPaths>,
+    /// Devices, or directories of them, that take commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ioctl: Option<Vec<String>>,
+    /// What does not leave the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Vec<SandboxScope>>,
+}
+
+/// Files and directories with what is beneath them, by what is done with them; a list that is absent limits nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SandboxPaths {
+    /// What is read, beside what the other two name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<Vec<String>>,
+    /// What is written, created, renamed and removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write: Option<Vec<String>>,
+    /// What is executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execute: Option<Vec<String>>,
+}
+
+/// What does not leave a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SandboxScope {
+    /// Connections to abstract unix sockets that others made.
+    AbstractUnixSockets,
+    /// Signals.
+    Signals,
 }
 
 /// Their names.

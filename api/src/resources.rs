@@ -286,6 +286,12 @@ pub const RESOURCES: &[Resource] = &[
             },
             session("attach", "PodAttachOptions"),
             session("exec", "PodExecOptions"),
+            // What a container does, watched for a while. Whoever may read logs may not: it tells the names of files.
+            Subresource {
+                name: "learn",
+                kind: "Pod",
+                verbs: &["get"],
+            },
             Subresource {
                 name: "log",
                 kind: "Pod",

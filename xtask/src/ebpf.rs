@@ -36,6 +36,8 @@ const SOURCES: [&str; 5] = [
     "ebpf/programs/src",
 ];
 const OBJECT: &str = "ebpf/loader/objects/palisade.bpf.o";
+/// The programs of `policyctl learn`, which are loaded by themselves.
+const LEARN_OBJECT: &str = "ebpf/loader/objects/learn.bpf.o";
 const MANIFEST: &str = "ebpf/loader/objects/manifest.json";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ struct Manifest {
     source_sha256: String,
     /// SHA-256 of the object.
     object_sha256: String,
+    /// SHA-256 of the learning programs' object.
+    learn_sha256: String,
     /// Version of the compiler.
     rustc: String,
     /// Version of the linker.
@@ -61,20 +65,22 @@ pub(crate) fn run(check: bool) -> Result<()> {
             "the eBPF sources changed after {OBJECT} was built: run `cargo xtask ebpf` and commit the result"
         );
     }
-    let object = build()?;
+    let [object, learn] = build()?;
     let manifest = Manifest {
         source_sha256,
         object_sha256: hex::encode(Sha256::digest(&object)),
+        learn_sha256: hex::encode(Sha256::digest(&learn)),
         rustc: RUSTC.to_owned(),
         bpf_linker: LINKER.to_owned(),
     };
     if check {
-        compare(&object, &manifest)?;
+        compare([(OBJECT, &object), (LEARN_OBJECT, &learn)], &manifest)?;
         println!("ebpf: {OBJECT} matches its sources ({})", manifest.object_sha256);
         return Ok(());
     }
     let text = serde_json::to_string_pretty(&manifest).context("cannot write the manifest as JSON")?;
     write(OBJECT, &object)?;
+    write(LEARN_OBJECT, &learn)?;
     write(MANIFEST, format!("{text}\n").as_bytes())?;
     println!(
         "ebpf: wrote {OBJECT} ({} bytes, {})",
@@ -137,8 +143,8 @@ pub(crate) fn install_toolchain() -> Result<()> {
     .context("cannot build bpf-linker")
 }
 
-/// Builds the programs and returns the object.
-fn build() -> Result<Vec<u8>> {
+/// Builds the programs and returns their two objects.
+fn build() -> Result<[Vec<u8>; 2]> {
     let toolchain = toolchain()?.with_context(|| {
         format!("the kernel programs are built with {RUSTC}, which is not installed: `cargo xtask setup --dev` does it")
     })?;
@@ -181,11 +187,14 @@ fn build() -> Result<Vec<u8>> {
             .env("CARGO_TARGET_DIR", &target)
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")),
     )?;
-    let built = target.join("bpfel-unknown-none/release/palisade");
-    fs::read(&built).with_context(|| format!("cannot read {}", built.display()))
+    let read = |name| {
+        let built = target.join("bpfel-unknown-none/release").join(name);
+        fs::read(&built).with_context(|| format!("cannot read {}", built.display()))
+    };
+    Ok([read("palisade")?, read("learn")?])
 }
 
-fn compare(object: &[u8], manifest: &Manifest) -> Result<()> {
+fn compare(objects: [(&str, &[u8]); 2], manifest: &Manifest) -> Result<()> {
     let committed = committed_manifest()?;
     ensure!(
         committed.rustc == manifest.rustc && committed.bpf_linker == manifest.bpf_linker,
@@ -193,12 +202,14 @@ fn compare(object: &[u8], manifest: &Manifest) -> Result<()> {
         committed.rustc,
         committed.bpf_linker
     );
-    let path = root().join(OBJECT);
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(
-        committed == *manifest && bytes == object,
-        "{OBJECT} is not what its sources give: run `cargo xtask ebpf` and commit the result"
-    );
+    for (name, object) in objects {
+        let path = root().join(name);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        ensure!(
+            committed == *manifest && bytes == object,
+            "{name} is not what its sources give: run `cargo xtask ebpf` and commit the result"
+        );
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use ebpf_loader::{Datapath, Kernel, OBJECT};
 use tokio_util::sync::CancellationToken;
 
+use crate::learn::Learner;
 use crate::{
     client,
     cluster::Cluster,
@@ -112,6 +113,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         hub,
         policy.clone(),
         sessions,
+        Learner::new(runtime.clone()),
     );
     api.start(shutdown.clone()).await?;
     let node = NodeAgent::new(

@@ -54,6 +54,10 @@ pub(crate) struct Config {
     /// Most bytes of the flow log; the oldest lines are dropped first, in files of 4 MiB.
     #[serde(default = "default_flow_log_max_bytes")]
     pub(crate) flow_log_max_bytes: u64,
+    /// The oldest Landlock interface that a SandboxProfile with `enforcement: BestEffort` makes do with; 0 for none at
+    /// all. Whoever may write such objects in a namespace can go down to this, and not below.
+    #[serde(default = "default_landlock_floor")]
+    pub(crate) landlock_floor: u32,
 }
 
 /// Why there is no configuration.
@@ -152,6 +156,11 @@ fn default_log_max_bytes() -> u64 {
 
 fn default_flow_log_max_bytes() -> u64 {
     64 * 1024 * 1024
+}
+
+/// What the presets need: below it only the node's operator goes.
+fn default_landlock_floor() -> u32 {
+    5
 }
 
 fn default_log_max_files() -> u32 {

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
+    learn::{self, Learner},
     logs::{self, Options, Target},
     pods::directory::Directory,
     policy::{self, Policy},
@@ -57,6 +58,7 @@ const READ_AHEAD: usize = 256;
 pub(crate) struct NodeApi {
     config: Arc<Config>,
     pub(crate) directory: Directory,
+    pub(crate) learner: Learner,
     flows: Arc<Hub>,
     policy: Policy,
     pub(crate) sessions: Sessions,
@@ -82,10 +84,12 @@ impl NodeApi {
         flows: Arc<Hub>,
         policy: Policy,
         sessions: Sessions,
+        learner: Learner,
     ) -> Self {
         Self {
             config,
             directory,
+            learner,
             flows,
             policy,
             sessions,
@@ -144,6 +148,7 @@ impl NodeApi {
                 "/containerLogs/{namespace}/{pod}/{container}",
                 get(container_logs),
             )
+            .route("/learn/{namespace}/{pod}/{container}", get(learn::learn))
             .route("/session", post(sessions::open))
             .route("/flows", get(flows))
             .route("/policy", get(policy))

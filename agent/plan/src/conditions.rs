@@ -17,7 +17,14 @@ const OWN: &[&str] = &[
     "Ready",
     "ContainersReady",
     "PodScheduled",
+    SANDBOXED,
+    SANDBOX_CURRENT,
 ];
+
+/// Whether all layers of the sandboxes of the pod's containers were seen to be in force. Added by the agent, which sees.
+pub const SANDBOXED: &str = "palisade.dev/Sandboxed";
+/// Whether what limits connections beside the datapath is of the policy in force. As [`SANDBOXED`].
+pub const SANDBOX_CURRENT: &str = "palisade.dev/SandboxCurrent";
 
 /// Whether the node decides the condition of that type.
 pub fn is_own_condition(kind: &str) -> bool {

@@ -32,7 +32,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use crate::{
     backoff::{delay, streak_after},
-    conditions::is_own_condition,
+    conditions::{SANDBOX_CURRENT, SANDBOXED, is_own_condition},
     order::{is_ready, is_started},
     qos::qos_class,
     status::{Facts, is_settled, render},

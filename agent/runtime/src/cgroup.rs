@@ -70,6 +70,45 @@ pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), 
     Ok(())
 }
 
+/// The limits of a group; absent where there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Whether the host has only the version 2 hierarchy.
+    pub(crate) unified: bool,
+    pub(crate) memory_bytes: Option<i64>,
+    pub(crate) pids: Option<i64>,
+    pub(crate) cpu_quota_us: Option<i64>,
+}
+
+/// Reads the limits of the group back.
+pub(crate) fn limits(group: &str) -> Result<Limits, CgroupError> {
+    let mut limits = Limits {
+        unified: is_unified()?,
+        ..Limits::default()
+    };
+    for directory in directories(group)? {
+        let read = |file: &str| -> Result<Option<i64>, CgroupError> {
+            let path = directory.join(file);
+            match fs::read_to_string(&path) {
+                // `max` and -1 are no limits.
+                Ok(text) => {
+                    let number = text.split_whitespace().next().and_then(|word| word.parse().ok());
+                    Ok(number.filter(|number| *number >= 0))
+                }
+                Err(error) if is_gone(&error) => Ok(None),
+                Err(source) => Err(error("read", &path)(source)),
+            }
+        };
+        let first = |files: [&str; 2]| Ok(read(files[0])?.or(read(files[1])?));
+        limits.memory_bytes = limits
+            .memory_bytes
+            .or(first(["memory.max", "memory.limit_in_bytes"])?);
+        limits.pids = limits.pids.or(read("pids.max")?);
+        limits.cpu_quota_us = limits.cpu_quota_us.or(first(["cpu.max", "cpu.cfs_quota_us"])?);
+    }
+    Ok(limits)
+}
+
 /// Moves this process into the group.
 pub(crate) fn join(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {

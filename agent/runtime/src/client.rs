@@ -23,7 +23,7 @@ use crate::config::{
     RecoveredPod, is_plain_absolute, is_safe_name,
 };
 use crate::error::RuntimeError;
-use crate::protocol::{self, FrameError, Request, Response};
+use crate::protocol::{self, Failure, FrameError, Request, Response};
 use crate::remove;
 
 /// A shim that has not reported by then is broken.
@@ -505,7 +505,7 @@ async fn converse<T: Serialize, A: DeserializeOwned>(
 /// The error that an answer to something else is.
 pub(crate) fn unexpected(pod: &str, response: Response) -> RuntimeError {
     match response {
-        Response::Failed { reason } => RuntimeError::Refused { reason },
+        Response::Failed(Failure { reason, layer }) => RuntimeError::Refused { reason, layer },
         Response::Done
         | Response::Status(_)
         | Response::Exec(_)

@@ -1,8 +1,9 @@
 //! What the agent asks for and what it is told: plain data, the same on both sides of the shim's socket.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use agent_sandbox::Profile;
+use agent_sandbox::{Profile, Report};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +155,12 @@ pub struct ContainerStatus {
     pub attempt: u32,
     /// What became of it.
     pub state: ContainerState,
+    /// What was seen of its sandbox before its program ran; empty before that.
+    #[serde(default)]
+    pub sandbox: Report,
+    /// TCP ports that its sandbox lets it connect to; absent if that leaves all.
+    #[serde(default)]
+    pub connect: Option<BTreeSet<u16>>,
 }
 
 /// The life of a container.
@@ -301,5 +308,34 @@ mod as_base64 {
         STANDARD
             .decode(String::deserialize(deserializer)?)
             .map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A container that asks for nothing in particular.
+    pub(crate) fn container(profile: Profile) -> ContainerConfig {
+        ContainerConfig {
+            name: "main".into(),
+            attempt: 0,
+            layers: vec!["/layer".into()],
+            argv: vec!["sh".into()],
+            env: Vec::new(),
+            cwd: "/".into(),
+            uid: 0,
+            gid: 0,
+            supplemental_gids: Vec::new(),
+            mounts: Vec::new(),
+            read_only_root: false,
+            capabilities: Vec::new(),
+            streams: Streams::default(),
+            resources: Resources::default(),
+            profile,
+            log_path: "/log".into(),
+            log_max_bytes: 1,
+            log_max_files: 1,
+        }
     }
 }

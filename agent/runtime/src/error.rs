@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use agent_sandbox::ImageError;
+use agent_sandbox::{ImageError, Layer};
 
 use crate::cgroup::CgroupError;
 use crate::protocol::FrameError;
@@ -77,6 +77,8 @@ pub enum RuntimeError {
     Refused {
         /// Its reason, complete.
         reason: String,
+        /// The layer of the sandbox for want of which a container was not started, if that is why.
+        layer: Option<Layer>,
     },
     /// An image layer could not be looked through.
     #[error("cannot index the executables of a layer")]

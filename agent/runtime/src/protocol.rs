@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use agent_sandbox::Layer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -69,9 +70,29 @@ pub(crate) enum Response {
     Ended {
         code: i32,
     },
-    Failed {
-        reason: String,
-    },
+    Failed(Failure),
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// The layer of the sandbox for want of which it was not done.
+    #[serde(default)]
+    pub(crate) layer: Option<Layer>,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self { reason, layer: None }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        Self::from(reason.to_owned())
+    }
 }
 
 /// Which descriptors come with a frame.

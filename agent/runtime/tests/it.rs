@@ -14,6 +14,8 @@ use agent_runtime::{
 };
 use agent_sandbox::Profile;
 
+#[path = "it/sandbox.rs"]
+mod sandbox;
 #[path = "it/sessions.rs"]
 mod sessions;
 

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent_sandbox::{
-    DaemonPaths, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile, SyscallSet, jail, oci,
+    DaemonPaths, Enforcement, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile, SyscallSet, Tcp,
+    jail, oci,
 };
 
 fn main() -> ExitCode {
@@ -69,6 +70,12 @@ fn main() -> ExitCode {
             enter_image(&path(0));
             try_image();
         }
+        Some("older") => {
+            let interface = path(1).to_string_lossy().parse().expect("a number");
+            enter_older(&path(0), interface);
+            report("tcp", std::net::TcpListener::bind("127.0.0.1:0").map(drop));
+            try_image();
+        }
         Some("threads") => {
             let (_keep, wait) = std::sync::mpsc::channel::<()>();
             let _thread = std::thread::spawn(move || wait.recv());
@@ -95,8 +102,29 @@ fn enter_image(root: &Path) {
     Profile::baseline()
         .compile()
         .expect("compiles")
-        .apply_in_container(&ruleset, &mounts)
+        .restrict_in_container(&ruleset, &mounts)
+        .expect("restricts")
+        .install_filter()
         .expect("applies");
+}
+
+/// As if the kernel had an older Landlock.
+fn enter_older(root: &Path, interface: u32) {
+    let directory = fs::File::open(root).expect("opens");
+    let profile = Profile {
+        tcp: Tcp::Denied,
+        enforcement: Enforcement::BestEffort { floor: 0 },
+        ..Profile::baseline()
+    };
+    let ruleset = ImageRuleset::build_on(interface, directory.as_fd(), &[], &profile).expect("builds");
+    std::os::unix::fs::chroot(root).expect("chroot");
+    std::env::set_current_dir("/").expect("chdir");
+    let compiled = profile.compile().expect("compiles");
+    let restricted = compiled.restrict_in_container(&ruleset, &[]).expect("restricts");
+    let finding = restricted.landlock().finding();
+    restricted.install_filter().expect("applies");
+    report("verdict", Err(io::Error::other(finding.verdict.to_string())));
+    report("detail", Err(io::Error::other(finding.detail)));
 }
 
 fn try_image() {

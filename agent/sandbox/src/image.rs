@@ -25,12 +25,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use landlock::RulesetCreated;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
-use crate::landlock::{self as rules, LandlockError};
-use crate::{PathAccess, Profile};
+use crate::features::{self, Plan};
+use crate::landlock::{self as rules, LandlockError, Rules};
+use crate::{FileLimits, PathAccess, PathRule, Profile};
 
 /// Executable files outside the code directories that one image may have; more are not executable.
 pub const MAX_EXECUTABLES: usize = 8192;
@@ -126,48 +126,104 @@ pub enum ImageError {
     },
 }
 
-/// The ruleset of one container, shared by its first process and all exec sessions.
+/// The rulesets of one container, shared by its first process and all exec sessions.
 #[derive(Debug)]
 pub struct ImageRuleset {
-    ruleset: RulesetCreated,
+    /// Nothing on a kernel without Landlock, if the profile takes that.
+    image: Option<Rules>,
+    /// What the profile's lists leave of it.
+    less: Option<Rules>,
+    limits: FileLimits,
+    plan: Plan,
 }
 
 impl ImageRuleset {
-    /// Builds the ruleset from the root the container will see, before any of its processes runs.
+    /// Builds the rulesets from the root the container will see, before any of its processes runs.
     ///
     /// `executables` are paths relative to `root`; those that are gone or are no executable files any more
     /// (a higher layer removed or replaced them) are passed over. Of `profile` counts what it says about
-    /// writing to the image, TCP and scopes.
+    /// files, TCP, scopes and kernels.
     pub fn build(
         root: BorrowedFd<'_>,
         executables: &[PathBuf],
         profile: &Profile,
     ) -> Result<Self, ImageError> {
-        let ruleset =
-            rules::create(&profile.tcp, profile.scoped).map_err(|source| ImageError::Landlock { source })?;
+        Self::build_on(rules::landlock_abi(), root, executables, profile)
+    }
+
+    /// The same as if the kernel's Landlock had this interface, which must not be newer than it is.
+    pub fn build_on(
+        interface: u32,
+        root: BorrowedFd<'_>,
+        executables: &[PathBuf],
+        profile: &Profile,
+    ) -> Result<Self, ImageError> {
+        let landlock_error = |source| ImageError::Landlock { source };
+        let plan = features::plan(profile, interface).map_err(landlock_error)?;
         let data = if profile.is_read_only() {
             PathAccess::Read
         } else {
             PathAccess::ReadWrite
         };
-        let ruleset = add_split_directories(ruleset, root, data)?;
+        let mut image = rules::create(profile, &plan).map_err(landlock_error)?;
+        if let Some(ruleset) = image.take() {
+            let ruleset = add_split_directories(ruleset, root, data)?;
+            image = Some(add_executables(ruleset, root, executables)?);
+        }
+        let mut less = rules::create_less(&profile.limits, &plan).map_err(landlock_error)?;
+        if let Some(ruleset) = less.take() {
+            less = Some(add_grants(ruleset, root, &profile.limits)?);
+        }
         Ok(Self {
-            ruleset: add_executables(ruleset, root, executables)?,
+            image,
+            less,
+            limits: profile.limits.clone(),
+            plan,
         })
     }
 
-    pub(crate) fn ruleset(&self) -> Result<RulesetCreated, LandlockError> {
-        self.ruleset
-            .try_clone()
-            .map_err(|source| LandlockError::Duplicate { source })
+    /// The rulesets with rules for what is mounted over the image, and what they are of the profile.
+    pub(crate) fn rulesets(&self, mounts: &[PathRule]) -> Result<(Vec<Rules>, &Plan), LandlockError> {
+        let mut all = Vec::new();
+        if let Some(image) = &self.image {
+            all.push(rules::add_mounts(image.try_clone()?, mounts)?);
+        }
+        if let Some(less) = &self.less {
+            all.push(rules::add_mounted_grants(
+                less.try_clone()?,
+                &self.limits,
+                mounts,
+            )?);
+        }
+        Ok((all, &self.plan))
     }
 }
 
+/// Adds the grants of the profile's lists on files of the image. Links are the image's own: nothing has run yet.
+fn add_grants(mut ruleset: Rules, root: BorrowedFd<'_>, limits: &FileLimits) -> Result<Rules, ImageError> {
+    for (path, rights) in rules::grants(limits) {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => fd,
+            Err(errno) if rules::grants_nothing(errno) => continue,
+            Err(errno) => {
+                return Err(ImageError::Read {
+                    path: path.into(),
+                    source: errno.into(),
+                });
+            }
+        };
+        ruleset = rules::add(ruleset, fd, rights, path).map_err(|source| ImageError::Landlock { source })?;
+    }
+    Ok(ruleset)
+}
+
 fn add_split_directories(
-    mut ruleset: RulesetCreated,
+    mut ruleset: Rules,
     root: BorrowedFd<'_>,
     data: PathAccess,
-) -> Result<RulesetCreated, ImageError> {
+) -> Result<Rules, ImageError> {
     let landlock_error = |source| ImageError::Landlock { source };
     for split in SPLIT {
         let shown = Path::new("/").join(split);
@@ -218,10 +274,10 @@ fn add_split_directories(
 }
 
 fn add_executables(
-    mut ruleset: RulesetCreated,
+    mut ruleset: Rules,
     root: BorrowedFd<'_>,
     executables: &[PathBuf],
-) -> Result<RulesetCreated, ImageError> {
+) -> Result<Rules, ImageError> {
     for path in executables.iter().take(MAX_EXECUTABLES) {
         let fd = match open_beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => fd,

@@ -6,35 +6,42 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
-    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
+    AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 
-use crate::{PathAccess, PathRule, Tcp};
-
-/// File rights up to device commands. A later interface adds rights; handling them needs rules for them.
-const FILE_RIGHTS: ABI = ABI::V5;
+use crate::features::{Feature, Plan, linux_of};
+use crate::report::LandlockOutcome;
+use crate::{FileLimits, PathAccess, PathRule, Profile, Tcp};
 
 /// Rights that mean something on a file that is not a directory.
 const ON_FILES: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{Execute | WriteFile | ReadFile | Truncate | IoctlDev});
+
+const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+
+/// What changes a file or a directory.
+const WRITE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
+    WriteFile | Truncate | RemoveDir | RemoveFile | MakeDir | MakeReg | MakeSock | MakeFifo | MakeSym
+    | MakeChar | MakeBlock | Refer
+});
 
 /// Why a ruleset could not be made or enforced.
 #[derive(Debug, thiserror::Error)]
 pub enum LandlockError {
     /// The running kernel lacks what the profile needs.
     #[error(
-        "the kernel lacks {feature}: Landlock interface {needed} (Linux {linux}) is needed, this kernel \
-         has {found} (0 means Landlock is off: add landlock to the lsm= boot parameter)"
+        "the kernel lacks {}: Landlock interface {needed} (Linux {}) is needed, this kernel has {found} (0 means \
+         Landlock is off: add landlock to the lsm= boot parameter)",
+        listed(features),
+        linux_of(*needed)
     )]
     Missing {
-        /// What is missing, in words.
-        feature: &'static str,
-        /// The interface version that brings it.
+        /// What is missing.
+        features: Vec<Feature>,
+        /// The interface version that is needed.
         needed: u32,
-        /// The kernel version that brought it.
-        linux: &'static str,
         /// What the kernel has.
         found: u32,
     },
@@ -97,31 +104,40 @@ pub fn landlock_abi() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
-/// A ruleset for no path yet: it refuses all files, and TCP but for the ports that are named.
-pub(crate) fn create(tcp: &Tcp, scoped: bool) -> Result<RulesetCreated, LandlockError> {
-    let found = landlock_abi();
-    let demand = |feature, needed, linux| {
-        if found >= needed {
-            Ok(())
-        } else {
-            Err(LandlockError::Missing {
-                feature,
-                needed,
-                linux,
-                found,
-            })
-        }
-    };
-    demand("Landlock rules for files and device commands", 5, "6.10")?;
-    if scoped {
-        demand("Landlock scopes for signals and abstract sockets", 6, "6.12")?;
+/// A ruleset that grows, and the rights on files that it judges.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    ruleset: RulesetCreated,
+    rights: BitFlags<AccessFs>,
+}
+
+impl Rules {
+    pub(crate) fn try_clone(&self) -> Result<Self, LandlockError> {
+        let ruleset = self
+            .ruleset
+            .try_clone()
+            .map_err(|source| LandlockError::Duplicate { source })?;
+        Ok(Self {
+            ruleset,
+            rights: self.rights,
+        })
     }
+}
+
+/// A ruleset for no path yet: it refuses all files, and TCP but for the ports that are named. Nothing on a kernel
+/// without Landlock, which `plan` has accepted.
+pub(crate) fn create(profile: &Profile, plan: &Plan) -> Result<Option<Rules>, LandlockError> {
+    if !plan.has(Feature::Files) {
+        return Ok(None);
+    }
+    let rights = plan.file_rights();
     let none = BTreeSet::new();
     let build = || {
         let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
-            .handle_access(AccessFs::from_all(FILE_RIGHTS))?;
-        let (bind, connect) = match tcp {
+            .handle_access(rights)?;
+        let (bind, connect) = match &profile.tcp {
+            _ if !plan.has(Feature::TcpPorts) => (None, None),
             Tcp::Unrestricted => (None, None),
             Tcp::Denied => (Some(&none), Some(&none)),
             Tcp::Ports(ports) => (ports.bind.as_ref(), ports.connect.as_ref()),
@@ -131,8 +147,14 @@ pub(crate) fn create(tcp: &Tcp, scoped: bool) -> Result<RulesetCreated, Landlock
         for (access, _) in limited.iter().flatten() {
             ruleset = ruleset.handle_access(*access)?;
         }
-        if scoped {
-            ruleset = ruleset.scope(Scope::from_all(ABI::V6))?;
+        if plan.has(Feature::Scopes) {
+            let wanted = [
+                (profile.scopes.signals, Scope::Signal),
+                (profile.scopes.abstract_sockets, Scope::AbstractUnixSocket),
+            ];
+            for (_, scope) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
+                ruleset = ruleset.scope(scope)?;
+            }
         }
         let mut ruleset = ruleset.create()?;
         for (access, ports) in limited.into_iter().flatten() {
@@ -142,14 +164,55 @@ pub(crate) fn create(tcp: &Tcp, scoped: bool) -> Result<RulesetCreated, Landlock
         }
         Ok(ruleset)
     };
-    build().map_err(|source| LandlockError::Create { source })
+    let ruleset = build().map_err(|source| LandlockError::Create { source })?;
+    Ok(Some(Rules { ruleset, rights }))
+}
+
+/// A second ruleset, which takes from the first what the lists do not name; nothing if there are no lists.
+pub(crate) fn create_less(limits: &FileLimits, plan: &Plan) -> Result<Option<Rules>, LandlockError> {
+    let lists = [
+        (&limits.read, READ),
+        (&limits.write, WRITE),
+        (&limits.execute, AccessFs::Execute.into()),
+        (&limits.ioctl, AccessFs::IoctlDev.into()),
+    ];
+    let listed = lists.into_iter().filter(|(list, _)| list.is_some());
+    let rights = listed.fold(BitFlags::EMPTY, |all, (_, rights)| all | rights) & plan.file_rights();
+    if rights.is_empty() {
+        return Ok(None);
+    }
+    // A ruleset that does not judge moves refuses all of them.
+    let rights = rights | (plan.file_rights() & AccessFs::Refer);
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(rights)
+        .and_then(Ruleset::create)
+        .map_err(|source| LandlockError::Create { source })?;
+    Ok(Some(Rules { ruleset, rights }))
+}
+
+/// What the lists grant on each of their paths.
+pub(crate) fn grants(limits: &FileLimits) -> impl Iterator<Item = (&Path, BitFlags<AccessFs>)> {
+    let lists = [
+        (&limits.read, READ),
+        (&limits.write, READ | WRITE),
+        (&limits.execute, READ | AccessFs::Execute),
+        (&limits.ioctl, AccessFs::IoctlDev.into()),
+    ];
+    // Where the lists do not limit writing, they do not limit moves.
+    let moves = limits
+        .write
+        .is_none()
+        .then(|| (Path::new("/"), AccessFs::Refer.into()));
+    let listed = lists.into_iter().flat_map(|(list, rights)| {
+        let paths = list.iter().flatten();
+        paths.map(move |path| (path.as_path(), rights))
+    });
+    listed.chain(moves)
 }
 
 /// Adds rules for paths of this process's own view, following symbolic links.
-pub(crate) fn add_paths(
-    mut ruleset: RulesetCreated,
-    rules: &[PathRule],
-) -> Result<RulesetCreated, LandlockError> {
+pub(crate) fn add_paths(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules, LandlockError> {
     for rule in rules {
         match open(&rule.path, OFlags::PATH) {
             Ok(fd) => ruleset = add(ruleset, fd, rights(rule.access), &rule.path)?,
@@ -169,10 +232,7 @@ pub(crate) fn add_paths(
 ///
 /// What is missing, or hidden from this user, gets no rule and stays refused. Links are not followed: they
 /// belong to the image or to whoever wrote to it since.
-pub(crate) fn add_mounts(
-    mut ruleset: RulesetCreated,
-    rules: &[PathRule],
-) -> Result<RulesetCreated, LandlockError> {
+pub(crate) fn add_mounts(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules, LandlockError> {
     for rule in rules {
         match open(&rule.path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => ruleset = add(ruleset, fd, rights(rule.access), &rule.path)?,
@@ -188,17 +248,52 @@ pub(crate) fn add_mounts(
     Ok(ruleset)
 }
 
+/// Adds the grants of the lists on what is mounted over the image, from inside the container. Their links belong to
+/// whoever writes there, so that a path with one in it grants nothing, as one that is missing.
+pub(crate) fn add_mounted_grants(
+    mut ruleset: Rules,
+    limits: &FileLimits,
+    mounts: &[PathRule],
+) -> Result<Rules, LandlockError> {
+    let is_mounted = |path: &Path| mounts.iter().any(|mount| path.starts_with(&mount.path));
+    for (path, rights) in grants(limits).filter(|(path, _)| is_mounted(path)) {
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        match rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => ruleset = add(ruleset, fd, rights, path)?,
+            Err(errno) if grants_nothing(errno) => {}
+            Err(errno) => {
+                return Err(LandlockError::Open {
+                    path: path.into(),
+                    source: errno.into(),
+                });
+            }
+        }
+    }
+    Ok(ruleset)
+}
+
+/// Whether a path that cannot be opened for this reason is one that there is nothing to grant on.
+pub(crate) fn grants_nothing(errno: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        errno,
+        Errno::NOENT | Errno::ACCESS | Errno::LOOP | Errno::NOTDIR | Errno::XDEV
+    )
+}
+
 /// Adds one rule for an open file or directory, with the rights that make sense for its type.
 pub(crate) fn add(
-    ruleset: RulesetCreated,
+    mut ruleset: Rules,
     fd: OwnedFd,
     rights: BitFlags<AccessFs>,
     path: &Path,
-) -> Result<RulesetCreated, LandlockError> {
+) -> Result<Rules, LandlockError> {
     let open_error = |errno: rustix::io::Errno| LandlockError::Open {
         path: path.into(),
         source: errno.into(),
     };
+    let rights = rights & ruleset.rights;
     let rights = match file_type(fd.as_fd()).map_err(open_error)? {
         FileType::Directory => rights,
         _ => rights & ON_FILES,
@@ -206,22 +301,50 @@ pub(crate) fn add(
     if rights.is_empty() {
         return Ok(ruleset);
     }
-    ruleset
+    ruleset.ruleset = ruleset
+        .ruleset
         .add_rule(PathBeneath::new(fd, rights))
         .map_err(|source| LandlockError::Rule {
             path: path.into(),
             source,
-        })
+        })?;
+    Ok(ruleset)
 }
 
-pub(crate) fn restrict(ruleset: RulesetCreated) -> Result<(), LandlockError> {
-    let status = ruleset
-        .restrict_self()
-        .map_err(|source| LandlockError::Restrict { source })?;
-    match status.ruleset {
-        RulesetStatus::FullyEnforced => Ok(()),
-        RulesetStatus::PartiallyEnforced | RulesetStatus::NotEnforced => Err(LandlockError::Partial),
+/// Restricts this thread by each of the rulesets, for good, and tells what the kernel answered.
+pub(crate) fn restrict(
+    rulesets: impl IntoIterator<Item = Rules>,
+    plan: &Plan,
+) -> Result<LandlockOutcome, LandlockError> {
+    let mut outcome = LandlockOutcome {
+        interface: plan.found,
+        rulesets: 0,
+        missing: plan.missing.clone(),
+    };
+    for rules in rulesets {
+        let status = rules
+            .ruleset
+            .restrict_self()
+            .map_err(|source| LandlockError::Restrict { source })?;
+        match status.ruleset {
+            RulesetStatus::FullyEnforced => outcome.rulesets += 1,
+            RulesetStatus::PartiallyEnforced | RulesetStatus::NotEnforced => {
+                return Err(LandlockError::Partial);
+            }
+        }
     }
+    Ok(outcome)
+}
+
+fn listed(features: &[Feature]) -> String {
+    if features.is_empty() {
+        return "what this node takes at least".into();
+    }
+    features
+        .iter()
+        .map(Feature::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 pub(crate) fn rights(access: PathAccess) -> BitFlags<AccessFs> {
@@ -252,6 +375,8 @@ fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use landlock::{ABI, Access};
+
     use super::*;
 
     #[test]
@@ -270,7 +395,7 @@ mod tests {
                 "{access:?}"
             );
             assert!(
-                AccessFs::from_all(FILE_RIGHTS).contains(rights),
+                AccessFs::from_all(ABI::V5).contains(rights),
                 "{access:?} asks for unhandled rights"
             );
         }

@@ -3,19 +3,25 @@
 //! Three kinds of process use it: pods (through `agent-runtime`), the control daemon, and tools that read
 //! untrusted data in a [`jail`]. Both layers are always installed, Landlock first so that the filter need
 //! not allow what only the installation takes, and both are hard: a kernel that cannot enforce what the
-//! profile asks for is an error that names the missing feature, never a weaker sandbox.
+//! profile asks for is an error that names the missing feature, never a weaker sandbox, unless the profile
+//! itself asks for [`Enforcement::BestEffort`]. Then what is missing is told.
 //!
 //! Entry points: [`Profile`], [`Profile::compile`], then [`Compiled::apply`] for a process that confines
-//! itself by paths, or [`ImageRuleset::build`] and [`Compiled::apply_in_container`] for a pod.
+//! itself by paths, or [`ImageRuleset::build`] and [`Compiled::restrict_in_container`] for a pod.
 //!
 //! Not here: namespaces, capabilities and cgroups (`agent-runtime`); addresses and ports of network peers,
 //! which the datapath judges.
 
+pub mod compare;
+pub mod explain;
+mod features;
 mod image;
 pub mod jail;
 mod landlock;
 mod names;
+pub mod object;
 pub mod oci;
+mod report;
 mod seccomp;
 pub mod syscalls;
 
@@ -24,9 +30,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::features::{Enforcement, Feature};
 pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
 pub use crate::landlock::{LandlockError, landlock_abi};
-pub use crate::names::number_of as call_number;
+pub use crate::names::{name_of as call_name, number_of as call_number};
+pub use crate::report::{Finding, LandlockOutcome, Layer, Report, Verdict};
 pub use crate::seccomp::{
     Action, Alternative, CallRule, Compare, CompileError, Condition, EmitError, Filter, InstallError,
     SyscallPolicy, Width,
@@ -42,9 +50,57 @@ pub struct Profile {
     pub filesystem: Filesystem,
     /// Whether TCP may be used at all.
     pub tcp: Tcp,
-    /// Whether signals and abstract unix sockets stop at the edge of the sandbox. Pods leave this to their
-    /// namespaces: an exec session has a domain of its own and must still be able to signal the pod.
-    pub scoped: bool,
+    /// What stops at the edge of the sandbox. The presets of pods leave this to their namespaces: an exec
+    /// session has a domain of its own, and with a scope for signals it cannot signal the pod.
+    #[serde(default)]
+    pub scopes: Scopes,
+    /// What is taken away from `filesystem`.
+    #[serde(default)]
+    pub limits: FileLimits,
+    /// What becomes of it on a kernel that lacks a part.
+    #[serde(default)]
+    pub enforcement: Enforcement,
+    /// Landlock interface that the kernel must have at least.
+    #[serde(default)]
+    pub minimum_landlock: u32,
+}
+
+/// What does not leave the sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scopes {
+    /// Signals to processes outside.
+    pub signals: bool,
+    /// Connections to abstract unix sockets that were made outside.
+    pub abstract_sockets: bool,
+}
+
+impl Scopes {
+    /// Both.
+    pub const ALL: Self = Self {
+        signals: true,
+        abstract_sockets: true,
+    };
+
+    /// Whether there is one.
+    pub fn any(self) -> bool {
+        self.signals || self.abstract_sockets
+    }
+}
+
+/// Paths to which kinds of access are limited; absent means to what the rest of the profile grants. A path stands
+/// for everything beneath it. None of the lists grants anything that the rest of the profile does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileLimits {
+    /// What is read, beside what the next two name.
+    pub read: Option<Vec<PathBuf>>,
+    /// What is written, created, renamed and removed.
+    pub write: Option<Vec<PathBuf>>,
+    /// What is executed.
+    pub execute: Option<Vec<PathBuf>>,
+    /// Devices that take commands.
+    pub ioctl: Option<Vec<PathBuf>>,
 }
 
 /// One of the lists in [`syscalls`], or a policy that was made from one.
@@ -165,12 +221,7 @@ pub struct DaemonPaths {
 impl Profile {
     /// The default of every pod: any ordinary image runs under it.
     pub fn baseline() -> Self {
-        Self {
-            syscalls: SyscallSet::Baseline,
-            filesystem: Filesystem::Image,
-            tcp: Tcp::Unrestricted,
-            scoped: false,
-        }
+        Self::outline()
     }
 
     /// For pods that bring all their code in the image: what can be written cannot be executed, also not
@@ -181,7 +232,20 @@ impl Profile {
             syscalls: SyscallSet::Strict,
             filesystem: Filesystem::ReadOnlyImage,
             tcp: Tcp::Ports(ports),
-            scoped: false,
+            ..Self::outline()
+        }
+    }
+
+    /// What the constructors have in common.
+    fn outline() -> Self {
+        Self {
+            syscalls: SyscallSet::Baseline,
+            filesystem: Filesystem::Image,
+            tcp: Tcp::Unrestricted,
+            scopes: Scopes::default(),
+            limits: FileLimits::default(),
+            enforcement: Enforcement::Required,
+            minimum_landlock: 0,
         }
     }
 
@@ -242,7 +306,8 @@ impl Profile {
             syscalls: SyscallSet::Daemon,
             filesystem: Filesystem::Paths(rules.concat()),
             tcp: Tcp::Unrestricted,
-            scoped: true,
+            scopes: Scopes::ALL,
+            ..Self::outline()
         }
     }
 
@@ -252,8 +317,15 @@ impl Profile {
             syscalls: SyscallSet::Jail,
             filesystem: Filesystem::Paths(paths),
             tcp: Tcp::Denied,
-            scoped: true,
+            scopes: Scopes::ALL,
+            ..Self::outline()
         }
+    }
+
+    /// What the profile needs of Landlock and a kernel with this interface lacks: nothing, unless the profile takes
+    /// less. If it does not, the error names it.
+    pub fn missing_on(&self, interface: u32) -> Result<Vec<Feature>, LandlockError> {
+        Ok(features::plan(self, interface)?.missing)
     }
 
     /// Compiles the seccomp filter; touches nothing.
@@ -321,27 +393,34 @@ impl Compiled {
             });
         };
         demand_one_thread()?;
-        let ruleset = landlock::create(&self.profile.tcp, self.profile.scoped)
-            .and_then(|ruleset| landlock::add_paths(ruleset, rules))
-            .map_err(|source| ApplyError::Landlock { source })?;
-        self.enforce(ruleset)
+        let plan = features::plan(&self.profile, landlock_abi());
+        let restricted = plan.and_then(|plan| {
+            let ruleset = landlock::create(&self.profile, &plan)?;
+            let ruleset = ruleset
+                .map(|ruleset| landlock::add_paths(ruleset, rules))
+                .transpose()?;
+            landlock::restrict(ruleset, &plan)
+        });
+        self.restricted(restricted)?.install_filter()
     }
 
-    /// Confines a container process just before it executes the image's program.
+    /// Takes files, ports and scopes from a container process just before it executes the image's program. The
+    /// filter comes last, with what this returns.
     ///
     /// `mounts` are the paths, inside the container, of what is mounted over the image. The caller is a
     /// process of a single-threaded runtime, inside the container's root.
-    pub fn apply_in_container(&self, image: &ImageRuleset, mounts: &[PathRule]) -> Result<(), ApplyError> {
+    pub fn restrict_in_container(
+        &self,
+        image: &ImageRuleset,
+        mounts: &[PathRule],
+    ) -> Result<Restricted<'_>, ApplyError> {
         if let Filesystem::Paths(_) = self.profile.filesystem {
             return Err(ApplyError::WrongKind {
                 wanted: "by a list of paths",
             });
         }
-        let ruleset = image
-            .ruleset()
-            .and_then(|ruleset| landlock::add_mounts(ruleset, mounts))
-            .map_err(|source| ApplyError::Landlock { source })?;
-        self.enforce(ruleset)
+        let rulesets = image.rulesets(mounts);
+        self.restricted(rulesets.and_then(|(rulesets, plan)| landlock::restrict(rulesets, plan)))
     }
 
     /// The profile this was compiled from.
@@ -349,11 +428,53 @@ impl Compiled {
         &self.profile
     }
 
-    fn enforce(&self, ruleset: ::landlock::RulesetCreated) -> Result<(), ApplyError> {
-        landlock::restrict(ruleset).map_err(|source| ApplyError::Landlock { source })?;
+    fn restricted(
+        &self,
+        landlock: Result<LandlockOutcome, LandlockError>,
+    ) -> Result<Restricted<'_>, ApplyError> {
+        let landlock = landlock.map_err(|source| ApplyError::Landlock { source })?;
+        Ok(Restricted {
+            filter: &self.filter,
+            landlock,
+        })
+    }
+}
+
+/// A process that Landlock restricts, and whose system calls are not filtered yet.
+#[derive(Debug)]
+#[must_use = "the system calls are not filtered yet"]
+pub struct Restricted<'a> {
+    filter: &'a Filter,
+    landlock: LandlockOutcome,
+}
+
+impl Restricted<'_> {
+    /// What the kernel answered.
+    pub fn landlock(&self) -> &LandlockOutcome {
+        &self.landlock
+    }
+
+    /// Sets no_new_privs and filters the system calls of the calling thread, for good.
+    pub fn install_filter(self) -> Result<(), ApplyError> {
         self.filter
             .install()
             .map_err(|source| ApplyError::Seccomp { source })
+    }
+}
+
+impl ApplyError {
+    /// The layer for want of which the process is not confined.
+    pub fn layer(&self) -> Layer {
+        match self {
+            Self::SeveralThreads { .. } | Self::CountThreads { .. } | Self::WrongKind { .. } => {
+                Layer::Seccomp
+            }
+            Self::Landlock { .. } => Layer::Landlock,
+            Self::Seccomp { source } => match source {
+                InstallError::NoNewPrivileges { .. } => Layer::NoNewPrivileges,
+                InstallError::Refused { .. } => Layer::Seccomp,
+            },
+        }
     }
 }
 

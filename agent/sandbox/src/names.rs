@@ -11,6 +11,22 @@ pub fn number_of(name: &str) -> Option<u32> {
     })
 }
 
+/// The name of a call on this architecture.
+pub fn name_of(number: u32) -> Option<&'static str> {
+    all().find_map(|(name, own)| (own == number).then_some(name))
+}
+
+/// All calls of this architecture with their numbers.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, u32)> {
+    let every = [COMMON, OLD].into_iter().flatten();
+    every.filter_map(|(name, number)| {
+        Some((
+            name.strip_prefix("SYS_").unwrap_or(name),
+            u32::try_from(*number).ok()?,
+        ))
+    })
+}
+
 /// Whether another architecture has a call of that name, so that it is no misspelling.
 pub(crate) fn is_foreign(name: &str) -> bool {
     FOREIGN.binary_search(&name).is_ok()

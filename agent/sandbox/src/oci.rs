@@ -147,6 +147,43 @@ pub fn import(json: &str, context: &Context<'_>) -> Result<Imported, OciError> {
     })
 }
 
+/// The rules that match a call, with where they stand and what they say; the default's if none does. The strictest
+/// counts.
+pub(crate) fn matching(
+    json: &str,
+    context: &Context<'_>,
+    number: u32,
+    arguments: &[u64; 6],
+) -> Result<Vec<(String, Action)>, OciError> {
+    let imported = import(json, context)?;
+    let profile: Profile = serde_json::from_str(json).map_err(|source| OciError::Json { source })?;
+    let mut matching = Vec::new();
+    for (index, entry) in profile.syscalls.iter().flatten().enumerate() {
+        let field = format!("syscalls[{index}]");
+        if !entry.applies(&field, context)?
+            || !entry
+                .names(&field)?
+                .any(|name| names::number_of(name) == Some(number))
+            || !entry
+                .conditions(&field)?
+                .iter()
+                .all(|condition| condition.holds(arguments))
+        {
+            continue;
+        }
+        let action = action(&field, &entry.action, entry.errno_ret, entry.errno.as_deref())?;
+        matching.push((field, action));
+    }
+    if matching.is_empty() {
+        let field = match number > imported.policy.newest_known {
+            true => "newer than every call of the profile",
+            false => "defaultAction",
+        };
+        matching.push((field.to_owned(), imported.policy.decide(number, arguments)));
+    }
+    Ok(matching)
+}
+
 /// The rules of one call.
 #[derive(Debug, Default)]
 struct Rules {

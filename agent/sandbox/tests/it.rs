@@ -55,6 +55,41 @@ fn baseline_runs_the_image_and_refuses_what_was_dropped() {
     refused_calls(&seen);
 }
 
+/// Kernels of before, on this one: what they lack is left out and told, the rest is in force.
+#[test]
+fn best_effort_enforces_what_an_older_kernel_has() {
+    for (interface, verdict, lacks) in [
+        (0, "Partial", vec!["files", "TCP ports", "device commands"]),
+        (1, "Partial", vec!["moving files", "TCP ports"]),
+        (3, "Partial", vec!["TCP ports", "device commands"]),
+        (4, "Partial", vec!["device commands"]),
+        (5, "Enforced", vec![]),
+    ] {
+        let image = image();
+        let seen = outcomes(
+            Command::new(probe())
+                .arg("older")
+                .arg(image.path())
+                .arg(interface.to_string()),
+        );
+        assert_eq!(seen["verdict"], verdict, "{interface}");
+        for words in &lacks {
+            assert!(seen["detail"].contains(words), "{interface}: {}", seen["detail"]);
+        }
+        let limited = |since, name: &str, errno: &str| {
+            let expected = if interface >= since { errno } else { "ok" };
+            assert_eq!(seen[name], expected, "{name} on interface {interface}");
+        };
+        limited(1, "write-code", EACCES);
+        if interface > 0 {
+            // Without rules the probe has overwritten the program by then.
+            limited(1, "tmp-drop-exec", EACCES);
+        }
+        limited(4, "tcp", EACCES);
+        refused_calls(&seen);
+    }
+}
+
 #[test]
 fn daemon_changes_only_its_state() {
     let (inside, outside) = (directory(), directory());

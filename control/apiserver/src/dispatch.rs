@@ -155,6 +155,7 @@ impl Server {
     ) -> Result<Response, Status> {
         let row = call.target.resource;
         let outcome = match (call.target.subresource(), verb) {
+            ("learn", Verb::Get) => return self.pod_learn(call, slot).await,
             ("log", Verb::Get) => return self.pod_log(call, slot).await,
             ("proxy", Verb::Get) => return self.node_stream(call, slot).await,
             ("binding", Verb::Create) => self.bind_pod(call).await?,

@@ -1,7 +1,7 @@
 //! What only pods have: binding to a node, and logs read through the node's agent. The decisions are pure
 //! functions of the objects.
 
-use api::resources::Resource;
+use api::{learned::MAX_SECONDS, resources::Resource};
 use control_wire::{
     Cause, Status,
     query::{LogQuery, Parameters},
@@ -167,6 +167,30 @@ pub(crate) fn log_source(pod: &Value, query: &LogQuery) -> Result<LogSource, Sta
     })
 }
 
+/// Node, and path and query of the request to it, that watches a container.
+pub(crate) fn learn_source(pod: &Value, parameters: &Parameters) -> Result<(String, String), Status> {
+    let name = metadata_text(pod, "name");
+    let container = container_of(pod, parameters.text("container"))?;
+    let seconds = parameters
+        .number::<u64>("seconds")?
+        .filter(|seconds| (1..=MAX_SECONDS).contains(seconds))
+        .ok_or_else(|| {
+            Status::bad_request(format!("parameter seconds: must be between 1 and {MAX_SECONDS}"))
+        })?;
+    let node = pod
+        .pointer("/spec/nodeName")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if node.is_empty() {
+        return Err(Status::bad_request(format!("pod {name} is on no node yet")));
+    }
+    let namespace = metadata_text(pod, "namespace");
+    Ok((
+        node.to_owned(),
+        format!("/learn/{namespace}/{name}/{container}?seconds={seconds}"),
+    ))
+}
+
 /// Path and query of a request that is passed to a node, or `None` where nodes answer nothing.
 pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Result<Option<String>, Status> {
     match rest {
@@ -275,6 +299,25 @@ mod tests {
                 .message()
                 .contains("choose one of: [a b]")
         );
+    }
+
+    #[test]
+    fn learning_needs_a_container_and_a_time() {
+        let mut one = pod(&["c"]);
+        let ask = |pod: &Value, query: &str| learn_source(pod, &parameters(query));
+        assert!(ask(&one, "seconds=5").unwrap_err().message().contains("no node"));
+        one["spec"]["nodeName"] = json!("n1");
+        let (node, path) = ask(&one, "seconds=5").unwrap();
+        assert_eq!((node.as_str(), path.as_str()), ("n1", "/learn/a/p/c?seconds=5"));
+        for bad in [
+            "",
+            "seconds=0",
+            "seconds=86401",
+            "seconds=x",
+            "seconds=5&container=../x",
+        ] {
+            assert_eq!(ask(&one, bad).unwrap_err().code(), 400, "{bad}");
+        }
     }
 
     #[test]

@@ -39,6 +39,17 @@ impl Server {
         Ok(response)
     }
 
+    /// `GET pods/NAME/learn`.
+    pub(crate) async fn pod_learn(
+        &self,
+        call: &Call,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Response, Status> {
+        let pod = self.load(call).await?;
+        let (node, path) = pods::learn_source(&pod, &call.parameters)?;
+        self.node_answer(&node, &path, slot).await
+    }
+
     /// `GET nodes/NAME/proxy/flows`, and what else a node answers.
     pub(crate) async fn node_stream(
         &self,

@@ -14,6 +14,7 @@
 mod address;
 mod flow;
 mod keys;
+mod learn;
 mod reason;
 
 pub use address::Address;
@@ -31,6 +32,7 @@ pub use keys::{
     MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, RANK_ANY, RANK_PORT, RANK_PROTOCOL,
     SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VerdictKey, VerdictValue,
 };
+pub use learn::{LEARN_CALLS, LEARN_CAPABILITIES, LearnNamespace};
 pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
 
 /// Direction of a packet or of a flow's first packet: to the endpoint.
@@ -66,8 +68,8 @@ pub mod protocol {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey, Slot, SourceKey,
-        VerdictKey, VerdictValue,
+        ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey, LearnNamespace,
+        Slot, SourceKey, VerdictKey, VerdictValue,
     };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
@@ -95,4 +97,6 @@ mod user {
     unsafe impl aya::Pod for FlowState {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for ClosedFlow {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for LearnNamespace {}
 }

@@ -11,6 +11,7 @@ mod encode;
 mod fake;
 mod flows;
 mod kernel;
+pub mod learn;
 pub mod measure;
 mod sys;
 mod tc;

@@ -17,6 +17,7 @@ pub mod decide;
 pub mod difference;
 pub mod dump;
 pub mod policy;
+pub mod ports;
 pub mod selector;
 pub mod tables;
 

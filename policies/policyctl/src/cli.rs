@@ -8,6 +8,8 @@ use crate::check::args::{
     ConnectivityArgs, DiffArgs, ProveArgs, RecommendArgs, ReplayArgs, TestArgs, TopArgs,
 };
 use crate::flow_filter::FlowFilter;
+use crate::learn::LearnArgs;
+use crate::profile::args::ProfileArgs;
 
 /// Default of `--state-dir`.
 pub(crate) const STATE_DIR: &str = "/var/lib/palisade";
@@ -134,6 +136,15 @@ Exit codes: 0 they do, 1 error, 2 they do not (with a packet that shows it)")]
 docs/checker.md describes the language.
 Exit codes: 0 all hold, 1 error, 2 one does not")]
     Prove(ProveArgs),
+    /// Watch a container at work, and write the sandbox profile and network policy that allow what it did
+    #[command(after_help = "Examples:
+  policyctl learn web --for 10m > web.yaml
+  policyctl learn web -n shop -c main --for 90s -o json
+
+What was not seen is said on standard error; docs/sandbox.md says what is watched, and how.")]
+    Learn(LearnArgs),
+    /// Compare, explain and test sandbox profiles, from files
+    Profile(ProfileArgs),
     /// Run unit tests of policies
     #[command(after_help = "Examples:
   policyctl test cases.yaml -f manifests/

@@ -18,10 +18,12 @@ mod explain;
 mod flow_filter;
 mod flows;
 mod get;
+mod learn;
 mod load;
 mod logs;
 mod objects;
 mod output;
+mod profile;
 mod scan;
 mod up;
 mod verify;
@@ -77,6 +79,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Replay(args) => check::replay(&args),
             Command::Recommend(args) => check::recommend(&cli.connection, &args).await.map(|()| done),
             Command::Top(args) => check::top(&cli.connection, &args).await.map(|()| done),
+            Command::Learn(args) => learn::run(&cli.connection, &args).await.map(|()| done),
+            Command::Profile(args) => profile::run(&args),
             Command::Verify(args) => verify::run(&cli.connection, &args).await,
             Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
             Command::Completions { shell } => {

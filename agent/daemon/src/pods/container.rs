@@ -90,7 +90,7 @@ pub(crate) fn config(
         return Err(ContainerError::Unsupported("privileged"));
     }
     let argv = argv(container, &resolved)?;
-    let capabilities = capabilities(security)?;
+    let capabilities = sandbox::kept(pod, capabilities(security)?, resolved.sandbox);
     let cwd = match (
         container.working_dir.as_deref(),
         resolved.image.working_dir.as_str(),
@@ -248,6 +248,12 @@ fn absolute(field: &'static str, value: &str) -> Result<PathBuf, ContainerError>
     }
 }
 
+/// The capabilities that a container holds, such as `CAP_CHOWN`.
+pub(crate) fn capabilities_of(container: &Container) -> Result<Vec<String>, ContainerError> {
+    let none = SecurityContext::default();
+    capabilities(container.security_context.as_ref().unwrap_or(&none))
+}
+
 fn capabilities(security: &SecurityContext) -> Result<Vec<String>, ContainerError> {
     let wishes = security.capabilities.clone().unwrap_or_default();
     let plain = |name: &String| name.trim_start_matches("CAP_").to_owned();
@@ -330,7 +336,10 @@ mod tests {
             cmd: vec!["image".to_owned()],
             ..ImageConfig::default()
         };
-        let sandbox = sandbox::Ground::default();
+        let sandbox = sandbox::Ground {
+            landlock: 7,
+            ..sandbox::Ground::default()
+        };
         let resolved = Resolved {
             layers: vec![PathBuf::from("/layer")],
             image: &image,

@@ -17,6 +17,7 @@ mod observe;
 mod probes;
 mod resources;
 mod sandbox;
+mod sandboxed;
 mod status;
 mod steps;
 mod termination;

@@ -247,6 +247,8 @@ mod tests {
             name: "c".to_owned(),
             attempt,
             state,
+            sandbox: agent_sandbox::Report::default(),
+            connect: None,
         }
     }
 

@@ -17,13 +17,17 @@ use crate::policy::chain;
 /// First and longest delay before a status that could not be written is written again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// What a started container's layers are: the runtime starts it with all of them or not at all.
-const ALL_ENFORCED: &str =
-    "seccomp=Enforced,landlock=Enforced,user-namespace=Enforced,no-new-privileges=Enforced";
+/// What is told of a pod.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Told {
+    pub(super) status: PodStatus,
+    /// What was seen of the sandboxes of its containers; empty before one was started.
+    pub(super) sandbox: String,
+}
 
 /// Writes statuses of one pod from a task of its own, so that nobody waits for the API.
 pub(super) struct Reporter {
-    statuses: watch::Sender<Option<PodStatus>>,
+    statuses: watch::Sender<Option<Told>>,
     task: JoinHandle<()>,
 }
 
@@ -37,7 +41,7 @@ impl Reporter {
                     return;
                 }
                 loop {
-                    let status: Option<PodStatus> = latest.borrow_and_update().clone();
+                    let status: Option<Told> = latest.borrow_and_update().clone();
                     let Some(status) = status else { break };
                     match write(&client, &id, &status).await {
                         Ok(()) => {
@@ -58,7 +62,7 @@ impl Reporter {
     }
 
     /// Queues a status; one that still waits is replaced.
-    pub(super) fn send(&self, status: PodStatus) {
+    pub(super) fn send(&self, status: Told) {
         self.statuses.send_replace(Some(status));
     }
 }
@@ -70,11 +74,7 @@ impl Drop for Reporter {
 }
 
 /// Writes the pod's last status and lets the API delete the object. A pod that is gone is no error.
-pub(super) async fn confirm_deletion(
-    client: &Client,
-    id: &PodId,
-    status: &PodStatus,
-) -> Result<(), kube::Error> {
+pub(super) async fn confirm_deletion(client: &Client, id: &PodId, status: &Told) -> Result<(), kube::Error> {
     match write(client, id, status).await {
         Err(error) if !is_gone(&error) => return Err(error),
         _ => {}
@@ -96,12 +96,12 @@ pub(super) async fn confirm_deletion(
 
 /// Merges the status in as Kubernetes' clients do: conditions of others stay, whatever happened meanwhile. The
 /// UID keeps it from a new pod of the same name.
-async fn write(client: &Client, id: &PodId, status: &PodStatus) -> Result<(), kube::Error> {
+async fn write(client: &Client, id: &PodId, told: &Told) -> Result<(), kube::Error> {
     let mut metadata = json!({"uid": id.uid});
-    if has_started(status) {
-        metadata["annotations"] = json!({SANDBOX_STATUS: ALL_ENFORCED});
+    if !told.sandbox.is_empty() {
+        metadata["annotations"] = json!({SANDBOX_STATUS: told.sandbox});
     }
-    let patch = json!({"metadata": metadata, "status": body(status).map_err(kube::Error::SerdeError)?});
+    let patch = json!({"metadata": metadata, "status": body(&told.status).map_err(kube::Error::SerdeError)?});
     let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
     pods.patch_status(&id.name, &PatchParams::default(), &Patch::Strategic(patch))
         .await
@@ -129,17 +129,6 @@ fn set_null(object: &mut Value, fields: &[&str]) {
             object.entry(*field).or_insert(Value::Null);
         }
     }
-}
-
-/// Whether a container of the pod runs or ran.
-fn has_started(status: &PodStatus) -> bool {
-    status.container_statuses.iter().flatten().any(|container| {
-        let states = [&container.state, &container.last_state];
-        states.into_iter().flatten().any(|state| {
-            let ended = state.terminated.as_ref();
-            state.running.is_some() || ended.is_some_and(|ended| ended.started_at.is_some())
-        })
-    })
 }
 
 /// Not found, or another object of the same name.

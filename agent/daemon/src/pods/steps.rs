@@ -12,6 +12,7 @@ use agent_images::{ImageError, RootfsLayers, UserIds};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::Failure;
 use agent_runtime::{PodConfig, RuntimeError};
+use agent_sandbox::Layer;
 use api::{ImageRef, flow::PodRef, image_ref::ImageRefError};
 use ebpf_loader::EndpointLink;
 use futures::future::try_join_all;
@@ -26,7 +27,7 @@ use super::{
     env::{self, Addresses, Objects},
     ids::NoIds,
     names,
-    sandbox::Ground,
+    sandbox::{Ground, SandboxError},
     termination,
     users::{self, UserError},
     volumes::{self, VolumeError},
@@ -81,6 +82,15 @@ impl StepError {
             Self::Api(_) | Self::Ids(_) | Self::Runtime(_) | Self::Interrupted | Self::Bug(_) => {
                 "FailedCreatePodSandBox"
             }
+        }
+    }
+
+    /// The layer of the sandbox for want of which a container was not started, if that is why.
+    pub(super) fn layer(&self) -> Option<Layer> {
+        match self {
+            Self::Runtime(RuntimeError::Refused { layer, .. }) => *layer,
+            Self::Container(ContainerError::Sandbox(SandboxError::Landlock { .. })) => Some(Layer::Landlock),
+            _ => None,
         }
     }
 
@@ -248,7 +258,7 @@ pub(super) async fn start_container(
         log_max_bytes: context.config.log_max_bytes,
         log_max_files: context.config.log_max_files,
     };
-    let sandbox = Ground::read(&context.client, pod).await?;
+    let sandbox = ground(context, id, pod).await?;
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
@@ -263,6 +273,21 @@ pub(super) async fn start_container(
     }
     remove_old_logs(&logs, attempt)?;
     Ok(context.runtime.start_container(&id.uid, &config).await?)
+}
+
+/// What the sandboxes of the pod's containers depend on now.
+pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<Ground, StepError> {
+    let mut ground = Ground::read(&context.client, pod, context.config.landlock_floor).await?;
+    if ground.limits_connections(pod) {
+        let pod = PodRef {
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+        };
+        let ports = context.policy.egress_tcp_ports(pod).await?;
+        // Unknown is not unlimited.
+        ground.egress = Some(ports.ok_or(StepError::Bug("a pod without policy was about to start"))?);
+    }
+    Ok(ground)
 }
 
 /// Removes everything that is left of the pod on disk.

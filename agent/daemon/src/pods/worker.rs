@@ -5,6 +5,7 @@
 
 mod acts;
 mod health;
+mod sandboxes;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,7 +30,8 @@ use super::{
     hooks::HookError,
     observe,
     probes::Probes,
-    status::Reporter,
+    sandboxed::{Ports, Sandboxes},
+    status::{Reporter, Told},
     steps::{self, StepError},
     volumes,
 };
@@ -63,8 +65,15 @@ pub(super) struct Worker {
     hooks: BTreeMap<String, JoinHandle<()>>,
     /// The pod's network namespace.
     netns: Option<PathBuf>,
+    /// What was seen of the sandboxes of its containers.
+    sandboxes: Sandboxes,
+    /// Asks what policy leaves of connections, while it does.
+    asking: Option<JoinHandle<()>>,
+    /// Tells that policy may leave something else of them.
+    policy: watch::Receiver<u64>,
     reporter: Reporter,
     reported: Option<ApiStatus>,
+    reported_sandbox: String,
     /// The API was told that the pod is over.
     confirmed: bool,
     /// The shim is gone; what is left of it must go too.
@@ -93,6 +102,8 @@ pub(super) enum News {
         hook: health::Hooked,
         result: Result<(), HookError>,
     },
+    /// What policy leaves of the connections of each container.
+    Ports(Result<BTreeMap<String, Ports>, StepError>),
     /// The pod's volumes were looked at.
     Refreshed(Result<(), StepError>),
     Runtime(PodStatus),
@@ -115,7 +126,6 @@ impl Worker {
         let reporter = Reporter::start(context.client.clone(), id.clone());
         let pod = objects.borrow().clone();
         let mut worker = Self {
-            context,
             id,
             refresh_at: pod
                 .as_deref()
@@ -133,12 +143,17 @@ impl Worker {
             probes: Probes::default(),
             hooks: BTreeMap::new(),
             netns: None,
+            sandboxes: Sandboxes::default(),
+            asking: None,
+            policy: context.policy.changes(),
             reporter,
             reported: None,
+            reported_sandbox: String::new(),
             confirmed: false,
             lost: false,
             retry_at: None,
             born: Instant::now(),
+            context,
         };
         if let Some(survivor) = survivor {
             worker.adopt(survivor);
@@ -200,6 +215,7 @@ impl Worker {
             self.publish();
             self.tend_probes(&wanted);
             self.tend_volumes(&wanted);
+            self.tend_sandboxes();
             // Between steps only what is already there is taken in; an idle task waits.
             if idle || self.retry_at.is_some() {
                 self.wait(wake_at).await;
@@ -218,6 +234,7 @@ impl Worker {
         for status in &pod.status.containers {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
+            self.sandboxes.observe(status);
             container.streak = status.attempt;
             self.hear_last_words(&status.name);
         }
@@ -265,6 +282,9 @@ impl Worker {
                 std::future::pending::<()>().await;
             },
             Some(news) = self.inbox.recv() => self.learn(news),
+            Ok(()) = self.policy.changed(), if self.sandboxes.limit_connections() => {
+                self.sandboxes.policy_changed();
+            }
             () = timer => {}
         }
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
@@ -287,6 +307,7 @@ impl Worker {
                 hook,
                 result,
             } => self.hooked((&container, &run), hook, &result),
+            News::Ports(result) => self.ports_arrived(result),
             News::Refreshed(result) => self.refreshed(result),
             News::Runtime(status) => self.observe(&status),
             News::ShimGone(error) => {
@@ -311,6 +332,7 @@ impl Worker {
         for status in &status.containers {
             if let Some(container) = self.seen.containers.get_mut(&status.name) {
                 observe::take(&self.id, container, status);
+                self.sandboxes.observe(status);
                 self.hear_last_words(&status.name);
             }
         }
@@ -423,11 +445,17 @@ impl Worker {
             return;
         }
         let Some(status) = self.status(wanted) else { return };
-        if self.reported.as_ref() != Some(&status) {
+        let sandbox = self.sandboxes.summary();
+        if self.reported.as_ref() != Some(&status) || self.reported_sandbox != sandbox {
             self.tell_back_off(&status);
             self.tell_deadline(&status);
+            self.tell_outdated(&status);
             tracing::debug!(pod = %self.id.name, phase = status.phase, age = ?self.born.elapsed(), "status");
-            self.reporter.send(status.clone());
+            self.reporter.send(Told {
+                status: status.clone(),
+                sandbox: sandbox.clone(),
+            });
+            self.reported_sandbox = sandbox;
             self.reported = Some(status);
         }
     }
@@ -454,7 +482,11 @@ impl Worker {
                 .unwrap_or_default(),
             now: Timestamp::now(),
         };
-        Some(render(&pod, wanted, &self.seen, &facts))
+        let before = pod.status.as_ref().and_then(|status| status.conditions.clone());
+        let mut status = render(&pod, wanted, &self.seen, &facts);
+        let own = self.sandboxes.conditions(&before.unwrap_or_default(), facts.now);
+        status.conditions.get_or_insert_default().extend(own);
+        Some(status)
     }
 
     /// An event for each container that has just entered a back-off.
@@ -537,7 +569,11 @@ fn refresh_time() -> Instant {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let tasks = self.follower.iter().chain(self.hooks.values());
+        let tasks = self
+            .follower
+            .iter()
+            .chain(self.hooks.values())
+            .chain(&self.asking);
         tasks.for_each(JoinHandle::abort);
     }
 }

@@ -31,6 +31,7 @@ use policies_compiler::capacity::{self, Capacities};
 use policies_ir::{
     dump,
     policy::DomainMatch,
+    ports::PortSet,
     tables::{EndpointId, NodeTables},
 };
 use tokio::sync::{oneshot, watch};
@@ -50,6 +51,7 @@ const PROGRAM_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) struct Policy {
     commands: mpsc::Sender<Command>,
     enforcement: watch::Receiver<Enforcement>,
+    changes: watch::Receiver<u64>,
 }
 
 /// Whether the kernel judges by the policy that is known.
@@ -112,6 +114,8 @@ enum Command {
     Program(EndpointId, oneshot::Sender<Result<(), String>>),
     Dump(oneshot::Sender<Result<NodePolicy, DatapathError>>),
     Count(oneshot::Sender<Result<Counters, DatapathError>>),
+    /// TCP ports that a pod may connect to at all.
+    Ports(PodRef, oneshot::Sender<Option<PortSet>>),
     /// Answered when a compilation that knows all learned names is in the kernel.
     Settle(oneshot::Sender<Result<(), String>>),
     Stale,
@@ -123,6 +127,7 @@ impl Policy {
         let (commands, inbox) = mpsc::channel();
         let mut changes = start.cluster.changes();
         let (enforcement, enforced) = watch::channel(Enforcement::NotYet);
+        let (written, changed) = watch::channel(0);
         let mut followed = Followed::new(start.node.clone(), start.host_addresses.clone());
         for endpoint in start.endpoints {
             followed.attached(endpoint, &start.cluster);
@@ -138,6 +143,7 @@ impl Policy {
             untold: true,
             synced: BTreeMap::new(),
             enforcement,
+            written,
             wanted: None,
             names: start.names,
             learned: start.learned,
@@ -163,6 +169,7 @@ impl Policy {
         Ok(Self {
             commands,
             enforcement: enforced,
+            changes: changed,
         })
     }
 
@@ -190,6 +197,19 @@ impl Policy {
         answer
             .map_err(|_ended| PolicyError::Ended)?
             .map_err(PolicyError::Sync)
+    }
+
+    /// TCP ports that egress policy lets a pod connect to at all, as of the last change; nothing for a pod that is not
+    /// known yet.
+    pub(crate) async fn egress_tcp_ports(&self, pod: PodRef) -> Result<Option<PortSet>, PolicyError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Ports(pod, reply))?;
+        answer.await.map_err(|_ended| PolicyError::Ended)
+    }
+
+    /// Follows changes of what the kernel judges by: their number.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
     }
 
     /// Waits until the verdicts in the kernel know every name that was learned before the call.
@@ -242,6 +262,8 @@ struct Worker {
     /// Change that each endpoint follows.
     synced: BTreeMap<EndpointId, u32>,
     enforcement: watch::Sender<Enforcement>,
+    /// How often what is judged by, or what is said of it, became another.
+    written: watch::Sender<u64>,
     /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
     wanted: Option<BTreeSet<DomainMatch>>,
     names: Arc<Names>,
@@ -306,6 +328,10 @@ impl Worker {
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
             Command::Count(reply) => drop(reply.send(self.datapath.counters())),
+            Command::Ports(pod, reply) => {
+                let ports = self.followed.session.egress_tcp_ports(&pod.namespace, &pod.name);
+                drop(reply.send(ports));
+            }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
         }
@@ -353,6 +379,7 @@ impl Worker {
             // Staged policies and peers that no rule tells apart change no table.
             self.names.publish(self.followed.snapshot(self.synced.clone()));
             self.untold = false;
+            self.written.send_modify(|number| *number += 1);
         }
         self.apply_established();
         for reply in self.settling.drain(..) {

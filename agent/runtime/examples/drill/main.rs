@@ -24,6 +24,7 @@ mod calls;
 mod code;
 mod files;
 mod neighbours;
+mod profile;
 mod resources;
 
 use std::io::{self, Read, Write};
@@ -96,6 +97,7 @@ fn attempt(name: &str) -> io::Result<Outcome> {
         neighbours::ATTEMPTS,
         resources::ATTEMPTS,
         code::ATTEMPTS,
+        profile::ATTEMPTS,
     ]
     .concat();
     let (_, attempt) = all

@@ -125,7 +125,7 @@ impl Attachment {
         }
         if self.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
             let reason = format!("output was not read for {} s", PATIENCE.as_secs());
-            let _client_may_be_gone = self.conversation.say(&Response::Failed { reason });
+            let _client_may_be_gone = self.conversation.say(&Response::Failed(reason.into()));
             return false;
         }
         match ended {

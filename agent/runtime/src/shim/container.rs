@@ -1,12 +1,13 @@
 //! One container from the shim's side: its start, its output, its end.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_sandbox::{ImageError, ImageRuleset};
+use agent_sandbox::{ImageError, ImageRuleset, Layer, Report, Tcp};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -56,6 +57,18 @@ pub(crate) enum ContainerError {
     Creator(#[source] ShimError),
 }
 
+impl ContainerError {
+    /// The layer of the sandbox that cannot be had, if that is what is wrong.
+    pub(crate) fn layer(&self) -> Option<Layer> {
+        match self {
+            Self::Sandbox(ImageError::Landlock { .. }) => Some(Layer::Landlock),
+            Self::Cgroup(_) => Some(Layer::Cgroup),
+            Self::UserNamespace(_) => Some(Layer::UserNamespace),
+            _ => None,
+        }
+    }
+}
+
 /// What all containers of a pod share.
 #[derive(Debug)]
 pub(crate) struct Pod {
@@ -71,6 +84,8 @@ pub(crate) struct Pod {
 pub(crate) struct Container {
     pub(crate) config: Arc<ContainerConfig>,
     pub(crate) state: ContainerState,
+    /// What was seen of its sandbox.
+    pub(crate) sandbox: Report,
     ruleset: Arc<ImageRuleset>,
     log: LogFile,
     log_is_full: bool,
@@ -170,12 +185,14 @@ impl Container {
             id,
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),
+            ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
         };
         let creator = start_creator(work, &config, &ruleset, streams)?;
         Ok((
             Self {
                 config,
                 state: ContainerState::Creating,
+                sandbox: Report::default(),
                 ruleset,
                 log,
                 log_is_full: false,
@@ -238,6 +255,15 @@ impl Container {
             process,
             cgroup: pod.cgroup(&self.config),
         })
+    }
+
+    /// TCP ports that the sandbox leaves for connections, if it limits them.
+    pub(crate) fn connect(&self) -> Option<BTreeSet<u16>> {
+        match &self.config.profile.tcp {
+            Tcp::Unrestricted => None,
+            Tcp::Denied => Some(BTreeSet::new()),
+            Tcp::Ports(ports) => ports.connect.clone(),
+        }
     }
 
     /// Takes the terminal that the started program has sent.

@@ -6,22 +6,26 @@
 //! kills it when it takes too long.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_sandbox::ImageRuleset;
+use agent_sandbox::{ImageRuleset, Report as Findings, Verdict};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::config::ContainerConfig;
-use crate::shim::executor::Confinement;
+use crate::protocol::Failure;
+use crate::shim::executor::{Confinement, Word};
+use crate::shim::gate::Gate;
+use crate::shim::measure::{self, Expected};
 use crate::shim::session::{self, Target};
 use crate::shim::{ShimError, chain, exit_now, spec, system};
 
@@ -38,6 +42,8 @@ pub(crate) enum Work<'a> {
         library: PathBuf,
         /// Absolute cgroup of the container.
         cgroup: String,
+        /// First and number of the host's ids that are the pod's.
+        ids: (u32, u32),
     },
     /// A program beside it.
     Exec { argv: &'a [String], target: Target },
@@ -71,12 +77,12 @@ pub(crate) enum Report {
     Forked {
         pid: i32,
     },
+    /// The program was executed. For a container's first one, what was seen of its sandbox just before.
     Started {
         pid: i32,
+        sandbox: Findings,
     },
-    Failed {
-        reason: String,
-    },
+    Failed(Failure),
 }
 
 /// Starts the child; its report comes through the returned pipe.
@@ -90,8 +96,11 @@ pub(crate) fn start(creation: Creation<'_>) -> Result<(Pid, OwnedFd), ShimError>
             drop(report);
             let mut to_shim = File::from(to_shim);
             let outcome = match create(creation, shim, &mut to_shim) {
-                Ok(pid) => Report::Started { pid: pid.as_raw() },
-                Err(reason) => Report::Failed { reason },
+                Ok((pid, sandbox)) => Report::Started {
+                    pid: pid.as_raw(),
+                    sandbox,
+                },
+                Err(failure) => Report::Failed(failure),
             };
             let told = say(&mut to_shim, &outcome);
             exit_now(i32::from(told.is_err()))
@@ -105,7 +114,7 @@ fn say(to_shim: &mut File, report: &Report) -> std::io::Result<()> {
     to_shim.write_all(&line)
 }
 
-fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<Pid, String> {
+fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<(Pid, Findings), Failure> {
     let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
     let Creation {
         work,
@@ -131,12 +140,26 @@ fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<Pid, 
         .map_err(|error| failed("cannot compile the profile", &error))?;
     let (status, write_status) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("cannot create a pipe", &error))?;
+    // A session is confined by the same profile as its container, which was looked at.
+    let gate = match &work {
+        Work::Init { .. } => Some(Gate::new().map_err(|error| failed("cannot share memory", &error))?),
+        Work::Exec { .. } => None,
+    };
+    let expected = match &work {
+        Work::Init { cgroup, ids, .. } => Some(Expected {
+            ids: *ids,
+            cgroup: cgroup.clone(),
+            config,
+        }),
+        Work::Exec { .. } => None,
+    };
     let confinement = Confinement {
         config: Arc::clone(config),
         compiled: Arc::new(compiled),
         ruleset: Arc::clone(ruleset),
         mounts: Arc::new(spec::mount_rules(config)),
         status: Arc::new(write_status),
+        gate,
         terminal: streams.terminal.take().map(Arc::new),
     };
     let pid = match work {
@@ -145,6 +168,7 @@ fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<Pid, 
             id,
             library,
             cgroup,
+            ..
         } => {
             let mut builder = ContainerBuilder::new(id, SyscallType::default()).with_executor(confinement);
             if let Some(stdin) = streams.stdin {
@@ -184,7 +208,80 @@ fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<Pid, 
         .map_err(|error| failed("cannot report to the shim", &error))?;
     // The started process now holds the only other end. It closes it by executing the program or by dying; the shim, which
     // is its parent, sees every death.
-    session::await_execution(status).map(|()| pid)
+    let mut words = Words::new(status);
+    let sandbox = match gate.zip(expected) {
+        Some((gate, expected)) => look(pid, gate, &expected, &mut words)?,
+        None => Findings::default(),
+    };
+    // Nothing more is said, and the pipe is closed, once the program is executed.
+    match words.next()? {
+        None => Ok((pid, sandbox)),
+        Some(Word::Failed(failure)) => Err(failure),
+        Some(Word::Landlock(_)) => Err("the program's process spoke out of turn".into()),
+    }
+}
+
+/// Looks at the confined process while it waits at the gate, and lets it go if all layers are as they must be.
+fn look(pid: Pid, gate: Gate, expected: &Expected<'_>, words: &mut Words) -> Result<Findings, Failure> {
+    let landlock = match words.next()? {
+        Some(Word::Landlock(outcome)) => outcome,
+        Some(Word::Failed(failure)) => return Err(failure),
+        None => return Err("the program's process died before it was confined".into()),
+    };
+    while !gate.is_reached() {
+        // It fails to install its filter, or dies of it: then it says so, or the pipe is closed.
+        if words.is_pending() {
+            return match words.next()? {
+                Some(Word::Failed(failure)) => Err(failure),
+                _ => Err("the program's process died while it was confined".into()),
+            };
+        }
+        std::thread::yield_now();
+    }
+    let findings = measure::findings(pid, expected, &landlock)?;
+    if let Some((layer, finding)) = findings.lacking().find(|(_, f)| f.verdict == Verdict::Refused) {
+        return Err(Failure {
+            reason: format!("the sandbox is not what it must be: {layer}: {}", finding.detail),
+            layer: Some(layer),
+        });
+    }
+    gate.open();
+    Ok(findings)
+}
+
+/// What the process says, line by line.
+struct Words {
+    lines: BufReader<File>,
+}
+
+impl Words {
+    fn new(pipe: OwnedFd) -> Self {
+        Self {
+            lines: BufReader::new(File::from(pipe)),
+        }
+    }
+
+    /// The next word; none once the pipe is closed, by executing the program or by dying.
+    fn next(&mut self) -> Result<Option<Word>, Failure> {
+        let mut line = String::new();
+        let length = (&mut self.lines)
+            .take(64 << 10)
+            .read_line(&mut line)
+            .map_err(|error| format!("cannot learn whether the program was executed: {error}"))?;
+        if length == 0 {
+            return Ok(None);
+        }
+        serde_json::from_str(&line)
+            .map(Some)
+            .map_err(|error| Failure::from(format!("the program's process spoke nonsense: {error}")))
+    }
+
+    /// Whether there is something to read, be it the end.
+    fn is_pending(&self) -> bool {
+        let mut fds = [PollFd::new(self.lines.get_ref().as_fd(), PollFlags::POLLIN)];
+        !self.lines.buffer().is_empty()
+            || nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
 }
 
 /// libcontainer forks without telling the C library, which deadlocks beside another thread.

@@ -7,16 +7,29 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use agent_sandbox::{Compiled, ImageRuleset, PathRule};
+use agent_sandbox::{ApplyError, Compiled, ImageRuleset, LandlockOutcome, PathRule};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use crate::config::ContainerConfig;
+use crate::protocol::Failure;
+use crate::shim::gate::Gate;
 use crate::shim::{chain, terminal};
 
 /// What a program on a terminal may assume of it, unless its environment says otherwise.
 const TERM: &str = "xterm";
+
+/// What a process says before it executes its program, one line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Word {
+    /// Landlock restricts it now.
+    Landlock(LandlockOutcome),
+    /// It does not execute the program.
+    Failed(Failure),
+}
 
 /// What confines one process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -25,26 +38,34 @@ pub(crate) struct Confinement {
     pub(crate) compiled: Arc<Compiled>,
     pub(crate) ruleset: Arc<ImageRuleset>,
     pub(crate) mounts: Arc<Vec<PathRule>>,
-    /// Closed by a successful execution; carries the reason of a failed one.
+    /// Closed by a successful execution; carries [`Word`]s before that.
     pub(crate) status: Arc<OwnedFd>,
+    /// Where the process is looked at between its confinement and its program, if it is.
+    pub(crate) gate: Option<Gate>,
     /// Where the terminal goes that the process is to live on, if it is.
     pub(crate) terminal: Option<Arc<OwnedFd>>,
 }
 
 impl Confinement {
     /// Confines this process and becomes the program. Returns only why it could not.
-    pub(crate) fn execute(&self, argv: &[String]) -> String {
+    pub(crate) fn execute(&self, argv: &[String]) -> Failure {
         match self.try_execute(argv) {
             Ok(never) => match never {},
-            Err(reason) => reason,
+            Err(failure) => failure,
         }
     }
 
-    pub(crate) fn report(&self, reason: &str) {
-        let _creator_may_be_gone = rustix::io::write(self.status.as_fd(), reason.as_bytes());
+    pub(crate) fn report(&self, failure: Failure) {
+        self.say(&Word::Failed(failure));
     }
 
-    fn try_execute(&self, argv: &[String]) -> Result<Infallible, String> {
+    fn say(&self, word: &Word) {
+        let mut line = serde_json::to_vec(word).unwrap_or_default();
+        line.push(b'\n');
+        let _creator_may_be_gone = rustix::io::write(self.status.as_fd(), &line);
+    }
+
+    fn try_execute(&self, argv: &[String]) -> Result<Infallible, Failure> {
         let [program, args @ ..] = argv else {
             return Err("no program to execute".into());
         };
@@ -54,9 +75,24 @@ impl Confinement {
         if let Some(to_shim) = &self.terminal {
             terminal::settle(to_shim)?;
         }
-        self.compiled
-            .apply_in_container(&self.ruleset, &self.mounts)
-            .map_err(|error| format!("cannot confine the container: {}", chain(&error)))?;
+        let unconfined = |error: ApplyError| Failure {
+            reason: format!("cannot confine the container: {}", chain(&error)),
+            layer: Some(error.layer()),
+        };
+        let restricted = self
+            .compiled
+            .restrict_in_container(&self.ruleset, &self.mounts)
+            .map_err(unconfined)?;
+        // After the filter this process may be unable to say anything.
+        if self.gate.is_some() {
+            self.say(&Word::Landlock(restricted.landlock().clone()));
+        }
+        restricted.install_filter().map_err(unconfined)?;
+        if let Some(gate) = self.gate
+            && !gate.wait()
+        {
+            return Err("nobody looked at the confined process".into());
+        }
         let env = self.config.env.iter().map(|(name, value)| (name, value));
         let mut command = Command::new(program);
         command.args(args).env_clear();
@@ -65,15 +101,16 @@ impl Confinement {
         }
         // `exec` also restores the signal mask and SIGPIPE, which Rust programs change for themselves.
         let error = command.envs(env).exec();
-        Err(format!("cannot execute {program:?}: {error}"))
+        Err(format!("cannot execute {program:?}: {error}").into())
     }
 }
 
 impl Executor for Confinement {
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let reason = self.execute(&self.config.argv);
+        let failure = self.execute(&self.config.argv);
+        let reason = failure.reason.clone();
         // libcontainer would lose the error it is given.
-        self.report(&reason);
+        self.report(failure);
         Err(ExecutorError::Other(reason))
     }
 

@@ -120,7 +120,7 @@ impl Supervisor {
         let told = match (&mut session.conversation, &terminal) {
             (Some(conversation), Some(None)) => {
                 let reason = "the program was started without its terminal".to_owned();
-                let _killed_below = conversation.say(&Response::Failed { reason });
+                let _killed_below = conversation.say(&Response::Failed(reason.into()));
                 false
             }
             (Some(conversation), _) => {

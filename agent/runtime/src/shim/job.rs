@@ -93,11 +93,7 @@ impl Job {
             return Some(report);
         }
         let mut chunk = [0; 4096];
-        let dead = |what: &str| {
-            Some(Report::Failed {
-                reason: format!("the helper process {what}"),
-            })
-        };
+        let dead = |what: &str| Some(Report::Failed(format!("the helper process {what}").into()));
         let mut fds = [PollFd::new(self.creator.report.as_fd(), PollFlags::POLLIN)];
         match nix::poll::poll(&mut fds, PollTimeout::ZERO) {
             Ok(0) | Err(Errno::EINTR) => return None,
@@ -117,11 +113,9 @@ impl Job {
     fn next_line(&mut self) -> Option<Report> {
         let end = self.line.iter().position(|byte| *byte == b'\n')?;
         let line: Vec<u8> = self.line.drain(..=end).collect();
-        Some(
-            serde_json::from_slice(&line).unwrap_or_else(|error| Report::Failed {
-                reason: format!("the helper process spoke nonsense: {error}"),
-            }),
-        )
+        Some(serde_json::from_slice(&line).unwrap_or_else(|error| {
+            Report::Failed(format!("the helper process spoke nonsense: {error}").into())
+        }))
     }
 }
 

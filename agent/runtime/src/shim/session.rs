@@ -3,7 +3,6 @@
 //! Our own, not libcontainer's: its 0.7 joins every namespace of the container but the user namespace, so a
 //! session's root would be the host's. Here one `setns` on the container's pidfd joins all of them.
 
-use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -50,11 +49,11 @@ pub(crate) fn start(
     match fork_sibling().map_err(|errno| format!("cannot fork into the container: {errno}"))? {
         Some(pid) => Ok(pid),
         None => {
-            let reason = match become_user(&confinement.config, streams) {
+            let failure = match become_user(&confinement.config, streams) {
                 Ok(()) => confinement.execute(argv),
-                Err((step, errno)) => format!("cannot {step}: {errno}"),
+                Err((step, errno)) => format!("cannot {step}: {errno}").into(),
             };
-            confinement.report(&reason);
+            confinement.report(failure);
             exit_now(127)
         }
     }
@@ -147,15 +146,4 @@ pub(crate) fn hold(pid: Pid) -> Result<OwnedFd, Errno> {
     let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(Errno::ESRCH)?;
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
         .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
-}
-
-/// Waits until a started program was executed or has died, or says why it was not executed.
-pub(crate) fn await_execution(status: OwnedFd) -> Result<(), String> {
-    use std::io::Read;
-    let mut reason = String::new();
-    File::from(status)
-        .take(64 << 10)
-        .read_to_string(&mut reason)
-        .map_err(|error| format!("cannot learn whether the program was executed: {error}"))?;
-    if reason.is_empty() { Ok(()) } else { Err(reason) }
 }

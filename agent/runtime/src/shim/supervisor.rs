@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use agent_sandbox::Report as Findings;
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup;
 use crate::config::{ContainerConfig, ContainerState, ContainerStatus, Launch, PodPaths, PodStatus};
-use crate::protocol::{Request, Response};
+use crate::protocol::{Failure, Request, Response};
 use crate::shim::capture::Source;
 use crate::shim::children::Unclaimed;
 use crate::shim::container::{Container, Pod};
@@ -236,28 +237,28 @@ impl Supervisor {
                             job.forked = Some(forked);
                         }
                     }
-                    None => self.fail_job(index, &format!("process {pid} is no child of the shim")),
+                    None => self.fail_job(index, format!("process {pid} is no child of the shim").into()),
                 },
-                Some(Report::Started { pid }) => {
+                Some(Report::Started { pid, sandbox }) => {
                     match job.forked.take_if(|forked| forked.pid.as_raw() == pid) {
                         Some(forked) => {
-                            if self.started(index, &forked) {
+                            if self.started(index, &forked, sandbox) {
                                 self.jobs.remove(index);
                             } else {
                                 index += 1;
                             }
                         }
-                        None => self.fail_job(index, &format!("process {pid} was not announced")),
+                        None => self.fail_job(index, format!("process {pid} was not announced").into()),
                     }
                 }
-                Some(Report::Failed { reason }) => self.fail_job(index, &reason),
+                Some(Report::Failed(failure)) => self.fail_job(index, failure),
             }
         }
         self.forget_unclaimed();
     }
 
     /// A process runs, or has run. True when the job is done with that.
-    fn started(&mut self, index: usize, forked: &Forked) -> bool {
+    fn started(&mut self, index: usize, forked: &Forked, sandbox: Findings) -> bool {
         let Forked { pid, ended } = *forked;
         let Some(job) = self.jobs.get_mut(index) else {
             return false;
@@ -276,6 +277,7 @@ impl Supervisor {
         }
         if let Some(container) = self.containers.get_mut(&job.container) {
             container.take_terminal();
+            container.sandbox = sandbox;
             container.state = ContainerState::Running {
                 pid: pid.as_raw(),
                 started_at: Timestamp::now(),
@@ -289,22 +291,20 @@ impl Supervisor {
         true
     }
 
-    fn fail_job(&mut self, index: usize, reason: &str) {
+    fn fail_job(&mut self, index: usize, failure: Failure) {
         let job = self.jobs.remove(index);
         job.kill();
         if job.starts_container()
             && let Some(container) = self.containers.get_mut(&job.container)
         {
             container.drain();
-            container.abandon(&self.pod, reason);
+            container.abandon(&self.pod, &failure.reason);
+            if let Some(layer) = failure.layer {
+                container.sandbox = Findings::refusal(layer, failure.reason.as_str());
+            }
             self.changed();
         }
-        self.answer(
-            job.client,
-            &Response::Failed {
-                reason: reason.into(),
-            },
-        );
+        self.answer(job.client, &Response::Failed(failure));
     }
 
     fn advance_sessions(&mut self) {
@@ -358,7 +358,7 @@ impl Supervisor {
     }
 
     fn serve(&mut self, client: u64, request: Request) {
-        let refusal = match request {
+        let refusal: Result<(), Failure> = match request {
             Request::Status => return self.answer(client, &Response::Status(self.status())),
             Request::WaitChange { seen } if seen != self.version => {
                 return self.answer(client, &Response::Status(self.status()));
@@ -378,20 +378,28 @@ impl Supervisor {
                 container,
                 argv,
                 timeout_ms,
-            } => self.exec(client, container, &argv, Duration::from_millis(timeout_ms)),
+            } => self
+                .exec(client, container, &argv, Duration::from_millis(timeout_ms))
+                .map_err(Failure::from),
             Request::Open {
                 container,
                 argv,
                 stdin,
                 tty,
-            } => self.open(client, container, &argv, stdin, tty),
-            Request::Attach { container, stdin } => self.attach(client, &container, stdin),
-            Request::Socket { ipv6 } => self.socket(client, ipv6),
-            Request::Signal { container, signal } => self.signal(client, &container, signal),
-            Request::Remove { container } => self.remove(client, container),
+            } => self
+                .open(client, container, &argv, stdin, tty)
+                .map_err(Failure::from),
+            Request::Attach { container, stdin } => {
+                self.attach(client, &container, stdin).map_err(Failure::from)
+            }
+            Request::Socket { ipv6 } => self.socket(client, ipv6).map_err(Failure::from),
+            Request::Signal { container, signal } => {
+                self.signal(client, &container, signal).map_err(Failure::from)
+            }
+            Request::Remove { container } => self.remove(client, container).map_err(Failure::from),
         };
-        if let Err(reason) = refusal {
-            self.answer(client, &Response::Failed { reason });
+        if let Err(failure) = refusal {
+            self.answer(client, &Response::Failed(failure));
         }
     }
 
@@ -400,18 +408,19 @@ impl Supervisor {
         client: u64,
         config: &ContainerConfig,
         executables: &[std::path::PathBuf],
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         if self.shutdown.is_some() {
             return Err("the pod is being shut down".into());
         }
         let name = config.name.clone();
         if self.containers.contains_key(&name) {
-            return Err(format!(
-                "container {name} exists; remove it before it is started again"
-            ));
+            return Err(format!("container {name} exists; remove it before it is started again").into());
         }
         let (container, creator) =
-            Container::start(&self.pod, config, executables).map_err(|error| chain(&error))?;
+            Container::start(&self.pod, config, executables).map_err(|error| Failure {
+                layer: error.layer(),
+                reason: chain(&error),
+            })?;
         self.containers.insert(name.clone(), container);
         self.changed();
         self.begin(Job::new(name, client, creator, None));
@@ -514,7 +523,7 @@ impl Supervisor {
                 }
                 None => {
                     let reason = format!("not started within {} s", START_TIMEOUT.as_secs());
-                    self.fail_job(index, &reason);
+                    self.fail_job(index, reason.into());
                 }
             }
         }
@@ -564,6 +573,8 @@ impl Supervisor {
             name: name.clone(),
             attempt: container.config.attempt,
             state: container.state.clone(),
+            sandbox: container.sandbox.clone(),
+            connect: container.connect(),
         };
         PodStatus {
             version: self.version,

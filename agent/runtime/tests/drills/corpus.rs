@@ -550,3 +550,33 @@ pub(crate) const STRICT: Family = Family {
         ),
     ],
 };
+
+/// What a profile's lists and scopes stop, and the baseline allows.
+pub(crate) const PROFILE: Family = Family {
+    title: "Under a SandboxProfile with lists and scopes only",
+    drills: &[
+        drill("read-unlisted", "read a file that is not listed", Landlock),
+        drill("list-unlisted", "list a directory that is not listed", Landlock),
+        drill(
+            "write-unlisted",
+            "create a file where none is to be written",
+            Landlock,
+        ),
+        drill(
+            "remove-unlisted",
+            "remove a file where none is to be written",
+            Landlock,
+        ),
+        drill(
+            "run-unlisted",
+            "run a program of the image that is not listed",
+            Landlock,
+        ),
+        drill("ioctl-device", "a command to a device that takes none", Landlock),
+        drill(
+            "abstract-socket-container",
+            "connect to an abstract socket of another container of the pod",
+            Landlock,
+        ),
+    ],
+};

@@ -20,9 +20,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use agent_runtime::{ContainerConfig, Mount, Resources};
-use agent_sandbox::{Action, Profile, SyscallPolicy, SyscallSet, TcpPorts};
+use agent_sandbox::{Action, FileLimits, Profile, Scopes, SyscallPolicy, SyscallSet, TcpPorts};
 
-use crate::corpus::{CORPUS, Drill, Layer, STRICT};
+use crate::corpus::{CORPUS, Drill, Layer, PROFILE, STRICT};
 use crate::stage::{Stage, helper};
 
 const EPERM: &str = "errno 1";
@@ -418,6 +418,60 @@ async fn what_is_written_is_never_code_under_strict() {
     stage.end().await;
 }
 
+/// What lists and scopes take away, in init and in sessions, and that it is Landlock that does: the filter's answers have
+/// another number here.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_listed_is_refused_under_a_profile() {
+    let stage = Stage::new(&["listed"]).await;
+    let socket = format!("palisade-drill-own-{}", std::process::id());
+    let victim = stage.container("victim", &["/bin/drill", "listen", &socket], &BTreeMap::new());
+    stage.start(0, &victim).await;
+    let facts = BTreeMap::from([("OWN_SOCKET".to_owned(), socket)]);
+    let list = |paths: &[&str]| Some(paths.iter().map(Into::into).collect());
+    let profile = Profile {
+        limits: FileLimits {
+            read: list(&["/bin", "/lib", "/lib64", "/data", "/proc"]),
+            write: list(&["/data", "/dev/null"]),
+            execute: list(&["/bin/drill", "/lib", "/lib64"]),
+            ioctl: list(&[]),
+        },
+        scopes: Scopes::ALL,
+        ..marked_profile(&Profile::baseline(), &[libc::EPERM])
+    };
+    let mut argv = vec!["/bin/drill", "run"];
+    argv.extend(PROFILE.drills.iter().map(|drill| drill.name));
+    let (_, open) = stage.run(&stage.container("open", &argv, &facts)).await;
+    let listed = ContainerConfig {
+        profile,
+        ..stage.container("listed", &argv, &facts)
+    };
+    let (_, stopped) = stage.run(&listed).await;
+    let (open, stopped) = (answers(&open), answers(&stopped));
+    let mut wrong = String::new();
+    for drill in PROFILE.drills {
+        let [open, stopped] = [&open, &stopped].map(|answers| answers[drill.name].as_str());
+        let refused = [EACCES, EPERM];
+        if refused.contains(&open) || !refused.contains(&stopped) {
+            writeln!(wrong, "{}: {open}, with lists {stopped}", drill.name).expect("writes");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    let waits = format!("palisade-drill-waits-{}", std::process::id());
+    let sleeper = ContainerConfig {
+        name: "session".into(),
+        argv: ["/bin/drill", "listen", &waits].map(String::from).to_vec(),
+        log_path: stage.log("session"),
+        ..listed
+    };
+    stage.start(0, &sleeper).await;
+    assert_eq!(
+        answers(&stage.exec("session", &argv).await),
+        stopped,
+        "a session is as tight"
+    );
+    stage.end().await;
+}
+
 fn limited(stage: &Stage, name: &str, resources: Resources) -> ContainerConfig {
     ContainerConfig {
         resources,
@@ -529,7 +583,7 @@ fn the_table_is_the_corpus() {
     );
     let mut names: Vec<_> = CORPUS
         .iter()
-        .chain([&STRICT])
+        .chain([&STRICT, &PROFILE])
         .flat_map(|family| family.drills)
         .map(|drill| drill.name)
         .collect();
@@ -540,12 +594,12 @@ fn the_table_is_the_corpus() {
 }
 
 fn table() -> String {
-    let families = || CORPUS.iter().chain([&STRICT]);
+    let families = || CORPUS.iter().chain([&STRICT, &PROFILE]);
     let drills = || families().flat_map(|family| family.drills);
     let mut text = format!(
         "# Escape drills\n\n\
          {} attempts to get out of a container or to use up what it shares, each made for real by\n\
-         `agent/runtime/tests/drills` in a container of root under the profile `baseline` (the last kind: `strict`), as its\n\
+         `agent/runtime/tests/drills` in a container of root under the profile `baseline` (the last two kinds: a tighter one), as its\n\
          first process and in an exec session. This page is written from the data of that test, which fails if an attempt succeeds, or is stopped by\n\
          another layer than the one named here.\n\n\
          *Behind it*: what would still stop the attempt without seccomp and Landlock, where that holds on every kernel.\n",

@@ -20,6 +20,7 @@ use crate::syscalls::{
 };
 
 pub use emit::EmitError;
+pub(crate) use policy::X32;
 pub use policy::{Action, Alternative, CallRule, Compare, Condition, SyscallPolicy, Width};
 
 /// Why a policy could not become a filter.

@@ -115,7 +115,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    fn holds(&self, arguments: &[u64; 6]) -> bool {
+    pub(crate) fn holds(&self, arguments: &[u64; 6]) -> bool {
         let Some(argument) = arguments.get(usize::from(self.index)) else {
             return false;
         };

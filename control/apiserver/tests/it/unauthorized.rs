@@ -129,7 +129,7 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
             read && !path.ends_with("/status")
         }
         "pods" | "namespaces" | "networkpolicies" | "serviceaccounts" | "endpointslices" => {
-            read && !["/status", "/log", "/exec", "/attach", "/portforward"]
+            read && !["/status", "/learn", "/log", "/exec", "/attach", "/portforward"]
                 .iter()
                 .any(|end| path.ends_with(end))
         }

@@ -10,6 +10,7 @@ mod fragments;
 mod frames;
 mod host;
 mod lab;
+mod learn;
 mod link;
 mod matrix;
 mod policies;

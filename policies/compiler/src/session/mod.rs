@@ -24,7 +24,8 @@ use k8s_openapi::api::{
 };
 use policies_ir::{
     cluster::{Cluster, Member},
-    policy::{DomainMatch, Workload},
+    policy::{DomainMatch, TCP, Workload},
+    ports::{PortSet, egress_tcp},
     tables::{EndpointId, NodeTables},
 };
 
@@ -182,6 +183,27 @@ impl Session {
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&PodView> {
         let key = (namespace.to_owned(), name.to_owned());
         self.pods.get(&key).map(|known| &known.view)
+    }
+
+    /// TCP ports that a pod may connect to at all by its egress policy, whoever is there; a bound that is never too
+    /// small. Ports by name are those that something has now. Costs what the cluster costs.
+    pub fn egress_tcp_ports(&self, namespace: &str, name: &str) -> Option<PortSet> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let workload = &self.pods.get(&key)?.member.workload;
+        let policy = self.policies.enforced.for_endpoint(workload);
+        let cluster = self.cluster();
+        let named = |name: &str| {
+            let mut ports = PortSet::none();
+            let all = cluster
+                .members
+                .iter()
+                .flat_map(|member| &member.workload.named_ports);
+            for port in all.filter(|port| port.name == name && port.protocol == TCP) {
+                ports.insert(port.port, port.port);
+            }
+            ports
+        };
+        Some(egress_tcp(&policy, named))
     }
 
     /// Who has an address, as of the last time the session settled.

@@ -6,7 +6,8 @@ use policies_compiler::{ClusterView, compile, compile_policies, reference, valid
 use policies_ir::{
     cluster::Member,
     decide::{Standing, decide},
-    policy::{EndMatch, PortMatch, Workload, WorkloadKind},
+    policy::{EndMatch, PortMatch, TCP, Workload, WorkloadKind},
+    ports::{PortSet, egress_tcp},
     selector::Expression,
     tables::{
         BuiltinRule, DecidedBy, Direction, EndpointId, NodeTables, Packet, RuleName, Service, SourceClass,
@@ -51,6 +52,29 @@ proptest! {
                 let tables = judged(&tables, *endpoint, packet)?;
                 prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
             }
+        }
+    }
+
+    /// What knows ports and no peers must not refuse what the policy allows.
+    #[test]
+    fn a_port_that_is_allowed_to_somebody_is_in_the_bound(scenario in tiered()) {
+        for (endpoint, packet) in &scenario.packets {
+            let members = &scenario.cluster.members;
+            let own = members.iter().find(|member| member.endpoint == Some(*endpoint));
+            let Some(own) = own.filter(|own| own.workload.kind == WorkloadKind::Pod) else { continue };
+            let Some((Verdict::Allow, by)) = expected_of_tiers(&scenario, *endpoint, packet) else { continue };
+            let itself = by == DecidedBy::Builtin(BuiltinRule::SelfTraffic);
+            if packet.protocol != TCP || packet.direction != Direction::Egress || itself {
+                continue;
+            }
+            let named = |name: &str| {
+                let mut ports = PortSet::none();
+                let all = members.iter().flat_map(|member| &member.workload.named_ports);
+                all.filter(|port| port.name == name).for_each(|port| ports.insert(port.port, port.port));
+                ports
+            };
+            let bound = egress_tcp(&scenario.policies.for_endpoint(&own.workload), named);
+            prop_assert!(bound.contains(packet.port), "{:?} is allowed by {:?}", packet, by);
         }
     }
 

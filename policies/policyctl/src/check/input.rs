@@ -11,6 +11,7 @@ use api::{
     flow::{FlowEvent, FlowKind, FlowLine, LossPlace},
     palisade::PolicyAssertion,
 };
+use jiff::Timestamp;
 use policies_checker::cases::{Case, CaseFile};
 use policies_compiler::{ClusterView, Source, load_objects};
 use serde_json::Value;
@@ -133,6 +134,18 @@ pub(crate) async fn live_flows(connection: &Connection) -> Result<Vec<FlowEvent>
         lines.extend(told.into_iter().map(|told| told.line));
     }
     Ok(decisions(lines))
+}
+
+/// Those of one pod since a moment.
+pub(crate) async fn live_flows_of(
+    connection: &Connection,
+    namespace: &str,
+    pod: &str,
+    since: Timestamp,
+) -> Result<Vec<FlowEvent>> {
+    let mut flows = live_flows(connection).await?;
+    flows.retain(|flow| flow.pod.namespace == namespace && flow.pod.name == pod && flow.time >= since);
+    Ok(flows)
 }
 
 fn decisions(lines: Vec<FlowLine>) -> Vec<FlowEvent> {

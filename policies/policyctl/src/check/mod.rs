@@ -3,6 +3,7 @@
 
 pub(crate) mod args;
 mod input;
+pub(crate) use input::live_flows_of;
 mod text;
 
 use std::process::ExitCode;

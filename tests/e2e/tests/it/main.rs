@@ -8,10 +8,12 @@ mod evidence;
 mod gate;
 mod hosts;
 mod kubectl;
+mod learn;
 mod lifecycle;
 mod network;
 mod pods;
 mod policyctl;
+mod profiles;
 mod recovery;
 mod sandbox;
 mod secrets;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         sessions::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
+        profiles::TESTS,
+        learn::TESTS,
         network::TESTS,
         hosts::TESTS,
         services::TESTS,

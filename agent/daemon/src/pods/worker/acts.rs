@@ -13,7 +13,7 @@ use crate::{
     events::Kind,
     pods::{
         hooks, observe,
-        status::confirm_deletion,
+        status::{Told, confirm_deletion},
         steps::{self, StepError},
     },
     policy::{PolicyError, chain},
@@ -68,7 +68,10 @@ impl Worker {
             Step::ReleaseNetwork => self.release_network().await,
             Step::RemoveSandbox => self.remove_sandbox().await,
             Step::ConfirmDeletion => {
-                let status = self.status(wanted).unwrap_or_default();
+                let status = Told {
+                    status: self.status(wanted).unwrap_or_default(),
+                    sandbox: self.sandboxes.summary(),
+                };
                 let confirmed = confirm_deletion(&self.context.client, &self.id, &status).await;
                 self.confirmed = confirmed.is_ok();
                 confirmed.map_err(StepError::from)
@@ -172,6 +175,7 @@ impl Worker {
                         }
                     }
                 }
+                self.tell_sandbox(&name);
                 if self.container(&name).life.post_start == Hook::Running {
                     self.start_hook(&name, Hooked::PostStart, hooks::LONGEST);
                 }
@@ -179,8 +183,10 @@ impl Worker {
                 tracing::info!(pod = %self.id.name, container = name, restarts, ?age, "container started");
             }
             // The shim refused: the program cannot be executed. That is how this run ended.
-            Err(StepError::Runtime(RuntimeError::Refused { reason })) => {
+            Err(error @ StepError::Runtime(RuntimeError::Refused { .. })) => {
+                let reason = chain(&error);
                 self.began(&name, restarts);
+                self.tell_refusal(&name, &error);
                 self.event(Some(&name), Kind::Warning, "Failed", format!("Error: {reason}"));
                 self.container(&name).run = observe::start_error(run, reason, now);
             }
@@ -190,6 +196,7 @@ impl Worker {
                 let message = format!("Error: {}", failure.message);
                 container.start_failure = Some(failure);
                 self.event(Some(&name), Kind::Warning, "Failed", message);
+                self.tell_refusal(&name, &error);
             }
         }
     }

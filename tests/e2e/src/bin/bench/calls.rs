@@ -77,7 +77,10 @@ pub(crate) fn as_child(root: &Path) -> Result<String> {
     let profile = Profile::baseline();
     let directory = File::open(root).context("cannot open the root")?;
     let image = ImageRuleset::build(directory.as_fd(), &[], &profile)?;
-    profile.compile()?.apply_in_container(&image, &[])?;
+    profile
+        .compile()?
+        .restrict_in_container(&image, &[])?
+        .install_filter()?;
     let measured = Measured {
         call: [call, time_calls()],
         open: [open, time_openings(&file)?],

@@ -1,0 +1,255 @@
+//! What is told of each layer, and what a profile takes away, from inside.
+
+use std::collections::BTreeSet;
+
+use agent_runtime::{ContainerConfig, Resources, RuntimeError};
+use agent_sandbox::{
+    Action, CallRule, Enforcement, FileLimits, Layer, Profile, Report, Scopes, SyscallPolicy, SyscallSet,
+    Tcp, TcpPorts, Verdict, call_number,
+};
+
+use crate::{Stage, wait_for};
+
+const ALL: [Layer; 7] = [
+    Layer::Seccomp,
+    Layer::Landlock,
+    Layer::NoNewPrivileges,
+    Layer::Capabilities,
+    Layer::UserNamespace,
+    Layer::Namespaces,
+    Layer::Cgroup,
+];
+
+impl Stage {
+    async fn report(&self, name: &str) -> Report {
+        let status = self.runtime.status(&self.pod.uid).await.expect("a status");
+        status.container(name).expect("it was started").sandbox.clone()
+    }
+}
+
+/// Also of a program that has ended before anybody could look, and of one that may ask for nothing but its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_layer_is_seen_before_the_program_runs() {
+    let stage = Stage::new("seen").await;
+    let short = ContainerConfig {
+        resources: Resources {
+            memory_bytes: Some(64 << 20),
+            pids: Some(50),
+            cpu_quota_us: Some(50_000),
+            cpu_period_us: Some(100_000),
+            ..Resources::default()
+        },
+        ..stage.container("short", &["true"])
+    };
+    let (exit, _) = stage.run(&short).await;
+    assert_eq!(exit.code, 0);
+    let number = |name| call_number(name).expect("a call");
+    let mute = SyscallPolicy {
+        calls: ["execve", "exit_group", "exit"]
+            .map(|name| (number(name), CallRule::always(Action::Allow)))
+            .into(),
+        default: Action::KillProcess,
+        newest_known: number("execve"),
+        newer: Action::KillProcess,
+    };
+    let mute = ContainerConfig {
+        profile: Profile {
+            syscalls: SyscallSet::Policy(mute),
+            ..Profile::baseline()
+        },
+        ..stage.container("mute", &["true"])
+    };
+    let (exit, _) = stage.run(&mute).await;
+    assert_eq!(exit.signal, Some(31), "its first call kills it: {exit:?}");
+    for name in ["short", "mute"] {
+        let report = stage.report(name).await;
+        for layer in ALL {
+            let finding = report
+                .0
+                .get(&layer)
+                .unwrap_or_else(|| panic!("{name}: {layer} was not looked at"));
+            assert_eq!(
+                finding.verdict,
+                Verdict::Enforced,
+                "{name}: {layer}: {}",
+                finding.detail
+            );
+        }
+        assert_eq!(report.0.len(), ALL.len(), "{report}");
+    }
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_lacks_keeps_a_container_from_starting_or_is_told() {
+    let stage = Stage::new("lacks").await;
+    let with = |name, enforcement| ContainerConfig {
+        profile: Profile {
+            minimum_landlock: 99,
+            enforcement,
+            ..Profile::baseline()
+        },
+        ..stage.container(name, &["sh", "-c", "echo ran"])
+    };
+    for (name, enforcement) in [
+        ("required", Enforcement::Required),
+        ("floor", Enforcement::BestEffort { floor: 99 }),
+    ] {
+        let refused = stage
+            .runtime
+            .start_container(&stage.pod.uid, &with(name, enforcement))
+            .await
+            .expect_err("the kernel has no such interface");
+        let RuntimeError::Refused { reason, layer } = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(layer, Some(Layer::Landlock));
+        assert!(reason.contains("Landlock interface 99"), "{reason}");
+        assert_eq!(stage.output(name), "", "it did not run");
+    }
+    let (_, output) = stage
+        .run(&with("effort", Enforcement::BestEffort { floor: 5 }))
+        .await;
+    assert_eq!(output, "ran\n");
+    let report = stage.report("effort").await;
+    let landlock = &report.0[&Layer::Landlock];
+    assert_eq!(landlock.verdict, Verdict::Partial);
+    assert!(
+        landlock.detail.contains("Landlock interface 99"),
+        "{}",
+        landlock.detail
+    );
+    assert_eq!(report.worst(), Some(Verdict::Partial));
+    assert_eq!(report.lacking().count(), 1, "the others are in force: {report}");
+    stage.end().await;
+}
+
+/// In init and in sessions alike, and never more than the preset: the lists name what the image's rule refuses too.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_paths_take_away_what_they_do_not_name() {
+    let stage = Stage::new("lists").await;
+    let paths = |list: &[&str]| Some(list.iter().map(Into::into).collect());
+    let limits = FileLimits {
+        read: paths(&["/bin", "/etc", "/tmp", "/proc", "/missing"]),
+        write: paths(&["/tmp", "/bin", "/dev/null"]),
+        execute: paths(&["/bin/busybox", "/bin/sh", "/tmp"]),
+        ioctl: paths(&[]),
+    };
+    let script = "echo 1 > /tmp/a && cat /tmp/a; mkdir /tmp/d && mv /tmp/a /tmp/d/b && echo moved; rm -r /tmp/d; \
+        cat /etc/note > /dev/null && echo read; \
+        ls /app; echo x > /etc/new; /app/tool; echo x > /bin/evil; \
+        cp /bin/busybox /tmp/dropped; /tmp/dropped true; rm /tmp/dropped; stty -F /dev/null; echo end";
+    let wrapped = format!("({script}) 2>&1");
+    let config = |name: &str, limits| ContainerConfig {
+        profile: Profile {
+            limits,
+            ..Profile::baseline()
+        },
+        ..stage.container(name, &["sh", "-c", &format!("{wrapped}; exec sleep 1000")])
+    };
+    let start = async |config: &ContainerConfig| {
+        stage
+            .runtime
+            .start_container(&stage.pod.uid, config)
+            .await
+            .expect("starts");
+        wait_for(|| stage.output(&config.name).ends_with("end\n"));
+        let (_, session) = stage.exec(&config.name, &wrapped).await;
+        let init = stage.output(&config.name);
+        assert_eq!(init, session, "init and exec differ");
+        init
+    };
+    let before = start(&config("before", FileLimits::default())).await;
+    for expected in ["1\nmoved\n", "read\n", "app-runs", "Inappropriate ioctl"] {
+        assert!(before.contains(expected), "{expected:?} is not in:\n{before}");
+    }
+    let limited = start(&config("limited", limits)).await;
+    for expected in [
+        "1\nmoved\n",
+        "read\n",
+        "ls: can't open '/app': Permission denied",
+        "can't create /etc/new: Permission denied",
+        "/app/tool: Permission denied",
+        "can't create /bin/evil: Permission denied",
+        "/tmp/dropped: Permission denied",
+        "/dev/null: Permission denied",
+    ] {
+        assert!(limited.contains(expected), "{expected:?} is not in:\n{limited}");
+    }
+    let report = stage.report("limited").await;
+    assert!(
+        report.0[&Layer::Landlock].detail.contains("rulesets: 2"),
+        "{report:?}"
+    );
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_of_connections_are_those_of_the_profile() {
+    let stage = Stage::new("ports").await;
+    let ports = TcpPorts {
+        bind: Some(BTreeSet::from([8080])),
+        connect: Some(BTreeSet::from([8080, 9090])),
+    };
+    let script = "(nc -l -p 8080 -w 3 127.0.0.1 & sleep 0; nc -l -p 9090 -w 1 127.0.0.1; \
+                  for port in 9090 9091; do nc -w 2 127.0.0.1 $port < /dev/null; done; echo end) 2>&1";
+    let config = ContainerConfig {
+        profile: Profile {
+            tcp: Tcp::Ports(ports.clone()),
+            ..Profile::baseline()
+        },
+        ..stage.container("main", &["sh", "-c", script])
+    };
+    let (_, output) = stage.run(&config).await;
+    assert!(
+        output.contains("bind: Permission denied"),
+        "port 9090 is bound:\n{output}"
+    );
+    assert!(
+        output.contains("(127.0.0.1): Connection refused"),
+        "port 9090:\n{output}"
+    );
+    assert!(
+        output.contains("(127.0.0.1): Permission denied"),
+        "port 9091:\n{output}"
+    );
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    assert_eq!(status.container("main").expect("started").connect, ports.connect);
+    stage.end().await;
+}
+
+/// A session is a sandbox of its own: with the scope it signals its own processes and not the container's.
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_stay_in_their_scope() {
+    let stage = Stage::new("scope").await;
+    for (name, signals) in [("open", false), ("scoped", true)] {
+        let config = ContainerConfig {
+            profile: Profile {
+                scopes: Scopes {
+                    signals,
+                    abstract_sockets: signals,
+                },
+                ..Profile::baseline()
+            },
+            ..stage.container(name, &["sleep", "1000"])
+        };
+        stage
+            .runtime
+            .start_container(&stage.pod.uid, &config)
+            .await
+            .expect("starts");
+        let (code, output) = stage.exec(name, "kill -0 $$ && kill -0 1").await;
+        assert_eq!(code == 0, !signals, "{name}: {output}");
+        if signals {
+            assert!(output.contains("Operation not permitted"), "{output}");
+        }
+        // Whoever stands outside still ends it.
+        stage
+            .runtime
+            .signal(&stage.pod.uid, name, 9)
+            .await
+            .expect("signals");
+        assert_eq!(stage.exit(name).await.signal, Some(9));
+    }
+    stage.end().await;
+}
