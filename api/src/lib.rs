@@ -17,10 +17,12 @@ pub mod flow;
 pub mod image_ref;
 pub mod node_policy;
 pub mod palisade;
+pub mod pull_secret;
 pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod session;
+pub mod verdict;
 
 pub use digest::Digest;
 pub use image_ref::ImageRef;
