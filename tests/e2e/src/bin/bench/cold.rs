@@ -10,7 +10,7 @@ use std::{
 };
 
 use agent_images::{ImageStore, Keyring, Limits, Progress, StoreConfig};
-use agent_runtime::Runtime;
+use agent_runtime::{PodConfig, Runtime};
 use anyhow::{Context, Result, bail, ensure};
 use api::ImageRef;
 use e2e::shell::on_path;
@@ -30,8 +30,13 @@ const MAX_ROUNDS: u32 = 7;
 /// Longest time until containerd answers.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Measures both sides in alternating rounds. `pod` runs in `runtime`.
-pub(crate) async fn measure(runtime: &Runtime, pod: &str, directory: &Path, rounds: u32) -> Result<Line> {
+/// Measures both sides in alternating rounds, ours in a new pod each time.
+pub(crate) async fn measure(
+    runtime: &Runtime,
+    directory: &Path,
+    rounds: u32,
+    pod: impl Fn(u32) -> PodConfig,
+) -> Result<Line> {
     let registry = Registry::start()?;
     let built = image()?;
     let image = registry.push(&built, "bench/large", "1").await?;
@@ -41,12 +46,12 @@ pub(crate) async fn measure(runtime: &Runtime, pod: &str, directory: &Path, roun
     for round in 0..rounds.clamp(1, MAX_ROUNDS) {
         let store = directory.join(format!("store-{round}"));
         ours.push(
-            our_round(runtime, pod, &store, &pinned, round)
+            our_round(runtime, &pod(round), &store, &pinned)
                 .await?
                 .as_secs_f64()
                 * 1000.0,
         );
-        fs::remove_dir_all(&store).context("cannot empty the store")?;
+        agent_runtime::remove_tree(&store).context("cannot empty the store")?;
         theirs.push(peer.round(&image)?.as_secs_f64() * 1000.0);
     }
     Ok(Line::at_most(
@@ -58,13 +63,7 @@ pub(crate) async fn measure(runtime: &Runtime, pod: &str, directory: &Path, roun
     ))
 }
 
-async fn our_round(
-    runtime: &Runtime,
-    pod: &str,
-    dir: &Path,
-    image: &ImageRef,
-    round: u32,
-) -> Result<Duration> {
+async fn our_round(runtime: &Runtime, pod: &PodConfig, dir: &Path, image: &ImageRef) -> Result<Duration> {
     let store = ImageStore::open(StoreConfig {
         dir: dir.to_owned(),
         layout_root: dir.join("layouts"),
@@ -73,11 +72,14 @@ async fn our_round(
         limits: Limits::default(),
         timeout: Duration::from_secs(120),
     })?;
+    let (nobody, progress) = (Keyring::anonymous(), Progress::default());
     let begun = Instant::now();
-    let pulled = store
-        .pull(image, &Keyring::anonymous(), true, &Progress::default())
-        .await?;
-    run_to_end(runtime, pod, pulled.rootfs.layers.clone(), dir, round).await?;
+    // As the agent does: the pod is made while its image comes.
+    let started = async { runtime.start_pod(pod).await.context("cannot start a pod") };
+    let pulled = async { Ok(store.pull(image, &nobody, true, &progress).await?) };
+    let (_, pulled) = tokio::try_join!(started, pulled)?;
+    run_to_end(runtime, &pod.uid, pulled.rootfs.layers.clone(), dir, 0).await?;
+    runtime.remove_pod(&pod.uid).await?;
     Ok(begun.elapsed())
 }
 
