@@ -136,7 +136,8 @@ mod tests {
     #[test]
     fn thresholds_are_kubernetes() {
         let policy = GcPolicy::default();
-        assert_eq!(policy.to_free(1000, 151), None);
+        assert_eq!(policy.to_free(1000, 160), None);
+        assert_eq!(policy.to_free(1000, 159), Some(41), "whole percents, as a kubelet counts them");
         assert_eq!(
             policy.to_free(1000, 150),
             Some(50),
