@@ -7,6 +7,10 @@ pub const REQUESTED_IMAGE_PREFIX: &str = "palisade.dev/requested-image.";
 /// Name of the `ImageScan` that admitted the container's image: `palisade.dev/image-scan.<container>`.
 pub const IMAGE_SCAN_PREFIX: &str = "palisade.dev/image-scan.";
 
+/// The gate's signed word that the container's image may run, which the node demands before it starts the
+/// container: `palisade.dev/image-verdict.<container>`. See [`crate::verdict`].
+pub const IMAGE_VERDICT_PREFIX: &str = "palisade.dev/image-verdict.";
+
 /// Sandbox profile asked for by a pod (`baseline`, `audit`, ...); absent means `baseline`.
 pub const SANDBOX_PROFILE: &str = "palisade.dev/sandbox-profile";
 

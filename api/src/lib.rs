@@ -18,10 +18,12 @@ pub mod image_ref;
 pub mod learned;
 pub mod node_policy;
 pub mod palisade;
+pub mod pull_secret;
 pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod session;
+pub mod verdict;
 
 pub use digest::Digest;
 pub use image_ref::ImageRef;

@@ -70,6 +70,10 @@ const DEVELOPMENT: &[Package] = &[
         package: "runc",
     },
     Package {
+        program: "containerd",
+        package: "containerd",
+    },
+    Package {
         program: "crun",
         package: "crun",
     },

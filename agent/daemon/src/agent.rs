@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
-use agent_images::{ImageStore, Limits, StoreConfig};
+use agent_images::{GcPolicy, ImageStore, Limits, StoreConfig};
 use agent_network::{GATEWAY, Ipv6, Network, NetworkConfig, PodCidr6, files};
 use agent_resolver::{Limits as NameLimits, Names as LearnedNames, Resolver, ResolverConfig};
 use agent_runtime::{RecoveredPod, Runtime, RuntimeConfig};
 use agent_telemetry::{FOLLOWER_LAG, FlowLog, Hub, LogConfig, Names, Reader};
 use anyhow::{Context as _, Result};
+use control_pki::verdict::Verifier;
 use ebpf_loader::{Datapath, Kernel, OBJECT};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ use crate::{
     config::Config,
     events::Events,
     hosts::Hosts,
+    images,
     node::NodeAgent,
     pods::{self, Context, PodId, Pods, Survivor, directory::Directory},
     policy::{Policy, Start},
@@ -52,6 +54,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         private_dir(&directory)?;
     }
     let client = client::connect(&config)?;
+    let verdicts = Verifier::load(&config.agent_dir.join("tls"))?;
     let network = Network::open(network_config(&config))
         .await
         .context("cannot prepare the node's network")?;
@@ -69,10 +72,12 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         dir: config.images_dir(),
         layout_root: config.layout_dir.clone(),
         ca_files: config.registry_ca_files.clone(),
+        hosts_dir: config.registry_config_dir.clone(),
         limits: Limits::default(),
         timeout: FETCH_WITHIN,
     })
     .context("cannot open the image store")?;
+    let images = Arc::new(images);
 
     let node = config.node_name.clone();
     let log = LogConfig::sized(config.flows_dir(), node.clone(), config.flow_log_max_bytes);
@@ -124,12 +129,27 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         events.clone(),
     );
     let node = tokio::spawn(node.run(shutdown.clone()));
+    let keeper = images::Keeper {
+        client: client.clone(),
+        node: config.node_name.clone(),
+        dir: config.images_dir(),
+        policy: GcPolicy {
+            high_percent: config.image_gc_high_percent,
+            low_percent: config.image_gc_low_percent,
+            min_age: Duration::from_secs(config.image_gc_min_age_seconds),
+        },
+        cluster: cluster.clone(),
+        images: images.clone(),
+        events: events.clone(),
+    };
+    tokio::spawn(keeper.run(shutdown.clone()));
 
     let context = Context {
         client,
         cluster,
         runtime,
         images,
+        verdicts,
         network,
         policy,
         events,

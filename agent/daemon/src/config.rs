@@ -45,6 +45,18 @@ pub(crate) struct Config {
     /// Additional authorities of registries, PEM files.
     #[serde(default)]
     pub(crate) registry_ca_files: Vec<PathBuf>,
+    /// Directory with mirrors and authorities of registries, `HOST/hosts.toml`.
+    #[serde(default)]
+    pub(crate) registry_config_dir: Option<PathBuf>,
+    /// Above this share of the disk of images, those that nobody uses are removed ...
+    #[serde(default = "default_image_gc_high_percent")]
+    pub(crate) image_gc_high_percent: u8,
+    /// ... down to this one.
+    #[serde(default = "default_image_gc_low_percent")]
+    pub(crate) image_gc_low_percent: u8,
+    /// An image that was used within this time stays.
+    #[serde(default = "default_image_gc_min_age_seconds")]
+    pub(crate) image_gc_min_age_seconds: u64,
     /// A container's log is rotated at this size.
     #[serde(default = "default_log_max_bytes")]
     pub(crate) log_max_bytes: u64,
@@ -72,6 +84,12 @@ pub(crate) enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// The thresholds of image removal contradict each other.
+    #[error("{path}: image_gc_low_percent must be less than image_gc_high_percent, and that at most 100")]
+    GcPercent {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is not a configuration.
     #[error("{path} is not a valid configuration")]
     Parse {
@@ -90,10 +108,18 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
-        })
+        })?;
+        match config.image_gc_low_percent < config.image_gc_high_percent
+            && config.image_gc_high_percent <= 100
+        {
+            true => Ok(config),
+            false => Err(ConfigError::GcPercent {
+                path: path.to_owned(),
+            }),
+        }
     }
 
     /// A file of `tls/`.
@@ -148,6 +174,18 @@ fn default_pod_cidr() -> Ipv4Net {
 
 fn default_ipv6_required() -> bool {
     true
+}
+
+fn default_image_gc_high_percent() -> u8 {
+    agent_images::GcPolicy::default().high_percent
+}
+
+fn default_image_gc_low_percent() -> u8 {
+    agent_images::GcPolicy::default().low_percent
+}
+
+fn default_image_gc_min_age_seconds() -> u64 {
+    agent_images::GcPolicy::default().min_age.as_secs()
 }
 
 fn default_log_max_bytes() -> u64 {

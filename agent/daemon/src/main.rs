@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod events;
 mod hosts;
+mod images;
 mod learn;
 mod logs;
 mod node;

@@ -1,10 +1,11 @@
 //! Images on a node: from a pinned reference to directories that overlayfs can stack.
 //!
-//! [`ImageStore::ensure`] fetches what is missing (`images/fetch` verifies it), unpacks each layer once
-//! into `layers/<diffID>/fs`, and returns the directories and the image's configuration. A layer
-//! appears under its name only when all of it is unpacked, on disk, and its uncompressed bytes have the
-//! digest that the image configuration claims; images share layers. [`unpack()`] is the part that reads
-//! hostile archives; it knows nothing of the rest.
+//! [`ImageStore::pull`] asks the registry for an image, fetches what is missing (`images/fetch` verifies it), unpacks
+//! each layer once into `layers/<diffID>/fs`, and returns the directories and the image's configuration;
+//! [`ImageStore::look`] does without the registry, for those to whom it gave the image before (`records`). A layer
+//! appears under its name only when all of it is unpacked and its uncompressed bytes have the digest that the image
+//! configuration claims; images share layers as far as their readers have them anyway. [`ImageStore::collect`] removes
+//! what nobody needs. [`unpack()`] is the part that reads hostile archives; it knows nothing of the rest.
 //!
 //! Non-goals: mounting (`agent/runtime`), deciding what is needed (`agent/plan`), tags: only pinned
 //! references are accepted, because what runs must be what was scanned.
@@ -12,25 +13,37 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod collect;
+mod layers;
+mod records;
 mod unpack;
 mod user;
 
 use std::{
     collections::BTreeSet,
-    fs,
-    io::{self, BufReader, Read},
-    os::fd::AsFd,
+    io,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
 };
 
 use api::{Digest, ImageRef};
-use images_fetch::{DigestLocks, FetchConfig, FetchError, Fetcher, Image, Layer};
-use sha2::{Digest as _, Sha256};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use images_fetch::{
+    Cache, DigestLocks, FetchConfig, FetchError, Fetcher, Grant, Image, Layer, PARALLEL_DOWNLOADS,
+};
+use tokio::sync::Semaphore;
 
-pub use images_fetch::{ImageConfig, Limits};
+pub use collect::GcPolicy;
+pub use images_fetch::{ImageConfig, Keyring, KeyringError, Limits, Progress};
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 pub use user::UserIds;
+
+use layers::{Layers, Leases};
+use records::{KnownLayer, Record, Records};
+
+/// Images that are brought in at a time; others wait.
+const PARALLEL_PULLS: usize = 4;
 
 /// Where images are kept and come from.
 #[derive(Debug, Clone)]
@@ -41,6 +54,8 @@ pub struct StoreConfig {
     pub layout_root: PathBuf,
     /// PEM files with authorities to trust for registries besides those of the machine.
     pub ca_files: Vec<PathBuf>,
+    /// Directory with the configuration of registries and mirrors, see `images_fetch::Hosts`.
+    pub hosts_dir: Option<PathBuf>,
     /// Sizes beyond which an image is refused.
     pub limits: Limits,
     /// Longest time to fetch one manifest or one layer.
@@ -51,17 +66,15 @@ pub struct StoreConfig {
 #[derive(Debug)]
 pub struct ImageStore {
     fetcher: Fetcher,
-    layers: PathBuf,
-    unpacking: PathBuf,
-    limits: UnpackLimits,
-    /// Held, by diffID, by whoever unpacks a layer.
+    layers: Layers,
+    records: Records,
+    /// Held, by diffID, by whoever brings in a layer.
     busy: DigestLocks,
-    /// Held for reading while images are brought in, for writing while unused ones are removed.
-    removal: tokio::sync::RwLock<()>,
+    pulls: Semaphore,
 }
 
-/// An image that is ready to be mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An image that is ready to be mounted. While it lives, nothing of it is removed.
+#[derive(Debug, Clone)]
 pub struct RootfsLayers {
     /// Digest of the manifest.
     pub digest: Digest,
@@ -69,6 +82,39 @@ pub struct RootfsLayers {
     pub layers: Vec<PathBuf>,
     /// What the image asks of its container.
     pub config: ImageConfig,
+    /// Held, never read.
+    _leases: Arc<Leases>,
+}
+
+/// An image that a registry gave.
+#[derive(Debug)]
+pub struct Pulled {
+    /// The image.
+    pub rootfs: RootfsLayers,
+    /// Its bytes as they are transferred, whether they were or not.
+    pub size: u64,
+    /// Time that it took.
+    pub took: Duration,
+    /// The same with the time before, while others were brought in.
+    pub with_waiting: Duration,
+}
+
+/// An image on the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownImage {
+    /// References by which it came, each with the digest.
+    pub names: Vec<String>,
+    /// Bytes as it was transferred.
+    pub size: u64,
+}
+
+/// What became of a collection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Images that were removed.
+    pub images: usize,
+    /// Bytes of layers that were removed.
+    pub bytes: u64,
 }
 
 /// Why an image is not ready.
@@ -132,11 +178,10 @@ pub enum ImageError {
 impl ImageStore {
     /// Opens the store and removes what an earlier run left half-done.
     pub fn open(config: StoreConfig) -> Result<Self, ImageError> {
-        let (layers, unpacking) = (config.dir.join("layers"), config.dir.join("unpacking"));
-        create_private_dir(&config.dir)?;
-        remove_tree(&unpacking)?;
-        create_private_dir(&layers)?;
-        create_private_dir(&unpacking)?;
+        let known = config.dir.join("known");
+        for dir in [&config.dir, &known] {
+            create_private_dir(dir)?;
+        }
         let limits = UnpackLimits {
             bytes: config.limits.uncompressed_bytes,
             ..UnpackLimits::default()
@@ -145,8 +190,10 @@ impl ImageStore {
             cache_dir: config.dir.join("blobs"),
             layout_root: config.layout_root,
             ca_files: config.ca_files,
+            hosts_dir: config.hosts_dir,
             limits: config.limits,
             timeout: config.timeout,
+            cache: Cache::Passing,
         };
         let fetcher = Fetcher::new(fetch).map_err(|source| ImageError::Fetch {
             image: "(opening the store)".to_owned(),
@@ -154,93 +201,192 @@ impl ImageStore {
         })?;
         Ok(Self {
             fetcher,
-            layers,
-            unpacking,
-            limits,
+            layers: Layers::open(&config.dir, limits)?,
+            records: Records::open(&known)?,
             busy: DigestLocks::default(),
-            removal: tokio::sync::RwLock::default(),
+            pulls: Semaphore::new(PARALLEL_PULLS),
         })
     }
 
-    /// Makes a pinned image ready to be mounted. Needs no network when it was ready before.
-    pub async fn ensure(&self, image: &ImageRef) -> Result<RootfsLayers, ImageError> {
-        let _reading = self.removal.read().await;
-        let failed = |source| ImageError::Fetch {
-            image: image.to_string(),
-            source,
-        };
-        let described = self.fetcher.describe(image).await.map_err(failed)?;
-        let mut layers = Vec::with_capacity(described.layers.len());
-        for layer in &described.layers {
-            layers.push(self.ensure_layer(&described, layer).await?);
-        }
-        let rootfs = RootfsLayers {
-            digest: described.digest,
-            layers,
-            config: described.config.clone(),
-        };
-        // The unpacked form replaces the compressed one. Until here `described` held on to its blobs.
-        let blobs: Vec<Digest> = described.layers.iter().map(|layer| layer.digest).collect();
-        drop(described);
-        for blob in blobs {
-            self.fetcher.forget(&blob).map_err(failed)?;
-        }
-        Ok(rootfs)
+    /// The image, if all of it is here and a registry gave it to one of `keys` by this name. Needs no network.
+    pub fn look(&self, image: &ImageRef, keys: &Keyring) -> Result<Option<RootfsLayers>, ImageError> {
+        Ok(self.find(image, keys)?.map(|(rootfs, _)| rootfs))
     }
 
-    /// Removes every image and layer that none of `in_use` (manifest digests) needs. An image whose
-    /// [`Self::ensure`] has returned but is not listed is removed too.
-    pub async fn retain(&self, in_use: &BTreeSet<Digest>) -> Result<(), ImageError> {
-        let _removing = self.removal.write().await;
-        let failed = |source| ImageError::Fetch {
+    fn find(&self, image: &ImageRef, keys: &Keyring) -> Result<Option<(RootfsLayers, u64)>, ImageError> {
+        let Some(record) = self.records.permitted(image, keys) else {
+            return Ok(None);
+        };
+        // Before anything is looked at, so that nothing of it goes meanwhile.
+        let leases = self.layers.lease(record.digest, diff_ids(&record));
+        let found = self.fetcher.at_hand(image, keys).map_err(failed(image))?;
+        let Some(found) = found.filter(|found| found.layers.iter().all(|l| self.layers.has(&l.diff_id)))
+        else {
+            return Ok(None);
+        };
+        self.records.touch(&record.digest, SystemTime::now())?;
+        Ok(Some((self.rootfs(&found, leases), record.size)))
+    }
+
+    /// Asks the registry for the image with `keys`, and brings in what is missing of it. `progress` counts the
+    /// compressed bytes of layers. Unless `always`, what came while others were waited for is used without asking.
+    pub async fn pull(
+        &self,
+        image: &ImageRef,
+        keys: &Keyring,
+        always: bool,
+        progress: &Progress,
+    ) -> Result<Pulled, ImageError> {
+        let waiting = Instant::now();
+        // Never closed; without a turn the pull would go on all the same.
+        let _turn = self.pulls.acquire().await;
+        let begun = Instant::now();
+        if !always && let Some((rootfs, size)) = self.find(image, keys)? {
+            return Ok(Pulled {
+                rootfs,
+                size,
+                took: begun.elapsed(),
+                with_waiting: waiting.elapsed(),
+            });
+        }
+        let confirmed = self.fetcher.confirm(image, keys).await.map_err(failed(image))?;
+        let ids = confirmed.layers.iter().map(|layer| layer.diff_id).collect();
+        let leases = self.layers.lease(confirmed.digest, ids);
+        let brought = self.bring_all(&confirmed, progress).await;
+        // The unpacked form replaces the compressed one. Until here `confirmed` held on to its blobs.
+        let (rootfs, size) = (self.rootfs(&confirmed, leases), confirmed.size);
+        let blobs: Vec<Digest> = confirmed.layers.iter().map(|layer| layer.digest).collect();
+        let grant = confirmed.grant.clone().unwrap_or(Grant::Anyone);
+        drop(confirmed);
+        for blob in blobs {
+            self.fetcher.forget(&blob).map_err(failed(image))?;
+        }
+        let by = (image.name(), grant);
+        self.records
+            .put((rootfs.digest, size), brought?, by, SystemTime::now())?;
+        self.layers.settle_later();
+        Ok(Pulled {
+            rootfs,
+            size,
+            took: begun.elapsed(),
+            with_waiting: waiting.elapsed(),
+        })
+    }
+
+    /// The images of the node, the largest first.
+    pub fn images(&self) -> Vec<KnownImage> {
+        let names = |record: &Record| {
+            let repositories = record.repositories.keys();
+            repositories
+                .map(|name| format!("{name}@{}", record.digest))
+                .collect()
+        };
+        let known = |record: Record| KnownImage {
+            names: names(&record),
+            size: record.size,
+        };
+        let mut images: Vec<_> = self.records.all().into_iter().map(known).collect();
+        images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.names.cmp(&b.names)));
+        images
+    }
+
+    /// Removes images until `to_free` bytes of layers are gone: those that nobody has needed for longest, and none
+    /// that are in use, listed in `needed` (manifest digests), or that were used within `min_age`. Layers that no
+    /// image has go too, whatever is asked: an earlier run left them.
+    pub async fn collect(
+        &self,
+        needed: &BTreeSet<Digest>,
+        to_free: u64,
+        min_age: Duration,
+    ) -> Result<Collected, ImageError> {
+        let now = SystemTime::now();
+        let held = self.layers.held();
+        let in_use: BTreeSet<Digest> = needed.union(&held).copied().collect();
+        for digest in &in_use {
+            self.records.touch(digest, now)?;
+        }
+        let doomed = collect::choose(&self.records.all(), &in_use, to_free, min_age, now);
+        for digest in &doomed.images {
+            self.records.remove(digest)?;
+        }
+        let records = self.records.all();
+        let mut kept: BTreeSet<Digest> = records.iter().map(|record| record.digest).collect();
+        kept.extend(&in_use);
+        // What an image needs that runs but has no record is known from its manifest.
+        let of_manifests = self.fetcher.retain(&kept).map_err(|source| ImageError::Fetch {
             image: "(removing unused images)".to_owned(),
             source,
-        };
-        let layers = self.fetcher.retain(in_use).map_err(failed)?;
-        let needed: BTreeSet<String> = layers.iter().map(|layer| layer.diff_id.hex()).collect();
-        let list = |source| ImageError::Io {
-            operation: "list",
-            path: self.layers.clone(),
-            source,
-        };
-        for entry in fs::read_dir(&self.layers).map_err(list)? {
-            let entry = entry.map_err(list)?;
-            if entry
-                .file_name()
-                .to_str()
-                .is_none_or(|name| !needed.contains(name))
-            {
-                // Renamed first, so that a half-removed layer is never taken for a whole one.
-                let doomed = self.unpacking.join(entry.file_name());
-                fs::rename(entry.path(), &doomed).map_err(|source| ImageError::Io {
-                    operation: "remove",
-                    path: entry.path(),
-                    source,
-                })?;
-                remove_tree(&doomed)?;
-            }
+        })?;
+        let mut layers: BTreeSet<Digest> = of_manifests.iter().map(|layer| layer.diff_id).collect();
+        layers.extend(records.iter().flat_map(diff_ids));
+        self.layers.remove_others(&layers).await?;
+        for digest in &doomed.images {
+            tracing::info!(%digest, "removed an image that nobody uses");
         }
-        Ok(())
+        Ok(Collected {
+            images: doomed.images.len(),
+            bytes: doomed.bytes,
+        })
     }
 
-    async fn ensure_layer(&self, image: &Image, layer: &Layer) -> Result<PathBuf, ImageError> {
-        let _working = self.busy.lock(layer.diff_id).await;
-        let ready = self.layers.join(layer.diff_id.hex()).join("fs");
-        if ready.is_dir() {
-            return Ok(ready);
+    fn rootfs(&self, image: &Image, leases: Leases) -> RootfsLayers {
+        RootfsLayers {
+            digest: image.digest,
+            layers: image
+                .layers
+                .iter()
+                .map(|layer| self.layers.path(&layer.diff_id))
+                .collect(),
+            config: image.config.clone(),
+            _leases: Arc::new(leases),
         }
-        let failed = |source| ImageError::Fetch {
-            image: image.reference.to_string(),
-            source,
-        };
-        let blob = self.fetcher.layer(image, layer).await.map_err(failed)?;
-        let (layer, limits) = (layer.clone(), self.limits);
-        let (unpacking, layers) = (self.unpacking.clone(), self.layers.clone());
-        let digest = layer.digest;
-        tokio::task::spawn_blocking(move || unpack_layer(&blob, &layer, &limits, &unpacking, &layers))
+    }
+
+    async fn bring_all(&self, image: &Image, progress: &Progress) -> Result<Vec<KnownLayer>, ImageError> {
+        // A list of futures rather than a mapped stream: the compiler cannot prove the latter `Send`.
+        let layers: Vec<_> = image
+            .layers
+            .iter()
+            .map(|layer| self.bring(image, layer, progress))
+            .collect();
+        stream::iter(layers)
+            .buffered(PARALLEL_DOWNLOADS)
+            .try_collect()
             .await
-            .unwrap_or(Err(ImageError::Interrupted { layer: digest }))?;
-        Ok(ready)
+    }
+
+    async fn bring(
+        &self,
+        image: &Image,
+        layer: &Layer,
+        progress: &Progress,
+    ) -> Result<KnownLayer, ImageError> {
+        let _working = self.busy.lock(layer.diff_id).await;
+        let here = self.layers.has(&layer.diff_id);
+        let shared = self.records.may_share(&layer.diff_id, &image.reference.name());
+        if let Some(known) = shared.filter(|_known| here) {
+            return Ok(known);
+        }
+        progress.expect(layer.size);
+        let blob = self.fetcher.layer(image, layer, Some(progress)).await;
+        let blob = blob.map_err(failed(&image.reference))?;
+        let bytes = match here {
+            // Somebody else's until now. That this repository has all of it was shown by sending it.
+            true => self.layers.bytes(&layer.diff_id)?,
+            false => self.layers.unpack(blob, layer.clone()).await?,
+        };
+        let known = KnownLayer {
+            diff_id: layer.diff_id,
+            bytes,
+        };
+        self.records.sent(known, image.reference.name());
+        Ok(known)
+    }
+}
+
+impl PartialEq for RootfsLayers {
+    fn eq(&self, other: &Self) -> bool {
+        (self.digest, &self.layers, &self.config) == (other.digest, &other.layers, &other.config)
     }
 }
 
@@ -251,88 +397,22 @@ impl RootfsLayers {
     }
 }
 
-/// Unpacks a layer beside its final place, verifies it, and moves it there.
-fn unpack_layer(
-    blob: &Path,
-    layer: &Layer,
-    limits: &UnpackLimits,
-    unpacking: &Path,
-    layers: &Path,
-) -> Result<(), ImageError> {
-    let name = layer.diff_id.hex();
-    let (temporary, ready) = (unpacking.join(&name), layers.join(&name));
-    remove_tree(&temporary)?;
-    let root_path = temporary.join("fs");
-    create_private_dir(&temporary)?;
-    fs::create_dir(&root_path).map_err(|source| io_error("create", &root_path, source))?;
-    // The container's root directory takes its mode from here unless the layer says otherwise.
-    fs::set_permissions(&root_path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .map_err(|source| io_error("set the mode of", &root_path, source))?;
-    let root = unpack::open_root(&root_path).map_err(|source| io_error("open", &root_path, source))?;
-
-    let file = fs::File::open(blob).map_err(|source| io_error("open", blob, source))?;
-    let mut stream = Hashing {
-        inner: layer
-            .compression
-            .reader(BufReader::with_capacity(128 << 10, file)),
-        hasher: Sha256::new(),
-    };
-    let unpacked = unpack(&mut stream, root.as_fd(), limits).map_err(|source| ImageError::Unpack {
-        layer: layer.digest,
-        source,
-    });
-    let actual = Digest::from_sha256(stream.hasher.finalize().into());
-    let verified = unpacked.and_then(|unpacked| match actual == layer.diff_id {
-        true => Ok(unpacked),
-        false => Err(ImageError::DiffId {
-            layer: layer.digest,
-            expected: layer.diff_id,
-            actual,
-        }),
-    });
-    let unpacked = match verified {
-        Ok(unpacked) => unpacked,
-        Err(error) => {
-            remove_tree(&temporary)?;
-            return Err(error);
-        }
-    };
-    // A machine that loses power must not find a layer whose files are empty.
-    rustix::fs::syncfs(&root).map_err(|errno| io_error("sync", &root_path, errno.into()))?;
-    fs::rename(&temporary, &ready).map_err(|source| io_error("rename to", &ready, source))?;
-    tracing::debug!(layer = %layer.digest, ?unpacked, "layer unpacked");
-    Ok(())
+fn diff_ids(record: &Record) -> Vec<Digest> {
+    record.layers.iter().map(|layer| layer.diff_id).collect()
 }
 
-/// Hashes everything that is read through it.
-struct Hashing<R> {
-    inner: R,
-    hasher: Sha256,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
-        Ok(read)
-    }
+fn failed(image: &ImageRef) -> impl FnOnce(FetchError) -> ImageError + use<> {
+    let image = image.to_string();
+    move |source| ImageError::Fetch { image, source }
 }
 
 fn create_private_dir(path: &Path) -> Result<(), ImageError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
+    std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
         .map_err(|source| io_error("create", path, source))
-}
-
-/// Removes a directory tree; `std` does so without following links.
-fn remove_tree(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path, error)),
-        _ => Ok(()),
-    }
 }
 
 fn io_error(operation: &'static str, path: &Path, source: io::Error) -> ImageError {

@@ -14,16 +14,23 @@ use std::{
 };
 
 use agent_images::{
-    ImageError, ImageStore, Limits, StoreConfig, UnpackError, UnpackLimits, Unpacked, unpack,
+    Collected, ImageError, ImageStore, Keyring, Limits, Progress, Pulled, RootfsLayers, StoreConfig,
+    UnpackError, UnpackLimits, Unpacked, unpack,
 };
 use anyhow::{Context, Result};
-use api::{Digest, ImageRef};
+use api::{
+    Digest, ImageRef,
+    pull_secret::{PullSecret, SecretForm},
+};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
 use tar::EntryType;
-use testkit::image::{Image, ImageBuilder, Layer, Packing};
+use testkit::{
+    image::{Image, ImageBuilder, Layer, Packing},
+    registry::Registry,
+};
 
 /// A directory to unpack into, between neighbours that must not change.
 struct Sandbox {
@@ -411,9 +418,29 @@ impl Node {
             dir: dir.join("images"),
             layout_root: dir.join("layouts"),
             ca_files: Vec::new(),
+            hosts_dir: None,
             limits: Limits::default(),
             timeout: Duration::from_secs(30),
         })
+    }
+
+    async fn ensure(&self, image: &ImageRef) -> Result<RootfsLayers, ImageError> {
+        let nobody = Keyring::anonymous();
+        match self.store.look(image, &nobody)? {
+            Some(found) => Ok(found),
+            None => Ok(self.pull(image, &nobody).await?.rootfs),
+        }
+    }
+
+    async fn pull(&self, image: &ImageRef, keys: &Keyring) -> Result<Pulled, ImageError> {
+        self.store.pull(image, keys, false, &Progress::default()).await
+    }
+
+    /// Removes everything that nobody uses.
+    async fn collect_all(&self) -> Result<Collected, ImageError> {
+        self.store
+            .collect(&BTreeSet::new(), u64::MAX, Duration::ZERO)
+            .await
     }
 
     fn layout(&self, name: &str, image: &Image) -> Result<ImageRef> {
@@ -436,7 +463,7 @@ async fn images_become_layers_that_overlayfs_stacks() -> Result<()> {
         .file("top", 0o644, b"top")
         .file("etc/.wh.old", 0o644, b"");
     let image = ImageBuilder::new().layer(shared_layer()).layer(top).build();
-    let rootfs = node.store.ensure(&node.layout("app", &image)?).await?;
+    let rootfs = node.ensure(&node.layout("app", &image)?).await?;
     assert_eq!(rootfs.digest, image.digest());
     assert_eq!(rootfs.layers.len(), 2);
     assert_eq!(rootfs.user("app")?.uid, 1000);
@@ -471,10 +498,7 @@ async fn layers_are_shared_and_removed_when_unused() -> Result<()> {
     };
     let (one, two) = (with_top("one"), with_top("two"));
     let (first, second) = (node.layout("one", &one)?, node.layout("two", &two)?);
-    let (first, second) = (
-        node.store.ensure(&first).await?,
-        node.store.ensure(&second).await?,
-    );
+    let (first, second) = (node.ensure(&first).await?, node.ensure(&second).await?);
     assert_eq!(first.layers[0], second.layers[0]);
     let blobs = node.dir.path().join("images/blobs/blobs/sha256");
     assert_eq!(
@@ -484,15 +508,30 @@ async fn layers_are_shared_and_removed_when_unused() -> Result<()> {
     );
     assert_ne!(first.layers[1], second.layers[1]);
 
-    node.store.retain(&BTreeSet::from([two.digest()])).await?;
+    // In use, or said to be, it stays.
+    let dropped = node.collect_all().await?;
+    assert_eq!((dropped.images, first.layers[1].is_dir()), (0, true));
+    let (gone, shared) = (first.layers[1].clone(), first.layers[0].clone());
+    drop(first);
+    let in_use = BTreeSet::from([two.digest()]);
+    let collected = node.store.collect(&in_use, u64::MAX, Duration::ZERO).await?;
+    assert_eq!(
+        (collected.images, collected.bytes),
+        (1, 3),
+        "the shared layer stays"
+    );
     assert!(second.layers.iter().all(|layer| layer.is_dir()));
-    assert!(!first.layers[1].exists());
+    assert!(!gone.exists() && shared.is_dir());
     // Without the layouts, only what the store itself has can be used: also after a restart.
     fs::remove_dir_all(node.dir.path().join("layouts"))?;
-    let reopened = Node::open(node.dir.path())?;
+    let reopened = Node {
+        store: Node::open(node.dir.path())?,
+        dir: tempfile::tempdir()?,
+    };
     let reference: ImageRef = format!("oci-layout.local/two@{}", two.digest()).parse()?;
     assert_eq!(reopened.ensure(&reference).await?, second);
-    node.store.retain(&BTreeSet::new()).await?;
+    drop(second);
+    node.collect_all().await?;
     assert_eq!(fs::read_dir(node.dir.path().join("images/layers"))?.count(), 0);
     assert_eq!(
         fs::read_dir(node.dir.path().join("images/blobs/blobs/sha256"))?.count(),
@@ -509,7 +548,7 @@ async fn many_pods_of_one_image_unpack_it_once() -> Result<()> {
     let tasks: Vec<_> = (0..8)
         .map(|_| {
             let (node, reference) = (Arc::clone(&node), reference.clone());
-            tokio::spawn(async move { node.store.ensure(&reference).await })
+            tokio::spawn(async move { node.ensure(&reference).await })
         })
         .collect();
     for task in tasks {
@@ -526,20 +565,12 @@ async fn a_layer_that_is_not_what_the_image_claims_is_not_used() -> Result<()> {
         .layer(shared_layer())
         .forge_diff_id(0, Digest::of(b"other"))
         .build();
-    let error = node
-        .store
-        .ensure(&node.layout("forged", &forged)?)
-        .await
-        .unwrap_err();
+    let error = node.ensure(&node.layout("forged", &forged)?).await.unwrap_err();
     assert!(matches!(error, ImageError::DiffId { .. }), "{error}");
     let hostile = ImageBuilder::new()
         .layer(Layer::new(Packing::Gzip).file("../escape", 0o644, b"x"))
         .build();
-    let error = node
-        .store
-        .ensure(&node.layout("hostile", &hostile)?)
-        .await
-        .unwrap_err();
+    let error = node.ensure(&node.layout("hostile", &hostile)?).await.unwrap_err();
     assert!(matches!(error, ImageError::Unpack { .. }), "{error}");
     for dir in ["layers", "unpacking"] {
         assert_eq!(
@@ -550,9 +581,138 @@ async fn a_layer_that_is_not_what_the_image_claims_is_not_used() -> Result<()> {
     }
     let tag = "oci-layout.local/forged:1".parse()?;
     assert!(
-        matches!(node.store.ensure(&tag).await, Err(ImageError::Fetch { .. })),
+        matches!(node.ensure(&tag).await, Err(ImageError::Fetch { .. })),
         "a tag is not enough"
     );
+    Ok(())
+}
+
+fn keys(origin: &str, registry: &Registry) -> Result<Keyring> {
+    let mut keys = Keyring::anonymous();
+    keys.add(&PullSecret {
+        origin: origin.to_owned(),
+        form: SecretForm::ConfigJson,
+        content: Registry::docker_config(registry.address()).as_bytes(),
+    })?;
+    Ok(keys)
+}
+
+#[tokio::test]
+async fn an_image_that_came_by_a_secret_is_not_for_those_without_it() -> Result<()> {
+    let (node, registry) = (Node::new()?, Registry::start_private()?);
+    let image = ImageBuilder::new().layer(shared_layer()).build();
+    let reference = registry
+        .push(&image, "team/app", "1")
+        .await?
+        .pinned(image.digest());
+    let (own, renewed) = (keys("own/1", &registry)?, keys("own/2", &registry)?);
+    let pulled = node.pull(&reference, &own).await?;
+    let size: usize = image
+        .blobs()
+        .chain([&image.manifest])
+        .map(|blob| blob.bytes.len())
+        .sum();
+    assert_eq!(pulled.size, size as u64);
+    assert!(node.store.look(&reference, &own)?.is_some());
+    // All of it is here. Others have to ask, and the registry says no.
+    let nobody = Keyring::anonymous();
+    assert_eq!(node.store.look(&reference, &nobody)?, None);
+    let error = node.pull(&reference, &nobody).await.unwrap_err();
+    assert!(matches!(error, ImageError::Fetch { .. }), "{error}");
+    // Another secret that is good is believed after it was asked for once.
+    assert_eq!(node.store.look(&reference, &renewed)?, None);
+    node.pull(&reference, &renewed).await?;
+    assert!(node.store.look(&reference, &renewed)?.is_some());
+    // No password is in any file of the store.
+    let mut open = vec![node.dir.path().join("images")];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
+        } else if path.is_file() {
+            let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+            assert!(!text.contains(testkit::registry::PASSWORD), "{}", path.display());
+        }
+    }
+    // The agent's next life knows it still; what the registry does not have any more needs no registry.
+    drop(registry);
+    let reopened = Node::open(node.dir.path())?;
+    assert!(reopened.look(&reference, &own)?.is_some() && reopened.look(&reference, &nobody)?.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_manifest_that_lists_a_layer_is_no_proof_of_having_it() -> Result<()> {
+    let (node, private, open) = (Node::new()?, Registry::start_private()?, Registry::start()?);
+    let victim = ImageBuilder::new().layer(shared_layer()).build();
+    let reference = private
+        .push(&victim, "team/app", "1")
+        .await?
+        .pinned(victim.digest());
+    let own = keys("own/1", &private)?;
+    let pulled = node.pull(&reference, &own).await?;
+    let layer = pulled.rootfs.layers[0].clone();
+
+    // Somebody who knows the digests serves a manifest that lists the layer, and does not have it.
+    let thief = ImageBuilder::new()
+        .layer(shared_layer())
+        .container(serde_json::json!({"Cmd": ["/bin/cat"]}))
+        .build();
+    let stolen = open.push(&thief, "evil/app", "1").await?.pinned(thief.digest());
+    let hex = thief.layers[0].digest.hex();
+    let data = open.store().join(format!(
+        "docker/registry/v2/blobs/sha256/{}/{hex}/data",
+        &hex[..2]
+    ));
+    let bytes = fs::read(&data)?;
+    fs::remove_file(&data)?;
+    let nobody = Keyring::anonymous();
+    assert!(
+        node.pull(&stolen, &nobody).await.is_err(),
+        "the layer was given away"
+    );
+    assert_eq!(node.store.look(&stolen, &nobody)?, None);
+    // Who sends all of it has it, and it is not unpacked twice.
+    fs::write(&data, bytes)?;
+    assert_eq!(node.pull(&stolen, &nobody).await?.rootfs.layers, [layer]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_half_done_goes() -> Result<()> {
+    let node = Node::new()?;
+    let image = ImageBuilder::new().layer(shared_layer()).build();
+    let reference = node.layout("app", &image)?;
+    let rootfs = node.ensure(&reference).await?;
+    let images = node.dir.path().join("images");
+    // Deeper than any walk with a descriptor for each level.
+    let mut deep = images.join("unpacking/deep");
+    fs::create_dir(&deep)?;
+    for _ in 0..300 {
+        deep.push("d");
+        fs::create_dir(&deep)?;
+    }
+    fs::write(images.join("blobs/incoming/part"), "half")?;
+    // A layer of another boot that was not on disk for sure.
+    let layer = rootfs.layers[0].parent().context("no parent")?.to_owned();
+    while layer.join("unsettled").exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fs::write(layer.join("unsettled"), "another boot")?;
+    drop(rootfs);
+    let reopened = Node::open(node.dir.path())?;
+    assert_eq!(fs::read_dir(images.join("unpacking"))?.count(), 0);
+    assert_eq!(fs::read_dir(images.join("blobs/incoming"))?.count(), 0);
+    assert!(!layer.exists());
+    assert_eq!(reopened.look(&reference, &Keyring::anonymous())?, None);
+    let (nobody, progress) = (Keyring::anonymous(), Progress::default());
+    let again = reopened.pull(&reference, &nobody, false, &progress).await?;
+    assert!(again.rootfs.layers[0].join("shared").is_file());
+    // A layer that no image has.
+    fs::create_dir_all(images.join("layers").join(Digest::of(b"lost").hex()).join("fs"))?;
+    reopened
+        .collect(&BTreeSet::from([image.digest()]), 0, Duration::ZERO)
+        .await?;
+    assert_eq!(fs::read_dir(images.join("layers"))?.count(), 1);
     Ok(())
 }
 

@@ -209,6 +209,11 @@ pub enum Image {
     Unknown,
     /// Being fetched.
     Fetching,
+    /// On the node, and the registry is being asked whether the container may still have it.
+    Checking {
+        /// Reference that names it by digest.
+        id: String,
+    },
     /// On the node and verified.
     Ready {
         /// Reference that names it by digest.
@@ -216,6 +221,8 @@ pub enum Image {
     },
     /// The last attempt failed.
     Failed(Failure),
+    /// Being fetched again after an attempt that failed, which is still what people want to know.
+    Retrying(Failure),
 }
 
 /// State of a container's process.

@@ -164,7 +164,7 @@ impl View<'_> {
     fn status(&self, spec: &Spec, member: &Member, container: &Container) -> ContainerStatus {
         let (state, last_exit) = self.state(spec, member, container);
         let image_id = match &container.image {
-            Image::Ready { id } => id.clone(),
+            Image::Ready { id } | Image::Checking { id } => id.clone(),
             _ => String::new(),
         };
         ContainerStatus {
@@ -235,7 +235,7 @@ impl View<'_> {
             return Some(waiting(self.creating(), None));
         }
         if let Some(failure) = obstacle(container) {
-            return Some(waiting(failure.reason, Some(failure.message.clone())));
+            return Some(self.waiting_for(failure, spec, &container.image));
         }
         let streak = backoff::streak_after(container.streak, exit);
         if backoff::restart_at(exit, container.streak) <= self.now {
@@ -266,13 +266,17 @@ impl View<'_> {
         }
     }
 
-    /// An image that failed is `ErrImagePull` at first and `ImagePullBackOff` once the retry waits for more
-    /// than the moment of its failure, as `kubectl get` users know it.
+    /// An image that failed is `ErrImagePull` at the moment of its failure and `ImagePullBackOff` while the next
+    /// attempt waits, as the kubelet has it after each attempt.
     fn waiting_for(&self, failure: &Failure, spec: &Spec, state: &Image) -> ContainerState {
-        let backing_off = failure.attempts > 1 || failure.at < self.now;
-        if matches!(state, Image::Failed(_)) && failure.reason == "ErrImagePull" && backing_off {
+        let of_image = matches!(state, Image::Failed(_) | Image::Retrying(_));
+        let backing_off = failure.at < self.now;
+        if of_image && failure.reason == "ErrImagePull" && backing_off {
             let image = spec.image.as_deref().unwrap_or_default();
-            let message = format!("Back-off pulling image {image:?}: {}", failure.message);
+            let message = format!(
+                "Back-off pulling image {image:?}: {}: {}",
+                failure.reason, failure.message
+            );
             return waiting("ImagePullBackOff", Some(message));
         }
         waiting(failure.reason, Some(failure.message.clone()))

@@ -149,7 +149,7 @@ fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan
         _ if member.role == Role::Init && has_completed(container) => {}
         Image::Unknown => plan.steps.push(step),
         Image::Failed(failure) => plan.when(retry_at(failure), now, step),
-        Image::Fetching | Image::Ready { .. } => {}
+        Image::Fetching | Image::Checking { .. } | Image::Retrying(_) | Image::Ready { .. } => {}
     }
 }
 
@@ -257,7 +257,7 @@ fn teardown(seen: &Seen) -> Vec<Step> {
 /// The failure that keeps a container from being started, in the order in which a reader wants to know.
 pub(crate) fn obstacle(container: &Container) -> Option<&Failure> {
     match &container.image {
-        Image::Failed(failure) => Some(failure),
+        Image::Failed(failure) | Image::Retrying(failure) => Some(failure),
         _ => container.start_failure.as_ref(),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api::{
     Digest, ImageRef,
-    annotations::{IMAGE_SCAN_PREFIX, REQUESTED_IMAGE_PREFIX},
+    annotations::{IMAGE_SCAN_PREFIX, IMAGE_VERDICT_PREFIX, REQUESTED_IMAGE_PREFIX},
 };
 use control_wire::Status;
 use serde_json::{Map, Value, json};
@@ -16,6 +16,8 @@ pub struct Pin {
     pub digest: Digest,
     /// Name of the `ImageScan` that records it.
     pub scan: String,
+    /// The gate's signed word that the image may run in the pod's namespace.
+    pub verdict: String,
 }
 
 /// Lists of containers in the specification of a pod. Names are unique among all of them.
@@ -40,6 +42,7 @@ pub fn pin_images(pod: &mut Value, pins: &BTreeMap<String, Pin>) -> Result<(), S
             container["image"] = json!(image.pinned(pin.digest).to_string());
             notes.push((format!("{REQUESTED_IMAGE_PREFIX}{name}"), requested));
             notes.push((format!("{IMAGE_SCAN_PREFIX}{name}"), pin.scan.clone()));
+            notes.push((format!("{IMAGE_VERDICT_PREFIX}{name}"), pin.verdict.clone()));
         }
     }
     let annotations = &mut pod["metadata"]["annotations"];
@@ -68,7 +71,8 @@ pub(crate) fn require(pod: &Value) -> Result<(), Status> {
         let by_digest = image
             .parse::<ImageRef>()
             .is_ok_and(|image| image.digest.is_some());
-        if !(by_digest && noted(REQUESTED_IMAGE_PREFIX, name) && noted(IMAGE_SCAN_PREFIX, name)) {
+        let notes = [REQUESTED_IMAGE_PREFIX, IMAGE_SCAN_PREFIX, IMAGE_VERDICT_PREFIX];
+        if !(by_digest && notes.iter().all(|prefix| noted(prefix, name))) {
             return Err(Status::internal(format!(
                 "the image of container {name:?} did not pass the image gate"
             )));
@@ -93,6 +97,7 @@ mod tests {
         let pin = |text: &str| Pin {
             digest: Digest::of(text.as_bytes()),
             scan: format!("scan-{text}"),
+            verdict: format!("verdict-{text}"),
         };
         let a = pin("a");
         pin_images(&mut pod, &[("a".to_owned(), a.clone())].into()).unwrap();
@@ -111,6 +116,13 @@ mod tests {
             pod["metadata"]["annotations"]["palisade.dev/image-scan.a"],
             "scan-a"
         );
+        assert_eq!(
+            pod["metadata"]["annotations"]["palisade.dev/image-verdict.a"],
+            "verdict-a"
+        );
+        let mut unsigned = pod.clone();
+        unsigned["metadata"]["annotations"]["palisade.dev/image-verdict.a"] = json!("");
+        assert!(require(&unsigned).is_err(), "a node would refuse it");
         let mut with_init = pod.clone();
         with_init["spec"]["initContainers"] = json!([{"name": "i", "image": "busybox"}]);
         assert!(require(&with_init).is_err(), "init containers are containers");
@@ -129,6 +141,7 @@ mod tests {
             Pin {
                 digest: Digest::of(b""),
                 scan: "s".to_owned(),
+                verdict: "v".to_owned(),
             },
         )]
         .into();

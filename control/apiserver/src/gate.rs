@@ -6,17 +6,20 @@ use api::{
     palisade::{ImagePolicy, ImageScan},
 };
 use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Secret;
 
 /// Judges images before pods with them are admitted.
 #[async_trait]
 pub trait ImageGate: Send + Sync + 'static {
     /// Resolves, verifies, scans and judges `image` for a pod in `namespace` under all of `policies` that
-    /// apply there. Everything that is not a clear pass is a [`Refusal`], failures of the gate included.
+    /// apply there; registries are shown what `secrets`, those of the pod, hold for them. Everything that is not
+    /// a clear pass is a [`Refusal`], failures of the gate included.
     async fn judge(
         &self,
         namespace: &str,
         image: &ImageRef,
         policies: &[ImagePolicy],
+        secrets: &[Secret],
     ) -> Result<Judgement, Refusal>;
 }
 
@@ -27,6 +30,8 @@ pub struct Judgement {
     pub pinned: Digest,
     /// The scan, recorded as an object.
     pub scan: ImageScan,
+    /// The same, signed by the gate: what the node demands. See [`api::verdict`].
+    pub verdict: String,
 }
 
 /// An image that may not run.

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use api::{
     ImageRef,
-    annotations::{IMAGE_SCAN_PREFIX, REQUESTED_IMAGE_PREFIX},
+    annotations::{IMAGE_SCAN_PREFIX, IMAGE_VERDICT_PREFIX, REQUESTED_IMAGE_PREFIX},
     palisade::{ImagePolicy, ImageScan, image_scan_name},
 };
 use control_admission::{CONTAINER_LISTS, Pin, pin_images};
 use control_store::ListOptions;
 use control_wire::{Cause, Status};
+use k8s_openapi::api::core::v1::Secret;
 use serde_json::{Value, json};
 use tracing::{error, info};
 
@@ -36,12 +37,16 @@ impl Server {
         if (row.group, row.plural) != ("", "pods") {
             return Ok(pod);
         }
+        if old.is_none() {
+            self.adopt_pull_secrets(call, &mut pod).await?;
+        }
         let wanted = settle_pins(old, &mut pod);
         if wanted.is_empty() {
             return Ok(pod);
         }
         let name = metadata_text(&pod, "name").to_owned();
         let policies = self.image_policies().await?;
+        let secrets = self.pull_secrets(call, &pod).await?;
         let mut pins: BTreeMap<String, Pin> = BTreeMap::new();
         let mut judged: BTreeMap<ImageRef, Pin> = BTreeMap::new();
         for Wanted {
@@ -55,7 +60,10 @@ impl Server {
             })?;
             let pin = match judged.get(&reference) {
                 Some(pin) => pin.clone(),
-                None => self.judge(call, &name, &reference, &policies, dry_run).await?,
+                None => {
+                    let under = (policies.as_slice(), secrets.as_slice());
+                    self.judge(call, &name, &reference, under, dry_run).await?
+                }
             };
             judged.insert(reference, pin.clone());
             pins.insert(container, pin);
@@ -69,11 +77,11 @@ impl Server {
         call: &Call,
         pod: &str,
         image: &ImageRef,
-        policies: &[ImagePolicy],
+        (policies, secrets): (&[ImagePolicy], &[Secret]),
         dry_run: bool,
     ) -> Result<Pin, Status> {
         let namespace = call.target.namespace();
-        let judged = self.gate.judge(namespace, image, policies).await;
+        let judged = self.gate.judge(namespace, image, policies, secrets).await;
         let scan = match &judged {
             Ok(judgement) => Some(&judgement.scan),
             Err(refusal) => refusal.scan.as_ref(),
@@ -83,15 +91,74 @@ impl Server {
             self.record_scan(call, scan).await?;
         }
         match judged {
-            Ok(Judgement { pinned, scan }) => Ok(Pin {
+            Ok(Judgement {
+                pinned,
+                scan,
+                verdict,
+            }) => Ok(Pin {
                 digest: pinned,
                 scan: image_scan_name(&scan.spec.digest),
+                verdict,
             }),
             Err(Refusal { message, .. }) => {
                 info!(target: "audit", %image, namespace, pod, user = call.who.identity().user, why = message, "image refused");
                 Err(Status::forbidden(call.target.resource, pod, message))
             }
         }
+    }
+
+    /// A pod that names no secrets for registries gets those of its service account, as in Kubernetes. In the pod,
+    /// they are what the node may read.
+    async fn adopt_pull_secrets(&self, call: &Call, pod: &mut Value) -> Result<(), Status> {
+        let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+            return Ok(());
+        };
+        let named = |field: &str| {
+            spec.get(field)
+                .and_then(Value::as_str)
+                .filter(|name| !name.is_empty())
+        };
+        let account = named("serviceAccountName")
+            .or(named("serviceAccount"))
+            .unwrap_or("default");
+        let own = spec.get("imagePullSecrets").and_then(Value::as_array);
+        if own.is_some_and(|own| !own.is_empty()) {
+            return Ok(());
+        }
+        let row = crate::row("", "serviceaccounts");
+        let account = match self.fetch(row, call.target.namespace(), account).await {
+            Ok(account) => account,
+            Err(status) if status.code() == 404 => return Ok(()),
+            Err(status) => return Err(status),
+        };
+        if let Some(secrets @ Value::Array(_)) = account.get("imagePullSecrets") {
+            spec.insert("imagePullSecrets".to_owned(), secrets.clone());
+        }
+        Ok(())
+    }
+
+    /// The secrets that a pod names for registries. One that does not exist is passed over, as a kubelet does: the
+    /// image may be everybody's.
+    async fn pull_secrets(&self, call: &Call, pod: &Value) -> Result<Vec<Secret>, Status> {
+        let row = crate::row("", "secrets");
+        let named = pod.pointer("/spec/imagePullSecrets").and_then(Value::as_array);
+        let mut secrets = Vec::new();
+        for name in named
+            .into_iter()
+            .flatten()
+            .filter_map(|named| named["name"].as_str())
+        {
+            match self.fetch(row, call.target.namespace(), name).await {
+                // The error would quote what it stumbled over.
+                Ok(secret) => secrets
+                    .push(serde_json::from_value(secret).map_err(|_malformed| {
+                        Status::internal(format!("secret {name:?} is not readable"))
+                    })?),
+                Err(status) if status.code() == 404 => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(secrets)
     }
 
     /// The policies in force. One that cannot be read refuses all images: leaving it out could admit one
@@ -175,7 +242,8 @@ fn pinned<'a>(pod: &'a Value, container: &str) -> Option<(&'a str, &'a str)> {
 }
 
 fn restore_annotations(old: Option<&Value>, pod: &mut Value) {
-    let is_own = |key: &String| key.starts_with(REQUESTED_IMAGE_PREFIX) || key.starts_with(IMAGE_SCAN_PREFIX);
+    let prefixes = [REQUESTED_IMAGE_PREFIX, IMAGE_SCAN_PREFIX, IMAGE_VERDICT_PREFIX];
+    let is_own = |key: &String| prefixes.iter().any(|prefix| key.starts_with(prefix));
     let kept: Vec<(String, Value)> = old
         .and_then(|old| old.pointer("/metadata/annotations"))
         .and_then(Value::as_object)
@@ -206,6 +274,7 @@ mod tests {
                 "mine": "x",
                 format!("{REQUESTED_IMAGE_PREFIX}c"): "r.example/app:1",
                 format!("{IMAGE_SCAN_PREFIX}c"): "sha256-1",
+                format!("{IMAGE_VERDICT_PREFIX}c"): "v1.x.y",
             }},
             "spec": {"containers": [{"name": "c", "image": "r.example/app@sha256:1"}]},
         })

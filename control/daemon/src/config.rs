@@ -55,6 +55,9 @@ pub(crate) struct GateConfig {
     /// Additional authorities of registries, PEM files.
     #[serde(default)]
     pub(crate) registry_ca_files: Vec<PathBuf>,
+    /// Directory with mirrors and authorities of registries, `HOST/hosts.toml`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) registry_config_dir: Option<PathBuf>,
 }
 
 /// Why there is no configuration.
@@ -156,6 +159,7 @@ mod tests {
                 trivy_cache: "/s/trivy".into(),
                 timeout_seconds: 60,
                 registry_ca_files: Vec::new(),
+                registry_config_dir: Some("/etc/palisade/registries".into()),
             },
         }
     }

@@ -73,6 +73,7 @@ pub(crate) fn confine(config: &Config, own_program: &Path) -> Result<(), Confine
     })?;
     let mut readable = vec![config.layout_dir.clone(), config.gate.trivy_cache.clone()];
     readable.extend(config.gate.registry_ca_files.iter().cloned());
+    readable.extend(config.gate.registry_config_dir.iter().cloned());
     readable.extend(SYSTEM_AUTHORITIES.iter().map(PathBuf::from));
     let profile = Profile::daemon(&DaemonPaths {
         writable: vec![config.control_dir.clone()],

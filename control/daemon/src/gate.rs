@@ -2,23 +2,39 @@
 
 use std::time::Duration;
 
-use api::{ImageRef, palisade::ImagePolicy};
+use api::{ImageRef, palisade::ImagePolicy, pull_secret, verdict::Verdict};
 use async_trait::async_trait;
 use control_apiserver::{ImageGate, Judgement, Refusal};
+use control_pki::verdict::{KeyError, Signer};
 use jiff::Timestamp;
-use scanner_gate::{Gate, GateConfig, GateError};
+use k8s_openapi::api::core::v1::Secret;
+use scanner_gate::{Gate, GateConfig, GateError, Keyring};
 
 use crate::config::Config;
 
 /// Bytes of image blobs kept for the next scan.
 const CACHE_BYTES: u64 = 4 << 30;
 
-/// The real gate.
-pub(crate) struct ScanGate(Gate);
+/// The real gate, and the key that makes its word one that nodes believe.
+pub(crate) struct ScanGate {
+    gate: Gate,
+    signer: Signer,
+}
+
+/// Why there is no gate.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The gate cannot be opened.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// It could not sign.
+    #[error("the image gate's key")]
+    Key(#[from] KeyError),
+}
 
 impl ScanGate {
     /// Opens the gate: checks the scanner's hash, which takes a moment, and the database.
-    pub(crate) fn open(config: &Config, own_program: &std::path::Path) -> Result<Self, GateError> {
+    pub(crate) fn open(config: &Config, own_program: &std::path::Path) -> Result<Self, OpenError> {
         let timeout = Duration::from_secs(config.gate.timeout_seconds);
         let gate = Gate::new(GateConfig {
             trivy_path: config.gate.trivy.clone(),
@@ -28,12 +44,14 @@ impl ScanGate {
             cache_max_bytes: CACHE_BYTES,
             layout_root: config.layout_dir.clone(),
             ca_files: config.gate.registry_ca_files.clone(),
+            hosts_dir: config.gate.registry_config_dir.clone(),
             limits: Default::default(),
             fetch_timeout: timeout,
             scan_timeout: timeout,
             jail_exe: own_program.to_owned(),
         })?;
-        Ok(Self(gate))
+        let signer = Signer::load(&config.file("tls"))?;
+        Ok(Self { gate, signer })
     }
 }
 
@@ -44,8 +62,14 @@ impl ImageGate for ScanGate {
         namespace: &str,
         image: &ImageRef,
         policies: &[ImagePolicy],
+        secrets: &[Secret],
     ) -> Result<Judgement, Refusal> {
-        let judged = match self.0.judge(image, namespace, policies, Timestamp::now()).await {
+        let keys = keyring(secrets).map_err(|message| Refusal {
+            message: format!("image {image}: {message}"),
+            scan: None,
+        })?;
+        let under = (policies, &keys);
+        let judged = match self.gate.judge(image, namespace, under, Timestamp::now()).await {
             Ok(judged) => judged,
             Err(error) => {
                 return Err(Refusal {
@@ -57,6 +81,13 @@ impl ImageGate for ScanGate {
         match (judged.admitted, judged.pinned.digest) {
             (true, Some(pinned)) => Ok(Judgement {
                 pinned,
+                verdict: self.signer.sign(&Verdict {
+                    namespace: namespace.to_owned(),
+                    digest: pinned,
+                    db_hash: judged.scan.status.db_hash,
+                    policy_hash: judged.scan.status.policy_hash,
+                    judged_at: Timestamp::now(),
+                }),
                 scan: judged.scan,
             }),
             _ => Err(Refusal {
@@ -65,4 +96,18 @@ impl ImageGate for ScanGate {
             }),
         }
     }
+}
+
+/// The credentials of `secrets`; secrets of other kinds hold none.
+fn keyring(secrets: &[Secret]) -> Result<Keyring, String> {
+    let mut keys = Keyring::anonymous();
+    for secret in secrets {
+        let Some(found) = pull_secret::of(secret) else {
+            continue;
+        };
+        let name = secret.metadata.name.as_deref().unwrap_or_default();
+        keys.add(&found)
+            .map_err(|problem| format!("secret {name:?} cannot be used for registries: {problem}"))?;
+    }
+    Ok(keys)
 }

@@ -4,6 +4,8 @@
 //! client certificates are separate (extended key usage), so no server can pose as a client. [`tls`] turns
 //! the files into rustls settings: TLS 1.3 only, client certificates demanded. Both daemons use this crate.
 //!
+//! The image gate's key is made here too, see [`verdict`].
+//!
 //! Non-goals: revocation, and signing requests that arrive over the network.
 //!
 //! Start at [`init`] and [`tls::Credentials`].
@@ -14,6 +16,7 @@ mod authority;
 mod files;
 mod kubeconfig;
 pub mod tls;
+pub mod verdict;
 
 use std::{
     io,
@@ -141,6 +144,10 @@ pub fn init(state_dir: &Path, options: &InitOptions) -> Result<InitReport, PkiEr
     let agent = state.subdir("agent", 0o700, None)?.subdir("tls", 0o700, None)?;
     for (dir, owner) in [(&control, control_owner), (&agent, None)] {
         dir.replace("ca.crt", authority.certificate_pem().as_bytes(), 0o644, owner)?;
+    }
+    let public = verdict::ensure(&control, control_owner)?;
+    for (dir, owner) in [(&control, control_owner), (&agent, None)] {
+        dir.replace(verdict::PUBLIC_FILE, public.as_bytes(), 0o644, owner)?;
     }
 
     let node_user = format!("{USER_NODE_PREFIX}{}", options.node_name);

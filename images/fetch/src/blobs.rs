@@ -1,7 +1,8 @@
 //! Content-addressed files on disk: `blobs/sha256/<hex>` below the cache directory.
 //!
-//! A file appears under its final name only after its digest was verified and its bytes are on disk, so
-//! a download that broke off costs only the blob it was in. The directory belongs to one process.
+//! A file appears under its final name only after its digest was verified, so a download that broke off costs
+//! only the blob it was in. What arrived of that one is kept for the next attempt of the same process, which goes on
+//! from there. The directory belongs to one process.
 
 use std::{
     collections::HashMap,
@@ -15,13 +16,19 @@ use std::{
 use api::Digest;
 use sha2::{Digest as _, Sha256};
 
-use crate::FetchError;
+use crate::{FetchError, Progress};
+
+/// Beginnings of blobs that are kept; past it the oldest goes.
+const MAX_PARTIALS: usize = 16;
 
 /// The blobs of one cache directory.
 #[derive(Debug, Clone)]
 pub(crate) struct BlobCache {
     blobs: PathBuf,
     incoming: PathBuf,
+    /// Whether a blob is on disk, and not only in memory, before it gets its name.
+    durable: bool,
+    partials: Partials,
     leases: Arc<Mutex<HashMap<Digest, usize>>>,
 }
 
@@ -32,25 +39,47 @@ pub(crate) struct Lease {
     leases: Arc<Mutex<HashMap<Digest, usize>>>,
 }
 
+/// Beginnings of blobs whose download broke off, by the repository they came from and their digest. Another
+/// repository's is not gone on with: to have all of a blob is what shows that a repository has it.
+type Partials = Arc<Mutex<HashMap<(String, Digest), Partial>>>;
+
+/// The beginning of a blob.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    file: tempfile::NamedTempFile,
+    hasher: Sha256,
+    written: u64,
+    /// Who sent it, and what it called this version of it.
+    tag: Option<(String, String)>,
+    since: SystemTime,
+}
+
 /// A blob that is being written: bytes are counted and hashed on their way to disk.
 pub(crate) struct Incoming {
     what: String,
+    repository: String,
     expected: Digest,
     size: Option<u64>,
     limit: u64,
-    written: u64,
-    hasher: Sha256,
-    file: tempfile::NamedTempFile,
     path: PathBuf,
+    durable: bool,
+    /// Parts of it came at different times.
+    resumed: bool,
+    progress: Option<Progress>,
+    /// Gone once the blob has its name.
+    partial: Option<Partial>,
+    partials: Partials,
 }
 
 impl BlobCache {
     /// Opens the cache, making its directories with mode 0700 and dropping half-written downloads of an
     /// earlier run.
-    pub(crate) fn open(dir: &Path) -> Result<Self, FetchError> {
+    pub(crate) fn open(dir: &Path, durable: bool) -> Result<Self, FetchError> {
         let cache = Self {
             blobs: dir.join("blobs/sha256"),
             incoming: dir.join("incoming"),
+            durable,
+            partials: Arc::default(),
             leases: Arc::default(),
         };
         match fs::remove_dir_all(&cache.incoming) {
@@ -120,10 +149,12 @@ impl BlobCache {
         Ok(Some(bytes))
     }
 
-    /// Starts writing a blob of known `digest`, and of known `size` if a descriptor gave one.
+    /// Starts writing a blob of known `digest`, and of known `size` if a descriptor gave one, or goes on with what
+    /// an earlier attempt left of it.
     pub(crate) fn incoming(
         &self,
         what: String,
+        repository: &str,
         expected: Digest,
         size: Option<u64>,
         limit: u64,
@@ -131,19 +162,44 @@ impl BlobCache {
         if size.is_some_and(|size| size > limit) {
             return Err(FetchError::TooLarge { what, limit });
         }
-        let file = tempfile::NamedTempFile::new_in(&self.incoming)
-            .map_err(io_error("create a file in", &self.incoming))?;
-        let path = self.path(&expected);
+        let key = (repository.to_owned(), expected);
+        let begun = self
+            .partials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key);
+        let partial = match begun {
+            Some(partial) => partial,
+            None => Partial {
+                file: tempfile::NamedTempFile::new_in(&self.incoming)
+                    .map_err(io_error("create a file in", &self.incoming))?,
+                hasher: Sha256::new(),
+                written: 0,
+                tag: None,
+                since: SystemTime::now(),
+            },
+        };
         Ok(Incoming {
             what,
+            repository: key.0,
             expected,
             size,
             limit,
-            written: 0,
-            hasher: Sha256::new(),
-            file,
-            path,
+            path: self.path(&expected),
+            durable: self.durable,
+            resumed: partial.written > 0,
+            progress: None,
+            partial: Some(partial),
+            partials: Arc::clone(&self.partials),
         })
+    }
+
+    /// Drops the beginnings of blobs whose download broke off.
+    pub(crate) fn drop_partials(&self) {
+        self.partials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// Removes one blob, unless it is leased.
@@ -207,18 +263,71 @@ impl Drop for Lease {
 }
 
 impl Incoming {
+    /// Tells `progress` of every byte from now on, and of those that are there.
+    pub(crate) fn tell(&mut self, progress: &Progress) {
+        progress.add(self.written());
+        self.progress = Some(progress.clone());
+    }
+
+    /// Bytes that are there.
+    pub(crate) fn written(&self) -> u64 {
+        self.partial.as_ref().map_or(0, |partial| partial.written)
+    }
+
+    /// Whether parts of it came at different times.
+    pub(crate) fn was_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// What the sender `base` called the version of which there is a beginning.
+    pub(crate) fn tag_of(&self, base: &str) -> Option<&str> {
+        let (sender, tag) = self.partial.as_ref()?.tag.as_ref()?;
+        (sender == base).then_some(tag)
+    }
+
+    /// Notes what the sender calls the version that it sends.
+    pub(crate) fn set_tag(&mut self, base: &str, tag: Option<&str>) {
+        if let Some(partial) = &mut self.partial {
+            partial.tag = tag.map(|tag| (base.to_owned(), tag.to_owned()));
+        }
+    }
+
+    /// Notes that what comes now is another part.
+    pub(crate) fn resume(&mut self) {
+        self.resumed = true;
+    }
+
+    /// Forgets everything that was written.
+    pub(crate) fn restart(&mut self) -> Result<(), FetchError> {
+        use std::io::Seek as _;
+        if let Some(progress) = &self.progress {
+            progress.take_back(self.written());
+        }
+        self.resumed = false;
+        let Some(partial) = &mut self.partial else {
+            return Ok(());
+        };
+        (partial.hasher, partial.written, partial.tag) = (Sha256::new(), 0, None);
+        let file = partial.file.as_file_mut();
+        let emptied = file.set_len(0).and_then(|()| file.rewind());
+        emptied.map_err(io_error("empty", partial.file.path()))
+    }
+
     /// Takes the next bytes; refuses the first one past the expected size or the limit.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
-        self.written += bytes.len() as u64;
+        let Some(partial) = &mut self.partial else {
+            return Ok(());
+        };
+        partial.written += bytes.len() as u64;
         match self.size {
-            Some(expected) if self.written > expected => {
+            Some(expected) if partial.written > expected => {
                 return Err(FetchError::SizeMismatch {
                     what: self.what.clone(),
                     expected,
-                    actual: self.written,
+                    actual: partial.written,
                 });
             }
-            None if self.written > self.limit => {
+            None if partial.written > self.limit => {
                 return Err(FetchError::TooLarge {
                     what: self.what.clone(),
                     limit: self.limit,
@@ -226,39 +335,76 @@ impl Incoming {
             }
             _ => {}
         }
-        self.hasher.update(bytes);
-        self.file
-            .write_all(bytes)
-            .map_err(io_error("write", self.file.path()))
+        partial.hasher.update(bytes);
+        let written = partial.file.write_all(bytes);
+        written.map_err(io_error("write", partial.file.path()))?;
+        if let Some(progress) = &self.progress {
+            progress.add(bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Whether size and digest of what is there are right.
+    pub(crate) fn verify(&self) -> Result<(), FetchError> {
+        let written = self.written();
+        if let Some(expected) = self.size
+            && expected != written
+        {
+            return Err(FetchError::SizeMismatch {
+                what: self.what.clone(),
+                expected,
+                actual: written,
+            });
+        }
+        let hasher = self.partial.as_ref().map(|partial| partial.hasher.clone());
+        let actual = Digest::from_sha256(hasher.unwrap_or_default().finalize().into());
+        match actual == self.expected {
+            true => Ok(()),
+            false => Err(FetchError::DigestMismatch {
+                what: self.what.clone(),
+                expected: self.expected,
+                actual,
+            }),
+        }
     }
 
     /// Verifies size and digest and gives the blob its name.
-    pub(crate) fn finish(self) -> Result<PathBuf, FetchError> {
-        if let Some(expected) = self.size
-            && expected != self.written
-        {
-            return Err(FetchError::SizeMismatch {
-                what: self.what,
-                expected,
-                actual: self.written,
-            });
+    pub(crate) fn finish(mut self) -> Result<PathBuf, FetchError> {
+        let verified = self.verify();
+        let Some(partial) = self.partial.take() else {
+            return Ok(self.path.clone());
+        };
+        verified?;
+        if self.durable {
+            let synced = partial.file.as_file().sync_all();
+            synced.map_err(io_error("sync", partial.file.path()))?;
         }
-        let actual = Digest::from_sha256(self.hasher.finalize().into());
-        if actual != self.expected {
-            return Err(FetchError::DigestMismatch {
-                what: self.what,
-                expected: self.expected,
-                actual,
-            });
-        }
-        self.file
-            .as_file()
-            .sync_all()
-            .map_err(io_error("sync", self.file.path()))?;
-        self.file
+        partial
+            .file
             .persist(&self.path)
             .map_err(|error| io_error("rename to", &self.path)(error.error))?;
-        Ok(self.path)
+        Ok(self.path.clone())
+    }
+}
+
+impl Drop for Incoming {
+    /// What broke off is kept; what came of it is judged by the digest of the whole.
+    fn drop(&mut self) {
+        let Some(partial) = self.partial.take() else {
+            return;
+        };
+        // Too long means that it is wrong from the beginning.
+        let usable = self.size.is_some_and(|size| partial.written < size);
+        if partial.written == 0 || !usable {
+            return;
+        }
+        let mut all = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_PARTIALS {
+            let oldest = all.iter().min_by_key(|(_, partial)| partial.since);
+            let oldest = oldest.map(|(key, _)| key.clone());
+            oldest.map(|key| all.remove(&key));
+        }
+        all.insert((self.repository.clone(), self.expected), partial);
     }
 }
 
@@ -327,7 +473,7 @@ mod tests {
     fn store(cache: &BlobCache, bytes: &[u8]) -> Digest {
         let digest = Digest::of(bytes);
         let mut incoming = cache
-            .incoming("test".into(), digest, Some(bytes.len() as u64), 1 << 20)
+            .incoming("test".into(), "r/x", digest, Some(bytes.len() as u64), 1 << 20)
             .unwrap();
         incoming.write(bytes).unwrap();
         incoming.finish().unwrap();
@@ -337,28 +483,34 @@ mod tests {
     #[test]
     fn only_verified_bytes_get_a_name() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = BlobCache::open(dir.path()).unwrap();
+        let cache = BlobCache::open(dir.path(), true).unwrap();
         let digest = Digest::of(b"right");
-        let mut forged = cache.incoming("blob".into(), digest, Some(5), 100).unwrap();
+        let mut forged = cache
+            .incoming("blob".into(), "r/x", digest, Some(5), 100)
+            .unwrap();
         forged.write(b"wrong").unwrap();
         assert!(matches!(forged.finish(), Err(FetchError::DigestMismatch { .. })));
-        let mut short = cache.incoming("blob".into(), digest, Some(6), 100).unwrap();
+        let mut short = cache
+            .incoming("blob".into(), "r/x", digest, Some(6), 100)
+            .unwrap();
         short.write(b"right").unwrap();
         assert!(matches!(short.finish(), Err(FetchError::SizeMismatch { .. })));
-        let mut long = cache.incoming("blob".into(), digest, Some(4), 100).unwrap();
+        let mut long = cache
+            .incoming("blob".into(), "r/x", digest, Some(4), 100)
+            .unwrap();
         assert!(matches!(
             long.write(b"right"),
             Err(FetchError::SizeMismatch { .. })
         ));
         drop(long);
-        let mut endless = cache.incoming("blob".into(), digest, None, 4).unwrap();
+        let mut endless = cache.incoming("blob".into(), "r/x", digest, None, 4).unwrap();
         assert!(matches!(
             endless.write(b"right"),
             Err(FetchError::TooLarge { .. })
         ));
         drop(endless);
         assert!(matches!(
-            cache.incoming("b".into(), digest, Some(101), 100),
+            cache.incoming("b".into(), "r/x", digest, Some(101), 100),
             Err(FetchError::TooLarge { .. })
         ));
         assert_eq!(cache.read(&digest, 100).unwrap(), None);
@@ -370,9 +522,47 @@ mod tests {
     }
 
     #[test]
+    fn a_beginning_is_gone_on_with_in_its_own_repository_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = BlobCache::open(dir.path(), false).unwrap();
+        let digest = Digest::of(b"content");
+        let begin = |repository: &str| {
+            cache
+                .incoming("blob".into(), repository, digest, Some(7), 100)
+                .unwrap()
+        };
+        let mut first = begin("r/x");
+        first.write(b"cont").unwrap();
+        first.set_tag("https://r", Some("\"1\""));
+        drop(first);
+        assert_eq!(begin("r/y").written(), 0, "who has not all of it has nothing");
+        let mut second = begin("r/x");
+        assert_eq!((second.written(), second.was_resumed()), (4, true));
+        assert_eq!(
+            (second.tag_of("https://r"), second.tag_of("https://m")),
+            (Some("\"1\""), None)
+        );
+        second.write(b"ent").unwrap();
+        second.finish().unwrap();
+        assert_eq!(cache.read(&digest, 100).unwrap().unwrap(), b"content");
+
+        // A wrong beginning costs one attempt.
+        let mut wrong = begin("r/x");
+        wrong.write(b"kont").unwrap();
+        drop(wrong);
+        let mut again = begin("r/x");
+        again.write(b"ent").unwrap();
+        assert!(matches!(again.verify(), Err(FetchError::DigestMismatch { .. })));
+        again.restart().unwrap();
+        again.write(b"content").unwrap();
+        again.finish().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("incoming")).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_damaged_blob_is_not_served() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = BlobCache::open(dir.path()).unwrap();
+        let cache = BlobCache::open(dir.path(), true).unwrap();
         let digest = store(&cache, b"content");
         fs::write(cache.path(&digest), b"c0ntent").unwrap();
         assert_eq!(cache.read(&digest, 100).unwrap(), None);
@@ -384,7 +574,7 @@ mod tests {
     #[test]
     fn trimming_spares_what_is_leased() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = BlobCache::open(dir.path()).unwrap();
+        let cache = BlobCache::open(dir.path(), true).unwrap();
         let (kept, dropped) = (store(&cache, b"kept"), store(&cache, b"dropped"));
         let lease = cache.lease(kept);
         cache.trim(0).unwrap();

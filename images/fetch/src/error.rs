@@ -22,13 +22,36 @@ pub enum FetchError {
         /// Registry repository or layout directory.
         place: String,
     },
-    /// The registry wants credentials, and only anonymous pulls are supported.
-    #[error("registry {registry} refuses anonymous access to {repository}")]
+    /// The registry wants credentials, or others.
+    #[error("registry {registry} refuses access to {repository} {access}")]
     Unauthorized {
         /// Registry host.
         registry: String,
         /// Repository in it.
         repository: String,
+        /// What it was asked with.
+        access: &'static str,
+    },
+    /// By configuration, nobody may say what a tag means.
+    #[error(
+        "no host that is configured for registry {registry} may resolve a tag; add \"resolve\" to its capabilities"
+    )]
+    NoPlace {
+        /// Registry host.
+        registry: String,
+    },
+    /// A server did not go on where it was asked to.
+    #[error("GET {url} answered with another range than was asked for")]
+    Range {
+        /// Address that was asked.
+        url: String,
+    },
+    /// The configuration of registries and mirrors cannot be used.
+    #[error("the configuration of registries")]
+    Hosts {
+        /// What is wrong, in which file.
+        #[source]
+        source: crate::HostsError,
     },
     /// An answer with an unexpected status code.
     ///
@@ -179,4 +202,27 @@ pub enum FetchError {
         /// What was being verified.
         what: String,
     },
+}
+
+impl FetchError {
+    /// Whether the same may well succeed in a moment: the network or the server failed, nothing was refused.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            // Nobody listens: it takes longer than a moment until somebody does.
+            Self::Http { source, .. } => {
+                !source.is_connect() && !source.is_builder() && !source.is_redirect()
+            }
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            Self::Range { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether what arrived is not what was asked for.
+    pub(crate) fn is_about_content(&self) -> bool {
+        matches!(
+            self,
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::TooLarge { .. }
+        )
+    }
 }

@@ -7,38 +7,53 @@
 //! every uncompressed layer against the configuration, which is what a scanner must demand. Every byte
 //! is counted against [`Limits`] and hashed before anything else reads it. No privileges are needed.
 //!
-//! Non-goals: credentials (anonymous pulls only), signatures, unpacking (`agent/images`).
+//! Who may have an image is the registry's to say: [`Fetcher::confirm`] asks it with the credentials of a
+//! [`Keyring`], whatever is here already, and the answer says by which [`Grant`].
+//!
+//! Non-goals: signatures, unpacking (`agent/images`).
 
 #![forbid(unsafe_code)]
 
+mod auth;
 mod blobs;
+mod credentials;
 mod error;
+mod hosts;
 mod layer;
 mod layout;
 mod locks;
 mod manifest;
+mod progress;
 mod registry;
+mod transport;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use api::{Digest, ImageRef};
 use futures::{StreamExt, TryStreamExt, stream};
 
+pub use credentials::{Grant, Keyring, KeyringError};
 pub use error::FetchError;
+pub use hosts::{Hosts, HostsError};
 pub use layer::Compression;
 pub use locks::DigestLocks;
 pub use manifest::ImageConfig;
+pub use progress::Progress;
 
 use blobs::{BlobCache, Lease};
 use manifest::{Config, Document, Manifest};
 
 /// How deep indexes may nest: a layout's index.json, an image index, and one to spare.
 const MAX_INDEX_DEPTH: usize = 3;
-const PARALLEL_DOWNLOADS: usize = 3;
+/// Layers of one image that are fetched at a time.
+pub const PARALLEL_DOWNLOADS: usize = 3;
+/// Images and repositories of which it is remembered who may have them; past it all are asked again.
+const MAX_PROOFS: usize = 4096;
 
 /// Where images come from and where they are kept.
 #[derive(Debug, Clone)]
@@ -49,10 +64,24 @@ pub struct FetchConfig {
     pub layout_root: PathBuf,
     /// PEM files with authorities to trust for registries besides those of the machine.
     pub ca_files: Vec<PathBuf>,
+    /// Directory with the configuration of registries and mirrors, see [`Hosts`].
+    pub hosts_dir: Option<PathBuf>,
     /// Sizes beyond which an image is refused.
     pub limits: Limits,
     /// Longest time for any one call.
     pub timeout: Duration,
+    /// What the cache is for.
+    pub cache: Cache,
+}
+
+/// What a cache of blobs is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Blobs stay, so they are on disk before they get their name, and are shared by all repositories.
+    Lasting,
+    /// Layers go once they are unpacked. A blob counts as here only for the repository that sent all of it: to
+    /// send it is what shows that a repository has it. Nothing waits for the disk.
+    Passing,
 }
 
 /// Sizes beyond which an image is refused.
@@ -86,6 +115,9 @@ pub struct Fetcher {
     cache: BlobCache,
     registry: registry::Registry,
     layouts: layout::Layouts,
+    /// Who may have what, as registries said since this process began: of manifests and, in a passing cache, of
+    /// blobs, by repository.
+    proofs: Mutex<HashMap<(String, Digest), BTreeSet<Grant>>>,
 }
 
 /// An image whose manifest and configuration are verified and on disk. The layers need not be.
@@ -99,10 +131,33 @@ pub struct Image {
     pub config: ImageConfig,
     /// Lowest layer first.
     pub layers: Vec<Layer>,
+    /// Bytes of manifest, configuration and compressed layers.
+    pub size: u64,
+    /// Who may have it, if the registry was asked.
+    pub grant: Option<Grant>,
+    keys: Keyring,
     manifest: Vec<u8>,
     config_digest: Digest,
     /// Keep the blobs from being trimmed; held, never read.
     leases: Vec<Lease>,
+}
+
+/// When a registry is asked for a manifest although it is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Always,
+    /// Unless it gave the manifest to the same credentials since this process began.
+    IfUnproved,
+    /// Never.
+    IfAbsent,
+}
+
+/// A blob that is wanted.
+struct Blob {
+    what: String,
+    digest: Digest,
+    size: u64,
+    limit: u64,
 }
 
 /// One layer of an image.
@@ -128,38 +183,81 @@ pub struct VerifiedImage {
 }
 
 impl Fetcher {
-    /// Opens the cache directory and reads the machine's trust store.
+    /// Opens the cache directory and reads the configuration of registries and the machine's trust store.
     pub fn new(config: FetchConfig) -> Result<Self, FetchError> {
+        let hosts = match &config.hosts_dir {
+            Some(dir) => Hosts::read(dir).map_err(|source| FetchError::Hosts { source })?,
+            None => Hosts::default(),
+        };
         Ok(Self {
-            cache: BlobCache::open(&config.cache_dir)?,
-            registry: registry::Registry::new(&config.ca_files)?,
+            cache: BlobCache::open(&config.cache_dir, config.cache == Cache::Lasting)?,
+            registry: registry::Registry::new(&config.ca_files, hosts)?,
             layouts: layout::Layouts {
                 root: config.layout_root.clone(),
             },
+            proofs: Mutex::default(),
             config,
         })
     }
 
     /// Pins a reference to the digest of the manifest for this machine. A digest in the reference is
-    /// verified; if it is an index, the result is the digest of the manifest that it lists.
-    pub async fn resolve(&self, image: &ImageRef) -> Result<ImageRef, FetchError> {
-        self.within_deadline(image, self.resolve_manifest(image)).await
+    /// verified; if it is an index, the result is the digest of the manifest that it lists. What is here is used
+    /// only if the registry gave it to one of `keys` since this process began.
+    pub async fn resolve(&self, image: &ImageRef, keys: &Keyring) -> Result<ImageRef, FetchError> {
+        self.within_deadline(image, self.resolve_manifest(image, keys))
+            .await
     }
 
-    /// Manifest and configuration of a pinned image, from the cache if they are there.
-    pub async fn describe(&self, image: &ImageRef) -> Result<Image, FetchError> {
-        self.within_deadline(image, self.describe_pinned(image)).await
+    /// Manifest and configuration of a pinned image, from the cache if they are there: whether `keys` may have it
+    /// is not asked.
+    pub async fn describe(&self, image: &ImageRef, keys: &Keyring) -> Result<Image, FetchError> {
+        self.within_deadline(image, self.describe_pinned(image, keys, Ask::IfAbsent))
+            .await
+    }
+
+    /// The same, and the registry is asked with `keys` whatever is here: that it answers is the right to have it.
+    pub async fn confirm(&self, image: &ImageRef, keys: &Keyring) -> Result<Image, FetchError> {
+        self.within_deadline(image, self.describe_pinned(image, keys, Ask::Always))
+            .await
+    }
+
+    /// The same from the cache alone; `None` if something of it is not here. Whether `keys` may have it is not asked.
+    pub fn at_hand(&self, image: &ImageRef, keys: &Keyring) -> Result<Option<Image>, FetchError> {
+        let limit = self.config.limits.document_bytes;
+        let Some(digest) = image.digest else {
+            return Err(FetchError::Unpinned {
+                image: image.to_string(),
+            });
+        };
+        let mut leases = vec![self.cache.lease(digest)];
+        let Some(bytes) = self.cache.read(&digest, limit)? else {
+            return Ok(None);
+        };
+        let manifest = self.image_manifest(&digest, &bytes)?;
+        leases.push(self.cache.lease(manifest.config.digest));
+        let Some(config) = self.cache.read(&manifest.config.digest, limit)? else {
+            return Ok(None);
+        };
+        let mut image = Image::new(image.pinned(digest), digest, bytes, &manifest, &config)?;
+        image.keys = keys.clone();
+        image.leases = leases;
+        Ok(Some(image))
     }
 
     /// The compressed bytes of one layer of `image`, verified; returns the file in the cache.
-    pub async fn layer(&self, image: &Image, layer: &Layer) -> Result<PathBuf, FetchError> {
-        self.within_deadline(&image.reference, self.layer_blob(&image.reference, layer))
+    pub async fn layer(
+        &self,
+        image: &Image,
+        layer: &Layer,
+        progress: Option<&Progress>,
+    ) -> Result<PathBuf, FetchError> {
+        self.within_deadline(&image.reference, self.layer_blob(image, layer, progress))
             .await
     }
 
     /// Fetches and verifies everything of a pinned image.
-    pub async fn fetch(&self, image: &ImageRef) -> Result<VerifiedImage, FetchError> {
-        self.within_deadline(image, self.fetch_pinned(image)).await
+    pub async fn fetch(&self, image: &ImageRef, keys: &Keyring) -> Result<VerifiedImage, FetchError> {
+        self.within_deadline(image, self.fetch_pinned(image, keys)).await
     }
 
     /// Removes a layer's compressed bytes, once they are unpacked. In use elsewhere, they stay.
@@ -170,6 +268,11 @@ impl Fetcher {
     /// Removes what was not used for longest until at most `max_bytes` of blobs remain.
     pub fn trim(&self, max_bytes: u64) -> Result<(), FetchError> {
         self.cache.trim(max_bytes)
+    }
+
+    /// Drops what is kept of downloads that broke off.
+    pub fn drop_partials(&self) {
+        self.cache.drop_partials();
     }
 
     /// Removes all blobs but the manifests and configurations of `images`, and returns the layers that
@@ -209,10 +312,10 @@ impl Fetcher {
         })
     }
 
-    async fn resolve_manifest(&self, image: &ImageRef) -> Result<ImageRef, FetchError> {
+    async fn resolve_manifest(&self, image: &ImageRef, keys: &Keyring) -> Result<ImageRef, FetchError> {
         let mut digest = match (&image.digest, &image.tag) {
             (Some(digest), _) => *digest,
-            (None, Some(tag)) => self.resolve_tag(image, tag).await?,
+            (None, Some(tag)) => self.resolve_tag(image, tag, keys).await?,
             (None, None) => {
                 return Err(FetchError::Unpinned {
                     image: image.to_string(),
@@ -220,7 +323,7 @@ impl Fetcher {
             }
         };
         for _ in 0..MAX_INDEX_DEPTH {
-            let bytes = self.manifest_bytes(image, &digest).await?;
+            let (bytes, _) = self.manifest_bytes(image, &digest, keys, Ask::IfUnproved).await?;
             match Document::parse(&format!("manifest {digest}"), &bytes)? {
                 Document::Manifest(_) => return Ok(image.pinned(digest)),
                 Document::Index(entries) => {
@@ -234,18 +337,19 @@ impl Fetcher {
         })
     }
 
-    async fn resolve_tag(&self, image: &ImageRef, tag: &str) -> Result<Digest, FetchError> {
+    async fn resolve_tag(&self, image: &ImageRef, tag: &str, keys: &Keyring) -> Result<Digest, FetchError> {
         let limit = self.config.limits.document_bytes;
         if image.is_layout() {
             return self.layouts.tag(image, tag, limit);
         }
-        let bytes = self.registry.manifest(image, tag, limit).await?;
+        let (bytes, grant) = self.registry.tagged(image, tag, keys, limit).await?;
         let digest = Digest::of(&bytes);
         self.keep(&format!("manifest {digest}"), digest, &bytes)?;
+        self.prove(image, digest, grant);
         Ok(digest)
     }
 
-    async fn describe_pinned(&self, image: &ImageRef) -> Result<Image, FetchError> {
+    async fn describe_pinned(&self, image: &ImageRef, keys: &Keyring, ask: Ask) -> Result<Image, FetchError> {
         let Some(digest) = image.digest else {
             return Err(FetchError::Unpinned {
                 image: image.to_string(),
@@ -253,22 +357,21 @@ impl Fetcher {
         };
         let limits = &self.config.limits;
         let leases = vec![self.cache.lease(digest)];
-        let bytes = self.manifest_bytes(image, &digest).await?;
+        let (bytes, grant) = self.manifest_bytes(image, &digest, keys, ask).await?;
         let manifest = self.image_manifest(&digest, &bytes)?;
         let config_digest = manifest.config.digest;
         let lease = self.cache.lease(config_digest);
-        let what = format!("configuration {config_digest}");
-        let path = self
-            .blob(
-                image,
-                what,
-                config_digest,
-                manifest.config.size,
-                limits.document_bytes,
-            )
-            .await?;
+        let blob = Blob {
+            what: format!("configuration {config_digest}"),
+            digest: config_digest,
+            size: manifest.config.size,
+            limit: limits.document_bytes,
+        };
+        let path = self.blob(image, keys, blob, None).await?;
         let config = blobs::read_bounded(&path, limits.document_bytes)?;
         let mut described = Image::new(image.pinned(digest), digest, bytes, &manifest, &config)?;
+        described.grant = grant;
+        described.keys = keys.clone();
         described.leases.extend(leases);
         described.leases.push(lease);
         described.leases.extend(
@@ -311,13 +414,13 @@ impl Fetcher {
         Ok(manifest)
     }
 
-    async fn fetch_pinned(&self, image: &ImageRef) -> Result<VerifiedImage, FetchError> {
-        let image = self.describe_pinned(image).await?;
+    async fn fetch_pinned(&self, image: &ImageRef, keys: &Keyring) -> Result<VerifiedImage, FetchError> {
+        let image = self.describe_pinned(image, keys, Ask::IfAbsent).await?;
         // A list of futures rather than a mapped stream: the compiler cannot prove the latter `Send`.
         let downloads: Vec<_> = image
             .layers
             .iter()
-            .map(|layer| self.layer_blob(&image.reference, layer))
+            .map(|layer| self.layer_blob(&image, layer, None))
             .collect();
         let layers: Vec<PathBuf> = stream::iter(downloads)
             .buffered(PARALLEL_DOWNLOADS)
@@ -356,48 +459,99 @@ impl Fetcher {
         })
     }
 
-    /// A verified manifest or index.
-    async fn manifest_bytes(&self, image: &ImageRef, digest: &Digest) -> Result<Vec<u8>, FetchError> {
+    /// A verified manifest or index, and who may have it if the registry was asked.
+    async fn manifest_bytes(
+        &self,
+        image: &ImageRef,
+        digest: &Digest,
+        keys: &Keyring,
+        ask: Ask,
+    ) -> Result<(Vec<u8>, Option<Grant>), FetchError> {
         let limit = self.config.limits.document_bytes;
-        if let Some(bytes) = self.cache.read(digest, limit)? {
-            return Ok(bytes);
-        }
-        let bytes = match image.is_layout() {
-            true => self.layouts.manifest(image, digest, limit)?,
-            false => self.registry.manifest(image, &digest.to_string(), limit).await?,
+        let is_enough = match ask {
+            Ask::Always => false,
+            Ask::IfUnproved => image.is_layout() || self.is_proved(image, digest, keys),
+            Ask::IfAbsent => true,
         };
+        if is_enough && let Some(bytes) = self.cache.read(digest, limit)? {
+            return Ok((bytes, None));
+        }
+        if image.is_layout() {
+            let bytes = self.layouts.manifest(image, digest, limit)?;
+            self.keep(&format!("manifest {digest}"), *digest, &bytes)?;
+            return Ok((bytes, Some(Grant::Anyone)));
+        }
+        let (bytes, grant) = self.registry.manifest(image, digest, keys, limit).await?;
         self.keep(&format!("manifest {digest}"), *digest, &bytes)?;
-        Ok(bytes)
+        self.prove(image, *digest, grant.clone());
+        Ok((bytes, Some(grant)))
     }
 
-    async fn layer_blob(&self, image: &ImageRef, layer: &Layer) -> Result<PathBuf, FetchError> {
-        let what = format!("layer {}", layer.digest);
-        self.blob(
-            image,
-            what,
-            layer.digest,
-            layer.size,
-            self.config.limits.compressed_bytes,
-        )
-        .await
+    fn prove(&self, image: &ImageRef, digest: Digest, grant: Grant) {
+        let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        if proofs.len() >= MAX_PROOFS {
+            proofs.clear();
+        }
+        proofs.entry((image.name(), digest)).or_default().insert(grant);
+    }
+
+    fn is_proved(&self, image: &ImageRef, digest: &Digest, keys: &Keyring) -> bool {
+        let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        let grants = proofs.get(&(image.name(), *digest));
+        grants.is_some_and(|grants| keys.satisfy(image, grants))
+    }
+
+    async fn layer_blob(
+        &self,
+        image: &Image,
+        layer: &Layer,
+        progress: Option<&Progress>,
+    ) -> Result<PathBuf, FetchError> {
+        let blob = Blob {
+            what: format!("layer {}", layer.digest),
+            digest: layer.digest,
+            size: layer.size,
+            limit: self.config.limits.compressed_bytes,
+        };
+        self.blob(&image.reference, &image.keys, blob, progress).await
     }
 
     /// A verified blob in the cache.
     async fn blob(
         &self,
         image: &ImageRef,
-        what: String,
-        digest: Digest,
-        size: u64,
-        limit: u64,
+        keys: &Keyring,
+        blob: Blob,
+        progress: Option<&Progress>,
     ) -> Result<PathBuf, FetchError> {
-        if self.cache.contains(&digest, size) {
+        let Blob {
+            what,
+            digest,
+            size,
+            limit,
+        } = blob;
+        let from_here = || {
+            let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+            proofs.contains_key(&(image.name(), digest))
+        };
+        let shared = self.config.cache == Cache::Lasting || image.is_layout();
+        if self.cache.contains(&digest, size) && (shared || from_here()) {
             return Ok(self.cache.path(&digest));
         }
-        let mut incoming = self.cache.incoming(what.clone(), digest, Some(size), limit)?;
+        let mut incoming = self
+            .cache
+            .incoming(what.clone(), &image.name(), digest, Some(size), limit)?;
+        if let Some(progress) = progress {
+            incoming.tell(progress);
+        }
         if !image.is_layout() {
-            self.registry.blob(image, &digest, &mut incoming).await?;
-            return incoming.finish();
+            self.registry.blob(image, &digest, keys, &mut incoming).await?;
+            let path = incoming.finish()?;
+            if !shared {
+                // Whoever has the manifest may have what it lists.
+                self.prove(image, digest, Grant::Anyone);
+            }
+            return Ok(path);
         }
         let (layouts, image) = (
             layout::Layouts {
@@ -418,6 +572,7 @@ impl Fetcher {
         let size = bytes.len() as u64;
         let mut incoming = self.cache.incoming(
             what.to_owned(),
+            "",
             digest,
             Some(size),
             self.config.limits.document_bytes,
@@ -455,6 +610,9 @@ impl Image {
             reference,
             digest,
             layers: pair_layers(&digest, manifest, &config)?,
+            size: manifest.size(manifest_bytes.len()),
+            grant: None,
+            keys: Keyring::anonymous(),
             config: config.image,
             manifest: manifest_bytes,
             config_digest,

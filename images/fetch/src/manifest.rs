@@ -64,7 +64,7 @@ impl Descriptor {
 
     fn platform_text(&self) -> String {
         match &self.platform {
-            Some(platform) => format!("{}/{}", platform.os, platform.architecture),
+            Some(platform) => platform.to_string(),
             None => "an image without platform".to_owned(),
         }
     }
@@ -74,6 +74,8 @@ impl Descriptor {
 struct Platform {
     os: String,
     architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
 }
 
 /// The content of one image: configuration and layers, lowest layer first.
@@ -130,6 +132,13 @@ impl Document {
 }
 
 impl Manifest {
+    /// Bytes of the image as it is transferred; its manifest has `own`.
+    pub(crate) fn size(&self, own: usize) -> u64 {
+        let layers = self.layers.iter().map(|(layer, _)| layer.size);
+        let parts = layers.chain([self.config.size, own as u64]);
+        parts.fold(0, u64::saturating_add)
+    }
+
     fn new(what: &str, config: Descriptor, layers: Vec<Descriptor>) -> Result<Self, FetchError> {
         if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
             let problem = format!(
@@ -184,19 +193,51 @@ impl Config {
     }
 }
 
+impl Platform {
+    /// How much an image asks of a processor of this architecture; `None` if it is for another one. The digest that
+    /// is chosen here runs on every node, so the entry that asks least is the one to take.
+    fn rank(&self) -> Option<u32> {
+        if self.os != "linux" || self.architecture != ARCHITECTURE {
+            return None;
+        }
+        let level = |text: &str, lowest: u32| {
+            let (level, minor) = text
+                .strip_prefix('v')?
+                .split_once('.')
+                .unwrap_or((text.get(1..)?, "0"));
+            let (level, minor): (u32, u32) = (level.parse().ok()?, minor.parse().ok()?);
+            (level >= lowest && level < 100 && minor < 100).then(|| (level - lowest) * 100 + minor)
+        };
+        match (self.architecture.as_str(), self.variant.as_deref()) {
+            (_, None | Some("")) => Some(0),
+            // x86-64-v1 to -v4; ARMv8.0 and later.
+            ("amd64", Some(variant)) => level(variant, 1),
+            ("arm64", Some(variant)) => level(variant, 8),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match self.variant.as_deref() {
+            None | Some("") => Ok(()),
+            Some(variant) => write!(f, "/{variant}"),
+        }
+    }
+}
+
 /// The entry of an index that is for this machine. An entry without platform counts only when it is the
 /// only one; whether it fits is then known from its configuration.
 pub(crate) fn for_this_machine<'a>(
     image: &str,
     entries: &'a [Descriptor],
 ) -> Result<&'a Descriptor, FetchError> {
-    let fits = |entry: &&Descriptor| {
-        entry
-            .platform
-            .as_ref()
-            .is_some_and(|p| p.os == "linux" && p.architecture == ARCHITECTURE)
-    };
-    if let Some(entry) = entries.iter().find(fits) {
+    let rank = |entry: &&Descriptor| entry.platform.as_ref().and_then(Platform::rank);
+    let ranked = entries.iter().filter_map(|entry| Some((rank(&entry)?, entry)));
+    // Of equals the first, as everybody reads indexes.
+    if let Some((_, entry)) = ranked.min_by_key(|(rank, _)| *rank) {
         return Ok(entry);
     }
     if let [only] = entries

@@ -1,194 +1,414 @@
-//! The pull half of the OCI distribution API: manifests and blobs, anonymous access.
+//! The pull half of the OCI distribution API: manifests and blobs.
 //!
-//! TLS everywhere but for registries on this machine's loopback, where plain HTTP is spoken. Every body
-//! is read up to a limit; redirects never leave TLS. Written here rather than taken from a client crate
-//! because those read manifests and tokens without a limit.
+//! TLS everywhere but for registries on this machine's loopback and hosts that the operator configured with
+//! `http://`. Every body is read up to a limit; redirects never leave TLS; credentials go over TLS or loopback only.
+//! Written here rather than taken from a client crate because those read manifests and tokens without a limit.
+//!
+//! An image is asked for at each of its places in turn (see [`crate::hosts`]), at each with all credentials that
+//! match; of several failures that of the last place, the registry itself, is told. A blob that breaks off goes on where it stopped, as long as the server says that it still is the same;
+//! whatever came of that is judged by the digest of the whole.
 
 use std::{
-    collections::HashMap,
-    net::IpAddr,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use api::{Digest, ImageRef};
-use reqwest::{Client, Response, StatusCode, Url, header, redirect};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
-use serde::Deserialize;
+use reqwest::{
+    Client, Response, StatusCode, Url,
+    header::{self, HeaderMap, HeaderValue},
+};
 
-use crate::{FetchError, blobs::Incoming, manifest};
+use crate::{
+    FetchError, Grant, Keyring,
+    auth::{self, Authorization, Challenge},
+    blobs::Incoming,
+    credentials::Entry,
+    hosts::{Hosts, Place},
+    manifest, transport,
+};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-const MAX_REDIRECTS: usize = 5;
-const MAX_TOKEN_BYTES: u64 = 64 << 10;
-/// Tokens kept for repositories; past it all are dropped and asked for again.
-const MAX_TOKENS: usize = 256;
+/// Attempts in a row that bring nothing new before a place is given up.
+const MAX_ATTEMPTS: u32 = 4;
+/// Delay after the first attempt that failed; it doubles.
+const FIRST_DELAY: Duration = Duration::from_millis(250);
+/// Authorizations kept; past it all are dropped and asked for again.
+const MAX_AUTHORIZATIONS: usize = 256;
 
 /// Client for all registries.
 #[derive(Debug)]
 pub(crate) struct Registry {
     tls: Client,
     plain: Client,
-    /// Bearer token by `registry/repository`.
-    tokens: Mutex<HashMap<String, String>>,
+    /// For hosts with authorities of their own, by the files that hold them.
+    own: BTreeMap<Vec<PathBuf>, Client>,
+    hosts: Hosts,
+    authorizations: Mutex<HashMap<(String, Option<Digest>), Authorization>>,
+}
+
+/// What is asked of one place.
+struct Question<'a> {
+    place: &'a Place,
+    image: &'a ImageRef,
+    /// Behind the repository, such as `manifests/1`.
+    path: &'a str,
+    headers: HeaderMap,
 }
 
 impl Registry {
-    /// Builds the HTTP clients. The machine's trust store is read here, once, so that it need not be
-    /// readable later; `ca_files` are trusted besides.
-    pub(crate) fn new(ca_files: &[PathBuf]) -> Result<Self, FetchError> {
-        let tls = Client::builder()
-            .tls_backend_preconfigured(tls_config(ca_files)?)
-            .https_only(true)
-            .redirect(redirect::Policy::limited(MAX_REDIRECTS));
-        let plain = Client::builder()
-            .tls_backend_preconfigured(tls_config(&[])?)
-            .redirect(redirect::Policy::none());
-        let build = |builder: reqwest::ClientBuilder| {
-            builder
-                .no_proxy()
-                .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(READ_TIMEOUT)
-                .user_agent(concat!("palisade/", env!("CARGO_PKG_VERSION")))
-                .build()
-                .map_err(|source| FetchError::Client { source })
-        };
+    /// Builds the HTTP clients. The machine's trust store and all files with authorities are read here, once, so
+    /// that they need not be readable later; `ca_files` are trusted besides the machine's.
+    pub(crate) fn new(ca_files: &[PathBuf], hosts: Hosts) -> Result<Self, FetchError> {
+        let mut own = BTreeMap::new();
+        for files in hosts.authorities() {
+            if !own.contains_key(files) {
+                own.insert(files.to_vec(), transport::tls(transport::only(files)?)?);
+            }
+        }
         Ok(Self {
-            tls: build(tls)?,
-            plain: build(plain)?,
-            tokens: Mutex::default(),
+            tls: transport::tls(transport::with_machines(ca_files)?)?,
+            plain: transport::plain()?,
+            own,
+            hosts,
+            authorizations: Mutex::default(),
         })
     }
 
-    /// The manifest or index under a tag or digest, not yet verified.
+    /// The manifest or index under a tag, not yet verified, and who may have it.
+    pub(crate) async fn tagged(
+        &self,
+        image: &ImageRef,
+        tag: &str,
+        keys: &Keyring,
+        limit: u64,
+    ) -> Result<(Vec<u8>, Grant), FetchError> {
+        let what = format!("manifest {tag} of {}", image.name());
+        let path = format!("manifests/{tag}");
+        let mut last = None;
+        for place in self
+            .hosts
+            .places(image)
+            .into_iter()
+            .filter(|place| place.resolves)
+        {
+            match self.document(&place, image, &path, keys, (limit, &what)).await {
+                Ok(found) => return Ok(found),
+                Err(error) => last = Some(passed_over(&place, error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| nowhere(image)))
+    }
+
+    /// The manifest or index of a digest, verified, and who may have it.
     pub(crate) async fn manifest(
         &self,
         image: &ImageRef,
-        reference: &str,
+        digest: &Digest,
+        keys: &Keyring,
         limit: u64,
-    ) -> Result<Vec<u8>, FetchError> {
-        let response = self
-            .send(image, &format!("manifests/{reference}"), Some(manifest::ACCEPT))
-            .await?;
-        read_bounded(
-            response,
-            limit,
-            &format!("manifest {reference} of {}", image.name()),
-        )
-        .await
+    ) -> Result<(Vec<u8>, Grant), FetchError> {
+        let what = format!("manifest {digest} of {}", image.name());
+        let path = format!("manifests/{digest}");
+        let mut last = None;
+        for place in self.hosts.places(image) {
+            let error = match self.document(&place, image, &path, keys, (limit, &what)).await {
+                Ok((bytes, grant)) => match Digest::of(&bytes) {
+                    actual if actual == *digest => return Ok((bytes, grant)),
+                    actual => FetchError::DigestMismatch {
+                        what: format!("manifest {digest}"),
+                        expected: *digest,
+                        actual,
+                    },
+                },
+                Err(error) => error,
+            };
+            last = Some(passed_over(&place, error));
+        }
+        Err(last.unwrap_or_else(|| nowhere(image)))
     }
 
-    /// Streams a blob into `incoming`, which verifies it.
+    /// Brings a blob into `incoming`, whole and verified.
     pub(crate) async fn blob(
         &self,
         image: &ImageRef,
         digest: &Digest,
+        keys: &Keyring,
         incoming: &mut Incoming,
     ) -> Result<(), FetchError> {
-        let mut response = self.send(image, &format!("blobs/{digest}"), None).await?;
-        let url = response.url().to_string();
-        while let Some(chunk) = response.chunk().await.map_err(|source| http(&url, source))? {
+        let mut last = None;
+        for place in self.hosts.places(image) {
+            match self.blob_of(&place, image, digest, keys, incoming).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = Some(passed_over(&place, error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| nowhere(image)))
+    }
+
+    async fn document(
+        &self,
+        place: &Place,
+        image: &ImageRef,
+        path: &str,
+        keys: &Keyring,
+        (limit, what): (u64, &str),
+    ) -> Result<(Vec<u8>, Grant), FetchError> {
+        let mut attempt = 1;
+        loop {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
+            let question = Question {
+                place,
+                image,
+                path,
+                headers,
+            };
+            let answer = match self.send(&question, keys).await {
+                Ok((response, grant)) => transport::read_bounded(response, limit, what)
+                    .await
+                    .map(|bytes| (bytes, grant)),
+                Err(error) => Err(error),
+            };
+            match answer {
+                Err(error) if error.is_passing() && attempt < MAX_ATTEMPTS => pause(attempt).await,
+                other => return other,
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn blob_of(
+        &self,
+        place: &Place,
+        image: &ImageRef,
+        digest: &Digest,
+        keys: &Keyring,
+        incoming: &mut Incoming,
+    ) -> Result<(), FetchError> {
+        let (mut in_vain, mut anew) = (0, false);
+        loop {
+            let before = incoming.written();
+            let streamed = self.stream(place, image, digest, keys, incoming).await;
+            let Err(error) = streamed.and_then(|()| incoming.verify()) else {
+                return Ok(());
+            };
+            let ended_early =
+                matches!(&error, FetchError::SizeMismatch { expected, actual, .. } if actual < expected);
+            if !ended_early && error.is_about_content() {
+                // What was put together from parts may be of two things: once more, from the beginning.
+                let again = incoming.was_resumed() && !std::mem::replace(&mut anew, true);
+                incoming.restart()?;
+                match again {
+                    true => continue,
+                    false => return Err(error),
+                }
+            }
+            if !ended_early && !error.is_passing() {
+                return Err(error);
+            }
+            in_vain = if incoming.written() > before {
+                1
+            } else {
+                in_vain + 1
+            };
+            if in_vain >= MAX_ATTEMPTS {
+                return Err(error);
+            }
+            tracing::debug!(%digest, written = incoming.written(), %error, "download broke off, going on");
+            pause(in_vain).await;
+        }
+    }
+
+    /// Streams what is still missing of a blob, or all of it if the server does not go on where we stopped.
+    async fn stream(
+        &self,
+        place: &Place,
+        image: &ImageRef,
+        digest: &Digest,
+        keys: &Keyring,
+        incoming: &mut Incoming,
+    ) -> Result<(), FetchError> {
+        let offset = incoming.written();
+        let mut headers = HeaderMap::new();
+        if offset > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={offset}-"));
+            headers.extend(range.ok().map(|range| (header::RANGE, range)));
+            // Another representation of the blob must not be appended to this one.
+            let tag = incoming
+                .tag_of(&place.base)
+                .and_then(|tag| HeaderValue::from_str(tag).ok());
+            headers.extend(tag.map(|tag| (header::IF_RANGE, tag)));
+        }
+        let question = Question {
+            place,
+            image,
+            path: &format!("blobs/{digest}"),
+            headers,
+        };
+        let (mut response, _) = self.send(&question, keys).await?;
+        let url = transport::shown(response.url());
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if offset > 0 && continues(&response, offset) => incoming.resume(),
+            // The range was refused, or is another one than was asked for.
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                incoming.restart()?;
+                return Err(FetchError::Range { url });
+            }
+            _ if offset > 0 => incoming.restart()?,
+            _ => {}
+        }
+        let tag = response
+            .headers()
+            .get(header::ETAG)
+            .and_then(|tag| tag.to_str().ok());
+        // A weak one does not promise the same bytes.
+        incoming.set_tag(&place.base, tag.filter(|tag| tag.starts_with('"')));
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|source| transport::http(&url, source))?
+        {
             incoming.write(&chunk)?;
         }
         Ok(())
     }
 
-    async fn send(&self, image: &ImageRef, path: &str, accept: Option<&str>) -> Result<Response, FetchError> {
-        let name = image.name();
-        let token = self
-            .tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&name)
-            .cloned();
-        let response = self.get(image, path, accept, token.as_deref()).await?;
+    /// Asks with each of the credentials that match, or with none if none do.
+    async fn send(&self, question: &Question<'_>, keys: &Keyring) -> Result<(Response, Grant), FetchError> {
+        let Question { place, image, .. } = question;
+        let entries = match !place.is_plain() || auth::is_loopback(&place.base) {
+            true => keys.matching(&format!("{}/{}", place.host, image.repository)),
+            false => Vec::new(),
+        };
+        if entries.is_empty() {
+            return self.send_as(question, None).await;
+        }
+        let mut last = None;
+        for entry in &entries {
+            match self.send_as(question, Some(entry)).await {
+                // Registries hide what one may not see.
+                Err(error @ (FetchError::Unauthorized { .. } | FetchError::NotFound { .. })) => {
+                    last = Some(error);
+                }
+                other => return other,
+            }
+        }
+        Err(last.unwrap_or_else(|| nowhere(image)))
+    }
+
+    async fn send_as(
+        &self,
+        question: &Question<'_>,
+        who: Option<&Entry>,
+    ) -> Result<(Response, Grant), FetchError> {
+        let Question { place, image, .. } = question;
+        let key = (
+            format!("{}/{}", place.base, image.repository),
+            who.map(|entry| entry.id()),
+        );
+        let known = self.known(&key);
+        let response = self.get(question, known.as_ref(), who).await?;
+        let with_secret = |used: Option<&Authorization>| match (used, who) {
+            (Some(_), Some(entry)) => entry.grant(),
+            _ => Grant::Anyone,
+        };
         if response.status() != StatusCode::UNAUTHORIZED {
-            return accepted(response, image, path);
+            return Ok((accepted(response, question, who)?, with_secret(known.as_ref())));
         }
-        let token = self.token(image, &response).await?;
-        let response = self.get(image, path, accept, Some(&token)).await?;
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if tokens.len() >= MAX_TOKENS {
-            tokens.clear();
+        let authorization = self.authorize(question, &response, who).await?;
+        let response = self.get(question, Some(&authorization), who).await?;
+        let grant = with_secret(Some(&authorization));
+        let response = accepted(response, question, who)?;
+        let mut all = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_AUTHORIZATIONS {
+            all.clear();
         }
-        tokens.insert(name, token);
-        drop(tokens);
-        accepted(response, image, path)
+        all.insert(key, authorization);
+        Ok((response, grant))
+    }
+
+    fn known(&self, key: &(String, Option<Digest>)) -> Option<Authorization> {
+        let all = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(key).cloned()
     }
 
     async fn get(
         &self,
-        image: &ImageRef,
-        path: &str,
-        accept: Option<&str>,
-        token: Option<&str>,
+        question: &Question<'_>,
+        authorization: Option<&Authorization>,
+        who: Option<&Entry>,
     ) -> Result<Response, FetchError> {
-        let (client, scheme) = if image.is_loopback() {
-            (&self.plain, "http")
-        } else {
-            (&self.tls, "https")
-        };
-        let host = if image.registry == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            &image.registry
-        };
-        let url = format!("{scheme}://{host}/v2/{}/{path}", image.repository);
-        let mut request = client.get(&url);
-        if let Some(accept) = accept {
-            request = request.header(header::ACCEPT, accept);
+        let Question {
+            place, image, path, ..
+        } = question;
+        let mut url = format!("{}/{}/{path}", place.base, image.repository);
+        if let Some(registry) = &place.mirrors {
+            // What mirrors of several registries choose by.
+            url = format!("{url}?ns={registry}");
         }
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        request.send().await.map_err(|source| http(&url, source))
+        let request = self.client(place).get(&url).headers(question.headers.clone());
+        let request = match (authorization, who) {
+            (Some(Authorization::Bearer(token)), _) => request.bearer_auth(token.as_str()),
+            (Some(Authorization::Basic), Some(entry)) => {
+                request.basic_auth(entry.username(), Some(entry.password()))
+            }
+            _ => request,
+        };
+        request
+            .send()
+            .await
+            .map_err(|source| transport::http(&url, source))
     }
 
-    /// Follows a Bearer challenge: asks the named authorization server for an anonymous token.
-    async fn token(&self, image: &ImageRef, refused: &Response) -> Result<String, FetchError> {
-        let challenge = |problem| FetchError::Challenge {
+    fn client(&self, place: &Place) -> &Client {
+        match (place.is_plain(), self.own.get(&place.ca)) {
+            (true, _) => &self.plain,
+            (false, Some(own)) => own,
+            (false, None) => &self.tls,
+        }
+    }
+
+    /// Does what a refusal asks for.
+    async fn authorize(
+        &self,
+        question: &Question<'_>,
+        refused: &Response,
+        who: Option<&Entry>,
+    ) -> Result<Authorization, FetchError> {
+        let Question { place, image, .. } = question;
+        let problem = |problem| FetchError::Challenge {
             registry: image.registry.clone(),
             problem,
         };
-        let unauthorized = || FetchError::Unauthorized {
-            registry: image.registry.clone(),
-            repository: image.repository.clone(),
+        let challenge = auth::challenge(refused.headers()).map_err(problem)?;
+        let parameters = match (challenge, who) {
+            (Some(Challenge::Bearer(parameters)), _) => parameters,
+            (Some(Challenge::Basic), Some(_)) => return Ok(Authorization::Basic),
+            _ => return Err(unauthorized(question, who)),
         };
-        let Some(value) = refused.headers().get(header::WWW_AUTHENTICATE) else {
-            return Err(unauthorized());
-        };
-        let value = value.to_str().map_err(|_text| challenge("it is not text"))?;
-        // Any other scheme (Basic) needs credentials, which we do not have.
-        let Some(parameters) = bearer_parameters(value) else {
-            return Err(unauthorized());
-        };
-        let realm = parameters
-            .get("realm")
-            .ok_or_else(|| challenge("it has no realm"))?;
-        let mut url = Url::parse(realm).map_err(|_text| challenge("its realm is not a URL"))?;
+        let url = auth::token_url(&parameters, &image.repository).map_err(problem)?;
+        let same_host = Url::parse(&place.base).is_ok_and(|base| base.host_str() == url.host_str());
         let client = match url.scheme() {
+            // The authorities of a host are trusted for that host only.
+            "https" if same_host => self.client(place),
             "https" => &self.tls,
-            "http" if image.is_loopback() && is_loopback_url(&url) => &self.plain,
-            _ => return Err(challenge("its realm is not https")),
+            "http" if auth::is_loopback(&place.base) && auth::is_loopback(url.as_str()) => &self.plain,
+            _ => return Err(problem("its realm is not https")),
         };
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = parameters.get("service") {
-                query.append_pair("service", service);
-            }
-            query.append_pair("scope", &format!("repository:{}:pull", image.repository));
+        let address = transport::shown(&url);
+        let mut request = client.get(url);
+        if let Some(entry) = who {
+            request = request.basic_auth(entry.username(), Some(entry.password()));
         }
-        let address = url.to_string();
-        let response = client
-            .get(url)
+        let response = request
             .send()
             .await
-            .map_err(|source| http(&address, source))?;
+            .map_err(|source| transport::http(&address, source))?;
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(unauthorized()),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(unauthorized(question, who)),
             status => {
                 return Err(FetchError::Status {
                     url: address,
@@ -197,140 +417,64 @@ impl Registry {
             }
         }
         let what = format!("token answer of {}", image.registry);
-        let body = read_bounded(response, MAX_TOKEN_BYTES, &what).await?;
-        let answer: TokenAnswer =
-            serde_json::from_slice(&body).map_err(|source| FetchError::Json { what, source })?;
-        answer
-            .token
-            .or(answer.access_token)
-            .ok_or_else(|| challenge("the answer has no token"))
+        let body = transport::read_bounded(response, auth::MAX_TOKEN_BYTES, &what).await?;
+        auth::token(&body).ok_or_else(|| problem("the answer has no token"))
     }
 }
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
+async fn pause(attempt: u32) {
+    tokio::time::sleep(FIRST_DELAY.saturating_mul(1 << attempt.saturating_sub(1).min(8))).await;
 }
 
-fn accepted(response: Response, image: &ImageRef, path: &str) -> Result<Response, FetchError> {
+/// Whether an answer begins where we stopped.
+fn continues(response: &Response, offset: u64) -> bool {
+    let range = response.headers().get(header::CONTENT_RANGE);
+    let range = range.and_then(|range| range.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
+}
+
+fn passed_over(place: &Place, error: FetchError) -> FetchError {
+    if place.mirrors.is_some() {
+        tracing::info!(mirror = place.base, %error, "a mirror did not have it");
+    }
+    error
+}
+
+/// No place may say what the tag means, which takes a configuration.
+fn nowhere(image: &ImageRef) -> FetchError {
+    FetchError::NoPlace {
+        registry: image.registry.clone(),
+    }
+}
+
+fn unauthorized(question: &Question<'_>, who: Option<&Entry>) -> FetchError {
+    FetchError::Unauthorized {
+        registry: question.place.host.clone(),
+        repository: question.image.repository.clone(),
+        access: match who {
+            Some(_) => "with the given credentials",
+            None => "without credentials",
+        },
+    }
+}
+
+fn accepted(
+    response: Response,
+    question: &Question<'_>,
+    who: Option<&Entry>,
+) -> Result<Response, FetchError> {
+    let ranged = question.headers.contains_key(header::RANGE);
     match response.status() {
         StatusCode::OK => Ok(response),
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if ranged => Ok(response),
         StatusCode::NOT_FOUND => Err(FetchError::NotFound {
-            what: path.to_owned(),
-            place: image.name(),
+            what: question.path.to_owned(),
+            place: question.image.name(),
         }),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(FetchError::Unauthorized {
-            registry: image.registry.clone(),
-            repository: image.repository.clone(),
-        }),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(unauthorized(question, who)),
         status => Err(FetchError::Status {
-            url: response.url().to_string(),
+            url: transport::shown(response.url()),
             status: status.as_u16(),
         }),
-    }
-}
-
-async fn read_bounded(mut response: Response, limit: u64, what: &str) -> Result<Vec<u8>, FetchError> {
-    let url = response.url().to_string();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|source| http(&url, source))? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() as u64 > limit {
-            return Err(FetchError::TooLarge {
-                what: what.to_owned(),
-                limit,
-            });
-        }
-    }
-    Ok(bytes)
-}
-
-/// Parameters of a `Bearer name="value",...` challenge (RFC 9110, 11.2); `None` for another scheme.
-fn bearer_parameters(challenge: &str) -> Option<HashMap<String, String>> {
-    let (scheme, mut rest) = challenge.trim().split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let mut parameters = HashMap::new();
-    while let Some((name, after)) = rest.split_once('=') {
-        let (value, after) = match after.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => (
-                after.split(',').next().unwrap_or_default(),
-                after.find(',').map_or("", |at| &after[at..]),
-            ),
-        };
-        parameters.insert(name.trim().to_ascii_lowercase(), value.to_owned());
-        rest = after.trim_start().trim_start_matches(',');
-    }
-    Some(parameters)
-}
-
-fn is_loopback_url(url: &Url) -> bool {
-    url.host_str().is_some_and(|host| {
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-    })
-}
-
-fn tls_config(ca_files: &[PathBuf]) -> Result<rustls::ClientConfig, FetchError> {
-    let mut roots = rustls::RootCertStore::empty();
-    // A machine without a trust store can still pull from loopback and from configured CAs; anything
-    // else then fails with an unknown issuer.
-    let native = rustls_native_certs::load_native_certs();
-    for error in &native.errors {
-        tracing::warn!(%error, "the machine's certificate store is incomplete");
-    }
-    roots.add_parsable_certificates(native.certs);
-    for path in ca_files {
-        let unusable = |problem: String| FetchError::CaFile {
-            path: path.clone(),
-            problem,
-        };
-        let certificates = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| unusable(error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(unusable("it holds no PEM certificate".to_owned()));
-        }
-        for certificate in certificates {
-            roots
-                .add(certificate)
-                .map_err(|error| unusable(error.to_string()))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|source| FetchError::Tls { source })?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-fn http(url: &str, source: reqwest::Error) -> FetchError {
-    // reqwest repeats the URL in its own text.
-    FetchError::Http {
-        url: url.to_owned(),
-        source: source.without_url(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_bearer_challenges() {
-        let text = r#"Bearer realm="https://auth.example/token",service="r.example",scope="repository:a/b:pull,push""#;
-        let parameters = bearer_parameters(text).unwrap();
-        assert_eq!(parameters["realm"], "https://auth.example/token");
-        assert_eq!(parameters["scope"], "repository:a/b:pull,push");
-        assert_eq!(
-            bearer_parameters("bearer realm=x, service=y").unwrap()["service"],
-            "y"
-        );
-        assert_eq!(bearer_parameters("Basic realm=\"x\""), None);
-        assert_eq!(bearer_parameters("Bearer realm=\"open"), None);
     }
 }

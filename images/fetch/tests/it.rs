@@ -1,5 +1,8 @@
 //! Fetching from a real registry, from layouts, and from servers that misbehave.
 
+#[path = "it/registries.rs"]
+mod registries;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -11,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use api::{Digest, ImageRef};
-use images_fetch::{FetchConfig, FetchError, Fetcher, Limits};
+use images_fetch::{Cache, FetchConfig, FetchError, Fetcher, Keyring, Limits};
 use serde_json::json;
 use testkit::{
     image::{Blob, Image, ImageBuilder, Layer, Packing, index},
@@ -23,8 +26,10 @@ fn fetcher(dir: &Path, limits: Limits) -> Result<Fetcher, FetchError> {
         cache_dir: dir.join("cache"),
         layout_root: dir.join("layouts"),
         ca_files: Vec::new(),
+        hosts_dir: None,
         limits,
         timeout: Duration::from_secs(20),
+        cache: Cache::Lasting,
     })
 }
 
@@ -44,9 +49,9 @@ async fn an_image_from_a_registry_becomes_a_layout_with_exactly_that_image() -> 
     let wanted = image("wanted");
     let reference = registry.push(&wanted, "lab/app", "1").await?;
     let fetcher = fetcher(dir.path(), Limits::default())?;
-    let pinned = fetcher.resolve(&reference).await?;
+    let pinned = fetcher.resolve(&reference, &Keyring::anonymous()).await?;
     assert_eq!(pinned, reference.pinned(wanted.digest()));
-    let verified = fetcher.fetch(&pinned).await?;
+    let verified = fetcher.fetch(&pinned, &Keyring::anonymous()).await?;
     assert_eq!(verified.image().config.entrypoint, ["/bin/app"]);
     assert_eq!(verified.image().config.stop_signal.as_deref(), Some("SIGQUIT"));
     assert_eq!(verified.image().layers.len(), 3);
@@ -71,7 +76,7 @@ async fn an_image_from_a_registry_becomes_a_layout_with_exactly_that_image() -> 
 
     // Everything is here now, so the registry is no longer needed.
     drop(registry);
-    fetcher.fetch(&pinned).await?;
+    fetcher.fetch(&pinned, &Keyring::anonymous()).await?;
     Ok(())
 }
 
@@ -93,12 +98,35 @@ async fn an_index_resolves_to_the_manifest_of_this_machine() -> Result<()> {
         )
         .await?;
     let fetcher = fetcher(dir.path(), Limits::default())?;
-    assert_eq!(fetcher.resolve(&reference).await?.digest, Some(ours.digest()));
+    assert_eq!(
+        fetcher.resolve(&reference, &Keyring::anonymous()).await?.digest,
+        Some(ours.digest())
+    );
+
+    // Of the variants of one architecture the one that runs on every node of it.
+    let (newer, odd) = (image("newer"), image("odd"));
+    let (lowest, higher) = if cfg!(target_arch = "aarch64") {
+        ("v8", "v8.2")
+    } else {
+        ("v1", "v3")
+    };
+    let variant = |variant: &str| json!({ "os": "linux", "architecture": architecture, "variant": variant });
+    let entries = [
+        (&odd, variant("new")),
+        (&newer, variant(higher)),
+        (&ours, variant(lowest)),
+    ];
+    let variants = registry.push_index(&entries, "lab/variants", "1").await?;
+    let resolved = fetcher.resolve(&variants, &Keyring::anonymous()).await?;
+    assert_eq!(resolved.digest, Some(ours.digest()));
 
     let foreign = registry
         .push_index(&[(&other, platform("s390x"))], "lab/foreign", "1")
         .await?;
-    let error = fetcher.resolve(&foreign).await.unwrap_err();
+    let error = fetcher
+        .resolve(&foreign, &Keyring::anonymous())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("it offers linux/s390x"), "{error}");
 
     // An index that lies about the platform is found out by the configuration.
@@ -106,9 +134,9 @@ async fn an_index_resolves_to_the_manifest_of_this_machine() -> Result<()> {
     let lying = registry
         .push_index(&[(&liar, platform(architecture))], "lab/liar", "1")
         .await?;
-    let pinned = fetcher.resolve(&lying).await?;
+    let pinned = fetcher.resolve(&lying, &Keyring::anonymous()).await?;
     assert!(matches!(
-        fetcher.fetch(&pinned).await,
+        fetcher.fetch(&pinned, &Keyring::anonymous()).await,
         Err(FetchError::Platform { .. })
     ));
     Ok(())
@@ -130,14 +158,18 @@ async fn layouts_are_found_by_tag_and_digest() -> Result<()> {
     let others: Vec<Blob> = two.blobs().chain([&two.manifest, &nested]).cloned().collect();
     one.write_layout_with(&layout, &[first.clone(), second], &others)?;
     let fetcher = fetcher(dir.path(), Limits::default())?;
-    let resolve = async |text: &str| fetcher.resolve(&text.parse::<ImageRef>().unwrap()).await;
+    let resolve = async |text: &str| {
+        fetcher
+            .resolve(&text.parse::<ImageRef>().unwrap(), &Keyring::anonymous())
+            .await
+    };
     assert_eq!(
         resolve("oci-layout.local/lab/app:1").await?.digest,
         Some(one.digest())
     );
     let pinned = resolve("oci-layout.local/lab/app:2").await?;
     assert_eq!(pinned.digest, Some(two.digest()));
-    fetcher.fetch(&pinned).await?;
+    fetcher.fetch(&pinned, &Keyring::anonymous()).await?;
     assert!(matches!(
         resolve("oci-layout.local/lab/app:3").await,
         Err(FetchError::NotFound { .. })
@@ -162,10 +194,17 @@ async fn every_forgery_is_found() -> Result<()> {
     let refused = async |name: &str, image: Image| -> Result<FetchError> {
         image.write_layout(&dir.path().join("layouts").join(name), "1")?;
         let pinned = fetcher
-            .resolve(&format!("oci-layout.local/{name}:1").parse()?)
+            .resolve(
+                &format!("oci-layout.local/{name}:1").parse()?,
+                &Keyring::anonymous(),
+            )
             .await;
         match pinned {
-            Ok(pinned) => fetcher.fetch(&pinned).await.err().context("it was accepted"),
+            Ok(pinned) => fetcher
+                .fetch(&pinned, &Keyring::anonymous())
+                .await
+                .err()
+                .context("it was accepted"),
             Err(error) => Ok(error),
         }
     };
@@ -216,9 +255,11 @@ async fn limits_hold() -> Result<()> {
     let attempt = async |name: &str, limits: Limits| {
         let fetcher = fetcher(&dir.path().join(name), limits)?;
         let _moved = fs::rename(dir.path().join("layouts"), dir.path().join(name).join("layouts"));
-        let pinned = fetcher.resolve(&"oci-layout.local/bomb:1".parse().unwrap()).await;
+        let pinned = fetcher
+            .resolve(&"oci-layout.local/bomb:1".parse().unwrap(), &Keyring::anonymous())
+            .await;
         let result = match pinned {
-            Ok(pinned) => fetcher.fetch(&pinned).await.map(|_| ()),
+            Ok(pinned) => fetcher.fetch(&pinned, &Keyring::anonymous()).await.map(|_| ()),
             Err(error) => Err(error),
         };
         let _moved = fs::rename(dir.path().join(name).join("layouts"), dir.path().join("layouts"));
@@ -284,8 +325,8 @@ async fn a_download_that_broke_off_goes_on_with_the_next_blob() -> Result<()> {
     let bytes = fs::read(&lost)?;
     fs::remove_file(&lost)?;
     let first = fetcher(dir.path(), Limits::default())?;
-    let pinned = first.resolve(&reference).await?;
-    assert!(first.fetch(&pinned).await.is_err());
+    let pinned = first.resolve(&reference, &Keyring::anonymous()).await?;
+    assert!(first.fetch(&pinned, &Keyring::anonymous()).await.is_err());
     drop(first);
     // A new process finds the others and needs only the lost one.
     for layer in &wanted.layers[..2] {
@@ -302,7 +343,9 @@ async fn a_download_that_broke_off_goes_on_with_the_next_blob() -> Result<()> {
         )))?;
     }
     fs::write(&lost, bytes)?;
-    fetcher(dir.path(), Limits::default())?.fetch(&pinned).await?;
+    fetcher(dir.path(), Limits::default())?
+        .fetch(&pinned, &Keyring::anonymous())
+        .await?;
     Ok(())
 }
 
@@ -315,16 +358,22 @@ async fn retain_and_trim_leave_what_is_in_use() -> Result<()> {
     let fetcher = fetcher(dir.path(), Limits::default())?;
     for name in ["kept", "dropped"] {
         let pinned = fetcher
-            .resolve(&format!("oci-layout.local/{name}:1").parse()?)
+            .resolve(
+                &format!("oci-layout.local/{name}:1").parse()?,
+                &Keyring::anonymous(),
+            )
             .await?;
-        let verified = fetcher.fetch(&pinned).await?;
+        let verified = fetcher.fetch(&pinned, &Keyring::anonymous()).await?;
         fetcher.trim(0)?;
         verified
             .write_layout(&dir.path().join(format!("out-{name}")))
             .context("blobs in use were trimmed")?;
     }
     fetcher
-        .fetch(&format!("oci-layout.local/kept@{}", kept.digest()).parse()?)
+        .fetch(
+            &format!("oci-layout.local/kept@{}", kept.digest()).parse()?,
+            &Keyring::anonymous(),
+        )
         .await?;
     let layers = fetcher.retain(&BTreeSet::from([kept.digest()]))?;
     assert_eq!(
@@ -342,11 +391,11 @@ async fn tags_are_resolved_before_anything_is_fetched() -> Result<()> {
     let fetcher = fetcher(dir.path(), Limits::default())?;
     let image: ImageRef = "oci-layout.local/x:1".parse()?;
     assert!(matches!(
-        fetcher.fetch(&image).await,
+        fetcher.fetch(&image, &Keyring::anonymous()).await,
         Err(FetchError::Unpinned { .. })
     ));
     assert!(matches!(
-        fetcher.describe(&image).await,
+        fetcher.describe(&image, &Keyring::anonymous()).await,
         Err(FetchError::Unpinned { .. })
     ));
     Ok(())
@@ -380,7 +429,11 @@ async fn hostile_registries_get_nowhere() -> Result<()> {
     let resolve = async |answers: &[&str]| -> Result<FetchError> {
         let address = misbehaving(answers.iter().map(|answer| (*answer).to_owned()).collect())?;
         let image = format!("{address}/x:1").parse()?;
-        fetcher.resolve(&image).await.err().context("it was accepted")
+        fetcher
+            .resolve(&image, &Keyring::anonymous())
+            .await
+            .err()
+            .context("it was accepted")
     };
     assert!(
         matches!(resolve(&[""]).await?, FetchError::TooLarge { .. }),

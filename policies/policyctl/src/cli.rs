@@ -225,6 +225,9 @@ pub(crate) struct UpArgs {
     /// Resolver that pods' questions are passed on to, up to three; without it, those of /etc/resolv.conf
     #[arg(long, value_delimiter = ',', value_name = "IP:PORT")]
     pub(crate) dns_upstream: Vec<std::net::SocketAddr>,
+    /// Directory with mirrors and authorities of registries, HOST/hosts.toml
+    #[arg(long, value_name = "DIR")]
+    pub(crate) registry_config: Option<PathBuf>,
     /// Trivy binary; without it, the one on the PATH
     #[arg(long, value_name = "FILE")]
     pub(crate) trivy: Option<PathBuf>,
@@ -391,6 +394,9 @@ pub(crate) struct ScanArgs {
     /// Directory of OCI layouts behind oci-layout.local/
     #[arg(long, value_name = "DIR")]
     pub(crate) layout_root: Option<PathBuf>,
+    /// Directory with mirrors and authorities of registries, HOST/hosts.toml
+    #[arg(long, value_name = "DIR")]
+    pub(crate) registry_config: Option<PathBuf>,
     /// How to print
     #[arg(short, long, default_value = "table")]
     pub(crate) output: ScanOutput,

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use api::{Digest, ImageRef, palisade::ImagePolicy};
 use indicatif::ProgressBar;
-use scanner_gate::{Gate, GateConfig, GateError};
+use scanner_gate::{Gate, GateConfig, GateError, Keyring};
 use scanner_report::render::{Outcome, json, sarif, table};
 
 use crate::{
@@ -33,7 +33,12 @@ pub(crate) async fn run(args: &ScanArgs) -> Result<ExitCode> {
     let progress = ProgressBar::new_spinner().with_message(format!("scanning {image}"));
     progress.enable_steady_tick(Duration::from_millis(100));
     let judged = gate
-        .judge(&image, &args.namespace, &policies, jiff::Timestamp::now())
+        .judge(
+            &image,
+            &args.namespace,
+            (&policies, &Keyring::anonymous()),
+            jiff::Timestamp::now(),
+        )
         .await;
     progress.finish_and_clear();
     let judged = match judged {
@@ -102,6 +107,7 @@ fn gate_config(args: &ScanArgs, cache: &Path) -> Result<GateConfig> {
         cache_max_bytes: 0,
         layout_root: args.layout_root.clone().unwrap_or_else(|| state.join("layouts")),
         ca_files: Vec::new(),
+        hosts_dir: args.registry_config.clone(),
         limits: images_fetch::Limits::default(),
         fetch_timeout: FETCH_TIMEOUT,
         scan_timeout: SCAN_TIMEOUT,

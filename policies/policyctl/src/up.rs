@@ -232,6 +232,8 @@ struct GateConfig<'a> {
     trivy_sha256: Digest,
     trivy_cache: &'a Path,
     timeout_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry_config_dir: Option<PathBuf>,
 }
 
 /// Keys of `palisade-agent`'s configuration file.
@@ -248,6 +250,8 @@ struct AgentConfig<'a> {
     pod_cidr6: Option<Ipv6Net>,
     ipv6_required: bool,
     dns_upstreams: &'a [std::net::SocketAddr],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registry_config_dir: Option<PathBuf>,
 }
 
 /// User and group of the control plane: a number without an entry in any user table, so that nothing else
@@ -269,6 +273,13 @@ struct Changed {
 fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Changed> {
     let state = &args.place.state_dir;
     let cidrs = node_cidrs(&args.node_cidr)?;
+    let registry_config_dir = match &args.registry_config {
+        Some(dir) => Some(
+            fs::canonicalize(dir)
+                .with_context(|| format!("cannot find the directory --registry-config {}", dir.display()))?,
+        ),
+        None => None,
+    };
     let control = ControlConfig {
         listen: args.listen,
         control_dir: state.join("control"),
@@ -280,6 +291,7 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Change
             trivy_sha256: scanner.sha256,
             trivy_cache: &scanner.cache,
             timeout_seconds: SCAN_TIMEOUT_SECONDS,
+            registry_config_dir: registry_config_dir.clone(),
         },
     };
     let agent = AgentConfig {
@@ -293,6 +305,7 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Change
         pod_cidr6: cidrs.v6,
         ipv6_required: cidrs.v6_required,
         dns_upstreams: &args.dns_upstream,
+        registry_config_dir,
     };
     fs::create_dir_all(state.join("control")).context("cannot create the control directory")?;
     Ok(Changed {

@@ -30,7 +30,7 @@ use api::{
         image_scan_name,
     },
 };
-use images_fetch::{DigestLocks, FetchConfig, Fetcher, Limits, VerifiedImage};
+use images_fetch::{Cache, DigestLocks, FetchConfig, Fetcher, Limits, VerifiedImage};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use scanner_report::{DbMetadata, Judgement, Report, ScanContext, Subject};
@@ -38,6 +38,7 @@ use tokio::sync::Semaphore;
 
 pub use bolt::BoltError;
 pub use error::GateError;
+pub use images_fetch::{Keyring, KeyringError};
 
 use db::Db;
 use scanner::Scanner;
@@ -66,6 +67,8 @@ pub struct GateConfig {
     pub layout_root: PathBuf,
     /// PEM files with authorities to trust for registries besides those of the machine.
     pub ca_files: Vec<PathBuf>,
+    /// Directory with the configuration of registries and mirrors, see `images_fetch::Hosts`.
+    pub hosts_dir: Option<PathBuf>,
     /// Sizes beyond which an image is refused.
     pub limits: Limits,
     /// Longest time to fetch an image.
@@ -127,8 +130,10 @@ impl Gate {
             cache_dir: config.cache_dir.join("images"),
             layout_root: config.layout_root,
             ca_files: config.ca_files,
+            hosts_dir: config.hosts_dir,
             limits: config.limits,
             timeout: config.fetch_timeout,
+            cache: Cache::Lasting,
         };
         let work_dir = config.cache_dir.join("scans");
         clear_dir(&work_dir)?;
@@ -158,12 +163,13 @@ impl Gate {
         })
     }
 
-    /// Judges an image for a pod in `namespace`.
+    /// Judges an image for a pod in `namespace`, which has `keys` for registries. What a scan found is told only to
+    /// those to whom the registry gives the image.
     pub async fn judge(
         &self,
         image: &ImageRef,
         namespace: &str,
-        policies: &[ImagePolicy],
+        (policies, keys): (&[ImagePolicy], &Keyring),
         now: Timestamp,
     ) -> Result<Judged, GateError> {
         let subject = Subject { image, namespace };
@@ -173,10 +179,10 @@ impl Gate {
         }
         let pinned = self
             .fetcher
-            .resolve(image)
+            .resolve(image, keys)
             .await
             .map_err(|source| GateError::Fetch { source })?;
-        let scanned = self.scan(&pinned, now).await?;
+        let scanned = self.scan(&pinned, keys, now).await?;
         let context = ScanContext {
             now,
             db: &scanned.db,
@@ -187,7 +193,12 @@ impl Gate {
     }
 
     /// The scan of a pinned image with the present database and scanner, from the cache if possible.
-    async fn scan(&self, pinned: &ImageRef, now: Timestamp) -> Result<Arc<Scanned>, GateError> {
+    async fn scan(
+        &self,
+        pinned: &ImageRef,
+        keys: &Keyring,
+        now: Timestamp,
+    ) -> Result<Arc<Scanned>, GateError> {
         let Some(digest) = pinned.digest else {
             let source = images_fetch::FetchError::Unpinned {
                 image: pinned.to_string(),
@@ -200,7 +211,7 @@ impl Gate {
         }
         let image = self
             .fetcher
-            .fetch(pinned)
+            .fetch(pinned, keys)
             .await
             .map_err(|source| GateError::Fetch { source })?;
         let slot = Arc::clone(&self.slots)

@@ -13,7 +13,7 @@ use api::{
 };
 use images_fetch::Limits;
 use jiff::Timestamp;
-use scanner_gate::{Gate, GateConfig, GateError};
+use scanner_gate::{Gate, GateConfig, GateError, Keyring};
 use testkit::{
     image::{Image, ImageBuilder, Layer, Packing},
     lab::{self, LabOs},
@@ -40,6 +40,7 @@ impl Lab {
             cache_max_bytes: 1 << 30,
             layout_root: dir.path().join("layouts"),
             ca_files: Vec::new(),
+            hosts_dir: None,
             limits: Limits::default(),
             fetch_timeout: Duration::from_secs(30),
             scan_timeout: Duration::from_secs(60),
@@ -68,7 +69,14 @@ async fn a_vulnerable_image_is_refused_with_ids_packages_and_fixes() -> Result<(
     let gate = lab.gate()?;
     let image = lab::vulnerable()?;
     let reference = registry.push(&image, "lab/vulnerable", "1").await?;
-    let judged = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+    let judged = gate
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
+        .await?;
     assert!(!judged.admitted, "{}", judged.message);
     assert_eq!(judged.scan.status.verdict, ScanVerdict::Refused);
     assert_eq!(judged.pinned.digest, Some(image.digest()));
@@ -109,7 +117,14 @@ async fn images_in_dockers_format_and_with_zstd_layers_are_scanned_alike() -> Re
         .build();
     for (name, image) in [("docker", docker), ("zstd", zstd)] {
         let reference = registry.push(&image, &format!("lab/{name}"), "1").await?;
-        let judged = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+        let judged = gate
+            .judge(
+                &reference,
+                "default",
+                (&[], &Keyring::anonymous()),
+                Timestamp::now(),
+            )
+            .await?;
         assert_eq!(
             judged.scan.status.verdict,
             ScanVerdict::Refused,
@@ -127,7 +142,14 @@ async fn a_clean_image_passes_and_is_answered_from_the_cache_afterwards() -> Res
     let gate = lab.gate()?;
     let reference = registry.push(&lab::clean()?, "lab/clean", "1").await?;
     let start = Instant::now();
-    let judged = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+    let judged = gate
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
+        .await?;
     let cold = start.elapsed();
     assert!(judged.admitted, "{}", judged.message);
     assert_eq!(judged.scan.status.verdict, ScanVerdict::Pass);
@@ -139,7 +161,12 @@ async fn a_clean_image_passes_and_is_answered_from_the_cache_afterwards() -> Res
     drop(registry);
     let start = Instant::now();
     let again = gate
-        .judge(&judged.pinned, "default", &[], Timestamp::now())
+        .judge(
+            &judged.pinned,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await?;
     println!("verdict: cold {cold:?}, cached {:?}", start.elapsed());
     assert!(again.admitted);
@@ -161,7 +188,14 @@ async fn a_scan_that_checked_nothing_is_inconclusive() -> Result<()> {
             &format!("{os:?}").to_lowercase(),
             &lab::busybox(os, "1.37.0-r99")?.build(),
         )?;
-        let judged = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+        let judged = gate
+            .judge(
+                &reference,
+                "default",
+                (&[], &Keyring::anonymous()),
+                Timestamp::now(),
+            )
+            .await?;
         assert_eq!(
             judged.scan.status.verdict,
             ScanVerdict::Inconclusive,
@@ -181,7 +215,12 @@ async fn a_scan_that_checked_nothing_is_inconclusive() -> Result<()> {
             ..ImagePolicySpec::default()
         };
         let judged = gate
-            .judge(&reference, "default", &[policy(spec)], Timestamp::now())
+            .judge(
+                &reference,
+                "default",
+                (&[policy(spec)], &Keyring::anonymous()),
+                Timestamp::now(),
+            )
             .await?;
         assert!(judged.admitted, "{os:?} under a policy that admits it");
     }
@@ -199,7 +238,12 @@ async fn an_image_without_packages_is_inconclusive() -> Result<()> {
     let reference = lab.layout("bare", &ImageBuilder::new().layer(layer).build())?;
     let judged = lab
         .gate()?
-        .judge(&reference, "default", &[], Timestamp::now())
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await?;
     assert_eq!(
         judged.scan.status.verdict,
@@ -216,7 +260,14 @@ async fn a_stale_database_is_inconclusive_and_a_new_one_is_used_at_once() -> Res
     scanner::write_lab_db(&lab.config.db_dir, 400 * 24)?;
     let gate = lab.gate()?;
     let reference = lab.layout("clean", &lab::clean()?)?;
-    let stale = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+    let stale = gate
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
+        .await?;
     assert_eq!(
         stale.scan.status.verdict,
         ScanVerdict::Inconclusive,
@@ -226,7 +277,14 @@ async fn a_stale_database_is_inconclusive_and_a_new_one_is_used_at_once() -> Res
     assert!(stale.message.contains("hours old"), "{}", stale.message);
 
     scanner::write_lab_db(&lab.config.db_dir, 0)?;
-    let fresh = gate.judge(&reference, "default", &[], Timestamp::now()).await?;
+    let fresh = gate
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
+        .await?;
     assert!(fresh.admitted, "{}", fresh.message);
     assert_ne!(fresh.scan.status.db_hash, stale.scan.status.db_hash);
     Ok(())
@@ -240,7 +298,12 @@ async fn a_forged_image_is_not_scanned() -> Result<()> {
         .forge_diff_id(1, Digest::of(b"another layer"))
         .build();
     let error = gate
-        .judge(&lab.layout("forged", &forged)?, "default", &[], Timestamp::now())
+        .judge(
+            &lab.layout("forged", &forged)?,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await
         .unwrap_err();
     assert!(
@@ -255,7 +318,7 @@ async fn a_forged_image_is_not_scanned() -> Result<()> {
         .judge(
             &lab.layout("swapped", &swapped)?,
             "default",
-            &[],
+            (&[], &Keyring::anonymous()),
             Timestamp::now(),
         )
         .await
@@ -275,7 +338,12 @@ async fn registries_that_are_not_allowed_are_not_asked() -> Result<()> {
     let image = "127.0.0.1:1/x:1".parse()?;
     let error = lab
         .gate()?
-        .judge(&image, "default", &[policy(spec)], Timestamp::now())
+        .judge(
+            &image,
+            "default",
+            (&[policy(spec)], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await
         .unwrap_err();
     assert!(
@@ -297,7 +365,12 @@ async fn another_scanner_binary_is_not_run() -> Result<()> {
     std::fs::remove_file(&copy)?;
     std::fs::copy("/bin/busybox", &copy)?;
     let error = gate
-        .judge(&reference, "default", &[], Timestamp::now())
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await
         .unwrap_err();
     assert!(
@@ -320,7 +393,12 @@ async fn a_damaged_database_is_an_error_not_a_pass() -> Result<()> {
     for damage in [&b"not a database"[..], &[]] {
         std::fs::write(lab.config.db_dir.join("trivy.db"), damage)?;
         let error = gate
-            .judge(&reference, "default", &[], Timestamp::now())
+            .judge(
+                &reference,
+                "default",
+                (&[], &Keyring::anonymous()),
+                Timestamp::now(),
+            )
             .await
             .unwrap_err();
         assert!(
@@ -331,9 +409,14 @@ async fn a_damaged_database_is_an_error_not_a_pass() -> Result<()> {
     }
     std::fs::remove_file(lab.config.db_dir.join("metadata.json"))?;
     assert!(
-        gate.judge(&reference, "default", &[], Timestamp::now())
-            .await
-            .is_err()
+        gate.judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now()
+        )
+        .await
+        .is_err()
     );
     Ok(())
 }
@@ -352,7 +435,12 @@ async fn a_scanner_that_hangs_is_killed_and_leaves_nothing() -> Result<()> {
     let reference = lab.layout("clean", &lab::clean()?)?;
     let error = lab
         .gate()?
-        .judge(&reference, "default", &[], Timestamp::now())
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await
         .unwrap_err();
     assert!(
@@ -383,7 +471,12 @@ async fn files_and_variables_cannot_steer_the_scanner() -> Result<()> {
     let reference = lab.layout("steering", &image)?;
     let judged = lab
         .gate()?
-        .judge(&reference, "default", &[], Timestamp::now())
+        .judge(
+            &reference,
+            "default",
+            (&[], &Keyring::anonymous()),
+            Timestamp::now(),
+        )
         .await?;
     assert_eq!(
         judged.scan.status.verdict,
@@ -404,7 +497,7 @@ async fn one_image_asked_for_many_times_is_scanned_once() -> Result<()> {
         async move {
             // Different times: equal results prove that they come from one scan.
             let now = Timestamp::now() + jiff::SignedDuration::from_secs(i64::from(n));
-            gate.judge(&reference, "default", &[], now)
+            gate.judge(&reference, "default", (&[], &Keyring::anonymous()), now)
                 .await
                 .map(|judged| judged.scan.status.scanned_at)
         }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use api::ImageRef;
 use oci_client::{
     Client, Reference,
-    client::{ClientConfig, ClientProtocol},
+    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
     secrets::RegistryAuth,
 };
 use serde_json::Value;
@@ -21,17 +21,48 @@ use crate::image::{Blob, Image, index};
 const PROGRAM: &str = "docker-registry";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// User of a private registry.
+pub const USER: &str = "puller";
+/// The user's password.
+pub const PASSWORD: &str = "correct horse";
+/// The same as bcrypt wants it, the only form that the registry takes.
+const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2";
+
 /// A running registry with an empty store. Stops, and its store goes, when it is dropped.
 #[derive(Debug)]
 pub struct Registry {
     process: Child,
     address: String,
+    private: bool,
+    authority: Option<String>,
     dir: tempfile::TempDir,
+}
+
+/// Who may pull from a registry, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Open,
+    Private,
+    Tls,
 }
 
 impl Registry {
     /// Starts a registry on a free port and waits until it listens.
     pub fn start() -> Result<Self> {
+        Self::start_as(Kind::Open)
+    }
+
+    /// One that only [`USER`] with [`PASSWORD`] may use.
+    pub fn start_private() -> Result<Self> {
+        Self::start_as(Kind::Private)
+    }
+
+    /// One that only [`USER`] with [`PASSWORD`] may use, and that speaks TLS by [`Self::authority`].
+    pub fn start_tls() -> Result<Self> {
+        Self::start_as(Kind::Tls)
+    }
+
+    fn start_as(kind: Kind) -> Result<Self> {
         let dir = tempfile::tempdir().context("cannot create the registry's directory")?;
         let config = dir.path().join("config.yml");
         let store = dir.path().join("store");
@@ -39,9 +70,28 @@ impl Registry {
         let text = format!(
             "version: 0.1\nlog: {{level: info, formatter: text, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '127.0.0.1:0'}}\n",
-            store.display()
+             http: {{addr: '127.0.0.1:0'{}}}\n{}",
+            store.display(),
+            match kind {
+                Kind::Tls => {
+                    let dir = dir.path().display();
+                    format!(", tls: {{certificate: {dir}/tls.crt, key: {dir}/tls.key}}")
+                }
+                Kind::Open | Kind::Private => String::new(),
+            },
+            match kind {
+                Kind::Open => String::new(),
+                Kind::Private | Kind::Tls => {
+                    let users = dir.path().join("users");
+                    std::fs::write(&users, format!("{USER}:{PASSWORD_HASH}\n"))?;
+                    format!("auth: {{htpasswd: {{realm: lab, path: {}}}}}\n", users.display())
+                }
+            }
         );
+        let authority = match kind {
+            Kind::Tls => Some(certificate(dir.path())?),
+            Kind::Open | Kind::Private => None,
+        };
         std::fs::write(&config, text).context("cannot write the registry's configuration")?;
         let mut process = Command::new(PROGRAM)
             .arg("serve")
@@ -58,6 +108,8 @@ impl Registry {
         let mut registry = Self {
             process,
             address: String::new(),
+            private: kind != Kind::Open,
+            authority,
             dir,
         };
 
@@ -66,7 +118,10 @@ impl Registry {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 if let Some((_, rest)) = line.split_once("listening on ") {
-                    let port: String = rest.chars().take_while(|c| !matches!(c, '"' | ' ')).collect();
+                    let port: String = rest
+                        .chars()
+                        .take_while(|c| !matches!(c, '"' | ' ' | ','))
+                        .collect();
                     // The receiver is gone after the first line, which is fine.
                     let _first_only = sender.send(port);
                 }
@@ -81,6 +136,16 @@ impl Registry {
     /// `127.0.0.1:PORT`.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// PEM certificate that the registry shows, of its own authority.
+    pub fn authority(&self) -> Option<&str> {
+        self.authority.as_deref()
+    }
+
+    /// Contents of `.dockerconfigjson` for this registry under the given name of a host.
+    pub fn docker_config(host: &str) -> String {
+        serde_json::json!({"auths": {host: {"username": USER, "password": PASSWORD}}}).to_string()
     }
 
     /// Directory of the store, for tests that damage it.
@@ -150,20 +215,37 @@ impl Registry {
     async fn client(&self, repository: &str, tag: &str) -> Result<(Client, Reference)> {
         // The HTTP client wants a TLS provider, although it speaks plain HTTP here; an earlier one is fine.
         let _already = rustls::crypto::ring::default_provider().install_default();
-        let config = ClientConfig {
+        let mut config = ClientConfig {
             protocol: ClientProtocol::Http,
             ..ClientConfig::default()
         };
+        if let Some(authority) = &self.authority {
+            config.protocol = ClientProtocol::Https;
+            config.extra_root_certificates = vec![Certificate {
+                encoding: CertificateEncoding::Pem,
+                data: authority.clone().into_bytes(),
+            }];
+        }
         let client = Client::try_from(config)?;
-        client
-            .store_auth_if_needed(&self.address, &RegistryAuth::Anonymous)
-            .await;
+        let auth = match self.private {
+            true => RegistryAuth::Basic(USER.to_owned(), PASSWORD.to_owned()),
+            false => RegistryAuth::Anonymous,
+        };
+        client.store_auth_if_needed(&self.address, &auth).await;
         let tag = if tag.starts_with("sha256:") { "unused" } else { tag };
         Ok((
             client,
             Reference::with_tag(self.address.clone(), repository.to_owned(), tag.to_owned()),
         ))
     }
+}
+
+/// Makes `tls.crt` and `tls.key` for loopback and returns the certificate.
+fn certificate(dir: &std::path::Path) -> Result<String> {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+    std::fs::write(dir.join("tls.key"), made.signing_key.serialize_pem())?;
+    std::fs::write(dir.join("tls.crt"), made.cert.pem())?;
+    Ok(made.cert.pem())
 }
 
 impl Drop for Registry {

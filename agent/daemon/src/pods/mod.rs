@@ -15,6 +15,7 @@ mod ids;
 mod names;
 mod observe;
 mod probes;
+mod pull;
 mod resources;
 mod sandbox;
 mod sandboxed;
@@ -22,6 +23,7 @@ mod status;
 mod steps;
 mod termination;
 mod users;
+mod verdict;
 mod volumes;
 mod worker;
 
@@ -34,6 +36,7 @@ use std::{
 use agent_images::ImageStore;
 use agent_network::Network;
 use agent_runtime::{RecoveredPod, Runtime};
+use control_pki::verdict::Verifier;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
@@ -50,7 +53,9 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) cluster: Cluster,
     pub(crate) runtime: Runtime,
-    pub(crate) images: ImageStore,
+    pub(crate) images: Arc<ImageStore>,
+    /// Knows the image gate's signature.
+    pub(crate) verdicts: Verifier,
     pub(crate) network: Network,
     pub(crate) policy: Policy,
     pub(crate) events: Events,

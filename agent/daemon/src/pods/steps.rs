@@ -8,12 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_images::{ImageError, RootfsLayers, UserIds};
+use agent_images::{ImageError, KeyringError, RootfsLayers, UserIds};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::Failure;
 use agent_runtime::{PodConfig, RuntimeError};
 use agent_sandbox::Layer;
-use api::{ImageRef, flow::PodRef, image_ref::ImageRefError};
+use api::flow::PodRef;
 use ebpf_loader::EndpointLink;
 use futures::future::try_join_all;
 use jiff::Timestamp;
@@ -30,6 +30,7 @@ use super::{
     sandbox::{Ground, SandboxError},
     termination,
     users::{self, UserError},
+    verdict::{self, Uncleared},
     volumes::{self, VolumeError},
 };
 use crate::policy::{Endpoint, PolicyError, chain};
@@ -58,10 +59,16 @@ pub(super) enum StepError {
     User(#[from] UserError),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("the image reference")]
-    Reference(#[from] ImageRefError),
-    #[error("image {0} is not pinned to a digest; only what was scanned runs")]
-    NotPinned(String),
+    #[error(transparent)]
+    Uncleared(#[from] Uncleared),
+    #[error("{0}")]
+    NeverPull(String),
+    #[error("secret {name:?} cannot be used for registries")]
+    PullSecret {
+        name: String,
+        #[source]
+        source: KeyringError,
+    },
     #[error("the background task was interrupted")]
     Interrupted,
     #[error("{0}")]
@@ -75,13 +82,24 @@ impl StepError {
             Self::Volume(_) => "FailedMount",
             Self::Container(_) | Self::User(_) => "CreateContainerConfigError",
             Self::Image(ImageError::UnknownUser { .. }) => "CreateContainerConfigError",
-            Self::Image(_) => "ErrImagePull",
-            Self::Reference(_) => "InvalidImageName",
-            Self::NotPinned(_) => "ImageNotPinned",
+            Self::Image(_) | Self::PullSecret { .. } => "ErrImagePull",
+            Self::NeverPull(_) => "ErrImageNeverPull",
+            Self::Uncleared(Uncleared::Reference(_)) => "InvalidImageName",
+            Self::Uncleared(Uncleared::NotPinned(_)) => "ImageNotPinned",
+            // Kubernetes' word for an image whose signature is missing or wrong.
+            Self::Uncleared(_) => "SignatureValidationFailed",
             Self::Network(_) | Self::Policy(_) => "FailedCreatePodSandBox",
             Self::Api(_) | Self::Ids(_) | Self::Runtime(_) | Self::Interrupted | Self::Bug(_) => {
                 "FailedCreatePodSandBox"
             }
+        }
+    }
+
+    /// The same for a failure to bring an image, whatever it was.
+    pub(super) fn image_reason(&self) -> &'static str {
+        match self {
+            Self::Api(_) | Self::Interrupted => "ErrImagePull",
+            _ => self.reason(),
         }
     }
 
@@ -208,15 +226,6 @@ pub(super) async fn release_network(
     Ok(context.network.release(&id.uid).await?)
 }
 
-/// Brings a container's image to the node.
-pub(super) async fn fetch_image(context: &Context, image: &str) -> Result<RootfsLayers, StepError> {
-    let reference: ImageRef = image.parse()?;
-    if reference.digest.is_none() {
-        return Err(StepError::NotPinned(image.to_owned()));
-    }
-    Ok(context.images.ensure(&reference).await?)
-}
-
 /// Starts a container's process; the one before it, if any, has ended.
 pub(super) async fn start_container(
     context: &Context,
@@ -227,6 +236,18 @@ pub(super) async fn start_container(
     image: &RootfsLayers,
     pod_addresses: Vec<IpAddr>,
 ) -> Result<(), StepError> {
+    // Asked again at each start: the object may have changed since the image came.
+    let cleared = verdict::demand(
+        &context.verdicts,
+        pod,
+        &spec.name,
+        spec.image.as_deref().unwrap_or_default(),
+    )?;
+    if cleared.digest() != image.digest {
+        return Err(StepError::Bug(
+            "the image on the node is not the one of the container",
+        ));
+    }
     let addresses = Addresses {
         pod: pod_addresses,
         host: context.network.node_addresses().all().collect(),

@@ -30,6 +30,7 @@ use super::{
     hooks::HookError,
     observe,
     probes::Probes,
+    pull,
     sandboxed::{Ports, Sandboxes},
     status::{Reporter, Told},
     steps::{self, StepError},
@@ -57,6 +58,8 @@ pub(super) struct Worker {
     seen: Seen,
     attachment: Option<Attachment>,
     images: BTreeMap<String, RootfsLayers>,
+    /// The run of each container for which its image came.
+    asked: BTreeMap<String, u32>,
     news: mpsc::Sender<News>,
     inbox: mpsc::Receiver<News>,
     follower: Option<JoinHandle<()>>,
@@ -110,7 +113,7 @@ pub(super) enum News {
     ShimGone(RuntimeError),
     Image {
         container: String,
-        took: Duration,
+        attempt: u32,
         result: Result<RootfsLayers, StepError>,
     },
 }
@@ -137,6 +140,7 @@ impl Worker {
             seen: Seen::default(),
             attachment: None,
             images: BTreeMap::new(),
+            asked: BTreeMap::new(),
             news,
             inbox,
             follower: None,
@@ -321,9 +325,9 @@ impl Worker {
             }
             News::Image {
                 container,
-                took,
+                attempt,
                 result,
-            } => self.image_arrived(&container, took, result),
+            } => self.image_arrived(&container, attempt, result),
         }
     }
 
@@ -386,26 +390,27 @@ impl Worker {
         }));
     }
 
-    fn image_arrived(&mut self, name: &str, took: Duration, result: Result<RootfsLayers, StepError>) {
+    fn image_arrived(&mut self, name: &str, attempt: u32, result: Result<RootfsLayers, StepError>) {
         let image = self
             .spec(name)
             .and_then(|spec| spec.image.clone())
             .unwrap_or_default();
         let state = match result {
             Ok(layers) => {
-                let message = format!("Image \"{image}\" is on the node and verified ({took:.0?})");
-                self.event(Some(name), Kind::Normal, "Pulled", message);
                 self.images.insert(name.to_owned(), layers);
+                self.asked.insert(name.to_owned(), attempt);
                 Image::Ready { id: image }
             }
             Err(error) => {
                 let before = match self.seen.containers.get(name).map(|container| &container.image) {
-                    Some(Image::Failed(failure)) => Some(failure.clone()),
+                    Some(Image::Retrying(failure)) => Some(failure),
                     _ => None,
                 };
-                let failure = error.failure(before.as_ref(), Timestamp::now());
-                let message = format!("Failed to pull image \"{image}\": {}", failure.message);
-                self.event(Some(name), Kind::Warning, "Failed", message);
+                let mut failure = error.failure(before, Timestamp::now());
+                failure.reason = error.image_reason();
+                for message in pull::failure_events(&image, &error) {
+                    self.event(Some(name), Kind::Warning, "Failed", message);
+                }
                 Image::Failed(failure)
             }
         };
@@ -509,7 +514,18 @@ impl Worker {
         };
         let before = self.reported.as_ref().map(waiting).unwrap_or_default();
         for (name, (reason, message)) in waiting(status) {
-            if before.get(&name).map(|(reason, _)| reason) != Some(&reason) {
+            if before.get(&name).map(|(reason, _)| reason) == Some(&reason) {
+                continue;
+            }
+            if reason == "ImagePullBackOff" {
+                let image = self
+                    .spec(&name)
+                    .and_then(|spec| spec.image.as_deref())
+                    .unwrap_or_default();
+                let message = format!("Back-off pulling image {image:?}");
+                self.event(Some(&name), Kind::Normal, "BackOff", message);
+                self.event(Some(&name), Kind::Warning, "Failed", format!("Error: {reason}"));
+            } else {
                 self.event(Some(&name), Kind::Warning, "BackOff", message);
             }
         }

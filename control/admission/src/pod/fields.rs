@@ -35,10 +35,7 @@ pub(super) const SPEC: Shape = Members(&[
     // A pod always has a user namespace of its own, which is what `false` asks for.
     ("hostUsers", Any),
     ("hostname", Any),
-    (
-        "imagePullSecrets",
-        Refused("the image gate pulls without credentials"),
-    ),
+    ("imagePullSecrets", List(&Members(&[("name", Any)]))),
     ("initContainers", List(&INIT_CONTAINER)),
     ("nodeName", Any),
     ("nodeSelector", Any),

@@ -94,6 +94,15 @@ fn check_spec(spec: &PodSpec, problems: &mut Problems) {
             problems.require(syntax::is_subdomain(name), field, name, syntax::SUBDOMAIN);
         }
     }
+    for (index, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
+        let field = format!("spec.imagePullSecrets[{index}].name");
+        problems.require(
+            syntax::is_subdomain(&secret.name),
+            &field,
+            &secret.name,
+            syntax::SUBDOMAIN,
+        );
+    }
     if let Some(seconds) = spec.termination_grace_period_seconds {
         let field = "spec.terminationGracePeriodSeconds";
         problems.require(seconds >= 0, field, seconds, "must be greater than or equal to 0");

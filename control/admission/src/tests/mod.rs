@@ -85,6 +85,7 @@ fn stored(resource: &str, body: Value) -> Value {
         let pin = Pin {
             digest: Digest::of(b"image"),
             scan: "scan".to_owned(),
+            verdict: "verdict".to_owned(),
         };
         let names =
             metadata::items(&object["spec"]["containers"]).map(|c| c["name"].as_str().unwrap().to_owned());

@@ -105,8 +105,8 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             "spec.automountServiceAccountToken: ",
         ),
         (
-            spec("imagePullSecrets", json!([{"name": "s"}])),
-            "spec.imagePullSecrets: ",
+            spec("imagePullSecrets", json!([{"name": "s"}, {"name": "A_B"}])),
+            "spec.imagePullSecrets[1].name: ",
         ),
         (
             spec("schedulerName", json!("mine")),

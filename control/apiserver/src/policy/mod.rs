@@ -360,6 +360,7 @@ mod tests {
     use api::{ImageRef, palisade::ImagePolicy, resources::by_any_name};
     use async_trait::async_trait;
     use control_store::{Change, Embedded, Expected, Keyring, Store as _};
+    use k8s_openapi::api::core::v1::Secret;
     use serde_json::json;
 
     use super::*;
@@ -369,7 +370,13 @@ mod tests {
 
     #[async_trait]
     impl ImageGate for NoGate {
-        async fn judge(&self, _: &str, _: &ImageRef, _: &[ImagePolicy]) -> Result<Judgement, Refusal> {
+        async fn judge(
+            &self,
+            _: &str,
+            _: &ImageRef,
+            _: &[ImagePolicy],
+            _: &[Secret],
+        ) -> Result<Judgement, Refusal> {
             unreachable!("no pod is admitted here")
         }
     }

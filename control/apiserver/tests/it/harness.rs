@@ -25,6 +25,7 @@ use hyper::{
     upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Secret;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
@@ -334,7 +335,15 @@ impl ImageGate for FakeGate {
         _namespace: &str,
         image: &ImageRef,
         _policies: &[ImagePolicy],
+        secrets: &[Secret],
     ) -> Result<Judgement, Refusal> {
+        if image.repository.contains("private") && !secrets.iter().any(|s| api::pull_secret::of(s).is_some())
+        {
+            return Err(Refusal {
+                message: format!("registry {} refuses access without credentials", image.registry),
+                scan: None,
+            });
+        }
         let digest = image
             .digest
             .unwrap_or_else(|| Digest::of(image.to_string().as_bytes()));
@@ -344,7 +353,11 @@ impl ImageGate for FakeGate {
         };
         let scan = scan(image, digest, verdict);
         match verdict {
-            ScanVerdict::Pass => Ok(Judgement { pinned: digest, scan }),
+            ScanVerdict::Pass => Ok(Judgement {
+                pinned: digest,
+                scan,
+                verdict: "signed".to_owned(),
+            }),
             _ => Err(Refusal {
                 message: "CVE-2026-0001 in openssl 3.0.1 is CRITICAL (fixed in 3.0.2)".to_owned(),
                 scan: Some(scan),

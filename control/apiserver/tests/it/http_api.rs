@@ -359,3 +359,55 @@ async fn peers_without_a_certificate_cannot_take_all_connections() {
     assert!(refused >= 72, "{refused} refused");
     assert_eq!(cluster.admin().get("/version").await.0, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_pod_and_service_account_reach_the_gate() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |name: &str, fields: &Value| {
+        let mut spec = json!({"containers": [{"name": "c", "image": "r.example/private/app:1"}]});
+        for (field, value) in fields.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        json!({"metadata": {"name": name}, "spec": spec})
+    };
+    let refused = async |fields: Value| {
+        let (code, status) = admin.post(pods, &pod("refused", &fields)).await;
+        let message = status["message"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(code, 403, "{status}");
+        assert!(
+            message.contains("refuses access without credentials"),
+            "{message}"
+        );
+    };
+    let pull = json!([{"name": "pull"}]);
+    refused(json!({})).await;
+    refused(json!({"imagePullSecrets": pull})).await;
+    let secret = json!({
+        "metadata": {"name": "pull"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": "{\"auths\": {}}"},
+    });
+    let (code, made) = admin.post("/api/v1/namespaces/default/secrets", &secret).await;
+    assert_eq!(code, 201, "{made}");
+    let (code, made) = admin
+        .post(pods, &pod("own", &json!({"imagePullSecrets": pull})))
+        .await;
+    assert_eq!(code, 201, "{made}");
+    let verdict = &made["metadata"]["annotations"]["palisade.dev/image-verdict.c"];
+    assert_eq!(verdict, "signed", "the node finds the gate's word in the pod");
+
+    // A pod that names none gets its account's, and one that names some does not.
+    let account = json!({"metadata": {"name": "puller"}, "imagePullSecrets": pull});
+    let (code, made) = admin
+        .post("/api/v1/namespaces/default/serviceaccounts", &account)
+        .await;
+    assert_eq!(code, 201, "{made}");
+    let by_account = json!({"serviceAccountName": "puller"});
+    let (code, made) = admin.post(pods, &pod("by-account", &by_account)).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["spec"]["imagePullSecrets"], pull);
+    let other = json!([{"name": "other"}]);
+    refused(json!({"serviceAccountName": "puller", "imagePullSecrets": other})).await;
+}

@@ -7,6 +7,7 @@ mod clean_host;
 mod evidence;
 mod gate;
 mod hosts;
+mod images;
 mod kubectl;
 mod learn;
 mod lifecycle;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         network::TESTS,
         hosts::TESTS,
         services::TESTS,
+        images::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use agent_plan::{Ground, Hook, Image, Life, Probe, Run, Step, Stop, Wanted, Why};
 use agent_runtime::RuntimeError;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use tokio::time::Instant;
 
 use super::{News, RETRY_AFTER, Worker, health::Hooked};
@@ -13,6 +13,7 @@ use crate::{
     events::Kind,
     pods::{
         hooks, observe,
+        pull::{self, PullPolicy},
         status::{Told, confirm_deletion},
         steps::{self, StepError},
     },
@@ -113,23 +114,35 @@ impl Worker {
 
     /// Brings the image in beside the task.
     fn fetch(&mut self, container: String) {
-        let Some(image) = self.spec(&container).and_then(|spec| spec.image.clone()) else {
+        let Some(pod) = self.pod.clone() else { return };
+        let Some(spec) = self.spec(&container).cloned() else {
             return;
         };
-        let before = std::mem::replace(&mut self.container(&container).image, Image::Fetching);
+        let image = spec.image.unwrap_or_default();
         let (context, news) = (self.context.clone(), self.news.clone());
-        // The plan waits out a failure's delay before it asks again; only the first fetch is news.
-        if matches!(before, Image::Unknown) {
-            tracing::debug!(pod = %self.id.name, image, "fetching");
-        }
+        let known = self.container(&container);
+        let runs = matches!(known.run, Run::Running { .. });
+        // The run that the registry is asked for.
+        let attempt = known.restarts + u32::from(matches!(known.run, Run::Exited(_)));
+        known.image = match std::mem::take(&mut known.image) {
+            Image::Ready { id } => Image::Checking { id },
+            Image::Failed(failure) => Image::Retrying(failure),
+            _ => Image::Fetching,
+        };
         tokio::spawn(async move {
-            let started = Instant::now();
-            let result = steps::fetch_image(&context, &image).await;
+            let asked = pull::Asked {
+                pod: &pod,
+                container: &container,
+                image: &image,
+                policy: PullPolicy::of(spec.image_pull_policy.as_deref()),
+                runs,
+            };
+            let result = pull::bring(&context, asked).await;
             // A task that has ended needs no image.
             drop(
                 news.send(News::Image {
                     container,
-                    took: started.elapsed(),
+                    attempt,
                     result,
                 })
                 .await,
@@ -137,10 +150,19 @@ impl Worker {
         });
     }
 
+    /// Whether the registry has to be asked once more before this run.
+    fn asks_again(&self, spec: &Spec, restarts: u32) -> bool {
+        PullPolicy::of(spec.image_pull_policy.as_deref()) == PullPolicy::Always
+            && self.asked.get(&spec.name) != Some(&restarts)
+    }
+
     async fn start(&mut self, pod: &Pod, name: String, restarts: u32) {
         let Some(spec) = self.spec(&name).cloned() else {
             return;
         };
+        if self.asks_again(&spec, restarts) {
+            return self.fetch(name);
+        }
         let (Some(image), Some(attachment)) = (self.images.get(&name), &self.attachment) else {
             return;
         };

@@ -9,6 +9,7 @@
 mod calls;
 mod change;
 mod cluster;
+mod cold;
 mod compile;
 mod network;
 mod pods;
@@ -37,7 +38,7 @@ struct Args {
 /// A benchmark.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Containers beside runc
+    /// Containers beside runc, cold start beside containerd
     Runtime,
     /// The policy compiler, and how its cost grows
     Compile,

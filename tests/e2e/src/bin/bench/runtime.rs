@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use e2e::shell::{binaries, on_path};
 use serde_json::{Value, json};
 
-use crate::{Line, show};
+use crate::{Line, cold, show};
 
 /// Where Debian's package `golang-github-containers-common` keeps the default filter.
 const DEFAULT_FILTER: &str = "/usr/share/containers/seccomp.json";
@@ -104,7 +104,7 @@ async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> R
         }
     }
     runtime.remove_pod(&standing.uid).await?;
-    let mut lines = Vec::new();
+    let mut lines = vec![cold::measure(&runtime, directory, rounds, |round| pod(rounds + 1 + round)).await?];
     for (metric, ours) in [
         ("pod of /bin/true, sandbox made to all deleted, hardened", &whole),
         ("container of /bin/true in a pod, created to deleted", &container),
@@ -123,10 +123,21 @@ async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> R
 }
 
 async fn our_round(runtime: &Runtime, pod: &str, directory: &Path, attempt: u32) -> Result<Duration> {
+    run_to_end(runtime, pod, vec![directory.join("image")], directory, attempt).await
+}
+
+/// Runs `/bin/true` of `layers` in a pod and removes its container; returns how long that took.
+pub(crate) async fn run_to_end(
+    runtime: &Runtime,
+    pod: &str,
+    layers: Vec<PathBuf>,
+    directory: &Path,
+    attempt: u32,
+) -> Result<Duration> {
     let config = ContainerConfig {
         name: "main".to_owned(),
         attempt,
-        layers: vec![directory.join("image")],
+        layers,
         argv: vec!["/bin/true".to_owned()],
         env: vec![("PATH".to_owned(), "/bin".to_owned())],
         cwd: "/".into(),

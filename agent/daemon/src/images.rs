@@ -1,0 +1,192 @@
+//! The node's images as a whole: what the API is told of them, and which go when the disk gets full.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use agent_images::{GcPolicy, ImageError, ImageStore, KnownImage};
+use api::{Digest, ImageRef};
+use k8s_openapi::api::core::v1::{ContainerImage, Node, Pod};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cluster::Cluster,
+    events::{Events, Kind},
+    policy::chain,
+};
+
+/// How often the node's list of images is compared with what was told.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often the disk is looked at: often enough to be ahead of evictions.
+const COLLECT_EVERY: Duration = Duration::from_secs(30);
+/// No collection before: by then, what runs is known.
+const FIRST_COLLECTION: Duration = Duration::from_secs(120);
+/// Images that are told, the largest: Kubernetes' default.
+const MAX_TOLD: usize = 50;
+/// Names of one image that are told, as in Kubernetes.
+const MAX_NAMES: usize = 5;
+
+/// Keeps the images of the node in order.
+pub(crate) struct Keeper {
+    pub(crate) client: Client,
+    pub(crate) node: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) policy: GcPolicy,
+    pub(crate) cluster: Cluster,
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) events: Events,
+}
+
+/// Why images were not removed as they should.
+#[derive(Debug, thiserror::Error)]
+enum GcError {
+    #[error("cannot tell how full the disk of {} is", path.display())]
+    Measure {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] ImageError),
+    // Kubernetes' words.
+    #[error(
+        "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {found} bytes eligible to free."
+    )]
+    NotEnough { wanted: u64, found: u64 },
+}
+
+impl Keeper {
+    /// Runs until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let first = tokio::time::Instant::now() + FIRST_COLLECTION;
+        let mut collect = tokio::time::interval_at(first, COLLECT_EVERY);
+        let mut told: Option<Vec<KnownImage>> = None;
+        let mut failed_before = false;
+        loop {
+            tokio::select! {
+                _ = look.tick() => {
+                    let now = self.images.images();
+                    if told.as_ref() == Some(&now) {
+                        continue;
+                    }
+                    match self.tell(&now).await {
+                        Ok(()) => told = Some(now),
+                        // The node may not be registered yet.
+                        Err(error) => tracing::debug!(%error, "cannot tell which images the node has"),
+                    }
+                }
+                _ = collect.tick() => {
+                    let result = self.collect().await;
+                    let failed = result.is_err();
+                    if let Err(error) = result {
+                        self.complain(&error, failed_before);
+                    }
+                    failed_before = failed;
+                }
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    async fn tell(&self, images: &[KnownImage]) -> Result<(), kube::Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let images: Vec<ContainerImage> = images.iter().take(MAX_TOLD).map(told).collect();
+        let patch = json!({"status": {"images": images}});
+        nodes
+            .patch_status(&self.node, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map(drop)
+    }
+
+    /// Removes images if the disk is too full. What an earlier agent left half-done goes in any case.
+    async fn collect(&self) -> Result<(), GcError> {
+        // Without the pods it is not known what is in use.
+        let Some(pods) = self.cluster.pods() else {
+            return Ok(());
+        };
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|errno| GcError::Measure {
+            path: self.dir.clone(),
+            source: errno.into(),
+        })?;
+        let capacity = stat.f_blocks.saturating_mul(stat.f_frsize);
+        let available = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let wanted = self.policy.to_free(capacity, available).unwrap_or(0);
+        let needed = pods.iter().flat_map(|pod| needed(pod, &self.node)).collect();
+        let collected = self.images.collect(&needed, wanted, self.policy.min_age).await?;
+        if collected.images > 0 {
+            tracing::info!(?collected, wanted, "removed images");
+        }
+        match collected.bytes < wanted {
+            true => Err(GcError::NotEnough {
+                wanted,
+                found: collected.bytes,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// As the kubelet: a first failure may be due to the moment.
+    fn complain(&self, error: &GcError, again: bool) {
+        let message = chain(error);
+        tracing::warn!(error = message, again, "image garbage collection failed");
+        if matches!(error, GcError::NotEnough { .. }) {
+            self.events
+                .node(&self.node, Kind::Warning, "FreeDiskSpaceFailed", message.clone());
+        }
+        if again {
+            self.events
+                .node(&self.node, Kind::Warning, "ImageGCFailed", message);
+        }
+    }
+}
+
+fn told(image: &KnownImage) -> ContainerImage {
+    ContainerImage {
+        names: Some(image.names.iter().take(MAX_NAMES).cloned().collect()),
+        size_bytes: i64::try_from(image.size).ok(),
+    }
+}
+
+/// Images that a pod of this node runs, or will.
+fn needed(pod: &Pod, node: &str) -> Vec<Digest> {
+    let Some(spec) = pod.spec.as_ref() else {
+        return Vec::new();
+    };
+    let over = pod.status.as_ref().is_some_and(agent_plan::is_settled);
+    if over || spec.node_name.as_deref() != Some(node) {
+        return Vec::new();
+    }
+    let inits = spec.init_containers.iter().flatten();
+    let images = spec
+        .containers
+        .iter()
+        .chain(inits)
+        .filter_map(|c| c.image.as_ref());
+    let digest = |image: &String| image.parse::<ImageRef>().ok()?.digest;
+    images.filter_map(digest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pods_of_the_node_run_is_needed() {
+        let image = format!("r.example/app@{}", Digest::of(b"image"));
+        let pod = |node: &str, phase: &str| -> Pod {
+            serde_json::from_value(json!({
+                "spec": {"nodeName": node, "containers": [{"name": "c", "image": image}],
+                    "initContainers": [{"name": "i", "image": "not pinned"}]},
+                "status": {"phase": phase},
+            }))
+            .unwrap()
+        };
+        assert_eq!(needed(&pod("n", "Pending"), "n"), [Digest::of(b"image")]);
+        assert_eq!(needed(&pod("n", "Succeeded"), "n"), []);
+        assert_eq!(needed(&pod("m", "Running"), "n"), []);
+    }
+}
