@@ -285,6 +285,11 @@ pub const RESOURCES: &[Resource] = &[
                 verbs: &["create"],
             },
             session("attach", "PodAttachOptions"),
+            Subresource {
+                name: "ephemeralcontainers",
+                kind: "Pod",
+                verbs: &["get", "patch", "update"],
+            },
             session("exec", "PodExecOptions"),
             Subresource {
                 name: "log",

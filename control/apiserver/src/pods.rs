@@ -114,10 +114,12 @@ pub(crate) fn container_of<'a>(pod: &'a Value, asked: Option<&str>) -> Result<&'
     };
     let containers = names("/spec/containers");
     let inits = names("/spec/initContainers");
+    let ephemeral = names("/spec/ephemeralContainers");
     match (asked, containers.as_slice()) {
         (Some(asked), _) => containers
             .iter()
             .chain(&inits)
+            .chain(&ephemeral)
             .find(|known| **known == asked)
             .copied()
             .ok_or_else(|| Status::bad_request(format!("container {asked} is not valid for pod {name}"))),

@@ -155,13 +155,17 @@ impl Server {
                 return Err(Status::conflict(row, name, problem));
             }
             let expected = Expected::At(revision_of(&old)?);
+            if part == Part::Ephemeral {
+                new = lifecycle::with_ephemeral(&old, &new);
+                self.review_change(call, &old, &new)?;
+            }
             // Before the generation is counted: a tag that still means the pinned digest is no change.
-            if part == Part::Main {
+            if matches!(part, Part::Main | Part::Ephemeral) {
                 new = self.gate_images(call, Some(&old), new, query.dry_run).await?;
             }
             let _address = match part {
                 Part::Main => self.assign_cluster_address(row, Some(&old), &mut new).await?,
-                Part::Status | Part::Finalize => None,
+                Part::Status | Part::Finalize | Part::Ephemeral => None,
             };
             lifecycle::carry_over(&old, &mut new, row, part);
             let admitted = self.admit(call, Operation::Update, Some(&old), new)?;
@@ -319,6 +323,7 @@ fn part_of(subresource: &str) -> Part {
     match subresource {
         "status" => Part::Status,
         "finalize" => Part::Finalize,
+        "ephemeralcontainers" => Part::Ephemeral,
         _ => Part::Main,
     }
 }

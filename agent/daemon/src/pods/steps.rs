@@ -1,6 +1,7 @@
 //! What each step of a plan does. The worker decides when; nothing here remembers anything.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs,
     net::IpAddr,
@@ -119,6 +120,7 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
         hostname: env::hostname(pod).to_owned(),
         id_base: context.ids.acquire(&id.uid)?,
         id_count: users::ID_COUNT,
+        shares_processes: container::shares_processes(pod),
     };
     let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
     let refresh = async { Ok(context.cluster.refresh(&context.client, &id.namespace).await?) };
@@ -296,13 +298,7 @@ pub(super) fn last_words(
     container: &str,
     (attempt, failed): (u32, bool),
 ) -> Result<String, VolumeError> {
-    let spec = pod.spec.as_ref();
-    let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let all: Vec<&Container> = spec
-        .iter()
-        .flat_map(|spec| &spec.containers)
-        .chain(inits)
-        .collect();
+    let all = containers(pod);
     let own = all.iter().find(|spec| spec.name == container);
     let policy = own.and_then(|spec| spec.termination_message_policy.as_deref());
     let log = log_path(&id.logs(&context.config).join(container), attempt);
@@ -310,6 +306,16 @@ pub(super) fn last_words(
     let file = termination::path_of(&id.directory(&context.config).join("files"), container, attempt);
     termination::message(&file, log, failed, all.len())
         .map_err(|source| volumes::failed("read the termination message", &file, source))
+}
+
+/// Every container of the pod, of whatever kind.
+pub(super) fn containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let inits = spec.init_containers.iter().flatten();
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let ephemeral = ephemeral.map(|ephemeral| Cow::Owned(agent_plan::as_container(ephemeral)));
+    let ordinary = spec.containers.iter().chain(inits).map(Cow::Borrowed);
+    ordinary.chain(ephemeral).collect()
 }
 
 /// The log of one run of a container.

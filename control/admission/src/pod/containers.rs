@@ -83,7 +83,12 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
     }
 }
 
-fn check_container(container: &Container, volumes: &BTreeSet<String>, field: &str, problems: &mut Problems) {
+pub(super) fn check_container(
+    container: &Container,
+    volumes: &BTreeSet<String>,
+    field: &str,
+    problems: &mut Problems,
+) {
     match container.image.as_deref().unwrap_or_default() {
         "" => problems.push(Cause::required(format!("{field}.image"), "")),
         image => {
@@ -142,7 +147,12 @@ fn check_container(container: &Container, volumes: &BTreeSet<String>, field: &st
     );
 }
 
-fn check_resource_fields(spec: &PodSpec, container: &Container, field: &str, problems: &mut Problems) {
+pub(super) fn check_resource_fields(
+    spec: &PodSpec,
+    container: &Container,
+    field: &str,
+    problems: &mut Problems,
+) {
     for (index, variable) in container.env.iter().flatten().enumerate() {
         let from = variable.value_from.as_ref();
         if let Some(reference) = from.and_then(|from| from.resource_field_ref.as_ref()) {

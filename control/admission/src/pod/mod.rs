@@ -2,6 +2,7 @@
 
 mod containers;
 mod defaults;
+mod ephemeral;
 mod fields;
 mod health;
 mod names;

@@ -86,8 +86,9 @@ fn stored(resource: &str, body: Value) -> Value {
             digest: Digest::of(b"image"),
             scan: "scan".to_owned(),
         };
-        let names =
-            metadata::items(&object["spec"]["containers"]).map(|c| c["name"].as_str().unwrap().to_owned());
+        let lists = ["initContainers", "containers"].map(|list| &object["spec"][list]);
+        let containers = lists.into_iter().flat_map(metadata::items);
+        let names = containers.map(|c| c["name"].as_str().unwrap().to_owned());
         let pins: BTreeMap<String, Pin> = names.map(|name| (name, pin.clone())).collect();
         pin_images(&mut object, &pins).unwrap();
     }

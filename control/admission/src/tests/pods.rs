@@ -91,10 +91,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (spec("hostPID", json!(true)), "spec.hostPID: "),
         (spec("hostIPC", json!(true)), "spec.hostIPC: "),
         (
-            spec("shareProcessNamespace", json!(true)),
-            "spec.shareProcessNamespace: ",
-        ),
-        (
             spec("ephemeralContainers", json!([{"name": "i"}])),
             "spec.ephemeralContainers: ",
         ),
@@ -829,3 +825,149 @@ fn the_sandbox_report_is_the_agents() {
         "seccomp=Enforced"
     );
 }
+
+/// A stored pod, and the same with these ephemeral containers.
+fn with_ephemeral(list: Value) -> (Value, Value) {
+    let body = pod(json!({
+        "containers": [{"name": "c", "image": "r.example/app:1"}],
+        "initContainers": [{"name": "i", "image": "r.example/app:1"}],
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    }));
+    let old = stored("pods", body);
+    let mut new = old.clone();
+    new["spec"]["ephemeralContainers"] = list;
+    (old, new)
+}
+
+fn ephemeral_refusals(old: &Value, new: Value) -> Vec<String> {
+    refusals(&AdmissionRequest {
+        subresource: "ephemeralcontainers",
+        ..request("pods", Some(old), new)
+    })
+}
+
+#[test]
+fn ephemeral_containers_are_added_through_their_subresource_only() {
+    let full = json!([{
+        "name": "d", "image": "busybox", "command": ["sh"], "args": ["-c", "true"], "stdin": true, "stdinOnce": true,
+        "tty": true, "targetContainerName": "i", "workingDir": "/", "resources": {},
+        "env": [{"name": "A", "value": "1"}], "envFrom": [{"configMapRef": {"name": "m"}}],
+        "volumeMounts": [{"name": "v", "mountPath": "/data"}], "imagePullPolicy": "Always",
+        "terminationMessagePolicy": "File",
+        "securityContext": {"runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}}]);
+    let (old, new) = with_ephemeral(full);
+    assert_eq!(ephemeral_refusals(&old, new.clone()), Vec::<String>::new());
+    let unpinned = admit(&AdmissionRequest {
+        subresource: "ephemeralcontainers",
+        ..request("pods", Some(&old), new.clone())
+    });
+    assert_eq!(unpinned.unwrap_err().code(), 500, "past the image gate");
+    for subresource in ["", "binding"] {
+        let refused = refusals(&AdmissionRequest {
+            subresource,
+            ..request("pods", Some(&old), new.clone())
+        });
+        assert!(refused[0].contains("spec.ephemeralContainers"), "{refused:?}");
+    }
+    // And the subresource is for nothing else.
+    let mut more = new.clone();
+    more["spec"]["activeDeadlineSeconds"] = json!(5);
+    let refused = ephemeral_refusals(&old, more);
+    assert!(refused[0].contains("spec.activeDeadlineSeconds"), "{refused:?}");
+}
+
+#[test]
+fn what_an_ephemeral_container_cannot_have_is_refused() {
+    let cases = [
+        (json!({"ports": [{"containerPort": 80}]}), "ports: "),
+        (json!({"resources": {"limits": {"cpu": "1"}}}), "resources: "),
+        (
+            json!({"livenessProbe": {"exec": {"command": ["x"]}}}),
+            "livenessProbe: ",
+        ),
+        (
+            json!({"readinessProbe": {"exec": {"command": ["x"]}}}),
+            "readinessProbe: ",
+        ),
+        (
+            json!({"startupProbe": {"exec": {"command": ["x"]}}}),
+            "startupProbe: ",
+        ),
+        (
+            json!({"lifecycle": {"preStop": {"exec": {"command": ["x"]}}}}),
+            "lifecycle: ",
+        ),
+        (json!({"restartPolicy": "Always"}), "restartPolicy: "),
+        (
+            json!({"volumeMounts": [{"name": "v", "mountPath": "/x", "subPath": "y"}]}),
+            "volumeMounts[0].subPath: ",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "w", "mountPath": "/x"}]}),
+            "volumeMounts[0].name: ",
+        ),
+        (json!({"targetContainerName": "none"}), "targetContainerName: "),
+        (json!({"targetContainerName": "d"}), "targetContainerName: "),
+        (json!({"name": "c"}), "name: Duplicate value"),
+        (json!({"name": ""}), "name: Required value"),
+        (json!({"name": "A B"}), "name: "),
+        (json!({"image": ""}), "image: Required value"),
+        (
+            json!({"securityContext": {"privileged": true}}),
+            "securityContext.privileged: ",
+        ),
+        (
+            json!({"securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}),
+            "securityContext.capabilities.add[0]: ",
+        ),
+        (
+            json!({"securityContext": {"allowPrivilegeEscalation": true}}),
+            "securityContext.allowPrivilegeEscalation: ",
+        ),
+    ];
+    for (fields, expected) in cases {
+        let mut container = json!({"name": "d", "image": "busybox"});
+        let fields = fields.as_object().unwrap().clone();
+        container.as_object_mut().unwrap().extend(fields);
+        let (old, new) = with_ephemeral(json!([container]));
+        let refused = ephemeral_refusals(&old, new);
+        let expected = format!("spec.ephemeralContainers[0].{expected}");
+        assert!(
+            refused.iter().any(|why| why.starts_with(&expected)),
+            "{expected}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn ephemeral_containers_stay_as_they_are() {
+    let one = json!({"name": "d", "image": "busybox"});
+    let (_, first) = with_ephemeral(json!([one]));
+    let first = complete(&AdmissionRequest {
+        subresource: "ephemeralcontainers",
+        ..request("pods", Some(&with_ephemeral(json!([])).0), first)
+    })
+    .unwrap();
+    let with = |edit: Edit<'_>| {
+        let mut new = first.clone();
+        edit(&mut new);
+        ephemeral_refusals(&first, new)
+    };
+    let list = "ephemeralContainers";
+    assert_eq!(with(&|_| {}), Vec::<String>::new());
+    let more = with(&|pod| {
+        let list = pod["spec"][list].as_array_mut().unwrap();
+        list.insert(0, json!({"name": "e", "image": "busybox"}));
+    });
+    assert_eq!(more, Vec::<String>::new());
+    let changed = with(&|pod| pod["spec"][list][0]["image"] = json!("evil"));
+    assert!(changed[0].contains("may not be changed"), "{changed:?}");
+    let removed = with(&|pod| pod["spec"][list] = json!([]));
+    assert!(removed[0].contains("may not be removed"), "{removed:?}");
+    let many: Vec<Value> = (0..33)
+        .map(|n| json!({"name": format!("d{n}"), "image": "x"}))
+        .collect();
+    let (old, new) = with_ephemeral(json!(many));
+    assert!(ephemeral_refusals(&old, new)[0].contains("at most 32"));
+}
+

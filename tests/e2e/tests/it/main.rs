@@ -4,6 +4,7 @@
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
 mod clean_host;
+mod debug;
 mod evidence;
 mod gate;
 mod hosts;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         kubectl::TESTS,
         sessions::TESTS,
+        debug::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,

@@ -42,6 +42,7 @@ async fn rounds_of_both(directory: &Path, runc: &Path, rounds: u32) -> Result<Ve
         hostname: "bench".to_owned(),
         id_base: 3_000_000,
         id_count: 65_536,
+        shares_processes: false,
     };
     let begun = Instant::now();
     runtime.start_pod(&pod).await?;
@@ -93,6 +94,7 @@ async fn our_round(runtime: &Runtime, pod: &str, directory: &Path, attempt: u32)
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,
         log_max_files: 2,
+        pid_namespace: agent_runtime::PidNamespace::Own,
     };
     let begun = Instant::now();
     runtime.start_container(pod, &config).await?;
