@@ -13,7 +13,7 @@ use agent_images::{ImageError, RootfsLayers, UserIds};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::Failure;
 use agent_runtime::{PodConfig, RuntimeError};
-use api::{ImageRef, flow::PodRef, image_ref::ImageRefError};
+use api::{ImageRef, flow::PodRef, host_ports, image_ref::ImageRefError};
 use ebpf_loader::EndpointLink;
 use futures::future::try_join_all;
 use jiff::Timestamp;
@@ -165,6 +165,7 @@ pub(super) async fn attach_network(
     context.policy.detach(attachment.endpoint).await?;
     context.policy.attach(endpoint(id, &attachment)).await?;
     context.network.activate(&attachment).await?;
+    context.network.publish(&id.uid, &host_ports::of(pod)).await?;
     let files = id.directory(&context.config).join("files");
     write_files(&files, pod, &attachment.addresses(), &context.resolv_conf)?;
     Ok(attachment)

@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{health, references, security};
+use super::{health, host_ports, references, security};
 use crate::{Problems, syntax};
 
 /// Containers of one pod.
@@ -57,7 +57,7 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
         inits.len(),
         "at most 32 init containers",
     );
-    let mut names = BTreeSet::new();
+    let (mut names, mut taken) = (BTreeSet::new(), Vec::new());
     let inits = inits
         .iter()
         .enumerate()
@@ -77,6 +77,7 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
         }
         check_container(container, volumes, &field, problems);
         check_resource_fields(spec, container, &field, problems);
+        host_ports::check(container, list == "containers", &field, &mut taken, problems);
         security::check_container(spec, container, &field, problems);
         let runs_to_its_end = list == "initContainers" && container.restart_policy.is_none();
         health::check(spec, container, runs_to_its_end, &field, problems);

@@ -256,8 +256,8 @@ const ENV_FROM: Shape = Members(&[("configMapRef", Any), ("prefix", Any), ("secr
 
 const PORT: Shape = Members(&[
     ("containerPort", Any),
-    ("hostIP", Refused("ports of the node are not given to pods")),
-    ("hostPort", Refused("ports of the node are not given to pods")),
+    ("hostIP", Any),
+    ("hostPort", Any),
     ("name", Any),
     ("protocol", OneOf(&["TCP", "UDP", "SCTP"])),
 ]);

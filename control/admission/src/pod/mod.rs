@@ -5,6 +5,7 @@ mod defaults;
 mod ephemeral;
 mod fields;
 mod health;
+mod host_ports;
 mod names;
 mod references;
 mod security;

@@ -55,7 +55,9 @@ fn a_pod_that_uses_everything_supported_is_admitted() {
                 {"name": "D", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app.kubernetes.io/name']"}}},
                 {"name": "E", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}],
             "envFrom": [{"prefix": "P_", "configMapRef": {"name": "m"}}, {"secretRef": {"name": "s"}}],
-            "ports": [{"name": "http", "containerPort": 80, "hostPort": 0}],
+            "ports": [{"name": "http", "containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.1"},
+                      {"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.2"},
+                      {"containerPort": 80, "hostPort": 8080, "protocol": "UDP"}, {"containerPort": 81, "hostPort": 0}],
             "resources": {"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "0.5", "memory": "1G"}},
             "securityContext": {
                 "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "privileged": false,
@@ -162,10 +164,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (
             container(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
             "spec.containers[0].lifecycle.stopSignal: ",
-        ),
-        (
-            container(json!({"ports": [{"containerPort": 1, "hostPort": 2}]})),
-            "spec.containers[0].ports[0].hostPort: ",
         ),
         (
             container(json!({"securityContext": {"privileged": true}})),
@@ -969,5 +967,53 @@ fn ephemeral_containers_stay_as_they_are() {
         .collect();
     let (old, new) = with_ephemeral(json!(many));
     assert!(ephemeral_refusals(&old, new)[0].contains("at most 32"));
+}
+
+#[test]
+fn ports_of_the_node_are_numbers_that_the_pod_asks_for_once() {
+    let ports = |ports: Value| container(json!({"ports": ports}));
+    let init = |init: Value| pod(json!({"initContainers": [init]}));
+    let first = "spec.containers[0].ports[0]";
+    let cases = [
+        (
+            ports(json!([{"containerPort": 1, "hostPort": 65536}])),
+            format!("{first}.hostPort: Invalid"),
+        ),
+        (
+            ports(json!([{"containerPort": 1, "hostPort": -1}])),
+            format!("{first}.hostPort: Invalid"),
+        ),
+        (
+            ports(json!([{"containerPort": 1, "hostPort": 1, "hostIP": "node"}])),
+            format!("{first}.hostIP: Invalid"),
+        ),
+        (
+            ports(json!([{"containerPort": 1, "hostPort": 1}, {"containerPort": 2, "hostPort": 1}])),
+            "spec.containers[0].ports[1].hostPort: Duplicate".to_owned(),
+        ),
+        (
+            ports(
+                json!([{"containerPort": 1, "hostPort": 1, "hostIP": "192.0.2.1"}, {"containerPort": 2, "hostPort": 1}]),
+            ),
+            "spec.containers[0].ports[1].hostPort: Duplicate".to_owned(),
+        ),
+        (
+            init(json!({"name": "i", "image": "x", "ports": [{"containerPort": 1, "hostPort": 1}]})),
+            "spec.initContainers[0].ports[0].hostPort: Invalid".to_owned(),
+        ),
+    ];
+    for (body, expected) in cases {
+        let refused = refusals(&request("pods", None, object("pods", body)));
+        assert!(
+            refused.iter().any(|why| why.starts_with(&expected)),
+            "{expected}: {refused:?}"
+        );
+    }
+    let sidecar = init(json!({
+        "name": "i", "image": "x", "restartPolicy": "Always", "ports": [{"containerPort": 1, "hostPort": 1}]}));
+    assert_eq!(
+        refusals(&request("pods", None, object("pods", sidecar))),
+        Vec::<String>::new()
+    );
 }
 

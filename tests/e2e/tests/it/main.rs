@@ -7,6 +7,7 @@ mod clean_host;
 mod debug;
 mod evidence;
 mod gate;
+mod host_ports;
 mod hosts;
 mod kubectl;
 mod lifecycle;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         kubectl::TESTS,
         sessions::TESTS,
         debug::TESTS,
+        host_ports::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,
