@@ -29,6 +29,7 @@ use crate::{
     policy::{Policy, Start},
     server::NodeApi,
     sessions::Sessions,
+    static_pods::StaticPods,
 };
 
 /// Cgroup that all pods are beneath.
@@ -123,6 +124,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     );
     let node = tokio::spawn(node.run(shutdown.clone()));
 
+    let static_pods = StaticPods::start(client.clone(), cluster.clone(), &config, shutdown.clone()).await;
     let context = Context {
         client,
         cluster,
@@ -132,6 +134,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         policy,
         events,
         directory,
+        static_pods,
         ids: Default::default(),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

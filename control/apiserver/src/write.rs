@@ -16,7 +16,7 @@ use crate::{
     call::{Call, Outcome},
     lifecycle::{self, Part},
     objects::{self, metadata_text},
-    services,
+    pods, services,
 };
 
 /// Attempts of a change that names no revision, while others change the same object.
@@ -255,6 +255,9 @@ impl Server {
             let message =
                 format!("unable to create new content in namespace {name} because it is being terminated");
             return Err(Status::forbidden(call.target.resource, "", message));
+        }
+        if call.target.resource.kind == "Pod" && call.who.identity().node().is_some() {
+            pods::demand_static_namespace(&namespace, call.target.resource)?;
         }
         Ok(())
     }

@@ -32,7 +32,10 @@ use super::{
     users::{self, UserError},
     volumes::{self, VolumeError},
 };
-use crate::policy::{Endpoint, PolicyError, chain};
+use crate::{
+    policy::{Endpoint, PolicyError, chain},
+    static_pods,
+};
 
 /// Runs of a container whose logs are kept: the present one and the one before.
 const RUNS_WITH_LOGS: u32 = 2;
@@ -123,7 +126,16 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
         shares_processes: container::shares_processes(pod),
     };
     let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
-    let refresh = async { Ok(context.cluster.refresh(&context.client, &id.namespace).await?) };
+    let refresh = async {
+        match context.cluster.refresh(&context.client, &id.namespace).await {
+            // A static pod starts all the same. Until policy is known, everything on its link is denied.
+            Err(error) if static_pods::is_static(pod) => {
+                tracing::warn!(pod = %id.name, error = chain(&error), "starting without the API");
+                Ok(())
+            }
+            refreshed => Ok(refreshed?),
+        }
+    };
     let started = futures::try_join!(start, refresh);
     if started.is_err() {
         // What a failed start leaves would fail the next one too.

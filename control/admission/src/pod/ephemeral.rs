@@ -16,6 +16,12 @@ const LIST: &str = "spec.ephemeralContainers";
 
 /// Checks what the subresource `ephemeralcontainers` makes of a pod: the old list, and more behind or between.
 pub(super) fn check(old: &Value, new: &Value, problems: &mut Problems) {
+    if super::mirror::hash(old).is_some() {
+        return problems.push(Cause::forbidden(
+            LIST,
+            "static pods do not support ephemeral containers",
+        ));
+    }
     let before: Vec<&Value> = items(&old["spec"]["ephemeralContainers"]).collect();
     let after: Vec<&Value> = items(&new["spec"]["ephemeralContainers"]).collect();
     for known in &before {

@@ -1017,3 +1017,79 @@ fn ports_of_the_node_are_numbers_that_the_pod_asks_for_once() {
     );
 }
 
+#[test]
+fn nodes_make_pods_for_their_files_only_and_nobody_else_does() {
+    const HASH: &str = "kubernetes.io/config.mirror";
+    let mirror = |spec: Value| {
+        let mut body = pod(spec);
+        body["metadata"] = json!({"annotations": {HASH: "h"}});
+        body
+    };
+    let by = |user: &str, body: Value| {
+        let mut request = request("pods", None, object("pods", body));
+        request.user = user;
+        refusals(&request)
+    };
+    let node = "system:node:n1";
+    assert_eq!(by(node, mirror(json!({"nodeName": "n1"}))), Vec::<String>::new());
+    let harmless = json!({"nodeName": "n1", "volumes": [
+        {"name": "v", "emptyDir": {}}, {"name": "d", "downwardAPI": {"items": []}}]});
+    assert_eq!(by(node, mirror(harmless)), Vec::<String>::new());
+    assert!(by("jane", mirror(json!({})))[0].contains("made by their node"));
+    assert!(by(node, pod(json!({"nodeName": "n1"})))[0].contains("for its files only"));
+    let env = |source: Value| json!({"containers": [{"name": "c", "image": "x", "env": [{"name": "A", "valueFrom": source}]}]});
+    for (spec, field) in [
+        (json!({"nodeName": "n2"}), "spec.nodeName"),
+        (json!({}), "spec.nodeName"),
+        (json!({"serviceAccountName": "admin"}), "spec.serviceAccountName"),
+        (
+            json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}),
+            "spec.volumes",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "configMap": {"name": "s"}}]}),
+            "spec.volumes",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "projected": {"sources": []}}]}),
+            "spec.volumes",
+        ),
+        (
+            env(json!({"secretKeyRef": {"name": "s", "key": "k"}})),
+            "spec.containers",
+        ),
+        (
+            env(json!({"configMapKeyRef": {"name": "s", "key": "k"}})),
+            "spec.containers",
+        ),
+        (
+            json!({"initContainers": [{"name": "i", "image": "x", "envFrom": [{"secretRef": {"name": "s"}}]}]}),
+            "spec.initContainers",
+        ),
+    ] {
+        let mut spec = spec;
+        if field != "spec.nodeName" {
+            spec["nodeName"] = json!("n1");
+        }
+        let refused = by(node, mirror(spec));
+        assert!(
+            refused.iter().any(|why| why.starts_with(field)),
+            "{field}: {refused:?}"
+        );
+    }
+    let mut owned = mirror(json!({"nodeName": "n1"}));
+    owned["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"}]);
+    assert!(by(node, owned)[0].starts_with("metadata.ownerReferences"));
+
+    // Nobody makes a stored pod one, or stops it from being one.
+    let plain = stored("pods", pod(json!({})));
+    let mut marked = plain.clone();
+    marked["metadata"]["annotations"][HASH] = json!("h");
+    for (old, new) in [(&plain, &marked), (&marked, &plain)] {
+        assert!(refusals(&request("pods", Some(old), new.clone()))[0].contains("immutable"));
+    }
+    let mut debugged = marked.clone();
+    debugged["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "x"}]);
+    assert!(ephemeral_refusals(&marked, debugged)[0].contains("static pods do not support"));
+}

@@ -19,6 +19,7 @@ mod sandbox;
 mod secrets;
 mod services;
 mod sessions;
+mod static_pods;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         sessions::TESTS,
         debug::TESTS,
         host_ports::TESTS,
+        static_pods::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
         network::TESTS,
