@@ -179,10 +179,9 @@ fn be_first(to_holder: OwnedFd) -> ! {
     let mut deaths = SigSet::empty();
     deaths.add(Signal::SIGCHLD);
     loop {
-        match nix::sys::wait::waitpid(None, None) {
+        if nix::sys::wait::waitpid(None, None) == Err(Errno::ECHILD) {
             // None left for now: the signal, which is blocked, tells of the next.
-            Err(Errno::ECHILD) => drop(deaths.wait()),
-            Ok(_) | Err(_) => {}
+            drop(deaths.wait());
         }
     }
 }
