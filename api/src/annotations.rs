@@ -24,6 +24,18 @@ pub const ESTABLISHED: &str = "palisade.dev/established";
 /// without it, refuses the write; `warn` lets it through with a warning.
 pub const ENFORCEMENT: &str = "palisade.dev/enforcement";
 
+/// On a pod that stands for a file of its node: hash of what the file says. Written by nodes only.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The same hash, as Kubernetes writes it too.
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Where such a pod comes from: `file`.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+
+/// `allowed` lets nodes have static pods in the namespace with this label; they always may in `kube-system`.
+pub const STATIC_PODS: &str = "palisade.dev/static-pods";
+
 /// The namespace's own name, set on every namespace as Kubernetes does.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 

@@ -14,6 +14,7 @@ pub mod calico;
 pub mod cluster_policy;
 pub mod digest;
 pub mod flow;
+pub mod host_ports;
 pub mod image_ref;
 pub mod learned;
 pub mod node_policy;

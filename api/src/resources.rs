@@ -285,6 +285,11 @@ pub const RESOURCES: &[Resource] = &[
                 verbs: &["create"],
             },
             session("attach", "PodAttachOptions"),
+            Subresource {
+                name: "ephemeralcontainers",
+                kind: "Pod",
+                verbs: &["get", "patch", "update"],
+            },
             session("exec", "PodExecOptions"),
             // What a container does, watched for a while. Whoever may read logs may not: it tells the names of files.
             Subresource {

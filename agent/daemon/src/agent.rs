@@ -32,6 +32,7 @@ use crate::{
     policy::{Policy, Start},
     server::NodeApi,
     sessions::Sessions,
+    static_pods::StaticPods,
 };
 
 /// Cgroup that all pods are beneath.
@@ -144,6 +145,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     };
     tokio::spawn(keeper.run(shutdown.clone()));
 
+    let static_pods = StaticPods::start(client.clone(), cluster.clone(), &config, shutdown.clone()).await;
     let context = Context {
         client,
         cluster,
@@ -154,6 +156,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         policy,
         events,
         directory,
+        static_pods,
         ids: Default::default(),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

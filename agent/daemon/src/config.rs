@@ -36,6 +36,10 @@ pub(crate) struct Config {
     /// there, and the node's condition `PodIPv6` says why.
     #[serde(default = "default_ipv6_required")]
     pub(crate) ipv6_required: bool,
+    /// Directory of manifests of static pods; `AGENT_DIR/manifests` when absent. Only root may write to it and to the
+    /// files in it.
+    #[serde(default)]
+    pub(crate) static_pod_path: Option<PathBuf>,
     /// Address of the node as its pods see it; found from the routing table when absent.
     #[serde(default)]
     pub(crate) node_address: Option<Ipv4Addr>,
@@ -125,6 +129,17 @@ impl Config {
     /// A file of `tls/`.
     pub(crate) fn tls_file(&self, name: &str) -> PathBuf {
         self.agent_dir.join("tls").join(name)
+    }
+
+    /// Manifests of static pods.
+    pub(crate) fn static_pod_dir(&self) -> PathBuf {
+        let default = || self.agent_dir.join("manifests");
+        self.static_pod_path.clone().unwrap_or_else(default)
+    }
+
+    /// What was admitted of them.
+    pub(crate) fn admitted_dir(&self) -> PathBuf {
+        self.agent_dir.join("admitted")
     }
 
     /// What the network remembers across restarts.

@@ -206,11 +206,17 @@ impl Writer {
 
 /// The container's place in the spec, in the form that Kubernetes uses.
 fn field_path(pod: &Pod, name: &str) -> String {
-    let spec = pod.spec.iter();
-    let mut inits = spec.flat_map(|spec| spec.init_containers.iter().flatten());
-    let list = match inits.any(|container| container.name == name) {
-        true => "initContainers",
-        false => "containers",
+    let spec = pod.spec.as_ref();
+    let mut inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut ephemeral = spec
+        .iter()
+        .flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+    let list = if inits.any(|container| container.name == name) {
+        "initContainers"
+    } else if ephemeral.any(|container| container.name == name) {
+        "ephemeralContainers"
+    } else {
+        "containers"
     };
     format!("spec.{list}{{{name}}}")
 }

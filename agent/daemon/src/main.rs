@@ -20,6 +20,7 @@ mod policy;
 mod policy_objects;
 mod server;
 mod sessions;
+mod static_pods;
 
 use std::{path::PathBuf, process::ExitCode};
 

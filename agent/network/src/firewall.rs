@@ -10,14 +10,20 @@
 //! Between pods of the node nothing is translated, and the packet programs track every connection themselves. So the
 //! kernel's own tracking, which masquerade switches on for all of the machine, is told to leave that traffic alone.
 //!
-//! The table is replaced in one transaction at the agent's start and never changes with pods.
+//! Ports of the node that lead to pods are translated here (`host_ports`), with the source as it was, so that the packet
+//! programs judge who really asks. Only what the node says to its own loopback gets the node's address as its source: a
+//! loopback address cannot leave. For pods with such ports the kernel lets the loopback be routed to their links; what comes
+//! from a pod and names a loopback address itself is dropped before anything is translated.
+//!
+//! The table is replaced in one transaction at the agent's start. Two chains of it change with pods: `published` and
+//! `tracked`.
 
-use std::{fmt::Write as _, io, process::Stdio};
+use std::{fmt::Write as _, io, net::Ipv4Addr, process::Stdio};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::{GATEWAY, LINK_PREFIX};
+use crate::{GATEWAY, LINK_PREFIX, host_ports};
 
 /// Why the table could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +50,20 @@ pub(crate) struct Scope<'a> {
     pub(crate) opened: &'a [String],
     /// Uplinks that did not forward IPv6 before us.
     pub(crate) opened6: &'a [String],
+    /// Address of the node as its pods see it.
+    pub(crate) node: Ipv4Addr,
+    /// Rules of the chains `published` and `tracked`.
+    pub(crate) host_ports: (&'a [String], &'a [String]),
 }
 
 /// Writes the table.
 pub(crate) async fn install(scope: Scope<'_>) -> Result<(), FirewallError> {
     apply(&ruleset(scope)).await
+}
+
+/// Writes the two chains that change with pods.
+pub(crate) async fn publish(published: &[String], tracked: &[String]) -> Result<(), FirewallError> {
+    apply(&host_ports::replacement(published, tracked)).await
 }
 
 /// Removes the table. Idempotent: adding first makes the deletion succeed either way.
@@ -58,7 +73,9 @@ pub(crate) async fn remove() -> Result<(), FirewallError> {
 
 /// The whole table as `nft -f` reads it: one transaction.
 fn ruleset(scope: Scope<'_>) -> String {
-    let pods = scope.pods;
+    let (pods, node) = (scope.pods, scope.node);
+    let lines = |rules: &[String]| -> String { rules.iter().map(|rule| format!("    {rule}\n")).collect() };
+    let (published, tracked) = (lines(scope.host_ports.0), lines(scope.host_ports.1));
     let mut text = String::from("add table inet palisade\ndelete table inet palisade\n");
     let mut guard = String::new();
     for (family, uplinks) in [("ipv4", scope.opened), ("ipv6", scope.opened6)] {
@@ -94,12 +111,29 @@ fn ruleset(scope: Scope<'_>) -> String {
     let _infallible = write!(
         text,
         "table inet palisade {{
+  chain published {{
+{published}  }}
+  chain tracked {{
+{tracked}  }}
+  chain dstnat {{
+    type nat hook prerouting priority dstnat; policy accept;
+    {TO_THE_NODE} jump published
+    meta nfproto ipv6 fib daddr type local jump published
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    {TO_THE_NODE} jump published
+    meta nfproto ipv6 fib daddr type local jump published
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
+    oifname \"{LINK_PREFIX}*\" ip saddr 127.0.0.0/8 counter snat ip to {node}
     ip saddr {pods} ip daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade
 {masquerade6}  }}
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
+    iifname \"{LINK_PREFIX}*\" ip daddr 127.0.0.0/8 counter drop
+    jump tracked
     iifname \"{LINK_PREFIX}*\" ip saddr {pods} ip daddr {pods} notrack
 {notrack6}  }}
   chain forward {{
@@ -117,6 +151,9 @@ fn ruleset(scope: Scope<'_>) -> String {
     );
     text
 }
+
+/// What is meant for the node by IPv4. The pods' name service is not: a pod with port 53 of the node does not answer for it.
+const TO_THE_NODE: &str = "ip daddr != 169.254.1.1 fib daddr type local";
 
 /// Where IPv6 has what IPv4 has at 169.254.0.0/16: link-local, and the unique local ranges in which clouds keep
 /// their metadata services (Amazon and Google document them).
@@ -168,7 +205,34 @@ mod tests {
             pods6: None,
             opened,
             opened6: &[],
+            node: Ipv4Addr::new(192, 0, 2, 1),
+            host_ports: (&[], &[]),
         }
+    }
+
+    #[test]
+    fn ports_of_the_node_are_translated_but_for_the_name_service_and_loopback_stays_the_nodes() {
+        let (published, tracked) = (["tcp dport 1 x".to_owned()], ["y accept".to_owned()]);
+        let text = ruleset(Scope {
+            host_ports: (&published, &tracked),
+            ..scope(&[])
+        });
+        assert!(
+            text.contains("chain published {\n    tcp dport 1 x\n  }"),
+            "{text}"
+        );
+        assert_eq!(
+            text.matches(&format!(
+                "ip daddr != {GATEWAY} fib daddr type local jump published"
+            ))
+            .count(),
+            2
+        );
+        let raw = text.split("priority raw").nth(1).unwrap();
+        let order = ["ip daddr 127.0.0.0/8 counter drop", "jump tracked", "notrack"]
+            .map(|rule| raw.find(rule).unwrap());
+        assert!(order.is_sorted(), "{raw}");
+        assert!(text.contains("oifname \"pal*\" ip saddr 127.0.0.0/8 counter snat ip to 192.0.2.1"));
     }
 
     #[test]

@@ -74,6 +74,12 @@ pub(crate) fn prepare_pod_link(name: &str, ipv6: bool) -> Result<(), ForwardingE
     Ok(())
 }
 
+/// Lets connections of the node to its own IPv4 loopback be translated to the pod behind this link. What comes from the link
+/// and names the loopback is dropped by the nftables table. IPv6 has no such setting.
+pub(crate) fn admit_loopback(link: &str) -> Result<(), ForwardingError> {
+    write(setting(4, link, "route_localnet"), "1")
+}
+
 /// Why the pods of this node cannot have IPv6. A state with a name, not an error: who asked for it decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ipv6Unavailable {

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use api::host_ports::HostPort;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -32,6 +33,9 @@ pub struct Lease {
     pub link: String,
     /// MAC address of its own side.
     pub mac: [u8; 6],
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
 }
 
 /// Why an address could not be given or taken back.
@@ -156,6 +160,7 @@ impl Leases {
             endpoint,
             link: self.free_link_name(pod_uid),
             mac: mac(pod_uid, "pod"),
+            host_ports: Vec::new(),
         };
         let mut table = self.table.clone();
         table.last_endpoint = endpoint;
@@ -171,6 +176,17 @@ impl Leases {
             return Ok(());
         }
         self.replace(table)
+    }
+
+    /// Which ports of the node lead to the pod from now on; true if that is a change.
+    pub(crate) fn publish(&mut self, pod_uid: &str, ports: &[HostPort]) -> Result<bool, LeaseError> {
+        let mut table = self.table.clone();
+        match table.leases.get_mut(pod_uid) {
+            Some(lease) if lease.host_ports != ports => lease.host_ports = ports.to_vec(),
+            _ => return Ok(false),
+        }
+        self.replace(table)?;
+        Ok(true)
     }
 
     /// Uplinks whose forwarding was off before this node had pods.

@@ -4,7 +4,7 @@
 //! `169.254.1.1` and `fe80::1`, are nobody's neighbours: both sides carry permanent neighbour entries, so no ARP and
 //! no neighbour discovery is ever needed and the packet programs can refuse it. The first is the node's own address
 //! on every pod's link, and on no other; there the node serves names (`agent/resolver`). What leaves the node is
-//! masqueraded; nothing else is translated.
+//! masqueraded; ports of the node that lead to pods are translated ([`Network::publish`]), and nothing else.
 //!
 //! Order of a pod's start: [`Network::prepare`] makes the pair with the host side down, the caller attaches
 //! its packet programs there, [`Network::activate`] brings it up. So no packet passes unjudged.
@@ -20,6 +20,7 @@
 pub mod files;
 mod firewall;
 mod forwarding;
+mod host_ports;
 mod leases;
 mod links;
 mod namespace;
@@ -31,16 +32,18 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use api::host_ports::HostPort;
 use ipnet::{Ipv4Net, Ipv6Net};
 use policies_ir::tables::EndpointId;
 
 pub use crate::{
     firewall::FirewallError,
     forwarding::{ForwardingError, Ipv6Unavailable},
+    host_ports::HostPortError,
     leases::{Lease, LeaseError},
     namespace::NamespaceError,
 };
-use crate::{leases::Leases, links::Links, uplink::Uplinks};
+use crate::{host_ports::Reserved, leases::Leases, links::Links, uplink::Uplinks};
 
 /// The pods' gateway, and where the node serves names to them: see the crate's documentation.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -117,6 +120,9 @@ pub struct Network {
     node: NodeAddresses,
     ipv6: Ipv6,
     mtu: u32,
+    reserved: Reserved,
+    /// Whose turn it is to write the chains that change with pods.
+    publishing: tokio::sync::Mutex<()>,
 }
 
 /// A pod's interface.
@@ -198,6 +204,9 @@ pub enum NetworkError {
     /// The nftables table could not be written.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
+    /// A port of the node cannot lead to the pod.
+    #[error(transparent)]
+    HostPort(#[from] HostPortError),
     /// Forwarding could not be switched.
     #[error(transparent)]
     Forwarding(#[from] ForwardingError),
@@ -220,13 +229,23 @@ impl Network {
             Ipv6::Off | Ipv6::Unavailable(_) => Vec::new(),
         };
         leases.remember_opened(forwarding::closed(&uplinks.names)?, closed6.clone())?;
+        let (published, tracked) = host_ports::rules(leases.all());
         firewall::install(firewall::Scope {
             pods: config.pod_cidr,
             pods6: ipv6.cidr(),
             opened: leases.opened(),
             opened6: leases.opened6(),
+            node: node_address,
+            host_ports: (&published, &tracked),
         })
         .await?;
+        let reserved = Reserved::default();
+        for lease in leases.all() {
+            // Somebody may have taken the port while no agent kept it; it leads to the pod all the same.
+            if let Err(error) = reserved.keep(&lease.pod_uid, &lease.host_ports) {
+                tracing::warn!(pod = lease.pod_uid, %error, "a port is not kept free");
+            }
+        }
         forwarding::open(&uplinks.names)?;
         forwarding::open6(&closed6)?;
         Ok(Self {
@@ -238,6 +257,8 @@ impl Network {
             },
             ipv6,
             mtu: uplinks.mtu,
+            reserved,
+            publishing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -283,6 +304,28 @@ impl Network {
         self.links.bring_up(attachment, self.node).await
     }
 
+    /// Lets `ports` of the node lead to the pod, until its link is unplugged. Idempotent.
+    pub async fn publish(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
+        let Some(lease) = self.leases().find(pod_uid).cloned() else {
+            return Ok(());
+        };
+        if !ports.is_empty() {
+            self.reserved.keep(pod_uid, ports)?;
+            forwarding::admit_loopback(&lease.link)?;
+        }
+        let turn = self.publishing.lock().await;
+        let changed = self.leases().publish(pod_uid, ports)?;
+        if changed {
+            let (published, tracked) = host_ports::rules(self.leases().all());
+            firewall::publish(&published, &tracked).await?;
+        }
+        drop(turn);
+        if ports.is_empty() {
+            self.reserved.release(pod_uid);
+        }
+        Ok(())
+    }
+
     /// The pod's interface, when it has one: how a restarted agent finds it again.
     pub async fn find(&self, pod_uid: &str) -> Result<Option<Attachment>, NetworkError> {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
@@ -303,6 +346,8 @@ impl Network {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
             return Ok(());
         };
+        // While there is no link, nothing may be sent to the address.
+        self.publish(pod_uid, &[]).await?;
         self.links.delete(&lease.link).await
     }
 
@@ -311,6 +356,7 @@ impl Network {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
             return Ok(());
         };
+        self.publish(pod_uid, &[]).await?;
         self.links.delete(&lease.link).await?;
         self.leases().release(pod_uid)?;
         Ok(())

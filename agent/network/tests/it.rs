@@ -16,6 +16,7 @@ use std::{
 };
 
 use agent_network::{Ipv6, Network, NetworkConfig, NetworkError, PodCidr6};
+use api::host_ports::{HostPort, Transport};
 use nix::sched::{CloneFlags, setns};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -498,5 +499,185 @@ fn a_restarted_agent_finds_the_pod_and_a_repeated_start_replaces_the_link() {
         assert_ne!(after.ifindex, before.ifindex);
         assert!(seen_from(&second, &node, NODE).is_ok());
         assert!(seen_from(&second, &node, NODE6).is_ok());
+    });
+}
+
+fn host_port(protocol: Transport, host_ip: Option<IpAddr>, port: u16) -> HostPort {
+    HostPort {
+        protocol,
+        host_ip,
+        port,
+        container_port: 80,
+    }
+}
+
+/// Connects to a port of the node that leads to `server`; returns the client's address as the server sees it.
+fn seen_through(
+    client: &Space,
+    server: &TcpListener,
+    target: impl Into<SocketAddr>,
+) -> std::io::Result<IpAddr> {
+    let target = target.into();
+    let mut stream = client.run(|| TcpStream::connect_timeout(&target, PATIENCE))?;
+    let (mut accepted, peer) = server.accept()?;
+    accepted.write_all(b"hello")?;
+    drop(accepted);
+    let mut text = String::new();
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_to_string(&mut text)?;
+    assert_eq!(text, "hello");
+    Ok(peer.ip())
+}
+
+#[test]
+fn ports_of_the_node_lead_to_their_pod_and_the_source_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let (server, client) = (Space::pod(), Space::pod());
+    let ports = [
+        host_port(Transport::Tcp, None, 8080),
+        host_port(Transport::Udp, None, 8053),
+        host_port(Transport::Tcp, Some(NODE.into()), 8081),
+    ];
+    let (at_server, at_client) = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let mut attachments = Vec::new();
+        for (uid, pod) in [("uid-server", &server), ("uid-client", &client)] {
+            let attachment = network.prepare(uid, &pod.path()).await.unwrap();
+            network.activate(&attachment).await.unwrap();
+            attachments.push(attachment);
+        }
+        network.publish("uid-server", &ports).await.unwrap();
+        network.publish("uid-server", &ports).await.unwrap();
+        // A restarted agent goes on with what it finds.
+        drop(network);
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let taken = network.publish("uid-client", &ports[..1]).await;
+        assert!(matches!(taken, Err(NetworkError::HostPort(_))), "{taken:?}");
+        let at_client = attachments.pop().unwrap();
+        (attachments.pop().unwrap(), at_client)
+    });
+    let listener = server.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
+    let seen = |from: &Space, address: IpAddr, port: u16| {
+        seen_through(from, &listener, (address, port)).map(|peer| peer.to_canonical())
+    };
+    // From outside, by both families, from another pod, from the node and its loopback.
+    assert_eq!(seen(&outside, NODE.into(), 8080).unwrap(), IpAddr::V4(OUTSIDE));
+    assert_eq!(seen(&outside, NODE6.into(), 8080).unwrap(), IpAddr::V6(OUTSIDE6));
+    assert_eq!(seen(&outside, NODE.into(), 8081).unwrap(), IpAddr::V4(OUTSIDE));
+    assert_eq!(
+        seen(&client, NODE.into(), 8080).unwrap(),
+        IpAddr::V4(at_client.address)
+    );
+    assert_eq!(
+        seen(&client, NODE6.into(), 8080).unwrap(),
+        IpAddr::V6(at_client.address6.unwrap())
+    );
+    assert_eq!(seen(&node, NODE.into(), 8080).unwrap(), IpAddr::V4(NODE));
+    assert_eq!(seen(&node, NODE6.into(), 8080).unwrap(), IpAddr::V6(NODE6));
+    assert_eq!(
+        seen(&node, Ipv4Addr::LOCALHOST.into(), 8080).unwrap(),
+        IpAddr::V4(NODE),
+        "a loopback address does not leave the node"
+    );
+    assert!(seen(&outside, NODE6.into(), 8081).is_err(), "of one address only");
+    assert_eq!(
+        seen(&client, at_server.address.into(), 80).unwrap(),
+        IpAddr::V4(at_client.address),
+        "pods go on without"
+    );
+
+    let datagrams = server.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
+    datagrams.set_read_timeout(Some(PATIENCE)).unwrap();
+    let asking = outside.run(|| UdpSocket::bind((OUTSIDE, 0)).unwrap());
+    asking.set_read_timeout(Some(PATIENCE)).unwrap();
+    asking.send_to(b"?", (NODE, 8053)).unwrap();
+    let mut text = [0; 1];
+    let (_, peer) = datagrams.recv_from(&mut text).unwrap();
+    assert_eq!(peer.ip(), IpAddr::V4(OUTSIDE));
+    datagrams.send_to(b"!", peer).unwrap();
+    assert_eq!(
+        asking.recv_from(&mut text).unwrap().1,
+        SocketAddr::from((NODE, 8053)),
+        "the answer is the node's"
+    );
+
+    // What the loopback of the node serves stays out of reach, also for the pod whose link it may be routed to.
+    let private = node.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    private.set_nonblocking(true).unwrap();
+    let target = private.local_addr().unwrap();
+    let reached = server.run(|| {
+        // The pod sends what claims to be for the node's loopback out of its link.
+        std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").ok();
+        std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").ok();
+        Command::new("ip")
+            .args(["address", "del", "127.0.0.1/8", "dev", "lo"])
+            .output()
+            .unwrap();
+        Command::new("ip")
+            .args(["link", "set", "lo", "down"])
+            .output()
+            .unwrap();
+        Command::new("ip")
+            .args([
+                "route",
+                "add",
+                "127.0.0.1/32",
+                "via",
+                "169.254.1.1",
+                "dev",
+                "eth0",
+                "onlink",
+            ])
+            .output()
+            .unwrap();
+        TcpStream::connect_timeout(&target, Duration::from_millis(500)).is_ok()
+    });
+    assert!(
+        !reached && private.accept().is_err(),
+        "the node's loopback was reached"
+    );
+
+    // They go with the pod, and somebody else may have them.
+    node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        network.unplug("uid-server").await.unwrap();
+        let rules = Command::new("nft")
+            .args(["list", "chain", "inet", "palisade", "published"])
+            .output()
+            .unwrap();
+        assert!(
+            !String::from_utf8_lossy(&rules.stdout).contains("dnat"),
+            "{rules:?}"
+        );
+        network.release("uid-server").await.unwrap();
+        network.publish("uid-client", &ports[..1]).await.unwrap();
+    });
+    let listener = client.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
+    let peer = seen_through(&outside, &listener, (NODE, 8080))
+        .unwrap()
+        .to_canonical();
+    assert_eq!(peer, IpAddr::V4(OUTSIDE));
+}
+
+#[test]
+fn a_port_that_the_node_serves_is_not_given_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, _outside) = node_with_outside();
+    let pod = Space::pod();
+    let service = node.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+    let number = service.local_addr().unwrap().port();
+    node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        network.activate(&attachment).await.unwrap();
+        let wish = [host_port(Transport::Tcp, None, number)];
+        let refused = network.publish("uid", &wish).await.unwrap_err();
+        assert!(
+            refused.to_string().contains("choose another hostPort"),
+            "{refused}"
+        );
+        let peer = seen_through(&node, &service, (NODE, number)).unwrap();
+        assert_eq!(peer, IpAddr::V4(NODE), "the node's service answers as before");
     });
 }

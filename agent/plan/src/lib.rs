@@ -9,7 +9,7 @@
 //! container before the pod's network is judged by its policy.
 //!
 //! A pod is a list of [`Member`]s in the order of their start: init containers and sidecars as the spec has
-//! them, then the main containers. `order` says who may run, `stop` how one ends, `steps` puts both together.
+//! them, then the main containers, then ephemeral ones, which start out of turn. `order` says who may run, `stop` how one ends, `steps` puts both together.
 //!
 //! Non-goals: what a container is made of (`agent/daemon` resolves images, environment and volumes), and
 //! what an answer to a probe means (`agent/health`; here only its verdict counts).
@@ -20,6 +20,7 @@
 
 mod backoff;
 mod conditions;
+mod ephemeral;
 mod order;
 mod qos;
 mod status;
@@ -33,6 +34,7 @@ use jiff::{SignedDuration, Timestamp};
 pub use crate::{
     backoff::{delay, streak_after},
     conditions::{SANDBOX_CURRENT, SANDBOXED, is_own_condition},
+    ephemeral::as_container,
     order::{is_ready, is_started},
     qos::qos_class,
     status::{Facts, is_settled, render},
@@ -43,7 +45,8 @@ pub use crate::{
 /// What the API wants of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its containers in the order of their start: those of `initContainers` first.
+    /// Its containers in the order of their start: those of `initContainers` first, ephemeral ones last, although they
+    /// wait for no others.
     pub containers: Vec<Member>,
     /// Whether containers that ended start again.
     pub restart: RestartPolicy,
@@ -64,6 +67,8 @@ pub struct Member {
     pub name: String,
     /// Its part in the pod's life.
     pub role: Role,
+    /// The container whose processes an ephemeral one sees: it must run when this one starts.
+    pub target: Option<String>,
     /// Whether something runs right after its start, before it counts as running.
     pub post_start: bool,
     /// Whether something runs before its stop signal.
@@ -84,6 +89,9 @@ pub enum Role {
     Sidecar,
     /// One of `containers`.
     Main,
+    /// One that was added to a pod that exists, to look at it. It starts once, whatever the others do, is never
+    /// started again, and its state says nothing about the pod's.
+    Ephemeral,
 }
 
 /// Whether containers that ended start again.

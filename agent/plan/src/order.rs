@@ -48,6 +48,7 @@ pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over>
 /// Whether a container that ended starts again, as far as its role and the pod's policy say.
 pub(crate) fn starts_again(wanted: &Wanted, member: &Member, container: &Container, exit: &Exit) -> bool {
     match (member.role, wanted.restart) {
+        (Role::Ephemeral, _) => false,
         (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
         (Role::Init, _) if exit.code == 0 => container.stale,
         (_, RestartPolicy::Never) => false,
@@ -62,7 +63,7 @@ pub(crate) fn open(wanted: &Wanted, seen: &Seen) -> usize {
     for (index, member) in wanted.containers.iter().enumerate() {
         let container = seen.containers.get(&member.name);
         let passed = match member.role {
-            Role::Main => return all,
+            Role::Main | Role::Ephemeral => return all,
             Role::Init => container.is_some_and(has_completed),
             // One that dies later does not take back what it has let start.
             Role::Sidecar => {
@@ -79,6 +80,14 @@ pub(crate) fn open(wanted: &Wanted, seen: &Seen) -> usize {
         }
     }
     all
+}
+
+/// Whether what an ephemeral container looks at is there.
+pub(crate) fn has_target(seen: &Seen, member: &Member) -> bool {
+    member.target.as_ref().is_none_or(|target| {
+        let container = seen.containers.get(target);
+        container.is_some_and(|container| matches!(container.run, Run::Running { .. }))
+    })
 }
 
 /// Whether an init container has done its work in the present sandbox.

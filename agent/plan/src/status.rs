@@ -12,7 +12,8 @@ use k8s_openapi::{
 };
 
 use crate::{
-    Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, Wanted, backoff, conditions,
+    Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, Wanted, as_container, backoff,
+    conditions,
     order::{Over, has_completed, is_ready, is_started, open, over, starts_again},
     qos::qos_class,
     steps::obstacle,
@@ -41,6 +42,13 @@ pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStat
     let spec = pod.spec.clone().unwrap_or_default();
     let init_statuses = view.statuses(spec.init_containers.as_deref().unwrap_or_default());
     let statuses = view.statuses(&spec.containers);
+    let ephemeral: Vec<Spec> = spec
+        .ephemeral_containers
+        .iter()
+        .flatten()
+        .map(as_container)
+        .collect();
+    let ephemeral_statuses = view.statuses(&ephemeral);
     let phase = view.phase();
     let conditions = conditions::of(&view, &before, phase, &init_statuses, &statuses);
     let mut pod_ips: Vec<PodIP> = facts
@@ -61,6 +69,7 @@ pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStat
     PodStatus {
         conditions: Some(conditions),
         container_statuses: Some(statuses),
+        ephemeral_container_statuses: (!ephemeral_statuses.is_empty()).then_some(ephemeral_statuses),
         host_ip: host_ips.first().map(|host| host.ip.clone()),
         host_ips: Some(host_ips),
         init_container_statuses: (!init_statuses.is_empty()).then_some(init_statuses),
@@ -165,7 +174,8 @@ impl View<'_> {
         let (state, last_exit) = self.state(spec, member, container);
         let image_id = match &container.image {
             Image::Ready { id } | Image::Checking { id } => id.clone(),
-            _ => String::new(),
+            // What was said before: an agent that was restarted does not fetch what it needs no more.
+            _ => self.image_before(&spec.name).unwrap_or_default(),
         };
         ContainerStatus {
             name: spec.name.clone(),
@@ -179,12 +189,25 @@ impl View<'_> {
             ready: match member.role {
                 Role::Init => has_completed(container),
                 Role::Sidecar | Role::Main => is_ready(member, container),
+                Role::Ephemeral => false,
             },
-            started: Some(is_started(member, container)),
+            started: (member.role != Role::Ephemeral).then(|| is_started(member, container)),
             restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
             state: Some(state),
             ..ContainerStatus::default()
         }
+    }
+
+    fn image_before(&self, name: &str) -> Option<String> {
+        let status = self.pod.status.as_ref()?;
+        let lists = [
+            &status.init_container_statuses,
+            &status.container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        let mut known = lists.into_iter().flatten().flatten();
+        let known = known.find(|status| status.name == name)?;
+        Some(known.image_id.clone())
     }
 
     /// The present state, and the exit that is the last state.
@@ -197,7 +220,7 @@ impl View<'_> {
         let last = container.last_exit.as_ref();
         match &container.run {
             // The hook after the start is part of it.
-            Run::Running { .. } if is_in_hook(container) => (waiting(self.creating(), None), last),
+            Run::Running { .. } if is_in_hook(container) => (waiting(self.creating(member), None), last),
             Run::Running { started_at, .. } => (running(*started_at), last),
             Run::Exited(exit) => {
                 let goes_on = self.wanted.ending == Ending::No
@@ -217,7 +240,7 @@ impl View<'_> {
             }
             Run::Never => match obstacle(container).filter(|_failure| self.is_due(member)) {
                 Some(failure) => (self.waiting_for(failure, spec, &container.image), last),
-                None => (waiting(self.creating(), None), last),
+                None => (waiting(self.creating(member), None), last),
             },
         }
     }
@@ -232,7 +255,7 @@ impl View<'_> {
     ) -> Option<ContainerState> {
         // Its sandbox is gone, and what comes before it has to run again.
         if !self.is_due(member) {
-            return Some(waiting(self.creating(), None));
+            return Some(waiting(self.creating(member), None));
         }
         if let Some(failure) = obstacle(container) {
             return Some(self.waiting_for(failure, spec, &container.image));
@@ -253,13 +276,14 @@ impl View<'_> {
     /// Whether the container's turn has come: only then its obstacles are news.
     fn is_due(&self, member: &Member) -> bool {
         let mut due = self.wanted.containers.iter().take(open(self.wanted, self.seen));
-        due.any(|other| other.name == member.name)
+        member.role == Role::Ephemeral || due.any(|other| other.name == member.name)
     }
 
     /// Kubernetes' word for a container that has not started yet.
-    fn creating(&self) -> &'static str {
+    fn creating(&self, member: &Member) -> &'static str {
         let spec = self.pod.spec.as_ref();
         let inits = spec.and_then(|spec| spec.init_containers.as_ref());
+        let inits = inits.filter(|_| member.role != Role::Ephemeral);
         match inits.is_some_and(|inits| !inits.is_empty()) {
             true => "PodInitializing",
             false => "ContainerCreating",

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     Container, Ending, Failure, Ground, Hook, Image, Member, Role, Run, Seen, Stop, Wanted, Why,
     backoff::{restart_at, retry_at},
-    order::{has_completed, open, over, starts_again},
+    order::{has_completed, has_target, open, over, starts_again},
     stop::advance,
 };
 
@@ -122,18 +122,24 @@ fn keep_running(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
         plan.when(seen.ground_failure.as_ref().map_or(now, retry_at), now, step);
         return plan;
     }
+    for member in wanted.of_role(Role::Ephemeral) {
+        if has_target(seen, member) {
+            start(wanted, (member, known(member)), now, &mut plan);
+        }
+    }
     let mut may_start = true;
-    for member in wanted.containers.iter().take(open(wanted, seen)) {
+    let in_turn = wanted.containers.iter().take(open(wanted, seen));
+    for member in in_turn.filter(|member| member.role != Role::Ephemeral) {
         let container = known(member);
         if matches!(container.run, Run::Running { .. }) {
             correct(wanted, seen, (member, container), now, &mut plan);
             // As the kubelet does: what follows starts once the hook has run.
             may_start &= container.life.post_start != Hook::Running || container.stop.is_some();
         } else if may_start {
+            let before = plan.steps.len();
             start(wanted, (member, container), now, &mut plan);
             // One that has a hook keeps the others waiting from its start on.
-            may_start &=
-                !member.post_start || !matches!(plan.steps.last(), Some(Step::StartContainer { .. }));
+            may_start &= !member.post_start || plan.steps.len() == before;
         }
     }
     plan
@@ -147,6 +153,7 @@ fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan
     match &container.image {
         // Whose work is done needs no image any more.
         _ if member.role == Role::Init && has_completed(container) => {}
+        _ if member.role == Role::Ephemeral && container.run != Run::Never => {}
         Image::Unknown => plan.steps.push(step),
         Image::Failed(failure) => plan.when(retry_at(failure), now, step),
         Image::Fetching | Image::Checking { .. } | Image::Retrying(_) | Image::Ready { .. } => {}

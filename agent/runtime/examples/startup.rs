@@ -56,6 +56,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
         hostname: "bench".into(),
         id_base: 3_000_000,
         id_count: 65_536,
+        shares_processes: false,
     };
     let begun = Instant::now();
     runtime.start_pod(&pod).await.expect("the pod starts");
@@ -127,6 +128,7 @@ fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,
         log_max_files: 2,
+        pid_namespace: agent_runtime::PidNamespace::Own,
     }
 }
 

@@ -23,6 +23,9 @@ pub struct PodConfig {
     pub id_base: u32,
     /// How many ids the pod has; must cover every id its images use.
     pub id_count: u32,
+    /// Whether the pod has a pid namespace of its own, for containers with [`PidNamespace::Pod`].
+    #[serde(default)]
+    pub shares_processes: bool,
 }
 
 /// One container of a pod.
@@ -53,6 +56,10 @@ pub struct ContainerConfig {
     pub read_only_root: bool,
     /// Names such as `CAP_CHOWN`; held within the pod's user namespace only.
     pub capabilities: Vec<String>,
+    /// Whose processes it sees, and they its.
+    // Left out where it can be: the shims of an agent before this one do not know it.
+    #[serde(default, skip_serializing_if = "PidNamespace::is_own")]
+    pub pid_namespace: PidNamespace,
     /// What its standard streams are.
     #[serde(default)]
     pub streams: Streams,
@@ -66,6 +73,26 @@ pub struct ContainerConfig {
     pub log_max_bytes: u64,
     /// How many log files are kept, the current one included; at least 1.
     pub log_max_files: u32,
+}
+
+/// Whose processes a container sees, and they its. It may signal those that its user may; Landlock keeps all containers
+/// from tracing one another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PidNamespace {
+    /// Its own only. Its first process is number 1, and all others end with it.
+    #[default]
+    Own,
+    /// Those of all containers of the pod that say the same. Number 1 is the runtime's, and outlives them.
+    Pod,
+    /// Those of the container of this name, which must run. When that one ends, this one ends too.
+    Of(String),
+}
+
+impl PidNamespace {
+    pub(crate) fn is_own(&self) -> bool {
+        *self == Self::Own
+    }
 }
 
 /// The standard streams of a container's first process. Output always goes to the log as well.
@@ -333,6 +360,7 @@ pub(crate) mod tests {
             streams: Streams::default(),
             resources: Resources::default(),
             profile,
+            pid_namespace: PidNamespace::default(),
             log_path: "/log".into(),
             log_max_bytes: 1,
             log_max_files: 1,

@@ -28,8 +28,8 @@ pub mod shim;
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
 pub use crate::config::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PodConfig,
-    PodHandle, PodStatus, RecoveredPod, Resources, Streams,
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PidNamespace,
+    PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
 };
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;

@@ -14,6 +14,8 @@ use agent_runtime::{
 };
 use agent_sandbox::Profile;
 
+#[path = "it/processes.rs"]
+mod processes;
 #[path = "it/sandbox.rs"]
 mod sandbox;
 #[path = "it/sessions.rs"]
@@ -63,6 +65,7 @@ impl Stage {
             hostname: "web-0".into(),
             id_base: 3_000_000,
             id_count: 65_536,
+            shares_processes: false,
         };
         Self {
             runtime,
@@ -95,6 +98,7 @@ impl Stage {
             log_path: self.log(name),
             log_max_bytes: 1 << 20,
             log_max_files: 3,
+            pid_namespace: agent_runtime::PidNamespace::Own,
         }
     }
 

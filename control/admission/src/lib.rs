@@ -85,7 +85,7 @@ impl Admitted {
 /// Defaults and checks everything. A pod must have been through the image gate: see [`pin_images`].
 pub fn admit(request: &AdmissionRequest<'_>) -> Result<Admitted, Status> {
     let object = complete(request)?;
-    if request.resource.kind == "Pod" && request.subresource.is_empty() {
+    if request.resource.kind == "Pod" && matches!(request.subresource, "" | "ephemeralcontainers") {
         pins::require(&object)?;
     }
     Ok(Admitted { object })

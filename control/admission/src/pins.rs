@@ -21,7 +21,7 @@ pub struct Pin {
 }
 
 /// Lists of containers in the specification of a pod. Names are unique among all of them.
-pub const CONTAINER_LISTS: &[&str] = &["initContainers", "containers"];
+pub const CONTAINER_LISTS: &[&str] = &["initContainers", "containers", "ephemeralContainers"];
 
 /// Rewrites the images of the containers that `pins` names (by container name) to their digests, and notes
 /// the image as it was asked for and the scan in the pod's annotations.
@@ -128,6 +128,11 @@ mod tests {
         assert!(require(&with_init).is_err(), "init containers are containers");
         pin_images(&mut with_init, &[("i".to_owned(), pin("i"))].into()).unwrap();
         assert_eq!(require(&with_init), Ok(()));
+        let mut with_debug = with_init;
+        with_debug["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "busybox"}]);
+        assert!(require(&with_debug).is_err(), "so are ephemeral ones");
+        pin_images(&mut with_debug, &[("d".to_owned(), pin("d"))].into()).unwrap();
+        assert_eq!(require(&with_debug), Ok(()));
         // A digest alone is nobody's word that it was scanned.
         let bare = json!({"spec": {"containers": [{"name": "a", "image": format!("x@{}", a.digest)}]}});
         assert!(require(&bare).is_err());

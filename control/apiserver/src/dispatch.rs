@@ -163,14 +163,14 @@ impl Server {
             ("", Verb::Create) => self.create(call).await?,
             ("", Verb::Get) if row.stored == Stored::Derived => self.get_profile(call).await?,
             ("", Verb::List) if row.stored == Stored::Derived => self.list_profiles(call).await?,
-            ("" | "status", Verb::Get) => self.get(call).await?,
+            ("" | "status" | "ephemeralcontainers", Verb::Get) => self.get(call).await?,
             ("", Verb::List) => self.list(call).await?,
             ("", Verb::Watch) if row.stored == Stored::Derived => {
                 return self.watch_profiles(call, slot).await;
             }
             ("", Verb::Watch) => return self.watch(call, slot).await,
-            ("" | "status" | "finalize", Verb::Update) => self.update(call).await?,
-            ("" | "status", Verb::Patch) => self.patch(call).await?,
+            ("" | "status" | "ephemeralcontainers" | "finalize", Verb::Update) => self.update(call).await?,
+            ("" | "status" | "ephemeralcontainers", Verb::Patch) => self.patch(call).await?,
             ("", Verb::Delete) => self.delete(call).await?,
             ("", Verb::DeleteCollection) => self.delete_collection(call).await?,
             _ => return Err(Status::method_not_allowed()),

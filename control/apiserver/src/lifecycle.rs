@@ -33,6 +33,8 @@ pub(crate) enum Part {
     Status,
     /// `spec.finalizers` of a namespace.
     Finalize,
+    /// `spec.ephemeralContainers` of a pod, and what the image gate notes about them.
+    Ephemeral,
 }
 
 /// What a delete request means for an object as it is.
@@ -94,6 +96,8 @@ pub(crate) fn stamp_new(object: &mut Value, resource: &Resource, namespace: &str
 /// counts the generation up when the specification changed.
 pub(crate) fn carry_over(old: &Value, new: &mut Value, resource: &Resource, part: Part) {
     match part {
+        // Nothing else has got in: see [`with_ephemeral`], which the gate follows.
+        Part::Ephemeral => copy_field(old, new, "status"),
         Part::Main => {
             if resource.subresource("status").is_some() {
                 copy_field(old, new, "status");
@@ -146,6 +150,19 @@ pub(crate) fn carry_over(old: &Value, new: &mut Value, resource: &Resource, part
             .unwrap_or(0);
         metadata_mut(new).insert("generation".to_owned(), json!(generation.saturating_add(1)));
     }
+}
+
+/// The stored pod with the ephemeral containers of `new`: what `pods/ephemeralcontainers` may change.
+pub(crate) fn with_ephemeral(old: &Value, new: &Value) -> Value {
+    let mut pod = old.clone();
+    if let Some(spec) = pod.get_mut("spec") {
+        set_field(
+            spec,
+            "ephemeralContainers",
+            new.pointer("/spec/ephemeralContainers").cloned(),
+        );
+    }
+    pod
 }
 
 /// Whether an object that is being deleted has nothing left to wait for.
@@ -348,6 +365,22 @@ mod tests {
         carry_over(&old, &mut new, row("Namespace"), Part::Finalize);
         assert_eq!(new["spec"]["finalizers"], json!([]));
         assert!(new["metadata"].get("labels").is_none());
+    }
+
+    #[test]
+    fn the_ephemeral_part_is_one_list() {
+        let old = pod();
+        let mut new = pod();
+        new["metadata"]["labels"] = json!({"role": "admin"});
+        new["spec"]["containers"] = json!([{"name": "other"}]);
+        new["spec"]["ephemeralContainers"] = json!([{"name": "debug"}]);
+        new["status"] = json!({"phase": "Failed"});
+        let mut part = with_ephemeral(&old, &new);
+        carry_over(&old, &mut part, row("Pod"), Part::Ephemeral);
+        let mut expected = old;
+        expected["spec"]["ephemeralContainers"] = json!([{"name": "debug"}]);
+        expected["metadata"]["generation"] = json!(4);
+        assert_eq!(part, expected);
     }
 
     #[test]

@@ -43,6 +43,17 @@ impl Server {
         ))
     }
 
+    /// The same for a change of an object.
+    pub(crate) fn review_change(&self, call: &Call, old: &Value, new: &Value) -> Result<(), Status> {
+        review(&request(
+            call,
+            Operation::Update,
+            Some(old),
+            new.clone(),
+            metadata_text(new, "name"),
+        ))
+    }
+
     /// Writes an object of the server's own: `make` gets what is stored and returns what shall be stored,
     /// or `None` to leave it.
     pub(crate) async fn put_own(

@@ -1,7 +1,7 @@
 //! What only pods have: binding to a node, and logs read through the node's agent. The decisions are pure
 //! functions of the objects.
 
-use api::{learned::MAX_SECONDS, resources::Resource};
+use api::{annotations::STATIC_PODS, learned::MAX_SECONDS, resources::Resource};
 use control_wire::{
     Cause, Status,
     query::{LogQuery, Parameters},
@@ -101,6 +101,23 @@ pub(crate) fn bind(pod: &mut Value, binding: &Value, row: &Resource, now: Timest
     Ok(())
 }
 
+/// Refuses a static pod where nobody has allowed them: a node chooses the labels of its pods, and policies of the namespace
+/// may trust labels.
+pub(crate) fn demand_static_namespace(namespace: &Value, row: &Resource) -> Result<(), Status> {
+    let name = metadata_text(namespace, "name");
+    let labels = namespace.pointer("/metadata/labels");
+    let label = labels
+        .and_then(|labels| labels.get(STATIC_PODS))
+        .and_then(Value::as_str);
+    if name == "kube-system" || label == Some("allowed") {
+        return Ok(());
+    }
+    let message = format!(
+        "static pods live in namespace kube-system, or in one with the label {STATIC_PODS}=allowed; namespace {name:?} has none"
+    );
+    Err(Status::forbidden(row, "", message))
+}
+
 /// Name of the container that is meant: the one asked for, or the only one.
 pub(crate) fn container_of<'a>(pod: &'a Value, asked: Option<&str>) -> Result<&'a str, Status> {
     let name = metadata_text(pod, "name");
@@ -114,10 +131,12 @@ pub(crate) fn container_of<'a>(pod: &'a Value, asked: Option<&str>) -> Result<&'
     };
     let containers = names("/spec/containers");
     let inits = names("/spec/initContainers");
+    let ephemeral = names("/spec/ephemeralContainers");
     match (asked, containers.as_slice()) {
         (Some(asked), _) => containers
             .iter()
             .chain(&inits)
+            .chain(&ephemeral)
             .find(|known| **known == asked)
             .copied()
             .ok_or_else(|| Status::bad_request(format!("container {asked} is not valid for pod {name}"))),
@@ -272,6 +291,23 @@ mod tests {
         assert_eq!(bind(&mut other, &json!({}), pods(), now).unwrap_err().code(), 422);
         other["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         assert_eq!(bind(&mut other, &binding, pods(), now).unwrap_err().code(), 409);
+    }
+
+    #[test]
+    fn static_pods_live_where_somebody_has_allowed_them() {
+        let allowed = |name: &str, labels: Value| {
+            let namespace = json!({"metadata": {"name": name, "labels": labels}});
+            demand_static_namespace(&namespace, pods()).is_ok()
+        };
+        assert!(allowed("kube-system", json!({})));
+        assert!(allowed("edge", json!({"palisade.dev/static-pods": "allowed"})));
+        for labels in [
+            json!(null),
+            json!({}),
+            json!({"palisade.dev/static-pods": "denied"}),
+        ] {
+            assert!(!allowed("default", labels));
+        }
     }
 
     #[test]

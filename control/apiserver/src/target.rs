@@ -12,7 +12,7 @@ use http::Method;
 const OLDER: &[(&str, &str, &str)] = &[("authentication.k8s.io", "v1beta1", "selfsubjectreviews")];
 
 /// Subresources of pods that Kubernetes has and this server does not: worth a message that names them.
-const UNSERVED: &[&str] = &["ephemeralcontainers", "eviction", "proxy", "resize"];
+const UNSERVED: &[&str] = &["eviction", "proxy", "resize"];
 
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::{
     call::{Call, Outcome},
     lifecycle::{self, Part},
     objects::{self, metadata_text},
-    services,
+    pods, services,
 };
 
 /// Attempts of a change that names no revision, while others change the same object.
@@ -155,13 +155,17 @@ impl Server {
                 return Err(Status::conflict(row, name, problem));
             }
             let expected = Expected::At(revision_of(&old)?);
+            if part == Part::Ephemeral {
+                new = lifecycle::with_ephemeral(&old, &new);
+                self.review_change(call, &old, &new)?;
+            }
             // Before the generation is counted: a tag that still means the pinned digest is no change.
-            if part == Part::Main {
+            if matches!(part, Part::Main | Part::Ephemeral) {
                 new = self.gate_images(call, Some(&old), new, query.dry_run).await?;
             }
             let _address = match part {
                 Part::Main => self.assign_cluster_address(row, Some(&old), &mut new).await?,
-                Part::Status | Part::Finalize => None,
+                Part::Status | Part::Finalize | Part::Ephemeral => None,
             };
             lifecycle::carry_over(&old, &mut new, row, part);
             let admitted = self.admit(call, Operation::Update, Some(&old), new)?;
@@ -252,6 +256,9 @@ impl Server {
                 format!("unable to create new content in namespace {name} because it is being terminated");
             return Err(Status::forbidden(call.target.resource, "", message));
         }
+        if call.target.resource.kind == "Pod" && call.who.identity().node().is_some() {
+            pods::demand_static_namespace(&namespace, call.target.resource)?;
+        }
         Ok(())
     }
 }
@@ -319,6 +326,7 @@ fn part_of(subresource: &str) -> Part {
     match subresource {
         "status" => Part::Status,
         "finalize" => Part::Finalize,
+        "ephemeralcontainers" => Part::Ephemeral,
         _ => Part::Main,
     }
 }

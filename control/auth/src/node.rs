@@ -79,6 +79,11 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
             Decision::allow_if(POLICY_RESOURCES.contains(&resource))
         }
 
+        // What a file of the node asks for. That it is bound to the node and refers to nothing is admission's to see.
+        ("", "pods", "create") => match target.name.ends_with(&format!("-{node}")) {
+            true => Decision::Allow,
+            false => Decision::Deny(format!("can only create pods whose name ends with \"-{node}\"")),
+        },
         ("", "pods", "delete") => own_pod(),
         ("", "pods/status", "get" | "update" | "patch") => own_pod(),
 

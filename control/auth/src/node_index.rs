@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Container, Pod, Volume};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod, Volume};
 
 use crate::{NodeView, ReferencedKind};
 
@@ -103,7 +103,10 @@ fn references(pod: &Pod) -> BTreeSet<(ReferencedKind, String)> {
         .iter()
         .chain(spec.init_containers.iter().flatten())
     {
-        container_references(container, &mut found);
+        environment_references(&container.env, &container.env_from, &mut found);
+    }
+    for container in spec.ephemeral_containers.iter().flatten() {
+        environment_references(&container.env, &container.env_from, &mut found);
     }
     for secret in spec.image_pull_secrets.iter().flatten() {
         found.insert((ReferencedKind::Secret, secret.name.clone()));
@@ -133,8 +136,12 @@ fn volume_references(volume: &Volume, found: &mut BTreeSet<(ReferencedKind, Stri
     }
 }
 
-fn container_references(container: &Container, found: &mut BTreeSet<(ReferencedKind, String)>) {
-    for source in container.env_from.iter().flatten() {
+fn environment_references(
+    env: &Option<Vec<EnvVar>>,
+    env_from: &Option<Vec<EnvFromSource>>,
+    found: &mut BTreeSet<(ReferencedKind, String)>,
+) {
+    for source in env_from.iter().flatten() {
         if let Some(secret) = &source.secret_ref {
             found.insert((ReferencedKind::Secret, secret.name.clone()));
         }
@@ -142,8 +149,7 @@ fn container_references(container: &Container, found: &mut BTreeSet<(ReferencedK
             found.insert((ReferencedKind::ConfigMap, config_map.name.clone()));
         }
     }
-    for source in container
-        .env
+    for source in env
         .iter()
         .flatten()
         .filter_map(|variable| variable.value_from.as_ref())
@@ -182,6 +188,11 @@ mod tests {
                         {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "key-map", "key": "k"}}},
                     ],
                 }],
+                "ephemeralContainers": [{
+                    "name": "d",
+                    "envFrom": [{"secretRef": {"name": "debug-secret"}}],
+                    "env": [{"name": "C", "valueFrom": {"configMapKeyRef": {"name": "debug-map", "key": "k"}}}],
+                }],
             },
             "status": {"phase": phase},
         }))
@@ -191,7 +202,14 @@ mod tests {
     #[test]
     fn finds_every_way_to_refer() {
         let index: NodeIndex = [&pod("a", "Running")].into_iter().collect();
-        for name in ["pull", "volume-secret", "projected", "from-secret", "key-secret"] {
+        for name in [
+            "pull",
+            "volume-secret",
+            "projected",
+            "from-secret",
+            "key-secret",
+            "debug-secret",
+        ] {
             assert!(
                 index.referenced("a", ReferencedKind::Secret, "ns", name),
                 "{name}"
@@ -209,7 +227,7 @@ mod tests {
                 "{name} for another node"
             );
         }
-        for name in ["volume-map", "from-map", "key-map"] {
+        for name in ["volume-map", "from-map", "key-map", "debug-map"] {
             assert!(
                 index.referenced("a", ReferencedKind::ConfigMap, "ns", name),
                 "{name}"

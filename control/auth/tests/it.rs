@@ -54,6 +54,7 @@ fn own_object(resource: &Resource) -> (&'static str, &'static str) {
     match resource.plural {
         "nodes" => ("", "a"),
         "leases" => ("kube-node-lease", "a"),
+        // Named as the node may name pods for its files.
         "pods" => ("ns", "on-a"),
         _ if resource.namespaced() => ("ns", "of-a"),
         _ => ("", "x"),

@@ -1,6 +1,7 @@
 //! Reasons why a node cannot take a pod, in the words of Kubernetes' scheduler. As there, the first filter
 //! that fails speaks for the node.
 
+use api::host_ports;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 
 use crate::{Candidate, Resources};
@@ -25,6 +26,12 @@ pub(crate) fn reasons_against(pod: &Pod, candidate: &Candidate<'_>) -> Vec<Strin
     }
     if !selected(pod, node) {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
+    }
+    if host_ports::of(pod)
+        .iter()
+        .any(|port| candidate.ports.iter().any(|taken| taken.conflicts_with(port)))
+    {
+        return vec!["node(s) didn't have free ports for the requested pod ports".to_owned()];
     }
     lacking(pod, candidate)
 }

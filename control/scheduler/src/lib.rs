@@ -12,6 +12,7 @@ mod resources;
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt};
 
+use api::host_ports::{self, HostPort};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 pub use resources::Resources;
@@ -22,6 +23,8 @@ pub struct Candidate<'a> {
     node: &'a Node,
     allocatable: Resources,
     used: Resources,
+    /// Ports of the node that lead to pods.
+    ports: Vec<HostPort>,
 }
 
 /// Where a pod goes.
@@ -43,21 +46,22 @@ pub struct Unschedulable {
 impl<'a> Candidate<'a> {
     /// A node and the pods that are bound to it. Pods that have ended take no room.
     pub fn new<'p>(node: &'a Node, pods: impl IntoIterator<Item = &'p Pod>) -> Self {
-        let used = pods
-            .into_iter()
-            .filter(|pod| !ended(pod))
-            .map(Resources::requested)
-            .sum();
-        Self {
+        let mut candidate = Self {
             node,
             allocatable: Resources::allocatable(node),
-            used,
+            used: Resources::default(),
+            ports: Vec::new(),
+        };
+        for pod in pods.into_iter().filter(|pod| !ended(pod)) {
+            candidate.add(pod);
         }
+        candidate
     }
 
     /// Accounts for one more pod.
     pub fn add(&mut self, pod: &Pod) {
         self.used = self.used + Resources::requested(pod);
+        self.ports.extend(host_ports::of(pod));
     }
 
     /// Name of the node.
@@ -167,6 +171,49 @@ mod tests {
             Ok(placement) => placement.node,
             Err(unschedulable) => unschedulable.to_string(),
         }
+    }
+
+    #[test]
+    fn a_port_of_the_node_is_given_once() {
+        let node = node("n", "4", json!({}));
+        let asking = |ports: Value| {
+            let container = json!({"name": "c", "ports": ports});
+            pod("1", json!({"containers": [container]}))
+        };
+        let holder = asking(json!([{"containerPort": 80, "hostPort": 80, "hostIP": "192.0.2.1"}]));
+        let mut done = holder.clone();
+        done.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+        let words = |pod: &Pod, pods: &[Pod]| match schedule(pod, &[Candidate::new(&node, pods)]) {
+            Ok(placement) => placement.node,
+            Err(unschedulable) => unschedulable.to_string(),
+        };
+        let refused =
+            "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.";
+        let (all, same) = (
+            asking(json!([{"containerPort": 1, "hostPort": 80}])),
+            holder.clone(),
+        );
+        for pod in [&all, &same] {
+            assert_eq!(words(pod, std::slice::from_ref(&holder)), refused);
+            assert_eq!(
+                words(pod, std::slice::from_ref(&done)),
+                "n",
+                "ended pods hold no ports"
+            );
+        }
+        for ports in [
+            json!([{"containerPort": 80, "hostPort": 80, "hostIP": "192.0.2.2"}]),
+            json!([{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]),
+            json!([{"containerPort": 80}]),
+        ] {
+            assert_eq!(words(&asking(ports), std::slice::from_ref(&holder)), "n");
+        }
+        let mut candidate = Candidate::new(&node, []);
+        candidate.add(&holder);
+        assert!(
+            schedule(&all, &[candidate]).is_err(),
+            "those of pods that were just placed count"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_images::{ImageConfig, UserIds};
-use agent_runtime::{ContainerConfig, Mount, Resources, Streams};
+use agent_runtime::{ContainerConfig, Mount, PidNamespace, Resources, Streams};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
 use super::{env, sandbox, termination, volumes};
@@ -111,6 +111,7 @@ pub(crate) fn config(
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
         read_only_root: security.read_only_root_filesystem == Some(true),
+        pid_namespace: pid_namespace(pod, container),
         streams: Streams {
             stdin: container.stdin == Some(true),
             stdin_once: container.stdin_once == Some(true),
@@ -147,6 +148,27 @@ fn argv(container: &Container, resolved: &Resolved<'_>) -> Result<Vec<String>, C
     }
     argv.shrink_to_fit();
     Ok(argv)
+}
+
+/// Whose processes the container sees: only an ephemeral one looks at another's, unless the pod's share them all.
+fn pid_namespace(pod: &Pod, container: &Container) -> PidNamespace {
+    let spec = pod.spec.as_ref();
+    if shares_processes(pod) {
+        return PidNamespace::Pod;
+    }
+    let mut ephemeral = spec
+        .iter()
+        .flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+    let target = ephemeral
+        .find(|ephemeral| ephemeral.name == container.name)
+        .and_then(|ephemeral| text(&ephemeral.target_container_name));
+    target.map_or(PidNamespace::Own, |target| PidNamespace::Of(target.to_owned()))
+}
+
+/// Whether the pod's containers see one another's processes.
+pub(crate) fn shares_processes(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    spec.and_then(|spec| spec.share_process_namespace) == Some(true)
 }
 
 fn mounts(
@@ -467,6 +489,29 @@ mod tests {
                 matches!(sub_path(json!({"subPath": odd})), Err(ContainerError::SubPath(_))),
                 "{odd}"
             );
+        }
+    }
+
+    #[test]
+    fn processes_are_shared_where_the_pod_says_so() {
+        let namespace = |shares: bool, name: &str| {
+            let pod: Pod = serde_json::from_value(json!({"spec": {
+                "shareProcessNamespace": shares,
+                "containers": [{"name": "c"}],
+                "ephemeralContainers": [{"name": "d", "targetContainerName": "c"}, {"name": "e"}],
+            }}))
+            .unwrap();
+            let container = Container {
+                name: name.to_owned(),
+                ..Container::default()
+            };
+            pid_namespace(&pod, &container)
+        };
+        assert_eq!(namespace(false, "c"), PidNamespace::Own);
+        assert_eq!(namespace(false, "d"), PidNamespace::Of("c".to_owned()));
+        assert_eq!(namespace(false, "e"), PidNamespace::Own);
+        for name in ["c", "d", "e"] {
+            assert_eq!(namespace(true, name), PidNamespace::Pod);
         }
     }
 

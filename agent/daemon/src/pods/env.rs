@@ -60,11 +60,7 @@ pub(crate) fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     let Some(spec) = &pod.spec else {
         return (config_maps, secrets);
     };
-    for container in spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-    {
+    for container in super::steps::containers(pod) {
         for from in container.env_from.iter().flatten() {
             config_maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
             secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));

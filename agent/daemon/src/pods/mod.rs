@@ -43,7 +43,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::{directory::Directory, ids::Ids, worker::Worker};
-use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy};
+use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
 
 pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
 
@@ -60,6 +60,7 @@ pub(crate) struct Context {
     pub(crate) policy: Policy,
     pub(crate) events: Events,
     pub(crate) directory: Directory,
+    pub(crate) static_pods: StaticPods,
     pub(crate) ids: Ids,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
@@ -122,6 +123,7 @@ impl Pods {
     /// Runs until `shutdown`. Pods go on without us: that is what makes an agent restart harmless.
     pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: CancellationToken) {
         let mut changes = self.context.cluster.changes();
+        let mut of_files = self.context.static_pods.changes();
         let mut swept = false;
         let mut survivors: BTreeMap<String, Survivor> = survivors
             .into_iter()
@@ -130,6 +132,7 @@ impl Pods {
         loop {
             // Marked as seen before the look, so that a change during it is not missed.
             changes.borrow_and_update();
+            of_files.borrow_and_update();
             if let Some(wanted) = self.wanted() {
                 if !std::mem::replace(&mut swept, true) {
                     let known = wanted.keys().chain(survivors.keys()).cloned().collect();
@@ -147,9 +150,12 @@ impl Pods {
                     }
                 }
                 self.compare(wanted, &mut survivors);
+            } else {
+                self.start_static(&mut survivors);
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
+                changed = of_files.changed() => if changed.is_err() { return },
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok(uid) => drop(self.objects.remove(&uid)),
                     Err(error) => tracing::error!(%error, "a pod's task died"),
@@ -159,12 +165,18 @@ impl Pods {
         }
     }
 
-    /// Pods that the API binds to this node, by UID; `None` before they are known.
+    /// Pods that the API binds to this node, by UID, and static ones that it does not have at the moment; `None` before
+    /// the API's are known.
     fn wanted(&self) -> Option<BTreeMap<String, Arc<Pod>>> {
         let own = |pod: &Arc<Pod>| {
             pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&self.context.config.node_name)
         };
-        let pods = self.context.cluster.pods()?.into_iter().filter(own);
+        let pods = self.context.cluster.pods()?;
+        let name = |pod: &Pod| (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+        let known: BTreeSet<_> = pods.iter().map(|pod| name(pod)).collect();
+        let of_files = self.context.static_pods.all();
+        let of_files = of_files.into_iter().filter(|pod| !known.contains(&name(pod)));
+        let pods = pods.into_iter().filter(own).chain(of_files);
         Some(
             pods.filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
                 .collect(),
@@ -201,6 +213,17 @@ impl Pods {
                 name: config.name.clone(),
             };
             self.start(id, None, Some(survivor));
+        }
+    }
+
+    /// While the API has said nothing yet, pods that need it for nothing start, and nothing ends.
+    fn start_static(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
+        for pod in self.context.static_pods.all() {
+            let Some(id) = PodId::of(&pod) else { continue };
+            if !self.objects.contains_key(&id.uid) {
+                let survivor = survivors.remove(&id.uid);
+                self.start(id, Some(pod), survivor);
+            }
         }
     }
 

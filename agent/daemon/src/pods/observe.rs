@@ -1,6 +1,8 @@
 //! From the runtime's words and the API object to what `agent/plan` looks at. Pure.
 
-use agent_plan::{Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, Wanted, is_settled};
+use agent_plan::{
+    Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, Wanted, as_container, is_settled,
+};
 use agent_runtime::{ContainerState, ContainerStatus};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container as Spec, ContainerStatus as ApiStatus, Pod, PodStatus};
@@ -43,10 +45,21 @@ pub(super) fn wanted(pod: Option<&Pod>, reported: Option<&PodStatus>, seen: &See
     });
     let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     let mains = spec.iter().flat_map(|spec| &spec.containers);
+    let ephemeral = spec
+        .iter()
+        .flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+    let ephemeral = ephemeral.map(|ephemeral| Member {
+        target: ephemeral
+            .target_container_name
+            .clone()
+            .filter(|target| !target.is_empty()),
+        ..member(&as_container(ephemeral), Role::Ephemeral)
+    });
     Wanted {
         containers: inits
             .map(|spec| member(spec, init_role(spec)))
             .chain(mains.map(|spec| member(spec, Role::Main)))
+            .chain(ephemeral)
             .collect(),
         grace: SignedDuration::from_secs(own_grace),
         deadline,
@@ -77,6 +90,7 @@ fn member(spec: &Spec, role: Role) -> Member {
     Member {
         name: spec.name.clone(),
         role,
+        target: None,
         post_start: hooks.is_some_and(|hooks| hooks.post_start.is_some()),
         pre_stop: hooks.is_some_and(|hooks| hooks.pre_stop.is_some()),
         startup_probe: spec.startup_probe.is_some(),
@@ -148,7 +162,10 @@ pub(super) fn start_error(id: String, message: String, now: Timestamp) -> Run {
 pub(super) fn remember(seen: &mut Seen, pod: &Pod) {
     let statuses = pod.status.iter().flat_map(|status| {
         let inits = status.init_container_statuses.iter().flatten();
-        inits.chain(status.container_statuses.iter().flatten())
+        let ephemeral = status.ephemeral_container_statuses.iter().flatten();
+        inits
+            .chain(status.container_statuses.iter().flatten())
+            .chain(ephemeral)
     });
     for status in statuses {
         let container = seen.containers.entry(status.name.clone()).or_default();
@@ -306,6 +323,33 @@ mod tests {
         assert_eq!(wanted.restart, RestartPolicy::OnFailure);
         assert!(wanted.settled);
         assert_eq!(super::wanted(None, None, &Seen::default()).ending, Ending::Gone);
+    }
+
+    #[test]
+    fn an_ephemeral_container_of_before_stays_ended() {
+        let pod: Pod = serde_json::from_value(json!({
+            "spec": {"containers": [{"name": "c"}],
+                     "ephemeralContainers": [{"name": "d", "targetContainerName": "c"}, {"name": "e"}]},
+            "status": {"ephemeralContainerStatuses": [{
+                "name": "d", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "containerID": "palisade://u/d/0",
+                "state": {"terminated": {"exitCode": 3, "containerID": "palisade://u/d/0"}}}]},
+        }))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &pod);
+        assert!(matches!(&seen.containers["d"].run, Run::Exited(exit) if exit.code == 3));
+        let members = wanted(Some(&pod), None, &seen).containers;
+        let shown: Vec<_> = members
+            .iter()
+            .map(|member| (member.name.as_str(), member.role, member.target.as_deref()))
+            .collect();
+        let expected = [
+            ("c", Role::Main, None),
+            ("d", Role::Ephemeral, Some("c")),
+            ("e", Role::Ephemeral, None),
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

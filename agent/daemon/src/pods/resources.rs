@@ -28,15 +28,10 @@ pub(crate) fn value_of(
         .as_deref()
         .filter(|name| !name.is_empty())
         .unwrap_or(own);
-    let spec = pod.spec.iter();
-    let mut all = spec.flat_map(|spec| {
-        spec.containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-    });
+    let mut all = super::steps::containers(pod).into_iter();
     let container = all.find(|container| container.name == name).ok_or_else(refused)?;
     let (list, resource) = reference.resource.split_once('.').ok_or_else(refused)?;
-    let amount = amount_of(container, list, resource);
+    let amount = amount_of(&container, list, resource);
     let divisor = reference.divisor.as_ref().filter(|divisor| divisor.0 != "0");
     let (amount, divisor) = match resource {
         "cpu" => {

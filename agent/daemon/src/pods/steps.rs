@@ -1,6 +1,7 @@
 //! What each step of a plan does. The worker decides when; nothing here remembers anything.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs,
     net::IpAddr,
@@ -13,7 +14,7 @@ use agent_network::{Attachment, NetworkError};
 use agent_plan::Failure;
 use agent_runtime::{PodConfig, RuntimeError};
 use agent_sandbox::Layer;
-use api::flow::PodRef;
+use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
 use futures::future::try_join_all;
 use jiff::Timestamp;
@@ -33,7 +34,10 @@ use super::{
     verdict::{self, Uncleared},
     volumes::{self, VolumeError},
 };
-use crate::policy::{Endpoint, PolicyError, chain};
+use crate::{
+    policy::{Endpoint, PolicyError, chain},
+    static_pods,
+};
 
 /// Runs of a container whose logs are kept: the present one and the one before.
 const RUNS_WITH_LOGS: u32 = 2;
@@ -147,9 +151,19 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
         hostname: env::hostname(pod).to_owned(),
         id_base: context.ids.acquire(&id.uid)?,
         id_count: users::ID_COUNT,
+        shares_processes: container::shares_processes(pod),
     };
     let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
-    let refresh = async { Ok(context.cluster.refresh(&context.client, &id.namespace).await?) };
+    let refresh = async {
+        match context.cluster.refresh(&context.client, &id.namespace).await {
+            // A static pod starts all the same. Until policy is known, everything on its link is denied.
+            Err(error) if static_pods::is_static(pod) => {
+                tracing::warn!(pod = %id.name, error = chain(&error), "starting without the API");
+                Ok(())
+            }
+            refreshed => Ok(refreshed?),
+        }
+    };
     let started = futures::try_join!(start, refresh);
     if started.is_err() {
         // What a failed start leaves would fail the next one too.
@@ -191,6 +205,7 @@ pub(super) async fn attach_network(
     context.policy.detach(attachment.endpoint).await?;
     context.policy.attach(endpoint(id, &attachment)).await?;
     context.network.activate(&attachment).await?;
+    context.network.publish(&id.uid, &host_ports::of(pod)).await?;
     let files = id.directory(&context.config).join("files");
     write_files(&files, pod, &attachment.addresses(), &context.resolv_conf)?;
     Ok(attachment)
@@ -342,13 +357,7 @@ pub(super) fn last_words(
     container: &str,
     (attempt, failed): (u32, bool),
 ) -> Result<String, VolumeError> {
-    let spec = pod.spec.as_ref();
-    let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let all: Vec<&Container> = spec
-        .iter()
-        .flat_map(|spec| &spec.containers)
-        .chain(inits)
-        .collect();
+    let all = containers(pod);
     let own = all.iter().find(|spec| spec.name == container);
     let policy = own.and_then(|spec| spec.termination_message_policy.as_deref());
     let log = log_path(&id.logs(&context.config).join(container), attempt);
@@ -356,6 +365,16 @@ pub(super) fn last_words(
     let file = termination::path_of(&id.directory(&context.config).join("files"), container, attempt);
     termination::message(&file, log, failed, all.len())
         .map_err(|source| volumes::failed("read the termination message", &file, source))
+}
+
+/// Every container of the pod, of whatever kind.
+pub(super) fn containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let inits = spec.init_containers.iter().flatten();
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let ephemeral = ephemeral.map(|ephemeral| Cow::Owned(agent_plan::as_container(ephemeral)));
+    let ordinary = spec.containers.iter().chain(inits).map(Cow::Borrowed);
+    ordinary.chain(ephemeral).collect()
 }
 
 /// The log of one run of a container.

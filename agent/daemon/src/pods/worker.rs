@@ -55,6 +55,8 @@ pub(super) struct Worker {
     objects: watch::Receiver<Option<Arc<Pod>>>,
     /// The latest object; kept when the API has it no more.
     pod: Option<Arc<Pod>>,
+    /// Its ephemeral containers, in the words of ordinary ones.
+    ephemeral: Vec<Spec>,
     seen: Seen,
     attachment: Option<Attachment>,
     images: BTreeMap<String, RootfsLayers>,
@@ -135,6 +137,7 @@ impl Worker {
                 .is_some_and(volumes::mirrors_objects)
                 .then(refresh_time),
             refreshing: None,
+            ephemeral: pod.as_deref().map(ephemeral).unwrap_or_default(),
             pod,
             objects,
             seen: Seen::default(),
@@ -182,6 +185,7 @@ impl Worker {
                 {
                     self.refresh_at = self.refresh_at.map(|_later| Instant::now());
                 }
+                self.ephemeral = ephemeral(&object);
                 self.pod = Some(object);
             }
             let gone = self.objects.borrow().is_none() || self.confirmed;
@@ -510,7 +514,8 @@ impl Worker {
             };
             let inits = status.init_container_statuses.iter().flatten();
             let mains = status.container_statuses.iter().flatten();
-            inits.chain(mains).filter_map(entry).collect()
+            let ephemeral = status.ephemeral_container_statuses.iter().flatten();
+            inits.chain(mains).chain(ephemeral).filter_map(entry).collect()
         };
         let before = self.reported.as_ref().map(waiting).unwrap_or_default();
         for (name, (reason, message)) in waiting(status) {
@@ -570,12 +575,20 @@ impl Worker {
     fn spec(&self, name: &str) -> Option<&Spec> {
         let spec = self.pod.as_ref()?.spec.as_ref()?;
         let inits = spec.init_containers.iter().flatten();
-        spec.containers.iter().chain(inits).find(|spec| spec.name == name)
+        let mut all = spec.containers.iter().chain(inits).chain(&self.ephemeral);
+        all.find(|spec| spec.name == name)
     }
 
     fn container(&mut self, name: &str) -> &mut Container {
         self.seen.containers.entry(name.to_owned()).or_default()
     }
+}
+
+fn ephemeral(pod: &Pod) -> Vec<Spec> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| spec.ephemeral_containers.iter().flatten())
+        .map(agent_plan::as_container)
+        .collect()
 }
 
 /// When volumes are looked at again.

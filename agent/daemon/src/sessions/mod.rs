@@ -5,7 +5,6 @@
 //! streams that the pod's shim hands out. What a client can hold up is its own session: nothing is read ahead.
 
 mod forward;
-mod frames;
 mod streams;
 
 use std::{
@@ -19,6 +18,7 @@ use std::{
 
 use agent_runtime::{Runtime, SessionEnd};
 use api::session::{self, Action, Channel, Outcome, Request};
+use api_frames::{FrameReader, FrameWriter};
 use axum::{
     body::Body,
     extract::State,
@@ -35,11 +35,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::{
-    forward::Forwards,
-    frames::{FrameReader, FrameWriter},
-    streams::Terminal,
-};
+use self::{forward::Forwards, streams::Terminal};
 use crate::{pods::directory::Directory, policy::chain, server::NodeApi};
 
 /// Sessions of this node at a time.

@@ -309,3 +309,57 @@ fn readiness_gates_are_conditions_of_others() {
     );
     assert_eq!(ready(Some("True")), ("True".to_owned(), String::new()));
 }
+
+#[test]
+fn an_ephemeral_container_starts_once_and_says_nothing_about_its_pod() {
+    let mut world = two_inits(RestartPolicy::Always);
+    world.settle();
+    let mut debug = member("d", Role::Ephemeral);
+    world.wanted.containers.push(debug.clone());
+    debug.name = "t".to_owned();
+    debug.target = Some("a".to_owned());
+    world.wanted.containers.push(debug);
+    world.settle();
+    assert_eq!(
+        world.log,
+        ["start i", "start d"],
+        "one that initializes can be looked at"
+    );
+    assert_eq!(
+        world.word("t"),
+        "ContainerCreating",
+        "its target does not run yet"
+    );
+    assert_eq!(world.phase(), "Pending");
+    world.exit("d", 3, None);
+    world.exit("i", 0, None);
+    world.settle();
+    world.exit("j", 0, None);
+    world.settle();
+    world.now += 1.hour();
+    world.settle();
+    assert_eq!(
+        world.log,
+        ["start i", "start d", "start j", "start a", "start t"],
+        "never again"
+    );
+    assert_eq!(world.word("d"), "Error");
+    let status = world.container_status("t");
+    assert_eq!(
+        (status.ready, status.started, status.restart_count),
+        (false, None, 0)
+    );
+    assert_eq!(
+        (world.condition("Ready").0, world.phase()),
+        ("True".to_owned(), "Running".to_owned())
+    );
+
+    let mut world = World::new(RestartPolicy::Never, vec![]);
+    world.wanted.containers.push(member("d", Role::Ephemeral));
+    world.settle();
+    world.exit("a", 0, None);
+    world.exit("b", 0, None);
+    world.settle();
+    assert_eq!(world.word("d"), "Error", "killed with the pod that is over");
+    assert_eq!(world.phase(), "Succeeded");
+}

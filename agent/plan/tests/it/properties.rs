@@ -21,13 +21,14 @@ proptest! {
     fn every_pod_comes_up_lives_and_goes(
         restart in policy(),
         luck in proptest::collection::vec(any::<u8>(), 0..60),
-        exits in proptest::collection::vec((0usize..4, 0i32..2, 0i64..1200), 0..12),
+        exits in proptest::collection::vec((0usize..5, 0i32..2, 0i64..1200), 0..12),
         shape in 0usize..3,
         end_after in 0usize..12,
         graceful in any::<bool>(),
     ) {
-        let names = ["i", "s", "a", "b"];
-        let members = names.iter().zip([Role::Init, Role::Sidecar, Role::Main, Role::Main]);
+        let names = ["i", "s", "a", "b", "e"];
+        let roles = [Role::Init, Role::Sidecar, Role::Main, Role::Main, Role::Ephemeral];
+        let members = names.iter().zip(roles);
         let members = members.skip(shape).map(|(name, role)| member(name, role)).collect();
         let mut world = World::of(restart, luck, members);
         for (index, (container, code, seconds)) in exits.iter().enumerate() {

@@ -7,7 +7,9 @@ use agent_plan::{
     Role, Run, Seen, Step, Stop, Wanted, Why, is_ready, plan, render, streak_after,
 };
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as SpecContainer, ContainerStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container as SpecContainer, ContainerStatus, EphemeralContainer, Pod, PodSpec, PodStatus,
+};
 
 pub(crate) const GRACE: SignedDuration = SignedDuration::from_secs(30);
 
@@ -16,6 +18,7 @@ pub(crate) fn member(name: &str, role: Role) -> Member {
     Member {
         name: name.to_owned(),
         role,
+        target: None,
         post_start: false,
         pre_stop: false,
         startup_probe: false,
@@ -153,6 +156,7 @@ impl World {
                 Role::Sidecar if anyone_later_began => {}
                 Role::Sidecar => assert!(agent_plan::is_started(before, container)),
                 Role::Main => {}
+                Role::Ephemeral => panic!("ephemeral containers are last"),
             }
         }
     }
@@ -244,7 +248,9 @@ impl World {
             Ending::No,
             "nothing starts in a pod that ends"
         );
-        self.assert_turn(name);
+        if self.member(name).role != Role::Ephemeral {
+            self.assert_turn(name);
+        }
         let policy = self.wanted.restart;
         let member = self.member(name).clone();
         let (now, starts) = (self.now, self.starts);
@@ -265,6 +271,7 @@ impl World {
             Run::Exited(exit) => {
                 match member.role {
                     Role::Sidecar => {}
+                    Role::Ephemeral => panic!("{name} is never started again"),
                     Role::Init => assert!(exit.code != 0 && policy != RestartPolicy::Never),
                     Role::Main => {
                         assert_ne!(policy, RestartPolicy::Never);
@@ -328,16 +335,27 @@ impl World {
             image: Some("registry/x".to_owned()),
             ..SpecContainer::default()
         };
-        let of = |main: bool| {
+        let of = |roles: &[Role]| {
             let members = self.wanted.containers.iter();
             members
-                .filter(|member| (member.role == Role::Main) == main)
+                .filter(|member| roles.contains(&member.role))
                 .map(container)
                 .collect::<Vec<_>>()
         };
+        let ephemeral = self.wanted.containers.iter();
+        let ephemeral = ephemeral.filter(|member| member.role == Role::Ephemeral);
         PodSpec {
-            containers: of(true),
-            init_containers: Some(of(false)),
+            containers: of(&[Role::Main]),
+            init_containers: Some(of(&[Role::Init, Role::Sidecar])),
+            ephemeral_containers: Some(
+                ephemeral
+                    .map(|member| EphemeralContainer {
+                        name: member.name.clone(),
+                        image: Some("registry/x".to_owned()),
+                        ..EphemeralContainer::default()
+                    })
+                    .collect(),
+            ),
             ..PodSpec::default()
         }
     }
@@ -362,7 +380,10 @@ impl World {
     pub(crate) fn container_status(&self, name: &str) -> ContainerStatus {
         let status = self.status();
         let inits = status.init_container_statuses.into_iter().flatten();
-        let mut all = inits.chain(status.container_statuses.into_iter().flatten());
+        let ephemeral = status.ephemeral_container_statuses.into_iter().flatten();
+        let mut all = inits
+            .chain(status.container_statuses.into_iter().flatten())
+            .chain(ephemeral);
         all.find(|status| status.name == name)
             .expect("a status for every container")
     }
@@ -413,7 +434,11 @@ impl World {
     pub(crate) fn check_status(&self) {
         let status = self.status();
         let statuses = status.container_statuses.iter().flatten();
-        for status in statuses.chain(status.init_container_statuses.iter().flatten()) {
+        let ephemeral = status.ephemeral_container_statuses.iter().flatten();
+        for status in statuses
+            .chain(status.init_container_statuses.iter().flatten())
+            .chain(ephemeral)
+        {
             let state = status.state.as_ref().expect("a state");
             let said = [
                 state.waiting.is_some(),
@@ -426,7 +451,7 @@ impl World {
             .wanted
             .containers
             .iter()
-            .filter(|member| member.role != Role::Init);
+            .filter(|member| !matches!(member.role, Role::Init | Role::Ephemeral));
         let all_ready = members.clone().all(|member| {
             let container = self.seen.containers.get(&member.name);
             container.is_some_and(|container| is_ready(member, container))

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::cgroup::{self, CgroupError};
-use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PodPaths};
+use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PidNamespace, PodPaths};
 use crate::logs::{LogFile, Stream};
 use crate::shim::attachment::{Attachment, Copy};
 use crate::shim::capture::{self, Source};
@@ -133,8 +133,9 @@ impl Container {
         pod: &Pod,
         config: &ContainerConfig,
         executables: &[PathBuf],
+        processes: Option<&fs::File>,
     ) -> Result<(Self, Creator), ContainerError> {
-        let started = Self::try_start(pod, config.clone(), executables);
+        let started = Self::try_start(pod, config.clone(), executables, processes);
         if started.is_err()
             && let Err(error) = rootfs::unstage(&config.name)
         {
@@ -147,6 +148,7 @@ impl Container {
         pod: &Pod,
         mut config: ContainerConfig,
         executables: &[PathBuf],
+        processes: Option<&fs::File>,
     ) -> Result<(Self, Creator), ContainerError> {
         let log = LogFile::open(&config.log_path, config.log_max_bytes, config.log_max_files)
             .map_err(ContainerError::Log)?;
@@ -168,6 +170,7 @@ impl Container {
         let surroundings = spec::Surroundings {
             rootfs: &root,
             shared: &pod.shared,
+            processes: processes.map(AsFd::as_fd),
             cgroup: &pod.cgroup(&config),
             unified_cgroups: pod.unified_cgroups,
         };
@@ -389,8 +392,14 @@ impl Container {
         }
     }
 
-    /// Records the end of the first process; all others of its pid namespace are gone by now.
+    /// Records the end of the first process. All others are gone by now with its pid namespace, or are killed here if that
+    /// is not its own.
     pub(crate) fn finish(&mut self, pod: &Pod, ended: Ended) {
+        if self.config.pid_namespace != PidNamespace::Own
+            && let Err(error) = cgroup::kill_tree(&pod.cgroup(&self.config))
+        {
+            complain(&chain(&error));
+        }
         self.move_output(false);
         self.input = Input::None;
         if let Err(error) = self.log.finish() {

@@ -1,4 +1,5 @@
-//! The pod's namespaces, and the one process that holds them open.
+//! The pod's namespaces, and the one process that holds them open: two, if the pod has a pid namespace, which lives as
+//! long as its process number 1.
 //!
 //! A child of the shim enters new user, network, IPC and UTS namespaces, becomes root inside, gives up
 //! everything and pauses until the shim dies. Containers join its namespaces by its process id; the agent
@@ -21,6 +22,9 @@ const MAPPED: &[u8] = b"m";
 
 /// Written by the child after each of its two steps.
 const DONE: &[u8] = b"d";
+
+/// What the processes that are not of a container are called.
+const NAME: &std::ffi::CStr = c"palisade-pod";
 
 /// Starts the holder and returns its process id once the namespaces are complete.
 pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
@@ -52,11 +56,16 @@ pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
 
 fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
     let reason = match enter(pod, from_parent, to_parent) {
-        Ok(()) => {
+        Ok(None) => {
             // The shim waits for no more; from here on only its death matters.
             loop {
                 nix::unistd::pause();
             }
+        }
+        Ok(Some(first)) => {
+            // A pid namespace without its number 1 takes no more processes: the pod cannot go on, and the shim is told.
+            let _ended = nix::sys::wait::waitpid(first, None);
+            super::exit_now(1)
         }
         Err((step, errno)) => format!("{step}: {errno}"),
     };
@@ -64,7 +73,12 @@ fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
     super::exit_now(1)
 }
 
-fn enter(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> Result<(), (&'static str, Errno)> {
+/// Enters the namespaces, and returns the process number 1 of the pid namespace, if there is one.
+fn enter(
+    pod: &PodConfig,
+    from_parent: &OwnedFd,
+    to_parent: &OwnedFd,
+) -> Result<Option<Pid>, (&'static str, Errno)> {
     let step = |name| move |errno| (name, errno);
     let from_rustix = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
     let namespaces = CloneFlags::CLONE_NEWUSER
@@ -101,17 +115,15 @@ fn enter(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> Result<
         )
     })?;
 
-    nix::sys::prctl::set_name(c"palisade-pod").map_err(step("name the process"))?;
+    let mut first = None;
+    if pod.shares_processes {
+        nix::sched::unshare(CloneFlags::CLONE_NEWPID).map_err(step("unshare the pid namespace"))?;
+        first = Some(start_first()?);
+    }
+    nix::sys::prctl::set_name(NAME).map_err(step("name the process"))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the shim"))?;
     nix::sys::prctl::set_no_new_privs().map_err(step("set no_new_privs"))?;
-    let no_capabilities = rustix::thread::CapabilitySets {
-        effective: rustix::thread::CapabilitySet::empty(),
-        permitted: rustix::thread::CapabilitySet::empty(),
-        inheritable: rustix::thread::CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, no_capabilities)
-        .map_err(from_rustix)
-        .map_err(step("drop capabilities"))?;
+    drop_capabilities()?;
     SigSet::all().thread_set_mask().map_err(step("block signals"))?;
     // The shim may have died before it was tied to it.
     if nix::unistd::getppid() == Pid::from_raw(1) {
@@ -120,7 +132,68 @@ fn enter(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> Result<
     rustix::io::write(to_parent, DONE)
         .map_err(from_rustix)
         .map_err(step("report"))?;
-    Ok(())
+    Ok(first)
+}
+
+/// Forks the process number 1 of the pod's pid namespace and waits until it is harmless.
+fn start_first() -> Result<Pid, (&'static str, Errno)> {
+    let step = |name| move |errno| (name, errno);
+    let (from_first, to_holder) = nix::unistd::pipe().map_err(step("create a pipe"))?;
+    // SAFETY: the process has one thread, so the child may allocate and lock as it likes.
+    match unsafe { nix::unistd::fork() }.map_err(step("fork the pod's first process"))? {
+        ForkResult::Child => {
+            drop(from_first);
+            be_first(to_holder)
+        }
+        ForkResult::Parent { child } => {
+            drop(to_holder);
+            let mut answer = [0];
+            match rustix::io::read(&from_first, &mut answer) {
+                Ok(1) => Ok(child),
+                _ => Err(("start the pod's first process", Errno::EPIPE)),
+            }
+        }
+    }
+}
+
+/// Reaps what the containers leave behind, until the holder dies. The containers see this process: it has no privileges,
+/// cannot be traced, and takes no signals from them.
+fn be_first(to_holder: OwnedFd) -> ! {
+    let harmless = || {
+        nix::unistd::setsid()?;
+        nix::sys::prctl::set_name(NAME)?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        nix::sys::prctl::set_no_new_privs()?;
+        nix::sys::prctl::set_dumpable(false)?;
+        drop_capabilities().map_err(|(_step, errno)| errno)?;
+        SigSet::all().thread_set_mask()
+    };
+    let answered = harmless().is_ok() && rustix::io::write(&to_holder, DONE).is_ok();
+    // Nothing of the shim's is open in a process that containers see.
+    // SAFETY: takes numbers only; no descriptor is used afterwards, and the one that is owned here is never dropped.
+    let closed = unsafe { libc::close_range(0, libc::c_uint::MAX, 0) } == 0;
+    std::mem::forget(to_holder);
+    if !answered || !closed {
+        super::exit_now(1);
+    }
+    let mut deaths = SigSet::empty();
+    deaths.add(Signal::SIGCHLD);
+    loop {
+        if nix::sys::wait::waitpid(None, None) == Err(Errno::ECHILD) {
+            // None left for now: the signal, which is blocked, tells of the next.
+            let _told = deaths.wait();
+        }
+    }
+}
+
+fn drop_capabilities() -> Result<(), (&'static str, Errno)> {
+    let no_capabilities = rustix::thread::CapabilitySets {
+        effective: rustix::thread::CapabilitySet::empty(),
+        permitted: rustix::thread::CapabilitySet::empty(),
+        inheritable: rustix::thread::CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, no_capabilities)
+        .map_err(|errno| ("drop capabilities", Errno::from_raw(errno.raw_os_error())))
 }
 
 fn expect_done(from_child: &mut fs::File) -> Result<(), ShimError> {

@@ -73,7 +73,7 @@ pub(crate) struct Shared {
 }
 
 /// Prepares the staging area.
-pub(crate) fn prepare(holder: i32) -> Result<Shared, RootfsError> {
+pub(crate) fn prepare(holder: i32, shares_processes: bool) -> Result<Shared, RootfsError> {
     let staging = Path::new(STAGING);
     mount_tmpfs(staging, c"mode=0711,size=1m")?;
     // No container is called like these: their names have no dot.
@@ -83,10 +83,13 @@ pub(crate) fn prepare(holder: i32) -> Result<Shared, RootfsError> {
     let namespaces = staging.join(".namespaces");
     fs::create_dir(&namespaces).map_err(on("create", &namespaces))?;
     rustix::fs::chmod(&namespaces, Mode::from_raw_mode(0o711)).map_err(on_errno("open up", &namespaces))?;
-    for name in ["user", "net", "ipc", "uts"] {
+    // The holder itself is outside of the pid namespace that it has made.
+    let pid = shares_processes.then_some(("pid", "pid_for_children"));
+    let others = ["user", "net", "ipc", "uts"].map(|name| (name, name));
+    for (name, of_holder) in others.into_iter().chain(pid) {
         let file = namespaces.join(name);
         fs::File::create(&file).map_err(on("create", &file))?;
-        let source = PathBuf::from(format!("/proc/{holder}/ns/{name}"));
+        let source = PathBuf::from(format!("/proc/{holder}/ns/{of_holder}"));
         rustix::mount::mount_bind(&source, &file).map_err(on_errno("keep", &source))?;
     }
     Ok(Shared { namespaces, memory })

@@ -3,6 +3,8 @@
 //! There is no seccomp section on purpose: built without libseccomp, libcontainer would ignore it silently.
 //! The filters are installed by our executor.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use agent_sandbox::{PathAccess, PathRule};
 use serde_json::{Value, json};
 
@@ -14,6 +16,9 @@ use crate::shim::rootfs::{Rootfs, Shared, may_execute};
 pub(crate) struct Surroundings<'a> {
     pub(crate) rootfs: &'a Rootfs,
     pub(crate) shared: &'a Shared,
+    /// The pid namespace that it joins; absent if it gets one of its own. Open in this process until the container is
+    /// created by a fork of it, which finds it under the same number.
+    pub(crate) processes: Option<BorrowedFd<'a>>,
     /// Absolute cgroup of the container.
     pub(crate) cgroup: &'a str,
     /// Whether the host has only version 2 control groups. On others the container sees none: mounting a
@@ -60,7 +65,10 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
                 joined("network", "net"),
                 joined("ipc", "ipc"),
                 joined("uts", "uts"),
-                namespace("pid"),
+                match around.processes {
+                    Some(open) => json!({ "type": "pid", "path": format!("/proc/self/fd/{}", open.as_raw_fd()) }),
+                    None => namespace("pid"),
+                },
                 namespace("mount"),
                 namespace("cgroup"),
             ],
@@ -225,6 +233,7 @@ mod tests {
             ],
             read_only_root: true,
             capabilities: vec!["CAP_CHOWN".into()],
+            pid_namespace: crate::config::PidNamespace::Own,
             streams: crate::config::Streams::default(),
             resources: Resources {
                 memory_bytes: Some(7),
@@ -251,6 +260,7 @@ mod tests {
         let around = Surroundings {
             rootfs: &rootfs,
             shared: &shared,
+            processes: None,
             cgroup: "/p/x",
             unified_cgroups: false,
         };

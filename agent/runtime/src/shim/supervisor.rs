@@ -16,7 +16,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use crate::cgroup;
-use crate::config::{ContainerConfig, ContainerState, ContainerStatus, Launch, PodPaths, PodStatus};
+use crate::config::{
+    ContainerConfig, ContainerState, ContainerStatus, Launch, PidNamespace, PodPaths, PodStatus,
+};
 use crate::protocol::{Failure, Request, Response};
 use crate::shim::capture::Source;
 use crate::shim::children::Unclaimed;
@@ -88,8 +90,10 @@ impl Supervisor {
         listener
             .set_nonblocking(true)
             .map_err(file_error("listen on", &paths.socket()))?;
-        let shared = rootfs::prepare(holder.as_raw()).map_err(|error| ShimError::Holder {
-            reason: chain(&error),
+        let shared = rootfs::prepare(holder.as_raw(), launch.pod.shares_processes).map_err(|error| {
+            ShimError::Holder {
+                reason: chain(&error),
+            }
         })?;
         let unified_cgroups = cgroup::is_unified().map_err(|error| ShimError::Holder {
             reason: chain(&error),
@@ -416,8 +420,9 @@ impl Supervisor {
         if self.containers.contains_key(&name) {
             return Err(format!("container {name} exists; remove it before it is started again").into());
         }
-        let (container, creator) =
-            Container::start(&self.pod, config, executables).map_err(|error| Failure {
+        let processes = self.processes_of(config)?;
+        let (container, creator) = Container::start(&self.pod, config, executables, processes.as_ref())
+            .map_err(|error| Failure {
                 layer: error.layer(),
                 reason: chain(&error),
             })?;
@@ -425,6 +430,26 @@ impl Supervisor {
         self.changed();
         self.begin(Job::new(name, client, creator, None));
         Ok(())
+    }
+
+    /// The pid namespace that a new container joins, unless it gets one of its own.
+    fn processes_of(&self, config: &ContainerConfig) -> Result<Option<fs::File>, String> {
+        let path = match &config.pid_namespace {
+            PidNamespace::Own => return Ok(None),
+            PidNamespace::Pod if self.pod.launch.pod.shares_processes => {
+                self.pod.shared.namespaces.join("pid")
+            }
+            PidNamespace::Pod => return Err("the pod has no pid namespace".into()),
+            PidNamespace::Of(name) => {
+                let target = self.containers.get(name).and_then(Container::pid);
+                let target = target.ok_or_else(|| format!("container {name} does not run"))?;
+                // The process is an unreaped child, so its number is still its own.
+                format!("/proc/{target}/ns/pid").into()
+            }
+        };
+        let file = fs::File::open(path);
+        file.map(Some)
+            .map_err(|error| format!("cannot open the pid namespace to join: {error}"))
     }
 
     /// Whether one more program may be started beside the containers' own.

@@ -61,6 +61,7 @@ impl Stage {
             hostname: (*name).into(),
             id_base: 4_000_000 + index * 65_536,
             id_count: 65_536,
+            shares_processes: false,
         };
         let pods: Vec<PodConfig> = (0..).zip(names).map(pod).collect();
         for pod in &pods {
@@ -111,6 +112,7 @@ impl Stage {
             log_path: self.log(name),
             log_max_bytes: 1 << 20,
             log_max_files: 3,
+            pid_namespace: agent_runtime::PidNamespace::Own,
         }
     }
 

@@ -10,7 +10,7 @@ use rustix::termios::Winsize;
 use crate::{Stage, alive, patience, wait_for};
 
 /// What a process can find out about its own confinement.
-const CONFINEMENT: &str = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|Cap[A-Z][a-z][a-z]|Uid|Gid|Groups):' /proc/self/status; \
+pub(crate) const CONFINEMENT: &str = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|Cap[A-Z][a-z][a-z]|Uid|Gid|Groups):' /proc/self/status; \
      cat /proc/self/uid_map /proc/self/gid_map; \
      cp /bin/busybox /tmp/dropped; /tmp/dropped true 2>&1; (echo x > /bin/evil) 2>&1; unshare -n true 2>&1; \
      mount -t tmpfs x /tmp 2>&1; echo $COLOUR $HOME; pwd; echo the end";

@@ -20,7 +20,7 @@ pub use policy::{TIERED, built_in_objects, refuse_deletion, tier_of};
 /// Fills in what Kubernetes would.
 pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
     match (request.resource.group, request.resource.kind, request.subresource) {
-        ("", "Pod", "" | "binding") => pod::default(request, object),
+        ("", "Pod", "" | "binding" | "ephemeralcontainers") => pod::default(request, object),
         ("", "Namespace", "") => cluster::default_namespace(request, object),
         ("", "Secret", "") => data::default_secret(object),
         ("", "Service", "") => service::default(request, object),

@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{health, references, security};
+use super::{health, host_ports, references, security};
 use crate::{Problems, syntax};
 
 /// Containers of one pod.
@@ -57,7 +57,7 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
         inits.len(),
         "at most 32 init containers",
     );
-    let mut names = BTreeSet::new();
+    let (mut names, mut taken) = (BTreeSet::new(), Vec::new());
     let inits = inits
         .iter()
         .enumerate()
@@ -77,13 +77,19 @@ pub(super) fn check(spec: &PodSpec, volumes: &BTreeSet<String>, problems: &mut P
         }
         check_container(container, volumes, &field, problems);
         check_resource_fields(spec, container, &field, problems);
+        host_ports::check(container, list == "containers", &field, &mut taken, problems);
         security::check_container(spec, container, &field, problems);
         let runs_to_its_end = list == "initContainers" && container.restart_policy.is_none();
         health::check(spec, container, runs_to_its_end, &field, problems);
     }
 }
 
-fn check_container(container: &Container, volumes: &BTreeSet<String>, field: &str, problems: &mut Problems) {
+pub(super) fn check_container(
+    container: &Container,
+    volumes: &BTreeSet<String>,
+    field: &str,
+    problems: &mut Problems,
+) {
     match container.image.as_deref().unwrap_or_default() {
         "" => problems.push(Cause::required(format!("{field}.image"), "")),
         image => {
@@ -142,7 +148,12 @@ fn check_container(container: &Container, volumes: &BTreeSet<String>, field: &st
     );
 }
 
-fn check_resource_fields(spec: &PodSpec, container: &Container, field: &str, problems: &mut Problems) {
+pub(super) fn check_resource_fields(
+    spec: &PodSpec,
+    container: &Container,
+    field: &str,
+    problems: &mut Problems,
+) {
     for (index, variable) in container.env.iter().flatten().enumerate() {
         let from = variable.value_from.as_ref();
         if let Some(reference) = from.and_then(|from| from.resource_field_ref.as_ref()) {

@@ -27,7 +27,10 @@ pub(super) const SPEC: Shape = Members(&[
     ),
     ("dnsPolicy", OneOf(&["ClusterFirst", "Default", "None"])),
     ("enableServiceLinks", Any),
-    ("ephemeralContainers", Refused("debug containers are not run")),
+    (
+        "ephemeralContainers",
+        Refused("they cannot be set on create; kubectl debug adds them to a pod that exists"),
+    ),
     ("hostAliases", List(&Members(&[("hostnames", Any), ("ip", Any)]))),
     ("hostIPC", NO_HOST),
     ("hostNetwork", NO_HOST),
@@ -50,12 +53,7 @@ pub(super) const SPEC: Shape = Members(&[
     ("securityContext", POD_SECURITY),
     ("serviceAccount", Any),
     ("serviceAccountName", Any),
-    (
-        "shareProcessNamespace",
-        Refused(
-            "the sandbox keeps containers from signalling and tracing one another, which is what it is for",
-        ),
-    ),
+    ("shareProcessNamespace", Any),
     ("subdomain", Any),
     ("terminationGracePeriodSeconds", Any),
     ("tolerations", Any),
@@ -112,6 +110,46 @@ const CONTAINER: Shape = Members(&[
     ("tty", Any),
     ("volumeDevices", Refused("block devices are not given to pods")),
     ("volumeMounts", List(&MOUNT)),
+    ("workingDir", Any),
+]);
+
+const NOT_EPHEMERAL: Shape = Refused("it cannot be set for an ephemeral container");
+
+/// Members of an item of `spec.ephemeralContainers`: nothing that others would rely on, as in Kubernetes.
+pub(super) const EPHEMERAL_CONTAINER: Shape = Members(&[
+    ("args", Any),
+    ("command", Any),
+    ("env", List(&ENV)),
+    ("envFrom", List(&ENV_FROM)),
+    ("image", Any),
+    ("imagePullPolicy", OneOf(&["Always", "IfNotPresent", "Never"])),
+    ("lifecycle", NOT_EPHEMERAL),
+    ("livenessProbe", NOT_EPHEMERAL),
+    ("name", Any),
+    ("ports", NOT_EPHEMERAL),
+    ("readinessProbe", NOT_EPHEMERAL),
+    ("resizePolicy", NOT_EPHEMERAL),
+    ("resources", NOT_EPHEMERAL),
+    ("restartPolicy", NOT_EPHEMERAL),
+    ("securityContext", CONTAINER_SECURITY),
+    ("startupProbe", NOT_EPHEMERAL),
+    ("stdin", Any),
+    ("stdinOnce", Any),
+    ("targetContainerName", Any),
+    ("terminationMessagePath", Any),
+    (
+        "terminationMessagePolicy",
+        OneOf(&["File", "FallbackToLogsOnError"]),
+    ),
+    ("tty", Any),
+    ("volumeDevices", NOT_EPHEMERAL),
+    (
+        "volumeMounts",
+        List(&Both(
+            &MOUNT,
+            &[("subPath", NOT_EPHEMERAL), ("subPathExpr", NOT_EPHEMERAL)],
+        )),
+    ),
     ("workingDir", Any),
 ]);
 
@@ -215,8 +253,8 @@ const ENV_FROM: Shape = Members(&[("configMapRef", Any), ("prefix", Any), ("secr
 
 const PORT: Shape = Members(&[
     ("containerPort", Any),
-    ("hostIP", Refused("ports of the node are not given to pods")),
-    ("hostPort", Refused("ports of the node are not given to pods")),
+    ("hostIP", Any),
+    ("hostPort", Any),
     ("name", Any),
     ("protocol", OneOf(&["TCP", "UDP", "SCTP"])),
 ]);

@@ -2,8 +2,11 @@
 
 mod containers;
 mod defaults;
+mod ephemeral;
 mod fields;
 mod health;
+mod host_ports;
+mod mirror;
 mod names;
 mod references;
 mod security;
@@ -31,6 +34,7 @@ const FOREIGN_PROFILES: &[&str] = &[
 /// Checks a pod that is created, changed or bound.
 pub(crate) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &mut Problems) {
     check_annotations(object, problems);
+    mirror::check(request, object, problems);
     if let (Operation::Update, Some(old)) = (request.operation, request.old) {
         // Everything but what may change was checked when the pod was created. Checking it again could make
         // a pod of an older version impossible to label or to delete.

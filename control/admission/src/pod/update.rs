@@ -1,10 +1,10 @@
-//! What may change in a pod that exists: its metadata, more tolerations, an earlier deadline, and once, by
-//! binding, its node.
+//! What may change in a pod that exists: its metadata, more tolerations, an earlier deadline, once, by binding,
+//! its node, and by a subresource of their own more ephemeral containers.
 
 use control_wire::Cause;
 use serde_json::Value;
 
-use super::check_toleration;
+use super::{check_toleration, ephemeral};
 use crate::{AdmissionRequest, Problems, metadata::items};
 
 pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, problems: &mut Problems) {
@@ -18,6 +18,10 @@ pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, pr
     let mut free = vec!["tolerations", "activeDeadlineSeconds"];
     if request.subresource == "binding" {
         free.push("nodeName");
+    }
+    if request.subresource == "ephemeralcontainers" {
+        free = vec!["ephemeralContainers"];
+        ephemeral::check(old, new, problems);
     }
     for spec in [&mut before, &mut after] {
         if let Some(spec) = spec.as_object_mut() {

@@ -87,8 +87,9 @@ fn stored(resource: &str, body: Value) -> Value {
             scan: "scan".to_owned(),
             verdict: "verdict".to_owned(),
         };
-        let names =
-            metadata::items(&object["spec"]["containers"]).map(|c| c["name"].as_str().unwrap().to_owned());
+        let lists = ["initContainers", "containers"].map(|list| &object["spec"][list]);
+        let containers = lists.into_iter().flat_map(metadata::items);
+        let names = containers.map(|c| c["name"].as_str().unwrap().to_owned());
         let pins: BTreeMap<String, Pin> = names.map(|name| (name, pin.clone())).collect();
         pin_images(&mut object, &pins).unwrap();
     }

@@ -55,7 +55,9 @@ fn a_pod_that_uses_everything_supported_is_admitted() {
                 {"name": "D", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app.kubernetes.io/name']"}}},
                 {"name": "E", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}],
             "envFrom": [{"prefix": "P_", "configMapRef": {"name": "m"}}, {"secretRef": {"name": "s"}}],
-            "ports": [{"name": "http", "containerPort": 80, "hostPort": 0}],
+            "ports": [{"name": "http", "containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.1"},
+                      {"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.2"},
+                      {"containerPort": 80, "hostPort": 8080, "protocol": "UDP"}, {"containerPort": 81, "hostPort": 0}],
             "resources": {"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "0.5", "memory": "1G"}},
             "securityContext": {
                 "runAsUser": 1000, "runAsGroup": 1000, "runAsNonRoot": true, "privileged": false,
@@ -90,10 +92,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (spec("hostNetwork", json!(true)), "spec.hostNetwork: "),
         (spec("hostPID", json!(true)), "spec.hostPID: "),
         (spec("hostIPC", json!(true)), "spec.hostIPC: "),
-        (
-            spec("shareProcessNamespace", json!(true)),
-            "spec.shareProcessNamespace: ",
-        ),
         (
             spec("ephemeralContainers", json!([{"name": "i"}])),
             "spec.ephemeralContainers: ",
@@ -166,10 +164,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (
             container(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
             "spec.containers[0].lifecycle.stopSignal: ",
-        ),
-        (
-            container(json!({"ports": [{"containerPort": 1, "hostPort": 2}]})),
-            "spec.containers[0].ports[0].hostPort: ",
         ),
         (
             container(json!({"securityContext": {"privileged": true}})),
@@ -828,4 +822,274 @@ fn the_sandbox_report_is_the_agents() {
         reported["metadata"]["annotations"][SANDBOX_STATUS],
         "seccomp=Enforced"
     );
+}
+
+/// A stored pod, and the same with these ephemeral containers.
+fn with_ephemeral(list: Value) -> (Value, Value) {
+    let body = pod(json!({
+        "containers": [{"name": "c", "image": "r.example/app:1"}],
+        "initContainers": [{"name": "i", "image": "r.example/app:1"}],
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    }));
+    let old = stored("pods", body);
+    let mut new = old.clone();
+    new["spec"]["ephemeralContainers"] = list;
+    (old, new)
+}
+
+fn ephemeral_refusals(old: &Value, new: Value) -> Vec<String> {
+    refusals(&AdmissionRequest {
+        subresource: "ephemeralcontainers",
+        ..request("pods", Some(old), new)
+    })
+}
+
+#[test]
+fn ephemeral_containers_are_added_through_their_subresource_only() {
+    let full = json!([{
+        "name": "d", "image": "busybox", "command": ["sh"], "args": ["-c", "true"], "stdin": true, "stdinOnce": true,
+        "tty": true, "targetContainerName": "i", "workingDir": "/", "resources": {},
+        "env": [{"name": "A", "value": "1"}], "envFrom": [{"configMapRef": {"name": "m"}}],
+        "volumeMounts": [{"name": "v", "mountPath": "/data"}], "imagePullPolicy": "Always",
+        "terminationMessagePolicy": "File",
+        "securityContext": {"runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}}]);
+    let (old, new) = with_ephemeral(full);
+    assert_eq!(ephemeral_refusals(&old, new.clone()), Vec::<String>::new());
+    let unpinned = admit(&AdmissionRequest {
+        subresource: "ephemeralcontainers",
+        ..request("pods", Some(&old), new.clone())
+    });
+    assert_eq!(unpinned.unwrap_err().code(), 500, "past the image gate");
+    for subresource in ["", "binding"] {
+        let refused = refusals(&AdmissionRequest {
+            subresource,
+            ..request("pods", Some(&old), new.clone())
+        });
+        assert!(refused[0].contains("spec.ephemeralContainers"), "{refused:?}");
+    }
+    // And the subresource is for nothing else.
+    let mut more = new.clone();
+    more["spec"]["activeDeadlineSeconds"] = json!(5);
+    let refused = ephemeral_refusals(&old, more);
+    assert!(refused[0].contains("spec.activeDeadlineSeconds"), "{refused:?}");
+}
+
+#[test]
+fn what_an_ephemeral_container_cannot_have_is_refused() {
+    let cases = [
+        (json!({"ports": [{"containerPort": 80}]}), "ports: "),
+        (json!({"resources": {"limits": {"cpu": "1"}}}), "resources: "),
+        (
+            json!({"livenessProbe": {"exec": {"command": ["x"]}}}),
+            "livenessProbe: ",
+        ),
+        (
+            json!({"readinessProbe": {"exec": {"command": ["x"]}}}),
+            "readinessProbe: ",
+        ),
+        (
+            json!({"startupProbe": {"exec": {"command": ["x"]}}}),
+            "startupProbe: ",
+        ),
+        (
+            json!({"lifecycle": {"preStop": {"exec": {"command": ["x"]}}}}),
+            "lifecycle: ",
+        ),
+        (json!({"restartPolicy": "Always"}), "restartPolicy: "),
+        (
+            json!({"volumeMounts": [{"name": "v", "mountPath": "/x", "subPath": "y"}]}),
+            "volumeMounts[0].subPath: ",
+        ),
+        (
+            json!({"volumeMounts": [{"name": "w", "mountPath": "/x"}]}),
+            "volumeMounts[0].name: ",
+        ),
+        (json!({"targetContainerName": "none"}), "targetContainerName: "),
+        (json!({"targetContainerName": "d"}), "targetContainerName: "),
+        (json!({"name": "c"}), "name: Duplicate value"),
+        (json!({"name": ""}), "name: Required value"),
+        (json!({"name": "A B"}), "name: "),
+        (json!({"image": ""}), "image: Required value"),
+        (
+            json!({"securityContext": {"privileged": true}}),
+            "securityContext.privileged: ",
+        ),
+        (
+            json!({"securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}),
+            "securityContext.capabilities.add[0]: ",
+        ),
+        (
+            json!({"securityContext": {"allowPrivilegeEscalation": true}}),
+            "securityContext.allowPrivilegeEscalation: ",
+        ),
+    ];
+    for (fields, expected) in cases {
+        let mut container = json!({"name": "d", "image": "busybox"});
+        let fields = fields.as_object().unwrap().clone();
+        container.as_object_mut().unwrap().extend(fields);
+        let (old, new) = with_ephemeral(json!([container]));
+        let refused = ephemeral_refusals(&old, new);
+        let expected = format!("spec.ephemeralContainers[0].{expected}");
+        assert!(
+            refused.iter().any(|why| why.starts_with(&expected)),
+            "{expected}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn ephemeral_containers_stay_as_they_are() {
+    let one = json!({"name": "d", "image": "busybox"});
+    let (_, first) = with_ephemeral(json!([one]));
+    let first = complete(&AdmissionRequest {
+        subresource: "ephemeralcontainers",
+        ..request("pods", Some(&with_ephemeral(json!([])).0), first)
+    })
+    .unwrap();
+    let with = |edit: Edit<'_>| {
+        let mut new = first.clone();
+        edit(&mut new);
+        ephemeral_refusals(&first, new)
+    };
+    let list = "ephemeralContainers";
+    assert_eq!(with(&|_| {}), Vec::<String>::new());
+    let more = with(&|pod| {
+        let list = pod["spec"][list].as_array_mut().unwrap();
+        list.insert(0, json!({"name": "e", "image": "busybox"}));
+    });
+    assert_eq!(more, Vec::<String>::new());
+    let changed = with(&|pod| pod["spec"][list][0]["image"] = json!("evil"));
+    assert!(changed[0].contains("may not be changed"), "{changed:?}");
+    let removed = with(&|pod| pod["spec"][list] = json!([]));
+    assert!(removed[0].contains("may not be removed"), "{removed:?}");
+    let many: Vec<Value> = (0..33)
+        .map(|n| json!({"name": format!("d{n}"), "image": "x"}))
+        .collect();
+    let (old, new) = with_ephemeral(json!(many));
+    assert!(ephemeral_refusals(&old, new)[0].contains("at most 32"));
+}
+
+#[test]
+fn ports_of_the_node_are_numbers_that_the_pod_asks_for_once() {
+    let ports = |ports: Value| container(json!({"ports": ports}));
+    let init = |init: Value| pod(json!({"initContainers": [init]}));
+    let first = "spec.containers[0].ports[0]";
+    let cases = [
+        (
+            ports(json!([{"containerPort": 1, "hostPort": 65536}])),
+            format!("{first}.hostPort: Invalid"),
+        ),
+        (
+            ports(json!([{"containerPort": 1, "hostPort": -1}])),
+            format!("{first}.hostPort: Invalid"),
+        ),
+        (
+            ports(json!([{"containerPort": 1, "hostPort": 1, "hostIP": "node"}])),
+            format!("{first}.hostIP: Invalid"),
+        ),
+        (
+            ports(json!([{"containerPort": 1, "hostPort": 1}, {"containerPort": 2, "hostPort": 1}])),
+            "spec.containers[0].ports[1].hostPort: Duplicate".to_owned(),
+        ),
+        (
+            ports(
+                json!([{"containerPort": 1, "hostPort": 1, "hostIP": "192.0.2.1"}, {"containerPort": 2, "hostPort": 1}]),
+            ),
+            "spec.containers[0].ports[1].hostPort: Duplicate".to_owned(),
+        ),
+        (
+            init(json!({"name": "i", "image": "x", "ports": [{"containerPort": 1, "hostPort": 1}]})),
+            "spec.initContainers[0].ports[0].hostPort: Invalid".to_owned(),
+        ),
+    ];
+    for (body, expected) in cases {
+        let refused = refusals(&request("pods", None, object("pods", body)));
+        assert!(
+            refused.iter().any(|why| why.starts_with(&expected)),
+            "{expected}: {refused:?}"
+        );
+    }
+    let sidecar = init(json!({
+        "name": "i", "image": "x", "restartPolicy": "Always", "ports": [{"containerPort": 1, "hostPort": 1}]}));
+    assert_eq!(
+        refusals(&request("pods", None, object("pods", sidecar))),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn nodes_make_pods_for_their_files_only_and_nobody_else_does() {
+    const HASH: &str = "kubernetes.io/config.mirror";
+    let mirror = |spec: Value| {
+        let mut body = pod(spec);
+        body["metadata"] = json!({"annotations": {HASH: "h"}});
+        body
+    };
+    let by = |user: &str, body: Value| {
+        let mut request = request("pods", None, object("pods", body));
+        request.user = user;
+        refusals(&request)
+    };
+    let node = "system:node:n1";
+    assert_eq!(by(node, mirror(json!({"nodeName": "n1"}))), Vec::<String>::new());
+    let harmless = json!({"nodeName": "n1", "volumes": [
+        {"name": "v", "emptyDir": {}}, {"name": "d", "downwardAPI": {"items": []}}]});
+    assert_eq!(by(node, mirror(harmless)), Vec::<String>::new());
+    assert!(by("jane", mirror(json!({})))[0].contains("made by their node"));
+    assert!(by(node, pod(json!({"nodeName": "n1"})))[0].contains("for its files only"));
+    let env = |source: Value| json!({"containers": [{"name": "c", "image": "x", "env": [{"name": "A", "valueFrom": source}]}]});
+    for (spec, field) in [
+        (json!({"nodeName": "n2"}), "spec.nodeName"),
+        (json!({}), "spec.nodeName"),
+        (json!({"serviceAccountName": "admin"}), "spec.serviceAccountName"),
+        (
+            json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}),
+            "spec.volumes",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "configMap": {"name": "s"}}]}),
+            "spec.volumes",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "projected": {"sources": []}}]}),
+            "spec.volumes",
+        ),
+        (
+            env(json!({"secretKeyRef": {"name": "s", "key": "k"}})),
+            "spec.containers",
+        ),
+        (
+            env(json!({"configMapKeyRef": {"name": "s", "key": "k"}})),
+            "spec.containers",
+        ),
+        (
+            json!({"initContainers": [{"name": "i", "image": "x", "envFrom": [{"secretRef": {"name": "s"}}]}]}),
+            "spec.initContainers",
+        ),
+    ] {
+        let mut spec = spec;
+        if field != "spec.nodeName" {
+            spec["nodeName"] = json!("n1");
+        }
+        let refused = by(node, mirror(spec));
+        assert!(
+            refused.iter().any(|why| why.starts_with(field)),
+            "{field}: {refused:?}"
+        );
+    }
+    let mut owned = mirror(json!({"nodeName": "n1"}));
+    owned["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"}]);
+    assert!(by(node, owned)[0].starts_with("metadata.ownerReferences"));
+
+    // Nobody makes a stored pod one, or stops it from being one.
+    let plain = stored("pods", pod(json!({})));
+    let mut marked = plain.clone();
+    marked["metadata"]["annotations"][HASH] = json!("h");
+    for (old, new) in [(&plain, &marked), (&marked, &plain)] {
+        assert!(refusals(&request("pods", Some(old), new.clone()))[0].contains("immutable"));
+    }
+    let mut debugged = marked.clone();
+    debugged["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "x"}]);
+    assert!(ephemeral_refusals(&marked, debugged)[0].contains("static pods do not support"));
 }

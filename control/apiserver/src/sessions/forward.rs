@@ -4,6 +4,7 @@
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use api::session::{self, Action, Channel, Outcome};
+use api_frames::{FrameReader, FrameWriter};
 use control_streams::spdy::Headers;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -17,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CLIENT_WITHIN, ClientError, End, IDLE, Wire,
     audit::Record,
-    frames::{self, FrameReader},
     negotiate::Protocol,
     request::PodName,
     spdy::{Events, Frames, Heard},
@@ -273,7 +273,7 @@ impl Connection {
         let (from_agent, to_agent) = tokio::io::split(TokioIo::new(agent));
         tokio::select! {
             end = self.follow_pod(FrameReader::new(from_agent)) => end,
-            never = to_pod(from_client, to_agent) => match never {},
+            never = to_pod(from_client, FrameWriter::new(to_agent)) => match never {},
         }
     }
 
@@ -303,20 +303,20 @@ impl Connection {
 /// From the client to the pod. How the connection ends is for the other direction to say.
 async fn to_pod(
     mut from_client: mpsc::Receiver<Vec<u8>>,
-    mut agent: WriteHalf<Wire>,
+    mut agent: FrameWriter<WriteHalf<Wire>>,
 ) -> std::convert::Infallible {
     let period = Duration::from_secs(session::ALIVE_EVERY_SECONDS);
     let mut open = true;
     loop {
         let sent = tokio::select! {
             bytes = from_client.recv(), if open => match bytes {
-                Some(bytes) => frames::write(&mut agent, Channel::Stdin, &bytes).await,
+                Some(bytes) => agent.write_all(Channel::Stdin, &bytes).await,
                 None => {
                     open = false;
-                    frames::write(&mut agent, Channel::Close, &[Channel::Stdin.number()]).await
+                    agent.write(Channel::Close, &[Channel::Stdin.number()]).await
                 }
             },
-            () = tokio::time::sleep(period) => frames::write(&mut agent, Channel::Alive, &[]).await,
+            () = tokio::time::sleep(period) => agent.write(Channel::Alive, &[]).await,
         };
         if sent.is_err() {
             return std::future::pending().await;

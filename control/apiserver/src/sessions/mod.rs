@@ -6,7 +6,6 @@
 
 mod audit;
 mod forward;
-mod frames;
 mod negotiate;
 mod process;
 mod request;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::session::{self, Channel, Outcome};
+use api_frames::{FrameReader, FrameWriter};
 use control_streams::{channels::Stream, outcome};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -13,12 +14,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    CLIENT_WITHIN, ClientError, End, IDLE, Said, Shown, Wire,
-    frames::{self, FrameReader},
-    negotiate::Protocol,
-    spdy, websocket,
-};
+use super::{CLIENT_WITHIN, ClientError, End, IDLE, Said, Shown, Wire, negotiate::Protocol, spdy, websocket};
+
+/// Where frames to the agent go. One is written at a time.
+type ToAgent = Mutex<FrameWriter<WriteHalf<Wire>>>;
 
 /// What the client says, in its protocol.
 enum Reader {
@@ -97,7 +96,7 @@ pub(super) async fn run(
         Protocol::Tunnel { .. } => return End::ClientWrong("a tunnel carries no program".to_owned()),
     };
     let (from_agent, to_agent) = tokio::io::split(TokioIo::new(agent));
-    let (writer, to_agent) = (Mutex::new(writer), Mutex::new(to_agent));
+    let (writer, to_agent) = (Mutex::new(writer), Mutex::new(FrameWriter::new(to_agent)));
     let end = tokio::select! {
         end = tell(&writer, FrameReader::new(from_agent), shown) => end,
         end = listen(&mut reader, &to_agent, shown) => end,
@@ -157,7 +156,7 @@ async fn tell(writer: &Mutex<Writer>, mut agent: FrameReader<ReadHalf<Wire>>, sh
 }
 
 /// From the client to the agent, until the client is gone.
-async fn listen(reader: &mut Reader, agent: &Mutex<WriteHalf<Wire>>, shown: Shown) -> End {
+async fn listen(reader: &mut Reader, agent: &ToAgent, shown: Shown) -> End {
     loop {
         let said = match reader.next().await {
             Ok(Some(said)) => said,
@@ -166,12 +165,12 @@ async fn listen(reader: &mut Reader, agent: &Mutex<WriteHalf<Wire>>, shown: Show
         };
         let mut agent = agent.lock().await;
         let sent = match said {
-            Said::Stdin(bytes) if shown.stdin => frames::write(&mut *agent, Channel::Stdin, &bytes).await,
-            Said::StdinClosed if shown.stdin => {
-                frames::write(&mut *agent, Channel::Close, &[Channel::Stdin.number()]).await
-            }
+            Said::Stdin(bytes) if shown.stdin => agent.write_all(Channel::Stdin, &bytes).await,
+            Said::StdinClosed if shown.stdin => agent.write(Channel::Close, &[Channel::Stdin.number()]).await,
             Said::Resize(columns, rows) if shown.resize => {
-                frames::write(&mut *agent, Channel::Resize, &session::resize(columns, rows)).await
+                agent
+                    .write(Channel::Resize, &session::resize(columns, rows))
+                    .await
             }
             // Clients name streams of which the session has none; what is said there goes nowhere.
             Said::Stdin(_) | Said::StdinClosed | Said::Resize(..) => Ok(()),
@@ -185,7 +184,7 @@ async fn listen(reader: &mut Reader, agent: &Mutex<WriteHalf<Wire>>, shown: Show
 
 /// Says to both sides now and then that this one is there, which shows whether they are, and whether the client reads. A
 /// program may leave its input unread for as long as it likes, and that keeps nothing from the client's side.
-async fn watch_over(writer: &Mutex<Writer>, agent: &Mutex<WriteHalf<Wire>>) -> End {
+async fn watch_over(writer: &Mutex<Writer>, agent: &ToAgent) -> End {
     let period = Duration::from_secs(session::ALIVE_EVERY_SECONDS);
     let ticks = || tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     let client = async {
@@ -204,7 +203,7 @@ async fn watch_over(writer: &Mutex<Writer>, agent: &Mutex<WriteHalf<Wire>>) -> E
         let mut ticks = ticks();
         loop {
             ticks.tick().await;
-            let told = frames::write(&mut *agent.lock().await, Channel::Alive, &[]).await;
+            let told = agent.lock().await.write(Channel::Alive, &[]).await;
             if told.is_err() {
                 return End::Failed("the connection to the node's agent broke".to_owned());
             }

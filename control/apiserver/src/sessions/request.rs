@@ -1,6 +1,7 @@
 //! What a client asks for, from the query and the pod. Pure.
 
 use api::session::{self, Action};
+use control_admission::CONTAINER_LISTS;
 use control_wire::{Status, query::Parameters};
 use serde_json::Value;
 
@@ -114,8 +115,11 @@ fn exec(parameters: &Parameters, pod: &Value) -> Result<Kind, Status> {
 
 fn attach(parameters: &Parameters, pod: &Value) -> Result<Kind, Status> {
     let container = container_of(pod, parameters.text("container"))?;
-    let spec = pod.pointer("/spec/containers").and_then(Value::as_array);
-    let spec = spec.into_iter().flatten().find(|spec| spec["name"] == container);
+    let lists = CONTAINER_LISTS
+        .iter()
+        .filter_map(|list| pod.pointer(&format!("/spec/{list}")));
+    let mut specs = lists.filter_map(Value::as_array).flatten();
+    let spec = specs.find(|spec| spec["name"] == container);
     let has = |field: &str| spec.is_some_and(|spec| spec[field] == true);
     if parameters.flag("tty") && !has("tty") {
         let message =

@@ -129,9 +129,16 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
             read && !path.ends_with("/status")
         }
         "pods" | "namespaces" | "networkpolicies" | "serviceaccounts" | "endpointslices" => {
-            read && !["/status", "/learn", "/log", "/exec", "/attach", "/portforward"]
-                .iter()
-                .any(|end| path.ends_with(end))
+            let subresources = [
+                "/status",
+                "/learn",
+                "/log",
+                "/exec",
+                "/attach",
+                "/portforward",
+                "/ephemeralcontainers",
+            ];
+            read && !subresources.iter().any(|end| path.ends_with(end))
         }
         "sandboxprofiles" => read,
         // The addresses of all nodes are part of policy; their agents' streams are not.
@@ -226,6 +233,24 @@ async fn a_node_reaches_exactly_what_its_pods_refer_to() {
         node.post(nodes, &json!({"metadata": {"name": NODE}})).await.0,
         201
     );
+
+    // Static pods: named after the node, where they are allowed, and by nobody else.
+    let named = format!("static-{NODE}");
+    let mirror = |name: &str, hash: Option<&str>| {
+        let annotations = hash.map(|hash| json!({"kubernetes.io/config.mirror": hash}));
+        let container = json!({"name": "c", "image": "registry.example/app:1"});
+        json!({
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"nodeName": NODE, "containers": [container]},
+        })
+    };
+    let (system, default) = ("/api/v1/namespaces/kube-system/pods", format!("{core}/pods"));
+    assert_eq!(node.post(system, &mirror("static", Some("h"))).await.0, 403);
+    assert_eq!(other.post(system, &mirror(&named, Some("h"))).await.0, 403);
+    assert_eq!(node.post(&default, &mirror(&named, Some("h"))).await.0, 403);
+    assert_eq!(node.post(system, &mirror(&named, None)).await.0, 422);
+    assert_eq!(admin.post(system, &mirror(&named, Some("h"))).await.0, 422);
+    assert_eq!(node.post(system, &mirror(&named, Some("h"))).await.0, 201);
 
     let done = json!({"gracePeriodSeconds": 0});
     assert_eq!(node.delete(&format!("{core}/pods/p"), Some(&done)).await.0, 200);

@@ -4,8 +4,10 @@
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
 mod clean_host;
+mod debug;
 mod evidence;
 mod gate;
+mod host_ports;
 mod hosts;
 mod images;
 mod kubectl;
@@ -20,6 +22,7 @@ mod sandbox;
 mod secrets;
 mod services;
 mod sessions;
+mod static_pods;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -43,6 +46,9 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         kubectl::TESTS,
         sessions::TESTS,
+        debug::TESTS,
+        host_ports::TESTS,
+        static_pods::TESTS,
         policyctl::TESTS,
         sandbox::TESTS,
         profiles::TESTS,

@@ -119,7 +119,7 @@ fn are_confined(cluster: &Cluster) -> Result<()> {
 }
 
 /// A command with a terminal of its own, and everything it printed there.
-struct OnTerminal {
+pub(crate) struct OnTerminal {
     child: Child,
     outer: File,
     seen: Arc<Mutex<String>>,
@@ -127,7 +127,7 @@ struct OnTerminal {
 
 impl OnTerminal {
     /// `setsid` gives the command the terminal as a login shell would have it.
-    fn start(cluster: &Cluster, program: &Path, arguments: &[&str]) -> Result<Self> {
+    pub(crate) fn start(cluster: &Cluster, program: &Path, arguments: &[&str]) -> Result<Self> {
         let size = nix::pty::Winsize {
             ws_row: 24,
             ws_col: 80,
@@ -171,7 +171,7 @@ impl OnTerminal {
             .replace('\r', "")
     }
 
-    fn wait_for(&self, text: &str) -> Result<String> {
+    pub(crate) fn wait_for(&self, text: &str) -> Result<String> {
         eventually(PATIENCE, || {
             let seen = self.seen();
             match seen.contains(text) {
@@ -181,7 +181,7 @@ impl OnTerminal {
         })
     }
 
-    fn say(&mut self, text: &str) -> Result<()> {
+    pub(crate) fn say(&mut self, text: &str) -> Result<()> {
         self.outer
             .write_all(text.as_bytes())
             .context("cannot write to the terminal")
@@ -197,7 +197,7 @@ impl OnTerminal {
         tcsetwinsize(self.outer.as_fd(), size).context("cannot resize the terminal")
     }
 
-    fn end(&mut self) -> Result<i32> {
+    pub(crate) fn end(&mut self) -> Result<i32> {
         eventually(PATIENCE, || match self.child.try_wait()? {
             Some(status) => Ok(status.code().unwrap_or(-1)),
             None => bail!("it does not end: {:?}", self.seen()),

@@ -18,6 +18,7 @@ use crate::{
         steps::{self, StepError},
     },
     policy::{PolicyError, chain},
+    static_pods,
 };
 
 impl Worker {
@@ -88,9 +89,17 @@ impl Worker {
 
     async fn program(&mut self) -> Result<(), PolicyError> {
         let endpoint = self.attachment.as_ref().map(|attachment| attachment.endpoint);
-        match endpoint {
+        let programmed = match endpoint {
             Some(endpoint) => self.context.policy.program(endpoint).await,
             None => Ok(()),
+        };
+        match programmed {
+            // Denied until policy is known, which is when the policy thread writes it by itself.
+            Err(error) if self.pod.as_deref().is_some_and(static_pods::is_static) => {
+                tracing::warn!(pod = %self.id.name, error = chain(&error), "starting cut off from the network");
+                Ok(())
+            }
+            programmed => programmed,
         }
     }
 

@@ -80,6 +80,7 @@ async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> R
         hostname: "bench".to_owned(),
         id_base: 3_000_000,
         id_count: 65_536,
+        shares_processes: false,
     };
     let ms = |begun: Instant| begun.elapsed().as_secs_f64() * 1000.0;
     let standing = pod(0);
@@ -157,6 +158,7 @@ pub(crate) async fn run_to_end(
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,
         log_max_files: 2,
+        pid_namespace: agent_runtime::PidNamespace::Own,
     };
     let begun = Instant::now();
     runtime.start_container(pod, &config).await?;
