@@ -206,7 +206,7 @@ async fn ports_of_connections_are_those_of_the_profile() {
         "port 9090 is bound:\n{output}"
     );
     assert!(
-        output.contains("(127.0.0.1): Connection refused"),
+        output.contains("(127.0.0.1): Network is unreachable"),
         "port 9090:\n{output}"
     );
     assert!(
