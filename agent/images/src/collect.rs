@@ -137,7 +137,11 @@ mod tests {
     fn thresholds_are_kubernetes() {
         let policy = GcPolicy::default();
         assert_eq!(policy.to_free(1000, 160), None);
-        assert_eq!(policy.to_free(1000, 159), Some(41), "whole percents, as a kubelet counts them");
+        assert_eq!(
+            policy.to_free(1000, 159),
+            Some(41),
+            "whole percents, as a kubelet counts them"
+        );
         assert_eq!(
             policy.to_free(1000, 150),
             Some(50),
