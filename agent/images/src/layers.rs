@@ -223,10 +223,8 @@ impl Layers {
             let (chunks, ahead) = mpsc::sync_channel(CHUNKS_AHEAD);
             // Decompressing is half of the work; the other half is hashing and writing.
             scope.spawn(move || {
-                decompress(
-                    compression.reader(BufReader::with_capacity(128 << 10, file)),
-                    &chunks,
-                )
+                let packed = BufReader::with_capacity(128 << 10, file);
+                decompress(compression.reader(packed), &chunks);
             });
             let mut stream = Hashing {
                 inner: Ahead::of(ahead),

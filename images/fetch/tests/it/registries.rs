@@ -157,6 +157,9 @@ fn serve(answer: impl Fn(&Request) -> (String, Vec<u8>) + Send + 'static) -> Res
     Ok(address)
 }
 
+/// First bytes that a server was asked for, in turn.
+type Asked = Arc<Mutex<Vec<Option<usize>>>>;
+
 /// How a server treats a download.
 #[derive(Clone, Copy, PartialEq)]
 enum Resume {
@@ -171,7 +174,7 @@ enum Resume {
 }
 
 /// A registry that breaks off each layer after 300 KiB, and what it was asked for layers.
-fn breaking(image: &Image, resume: Resume) -> Result<(String, Arc<Mutex<Vec<Option<usize>>>>)> {
+fn breaking(image: &Image, resume: Resume) -> Result<(String, Asked)> {
     let (image, asked) = (image.clone(), Arc::new(Mutex::new(Vec::new())));
     let log = Arc::clone(&asked);
     let address = serve(move |request| {
