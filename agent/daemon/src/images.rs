@@ -161,11 +161,13 @@ fn needed(pod: &Pod, node: &str) -> Vec<Digest> {
         return Vec::new();
     }
     let inits = spec.init_containers.iter().flatten();
+    let debuggers = spec.ephemeral_containers.iter().flatten();
     let images = spec
         .containers
         .iter()
         .chain(inits)
-        .filter_map(|c| c.image.as_ref());
+        .filter_map(|c| c.image.as_ref())
+        .chain(debuggers.filter_map(|c| c.image.as_ref()));
     let digest = |image: &String| image.parse::<ImageRef>().ok()?.digest;
     images.filter_map(digest).collect()
 }

@@ -161,7 +161,7 @@ impl Walk<'_> {
                 match found {
                     PortMatch::Range(first, last) => ports.insert(*first, *last),
                     PortMatch::Named(name) => {
-                        ports = std::mem::replace(&mut ports, PortSet::none()).with(&named(name))
+                        ports = std::mem::replace(&mut ports, PortSet::none()).with(&named(name));
                     }
                 }
             }
