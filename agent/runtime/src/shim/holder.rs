@@ -181,7 +181,7 @@ fn be_first(to_holder: OwnedFd) -> ! {
     loop {
         if nix::sys::wait::waitpid(None, None) == Err(Errno::ECHILD) {
             // None left for now: the signal, which is blocked, tells of the next.
-            drop(deaths.wait());
+            let _told = deaths.wait();
         }
     }
 }
