@@ -8,7 +8,7 @@ use crate::{Stage, sessions::CONFINEMENT, wait_for};
 const PROCESSES: &str = "for p in /proc/[0-9]*; do echo ${p#/proc/} $(cat $p/comm 2>/dev/null); done";
 
 /// What the kernel gives of process 1 only to those who may trace it.
-const PRY: &str = "cat /proc/1/environ; cat /proc/1/maps; cat /proc/1/mem; ls /proc/1/root/; ls /proc/1/fd/; readlink /proc/1/exe";
+const PRY: &str = "cat /proc/1/environ; cat /proc/1/maps; cat /proc/1/mem; ls /proc/1/root/; cat /proc/1/fd/1; readlink /proc/1/exe";
 
 fn debug(stage: &Stage, argv: &[&str]) -> ContainerConfig {
     ContainerConfig {
