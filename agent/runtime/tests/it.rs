@@ -14,6 +14,8 @@ use agent_runtime::{
 };
 use agent_sandbox::Profile;
 
+#[path = "it/crashes.rs"]
+mod crashes;
 #[path = "it/sessions.rs"]
 mod sessions;
 

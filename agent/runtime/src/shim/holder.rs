@@ -26,11 +26,12 @@ const DONE: &[u8] = b"d";
 pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
     let (from_child, to_parent) = pipe()?;
     let (from_parent, to_child) = pipe()?;
+    let shim = nix::unistd::getpid();
     // SAFETY: the process has one thread, so the child may allocate and lock as it likes.
     match unsafe { nix::unistd::fork() }.map_err(system("fork the namespace holder"))? {
         ForkResult::Child => {
             drop((from_child, to_child));
-            hold(pod, &from_parent, &to_parent)
+            hold(pod, shim, &from_parent, &to_parent)
         }
         ForkResult::Parent { child } => {
             drop((from_parent, to_parent));
@@ -50,8 +51,8 @@ pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
     }
 }
 
-fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
-    let reason = match enter(pod, from_parent, to_parent) {
+fn hold(pod: &PodConfig, shim: Pid, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
+    let reason = match enter(pod, shim, from_parent, to_parent) {
         Ok(()) => {
             // The shim waits for no more; from here on only its death matters.
             loop {
@@ -64,7 +65,12 @@ fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
     super::exit_now(1)
 }
 
-fn enter(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> Result<(), (&'static str, Errno)> {
+fn enter(
+    pod: &PodConfig,
+    shim: Pid,
+    from_parent: &OwnedFd,
+    to_parent: &OwnedFd,
+) -> Result<(), (&'static str, Errno)> {
     let step = |name| move |errno| (name, errno);
     let from_rustix = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
     let namespaces = CloneFlags::CLONE_NEWUSER
@@ -113,8 +119,8 @@ fn enter(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> Result<
         .map_err(from_rustix)
         .map_err(step("drop capabilities"))?;
     SigSet::all().thread_set_mask().map_err(step("block signals"))?;
-    // The shim may have died before it was tied to it.
-    if nix::unistd::getppid() == Pid::from_raw(1) {
+    // The shim may have died before it was tied to it; whoever took it in then need not be process 1.
+    if nix::unistd::getppid() != shim {
         return Err(("find the shim alive", Errno::ESRCH));
     }
     rustix::io::write(to_parent, DONE)

@@ -225,7 +225,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn read_reports(&mut self) {
+    pub(super) fn read_reports(&mut self) {
         let mut index = 0;
         while let Some(job) = self.jobs.get_mut(index) {
             match job.is_starting().then(|| job.read_report()).flatten() {
@@ -289,9 +289,10 @@ impl Supervisor {
         true
     }
 
-    fn fail_job(&mut self, index: usize, reason: &str) {
+    pub(super) fn fail_job(&mut self, index: usize, reason: &str) {
         let job = self.jobs.remove(index);
         job.kill();
+        self.end_untold(&job);
         if job.starts_container()
             && let Some(container) = self.containers.get_mut(&job.container)
         {
@@ -387,6 +388,7 @@ impl Supervisor {
             } => self.open(client, container, &argv, stdin, tty),
             Request::Attach { container, stdin } => self.attach(client, &container, stdin),
             Request::Socket { ipv6 } => self.socket(client, ipv6),
+            Request::Network => self.network(client),
             Request::Signal { container, signal } => self.signal(client, &container, signal),
             Request::Remove { container } => self.remove(client, container),
         };
