@@ -21,6 +21,7 @@ pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod session;
+pub mod stats;
 
 pub use digest::Digest;
 pub use image_ref::ImageRef;

@@ -1,4 +1,4 @@
-//! The node's own API: container logs, sessions, flows, the kernel's tables and metrics, over TLS 1.3 with client
+//! The node's own API: container logs, sessions, flows, the kernel's tables, metrics and what is used, over TLS 1.3 with client
 //! certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
@@ -39,6 +39,7 @@ use crate::{
     pods::directory::Directory,
     policy::{self, Policy},
     sessions::{self, Sessions},
+    stats::{self, Stats},
 };
 
 /// Connections at once: each log or flow stream is one.
@@ -60,6 +61,7 @@ pub(crate) struct NodeApi {
     flows: Arc<Hub>,
     policy: Policy,
     pub(crate) sessions: Sessions,
+    stats: Stats,
 }
 
 /// Why the node's API cannot be served.
@@ -82,6 +84,7 @@ impl NodeApi {
         flows: Arc<Hub>,
         policy: Policy,
         sessions: Sessions,
+        stats: Stats,
     ) -> Self {
         Self {
             config,
@@ -89,6 +92,7 @@ impl NodeApi {
             flows,
             policy,
             sessions,
+            stats,
         }
     }
 
@@ -148,6 +152,8 @@ impl NodeApi {
             .route("/flows", get(flows))
             .route("/policy", get(policy))
             .route("/metrics", get(metrics))
+            .route("/metrics/resource", get(resource_metrics))
+            .route("/stats/summary", get(summary))
             .with_state(self)
     }
 }
@@ -300,6 +306,19 @@ async fn metrics(State(api): State<NodeApi>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
         Err(error) => failed(error.to_string()),
     }
+}
+
+/// What node and pods use, for Prometheus.
+async fn resource_metrics(State(api): State<NodeApi>) -> Response {
+    match stats::resource_exposition(&api.stats.summary()) {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// The same in the kubelet's form.
+async fn summary(State(api): State<NodeApi>) -> Response {
+    axum::Json(api.stats.summary()).into_response()
 }
 
 fn streamed(content_type: &'static str, body: Body) -> Response {

@@ -55,7 +55,14 @@ impl Server {
         check_place(call, &object)?;
         self.check_namespace(call).await?;
         let uid = uuid::Uuid::new_v4().to_string();
-        lifecycle::stamp_new(&mut object, row, call.target.namespace(), &uid, call.now);
+        lifecycle::stamp_new(
+            &mut object,
+            row,
+            call.target.namespace(),
+            &uid,
+            call.who.identity(),
+            call.now,
+        );
 
         let prefix = metadata_text(&object, "generateName").to_owned();
         let generated = metadata_text(&object, "name").is_empty() && !prefix.is_empty();
@@ -161,7 +168,7 @@ impl Server {
             }
             let _address = match part {
                 Part::Main => self.assign_cluster_address(row, Some(&old), &mut new).await?,
-                Part::Status | Part::Finalize => None,
+                Part::Status | Part::Finalize | Part::Approval => None,
             };
             lifecycle::carry_over(&old, &mut new, row, part);
             let admitted = self.admit(call, Operation::Update, Some(&old), new)?;
@@ -319,6 +326,7 @@ fn part_of(subresource: &str) -> Part {
     match subresource {
         "status" => Part::Status,
         "finalize" => Part::Finalize,
+        "approval" => Part::Approval,
         _ => Part::Main,
     }
 }

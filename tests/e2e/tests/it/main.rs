@@ -4,12 +4,14 @@
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
 mod clean_host;
+mod crashes;
 mod evidence;
 mod gate;
 mod hosts;
 mod kubectl;
 mod lifecycle;
 mod network;
+mod node;
 mod pods;
 mod policyctl;
 mod recovery;
@@ -48,6 +50,8 @@ fn main() -> ExitCode {
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
+        crashes::TESTS,
+        node::TESTS,
     ]
     .concat();
     if arguments.list {
