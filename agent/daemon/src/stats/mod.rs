@@ -14,7 +14,7 @@ use agent_runtime::{ContainerUsage, PodUsage, Runtime, Usage, measure_tree};
 use api::stats::{
     ContainerStats, CpuStats, FsStats, MemoryStats, NodeStats, PodReference, PodStats, ProcessStats, Summary,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -30,8 +30,8 @@ pub(crate) use self::metrics::resource_exposition;
 
 /// How often processor time and memory are measured: the kubelet's own interval.
 const EVERY: Duration = Duration::from_secs(10);
-/// How often disks are: every file of every container is looked at.
-const DISKS_EVERY: Duration = Duration::from_secs(60);
+/// How often a pod's share of the disk is, once it was: every file of every container is looked at.
+const DISKS_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
 /// What lies beyond is not counted: more than any disk of a node.
 const MAX_MEASURED: u64 = 1 << 50;
@@ -168,7 +168,7 @@ impl Stats {
 
     /// Measures disks, one pod after the other, on a thread that may block.
     async fn keep_disks(self, runtime: Runtime, directory: Directory) {
-        let mut tick = tokio::time::interval(DISKS_EVERY);
+        let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -177,6 +177,11 @@ impl Stats {
                 .disks
                 .retain(|uid, _| entries.iter().any(|entry| entry.id.uid == *uid));
             for entry in entries {
+                let now = Timestamp::now();
+                let fresh = |disks: &Disks| now.duration_since(disks.time) < DISKS_EVERY;
+                if self.state().disks.get(&entry.id.uid).is_some_and(fresh) {
+                    continue;
+                }
                 let (runtime, config) = (runtime.clone(), self.state().config.clone());
                 let uid = entry.id.uid.clone();
                 let work = tokio::task::spawn_blocking(move || disks_of(&runtime, &config, &entry));
