@@ -28,7 +28,7 @@ pub(crate) enum For {
     Lab,
 }
 
-/// A program that must be on the PATH and the Debian package that holds it.
+/// A program that must be on the PATH (or a file, by its whole path) and the Debian package that holds it.
 struct Package {
     program: &'static str,
     package: &'static str,
@@ -68,6 +68,14 @@ const DEVELOPMENT: &[Package] = &[
     Package {
         program: "runc",
         package: "runc",
+    },
+    Package {
+        program: "crun",
+        package: "crun",
+    },
+    Package {
+        program: "/usr/share/containers/seccomp.json",
+        package: "golang-github-containers-common",
     },
     Package {
         program: "iperf3",

@@ -274,7 +274,7 @@ async fn init_and_exec_are_confined_alike() {
     let stage = Stage::new("alike").await;
     let script = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|Cap...|Uid|Gid|Groups):' /proc/self/status; \
                   cat /proc/self/uid_map /proc/self/gid_map; echo $COLOUR $HOME; pwd; env | wc -l; \
-                  (echo x > /app/new) 2>&1; cp /bin/busybox /tmp/copy; /tmp/copy true 2>&1; rm -f /tmp/copy";
+                  (echo x > /app/new) 2>&1; mkdir /tmp/$$; cd /tmp/$$; cp /bin/busybox copy; ./copy true 2>&1";
     let sleeper = ContainerConfig {
         uid: 1000,
         gid: 1000,
@@ -314,7 +314,7 @@ async fn init_and_exec_are_confined_alike() {
         "users and groups: {from_init}"
     );
     assert!(
-        from_init.ends_with("/tmp/copy: Permission denied\n"),
+        from_init.ends_with("./copy: Permission denied\n"),
         "Landlock: {from_init}"
     );
     stage.end().await;

@@ -65,12 +65,47 @@ pub enum RuleStatus {
     Logs,
 }
 
+/// What decided recorded flows and is no rule of the policies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherUse {
+    /// What decided.
+    #[serde(flatten)]
+    pub key: RuleKey,
+    /// Recorded flows that it decided.
+    pub hits: u64,
+    /// Why it is no rule of the policies.
+    pub why: NoRule,
+}
+
+/// Why what decided is no rule of the policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NoRule {
+    /// It is no rule of an object: a default action, or built in.
+    BuiltIn,
+    /// The policy that it belonged to is gone.
+    PolicyGone,
+    /// Its policy is still there and has no such rule any more.
+    RuleGone,
+}
+
 /// Every rule of the policies in the order in which they are asked, and then everything else that decided recorded
 /// flows.
-pub fn rule_use(model: &Model, flows: &[FlowEvent]) -> (Vec<RuleUse>, BTreeMap<RuleKey, u64>) {
+pub fn rule_use(model: &Model, flows: &[FlowEvent]) -> (Vec<RuleUse>, Vec<OtherUse>) {
     let mut hits: BTreeMap<RuleKey, u64> = BTreeMap::new();
+    let mut why: BTreeMap<RuleKey, NoRule> = BTreeMap::new();
+    let policies = names(model.policies());
     for flow in flows {
-        *hits.entry(RuleKey::of_flow(flow)).or_default() += 1;
+        let key = RuleKey::of_flow(flow);
+        let decided = &flow.decided_by;
+        why.entry(key.clone()).or_insert_with(|| match &decided.policy {
+            Some(policy) if !policies.contains(policy.as_str()) => NoRule::PolicyGone,
+            // A default action names the policies that isolate after its own words.
+            Some(policy) if decided.rule.starts_with(policy.as_str()) => NoRule::RuleGone,
+            _ => NoRule::BuiltIn,
+        });
+        *hits.entry(key).or_default() += 1;
     }
     let deciding = model.deciding_rules();
     let uses = rules(model.policies())
@@ -82,7 +117,20 @@ pub fn rule_use(model: &Model, flows: &[FlowEvent]) -> (Vec<RuleUse>, BTreeMap<R
             key: found.key,
         })
         .collect();
-    (uses, hits)
+    let others = hits.into_iter().map(|(key, hits)| OtherUse {
+        why: why.get(&key).copied().unwrap_or(NoRule::BuiltIn),
+        key,
+        hits,
+    });
+    (uses, others.collect())
+}
+
+/// Names of all policies and profiles.
+fn names(policies: &PolicySet) -> BTreeSet<&str> {
+    let in_tiers = policies.tiers.iter().flat_map(|tier| &tier.policies);
+    let in_tiers = in_tiers.map(|policy| policy.name.as_str());
+    let profiles = policies.profiles.values().map(|profile| profile.name.as_str());
+    in_tiers.chain(profiles).collect()
 }
 
 /// Names of all rules of the policies that can decide, in the order in which they are asked: not those that only log or

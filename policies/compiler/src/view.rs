@@ -220,6 +220,18 @@ impl ClusterView {
         }
     }
 
+    /// Whether some rule or network set asks for the names of addresses, which no object of the cluster tells.
+    pub fn asks_for_names(&self) -> bool {
+        let policies = self.policy_set(|_, _| {}).enforced;
+        let mut rules = policies
+            .tiers
+            .iter()
+            .flat_map(|tier| &tier.policies)
+            .flat_map(|policy| &policy.egress);
+        let mut sets = self.cluster().sets.into_iter();
+        rules.any(|rule| !rule.peer.domains.is_empty()) || sets.any(|set| !set.domains.is_empty())
+    }
+
     /// Adds or replaces the labels of a namespace.
     pub fn add_namespace(&mut self, namespace: &Namespace) {
         let Some(name) = namespace.metadata.name.clone() else {

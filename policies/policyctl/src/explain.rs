@@ -4,12 +4,12 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use api::flow::FlowVerdict;
+use api::{flow::FlowVerdict, node_policy::NodePolicy};
 use policies_compiler::{ClusterView, Party, explain, parse_protocol};
 
 use crate::{
     cli::{Connection, ExplainArgs},
-    load, output,
+    cluster, load, output,
 };
 
 /// Exit code of a flow that is denied: an answer, not an error.
@@ -20,7 +20,7 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<E
     let (port, protocol) = service(&args.port)?;
     let (from, to): (Party, Party) = (args.from.parse()?, args.to.parse()?);
     let view = if args.filename.is_empty() {
-        live(connection).await?
+        live(connection, &from).await?
     } else {
         offline(args)?
     };
@@ -44,8 +44,30 @@ fn offline(args: &ExplainArgs) -> Result<ClusterView> {
     Ok(load::offline(&args.filename)?.view)
 }
 
-async fn live(connection: &Connection) -> Result<ClusterView> {
-    Ok(load::live(connection).await?.view)
+/// The live cluster, with the names of addresses as the resolver of the node knows them where the flow begins: only
+/// rules for what leaves a pod have names.
+async fn live(connection: &Connection, from: &Party) -> Result<ClusterView> {
+    let mut view = load::live(connection).await?.view;
+    let source = view.pods.iter().find(|pod| match from {
+        Party::Pod(wanted) => (&pod.namespace, &pod.name) == (&wanted.namespace, &wanted.name),
+        Party::Address(address) => pod.addresses.contains(address),
+    });
+    let node = source.map(|pod| pod.node.clone()).filter(|node| !node.is_empty());
+    let Some(node) = node.filter(|_| view.asks_for_names()) else {
+        return Ok(view);
+    };
+    let client = cluster::connect(connection).await?;
+    let path = format!("/api/v1/nodes/{}/proxy/policy", cluster::encode(&node));
+    let sent = cluster::get(&client, &path)
+        .await
+        .map_err(anyhow::Error::from)
+        .with_context(|| {
+            format!("some rule asks for names, and node {node} does not tell those it learned")
+        })?;
+    let sent: NodePolicy =
+        serde_json::from_value(sent).with_context(|| format!("node {node} sent something else"))?;
+    view.names = sent.names;
+    Ok(view)
 }
 
 /// `80`, `80/TCP`, `53/udp`; for ICMP `8` or `8.0/ICMP` is type and code.

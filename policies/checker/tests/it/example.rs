@@ -12,7 +12,7 @@ use policies_checker::{
     picture,
     recommend::{Dialect, recommend},
     replay::replay,
-    rules::rule_use,
+    rules::{NoRule, OtherUse, rule_use},
 };
 use policies_compiler::{ClusterView, Source, load_objects};
 use serde_json::{Value, json};
@@ -175,9 +175,39 @@ fn recommendations_are_as_committed() {
 #[test]
 fn rules_are_as_committed() {
     let (uses, others) = rule_use(&Model::new(&view("manifests")), &flows());
-    let others: Vec<Value> = others
-        .iter()
-        .map(|(key, hits)| json!([key.direction, key.rule, hits]))
-        .collect();
     check_json("rules.json", &json!({"rules": uses, "others": others}));
+}
+
+#[test]
+fn what_decided_and_is_gone_is_told_from_what_is_built_in() {
+    let mut after = view("manifests");
+    let (all, _) = rule_use(&Model::new(&after), &flows());
+    let hit = all
+        .iter()
+        .find(|rule| rule.hits > 0)
+        .expect("the record has hits");
+    let decided = flows().into_iter().map(|flow| flow.decided_by);
+    let decided = decided.into_iter().find(|by| by.rule == hit.key.rule);
+    let policy = decided.and_then(|by| by.policy).expect("a policy decided");
+    after.policies.clear();
+    after.calico.clear();
+    let (_, others) = rule_use(&Model::new(&after), &flows());
+    let why = |rule: &str| {
+        others
+            .iter()
+            .find(|other| other.key.rule == rule)
+            .map(|other| other.why)
+    };
+    assert_eq!(
+        why(&hit.key.rule),
+        Some(NoRule::PolicyGone),
+        "{policy}: {others:?}"
+    );
+    let mut cut = flows();
+    for flow in &mut cut {
+        flow.decided_by.rule.push_str(" of old");
+    }
+    let (_, others) = rule_use(&Model::new(&view("manifests")), &cut);
+    let gone = |other: &&OtherUse| other.why == NoRule::RuleGone && other.key.rule.starts_with(&hit.key.rule);
+    assert!(others.iter().any(|other| gone(&other)), "{others:?}");
 }

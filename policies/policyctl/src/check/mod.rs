@@ -17,7 +17,7 @@ use policies_checker::{
     picture,
     recommend::{Dialect, recommend as recommended},
     replay::replay as replayed,
-    rules::{RuleStatus, RuleUse, rule_use},
+    rules::{NoRule, RuleStatus, RuleUse, rule_use},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -231,10 +231,6 @@ async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
     // Among equals the order in which they are asked says most.
     rules.sort_by_key(|rule| std::cmp::Reverse(rule.hits));
     if args.output == ReportOutput::Json {
-        let others: Vec<_> = others
-            .iter()
-            .map(|(key, hits)| json!({"direction": key.direction, "rule": key.rule, "hits": hits}))
-            .collect();
         return json_report(&json!({"rules": rules, "others": others}));
     }
     let header = ["HITS", "DIRECTION", "ACTION", "RULE", "STATUS"];
@@ -248,17 +244,24 @@ async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
             status(rule, live || !flows.is_empty()),
         ]
     }));
-    rows.extend(others.iter().map(|(key, hits)| {
-        let (hits, direction) = (hits.to_string(), key.direction.word().to_owned());
+    rows.extend(others.iter().map(|other| {
         vec![
-            hits,
-            direction,
+            other.hits.to_string(),
+            other.key.direction.word().to_owned(),
             String::new(),
-            key.rule.clone(),
-            "no rule".to_owned(),
+            other.key.rule.clone(),
+            no_rule(other.why).to_owned(),
         ]
     }));
     output::aligned(rows)
+}
+
+fn no_rule(why: NoRule) -> &'static str {
+    match why {
+        NoRule::BuiltIn => "no rule",
+        NoRule::PolicyGone => "policy is gone",
+        NoRule::RuleGone => "rule is gone",
+    }
 }
 
 fn status(rule: &RuleUse, recorded: bool) -> String {

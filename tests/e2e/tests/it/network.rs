@@ -538,6 +538,29 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
         get(Some("long.example.test"))? == "welcome\n",
         "the second name opens nothing"
     );
+    let idle = pod(
+        "names",
+        "asker",
+        "app: client",
+        &image,
+        &["sleep", "1000"],
+        "restartPolicy: Never",
+    );
+    cluster.apply(&idle)?.ok()?;
+    cluster.wait_for_phase("names", "asker", "Running")?;
+    let to_the_name = [
+        "explain",
+        "--from",
+        "names/asker",
+        "--to",
+        &address,
+        "--port",
+        "8080",
+    ];
+    cluster
+        .policyctl(&to_the_name)?
+        .says("GlobalNetworkPolicy by-name rule 1")?
+        .ok()?;
     crate::recovery::kill(cluster.daemon_pid("agent")?)?;
     cluster.up_again()?;
     ensure!(

@@ -7,6 +7,10 @@ use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicySpec},
     apimachinery::pkg::apis::meta::v1 as meta,
 };
+use policies_checker::{
+    Model,
+    assertion::{parse, prove},
+};
 use policies_compiler::{CalicoObject, ClusterView, PodView, Session, compile};
 use policies_ir::{
     policy::NamedPort,
@@ -31,6 +35,14 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     });
     let name = "compile 1,000 policies, 10,000 pods, 200 local, cold";
     lines.push(Line::alone(name, "ms", median_ms(cold.collect()), Some(1000.0)));
+
+    // What a write of a policy waits for, where an assertion is stored.
+    let start = Instant::now();
+    let model = Model::new(&view);
+    let proof = prove(&model, &parse("no pod in ns(ns-1) reaches ns(ns-2)")?);
+    let name = "an assertion judged, 1,000 policies, 10,000 pods";
+    lines.push(Line::alone(name, "ms", median_ms(vec![start.elapsed()]), None));
+    anyhow::ensure!(proof.vacuous.is_none(), "the assertion says nothing: {proof:?}");
 
     let start = Instant::now();
     let mut session = Session::new(view.clone(), NodeTables::default());

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calls;
 mod change;
 mod cluster;
 mod compile;
@@ -42,8 +43,10 @@ enum What {
     Compile,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
-    /// Packets and connections judged by few and by many rules, beside nftables; changes of policy; needs root
+    /// Packets and connections judged by few and by many rules, beside nftables; needs root
     Policy,
+    /// From a change of policy or labels to its enforcement in the kernel; needs root
+    Change,
 }
 
 /// One line of a result.
@@ -137,7 +140,12 @@ impl Line {
 }
 
 fn main() -> ExitCode {
-    match measure(&Args::parse()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let done = match arguments.as_slice() {
+        [_, word, root] if word == calls::CHILD => calls::as_child(root.as_ref()).map(|told| show(&told)),
+        _ => measure(&Args::parse()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             show(&format!("the benchmark could not run: {error:?}"));
@@ -150,7 +158,9 @@ fn measure(args: &Args) -> Result<()> {
     fs::create_dir_all(&args.output).with_context(|| format!("cannot create {}", args.output.display()))?;
     let wanted = |what| args.what.is_empty() || args.what.contains(&what);
     if wanted(What::Runtime) {
-        report(args, "runtime", &runtime::measure(args.rounds)?)?;
+        let mut lines = runtime::measure(args.rounds)?;
+        lines.extend(calls::measure()?);
+        report(args, "runtime", &lines)?;
     }
     if wanted(What::Compile) {
         report(args, "compile", &compile::measure(args.rounds)?)?;
@@ -160,6 +170,9 @@ fn measure(args: &Args) -> Result<()> {
     }
     if wanted(What::Policy) {
         report(args, "policy", &policy::measure(args.rounds)?)?;
+    }
+    if wanted(What::Change) {
+        report(args, "change", &policy::changes()?)?;
     }
     Ok(())
 }
@@ -211,14 +224,30 @@ fn median_ms(mut times: Vec<Duration>) -> f64 {
         .map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
+/// The number that so many of a hundred do not exceed.
+fn percentile(values: &[f64], percent: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
 /// Resident memory of a process in MB (10^6 bytes).
 fn resident_mb(pid: i32) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    memory_mb(&format!("/proc/{pid}/status"), "VmRSS:")
+}
+
+/// The same with pages that several processes share counted in parts.
+fn proportional_mb(pid: i32) -> Result<f64> {
+    memory_mb(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
+}
+
+fn memory_mb(path: &str, name: &str) -> Result<f64> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     let line = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
+        .find_map(|line| line.strip_prefix(name))
+        .with_context(|| format!("no {name} in {path}"))?;
     let kib: f64 = line
         .trim()
         .trim_end_matches(" kB")

@@ -1,5 +1,5 @@
 //! What judging a packet costs, and whether rules make it dearer: by the kernel's own clock, the real programs; then end
-//! to end beside nftables; then how long a change of policy takes.
+//! to end beside nftables. And how long a change of policy takes.
 
 use std::path::Path;
 
@@ -19,8 +19,12 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     lines.extend(on_own_network(move |pins| {
         network::measure(pins, usize::try_from(rounds)?)
     })?);
-    lines.extend(on_own_network(change::measure)?);
     Ok(lines)
+}
+
+/// From a change of policy to its enforcement.
+pub(crate) fn changes() -> Result<Vec<Line>> {
+    on_own_network(change::measure)
 }
 
 /// Runs on a thread with a network namespace and a pin directory, both gone afterwards.
