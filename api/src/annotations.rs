@@ -45,6 +45,12 @@ pub const GROUP_MASTERS: &str = "system:masters";
 pub const GROUP_NODES: &str = "system:nodes";
 /// Prefix of a node's user name (client certificate `CN`).
 pub const USER_NODE_PREFIX: &str = "system:node:";
+/// Prefix of the user name of who may only ask for the first certificate of the node that follows.
+pub const USER_BOOTSTRAP_PREFIX: &str = "system:bootstrap:";
+/// Group of those.
+pub const GROUP_BOOTSTRAPPERS: &str = "system:bootstrappers";
+/// User name of the process that holds the authority's key.
+pub const USER_SIGNER: &str = "system:palisade-signer";
 /// User name of the control plane's own loops.
 pub const USER_CONTROLLERS: &str = "system:palisade-controllers";
 /// User name with which the API server calls a node.

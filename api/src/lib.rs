@@ -24,6 +24,7 @@ pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod session;
+pub mod stats;
 pub mod verdict;
 
 pub use digest::Digest;

@@ -44,6 +44,8 @@ pub enum Stored {
     Virtual,
     /// Computed from other objects: read only.
     Derived,
+    /// Asked of the nodes: read only, and never twice the same.
+    Measured,
 }
 
 /// A subresource, such as `pods/status`.
@@ -94,6 +96,22 @@ const fn calico(
     }
 }
 
+/// Rows of the metrics API.
+const fn measured(kind: &'static str, [plural, singular]: [&'static str; 2], scope: Scope) -> Resource {
+    Resource {
+        group: "metrics.k8s.io",
+        version: "v1beta1",
+        kind,
+        plural,
+        singular,
+        short_names: &[],
+        categories: &[],
+        scope,
+        stored: Stored::Measured,
+        subresources: &[],
+    }
+}
+
 const fn status(kind: &'static str) -> Subresource {
     Subresource {
         name: "status",
@@ -112,6 +130,14 @@ const fn session(name: &'static str, kind: &'static str) -> Subresource {
 }
 
 impl Subresource {
+    /// Group and version of its kind, where they are not the resource's own.
+    pub fn group_version(&self) -> Option<(&'static str, &'static str)> {
+        match self.kind {
+            "Eviction" => Some(("policy", "v1")),
+            _ => None,
+        }
+    }
+
     /// Whether it is a connection into a pod: `exec`, `attach` or `portforward`.
     pub fn is_session(&self) -> bool {
         matches!(self.name, "attach" | "exec" | "portforward")
@@ -133,6 +159,7 @@ impl Resource {
             Stored::Yes => STORED_VERBS,
             Stored::Virtual => &["create"],
             Stored::Derived => &["get", "list", "watch"],
+            Stored::Measured => &["get", "list"],
         }
     }
 
@@ -290,6 +317,11 @@ pub const RESOURCES: &[Resource] = &[
                 kind: "Pod",
                 verbs: &["get", "patch", "update"],
             },
+            Subresource {
+                name: "eviction",
+                kind: "Eviction",
+                verbs: &["create"],
+            },
             session("exec", "PodExecOptions"),
             // What a container does, watched for a while. Whoever may read logs may not: it tells the names of files.
             Subresource {
@@ -367,6 +399,26 @@ pub const RESOURCES: &[Resource] = &[
         subresources: &[],
     },
     Resource {
+        group: "certificates.k8s.io",
+        version: "v1",
+        kind: "CertificateSigningRequest",
+        plural: "certificatesigningrequests",
+        singular: "certificatesigningrequest",
+        short_names: &["csr"],
+        categories: &[],
+        scope: Scope::Cluster,
+        stored: Stored::Yes,
+        subresources: &[
+            // Whether it is approved or denied; what the signer makes of that is in the status.
+            Subresource {
+                name: "approval",
+                kind: "CertificateSigningRequest",
+                verbs: &["get", "patch", "update"],
+            },
+            status("CertificateSigningRequest"),
+        ],
+    },
+    Resource {
         group: "coordination.k8s.io",
         version: "v1",
         kind: "Lease",
@@ -391,6 +443,9 @@ pub const RESOURCES: &[Resource] = &[
         stored: Stored::Yes,
         subresources: &[],
     },
+    // What nodes and pods use, under the bare names of nodes and pods: those mean the objects themselves, which come first.
+    measured("NodeMetrics", ["nodes", "nodemetrics"], Scope::Cluster),
+    measured("PodMetrics", ["pods", "podmetrics"], Scope::Namespaced),
     Resource {
         group: "networking.k8s.io",
         version: "v1",
@@ -450,6 +505,18 @@ pub const RESOURCES: &[Resource] = &[
         scope: Scope::Namespaced,
         stored: Stored::Yes,
         subresources: &[],
+    },
+    Resource {
+        group: "policy",
+        version: "v1",
+        kind: "PodDisruptionBudget",
+        plural: "poddisruptionbudgets",
+        singular: "poddisruptionbudget",
+        short_names: &["pdb"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[status("PodDisruptionBudget")],
     },
     Resource {
         group: "policy.networking.k8s.io",
@@ -536,11 +603,15 @@ mod tests {
             assert_eq!(by_path(r.group, r.version, r.plural), Some(r));
             assert_eq!(by_kind(&r.api_version(), r.kind), Some(r));
             // Two groups have a NetworkPolicy; the bare name means the one of Kubernetes.
+            // Nodes and pods are the objects, not what is measured of them.
             let second = (r.group, r.kind) == ("projectcalico.org", "NetworkPolicy");
+            let measured = r.stored == Stored::Measured;
             for name in [r.plural, r.singular] {
                 assert_eq!(by_any_name(&format!("{name}.{}", r.group)), Some(r), "{name}");
                 assert_eq!(by_any_name(&format!("{name}.{}.{}", r.version, r.group)), Some(r));
-                if second {
+                if measured && name == r.plural {
+                    assert_eq!(by_any_name(name).unwrap().group, "");
+                } else if second {
                     assert_eq!(by_any_name(name).unwrap().group, "networking.k8s.io");
                 } else {
                     assert_eq!(by_any_name(name), Some(r), "{name}");

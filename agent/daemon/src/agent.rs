@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -21,18 +21,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::learn::Learner;
 use crate::{
-    client,
+    certificates, client,
     cluster::Cluster,
     config::Config,
     events::Events,
     hosts::Hosts,
     images,
-    node::NodeAgent,
-    pods::{self, Context, PodId, Pods, Survivor, directory::Directory},
+    node::{Health, NodeAgent},
+    node_shutdown,
+    pods::{self, Context, PodId, Pods, Survivor, directory::Directory, evictions::Evictions},
     policy::{Policy, Start},
+    pressure,
     server::NodeApi,
     sessions::Sessions,
     static_pods::StaticPods,
+    stats::Stats,
 };
 
 /// Cgroup that all pods are beneath.
@@ -44,8 +47,12 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Port of name services.
 const DNS_PORT: u16 = 53;
 
-/// Runs the agent until `shutdown`. Pods stay.
-pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
+/// Runs the agent until `shutdown`. Pods stay, unless `node_ends` comes first: then they end, and the agent after them.
+pub(crate) async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    node_ends: CancellationToken,
+) -> Result<Ended> {
     for directory in [
         config.pods_dir(),
         config.logs_dir(),
@@ -53,6 +60,10 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         pods_run_dir(&config),
     ] {
         private_dir(&directory)?;
+    }
+    certificates::ensure(&config, &shutdown).await?;
+    if shutdown.is_cancelled() {
+        return Ok(Ended::ForGood);
     }
     let client = client::connect(&config)?;
     let verdicts = Verifier::load(&config.agent_dir.join("tls"))?;
@@ -113,6 +124,13 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
     let sessions = Sessions::new(runtime.clone());
+    let stats = Stats::start(
+        &config,
+        runtime.clone(),
+        cluster.clone(),
+        directory.clone(),
+        shutdown.clone(),
+    );
     let api = NodeApi::new(
         Arc::new(config.clone()),
         directory.clone(),
@@ -120,13 +138,26 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         policy.clone(),
         sessions,
         Learner::new(runtime.clone()),
+        stats.clone(),
     );
     api.start(shutdown.clone()).await?;
+    let evictions = Evictions::default();
+    let pressures = pressure::start(
+        config.eviction,
+        stats,
+        cluster.clone(),
+        evictions.clone(),
+        shutdown.clone(),
+    );
     let node = NodeAgent::new(
         client.clone(),
         config.clone(),
         &network,
-        policy.enforcement(),
+        Health {
+            enforcement: policy.enforcement(),
+            pressures,
+            ends: node_ends.clone(),
+        },
         events.clone(),
     );
     let node = tokio::spawn(node.run(shutdown.clone()));
@@ -144,6 +175,30 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         events: events.clone(),
     };
     tokio::spawn(keeper.run(shutdown.clone()));
+    let ending = (
+        config.clone(),
+        cluster.clone(),
+        directory.clone(),
+        evictions.clone(),
+    );
+    let end = shutdown.clone();
+    tokio::spawn(async move {
+        let (config, cluster, directory, evictions) = ending;
+        node_ends.cancelled().await;
+        let grace = config.node_shutdown;
+        node_shutdown::end_pods(&config.node_name, grace, &cluster, &directory, &evictions).await;
+        tracing::info!("pods have ended; stopping");
+        end.cancel();
+    });
+
+    let renewed = CancellationToken::new();
+    let renewing = (config.clone(), client.clone(), renewed.clone(), shutdown.clone());
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
+        let (config, client, renewed, shutdown) = renewing;
+        certificates::renew(&config, &client).await;
+        renewed.cancel();
+        shutdown.cancel();
+    }));
 
     let static_pods = StaticPods::start(client.clone(), cluster.clone(), &config, shutdown.clone()).await;
     let context = Context {
@@ -158,11 +213,40 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         directory,
         static_pods,
         ids: Default::default(),
+        evictions,
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,
     };
     Pods::new(Arc::new(context)).run(survivors, shutdown).await;
-    node.await.context("the node's task died")
+    node.await.context("the node's task died")?;
+    Ok(match renewed.is_cancelled() {
+        true => Ended::ToBeginAnew,
+        false => Ended::ForGood,
+    })
+}
+
+/// Why the agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to.
+    ForGood,
+    /// There are new certificates.
+    ToBeginAnew,
+}
+
+impl Ended {
+    /// Becomes a fresh agent, in the same process as far as others can tell, if that is why this one ended.
+    pub(crate) fn begin_anew(self) -> Result<()> {
+        if self == Self::ForGood {
+            return Ok(());
+        }
+        tracing::info!("beginning anew with new certificates");
+        let program = std::env::current_exe().context("cannot find my own program")?;
+        let error = std::process::Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .exec();
+        Err(error).context("cannot begin anew")
+    }
 }
 
 /// Removes everything that agents with this configuration have made: pods, links, programs, mounts. State
@@ -191,7 +275,7 @@ fn open_runtime(config: &Config) -> Result<Runtime> {
     let exe = std::env::current_exe().context("cannot find my own program")?;
     let settings = RuntimeConfig {
         exe,
-        state_dir: config.agent_dir.join("writable"),
+        state_dir: config.writable_dir(),
         run_dir: pods_run_dir(config),
         cgroup_root: CGROUP_ROOT.to_owned(),
     };

@@ -27,6 +27,11 @@ pub(crate) enum ClientError {
 
 /// A client that shows the node's certificate and takes no server but the API server's.
 pub(crate) fn connect(config: &Config) -> Result<Client, ClientError> {
+    connect_as(config, "client")
+}
+
+/// The same with the certificate `NAME.crt`.
+pub(crate) fn connect_as(config: &Config, name: &str) -> Result<Client, ClientError> {
     let url = config
         .api_server
         .parse()
@@ -42,8 +47,8 @@ pub(crate) fn connect(config: &Config) -> Result<Client, ClientError> {
     settings.connect_timeout = Some(CONNECT_WITHIN);
     let text = |name: &str| Some(config.tls_file(name).display().to_string());
     settings.auth_info = AuthInfo {
-        client_certificate: text("client.crt"),
-        client_key: text("client.key"),
+        client_certificate: text(&format!("{name}.crt")),
+        client_key: text(&format!("{name}.key")),
         ..AuthInfo::default()
     };
     Ok(Client::try_from(settings)?)

@@ -74,6 +74,79 @@ pub(crate) struct Config {
     /// all. Whoever may write such objects in a namespace can go down to this, and not below.
     #[serde(default = "default_landlock_floor")]
     pub(crate) landlock_floor: u32,
+    /// From how little on the node is under pressure.
+    #[serde(default)]
+    pub(crate) eviction: Thresholds,
+    /// How the node's certificates are renewed.
+    #[serde(default)]
+    pub(crate) certificates: Certificates,
+    /// How long pods get to end when the node shuts down, and those of the system after them.
+    #[serde(default)]
+    pub(crate) node_shutdown: ShutdownGrace,
+}
+
+/// Kubernetes' defaults, but for process numbers, for which it has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Thresholds {
+    /// Memory that is not in use, or only by files that nobody used lately.
+    pub(crate) memory_available_bytes: u64,
+    /// Free space of the agent's file system.
+    pub(crate) disk_available_percent: u64,
+    /// Free file numbers there.
+    pub(crate) inodes_free_percent: u64,
+    /// Free process numbers.
+    pub(crate) processes_free_percent: u64,
+    /// A condition stays for this long after the pressure was last seen.
+    pub(crate) transition_seconds: u32,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            memory_available_bytes: 100 << 20,
+            disk_available_percent: 10,
+            inodes_free_percent: 5,
+            processes_free_percent: 5,
+            transition_seconds: 300,
+        }
+    }
+}
+
+/// For how long certificates are asked for, and when for the next ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Certificates {
+    /// As long as the signer gives, a year, when absent; ten minutes at least.
+    pub(crate) lifetime_seconds: Option<u32>,
+    /// Share of their time that has passed when they are renewed.
+    pub(crate) renew_at_percent: u8,
+}
+
+impl Default for Certificates {
+    fn default() -> Self {
+        Self {
+            lifetime_seconds: None,
+            renew_at_percent: 80,
+        }
+    }
+}
+
+/// Both in seconds; a pod's own grace is shortened to it, never lengthened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ShutdownGrace {
+    pub(crate) pods_seconds: u32,
+    pub(crate) critical_pods_seconds: u32,
+}
+
+impl Default for ShutdownGrace {
+    fn default() -> Self {
+        Self {
+            pods_seconds: 20,
+            critical_pods_seconds: 10,
+        }
+    }
 }
 
 /// Why there is no configuration.
@@ -140,6 +213,11 @@ impl Config {
     /// What was admitted of them.
     pub(crate) fn admitted_dir(&self) -> PathBuf {
         self.agent_dir.join("admitted")
+    }
+
+    /// What containers write over their images.
+    pub(crate) fn writable_dir(&self) -> PathBuf {
+        self.agent_dir.join("writable")
     }
 
     /// What the network remembers across restarts.

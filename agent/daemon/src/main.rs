@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod certificates;
 mod client;
 mod cluster;
 mod config;
@@ -15,12 +16,15 @@ mod images;
 mod learn;
 mod logs;
 mod node;
+mod node_shutdown;
 mod pods;
 mod policy;
 mod policy_objects;
+mod pressure;
 mod server;
 mod sessions;
 mod static_pods;
+mod stats;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -42,7 +46,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the agent until SIGTERM; pods stay.
+    /// Run the agent until SIGTERM; pods stay. SIGPWR says that the node goes down: pods end first, in order.
     Run {
         /// Configuration file (TOML).
         #[arg(long)]
@@ -88,11 +92,13 @@ fn serve(command: &Command) -> Result<()> {
     match command {
         Command::Run { config } => {
             let config = Config::read(config)?;
-            runtime.block_on(async {
-                let shutdown = CancellationToken::new();
-                cancel_on_signal(shutdown.clone())?;
-                agent::run(config, shutdown).await
-            })
+            runtime
+                .block_on(async {
+                    let (shutdown, node_ends) = (CancellationToken::new(), CancellationToken::new());
+                    cancel_on_signal(shutdown.clone(), node_ends.clone())?;
+                    agent::run(config, shutdown, node_ends).await
+                })?
+                .begin_anew()
         }
         Command::Cleanup { config } => {
             let config = Config::read(config)?;
@@ -101,13 +107,21 @@ fn serve(command: &Command) -> Result<()> {
     }
 }
 
-fn cancel_on_signal(shutdown: CancellationToken) -> Result<()> {
+fn cancel_on_signal(shutdown: CancellationToken, node_ends: CancellationToken) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let power = SignalKind::from_raw(nix::sys::signal::Signal::SIGPWR as i32);
+    let mut power = signal(power).context("cannot wait for SIGPWR")?;
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = power.recv() => {
+                    tracing::info!("the node shuts down; pods end");
+                    node_ends.cancel();
+                }
+            }
         }
         tracing::info!("stopping; pods stay");
         shutdown.cancel();

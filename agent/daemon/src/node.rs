@@ -1,6 +1,6 @@
 //! The node as the API sees it: its object, its conditions and its heartbeat.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use agent_network::{Ipv6, Network, NodeAddresses};
 use jiff::Timestamp;
@@ -31,6 +31,8 @@ use crate::{
     events::{Events, Kind},
     pods::NodeAmounts,
     policy::Enforcement,
+    pressure::Pressures,
+    stats::machine,
 };
 
 /// Namespace of heartbeats.
@@ -43,10 +45,6 @@ const STATUS_EVERY: Duration = Duration::from_secs(300);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pods that a node takes.
 const MAX_PODS: u32 = 110;
-/// Below this much available memory a node is under memory pressure: Kubernetes' default.
-const MIN_AVAILABLE_BYTES: u64 = 100 * 1024 * 1024;
-/// Below this share of free space or inodes a node is under disk pressure: Kubernetes' default.
-const MIN_FREE_PERCENT: u64 = 10;
 /// Version of Kubernetes whose behaviour the agent follows.
 const KUBELET_VERSION: &str = concat!("v1.33.0-palisade.", env!("CARGO_PKG_VERSION"));
 
@@ -56,8 +54,16 @@ pub(crate) struct NodeAgent {
     config: Config,
     addresses: NodeAddresses,
     ipv6: Ipv6,
-    enforcement: watch::Receiver<Enforcement>,
+    health: Health,
     events: Events,
+}
+
+/// What the node's conditions follow from.
+pub(crate) struct Health {
+    pub(crate) enforcement: watch::Receiver<Enforcement>,
+    pub(crate) pressures: watch::Receiver<Pressures>,
+    /// The node shuts down.
+    pub(crate) ends: CancellationToken,
 }
 
 impl NodeAgent {
@@ -65,13 +71,13 @@ impl NodeAgent {
         client: Client,
         config: Config,
         network: &Network,
-        enforcement: watch::Receiver<Enforcement>,
+        health: Health,
         events: Events,
     ) -> Self {
         Self {
             client,
             config,
-            enforcement,
+            health,
             events,
             addresses: network.node_addresses(),
             ipv6: network.ipv6(),
@@ -95,20 +101,22 @@ impl NodeAgent {
         tracing::info!(node = self.config.node_name, address = %self.addresses.v4, "node registered");
         let mut beat = tokio::time::interval(HEARTBEAT);
         let mut written: Option<(Vec<(String, String)>, tokio::time::Instant)> = None;
-        let mut behind = false;
+        let (mut behind, mut ending) = (false, false);
         loop {
             tokio::select! {
                 _ = beat.tick() => {}
-                Ok(()) = self.enforcement.changed() => self.tell_of_policy(&mut behind),
+                Ok(()) = self.health.enforcement.changed() => self.tell_of_policy(&mut behind),
+                Ok(()) = self.health.pressures.changed() => {}
+                () = self.health.ends.cancelled(), if !ending => ending = true,
                 () = shutdown.cancelled() => return,
             }
             if let Err(error) = self.renew_lease().await {
                 tracing::warn!(error = crate::policy::chain(&error), "heartbeat failed");
             }
-            let mut truths = truths(&self.config.agent_dir);
+            let mut truths = self.health.truths();
             truths.push((
                 "PolicyEnforced".to_owned(),
-                format!("{:?}", *self.enforcement.borrow()),
+                format!("{:?}", *self.health.enforcement.borrow()),
             ));
             let due = written
                 .as_ref()
@@ -126,7 +134,7 @@ impl NodeAgent {
 
     /// An event when policy cannot be enforced, and one when it can again.
     fn tell_of_policy(&mut self, behind: &mut bool) {
-        let now = self.enforcement.borrow_and_update().clone();
+        let now = self.health.enforcement.borrow_and_update().clone();
         let name = &self.config.node_name;
         match now {
             Enforcement::NotYet => {}
@@ -236,13 +244,27 @@ impl NodeAgent {
     }
 
     fn status(&self, before: &NodeStatus) -> NodeStatus {
-        let measured = amounts();
-        let amounts = [
-            ("cpu", (measured.cpu_millis / 1000).to_string()),
-            ("memory", format!("{}Ki", measured.memory_bytes / 1024)),
-            ("pods", MAX_PODS.to_string()),
-        ];
-        let amounts = amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount)));
+        let (measured, thresholds) = (amounts(), self.config.eviction);
+        let disk = machine::file_system(&self.config.agent_dir, Timestamp::now());
+        let disk = disk.map_or(0, |disk| disk.capacity_bytes);
+        let quantities = |memory: u64, disk: u64| {
+            let amounts = [
+                ("cpu", (measured.cpu_millis / 1000).to_string()),
+                ("ephemeral-storage", format!("{}Ki", disk / 1024)),
+                ("memory", format!("{}Ki", memory / 1024)),
+                ("pods", MAX_PODS.to_string()),
+            ];
+            amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount)))
+        };
+        let capacity = quantities(measured.memory_bytes, disk);
+        // What would put the node under pressure is nobody's to ask for.
+        let kept = disk / 100 * thresholds.disk_available_percent;
+        let allocatable = quantities(
+            measured
+                .memory_bytes
+                .saturating_sub(thresholds.memory_available_bytes),
+            disk.saturating_sub(kept),
+        );
         let address = |kind: &str, address: String| NodeAddress {
             type_: kind.to_owned(),
             address,
@@ -250,12 +272,12 @@ impl NodeAgent {
         let mut addresses = vec![address("InternalIP", self.reachable_address())];
         addresses.extend(self.addresses.v6.map(|v6| address("InternalIP", v6.to_string())));
         addresses.push(address("Hostname", self.config.node_name.clone()));
-        let mut conditions = conditions(before, &self.config.agent_dir);
+        let mut conditions = self.health.conditions(before);
         conditions.push(pod_ipv6(before, self.ipv6));
-        conditions.push(policy_enforced(before, &self.enforcement.borrow()));
+        conditions.push(policy_enforced(before, &self.health.enforcement.borrow()));
         NodeStatus {
-            capacity: Some(amounts.clone().into()),
-            allocatable: Some(amounts.into()),
+            capacity: Some(capacity.into()),
+            allocatable: Some(allocatable.into()),
             addresses: Some(addresses),
             conditions: Some(conditions),
             daemon_endpoints: Some(NodeDaemonEndpoints {
@@ -280,45 +302,72 @@ impl NodeAgent {
     }
 }
 
-/// Conditions, each as (type, status).
-fn truths(state_dir: &Path) -> Vec<(String, String)> {
-    let before = NodeStatus::default();
-    conditions(&before, state_dir)
-        .into_iter()
-        .map(|c| (c.type_, c.status))
-        .collect()
-}
+impl Health {
+    /// Conditions, each as (type, status).
+    fn truths(&self) -> Vec<(String, String)> {
+        let conditions = self.conditions(&NodeStatus::default());
+        conditions.into_iter().map(|c| (c.type_, c.status)).collect()
+    }
 
-fn conditions(before: &NodeStatus, state_dir: &Path) -> Vec<NodeCondition> {
-    let now = Time(Timestamp::now());
-    let available = memory_kib("MemAvailable").map(|kib| kib * 1024);
-    let low_memory = available.is_some_and(|bytes| bytes < MIN_AVAILABLE_BYTES);
-    let low_disk = free_percent(state_dir).is_some_and(|percent| percent < MIN_FREE_PERCENT);
-    let rows = [
-        (
-            "MemoryPressure",
-            low_memory,
-            "KubeletHasSufficientMemory",
-            "KubeletHasInsufficientMemory",
-        ),
-        (
-            "DiskPressure",
-            low_disk,
-            "KubeletHasNoDiskPressure",
-            "KubeletHasDiskPressure",
-        ),
-        // Written only while the agent runs and its datapath is loaded; the lease tells of everything else.
-        ("Ready", true, "KubeletNotReady", "KubeletReady"),
-    ];
-    let condition = |(kind, holds, reason_false, reason_true): (&str, bool, &str, &str)| {
-        let message = match kind {
-            "Ready" => "the agent runs and its packet programs are loaded".to_owned(),
-            _ => format!("measured by the agent: {kind} is {}", status(holds)),
+    fn conditions(&self, before: &NodeStatus) -> Vec<NodeCondition> {
+        let now = Time(Timestamp::now());
+        let Pressures {
+            memory,
+            disk,
+            processes,
+        } = *self.pressures.borrow();
+        // Kubernetes' words.
+        let rows = [
+            (
+                "MemoryPressure",
+                memory,
+                ["SufficientMemory", "InsufficientMemory"],
+                "memory available",
+            ),
+            (
+                "DiskPressure",
+                disk,
+                ["NoDiskPressure", "DiskPressure"],
+                "disk space and file numbers",
+            ),
+            (
+                "PIDPressure",
+                processes,
+                ["SufficientPID", "InsufficientPID"],
+                "process numbers available",
+            ),
+        ];
+        let pressure = |(kind, holds, [well, ill], what): (&str, bool, [&str; 2], &str)| {
+            let reason = format!("KubeletHas{}", if holds { ill } else { well });
+            let word = if holds { "insufficient" } else { "sufficient" };
+            condition(
+                before,
+                (kind, holds),
+                &reason,
+                format!("the node has {word} {what}"),
+                &now,
+            )
         };
-        let reason = if holds { reason_true } else { reason_false };
-        condition(before, (kind, holds), reason, message, &now)
-    };
-    rows.into_iter().map(condition).collect()
+        let mut conditions: Vec<NodeCondition> = rows.into_iter().map(pressure).collect();
+        // Written only while the agent runs and its datapath is loaded; the lease tells of everything else.
+        let (ready, reason, message) = if self.ends.is_cancelled() {
+            (false, "KubeletNotReady", "node is shutting down")
+        } else {
+            (
+                true,
+                "KubeletReady",
+                "the agent runs and its packet programs are loaded",
+            )
+        };
+        conditions.push(condition(
+            before,
+            ("Ready", ready),
+            reason,
+            message.to_owned(),
+            &now,
+        ));
+        conditions
+    }
 }
 
 /// Whether the node's pods have IPv6; where they do not, why.
@@ -433,24 +482,47 @@ fn memory_kib(key: &str) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// The smaller share of what is free: blocks or inodes.
-fn free_percent(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    let percent = |free: u64, all: u64| (free.saturating_mul(100)).checked_div(all);
-    let blocks = percent(stat.f_bavail, stat.f_blocks)?;
-    // File systems without a fixed number of inodes report none.
-    Some(percent(stat.f_favail, stat.f_files).map_or(blocks, |inodes| inodes.min(blocks)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn health(pressures: Pressures) -> Health {
+        Health {
+            enforcement: watch::channel(Enforcement::InForce).1,
+            pressures: watch::channel(pressures).1,
+            ends: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn conditions_are_in_kubernetes_words() {
+        let ill = Pressures {
+            memory: true,
+            ..Pressures::default()
+        };
+        let health = health(ill);
+        let said = |health: &Health| {
+            let conditions = health.conditions(&NodeStatus::default()).into_iter();
+            let said = conditions.map(|c| format!("{} {} {}", c.type_, c.status, c.reason.unwrap()));
+            said.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            said(&health),
+            [
+                "MemoryPressure True KubeletHasInsufficientMemory",
+                "DiskPressure False KubeletHasNoDiskPressure",
+                "PIDPressure False KubeletHasSufficientPID",
+                "Ready True KubeletReady",
+            ]
+        );
+        health.ends.cancel();
+        assert_eq!(said(&health)[3], "Ready False KubeletNotReady");
+    }
+
     #[test]
     fn measures_this_machine() {
         assert!(memory_kib("MemTotal").unwrap() > 100_000);
-        assert!(free_percent(Path::new("/")).unwrap() <= 100);
-        let truths = truths(Path::new("/"));
+        let truths = health(Pressures::default()).truths();
         assert_eq!(truths.last().unwrap(), &("Ready".to_owned(), "True".to_owned()));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Lab 1\"\n").unwrap(), "Lab 1");
     }
@@ -473,7 +545,8 @@ mod tests {
 
     #[test]
     fn a_condition_that_holds_on_keeps_its_time() {
-        let first = conditions(&NodeStatus::default(), Path::new("/"));
+        let health = health(Pressures::default());
+        let first = health.conditions(&NodeStatus::default());
         let mut before = NodeStatus {
             conditions: Some(first),
             ..NodeStatus::default()
@@ -482,7 +555,7 @@ mod tests {
         for condition in before.conditions.iter_mut().flatten() {
             condition.last_transition_time = Some(Time(old));
         }
-        let second = conditions(&before, Path::new("/"));
+        let second = health.conditions(&before);
         assert!(second.iter().all(|c| c.last_transition_time == Some(Time(old))));
     }
 }

@@ -1,4 +1,4 @@
-//! The node's own API: container logs, sessions, flows, the kernel's tables and metrics, over TLS 1.3 with client
+//! The node's own API: container logs, sessions, flows, the kernel's tables, metrics and what is used, over TLS 1.3 with client
 //! certificates.
 //!
 //! Only the API server and full administrators may ask. The API server has already checked what the user
@@ -40,6 +40,7 @@ use crate::{
     pods::directory::Directory,
     policy::{self, Policy},
     sessions::{self, Sessions},
+    stats::{self, Stats},
 };
 
 /// Connections at once: each log or flow stream is one.
@@ -62,6 +63,7 @@ pub(crate) struct NodeApi {
     flows: Arc<Hub>,
     policy: Policy,
     pub(crate) sessions: Sessions,
+    stats: Stats,
 }
 
 /// Why the node's API cannot be served.
@@ -85,6 +87,7 @@ impl NodeApi {
         policy: Policy,
         sessions: Sessions,
         learner: Learner,
+        stats: Stats,
     ) -> Self {
         Self {
             config,
@@ -93,6 +96,7 @@ impl NodeApi {
             flows,
             policy,
             sessions,
+            stats,
         }
     }
 
@@ -153,6 +157,8 @@ impl NodeApi {
             .route("/flows", get(flows))
             .route("/policy", get(policy))
             .route("/metrics", get(metrics))
+            .route("/metrics/resource", get(resource_metrics))
+            .route("/stats/summary", get(summary))
             .with_state(self)
     }
 }
@@ -305,6 +311,19 @@ async fn metrics(State(api): State<NodeApi>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
         Err(error) => failed(error.to_string()),
     }
+}
+
+/// What node and pods use, for Prometheus.
+async fn resource_metrics(State(api): State<NodeApi>) -> Response {
+    match stats::resource_exposition(&api.stats.summary()) {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// The same in the kubelet's form.
+async fn summary(State(api): State<NodeApi>) -> Response {
+    axum::Json(api.stats.summary()).into_response()
 }
 
 fn streamed(content_type: &'static str, body: Body) -> Response {

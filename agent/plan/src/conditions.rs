@@ -25,6 +25,8 @@ const OWN: &[&str] = &[
 pub const SANDBOXED: &str = "palisade.dev/Sandboxed";
 /// Whether what limits connections beside the datapath is of the policy in force. As [`SANDBOXED`].
 pub const SANDBOX_CURRENT: &str = "palisade.dev/SandboxCurrent";
+/// The condition that an eviction sets, in Kubernetes' words. Others may set it too.
+const DISRUPTION: &str = "DisruptionTarget";
 
 /// Whether the node decides the condition of that type.
 pub fn is_own_condition(kind: &str) -> bool {
@@ -51,10 +53,20 @@ pub(crate) fn of(
         ("ContainersReady", containers_ready),
         ("PodScheduled", (true, None, None)),
     ];
+    let eviction = view.seen.eviction.as_ref();
     let of_others = existing
         .clone()
         .filter(|condition| !is_own_condition(&condition.type_))
+        .filter(|condition| eviction.is_none() || condition.type_ != DISRUPTION)
         .cloned();
+    let disruption = eviction.map(|eviction| PodCondition {
+        last_transition_time: Some(Time(eviction.at)),
+        message: Some(eviction.message.clone()),
+        reason: Some("TerminationByKubelet".to_owned()),
+        status: "True".to_owned(),
+        type_: DISRUPTION.to_owned(),
+        ..PodCondition::default()
+    });
     let mut conditions: Vec<PodCondition> = rows
         .iter()
         .map(|(kind, (holds, reason, message))| {
@@ -74,6 +86,7 @@ pub(crate) fn of(
         })
         .collect();
     conditions.extend(of_others);
+    conditions.extend(disruption);
     conditions
 }
 

@@ -21,7 +21,9 @@
 mod backoff;
 mod conditions;
 mod ephemeral;
+mod eviction;
 mod order;
+mod pressure;
 mod qos;
 mod status;
 mod steps;
@@ -35,7 +37,9 @@ pub use crate::{
     backoff::{delay, streak_after},
     conditions::{SANDBOX_CURRENT, SANDBOXED, is_own_condition},
     ephemeral::as_container,
+    eviction::{Eviction, evict},
     order::{is_ready, is_started},
+    pressure::{Candidate, Shortage, first_to_go, is_critical},
     qos::qos_class,
     status::{Facts, is_settled, render},
     steps::{Plan, Step, plan},
@@ -125,6 +129,10 @@ pub struct Seen {
     pub ground_failure: Option<Failure>,
     /// What is known of each container, by name. One that is missing was never looked at.
     pub containers: BTreeMap<String, Container>,
+    /// The node has decided that the pod ends here. Set by [`evict`].
+    pub eviction: Option<Eviction>,
+    /// The eviction is one of all pods, since the node shuts down.
+    pub node_ends: bool,
 }
 
 /// How far the ground for containers is prepared; each stage contains the ones before.

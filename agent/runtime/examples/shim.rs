@@ -1,5 +1,5 @@
 //! Helper of the integration tests: a program with the `shim` subcommand, as the agent's is, and an `agent`
-//! that starts one pod from files and then does nothing, to be killed.
+//! that starts one pod from files and then does nothing, to be killed; and the tracer that kills in the middle of things.
 
 #![expect(
     clippy::expect_used,
@@ -19,6 +19,11 @@ fn main() -> ExitCode {
     match args.next() {
         Some(mode) if mode == agent_runtime::shim::SUBCOMMAND => agent_runtime::shim::main(args),
         Some(mode) if mode == "agent" => agent(&args.collect::<Vec<_>>()),
+        Some(mode) if mode == "walk" => {
+            let words: Vec<String> = args.map(|word| word.to_string_lossy().into_owned()).collect();
+            testkit::walk::main(&words).expect("follows");
+            ExitCode::SUCCESS
+        }
         _ => ExitCode::FAILURE,
     }
 }

@@ -176,7 +176,7 @@ pub(crate) fn was_oom_killed(group: &str) -> Result<bool, CgroupError> {
 }
 
 /// The group in each hierarchy where it exists.
-fn directories(group: &str) -> Result<Vec<PathBuf>, CgroupError> {
+pub(crate) fn directories(group: &str) -> Result<Vec<PathBuf>, CgroupError> {
     let relative = group.trim_start_matches('/');
     let mut roots = Vec::new();
     if is_unified()? {
@@ -231,7 +231,7 @@ fn write_existing(path: &Path, value: &str) -> Result<(), CgroupError> {
 }
 
 /// A group can be removed between any two calls; a file of it that is open then says `ENODEV`.
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
@@ -255,7 +255,7 @@ fn kill_members(directory: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+pub(crate) fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     let path = path.to_owned();
     move |source| CgroupError {
         operation,

@@ -191,6 +191,13 @@ impl Runtime {
         }
     }
 
+    /// Where an attempt of a container keeps what it writes over its image; for measuring, the container owns it.
+    pub fn writable_layer(&self, pod: &str, container: &str, attempt: u32) -> Result<PathBuf, RuntimeError> {
+        demand_name("pod uid", pod)?;
+        demand_name("container name", container)?;
+        Ok(self.paths(pod).writable(container, attempt).join("upper"))
+    }
+
     /// Forgets an exited container and deletes its writable layer.
     pub async fn remove_container(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
         demand_name("container name", container)?;
@@ -278,7 +285,7 @@ impl Runtime {
             self.remove_dead(uid).await?;
             return Ok(None);
         };
-        match self.status(uid).await {
+        match self.settled(uid).await {
             Ok(status) => {
                 return Ok(Some(RecoveredPod {
                     config: launch.pod,
@@ -287,6 +294,7 @@ impl Runtime {
                 }));
             }
             Err(RuntimeError::ShimGone { .. } | RuntimeError::Talk { .. }) => {}
+            Err(RuntimeError::Timeout { .. }) => self.kill_shim(uid)?,
             Err(error) => return Err(error),
         }
         self.kill_cgroup(uid).await?;
@@ -317,6 +325,25 @@ impl Runtime {
             status,
             alive: false,
         }))
+    }
+
+    /// The pod once no start is under way that an earlier agent asked for: whoever did not wait for that would start the
+    /// container a second time. The shim ends each start within its own time.
+    async fn settled(&self, uid: &str) -> Result<PodStatus, RuntimeError> {
+        let mut status = self.status(uid).await?;
+        let starts = |status: &PodStatus| {
+            let mut containers = status.containers.iter();
+            containers.any(|container| container.state == ContainerState::Creating)
+        };
+        let ends = tokio::time::Instant::now() + REQUEST_TIMEOUT;
+        while starts(&status) {
+            let change = tokio::time::timeout_at(ends, self.wait_change(uid, status.version));
+            status = change.await.map_err(|_elapsed| RuntimeError::Timeout {
+                pod: uid.into(),
+                seconds: REQUEST_TIMEOUT.as_secs(),
+            })??;
+        }
+        Ok(status)
     }
 
     async fn launch(&self, pod: &PodConfig, paths: &PodPaths) -> Result<(), RuntimeError> {
@@ -474,14 +501,14 @@ impl Runtime {
             })
     }
 
-    fn paths(&self, pod: &str) -> PodPaths {
+    pub(crate) fn paths(&self, pod: &str) -> PodPaths {
         PodPaths {
             run: self.config.run_dir.join(pod),
             state: self.config.state_dir.join(pod),
         }
     }
 
-    fn cgroup(&self, pod: &str) -> String {
+    pub(crate) fn cgroup(&self, pod: &str) -> String {
         format!("/{}/{pod}", self.config.cgroup_root)
     }
 }
@@ -514,7 +541,7 @@ pub(crate) fn unexpected(pod: &str, response: Response) -> RuntimeError {
     }
 }
 
-fn demand_name(field: &'static str, value: &str) -> Result<(), RuntimeError> {
+pub(crate) fn demand_name(field: &'static str, value: &str) -> Result<(), RuntimeError> {
     if is_safe_name(value) {
         return Ok(());
     }

@@ -87,8 +87,8 @@ pub enum RuntimeError {
         #[source]
         source: ImageError,
     },
-    /// A cgroup could not be cleared.
-    #[error("cannot clear the cgroup of a pod")]
+    /// A cgroup could not be cleared or read.
+    #[error("cannot handle the cgroup of a pod")]
     Cgroup {
         /// What went wrong.
         #[source]

@@ -17,6 +17,7 @@
 mod cgroup;
 mod client;
 mod config;
+mod consumption;
 mod descriptors;
 mod error;
 mod logs;
@@ -24,6 +25,7 @@ mod protocol;
 mod remove;
 mod session;
 pub mod shim;
+mod usage;
 
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
@@ -31,7 +33,9 @@ pub use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PidNamespace,
     PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
 };
+pub use crate::consumption::{ContainerUsage, MemoryUsage, PodUsage};
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
 pub use crate::remove::{in_turn, remove_tree};
 pub use crate::session::{Session, SessionEnd};
+pub use crate::usage::{Usage, measure_tree};

@@ -52,6 +52,8 @@ pub(crate) enum Request {
     Socket {
         ipv6: bool,
     },
+    /// The pod's network namespace itself.
+    Network,
     Remove {
         container: String,
     },
@@ -104,6 +106,7 @@ pub(crate) struct Streamed {
     pub(crate) stderr: bool,
     pub(crate) terminal: bool,
     pub(crate) socket: bool,
+    pub(crate) network: bool,
 }
 
 /// Why a frame could not be read or written.

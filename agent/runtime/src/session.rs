@@ -78,11 +78,24 @@ impl Runtime {
         }
     }
 
+    /// The pod's network namespace, held open: unlike the path in [`crate::PodStatus`] it cannot come to mean another
+    /// process's. The namespace lives on as long as this is held.
+    pub async fn pod_network(&self, pod: &str) -> Result<OwnedFd, RuntimeError> {
+        let (_stream, opened, mut descriptors) = self.request(pod, &Request::Network).await?;
+        match (opened.network, descriptors.pop()) {
+            (true, Some(namespace)) => Ok(namespace),
+            _ => Err(RuntimeError::WrongAnswer { pod: pod.into() }),
+        }
+    }
+
     async fn open(&self, pod: &str, request: &Request) -> Result<Session, RuntimeError> {
         let (stream, opened, descriptors) = self.request(pod, request).await?;
         let wrong = || RuntimeError::WrongAnswer { pod: pod.into() };
         let expected = [opened.stdin, opened.stdout, opened.stderr, opened.terminal];
-        if expected.iter().filter(|here| **here).count() != descriptors.len() || opened.socket {
+        if expected.iter().filter(|here| **here).count() != descriptors.len()
+            || opened.socket
+            || opened.network
+        {
             return Err(wrong());
         }
         let mut descriptors = descriptors.into_iter();

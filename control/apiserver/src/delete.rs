@@ -52,7 +52,7 @@ impl Server {
         })
     }
 
-    async fn delete_one(
+    pub(crate) async fn delete_one(
         &self,
         call: &Call,
         namespace: &str,

@@ -28,7 +28,7 @@ use tracing::info;
 use crate::{
     Server,
     call::{Call, Outcome},
-    documents,
+    documents, measured,
     objects::{self, metadata_text},
     profiles, respond,
     server::Peer,
@@ -159,18 +159,23 @@ impl Server {
             ("log", Verb::Get) => return self.pod_log(call, slot).await,
             ("proxy", Verb::Get) => return self.node_stream(call, slot).await,
             ("binding", Verb::Create) => self.bind_pod(call).await?,
+            ("eviction", Verb::Create) => self.evict_pod(call).await?,
             ("", Verb::Create) if row.stored == Stored::Virtual => self.review(call).await?,
             ("", Verb::Create) => self.create(call).await?,
+            ("", Verb::Get) if row.stored == Stored::Measured => self.get_measured(call).await?,
+            ("", Verb::List) if row.stored == Stored::Measured => self.list_measured(call).await?,
             ("", Verb::Get) if row.stored == Stored::Derived => self.get_profile(call).await?,
             ("", Verb::List) if row.stored == Stored::Derived => self.list_profiles(call).await?,
-            ("" | "status" | "ephemeralcontainers", Verb::Get) => self.get(call).await?,
+            ("" | "status" | "ephemeralcontainers" | "approval", Verb::Get) => self.get(call).await?,
             ("", Verb::List) => self.list(call).await?,
             ("", Verb::Watch) if row.stored == Stored::Derived => {
                 return self.watch_profiles(call, slot).await;
             }
             ("", Verb::Watch) => return self.watch(call, slot).await,
-            ("" | "status" | "ephemeralcontainers" | "finalize", Verb::Update) => self.update(call).await?,
-            ("" | "status" | "ephemeralcontainers", Verb::Patch) => self.patch(call).await?,
+            ("" | "status" | "ephemeralcontainers" | "finalize" | "approval", Verb::Update) => {
+                self.update(call).await?
+            }
+            ("" | "status" | "ephemeralcontainers" | "approval", Verb::Patch) => self.patch(call).await?,
             ("", Verb::Delete) => self.delete(call).await?,
             ("", Verb::DeleteCollection) => self.delete_collection(call).await?,
             _ => return Err(Status::method_not_allowed()),
@@ -220,6 +225,7 @@ impl Server {
 fn refused_verb(row: &Resource) -> Status {
     match row.stored {
         Stored::Derived => Status::read_only(row, profiles::SOURCE),
+        Stored::Measured => Status::read_only(row, measured::SOURCE),
         Stored::Yes | Stored::Virtual => Status::method_not_allowed(),
     }
 }

@@ -2,6 +2,7 @@
 //! deleted. Pure: objects in, objects out. What a *kind* demands of its fields is `control/admission`'s.
 
 use api::resources::Resource;
+use control_auth::Identity;
 use control_wire::decode::DeleteOptions;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -35,6 +36,8 @@ pub(crate) enum Part {
     Finalize,
     /// `spec.ephemeralContainers` of a pod, and what the image gate notes about them.
     Ephemeral,
+    /// The conditions of a request for a certificate, which say whether it is approved.
+    Approval,
 }
 
 /// What a delete request means for an object as it is.
@@ -61,7 +64,14 @@ impl Marked {
 }
 
 /// Stamps a new object: identity, time of birth, first generation, no status from the client.
-pub(crate) fn stamp_new(object: &mut Value, resource: &Resource, namespace: &str, uid: &str, now: Timestamp) {
+pub(crate) fn stamp_new(
+    object: &mut Value,
+    resource: &Resource,
+    namespace: &str,
+    uid: &str,
+    user: &Identity,
+    now: Timestamp,
+) {
     let metadata = metadata_mut(object);
     for field in SERVER_METADATA {
         metadata.remove(*field);
@@ -79,6 +89,16 @@ pub(crate) fn stamp_new(object: &mut Value, resource: &Resource, namespace: &str
         // Holds the namespace until the controller has emptied it.
         let spec = object.entry("spec").or_insert_with(|| Value::Object(Map::new()));
         set_field(spec, "finalizers", Some(json!([NAMESPACE_FINALIZER])));
+    }
+    if resource.kind == "CertificateSigningRequest"
+        && let Some(spec) = object.get_mut("spec")
+    {
+        // Who asks is the server's to say.
+        set_field(spec, "username", Some(json!(user.user)));
+        set_field(spec, "groups", Some(json!(user.groups)));
+        for field in ["uid", "extra"] {
+            set_field(spec, field, None);
+        }
     }
     if object.get("spec").is_some() {
         metadata_mut(object).insert("generation".to_owned(), json!(1));
@@ -116,6 +136,17 @@ pub(crate) fn carry_over(old: &Value, new: &mut Value, resource: &Resource, part
                     .entry("annotations")
                     .or_insert_with(|| Value::Object(Map::new()));
                 set_field(annotations, api::annotations::SANDBOX_STATUS, Some(annotation));
+            }
+            *new = kept;
+        }
+        Part::Approval => {
+            let conditions = new.pointer("/status/conditions").cloned();
+            let mut kept = old.clone();
+            if let Some(object) = kept.as_object_mut() {
+                let status = object
+                    .entry("status")
+                    .or_insert_with(|| Value::Object(Map::new()));
+                set_field(status, "conditions", conditions);
             }
             *new = kept;
         }
@@ -300,6 +331,36 @@ mod tests {
         api::resources::RESOURCES.iter().find(|r| r.kind == kind).unwrap()
     }
 
+    fn nobody() -> Identity {
+        Identity {
+            user: "joe".to_owned(),
+            groups: vec!["system:authenticated".to_owned()],
+        }
+    }
+
+    #[test]
+    fn who_asks_for_a_certificate_is_the_servers_to_say() {
+        let row = row("CertificateSigningRequest");
+        let mut request = json!({
+            "metadata": {"name": "r"},
+            "spec": {"username": "system:node:a", "groups": ["system:masters"], "request": "", "uid": "x"},
+            "status": {"conditions": [{"type": "Approved"}], "certificate": "eA=="},
+        });
+        stamp_new(&mut request, row, "", "u", &nobody(), now());
+        assert_eq!(
+            request["spec"],
+            json!({"username": "joe", "groups": ["system:authenticated"], "request": ""})
+        );
+        assert!(request.get("status").is_none());
+        let old = request.clone();
+        let mut approved = old.clone();
+        approved["spec"]["username"] = json!("other");
+        approved["status"] = json!({"conditions": [{"type": "Approved"}], "certificate": "eA=="});
+        carry_over(&old, &mut approved, row, Part::Approval);
+        assert_eq!(approved["spec"], old["spec"]);
+        assert_eq!(approved["status"], json!({"conditions": [{"type": "Approved"}]}));
+    }
+
     fn now() -> Timestamp {
         "2026-01-02T03:04:05.678Z".parse().unwrap()
     }
@@ -317,7 +378,7 @@ mod tests {
         let mut object = pod();
         object["metadata"]["uid"] = json!("mine");
         object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        stamp_new(&mut object, row("Pod"), "b", "u2", now());
+        stamp_new(&mut object, row("Pod"), "b", "u2", &nobody(), now());
         assert_eq!(object["metadata"]["uid"], "u2");
         assert_eq!(object["metadata"]["namespace"], "b");
         assert_eq!(object["metadata"]["creationTimestamp"], "2026-01-02T03:04:05Z");

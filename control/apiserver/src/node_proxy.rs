@@ -74,6 +74,14 @@ pub(crate) enum ProxyError {
         #[source]
         source: hyper::Error,
     },
+    /// The answer ended early, or is longer than it may be.
+    #[error("read the answer of node {node:?}: {reason}")]
+    Body {
+        /// Node name.
+        node: String,
+        /// What happened.
+        reason: String,
+    },
     /// The path and query do not make a request.
     #[error("request to the agent of node {node:?}")]
     Request {
@@ -163,6 +171,36 @@ pub(crate) async fn get(
             .insert(header::CONTENT_TYPE, content_type.clone());
     }
     Ok(response)
+}
+
+/// Sends `GET path_and_query` to the agent and gives its whole answer, at most `limit` bytes.
+pub(crate) async fn fetch(
+    endpoint: &NodeEndpoint,
+    path_and_query: &str,
+    tls: &Arc<rustls::ClientConfig>,
+    limit: usize,
+) -> Result<Bytes, ProxyError> {
+    let answer = async {
+        let (head, body) = send(endpoint, path_and_query, tls).await?.into_parts();
+        if head.status != StatusCode::OK {
+            return Err(ProxyError::Refused {
+                status: head.status,
+                message: error_text(body).await,
+            });
+        }
+        let collected = http_body_util::Limited::new(body, limit).collect().await;
+        collected
+            .map(http_body_util::Collected::to_bytes)
+            .map_err(|error| ProxyError::Body {
+                node: endpoint.node.clone(),
+                reason: error.to_string(),
+            })
+    };
+    tokio::time::timeout(HEAD_TIMEOUT, answer)
+        .await
+        .map_err(|_elapsed| ProxyError::Timeout {
+            node: endpoint.node.clone(),
+        })?
 }
 
 /// Asks the agent for a session and gives the connection on which it is held.

@@ -76,7 +76,7 @@ impl Server {
             let (operation, expected) = match &old {
                 None => {
                     let uid = uuid::Uuid::new_v4().to_string();
-                    lifecycle::stamp_new(&mut new, row, "", &uid, now);
+                    lifecycle::stamp_new(&mut new, row, "", &uid, &own_identity(), now);
                     (Operation::Create, Expected::Absent)
                 }
                 Some(old) => {
@@ -127,5 +127,12 @@ fn request<'a>(
         new,
         user: &call.who.identity().user,
         now: call.now,
+    }
+}
+
+fn own_identity() -> control_auth::Identity {
+    control_auth::Identity {
+        user: OWN_USER.to_owned(),
+        groups: Vec::new(),
     }
 }

@@ -231,12 +231,14 @@ pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Result<Option<St
         }
         "policy" => Ok(Some("/policy".to_owned())),
         "metrics" => Ok(Some("/metrics".to_owned())),
+        "metrics/resource" => Ok(Some("/metrics/resource".to_owned())),
+        "stats/summary" => Ok(Some("/stats/summary".to_owned())),
         _ => Ok(None),
     }
 }
 
 /// Replaces the condition of the same type, or adds it.
-fn set_condition(pod: &mut Value, condition: Value) {
+pub(crate) fn set_condition(pod: &mut Value, condition: Value) {
     let status = &mut pod["status"];
     if !status.is_object() {
         *status = json!({});
@@ -357,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_answer_about_flows_policy_and_metrics_only() {
+    fn nodes_answer_about_flows_policy_and_usage_only() {
         let path = |rest: &str, query: &str| node_path(rest, &parameters(query)).unwrap();
         assert_eq!(path("flows", "follow=true").unwrap(), "/flows?follow=true");
         assert_eq!(
@@ -369,7 +371,9 @@ mod tests {
             "/flows?follow=false&since=2026-01-02T02:04:05Z&after=7&limit=5"
         );
         assert_eq!(path("policy", "evil=1").unwrap(), "/policy");
-        assert_eq!(path("metrics", "evil=1").unwrap(), "/metrics");
+        for whole in ["metrics", "metrics/resource", "stats/summary"] {
+            assert_eq!(path(whole, "evil=1").unwrap(), format!("/{whole}"));
+        }
         for other in [
             "",
             "healthz",

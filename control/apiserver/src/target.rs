@@ -12,7 +12,7 @@ use http::Method;
 const OLDER: &[(&str, &str, &str)] = &[("authentication.k8s.io", "v1beta1", "selfsubjectreviews")];
 
 /// Subresources of pods that Kubernetes has and this server does not: worth a message that names them.
-const UNSERVED: &[&str] = &["eviction", "proxy", "resize"];
+const UNSERVED: &[&str] = &["proxy", "resize"];
 
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -357,8 +357,8 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named() {
-        let path = "/api/v1/namespaces/ns/pods/x/eviction";
-        assert_eq!((parse(path), unserved(path)), (None, Some("eviction")));
+        let path = "/api/v1/namespaces/ns/pods/x/resize";
+        assert_eq!((parse(path), unserved(path)), (None, Some("resize")));
         assert_eq!(unserved("/api/v1/namespaces/ns/pods/x/nosuch"), None);
         for row in resources::RESOURCES.iter().filter(|row| row.kind == "Pod") {
             assert!(UNSERVED.iter().all(|name| row.subresource(name).is_none()));

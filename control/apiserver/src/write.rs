@@ -55,7 +55,14 @@ impl Server {
         check_place(call, &object)?;
         self.check_namespace(call).await?;
         let uid = uuid::Uuid::new_v4().to_string();
-        lifecycle::stamp_new(&mut object, row, call.target.namespace(), &uid, call.now);
+        lifecycle::stamp_new(
+            &mut object,
+            row,
+            call.target.namespace(),
+            &uid,
+            call.who.identity(),
+            call.now,
+        );
 
         let prefix = metadata_text(&object, "generateName").to_owned();
         let generated = metadata_text(&object, "name").is_empty() && !prefix.is_empty();
@@ -165,7 +172,7 @@ impl Server {
             }
             let _address = match part {
                 Part::Main => self.assign_cluster_address(row, Some(&old), &mut new).await?,
-                Part::Status | Part::Finalize | Part::Ephemeral => None,
+                Part::Status | Part::Finalize | Part::Ephemeral | Part::Approval => None,
             };
             lifecycle::carry_over(&old, &mut new, row, part);
             let admitted = self.admit(call, Operation::Update, Some(&old), new)?;
@@ -327,6 +334,7 @@ fn part_of(subresource: &str) -> Part {
         "status" => Part::Status,
         "finalize" => Part::Finalize,
         "ephemeralcontainers" => Part::Ephemeral,
+        "approval" => Part::Approval,
         _ => Part::Main,
     }
 }

@@ -95,6 +95,12 @@ impl Identity {
         self.groups.iter().any(|own| own == group)
     }
 
+    /// Name of the node that this identity may bring in, and do nothing else for.
+    pub fn bootstraps(&self) -> Option<&str> {
+        let name = self.user.strip_prefix(api::annotations::USER_BOOTSTRAP_PREFIX)?;
+        (self.in_group(api::annotations::GROUP_BOOTSTRAPPERS) && !name.is_empty()).then_some(name)
+    }
+
     /// Name of the node this identity stands for: the user name *and* the group must say so.
     pub fn node(&self) -> Option<&str> {
         let name = self.user.strip_prefix(api::annotations::USER_NODE_PREFIX)?;

@@ -1,6 +1,6 @@
 //! The fixed roles. `tests/golden/roles.txt` is what they add up to, resource by resource.
 
-use api::annotations::{GROUP_MASTERS, USER_CONTROLLERS};
+use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_MASTERS, USER_CONTROLLERS, USER_SIGNER};
 
 use crate::{Attributes, Decision, Identity, NodeView, ResourceTarget, Target, node};
 
@@ -36,7 +36,8 @@ const CONTROLLERS: &[Rule] = &[
     rule("", "namespaces", READ),
     rule("", "namespaces/finalize", &["update"]),
     rule("", "namespaces/status", &["patch", "update"]),
-    rule("", "nodes", READ),
+    // Taints follow from what a node reports; a node itself may not write them.
+    rule("", "nodes", &["get", "list", "patch", "watch"]),
     rule("", "nodes/status", &["patch", "update"]),
     rule(
         "",
@@ -51,6 +52,16 @@ const CONTROLLERS: &[Rule] = &[
         "",
         "serviceaccounts",
         &["create", "deletecollection", "get", "list", "watch"],
+    ),
+    rule(
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        &["delete", "get", "list", "watch"],
+    ),
+    rule(
+        "certificates.k8s.io",
+        "certificatesigningrequests/approval",
+        &["patch", "update"],
     ),
     rule(
         "coordination.k8s.io",
@@ -72,10 +83,33 @@ const CONTROLLERS: &[Rule] = &[
     ),
     rule("networking.k8s.io", "networkpolicies", EMPTY),
     rule("palisade.dev", "sandboxprofiles", EMPTY),
+    rule(
+        "policy",
+        "poddisruptionbudgets",
+        &["deletecollection", "get", "list", "watch"],
+    ),
+    rule("policy", "poddisruptionbudgets/status", &["patch", "update"]),
     rule("projectcalico.org", "networkpolicies", EMPTY),
     rule("projectcalico.org", "networksets", EMPTY),
     rule("projectcalico.org", "stagedkubernetesnetworkpolicies", EMPTY),
     rule("projectcalico.org", "stagednetworkpolicies", EMPTY),
+];
+
+/// Whoever brings a node in: asks for its certificate and waits for it.
+const BOOTSTRAPPERS: &[Rule] = &[rule(
+    "certificates.k8s.io",
+    "certificatesigningrequests",
+    &["create", "get", "list", "watch"],
+)];
+
+/// The process that holds the authority's key: it signs what is approved, and cannot approve.
+const SIGNER: &[Rule] = &[
+    rule("certificates.k8s.io", "certificatesigningrequests", READ),
+    rule(
+        "certificates.k8s.io",
+        "certificatesigningrequests/status",
+        &["patch", "update"],
+    ),
 ];
 
 /// Everybody with a valid certificate: asking about oneself.
@@ -111,6 +145,12 @@ pub(crate) fn decide(identity: &Identity, attributes: &Attributes, nodes: &dyn N
         return Decision::Allow;
     }
     if identity.user == USER_CONTROLLERS && allows(CONTROLLERS, verb, target) {
+        return Decision::Allow;
+    }
+    if identity.user == USER_SIGNER && allows(SIGNER, verb, target) {
+        return Decision::Allow;
+    }
+    if identity.in_group(GROUP_BOOTSTRAPPERS) && allows(BOOTSTRAPPERS, verb, target) {
         return Decision::Allow;
     }
     match identity.node() {

@@ -96,6 +96,11 @@ fn matrix() -> String {
         ("controllers", who("system:palisade-controllers", None)),
         ("apiserver", who("system:palisade-apiserver", None)),
         ("node a", who("system:node:a", Some("system:nodes"))),
+        (
+            "bootstrapper",
+            who("system:bootstrap:a", Some("system:bootstrappers")),
+        ),
+        ("signer", who("system:palisade-signer", None)),
         ("anyone", who("joe", Some("developers"))),
     ];
     for (label, who) in &people {

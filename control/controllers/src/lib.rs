@@ -1,4 +1,5 @@
-//! The control plane's own loops: scheduling, node lifecycle, namespaces, what stands behind services, old events.
+//! The control plane's own loops: scheduling, node lifecycle, namespaces, what stands behind services,
+//! disruption budgets, old events.
 //!
 //! They are ordinary clients of the API server, with a certificate of their own and no way around its
 //! checks. Each loop is level-triggered: it compares what is with what should be, on every change and on a
@@ -11,26 +12,33 @@
 
 mod backoff;
 mod cache;
+mod certificates;
 mod client;
+mod disruption;
 mod endpoint_slices;
 mod event_ttl;
 mod namespaces;
 mod nodes;
 mod recorder;
 mod scheduling;
+mod signing;
+mod taints;
 
 use std::time::Duration;
 
 use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use client::{ConnectError, connect};
+pub use client::{ClientFiles, ConnectError, connect};
+pub use signing::sign;
 
 use cache::Cache;
 use recorder::Recorder;
@@ -96,6 +104,10 @@ pub async fn run_with(
     let services: Cache<Service> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
     let slices: Cache<EndpointSlice> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
 
+    let requests: Cache<CertificateSigningRequest> =
+        Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let budgets: Cache<PodDisruptionBudget> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+
     let recorder = |component| Recorder::new(client.clone(), component);
     let scheduling = scheduling::run(
         client.clone(),
@@ -111,6 +123,21 @@ pub async fn run_with(
             slices,
         },
     );
+    let disruption = disruption::run(
+        client.clone(),
+        disruption::Caches {
+            budgets,
+            pods: pods.clone(),
+        },
+    );
+    let certificates = certificates::run(
+        client.clone(),
+        recorder("csr-approver"),
+        certificates::Caches {
+            requests,
+            nodes: nodes.clone(),
+        },
+    );
     let lifecycle = nodes::run(
         client.clone(),
         recorder("node-controller"),
@@ -122,6 +149,8 @@ pub async fn run_with(
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(lifecycle));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(endpoint_slices));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(certificates));
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(disruption));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(namespaces));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(events));
 

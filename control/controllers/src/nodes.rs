@@ -1,4 +1,5 @@
-//! Node lifecycle: a node whose heartbeat stops is marked, its pods are marked, then evicted.
+//! Node lifecycle: a node whose heartbeat stops is marked, its pods are marked, then evicted. Taints follow from what a
+//! node reports, and send pods away that do not tolerate them.
 //!
 //! Age is counted on our own clock from the moment a heartbeat was first seen, so a node whose clock is
 //! wrong is not dead, and one that was silent before this process started gets the full time again.
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::Lease,
-        core::v1::{Node, Pod},
+        core::v1::{Node, Pod, Taint},
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -27,9 +28,8 @@ use crate::{
     Timing,
     cache::Cache,
     recorder::{Recorder, Severity},
+    taints::{self, Exposure, UNREACHABLE},
 };
-
-const UNREACHABLE_TAINT: &str = "node.kubernetes.io/unreachable";
 
 /// What a condition of a silent node says.
 const SILENT_REASON: &str = "NodeStatusUnknown";
@@ -45,6 +45,7 @@ pub(crate) struct Caches {
 /// Runs for ever.
 pub(crate) async fn run(client: Client, recorder: Recorder, timing: Timing, caches: Caches) {
     let mut heartbeats = Heartbeats::default();
+    let mut exposure = Exposure::default();
     loop {
         if let (Some(nodes), Some(leases), Some(pods)) = (
             caches.nodes.objects(),
@@ -53,7 +54,10 @@ pub(crate) async fn run(client: Client, recorder: Recorder, timing: Timing, cach
         ) {
             let now = Instant::now();
             heartbeats.observe(&nodes, &leases, &pods, now);
-            for action in actions(&nodes, &pods, &heartbeats, timing, now) {
+            exposure.observe(nodes.iter().map(|node| &**node), now);
+            let mut actions = actions(&nodes, &pods, &heartbeats, timing, now);
+            actions.extend(by_taints(&nodes, &pods, &exposure, timing, now));
+            for action in actions {
                 act(&client, &recorder, action).await;
             }
         }
@@ -83,6 +87,10 @@ enum Action {
     Evict(Arc<Pod>, String),
     /// The pod's node is gone: nobody is left to end it.
     Remove(Arc<Pod>, String),
+    /// The node's taints are not what its state calls for.
+    Taint(Arc<Node>, Vec<Taint>),
+    /// The pod does not tolerate a taint of its node, or not any more.
+    Expel(Arc<Pod>),
 }
 
 impl Heartbeats {
@@ -154,6 +162,32 @@ fn actions(
     actions
 }
 
+/// What the nodes' taints call for.
+fn by_taints(
+    nodes: &[Arc<Node>],
+    pods: &[Arc<Pod>],
+    exposure: &Exposure,
+    timing: Timing,
+    now: Instant,
+) -> Vec<Action> {
+    let wrong = nodes.iter().filter_map(|node| {
+        let corrected = taints::corrected(node, Timestamp::now())?;
+        Some(Action::Taint(Arc::clone(node), corrected))
+    });
+    let mut actions: Vec<_> = wrong.collect();
+    let known: HashMap<String, &Arc<Node>> = nodes.iter().map(|node| (node.name_any(), node)).collect();
+    for pod in pods {
+        if let Some(node) = node_of(pod).and_then(|name| known.get(name))
+            && pod.metadata.deletion_timestamp.is_none()
+            && !ended(pod)
+            && exposure.is_over(pod, node, timing.evict_after, now)
+        {
+            actions.push(Action::Expel(Arc::clone(pod)));
+        }
+    }
+    actions
+}
+
 /// How long the pod stays on a silent node; `None` for as long as it takes. As in Kubernetes the shortest
 /// matching toleration counts.
 fn evict_after(pod: &Pod, timing: Timing) -> Option<Duration> {
@@ -163,7 +197,7 @@ fn evict_after(pod: &Pod, timing: Timing) -> Option<Duration> {
             let key = t.key.as_deref().unwrap_or_default();
             let exists = t.operator.as_deref() == Some("Exists");
             let effect = t.effect.as_deref().unwrap_or_default();
-            (key == UNREACHABLE_TAINT || (key.is_empty() && exists)) && matches!(effect, "" | "NoExecute")
+            (key == UNREACHABLE || (key.is_empty() && exists)) && matches!(effect, "" | "NoExecute")
         })
         .collect();
     if matching.is_empty() {
@@ -179,6 +213,8 @@ async fn act(client: &Client, recorder: &Recorder, action: Action) {
         Action::MarkPod(pod) => mark_pod(client, recorder, pod).await,
         Action::Evict(pod, node) => evict(client, recorder, pod, node).await,
         Action::Remove(pod, node) => remove(client, recorder, pod, node).await,
+        Action::Taint(node, taints) => taint(client, node, taints).await,
+        Action::Expel(pod) => expel(client, recorder, pod).await,
     };
     match outcome {
         Ok(()) => {}
@@ -187,20 +223,23 @@ async fn act(client: &Client, recorder: &Recorder, action: Action) {
         Err(error) => {
             let error = &error as &dyn std::error::Error;
             match &action {
-                Action::MarkNode(node) => {
+                Action::MarkNode(node) | Action::Taint(node, _) => {
                     tracing::warn!(
                         error,
                         node = node.name_any(),
                         "node was not marked, will be retried"
                     );
                 }
-                Action::MarkPod(pod) | Action::Evict(pod, _) | Action::Remove(pod, _) => {
+                Action::MarkPod(pod)
+                | Action::Evict(pod, _)
+                | Action::Remove(pod, _)
+                | Action::Expel(pod) => {
                     let (namespace, pod) = (namespace(pod), pod.name_any());
                     tracing::warn!(
                         error,
                         namespace,
                         pod,
-                        "pod of a silent node was not changed, will be retried"
+                        "pod of an unfit node was not changed, will be retried"
                     );
                 }
             }
@@ -272,6 +311,42 @@ async fn remove(client: &Client, recorder: &Recorder, pod: &Arc<Pod>, node: &str
     let message = format!("Node {node} no longer exists, its pod is deleted");
     recorder
         .record(&**pod, Severity::Warning, "NodeGone", &message)
+        .await;
+    Ok(())
+}
+
+/// The version makes sure that no taint of somebody else's is overwritten.
+async fn taint(client: &Client, node: &Arc<Node>, taints: &[Taint]) -> Result<(), kube::Error> {
+    let patch = json!({
+        "metadata": {"resourceVersion": node.resource_version()},
+        "spec": {"taints": taints},
+    });
+    let api: Api<Node> = Api::all(client.clone());
+    api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .map(drop)
+}
+
+async fn expel(client: &Client, recorder: &Recorder, pod: &Arc<Pod>) -> Result<(), kube::Error> {
+    let message = "Taint manager: deleting due to NoExecute taint";
+    let patch = json!({
+        "metadata": {"uid": pod.uid()},
+        "status": {"conditions": [{
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "DeletionByTaintManager",
+            "message": message,
+            "lastTransitionTime": Time(Timestamp::now()),
+        }]},
+    });
+    let api = pods_of(client, pod);
+    api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch))
+        .await?;
+    api.delete(&pod.name_any(), &DeleteParams::default().preconditions(same(pod)))
+        .await?;
+    let message = format!("Marking for deletion Pod {}/{}", namespace(pod), pod.name_any());
+    recorder
+        .record(&**pod, Severity::Normal, "TaintManagerEviction", &message)
         .await;
     Ok(())
 }
@@ -386,6 +461,8 @@ mod tests {
                 Action::MarkPod(_) => "mark pod",
                 Action::Evict(..) => "evict",
                 Action::Remove(..) => "remove",
+                Action::Taint(..) => "taint",
+                Action::Expel(..) => "expel",
             })
             .collect()
     }
@@ -418,13 +495,13 @@ mod tests {
         let stays = |seconds, tolerations: Value| {
             after(seconds, &nodes, &[pod("n", "False", &tolerations)]).is_empty()
         };
-        let tolerates = |seconds: Option<i64>| json!([{"key": UNREACHABLE_TAINT, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
+        let tolerates = |seconds: Option<i64>| json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
         assert!(stays(100_000, tolerates(None)));
         assert!(stays(50, tolerates(Some(10))) && !stays(51, tolerates(Some(10))));
         assert!(stays(100_000, json!([{"operator": "Exists"}])));
         assert!(!stays(
             341,
-            json!([{"key": UNREACHABLE_TAINT, "operator": "Exists", "effect": "NoSchedule"}])
+            json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoSchedule"}])
         ));
         assert!(!stays(341, json!([{"key": "other", "operator": "Exists"}])));
     }

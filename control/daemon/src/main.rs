@@ -1,7 +1,8 @@
 //! `palisade-control`: the control plane of one cluster as one process.
 //!
 //! `init` makes certificates as root; `run` gives root up, confines itself, and then serves the API, runs the
-//! controllers and judges images; `jail` is the same program started again around Trivy.
+//! controllers and judges images; `jail` is the same program started again around Trivy. `signer` is a process of its own
+//! that signs what nodes ask for.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ mod confine;
 mod gate;
 mod privileges;
 mod run;
+mod signer;
 
 use std::{net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode};
 
@@ -30,6 +32,24 @@ struct Cli {
 enum Command {
     /// Make certificates, keys and directories; run as root. Running it again renews what is about to expire
     Init(InitArgs),
+    /// Invite a node: an identity that may ask for the certificate of the node of that name, for a day; run as root
+    Bootstrap {
+        /// State directory
+        #[arg(long, default_value = "/var/lib/palisade")]
+        state_dir: PathBuf,
+        /// Name of the node
+        #[arg(long)]
+        node_name: String,
+        /// Directory for ca.crt, bootstrap.crt and bootstrap.key, which belong into `agent/tls` of the node
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Sign approved requests of nodes until SIGTERM: the only process with the authority's key
+    Signer {
+        /// Configuration file
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Serve until SIGTERM
     Run {
         /// Configuration file
@@ -66,6 +86,12 @@ fn main() -> ExitCode {
     start_log();
     let result = match cli.command {
         Command::Init(args) => init(&args),
+        Command::Bootstrap {
+            state_dir,
+            node_name,
+            out,
+        } => control_pki::bootstrap(&state_dir, &node_name, &out).context("invite a node"),
+        Command::Signer { config } => signer::run(&config),
         Command::Run { config } => Config::read(&config)
             .map_err(Into::into)
             .and_then(|config| run::run(&config)),

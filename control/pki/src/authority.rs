@@ -54,12 +54,20 @@ pub(crate) enum Purpose {
 impl Authority {
     /// Reads `ca.crt` and `ca.key` from `dir`, or makes them where neither exists.
     pub(crate) fn load_or_create(dir: &Dir, now: SystemTime) -> Result<Self, PkiError> {
+        match (dir.read_text("ca.crt")?, dir.read_text("ca.key")?) {
+            (None, None) => Self::create(dir, now),
+            _ => Self::load(dir, now),
+        }
+    }
+
+    /// Reads `ca.crt` and `ca.key` from `dir`.
+    pub(crate) fn load(dir: &Dir, now: SystemTime) -> Result<Self, PkiError> {
         let damaged = |problem| PkiError::Authority {
             path: dir.path().to_owned(),
             problem,
         };
         let (certificate_pem, key_pem) = match (dir.read_text("ca.crt")?, dir.read_text("ca.key")?) {
-            (None, None) => return Self::create(dir, now),
+            (None, None) => return Err(damaged("neither ca.crt nor ca.key is there")),
             (Some(certificate), Some(key)) => (certificate, key),
             (None, Some(_)) => return Err(damaged("ca.key is there, ca.crt is not")),
             (Some(_), None) => return Err(damaged("ca.crt is there, ca.key is not")),
@@ -84,6 +92,15 @@ impl Authority {
         })
     }
 
+    /// Signs what was judged.
+    pub(crate) fn sign(
+        &self,
+        params: &CertificateParams,
+        key: &impl rcgen::PublicKeyData,
+    ) -> Result<String, rcgen::Error> {
+        Ok(params.signed_by(key, &self.issuer)?.pem())
+    }
+
     /// The authority's certificate.
     pub(crate) fn certificate_pem(&self) -> &str {
         &self.certificate_pem
@@ -104,7 +121,33 @@ impl Authority {
         {
             return Ok(false);
         }
-        let (certificate, key) = self.issue(leaf, now)?;
+        self.replace(dir, owner, name, leaf, LEAF_LIFETIME, now)?;
+        Ok(true)
+    }
+
+    /// Makes `NAME.crt` and `NAME.key` in `dir` anew, for a time of the caller's choice.
+    pub(crate) fn hand_out(
+        &self,
+        dir: &Dir,
+        name: &str,
+        leaf: &Leaf,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<(), PkiError> {
+        self.replace(dir, None, name, leaf, lifetime, now)
+    }
+
+    fn replace(
+        &self,
+        dir: &Dir,
+        owner: Option<u32>,
+        name: &str,
+        leaf: &Leaf,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<(), PkiError> {
+        let (certificate_file, key_file) = (format!("{name}.crt"), format!("{name}.key"));
+        let (certificate, key) = self.issue(leaf, lifetime, now)?;
         // A crash between the two leaves a pair that does not match, which the next run replaces.
         dir.replace(
             &key_file,
@@ -112,8 +155,7 @@ impl Authority {
             0o600,
             owner,
         )?;
-        dir.replace(&certificate_file, certificate.as_bytes(), 0o644, owner)?;
-        Ok(true)
+        dir.replace(&certificate_file, certificate.as_bytes(), 0o644, owner)
     }
 
     fn create(dir: &Dir, now: SystemTime) -> Result<Self, PkiError> {
@@ -137,13 +179,13 @@ impl Authority {
         })
     }
 
-    fn issue(&self, leaf: &Leaf, now: SystemTime) -> Result<(String, KeyPair), PkiError> {
+    fn issue(&self, leaf: &Leaf, lifetime: Duration, now: SystemTime) -> Result<(String, KeyPair), PkiError> {
         let issue = |source| PkiError::Issue {
             subject: leaf.user.clone(),
             source,
         };
         let key = KeyPair::generate().map_err(issue)?;
-        let mut params = params(&leaf.user, leaf.group, now, LEAF_LIFETIME);
+        let mut params = params(&leaf.user, leaf.group, now, lifetime);
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -185,7 +227,12 @@ impl Authority {
     }
 }
 
-fn params(user: &str, group: Option<&str>, now: SystemTime, lifetime: Duration) -> CertificateParams {
+pub(crate) fn params(
+    user: &str,
+    group: Option<&str>,
+    now: SystemTime,
+    lifetime: Duration,
+) -> CertificateParams {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, user);
     if let Some(group) = group {

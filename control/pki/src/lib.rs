@@ -1,12 +1,13 @@
 //! Certificates: one authority per cluster, a leaf per purpose, and TLS settings that use them.
 //!
-//! [`init`] runs as root and makes everything; nothing that runs later holds the authority's key. Server and
+//! [`init`] runs as root and makes everything; of what runs later only the signer ([`requests::Signer`]), a process of its
+//! own that serves nothing, holds the authority's key. Server and
 //! client certificates are separate (extended key usage), so no server can pose as a client. [`tls`] turns
 //! the files into rustls settings: TLS 1.3 only, client certificates demanded. Both daemons use this crate.
 //!
 //! The image gate's key is made here too, see [`verdict`].
 //!
-//! Non-goals: revocation, and signing requests that arrive over the network.
+//! Non-goals: revocation, and signing for anybody but nodes.
 //!
 //! Start at [`init`] and [`tls::Credentials`].
 
@@ -15,6 +16,7 @@
 mod authority;
 mod files;
 mod kubeconfig;
+pub mod requests;
 pub mod tls;
 pub mod verdict;
 
@@ -24,7 +26,10 @@ use std::{
     time::SystemTime,
 };
 
-use api::annotations::{GROUP_MASTERS, GROUP_NODES, USER_APISERVER, USER_CONTROLLERS, USER_NODE_PREFIX};
+use api::annotations::{
+    GROUP_BOOTSTRAPPERS, GROUP_MASTERS, GROUP_NODES, USER_APISERVER, USER_BOOTSTRAP_PREFIX, USER_CONTROLLERS,
+    USER_NODE_PREFIX, USER_SIGNER,
+};
 
 use authority::{Authority, Leaf, Purpose};
 use files::Dir;
@@ -34,6 +39,9 @@ pub use kubeconfig::kubeconfig;
 /// Name in the API server's certificate that clients verify. An address would prove less: on one machine
 /// the node has the same.
 pub const API_SERVER_NAME: &str = "apiserver.palisade.internal";
+
+/// How long a node may take from being invited to asking.
+const BOOTSTRAP_LIFETIME: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
 /// What [`init`] needs to know.
 #[derive(Debug, Clone)]
@@ -189,6 +197,7 @@ pub fn init(state_dir: &Path, options: &InitOptions) -> Result<InitReport, PkiEr
         (&agent, None, "server", server(&node_user, node_names)),
         (&agent, None, "client", client(&node_user, Some(GROUP_NODES))),
         (&pki, None, "admin", client("palisade-admin", Some(GROUP_MASTERS))),
+        (&pki, None, "signer", client(USER_SIGNER, None)),
     ];
     for (dir, owner, name, leaf) in &leaves {
         let path = dir.path().join(format!("{name}.crt"));
@@ -207,4 +216,20 @@ pub fn init(state_dir: &Path, options: &InitOptions) -> Result<InitReport, PkiEr
     state.replace("admin.kubeconfig", text.as_bytes(), 0o600, None)?;
     report.kubeconfig = state.path().join("admin.kubeconfig");
     Ok(report)
+}
+
+/// Makes `ca.crt`, `bootstrap.crt` and `bootstrap.key` in `directory`: an identity that may ask for the first certificate
+/// of the node called `node_name`, and do nothing else, for a day. Must run as the user that owns `state_dir`.
+pub fn bootstrap(state_dir: &Path, node_name: &str, directory: &Path) -> Result<(), PkiError> {
+    let now = SystemTime::now();
+    let pki = Dir::create_all(state_dir)?.subdir("pki", 0o700, None)?;
+    let authority = Authority::load(&pki, now)?;
+    let target = Dir::create_all(directory)?;
+    target.replace("ca.crt", authority.certificate_pem().as_bytes(), 0o644, None)?;
+    let leaf = Leaf {
+        user: format!("{USER_BOOTSTRAP_PREFIX}{node_name}"),
+        group: Some(GROUP_BOOTSTRAPPERS),
+        purpose: Purpose::Client,
+    };
+    authority.hand_out(&target, "bootstrap", &leaf, BOOTSTRAP_LIFETIME, now)
 }

@@ -84,7 +84,7 @@ async fn handshake(
 fn makes_every_file_for_its_owner_and_nobody_else() {
     let tmp = tempfile::tempdir().unwrap();
     let report = init(&tmp.path().join("s"), &options()).unwrap();
-    assert_eq!((report.issued.len(), report.kept.len()), (6, 0));
+    assert_eq!((report.issued.len(), report.kept.len()), (7, 0));
 
     let root = fs::metadata(tmp.path()).unwrap().uid();
     let text: Vec<_> = tree(&tmp.path().join("s"))
@@ -129,6 +129,8 @@ fn makes_every_file_for_its_owner_and_nobody_else() {
             "root 600 /pki/admin.key",
             "root 644 /pki/ca.crt",
             "root 600 /pki/ca.key",
+            "root 644 /pki/signer.crt",
+            "root 600 /pki/signer.key",
         ]
     );
 }
@@ -139,7 +141,7 @@ fn running_again_keeps_what_is_fine_and_renews_what_is_not() {
     let first = init(tmp.path(), &options()).unwrap();
     let before = fs::read(&first.kubeconfig).unwrap();
     let again = init(tmp.path(), &options()).unwrap();
-    assert_eq!((again.issued.len(), again.kept.len()), (0, 6));
+    assert_eq!((again.issued.len(), again.kept.len()), (0, 7));
     assert_eq!(fs::read(&again.kubeconfig).unwrap(), before);
 
     fs::remove_file(tmp.path().join("agent/tls/client.key")).unwrap();

@@ -10,10 +10,12 @@ use api::{
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
     authorization::v1::SelfSubjectAccessReview,
+    certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
+    policy::v1::{Eviction, PodDisruptionBudget},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -71,8 +73,12 @@ pub fn object(
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     let kind = subresource.map_or(resource.kind, |sub| sub.kind);
+    let api_version = match subresource.and_then(Subresource::group_version) {
+        Some((group, version)) => format!("{group}/{version}"),
+        None => resource.api_version(),
+    };
     let (value, duplicates) = parse(form, body)?;
-    typed_object(&resource.api_version(), kind, value, duplicates, validation)
+    typed_object(&api_version, kind, value, duplicates, validation)
 }
 
 /// Decodes what a patch made of an object, so that a patch cannot bring in what a body could not.
@@ -232,9 +238,14 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => {
             round_trip::<SelfSubjectAccessReview>(value)
         }
+        ("certificates.k8s.io/v1", "CertificateSigningRequest") => {
+            round_trip::<CertificateSigningRequest>(value)
+        }
         ("coordination.k8s.io/v1", "Lease") => round_trip::<Lease>(value),
         ("discovery.k8s.io/v1", "EndpointSlice") => round_trip::<EndpointSlice>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => round_trip::<NetworkPolicy>(value),
+        ("policy/v1", "Eviction") => round_trip::<Eviction>(value),
+        ("policy/v1", "PodDisruptionBudget") => round_trip::<PodDisruptionBudget>(value),
         ("palisade.dev/v1alpha1", "ImagePolicy") => round_trip::<ImagePolicy>(value),
         ("palisade.dev/v1alpha1", "ImageScan") => round_trip::<ImageScan>(value),
         ("palisade.dev/v1alpha1", "PolicyAssertion") => round_trip::<PolicyAssertion>(value),
@@ -283,7 +294,7 @@ fn without_type(mut value: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use api::resources::{RESOURCES, by_any_name};
+    use api::resources::{RESOURCES, Stored, by_any_name};
     use serde_json::json;
 
     use super::*;
@@ -341,6 +352,10 @@ mod tests {
     #[test]
     fn every_stored_and_virtual_kind_can_be_decoded() {
         for resource in RESOURCES {
+            // Nobody writes what is measured.
+            if resource.stored == Stored::Measured {
+                continue;
+            }
             let minimal = match resource.kind {
                 "ImagePolicy" => json!({"metadata": {"name": "x"}, "spec": {}}),
                 "PolicyAssertion" => {

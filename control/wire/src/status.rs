@@ -51,6 +51,8 @@ pub enum CauseReason {
     Duplicate,
     /// The value is too long.
     TooLong,
+    /// A disruption budget is used up.
+    DisruptionBudget,
 }
 
 impl Status {
@@ -202,6 +204,20 @@ impl Status {
         let message = "too many requests in flight, please try again later".to_owned();
         let mut status = Self::new(429, "TooManyRequests", message);
         status.details_mut().retry_after_seconds = Some(retry_after_seconds);
+        status
+    }
+
+    /// 429: a disruption budget does not let the pod go. Clients read it by its cause, and ask again.
+    pub fn disruption_refused(cause: impl Into<String>, retry_after_seconds: Option<u32>) -> Self {
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.".to_owned();
+        let mut status = Self::new(429, "TooManyRequests", message);
+        let details = status.details_mut();
+        details.retry_after_seconds = retry_after_seconds;
+        details.causes = vec![Cause {
+            reason: CauseReason::DisruptionBudget,
+            field: String::new(),
+            message: cause.into(),
+        }];
         status
     }
 
@@ -383,6 +399,7 @@ impl CauseReason {
             Self::Forbidden => "FieldValueForbidden",
             Self::Duplicate => "FieldValueDuplicate",
             Self::TooLong => "FieldValueTooLong",
+            Self::DisruptionBudget => "DisruptionBudget",
         }
     }
 }

@@ -237,6 +237,9 @@ pub(crate) struct UpArgs {
     /// Without any database, use the small built-in one, which knows laboratory CVEs only
     #[arg(long)]
     pub(crate) lab_db_if_none: bool,
+    /// Share of its disk's space that must be free; with less, the node is under pressure and lets pods go
+    #[arg(long, default_value_t = 10, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..100))]
+    pub(crate) disk_available_percent: u8,
     /// How long to wait until the node is Ready
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub(crate) timeout: u64,

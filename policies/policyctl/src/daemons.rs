@@ -1,4 +1,4 @@
-//! The two daemons as processes: start detached, find again, end by process id.
+//! The daemons as processes: start detached, find again, end by process id.
 //!
 //! A process id alone may belong to somebody else by now, so the file beside it also holds the process's
 //! start time; both must match before anything is signalled.
@@ -21,6 +21,8 @@ use nix::{
 /// One daemon of the cluster on this machine.
 pub(crate) struct Daemon {
     name: &'static str,
+    /// The subcommand of its program.
+    verb: &'static str,
     pid_file: PathBuf,
     log_file: PathBuf,
 }
@@ -38,9 +40,15 @@ impl Daemon {
         let short = name.trim_start_matches("palisade-");
         Self {
             name,
+            verb: "run",
             pid_file: run_dir.join(format!("{short}.pid")),
             log_file: state_dir.join("logs").join(format!("{short}.log")),
         }
+    }
+
+    /// The same for a daemon that another one's program is, under a subcommand.
+    pub(crate) fn under(self, verb: &'static str) -> Self {
+        Self { verb, ..self }
     }
 
     /// The daemon's process, if the one that was started still runs.
@@ -65,7 +73,7 @@ impl Daemon {
             .open(&self.log_file)
             .with_context(|| format!("cannot open {}", self.log_file.display()))?;
         let child = Command::new(binary)
-            .arg("run")
+            .arg(self.verb)
             .arg("--config")
             .arg(config)
             .stdin(Stdio::null())

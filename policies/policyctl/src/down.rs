@@ -16,13 +16,18 @@ pub(crate) async fn run(args: &DownArgs) -> Result<()> {
         bail!("stopping a cluster needs root, as starting it did");
     }
     let place = &args.place;
-    let (control, agent) = up::daemons(place);
+    let up::Daemons {
+        control,
+        signer,
+        agent,
+    } = up::daemons(place);
     let agent_ran = agent.stop(PATIENCE).await?;
     // Pods outlive the agent by design, so ending them is a step of its own.
     let config = place.state_dir.join("agent/config.toml");
     if config.is_file() {
         clean(&config)?;
     }
+    signer.stop(PATIENCE).await?;
     let control_ran = control.stop(PATIENCE).await?;
     remove(&place.run_dir)?;
     if args.purge {

@@ -47,11 +47,19 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     steps.begin("preparing the scanner");
     let scanner = scanner(args)?;
 
-    let (control, agent) = daemons(&args.place);
+    let Daemons {
+        control,
+        signer,
+        agent,
+    } = daemons(&args.place);
     steps.begin("making keys and configuration");
     let changed = configure(args, &node_name, &scanner)?;
     init(&control_program, args, &node_name)?;
-    for (daemon, changed) in [(&control, changed.control), (&agent, changed.agent)] {
+    for (daemon, changed) in [
+        (&control, changed.control),
+        (&signer, changed.signer),
+        (&agent, changed.agent),
+    ] {
         // A daemon reads its configuration once.
         if changed {
             daemon.stop(RESTART_PATIENCE).await?;
@@ -74,6 +82,9 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     )
     .await?;
 
+    // Nothing waits for it: certificates of nodes are asked for in good time.
+    signer.start(&control_program, &state.join("signer.toml"))?;
+
     steps.begin("starting palisade-agent");
     let running = agent.start(&agent_program, &state.join("agent/config.toml"))?;
     wait(&agent, running, deadline, "the node to be Ready", || {
@@ -94,10 +105,21 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     Ok(())
 }
 
-/// Both daemons of the cluster at this place.
-pub(crate) fn daemons(place: &Place) -> (Daemon, Daemon) {
+/// The daemons of a cluster.
+pub(crate) struct Daemons {
+    pub(crate) control: Daemon,
+    pub(crate) signer: Daemon,
+    pub(crate) agent: Daemon,
+}
+
+/// Those of the cluster at this place.
+pub(crate) fn daemons(place: &Place) -> Daemons {
     let daemon = |name| Daemon::new(name, &place.run_dir, &place.state_dir);
-    (daemon("palisade-control"), daemon("palisade-agent"))
+    Daemons {
+        control: daemon("palisade-control"),
+        signer: daemon("palisade-signer").under("signer"),
+        agent: daemon("palisade-agent"),
+    }
 }
 
 struct Binaries {
@@ -252,11 +274,21 @@ struct AgentConfig<'a> {
     dns_upstreams: &'a [std::net::SocketAddr],
     #[serde(skip_serializing_if = "Option::is_none")]
     registry_config_dir: Option<PathBuf>,
+    // A table, so it is the last of the keys.
+    eviction: EvictionConfig,
+}
+
+/// From how little on the node is under pressure; the rest is the agent's default.
+#[derive(Serialize)]
+struct EvictionConfig {
+    disk_available_percent: u8,
 }
 
 /// User and group of the control plane: a number without an entry in any user table, so that nothing else
 /// runs as it.
 const CONTROL_UID: u32 = 64100;
+/// User and group of the signer, who shares nothing with the control plane.
+const SIGNER_UID: u32 = 64101;
 const SCAN_TIMEOUT_SECONDS: u64 = 120;
 /// Addresses of a node's pods when nobody names any.
 const DEFAULT_CIDR: &str = "10.244.0.0/24";
@@ -267,6 +299,7 @@ const RESTART_PATIENCE: Duration = Duration::from_secs(15);
 /// Which daemons have another configuration than before.
 struct Changed {
     control: bool,
+    signer: bool,
     agent: bool,
 }
 
@@ -306,12 +339,29 @@ fn configure(args: &UpArgs, node_name: &str, scanner: &Scanner) -> Result<Change
         ipv6_required: cidrs.v6_required,
         dns_upstreams: &args.dns_upstream,
         registry_config_dir,
+        eviction: EvictionConfig {
+            disk_available_percent: args.disk_available_percent,
+        },
     };
     fs::create_dir_all(state.join("control")).context("cannot create the control directory")?;
+    let signer = SignerConfig {
+        api_server: format!("https://{}", args.listen),
+        state_dir: state,
+        uid: SIGNER_UID,
+    };
     Ok(Changed {
+        signer: write_toml(state, &state.join("signer.toml"), &signer)?,
         control: write_toml(state, &state.join("control/config.toml"), &control)?,
         agent: write_toml(state, &state.join("agent/config.toml"), &agent)?,
     })
+}
+
+/// What the process with the authority's key is told.
+#[derive(Serialize)]
+struct SignerConfig<'a> {
+    api_server: String,
+    state_dir: &'a Path,
+    uid: u32,
 }
 
 /// Addresses of the node's pods.

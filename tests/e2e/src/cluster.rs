@@ -25,6 +25,9 @@ pub const HTTP_GET: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do \
     start=$(date +%s); (printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1) | nc -w 3 $0 $1 && exit 0; \
     [ $(( $(date +%s) - start )) -ge 3 ] && echo blocked && exit 0; sleep 0.3; done; echo unreachable";
 
+/// Stands before what a test added to the agent's configuration.
+const ADDED: &str = "# added by a test\n";
+
 /// Addresses of the test node's pods.
 const NODE_CIDR: &str = "10.213.0.0/24,fd00:10:213::/64";
 
@@ -71,6 +74,8 @@ impl Cluster {
         let node_listen = format!("127.0.0.1:{}", free_port()?);
         let place = cluster.place();
         let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
+        // How full the disk of the machine is that the tests run on is not what they are about.
+        arguments.extend(["--disk-available-percent", "1"]);
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &cluster.listen, "--node-listen", &node_listen]);
         let upstream = cluster.upstream.address().to_string();
@@ -236,6 +241,8 @@ impl Cluster {
             .map(|address| address.trim_matches('"').to_owned())
             .context("the agent's configuration has no listen address")?;
         let mut arguments = vec!["up", "--node-name", "lab", "--node-cidr", NODE_CIDR];
+        // How full the disk of the machine is that the tests run on is not what they are about.
+        arguments.extend(["--disk-available-percent", "1"]);
         arguments.extend(place.iter().map(String::as_str));
         arguments.extend(["--listen", &self.listen, "--node-listen", &node_listen]);
         let upstream = self.upstream.address().to_string();
@@ -245,6 +252,59 @@ impl Cluster {
         let database = database.to_string_lossy();
         arguments.extend(["--trivy", &trivy, "--trivy-db", &database]);
         run(&self.binaries.join("policyctl"), &arguments)?.ok()
+    }
+
+    /// Ends the agent, adds `extra` to its configuration, and starts it again. `policyctl up` takes the addition back.
+    pub fn restart_agent(&self, extra: &str) -> Result<()> {
+        self.end_agent()?;
+        self.start_agent(extra)
+    }
+
+    /// Ends the agent; pods stay.
+    pub fn end_agent(&self) -> Result<()> {
+        let old = nix::unistd::Pid::from_raw(self.daemon_pid("agent")?);
+        match nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGTERM) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(errno) => bail!("cannot end the agent: {errno}"),
+        }
+        eventually(Duration::from_secs(20), || match alive(old.as_raw()) {
+            true => bail!("the agent does not end"),
+            false => Ok(()),
+        })
+    }
+
+    /// Starts an agent that does not run, as `policyctl up` would, with `extra` added to its configuration, whose last
+    /// table is `eviction`.
+    pub fn start_agent(&self, extra: &str) -> Result<()> {
+        let config = self.state_dir.join("agent/config.toml");
+        let text = std::fs::read_to_string(&config)?;
+        let own = text.split(ADDED).next().unwrap_or_default();
+        std::fs::write(&config, format!("{own}{ADDED}{extra}"))?;
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .open(self.state_dir.join("logs/agent.log"))?;
+        let child = std::process::Command::new(self.state_dir.join("tools/palisade-agent"))
+            .args(["run", "--config"])
+            .arg(&config)
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir("/")
+            .spawn()
+            .context("cannot start the agent")?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let since = fields.split(' ').nth(19).context("no start time")?;
+        std::fs::write(
+            self.run_dir.join("agent.pid"),
+            format!("{} {since}\n", child.id()),
+        )?;
+        // Its end is heard of by whoever looks; nobody waits for it.
+        std::thread::spawn(move || {
+            let mut child = child;
+            child.wait()
+        });
+        Ok(())
     }
 
     /// The administrator's kubeconfig.
@@ -330,4 +390,9 @@ fn make_passable(directory: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot set the mode of {}", directory.display()))
+}
+
+/// Whether a process runs.
+pub fn alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

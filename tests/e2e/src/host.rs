@@ -25,6 +25,11 @@ impl Snapshot {
         Ok(Self { lines })
     }
 
+    /// One line for each thing that was found.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str)
+    }
+
     /// What is here now and was not in `before`, and what was there and is gone.
     pub fn difference(&self, before: &Self) -> Vec<String> {
         let added = self

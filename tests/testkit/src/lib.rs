@@ -2,7 +2,7 @@
 //! scanner and its lab database, and generators for random policies and packets.
 //!
 //! Entry points: [`lab::vulnerable`] and [`lab::clean`] for ready images, [`image::ImageBuilder`] for any
-//! other, [`registry::Registry`], [`scanner`], [`policies`]. Non-goals: starting Palisade itself
+//! other, [`registry::Registry`], [`scanner`], [`policies`], [`walk`] for kills in the middle of things. Non-goals: starting Palisade itself
 //! (`tests/e2e`).
 
 #![forbid(unsafe_code)]
@@ -12,3 +12,4 @@ pub mod lab;
 pub mod policies;
 pub mod registry;
 pub mod scanner;
+pub mod walk;

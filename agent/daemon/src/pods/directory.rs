@@ -47,6 +47,11 @@ impl Directory {
         self.pods().get(&(namespace.to_owned(), pod.to_owned())).cloned()
     }
 
+    /// Every pod.
+    pub(crate) fn all(&self) -> Vec<Entry> {
+        self.pods().values().cloned().collect()
+    }
+
     /// Signals every change.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

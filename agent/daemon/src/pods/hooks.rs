@@ -1,12 +1,12 @@
 //! Hooks after the start of a container and before its stop signal.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use agent_health::{CheckError, HttpGet};
 use agent_runtime::RuntimeError;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 
-use super::Context;
+use super::{Context, held::HeldNetwork};
 
 /// What a hook that nobody limits may take: longer than any deadline that makes sense, and yet an end.
 pub(super) const LONGEST: Duration = Duration::from_hours(24);
@@ -34,7 +34,7 @@ pub(super) async fn run(
     pod_uid: &str,
     container: &Container,
     hook: &LifecycleHandler,
-    (address, netns): (Option<IpAddr>, &Path),
+    address: Option<IpAddr>,
     limit: Duration,
 ) -> Result<(), HookError> {
     if let Some(exec) = &hook.exec {
@@ -50,7 +50,8 @@ pub(super) async fn run(
     }
     if let Some(get) = &hook.http_get {
         let get = HttpGet::of(get, container, address.ok_or(HookError::NoAddress)?)?;
-        return agent_health::call(&get, netns, limit)
+        let network = HeldNetwork::of(&context.runtime, pod_uid, limit).await?;
+        return agent_health::call(&get, network.path(), limit)
             .await
             .map_err(HookError::Request);
     }

@@ -10,6 +10,8 @@ mod container;
 mod contents;
 pub(crate) mod directory;
 pub(crate) mod env;
+pub(crate) mod evictions;
+mod held;
 mod hooks;
 mod ids;
 mod names;
@@ -42,7 +44,7 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{directory::Directory, ids::Ids, worker::Worker};
+use self::{directory::Directory, evictions::Evictions, ids::Ids, worker::Worker};
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
 
 pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
@@ -62,6 +64,7 @@ pub(crate) struct Context {
     pub(crate) directory: Directory,
     pub(crate) static_pods: StaticPods,
     pub(crate) ids: Ids,
+    pub(crate) evictions: Evictions,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
 }
@@ -138,7 +141,12 @@ impl Pods {
                     let known = wanted.keys().chain(survivors.keys()).cloned().collect();
                     let config = self.context.config.clone();
                     // Waited for: a pod that begins meanwhile would be taken for an old one.
-                    match agent_runtime::in_turn(move || sweep(&config, &known)).await {
+                    match agent_runtime::in_turn(move || {
+                        sweep(&config, &known)?;
+                        sweep_logs(&config, &known)
+                    })
+                    .await
+                    {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => {
                             tracing::warn!(
@@ -236,16 +244,26 @@ impl Pods {
 }
 
 /// Removes what pods that nobody knows any more left in the agent's directories: `known` are those that
-/// live or are wanted.
+/// live or are wanted. Writable layers too: after a reboot there is no runtime state that would tell of them.
 pub(crate) fn sweep(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
-    let entries = match std::fs::read_dir(config.pods_dir()) {
+    sweep_directory(&config.pods_dir(), known)?;
+    sweep_directory(&config.writable_dir(), known)
+}
+
+/// The same for logs, whose directories have the UID last, as Kubernetes names them; no UID has such a stroke.
+fn sweep_logs(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
+    sweep_directory(&config.logs_dir(), known)
+}
+
+fn sweep_directory(directory: &std::path::Path, known: &BTreeSet<String>) -> Result<(), VolumeError> {
+    let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(volumes::failed("list", &config.pods_dir(), source)),
+        Err(source) => return Err(volumes::failed("list", directory, source)),
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !known.contains(&name) {
+        if !known.contains(name.rsplit('_').next().unwrap_or_default()) {
             steps::remove_directory(&entry.path())?;
         }
     }

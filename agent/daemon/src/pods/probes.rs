@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Probe};
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{Context, worker::News};
+use super::{Context, held::HeldNetwork, worker::News};
 use crate::policy::chain;
 
 /// Where a pod's probes go.
@@ -22,7 +21,6 @@ use crate::policy::chain;
 pub(super) struct Place {
     pub(super) pod_uid: String,
     pub(super) address: Option<IpAddr>,
-    pub(super) netns: PathBuf,
 }
 
 /// A probe that should run.
@@ -134,7 +132,10 @@ async fn ask(
     };
     match Check::of(probe, container, address) {
         Ok(Check::Program(argv)) => run(context, &place.pod_uid, &container.name, &argv, timeout).await,
-        Ok(check) => agent_health::ask(&check, Path::new(&place.netns), timeout).await,
+        Ok(check) => match HeldNetwork::of(&context.runtime, &place.pod_uid, timeout).await {
+            Ok(network) => agent_health::ask(&check, network.path(), timeout).await,
+            Err(error) => Outcome::Error(chain(&error)),
+        },
         Err(error) => Outcome::Error(error.to_string()),
     }
 }

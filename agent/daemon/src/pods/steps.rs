@@ -26,6 +26,7 @@ use super::{
     container::{self, ContainerError, Places, Resolved},
     contents::Sources,
     env::{self, Addresses, Objects},
+    held::{self, HeldNetwork},
     ids::NoIds,
     names,
     sandbox::{Ground, SandboxError},
@@ -199,8 +200,8 @@ pub(super) async fn attach_network(
     id: &PodId,
     pod: &Pod,
 ) -> Result<Attachment, StepError> {
-    let netns = context.runtime.status(&id.uid).await?.netns;
-    let attachment = context.network.prepare(&id.uid, &netns).await?;
+    let network = HeldNetwork::of(&context.runtime, &id.uid, held::LONGEST).await?;
+    let attachment = context.network.prepare(&id.uid, network.path()).await?;
     // An attempt that failed half-way may have left programs on an interface that is gone.
     context.policy.detach(attachment.endpoint).await?;
     context.policy.attach(endpoint(id, &attachment)).await?;

@@ -7,13 +7,13 @@ mod acts;
 mod health;
 mod sandboxes;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent_health::Outcome;
 use agent_images::RootfsLayers;
 use agent_network::Attachment;
 use agent_plan::{
-    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, plan, render,
+    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, evict, plan, render,
 };
 use agent_runtime::{PodStatus, RuntimeError};
 use jiff::Timestamp;
@@ -27,6 +27,7 @@ use tokio::{
 use super::{
     Context, PodId, Survivor,
     directory::{Entry, Latest},
+    evictions::Ordered,
     hooks::HookError,
     observe,
     probes::Probes,
@@ -68,8 +69,6 @@ pub(super) struct Worker {
     probes: Probes,
     /// Hooks that run, by container. A container has one at a time.
     hooks: BTreeMap<String, JoinHandle<()>>,
-    /// The pod's network namespace.
-    netns: Option<PathBuf>,
     /// What was seen of the sandboxes of its containers.
     sandboxes: Sandboxes,
     /// Asks what policy leaves of connections, while it does.
@@ -84,6 +83,8 @@ pub(super) struct Worker {
     /// The shim is gone; what is left of it must go too.
     lost: bool,
     retry_at: Option<Instant>,
+    /// Pods that have to go since the node says so.
+    evictions: Ordered,
     /// When volumes that mirror objects are looked at next; nothing for a pod that has none.
     refresh_at: Option<Instant>,
     refreshing: Option<JoinHandle<()>>,
@@ -131,6 +132,7 @@ impl Worker {
         let reporter = Reporter::start(context.client.clone(), id.clone());
         let pod = objects.borrow().clone();
         let mut worker = Self {
+            evictions: context.evictions.follow(),
             id,
             refresh_at: pod
                 .as_deref()
@@ -149,7 +151,6 @@ impl Worker {
             follower: None,
             probes: Probes::default(),
             hooks: BTreeMap::new(),
-            netns: None,
             sandboxes: Sandboxes::default(),
             asking: None,
             policy: context.policy.changes(),
@@ -188,6 +189,7 @@ impl Worker {
                 self.ephemeral = ephemeral(&object);
                 self.pod = Some(object);
             }
+            self.obey_node();
             let gone = self.objects.borrow().is_none() || self.confirmed;
             let mut wanted = observe::wanted(self.pod.as_deref(), self.reported.as_ref(), &self.seen);
             if gone {
@@ -254,7 +256,6 @@ impl Worker {
         };
         self.attachment = attachment;
         if pod.alive {
-            self.netns = Some(pod.status.netns.clone());
             self.follow(pod.status.version);
         } else {
             self.lost = true;
@@ -293,10 +294,29 @@ impl Worker {
             Ok(()) = self.policy.changed(), if self.sandboxes.limit_connections() => {
                 self.sandboxes.policy_changed();
             }
+            () = self.evictions.changed() => {}
             () = timer => {}
         }
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
+        }
+    }
+
+    /// Ends the pod if the node has to do without it.
+    fn obey_node(&mut self) {
+        let Some(order) = self.evictions.order_for(&self.id.uid) else {
+            return;
+        };
+        let message = order.eviction.message.clone();
+        if evict(&mut self.seen, order.eviction) {
+            self.seen.node_ends = order.node_ends;
+            tracing::warn!(pod = %self.id.name, namespace = %self.id.namespace, message, "evicted by the node");
+            let reason = if order.node_ends {
+                "NodeShutdown"
+            } else {
+                "Evicted"
+            };
+            self.event(None, Kind::Warning, reason, message);
         }
     }
 
@@ -336,7 +356,6 @@ impl Worker {
     }
 
     fn observe(&mut self, status: &PodStatus) {
-        self.netns = Some(status.netns.clone());
         for status in &status.containers {
             if let Some(container) = self.seen.containers.get_mut(&status.name) {
                 observe::take(&self.id, container, status);

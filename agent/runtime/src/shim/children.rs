@@ -4,6 +4,7 @@
 //! it may mean any process of the host. So every death is given to somebody, or kept while somebody may still ask for it.
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
@@ -25,7 +26,18 @@ pub(super) struct Unclaimed {
 impl Supervisor {
     pub(super) fn reap(&mut self) -> Result<(), ShimError> {
         loop {
-            let (pid, ended) = match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            let dead = match nix::sys::wait::waitid(Id::All, peek) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(status) => status.pid(),
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(system("look for dead children")(errno)),
+            };
+            if let Some(creator) = dead.filter(|dead| self.creators.contains(dead)) {
+                // While it is not reaped its number still names its process group.
+                self.end_start_of(creator);
+            }
+            let (pid, ended) = match nix::sys::wait::waitpid(dead, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, status)) => (pid, Ended { status, signal: None }),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (
                     pid,
@@ -39,6 +51,20 @@ impl Supervisor {
                 Err(errno) => return Err(system("wait for children")(errno)),
             };
             self.bury(pid, ended);
+        }
+    }
+
+    /// Hears what a dead creator had to say. If that was not all, its start has failed, and what it left goes too: the
+    /// other ends of its pipe may be in processes that would wait for it for ever.
+    fn end_start_of(&mut self, creator: Pid) {
+        self.read_reports();
+        let mut jobs = self.jobs.iter();
+        let at = jobs.position(|job| job.creator.pid == creator && !job.creator.reaped && job.is_starting());
+        if let Some(index) = at {
+            self.fail_job(
+                index,
+                "the helper process died without a report".to_owned().into(),
+            );
         }
     }
 
@@ -92,6 +118,15 @@ impl Supervisor {
         // A death of a process that had the number before is not this one's.
         let ended = if is_child { None } else { Some(dead?) };
         Some(Forked { pid, ended })
+    }
+
+    /// Ends the process of a start that was given up before its creator told of it.
+    pub(super) fn end_untold(&mut self, job: &Job) {
+        if let (None, Some(pid)) = (&job.forked, job.creator.announcement.forked())
+            && let Some(Forked { pid, ended: None }) = self.claim(pid)
+        {
+            let _may_be_dead = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        }
     }
 
     fn forked(&mut self, pid: Pid) -> Option<&mut Forked> {

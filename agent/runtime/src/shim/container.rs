@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::cgroup::{self, CgroupError};
 use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PidNamespace, PodPaths};
 use crate::logs::{LogFile, Stream};
+use crate::shim::announcement::Announcement;
 use crate::shim::attachment::{Attachment, Copy};
 use crate::shim::capture::{self, Source};
 use crate::shim::conversation::Conversation;
@@ -115,14 +116,17 @@ pub(crate) type Parts = [Option<OwnedFd>; 4];
 pub(crate) struct Creator {
     pub(crate) pid: Pid,
     pub(crate) report: OwnedFd,
-    /// Once it has been reaped its number may be anybody's.
+    pub(crate) announcement: Announcement,
+    /// Once it has been reaped its number may be anybody's, as that of its process group.
     pub(crate) reaped: bool,
 }
 
 impl Creator {
+    /// With what libcontainer has forked for it and not yet put into the container's control group.
     pub(crate) fn kill(&self) {
         if !self.reaped {
             let _may_be_dead = nix::sys::signal::kill(self.pid, Signal::SIGKILL);
+            let _may_be_gone = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
         }
     }
 }
@@ -532,10 +536,11 @@ fn start_creator(
         ruleset,
         streams,
     };
-    let (pid, report) = creator::start(creation).map_err(ContainerError::Creator)?;
+    let started = creator::start(creation).map_err(ContainerError::Creator)?;
     Ok(Creator {
-        pid,
-        report,
+        pid: started.pid,
+        report: started.report,
+        announcement: started.announcement,
         reaped: false,
     })
 }

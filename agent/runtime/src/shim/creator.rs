@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup;
 use crate::config::ContainerConfig;
 use crate::protocol::Failure;
+use crate::shim::announcement::Announcement;
 use crate::shim::executor::{Confinement, Word};
 use crate::shim::gate::Gate;
 use crate::shim::measure::{self, Expected};
@@ -47,6 +48,16 @@ pub(crate) enum Work<'a> {
     },
     /// A program beside it.
     Exec { argv: &'a [String], target: Target },
+}
+
+/// A creator that was started.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: Pid,
+    /// Its reports.
+    pub(crate) report: OwnedFd,
+    /// The process of a program beside the container's own, from its fork on.
+    pub(crate) announcement: Announcement,
 }
 
 /// Everything the child needs; it gets a copy of the shim's memory.
@@ -85,17 +96,27 @@ pub(crate) enum Report {
     Failed(Failure),
 }
 
-/// Starts the child; its report comes through the returned pipe.
-pub(crate) fn start(creation: Creation<'_>) -> Result<(Pid, OwnedFd), ShimError> {
+/// Starts the child, which leads a process group of its own: what it leaves half done is found by that.
+pub(crate) fn start(creation: Creation<'_>) -> Result<Started, ShimError> {
+    let announcement = Announcement::new().map_err(system("share memory with the helper"))?;
     let (report, to_shim) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(system("create a pipe"))?;
     let shim = nix::unistd::getpid();
     // SAFETY: the process has one thread, so the child may allocate and lock as it likes.
     match unsafe { nix::unistd::fork() }.map_err(system("fork to start a process"))? {
-        ForkResult::Parent { child } => Ok((child, report)),
+        ForkResult::Parent { child } => {
+            // By both, so that it holds from whatever happens first.
+            let _child_was_faster = nix::unistd::setpgid(child, child);
+            Ok(Started {
+                pid: child,
+                report,
+                announcement,
+            })
+        }
         ForkResult::Child => {
             drop(report);
+            let _parent_was_faster = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0));
             let mut to_shim = File::from(to_shim);
-            let outcome = match create(creation, shim, &mut to_shim) {
+            let outcome = match create(creation, shim, &announcement, &mut to_shim) {
                 Ok((pid, sandbox)) => Report::Started {
                     pid: pid.as_raw(),
                     sandbox,
@@ -114,7 +135,12 @@ fn say(to_shim: &mut File, report: &Report) -> std::io::Result<()> {
     to_shim.write_all(&line)
 }
 
-fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<(Pid, Findings), Failure> {
+fn create(
+    creation: Creation<'_>,
+    shim: Pid,
+    announcement: &Announcement,
+    to_shim: &mut File,
+) -> Result<(Pid, Findings), Failure> {
     let failed = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
     let Creation {
         work,
@@ -198,7 +224,7 @@ fn create(creation: Creation<'_>, shim: Pid, to_shim: &mut File) -> Result<(Pid,
             container.pid().ok_or("the container has no process")?
         }
         Work::Exec { argv, target } => {
-            let pid = session::start(&target, &confinement, argv, &streams)?;
+            let pid = session::start(&target, &confinement, argv, &streams, announcement)?;
             drop(confinement);
             pid
         }

@@ -30,11 +30,12 @@ const NAME: &std::ffi::CStr = c"palisade-pod";
 pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
     let (from_child, to_parent) = pipe()?;
     let (from_parent, to_child) = pipe()?;
+    let shim = nix::unistd::getpid();
     // SAFETY: the process has one thread, so the child may allocate and lock as it likes.
     match unsafe { nix::unistd::fork() }.map_err(system("fork the namespace holder"))? {
         ForkResult::Child => {
             drop((from_child, to_child));
-            hold(pod, &from_parent, &to_parent)
+            hold(pod, shim, &from_parent, &to_parent)
         }
         ForkResult::Parent { child } => {
             drop((from_parent, to_parent));
@@ -54,8 +55,8 @@ pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
     }
 }
 
-fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
-    let reason = match enter(pod, from_parent, to_parent) {
+fn hold(pod: &PodConfig, shim: Pid, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
+    let reason = match enter(pod, shim, from_parent, to_parent) {
         Ok(None) => {
             // The shim waits for no more; from here on only its death matters.
             loop {
@@ -76,6 +77,7 @@ fn hold(pod: &PodConfig, from_parent: &OwnedFd, to_parent: &OwnedFd) -> ! {
 /// Enters the namespaces, and returns the process number 1 of the pid namespace, if there is one.
 fn enter(
     pod: &PodConfig,
+    shim: Pid,
     from_parent: &OwnedFd,
     to_parent: &OwnedFd,
 ) -> Result<Option<Pid>, (&'static str, Errno)> {
@@ -125,8 +127,8 @@ fn enter(
     nix::sys::prctl::set_no_new_privs().map_err(step("set no_new_privs"))?;
     drop_capabilities()?;
     SigSet::all().thread_set_mask().map_err(step("block signals"))?;
-    // The shim may have died before it was tied to it.
-    if nix::unistd::getppid() == Pid::from_raw(1) {
+    // The shim may have died before it was tied to it; whoever took it in then need not be process 1.
+    if nix::unistd::getppid() != shim {
         return Err(("find the shim alive", Errno::ESRCH));
     }
     rustix::io::write(to_parent, DONE)

@@ -1,7 +1,7 @@
 //! Sessions whose streams the agent holds: the shim starts them, hands the descriptors over, and then only
 //! waits for the end of the program or of the client. Attachments to a container's own streams start here too.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sched::CloneFlags;
@@ -46,7 +46,7 @@ pub(crate) struct Interactive {
 
 impl Interactive {
     /// For `poll`: readable when the client is gone.
-    pub(crate) fn client(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+    pub(crate) fn client(&self) -> Option<BorrowedFd<'_>> {
         self.conversation.as_ref().map(Conversation::fd)
     }
 
@@ -170,16 +170,31 @@ impl Supervisor {
     /// A socket in the pod's network namespace.
     pub(crate) fn socket(&mut self, client: u64, ipv6: bool) -> Result<(), String> {
         let socket = socket_of(&self.pod, ipv6)?;
-        if let Some(mut conversation) = self.clients.remove(&client) {
-            let opened = Response::Opened(Streamed {
-                socket: true,
-                ..Streamed::default()
-            });
-            if let Err(error) = conversation.hand_over(&opened, &[socket.as_fd()]) {
-                complain(&format!("a socket is lost: {}", chain(&error)));
-            }
-        }
+        let opened = Streamed {
+            socket: true,
+            ..Streamed::default()
+        };
+        self.give(client, opened, socket.as_fd());
         Ok(())
+    }
+
+    /// The pod's network namespace: the one that the holder made, whatever became of the holder's number.
+    pub(crate) fn network(&mut self, client: u64) -> Result<(), String> {
+        let namespace = open_namespace(&self.pod.shared.namespaces.join("net"))?;
+        let opened = Streamed {
+            network: true,
+            ..Streamed::default()
+        };
+        self.give(client, opened, namespace.as_fd());
+        Ok(())
+    }
+
+    fn give(&mut self, client: u64, opened: Streamed, descriptor: BorrowedFd<'_>) {
+        if let Some(mut conversation) = self.clients.remove(&client)
+            && let Err(error) = conversation.hand_over(&Response::Opened(opened), &[descriptor])
+        {
+            complain(&format!("a descriptor is lost: {}", chain(&error)));
+        }
     }
 
     /// Notices ends of programs and of clients.
@@ -196,7 +211,7 @@ fn hand_over(conversation: &mut Conversation, parts: [Option<&OwnedFd>; 4]) -> b
         stdout,
         stderr,
         terminal,
-        socket: false,
+        ..Streamed::default()
     });
     let descriptors: Vec<_> = parts.into_iter().flatten().map(AsFd::as_fd).collect();
     match conversation.hand_over(&opened, &descriptors) {
@@ -232,11 +247,8 @@ fn kill_session(group: &str, leader: Pid) {
 
 /// A socket belongs to the namespace it was made in, wherever it is used: only this one call happens inside.
 fn socket_of(pod: &Pod, ipv6: bool) -> Result<OwnedFd, String> {
-    let open = |path: &std::path::Path| {
-        std::fs::File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))
-    };
-    let outside = open("/proc/self/ns/net".as_ref())?;
-    let inside = open(&pod.shared.namespaces.join("net"))?;
+    let outside = open_namespace("/proc/self/ns/net".as_ref())?;
+    let inside = open_namespace(&pod.shared.namespaces.join("net"))?;
     let enter = |namespace: &std::fs::File| nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET);
     enter(&inside).map_err(|errno| format!("cannot enter the pod's network: {errno}"))?;
     let family = if ipv6 {
@@ -249,4 +261,8 @@ fn socket_of(pod: &Pod, ipv6: bool) -> Result<OwnedFd, String> {
     // The shim uses no network itself, so that failing here would change nothing but the next socket's origin.
     enter(&outside).map_err(|errno| format!("cannot leave the pod's network: {errno}"))?;
     socket.map_err(|errno| format!("cannot make a socket in the pod: {errno}"))
+}
+
+fn open_namespace(path: &std::path::Path) -> Result<std::fs::File, String> {
+    std::fs::File::open(path).map_err(|error| format!("cannot open {}: {error}", path.display()))
 }

@@ -89,24 +89,24 @@ impl Job {
 
     /// The creator's next report once it is complete.
     pub(crate) fn read_report(&mut self) -> Option<Report> {
-        if let Some(report) = self.next_line() {
-            return Some(report);
-        }
         let mut chunk = [0; 4096];
         let dead = |what: &str| Some(Report::Failed(format!("the helper process {what}").into()));
-        let mut fds = [PollFd::new(self.creator.report.as_fd(), PollFlags::POLLIN)];
-        match nix::poll::poll(&mut fds, PollTimeout::ZERO) {
-            Ok(0) | Err(Errno::EINTR) => return None,
-            Ok(_) => {}
-            Err(errno) => return dead(&format!("cannot be heard: {errno}")),
-        }
-        match rustix::io::read(&self.creator.report, &mut chunk) {
-            Ok(0) => dead("died without a report"),
-            Ok(length) => {
-                self.line.extend_from_slice(&chunk[..length]);
-                self.next_line()
+        loop {
+            if let Some(report) = self.next_line() {
+                return Some(report);
             }
-            Err(errno) => dead(&format!("cannot be heard: {errno}")),
+            let mut fds = [PollFd::new(self.creator.report.as_fd(), PollFlags::POLLIN)];
+            match nix::poll::poll(&mut fds, PollTimeout::ZERO) {
+                Ok(0) => return None,
+                Err(Errno::EINTR) => continue,
+                Ok(_) => {}
+                Err(errno) => return dead(&format!("cannot be heard: {errno}")),
+            }
+            match rustix::io::read(&self.creator.report, &mut chunk) {
+                Ok(0) => return dead("died without a report"),
+                Ok(length) => self.line.extend_from_slice(&chunk[..length]),
+                Err(errno) => return dead(&format!("cannot be heard: {errno}")),
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! one loop over descriptors in one thread ([`supervisor`]), small and without an allocator's worth of
 //! anything: libcontainer, which is neither, runs in a child per container start ([`creator`]).
 
+mod announcement;
 mod attachment;
 mod capture;
 mod children;

@@ -13,6 +13,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::cgroup;
 use crate::config::ContainerConfig;
+use crate::shim::announcement::Announcement;
 use crate::shim::creator::Streams;
 use crate::shim::executor::Confinement;
 use crate::shim::{chain, exit_now};
@@ -33,6 +34,7 @@ pub(crate) fn start(
     confinement: &Confinement,
     argv: &[String],
     streams: &Streams,
+    announcement: &Announcement,
 ) -> Result<Pid, String> {
     cgroup::join(&target.cgroup).map_err(|error| chain(&error))?;
     // From the moment they share namespaces, the container's processes could look into this one.
@@ -46,7 +48,7 @@ pub(crate) fn start(
         | CloneFlags::CLONE_NEWCGROUP;
     nix::sched::setns(&target.process, namespaces)
         .map_err(|errno| format!("cannot join the container's namespaces: {errno}"))?;
-    match fork_sibling().map_err(|errno| format!("cannot fork into the container: {errno}"))? {
+    match fork_sibling(announcement).map_err(|errno| format!("cannot fork into the container: {errno}"))? {
         Some(pid) => Ok(pid),
         None => {
             let failure = match become_user(&confinement.config, streams) {
@@ -59,12 +61,13 @@ pub(crate) fn start(
     }
 }
 
-/// Forks a child into the joined pid namespace. Its parent is the shim, which watches it.
-fn fork_sibling() -> Result<Option<Pid>, Errno> {
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+/// Forks a child into the joined pid namespace. Its parent is the shim, which watches it and knows it by `announcement`
+/// from before it runs.
+fn fork_sibling(announcement: &Announcement) -> Result<Option<Pid>, Errno> {
+    let flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with no stack this is fork; the process has one thread, so the child may
-    // allocate and lock as it likes.
-    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    // allocate and lock as it likes. The kernel writes one int at the announcement's address, which is mapped for it.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, announcement.address(), 0, 0) };
     match Errno::result(result)? {
         0 => Ok(None),
         pid => i32::try_from(pid)

@@ -230,7 +230,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn read_reports(&mut self) {
+    pub(super) fn read_reports(&mut self) {
         let mut index = 0;
         while let Some(job) = self.jobs.get_mut(index) {
             match job.is_starting().then(|| job.read_report()).flatten() {
@@ -295,9 +295,10 @@ impl Supervisor {
         true
     }
 
-    fn fail_job(&mut self, index: usize, failure: Failure) {
+    pub(super) fn fail_job(&mut self, index: usize, failure: Failure) {
         let job = self.jobs.remove(index);
         job.kill();
+        self.end_untold(&job);
         if job.starts_container()
             && let Some(container) = self.containers.get_mut(&job.container)
         {
@@ -397,6 +398,7 @@ impl Supervisor {
                 self.attach(client, &container, stdin).map_err(Failure::from)
             }
             Request::Socket { ipv6 } => self.socket(client, ipv6).map_err(Failure::from),
+            Request::Network => self.network(client).map_err(Failure::from),
             Request::Signal { container, signal } => {
                 self.signal(client, &container, signal).map_err(Failure::from)
             }

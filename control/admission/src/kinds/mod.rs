@@ -1,8 +1,10 @@
 //! Defaults and checks of each kind.
 
 mod assertions;
+mod certificates;
 mod cluster;
 mod data;
+mod disruption;
 mod images;
 mod policy;
 mod sandbox;
@@ -49,9 +51,13 @@ pub(crate) fn check(
         ("", "Service", "") => service::check(request, object, problems),
         ("", "Event", _) => cluster::check_event(object, problems),
         ("", "Node", "") => return cluster::check_node(request, object, problems),
+        ("certificates.k8s.io", "CertificateSigningRequest", _) => {
+            certificates::check(request, object, problems);
+        }
         ("coordination.k8s.io", "Lease", _) => cluster::check_lease(object, problems),
         ("discovery.k8s.io", "EndpointSlice", _) => data::check_endpoint_slice(request, object, problems),
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
+        ("policy", "PodDisruptionBudget", "") => disruption::check(object, problems),
         ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
         ("palisade.dev", "SandboxProfile", _) => sandbox::check(object, problems),

@@ -18,7 +18,9 @@ fn routes_of(row: &Resource) -> Vec<(Method, String)> {
     let mut routes = match row.stored {
         Stored::Yes | Stored::Virtual => vec![(Method::POST, collection.clone())],
         // Answers no other method, whoever asks.
-        Stored::Derived => vec![(Method::GET, collection.clone()), (Method::GET, object.clone())],
+        Stored::Derived | Stored::Measured => {
+            vec![(Method::GET, collection.clone()), (Method::GET, object.clone())]
+        }
     };
     if row.stored == Stored::Yes {
         routes.push((Method::GET, collection.clone()));
@@ -125,6 +127,14 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
     let read = *method == Method::GET;
     match row.plural {
         "profiles" => false,
+        // What is measured is for people.
+        _ if row.stored == Stored::Measured => false,
+        // Its next certificate; approving and signing are others' work.
+        "certificatesigningrequests" => {
+            let collection = !path.contains("/certificatesigningrequests/");
+            (read && !path.ends_with("/approval") && !path.ends_with("/status"))
+                || (*method == Method::POST && collection)
+        }
         _ if matches!(row.group, "projectcalico.org" | "policy.networking.k8s.io") => {
             read && !path.ends_with("/status")
         }

@@ -18,8 +18,11 @@ pub(super) fn by_kind(api_version: &str, kind: &str) -> Option<&'static Message>
         ("v1", "ServiceAccount") => &ServiceAccount,
         ("authentication.k8s.io/v1", "SelfSubjectReview") => &SelfSubjectReview,
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &SelfSubjectAccessReview,
+        ("certificates.k8s.io/v1", "CertificateSigningRequest") => &CertificateSigningRequest,
         ("coordination.k8s.io/v1", "Lease") => &Lease,
         ("networking.k8s.io/v1", "NetworkPolicy") => &NetworkPolicy,
+        ("policy/v1", "Eviction") => &Eviction,
+        ("policy/v1", "PodDisruptionBudget") => &PodDisruptionBudget,
         // Clients send it under the version of whatever they delete.
         (_, "DeleteOptions") => &DeleteOptions,
         _ => return None,
@@ -117,6 +120,18 @@ messages! {
         1 monitors: [Text], 2 path: Text, 3 user: Text, 4 secretFile: Text,
         5 secretRef: LocalObjectReference, 6 readOnly: Bool,
     }
+    CertificateSigningRequest {
+        1 metadata: ObjectMeta, 2 spec: CertificateSigningRequestSpec, 3 status: CertificateSigningRequestStatus,
+    }
+    CertificateSigningRequestCondition {
+        1 type: Text, 2 reason: Text, 3 message: Text, 4 lastUpdateTime: Time, 5 lastTransitionTime: Time,
+        6 status: Text,
+    }
+    CertificateSigningRequestSpec {
+        1 request: Bytes, 2 username: Text, 3 uid: Text, 4 groups: [Text], 5 usages: [Text], 7 signerName: Text,
+        8 expirationSeconds: Int,
+    }
+    CertificateSigningRequestStatus { 1 conditions: [CertificateSigningRequestCondition], 2 certificate: Bytes }
     CinderVolumeSource {
         1 volumeID: Text, 2 fsType: Text, 3 readOnly: Bool, 4 secretRef: LocalObjectReference,
     }
@@ -212,6 +227,7 @@ messages! {
     }
     EventSeries { 1 count: Int, 2 lastObservedTime: MicroTime }
     EventSource { 1 component: Text, 2 host: Text }
+    Eviction { 1 metadata: ObjectMeta, 2 deleteOptions: DeleteOptions }
     ExecAction { 1 command: [Text] }
     FcVolumeSource { 1 targetWWNs: [Text], 2 lun: Int, 3 fsType: Text, 4 readOnly: Bool, 5 wwids: [Text] }
     FieldSelectorAttributes { 1 rawSelector: Text, 2 requirements: [FieldSelectorRequirement] }
@@ -363,6 +379,17 @@ messages! {
     PodCondition {
         1 type: Text, 2 status: Text, 3 lastProbeTime: Time, 4 lastTransitionTime: Time, 5 reason: Text,
         6 message: Text, 7 observedGeneration: Int,
+    }
+    PodDisruptionBudget {
+        1 metadata: ObjectMeta, 2 spec: PodDisruptionBudgetSpec, 3 status: PodDisruptionBudgetStatus,
+    }
+    PodDisruptionBudgetSpec {
+        1 minAvailable: IntOrString, 2 selector: LabelSelector, 3 maxUnavailable: IntOrString,
+        4 unhealthyPodEvictionPolicy: Text,
+    }
+    PodDisruptionBudgetStatus {
+        1 observedGeneration: Int, 2 disruptedPods: {Time}, 3 disruptionsAllowed: Int, 4 currentHealthy: Int,
+        5 desiredHealthy: Int, 6 expectedPods: Int, 7 conditions: [Condition],
     }
     PodDnsConfig { 1 nameservers: [Text], 2 searches: [Text], 3 options: [PodDnsConfigOption] }
     PodDnsConfigOption { 1 name: Text, 2 value: Text }

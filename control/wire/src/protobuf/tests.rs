@@ -319,6 +319,20 @@ fn tables_name_the_fields_of_the_types() {
         group,
         unknown::<types::authentication::v1::SelfSubjectReview>(group, kind),
     );
+    let (group, kind) = ("certificates.k8s.io/v1", "CertificateSigningRequest");
+    check(
+        kind,
+        group,
+        unknown::<types::certificates::v1::CertificateSigningRequest>(group, kind),
+    );
+    let (group, kind) = ("policy/v1", "PodDisruptionBudget");
+    check(
+        kind,
+        group,
+        unknown::<types::policy::v1::PodDisruptionBudget>(group, kind),
+    );
+    let (group, kind) = ("policy/v1", "Eviction");
+    check(kind, group, unknown::<types::policy::v1::Eviction>(group, kind));
     let (group, kind) = ("authorization.k8s.io/v1", "SelfSubjectAccessReview");
     check(
         kind,

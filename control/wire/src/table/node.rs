@@ -7,6 +7,7 @@ use super::{
     Column,
     columns::{AGE, NAME, text, text_at, wide},
 };
+use crate::age::human_duration;
 
 /// Labels of this form name the roles of a node.
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
@@ -37,6 +38,69 @@ pub(super) const COLUMNS: &[Column] = &[
     }),
     wide("Container-Runtime", "Container runtime.", |node, _| {
         unknown_if_empty(text_at(node, "/status/nodeInfo/containerRuntimeVersion"))
+    }),
+];
+
+/// Requests for certificates, which are those of nodes.
+pub(super) const CERTIFICATE_REQUEST: &[Column] = &[
+    NAME,
+    AGE,
+    text("SignerName", "Whose signature is asked for.", |request, _| {
+        json!(text_at(request, "/spec/signerName"))
+    }),
+    text("Requestor", "Who asks.", |request, _| {
+        json!(text_at(request, "/spec/username"))
+    }),
+    text(
+        "RequestedDuration",
+        "How long it shall be valid.",
+        |request, _| {
+            let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
+            seconds.map_or_else(|| json!("<none>"), |seconds| json!(human_duration(seconds)))
+        },
+    ),
+    text("Condition", "What became of it.", |request, _| {
+        json!(outcome(request))
+    }),
+];
+
+/// `Approved,Issued`, as Kubernetes says it.
+fn outcome(request: &Value) -> String {
+    let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
+    let is = |kind: &str| {
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == kind)
+    };
+    let mut words = Vec::new();
+    match (is("Denied"), is("Approved")) {
+        (true, _) => words.push("Denied"),
+        (false, true) => words.push("Approved"),
+        (false, false) => words.push("Pending"),
+    }
+    if is("Failed") {
+        words.push("SignerValidationFailure");
+    }
+    if !text_at(request, "/status/certificate").is_empty() {
+        words.push("Issued");
+    }
+    words.join(",")
+}
+
+/// What a node uses.
+pub(super) const METRICS: &[Column] = &[
+    NAME,
+    text("CPU", "Cores in use.", |node, _| {
+        json!(text_at(node, "/usage/cpu"))
+    }),
+    text(
+        "Memory",
+        "Memory that cannot be taken back at once.",
+        |node, _| json!(text_at(node, "/usage/memory")),
+    ),
+    text("Window", "What the average is over.", |node, _| {
+        json!(text_at(node, "/window"))
     }),
 ];
 

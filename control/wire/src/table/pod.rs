@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Column,
-    columns::{AGE, NAME, text, text_at, text_or_none, wide},
+    columns::{AGE, NAME, number, text, text_at, text_or_none, wide},
 };
 use crate::age::age;
 
@@ -55,6 +55,44 @@ pub(super) const COLUMNS: &[Column] = &[
         },
     ),
 ];
+
+/// What a pod uses. The columns are those of nodes; sums are `kubectl top`'s work.
+pub(super) const METRICS: &[Column] = &[
+    NAME,
+    text("Containers", "Those that were measured.", |pod, _| {
+        let containers = pod["containers"].as_array().map_or(0, Vec::len);
+        json!(containers.to_string())
+    }),
+    text("Window", "What the averages are over.", |pod, _| {
+        json!(text_at(pod, "/window"))
+    }),
+];
+
+/// How many pods of a kind must stay.
+pub(super) const DISRUPTION_BUDGET: &[Column] = &[
+    NAME,
+    text("Min Available", "Pods that must stay available.", |budget, _| {
+        amount(budget, "/spec/minAvailable")
+    }),
+    text("Max Unavailable", "Pods that may be missing.", |budget, _| {
+        amount(budget, "/spec/maxUnavailable")
+    }),
+    number(
+        "Allowed Disruptions",
+        "Pods that may be evicted now.",
+        |budget, _| json!(budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0)),
+    ),
+    AGE,
+];
+
+/// A number or a share.
+fn amount(budget: &Value, pointer: &str) -> Value {
+    match budget.pointer(pointer) {
+        Some(Value::String(share)) => json!(share),
+        Some(Value::Number(number)) => json!(number.to_string()),
+        _ => json!("N/A"),
+    }
+}
 
 fn status(pod: &Value) -> String {
     if pod["metadata"]["deletionTimestamp"].is_null() {

@@ -4,6 +4,7 @@
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
 mod clean_host;
+mod crashes;
 mod debug;
 mod evidence;
 mod gate;
@@ -14,6 +15,7 @@ mod kubectl;
 mod learn;
 mod lifecycle;
 mod network;
+mod node;
 mod pods;
 mod policyctl;
 mod profiles;
@@ -60,6 +62,8 @@ fn main() -> ExitCode {
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
+        crashes::TESTS,
+        node::TESTS,
     ]
     .concat();
     if arguments.list {

@@ -128,8 +128,7 @@ impl Worker {
         let (context, news, place) = (self.context.clone(), self.news.clone(), self.place());
         let container = name.to_owned();
         let task = tokio::spawn(async move {
-            let at = (place.address, place.netns.as_path());
-            let result = hooks::run(&context, &place.pod_uid, &spec, &handler, at, limit).await;
+            let result = hooks::run(&context, &place.pod_uid, &spec, &handler, place.address, limit).await;
             // A task that has ended waits for no hook.
             drop(
                 news.send(News::Hooked {
@@ -191,7 +190,6 @@ impl Worker {
         Place {
             pod_uid: self.id.uid.clone(),
             address: addresses.first().copied(),
-            netns: self.netns.clone().unwrap_or_default(),
         }
     }
 }

@@ -1,0 +1,106 @@
+//! The orderly end of a node: its pods get their time, those of the system last, and then nothing of them runs any more.
+//!
+//! Asked for by `SIGPWR`, the signal that tells of failing power. `SIGTERM` ends the agent only: pods outlive that.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use agent_plan::{Eviction, is_critical};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::{
+    cluster::Cluster,
+    config::ShutdownGrace,
+    pods::{
+        directory::Directory,
+        evictions::{Evictions, Order},
+    },
+};
+
+/// Kubernetes' words for it.
+const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.";
+/// What is added to each grace for the kill and the last status.
+const SLACK: Duration = Duration::from_secs(3);
+/// How often it is looked at who is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Ends all pods of the node, in the order of their importance.
+pub(crate) async fn end_pods(
+    node: &str,
+    grace: ShutdownGrace,
+    cluster: &Cluster,
+    directory: &Directory,
+    evictions: &Evictions,
+) {
+    let groups = [(false, grace.pods_seconds), (true, grace.critical_pods_seconds)];
+    for (critical, seconds) in groups {
+        let limit = Duration::from_secs(seconds.into());
+        let ends = Instant::now() + limit + SLACK;
+        loop {
+            // Those that were bound meanwhile go too.
+            let pods = of_group(node, cluster, critical);
+            for (uid, pod) in &pods {
+                evictions.order(uid, order(pod, limit));
+            }
+            let mut entries = directory.all().into_iter();
+            let runs = entries.any(|entry| {
+                pods.contains_key(&entry.id.uid) && entry.containers.values().any(|latest| latest.running)
+            });
+            if !runs || Instant::now() >= ends {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+    // Last statuses are on their way.
+    tokio::time::sleep(SLACK).await;
+}
+
+fn of_group(node: &str, cluster: &Cluster, critical: bool) -> BTreeMap<String, Arc<Pod>> {
+    let pods = cluster.pods().unwrap_or_default().into_iter();
+    let own = pods.filter(|pod| {
+        let spec = pod.spec.as_ref();
+        let here = spec.and_then(|spec| spec.node_name.as_deref()) == Some(node);
+        here && is_critical(spec.and_then(|spec| spec.priority).unwrap_or(0)) == critical
+    });
+    own.filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
+        .collect()
+}
+
+/// A pod's own grace is shortened to the node's, never lengthened.
+fn order(pod: &Pod, limit: Duration) -> Order {
+    let own = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds);
+    let limit = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+    Order {
+        eviction: Eviction {
+            message: MESSAGE.to_owned(),
+            grace: SignedDuration::from_secs(own.unwrap_or(30).clamp(0, limit)),
+            at: Timestamp::now(),
+        },
+        node_ends: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_grace_is_shortened_and_never_lengthened() {
+        let grace = |own: Option<i64>| {
+            let mut pod = Pod::default();
+            pod.spec.get_or_insert_default().termination_grace_period_seconds = own;
+            let order = order(&pod, Duration::from_secs(20));
+            assert!(order.node_ends);
+            order.eviction.grace.as_secs()
+        };
+        assert_eq!([None, Some(5), Some(60), Some(0)].map(grace), [20, 5, 20, 0]);
+    }
+}

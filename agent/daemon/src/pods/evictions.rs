@@ -1,0 +1,113 @@
+//! The node's orders to pods that have to go: for want of memory, disk or process numbers, or since it shuts down.
+
+use std::collections::BTreeMap;
+
+use agent_plan::Eviction;
+use tokio::sync::watch;
+
+/// Who has to go. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Evictions(watch::Sender<BTreeMap<String, Order>>);
+
+/// One order, by a pod's UID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) eviction: Eviction,
+    /// All pods go, since the node does.
+    pub(crate) node_ends: bool,
+}
+
+/// The orders as the task of one pod sees them.
+pub(super) struct Ordered(watch::Receiver<BTreeMap<String, Order>>);
+
+impl Default for Evictions {
+    fn default() -> Self {
+        Self(watch::channel(BTreeMap::new()).0)
+    }
+}
+
+impl Evictions {
+    /// Orders a pod to go; an earlier order stays.
+    pub(crate) fn order(&self, uid: &str, order: Order) {
+        self.0.send_if_modified(|orders| {
+            let new = !orders.contains_key(uid);
+            orders.entry(uid.to_owned()).or_insert(order);
+            new
+        });
+    }
+
+    /// Whether the pod was ordered to go.
+    pub(crate) fn is_ordered(&self, uid: &str) -> bool {
+        self.0.borrow().contains_key(uid)
+    }
+
+    /// Forgets orders for pods that are no more.
+    pub(crate) fn keep(&self, lives: impl Fn(&str) -> bool) {
+        self.0.send_if_modified(|orders| {
+            orders.retain(|uid, _| lives(uid));
+            // Nobody is left whom that would concern.
+            false
+        });
+    }
+
+    pub(super) fn follow(&self) -> Ordered {
+        let mut orders = self.0.subscribe();
+        // One that was given before is new to who follows now.
+        orders.mark_changed();
+        Ordered(orders)
+    }
+}
+
+impl Ordered {
+    /// The order for a pod, each time that there are new ones.
+    pub(super) fn order_for(&mut self, uid: &str) -> Option<Order> {
+        match self.0.has_changed() {
+            Ok(true) => self.0.borrow_and_update().get(uid).cloned(),
+            _ => None,
+        }
+    }
+
+    /// Waits for new orders.
+    pub(super) async fn changed(&mut self) {
+        let mut orders = self.0.clone();
+        if orders.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+
+    fn order(message: &str) -> Order {
+        Order {
+            eviction: Eviction {
+                message: message.to_owned(),
+                grace: SignedDuration::ZERO,
+                at: Timestamp::UNIX_EPOCH,
+            },
+            node_ends: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_order_reaches_its_pod_once_and_the_first_one_stays() {
+        let evictions = Evictions::default();
+        let mut pod = evictions.follow();
+        assert_eq!(pod.order_for("a"), None);
+        evictions.order("a", order("first"));
+        evictions.order("a", order("second"));
+        pod.changed().await;
+        assert_eq!(pod.order_for("a").unwrap().eviction.message, "first");
+        assert_eq!(pod.order_for("a"), None, "it was told");
+        assert!(
+            evictions.follow().order_for("a").is_some(),
+            "who comes later hears of it too"
+        );
+        evictions.keep(|_| false);
+        assert!(!evictions.is_ordered("a"));
+    }
+}

@@ -1,0 +1,401 @@
+//! What `kubectl top`, `drain`, `cordon` and `taint` do, and what a node does that has too little left or goes down.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{
+    cluster::{Cluster, alive, pod},
+    shell::eventually,
+};
+use testkit::lab;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("top_shows_what_is_used", top_shows_what_is_used),
+    ("drain_honours_budgets", drain_honours_budgets),
+    ("taints_keep_away_and_send_away", taints_keep_away_and_send_away),
+    (
+        "a_node_under_pressure_lets_pods_go",
+        a_node_under_pressure_lets_pods_go,
+    ),
+    (
+        "a_node_that_shuts_down_ends_its_pods",
+        a_node_that_shuts_down_ends_its_pods,
+    ),
+    (
+        "a_node_asks_for_its_certificates",
+        a_node_asks_for_its_certificates,
+    ),
+];
+
+/// Two rounds of measurements and some.
+const MEASURED: Duration = Duration::from_secs(60);
+
+fn start(cluster: &Cluster, name: &str, script: &str, extra: &str) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "node/clean", "1")?;
+    let label = format!("app: {name}");
+    cluster
+        .apply(&pod(
+            "default",
+            name,
+            &label,
+            &image,
+            &["sh", "-c", script],
+            extra,
+        ))?
+        .ok()?;
+    cluster.wait_for_phase("default", name, "Running")?;
+    Ok(())
+}
+
+fn delete(cluster: &Cluster, names: &[&str]) -> Result<()> {
+    for name in names {
+        cluster
+            .kubectl(&["delete", "pod", name, "--grace-period=0", "--force"])?
+            .ok()?;
+    }
+    Ok(())
+}
+
+fn top_shows_what_is_used(cluster: &Cluster) -> Result<()> {
+    // Half a core, more or less, and 24 MiB that cannot be taken back.
+    let script = "x=$(head -c 25165824 /dev/zero | tr '\\0' x); while :; do :; done";
+    start(cluster, "busy", script, "restartPolicy: Always")?;
+    start(cluster, "idle", "sleep 1000", "restartPolicy: Always")?;
+    let pods = eventually(MEASURED, || {
+        let top = cluster
+            .kubectl(&["top", "pods", "--containers", "--no-headers"])?
+            .ok()?
+            .stdout;
+        match ["busy", "idle"].iter().all(|name| top.contains(name)) {
+            true => Ok(top),
+            false => bail!("not all are measured:\n{top}"),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    let row = |name: &str| -> Result<(u64, u64)> {
+        let line = pods
+            .lines()
+            .find(|line| line.starts_with(name))
+            .context("no row")?;
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        let [_, "main", cpu, memory] = cells.as_slice() else {
+            bail!("{line}")
+        };
+        let cpu = cpu.strip_suffix('m').context("cpu in thousandths")?.parse()?;
+        Ok((cpu, memory.strip_suffix("Mi").context("memory in MiB")?.parse()?))
+    };
+    let (busy, idle) = (row("busy")?, row("idle")?);
+    ensure!(busy.0 > 50 && busy.1 >= 24, "{pods}");
+    ensure!(idle.0 < 20 && idle.1 < 10, "{pods}");
+    let nodes = cluster.kubectl(&["top", "nodes", "--no-headers"])?.ok()?.stdout;
+    let cells: Vec<&str> = nodes.split_whitespace().collect();
+    ensure!(cells.first() == Some(&"lab") && cells.len() == 5, "{nodes}");
+    ensure!(
+        cells[1].ends_with('m') && cells[2].ends_with('%') && cells[4].ends_with('%'),
+        "{nodes}"
+    );
+    let selected = cluster
+        .kubectl(&["top", "pods", "-l", "app=idle", "--no-headers"])?
+        .ok()?
+        .stdout;
+    ensure!(selected.lines().count() == 1, "{selected}");
+
+    let raw = |path: &str| -> Result<String> { Ok(cluster.kubectl(&["get", "--raw", path])?.ok()?.stdout) };
+    // Disks are looked at beside the rest.
+    eventually(MEASURED, || {
+        let summary: serde_json::Value =
+            serde_json::from_str(&raw("/api/v1/nodes/lab/proxy/stats/summary")?)?;
+        let of_pod = summary["pods"].as_array().context("pods")?;
+        let busy = of_pod
+            .iter()
+            .find(|pod| pod["podRef"]["name"] == "busy")
+            .context("busy")?;
+        ensure!(
+            busy["containers"][0]["memory"]["workingSetBytes"].as_u64() > Some(24 << 20)
+                && busy["containers"][0]["rootfs"]["capacityBytes"].as_u64() > Some(0)
+                && summary["node"]["memory"]["availableBytes"].as_u64() > Some(0),
+            "{summary}"
+        );
+        Ok(())
+    })?;
+    let metrics = raw("/api/v1/nodes/lab/proxy/metrics/resource")?;
+    let line = "container_cpu_usage_seconds_total{container=\"main\",namespace=\"default\",pod=\"busy\"}";
+    ensure!(metrics.contains(line), "{metrics}");
+    delete(cluster, &["busy", "idle"])
+}
+
+fn drain_honours_budgets(cluster: &Cluster) -> Result<()> {
+    start(cluster, "guarded", "sleep 1000", "restartPolicy: Always")?;
+    start(cluster, "free", "sleep 1000", "restartPolicy: Always")?;
+    cluster
+        .kubectl(&[
+            "create",
+            "poddisruptionbudget",
+            "guard",
+            "--selector=app=guarded",
+            "--min-available=1",
+        ])?
+        .ok()?;
+    eventually(Duration::from_secs(20), || {
+        let budget = cluster.object("default", "poddisruptionbudgets", "guard")?;
+        match budget["status"]["currentHealthy"] == 1 {
+            true => Ok(()),
+            false => bail!("{budget}"),
+        }
+    })?;
+    let drain = ["drain", "lab", "--force", "--timeout=8s"];
+    let refused = cluster.kubectl(&drain)?;
+    ensure!(refused.code != 0, "{refused}");
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    ensure!(
+        said.contains("would violate the pod's disruption budget"),
+        "{said}"
+    );
+    let guarded = cluster.object("default", "pods", "guarded")?;
+    ensure!(
+        guarded["status"]["phase"] == "Running" && guarded["metadata"]["deletionTimestamp"].is_null(),
+        "{guarded}"
+    );
+    eventually(Duration::from_secs(20), || {
+        let names = cluster.kubectl(&["get", "pods", "-o", "name"])?.ok()?.stdout;
+        match names.contains("free") {
+            true => bail!("{names}"),
+            false => Ok(()),
+        }
+    })?;
+    // Cordoned: nothing is placed here, and that is said.
+    let nodes = cluster.kubectl(&["get", "nodes"])?.ok()?.stdout;
+    ensure!(nodes.contains("Ready,SchedulingDisabled"), "{nodes}");
+    let image = cluster.push(&lab::clean()?, "node/clean", "1")?;
+    let waiting = pod(
+        "default",
+        "waiting",
+        "app: w",
+        &image,
+        &["sleep", "1000"],
+        "restartPolicy: Always",
+    );
+    cluster.apply(&waiting)?.ok()?;
+    eventually(Duration::from_secs(20), || {
+        let object = cluster.object("default", "pods", "waiting")?;
+        let said = object["status"]["conditions"][0]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        match said.contains("unschedulable") {
+            true => Ok(()),
+            false => bail!("{}", object["status"]),
+        }
+    })?;
+    cluster
+        .kubectl(&["delete", "poddisruptionbudget", "guard"])?
+        .ok()?;
+    let drained = cluster
+        .kubectl(&["drain", "lab", "--force", "--timeout=60s"])?
+        .ok()?;
+    ensure!(drained.stdout.contains("node/lab drained"), "{drained}");
+    cluster.kubectl(&["uncordon", "lab"])?.ok()?;
+    cluster.wait_for_phase("default", "waiting", "Running")?;
+    delete(cluster, &["waiting"])
+}
+
+fn taints_keep_away_and_send_away(cluster: &Cluster) -> Result<()> {
+    start(cluster, "plain", "sleep 1000", "restartPolicy: Always")?;
+    let tolerant = "tolerations: [{key: lab/own, operator: Exists}]";
+    start(cluster, "tolerant", "sleep 1000", tolerant)?;
+    let patient = "tolerations: [{key: lab/own, operator: Exists, effect: NoExecute, tolerationSeconds: 12}]";
+    start(cluster, "patient", "sleep 1000", patient)?;
+    cluster
+        .kubectl(&["taint", "nodes", "lab", "lab/own=x:NoExecute"])?
+        .ok()?;
+    let present = |name: &str| -> Result<bool> {
+        let ran = cluster
+            .kubectl(&["get", "pod", name, "--ignore-not-found", "-o", "name"])?
+            .ok()?;
+        Ok(!ran.stdout.is_empty())
+    };
+    let goes = |name: &str| {
+        eventually(Duration::from_secs(40), || match present(name)? {
+            true => bail!("{name} stays"),
+            false => Ok(()),
+        })
+    };
+    goes("plain")?;
+    ensure!(present("patient")?, "it tolerates for a while");
+    goes("patient")?;
+    ensure!(present("tolerant")?, "it tolerates for ever");
+    cluster.kubectl(&["taint", "nodes", "lab", "lab/own-"])?.ok()?;
+    delete(cluster, &["tolerant"])
+}
+
+fn a_node_under_pressure_lets_pods_go(cluster: &Cluster) -> Result<()> {
+    start(cluster, "modest", "sleep 1000", "restartPolicy: Always")?;
+    let greedy = "x=$(head -c 41943040 /dev/zero | tr '\\0' x); sleep 1000";
+    start(cluster, "greedy", greedy, "restartPolicy: Always")?;
+    // More memory than the machine has must be available: it never is, and the tests need not use it up.
+    let all = u64::MAX / 4;
+    cluster.restart_agent(&format!(
+        "memory_available_bytes = {all}\ntransition_seconds = 5\n"
+    ))?;
+    let failed = cluster.wait_for_phase("default", "greedy", "Failed")?;
+    let status = &failed["status"];
+    let message = status["message"].as_str().unwrap_or_default();
+    ensure!(status["reason"] == "Evicted", "{status}");
+    ensure!(
+        message.starts_with("The node was low on resource: memory. Threshold quantity: ")
+            && message.contains("Container main was using ")
+            && message.contains("has larger consumption of memory."),
+        "{message}"
+    );
+    eventually(Duration::from_secs(30), || {
+        let node = cluster.object("default", "nodes", "lab")?;
+        let text = node.to_string();
+        match text.contains("KubeletHasInsufficientMemory")
+            && text.contains("node.kubernetes.io/memory-pressure")
+        {
+            true => Ok(()),
+            false => bail!("{node}"),
+        }
+    })?;
+    cluster.restart_agent("")?;
+    eventually(Duration::from_secs(60), || {
+        let node = cluster.object("default", "nodes", "lab")?;
+        match node["spec"]["taints"].as_array().is_none_or(Vec::is_empty) {
+            true => Ok(()),
+            false => bail!("{}", node["spec"]),
+        }
+    })?;
+    delete(cluster, &["modest", "greedy"])
+}
+
+fn a_node_that_shuts_down_ends_its_pods(cluster: &Cluster) -> Result<()> {
+    let polite = "trap 'echo goodbye; exit 0' TERM; while :; do sleep 0.1; done";
+    start(cluster, "polite", polite, "restartPolicy: Always")?;
+    let agent = cluster.daemon_pid("agent")?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(agent),
+        nix::sys::signal::Signal::SIGPWR,
+    )?;
+    eventually(Duration::from_secs(40), || match alive(agent) {
+        true => bail!("the agent does not end"),
+        false => Ok(()),
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    let pod = cluster.object("default", "pods", "polite")?;
+    let status = &pod["status"];
+    ensure!(
+        status["phase"] == "Failed"
+            && status["reason"] == "Terminated"
+            && status["message"] == "Pod was terminated in response to imminent node shutdown.",
+        "{status}"
+    );
+    ensure!(
+        status["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0,
+        "it had the time to end by itself: {status}"
+    );
+    let node = cluster.object("default", "nodes", "lab")?;
+    ensure!(node.to_string().contains("node is shutting down"), "{node}");
+    cluster.start_agent("")?;
+    eventually(Duration::from_secs(30), || {
+        let node = cluster.object("default", "nodes", "lab")?;
+        match node.to_string().contains("\"reason\":\"KubeletReady\"") {
+            true => Ok(()),
+            false => bail!("{}", node["status"]["conditions"]),
+        }
+    })?;
+    delete(cluster, &["polite"])
+}
+
+fn a_node_asks_for_its_certificates(cluster: &Cluster) -> Result<()> {
+    let tls = cluster.state_dir.join("agent/tls");
+    let control = cluster.state_dir.join("tools/palisade-control");
+    let state = cluster.state_dir.to_string_lossy().into_owned();
+    let out = tls.to_string_lossy().into_owned();
+    let invite = |name: &str| -> Result<()> {
+        let arguments = [
+            "bootstrap",
+            "--state-dir",
+            &state,
+            "--node-name",
+            name,
+            "--out",
+            &out,
+        ];
+        e2e::shell::run(&control, &arguments)?.ok()?;
+        Ok(())
+    };
+    let forget = || -> Result<()> {
+        for file in ["client.crt", "client.key", "server.crt", "server.key"] {
+            std::fs::remove_file(tls.join(file)).with_context(|| file.to_owned())?;
+        }
+        Ok(())
+    };
+    // Who was invited under another name gets nothing without a person.
+    invite("other")?;
+    cluster.end_agent()?;
+    forget()?;
+    cluster.start_agent("")?;
+    let pending = eventually(Duration::from_secs(30), || {
+        let list = cluster.kubectl(&["get", "csr", "--no-headers"])?.ok()?.stdout;
+        let line = list.lines().find(|line| line.contains("system:bootstrap:other"));
+        let line = line.with_context(|| list.clone())?;
+        match line.trim_end().ends_with("Pending")
+            && line.contains("kubernetes.io/kube-apiserver-client-kubelet")
+        {
+            true => Ok(line.split(' ').next().unwrap_or_default().to_owned()),
+            false => bail!("{line}"),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    ensure!(!tls.join("client.crt").exists(), "it was given a certificate");
+    // A person may give it all the same.
+    cluster.kubectl(&["certificate", "approve", &pending])?.ok()?;
+    eventually(Duration::from_secs(30), || {
+        match tls.join("server.crt").exists() {
+            true => Ok(()),
+            false => bail!("no certificates yet"),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    let list = cluster.kubectl(&["get", "csr", "--no-headers"])?.ok()?.stdout;
+    ensure!(
+        list.lines()
+            .all(|line| line.trim_end().ends_with("Approved,Issued"))
+            && list.contains("kubernetes.io/kubelet-serving"),
+        "{list}"
+    );
+
+    // The right invitation needs nobody. Short-lived certificates are renewed while pods run.
+    invite("lab")?;
+    cluster.end_agent()?;
+    forget()?;
+    // 300 of their 900 seconds lie in the past from the beginning, since clocks differ.
+    cluster.start_agent("[certificates]\nlifetime_seconds = 600\nrenew_at_percent = 40\n")?;
+    start(cluster, "steady", "sleep 1000", "restartPolicy: Always")?;
+    let before = cluster.object("default", "pods", "steady")?;
+    let first = std::fs::read(tls.join("client.crt"))?;
+    eventually(Duration::from_secs(150), || {
+        match std::fs::read(tls.join("client.crt"))? == first {
+            true => bail!("not renewed"),
+            false => Ok(()),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    eventually(Duration::from_secs(40), || {
+        let said = cluster
+            .kubectl(&["exec", "steady", "--", "echo", "steady"])?
+            .ok()?;
+        ensure!(said.stdout == "steady\n", "{said}");
+        Ok(())
+    })?;
+    let after = cluster.object("default", "pods", "steady")?;
+    let id = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    ensure!(id(&before) == id(&after), "the pod was started anew");
+    cluster.restart_agent("")?;
+    for file in ["bootstrap.crt", "bootstrap.key"] {
+        std::fs::remove_file(tls.join(file))?;
+    }
+    delete(cluster, &["steady"])
+}
