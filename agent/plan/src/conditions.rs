@@ -19,6 +19,9 @@ const OWN: &[&str] = &[
     "PodScheduled",
 ];
 
+/// The condition that an eviction sets, in Kubernetes' words. Others may set it too.
+const DISRUPTION: &str = "DisruptionTarget";
+
 /// Whether the node decides the condition of that type.
 pub fn is_own_condition(kind: &str) -> bool {
     OWN.contains(&kind)
@@ -44,10 +47,20 @@ pub(crate) fn of(
         ("ContainersReady", containers_ready),
         ("PodScheduled", (true, None, None)),
     ];
+    let eviction = view.seen.eviction.as_ref();
     let of_others = existing
         .clone()
         .filter(|condition| !is_own_condition(&condition.type_))
+        .filter(|condition| eviction.is_none() || condition.type_ != DISRUPTION)
         .cloned();
+    let disruption = eviction.map(|eviction| PodCondition {
+        last_transition_time: Some(Time(eviction.at)),
+        message: Some(eviction.message.clone()),
+        reason: Some("TerminationByKubelet".to_owned()),
+        status: "True".to_owned(),
+        type_: DISRUPTION.to_owned(),
+        ..PodCondition::default()
+    });
     let mut conditions: Vec<PodCondition> = rows
         .iter()
         .map(|(kind, (holds, reason, message))| {
@@ -67,6 +80,7 @@ pub(crate) fn of(
         })
         .collect();
     conditions.extend(of_others);
+    conditions.extend(disruption);
     conditions
 }
 

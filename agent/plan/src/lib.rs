@@ -20,6 +20,7 @@
 
 mod backoff;
 mod conditions;
+mod eviction;
 mod order;
 mod qos;
 mod status;
@@ -33,6 +34,7 @@ use jiff::{SignedDuration, Timestamp};
 pub use crate::{
     backoff::{delay, streak_after},
     conditions::is_own_condition,
+    eviction::{Eviction, evict},
     order::{is_ready, is_started},
     qos::qos_class,
     status::{Facts, is_settled, render},
@@ -117,6 +119,8 @@ pub struct Seen {
     pub ground_failure: Option<Failure>,
     /// What is known of each container, by name. One that is missing was never looked at.
     pub containers: BTreeMap<String, Container>,
+    /// The node has decided that the pod ends here. Set by [`evict`].
+    pub eviction: Option<Eviction>,
 }
 
 /// How far the ground for containers is prepared; each stage contains the ones before.

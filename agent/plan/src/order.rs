@@ -13,11 +13,15 @@ pub(crate) enum Over {
     InitFailed,
     /// The pod was active for longer than it may.
     Deadline,
+    /// The node has decided so.
+    Evicted,
 }
 
 /// Why the pod is over, if it is.
 pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over> {
     let deadline = wanted.deadline.filter(|deadline| *deadline <= now);
+    let evicted = seen.eviction.as_ref().map(|eviction| eviction.at);
+    let cut_off = deadline.into_iter().chain(evicted).min();
     let ended_for_good = |member: &Member| match seen.containers.get(&member.name) {
         Some(
             container @ Container {
@@ -25,8 +29,8 @@ pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over>
                 ..
             },
         ) => {
-            // What ended because of the deadline has not completed.
-            let in_time = deadline.is_none_or(|deadline| exit.finished_at < deadline);
+            // What ended because of the deadline or the eviction has not completed.
+            let in_time = cut_off.is_none_or(|cut_off| exit.finished_at < cut_off);
             in_time && !starts_again(wanted, member, container, exit)
         }
         _ => false,
@@ -41,7 +45,12 @@ pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over>
     } else if wanted.of_role(Role::Init).any(failed) {
         Some(Over::InitFailed)
     } else {
-        deadline.map(|_passed| Over::Deadline)
+        let by_deadline = deadline.filter(|deadline| evicted.is_none_or(|evicted| *deadline <= evicted));
+        match (by_deadline, evicted) {
+            (Some(_), _) => Some(Over::Deadline),
+            (None, Some(_)) => Some(Over::Evicted),
+            (None, None) => None,
+        }
     }
 }
 

@@ -118,7 +118,7 @@ impl View<'_> {
         if !runs {
             let ended = exits().count() == mains().count();
             match over(self.wanted, self.seen, self.now) {
-                Some(Over::InitFailed | Over::Deadline) => return "Failed",
+                Some(Over::InitFailed | Over::Deadline | Over::Evicted) => return "Failed",
                 None if !(ended && self.wanted.ending != Ending::No) => {}
                 Some(Over::Completed) | None if exits().all(|exit| exit.code == 0) => return "Succeeded",
                 Some(Over::Completed) | None => return "Failed",
@@ -141,11 +141,19 @@ impl View<'_> {
         if let Some(failure) = &self.seen.ground_failure {
             return (Some(failure.reason.to_owned()), Some(failure.message.clone()));
         }
-        if phase == "Failed" && over(self.wanted, self.seen, self.now) == Some(Over::Deadline) {
-            let message = "Pod was active on the node longer than the specified deadline";
-            return (Some("DeadlineExceeded".to_owned()), Some(message.to_owned()));
+        if phase != "Failed" {
+            return (None, None);
         }
-        (None, None)
+        match (over(self.wanted, self.seen, self.now), &self.seen.eviction) {
+            (Some(Over::Deadline), _) => {
+                let message = "Pod was active on the node longer than the specified deadline";
+                (Some("DeadlineExceeded".to_owned()), Some(message.to_owned()))
+            }
+            (Some(Over::Evicted), Some(eviction)) => {
+                (Some("Evicted".to_owned()), Some(eviction.message.clone()))
+            }
+            _ => (None, None),
+        }
     }
 
     fn statuses(&self, specs: &[Spec]) -> Vec<ContainerStatus> {

@@ -72,7 +72,8 @@ pub struct Plan {
 pub fn plan(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
     match wanted.ending {
         Ending::No if wanted.settled || over(wanted, seen, now).is_some() => {
-            end(wanted, seen, wanted.grace, None, now)
+            let eviction = seen.eviction.as_ref().map(|eviction| eviction.grace);
+            end(wanted, seen, eviction.unwrap_or(wanted.grace), None, now)
         }
         Ending::No => keep_running(wanted, seen, now),
         Ending::Graceful(grace) => end(wanted, seen, grace, Some(Step::ConfirmDeletion), now),

@@ -1,6 +1,6 @@
 //! Kubernetes' documented words for pods with init containers and sidecars.
 
-use agent_plan::{Hook, Probe, RestartPolicy, Role};
+use agent_plan::{Eviction, Hook, Probe, RestartPolicy, Role, evict};
 use jiff::{SignedDuration, ToSpan as _};
 
 use crate::world::{World, member};
@@ -308,4 +308,57 @@ fn readiness_gates_are_conditions_of_others() {
         )
     );
     assert_eq!(ready(Some("True")), ("True".to_owned(), String::new()));
+}
+
+/// Evicted by the node: killed at once, `Failed` for good, whatever the restart policy.
+#[test]
+fn an_evicted_pod_fails_with_the_reason_and_never_starts_again() {
+    for restart in [
+        RestartPolicy::Always,
+        RestartPolicy::OnFailure,
+        RestartPolicy::Never,
+    ] {
+        let mut world = World::new(restart, vec![]);
+        world.settle();
+        let eviction = |message: &str| Eviction {
+            message: message.to_owned(),
+            grace: SignedDuration::ZERO,
+            at: world.now,
+        };
+        let (first, second) = (eviction("Usage of EmptyDir volume \"v\""), eviction("other"));
+        assert!(evict(&mut world.seen, first));
+        assert!(!evict(&mut world.seen, second), "the first reason stays");
+        assert_eq!(world.phase(), "Running", "until its containers have ended");
+        world.settle();
+        let starts = world.starts;
+        world.now += 1.hours();
+        world.settle();
+        let status = world.status();
+        assert_eq!((world.starts, world.phase().as_str()), (starts, "Failed"));
+        assert_eq!(status.reason.as_deref(), Some("Evicted"));
+        assert_eq!(status.message.as_deref(), Some("Usage of EmptyDir volume \"v\""));
+        let (holds, reason, _) = world.condition("DisruptionTarget");
+        assert_eq!([holds, reason], texts(["True", "TerminationByKubelet"]));
+        assert!(world.log.iter().any(|line| line == "kill a"), "{:?}", world.log);
+    }
+}
+
+/// What had completed before has completed.
+#[test]
+fn a_pod_that_was_over_is_not_evicted() {
+    let mut world = World::new(RestartPolicy::Never, vec![]);
+    world.settle();
+    world.exit("a", 0, None);
+    world.exit("b", 0, None);
+    world.now += 1.second();
+    let late = Eviction {
+        message: "too late".to_owned(),
+        grace: SignedDuration::ZERO,
+        at: world.now,
+    };
+    evict(&mut world.seen, late);
+    assert_eq!(
+        (world.phase().as_str(), world.status().reason),
+        ("Succeeded", None)
+    );
 }
