@@ -14,6 +14,7 @@ pub mod calico;
 pub mod cluster_policy;
 pub mod digest;
 pub mod flow;
+pub mod host_paths;
 pub mod image_ref;
 pub mod node_policy;
 pub mod palisade;

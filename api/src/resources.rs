@@ -112,6 +112,14 @@ const fn session(name: &'static str, kind: &'static str) -> Subresource {
 }
 
 impl Subresource {
+    /// Group and version of its kind, where they are not the resource's own.
+    pub fn group_version(&self) -> Option<(&'static str, &'static str)> {
+        match self.kind {
+            "TokenRequest" => Some(("authentication.k8s.io", "v1")),
+            _ => None,
+        }
+    }
+
     /// Whether it is a connection into a pod: `exec`, `attach` or `portforward`.
     pub fn is_session(&self) -> bool {
         matches!(self.name, "attach" | "exec" | "portforward")
@@ -329,7 +337,11 @@ pub const RESOURCES: &[Resource] = &[
         categories: &[],
         scope: Scope::Namespaced,
         stored: Stored::Yes,
-        subresources: &[],
+        subresources: &[Subresource {
+            name: "token",
+            kind: "TokenRequest",
+            verbs: &["create"],
+        }],
     },
     Resource {
         group: "authentication.k8s.io",
@@ -337,6 +349,18 @@ pub const RESOURCES: &[Resource] = &[
         kind: "SelfSubjectReview",
         plural: "selfsubjectreviews",
         singular: "selfsubjectreview",
+        short_names: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        stored: Stored::Virtual,
+        subresources: &[],
+    },
+    Resource {
+        group: "authentication.k8s.io",
+        version: "v1",
+        kind: "TokenReview",
+        plural: "tokenreviews",
+        singular: "tokenreview",
         short_names: &[],
         categories: &[],
         scope: Scope::Cluster,
@@ -389,6 +413,18 @@ pub const RESOURCES: &[Resource] = &[
         short_names: &["netpol"],
         categories: &[],
         scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
+    Resource {
+        group: "palisade.dev",
+        version: "v1alpha1",
+        kind: "HostPathGrant",
+        plural: "hostpathgrants",
+        singular: "hostpathgrant",
+        short_names: &["hpg"],
+        categories: &["palisade"],
+        scope: Scope::Cluster,
         stored: Stored::Yes,
         subresources: &[],
     },

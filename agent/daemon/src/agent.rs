@@ -133,6 +133,7 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         events,
         directory,
         ids: Default::default(),
+        tokens: Default::default(),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,
     };

@@ -240,6 +240,10 @@ impl NodeAgent {
         let amounts = [
             ("cpu", (measured.cpu_millis / 1000).to_string()),
             ("memory", format!("{}Ki", measured.memory_bytes / 1024)),
+            (
+                "ephemeral-storage",
+                format!("{}Ki", disk_kib(&self.config.agent_dir)),
+            ),
             ("pods", MAX_PODS.to_string()),
         ];
         let amounts = amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount)));
@@ -319,6 +323,14 @@ fn conditions(before: &NodeStatus, state_dir: &Path) -> Vec<NodeCondition> {
         condition(before, (kind, holds), reason, message, &now)
     };
     rows.into_iter().map(condition).collect()
+}
+
+/// Size of the file system that pods write to; nothing is offered of one that cannot be measured.
+fn disk_kib(state_dir: &Path) -> u64 {
+    let measured = nix::sys::statvfs::statvfs(state_dir);
+    measured.map_or(0, |disk| {
+        disk.blocks().saturating_mul(disk.fragment_size()) / 1024
+    })
 }
 
 /// Whether the node's pods have IPv6; where they do not, why.

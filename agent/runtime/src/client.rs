@@ -191,6 +191,13 @@ impl Runtime {
         }
     }
 
+    /// Where an attempt of a container keeps what it writes over its image; for measuring, the container owns it.
+    pub fn writable_layer(&self, pod: &str, container: &str, attempt: u32) -> Result<PathBuf, RuntimeError> {
+        demand_name("pod uid", pod)?;
+        demand_name("container name", container)?;
+        Ok(self.paths(pod).writable(container, attempt).join("upper"))
+    }
+
     /// Forgets an exited container and deletes its writable layer.
     pub async fn remove_container(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
         demand_name("container name", container)?;

@@ -24,6 +24,7 @@ mod protocol;
 mod remove;
 mod session;
 pub mod shim;
+mod usage;
 
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
@@ -35,3 +36,4 @@ pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
 pub use crate::remove::{in_turn, remove_tree};
 pub use crate::session::{Session, SessionEnd};
+pub use crate::usage::{Usage, measure_tree};

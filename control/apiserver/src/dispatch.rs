@@ -1,6 +1,6 @@
 //! One request from its head to its answer: who asks, may they, what is it, do it, say so.
 //!
-//! The stages hand tokens on: [`control_auth::authenticate`] gives the identity that
+//! The stages hand tokens on: [`Server::identify`] gives the identity that
 //! [`control_auth::authorize`] demands, whose [`control_auth::Authorized`] every operation demands.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -52,7 +52,7 @@ pub(crate) async fn handle(
     request: Request<Body>,
 ) -> Response {
     let target = target::parse(request.uri().path());
-    // Constant answers for load balancers and supervisors: the only ones without a certificate.
+    // Constant answers for load balancers and supervisors: the only ones for strangers.
     match target {
         Some(Target::Livez) => return respond::text(StatusCode::OK, "ok"),
         Some(Target::Readyz) if server.is_ready().await => return respond::text(StatusCode::OK, "ok"),
@@ -72,8 +72,8 @@ impl Server {
         target: Option<Target>,
         request: Request<Body>,
     ) -> Result<Response, Status> {
-        // Who asks comes before what exists: without a certificate every path looks the same.
-        let who = peer.who.clone().ok_or_else(Status::unauthorized)?;
+        // Who asks comes before what exists: without a certificate or token every path looks the same.
+        let who = self.identify(peer, request.headers()).await?;
         let (mut head, body) = request.into_parts();
         let upgrade = head.extensions.remove::<OnUpgrade>();
         refuse_impersonation(&head.headers)?;
@@ -158,6 +158,7 @@ impl Server {
             ("log", Verb::Get) => return self.pod_log(call, slot).await,
             ("proxy", Verb::Get) => return self.node_stream(call, slot).await,
             ("binding", Verb::Create) => self.bind_pod(call).await?,
+            ("token", Verb::Create) => self.request_token(call).await?,
             ("", Verb::Create) if row.stored == Stored::Virtual => self.review(call).await?,
             ("", Verb::Create) => self.create(call).await?,
             ("", Verb::Get) if row.stored == Stored::Derived => self.get_profile(call).await?,
@@ -199,7 +200,7 @@ impl Server {
                     .await
                     .map(|found| found.into_iter().collect())
             }
-            ("", "secrets" | "configmaps") => {
+            ("", "secrets" | "configmaps" | "serviceaccounts") => {
                 let prefix = objects::prefix(pods, Some(&target.namespace));
                 self.store
                     .list(&prefix, &ListOptions::default())

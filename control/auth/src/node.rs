@@ -37,6 +37,8 @@ pub enum ReferencedKind {
     Secret,
     /// A ConfigMap.
     ConfigMap,
+    /// The ServiceAccount that a pod runs as.
+    ServiceAccount,
 }
 
 /// Decides for the node `node`.
@@ -72,6 +74,8 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         ("", "pods" | "namespaces" | "serviceaccounts", "get" | "list" | "watch") => Decision::Allow,
         ("discovery.k8s.io", "endpointslices", "get" | "list" | "watch") => Decision::Allow,
         ("networking.k8s.io", "networkpolicies", "get" | "list" | "watch") => Decision::Allow,
+        // The node decides again about paths of its own.
+        ("palisade.dev", "hostpathgrants", "get" | "list" | "watch") => Decision::Allow,
         // Pods name their sandbox; it holds no secrets.
         ("palisade.dev", "sandboxprofiles", "get" | "list" | "watch") => Decision::Allow,
         ("policy.networking.k8s.io", "clusternetworkpolicies", "get" | "list" | "watch") => Decision::Allow,
@@ -85,6 +89,8 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         // A list or watch of one object by name reads no more than a get.
         ("", "secrets", "get" | "list" | "watch") => reference(ReferencedKind::Secret),
         ("", "configmaps", "get" | "list" | "watch") => reference(ReferencedKind::ConfigMap),
+        // What the token is bound to, and whom it is for, is checked against the pod when it is made.
+        ("", "serviceaccounts/token", "create") => reference(ReferencedKind::ServiceAccount),
 
         ("", "events", "create" | "update" | "patch") => Decision::Allow,
         _ => Decision::NO_ROLE,

@@ -95,6 +95,8 @@ fn references(pod: &Pod) -> BTreeSet<(ReferencedKind, String)> {
         return BTreeSet::new();
     };
     let mut found = BTreeSet::new();
+    let account = spec.service_account_name.clone();
+    found.insert((ReferencedKind::ServiceAccount, account.unwrap_or_default()));
     for volume in spec.volumes.iter().flatten() {
         volume_references(volume, &mut found);
     }
@@ -168,6 +170,7 @@ mod tests {
             "metadata": {"namespace": "ns", "name": "p"},
             "spec": {
                 "nodeName": node,
+                "serviceAccountName": "account",
                 "imagePullSecrets": [{"name": "pull"}],
                 "volumes": [
                     {"name": "a", "secret": {"secretName": "volume-secret"}},
@@ -215,6 +218,8 @@ mod tests {
                 "{name}"
             );
         }
+        assert!(index.referenced("a", ReferencedKind::ServiceAccount, "ns", "account"));
+        assert!(!index.referenced("a", ReferencedKind::ServiceAccount, "ns", "other"));
         assert!(!index.referenced("a", ReferencedKind::Secret, "ns", ""));
     }
 

@@ -18,7 +18,12 @@ const EMPTY: &[&str] = &["deletecollection", "list"];
 /// The control plane's own loops. Emptying a terminating namespace is why they may list and delete every
 /// kind that lives in one.
 const CONTROLLERS: &[Rule] = &[
-    rule("", "configmaps", EMPTY),
+    // The configuration that holds the cluster's authority is theirs in every namespace.
+    rule(
+        "",
+        "configmaps",
+        &["create", "deletecollection", "get", "list", "update", "watch"],
+    ),
     rule(
         "",
         "events",

@@ -17,6 +17,7 @@ mod event_ttl;
 mod namespaces;
 mod nodes;
 mod recorder;
+mod root_ca;
 mod scheduling;
 
 use std::time::Duration;
@@ -73,13 +74,20 @@ pub enum ControllersError {
 
 /// Runs all loops until `shutdown`. Failures to reach the API server are retried for ever; an error means a
 /// defect in a loop, and that the caller should end the process rather than run without it.
-pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), ControllersError> {
-    run_with(client, Timing::default(), shutdown).await
+///
+/// `root_ca` is the authority of the API server, PEM, which every namespace gets.
+pub async fn run(
+    client: Client,
+    root_ca: String,
+    shutdown: CancellationToken,
+) -> Result<(), ControllersError> {
+    run_with(client, root_ca, Timing::default(), shutdown).await
 }
 
 /// [`run`] with other timing.
 pub async fn run_with(
     client: Client,
+    root_ca: String,
     timing: Timing,
     shutdown: CancellationToken,
 ) -> Result<(), ControllersError> {
@@ -117,6 +125,9 @@ pub async fn run_with(
         timing,
         nodes::Caches { nodes, leases, pods },
     );
+    let maps = root_ca::spawn(&mut tasks, &shutdown, &client);
+    let root_ca = root_ca::run(client.clone(), root_ca, namespaces.clone(), maps);
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(root_ca));
     let namespaces = namespaces::run(client.clone(), namespaces, accounts);
     let events = event_ttl::run(client);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));

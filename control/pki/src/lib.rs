@@ -3,6 +3,7 @@
 //! [`init`] runs as root and makes everything; nothing that runs later holds the authority's key. Server and
 //! client certificates are separate (extended key usage), so no server can pose as a client. [`tls`] turns
 //! the files into rustls settings: TLS 1.3 only, client certificates demanded. Both daemons use this crate.
+//! [`token_key`] keeps the key that signs tokens of service accounts, which the running control plane does hold.
 //!
 //! Non-goals: revocation, and signing requests that arrive over the network.
 //!
@@ -14,6 +15,7 @@ mod authority;
 mod files;
 mod kubeconfig;
 pub mod tls;
+pub mod token_key;
 
 use std::{
     io,
@@ -77,6 +79,14 @@ pub enum PkiError {
     NotAFile {
         /// Where.
         path: PathBuf,
+    },
+    /// Others can read a private file.
+    #[error("{} has mode {mode:o}; run chmod 600 on it", path.display())]
+    Mode {
+        /// Where.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
     },
     /// The authority's certificate and key are not both there, do not match, or are not readable.
     #[error("{}: {problem}; restore ca.crt and ca.key, or remove both to start a new cluster", path.display())]

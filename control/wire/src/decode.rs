@@ -4,11 +4,12 @@
 use api::{
     calico,
     cluster_policy::ClusterNetworkPolicy,
+    host_paths::HostPathGrant,
     palisade::{ImagePolicy, ImageScan, PolicyAssertion, SandboxProfile},
     resources::{Resource, Subresource},
 };
 use k8s_openapi::api::{
-    authentication::v1::SelfSubjectReview,
+    authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview},
     authorization::v1::SelfSubjectAccessReview,
     coordination::v1::Lease,
     core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount},
@@ -71,8 +72,12 @@ pub fn object(
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     let kind = subresource.map_or(resource.kind, |sub| sub.kind);
+    let api_version = match subresource.and_then(Subresource::group_version) {
+        Some((group, version)) => format!("{group}/{version}"),
+        None => resource.api_version(),
+    };
     let (value, duplicates) = parse(form, body)?;
-    typed_object(&resource.api_version(), kind, value, duplicates, validation)
+    typed_object(&api_version, kind, value, duplicates, validation)
 }
 
 /// Decodes what a patch made of an object, so that a patch cannot bring in what a body could not.
@@ -229,12 +234,15 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
         ("v1", "Service") => round_trip::<Service>(value),
         ("v1", "ServiceAccount") => round_trip::<ServiceAccount>(value),
         ("authentication.k8s.io/v1", "SelfSubjectReview") => round_trip::<SelfSubjectReview>(value),
+        ("authentication.k8s.io/v1", "TokenRequest") => round_trip::<TokenRequest>(value),
+        ("authentication.k8s.io/v1", "TokenReview") => round_trip::<TokenReview>(value),
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => {
             round_trip::<SelfSubjectAccessReview>(value)
         }
         ("coordination.k8s.io/v1", "Lease") => round_trip::<Lease>(value),
         ("discovery.k8s.io/v1", "EndpointSlice") => round_trip::<EndpointSlice>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => round_trip::<NetworkPolicy>(value),
+        ("palisade.dev/v1alpha1", "HostPathGrant") => round_trip::<HostPathGrant>(value),
         ("palisade.dev/v1alpha1", "ImagePolicy") => round_trip::<ImagePolicy>(value),
         ("palisade.dev/v1alpha1", "ImageScan") => round_trip::<ImageScan>(value),
         ("palisade.dev/v1alpha1", "PolicyAssertion") => round_trip::<PolicyAssertion>(value),

@@ -68,13 +68,18 @@ pub fn api_resource_list(group: &str, version: &str) -> Option<Value> {
         }
         resources.push(entry);
         resources.extend(resource.subresources.iter().map(|sub| {
-            json!({
+            let mut entry = json!({
                 "name": format!("{}/{}", resource.plural, sub.name),
                 "singularName": "",
                 "namespaced": resource.namespaced(),
                 "kind": sub.kind,
                 "verbs": sub.verbs,
-            })
+            });
+            if let Some((group, version)) = sub.group_version() {
+                entry["group"] = group.into();
+                entry["version"] = version.into();
+            }
+            entry
         }));
     }
     (!resources.is_empty()).then(|| {
@@ -142,9 +147,10 @@ fn aggregated_resource(resource: &Resource) -> Value {
     }
     if !resource.subresources.is_empty() {
         let subresource = |sub: &Subresource| {
+            let (group, version) = sub.group_version().unwrap_or((resource.group, resource.version));
             json!({
                 "subresource": sub.name,
-                "responseKind": {"group": resource.group, "version": resource.version, "kind": sub.kind},
+                "responseKind": {"group": group, "version": version, "kind": sub.kind},
                 "verbs": sub.verbs,
             })
         };

@@ -11,6 +11,7 @@ mod contents;
 pub(crate) mod directory;
 pub(crate) mod env;
 mod hooks;
+mod host_paths;
 mod ids;
 mod names;
 mod observe;
@@ -19,7 +20,9 @@ mod resources;
 mod sandbox;
 mod status;
 mod steps;
+mod storage;
 mod termination;
+pub(crate) mod tokens;
 mod users;
 mod volumes;
 mod worker;
@@ -38,7 +41,7 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{directory::Directory, ids::Ids, worker::Worker};
+use self::{directory::Directory, ids::Ids, tokens::Tokens, worker::Worker};
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy};
 
 pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
@@ -55,6 +58,7 @@ pub(crate) struct Context {
     pub(crate) events: Events,
     pub(crate) directory: Directory,
     pub(crate) ids: Ids,
+    pub(crate) tokens: Tokens,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
 }

@@ -133,7 +133,7 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
                 .iter()
                 .any(|end| path.ends_with(end))
         }
-        "sandboxprofiles" => read,
+        "sandboxprofiles" | "hostpathgrants" => read,
         // The addresses of all nodes are part of policy; their agents' streams are not.
         "nodes" => read && !["/status", "/proxy"].iter().any(|end| path.contains(end)),
         "events" => matches!(*method, Method::POST | Method::PUT | Method::PATCH),

@@ -270,6 +270,11 @@ fn other_kinds() {
             "x | HIGH | ignored | Refuse | 0 | 24h",
         ),
         (
+            "hostpathgrants",
+            json!({"spec": {"path": "/srv", "access": "ReadOnly", "namespaces": ["a", "b"]}}),
+            "x | /srv | ReadOnly | a,b | <all> | 24h",
+        ),
+        (
             "sandboxprofiles",
             json!({"spec": {"preset": "strict", "seccomp": {"syscalls": [{}, {}]}}}),
             "x | strict | 2 | 24h",

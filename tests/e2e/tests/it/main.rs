@@ -3,9 +3,11 @@
 //!
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
+mod accounts;
 mod clean_host;
 mod evidence;
 mod gate;
+mod host_paths;
 mod hosts;
 mod kubectl;
 mod lifecycle;
@@ -17,6 +19,7 @@ mod sandbox;
 mod secrets;
 mod services;
 mod sessions;
+mod storage;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -45,6 +48,9 @@ fn main() -> ExitCode {
         network::TESTS,
         hosts::TESTS,
         services::TESTS,
+        accounts::TESTS,
+        storage::TESTS,
+        host_paths::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
