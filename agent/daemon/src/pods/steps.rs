@@ -100,7 +100,7 @@ impl StepError {
 /// read meanwhile, so that its first policy is never older than the pod.
 pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
-    let objects = objects_and_tokens(context, pod).await?;
+    let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
     let own = context.config.own_directories();
     let node = crate::node::amounts();
@@ -354,10 +354,16 @@ async fn objects(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
 /// The same with what only volumes show.
 async fn objects_and_tokens(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
     let tokens = async { Ok::<_, StepError>(context.tokens.of(&context.client, pod).await?) };
+    let (objects, tokens) = futures::try_join!(objects(context, pod), tokens)?;
+    Ok(Objects { tokens, ..objects })
+}
+
+/// The same with what is mounted once, when the pod starts: a grant that is taken back later does not keep its token from
+/// being renewed.
+async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
     let grants = async { Ok::<_, StepError>(host_paths::grants(&context.client, pod).await?) };
-    let (objects, tokens, grants) = futures::try_join!(objects(context, pod), tokens, grants)?;
+    let (objects, grants) = futures::try_join!(objects_and_tokens(context, pod), grants)?;
     Ok(Objects {
-        tokens,
         host_paths: api::host_paths::granted(pod, &grants).map_err(VolumeError::NotGranted)?,
         ..objects
     })
