@@ -22,6 +22,7 @@ pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod session;
+pub mod storage;
 
 pub use digest::Digest;
 pub use image_ref::ImageRef;

@@ -122,6 +122,11 @@ pub(crate) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         events.clone(),
     );
     let node = tokio::spawn(node.run(shutdown.clone()));
+    tokio::spawn(crate::local_volumes::run(
+        client.clone(),
+        config.clone(),
+        shutdown.clone(),
+    ));
 
     let context = Context {
         client,

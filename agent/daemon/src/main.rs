@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod events;
 mod hosts;
+mod local_volumes;
 mod logs;
 mod node;
 mod pods;

@@ -188,7 +188,13 @@ impl Server {
         let control_auth::Target::Resource(target) = &attributes.target else {
             return Ok(NodeIndex::default());
         };
-        if who.identity().node().is_none() || target.namespace.is_empty() || target.name.is_empty() {
+        if who.identity().node().is_none() || target.name.is_empty() {
+            return Ok(NodeIndex::default());
+        }
+        if (target.group.as_str(), target.resource.as_str()) == ("", "persistentvolumes") {
+            return self.volume_view(&target.name).await;
+        }
+        if target.namespace.is_empty() {
             return Ok(NodeIndex::default());
         }
         let pods = crate::row("", "pods");
@@ -200,7 +206,7 @@ impl Server {
                     .await
                     .map(|found| found.into_iter().collect())
             }
-            ("", "secrets" | "configmaps" | "serviceaccounts") => {
+            ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
                 let prefix = objects::prefix(pods, Some(&target.namespace));
                 self.store
                     .list(&prefix, &ListOptions::default())
@@ -212,6 +218,23 @@ impl Server {
         let mut index = NodeIndex::default();
         for stored in stored.map_err(|error| store_failure(&error))? {
             index.put(&serde_json::from_slice(&stored.value).map_err(Status::internal)?);
+        }
+        Ok(index)
+    }
+}
+
+impl Server {
+    /// What the node authorizer has to know about one volume.
+    async fn volume_view(&self, name: &str) -> Result<NodeIndex, Status> {
+        let key = objects::key(crate::row("", "persistentvolumes"), "", name);
+        let stored = self
+            .store
+            .get(&key)
+            .await
+            .map_err(|error| store_failure(&error))?;
+        let mut index = NodeIndex::default();
+        if let Some(stored) = stored {
+            index.put_volume(&serde_json::from_slice(&stored.value).map_err(Status::internal)?);
         }
         Ok(index)
     }

@@ -33,6 +33,7 @@ mod server;
 mod services;
 mod sessions;
 mod shape;
+mod storage;
 mod streams;
 mod target;
 mod tiers;

@@ -61,6 +61,7 @@ impl Server {
             .await?;
         self.check_host_paths(row, call.target.namespace(), &object)
             .await?;
+        self.give_class(row, &mut object).await?;
 
         let prefix = metadata_text(&object, "generateName").to_owned();
         let generated = metadata_text(&object, "name").is_empty() && !prefix.is_empty();

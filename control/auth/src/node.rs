@@ -26,6 +26,9 @@ pub trait NodeView {
     /// Whether the pod exists and is bound to the node.
     fn pod_on_node(&self, node: &str, namespace: &str, pod: &str) -> bool;
 
+    /// Whether the volume was provisioned on the node.
+    fn volume_on_node(&self, node: &str, volume: &str) -> bool;
+
     /// Whether a pod bound to the node, which has not ended, refers to the object.
     fn referenced(&self, node: &str, kind: ReferencedKind, namespace: &str, name: &str) -> bool;
 }
@@ -39,6 +42,8 @@ pub enum ReferencedKind {
     ConfigMap,
     /// The ServiceAccount that a pod runs as.
     ServiceAccount,
+    /// A PersistentVolumeClaim.
+    Claim,
 }
 
 /// Decides for the node `node`.
@@ -89,6 +94,15 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         // A list or watch of one object by name reads no more than a get.
         ("", "secrets", "get" | "list" | "watch") => reference(ReferencedKind::Secret),
         ("", "configmaps", "get" | "list" | "watch") => reference(ReferencedKind::ConfigMap),
+        ("", "persistentvolumeclaims", "get" | "list" | "watch") => reference(ReferencedKind::Claim),
+        // Which volumes are its own it finds by their affinity. Of those it says that the data are removed.
+        ("", "persistentvolumes", "get" | "list" | "watch") => Decision::Allow,
+        ("", "persistentvolumes/status", "get" | "update" | "patch") => {
+            match view.volume_on_node(node, &target.name) {
+                true => Decision::Allow,
+                false => Decision::Deny(format!("can only change volumes that are on node {node:?}")),
+            }
+        }
         // What the token is bound to, and whom it is for, is checked against the pod when it is made.
         ("", "serviceaccounts/token", "create") => reference(ReferencedKind::ServiceAccount),
 

@@ -45,6 +45,18 @@ const CONTROLLERS: &[Rule] = &[
     rule("", "nodes/status", &["patch", "update"]),
     rule(
         "",
+        "persistentvolumeclaims",
+        &["deletecollection", "get", "list", "patch", "watch"],
+    ),
+    rule("", "persistentvolumeclaims/status", &["patch", "update"]),
+    rule(
+        "",
+        "persistentvolumes",
+        &["create", "delete", "get", "list", "patch", "watch"],
+    ),
+    rule("", "persistentvolumes/status", &["patch", "update"]),
+    rule(
+        "",
         "pods",
         &["delete", "deletecollection", "get", "list", "watch"],
     ),
@@ -81,6 +93,7 @@ const CONTROLLERS: &[Rule] = &[
     rule("projectcalico.org", "networksets", EMPTY),
     rule("projectcalico.org", "stagedkubernetesnetworkpolicies", EMPTY),
     rule("projectcalico.org", "stagednetworkpolicies", EMPTY),
+    rule("storage.k8s.io", "storageclasses", READ),
 ];
 
 /// Everybody with a valid certificate: asking about oneself.

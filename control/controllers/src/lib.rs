@@ -1,4 +1,5 @@
-//! The control plane's own loops: scheduling, node lifecycle, namespaces, what stands behind services, old events.
+//! The control plane's own loops: scheduling, node lifecycle, namespaces, claims and their volumes, what stands behind
+//! services, old events.
 //!
 //! They are ordinary clients of the API server, with a certificate of their own and no way around its
 //! checks. Each loop is level-triggered: it compares what is with what should be, on every change and on a
@@ -19,6 +20,7 @@ mod nodes;
 mod recorder;
 mod root_ca;
 mod scheduling;
+mod volumes;
 
 use std::time::Duration;
 
@@ -104,13 +106,28 @@ pub async fn run_with(
     let services: Cache<Service> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
     let slices: Cache<EndpointSlice> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
 
+    let storage = volumes::Caches {
+        claims: Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone())),
+        volumes: Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone())),
+        classes: Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone())),
+    };
+
     let recorder = |component| Recorder::new(client.clone(), component);
     let scheduling = scheduling::run(
         client.clone(),
         recorder("palisade-scheduler"),
         pods.clone(),
         nodes.clone(),
+        storage.clone(),
     );
+    let volumes = volumes::run(
+        client.clone(),
+        recorder("persistentvolume-controller"),
+        storage,
+        pods.clone(),
+        nodes.clone(),
+    );
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(volumes));
     let endpoint_slices = endpoint_slices::run(
         client.clone(),
         endpoint_slices::Caches {

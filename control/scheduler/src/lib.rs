@@ -9,12 +9,14 @@
 
 mod filter;
 mod resources;
+mod volumes;
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 pub use resources::Resources;
+pub use volumes::{Needs, Storage};
 
 /// A node as the scheduler sees it.
 #[derive(Debug, Clone)]
@@ -66,12 +68,20 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Decides. Of the nodes that pass every filter, the one that stays the emptiest takes the pod.
-pub fn schedule(pod: &Pod, candidates: &[Candidate<'_>]) -> Result<Placement, Unschedulable> {
+/// Decides. Of the nodes that pass every filter, the one that stays the emptiest takes the pod. `needs` is what its
+/// claims ask of the node.
+pub fn schedule(
+    pod: &Pod,
+    needs: &Needs<'_>,
+    candidates: &[Candidate<'_>],
+) -> Result<Placement, Unschedulable> {
     let mut reasons = BTreeMap::new();
     let mut best = None;
     for candidate in candidates {
-        let against = filter::reasons_against(pod, candidate);
+        let mut against = filter::reasons_against(pod, candidate);
+        if against.is_empty() {
+            against.extend(needs.against(candidate.node).map(str::to_owned));
+        }
         if against.is_empty() {
             let rank = rank(pod, candidate);
             if best.as_ref().is_none_or(|(other, _)| rank < *other) {
@@ -163,7 +173,7 @@ mod tests {
 
     fn outcome(pod: &Pod, nodes: &[Node]) -> String {
         let candidates: Vec<_> = nodes.iter().map(|node| Candidate::new(node, [])).collect();
-        match schedule(pod, &candidates) {
+        match schedule(pod, &Needs::default(), &candidates) {
             Ok(placement) => placement.node,
             Err(unschedulable) => unschedulable.to_string(),
         }

@@ -12,9 +12,13 @@ use k8s_openapi::api::{
     authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview},
     authorization::v1::SelfSubjectAccessReview,
     coordination::v1::Lease,
-    core::v1::{Binding, ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount},
+    core::v1::{
+        Binding, ConfigMap, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+        Service, ServiceAccount,
+    },
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
+    storage::v1::StorageClass,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -229,6 +233,8 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
         ("v1", "Event") => round_trip::<Event>(value),
         ("v1", "Namespace") => round_trip::<Namespace>(value),
         ("v1", "Node") => round_trip::<Node>(value),
+        ("v1", "PersistentVolume") => round_trip::<PersistentVolume>(value),
+        ("v1", "PersistentVolumeClaim") => round_trip::<PersistentVolumeClaim>(value),
         ("v1", "Pod") => round_trip::<Pod>(value),
         ("v1", "Secret") => round_trip::<Secret>(value),
         ("v1", "Service") => round_trip::<Service>(value),
@@ -242,6 +248,7 @@ fn retype(api_version: &str, kind: &str, value: &Value) -> Result<(Value, Vec<St
         ("coordination.k8s.io/v1", "Lease") => round_trip::<Lease>(value),
         ("discovery.k8s.io/v1", "EndpointSlice") => round_trip::<EndpointSlice>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => round_trip::<NetworkPolicy>(value),
+        ("storage.k8s.io/v1", "StorageClass") => round_trip::<StorageClass>(value),
         ("palisade.dev/v1alpha1", "HostPathGrant") => round_trip::<HostPathGrant>(value),
         ("palisade.dev/v1alpha1", "ImagePolicy") => round_trip::<ImagePolicy>(value),
         ("palisade.dev/v1alpha1", "ImageScan") => round_trip::<ImageScan>(value),

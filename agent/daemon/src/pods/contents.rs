@@ -67,7 +67,12 @@ pub(crate) fn of(volume: &Volume, sources: Sources<'_>) -> Result<Option<Vec<Fil
 
 /// Whether what is in the volume is the pod's own matter, and not a mirror of objects.
 pub(crate) fn is_the_pods(volume: &Volume) -> bool {
-    volume.empty_dir.is_some() || volume.host_path.is_some()
+    volume.empty_dir.is_some() || is_outside(volume)
+}
+
+/// Whether what is in the volume is older than the pod, and outlives it.
+pub(crate) fn is_outside(volume: &Volume) -> bool {
+    volume.host_path.is_some() || volume.persistent_volume_claim.is_some()
 }
 
 /// Whether the volume's files belong on a tmpfs.

@@ -9,6 +9,7 @@ use api::host_paths::HostPath;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
 use super::{
+    claims::Claimed,
     resources::{self, NodeAmounts},
     tokens,
 };
@@ -25,6 +26,8 @@ pub(crate) struct Objects {
     pub(crate) tokens: tokens::OfPod,
     /// Paths of the node that its volumes mount, all of them granted.
     pub(crate) host_paths: Vec<HostPath>,
+    /// What stands behind its claims, by name of the volume.
+    pub(crate) claims: BTreeMap<String, Claimed>,
 }
 
 /// Facts that `fieldRef` can name beside the pod's own object.

@@ -90,21 +90,49 @@ pub(super) fn mount_at(asked: &HostPath, target: &Path, own: &[PathBuf]) -> Resu
             path: path.to_owned(),
         });
     }
+    bind(
+        &found.fd,
+        target,
+        found.directory,
+        asked.access == Access::ReadOnly,
+    )
+}
+
+/// Mounts a directory of the agent's own at `target`, likewise. `group` owns what is new in it, and the directory itself:
+/// what is further down keeps its owners, for it may be hostile.
+pub(super) fn mount_own(
+    directory: &Path,
+    target: &Path,
+    read_only: bool,
+    group: Option<u32>,
+) -> Result<(), HostPathError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(directory, flags, Mode::empty())
+        .map_err(|errno| failed("open", directory)(errno.into()))?;
+    if let Some(gid) = group {
+        let given = rustix::fs::fchown(&fd, None, Some(rustix::fs::Gid::from_raw(gid)))
+            .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o2777)));
+        given.map_err(|errno| failed("give to the group", directory)(errno.into()))?;
+    }
+    bind(&fd, target, true, read_only)
+}
+
+fn bind(found: &OwnedFd, target: &Path, directory: bool, read_only: bool) -> Result<(), HostPathError> {
     let failed = |operation| failed(operation, target);
-    match found.directory {
+    match directory {
         true => std::fs::create_dir(target).map_err(failed("create"))?,
         false => std::fs::File::create_new(target)
             .map(drop)
             .map_err(failed("create"))?,
     }
     // The descriptor is what was checked; its name may lead elsewhere by now.
-    let source = format!("/proc/self/fd/{}", found.fd.as_raw_fd());
+    let source = format!("/proc/self/fd/{}", found.as_raw_fd());
     let none = None::<&str>;
     mount(Some(source.as_str()), target, none, MsFlags::MS_BIND, none)
         .map_err(|errno| failed("mount")(errno.into()))?;
     let mut flags =
         MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if asked.access == Access::ReadOnly {
+    if read_only {
         flags |= MsFlags::MS_RDONLY;
     }
     mount(none, target, none, flags, none).map_err(|errno| failed("restrict")(errno.into()))?;

@@ -6,6 +6,7 @@
 //! [`Context`] and know nothing of each other.
 
 mod atomic;
+pub(crate) mod claims;
 mod container;
 mod contents;
 pub(crate) mod directory;

@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use kube::Api;
 
 use super::{
-    Context, PodId,
+    Context, PodId, claims,
     container::{self, ContainerError, Places, Resolved},
     contents::Sources,
     env::{self, Addresses, Objects},
@@ -44,6 +44,8 @@ pub(super) enum StepError {
     Api(#[from] kube::Error),
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Claim(#[from] claims::ClaimError),
     #[error(transparent)]
     Ids(#[from] NoIds),
     #[error(transparent)]
@@ -72,7 +74,7 @@ impl StepError {
     /// Kubernetes' word for the failure.
     fn reason(&self) -> &'static str {
         match self {
-            Self::Volume(_) => "FailedMount",
+            Self::Volume(_) | Self::Claim(_) => "FailedMount",
             Self::Container(_) | Self::User(_) => "CreateContainerConfigError",
             Self::Image(ImageError::UnknownUser { .. }) => "CreateContainerConfigError",
             Self::Image(_) => "ErrImagePull",
@@ -362,8 +364,12 @@ async fn objects_and_tokens(context: &Context, pod: &Pod) -> Result<Objects, Ste
 /// being renewed.
 async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
     let grants = async { Ok::<_, StepError>(host_paths::grants(&context.client, pod).await?) };
-    let (objects, grants) = futures::try_join!(objects_and_tokens(context, pod), grants)?;
+    let config = &context.config;
+    let claims = claims::find(&context.client, pod, &config.node_name, &config.agent_dir);
+    let claims = async { claims.await.map_err(StepError::from) };
+    let (objects, grants, claims) = futures::try_join!(objects_and_tokens(context, pod), grants, claims)?;
     Ok(Objects {
+        claims: claims.into_iter().collect(),
         host_paths: api::host_paths::granted(pod, &grants).map_err(VolumeError::NotGranted)?,
         ..objects
     })

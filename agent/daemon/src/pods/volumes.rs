@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use super::{
     atomic,
+    claims::{self, Claimed},
     contents::{self, Sources},
     env::EnvError,
     host_paths::{self, HostPathError},
@@ -99,12 +100,8 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
             continue;
         }
         clear(&path)?;
-        if volume.host_path.is_some() {
-            // What is the node's keeps its owners, as in Kubernetes.
-            let mut asked = sources.objects.host_paths.iter();
-            let asked = asked.find(|asked| asked.volume == volume.name);
-            let asked = asked.ok_or_else(|| VolumeError::Kind(volume.name.clone()))?;
-            host_paths::mount_at(asked, &path, own)?;
+        if contents::is_outside(volume) {
+            mount_outside(volume, &path, (sources, own), group)?;
         } else {
             private_dir(&path)?;
             fill(volume, &path, sources)?;
@@ -115,6 +112,27 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
     }
     Ok(())
+}
+
+/// Mounts what is older than the pod. A path of the node keeps its owners, as in Kubernetes.
+fn mount_outside(
+    volume: &Volume,
+    path: &Path,
+    (sources, own): (Sources<'_>, &[PathBuf]),
+    group: Option<u32>,
+) -> Result<(), VolumeError> {
+    let mut asked = sources.objects.host_paths.iter();
+    if let Some(asked) = asked.find(|asked| asked.volume == volume.name) {
+        return Ok(host_paths::mount_at(asked, path, own)?);
+    }
+    match sources.objects.claims.get(&volume.name) {
+        Some(Claimed::Path(asked)) => Ok(host_paths::mount_at(asked, path, own)?),
+        Some(Claimed::Own { directory, read_only }) => {
+            claims::make_directory(directory).map_err(|source| failed("create", directory, source))?;
+            Ok(host_paths::mount_own(directory, path, *read_only, group)?)
+        }
+        None => Err(VolumeError::Kind(volume.name.clone())),
+    }
 }
 
 /// Brings the volumes that mirror objects up to date; the names of those that changed.
@@ -181,7 +199,7 @@ pub(crate) fn remove(directory: &Path) -> Result<(), VolumeError> {
 
 /// Whether the volume is a mount, which a reboot takes away.
 fn is_mounted(volume: &Volume) -> bool {
-    in_memory(volume) || volume.host_path.is_some()
+    in_memory(volume) || contents::is_outside(volume)
 }
 
 /// Whether the volume lives on a tmpfs.

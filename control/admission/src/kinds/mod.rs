@@ -8,6 +8,7 @@ mod images;
 mod policy;
 mod sandbox;
 mod service;
+mod storage;
 
 use control_wire::{Cause, Status};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -23,6 +24,9 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
     match (request.resource.group, request.resource.kind, request.subresource) {
         ("", "Pod", "" | "binding") => pod::default(request, object),
         ("", "Namespace", "") => cluster::default_namespace(request, object),
+        ("", "PersistentVolume", "") => storage::default_volume(request, object),
+        ("", "PersistentVolumeClaim", "") => storage::default_claim(request, object),
+        ("storage.k8s.io", "StorageClass", "") => storage::default_class(object),
         ("", "Secret", "") => data::default_secret(object),
         ("", "Service", "") => service::default(request, object),
         ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
@@ -46,6 +50,9 @@ pub(crate) fn check(
         ("", "Pod", "status") => pod::check_status(object, problems),
         ("", "Pod", _) => pod::check(request, object, problems),
         ("", "ConfigMap", _) => data::check_config_map(request, object, problems),
+        ("", "PersistentVolume", "") => storage::check_volume(request, object, problems),
+        ("", "PersistentVolumeClaim", "") => storage::check_claim(request, object, problems),
+        ("storage.k8s.io", "StorageClass", _) => storage::check_class(request, object, problems),
         ("", "Secret", _) => data::check_secret(request, object, problems),
         ("", "Service", "") => service::check(request, object, problems),
         ("", "Event", _) => cluster::check_event(object, problems),

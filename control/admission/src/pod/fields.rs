@@ -252,6 +252,10 @@ const VOLUME: Shape = Members(&[
     ("hostPath", Members(&[("path", Any), ("type", HOST_PATH_TYPES)])),
     ("name", Any),
     (
+        "persistentVolumeClaim",
+        Members(&[("claimName", Any), ("readOnly", Any)]),
+    ),
+    (
         "projected",
         Members(&[("defaultMode", Any), ("sources", List(&PROJECTION))]),
     ),

@@ -21,6 +21,7 @@ const SOURCES: &[&str] = &[
     "downwardAPI",
     "emptyDir",
     "hostPath",
+    "persistentVolumeClaim",
     "projected",
     "secret",
 ];
@@ -34,7 +35,8 @@ pub(super) fn check_source(volume: &Value, field: &str, problems: &mut Problems)
     match sources.as_slice() {
         [] => problems.push(Cause::required(
             field,
-            "must specify a volume type: configMap, downwardAPI, emptyDir, hostPath, projected or secret",
+            "must specify a volume type: configMap, downwardAPI, emptyDir, hostPath, \
+             persistentVolumeClaim, projected or secret",
         )),
         [source] if SOURCES.contains(&source.as_str()) => {}
         // The list of fields has its own words for sources that it names.
@@ -82,6 +84,10 @@ fn check_volume(volume: &Volume, field: &str, problems: &mut Problems) {
         let name = source.secret_name.as_deref().unwrap_or_default();
         check_name(name, &format!("{field}.secretName"), problems);
         check_files(source.items.as_deref(), source.default_mode, &field, problems);
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        let field = format!("{field}.persistentVolumeClaim.claimName");
+        check_name(&source.claim_name, &field, problems);
     }
     if let Some(source) = &volume.host_path {
         let path = source.path.as_str();

@@ -6,7 +6,7 @@ use api::resources::Resource;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Column, node, pod, policy};
+use super::{Column, node, pod, policy, storage};
 use crate::age::age_of;
 
 /// Columns of a resource's objects; name and age for one that has none of its own.
@@ -16,6 +16,8 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("", "Event") => EVENT,
         ("", "Namespace") => NAMESPACE,
         ("", "Node") => node::COLUMNS,
+        ("", "PersistentVolume") => storage::VOLUME,
+        ("", "PersistentVolumeClaim") => storage::CLAIM,
         ("", "Pod") => pod::COLUMNS,
         ("", "Secret") => SECRET,
         ("", "Service") => SERVICE,
@@ -24,6 +26,7 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("discovery.k8s.io", "EndpointSlice") => ENDPOINT_SLICE,
         ("networking.k8s.io", "NetworkPolicy") => NETWORK_POLICY,
         ("policy.networking.k8s.io" | "projectcalico.org", kind) => policy::of(kind),
+        ("storage.k8s.io", "StorageClass") => storage::CLASS,
         ("palisade.dev", "HostPathGrant") => HOST_PATH_GRANT,
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
         ("palisade.dev", "ImageScan") => IMAGE_SCAN,

@@ -4,6 +4,7 @@
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
 mod accounts;
+mod claims;
 mod clean_host;
 mod evidence;
 mod gate;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         accounts::TESTS,
         storage::TESTS,
         host_paths::TESTS,
+        claims::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,
