@@ -33,7 +33,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use crate::{
     backoff::{delay, streak_after},
-    conditions::is_own_condition,
+    conditions::{is_by_node, is_own_condition},
     eviction::{Eviction, evict},
     order::{is_ready, is_started},
     qos::qos_class,

@@ -303,9 +303,16 @@ mod tests {
         done.status = Some(Default::default());
         done.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
         let mut candidate = Candidate::new(&node, [&done]);
-        assert!(schedule(&pod("2", json!({})), std::slice::from_ref(&candidate)).is_ok());
+        assert!(
+            schedule(
+                &pod("2", json!({})),
+                &Needs::default(),
+                std::slice::from_ref(&candidate)
+            )
+            .is_ok()
+        );
         candidate.add(&pod("1", json!({})));
-        assert!(schedule(&pod("2", json!({})), &[candidate]).is_err());
+        assert!(schedule(&pod("2", json!({})), &Needs::default(), &[candidate]).is_err());
     }
 
     #[test]
@@ -324,7 +331,7 @@ mod tests {
             let mut placed = vec![(0u64, 0u64); nodes.len()];
             for cpu in cpus {
                 let pod = pod(&format!("{cpu}m"), json!({}));
-                if let Ok(placement) = schedule(&pod, &candidates) {
+                if let Ok(placement) = schedule(&pod, &Needs::default(), &candidates) {
                     let index = candidates.iter().position(|c| c.name() == placement.node).unwrap();
                     candidates[index].add(&pod);
                     placed[index].0 += cpu;
