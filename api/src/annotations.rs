@@ -55,3 +55,8 @@ pub const USER_SIGNER: &str = "system:palisade-signer";
 pub const USER_CONTROLLERS: &str = "system:palisade-controllers";
 /// User name with which the API server calls a node.
 pub const USER_APISERVER: &str = "system:palisade-apiserver";
+
+/// The ConfigMap that the control plane keeps in each namespace, with the authority of the API server.
+pub const ROOT_CA_CONFIG_MAP: &str = "kube-root-ca.crt";
+/// Its key.
+pub const ROOT_CA_KEY: &str = "ca.crt";

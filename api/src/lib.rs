@@ -14,6 +14,7 @@ pub mod calico;
 pub mod cluster_policy;
 pub mod digest;
 pub mod flow;
+pub mod host_paths;
 pub mod host_ports;
 pub mod image_ref;
 pub mod learned;
@@ -25,6 +26,7 @@ pub mod resources;
 pub mod selector;
 pub mod session;
 pub mod stats;
+pub mod storage;
 pub mod verdict;
 
 pub use digest::Digest;

@@ -134,6 +134,7 @@ impl Subresource {
     pub fn group_version(&self) -> Option<(&'static str, &'static str)> {
         match self.kind {
             "Eviction" => Some(("policy", "v1")),
+            "TokenRequest" => Some(("authentication.k8s.io", "v1")),
             _ => None,
         }
     }
@@ -298,6 +299,30 @@ pub const RESOURCES: &[Resource] = &[
     Resource {
         group: "",
         version: "v1",
+        kind: "PersistentVolume",
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        short_names: &["pv"],
+        categories: &[],
+        scope: Scope::Cluster,
+        stored: Stored::Yes,
+        subresources: &[status("PersistentVolume")],
+    },
+    Resource {
+        group: "",
+        version: "v1",
+        kind: "PersistentVolumeClaim",
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        short_names: &["pvc"],
+        categories: &[],
+        scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[status("PersistentVolumeClaim")],
+    },
+    Resource {
+        group: "",
+        version: "v1",
         kind: "Pod",
         plural: "pods",
         singular: "pod",
@@ -372,7 +397,11 @@ pub const RESOURCES: &[Resource] = &[
         categories: &[],
         scope: Scope::Namespaced,
         stored: Stored::Yes,
-        subresources: &[],
+        subresources: &[Subresource {
+            name: "token",
+            kind: "TokenRequest",
+            verbs: &["create"],
+        }],
     },
     Resource {
         group: "authentication.k8s.io",
@@ -380,6 +409,18 @@ pub const RESOURCES: &[Resource] = &[
         kind: "SelfSubjectReview",
         plural: "selfsubjectreviews",
         singular: "selfsubjectreview",
+        short_names: &[],
+        categories: &[],
+        scope: Scope::Cluster,
+        stored: Stored::Virtual,
+        subresources: &[],
+    },
+    Resource {
+        group: "authentication.k8s.io",
+        version: "v1",
+        kind: "TokenReview",
+        plural: "tokenreviews",
+        singular: "tokenreview",
         short_names: &[],
         categories: &[],
         scope: Scope::Cluster,
@@ -455,6 +496,18 @@ pub const RESOURCES: &[Resource] = &[
         short_names: &["netpol"],
         categories: &[],
         scope: Scope::Namespaced,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
+    Resource {
+        group: "palisade.dev",
+        version: "v1alpha1",
+        kind: "HostPathGrant",
+        plural: "hostpathgrants",
+        singular: "hostpathgrant",
+        short_names: &["hpg"],
+        categories: &["palisade"],
+        scope: Scope::Cluster,
         stored: Stored::Yes,
         subresources: &[],
     },
@@ -590,6 +643,18 @@ pub const RESOURCES: &[Resource] = &[
         Scope::Namespaced,
     ),
     calico("Tier", ["tiers", "tier"], &[], Scope::Cluster),
+    Resource {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "StorageClass",
+        plural: "storageclasses",
+        singular: "storageclass",
+        short_names: &["sc"],
+        categories: &[],
+        scope: Scope::Cluster,
+        stored: Stored::Yes,
+        subresources: &[],
+    },
 ];
 
 #[cfg(test)]

@@ -190,6 +190,11 @@ pub(crate) async fn run(
         tracing::info!("pods have ended; stopping");
         end.cancel();
     });
+    tokio::spawn(crate::local_volumes::run(
+        client.clone(),
+        config.clone(),
+        shutdown.clone(),
+    ));
 
     let renewed = CancellationToken::new();
     let renewing = (config.clone(), client.clone(), renewed.clone(), shutdown.clone());
@@ -214,6 +219,7 @@ pub(crate) async fn run(
         static_pods,
         ids: Default::default(),
         evictions,
+        tokens: Default::default(),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,
     };

@@ -231,6 +231,15 @@ impl Config {
     }
 
     /// Volumes and records of pods.
+    pub(crate) fn own_directories(&self) -> Vec<PathBuf> {
+        // Beside the agent's directory are the control plane's, and the authority's.
+        let state = self.agent_dir.parent().unwrap_or(&self.agent_dir);
+        // As they are without links, for paths of pods have none.
+        let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        vec![real(state), real(&self.run_dir)]
+    }
+
+    /// Directories of pods.
     pub(crate) fn pods_dir(&self) -> PathBuf {
         self.agent_dir.join("pods")
     }

@@ -14,6 +14,7 @@ mod events;
 mod hosts;
 mod images;
 mod learn;
+mod local_volumes;
 mod logs;
 mod node;
 mod node_shutdown;

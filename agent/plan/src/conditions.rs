@@ -27,10 +27,18 @@ pub const SANDBOXED: &str = "palisade.dev/Sandboxed";
 pub const SANDBOX_CURRENT: &str = "palisade.dev/SandboxCurrent";
 /// The condition that an eviction sets, in Kubernetes' words. Others may set it too.
 const DISRUPTION: &str = "DisruptionTarget";
+/// Its reason when the node has decided it.
+const BY_NODE: &str = "TerminationByKubelet";
 
 /// Whether the node decides the condition of that type.
 pub fn is_own_condition(kind: &str) -> bool {
     OWN.contains(&kind)
+}
+
+/// Whether the node has written the condition: its own, and the one that says that it evicted the pod.
+pub fn is_by_node(condition: &PodCondition) -> bool {
+    let evicted = condition.type_ == DISRUPTION && condition.reason.as_deref() == Some(BY_NODE);
+    is_own_condition(&condition.type_) || evicted
 }
 
 /// The node's conditions, and those of others as they were. What did not change keeps its time.
@@ -62,7 +70,7 @@ pub(crate) fn of(
     let disruption = eviction.map(|eviction| PodCondition {
         last_transition_time: Some(Time(eviction.at)),
         message: Some(eviction.message.clone()),
-        reason: Some("TerminationByKubelet".to_owned()),
+        reason: Some(BY_NODE.to_owned()),
         status: "True".to_owned(),
         type_: DISRUPTION.to_owned(),
         ..PodCondition::default()

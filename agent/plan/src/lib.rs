@@ -35,7 +35,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use crate::{
     backoff::{delay, streak_after},
-    conditions::{SANDBOX_CURRENT, SANDBOXED, is_own_condition},
+    conditions::{SANDBOX_CURRENT, SANDBOXED, is_by_node, is_own_condition},
     ephemeral::as_container,
     eviction::{Eviction, evict},
     order::{is_ready, is_started},

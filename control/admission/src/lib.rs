@@ -28,6 +28,7 @@ use serde_json::Value;
 
 pub use kinds::{TIERED, built_in_objects, refuse_deletion, tier_of};
 pub use pins::{CONTAINER_LISTS, Pin, pin_images};
+pub use pod::{TOKEN_VOLUME_PREFIX, account_of, mount_token};
 
 /// Largest object that is stored, in bytes of JSON.
 pub const MAX_OBJECT_BYTES: usize = 1536 * 1024;

@@ -1,6 +1,6 @@
 //! One request from its head to its answer: who asks, may they, what is it, do it, say so.
 //!
-//! The stages hand tokens on: [`control_auth::authenticate`] gives the identity that
+//! The stages hand tokens on: [`Server::identify`] gives the identity that
 //! [`control_auth::authorize`] demands, whose [`control_auth::Authorized`] every operation demands.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -52,7 +52,7 @@ pub(crate) async fn handle(
     request: Request<Body>,
 ) -> Response {
     let target = target::parse(request.uri().path());
-    // Constant answers for load balancers and supervisors: the only ones without a certificate.
+    // Constant answers for load balancers and supervisors: the only ones for strangers.
     match target {
         Some(Target::Livez) => return respond::text(StatusCode::OK, "ok"),
         Some(Target::Readyz) if server.is_ready().await => return respond::text(StatusCode::OK, "ok"),
@@ -72,8 +72,8 @@ impl Server {
         target: Option<Target>,
         request: Request<Body>,
     ) -> Result<Response, Status> {
-        // Who asks comes before what exists: without a certificate every path looks the same.
-        let who = peer.who.clone().ok_or_else(Status::unauthorized)?;
+        // Who asks comes before what exists: without a certificate or token every path looks the same.
+        let who = self.identify(peer, request.headers()).await?;
         let (mut head, body) = request.into_parts();
         let upgrade = head.extensions.remove::<OnUpgrade>();
         refuse_impersonation(&head.headers)?;
@@ -160,6 +160,7 @@ impl Server {
             ("proxy", Verb::Get) => return self.node_stream(call, slot).await,
             ("binding", Verb::Create) => self.bind_pod(call).await?,
             ("eviction", Verb::Create) => self.evict_pod(call).await?,
+            ("token", Verb::Create) => self.request_token(call).await?,
             ("", Verb::Create) if row.stored == Stored::Virtual => self.review(call).await?,
             ("", Verb::Create) => self.create(call).await?,
             ("", Verb::Get) if row.stored == Stored::Measured => self.get_measured(call).await?,
@@ -193,7 +194,13 @@ impl Server {
         let control_auth::Target::Resource(target) = &attributes.target else {
             return Ok(NodeIndex::default());
         };
-        if who.identity().node().is_none() || target.namespace.is_empty() || target.name.is_empty() {
+        if who.identity().node().is_none() || target.name.is_empty() {
+            return Ok(NodeIndex::default());
+        }
+        if (target.group.as_str(), target.resource.as_str()) == ("", "persistentvolumes") {
+            return self.volume_view(&target.name).await;
+        }
+        if target.namespace.is_empty() {
             return Ok(NodeIndex::default());
         }
         let pods = crate::row("", "pods");
@@ -205,7 +212,7 @@ impl Server {
                     .await
                     .map(|found| found.into_iter().collect())
             }
-            ("", "secrets" | "configmaps") => {
+            ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
                 let prefix = objects::prefix(pods, Some(&target.namespace));
                 self.store
                     .list(&prefix, &ListOptions::default())
@@ -217,6 +224,23 @@ impl Server {
         let mut index = NodeIndex::default();
         for stored in stored.map_err(|error| store_failure(&error))? {
             index.put(&serde_json::from_slice(&stored.value).map_err(Status::internal)?);
+        }
+        Ok(index)
+    }
+}
+
+impl Server {
+    /// What the node authorizer has to know about one volume.
+    async fn volume_view(&self, name: &str) -> Result<NodeIndex, Status> {
+        let key = objects::key(crate::row("", "persistentvolumes"), "", name);
+        let stored = self
+            .store
+            .get(&key)
+            .await
+            .map_err(|error| store_failure(&error))?;
+        let mut index = NodeIndex::default();
+        if let Some(stored) = stored {
+            index.put_volume(&serde_json::from_slice(&stored.value).map_err(Status::internal)?);
         }
         Ok(index)
     }

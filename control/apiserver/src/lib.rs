@@ -1,6 +1,6 @@
 //! The Kubernetes API as a server: TLS, routes, the request path, watches, and the hop to nodes.
 //!
-//! A request runs through types: a verified certificate gives [`control_auth::Authenticated`], that gives
+//! A request runs through types: a verified certificate or token gives [`control_auth::Authenticated`], that gives
 //! [`control_auth::Authorized`], admission gives [`control_admission::Admitted`], and only that is stored. A
 //! stage that is left out does not compile.
 //!
@@ -11,12 +11,14 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod call;
 mod delete;
 mod dispatch;
 mod documents;
 mod eviction;
 mod gate;
+mod host_paths;
 mod images;
 mod lifecycle;
 mod measured;
@@ -33,9 +35,11 @@ mod server;
 mod services;
 mod sessions;
 mod shape;
+mod storage;
 mod streams;
 mod target;
 mod tiers;
+mod tokens;
 mod watch;
 mod write;
 
@@ -43,6 +47,7 @@ use std::sync::Arc;
 
 use api::resources::{self, Resource};
 use axum::Router;
+use control_auth::token::TokenKeys;
 use control_store::Store;
 use control_wire::Status;
 use tokio::{
@@ -74,6 +79,8 @@ pub struct Config {
     pub tls: Arc<rustls::ServerConfig>,
     /// How agents are called.
     pub node_tls: Arc<rustls::ClientConfig>,
+    /// What signs and verifies tokens of service accounts.
+    pub token_keys: Arc<TokenKeys>,
     /// Where cluster addresses of services come from.
     pub service_range: ServiceRange,
     /// What the kernel's tables of a node hold.
@@ -92,6 +99,7 @@ pub async fn serve(
         store: config.store,
         gate: config.gate,
         node_tls: config.node_tls,
+        token_keys: config.token_keys,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         service_range: config.service_range,
@@ -113,6 +121,7 @@ pub(crate) struct Server {
     store: Arc<dyn Store>,
     gate: Arc<dyn ImageGate>,
     node_tls: Arc<rustls::ClientConfig>,
+    token_keys: Arc<TokenKeys>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     service_range: ServiceRange,

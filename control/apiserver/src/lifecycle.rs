@@ -335,6 +335,8 @@ mod tests {
         Identity {
             user: "joe".to_owned(),
             groups: vec!["system:authenticated".to_owned()],
+            uid: String::new(),
+            extra: Default::default(),
         }
     }
 

@@ -134,5 +134,7 @@ fn own_identity() -> control_auth::Identity {
     control_auth::Identity {
         user: OWN_USER.to_owned(),
         groups: Vec::new(),
+        uid: String::new(),
+        extra: Default::default(),
     }
 }

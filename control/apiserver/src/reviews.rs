@@ -1,6 +1,6 @@
-//! The two reviews of this version: who am I, and may I.
+//! The reviews of this version: who am I, may I, and whose token is this.
 
-use control_auth::{Attributes, ResourceTarget};
+use control_auth::{Attributes, Identity, ResourceTarget};
 use control_wire::{Status, decode, negotiate, query::FieldValidation};
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -16,13 +16,13 @@ impl Server {
     pub(crate) async fn review(&self, call: &Call) -> Result<Outcome, Status> {
         let row = call.target.resource;
         if row.kind == "SelfSubjectReview" {
-            // Who asks stands in the certificate; the body has nothing to add.
+            // Who asks stands in the certificate or token; the body has nothing to add.
             let identity = call.authorized.identity();
             let object = json!({
                 "apiVersion": call.target.api_version(),
                 "kind": row.kind,
                 "metadata": {"creationTimestamp": seconds(call.now)},
-                "status": {"userInfo": {"username": identity.user, "groups": identity.groups}},
+                "status": {"userInfo": user_info(identity)},
             });
             return Ok(Outcome {
                 code: StatusCode::CREATED,
@@ -30,13 +30,16 @@ impl Server {
                 warnings: Vec::new(),
             });
         }
-        if row.kind != "SelfSubjectAccessReview" {
+        if !matches!(row.kind, "SelfSubjectAccessReview" | "TokenReview") {
             return Err(Status::method_not_allowed());
         }
         let form = negotiate::body_form(call.content_type.as_deref())?;
         let decoded = decode::object(row, None, form, &call.body, FieldValidation::Warn)?;
         let mut object = decoded.object;
-        object["status"] = self.access(call, &object["spec"]).await?;
+        object["status"] = match row.kind {
+            "TokenReview" => self.judge_token(&object["spec"], call.now).await?,
+            _ => self.access(call, &object["spec"]).await?,
+        };
         Ok(Outcome {
             code: StatusCode::CREATED,
             object,
@@ -71,4 +74,16 @@ impl Server {
             Err(denied) => json!({"allowed": false, "reason": denied.to_string()}),
         })
     }
+}
+
+/// An identity in the words of `authentication.k8s.io`; what is empty is left out.
+pub(crate) fn user_info(identity: &Identity) -> Value {
+    let mut info = json!({"username": identity.user, "groups": identity.groups});
+    if !identity.uid.is_empty() {
+        info["uid"] = json!(identity.uid);
+    }
+    if !identity.extra.is_empty() {
+        info["extra"] = json!(identity.extra);
+    }
+    info
 }

@@ -22,8 +22,8 @@ use tracing::{debug, warn};
 
 /// Connections served at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 2048;
-/// Of these, connections of peers without a certificate. There are two constant answers for them, so they may
-/// neither be many nor stay.
+/// Of these, connections of peers without a certificate that have not shown a good token either. There are two
+/// constant answers for them, so they may neither be many nor stay.
 const MAX_ANONYMOUS: usize = 128;
 /// How long a connection without a certificate may last.
 const ANONYMOUS_TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,6 +49,8 @@ pub(crate) struct Peer {
     pub(crate) who: Option<Authenticated>,
     /// Where the connection came from, for the audit line.
     pub(crate) address: SocketAddr,
+    /// Cancelled once a request of this connection had a good token: then the peer is no stranger any more.
+    pub(crate) vouched: CancellationToken,
 }
 
 /// Why a server cannot serve.
@@ -135,14 +137,19 @@ async fn serve_connection(
         warn!(%address, error = &error as &dyn std::error::Error, "client certificate");
         None
     });
-    let anonymous_slot = match who {
+    let mut anonymous_slot = match who {
         Some(_) => None,
         None => match anonymous.try_acquire() {
             Ok(slot) => Some(slot),
             Err(_full) => return debug!(%address, "too many connections without a certificate"),
         },
     };
-    let peer = Peer { who, address };
+    let vouched = CancellationToken::new();
+    let peer = Peer {
+        who,
+        address,
+        vouched: vouched.clone(),
+    };
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (router, peer) = (router.clone(), peer.clone());
         async move {
@@ -165,12 +172,16 @@ async fn serve_connection(
     let connection =
         builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = tokio::time::sleep(ANONYMOUS_TIMEOUT), if anonymous_slot.is_some() => return,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let patience = tokio::time::Instant::now() + ANONYMOUS_TIMEOUT;
+    let served = loop {
+        tokio::select! {
+            served = connection.as_mut() => break served,
+            () = vouched.cancelled(), if anonymous_slot.is_some() => anonymous_slot = None,
+            () = tokio::time::sleep_until(patience), if anonymous_slot.is_some() => return,
+            () = shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                break connection.await;
+            }
         }
     };
     if let Err(error) = served {

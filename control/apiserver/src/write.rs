@@ -64,6 +64,12 @@ impl Server {
             call.now,
         );
 
+        self.give_account(row, call.target.namespace(), &mut object)
+            .await?;
+        self.check_host_paths(row, call.target.namespace(), &object)
+            .await?;
+        self.give_class(row, &mut object).await?;
+
         let prefix = metadata_text(&object, "generateName").to_owned();
         let generated = metadata_text(&object, "name").is_empty() && !prefix.is_empty();
         let mut attempts = if generated { MAX_NAMES } else { 1 };
@@ -339,7 +345,7 @@ fn part_of(subresource: &str) -> Part {
     }
 }
 
-fn generate_name(prefix: &str) -> String {
+pub(crate) fn generate_name(prefix: &str) -> String {
     // 128 random bits of a UUID, of which five letters use 24.
     let random = uuid::Uuid::new_v4();
     let suffix = random

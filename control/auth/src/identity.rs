@@ -1,11 +1,15 @@
-//! Identities as client certificates state them: common name = user, organizations = groups.
+//! Identities: of a client certificate (common name = user, organizations = groups) or a service account's token.
+
+use std::collections::BTreeMap;
 
 use x509_parser::{
     certificate::X509Certificate,
     prelude::{FromDer, X509Error},
 };
 
-/// Group of everybody who showed a valid certificate; no certificate can claim or shed it.
+use crate::token::{Found, GROUP_SERVICE_ACCOUNTS, TokenError, Verified, user_name};
+
+/// Group of everybody who showed a valid certificate or token; no certificate can claim or shed it.
 pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
 
 /// Longest user or group name.
@@ -21,9 +25,14 @@ pub struct Identity {
     pub user: String,
     /// Groups, [`GROUP_AUTHENTICATED`] last.
     pub groups: Vec<String>,
+    /// UID of a service account; empty for others.
+    pub uid: String,
+    /// What a token says beside that, in Kubernetes' words: its own identity, its pod and node.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// Proof that an identity was read from a verified client certificate.
+/// Proof that an identity was read from a verified client certificate, or from a verified token whose account and
+/// pod are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authenticated(Identity);
 
@@ -48,8 +57,8 @@ pub enum IdentityError {
     )]
     Name,
     /// It claims a group that the server assigns.
-    #[error("client certificate claims the group {GROUP_AUTHENTICATED}, which only the server assigns")]
-    ReservedGroup,
+    #[error("client certificate claims the group {0}, which only the server assigns")]
+    ReservedGroup(String),
 }
 
 impl Authenticated {
@@ -76,11 +85,52 @@ impl Authenticated {
         if groups.len() > MAX_GROUPS {
             return Err(IdentityError::TooManyGroups);
         }
-        if groups.iter().any(|group| group == GROUP_AUTHENTICATED) {
-            return Err(IdentityError::ReservedGroup);
+        let reserved = |group: &&String| {
+            *group == GROUP_AUTHENTICATED
+                || *group == GROUP_SERVICE_ACCOUNTS
+                || group.starts_with(&format!("{GROUP_SERVICE_ACCOUNTS}:"))
+        };
+        if let Some(group) = groups.iter().find(reserved) {
+            return Err(IdentityError::ReservedGroup(group.clone()));
         }
         groups.push(GROUP_AUTHENTICATED.to_owned());
-        Ok(Self(Identity { user, groups }))
+        Ok(Self(Identity {
+            user,
+            groups,
+            uid: String::new(),
+            extra: BTreeMap::new(),
+        }))
+    }
+
+    /// The service account of a token that is bound to nothing that has gone. `found` says what is there now.
+    pub fn from_token(token: &Verified, found: &Found) -> Result<Self, TokenError> {
+        token.check_bound(found)?;
+        let account = token.account();
+        let mut extra = BTreeMap::new();
+        let mut say = |key: &str, value: String| {
+            if !value.is_empty() {
+                extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+            }
+        };
+        say("credential-id", format!("JTI={}", token.id()));
+        if let Some(pod) = token.pod() {
+            say("pod-name", pod.name.clone());
+            say("pod-uid", pod.uid.clone());
+        }
+        if let Some(node) = token.node() {
+            say("node-name", node.name.clone());
+            say("node-uid", node.uid.clone());
+        }
+        Ok(Self(Identity {
+            user: user_name(token.namespace(), &account.name),
+            groups: vec![
+                GROUP_SERVICE_ACCOUNTS.to_owned(),
+                format!("{GROUP_SERVICE_ACCOUNTS}:{}", token.namespace()),
+                GROUP_AUTHENTICATED.to_owned(),
+            ],
+            uid: account.uid.clone(),
+            extra,
+        }))
     }
 
     /// The identity.
@@ -175,11 +225,17 @@ pub(crate) mod tests {
                 "{user:?}"
             );
         }
-        let claims = certificate("x", &[GROUP_AUTHENTICATED]);
-        assert!(matches!(
-            Authenticated::from_verified_certificate(&claims),
-            Err(IdentityError::ReservedGroup)
-        ));
+        for group in [
+            GROUP_AUTHENTICATED,
+            "system:serviceaccounts",
+            "system:serviceaccounts:shop",
+        ] {
+            let claims = certificate("x", &[group]);
+            assert!(matches!(
+                Authenticated::from_verified_certificate(&claims),
+                Err(IdentityError::ReservedGroup(_))
+            ));
+        }
         let mut trailing = certificate("x", &[]);
         trailing.push(0);
         assert!(matches!(

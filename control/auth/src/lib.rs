@@ -1,7 +1,8 @@
-//! Who is asking, and may they: identities from client certificates and the fixed roles of this version.
+//! Who is asking, and may they: identities from client certificates and tokens of service accounts, and the fixed
+//! roles of this version.
 //!
-//! Both answers are tokens with private fields. [`Authenticated`] comes only out of a certificate,
-//! [`Authorized`] only out of [`authorize`]; the API server's later stages demand them, so a request path
+//! Both answers are values with private fields. [`Authenticated`] comes only out of a certificate or out of a token
+//! that was verified and compared with what it is bound to ([`token`]), [`Authorized`] only out of [`authorize`]; the API server's later stages demand them, so a request path
 //! that forgets a check does not compile.
 //!
 //! Pure: no clock, no files, no sockets. Verifying the certificate chain is the TLS layer's work
@@ -15,6 +16,7 @@ mod identity;
 mod node;
 mod node_index;
 mod roles;
+pub mod token;
 
 use std::fmt;
 

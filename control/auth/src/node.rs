@@ -26,6 +26,9 @@ pub trait NodeView {
     /// Whether the pod exists and is bound to the node.
     fn pod_on_node(&self, node: &str, namespace: &str, pod: &str) -> bool;
 
+    /// Whether the volume was provisioned on the node.
+    fn volume_on_node(&self, node: &str, volume: &str) -> bool;
+
     /// Whether a pod bound to the node, which has not ended, refers to the object.
     fn referenced(&self, node: &str, kind: ReferencedKind, namespace: &str, name: &str) -> bool;
 }
@@ -37,6 +40,10 @@ pub enum ReferencedKind {
     Secret,
     /// A ConfigMap.
     ConfigMap,
+    /// The ServiceAccount that a pod runs as.
+    ServiceAccount,
+    /// A PersistentVolumeClaim.
+    Claim,
 }
 
 /// Decides for the node `node`.
@@ -72,6 +79,8 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         ("", "pods" | "namespaces" | "serviceaccounts", "get" | "list" | "watch") => Decision::Allow,
         ("discovery.k8s.io", "endpointslices", "get" | "list" | "watch") => Decision::Allow,
         ("networking.k8s.io", "networkpolicies", "get" | "list" | "watch") => Decision::Allow,
+        // The node decides again about paths of its own.
+        ("palisade.dev", "hostpathgrants", "get" | "list" | "watch") => Decision::Allow,
         // Pods name their sandbox; it holds no secrets.
         ("palisade.dev", "sandboxprofiles", "get" | "list" | "watch") => Decision::Allow,
         ("policy.networking.k8s.io", "clusternetworkpolicies", "get" | "list" | "watch") => Decision::Allow,
@@ -90,6 +99,17 @@ pub(crate) fn decide(node: &str, verb: &str, target: &ResourceTarget, view: &dyn
         // A list or watch of one object by name reads no more than a get.
         ("", "secrets", "get" | "list" | "watch") => reference(ReferencedKind::Secret),
         ("", "configmaps", "get" | "list" | "watch") => reference(ReferencedKind::ConfigMap),
+        ("", "persistentvolumeclaims", "get" | "list" | "watch") => reference(ReferencedKind::Claim),
+        // Which volumes are its own it finds by their affinity. Of those it says that the data are removed.
+        ("", "persistentvolumes", "get" | "list" | "watch") => Decision::Allow,
+        ("", "persistentvolumes/status", "get" | "update" | "patch") => {
+            match view.volume_on_node(node, &target.name) {
+                true => Decision::Allow,
+                false => Decision::Deny(format!("can only change volumes that are on node {node:?}")),
+            }
+        }
+        // What the token is bound to, and whom it is for, is checked against the pod when it is made.
+        ("", "serviceaccounts/token", "create") => reference(ReferencedKind::ServiceAccount),
 
         // Its own next certificate. What requests say is no secret, and who approves looks at who asked.
         ("certificates.k8s.io", "certificatesigningrequests", "create" | "get" | "list" | "watch") => {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod, Volume};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, PersistentVolume, Pod, Volume};
 
 use crate::{NodeView, ReferencedKind};
 
@@ -13,6 +13,8 @@ pub struct NodeIndex {
     nodes: BTreeMap<PodKey, String>,
     /// Node -> pod -> what it refers to, all in the pod's own namespace.
     references: BTreeMap<String, BTreeMap<PodKey, BTreeSet<(ReferencedKind, String)>>>,
+    /// Nodes that a provisioned volume may be on, by volume.
+    volumes: BTreeMap<String, BTreeSet<String>>,
 }
 
 type PodKey = (String, String);
@@ -35,6 +37,16 @@ impl NodeIndex {
             .or_default()
             .insert(key.clone(), references(pod));
         self.nodes.insert(key, node);
+    }
+
+    /// Takes the newest state of a volume. Those that nobody provisioned are no node's.
+    pub fn put_volume(&mut self, volume: &PersistentVolume) {
+        let name = volume.metadata.name.clone().unwrap_or_default();
+        self.volumes.remove(&name);
+        if api::storage::is_local_path(volume) {
+            self.volumes
+                .insert(name, api::storage::hostnames(volume).map(str::to_owned).collect());
+        }
     }
 
     /// Forgets a pod.
@@ -67,6 +79,10 @@ impl NodeView for NodeIndex {
             .is_some_and(|own| own == node)
     }
 
+    fn volume_on_node(&self, node: &str, volume: &str) -> bool {
+        self.volumes.get(volume).is_some_and(|nodes| nodes.contains(node))
+    }
+
     fn referenced(&self, node: &str, kind: ReferencedKind, namespace: &str, name: &str) -> bool {
         let wanted = (kind, name.to_owned());
         self.references.get(node).is_some_and(|pods| {
@@ -95,6 +111,8 @@ fn references(pod: &Pod) -> BTreeSet<(ReferencedKind, String)> {
         return BTreeSet::new();
     };
     let mut found = BTreeSet::new();
+    let account = spec.service_account_name.clone();
+    found.insert((ReferencedKind::ServiceAccount, account.unwrap_or_default()));
     for volume in spec.volumes.iter().flatten() {
         volume_references(volume, &mut found);
     }
@@ -125,6 +143,9 @@ fn volume_references(volume: &Volume, found: &mut BTreeSet<(ReferencedKind, Stri
     }
     if let Some(source) = &volume.config_map {
         found.insert((ReferencedKind::ConfigMap, source.name.clone()));
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        found.insert((ReferencedKind::Claim, source.claim_name.clone()));
     }
     for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
         if let Some(secret) = &source.secret {
@@ -174,10 +195,12 @@ mod tests {
             "metadata": {"namespace": "ns", "name": "p"},
             "spec": {
                 "nodeName": node,
+                "serviceAccountName": "account",
                 "imagePullSecrets": [{"name": "pull"}],
                 "volumes": [
                     {"name": "a", "secret": {"secretName": "volume-secret"}},
                     {"name": "b", "configMap": {"name": "volume-map"}},
+                    {"name": "d", "persistentVolumeClaim": {"claimName": "claim"}},
                     {"name": "c", "projected": {"sources": [{"secret": {"name": "projected"}}]}},
                 ],
                 "containers": [{
@@ -233,6 +256,9 @@ mod tests {
                 "{name}"
             );
         }
+        assert!(index.referenced("a", ReferencedKind::Claim, "ns", "claim"));
+        assert!(index.referenced("a", ReferencedKind::ServiceAccount, "ns", "account"));
+        assert!(!index.referenced("a", ReferencedKind::ServiceAccount, "ns", "other"));
         assert!(!index.referenced("a", ReferencedKind::Secret, "ns", ""));
     }
 
@@ -255,6 +281,24 @@ mod tests {
         index.remove("ns", "p");
         assert!(!index.pod_on_node("b", "ns", "p"));
         assert!(index.nodes.is_empty() && index.references.is_empty());
+    }
+
+    #[test]
+    fn provisioned_volumes_are_their_nodes_and_others_nobodys() {
+        let volume = |by: &str| -> PersistentVolume {
+            serde_json::from_value(json!({
+                "metadata": {"name": "v", "annotations": {"pv.kubernetes.io/provisioned-by": by}},
+                "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "kubernetes.io/hostname", "operator": "In", "values": ["a"]}]}]}}},
+            }))
+            .unwrap()
+        };
+        let mut index = NodeIndex::default();
+        index.put_volume(&volume("palisade.dev/local-path"));
+        assert!(index.volume_on_node("a", "v") && !index.volume_on_node("b", "v"));
+        assert!(!index.volume_on_node("a", "other"));
+        index.put_volume(&volume("somebody.else"));
+        assert!(!index.volume_on_node("a", "v"));
     }
 
     #[test]

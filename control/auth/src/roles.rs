@@ -18,7 +18,12 @@ const EMPTY: &[&str] = &["deletecollection", "list"];
 /// The control plane's own loops. Emptying a terminating namespace is why they may list and delete every
 /// kind that lives in one.
 const CONTROLLERS: &[Rule] = &[
-    rule("", "configmaps", EMPTY),
+    // The configuration that holds the cluster's authority is theirs in every namespace.
+    rule(
+        "",
+        "configmaps",
+        &["create", "deletecollection", "get", "list", "update", "watch"],
+    ),
     rule(
         "",
         "events",
@@ -39,6 +44,18 @@ const CONTROLLERS: &[Rule] = &[
     // Taints follow from what a node reports; a node itself may not write them.
     rule("", "nodes", &["get", "list", "patch", "watch"]),
     rule("", "nodes/status", &["patch", "update"]),
+    rule(
+        "",
+        "persistentvolumeclaims",
+        &["deletecollection", "get", "list", "patch", "watch"],
+    ),
+    rule("", "persistentvolumeclaims/status", &["patch", "update"]),
+    rule(
+        "",
+        "persistentvolumes",
+        &["create", "delete", "get", "list", "patch", "watch"],
+    ),
+    rule("", "persistentvolumes/status", &["patch", "update"]),
     rule(
         "",
         "pods",
@@ -93,6 +110,7 @@ const CONTROLLERS: &[Rule] = &[
     rule("projectcalico.org", "networksets", EMPTY),
     rule("projectcalico.org", "stagedkubernetesnetworkpolicies", EMPTY),
     rule("projectcalico.org", "stagednetworkpolicies", EMPTY),
+    rule("storage.k8s.io", "storageclasses", READ),
 ];
 
 /// Whoever brings a node in: asks for its certificate and waits for it.

@@ -41,7 +41,7 @@ fn who(user: &str, group: Option<&str>) -> Authenticated {
 fn cluster() -> NodeIndex {
     let pod = serde_json::from_value(json!({
         "metadata": {"namespace": "ns", "name": "on-a"},
-        "spec": {"nodeName": "a", "containers": [{"name": "c", "envFrom": [
+        "spec": {"nodeName": "a", "serviceAccountName": "of-a", "containers": [{"name": "c", "envFrom": [
             {"secretRef": {"name": "of-a"}}, {"configMapRef": {"name": "of-a"}},
         ]}]},
     }))

@@ -33,12 +33,22 @@ where
 {
     /// Starts to fill it.
     pub(crate) fn spawn(tasks: &mut JoinSet<Option<()>>, shutdown: &CancellationToken, api: Api<K>) -> Self {
+        Self::spawn_some(tasks, shutdown, api, watcher::Config::default())
+    }
+
+    /// Starts to fill it with the objects that `config` selects.
+    pub(crate) fn spawn_some(
+        tasks: &mut JoinSet<Option<()>>,
+        shutdown: &CancellationToken,
+        api: Api<K>,
+        config: watcher::Config,
+    ) -> Self {
         let (objects, writer) = reflector::store();
         let (signal, changed) = watch::channel(false);
         tasks.spawn(
             shutdown
                 .clone()
-                .run_until_cancelled_owned(fill(api, writer, signal)),
+                .run_until_cancelled_owned(fill(api, config, writer, signal)),
         );
         Self { objects, changed }
     }
@@ -58,12 +68,16 @@ where
     }
 }
 
-async fn fill<K>(api: Api<K>, mut writer: reflector::store::Writer<K>, signal: watch::Sender<bool>)
-where
+async fn fill<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    mut writer: reflector::store::Writer<K>,
+    signal: watch::Sender<bool>,
+) where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + serde::de::DeserializeOwned + 'static,
 {
     let kind = K::kind(&());
-    let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = watcher(api, config).default_backoff().boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {

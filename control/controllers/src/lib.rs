@@ -1,5 +1,5 @@
-//! The control plane's own loops: scheduling, node lifecycle, namespaces, what stands behind services,
-//! disruption budgets, old events.
+//! The control plane's own loops: scheduling, node lifecycle, namespaces, claims and their volumes, what stands behind
+//! services, disruption budgets, old events.
 //!
 //! They are ordinary clients of the API server, with a certificate of their own and no way around its
 //! checks. Each loop is level-triggered: it compares what is with what should be, on every change and on a
@@ -20,9 +20,11 @@ mod event_ttl;
 mod namespaces;
 mod nodes;
 mod recorder;
+mod root_ca;
 mod scheduling;
 mod signing;
 mod taints;
+mod volumes;
 
 use std::time::Duration;
 
@@ -81,13 +83,20 @@ pub enum ControllersError {
 
 /// Runs all loops until `shutdown`. Failures to reach the API server are retried for ever; an error means a
 /// defect in a loop, and that the caller should end the process rather than run without it.
-pub async fn run(client: Client, shutdown: CancellationToken) -> Result<(), ControllersError> {
-    run_with(client, Timing::default(), shutdown).await
+///
+/// `root_ca` is the authority of the API server, PEM, which every namespace gets.
+pub async fn run(
+    client: Client,
+    root_ca: String,
+    shutdown: CancellationToken,
+) -> Result<(), ControllersError> {
+    run_with(client, root_ca, Timing::default(), shutdown).await
 }
 
 /// [`run`] with other timing.
 pub async fn run_with(
     client: Client,
+    root_ca: String,
     timing: Timing,
     shutdown: CancellationToken,
 ) -> Result<(), ControllersError> {
@@ -107,6 +116,11 @@ pub async fn run_with(
     let requests: Cache<CertificateSigningRequest> =
         Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
     let budgets: Cache<PodDisruptionBudget> = Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone()));
+    let storage = volumes::Caches {
+        claims: Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone())),
+        volumes: Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone())),
+        classes: Cache::spawn(&mut tasks, &shutdown, Api::all(client.clone())),
+    };
 
     let recorder = |component| Recorder::new(client.clone(), component);
     let scheduling = scheduling::run(
@@ -114,7 +128,16 @@ pub async fn run_with(
         recorder("palisade-scheduler"),
         pods.clone(),
         nodes.clone(),
+        storage.clone(),
     );
+    let volumes = volumes::run(
+        client.clone(),
+        recorder("persistentvolume-controller"),
+        storage,
+        pods.clone(),
+        nodes.clone(),
+    );
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(volumes));
     let endpoint_slices = endpoint_slices::run(
         client.clone(),
         endpoint_slices::Caches {
@@ -144,6 +167,9 @@ pub async fn run_with(
         timing,
         nodes::Caches { nodes, leases, pods },
     );
+    let maps = root_ca::spawn(&mut tasks, &shutdown, &client);
+    let root_ca = root_ca::run(client.clone(), root_ca, namespaces.clone(), maps);
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(root_ca));
     let namespaces = namespaces::run(client.clone(), namespaces, accounts);
     let events = event_ttl::run(client);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));

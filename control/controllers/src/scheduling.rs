@@ -6,10 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::storage::SELECTED_NODE;
+use control_scheduler::{Needs, Storage};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Binding, Node, ObjectReference, Pod},
+    api::core::v1::{Binding, Node, ObjectReference, PersistentVolumeClaim, Pod},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status, Time},
 };
 use kube::{
@@ -22,6 +24,7 @@ use crate::{
     backoff::Backoff,
     cache::Cache,
     recorder::{Recorder, Severity},
+    volumes,
 };
 
 /// Bindings written at a time: enough to share the store's commits.
@@ -37,7 +40,13 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SCHEDULER_NAME: &str = "default-scheduler";
 
 /// Runs for ever.
-pub(crate) async fn run(client: Client, recorder: Recorder, mut pods: Cache<Pod>, mut nodes: Cache<Node>) {
+pub(crate) async fn run(
+    client: Client,
+    recorder: Recorder,
+    mut pods: Cache<Pod>,
+    mut nodes: Cache<Node>,
+    mut storage: volumes::Caches,
+) {
     let mut scheduler = Scheduler {
         client,
         recorder,
@@ -47,11 +56,26 @@ pub(crate) async fn run(client: Client, recorder: Recorder, mut pods: Cache<Pod>
     };
     loop {
         let mut wait = RESYNC;
-        if let (Some(pods), Some(nodes)) = (pods.objects(), nodes.objects()) {
+        let stored = (
+            storage.claims.objects(),
+            storage.volumes.objects(),
+            storage.classes.objects(),
+        );
+        if let (Some(pods), Some(nodes), (Some(claims), Some(volumes), Some(classes))) =
+            (pods.objects(), nodes.objects(), stored)
+        {
+            let storage = Storage {
+                claims: &claims,
+                volumes: &volumes,
+                classes: &classes,
+            };
             scheduler.forget_settled(&pods);
-            wait = wait.min(scheduler.pass(&pods, &nodes).await);
+            wait = wait.min(scheduler.pass(&pods, &nodes, storage).await);
         }
         tokio::select! {
+            () = storage.claims.changed() => {}
+            () = storage.volumes.changed() => {}
+            () = storage.classes.changed() => {}
             () = pods.changed() => {}
             () = nodes.changed() => {}
             () = tokio::time::sleep(wait) => {}
@@ -74,6 +98,8 @@ struct Scheduler {
 struct Outcome {
     pod: Arc<Pod>,
     decision: Result<String, String>,
+    /// Claims that must be told the node first; the pod is bound when they have their volumes.
+    waiting: Vec<Arc<PersistentVolumeClaim>>,
 }
 
 impl Scheduler {
@@ -90,14 +116,15 @@ impl Scheduler {
     }
 
     /// One look at everything. Returns how long to wait at most before the next.
-    async fn pass(&mut self, pods: &[Arc<Pod>], nodes: &[Arc<Node>]) -> Duration {
+    async fn pass(&mut self, pods: &[Arc<Pod>], nodes: &[Arc<Node>], storage: Storage<'_>) -> Duration {
         let now = Instant::now();
         let due = |uid: &str| self.retries.get(uid).is_none_or(|(_, at)| *at <= now);
-        let outcomes = decide(pods, nodes, &self.assumed, due);
+        let outcomes = decide(pods, nodes, storage, &self.assumed, due);
 
         let mut bindings = Vec::new();
         for outcome in outcomes {
             match outcome.decision {
+                Ok(node) if !outcome.waiting.is_empty() => self.tell_claims(outcome.waiting, &node),
                 Ok(node) => {
                     let uid = outcome.pod.uid().unwrap_or_default();
                     self.assumed.insert(uid, node.clone());
@@ -116,6 +143,26 @@ impl Scheduler {
             .map(|(_, at)| at.saturating_duration_since(now))
             .min();
         next.unwrap_or(RESYNC)
+    }
+
+    /// Beside the loop: what they become, the watch tells.
+    fn tell_claims(&self, claims: Vec<Arc<PersistentVolumeClaim>>, node: &str) {
+        let (client, node) = (self.client.clone(), node.to_owned());
+        tokio::spawn(async move {
+            for claim in claims {
+                let api: Api<PersistentVolumeClaim> =
+                    Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
+                let patch = json!({"metadata": {
+                    "annotations": {SELECTED_NODE: node}, "resourceVersion": claim.resource_version()}});
+                let told = api
+                    .patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+                    .await;
+                if let Err(error) = told {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(claim = claim.name_any(), error, "the claim was not told its node");
+                }
+            }
+        });
     }
 
     fn settle(&mut self, pod: &Arc<Pod>, node: &str, result: Result<(), kube::Error>) {
@@ -198,27 +245,28 @@ impl Scheduler {
 fn decide(
     pods: &[Arc<Pod>],
     nodes: &[Arc<Node>],
+    storage: Storage<'_>,
     assumed: &HashMap<String, String>,
     due: impl Fn(&str) -> bool,
 ) -> Vec<Outcome> {
     let mut by_node: HashMap<&str, Vec<&Pod>> = HashMap::new();
-    let mut waiting = Vec::new();
+    let mut unbound = Vec::new();
     for pod in pods {
         let assumed = pod.uid().and_then(|uid| assumed.get(&uid));
         match node_of(pod).or(assumed.map(String::as_str)) {
             Some(node) => by_node.entry(node).or_default().push(pod),
-            None if ours(pod) && due(&pod.uid().unwrap_or_default()) => waiting.push(pod),
+            None if ours(pod) && due(&pod.uid().unwrap_or_default()) => unbound.push(pod),
             None => {}
         }
     }
-    waiting.sort_by_key(|pod| {
+    unbound.sort_by_key(|pod| {
         (
             pod.creation_timestamp().map(|t| t.0),
             pod.namespace(),
             pod.name_any(),
         )
     });
-    if waiting.is_empty() {
+    if unbound.is_empty() {
         return Vec::new();
     }
     let mut candidates: Vec<_> = nodes
@@ -228,8 +276,28 @@ fn decide(
             control_scheduler::Candidate::new(node, bound)
         })
         .collect();
-    let place = |pod: &Arc<Pod>| {
-        let decision = match control_scheduler::schedule(pod, &candidates) {
+    let place = |pod: &Arc<Pod>| -> Option<Outcome> {
+        let needs = match Needs::of(pod, storage) {
+            Ok(needs) => needs,
+            Err(problem) => {
+                let all = candidates.len();
+                let message = format!("0/{all} nodes are available: {problem}.");
+                return Some(Outcome {
+                    pod: Arc::clone(pod),
+                    decision: Err(message),
+                    waiting: Vec::new(),
+                });
+            }
+        };
+        // What was told already is not told again: the volume comes, or the binder says why not.
+        let untold = |claim: &&PersistentVolumeClaim| {
+            let told = claim.annotations().get(SELECTED_NODE);
+            !told.is_some_and(|node| candidates.iter().any(|known| known.name() == *node))
+        };
+        let waiting: Vec<_> = needs.waiting().filter(untold).cloned().map(Arc::new).collect();
+        let pends = needs.waiting().next().is_some();
+        let decision = match control_scheduler::schedule(pod, &needs, &candidates) {
+            Ok(_) if pends && waiting.is_empty() => return None,
             Ok(placement) => {
                 if let Some(candidate) = candidates.iter_mut().find(|c| c.name() == placement.node) {
                     candidate.add(pod);
@@ -238,12 +306,13 @@ fn decide(
             }
             Err(unschedulable) => Err(unschedulable.to_string()),
         };
-        Outcome {
+        Some(Outcome {
             pod: Arc::clone(pod),
             decision,
-        }
+            waiting,
+        })
     };
-    waiting.into_iter().map(place).collect()
+    unbound.into_iter().filter_map(place).collect()
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {
@@ -335,7 +404,12 @@ mod tests {
             .iter()
             .map(|(u, n)| ((*u).to_owned(), (*n).to_owned()))
             .collect();
-        decide(pods, nodes, &assumed, due)
+        let storage = Storage {
+            claims: &[],
+            volumes: &[],
+            classes: &[],
+        };
+        decide(pods, nodes, storage, &assumed, due)
             .into_iter()
             .map(|o| (o.pod.name_any(), o.decision.unwrap_or_else(|message| message)))
             .collect()

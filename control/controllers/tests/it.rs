@@ -116,6 +116,7 @@ impl Cluster {
             gate: Arc::new(AdmitsAll),
             tls: server_config(&credentials("server"), ClientCertificate::Optional, ALPN_HTTP).unwrap(),
             node_tls: client_config(&credentials("apiserver-client"), &[b"http/1.1"]).unwrap(),
+            token_keys: Arc::new(control_pki::token_key::load_or_create(&control, "token.key").unwrap()),
             service_range: Default::default(),
             capacities: Default::default(),
         };
@@ -132,7 +133,9 @@ impl Cluster {
         let controllers = tokio::spawn({
             let shutdown = shutdown.clone();
             async move {
-                run_with(client, timing, shutdown).await.unwrap();
+                run_with(client, "the authority".to_owned(), timing, shutdown)
+                    .await
+                    .unwrap();
             }
         });
         let kubeconfig = Kubeconfig::read_from(report.kubeconfig).unwrap();

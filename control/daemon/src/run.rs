@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, client_config, server_config};
+use control_pki::{
+    tls::{ALPN_HTTP, ClientCertificate, Credentials, client_config, server_config},
+    token_key,
+};
 use control_store::{Embedded, Keyring};
 use tokio::{
     net::TcpListener,
@@ -17,6 +20,8 @@ use crate::{config::Config, confine, gate::ScanGate, privileges};
 
 /// Threads that serve. What blocks (disk, scans) has threads of its own.
 const WORKER_THREADS: usize = 2;
+/// The file with the keys that sign tokens, in the control directory.
+const TOKEN_KEY: &str = "token-signing.key";
 /// How long everything may take to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,6 +57,7 @@ async fn serve(config: &Config, own_program: &Path) -> Result<()> {
         gate: Arc::new(gate),
         tls: server_config(&server, ClientCertificate::Optional, ALPN_HTTP)?,
         node_tls: client_config(&to_nodes, &[b"http/1.1"])?,
+        token_keys: Arc::new(token_key::load_or_create(&config.control_dir, TOKEN_KEY)?),
         service_range: config.service_range()?,
         capacities: Default::default(),
     };
@@ -60,7 +66,13 @@ async fn serve(config: &Config, own_program: &Path) -> Result<()> {
     let controllers_shutdown = shutdown.child_token();
     let mut api = tokio::spawn(control_apiserver::serve(listener, api, shutdown.clone()));
     let client = control_controllers::connect(&format!("https://{}", config.listen), &tls).await?;
-    let mut controllers = tokio::spawn(control_controllers::run(client, controllers_shutdown.clone()));
+    let root_ca = tls.join("ca.crt");
+    let root_ca = std::fs::read_to_string(&root_ca).with_context(|| format!("read {}", root_ca.display()))?;
+    let mut controllers = tokio::spawn(control_controllers::run(
+        client,
+        root_ca,
+        controllers_shutdown.clone(),
+    ));
     info!(listen = %config.listen, "serving");
 
     let ended = tokio::select! {

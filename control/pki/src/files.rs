@@ -7,7 +7,10 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -60,6 +63,22 @@ impl Dir {
 
     /// Content of a file, `None` where it does not exist.
     pub(crate) fn read_text(&self, name: &str) -> Result<Option<Zeroizing<String>>, PkiError> {
+        Ok(self.read(name)?.map(|(text, _)| text))
+    }
+
+    /// The same for a file that others must not be able to read.
+    pub(crate) fn read_private_text(&self, name: &str) -> Result<Option<Zeroizing<String>>, PkiError> {
+        match self.read(name)? {
+            Some((_, mode)) if mode & 0o077 != 0 => Err(PkiError::Mode {
+                path: self.path.join(name),
+                mode,
+            }),
+            found => Ok(found.map(|(text, _)| text)),
+        }
+    }
+
+    /// Content and permission bits.
+    fn read(&self, name: &str) -> Result<Option<(Zeroizing<String>, u32)>, PkiError> {
         let path = self.path.join(name);
         // Without NONBLOCK a pipe in the file's place would stop us for good.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -76,7 +95,7 @@ impl Dir {
         file.take(MAX_BYTES)
             .read_to_string(&mut text)
             .map_err(|e| error(&path, "read", e))?;
-        Ok(Some(text))
+        Ok(Some((text, metadata.mode() & 0o7777)))
     }
 
     /// Replaces a file in one step: readers see the old content or the new. Never wider than `mode`, not even

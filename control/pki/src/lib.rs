@@ -4,6 +4,7 @@
 //! own that serves nothing, holds the authority's key. Server and
 //! client certificates are separate (extended key usage), so no server can pose as a client. [`tls`] turns
 //! the files into rustls settings: TLS 1.3 only, client certificates demanded. Both daemons use this crate.
+//! [`token_key`] keeps the key that signs tokens of service accounts, which the running control plane does hold.
 //!
 //! The image gate's key is made here too, see [`verdict`].
 //!
@@ -18,6 +19,7 @@ mod files;
 mod kubeconfig;
 pub mod requests;
 pub mod tls;
+pub mod token_key;
 pub mod verdict;
 
 use std::{
@@ -88,6 +90,14 @@ pub enum PkiError {
     NotAFile {
         /// Where.
         path: PathBuf,
+    },
+    /// Others can read a private file.
+    #[error("{} has mode {mode:o}; run chmod 600 on it", path.display())]
+    Mode {
+        /// Where.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
     },
     /// The authority's certificate and key are not both there, do not match, or are not readable.
     #[error("{}: {problem}; restore ca.crt and ca.key, or remove both to start a new cluster", path.display())]

@@ -93,6 +93,9 @@ fn lacking(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {
     if wanted.memory_bytes > 0 && after.memory_bytes > offered.memory_bytes {
         reasons.push("Insufficient memory".to_owned());
     }
+    if wanted.storage_bytes > 0 && after.storage_bytes > offered.storage_bytes {
+        reasons.push("Insufficient ephemeral-storage".to_owned());
+    }
     reasons
 }
 

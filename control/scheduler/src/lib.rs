@@ -9,6 +9,7 @@
 
 mod filter;
 mod resources;
+mod volumes;
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt};
 
@@ -16,6 +17,7 @@ use api::host_ports::{self, HostPort};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 pub use resources::Resources;
+pub use volumes::{Needs, Storage};
 
 /// A node as the scheduler sees it.
 #[derive(Debug, Clone)]
@@ -70,12 +72,20 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// Decides. Of the nodes that pass every filter, the one that stays the emptiest takes the pod.
-pub fn schedule(pod: &Pod, candidates: &[Candidate<'_>]) -> Result<Placement, Unschedulable> {
+/// Decides. Of the nodes that pass every filter, the one that stays the emptiest takes the pod. `needs` is what its
+/// claims ask of the node.
+pub fn schedule(
+    pod: &Pod,
+    needs: &Needs<'_>,
+    candidates: &[Candidate<'_>],
+) -> Result<Placement, Unschedulable> {
     let mut reasons = BTreeMap::new();
     let mut best = None;
     for candidate in candidates {
-        let against = filter::reasons_against(pod, candidate);
+        let mut against = filter::reasons_against(pod, candidate);
+        if against.is_empty() {
+            against.extend(needs.against(candidate.node).map(str::to_owned));
+        }
         if against.is_empty() {
             let rank = rank(pod, candidate);
             if best.as_ref().is_none_or(|(other, _)| rank < *other) {
@@ -167,7 +177,7 @@ mod tests {
 
     fn outcome(pod: &Pod, nodes: &[Node]) -> String {
         let candidates: Vec<_> = nodes.iter().map(|node| Candidate::new(node, [])).collect();
-        match schedule(pod, &candidates) {
+        match schedule(pod, &Needs::default(), &candidates) {
             Ok(placement) => placement.node,
             Err(unschedulable) => unschedulable.to_string(),
         }
@@ -183,7 +193,11 @@ mod tests {
         let holder = asking(json!([{"containerPort": 80, "hostPort": 80, "hostIP": "192.0.2.1"}]));
         let mut done = holder.clone();
         done.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
-        let words = |pod: &Pod, pods: &[Pod]| match schedule(pod, &[Candidate::new(&node, pods)]) {
+        let words = |pod: &Pod, pods: &[Pod]| match schedule(
+            pod,
+            &Needs::default(),
+            &[Candidate::new(&node, pods)],
+        ) {
             Ok(placement) => placement.node,
             Err(unschedulable) => unschedulable.to_string(),
         };
@@ -211,7 +225,7 @@ mod tests {
         let mut candidate = Candidate::new(&node, []);
         candidate.add(&holder);
         assert!(
-            schedule(&all, &[candidate]).is_err(),
+            schedule(&all, &Needs::default(), &[candidate]).is_err(),
             "those of pods that were just placed count"
         );
     }
@@ -340,9 +354,16 @@ mod tests {
         done.status = Some(Default::default());
         done.status.as_mut().unwrap().phase = Some("Succeeded".to_owned());
         let mut candidate = Candidate::new(&node, [&done]);
-        assert!(schedule(&pod("2", json!({})), std::slice::from_ref(&candidate)).is_ok());
+        assert!(
+            schedule(
+                &pod("2", json!({})),
+                &Needs::default(),
+                std::slice::from_ref(&candidate)
+            )
+            .is_ok()
+        );
         candidate.add(&pod("1", json!({})));
-        assert!(schedule(&pod("2", json!({})), &[candidate]).is_err());
+        assert!(schedule(&pod("2", json!({})), &Needs::default(), &[candidate]).is_err());
     }
 
     #[test]
@@ -361,7 +382,7 @@ mod tests {
             let mut placed = vec![(0u64, 0u64); nodes.len()];
             for cpu in cpus {
                 let pod = pod(&format!("{cpu}m"), json!({}));
-                if let Ok(placement) = schedule(&pod, &candidates) {
+                if let Ok(placement) = schedule(&pod, &Needs::default(), &candidates) {
                     let index = candidates.iter().position(|c| c.name() == placement.node).unwrap();
                     candidates[index].add(&pod);
                     placed[index].0 += cpu;

@@ -15,6 +15,8 @@ pub struct Resources {
     pub cpu_millis: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// Bytes on the node's disk.
+    pub storage_bytes: u64,
     /// Pods.
     pub pods: u64,
 }
@@ -53,6 +55,7 @@ impl Resources {
         Self {
             cpu_millis: self.cpu_millis.max(other.cpu_millis),
             memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            storage_bytes: self.storage_bytes.max(other.storage_bytes),
             pods: self.pods.max(other.pods),
         }
     }
@@ -86,6 +89,7 @@ impl Resources {
         Self {
             cpu_millis: amount("cpu", quantity::thousandths),
             memory_bytes: amount("memory", quantity::units),
+            storage_bytes: amount("ephemeral-storage", quantity::units),
             pods: amount("pods", quantity::units),
         }
     }
@@ -98,6 +102,7 @@ impl Add for Resources {
         Self {
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            storage_bytes: self.storage_bytes.saturating_add(other.storage_bytes),
             pods: self.pods.saturating_add(other.pods),
         }
     }

@@ -6,7 +6,7 @@ use agent_images::{ImageConfig, UserIds};
 use agent_runtime::{ContainerConfig, Mount, PidNamespace, Resources, Streams};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use super::{env, sandbox, termination, volumes};
+use super::{contents, env, sandbox, termination, volumes};
 
 /// What a container may do without asking for more, inside its user namespace: Docker's set without raw
 /// sockets and device nodes.
@@ -210,8 +210,8 @@ fn mounts(
             .iter()
             .flat_map(|spec| spec.volumes.iter().flatten())
             .any(|volume| {
-                // Only the pod's own directories are the pod's to write.
-                volume.name == mount.name && volume.empty_dir.is_none()
+                // What mirrors objects is not the pod's to write.
+                volume.name == mount.name && !contents::is_the_pods(volume)
             });
         mounts.push(Mount {
             source: volumes::path_of(places.volumes, &mount.name),

@@ -10,6 +10,7 @@ use k8s_openapi::{
 use super::{
     env::{self, Objects},
     resources::{self, NodeAmounts},
+    tokens,
     volumes::VolumeError,
 };
 
@@ -51,7 +52,7 @@ pub(crate) fn of(volume: &Volume, sources: Sources<'_>) -> Result<Option<Vec<Fil
             all.extend(projected(name, projection, source.default_mode, sources)?);
         }
         all
-    } else if volume.empty_dir.is_some() {
+    } else if is_the_pods(volume) {
         return Ok(None);
     } else {
         return Err(VolumeError::Kind(name.to_owned()));
@@ -64,13 +65,24 @@ pub(crate) fn of(volume: &Volume, sources: Sources<'_>) -> Result<Option<Vec<Fil
     Ok(Some(by_path.into_values().collect()))
 }
 
+/// Whether what is in the volume is the pod's own matter, and not a mirror of objects.
+pub(crate) fn is_the_pods(volume: &Volume) -> bool {
+    volume.empty_dir.is_some() || is_outside(volume)
+}
+
+/// Whether what is in the volume is older than the pod, and outlives it.
+pub(crate) fn is_outside(volume: &Volume) -> bool {
+    volume.host_path.is_some() || volume.persistent_volume_claim.is_some()
+}
+
 /// Whether the volume's files belong on a tmpfs.
 pub(crate) fn is_secret(volume: &Volume) -> bool {
     let projects = volume.projected.as_ref();
     let mut projects = projects
         .into_iter()
         .flat_map(|projected| projected.sources.iter().flatten());
-    volume.secret.is_some() || projects.any(|source| source.secret.is_some())
+    volume.secret.is_some()
+        || projects.any(|source| source.secret.is_some() || source.service_account_token.is_some())
 }
 
 /// Which keys, under which names, with which modes.
@@ -180,6 +192,17 @@ fn projected(
         secret(volume, &source.name, wish, sources.objects)
     } else if let Some(source) = &source.downward_api {
         downward(volume, source.items.as_deref(), default_mode, sources)
+    } else if let Some(source) = &source.service_account_token {
+        let token = sources.objects.tokens.get(&tokens::Wish::of(source));
+        let token = token.ok_or_else(|| VolumeError::Missing {
+            kind: "token",
+            name: source.path.clone(),
+        })?;
+        Ok(vec![File {
+            path: source.path.clone(),
+            bytes: token.clone().into_bytes(),
+            mode: bits(default_mode),
+        }])
     } else {
         Err(VolumeError::Kind(volume.to_owned()))
     }

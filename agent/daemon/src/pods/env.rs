@@ -5,18 +5,29 @@ use std::{
     net::IpAddr,
 };
 
+use api::host_paths::HostPath;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
-use super::resources::{self, NodeAmounts};
+use super::{
+    claims::Claimed,
+    resources::{self, NodeAmounts},
+    tokens,
+};
 
 /// Search path of a container whose image does not set one: what container engines use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Config maps and secrets that a pod refers to, as they were found: `None` where there is none.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Objects {
     pub(crate) config_maps: BTreeMap<String, Option<ConfigMap>>,
     pub(crate) secrets: BTreeMap<String, Option<Secret>>,
+    /// Tokens that its volumes ask for; environments never hold one.
+    pub(crate) tokens: tokens::OfPod,
+    /// Paths of the node that its volumes mount, all of them granted.
+    pub(crate) host_paths: Vec<HostPath>,
+    /// What stands behind its claims, by name of the volume.
+    pub(crate) claims: BTreeMap<String, Claimed>,
 }
 
 /// Facts that `fieldRef` can name beside the pod's own object.
@@ -448,6 +459,7 @@ mod tests {
         let objects = Objects {
             config_maps: [("m".to_owned(), Some(config_map))].into(),
             secrets: [("s".to_owned(), Some(secret))].into(),
+            ..Objects::default()
         };
         let container = json!({
             "name": "c",

@@ -6,6 +6,7 @@
 //! [`Context`] and know nothing of each other.
 
 mod atomic;
+pub(crate) mod claims;
 mod container;
 mod contents;
 pub(crate) mod directory;
@@ -13,6 +14,7 @@ pub(crate) mod env;
 pub(crate) mod evictions;
 mod held;
 mod hooks;
+mod host_paths;
 mod ids;
 mod names;
 mod observe;
@@ -23,7 +25,9 @@ mod sandbox;
 mod sandboxed;
 mod status;
 mod steps;
+mod storage;
 mod termination;
+pub(crate) mod tokens;
 mod users;
 mod verdict;
 mod volumes;
@@ -44,7 +48,7 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{directory::Directory, evictions::Evictions, ids::Ids, worker::Worker};
+use self::{directory::Directory, evictions::Evictions, ids::Ids, tokens::Tokens, worker::Worker};
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
 
 pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
@@ -65,6 +69,7 @@ pub(crate) struct Context {
     pub(crate) static_pods: StaticPods,
     pub(crate) ids: Ids,
     pub(crate) evictions: Evictions,
+    pub(crate) tokens: Tokens,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
 }

@@ -112,7 +112,7 @@ async fn write(client: &Client, id: &PodId, told: &Told) -> Result<(), kube::Err
 fn body(status: &PodStatus) -> serde_json::Result<Value> {
     let mut status = status.clone();
     if let Some(conditions) = &mut status.conditions {
-        conditions.retain(|condition| agent_plan::is_own_condition(&condition.type_));
+        conditions.retain(agent_plan::is_by_node);
     }
     let mut body = serde_json::to_value(&status)?;
     let absent = ["message", "reason", "initContainerStatuses", "podIP", "podIPs"];

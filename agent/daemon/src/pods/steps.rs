@@ -22,11 +22,12 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use kube::Api;
 
 use super::{
-    Context, PodId,
+    Context, PodId, claims,
     container::{self, ContainerError, Places, Resolved},
     contents::Sources,
     env::{self, Addresses, Objects},
     held::{self, HeldNetwork},
+    host_paths,
     ids::NoIds,
     names,
     sandbox::{Ground, SandboxError},
@@ -50,6 +51,8 @@ pub(super) enum StepError {
     Api(#[from] kube::Error),
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Claim(#[from] claims::ClaimError),
     #[error(transparent)]
     Ids(#[from] NoIds),
     #[error(transparent)]
@@ -84,7 +87,7 @@ impl StepError {
     /// Kubernetes' word for the failure.
     fn reason(&self) -> &'static str {
         match self {
-            Self::Volume(_) => "FailedMount",
+            Self::Volume(_) | Self::Claim(_) => "FailedMount",
             Self::Container(_) | Self::User(_) => "CreateContainerConfigError",
             Self::Image(ImageError::UnknownUser { .. }) => "CreateContainerConfigError",
             Self::Image(_) | Self::PullSecret { .. } => "ErrImagePull",
@@ -132,8 +135,9 @@ impl StepError {
 /// read meanwhile, so that its first policy is never older than the pod.
 pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
-    let objects = objects(context, pod).await?;
+    let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
+    let own = context.config.own_directories();
     let node = crate::node::amounts();
     tokio::task::spawn_blocking(move || {
         let sources = Sources {
@@ -141,7 +145,7 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
             objects: &objects,
             node,
         };
-        volumes::create(&directory, sources)
+        volumes::create(&directory, sources, &own)
     })
     .await
     .map_err(|_cancelled| StepError::Interrupted)??;
@@ -176,7 +180,7 @@ pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> R
 /// Brings the volumes that mirror objects of the API up to date.
 pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
-    let objects = objects(context, pod).await?;
+    let objects = objects_and_tokens(context, pod).await?;
     let (pod, node) = (pod.clone(), crate::node::amounts());
     let changed = tokio::task::spawn_blocking(move || {
         let sources = Sources {
@@ -285,8 +289,9 @@ pub(super) async fn start_container(
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
     let files = directory.join("files");
-    let message = termination::prepare(&files, &spec.name, attempt)
-        .map_err(|source| volumes::failed("prepare the termination message in", &files, source))?;
+    let messages = volumes::messages_of(&directory.join("volumes"));
+    let message = termination::prepare(&messages, &spec.name, attempt)
+        .map_err(|source| volumes::failed("prepare the termination message in", &messages, source))?;
     let places = Places {
         volumes: &directory.join("volumes"),
         files: &files,
@@ -331,8 +336,16 @@ pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<G
 pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
     remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
     context.ids.release(&id.uid);
+    context.tokens.forget(&id.uid);
     context.directory.remove(id);
     Ok(())
+}
+
+/// Removes the pod's volumes, when its containers have ended for good.
+pub(super) async fn remove_volumes(context: &Context, id: &PodId) -> Result<(), StepError> {
+    let directory = id.directory(&context.config).join("volumes");
+    let removed = agent_runtime::in_turn(move || volumes::remove(&directory));
+    Ok(removed.await.map_err(|_cancelled| StepError::Interrupted)??)
 }
 
 /// How much there is to remove is the pod's choice, so it is no work for a thread that serves others.
@@ -363,7 +376,8 @@ pub(super) fn last_words(
     let policy = own.and_then(|spec| spec.termination_message_policy.as_deref());
     let log = log_path(&id.logs(&context.config).join(container), attempt);
     let log = (policy == Some("FallbackToLogsOnError")).then_some(log.as_path());
-    let file = termination::path_of(&id.directory(&context.config).join("files"), container, attempt);
+    let messages = volumes::messages_of(&id.directory(&context.config).join("volumes"));
+    let file = termination::path_of(&messages, container, attempt);
     termination::message(&file, log, failed, all.len())
         .map_err(|source| volumes::failed("read the termination message", &file, source))
 }
@@ -401,6 +415,29 @@ async fn objects(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
     Ok(Objects {
         config_maps: config_maps.into_iter().collect::<BTreeMap<_, _>>(),
         secrets: secrets.into_iter().collect(),
+        ..Objects::default()
+    })
+}
+
+/// The same with what only volumes show.
+async fn objects_and_tokens(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
+    let tokens = async { Ok::<_, StepError>(context.tokens.of(&context.client, pod).await?) };
+    let (objects, tokens) = futures::try_join!(objects(context, pod), tokens)?;
+    Ok(Objects { tokens, ..objects })
+}
+
+/// The same with what is mounted once, when the pod starts: a grant that is taken back later does not keep its token from
+/// being renewed.
+async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
+    let grants = async { Ok::<_, StepError>(host_paths::grants(&context.client, pod).await?) };
+    let config = &context.config;
+    let claims = claims::find(&context.client, pod, &config.node_name, &config.agent_dir);
+    let claims = async { claims.await.map_err(StepError::from) };
+    let (objects, grants, claims) = futures::try_join!(objects_and_tokens(context, pod), grants, claims)?;
+    Ok(Objects {
+        claims: claims.into_iter().collect(),
+        host_paths: api::host_paths::granted(pod, &grants).map_err(VolumeError::NotGranted)?,
+        ..objects
     })
 }
 

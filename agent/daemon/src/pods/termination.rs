@@ -1,6 +1,6 @@
 //! Last words: what a container left for its status when it ended.
 //!
-//! A file of the node is mounted at `terminationMessagePath`. It is the container's to write, so it is read
+//! A file of the node, on a small tmpfs of the pod, is mounted at `terminationMessagePath`. It is the container's to write, so it is read
 //! bounded, and its name on the node is nothing that the container can change.
 
 use std::{
@@ -23,7 +23,7 @@ const LOG_WINDOW_BYTES: u64 = 64 * 1024;
 /// What all messages of a pod may have together.
 const MAX_POD_BYTES: usize = 12 * 1024;
 
-/// Where the message of one run of a container is kept, below the pod's directory.
+/// Where the message of one run of a container is kept, below the pod's directory of messages.
 pub(super) fn path_of(files: &Path, container: &str, attempt: u32) -> PathBuf {
     files.join(format!("{container}.{attempt}.message"))
 }
@@ -36,6 +36,8 @@ pub(super) fn prepare(files: &Path, container: &str, attempt: u32) -> io::Result
             _ => {}
         }
     }
+    // A pod of an agent before this one has no such directory.
+    fs::create_dir_all(files)?;
     let path = path_of(files, container, attempt);
     fs::write(&path, b"")?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;

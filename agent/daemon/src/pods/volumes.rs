@@ -6,21 +6,35 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{AtFlags, StatxFlags};
 
 use super::{
     atomic,
+    claims::{self, Claimed},
     contents::{self, Sources},
     env::EnvError,
+    host_paths::{self, HostPathError},
 };
 
 /// Most bytes of a tmpfs volume whose size nobody limits.
 const DEFAULT_MEMORY_VOLUME_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How the volume that admission adds to pods is called.
+const TOKEN_VOLUME_PREFIX: &str = "kube-api-access-";
+/// How often the objects behind volumes are looked at.
+const REFRESH_AFTER: Duration = Duration::from_secs(20);
+/// The same for pods that have a token only: often enough for a token that lives ten minutes.
+const REFRESH_TOKENS_AFTER: Duration = Duration::from_secs(60);
+
+/// Room for the last words of one container, four times what is read of them.
+const MESSAGE_BYTES: u64 = 16 * 1024;
 
 /// Why a volume is not there.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +50,10 @@ pub(crate) enum VolumeError {
     },
     #[error("volume {volume}: path {path:?} must be relative, without '..'")]
     Path { volume: String, path: String },
+    #[error(transparent)]
+    HostPath(#[from] HostPathError),
+    #[error(transparent)]
+    NotGranted(api::host_paths::NotGranted),
     #[error("volume {0}: this kind of volume is not supported")]
     Kind(String),
     #[error("volume {volume}")]
@@ -60,28 +78,61 @@ pub(crate) enum VolumeError {
 }
 
 /// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it.
-pub(crate) fn create(directory: &Path, sources: Sources<'_>) -> Result<(), VolumeError> {
+/// `own` are directories that no pod gets to see.
+pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) -> Result<(), VolumeError> {
     let Some(spec) = &sources.pod.spec else {
         return Ok(());
     };
     let group = group_of(sources.pod);
     private_dir(directory)?;
+    let messages = messages_of(directory);
+    private_dir(&messages)?;
+    if !is_mount_point(&messages, directory) {
+        let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
+        let containers = u64::try_from(containers).unwrap_or(u64::MAX);
+        tmpfs(&messages, MESSAGE_BYTES.saturating_mul(containers.max(1)))?;
+    }
     for volume in spec.volumes.iter().flatten() {
         let path = path_of(directory, &volume.name);
         // Written last: a volume with its mark is complete. (A mount point cannot be renamed into place.)
         let mark = directory.join(format!(".{}.complete", volume.name));
-        if mark.exists() && (!in_memory(volume) || is_mount_point(&path, directory)) {
+        if mark.exists() && (!is_mounted(volume) || is_mount_point(&path, directory)) {
             continue;
         }
         clear(&path)?;
-        private_dir(&path)?;
-        fill(volume, &path, sources)?;
-        if let Some(gid) = group {
-            give_to_group(&path, gid)?;
+        if contents::is_outside(volume) {
+            mount_outside(volume, &path, (sources, own), group)?;
+        } else {
+            private_dir(&path)?;
+            fill(volume, &path, sources)?;
+            if let Some(gid) = group {
+                give_to_group(&path, gid)?;
+            }
         }
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
     }
     Ok(())
+}
+
+/// Mounts what is older than the pod. A path of the node keeps its owners, as in Kubernetes.
+fn mount_outside(
+    volume: &Volume,
+    path: &Path,
+    (sources, own): (Sources<'_>, &[PathBuf]),
+    group: Option<u32>,
+) -> Result<(), VolumeError> {
+    let mut asked = sources.objects.host_paths.iter();
+    if let Some(asked) = asked.find(|asked| asked.volume == volume.name) {
+        return Ok(host_paths::mount_at(asked, path, own)?);
+    }
+    match sources.objects.claims.get(&volume.name) {
+        Some(Claimed::Path(asked)) => Ok(host_paths::mount_at(asked, path, own)?),
+        Some(Claimed::Own { directory, read_only }) => {
+            claims::make_directory(directory).map_err(|source| failed("create", directory, source))?;
+            Ok(host_paths::mount_own(directory, path, *read_only, group)?)
+        }
+        None => Err(VolumeError::Kind(volume.name.clone())),
+    }
 }
 
 /// Brings the volumes that mirror objects up to date; the names of those that changed.
@@ -103,10 +154,17 @@ pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Result<Vec<Strin
     Ok(changed)
 }
 
-/// Whether a later change of an object may change a volume of the pod.
-pub(crate) fn mirrors_objects(pod: &Pod) -> bool {
-    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.any(|volume| volume.empty_dir.is_none())
+/// How often the objects behind the pod's volumes are looked at; `None` for a pod that has none behind them.
+pub(crate) fn refresh_interval(pod: &Pod) -> Option<Duration> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mirrors = volumes.filter(|volume| !contents::is_the_pods(volume));
+    mirrors
+        .map(|volume| match volume.name.starts_with(TOKEN_VOLUME_PREFIX) {
+            // Nearly every pod has it, and nothing in it changes but the token.
+            true => REFRESH_TOKENS_AFTER,
+            false => REFRESH_AFTER,
+        })
+        .min()
 }
 
 fn group_of(pod: &Pod) -> Option<u32> {
@@ -118,6 +176,11 @@ fn group_of(pod: &Pod) -> Option<u32> {
 /// are safe as path components; anything else cannot leave the directory either.
 pub(crate) fn path_of(directory: &Path, name: &str) -> PathBuf {
     directory.join(name.replace(['/', '.'], "-"))
+}
+
+/// Where containers leave their last words: a tmpfs, so that the kernel keeps them short. No volume is called so.
+pub(crate) fn messages_of(directory: &Path) -> PathBuf {
+    directory.join(".messages")
 }
 
 /// Removes all volumes below `directory`.
@@ -134,7 +197,12 @@ pub(crate) fn remove(directory: &Path) -> Result<(), VolumeError> {
     fs::remove_dir(directory).map_err(|source| failed("remove", directory, source))
 }
 
-/// Whether the volume lives on a tmpfs, which a reboot takes away.
+/// Whether the volume is a mount, which a reboot takes away.
+fn is_mounted(volume: &Volume) -> bool {
+    in_memory(volume) || contents::is_outside(volume)
+}
+
+/// Whether the volume lives on a tmpfs.
 fn in_memory(volume: &Volume) -> bool {
     let medium = volume
         .empty_dir
@@ -143,9 +211,14 @@ fn in_memory(volume: &Volume) -> bool {
     contents::is_secret(volume) || medium == Some("Memory")
 }
 
+/// Whether something is mounted at `path`: its mount is another one than that of `parent`, whatever the device.
 fn is_mount_point(path: &Path, parent: &Path) -> bool {
-    let device = |path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
-    device(path) != device(parent)
+    let mount = |path: &Path| {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID);
+        found.map(|found| found.stx_mnt_id).ok()
+    };
+    mount(path) != mount(parent)
 }
 
 fn fill(volume: &Volume, path: &Path, sources: Sources<'_>) -> Result<(), VolumeError> {
@@ -212,12 +285,23 @@ fn tmpfs(path: &Path, bytes: u64) -> Result<(), VolumeError> {
         .map_err(|errno| failed("mount a tmpfs on", path, errno.into()))
 }
 
-/// Unmounts and removes `path`, whatever is there.
+/// Unmounts and removes `path`, whatever is there. What is mounted there may be the node's own files: nothing is removed
+/// before the kernel has said that there is no mount, and what is mounted below is never entered.
 fn clear(path: &Path) -> Result<(), VolumeError> {
-    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        // Not a mount point, or not there at all.
-        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
-        Err(errno) => return Err(failed("unmount", path, errno.into())),
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // There may be another one under it.
+            Ok(()) => {}
+            // Not a mount point, or not there at all.
+            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => break,
+            Err(errno) => return Err(failed("unmount", path, errno.into())),
+        }
+    }
+    if path
+        .parent()
+        .is_some_and(|parent| path.symlink_metadata().is_ok() && is_mount_point(path, parent))
+    {
+        return Err(failed("unmount", path, io::ErrorKind::ResourceBusy.into()));
     }
     agent_runtime::remove_tree(path).map_err(|source| failed("remove", path, source))
 }
@@ -242,10 +326,12 @@ pub(super) fn failed(operation: &'static str, path: &Path, source: io::Error) ->
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use serde_json::json;
 
     use super::{
-        super::{env::Objects, resources::NodeAmounts},
+        super::{env::Objects, resources::NodeAmounts, tokens::Wish},
         *,
     };
 
@@ -259,12 +345,21 @@ mod tests {
         .unwrap()
     }
 
+    fn wish(audience: &str) -> Wish {
+        Wish {
+            audience: audience.to_owned(),
+            seconds: 3600,
+        }
+    }
+
     fn objects() -> Objects {
         let config_map = serde_json::from_value(json!({"data": {"a.conf": "x", "b": "y"}})).unwrap();
         let secret = serde_json::from_value(json!({"data": {"key": "c2VjcmV0"}})).unwrap();
         Objects {
             config_maps: [("m".to_owned(), Some(config_map))].into(),
             secrets: [("s".to_owned(), Some(secret))].into(),
+            tokens: [(wish("vault"), "signed".to_owned())].into(),
+            ..Objects::default()
         }
     }
 
@@ -277,7 +372,7 @@ mod tests {
     }
 
     fn make(pod: &Pod, root: &Path) -> Result<(), VolumeError> {
-        create(root, sources(pod, &objects()))
+        create(root, sources(pod, &objects()), &[])
     }
 
     #[test]
@@ -338,6 +433,70 @@ mod tests {
             read("key").as_deref(),
             Some("secret"),
             "what is gone stays until the pod ends"
+        );
+        remove(&root).unwrap();
+    }
+
+    #[test]
+    fn tokens_are_on_a_tmpfs_and_are_replaced_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let source =
+            |audience: &str| json!({"serviceAccountToken": {"path": "t/token", "audience": audience}});
+        let pod =
+            pod(json!([{"name": "v", "projected": {"defaultMode": 288, "sources": [source("vault")]}}]));
+        make(&pod, &root).unwrap();
+        let read = || fs::read_to_string(root.join("v/t/token")).unwrap();
+        assert_eq!(read(), "signed");
+        assert!(is_mount_point(&root.join("v"), &root));
+        let before = fs::read_link(root.join("v/..data")).unwrap();
+        let mut changed = objects();
+        changed.tokens.insert(wish("vault"), "renewed".to_owned());
+        assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["v"]);
+        assert_eq!(read(), "renewed");
+        assert_ne!(fs::read_link(root.join("v/..data")).unwrap(), before);
+        remove(&root).unwrap();
+        let other = self::pod(json!([{"name": "v", "projected": {"sources": [source("other")]}}]));
+        assert!(make(&other, &root).is_err(), "nothing starts without its token");
+        remove(&root).unwrap();
+    }
+
+    #[test]
+    fn a_path_of_the_node_is_mounted_and_outlives_the_pod() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(directory.path()).unwrap();
+        fs::set_permissions(&base, fs::Permissions::from_mode(0o700)).unwrap();
+        let (root, theirs) = (base.join("volumes"), base.join("theirs"));
+        fs::create_dir(&theirs).unwrap();
+        fs::write(theirs.join("file"), "content").unwrap();
+        let pod = pod(json!([{"name": "h", "hostPath": {"path": theirs}}]));
+        let mut known = objects();
+        known.host_paths = api::host_paths::asked(&pod);
+        let make = || create(&root, sources(&pod, &known), &[]);
+        make().unwrap();
+        make().unwrap();
+        assert_eq!(fs::read_to_string(root.join("h/file")).unwrap(), "content");
+        // Somebody mounted it twice: what is under the first mount is no volume either.
+        let again = root.join("h");
+        mount(
+            Some(&theirs),
+            &again,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        remove(&root).unwrap();
+        assert!(!root.exists());
+        assert_eq!(fs::read_to_string(theirs.join("file")).unwrap(), "content");
+        assert_eq!(
+            fs::metadata(&theirs).unwrap().permissions().mode() & 0o7777,
+            0o755,
+            "no fsGroup"
+        );
+        assert!(
+            create(&root, sources(&pod, &objects()), &[]).is_err(),
+            "not granted"
         );
         remove(&root).unwrap();
     }

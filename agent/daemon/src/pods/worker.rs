@@ -5,6 +5,7 @@
 
 mod acts;
 mod health;
+mod quota;
 mod sandboxes;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -43,8 +44,6 @@ use crate::{events::Kind, policy::chain};
 const INBOX: usize = 16;
 /// Delay before what the plan does not repeat is repeated: ends of pods.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How often the objects behind volumes are looked at.
-const REFRESH_AFTER: Duration = Duration::from_secs(20);
 /// While something keeps a container from starting, its status is rendered again this often: some of its
 /// words depend on the time.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -88,6 +87,8 @@ pub(super) struct Worker {
     /// When volumes that mirror objects are looked at next; nothing for a pod that has none.
     refresh_at: Option<Instant>,
     refreshing: Option<JoinHandle<()>>,
+    /// When the pod's use of the disk is looked at next; nothing for a pod without limits.
+    measure_at: Option<Instant>,
     born: Instant,
 }
 
@@ -112,6 +113,8 @@ pub(super) enum News {
     Ports(Result<BTreeMap<String, Ports>, StepError>),
     /// The pod's volumes were looked at.
     Refreshed(Result<(), StepError>),
+    /// The pod's use of the disk was looked at.
+    Measured(quota::Measured),
     Runtime(PodStatus),
     ShimGone(RuntimeError),
     Image {
@@ -134,12 +137,10 @@ impl Worker {
         let mut worker = Self {
             evictions: context.evictions.follow(),
             id,
-            refresh_at: pod
-                .as_deref()
-                .is_some_and(volumes::mirrors_objects)
-                .then(refresh_time),
+            refresh_at: pod.as_deref().and_then(refresh_time),
             refreshing: None,
             ephemeral: pod.as_deref().map(ephemeral).unwrap_or_default(),
+            measure_at: quota::first_look(pod.as_deref()),
             pod,
             objects,
             seen: Seen::default(),
@@ -206,10 +207,7 @@ impl Worker {
             } else {
                 for step in steps {
                     if step == Step::Forget {
-                        // Whoever still writes to a volume must not bring it back.
-                        if let Some(refreshing) = self.refreshing.take() {
-                            drop(refreshing.await);
-                        }
+                        self.finish_refreshing().await;
                         match steps::forget(&self.context, &self.id).await {
                             Ok(()) => {
                                 tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "pod is gone");
@@ -226,6 +224,7 @@ impl Worker {
             self.tend_probes(&wanted);
             self.tend_volumes(&wanted);
             self.tend_sandboxes();
+            self.tend_quota(&wanted);
             // Between steps only what is already there is taken in; an idle task waits.
             if idle || self.retry_at.is_some() {
                 self.wait(wake_at).await;
@@ -277,7 +276,10 @@ impl Worker {
             .map(|at| at.saturating_duration_since(Instant::now()));
         let until_refresh = self.refresh_at.filter(|_due| self.refreshing.is_none());
         let until_refresh = until_refresh.map(|at| at.saturating_duration_since(Instant::now()));
-        let all = [until_plan, until_look, until_retry, until_refresh];
+        let until_measure = self
+            .measure_at
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let all = [until_plan, until_look, until_retry, until_refresh, until_measure];
         let patience = all.into_iter().flatten().min();
         let timer = async {
             match patience {
@@ -337,6 +339,7 @@ impl Worker {
             } => self.hooked((&container, &run), hook, &result),
             News::Ports(result) => self.ports_arrived(result),
             News::Refreshed(result) => self.refreshed(result),
+            News::Measured(measured) => self.measured(measured),
             News::Runtime(status) => self.observe(&status),
             News::ShimGone(error) => {
                 tracing::error!(pod = %self.id.name, error = chain(&error), "the pod's shim is gone");
@@ -372,7 +375,7 @@ impl Worker {
         if self.refreshing.is_some() || !due {
             return;
         }
-        self.refresh_at = Some(refresh_time());
+        self.refresh_at = self.pod.as_deref().and_then(refresh_time);
         let Some(pod) = self.pod.clone().filter(|_pod| lives) else {
             return;
         };
@@ -384,9 +387,16 @@ impl Worker {
         }));
     }
 
+    /// Whoever still writes to a volume must not bring it back.
+    async fn finish_refreshing(&mut self) {
+        if let Some(refreshing) = self.refreshing.take() {
+            drop(refreshing.await);
+        }
+    }
+
     fn refreshed(&mut self, result: Result<(), StepError>) {
         self.refreshing = None;
-        self.refresh_at = Some(refresh_time());
+        self.refresh_at = self.pod.as_deref().and_then(refresh_time);
         if let Err(error) = result {
             // The old contents stay; what is wrong is said once per text.
             self.event(None, Kind::Warning, "FailedMount", chain(&error));
@@ -610,9 +620,9 @@ fn ephemeral(pod: &Pod) -> Vec<Spec> {
         .collect()
 }
 
-/// When volumes are looked at again.
-fn refresh_time() -> Instant {
-    Instant::now() + REFRESH_AFTER
+/// When the pod's volumes are looked at again.
+fn refresh_time(pod: &Pod) -> Option<Instant> {
+    volumes::refresh_interval(pod).map(|interval| Instant::now() + interval)
 }
 
 impl Drop for Worker {

@@ -44,7 +44,7 @@ pub(super) fn check_secret(request: &AdmissionRequest<'_>, secret: &Value, probl
     require_unchanged(request, secret, "type", problems);
     let kind = secret["type"].as_str().unwrap_or_default();
     if kind == "kubernetes.io/service-account-token" {
-        let why = "not supported by this version: service account tokens are not issued";
+        let why = "not supported: tokens are bound to pods and expire; use `kubectl create token`";
         problems.push(Cause::forbidden("type", why));
     }
     let required = REQUIRED_KEYS

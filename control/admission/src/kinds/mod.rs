@@ -5,10 +5,12 @@ mod certificates;
 mod cluster;
 mod data;
 mod disruption;
+mod host_paths;
 mod images;
 mod policy;
 mod sandbox;
 mod service;
+mod storage;
 
 use control_wire::{Cause, Status};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -24,6 +26,9 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, object: &mut Value) {
     match (request.resource.group, request.resource.kind, request.subresource) {
         ("", "Pod", "" | "binding" | "ephemeralcontainers") => pod::default(request, object),
         ("", "Namespace", "") => cluster::default_namespace(request, object),
+        ("", "PersistentVolume", "") => storage::default_volume(request, object),
+        ("", "PersistentVolumeClaim", "") => storage::default_claim(request, object),
+        ("storage.k8s.io", "StorageClass", "") => storage::default_class(object),
         ("", "Secret", "") => data::default_secret(object),
         ("", "Service", "") => service::default(request, object),
         ("networking.k8s.io", "NetworkPolicy", "") => default_network_policy(object),
@@ -47,6 +52,9 @@ pub(crate) fn check(
         ("", "Pod", "status") => pod::check_status(object, problems),
         ("", "Pod", _) => pod::check(request, object, problems),
         ("", "ConfigMap", _) => data::check_config_map(request, object, problems),
+        ("", "PersistentVolume", "") => storage::check_volume(request, object, problems),
+        ("", "PersistentVolumeClaim", "") => storage::check_claim(request, object, problems),
+        ("storage.k8s.io", "StorageClass", _) => storage::check_class(request, object, problems),
         ("", "Secret", _) => data::check_secret(request, object, problems),
         ("", "Service", "") => service::check(request, object, problems),
         ("", "Event", _) => cluster::check_event(object, problems),
@@ -59,6 +67,7 @@ pub(crate) fn check(
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
         ("policy", "PodDisruptionBudget", "") => disruption::check(object, problems),
         ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
+        ("palisade.dev", "HostPathGrant", _) => host_paths::check(object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
         ("palisade.dev", "SandboxProfile", _) => sandbox::check(object, problems),
         ("palisade.dev", "ImageScan", _) => return images::check_scan(request),

@@ -55,6 +55,7 @@ pub fn built_in_objects() -> Vec<(&'static Resource, Value)> {
             let kind = object["kind"].as_str()?;
             Some((resources::by_kind(calico::API_VERSION, kind)?, object))
         })
+        .chain(super::storage::built_in_class())
         .collect()
 }
 

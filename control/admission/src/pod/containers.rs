@@ -314,7 +314,7 @@ fn check_resources(container: &Container, field: &str, problems: &mut Problems) 
         map.as_ref().and_then(|map| map.get(name)).cloned()
     };
     let mut over = Vec::new();
-    for name in ["cpu", "memory"] {
+    for name in ["cpu", "ephemeral-storage", "memory"] {
         let (limit, request) = (of(&resources.limits, name), of(&resources.requests, name));
         let limit_amount = amount("limits", name, limit.as_ref());
         let request_amount = amount("requests", name, request.as_ref());

@@ -87,7 +87,7 @@ fn default_container(container: &mut Value, requested: Option<&str>) {
     }
     // A limit without a request asks for as much as it may use.
     let limits: Vec<(String, Value)> = members(&container["resources"]["limits"])
-        .filter(|(key, _)| matches!(key.as_str(), "cpu" | "memory"))
+        .filter(|(key, _)| matches!(key.as_str(), "cpu" | "ephemeral-storage" | "memory"))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     for (key, limit) in limits {

@@ -12,10 +12,7 @@ pub(super) const SPEC: Shape = Members(&[
         "affinity",
         Refused("only nodeSelector, nodeName and tolerations place pods"),
     ),
-    (
-        "automountServiceAccountToken",
-        Refused("service account tokens are not issued; leave it out or set it to false"),
-    ),
+    ("automountServiceAccountToken", Any),
     ("containers", List(&CONTAINER)),
     (
         "dnsConfig",
@@ -245,7 +242,7 @@ const PROJECTION: Shape = Members(&[
     ("secret", Any),
     (
         "serviceAccountToken",
-        Refused("service account tokens are not issued"),
+        Members(&[("audience", Any), ("expirationSeconds", Any), ("path", Any)]),
     ),
 ]);
 
@@ -261,7 +258,7 @@ const PORT: Shape = Members(&[
 
 const RESOURCES: Shape = Members(&[("limits", QUANTITIES), ("requests", QUANTITIES)]);
 
-const QUANTITIES: Shape = Members(&[("cpu", Any), ("memory", Any)]);
+const QUANTITIES: Shape = Members(&[("cpu", Any), ("ephemeral-storage", Any), ("memory", Any)]);
 
 const MOUNT: Shape = Members(&[
     ("mountPath", Any),
@@ -273,6 +270,9 @@ const MOUNT: Shape = Members(&[
     ("subPathExpr", Any),
 ]);
 
+/// What is behind sockets and devices is not content of files.
+const HOST_PATH_TYPES: Shape = OneOf(&["Directory", "DirectoryOrCreate", "File", "FileOrCreate"]);
+
 const VOLUME: Shape = Members(&[
     ("configMap", Any),
     (
@@ -283,8 +283,13 @@ const VOLUME: Shape = Members(&[
         "emptyDir",
         Members(&[("medium", OneOf(&["Memory"])), ("sizeLimit", Any)]),
     ),
-    ("hostPath", Refused("paths of the node are not given to pods")),
+    // Whether the path is granted, the server looks up.
+    ("hostPath", Members(&[("path", Any), ("type", HOST_PATH_TYPES)])),
     ("name", Any),
+    (
+        "persistentVolumeClaim",
+        Members(&[("claimName", Any), ("readOnly", Any)]),
+    ),
     (
         "projected",
         Members(&[("defaultMode", Any), ("sources", List(&PROJECTION))]),

@@ -1,5 +1,6 @@
 //! Pods: what the agent honours, and nothing else.
 
+mod account;
 mod containers;
 mod defaults;
 mod ephemeral;
@@ -23,6 +24,7 @@ use serde_json::Value;
 
 use crate::{AdmissionRequest, Operation, Problems, metadata::members, shape, syntax};
 
+pub use account::{TOKEN_VOLUME_PREFIX, account_of, mount_token};
 pub(crate) use defaults::default;
 
 /// Annotations that ask for a weaker or another sandbox in Kubernetes' older way.

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use api::quantity;
+use api::{host_paths::is_plain, quantity};
 use control_wire::Cause;
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, PodSpec, ServiceAccountTokenProjection, Volume,
+};
 use serde_json::Value;
 
 use super::references;
@@ -14,7 +16,15 @@ use crate::{Problems, metadata::members, shape::unsupported, syntax};
 const MAX_VOLUMES: usize = 64;
 
 /// Sources that the agent provides.
-const SOURCES: &[&str] = &["configMap", "downwardAPI", "emptyDir", "projected", "secret"];
+const SOURCES: &[&str] = &[
+    "configMap",
+    "downwardAPI",
+    "emptyDir",
+    "hostPath",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
 
 /// Checks that the volume has exactly one source, on the raw object: an empty source still is one.
 pub(super) fn check_source(volume: &Value, field: &str, problems: &mut Problems) {
@@ -25,7 +35,8 @@ pub(super) fn check_source(volume: &Value, field: &str, problems: &mut Problems)
     match sources.as_slice() {
         [] => problems.push(Cause::required(
             field,
-            "must specify a volume type: configMap, downwardAPI, emptyDir, projected or secret",
+            "must specify a volume type: configMap, downwardAPI, emptyDir, hostPath, \
+             persistentVolumeClaim, projected or secret",
         )),
         [source] if SOURCES.contains(&source.as_str()) => {}
         // The list of fields has its own words for sources that it names.
@@ -74,18 +85,21 @@ fn check_volume(volume: &Volume, field: &str, problems: &mut Problems) {
         check_name(name, &format!("{field}.secretName"), problems);
         check_files(source.items.as_deref(), source.default_mode, &field, problems);
     }
+    if let Some(source) = &volume.persistent_volume_claim {
+        let field = format!("{field}.persistentVolumeClaim.claimName");
+        check_name(&source.claim_name, &field, problems);
+    }
+    if let Some(source) = &volume.host_path {
+        let path = source.path.as_str();
+        let why = "must be an absolute path without empty parts, '.' and '..'";
+        problems.require(is_plain(path), &format!("{field}.hostPath.path"), path, why);
+    }
     if let Some(source) = &volume.empty_dir
         && let Some(limit) = &source.size_limit
     {
         let field = format!("{field}.emptyDir.sizeLimit");
         if let Err(error) = quantity::units(&limit.0) {
             problems.push(Cause::invalid(&field, &limit.0, error));
-        }
-        if source.medium.as_deref() != Some("Memory") {
-            problems.push(unsupported(
-                &field,
-                "only volumes with `medium: Memory` are limited in size",
-            ));
         }
     }
 }
@@ -108,8 +122,9 @@ fn check_mirror(spec: &PodSpec, volume: &Volume, field: &str, problems: &mut Pro
             projection.config_map.is_some(),
             projection.secret.is_some(),
             projection.downward_api.is_some(),
-            // The list of fields has its own words for these.
-            projection.service_account_token.is_some() || projection.cluster_trust_bundle.is_some(),
+            projection.service_account_token.is_some(),
+            // The list of fields has its own words for it.
+            projection.cluster_trust_bundle.is_some(),
         ];
         match present.into_iter().filter(|present| *present).count() {
             0 => problems.push(Cause::required(&field, "must specify a source")),
@@ -126,11 +141,35 @@ fn check_mirror(spec: &PodSpec, volume: &Volume, field: &str, problems: &mut Pro
             check_name(&source.name, &format!("{field}.name"), problems);
             check_items(source.items.as_deref(), &field, &mut paths, problems);
         }
+        if let Some(source) = &projection.service_account_token {
+            let field = format!("{field}.serviceAccountToken");
+            check_path(&source.path, &format!("{field}.path"), &mut paths, problems);
+            check_token(source, &field, problems);
+        }
         if let Some(source) = &projection.downward_api {
             let field = format!("{field}.downwardAPI");
             check_downward(spec, source.items.as_deref(), &field, &mut paths, problems);
         }
     }
+}
+
+/// Kubernetes' bounds, and its defaults are the server's: an hour, and the cluster itself as audience.
+fn check_token(source: &ServiceAccountTokenProjection, field: &str, problems: &mut Problems) {
+    if let Some(seconds) = source.expiration_seconds {
+        problems.require(
+            (600..=1 << 32).contains(&seconds),
+            &format!("{field}.expirationSeconds"),
+            seconds,
+            "must be from 600 (10 minutes) to 4294967296 seconds",
+        );
+    }
+    let audience = source.audience.as_deref().unwrap_or_default();
+    problems.require(
+        audience.len() <= 512,
+        &format!("{field}.audience"),
+        audience,
+        "must have at most 512 bytes",
+    );
 }
 
 fn check_downward(

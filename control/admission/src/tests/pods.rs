@@ -71,7 +71,7 @@ fn a_pod_that_uses_everything_supported_is_admitted() {
             "stdin": false, "tty": false,
         }],
         "volumes": [
-            {"name": "e", "emptyDir": {}},
+            {"name": "e", "emptyDir": {"sizeLimit": "1Gi"}},
             {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
             {"name": "c", "configMap": {"name": "m", "items": [{"key": "k", "path": "d/f", "mode": 256}]}},
             {"name": "s", "secret": {"secretName": "s", "defaultMode": 256, "optional": true}}],
@@ -99,10 +99,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (spec("runtimeClassName", json!("kata")), "spec.runtimeClassName: "),
         (spec("affinity", json!({"nodeAffinity": {}})), "spec.affinity: "),
         (
-            spec("automountServiceAccountToken", json!(true)),
-            "spec.automountServiceAccountToken: ",
-        ),
-        (
             spec("imagePullSecrets", json!([{"name": "s"}, {"name": "A_B"}])),
             "spec.imagePullSecrets[1].name: ",
         ),
@@ -129,12 +125,22 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             "spec.securityContext.seccompProfile.localhostProfile: ",
         ),
         (
-            spec("volumes", json!([{"name": "v", "hostPath": {"path": "/"}}])),
-            "spec.volumes[0].hostPath: ",
+            spec(
+                "volumes",
+                json!([{"name": "v", "hostPath": {"path": "/run/x.sock", "type": "Socket"}}]),
+            ),
+            "spec.volumes[0].hostPath.type: Unsupported value",
         ),
         (
-            spec("volumes", json!([{"name": "v", "hostPath": {}}])),
-            "spec.volumes[0].hostPath: ",
+            spec(
+                "volumes",
+                json!([{"name": "v", "hostPath": {"path": "/srv/../etc"}}]),
+            ),
+            "spec.volumes[0].hostPath.path: Invalid value",
+        ),
+        (
+            spec("volumes", json!([{"name": "v", "rbd": {}}])),
+            "spec.volumes[0].rbd: ",
         ),
         (
             spec(
@@ -153,7 +159,7 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (
             spec(
                 "volumes",
-                json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]),
+                json!([{"name": "v", "emptyDir": {"sizeLimit": "a lot"}}]),
             ),
             "spec.volumes[0].emptyDir.sizeLimit: ",
         ),
@@ -190,8 +196,13 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
             "spec.containers[0].securityContext.capabilities.add[0]: Unsupported value: \"ALL\"",
         ),
         (
-            container(json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}})),
-            "spec.containers[0].resources.limits.ephemeral-storage: ",
+            container(json!({"resources": {"limits": {"hugepages-2Mi": "1Gi"}}})),
+            "spec.containers[0].resources.limits.hugepages-2Mi: ",
+        ),
+        (
+            container(json!({"resources": {
+                "limits": {"ephemeral-storage": "1Gi"}, "requests": {"ephemeral-storage": "2Gi"}}})),
+            "spec.containers[0].resources.requests: ",
         ),
     ];
     for (body, expected) in cases {
@@ -439,8 +450,13 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
             "volumes[0].downwardAPI.items[0].resourceFieldRef.containerName: Required value",
         ),
         (
-            volume(json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}})),
-            "volumes[0].projected.sources[0].serviceAccountToken: Forbidden",
+            volume(json!({"projected": {"sources": [{"serviceAccountToken": {
+                "path": "t", "expirationSeconds": 599}}]}})),
+            "volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value",
+        ),
+        (
+            volume(json!({"projected": {"sources": [{"serviceAccountToken": {"path": "../t"}}]}})),
+            "volumes[0].projected.sources[0].serviceAccountToken.path: Invalid value",
         ),
         (
             volume(json!({"projected": {"defaultMode": 292, "sources": [{}]}})),

@@ -408,6 +408,7 @@ mod tests {
             store: Arc::new(store),
             gate: Arc::new(NoGate),
             node_tls: Arc::new(node_tls),
+            token_keys: Arc::new(control_pki::token_key::load_or_create(directory, "token.key").unwrap()),
             requests: Arc::new(Semaphore::new(1)),
             streams: Arc::new(Semaphore::new(1)),
             service_range: Default::default(),

@@ -160,7 +160,11 @@ impl Cluster {
                 )
             }
         };
-        Client { tls, port: self.port }
+        Client {
+            tls,
+            port: self.port,
+            token: None,
+        }
     }
 
     fn serve(&mut self, listener: TcpListener) {
@@ -181,6 +185,7 @@ impl Cluster {
                 &[b"http/1.1"],
             )
             .unwrap(),
+            token_keys: Arc::new(control_pki::token_key::load_or_create(&control, "token.key").unwrap()),
             service_range: "10.99.0.0/28".parse().unwrap(),
             // Few, so that little is too much.
             capacities: Capacities {
@@ -207,9 +212,16 @@ impl Drop for Cluster {
 pub(crate) struct Client {
     tls: Arc<rustls::ClientConfig>,
     port: u16,
+    token: Option<String>,
 }
 
 impl Client {
+    /// The same with a token in each request of [`Client::raw`] and what is made of it.
+    pub(crate) fn with_token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+
     /// Sends a request and returns status code and JSON body (or the text as a JSON string).
     pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> (u16, Value) {
         let body = body.map(|body| ("application/json", body.to_string()));
@@ -257,6 +269,9 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, "test");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
         let (content_type, body) = body.unzip();
         if let Some(content_type) = content_type {
             request = request.header(header::CONTENT_TYPE, content_type);

@@ -15,4 +15,5 @@ mod kubectl;
 mod policy;
 mod services;
 mod sessions;
+mod tokens;
 mod unauthorized;

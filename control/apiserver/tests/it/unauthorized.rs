@@ -150,7 +150,8 @@ fn open_to_nodes(row: &Resource, method: &Method, path: &str) -> bool {
             ];
             read && !subresources.iter().any(|end| path.ends_with(end))
         }
-        "sandboxprofiles" => read,
+        "sandboxprofiles" | "hostpathgrants" => read,
+        "persistentvolumes" => read && !path.ends_with("/status"),
         // The addresses of all nodes are part of policy; their agents' streams are not.
         "nodes" => read && !["/status", "/proxy"].iter().any(|end| path.contains(end)),
         "events" => matches!(*method, Method::POST | Method::PUT | Method::PATCH),

@@ -17,6 +17,8 @@ pub(super) fn by_kind(api_version: &str, kind: &str) -> Option<&'static Message>
         ("v1", "Service") => &Service,
         ("v1", "ServiceAccount") => &ServiceAccount,
         ("authentication.k8s.io/v1", "SelfSubjectReview") => &SelfSubjectReview,
+        ("authentication.k8s.io/v1", "TokenRequest") => &TokenRequest,
+        ("authentication.k8s.io/v1", "TokenReview") => &TokenReview,
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &SelfSubjectAccessReview,
         ("certificates.k8s.io/v1", "CertificateSigningRequest") => &CertificateSigningRequest,
         ("coordination.k8s.io/v1", "Lease") => &Lease,
@@ -115,6 +117,7 @@ messages! {
         1 driver: Text, 2 readOnly: Bool, 3 fsType: Text, 4 volumeAttributes: {Text},
         5 nodePublishSecretRef: LocalObjectReference,
     }
+    BoundObjectReference { 1 kind: Text, 2 apiVersion: Text, 3 name: Text, 4 uid: Text }
     Capabilities { 1 add: [Text], 2 drop: [Text] }
     CephFsVolumeSource {
         1 monitors: [Text], 2 path: Text, 3 user: Text, 4 secretFile: Text,
@@ -519,6 +522,12 @@ messages! {
     Sysctl { 1 name: Text, 2 value: Text }
     Taint { 1 key: Text, 2 value: Text, 3 effect: Text, 4 timeAdded: Time }
     TcpSocketAction { 1 port: IntOrString, 2 host: Text }
+    TokenRequest { 1 metadata: ObjectMeta, 2 spec: TokenRequestSpec, 3 status: TokenRequestStatus }
+    TokenRequestSpec { 1 audiences: [Text], 3 boundObjectRef: BoundObjectReference, 4 expirationSeconds: Int }
+    TokenRequestStatus { 1 token: Text, 2 expirationTimestamp: Time }
+    TokenReview { 1 metadata: ObjectMeta, 2 spec: TokenReviewSpec, 3 status: TokenReviewStatus }
+    TokenReviewSpec { 1 token: Text, 2 audiences: [Text] }
+    TokenReviewStatus { 1 authenticated: Bool, 2 user: UserInfo, 3 error: Text, 4 audiences: [Text] }
     Toleration { 1 key: Text, 2 operator: Text, 3 value: Text, 4 effect: Text, 5 tolerationSeconds: Int }
     TopologySpreadConstraint {
         1 maxSkew: Int, 2 topologyKey: Text, 3 whenUnsatisfiable: Text, 4 labelSelector: LabelSelector,

@@ -333,6 +333,18 @@ fn tables_name_the_fields_of_the_types() {
     );
     let (group, kind) = ("policy/v1", "Eviction");
     check(kind, group, unknown::<types::policy::v1::Eviction>(group, kind));
+    let (group, kind) = ("authentication.k8s.io/v1", "TokenRequest");
+    check(
+        kind,
+        group,
+        unknown::<types::authentication::v1::TokenRequest>(group, kind),
+    );
+    let (group, kind) = ("authentication.k8s.io/v1", "TokenReview");
+    check(
+        kind,
+        group,
+        unknown::<types::authentication::v1::TokenReview>(group, kind),
+    );
     let (group, kind) = ("authorization.k8s.io/v1", "SelfSubjectAccessReview");
     check(
         kind,

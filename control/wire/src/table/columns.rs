@@ -6,7 +6,7 @@ use api::resources::Resource;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Column, node, pod, policy};
+use super::{Column, node, pod, policy, storage};
 use crate::age::age_of;
 
 /// Columns of a resource's objects; name and age for one that has none of its own.
@@ -16,6 +16,8 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("", "Event") => EVENT,
         ("", "Namespace") => NAMESPACE,
         ("", "Node") => node::COLUMNS,
+        ("", "PersistentVolume") => storage::VOLUME,
+        ("", "PersistentVolumeClaim") => storage::CLAIM,
         ("", "Pod") => pod::COLUMNS,
         ("", "Secret") => SECRET,
         ("", "Service") => SERVICE,
@@ -28,6 +30,8 @@ pub(super) fn of(resource: &Resource) -> &'static [Column] {
         ("networking.k8s.io", "NetworkPolicy") => NETWORK_POLICY,
         ("policy", "PodDisruptionBudget") => pod::DISRUPTION_BUDGET,
         ("policy.networking.k8s.io" | "projectcalico.org", kind) => policy::of(kind),
+        ("storage.k8s.io", "StorageClass") => storage::CLASS,
+        ("palisade.dev", "HostPathGrant") => HOST_PATH_GRANT,
         ("palisade.dev", "ImagePolicy") => IMAGE_POLICY,
         ("palisade.dev", "ImageScan") => IMAGE_SCAN,
         ("palisade.dev", "PolicyAssertion") => policy::ASSERTION,
@@ -298,6 +302,37 @@ fn last_seen(event: &Value) -> Option<&str> {
         .into_iter()
         .find_map(|pointer| event.pointer(pointer).and_then(Value::as_str))
         .or_else(|| first_seen(event))
+}
+
+const HOST_PATH_GRANT: &[Column] = &[
+    NAME,
+    text("Path", "The path that is granted with all below.", |grant, _| {
+        json!(text_at(grant, "/spec/path"))
+    }),
+    text("Access", "ReadOnly or ReadWrite.", |grant, _| {
+        json!(text_at(grant, "/spec/access"))
+    }),
+    text("Namespaces", "Whose pods may mount it.", |grant, _| {
+        json!(joined(&grant["spec"]["namespaces"], "<none>"))
+    }),
+    text("Accounts", "Service accounts whose pods may.", |grant, _| {
+        json!(joined(&grant["spec"]["serviceAccounts"], "<all>"))
+    }),
+    AGE,
+];
+
+/// Texts of a list with commas, or what stands for an empty one.
+fn joined(list: &Value, none: &str) -> String {
+    let texts: Vec<&str> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    match texts.is_empty() {
+        true => none.to_owned(),
+        false => texts.join(","),
+    }
 }
 
 const IMAGE_POLICY: &[Column] = &[

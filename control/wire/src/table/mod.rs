@@ -5,6 +5,7 @@ mod columns;
 mod node;
 mod pod;
 mod policy;
+mod storage;
 
 use api::resources::Resource;
 use jiff::Timestamp;

@@ -270,6 +270,29 @@ fn other_kinds() {
             "x | HIGH | ignored | Refuse | 0 | 24h",
         ),
         (
+            "persistentvolumeclaims",
+            json!({"spec": {"volumeName": "v", "storageClassName": "local-path"},
+                "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}}),
+            "x | Bound | v | 1Gi | RWO | local-path | <unset> | 24h",
+        ),
+        (
+            "persistentvolumes",
+            json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadOnlyMany", "ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Delete", "storageClassName": "local-path",
+                "claimRef": {"namespace": "ns", "name": "c"}}, "status": {"phase": "Released"}}),
+            "x | 1Gi | RWO,ROX | Delete | Released | ns/c | local-path | <unset> |  | 24h",
+        ),
+        (
+            "storageclasses",
+            json!({"provisioner": "p", "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate"}),
+            "x | p | Delete | Immediate | false | 24h",
+        ),
+        (
+            "hostpathgrants",
+            json!({"spec": {"path": "/srv", "access": "ReadOnly", "namespaces": ["a", "b"]}}),
+            "x | /srv | ReadOnly | a,b | <all> | 24h",
+        ),
+        (
             "sandboxprofiles",
             json!({"spec": {"preset": "strict", "seccomp": {"syscalls": [{}, {}]}}}),
             "x | strict | 2 | 24h",

@@ -3,11 +3,14 @@
 //!
 //! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
 
+mod accounts;
+mod claims;
 mod clean_host;
 mod crashes;
 mod debug;
 mod evidence;
 mod gate;
+mod host_paths;
 mod host_ports;
 mod hosts;
 mod images;
@@ -25,6 +28,7 @@ mod secrets;
 mod services;
 mod sessions;
 mod static_pods;
+mod storage;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -59,6 +63,10 @@ fn main() -> ExitCode {
         hosts::TESTS,
         services::TESTS,
         images::TESTS,
+        accounts::TESTS,
+        storage::TESTS,
+        host_paths::TESTS,
+        claims::TESTS,
         evidence::TESTS,
         secrets::TESTS,
         recovery::TESTS,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_plan::{Ground, Hook, Image, Life, Probe, Run, Step, Stop, Wanted, Why};
+use agent_plan::{Ending, Ground, Hook, Image, Life, Probe, Run, Step, Stop, Wanted, Why};
 use agent_runtime::RuntimeError;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
@@ -68,7 +68,11 @@ impl Worker {
             Step::Stop { container } => self.stop(container).await,
             Step::Kill { container } => self.kill(container).await,
             Step::ReleaseNetwork => self.release_network().await,
-            Step::RemoveSandbox => self.remove_sandbox().await,
+            Step::RemoveSandbox => match self.remove_sandbox().await {
+                // A pod that is over never runs again: what it wrote is of no use to anybody.
+                Ok(()) if wanted.ending == Ending::No => self.remove_volumes().await,
+                removed => removed,
+            },
             Step::ConfirmDeletion => {
                 let status = Told {
                     status: self.status(wanted).unwrap_or_default(),
@@ -332,6 +336,11 @@ impl Worker {
         self.context.runtime.remove_pod(&self.id.uid).await?;
         self.seen.ground = Ground::Nothing;
         Ok(())
+    }
+
+    async fn remove_volumes(&mut self) -> Result<(), StepError> {
+        self.finish_refreshing().await;
+        steps::remove_volumes(&self.context, &self.id).await
     }
 
     /// Clears what a shim that died left, so that the pod can start anew or end.

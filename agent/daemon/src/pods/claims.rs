@@ -1,0 +1,258 @@
+//! Volumes that outlive their pod: from a claim to a directory of this node.
+//!
+//! A volume that was provisioned here is a directory of the agent's own, found by the volume's name and never by the
+//! path in its object; one that an administrator wrote is a path of the node, resolved as every such path is.
+
+use std::{
+    io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use api::{
+    host_paths::{Access, HostPath, HostPathKind},
+    storage::{allows_node, is_local_path},
+};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use kube::{Api, Client, ResourceExt as _};
+
+/// Why a claim cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimError {
+    #[error("persistentvolumeclaim {0:?} not found")]
+    NoClaim(String),
+    #[error("persistentvolumeclaim {0:?} is not bound")]
+    Unbound(String),
+    #[error("volume {volume:?} is not, or no more, the one of claim {claim:?}")]
+    NotIts { volume: String, claim: String },
+    #[error("volume {0:?} belongs to another node")]
+    Elsewhere(String),
+    #[error("volume {0:?} has a source that this node does not mount")]
+    Source(String),
+    #[error("volume {0:?} cannot name a directory")]
+    Name(String),
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// What stands behind a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    /// A directory of the agent's own, made when it is mounted first.
+    Own { directory: PathBuf, read_only: bool },
+    /// A path of the node.
+    Path(HostPath),
+}
+
+/// Where provisioned volumes are on this node.
+pub(crate) fn local_path(agent_dir: &Path) -> PathBuf {
+    agent_dir.join("local-path")
+}
+
+/// The directory of a provisioned volume.
+pub(crate) fn directory_of(agent_dir: &Path, volume: &str) -> Option<PathBuf> {
+    // Names of objects are such names; what else came here must not lead anywhere.
+    let plain = !volume.is_empty()
+        && !volume.starts_with('.')
+        && volume
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+    plain.then(|| local_path(agent_dir).join(volume))
+}
+
+/// What stands behind the claims of `pod`, by name of its volume.
+pub(super) async fn find(
+    client: &Client,
+    pod: &Pod,
+    node_name: &str,
+    agent_dir: &Path,
+) -> Result<Vec<(String, Claimed)>, ClaimError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    let mut found = Vec::new();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let Some(source) = &volume.persistent_volume_claim else {
+            continue;
+        };
+        let claim = claims.get_opt(&source.claim_name).await?;
+        let claim = claim.ok_or_else(|| ClaimError::NoClaim(source.claim_name.clone()))?;
+        let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone());
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        let bound = bound.filter(|_| phase == Some("Bound"));
+        let name = bound.ok_or_else(|| ClaimError::Unbound(source.claim_name.clone()))?;
+        let behind = volumes.get_opt(&name).await?;
+        let behind = behind.ok_or_else(|| ClaimError::Unbound(source.claim_name.clone()))?;
+        let nodes: Api<Node> = Api::all(client.clone());
+        let node = nodes.get(node_name).await?;
+        found.push((
+            volume.name.clone(),
+            claimed(pod, volume, &claim, &behind, &node, agent_dir)?,
+        ));
+    }
+    Ok(found)
+}
+
+/// What stands behind one claim. Pure.
+fn claimed(
+    pod: &Pod,
+    volume: &Volume,
+    claim: &PersistentVolumeClaim,
+    behind: &PersistentVolume,
+    node: &Node,
+    agent_dir: &Path,
+) -> Result<Claimed, ClaimError> {
+    let name = behind.name_any();
+    let spec = behind.spec.as_ref();
+    let reference = spec.and_then(|spec| spec.claim_ref.as_ref());
+    let its = reference.is_some_and(|reference| {
+        reference.uid.is_some()
+            && reference.uid == claim.metadata.uid
+            && reference.namespace == claim.metadata.namespace
+    });
+    if !its || behind.metadata.deletion_timestamp.is_some() {
+        return Err(ClaimError::NotIts {
+            volume: name,
+            claim: claim.name_any(),
+        });
+    }
+    if !allows_node(behind, &node.name_any(), node.labels()) {
+        return Err(ClaimError::Elsewhere(name));
+    }
+    let read_only = is_read_only(pod, volume, behind);
+    if is_local_path(behind) {
+        let directory = directory_of(agent_dir, &name).ok_or(ClaimError::Name(name))?;
+        return Ok(Claimed::Own { directory, read_only });
+    }
+    let local = spec.and_then(|spec| spec.local.as_ref());
+    let local = local.ok_or(ClaimError::Source(name))?;
+    Ok(Claimed::Path(HostPath {
+        volume: volume.name.clone(),
+        path: local.path.clone(),
+        kind: HostPathKind::Directory,
+        access: if read_only {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        },
+    }))
+}
+
+/// Whether nobody in the pod writes: it says so, or the volume is for reading only.
+fn is_read_only(pod: &Pod, volume: &Volume, behind: &PersistentVolume) -> bool {
+    let source = volume.persistent_volume_claim.as_ref();
+    let modes = behind
+        .spec
+        .iter()
+        .flat_map(|spec| spec.access_modes.iter().flatten());
+    let mut writable = modes.filter(|mode| *mode != "ReadOnlyMany");
+    let spec = pod.spec.as_ref();
+    let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let all = spec.iter().flat_map(|spec| &spec.containers).chain(inits);
+    let mut mounts = all
+        .flat_map(|container| container.volume_mounts.iter().flatten())
+        .filter(|mount| mount.name == volume.name);
+    source.is_some_and(|source| source.read_only == Some(true))
+        || writable.next().is_none()
+        || mounts.all(|mount| mount.read_only == Some(true))
+}
+
+/// Makes the directory of a provisioned volume, if it is not there: open to every user of its pod, as an `emptyDir`,
+/// and behind a directory that only root enters.
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return Ok(());
+    }
+    if let Some(all) = directory.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(all)?;
+    }
+    std::fs::create_dir(directory)?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read<T: serde::de::DeserializeOwned>(object: Value) -> T {
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn behind(extra: Value) -> PersistentVolume {
+        let mut object = json!({
+            "metadata": {"name": "pvc-1", "annotations": {"pv.kubernetes.io/provisioned-by": "palisade.dev/local-path"}},
+            "spec": {"accessModes": ["ReadWriteOnce"], "local": {"path": "/etc"},
+                "claimRef": {"namespace": "ns", "name": "c", "uid": "u"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}},
+        });
+        for (section, fields) in extra.as_object().cloned().unwrap_or_default() {
+            for (field, value) in fields.as_object().cloned().unwrap_or_default() {
+                object[&section][field] = value;
+            }
+        }
+        read(object)
+    }
+
+    fn found(behind: &PersistentVolume, at: &str) -> Result<Claimed, ClaimError> {
+        let pod: Pod = read(json!({"metadata": {"namespace": "ns"}, "spec": {
+            "containers": [{"name": "a", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}));
+        let claim = read(json!({"metadata": {"namespace": "ns", "name": "c", "uid": "u"}}));
+        let node = read(json!({"metadata": {"name": at, "labels": {"kubernetes.io/hostname": at}}}));
+        let volume = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0].clone();
+        claimed(&pod, &volume, &claim, behind, &node, Path::new("/agent"))
+    }
+
+    #[test]
+    fn a_provisioned_volume_is_where_its_name_says_whatever_its_path_says() {
+        let own = found(&behind(json!({})), "n1").unwrap();
+        let expected = Claimed::Own {
+            directory: "/agent/local-path/pvc-1".into(),
+            read_only: false,
+        };
+        assert_eq!(own, expected);
+        for name in ["../x", "", ".", "a/b", "A"] {
+            assert_eq!(directory_of(Path::new("/agent"), name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_claims_own_volume_on_its_own_node_is_mounted() {
+        assert!(matches!(
+            found(&behind(json!({})), "n2"),
+            Err(ClaimError::Elsewhere(_))
+        ));
+        for reference in [
+            json!(null),
+            json!({"namespace": "ns", "name": "c", "uid": "other"}),
+            json!({"namespace": "ns", "name": "c"}),
+            json!({"namespace": "elsewhere", "name": "c", "uid": "u"}),
+        ] {
+            let other = behind(json!({"spec": {"claimRef": reference}}));
+            assert!(
+                matches!(found(&other, "n1"), Err(ClaimError::NotIts { .. })),
+                "{reference}"
+            );
+        }
+        let going = behind(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+        assert!(found(&going, "n1").is_err());
+    }
+
+    #[test]
+    fn an_administrators_volume_is_a_path_of_the_node() {
+        let by_hand =
+            behind(json!({"metadata": {"annotations": {}}, "spec": {"accessModes": ["ReadOnlyMany"]}}));
+        let Claimed::Path(path) = found(&by_hand, "n1").unwrap() else {
+            panic!("a path")
+        };
+        assert_eq!((path.path.as_str(), path.access), ("/etc", Access::ReadOnly));
+        let none = behind(json!({"metadata": {"annotations": {}}, "spec": {"local": null}}));
+        assert!(matches!(found(&none, "n1"), Err(ClaimError::Source(_))));
+    }
+}

@@ -1,0 +1,286 @@
+//! What a pod takes on the node's disk, against what it may: limits of volumes (`emptyDir.sizeLimit`), of containers
+//! and of the pod (`ephemeral-storage`). A pod that is over one is evicted, as the kubelet does.
+//!
+//! [`Limits::of`] and [`Limits::excess`] are pure; [`measure`] walks directories and belongs on a thread that may block.
+//!
+//! The kernel offers no quota for directories of an ordinary ext4, so use is measured: between two looks a pod may write
+//! as much as the disk takes. Volumes in memory have a size that the kernel keeps.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use agent_runtime::{Usage, measure_tree};
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use super::volumes;
+
+/// Time between two looks at a pod: the kubelet's.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A look that took long is followed by a pause this many times as long: a tenth of a disk's time at most.
+const PAUSE_FACTOR: u32 = 9;
+
+/// What a pod may take, in bytes; only what is limited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// By volume, with the limit as it was written.
+    volumes: BTreeMap<String, (u64, String)>,
+    /// By container, likewise.
+    containers: BTreeMap<String, (u64, String)>,
+    /// Volumes on the disk, which count for the pod.
+    on_disk: Vec<String>,
+    /// All containers of the pod.
+    names: Vec<String>,
+}
+
+/// What a pod takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    volumes: BTreeMap<String, Usage>,
+    containers: BTreeMap<String, Usage>,
+}
+
+/// Where a container's writing goes.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// Below it, the pod's volumes.
+    pub(super) volumes: PathBuf,
+    /// By container: its writable layer and its logs.
+    pub(super) containers: BTreeMap<String, [PathBuf; 2]>,
+}
+
+impl Limits {
+    /// The limits of a pod, or nothing if it has none. What does not parse limits to nothing: admission lets none
+    /// through.
+    pub(super) fn of(pod: &Pod) -> Option<Self> {
+        let spec = pod.spec.as_ref()?;
+        let parsed = |quantity: &str| (api::quantity::units(quantity).unwrap_or(0), quantity.to_owned());
+        let mut limits = Self::default();
+        for volume in spec.volumes.iter().flatten() {
+            let Some(source) = &volume.empty_dir else { continue };
+            if source.medium.as_deref() == Some("Memory") {
+                continue;
+            }
+            limits.on_disk.push(volume.name.clone());
+            // As in Kubernetes, zero is no limit.
+            if let Some(limit) = source.size_limit.as_ref().filter(|limit| limit.0 != "0") {
+                limits.volumes.insert(volume.name.clone(), parsed(&limit.0));
+            }
+        }
+        for container in spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+        {
+            limits.names.push(container.name.clone());
+            if let Some(limit) = limit_of(container) {
+                limits.containers.insert(container.name.clone(), parsed(limit));
+            }
+        }
+        (!limits.volumes.is_empty() || !limits.containers.is_empty()).then_some(limits)
+    }
+
+    /// What all containers with a limit may take together, and with them the pod.
+    fn of_pod(&self) -> Option<u64> {
+        let sum = |sum: u64, (limit, _): &(u64, String)| sum.saturating_add(*limit);
+        (!self.containers.is_empty()).then(|| self.containers.values().fold(0, sum))
+    }
+
+    /// As much as is worth knowing of anything: more than any limit.
+    fn enough(&self) -> u64 {
+        let volumes = self.volumes.values().map(|(limit, _)| *limit);
+        volumes.chain(self.of_pod()).max().unwrap_or(0)
+    }
+
+    /// What is over its limit, in Kubernetes' words with the numbers; nothing if nothing is.
+    pub(super) fn excess(&self, taken: &Taken) -> Option<String> {
+        for (name, (limit, written)) in &self.volumes {
+            if let Some(found) = over(taken.volumes.get(name), *limit) {
+                return Some(format!(
+                    "Usage of EmptyDir volume \"{name}\" exceeds the limit \"{written}\": {found}."
+                ));
+            }
+        }
+        if let Some(limit) = self.of_pod() {
+            let all = taken.containers.values().chain(
+                taken
+                    .volumes
+                    .iter()
+                    .filter(|(name, _)| self.on_disk.contains(name))
+                    .map(|(_, usage)| usage),
+            );
+            let sum = all.fold(Usage::Whole(0), |sum, usage| sum.and(*usage));
+            if let Some(found) = over(Some(&sum), limit) {
+                return Some(format!(
+                    "Pod ephemeral local storage usage exceeds the total limit of containers {limit}: {found}."
+                ));
+            }
+        }
+        for (name, (limit, written)) in &self.containers {
+            if let Some(found) = over(taken.containers.get(name), *limit) {
+                return Some(format!(
+                    "Container {name} exceeded its local ephemeral storage limit \"{written}\": {found}."
+                ));
+            }
+        }
+        None
+    }
+
+    /// Names of all containers.
+    pub(super) fn containers(&self) -> &[String] {
+        &self.names
+    }
+}
+
+/// Looks at the disk.
+pub(super) fn measure(limits: &Limits, places: &Places) -> io::Result<Taken> {
+    let enough = limits.enough();
+    let mut taken = Taken::default();
+    for name in &limits.on_disk {
+        let usage = measure_tree(&volumes::path_of(&places.volumes, name), enough)?;
+        taken.volumes.insert(name.clone(), usage);
+    }
+    // Without a limit of containers theirs is nobody's business.
+    if limits.containers.is_empty() {
+        return Ok(taken);
+    }
+    for (name, paths) in &places.containers {
+        let mut usage = Usage::Whole(0);
+        for path in paths {
+            usage = usage.and(measure_tree(Path::new(path), enough)?);
+        }
+        taken.containers.insert(name.clone(), usage);
+    }
+    Ok(taken)
+}
+
+/// When to look again after a look that took `took`.
+pub(super) fn pause(took: Duration) -> Duration {
+    LOOK_EVERY.max(took.saturating_mul(PAUSE_FACTOR))
+}
+
+fn over(usage: Option<&Usage>, limit: u64) -> Option<String> {
+    match usage? {
+        Usage::Whole(bytes) if *bytes > limit => Some(format!("{bytes} bytes are used")),
+        Usage::AtLeast(bytes) if *bytes > limit => Some(format!("at least {bytes} bytes are used")),
+        // Whoever hides behind depth has no limit else.
+        Usage::TooDeep => {
+            Some("it has more than 512 directories in one another, which are not measured".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn limit_of(container: &Container) -> Option<&str> {
+    let limits = container.resources.as_ref()?.limits.as_ref()?;
+    limits.get("ephemeral-storage").map(|limit| limit.0.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn limits(volumes: Value, storage: &[Option<&str>]) -> Option<Limits> {
+        let container = |(index, limit): (usize, &Option<&str>)| {
+            let limits = limit.map(|limit| json!({"ephemeral-storage": limit}));
+            json!({"name": format!("c{index}"), "resources": {"limits": limits}})
+        };
+        let containers: Vec<Value> = storage.iter().enumerate().map(container).collect();
+        let pod = json!({"spec": {"containers": containers, "volumes": volumes}});
+        Limits::of(&serde_json::from_value(pod).unwrap())
+    }
+
+    fn taken(volumes: &[(&str, u64)], containers: &[(&str, u64)]) -> Taken {
+        let all = |pairs: &[(&str, u64)]| {
+            pairs
+                .iter()
+                .map(|(name, bytes)| ((*name).to_owned(), Usage::Whole(*bytes)))
+                .collect()
+        };
+        Taken {
+            volumes: all(volumes),
+            containers: all(containers),
+        }
+    }
+
+    #[test]
+    fn pods_without_limits_are_not_looked_at() {
+        assert_eq!(limits(json!([{"name": "v", "emptyDir": {}}]), &[None]), None);
+        let memory = json!([{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]);
+        assert_eq!(limits(memory, &[None]), None, "the kernel keeps it");
+        let zero = json!([{"name": "v", "emptyDir": {"sizeLimit": "0"}}]);
+        assert_eq!(limits(zero, &[None]), None);
+    }
+
+    #[test]
+    fn volumes_containers_and_pods_have_kubernetes_words_and_the_numbers() {
+        let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Ki"}}, {"name": "w", "emptyDir": {}}]);
+        let limits = limits(volumes, &[Some("2k"), Some("3k"), None]).unwrap();
+        let excess = |volumes: &[(&str, u64)], containers: &[(&str, u64)]| {
+            limits.excess(&taken(volumes, containers)).unwrap_or_default()
+        };
+        assert_eq!(
+            excess(&[("v", 1024), ("w", 10)], &[("c0", 2000), ("c1", 1000)]),
+            ""
+        );
+        assert_eq!(
+            excess(&[("v", 1025)], &[]),
+            "Usage of EmptyDir volume \"v\" exceeds the limit \"1Ki\": 1025 bytes are used."
+        );
+        assert_eq!(
+            excess(&[], &[("c0", 2001)]),
+            "Container c0 exceeded its local ephemeral storage limit \"2k\": 2001 bytes are used."
+        );
+        assert_eq!(
+            excess(&[("w", 1000)], &[("c0", 2000), ("c1", 2001)]),
+            "Pod ephemeral local storage usage exceeds the total limit of containers 5000: 5001 bytes are used."
+        );
+        assert_eq!(
+            excess(&[], &[("c2", 4000)]),
+            "",
+            "no limit of its own, and within the pod's"
+        );
+        let deep = Taken {
+            volumes: [("v".to_owned(), Usage::TooDeep)].into(),
+            ..Taken::default()
+        };
+        assert!(limits.excess(&deep).unwrap().contains("512 directories"));
+    }
+
+    #[test]
+    fn what_is_written_is_found_where_it_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let write = |path: &str, bytes: usize| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, vec![1; bytes]).unwrap();
+        };
+        write("volumes/v/file", 100 << 10);
+        write("layer/file", 200 << 10);
+        write("logs/0.log", 10 << 10);
+        let places = Places {
+            volumes: root.join("volumes"),
+            containers: [("c0".to_owned(), [root.join("layer"), root.join("logs")])].into(),
+        };
+        let volumes = json!([{"name": "v", "emptyDir": {}}]);
+        let of_container = |limit: &str| {
+            let limits = limits(volumes.clone(), &[Some(limit)]).unwrap();
+            limits.excess(&measure(&limits, &places).unwrap())
+        };
+        assert_eq!(of_container("400Ki"), None);
+        assert!(of_container("300Ki").unwrap().starts_with("Pod ephemeral"));
+        assert!(of_container("250Ki").is_some());
+    }
+
+    #[test]
+    fn long_looks_are_rare() {
+        assert_eq!(pause(Duration::from_millis(1)), LOOK_EVERY);
+        assert_eq!(pause(Duration::from_secs(10)), Duration::from_secs(90));
+    }
+}

@@ -1,0 +1,107 @@
+//! How the task of a pod keeps it within its limits on the disk: it looks now and then, and evicts.
+
+use std::{io, time::Duration};
+
+use agent_plan::{Ending, Eviction, Ground, Wanted, evict};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{News, Worker};
+use crate::{
+    events::Kind,
+    pods::storage::{self, Limits, Places},
+};
+
+/// Looks at a time on this node: they compete with the pods for one disk.
+static TURNS: Semaphore = Semaphore::const_new(1);
+
+/// What a look found: the excess, if there is one, and how long it took.
+pub(in crate::pods) struct Measured {
+    excess: io::Result<Option<String>>,
+    took: Duration,
+}
+
+/// When a pod is looked at first; `None` for a pod without limits.
+pub(super) fn first_look(pod: Option<&Pod>) -> Option<Instant> {
+    Limits::of(pod?).map(|_limits| Instant::now() + storage::LOOK_EVERY)
+}
+
+impl Worker {
+    /// Looks at what the pod has written when it is time, beside the task.
+    pub(super) fn tend_quota(&mut self, wanted: &Wanted) {
+        let lives = wanted.ending == Ending::No && !wanted.settled && self.seen.ground > Ground::Nothing;
+        if self.measure_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        let over = wanted.settled || self.seen.eviction.is_some();
+        self.measure_at = (!over).then(|| Instant::now() + storage::LOOK_EVERY);
+        let limits = self.pod.as_deref().and_then(Limits::of);
+        let Some(limits) = limits.filter(|_| lives && !over) else {
+            return;
+        };
+        let places = match self.places(&limits) {
+            Ok(places) => places,
+            Err(error) => return tracing::error!(pod = %self.id.name, %error, "cannot find what to measure"),
+        };
+        // Until the answer is there.
+        self.measure_at = None;
+        let news = self.news.clone();
+        tokio::spawn(async move {
+            // Never closed.
+            let turn = TURNS.acquire().await;
+            let started = Instant::now();
+            let look = move || storage::measure(&limits, &places).map(|taken| limits.excess(&taken));
+            let excess = tokio::task::spawn_blocking(look).await;
+            drop(turn);
+            let measured = Measured {
+                excess: excess.unwrap_or_else(|died| Err(io::Error::other(died))),
+                took: started.elapsed(),
+            };
+            // A task that has ended has no pod to evict.
+            drop(news.send(News::Measured(measured)).await);
+        });
+    }
+
+    fn places(&self, limits: &Limits) -> Result<Places, agent_runtime::RuntimeError> {
+        let logs = self.id.logs(&self.context.config);
+        let mut containers = std::collections::BTreeMap::new();
+        for name in limits.containers() {
+            let attempt = self
+                .seen
+                .containers
+                .get(name)
+                .map_or(0, |container| container.restarts);
+            let layer = self.context.runtime.writable_layer(&self.id.uid, name, attempt)?;
+            containers.insert(name.clone(), [layer, logs.join(name)]);
+        }
+        Ok(Places {
+            volumes: self.id.directory(&self.context.config).join("volumes"),
+            containers,
+        })
+    }
+
+    pub(super) fn measured(&mut self, measured: Measured) {
+        self.measure_at = Some(Instant::now() + storage::pause(measured.took));
+        match measured.excess {
+            Ok(None) => {}
+            Ok(Some(message)) => self.evict(message),
+            Err(error) => {
+                tracing::warn!(pod = %self.id.name, %error, "the pod's use of the disk cannot be measured");
+            }
+        }
+    }
+
+    /// Ends the pod at once: whoever is over a limit gets no time to go further over it.
+    fn evict(&mut self, message: String) {
+        let eviction = Eviction {
+            message: message.clone(),
+            grace: SignedDuration::ZERO,
+            at: Timestamp::now(),
+        };
+        if evict(&mut self.seen, eviction) {
+            tracing::warn!(pod = %self.id.name, namespace = %self.id.namespace, message, "evicted");
+            self.event(None, Kind::Warning, "Evicted", message);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Data that outlive pods, and go when their claim does.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::{cluster::Cluster, shell::eventually};
+use testkit::lab;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[(
+    "claims_data_outlive_pods_and_agents_and_go_with_the_claim",
+    data_outlive_pods_and_agents_and_go_with_the_claim,
+)];
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const CLAIM: &str = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\n\
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 16Mi}}}\n";
+
+fn pod(image: &str, name: &str, script: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  \
+         terminationGracePeriodSeconds: 1\n  securityContext: {{runAsUser: 1000, fsGroup: 2000}}\n  \
+         volumes: [{{name: data, persistentVolumeClaim: {{claimName: data}}}}]\n  containers:\n  - name: main\n    \
+         image: {image}\n    command: [sh, -c, '{script}']\n    volumeMounts: [{{name: data, mountPath: /data}}]\n"
+    )
+}
+
+fn shown(cluster: &Cluster, arguments: &[&str], words: &str) -> Result<()> {
+    eventually(PATIENCE, || {
+        cluster.kubectl(arguments)?.ok()?.says(words).map(drop)
+    })
+}
+
+fn data_outlive_pods_and_agents_and_go_with_the_claim(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    cluster
+        .kubectl(&["get", "storageclass"])?
+        .ok()?
+        .says("local-path (default)")?;
+    cluster.apply(CLAIM)?.ok()?;
+    shown(cluster, &["get", "pvc", "data"], "Pending")?;
+    let class =
+        cluster.object("default", "persistentvolumeclaims", "data")?["spec"]["storageClassName"].clone();
+    ensure!(class == "local-path", "{class}");
+
+    cluster
+        .apply(&pod(
+            &image,
+            "writer",
+            "id -G; echo precious > /data/file; stat -c %g /data/file",
+        ))?
+        .ok()?;
+    cluster.wait_for_phase("default", "writer", "Succeeded")?;
+    let log = cluster.kubectl(&["logs", "writer"])?.ok()?.stdout;
+    ensure!(log.ends_with("2000\n"), "the group owns what is new: {log}");
+    shown(cluster, &["get", "pvc", "data"], "Bound")?;
+    let claim = cluster.object("default", "persistentvolumeclaims", "data")?;
+    let volume = claim["spec"]["volumeName"]
+        .as_str()
+        .context("a volume")?
+        .to_owned();
+    let listed = cluster.kubectl(&["get", "pv", &volume])?.ok()?;
+    listed.says("default/data")?.says("RWO")?.says("Delete")?;
+    cluster.kubectl(&["delete", "pod", "writer"])?.ok()?;
+
+    // Another pod finds the data, also when the agent has been killed under it.
+    cluster
+        .apply(&pod(&image, "keeper", "cat /data/file; sleep 1000"))?
+        .ok()?;
+    cluster.wait_for_phase("default", "keeper", "Running")?;
+    let agent = cluster.daemon_pid("agent")?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(agent),
+        nix::sys::signal::Signal::SIGKILL,
+    )?;
+    cluster.up_again()?;
+    let read = || {
+        cluster
+            .kubectl(&["exec", "keeper", "--", "cat", "/data/file"])?
+            .ok()?
+            .says("precious")
+    };
+    eventually(PATIENCE, || read().map(drop))?;
+
+    // While a pod uses it, the claim stays.
+    cluster
+        .kubectl(&["delete", "pvc", "data", "--wait=false"])?
+        .ok()?;
+    shown(cluster, &["get", "pvc", "data"], "Terminating")?;
+    read()?;
+    let directory: PathBuf = cluster.state_dir.join("agent/local-path").join(&volume);
+    ensure!(directory.join("file").exists(), "{}", directory.display());
+    cluster.kubectl(&["delete", "pod", "keeper"])?.ok()?;
+    eventually(PATIENCE, || {
+        cluster.kubectl(&["get", "pvc", "data"])?.refused()?;
+        cluster.kubectl(&["get", "pv", &volume])?.refused()?;
+        match directory.exists() {
+            true => bail!("{} is still there", directory.display()),
+            false => Ok(()),
+        }
+    })
+}
