@@ -30,10 +30,11 @@ pub(crate) enum FilesError {
     Odd { path: PathBuf },
 }
 
-/// The texts of all manifests by file, those that cannot be read with the reason. `None` without the directory.
-pub(crate) fn read(
-    directory: &Path,
-) -> Result<Option<Vec<(PathBuf, Result<String, FilesError>)>>, FilesError> {
+/// A manifest's file with its text, or with the reason why it cannot be read.
+pub(crate) type Found = (PathBuf, Result<String, FilesError>);
+
+/// All manifests by file. `None` without the directory.
+pub(crate) fn read(directory: &Path) -> Result<Option<Vec<Found>>, FilesError> {
     let failed = |source| FilesError::Read {
         path: directory.to_owned(),
         source,

@@ -117,10 +117,13 @@ impl StaticPods {
     }
 
     fn set(&self, pods: BTreeMap<Key, Arc<Pod>>) {
-        let before = std::mem::replace(&mut *self.lock(), pods.clone());
-        if before != pods {
-            self.version.send_modify(|version| *version += 1);
+        let mut known = self.lock();
+        if *known == pods {
+            return;
         }
+        *known = pods;
+        drop(known);
+        self.version.send_modify(|version| *version += 1);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Pod>>> {

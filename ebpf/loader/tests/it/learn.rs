@@ -30,12 +30,14 @@ impl Stranger {
             .spawn()
             .expect("util-linux is installed");
         let children = format!("/proc/{0}/task/{0}/children", maker.id());
+        // Ended by its drop, also where the wait below gives up.
+        let mut stranger = Self { maker, pid: 0 };
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let text = fs::read_to_string(&children).unwrap_or_default();
             if let Some(pid) = text.split_whitespace().next() {
-                let pid = pid.parse().expect("a process");
-                return Self { maker, pid };
+                stranger.pid = pid.parse().expect("a process");
+                return stranger;
             }
             assert!(Instant::now() < deadline, "no namespace in time");
             std::thread::yield_now();
