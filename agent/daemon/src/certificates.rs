@@ -117,7 +117,7 @@ pub(crate) async fn renew(config: &Config, client: &Client) {
                     renewed = true;
                 }
                 Err(error) => {
-                    tracing::warn!(name, error = chain(&error), "certificate not renewed, will retry")
+                    tracing::warn!(name, error = chain(&error), "certificate not renewed, will retry");
                 }
             }
         }

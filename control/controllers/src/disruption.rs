@@ -213,7 +213,7 @@ mod tests {
         "2026-01-01T00:10:00Z".parse().unwrap()
     }
 
-    fn budget(spec: Value, disrupted: Value) -> PodDisruptionBudget {
+    fn budget(spec: Value, disrupted: &Value) -> PodDisruptionBudget {
         let mut spec = spec;
         spec["selector"] = json!({"matchLabels": {"app": "web"}});
         let budget = json!({
@@ -246,7 +246,7 @@ mod tests {
 
     /// Expected, healthy, desired, allowed.
     fn numbers(spec: Value, states: &[&str]) -> [i32; 4] {
-        let status = status_of(&budget(spec, json!({})), &pods(states), now());
+        let status = status_of(&budget(spec, &json!({})), &pods(states), now());
         assert_eq!(status.observed_generation, Some(4));
         let condition = &status.conditions.as_ref().unwrap()[0];
         assert_eq!(condition.status == "True", status.disruptions_allowed > 0);
@@ -282,7 +282,7 @@ mod tests {
         let disrupted = json!({
             "p0": at(now() - 1.minute()), "p1": at(now() - 3.minutes()), "p2": at(now()), "gone": at(now()),
         });
-        let budget = budget(json!({"minAvailable": 0}), disrupted);
+        let budget = budget(json!({"minAvailable": 0}), &disrupted);
         let status = status_of(&budget, &pods(&["ready", "ready", "ending"]), now());
         let left: Vec<String> = status.disrupted_pods.unwrap().into_keys().collect();
         assert_eq!(

@@ -195,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    fn node(ready: &str, pressure: &str, taints: Value) -> Node {
+    fn node(ready: &str, pressure: &str, taints: &Value) -> Node {
         let node = json!({
             "metadata": {"name": "n"},
             "spec": {"taints": taints},
@@ -206,7 +206,7 @@ mod tests {
         serde_json::from_value(node).unwrap()
     }
 
-    fn pod(tolerations: Value) -> Pod {
+    fn pod(tolerations: &Value) -> Pod {
         let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [], "tolerations": tolerations}});
         serde_json::from_value(pod).unwrap()
     }
@@ -222,15 +222,15 @@ mod tests {
     fn taints_follow_conditions_and_leave_those_of_others_alone() {
         let now = Timestamp::UNIX_EPOCH;
         let own = json!([{"key": "lab/own", "effect": "NoExecute"}]);
-        assert_eq!(corrected(&node("True", "False", own.clone()), now), None);
+        assert_eq!(corrected(&node("True", "False", &own), now), None);
         assert_eq!(
-            names(corrected(&node("True", "True", own.clone()), now)),
+            names(corrected(&node("True", "True", &own), now)),
             [
                 "lab/own:NoExecute",
                 "node.kubernetes.io/memory-pressure:NoSchedule"
             ]
         );
-        let unknown = corrected(&node("Unknown", "Unknown", json!([])), now).unwrap();
+        let unknown = corrected(&node("Unknown", "Unknown", &json!([])), now).unwrap();
         assert_eq!(
             names(Some(unknown.clone())),
             [
@@ -240,13 +240,13 @@ mod tests {
         );
         assert!(unknown[1].time_added.is_some());
         // Well again: ours go, and what is right already is not written again.
-        let mut well = node("True", "False", json!([]));
+        let mut well = node("True", "False", &json!([]));
         well.spec.as_mut().unwrap().taints = Some(unknown.clone());
         assert_eq!(corrected(&well, now), Some(vec![]));
-        let mut silent = node("Unknown", "Unknown", json!([]));
+        let mut silent = node("Unknown", "Unknown", &json!([]));
         silent.spec.as_mut().unwrap().taints = Some(unknown);
         assert_eq!(corrected(&silent, Timestamp::now()), None);
-        let mut cordoned = node("True", "False", json!([]));
+        let mut cordoned = node("True", "False", &json!([]));
         cordoned.spec.as_mut().unwrap().unschedulable = Some(true);
         assert_eq!(
             names(corrected(&cordoned, now)),
@@ -258,12 +258,12 @@ mod tests {
     fn pods_go_when_their_time_under_a_taint_is_over() {
         let own = json!([{"key": "lab/own", "value": "x", "effect": "NoExecute"}]);
         let after = |taints: &Value, tolerations: Value, seconds: u64| {
-            let node = node("True", "False", taints.clone());
+            let node = node("True", "False", taints);
             let (mut exposure, start) = (Exposure::default(), Instant::now());
             exposure.observe([&node].into_iter(), start);
             let later = start + Duration::from_secs(seconds);
             exposure.observe([&node].into_iter(), later);
-            exposure.is_over(&pod(tolerations), &node, Duration::from_secs(300), later)
+            exposure.is_over(&pod(&tolerations), &node, Duration::from_secs(300), later)
         };
         assert!(after(&own, json!([]), 0));
         let timed = json!([

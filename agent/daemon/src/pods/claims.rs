@@ -183,7 +183,7 @@ mod tests {
         serde_json::from_value(object).unwrap()
     }
 
-    fn behind(extra: Value) -> PersistentVolume {
+    fn behind(extra: &Value) -> PersistentVolume {
         let mut object = json!({
             "metadata": {"name": "pvc-1", "annotations": {"pv.kubernetes.io/provisioned-by": "palisade.dev/local-path"}},
             "spec": {"accessModes": ["ReadWriteOnce"], "local": {"path": "/etc"},
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_provisioned_volume_is_where_its_name_says_whatever_its_path_says() {
-        let own = found(&behind(json!({})), "n1").unwrap();
+        let own = found(&behind(&json!({})), "n1").unwrap();
         let expected = Claimed::Own {
             directory: "/agent/local-path/pvc-1".into(),
             read_only: false,
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn only_the_claims_own_volume_on_its_own_node_is_mounted() {
         assert!(matches!(
-            found(&behind(json!({})), "n2"),
+            found(&behind(&json!({})), "n2"),
             Err(ClaimError::Elsewhere(_))
         ));
         for reference in [
@@ -234,25 +234,25 @@ mod tests {
             json!({"namespace": "ns", "name": "c"}),
             json!({"namespace": "elsewhere", "name": "c", "uid": "u"}),
         ] {
-            let other = behind(json!({"spec": {"claimRef": reference}}));
+            let other = behind(&json!({"spec": {"claimRef": reference}}));
             assert!(
                 matches!(found(&other, "n1"), Err(ClaimError::NotIts { .. })),
                 "{reference}"
             );
         }
-        let going = behind(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+        let going = behind(&json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
         assert!(found(&going, "n1").is_err());
     }
 
     #[test]
     fn an_administrators_volume_is_a_path_of_the_node() {
         let by_hand =
-            behind(json!({"metadata": {"annotations": {}}, "spec": {"accessModes": ["ReadOnlyMany"]}}));
+            behind(&json!({"metadata": {"annotations": {}}, "spec": {"accessModes": ["ReadOnlyMany"]}}));
         let Claimed::Path(path) = found(&by_hand, "n1").unwrap() else {
             panic!("a path")
         };
         assert_eq!((path.path.as_str(), path.access), ("/etc", Access::ReadOnly));
-        let none = behind(json!({"metadata": {"annotations": {}}, "spec": {"local": null}}));
+        let none = behind(&json!({"metadata": {"annotations": {}}, "spec": {"local": null}}));
         assert!(matches!(found(&none, "n1"), Err(ClaimError::Source(_))));
     }
 }

@@ -185,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    fn limits(volumes: Value, storage: &[Option<&str>]) -> Option<Limits> {
+    fn limits(volumes: &Value, storage: &[Option<&str>]) -> Option<Limits> {
         let container = |(index, limit): (usize, &Option<&str>)| {
             let limits = limit.map(|limit| json!({"ephemeral-storage": limit}));
             json!({"name": format!("c{index}"), "resources": {"limits": limits}})
@@ -210,17 +210,17 @@ mod tests {
 
     #[test]
     fn pods_without_limits_are_not_looked_at() {
-        assert_eq!(limits(json!([{"name": "v", "emptyDir": {}}]), &[None]), None);
+        assert_eq!(limits(&json!([{"name": "v", "emptyDir": {}}]), &[None]), None);
         let memory = json!([{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]);
-        assert_eq!(limits(memory, &[None]), None, "the kernel keeps it");
+        assert_eq!(limits(&memory, &[None]), None, "the kernel keeps it");
         let zero = json!([{"name": "v", "emptyDir": {"sizeLimit": "0"}}]);
-        assert_eq!(limits(zero, &[None]), None);
+        assert_eq!(limits(&zero, &[None]), None);
     }
 
     #[test]
     fn volumes_containers_and_pods_have_kubernetes_words_and_the_numbers() {
         let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Ki"}}, {"name": "w", "emptyDir": {}}]);
-        let limits = limits(volumes, &[Some("2k"), Some("3k"), None]).unwrap();
+        let limits = limits(&volumes, &[Some("2k"), Some("3k"), None]).unwrap();
         let excess = |volumes: &[(&str, u64)], containers: &[(&str, u64)]| {
             limits.excess(&taken(volumes, containers)).unwrap_or_default()
         };
@@ -270,7 +270,7 @@ mod tests {
         };
         let volumes = json!([{"name": "v", "emptyDir": {}}]);
         let of_container = |limit: &str| {
-            let limits = limits(volumes.clone(), &[Some(limit)]).unwrap();
+            let limits = limits(&volumes, &[Some(limit)]).unwrap();
             limits.excess(&measure(&limits, &places).unwrap())
         };
         assert_eq!(of_container("400Ki"), None);

@@ -254,7 +254,7 @@ fn remains() -> Result<Remains> {
             "process" => {
                 *counts
                     .entry(line.rsplit('/').next().unwrap_or_default().to_owned())
-                    .or_default() += 1
+                    .or_default() += 1;
             }
             _ if line.starts_with("bpf link") || line.starts_with("bpf prog") => {
                 *counts.entry("bpf".to_owned()).or_default() += 1;
