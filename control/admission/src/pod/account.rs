@@ -103,7 +103,7 @@ fn trimmed(path: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn mounted(spec: Value, account: Option<&Value>) -> Value {
+    fn mounted(spec: &Value, account: Option<&Value>) -> Value {
         let mut pod = json!({"spec": spec});
         mount_token(&mut pod, account, "kube-api-access-x");
         pod["spec"].take()
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn every_container_gets_the_token_where_clients_look() {
         let spec = mounted(
-            json!({"containers": containers(), "initContainers": [{"name": "i"}], "volumes": [{"name": "v"}]}),
+            &json!({"containers": containers(), "initContainers": [{"name": "i"}], "volumes": [{"name": "v"}]}),
             None,
         );
         let mount = json!({"name": "kube-api-access-x", "mountPath": TOKEN_PATH, "readOnly": true});
@@ -135,7 +135,7 @@ mod tests {
         let off = json!({"automountServiceAccountToken": false});
         let has = |pod: Option<bool>, account: Option<&Value>| {
             let spec = mounted(
-                json!({"containers": containers(), "automountServiceAccountToken": pod}),
+                &json!({"containers": containers(), "automountServiceAccountToken": pod}),
                 account,
             );
             spec["volumes"].is_array()
@@ -148,18 +148,18 @@ mod tests {
     fn what_is_there_already_stays() {
         let taken =
             json!([{"name": "a", "volumeMounts": [{"name": "v", "mountPath": format!("{TOKEN_PATH}/")}]}]);
-        let spec = mounted(json!({"containers": taken}), None);
+        let spec = mounted(&json!({"containers": taken}), None);
         assert_eq!(spec["containers"], taken);
         assert!(spec["volumes"].is_null(), "nobody mounts it");
         let own = json!({"containers": containers(), "volumes": [{"name": "kube-api-access-own"}]});
-        assert_eq!(mounted(own.clone(), None), own);
+        assert_eq!(mounted(&own, None), own);
         for odd in [
             json!(null),
             json!({}),
             json!({"containers": "x"}),
             json!({"containers": ["x"]}),
         ] {
-            assert_eq!(mounted(odd.clone(), None), odd);
+            assert_eq!(mounted(&odd, None), odd);
         }
     }
 

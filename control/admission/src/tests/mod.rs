@@ -519,7 +519,8 @@ fn built_in_objects_are_valid_and_stay_as_they_are() {
             "Tier kube-admin",
             "Tier default",
             "Tier kube-baseline",
-            "FelixConfiguration default"
+            "FelixConfiguration default",
+            "StorageClass local-path"
         ]
     );
     assert!(refuse_deletion(by_any_name("tiers").unwrap(), "ops").is_ok());

@@ -145,13 +145,6 @@ fn what_the_agent_cannot_honour_is_refused_with_its_path() {
         (
             spec(
                 "volumes",
-                json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]),
-            ),
-            "spec.volumes[0].persistentVolumeClaim: ",
-        ),
-        (
-            spec(
-                "volumes",
                 json!([{"name": "v", "emptyDir": {"medium": "HugePages"}}]),
             ),
             "spec.volumes[0].emptyDir.medium: ",
