@@ -262,7 +262,8 @@ mod tests {
                 "palisade.dev",
                 "policy",
                 "policy.networking.k8s.io",
-                "projectcalico.org"
+                "projectcalico.org",
+                "storage.k8s.io"
             ]
         );
         assert_eq!(

@@ -25,7 +25,8 @@ pub fn account_of(pod: &Value) -> &str {
 
 /// Adds `volume`, with the account's token, the cluster's authority and the namespace, and mounts it in every container
 /// that has nothing at its path. A pod without containers, and one that does without, stays as it is: `pod` and
-/// `account` may both say so, and the pod has the last word.
+/// `account` may both say so, and the pod has the last word. So does the mirror of a static pod, which starts without the
+/// API and has no account.
 pub fn mount_token(pod: &mut Value, account: Option<&Value>, volume: &str) {
     const FIELD: &str = "automountServiceAccountToken";
     let says = |value: &Value| value[FIELD].as_bool();
@@ -35,7 +36,8 @@ pub fn mount_token(pod: &mut Value, account: Option<&Value>, volume: &str) {
             .as_str()
             .is_some_and(|name| name.starts_with(TOKEN_VOLUME_PREFIX))
     });
-    if !wanted || brings_own || !pod["spec"].is_object() {
+    let is_mirror = super::mirror::hash(pod).is_some();
+    if !wanted || brings_own || is_mirror || !pod["spec"].is_object() {
         return;
     }
     let mut mounted = false;
@@ -142,6 +144,11 @@ mod tests {
         };
         assert!(has(None, None) && has(Some(true), Some(&off)));
         assert!(!has(Some(false), None) && !has(None, Some(&off)));
+        let annotations = json!({"kubernetes.io/config.mirror": "h"});
+        let mut mirror =
+            json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers()}});
+        mount_token(&mut mirror, None, "kube-api-access-x");
+        assert!(mirror["spec"]["volumes"].is_null());
     }
 
     #[test]
