@@ -278,7 +278,7 @@ async fn init_and_exec_are_confined_alike() {
     let stage = Stage::new("alike").await;
     let script = "grep -E '^(Seccomp|Seccomp_filters|NoNewPrivs|Cap...|Uid|Gid|Groups):' /proc/self/status; \
                   cat /proc/self/uid_map /proc/self/gid_map; echo $COLOUR $HOME; pwd; env | wc -l; \
-                  (echo x > /app/new) 2>&1; mkdir /tmp/$$; cd /tmp/$$; cp /bin/busybox copy; ./copy true 2>&1";
+                  (echo x > /app/new) 2>&1; mkdir /tmp/$$; cd /tmp/$$; cp /bin/busybox copy; ./copy true 2>&1; cd /";
     let sleeper = ContainerConfig {
         uid: 1000,
         gid: 1000,
