@@ -141,33 +141,35 @@ mod tests {
 
     use super::*;
 
-    fn volume(spec: Value) -> PersistentVolume {
+    fn volume(spec: &Value) -> PersistentVolume {
         serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": spec})).unwrap()
     }
 
-    fn claim(spec: Value) -> PersistentVolumeClaim {
+    fn claim(spec: &Value) -> PersistentVolumeClaim {
         serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": spec})).unwrap()
     }
 
     #[test]
     fn a_volume_fits_by_class_mode_access_and_size() {
-        let offered = volume(json!({"storageClassName": "fast", "capacity": {"storage": "2Gi"},
-            "accessModes": ["ReadWriteOnce", "ReadOnlyMany"]}));
+        let offered = volume(
+            &json!({"storageClassName": "fast", "capacity": {"storage": "2Gi"},
+            "accessModes": ["ReadWriteOnce", "ReadOnlyMany"]}),
+        );
         let asks = |class: &str, size: &str, access: &str| {
             let spec = json!({"storageClassName": class, "accessModes": [access],
                 "resources": {"requests": {"storage": size}}});
-            fits(&offered, &claim(spec))
+            fits(&offered, &claim(&spec))
         };
         assert!(asks("fast", "2Gi", "ReadWriteOnce") && asks("fast", "1", "ReadOnlyMany"));
         assert!(!asks("slow", "1Gi", "ReadWriteOnce"));
         assert!(!asks("fast", "3Gi", "ReadWriteOnce"));
         assert!(!asks("fast", "1Gi", "ReadWriteMany"));
         assert!(
-            !fits(&offered, &claim(json!({"storageClassName": "fast"}))),
+            !fits(&offered, &claim(&json!({"storageClassName": "fast"}))),
             "without a size"
         );
         let block = json!({"storageClassName": "fast", "volumeMode": "Block", "resources": {"requests": {"storage": "1"}}});
-        assert!(!fits(&offered, &claim(block)));
+        assert!(!fits(&offered, &claim(&block)));
     }
 
     #[test]
@@ -177,12 +179,12 @@ mod tests {
             .into();
         let allows = |terms: Value| {
             let spec = json!({"nodeAffinity": {"required": {"nodeSelectorTerms": terms}}});
-            allows_node(&volume(spec), "n1", &labels)
+            allows_node(&volume(&spec), "n1", &labels)
         };
         let one = |key: &str, operator: &str, values: &[&str]| {
             allows(json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]))
         };
-        assert!(allows_node(&volume(json!({})), "n1", &labels));
+        assert!(allows_node(&volume(&json!({})), "n1", &labels));
         assert!(one("disk", "In", &["hdd", "ssd"]) && !one("disk", "In", &["hdd"]));
         assert!(one("disk", "NotIn", &["hdd"]) && one("other", "NotIn", &["x"]));
         assert!(one("disk", "Exists", &[]) && one("other", "DoesNotExist", &[]));

@@ -75,8 +75,11 @@ pub(crate) fn start(
                 .pods
                 .iter()
                 .any(|pod| evictions.is_ordered(&pod.pod_ref.uid) && !pod.containers.is_empty());
-            if let (Some((shortage, words)), false) = (shortages.first(), waits) {
-                relieve(*shortage, words, &summary, &objects, &evictions);
+            let next = shortages.first().filter(|_| !waits);
+            if let Some((shortage, words)) = next.filter(|(shortage, _)| seen.may_order(*shortage, now))
+                && relieve(*shortage, words, &summary, &objects, &evictions)
+            {
+                seen.ordered(now);
             }
         }
     });
@@ -94,14 +97,14 @@ fn objects(cluster: &Cluster) -> BTreeMap<String, Arc<Pod>> {
         .collect()
 }
 
-/// Orders the pod to go whose turn it is.
+/// Orders the pod to go whose turn it is. Whether there is one.
 fn relieve(
     shortage: Shortage,
     words: &str,
     summary: &Summary,
     objects: &BTreeMap<String, Arc<Pod>>,
     evictions: &Evictions,
-) {
+) -> bool {
     let may_go = summary
         .pods
         .iter()
@@ -110,14 +113,15 @@ fn relieve(
         .filter_map(|pod| candidate(shortage, pod, objects.get(&pod.pod_ref.uid)?))
         .collect();
     let Some(chosen) = first_to_go(shortage, &candidates) else {
-        return tracing::warn!(
+        tracing::warn!(
             ?shortage,
             "the node has too little left, and no pod that could go"
         );
+        return false;
     };
     let pod = summary.pods.iter().find(|pod| pod.pod_ref.uid == chosen.uid);
     let (Some(pod), Some(object)) = (pod, objects.get(&chosen.uid)) else {
-        return;
+        return false;
     };
     let message = format!("{words}{}", blame(shortage, pod, object));
     tracing::warn!(
@@ -137,6 +141,7 @@ fn relieve(
         node_ends: false,
     };
     evictions.order(&chosen.uid, order);
+    true
 }
 
 /// Kubernetes' word for what is short, as resources are named.
@@ -287,13 +292,32 @@ impl Levels {
     }
 }
 
-/// When each shortage was last there.
+/// How long after an eviction nobody else goes for want of disk: its data takes a while to be removed, and how much of the
+/// disk each pod has is known by the minute only.
+const DISK_SETTLES: Duration = Duration::from_secs(70);
+
+/// When each shortage was last there, and when a pod was last told to go.
 #[derive(Debug, Default)]
 struct Seen {
     last: [Option<Instant>; 3],
+    ordered: Option<Instant>,
 }
 
 impl Seen {
+    /// Whether what the last eviction frees would show by now.
+    fn may_order(&self, shortage: Shortage, now: Instant) -> bool {
+        let settles = match shortage {
+            Shortage::Disk => DISK_SETTLES,
+            Shortage::Memory | Shortage::Processes => Duration::ZERO,
+        };
+        self.ordered
+            .is_none_or(|ordered| now.saturating_duration_since(ordered) >= settles)
+    }
+
+    fn ordered(&mut self, now: Instant) {
+        self.ordered = Some(now);
+    }
+
     /// A condition outlasts its shortage for a while, so that it does not flap while pods come and go.
     fn take(&mut self, shortages: &[(Shortage, String)], lasts: Duration, now: Instant) -> Pressures {
         let kinds = [Shortage::Memory, Shortage::Disk, Shortage::Processes];
@@ -330,6 +354,21 @@ mod tests {
     fn short(levels: Levels) -> Vec<Shortage> {
         let found = levels.shortages(Thresholds::default());
         found.into_iter().map(|(shortage, _)| shortage).collect()
+    }
+
+    #[test]
+    fn one_eviction_for_want_of_disk_is_waited_for() {
+        let now = Instant::now();
+        let mut seen = Seen::default();
+        assert!(seen.may_order(Shortage::Disk, now));
+        seen.ordered(now);
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(
+            !seen.may_order(Shortage::Disk, later(60)),
+            "numbers may be of before"
+        );
+        assert!(seen.may_order(Shortage::Memory, later(1)));
+        assert!(seen.may_order(Shortage::Disk, later(70)));
     }
 
     #[test]

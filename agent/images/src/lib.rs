@@ -213,6 +213,15 @@ impl ImageStore {
         Ok(self.find(image, keys)?.map(|(rootfs, _)| rootfs))
     }
 
+    /// Notes the use of an image. A disk that is full is why images are to be removed, so that it cannot be written down is
+    /// no reason to stop.
+    fn touch(&self, digest: &Digest, now: SystemTime) {
+        if let Err(error) = self.records.touch(digest, now) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(%digest, error, "the use of an image is not written down");
+        }
+    }
+
     fn find(&self, image: &ImageRef, keys: &Keyring) -> Result<Option<(RootfsLayers, u64)>, ImageError> {
         let Some(record) = self.records.permitted(image, keys) else {
             return Ok(None);
@@ -224,7 +233,7 @@ impl ImageStore {
         else {
             return Ok(None);
         };
-        self.records.touch(&record.digest, SystemTime::now())?;
+        self.touch(&record.digest, SystemTime::now());
         Ok(Some((self.rootfs(&found, leases), record.size)))
     }
 
@@ -303,7 +312,7 @@ impl ImageStore {
         let held = self.layers.held();
         let in_use: BTreeSet<Digest> = needed.union(&held).copied().collect();
         for digest in &in_use {
-            self.records.touch(digest, now)?;
+            self.touch(digest, now);
         }
         let doomed = collect::choose(&self.records.all(), &in_use, to_free, min_age, now);
         for digest in &doomed.images {

@@ -122,7 +122,8 @@ pub struct Network {
     mtu: u32,
     reserved: Reserved,
     /// Whose turn it is to write the chains that change with pods.
-    publishing: tokio::sync::Mutex<()>,
+    /// One at a time. Whether the kernel has other rules than the leases say, since writing them failed.
+    publishing: tokio::sync::Mutex<bool>,
 }
 
 /// A pod's interface.
@@ -313,13 +314,14 @@ impl Network {
             self.reserved.keep(pod_uid, ports)?;
             forwarding::admit_loopback(&lease.link)?;
         }
-        let turn = self.publishing.lock().await;
-        let changed = self.leases().publish(pod_uid, ports)?;
-        if changed {
+        let mut behind = self.publishing.lock().await;
+        *behind |= self.leases().publish(pod_uid, ports)?;
+        if *behind {
             let (published, tracked) = host_ports::rules(self.leases().all());
             firewall::publish(&published, &tracked).await?;
+            *behind = false;
         }
-        drop(turn);
+        drop(behind);
         if ports.is_empty() {
             self.reserved.release(pod_uid);
         }

@@ -284,7 +284,7 @@ mod tests {
         let directory_bytes = seen(directory.path()) - 2 * 60 * BLOCK;
         let least = directories * BLOCK;
         assert!(
-            directory_bytes >= least && directory_bytes % BLOCK == 0,
+            directory_bytes >= least && directory_bytes.is_multiple_of(BLOCK),
             "{directory_bytes}"
         );
         let files = 2 * 60 * BLOCK;

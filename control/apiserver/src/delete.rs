@@ -130,7 +130,7 @@ fn delete_options(call: &Call) -> Result<DeleteOptions, Status> {
     decode::delete_options(form, &call.body, &call.parameters)
 }
 
-fn check_preconditions(
+pub(crate) fn check_preconditions(
     call: &Call,
     name: &str,
     object: &Value,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     Server,
     call::{Call, Outcome},
+    delete::check_preconditions,
     lifecycle::{self, seconds},
     objects::{self, metadata_text},
     pods::set_condition,
@@ -51,6 +52,9 @@ impl Server {
         options.dry_run |= query.dry_run;
 
         let pod = self.load(call).await?;
+        // Before the budget is touched. What follows changes the pod, so its revision says nothing afterwards.
+        check_preconditions(call, name, &pod, &options)?;
+        options.resource_version = None;
         let unguarded = lifecycle::is_being_deleted(&pod) || has_nothing_to_lose(&pod);
         if !unguarded
             && let Some(budget) = self.budget_of(&pod).await?

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use api::{
     ImageRef,
-    annotations::{IMAGE_SCAN_PREFIX, IMAGE_VERDICT_PREFIX, REQUESTED_IMAGE_PREFIX},
+    annotations::{CONFIG_MIRROR, IMAGE_SCAN_PREFIX, IMAGE_VERDICT_PREFIX, REQUESTED_IMAGE_PREFIX},
     palisade::{ImagePolicy, ImageScan, image_scan_name},
 };
 use control_admission::{CONTAINER_LISTS, Pin, pin_images};
@@ -37,7 +37,11 @@ impl Server {
         if (row.group, row.plural) != ("", "pods") {
             return Ok(pod);
         }
-        if old.is_none() {
+        // A static pod has no account; what a node puts into the cluster must not spend the secrets of one.
+        let is_mirror = pod
+            .pointer("/metadata/annotations")
+            .is_some_and(|annotations| !annotations[CONFIG_MIRROR].is_null());
+        if old.is_none() && !is_mirror {
             self.adopt_pull_secrets(call, &mut pod).await?;
         }
         let wanted = settle_pins(old, &mut pod);

@@ -9,10 +9,7 @@ use control_wire::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{
-    lifecycle::{metadata_mut, seconds},
-    objects::metadata_text,
-};
+use crate::{lifecycle::seconds, objects::metadata_text};
 
 /// Where a pod's log is to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,17 +75,8 @@ pub(crate) fn bind(pod: &mut Value, binding: &Value, row: &Resource, now: Timest
         return Err(Status::internal("stored pod without a spec"));
     };
     spec.insert("nodeName".to_owned(), json!(node));
-    if let Some(annotations) = binding
-        .pointer("/metadata/annotations")
-        .and_then(Value::as_object)
-    {
-        let own = metadata_mut(pod)
-            .entry("annotations")
-            .or_insert_with(|| json!({}));
-        if let Some(own) = own.as_object_mut() {
-            own.extend(annotations.clone());
-        }
-    }
+    // Annotations of the binding are left out: whoever may bind a pod may not say under which profile it runs, or what the
+    // image gate found.
     set_condition(
         pod,
         json!({

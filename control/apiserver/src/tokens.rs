@@ -97,7 +97,7 @@ impl Server {
             true => vec![self.token_keys.issuer().to_owned()],
             false => spec.audiences.clone(),
         };
-        let bound = self.bound(call, &spec).await?;
+        let bound = self.bound(call, &spec, &audiences).await?;
         let issued_at = call.now.as_second();
         let grant = Grant {
             namespace: namespace.to_owned(),
@@ -192,7 +192,12 @@ impl Server {
 
     /// What the token is bound to, which must be there. A node gets tokens of its own pods only, bound to them, and
     /// for those audiences only that they name: the authorizer has seen that one of its pods uses the account.
-    async fn bound(&self, call: &Call, spec: &TokenRequestSpec) -> Result<Bound, Status> {
+    async fn bound(
+        &self,
+        call: &Call,
+        spec: &TokenRequestSpec,
+        audiences: &[String],
+    ) -> Result<Bound, Status> {
         let target = &call.target;
         let (row, namespace, name) = (target.resource, target.namespace(), target.name());
         let node = call.who.identity().node();
@@ -247,7 +252,7 @@ impl Server {
                 return refused("node requested token without the UID of the pod");
             }
             let allowed = audiences_of(&pod, self.token_keys.issuer());
-            let mut asked = spec.audiences.iter();
+            let mut asked = audiences.iter();
             if let Some(other) = asked.find(|audience| !allowed.contains(audience.as_str())) {
                 return refused(&format!(
                     "node requested token for audience {other:?}, which no volume of the pod names"

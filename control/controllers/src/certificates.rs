@@ -184,7 +184,8 @@ fn names_of(name: &str, nodes: &[Arc<Node>]) -> BTreeSet<String> {
         addresses
             .into_iter()
             .flatten()
-            .map(|address| address.address.clone()),
+            .filter_map(|address| address.address.parse::<std::net::IpAddr>().ok())
+            .map(|address| address.to_string()),
     );
     names
 }

@@ -90,7 +90,7 @@ pub enum RequestError {
         /// Those that it takes.
         wanted: [&'static str; 2],
     },
-    /// A client has no names, a server has some, and only DNS names and addresses.
+    /// A client has no names, a server has some: its own DNS name and addresses.
     #[error("names of the certificate: {problem}")]
     Names {
         /// What is wrong.
@@ -128,7 +128,7 @@ impl NodeRequest {
         }
         let node = node_of(&request.params.distinguished_name).ok_or(RequestError::Subject)?;
         let alternative = request.params.subject_alt_names;
-        let names = names(&alternative)?;
+        let names = names(&alternative, &own_name(&node))?;
         match kind {
             Kind::Client if !names.is_empty() => {
                 return Err(RequestError::Names {
@@ -242,15 +242,17 @@ fn node_of(subject: &DistinguishedName) -> Option<String> {
     (is_name && group == GROUP_NODES && subject.iter().count() == 2).then_some(node)
 }
 
-fn names(alternative: &[SanType]) -> Result<BTreeSet<String>, RequestError> {
+/// Of DNS names only the node's own: clients know the API server and other nodes by such names, whatever their addresses
+/// are, and a node says itself which addresses and names it has.
+fn names(alternative: &[SanType], own: &str) -> Result<BTreeSet<String>, RequestError> {
     let name = |name: &SanType| match name {
-        SanType::DnsName(name) => Some(name.to_string()),
+        SanType::DnsName(name) if name.as_str() == own => Some(own.to_owned()),
         SanType::IpAddress(address) => Some(address.to_string()),
         _ => None,
     };
     let names: Option<BTreeSet<String>> = alternative.iter().map(name).collect();
     names.ok_or(RequestError::Names {
-        problem: "only DNS names and addresses can stand there",
+        problem: "only the node's own DNS name and addresses can stand there",
     })
 }
 
@@ -288,6 +290,11 @@ mod tests {
         let (_key, pem) = make("n1", Kind::Serving, &names).unwrap();
         let request = NodeRequest::parse(Kind::Serving, &pem, &usages(Kind::Serving)).unwrap();
         assert_eq!(request.names, BTreeSet::from(names));
+        for name in [crate::API_SERVER_NAME.to_owned(), own_name("n2"), "n1".to_owned()] {
+            let (_key, pem) = make("n1", Kind::Serving, std::slice::from_ref(&name)).unwrap();
+            let refused = NodeRequest::parse(Kind::Serving, &pem, &usages(Kind::Serving));
+            assert!(matches!(refused, Err(RequestError::Names { .. })), "{name}");
+        }
         let long = signer.sign(&request, Duration::MAX, now).unwrap();
         let (begins, ends) = validity(&long).unwrap();
         assert!(ends - begins <= 366 * 24 * 3600);

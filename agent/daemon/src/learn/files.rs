@@ -6,7 +6,7 @@ use std::{
     fs,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use api::learned::{LearnedFiles, Lost};
@@ -70,6 +70,7 @@ impl Files {
 
     /// Takes in what has happened, for at most so long.
     pub(super) fn read(&mut self, patience: Duration, lost: &mut Lost) -> Result<(), Errno> {
+        let until = Instant::now() + patience;
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         {
             let mut fds = [PollFd::new(self.group.as_fd(), PollFlags::POLLIN)];
@@ -79,7 +80,8 @@ impl Files {
                 Err(errno) => return Err(errno),
             }
         }
-        loop {
+        // A container that opens files faster than they are read here must not keep the caller.
+        while Instant::now() < until {
             match self.group.read_events() {
                 Ok(events) if events.is_empty() => return Ok(()),
                 Ok(events) => {
@@ -102,6 +104,7 @@ impl Files {
                 Err(errno) => return Err(errno),
             }
         }
+        Ok(())
     }
 
     pub(super) fn learned(self) -> LearnedFiles {

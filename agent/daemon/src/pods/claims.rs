@@ -169,8 +169,15 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
             .mode(0o700)
             .create(all)?;
     }
-    std::fs::create_dir(directory)?;
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))
+    // Complete before it has its name: an agent that dies between leaves nothing that looks made.
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let unfinished = directory.with_file_name(format!(".{name}"));
+    match std::fs::create_dir(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(0o777))?;
+    std::fs::rename(&unfinished, directory)
 }
 
 #[cfg(test)]

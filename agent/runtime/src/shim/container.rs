@@ -396,14 +396,20 @@ impl Container {
         }
     }
 
-    /// Records the end of the first process. All others are gone by now with its pid namespace, or are killed here if that
-    /// is not its own.
-    pub(crate) fn finish(&mut self, pod: &Pod, ended: Ended) {
+    /// Kills what is left of a container whose pid namespace is not its own: there, nothing else ends with the first process.
+    /// A process that forks meanwhile may leave a child; so this is to be called until none is left.
+    pub(crate) fn kill_rest(&self, pod: &Pod) {
         if self.config.pid_namespace != PidNamespace::Own
             && let Err(error) = cgroup::kill_tree(&pod.cgroup(&self.config))
         {
             complain(&chain(&error));
         }
+    }
+
+    /// Records the end of the first process. All others are gone by now with its pid namespace, or are killed here if that
+    /// is not its own.
+    pub(crate) fn finish(&mut self, pod: &Pod, ended: Ended) {
+        self.kill_rest(pod);
         self.move_output(false);
         self.input = Input::None;
         if let Err(error) = self.log.finish() {

@@ -514,6 +514,7 @@ impl Supervisor {
                 self.answer(client, &Response::Done);
                 continue;
             };
+            container.kill_rest(&self.pod);
             match container.remove(&self.pod) {
                 Ok(()) => {
                     self.containers.remove(&name);

@@ -36,6 +36,8 @@ const USAGES: &[&str] = &[
 ];
 /// Shortest lifetime that can be asked for, in seconds.
 const SHORTEST: i64 = 600;
+/// Longest request in base64: 16 KiB, which no key and no list of names comes near.
+const MAX_REQUEST: usize = 22_000;
 /// Conditions that are decided once.
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 
@@ -60,6 +62,12 @@ fn check_spec(spec: &Value, problems: &mut Problems) {
         pem.trim_start()
             .starts_with("-----BEGIN CERTIFICATE REQUEST-----")
     });
+    problems.require(
+        request.len() <= MAX_REQUEST,
+        "spec.request",
+        "",
+        "must be no longer than 22000 characters",
+    );
     problems.require(
         is_pem,
         "spec.request",

@@ -184,7 +184,11 @@ async fn a_node_gets_tokens_of_its_own_pods_for_their_audiences_only() {
     let other = pod_of(&cluster, "theirs", "other", "node-b").await;
     pod_of(&cluster, "theirs", "also-here", NODE).await;
     let code = async |account: &str, request: &Value| token(&node, account, request).await.0;
-    assert_eq!(code("mine", &request_for(&own, &[])).await, 201);
+    assert_eq!(
+        code("mine", &request_for(&own, &[])).await,
+        403,
+        "no volume is for the cluster's own audience"
+    );
     assert_eq!(code("mine", &request_for(&own, &["vault"])).await, 201);
     assert_eq!(
         code("mine", &request_for(&own, &["bank"])).await,
