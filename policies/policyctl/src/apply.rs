@@ -19,6 +19,9 @@ use crate::{
 /// The annotation that kubectl uses too, so that both tools can be used in turn.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const MERGE_PATCH: &str = "application/merge-patch+json";
+/// Of lists of objects it changes those that it names. For pods, whose containers get mounts that no manifest has and never
+/// go; a list that may lose an object has to be written whole.
+const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
 
 /// Applies and reports; exit code 1 when any object failed.
 pub(crate) async fn run(connection: &Connection, args: &ApplyArgs) -> Result<ExitCode> {
@@ -105,12 +108,11 @@ async fn one(client: &kube::Client, manifest: &Manifest, dry_run: bool) -> Resul
     let Some(patch) = three_way(&original, &applied, &current) else {
         return Ok((Done::Unchanged, current));
     };
-    let request = cluster::request(
-        "PATCH",
-        &format!("{path}?{query}"),
-        Some((MERGE_PATCH, &patch)),
-        None,
-    )?;
+    let form = match manifest.resource.kind {
+        "Pod" => STRATEGIC_PATCH,
+        _ => MERGE_PATCH,
+    };
+    let request = cluster::request("PATCH", &format!("{path}?{query}"), Some((form, &patch)), None)?;
     Ok((Done::Configured, cluster::send(client, request).await?))
 }
 
