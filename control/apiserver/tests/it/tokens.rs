@@ -184,11 +184,17 @@ async fn a_node_gets_tokens_of_its_own_pods_for_their_audiences_only() {
     let other = pod_of(&cluster, "theirs", "other", "node-b").await;
     pod_of(&cluster, "theirs", "also-here", NODE).await;
     let code = async |account: &str, request: &Value| token(&node, account, request).await.0;
+    assert_eq!(code("mine", &request_for(&own, &[])).await, 201);
+    let without = json!({"metadata": {"name": "quiet"}, "automountServiceAccountToken": false});
+    let accounts = format!("{CORE}/serviceaccounts");
+    assert_eq!(cluster.admin().post(&accounts, &without).await.0, 201);
+    let quiet = pod_of(&cluster, "quiet", "quiet", NODE).await;
     assert_eq!(
-        code("mine", &request_for(&own, &[])).await,
+        code("quiet", &request_for(&quiet, &[])).await,
         403,
         "no volume is for the cluster's own audience"
     );
+    assert_eq!(code("quiet", &request_for(&quiet, &["vault"])).await, 201);
     assert_eq!(code("mine", &request_for(&own, &["vault"])).await, 201);
     assert_eq!(
         code("mine", &request_for(&own, &["bank"])).await,
