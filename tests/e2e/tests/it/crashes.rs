@@ -64,8 +64,12 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
         );
         let programs = programs_of(&uid)?;
         ensure!(programs == 1, "{started:?}: {programs} processes run");
-        let said = cluster.kubectl(&["exec", "walked", "--", "echo", "here"])?.ok()?;
-        ensure!(said.stdout == "here\n", "{said}");
+        // The agent may have told of the pod and not listen yet.
+        eventually(Duration::from_secs(20), || {
+            let said = cluster.kubectl(&["exec", "walked", "--", "echo", "here"])?.ok()?;
+            ensure!(said.stdout == "here\n", "{said}");
+            Ok(())
+        })?;
 
         let ended = walk(cluster, end, || {
             cluster

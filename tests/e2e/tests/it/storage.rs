@@ -37,11 +37,11 @@ fn a_pod_over_its_limit_is_evicted(cluster: &Cluster) -> Result<()> {
     let write = |path: &str| format!("dd if=/dev/zero of={path} bs=1M count=6");
     let all = [
         pod("over-volume", &write("/cache/big"), "", "sizeLimit: 4Mi"),
-        pod("over-layer", &write("/big"), storage, ""),
+        pod("over-layer", &write("/tmp/big"), storage, ""),
         pod("over-pod", &write("/cache/big"), storage, ""),
         pod(
             "within",
-            "dd if=/dev/zero of=/big bs=1M count=2",
+            "dd if=/dev/zero of=/tmp/big bs=1M count=2",
             storage,
             "sizeLimit: 4Mi",
         ),
@@ -83,7 +83,7 @@ fn a_pod_over_its_limit_is_evicted(cluster: &Cluster) -> Result<()> {
     )?;
     evicted("over-layer", "limit")?;
     evicted("over-pod", "total limit of containers")?;
-    let shown = cluster.kubectl(&["get", "pod", "over-volume"])?.ok()?;
+    let shown = cluster.kubectl(&["describe", "pod", "over-volume"])?.ok()?;
     shown.says("Evicted")?;
     let within = cluster.object("default", "pods", "within")?;
     ensure!(within["status"]["phase"] == "Running", "{}", within["status"]);
