@@ -51,5 +51,5 @@ pub(crate) fn connect_as(config: &Config, name: &str) -> Result<Client, ClientEr
         client_key: text(&format!("{name}.key")),
         ..AuthInfo::default()
     };
-    Ok(Client::try_from(settings)?)
+    Ok(api_client::connect(settings)?)
 }

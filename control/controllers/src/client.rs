@@ -60,7 +60,7 @@ impl ClientFiles {
             .map_err(ConnectError::Config)?;
         // A proxy from the environment has no business between the control plane and itself.
         config.proxy_url = None;
-        Client::try_from(config).map_err(ConnectError::Client)
+        api_client::connect(config).map_err(ConnectError::Client)
     }
 }
 

@@ -24,6 +24,7 @@ const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -213,23 +214,24 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// `bpf_attr.batch`.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: RawFd,
+    elem_flags: u64,
+    flags: u64,
+}
+
 /// Writes many entries with one system call. When it fails, entries before the one that failed are written.
 pub(crate) fn update_many<K: aya::Pod, V: aya::Pod>(
     map: BorrowedFd<'_>,
     entries: &[(K, V)],
 ) -> io::Result<()> {
-    /// `bpf_attr.batch`.
-    #[repr(C)]
-    struct Batch {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: RawFd,
-        elem_flags: u64,
-        flags: u64,
-    }
     let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
     let mut attr = Batch {
         in_batch: 0,
@@ -250,6 +252,36 @@ pub(crate) fn update_many<K: aya::Pod, V: aya::Pod>(
         return Ok(());
     }
     bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
+/// Deletes many entries of a hash with one system call, and one more for each that is not there.
+pub(crate) fn delete_many<K: aya::Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
+    if usize::try_from(map_shape(map)?.key_size) != Ok(size_of::<K>()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut rest = keys;
+    while !rest.is_empty() {
+        let mut attr = Batch {
+            in_batch: 0,
+            out_batch: 0,
+            keys: rest.as_ptr() as u64,
+            values: 0,
+            count: u32::try_from(rest.len()).map_err(io::Error::other)?,
+            map_fd: map.as_raw_fd(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_DELETE_BATCH, &mut attr) {
+            Ok(_) => break,
+            // `count` says how many went before the one that is not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let gone = usize::try_from(attr.count).map_err(io::Error::other)?;
+                rest = rest.get(gone.saturating_add(1)..).unwrap_or_default();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Loads a tc program that passes every packet, to compare with.

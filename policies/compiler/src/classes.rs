@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_ir::tables::{EndpointId, IdentityId};
+use policies_ir::tables::{Direction, EndpointId, IdentityId};
 
 use crate::{
     cells::{Owner, Signature},
@@ -51,10 +51,28 @@ impl Classes {
             .filter_map(move |(identity, row)| Some((*identity, *row.get(position)?)))
     }
 
-    /// The answers of the program in `position`, by identity.
-    pub(crate) fn answers(&self, position: usize) -> impl Iterator<Item = (IdentityId, &Entries)> {
-        self.numbers(position)
-            .filter_map(|(identity, number)| Some((identity, self.numbering.answer(number)?)))
+    /// The numbers of what each endpoint answers about each identity, ingress first.
+    pub(crate) fn of_endpoints(&self) -> impl Iterator<Item = (EndpointId, IdentityId, [usize; 2])> {
+        let mut positions: BTreeMap<EndpointId, [usize; 2]> = BTreeMap::new();
+        for (position, program) in self.programs().iter().enumerate() {
+            // Every endpoint has a program for each direction.
+            let [ingress, egress] = positions.entry(program.endpoint).or_default();
+            match program.direction {
+                Direction::Ingress => *ingress = position,
+                Direction::Egress => *egress = position,
+            }
+        }
+        positions.into_iter().flat_map(|(endpoint, [ingress, egress])| {
+            self.numbering.rows.iter().filter_map(move |(identity, row)| {
+                let answers = [*row.get(ingress)?, *row.get(egress)?];
+                Some((endpoint, *identity, answers))
+            })
+        })
+    }
+
+    /// The answer of this number.
+    pub(crate) fn answer(&self, number: usize) -> Option<&Entries> {
+        self.numbering.answer(number)
     }
 
     /// The distinct answers by their numbers.

@@ -7,7 +7,7 @@
 //! 4. Cells for which every program has the same entries become one identity ([`crate::classes`]).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -20,8 +20,9 @@ use policies_ir::{
     policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, PortMatch, ServiceMatch, WorkloadKind},
     tables::{
         BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleId, RuleName,
-        Service, SourceBlock, SourceClass, VerdictEntry, VerdictKey,
+        Service, SourceBlock, SourceClass, VerdictEntry,
     },
+    verdicts::{ClassKey, ClassVerdicts},
 };
 
 use crate::{
@@ -266,15 +267,11 @@ fn write_tables(local: &BTreeSet<EndpointId>, rules: RuleIds, classes: &Classes)
             (*endpoint, tables)
         })
         .collect();
-    for (position, program) in classes.programs().iter().enumerate() {
-        let verdicts = classes
-            .answers(position)
-            .flat_map(|(peer, entries)| verdicts(program.direction, peer, entries));
-        endpoints
-            .entry(program.endpoint)
-            .or_default()
-            .verdicts
-            .extend(verdicts);
+    let mut shared = SharedVerdicts::default();
+    for (endpoint, identity, answers) in classes.of_endpoints() {
+        let said = shared.of(answers, |answer| classes.answer(answer));
+        let tables = endpoints.entry(endpoint).or_default();
+        tables.verdicts.set_class(identity, said);
     }
     NodeTables {
         identities: classes.identities.clone(),
@@ -286,21 +283,41 @@ fn write_tables(local: &BTreeSet<EndpointId>, rules: RuleIds, classes: &Classes)
     }
 }
 
-/// Entries of one peer and direction.
-pub(crate) fn verdicts(
-    direction: Direction,
-    peer: IdentityId,
-    entries: &Entries,
-) -> impl Iterator<Item = (VerdictKey, VerdictEntry)> {
-    let key = move |source, service| VerdictKey {
-        peer,
-        direction,
-        source,
-        service,
-    };
-    entries
-        .iter()
-        .map(move |(source, service, entry)| (key(*source, *service), *entry))
+/// What endpoints say about classes of addresses, each distinct piece once.
+#[derive(Default)]
+pub(crate) struct SharedVerdicts {
+    /// By the numbers of the answers for both directions.
+    by_answers: HashMap<[usize; 2], Arc<ClassVerdicts>>,
+}
+
+impl SharedVerdicts {
+    /// The piece that is made of the answers of these numbers, ingress first.
+    pub(crate) fn of<'a>(
+        &mut self,
+        answers: [usize; 2],
+        entries: impl Fn(usize) -> Option<&'a Entries>,
+    ) -> Arc<ClassVerdicts> {
+        let made = || {
+            let directions = [Direction::Ingress, Direction::Egress].into_iter().zip(answers);
+            let said = directions.flat_map(|(direction, answer)| {
+                let entries = entries(answer).into_iter().flatten();
+                entries.map(move |(source, service, entry)| {
+                    let key = ClassKey {
+                        direction,
+                        source: *source,
+                        service: *service,
+                    };
+                    (key, *entry)
+                })
+            });
+            Arc::new(said.collect())
+        };
+        Arc::clone(self.by_answers.entry(answers).or_insert_with(made))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_answers.len()
+    }
 }
 
 /// Classes of source ports for each endpoint that can have them. One that is not here would need more than there

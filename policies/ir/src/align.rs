@@ -6,8 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use crate::tables::{
-    BUILTIN_RULES, EndpointTables, IdentityId, NodeTables, RuleId, RuleName, VerdictEntry, VerdictKey,
+use crate::{
+    tables::{BUILTIN_RULES, EndpointTables, IdentityId, NodeTables, RuleId, RuleName, VerdictEntry},
+    verdicts::Verdicts,
 };
 
 /// Names that no table uses any more are kept, to keep the numbers of others, until they are this many and more than
@@ -33,19 +34,17 @@ impl NodeTables {
         };
         let endpoints = self.endpoints.into_iter().map(|(endpoint, tables)| {
             let tables = Arc::unwrap_or_clone(tables);
-            let verdicts = tables.verdicts.into_iter().filter_map(|(key, entry)| {
-                let key = VerdictKey {
-                    peer: identity(key.peer)?,
-                    ..key
-                };
-                let entry = VerdictEntry {
-                    rule: rule(entry.rule),
-                    ..entry
-                };
-                Some((key, entry))
-            });
+            let mut verdicts = Verdicts::default();
+            for (peer, entries) in tables.verdicts.classes() {
+                let Some(peer) = identity(*peer) else { continue };
+                let named = entries.iter().map(|(key, entry)| {
+                    let rule = rule(entry.rule);
+                    (*key, VerdictEntry { rule, ..*entry })
+                });
+                verdicts.set_class(peer, Arc::new(named.collect()));
+            }
             let tables = EndpointTables {
-                verdicts: verdicts.collect(),
+                verdicts,
                 sources: tables.sources,
             };
             (endpoint, Arc::new(tables))

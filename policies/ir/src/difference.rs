@@ -13,9 +13,12 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::tables::{
-    BUILTIN_RULES, DecidedBy, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleId,
-    Service, SourceBlock, SourceClass, Verdict, VerdictEntry, VerdictKey, lookup,
+use crate::{
+    tables::{
+        BUILTIN_RULES, DecidedBy, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet,
+        RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry, lookup,
+    },
+    verdicts::ClassKey,
 };
 
 /// A packet that two sets of tables do not agree about.
@@ -146,27 +149,10 @@ impl<'a> Side<'a> {
         &self,
         peer: Option<IdentityId>,
         direction: Direction,
-    ) -> impl Iterator<Item = (&'a VerdictKey, &'a VerdictEntry)> + use<'a> {
-        let range = peer.map(|peer| {
-            let key = |source, service| VerdictKey {
-                peer,
-                direction,
-                source: SourceClass(source),
-                service,
-            };
-            let last = Service::Ports {
-                protocol: u8::MAX,
-                port: u16::MAX,
-                prefix_bits: u8::MAX,
-            };
-            key(0, Service::Any)..=key(u8::MAX, last)
-        });
-        let endpoint = self.endpoint;
-        range.into_iter().flat_map(move |range| {
-            endpoint
-                .into_iter()
-                .flat_map(move |endpoint| endpoint.verdicts.range(range.clone()))
-        })
+    ) -> impl Iterator<Item = (&'a ClassKey, &'a VerdictEntry)> + use<'a> {
+        let class = peer.and_then(|peer| self.endpoint?.verdicts.class(peer));
+        let entries = class.into_iter().flatten();
+        entries.filter(move |(key, _)| key.direction == direction)
     }
 }
 
@@ -254,8 +240,8 @@ impl Comparison<'_> {
 
     fn same_entries<'b>(
         &self,
-        mut left: impl Iterator<Item = (&'b VerdictKey, &'b VerdictEntry)>,
-        mut right: impl Iterator<Item = (&'b VerdictKey, &'b VerdictEntry)>,
+        mut left: impl Iterator<Item = (&'b ClassKey, &'b VerdictEntry)>,
+        mut right: impl Iterator<Item = (&'b ClassKey, &'b VerdictEntry)>,
     ) -> bool {
         loop {
             match (left.next(), right.next()) {
@@ -351,6 +337,7 @@ mod tests {
 
     use super::*;
     use crate::tables::RuleName;
+    use crate::tables::VerdictKey;
 
     const ENDPOINT: EndpointId = EndpointId(7);
 
@@ -408,12 +395,13 @@ mod tests {
             ("10.128.0.0/9", 6, &[Service::Protocol(6)]),
         ]);
         right.rules.reverse();
-        for entry in right
-            .endpoints
-            .values_mut()
-            .flat_map(|e| Arc::make_mut(e).verdicts.values_mut())
-        {
-            entry.rule = RuleId(65);
+        for endpoint in right.endpoints.values_mut() {
+            let verdicts = &mut Arc::make_mut(endpoint).verdicts;
+            let renamed = verdicts.iter().map(|(key, entry)| {
+                let rule = RuleId(65);
+                (key, VerdictEntry { rule, ..entry })
+            });
+            *verdicts = renamed.collect();
         }
         assert_eq!(differences(&left, &right, 9), []);
         assert_eq!(differences(&right, &left, 9), []);
@@ -435,7 +423,9 @@ mod tests {
 
         let mut port = tables(&[("10.0.0.0/8", 1, &[Service::Protocol(6), ports(443, 16)])]);
         let verdicts = &mut Arc::make_mut(port.endpoints.get_mut(&ENDPOINT).unwrap()).verdicts;
-        verdicts.last_entry().unwrap().get_mut().verdict = Verdict::Deny;
+        let (key, entry) = verdicts.iter().last().unwrap();
+        let verdict = Verdict::Deny;
+        verdicts.insert(key, VerdictEntry { verdict, ..entry });
         assert_eq!(one(&port).packet.port, 443);
 
         let mut name = left.clone();
@@ -473,15 +463,9 @@ mod tests {
         assert_eq!(found.first().unwrap().packet.source_port, 0x8000);
         // A class that says the same makes no difference.
         let endpoint = Arc::make_mut(right.endpoints.get_mut(&ENDPOINT).unwrap());
-        let (key, entry) = endpoint.verdicts.first_key_value().unwrap();
-        let (key, entry) = (
-            VerdictKey {
-                source: SourceClass(1),
-                ..*key
-            },
-            *entry,
-        );
-        endpoint.verdicts.insert(key, entry);
+        let (key, entry) = endpoint.verdicts.iter().next().unwrap();
+        let source = SourceClass(1);
+        endpoint.verdicts.insert(VerdictKey { source, ..key }, entry);
         assert_eq!(differences(&left, &right, 9), []);
 
         right.endpoints.clear();

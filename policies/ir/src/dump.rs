@@ -49,7 +49,7 @@ pub fn write(tables: &NodeTables, policy: &mut NodePolicy) {
         policy.verdicts.extend(
             rows.verdicts
                 .iter()
-                .map(|(key, entry)| verdict_row(*endpoint, key, entry)),
+                .map(|(key, entry)| verdict_row(*endpoint, &key, &entry)),
         );
     }
     policy.rules.extend(tables.rules.iter().map(|name| RuleRow {

@@ -20,5 +20,6 @@ pub mod policy;
 pub mod ports;
 pub mod selector;
 pub mod tables;
+pub mod verdicts;
 
 pub use decide::decide;

@@ -7,6 +7,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
+use crate::verdicts::Verdicts;
+
 /// A class of addresses that no rule of this node's endpoints can tell apart. Numbers start at 1; 0 is
 /// "unknown", which nothing allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +44,7 @@ pub struct EndpointTables {
     /// Source ports that rules of this endpoint tell apart; longest prefix wins. Mostly empty.
     pub sources: BTreeMap<SourceBlock, SourceClass>,
     /// The entries. A key without a match is denied.
-    pub verdicts: BTreeMap<VerdictKey, VerdictEntry>,
+    pub verdicts: Verdicts,
 }
 
 /// Source ports of one protocol that share their first `prefix_bits` (0 to 16) bits with `port`, the rest of

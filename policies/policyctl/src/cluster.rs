@@ -34,7 +34,7 @@ pub(crate) async fn connect_with(path: &Path) -> Result<Client> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("{} is not a usable kubeconfig", path.display()))?;
-    Client::try_from(config).context("cannot prepare the connection")
+    api_client::connect(config).context("cannot prepare the connection")
 }
 
 /// Where `up` writes the administrator's kubeconfig.

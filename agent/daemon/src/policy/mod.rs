@@ -27,7 +27,10 @@ use api::{
 };
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
 use followed::Followed;
-use policies_compiler::capacity::{self, Capacities};
+use policies_compiler::{
+    Settled,
+    capacity::{self, Capacities},
+};
 use policies_ir::{
     dump,
     policy::DomainMatch,
@@ -443,11 +446,16 @@ impl Worker {
             let again = session.settle();
             settled.changed |= again.changed;
             settled.told_anew |= again.told_anew;
+            settled.anew = settled.anew.or(again.anew);
         }
+        self.note(settled);
+    }
+
+    fn note(&mut self, settled: Settled) {
         if let Some(reason) = settled.anew {
             tracing::debug!(reason, "policy compiled anew as a whole");
         }
-        for diagnostic in session.take_diagnostics() {
+        for diagnostic in self.followed.session.take_diagnostics() {
             tracing::warn!(
                 ?diagnostic,
                 "policy cannot be honoured as written and denies more"
@@ -458,7 +466,8 @@ impl Worker {
     }
 
     /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
-    /// makes what was told so far outlive the machine. Whether names were forgotten too, so that the tables are stale.
+    /// makes what was told so far outlive the machine. Whether tables are stale, because names were forgotten or policy was
+    /// compiled anew.
     fn tidy(&mut self) -> bool {
         match self.datapath.expire(monotonic_now()) {
             Ok(expired) => agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node),
@@ -472,9 +481,13 @@ impl Worker {
             tracing::error!(%error, "cannot sync the flow log");
         }
         self.save_names();
+        let settled = self.followed.session.tidy();
+        if let Some(settled) = settled {
+            self.note(settled);
+        }
         let now = Instant::now();
         if !self.learned.any_overdue(now) {
-            return false;
+            return settled.is_some();
         }
         match self.datapath.peers_in_use() {
             Ok(in_use) => self.learned.expire(now, &in_use),

@@ -308,8 +308,10 @@ impl Maps {
             .map_err(|error| failed_call(VERDICTS, "write", "bpf_map_update_batch", error))
     }
 
-    pub(crate) fn remove_verdict(&mut self, key: &VerdictKey) -> Result<(), DatapathError> {
-        absent_is_fine(self.verdicts.remove(key)).map_err(failed_map(VERDICTS, "delete from"))
+    /// Deletes those of the entries that there are.
+    pub(crate) fn remove_verdicts(&mut self, keys: &[VerdictKey]) -> Result<(), DatapathError> {
+        sys::delete_many(self.verdicts_fd.as_fd(), keys)
+            .map_err(|error| failed_call(VERDICTS, "delete from", "bpf_map_delete_batch", error))
     }
 
     /// Tracked flows. Flows that open or end meanwhile may be missing or appear twice.

@@ -8,6 +8,7 @@
 //! name classes by number, so a change of the classes moves even an endpoint whose entries stay: the new numbers and
 //! the entries that were compiled for them begin to count with one write. Entries about classes that no generation has
 //! which a program may still read go beside those of the endpoint's epoch: nobody can ask for them before that write.
+//! Likewise entries about classes that no generation has any more stay until `expire`: nobody can ask for them after it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,9 +21,12 @@ use ebpf_abi::{
     STATE_HAS_SOURCES, SourceKey, VerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
-use policies_ir::tables::{
-    EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName, SourceClass,
-    VerdictEntry, VerdictKey as Meaning,
+use policies_ir::{
+    tables::{
+        EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName,
+        SourceClass, VerdictEntry, VerdictKey as Meaning,
+    },
+    verdicts::ClassVerdicts,
 };
 
 use crate::{DatapathError, Fill, Synced, encode, kernel::maps::Maps, sys};
@@ -44,9 +48,17 @@ pub(crate) struct Tables {
 /// What has to be written for an endpoint.
 enum Work {
     Nothing,
-    /// These entries, beside those that it has.
-    Some(Vec<Meaning>),
+    Some(Step),
     Everything,
+}
+
+/// What turns the entries that an endpoint has into those that are wanted.
+#[derive(Default)]
+struct Step {
+    /// Classes whose entries go beside those that it has.
+    added: Vec<IdentityId>,
+    /// Classes that no address is of any more: nobody will ask for their entries.
+    left: Vec<IdentityId>,
 }
 
 /// What has to be written, but for the classes of addresses.
@@ -54,8 +66,8 @@ enum Work {
 struct Plan {
     /// Endpoints that get everything anew.
     stale: BTreeSet<EndpointId>,
-    /// Entries that others get beside their own.
-    added: BTreeMap<EndpointId, Vec<Meaning>>,
+    /// What is done to the entries of others.
+    steps: BTreeMap<EndpointId, Step>,
 }
 
 /// The entries of one endpoint and epoch.
@@ -84,6 +96,8 @@ struct Written {
     epoch: u32,
     /// How many names of rules its entries need.
     rules: usize,
+    /// Entries that it has beside those of its tables, by their class, which no address is of.
+    left: BTreeMap<IdentityId, Arc<ClassVerdicts>>,
 }
 
 impl Tables {
@@ -121,13 +135,14 @@ impl Tables {
     pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
-        let mut plan = self.plan(tables, &endpoints);
         let same_addresses = self
             .current
             .identities
             .as_ref()
             .filter(|(current, _)| *current == tables.identities)
             .map(|(_, generation)| *generation);
+        let classes = tables.identities.values().copied().collect();
+        let mut plan = self.plan(tables, &endpoints, &classes);
         if !plan.is_empty() || same_addresses.is_none() {
             if self
                 .check_capacity(tables, &plan, same_addresses.is_some())
@@ -135,16 +150,17 @@ impl Tables {
             {
                 self.sweep(maps, &endpoints)?;
                 // Entries that were to be added to may be gone.
-                plan = self.plan(tables, &endpoints);
+                plan = self.plan(tables, &endpoints, &classes);
                 self.check_capacity(tables, &plan, same_addresses.is_some())?;
             }
             if self.last_change >= MAX_EPOCH {
                 return Err(DatapathError::Epochs);
             }
             self.last_change += 1;
-            if let Err(error) = self.write(maps, tables, &plan, same_addresses.is_none()) {
+            let new_classes = same_addresses.is_none().then_some(classes);
+            if let Err(error) = self.write(maps, tables, &plan, new_classes) {
                 // Nobody knows which entries were added.
-                for id in plan.added.keys() {
+                for id in plan.steps.keys() {
                     self.current.endpoints.remove(id);
                 }
                 // Nothing asks for the half that was written; the error to report is the first one.
@@ -162,17 +178,18 @@ impl Tables {
                 self.current.endpoints.insert(*id, written);
             }
         }
-        for id in plan.added.keys() {
-            if let Some(wanted) = tables.endpoints.get(id)
-                && let Some(written) = self.current.endpoints.get_mut(id)
+        let rewritten = plan.stale.len();
+        for (id, step) in plan.steps {
+            if let Some(wanted) = tables.endpoints.get(&id)
+                && let Some(written) = self.current.endpoints.get_mut(&id)
             {
-                *written = Written::new(wanted, written.epoch);
+                written.follow(wanted, &step);
             }
         }
         self.current.rules.clone_from(&tables.rules);
         Ok(Synced {
             endpoints: self.move_endpoints(maps, tables, &endpoints, generation),
-            rewritten: plan.stale.len(),
+            rewritten,
         })
     }
 
@@ -208,7 +225,8 @@ impl Tables {
             .filter(|key| !generations.contains(key))
             .copied()
             .collect();
-        if entries.is_empty() && identities.is_empty() {
+        let has_left = |written: &Written| !written.left.is_empty();
+        if entries.is_empty() && identities.is_empty() && !self.current.endpoints.values().any(has_left) {
             return Ok(());
         }
         sys::wait_for_programs();
@@ -222,9 +240,7 @@ impl Tables {
                 self.current.endpoints.remove(&id);
             }
             if let Some(keys) = self.entries.get(&key) {
-                for verdict in &keys.verdicts {
-                    maps.remove_verdict(verdict)?;
-                }
+                maps.remove_verdicts(&keys.verdicts)?;
                 for source in &keys.sources {
                     maps.remove_source(source)?;
                 }
@@ -237,6 +253,32 @@ impl Tables {
             }
             self.identities.remove(&generation);
             self.classes.remove(&generation);
+        }
+        self.remove_left(maps)
+    }
+
+    /// Deletes entries about classes that no generation has. No program may read tables of before any more.
+    fn remove_left(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
+        for (id, written) in &mut self.current.endpoints {
+            let is_used = |class| self.classes.values().any(|classes| classes.contains(class));
+            let gone: Vec<IdentityId> = written
+                .left
+                .keys()
+                .filter(|class| !is_used(class))
+                .copied()
+                .collect();
+            let Some(keys) = self
+                .entries
+                .get_mut(&(id.0, written.epoch))
+                .filter(|_| !gone.is_empty())
+            else {
+                continue;
+            };
+            let is_gone = |key: &VerdictKey| gone.binary_search(&IdentityId(key.peer)).is_ok();
+            let (removed, kept): (Vec<_>, Vec<_>) = keys.verdicts.iter().partition(|key| is_gone(key));
+            maps.remove_verdicts(&removed)?;
+            keys.verdicts = kept;
+            written.left.retain(|class, _| gone.binary_search(class).is_err());
         }
         Ok(())
     }
@@ -270,10 +312,17 @@ impl Tables {
                 tables.identities.insert(net, IdentityId(identity));
             }
         }
+        let classes: BTreeSet<IdentityId> = tables.identities.values().copied().collect();
+        let is_left = |data: &VerdictKey| {
+            let class = IdentityId(data.peer);
+            let written = self.current.endpoints.get(&EndpointId(data.endpoint));
+            !classes.contains(&class) && written.is_some_and(|written| written.left.contains_key(&class))
+        };
         for (data, value) in maps.verdicts()? {
             let asked = states.get(&data.endpoint).map(|state| state.epoch);
             if asked == Some(data.epoch)
                 && looked_for(&data)
+                && !is_left(&data)
                 && let Some(meaning) = encode::verdict_meaning(&data)
                 && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {
@@ -318,7 +367,12 @@ impl Tables {
     }
 
     /// What it takes for the entries of attached endpoints to mean what `tables` says.
-    fn plan(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)]) -> Plan {
+    fn plan(
+        &self,
+        tables: &NodeTables,
+        endpoints: &[(u32, Endpoint)],
+        classes: &BTreeSet<IdentityId>,
+    ) -> Plan {
         // Rules below this number mean what they meant.
         let kept = match tables.rules.starts_with(&self.current.rules) {
             true => self.current.rules.len(),
@@ -336,15 +390,17 @@ impl Tables {
                 continue;
             };
             let work = match self.current.endpoints.get(&id) {
+                // Somebody could ask for them again.
+                Some(written) if written.left.keys().any(|class| classes.contains(class)) => Work::Everything,
                 Some(written) if written.rules <= kept && Arc::ptr_eq(&written.tables, wanted) => {
                     Work::Nothing
                 }
-                Some(written) => work(&written.tables, wanted, used, same_name),
+                Some(written) => work(written, wanted, used, classes, kept, same_name),
                 None => Work::Everything,
             };
             match work {
                 Work::Nothing => {}
-                Work::Some(keys) => drop(plan.added.insert(id, keys)),
+                Work::Some(step) => drop(plan.steps.insert(id, step)),
                 Work::Everything => drop(plan.stale.insert(id)),
             }
         }
@@ -357,11 +413,11 @@ impl Tables {
         maps: &mut Maps,
         tables: &NodeTables,
         plan: &Plan,
-        new_addresses: bool,
+        new_classes: Option<BTreeSet<IdentityId>>,
     ) -> Result<(), DatapathError> {
         let change = self.last_change;
         // Keys are noted first: deleting what was never written does no harm.
-        if new_addresses {
+        if let Some(classes) = new_classes {
             let entries: Vec<_> = tables
                 .identities
                 .iter()
@@ -369,19 +425,25 @@ impl Tables {
                 .collect();
             let written = self.identities.entry(change).or_default();
             written.extend(entries.iter().map(|(key, _)| *key));
-            let classes = tables.identities.values().copied().collect();
             self.classes.insert(change, classes);
             maps.write_identities(&entries)?;
         }
-        for (id, keys) in &plan.added {
+        let mut verdicts = Vec::new();
+        for (id, step) in &plan.steps {
             let (Some(wanted), Some(Written { epoch, .. })) =
                 (tables.endpoints.get(id), self.current.endpoints.get(id))
             else {
                 continue;
             };
             let written = self.entries.entry((id.0, *epoch)).or_default();
-            let entries = keys.iter().filter_map(|key| wanted.verdicts.get_key_value(key));
-            maps.write_verdicts(&written.add(*id, *epoch, entries))?;
+            let classes = step
+                .added
+                .iter()
+                .filter_map(|class| Some((*class, wanted.verdicts.class(*class)?)));
+            let entries = classes.flat_map(|(class, entries)| {
+                entries.iter().map(move |(key, entry)| (key.about(class), *entry))
+            });
+            verdicts.extend(written.add(*id, *epoch, entries));
         }
         for id in &plan.stale {
             let Some(wanted) = tables.endpoints.get(id) else {
@@ -393,9 +455,9 @@ impl Tables {
                 written.sources.push(key);
                 maps.write_source(&key, class.0)?;
             }
-            maps.write_verdicts(&written.add(*id, change, &wanted.verdicts))?;
+            verdicts.extend(written.add(*id, change, wanted.verdicts.iter()));
         }
-        Ok(())
+        maps.write_verdicts(&verdicts)
     }
 
     /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows.
@@ -441,7 +503,12 @@ impl Tables {
             if written.is_some_and(|written| Arc::ptr_eq(&written.tables, endpoint)) {
                 continue;
             }
-            let in_keys = endpoint.verdicts.keys().map(|key| &key.source);
+            let entries = endpoint
+                .verdicts
+                .classes()
+                .values()
+                .flat_map(|entries| entries.keys());
+            let in_keys = entries.map(|key| &key.source);
             if !endpoint.sources.values().chain(in_keys).all(fits) {
                 return Err(DatapathError::SourceClasses { endpoint: *id });
             }
@@ -467,7 +534,7 @@ impl Tables {
         };
         check("IDENTITIES", old + new, MAX_IDENTITIES)?;
         let wanted = || plan.stale.iter().filter_map(|id| tables.endpoints.get(id));
-        let added: usize = plan.added.values().map(Vec::len).sum();
+        let added: usize = plan.steps.values().map(|step| step.added.len()).sum();
         let old: usize = self.entries.values().map(|keys| keys.verdicts.len()).sum();
         let new: usize = wanted().map(|endpoint| endpoint.verdicts.len()).sum();
         check("VERDICTS", old + new + added, MAX_VERDICTS)?;
@@ -479,36 +546,58 @@ impl Tables {
 
 impl Plan {
     fn is_empty(&self) -> bool {
-        self.stale.is_empty() && self.added.is_empty()
+        self.stale.is_empty() && self.steps.is_empty()
     }
 }
 
 impl Written {
     fn new(tables: &Arc<EndpointTables>, epoch: u32) -> Self {
-        let named = |entry: &VerdictEntry| entry.rule.0.checked_sub(policies_ir::tables::BUILTIN_RULES);
-        let highest = tables.verdicts.values().filter_map(named).max();
-        let rules = highest.map_or(0, |index| {
-            usize::try_from(index).unwrap_or(usize::MAX).saturating_add(1)
-        });
+        let classes = tables.verdicts.classes().values();
         Self {
             tables: Arc::clone(tables),
             epoch,
-            rules,
+            rules: classes.map(|entries| names_needed(entries)).max().unwrap_or(0),
+            left: BTreeMap::new(),
         }
     }
+
+    /// What `step` has turned it into.
+    fn follow(&mut self, wanted: &Arc<EndpointTables>, step: &Step) {
+        let before = self.tables.verdicts.classes();
+        let left = step
+            .left
+            .iter()
+            .filter_map(|class| Some((*class, Arc::clone(before.get(class)?))));
+        self.left.extend(left);
+        let added = step
+            .added
+            .iter()
+            .filter_map(|class| wanted.verdicts.class(*class));
+        self.rules = added.map(names_needed).max().unwrap_or(0).max(self.rules);
+        self.tables = Arc::clone(wanted);
+    }
+}
+
+/// How many names of rules entries need.
+fn names_needed(entries: &ClassVerdicts) -> usize {
+    let named = |entry: &VerdictEntry| entry.rule.0.checked_sub(policies_ir::tables::BUILTIN_RULES);
+    let highest = entries.values().filter_map(named).max();
+    highest.map_or(0, |index| {
+        usize::try_from(index).unwrap_or(usize::MAX).saturating_add(1)
+    })
 }
 
 impl Keys {
     /// Notes entries that are about to be written, and returns them as the kernel has them.
-    fn add<'a>(
+    fn add(
         &mut self,
         id: EndpointId,
         epoch: u32,
-        entries: impl IntoIterator<Item = (&'a Meaning, &'a VerdictEntry)>,
+        entries: impl Iterator<Item = (Meaning, VerdictEntry)>,
     ) -> Vec<(VerdictKey, VerdictValue)> {
-        let encoded = entries.into_iter().map(|(meaning, entry)| {
-            let key = encode::verdict_key(id, epoch, meaning);
-            (key, encode::verdict_value(entry))
+        let encoded = entries.map(|(meaning, entry)| {
+            let key = encode::verdict_key(id, epoch, &meaning);
+            (key, encode::verdict_value(&entry))
         });
         let encoded: Vec<_> = encoded.collect();
         for (key, _) in &encoded {
@@ -520,29 +609,39 @@ impl Keys {
 }
 
 /// What it takes for the entries that an endpoint has to mean what is wanted. A program may still meet classes that are
-/// `used`.
+/// `used`; after the change it meets `classes` alone. The first `kept` names of rules are those of before.
 fn work(
-    current: &EndpointTables,
+    written: &Written,
     wanted: &EndpointTables,
     used: impl Fn(IdentityId) -> bool,
+    classes: &BTreeSet<IdentityId>,
+    kept: usize,
     same_name: impl Fn(RuleId) -> bool,
 ) -> Work {
-    if current.sources != wanted.sources {
+    if written.tables.sources != wanted.sources {
         return Work::Everything;
     }
-    let mut added = Vec::new();
-    let mut has = current.verdicts.iter().peekable();
-    for (key, entry) in &wanted.verdicts {
-        match has.next_if(|(other, _)| *other <= key) {
-            Some((other, same)) if other == key && same == entry && same_name(entry.rule) => {}
-            None if !used(key.peer) => added.push(*key),
+    let same_names = |entries: &ClassVerdicts| entries.values().all(|entry| same_name(entry.rule));
+    let before = written.tables.verdicts.classes();
+    let mut step = Step::default();
+    for (class, entries) in wanted.verdicts.classes() {
+        match before.get(class) {
+            Some(same) if Arc::ptr_eq(same, entries) && written.rules <= kept => {}
+            Some(same) if same == entries && same_names(entries) => {}
+            None if !used(*class) && !written.left.contains_key(class) => step.added.push(*class),
             _ => return Work::Everything,
         }
     }
-    match (has.next().is_some(), added.is_empty()) {
-        (true, _) => Work::Everything,
-        (false, true) => Work::Nothing,
-        (false, false) => Work::Some(added),
+    let gone = before
+        .keys()
+        .filter(|class| wanted.verdicts.class(**class).is_none());
+    step.left.extend(gone.copied());
+    if step.left.iter().any(|class| classes.contains(class)) {
+        return Work::Everything;
+    }
+    match step.added.is_empty() && step.left.is_empty() {
+        true => Work::Nothing,
+        false => Work::Some(step),
     }
 }
 

@@ -678,12 +678,10 @@ fn the_longest_block_of_ports_decides() {
         .endpoints
         .get_mut(&crate::lab::ENDPOINT)
         .expect("the endpoint");
-    let denied = std::sync::Arc::make_mut(endpoint)
-        .verdicts
-        .values_mut()
-        .nth(1)
-        .expect("two entries");
-    denied.verdict = Verdict::Deny;
+    let verdicts = &mut std::sync::Arc::make_mut(endpoint).verdicts;
+    let (key, entry) = verdicts.iter().nth(1).expect("two entries");
+    let verdict = Verdict::Deny;
+    verdicts.insert(key, policies_ir::tables::VerdictEntry { verdict, ..entry });
     lab.program(&link(LOOPBACK, &[POD]), &tables);
     for (port, verdict) in [
         (8079, Verdict::Allow),

@@ -197,13 +197,15 @@ attached_both_ways! {
         let mut tables = tables(&[(LOCAL, &tracked), (UNTRACKED, &untracked)]);
         // Nobody's decision: it takes a port out of what the protocol has.
         let untracked = tables.endpoints.get_mut(&UNTRACKED).expect("the endpoint");
-        for (key, entry) in &mut std::sync::Arc::make_mut(untracked).verdicts {
+        let verdicts = &mut std::sync::Arc::make_mut(untracked).verdicts;
+        for (key, entry) in verdicts.clone().iter() {
             if key.service == port(SCTP, 80) {
-                entry.rule = BuiltinRule::NoMatch.id();
+                let rule = BuiltinRule::NoMatch.id();
+                verdicts.insert(key, VerdictEntry { rule, ..entry });
             }
         }
         let tracked = tables.endpoints.get_mut(&LOCAL).expect("the endpoint");
-        let any_peer = tracked.verdicts.keys().next().copied().expect("an entry");
+        let (any_peer, _) = tracked.verdicts.iter().next().expect("an entry");
         let of_sctp = VerdictKey {
             service: Service::Protocol(SCTP),
             ..any_peer

@@ -228,10 +228,13 @@ mod random {
             rule: RuleId(rule),
         });
         let verdicts = prop::collection::btree_map(key, entry, 0..40);
-        (identities, sources, verdicts).prop_map(|(identities, sources, verdicts)| NodeTables {
-            identities,
-            endpoints: [(ENDPOINT, EndpointTables { sources, verdicts }.into())].into(),
-            rules: Vec::new(),
+        (identities, sources, verdicts).prop_map(|(identities, sources, verdicts)| {
+            let verdicts = verdicts.into_iter().collect();
+            NodeTables {
+                identities,
+                endpoints: [(ENDPOINT, EndpointTables { sources, verdicts }.into())].into(),
+                rules: Vec::new(),
+            }
         })
     }
 

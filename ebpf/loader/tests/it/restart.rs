@@ -189,13 +189,46 @@ fn a_new_class_is_written_beside_the_others() {
     assert_eq!(lab.kernel().dump().expect("dump").endpoints, three.endpoints);
     lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
     assert_eq!(lab.kernel().dump().expect("dump").endpoints, three.endpoints);
-    // Without the third, its entries go; with it again, under a number that is free by then, they come.
-    assert_eq!(lab.kernel().sync(&both).expect("sync").rewritten, 1);
+    // Without the third nobody can ask for its entries: they go later, and nothing is written.
+    let entries = verdicts(&mut lab);
+    assert_eq!(lab.kernel().sync(&both).expect("sync").rewritten, 0);
     assert_eq!(lab.kernel().dump().expect("dump").endpoints, both.endpoints);
+    assert_eq!(verdicts(&mut lab), entries);
     lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+    assert_eq!(verdicts(&mut lab), entries - 1);
+    lab.assert_allowed(Direction::Egress, &packet);
+    // With it again, under a number that is free by then, they come.
     assert_eq!(lab.kernel().sync(&three).expect("sync").rewritten, 0);
     assert_eq!(lab.kernel().dump().expect("dump").endpoints, three.endpoints);
     lab.assert_allowed(Direction::Egress, &packet);
+}
+
+/// A class goes, and before its entries are deleted its number comes to mean other addresses: what was said about the
+/// class is not said about these.
+#[test]
+fn entries_that_nobody_can_ask_for_do_not_answer_for_others() {
+    let mut lab = Lab::new();
+    let link = link(LOOPBACK, &["10.7.0.2"]);
+    let packet = frame(out(), UDP, &udp(1, 2));
+    let about = |class| (Direction::Egress, class, Service::Any);
+    lab.program(
+        &link,
+        &tables(&["10.8.0.0/24", "10.7.0.8/32"], &[about(0), about(1)]),
+    );
+    lab.assert_denied(Direction::Egress, &packet, Reason::Policy);
+    let gone = tables(&["10.8.0.0/24"], &[about(0)]);
+    assert_eq!(lab.kernel().sync(&gone).expect("sync").rewritten, 0);
+    let reused = tables(&["10.8.0.0/24", "10.7.0.9/32"], &[about(0)]);
+    assert_eq!(lab.kernel().sync(&reused).expect("sync").rewritten, 1);
+    lab.assert_denied(Direction::Egress, &packet, Reason::Policy);
+    assert_eq!(lab.kernel().dump().expect("dump").endpoints, reused.endpoints);
+}
+
+/// How many entries there are in the kernel's map, as the loader counts them.
+fn verdicts(lab: &mut Lab) -> u64 {
+    let counters = lab.kernel().counters().expect("counters");
+    let fill = counters.fill.iter().find(|fill| fill.map == "VERDICTS");
+    fill.expect("the map").entries
 }
 
 /// The entries of an endpoint stay, but the number they name becomes another address: an open flow must notice.

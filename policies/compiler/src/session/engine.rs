@@ -28,7 +28,7 @@ use crate::{
     capacity::Capacities,
     cells::{MatcherId, Matchers},
     classes::without_redundant,
-    compile::{asks_source_names, verdicts},
+    compile::asks_source_names,
     program::{KnownService, Numbers, Program, ServiceSets, rule_ids},
     sources::Sources,
 };
@@ -168,14 +168,22 @@ impl Engine {
         &self.places
     }
 
-    /// Whether so much has piled up that it is time to start anew.
+    /// Whether so much has piled up that a fresh start is worth its time.
     pub(super) fn is_worn(&self) -> bool {
+        self.is_full() || self.has_grown(2)
+    }
+
+    /// Whether so much has piled up that it must not wait.
+    pub(super) fn is_full(&self) -> bool {
         // Every table keeps what it says about endpoints that are gone. A fresh start's tables are written beside those
         // of before, so these must not outgrow their half of the kernel's map.
-        let at_start = self.verdicts_at_start;
-        let fits = Capacities::KERNEL.verdicts.max(at_start + PILED_UP);
-        let verdicts = fits.min(2 * at_start + PILED_UP);
-        self.size() > 2 * self.size_at_start + PILED_UP || self.verdicts() > verdicts
+        let fits = Capacities::KERNEL.verdicts.max(self.verdicts_at_start + PILED_UP);
+        self.verdicts() > fits || self.has_grown(4)
+    }
+
+    fn has_grown(&self, times: usize) -> bool {
+        self.size() > times * self.size_at_start + PILED_UP
+            || self.verdicts() > times * self.verdicts_at_start + PILED_UP
     }
 
     /// A member that came, changed or went.
@@ -405,15 +413,13 @@ impl Engine {
         }
         if known > 0 {
             for identity in known..self.rows.identities() {
-                for (endpoint, direction, entries) in self.rows.answers(identity) {
-                    if endpoints.contains(&endpoint) {
+                let number = self.rows.outer(identity);
+                for (endpoint, said) in self.rows.said(identity) {
+                    if said.is_empty() || endpoints.contains(&endpoint) {
                         continue;
                     }
-                    let number = self.rows.outer(identity);
                     let tables = self.tables.endpoints.entry(endpoint).or_default();
-                    Arc::make_mut(tables)
-                        .verdicts
-                        .extend(verdicts(direction, number, entries));
+                    Arc::make_mut(tables).verdicts.set_class(number, said);
                     changed = true;
                 }
             }

@@ -2,8 +2,8 @@
 //!
 //! A [`Session`] owns the objects, takes one change after another, and brings its tables up to date when it is asked to
 //! settle. It follows pods, namespaces, service accounts, services, names and policies of every kind. When something
-//! else changes (nodes, network sets, host endpoints, rules that ask for source ports by name), or when more has piled up
-//! than a fresh start costs, it starts anew and says why. Identities and rules keep their numbers either way, so a
+//! else changes (nodes, network sets, host endpoints, rules that ask for source ports by name), or when much more has piled
+//! up than a fresh start costs, it starts anew and says why; [`Session::tidy`] is for doing so in time, while nobody waits. Identities and rules keep their numbers either way, so a
 //! datapath that has the tables of before has little to write.
 
 mod engine;
@@ -36,6 +36,9 @@ use crate::{
     reading::{Reading, put_together},
     view::{CalicoObject, ClusterView, HostEndpointIds, PodView, Policies},
 };
+
+/// Why a session starts anew though nothing has changed that it could not follow.
+const PILED_UP: &str = "too much has piled up";
 
 /// Namespace and name.
 type Key = (String, String);
@@ -439,8 +442,8 @@ impl Session {
                 }
                 Err(StartAnew(reason)) => self.anew = Some(reason),
             }
-            if self.enforced.is_worn() {
-                self.anew = Some("too much has piled up");
+            if self.enforced.is_full() {
+                self.anew = Some(PILED_UP);
             }
         }
         let anew = self.anew.take();
@@ -457,6 +460,16 @@ impl Session {
             anew,
             told_anew,
         }
+    }
+
+    /// Starts anew if so much has piled up that it is worth its time. Nothing depends on it: it is for a moment when
+    /// nobody waits for a change.
+    pub fn tidy(&mut self) -> Option<Settled> {
+        if self.anew.is_none() && !self.enforced.is_worn() {
+            return None;
+        }
+        self.anew.get_or_insert(PILED_UP);
+        Some(self.settle())
     }
 
     fn start_anew(&mut self, previous: &NodeTables) {

@@ -8,14 +8,15 @@ use std::{
 use ipnet::IpNet;
 use policies_ir::{
     align::align_identities,
-    tables::{Direction, EndpointId, EndpointTables, IdentityId, NodeTables},
+    tables::{EndpointId, EndpointTables, IdentityId, NodeTables},
+    verdicts::ClassVerdicts,
 };
 
 use super::places::SignatureId;
 use crate::{
     cells::{Owner, Signature},
     classes::without_redundant,
-    compile::verdicts,
+    compile::SharedVerdicts,
     flatten::Entries,
     program::{Program, Visible},
     sources::Sources,
@@ -32,6 +33,7 @@ const NOTHING: AnswerId = 0;
 pub(super) struct Rows {
     slots: Vec<Option<Asked>>,
     free: Vec<Slot>,
+    /// Where each endpoint's programs are, ingress first.
     by_endpoint: BTreeMap<EndpointId, [Slot; 2]>,
     answers: Vec<Arc<Entries>>,
     answer_ids: HashMap<Arc<Entries>, AnswerId>,
@@ -44,6 +46,7 @@ pub(super) struct Rows {
     /// The number of each identity in the tables.
     outer: Vec<IdentityId>,
     next_outer: u32,
+    shared: SharedVerdicts,
 }
 
 struct Asked {
@@ -67,6 +70,7 @@ impl Default for Rows {
             identities: Vec::new(),
             outer: Vec::new(),
             next_outer: 1,
+            shared: SharedVerdicts::default(),
         }
     }
 }
@@ -82,7 +86,7 @@ impl Rows {
 
     /// How much there is of what never goes.
     pub(super) fn size(&self) -> usize {
-        self.rows.len() + self.answers.len()
+        self.rows.len() + self.answers.len() + self.shared.len()
     }
 
     /// Number in the tables of an identity.
@@ -97,35 +101,46 @@ impl Rows {
         self.outer.get(identity).copied()
     }
 
-    /// What is said about an identity.
-    pub(super) fn answers(
-        &self,
-        identity: Identity,
-    ) -> impl Iterator<Item = (EndpointId, Direction, &Entries)> {
-        let row = self.rows.get(identity).into_iter().flatten();
-        let asked = self.slots.iter().zip(row);
-        asked.filter_map(|(slot, answer)| {
-            let program = &slot.as_ref()?.program;
-            let entries = self.answers.get(*answer).filter(|entries| !entries.is_empty())?;
-            Some((program.endpoint, program.direction, &**entries))
-        })
+    /// What each endpoint says about an identity.
+    pub(super) fn said(&mut self, identity: Identity) -> Vec<(EndpointId, Arc<ClassVerdicts>)> {
+        let Self {
+            by_endpoint,
+            rows,
+            answers,
+            shared,
+            ..
+        } = self;
+        let row = rows.get(identity).map(Vec::as_slice).unwrap_or_default();
+        let of_endpoints = by_endpoint.iter().map(|(endpoint, slots)| {
+            let said = shared.of(answers_of(row, *slots), |answer| {
+                answers.get(answer).map(AsRef::as_ref)
+            });
+            (*endpoint, said)
+        });
+        of_endpoints.collect()
     }
 
     /// The tables of an endpoint, if it has programs.
-    pub(super) fn table(&self, endpoint: EndpointId) -> Option<EndpointTables> {
-        let slots = self.by_endpoint.get(&endpoint)?;
+    pub(super) fn table(&mut self, endpoint: EndpointId) -> Option<EndpointTables> {
+        let Self {
+            slots,
+            by_endpoint,
+            answers,
+            rows,
+            outer,
+            shared,
+            ..
+        } = self;
+        let own = *by_endpoint.get(&endpoint)?;
         let mut tables = EndpointTables::default();
-        let mut written = Vec::new();
-        for slot in slots {
-            let asked = self.slots.get(*slot)?.as_ref()?;
-            tables.sources = asked.sources.as_ref().map(|s| s.table()).unwrap_or_default();
-            for (row, number) in self.rows.iter().zip(&self.outer) {
-                let answer = row.get(*slot).copied().unwrap_or(NOTHING);
-                let entries = self.answers.get(answer)?;
-                written.extend(verdicts(asked.program.direction, *number, entries));
-            }
+        let asked = slots.get(own[0])?.as_ref()?;
+        tables.sources = asked.sources.as_ref().map(|s| s.table()).unwrap_or_default();
+        for (row, number) in rows.iter().zip(outer) {
+            let said = shared.of(answers_of(row, own), |answer| {
+                answers.get(answer).map(AsRef::as_ref)
+            });
+            tables.verdicts.set_class(*number, said);
         }
-        tables.verdicts = written.into_iter().collect();
         Some(tables)
     }
 
@@ -330,6 +345,11 @@ impl Rows {
         self.next_outer = self.next_outer.saturating_add(1);
         identity
     }
+}
+
+/// What the programs of these slots answer.
+fn answers_of(row: &[AnswerId], slots: [Slot; 2]) -> [AnswerId; 2] {
+    slots.map(|slot| row.get(slot).copied().unwrap_or(NOTHING))
 }
 
 fn write_row(row: &mut Vec<AnswerId>, slots: &[Slot], answers: &[AnswerId]) {

@@ -170,7 +170,7 @@ proptest! {
         let used: std::collections::BTreeSet<_> = tables.identities.values().copied().collect();
         prop_assert!(used.iter().map(|identity| identity.0).eq(1..=used.len().try_into().unwrap()));
         for endpoint in tables.endpoints.values() {
-            for (key, entry) in &endpoint.verdicts {
+            for (key, entry) in endpoint.verdicts.iter() {
                 prop_assert!(used.contains(&key.peer), "{:?} is no identity", key);
                 prop_assert!(tables.decided_by(entry.rule).is_some(), "{:?} has no name", entry);
                 if let Service::Ports { port, prefix_bits, .. } = key.service {

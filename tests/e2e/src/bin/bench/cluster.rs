@@ -11,7 +11,7 @@ use e2e::cluster::{Cluster, pod};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, Config,
+    Api, Config,
     api::{AttachParams, ListParams, WatchEvent, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
@@ -185,7 +185,7 @@ impl Watcher {
         let config = Kubeconfig::read_from(cluster.kubeconfig()).context("cannot read the kubeconfig")?;
         let client = runtime.block_on(async {
             let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-            anyhow::Ok(Client::try_from(config)?)
+            anyhow::Ok(api_client::connect(config)?)
         })?;
         let pods = Api::namespaced(client, "default");
         Ok(Self { runtime, pods })

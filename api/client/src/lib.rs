@@ -1,0 +1,43 @@
+//! The connection of every client to the API server: kube's, without delay.
+//!
+//! kube connects with Nagle's algorithm on: a small write waits until the other side has acknowledged the one before,
+//! and that side waits 40 ms for something to acknowledge it with. Where several small writes follow each other, as in
+//! a session of `exec`, that is most of the time it takes. `kubectl` has always connected without it.
+
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{Builder, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{ConfigExt as _, retry::RetryPolicy},
+};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+
+/// A client of the API server that `config` names. Nothing is sent yet.
+pub fn connect(config: Config) -> Result<Client, kube::Error> {
+    if config.proxy_url.is_some() {
+        // What the way to a proxy does to small writes, its other half does again.
+        return Client::try_from(config);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(
+            config
+                .default_retry
+                .then(|| RetryLayer::new(RetryPolicy::server_retry())),
+        )
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(Builder::new(TokioExecutor::new()).build(connector));
+    Ok(Client::new(service, config.default_namespace))
+}
