@@ -13,7 +13,10 @@ use futures::TryStreamExt as _;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{
     LinkUnspec, RouteMessageBuilder,
-    packet_route::route::{RouteMessage, RouteScope},
+    packet_route::{
+        address::AddressHeaderFlags,
+        route::{RouteMessage, RouteScope},
+    },
 };
 use tokio::sync::oneshot;
 
@@ -161,12 +164,12 @@ async fn configure_links(addresses: &[IpAddr], gateway_mac: [u8; 6]) -> Result<(
             IpAddr::V4(_) => (32, IpAddr::V4(GATEWAY)),
             IpAddr::V6(_) => (128, IpAddr::V6(GATEWAY6)),
         };
-        handle
-            .address()
-            .add(eth0, *address, prefix)
-            .execute()
-            .await
-            .map_err(failed("add the pod's address"))?;
+        let mut own = handle.address().add(eth0, *address, prefix);
+        if address.is_ipv6() {
+            // Otherwise the kernel finds out later that it need not look for duplicates: nobody can bind until then.
+            own.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        own.execute().await.map_err(failed("add the pod's address"))?;
         handle
             .neighbours()
             .add(eth0, gateway)

@@ -107,6 +107,7 @@ impl Datapath for Fake {
         Ok(Synced {
             endpoints: self.programmed.iter().map(|id| (*id, self.epoch)).collect(),
             rewritten: self.programmed.len(),
+            written: 0,
         })
     }
 

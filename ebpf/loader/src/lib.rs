@@ -114,6 +114,8 @@ pub struct Synced {
     pub endpoints: BTreeMap<EndpointId, u32>,
     /// Endpoints whose entries were written anew.
     pub rewritten: usize,
+    /// Entries that were written, classes of addresses included.
+    pub written: usize,
 }
 
 /// Where an endpoint is attached and what it may send.

@@ -361,8 +361,8 @@ impl Worker {
             }
             match synced {
                 Ok(synced) => {
-                    let rewritten = synced.rewritten;
-                    tracing::debug!(rewritten, ?compiled_in, total = ?started.elapsed(), "policy in force");
+                    let (rewritten, entries) = (synced.rewritten, synced.written);
+                    tracing::debug!(rewritten, entries, ?compiled_in, total = ?started.elapsed(), "policy in force");
                     self.unwritten = false;
                     self.untold = true;
                     self.synced = synced.endpoints;

@@ -143,6 +143,7 @@ impl Tables {
             .map(|(_, generation)| *generation);
         let classes = tables.identities.values().copied().collect();
         let mut plan = self.plan(tables, &endpoints, &classes);
+        let mut entries = 0;
         if !plan.is_empty() || same_addresses.is_none() {
             if self
                 .check_capacity(tables, &plan, same_addresses.is_some())
@@ -158,15 +159,18 @@ impl Tables {
             }
             self.last_change += 1;
             let new_classes = same_addresses.is_none().then_some(classes);
-            if let Err(error) = self.write(maps, tables, &plan, new_classes) {
-                // Nobody knows which entries were added.
-                for id in plan.steps.keys() {
-                    self.current.endpoints.remove(id);
+            entries = match self.write(maps, tables, &plan, new_classes) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    // Nobody knows which entries were added.
+                    for id in plan.steps.keys() {
+                        self.current.endpoints.remove(id);
+                    }
+                    // Nothing asks for the half that was written; the error to report is the first one.
+                    drop(self.sweep(maps, &endpoints));
+                    return Err(error);
                 }
-                // Nothing asks for the half that was written; the error to report is the first one.
-                drop(self.sweep(maps, &endpoints));
-                return Err(error);
-            }
+            };
         }
         let generation = same_addresses.unwrap_or(self.last_change);
         if same_addresses.is_none() {
@@ -190,6 +194,7 @@ impl Tables {
         Ok(Synced {
             endpoints: self.move_endpoints(maps, tables, &endpoints, generation),
             rewritten,
+            written: entries,
         })
     }
 
@@ -407,15 +412,17 @@ impl Tables {
         plan
     }
 
-    /// Writes what is planned, and the classes of addresses if those are new, under the number of this change.
+    /// Writes what is planned, and the classes of addresses if those are new, under the number of this change. How many
+    /// entries that were.
     fn write(
         &mut self,
         maps: &mut Maps,
         tables: &NodeTables,
         plan: &Plan,
         new_classes: Option<BTreeSet<IdentityId>>,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<usize, DatapathError> {
         let change = self.last_change;
+        let mut count = 0;
         // Keys are noted first: deleting what was never written does no harm.
         if let Some(classes) = new_classes {
             let entries: Vec<_> = tables
@@ -426,6 +433,7 @@ impl Tables {
             let written = self.identities.entry(change).or_default();
             written.extend(entries.iter().map(|(key, _)| *key));
             self.classes.insert(change, classes);
+            count += entries.len();
             maps.write_identities(&entries)?;
         }
         let mut verdicts = Vec::new();
@@ -453,11 +461,13 @@ impl Tables {
             for (block, class) in &wanted.sources {
                 let key = encode::source_key(*id, change, block);
                 written.sources.push(key);
+                count += 1;
                 maps.write_source(&key, class.0)?;
             }
             verdicts.extend(written.add(*id, change, wanted.verdicts.iter()));
         }
-        maps.write_verdicts(&verdicts)
+        maps.write_verdicts(&verdicts)?;
+        Ok(count + verdicts.len())
     }
 
     /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows.

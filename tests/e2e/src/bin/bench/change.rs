@@ -70,6 +70,7 @@ fn measure_with(kernel: &mut Kernel) -> Result<Vec<Line>> {
         whole.compiled.extend(times.compiled);
         whole.whole.extend(times.whole);
         whole.between.extend(times.between);
+        whole.written.extend(times.written);
     }
     lines.extend(whole.lines("policy changed in any of these ways to enforced"));
     for (local, of) in [(false, "another node"), (true, "this node")] {
@@ -143,8 +144,8 @@ fn policy_changes(
         }
         let settled = session.settle();
         let compiled_in = start.elapsed();
-        kernel.sync(session.tables())?;
-        times.push(compiled_in, start.elapsed());
+        let synced = kernel.sync(session.tables())?;
+        times.push(compiled_in, start.elapsed(), synced.written);
         // No pod here has policies of both kinds, so their order decides nothing: what is measured is finding that out.
         let changed = settled.changed || matches!(kind, Kind::Order);
         ensure!(changed, "{kind:?} {round} changed nothing");
@@ -210,8 +211,8 @@ fn label_changes(
         session.set_pod(&pod.namespace, &pod.name, Some(pod.clone()));
         session.settle();
         let compiled_in = start.elapsed();
-        kernel.sync(session.tables())?;
-        times.push(compiled_in, start.elapsed());
+        let synced = kernel.sync(session.tables())?;
+        times.push(compiled_in, start.elapsed(), synced.written);
         tidy(kernel, session, round, &mut times)?;
     }
     Ok(times)
@@ -236,12 +237,15 @@ fn tidy(kernel: &mut Kernel, session: &mut Session, round: usize, times: &mut Ti
 struct Times {
     compiled: Vec<Duration>,
     whole: Vec<Duration>,
+    /// Entries that the kernel was given.
+    written: Vec<usize>,
     /// What tidying up took, while nobody waited.
     between: Vec<Duration>,
 }
 
 impl Times {
-    fn push(&mut self, compiled: Duration, whole: Duration) {
+    fn push(&mut self, compiled: Duration, whole: Duration, written: usize) {
+        self.written.push(written);
         self.compiled.push(compiled);
         self.whole.push(whole);
     }
@@ -262,12 +266,25 @@ impl Times {
             line("  of it to compile, p99", slowest(&self.compiled, 99), None),
             line("  of it to write, p50", slowest(&sync, 50), None),
             line("  of it to write, p99", slowest(&sync, 99), None),
+            Line::alone("  entries written, p50", "", self.entries(50), None),
+            Line::alone("  entries written, p99", "", self.entries(99), None),
             line(
                 "  tidying up in between, slowest",
                 slowest(&self.between, 100),
                 None,
             ),
         ]
+    }
+}
+
+impl Times {
+    /// Entries that so many in a hundred did not exceed.
+    fn entries(&self, percent: usize) -> f64 {
+        let mut written = self.written.clone();
+        written.sort_unstable();
+        let rank = (written.len() * percent).div_ceil(100).saturating_sub(1);
+        let entries = written.get(rank).and_then(|entries| u32::try_from(*entries).ok());
+        entries.map_or(f64::NAN, f64::from)
     }
 }
 
