@@ -13,6 +13,7 @@
 
 mod accounts;
 mod call;
+mod certificates;
 mod delete;
 mod dispatch;
 mod documents;
@@ -104,6 +105,7 @@ pub async fn serve(
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         service_range: config.service_range,
         services: Mutex::default(),
+        certificate_requests: Mutex::default(),
         tiers: RwLock::default(),
         policy: policy::Guard::new(config.capacities),
         shutdown: shutdown.clone(),
@@ -127,6 +129,8 @@ pub(crate) struct Server {
     service_range: ServiceRange,
     /// Held from the choice of a service's address until the service is stored. Asked for before `tiers`.
     services: Mutex<()>,
+    /// Held from the count of requests for certificates until one more is stored.
+    certificate_requests: Mutex<()>,
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,

@@ -86,6 +86,7 @@ impl Server {
             let _address = self.assign_cluster_address(row, None, &mut gated).await?;
             let admitted = self.admit(call, Operation::Create, None, gated)?;
             attempts -= 1;
+            let _room = self.hold_room(row, user).await?;
             let _tier = self.hold_tier(row, admitted.object()).await?;
             let held = self.hold_policy(row, user, None, Some(admitted.object())).await?;
             match self

@@ -1,13 +1,20 @@
 //! Approves requests for the certificates of nodes, when who asks is the node itself or may bring it in, and removes old
 //! requests. It does not sign: that takes the authority's key, which another process has.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_NODES, USER_BOOTSTRAP_PREFIX, USER_NODE_PREFIX};
 use control_pki::requests::{Kind, NodeRequest, own_name};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::{certificates::v1::CertificateSigningRequest, core::v1::Node},
+    api::{
+        certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
+        core::v1::Node,
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::{
@@ -23,9 +30,16 @@ use crate::{
 };
 
 const RESYNC: Duration = Duration::from_secs(60);
-/// Kubernetes keeps requests that were issued for an hour, and others for a day.
-const ISSUED_STAYS: SignedDuration = SignedDuration::from_hours(1);
+/// Kubernetes keeps requests that were answered for an hour, and others for a day.
+const ANSWERED_STAY: SignedDuration = SignedDuration::from_hours(1);
 const OTHERS_STAY: SignedDuration = SignedDuration::from_hours(24);
+/// Of one requester, or of all together, there are many; the API server takes twice as many and no more.
+const MANY_OF_ONE: usize = 10;
+const MANY_OF_ALL: usize = 250;
+/// How long requests stay where there are many: until who asked has had the answer, or until people could give one. An
+/// agent asks anew every 15 minutes, which is less than leave here in that time.
+const ANSWERED_STAY_AMONG_MANY: SignedDuration = SignedDuration::from_mins(2);
+const OTHERS_STAY_AMONG_MANY: SignedDuration = SignedDuration::from_hours(1);
 
 /// What the loop looks at.
 pub(crate) struct Caches {
@@ -40,8 +54,11 @@ pub(crate) async fn run(client: Client, recorder: Recorder, mut caches: Caches) 
         let mut wait = RESYNC;
         if let (Some(requests), Some(nodes)) = (caches.requests.objects(), caches.nodes.objects()) {
             let mut settled = true;
+            let now = Timestamp::now();
+            let too_many = too_many(&requests, now);
             for request in requests {
-                settled &= act(&client, &recorder, &request, &nodes).await;
+                let goes = is_old(&request, now) || too_many.contains(&request.name_any());
+                settled &= act(&client, &recorder, &request, goes, &nodes).await;
             }
             match settled {
                 true => backoff.reset(),
@@ -62,11 +79,12 @@ async fn act(
     client: &Client,
     recorder: &Recorder,
     request: &CertificateSigningRequest,
+    goes: bool,
     nodes: &[Arc<Node>],
 ) -> bool {
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
     let name = request.name_any();
-    let done = if is_old(request, Timestamp::now()) {
+    let done = if goes {
         api.delete(&name, &DeleteParams::default()).await.map(drop)
     } else if let Some(why) = approval(request, nodes) {
         let approved = approve(&api, request, why).await;
@@ -134,14 +152,54 @@ fn is_decided(request: &CertificateSigningRequest) -> bool {
         .any(|condition| matches!(condition.type_.as_str(), "Approved" | "Denied" | "Failed"))
 }
 
-fn is_old(request: &CertificateSigningRequest, now: Timestamp) -> bool {
-    let issued = request
-        .status
-        .as_ref()
-        .is_some_and(|status| status.certificate.is_some());
-    let stays = if issued { ISSUED_STAYS } else { OTHERS_STAY };
+/// Whether somebody or something has said its last word about it.
+fn is_answered(request: &CertificateSigningRequest) -> bool {
+    request.status.as_ref().is_some_and(|status| {
+        let refused = |condition: &CertificateSigningRequestCondition| {
+            matches!(condition.type_.as_str(), "Denied" | "Failed")
+        };
+        status.certificate.is_some() || status.conditions.iter().flatten().any(refused)
+    })
+}
+
+fn has_stayed(request: &CertificateSigningRequest, stays: SignedDuration, now: Timestamp) -> bool {
     let made = request.creation_timestamp();
     made.is_some_and(|made| now.duration_since(made.0) > stays)
+}
+
+fn is_old(request: &CertificateSigningRequest, now: Timestamp) -> bool {
+    let stays = if is_answered(request) {
+        ANSWERED_STAY
+    } else {
+        OTHERS_STAY
+    };
+    has_stayed(request, stays, now)
+}
+
+/// Those that go sooner because there are many: the oldest first.
+fn too_many(requests: &[Arc<CertificateSigningRequest>], now: Timestamp) -> BTreeSet<String> {
+    let requester = |request: &CertificateSigningRequest| request.spec.username.clone().unwrap_or_default();
+    let mut of_all = requests.len();
+    let mut of_one: HashMap<String, usize> = HashMap::new();
+    for request in requests {
+        *of_one.entry(requester(request)).or_default() += 1;
+    }
+    let mut oldest_first: Vec<_> = requests.iter().collect();
+    oldest_first.sort_by_key(|request| (request.creation_timestamp(), request.name_any()));
+    let mut go = BTreeSet::new();
+    for request in oldest_first {
+        let own = of_one.entry(requester(request)).or_default();
+        let stays = match is_answered(request) {
+            true => ANSWERED_STAY_AMONG_MANY,
+            false => OTHERS_STAY_AMONG_MANY,
+        };
+        if (*own > MANY_OF_ONE || of_all > MANY_OF_ALL) && has_stayed(request, stays, now) {
+            *own -= 1;
+            of_all -= 1;
+            go.insert(request.name_any());
+        }
+    }
+    go
 }
 
 /// Why the request is approved; nothing leaves it to people.
@@ -270,7 +328,61 @@ mod tests {
         old.metadata.creation_timestamp = Some(Time(made));
         let later = |hours: i64| made + SignedDuration::from_hours(hours);
         assert!(!is_old(&old, later(24)) && is_old(&old, later(25)));
-        old.status = serde_json::from_value(json!({"certificate": "eA=="})).ok();
-        assert!(!is_old(&old, later(1)) && is_old(&old, later(2)));
+        for answer in [
+            json!({"certificate": "eA=="}),
+            json!({"conditions": [{"type": "Denied", "status": "True"}]}),
+            json!({"conditions": [{"type": "Failed", "status": "True"}]}),
+        ] {
+            old.status = serde_json::from_value(answer).ok();
+            assert!(!is_old(&old, later(1)) && is_old(&old, later(2)));
+        }
+        old.status =
+            serde_json::from_value(json!({"conditions": [{"type": "Approved", "status": "True"}]})).ok();
+        assert!(!is_old(&old, later(24)), "the signer may be away");
+    }
+
+    #[test]
+    fn where_there_are_many_the_oldest_go_sooner() {
+        let made: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let (_key, pem) = requests::make("n", Kind::Client, &[]).unwrap();
+        let many = |user: &str, count: usize, answered: bool| -> Vec<_> {
+            let one = |number: usize| {
+                let status = answered.then(|| json!({"certificate": "eA=="}));
+                let created = made + SignedDuration::from_secs(i64::try_from(number).unwrap());
+                let request: CertificateSigningRequest = serde_json::from_value(json!({
+                    "metadata": {"name": format!("{user}-{number:03}"), "creationTimestamp": created},
+                    "spec": {"request": ByteString(pem.clone().into_bytes()), "signerName": "x/y", "username": user},
+                    "status": status,
+                }))
+                .unwrap();
+                Arc::new(request)
+            };
+            (0..count).map(one).collect()
+        };
+        let later = |minutes: i64| made + SignedDuration::from_mins(minutes);
+        let go = |requests: &[Arc<CertificateSigningRequest>], minutes: i64| -> Vec<String> {
+            too_many(requests, later(minutes)).into_iter().collect()
+        };
+        assert_eq!(
+            go(&many("a", MANY_OF_ONE, true), 59),
+            [] as [&str; 0],
+            "these are few"
+        );
+        assert_eq!(go(&many("a", MANY_OF_ONE + 2, true), 3), ["a-000", "a-001"]);
+        assert_eq!(
+            go(&many("a", MANY_OF_ONE + 2, true), 1),
+            [] as [&str; 0],
+            "not seen yet"
+        );
+        let undecided = many("a", MANY_OF_ONE + 2, false);
+        assert_eq!(go(&undecided, 59), [] as [&str; 0], "people may still decide");
+        assert_eq!(go(&undecided, 62), ["a-000", "a-001"]);
+        // One's crowd is not the other's.
+        let both = [many("a", MANY_OF_ONE + 1, true), many("b", 2, true)].concat();
+        assert_eq!(go(&both, 10), ["a-000"]);
+        let all: Vec<_> = (0..=MANY_OF_ALL)
+            .flat_map(|user| many(&user.to_string(), 1, true))
+            .collect();
+        assert_eq!(go(&all, 10).len(), 1);
     }
 }

@@ -207,6 +207,13 @@ impl Status {
         status
     }
 
+    /// 429: as many of the kind as there may be. No time is named after which to ask again: clients would wait
+    /// silently instead of showing the message.
+    pub fn too_many(resource: &Resource, message: impl fmt::Display) -> Self {
+        let message = format!("{} cannot be created: {message}", qualified_plural(resource));
+        Self::new(429, "TooManyRequests", message).about(resource.group, resource.plural, "")
+    }
+
     /// 429: a disruption budget does not let the pod go. Clients read it by its cause, and ask again.
     pub fn disruption_refused(cause: impl Into<String>, retry_after_seconds: Option<u32>) -> Self {
         let message = "Cannot evict pod as it would violate the pod's disruption budget.".to_owned();

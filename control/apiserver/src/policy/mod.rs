@@ -413,6 +413,7 @@ mod tests {
             streams: Arc::new(Semaphore::new(1)),
             service_range: Default::default(),
             services: Mutex::default(),
+            certificate_requests: Mutex::default(),
             tiers: RwLock::default(),
             policy: Guard::new(Capacities::KERNEL),
             shutdown: CancellationToken::new(),
