@@ -32,6 +32,7 @@ mod profiles;
 mod read;
 mod respond;
 mod reviews;
+mod revocation;
 mod server;
 mod services;
 mod sessions;
@@ -106,6 +107,7 @@ pub async fn serve(
         service_range: config.service_range,
         services: Mutex::default(),
         certificate_requests: Mutex::default(),
+        revocations: RwLock::default(),
         tiers: RwLock::default(),
         policy: policy::Guard::new(config.capacities),
         shutdown: shutdown.clone(),
@@ -131,6 +133,9 @@ pub(crate) struct Server {
     services: Mutex<()>,
     /// Held from the count of requests for certificates until one more is stored.
     certificate_requests: Mutex<()>,
+    /// Held for writing while a node is noted as deleted, and for reading while something about a request for a
+    /// certificate is stored: the one is wholly before or after the other.
+    revocations: RwLock<()>,
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,

@@ -98,6 +98,11 @@ async fn act(
     match done {
         Ok(()) => true,
         Err(kube::Error::Api(status)) if status.code == 404 => true,
+        // The server knows better, as of an invitation that was used: asking again at once changes nothing.
+        Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => {
+            tracing::warn!(request = name, why = status.message, "request was not changed");
+            true
+        }
         Err(error) => {
             tracing::warn!(
                 request = name,
@@ -204,8 +209,8 @@ fn too_many(requests: &[Arc<CertificateSigningRequest>], now: Timestamp) -> BTre
 
 /// Why the request is approved; nothing leaves it to people.
 ///
-/// A client's certificate goes to the node itself, or to who may bring in the node of that very name. A server's goes to
-/// the node itself, for the names that its object says it has.
+/// A client's certificate goes to the node itself as long as its object is there, or to who may bring in the node of that
+/// very name. A server's goes to the node itself, for the names that its object says it has.
 fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<&'static str> {
     if is_decided(request) {
         return None;
@@ -220,8 +225,9 @@ fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<
         in_group && user.strip_prefix(prefix) == Some(asked.node.as_str())
     };
     let itself = is(USER_NODE_PREFIX, GROUP_NODES);
+    let is_there = || nodes.iter().any(|node| node.name_any() == asked.node);
     match kind {
-        Kind::Client if itself => {
+        Kind::Client if itself && is_there() => {
             Some("Auto approving self kubelet client certificate after SubjectAccessReview.")
         }
         Kind::Client if is(USER_BOOTSTRAP_PREFIX, GROUP_BOOTSTRAPPERS) => {
@@ -274,8 +280,11 @@ mod tests {
 
     #[test]
     fn only_who_is_bound_to_the_name_gets_it() {
-        let client =
-            |user: &str, group: &str| approval(&request("n1", Kind::Client, &[], user, group), &[]).is_some();
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
+        let nodes = [Arc::new(node)];
+        let client = |user: &str, group: &str| {
+            approval(&request("n1", Kind::Client, &[], user, group), &nodes).is_some()
+        };
         assert!(client("system:bootstrap:n1", "system:bootstrappers"));
         assert!(client("system:node:n1", "system:nodes"));
         for (user, group) in [
@@ -287,6 +296,8 @@ mod tests {
         ] {
             assert!(!client(user, group), "{user} {group}");
         }
+        let renewal = request("n1", Kind::Client, &[], "system:node:n1", "system:nodes");
+        assert_eq!(approval(&renewal, &[]), None, "there is no such node");
     }
 
     #[test]

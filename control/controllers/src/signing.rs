@@ -88,6 +88,11 @@ async fn serve(
             true
         }
         Err(kube::Error::Api(status)) if status.code == 404 => true,
+        // The server does not take it, as for a node that was deleted: asking again at once changes nothing.
+        Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => {
+            tracing::warn!(request = name, why = status.message, "not answered");
+            true
+        }
         Err(error) => {
             tracing::warn!(
                 request = name,

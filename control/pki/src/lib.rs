@@ -8,7 +8,7 @@
 //!
 //! The image gate's key is made here too, see [`verdict`].
 //!
-//! Non-goals: revocation, and signing for anybody but nodes.
+//! Non-goals: revocation (the API server refuses nodes that were deleted), and signing for anybody but nodes.
 //!
 //! Start at [`init`] and [`tls::Credentials`].
 

@@ -66,6 +66,11 @@ impl Status {
         Self::new(401, "Unauthorized", "Unauthorized".to_owned())
     }
 
+    /// 401: the client certificate is one of ours, and counts no more.
+    pub fn revoked(why: impl fmt::Display) -> Self {
+        Self::new(401, "Unauthorized", format!("Unauthorized: {why}"))
+    }
+
     /// 403 about an object or collection; `message` is what the authorizer or the gate says after
     /// `pods "x" is forbidden: `.
     pub fn forbidden(resource: &Resource, name: &str, message: impl fmt::Display) -> Self {

@@ -414,6 +414,7 @@ mod tests {
             service_range: Default::default(),
             services: Mutex::default(),
             certificate_requests: Mutex::default(),
+            revocations: RwLock::default(),
             tiers: RwLock::default(),
             policy: Guard::new(Capacities::KERNEL),
             shutdown: CancellationToken::new(),

@@ -135,6 +135,18 @@ impl Cluster {
         self.client(Some(&Credentials::load(own.path(), "c").unwrap()))
     }
 
+    /// A client with `NAME.crt` and `NAME.key` of a directory.
+    pub(crate) fn holder(&self, dir: &std::path::Path, name: &str) -> Client {
+        self.client(Some(&Credentials::load(dir, name).unwrap()))
+    }
+
+    /// The directory of an invitation for a node.
+    pub(crate) fn invite(&self, node: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        control_pki::bootstrap(self.dir.path(), node, dir.path()).unwrap();
+        dir
+    }
+
     /// A client without a certificate.
     pub(crate) fn nobody(&self) -> Client {
         self.client(None)
