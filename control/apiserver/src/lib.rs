@@ -37,6 +37,7 @@ mod server;
 mod services;
 mod sessions;
 mod shape;
+mod shares;
 mod storage;
 mod streams;
 mod target;
