@@ -40,7 +40,7 @@ enum Command {
         /// Name of the node
         #[arg(long)]
         node_name: String,
-        /// Directory for ca.crt, bootstrap.crt and bootstrap.key, which belong into `agent/tls` of the node
+        /// Directory for ca.crt, verdict.pub, bootstrap.crt and bootstrap.key, which belong into `agent/tls` of the node
         #[arg(long)]
         out: PathBuf,
     },
