@@ -7,26 +7,19 @@ use std::{
     time::Duration,
 };
 
-use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_NODES, USER_BOOTSTRAP_PREFIX, USER_NODE_PREFIX};
-use control_pki::requests::{Kind, NodeRequest, own_name};
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::{
-        certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
-        core::v1::Node,
-    },
-    apimachinery::pkg::apis::meta::v1::Time,
-};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
-};
-use serde_json::json;
-
 use crate::{
     backoff::Backoff,
     cache::Cache,
     recorder::{Recorder, Severity},
+    requests::{self, Requests},
+};
+use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_NODES, USER_BOOTSTRAP_PREFIX, USER_NODE_PREFIX};
+use control_pki::requests::{Kind, NodeRequest, own_name};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Node};
+use kube::{
+    Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
 };
 
 const RESYNC: Duration = Duration::from_secs(60);
@@ -82,7 +75,7 @@ async fn act(
     goes: bool,
     nodes: &[Arc<Node>],
 ) -> bool {
-    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let api = Requests::all(client.clone());
     let name = request.name_any();
     let done = if goes {
         api.delete(&name, &DeleteParams::default()).await.map(drop)
@@ -95,76 +88,19 @@ async fn act(
     } else {
         return true;
     };
-    match done {
-        Ok(()) => true,
-        Err(kube::Error::Api(status)) if status.code == 404 => true,
-        // The server knows better, as of an invitation that was used: asking again at once changes nothing.
-        Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403) => {
-            tracing::warn!(request = name, why = status.message, "request was not changed");
-            true
-        }
-        Err(error) => {
-            tracing::warn!(
-                request = name,
-                error = &error as &dyn std::error::Error,
-                "request was not changed"
-            );
-            false
-        }
-    }
+    requests::is_settled(&name, &done)
 }
 
-async fn approve(
-    api: &Api<CertificateSigningRequest>,
-    request: &CertificateSigningRequest,
-    why: &str,
-) -> Result<(), kube::Error> {
-    let now = Time(Timestamp::now());
-    let known = request
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let mut conditions: Vec<_> = known.map(|condition| json!(condition)).collect();
-    conditions.push(json!({
-        "type": "Approved",
-        "status": "True",
-        "reason": "AutoApproved",
-        "message": why,
-        "lastUpdateTime": now,
-        "lastTransitionTime": now,
-    }));
-    let patch = json!({
-        "metadata": {"resourceVersion": request.resource_version(), "uid": request.uid()},
-        "status": {"conditions": conditions},
-    });
+async fn approve(api: &Requests, request: &CertificateSigningRequest, why: &str) -> Result<(), kube::Error> {
+    let status = requests::with_condition(request, "Approved", "AutoApproved", why);
     api.patch_subresource(
         "approval",
         &request.name_any(),
         &PatchParams::default(),
-        &Patch::Merge(patch),
+        &Patch::Merge(requests::patch(request, &status)),
     )
     .await
     .map(drop)
-}
-
-fn is_decided(request: &CertificateSigningRequest) -> bool {
-    let conditions = request
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|condition| matches!(condition.type_.as_str(), "Approved" | "Denied" | "Failed"))
-}
-
-/// Whether somebody or something has said its last word about it.
-fn is_answered(request: &CertificateSigningRequest) -> bool {
-    request.status.as_ref().is_some_and(|status| {
-        let refused = |condition: &CertificateSigningRequestCondition| {
-            matches!(condition.type_.as_str(), "Denied" | "Failed")
-        };
-        status.certificate.is_some() || status.conditions.iter().flatten().any(refused)
-    })
 }
 
 fn has_stayed(request: &CertificateSigningRequest, stays: SignedDuration, now: Timestamp) -> bool {
@@ -173,7 +109,7 @@ fn has_stayed(request: &CertificateSigningRequest, stays: SignedDuration, now: T
 }
 
 fn is_old(request: &CertificateSigningRequest, now: Timestamp) -> bool {
-    let stays = if is_answered(request) {
+    let stays = if requests::is_answered(request) {
         ANSWERED_STAY
     } else {
         OTHERS_STAY
@@ -194,7 +130,7 @@ fn too_many(requests: &[Arc<CertificateSigningRequest>], now: Timestamp) -> BTre
     let mut go = BTreeSet::new();
     for request in oldest_first {
         let own = of_one.entry(requester(request)).or_default();
-        let stays = match is_answered(request) {
+        let stays = match requests::is_answered(request) {
             true => ANSWERED_STAY_AMONG_MANY,
             false => OTHERS_STAY_AMONG_MANY,
         };
@@ -212,7 +148,7 @@ fn too_many(requests: &[Arc<CertificateSigningRequest>], now: Timestamp) -> BTre
 /// A client's certificate goes to the node itself as long as its object is there, or to who may bring in the node of that
 /// very name. A server's goes to the node itself, for the names that its object says it has.
 fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<&'static str> {
-    if is_decided(request) {
+    if requests::is_answered(request) || requests::has(request, "Approved") {
         return None;
     }
     let spec = &request.spec;
@@ -256,8 +192,9 @@ fn names_of(name: &str, nodes: &[Arc<Node>]) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use control_pki::requests;
-    use k8s_openapi::ByteString;
+    use control_pki::requests::make;
+    use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::Time};
+    use serde_json::json;
 
     use super::*;
 
@@ -268,7 +205,7 @@ mod tests {
         user: &str,
         group: &str,
     ) -> CertificateSigningRequest {
-        let (_key, pem) = requests::make(node, kind, names).unwrap();
+        let (_key, pem) = make(node, kind, names).unwrap();
         let mut request = CertificateSigningRequest::default();
         request.spec.request = ByteString(pem.into_bytes());
         request.spec.signer_name = kind.signer().to_owned();
@@ -355,7 +292,7 @@ mod tests {
     #[test]
     fn where_there_are_many_the_oldest_go_sooner() {
         let made: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let (_key, pem) = requests::make("n", Kind::Client, &[]).unwrap();
+        let (_key, pem) = make("n", Kind::Client, &[]).unwrap();
         let many = |user: &str, count: usize, answered: bool| -> Vec<_> {
             let one = |number: usize| {
                 let status = answered.then(|| json!({"certificate": "eA=="}));
