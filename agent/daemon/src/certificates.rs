@@ -82,9 +82,13 @@ pub(crate) async fn ensure(config: &Config, shutdown: &CancellationToken) -> Res
         let client = client::connect_as(config, identity)?;
         loop {
             // The node has no addresses yet by which it could be known: those come with the next one.
-            match obtain(config, &client, kind, &[requests::own_name(&config.node_name)]).await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(error = chain(&error), "no certificate yet, will retry"),
+            let names = [requests::own_name(&config.node_name)];
+            // People may take their time to approve it; who ends the agent does not wait for them.
+            let obtained = obtain(config, &client, kind, &names);
+            match shutdown.run_until_cancelled(obtained).await {
+                Some(Ok(())) => break,
+                Some(Err(error)) => tracing::warn!(error = chain(&error), "no certificate yet, will retry"),
+                None => return Ok(()),
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY_AFTER) => {}
