@@ -1,6 +1,6 @@
 //! The gate's word that an image may run: what it signs and a node demands before it starts a container.
 //!
-//! A signed verdict is text, `v1.CLAIMS.SIGNATURE`, both parts in hexadecimal: it stands in an annotation of the
+//! A signed verdict is text, `v2.CLAIMS.SIGNATURE` (version 1 had no end and is not read any more), both parts in hexadecimal: it stands in an annotation of the
 //! pod (see [`crate::annotations::IMAGE_VERDICT_PREFIX`]). The signature covers the bytes of the claims as they
 //! were sent, so that nobody has to agree on how JSON is written. Signing and verifying is `control/pki`'s.
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 
 /// What precedes the claims in what is signed, so that the key's signature of anything else is no verdict.
-const DOMAIN: &[u8] = b"palisade.dev/image-verdict/v1\0";
-const VERSION: &str = "v1";
+const DOMAIN: &[u8] = b"palisade.dev/image-verdict/v2\0";
+const VERSION: &str = "v2";
 /// Longest text: claims have a namespace and three digests.
 const MAX_TEXT_BYTES: usize = 2048;
 /// Length of an Ed25519 signature.
@@ -31,6 +31,8 @@ pub struct Verdict {
     pub policy_hash: Digest,
     /// When.
     pub judged_at: Timestamp,
+    /// Until when a container may start for the first time by it.
+    pub not_after: Timestamp,
 }
 
 /// A text that looks like a signed verdict; nothing in it is to be believed before the signature is verified.
@@ -44,7 +46,7 @@ pub struct SignedVerdict {
 
 /// Why a text is no signed verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a signed verdict is v1.CLAIMS.SIGNATURE in hexadecimal, of at most 2048 bytes")]
+#[error("a signed verdict is v2.CLAIMS.SIGNATURE in hexadecimal, of at most 2048 bytes")]
 pub struct VerdictTextError;
 
 impl Verdict {
@@ -104,6 +106,7 @@ mod tests {
             db_hash: Digest::of(b"db"),
             policy_hash: Digest::of(b"policy"),
             judged_at: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
         };
         let signed = SignedVerdict {
             claims: verdict.claims(),
@@ -118,12 +121,12 @@ mod tests {
         let (head, _) = text.split_at(text.len() - 2);
         for bad in [
             "",
-            "v1",
-            "v1..",
+            "v2",
+            "v2..",
             head,
-            &text.replace("v1.", "v2."),
+            &text.replace("v2.", "v1."),
             &format!("{text}.00"),
-            &format!("v1.{}.00", "00".repeat(2048)),
+            &format!("v2.{}.00", "00".repeat(2048)),
         ] {
             assert_eq!(bad.parse::<SignedVerdict>(), Err(VerdictTextError), "{bad}");
         }

@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
 use kube::{Api, Client, api::PostParams};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::{
     client::{self, ClientError},
@@ -81,9 +82,13 @@ pub(crate) async fn ensure(config: &Config, shutdown: &CancellationToken) -> Res
         let client = client::connect_as(config, identity)?;
         loop {
             // The node has no addresses yet by which it could be known: those come with the next one.
-            match obtain(config, &client, kind, &[requests::own_name(&config.node_name)]).await {
-                Ok(()) => break,
-                Err(error) => tracing::warn!(error = chain(&error), "no certificate yet, will retry"),
+            let names = [requests::own_name(&config.node_name)];
+            // People may take their time to approve it; who ends the agent does not wait for them.
+            let obtained = obtain(config, &client, kind, &names);
+            match shutdown.run_until_cancelled(obtained).await {
+                Some(Ok(())) => break,
+                Some(Err(error)) => tracing::warn!(error = chain(&error), "no certificate yet, will retry"),
+                None => return Ok(()),
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY_AFTER) => {}
@@ -143,7 +148,8 @@ async fn obtain(
         Kind::Client => (&[] as &[String], "client"),
         Kind::Serving => (names, "server"),
     };
-    let (key, pem) = requests::make(&config.node_name, kind, names)?;
+    let kept = config.tls_file(&format!("{file}.asked.key"));
+    let (key, pem) = key_and_request(&kept, &config.node_name, kind, names)?;
     let mut request = CertificateSigningRequest::default();
     request.metadata.generate_name = Some("csr-".to_owned());
     request.spec.request = ByteString(pem.into_bytes());
@@ -158,7 +164,27 @@ async fn obtain(
     let certificate = answered.map_err(|_elapsed| CertificateError::Unanswered { name })??;
     // A crash between the two leaves a pair that does not match: the agent then does not start, and says so.
     write(&config.tls_file(&format!("{file}.key")), key.as_bytes(), 0o600)?;
-    write(&config.tls_file(&format!("{file}.crt")), &certificate, 0o644)
+    write(&config.tls_file(&format!("{file}.crt")), &certificate, 0o644)?;
+    fs::remove_file(&kept).map_err(|source| CertificateError::Write { path: kept, source })
+}
+
+/// A key that is on disk before anybody signs for it, and a request. An invitation works for one key: an agent that ended
+/// before the answer came, or got none in time, asks for the same one again.
+fn key_and_request(
+    kept: &Path,
+    node: &str,
+    kind: Kind,
+    names: &[String],
+) -> Result<(Zeroizing<String>, String), CertificateError> {
+    let known = fs::read_to_string(kept).map(Zeroizing::new).ok();
+    // One that cannot be read is as good as none.
+    let again = known.and_then(|key| Some((requests::make_for(&key, node, kind, names).ok()?, key)));
+    if let Some((request, key)) = again {
+        return Ok((key, request));
+    }
+    let (key, request) = requests::make(node, kind, names)?;
+    write(kept, key.as_bytes(), 0o600)?;
+    Ok((key, request))
 }
 
 async fn answer(api: &Api<CertificateSigningRequest>, name: &str) -> Result<Vec<u8>, CertificateError> {

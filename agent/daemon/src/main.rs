@@ -35,7 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::Config;
+use crate::{agent::Ended, config::Config};
 
 /// Runs the pods that the API binds to this node.
 #[derive(Parser)]
@@ -95,9 +95,14 @@ fn serve(command: &Command) -> Result<()> {
             let config = Config::read(config)?;
             runtime
                 .block_on(async {
-                    let (shutdown, node_ends) = (CancellationToken::new(), CancellationToken::new());
-                    cancel_on_signal(shutdown.clone(), node_ends.clone())?;
-                    agent::run(config, shutdown, node_ends).await
+                    let (told, node_ends) = (CancellationToken::new(), CancellationToken::new());
+                    cancel_on_signal(told.clone(), node_ends.clone())?;
+                    let ended = agent::run(config, told.child_token(), node_ends).await?;
+                    // Whoever ends the agent while it is about to begin anew means it all the same.
+                    anyhow::Ok(match told.is_cancelled() {
+                        true => Ended::ForGood,
+                        false => ended,
+                    })
                 })?
                 .begin_anew()
         }

@@ -107,6 +107,11 @@ impl Server {
             if options.dry_run {
                 return Ok(done(answer));
             }
+            if !marks {
+                self.before_removal(row, name)
+                    .await
+                    .map_err(|error| store_failure(&error))?;
+            }
             match self.store.write(&key, expected, change).await {
                 Ok(revision) => {
                     let mut answer = answer;

@@ -112,6 +112,8 @@ impl Server {
                 .try_acquire_owned()
                 .map_err(|_full| Status::too_many_requests(RETRY_AFTER_SECONDS))?;
             let body = read_body(body).await?;
+            // A body may take its time to come, and the node may have been deleted meanwhile.
+            self.refuse_revoked(&who).await?;
             let authorized = allow(&body).await?;
             let call = Call {
                 who: who.clone(),

@@ -13,6 +13,7 @@
 
 mod accounts;
 mod call;
+mod certificates;
 mod delete;
 mod dispatch;
 mod documents;
@@ -31,10 +32,12 @@ mod profiles;
 mod read;
 mod respond;
 mod reviews;
+mod revocation;
 mod server;
 mod services;
 mod sessions;
 mod shape;
+mod shares;
 mod storage;
 mod streams;
 mod target;
@@ -104,6 +107,8 @@ pub async fn serve(
         streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         service_range: config.service_range,
         services: Mutex::default(),
+        certificate_requests: Mutex::default(),
+        revocations: RwLock::default(),
         tiers: RwLock::default(),
         policy: policy::Guard::new(config.capacities),
         shutdown: shutdown.clone(),
@@ -127,6 +132,11 @@ pub(crate) struct Server {
     service_range: ServiceRange,
     /// Held from the choice of a service's address until the service is stored. Asked for before `tiers`.
     services: Mutex<()>,
+    /// Held from the count of requests for certificates until one more is stored.
+    certificate_requests: Mutex<()>,
+    /// Held for writing while a node is noted as deleted, and for reading while something about a request for a
+    /// certificate is stored: the one is wholly before or after the other.
+    revocations: RwLock<()>,
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,

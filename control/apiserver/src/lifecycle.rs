@@ -96,9 +96,8 @@ pub(crate) fn stamp_new(
         // Who asks is the server's to say.
         set_field(spec, "username", Some(json!(user.user)));
         set_field(spec, "groups", Some(json!(user.groups)));
-        for field in ["uid", "extra"] {
-            set_field(spec, field, None);
-        }
+        set_field(spec, "uid", (!user.uid.is_empty()).then(|| json!(user.uid)));
+        set_field(spec, "extra", (!user.extra.is_empty()).then(|| json!(user.extra)));
     }
     if object.get("spec").is_some() {
         metadata_mut(object).insert("generation".to_owned(), json!(1));

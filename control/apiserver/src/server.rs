@@ -1,6 +1,12 @@
 //! The accept loop: TCP, TLS 1.3, HTTP/1.1 and HTTP/2, with a bound on everything a peer can hold open.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use control_auth::Authenticated;
@@ -12,7 +18,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -20,11 +26,17 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 use tracing::{debug, warn};
 
+use crate::shares::{Share, Shares};
+
 /// Connections served at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 2048;
 /// Of these, connections of peers without a certificate that have not shown a good token either. There are two
 /// constant answers for them, so they may neither be many nor stay.
 const MAX_ANONYMOUS: usize = 128;
+/// Of these, connections from one source. Clients with tokens begin among them and leave them with their first request.
+const ANONYMOUS_OF_ONE: usize = 16;
+/// Connections from one source that have not finished their TLS handshake: those of people with certificates, too.
+const HANDSHAKES_OF_ONE: usize = 256;
 /// How long a connection without a certificate may last.
 const ANONYMOUS_TIMEOUT: Duration = Duration::from_secs(15);
 /// A peer that has not finished its TLS handshake by then is dropped.
@@ -76,7 +88,11 @@ pub(crate) async fn accept_loop(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let anonymous = Arc::new(Semaphore::new(MAX_ANONYMOUS));
+    let strangers = Strangers {
+        all: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
+        of_one: Shares::new(ANONYMOUS_OF_ONE),
+    };
+    let handshakes = Shares::new(HANDSHAKES_OF_ONE);
     let mut connections = JoinSet::new();
     loop {
         let slot = tokio::select! {
@@ -96,12 +112,16 @@ pub(crate) async fn accept_loop(
                 }
             },
         };
+        let Some(handshaking) = handshakes.take(address.ip()) else {
+            debug!(%address, "too many handshakes from there");
+            continue;
+        };
         let connection = serve_connection(
-            stream,
+            (stream, handshaking),
             address,
             acceptor.clone(),
             router.clone(),
-            Arc::clone(&anonymous),
+            strangers.clone(),
             shutdown.clone(),
         );
         connections.spawn(async move {
@@ -121,27 +141,43 @@ pub(crate) async fn accept_loop(
     }
 }
 
+/// Room for peers without a certificate.
+#[derive(Clone)]
+struct Strangers {
+    all: Arc<Semaphore>,
+    of_one: Shares,
+}
+
+impl Strangers {
+    fn take(&self, address: IpAddr) -> Option<(Share, OwnedSemaphorePermit)> {
+        let share = self.of_one.take(address)?;
+        let slot = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        Some((share, slot))
+    }
+}
+
 async fn serve_connection(
-    stream: TcpStream,
+    (stream, handshaking): (TcpStream, Share),
     address: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
-    anonymous: Arc<Semaphore>,
+    strangers: Strangers,
     shutdown: CancellationToken,
 ) {
     let stream = match handshake(stream, acceptor).await {
         Ok(stream) => stream,
         Err(error) => return debug!(%address, %error, "TLS handshake"),
     };
+    drop(handshaking);
     let who = control_pki::tls::peer(stream.get_ref().1).unwrap_or_else(|error| {
         warn!(%address, error = &error as &dyn std::error::Error, "client certificate");
         None
     });
     let mut anonymous_slot = match who {
         Some(_) => None,
-        None => match anonymous.try_acquire() {
-            Ok(slot) => Some(slot),
-            Err(_full) => return debug!(%address, "too many connections without a certificate"),
+        None => match strangers.take(address.ip()) {
+            Some(slot) => Some(slot),
+            None => return debug!(%address, "too many connections without a certificate"),
         },
     };
     let vouched = CancellationToken::new();

@@ -52,7 +52,9 @@ impl Server {
     /// Who sends a request: its token if it has one, else the connection's certificate.
     pub(crate) async fn identify(&self, peer: &Peer, headers: &HeaderMap) -> Result<Authenticated, Status> {
         let Some(token) = bearer(headers)? else {
-            return peer.who.clone().ok_or_else(Status::unauthorized);
+            let who = peer.who.clone().ok_or_else(Status::unauthorized)?;
+            self.refuse_revoked(&who).await?;
+            return Ok(who);
         };
         let own = [self.token_keys.issuer().to_owned()];
         match self.authenticate(token, &own, Timestamp::now()).await? {

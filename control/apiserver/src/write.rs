@@ -86,6 +86,10 @@ impl Server {
             let _address = self.assign_cluster_address(row, None, &mut gated).await?;
             let admitted = self.admit(call, Operation::Create, None, gated)?;
             attempts -= 1;
+            let _room = self.hold_room(row, user).await?;
+            let _standing = self
+                .hold_standing(call, Part::Main, None, admitted.object(), query.dry_run)
+                .await?;
             let _tier = self.hold_tier(row, admitted.object()).await?;
             let held = self.hold_policy(row, user, None, Some(admitted.object())).await?;
             match self
@@ -189,6 +193,9 @@ impl Server {
                     warnings,
                 });
             }
+            let _standing = self
+                .hold_standing(call, part, Some(&old), admitted.object(), query.dry_run)
+                .await?;
             let _tier = self.hold_tier(row, admitted.object()).await?;
             let stays = !lifecycle::is_finished(admitted.object());
             let stored = stays.then(|| admitted.object());
@@ -244,6 +251,8 @@ impl Server {
             };
         }
         let change = if lifecycle::is_finished(&object) {
+            self.before_removal(call.target.resource, metadata_text(&object, "name"))
+                .await?;
             Change::Delete
         } else {
             Change::Put {

@@ -27,14 +27,23 @@ pub struct Identity {
     pub groups: Vec<String>,
     /// UID of a service account; empty for others.
     pub uid: String,
-    /// What a token says beside that, in Kubernetes' words: its own identity, its pod and node.
+    /// What is known beside that, in Kubernetes' words: which certificate or token it was, a token's pod and node.
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// Proof that an identity was read from a verified client certificate, or from a verified token whose account and
 /// pod are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Authenticated(Identity);
+pub struct Authenticated {
+    identity: Identity,
+    issued_at: Option<i64>,
+}
+
+/// What identifies the certificate or token by which somebody is who they are, among [`Identity::extra`].
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// By how many seconds the authority dates certificates back, because clocks differ.
+pub const BACKDATED_SECONDS: i64 = 5 * 60;
 
 /// Why a certificate names nobody.
 #[derive(Debug, thiserror::Error)]
@@ -94,12 +103,17 @@ impl Authenticated {
             return Err(IdentityError::ReservedGroup(group.clone()));
         }
         groups.push(GROUP_AUTHENTICATED.to_owned());
-        Ok(Self(Identity {
-            user,
-            groups,
-            uid: String::new(),
-            extra: BTreeMap::new(),
-        }))
+        let begins = certificate.validity().not_before.timestamp();
+        let credential = format!("X509SHA256={}", api::Digest::of(der).hex());
+        Ok(Self {
+            identity: Identity {
+                user,
+                groups,
+                uid: String::new(),
+                extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![credential])]),
+            },
+            issued_at: Some(begins.saturating_add(BACKDATED_SECONDS)),
+        })
     }
 
     /// The service account of a token that is bound to nothing that has gone. `found` says what is there now.
@@ -121,7 +135,7 @@ impl Authenticated {
             say("node-name", node.name.clone());
             say("node-uid", node.uid.clone());
         }
-        Ok(Self(Identity {
+        let identity = Identity {
             user: user_name(token.namespace(), &account.name),
             groups: vec![
                 GROUP_SERVICE_ACCOUNTS.to_owned(),
@@ -130,12 +144,21 @@ impl Authenticated {
             ],
             uid: account.uid.clone(),
             extra,
-        }))
+        };
+        Ok(Self {
+            identity,
+            issued_at: None,
+        })
     }
 
     /// The identity.
     pub fn identity(&self) -> &Identity {
-        &self.0
+        &self.identity
+    }
+
+    /// When the authority issued the certificate, in seconds since the epoch; `None` for a token.
+    pub fn issued_at(&self) -> Option<i64> {
+        self.issued_at
     }
 }
 

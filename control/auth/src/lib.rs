@@ -20,7 +20,9 @@ pub mod token;
 
 use std::fmt;
 
-pub use identity::{Authenticated, GROUP_AUTHENTICATED, Identity, IdentityError};
+pub use identity::{
+    Authenticated, BACKDATED_SECONDS, CREDENTIAL_ID, GROUP_AUTHENTICATED, Identity, IdentityError,
+};
 pub use node::{NodeView, ReferencedKind};
 pub use node_index::NodeIndex;
 

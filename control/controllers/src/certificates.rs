@@ -1,31 +1,38 @@
 //! Approves requests for the certificates of nodes, when who asks is the node itself or may bring it in, and removes old
 //! requests. It does not sign: that takes the authority's key, which another process has.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
-
-use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_NODES, USER_BOOTSTRAP_PREFIX, USER_NODE_PREFIX};
-use control_pki::requests::{Kind, NodeRequest, own_name};
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::{certificates::v1::CertificateSigningRequest, core::v1::Node},
-    apimachinery::pkg::apis::meta::v1::Time,
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
-};
-use serde_json::json;
 
 use crate::{
     backoff::Backoff,
     cache::Cache,
     recorder::{Recorder, Severity},
+    requests::{self, Requests},
+};
+use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_NODES, USER_BOOTSTRAP_PREFIX, USER_NODE_PREFIX};
+use control_pki::requests::{Kind, NodeRequest, own_name};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Node};
+use kube::{
+    Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
 };
 
 const RESYNC: Duration = Duration::from_secs(60);
-/// Kubernetes keeps requests that were issued for an hour, and others for a day.
-const ISSUED_STAYS: SignedDuration = SignedDuration::from_hours(1);
+/// Kubernetes keeps requests that were answered for an hour, and others for a day.
+const ANSWERED_STAY: SignedDuration = SignedDuration::from_hours(1);
 const OTHERS_STAY: SignedDuration = SignedDuration::from_hours(24);
+/// Of one requester, or of all together, there are many; the API server takes twice as many and no more.
+const MANY_OF_ONE: usize = 10;
+const MANY_OF_ALL: usize = 250;
+/// How long requests stay where there are many: until who asked has had the answer, or until people could give one. An
+/// agent asks anew every 15 minutes, which is less than leave here in that time.
+const ANSWERED_STAY_AMONG_MANY: SignedDuration = SignedDuration::from_mins(2);
+const OTHERS_STAY_AMONG_MANY: SignedDuration = SignedDuration::from_hours(1);
 
 /// What the loop looks at.
 pub(crate) struct Caches {
@@ -40,8 +47,11 @@ pub(crate) async fn run(client: Client, recorder: Recorder, mut caches: Caches) 
         let mut wait = RESYNC;
         if let (Some(requests), Some(nodes)) = (caches.requests.objects(), caches.nodes.objects()) {
             let mut settled = true;
+            let now = Timestamp::now();
+            let too_many = too_many(&requests, now);
             for request in requests {
-                settled &= act(&client, &recorder, &request, &nodes).await;
+                let goes = is_old(&request, now) || too_many.contains(&request.name_any());
+                settled &= act(&client, &recorder, &request, goes, &nodes).await;
             }
             match settled {
                 true => backoff.reset(),
@@ -62,11 +72,12 @@ async fn act(
     client: &Client,
     recorder: &Recorder,
     request: &CertificateSigningRequest,
+    goes: bool,
     nodes: &[Arc<Node>],
 ) -> bool {
-    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let api = Requests::all(client.clone());
     let name = request.name_any();
-    let done = if is_old(request, Timestamp::now()) {
+    let done = if goes {
         api.delete(&name, &DeleteParams::default()).await.map(drop)
     } else if let Some(why) = approval(request, nodes) {
         let approved = approve(&api, request, why).await;
@@ -77,79 +88,67 @@ async fn act(
     } else {
         return true;
     };
-    match done {
-        Ok(()) => true,
-        Err(kube::Error::Api(status)) if status.code == 404 => true,
-        Err(error) => {
-            tracing::warn!(
-                request = name,
-                error = &error as &dyn std::error::Error,
-                "request was not changed"
-            );
-            false
-        }
-    }
+    requests::is_settled(&name, &done)
 }
 
-async fn approve(
-    api: &Api<CertificateSigningRequest>,
-    request: &CertificateSigningRequest,
-    why: &str,
-) -> Result<(), kube::Error> {
-    let now = Time(Timestamp::now());
-    let known = request
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let mut conditions: Vec<_> = known.map(|condition| json!(condition)).collect();
-    conditions.push(json!({
-        "type": "Approved",
-        "status": "True",
-        "reason": "AutoApproved",
-        "message": why,
-        "lastUpdateTime": now,
-        "lastTransitionTime": now,
-    }));
-    let patch = json!({
-        "metadata": {"resourceVersion": request.resource_version(), "uid": request.uid()},
-        "status": {"conditions": conditions},
-    });
+async fn approve(api: &Requests, request: &CertificateSigningRequest, why: &str) -> Result<(), kube::Error> {
+    let status = requests::with_condition(request, "Approved", "AutoApproved", why);
     api.patch_subresource(
         "approval",
         &request.name_any(),
         &PatchParams::default(),
-        &Patch::Merge(patch),
+        &Patch::Merge(requests::patch(request, &status)),
     )
     .await
     .map(drop)
 }
 
-fn is_decided(request: &CertificateSigningRequest) -> bool {
-    let conditions = request
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|condition| matches!(condition.type_.as_str(), "Approved" | "Denied" | "Failed"))
-}
-
-fn is_old(request: &CertificateSigningRequest, now: Timestamp) -> bool {
-    let issued = request
-        .status
-        .as_ref()
-        .is_some_and(|status| status.certificate.is_some());
-    let stays = if issued { ISSUED_STAYS } else { OTHERS_STAY };
+fn has_stayed(request: &CertificateSigningRequest, stays: SignedDuration, now: Timestamp) -> bool {
     let made = request.creation_timestamp();
     made.is_some_and(|made| now.duration_since(made.0) > stays)
 }
 
+fn is_old(request: &CertificateSigningRequest, now: Timestamp) -> bool {
+    let stays = if requests::is_answered(request) {
+        ANSWERED_STAY
+    } else {
+        OTHERS_STAY
+    };
+    has_stayed(request, stays, now)
+}
+
+/// Those that go sooner because there are many: the oldest first.
+fn too_many(requests: &[Arc<CertificateSigningRequest>], now: Timestamp) -> BTreeSet<String> {
+    let requester = |request: &CertificateSigningRequest| request.spec.username.clone().unwrap_or_default();
+    let mut of_all = requests.len();
+    let mut of_one: HashMap<String, usize> = HashMap::new();
+    for request in requests {
+        *of_one.entry(requester(request)).or_default() += 1;
+    }
+    let mut oldest_first: Vec<_> = requests.iter().collect();
+    oldest_first.sort_by_key(|request| (request.creation_timestamp(), request.name_any()));
+    let mut go = BTreeSet::new();
+    for request in oldest_first {
+        let own = of_one.entry(requester(request)).or_default();
+        let stays = match requests::is_answered(request) {
+            true => ANSWERED_STAY_AMONG_MANY,
+            false => OTHERS_STAY_AMONG_MANY,
+        };
+        if (*own > MANY_OF_ONE || of_all > MANY_OF_ALL) && has_stayed(request, stays, now) {
+            *own -= 1;
+            of_all -= 1;
+            go.insert(request.name_any());
+        }
+    }
+    go
+}
+
 /// Why the request is approved; nothing leaves it to people.
 ///
-/// A client's certificate goes to the node itself, or to who may bring in the node of that very name. A server's goes to
-/// the node itself, for the names that its object says it has.
+/// A client's certificate goes to the node itself as long as its object is there, or to who may bring in the node of that
+/// very name. A server's goes to the node itself, for the names that its object says it has.
 fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<&'static str> {
-    if is_decided(request) {
+    if requests::is_answered(request) || requests::has(request, "Approved") {
         return None;
     }
     let spec = &request.spec;
@@ -162,8 +161,9 @@ fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<
         in_group && user.strip_prefix(prefix) == Some(asked.node.as_str())
     };
     let itself = is(USER_NODE_PREFIX, GROUP_NODES);
+    let is_there = || nodes.iter().any(|node| node.name_any() == asked.node);
     match kind {
-        Kind::Client if itself => {
+        Kind::Client if itself && is_there() => {
             Some("Auto approving self kubelet client certificate after SubjectAccessReview.")
         }
         Kind::Client if is(USER_BOOTSTRAP_PREFIX, GROUP_BOOTSTRAPPERS) => {
@@ -192,8 +192,9 @@ fn names_of(name: &str, nodes: &[Arc<Node>]) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use control_pki::requests;
-    use k8s_openapi::ByteString;
+    use control_pki::requests::make;
+    use k8s_openapi::{ByteString, apimachinery::pkg::apis::meta::v1::Time};
+    use serde_json::json;
 
     use super::*;
 
@@ -204,7 +205,7 @@ mod tests {
         user: &str,
         group: &str,
     ) -> CertificateSigningRequest {
-        let (_key, pem) = requests::make(node, kind, names).unwrap();
+        let (_key, pem) = make(node, kind, names).unwrap();
         let mut request = CertificateSigningRequest::default();
         request.spec.request = ByteString(pem.into_bytes());
         request.spec.signer_name = kind.signer().to_owned();
@@ -216,8 +217,11 @@ mod tests {
 
     #[test]
     fn only_who_is_bound_to_the_name_gets_it() {
-        let client =
-            |user: &str, group: &str| approval(&request("n1", Kind::Client, &[], user, group), &[]).is_some();
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
+        let nodes = [Arc::new(node)];
+        let client = |user: &str, group: &str| {
+            approval(&request("n1", Kind::Client, &[], user, group), &nodes).is_some()
+        };
         assert!(client("system:bootstrap:n1", "system:bootstrappers"));
         assert!(client("system:node:n1", "system:nodes"));
         for (user, group) in [
@@ -229,6 +233,8 @@ mod tests {
         ] {
             assert!(!client(user, group), "{user} {group}");
         }
+        let renewal = request("n1", Kind::Client, &[], "system:node:n1", "system:nodes");
+        assert_eq!(approval(&renewal, &[]), None, "there is no such node");
     }
 
     #[test]
@@ -270,7 +276,61 @@ mod tests {
         old.metadata.creation_timestamp = Some(Time(made));
         let later = |hours: i64| made + SignedDuration::from_hours(hours);
         assert!(!is_old(&old, later(24)) && is_old(&old, later(25)));
-        old.status = serde_json::from_value(json!({"certificate": "eA=="})).ok();
-        assert!(!is_old(&old, later(1)) && is_old(&old, later(2)));
+        for answer in [
+            json!({"certificate": "eA=="}),
+            json!({"conditions": [{"type": "Denied", "status": "True"}]}),
+            json!({"conditions": [{"type": "Failed", "status": "True"}]}),
+        ] {
+            old.status = serde_json::from_value(answer).ok();
+            assert!(!is_old(&old, later(1)) && is_old(&old, later(2)));
+        }
+        old.status =
+            serde_json::from_value(json!({"conditions": [{"type": "Approved", "status": "True"}]})).ok();
+        assert!(!is_old(&old, later(24)), "the signer may be away");
+    }
+
+    #[test]
+    fn where_there_are_many_the_oldest_go_sooner() {
+        let made: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let (_key, pem) = make("n", Kind::Client, &[]).unwrap();
+        let many = |user: &str, count: usize, answered: bool| -> Vec<_> {
+            let one = |number: usize| {
+                let status = answered.then(|| json!({"certificate": "eA=="}));
+                let created = made + SignedDuration::from_secs(i64::try_from(number).unwrap());
+                let request: CertificateSigningRequest = serde_json::from_value(json!({
+                    "metadata": {"name": format!("{user}-{number:03}"), "creationTimestamp": created},
+                    "spec": {"request": ByteString(pem.clone().into_bytes()), "signerName": "x/y", "username": user},
+                    "status": status,
+                }))
+                .unwrap();
+                Arc::new(request)
+            };
+            (0..count).map(one).collect()
+        };
+        let later = |minutes: i64| made + SignedDuration::from_mins(minutes);
+        let go = |requests: &[Arc<CertificateSigningRequest>], minutes: i64| -> Vec<String> {
+            too_many(requests, later(minutes)).into_iter().collect()
+        };
+        assert_eq!(
+            go(&many("a", MANY_OF_ONE, true), 59),
+            [] as [&str; 0],
+            "these are few"
+        );
+        assert_eq!(go(&many("a", MANY_OF_ONE + 2, true), 3), ["a-000", "a-001"]);
+        assert_eq!(
+            go(&many("a", MANY_OF_ONE + 2, true), 1),
+            [] as [&str; 0],
+            "not seen yet"
+        );
+        let undecided = many("a", MANY_OF_ONE + 2, false);
+        assert_eq!(go(&undecided, 59), [] as [&str; 0], "people may still decide");
+        assert_eq!(go(&undecided, 62), ["a-000", "a-001"]);
+        // One's crowd is not the other's.
+        let both = [many("a", MANY_OF_ONE + 1, true), many("b", 2, true)].concat();
+        assert_eq!(go(&both, 10), ["a-000"]);
+        let all: Vec<_> = (0..=MANY_OF_ALL)
+            .flat_map(|user| many(&user.to_string(), 1, true))
+            .collect();
+        assert_eq!(go(&all, 10).len(), 1);
     }
 }

@@ -20,6 +20,7 @@ mod event_ttl;
 mod namespaces;
 mod nodes;
 mod recorder;
+mod requests;
 mod root_ca;
 mod scheduling;
 mod signing;

@@ -1,32 +1,30 @@
 //! Signs the requests of nodes that were approved. Runs in a process of its own, the only one that has the authority's key;
 //! it reads requests and writes certificates, and cannot approve.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use control_pki::requests::{Kind, LONGEST, NodeRequest, RequestError, Signer};
-use jiff::Timestamp;
-use k8s_openapi::{
-    ByteString, api::certificates::v1::CertificateSigningRequest, apimachinery::pkg::apis::meta::v1::Time,
-};
+use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
 use kube::{
-    Api, Client, ResourceExt,
+    Client, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, cache::Cache};
+use crate::{
+    backoff::Backoff,
+    cache::Cache,
+    requests::{self, Requests},
+};
 
 const RESYNC: Duration = Duration::from_secs(60);
 
 /// Signs until `shutdown`.
 pub async fn sign(client: Client, signer: Signer, shutdown: CancellationToken) {
     let mut tasks = JoinSet::new();
-    let api: Api<CertificateSigningRequest> = Api::all(client);
+    let api = Requests::all(client);
     let mut requests = Cache::spawn(&mut tasks, &shutdown, api.clone());
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     loop {
@@ -48,71 +46,26 @@ pub async fn sign(client: Client, signer: Signer, shutdown: CancellationToken) {
 }
 
 /// False when it has to be tried again.
-async fn serve(
-    api: &Api<CertificateSigningRequest>,
-    signer: &Signer,
-    request: &Arc<CertificateSigningRequest>,
-) -> bool {
+async fn serve(api: &Requests, signer: &Signer, request: &CertificateSigningRequest) -> bool {
     let Some(kind) = waiting(request) else { return true };
     let status = match answer(signer, kind, request, SystemTime::now()) {
         Ok(certificate) => json!({"certificate": ByteString(certificate.into_bytes())}),
         Err(error) => {
-            let now = Time(Timestamp::now());
-            let known = request
-                .status
-                .iter()
-                .flat_map(|status| status.conditions.iter().flatten());
-            let mut conditions: Vec<_> = known.map(|condition| json!(condition)).collect();
-            conditions.push(json!({
-                "type": "Failed",
-                "status": "True",
-                "reason": "SignerValidationFailure",
-                "message": error.to_string(),
-                "lastUpdateTime": now,
-                "lastTransitionTime": now,
-            }));
-            json!({"conditions": conditions})
+            requests::with_condition(request, "Failed", "SignerValidationFailure", &error.to_string())
         }
     };
     let name = request.name_any();
-    let patch = json!({
-        "metadata": {"resourceVersion": request.resource_version(), "uid": request.uid()},
-        "status": status,
-    });
-    match api
-        .patch_status(&name, &PatchParams::default(), &Patch::Merge(patch))
-        .await
-    {
-        Ok(_) => {
-            tracing::info!(request = name, user = request.spec.username, "answered");
-            true
-        }
-        Err(kube::Error::Api(status)) if status.code == 404 => true,
-        Err(error) => {
-            tracing::warn!(
-                request = name,
-                error = &error as &dyn std::error::Error,
-                "not answered"
-            );
-            false
-        }
+    let patch = Patch::Merge(requests::patch(request, &status));
+    let done = api.patch_status(&name, &PatchParams::default(), &patch).await;
+    if done.is_ok() {
+        tracing::info!(request = name, user = request.spec.username, "answered");
     }
+    requests::is_settled(&name, &done.map(drop))
 }
 
 /// The kind of a request that was approved and not answered yet.
 fn waiting(request: &CertificateSigningRequest) -> Option<Kind> {
-    let conditions = || {
-        request
-            .status
-            .iter()
-            .flat_map(|status| status.conditions.iter().flatten())
-    };
-    let is = |kind: &str| conditions().any(|condition| condition.type_ == kind && condition.status == "True");
-    let issued = request
-        .status
-        .as_ref()
-        .is_some_and(|status| status.certificate.is_some());
-    (is("Approved") && !is("Denied") && !is("Failed") && !issued)
+    (requests::is_approved(request) && !requests::is_answered(request))
         .then(|| Kind::of_signer(&request.spec.signer_name))
         .flatten()
 }

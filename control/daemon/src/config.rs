@@ -52,6 +52,10 @@ pub(crate) struct GateConfig {
     pub(crate) trivy_cache: PathBuf,
     /// Longest time for one scan.
     pub(crate) timeout_seconds: u64,
+    /// How long after its admission a container may first start: one that starts later would have been judged by a
+    /// database that is old by then.
+    #[serde(default = "default_verdict_lifetime")]
+    pub(crate) verdict_lifetime_seconds: u32,
     /// Additional authorities of registries, PEM files.
     #[serde(default)]
     pub(crate) registry_ca_files: Vec<PathBuf>,
@@ -138,6 +142,11 @@ impl Config {
     }
 }
 
+/// A day: databases appear several times a day, and `maxDbAgeHours` of policies is of that order.
+fn default_verdict_lifetime() -> u32 {
+    24 * 60 * 60
+}
+
 fn default_service_cidr() -> String {
     ServiceRange::default().to_string()
 }
@@ -158,6 +167,7 @@ mod tests {
                 trivy_sha256: Digest::of(b"trivy"),
                 trivy_cache: "/s/trivy".into(),
                 timeout_seconds: 60,
+                verdict_lifetime_seconds: default_verdict_lifetime(),
                 registry_ca_files: Vec::new(),
                 registry_config_dir: Some("/etc/palisade/registries".into()),
             },
@@ -170,6 +180,8 @@ mod tests {
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), sample());
         let typo = text.replace("timeout_seconds", "timeout_second");
         assert!(toml::from_str::<Config>(&typo).is_err());
+        let no_lifetime = text.replace("verdict_lifetime_seconds", "#");
+        assert_eq!(toml::from_str::<Config>(&no_lifetime).unwrap(), sample());
         let (older, range) = (text.replace("service_cidr", "#"), ServiceRange::default());
         assert_eq!(
             toml::from_str::<Config>(&older).unwrap().service_range().unwrap(),

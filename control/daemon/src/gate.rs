@@ -6,7 +6,7 @@ use api::{ImageRef, palisade::ImagePolicy, pull_secret, verdict::Verdict};
 use async_trait::async_trait;
 use control_apiserver::{ImageGate, Judgement, Refusal};
 use control_pki::verdict::{KeyError, Signer};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use scanner_gate::{Gate, GateConfig, GateError, Keyring};
 
@@ -19,6 +19,7 @@ const CACHE_BYTES: u64 = 4 << 30;
 pub(crate) struct ScanGate {
     gate: Gate,
     signer: Signer,
+    verdict_lifetime: SignedDuration,
 }
 
 /// Why there is no gate.
@@ -51,7 +52,11 @@ impl ScanGate {
             jail_exe: own_program.to_owned(),
         })?;
         let signer = Signer::load(&config.file("tls"))?;
-        Ok(Self { gate, signer })
+        Ok(Self {
+            gate,
+            signer,
+            verdict_lifetime: SignedDuration::from_secs(config.gate.verdict_lifetime_seconds.into()),
+        })
     }
 }
 
@@ -69,7 +74,8 @@ impl ImageGate for ScanGate {
             scan: None,
         })?;
         let under = (policies, &keys);
-        let judged = match self.gate.judge(image, namespace, under, Timestamp::now()).await {
+        let judged_at = Timestamp::now();
+        let judged = match self.gate.judge(image, namespace, under, judged_at).await {
             Ok(judged) => judged,
             Err(error) => {
                 return Err(Refusal {
@@ -86,7 +92,8 @@ impl ImageGate for ScanGate {
                     digest: pinned,
                     db_hash: judged.scan.status.db_hash,
                     policy_hash: judged.scan.status.policy_hash,
-                    judged_at: Timestamp::now(),
+                    judged_at,
+                    not_after: judged_at.checked_add(self.verdict_lifetime).unwrap_or(judged_at),
                 }),
                 scan: judged.scan,
             }),

@@ -32,7 +32,7 @@ struct Cli {
 enum Command {
     /// Make certificates, keys and directories; run as root. Running it again renews what is about to expire
     Init(InitArgs),
-    /// Invite a node: an identity that may ask for the certificate of the node of that name, for a day; run as root
+    /// Invite a node: an identity that may ask once for the certificate of the node of that name, within a day; run as root
     Bootstrap {
         /// State directory
         #[arg(long, default_value = "/var/lib/palisade")]
@@ -40,7 +40,7 @@ enum Command {
         /// Name of the node
         #[arg(long)]
         node_name: String,
-        /// Directory for ca.crt, bootstrap.crt and bootstrap.key, which belong into `agent/tls` of the node
+        /// Directory for ca.crt, verdict.pub, bootstrap.crt and bootstrap.key, which belong into `agent/tls` of the node
         #[arg(long)]
         out: PathBuf,
     },

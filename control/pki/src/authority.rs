@@ -24,8 +24,8 @@ const LEAF_LIFETIME: Duration = DAY.saturating_mul(365);
 /// A certificate with less than this left is renewed.
 const RENEW_BEFORE: Duration = DAY.saturating_mul(30);
 
-/// Clocks differ.
-const BACKDATE: Duration = Duration::from_secs(5 * 60);
+/// Clocks differ. When a certificate was issued is told from when it begins, so all are dated back alike.
+const BACKDATE: Duration = Duration::from_secs(control_auth::BACKDATED_SECONDS.unsigned_abs());
 
 /// The authority with its key.
 pub(crate) struct Authority {

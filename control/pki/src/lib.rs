@@ -8,7 +8,7 @@
 //!
 //! The image gate's key is made here too, see [`verdict`].
 //!
-//! Non-goals: revocation, and signing for anybody but nodes.
+//! Non-goals: revocation (the API server refuses nodes that were deleted), and signing for anybody but nodes.
 //!
 //! Start at [`init`] and [`tls::Credentials`].
 
@@ -106,6 +106,12 @@ pub enum PkiError {
         path: PathBuf,
         /// What is wrong.
         problem: &'static str,
+    },
+    /// There is no public key of the image gate.
+    #[error("{} is missing; palisade-control init makes it", path.display())]
+    NoGateKey {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// A name cannot stand in a certificate.
     #[error("{name:?} cannot stand in a certificate")]
@@ -228,14 +234,24 @@ pub fn init(state_dir: &Path, options: &InitOptions) -> Result<InitReport, PkiEr
     Ok(report)
 }
 
-/// Makes `ca.crt`, `bootstrap.crt` and `bootstrap.key` in `directory`: an identity that may ask for the first certificate
-/// of the node called `node_name`, and do nothing else, for a day. Must run as the user that owns `state_dir`.
+/// Makes `ca.crt`, `verdict.pub`, `bootstrap.crt` and `bootstrap.key` in `directory`: an identity that may ask for the
+/// first certificate of the node called `node_name`, and do nothing else, for a day; and what the node believes the API
+/// server and the image gate by, which is trusted for having come the same way. Must run as the user that owns
+/// `state_dir`.
 pub fn bootstrap(state_dir: &Path, node_name: &str, directory: &Path) -> Result<(), PkiError> {
     let now = SystemTime::now();
-    let pki = Dir::create_all(state_dir)?.subdir("pki", 0o700, None)?;
-    let authority = Authority::load(&pki, now)?;
+    let state = Dir::create_all(state_dir)?;
+    let authority = Authority::load(&state.subdir("pki", 0o700, None)?, now)?;
+    // What this machine's node believes, and not what the control plane says: the file there is not root's.
+    let agent = state.subdir("agent", 0o700, None)?.subdir("tls", 0o700, None)?;
+    let gate = agent
+        .read_text(verdict::PUBLIC_FILE)?
+        .ok_or_else(|| PkiError::NoGateKey {
+            path: agent.path().join(verdict::PUBLIC_FILE),
+        })?;
     let target = Dir::create_all(directory)?;
     target.replace("ca.crt", authority.certificate_pem().as_bytes(), 0o644, None)?;
+    target.replace(verdict::PUBLIC_FILE, gate.as_bytes(), 0o644, None)?;
     let leaf = Leaf {
         user: format!("{USER_BOOTSTRAP_PREFIX}{node_name}"),
         group: Some(GROUP_BOOTSTRAPPERS),

@@ -9,10 +9,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use api::annotations::{GROUP_NODES, USER_NODE_PREFIX};
+use api::{
+    Digest,
+    annotations::{GROUP_NODES, USER_NODE_PREFIX},
+};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose, PublicKey, SanType,
+    IsCa, KeyPair, KeyUsagePurpose, PublicKey, PublicKeyData as _, SanType,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
@@ -154,12 +157,23 @@ impl NodeRequest {
 
 /// A new key, and a request for a certificate for it: both PEM.
 pub fn make(node: &str, kind: Kind, names: &[String]) -> Result<(Zeroizing<String>, String), PkiError> {
+    let key = KeyPair::generate().map_err(|source| PkiError::Issue {
+        subject: format!("{USER_NODE_PREFIX}{node}"),
+        source,
+    })?;
+    let key = Zeroizing::new(key.serialize_pem());
+    let request = make_for(&key, node, kind, names)?;
+    Ok((key, request))
+}
+
+/// A request for a certificate for a key that is there, PEM.
+pub fn make_for(key: &str, node: &str, kind: Kind, names: &[String]) -> Result<String, PkiError> {
     let subject = format!("{USER_NODE_PREFIX}{node}");
     let issue = |source| PkiError::Issue {
         subject: subject.clone(),
         source,
     };
-    let key = KeyPair::generate().map_err(issue)?;
+    let key = KeyPair::from_pem(key).map_err(issue)?;
     let mut params = CertificateParams::new(names.to_vec()).map_err(|source| PkiError::Name {
         name: names.join(", "),
         source,
@@ -169,11 +183,19 @@ pub fn make(node: &str, kind: Kind, names: &[String]) -> Result<(Zeroizing<Strin
     name.push(DnType::OrganizationName, GROUP_NODES);
     params.distinguished_name = name;
     debug_assert!(kind == Kind::Serving || names.is_empty(), "clients have no names");
-    let request = params
+    params
         .serialize_request(&key)
         .and_then(|request| request.pem())
-        .map_err(issue)?;
-    Ok((Zeroizing::new(key.serialize_pem()), request))
+        .map_err(issue)
+}
+
+/// SHA-256 of the public key for which a request asks, if it is one that is signed with it.
+pub fn public_key_digest(pem: &str) -> Option<Digest> {
+    if pem.len() > MAX_BYTES {
+        return None;
+    }
+    let request = CertificateSigningRequestParams::from_pem(pem).ok()?;
+    Some(Digest::of(&request.public_key.subject_public_key_info()))
 }
 
 /// The name by which the API server knows a node, whatever its addresses are.

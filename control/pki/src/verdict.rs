@@ -158,6 +158,7 @@ mod tests {
             db_hash: Digest::of(b"db"),
             policy_hash: Digest::of(b"policy"),
             judged_at: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
         }
     }
 
@@ -196,7 +197,7 @@ mod tests {
                 "byte {at}"
             );
         }
-        assert!(matches!(verifier.verify("v1"), Err(VerdictError::Text(_))));
+        assert!(matches!(verifier.verify("v2"), Err(VerdictError::Text(_))));
     }
 
     #[test]

@@ -14,8 +14,9 @@ use std::{
 };
 
 use control_pki::{
-    API_SERVER_NAME, InitOptions, init, node_server_name,
+    API_SERVER_NAME, InitOptions, PkiError, bootstrap, init, node_server_name,
     tls::{ALPN_HTTP, ClientCertificate, Credentials, TlsError, client_config, peer, server_config},
+    verdict,
 };
 use rustls::{ClientConfig, ServerConfig, version::TLS12};
 use rustls_pki_types::ServerName;
@@ -287,4 +288,29 @@ fn a_key_that_others_can_read_is_not_used() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let loaded = Credentials::load(&tmp.path().join("agent/tls"), "client");
     assert!(matches!(loaded, Err(TlsError::KeyMode { mode: 0o644, .. })));
+}
+
+#[test]
+fn an_invitation_has_all_that_a_node_believes_by() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (state, out) = (tmp.path().join("state"), tmp.path().join("invitation"));
+    init(&state, &options()).unwrap();
+    // The control plane can write its own copy, and is not asked.
+    fs::write(state.join("control/tls/verdict.pub"), "another key").unwrap();
+    bootstrap(&state, "node-2", &out).unwrap();
+    for file in ["ca.crt", "verdict.pub"] {
+        let (given, own) = (
+            fs::read(out.join(file)),
+            fs::read(state.join("agent/tls").join(file)),
+        );
+        assert_eq!(given.unwrap(), own.unwrap(), "{file}");
+    }
+    assert!(verdict::Verifier::load(&out).is_ok());
+    assert!(Credentials::load(&out, "bootstrap").is_ok());
+    fs::remove_file(state.join("agent/tls/verdict.pub")).unwrap();
+    let refused = bootstrap(&state, "node-2", &out);
+    assert!(
+        matches!(refused, Err(PkiError::NoGateKey { .. })),
+        "a node could start nothing"
+    );
 }

@@ -66,6 +66,11 @@ impl Status {
         Self::new(401, "Unauthorized", "Unauthorized".to_owned())
     }
 
+    /// 401: the client certificate is one of ours, and counts no more.
+    pub fn revoked(why: impl fmt::Display) -> Self {
+        Self::new(401, "Unauthorized", format!("Unauthorized: {why}"))
+    }
+
     /// 403 about an object or collection; `message` is what the authorizer or the gate says after
     /// `pods "x" is forbidden: `.
     pub fn forbidden(resource: &Resource, name: &str, message: impl fmt::Display) -> Self {
@@ -205,6 +210,13 @@ impl Status {
         let mut status = Self::new(429, "TooManyRequests", message);
         status.details_mut().retry_after_seconds = Some(retry_after_seconds);
         status
+    }
+
+    /// 429: as many of the kind as there may be. No time is named after which to ask again: clients would wait
+    /// silently instead of showing the message.
+    pub fn too_many(resource: &Resource, message: impl fmt::Display) -> Self {
+        let message = format!("{} cannot be created: {message}", qualified_plural(resource));
+        Self::new(429, "TooManyRequests", message).about(resource.group, resource.plural, "")
     }
 
     /// 429: a disruption budget does not let the pod go. Clients read it by its cause, and ask again.

@@ -5,7 +5,7 @@
 //! from there. The directory belongs to one process.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs, io,
     io::Write,
     path::{Path, PathBuf},
@@ -18,6 +18,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{FetchError, Progress};
 
+/// Stands for all repositories in what is known of a blob; no repository is called that.
+pub(crate) const ANY_REPOSITORY: &str = "*";
+/// Repositories that are known of a blob; past it the blob is transferred again for others.
+const MAX_REPOSITORIES: usize = 256;
 /// Beginnings of blobs that are kept; past it the oldest goes.
 const MAX_PARTIALS: usize = 16;
 
@@ -26,6 +30,8 @@ const MAX_PARTIALS: usize = 16;
 pub(crate) struct BlobCache {
     blobs: PathBuf,
     incoming: PathBuf,
+    /// Which repositories have sent a blob, by its digest.
+    senders: PathBuf,
     /// Whether a blob is on disk, and not only in memory, before it gets its name.
     durable: bool,
     partials: Partials,
@@ -78,6 +84,7 @@ impl BlobCache {
         let cache = Self {
             blobs: dir.join("blobs/sha256"),
             incoming: dir.join("incoming"),
+            senders: dir.join("senders"),
             durable,
             partials: Arc::default(),
             leases: Arc::default(),
@@ -88,7 +95,7 @@ impl BlobCache {
             }
             _ => {}
         }
-        for path in [&cache.blobs, &cache.incoming] {
+        for path in [&cache.blobs, &cache.incoming, &cache.senders] {
             create_private_dir(path)?;
         }
         Ok(cache)
@@ -129,6 +136,35 @@ impl BlobCache {
             }
             Err(_) => false,
         }
+    }
+
+    /// Whether the repository has sent all of the blob, or any has to whoever asked. What cannot be read says nothing.
+    pub(crate) fn is_of(&self, digest: &Digest, repository: &str) -> bool {
+        let senders = self.senders_of(digest);
+        senders.contains(repository) || senders.contains(ANY_REPOSITORY)
+    }
+
+    /// Notes that the repository, or [`ANY_REPOSITORY`], has sent all of the blob.
+    pub(crate) fn note(&self, digest: &Digest, repository: &str) -> Result<(), FetchError> {
+        let path = self.senders.join(digest.hex());
+        // One at a time, and none while blobs are trimmed.
+        let _turn = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut senders = self.senders_of(digest);
+        if senders.len() >= MAX_REPOSITORIES {
+            senders.clear();
+        }
+        senders.insert(repository.to_owned());
+        let written = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.incoming)?;
+            file.write_all(&serde_json::to_vec(&senders)?)?;
+            file.persist(&path).map_err(|error| error.error).map(drop)
+        };
+        written().map_err(io_error("write", &path))
+    }
+
+    fn senders_of(&self, digest: &Digest) -> BTreeSet<String> {
+        let text = fs::read(self.senders.join(digest.hex())).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
     }
 
     /// Reads a small blob; `None` if it is not here. Verified again, because it costs nothing.
@@ -208,11 +244,8 @@ impl BlobCache {
         if leases.contains_key(digest) {
             return Ok(());
         }
-        let path = self.path(digest);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.path(digest))?;
+        remove_if_there(&self.senders.join(digest.hex()))
     }
 
     /// Removes the blobs not used for longest until at most `max_bytes` remain; leased ones stay.
@@ -244,6 +277,7 @@ impl BlobCache {
                 continue;
             }
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            remove_if_there(&self.senders.join(name))?;
             total -= size;
         }
         Ok(())
@@ -405,6 +439,13 @@ impl Drop for Incoming {
             oldest.map(|key| all.remove(&key));
         }
         all.insert((self.repository.clone(), self.expected), partial);
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), FetchError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 

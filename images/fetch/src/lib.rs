@@ -77,7 +77,9 @@ pub struct FetchConfig {
 /// What a cache of blobs is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache {
-    /// Blobs stay, so they are on disk before they get their name, and are shared by all repositories.
+    /// Blobs stay, so they are on disk before they get their name. One that a registry sent without credentials counts as
+    /// here for all repositories, one that came by a secret only for those that have sent all of it: a manifest can list
+    /// what its author does not have, and a registry can say anything.
     Lasting,
     /// Layers go once they are unpacked. A blob counts as here only for the repository that sent all of it: to
     /// send it is what shows that a repository has it. Nothing waits for the disk.
@@ -530,12 +532,15 @@ impl Fetcher {
             size,
             limit,
         } = blob;
-        let from_here = || {
-            let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
-            proofs.contains_key(&(image.name(), digest))
+        let from_here = || match self.config.cache {
+            _ if image.is_layout() => true,
+            Cache::Lasting => self.cache.is_of(&digest, &image.name()),
+            Cache::Passing => {
+                let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+                proofs.contains_key(&(image.name(), digest))
+            }
         };
-        let shared = self.config.cache == Cache::Lasting || image.is_layout();
-        if self.cache.contains(&digest, size) && (shared || from_here()) {
+        if self.cache.contains(&digest, size) && from_here() {
             return Ok(self.cache.path(&digest));
         }
         let mut incoming = self
@@ -545,11 +550,13 @@ impl Fetcher {
             incoming.tell(progress);
         }
         if !image.is_layout() {
-            self.registry.blob(image, &digest, keys, &mut incoming).await?;
+            let grant = self.registry.blob(image, &digest, keys, &mut incoming).await?;
             let path = incoming.finish()?;
-            if !shared {
+            match (self.config.cache, grant) {
                 // Whoever has the manifest may have what it lists.
-                self.prove(image, digest, Grant::Anyone);
+                (Cache::Passing, _) => self.prove(image, digest, Grant::Anyone),
+                (Cache::Lasting, Grant::Anyone) => self.cache.note(&digest, blobs::ANY_REPOSITORY)?,
+                (Cache::Lasting, Grant::Secret(_)) => self.cache.note(&digest, &image.name())?,
             }
             return Ok(path);
         }

@@ -129,18 +129,18 @@ impl Registry {
         Err(last.unwrap_or_else(|| nowhere(image)))
     }
 
-    /// Brings a blob into `incoming`, whole and verified.
+    /// Brings a blob into `incoming`, whole and verified; returns who may have it.
     pub(crate) async fn blob(
         &self,
         image: &ImageRef,
         digest: &Digest,
         keys: &Keyring,
         incoming: &mut Incoming,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Grant, FetchError> {
         let mut last = None;
         for place in self.hosts.places(image) {
             match self.blob_of(&place, image, digest, keys, incoming).await {
-                Ok(()) => return Ok(()),
+                Ok(grant) => return Ok(grant),
                 Err(error) => last = Some(passed_over(&place, error)),
             }
         }
@@ -186,13 +186,14 @@ impl Registry {
         digest: &Digest,
         keys: &Keyring,
         incoming: &mut Incoming,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Grant, FetchError> {
         let (mut in_vain, mut anew) = (0, false);
         loop {
             let before = incoming.written();
             let streamed = self.stream(place, image, digest, keys, incoming).await;
-            let Err(error) = streamed.and_then(|()| incoming.verify()) else {
-                return Ok(());
+            let error = match streamed.and_then(|grant| incoming.verify().map(|()| grant)) {
+                Ok(grant) => return Ok(grant),
+                Err(error) => error,
             };
             let ended_early =
                 matches!(&error, FetchError::SizeMismatch { expected, actual, .. } if actual < expected);
@@ -229,7 +230,7 @@ impl Registry {
         digest: &Digest,
         keys: &Keyring,
         incoming: &mut Incoming,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Grant, FetchError> {
         let offset = incoming.written();
         let mut headers = HeaderMap::new();
         if offset > 0 {
@@ -247,7 +248,7 @@ impl Registry {
             path: &format!("blobs/{digest}"),
             headers,
         };
-        let (mut response, _) = self.send(&question, keys).await?;
+        let (mut response, grant) = self.send(&question, keys).await?;
         let url = transport::shown(response.url());
         match response.status() {
             StatusCode::PARTIAL_CONTENT if offset > 0 && continues(&response, offset) => incoming.resume(),
@@ -272,7 +273,7 @@ impl Registry {
         {
             incoming.write(&chunk)?;
         }
-        Ok(())
+        Ok(grant)
     }
 
     /// Asks with each of the credentials that match, or with none if none do.

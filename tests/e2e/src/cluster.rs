@@ -271,6 +271,7 @@ impl Cluster {
             true => bail!("the agent does not end"),
             false => Ok(()),
         })
+        .with_context(|| self.daemon_logs())
     }
 
     /// Starts an agent that does not run, as `policyctl up` would, with `extra` added to its configuration, whose last

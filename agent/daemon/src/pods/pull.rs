@@ -1,10 +1,11 @@
 //! Brings the image of a container to the node: by the gate's verdict, the container's pull policy and the pod's
 //! credentials, with the events that people know from Kubernetes.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use agent_images::{Keyring, Progress, RootfsLayers};
 use api::pull_secret;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
 
@@ -28,6 +29,8 @@ pub(super) enum PullPolicy {
 /// Whose image, and why it is wanted.
 pub(super) struct Asked<'a> {
     pub(super) pod: &'a Pod,
+    /// The pod's directory.
+    pub(super) directory: &'a Path,
     pub(super) container: &'a str,
     pub(super) image: &'a str,
     pub(super) policy: PullPolicy,
@@ -50,6 +53,7 @@ impl PullPolicy {
 pub(super) async fn bring(context: &Context, asked: Asked<'_>) -> Result<RootfsLayers, StepError> {
     let Asked {
         pod,
+        directory,
         container,
         image,
         policy,
@@ -60,7 +64,8 @@ pub(super) async fn bring(context: &Context, asked: Asked<'_>) -> Result<RootfsL
             context.events.pod(pod, Some(container), kind, reason, message);
         }
     };
-    let cleared = verdict::demand(&context.verdicts, pod, container, image)?;
+    let now = Timestamp::now();
+    let cleared = verdict::clear(&context.verdicts, directory, pod, (container, image), now)?;
     let keys = keyring(context, pod).await?;
     let always = policy == PullPolicy::Always && !runs;
     if !always && let Some(found) = context.images.look(cleared.image(), &keys)? {

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -34,7 +34,7 @@ use super::{
     termination,
     users::{self, UserError},
     verdict::{self, Uncleared},
-    volumes::{self, VolumeError},
+    volumes::{self, VolumeError, private_dir},
 };
 use crate::{
     policy::{Endpoint, PolicyError, chain},
@@ -94,6 +94,7 @@ impl StepError {
             Self::NeverPull(_) => "ErrImageNeverPull",
             Self::Uncleared(Uncleared::Reference(_)) => "InvalidImageName",
             Self::Uncleared(Uncleared::NotPinned(_)) => "ImageNotPinned",
+            Self::Uncleared(Uncleared::Note { .. }) => "CreateContainerConfigError",
             // Kubernetes' word for an image whose signature is missing or wrong.
             Self::Uncleared(_) => "SignatureValidationFailed",
             Self::Network(_) | Self::Policy(_) => "FailedCreatePodSandBox",
@@ -257,11 +258,13 @@ pub(super) async fn start_container(
     pod_addresses: Vec<IpAddr>,
 ) -> Result<(), StepError> {
     // Asked again at each start: the object may have changed since the image came.
-    let cleared = verdict::demand(
+    let directory = id.directory(&context.config);
+    let cleared = verdict::clear(
         &context.verdicts,
+        &directory,
         pod,
-        &spec.name,
-        spec.image.as_deref().unwrap_or_default(),
+        (&spec.name, spec.image.as_deref().unwrap_or_default()),
+        Timestamp::now(),
     )?;
     if cleared.digest() != image.digest {
         return Err(StepError::Bug(
@@ -285,7 +288,6 @@ pub(super) async fn start_container(
         true => image.user(&image.config.user)?,
         false => UserIds::default(),
     };
-    let directory = id.directory(&context.config);
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
     let files = directory.join("files");
@@ -476,11 +478,6 @@ fn remove_old_logs(logs: &Path, attempt: u32) -> Result<(), VolumeError> {
         }
     }
     Ok(())
-}
-
-fn private_dir(path: &Path) -> Result<(), VolumeError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| volumes::failed("create", path, source))
 }
 
 fn remove_tree(path: &Path) -> Result<(), VolumeError> {

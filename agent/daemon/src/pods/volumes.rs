@@ -306,7 +306,7 @@ fn clear(path: &Path) -> Result<(), VolumeError> {
     agent_runtime::remove_tree(path).map_err(|source| failed("remove", path, source))
 }
 
-fn private_dir(path: &Path) -> Result<(), VolumeError> {
+pub(super) fn private_dir(path: &Path) -> Result<(), VolumeError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| failed("create", path, source))
 }

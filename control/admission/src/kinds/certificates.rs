@@ -38,12 +38,19 @@ const USAGES: &[&str] = &[
 const SHORTEST: i64 = 600;
 /// Longest request in base64: 16 KiB, which no key and no list of names comes near.
 const MAX_REQUEST: usize = 22_000;
+/// Longest object, so that nobody stores something else beside the request.
+const MAX_OBJECT: usize = 32_000;
 /// Conditions that are decided once.
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 
 pub(super) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &mut Problems) {
     match request.old {
-        None => check_spec(&object["spec"], problems),
+        None => {
+            check_spec(&object["spec"], problems);
+            if object.to_string().len() > MAX_OBJECT {
+                problems.push(Cause::too_long("metadata", MAX_OBJECT));
+            }
+        }
         Some(old) => {
             let why = "a request cannot be changed";
             problems.require(old["spec"] == object["spec"], "spec", "", why);

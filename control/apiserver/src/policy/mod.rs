@@ -413,6 +413,8 @@ mod tests {
             streams: Arc::new(Semaphore::new(1)),
             service_range: Default::default(),
             services: Mutex::default(),
+            certificate_requests: Mutex::default(),
+            revocations: RwLock::default(),
             tiers: RwLock::default(),
             policy: Guard::new(Capacities::KERNEL),
             shutdown: CancellationToken::new(),

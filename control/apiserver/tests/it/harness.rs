@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::Ipv4Addr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -29,7 +30,10 @@ use k8s_openapi::api::core::v1::Secret;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::JoinHandle,
+};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
@@ -135,6 +139,18 @@ impl Cluster {
         self.client(Some(&Credentials::load(own.path(), "c").unwrap()))
     }
 
+    /// A client with `NAME.crt` and `NAME.key` of a directory.
+    pub(crate) fn holder(&self, dir: &std::path::Path, name: &str) -> Client {
+        self.client(Some(&Credentials::load(dir, name).unwrap()))
+    }
+
+    /// The directory of an invitation for a node.
+    pub(crate) fn invite(&self, node: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        control_pki::bootstrap(self.dir.path(), node, dir.path()).unwrap();
+        dir
+    }
+
     /// A client without a certificate.
     pub(crate) fn nobody(&self) -> Client {
         self.client(None)
@@ -162,6 +178,7 @@ impl Cluster {
         };
         Client {
             tls,
+            source: Ipv4Addr::LOCALHOST,
             port: self.port,
             token: None,
         }
@@ -211,6 +228,7 @@ impl Drop for Cluster {
 /// One identity; each request is a connection of its own.
 pub(crate) struct Client {
     tls: Arc<rustls::ClientConfig>,
+    source: Ipv4Addr,
     port: u16,
     token: Option<String>,
 }
@@ -219,6 +237,12 @@ impl Client {
     /// The same with a token in each request of [`Client::raw`] and what is made of it.
     pub(crate) fn with_token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
+        self
+    }
+
+    /// The same from another address of loopback.
+    pub(crate) fn from(mut self, source: Ipv4Addr) -> Self {
+        self.source = source;
         self
     }
 
@@ -322,14 +346,22 @@ impl Client {
         (answer.map(drop), upgraded.map(TokioIo::new))
     }
 
+    /// A connection on which nothing was said.
+    pub(crate) async fn dial(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((self.source, 0).into()).unwrap();
+        socket
+            .connect((Ipv4Addr::LOCALHOST, self.port).into())
+            .await
+            .unwrap()
+    }
+
     /// A connection of its own.
     pub(crate) async fn connect<B>(&self) -> SendRequest<B>
     where
         B: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
     {
-        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .unwrap();
+        let stream = self.dial().await;
         let name = ServerName::try_from(control_pki::API_SERVER_NAME).unwrap();
         let stream = TlsConnector::from(Arc::clone(&self.tls))
             .connect(name, stream)

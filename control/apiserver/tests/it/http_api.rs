@@ -1,9 +1,15 @@
 //! What clients other than kubectl rely on, request by request.
 
+use std::{net::Ipv4Addr, time::Duration};
+
 use http::Method;
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http1::SendRequest,
+};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use crate::harness::{Client, Cluster};
 
@@ -33,7 +39,7 @@ impl Lines {
                 let mut event: Value = serde_json::from_slice(&line).unwrap();
                 return Some((event["type"].as_str().unwrap().to_owned(), event["object"].take()));
             }
-            let frame = tokio::time::timeout(std::time::Duration::from_secs(20), self.body.frame());
+            let frame = tokio::time::timeout(Duration::from_secs(20), self.body.frame());
             match frame.await.expect("no event in 20 s")? {
                 Ok(frame) => self.buffer.extend_from_slice(frame.data_ref().unwrap()),
                 Err(error) => panic!("{error}"),
@@ -336,27 +342,70 @@ async fn impersonation_is_refused_and_not_ignored() {
     assert_eq!(response.status(), 403);
 }
 
+/// A request for what strangers may read too, on a connection that stays; whether it was answered.
+async fn knock(client: &Client) -> (bool, SendRequest<Empty<Bytes>>) {
+    let mut sender = client.connect::<Empty<Bytes>>().await;
+    let request = http::Request::get("/livez")
+        .header(http::header::HOST, "test")
+        .body(Empty::new())
+        .unwrap();
+    let answered = match sender.send_request(request).await {
+        Ok(response) => response.status() == 200,
+        Err(_closed) => false,
+    };
+    (answered, sender)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_without_a_certificate_cannot_take_all_connections() {
     let cluster = Cluster::start().await;
-    let nobody = cluster.nobody();
-    let mut held = Vec::new();
-    let mut refused = 0;
-    for _ in 0..200 {
-        let mut sender = nobody
-            .connect::<http_body_util::Empty<hyper::body::Bytes>>()
-            .await;
-        let request = http::Request::get("/livez")
-            .header(http::header::HOST, "test")
-            .body(http_body_util::Empty::new())
-            .unwrap();
-        match sender.send_request(request).await {
-            Ok(response) => assert_eq!(response.status(), 200),
-            Err(_closed) => refused += 1,
-        }
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for number in 0..200u8 {
+        let nobody = cluster.nobody().from(Ipv4Addr::new(127, 0, 1, number / 10));
+        let (answered, sender) = knock(&nobody).await;
+        refused += u32::from(!answered);
         held.push(sender);
     }
     assert!(refused >= 72, "{refused} refused");
+    assert_eq!(cluster.admin().get("/version").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_stranger_does_not_take_the_place_of_others() {
+    let cluster = Cluster::start().await;
+    let stranger = || cluster.nobody().from(Ipv4Addr::new(127, 0, 0, 2));
+    let mut held = Vec::new();
+    for number in 0..20 {
+        let (answered, sender) = knock(&stranger()).await;
+        assert_eq!(answered, number < 16, "{number}");
+        held.push(sender);
+    }
+    let other = cluster.nobody().from(Ipv4Addr::new(127, 0, 0, 3));
+    assert!(knock(&other).await.0, "another source has its own share");
+    let known = cluster.admin().from(Ipv4Addr::new(127, 0, 0, 2));
+    assert_eq!(known.get("/version").await.0, 200, "a certificate needs none");
+    drop(held);
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !knock(&stranger()).await.0 {
+        assert!(
+            tokio::time::Instant::now() < until,
+            "a share comes back with its connection"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_speaks_does_not_take_the_place_of_others() {
+    let cluster = Cluster::start().await;
+    let silent = cluster.nobody().from(Ipv4Addr::new(127, 0, 0, 2));
+    let mut held = Vec::new();
+    for _ in 0..256 {
+        held.push(silent.dial().await);
+    }
+    let mut refused = silent.dial().await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), refused.read(&mut [0])).await;
+    assert!(!matches!(ended.expect("it is ended at once"), Ok(1..)));
     assert_eq!(cluster.admin().get("/version").await.0, 200);
 }
 

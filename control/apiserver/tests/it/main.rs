@@ -9,6 +9,7 @@
 
 mod agent_hop;
 mod assertions;
+mod certificates;
 mod harness;
 mod http_api;
 mod kubectl;

@@ -97,6 +97,9 @@ macro_rules! shape {
     (RawJson) => {
         Shape::RawJson
     };
+    (Texts) => {
+        Shape::Texts
+    };
     ($message:ident) => {
         Shape::Message(&$message)
     };
@@ -131,8 +134,8 @@ messages! {
         6 status: Text,
     }
     CertificateSigningRequestSpec {
-        1 request: Bytes, 2 username: Text, 3 uid: Text, 4 groups: [Text], 5 usages: [Text], 7 signerName: Text,
-        8 expirationSeconds: Int,
+        1 request: Bytes, 2 username: Text, 3 uid: Text, 4 groups: [Text], 5 usages: [Text], 6 extra: {Texts},
+        7 signerName: Text, 8 expirationSeconds: Int,
     }
     CertificateSigningRequestStatus { 1 conditions: [CertificateSigningRequestCondition], 2 certificate: Bytes }
     CinderVolumeSource {

@@ -127,6 +127,8 @@ enum Shape {
     IntOrString,
     /// A message around bytes that are JSON.
     RawJson,
+    /// A message around a list of texts, which is the list in JSON.
+    Texts,
     Message(&'static Message),
 }
 
@@ -343,6 +345,14 @@ impl Message {
                         .ok_or_else(malformed)?;
                 }
                 value
+            }
+            Shape::Texts => {
+                let mut input = sub(wire.bytes(self.name)?);
+                let mut texts = Vec::new();
+                while let Some((_, value)) = input.field()? {
+                    texts.push(Value::from(utf8(value.bytes(self.name)?, self.name, field.name)?));
+                }
+                Value::Array(texts)
             }
             Shape::Message(message) => {
                 let mut object = Map::new();

@@ -217,6 +217,17 @@ fn micro_times_and_packed_numbers() {
 }
 
 #[test]
+fn what_is_known_of_a_requester_is_a_list_for_each_key() {
+    // spec (2) with one entry of extra (6): key "k", value (2) a message with two items (1).
+    let entry = b"\x0a\x01k\x12\x06\x0a\x01a\x0a\x01b";
+    let spec = [&[0x32, 11][..], entry].concat();
+    let message = [&[0x12, 13][..], &spec].concat();
+    let type_meta = b"\x0a\x16certificates.k8s.io/v1\x12\x19CertificateSigningRequest";
+    let body = [MAGIC, &[0x0a, 51], type_meta, &[0x12, 15], &message].concat();
+    assert_eq!(decode(&body).unwrap()["spec"]["extra"], json!({"k": ["a", "b"]}));
+}
+
+#[test]
 fn broken_bodies_are_refused() {
     let good = envelope("v1", "Namespace", &core::Namespace::default());
     assert!(decode(&good).is_ok());
@@ -382,6 +393,7 @@ fn full(message: &Message, object: &mut Map<String, Value>) {
             Shape::Bool => json!(true),
             Shape::Time | Shape::MicroTime => json!("2026-01-01T00:00:00Z"),
             Shape::RawJson => json!({}),
+            Shape::Texts => json!([""]),
             Shape::Message(inner) if field.name == "inline" => {
                 full(inner, object);
                 continue;

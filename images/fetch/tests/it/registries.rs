@@ -21,6 +21,10 @@ use testkit::{
 };
 
 fn fetcher(dir: &Path, hosts: Option<&Path>) -> Result<Fetcher, FetchError> {
+    fetcher_with(dir, hosts, Cache::Passing)
+}
+
+fn fetcher_with(dir: &Path, hosts: Option<&Path>, cache: Cache) -> Result<Fetcher, FetchError> {
     Fetcher::new(FetchConfig {
         cache_dir: dir.join("cache"),
         layout_root: dir.join("layouts"),
@@ -28,7 +32,7 @@ fn fetcher(dir: &Path, hosts: Option<&Path>) -> Result<Fetcher, FetchError> {
         hosts_dir: hosts.map(Path::to_owned),
         limits: Limits::default(),
         timeout: Duration::from_secs(20),
-        cache: Cache::Passing,
+        cache,
     })
 }
 
@@ -42,16 +46,20 @@ fn keys(origin: &str, config: &str) -> Result<Keyring> {
     Ok(keys)
 }
 
-/// An image of one layer that does not compress.
-fn large_image() -> Image {
+/// A megabyte that does not compress.
+fn noise() -> Vec<u8> {
     let mut state = 1u64;
-    let noise: Vec<u8> = (0..1 << 20)
+    (0..1 << 20)
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 56) as u8
         })
-        .collect();
-    let layer = Layer::new(Packing::Tar).file("noise", 0o644, &noise);
+        .collect()
+}
+
+/// An image of one layer that does not compress.
+fn large_image() -> Image {
+    let layer = Layer::new(Packing::Tar).file("noise", 0o644, &noise());
     ImageBuilder::new().layer(layer).build()
 }
 
@@ -101,6 +109,67 @@ async fn who_has_no_credentials_gets_nothing_that_others_left_here() -> Result<(
         content: Registry::docker_config(registry.address()).as_bytes(),
     })?;
     fetcher.resolve(&reference, &both).await?;
+    Ok(())
+}
+
+/// Takes a layer's bytes from a registry, which goes on to list it; the path and what was there.
+fn take_away(registry: &Registry, image: &Image) -> Result<(std::path::PathBuf, Vec<u8>)> {
+    let hex = image.layers[0].digest.hex();
+    let data = format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+    let path = registry.store().join(data);
+    let bytes = fs::read(&path)?;
+    fs::remove_file(&path)?;
+    Ok((path, bytes))
+}
+
+#[tokio::test]
+async fn what_is_scanned_was_sent_by_who_lists_it() -> Result<()> {
+    let (dir, private, open) = (
+        tempfile::tempdir()?,
+        Registry::start_private()?,
+        Registry::start()?,
+    );
+    let victim = large_image();
+    let reference = private
+        .push(&victim, "team/app", "1")
+        .await?
+        .pinned(victim.digest());
+    let own = keys("own/1", &Registry::docker_config(private.address()))?;
+    let gate = || fetcher_with(dir.path(), None, Cache::Lasting);
+    let fetcher = gate()?;
+    fetcher.fetch(&reference, &own).await?;
+
+    // Somebody who knows the digest serves a manifest that lists the layer, and does not have it.
+    let layer = || Layer::new(Packing::Tar).file("noise", 0o644, &noise());
+    let thief = ImageBuilder::new()
+        .layer(layer())
+        .container(serde_json::json!({"Cmd": ["x"]}))
+        .build();
+    let stolen = open.push(&thief, "evil/app", "1").await?.pinned(thief.digest());
+    let (path, bytes) = take_away(&open, &thief)?;
+    let nobody = Keyring::anonymous();
+    assert!(
+        fetcher.fetch(&stolen, &nobody).await.is_err(),
+        "the private layer would be scanned"
+    );
+    drop(fetcher);
+
+    // Who has sent it need not do it again, also after a restart; the others are still not believed.
+    take_away(&private, &victim)?;
+    let fetcher = gate()?;
+    fetcher.fetch(&reference, &own).await?;
+    assert!(fetcher.fetch(&stolen, &nobody).await.is_err());
+
+    // What was sent to somebody without credentials is nobody's secret.
+    fs::write(&path, bytes)?;
+    fetcher.fetch(&stolen, &nobody).await?;
+    let other = ImageBuilder::new()
+        .layer(layer())
+        .container(serde_json::json!({"Cmd": ["y"]}))
+        .build();
+    let shared = open.push(&other, "open/other", "1").await?.pinned(other.digest());
+    take_away(&open, &other)?;
+    fetcher.fetch(&shared, &nobody).await?;
     Ok(())
 }
 

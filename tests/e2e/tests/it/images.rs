@@ -235,11 +235,11 @@ fn need_the_gates_signature(cluster: &Cluster) -> Result<()> {
     let key = "palisade.dev/image-verdict.main";
     let verdict = stored["metadata"]["annotations"][key].clone();
     ensure!(
-        verdict.as_str().is_some_and(|text| text.starts_with("v1.")),
+        verdict.as_str().is_some_and(|text| text.starts_with("v2.")),
         "{verdict}"
     );
     // Nobody but the gate writes it.
-    let forged = format!("{key}=v1.00.00");
+    let forged = format!("{key}=v2.00.00");
     cluster
         .kubectl(&["annotate", "pod", "signed", "--overwrite", &forged])?
         .ok()?;

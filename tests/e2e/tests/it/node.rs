@@ -393,9 +393,49 @@ fn a_node_asks_for_its_certificates(cluster: &Cluster) -> Result<()> {
     let after = cluster.object("default", "pods", "steady")?;
     let id = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
     ensure!(id(&before) == id(&after), "the pod was started anew");
+    delete(cluster, &["steady"])?;
+
+    // A node that was deleted is out, and its invitation was used. It comes back by a new one.
+    cluster.kubectl(&["delete", "node", "lab"])?.ok()?;
+    let log = || std::fs::read_to_string(cluster.state_dir.join("logs/agent.log"));
+    let told = |why: &str| -> Result<()> {
+        let before = log()?.matches(why).count();
+        eventually(Duration::from_secs(60), || {
+            match log()?.matches(why).count() > before {
+                true => Ok(()),
+                false => bail!("the agent was not told {why:?}"),
+            }
+        })
+        .with_context(|| cluster.daemon_logs())
+    };
+    told("was deleted since")?;
     cluster.restart_agent("")?;
+    told("was deleted since")?;
+    let nodes = cluster.kubectl(&["get", "nodes", "--no-headers"])?.ok()?.stdout;
+    ensure!(nodes.is_empty(), "it came back with its old certificate: {nodes}");
+    invite("lab")?;
+    cluster.end_agent()?;
+    forget()?;
+    cluster.start_agent("")?;
+    eventually(Duration::from_secs(60), || {
+        let node = cluster.object("default", "nodes", "lab")?;
+        match node.to_string().contains("\"reason\":\"KubeletReady\"") {
+            true => Ok(()),
+            false => bail!("{}", node["status"]["conditions"]),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    // The same invitation once more gets nothing.
+    cluster.end_agent()?;
+    forget()?;
+    cluster.start_agent("")?;
+    told("works once")?;
+    ensure!(!tls.join("client.crt").exists(), "it was given a certificate");
+    invite("lab")?;
+    cluster.restart_agent("")?;
+    start(cluster, "back", "sleep 1000", "restartPolicy: Always")?;
     for file in ["bootstrap.crt", "bootstrap.key"] {
         std::fs::remove_file(tls.join(file))?;
     }
-    delete(cluster, &["steady"])
+    delete(cluster, &["back"])
 }

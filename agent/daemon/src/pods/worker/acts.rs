@@ -133,6 +133,7 @@ impl Worker {
         };
         let image = spec.image.unwrap_or_default();
         let (context, news) = (self.context.clone(), self.news.clone());
+        let directory = self.id.directory(&context.config);
         let known = self.container(&container);
         let runs = matches!(known.run, Run::Running { .. });
         // The run that the registry is asked for.
@@ -145,6 +146,7 @@ impl Worker {
         tokio::spawn(async move {
             let asked = pull::Asked {
                 pod: &pod,
+                directory: &directory,
                 container: &container,
                 image: &image,
                 policy: PullPolicy::of(spec.image_pull_policy.as_deref()),
