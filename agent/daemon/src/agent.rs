@@ -273,7 +273,7 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
         let datapath = Kernel::open(&config.bpf_dir(), OBJECT).context("cannot open the packet programs")?;
         datapath.unload().context("cannot remove the packet programs")?;
     }
-    pods::sweep(config, &BTreeSet::new()).context("cannot remove volumes")?;
+    pods::sweep(config, &pods::Known::default()).context("cannot remove volumes")?;
     Ok(())
 }
 

@@ -35,7 +35,7 @@ mod worker;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -143,24 +143,9 @@ impl Pods {
             of_files.borrow_and_update();
             if let Some(wanted) = self.wanted() {
                 if !std::mem::replace(&mut swept, true) {
-                    let known = wanted.keys().chain(survivors.keys()).cloned().collect();
-                    let config = self.context.config.clone();
-                    // Waited for: a pod that begins meanwhile would be taken for an old one.
-                    match agent_runtime::in_turn(move || {
-                        sweep(&config, &known)?;
-                        sweep_logs(&config, &known)
-                    })
-                    .await
-                    {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => {
-                            tracing::warn!(
-                                error = crate::policy::chain(&error),
-                                "leftovers of old pods stay"
-                            );
-                        }
-                        Err(error) => tracing::error!(%error, "the removal of old pods' leftovers died"),
-                    }
+                    // Static pods may have begun before the API was heard.
+                    let live = survivors.keys().chain(self.objects.keys()).cloned().collect();
+                    self.sweep(Known::of(&wanted, live)).await;
                 }
                 self.compare(wanted, &mut survivors);
             } else {
@@ -175,6 +160,22 @@ impl Pods {
                 },
                 () = shutdown.cancelled() => return,
             }
+        }
+    }
+
+    /// Removes what others left. Waited for: a pod that begins meanwhile would be taken for an old one.
+    async fn sweep(&self, known: Known) {
+        let config = self.context.config.clone();
+        let swept = agent_runtime::in_turn(move || sweep(&config, &known).and(sweep_logs(&config, &known)));
+        match swept.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error = crate::policy::chain(&error),
+                    "leftovers of old pods stay"
+                );
+            }
+            Err(error) => tracing::error!(%error, "the removal of old pods' leftovers died"),
         }
     }
 
@@ -248,29 +249,106 @@ impl Pods {
     }
 }
 
-/// Removes what pods that nobody knows any more left in the agent's directories: `known` are those that
-/// live or are wanted. Writable layers too: after a reboot there is no runtime state that would tell of them.
-pub(crate) fn sweep(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
-    sweep_directory(&config.pods_dir(), known)?;
-    sweep_directory(&config.writable_dir(), known)
+/// Whose directories stay, by UID.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Volumes, files and logs: those of pods that live or are wanted.
+    pods: BTreeSet<String>,
+    /// What containers wrote over their images.
+    writable: BTreeSet<String>,
+}
+
+impl Known {
+    /// `live` are pods that have a sandbox or a task. What only the API knows has none, such as after a reboot: if it is
+    /// over, nobody will ever see again what its containers wrote; its logs stay for as long as its object does.
+    fn of(wanted: &BTreeMap<String, Arc<Pod>>, live: BTreeSet<String>) -> Self {
+        let is_over = |pod: &Pod| pod.status.as_ref().is_some_and(agent_plan::is_settled);
+        let to_run = wanted.iter().filter(|(_, pod)| !is_over(pod)).map(|(uid, _)| uid);
+        Self {
+            writable: live.iter().chain(to_run).cloned().collect(),
+            pods: wanted.keys().cloned().chain(live).collect(),
+        }
+    }
+}
+
+/// Removes what pods that nobody knows any more left in the agent's directories. Writable layers too: after a reboot there
+/// is no runtime state that would tell of them. What cannot be removed does not keep the rest.
+pub(crate) fn sweep(config: &Config, known: &Known) -> Result<(), VolumeError> {
+    let pods = sweep_directory(&config.pods_dir(), &known.pods);
+    pods.and(sweep_directory(&config.writable_dir(), &known.writable))
 }
 
 /// The same for logs, whose directories have the UID last, as Kubernetes names them; no UID has such a stroke.
-fn sweep_logs(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
-    sweep_directory(&config.logs_dir(), known)
+fn sweep_logs(config: &Config, known: &Known) -> Result<(), VolumeError> {
+    sweep_directory(&config.logs_dir(), &known.pods)
 }
 
-fn sweep_directory(directory: &std::path::Path, known: &BTreeSet<String>) -> Result<(), VolumeError> {
+fn sweep_directory(directory: &Path, known: &BTreeSet<String>) -> Result<(), VolumeError> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(volumes::failed("list", directory, source)),
     };
+    let mut swept = Ok(());
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !known.contains(name.rsplit('_').next().unwrap_or_default()) {
-            steps::remove_directory(&entry.path())?;
+            swept = swept.and(steps::remove_directory(&entry.path()));
         }
     }
-    Ok(())
+    swept
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn leftovers_of_pods_that_nobody_knows_go_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        let (pods, writable, logs) = (config.pods_dir(), config.writable_dir(), config.logs_dir());
+        for uid in ["running", "static", "waiting", "over", "gone"] {
+            for directory in [pods.join(uid), writable.join(uid), logs.join(format!("ns_name_{uid}"))] {
+                fs::create_dir_all(directory.join("main-0")).unwrap();
+            }
+        }
+        let wanted = [("running", "Running"), ("waiting", "Pending"), ("over", "Failed")];
+        let wanted = wanted.map(|(uid, phase)| {
+            let pod = serde_json::from_value(json!({"status": {"phase": phase}})).unwrap();
+            (uid.to_owned(), Arc::new(pod))
+        });
+        let live = ["running", "static"].map(str::to_owned);
+        let known = Known::of(&wanted.into(), live.into());
+        sweep(&config, &known).unwrap();
+        sweep_logs(&config, &known).unwrap();
+        assert_eq!(names(&pods), ["over", "running", "static", "waiting"]);
+        assert_eq!(names(&writable), ["running", "static", "waiting"]);
+        let of_logs = ["over", "running", "static", "waiting"].map(|uid| format!("ns_name_{uid}"));
+        assert_eq!(names(&logs), of_logs);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_does_not_keep_the_rest() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        // No directory at all, which is more than a sweep can do anything about.
+        fs::write(config.pods_dir(), "").unwrap();
+        fs::create_dir_all(config.writable_dir().join("gone")).unwrap();
+        assert!(sweep(&config, &Known::default()).is_err());
+        assert!(!config.writable_dir().join("gone").exists());
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap().flatten();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
 }

@@ -20,6 +20,7 @@ use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
 use kube::Api;
+use policies_ir::tables::EndpointId;
 
 use super::{
     Context, PodId, claims,
@@ -233,16 +234,14 @@ pub(crate) fn endpoint(id: &PodId, attachment: &Attachment) -> Endpoint {
     }
 }
 
-/// Takes the interface away first, so that no packet passes it unjudged; then verdicts and address.
-pub(super) async fn release_network(
-    context: &Context,
-    id: &PodId,
-    attachment: Option<&Attachment>,
-) -> Result<(), StepError> {
+/// Takes the interface away first, so that no packet passes it unjudged; then verdicts and address. What there is to take
+/// away the lease says: a start or an end that stopped half-way leaves one without an interface.
+pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(), StepError> {
+    let Some(lease) = context.network.lease(&id.uid) else {
+        return Ok(());
+    };
     context.network.unplug(&id.uid).await?;
-    if let Some(attachment) = attachment {
-        context.policy.detach(attachment.endpoint).await?;
-    }
+    context.policy.detach(EndpointId(lease.endpoint)).await?;
     Ok(context.network.release(&id.uid).await?)
 }
 
@@ -332,8 +331,11 @@ pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<G
     Ok(ground)
 }
 
-/// Removes everything that is left of the pod on disk.
+/// Removes everything that is left of the pod, also what this agent knows nothing of: one before it may have been killed,
+/// or the machine gone down.
 pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
+    release_network(context, id).await?;
+    context.runtime.remove_pod(&id.uid).await?;
     remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
     context.ids.release(&id.uid);
     context.tokens.forget(&id.uid);
