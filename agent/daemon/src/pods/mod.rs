@@ -16,11 +16,13 @@ mod held;
 mod hooks;
 mod host_paths;
 mod ids;
+mod kept;
 mod names;
 mod observe;
 mod probes;
 mod pull;
 mod resources;
+pub(crate) mod roster;
 mod sandbox;
 mod sandboxed;
 mod status;
@@ -41,14 +43,20 @@ use std::{
 
 use agent_images::ImageStore;
 use agent_network::Network;
-use agent_runtime::{RecoveredPod, Runtime};
+use agent_runtime::{ContainerState, RecoveredPod, Runtime};
 use control_pki::verdict::Verifier;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{directory::Directory, evictions::Evictions, ids::Ids, tokens::Tokens, worker::Worker};
+use self::{
+    directory::{Directory, Entry, Latest},
+    evictions::Evictions,
+    ids::Ids,
+    tokens::Tokens,
+    worker::Worker,
+};
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
 
 pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
@@ -87,6 +95,39 @@ pub(crate) struct Survivor {
     pub(crate) pod: RecoveredPod,
     /// Its interface, when it is still there; the packet programs are attached to it.
     pub(crate) attachment: Option<agent_network::Attachment>,
+}
+
+impl Survivor {
+    pub(crate) fn id(&self) -> PodId {
+        let config = &self.pod.config;
+        PodId {
+            uid: config.uid.clone(),
+            namespace: config.namespace.clone(),
+            name: config.name.clone(),
+        }
+    }
+
+    /// As others see it before it has a task.
+    fn entry(&self) -> Entry {
+        let containers = self.pod.status.containers.iter().map(|container| {
+            let latest = Latest {
+                attempt: container.attempt,
+                running: !matches!(container.state, ContainerState::Exited(_)),
+            };
+            (container.name.clone(), latest)
+        });
+        Entry {
+            id: self.id(),
+            containers: containers.collect(),
+        }
+    }
+}
+
+/// Lets others know of pods whose tasks begin once the API is heard.
+pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
+    for survivor in survivors {
+        directory.publish(&survivor.entry());
+    }
 }
 
 /// Keeps a task for each pod of this node.
@@ -132,6 +173,7 @@ impl Pods {
     pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: CancellationToken) {
         let mut changes = self.context.cluster.changes();
         let mut of_files = self.context.static_pods.changes();
+        let mut orders = self.context.evictions.follow();
         let mut swept = false;
         let mut survivors: BTreeMap<String, Survivor> = survivors
             .into_iter()
@@ -141,6 +183,7 @@ impl Pods {
             // Marked as seen before the look, so that a change during it is not missed.
             changes.borrow_and_update();
             of_files.borrow_and_update();
+            orders.take_note();
             if let Some(wanted) = self.wanted() {
                 if !std::mem::replace(&mut swept, true) {
                     // Static pods may have begun before the API was heard.
@@ -150,10 +193,12 @@ impl Pods {
                 self.compare(wanted, &mut survivors);
             } else {
                 self.start_static(&mut survivors);
+                self.start_ordered(&mut survivors);
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 changed = of_files.changed() => if changed.is_err() { return },
+                () = orders.changed() => {}
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok(uid) => drop(self.objects.remove(&uid)),
                     Err(error) => tracing::error!(%error, "a pod's task died"),
@@ -170,10 +215,7 @@ impl Pods {
         match swept.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(
-                    error = crate::policy::chain(&error),
-                    "leftovers of old pods stay"
-                );
+                tracing::warn!(error = crate::policy::chain(&error), "leftovers of old pods stay");
             }
             Err(error) => tracing::error!(%error, "the removal of old pods' leftovers died"),
         }
@@ -220,23 +262,32 @@ impl Pods {
         }
         // Only the first comparison finds any: pods that were deleted while no agent ran.
         for survivor in std::mem::take(survivors).into_values() {
-            let config = &survivor.pod.config;
-            let id = PodId {
-                uid: config.uid.clone(),
-                namespace: config.namespace.clone(),
-                name: config.name.clone(),
-            };
-            self.start(id, None, Some(survivor));
+            self.start(survivor.id(), None, Some(survivor));
         }
     }
 
-    /// While the API has said nothing yet, pods that need it for nothing start, and nothing ends.
+    /// While the API has said nothing yet, pods that need it for nothing start, and nothing ends but by the node's order.
     fn start_static(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
         for pod in self.context.static_pods.all() {
             let Some(id) = PodId::of(&pod) else { continue };
             if !self.objects.contains_key(&id.uid) {
                 let survivor = survivors.remove(&id.uid);
                 self.start(id, Some(pod), survivor);
+            }
+        }
+    }
+
+    /// Pods that the node orders to go need a task for that, and the API's word is not waited for.
+    fn start_ordered(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
+        let ordered = |uid: &String| self.context.evictions.is_ordered(uid);
+        let uids: Vec<String> = survivors.keys().filter(|uid| ordered(uid)).cloned().collect();
+        for uid in uids {
+            let Some(id) = survivors.get(&uid).map(Survivor::id) else {
+                continue;
+            };
+            // Whoever gave the order had it; else the pod waits for the API as the others do.
+            if let Some(pod) = kept::read(&id.directory(&self.context.config)) {
+                self.start(id, Some(Arc::new(pod)), survivors.remove(&uid));
             }
         }
     }
@@ -313,7 +364,11 @@ mod tests {
         let config = Config::below(base.path());
         let (pods, writable, logs) = (config.pods_dir(), config.writable_dir(), config.logs_dir());
         for uid in ["running", "static", "waiting", "over", "gone"] {
-            for directory in [pods.join(uid), writable.join(uid), logs.join(format!("ns_name_{uid}"))] {
+            for directory in [
+                pods.join(uid),
+                writable.join(uid),
+                logs.join(format!("ns_name_{uid}")),
+            ] {
                 fs::create_dir_all(directory.join("main-0")).unwrap();
             }
         }

@@ -18,7 +18,7 @@ use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
 use kube::Api;
 use policies_ir::tables::EndpointId;
 
@@ -30,7 +30,7 @@ use super::{
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
-    names,
+    kept, names,
     sandbox::{Ground, SandboxError},
     termination,
     users::{self, UserError},
@@ -133,9 +133,17 @@ impl StepError {
 }
 
 /// Makes the pod's volumes and starts its shim. The objects of its namespace that decide its network are
-/// read meanwhile, so that its first policy is never older than the pod.
-pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
-    let directory = id.directory(&context.config).join("volumes");
+/// read meanwhile, so that its first policy is never older than the pod. `reported` is the last status told.
+pub(super) async fn start_sandbox(
+    context: &Context,
+    id: &PodId,
+    pod: &Pod,
+    reported: Option<&PodStatus>,
+) -> Result<(), StepError> {
+    let directory = id.directory(&context.config);
+    kept::write(&directory, pod, reported)
+        .map_err(|source| volumes::failed("keep the pod in", &directory, source))?;
+    let directory = directory.join("volumes");
     let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
     let own = context.config.own_directories();

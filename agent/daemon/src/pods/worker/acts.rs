@@ -31,7 +31,8 @@ impl Worker {
         let shown = format!("{step:?}");
         match step {
             Step::StartSandbox => {
-                let result = steps::start_sandbox(&self.context, &self.id, &pod).await;
+                let result =
+                    steps::start_sandbox(&self.context, &self.id, &pod, self.reported.as_ref()).await;
                 let done = self.prepared(result, Ground::Sandbox);
                 if done.is_some() {
                     self.follow(0);
