@@ -79,7 +79,7 @@ pub(crate) async fn run(
         .recover()
         .await
         .context("cannot look for pods of an earlier agent")?;
-    let survivors = reunite(recovered, &network, &mut datapath).await?;
+    let survivors = reunite(recovered, &config, &network, &mut datapath).await?;
     let images = ImageStore::open(StoreConfig {
         dir: config.images_dir(),
         layout_root: config.layout_dir.clone(),
@@ -303,6 +303,7 @@ fn network_config(config: &Config) -> NetworkConfig {
 /// Joins pods with their interfaces, and removes the interfaces of pods that are no more.
 async fn reunite(
     recovered: Vec<RecoveredPod>,
+    config: &Config,
     network: &Network,
     datapath: &mut Kernel,
 ) -> Result<Vec<Survivor>> {
@@ -317,14 +318,18 @@ async fn reunite(
     let mut survivors = Vec::new();
     for pod in recovered {
         let attachment = network.find(&pod.config.uid).await?;
-        // An interface that is not judged is as good as none: the pod gets a new one.
+        // An interface that is not judged, or was never finished, is as good as none: the pod gets a new one.
         let judged = |attachment: &agent_network::Attachment| {
             attached
                 .iter()
                 .any(|link| link.id == attachment.endpoint && link.ifindex == attachment.ifindex)
         };
         let attachment = attachment.filter(judged);
-        survivors.push(Survivor { pod, attachment });
+        let mut survivor = Survivor { pod, attachment };
+        if !pods::is_attached(&survivor.id(), config) {
+            survivor.attachment = None;
+        }
+        survivors.push(survivor);
     }
     for link in attached {
         let known = survivors

@@ -59,7 +59,11 @@ use self::{
 };
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
 
-pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
+pub(crate) use self::{
+    resources::NodeAmounts,
+    steps::{endpoint, is_attached},
+    volumes::VolumeError,
+};
 
 /// What all pods share.
 pub(crate) struct Context {

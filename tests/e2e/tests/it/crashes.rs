@@ -65,7 +65,11 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
             object["status"]
         );
         let programs = programs_of(&uid)?;
-        ensure!(programs == 1, "{started:?}: {programs} processes run");
+        ensure!(
+            programs == 1,
+            "{started:?}: {programs} processes run: {}",
+            object["status"]
+        );
         // The agent may have told of the pod and not listen yet.
         eventually(Duration::from_secs(20), || {
             let said = cluster.kubectl(&["exec", "walked", "--", "echo", "here"])?.ok()?;
