@@ -29,7 +29,7 @@ use crate::{
     images,
     node::{Health, NodeAgent},
     node_shutdown,
-    pods::{self, Context, PodId, Pods, Survivor, directory::Directory, evictions::Evictions},
+    pods::{self, Context, Pods, Survivor, directory::Directory, evictions::Evictions, roster::Roster},
     policy::{Policy, Start},
     pressure,
     server::NodeApi,
@@ -79,7 +79,7 @@ pub(crate) async fn run(
         .recover()
         .await
         .context("cannot look for pods of an earlier agent")?;
-    let survivors = reunite(recovered, &network, &mut datapath).await?;
+    let survivors = reunite(recovered, &config, &network, &mut datapath).await?;
     let images = ImageStore::open(StoreConfig {
         dir: config.images_dir(),
         layout_root: config.layout_dir.clone(),
@@ -123,6 +123,8 @@ pub(crate) async fn run(
     start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
     let directory = Directory::default();
+    pods::announce(&survivors, &directory);
+    let roster = Roster::new(cluster.clone(), directory.clone(), Arc::new(config.clone()));
     let sessions = Sessions::new(runtime.clone());
     let stats = Stats::start(
         &config,
@@ -145,7 +147,7 @@ pub(crate) async fn run(
     let pressures = pressure::start(
         config.eviction,
         stats,
-        cluster.clone(),
+        roster.clone(),
         evictions.clone(),
         shutdown.clone(),
     );
@@ -175,18 +177,12 @@ pub(crate) async fn run(
         events: events.clone(),
     };
     tokio::spawn(keeper.run(shutdown.clone()));
-    let ending = (
-        config.clone(),
-        cluster.clone(),
-        directory.clone(),
-        evictions.clone(),
-    );
+    let (grace, ending) = (config.node_shutdown, (directory.clone(), evictions.clone()));
     let end = shutdown.clone();
     tokio::spawn(async move {
-        let (config, cluster, directory, evictions) = ending;
+        let (directory, evictions) = ending;
         node_ends.cancelled().await;
-        let grace = config.node_shutdown;
-        node_shutdown::end_pods(&config.node_name, grace, &cluster, &directory, &evictions).await;
+        node_shutdown::end_pods(grace, &roster, &directory, &evictions).await;
         tracing::info!("pods have ended; stopping");
         end.cancel();
     });
@@ -273,7 +269,7 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
         let datapath = Kernel::open(&config.bpf_dir(), OBJECT).context("cannot open the packet programs")?;
         datapath.unload().context("cannot remove the packet programs")?;
     }
-    pods::sweep(config, &BTreeSet::new()).context("cannot remove volumes")?;
+    pods::sweep(config, &pods::Known::default()).context("cannot remove volumes")?;
     Ok(())
 }
 
@@ -307,6 +303,7 @@ fn network_config(config: &Config) -> NetworkConfig {
 /// Joins pods with their interfaces, and removes the interfaces of pods that are no more.
 async fn reunite(
     recovered: Vec<RecoveredPod>,
+    config: &Config,
     network: &Network,
     datapath: &mut Kernel,
 ) -> Result<Vec<Survivor>> {
@@ -321,14 +318,18 @@ async fn reunite(
     let mut survivors = Vec::new();
     for pod in recovered {
         let attachment = network.find(&pod.config.uid).await?;
-        // An interface that is not judged is as good as none: the pod gets a new one.
+        // An interface that is not judged, or was never finished, is as good as none: the pod gets a new one.
         let judged = |attachment: &agent_network::Attachment| {
             attached
                 .iter()
                 .any(|link| link.id == attachment.endpoint && link.ifindex == attachment.ifindex)
         };
         let attachment = attachment.filter(judged);
-        survivors.push(Survivor { pod, attachment });
+        let mut survivor = Survivor { pod, attachment };
+        if !pods::is_attached(&survivor.id(), config) {
+            survivor.attachment = None;
+        }
+        survivors.push(survivor);
     }
     for link in attached {
         let known = survivors
@@ -344,16 +345,8 @@ async fn reunite(
 }
 
 fn endpoint(survivor: &Survivor) -> Option<crate::policy::Endpoint> {
-    let config = &survivor.pod.config;
-    let id = PodId {
-        uid: config.uid.clone(),
-        namespace: config.namespace.clone(),
-        name: config.name.clone(),
-    };
-    survivor
-        .attachment
-        .as_ref()
-        .map(|attachment| pods::endpoint(&id, attachment))
+    let attachment = survivor.attachment.as_ref()?;
+    Some(pods::endpoint(&survivor.id(), attachment))
 }
 
 /// Serves names to the pods of this node.

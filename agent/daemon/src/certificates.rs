@@ -37,6 +37,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A request that was not answered by then is made anew: people have to approve it by then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(900);
 
+/// First line of a certificate.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateError {
@@ -56,17 +59,23 @@ pub(crate) enum CertificateError {
     },
     #[error("the request {name} was not answered within {} s", ANSWER_WITHIN.as_secs())]
     Unanswered { name: String },
-    #[error("{}: cannot be written", path.display())]
-    Write {
+    #[error("what was issued for the request {name} is no certificate")]
+    Unreadable { name: String },
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        operation: &'static str,
         path: PathBuf,
         #[source]
         source: io::Error,
     },
+    #[error("{} has no certificate after its key: remove it", path.display())]
+    NoPair { path: PathBuf },
 }
 
-/// Asks for what is missing, until it is there.
+/// Asks for what is missing, until it is there. What an earlier agent was given and did not put in place counts.
 pub(crate) async fn ensure(config: &Config, shutdown: &CancellationToken) -> Result<(), CertificateError> {
     for (kind, name) in [(Kind::Client, "client"), (Kind::Serving, "server")] {
+        settle(config, name)?;
         let path = config.tls_file(&format!("{name}.crt"));
         if path.exists() && config.tls_file(&format!("{name}.key")).exists() {
             continue;
@@ -148,7 +157,7 @@ async fn obtain(
         Kind::Client => (&[] as &[String], "client"),
         Kind::Serving => (names, "server"),
     };
-    let kept = config.tls_file(&format!("{file}.asked.key"));
+    let kept = asked(config, file);
     let (key, pem) = key_and_request(&kept, &config.node_name, kind, names)?;
     let mut request = CertificateSigningRequest::default();
     request.metadata.generate_name = Some("csr-".to_owned());
@@ -161,11 +170,16 @@ async fn obtain(
     let made = api.create(&PostParams::default(), &request).await?;
     let name = made.metadata.name.unwrap_or_default();
     let answered = tokio::time::timeout(ANSWER_WITHIN, answer(&api, &name)).await;
-    let certificate = answered.map_err(|_elapsed| CertificateError::Unanswered { name })??;
-    // A crash between the two leaves a pair that does not match: the agent then does not start, and says so.
-    write(&config.tls_file(&format!("{file}.key")), key.as_bytes(), 0o600)?;
-    write(&config.tls_file(&format!("{file}.crt")), &certificate, 0o644)?;
-    fs::remove_file(&kept).map_err(|source| CertificateError::Write { path: kept, source })
+    let certificate = match answered {
+        Ok(answer) => answer?,
+        Err(_elapsed) => return Err(CertificateError::Unanswered { name }),
+    };
+    match String::from_utf8(certificate) {
+        Ok(certificate) if requests::validity(&certificate).is_some() => {
+            replace(config, file, &key, &certificate)
+        }
+        _ => Err(CertificateError::Unreadable { name }),
+    }
 }
 
 /// A key that is on disk before anybody signs for it, and a request. An invitation works for one key: an agent that ended
@@ -183,7 +197,7 @@ fn key_and_request(
         return Ok((key, request));
     }
     let (key, request) = requests::make(node, kind, names)?;
-    write(kept, key.as_bytes(), 0o600)?;
+    write(kept, &key, 0o600)?;
     Ok((key, request))
 }
 
@@ -217,18 +231,171 @@ fn is_due(path: &Path, percent: u8) -> bool {
     i128::from(passed) * 100 >= i128::from(lasts) * i128::from(percent)
 }
 
-/// Replaces a file in one step.
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), CertificateError> {
-    let failed = |source| CertificateError::Write {
-        path: path.to_owned(),
-        source,
+/// Where a key and its certificate are together until each is in its place.
+fn issued(config: &Config, name: &str) -> PathBuf {
+    config.tls_file(&format!("{name}.issued"))
+}
+
+/// Puts a key and its certificate in the place of those before. An agent that is killed in between finishes when it starts
+/// again, so that it never has a pair that does not match.
+fn replace(config: &Config, name: &str, key: &str, certificate: &str) -> Result<(), CertificateError> {
+    write(&issued(config, name), &format!("{key}{certificate}"), 0o600)?;
+    settle(config, name)
+}
+
+/// Where a key waits for its certificate.
+fn asked(config: &Config, name: &str) -> PathBuf {
+    config.tls_file(&format!("{name}.asked.key"))
+}
+
+/// Finishes a replacement, if one was begun.
+fn settle(config: &Config, name: &str) -> Result<(), CertificateError> {
+    let issued = issued(config, name);
+    let both = match fs::read_to_string(&issued) {
+        Ok(both) => both,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(failed("read", &issued)(source)),
     };
-    let draft = path.with_extension("new");
+    let Some(end_of_key) = both.find(CERTIFICATE) else {
+        return Err(CertificateError::NoPair { path: issued });
+    };
+    let (key, certificate) = both.split_at(end_of_key);
+    write(&config.tls_file(&format!("{name}.key")), key, 0o600)?;
+    write(&config.tls_file(&format!("{name}.crt")), certificate, 0o644)?;
+    // The next certificate is for a key of its own.
+    for done in [asked(config, name), issued] {
+        match fs::remove_file(&done) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &done)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a file in one step, which no later step overtakes when the power fails.
+fn write(path: &Path, content: &str, mode: u32) -> Result<(), CertificateError> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    // One that a killed agent left may have another mode.
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove the draft of", path)(error));
+        }
+        _ => {}
+    }
     let mut options = fs::OpenOptions::new();
-    let options = options.write(true).create(true).truncate(true).mode(mode);
-    let mut file = options.open(&draft).map_err(failed)?;
-    file.write_all(content)
+    let options = options.write(true).create_new(true).mode(mode);
+    let mut file = options.open(&draft).map_err(failed("write", path))?;
+    file.write_all(content.as_bytes())
         .and_then(|()| file.sync_all())
-        .map_err(failed)?;
-    fs::rename(&draft, path).map_err(failed)
+        .and_then(|()| fs::rename(&draft, path))
+        .map_err(failed("write", path))?;
+    let Some(directory) = path.parent() else {
+        return Ok(());
+    };
+    let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(failed("sync", directory))
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CertificateError {
+    let path = path.to_owned();
+    move |source| CertificateError::File {
+        operation,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// Key, certificate, and whether a replacement is under way.
+    fn state(config: &Config) -> (String, String, bool) {
+        let read = |file: &str| fs::read_to_string(config.tls_file(file)).unwrap_or_default();
+        let value = |text: String| text.lines().nth(1).unwrap_or_default().to_owned();
+        let (key, certificate) = (value(read("client.key")), value(read("client.crt")));
+        (key, certificate, issued(config, "client").exists())
+    }
+
+    fn key(value: &str) -> String {
+        format!("-----BEGIN PRIVATE KEY-----\n{value}\n-----END PRIVATE KEY-----\n")
+    }
+
+    fn certificate(value: &str) -> String {
+        format!("{CERTIFICATE}\n{value}\n-----END CERTIFICATE-----\n")
+    }
+
+    fn is(value: &str) -> (String, String, bool) {
+        (value.to_owned(), value.to_owned(), false)
+    }
+
+    #[test]
+    fn a_replacement_that_stops_half_way_is_finished_at_the_next_start() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        fs::create_dir(base.path().join("tls")).unwrap();
+        settle(&config, "client").unwrap();
+        replace(&config, "client", &key("old"), &certificate("old")).unwrap();
+        assert_eq!(state(&config), is("old"));
+
+        // Each step of it fails in turn, as the death of the agent would have it.
+        for (step, file) in ["client.issued", "client.key", "client.crt"].iter().enumerate() {
+            let (path, aside) = (config.tls_file(file), config.tls_file("aside"));
+            let was_there = fs::rename(&path, &aside).is_ok();
+            fs::create_dir_all(path.join("in the way")).unwrap();
+            let value = format!("new {step}");
+            replace(&config, "client", &key(&value), &certificate(&value)).unwrap_err();
+            fs::remove_dir_all(&path).unwrap();
+            if was_there {
+                fs::rename(&aside, &path).unwrap();
+            }
+            let before = state(&config);
+            settle(&config, "client").unwrap();
+            match *file {
+                "client.issued" => assert_eq!(state(&config), is("old")),
+                "client.crt" => {
+                    assert_eq!(
+                        (before.0.as_str(), before.1.as_str(), before.2),
+                        ("new 2", "new 1", true)
+                    );
+                    assert_eq!(state(&config), is("new 2"));
+                }
+                _ => assert_eq!(state(&config), is(&value)),
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_killed_agent_left_does_not_open_the_key_to_others() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        fs::create_dir(base.path().join("tls")).unwrap();
+        for file in ["client.issued", "client.key", "client.crt"] {
+            let draft = config.tls_file(&format!("{file}.new"));
+            fs::write(&draft, "half").unwrap();
+            fs::set_permissions(&draft, fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        replace(&config, "client", &key("k"), &certificate("k")).unwrap();
+        let mode = |file: &str| fs::metadata(config.tls_file(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("client.key"), mode("client.crt")), (0o600, 0o644));
+        assert_eq!(fs::read_dir(base.path().join("tls")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_pair_without_a_certificate_changes_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        fs::create_dir(base.path().join("tls")).unwrap();
+        replace(&config, "client", &key("old"), &certificate("old")).unwrap();
+        fs::write(issued(&config, "client"), key("new")).unwrap();
+        let refused = settle(&config, "client").unwrap_err();
+        assert!(matches!(refused, CertificateError::NoPair { .. }), "{refused}");
+        let (key, certificate, _) = state(&config);
+        assert_eq!((key.as_str(), certificate.as_str()), ("old", "old"));
+    }
 }

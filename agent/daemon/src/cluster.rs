@@ -126,7 +126,8 @@ impl Cluster {
         cluster
     }
 
-    fn unwatched() -> Self {
+    /// One that hears nothing.
+    pub(crate) fn unwatched() -> Self {
         Self {
             shared: Arc::new(Shared {
                 pods: Arc::default(),

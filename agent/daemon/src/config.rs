@@ -199,6 +199,17 @@ impl Config {
         }
     }
 
+    /// What a short file says, with everything below `base`.
+    #[cfg(test)]
+    pub(crate) fn below(base: &Path) -> Self {
+        let base = base.display();
+        let text = format!(
+            "node_name = \"n\"\napi_server = \"https://127.0.0.1:6443\"\nagent_dir = \"{base}\"\n\
+             run_dir = \"{base}/run\"\nlayout_dir = \"{base}/layouts\"\n"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
     /// A file of `tls/`.
     pub(crate) fn tls_file(&self, name: &str) -> PathBuf {
         self.agent_dir.join("tls").join(name)

@@ -13,11 +13,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
-    cluster::Cluster,
     config::ShutdownGrace,
     pods::{
         directory::Directory,
         evictions::{Evictions, Order},
+        roster::Roster,
     },
 };
 
@@ -30,9 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Ends all pods of the node, in the order of their importance.
 pub(crate) async fn end_pods(
-    node: &str,
     grace: ShutdownGrace,
-    cluster: &Cluster,
+    roster: &Roster,
     directory: &Directory,
     evictions: &Evictions,
 ) {
@@ -42,7 +41,7 @@ pub(crate) async fn end_pods(
         let ends = Instant::now() + limit + SLACK;
         loop {
             // Those that were bound meanwhile go too.
-            let pods = of_group(node, cluster, critical);
+            let pods = of_group(roster, critical);
             for (uid, pod) in &pods {
                 evictions.order(uid, order(pod, limit));
             }
@@ -60,15 +59,13 @@ pub(crate) async fn end_pods(
     tokio::time::sleep(SLACK).await;
 }
 
-fn of_group(node: &str, cluster: &Cluster, critical: bool) -> BTreeMap<String, Arc<Pod>> {
-    let pods = cluster.pods().unwrap_or_default().into_iter();
-    let own = pods.filter(|pod| {
-        let spec = pod.spec.as_ref();
-        let here = spec.and_then(|spec| spec.node_name.as_deref()) == Some(node);
-        here && is_critical(spec.and_then(|spec| spec.priority).unwrap_or(0)) == critical
+fn of_group(roster: &Roster, critical: bool) -> BTreeMap<String, Arc<Pod>> {
+    let mut pods = roster.pods();
+    pods.retain(|_uid, pod| {
+        let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+        is_critical(priority.unwrap_or(0)) == critical
     });
-    own.filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
-        .collect()
+    pods
 }
 
 /// A pod's own grace is shortened to the node's, never lengthened.
@@ -91,6 +88,7 @@ fn order(pod: &Pod, limit: Duration) -> Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::roster::tests::{found, pod, unheard};
 
     #[test]
     fn a_pods_grace_is_shortened_and_never_lengthened() {
@@ -102,5 +100,34 @@ mod tests {
             order.eviction.grace.as_secs()
         };
         assert_eq!([None, Some(5), Some(60), Some(0)].map(grace), [20, 5, 20, 0]);
+    }
+
+    #[tokio::test]
+    async fn pods_of_an_earlier_agent_end_in_order_while_the_api_says_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let (plain, system) = (pod("plain", 0), pod("system", 2_000_000_000));
+        let (roster, directory) = unheard(base.path(), &[plain.clone(), system.clone()]);
+        let evictions = Evictions::default();
+        let grace = ShutdownGrace {
+            pods_seconds: 20,
+            critical_pods_seconds: 10,
+        };
+        let ending = end_pods(grace, &roster, &directory, &evictions);
+        let watching = async {
+            let ordered = async |uid: &str| {
+                while !evictions.is_ordered(uid) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            ordered("plain").await;
+            tokio::time::sleep(LOOK_EVERY * 2).await;
+            assert!(!evictions.is_ordered("system"), "those of the system are last");
+            directory.publish_for_tests(&found(&plain, false));
+            ordered("system").await;
+        };
+        tokio::select! {
+            () = ending => panic!("it did not wait for pods that run"),
+            () = watching => {}
+        }
     }
 }

@@ -16,9 +16,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cluster::Cluster,
     config::Thresholds,
-    pods::evictions::{Evictions, Order},
+    pods::{
+        evictions::{Evictions, Order},
+        roster::Roster,
+    },
     stats::Stats,
 };
 
@@ -49,7 +51,7 @@ struct Share {
 pub(crate) fn start(
     thresholds: Thresholds,
     stats: Stats,
-    cluster: Cluster,
+    roster: Roster,
     evictions: Evictions,
     shutdown: CancellationToken,
 ) -> watch::Receiver<Pressures> {
@@ -64,7 +66,7 @@ pub(crate) fn start(
                 else => return,
             }
             let summary = stats.summary();
-            let objects = objects(&cluster);
+            let objects = roster.pods();
             evictions.keep(|uid| objects.contains_key(uid));
             let shortages = Levels::of(&summary).shortages(thresholds);
             let now = Instant::now();
@@ -88,13 +90,6 @@ pub(crate) fn start(
 
 fn transition(thresholds: Thresholds) -> Duration {
     Duration::from_secs(thresholds.transition_seconds.into())
-}
-
-fn objects(cluster: &Cluster) -> BTreeMap<String, Arc<Pod>> {
-    let pods = cluster.pods().unwrap_or_default();
-    pods.into_iter()
-        .filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
-        .collect()
 }
 
 /// Orders the pod to go whose turn it is. Whether there is one.

@@ -337,6 +337,11 @@ impl Network {
         Ok(index.map(|ifindex| attachment(&lease, ifindex)))
     }
 
+    /// What the pod holds, whether or not it has an interface.
+    pub fn lease(&self, pod_uid: &str) -> Option<Lease> {
+        self.leases().find(pod_uid).cloned()
+    }
+
     /// Every lease, of living pods and of those that an earlier agent did not get to release.
     pub fn leased(&self) -> Vec<Lease> {
         self.leases().all().cloned().collect()

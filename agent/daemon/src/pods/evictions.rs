@@ -67,6 +67,11 @@ impl Ordered {
         }
     }
 
+    /// What is ordered now is no news any more.
+    pub(super) fn take_note(&mut self) {
+        self.0.borrow_and_update();
+    }
+
     /// Waits for new orders.
     pub(super) async fn changed(&mut self) {
         let mut orders = self.0.clone();

@@ -16,11 +16,13 @@ mod held;
 mod hooks;
 mod host_paths;
 mod ids;
+mod kept;
 mod names;
 mod observe;
 mod probes;
 mod pull;
 mod resources;
+pub(crate) mod roster;
 mod sandbox;
 mod sandboxed;
 mod status;
@@ -35,23 +37,33 @@ mod worker;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use agent_images::ImageStore;
 use agent_network::Network;
-use agent_runtime::{RecoveredPod, Runtime};
+use agent_runtime::{ContainerState, RecoveredPod, Runtime};
 use control_pki::verdict::Verifier;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{directory::Directory, evictions::Evictions, ids::Ids, tokens::Tokens, worker::Worker};
+use self::{
+    directory::{Directory, Entry, Latest},
+    evictions::Evictions,
+    ids::Ids,
+    tokens::Tokens,
+    worker::Worker,
+};
 use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
 
-pub(crate) use self::{resources::NodeAmounts, steps::endpoint, volumes::VolumeError};
+pub(crate) use self::{
+    resources::NodeAmounts,
+    steps::{endpoint, is_attached},
+    volumes::VolumeError,
+};
 
 /// What all pods share.
 pub(crate) struct Context {
@@ -87,6 +99,39 @@ pub(crate) struct Survivor {
     pub(crate) pod: RecoveredPod,
     /// Its interface, when it is still there; the packet programs are attached to it.
     pub(crate) attachment: Option<agent_network::Attachment>,
+}
+
+impl Survivor {
+    pub(crate) fn id(&self) -> PodId {
+        let config = &self.pod.config;
+        PodId {
+            uid: config.uid.clone(),
+            namespace: config.namespace.clone(),
+            name: config.name.clone(),
+        }
+    }
+
+    /// As others see it before it has a task.
+    fn entry(&self) -> Entry {
+        let containers = self.pod.status.containers.iter().map(|container| {
+            let latest = Latest {
+                attempt: container.attempt,
+                running: !matches!(container.state, ContainerState::Exited(_)),
+            };
+            (container.name.clone(), latest)
+        });
+        Entry {
+            id: self.id(),
+            containers: containers.collect(),
+        }
+    }
+}
+
+/// Lets others know of pods whose tasks begin once the API is heard.
+pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
+    for survivor in survivors {
+        directory.publish(&survivor.entry());
+    }
 }
 
 /// Keeps a task for each pod of this node.
@@ -132,6 +177,7 @@ impl Pods {
     pub(crate) async fn run(mut self, survivors: Vec<Survivor>, shutdown: CancellationToken) {
         let mut changes = self.context.cluster.changes();
         let mut of_files = self.context.static_pods.changes();
+        let mut orders = self.context.evictions.follow();
         let mut swept = false;
         let mut survivors: BTreeMap<String, Survivor> = survivors
             .into_iter()
@@ -141,40 +187,41 @@ impl Pods {
             // Marked as seen before the look, so that a change during it is not missed.
             changes.borrow_and_update();
             of_files.borrow_and_update();
+            orders.take_note();
             if let Some(wanted) = self.wanted() {
                 if !std::mem::replace(&mut swept, true) {
-                    let known = wanted.keys().chain(survivors.keys()).cloned().collect();
-                    let config = self.context.config.clone();
-                    // Waited for: a pod that begins meanwhile would be taken for an old one.
-                    match agent_runtime::in_turn(move || {
-                        sweep(&config, &known)?;
-                        sweep_logs(&config, &known)
-                    })
-                    .await
-                    {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => {
-                            tracing::warn!(
-                                error = crate::policy::chain(&error),
-                                "leftovers of old pods stay"
-                            );
-                        }
-                        Err(error) => tracing::error!(%error, "the removal of old pods' leftovers died"),
-                    }
+                    // Static pods may have begun before the API was heard.
+                    let live = survivors.keys().chain(self.objects.keys()).cloned().collect();
+                    self.sweep(Known::of(&wanted, live)).await;
                 }
                 self.compare(wanted, &mut survivors);
             } else {
                 self.start_static(&mut survivors);
+                self.start_ordered(&mut survivors);
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 changed = of_files.changed() => if changed.is_err() { return },
+                () = orders.changed() => {}
                 Some(ended) = self.workers.join_next() => match ended {
                     Ok(uid) => drop(self.objects.remove(&uid)),
                     Err(error) => tracing::error!(%error, "a pod's task died"),
                 },
                 () = shutdown.cancelled() => return,
             }
+        }
+    }
+
+    /// Removes what others left. Waited for: a pod that begins meanwhile would be taken for an old one.
+    async fn sweep(&self, known: Known) {
+        let config = self.context.config.clone();
+        let swept = agent_runtime::in_turn(move || sweep(&config, &known).and(sweep_logs(&config, &known)));
+        match swept.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = crate::policy::chain(&error), "leftovers of old pods stay");
+            }
+            Err(error) => tracing::error!(%error, "the removal of old pods' leftovers died"),
         }
     }
 
@@ -219,23 +266,32 @@ impl Pods {
         }
         // Only the first comparison finds any: pods that were deleted while no agent ran.
         for survivor in std::mem::take(survivors).into_values() {
-            let config = &survivor.pod.config;
-            let id = PodId {
-                uid: config.uid.clone(),
-                namespace: config.namespace.clone(),
-                name: config.name.clone(),
-            };
-            self.start(id, None, Some(survivor));
+            self.start(survivor.id(), None, Some(survivor));
         }
     }
 
-    /// While the API has said nothing yet, pods that need it for nothing start, and nothing ends.
+    /// While the API has said nothing yet, pods that need it for nothing start, and nothing ends but by the node's order.
     fn start_static(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
         for pod in self.context.static_pods.all() {
             let Some(id) = PodId::of(&pod) else { continue };
             if !self.objects.contains_key(&id.uid) {
                 let survivor = survivors.remove(&id.uid);
                 self.start(id, Some(pod), survivor);
+            }
+        }
+    }
+
+    /// Pods that the node orders to go need a task for that, and the API's word is not waited for.
+    fn start_ordered(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
+        let ordered = |uid: &String| self.context.evictions.is_ordered(uid);
+        let uids: Vec<String> = survivors.keys().filter(|uid| ordered(uid)).cloned().collect();
+        for uid in uids {
+            let Some(id) = survivors.get(&uid).map(Survivor::id) else {
+                continue;
+            };
+            // Whoever gave the order had it; else the pod waits for the API as the others do.
+            if let Some(pod) = kept::read(&id.directory(&self.context.config)) {
+                self.start(id, Some(Arc::new(pod)), survivors.remove(&uid));
             }
         }
     }
@@ -248,29 +304,110 @@ impl Pods {
     }
 }
 
-/// Removes what pods that nobody knows any more left in the agent's directories: `known` are those that
-/// live or are wanted. Writable layers too: after a reboot there is no runtime state that would tell of them.
-pub(crate) fn sweep(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
-    sweep_directory(&config.pods_dir(), known)?;
-    sweep_directory(&config.writable_dir(), known)
+/// Whose directories stay, by UID.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Volumes, files and logs: those of pods that live or are wanted.
+    pods: BTreeSet<String>,
+    /// What containers wrote over their images.
+    writable: BTreeSet<String>,
+}
+
+impl Known {
+    /// `live` are pods that have a sandbox or a task. What only the API knows has none, such as after a reboot: if it is
+    /// over, nobody will ever see again what its containers wrote; its logs stay for as long as its object does.
+    fn of(wanted: &BTreeMap<String, Arc<Pod>>, live: BTreeSet<String>) -> Self {
+        let is_over = |pod: &Pod| pod.status.as_ref().is_some_and(agent_plan::is_settled);
+        let to_run = wanted.iter().filter(|(_, pod)| !is_over(pod)).map(|(uid, _)| uid);
+        Self {
+            writable: live.iter().chain(to_run).cloned().collect(),
+            pods: wanted.keys().cloned().chain(live).collect(),
+        }
+    }
+}
+
+/// Removes what pods that nobody knows any more left in the agent's directories. Writable layers too: after a reboot there
+/// is no runtime state that would tell of them. What cannot be removed does not keep the rest.
+pub(crate) fn sweep(config: &Config, known: &Known) -> Result<(), VolumeError> {
+    let pods = sweep_directory(&config.pods_dir(), &known.pods);
+    pods.and(sweep_directory(&config.writable_dir(), &known.writable))
 }
 
 /// The same for logs, whose directories have the UID last, as Kubernetes names them; no UID has such a stroke.
-fn sweep_logs(config: &Config, known: &BTreeSet<String>) -> Result<(), VolumeError> {
-    sweep_directory(&config.logs_dir(), known)
+fn sweep_logs(config: &Config, known: &Known) -> Result<(), VolumeError> {
+    sweep_directory(&config.logs_dir(), &known.pods)
 }
 
-fn sweep_directory(directory: &std::path::Path, known: &BTreeSet<String>) -> Result<(), VolumeError> {
+fn sweep_directory(directory: &Path, known: &BTreeSet<String>) -> Result<(), VolumeError> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(volumes::failed("list", directory, source)),
     };
+    let mut swept = Ok(());
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !known.contains(name.rsplit('_').next().unwrap_or_default()) {
-            steps::remove_directory(&entry.path())?;
+            swept = swept.and(steps::remove_directory(&entry.path()));
         }
     }
-    Ok(())
+    swept
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn leftovers_of_pods_that_nobody_knows_go_and_nothing_else() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        let (pods, writable, logs) = (config.pods_dir(), config.writable_dir(), config.logs_dir());
+        for uid in ["running", "static", "waiting", "over", "gone"] {
+            for directory in [
+                pods.join(uid),
+                writable.join(uid),
+                logs.join(format!("ns_name_{uid}")),
+            ] {
+                fs::create_dir_all(directory.join("main-0")).unwrap();
+            }
+        }
+        let wanted = [("running", "Running"), ("waiting", "Pending"), ("over", "Failed")];
+        let wanted = wanted.map(|(uid, phase)| {
+            let pod = serde_json::from_value(json!({"status": {"phase": phase}})).unwrap();
+            (uid.to_owned(), Arc::new(pod))
+        });
+        let live = ["running", "static"].map(str::to_owned);
+        let known = Known::of(&wanted.into(), live.into());
+        sweep(&config, &known).unwrap();
+        sweep_logs(&config, &known).unwrap();
+        assert_eq!(names(&pods), ["over", "running", "static", "waiting"]);
+        assert_eq!(names(&writable), ["running", "static", "waiting"]);
+        let of_logs = ["over", "running", "static", "waiting"].map(|uid| format!("ns_name_{uid}"));
+        assert_eq!(names(&logs), of_logs);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_does_not_keep_the_rest() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        // No directory at all, which is more than a sweep can do anything about.
+        fs::write(config.pods_dir(), "").unwrap();
+        fs::create_dir_all(config.writable_dir().join("gone")).unwrap();
+        assert!(sweep(&config, &Known::default()).is_err());
+        assert!(!config.writable_dir().join("gone").exists());
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap().flatten();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
 }

@@ -18,8 +18,9 @@ use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
 use kube::Api;
+use policies_ir::tables::EndpointId;
 
 use super::{
     Context, PodId, claims,
@@ -29,7 +30,7 @@ use super::{
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
-    names,
+    kept, names,
     sandbox::{Ground, SandboxError},
     termination,
     users::{self, UserError},
@@ -37,6 +38,7 @@ use super::{
     volumes::{self, VolumeError, private_dir},
 };
 use crate::{
+    config::Config,
     policy::{Endpoint, PolicyError, chain},
     static_pods,
 };
@@ -133,9 +135,17 @@ impl StepError {
 }
 
 /// Makes the pod's volumes and starts its shim. The objects of its namespace that decide its network are
-/// read meanwhile, so that its first policy is never older than the pod.
-pub(super) async fn start_sandbox(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
-    let directory = id.directory(&context.config).join("volumes");
+/// read meanwhile, so that its first policy is never older than the pod. `reported` is the last status told.
+pub(super) async fn start_sandbox(
+    context: &Context,
+    id: &PodId,
+    pod: &Pod,
+    reported: Option<&PodStatus>,
+) -> Result<(), StepError> {
+    let directory = id.directory(&context.config);
+    kept::write(&directory, pod, reported)
+        .map_err(|source| volumes::failed("keep the pod in", &directory, source))?;
+    let directory = directory.join("volumes");
     let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
     let own = context.config.own_directories();
@@ -199,12 +209,15 @@ pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) ->
     Ok(())
 }
 
-/// Makes the pod's interface, denies everything on it, brings it up, and writes the files that name it.
+/// Makes the pod's interface, denies everything on it, brings it up, and writes the files that name it: those are there once
+/// all is done ([`is_attached`]).
 pub(super) async fn attach_network(
     context: &Context,
     id: &PodId,
     pod: &Pod,
 ) -> Result<Attachment, StepError> {
+    let files = files_of(id, &context.config);
+    remove_tree(&files)?;
     let network = HeldNetwork::of(&context.runtime, &id.uid, held::LONGEST).await?;
     let attachment = context.network.prepare(&id.uid, network.path()).await?;
     // An attempt that failed half-way may have left programs on an interface that is gone.
@@ -212,9 +225,18 @@ pub(super) async fn attach_network(
     context.policy.attach(endpoint(id, &attachment)).await?;
     context.network.activate(&attachment).await?;
     context.network.publish(&id.uid, &host_ports::of(pod)).await?;
-    let files = id.directory(&context.config).join("files");
     write_files(&files, pod, &attachment.addresses(), &context.resolv_conf)?;
     Ok(attachment)
+}
+
+/// Whether [`attach_network`] came to its end, whichever agent did it. An interface alone may be down, or lack the ports that
+/// lead to it.
+pub(crate) fn is_attached(id: &PodId, config: &Config) -> bool {
+    files_of(id, config).is_dir()
+}
+
+fn files_of(id: &PodId, config: &Config) -> PathBuf {
+    id.directory(config).join("files")
 }
 
 /// An interface as the datapath knows it.
@@ -234,16 +256,14 @@ pub(crate) fn endpoint(id: &PodId, attachment: &Attachment) -> Endpoint {
     }
 }
 
-/// Takes the interface away first, so that no packet passes it unjudged; then verdicts and address.
-pub(super) async fn release_network(
-    context: &Context,
-    id: &PodId,
-    attachment: Option<&Attachment>,
-) -> Result<(), StepError> {
+/// Takes the interface away first, so that no packet passes it unjudged; then verdicts and address. What there is to take
+/// away the lease says: a start or an end that stopped half-way leaves one without an interface.
+pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(), StepError> {
+    let Some(lease) = context.network.lease(&id.uid) else {
+        return Ok(());
+    };
     context.network.unplug(&id.uid).await?;
-    if let Some(attachment) = attachment {
-        context.policy.detach(attachment.endpoint).await?;
-    }
+    context.policy.detach(EndpointId(lease.endpoint)).await?;
     Ok(context.network.release(&id.uid).await?)
 }
 
@@ -290,7 +310,7 @@ pub(super) async fn start_container(
     };
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
-    let files = directory.join("files");
+    let files = files_of(id, &context.config);
     let messages = volumes::messages_of(&directory.join("volumes"));
     let message = termination::prepare(&messages, &spec.name, attempt)
         .map_err(|source| volumes::failed("prepare the termination message in", &messages, source))?;
@@ -334,8 +354,11 @@ pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<G
     Ok(ground)
 }
 
-/// Removes everything that is left of the pod on disk.
+/// Removes everything that is left of the pod, also what this agent knows nothing of: one before it may have been killed,
+/// or the machine gone down.
 pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
+    release_network(context, id).await?;
+    context.runtime.remove_pod(&id.uid).await?;
     remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
     context.ids.release(&id.uid);
     context.tokens.forget(&id.uid);
@@ -443,14 +466,16 @@ async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> 
     })
 }
 
-/// `/etc/hosts` and its like, readable by every user of the pod.
+/// `/etc/hosts` and its like, readable by every user of the pod: all of them at once, or none.
 fn write_files(
     directory: &Path,
     pod: &Pod,
     addresses: &[IpAddr],
     resolv_conf: &str,
 ) -> Result<(), VolumeError> {
-    private_dir(directory)?;
+    let draft = directory.with_extension("new");
+    remove_tree(&draft)?;
+    private_dir(&draft)?;
     let hostname = env::hostname(pod);
     let contents = |file: &str| match file {
         "hosts" => names::hosts(pod, addresses),
@@ -458,12 +483,12 @@ fn write_files(
         _ => names::resolv_conf(pod, resolv_conf),
     };
     for file in container::POD_FILES {
-        let path = directory.join(file);
+        let path = draft.join(file);
         let written = fs::write(&path, contents(file))
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)));
         written.map_err(|source| volumes::failed("write", &path, source))?;
     }
-    Ok(())
+    fs::rename(&draft, directory).map_err(|source| volumes::failed("replace", directory, source))
 }
 
 fn remove_old_logs(logs: &Path, attempt: u32) -> Result<(), VolumeError> {
@@ -489,6 +514,38 @@ mod tests {
     use std::{future::poll_fn, sync::mpsc, task::Poll};
 
     use super::*;
+
+    #[test]
+    fn a_network_counts_once_all_its_files_are_there() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::below(base.path());
+        let id = PodId {
+            uid: "u".to_owned(),
+            namespace: "ns".to_owned(),
+            name: "p".to_owned(),
+        };
+        let files = files_of(&id, &config);
+        // What an agent that was killed has written of them, and something that the last one cannot replace.
+        fs::create_dir_all(files.with_extension("new").join("resolv.conf")).unwrap();
+        assert!(!is_attached(&id, &config));
+        let write = || {
+            write_files(
+                &files,
+                &Pod::default(),
+                &["10.88.0.2".parse().unwrap()],
+                "nameserver 169.254.1.1\n",
+            )
+        };
+        write().unwrap();
+        assert!(is_attached(&id, &config));
+        let mode = |file: &str| fs::metadata(files.join(file)).unwrap().permissions().mode() & 0o777;
+        assert!(container::POD_FILES.iter().all(|file| mode(file) == 0o644));
+        assert!(!files.with_extension("new").exists());
+        assert!(
+            write().is_err(),
+            "they are another network's until somebody removes them"
+        );
+    }
 
     #[tokio::test]
     async fn a_pods_files_are_removed_in_turn_and_off_the_async_threads() {

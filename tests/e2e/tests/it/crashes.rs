@@ -45,13 +45,15 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
         "restartPolicy: Always",
     );
     let before = remains()?;
-    let mut points: Vec<(usize, usize)> = vec![(usize::MAX, usize::MAX)];
-    let mut walked = false;
+    // The first brings the image, which nobody does again; the second is counted.
+    let mut points: Vec<(usize, usize)> = vec![(usize::MAX, usize::MAX); 2];
+    let (mut counted, mut died) = (false, 0);
     while let Some((start, end)) = points.pop() {
-        let started = walk(cluster, start, || {
-            cluster.apply(&yaml)?.ok()?;
-            Ok(())
-        })?;
+        let running = || match &cluster.object("default", "pods", "walked")?["status"]["phase"] {
+            phase if phase == "Running" => Ok(()),
+            phase => bail!("{phase}"),
+        };
+        let started = walk(cluster, start, || cluster.apply(&yaml)?.ok().map(drop), running)?;
         let object = cluster
             .wait_for_phase("default", "walked", "Running")
             .with_context(|| format!("{started:?}"))?;
@@ -63,7 +65,11 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
             object["status"]
         );
         let programs = programs_of(&uid)?;
-        ensure!(programs == 1, "{started:?}: {programs} processes run");
+        ensure!(
+            programs == 1,
+            "{started:?}: {programs} processes run: {}",
+            object["status"]
+        );
         // The agent may have told of the pod and not listen yet.
         eventually(Duration::from_secs(20), || {
             let said = cluster.kubectl(&["exec", "walked", "--", "echo", "here"])?.ok()?;
@@ -71,12 +77,15 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
             Ok(())
         })?;
 
-        let ended = walk(cluster, end, || {
-            cluster
-                .kubectl(&["delete", "pod", "walked", "--wait=false"])?
-                .ok()?;
-            Ok(())
-        })?;
+        let delete = || {
+            let deleted = cluster.kubectl(&["delete", "pod", "walked", "--wait=false"])?;
+            deleted.ok().map(drop)
+        };
+        let gone = || match leftovers(cluster, &uid)?.is_empty() {
+            true => Ok(()),
+            false => bail!("it is still there"),
+        };
+        let ended = walk(cluster, end, delete, gone)?;
         eventually(PATIENCE, || {
             let names = cluster.kubectl(&["get", "pods", "-o", "name"])?.ok()?.stdout;
             match names.contains("walked") {
@@ -95,11 +104,14 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
             Ok(())
         })
         .with_context(|| format!("{started:?} {ended:?}"))?;
-        if !std::mem::replace(&mut walked, true) {
+        died += usize::from(started.killed.is_some()) + usize::from(ended.killed.is_some());
+        if points.is_empty() && !std::mem::replace(&mut counted, true) {
             ensure!(started.steps > 20 && ended.steps > 5, "{started:?} {ended:?}");
             points = pairs(&chosen(started.steps, SOME), &chosen(ended.steps, SOME));
         }
     }
+    // A later walk may be shorter than the one that was counted, not all of them.
+    ensure!(died >= SOME, "only {died} times an agent died");
     Ok(())
 }
 
@@ -112,8 +124,14 @@ fn pairs(starts: &[usize], ends: &[usize]) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Does `work` while the agent is followed and killed at its step `point`; then there is an agent again.
-fn walk(cluster: &Cluster, point: usize, work: impl FnOnce() -> Result<()>) -> Result<Outcome> {
+/// Does `work` while the agent is followed and killed at its step `point`, or until it is `done`; then there is an agent
+/// again.
+fn walk(
+    cluster: &Cluster,
+    point: usize,
+    work: impl FnOnce() -> Result<()>,
+    done: impl Fn() -> Result<()>,
+) -> Result<Outcome> {
     let agent = cluster.daemon_pid("agent")?;
     let fatal = match point {
         usize::MAX => Fatal::Nowhere,
@@ -123,15 +141,17 @@ fn walk(cluster: &Cluster, point: usize, work: impl FnOnce() -> Result<()>) -> R
     let mut walk =
         follow(&tracer, agent, Victim::Itself, Steps::Outward, fatal).context("cannot follow the agent")?;
     work()?;
-    // What was asked for is done soon; a point beyond it is one in between.
-    let patience = Duration::from_secs(5);
-    let died = eventually(patience, || match alive(agent) {
+    let died = || match alive(agent) {
         true => bail!("it lives"),
         false => Ok(()),
-    });
+    };
+    // Whether it was done is for those to say who asked for it.
+    drop(eventually(PATIENCE, || died().or_else(|_lives| done())));
+    // What it does after all is done are steps too.
+    drop(eventually(Duration::from_millis(500), died));
     walk.stop();
     let outcome = walk.outcome()?;
-    if died.is_ok() || !alive(agent) {
+    if !alive(agent) {
         cluster.start_agent("")?;
     }
     Ok(outcome)

@@ -42,10 +42,6 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// One test over the shared cluster.
 type Test = (&'static str, fn(&Cluster) -> Result<()>);
 
-/// Tests that have found something which is not mended yet; THREATS.md has it as open. Listed as ignored, run by
-/// `--ignored`.
-const NOT_MENDED: &[&str] = &["an_agent_may_die_at_any_step", "a_host_that_went_down_comes_back"];
-
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One cluster, and several tests stop its daemons: one test at a time.
@@ -105,7 +101,6 @@ fn main() -> ExitCode {
             Trial::test(name, move || {
                 test(&cluster).map_err(|error| Failed::from(format!("{error:#}")))
             })
-            .with_ignored_flag(NOT_MENDED.contains(&name))
         })
         .collect();
     // Last in the list, and the list runs in order: it ends the cluster.

@@ -1,15 +1,16 @@
 //! What `kubectl top`, `drain`, `cordon` and `taint` do, and what a node does that has too little left or goes down.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::{
     cluster::{Cluster, alive, pod},
     shell::eventually,
 };
+use nix::sys::signal::Signal;
 use testkit::lab;
 
-use crate::Test;
+use crate::{Test, recovery};
 
 pub(crate) const TESTS: &[Test] = &[
     ("top_shows_what_is_used", top_shows_what_is_used),
@@ -22,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_node_that_shuts_down_ends_its_pods",
         a_node_that_shuts_down_ends_its_pods,
+    ),
+    (
+        "pressure_and_shutdown_do_not_wait_for_the_api_server",
+        pressure_and_shutdown_do_not_wait_for_the_api_server,
     ),
     (
         "a_node_asks_for_its_certificates",
@@ -274,10 +279,7 @@ fn a_node_that_shuts_down_ends_its_pods(cluster: &Cluster) -> Result<()> {
     let polite = "trap 'echo goodbye; exit 0' TERM; while :; do sleep 0.1; done";
     start(cluster, "polite", polite, "restartPolicy: Always")?;
     let agent = cluster.daemon_pid("agent")?;
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(agent),
-        nix::sys::signal::Signal::SIGPWR,
-    )?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), Signal::SIGPWR)?;
     eventually(Duration::from_secs(40), || match alive(agent) {
         true => bail!("the agent does not end"),
         false => Ok(()),
@@ -306,6 +308,79 @@ fn a_node_that_shuts_down_ends_its_pods(cluster: &Cluster) -> Result<()> {
         }
     })?;
     delete(cluster, &["polite"])
+}
+
+fn pressure_and_shutdown_do_not_wait_for_the_api_server(cluster: &Cluster) -> Result<()> {
+    let polite = "trap 'echo goodbye; exit 0' TERM; while :; do sleep 0.1; done";
+    start(cluster, "squeezed", polite, "restartPolicy: Always")?;
+    let squeezed = pod_directories(cluster, "squeezed")?;
+    recovery::kill(cluster.daemon_pid("control")?)?;
+    cluster.end_agent()?;
+    let all = u64::MAX / 4;
+    cluster.start_agent(&format!(
+        "memory_available_bytes = {all}\ntransition_seconds = 5\n"
+    ))?;
+    eventually(MEASURED, || match squeezed.run.exists() {
+        true => bail!("it still has a sandbox"),
+        false => Ok(()),
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    // This also starts the agent again, which then knows nothing of that.
+    cluster.up_again()?;
+    delete(cluster, &["squeezed"])?;
+
+    start(cluster, "polite", polite, "restartPolicy: Never")?;
+    let polite = pod_directories(cluster, "polite")?;
+    recovery::kill(cluster.daemon_pid("control")?)?;
+    cluster.end_agent()?;
+    cluster.start_agent("")?;
+    let agent = cluster.daemon_pid("agent")?;
+    eventually(Duration::from_secs(10), || {
+        match catches(agent, Signal::SIGPWR)? {
+            true => Ok(()),
+            false => bail!("it does not listen yet"),
+        }
+    })?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent), Signal::SIGPWR)?;
+    eventually(Duration::from_secs(40), || match alive(agent) {
+        true => bail!("the agent does not end"),
+        false => Ok(()),
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    let log = std::fs::read_to_string(polite.logs.join("main/0.log"))?;
+    ensure!(
+        log.contains("goodbye"),
+        "it did not have the time to end by itself: {log}"
+    );
+    ensure!(!polite.run.exists(), "it still has a sandbox");
+    cluster.up_again()?;
+    cluster.wait_for_phase("default", "polite", "Failed")?;
+    delete(cluster, &["polite"])
+}
+
+/// What a node keeps of a pod.
+struct PodDirectories {
+    run: PathBuf,
+    logs: PathBuf,
+}
+
+fn pod_directories(cluster: &Cluster, name: &str) -> Result<PodDirectories> {
+    let pod = cluster.object("default", "pods", name)?;
+    let uid = pod["metadata"]["uid"].as_str().context("a UID")?;
+    let logs = cluster.state_dir.join("agent/logs");
+    Ok(PodDirectories {
+        run: cluster.run_dir.join("pods").join(uid),
+        logs: logs.join(format!("default_{name}_{uid}")),
+    })
+}
+
+/// Whether the process has a handler for the signal.
+fn catches(pid: i32, signal: Signal) -> Result<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut lines = status.lines();
+    let caught = lines.find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.context("no mask")?.trim(), 16)?;
+    Ok(caught & (1 << (signal as i32 - 1)) != 0)
 }
 
 fn a_node_asks_for_its_certificates(cluster: &Cluster) -> Result<()> {

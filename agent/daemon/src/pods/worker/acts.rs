@@ -31,7 +31,8 @@ impl Worker {
         let shown = format!("{step:?}");
         match step {
             Step::StartSandbox => {
-                let result = steps::start_sandbox(&self.context, &self.id, &pod).await;
+                let result =
+                    steps::start_sandbox(&self.context, &self.id, &pod, self.reported.as_ref()).await;
                 let done = self.prepared(result, Ground::Sandbox);
                 if done.is_some() {
                     self.follow(0);
@@ -325,13 +326,15 @@ impl Worker {
     }
 
     async fn release_network(&mut self) -> Result<(), StepError> {
-        steps::release_network(&self.context, &self.id, self.attachment.as_ref()).await?;
+        steps::release_network(&self.context, &self.id).await?;
         self.attachment = None;
         self.seen.ground = Ground::Sandbox;
         Ok(())
     }
 
     async fn remove_sandbox(&mut self) -> Result<(), StepError> {
+        // A pod without an interface may have a lease.
+        self.release_network().await?;
         if let Some(follower) = self.follower.take() {
             follower.abort();
         }
@@ -355,11 +358,7 @@ impl Worker {
             .containers
             .values_mut()
             .for_each(|container| observe::lost(container, now));
-        let cleared = match self.release_network().await {
-            Ok(()) => self.remove_sandbox().await,
-            Err(error) => Err(error),
-        };
-        match cleared {
+        match self.remove_sandbox().await {
             Ok(()) => self.lost = false,
             Err(error) => self.retry_later("clear a lost pod", &error),
         }
