@@ -4,6 +4,8 @@
 //! and that side waits 40 ms for something to acknowledge it with. Where several small writes follow each other, as in
 //! a session of `exec`, that is most of the time it takes. `kubectl` has always connected without it.
 
+#![forbid(unsafe_code)]
+
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{Builder, connect::HttpConnector},
