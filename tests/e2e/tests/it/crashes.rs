@@ -115,11 +115,12 @@ fn an_agent_may_die_at_any_step(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Each point of either list at least once.
+/// Each point of either list at least once; the first is at the end.
 fn pairs(starts: &[usize], ends: &[usize]) -> Vec<(usize, usize)> {
     let at = |list: &[usize], index: usize| list.get(index).copied().unwrap_or(usize::MAX);
     let longest = starts.len().max(ends.len());
     (0..longest)
+        .rev()
         .map(|index| (at(starts, index), at(ends, index)))
         .collect()
 }
@@ -274,6 +275,8 @@ fn remains() -> Result<Remains> {
     for line in Snapshot::take()?.lines() {
         let kind = line.split(' ').next().unwrap_or_default();
         match kind {
+            // Others have groups too, that come and go.
+            "cgroup" if !line.contains("/palisade/") && !line.ends_with("/palisade") => {}
             "mount" | "link" | "cgroup" | "network" => lines.push(line.to_owned()),
             "process" => {
                 *counts
