@@ -305,11 +305,13 @@ struct Calm {
 }
 
 impl Calm {
-    fn of(shim: i32) -> Self {
+    fn of(stage: &Stage, shim: i32) -> Self {
         let mounts = fs::read_to_string(format!("/proc/{shim}/mountinfo")).unwrap_or_default();
+        // What others mount and unmount on the host reaches the shim too.
+        let directory = stage.directory.path().to_str().expect("text");
         Self {
             children: children_of(shim),
-            mounts: mounts.lines().count(),
+            mounts: mounts.lines().filter(|line| line.contains(directory)).count(),
             descriptors: fs::read_dir(format!("/proc/{shim}/fd")).map_or(0, Iterator::count),
         }
     }
@@ -318,10 +320,10 @@ impl Calm {
 async fn calm(stage: &Stage) -> Calm {
     let shim = shim_of(stage).await;
     // The connection that was just answered on is closed by now, or soon.
-    let mut last = Calm::of(shim);
+    let mut last = Calm::of(stage, shim);
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let next = Calm::of(shim);
+        let next = Calm::of(stage, shim);
         if next == last {
             return next;
         }
@@ -333,7 +335,7 @@ async fn is_calm(stage: &Stage, calm: &Calm, outcome: &Outcome) {
     let shim = shim_of(stage).await;
     let deadline = Instant::now() + patience();
     loop {
-        let now = Calm::of(shim);
+        let now = Calm::of(stage, shim);
         if now == *calm {
             return;
         }
