@@ -166,7 +166,10 @@ const _: () = assert!(size_of::<IdentityKey>() == 24);
 
 /// Generations of address classes come in groups of so many. Map `HOSTS` has the first of a group, a multiple of this,
 /// complete. Of any other it has the addresses that are not as in the first: of another class, or of [`NO_CLASS`].
-pub const GENERATION_GROUP: u32 = 16;
+///
+/// So many that changes which write every address are fewer than one in a hundred; so few that groups which are given up
+/// early, as at the start of an agent, do not use up the numbers: there are four million groups.
+pub const GENERATION_GROUP: u32 = 256;
 const _: () = assert!(GENERATION_GROUP.is_power_of_two());
 
 /// Value of map `HOSTS` for an address that the first generation of the group has and this one has not: the prefixes
@@ -260,7 +263,13 @@ mod tests {
 
     #[test]
     fn the_first_of_a_group_is_its_own_base() {
-        for (generation, base) in [(0, 0), (15, 0), (16, 16), (31, 16), (MAX_EPOCH, MAX_EPOCH - 15)] {
+        for (generation, base) in [
+            (0, 0),
+            (255, 0),
+            (256, 256),
+            (511, 256),
+            (MAX_EPOCH, MAX_EPOCH - 255),
+        ] {
             assert_eq!(base_generation(generation), base);
         }
     }

@@ -127,6 +127,10 @@ fn is_whole(net: &IpNet) -> bool {
 mod tests {
     use super::*;
 
+    /// First generation of the first and of the second group that there may be.
+    const FIRST: u32 = GENERATION_GROUP;
+    const SECOND: u32 = 2 * GENERATION_GROUP;
+
     fn classes(entries: &[(&str, u32)]) -> Classes {
         let entry = |(net, class): &(&str, u32)| (net.parse().expect("a prefix"), IdentityId(*class));
         entries.iter().map(entry).collect()
@@ -148,9 +152,9 @@ mod tests {
             ("10.0.0.3/32", 3),
         ]);
         let base = NewAddresses::after(None, &first, 3);
-        assert_eq!((base.addresses.generation, base.entries.len()), (16, 5));
-        let second = NewAddresses::after(Some(&base.addresses), &next, 20);
-        assert_eq!(second.addresses.generation, 20);
+        assert_eq!((base.addresses.generation, base.entries.len()), (FIRST, 5));
+        let second = NewAddresses::after(Some(&base.addresses), &next, FIRST + 4);
+        assert_eq!(second.addresses.generation, FIRST + 4);
         let written: Classes = second
             .entries
             .iter()
@@ -164,23 +168,28 @@ mod tests {
             ("fd00::1/128", NO_CLASS),
         ]);
         assert_eq!(written, expected);
-        let back = NewAddresses::after(Some(&second.addresses), &first, 31);
+        let back = NewAddresses::after(Some(&second.addresses), &first, SECOND - 1);
         assert_eq!(
             back.entries.len(),
             1,
             "as the first of the group, but for the prefix"
         );
-        let other_group = NewAddresses::after(Some(&back.addresses), &next, 32);
+        let other_group = NewAddresses::after(Some(&back.addresses), &next, SECOND);
         assert_eq!(
             (other_group.addresses.generation, other_group.entries.len()),
-            (32, 4)
+            (SECOND, 4)
         );
 
         let all: Vec<_> = [&base, &second, &back, &other_group]
             .into_iter()
             .flat_map(|generation| generation.entries.clone())
             .collect();
-        for (generation, meaning) in [(16, &first), (20, &next), (31, &first), (32, &next)] {
+        for (generation, meaning) in [
+            (FIRST, &first),
+            (FIRST + 4, &next),
+            (SECOND - 1, &first),
+            (SECOND, &next),
+        ] {
             assert_eq!(resolve(&all, generation), *meaning, "generation {generation}");
         }
     }
@@ -200,11 +209,14 @@ mod tests {
                 .collect()
         };
         let base = NewAddresses::after(None, &of(MAX_DIFFERENCES, 1), 1).addresses;
-        let differ = NewAddresses::after(Some(&base), &of(MAX_DIFFERENCES, 2), 17);
-        assert_eq!(differ.addresses.generation, 17);
-        let more = NewAddresses::after(Some(&base), &of(MAX_DIFFERENCES + 1, 2), 17);
-        assert_eq!(more.addresses.generation, 32);
-        let gone = NewAddresses::after(Some(&more.addresses), &Classes::new(), 33);
-        assert_eq!((gone.addresses.generation, gone.entries.len()), (48, 0));
+        let differ = NewAddresses::after(Some(&base), &of(MAX_DIFFERENCES, 2), FIRST + 1);
+        assert_eq!(differ.addresses.generation, FIRST + 1);
+        let more = NewAddresses::after(Some(&base), &of(MAX_DIFFERENCES + 1, 2), FIRST + 1);
+        assert_eq!(more.addresses.generation, SECOND);
+        let gone = NewAddresses::after(Some(&more.addresses), &Classes::new(), SECOND + 1);
+        assert_eq!(
+            (gone.addresses.generation, gone.entries.len()),
+            (SECOND + GENERATION_GROUP, 0)
+        );
     }
 }

@@ -1,10 +1,16 @@
 //! Addresses that change their class among many that do not: only what differs is written, and judged right.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ebpf_loader::{Datapath, Reason, Synced};
 use ipnet::IpNet;
-use policies_ir::tables::{Direction, IdentityId, NodeTables, Packet, Service, Verdict, lookup};
+use policies_ir::tables::{
+    Direction, EndpointTables, IdentityId, NodeTables, Packet, RuleId, Service, SourceClass, Verdict,
+    VerdictEntry, VerdictKey, lookup,
+};
 
 use crate::{
     frames::{Ends, UDP, frame, udp},
@@ -130,7 +136,25 @@ fn many_addresses_that_change_are_all_written() {
     assert_eq!(one.written, PREFIXES + 1, "to what was written last");
 }
 
-/// Forty changes, over more than two groups, with and without what is left of earlier ones.
+/// An endpoint of one entry.
+fn said(rule: u32) -> Arc<EndpointTables> {
+    let key = VerdictKey {
+        peer: OPEN,
+        direction: Direction::Egress,
+        source: SourceClass(0),
+        service: Service::Any,
+    };
+    let entry = VerdictEntry {
+        verdict: Verdict::Allow,
+        rule: RuleId(64 + rule),
+    };
+    let verdicts = [(key, entry)].into_iter().collect();
+    let sources = Default::default();
+    Arc::new(EndpointTables { sources, verdicts })
+}
+
+/// Forty changes of addresses, over more than two groups, with and without what is left of earlier ones. Changes of
+/// policy between them use up numbers, and so most of a group.
 #[test]
 fn many_changes_in_a_row_stay_right() {
     let mut lab = Lab::new();
@@ -141,6 +165,18 @@ fn many_changes_in_a_row_stay_right() {
     sync(&mut lab, &tables, [0]);
     let mut whole = 0;
     for change in 1..=40_u16 {
+        for rule in 0..ebpf_abi::GENERATION_GROUP / 16 - 1 {
+            let other = NodeTables {
+                endpoints: [(ENDPOINT, said(rule % 2))].into(),
+                ..tables.clone()
+            };
+            let synced = lab.kernel().sync(&other).expect("sync");
+            assert_eq!(
+                (synced.written, synced.rewritten),
+                (1, 1),
+                "one entry and no address"
+            );
+        }
         let net = peer(change).into();
         match change % 3 {
             0 => drop(tables.identities.remove(&net)),
@@ -152,7 +188,11 @@ fn many_changes_in_a_row_stay_right() {
         if synced.written >= all / 2 {
             whole += 1;
         } else {
-            assert!(synced.written <= PREFIXES + 2 * 16, "change {change}: {synced:?}");
+            // Two addresses of each of the sixteen changes in a group, and the endpoint's two entries.
+            assert!(
+                synced.written <= PREFIXES + 2 * 16 + 2,
+                "change {change}: {synced:?}"
+            );
         }
         if change % 7 == 0 {
             lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
