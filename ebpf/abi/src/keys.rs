@@ -148,7 +148,8 @@ pub const FAMILY_IPV6: u32 = 6;
 pub const IDENTITY_PREFIX_BASE: u32 = 64;
 
 /// Data of an entry of map `IDENTITIES`, a longest-prefix match from address to class (`u32`), and key of map `HOSTS`,
-/// which holds the whole addresses: the longest prefix there is, found without a walk through the others.
+/// which holds the whole addresses: the longest prefix there is, found without a walk through the others. Of most
+/// generations it holds only some of them: see [`GENERATION_GROUP`].
 ///
 /// The family is part of the key because `::/0` would otherwise match every mapped IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +163,24 @@ pub struct IdentityKey {
     pub address: Address,
 }
 const _: () = assert!(size_of::<IdentityKey>() == 24);
+
+/// Generations of address classes come in groups of so many. Map `HOSTS` has the first of a group, a multiple of this,
+/// complete. Of any other it has the addresses that are not as in the first: of another class, or of [`NO_CLASS`].
+///
+/// So many that changes which write every address are fewer than one in a hundred; so few that groups which are given up
+/// early, as at the start of an agent, do not use up the numbers: there are four million groups.
+pub const GENERATION_GROUP: u32 = 256;
+const _: () = assert!(GENERATION_GROUP.is_power_of_two());
+
+/// Value of map `HOSTS` for an address that the first generation of the group has and this one has not: the prefixes
+/// decide. No class has this number, so whoever took it for one would find no verdict.
+pub const NO_CLASS: u32 = u32::MAX;
+
+/// First generation of the group, which is complete.
+#[inline(always)]
+pub const fn base_generation(generation: u32) -> u32 {
+    generation & !(GENERATION_GROUP - 1)
+}
 
 /// Most blocks of source ports, of the old and the new epoch together.
 pub const MAX_SOURCES: u32 = 1 << 16;
@@ -241,6 +260,19 @@ impl VerdictKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_of_a_group_is_its_own_base() {
+        for (generation, base) in [
+            (0, 0),
+            (255, 0),
+            (256, 256),
+            (511, 256),
+            (MAX_EPOCH, MAX_EPOCH - 255),
+        ] {
+            assert_eq!(base_generation(generation), base);
+        }
+    }
 
     #[test]
     fn a_packed_state_keeps_its_parts() {

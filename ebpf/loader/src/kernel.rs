@@ -3,6 +3,7 @@
 //! Every map and link lives under one pin directory, so dropping a [`Kernel`] changes nothing: packets are still
 //! judged, and the next [`Kernel::open`] finds all of it again. A link pins its program.
 
+mod addresses;
 mod features;
 mod links;
 mod maps;

@@ -332,6 +332,12 @@ pub enum DatapathError {
         /// The endpoint.
         endpoint: EndpointId,
     },
+    /// An address has a class that the kernel takes for none.
+    #[error("address {net} has the number that stands for no class")]
+    Class {
+        /// The address.
+        net: ipnet::IpNet,
+    },
     /// The endpoints in the kernel follow different tables, so there is no single set to show.
     #[error("the endpoints in the kernel follow different tables: the last change failed half way")]
     Mixed,

@@ -3,14 +3,7 @@
 use core::{arch::asm, ptr};
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
-use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
-    EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
-    FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
-    MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason,
-    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW,
-    VERDICT_DENY, VerdictKey, peer_bucket, protocol,
-};
+use ebpf_abi::{Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey, FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED, MAX_UNESTABLISHED_PER_BUCKET, NO_CLASS, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey, base_generation, peer_bucket, protocol};
 
 use crate::{
     closed, fragment,
@@ -440,6 +433,30 @@ fn source_port(key: &FlowKey, origin: u8) -> u16 {
     }
 }
 
+/// Class of an address: what the generation has for the whole address, or else what the first of its group has, or else
+/// what the longest shorter prefix has.
+#[inline(always)]
+fn class_of(generation: u32, address: &Address) -> Option<u32> {
+    let mut key = IdentityKey {
+        generation,
+        family: if address.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
+        address: *address,
+    };
+    // SAFETY: values are never changed, only added and, when no program asks for them any more, removed.
+    let mut found = unsafe { HOSTS.get(&key) };
+    let base = base_generation(generation);
+    if found.is_none() && base != generation {
+        key.generation = base;
+        // SAFETY: as above.
+        found = unsafe { HOSTS.get(&key) };
+        key.generation = generation;
+    }
+    match found {
+        Some(&class) if class != NO_CLASS => Some(class),
+        _ => IDENTITIES.get(&Key::new(IDENTITY_PREFIX_BASE + 128, key)).copied(),
+    }
+}
+
 /// Address to class, source port to class, classes and destination port to verdict. Whatever is missing denies, but
 /// for source ports: those that no rule tells apart have the class that needs no entry.
 #[inline(always)]
@@ -457,18 +474,8 @@ fn ask_tables(
         rule: RULE_NO_MATCH,
         verdict: VERDICT_DENY,
     };
-    let identity = IdentityKey {
-        generation: state.generation,
-        family: if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
-        address: *peer,
-    };
-    // SAFETY: values are never changed, only added and, when no program asks for them any more, removed.
-    let peer = match unsafe { HOSTS.get(&identity) } {
-        Some(&peer) => peer,
-        None => match IDENTITIES.get(&Key::new(IDENTITY_PREFIX_BASE + 128, identity)) {
-            Some(&peer) => peer,
-            None => return (false, unknown),
-        },
+    let Some(peer) = class_of(state.generation, peer) else {
+        return (false, unknown);
     };
     let mut class = 0;
     if state.flags & STATE_HAS_SOURCES != 0 {

@@ -29,7 +29,7 @@ pub(crate) static SLOTS: Array<Slot> = Array::pinned(MAX_ENDPOINTS, BPF_F_MMAPAB
 #[map]
 pub(crate) static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(MAX_SOURCES, 0);
 
-/// Address to class, whole addresses.
+/// Address to class, whole addresses: all in the first generation of a group, what differs from it in the others.
 #[map]
 pub(crate) static HOSTS: HashMap<IdentityKey, u32> = HashMap::pinned(MAX_IDENTITIES, BPF_F_NO_PREALLOC);
 

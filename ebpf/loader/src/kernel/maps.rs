@@ -262,8 +262,8 @@ impl Maps {
         Ok(all)
     }
 
-    /// Writes classes of addresses. Whole addresses go in one call: there are as many as the cluster has pods, and a change
-    /// of a label writes them all.
+    /// Writes classes of addresses. Whole addresses go in one call: the first generation of a group has as many as the
+    /// cluster has pods.
     pub(crate) fn write_identities(
         &mut self,
         entries: &[(Key<IdentityKey>, u32)],

@@ -4,6 +4,8 @@
 //! endpoint then makes the programs ask for the new ones. What nobody asks for any more is deleted later, by `expire`
 //! or when room is needed, after every program has finished its packet: each packet meets complete tables.
 //!
+//! Of the classes of addresses a change writes what differs: see [`addresses`].
+//!
 //! Epochs belong to endpoints, the generation of address classes to the node; both count the same changes. Entries
 //! name classes by number, so a change of the classes moves even an endpoint whose entries stay: the new numbers and
 //! the entries that were compiled for them begin to count with one write. Entries about classes that no generation has
@@ -18,9 +20,8 @@ use std::{
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
     EPOCH_NONE, Endpoint, EndpointState, IdentityKey, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
-    STATE_HAS_SOURCES, SourceKey, VerdictKey, VerdictValue,
+    NO_CLASS, STATE_HAS_SOURCES, SourceKey, VerdictKey, VerdictValue, base_generation,
 };
-use ipnet::IpNet;
 use policies_ir::{
     tables::{
         EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName,
@@ -29,7 +30,14 @@ use policies_ir::{
     verdicts::ClassVerdicts,
 };
 
-use crate::{DatapathError, Fill, Synced, encode, kernel::maps::Maps, sys};
+use crate::{
+    DatapathError, Fill, Synced, encode,
+    kernel::{
+        addresses::{self, Addresses, NewAddresses},
+        maps::Maps,
+    },
+    sys,
+};
 
 /// What has been written, so that it can be deleted without searching the maps.
 #[derive(Default)]
@@ -38,7 +46,7 @@ pub(crate) struct Tables {
     entries: BTreeMap<(u32, u32), Keys>,
     /// Keys by generation.
     identities: BTreeMap<u32, Vec<Key<IdentityKey>>>,
-    /// Classes of each generation that this process wrote.
+    /// Classes of each generation that this process wrote and that a program may still ask for.
     classes: BTreeMap<u32, BTreeSet<IdentityId>>,
     /// Highest epoch or generation ever used.
     last_change: u32,
@@ -82,8 +90,8 @@ struct Keys {
 /// What the kernel holds, as far as this process wrote it.
 #[derive(Default)]
 struct Current {
-    /// Classes of addresses and their generation.
-    identities: Option<(BTreeMap<IpNet, IdentityId>, u32)>,
+    /// Classes of addresses.
+    addresses: Option<Addresses>,
     /// Entries of each endpoint and their epoch.
     endpoints: BTreeMap<EndpointId, Written>,
     /// What rule ids mean.
@@ -137,29 +145,35 @@ impl Tables {
         let endpoints = maps.endpoints()?;
         let same_addresses = self
             .current
-            .identities
+            .addresses
             .as_ref()
-            .filter(|(current, _)| *current == tables.identities)
-            .map(|(_, generation)| *generation);
+            .filter(|current| *current.classes == tables.identities)
+            .map(|current| current.generation);
+        let change = self.last_change.saturating_add(1);
+        let new_addresses = same_addresses
+            .is_none()
+            .then(|| NewAddresses::after(self.current.addresses.as_ref(), &tables.identities, change));
         let classes = tables.identities.values().copied().collect();
         let mut plan = self.plan(tables, &endpoints, &classes);
         let mut entries = 0;
-        if !plan.is_empty() || same_addresses.is_none() {
+        if !plan.is_empty() || new_addresses.is_some() {
             if self
-                .check_capacity(tables, &plan, same_addresses.is_some())
+                .check_capacity(tables, &plan, new_addresses.as_ref())
                 .is_err()
             {
                 self.sweep(maps, &endpoints)?;
                 // Entries that were to be added to may be gone.
                 plan = self.plan(tables, &endpoints, &classes);
-                self.check_capacity(tables, &plan, same_addresses.is_some())?;
+                self.check_capacity(tables, &plan, new_addresses.as_ref())?;
             }
-            if self.last_change >= MAX_EPOCH {
+            let change = new_addresses
+                .as_ref()
+                .map_or(change, |new| new.addresses.generation);
+            if change > MAX_EPOCH {
                 return Err(DatapathError::Epochs);
             }
-            self.last_change += 1;
-            let new_classes = same_addresses.is_none().then_some(classes);
-            entries = match self.write(maps, tables, &plan, new_classes) {
+            self.last_change = change;
+            entries = match self.write(maps, tables, &plan, new_addresses.as_ref(), classes) {
                 Ok(entries) => entries,
                 Err(error) => {
                     // Nobody knows which entries were added.
@@ -173,8 +187,8 @@ impl Tables {
             };
         }
         let generation = same_addresses.unwrap_or(self.last_change);
-        if same_addresses.is_none() {
-            self.current.identities = Some((tables.identities.clone(), generation));
+        if let Some(new) = new_addresses {
+            self.current.addresses = Some(new.addresses);
         }
         for id in &plan.stale {
             if let Some(wanted) = tables.endpoints.get(id) {
@@ -210,14 +224,17 @@ impl Tables {
             .filter(|(_, state)| state.epoch != EPOCH_NONE)
             .collect();
         let asked: BTreeSet<(u32, u32)> = states.iter().map(|(id, state)| (*id, state.epoch)).collect();
-        let mut generations: BTreeSet<u32> = states.iter().map(|(_, state)| state.generation).collect();
-        // Also kept while no endpoint is attached: the next change may well use the same addresses.
-        generations.extend(
-            self.current
-                .identities
-                .as_ref()
-                .map(|(_, generation)| *generation),
-        );
+        // The current one is also kept while no endpoint is attached: the next change may well use the same addresses.
+        let current = self.current.addresses.as_ref().map(|current| current.generation);
+        let asked_generations: BTreeSet<u32> = states
+            .iter()
+            .map(|(_, state)| state.generation)
+            .chain(current)
+            .collect();
+        let generations: BTreeSet<u32> = asked_generations
+            .iter()
+            .flat_map(|generation| [*generation, base_generation(*generation)])
+            .collect();
         let entries: Vec<_> = self
             .entries
             .keys()
@@ -257,8 +274,10 @@ impl Tables {
                 maps.remove_identity(identity)?;
             }
             self.identities.remove(&generation);
-            self.classes.remove(&generation);
         }
+        // Of the first of a group programs find only what the generation that they ask for has too.
+        self.classes
+            .retain(|generation, _| asked_generations.contains(generation));
         self.remove_left(maps)
     }
 
@@ -310,12 +329,8 @@ impl Tables {
         if generations.len() > 1 {
             return Err(DatapathError::Mixed);
         }
-        for (key, identity) in maps.identities()? {
-            if generations.contains(&key.data().generation)
-                && let Some(net) = encode::identity_net(&key)
-            {
-                tables.identities.insert(net, IdentityId(identity));
-            }
+        if let Some(generation) = generations.first() {
+            tables.identities = addresses::resolve(&maps.identities()?, *generation);
         }
         let classes: BTreeSet<IdentityId> = tables.identities.values().copied().collect();
         let is_left = |data: &VerdictKey| {
@@ -419,22 +434,18 @@ impl Tables {
         maps: &mut Maps,
         tables: &NodeTables,
         plan: &Plan,
-        new_classes: Option<BTreeSet<IdentityId>>,
+        new_addresses: Option<&NewAddresses>,
+        classes: BTreeSet<IdentityId>,
     ) -> Result<usize, DatapathError> {
         let change = self.last_change;
         let mut count = 0;
         // Keys are noted first: deleting what was never written does no harm.
-        if let Some(classes) = new_classes {
-            let entries: Vec<_> = tables
-                .identities
-                .iter()
-                .map(|(net, identity)| (encode::identity_key(change, net), identity.0))
-                .collect();
+        if let Some(new) = new_addresses {
             let written = self.identities.entry(change).or_default();
-            written.extend(entries.iter().map(|(key, _)| *key));
+            written.extend(new.entries.iter().map(|(key, _)| *key));
             self.classes.insert(change, classes);
-            count += entries.len();
-            maps.write_identities(&entries)?;
+            count += new.entries.len();
+            maps.write_identities(&new.entries)?;
         }
         let mut verdicts = Vec::new();
         for (id, step) in &plan.steps {
@@ -507,6 +518,10 @@ impl Tables {
 
     /// Refuses classes that the kernel's key has no room for.
     fn check_classes(&self, tables: &NodeTables) -> Result<(), DatapathError> {
+        let is_none = |(_, class): &(_, &IdentityId)| class.0 == NO_CLASS;
+        if let Some((net, _)) = tables.identities.iter().find(is_none) {
+            return Err(DatapathError::Class { net: *net });
+        }
         let fits = |class: &SourceClass| usize::from(class.0) < MAX_SOURCE_CLASSES;
         for (id, endpoint) in &tables.endpoints {
             let written = self.current.endpoints.get(id);
@@ -534,14 +549,10 @@ impl Tables {
         &self,
         tables: &NodeTables,
         plan: &Plan,
-        same_addresses: bool,
+        new_addresses: Option<&NewAddresses>,
     ) -> Result<(), DatapathError> {
         let old: usize = self.identities.values().map(Vec::len).sum();
-        let new = if same_addresses {
-            0
-        } else {
-            tables.identities.len()
-        };
+        let new = new_addresses.map_or(0, |new| new.entries.len());
         check("IDENTITIES", old + new, MAX_IDENTITIES)?;
         let wanted = || plan.stale.iter().filter_map(|id| tables.endpoints.get(id));
         let added: usize = plan.steps.values().map(|step| step.added.len()).sum();

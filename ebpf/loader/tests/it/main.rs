@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "a helper of a test that fails ends the test")]
 
+mod addresses;
 mod closed;
 mod corpus;
 mod flips;
