@@ -250,6 +250,15 @@ impl Times {
         self.whole.push(whole);
     }
 
+    /// Entries that so many in a hundred did not exceed.
+    fn entries(&self, percent: usize) -> f64 {
+        let mut written = self.written.clone();
+        written.sort_unstable();
+        let rank = (written.len() * percent).div_ceil(100).saturating_sub(1);
+        let entries = written.get(rank).and_then(|entries| u32::try_from(*entries).ok());
+        entries.map_or(f64::NAN, f64::from)
+    }
+
     fn lines(&self, metric: &str) -> Vec<Line> {
         let compile = slowest(&self.compiled, 50);
         let sync: Vec<_> = self
@@ -266,25 +275,14 @@ impl Times {
             line("  of it to compile, p99", slowest(&self.compiled, 99), None),
             line("  of it to write, p50", slowest(&sync, 50), None),
             line("  of it to write, p99", slowest(&sync, 99), None),
-            Line::alone("  entries written, p50", "", self.entries(50), None),
-            Line::alone("  entries written, p99", "", self.entries(99), None),
+            Line::alone("  written, p50", "entries", self.entries(50), None),
+            Line::alone("  written, p99", "entries", self.entries(99), None),
             line(
                 "  tidying up in between, slowest",
                 slowest(&self.between, 100),
                 None,
             ),
         ]
-    }
-}
-
-impl Times {
-    /// Entries that so many in a hundred did not exceed.
-    fn entries(&self, percent: usize) -> f64 {
-        let mut written = self.written.clone();
-        written.sort_unstable();
-        let rank = (written.len() * percent).div_ceil(100).saturating_sub(1);
-        let entries = written.get(rank).and_then(|entries| u32::try_from(*entries).ok());
-        entries.map_or(f64::NAN, f64::from)
     }
 }
 
