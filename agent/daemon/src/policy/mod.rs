@@ -485,9 +485,14 @@ impl Worker {
         if let Some(settled) = settled {
             self.note(settled);
         }
+        self.forget_names() | settled.is_some()
+    }
+
+    /// Forgets names that are overdue and that no flow follows. Whether there were any.
+    fn forget_names(&mut self) -> bool {
         let now = Instant::now();
         if !self.learned.any_overdue(now) {
-            return settled.is_some();
+            return false;
         }
         match self.datapath.peers_in_use() {
             Ok(in_use) => self.learned.expire(now, &in_use),
