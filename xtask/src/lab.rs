@@ -43,8 +43,8 @@ const MODULES: [(&str, &str); 5] = [
     ("cls_bpf", ""),
 ];
 
-/// Programs that tests of the network call; busybox has an `ip` of its own that knows less, and no `tc`.
-const TOOLS: [&str; 2] = ["ip", "tc"];
+/// Programs that tests call; busybox has an `ip` and an `unshare` of its own that know less, and no `tc`.
+const TOOLS: [&str; 3] = ["ip", "tc", "unshare"];
 
 /// How much longer than elsewhere tests wait for what should happen. Measured: four times as slow as the machine itself;
 /// the rest is for slower and busier ones.

@@ -1,4 +1,4 @@
-//! What a host holds that a cluster could leave behind: mounts, links, network namespaces, cgroups, BPF
+//! What a host holds that a cluster could leave behind: mounts, links, network namespaces, Palisade's cgroups, BPF
 //! objects, firewall tables, sysctls, processes. Taken before and after, the difference must be empty.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
@@ -82,6 +82,7 @@ fn processes_and_namespaces(lines: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
+/// Palisade's own: those of services and sessions come and go by themselves.
 fn cgroups(directory: &Path, lines: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
@@ -89,7 +90,9 @@ fn cgroups(directory: &Path, lines: &mut BTreeSet<String>) {
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() && !path.is_symlink() {
-            lines.insert(format!("cgroup {}", path.display()));
+            if path.components().any(|part| part.as_os_str() == "palisade") {
+                lines.insert(format!("cgroup {}", path.display()));
+            }
             cgroups(&path, lines);
         }
     }

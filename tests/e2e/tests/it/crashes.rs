@@ -275,9 +275,9 @@ fn remains() -> Result<Remains> {
     for line in Snapshot::take()?.lines() {
         let kind = line.split(' ').next().unwrap_or_default();
         match kind {
-            // Others have groups too, that come and go.
-            "cgroup" if !line.contains("/palisade/") && !line.ends_with("/palisade") => {}
-            "mount" | "link" | "cgroup" | "network" => lines.push(line.to_owned()),
+            "mount" | "link" | "cgroup" => lines.push(line.to_owned()),
+            // Their numbers are new after a reboot, also those of pods that stay.
+            "network" => *counts.entry("network namespaces".to_owned()).or_default() += 1,
             "process" => {
                 *counts
                     .entry(line.rsplit('/').next().unwrap_or_default().to_owned())
