@@ -8,6 +8,8 @@ pub const MAX_ENDPOINTS: u32 = 4096;
 pub const MAX_IDENTITIES: u32 = 1 << 18;
 /// Most verdicts, of the old and the new epoch together.
 pub const MAX_VERDICTS: u32 = 1 << 20;
+/// Most pairs of an endpoint and a class that it tells from the class's parent, of the old and the new epoch together.
+pub const MAX_SPLITS: u32 = 1 << 18;
 
 /// Epoch of an endpoint that has not been programmed: everything is denied.
 pub const EPOCH_NONE: u32 = 0;
@@ -147,7 +149,7 @@ pub const FAMILY_IPV6: u32 = 6;
 /// Bits of [`IdentityKey`] before the address. IPv4 addresses add the 96 bits of the mapping.
 pub const IDENTITY_PREFIX_BASE: u32 = 64;
 
-/// Data of an entry of map `IDENTITIES`, a longest-prefix match from address to class (`u32`), and key of map `HOSTS`,
+/// Data of an entry of map `IDENTITIES`, a longest-prefix match from address to [`AddressClass`], and key of map `HOSTS`,
 /// which holds the whole addresses: the longest prefix there is, found without a walk through the others. Of most
 /// generations it holds only some of them: see [`GENERATION_GROUP`].
 ///
@@ -164,6 +166,39 @@ pub struct IdentityKey {
 }
 const _: () = assert!(size_of::<IdentityKey>() == 24);
 
+/// Value of maps `HOSTS` and `IDENTITIES`: the class of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct AddressClass {
+    /// The class.
+    pub class: u32,
+    /// The class that this one was split off from, or the class itself. At an endpoint that does not tell the two apart
+    /// (it has no [`SplitKey`]) the parent's verdicts answer, so that a class which differs at one endpoint is written
+    /// for that one alone. Parents have no parents of their own.
+    pub parent: u32,
+}
+const _: () = assert!(size_of::<AddressClass>() == 8);
+
+impl AddressClass {
+    /// A class that was not split off from another one.
+    pub const fn root(class: u32) -> Self {
+        Self { class, parent: class }
+    }
+}
+
+/// Key of map `SPLITS`: the endpoint tells the class from its parent. Values mean nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct SplitKey {
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// Epoch of the endpoint.
+    pub epoch: u32,
+    /// A class with a parent.
+    pub class: u32,
+}
+const _: () = assert!(size_of::<SplitKey>() == 12);
+
 /// Generations of address classes come in groups of so many. Map `HOSTS` has the first of a group, a multiple of this,
 /// complete. Of any other it has the addresses that are not as in the first: of another class, or of [`NO_CLASS`].
 ///
@@ -172,7 +207,7 @@ const _: () = assert!(size_of::<IdentityKey>() == 24);
 pub const GENERATION_GROUP: u32 = 256;
 const _: () = assert!(GENERATION_GROUP.is_power_of_two());
 
-/// Value of map `HOSTS` for an address that the first generation of the group has and this one has not: the prefixes
+/// Class in map `HOSTS` of an address that the first generation of the group has and this one has not: the prefixes
 /// decide. No class has this number, so whoever took it for one would find no verdict.
 pub const NO_CLASS: u32 = u32::MAX;
 
@@ -222,7 +257,7 @@ pub struct VerdictKey {
     pub endpoint: u32,
     /// Epoch of the endpoint.
     pub epoch: u32,
-    /// Address class of the other end.
+    /// Address class of the other end, or the parent of that.
     pub peer: u32,
     /// `DIRECTION_*`, and above that bit the class of the source port.
     pub side: u8,

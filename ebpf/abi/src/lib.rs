@@ -27,11 +27,11 @@ pub use flow::{
     RING_BYTES, RING_HURRY_BYTES, SCALE_NONE, peer_bucket,
 };
 pub use keys::{
-    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint, EndpointState,
-    FAMILY_IPV4, FAMILY_IPV6, GENERATION_GROUP, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_ENDPOINTS,
-    MAX_EPOCH, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, NO_CLASS, RANK_ANY, RANK_PORT,
-    RANK_PROTOCOL, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey,
-    VerdictKey, VerdictValue, base_generation,
+    AddressClass, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint,
+    EndpointState, FAMILY_IPV4, FAMILY_IPV6, GENERATION_GROUP, HostKey, IDENTITY_PREFIX_BASE, IdentityKey,
+    MAX_ENDPOINTS, MAX_EPOCH, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS,
+    NO_CLASS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES,
+    STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue, base_generation,
 };
 pub use learn::{LEARN_CALLS, LEARN_CAPABILITIES, LearnNamespace};
 pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
@@ -69,8 +69,8 @@ pub mod protocol {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey, LearnNamespace,
-        Slot, SourceKey, VerdictKey, VerdictValue,
+        AddressClass, ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey,
+        LearnNamespace, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue,
     };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
@@ -78,6 +78,10 @@ mod user {
     unsafe impl aya::Pod for Endpoint {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for HostKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for AddressClass {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for SplitKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for IdentityKey {}
     // SAFETY: as for `Endpoint`.

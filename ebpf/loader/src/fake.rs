@@ -111,6 +111,14 @@ impl Datapath for Fake {
         })
     }
 
+    fn is_worn(&self) -> bool {
+        false
+    }
+
+    fn renew(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
+        self.sync(tables)
+    }
+
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {
         Ok(self.links.values().cloned().collect())
     }

@@ -7,7 +7,9 @@ mod addresses;
 mod features;
 mod links;
 mod maps;
+mod parents;
 mod pins;
+mod plan;
 mod ring;
 mod tables;
 
@@ -391,6 +393,14 @@ impl Datapath for Kernel {
 
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.tables.sync(&mut self.maps, tables)
+    }
+
+    fn is_worn(&self) -> bool {
+        self.tables.is_worn()
+    }
+
+    fn renew(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
+        self.tables.renew(&mut self.maps, tables)
     }
 
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {

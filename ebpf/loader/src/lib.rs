@@ -62,6 +62,12 @@ pub trait Datapath: Send {
     /// changes unless the classes of addresses changed.
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError>;
 
+    /// Whether so much has piled up that tables of the same meaning, written with [`Datapath::renew`], would be much smaller.
+    fn is_worn(&self) -> bool;
+
+    /// As [`Datapath::sync`], with everything written anew: for a moment when nobody waits for a change.
+    fn renew(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError>;
+
     /// Endpoints that are attached in the kernel, also those that an earlier agent left behind. State of endpoints
     /// whose interface has vanished is cleaned up on the way.
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError>;
@@ -336,6 +342,12 @@ pub enum DatapathError {
     #[error("address {net} has the number that stands for no class")]
     Class {
         /// The address.
+        net: ipnet::IpNet,
+    },
+    /// Addresses of one class have different parents: nobody wrote that.
+    #[error("in the kernel, the class of {net} is split off from another one than elsewhere")]
+    Parents {
+        /// One of the addresses.
         net: ipnet::IpNet,
     },
     /// The endpoints in the kernel follow different tables, so there is no single set to show.

@@ -4,17 +4,17 @@ use core::{arch::asm, ptr};
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
+    Address, AddressClass, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
     EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
     FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
     MAX_UNESTABLISHED_PER_BUCKET, NO_CLASS, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason,
-    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, VERDICT_ALLOW,
+    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VERDICT_ALLOW,
     VERDICT_DENY, VerdictKey, base_generation, peer_bucket, protocol,
 };
 
 use crate::{
     closed, fragment,
-    maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, NEW_FLOW, PEERS, SLOTS, SOURCES, VERDICTS},
+    maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, NEW_FLOW, PEERS, SLOTS, SOURCES, SPLITS, VERDICTS},
     packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
     report, track,
 };
@@ -443,7 +443,7 @@ fn source_port(key: &FlowKey, origin: u8) -> u16 {
 /// Class of an address: what the generation has for the whole address, or else what the first of its group has, or else
 /// what the longest shorter prefix has.
 #[inline(always)]
-fn class_of(generation: u32, address: &Address) -> Option<u32> {
+fn class_of(generation: u32, address: &Address) -> Option<AddressClass> {
     let mut key = IdentityKey {
         generation,
         family: if address.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 },
@@ -459,8 +459,26 @@ fn class_of(generation: u32, address: &Address) -> Option<u32> {
         key.generation = generation;
     }
     match found {
-        Some(&class) if class != NO_CLASS => Some(class),
+        Some(found) if found.class != NO_CLASS => Some(*found),
         _ => IDENTITIES.get(&Key::new(IDENTITY_PREFIX_BASE + 128, key)).copied(),
+    }
+}
+
+/// The class whose verdicts answer: the parent's where the endpoint does not tell the two apart.
+#[inline(always)]
+fn answering(endpoint: &Judge, found: AddressClass) -> u32 {
+    if found.class == found.parent {
+        return found.class;
+    }
+    let key = SplitKey {
+        endpoint: endpoint.id,
+        epoch: endpoint.state.epoch,
+        class: found.class,
+    };
+    // SAFETY: only whether there is a value is looked at.
+    match unsafe { SPLITS.get(&key) } {
+        Some(_) => found.class,
+        None => found.parent,
     }
 }
 
@@ -481,9 +499,10 @@ fn ask_tables(
         rule: RULE_NO_MATCH,
         verdict: VERDICT_DENY,
     };
-    let Some(peer) = class_of(state.generation, peer) else {
+    let Some(found) = class_of(state.generation, peer) else {
         return (false, unknown);
     };
+    let peer = answering(endpoint, found);
     let mut class = 0;
     if state.flags & STATE_HAS_SOURCES != 0 {
         let source = Key::new(

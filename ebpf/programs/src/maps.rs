@@ -7,9 +7,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_abi::{
-    COUNTERS as COUNTER_SLOTS, ClosedFlow, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
+    AddressClass, COUNTERS as COUNTER_SLOTS, ClosedFlow, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
     Fragment, HostKey, IdentityKey, MAX_CLOSED, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
-    MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey,
+    MAX_IDENTITIES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey,
     VerdictValue,
 };
 
@@ -31,11 +31,16 @@ pub(crate) static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(MAX_SOURCES
 
 /// Address to class, whole addresses: all in the first generation of a group, what differs from it in the others.
 #[map]
-pub(crate) static HOSTS: HashMap<IdentityKey, u32> = HashMap::pinned(MAX_IDENTITIES, BPF_F_NO_PREALLOC);
+pub(crate) static HOSTS: HashMap<IdentityKey, AddressClass> =
+    HashMap::pinned(MAX_IDENTITIES, BPF_F_NO_PREALLOC);
 
 /// Address to class, shorter prefixes.
 #[map]
-pub(crate) static IDENTITIES: LpmTrie<IdentityKey, u32> = LpmTrie::pinned(MAX_IDENTITIES, 0);
+pub(crate) static IDENTITIES: LpmTrie<IdentityKey, AddressClass> = LpmTrie::pinned(MAX_IDENTITIES, 0);
+
+/// Classes that an endpoint tells from their parents.
+#[map]
+pub(crate) static SPLITS: HashMap<SplitKey, u32> = HashMap::pinned(MAX_SPLITS, BPF_F_NO_PREALLOC);
 
 /// Class, protocol and port to verdict.
 #[map]

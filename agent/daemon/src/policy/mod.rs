@@ -143,6 +143,7 @@ impl Policy {
             host_addresses: start.host_addresses,
             followed,
             unwritten: true,
+            worn: false,
             untold: true,
             synced: BTreeMap::new(),
             enforcement,
@@ -260,6 +261,8 @@ struct Worker {
     followed: Followed,
     /// Whether the kernel has to be given something.
     unwritten: bool,
+    /// Whether the kernel's tables are to be written anew, so much has piled up in them.
+    worn: bool,
     /// Whether flow events would not speak of pods, rules and staged policies as they are.
     untold: bool,
     /// Change that each endpoint follows.
@@ -351,7 +354,11 @@ impl Worker {
         let compiled_in = started.elapsed();
         self.attach_hosts();
         if self.unwritten {
-            let mut synced = self.datapath.sync(self.followed.session.tables());
+            let tables = self.followed.session.tables();
+            let mut synced = match std::mem::take(&mut self.worn) {
+                true => self.datapath.renew(tables),
+                false => self.datapath.sync(tables),
+            };
             if let Err(DatapathError::Full { .. }) = &synced
                 && self.followed.session.shed()
             {
@@ -466,8 +473,8 @@ impl Worker {
     }
 
     /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
-    /// makes what was told so far outlive the machine. Whether tables are stale, because names were forgotten or policy was
-    /// compiled anew.
+    /// makes what was told so far outlive the machine. Whether tables are stale, because names were forgotten, policy was
+    /// compiled anew, or the kernel's tables are to be written anew.
     fn tidy(&mut self) -> bool {
         match self.datapath.expire(monotonic_now()) {
             Ok(expired) => agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node),
@@ -485,7 +492,11 @@ impl Worker {
         if let Some(settled) = settled {
             self.note(settled);
         }
-        self.forget_names() | settled.is_some()
+        if self.datapath.is_worn() {
+            self.worn = true;
+            self.unwritten = true;
+        }
+        self.forget_names() | settled.is_some() | self.worn
     }
 
     /// Forgets names that are overdue and that no flow follows. Whether there were any.

@@ -21,11 +21,11 @@ use aya::{
     sys::SyscallError,
 };
 use ebpf_abi::{
-    COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED, ENDPOINT_HAS_IPV4,
-    ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
+    AddressClass, COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED,
+    ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
     FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
-    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
-    PEER_BUCKETS, RING_BYTES, Slot, SourceKey, VerdictKey, VerdictValue, peer_bucket,
+    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_SPLITS,
+    MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue, peer_bucket,
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
@@ -34,6 +34,7 @@ const SLOTS: &str = "SLOTS";
 const SOURCES: &str = "SOURCES";
 const HOSTS: &str = "HOSTS";
 const IDENTITIES: &str = "IDENTITIES";
+const SPLITS: &str = "SPLITS";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
 const CLOSED: &str = "CLOSED";
@@ -55,11 +56,13 @@ pub(crate) struct Maps {
     peers: MappedArray<u64>,
     denials: HashMap<MapData, DenialKey, Denial>,
     sources: LpmTrie<MapData, SourceKey, u32>,
-    hosts: HashMap<MapData, IdentityKey, u32>,
+    hosts: HashMap<MapData, IdentityKey, AddressClass>,
     /// The same map, for what the library does not offer.
     hosts_fd: OwnedFd,
+    splits_fd: OwnedFd,
     verdicts_fd: OwnedFd,
-    identities: LpmTrie<MapData, IdentityKey, u32>,
+    identities: LpmTrie<MapData, IdentityKey, AddressClass>,
+    splits: HashMap<MapData, SplitKey, u32>,
     verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     /// Of those, the ones that were closed when they were last looked through.
@@ -97,6 +100,7 @@ impl Maps {
         };
         Ok(Self {
             hosts_fd: descriptor(HOSTS)?,
+            splits_fd: descriptor(SPLITS)?,
             verdicts_fd: descriptor(VERDICTS)?,
             endpoints: typed(programs, ENDPOINTS)?,
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
@@ -106,6 +110,7 @@ impl Maps {
             sources: typed(programs, SOURCES)?,
             hosts: typed(programs, HOSTS)?,
             identities: typed(programs, IDENTITIES)?,
+            splits: typed(programs, SPLITS)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
             closed: 0,
@@ -248,7 +253,7 @@ impl Maps {
         absent_is_fine(self.sources.remove(key)).map_err(failed_map(SOURCES, "delete from"))
     }
 
-    pub(crate) fn identities(&self) -> Result<Vec<(Key<IdentityKey>, u32)>, DatapathError> {
+    pub(crate) fn identities(&self) -> Result<Vec<(Key<IdentityKey>, AddressClass)>, DatapathError> {
         let whole = self.hosts.iter().map(|entry| {
             let (key, identity) = entry?;
             Ok((Key::new(WHOLE_ADDRESS, key), identity))
@@ -266,9 +271,9 @@ impl Maps {
     /// cluster has pods.
     pub(crate) fn write_identities(
         &mut self,
-        entries: &[(Key<IdentityKey>, u32)],
+        entries: &[(Key<IdentityKey>, AddressClass)],
     ) -> Result<(), DatapathError> {
-        let is_whole = |entry: &&(Key<IdentityKey>, u32)| entry.0.prefix_len() == WHOLE_ADDRESS;
+        let is_whole = |entry: &&(Key<IdentityKey>, AddressClass)| entry.0.prefix_len() == WHOLE_ADDRESS;
         let whole: Vec<_> = entries
             .iter()
             .filter(is_whole)
@@ -290,6 +295,24 @@ impl Maps {
             return absent_is_fine(removed).map_err(failed_map(HOSTS, "delete from"));
         }
         absent_is_fine(self.identities.remove(key)).map_err(failed_map(IDENTITIES, "delete from"))
+    }
+
+    pub(crate) fn splits(&self) -> Result<Vec<SplitKey>, DatapathError> {
+        self.splits
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(SPLITS, "read"))
+    }
+
+    /// Lets endpoints tell classes from their parents, in one call.
+    pub(crate) fn write_splits(&mut self, keys: &[SplitKey]) -> Result<(), DatapathError> {
+        let entries: Vec<(SplitKey, u32)> = keys.iter().map(|key| (*key, 0)).collect();
+        sys::update_many(self.splits_fd.as_fd(), &entries)
+            .map_err(|error| failed_call(SPLITS, "write", "bpf_map_update_batch", error))
+    }
+
+    pub(crate) fn remove_split(&mut self, key: &SplitKey) -> Result<(), DatapathError> {
+        absent_is_fine(self.splits.remove(key)).map_err(failed_map(SPLITS, "delete from"))
     }
 
     pub(crate) fn verdicts(&self) -> Result<Vec<(VerdictKey, VerdictValue)>, DatapathError> {
@@ -537,11 +560,12 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
     const RINGBUF: u32 = 27;
     let expected = [
         (ENDPOINTS, shape::<u32, Endpoint>(HASH, MAX_ENDPOINTS)),
-        (HOSTS, shape::<IdentityKey, u32>(HASH, MAX_IDENTITIES)),
+        (HOSTS, shape::<IdentityKey, AddressClass>(HASH, MAX_IDENTITIES)),
         (
             IDENTITIES,
-            shape::<Key<IdentityKey>, u32>(LPM_TRIE, MAX_IDENTITIES),
+            shape::<Key<IdentityKey>, AddressClass>(LPM_TRIE, MAX_IDENTITIES),
         ),
+        (SPLITS, shape::<SplitKey, u32>(HASH, MAX_SPLITS)),
         (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
         (CLOSED, shape::<u32, ClosedFlow>(ARRAY, limits.max_closed())),

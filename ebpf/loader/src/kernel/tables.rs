@@ -11,6 +11,9 @@
 //! the entries that were compiled for them begin to count with one write. Entries about classes that no generation has
 //! which a program may still read go beside those of the endpoint's epoch: nobody can ask for them before that write.
 //! Likewise entries about classes that no generation has any more stay until `expire`: nobody can ask for them after it.
+//!
+//! A class that is split off from another one is written only for endpoints that tell the two apart: see [`parents`].
+//! What there is to write is worked out in [`plan`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,15 +22,16 @@ use std::{
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
-    EPOCH_NONE, Endpoint, EndpointState, IdentityKey, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS,
-    NO_CLASS, STATE_HAS_SOURCES, SourceKey, VerdictKey, VerdictValue, base_generation,
+    AddressClass, EPOCH_NONE, Endpoint, EndpointState, IdentityKey, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES,
+    MAX_SPLITS, MAX_VERDICTS, NO_CLASS, STATE_HAS_SOURCES, SourceKey, SplitKey, VerdictKey, VerdictValue,
+    base_generation,
 };
 use policies_ir::{
     tables::{
-        EndpointId, EndpointTables, IdentityId, MAX_SOURCE_CLASSES, NodeTables, RuleId, RuleName,
-        SourceClass, VerdictEntry, VerdictKey as Meaning,
+        EndpointId, IdentityId, MAX_SOURCE_CLASSES, NodeTables, SourceClass, VerdictEntry,
+        VerdictKey as Meaning,
     },
-    verdicts::ClassVerdicts,
+    verdicts::{ClassVerdicts, Verdicts},
 };
 
 use crate::{
@@ -35,6 +39,8 @@ use crate::{
     kernel::{
         addresses::{self, Addresses, NewAddresses},
         maps::Maps,
+        parents::{Family, Parents},
+        plan::{Current, Next, Plan},
     },
     sys,
 };
@@ -50,32 +56,10 @@ pub(crate) struct Tables {
     classes: BTreeMap<u32, BTreeSet<IdentityId>>,
     /// Highest epoch or generation ever used.
     last_change: u32,
+    /// Classes of addresses that were written last.
+    addresses: Option<Addresses>,
+    parents: Parents,
     current: Current,
-}
-
-/// What has to be written for an endpoint.
-enum Work {
-    Nothing,
-    Some(Step),
-    Everything,
-}
-
-/// What turns the entries that an endpoint has into those that are wanted.
-#[derive(Default)]
-struct Step {
-    /// Classes whose entries go beside those that it has.
-    added: Vec<IdentityId>,
-    /// Classes that no address is of any more: nobody will ask for their entries.
-    left: Vec<IdentityId>,
-}
-
-/// What has to be written, but for the classes of addresses.
-#[derive(Default)]
-struct Plan {
-    /// Endpoints that get everything anew.
-    stale: BTreeSet<EndpointId>,
-    /// What is done to the entries of others.
-    steps: BTreeMap<EndpointId, Step>,
 }
 
 /// The entries of one endpoint and epoch.
@@ -83,29 +67,21 @@ struct Plan {
 struct Keys {
     verdicts: Vec<VerdictKey>,
     sources: Vec<Key<SourceKey>>,
+    splits: Vec<SplitKey>,
     /// Ranks of the verdicts, as bits.
     ranks: u64,
 }
 
-/// What the kernel holds, as far as this process wrote it.
-#[derive(Default)]
-struct Current {
-    /// Classes of addresses.
-    addresses: Option<Addresses>,
-    /// Entries of each endpoint and their epoch.
-    endpoints: BTreeMap<EndpointId, Written>,
-    /// What rule ids mean.
-    rules: Vec<RuleName>,
-}
-
-/// What was written for an endpoint.
-struct Written {
-    tables: Arc<EndpointTables>,
-    epoch: u32,
-    /// How many names of rules its entries need.
-    rules: usize,
-    /// Entries that it has beside those of its tables, by their class, which no address is of.
-    left: BTreeMap<IdentityId, Arc<ClassVerdicts>>,
+/// What a change takes.
+struct Change {
+    /// Classes of addresses, unless they are those of before.
+    addresses: Option<NewAddresses>,
+    classes: BTreeSet<IdentityId>,
+    /// Parents of classes that are new.
+    family: Family,
+    plan: Plan,
+    /// Whether everything is written anew, without parents.
+    anew: bool,
 }
 
 impl Tables {
@@ -121,6 +97,10 @@ impl Tables {
             let data = key.data();
             let keys = tables.entries.entry((data.endpoint, data.epoch)).or_default();
             keys.sources.push(key);
+        }
+        for key in maps.splits()? {
+            let keys = tables.entries.entry((key.endpoint, key.epoch)).or_default();
+            keys.splits.push(key);
         }
         for (key, _) in maps.identities()? {
             let generation = key.data().generation;
@@ -143,73 +123,129 @@ impl Tables {
     pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
-        let same_addresses = self
-            .current
-            .addresses
-            .as_ref()
-            .filter(|current| *current.classes == tables.identities)
-            .map(|current| current.generation);
-        let change = self.last_change.saturating_add(1);
-        let new_addresses = same_addresses
-            .is_none()
-            .then(|| NewAddresses::after(self.current.addresses.as_ref(), &tables.identities, change));
-        let classes = tables.identities.values().copied().collect();
-        let mut plan = self.plan(tables, &endpoints, &classes);
-        let mut entries = 0;
-        if !plan.is_empty() || new_addresses.is_some() {
-            if self
-                .check_capacity(tables, &plan, new_addresses.as_ref())
-                .is_err()
-            {
-                self.sweep(maps, &endpoints)?;
-                // Entries that were to be added to may be gone.
-                plan = self.plan(tables, &endpoints, &classes);
-                self.check_capacity(tables, &plan, new_addresses.as_ref())?;
+        let mut change = self.change(tables, &endpoints, false);
+        if self.check_capacity(tables, &change).is_err() {
+            self.sweep(maps, &endpoints)?;
+            // Entries that were to be added to may be gone.
+            change = self.change(tables, &endpoints, false);
+            if let Err(full) = self.check_capacity(tables, &change) {
+                if self.parents.is_empty() {
+                    return Err(full);
+                }
+                change = self.change(tables, &endpoints, true);
+                self.check_capacity(tables, &change)?;
             }
-            let change = new_addresses
-                .as_ref()
-                .map_or(change, |new| new.addresses.generation);
-            if change > MAX_EPOCH {
+        }
+        self.make(maps, tables, &endpoints, change)
+    }
+
+    /// Whether tables of the same meaning would be much smaller.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.parents.are_many()
+    }
+
+    /// As [`Tables::sync`], with everything written anew.
+    pub(crate) fn renew(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
+        self.check_classes(tables)?;
+        let endpoints = maps.endpoints()?;
+        self.sweep(maps, &endpoints)?;
+        let change = self.change(tables, &endpoints, true);
+        self.check_capacity(tables, &change)?;
+        self.make(maps, tables, &endpoints, change)
+    }
+
+    /// What it takes to move `endpoints` to `tables`.
+    fn change(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)], anew: bool) -> Change {
+        let before = self.addresses.as_ref().filter(|_| !anew);
+        let classes = tables.identities.values().copied().collect();
+        let has_same = before.is_some_and(|before| *before.classes == tables.identities);
+        let family = match before.filter(|_| !has_same) {
+            Some(before) => self.parents.adopt(&before.classes, &tables.identities, |class| {
+                !self.is_used(class) && !self.current.says_something(class)
+            }),
+            None => Family::new(),
+        };
+        let encoded = |class: IdentityId| match anew {
+            true => AddressClass::root(class.0),
+            false => self.parents.encode(&family, class),
+        };
+        let number = self.last_change.saturating_add(1);
+        let addresses = (!has_same).then(|| NewAddresses::after(before, &tables.identities, number, encoded));
+        let next = Next {
+            tables,
+            classes: &classes,
+            family: &family,
+            anew,
+        };
+        let ids = endpoints.iter().map(|(_, endpoint)| EndpointId(endpoint.id));
+        let plan = self
+            .current
+            .plan(&next, ids, &self.parents, |class| self.is_used(class));
+        Change {
+            addresses,
+            classes,
+            family,
+            plan,
+            anew,
+        }
+    }
+
+    /// Writes what the change takes, and moves the endpoints.
+    fn make(
+        &mut self,
+        maps: &mut Maps,
+        tables: &NodeTables,
+        endpoints: &[(u32, Endpoint)],
+        change: Change,
+    ) -> Result<Synced, DatapathError> {
+        let mut written = 0;
+        if !change.plan.is_empty() || change.addresses.is_some() {
+            let number = match &change.addresses {
+                Some(new) => new.addresses.generation,
+                None => self.last_change.saturating_add(1),
+            };
+            if number > MAX_EPOCH {
                 return Err(DatapathError::Epochs);
             }
-            self.last_change = change;
-            entries = match self.write(maps, tables, &plan, new_addresses.as_ref(), classes) {
+            self.last_change = number;
+            written = match self.write(maps, tables, &change) {
                 Ok(entries) => entries,
                 Err(error) => {
-                    // Nobody knows which entries were added.
-                    for id in plan.steps.keys() {
-                        self.current.endpoints.remove(id);
-                    }
+                    // Nobody knows which entries were added, and who answers for whom.
+                    self.addresses = None;
+                    self.parents = Parents::default();
+                    self.current = Current::default();
                     // Nothing asks for the half that was written; the error to report is the first one.
-                    drop(self.sweep(maps, &endpoints));
+                    drop(self.sweep(maps, endpoints));
                     return Err(error);
                 }
             };
         }
-        let generation = same_addresses.unwrap_or(self.last_change);
-        if let Some(new) = new_addresses {
-            self.current.addresses = Some(new.addresses);
+        if let Some(new) = change.addresses {
+            self.addresses = Some(new.addresses);
         }
-        for id in &plan.stale {
-            if let Some(wanted) = tables.endpoints.get(id) {
-                let written = Written::new(wanted, self.last_change);
-                self.current.endpoints.insert(*id, written);
-            }
+        if change.anew {
+            self.parents = Parents::default();
         }
-        let rewritten = plan.stale.len();
-        for (id, step) in plan.steps {
-            if let Some(wanted) = tables.endpoints.get(&id)
-                && let Some(written) = self.current.endpoints.get_mut(&id)
-            {
-                written.follow(wanted, &step);
-            }
-        }
-        self.current.rules.clone_from(&tables.rules);
+        self.parents.extend(change.family);
+        let rewritten = change.plan.stale.len();
+        let ids = endpoints.iter().map(|(_, endpoint)| EndpointId(endpoint.id));
+        self.current
+            .follow(change.plan, tables, self.last_change, &ids.collect());
+        let generation = self
+            .addresses
+            .as_ref()
+            .map_or(self.last_change, |addresses| addresses.generation);
         Ok(Synced {
-            endpoints: self.move_endpoints(maps, tables, &endpoints, generation),
+            endpoints: self.move_endpoints(maps, tables, endpoints, generation),
             rewritten,
-            written: entries,
+            written,
         })
+    }
+
+    /// Whether a program may ask about a class, or about another one that it answers for.
+    fn is_used(&self, class: IdentityId) -> bool {
+        self.classes.values().any(|classes| classes.contains(&class)) || self.parents.concern(class)
     }
 
     /// Deletes what none of `endpoints` asks for.
@@ -225,7 +261,7 @@ impl Tables {
             .collect();
         let asked: BTreeSet<(u32, u32)> = states.iter().map(|(id, state)| (*id, state.epoch)).collect();
         // The current one is also kept while no endpoint is attached: the next change may well use the same addresses.
-        let current = self.current.addresses.as_ref().map(|current| current.generation);
+        let current = self.addresses.as_ref().map(|current| current.generation);
         let asked_generations: BTreeSet<u32> = states
             .iter()
             .map(|(_, state)| state.generation)
@@ -247,8 +283,12 @@ impl Tables {
             .filter(|key| !generations.contains(key))
             .copied()
             .collect();
-        let has_left = |written: &Written| !written.left.is_empty();
-        if entries.is_empty() && identities.is_empty() && !self.current.endpoints.values().any(has_left) {
+        let mut left = self
+            .current
+            .endpoints
+            .values()
+            .flat_map(|written| written.left.keys());
+        if entries.is_empty() && identities.is_empty() && left.all(|class| self.is_used(*class)) {
             return Ok(());
         }
         sys::wait_for_programs();
@@ -263,6 +303,9 @@ impl Tables {
             }
             if let Some(keys) = self.entries.get(&key) {
                 maps.remove_verdicts(&keys.verdicts)?;
+                for split in &keys.splits {
+                    maps.remove_split(split)?;
+                }
                 for source in &keys.sources {
                     maps.remove_source(source)?;
                 }
@@ -281,14 +324,22 @@ impl Tables {
         self.remove_left(maps)
     }
 
-    /// Deletes entries about classes that no generation has. No program may read tables of before any more.
+    /// Deletes entries about classes that no generation has and that answer for no other. No program may read tables of
+    /// before any more.
     fn remove_left(&mut self, maps: &mut Maps) -> Result<(), DatapathError> {
+        let left = self
+            .current
+            .endpoints
+            .values()
+            .flat_map(|written| written.left.keys());
+        let left: BTreeSet<IdentityId> = left.copied().collect();
+        let gone_everywhere: BTreeSet<IdentityId> =
+            left.into_iter().filter(|class| !self.is_used(*class)).collect();
         for (id, written) in &mut self.current.endpoints {
-            let is_used = |class| self.classes.values().any(|classes| classes.contains(class));
             let gone: Vec<IdentityId> = written
                 .left
                 .keys()
-                .filter(|class| !is_used(class))
+                .filter(|class| gone_everywhere.contains(class))
                 .copied()
                 .collect();
             let Some(keys) = self
@@ -329,27 +380,52 @@ impl Tables {
         if generations.len() > 1 {
             return Err(DatapathError::Mixed);
         }
+        let mut family = Family::new();
         if let Some(generation) = generations.first() {
-            tables.identities = addresses::resolve(&maps.identities()?, *generation);
+            (tables.identities, family) = addresses::resolve(&maps.identities()?, *generation)?;
         }
-        let classes: BTreeSet<IdentityId> = tables.identities.values().copied().collect();
-        let is_left = |data: &VerdictKey| {
-            let class = IdentityId(data.peer);
-            let written = self.current.endpoints.get(&EndpointId(data.endpoint));
-            !classes.contains(&class) && written.is_some_and(|written| written.left.contains_key(&class))
-        };
+        let mut said: BTreeMap<u32, Verdicts> = BTreeMap::new();
         for (data, value) in maps.verdicts()? {
             let asked = states.get(&data.endpoint).map(|state| state.epoch);
             if asked == Some(data.epoch)
                 && looked_for(&data)
-                && !is_left(&data)
                 && let Some(meaning) = encode::verdict_meaning(&data)
-                && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {
-                Arc::make_mut(endpoint)
-                    .verdicts
-                    .insert(meaning, encode::verdict_entry(value));
+                let verdicts = said.entry(data.endpoint).or_default();
+                verdicts.insert(meaning, encode::verdict_entry(value));
             }
+        }
+        let splits: BTreeSet<SplitKey> = maps.splits()?.into_iter().collect();
+        // Those that no address is of are as the kernel would answer for them.
+        family.extend(
+            self.parents
+                .iter()
+                .filter(|(class, _)| !family.contains_key(class))
+                .collect::<Family>(),
+        );
+        let classes: BTreeSet<IdentityId> = tables.identities.values().copied().collect();
+        for (id, endpoint) in &mut tables.endpoints {
+            let (Some(state), Some(mut verdicts)) = (states.get(&id.0), said.remove(&id.0)) else {
+                continue;
+            };
+            let answer = family.iter().filter_map(|(class, parent)| {
+                let key = SplitKey {
+                    endpoint: id.0,
+                    epoch: state.epoch,
+                    class: class.0,
+                };
+                let parents = || verdicts.classes().get(parent).cloned().unwrap_or_default();
+                (!splits.contains(&key)).then(|| (*class, parents()))
+            });
+            for (class, entries) in answer.collect::<Vec<_>>() {
+                verdicts.set_class(class, entries);
+            }
+            let written = self.current.endpoints.get(id);
+            let left = written.into_iter().flat_map(|written| written.left.keys());
+            for class in left.filter(|class| !classes.contains(class)) {
+                verdicts.set_class(*class, Arc::default());
+            }
+            Arc::make_mut(endpoint).verdicts = verdicts;
         }
         for (key, class) in maps.sources()? {
             let data = key.data();
@@ -370,61 +446,22 @@ impl Tables {
     }
 
     /// Entries that are written, by map, with the map's capacity.
-    pub(crate) fn fill(&self) -> [Fill; 3] {
+    pub(crate) fn fill(&self) -> [Fill; 4] {
         let fill = |map, entries: usize, capacity: u32| Fill {
             map,
             entries: u64::try_from(entries).unwrap_or(u64::MAX),
             capacity: capacity.into(),
         };
         let verdicts = self.entries.values().map(|keys| keys.verdicts.len()).sum();
+        let splits = self.entries.values().map(|keys| keys.splits.len()).sum();
         let sources = self.entries.values().map(|keys| keys.sources.len()).sum();
         let identities = self.identities.values().map(Vec::len).sum();
         [
             fill("VERDICTS", verdicts, MAX_VERDICTS),
+            fill("SPLITS", splits, MAX_SPLITS),
             fill("SOURCES", sources, MAX_SOURCES),
             fill("IDENTITIES", identities, MAX_IDENTITIES),
         ]
-    }
-
-    /// What it takes for the entries of attached endpoints to mean what `tables` says.
-    fn plan(
-        &self,
-        tables: &NodeTables,
-        endpoints: &[(u32, Endpoint)],
-        classes: &BTreeSet<IdentityId>,
-    ) -> Plan {
-        // Rules below this number mean what they meant.
-        let kept = match tables.rules.starts_with(&self.current.rules) {
-            true => self.current.rules.len(),
-            false => 0,
-        };
-        let same_name = |rule: RuleId| {
-            let index = rule.0.checked_sub(policies_ir::tables::BUILTIN_RULES);
-            let is_kept = index.is_none_or(|index| usize::try_from(index).is_ok_and(|index| index < kept));
-            is_kept || self.current.rule(rule) == rule_name(&tables.rules, rule)
-        };
-        let used = |class| self.classes.values().any(|classes| classes.contains(&class));
-        let mut plan = Plan::default();
-        for id in endpoints.iter().map(|(_, endpoint)| EndpointId(endpoint.id)) {
-            let Some(wanted) = tables.endpoints.get(&id) else {
-                continue;
-            };
-            let work = match self.current.endpoints.get(&id) {
-                // Somebody could ask for them again.
-                Some(written) if written.left.keys().any(|class| classes.contains(class)) => Work::Everything,
-                Some(written) if written.rules <= kept && Arc::ptr_eq(&written.tables, wanted) => {
-                    Work::Nothing
-                }
-                Some(written) => work(written, wanted, used, classes, kept, same_name),
-                None => Work::Everything,
-            };
-            match work {
-                Work::Nothing => {}
-                Work::Some(step) => drop(plan.steps.insert(id, step)),
-                Work::Everything => drop(plan.stale.insert(id)),
-            }
-        }
-        plan
     }
 
     /// Writes what is planned, and the classes of addresses if those are new, under the number of this change. How many
@@ -433,52 +470,67 @@ impl Tables {
         &mut self,
         maps: &mut Maps,
         tables: &NodeTables,
-        plan: &Plan,
-        new_addresses: Option<&NewAddresses>,
-        classes: BTreeSet<IdentityId>,
+        change: &Change,
     ) -> Result<usize, DatapathError> {
-        let change = self.last_change;
+        let number = self.last_change;
         let mut count = 0;
         // Keys are noted first: deleting what was never written does no harm.
-        if let Some(new) = new_addresses {
-            let written = self.identities.entry(change).or_default();
+        if let Some(new) = &change.addresses {
+            let written = self.identities.entry(number).or_default();
             written.extend(new.entries.iter().map(|(key, _)| *key));
-            self.classes.insert(change, classes);
+            self.classes.insert(number, change.classes.clone());
             count += new.entries.len();
             maps.write_identities(&new.entries)?;
         }
         let mut verdicts = Vec::new();
-        for (id, step) in &plan.steps {
-            let (Some(wanted), Some(Written { epoch, .. })) =
-                (tables.endpoints.get(id), self.current.endpoints.get(id))
-            else {
+        let mut splits = Vec::new();
+        for (id, step) in &change.plan.steps {
+            let (Some(wanted), Some(epoch)) = (tables.endpoints.get(id), self.current.epoch(*id)) else {
                 continue;
             };
-            let written = self.entries.entry((id.0, *epoch)).or_default();
+            let written = self.entries.entry((id.0, epoch)).or_default();
             let classes = step
                 .added
                 .iter()
                 .filter_map(|class| Some((*class, wanted.verdicts.class(*class)?)));
-            let entries = classes.flat_map(|(class, entries)| {
-                entries.iter().map(move |(key, entry)| (key.about(class), *entry))
-            });
-            verdicts.extend(written.add(*id, *epoch, entries));
+            verdicts.extend(written.add(*id, epoch, classes));
+            splits.extend(written.split(*id, epoch, step.split.iter()));
         }
-        for id in &plan.stale {
+        for (id, split) in &change.plan.stale {
             let Some(wanted) = tables.endpoints.get(id) else {
                 continue;
             };
-            let written = self.entries.entry((id.0, change)).or_default();
+            let own = self.own(&wanted.verdicts, change, split);
+            let written = self.entries.entry((id.0, number)).or_default();
             for (block, class) in &wanted.sources {
-                let key = encode::source_key(*id, change, block);
+                let key = encode::source_key(*id, number, block);
                 written.sources.push(key);
                 count += 1;
                 maps.write_source(&key, class.0)?;
             }
-            verdicts.extend(written.add(*id, change, wanted.verdicts.iter()));
+            verdicts.extend(written.add(*id, number, own.into_iter()));
+            splits.extend(written.split(*id, number, split.iter()));
         }
+        maps.write_splits(&splits)?;
         maps.write_verdicts(&verdicts)?;
-        Ok(count + verdicts.len())
+        Ok(count + splits.len() + verdicts.len())
+    }
+
+    /// The classes of an endpoint that is written anew which have entries: all but those that their parents answer for.
+    fn own<'t>(
+        &self,
+        verdicts: &'t Verdicts,
+        change: &Change,
+        split: &BTreeSet<IdentityId>,
+    ) -> Vec<(IdentityId, &'t ClassVerdicts)> {
+        let has_parent = |class: &IdentityId| {
+            !change.anew && (self.parents.has(*class) || change.family.contains_key(class))
+        };
+        let classes = verdicts.classes().iter();
+        classes
+            .filter(|(class, _)| !has_parent(class) || split.contains(class))
+            .map(|(class, entries)| (*class, &**entries))
+            .collect()
     }
 
     /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows.
@@ -499,15 +551,15 @@ impl Tables {
                 flags: old.flags & !STATE_HAS_SOURCES,
             };
             if let Some(wanted) = tables.endpoints.get(&id)
-                && let Some(Written { epoch, .. }) = self.current.endpoints.get(&id)
+                && let Some(epoch) = self.current.epoch(id)
             {
-                state.epoch = *epoch;
+                state.epoch = epoch;
                 if !wanted.sources.is_empty() {
                     state.flags |= STATE_HAS_SOURCES;
                 }
                 changes.insert(id, state.change());
                 // Before the state, which makes programs look for them.
-                maps.set_ranks(endpoint, self.ranks(endpoint.id, *epoch), false);
+                maps.set_ranks(endpoint, self.ranks(endpoint.id, epoch), false);
             }
             if state != old {
                 maps.set_state(endpoint, state);
@@ -525,7 +577,7 @@ impl Tables {
         let fits = |class: &SourceClass| usize::from(class.0) < MAX_SOURCE_CLASSES;
         for (id, endpoint) in &tables.endpoints {
             let written = self.current.endpoints.get(id);
-            if written.is_some_and(|written| Arc::ptr_eq(&written.tables, endpoint)) {
+            if written.is_some_and(|written| written.is(endpoint)) {
                 continue;
             }
             let entries = endpoint
@@ -545,80 +597,51 @@ impl Tables {
         self.entries.get(&(endpoint, epoch)).map_or(0, |keys| keys.ranks)
     }
 
-    fn check_capacity(
-        &self,
-        tables: &NodeTables,
-        plan: &Plan,
-        new_addresses: Option<&NewAddresses>,
-    ) -> Result<(), DatapathError> {
+    fn check_capacity(&self, tables: &NodeTables, change: &Change) -> Result<(), DatapathError> {
         let old: usize = self.identities.values().map(Vec::len).sum();
-        let new = new_addresses.map_or(0, |new| new.entries.len());
+        let new = change.addresses.as_ref().map_or(0, |new| new.entries.len());
         check("IDENTITIES", old + new, MAX_IDENTITIES)?;
-        let wanted = || plan.stale.iter().filter_map(|id| tables.endpoints.get(id));
-        let added: usize = plan.steps.values().map(|step| step.added.len()).sum();
+        let Plan { stale, steps } = &change.plan;
+        let wanted = || {
+            stale
+                .iter()
+                .filter_map(|(id, split)| Some((tables.endpoints.get(id)?, split)))
+        };
         let old: usize = self.entries.values().map(|keys| keys.verdicts.len()).sum();
-        let new: usize = wanted().map(|endpoint| endpoint.verdicts.len()).sum();
-        check("VERDICTS", old + new + added, MAX_VERDICTS)?;
+        let of_own = wanted().map(|(endpoint, split)| {
+            let own = self.own(&endpoint.verdicts, change, split);
+            own.iter().map(|(_, entries)| entries.len()).sum::<usize>()
+        });
+        let added = steps.iter().flat_map(|(id, step)| {
+            let verdicts = tables.endpoints.get(id).map(|endpoint| &endpoint.verdicts);
+            let classes = step.added.iter();
+            classes.filter_map(move |class| verdicts?.class(*class))
+        });
+        let added: usize = added.map(ClassVerdicts::len).sum();
+        check("VERDICTS", old + of_own.sum::<usize>() + added, MAX_VERDICTS)?;
+        let old: usize = self.entries.values().map(|keys| keys.splits.len()).sum();
+        let new = stale.values().map(BTreeSet::len);
+        let new: usize = new.chain(steps.values().map(|step| step.split.len())).sum();
+        check("SPLITS", old + new, MAX_SPLITS)?;
         let old: usize = self.entries.values().map(|keys| keys.sources.len()).sum();
-        let new: usize = wanted().map(|endpoint| endpoint.sources.len()).sum();
+        let new: usize = wanted().map(|(endpoint, _)| endpoint.sources.len()).sum();
         check("SOURCES", old + new, MAX_SOURCES)
     }
 }
 
-impl Plan {
-    fn is_empty(&self) -> bool {
-        self.stale.is_empty() && self.steps.is_empty()
-    }
-}
-
-impl Written {
-    fn new(tables: &Arc<EndpointTables>, epoch: u32) -> Self {
-        let classes = tables.verdicts.classes().values();
-        Self {
-            tables: Arc::clone(tables),
-            epoch,
-            rules: classes.map(|entries| names_needed(entries)).max().unwrap_or(0),
-            left: BTreeMap::new(),
-        }
-    }
-
-    /// What `step` has turned it into.
-    fn follow(&mut self, wanted: &Arc<EndpointTables>, step: &Step) {
-        let before = self.tables.verdicts.classes();
-        let left = step
-            .left
-            .iter()
-            .filter_map(|class| Some((*class, Arc::clone(before.get(class)?))));
-        self.left.extend(left);
-        let added = step
-            .added
-            .iter()
-            .filter_map(|class| wanted.verdicts.class(*class));
-        self.rules = added.map(names_needed).max().unwrap_or(0).max(self.rules);
-        self.tables = Arc::clone(wanted);
-    }
-}
-
-/// How many names of rules entries need.
-fn names_needed(entries: &ClassVerdicts) -> usize {
-    let named = |entry: &VerdictEntry| entry.rule.0.checked_sub(policies_ir::tables::BUILTIN_RULES);
-    let highest = entries.values().filter_map(named).max();
-    highest.map_or(0, |index| {
-        usize::try_from(index).unwrap_or(usize::MAX).saturating_add(1)
-    })
-}
-
 impl Keys {
     /// Notes entries that are about to be written, and returns them as the kernel has them.
-    fn add(
+    fn add<'e>(
         &mut self,
         id: EndpointId,
         epoch: u32,
-        entries: impl Iterator<Item = (Meaning, VerdictEntry)>,
+        classes: impl Iterator<Item = (IdentityId, &'e ClassVerdicts)>,
     ) -> Vec<(VerdictKey, VerdictValue)> {
-        let encoded = entries.map(|(meaning, entry)| {
+        let entries = classes
+            .flat_map(|(class, entries)| entries.iter().map(move |(key, entry)| (key.about(class), entry)));
+        let encoded = entries.map(|(meaning, entry): (Meaning, &VerdictEntry)| {
             let key = encode::verdict_key(id, epoch, &meaning);
-            (key, encode::verdict_value(&entry))
+            (key, encode::verdict_value(entry))
         });
         let encoded: Vec<_> = encoded.collect();
         for (key, _) in &encoded {
@@ -627,55 +650,23 @@ impl Keys {
         }
         encoded
     }
-}
 
-/// What it takes for the entries that an endpoint has to mean what is wanted. A program may still meet classes that are
-/// `used`; after the change it meets `classes` alone. The first `kept` names of rules are those of before.
-fn work(
-    written: &Written,
-    wanted: &EndpointTables,
-    used: impl Fn(IdentityId) -> bool,
-    classes: &BTreeSet<IdentityId>,
-    kept: usize,
-    same_name: impl Fn(RuleId) -> bool,
-) -> Work {
-    if written.tables.sources != wanted.sources {
-        return Work::Everything;
+    /// Likewise of classes that the endpoint tells from their parents.
+    fn split<'c>(
+        &mut self,
+        id: EndpointId,
+        epoch: u32,
+        classes: impl Iterator<Item = &'c IdentityId>,
+    ) -> Vec<SplitKey> {
+        let keys = classes.map(|class| SplitKey {
+            endpoint: id.0,
+            epoch,
+            class: class.0,
+        });
+        let keys: Vec<_> = keys.collect();
+        self.splits.extend(&keys);
+        keys
     }
-    let same_names = |entries: &ClassVerdicts| entries.values().all(|entry| same_name(entry.rule));
-    let before = written.tables.verdicts.classes();
-    let mut step = Step::default();
-    for (class, entries) in wanted.verdicts.classes() {
-        match before.get(class) {
-            Some(same) if Arc::ptr_eq(same, entries) && written.rules <= kept => {}
-            Some(same) if same == entries && same_names(entries) => {}
-            None if !used(*class) && !written.left.contains_key(class) => step.added.push(*class),
-            _ => return Work::Everything,
-        }
-    }
-    let gone = before
-        .keys()
-        .filter(|class| wanted.verdicts.class(**class).is_none());
-    step.left.extend(gone.copied());
-    if step.left.iter().any(|class| classes.contains(class)) {
-        return Work::Everything;
-    }
-    match step.added.is_empty() && step.left.is_empty() {
-        true => Work::Nothing,
-        false => Work::Some(step),
-    }
-}
-
-impl Current {
-    fn rule(&self, id: RuleId) -> Option<&RuleName> {
-        rule_name(&self.rules, id)
-    }
-}
-
-/// Name of a rule; none for built-in ones, which mean the same in all tables.
-fn rule_name(rules: &[RuleName], id: RuleId) -> Option<&RuleName> {
-    let index = id.0.checked_sub(policies_ir::tables::BUILTIN_RULES)?;
-    rules.get(usize::try_from(index).ok()?)
 }
 
 fn check(map: &'static str, needed: usize, limit: u32) -> Result<(), DatapathError> {

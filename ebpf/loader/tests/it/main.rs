@@ -18,4 +18,5 @@ mod policies;
 mod proof;
 mod reports;
 mod restart;
+mod splits;
 mod tracking;

@@ -1,7 +1,7 @@
 //! That what is read back can be held against what was meant: one wrong entry in a map is found.
 
 use aya::maps::{HashMap, Map, MapData};
-use ebpf_abi::{IdentityKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey, VerdictValue};
+use ebpf_abi::{AddressClass, IdentityKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey, VerdictValue};
 use ebpf_loader::Datapath;
 use policies_ir::{
     difference::differences,
@@ -93,11 +93,11 @@ fn one_wrong_verdict_in_the_kernel_is_found() {
 #[test]
 fn one_wrong_address_in_the_kernel_is_found() {
     let (mut lab, meant) = lab();
-    let mut map: HashMap<_, IdentityKey, u32> = hash(&lab, "HOSTS");
+    let mut map: HashMap<_, IdentityKey, AddressClass> = hash(&lab, "HOSTS");
     let entries: Vec<_> = map.iter().collect::<Result<_, _>>().expect("entries");
     let (key, _) = entries
         .iter()
-        .find(|(_, identity)| *identity == 1)
+        .find(|(_, identity)| identity.class == 1)
         .expect("the address that may be reached");
     map.remove(key).expect("corrupt");
     let found = differences(&sent(&mut lab, &meant), &meant, 9);

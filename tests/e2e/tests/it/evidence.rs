@@ -12,7 +12,7 @@ use e2e::{
     cluster::{Cluster, pod},
     shell::eventually,
 };
-use ebpf_abi::{IdentityKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey, VerdictValue};
+use ebpf_abi::{AddressClass, IdentityKey, VERDICT_ALLOW, VERDICT_DENY, VerdictKey, VerdictValue};
 use serde_json::{Value, json};
 use testkit::lab;
 
@@ -238,16 +238,21 @@ fn metrics_count_what_the_kernel_denies(cluster: &Cluster) -> Result<()> {
 
 /// Classes that addresses have.
 fn classes(cluster: &Cluster) -> Result<BTreeSet<u32>> {
-    let hosts: HashMap<_, IdentityKey, u32> = Map::HashMap(pinned(cluster, "HOSTS")?).try_into()?;
-    let prefixes: LpmTrie<_, IdentityKey, u32> = Map::LpmTrie(pinned(cluster, "IDENTITIES")?).try_into()?;
+    let hosts: HashMap<_, IdentityKey, AddressClass> = Map::HashMap(pinned(cluster, "HOSTS")?).try_into()?;
+    let prefixes: LpmTrie<_, IdentityKey, AddressClass> =
+        Map::LpmTrie(pinned(cluster, "IDENTITIES")?).try_into()?;
     let mut all: Vec<(u32, u32)> = Vec::new();
     for entry in hosts.iter() {
         let (key, class) = entry?;
-        all.push((key.generation, class));
+        if class.class == class.parent {
+            all.push((key.generation, class.class));
+        }
     }
     for entry in prefixes.iter() {
         let (key, class) = entry?;
-        all.push((key.data().generation, class));
+        if class.class == class.parent {
+            all.push((key.data().generation, class.class));
+        }
     }
     let newest = all.iter().map(|(generation, _)| *generation).max();
     let of_newest = all
