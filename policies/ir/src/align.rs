@@ -36,7 +36,7 @@ impl NodeTables {
             let tables = Arc::unwrap_or_clone(tables);
             let mut verdicts = Verdicts::default();
             for (peer, entries) in tables.verdicts.classes() {
-                let Some(peer) = identity(*peer) else { continue };
+                let Some(peer) = identity(peer) else { continue };
                 let named = entries.iter().map(|(key, entry)| {
                     let rule = rule(entry.rule);
                     (*key, VerdictEntry { rule, ..*entry })

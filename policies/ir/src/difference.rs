@@ -151,7 +151,7 @@ impl<'a> Side<'a> {
         direction: Direction,
     ) -> impl Iterator<Item = (&'a ClassKey, &'a VerdictEntry)> + use<'a> {
         let class = peer.and_then(|peer| self.endpoint?.verdicts.class(peer));
-        let entries = class.into_iter().flatten();
+        let entries = class.into_iter().flat_map(|entries| entries.iter());
         entries.filter(move |(key, _)| key.direction == direction)
     }
 }

@@ -1,9 +1,14 @@
 //! The entries of one endpoint, by class of addresses.
 //!
 //! What an endpoint says about a class is one shared piece: many endpoints say the same about many classes, and a
-//! change leaves most pieces as they are. Who kept earlier tables sees which those are without reading them.
+//! change leaves most pieces as they are. Who kept earlier tables sees which those are without reading them. Pieces of
+//! neighbouring classes are together in a block that is shared likewise: to copy the entries of an endpoint, and to find
+//! what differs between two versions of them, costs what differs and one look at each block.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::tables::{Direction, IdentityId, Service, SourceClass, VerdictEntry, VerdictKey};
 
@@ -21,13 +26,30 @@ pub struct ClassKey {
 /// What an endpoint says about one class of addresses.
 pub type ClassVerdicts = BTreeMap<ClassKey, VerdictEntry>;
 
+/// Classes of a block.
+const BLOCK: u32 = 32;
+
+/// What is said about the classes of one block; none is empty.
+type Block = BTreeMap<IdentityId, Arc<ClassVerdicts>>;
+
 /// The entries of one endpoint. Longest prefix wins among those of one class, direction and source class; a key without
 /// a match is denied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdicts {
-    /// None is empty.
-    classes: BTreeMap<IdentityId, Arc<ClassVerdicts>>,
+    /// By the class's number divided by [`BLOCK`]; none is empty.
+    blocks: BTreeMap<u32, Arc<Block>>,
     len: usize,
+}
+
+/// What two endpoints, or one at two times, say about a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compared<'a> {
+    /// The class.
+    pub class: IdentityId,
+    /// What is said.
+    pub now: Option<&'a Arc<ClassVerdicts>>,
+    /// What the other one says.
+    pub other: Option<&'a Arc<ClassVerdicts>>,
 }
 
 impl Verdicts {
@@ -41,24 +63,55 @@ impl Verdicts {
         self.len == 0
     }
 
-    /// What is said about each class that something is said about.
-    pub fn classes(&self) -> &BTreeMap<IdentityId, Arc<ClassVerdicts>> {
-        &self.classes
+    /// What is said about each class that something is said about, in the order of the classes.
+    pub fn classes(&self) -> impl Iterator<Item = (IdentityId, &Arc<ClassVerdicts>)> {
+        let blocks = self.blocks.values().flat_map(|block| block.iter());
+        blocks.map(|(class, entries)| (*class, entries))
     }
 
     /// What is said about one class.
-    pub fn class(&self, peer: IdentityId) -> Option<&ClassVerdicts> {
-        self.classes.get(&peer).map(AsRef::as_ref)
+    pub fn class(&self, peer: IdentityId) -> Option<&Arc<ClassVerdicts>> {
+        self.blocks.get(&(peer.0 / BLOCK))?.get(&peer)
+    }
+
+    /// All classes that either of the two says something about, but for those of pieces that they share.
+    pub fn compare<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Compared<'a>> {
+        let numbers: BTreeSet<u32> = self.blocks.keys().chain(other.blocks.keys()).copied().collect();
+        let is_shared =
+            |a: Option<&Arc<Block>>, b: Option<&Arc<Block>>| a.zip(b).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        let blocks = numbers.into_iter().filter_map(move |number| {
+            let [now, then] = [self, other].map(|verdicts| verdicts.blocks.get(&number));
+            (!is_shared(now, then)).then_some([now, then])
+        });
+        let classes = blocks.flat_map(|[now, then]| {
+            let keys = [now, then].into_iter().flatten().flat_map(|block| block.keys());
+            let classes: BTreeSet<IdentityId> = keys.copied().collect();
+            classes.into_iter().map(move |class| Compared {
+                class,
+                now: now.and_then(|block| block.get(&class)),
+                other: then.and_then(|block| block.get(&class)),
+            })
+        });
+        classes.filter(|c| !c.now.zip(c.other).is_some_and(|(a, b)| Arc::ptr_eq(a, b)))
     }
 
     /// From now on this is said about a class.
     pub fn set_class(&mut self, peer: IdentityId, entries: Arc<ClassVerdicts>) {
+        let before = self.class(peer).map_or(0, |before| before.len());
         let now = entries.len();
-        let before = match now {
-            0 => self.classes.remove(&peer),
-            _ => self.classes.insert(peer, entries),
+        self.len = self.len - before + now;
+        if now == 0 && before == 0 {
+            return;
+        }
+        let number = peer.0 / BLOCK;
+        let block = Arc::make_mut(self.blocks.entry(number).or_default());
+        match now {
+            0 => block.remove(&peer),
+            _ => block.insert(peer, entries),
         };
-        self.len = self.len - before.map_or(0, |before| before.len()) + now;
+        if block.is_empty() {
+            self.blocks.remove(&number);
+        }
     }
 
     /// The entry of exactly this key.
@@ -68,7 +121,8 @@ impl Verdicts {
 
     /// Adds an entry, or replaces the one of the same key and returns it.
     pub fn insert(&mut self, key: VerdictKey, entry: VerdictEntry) -> Option<VerdictEntry> {
-        let class = self.classes.entry(key.peer).or_default();
+        let block = Arc::make_mut(self.blocks.entry(key.peer.0 / BLOCK).or_default());
+        let class = block.entry(key.peer).or_default();
         let before = Arc::make_mut(class).insert(key.of_class(), entry);
         self.len += usize::from(before.is_none());
         before
@@ -76,9 +130,8 @@ impl Verdicts {
 
     /// All entries in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (VerdictKey, VerdictEntry)> {
-        self.classes
-            .iter()
-            .flat_map(|(peer, entries)| entries.iter().map(|(key, entry)| (key.about(*peer), *entry)))
+        self.classes()
+            .flat_map(|(peer, entries)| entries.iter().map(move |(key, entry)| (key.about(peer), *entry)))
     }
 }
 
@@ -177,5 +230,23 @@ mod tests {
         assert_eq!(verdicts, Verdicts::from([(key(2, Service::Any), entry(9))]));
         verdicts.set_class(IdentityId(2), Arc::default());
         assert!(verdicts.is_empty());
+    }
+
+    #[test]
+    fn versions_are_compared_by_what_they_do_not_share() {
+        let of = |peer, rule| (key(peer, Service::Any), entry(rule));
+        let before: Verdicts = [of(1, 1), of(2, 1), of(100, 1), of(1000, 1)].into();
+        let mut now = before.clone();
+        assert_eq!(now.compare(&before).next(), None);
+        now.insert(key(2, Service::Any), entry(9));
+        now.set_class(IdentityId(100), Arc::default());
+        now.set_class(IdentityId(3), Arc::default());
+        now.insert(key(2000, Service::Any), entry(1));
+        let said = |c: &Compared<'_>| (c.class.0, c.now.is_some(), c.other.is_some());
+        let found: Vec<_> = now.compare(&before).map(|compared| said(&compared)).collect();
+        assert_eq!(found, [(2, true, true), (100, false, true), (2000, true, false)]);
+        let classes: Vec<u32> = now.classes().map(|(class, _)| class.0).collect();
+        assert_eq!(classes, [1, 2, 1000, 2000]);
+        assert_eq!(now.len(), 4);
     }
 }

@@ -26,6 +26,15 @@ pub(crate) struct Addresses {
     pub(crate) classes: Arc<Classes>,
     /// Those of the first generation of the group.
     base: Arc<Classes>,
+    /// How many entries it has beside those.
+    differences: usize,
+}
+
+impl Addresses {
+    /// Whether a group is worth beginning in a quiet moment: every change writes all differences.
+    pub(crate) fn are_far_from_base(&self) -> bool {
+        self.differences > MAX_DIFFERENCES / 4
+    }
 }
 
 /// A generation, and what the maps have to have of it.
@@ -53,6 +62,7 @@ impl NewAddresses {
                 generation: change,
                 classes: Arc::new(classes.clone()),
                 base: Arc::clone(base),
+                differences: entries.len(),
             };
             return Self::new(addresses, entries.into_iter(), encoded);
         }
@@ -63,6 +73,7 @@ impl NewAddresses {
                 .unwrap_or(u32::MAX),
             classes: Arc::clone(&classes),
             base: Arc::clone(&classes),
+            differences: 0,
         };
         let all = classes.iter().map(|(net, class)| (*net, Some(*class)));
         Self::new(addresses, all, encoded)

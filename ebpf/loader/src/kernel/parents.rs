@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use policies_ir::tables::IdentityId;
 
 /// With more classes that have parents, tables are worth writing anew in a quiet moment.
-const MANY: usize = 1024;
+const MANY: usize = 256;
 
 /// Parents by class.
 pub(crate) type Family = BTreeMap<IdentityId, IdentityId>;
@@ -56,11 +56,13 @@ impl Parents {
         is_new: impl Fn(IdentityId) -> bool,
     ) -> Family {
         let mut family = Family::new();
+        let mut before = before.iter().peekable();
         for (net, class) in now {
-            let Some(earlier) = before.get(net).filter(|earlier| *earlier != class) else {
+            while before.next_if(|(earlier, _)| *earlier < net).is_some() {}
+            let Some((_, earlier)) = before.next_if(|(earlier, _)| *earlier == net) else {
                 continue;
             };
-            if !family.contains_key(class) && is_new(*class) {
+            if earlier != class && !family.contains_key(class) && is_new(*class) {
                 let parent = self.of.get(earlier).unwrap_or(earlier);
                 family.insert(*class, *parent);
             }

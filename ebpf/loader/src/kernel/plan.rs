@@ -5,7 +5,7 @@
 //! the class or by its parent's, is what was said. Each plan keeps that so.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use policies_ir::{
     tables::{
         BUILTIN_RULES, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, RuleName, VerdictEntry,
     },
-    verdicts::ClassVerdicts,
+    verdicts::{ClassVerdicts, Compared},
 };
 
 use super::parents::{Family, Parents};
@@ -23,6 +23,8 @@ use super::parents::{Family, Parents};
 pub(super) struct Current {
     /// Entries of each endpoint and their epoch.
     pub(super) endpoints: BTreeMap<EndpointId, Written>,
+    /// Classes that some endpoint says something about, or has since everything was written anew.
+    classes: HashSet<IdentityId>,
     /// What rule ids mean.
     pub(super) rules: Vec<RuleName>,
 }
@@ -73,7 +75,9 @@ pub(super) struct Next<'a> {
     pub(super) tables: &'a NodeTables,
     /// Classes that some address has afterwards.
     pub(super) classes: &'a BTreeSet<IdentityId>,
-    /// Parents of classes that nobody knows yet.
+    /// Those of them that no address has now.
+    pub(super) entering: &'a [IdentityId],
+    /// Parents of classes among these that nobody knows yet.
     pub(super) family: &'a Family,
     /// Whether all is written anew, and no class has a parent any more.
     pub(super) anew: bool,
@@ -123,7 +127,7 @@ impl Current {
                 continue;
             };
             let work = match self.endpoints.get(&id).filter(|_| !next.anew) {
-                Some(written) => written.work(wanted, next, &used, kept, &same_name),
+                Some(written) => written.work(wanted, next, &used, kept, same_name),
                 None => Work::Everything,
             };
             match work {
@@ -154,6 +158,8 @@ impl Current {
     ) {
         for id in plan.stale.into_keys() {
             if let Some(wanted) = tables.endpoints.get(&id) {
+                self.classes
+                    .extend(wanted.verdicts.classes().map(|(class, _)| class));
                 self.endpoints.insert(id, Written::new(wanted, change));
             }
         }
@@ -161,6 +167,7 @@ impl Current {
             if let Some(wanted) = tables.endpoints.get(&id)
                 && let Some(written) = self.endpoints.get_mut(&id)
             {
+                self.classes.extend(step.added.iter().chain(&step.inherited));
                 written.follow(wanted, &step);
             }
         }
@@ -172,23 +179,26 @@ impl Current {
 
 impl Written {
     fn new(tables: &Arc<EndpointTables>, epoch: u32) -> Self {
-        let classes = tables.verdicts.classes().values();
+        let classes = tables.verdicts.classes();
         Self {
             tables: Arc::clone(tables),
             epoch,
-            rules: classes.map(|entries| names_needed(entries)).max().unwrap_or(0),
+            rules: classes
+                .map(|(_, entries)| names_needed(entries))
+                .max()
+                .unwrap_or(0),
             left: BTreeMap::new(),
         }
     }
 
-    /// Whether it says what these tables say, of endpoints that are the same piece.
-    pub(super) fn is(&self, tables: &Arc<EndpointTables>) -> bool {
-        Arc::ptr_eq(&self.tables, tables)
+    /// What other tables say otherwise, or in other pieces.
+    pub(super) fn compare<'a>(&'a self, tables: &'a EndpointTables) -> impl Iterator<Item = Compared<'a>> {
+        tables.verdicts.compare(&self.tables.verdicts)
     }
 
     /// What was said about a class.
     fn said(&self, class: IdentityId) -> Option<&Arc<ClassVerdicts>> {
-        let of_tables = self.tables.verdicts.classes().get(&class);
+        let of_tables = self.tables.verdicts.class(class);
         of_tables.or_else(|| self.left.get(&class))
     }
 
@@ -202,37 +212,36 @@ impl Written {
         kept: usize,
         same_name: impl Fn(RuleId) -> bool,
     ) -> Work {
+        let names_hold = self.rules <= kept;
         let same = |before: &Arc<ClassVerdicts>, entries: &Arc<ClassVerdicts>| {
-            Arc::ptr_eq(before, entries) && self.rules <= kept
+            Arc::ptr_eq(before, entries) && names_hold
                 || before == entries && entries.values().all(|entry| same_name(entry.rule))
         };
-        let mut step = Step::default();
-        if !(self.is(wanted) && self.rules <= kept) {
-            if self.tables.sources != wanted.sources {
-                return Work::Everything;
-            }
-            let before = self.tables.verdicts.classes();
-            for (class, entries) in wanted.verdicts.classes() {
-                match (before.get(class), self.left.get(class)) {
-                    (Some(before), _) if same(before, entries) => {}
-                    (None, Some(left)) if used(*class) && same(left, entries) => step.returned.push(*class),
-                    (None, None) if !used(*class) => step.added.push(*class),
-                    _ => return Work::Everything,
-                }
-            }
-            let gone = before
-                .keys()
-                .filter(|class| wanted.verdicts.class(**class).is_none());
-            step.left.extend(gone.copied());
+        if self.tables.sources != wanted.sources {
+            return Work::Everything;
         }
-        let left = self.left.keys().chain(&step.left);
-        let mut unsaid = left.filter(|class| wanted.verdicts.class(**class).is_none());
+        let is_kept = |(class, entries)| self.said(class).is_none_or(|before| same(before, entries));
+        if !names_hold && !wanted.verdicts.classes().all(is_kept) {
+            return Work::Everything;
+        }
+        let mut step = Step::default();
+        for Compared { class, now, other } in self.compare(wanted) {
+            match (other, self.left.get(&class), now) {
+                (Some(before), _, Some(now)) if same(before, now) => {}
+                (Some(_), _, None) => step.left.push(class),
+                (None, Some(left), Some(now)) if used(class) && same(left, now) => step.returned.push(class),
+                (None, None, Some(_)) if !used(class) => step.added.push(class),
+                _ => return Work::Everything,
+            }
+        }
+        let is_unsaid =
+            |class: &IdentityId| self.left.contains_key(class) && wanted.verdicts.class(*class).is_none();
         // Somebody could ask for entries that say what is not wanted.
-        if unsaid.any(|class| next.classes.contains(class) || next.family.contains_key(class)) {
+        if next.entering.iter().any(is_unsaid) || step.left.iter().any(|class| next.classes.contains(class)) {
             return Work::Everything;
         }
         for (class, parent) in next.family {
-            let wanted = wanted.verdicts.classes().get(class);
+            let wanted = wanted.verdicts.class(*class);
             let is_same = match (self.said(*parent), wanted) {
                 (Some(said), Some(wanted)) => same(said, wanted),
                 (None, None) => true,
@@ -253,11 +262,11 @@ impl Written {
 
     /// What `step` has turned it into.
     fn follow(&mut self, wanted: &Arc<EndpointTables>, step: &Step) {
-        let before = self.tables.verdicts.classes();
+        let before = &self.tables.verdicts;
         let left = step
             .left
             .iter()
-            .filter_map(|class| Some((*class, Arc::clone(before.get(class)?))));
+            .filter_map(|class| Some((*class, Arc::clone(before.class(*class)?))));
         self.left.extend(left);
         for class in &step.returned {
             self.left.remove(class);
@@ -266,7 +275,11 @@ impl Written {
             .added
             .iter()
             .filter_map(|class| wanted.verdicts.class(*class));
-        self.rules = added.map(names_needed).max().unwrap_or(0).max(self.rules);
+        self.rules = added
+            .map(|entries| names_needed(entries))
+            .max()
+            .unwrap_or(0)
+            .max(self.rules);
         self.tables = Arc::clone(wanted);
     }
 }

@@ -72,6 +72,17 @@ struct Keys {
     ranks: u64,
 }
 
+/// How a change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Beside what there is.
+    Beside,
+    /// Likewise, but all addresses are written.
+    WithAddresses,
+    /// Everything is written, and no class has a parent any more.
+    Anew,
+}
+
 /// What a change takes.
 struct Change {
     /// Classes of addresses, unless they are those of before.
@@ -123,43 +134,49 @@ impl Tables {
     pub(crate) fn sync(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
-        let mut change = self.change(tables, &endpoints, false);
+        let mut change = self.change(tables, &endpoints, How::Beside);
         if self.check_capacity(tables, &change).is_err() {
             self.sweep(maps, &endpoints)?;
             // Entries that were to be added to may be gone.
-            change = self.change(tables, &endpoints, false);
+            change = self.change(tables, &endpoints, How::Beside);
             if let Err(full) = self.check_capacity(tables, &change) {
                 if self.parents.is_empty() {
                     return Err(full);
                 }
-                change = self.change(tables, &endpoints, true);
+                change = self.change(tables, &endpoints, How::Anew);
                 self.check_capacity(tables, &change)?;
             }
         }
         self.make(maps, tables, &endpoints, change)
     }
 
-    /// Whether tables of the same meaning would be much smaller.
+    /// Whether so much has piled up that changes cost more than they need.
     pub(crate) fn is_worn(&self) -> bool {
-        self.parents.are_many()
+        let addresses = self.addresses.as_ref();
+        self.parents.are_many() || addresses.is_some_and(Addresses::are_far_from_base)
     }
 
-    /// As [`Tables::sync`], with everything written anew.
+    /// As [`Tables::sync`], with whatever has piled up written anew.
     pub(crate) fn renew(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
         self.sweep(maps, &endpoints)?;
-        let change = self.change(tables, &endpoints, true);
+        let how = match self.parents.are_many() {
+            true => How::Anew,
+            false => How::WithAddresses,
+        };
+        let change = self.change(tables, &endpoints, how);
         self.check_capacity(tables, &change)?;
         self.make(maps, tables, &endpoints, change)
     }
 
     /// What it takes to move `endpoints` to `tables`.
-    fn change(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)], anew: bool) -> Change {
+    fn change(&self, tables: &NodeTables, endpoints: &[(u32, Endpoint)], how: How) -> Change {
+        let anew = how == How::Anew;
         let before = self.addresses.as_ref().filter(|_| !anew);
-        let classes = tables.identities.values().copied().collect();
-        let has_same = before.is_some_and(|before| *before.classes == tables.identities);
-        let family = match before.filter(|_| !has_same) {
+        let classes: BTreeSet<IdentityId> = tables.identities.values().copied().collect();
+        let are_same = before.is_some_and(|before| *before.classes == tables.identities);
+        let family = match before.filter(|_| !are_same) {
             Some(before) => self.parents.adopt(&before.classes, &tables.identities, |class| {
                 !self.is_used(class) && !self.current.says_something(class)
             }),
@@ -170,10 +187,20 @@ impl Tables {
             false => self.parents.encode(&family, class),
         };
         let number = self.last_change.saturating_add(1);
-        let addresses = (!has_same).then(|| NewAddresses::after(before, &tables.identities, number, encoded));
+        let addresses = (!are_same || how != How::Beside).then(|| {
+            let before = before.filter(|_| how == How::Beside);
+            NewAddresses::after(before, &tables.identities, number, encoded)
+        });
+        let known = self
+            .addresses
+            .as_ref()
+            .and_then(|before| self.classes.get(&before.generation));
+        let is_known = |class: &&IdentityId| known.is_some_and(|known| known.contains(*class));
+        let entering: Vec<IdentityId> = classes.iter().filter(|class| !is_known(class)).copied().collect();
         let next = Next {
             tables,
             classes: &classes,
+            entering: &entering,
             family: &family,
             anew,
         };
@@ -226,6 +253,7 @@ impl Tables {
         }
         if change.anew {
             self.parents = Parents::default();
+            self.current = Current::default();
         }
         self.parents.extend(change.family);
         let rewritten = change.plan.stale.len();
@@ -414,7 +442,7 @@ impl Tables {
                     epoch: state.epoch,
                     class: class.0,
                 };
-                let parents = || verdicts.classes().get(parent).cloned().unwrap_or_default();
+                let parents = || verdicts.class(*parent).cloned().unwrap_or_default();
                 (!splits.contains(&key)).then(|| (*class, parents()))
             });
             for (class, entries) in answer.collect::<Vec<_>>() {
@@ -522,15 +550,14 @@ impl Tables {
         verdicts: &'t Verdicts,
         change: &Change,
         split: &BTreeSet<IdentityId>,
-    ) -> Vec<(IdentityId, &'t ClassVerdicts)> {
+    ) -> Vec<(IdentityId, &'t Arc<ClassVerdicts>)> {
         let has_parent = |class: &IdentityId| {
             !change.anew && (self.parents.has(*class) || change.family.contains_key(class))
         };
-        let classes = verdicts.classes().iter();
-        classes
-            .filter(|(class, _)| !has_parent(class) || split.contains(class))
-            .map(|(class, entries)| (*class, &**entries))
-            .collect()
+        let own = verdicts
+            .classes()
+            .filter(|(class, _)| !has_parent(class) || split.contains(class));
+        own.collect()
     }
 
     /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows.
@@ -575,18 +602,16 @@ impl Tables {
             return Err(DatapathError::Class { net: *net });
         }
         let fits = |class: &SourceClass| usize::from(class.0) < MAX_SOURCE_CLASSES;
+        let all_fit = |entries: &Arc<ClassVerdicts>| entries.keys().map(|key| &key.source).all(fits);
         for (id, endpoint) in &tables.endpoints {
-            let written = self.current.endpoints.get(id);
-            if written.is_some_and(|written| written.is(endpoint)) {
-                continue;
-            }
-            let entries = endpoint
-                .verdicts
-                .classes()
-                .values()
-                .flat_map(|entries| entries.keys());
-            let in_keys = entries.map(|key| &key.source);
-            if !endpoint.sources.values().chain(in_keys).all(fits) {
+            let verdicts_fit = match self.current.endpoints.get(id) {
+                Some(written) => written
+                    .compare(endpoint)
+                    .filter_map(|compared| compared.now)
+                    .all(all_fit),
+                None => endpoint.verdicts.classes().all(|(_, entries)| all_fit(entries)),
+            };
+            if !verdicts_fit || !endpoint.sources.values().all(fits) {
                 return Err(DatapathError::SourceClasses { endpoint: *id });
             }
         }
@@ -617,7 +642,7 @@ impl Tables {
             let classes = step.added.iter();
             classes.filter_map(move |class| verdicts?.class(*class))
         });
-        let added: usize = added.map(ClassVerdicts::len).sum();
+        let added: usize = added.map(|entries| entries.len()).sum();
         check("VERDICTS", old + of_own.sum::<usize>() + added, MAX_VERDICTS)?;
         let old: usize = self.entries.values().map(|keys| keys.splits.len()).sum();
         let new = stale.values().map(BTreeSet::len);
@@ -635,7 +660,7 @@ impl Keys {
         &mut self,
         id: EndpointId,
         epoch: u32,
-        classes: impl Iterator<Item = (IdentityId, &'e ClassVerdicts)>,
+        classes: impl Iterator<Item = (IdentityId, &'e Arc<ClassVerdicts>)>,
     ) -> Vec<(VerdictKey, VerdictValue)> {
         let entries = classes
             .flat_map(|(class, entries)| entries.iter().map(move |(key, entry)| (key.about(class), entry)));

@@ -154,12 +154,7 @@ impl Model {
                 let new = IdentityId(self.classes);
                 self.tables.identities.insert(peer(*number), new);
                 for endpoint in self.tables.endpoints.values_mut() {
-                    let same = endpoint
-                        .verdicts
-                        .classes()
-                        .get(&before)
-                        .cloned()
-                        .unwrap_or_default();
+                    let same = endpoint.verdicts.class(before).cloned().unwrap_or_default();
                     Arc::make_mut(endpoint).verdicts.set_class(new, same);
                 }
                 self.say(*at, new, said(*other));

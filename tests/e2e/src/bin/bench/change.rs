@@ -226,7 +226,9 @@ fn tidy(kernel: &mut Kernel, session: &mut Session, round: usize, times: &mut Ti
     let start = Instant::now();
     kernel.expire(monotonic_now())?;
     let settled = session.tidy();
-    if settled.is_some_and(|settled| settled.changed) {
+    if kernel.is_worn() {
+        kernel.renew(session.tables())?;
+    } else if settled.is_some_and(|settled| settled.changed) {
         kernel.sync(session.tables())?;
     }
     times.between.push(start.elapsed());
