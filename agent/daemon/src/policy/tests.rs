@@ -33,6 +33,14 @@ impl Datapath for Narrow {
         }
     }
 
+    fn is_worn(&self) -> bool {
+        self.inner.is_worn()
+    }
+
+    fn renew(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
+        self.sync(tables)
+    }
+
     fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError> {
         self.inner.attach(link)
     }

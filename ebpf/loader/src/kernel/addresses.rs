@@ -5,7 +5,10 @@
 //! generations lie between the two: programs look at two of them at most. Shorter prefixes are few; each generation has
 //! all of those.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{AddressClass, GENERATION_GROUP, IdentityKey, NO_CLASS, base_generation};
@@ -26,11 +29,18 @@ pub(crate) struct Addresses {
     pub(crate) classes: Arc<Classes>,
     /// Those of the first generation of the group.
     base: Arc<Classes>,
+    /// All classes that are in there.
+    of_base: Arc<BTreeSet<IdentityId>>,
     /// How many entries it has beside those.
     differences: usize,
 }
 
 impl Addresses {
+    /// Whether the first generation of the group has addresses of a class, which are not written again for others.
+    pub(crate) fn base_has(&self, class: IdentityId) -> bool {
+        self.of_base.contains(&class)
+    }
+
     /// Whether a group is worth beginning in a quiet moment: every change writes all differences.
     pub(crate) fn are_far_from_base(&self) -> bool {
         self.differences > MAX_DIFFERENCES / 4
@@ -54,14 +64,15 @@ impl NewAddresses {
     ) -> Self {
         let base = before
             .filter(|before| base_generation(before.generation) == base_generation(change))
-            .map(|before| &before.base);
-        if let Some(base) = base
+            .map(|before| (&before.base, &before.of_base));
+        if let Some((base, of_base)) = base
             && let Some(entries) = differences(base, classes)
         {
             let addresses = Addresses {
                 generation: change,
                 classes: Arc::new(classes.clone()),
                 base: Arc::clone(base),
+                of_base: Arc::clone(of_base),
                 differences: entries.len(),
             };
             return Self::new(addresses, entries.into_iter(), encoded);
@@ -73,6 +84,7 @@ impl NewAddresses {
                 .unwrap_or(u32::MAX),
             classes: Arc::clone(&classes),
             base: Arc::clone(&classes),
+            of_base: Arc::new(classes.values().copied().collect()),
             differences: 0,
         };
         let all = classes.iter().map(|(net, class)| (*net, Some(*class)));

@@ -161,9 +161,10 @@ impl Tables {
         self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
         self.sweep(maps, &endpoints)?;
-        let how = match self.parents.are_many() {
-            true => How::Anew,
-            false => How::WithAddresses,
+        let addresses_alone = self.addresses.as_ref().is_some_and(Addresses::are_far_from_base);
+        let how = match addresses_alone && !self.parents.are_many() {
+            true => How::WithAddresses,
+            false => How::Anew,
         };
         let change = self.change(tables, &endpoints, how);
         self.check_capacity(tables, &change)?;
@@ -178,7 +179,8 @@ impl Tables {
         let are_same = before.is_some_and(|before| *before.classes == tables.identities);
         let family = match before.filter(|_| !are_same) {
             Some(before) => self.parents.adopt(&before.classes, &tables.identities, |class| {
-                !self.is_used(class) && !self.current.says_something(class)
+                let is_known = self.current.says_something(class) || before.base_has(class);
+                !is_known && !self.is_used(class)
             }),
             None => Family::new(),
         };
