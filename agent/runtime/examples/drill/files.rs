@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chroot, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode};
 
@@ -197,7 +198,18 @@ fn self_exe() -> io::Result<Outcome> {
     child.kill()?;
     child.wait()?;
     let file = file?;
-    open_to_write(&format!("/proc/self/fd/{}", file.as_raw_fd()))
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // The kernel may take the dead process's memory apart, and the program with it, a moment after it is waited for.
+    for _ in 0..500 {
+        match open_to_write(&path) {
+            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => {
+                #[expect(clippy::disallowed_methods, reason = "nothing tells when it is done")]
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+    open_to_write(&path)
 }
 
 fn drop_program(path: &str) -> io::Result<()> {
