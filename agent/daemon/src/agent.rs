@@ -217,6 +217,7 @@ pub(crate) async fn run(
         static_pods,
         ids: Default::default(),
         evictions,
+        full: Default::default(),
         tokens: Default::default(),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

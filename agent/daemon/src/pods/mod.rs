@@ -82,6 +82,8 @@ pub(crate) struct Context {
     pub(crate) static_pods: StaticPods,
     pub(crate) ids: Ids,
     pub(crate) evictions: Evictions,
+    /// Volumes that hold more than they may.
+    pub(crate) full: claims::Full,
     pub(crate) tokens: Tokens,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,

@@ -93,6 +93,7 @@ pub(super) struct Worker {
     refreshing: Option<JoinHandle<()>>,
     /// When the pod's use of the disk is looked at next; nothing for a pod without limits.
     measure_at: Option<Instant>,
+    claims: quota::Claims,
     born: Instant,
 }
 
@@ -145,6 +146,7 @@ impl Worker {
             refreshing: None,
             ephemeral: pod.as_deref().map(ephemeral).unwrap_or_default(),
             measure_at: quota::first_look(pod.as_deref()),
+            claims: None,
             pod,
             objects,
             seen: Seen::default(),
