@@ -25,7 +25,7 @@ use crate::{
     cluster::Cluster,
     config::Config,
     events::Events,
-    hosts::Hosts,
+    hosts::{self, Hosts},
     images,
     node::{Health, NodeAgent},
     node_shutdown,
@@ -119,6 +119,8 @@ pub(crate) async fn run(
         hub: hub.clone(),
     };
     let policy = Policy::start(start, shutdown.clone()).context("cannot start the policy thread")?;
+    let following = hosts::follow(policy.clone());
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(following));
     let of_node = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
@@ -215,6 +217,7 @@ pub(crate) async fn run(
         static_pods,
         ids: Default::default(),
         evictions,
+        full: Default::default(),
         tokens: Default::default(),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

@@ -1,21 +1,27 @@
 //! Host endpoints of this node: which interfaces they are, under which numbers they are judged, and what the datapath
 //! attaches there. An interface that no HostEndpoint speaks of has no program.
 //!
-//! Interfaces are looked at again whenever policy changes and every few seconds, so one that comes later is judged from
-//! then on; until it is, it is open, as every interface of a host without policy.
+//! Interfaces are looked at again whenever policy changes, as soon as the kernel tells of a change ([`follow`]), and every few
+//! seconds in case that it cannot. So one that comes later is judged from then on; for the moment until it is, it is open, as
+//! every interface of a host without policy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    time::Duration,
 };
 
-use agent_network::LINK_PREFIX;
+use agent_network::{LINK_PREFIX, LinkChanges};
 use api::{calico, node_policy::NodeHost};
 use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink};
 use policies_compiler::HostEndpointIds;
 use policies_ir::tables::{EndpointId, NodeTables};
 
+use crate::policy::{Policy, chain};
+
+/// Until the kernel is asked again to tell of changes. Until then they are looked for.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(5);
 /// Pods are numbered from one, by the thousand at most; host endpoints from here.
 const FIRST: u32 = 0x8000_0000;
 
@@ -253,6 +259,28 @@ impl Hosts {
         let id = EndpointId(self.next);
         self.next = self.next.saturating_add(1);
         id
+    }
+}
+
+/// Lets the datapath's thread know of each change of interfaces and addresses as it happens, for as long as that thread
+/// lives.
+pub(crate) async fn follow(policy: Policy) {
+    loop {
+        match LinkChanges::follow() {
+            Ok(mut changes) => {
+                // The first look is for what came before.
+                let mut lives = policy.interfaces_changed();
+                while lives.is_ok() && changes.next().await.is_some() {
+                    lives = policy.interfaces_changed();
+                }
+                if lives.is_err() {
+                    return;
+                }
+                tracing::warn!("the kernel tells nothing more of interfaces");
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "interfaces cannot be followed"),
+        }
+        tokio::time::sleep(FOLLOW_AGAIN).await;
     }
 }
 

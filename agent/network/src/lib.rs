@@ -13,10 +13,11 @@
 //! routes between nodes. Only interfaces, addresses and nftables tables made here are ever touched; the one
 //! exception, per-interface forwarding of the uplinks, is written down and restored by [`Network::remove`].
 //!
-//! Entry point: [`Network::open`].
+//! Entry points: [`Network::open`]; [`LinkChanges::follow`] for who cares about interfaces that are not made here.
 
 #![forbid(unsafe_code)]
 
+mod changes;
 pub mod files;
 mod firewall;
 mod forwarding;
@@ -37,6 +38,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use policies_ir::tables::EndpointId;
 
 pub use crate::{
+    changes::LinkChanges,
     firewall::FirewallError,
     forwarding::{ForwardingError, Ipv6Unavailable},
     host_ports::HostPortError,

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use agent_network::{Ipv6, Network, NetworkConfig, NetworkError, PodCidr6};
+use agent_network::{Ipv6, LinkChanges, Network, NetworkConfig, NetworkError, PodCidr6};
 use api::host_ports::{HostPort, Transport};
 use nix::sched::{CloneFlags, setns};
 
@@ -679,5 +679,29 @@ fn a_port_that_the_node_serves_is_not_given_away() {
         );
         let peer = seen_through(&node, &service, (NODE, number)).unwrap();
         assert_eq!(peer, IpAddr::V4(NODE), "the node's service answers as before");
+    });
+}
+
+#[test]
+fn changes_of_interfaces_are_told_at_once_but_not_those_of_pods() {
+    let node = Space::new(&["--net"]);
+    node.block_on(async || {
+        let ip = |arguments: &str| {
+            let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(output.status.success(), "ip {arguments}: {output:?}");
+        };
+        let mut changes = LinkChanges::follow().unwrap();
+        let mut told = async |patience| tokio::time::timeout(patience, changes.next()).await.is_ok();
+        let (soon, a_while) = (Duration::from_secs(2), Duration::from_millis(300));
+        ip("link add pal0 type veth peer name pal1");
+        assert!(!told(a_while).await, "a pod's link");
+        ip("link add wire0 type veth peer name wire1");
+        assert!(told(soon).await, "a new interface");
+        while told(a_while).await {}
+        ip("address add 192.0.2.9/24 dev wire0");
+        assert!(told(soon).await, "an address");
+        while told(a_while).await {}
+        ip("link delete wire0");
+        assert!(told(soon).await, "an interface that goes");
     });
 }

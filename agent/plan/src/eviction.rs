@@ -4,11 +4,12 @@
 //! the grace, nothing starts again, and the pod is `Failed` with the reason `Evicted`.
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use crate::Seen;
 
 /// Why and how a pod is evicted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eviction {
     /// What was used up, by how much, for people: the message of the pod's status.
     pub message: String,

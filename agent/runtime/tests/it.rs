@@ -774,6 +774,55 @@ async fn containers_of_a_pod_share_its_network_and_memory() {
     stage.end().await;
 }
 
+/// Lines of two bytes are the most expensive ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_output_costs_the_shim_a_tenth_of_a_processor() {
+    let stage = Stage::new("flood").await;
+    let script = "trap 'echo last; exit 0' TERM; yes & wait";
+    let config = stage.container("main", &["sh", "-c", script]);
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    let shim = stage
+        .runtime
+        .status(&stage.pod.uid)
+        .await
+        .expect("a status")
+        .shim_pid;
+    // What was saved before is spent by then.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (begun, before) = (Instant::now(), processor_time(shim));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let spent = processor_time(shim).saturating_sub(before);
+    let share = spent.as_secs_f64() / begun.elapsed().as_secs_f64();
+    println!("the shim takes {:.1} % of a processor", share * 100.0);
+    assert!(share < 0.2, "{share}");
+    assert!(share > 0.01, "{share}: nothing was read");
+    stage
+        .runtime
+        .signal(&stage.pod.uid, "main", libc::SIGTERM)
+        .await
+        .expect("signals");
+    assert_eq!(stage.exit("main").await.code, 0);
+    let newest = fs::read_to_string(stage.log("main")).expect("reads");
+    let before = fs::read_to_string(stage.log("main.1")).unwrap_or_default();
+    assert!((before + &newest).contains(" last\n"), "what comes last is kept");
+    stage.end().await;
+}
+
+fn processor_time(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("reads");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("fields").1.split(' ').collect();
+    let ticks: u64 = fields[11..13]
+        .iter()
+        .map(|ticks| ticks.parse::<u64>().expect("ticks"))
+        .sum();
+    // Of a hundredth of a second, on every machine that Linux runs on today.
+    Duration::from_millis(ticks * 10)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_output_is_bounded_and_sessions_end() {
     let stage = Stage::new("exec").await;

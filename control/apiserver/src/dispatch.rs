@@ -22,7 +22,6 @@ use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::upgrade::OnUpgrade;
 use jiff::Timestamp;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::info;
 
 use crate::{
@@ -34,6 +33,7 @@ use crate::{
     server::Peer,
     sessions::Knock,
     shape,
+    standing::{Opened, Standing},
     target::{self, ResourceTarget, Target, Verb},
     write::store_failure,
 };
@@ -93,7 +93,8 @@ impl Server {
         let verb = target::verb(&head.method, &target, parameters.flag("watch"))
             .ok_or_else(|| refused_verb(target.resource))?;
         let session = target.subresource.is_some_and(Subresource::is_session);
-        let streams = session || verb == Verb::Watch || matches!(target.subresource(), "log" | "proxy");
+        let streams =
+            session || verb == Verb::Watch || matches!(target.subresource(), "log" | "proxy" | "learn");
         let slots = if streams { &self.streams } else { &self.requests };
         let audit = Audit::new(&who, peer, verb, &target);
         let work = async {
@@ -115,6 +116,17 @@ impl Server {
             // A body may take its time to come, and the node may have been deleted meanwhile.
             self.refuse_revoked(&who).await?;
             let authorized = allow(&body).await?;
+            let standing = Standing::new(slot, &self.shutdown);
+            if streams {
+                let opened = Opened {
+                    user: authorized.identity().user.clone(),
+                    peer: peer.clone(),
+                    headers: head.headers.clone(),
+                    target: target.clone(),
+                    attributes: authorized.attributes().clone(),
+                };
+                self.look_after(&standing, opened);
+            }
             let call = Call {
                 who: who.clone(),
                 authorized,
@@ -131,9 +143,9 @@ impl Server {
                     upgrade,
                     address: peer.address,
                 };
-                return self.open_session(&call, knock, slot).await;
+                return self.open_session(&call, knock, standing).await;
             }
-            self.perform(verb, &call, slot).await
+            self.perform(verb, &call, standing).await
         };
         let result = match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
             Ok(result) => result,
@@ -148,18 +160,18 @@ impl Server {
         result
     }
 
-    /// Does what an authorized call asks for. `slot` is held until the answer has been sent.
+    /// Does what an authorized call asks for. `standing` is held until the answer has been sent.
     async fn perform(
         self: &Arc<Self>,
         verb: Verb,
         call: &Call,
-        slot: OwnedSemaphorePermit,
+        standing: Standing,
     ) -> Result<Response, Status> {
         let row = call.target.resource;
         let outcome = match (call.target.subresource(), verb) {
-            ("learn", Verb::Get) => return self.pod_learn(call, slot).await,
-            ("log", Verb::Get) => return self.pod_log(call, slot).await,
-            ("proxy", Verb::Get) => return self.node_stream(call, slot).await,
+            ("learn", Verb::Get) => return self.pod_learn(call, standing).await,
+            ("log", Verb::Get) => return self.pod_log(call, standing).await,
+            ("proxy", Verb::Get) => return self.node_stream(call, standing).await,
             ("binding", Verb::Create) => self.bind_pod(call).await?,
             ("eviction", Verb::Create) => self.evict_pod(call).await?,
             ("token", Verb::Create) => self.request_token(call).await?,
@@ -172,9 +184,9 @@ impl Server {
             ("" | "status" | "ephemeralcontainers" | "approval", Verb::Get) => self.get(call).await?,
             ("", Verb::List) => self.list(call).await?,
             ("", Verb::Watch) if row.stored == Stored::Derived => {
-                return self.watch_profiles(call, slot).await;
+                return self.watch_profiles(call, standing).await;
             }
-            ("", Verb::Watch) => return self.watch(call, slot).await,
+            ("", Verb::Watch) => return self.watch(call, standing).await,
             ("" | "status" | "ephemeralcontainers" | "finalize" | "approval", Verb::Update) => {
                 self.update(call).await?
             }

@@ -38,6 +38,7 @@ mod services;
 mod sessions;
 mod shape;
 mod shares;
+mod standing;
 mod storage;
 mod streams;
 mod target;
@@ -109,6 +110,7 @@ pub async fn serve(
         services: Mutex::default(),
         certificate_requests: Mutex::default(),
         revocations: RwLock::default(),
+        revoked: tokio::sync::watch::Sender::default(),
         tiers: RwLock::default(),
         policy: policy::Guard::new(config.capacities),
         shutdown: shutdown.clone(),
@@ -137,6 +139,8 @@ pub(crate) struct Server {
     /// Held for writing while a node is noted as deleted, and for reading while something about a request for a
     /// certificate is stored: the one is wholly before or after the other.
     revocations: RwLock<()>,
+    /// Raised with each of them.
+    revoked: tokio::sync::watch::Sender<u64>,
     /// Held for reading while a policy is stored, and for writing while a tier is deleted: a policy never
     /// outlives its tier.
     tiers: RwLock<()>,

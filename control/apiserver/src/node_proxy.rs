@@ -1,22 +1,27 @@
 //! The hop from the API server to a node's agent: one TLS 1.3 connection per request, both ends
 //! authenticated, the answer streamed through.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use api::session;
-use axum::body::Body;
+use axum::{BoxError, body::Body};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{body::Bytes, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde_json::Value;
-use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
+
+use crate::standing::Standing;
 
 /// Until the head of the answer has arrived.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,8 +149,7 @@ pub(crate) async fn get(
     endpoint: &NodeEndpoint,
     path_and_query: &str,
     tls: &Arc<rustls::ClientConfig>,
-    shutdown: CancellationToken,
-    slot: OwnedSemaphorePermit,
+    standing: Standing,
 ) -> Result<Response<Body>, ProxyError> {
     let node = endpoint.node.clone();
     let head = tokio::time::timeout(HEAD_TIMEOUT, send(endpoint, path_and_query, tls));
@@ -157,13 +161,20 @@ pub(crate) async fn get(
             message: error_text(body).await,
         });
     }
+    // Broken off when it is refused: what has come is not all of it.
+    let refused = Arc::new(OnceLock::new());
+    let why = Arc::clone(&refused);
+    let ended = async move {
+        if let Some(status) = standing.ended().await {
+            drop(refused.set(status));
+        }
+    };
+    let broken = stream::once(async move { why.get().map(|status| Err(status.message().into())) });
     let chunks = body
         .into_data_stream()
-        .take_until(shutdown.cancelled_owned())
-        .inspect(move |_chunk| {
-            // The stream owns its slot for as long as it lives.
-            let _held = &slot;
-        });
+        .map_err(BoxError::from)
+        .take_until(ended)
+        .chain(broken.filter_map(future::ready));
     let mut response = Response::new(Body::from_stream(chunks));
     if let Some(content_type) = head.headers.get(header::CONTENT_TYPE) {
         response

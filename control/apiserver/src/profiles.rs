@@ -8,7 +8,7 @@ use axum::response::Response;
 use control_store::{ListOptions, ObjectKey, Revision, Store, Stored, Watch, WatchItem};
 use control_wire::{Status, query::ListQuery};
 use serde_json::{Map, Value, json};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use crate::{
     Server,
@@ -16,6 +16,7 @@ use crate::{
     objects::{self, metadata_text},
     read::{matcher, watch_request},
     respond,
+    standing::Standing,
     watch::{self, Told},
     write::store_failure,
 };
@@ -60,11 +61,7 @@ impl Server {
     }
 
     /// `GET` on all of them with `watch=true`: what becomes of namespaces and service accounts, as profiles.
-    pub(crate) async fn watch_profiles(
-        &self,
-        call: &Call,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<Response, Status> {
+    pub(crate) async fn watch_profiles(&self, call: &Call, standing: Standing) -> Result<Response, Status> {
         let mut request = watch_request(call)?;
         // How far a watch has come is known of one kind's changes, not of two kinds' together.
         request.bookmarks = false;
@@ -94,7 +91,7 @@ impl Server {
             after,
             watch: Watch { events },
         };
-        let body = watch::start(&self.store, request, told, self.shutdown.clone(), slot);
+        let body = watch::start(&self.store, request, told, standing);
         Ok(respond::stream(body))
     }
 

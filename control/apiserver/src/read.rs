@@ -10,13 +10,14 @@ use control_wire::{
     query::{Continue, ListQuery, Revision, RevisionMatch},
 };
 use serde_json::{Value, json};
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use tracing::error;
 
 use crate::{
     Server,
     call::{Call, Outcome},
     objects, respond, shape,
+    standing::Standing,
     watch::{self, Matcher, Shape, WatchRequest},
     write::store_failure,
 };
@@ -41,10 +42,10 @@ impl Server {
     }
 
     /// `GET` on a collection with `watch=true`.
-    pub(crate) async fn watch(&self, call: &Call, slot: OwnedSemaphorePermit) -> Result<Response, Status> {
+    pub(crate) async fn watch(&self, call: &Call, standing: Standing) -> Result<Response, Status> {
         let prefix = objects::prefix(call.target.resource, call.target.namespace.as_deref());
         let request = watch_request(call)?;
-        match watch::open(&self.store, &prefix, request, self.shutdown.clone(), slot).await {
+        match watch::open(&self.store, &prefix, request, standing).await {
             Ok(body) => Ok(respond::stream(body)),
             Err(error) => Err(store_failure(&error)),
         }

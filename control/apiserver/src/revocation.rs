@@ -74,6 +74,8 @@ impl Server {
             .write(&key, expected, Change::Put { uid, value })
             .await?;
         drop(revoking);
+        // Streams that it has open.
+        self.revoked.send_modify(|count| *count = count.wrapping_add(1));
         // Certificates tell seconds. An invitation that is given after the answer is of a later one.
         let second_ends = Timestamp::from_second(at.saturating_add(1)).unwrap_or(Timestamp::MAX);
         let left = second_ends.duration_since(Timestamp::now());

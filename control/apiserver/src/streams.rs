@@ -11,7 +11,6 @@ use control_wire::{
 };
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
 use crate::{
@@ -19,18 +18,19 @@ use crate::{
     call::{Call, Outcome},
     node_proxy::{self, NodeEndpoint, ProxyError},
     pods::{self, LogSource},
+    standing::Standing,
     write::{MAX_ATTEMPTS, revision_of, store_failure},
 };
 
 impl Server {
     /// `GET pods/NAME/log`.
-    pub(crate) async fn pod_log(&self, call: &Call, slot: OwnedSemaphorePermit) -> Result<Response, Status> {
+    pub(crate) async fn pod_log(&self, call: &Call, standing: Standing) -> Result<Response, Status> {
         let query = LogQuery::parse(&call.parameters)?;
         let pod = self.load(call).await?;
         let mut response = match pods::log_source(&pod, &query)? {
             LogSource::Unscheduled => Response::new(Body::empty()),
             LogSource::Node { node, path_and_query } => {
-                self.node_answer(&node, &path_and_query, slot).await?
+                self.node_answer(&node, &path_and_query, standing).await?
             }
         };
         response
@@ -40,24 +40,16 @@ impl Server {
     }
 
     /// `GET pods/NAME/learn`.
-    pub(crate) async fn pod_learn(
-        &self,
-        call: &Call,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<Response, Status> {
+    pub(crate) async fn pod_learn(&self, call: &Call, standing: Standing) -> Result<Response, Status> {
         let pod = self.load(call).await?;
         let (node, path) = pods::learn_source(&pod, &call.parameters)?;
-        self.node_answer(&node, &path, slot).await
+        self.node_answer(&node, &path, standing).await
     }
 
     /// `GET nodes/NAME/proxy/flows`, and what else a node answers.
-    pub(crate) async fn node_stream(
-        &self,
-        call: &Call,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<Response, Status> {
+    pub(crate) async fn node_stream(&self, call: &Call, standing: Standing) -> Result<Response, Status> {
         let path = pods::node_path(&call.target.rest, &call.parameters)?.ok_or_else(Status::no_route)?;
-        self.node_answer(call.target.name(), &path, slot).await
+        self.node_answer(call.target.name(), &path, standing).await
     }
 
     /// `POST pods/NAME/binding`.
@@ -95,20 +87,13 @@ impl Server {
         &self,
         name: &str,
         path_and_query: &str,
-        slot: OwnedSemaphorePermit,
+        standing: Standing,
     ) -> Result<Response, Status> {
         let row = crate::row("", "nodes");
         let node = self.fetch(row, "", name).await?;
         let stream = async {
             let endpoint = NodeEndpoint::of(&node)?;
-            node_proxy::get(
-                &endpoint,
-                path_and_query,
-                &self.node_tls,
-                self.shutdown.clone(),
-                slot,
-            )
-            .await
+            node_proxy::get(&endpoint, path_and_query, &self.node_tls, standing).await
         };
         stream.await.map_err(|error| node_failure(&error))
     }

@@ -53,6 +53,9 @@ impl Server {
     pub(crate) async fn identify(&self, peer: &Peer, headers: &HeaderMap) -> Result<Authenticated, Status> {
         let Some(token) = bearer(headers)? else {
             let who = peer.who.clone().ok_or_else(Status::unauthorized)?;
+            if who.is_expired(Timestamp::now().as_second()) {
+                return Err(Status::revoked("the client certificate has expired"));
+            }
             self.refuse_revoked(&who).await?;
             return Ok(who);
         };

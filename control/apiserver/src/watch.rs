@@ -9,16 +9,13 @@ use axum::body::{Body, Bytes};
 use control_store::{KeyPrefix, ListOptions, Revision, Store, StoreError, Stored, Watch, WatchItem};
 use control_wire::Status;
 use serde_json::{Value, json};
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
     objects::{Unreadable, materialise},
+    standing::Standing,
     write::store_failure,
 };
 
@@ -58,8 +55,7 @@ pub(crate) async fn open(
     store: &Arc<dyn Store>,
     prefix: &KeyPrefix,
     request: WatchRequest,
-    shutdown: CancellationToken,
-    slot: OwnedSemaphorePermit,
+    standing: Standing,
 ) -> Result<Body, StoreError> {
     let (initial, after) = match request.after {
         Some(after) => (Vec::new(), after),
@@ -75,7 +71,7 @@ pub(crate) async fn open(
                 after,
                 watch,
             };
-            Ok(start(store, request, from, shutdown, slot))
+            Ok(start(store, request, from, standing))
         }
         Err(error) => list_again(error),
     }
@@ -103,13 +99,7 @@ pub(crate) struct Told {
 }
 
 /// The response body of a watch.
-pub(crate) fn start(
-    store: &Arc<dyn Store>,
-    request: WatchRequest,
-    from: Told,
-    shutdown: CancellationToken,
-    slot: OwnedSemaphorePermit,
-) -> Body {
+pub(crate) fn start(store: &Arc<dyn Store>, request: WatchRequest, from: Told, standing: Standing) -> Body {
     let (lines, body) = mpsc::channel(LINE_BUFFER);
     let watcher = Watcher {
         store: Arc::clone(store),
@@ -121,12 +111,15 @@ pub(crate) fn start(
         let deadline = watcher.request.deadline;
         let closed = watcher.lines.clone();
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            refused = standing.ended() => if let Some(status) = refused {
+                // A reader that takes nothing is not waited for.
+                drop(closed.try_send(Ok(line(&error_event(&status)))));
+            },
             () = closed.closed() => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = watcher.run(from.initial, from.watch) => {}
         }
-        drop(slot);
+        drop(standing);
     });
     Body::from_stream(ReceiverStream::new(body))
 }
@@ -249,13 +242,17 @@ impl Watcher {
     }
 
     async fn line(&self, event: &Value) -> Result<(), End> {
-        let mut line = event.to_string();
-        line.push('\n');
         self.lines
-            .send(Ok(Bytes::from(line)))
+            .send(Ok(line(event)))
             .await
             .map_err(|_closed| End::Gone)
     }
+}
+
+fn line(event: &Value) -> Bytes {
+    let mut line = event.to_string();
+    line.push('\n');
+    Bytes::from(line)
 }
 
 /// The event that ends a stream which cannot go on.

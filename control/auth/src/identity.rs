@@ -37,6 +37,7 @@ pub struct Identity {
 pub struct Authenticated {
     identity: Identity,
     issued_at: Option<i64>,
+    expires_at: Option<i64>,
 }
 
 /// What identifies the certificate or token by which somebody is who they are, among [`Identity::extra`].
@@ -103,7 +104,8 @@ impl Authenticated {
             return Err(IdentityError::ReservedGroup(group.clone()));
         }
         groups.push(GROUP_AUTHENTICATED.to_owned());
-        let begins = certificate.validity().not_before.timestamp();
+        let validity = certificate.validity();
+        let begins = validity.not_before.timestamp();
         let credential = format!("X509SHA256={}", api::Digest::of(der).hex());
         Ok(Self {
             identity: Identity {
@@ -113,6 +115,7 @@ impl Authenticated {
                 extra: BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![credential])]),
             },
             issued_at: Some(begins.saturating_add(BACKDATED_SECONDS)),
+            expires_at: Some(validity.not_after.timestamp()),
         })
     }
 
@@ -148,6 +151,7 @@ impl Authenticated {
         Ok(Self {
             identity,
             issued_at: None,
+            expires_at: None,
         })
     }
 
@@ -159,6 +163,12 @@ impl Authenticated {
     /// When the authority issued the certificate, in seconds since the epoch; `None` for a token.
     pub fn issued_at(&self) -> Option<i64> {
         self.issued_at
+    }
+
+    /// Whether the certificate is past its validity, which the TLS layer has verified at the beginning of a connection only.
+    /// A token is verified whenever it is shown.
+    pub fn is_expired(&self, now_seconds: i64) -> bool {
+        self.expires_at.is_some_and(|at| at < now_seconds)
     }
 }
 
@@ -222,6 +232,18 @@ pub(crate) mod tests {
         assert_eq!(who.identity().user, "system:node:a");
         assert_eq!(who.identity().groups, ["system:nodes", GROUP_AUTHENTICATED]);
         assert_eq!(who.identity().node(), Some("a"));
+    }
+
+    #[test]
+    fn a_certificate_says_until_when_it_counts() {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "x");
+        params.not_after = rcgen::date_time_ymd(2026, 1, 1);
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let who = Authenticated::from_verified_certificate(der.der()).unwrap();
+        let last = 1_767_225_600;
+        assert!(!who.is_expired(last) && who.is_expired(last + 1));
     }
 
     #[test]

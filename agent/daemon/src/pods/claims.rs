@@ -4,11 +4,14 @@
 //! path in its object; one that an administrator wrote is a path of the node, resolved as every such path is.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use agent_runtime::measure_tree;
 use api::{
     host_paths::{Access, HostPath, HostPathKind},
     storage::{allows_node, is_local_path},
@@ -31,6 +34,22 @@ pub(crate) enum ClaimError {
     Source(String),
     #[error("volume {0:?} cannot name a directory")]
     Name(String),
+    #[error(
+        "the data in {} are more than the volume's capacity of {capacity}; an administrator raises spec.capacity.storage of \
+         persistentvolume {volume:?}, or removes some of them",
+        directory.display()
+    )]
+    Full {
+        volume: String,
+        capacity: String,
+        directory: PathBuf,
+    },
+    #[error("cannot measure {}", directory.display())]
+    Measure {
+        directory: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Api(#[from] kube::Error),
 }
@@ -39,9 +58,71 @@ pub(crate) enum ClaimError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Claimed {
     /// A directory of the agent's own, made when it is mounted first.
-    Own { directory: PathBuf, read_only: bool },
+    Own {
+        directory: PathBuf,
+        read_only: bool,
+        capacity: Capacity,
+    },
     /// A path of the node.
     Path(HostPath),
+}
+
+/// What a provisioned volume may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Capacity {
+    pub(crate) bytes: u64,
+    /// As it was written.
+    pub(crate) written: String,
+}
+
+/// Directories of provisioned volumes that were found to hold more than they may. No pod that would write more is given one
+/// before it was measured again. Cheap to clone.
+///
+/// An agent that was started since knows none; the first look at a pod of the volume finds it out again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Full(Arc<Mutex<BTreeSet<PathBuf>>>);
+
+impl Full {
+    pub(super) fn note(&self, directory: PathBuf) {
+        self.all().insert(directory);
+    }
+
+    /// Refuses what was full and still is. Looks at the disk: for a thread that may block.
+    pub(super) fn refuse(&self, claimed: &Claimed) -> Result<(), ClaimError> {
+        let Claimed::Own {
+            directory,
+            read_only: false,
+            capacity,
+        } = claimed
+        else {
+            return Ok(());
+        };
+        if !self.all().contains(directory) {
+            return Ok(());
+        }
+        let usage = measure_tree(directory, capacity.bytes).map_err(|source| ClaimError::Measure {
+            directory: directory.clone(),
+            source,
+        })?;
+        if usage.bytes().is_none_or(|bytes| bytes > capacity.bytes) {
+            return Err(ClaimError::Full {
+                volume: directory
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                capacity: capacity.written.clone(),
+                directory: directory.clone(),
+            });
+        }
+        self.all().remove(directory);
+        Ok(())
+    }
+
+    /// Every change is one insertion or removal.
+    fn all(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Where provisioned volumes are on this node.
@@ -122,7 +203,17 @@ fn claimed(
     let read_only = is_read_only(pod, volume, behind);
     if is_local_path(behind) {
         let directory = directory_of(agent_dir, &name).ok_or(ClaimError::Name(name))?;
-        return Ok(Claimed::Own { directory, read_only });
+        let written = spec.and_then(|spec| Some(spec.capacity.as_ref()?.get("storage")?.0.clone()));
+        let written = written.unwrap_or_default();
+        return Ok(Claimed::Own {
+            directory,
+            read_only,
+            // Admission lets none through that does not parse.
+            capacity: Capacity {
+                bytes: api::quantity::units(&written).unwrap_or(0),
+                written,
+            },
+        });
     }
     let local = spec.and_then(|spec| spec.local.as_ref());
     let local = local.ok_or(ClaimError::Source(name))?;
@@ -193,7 +284,7 @@ mod tests {
     fn behind(extra: &Value) -> PersistentVolume {
         let mut object = json!({
             "metadata": {"name": "pvc-1", "annotations": {"pv.kubernetes.io/provisioned-by": "palisade.dev/local-path"}},
-            "spec": {"accessModes": ["ReadWriteOnce"], "local": {"path": "/etc"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "local": {"path": "/etc"}, "capacity": {"storage": "8Ki"},
                 "claimRef": {"namespace": "ns", "name": "c", "uid": "u"},
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                     {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}},
@@ -222,11 +313,41 @@ mod tests {
         let expected = Claimed::Own {
             directory: "/agent/local-path/pvc-1".into(),
             read_only: false,
+            capacity: Capacity {
+                bytes: 8192,
+                written: "8Ki".to_owned(),
+            },
         };
         assert_eq!(own, expected);
         for name in ["../x", "", ".", "a/b", "A"] {
             assert_eq!(directory_of(Path::new("/agent"), name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_volume_that_was_full_is_given_to_nobody_who_writes_until_it_has_room() {
+        let base = tempfile::tempdir().unwrap();
+        let own = |read_only, written: &str| Claimed::Own {
+            directory: base.path().to_owned(),
+            read_only,
+            capacity: Capacity {
+                bytes: api::quantity::units(written).unwrap(),
+                written: written.to_owned(),
+            },
+        };
+        std::fs::write(base.path().join("data"), vec![1; 100 << 10]).unwrap();
+        let full = Full::default();
+        full.refuse(&own(false, "64Ki")).unwrap();
+        full.note(base.path().to_owned());
+        let refused = full.refuse(&own(false, "64Ki")).unwrap_err().to_string();
+        assert!(refused.contains("capacity of 64Ki"), "{refused}");
+        full.refuse(&own(true, "64Ki")).unwrap();
+        // Raised by an administrator, then emptied.
+        full.refuse(&own(false, "1Mi")).unwrap();
+        full.note(base.path().to_owned());
+        std::fs::remove_file(base.path().join("data")).unwrap();
+        full.refuse(&own(false, "64Ki")).unwrap();
+        assert!(full.all().is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use agent_plan::Eviction;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Who has to go. Cheap to clone.
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 pub(crate) struct Evictions(watch::Sender<BTreeMap<String, Order>>);
 
 /// One order, by a pod's UID.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) eviction: Eviction,
     /// All pods go, since the node does.

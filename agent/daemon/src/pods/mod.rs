@@ -10,6 +10,7 @@ pub(crate) mod claims;
 mod container;
 mod contents;
 pub(crate) mod directory;
+mod ended;
 pub(crate) mod env;
 pub(crate) mod evictions;
 mod held;
@@ -81,6 +82,8 @@ pub(crate) struct Context {
     pub(crate) static_pods: StaticPods,
     pub(crate) ids: Ids,
     pub(crate) evictions: Evictions,
+    /// Volumes that hold more than they may.
+    pub(crate) full: claims::Full,
     pub(crate) tokens: Tokens,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
@@ -281,10 +284,18 @@ impl Pods {
         }
     }
 
-    /// Pods that the node orders to go need a task for that, and the API's word is not waited for.
+    /// Pods that the node orders to go, or has by an earlier agent, need a task for that, and the API's word is not waited
+    /// for.
     fn start_ordered(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
-        let ordered = |uid: &String| self.context.evictions.is_ordered(uid);
-        let uids: Vec<String> = survivors.keys().filter(|uid| ordered(uid)).cloned().collect();
+        let directory = |survivor: &Survivor| survivor.id().directory(&self.context.config);
+        let ends = |(uid, survivor): &(&String, &Survivor)| {
+            self.context.evictions.is_ordered(uid) || !ended::read(&directory(survivor)).is_nothing()
+        };
+        let uids: Vec<String> = survivors
+            .iter()
+            .filter(ends)
+            .map(|(uid, _)| uid.clone())
+            .collect();
         for uid in uids {
             let Some(id) = survivors.get(&uid).map(Survivor::id) else {
                 continue;

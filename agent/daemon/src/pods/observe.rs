@@ -73,7 +73,7 @@ pub(super) fn wanted(pod: Option<&Pod>, reported: Option<&PodStatus>, seen: &See
         } else {
             Ending::No
         },
-        settled: pod.status.as_ref().is_some_and(is_settled),
+        settled: pod.status.as_ref().is_some_and(is_settled) || reported.is_some_and(is_settled),
     }
 }
 
@@ -158,9 +158,9 @@ pub(super) fn start_error(id: String, message: String, now: Timestamp) -> Run {
     })
 }
 
-/// What the API remembers of containers from before this agent was started.
-pub(super) fn remember(seen: &mut Seen, pod: &Pod) {
-    let statuses = pod.status.iter().flat_map(|status| {
+/// What the API remembers of containers from before this agent was started, or this node has `told` last.
+pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
+    let statuses = told.or(pod.status.as_ref()).into_iter().flat_map(|status| {
         let inits = status.init_container_statuses.iter().flatten();
         let ephemeral = status.ephemeral_container_statuses.iter().flatten();
         inits
@@ -337,7 +337,7 @@ mod tests {
         }))
         .unwrap();
         let mut seen = Seen::default();
-        remember(&mut seen, &pod);
+        remember(&mut seen, &pod, None);
         assert!(matches!(&seen.containers["d"].run, Run::Exited(exit) if exit.code == 3));
         let members = wanted(Some(&pod), None, &seen).containers;
         let shown: Vec<_> = members
@@ -360,9 +360,23 @@ mod tests {
             "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}}))
         .unwrap();
         let mut seen = Seen::default();
-        remember(&mut seen, &pod);
+        remember(&mut seen, &pod, None);
         let container = &seen.containers["c"];
         assert_eq!(container.restarts, 3);
         assert!(matches!(&container.run, Run::Exited(exit) if exit.reason == "ContainerStatusUnknown"));
+
+        // But for what this node knows better.
+        let told: PodStatus = serde_json::from_value(json!({"phase": "Succeeded", "containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 4,
+            "containerID": "palisade://u/c/4",
+            "state": {"terminated": {"exitCode": 0, "reason": "Completed", "containerID": "palisade://u/c/4"}}}]}))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &pod, Some(&told));
+        let container = &seen.containers["c"];
+        assert_eq!(container.restarts, 4);
+        assert!(matches!(&container.run, Run::Exited(exit) if exit.reason == "Completed"));
+        assert!(wanted(Some(&pod), Some(&told), &seen).settled);
+        assert!(!wanted(Some(&pod), None, &seen).settled);
     }
 }

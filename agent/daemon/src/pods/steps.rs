@@ -459,6 +459,10 @@ async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> 
     let claims = claims::find(&context.client, pod, &config.node_name, &config.agent_dir);
     let claims = async { claims.await.map_err(StepError::from) };
     let (objects, grants, claims) = futures::try_join!(objects_and_tokens(context, pod), grants, claims)?;
+    let (full, asked) = (context.full.clone(), claims.clone());
+    tokio::task::spawn_blocking(move || asked.iter().try_for_each(|(_, claimed)| full.refuse(claimed)))
+        .await
+        .map_err(|_cancelled| StepError::Interrupted)??;
     Ok(Objects {
         claims: claims.into_iter().collect(),
         host_paths: api::host_paths::granted(pod, &grants).map_err(VolumeError::NotGranted)?,

@@ -1,5 +1,6 @@
 //! What a pod takes on the node's disk, against what it may: limits of volumes (`emptyDir.sizeLimit`), of containers
-//! and of the pod (`ephemeral-storage`). A pod that is over one is evicted, as the kubelet does.
+//! and of the pod (`ephemeral-storage`), and of the provisioned volumes behind its claims (their capacity). A pod that is
+//! over one is evicted, as the kubelet does.
 //!
 //! [`Limits::of`] and [`Limits::excess`] are pure; [`measure`] walks directories and belongs on a thread that may block.
 //!
@@ -16,7 +17,10 @@ use std::{
 use agent_runtime::{Usage, measure_tree};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
-use super::volumes;
+use super::{
+    claims::{Capacity, Claimed},
+    volumes,
+};
 
 /// Time between two looks at a pod: the kubelet's.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -34,6 +38,17 @@ pub(super) struct Limits {
     on_disk: Vec<String>,
     /// All containers of the pod.
     names: Vec<String>,
+    /// Provisioned volumes that it may write to, by their names in the pod. They outlive it, so they do not count for it.
+    claims: BTreeMap<String, (PathBuf, Capacity)>,
+}
+
+/// What is over its limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Excess {
+    /// In Kubernetes' words, with the numbers.
+    pub(super) message: String,
+    /// The directory of a provisioned volume, if that is what is full.
+    pub(super) full: Option<PathBuf>,
 }
 
 /// What a pod takes.
@@ -41,6 +56,7 @@ pub(super) struct Limits {
 pub(super) struct Taken {
     volumes: BTreeMap<String, Usage>,
     containers: BTreeMap<String, Usage>,
+    claims: BTreeMap<String, Usage>,
 }
 
 /// Where a container's writing goes.
@@ -80,7 +96,26 @@ impl Limits {
                 limits.containers.insert(container.name.clone(), parsed(limit));
             }
         }
-        (!limits.volumes.is_empty() || !limits.containers.is_empty()).then_some(limits)
+        let claims = spec.volumes.iter().flatten();
+        let mut claims = claims.filter(|volume| volume.persistent_volume_claim.is_some());
+        let any = !limits.volumes.is_empty() || !limits.containers.is_empty() || claims.next().is_some();
+        any.then_some(limits)
+    }
+
+    /// The same with what stands behind the pod's claims, which its object does not say.
+    pub(super) fn with_claims(mut self, found: &[(String, Claimed)]) -> Self {
+        for (volume, claimed) in found {
+            if let Claimed::Own {
+                directory,
+                read_only: false,
+                capacity,
+            } = claimed
+            {
+                self.claims
+                    .insert(volume.clone(), (directory.clone(), capacity.clone()));
+            }
+        }
+        self
     }
 
     /// What all containers with a limit may take together, and with them the pod.
@@ -95,8 +130,25 @@ impl Limits {
         volumes.chain(self.of_pod()).max().unwrap_or(0)
     }
 
-    /// What is over its limit, in Kubernetes' words with the numbers; nothing if nothing is.
-    pub(super) fn excess(&self, taken: &Taken) -> Option<String> {
+    /// What is over its limit; nothing if nothing is.
+    pub(super) fn excess(&self, taken: &Taken) -> Option<Excess> {
+        for (name, (directory, capacity)) in &self.claims {
+            if let Some(found) = over(taken.claims.get(name), capacity.bytes) {
+                let written = &capacity.written;
+                return Some(Excess {
+                    message: format!(
+                        "Usage of PersistentVolumeClaim volume \"{name}\" exceeds the capacity \"{written}\": {found}."
+                    ),
+                    full: Some(directory.clone()),
+                });
+            }
+        }
+        let message = self.excess_of_pod(taken)?;
+        Some(Excess { message, full: None })
+    }
+
+    /// The same of what ends with the pod.
+    fn excess_of_pod(&self, taken: &Taken) -> Option<String> {
         for (name, (limit, written)) in &self.volumes {
             if let Some(found) = over(taken.volumes.get(name), *limit) {
                 return Some(format!(
@@ -142,6 +194,10 @@ pub(super) fn measure(limits: &Limits, places: &Places) -> io::Result<Taken> {
     for name in &limits.on_disk {
         let usage = measure_tree(&volumes::path_of(&places.volumes, name), enough)?;
         taken.volumes.insert(name.clone(), usage);
+    }
+    for (name, (directory, capacity)) in &limits.claims {
+        let usage = measure_tree(directory, capacity.bytes)?;
+        taken.claims.insert(name.clone(), usage);
     }
     // Without a limit of containers theirs is nobody's business.
     if limits.containers.is_empty() {
@@ -205,6 +261,7 @@ mod tests {
         Taken {
             volumes: all(volumes),
             containers: all(containers),
+            claims: BTreeMap::new(),
         }
     }
 
@@ -222,7 +279,8 @@ mod tests {
         let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Ki"}}, {"name": "w", "emptyDir": {}}]);
         let limits = limits(&volumes, &[Some("2k"), Some("3k"), None]).unwrap();
         let excess = |volumes: &[(&str, u64)], containers: &[(&str, u64)]| {
-            limits.excess(&taken(volumes, containers)).unwrap_or_default()
+            let excess = limits.excess(&taken(volumes, containers));
+            excess.map(|excess| excess.message).unwrap_or_default()
         };
         assert_eq!(
             excess(&[("v", 1024), ("w", 10)], &[("c0", 2000), ("c1", 1000)]),
@@ -249,7 +307,7 @@ mod tests {
             volumes: [("v".to_owned(), Usage::TooDeep)].into(),
             ..Taken::default()
         };
-        assert!(limits.excess(&deep).unwrap().contains("512 directories"));
+        assert!(limits.excess(&deep).unwrap().message.contains("512 directories"));
     }
 
     #[test]
@@ -274,8 +332,47 @@ mod tests {
             limits.excess(&measure(&limits, &places).unwrap())
         };
         assert_eq!(of_container("400Ki"), None);
-        assert!(of_container("300Ki").unwrap().starts_with("Pod ephemeral"));
+        assert!(
+            of_container("300Ki")
+                .unwrap()
+                .message
+                .starts_with("Pod ephemeral")
+        );
         assert!(of_container("250Ki").is_some());
+    }
+
+    #[test]
+    fn a_claims_volume_is_measured_against_its_capacity_by_who_may_write_it() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("data"), vec![1; 100 << 10]).unwrap();
+        let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let places = Places {
+            volumes: directory.path().join("none"),
+            containers: BTreeMap::new(),
+        };
+        let excess = |bytes: u64, read_only| {
+            let own = Claimed::Own {
+                directory: directory.path().to_owned(),
+                read_only,
+                capacity: Capacity {
+                    bytes,
+                    written: "some".to_owned(),
+                },
+            };
+            let limits = limits(&volumes, &[None]).unwrap();
+            let limits = limits.with_claims(&[("v".to_owned(), own)]);
+            limits.excess(&measure(&limits, &places).unwrap())
+        };
+        let over = excess(64 << 10, false).unwrap();
+        assert!(
+            over.message
+                .starts_with("Usage of PersistentVolumeClaim volume \"v\" exceeds the capacity \"some\""),
+            "{}",
+            over.message
+        );
+        assert_eq!(over.full.as_deref(), Some(directory.path()));
+        assert_eq!(excess(200 << 10, false), None);
+        assert_eq!(excess(64 << 10, true), None, "it is not this pod that fills it");
     }
 
     #[test]

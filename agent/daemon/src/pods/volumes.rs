@@ -127,7 +127,9 @@ fn mount_outside(
     }
     match sources.objects.claims.get(&volume.name) {
         Some(Claimed::Path(asked)) => Ok(host_paths::mount_at(asked, path, own)?),
-        Some(Claimed::Own { directory, read_only }) => {
+        Some(Claimed::Own {
+            directory, read_only, ..
+        }) => {
             claims::make_directory(directory).map_err(|source| failed("create", directory, source))?;
             Ok(host_paths::mount_own(directory, path, *read_only, group)?)
         }

@@ -4,6 +4,7 @@
 //! image may take minutes and runs beside it; all else is short and awaited.
 
 mod acts;
+mod end;
 mod health;
 mod quota;
 mod sandboxes;
@@ -28,6 +29,7 @@ use tokio::{
 use super::{
     Context, PodId, Survivor,
     directory::{Entry, Latest},
+    ended::Ended,
     evictions::Ordered,
     hooks::HookError,
     observe,
@@ -77,6 +79,8 @@ pub(super) struct Worker {
     reporter: Reporter,
     reported: Option<ApiStatus>,
     reported_sandbox: String,
+    /// How the pod ends, as it is on disk.
+    kept: Ended,
     /// The API was told that the pod is over.
     confirmed: bool,
     /// The shim is gone; what is left of it must go too.
@@ -89,6 +93,7 @@ pub(super) struct Worker {
     refreshing: Option<JoinHandle<()>>,
     /// When the pod's use of the disk is looked at next; nothing for a pod without limits.
     measure_at: Option<Instant>,
+    claims: quota::Claims,
     born: Instant,
 }
 
@@ -141,6 +146,7 @@ impl Worker {
             refreshing: None,
             ephemeral: pod.as_deref().map(ephemeral).unwrap_or_default(),
             measure_at: quota::first_look(pod.as_deref()),
+            claims: None,
             pod,
             objects,
             seen: Seen::default(),
@@ -158,6 +164,7 @@ impl Worker {
             reporter,
             reported: None,
             reported_sandbox: String::new(),
+            kept: Ended::default(),
             confirmed: false,
             lost: false,
             retry_at: None,
@@ -167,8 +174,9 @@ impl Worker {
         if let Some(survivor) = survivor {
             worker.adopt(survivor);
         }
+        worker.recall_end();
         if let Some(pod) = worker.pod.clone() {
-            observe::remember(&mut worker.seen, &pod);
+            observe::remember(&mut worker.seen, &pod, worker.reported.as_ref());
         }
         worker
     }
@@ -198,6 +206,7 @@ impl Worker {
             }
             let Plan { steps, wake_at } = plan(&wanted, &self.seen, Timestamp::now());
             self.report(&wanted);
+            self.keep_end(&wanted).await;
             let mut idle = steps.is_empty();
             if self.lost {
                 self.clear_lost().await;

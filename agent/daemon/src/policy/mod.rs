@@ -122,6 +122,8 @@ enum Command {
     /// Answered when a compilation that knows all learned names is in the kernel.
     Settle(oneshot::Sender<Result<(), String>>),
     Stale,
+    /// Interfaces or addresses of the host may be others.
+    Moved,
 }
 
 impl Policy {
@@ -226,6 +228,11 @@ impl Policy {
             .map_err(PolicyError::Sync)
     }
 
+    /// Tells that interfaces or addresses of the host may be others: it is looked at once, not at the next time of many.
+    pub(crate) fn interfaces_changed(&self) -> Result<(), PolicyError> {
+        self.send(Command::Moved)
+    }
+
     /// Takes the programs off and forgets the endpoint's verdicts and flows. The link must be gone.
     pub(crate) async fn detach(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
         let (reply, answer) = oneshot::channel();
@@ -294,9 +301,8 @@ impl Worker {
                 Ok(command) => {
                     // Everything that is waiting is answered by one compilation.
                     for command in std::iter::once(command).chain(inbox.try_iter()) {
-                        self.take(command);
+                        stale |= self.take(command);
                     }
-                    stale = true;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -306,17 +312,22 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 stale |= self.tidy();
-                if self.hosts.have_moved() {
-                    self.unwritten = true;
-                    stale = true;
-                }
+                stale |= self.look_at_hosts();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
         }
     }
 
-    /// A caller that no longer waits for the answer was cancelled; what it asked for is done all the same.
-    fn take(&mut self, command: Command) {
+    /// Whether host endpoints are to be attached anew.
+    fn look_at_hosts(&mut self) -> bool {
+        let moved = self.hosts.have_moved();
+        self.unwritten |= moved;
+        moved
+    }
+
+    /// Whether there may be something to write. A caller that no longer waits for the answer was cancelled; what it asked
+    /// for is done all the same.
+    fn take(&mut self, command: Command) -> bool {
         match command {
             Command::Attach(endpoint, reply) => {
                 let attached = self.datapath.attach(&endpoint.link);
@@ -340,7 +351,9 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
+            Command::Moved => return self.look_at_hosts(),
         }
+        true
     }
 
     /// Follows and writes what changed, and answers who waits for it. Whether nothing is left to do.

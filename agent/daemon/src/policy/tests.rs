@@ -87,8 +87,17 @@ impl Datapath for Narrow {
 }
 
 fn start(dir: &std::path::Path, full: &Arc<AtomicBool>, cluster: &Cluster) -> Policy {
+    start_on(dir, full, cluster, machine)
+}
+
+fn start_on(
+    dir: &std::path::Path,
+    full: &Arc<AtomicBool>,
+    cluster: &Cluster,
+    machine: fn() -> std::io::Result<Vec<Interface>>,
+) -> Policy {
     let room = Arc::new(AtomicUsize::new(usize::MAX));
-    start_with(dir, (full, &room), cluster, &Arc::new(Names::new()))
+    begin(dir, (full, &room), cluster, &Arc::new(Names::new()), machine)
 }
 
 fn machine() -> std::io::Result<Vec<Interface>> {
@@ -102,9 +111,19 @@ fn machine() -> std::io::Result<Vec<Interface>> {
 
 fn start_with(
     dir: &std::path::Path,
+    room: (&Arc<AtomicBool>, &Arc<AtomicUsize>),
+    cluster: &Cluster,
+    names: &Arc<Names>,
+) -> Policy {
+    begin(dir, room, cluster, names, machine)
+}
+
+fn begin(
+    dir: &std::path::Path,
     (full, room): (&Arc<AtomicBool>, &Arc<AtomicUsize>),
     cluster: &Cluster,
     names: &Arc<Names>,
+    machine: fn() -> std::io::Result<Vec<Interface>>,
 ) -> Policy {
     let mut datapath = Narrow {
         inner: Fake::new(),
@@ -241,6 +260,44 @@ async fn a_host_endpoint_moves_to_another_interface() {
         assert_eq!(host.attached, [interface.to_owned()].into());
         assert!(host.programmed.contains(&host.local), "{host:?}");
     }
+}
+
+/// Sooner than it would be looked for.
+#[tokio::test]
+async fn an_interface_that_comes_later_is_judged_when_the_kernel_tells_of_it() {
+    static PLUGGED: AtomicBool = AtomicBool::new(false);
+    fn plugged() -> std::io::Result<Vec<Interface>> {
+        let mut interfaces = machine()?;
+        interfaces.truncate(if PLUGGED.load(Ordering::Relaxed) { 2 } else { 1 });
+        Ok(interfaces)
+    }
+    let soon = Duration::from_secs(2);
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start_on(dir.path(), &full, &cluster, plugged);
+    let host = object(
+        "HostEndpoint",
+        "all",
+        &json!({"node": "n1", "interfaceName": "*"}),
+    );
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    policy.settle().await.unwrap();
+    let mut changes = policy.changes();
+    changes.borrow_and_update();
+    policy.interfaces_changed().unwrap();
+    let quiet = tokio::time::timeout(soon / 4, changes.changed()).await;
+    assert!(quiet.is_err(), "nothing has changed");
+
+    PLUGGED.store(true, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    // Asking what is attached would itself be a reason to look.
+    let written = tokio::time::timeout(soon, changes.changed()).await;
+    written.expect("it was not looked at").unwrap();
+    let dumped = policy.dump().await.unwrap();
+    assert_eq!(
+        dumped.hosts[0].attached,
+        ["eth0".to_owned(), "eth1".to_owned()].into()
+    );
 }
 
 /// Neither changes what is enforced: a policy that is staged, and where a pod is that no rule tells apart.

@@ -361,12 +361,13 @@ impl Container {
         numbered.filter_map(move |(index, source)| free(index).then_some(source))
     }
 
-    /// Moves output to the log and to attached clients until there is none for now.
-    pub(crate) fn drain(&mut self) {
-        self.move_output(true);
+    /// Moves output to the log and to attached clients until there is none for now; whether there was any.
+    pub(crate) fn drain(&mut self) -> bool {
+        self.move_output(true)
     }
 
-    fn move_output(&mut self, wait_for_clients: bool) {
+    fn move_output(&mut self, wait_for_clients: bool) -> bool {
+        let mut moved = false;
         let attachments = &mut self.attachments;
         let streams = [Stream::Stdout, Stream::Stderr].into_iter().enumerate();
         for ((index, stream), source) in streams.zip(&mut self.output) {
@@ -383,7 +384,10 @@ impl Container {
                     log.write(stream, bytes)
                 };
                 match source.read(&mut keep) {
-                    Ok(true) => self.log_is_full = false,
+                    Ok(true) => {
+                        self.log_is_full = false;
+                        moved = true;
+                    }
                     Ok(false) => break,
                     // The container goes on without a log rather than stop; said once, not per line.
                     Err(error) => {
@@ -394,6 +398,7 @@ impl Container {
                 }
             }
         }
+        moved
     }
 
     /// Kills what is left of a container whose pid namespace is not its own: there, nothing else ends with the first process.

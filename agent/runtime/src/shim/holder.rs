@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Gid, Pid, Uid};
@@ -167,6 +168,7 @@ fn be_first(to_holder: OwnedFd) -> ! {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         nix::sys::prctl::set_no_new_privs()?;
         nix::sys::prctl::set_dumpable(false)?;
+        leave_mounts()?;
         drop_capabilities().map_err(|(_step, errno)| errno)?;
         SigSet::all().thread_set_mask()
     };
@@ -186,6 +188,20 @@ fn be_first(to_holder: OwnedFd) -> ! {
             let _told = deaths.wait();
         }
     }
+}
+
+/// Into a mount namespace with nothing in it: what is mounted where a process is, its `/proc` says to everybody who sees it.
+fn leave_mounts() -> Result<(), Errno> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    let empty = Some("tmpfs");
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // Any directory will do that every host has.
+    nix::mount::mount(empty, "/proc", empty, flags, Some("size=4k,mode=555"))?;
+    nix::unistd::chdir("/proc")?;
+    // The old root comes to lie upon the new one, and goes with all that is mounted below it.
+    nix::unistd::pivot_root(".", ".")?;
+    nix::mount::umount2(".", MntFlags::MNT_DETACH)?;
+    nix::unistd::chdir("/")
 }
 
 fn drop_capabilities() -> Result<(), (&'static str, Errno)> {

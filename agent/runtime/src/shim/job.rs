@@ -120,9 +120,9 @@ impl Job {
 }
 
 impl Session {
-    /// Collects output; the result once the program has ended.
-    pub(crate) fn advance(&mut self) -> Option<ExecOutput> {
-        let ended = self.ended;
+    /// Collects output; whether there was any.
+    pub(crate) fn read(&mut self) -> bool {
+        let mut moved = false;
         for (source, kept) in self.sources.iter_mut().zip(&mut self.output) {
             let take = |bytes: &[u8]| {
                 let room = MAX_EXEC_OUTPUT.saturating_sub(kept.len()).min(bytes.len());
@@ -136,9 +136,16 @@ impl Session {
                 if !source.read(&mut take).unwrap_or(false) {
                     break;
                 }
+                moved = true;
             }
         }
-        let ended = ended?;
+        moved
+    }
+
+    /// The result once the program has ended.
+    pub(crate) fn advance(&mut self) -> Option<ExecOutput> {
+        let ended = self.ended?;
+        self.read();
         let [stdout, stderr] = std::mem::take(&mut self.output);
         Some(ExecOutput {
             code: ended.code(),

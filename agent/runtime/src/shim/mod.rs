@@ -19,6 +19,7 @@ mod interactive;
 mod job;
 mod measure;
 mod memory;
+mod pace;
 mod rootfs;
 mod session;
 mod spec;

@@ -27,6 +27,7 @@ use crate::shim::conversation::Conversation;
 use crate::shim::creator::Report;
 use crate::shim::interactive::Interactive;
 use crate::shim::job::{Forked, Job, START_TIMEOUT, Session};
+use crate::shim::pace::Pace;
 use crate::shim::{ShimError, chain, complain, file_error, memory, rootfs, system};
 
 /// Conversations at a time: the agent's few, and waiters.
@@ -61,6 +62,8 @@ pub(crate) struct Supervisor {
     pub(super) next_job: u64,
     /// Creators that have not been reaped, those of finished jobs included.
     pub(super) creators: BTreeSet<Pid>,
+    /// What the pod's output may cost.
+    pace: Pace,
     removals: Vec<(u64, String)>,
     shutdown: Option<Instant>,
     /// Whom to tell when everything has ended.
@@ -118,6 +121,7 @@ impl Supervisor {
             unclaimed: Vec::new(),
             next_job: 0,
             creators: BTreeSet::new(),
+            pace: Pace::begin(Instant::now()).map_err(system("read the processor time"))?,
             removals: Vec::new(),
             shutdown: None,
             shutdown_clients: Vec::new(),
@@ -134,11 +138,7 @@ impl Supervisor {
             self.read_signals()?;
             self.reap()?;
             self.read_reports();
-            for container in self.containers.values_mut() {
-                container.drain();
-                container.advance_attachments();
-            }
-            self.advance_sessions();
+            self.move_output()?;
             self.advance_interactive();
             self.accept();
             self.read_clients();
@@ -164,15 +164,17 @@ impl Supervisor {
                 .values()
                 .map(|client| PollFd::new(client.fd(), PollFlags::POLLIN)),
         );
+        let now = Instant::now();
+        let paused = self.pace.waits_until(now);
         let output = self.containers.values().flat_map(Container::sources);
         let sessions = self
             .jobs
             .iter()
             .filter_map(|job| job.session.as_ref())
             .flat_map(|s| &s.sources);
+        let output = output.chain(sessions).filter(|_source| paused.is_none());
         fds.extend(
             output
-                .chain(sessions)
                 .filter_map(Source::fd)
                 .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
         );
@@ -194,13 +196,13 @@ impl Supervisor {
         let reports = self.jobs.iter().filter(|job| job.is_starting());
         fds.extend(reports.map(|job| PollFd::new(job.creator.report.as_fd(), PollFlags::POLLIN)));
 
-        let now = Instant::now();
         let stalled = attachments.iter().filter_map(|attachment| attachment.deadline());
         let deadlines = self
             .jobs
             .iter()
             .map(|job| job.deadline)
             .chain(stalled)
+            .chain(paused)
             .map(|deadline| deadline.saturating_duration_since(now));
         let retry = (!self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
         let deadline = deadlines.chain(retry).min();
@@ -310,6 +312,24 @@ impl Supervisor {
             self.changed();
         }
         self.answer(job.client, &Response::Failed(failure));
+    }
+
+    /// Moves what containers and sessions have written, unless too much was spent on that.
+    fn move_output(&mut self) -> Result<(), ShimError> {
+        let now = Instant::now();
+        let reads = self.pace.waits_until(now).is_none();
+        let mut moved = false;
+        for container in self.containers.values_mut() {
+            moved |= reads && container.drain();
+            container.advance_attachments();
+        }
+        if reads {
+            let sessions = self.jobs.iter_mut().filter_map(|job| job.session.as_mut());
+            moved |= sessions.fold(false, |moved, session| session.read() | moved);
+        }
+        self.advance_sessions();
+        let turned = self.pace.turn(now, moved);
+        turned.map_err(system("read the processor time"))
     }
 
     fn advance_sessions(&mut self) {

@@ -641,7 +641,6 @@ fn table() -> String {
     text.push_str(
         "\n## Not stopped yet\n\n\
          - The node's disk can be filled through the writable layer or a disk emptyDir: there is no quota.\n\
-         - Copying a flood of output costs the shim processor time that is not counted against the pod.\n\
          - Interpreters and the dynamic loader read code as data; see THREATS.md.\n",
     );
     text

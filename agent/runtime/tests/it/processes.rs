@@ -151,6 +151,16 @@ async fn a_pod_may_share_its_processes() {
         status.contains("NoNewPrivs:\t1") && status.contains("CapEff:\t0000000000000000"),
         "{status}"
     );
+    // Nor does it tell what is mounted on the node.
+    let (_, mounts) = stage.exec("other", "cat /proc/1/mountinfo").await;
+    let (only, others) = (
+        mounts.lines().next().unwrap_or_default(),
+        mounts.lines().skip(1).count(),
+    );
+    assert!(
+        only.contains(" / / ro,") && only.contains("tmpfs") && others == 0,
+        "{mounts}"
+    );
     let script = "kill -9 1; kill -TERM 1; (sleep 0.1 & exec true); true";
     assert_eq!(stage.exec("other", script).await.0, 0);
     for _ in 0..200 {

@@ -129,13 +129,14 @@ pub(super) fn check_volume(request: &AdmissionRequest<'_>, volume: &Value, probl
     let spec = &volume["spec"];
     if let (Operation::Update, Some(old)) = (request.operation, request.old) {
         let mut before = old["spec"].clone();
-        for field in ["claimRef", "persistentVolumeReclaimPolicy"] {
+        for field in ["capacity", "claimRef", "persistentVolumeReclaimPolicy"] {
             before[field] = spec[field].clone();
         }
         if without_nulls(&before) != without_nulls(spec) {
-            let why = "spec is immutable after creation, but for claimRef and persistentVolumeReclaimPolicy";
+            let why = "spec is immutable after creation, but for capacity, claimRef and persistentVolumeReclaimPolicy";
             problems.push(Cause::forbidden("spec", why));
         }
+        check_capacity(spec, problems);
     } else {
         check_new_volume(spec, problems);
     }
@@ -153,7 +154,7 @@ pub(super) fn check_volume(request: &AdmissionRequest<'_>, volume: &Value, probl
 fn check_new_volume(spec: &Value, problems: &mut Problems) {
     shape::check(spec, &VOLUME, "spec", problems);
     check_access(spec, problems);
-    check_size(&spec["capacity"]["storage"], "spec.capacity.storage", problems);
+    check_capacity(spec, problems);
     check_class_name(spec, problems);
     let path = spec["local"]["path"].as_str().unwrap_or_default();
     let why = "must be an absolute path without empty parts, '.' and '..', and not the root";
@@ -206,6 +207,10 @@ pub(super) fn check_class(request: &AdmissionRequest<'_>, class: &Value, problem
         let why = "must be WaitForFirstConsumer: a directory is made on the node of its first pod";
         problems.require(mode == "WaitForFirstConsumer", "volumeBindingMode", mode, why);
     }
+}
+
+fn check_capacity(spec: &Value, problems: &mut Problems) {
+    check_size(&spec["capacity"]["storage"], "spec.capacity.storage", problems);
 }
 
 fn check_access(spec: &Value, problems: &mut Problems) {

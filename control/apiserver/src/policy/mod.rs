@@ -415,6 +415,7 @@ mod tests {
             services: Mutex::default(),
             certificate_requests: Mutex::default(),
             revocations: RwLock::default(),
+            revoked: tokio::sync::watch::Sender::default(),
             tiers: RwLock::default(),
             policy: Guard::new(Capacities::KERNEL),
             shutdown: CancellationToken::new(),

@@ -23,7 +23,10 @@ use super::{
     spdy::{Events, Frames, Heard},
     tunnel,
 };
-use crate::node_proxy::{self, NodeEndpoint};
+use crate::{
+    node_proxy::{self, NodeEndpoint},
+    standing::Standing,
+};
 
 /// Connections of one session at a time.
 const MAX_CONNECTIONS: usize = 128;
@@ -71,7 +74,7 @@ pub(super) async fn run(
     protocol: &Protocol,
     agent: Agent,
     record: &Record,
-    shutdown: CancellationToken,
+    standing: &Standing,
 ) -> End {
     let client = TokioIo::new(client);
     let (reading, writing): (
@@ -103,7 +106,7 @@ pub(super) async fn run(
             Err(error) => error.end(),
         },
         end = watch_over(&frames) => end,
-        () = shutdown.cancelled() => End::Failed("the API server is stopping".to_owned()),
+        refused = standing.ended() => End::of(refused),
     };
     session.connections.shutdown().await;
     if end != End::ClientLeft {

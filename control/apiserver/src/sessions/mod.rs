@@ -24,14 +24,15 @@ use control_wire::Status;
 use http::{HeaderMap, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
 use self::{
     audit::Record,
     request::{Kind, Wanted},
 };
-use crate::{Server, call::Call, node_proxy, node_proxy::NodeEndpoint, streams::node_failure};
+use crate::{
+    Server, call::Call, node_proxy, node_proxy::NodeEndpoint, standing::Standing, streams::node_failure,
+};
 
 /// How long a client may take to open the streams of its session, and to close the connection at its end.
 const CLIENT_WITHIN: Duration = Duration::from_secs(30);
@@ -108,6 +109,16 @@ impl ClientError {
     }
 }
 
+impl End {
+    /// The server ends the session.
+    fn of(refused: Option<Status>) -> Self {
+        Self::Failed(match refused {
+            Some(status) => status.message().to_owned(),
+            None => "the API server is stopping".to_owned(),
+        })
+    }
+}
+
 /// Streams of a session that a client has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shown {
@@ -136,7 +147,7 @@ impl Server {
         self: &Arc<Self>,
         call: &Call,
         knock: Knock<'_>,
-        slot: OwnedSemaphorePermit,
+        standing: Standing,
     ) -> Result<Response, Status> {
         let pod = self.load(call).await?;
         let Wanted { node, pod, kind } = request::wanted(call.target.subresource(), &call.parameters, &pod)?;
@@ -163,26 +174,25 @@ impl Server {
                         return Err(node_failure(&error));
                     }
                 };
-                let shutdown = self.shutdown.clone();
                 tokio::spawn(async move {
                     let end = match upgrade.await {
-                        Ok(client) => process::run(client, &protocol, shown, agent, shutdown).await,
+                        Ok(client) => process::run(client, &protocol, shown, agent, &standing).await,
                         Err(error) => not_upgraded(&error),
                     };
                     record.end(&end);
-                    drop(slot);
+                    drop(standing);
                 });
             }
             Kind::Forward => {
-                let (tls, shutdown) = (Arc::clone(&self.node_tls), self.shutdown.clone());
+                let tls = Arc::clone(&self.node_tls);
                 let agent = forward::Agent { endpoint, pod, tls };
                 tokio::spawn(async move {
                     let end = match upgrade.await {
-                        Ok(client) => forward::run(client, &protocol, agent, &record, shutdown).await,
+                        Ok(client) => forward::run(client, &protocol, agent, &record, &standing).await,
                         Err(error) => not_upgraded(&error),
                     };
                     record.end(&end);
-                    drop(slot);
+                    drop(standing);
                 });
             }
         }

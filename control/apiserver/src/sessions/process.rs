@@ -12,9 +12,9 @@ use tokio::{
     io::{ReadHalf, WriteHalf},
     sync::Mutex,
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{CLIENT_WITHIN, ClientError, End, IDLE, Said, Shown, Wire, negotiate::Protocol, spdy, websocket};
+use crate::standing::Standing;
 
 /// Where frames to the agent go. One is written at a time.
 type ToAgent = Mutex<FrameWriter<WriteHalf<Wire>>>;
@@ -76,7 +76,7 @@ pub(super) async fn run(
     protocol: &Protocol,
     shown: Shown,
     agent: Upgraded,
-    shutdown: CancellationToken,
+    standing: &Standing,
 ) -> End {
     let client = TokioIo::new(client);
     let (mut reader, writer) = match protocol {
@@ -101,7 +101,7 @@ pub(super) async fn run(
         end = tell(&writer, FrameReader::new(from_agent), shown) => end,
         end = listen(&mut reader, &to_agent, shown) => end,
         end = watch_over(&writer, &to_agent) => end,
-        () = shutdown.cancelled() => End::Failed("the API server is stopping".to_owned()),
+        refused = standing.ended() => End::of(refused),
     };
     let status = match &end {
         End::Exited(code) => outcome::exited(*code),

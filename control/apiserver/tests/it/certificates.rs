@@ -10,7 +10,10 @@ use control_pki::requests::{self, Kind, NodeRequest, Signer};
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Cluster, NODE};
+use crate::{
+    harness::{Client, Cluster, NODE},
+    http_api::Lines,
+};
 
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
@@ -152,6 +155,30 @@ async fn a_node_that_was_deleted_is_nobody() {
     assert_eq!(node.post("/api/v1/nodes", &object).await.0, 201);
     assert_eq!(cluster.node().get(&own).await.0, 401, "the old one stays out");
     assert_eq!(node.get(&own).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_deleted_node_has_open_ends_at_once() {
+    let cluster = Cluster::start().await;
+    let own = format!("/api/v1/nodes/{NODE}");
+    let object = json!({"metadata": {"name": NODE}});
+    assert_eq!(cluster.node().post("/api/v1/nodes", &object).await.0, 201);
+    let pods = |node: &str| format!("/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3D{node}");
+    let others = cluster.user("system:node:node-b", Some("system:nodes"));
+    let mut others = Lines::open(&others, &pods("node-b")).await;
+    let mut watch = Lines::open(&cluster.node(), &pods(NODE)).await;
+    assert_eq!(cluster.admin().delete(&own, None).await.0, 200);
+    // Sooner than it would be looked at anyway.
+    let told = tokio::time::timeout(Duration::from_secs(2), watch.next()).await;
+    let (kind, status) = told.expect("it goes on").expect("it ends without a word");
+    assert_eq!(
+        (kind.as_str(), &status["code"]),
+        ("ERROR", &json!(401)),
+        "{status}"
+    );
+    assert_eq!(watch.next().await, None);
+    let others = tokio::time::timeout(Duration::from_secs(1), others.next()).await;
+    assert!(others.is_err(), "others stay: {others:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

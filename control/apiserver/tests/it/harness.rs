@@ -113,6 +113,11 @@ impl Cluster {
 
     /// A client with a certificate of the cluster's authority for `user` in `group`.
     pub(crate) fn user(&self, user: &str, group: Option<&str>) -> Client {
+        self.user_for(user, group, Duration::from_secs(3600))
+    }
+
+    /// The same; the certificate lasts for `validity`.
+    pub(crate) fn user_for(&self, user: &str, group: Option<&str>, validity: Duration) -> Client {
         let pki = self.dir.path().join("pki");
         let read = |name: &str| std::fs::read_to_string(pki.join(name)).unwrap();
         let issuer =
@@ -125,6 +130,7 @@ impl Cluster {
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = SystemTime::now().into();
+        params.not_after = (SystemTime::now() + validity).into();
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
         let own = tempfile::tempdir().unwrap();

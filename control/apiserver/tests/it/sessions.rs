@@ -435,6 +435,36 @@ async fn forward<S: AsyncRead + AsyncWrite + Unpin>(mut client: Spdy<S>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_with_the_certificate_of_its_user() {
+    let (cluster, _admin) = with_agent().await;
+    let validity = Duration::from_secs(4);
+    let user = cluster.user_for("jane", Some(api::annotations::GROUP_MASTERS), validity);
+    let mut socket = websocket(&user, EXEC, "v5.channel.k8s.io").await;
+    let mut forward = websocket(&user, FORWARD, "SPDY/3.1+portforward.k8s.io").await;
+    let ends = async {
+        let mut status = String::new();
+        while let Some(Ok(message)) = socket.next().await {
+            match message {
+                Message::Binary(bytes) if bytes[0] == 3 => {
+                    status.push_str(std::str::from_utf8(&bytes[1..]).unwrap());
+                }
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        while let Some(Ok(message)) = forward.next().await {
+            if matches!(message, Message::Close(_)) {
+                break;
+            }
+        }
+        status
+    };
+    let status = tokio::time::timeout(Duration::from_secs(20), ends).await;
+    let status = status.expect("it goes on");
+    assert!(status.contains("certificate has expired"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn reading_pods_is_not_entering_them() {
     let (cluster, _admin) = with_agent().await;
     for who in [cluster.user("jane", None), cluster.node()] {

@@ -1,11 +1,16 @@
 //! Every route, tried by those who may not use it. The routes come from the resource table, so a new
 //! resource is covered the moment it is served.
 
+use std::time::Duration;
+
 use api::resources::{RESOURCES, Resource, Stored};
 use http::Method;
 use serde_json::json;
 
-use crate::harness::{Client, Cluster, NODE};
+use crate::{
+    harness::{Client, Cluster, NODE},
+    http_api::Lines,
+};
 
 /// Method and path of everything that the table serves.
 fn routes() -> Vec<(Method, String)> {
@@ -173,6 +178,49 @@ async fn a_node_cannot_touch_what_is_not_its_own() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_with_the_right_to_it() {
+    let cluster = Cluster::start().await;
+    let (admin, node) = (cluster.admin(), cluster.node());
+    let core = "/api/v1/namespaces/default";
+    for name in ["gone", "stays"] {
+        let secret = json!({"metadata": {"name": name}});
+        assert_eq!(admin.post(&format!("{core}/secrets"), &secret).await.0, 201);
+        let pod = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "containers": [{"name": "c", "image": "registry.example/app:1"}],
+                "volumes": [{"name": "v", "secret": {"secretName": name}}],
+            },
+        });
+        let (code, created) = admin.post(&format!("{core}/pods"), &pod).await;
+        assert_eq!(code, 201, "{created}");
+        let binding = json!({"target": {"name": NODE}});
+        let bound = admin.post(&format!("{core}/pods/{name}/binding"), &binding).await;
+        assert_eq!(bound.0, 201);
+    }
+    let watch = |name: &str| format!("{core}/secrets?watch=true&fieldSelector=metadata.name%3D{name}");
+    let mut gone = Lines::open(&node, &watch("gone")).await;
+    let mut stays = Lines::open(&node, &watch("stays")).await;
+    assert_eq!(gone.next().await.unwrap().0, "ADDED");
+    assert_eq!(stays.next().await.unwrap().0, "ADDED");
+    let now = json!({"gracePeriodSeconds": 0});
+    assert_eq!(
+        admin.delete(&format!("{core}/pods/gone"), Some(&now)).await.0,
+        200
+    );
+    let told = tokio::time::timeout(Duration::from_secs(10), gone.next()).await;
+    let (kind, status) = told.expect("it goes on").expect("it ends without a word");
+    assert_eq!(
+        (kind.as_str(), &status["code"]),
+        ("ERROR", &json!(403)),
+        "{status}"
+    );
+    assert_eq!(gone.next().await, None);
+    let stays = tokio::time::timeout(Duration::from_secs(6), stays.next()).await;
+    assert!(stays.is_err(), "the other is allowed: {stays:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,10 +8,16 @@ use testkit::lab;
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[(
-    "claims_data_outlive_pods_and_agents_and_go_with_the_claim",
-    data_outlive_pods_and_agents_and_go_with_the_claim,
-)];
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "claims_data_outlive_pods_and_agents_and_go_with_the_claim",
+        data_outlive_pods_and_agents_and_go_with_the_claim,
+    ),
+    (
+        "claims_that_are_over_their_capacity_are_given_to_nobody_who_writes",
+        over_their_capacity_they_are_given_to_nobody_who_writes,
+    ),
+];
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -101,4 +107,42 @@ fn data_outlive_pods_and_agents_and_go_with_the_claim(cluster: &Cluster) -> Resu
             false => Ok(()),
         }
     })
+}
+
+fn over_their_capacity_they_are_given_to_nobody_who_writes(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "pods/clean", "1")?;
+    cluster.apply(CLAIM)?.ok()?;
+    let fill = "head -c 25165824 /dev/zero > /data/big; sleep 1000";
+    cluster.apply(&pod(&image, "filler", fill))?.ok()?;
+    let filler = cluster.wait_for_phase("default", "filler", "Failed")?;
+    let status = &filler["status"];
+    ensure!(status["reason"] == "Evicted", "{status}");
+    let message = status["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("exceeds the capacity \"16Mi\""), "{message}");
+    cluster.kubectl(&["delete", "pod", "filler"])?.ok()?;
+
+    let clean = "rm /data/big; sleep 1000";
+    cluster.apply(&pod(&image, "cleaner", clean))?.ok()?;
+    shown(
+        cluster,
+        &["get", "events"],
+        "more than the volume's capacity of 16Mi",
+    )?;
+    let waiting = cluster.object("default", "pods", "cleaner")?;
+    ensure!(waiting["status"]["phase"] == "Pending", "{}", waiting["status"]);
+    // Whoever may answer for the disk lets it in.
+    let claim = cluster.object("default", "persistentvolumeclaims", "data")?;
+    let volume = claim["spec"]["volumeName"]
+        .as_str()
+        .context("a volume")?
+        .to_owned();
+    let raise = r#"{"spec": {"capacity": {"storage": "64Mi"}}}"#;
+    cluster
+        .kubectl(&["patch", "pv", &volume, "--type", "merge", "-p", raise])?
+        .ok()?;
+    cluster.wait_for_phase("default", "cleaner", "Running")?;
+    for (kind, name) in [("pod", "cleaner"), ("pvc", "data")] {
+        cluster.kubectl(&["delete", kind, name])?.ok()?;
+    }
+    Ok(())
 }

@@ -16,10 +16,16 @@ use e2e::{
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[(
-    "host_endpoints_are_judged_and_verified",
-    host_endpoints_are_judged_and_verified,
-)];
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "host_endpoints_are_judged_and_verified",
+        host_endpoints_are_judged_and_verified,
+    ),
+    (
+        "an_interface_that_comes_later_is_judged_at_once",
+        an_interface_that_comes_later_is_judged_at_once,
+    ),
+];
 
 /// Interface of the host.
 const LINK: &str = "e2ewire0";
@@ -79,6 +85,30 @@ fn host_endpoints_are_judged_and_verified(cluster: &Cluster) -> Result<()> {
         .context("after everything was deleted")?;
     let after = verify()?;
     ensure!(!after.stdout.contains("host endpoints"), "{after}");
+    Ok(())
+}
+
+/// Looked for every five seconds it would sometimes be judged as soon, but not each time.
+fn an_interface_that_comes_later_is_judged_at_once(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.kubectl(&["get", "nodes", "-o", "name"])?.ok()?;
+    let node = nodes.stdout.trim().trim_start_matches("node/").to_owned();
+    // Without a policy that allows anything.
+    let host = format!(
+        "apiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {{name: wire, labels: {{wire: test}}}}\n\
+         spec: {{node: {node}, interfaceName: {LINK}}}\n"
+    );
+    cluster.apply(&host)?.ok()?;
+    for round in 0..5 {
+        let wire = Wire::new()?;
+        let server = TcpListener::bind((HOST, 8080))?;
+        eventually(Duration::from_secs(1), || {
+            ensure!(!wire.reaches(8080)?, "port 8080 is open");
+            Ok(())
+        })
+        .with_context(|| format!("round {round}: {}", cluster.daemon_logs()))?;
+        drop(server);
+    }
+    cluster.kubectl(&["delete", "hostendpoint", "wire"])?.ok()?;
     Ok(())
 }
 

@@ -29,6 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
         pressure_and_shutdown_do_not_wait_for_the_api_server,
     ),
     (
+        "what_ended_without_the_api_server_is_told_after_a_restart",
+        what_ended_without_the_api_server_is_told_after_a_restart,
+    ),
+    (
         "a_node_asks_for_its_certificates",
         a_node_asks_for_its_certificates,
     ),
@@ -325,8 +329,10 @@ fn pressure_and_shutdown_do_not_wait_for_the_api_server(cluster: &Cluster) -> Re
         false => Ok(()),
     })
     .with_context(|| cluster.daemon_logs())?;
-    // This also starts the agent again, which then knows nothing of that.
+    // This also starts the agent again, which does not let it run once more.
     cluster.up_again()?;
+    let ended = cluster.wait_for_phase("default", "squeezed", "Failed")?;
+    ensure!(ended["status"]["reason"] == "Evicted", "{}", ended["status"]);
     delete(cluster, &["squeezed"])?;
 
     start(cluster, "polite", polite, "restartPolicy: Never")?;
@@ -358,10 +364,48 @@ fn pressure_and_shutdown_do_not_wait_for_the_api_server(cluster: &Cluster) -> Re
     delete(cluster, &["polite"])
 }
 
+fn what_ended_without_the_api_server_is_told_after_a_restart(cluster: &Cluster) -> Result<()> {
+    start(
+        cluster,
+        "finished",
+        "sleep 15; echo done",
+        "restartPolicy: OnFailure",
+    )?;
+    let finished = pod_directories(cluster, "finished")?;
+    recovery::kill(cluster.daemon_pid("control")?)?;
+    ensure!(finished.run.exists(), "it has ended before the API server has");
+    eventually(MEASURED, || match finished.run.exists() {
+        true => bail!("it still has a sandbox"),
+        false => Ok(()),
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    cluster.end_agent()?;
+    ensure!(finished.kept.exists(), "it is not kept how it ended");
+    cluster.start_agent("")?;
+    // Once more, after a start in which nobody could be told.
+    cluster.up_again()?;
+    let object = cluster.wait_for_phase("default", "finished", "Succeeded")?;
+    let status = &object["status"]["containerStatuses"][0];
+    ensure!(
+        status["restartCount"] == 0 && status["state"]["terminated"]["reason"] == "Completed",
+        "{}",
+        object["status"]
+    );
+    let log = std::fs::read_to_string(finished.logs.join("main/0.log"))?;
+    ensure!(log.contains("done"), "{log}");
+    eventually(MEASURED, || match finished.kept.exists() {
+        true => bail!("it is still kept how it ended"),
+        false => Ok(()),
+    })?;
+    delete(cluster, &["finished"])
+}
+
 /// What a node keeps of a pod.
 struct PodDirectories {
     run: PathBuf,
     logs: PathBuf,
+    /// How it ended.
+    kept: PathBuf,
 }
 
 fn pod_directories(cluster: &Cluster, name: &str) -> Result<PodDirectories> {
@@ -371,6 +415,7 @@ fn pod_directories(cluster: &Cluster, name: &str) -> Result<PodDirectories> {
     Ok(PodDirectories {
         run: cluster.run_dir.join("pods").join(uid),
         logs: logs.join(format!("default_{name}_{uid}")),
+        kept: cluster.state_dir.join("agent/pods").join(uid).join("ended.json"),
     })
 }
 

@@ -1,6 +1,6 @@
 //! How the task of a pod keeps it within its limits on the disk: it looks now and then, and evicts.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use agent_plan::{Ending, Eviction, Ground, Wanted, evict};
 use jiff::{SignedDuration, Timestamp};
@@ -10,16 +10,24 @@ use tokio::{sync::Semaphore, time::Instant};
 use super::{News, Worker};
 use crate::{
     events::Kind,
-    pods::storage::{self, Limits, Places},
+    pods::{
+        claims::{self, Claimed},
+        storage::{self, Excess, Limits, Places},
+    },
+    policy::chain,
 };
 
 /// Looks at a time on this node: they compete with the pods for one disk.
 static TURNS: Semaphore = Semaphore::const_new(1);
 
+/// What stands behind the pod's claims, by volume; nothing before the API has said it.
+pub(super) type Claims = Option<Arc<[(String, Claimed)]>>;
+
 /// What a look found: the excess, if there is one, and how long it took.
 pub(in crate::pods) struct Measured {
-    excess: io::Result<Option<String>>,
+    excess: io::Result<Option<Excess>>,
     took: Duration,
+    claims: Claims,
 }
 
 /// When a pod is looked at first; `None` for a pod without limits.
@@ -46,8 +54,24 @@ impl Worker {
         };
         // Until the answer is there.
         self.measure_at = None;
-        let news = self.news.clone();
+        let (context, news, pod) = (self.context.clone(), self.news.clone(), self.pod.clone());
+        let mut claims = self.claims.clone();
         tokio::spawn(async move {
+            if let (None, Some(pod)) = (&claims, pod) {
+                let config = &context.config;
+                let found = claims::find(&context.client, &pod, &config.node_name, &config.agent_dir).await;
+                match found {
+                    Ok(found) => claims = Some(found.into()),
+                    Err(error) => {
+                        tracing::debug!(
+                            pod = pod.metadata.name,
+                            error = chain(&error),
+                            "claims are not measured yet"
+                        );
+                    }
+                }
+            }
+            let limits = limits.with_claims(claims.as_deref().unwrap_or_default());
             // Never closed.
             let turn = TURNS.acquire().await;
             let started = Instant::now();
@@ -57,6 +81,7 @@ impl Worker {
             let measured = Measured {
                 excess: excess.unwrap_or_else(|died| Err(io::Error::other(died))),
                 took: started.elapsed(),
+                claims,
             };
             // A task that has ended has no pod to evict.
             drop(news.send(News::Measured(measured)).await);
@@ -83,9 +108,15 @@ impl Worker {
 
     pub(super) fn measured(&mut self, measured: Measured) {
         self.measure_at = Some(Instant::now() + storage::pause(measured.took));
+        self.claims = measured.claims;
         match measured.excess {
             Ok(None) => {}
-            Ok(Some(message)) => self.evict(message),
+            Ok(Some(excess)) => {
+                if let Some(directory) = excess.full {
+                    self.context.full.note(directory);
+                }
+                self.evict(excess.message);
+            }
             Err(error) => {
                 tracing::warn!(pod = %self.id.name, %error, "the pod's use of the disk cannot be measured");
             }
