@@ -153,14 +153,14 @@ impl Worker {
                 policy: PullPolicy::of(spec.image_pull_policy.as_deref()),
                 runs,
             };
-            let result = pull::bring(&context, asked).await;
+            let result = pull::bring(&context, asked).await.map(Box::new);
             // A task that has ended needs no image.
             drop(
-                news.send(News::Image {
+                news.send(Box::new(News::Image {
                     container,
                     attempt,
                     result,
-                })
+                }))
                 .await,
             );
         });

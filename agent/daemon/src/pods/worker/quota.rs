@@ -59,7 +59,7 @@ impl Worker {
                 took: started.elapsed(),
             };
             // A task that has ended has no pod to evict.
-            drop(news.send(News::Measured(measured)).await);
+            drop(news.send(Box::new(News::Measured(measured))).await);
         });
     }
 
