@@ -57,7 +57,9 @@ use self::{
     tokens::Tokens,
     worker::Worker,
 };
-use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
+use crate::{
+    cluster::Cluster, config::Config, events::Events, policy::Policy, quiet::Quiet, static_pods::StaticPods,
+};
 
 pub(crate) use self::{
     resources::NodeAmounts,
@@ -82,6 +84,7 @@ pub(crate) struct Context {
     pub(crate) ids: Ids,
     pub(crate) evictions: Evictions,
     pub(crate) tokens: Tokens,
+    pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
 }

@@ -24,6 +24,7 @@ use crate::{
 impl Worker {
     /// Takes one step of the plan and notes how it went.
     pub(super) async fn take(&mut self, step: Step, wanted: &Wanted) {
+        self.context.quiet.worked();
         let Some(pod) = self.pod.clone() else {
             return self.end(step, wanted).await;
         };
