@@ -97,7 +97,7 @@ mod tests {
         for _ in 0..20 {
             give_back();
         }
-        drop(stop.send(()));
+        assert!(stop.send(()).is_ok());
         assert!(other.join().is_ok_and(|rounds| rounds > 0));
         assert!(fs::read_to_string("/proc/self/maps").is_ok_and(|maps| maps.contains("r-xp")));
     }
