@@ -32,6 +32,7 @@ use crate::{
     pods::{self, Context, Pods, Survivor, directory::Directory, evictions::Evictions, roster::Roster},
     policy::{Policy, Start},
     pressure,
+    quiet::Quiet,
     server::NodeApi,
     sessions::Sessions,
     static_pods::StaticPods,
@@ -219,6 +220,7 @@ pub(crate) async fn run(
         evictions,
         full: Default::default(),
         tokens: Default::default(),
+        quiet: Quiet::start(agent_runtime::memory::give_back, shutdown.clone()),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,
     };

@@ -22,6 +22,7 @@ mod pods;
 mod policy;
 mod policy_objects;
 mod pressure;
+mod quiet;
 mod server;
 mod sessions;
 mod static_pods;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(command: &Command) -> Result<()> {
+    agent_runtime::memory::share_heap();
     // Two workers serve a node: the work is in the kernel and in the shims.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

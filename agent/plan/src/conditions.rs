@@ -167,7 +167,7 @@ fn initialized(view: &View<'_>, phase: &str, inits: &[ContainerStatus]) -> Truth
         return (true, Some("PodCompleted"), None);
     }
     let began = view.wanted.of_role(Role::Main).any(|member| {
-        let container = view.seen.containers.get(&member.name);
+        let container = view.seen.container(&member.name);
         container.is_some_and(|container| container.run != Run::Never && !container.stale)
     });
     let incomplete: Vec<&str> = inits

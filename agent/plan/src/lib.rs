@@ -127,12 +127,20 @@ pub struct Seen {
     pub ground: Ground,
     /// The last attempt to prepare it failed.
     pub ground_failure: Option<Failure>,
-    /// What is known of each container, by name. One that is missing was never looked at.
-    pub containers: BTreeMap<String, Container>,
+    /// What is known of each container, by name. One that is missing was never looked at. Boxed: the map sets aside the
+    /// room of eleven, and most pods have one.
+    pub containers: BTreeMap<String, Box<Container>>,
     /// The node has decided that the pod ends here. Set by [`evict`].
     pub eviction: Option<Eviction>,
     /// The eviction is one of all pods, since the node shuts down.
     pub node_ends: bool,
+}
+
+impl Seen {
+    /// What is known of the container of that name.
+    pub fn container(&self, name: &str) -> Option<&Container> {
+        self.containers.get(name).map(Box::as_ref)
+    }
 }
 
 /// How far the ground for containers is prepared; each stage contains the ones before.

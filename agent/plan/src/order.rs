@@ -22,7 +22,7 @@ pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over>
     let deadline = wanted.deadline.filter(|deadline| *deadline <= now);
     let evicted = seen.eviction.as_ref().map(|eviction| eviction.at);
     let cut_off = deadline.into_iter().chain(evicted).min();
-    let ended_for_good = |member: &Member| match seen.containers.get(&member.name) {
+    let ended_for_good = |member: &Member| match seen.container(&member.name) {
         Some(
             container @ Container {
                 run: Run::Exited(exit),
@@ -35,7 +35,7 @@ pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over>
         }
         _ => false,
     };
-    let failed = |member: &Member| match seen.containers.get(&member.name).map(|c| &c.run) {
+    let failed = |member: &Member| match seen.container(&member.name).map(|c| &c.run) {
         Some(Run::Exited(exit)) => exit.code != 0 && ended_for_good(member),
         _ => false,
     };
@@ -70,7 +70,7 @@ pub(crate) fn starts_again(wanted: &Wanted, member: &Member, container: &Contain
 pub(crate) fn open(wanted: &Wanted, seen: &Seen) -> usize {
     let all = wanted.containers.len();
     for (index, member) in wanted.containers.iter().enumerate() {
-        let container = seen.containers.get(&member.name);
+        let container = seen.container(&member.name);
         let passed = match member.role {
             Role::Main | Role::Ephemeral => return all,
             Role::Init => container.is_some_and(has_completed),
@@ -94,7 +94,7 @@ pub(crate) fn open(wanted: &Wanted, seen: &Seen) -> usize {
 /// Whether what an ephemeral container looks at is there.
 pub(crate) fn has_target(seen: &Seen, member: &Member) -> bool {
     member.target.as_ref().is_none_or(|target| {
-        let container = seen.containers.get(target);
+        let container = seen.container(target);
         container.is_some_and(|container| matches!(container.run, Run::Running { .. }))
     })
 }
@@ -105,8 +105,7 @@ pub(crate) fn has_completed(container: &Container) -> bool {
 }
 
 fn has_begun(seen: &Seen, member: &Member) -> bool {
-    seen.containers
-        .get(&member.name)
+    seen.container(&member.name)
         .is_some_and(|container| container.run != Run::Never && !container.stale)
 }
 
@@ -125,7 +124,7 @@ pub fn is_ready(member: &Member, container: &Container) -> bool {
 /// Whether the container's turn to be told to stop has come: sidecars go last, in the reverse order.
 pub(crate) fn may_stop(wanted: &Wanted, seen: &Seen, name: &str) -> bool {
     let runs = |member: &&Member| {
-        let container = seen.containers.get(&member.name);
+        let container = seen.container(&member.name);
         container.is_some_and(|container| matches!(container.run, Run::Running { .. }))
     };
     let mut behind = wanted.containers.iter().skip_while(|member| member.name != name);

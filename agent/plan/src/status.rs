@@ -102,7 +102,7 @@ pub(crate) struct View<'a> {
 
 impl View<'_> {
     fn container(&self, name: &str) -> Option<&Container> {
-        self.seen.containers.get(name)
+        self.seen.container(name)
     }
 
     /// Kubernetes' rule: pending while a container has never run; over when all have ended for good and

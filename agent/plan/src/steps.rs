@@ -109,7 +109,7 @@ fn keep_running(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
         plan.wake(deadline);
     }
     let unknown = Container::default();
-    let known = |member: &Member| seen.containers.get(&member.name).unwrap_or(&unknown);
+    let known = |member: &Member| seen.container(&member.name).unwrap_or(&unknown);
     for member in &wanted.containers {
         fetch(member, known(member), now, &mut plan);
     }

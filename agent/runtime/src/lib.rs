@@ -21,6 +21,7 @@ mod consumption;
 mod descriptors;
 mod error;
 mod logs;
+pub mod memory;
 mod protocol;
 mod remove;
 mod session;

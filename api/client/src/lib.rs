@@ -6,16 +6,24 @@
 
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{Builder, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
     Client, Config,
     client::{ConfigExt as _, retry::RetryPolicy},
 };
 use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+
+/// How long a connection is kept that nobody uses. One costs some 40 kB at either end, and a crowd of pods opens dozens;
+/// what is asked for every few seconds keeps its own.
+const IDLE_FOR: Duration = Duration::from_secs(15);
+/// Most bytes that are read at once. Whoever once had a long answer would keep room for the next.
+const MAX_BUFFER: usize = 64 << 10;
 
 /// A client of the API server that `config` names. Nothing is sent yet.
 pub fn connect(config: Config) -> Result<Client, kube::Error> {
@@ -40,6 +48,12 @@ pub fn connect(config: Config) -> Result<Client, kube::Error> {
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(Builder::new(TokioExecutor::new()).build(connector));
+        .service(
+            Builder::new(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_FOR)
+                .http1_max_buf_size(MAX_BUFFER)
+                .build(connector),
+        );
     Ok(Client::new(service, config.default_namespace))
 }

@@ -368,7 +368,7 @@ fn alone(policies: &PolicySet, found: &Found) -> PolicySet {
             rule.action = Action::Allow;
         }
     });
-    alone.failsafe = policies_ir::policy::Failsafe::default();
+    alone.failsafe = std::sync::Arc::default();
     match &found.holder {
         Holder::Policy { tier, policy } => {
             let holding = alone.tiers.get(*tier).map(|tier| Tier {

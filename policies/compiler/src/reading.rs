@@ -180,7 +180,7 @@ pub(crate) fn put_together<'a>(
     let mut enforced = PolicySet {
         tiers: tiers.into_values().collect(),
         profiles,
-        failsafe,
+        failsafe: Arc::new(failsafe),
         endpoint_to_host,
     };
     close_over(&mut enforced, doubtful);

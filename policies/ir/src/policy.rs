@@ -34,7 +34,8 @@ pub struct PolicySet {
     /// Profiles by name. A workload names those it has; one that is not here decides nothing.
     pub profiles: BTreeMap<String, Profile>,
     /// Services of a node that no policy for its host endpoints can cut off.
-    pub failsafe: Failsafe,
+    /// Shared, since every workload that is judged holds the part of the policies that decides about it.
+    pub failsafe: Arc<Failsafe>,
     /// What happens to flows from a pod to the node it is on, once its egress policy allows them.
     pub endpoint_to_host: EndpointToHost,
 }

@@ -58,7 +58,9 @@ use self::{
     tokens::Tokens,
     worker::Worker,
 };
-use crate::{cluster::Cluster, config::Config, events::Events, policy::Policy, static_pods::StaticPods};
+use crate::{
+    cluster::Cluster, config::Config, events::Events, policy::Policy, quiet::Quiet, static_pods::StaticPods,
+};
 
 pub(crate) use self::{
     resources::NodeAmounts,
@@ -85,6 +87,7 @@ pub(crate) struct Context {
     /// Volumes that hold more than they may.
     pub(crate) full: claims::Full,
     pub(crate) tokens: Tokens,
+    pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
 }

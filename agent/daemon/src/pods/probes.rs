@@ -58,7 +58,7 @@ impl Probes {
         wishes: BTreeMap<(String, Kind), Wish>,
         context: &Arc<Context>,
         place: &Place,
-        news: &mpsc::Sender<News>,
+        news: &mpsc::Sender<Box<News>>,
     ) {
         self.tasks
             .retain(|key, task| wishes.get(key).is_some_and(|wish| wish.run == task.run));
@@ -93,7 +93,7 @@ async fn follow(
     wish: Wish,
     kind: Kind,
     probe: Probe,
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<Box<News>>,
 ) {
     let schedule = Schedule::of(&probe);
     let mut tracker = Tracker::new(schedule, wish.started_at, wish.verdict, Timestamp::now());
@@ -114,7 +114,7 @@ async fn follow(
             outcome,
             verdict,
         };
-        if news.send(item).await.is_err() {
+        if news.send(Box::new(item)).await.is_err() {
             return;
         }
     }

@@ -44,7 +44,8 @@ impl Reporter {
                 loop {
                     let status: Option<Told> = latest.borrow_and_update().clone();
                     let Some(status) = status else { break };
-                    match write(&client, &id, &status).await {
+                    // Apart, as the task mostly waits.
+                    match Box::pin(write(&client, &id, &status)).await {
                         Ok(()) => {
                             delay = RETRY.0;
                             break;

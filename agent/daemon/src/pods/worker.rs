@@ -61,11 +61,12 @@ pub(super) struct Worker {
     ephemeral: Vec<Spec>,
     seen: Seen,
     attachment: Option<Attachment>,
-    images: BTreeMap<String, RootfsLayers>,
+    images: BTreeMap<String, Box<RootfsLayers>>,
     /// The run of each container for which its image came.
     asked: BTreeMap<String, u32>,
-    news: mpsc::Sender<News>,
-    inbox: mpsc::Receiver<News>,
+    /// Boxed: a channel sets aside the room of 32 messages at once.
+    news: mpsc::Sender<Box<News>>,
+    inbox: mpsc::Receiver<Box<News>>,
     follower: Option<JoinHandle<()>>,
     probes: Probes,
     /// Hooks that run, by container. A container has one at a time.
@@ -125,7 +126,7 @@ pub(super) enum News {
     Image {
         container: String,
         attempt: u32,
-        result: Result<RootfsLayers, StepError>,
+        result: Result<Box<RootfsLayers>, StepError>,
     },
 }
 
@@ -209,7 +210,7 @@ impl Worker {
             self.keep_end(&wanted).await;
             let mut idle = steps.is_empty();
             if self.lost {
-                self.clear_lost().await;
+                Box::pin(self.clear_lost()).await;
                 idle = self.lost;
             } else if self.retry_at.is_some_and(|at| at > Instant::now()) {
                 idle = true;
@@ -217,7 +218,7 @@ impl Worker {
                 for step in steps {
                     if step == Step::Forget {
                         self.finish_refreshing().await;
-                        match steps::forget(&self.context, &self.id).await {
+                        match Box::pin(steps::forget(&self.context, &self.id)).await {
                             Ok(()) => {
                                 tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "pod is gone");
                                 return self.id.uid.clone();
@@ -225,7 +226,9 @@ impl Worker {
                             Err(error) => self.retry_later("forget the pod", &error),
                         }
                     } else {
-                        self.take(step, &wanted).await;
+                        // Apart from the task, which mostly waits: it would hold the room of the largest step for
+                        // as long as the pod lives.
+                        Box::pin(self.take(step, &wanted)).await;
                     }
                 }
             }
@@ -239,7 +242,7 @@ impl Worker {
                 self.wait(wake_at).await;
             } else {
                 while let Ok(news) = self.inbox.try_recv() {
-                    self.learn(news);
+                    self.learn(*news);
                 }
             }
         }
@@ -301,7 +304,7 @@ impl Worker {
                 // The agent shuts down: the task is dropped any moment, and must not spin until then.
                 std::future::pending::<()>().await;
             },
-            Some(news) = self.inbox.recv() => self.learn(news),
+            Some(news) = self.inbox.recv() => self.learn(*news),
             Ok(()) = self.policy.changed(), if self.sandboxes.limit_connections() => {
                 self.sandboxes.policy_changed();
             }
@@ -392,7 +395,7 @@ impl Worker {
         self.refreshing = Some(tokio::spawn(async move {
             let result = steps::refresh_volumes(&context, &id, &pod).await;
             // A task that has ended has no volumes.
-            drop(news.send(News::Refreshed(result)).await);
+            drop(news.send(Box::new(News::Refreshed(result))).await);
         }));
     }
 
@@ -432,7 +435,7 @@ impl Worker {
         }));
     }
 
-    fn image_arrived(&mut self, name: &str, attempt: u32, result: Result<RootfsLayers, StepError>) {
+    fn image_arrived(&mut self, name: &str, attempt: u32, result: Result<Box<RootfsLayers>, StepError>) {
         let image = self
             .spec(name)
             .and_then(|spec| spec.image.clone())
@@ -444,7 +447,7 @@ impl Worker {
                 Image::Ready { id: image }
             }
             Err(error) => {
-                let before = match self.seen.containers.get(name).map(|container| &container.image) {
+                let before = match self.seen.container(name).map(|container| &container.image) {
                     Some(Image::Retrying(failure)) => Some(failure),
                     _ => None,
                 };
@@ -476,7 +479,7 @@ impl Worker {
                     Err(error) => News::ShimGone(error),
                 };
                 let ended = matches!(item, News::ShimGone(_));
-                if news.send(item).await.is_err() || ended {
+                if news.send(Box::new(item)).await.is_err() || ended {
                     return;
                 }
             }
@@ -597,7 +600,9 @@ impl Worker {
                 ))
             }
         };
-        let containers = self.seen.containers.iter().filter_map(latest).collect();
+        let seen = self.seen.containers.iter();
+        let containers = seen.map(|(name, container)| (name, container.as_ref()));
+        let containers = containers.filter_map(latest).collect();
         self.context.directory.publish(&Entry {
             id: self.id.clone(),
             containers,

@@ -30,6 +30,8 @@ pub(crate) struct Followed {
     /// Addresses that may be another pod's.
     moved: BTreeSet<IpAddr>,
     named: Arc<BTreeMap<IpAddr, Arc<NamedPod>>>,
+    /// What flow events called the pods of this node last.
+    shown: BTreeMap<EndpointId, Arc<NamedPod>>,
     /// Names of rules, as flow events have them.
     rules: Arc<NodeTables>,
 }
@@ -48,6 +50,7 @@ impl Followed {
             touched: BTreeSet::new(),
             moved: BTreeSet::new(),
             named: Arc::default(),
+            shown: BTreeMap::new(),
             rules: Arc::default(),
         }
     }
@@ -165,9 +168,16 @@ impl Followed {
             let known = self.session.pod(&endpoint.pod.namespace, &endpoint.pod.name);
             let labels = known.map_or(&nothing, |pod| &pod.labels);
             let named = NamedPod::new(endpoint.pod.clone(), labels);
-            (endpoint.link.id, Arc::new(named))
+            // Earlier snapshots are kept for a while: what they share with this one is there once.
+            let shown = self
+                .shown
+                .get(&endpoint.link.id)
+                .filter(|shown| ***shown == named);
+            let named = shown.map_or_else(|| Arc::new(named), Arc::clone);
+            (endpoint.link.id, named)
         });
-        let endpoints = endpoints.collect();
+        let endpoints: BTreeMap<_, _> = endpoints.collect();
+        self.shown.clone_from(&endpoints);
         let staged = self.session.staged_tables().cloned().map(Arc::new);
         let enforced = self.session.policies().enforced.clone();
         Snapshot {

@@ -18,7 +18,6 @@ mod holder;
 mod interactive;
 mod job;
 mod measure;
-mod memory;
 mod pace;
 mod rootfs;
 mod session;

@@ -19,6 +19,7 @@ use crate::cgroup;
 use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, Launch, PidNamespace, PodPaths, PodStatus,
 };
+use crate::memory;
 use crate::protocol::{Failure, Request, Response};
 use crate::shim::capture::Source;
 use crate::shim::children::Unclaimed;
@@ -28,7 +29,7 @@ use crate::shim::creator::Report;
 use crate::shim::interactive::Interactive;
 use crate::shim::job::{Forked, Job, START_TIMEOUT, Session};
 use crate::shim::pace::Pace;
-use crate::shim::{ShimError, chain, complain, file_error, memory, rootfs, system};
+use crate::shim::{ShimError, chain, complain, file_error, rootfs, system};
 
 /// Conversations at a time: the agent's few, and waiters.
 const MAX_CLIENTS: usize = 32;

@@ -575,7 +575,7 @@ fn selected(policies: &PolicySet, workload: &Workload, applies: impl Fn(&Arc<Pol
     PolicySet {
         tiers: tiers.filter(|tier| !tier.policies.is_empty()).collect(),
         profiles: profiles.collect(),
-        failsafe: policies.failsafe.clone(),
+        failsafe: Arc::clone(&policies.failsafe),
         endpoint_to_host: policies.endpoint_to_host,
     }
 }

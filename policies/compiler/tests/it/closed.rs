@@ -396,7 +396,7 @@ fn host_endpoints_of_one_node_may_share_its_address() {
 fn a_named_port_of_a_failsafe_is_the_nodes() {
     use policies_ir::policy::{EndMatch, FailsafeMatch, PortMatch, ServiceMatch};
     let mut lab = Lab::new(&[host(&json!({}), &[])]);
-    lab.policies.failsafe.inbound = vec![FailsafeMatch::new(
+    std::sync::Arc::make_mut(&mut lab.policies.failsafe).inbound = vec![FailsafeMatch::new(
         EndMatch::default(),
         ServiceMatch {
             ports: vec![PortMatch::Named("ssh".to_owned())],

@@ -14,6 +14,10 @@ use crate::{Test, recovery};
 
 pub(crate) const TESTS: &[Test] = &[
     ("top_shows_what_is_used", top_shows_what_is_used),
+    (
+        "an_agent_that_gave_memory_back_works_on",
+        an_agent_that_gave_memory_back_works_on,
+    ),
     ("drain_honours_budgets", drain_honours_budgets),
     ("taints_keep_away_and_send_away", taints_keep_away_and_send_away),
     (
@@ -55,6 +59,37 @@ fn start(cluster: &Cluster, name: &str, script: &str, extra: &str) -> Result<()>
         ))?
         .ok()?;
     cluster.wait_for_phase("default", name, "Running")?;
+    Ok(())
+}
+
+/// After a start the agent drops the pages of its program; what it does next has to bring them back.
+fn an_agent_that_gave_memory_back_works_on(cluster: &Cluster) -> Result<()> {
+    let agent = cluster.daemon_pid("agent")?;
+    let of_files = || -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{agent}/status"))?;
+        let mut lines = status.lines().filter_map(|line| line.strip_prefix("RssFile:"));
+        let kb = lines.next().context("no RssFile")?.trim().trim_end_matches(" kB");
+        Ok(kb.parse()?)
+    };
+    start(cluster, "idle", "sleep 1000", "restartPolicy: Always")?;
+    let working = of_files()?;
+    eventually(Duration::from_secs(30), || {
+        let quiet = of_files()?;
+        ensure!(
+            quiet < working / 2,
+            "{working} kB of files were resident, {quiet} kB are"
+        );
+        Ok(())
+    })?;
+    ensure!(
+        cluster.daemon_pid("agent")? == agent,
+        "the agent was started anew"
+    );
+    let said = cluster.kubectl(&["exec", "idle", "--", "echo", "here"])?.ok()?;
+    ensure!(said.stdout == "here\n", "{said}");
+    start(cluster, "another", "sleep 1000", "restartPolicy: Always")?;
+    delete(cluster, &["idle", "another"])?;
+    ensure!(alive(agent), "the agent has died");
     Ok(())
 }
 

@@ -201,7 +201,7 @@ fn policy_set() -> impl Strategy<Value = PolicySet> {
                 .into_iter()
                 .map(|profile| (profile.name.clone(), profile))
                 .collect(),
-            failsafe,
+            failsafe: failsafe.into(),
             endpoint_to_host,
         }
     })

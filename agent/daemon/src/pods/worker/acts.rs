@@ -24,6 +24,7 @@ use crate::{
 impl Worker {
     /// Takes one step of the plan and notes how it went.
     pub(super) async fn take(&mut self, step: Step, wanted: &Wanted) {
+        self.context.quiet.worked();
         let Some(pod) = self.pod.clone() else {
             return self.end(step, wanted).await;
         };
@@ -153,14 +154,14 @@ impl Worker {
                 policy: PullPolicy::of(spec.image_pull_policy.as_deref()),
                 runs,
             };
-            let result = pull::bring(&context, asked).await;
+            let result = pull::bring(&context, asked).await.map(Box::new);
             // A task that has ended needs no image.
             drop(
-                news.send(News::Image {
+                news.send(Box::new(News::Image {
                     container,
                     attempt,
                     result,
-                })
+                }))
                 .await,
             );
         });

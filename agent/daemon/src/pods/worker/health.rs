@@ -29,8 +29,7 @@ impl Worker {
     pub(super) fn tend_probes(&mut self, wanted: &Wanted) {
         let mut wishes = BTreeMap::new();
         for member in &wanted.containers {
-            let (Some(container), Some(spec)) =
-                (self.seen.containers.get(&member.name), self.spec(&member.name))
+            let (Some(container), Some(spec)) = (self.seen.container(&member.name), self.spec(&member.name))
             else {
                 continue;
             };
@@ -122,7 +121,7 @@ impl Worker {
         let Some(handler) = handler(&spec, hook).cloned() else {
             return;
         };
-        let Some(Run::Running { id: run, .. }) = self.seen.containers.get(name).map(|c| c.run.clone()) else {
+        let Some(Run::Running { id: run, .. }) = self.seen.container(name).map(|c| c.run.clone()) else {
             return;
         };
         let (context, news, place) = (self.context.clone(), self.news.clone(), self.place());
@@ -131,12 +130,12 @@ impl Worker {
             let result = hooks::run(&context, &place.pod_uid, &spec, &handler, place.address, limit).await;
             // A task that has ended waits for no hook.
             drop(
-                news.send(News::Hooked {
+                news.send(Box::new(News::Hooked {
                     container,
                     run,
                     hook,
                     result,
-                })
+                }))
                 .await,
             );
         });
@@ -177,7 +176,7 @@ impl Worker {
 
     /// Whether `run` is what the container does now.
     fn is_present(&self, (name, run): (&str, &str)) -> bool {
-        let container = self.seen.containers.get(name);
+        let container = self.seen.container(name);
         matches!(container.map(|c| &c.run), Some(Run::Running { id, .. }) if id == run)
     }
 

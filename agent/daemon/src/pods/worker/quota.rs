@@ -84,7 +84,7 @@ impl Worker {
                 claims,
             };
             // A task that has ended has no pod to evict.
-            drop(news.send(News::Measured(measured)).await);
+            drop(news.send(Box::new(News::Measured(measured))).await);
         });
     }
 

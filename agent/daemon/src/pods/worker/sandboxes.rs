@@ -90,7 +90,7 @@ impl Worker {
         self.asking = Some(tokio::spawn(async move {
             let answer = ports(&context, &id, &pod).await;
             // A task that has ended has no sandboxes.
-            drop(news.send(News::Ports(answer)).await);
+            drop(news.send(Box::new(News::Ports(answer))).await);
         }));
     }
 
