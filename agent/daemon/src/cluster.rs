@@ -266,7 +266,9 @@ impl Cluster {
     {
         let (shared, table, shutdown) = (self.shared.clone(), Arc::clone(table), shutdown.clone());
         let kind = kind.to_owned();
-        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher(api, watcher::Config::default())
+            .backoff(api_client::watch_again())
+            .boxed();
         tokio::spawn(async move {
             loop {
                 let event = tokio::select! {

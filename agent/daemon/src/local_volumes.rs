@@ -36,7 +36,7 @@ enum RemoveError {
 pub(crate) async fn run(client: Client, config: Config, shutdown: CancellationToken) {
     let api: Api<PersistentVolume> = Api::all(client.clone());
     let mut events = watcher(api.clone(), watcher::Config::default())
-        .default_backoff()
+        .backoff(api_client::watch_again())
         .touched_objects()
         .boxed();
     let mut doomed: BTreeMap<String, PersistentVolume> = BTreeMap::new();

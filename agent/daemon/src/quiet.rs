@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 /// How long nothing must have happened to a pod of this node.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// How long a burst may take: on some nodes there is always a pod that is started again.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// Hears of work on pods. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Quiet {
@@ -18,7 +21,8 @@ pub(crate) struct Quiet {
 }
 
 impl Quiet {
-    /// Calls `give_back` in the first quiet moment, and in the first after each burst of work, until `shutdown`.
+    /// Calls `give_back` in the first quiet moment, and in the first after each burst of work, or once a minute while that
+    /// lasts, until `shutdown`.
     pub(crate) fn start(give_back: fn(), shutdown: CancellationToken) -> Self {
         let worked = Arc::new(Notify::new());
         let hears = worked.clone();
@@ -27,7 +31,8 @@ impl Quiet {
         tokio::spawn(shutdown.run_until_cancelled_owned(async move {
             loop {
                 hears.notified().await;
-                while timeout(QUIET, hears.notified()).await.is_ok() {}
+                let burst = async { while timeout(QUIET, hears.notified()).await.is_ok() {} };
+                drop(timeout(LONGEST, burst).await);
                 give_back();
             }
         }));
@@ -61,13 +66,19 @@ mod tests {
         assert_eq!(after(9).await, 0, "the start is not over");
         assert_eq!(after(2).await, 1);
         assert_eq!(after(1000).await, 1, "nothing was done since");
-        for _ in 0..20 {
+        for _ in 0..8 {
             quiet.worked();
             assert_eq!(after(6).await, 1, "in the middle of a burst");
         }
         assert_eq!(after(5).await, 2);
+        for _ in 0..11 {
+            quiet.worked();
+            after(6).await;
+        }
+        assert_eq!(after(0).await, 3, "a burst that does not end");
+        assert_eq!(after(11).await, 4);
         quiet.worked();
         end.cancel();
-        assert_eq!(after(1000).await, 2, "the agent has ended");
+        assert_eq!(after(1000).await, 4, "the agent has ended");
     }
 }

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{Builder, connect::HttpConnector},
@@ -16,6 +17,7 @@ use hyper_util::{
 use kube::{
     Client, Config,
     client::{ConfigExt as _, retry::RetryPolicy},
+    runtime::watcher::ExponentialBackoff,
 };
 use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
@@ -24,6 +26,18 @@ use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 const IDLE_FOR: Duration = Duration::from_secs(15);
 /// Most bytes that are read at once. Whoever once had a long answer would keep room for the next.
 const MAX_BUFFER: usize = 64 << 10;
+
+/// How long a watch that failed waits before it is opened again. At most five seconds, where kube's default is thirty:
+/// who waits for a certificate or a pod should not notice for long that the server was away. The delays are random, so
+/// that nodes do not come back all at once.
+pub fn watch_again() -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(200))
+        .with_max_delay(Duration::from_millis(2500))
+        .with_jitter()
+        .without_max_times()
+        .into()
+}
 
 /// A client of the API server that `config` names. Nothing is sent yet.
 pub fn connect(config: Config) -> Result<Client, kube::Error> {
@@ -56,4 +70,17 @@ pub fn connect(config: Config) -> Result<Client, kube::Error> {
                 .build(connector),
         );
     Ok(Client::new(service, config.default_namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_opened_again_within_five_seconds_for_ever() {
+        let delays: Vec<Duration> = watch_again().take(1000).collect();
+        assert_eq!(delays.len(), 1000);
+        // The random part doubles a delay at most.
+        assert!(delays.iter().all(|delay| *delay <= Duration::from_secs(5)));
+    }
 }

@@ -77,7 +77,7 @@ async fn fill<K>(
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + serde::de::DeserializeOwned + 'static,
 {
     let kind = K::kind(&());
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).backoff(api_client::watch_again()).boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
