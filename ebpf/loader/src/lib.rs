@@ -65,7 +65,8 @@ pub trait Datapath: Send {
     /// Whether so much has piled up that changes cost more than they need, until [`Datapath::renew`].
     fn is_worn(&self) -> bool;
 
-    /// As [`Datapath::sync`], with whatever has piled up written anew: for a moment when nobody waits for a change.
+    /// As [`Datapath::sync`], with whatever has piled up written anew if there is room: for a moment when nobody waits for
+    /// a change.
     fn renew(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError>;
 
     /// Endpoints that are attached in the kernel, also those that an earlier agent left behind. State of endpoints

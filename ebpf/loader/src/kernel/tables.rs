@@ -156,7 +156,7 @@ impl Tables {
         self.parents.are_many() || addresses.is_some_and(Addresses::are_far_from_base)
     }
 
-    /// As [`Tables::sync`], with whatever has piled up written anew.
+    /// As [`Tables::sync`], with whatever has piled up written anew, if there is room.
     pub(crate) fn renew(&mut self, maps: &mut Maps, tables: &NodeTables) -> Result<Synced, DatapathError> {
         self.check_classes(tables)?;
         let endpoints = maps.endpoints()?;
@@ -167,7 +167,10 @@ impl Tables {
             false => How::Anew,
         };
         let change = self.change(tables, &endpoints, how);
-        self.check_capacity(tables, &change)?;
+        if self.check_capacity(tables, &change).is_err() {
+            // What there is judges right, and leaves no room for another one of everything.
+            return self.sync(maps, tables);
+        }
         self.make(maps, tables, &endpoints, change)
     }
 
