@@ -794,9 +794,15 @@ async fn a_flood_of_output_costs_the_shim_a_tenth_of_a_processor() {
     // What was saved before is spent by then.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (begun, before) = (Instant::now(), processor_time(shim));
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let spent = processor_time(shim).saturating_sub(before);
-    let share = spent.as_secs_f64() / begun.elapsed().as_secs_f64();
+    let share = loop {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let spent = processor_time(shim).saturating_sub(before);
+        let share = spent.as_secs_f64() / begun.elapsed().as_secs_f64();
+        // On a slow machine a single turn may be waited for longer.
+        if share > 0.01 || begun.elapsed() > Duration::from_secs(60) {
+            break share;
+        }
+    };
     println!("the shim takes {:.1} % of a processor", share * 100.0);
     assert!(share < 0.2, "{share}");
     assert!(share > 0.01, "{share}: nothing was read");
