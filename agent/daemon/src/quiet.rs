@@ -71,7 +71,7 @@ mod tests {
             assert_eq!(after(6).await, 1, "in the middle of a burst");
         }
         assert_eq!(after(5).await, 2);
-        for _ in 0..11 {
+        for _ in 0..12 {
             quiet.worked();
             after(6).await;
         }
