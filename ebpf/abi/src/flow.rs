@@ -71,13 +71,20 @@ pub const FLOW_RESET: u8 = 1 << 4;
 pub const FLOW_SCALED: u8 = 1 << 5;
 
 /// [`FlowSide::scale`] of an end that did not offer window scaling.
-pub const SCALE_NONE: u32 = 255;
+pub const SCALE_NONE: u8 = 255;
+
+/// [`FlowSide::way`]: not known yet; packets go by the host's stack.
+pub const WAY_UNKNOWN: u8 = 0;
+/// [`FlowSide::way`]: packets go by the host's stack, which knows the other end.
+pub const WAY_HOST: u8 = 1;
+/// [`FlowSide::way`]: packets go straight to the pod at the other end, which judges the same flow.
+pub const WAY_DIRECT: u8 = 2;
 
 /// Not in [`FlowState::state`]: the packet closes the flow, see [`FlowState::closed`].
 pub const FLOW_CLOSED: u8 = 1 << 7;
 
-/// What one end of a TCP connection has shown of itself. For SCTP only `end` is used: the verification tag that
-/// packets to this end carry.
+/// What one end of a TCP connection has shown of itself, and how its packets go on. For SCTP `end` is the verification
+/// tag that packets to this end carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct FlowSide {
@@ -88,7 +95,11 @@ pub struct FlowSide {
     /// Largest window offered, in bytes.
     pub window: u32,
     /// Window scale, or [`SCALE_NONE`].
-    pub scale: u32,
+    pub scale: u8,
+    /// `WAY_*` of what this end sends, if it is the endpoint. Any protocol.
+    pub way: u8,
+    /// Zero.
+    pub padding: [u8; 2],
 }
 const _: () = assert!(size_of::<FlowSide>() == 16);
 

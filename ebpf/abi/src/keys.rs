@@ -54,6 +54,24 @@ pub struct Endpoint {
 }
 const _: () = assert!(size_of::<Endpoint>() == 60);
 
+/// Most addresses of pods: one of each family.
+pub const MAX_POD_ADDRESSES: u32 = 2 * MAX_ENDPOINTS;
+
+/// Value of map `PODS`, whose keys are [`Address`]es: where a pod of this node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct PodLink {
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// Host side of the pod's link.
+    pub ifindex: u32,
+    /// MAC address of the pod's side.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub padding: [u8; 2],
+}
+const _: () = assert!(size_of::<PodLink>() == 16);
+
 /// Most addresses of the host's interfaces that have an endpoint.
 pub const MAX_HOST_ADDRESSES: u32 = 4096;
 

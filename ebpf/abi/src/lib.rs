@@ -24,14 +24,15 @@ pub use flow::{
     FLOW_SCALED, FRAGMENT_TIMEOUT_NS, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowSide, FlowState,
     Fragment, MAX_CLOSED, MAX_DENIALS, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
     MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE,
-    RING_BYTES, RING_HURRY_BYTES, SCALE_NONE, peer_bucket,
+    RING_BYTES, RING_HURRY_BYTES, SCALE_NONE, WAY_DIRECT, WAY_HOST, WAY_UNKNOWN, peer_bucket,
 };
 pub use keys::{
     AddressClass, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint,
     EndpointState, FAMILY_IPV4, FAMILY_IPV6, GENERATION_GROUP, HostKey, IDENTITY_PREFIX_BASE, IdentityKey,
-    MAX_ENDPOINTS, MAX_EPOCH, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS,
-    NO_CLASS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE, STATE_HAS_SOURCES,
-    STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue, base_generation,
+    MAX_ENDPOINTS, MAX_EPOCH, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
+    MAX_VERDICTS, NO_CLASS, PodLink, RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE,
+    STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue,
+    base_generation,
 };
 pub use learn::{LEARN_CALLS, LEARN_CAPABILITIES, LearnNamespace};
 pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
@@ -69,13 +70,17 @@ pub mod protocol {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        AddressClass, ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey, IdentityKey,
-        LearnNamespace, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue,
+        Address, AddressClass, ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey,
+        IdentityKey, LearnNamespace, PodLink, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue,
     };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
     // every byte is initialised and every bit pattern is a valid value.
     unsafe impl aya::Pod for Endpoint {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for Address {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for PodLink {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for HostKey {}
     // SAFETY: as for `Endpoint`.

@@ -51,6 +51,9 @@ const CLOSED_IS_ENOUGH: Duration = Duration::from_secs(1);
 /// What a tc program returns to drop a packet; anything else that ours return lets it go on.
 const TC_ACT_SHOT: u32 = 2;
 
+/// The program that `from_pod` hands packets over to.
+const TO_PEER: &str = "to_peer";
+
 /// The datapath in the kernel.
 pub struct Kernel {
     programs: Ebpf,
@@ -76,6 +79,9 @@ pub struct Limits {
     pub report_every: Duration,
     /// Denials of one endpoint that are reported in a second; zero is no limit.
     pub reports_per_second: u64,
+    /// Whether packets between two pods of the node, once the first has arrived, go straight from one to the other, past
+    /// the host's stack and what others let it do: rules of nftables, queueing disciplines.
+    pub direct: bool,
 }
 
 impl Default for Limits {
@@ -84,6 +90,7 @@ impl Default for Limits {
             max_flows: MAX_FLOWS,
             report_every: Duration::from_secs(1),
             reports_per_second: 512,
+            direct: true,
         }
     }
 }
@@ -114,13 +121,17 @@ impl Loaded {
             .map_max_entries("CLOSED", max_closed)
             .override_global("CLOSED_PLACES", &max_closed, true)
             .override_global("REPORT_EVERY_NS", &report_every_ns, true)
+            .override_global("DIRECT", &u32::from(limits.direct), true)
             .override_global("REPORTS_PER_SECOND", &limits.reports_per_second, true)
             .load(object)
             .map_err(|source| DatapathError::Object(Box::new(source)))?;
         for name in Hook::ALL.map(Hook::program) {
             load(program(&mut programs, name)?).map_err(refused(name))?;
         }
+        load(program(&mut programs, TO_PEER)?).map_err(refused(TO_PEER))?;
         let mut maps = Maps::take(&mut programs)?;
+        maps.restore_pods()?;
+        maps.set_handover(program(&mut programs, TO_PEER)?.fd().map_err(refused(TO_PEER))?)?;
         let tables = Tables::read(&maps)?;
         for hook in Hook::ALL {
             links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;

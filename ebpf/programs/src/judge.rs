@@ -13,7 +13,7 @@ use ebpf_abi::{
 };
 
 use crate::{
-    closed, fragment,
+    closed, direct, fragment,
     maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, NEW_FLOW, PEERS, SLOTS, SOURCES, SPLITS, VERDICTS},
     packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
     report, track,
@@ -34,6 +34,8 @@ pub(crate) struct Outcome {
     pub(crate) change: u32,
     /// An allowed packet that opened a flow, and so is reported.
     pub(crate) opens_flow: bool,
+    /// An allowed packet of a pod's that may go straight to the pod at the other end.
+    pub(crate) is_direct: bool,
     /// Slot of the endpoint, null if there is none.
     pub(crate) slot: *mut Slot,
 }
@@ -53,7 +55,7 @@ struct Judge {
 pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
     let parsed = packet::parse(ctx, packet);
     // SAFETY: nothing writes to the value while it is in the map; see `Endpoint` for what follows a removal.
-    let Some(endpoint) = (unsafe { ENDPOINTS.get(packet::ifindex(ctx)) }) else {
+    let Some(endpoint) = (unsafe { ENDPOINTS.get(packet.ifindex) }) else {
         return not_programmed(0, ptr::null_mut());
     };
     let Some(judge) = state_of(endpoint.id, endpoint.slot) else {
@@ -84,7 +86,7 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
         return None;
     }
     let mut key = HostKey {
-        ifindex: packet::ifindex(ctx),
+        ifindex: packet.ifindex,
         address: packet.local,
     };
     // SAFETY: as in `judge_pod`.
@@ -194,7 +196,10 @@ fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packe
             0
         };
         note(endpoint, key, flow, packet, now_ns, bits);
-        return decided(endpoint, decision, false);
+        return Outcome {
+            is_direct: direct::is_way(key, flow, packet),
+            ..decided(endpoint, decision, false)
+        };
     }
     if FlowState::is_over(flow.state) || decision.verdict != VERDICT_ALLOW {
         return open(endpoint, key, Some(flow), packet, now_ns);
@@ -561,7 +566,7 @@ fn ask_tables(
 }
 
 #[inline(always)]
-fn flow_key(endpoint: u32, local: Address, peer: Address, protocol: u8, ports: FlowPorts) -> FlowKey {
+pub(crate) fn flow_key(endpoint: u32, local: Address, peer: Address, protocol: u8, ports: FlowPorts) -> FlowKey {
     FlowKey {
         endpoint,
         local,
@@ -630,6 +635,7 @@ fn decided(endpoint: &Judge, decision: Decision, opens_flow: bool) -> Outcome {
         endpoint: endpoint.id,
         change: decision.change,
         opens_flow,
+        is_direct: false,
         slot: endpoint.slot,
     }
 }
@@ -643,6 +649,7 @@ fn deny(endpoint: &Judge, reason: Reason) -> Outcome {
         endpoint: endpoint.id,
         change: endpoint.state.change(),
         opens_flow: false,
+        is_direct: false,
         slot: endpoint.slot,
     }
 }
@@ -657,6 +664,7 @@ fn not_programmed(endpoint: u32, slot: *mut Slot) -> Outcome {
         endpoint,
         change: EPOCH_NONE,
         opens_flow: false,
+        is_direct: false,
         slot,
     }
 }

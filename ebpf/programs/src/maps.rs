@@ -4,18 +4,27 @@ use crate::packet::Packet;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use ebpf_abi::{
-    AddressClass, COUNTERS as COUNTER_SLOTS, ClosedFlow, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
+    Address, AddressClass, COUNTERS as COUNTER_SLOTS, ClosedFlow, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
     Fragment, HostKey, IdentityKey, MAX_CLOSED, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
-    MAX_IDENTITIES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey,
+    MAX_IDENTITIES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, PodLink, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey,
     VerdictValue,
 };
 
 /// Interface index to endpoint.
 #[map]
 pub(crate) static ENDPOINTS: HashMap<u32, Endpoint> = HashMap::pinned(MAX_ENDPOINTS, 0);
+
+/// Address to the pod of this node that has it.
+#[map]
+pub(crate) static PODS: HashMap<Address, PodLink> = HashMap::pinned(MAX_POD_ADDRESSES, 0);
+
+/// The program that takes over from `from_pod` what goes straight to another pod. Pinned like the rest, so that packets go
+/// straight while no agent lives.
+#[map]
+pub(crate) static HANDOVER: ProgramArray = ProgramArray::pinned(1, 0);
 
 /// Interface and address of the host to endpoint.
 #[map]

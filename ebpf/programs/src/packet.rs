@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::programs::TcContext;
 use ebpf_abi::{Address, DIRECTION_EGRESS, Reason, SCALE_NONE, protocol};
 
-const ETHERNET_BYTES: usize = 14;
+pub(crate) const ETHERNET_BYTES: usize = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -37,7 +37,7 @@ const TCP_OPTION_END: u8 = 0;
 const TCP_OPTION_NOP: u8 = 1;
 const TCP_OPTION_WINDOW_SCALE: u8 = 3;
 /// RFC 7323.
-const MAX_WINDOW_SCALE: u32 = 14;
+const MAX_WINDOW_SCALE: u8 = 14;
 
 pub(crate) const SCTP_INIT: u8 = 1;
 pub(crate) const SCTP_INIT_ACK: u8 = 2;
@@ -71,6 +71,8 @@ pub(crate) struct Packet {
     pub(crate) peer: Address,
     /// IP protocol number.
     pub(crate) protocol: u8,
+    /// Routers that the packet may still pass: time to live, hop limit.
+    pub(crate) hops: u8,
     /// Source port, 0 where there is none; for reports only.
     pub(crate) source_port: u16,
     /// Destination port, or ICMP `type << 8 | code`: what policy is asked about.
@@ -107,7 +109,7 @@ pub(crate) struct Segment {
     /// Bytes of sequence space: payload, SYN and FIN.
     pub(crate) length: u32,
     /// Window scale of a SYN, or [`SCALE_NONE`].
-    pub(crate) scale: u32,
+    pub(crate) scale: u8,
 }
 
 /// Part of a packet.
@@ -136,15 +138,16 @@ pub(crate) struct FlowPorts {
 }
 
 impl Packet {
-    /// A packet of which only the direction is known.
+    /// A packet of which only the direction and the interface are known.
     #[inline(always)]
-    pub(crate) fn unparsed(direction: u8) -> Self {
+    pub(crate) fn unparsed(direction: u8, ifindex: u32) -> Self {
         Self {
             direction,
             source_mac: [0; 3],
             local: Address::UNSPECIFIED,
             peer: Address::UNSPECIFIED,
             protocol: 0,
+            hops: 0,
             source_port: 0,
             service_port: 0,
             ports: FlowPorts { local: 0, peer: 0 },
@@ -165,7 +168,7 @@ impl Packet {
             },
             transport: 0,
             length: 0,
-            ifindex: 0,
+            ifindex,
         }
     }
 }
@@ -177,11 +180,11 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// Fills `packet`. On an error what was already understood stays, for the report.
+/// Fills `packet`, of which direction and interface are known. On an error what was already understood stays, for the
+/// report.
 #[inline(always)]
 pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     packet.length = ctx.len();
-    packet.ifindex = ifindex(ctx);
     // SAFETY: as in `ifindex`.
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
         return Err(Reason::Vlan);
@@ -222,6 +225,7 @@ fn parse_ipv4(packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), 
     let [first, second, third, _, _] = header.map(u32::from_be);
     packet.set_addresses(Address::from_ipv4_be(header[3]), Address::from_ipv4_be(header[4]));
     packet.protocol = (third >> 16) as u8;
+    packet.hops = (third >> 24) as u8;
 
     let header_words = first >> 24 & 0xf;
     let total_length = first & 0xffff;
@@ -263,6 +267,7 @@ fn parse_ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
         return Err(Reason::BadHeader);
     }
     packet.set_addresses(source, destination);
+    packet.hops = second as u8;
     let end = (second >> 16) + (ETHERNET_BYTES + IPV6_BYTES) as u32;
     if end > packet.length {
         return Err(Reason::Truncated);
@@ -371,7 +376,7 @@ fn parse_tcp(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
 
 /// Searches the options of a SYN. Whatever is odd counts as none: then the window is taken for smaller than it is.
 #[inline(always)]
-fn window_scale(ctx: &TcContext, transport: usize, header_bytes: u32) -> u32 {
+fn window_scale(ctx: &TcContext, transport: usize, header_bytes: u32) -> u8 {
     let end = transport + header_bytes as usize;
     let mut at = transport + 20;
     for _ in 0..MAX_TCP_OPTIONS {
@@ -385,11 +390,10 @@ fn window_scale(ctx: &TcContext, transport: usize, header_bytes: u32) -> u32 {
             TCP_OPTION_END => break,
             TCP_OPTION_NOP => at += 1,
             TCP_OPTION_WINDOW_SCALE if length == 3 && at + 3 <= end => {
-                let scale = value as u32;
-                return if scale > MAX_WINDOW_SCALE {
+                return if value > MAX_WINDOW_SCALE {
                     MAX_WINDOW_SCALE
                 } else {
-                    scale
+                    value
                 };
             }
             _ if length < 2 => break,
@@ -666,7 +670,7 @@ fn bounded(mut offset: usize) -> usize {
 
 /// Reads at `offset`: in place where the kernel has the bytes in one piece, as it does with headers, else by a helper.
 #[inline(always)]
-fn load<T: Copy>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
+pub(crate) fn load<T: Copy>(ctx: &TcContext, offset: usize) -> Result<T, Reason> {
     if offset <= FARTHEST {
         let start = ctx.data() + bounded(offset);
         if start + size_of::<T>() <= ctx.data_end() {

@@ -5,10 +5,7 @@
 //! counted meanwhile; user space collects what a flood leaves behind when it ends. An endpoint whose packets are denied
 //! in ever new ways may tell [`REPORTS_PER_SECOND`] of them in a second; the rest are a number.
 
-use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP},
-    programs::TcContext,
-};
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
 use ebpf_abi::{
     COUNTER_LOST_EVENTS, DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED,
     END_DENIED, END_NONE, END_RESET, FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END,
@@ -19,7 +16,7 @@ use crate::{
     count,
     judge::{Outcome, add},
     maps::{DENIALS, EVENTS},
-    packet::{self, Packet},
+    packet::Packet,
 };
 
 /// How long packets that are denied alike are only counted; 0 tells each. Set by the loader.
@@ -33,8 +30,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 /// Tells of a flow that opened.
 #[inline(always)]
-pub(crate) fn opened(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
-    submit(ctx, packet, outcome, now_ns, 1, packet.length as u64);
+pub(crate) fn opened(packet: &Packet, outcome: &Outcome, now_ns: u64) {
+    submit(packet, outcome, now_ns, 1, packet.length as u64);
 }
 
 /// Tells of a flow that makes room for another one.
@@ -95,13 +92,13 @@ pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) 
 
 /// Tells of a packet that was denied, or counts it.
 #[inline(always)]
-pub(crate) fn denied(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64) {
+pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
     // SAFETY: a valid reference; volatile, since the loader sets the value after the compiler has seen it.
     let interval = unsafe { (&raw const REPORT_EVERY_NS).read_volatile() };
     let (mut packets, mut bytes) = (1, packet.length as u64);
     if interval != 0 {
         let key = DenialKey {
-            ifindex: packet::ifindex(ctx),
+            ifindex: packet.ifindex,
             peer: packet.peer,
             local_port: packet.ports.local,
             peer_port: packet.ports.peer,
@@ -150,7 +147,7 @@ pub(crate) fn denied(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns
         unreported(outcome);
         return;
     }
-    submit(ctx, packet, outcome, now_ns, packets, bytes);
+    submit(packet, outcome, now_ns, packets, bytes);
 }
 
 /// Whether the endpoint has told few enough denials in this second.
@@ -183,7 +180,7 @@ fn unreported(outcome: &Outcome) {
 
 /// Writes a record; a full ring is counted.
 #[inline(always)]
-fn submit(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: u64) {
+fn submit(packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: u64) {
     let Some(mut entry) = EVENTS.reserve::<FlowRecord>(0) else {
         count(COUNTER_LOST_EVENTS);
         return;
@@ -203,7 +200,7 @@ fn submit(ctx: &TcContext, packet: &Packet, outcome: &Outcome, now_ns: u64, pack
         destination,
         packets: pair(packets),
         bytes: pair(bytes),
-        ifindex: packet::ifindex(ctx),
+        ifindex: packet.ifindex,
         endpoint: outcome.endpoint,
         epoch: outcome.change,
         rule: outcome.rule,

@@ -37,6 +37,7 @@ pub(crate) fn opened(packet: &Packet) -> [FlowSide; 2] {
             acked: 0,
             window: segment.window,
             scale: segment.scale,
+            ..FlowSide::default()
         };
         // The answer acknowledges the SYN, and perhaps data that came with it.
         sides[other].acked = segment.sequence.wrapping_add(1);
@@ -75,6 +76,7 @@ pub(crate) fn open_both(flow: &mut FlowState, packet: &Packet) -> u8 {
         acked: first_acked,
         window: segment.window,
         scale: segment.scale,
+        ..flow.sides[mine]
     };
     flow.sides[other].acked = segment.sequence.wrapping_add(1);
     FLOW_REPLIED | scaled(&flow.sides)
@@ -109,6 +111,7 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
             acked: segment.acknowledged,
             window: segment.window,
             scale: segment.scale,
+            ..ours
         };
         flow.sides[other].acked = segment.sequence.wrapping_add(1);
         return FLOW_REPLIED | scaled(&flow.sides);

@@ -17,18 +17,22 @@ use crate::{
 };
 use aya::{
     Ebpf,
-    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, lpm_trie::Key},
+    programs::ProgramFd,
     sys::SyscallError,
 };
 use ebpf_abi::{
-    AddressClass, COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED,
+    Address, AddressClass, COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED,
     ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
     FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
-    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_SOURCES, MAX_SPLITS,
-    MAX_VERDICTS, PEER_BUCKETS, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue, peer_bucket,
+    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_POD_ADDRESSES,
+    MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, PodLink, RING_BYTES, Slot, SourceKey, SplitKey,
+    VerdictKey, VerdictValue, peer_bucket,
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
+const PODS: &str = "PODS";
+const HANDOVER: &str = "HANDOVER";
 const HOST_ENDPOINTS: &str = "HOST_ENDPOINTS";
 const SLOTS: &str = "SLOTS";
 const SOURCES: &str = "SOURCES";
@@ -52,6 +56,8 @@ const WHOLE_ADDRESS: u32 = IDENTITY_PREFIX_BASE + 128;
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
     host_endpoints: HashMap<MapData, HostKey, Endpoint>,
+    pods: HashMap<MapData, Address, PodLink>,
+    handover: ProgramArray<MapData>,
     slots: MappedArray<Slot>,
     peers: MappedArray<u64>,
     denials: HashMap<MapData, DenialKey, Denial>,
@@ -104,6 +110,8 @@ impl Maps {
             verdicts_fd: descriptor(VERDICTS)?,
             endpoints: typed(programs, ENDPOINTS)?,
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
+            pods: typed(programs, PODS)?,
+            handover: typed(programs, HANDOVER)?,
             slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
             peers: mapped(programs, PEERS, MAX_ENDPOINTS * PEER_BUCKETS)?,
             denials: typed(programs, DENIALS)?,
@@ -182,15 +190,77 @@ impl Maps {
         self.clear_slot(endpoint);
         self.endpoints
             .insert(ifindex, endpoint, 0)
-            .map_err(failed_map(ENDPOINTS, "write"))
+            .map_err(failed_map(ENDPOINTS, "write"))?;
+        for address in addresses(endpoint) {
+            self.write_pod(&address, &pod_link(ifindex, endpoint))?;
+        }
+        Ok(())
     }
 
     /// Takes an endpoint away and waits until no program reads it any more: the next one may get its memory.
     pub(crate) fn remove_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.set_state(endpoint, EndpointState::default());
+        for address in addresses(endpoint) {
+            if self.pod(&address)?.is_some_and(|pod| pod.ifindex == ifindex) {
+                self.remove_pod(&address)?;
+            }
+        }
         absent_is_fine(self.endpoints.remove(&ifindex)).map_err(failed_map(ENDPOINTS, "delete from"))?;
         sys::wait_for_programs();
         Ok(())
+    }
+
+    /// Lets what goes straight to a pod be handed over to `program`.
+    pub(crate) fn set_handover(&mut self, program: &ProgramFd) -> Result<(), DatapathError> {
+        self.handover
+            .set(0, program, 0)
+            .map_err(failed_map(HANDOVER, "write"))
+    }
+
+    /// Makes `PODS` say where the endpoints' pods are, and nothing else: an agent may have died between the writes, and one
+    /// of an earlier build knew no such map.
+    pub(crate) fn restore_pods(&mut self) -> Result<(), DatapathError> {
+        let mut wanted = BTreeMap::new();
+        for (ifindex, endpoint) in self.pods()? {
+            for address in addresses(&endpoint) {
+                wanted.insert(address, pod_link(ifindex, &endpoint));
+            }
+        }
+        let found: Vec<(Address, PodLink)> = self
+            .pods
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(PODS, "read"))?;
+        for (address, link) in found {
+            if wanted.get(&address) == Some(&link) {
+                wanted.remove(&address);
+            } else {
+                self.remove_pod(&address)?;
+            }
+        }
+        // What was removed may lend its memory to what is written.
+        sys::wait_for_programs();
+        wanted
+            .iter()
+            .try_for_each(|(address, link)| self.write_pod(address, link))
+    }
+
+    fn pod(&self, address: &Address) -> Result<Option<PodLink>, DatapathError> {
+        match self.pods.get(address, 0) {
+            Ok(link) => Ok(Some(link)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(failed_map(PODS, "read")(source)),
+        }
+    }
+
+    fn write_pod(&mut self, address: &Address, link: &PodLink) -> Result<(), DatapathError> {
+        self.pods
+            .insert(address, link, 0)
+            .map_err(failed_map(PODS, "write"))
+    }
+
+    fn remove_pod(&mut self, address: &Address) -> Result<(), DatapathError> {
+        absent_is_fine(self.pods.remove(address)).map_err(failed_map(PODS, "delete from"))
     }
 
     /// The lowest slot that none of `endpoints` has.
@@ -456,11 +526,7 @@ impl Maps {
     /// Forgets the flows and the budget of one endpoint, and what others track of it: no packet will end those, and
     /// an established connection would take from the other's budget for a day.
     pub(crate) fn remove_flows_of(&mut self, endpoint: &Endpoint) -> Result<Vec<FlowRecord>, DatapathError> {
-        let has = |flag| endpoint.flags & flag != 0;
-        let is_peer = |key: &FlowKey| {
-            (has(ENDPOINT_HAS_IPV4) && key.peer == endpoint.ipv4)
-                || (has(ENDPOINT_HAS_IPV6) && key.peer == endpoint.ipv6)
-        };
+        let is_peer = |key: &FlowKey| addresses(endpoint).any(|address| address == key.peer);
         let ends = |key: &FlowKey, _: &FlowState| {
             if key.endpoint == endpoint.id || is_peer(key) {
                 END_REMOVED
@@ -521,6 +587,23 @@ impl Maps {
     }
 }
 
+/// The addresses of a pod.
+fn addresses(endpoint: &Endpoint) -> impl Iterator<Item = Address> + use<> {
+    let has = |flag| endpoint.flags & flag != 0;
+    let v4 = has(ENDPOINT_HAS_IPV4).then_some(endpoint.ipv4);
+    let v6 = has(ENDPOINT_HAS_IPV6).then_some(endpoint.ipv6);
+    v4.into_iter().chain(v6)
+}
+
+fn pod_link(ifindex: u32, endpoint: &Endpoint) -> PodLink {
+    PodLink {
+        endpoint: endpoint.id,
+        ifindex,
+        mac: endpoint.mac,
+        padding: [0; 2],
+    }
+}
+
 /// Flows of one endpoint, as its budgets count them.
 #[derive(Default)]
 struct Counts {
@@ -554,12 +637,15 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
     // `enum bpf_map_type` of include/uapi/linux/bpf.h.
     const HASH: u32 = 1;
     const ARRAY: u32 = 2;
+    const PROG_ARRAY: u32 = 3;
     const PERCPU_ARRAY: u32 = 6;
     const LRU_HASH: u32 = 9;
     const LPM_TRIE: u32 = 11;
     const RINGBUF: u32 = 27;
     let expected = [
         (ENDPOINTS, shape::<u32, Endpoint>(HASH, MAX_ENDPOINTS)),
+        (PODS, shape::<Address, PodLink>(HASH, MAX_POD_ADDRESSES)),
+        (HANDOVER, shape::<u32, u32>(PROG_ARRAY, 1)),
         (HOSTS, shape::<IdentityKey, AddressClass>(HASH, MAX_IDENTITIES)),
         (
             IDENTITIES,

@@ -27,6 +27,7 @@ pub(crate) const EACH_REPORTED: Limits = Limits {
     max_flows: ebpf_abi::MAX_FLOWS,
     report_every: Duration::ZERO,
     reports_per_second: 0,
+    direct: true,
 };
 
 /// A datapath with its own pin directory, removed at the end. The thread of the test moves to a network namespace of

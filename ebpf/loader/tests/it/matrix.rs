@@ -484,7 +484,7 @@ fn source_port(to: usize, protocol: u8, port: u16) -> u16 {
 }
 
 /// A network namespace with one link to this one, and a thread that lives in it.
-fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
+pub(crate) fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
     let (jobs, queue) = mpsc::channel::<Job>();
     let (ready, is_ready) = mpsc::channel();
     thread::spawn(move || {
@@ -524,11 +524,11 @@ fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
     (jobs, ifindex)
 }
 
-fn address(number: u8) -> IpAddr {
+pub(crate) fn address(number: u8) -> IpAddr {
     [10, 7, 1, 10 + number].into()
 }
 
-fn mac(number: u8) -> [u8; 6] {
+pub(crate) fn mac(number: u8) -> [u8; 6] {
     [2, 0, 0, 0, 1, number]
 }
 

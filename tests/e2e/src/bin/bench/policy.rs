@@ -12,9 +12,8 @@ use crate::{Line, change, median, network};
 const FEW: u16 = 10;
 const MANY: u16 = 10_000;
 
-/// A round takes some ten seconds, so there are few of them.
+/// A round takes some fifteen seconds.
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
-    let rounds = rounds.min(7);
     let mut lines = on_own_network(move |pins| packets(pins, rounds))?;
     lines.extend(on_own_network(move |pins| {
         network::measure(pins, usize::try_from(rounds)?)
