@@ -74,7 +74,12 @@ pub(crate) async fn run(
     if let Ipv6::Unavailable(reason) = network.ipv6() {
         tracing::warn!(%reason, "pods of this node have IPv4 only");
     }
-    let mut datapath = Kernel::open(&config.bpf_dir(), OBJECT).context("cannot load the packet programs")?;
+    let limits = ebpf_loader::Limits {
+        direct: config.direct_pod_traffic,
+        ..ebpf_loader::Limits::default()
+    };
+    let mut datapath = Kernel::open_with_limits(&config.bpf_dir(), OBJECT, limits)
+        .context("cannot load the packet programs")?;
     let runtime = open_runtime(&config)?;
     let recovered = runtime
         .recover()

@@ -43,6 +43,10 @@ pub(crate) struct Config {
     /// Address of the node as its pods see it; found from the routing table when absent.
     #[serde(default)]
     pub(crate) node_address: Option<Ipv4Addr>,
+    /// Whether packets between two pods of the node go straight from one to the other after a flow's first; otherwise all go
+    /// by the host's stack, and what others let it do: rules of nftables, queueing disciplines.
+    #[serde(default = "default_direct_pod_traffic")]
+    pub(crate) direct_pod_traffic: bool,
     /// Resolvers that pods' questions are passed on to; without any, those of the node's `/etc/resolv.conf`.
     #[serde(default)]
     pub(crate) dns_upstreams: Vec<SocketAddr>,
@@ -286,6 +290,10 @@ fn default_pod_cidr() -> Ipv4Net {
 }
 
 fn default_ipv6_required() -> bool {
+    true
+}
+
+fn default_direct_pod_traffic() -> bool {
     true
 }
 

@@ -26,6 +26,10 @@ static DIRECT: u32 = 1;
 /// Whether the packet of a tracked flow, which has passed, may go straight to the other end.
 #[inline(always)]
 pub(crate) fn is_way(key: &FlowKey, flow: &mut FlowState, packet: &Packet) -> bool {
+    // SAFETY: a volatile load of a valid reference, since the loader sets the value after the compiler has seen it.
+    if unsafe { (&raw const DIRECT).read_volatile() } == 0 {
+        return false;
+    }
     if packet.direction != DIRECTION_EGRESS || packet.fragment.kind != PIECE_WHOLE || packet.hops <= 1 {
         return false;
     }
@@ -41,10 +45,6 @@ pub(crate) fn is_way(key: &FlowKey, flow: &mut FlowState, packet: &Packet) -> bo
 /// its first packet may be on its way still.
 #[inline(always)]
 fn way_of(key: &FlowKey, origin: u8) -> u8 {
-    // SAFETY: a volatile load of a valid reference, since the loader sets the value after the compiler has seen it.
-    if unsafe { (&raw const DIRECT).read_volatile() } == 0 {
-        return WAY_HOST;
-    }
     // SAFETY: values are never changed while a program may read them, see `PodLink`.
     let Some(pod) = (unsafe { PODS.get(&key.peer) }) else {
         return WAY_HOST;

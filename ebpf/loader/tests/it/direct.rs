@@ -140,7 +140,7 @@ impl Pods {
             TcpListener::bind((any, PORT)).expect("listen")
         });
         let client = self.pods[CLIENT].inside(move || {
-            let socket = socket2(from);
+            let socket = bound(from);
             nix::sys::socket::connect(socket.as_raw_fd(), &nix::sys::socket::SockaddrStorage::from(to))
                 .expect("connect");
             TcpStream::from(socket)
@@ -155,7 +155,7 @@ impl Pods {
 }
 
 /// A TCP socket of the caller's network namespace, bound to a port that may have been used just before.
-fn socket2(from: SocketAddr) -> OwnedFd {
+fn bound(from: SocketAddr) -> OwnedFd {
     let family = if from.is_ipv4() {
         AddressFamily::Inet
     } else {
@@ -420,6 +420,9 @@ attached_both_ways! {
 #[test]
 fn where_it_is_not_wanted_everything_goes_by_the_host() {
     let mut pods = Pods::attached(Attachment::Tcx);
+    let [from, to] = ends(false);
+    let mut direct = pods.connect(from, to);
+    direct.turns();
     pods.lab.stop();
     let limits = ebpf_loader::Limits {
         direct: false,
@@ -427,11 +430,14 @@ fn where_it_is_not_wanted_everything_goes_by_the_host() {
     };
     let kernel = Kernel::open_with_limits(&pods.lab.pins, OBJECT, limits).expect("open again");
     pods.lab.kernel = Some(kernel);
-    let [from, to] = ends(false);
     let before = pods.by_host();
-    pods.connect(from, to).turns();
+    direct.turns();
+    pods.connect(SocketAddr::new(from.ip(), 4322), to).turns();
     let after = pods.by_host();
-    assert!(after[SERVER] - before[SERVER] >= TURNS, "{before:?} to {after:?}");
+    assert!(
+        after[SERVER] - before[SERVER] >= 2 * TURNS,
+        "{before:?} to {after:?}"
+    );
 }
 
 /// The next frame with a datagram to `to`.
