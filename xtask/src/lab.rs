@@ -34,17 +34,26 @@ const KERNELS: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-a
 /// How the name of the kernel's own package begins. Debian 12 has an older one too.
 const KERNEL: &str = "linux-image-6.12";
 
-/// What Debian builds as modules, with parameters; none depends on another one.
-const MODULES: [(&str, &str); 5] = [
+/// What Debian builds as modules, with parameters, each after those that it depends on.
+const MODULES: [(&str, &str); 14] = [
     ("overlay", ""),
     ("veth", ""),
     ("brd", "rd_nr=1 rd_size=524288"),
     ("sch_ingress", ""),
     ("cls_bpf", ""),
+    ("libcrc32c", ""),
+    ("nfnetlink", ""),
+    ("nf_defrag_ipv4", ""),
+    ("nf_defrag_ipv6", ""),
+    ("nf_conntrack", ""),
+    ("nf_nat", ""),
+    ("nf_tables", ""),
+    ("nft_chain_nat", ""),
+    ("nft_nat", ""),
 ];
 
-/// Programs that tests call; busybox has an `ip` and an `unshare` of its own that know less, and no `tc`.
-const TOOLS: [&str; 3] = ["ip", "tc", "unshare"];
+/// Programs that tests call; busybox has an `ip` and an `unshare` of its own that know less, and neither `nft` nor `tc`.
+const TOOLS: [&str; 4] = ["ip", "nft", "tc", "unshare"];
 
 /// How much longer than elsewhere tests wait for what should happen. Measured: four times as slow as the machine itself;
 /// the rest is for slower and busier ones.
