@@ -3,16 +3,12 @@
 //!
 //! Only root can read it, as all of the pod's directory.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::{evictions::Order, status::Told};
+use crate::durable;
 
 /// Its name in the pod's directory.
 const FILE: &str = "ended.json";
@@ -42,18 +38,7 @@ pub(super) fn write(directory: &Path, ended: &Ended) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    let draft = directory.join(format!("{FILE}.new"));
-    let mut options = fs::OpenOptions::new();
-    let options = options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&draft)?;
-    file.write_all(&serde_json::to_vec(ended)?)?;
-    file.sync_all()?;
-    fs::rename(&draft, &path)?;
-    fs::File::open(directory)?.sync_all()
+    durable::replace(directory, FILE, &serde_json::to_vec(ended)?)
 }
 
 /// What was kept; nothing where nothing was, or where it cannot be read.

@@ -143,10 +143,11 @@ pub(super) async fn start_sandbox(
     reported: Option<&PodStatus>,
 ) -> Result<(), StepError> {
     let directory = id.directory(&context.config);
-    kept::write(&directory, pod, reported)
-        .map_err(|source| volumes::failed("keep the pod in", &directory, source))?;
+    // Both to their end: a write that goes on after a failure would bring back what is removed then.
+    let (kept, objects) = futures::join!(keep(&directory, pod, reported), everything(context, pod));
+    kept?;
+    let objects = objects?;
     let directory = directory.join("volumes");
-    let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
     let own = context.config.own_directories();
     let node = crate::node::amounts();
@@ -186,6 +187,16 @@ pub(super) async fn start_sandbox(
         context.runtime.remove_pod(&id.uid).await?;
     }
     started.map(drop)
+}
+
+/// Keeps what the API said of the pod, on a thread that may wait for the disk.
+async fn keep(directory: &Path, pod: &Pod, reported: Option<&PodStatus>) -> Result<(), StepError> {
+    let (to, pod, reported) = (directory.to_owned(), pod.clone(), reported.cloned());
+    tokio::task::spawn_blocking(move || kept::write(&to, &pod, reported.as_ref()))
+        .await
+        .map_err(|_cancelled| StepError::Interrupted)?
+        .map_err(|source| volumes::failed("keep the pod in", directory, source))?;
+    Ok(())
 }
 
 /// Brings the volumes that mirror objects of the API up to date.
