@@ -292,7 +292,8 @@ impl Pods {
     fn start_ordered(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
         let directory = |survivor: &Survivor| survivor.id().directory(&self.context.config);
         let ends = |(uid, survivor): &(&String, &Survivor)| {
-            self.context.evictions.is_ordered(uid) || !ended::read(&directory(survivor)).is_nothing()
+            let ended = || ended::read(&directory(survivor)).map_or(true, |ended| !ended.is_nothing());
+            self.context.evictions.is_ordered(uid) || ended()
         };
         let uids: Vec<String> = survivors
             .iter()
