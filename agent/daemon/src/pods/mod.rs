@@ -60,6 +60,7 @@ use self::{
 };
 use crate::{
     cluster::Cluster, config::Config, events::Events, policy::Policy, quiet::Quiet, static_pods::StaticPods,
+    stats::claims::Claims,
 };
 
 pub(crate) use self::{
@@ -86,6 +87,8 @@ pub(crate) struct Context {
     pub(crate) evictions: Evictions,
     /// Volumes that hold more than they may.
     pub(crate) full: claims::Full,
+    /// What those hold that pods may write to.
+    pub(crate) claims: Claims,
     pub(crate) tokens: Tokens,
     pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
