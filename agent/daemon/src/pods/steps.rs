@@ -143,24 +143,11 @@ pub(super) async fn start_sandbox(
     reported: Option<&PodStatus>,
 ) -> Result<(), StepError> {
     let directory = id.directory(&context.config);
-    // Both to their end: a write that goes on after a failure would bring back what is removed then.
-    let (kept, objects) = futures::join!(keep(&directory, pod, reported), everything(context, pod));
-    kept?;
-    let objects = objects?;
-    let directory = directory.join("volumes");
-    let with_volumes = pod.clone();
-    let own = context.config.own_directories();
-    let node = crate::node::amounts();
-    tokio::task::spawn_blocking(move || {
-        let sources = Sources {
-            pod: &with_volumes,
-            objects: &objects,
-            node,
-        };
-        volumes::create(&directory, sources, &own)
-    })
-    .await
-    .map_err(|_cancelled| StepError::Interrupted)??;
+    // While the disk is waited for. Both to their end: a write that goes on after a failure would bring back what is
+    // removed then.
+    let made = make_volumes(context, &directory, pod);
+    let (kept, made) = futures::join!(keep(&directory, pod, reported), made);
+    kept.and(made)?;
     let config = PodConfig {
         uid: id.uid.clone(),
         namespace: id.namespace.clone(),
@@ -187,6 +174,24 @@ pub(super) async fn start_sandbox(
         context.runtime.remove_pod(&id.uid).await?;
     }
     started.map(drop)
+}
+
+async fn make_volumes(context: &Context, directory: &Path, pod: &Pod) -> Result<(), StepError> {
+    let objects = everything(context, pod).await?;
+    let (directory, pod) = (directory.join("volumes"), pod.clone());
+    let own = context.config.own_directories();
+    let node = crate::node::amounts();
+    tokio::task::spawn_blocking(move || {
+        let sources = Sources {
+            pod: &pod,
+            objects: &objects,
+            node,
+        };
+        volumes::create(&directory, sources, &own)
+    })
+    .await
+    .map_err(|_cancelled| StepError::Interrupted)??;
+    Ok(())
 }
 
 /// Keeps what the API said of the pod, on a thread that may wait for the disk.
