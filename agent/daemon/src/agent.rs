@@ -151,6 +151,7 @@ pub(crate) async fn run(
         stats.clone(),
     );
     api.start(shutdown.clone()).await?;
+    let claims = stats.claims().clone();
     let evictions = Evictions::default();
     let pressures = pressure::start(
         config.eviction,
@@ -224,6 +225,7 @@ pub(crate) async fn run(
         ids: Default::default(),
         evictions,
         full: Default::default(),
+        claims,
         tokens: Default::default(),
         quiet: Quiet::start(agent_runtime::memory::give_back, shutdown.clone()),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),

@@ -10,6 +10,7 @@ mod certificates;
 mod client;
 mod cluster;
 mod config;
+mod durable;
 mod events;
 mod hosts;
 mod images;

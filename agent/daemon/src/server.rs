@@ -297,7 +297,7 @@ async fn policy(State(api): State<NodeApi>) -> Response {
     }
 }
 
-/// What the datapath has counted, for Prometheus.
+/// What the datapath has counted and what claims hold, for Prometheus.
 async fn metrics(State(api): State<NodeApi>) -> Response {
     let failed = |message: String| {
         tracing::error!(error = message, "cannot show metrics");
@@ -307,7 +307,9 @@ async fn metrics(State(api): State<NodeApi>) -> Response {
         Ok(counters) => counters,
         Err(error) => return failed(policy::chain(&error)),
     };
-    match agent_telemetry::exposition(&counters) {
+    // The latter ends the text.
+    let claims = api.stats.claims().exposition();
+    match claims.and_then(|claims| Ok(claims + &agent_telemetry::exposition(&counters)?)) {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
         Err(error) => failed(error.to_string()),
     }

@@ -321,7 +321,7 @@ impl Kernel {
             slot: Maps::free_slot(&taken)?,
             ..Endpoint::default()
         };
-        self.maps.clear_slot(&endpoint);
+        self.maps.clear_slot(&endpoint)?;
         self.reserved.push(endpoint);
         Ok(endpoint.slot)
     }

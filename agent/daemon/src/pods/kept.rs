@@ -3,33 +3,22 @@
 //!
 //! Only root can read it, as all of the pod's directory: there may be secrets in its environment.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+use crate::durable;
 
 /// Its name in the pod's directory.
 const FILE: &str = "pod.json";
 
-/// Keeps a pod; what was last `reported` of it is newer than its own status. Replaced in one step and not synced: after a
-/// power loss there is no sandbox either.
+/// Keeps a pod; what was last `reported` of it is newer than its own status. Not waited for on
+/// disk: after a power loss there is no sandbox either.
 pub(super) fn write(directory: &Path, pod: &Pod, reported: Option<&PodStatus>) -> io::Result<()> {
     let mut pod = pod.clone();
     pod.metadata.managed_fields = None;
     pod.status = reported.cloned().or(pod.status);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    let draft = directory.join(format!("{FILE}.new"));
-    let mut options = fs::OpenOptions::new();
-    let options = options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(&draft)?.write_all(&serde_json::to_vec(&pod)?)?;
-    fs::rename(&draft, directory.join(FILE))
+    durable::replace_until_reboot(directory, FILE, &serde_json::to_vec(&pod)?)
 }
 
 /// The pod that was kept, if it was.

@@ -60,6 +60,7 @@ use self::{
 };
 use crate::{
     cluster::Cluster, config::Config, events::Events, policy::Policy, quiet::Quiet, static_pods::StaticPods,
+    stats::claims::Claims,
 };
 
 pub(crate) use self::{
@@ -86,6 +87,8 @@ pub(crate) struct Context {
     pub(crate) evictions: Evictions,
     /// Volumes that hold more than they may.
     pub(crate) full: claims::Full,
+    /// What those hold that pods may write to.
+    pub(crate) claims: Claims,
     pub(crate) tokens: Tokens,
     pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
@@ -292,7 +295,8 @@ impl Pods {
     fn start_ordered(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
         let directory = |survivor: &Survivor| survivor.id().directory(&self.context.config);
         let ends = |(uid, survivor): &(&String, &Survivor)| {
-            self.context.evictions.is_ordered(uid) || !ended::read(&directory(survivor)).is_nothing()
+            let ended = || ended::read(&directory(survivor)).map_or(true, |ended| !ended.is_nothing());
+            self.context.evictions.is_ordered(uid) || ended()
         };
         let uids: Vec<String> = survivors
             .iter()

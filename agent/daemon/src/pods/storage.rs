@@ -21,6 +21,7 @@ use super::{
     claims::{Capacity, Claimed},
     volumes,
 };
+use crate::stats::claims::Filled;
 
 /// Time between two looks at a pod: the kubelet's.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -145,6 +146,19 @@ impl Limits {
         }
         let message = self.excess_of_pod(taken)?;
         Some(Excess { message, full: None })
+    }
+
+    /// How full the volumes of claims are, by the pod's names for them. One that hides how much it holds counts as full.
+    pub(super) fn filled(&self, taken: &Taken) -> BTreeMap<String, Filled> {
+        let filled = |(name, (_, capacity)): (&String, &(PathBuf, Capacity))| {
+            let usage = *taken.claims.get(name)?;
+            let filled = Filled {
+                used_bytes: usage.bytes().unwrap_or(capacity.bytes),
+                capacity_bytes: capacity.bytes,
+            };
+            Some((name.clone(), filled))
+        };
+        self.claims.iter().filter_map(filled).collect()
     }
 
     /// The same of what ends with the pod.
@@ -350,7 +364,7 @@ mod tests {
             volumes: directory.path().join("none"),
             containers: BTreeMap::new(),
         };
-        let excess = |bytes: u64, read_only| {
+        let look = |bytes: u64, read_only| {
             let own = Claimed::Own {
                 directory: directory.path().to_owned(),
                 read_only,
@@ -361,8 +375,10 @@ mod tests {
             };
             let limits = limits(&volumes, &[None]).unwrap();
             let limits = limits.with_claims(&[("v".to_owned(), own)]);
-            limits.excess(&measure(&limits, &places).unwrap())
+            let taken = measure(&limits, &places).unwrap();
+            (limits.excess(&taken), limits.filled(&taken).remove("v"))
         };
+        let excess = |bytes, read_only| look(bytes, read_only).0;
         let over = excess(64 << 10, false).unwrap();
         assert!(
             over.message
@@ -373,6 +389,12 @@ mod tests {
         assert_eq!(over.full.as_deref(), Some(directory.path()));
         assert_eq!(excess(200 << 10, false), None);
         assert_eq!(excess(64 << 10, true), None, "it is not this pod that fills it");
+        let filled = |bytes, read_only| look(bytes, read_only).1;
+        let known = filled(1 << 20, false).unwrap();
+        assert_eq!(known.capacity_bytes, 1 << 20);
+        assert!((100 << 10..200 << 10).contains(&known.used_bytes), "{known:?}");
+        assert!(filled(64 << 10, false).unwrap().used_bytes > 64 << 10);
+        assert_eq!(filled(1 << 20, true), None, "nobody looks at it");
     }
 
     #[test]

@@ -9,8 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +18,7 @@ use control_pki::verdict::{VerdictError, Verifier};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::volumes::private_dir;
+use crate::durable;
 
 /// What was let in, in the pod's directory.
 const NOTE: &str = "cleared.json";
@@ -109,7 +108,7 @@ pub(super) fn clear(
             noted.insert(container.to_owned(), other.digest);
         }
     }
-    write_note(directory, container, &noted).map_err(|source| Uncleared::Note {
+    write_note(directory, &noted).map_err(|source| Uncleared::Note {
         path: directory.join(NOTE),
         source,
     })?;
@@ -138,16 +137,9 @@ fn read_note(directory: &Path) -> BTreeMap<String, Digest> {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// In one step, and on disk: it matters most after a power loss. Each container has its own draft, since images come side
-/// by side.
-fn write_note(directory: &Path, container: &str, noted: &BTreeMap<String, Digest>) -> io::Result<()> {
-    private_dir(directory).map_err(io::Error::other)?;
-    let draft = directory.join(format!("{NOTE}.{container}"));
-    let mut file = fs::File::create(&draft)?;
-    file.write_all(&serde_json::to_vec(noted)?)?;
-    file.sync_all()?;
-    fs::rename(&draft, directory.join(NOTE))?;
-    fs::File::open(directory)?.sync_all()
+/// It matters most after a power loss.
+fn write_note(directory: &Path, noted: &BTreeMap<String, Digest>) -> io::Result<()> {
+    durable::replace(directory, NOTE, &serde_json::to_vec(noted)?)
 }
 
 fn demand(verifier: &Verifier, pod: &Pod, container: &str, image: &str) -> Result<Cleared, Uncleared> {

@@ -641,6 +641,7 @@ fn refresh_time(pod: &Pod) -> Option<Instant> {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.context.claims.forget(&self.id.uid);
         let tasks = self
             .follower
             .iter()

@@ -3,17 +3,12 @@
 //! Only root can write there, who could start anything anyway. A pod is found only under the hash of the file that it was
 //! made from, so a changed file needs a new admission.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{Key, mirror_hash};
+use crate::durable;
 
 /// A pod could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -53,29 +48,12 @@ impl Admitted {
         if fs::read(&path).is_ok_and(|known| known == text) {
             return Ok(());
         }
-        let failed = |operation, path: &PathBuf| {
-            let path = path.clone();
-            move |source| KeepError {
-                operation,
-                path,
-                source,
-            }
-        };
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.directory);
-        made.map_err(failed("create", &self.directory))?;
-        let draft = path.with_extension("new");
-        let write = || -> io::Result<()> {
-            let mut file = fs::File::create(&draft)?;
-            file.set_permissions(fs::Permissions::from_mode(0o600))?;
-            file.write_all(&text)?;
-            // It matters most after a power loss.
-            file.sync_all()?;
-            fs::rename(&draft, &path)
-        };
-        write().map_err(failed("write", &path))
+        // It matters most after a power loss.
+        durable::replace(&self.directory, &name(key), &text).map_err(|source| KeepError {
+            operation: "write",
+            path,
+            source,
+        })
     }
 
     /// Removes all but `wanted`.
@@ -96,14 +74,20 @@ impl Admitted {
         Ok(())
     }
 
-    /// Names of pods and namespaces have no underscore and no slash.
-    fn path(&self, (namespace, name): &Key) -> PathBuf {
-        self.directory.join(format!("{namespace}_{name}.json"))
+    fn path(&self, key: &Key) -> PathBuf {
+        self.directory.join(name(key))
     }
+}
+
+/// A pod's file. Names of pods and namespaces have no underscore and no slash.
+fn name((namespace, name): &Key) -> String {
+    format!("{namespace}_{name}.json")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use serde_json::json;
 
     use super::*;

@@ -1,6 +1,7 @@
 //! What the node and its pods use: measured every ten seconds, for `kubectl top`, for Prometheus, and for whoever must
 //! decide which pod has to go when the node has too little left.
 
+pub(crate) mod claims;
 pub(crate) mod machine;
 mod metrics;
 
@@ -26,6 +27,7 @@ use crate::{
     policy::chain,
 };
 
+use self::claims::Claims;
 pub(crate) use self::metrics::resource_exposition;
 
 /// How often processor time and memory are measured: the kubelet's own interval.
@@ -41,6 +43,7 @@ const MAX_MEASURED: u64 = 1 << 50;
 pub(crate) struct Stats {
     state: Arc<Mutex<State>>,
     measured: watch::Sender<u64>,
+    claims: Claims,
 }
 
 struct State {
@@ -86,6 +89,7 @@ impl Stats {
                 config: config.clone(),
             })),
             measured: watch::channel(0).0,
+            claims: Claims::default(),
         };
         let measuring = stats.clone();
         let disks = stats.clone().keep_disks(runtime.clone(), directory.clone());
@@ -102,6 +106,11 @@ impl Stats {
             }
         });
         stats
+    }
+
+    /// What volumes of claims hold: noted by those who keep them within their capacity.
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.claims
     }
 
     /// Raised with every round of measurements.

@@ -553,6 +553,22 @@ async fn a_shim_that_hangs_does_not_keep_its_pod() {
 async fn a_start_that_is_stopped_leaves_nothing_behind() {
     let script = "while :; do kill -STOP -1 2>/dev/null; done";
     let stage = started("stopped", &["sh", "-c", script]).await;
+    let mut given_up = 0;
+    // The moment before a program is executed is short, and beside other work the container may not run in it: beside two
+    // busy processors and five more of these tests, every second crowd of starts came through.
+    for _ in 0..30 {
+        if given_up == 0 {
+            given_up = give_up_starts(&stage).await;
+        }
+    }
+    assert!(given_up > 0, "none was stopped before it was executed");
+    wait_for(|| members(&stage, "main") == 1);
+    stage.end().await;
+}
+
+/// Starts many programs in a container that stops them. How many were stopped before they were executed; the others end
+/// with their time.
+async fn give_up_starts(stage: &Stage) -> usize {
     let mut starts = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let (runtime, pod) = (stage.runtime.clone(), stage.pod.uid.clone());
@@ -573,9 +589,7 @@ async fn a_start_that_is_stopped_leaves_nothing_behind() {
             }
         }
     }
-    assert!(given_up > 0, "none was stopped before it was executed");
-    wait_for(|| members(&stage, "main") == 1);
-    stage.end().await;
+    given_up
 }
 
 #[tokio::test(flavor = "multi_thread")]

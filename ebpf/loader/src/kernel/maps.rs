@@ -49,6 +49,9 @@ const DENIALS: &str = "DENIALS";
 pub(crate) const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
+/// Slots whose counts by peer are mapped at least: those of a node's usual number of pods.
+const FIRST_PEERS: u32 = 128;
+
 /// Prefix length of a whole address, of either family.
 const WHOLE_ADDRESS: u32 = IDENTITY_PREFIX_BASE + 128;
 
@@ -59,7 +62,9 @@ pub(crate) struct Maps {
     pods: HashMap<MapData, Address, PodLink>,
     handover: ProgramArray<MapData>,
     slots: MappedArray<Slot>,
+    /// Mapped as far as slots are taken: see [`Maps::map_peers`].
     peers: MappedArray<u64>,
+    peers_fd: OwnedFd,
     denials: HashMap<MapData, DenialKey, Denial>,
     sources: LpmTrie<MapData, SourceKey, u32>,
     hosts: HashMap<MapData, IdentityKey, AddressClass>,
@@ -86,24 +91,14 @@ impl Maps {
             let map = programs.take_map(name).ok_or(DatapathError::Missing { name })?;
             T::try_from(map).map_err(failed_map(name, "open"))
         }
-        fn mapped<T>(
-            programs: &Ebpf,
-            name: &'static str,
-            entries: u32,
-        ) -> Result<MappedArray<T>, DatapathError> {
-            let Some(Map::Array(data)) = programs.map(name) else {
-                return Err(DatapathError::Missing { name });
-            };
-            MappedArray::open(data.fd().as_fd(), entries)
-                .map_err(|error| failed_call(name, "open", "mmap", error))
-        }
         let descriptor = |name| {
-            let Some(Map::HashMap(map)) = programs.map(name) else {
+            let Some(Map::HashMap(map) | Map::Array(map)) = programs.map(name) else {
                 return Err(DatapathError::Missing { name });
             };
             let descriptor = map.fd().as_fd().try_clone_to_owned();
             descriptor.map_err(|error| failed_call(name, "open", "dup", error))
         };
+        let (slots_fd, peers_fd) = (descriptor(SLOTS)?, descriptor(PEERS)?);
         Ok(Self {
             hosts_fd: descriptor(HOSTS)?,
             splits_fd: descriptor(SPLITS)?,
@@ -112,8 +107,9 @@ impl Maps {
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
             pods: typed(programs, PODS)?,
             handover: typed(programs, HANDOVER)?,
-            slots: mapped(programs, SLOTS, MAX_ENDPOINTS)?,
-            peers: mapped(programs, PEERS, MAX_ENDPOINTS * PEER_BUCKETS)?,
+            slots: mapped(&slots_fd, SLOTS, MAX_ENDPOINTS)?,
+            peers: mapped(&peers_fd, PEERS, FIRST_PEERS * PEER_BUCKETS)?,
+            peers_fd,
             denials: typed(programs, DENIALS)?,
             sources: typed(programs, SOURCES)?,
             hosts: typed(programs, HOSTS)?,
@@ -176,18 +172,20 @@ impl Maps {
     }
 
     /// Prepares the slot of a new endpoint: no tables, no flows.
-    pub(crate) fn clear_slot(&mut self, endpoint: &Endpoint) {
+    pub(crate) fn clear_slot(&mut self, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.set_state(endpoint, EndpointState::default());
+        self.map_peers(endpoint.slot)?;
         self.set_counts(endpoint, &Counts::default());
         self.set_ranks(endpoint, 0, true);
         if let Some(unreported) = self.slots.field(endpoint.slot, offset_of!(Slot, unreported)) {
             unreported.store(0, Ordering::Relaxed);
         }
+        Ok(())
     }
 
     /// Makes an endpoint known to the programs, without tables and without flows.
     pub(crate) fn write_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.clear_slot(endpoint);
+        self.clear_slot(endpoint)?;
         self.endpoints
             .insert(ifindex, endpoint, 0)
             .map_err(failed_map(ENDPOINTS, "write"))?;
@@ -426,6 +424,10 @@ impl Maps {
         let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let flows: BTreeMap<FlowKey, FlowState> = self.flows()?.into_iter().collect();
         let endpoints = self.endpoints()?;
+        // Before anything is removed that would have to be told of.
+        for (_, endpoint) in &endpoints {
+            self.map_peers(endpoint.slot)?;
+        }
         let by_id: BTreeMap<u32, &(u32, Endpoint)> =
             endpoints.iter().map(|found| (found.1.id, found)).collect();
         let mut expired = Expired::default();
@@ -505,6 +507,7 @@ impl Maps {
         Ok(live.saturating_add(self.closed))
     }
 
+    /// The slot's counts by peer must be mapped.
     fn set_counts(&mut self, endpoint: &Endpoint, counts: &Counts) {
         let set = |offset, count: u64| {
             if let Some(word) = self.slots.field(endpoint.slot, offset) {
@@ -521,6 +524,17 @@ impl Maps {
                 word.store(count, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Maps counts by peer up to those of `slot`, and of as many slots more as make it a power of two, so that it is seldom
+    /// done. What is mapped of a map is resident at once, whether it is used or not; all of this one is 2 MiB.
+    fn map_peers(&mut self, slot: u32) -> Result<(), DatapathError> {
+        let last = slot * PEER_BUCKETS + (PEER_BUCKETS - 1);
+        if self.peers.field(last, 0).is_none() {
+            let slots = (slot + 1).next_power_of_two().min(MAX_ENDPOINTS);
+            self.peers = mapped(&self.peers_fd, PEERS, slots * PEER_BUCKETS)?;
+        }
+        Ok(())
     }
 
     /// Forgets the flows and the budget of one endpoint, and what others track of it: no packet will end those, and
@@ -602,6 +616,11 @@ fn pod_link(ifindex: u32, endpoint: &Endpoint) -> PodLink {
         mac: endpoint.mac,
         padding: [0; 2],
     }
+}
+
+/// Maps the first `entries` elements of an array.
+fn mapped<T>(map: &OwnedFd, name: &'static str, entries: u32) -> Result<MappedArray<T>, DatapathError> {
+    MappedArray::open(map.as_fd(), entries).map_err(|error| failed_call(name, "open", "mmap", error))
 }
 
 /// Flows of one endpoint, as its budgets count them.

@@ -15,6 +15,8 @@
 //! A class that is split off from another one is written only for endpoints that tell the two apart: see [`parents`].
 //! What there is to write is worked out in [`plan`].
 
+mod dump;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -37,7 +39,7 @@ use policies_ir::{
 use crate::{
     DatapathError, Fill, Synced, encode,
     kernel::{
-        addresses::{self, Addresses, NewAddresses},
+        addresses::{Addresses, NewAddresses},
         maps::Maps,
         parents::{Family, Parents},
         plan::{Current, Next, Plan},
@@ -389,93 +391,6 @@ impl Tables {
             written.left.retain(|class, _| gone.binary_search(class).is_err());
         }
         Ok(())
-    }
-
-    /// The tables that the attached endpoints follow, read back from the maps. What programs do not look for is not
-    /// part of them.
-    pub(crate) fn dump(&self, maps: &Maps) -> Result<NodeTables, DatapathError> {
-        let mut tables = NodeTables::default();
-        let mut states = BTreeMap::new();
-        let mut ranks = BTreeMap::new();
-        for (_, endpoint) in maps.endpoints()? {
-            let state = maps.state(&endpoint);
-            if state.epoch != EPOCH_NONE {
-                tables.endpoints.insert(EndpointId(endpoint.id), Arc::default());
-                states.insert(endpoint.id, state);
-                ranks.insert(endpoint.id, maps.ranks(&endpoint));
-            }
-        }
-        let looked_for = |data: &VerdictKey| {
-            let ranks = ranks.get(&data.endpoint).copied().unwrap_or(0);
-            ranks & (1 << (data.rank & 31)) != 0
-        };
-        let generations: BTreeSet<u32> = states.values().map(|state| state.generation).collect();
-        if generations.len() > 1 {
-            return Err(DatapathError::Mixed);
-        }
-        let mut family = Family::new();
-        if let Some(generation) = generations.first() {
-            (tables.identities, family) = addresses::resolve(&maps.identities()?, *generation)?;
-        }
-        let mut said: BTreeMap<u32, Verdicts> = BTreeMap::new();
-        for (data, value) in maps.verdicts()? {
-            let asked = states.get(&data.endpoint).map(|state| state.epoch);
-            if asked == Some(data.epoch)
-                && looked_for(&data)
-                && let Some(meaning) = encode::verdict_meaning(&data)
-            {
-                let verdicts = said.entry(data.endpoint).or_default();
-                verdicts.insert(meaning, encode::verdict_entry(value));
-            }
-        }
-        let splits: BTreeSet<SplitKey> = maps.splits()?.into_iter().collect();
-        // Those that no address is of are as the kernel would answer for them.
-        family.extend(
-            self.parents
-                .iter()
-                .filter(|(class, _)| !family.contains_key(class))
-                .collect::<Family>(),
-        );
-        let classes: BTreeSet<IdentityId> = tables.identities.values().copied().collect();
-        for (id, endpoint) in &mut tables.endpoints {
-            let (Some(state), Some(mut verdicts)) = (states.get(&id.0), said.remove(&id.0)) else {
-                continue;
-            };
-            let answer = family.iter().filter_map(|(class, parent)| {
-                let key = SplitKey {
-                    endpoint: id.0,
-                    epoch: state.epoch,
-                    class: class.0,
-                };
-                let parents = || verdicts.class(*parent).cloned().unwrap_or_default();
-                (!splits.contains(&key)).then(|| (*class, parents()))
-            });
-            for (class, entries) in answer.collect::<Vec<_>>() {
-                verdicts.set_class(class, entries);
-            }
-            let written = self.current.endpoints.get(id);
-            let left = written.into_iter().flat_map(|written| written.left.keys());
-            for class in left.filter(|class| !classes.contains(class)) {
-                verdicts.set_class(*class, Arc::default());
-            }
-            Arc::make_mut(endpoint).verdicts = verdicts;
-        }
-        for (key, class) in maps.sources()? {
-            let data = key.data();
-            let asked = states
-                .get(&data.endpoint)
-                .filter(|state| state.flags & STATE_HAS_SOURCES != 0)
-                .map(|state| state.epoch);
-            if asked == Some(data.epoch)
-                && let Some(block) = encode::source_block(&key)
-                && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
-            {
-                // As the programs read it.
-                let [class, ..] = class.to_le_bytes();
-                Arc::make_mut(endpoint).sources.insert(block, SourceClass(class));
-            }
-        }
-        Ok(tables)
     }
 
     /// Entries that are written, by map, with the map's capacity.

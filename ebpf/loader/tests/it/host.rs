@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::{Array, Map, MapData};
+use ebpf_abi::PEER_BUCKETS;
 use ebpf_loader::{Datapath, HostEndpoint, HostLink};
 use nix::sched::{CloneFlags, setns, unshare};
 use policies_ir::tables::{
@@ -354,4 +356,42 @@ attached_both_ways! {
         assert_eq!(lab.kernel().attached_hosts().expect("attached"), []);
         drop(listeners);
     }
+}
+
+/// Counts of peers are mapped as far as slots are taken. What an endpoint before left in a far slot is cleared all the
+/// same, and a new agent reaches what it finds there.
+#[test]
+fn counts_of_far_slots_are_reached() {
+    const ENDPOINTS: u32 = 300;
+    let mut lab = Lab::new();
+    let left = ENDPOINTS - 1;
+    let mut counts = counts_of_peers(&lab);
+    let first = |slot: u32| slot * PEER_BUCKETS;
+    for slot in [0, 127, 128, left] {
+        counts.set(first(slot), 7, 0).expect("write");
+    }
+    let number = |number: u32| {
+        let address = std::net::Ipv4Addr::from_bits(0x0a08_0000 + number);
+        (address.into(), endpoint(EndpointId(1000 + number)))
+    };
+    let hosts = HostLink {
+        ifindex: LOOPBACK,
+        addresses: (0..ENDPOINTS).map(number).collect(),
+        forward: None,
+    };
+    lab.kernel().attach_host(&hosts).expect("attach");
+    for slot in [0, 127, 128, left] {
+        assert_eq!(counts.get(&first(slot), 0).expect("read"), 0, "slot {slot}");
+    }
+    // A new agent has mapped the first ones only.
+    lab.restart();
+    let mut counts = counts_of_peers(&lab);
+    counts.set(first(left), 7, 0).expect("write");
+    lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+    assert_eq!(counts.get(&first(left), 0).expect("read"), 0);
+}
+
+fn counts_of_peers(lab: &Lab) -> Array<MapData, u64> {
+    let data = MapData::from_pin(lab.pins.join("maps/PEERS")).expect("the pinned map");
+    Array::try_from(Map::from_map_data(data).expect("a map")).expect("an array")
 }

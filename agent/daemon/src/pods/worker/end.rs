@@ -1,20 +1,26 @@
 //! How the task of a pod keeps the pod's end, for an agent that is started before the API has heard of it.
 
-use std::io;
+use std::{io, path::Path};
 
 use agent_plan::{Ending, Wanted, evict, is_settled};
+use jiff::{SignedDuration, Timestamp};
 
 use super::Worker;
-use crate::pods::{
-    ended::{self, Ended},
-    evictions::Order,
-    status::Told,
+use crate::{
+    pods::{
+        ended::{self, Ended},
+        evictions::Order,
+        observe,
+        status::Told,
+    },
+    policy::chain,
 };
 
 impl Worker {
     /// What an earlier agent knew of the pod's end, and may not have told.
     pub(super) fn recall_end(&mut self) {
-        self.kept = ended::read(&self.id.directory(&self.context.config));
+        let grace = observe::wanted(self.pod.as_deref(), None, &self.seen).grace;
+        self.kept = recall(&self.id.directory(&self.context.config), grace, Timestamp::now());
         if self.is_heard() {
             return;
         }
@@ -64,5 +70,59 @@ impl Worker {
     fn is_heard(&self) -> bool {
         let status = self.pod.as_ref().and_then(|pod| pod.status.as_ref());
         status.is_some_and(is_settled)
+    }
+}
+
+/// The pod's end, as it was kept. One that cannot be read ends the pod all the same: nothing of it must run a second time.
+fn recall(directory: &Path, grace: SignedDuration, now: Timestamp) -> Ended {
+    ended::read(directory).unwrap_or_else(|error| {
+        tracing::error!(error = chain(&error), "the pod counts as ended");
+        if let Err(error) = ended::set_aside(directory) {
+            tracing::error!(directory = %directory.display(), %error, "what cannot be read will be replaced");
+        }
+        Ended::unknown(grace, now)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_plan::{Facts, Seen, plan, render};
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_whose_end_cannot_be_read_starts_nothing_and_is_told_as_failed() {
+        let base = tempfile::tempdir().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        for policy in ["Never", "OnFailure", "Always"] {
+            let pod = json!({
+                "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+                "spec": {"restartPolicy": policy, "containers": [{"name": "main"}]},
+            });
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            let mut seen = Seen::default();
+            let wanted = observe::wanted(Some(&pod), None, &seen);
+            let starts = |seen: &Seen| !plan(&wanted, seen, now).steps.is_empty();
+            assert!(recall(base.path(), wanted.grace, now).is_nothing());
+            assert!(starts(&seen), "nothing is kept: it is a new pod");
+
+            std::fs::write(base.path().join("ended.json"), "{\"evicted\":").unwrap();
+            let ended = recall(base.path(), wanted.grace, now);
+            let order = ended.evicted.expect("an end");
+            assert_eq!(order.eviction.grace, SignedDuration::from_secs(30));
+            evict(&mut seen, order.eviction);
+            assert!(!starts(&seen), "{policy}");
+            let facts = Facts {
+                host_addresses: vec![],
+                pod_addresses: vec![],
+                now,
+            };
+            let status = render(&pod, &wanted, &seen, &facts);
+            assert_eq!(status.phase.as_deref(), Some("Failed"), "{policy}");
+            assert!(status.message.unwrap().contains("cannot be read"));
+            std::fs::remove_file(base.path().join("ended.json")).unwrap();
+        }
     }
 }

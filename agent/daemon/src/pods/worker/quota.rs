@@ -1,6 +1,6 @@
 //! How the task of a pod keeps it within its limits on the disk: it looks now and then, and evicts.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use agent_plan::{Ending, Eviction, Ground, Wanted, evict};
 use jiff::{SignedDuration, Timestamp};
@@ -15,6 +15,7 @@ use crate::{
         storage::{self, Excess, Limits, Places},
     },
     policy::chain,
+    stats::claims::Filled,
 };
 
 /// Looks at a time on this node: they compete with the pods for one disk.
@@ -23,11 +24,17 @@ static TURNS: Semaphore = Semaphore::const_new(1);
 /// What stands behind the pod's claims, by volume; nothing before the API has said it.
 pub(super) type Claims = Option<Arc<[(String, Claimed)]>>;
 
-/// What a look found: the excess, if there is one, and how long it took.
+/// What a look found, and how long it took.
 pub(in crate::pods) struct Measured {
-    excess: io::Result<Option<Excess>>,
+    found: io::Result<Found>,
     took: Duration,
     claims: Claims,
+}
+
+/// The excess, if there is one, and how full the volumes of claims are.
+struct Found {
+    excess: Option<Excess>,
+    filled: BTreeMap<String, Filled>,
 }
 
 /// When a pod is looked at first; `None` for a pod without limits.
@@ -75,11 +82,17 @@ impl Worker {
             // Never closed.
             let turn = TURNS.acquire().await;
             let started = Instant::now();
-            let look = move || storage::measure(&limits, &places).map(|taken| limits.excess(&taken));
-            let excess = tokio::task::spawn_blocking(look).await;
+            let look = move || {
+                let taken = storage::measure(&limits, &places)?;
+                Ok(Found {
+                    excess: limits.excess(&taken),
+                    filled: limits.filled(&taken),
+                })
+            };
+            let found = tokio::task::spawn_blocking(look).await;
             drop(turn);
             let measured = Measured {
-                excess: excess.unwrap_or_else(|died| Err(io::Error::other(died))),
+                found: found.unwrap_or_else(|died| Err(io::Error::other(died))),
                 took: started.elapsed(),
                 claims,
             };
@@ -90,7 +103,7 @@ impl Worker {
 
     fn places(&self, limits: &Limits) -> Result<Places, agent_runtime::RuntimeError> {
         let logs = self.id.logs(&self.context.config);
-        let mut containers = std::collections::BTreeMap::new();
+        let mut containers = BTreeMap::new();
         for name in limits.containers() {
             let attempt = self
                 .seen
@@ -109,18 +122,30 @@ impl Worker {
     pub(super) fn measured(&mut self, measured: Measured) {
         self.measure_at = Some(Instant::now() + storage::pause(measured.took));
         self.claims = measured.claims;
-        match measured.excess {
-            Ok(None) => {}
-            Ok(Some(excess)) => {
-                if let Some(directory) = excess.full {
-                    self.context.full.note(directory);
-                }
-                self.evict(excess.message);
-            }
+        let found = match measured.found {
+            Ok(found) => found,
             Err(error) => {
-                tracing::warn!(pod = %self.id.name, %error, "the pod's use of the disk cannot be measured");
+                return tracing::warn!(pod = %self.id.name, %error, "the pod's use of the disk cannot be measured");
+            }
+        };
+        for (volume, filled) in found.filled {
+            if let Some(claim) = self.claim_of(&volume) {
+                self.context.claims.note(&self.id, claim, filled);
             }
         }
+        if let Some(excess) = found.excess {
+            if let Some(directory) = excess.full {
+                self.context.full.note(directory);
+            }
+            self.evict(excess.message);
+        }
+    }
+
+    /// The claim behind one of the pod's volumes.
+    fn claim_of(&self, volume: &str) -> Option<&str> {
+        let mut volumes = self.pod.as_ref()?.spec.as_ref()?.volumes.iter().flatten();
+        let volume = volumes.find(|known| known.name == volume)?;
+        Some(&volume.persistent_volume_claim.as_ref()?.claim_name)
     }
 
     /// Ends the pod at once: whoever is over a limit gets no time to go further over it.
