@@ -30,7 +30,7 @@ impl Classes {
             .map(|(cell, signature)| (cell, numbering.identity(signature)))
             .collect();
         Self {
-            identities: without_redundant(numbered.into_iter()),
+            identities: without_redundant(numbered.into_iter()).collect(),
             numbering,
         }
     }
@@ -171,20 +171,14 @@ impl Numbering {
 /// family: IPv4 stands inside IPv6 in the kernel and must not fall through to it.
 pub(crate) fn without_redundant(
     numbered: impl Iterator<Item = (IpNet, IdentityId)>,
-) -> BTreeMap<IpNet, IdentityId> {
+) -> impl Iterator<Item = (IpNet, IdentityId)> {
     let mut holders: Vec<(IpNet, IdentityId)> = Vec::new();
-    let mut kept = BTreeMap::new();
-    for (prefix, identity) in numbered {
-        while holders
-            .last()
-            .is_some_and(|(holder, _)| !holder.contains(&prefix))
-        {
+    numbered.filter(move |(prefix, identity)| {
+        while holders.last().is_some_and(|(holder, _)| !holder.contains(prefix)) {
             holders.pop();
         }
-        if holders.last().is_none_or(|(_, holder)| *holder != identity) {
-            kept.insert(prefix, identity);
-        }
-        holders.push((prefix, identity));
-    }
-    kept
+        let counts = holders.last().is_none_or(|(_, holder)| holder != identity);
+        holders.push((*prefix, *identity));
+        counts
+    })
 }

@@ -19,11 +19,7 @@ use policies_ir::{
     tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, NodeTables, RuleId, RuleName},
 };
 
-use super::{
-    StartAnew,
-    places::{Places, SignatureId},
-    rows::Rows,
-};
+use super::{StartAnew, places::Places, rows::Rows};
 use crate::{
     capacity::Capacities,
     cells::{MatcherId, Matchers},
@@ -429,31 +425,37 @@ impl Engine {
             self.tables.rules.extend(new.cloned());
             changed = true;
         }
-        let moved = self.places.take_moved();
-        if moved.everywhere {
-            let numbered = self
-                .places
-                .cells()
-                .filter_map(|(cell, s)| Some((cell, self.rows.of(s)?)));
-            let identities = without_redundant(numbered);
-            if identities != self.tables.identities {
-                self.tables.identities = identities;
-                changed = true;
+        for prefix in self.places.take_moved() {
+            changed |= self.write_identities(prefix);
+        }
+        changed
+    }
+
+    /// Of the addresses in `prefix`. Whether some have another identity than before.
+    fn write_identities(&mut self, prefix: IpNet) -> bool {
+        let numbered = |(cell, signature)| Some((cell, self.rows.of(signature)?));
+        let around = self.places.around(prefix).and_then(numbered);
+        let cells = self.places.cells_in(prefix).filter_map(numbered);
+        // What is around comes first, and is never redundant.
+        let now = without_redundant(around.into_iter().chain(cells)).skip(around.iter().len());
+        let before = self.tables.identities.range(prefix..);
+        let mut before = before.take_while(|(cell, _)| prefix.contains(*cell)).peekable();
+        let (mut gone, mut others) = (Vec::new(), Vec::new());
+        for (cell, number) in now {
+            while let Some((earlier, _)) = before.next_if(|(known, _)| **known < cell) {
+                gone.push(*earlier);
             }
-            return changed;
+            let known = before.next_if(|(known, _)| **known == cell);
+            if known.is_none_or(|(_, known)| *known != number) {
+                others.push((cell, number));
+            }
         }
-        for address in moved.addresses {
-            let cell = IpNet::from(address);
-            let (own, around) = self.places.at(address);
-            let number = |signature: Option<SignatureId>| signature.and_then(|s| self.rows.of(s));
-            let before = match number(own) {
-                Some(own) if Some(own) != number(around) => {
-                    self.tables.identities.insert(cell, own) != Some(own)
-                }
-                _ => self.tables.identities.remove(&cell).is_some(),
-            };
-            changed |= before;
+        gone.extend(before.map(|(cell, _)| *cell));
+        let changed = !gone.is_empty() || !others.is_empty();
+        for cell in gone {
+            self.tables.identities.remove(&cell);
         }
+        self.tables.identities.extend(others);
         changed
     }
 

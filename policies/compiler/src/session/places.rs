@@ -11,11 +11,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{EndMatch, IpVersion, Workload, WorkloadKind},
@@ -57,16 +57,8 @@ pub(super) struct Places {
     origins: Vec<Option<SignatureId>>,
     signature_ids: HashMap<Signature, SignatureId>,
     cells: BTreeMap<IpNet, ClassId>,
-    moved: Moved,
-}
-
-/// Cells that may have another signature than before.
-#[derive(Debug, Default)]
-pub(super) struct Moved {
-    /// These addresses.
-    pub(super) addresses: BTreeSet<IpAddr>,
-    /// Perhaps any.
-    pub(super) everywhere: bool,
+    /// Prefixes whose cells may have another identity than before.
+    moved: BTreeSet<IpNet>,
 }
 
 #[derive(Clone)]
@@ -113,16 +105,9 @@ struct Class {
 impl Places {
     /// The places of a cluster, whose members come one by one.
     pub(super) fn new(ground: Cluster) -> Self {
-        let defaults = [
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ];
-        let defaults = defaults
-            .into_iter()
-            .filter_map(|address| IpNet::new(address, 0).ok());
         let of_sets = ground.sets.iter().flat_map(|set| &set.nets).map(IpNet::trunc);
-        let fixed: BTreeSet<IpNet> = defaults.chain(of_sets).collect();
-        let mut places = Self {
+        let fixed: BTreeSet<IpNet> = defaults().chain(of_sets).collect();
+        Self {
             nodes: node_addresses(&ground),
             sets: Sets::new(&ground),
             matchers: Matchers::new(&ground),
@@ -141,11 +126,9 @@ impl Places {
             origins: Vec::new(),
             signature_ids: HashMap::new(),
             cells: BTreeMap::new(),
-            moved: Moved::default(),
+            moved: defaults().collect(),
             ground,
-        };
-        places.moved.everywhere = true;
-        places
+        }
     }
 
     /// What is not a member.
@@ -175,36 +158,43 @@ impl Places {
 
     /// All cells with their signatures, prefixes before what they hold.
     pub(super) fn cells(&self) -> impl Iterator<Item = (IpNet, SignatureId)> {
-        self.cells
-            .iter()
-            .filter_map(|(cell, class)| Some((*cell, self.classes.get(*class)?.signature)))
+        self.signed(self.cells.iter())
     }
 
-    /// The signature of the cell of one address, if it has its own, and that of the prefix around it.
-    pub(super) fn at(&self, address: IpAddr) -> (Option<SignatureId>, Option<SignatureId>) {
-        let cell = IpNet::from(address);
-        let signature = |cell: &IpNet| {
-            let class = self.cells.get(cell)?;
-            Some(self.classes.get(*class)?.signature)
-        };
-        let holders = self.fixed.that_hold(address);
-        let around = holders.iter().rfind(|holder| **holder != cell);
-        (signature(&cell), around.and_then(signature))
+    /// Those of them that lie in `prefix`.
+    pub(super) fn cells_in(&self, prefix: IpNet) -> impl Iterator<Item = (IpNet, SignatureId)> {
+        let from = self.cells.range(prefix..);
+        self.signed(from.take_while(move |(cell, _)| prefix.contains(*cell)))
+    }
+
+    /// The innermost cell around `prefix`.
+    pub(super) fn around(&self, prefix: IpNet) -> Option<(IpNet, SignatureId)> {
+        let holders = self.fixed.that_hold(prefix.addr());
+        let around = holders
+            .iter()
+            .rfind(|holder| holder.prefix_len() < prefix.prefix_len())?;
+        self.signed(self.cells.get_key_value(around).into_iter()).next()
     }
 
     /// A cell anywhere may have another identity.
     pub(super) fn move_everywhere(&mut self) {
-        self.moved.everywhere = true;
+        self.moved.extend(defaults());
+    }
+
+    /// Prefixes whose cells may have another identity than when this was asked last; none holds another.
+    pub(super) fn take_moved(&mut self) -> Vec<IpNet> {
+        let mut outermost: Vec<IpNet> = Vec::new();
+        for prefix in std::mem::take(&mut self.moved) {
+            if !outermost.last().is_some_and(|holder| holder.contains(&prefix)) {
+                outermost.push(prefix);
+            }
+        }
+        outermost
     }
 
     /// What is not a member, and what numbers conditions.
     pub(super) fn parts(&mut self) -> (&Cluster, &mut Matchers) {
         (&self.ground, &mut self.matchers)
-    }
-
-    /// Which cells have moved since this was asked last.
-    pub(super) fn take_moved(&mut self) -> Moved {
-        std::mem::take(&mut self.moved)
     }
 
     /// Members by address, for whoever looks for contradictions.
@@ -274,7 +264,7 @@ impl Places {
                 self.cells.insert(cell, class);
             }
         }
-        self.moved.everywhere = true;
+        self.move_everywhere();
     }
 
     /// Asks the conditions, and for the port names, that came since the last time.
@@ -305,15 +295,22 @@ impl Places {
 
     /// Which rests are others now.
     fn ask_rests(&mut self, first: MatcherId, declares_anew: bool) -> Vec<bool> {
+        let fresh = self.matchers.all().iter().enumerate().skip(first);
+        let on_labels: Vec<_> = fresh
+            .clone()
+            .filter(|(_, (matcher, _))| Depends::of(matcher) == Depends::Workloads)
+            .collect();
         let mut changed = vec![false; self.rests.len()];
         let mut rests = std::mem::take(&mut self.rests);
         for (rest, changed) in rests.iter_mut().zip(&mut changed) {
+            let declares = rest.declares.iter().any(Option::is_some);
+            if on_labels.is_empty() && !declares_anew && !declares {
+                continue;
+            }
             let place = self.place_at_rest(&rest.key);
-            for (id, matcher) in self.matchers.all().iter().enumerate().skip(first) {
-                if Depends::of(&matcher.0) == Depends::Workloads
-                    && selects(matcher, &place, &self.ground.sets)
-                {
-                    rest.matchers.push(id);
+            for (id, matcher) in &on_labels {
+                if selects(matcher, &place, &self.ground.sets) {
+                    rest.matchers.push(*id);
                     *changed = true;
                 }
             }
@@ -323,8 +320,7 @@ impl Places {
                     *changed |= *declares != now;
                     *declares = now;
                 } else if let Some(declares) = declares {
-                    let fresh = self.matchers.all().iter().enumerate().skip(first);
-                    let found = fresh.filter(|(_, (matcher, _))| finds(matcher, workload));
+                    let found = fresh.clone().filter(|(_, (matcher, _))| finds(matcher, workload));
                     let before = declares.selected_by.len();
                     declares.selected_by.extend(found.map(|(id, _)| id));
                     *changed |= declares.selected_by.len() > before;
@@ -381,12 +377,12 @@ impl Places {
         if let Some(class) = self.class_at(prefix, prefix) {
             self.cells.insert(prefix, class);
         }
-        self.moved.everywhere = true;
+        self.moved.insert(prefix);
     }
 
     fn place(&mut self, address: IpAddr) {
         let cell = IpNet::from(address);
-        self.moved.addresses.insert(address);
+        self.moved.insert(cell);
         let innermost = self.fixed.that_hold(address).last().copied();
         match innermost.and_then(|innermost| self.class_at(cell, innermost)) {
             Some(class) => drop(self.cells.insert(cell, class)),
@@ -485,7 +481,15 @@ impl Places {
 
     /// Those of `ids`, which depend on the address, that hold.
     fn on_address(&self, ids: &[MatcherId], class: &ClassKey, rest: RestId) -> Vec<MatcherId> {
-        let Some(rest) = self.rests.get(rest).filter(|_| !ids.is_empty()) else {
+        let inside = ids.iter().filter_map(|id| {
+            let matcher = self.matchers.all().get(*id)?;
+            let nets = &matcher.0.nets;
+            let is_inside = nets.is_empty() || nets.iter().any(|net| net.contains(&class.innermost));
+            is_inside.then_some((*id, matcher))
+        });
+        let mut inside = inside.peekable();
+        // Most classes are outside of all the CIDRs; what is there is put together only for the others.
+        let (Some(_), Some(rest)) = (inside.peek(), self.rests.get(rest)) else {
             return Vec::new();
         };
         let place = Place {
@@ -494,15 +498,10 @@ impl Places {
             names: class.names.as_ref(),
             ..self.place_at_rest(&rest.key)
         };
-        let holds = |id: &MatcherId| {
-            self.matchers.all().get(*id).is_some_and(|matcher| {
-                let nets = &matcher.0.nets;
-                (nets.is_empty() || nets.iter().any(|net| net.contains(&class.innermost)))
-                    && holds_at(&matcher.0, &place)
-                    && selects(matcher, &place, &self.ground.sets)
-            })
+        let holds = |(_, matcher): &(MatcherId, &(Arc<EndMatch>, ByName))| {
+            holds_at(&matcher.0, &place) && selects(matcher, &place, &self.ground.sets)
         };
-        ids.iter().copied().filter(holds).collect()
+        inside.filter(holds).map(|(id, _)| id).collect()
     }
 
     fn place_at_rest(&self, key: &RestKey) -> Place<'_, 'static> {
@@ -516,6 +515,13 @@ impl Places {
             sets_by_name: key.sets.1.clone(),
             names: None,
         }
+    }
+
+    fn signed<'a>(
+        &'a self,
+        cells: impl Iterator<Item = (&'a IpNet, &'a ClassId)>,
+    ) -> impl Iterator<Item = (IpNet, SignatureId)> {
+        cells.filter_map(|(cell, class)| Some((*cell, self.classes.get(*class)?.signature)))
     }
 
     fn signature_of(&self, class: &Class) -> Signature {
@@ -562,6 +568,11 @@ impl Places {
 
 fn finds(matcher: &EndMatch, workload: &Workload) -> bool {
     matcher.workload.as_ref().is_none_or(|m| m.matches(workload))
+}
+
+/// The prefixes that hold every address.
+fn defaults() -> impl Iterator<Item = IpNet> {
+    [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())].into_iter()
 }
 
 fn family(address: IpAddr) -> IpVersion {

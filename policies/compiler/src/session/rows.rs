@@ -1,7 +1,7 @@
 //! What each program answers about each kind of address, and which addresses that makes alike.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -37,9 +37,9 @@ pub(super) struct Rows {
     by_endpoint: BTreeMap<EndpointId, [Slot; 2]>,
     answers: Vec<Arc<Entries>>,
     answer_ids: HashMap<Arc<Entries>, AnswerId>,
-    /// For each identity, the answer of each slot; what is missing at the end is nothing.
-    rows: Vec<Vec<AnswerId>>,
-    /// Identities by a sum over their rows.
+    /// What is said about each identity.
+    rows: Vec<Row>,
+    /// Identities by the sums of their rows.
     by_sum: HashMap<u64, Vec<Identity>>,
     /// Identity of each signature.
     identities: Vec<Option<Identity>>,
@@ -47,6 +47,15 @@ pub(super) struct Rows {
     outer: Vec<IdentityId>,
     next_outer: u32,
     shared: SharedVerdicts,
+}
+
+/// The answer of each slot about one identity.
+#[derive(Clone, Default)]
+struct Row {
+    /// What is missing at the end is nothing.
+    answers: Vec<AnswerId>,
+    /// Over all answers but nothing. An answer that becomes another changes it without a look at the others.
+    sum: u64,
 }
 
 struct Asked {
@@ -110,9 +119,11 @@ impl Rows {
             shared,
             ..
         } = self;
-        let row = rows.get(identity).map(Vec::as_slice).unwrap_or_default();
+        let Some(row) = rows.get(identity) else {
+            return Vec::new();
+        };
         let of_endpoints = by_endpoint.iter().map(|(endpoint, slots)| {
-            let said = shared.of(answers_of(row, *slots), |answer| {
+            let said = shared.of(slots.map(|slot| row.of(slot)), |answer| {
                 answers.get(answer).map(AsRef::as_ref)
             });
             (*endpoint, said)
@@ -136,7 +147,7 @@ impl Rows {
         let asked = slots.get(own[0])?.as_ref()?;
         tables.sources = asked.sources.as_ref().map(|s| s.table()).unwrap_or_default();
         for (row, number) in rows.iter().zip(outer) {
-            let said = shared.of(answers_of(row, own), |answer| {
+            let said = shared.of(own.map(|slot| row.of(slot)), |answer| {
                 answers.get(answer).map(AsRef::as_ref)
             });
             tables.verdicts.set_class(*number, said);
@@ -201,43 +212,28 @@ impl Rows {
         if slots.is_empty() {
             return false;
         }
-        let mut groups: HashMap<(Identity, Vec<AnswerId>), Vec<SignatureId>> = HashMap::new();
+        // The first of each identity keeps the number.
         let mut first: HashMap<Identity, Vec<AnswerId>> = HashMap::new();
+        let mut apart: BTreeMap<(Identity, Vec<AnswerId>), Vec<SignatureId>> = BTreeMap::new();
         let known = self.identities.clone();
-        for (signature, identity) in known.iter().enumerate() {
+        for (signature, identity) in known.into_iter().enumerate() {
             let (Some(identity), Some(asked)) = (identity, signatures.get(signature)) else {
                 continue;
             };
             let answers: Vec<AnswerId> = slots.iter().map(|slot| self.answer(*slot, asked)).collect();
-            // The first keeps the number.
-            first.entry(*identity).or_insert_with(|| answers.clone());
-            groups.entry((*identity, answers)).or_default().push(signature);
-        }
-        let mut apart: Vec<(Vec<SignatureId>, Vec<AnswerId>)> = Vec::new();
-        for ((identity, answers), members) in groups {
-            let mut row = self.rows.get(identity).cloned().unwrap_or_default();
-            write_row(&mut row, slots, &answers);
-            if first.get(&identity) != Some(&answers) {
-                apart.push((members, row));
+            match first.entry(identity) {
+                Entry::Vacant(place) => drop(place.insert(answers)),
+                Entry::Occupied(first) if *first.get() == answers => {}
+                Entry::Occupied(_) => apart.entry((identity, answers)).or_default().push(signature),
             }
         }
         for (identity, answers) in first {
-            let Some(row) = self.rows.get_mut(identity) else {
-                continue;
-            };
-            let before = sum(row);
-            write_row(row, slots, &answers);
-            let now = sum(row);
-            if before != now {
-                if let Some(list) = self.by_sum.get_mut(&before) {
-                    list.retain(|other| *other != identity);
-                }
-                self.by_sum.entry(now).or_default().push(identity);
-            }
+            self.write_row(identity, slots, &answers);
         }
-        apart.sort();
         let moved = !apart.is_empty();
-        for (members, row) in apart {
+        for ((identity, answers), members) in apart {
+            let mut row = self.rows.get(identity).cloned().unwrap_or_default();
+            row.set_all(slots, &answers);
             let identity = self.identity(row);
             for signature in members {
                 if let Some(place) = self.identities.get_mut(signature) {
@@ -257,7 +253,10 @@ impl Rows {
                 continue;
             }
             let slots = 0..self.slots.len();
-            let row = slots.map(|slot| self.answer(slot, asked)).collect();
+            let mut row = Row::default();
+            for slot in slots {
+                row.set(slot, self.answer(slot, asked));
+            }
             let identity = self.identity(row);
             if let Some(place) = self.identities.get_mut(signature) {
                 *place = Some(identity);
@@ -275,7 +274,7 @@ impl Rows {
     ) {
         self.number(signatures, live);
         let numbered = cells.filter_map(|(cell, signature)| Some((cell, self.of(signature)?)));
-        let identities = without_redundant(numbered);
+        let identities = without_redundant(numbered).collect();
         let aligned = align_identities(&identities, &previous.identities);
         let used = previous.identities.values().chain(aligned.values());
         self.next_outer = used.map(|id| id.0).max().unwrap_or(0).saturating_add(1);
@@ -321,54 +320,83 @@ impl Rows {
         answer
     }
 
-    /// The identity about which everybody says this.
-    fn identity(&mut self, mut row: Vec<AnswerId>) -> Identity {
-        row.truncate(
-            row.iter()
-                .rposition(|answer| *answer != NOTHING)
-                .map_or(0, |last| last + 1),
-        );
-        let sum = sum(&row);
-        let alike = self.by_sum.get(&sum).into_iter().flatten();
-        let same = |identity: &&Identity| {
-            let other = self.rows.get(**identity).map(Vec::as_slice).unwrap_or_default();
-            let (common, rest) = other.split_at(other.len().min(row.len()));
-            common == row && rest.iter().all(|answer| *answer == NOTHING)
+    /// From now on `slots` say this about an identity.
+    fn write_row(&mut self, identity: Identity, slots: &[Slot], answers: &[AnswerId]) {
+        let Some(row) = self.rows.get_mut(identity) else {
+            return;
         };
-        if let Some(known) = alike.copied().collect::<Vec<_>>().iter().find(same) {
-            return *known;
+        let before = row.sum;
+        row.set_all(slots, answers);
+        let now = row.sum;
+        if before == now {
+            return;
+        }
+        if let Entry::Occupied(mut alike) = self.by_sum.entry(before) {
+            alike.get_mut().retain(|other| *other != identity);
+            if alike.get().is_empty() {
+                alike.remove();
+            }
+        }
+        self.by_sum.entry(now).or_default().push(identity);
+    }
+
+    /// The identity about which everybody says this.
+    fn identity(&mut self, row: Row) -> Identity {
+        let alike = self.by_sum.get(&row.sum).into_iter().flatten();
+        if let Some(known) = alike
+            .copied()
+            .find(|identity| self.rows.get(*identity).is_some_and(|other| other.is(&row)))
+        {
+            return known;
         }
         let identity = self.rows.len();
+        self.by_sum.entry(row.sum).or_default().push(identity);
         self.rows.push(row);
-        self.by_sum.entry(sum).or_default().push(identity);
         self.outer.push(IdentityId(self.next_outer));
         self.next_outer = self.next_outer.saturating_add(1);
         identity
     }
 }
 
-/// What the programs of these slots answer.
-fn answers_of(row: &[AnswerId], slots: [Slot; 2]) -> [AnswerId; 2] {
-    slots.map(|slot| row.get(slot).copied().unwrap_or(NOTHING))
-}
+impl Row {
+    fn of(&self, slot: Slot) -> AnswerId {
+        self.answers.get(slot).copied().unwrap_or(NOTHING)
+    }
 
-fn write_row(row: &mut Vec<AnswerId>, slots: &[Slot], answers: &[AnswerId]) {
-    for (slot, answer) in slots.iter().zip(answers) {
-        if row.len() <= *slot && *answer != NOTHING {
-            row.resize(*slot + 1, NOTHING);
+    fn set(&mut self, slot: Slot, answer: AnswerId) {
+        if self.answers.len() <= slot && answer != NOTHING {
+            self.answers.resize(slot + 1, NOTHING);
         }
-        if let Some(place) = row.get_mut(*slot) {
-            *place = *answer;
+        if let Some(place) = self.answers.get_mut(slot) {
+            self.sum = self.sum.wrapping_sub(summand(slot, *place));
+            *place = answer;
+            self.sum = self.sum.wrapping_add(summand(slot, answer));
         }
+    }
+
+    fn set_all(&mut self, slots: &[Slot], answers: &[AnswerId]) {
+        for (slot, answer) in slots.iter().zip(answers) {
+            self.set(*slot, *answer);
+        }
+    }
+
+    /// Whether both say the same: they may differ in how many slots without an answer they end with.
+    fn is(&self, other: &Self) -> bool {
+        let (short, long) = match self.answers.len() <= other.answers.len() {
+            true => (&self.answers, &other.answers),
+            false => (&other.answers, &self.answers),
+        };
+        let (common, rest) = long.split_at(short.len());
+        common == short && rest.iter().all(|answer| *answer == NOTHING)
     }
 }
 
-/// The same for rows that differ in how many slots without an answer they end with.
-fn sum(row: &[AnswerId]) -> u64 {
-    let answered = row.iter().enumerate().filter(|(_, answer)| **answer != NOTHING);
-    answered.fold(0, |sum: u64, (slot, answer)| {
-        let mixed = (slot as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (*answer as u64);
-        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        sum.wrapping_add(mixed ^ (mixed >> 27))
-    })
+/// What an answer adds to the sum of its row.
+fn summand(slot: Slot, answer: AnswerId) -> u64 {
+    if answer == NOTHING {
+        return 0;
+    }
+    let mixed = (slot as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (answer as u64);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 27)
 }

@@ -311,6 +311,16 @@ fn same(session: &mut Session, view: &ClusterView) -> Result<(), TestCaseError> 
     let found = differences(session.tables(), &compile(view).tables, 3);
     let found: Vec<String> = found.iter().map(ToString::to_string).collect();
     prop_assert!(found.is_empty(), "{found:#?}");
+    let identities = &session.tables().identities;
+    for (prefix, identity) in identities {
+        let around = identities
+            .iter()
+            .rfind(|(around, _)| around.prefix_len() < prefix.prefix_len() && around.contains(prefix));
+        prop_assert!(
+            around.is_none_or(|(_, other)| other != identity),
+            "{prefix} is redundant"
+        );
+    }
     let endpoints = |tables: &NodeTables| tables.endpoints.keys().copied().collect::<Vec<_>>();
     prop_assert_eq!(endpoints(session.tables()), endpoints(&compile(view).tables));
     let staged = compile_staged(view);
