@@ -40,7 +40,7 @@ pub use crate::{
     eviction::{Eviction, evict},
     order::{is_ready, is_started},
     pressure::{Candidate, Shortage, first_to_go, is_critical},
-    qos::qos_class,
+    qos::{oom_score_adj, qos_class},
     status::{Facts, is_settled, render},
     steps::{Plan, Step, plan},
     stop::{Stop, Why},

@@ -124,6 +124,7 @@ fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str
         capabilities: vec![],
         streams: Streams::default(),
         resources: resources.clone(),
+        oom_score_adj: 0,
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,

@@ -65,6 +65,10 @@ pub struct ContainerConfig {
     pub streams: Streams,
     /// What it may use up.
     pub resources: Resources,
+    /// How readily the kernel ends its processes when memory is used up, -1000 to 1000.
+    // Left out where it can be, as above.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oom_score_adj: i32,
     /// System calls and files.
     pub profile: Profile,
     /// Where its output goes, in the CRI log format; the directory exists.
@@ -73,6 +77,12 @@ pub struct ContainerConfig {
     pub log_max_bytes: u64,
     /// How many log files are kept, the current one included; at least 1.
     pub log_max_files: u32,
+}
+
+// The form of the serializer's: by reference.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Whose processes a container sees, and they its. It may signal those that its user may; Landlock keeps all containers
@@ -359,6 +369,7 @@ pub(crate) mod tests {
             capabilities: Vec::new(),
             streams: Streams::default(),
             resources: Resources::default(),
+            oom_score_adj: 0,
             profile,
             pid_namespace: PidNamespace::default(),
             log_path: "/log".into(),

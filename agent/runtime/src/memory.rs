@@ -1,6 +1,25 @@
 //! Keeps the memory of programs small that mostly wait: the shim, of which there is one per pod, and the agent.
 
-use std::fs;
+use std::{fs, io};
+
+/// Has the kernel end all others first: while those live, what they use can be freed in order. What the caller starts
+/// inherits it unless told otherwise, as containers are. The kubelet and containerd's shims say the same.
+///
+/// # Errors
+///
+/// Without `CAP_SYS_RESOURCE` the kernel lets no process be spared more than it is.
+pub fn spare() -> io::Result<()> {
+    score(-999)
+}
+
+/// Says how readily the kernel ends the caller, and what it starts from now on.
+///
+/// # Errors
+///
+/// As of [`spare`], if the caller is to be spared more than it is.
+pub(crate) fn score(score: i32) -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", score.to_string())
+}
 
 /// Has all threads share one heap. By default each takes a new one when it finds the others busy, up to eight per
 /// processor, and what a burst of work leaves in one is of no use to the rest. Call it before there are threads.

@@ -96,6 +96,7 @@ impl Stage {
             capabilities: vec!["CAP_CHOWN".into(), "CAP_KILL".into()],
             streams: Streams::default(),
             resources: Resources::default(),
+            oom_score_adj: 0,
             profile: Profile::baseline(),
             log_path: self.log(name),
             log_max_bytes: 1 << 20,
@@ -361,6 +362,41 @@ async fn what_the_baseline_refuses_is_refused_in_init_and_exec() {
             assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
         }
     }
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_go_before_what_watches_them_when_memory_is_used_up() {
+    let stage = Stage::new("oom-score").await;
+    let script = "cat /proc/self/oom_score_adj; echo 320 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj; \
+        trap 'exit 0' TERM; echo up; while :; do sleep 1; done";
+    let config = ContainerConfig {
+        oom_score_adj: 321,
+        ..stage.container("main", &["sh", "-c", script])
+    };
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    wait_for(|| stage.output("main").contains("up\n"));
+    let lines = stage.output("main");
+    assert_eq!(
+        lines.matches("321\n").count(),
+        2,
+        "no process takes less: {lines}"
+    );
+    let (_, from_exec) = stage.exec("main", "cat /proc/self/oom_score_adj").await;
+    assert_eq!(from_exec, "321\n");
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    let shim = status.shim_pid;
+    let of_shim = fs::read_to_string(format!("/proc/{shim}/oom_score_adj")).expect("the shim lives");
+    let own = fs::read_to_string("/proc/self/oom_score_adj").expect("a number");
+    let capabilities = rustix::thread::capabilities(None).expect("capabilities");
+    let may_spare = capabilities
+        .effective
+        .contains(rustix::thread::CapabilitySet::SYS_RESOURCE);
+    assert_eq!(of_shim, if may_spare { "-999\n" } else { &own });
     stage.end().await;
 }
 

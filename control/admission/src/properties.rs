@@ -72,7 +72,7 @@ fn spec_parts() -> Vec<(&'static str, Value)> {
         ),
         ("securityContext", json!({"runAsUser": 7, "fsGroup": 8})),
         ("serviceAccount", json!("robot")),
-        ("hostUsers", json!(true)),
+        ("hostUsers", json!(false)),
         ("hostNetwork", json!(false)),
         ("terminationGracePeriodSeconds", json!(0)),
         ("hostname", json!("web")),

@@ -74,6 +74,7 @@ pub(crate) struct Resolved<'a> {
     pub(crate) user: UserIds,
     pub(crate) environment: env::Environment,
     pub(crate) sandbox: &'a sandbox::Ground,
+    pub(crate) node_memory_bytes: u64,
 }
 
 /// The runtime's view of `container`, started for the `attempt`th time after the first.
@@ -118,6 +119,9 @@ pub(crate) fn config(
             tty: container.tty == Some(true),
         },
         resources: resources(container)?,
+        oom_score_adj: pod.spec.as_ref().map_or(0, |spec| {
+            agent_plan::oom_score_adj(spec, container, resolved.node_memory_bytes)
+        }),
         profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
         capabilities,
         log_path: places.log.clone(),
@@ -373,6 +377,7 @@ mod tests {
                 own: [("A".to_owned(), "1".to_owned())].into(),
             },
             sandbox: &sandbox,
+            node_memory_bytes: 8 << 30,
         };
         let places = Places {
             volumes: Path::new("/volumes"),
@@ -408,6 +413,7 @@ mod tests {
         assert_eq!(config.resources.cpu_quota_us, Some(25_000));
         assert_eq!(config.resources.cpu_shares, Some(102));
         assert_eq!(config.resources.memory_bytes, Some(64 * 1024 * 1024));
+        assert_eq!(config.oom_score_adj, 999, "it requests no memory");
         let nothing = build(json!({})).unwrap().resources;
         assert_eq!(
             (nothing.cpu_quota_us, nothing.cpu_shares, nothing.memory_bytes),

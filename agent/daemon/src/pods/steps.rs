@@ -329,6 +329,7 @@ pub(super) async fn start_container(
         user: users::user(pod, spec, image_user)?,
         environment,
         sandbox: &sandbox,
+        node_memory_bytes: crate::node::amounts().memory_bytes,
     };
     let config = container::config(pod, spec, attempt, resolved, &places)?;
     let known = context.runtime.status(&id.uid).await?;

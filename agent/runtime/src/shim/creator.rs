@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::config::ContainerConfig;
+use crate::memory;
 use crate::protocol::Failure;
 use crate::shim::announcement::Announcement;
 use crate::shim::executor::{Confinement, Word};
@@ -157,6 +158,14 @@ fn create(
         return Err("the shim is gone".into());
     }
     demand_one_thread()?;
+    // What this process starts inherits it, and cannot take less again. Where the node may not spare anybody, the agent has
+    // warned of it, and who is to be spared is as the shim is.
+    match memory::score(config.oom_score_adj) {
+        Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {
+            return Err(failed("cannot say when the kernel may end it for memory", &error).into());
+        }
+        _ => {}
+    }
     // libcontainer keeps the caller's groups when the container names none.
     nix::unistd::setgroups(&[]).map_err(|error| failed("cannot drop groups", &error))?;
 

@@ -121,6 +121,8 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
 
     nix::unistd::setsid().map_err(system("start a session"))?;
     nix::sys::prctl::set_name(c"palisade-shim").map_err(system("name the process"))?;
+    // The agent has warned if that is not allowed.
+    let _not_allowed = crate::memory::spare();
     nix::sys::prctl::set_child_subreaper(true).map_err(system("become a subreaper"))?;
     let signals = supervisor::block_signals().map_err(system("receive signals by descriptor"))?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(system("create a mount namespace"))?;

@@ -239,6 +239,7 @@ mod tests {
                 memory_bytes: Some(7),
                 ..Resources::default()
             },
+            oom_score_adj: 0,
             profile: Profile::baseline(),
             log_path: "/log".into(),
             log_max_bytes: 1,

@@ -108,6 +108,7 @@ impl Stage {
             capabilities: CAPABILITIES.map(String::from).to_vec(),
             streams: Streams::default(),
             resources: Resources::default(),
+            oom_score_adj: 0,
             profile: Profile::baseline(),
             log_path: self.log(name),
             log_max_bytes: 1 << 20,

@@ -64,6 +64,8 @@ fn default_container(container: &mut Value, requested: Option<&str>) {
         json!(if by_latest { "Always" } else { "IfNotPresent" }),
     );
     set_if_absent(container, "resources", json!({}));
+    set_if_empty(container, "terminationMessagePath", json!("/dev/termination-log"));
+    set_if_empty(container, "terminationMessagePolicy", json!("File"));
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = container.get_mut(probe).filter(|probe| probe.is_object()) {
             default_probe(probe);

@@ -32,8 +32,7 @@ pub(super) const SPEC: Shape = Members(&[
     ("hostIPC", NO_HOST),
     ("hostNetwork", NO_HOST),
     ("hostPID", NO_HOST),
-    // A pod always has a user namespace of its own, which is what `false` asks for.
-    ("hostUsers", Any),
+    ("hostUsers", Refused("every pod has a user namespace of its own")),
     ("hostname", Any),
     ("imagePullSecrets", List(&Members(&[("name", Any)]))),
     ("initContainers", List(&INIT_CONTAINER)),

@@ -24,12 +24,15 @@ fn an_ordinary_pod_gets_kubernetes_defaults() {
             "spec": {
                 "containers": [
                     {"name": "a", "image": "busybox", "imagePullPolicy": "Always",
+                     "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
                      "ports": [{"containerPort": 80, "protocol": "TCP"}],
                      "resources": {"limits": {"cpu": "1", "memory": "64Mi"},
                                    "requests": {"cpu": "500m", "memory": "64Mi"}},
                      "env": [{"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name", "apiVersion": "v1"}}}],
                      "volumeMounts": [{"name": "v", "mountPath": "/data"}]},
-                    {"name": "b", "image": "r.example/app:1", "imagePullPolicy": "IfNotPresent", "resources": {}}],
+                    {"name": "b", "image": "r.example/app:1", "imagePullPolicy": "IfNotPresent",
+                     "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+                     "resources": {}}],
                 "volumes": [{"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s", "defaultMode": 420}}],
                 "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler",
                 "terminationGracePeriodSeconds": 30, "enableServiceLinks": true, "securityContext": {},

@@ -154,6 +154,7 @@ pub(crate) async fn run_to_end(
             pids: Some(64),
             ..Resources::default()
         },
+        oom_score_adj: 0,
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,
