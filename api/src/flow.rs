@@ -58,7 +58,8 @@ pub struct FlowEvent {
     pub verdict: FlowVerdict,
     /// What decided: a policy rule, or why none was asked.
     pub decided_by: DecidedBy,
-    /// What would have been decided if the staged policies were enforced, where that is another verdict.
+    /// What would have been decided if the staged policies were enforced, where that is another verdict, or the same by
+    /// another rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staged: Option<StagedVerdict>,
     /// Source address.

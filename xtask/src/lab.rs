@@ -59,6 +59,9 @@ const TOOLS: [&str; 4] = ["ip", "nft", "tc", "unshare"];
 /// the rest is for slower and busier ones.
 const PATIENCE: u32 = 15;
 
+/// How often two large policies take turns in the test of that, where time is four times as dear.
+const FLIPS: u32 = 400;
+
 /// Where the test programs are in the virtual machine, laid out as in cargo's target directory.
 const PROGRAMS: &str = "lab";
 
@@ -346,7 +349,10 @@ echo \"lab: security modules $(cat /sys/kernel/security/lsm)\"
         _ = writeln!(script, "insmod /modules/{module}.ko {parameters} || poweroff -f");
     }
     script.push_str(SWAP);
-    _ = writeln!(script, "export PALISADE_TEST_PATIENCE={PATIENCE}");
+    _ = writeln!(
+        script,
+        "export PALISADE_TEST_PATIENCE={PATIENCE} PALISADE_TEST_FLIPS={FLIPS}"
+    );
     let arguments: String = test_args
         .iter()
         .map(|argument| format!(" {}", quoted(argument)))

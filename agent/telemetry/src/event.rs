@@ -145,8 +145,9 @@ fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedB
     named(snapshot.tables.decided_by(RuleId(record.rule)), exact)
 }
 
-/// The verdict of the staged tables, where it is another one. What was not judged by policy would not have been
-/// with other policies either, and tables of another epoch say nothing about this one.
+/// What the staged tables say, where that is another verdict or the same by another rule: whoever tries a policy wants
+/// to see also that it would have decided. What was not judged by policy would not have been with other policies
+/// either, and tables of another epoch say nothing about this one.
 fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<StagedVerdict> {
     let tables = snapshot.staged.as_ref().filter(|_| exact)?;
     Reason::from_code(record.reason).filter(|reason| *reason == Reason::Policy)?;
@@ -155,9 +156,12 @@ fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<Stage
         tables::Verdict::Allow => FlowVerdict::Allow,
         tables::Verdict::Deny => FlowVerdict::Deny,
     };
-    (verdict != verdict_of(record)).then(|| StagedVerdict {
+    // Both number their rules, each in its own way.
+    let rule = tables.decided_by(would_be.rule);
+    let differs = verdict != verdict_of(record) || rule != snapshot.tables.decided_by(RuleId(record.rule));
+    differs.then(|| StagedVerdict {
         verdict,
-        decided_by: named(tables.decided_by(would_be.rule), true),
+        decided_by: named(rule, true),
     })
 }
 
@@ -338,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_staged_verdict_is_told_where_it_differs() {
+    fn what_staged_policies_say_is_told_where_the_verdict_or_the_rule_differs() {
         let rule = RuleName {
             tier: "ops".to_owned(),
             policy: "StagedGlobalNetworkPolicy open".to_owned(),
@@ -364,7 +368,7 @@ mod tests {
             endpoints: [(EndpointId(7), Arc::new(endpoint))].into(),
             rules: vec![rule],
         };
-        let names = names_with(Some(tables));
+        let names = names_with(Some(tables.clone()));
         let staged = |record: FlowRecord| flow_event(&record, &names, "node-1", &CLOCK).staged;
         let told = staged(record()).unwrap();
         assert_eq!(told.verdict, FlowVerdict::Allow);
@@ -374,12 +378,35 @@ mod tests {
             verdict: 1,
             ..record()
         };
-        assert_eq!(staged(same), None, "the same verdict");
+        let told = staged(same).unwrap();
+        assert_eq!(
+            told.verdict,
+            FlowVerdict::Allow,
+            "the same verdict, by another rule"
+        );
+        assert_eq!(told.decided_by.rule, "StagedGlobalNetworkPolicy open rule 1");
+        let enforced = names_with(Some(NodeTables {
+            rules: names_with(None).of(EndpointId(7), 3).0.tables.rules.clone(),
+            ..tables
+        }));
+        let event = flow_event(&same, &enforced, "node-1", &CLOCK);
+        assert_eq!(event.staged, None, "the same verdict by the same rule");
         let other = FlowRecord {
             protocol: 17,
             ..record()
         };
-        assert_eq!(staged(other), None, "denied by both");
+        let told = staged(other).unwrap();
+        assert_eq!(
+            told.verdict,
+            FlowVerdict::Deny,
+            "denied by both, but not by the same"
+        );
+        let nobody = FlowRecord {
+            protocol: 17,
+            rule: BuiltinRule::NoMatch as u32,
+            ..record()
+        };
+        assert_eq!(staged(nobody), None, "denied by both, for want of a rule");
         let spoofed = FlowRecord {
             reason: Reason::SpoofedSource as u8,
             ..record()

@@ -27,14 +27,13 @@ use aya::{
 };
 use ebpf_abi::{
     COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, END_NONE, ENDPOINT_HAS_UNTRACKED, Endpoint,
-    EndpointState, FlowKey, FlowRecord, FlowState, MAX_CLOSED, MAX_ENDPOINTS, MAX_FLOWS, Reason,
-    STATE_KEEP_ESTABLISHED,
+    EndpointState, FlowKey, FlowRecord, FlowState, MAX_CLOSED, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, Fill, FlowSource, HostEndpoint,
-    HostLink, Synced, TrackedFlow, UPDATE_EVERY, encode, flows,
+    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostEndpoint, HostLink,
+    Synced, TrackedFlow, UPDATE_EVERY, encode, flows,
     kernel::{
         links::{Hook, Links},
         maps::Maps,
@@ -563,20 +562,7 @@ impl Datapath for Kernel {
             counters.unreported.insert(EndpointId(endpoint), packets);
         }
         counters.fill.extend(self.tables.fill());
-        for (map, entries, capacity) in [
-            ("FLOWS", self.maps.flow_count()?, self.limits.max_flows),
-            (
-                "ENDPOINTS",
-                u64::try_from(self.maps.endpoints()?.len()).unwrap_or(u64::MAX),
-                MAX_ENDPOINTS,
-            ),
-        ] {
-            counters.fill.push(Fill {
-                map,
-                entries,
-                capacity: capacity.into(),
-            });
-        }
+        counters.fill.extend(self.maps.fill(self.limits)?);
         for reason in Reason::ALL {
             let denied = self.maps.counter(COUNTER_DENIED + reason as u32)?;
             if denied > 0 {

@@ -204,6 +204,16 @@ pub struct Fill {
     pub capacity: u64,
 }
 
+impl Fill {
+    pub(crate) fn new(map: &'static str, entries: u64, capacity: u32) -> Self {
+        Self {
+            map,
+            entries,
+            capacity: capacity.into(),
+        }
+    }
+}
+
 /// The clock of [`FlowRecord::time_ns`] and of [`Datapath::expire`].
 pub fn monotonic_now() -> Duration {
     sys::monotonic_now()

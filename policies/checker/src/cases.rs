@@ -146,6 +146,15 @@ impl CaseReport {
                 }
             }
         }
+        let covered = self.covered.len();
+        let rules = covered + self.uncovered.len();
+        line(format!(
+            "    <system-out>{covered} of {rules} rules decided a case"
+        ));
+        for RuleKey { direction, rule } in &self.uncovered {
+            line(format!("never: {} ({})", escaped(rule), direction.word()));
+        }
+        line("    </system-out>".to_owned());
         line("  </testsuite>".to_owned());
         line("</testsuites>".to_owned());
         xml

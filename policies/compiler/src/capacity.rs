@@ -3,6 +3,9 @@
 //! A change of policy writes the new tables beside the old ones, and only then deletes those, so a map must hold both:
 //! tables of at most half a map's entries can follow any others that are as small. The datapath itself goes by what it
 //! holds and may take more; whoever admits policies cannot know that, and goes by what always fits.
+//!
+//! Nothing is said of map `SPLITS`: what goes into it depends on the changes before, not on the tables, and a change for
+//! which it has no room is written without it, as entries that count here.
 
 use std::fmt;
 

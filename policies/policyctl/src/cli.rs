@@ -118,6 +118,7 @@ Exit codes: 0 all judged, 1 error, or a flow that could not be judged (its line 
     #[command(after_help = "Examples:
   policyctl diff before/ after/
   policyctl diff after/              the live cluster is what was before
+  policyctl diff policy.yaml         the same; without pods, laid over the live cluster's objects
   policyctl diff before/ after/ -o json")]
     Diff(DiffArgs),
     /// Say whether two sets of policies and workloads allow the same
@@ -157,11 +158,13 @@ Exit codes: 0 all pass, 1 one fails, or error")]
     #[command(after_help = "Examples:
   policyctl flows -o json > flows.jsonl
   policyctl replay --flows flows.jsonl --with after/
+  policyctl replay --with policy.yaml      the live cluster's flow log, the policy laid over its objects
 
-Exit codes: 0 every flow keeps its verdict, 1 error, 2 some do not")]
+Exit codes: 0 every flow keeps its verdict, 1 error, or there was no flow to judge, 2 some do not")]
     Replay(ReplayArgs),
     /// Write the policies that allow what was recorded and nothing else
     #[command(after_help = "Examples:
+  policyctl recommend > policies.yaml
   policyctl flows -o json > flows.jsonl
   policyctl recommend --flows flows.jsonl > policies.yaml
   policyctl recommend --flows flows.jsonl -f manifests/ --calico")]

@@ -131,6 +131,11 @@ impl FlowFilter {
                 .as_ref()
                 .is_none_or(|wanted| ends().any(|end| of(end) == *wanted))
         };
+        // The same verdict by another rule is told too.
+        let staged_differs = || {
+            let staged = event.staged.as_ref();
+            staged.is_some_and(|staged| staged.verdict != event.verdict)
+        };
         let verdict = self.verdict.is_none_or(|verdict| match verdict {
             VerdictFilter::Allow => event.verdict == FlowVerdict::Allow,
             VerdictFilter::Deny => event.verdict == FlowVerdict::Deny,
@@ -166,7 +171,7 @@ impl FlowFilter {
             && self.port.is_none_or(|port| port == event.destination_port)
             && direction
             && kind
-            && (!self.staged_differs || event.staged.is_some())
+            && (!self.staged_differs || staged_differs())
             && (!self.logged || !event.logged_by.is_empty())
     }
 }
@@ -236,6 +241,7 @@ fn protocol(text: &str) -> Result<u8> {
 
 #[cfg(test)]
 mod tests {
+    use api::flow::StagedVerdict;
     use clap::Parser;
     use serde_json::json;
 
@@ -307,6 +313,17 @@ mod tests {
         }
         assert!(passes(&["--logged"]));
         assert!(!passes(&["--staged-differs"]));
+        let filter = Line::try_parse_from(["flows", "--staged-differs"])
+            .unwrap()
+            .filter;
+        for (verdict, passes) in [(FlowVerdict::Deny, false), (FlowVerdict::Allow, true)] {
+            let mut event = event();
+            event.staged = Some(StagedVerdict {
+                verdict,
+                decided_by: event.decided_by.clone(),
+            });
+            assert_eq!(filter.matches(&event), passes, "denied, staged: {verdict:?}");
+        }
         assert!(!passes(&["--port", "80", "--protocol", "udp"]), "all must hold");
     }
 

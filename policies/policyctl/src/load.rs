@@ -8,6 +8,7 @@ use api::{
     resources::{RESOURCES, Resource, Stored},
 };
 use policies_compiler::{Loaded, Source, load_objects};
+use serde_json::Value;
 
 use crate::{cli::Connection, cluster, objects, output};
 
@@ -48,6 +49,11 @@ pub(crate) fn offline(paths: &[PathBuf]) -> Result<Loaded> {
 
 /// From the live cluster.
 pub(crate) async fn live(connection: &Connection) -> Result<Loaded> {
+    of_live(&live_objects(connection).await?)
+}
+
+/// The live objects that network policy depends on.
+pub(crate) async fn live_objects(connection: &Connection) -> Result<Vec<Value>> {
     let client = cluster::connect(connection).await?;
     let mut objects = Vec::new();
     for resource in resources() {
@@ -55,6 +61,11 @@ pub(crate) async fn live(connection: &Connection) -> Result<Loaded> {
     }
     // A pod that has ended has given its address back.
     objects.retain(|object| !matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
+    Ok(objects)
+}
+
+/// What live objects say.
+pub(crate) fn of_live(objects: &[Value]) -> Result<Loaded> {
     let sources = objects.iter().map(|object| Source {
         origin: "the cluster",
         object,

@@ -76,7 +76,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Equivalent(args) => check::equivalent(&cli.connection, &args).await,
             Command::Prove(args) => check::prove(&cli.connection, &args).await,
             Command::Test(args) => check::test(&cli.connection, &args).await,
-            Command::Replay(args) => check::replay(&args),
+            Command::Replay(args) => check::replay(&cli.connection, &args).await,
             Command::Recommend(args) => check::recommend(&cli.connection, &args).await.map(|()| done),
             Command::Top(args) => check::top(&cli.connection, &args).await.map(|()| done),
             Command::Learn(args) => learn::run(&cli.connection, &args).await.map(|()| done),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    DatapathError, Expired, Limits, flows,
+    DatapathError, Expired, Fill, Limits, flows,
     kernel::pins::failed,
     sys::{self, MapShape, MappedArray},
 };
@@ -54,6 +54,11 @@ const FIRST_PEERS: u32 = 128;
 
 /// Prefix length of a whole address, of either family.
 const WHOLE_ADDRESS: u32 = IDENTITY_PREFIX_BASE + 128;
+
+/// Whether the class of a whole address is meant, which has a map of its own.
+pub(crate) fn is_whole_address(key: &Key<IdentityKey>) -> bool {
+    key.prefix_len() == WHOLE_ADDRESS
+}
 
 /// The maps of the programs.
 pub(crate) struct Maps {
@@ -341,7 +346,7 @@ impl Maps {
         &mut self,
         entries: &[(Key<IdentityKey>, AddressClass)],
     ) -> Result<(), DatapathError> {
-        let is_whole = |entry: &&(Key<IdentityKey>, AddressClass)| entry.0.prefix_len() == WHOLE_ADDRESS;
+        let is_whole = |entry: &&(Key<IdentityKey>, AddressClass)| is_whole_address(&entry.0);
         let whole: Vec<_> = entries
             .iter()
             .filter(is_whole)
@@ -358,7 +363,7 @@ impl Maps {
     }
 
     pub(crate) fn remove_identity(&mut self, key: &Key<IdentityKey>) -> Result<(), DatapathError> {
-        if key.prefix_len() == WHOLE_ADDRESS {
+        if is_whole_address(key) {
             let removed = self.hosts.remove(&key.data());
             return absent_is_fine(removed).map_err(failed_map(HOSTS, "delete from"));
         }
@@ -494,6 +499,23 @@ impl Maps {
             .iter()
             .map(|(_, endpoint)| (endpoint.id, count(endpoint)));
         Ok(counts.filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// Entries of the bounded maps that hold no tables, and how many slots are taken.
+    pub(crate) fn fill(&self, limits: Limits) -> Result<[Fill; 6], DatapathError> {
+        let slots = self.endpoints()?.len();
+        Ok([
+            Fill::new(FLOWS, self.flow_count()?, limits.max_flows),
+            Fill::new(SLOTS, u64::try_from(slots).unwrap_or(u64::MAX), MAX_ENDPOINTS),
+            Fill::new(ENDPOINTS, counted(&self.endpoints, ENDPOINTS)?, MAX_ENDPOINTS),
+            Fill::new(PODS, counted(&self.pods, PODS)?, MAX_POD_ADDRESSES),
+            Fill::new(
+                HOST_ENDPOINTS,
+                counted(&self.host_endpoints, HOST_ENDPOINTS)?,
+                MAX_HOST_ADDRESSES,
+            ),
+            Fill::new(DENIALS, counted(&self.denials, DENIALS)?, MAX_DENIALS),
+        ])
     }
 
     /// Tracked flows: those that live, as far as the programs have counted, and those that were closed at the last look.
@@ -727,6 +749,15 @@ fn shape<K, V>(map_type: u32, max_entries: u32) -> MapShape {
         value_size: size_of::<V>() as u32,
         max_entries,
     }
+}
+
+fn counted<K: aya::Pod, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+    name: &'static str,
+) -> Result<u64, DatapathError> {
+    let mut keys = map.keys();
+    let count = keys.try_fold(0, |count: u64, key| key.map(|_| count.saturating_add(1)));
+    count.map_err(failed_map(name, "read"))
 }
 
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {

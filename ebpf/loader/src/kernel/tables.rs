@@ -40,7 +40,7 @@ use crate::{
     DatapathError, Fill, Synced, encode,
     kernel::{
         addresses::{Addresses, NewAddresses},
-        maps::Maps,
+        maps::{Maps, is_whole_address},
         parents::{Family, Parents},
         plan::{Current, Next, Plan},
     },
@@ -142,7 +142,8 @@ impl Tables {
             // Entries that were to be added to may be gone.
             change = self.change(tables, &endpoints, How::Beside);
             if let Err(full) = self.check_capacity(tables, &change) {
-                if self.parents.is_empty() {
+                // Without parents there is nothing in `SPLITS`: that map alone never keeps a change out.
+                if self.parents.is_empty() && change.family.is_empty() {
                     return Err(full);
                 }
                 change = self.change(tables, &endpoints, How::Anew);
@@ -394,21 +395,26 @@ impl Tables {
     }
 
     /// Entries that are written, by map, with the map's capacity.
-    pub(crate) fn fill(&self) -> [Fill; 4] {
-        let fill = |map, entries: usize, capacity: u32| Fill {
-            map,
-            entries: u64::try_from(entries).unwrap_or(u64::MAX),
-            capacity: capacity.into(),
+    pub(crate) fn fill(&self) -> [Fill; 5] {
+        let fill = |map, entries: usize, capacity| {
+            Fill::new(map, u64::try_from(entries).unwrap_or(u64::MAX), capacity)
         };
         let verdicts = self.entries.values().map(|keys| keys.verdicts.len()).sum();
         let splits = self.entries.values().map(|keys| keys.splits.len()).sum();
         let sources = self.entries.values().map(|keys| keys.sources.len()).sum();
-        let identities = self.identities.values().map(Vec::len).sum();
+        let identities: usize = self.identities.values().map(Vec::len).sum();
+        let whole = self
+            .identities
+            .values()
+            .flatten()
+            .filter(|key| is_whole_address(key))
+            .count();
         [
             fill("VERDICTS", verdicts, MAX_VERDICTS),
             fill("SPLITS", splits, MAX_SPLITS),
             fill("SOURCES", sources, MAX_SOURCES),
-            fill("IDENTITIES", identities, MAX_IDENTITIES),
+            fill("HOSTS", whole, MAX_IDENTITIES),
+            fill("IDENTITIES", identities - whole, MAX_IDENTITIES),
         ]
     }
 

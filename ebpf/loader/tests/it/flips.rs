@@ -1,17 +1,18 @@
-//! Two large policies that take turns while packets open connections: nothing is judged by anything but one of them.
+//! Large policies that take turns while packets open connections: nothing is judged by anything but one of them.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use ebpf_abi::Address;
 use ebpf_loader::{Datapath, FlowRecord, Reason};
 use nix::sys::socket::{MsgFlags, sendto};
 use policies_ir::tables::{
@@ -25,41 +26,56 @@ use crate::{
     link::{Pod, raw_socket},
 };
 
-const POD: &str = "10.7.0.2";
+const POD: [&str; 2] = ["10.7.0.2", "fd07::2"];
 const PEERS: u16 = 100;
 const PORTS: u16 = 100;
-/// The port in which the policies differ: one allows the first at peer 0, the other the second.
+/// The first peer of each family, about which neighbouring policies differ.
+const FIRST: u16 = 2;
+/// The port in which they differ: one allows the first at those peers, the other the second.
 const DIFFERENT: [u16; 2] = [20_000, 20_001];
-/// Flips of an ordinary run; `PALISADE_TEST_FLIPS` asks for more. Two thousand take ten minutes.
-const FLIPS: usize = 40;
+/// Flips of an ordinary run, of which most take 4 ms and those that write everything 50; `PALISADE_TEST_FLIPS` asks for
+/// more.
+const FLIPS: usize = 4000;
+/// After so many flips that write little comes one that writes everything.
+const LIGHT: usize = 25;
 
+/// Every other peer has an IPv6 address.
 fn peer(number: u16) -> IpAddr {
     let [high, low] = number.to_be_bytes();
-    Ipv4Addr::new(10, 9, high, low).into()
+    match number % 2 {
+        0 => Ipv4Addr::new(10, 9, high, low).into(),
+        _ => Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, number).into(),
+    }
 }
 
-/// Ten thousand rules, each allowing one port of one peer. The two policies number peers and rules in opposite orders,
-/// so that whoever mixes addresses, entries or directions of both is caught at any port, not only at the one in which
-/// they differ.
-fn policy(which: usize) -> NodeTables {
-    let first = if which == 0 { 0 } else { 20_000 };
-    let mut tables = NodeTables::default();
+/// The pod's address of the family of a peer.
+fn pod_for(peer: IpAddr) -> IpAddr {
+    let [v4, v6] = POD;
+    let own = if peer.is_ipv4() { v4 } else { v6 };
+    own.parse().expect("an address")
+}
+
+/// Ten thousand rules, each allowing one port of one peer, in two orders of two policies each. Those of one order have the
+/// same entries, and differ in the class of the first peers: a flip is a write for each of those. The two orders number
+/// peers and rules in opposite ways, so that whoever mixes addresses, entries or directions of both is caught at any port,
+/// not only at the one in which they differ: a flip between them writes everything.
+fn policies(order: usize) -> [NodeTables; 2] {
+    let first = if order == 0 { 0 } else { 20_000 };
+    // The last ones are the first peers' of the second policy.
+    let classes = PEERS + FIRST;
+    let class = |number: u16| IdentityId(u32::from(if order == 0 { number + 1 } else { classes - number }));
     let mut entries = EndpointTables::default();
     let mut rule = 64 + first;
-    for number in 0..PEERS {
-        let id = if which == 0 { number + 1 } else { PEERS - number };
-        let id = IdentityId(id.into());
-        tables.identities.insert(peer(number).into(), id);
+    for number in 0..classes {
         for port in 0..PORTS {
-            let special = number == 0 && port == 0;
-            let port = if special {
-                DIFFERENT.get(which).copied().expect("two policies")
-            } else {
-                10_000 + port
+            let port = match (number, port) {
+                (0..FIRST, 0) => DIFFERENT[0],
+                (PEERS.., 0) => DIFFERENT[1],
+                _ => 10_000 + port,
             };
             for protocol in [TCP, UDP] {
                 let key = VerdictKey {
-                    peer: id,
+                    peer: class(number),
                     direction: if protocol == TCP {
                         Direction::Ingress
                     } else {
@@ -81,8 +97,17 @@ fn policy(which: usize) -> NodeTables {
             rule += 1;
         }
     }
-    tables.endpoints.insert(ENDPOINT, entries.into());
-    tables
+    let entries = Arc::new(entries);
+    [0, PEERS].map(|of_first| {
+        let class_of = |number| class(if number < FIRST { of_first + number } else { number });
+        NodeTables {
+            identities: (0..PEERS)
+                .map(|number| (peer(number).into(), class_of(number)))
+                .collect(),
+            endpoints: [(ENDPOINT, Arc::clone(&entries))].into(),
+            ..NodeTables::default()
+        }
+    })
 }
 
 /// What the policy says about the packet that the record is of.
@@ -103,6 +128,21 @@ fn expected(policy: &NodeTables, record: &FlowRecord) -> (u8, u32) {
     (u8::from(entry.verdict == Verdict::Allow), entry.rule.0)
 }
 
+/// What is the same about records that are told apart by their source port only, and by when they came.
+type Kind = (u32, u8, u8, u32, Address, Address, u16);
+
+fn kind(record: &FlowRecord) -> Kind {
+    (
+        record.epoch,
+        record.direction,
+        record.verdict,
+        record.rule,
+        record.source,
+        record.destination,
+        record.destination_port,
+    )
+}
+
 /// Packets that open flows, from and to the pod, to ports that both policies allow, one allows, or neither does.
 fn send_until(stop: &AtomicBool) -> usize {
     let (socket, interface) = raw_socket();
@@ -111,9 +151,9 @@ fn send_until(stop: &AtomicBool) -> usize {
     while !stop.load(Ordering::Relaxed) {
         for port in [10_001, DIFFERENT[0], DIFFERENT[1], 30_000] {
             source_port = source_port.checked_add(1).unwrap_or(1024);
-            let number = if port == 10_001 { source_port % PEERS } else { 0 };
+            let number = source_port % if port == 10_001 { PEERS } else { FIRST };
             let out = Ends {
-                source: POD.parse().expect("an address"),
+                source: pod_for(peer(number)),
                 destination: peer(number),
             };
             let mut packet = frame(out, UDP, &udp(source_port, port));
@@ -126,22 +166,25 @@ fn send_until(stop: &AtomicBool) -> usize {
 }
 
 #[test]
-fn packets_meet_one_of_two_large_policies_and_nothing_else() {
-    let policies = [policy(0), policy(1)];
-    let size = |policy: &NodeTables| policy.endpoints.get(&ENDPOINT).map(|own| own.verdicts.len());
-    assert_eq!(
-        policies.each_ref().map(size),
-        [Some(20_000); 2],
-        "ten thousand rules each way"
-    );
+fn packets_meet_one_of_several_large_policies_and_nothing_else() {
+    let policies = [policies(0), policies(1)].concat();
+    for policy in &policies {
+        let entries = policy.endpoints.get(&ENDPOINT).map(|own| own.verdicts.len());
+        assert_eq!(
+            entries,
+            Some(20_400),
+            "ten thousand rules each way, and those of the other's first peers"
+        );
+    }
     let flips = std::env::var("PALISADE_TEST_FLIPS").map_or(FLIPS, |text| text.parse().expect("a number"));
     let mut pod = Pod::new();
     pod.attach();
     // Packets to the peers end here: the test reads verdicts, nobody answers.
     crate::link::run("ip route add blackhole 10.9.0.0/16");
+    crate::link::run("ip -6 route add blackhole fd09::/64");
     let mut changes = BTreeMap::new();
     let mut flip = |pod: &mut Pod, which: usize| {
-        let policy = policies.get(which).expect("two policies");
+        let policy = policies.get(which).expect("a policy");
         let synced = pod.lab.kernel().sync(policy).expect("sync");
         let change = *synced
             .endpoints
@@ -155,10 +198,13 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
     let mut source = pod.lab.source.take().expect("the ring");
     let until = Arc::clone(&stop);
     let reader = std::thread::spawn(move || {
-        let mut records = Vec::new();
+        let mut records = BTreeMap::<Kind, (FlowRecord, usize)>::new();
         loop {
             match source.next(Duration::from_millis(20)).expect("read the ring") {
-                Some(record) => records.push(record),
+                Some(record) if record.reason == Reason::Policy as u8 => {
+                    records.entry(kind(&record)).or_insert((record, 0)).1 += 1;
+                }
+                Some(_) => {}
                 None if until.load(Ordering::Relaxed) => return records,
                 None => {}
             }
@@ -171,17 +217,21 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
             done.send(send_until(&until)).expect("the test waits");
         }))
         .expect("the pod's thread lives");
-    // The other direction, through the same program from this thread, between the halves of each pair of flips.
+    // The other direction, through the same program from this thread, after each flip.
     let (mut port, mut denied) = (0, 0);
     let back = |port: u16, to: u16| {
+        let number = port % if to == DIFFERENT[0] { FIRST } else { PEERS };
         let ends = Ends {
-            source: peer(port % PEERS),
-            destination: POD.parse().expect("an address"),
+            source: peer(number),
+            destination: pod_for(peer(number)),
         };
         frame(ends, TCP, &tcp(port, to, crate::frames::SYN))
     };
+    let mut took = [Duration::ZERO; 2];
     for number in 1..=flips {
-        flip(&mut pod, number % 2);
+        let started = Instant::now();
+        flip(&mut pod, number % 2 + number / LIGHT % 2 * 2);
+        took[usize::from(number % LIGHT == 0)] += started.elapsed();
         for to in [10_001, DIFFERENT[0], 30_000] {
             port = port % 60_000 + 1;
             let ifindex = pod.ifindex;
@@ -192,7 +242,7 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
                 .expect("run the program");
             denied += usize::from(verdict == Verdict::Deny);
         }
-        if number % 4 == 0 {
+        if number % 25 == 0 {
             // Room for new flows and new entries.
             pod.lab.kernel().expire(Duration::MAX).expect("expire");
         }
@@ -202,27 +252,23 @@ fn packets_meet_one_of_two_large_policies_and_nothing_else() {
     let records = reader.join().expect("the reader ends");
 
     let mut judged = BTreeMap::<_, usize>::new();
-    for record in records
-        .iter()
-        .filter(|record| record.reason == Reason::Policy as u8)
-    {
+    let mut reported = 0;
+    for (record, count) in records.values() {
         let which = changes.get(&record.epoch).expect("a change that was made");
-        let policy = policies.get(*which).expect("two policies");
+        let policy = policies.get(*which).expect("a policy");
         assert_eq!(
             (record.verdict, record.rule),
             expected(policy, record),
             "{record:?}"
         );
+        reported += count;
         *judged
             .entry((*which, record.verdict, record.direction))
-            .or_default() += 1;
+            .or_default() += count;
     }
-    println!(
-        "{sent} packets sent, {} reported, {flips} flips: {judged:?}",
-        records.len()
-    );
+    println!("{sent} packets sent, {reported} reported, {flips} flips, light and heavy {took:?}: {judged:?}");
     assert!(denied >= flips, "port 30,000 is always denied");
-    for which in [0, 1] {
+    for which in 0..policies.len() {
         for verdict in [0, 1] {
             for direction in [0, 1] {
                 let count = judged.get(&(which, verdict, direction)).copied().unwrap_or(0);

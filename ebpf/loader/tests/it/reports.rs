@@ -1,19 +1,22 @@
 //! What is told about flows and denials, and what a flood can hide.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{collections::BTreeMap, sync::mpsc, thread, time::Duration};
 
 use aya::maps::{Map, MapData, RingBuf};
 use ebpf_abi::{
-    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, RECORD_DENIED, RECORD_END, RECORD_UPDATE,
-    RING_HURRY_BYTES,
+    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS,
+    MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS,
+    RECORD_DENIED, RECORD_END, RECORD_UPDATE, RING_HURRY_BYTES,
 };
-use ebpf_loader::{Datapath, FlowRecord, Limits, Reason, UPDATE_EVERY, monotonic_now};
-use policies_ir::tables::{Direction, NodeTables, Service, Verdict};
+use ebpf_loader::{
+    Datapath, FlowRecord, HostEndpoint, HostLink, Limits, Reason, UPDATE_EVERY, monotonic_now,
+};
+use policies_ir::tables::{Direction, EndpointId, IdentityId, NodeTables, Service, Verdict};
 use rustix::event::{Timespec, epoll};
 
 use crate::{
     frames::{ACK, Ends, FIN, RST, SYN, TCP, UDP, frame, segment, udp},
-    lab::{ENDPOINT, LOOPBACK, Lab, link, tables},
+    lab::{ENDPOINT, LOOPBACK, Lab, ip, link, tables},
 };
 
 const POD: &str = "10.7.0.2";
@@ -285,4 +288,52 @@ fn a_ring_that_fills_wakes_its_reader() {
     deny(&mut lab);
     deny(&mut lab);
     assert!(woken_within(60), "many records wake");
+}
+
+#[test]
+fn every_bounded_map_says_how_full_it_is() {
+    let mut lab = Lab::with_limits(Limits::default());
+    let mut wanted = allow_egress();
+    wanted
+        .identities
+        .insert("10.7.0.9/32".parse().expect("a prefix"), IdentityId(1));
+    lab.program(&link(LOOPBACK, &[POD, "fd07::2"]), &wanted);
+    let own = HostEndpoint {
+        id: EndpointId(100),
+        untracked: Some(EndpointId(101)),
+    };
+    let host = HostLink {
+        ifindex: LOOPBACK,
+        addresses: ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+            .map(|address| (ip(address), own))
+            .into(),
+        forward: None,
+    };
+    lab.kernel().attach_host(&host).expect("attach the host");
+    lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
+    lab.assert_denied(
+        Direction::Ingress,
+        &frame(out().reversed(), UDP, &udp(1, 3)),
+        Reason::Policy,
+    );
+    let fill = lab.kernel().counters().expect("counters").fill;
+    let told: BTreeMap<_, _> = fill
+        .iter()
+        .map(|fill| (fill.map, (fill.entries, fill.capacity)))
+        .collect();
+    let expected = [
+        ("VERDICTS", 1, MAX_VERDICTS),
+        ("SPLITS", 0, MAX_SPLITS),
+        ("SOURCES", 0, MAX_SOURCES),
+        ("HOSTS", 1, MAX_IDENTITIES),
+        ("IDENTITIES", 1, MAX_IDENTITIES),
+        ("FLOWS", 1, MAX_FLOWS),
+        ("SLOTS", 3, MAX_ENDPOINTS),
+        ("ENDPOINTS", 1, MAX_ENDPOINTS),
+        ("PODS", 2, MAX_POD_ADDRESSES),
+        ("HOST_ENDPOINTS", 3, MAX_HOST_ADDRESSES),
+        ("DENIALS", 1, MAX_DENIALS),
+    ];
+    let expected = expected.map(|(map, entries, capacity)| (map, (entries, u64::from(capacity))));
+    assert_eq!(told, expected.into());
 }

@@ -1,8 +1,9 @@
 //! Classes that are split off from others: written where an endpoint tells them apart, and judged right everywhere.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use ebpf_loader::{Datapath, EndpointLink, monotonic_now};
+use ebpf_abi::MAX_SPLITS;
+use ebpf_loader::{Datapath, EndpointLink, HostEndpoint, HostLink, monotonic_now};
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use policies_ir::{
@@ -381,4 +382,53 @@ fn only_those_who_tell_the_classes_apart_are_written() {
         (Some(0), u64::try_from(verdicts).ok())
     );
     assert_eq!(lab.kernel().dump().expect("dump"), model.tables);
+}
+
+/// More endpoints tell more classes from their parents than `SPLITS` has room for: then none has a parent.
+#[test]
+fn a_change_that_splits_too_much_is_made_without_parents() {
+    const JUDGED: u32 = 300;
+    const SPLIT: u32 = 1000;
+    let mut lab = Lab::new();
+    let address = |high: u8, number: u32| {
+        let [_, _, third, last] = number.to_be_bytes();
+        IpAddr::from([10, high, third, last])
+    };
+    let endpoints = (1..=JUDGED).map(EndpointId);
+    let own = endpoints
+        .clone()
+        .map(|id| (address(8, id.0), HostEndpoint { id, untracked: None }));
+    let host = HostLink {
+        ifindex: LOOPBACK,
+        addresses: own.collect(),
+        forward: None,
+    };
+    lab.kernel().attach_host(&host).expect("attach the host");
+    let tables = |class: fn(u32) -> u32| {
+        let mut own = EndpointTables::default();
+        own.verdicts.set_class(IdentityId(1), said(Said::All));
+        let entries = said(Said::Dns);
+        let classes: BTreeSet<u32> = (0..=SPLIT).map(class).collect();
+        for class in classes.into_iter().filter(|class| *class > 1) {
+            own.verdicts.set_class(IdentityId(class), Arc::clone(&entries));
+        }
+        let own = Arc::new(own);
+        let peers = (0..=SPLIT).map(|number| (address(9, number).into(), IdentityId(class(number))));
+        NodeTables {
+            identities: peers.collect(),
+            endpoints: endpoints.clone().map(|id| (id, Arc::clone(&own))).collect(),
+            ..NodeTables::default()
+        }
+    };
+    const { assert!(JUDGED * SPLIT > MAX_SPLITS) };
+    lab.kernel().sync(&tables(|_| 1)).expect("sync");
+    let wanted = tables(|number| number + 1);
+    lab.kernel()
+        .sync(&wanted)
+        .expect("what does not fit is written another way");
+    let fill = lab.kernel().counters().expect("counters").fill;
+    let splits = fill.iter().find(|fill| fill.map == "SPLITS").expect("the map");
+    assert_eq!(splits.entries, 0);
+    lab.kernel().expire(monotonic_now()).expect("expire");
+    assert_eq!(lab.kernel().dump().expect("dump"), wanted);
 }

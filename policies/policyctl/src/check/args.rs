@@ -42,7 +42,7 @@ pub(crate) enum ConnectivityOutput {
 #[derive(Args)]
 pub(crate) struct DiffArgs {
     /// File or directory with what was before, then what is after; only one: what is after, and the live cluster is
-    /// what was before
+    /// what was before. Without pods, that one is laid over the live cluster's objects
     #[arg(required = true, num_args = 1..=2, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     /// How to print
@@ -93,10 +93,12 @@ pub(crate) enum TestOutput {
 /// Arguments of `replay`.
 #[derive(Args)]
 pub(crate) struct ReplayArgs {
-    /// File with flow events, as `policyctl flows -o json` prints them; `-` for standard input
-    #[arg(long, required = true, value_name = "FILE")]
+    /// File with flow events, as `policyctl flows -o json` prints them; `-` for standard input. Without it, what the
+    /// nodes of the live cluster have written down
+    #[arg(long, value_name = "FILE")]
     pub(crate) flows: Vec<PathBuf>,
-    /// Files or directories with the other policies, and with the pods
+    /// Files or directories with the other policies, and with the pods; without pods, they are laid over the objects of
+    /// the live cluster
     #[arg(long, required = true, value_name = "PATH")]
     pub(crate) with: Vec<PathBuf>,
     /// How to print
@@ -107,8 +109,9 @@ pub(crate) struct ReplayArgs {
 /// Arguments of `recommend`.
 #[derive(Args)]
 pub(crate) struct RecommendArgs {
-    /// File with flow events, as `policyctl flows -o json` prints them; `-` for standard input
-    #[arg(long, required = true, value_name = "FILE")]
+    /// File with flow events, as `policyctl flows -o json` prints them; `-` for standard input. Without it, what the
+    /// nodes of the live cluster have written down
+    #[arg(long, value_name = "FILE")]
     pub(crate) flows: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) files: FilesArgs,

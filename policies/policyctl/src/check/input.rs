@@ -47,8 +47,11 @@ pub(crate) async fn view_and_assertions(
 
 /// The cluster of these paths and the assertions among the objects.
 pub(crate) fn offline(paths: &[PathBuf]) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
-    let documents = objects::documents(paths)?;
-    let is_assertion = |object: &Value| object["kind"] == "PolicyAssertion";
+    of_documents(&objects::documents(paths)?)
+}
+
+/// The same of objects that have been read.
+pub(crate) fn of_documents(documents: &[(String, Value)]) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
     let mut assertions = Vec::new();
     for (origin, object) in documents.iter().filter(|(_, object)| is_assertion(object)) {
         let assertion: PolicyAssertion = serde_json::from_value(object.clone())
@@ -64,6 +67,11 @@ pub(crate) fn offline(paths: &[PathBuf]) -> Result<(ClusterView, Vec<PolicyAsser
         output::note(&format!("note: {note}"));
     }
     Ok((loaded.view, assertions))
+}
+
+/// Assertions are about policy, and no part of it.
+pub(crate) fn is_assertion(object: &Value) -> bool {
+    object["kind"] == "PolicyAssertion"
 }
 
 /// Assertions of files, one on each line.
@@ -119,6 +127,14 @@ pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
         }
     }
     Ok(decisions(lines))
+}
+
+/// Recorded decisions of these files, or those of the live cluster where there are none.
+pub(crate) async fn recorded(connection: &Connection, paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
+    match paths.is_empty() {
+        true => live_flows(connection).await,
+        false => flows(paths),
+    }
 }
 
 /// Decisions that the nodes of the live cluster have written down.

@@ -4,6 +4,7 @@
 pub(crate) mod args;
 mod input;
 pub(crate) use input::live_flows_of;
+mod proposed;
 mod text;
 
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use policies_checker::{
     difference::{Change, difference},
     picture,
     recommend::{Dialect, recommend as recommended},
-    replay::replay as replayed,
+    replay::{Replay, replay as replayed},
     rules::{NoRule, RuleStatus, RuleUse, rule_use},
 };
 use serde::Serialize;
@@ -156,11 +157,12 @@ pub(crate) async fn test(connection: &Connection, args: &TestArgs) -> Result<Exi
     })
 }
 
-/// Judges recorded flows against other policies.
-pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
-    let flows = input::flows(&args.flows)?;
-    let model = Model::new(&input::offline(&args.with)?.0);
+/// Judges recorded flows against other policies; it is an error if there are none to judge.
+pub(crate) async fn replay(connection: &Connection, args: &ReplayArgs) -> Result<ExitCode> {
+    let flows = input::recorded(connection, &args.flows).await?;
+    let model = Model::new(&proposed::after(connection, &args.with).await?);
     let replay = replayed(&model, &flows);
+    require_judged(&replay)?;
     if args.output == ReportOutput::Json {
         json_report(&replay)?;
         return Ok(answer(replay.changes.is_empty()));
@@ -179,9 +181,24 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
     Ok(answer(replay.changes.is_empty()))
 }
 
+/// That no verdict changes says something only where there were any.
+fn require_judged(replay: &Replay) -> Result<()> {
+    if replay.judged > 0 {
+        return Ok(());
+    }
+    if replay.left_out.is_empty() {
+        bail!("no flow was judged: none is recorded");
+    }
+    let reasons = replay.left_out.iter();
+    let reasons: Vec<String> = reasons
+        .map(|(reason, count)| format!("{count} flows: {reason}"))
+        .collect();
+    bail!("no flow was judged; left out were {}", reasons.join("; "))
+}
+
 /// Writes policies that allow what was recorded.
 pub(crate) async fn recommend(connection: &Connection, args: &RecommendArgs) -> Result<()> {
-    let flows = input::flows(&args.flows)?;
+    let flows = input::recorded(connection, &args.flows).await?;
     let view = input::view(connection, &args.files.filename).await?;
     let dialect = if args.calico {
         Dialect::Calico
@@ -287,7 +304,7 @@ async fn changes(connection: &Connection, args: &DiffArgs) -> Result<Vec<Change>
             input::offline(std::slice::from_ref(before))?.0,
             input::offline(std::slice::from_ref(after))?.0,
         ),
-        after => (input::view(connection, &[]).await?, input::offline(after)?.0),
+        after => proposed::before_and_after(connection, after).await?,
     };
     Ok(difference(&Model::new(&before), &Model::new(&after)))
 }
@@ -369,5 +386,60 @@ fn answer(holds: bool) -> ExitCode {
     match holds {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(REFUTED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/shop");
+
+    fn replay_of(flows: &Path, with: &Path) -> Result<ExitCode> {
+        let no_cluster = Connection {
+            kubeconfig: Some(PathBuf::from("/nonexistent/kubeconfig")),
+        };
+        let args = ReplayArgs {
+            flows: vec![flows.to_owned()],
+            with: vec![with.to_owned()],
+            output: ReportOutput::Table,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(replay(&no_cluster, &args))
+    }
+
+    #[test]
+    fn replay_that_judges_nothing_is_an_error() {
+        let error = |flows: &Path, with: &Path| format!("{:#}", replay_of(flows, with).unwrap_err());
+        let flows = Path::new(SHOP).join("flows.jsonl");
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let stranger = write(
+            "stranger.yaml",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: stranger}\nspec: {containers: []}\n",
+        );
+        let said = error(&flows, &stranger);
+        assert!(said.contains("no flow was judged"), "{said}");
+        assert!(said.contains("the pod is not among the objects"), "{said}");
+
+        let policies = write(
+            "policy.yaml",
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\nspec: {podSelector: {}}\n",
+        );
+        let said = error(&flows, &policies);
+        assert!(said.contains("those of the live cluster are needed"), "{said}");
+
+        let said = error(&write("empty.jsonl", ""), &Path::new(SHOP).join("manifests"));
+        assert_eq!(said, "no flow was judged: none is recorded");
+        assert_eq!(
+            replay_of(&flows, &Path::new(SHOP).join("manifests")).unwrap(),
+            ExitCode::SUCCESS
+        );
     }
 }

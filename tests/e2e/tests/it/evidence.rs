@@ -215,7 +215,7 @@ fn metrics_count_what_the_kernel_denies(cluster: &Cluster) -> Result<()> {
     );
     let after = metric(denied)?;
     ensure!(after > before, "{after} packets denied after {before}");
-    for map in ["FLOWS", "VERDICTS", "ENDPOINTS"] {
+    for map in ["FLOWS", "VERDICTS", "ENDPOINTS", "PODS", "HOSTS", "SLOTS"] {
         let entries = metric(&format!("palisade_datapath_map_entries{{map=\"{map}\"}}"))?;
         let capacity = metric(&format!(
             "palisade_datapath_map_capacity_entries{{map=\"{map}\"}}"

@@ -11,7 +11,9 @@ use policies_checker::{
     Model,
     assertion::{parse, prove},
 };
-use policies_compiler::{CalicoObject, ClusterView, PodView, Session, compile};
+use policies_compiler::{
+    Book, CalicoObject, ClusterView, FlowEnd, Judge, PodView, Question, Session, compile,
+};
 use policies_ir::{
     policy::NamedPort,
     tables::{EndpointId, NodeTables},
@@ -24,6 +26,8 @@ pub(crate) const LOCAL: usize = 200;
 /// Namespaces, applications and teams that pods and policies are spread over.
 const NAMESPACES: usize = 50;
 const APPS: usize = 40;
+/// Flows that are judged one by one.
+const FLOWS: usize = 500_000;
 
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
@@ -43,6 +47,8 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     let name = "an assertion judged, 1,000 policies, 10,000 pods";
     lines.push(Line::alone(name, "ms", median_ms(vec![start.elapsed()]), None));
     anyhow::ensure!(proof.vacuous.is_none(), "the assertion says nothing: {proof:?}");
+
+    lines.push(decisions(&view)?);
 
     let start = Instant::now();
     let mut session = Session::new(view.clone(), NodeTables::default());
@@ -70,6 +76,38 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
         lines.push(Line::alone(&name, "ms", median_ms(vec![start.elapsed()]), None));
     }
     Ok(lines)
+}
+
+/// Flows between pods all over the cluster, as `policyctl decide` judges them, from the first on; reading them is not
+/// counted.
+fn decisions(view: &ClusterView) -> Result<Line> {
+    let pod = |number: usize| {
+        let pod = view.pods.get(number % view.pods.len());
+        pod.map(|pod| FlowEnd::Pod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+        })
+    };
+    let question = |number: usize| {
+        Some(Question {
+            source: pod(number * 7919)?,
+            destination: pod(number * 104_729 + 1)?,
+            protocol: 6,
+            source_port: 49_152,
+            port: [80, 443, 5432, 8080][number % 4],
+        })
+    };
+    let questions: Vec<Question> = (0..FLOWS).filter_map(question).collect();
+    let start = Instant::now();
+    let book = Book::new(view);
+    let mut judge = Judge::new(&book);
+    for question in &questions {
+        black_box(judge.judge(question)?);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let name = "decide, flows per second, 1,000 policies, 10,000 pods";
+    let rate = f64::from(u32::try_from(questions.len())?) / seconds;
+    Ok(Line::alone_at_least(name, "flows/s", rate, 50_000.0))
 }
 
 fn label_changes(

@@ -83,6 +83,15 @@ impl Line {
         }
     }
 
+    /// A number without a peer of which more is better; `least` is the target.
+    fn alone_at_least(metric: &str, unit: &'static str, ours: f64, least: f64) -> Self {
+        Self {
+            target: Some(format!("at least {least} {unit}")),
+            met: Some(ours >= least),
+            ..Self::alone(metric, unit, ours, None)
+        }
+    }
+
     /// A number beside a peer's; `most` is the highest acceptable ratio.
     fn beside(metric: &str, unit: &'static str, ours: f64, peer: (&str, f64), most: Option<f64>) -> Self {
         let ratio = ours / peer.1;
