@@ -39,4 +39,4 @@ pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
 pub use crate::remove::{in_turn, remove_tree};
 pub use crate::session::{Session, SessionEnd};
-pub use crate::usage::{Usage, measure_tree};
+pub use crate::usage::{Measured, Usage, measure_tree};
