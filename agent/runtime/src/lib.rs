@@ -31,8 +31,8 @@ mod usage;
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
 pub use crate::config::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PidNamespace,
-    PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, MAX_POD_PIDS,
+    MIN_POD_PIDS, Mount, PidNamespace, PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
 };
 pub use crate::consumption::{ContainerUsage, MemoryUsage, PodUsage};
 pub use crate::error::RuntimeError;

@@ -25,8 +25,6 @@ const DEFAULT_CAPABILITIES: &[&str] = &[
 ];
 /// What a pod may add: the rest of Docker's set.
 const ADDABLE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW"];
-/// Processes and threads of one container.
-const MAX_PIDS: i64 = 4096;
 /// Period of processor limits: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
@@ -74,6 +72,8 @@ pub(crate) struct Resolved<'a> {
     pub(crate) user: UserIds,
     pub(crate) environment: env::Environment,
     pub(crate) sandbox: &'a sandbox::Ground,
+    /// Processes and threads: those of the pod, which one container may have all.
+    pub(crate) pids: u32,
 }
 
 /// The runtime's view of `container`, started for the `attempt`th time after the first.
@@ -117,7 +117,7 @@ pub(crate) fn config(
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
         },
-        resources: resources(container)?,
+        resources: resources(container, resolved.pids)?,
         profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
         capabilities,
         log_path: places.log.clone(),
@@ -302,7 +302,7 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, ContainerErro
     Ok(held.into_iter().map(|name| format!("CAP_{name}")).collect())
 }
 
-fn resources(container: &Container) -> Result<Resources, ContainerError> {
+fn resources(container: &Container, pids: u32) -> Result<Resources, ContainerError> {
     let wishes = container.resources.clone().unwrap_or_default();
     let limit = |name: &str| wishes.limits.as_ref().and_then(|limits| limits.get(name));
     let request = |name: &str| {
@@ -335,7 +335,7 @@ fn resources(container: &Container) -> Result<Resources, ContainerError> {
         memory_bytes: memory
             .filter(|bytes| *bytes > 0)
             .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-        pids: Some(MAX_PIDS),
+        pids: Some(pids.into()),
     })
 }
 
@@ -373,6 +373,7 @@ mod tests {
                 own: [("A".to_owned(), "1".to_owned())].into(),
             },
             sandbox: &sandbox,
+            pids: 99,
         };
         let places = Places {
             volumes: Path::new("/volumes"),
@@ -413,6 +414,7 @@ mod tests {
             (nothing.cpu_quota_us, nothing.cpu_shares, nothing.memory_bytes),
             (None, Some(2), None)
         );
+        assert_eq!(nothing.pids, Some(99), "the pod's");
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl Stage {
             id_base: 4_000_000 + index * 65_536,
             id_count: 65_536,
             shares_processes: false,
+            pids: None,
         };
         let pods: Vec<PodConfig> = (0..).zip(names).map(pod).collect();
         for pod in &pods {
