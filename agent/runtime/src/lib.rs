@@ -26,6 +26,7 @@ mod protocol;
 mod remove;
 mod session;
 pub mod shim;
+pub mod tmpfs;
 mod usage;
 
 pub use crate::cgroup::CgroupError;

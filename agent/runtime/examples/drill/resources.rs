@@ -32,12 +32,10 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("fill-shared-memory", || fill("/dev/shm/fill", 80)),
     ("fill-dev", || fill("/dev/fill", 80)),
-    ("inode-bomb", || {
-        for number in 0..1_000_000 {
-            fs::File::create(format!("/dev/shm/{number}"))?;
-        }
-        Ok(Outcome::Done)
-    }),
+    ("fill-memory-volume", || fill("/memory/fill", 80)),
+    ("inode-bomb", || empty_files("/dev/shm")),
+    ("inode-bomb-dev", || empty_files("/dev")),
+    ("inode-bomb-memory-volume", || empty_files("/memory")),
     ("log-flood", || {
         let line = [b'x'; 1024];
         let mut output = io::stdout().lock();
@@ -48,6 +46,13 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         Ok(Outcome::Done)
     }),
 ];
+
+fn empty_files(directory: &str) -> io::Result<Outcome> {
+    for number in 0..1_000_000 {
+        fs::File::create(format!("{directory}/{number}"))?;
+    }
+    Ok(Outcome::Done)
+}
 
 fn fill(path: &str, megabytes: usize) -> io::Result<Outcome> {
     let mut file = fs::File::create(path)?;
