@@ -85,7 +85,7 @@ impl Layer {
             TmpfsSize => "ENOSPC at the size",
             TmpfsFiles => "ENOSPC at the number, with room left",
             LogRotation => "what is on the disk stays below size times number of files",
-            RootedPaths => "the host's directory is as before",
+            RootedPaths => "the host's directory is as before, and nothing in it is seen",
         }
     }
 }
@@ -218,6 +218,11 @@ pub(crate) const CORPUS: &[Family] = &[
             drill(
                 "mount-target-symlink",
                 "an image whose links lead a volume's mount point to the host",
+                RootedPaths,
+            ),
+            drill(
+                "subpath-race",
+                "swap a part of a volume for a link to the host while another container with that `subPath` starts",
                 RootedPaths,
             ),
         ],

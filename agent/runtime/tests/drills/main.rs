@@ -18,6 +18,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use agent_runtime::{ContainerConfig, Mount, Resources};
 use agent_sandbox::{Action, FileLimits, Profile, Scopes, SyscallPolicy, SyscallSet, TcpPorts};
@@ -619,6 +620,59 @@ async fn an_images_links_do_not_lead_mounts_to_the_host() {
         .map(|entry| entry.file_name())
         .collect();
     assert_eq!(left, ["file"]);
+    stage.end().await;
+}
+
+/// A container swaps a directory and a link to the host in a volume, while others start with that part of it mounted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_volume_is_in_the_volume_whoever_swaps_its_name() {
+    let stage = Stage::new(&["race"]).await;
+    let data = stage.directory.path().join("data");
+    let outside = stage.directory.path().join("outside");
+    fs::create_dir(&outside).expect("mkdir");
+    fs::write(outside.join("note"), "of the host").expect("writes");
+    let facts = BTreeMap::from([("OUTSIDE".to_owned(), outside.to_str().expect("text").to_owned())]);
+    let attacker = stage.container("attacker", &["/bin/drill", "run", "subpath-race"], &facts);
+    stage.start(0, &attacker).await;
+    while fs::symlink_metadata(data.join("link")).is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let script = "cat /part/note; echo >/part/mark";
+    let (mut started, mut refused) = (0, 0);
+    // The kernel has met the link as well as the directory.
+    while started < 5 || refused < 5 {
+        let name = format!("victim-{}", started + refused);
+        let mut victim = stage.container(&name, &["sh", "-c", script], &BTreeMap::new());
+        victim.mounts = vec![Mount {
+            source: data.clone(),
+            sub_path: Some("part".into()),
+            target: "/part".into(),
+            read_only: false,
+            executable: false,
+        }];
+        match stage.runtime.start_container(stage.pod(0), &victim).await {
+            Ok(()) => {
+                started += 1;
+                assert_eq!(stage.exit(&name).await.code, 0);
+                assert_eq!(stage.output(&name), "of the volume\n");
+            }
+            Err(error) => {
+                refused += 1;
+                let text = format!("{error:?}");
+                assert!(text.contains("data/part"), "{text}");
+            }
+        }
+        assert!(started + refused < 200, "{started} and {refused}");
+    }
+    let left: Vec<_> = fs::read_dir(&outside)
+        .expect("lists")
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert_eq!(left, ["note"]);
+    fs::write(data.join("stop"), "").expect("writes");
+    stage.exit("attacker").await;
+    assert_eq!(stage.output("attacker"), "subpath-race=swapped\n");
     stage.end().await;
 }
 
