@@ -147,7 +147,7 @@ pub struct FsStats {
     pub inodes_free: u64,
     /// All file numbers; zero where the file system has no fixed number.
     pub inodes: u64,
-    /// Files on it; only known of a whole file system.
+    /// File numbers used by whom this is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inodes_used: Option<u64>,
 }

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use agent_runtime::{MAX_POD_PIDS, MIN_POD_PIDS};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,9 @@ pub(crate) struct Config {
     /// An image that was used within this time stays.
     #[serde(default = "default_image_gc_min_age_seconds")]
     pub(crate) image_gc_min_age_seconds: u64,
+    /// Processes and threads of a pod: of all its containers together, and so of each. For pods that start from then on.
+    #[serde(default = "default_pod_pids_limit")]
+    pub(crate) pod_pids_limit: u32,
     /// A container's log is rotated at this size.
     #[serde(default = "default_log_max_bytes")]
     pub(crate) log_max_bytes: u64,
@@ -171,6 +175,14 @@ pub(crate) enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// No pod could start, or the kernel takes no such limit.
+    #[error("{path}: pod_pids_limit is {limit}, but must be from {MIN_POD_PIDS} to {MAX_POD_PIDS}")]
+    PodPids {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        limit: u32,
+    },
     /// The file is not a configuration.
     #[error("{path} is not a valid configuration")]
     Parse {
@@ -193,14 +205,15 @@ impl Config {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
-        match config.image_gc_low_percent < config.image_gc_high_percent
-            && config.image_gc_high_percent <= 100
-        {
-            true => Ok(config),
-            false => Err(ConfigError::GcPercent {
-                path: path.to_owned(),
-            }),
+        let path = || path.to_owned();
+        if config.image_gc_low_percent >= config.image_gc_high_percent || config.image_gc_high_percent > 100 {
+            return Err(ConfigError::GcPercent { path: path() });
         }
+        let limit = config.pod_pids_limit;
+        if !(MIN_POD_PIDS..=MAX_POD_PIDS).contains(&limit) {
+            return Err(ConfigError::PodPids { path: path(), limit });
+        }
+        Ok(config)
     }
 
     /// What a short file says, with everything below `base`.
@@ -309,6 +322,10 @@ fn default_image_gc_min_age_seconds() -> u64 {
     agent_images::GcPolicy::default().min_age.as_secs()
 }
 
+fn default_pod_pids_limit() -> u32 {
+    4096
+}
+
 fn default_log_max_bytes() -> u64 {
     10 * 1024 * 1024
 }
@@ -337,5 +354,30 @@ mod tests {
         assert_eq!(config.listen.port(), 10250);
         assert_eq!(config.pod_cidr.to_string(), "10.88.0.0/24");
         assert!(toml::from_str::<Config>(&format!("{text}pod_cdir = \"10.0.0.0/24\"\n")).is_err());
+    }
+
+    #[test]
+    fn a_limit_of_processes_that_no_pod_could_start_with_is_refused_by_its_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        let read = |limit: &str| {
+            let text = "node_name = \"n\"\napi_server = \"https://127.0.0.1:6443\"\nagent_dir = \"/s/agent\"\n\
+                        run_dir = \"/r\"\nlayout_dir = \"/s/layouts\"\n";
+            std::fs::write(&file, format!("{text}{limit}")).unwrap();
+            Config::read(&file)
+        };
+        assert_eq!(read("").unwrap().pod_pids_limit, 4096);
+        for possible in [16, 4_194_304] {
+            let config = read(&format!("pod_pids_limit = {possible}\n")).unwrap();
+            assert_eq!(config.pod_pids_limit, possible);
+        }
+        for impossible in [0, 15, 4_194_305] {
+            let error = read(&format!("pod_pids_limit = {impossible}\n")).unwrap_err();
+            let words = format!("pod_pids_limit is {impossible}, but must be from 16 to 4194304");
+            assert!(error.to_string().ends_with(&words), "{error}");
+        }
+        for nonsense in ["-1", "\"many\""] {
+            assert!(read(&format!("pod_pids_limit = {nonsense}\n")).is_err());
+        }
     }
 }

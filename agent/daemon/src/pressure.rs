@@ -144,6 +144,7 @@ fn resource(shortage: Shortage) -> &'static str {
     match shortage {
         Shortage::Memory => "memory",
         Shortage::Disk => "ephemeral-storage",
+        Shortage::Inodes => "inodes",
         Shortage::Processes => "pids",
     }
 }
@@ -161,6 +162,10 @@ fn candidate(shortage: Shortage, pod: &PodStats, object: &Pod) -> Option<Candida
     let used = match shortage {
         Shortage::Memory => pod.memory.map_or(0, |memory| memory.working_set_bytes),
         Shortage::Disk => pod.ephemeral_storage.map_or(0, |disk| disk.used_bytes),
+        Shortage::Inodes => pod
+            .ephemeral_storage
+            .and_then(|disk| disk.inodes_used)
+            .unwrap_or(0),
         Shortage::Processes => pod.process_stats.map_or(0, |processes| processes.process_count),
     };
     // Nothing comes back from a pod that does not run.
@@ -173,6 +178,10 @@ fn candidate(shortage: Shortage, pod: &PodStats, object: &Pod) -> Option<Candida
 }
 
 fn requested(shortage: Shortage, container: &Container) -> u64 {
+    // Nobody can ask for these, so that nobody is kept by it.
+    if matches!(shortage, Shortage::Inodes | Shortage::Processes) {
+        return 0;
+    }
     let requests = container
         .resources
         .as_ref()
@@ -191,7 +200,8 @@ fn blame(shortage: Shortage, pod: &PodStats, object: &Pod) -> String {
             .rootfs
             .zip(container.logs)
             .map(|(a, b)| a.used_bytes + b.used_bytes),
-        Shortage::Processes => None,
+        // As for the kubelet: they may be a volume's, which is no container's.
+        Shortage::Inodes | Shortage::Processes => None,
     };
     let specs = object.spec.iter().flat_map(|spec| &spec.containers);
     let mut text = String::new();
@@ -257,31 +267,20 @@ impl Levels {
                 words("memory", threshold, format!("{}Ki", left / 1024)),
             ));
         }
-        let mut share = |share: Option<Share>, percent: u64, shortage, word: &str| {
+        let mut share = |share: Option<Share>, percent: u64, shortage| {
             if let Some(Share { left, of }) = share
                 && u128::from(left) * 100 < u128::from(of) * u128::from(percent)
-                && !found.iter().any(|(known, _)| *known == shortage)
             {
+                let word = resource(shortage);
                 found.push((shortage, words(word, format!("{percent}%"), left.to_string())));
             }
         };
-        share(
-            self.disk,
-            thresholds.disk_available_percent,
-            Shortage::Disk,
-            "ephemeral-storage",
-        );
-        share(
-            self.inodes,
-            thresholds.inodes_free_percent,
-            Shortage::Disk,
-            "inodes",
-        );
+        share(self.disk, thresholds.disk_available_percent, Shortage::Disk);
+        share(self.inodes, thresholds.inodes_free_percent, Shortage::Inodes);
         share(
             self.processes,
             thresholds.processes_free_percent,
             Shortage::Processes,
-            "pids",
         );
         found
     }
@@ -294,7 +293,7 @@ const DISK_SETTLES: Duration = Duration::from_secs(70);
 /// When each shortage was last there, and when a pod was last told to go.
 #[derive(Debug, Default)]
 struct Seen {
-    last: [Option<Instant>; 3],
+    last: [Option<Instant>; 4],
     ordered: Option<Instant>,
 }
 
@@ -302,7 +301,7 @@ impl Seen {
     /// Whether what the last eviction frees would show by now.
     fn may_order(&self, shortage: Shortage, now: Instant) -> bool {
         let settles = match shortage {
-            Shortage::Disk => DISK_SETTLES,
+            Shortage::Disk | Shortage::Inodes => DISK_SETTLES,
             Shortage::Memory | Shortage::Processes => Duration::ZERO,
         };
         self.ordered
@@ -315,8 +314,13 @@ impl Seen {
 
     /// A condition outlasts its shortage for a while, so that it does not flap while pods come and go.
     fn take(&mut self, shortages: &[(Shortage, String)], lasts: Duration, now: Instant) -> Pressures {
-        let kinds = [Shortage::Memory, Shortage::Disk, Shortage::Processes];
-        let mut holds = [false; 3];
+        let kinds = [
+            Shortage::Memory,
+            Shortage::Disk,
+            Shortage::Inodes,
+            Shortage::Processes,
+        ];
+        let mut holds = [false; 4];
         for ((kind, last), holds) in kinds.into_iter().zip(&mut self.last).zip(&mut holds) {
             let short = shortages.iter().any(|(shortage, _)| *shortage == kind);
             if short {
@@ -324,10 +328,10 @@ impl Seen {
             }
             *holds = short || last.is_some_and(|last| now.saturating_duration_since(last) < lasts);
         }
-        let [memory, disk, processes] = holds;
+        let [memory, disk, inodes, processes] = holds;
         Pressures {
             memory,
-            disk,
+            disk: disk || inodes,
             processes,
         }
     }
@@ -390,14 +394,14 @@ mod tests {
                 inodes: share(4),
                 ..PLENTY
             }),
-            [Shortage::Disk]
+            [Shortage::Disk, Shortage::Inodes]
         );
         assert_eq!(
             short(Levels {
                 inodes: share(4),
                 ..PLENTY
             }),
-            [Shortage::Disk]
+            [Shortage::Inodes]
         );
         assert_eq!(
             short(Levels {
@@ -418,6 +422,49 @@ mod tests {
         assert!(seen.take(&[], lasts, later(299)).memory);
         let over = seen.take(&[], lasts, later(300));
         assert_eq!(over, Pressures::default());
+        let inodes = seen.take(&[(Shortage::Inodes, String::new())], lasts, later(301));
+        assert!(inodes.disk, "Kubernetes has one condition for both");
+    }
+
+    #[test]
+    fn whoever_has_the_most_files_goes_for_want_of_file_numbers() {
+        let pod = |uid: &str, bytes: u64, files: u64| -> PodStats {
+            let now = "2026-01-01T00:00:00Z";
+            let disk = json!({"time": now, "availableBytes": 0, "capacityBytes": 0, "usedBytes": bytes,
+                "inodesFree": 1, "inodes": 100, "inodesUsed": files});
+            serde_json::from_value(json!({
+                "podRef": {"name": uid, "namespace": "ns", "uid": uid},
+                "containers": [{"name": "c", "rootfs": disk, "logs": disk}],
+                "ephemeral-storage": disk,
+            }))
+            .unwrap()
+        };
+        let object: Pod = serde_json::from_value(json!({"spec": {"containers": [
+            {"name": "c", "resources": {"requests": {"ephemeral-storage": "1Gi", "inodes": "1G"}}},
+        ]}}))
+        .unwrap();
+        let pods = [pod("large", 2 << 30, 3), pod("many", 1 << 20, 1_000_000)];
+        let first = |shortage| {
+            let candidate = |pod| candidate(shortage, pod, &object).unwrap();
+            let candidates: Vec<Candidate> = pods.iter().map(candidate).collect();
+            first_to_go(shortage, &candidates).unwrap().clone()
+        };
+        assert_eq!(first(Shortage::Disk).uid, "large");
+        let many = first(Shortage::Inodes);
+        assert_eq!(
+            (many.uid.as_str(), many.requested, many.used),
+            ("many", 0, 1_000_000)
+        );
+        assert_eq!(blame(Shortage::Inodes, &pods[1], &object), "");
+        let levels = Levels {
+            inodes: Some(Share { left: 4, of: 100 }),
+            ..PLENTY
+        };
+        let (_, words) = levels.shortages(Thresholds::default()).remove(0);
+        assert_eq!(
+            words,
+            "The node was low on resource: inodes. Threshold quantity: 5%, available: 4. "
+        );
     }
 
     #[test]

@@ -5,8 +5,10 @@
 pub enum Shortage {
     /// Memory.
     Memory,
-    /// Space or file numbers on the node's disk.
+    /// Space on the node's disk.
     Disk,
+    /// File numbers of the node's disk.
+    Inodes,
     /// Process numbers.
     Processes,
 }
@@ -33,15 +35,17 @@ pub fn is_critical(priority: i32) -> bool {
 }
 
 /// The pod that goes first. Those that use more than they asked for go before others, those of lower priority before
-/// those of higher, and then whoever is furthest above what it asked for. Process numbers are nobody's to ask for: there
-/// only priority and use count.
+/// those of higher, and then whoever is furthest above what it asked for. File numbers cannot be
+/// asked for, so whoever uses any is above. Process numbers neither: there only priority and use count.
 pub fn first_to_go(shortage: Shortage, candidates: &[Candidate]) -> Option<&Candidate> {
     let within = |candidate: &Candidate| match shortage {
-        Shortage::Memory | Shortage::Disk => candidate.used <= candidate.requested,
+        Shortage::Memory | Shortage::Disk | Shortage::Inodes => candidate.used <= candidate.requested,
         Shortage::Processes => false,
     };
     let above = |candidate: &Candidate| match shortage {
-        Shortage::Memory | Shortage::Disk => i128::from(candidate.used) - i128::from(candidate.requested),
+        Shortage::Memory | Shortage::Disk | Shortage::Inodes => {
+            i128::from(candidate.used) - i128::from(candidate.requested)
+        }
         Shortage::Processes => i128::from(candidate.used),
     };
     let order = |candidate: &&Candidate| {
@@ -82,6 +86,14 @@ mod tests {
             "little",
             "within its request, the nearest to it"
         );
+    }
+
+    #[test]
+    fn file_numbers_go_by_use_over_nothing_then_priority_then_use() {
+        let inodes = |candidates: &[_]| first(Shortage::Inodes, candidates).unwrap();
+        assert_eq!(inodes(&[("none", 0, 0, 0), ("some", 9, 0, 1)]), "some");
+        assert_eq!(inodes(&[("high", 1, 0, 900), ("low", 0, 0, 1)]), "low");
+        assert_eq!(inodes(&[("few", 0, 0, 20), ("many", 0, 0, 600)]), "many");
     }
 
     #[test]

@@ -57,6 +57,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
         id_base: 3_000_000,
         id_count: 65_536,
         shares_processes: false,
+        pids: None,
     };
     let begun = Instant::now();
     runtime.start_pod(&pod).await.expect("the pod starts");

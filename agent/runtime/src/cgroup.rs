@@ -70,6 +70,23 @@ pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), 
     Ok(())
 }
 
+/// Bounds the processes and threads of the group and all below it together. It must be there: a limit that no hierarchy
+/// takes is an error.
+pub(crate) fn limit_pids(group: &str, pids: u32) -> Result<(), CgroupError> {
+    let files = directories(group)?
+        .into_iter()
+        .map(|group| group.join("pids.max"));
+    let files: Vec<_> = files.filter(|file| file.exists()).collect();
+    if files.is_empty() {
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        return Err(error("find pids.max of", Path::new(group))(missing));
+    }
+    for file in files {
+        fs::write(&file, pids.to_string()).map_err(error("write", &file))?;
+    }
+    Ok(())
+}
+
 /// The limits of a group; absent where there is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Limits {

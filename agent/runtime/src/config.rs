@@ -26,7 +26,15 @@ pub struct PodConfig {
     /// Whether the pod has a pid namespace of its own, for containers with [`PidNamespace::Pod`].
     #[serde(default)]
     pub shares_processes: bool,
+    /// Processes and threads of all its containers together, at least [`MIN_POD_PIDS`]; absent means no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
 }
+
+/// The least that a pod can have: some containers, what the start of one takes beside it for a moment, and a probe.
+pub const MIN_POD_PIDS: u32 = 16;
+/// The most that a control group can have: the kernel's own bound of process numbers, `PID_MAX_LIMIT`.
+pub const MAX_POD_PIDS: u32 = 4 << 20;
 
 /// One container of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,17 +26,18 @@ mod protocol;
 mod remove;
 mod session;
 pub mod shim;
+pub mod tmpfs;
 mod usage;
 
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
 pub use crate::config::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, Mount, PidNamespace,
-    PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
+    ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, MAX_POD_PIDS,
+    MIN_POD_PIDS, Mount, PidNamespace, PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
 };
 pub use crate::consumption::{ContainerUsage, MemoryUsage, PodUsage};
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
 pub use crate::remove::{in_turn, remove_tree};
 pub use crate::session::{Session, SessionEnd};
-pub use crate::usage::{Usage, measure_tree};
+pub use crate::usage::{Measured, Usage, measure_tree};

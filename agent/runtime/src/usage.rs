@@ -1,4 +1,4 @@
-//! Measures what containers have written: blocks on the disk, however hostile the tree is.
+//! Measures what containers have written: blocks and file numbers of the disk, however hostile the tree is.
 //!
 //! As the remover, this walk looks up every name in an open directory, follows no link and leaves no file system, and it
 //! holds a few descriptors however deep the tree is. It stops as soon as it has seen enough, so a limit bounds its work:
@@ -57,28 +57,54 @@ impl Usage {
     }
 }
 
+/// What was found in one walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measured {
+    /// Its bytes.
+    pub usage: Usage,
+    /// File numbers that were seen, as far as `usage` is of the whole: a file with several names has one. The top itself
+    /// counts as little for them as for the bytes, unless it is no directory.
+    pub files: u64,
+}
+
 /// Measures `path` and all that is below it, until more than `enough` bytes were seen. Nothing there takes nothing.
 ///
 /// # Errors
 ///
 /// When a directory cannot be read for another reason than that it is gone.
-pub fn measure_tree(path: &Path, enough: u64) -> io::Result<Usage> {
+pub fn measure_tree(path: &Path, enough: u64) -> io::Result<Measured> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(top) => top,
-        Err(Errno::NOENT) => return Ok(Usage::Whole(0)),
+        Err(Errno::NOENT) => return Ok(Measured::NOTHING),
         Err(Errno::NOTDIR | Errno::LOOP) => {
             let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW);
-            return Ok(Usage::Whole(stat.map_or(0, |stat| bytes_of(&stat))));
+            return Ok(stat.map_or(Measured::NOTHING, |stat| Measured {
+                usage: Usage::Whole(bytes_of(&stat)),
+                files: 1,
+            }));
         }
         Err(errno) => return Err(errno.into()),
     };
     let mut walk = Walk {
         bytes: 0,
+        files: 0,
         enough,
         linked: HashSet::new(),
     };
-    walk.run(&top)
+    let usage = walk.run(&top)?;
+    Ok(Measured {
+        usage,
+        files: walk.files,
+    })
+}
+
+impl Measured {
+    /// What is not there.
+    pub const NOTHING: Self = Self {
+        usage: Usage::Whole(0),
+        files: 0,
+    };
 }
 
 /// A directory of the present branch whose files were counted.
@@ -93,6 +119,7 @@ struct Level {
 
 struct Walk {
     bytes: u64,
+    files: u64,
     enough: u64,
     /// Files with several names that were counted.
     linked: HashSet<(u64, u64)>,
@@ -157,6 +184,7 @@ impl Walk {
             } else if stat.st_nlink > 1 && !self.linked.insert((stat.st_dev, stat.st_ino)) {
                 continue;
             }
+            self.files += 1;
             self.bytes = self.bytes.saturating_add(bytes_of(&stat));
             if self.bytes > self.enough {
                 break;
@@ -220,7 +248,7 @@ mod tests {
     const MANY: u64 = u64::MAX;
 
     fn seen(path: &Path) -> u64 {
-        match measure_tree(path, MANY).unwrap() {
+        match measure_tree(path, MANY).unwrap().usage {
             Usage::Whole(bytes) => bytes,
             other => panic!("{other:?}"),
         }
@@ -256,6 +284,27 @@ mod tests {
     }
 
     #[test]
+    fn file_numbers_are_counted_once_whatever_they_are_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        let files = |path: &Path| measure_tree(path, MANY).unwrap().files;
+        assert_eq!(files(&root), 0);
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        for number in 0..50 {
+            fs::write(root.join("a/b").join(number.to_string()), b"").unwrap();
+        }
+        fs::hard_link(root.join("a/b/0"), root.join("again")).unwrap();
+        std::os::unix::fs::symlink("/usr", root.join("link")).unwrap();
+        assert_eq!(
+            files(&root),
+            2 + 50 + 1,
+            "directories, files, a link that leads nowhere"
+        );
+        assert_eq!(files(&root.join("a/b/1")), 1);
+        assert_eq!(files(&root.join("link")), 1);
+    }
+
+    #[test]
     fn enough_is_enough_and_empty_files_count() {
         let directory = tempfile::tempdir().unwrap();
         for number in 0..100 {
@@ -264,7 +313,10 @@ mod tests {
         assert_eq!(seen(directory.path()), 100 * BLOCK);
         assert_eq!(
             measure_tree(directory.path(), 10 * BLOCK).unwrap(),
-            Usage::AtLeast(11 * BLOCK)
+            Measured {
+                usage: Usage::AtLeast(11 * BLOCK),
+                files: 11,
+            }
         );
     }
 
@@ -305,7 +357,10 @@ mod tests {
             rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
             here = rustix::fs::openat(&here, "d", flags, Mode::empty()).unwrap();
         }
-        assert_eq!(measure_tree(directory.path(), MANY).unwrap(), Usage::TooDeep);
+        assert_eq!(
+            measure_tree(directory.path(), MANY).unwrap().usage,
+            Usage::TooDeep
+        );
         assert_eq!(Usage::TooDeep.and(Usage::Whole(1)), Usage::TooDeep);
     }
 }

@@ -68,6 +68,7 @@ impl Stage {
             id_base: 3_000_000,
             id_count: 65_536,
             shares_processes: false,
+            pids: None,
         };
         Self {
             runtime,
@@ -662,6 +663,49 @@ async fn limits_bite_and_memory_shortage_is_named() {
     let (exit, _) = stage.run(&config).await;
     assert!(exit.oom_killed, "{exit:?}");
     assert_eq!(exit.code, 137);
+    stage.end().await;
+}
+
+/// Each of the two may have as many as the pod; only the pod's own group keeps them to that together.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_together_stay_within_the_pods_limit_of_processes() {
+    let mut stage = Stage::without_pod("podpids");
+    let most = agent_runtime::MIN_POD_PIDS;
+    stage.pod.pids = Some(most);
+    stage.runtime.start_pod(&stage.pod).await.expect("the pod starts");
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; echo up; wait";
+    let container = |name: &str| ContainerConfig {
+        resources: Resources {
+            pids: Some(most.into()),
+            ..Resources::default()
+        },
+        ..stage.container(name, &["sh", "-c", script])
+    };
+    let start = async |name: &str| {
+        let config = container(name);
+        let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+        started.expect("starts");
+    };
+    start("first").await;
+    wait_for(|| stage.output("first") == "up\n");
+    // A third of what it forks is too much beside the other.
+    start("second").await;
+    assert_ne!(stage.exit("second").await.code, 0);
+    assert!(
+        stage.output("second").contains("can't fork"),
+        "{}",
+        stage.output("second")
+    );
+    assert_eq!(stage.exec("first", "echo a probe").await.0, 0);
+
+    stage
+        .runtime
+        .signal(&stage.pod.uid, "first", libc::SIGKILL)
+        .await
+        .expect("killed");
+    stage.exit("first").await;
+    start("alone").await;
+    wait_for(|| stage.output("alone") == "up\n");
     stage.end().await;
 }
 

@@ -100,11 +100,11 @@ impl Full {
         if !self.all().contains(directory) {
             return Ok(());
         }
-        let usage = measure_tree(directory, capacity.bytes).map_err(|source| ClaimError::Measure {
+        let measured = measure_tree(directory, capacity.bytes).map_err(|source| ClaimError::Measure {
             directory: directory.clone(),
             source,
         })?;
-        if usage.bytes().is_none_or(|bytes| bytes > capacity.bytes) {
+        if measured.usage.bytes().is_none_or(|bytes| bytes > capacity.bytes) {
             return Err(ClaimError::Full {
                 volume: directory
                     .file_name()

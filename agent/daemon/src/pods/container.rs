@@ -25,8 +25,6 @@ const DEFAULT_CAPABILITIES: &[&str] = &[
 ];
 /// What a pod may add: the rest of Docker's set.
 const ADDABLE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW"];
-/// Processes and threads of one container.
-const MAX_PIDS: i64 = 4096;
 /// Period of processor limits: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
@@ -75,6 +73,8 @@ pub(crate) struct Resolved<'a> {
     pub(crate) environment: env::Environment,
     pub(crate) sandbox: &'a sandbox::Ground,
     pub(crate) node_memory_bytes: u64,
+    /// Processes and threads: those of the pod, which one container may have all.
+    pub(crate) pids: u32,
 }
 
 /// The runtime's view of `container`, started for the `attempt`th time after the first.
@@ -118,10 +118,10 @@ pub(crate) fn config(
             stdin_once: container.stdin_once == Some(true),
             tty: container.tty == Some(true),
         },
-        resources: resources(container)?,
         oom_score_adj: pod.spec.as_ref().map_or(0, |spec| {
             agent_plan::oom_score_adj(spec, container, resolved.node_memory_bytes)
         }),
+        resources: resources(container, resolved.pids)?,
         profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
         capabilities,
         log_path: places.log.clone(),
@@ -306,7 +306,7 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, ContainerErro
     Ok(held.into_iter().map(|name| format!("CAP_{name}")).collect())
 }
 
-fn resources(container: &Container) -> Result<Resources, ContainerError> {
+fn resources(container: &Container, pids: u32) -> Result<Resources, ContainerError> {
     let wishes = container.resources.clone().unwrap_or_default();
     let limit = |name: &str| wishes.limits.as_ref().and_then(|limits| limits.get(name));
     let request = |name: &str| {
@@ -339,7 +339,7 @@ fn resources(container: &Container) -> Result<Resources, ContainerError> {
         memory_bytes: memory
             .filter(|bytes| *bytes > 0)
             .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-        pids: Some(MAX_PIDS),
+        pids: Some(pids.into()),
     })
 }
 
@@ -378,6 +378,7 @@ mod tests {
             },
             sandbox: &sandbox,
             node_memory_bytes: 8 << 30,
+            pids: 99,
         };
         let places = Places {
             volumes: Path::new("/volumes"),
@@ -419,6 +420,7 @@ mod tests {
             (nothing.cpu_quota_us, nothing.cpu_shares, nothing.memory_bytes),
             (None, Some(2), None)
         );
+        assert_eq!(nothing.pids, Some(99), "the pod's");
     }
 
     #[test]

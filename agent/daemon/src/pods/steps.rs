@@ -168,6 +168,7 @@ pub(super) async fn start_sandbox(
         id_base: context.ids.acquire(&id.uid)?,
         id_count: users::ID_COUNT,
         shares_processes: container::shares_processes(pod),
+        pids: Some(context.config.pod_pids_limit),
     };
     let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
     let refresh = async {
@@ -330,6 +331,7 @@ pub(super) async fn start_container(
         environment,
         sandbox: &sandbox,
         node_memory_bytes: crate::node::amounts().memory_bytes,
+        pids: context.config.pod_pids_limit,
     };
     let config = container::config(pod, spec, attempt, resolved, &places)?;
     let known = context.runtime.status(&id.uid).await?;

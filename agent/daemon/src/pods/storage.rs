@@ -206,11 +206,11 @@ pub(super) fn measure(limits: &Limits, places: &Places) -> io::Result<Taken> {
     let enough = limits.enough();
     let mut taken = Taken::default();
     for name in &limits.on_disk {
-        let usage = measure_tree(&volumes::path_of(&places.volumes, name), enough)?;
+        let usage = measure_tree(&volumes::path_of(&places.volumes, name), enough)?.usage;
         taken.volumes.insert(name.clone(), usage);
     }
     for (name, (directory, capacity)) in &limits.claims {
-        let usage = measure_tree(directory, capacity.bytes)?;
+        let usage = measure_tree(directory, capacity.bytes)?.usage;
         taken.claims.insert(name.clone(), usage);
     }
     // Without a limit of containers theirs is nobody's business.
@@ -220,7 +220,7 @@ pub(super) fn measure(limits: &Limits, places: &Places) -> io::Result<Taken> {
     for (name, paths) in &places.containers {
         let mut usage = Usage::Whole(0);
         for path in paths {
-            usage = usage.and(measure_tree(Path::new(path), enough)?);
+            usage = usage.and(measure_tree(Path::new(path), enough)?.usage);
         }
         taken.containers.insert(name.clone(), usage);
     }

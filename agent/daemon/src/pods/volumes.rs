@@ -12,7 +12,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::{
@@ -281,10 +281,7 @@ pub(super) fn give_to_group(path: &Path, gid: u32) -> Result<(), VolumeError> {
 }
 
 fn tmpfs(path: &Path, bytes: u64) -> Result<(), VolumeError> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let options = format!("size={bytes},mode=0755");
-    mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|errno| failed("mount a tmpfs on", path, errno.into()))
+    agent_runtime::tmpfs::mount(path, bytes, 0o755).map_err(|error| failed("mount a tmpfs on", path, error))
 }
 
 /// Unmounts and removes `path`, whatever is there. What is mounted there may be the node's own files: nothing is removed
@@ -480,11 +477,11 @@ mod tests {
         assert_eq!(fs::read_to_string(root.join("h/file")).unwrap(), "content");
         // Somebody mounted it twice: what is under the first mount is no volume either.
         let again = root.join("h");
-        mount(
+        nix::mount::mount(
             Some(&theirs),
             &again,
             None::<&str>,
-            MsFlags::MS_BIND,
+            nix::mount::MsFlags::MS_BIND,
             None::<&str>,
         )
         .unwrap();

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use agent_runtime::{ContainerUsage, PodUsage, Runtime, Usage, measure_tree};
+use agent_runtime::{ContainerUsage, Measured as Tree, PodUsage, Runtime, measure_tree};
 use api::stats::{
     ContainerStats, CpuStats, FsStats, MemoryStats, NodeStats, PodReference, PodStats, ProcessStats, Summary,
 };
@@ -37,6 +37,8 @@ const DISKS_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
 /// What lies beyond is not counted: more than any disk of a node.
 const MAX_MEASURED: u64 = 1 << 50;
+/// Likewise of file numbers: as many as an ext4 can have.
+const MAX_FILES: u64 = 1 << 32;
 
 /// The newest measurements. Cheap to clone.
 #[derive(Clone)]
@@ -66,9 +68,16 @@ struct Measured {
 #[derive(Debug, Clone, Default)]
 struct Disks {
     time: Timestamp,
-    layers: BTreeMap<String, u64>,
-    logs: BTreeMap<String, u64>,
-    volumes: u64,
+    layers: BTreeMap<String, Used>,
+    logs: BTreeMap<String, Used>,
+    volumes: Used,
+}
+
+/// A part of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Used {
+    bytes: u64,
+    files: u64,
 }
 
 impl Stats {
@@ -255,16 +264,16 @@ fn pod_stats(measured: &Measured, disks: Option<&Disks>, disk: Option<FsStats>) 
         cpu,
         containers,
     } = measured;
-    let used = |bytes: u64| {
+    let used = |used: Used| {
         let (disk, time) = (disk?, disks?.time);
         Some(FsStats {
             time,
-            used_bytes: bytes,
-            inodes_used: None,
+            used_bytes: used.bytes,
+            inodes_used: Some(used.files),
             ..disk
         })
     };
-    let part = |name: &str, of: fn(&Disks) -> &BTreeMap<String, u64>| used(*of(disks?).get(name)?);
+    let part = |name: &str, of: fn(&Disks) -> &BTreeMap<String, Used>| used(*of(disks?).get(name)?);
     let status = object.as_ref().and_then(|pod| pod.status.as_ref());
     let started = |name: &str| {
         let inits = status
@@ -329,20 +338,38 @@ fn sum(containers: &[(ContainerUsage, CpuStats)], time: Timestamp) -> MemoryStat
 }
 
 impl Disks {
-    fn all(&self) -> u64 {
+    fn all(&self) -> Used {
         let parts = self.layers.values().chain(self.logs.values());
-        parts.fold(self.volumes, |sum, part| sum.saturating_add(*part))
+        parts.fold(self.volumes, |sum, part| Used {
+            bytes: sum.bytes.saturating_add(part.bytes),
+            files: sum.files.saturating_add(part.files),
+        })
+    }
+}
+
+impl Used {
+    /// A tree that hides how large it is counts as one that is too large.
+    fn of(tree: Tree) -> Self {
+        match tree.usage.bytes() {
+            Some(bytes) => Self {
+                bytes,
+                files: tree.files,
+            },
+            None => Self {
+                bytes: MAX_MEASURED,
+                files: MAX_FILES,
+            },
+        }
     }
 }
 
 fn disks_of(runtime: &Runtime, config: &Config, entry: &Entry) -> Disks {
     let measure = |path: &std::path::Path| {
-        let usage = measure_tree(path, MAX_MEASURED).unwrap_or_else(|error| {
+        let tree = measure_tree(path, MAX_MEASURED).unwrap_or_else(|error| {
             tracing::debug!(path = %path.display(), %error, "not measured");
-            Usage::Whole(0)
+            Tree::NOTHING
         });
-        // A tree that hides how large it is counts as one that is too large.
-        usage.bytes().unwrap_or(MAX_MEASURED)
+        Used::of(tree)
     };
     let mut disks = Disks {
         time: Timestamp::now(),

@@ -1,9 +1,10 @@
-//! Attempts to use up what is shared. They are made in containers with limits only, each by its name.
+//! Attempts to use up what is shared, and one to race with the start of another container. They are made by their names, in
+//! containers that are made for them.
 
 use std::fs;
 use std::io::{self, Write};
 
-use crate::{Attempt, Outcome, checked};
+use crate::{Attempt, Outcome, checked, fact};
 
 pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("fork-bomb", || {
@@ -32,11 +33,19 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("fill-shared-memory", || fill("/dev/shm/fill", 80)),
     ("fill-dev", || fill("/dev/fill", 80)),
-    ("inode-bomb", || {
-        for number in 0..1_000_000 {
-            fs::File::create(format!("/dev/shm/{number}"))?;
+    ("fill-memory-volume", || fill("/memory/fill", 80)),
+    ("inode-bomb", || empty_files("/dev/shm")),
+    ("inode-bomb-dev", || empty_files("/dev")),
+    ("inode-bomb-memory-volume", || empty_files("/memory")),
+    ("subpath-race", || {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        fs::create_dir("/data/part")?;
+        fs::write("/data/part/note", "of the volume")?;
+        std::os::unix::fs::symlink(fact("OUTSIDE"), "/data/link")?;
+        while fs::symlink_metadata("/data/stop").is_err() {
+            renameat_with(CWD, "/data/part", CWD, "/data/link", RenameFlags::EXCHANGE)?;
         }
-        Ok(Outcome::Done)
+        Ok(Outcome::Saw("swapped"))
     }),
     ("log-flood", || {
         let line = [b'x'; 1024];
@@ -48,6 +57,13 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         Ok(Outcome::Done)
     }),
 ];
+
+fn empty_files(directory: &str) -> io::Result<Outcome> {
+    for number in 0..1_000_000 {
+        fs::File::create(format!("{directory}/{number}"))?;
+    }
+    Ok(Outcome::Done)
+}
 
 fn fill(path: &str, megabytes: usize) -> io::Result<Outcome> {
     let mut file = fs::File::create(path)?;

@@ -192,6 +192,7 @@ impl Container {
             id,
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),
+            pod: (pod.launch.cgroup.clone(), pod.launch.pod.pids),
             ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
         };
         let creator = start_creator(work, &config, &ruleset, streams)?;

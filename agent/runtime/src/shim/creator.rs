@@ -44,6 +44,8 @@ pub(crate) enum Work<'a> {
         library: PathBuf,
         /// Absolute cgroup of the container.
         cgroup: String,
+        /// The pod's, and how many processes it may have.
+        pod: (String, Option<u32>),
         /// First and number of the host's ids that are the pod's.
         ids: (u32, u32),
     },
@@ -203,6 +205,7 @@ fn create(
             id,
             library,
             cgroup,
+            pod: (pod_cgroup, pod_pids),
             ..
         } => {
             let mut builder = ContainerBuilder::new(id, SyscallType::default()).with_executor(confinement);
@@ -227,6 +230,10 @@ fn create(
             // The program of the container runs from `start` on only.
             cgroup::forbid_swap(&cgroup, config.resources.memory_bytes)
                 .map_err(|error| failed("cannot keep the container out of swap", &error))?;
+            if let Some(pids) = pod_pids {
+                cgroup::limit_pids(&pod_cgroup, pids)
+                    .map_err(|error| failed("cannot limit the pod's processes", &error))?;
+            }
             container
                 .start()
                 .map_err(|error| failed("cannot start the container", &error))?;

@@ -7,7 +7,7 @@
 //! [`STAGING`] there: the pod's root must be able to walk to its own root, which it could not below the
 //! run directory, and the name exists on every host.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,6 +21,7 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use crate::config::{ContainerConfig, Mount, PodConfig, PodPaths};
 use crate::remove::remove_tree;
 use crate::shim::subpath;
+use crate::tmpfs;
 
 /// Why a root could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -75,11 +76,11 @@ pub(crate) struct Shared {
 /// Prepares the staging area.
 pub(crate) fn prepare(holder: i32, shares_processes: bool) -> Result<Shared, RootfsError> {
     let staging = Path::new(STAGING);
-    mount_tmpfs(staging, c"mode=0711,size=1m")?;
+    mount_tmpfs(staging, 1 << 20, 0o711)?;
     // No container is called like these: their names have no dot.
     let memory = staging.join(".memory");
     fs::create_dir(&memory).map_err(on("create", &memory))?;
-    mount_tmpfs(&memory, c"mode=1777,size=64m")?;
+    mount_tmpfs(&memory, 64 << 20, 0o1777)?;
     let namespaces = staging.join(".namespaces");
     fs::create_dir(&namespaces).map_err(on("create", &namespaces))?;
     rustix::fs::chmod(&namespaces, Mode::from_raw_mode(0o711)).map_err(on_errno("open up", &namespaces))?;
@@ -108,7 +109,7 @@ pub(crate) fn stage(
     demand_no_writable_code(&config.mounts)?;
     let staging = staging_of(&config.name);
     fs::create_dir(&staging).map_err(on("create", &staging))?;
-    mount_tmpfs(&staging, c"mode=0711,size=1m")?;
+    mount_tmpfs(&staging, 1 << 20, 0o711)?;
 
     let mut lower = Vec::new();
     for (index, layer) in config.layers.iter().enumerate() {
@@ -149,10 +150,8 @@ fn staging_of(container: &str) -> PathBuf {
     Path::new(STAGING).join(container)
 }
 
-fn mount_tmpfs(path: &Path, options: &CStr) -> Result<(), RootfsError> {
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options))
-        .map_err(on_errno("mount a temporary file system at", path))
+fn mount_tmpfs(path: &Path, bytes: u64, mode: u32) -> Result<(), RootfsError> {
+    tmpfs::mount(path, bytes, mode).map_err(on("mount a temporary file system at", path))
 }
 
 fn overlay(staging: &Path, lower: &[String], writable: &Path) -> Result<PathBuf, RootfsError> {

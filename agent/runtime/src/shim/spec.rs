@@ -125,7 +125,14 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
         mount(
             "/dev",
             "tmpfs",
-            &["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"],
+            &[
+                "nosuid",
+                "noexec",
+                "strictatime",
+                "mode=755",
+                "size=65536k",
+                "nr_inodes=32768",
+            ],
         ),
         mount(
             "/dev/pts",

@@ -4,7 +4,7 @@
 use self::Layer::{
     Capabilities, CgroupFiles, IpcNamespace, Landlock, LogRotation, MaskedPath, MemoryLimit, MountNamespace,
     NetworkNamespace, NoExecMount, NoNewPrivileges, PidNamespace, PidsLimit, ReadOnlyMount, RootedPaths,
-    SealedMemory, Seccomp, TmpfsSize, UserNamespace,
+    SealedMemory, Seccomp, TmpfsFiles, TmpfsSize, UserNamespace,
 };
 
 /// What stops an attempt.
@@ -27,6 +27,7 @@ pub(crate) enum Layer {
     PidsLimit,
     MemoryLimit,
     TmpfsSize,
+    TmpfsFiles,
     LogRotation,
     RootedPaths,
 }
@@ -52,6 +53,7 @@ impl Layer {
             PidsLimit => "pids limit",
             MemoryLimit => "memory limit",
             TmpfsSize => "size of the tmpfs",
+            TmpfsFiles => "number of files of the tmpfs",
             LogRotation => "log rotation",
             RootedPaths => "paths resolved inside the root",
         }
@@ -81,8 +83,9 @@ impl Layer {
             PidsLimit => "EAGAIN at the limit",
             MemoryLimit => "the container is killed and `OOMKilled` is reported",
             TmpfsSize => "ENOSPC at the size",
+            TmpfsFiles => "ENOSPC at the number, with room left",
             LogRotation => "what is on the disk stays below size times number of files",
-            RootedPaths => "the host's directory is as before",
+            RootedPaths => "the host's directory is as before, and nothing in it is seen",
         }
     }
 }
@@ -215,6 +218,11 @@ pub(crate) const CORPUS: &[Family] = &[
             drill(
                 "mount-target-symlink",
                 "an image whose links lead a volume's mount point to the host",
+                RootedPaths,
+            ),
+            drill(
+                "subpath-race",
+                "swap a part of a volume for a link to the host while another container with that `subPath` starts",
                 RootedPaths,
             ),
         ],
@@ -483,9 +491,20 @@ pub(crate) const CORPUS: &[Family] = &[
             drill("fill-shared-memory", "all memory, through /dev/shm", TmpfsSize),
             drill("fill-dev", "all memory, through /dev", TmpfsSize),
             drill(
+                "fill-memory-volume",
+                "all memory, through an emptyDir in memory",
+                TmpfsSize,
+            ),
+            drill(
                 "inode-bomb",
-                "all memory, through a million empty files",
-                MemoryLimit,
+                "all memory, through a million empty files in /dev/shm",
+                TmpfsFiles,
+            ),
+            drill("inode-bomb-dev", "the same in /dev", TmpfsFiles),
+            drill(
+                "inode-bomb-memory-volume",
+                "the same in an emptyDir in memory",
+                TmpfsFiles,
             ),
             drill("log-flood", "the disk, through standard output", LogRotation),
         ],

@@ -18,6 +18,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use agent_runtime::{ContainerConfig, Mount, Resources};
 use agent_sandbox::{Action, FileLimits, Profile, Scopes, SyscallPolicy, SyscallSet, TcpPorts};
@@ -212,8 +213,16 @@ fn judge(drill: &Drill, evidence: &Evidence<'_>) -> Result<(), String> {
 
 /// Layers that are shown by the tests below.
 fn by_itself(layer: Layer) -> bool {
-    use Layer::{LogRotation, MemoryLimit, PidsLimit, RootedPaths, TmpfsSize};
-    [LogRotation, MemoryLimit, PidsLimit, RootedPaths, TmpfsSize].contains(&layer)
+    use Layer::{LogRotation, MemoryLimit, PidsLimit, RootedPaths, TmpfsFiles, TmpfsSize};
+    [
+        LogRotation,
+        MemoryLimit,
+        PidsLimit,
+        RootedPaths,
+        TmpfsFiles,
+        TmpfsSize,
+    ]
+    .contains(&layer)
 }
 
 /// A profile with another error number for these refusals, otherwise the same.
@@ -493,18 +502,64 @@ async fn what_is_shared_cannot_be_used_up() {
         memory_bytes: Some(48 << 20),
         ..Resources::default()
     };
-    for name in ["memory-bomb", "inode-bomb"] {
-        let (exit, output) = stage.run(&limited(&stage, name, memory.clone())).await;
-        assert!(exit.oom_killed, "{name}: {exit:?} {output}");
-        assert!(!output.contains("done"), "{output}");
-        // What it left in shared memory is the pod's, and this test's other containers need it.
-        stage.exec_in_new("clean", "rm -f /dev/shm/*").await;
-    }
-    for name in ["fill-shared-memory", "fill-dev"] {
+    let (exit, output) = stage.run(&limited(&stage, "memory-bomb", memory)).await;
+    assert!(exit.oom_killed, "{exit:?} {output}");
+    assert!(!output.contains("done"), "{output}");
+    // Without a limit of memory: nothing but the file systems themselves says no.
+    for name in ["inode-bomb", "inode-bomb-dev", "fill-shared-memory", "fill-dev"] {
         let (_, output) = stage.run(&limited(&stage, name, Resources::default())).await;
         assert_eq!(output, format!("{name}=errno 28\n"));
+        // What it left in shared memory is the pod's.
+        stage.exec_in_new("clean", "rm -f /dev/shm/*").await;
     }
     stage.end().await;
+}
+
+/// What the agent mounts for an `emptyDir` of `medium: Memory`, with a `sizeLimit` of 8 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_in_memory_takes_what_it_may() {
+    let directory = tempfile::tempdir().expect("a directory");
+    // Before there is a pod, as the agent does: a pod's shim has its own view of what is mounted.
+    let volume = Mounted::new(directory.path(), 8 << 20);
+    let stage = Stage::new(&["memory"]).await;
+    for name in ["fill-memory-volume", "inode-bomb-memory-volume"] {
+        let mut config = limited(&stage, name, Resources::default());
+        config.mounts.push(Mount {
+            source: volume.0.clone(),
+            target: "/memory".into(),
+            read_only: false,
+            executable: false,
+            sub_path: None,
+        });
+        let (_, output) = stage.run(&config).await;
+        assert_eq!(output, format!("{name}=errno 28\n"));
+        let state = rustix::fs::statvfs(&volume.0).expect("a file system");
+        let (bytes, files) = (state.f_blocks * state.f_frsize, state.f_files);
+        assert_eq!((bytes, files), (8 << 20, 4096));
+        let is_by_files = name.starts_with("inode");
+        let full = (state.f_bfree == 0, state.f_ffree == 0);
+        assert_eq!(full, (!is_by_files, is_by_files), "{name}: of bytes, of files");
+        for file in fs::read_dir(&volume.0).expect("lists") {
+            fs::remove_file(file.expect("listed").path()).expect("removed");
+        }
+    }
+    stage.end().await;
+}
+
+/// A file system in memory, until dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(path: &Path, bytes: u64) -> Self {
+        agent_runtime::tmpfs::mount(path, bytes, 0o777).expect("mounted");
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _best_effort = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -565,6 +620,59 @@ async fn an_images_links_do_not_lead_mounts_to_the_host() {
         .map(|entry| entry.file_name())
         .collect();
     assert_eq!(left, ["file"]);
+    stage.end().await;
+}
+
+/// A container swaps a directory and a link to the host in a volume, while others start with that part of it mounted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_volume_is_in_the_volume_whoever_swaps_its_name() {
+    let stage = Stage::new(&["race"]).await;
+    let data = stage.directory.path().join("data");
+    let outside = stage.directory.path().join("outside");
+    fs::create_dir(&outside).expect("mkdir");
+    fs::write(outside.join("note"), "of the host").expect("writes");
+    let facts = BTreeMap::from([("OUTSIDE".to_owned(), outside.to_str().expect("text").to_owned())]);
+    let attacker = stage.container("attacker", &["/bin/drill", "run", "subpath-race"], &facts);
+    stage.start(0, &attacker).await;
+    while fs::symlink_metadata(data.join("link")).is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let script = "cat /part/note; echo >/part/mark";
+    let (mut started, mut refused) = (0, 0);
+    // The kernel has met the link as well as the directory.
+    while started < 5 || refused < 5 {
+        let name = format!("victim-{}", started + refused);
+        let mut victim = stage.container(&name, &["sh", "-c", script], &BTreeMap::new());
+        victim.mounts = vec![Mount {
+            source: data.clone(),
+            sub_path: Some("part".into()),
+            target: "/part".into(),
+            read_only: false,
+            executable: false,
+        }];
+        match stage.runtime.start_container(stage.pod(0), &victim).await {
+            Ok(()) => {
+                started += 1;
+                assert_eq!(stage.exit(&name).await.code, 0);
+                assert_eq!(stage.output(&name), "of the volume\n");
+            }
+            Err(error) => {
+                refused += 1;
+                let text = format!("{error:?}");
+                assert!(text.contains("data/part"), "{text}");
+            }
+        }
+        assert!(started + refused < 200, "{started} and {refused}");
+    }
+    let left: Vec<_> = fs::read_dir(&outside)
+        .expect("lists")
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert_eq!(left, ["note"]);
+    fs::write(data.join("stop"), "").expect("writes");
+    stage.exit("attacker").await;
+    assert_eq!(stage.output("attacker"), "subpath-race=swapped\n");
     stage.end().await;
 }
 
@@ -640,7 +748,9 @@ fn table() -> String {
     }
     text.push_str(
         "\n## Not stopped yet\n\n\
-         - The node's disk can be filled through the writable layer or a disk emptyDir: there is no quota.\n\
+         - The node's disk can be filled through the writable layer or a disk emptyDir: there is no quota. A pod with limits\n\
+         \u{20} (`ephemeral-storage`, `sizeLimit`) is measured every ten seconds and evicted when it is over one, so it has these ten seconds; one\n\
+         \u{20} without limits goes when the node's own disk or its file numbers are short. See storage.md and node.md.\n\
          - Interpreters and the dynamic loader read code as data; see THREATS.md.\n",
     );
     text

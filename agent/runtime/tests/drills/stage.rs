@@ -62,6 +62,7 @@ impl Stage {
             id_base: 4_000_000 + index * 65_536,
             id_count: 65_536,
             shares_processes: false,
+            pids: None,
         };
         let pods: Vec<PodConfig> = (0..).zip(names).map(pod).collect();
         for pod in &pods {
@@ -129,12 +130,16 @@ impl Stage {
     /// Runs a container to its end, and returns that and what it wrote.
     pub(crate) async fn run(&self, config: &ContainerConfig) -> (Exit, String) {
         self.start(0, config).await;
-        let ended = |status: &PodStatus| match status.container(&config.name).map(|found| &found.state) {
+        (self.exit(&config.name).await, self.output(&config.name))
+    }
+
+    /// The end of a container, once it is there.
+    pub(crate) async fn exit(&self, name: &str) -> Exit {
+        let ended = |status: &PodStatus| match status.container(name).map(|found| &found.state) {
             Some(ContainerState::Exited(exit)) => Some(exit.clone()),
             _ => None,
         };
-        let exit = self.until(0, ended).await;
-        (exit, self.output(&config.name))
+        self.until(0, ended).await
     }
 
     pub(crate) async fn until<T>(&self, pod: usize, wanted: impl Fn(&PodStatus) -> Option<T>) -> T {

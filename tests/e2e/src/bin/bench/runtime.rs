@@ -81,6 +81,7 @@ async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> R
         id_base: 3_000_000,
         id_count: 65_536,
         shares_processes: false,
+        pids: None,
     };
     let ms = |begun: Instant| begun.elapsed().as_secs_f64() * 1000.0;
     let standing = pod(0);
