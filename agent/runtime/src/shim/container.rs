@@ -193,6 +193,7 @@ impl Container {
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),
             ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
+            device_program: pod.launch.device_program,
         };
         let creator = start_creator(work, &config, &ruleset, streams)?;
         Ok((

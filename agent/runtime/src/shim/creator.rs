@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::config::ContainerConfig;
+use crate::devices;
 use crate::protocol::Failure;
 use crate::shim::announcement::Announcement;
 use crate::shim::executor::{Confinement, Word};
@@ -45,6 +46,8 @@ pub(crate) enum Work<'a> {
         cgroup: String,
         /// First and number of the host's ids that are the pod's.
         ids: (u32, u32),
+        /// Number of the program that denies devices to the pod, where a program does it.
+        device_program: Option<u32>,
     },
     /// A program beside it.
     Exec { argv: &'a [String], target: Target },
@@ -172,9 +175,15 @@ fn create(
         Work::Exec { .. } => None,
     };
     let expected = match &work {
-        Work::Init { cgroup, ids, .. } => Some(Expected {
+        Work::Init {
+            cgroup,
+            ids,
+            device_program,
+            ..
+        } => Some(Expected {
             ids: *ids,
             cgroup: cgroup.clone(),
+            device_program: *device_program,
             config,
         }),
         Work::Exec { .. } => None,
@@ -218,6 +227,8 @@ fn create(
             // The program of the container runs from `start` on only.
             cgroup::forbid_swap(&cgroup, config.resources.memory_bytes)
                 .map_err(|error| failed("cannot keep the container out of swap", &error))?;
+            devices::narrow(&cgroup)
+                .map_err(|error| failed("cannot deny devices to the container", &error))?;
             container
                 .start()
                 .map_err(|error| failed("cannot start the container", &error))?;
