@@ -38,6 +38,8 @@ const SOURCES: [&str; 5] = [
 const OBJECT: &str = "ebpf/loader/objects/palisade.bpf.o";
 /// The programs of `policyctl learn`, which are loaded by themselves.
 const LEARN_OBJECT: &str = "ebpf/loader/objects/learn.bpf.o";
+/// The program that denies devices to control groups, which outlives all others.
+const DEVICES_OBJECT: &str = "ebpf/loader/objects/devices.bpf.o";
 const MANIFEST: &str = "ebpf/loader/objects/manifest.json";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,8 @@ struct Manifest {
     object_sha256: String,
     /// SHA-256 of the learning programs' object.
     learn_sha256: String,
+    /// SHA-256 of the object of the program for devices.
+    devices_sha256: String,
     /// Version of the compiler.
     rustc: String,
     /// Version of the linker.
@@ -65,22 +69,29 @@ pub(crate) fn run(check: bool) -> Result<()> {
             "the eBPF sources changed after {OBJECT} was built: run `cargo xtask ebpf` and commit the result"
         );
     }
-    let [object, learn] = build()?;
+    let [object, learn, devices] = build()?;
     let manifest = Manifest {
         source_sha256,
         object_sha256: hex::encode(Sha256::digest(&object)),
         learn_sha256: hex::encode(Sha256::digest(&learn)),
+        devices_sha256: hex::encode(Sha256::digest(&devices)),
         rustc: RUSTC.to_owned(),
         bpf_linker: LINKER.to_owned(),
     };
     if check {
-        compare([(OBJECT, &object), (LEARN_OBJECT, &learn)], &manifest)?;
+        let objects = [
+            (OBJECT, object.as_slice()),
+            (LEARN_OBJECT, &learn),
+            (DEVICES_OBJECT, &devices),
+        ];
+        compare(objects, &manifest)?;
         println!("ebpf: {OBJECT} matches its sources ({})", manifest.object_sha256);
         return Ok(());
     }
     let text = serde_json::to_string_pretty(&manifest).context("cannot write the manifest as JSON")?;
     write(OBJECT, &object)?;
     write(LEARN_OBJECT, &learn)?;
+    write(DEVICES_OBJECT, &devices)?;
     write(MANIFEST, format!("{text}\n").as_bytes())?;
     println!(
         "ebpf: wrote {OBJECT} ({} bytes, {})",
@@ -143,8 +154,8 @@ pub(crate) fn install_toolchain() -> Result<()> {
     .context("cannot build bpf-linker")
 }
 
-/// Builds the programs and returns their two objects.
-fn build() -> Result<[Vec<u8>; 2]> {
+/// Builds the programs and returns their three objects.
+fn build() -> Result<[Vec<u8>; 3]> {
     let toolchain = toolchain()?.with_context(|| {
         format!("the kernel programs are built with {RUSTC}, which is not installed: `cargo xtask setup --dev` does it")
     })?;
@@ -191,10 +202,10 @@ fn build() -> Result<[Vec<u8>; 2]> {
         let built = target.join("bpfel-unknown-none/release").join(name);
         fs::read(&built).with_context(|| format!("cannot read {}", built.display()))
     };
-    Ok([read("palisade")?, read("learn")?])
+    Ok([read("palisade")?, read("learn")?, read("devices")?])
 }
 
-fn compare(objects: [(&str, &[u8]); 2], manifest: &Manifest) -> Result<()> {
+fn compare(objects: [(&str, &[u8]); 3], manifest: &Manifest) -> Result<()> {
     let committed = committed_manifest()?;
     ensure!(
         committed.rustc == manifest.rustc && committed.bpf_linker == manifest.bpf_linker,

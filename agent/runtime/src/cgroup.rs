@@ -32,6 +32,11 @@ pub(crate) fn is_unified() -> Result<bool, CgroupError> {
     Ok(stat.f_type == CGROUP2)
 }
 
+/// The directory of the group in the one hierarchy of a host that has only version 2.
+pub(crate) fn unified_directory(group: &str) -> PathBuf {
+    Path::new(MOUNT).join(group.trim_start_matches('/'))
+}
+
 /// Sends `SIGKILL` to every process in the group and below it.
 pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {
@@ -236,7 +241,7 @@ fn tree(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
 }
 
 /// Writes to a file of a group, unless the group has gone or its hierarchy has no such file.
-fn write_existing(path: &Path, value: &str) -> Result<(), CgroupError> {
+pub(crate) fn write_existing(path: &Path, value: &str) -> Result<(), CgroupError> {
     let written = fs::OpenOptions::new()
         .write(true)
         .open(path)

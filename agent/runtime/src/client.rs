@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_sandbox::ExecutableIndex;
+use agent_sandbox::{ExecutableIndex, Layer};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,9 +22,11 @@ use crate::config::{
     ContainerConfig, ContainerState, ExecOutput, Exit, Launch, PodConfig, PodHandle, PodPaths, PodStatus,
     RecoveredPod, is_plain_absolute, is_safe_name,
 };
+use crate::devices::Denial;
 use crate::error::RuntimeError;
 use crate::protocol::{self, Failure, FrameError, Request, Response};
 use crate::remove;
+use crate::shim::chain;
 
 /// A shim that has not reported by then is broken.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,6 +62,7 @@ pub struct Runtime {
     config: Arc<RuntimeConfig>,
     /// Layers never change, so what was found in them is kept.
     executables: Arc<Mutex<HashMap<PathBuf, Arc<ExecutableIndex>>>>,
+    devices: Arc<Denial>,
 }
 
 impl Runtime {
@@ -69,6 +72,7 @@ impl Runtime {
         Ok(Self {
             config: Arc::new(config),
             executables: Arc::default(),
+            devices: Arc::default(),
         })
     }
 
@@ -83,21 +87,11 @@ impl Runtime {
             Err(error) => return Err(error),
         }
         let paths = self.paths(&pod.uid);
-        let launch = Launch {
-            pod: pod.clone(),
-            state_dir: paths.state.clone(),
-            cgroup: self.cgroup(&pod.uid),
-        };
         make_private(&self.config.run_dir)?;
         make_private(&self.config.state_dir)?;
         make_private(&paths.run)?;
         make_private(&paths.state)?;
-        let text = serde_json::to_vec(&launch).map_err(|source| RuntimeError::Talk {
-            pod: pod.uid.clone(),
-            source: FrameError::Text { source },
-        })?;
-        std::fs::write(paths.launch(), text).map_err(file_error("write", &paths.launch()))?;
-        match self.launch(pod, &paths).await {
+        match self.prepare_and_launch(pod, &paths).await {
             Ok(()) => Ok(PodHandle {
                 netns: self.status(&pod.uid).await?.netns,
             }),
@@ -344,6 +338,29 @@ impl Runtime {
             })??;
         }
         Ok(status)
+    }
+
+    async fn prepare_and_launch(&self, pod: &PodConfig, paths: &PodPaths) -> Result<(), RuntimeError> {
+        let group = self.cgroup(&pod.uid);
+        let device_program = self
+            .devices
+            .impose(&group)
+            .map_err(|error| RuntimeError::Refused {
+                reason: chain(&error),
+                layer: Some(Layer::Cgroup),
+            })?;
+        let launch = Launch {
+            pod: pod.clone(),
+            state_dir: paths.state.clone(),
+            cgroup: group,
+            device_program,
+        };
+        let text = serde_json::to_vec(&launch).map_err(|source| RuntimeError::Talk {
+            pod: pod.uid.clone(),
+            source: FrameError::Text { source },
+        })?;
+        std::fs::write(paths.launch(), text).map_err(file_error("write", &paths.launch()))?;
+        self.launch(pod, paths).await
     }
 
     async fn launch(&self, pod: &PodConfig, paths: &PodPaths) -> Result<(), RuntimeError> {

@@ -323,6 +323,9 @@ pub(crate) struct Launch {
     pub(crate) state_dir: PathBuf,
     /// Absolute cgroup of the pod, such as `/palisade/<uid>`.
     pub(crate) cgroup: String,
+    /// Number of the program that denies devices to that cgroup, where a program does it.
+    #[serde(default)]
+    pub(crate) device_program: Option<u32>,
 }
 
 /// Whether a name is safe as one component of a path and of a cgroup: letters, digits, inner dashes.

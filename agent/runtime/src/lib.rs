@@ -19,6 +19,7 @@ mod client;
 mod config;
 mod consumption;
 mod descriptors;
+mod devices;
 mod error;
 mod logs;
 pub mod memory;

@@ -16,6 +16,8 @@ use agent_sandbox::Profile;
 
 #[path = "it/crashes.rs"]
 mod crashes;
+#[path = "it/devices.rs"]
+mod devices;
 #[path = "it/processes.rs"]
 mod processes;
 #[path = "it/sandbox.rs"]

@@ -2,11 +2,13 @@
 //!
 //! [`Datapath`] is what the agent sees; [`Kernel`] is the real one, [`Fake`] serves tests of callers. Everything that
 //! judges lives in the kernel and is pinned, so verdicts hold while the agent is down, and a new agent continues
-//! with [`Kernel::open`] on the same directory.
+//! with [`Kernel::open`] on the same directory. By the side of it: [`devices`] denies them to control groups, [`learn`]
+//! watches.
 //!
 //! Non-goals: making policy (`policies/compiler`), naming pods and rules in flow events (`agent/telemetry`),
 //! creating interfaces (`agent/network`).
 
+pub mod devices;
 mod encode;
 mod fake;
 mod flows;

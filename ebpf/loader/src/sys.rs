@@ -1,5 +1,5 @@
 //! The few `bpf(2)` commands that the library does not offer in the form needed here: tcx links by interface
-//! index, their state, the shape of a map, and maps in our memory.
+//! index, their state, programs that a control group keeps by itself, the shape of a map, and maps in our memory.
 
 use std::{
     ffi::CString,
@@ -20,6 +20,7 @@ use std::{
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
@@ -31,6 +32,15 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Run before programs that are attached already.
 const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// Run beside programs of the same group and of those above it; all of them must allow.
+const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
+/// Tell of the programs of the groups above too.
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// Where a program runs that is asked about devices.
+const BPF_CGROUP_DEVICE: u32 = 6;
+/// Programs of one group that can be told of; the kernel takes as many for each.
+const MAX_CGROUP_PROGRAMS: usize = 64;
 
 /// Where a tcx program runs: `enum bpf_attach_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,26 +61,28 @@ pub(crate) struct MapShape {
     pub(crate) max_entries: u32,
 }
 
+/// `bpf_attr.query`, all of it: the kernel refuses bytes set beyond what it knows, not zeros.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    /// The interface, or the descriptor of the group.
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
 /// Whether the kernel knows tcx, asked by a query on the loopback interface.
 pub(crate) fn tcx_is_supported() -> io::Result<bool> {
-    /// `bpf_attr.query`, all of it: the kernel refuses bytes set beyond what it knows, not zeros.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Query {
-        target_ifindex: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        prog_ids: u64,
-        count: u32,
-        padding: u32,
-        prog_attach_flags: u64,
-        link_ids: u64,
-        link_attach_flags: u64,
-        revision: u64,
-    }
     let mut attr = Query {
-        target_ifindex: 1,
+        target: 1,
         attach_type: TcxHook::Ingress as u32,
         ..Query::default()
     };
@@ -79,6 +91,41 @@ pub(crate) fn tcx_is_supported() -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Has a program asked about the devices of a control group and of those below it. There is no link: it is until the
+/// group is gone.
+pub(crate) fn attach_to_devices(program: BorrowedFd<'_>, group: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct ProgramAttach {
+        target_fd: RawFd,
+        attach_bpf_fd: RawFd,
+        attach_type: u32,
+        attach_flags: u32,
+    }
+    let mut attr = ProgramAttach {
+        target_fd: group.as_raw_fd(),
+        attach_bpf_fd: program.as_raw_fd(),
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI,
+    };
+    bpf(BPF_PROG_ATTACH, &mut attr).map(drop)
+}
+
+/// Numbers of the programs that are asked about the devices of a control group.
+pub(crate) fn programs_for_devices(group: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut numbers = vec![0_u32; MAX_CGROUP_PROGRAMS];
+    let mut attr = Query {
+        target: u32::try_from(group.as_raw_fd()).map_err(io::Error::other)?,
+        attach_type: BPF_CGROUP_DEVICE,
+        query_flags: BPF_F_QUERY_EFFECTIVE,
+        prog_ids: numbers.as_mut_ptr() as u64,
+        count: u32::try_from(numbers.len()).map_err(io::Error::other)?,
+        ..Query::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    numbers.truncate(usize::try_from(attr.count).map_err(io::Error::other)?);
+    Ok(numbers)
 }
 
 /// Attaches a program, before all others on that hook. Dropping the link detaches it unless it is pinned.

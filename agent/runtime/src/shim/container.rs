@@ -194,6 +194,7 @@ impl Container {
             cgroup: pod.cgroup(&config),
             pod: (pod.launch.cgroup.clone(), pod.launch.pod.pids),
             ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
+            device_program: pod.launch.device_program,
         };
         let creator = start_creator(work, &config, &ruleset, streams)?;
         Ok((

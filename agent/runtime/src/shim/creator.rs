@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::config::ContainerConfig;
+use crate::devices;
 use crate::memory;
 use crate::protocol::Failure;
 use crate::shim::announcement::Announcement;
@@ -48,6 +49,8 @@ pub(crate) enum Work<'a> {
         pod: (String, Option<u32>),
         /// First and number of the host's ids that are the pod's.
         ids: (u32, u32),
+        /// Number of the program that denies devices to the pod, where a program does it.
+        device_program: Option<u32>,
     },
     /// A program beside it.
     Exec { argv: &'a [String], target: Target },
@@ -183,9 +186,15 @@ fn create(
         Work::Exec { .. } => None,
     };
     let expected = match &work {
-        Work::Init { cgroup, ids, .. } => Some(Expected {
+        Work::Init {
+            cgroup,
+            ids,
+            device_program,
+            ..
+        } => Some(Expected {
             ids: *ids,
             cgroup: cgroup.clone(),
+            device_program: *device_program,
             config,
         }),
         Work::Exec { .. } => None,
@@ -234,6 +243,8 @@ fn create(
                 cgroup::limit_pids(&pod_cgroup, pids)
                     .map_err(|error| failed("cannot limit the pod's processes", &error))?;
             }
+            devices::narrow(&cgroup)
+                .map_err(|error| failed("cannot deny devices to the container", &error))?;
             container
                 .start()
                 .map_err(|error| failed("cannot start the container", &error))?;

@@ -11,6 +11,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::cgroup::{self, Limits};
 use crate::config::ContainerConfig;
+use crate::devices::Devices;
 
 /// The namespaces that a container shares with nobody outside of its pod.
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
@@ -28,11 +29,13 @@ pub(crate) struct Expected<'a> {
     pub(crate) ids: (u32, u32),
     /// Absolute.
     pub(crate) cgroup: String,
+    /// Number of the program that denies devices to the pod, where a program does it.
+    pub(crate) device_program: Option<u32>,
     pub(crate) config: &'a ContainerConfig,
 }
 
 /// What is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seen {
     status: String,
     /// Of the process that looks, which no profile filters.
@@ -43,6 +46,7 @@ struct Seen {
     /// Namespaces that are also those of the process that looks.
     common: Vec<&'static str>,
     limits: Limits,
+    devices: Devices,
 }
 
 /// The findings about a process that waits.
@@ -75,6 +79,7 @@ fn see(pid: Pid, cgroup: &str) -> Result<Seen, String> {
         cgroups: read(format!("/proc/{pid}/cgroup"))?,
         common,
         limits: cgroup::limits(cgroup).map_err(|error| crate::shim::chain(&error))?,
+        devices: Devices::of(cgroup).map_err(|error| crate::shim::chain(&error))?,
     })
 }
 
@@ -162,13 +167,14 @@ fn namespaces(seen: &Seen) -> Finding {
     Finding::refused(format!("shared with the host: {}", seen.common.join(" ")))
 }
 
-/// It is in its group in every hierarchy that limits something, and the limits are those that were asked for.
+/// It is in its group in every hierarchy that limits something, devices are denied to that, and the limits are those that
+/// were asked for.
 fn control_group(seen: &Seen, expected: &Expected<'_>) -> Finding {
     let groups = seen.cgroups.lines().filter_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         Some((controllers, path))
     });
-    let limiting = ["", "cpu", "memory", "pids"];
+    let limiting = ["", "cpu", "devices", "memory", "pids"];
     let elsewhere = groups
         .filter(|(controllers, _)| controllers.split(',').any(|name| limiting.contains(&name)))
         // A hybrid host has an unlimited version 2 hierarchy beside the others.
@@ -176,6 +182,9 @@ fn control_group(seen: &Seen, expected: &Expected<'_>) -> Finding {
         .find(|(_, path)| !path.ends_with(&expected.cgroup));
     if let Some((controllers, path)) = elsewhere {
         return Finding::refused(format!("in {path} of {controllers:?}, not in its own"));
+    }
+    if let Some(fault) = seen.devices.fault(expected.device_program) {
+        return Finding::refused(fault);
     }
     let wanted = &expected.config.resources;
     let mut lacking = Vec::new();
@@ -191,7 +200,7 @@ fn control_group(seen: &Seen, expected: &Expected<'_>) -> Finding {
         }
     }
     if lacking.is_empty() {
-        return Finding::enforced("limits as asked for");
+        return Finding::enforced("limits as asked for, devices denied");
     }
     Finding {
         verdict: Verdict::Partial,
@@ -224,7 +233,7 @@ mod tests {
             own_status: "Seccomp:\t2\nSeccomp_filters:\t1\n".into(),
             uid_map: "         0     100000      65536\n".into(),
             gid_map: "0 100000 65536\n".into(),
-            cgroups: "5:memory:/p/u/c-0\n4:cpu,cpuacct:/p/u/c-0\n3:pids:/p/u/c-0\n1:name=systemd:/\n0::/\n"
+            cgroups: "5:memory:/p/u/c-0\n4:cpu,cpuacct:/p/u/c-0\n6:devices:/p/u/c-0\n3:pids:/p/u/c-0\n1:name=systemd:/\n0::/\n"
                 .into(),
             common: Vec::new(),
             limits: Limits {
@@ -233,6 +242,7 @@ mod tests {
                 pids: Some(9),
                 cpu_quota_us: None,
             },
+            devices: Devices::Listed(vec!["c 1:3 rwm".into()]),
         }
     }
 
@@ -249,6 +259,7 @@ mod tests {
         let expected = Expected {
             ids: (100_000, 65536),
             cgroup: "/p/u/c-0".into(),
+            device_program: Some(7),
             config: &config,
         };
         let mut seen = good();
@@ -303,6 +314,16 @@ mod tests {
             Verdict::Refused
         );
         let outside = |seen: &mut Seen| seen.cgroups = seen.cgroups.replace("pids:/p/u/c-0", "pids:/");
+        assert_eq!(verdict(Layer::Cgroup, outside), Verdict::Refused);
+        for devices in [
+            Devices::Any,
+            Devices::Listed(vec!["a *:* rwm".into()]),
+            Devices::Asked(vec![6]),
+        ] {
+            let change = |seen: &mut Seen| seen.devices = devices;
+            assert_eq!(verdict(Layer::Cgroup, change), Verdict::Refused);
+        }
+        let outside = |seen: &mut Seen| seen.cgroups = seen.cgroups.replace("devices:/p/u/c-0", "devices:/");
         assert_eq!(verdict(Layer::Cgroup, outside), Verdict::Refused);
         let unified = |seen: &mut Seen| seen.limits.unified = true;
         assert_eq!(verdict(Layer::Cgroup, unified), Verdict::Refused, "0::/");

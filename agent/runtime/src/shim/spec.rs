@@ -184,7 +184,7 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
 fn resources(config: &ContainerConfig) -> Value {
     let limits = &config.resources;
     let mut resources = json!({
-        // libcontainer adds the default devices; in a user namespace no other can be opened anyway.
+        // For version 1; libcontainer adds what `devices::narrow` leaves, and more.
         "devices": [{ "allow": false, "access": "rwm" }],
     });
     let mut cpu = serde_json::Map::new();

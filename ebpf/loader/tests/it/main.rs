@@ -6,6 +6,7 @@
 mod addresses;
 mod closed;
 mod corpus;
+mod devices;
 mod direct;
 mod flips;
 mod fragments;
