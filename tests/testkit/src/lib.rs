@@ -2,11 +2,13 @@
 //! scanner and its lab database, and generators for random policies and packets.
 //!
 //! Entry points: [`lab::vulnerable`] and [`lab::clean`] for ready images, [`image::ImageBuilder`] for any
-//! other, [`registry::Registry`], [`scanner`], [`policies`], [`walk`] for kills in the middle of things. Non-goals: starting Palisade itself
+//! other, [`registry::Registry`], [`scanner`], [`policies`], [`walk`] for kills in the middle of things,
+//! [`devices`] for what a control group lets be opened. Non-goals: starting Palisade itself
 //! (`tests/e2e`).
 
 #![forbid(unsafe_code)]
 
+pub mod devices;
 pub mod image;
 pub mod lab;
 pub mod policies;

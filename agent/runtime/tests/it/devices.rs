@@ -2,54 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use agent_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use agent_sandbox::{Layer, Verdict};
+use testkit::devices::{DENIED, denied};
 
 use crate::{Stage, helper};
-
-/// null, zero, full, random, urandom, tty, ptmx and a terminal.
-const ALLOWED: [&str; 8] = [
-    "c 1 3", "c 1 5", "c 1 7", "c 1 8", "c 1 9", "c 5 0", "c 5 2", "c 136 0",
-];
-
-/// The kernel's log, the console, tunnels, FUSE, the control of loop devices, and one of those.
-const DENIED: [&str; 6] = ["c 1 11", "c 5 1", "c 10 200", "c 10 229", "c 10 237", "b 7 0"];
-
-/// Those of all devices that root of the machine is told `EPERM` for; in the group, if there is one. Whatever else a driver
-/// says, or that there is none, does not count.
-fn denied(group: Option<&Path>) -> Vec<&'static str> {
-    let directory = tempfile::tempdir().expect("a directory");
-    let mut script = String::new();
-    if let Some(group) = group {
-        script += &format!("echo $$ > {}/cgroup.procs || exit 9\n", group.display());
-    }
-    for device in ALLOWED.iter().chain(&DENIED) {
-        script +=
-            &format!("mknod node {device} || exit 8; echo \"{device}: $( (: < node) 2>&1)\"; rm node\n");
-    }
-    let output = Command::new("sh")
-        .args(["-c", &script])
-        .current_dir(directory.path())
-        .output()
-        .expect("runs");
-    assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8(output.stdout).expect("text");
-    assert!(
-        !said.contains("Permission denied"),
-        "nodes cannot be opened here: {said}"
-    );
-    let mut denied = Vec::new();
-    for device in ALLOWED.iter().chain(&DENIED) {
-        let line = said.lines().find(|line| line.starts_with(&format!("{device}:")));
-        let line = line.unwrap_or_else(|| panic!("{device} was not tried: {said}"));
-        if line.contains("Operation not permitted") {
-            denied.push(*device);
-        }
-    }
-    denied
-}
 
 fn is_unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
@@ -80,9 +38,14 @@ async fn devices_are_denied_by_the_control_group() {
         assert!(cgroup.detail.contains("devices denied"), "{}", cgroup.detail);
         stage.device_group().join(format!("{name}-0"))
     };
-    assert_eq!(denied(None), [""; 0], "it is not the machine that denies");
+    let none: [&str; 0] = [];
+    assert_eq!(
+        denied(None).expect("tries"),
+        none,
+        "it is not the machine that denies"
+    );
     let first = start(&stage, "first").await;
-    assert_eq!(denied(Some(&first)), DENIED);
+    assert_eq!(denied(Some(&first)).expect("tries"), DENIED);
 
     // Another agent: nothing is held by the one that started the pod.
     stage.runtime = Runtime::new(RuntimeConfig {
@@ -94,7 +57,7 @@ async fn devices_are_denied_by_the_control_group() {
     .expect("valid");
     let second = start(&stage, "second").await;
     for group in [first, second] {
-        assert_eq!(denied(Some(&group)), DENIED);
+        assert_eq!(denied(Some(&group)).expect("tries"), DENIED);
     }
     let (code, output) = stage
         .exec(
