@@ -7,4 +7,5 @@ mod answers;
 mod clusters;
 mod example;
 mod model;
+mod names;
 mod scale;
