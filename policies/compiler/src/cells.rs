@@ -288,7 +288,7 @@ impl<'a> Index<'a> {
             holders.push(cell);
             signatures.insert(
                 cell,
-                self.signature_of(self.place(&holders, cell, names), &mut known),
+                self.signature_of(&self.place(&holders, cell, names), &mut known),
             );
         }
         signatures
@@ -329,16 +329,16 @@ impl<'a> Index<'a> {
 
     /// All that verdicts about addresses of `cell` may depend on. `holders` are the prefixes that hold it.
     pub(crate) fn signature(&self, holders: &[IpNet], cell: IpNet, known: &mut KnownPlaces<'a>) -> Signature {
-        self.signature_of(self.place(holders, cell, &BTreeSet::new()), known)
+        self.signature_of(&self.place(holders, cell, &BTreeSet::new()), known)
     }
 
-    fn signature_of(&self, place: Place<'a, '_>, known: &mut KnownPlaces<'a>) -> Signature {
+    fn signature_of(&self, place: &Place<'a, '_>, known: &mut KnownPlaces<'a>) -> Signature {
         let at_rest = known
             .entry(place.attributes())
-            .or_insert_with(|| self.anywhere(&place))
+            .or_insert_with(|| self.anywhere(place))
             .clone();
         let mut matchers = at_rest.matchers;
-        matchers.extend(self.somewhere(&place));
+        matchers.extend(self.somewhere(place));
         matchers.sort_unstable();
         matchers.dedup();
         Signature {
