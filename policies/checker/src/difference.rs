@@ -251,6 +251,16 @@ impl<'a> Both<'a> {
     }
 
     fn judges(&self, same: bool, from: &BothEnd, to: &BothEnd) -> bool {
+        let own_node =
+            |model: &Model, from: Option<End>, to: Option<End>| Some(model.from_own_node(from?, to?));
+        let (before, after) = (
+            own_node(self.old, from.old, to.old),
+            own_node(self.new, from.new, to.new),
+        );
+        // What a node sends its pods always passes, also to pods that come or go.
+        if before.or(after) == Some(true) && after.or(before) == Some(true) {
+            return false;
+        }
         match (&from.what, &to.what) {
             (What::Addresses(_), What::Addresses(_)) => false,
             // Names are those of destinations.

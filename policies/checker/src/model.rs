@@ -11,9 +11,12 @@
 //! Two workloads are of one class when every condition of every policy holds for both or neither and no prefix of
 //! any rule or network set tells their addresses apart. One member of the class then stands for all of them.
 //!
-//! Not in the model: that a pod's own node reaches it and takes nothing from it (the node's addresses are addresses like
-//! others here, so that pods of different nodes can stand together), a pod's traffic with itself (always allowed), and
-//! what a node merely forwards.
+//! A host endpoint does not judge what the pods of its node send it, so pods of nodes with host endpoints are told apart by
+//! node. Of other nodes nobody knows here which addresses they have, so that their pods can stand together: what a pod
+//! may send to its own node is then what it may send to any address.
+//!
+//! Not in the model: what a pod's own node sends it and what it sends itself (both always allowed), and what a node merely
+//! forwards.
 
 use std::{
     cell::RefCell,
@@ -152,12 +155,13 @@ impl Model {
     pub(crate) fn with_names(mut cluster: Cluster, policies: PolicySet, names: Names) -> Self {
         // Seen from no node; see the module's non-goals.
         cluster.host_addresses.clear();
-        let pods = cluster
-            .members
-            .iter_mut()
-            .filter(|member| member.workload.kind == WorkloadKind::Pod);
-        for pod in pods {
-            pod.node.clear();
+        let of_host = |member: &&Member| member.workload.kind == WorkloadKind::HostEndpoint;
+        let hosts = cluster.members.iter().filter(of_host);
+        let with_hosts: BTreeSet<String> = hosts.map(|host| host.node.clone()).collect();
+        for member in &mut cluster.members {
+            if member.workload.kind == WorkloadKind::Pod && !with_hosts.contains(&member.node) {
+                member.node.clear();
+            }
         }
         let classified = classify(&cluster, &policies);
         for member in &mut cluster.members {
@@ -319,13 +323,42 @@ impl Model {
     pub fn judges(&self, from: End, to: End) -> bool {
         match (from, to) {
             (End::Outside(_), End::Outside(_)) => false,
-            (End::Outside(from), End::Class(_)) => self.names_of(from).is_none(),
+            (End::Outside(of), End::Class(_)) if self.names_of(of).is_some() => false,
             (End::Class(from), End::Class(to)) if from == to => self
                 .classes
                 .get(from)
                 .is_some_and(|class| class.members.len() > 1),
-            _ => true,
+            _ => !self.from_own_node(from, to),
         }
+    }
+
+    /// Whether the one is a host endpoint or the addresses of the node that the pods of the other are on: what these send
+    /// always passes.
+    pub(crate) fn from_own_node(&self, from: End, to: End) -> bool {
+        let End::Class(pod) = to else { return false };
+        let Some(member) = self.first(pod).filter(|pod| !pod.node.is_empty()) else {
+            return false;
+        };
+        match from {
+            End::Class(host) => self.is_node_of(host, pod),
+            End::Outside(region) if member.workload.kind == WorkloadKind::Pod => {
+                let of_node = self.cluster.nodes.get(&member.node).into_iter().flatten();
+                let of_node = Region::of(of_node.copied().map(IpNet::from));
+                let region = self.outside.get(region);
+                region.is_some_and(|region| region.subtract(&of_node).is_empty())
+            }
+            End::Outside(_) => false,
+        }
+    }
+
+    /// Whether one class is of host endpoints of the node that the pods of the other are on.
+    fn is_node_of(&self, host: usize, pod: usize) -> bool {
+        let pair = self.first(host).zip(self.first(pod));
+        pair.is_some_and(|(host, pod)| host.is_node_of(pod))
+    }
+
+    fn first(&self, class: usize) -> Option<&Member> {
+        self.member(*self.classes.get(class)?.members.first()?)
     }
 
     /// What may pass from one end to another, at any of their addresses of a family. Within a class it is what one
@@ -451,8 +484,18 @@ impl Model {
         }
     }
 
-    /// What a workload says about who is at an address.
+    /// Whether a workload is a host endpoint that does not see what it and the pod at a place send each other.
+    fn is_blind_to(&self, own: usize, peer: Place) -> bool {
+        let peer = peer.member.and_then(|peer| self.member(peer));
+        let pair = self.member(own).zip(peer);
+        pair.is_some_and(|(own, peer)| own.is_node_of(peer))
+    }
+
+    /// What a workload says about who is at an address; nothing where it does not judge.
     pub(crate) fn judge_at(&self, member: usize, direction: Direction, peer: Place) -> Option<&Judge> {
+        if self.is_blind_to(member, peer) {
+            return None;
+        }
         let Place {
             address: peer, names, ..
         } = peer;
@@ -489,8 +532,9 @@ impl Model {
         if from.member.is_none() && to.member.is_none() {
             return None;
         }
-        let ruling = |member: Option<usize>, direction, peer| {
-            let (verdict, by) = self.decide_at(member?, direction, peer, point);
+        let ruling = |member: Option<usize>, direction, peer: Place| {
+            let member = member.filter(|member| !self.is_blind_to(*member, peer))?;
+            let (verdict, by) = self.decide_at(member, direction, peer, point);
             Some(Ruling {
                 allowed: verdict == Verdict::Allow,
                 by: by.to_string(),
@@ -593,11 +637,23 @@ impl Model {
         let identity = match peer {
             Spot::Outside { region, .. } => *self.outside_ids.get(region)?,
             Spot::Class { class: of, slot } => {
+                if self.is_node_of(class, of) {
+                    return None;
+                }
                 let slot = self.classes.get(of)?.slots.get(slot)?;
                 if of == class { slot.sibling } else { slot.identity }
             }
         };
         self.rows.get(&(class, direction))?.get(&identity).copied()
+    }
+}
+
+impl From<Spot> for End {
+    fn from(spot: Spot) -> Self {
+        match spot {
+            Spot::Class { class, .. } => Self::Class(class),
+            Spot::Outside { region, .. } => Self::Outside(region),
+        }
     }
 }
 
