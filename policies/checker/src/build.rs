@@ -71,11 +71,34 @@ pub(crate) fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
     alone.collect()
 }
 
-/// Addresses of no workload, by identity.
-pub(crate) fn outside(
-    identities: &BTreeMap<IpNet, IdentityId>,
+/// Addresses of no workload, by identity: as they are, and by the position of the names they are taken to have, as far
+/// as these make another identity of them.
+pub(crate) fn outside_if_named(
+    answers: &Answers,
     cluster: &Cluster,
-) -> Vec<(IdentityId, Region, Region)> {
+) -> Vec<(Option<usize>, IdentityId, Region, Region)> {
+    let unnamed = outside(&answers.identities, cluster);
+    let mut found: Vec<_> = unnamed
+        .iter()
+        .cloned()
+        .map(|(identity, shape, region)| (None, identity, shape, region))
+        .collect();
+    for (names, identities) in answers.if_named.iter().enumerate() {
+        for (identity, mut shape, mut region) in outside(identities, cluster) {
+            if let Some((_, same_shape, same)) = unnamed.iter().find(|(of, ..)| *of == identity) {
+                shape = shape.subtract(same_shape);
+                region = region.subtract(same);
+            }
+            if !region.is_empty() {
+                found.push((Some(names), identity, shape, region));
+            }
+        }
+    }
+    found
+}
+
+/// Addresses of no workload, by identity.
+fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(IdentityId, Region, Region)> {
     let taken: Vec<IpNet> = cluster
         .members
         .iter()

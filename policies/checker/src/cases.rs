@@ -223,7 +223,7 @@ fn places(model: &Model, text: &str) -> Result<Vec<Place>, String> {
         .into_iter()
         .flat_map(|version| addresses_of(model, member, version));
     let member = Some(member);
-    Ok(addresses.map(|address| Place { member, address }).collect())
+    Ok(addresses.map(|address| Place::new(member, address)).collect())
 }
 
 fn point(case: &Case) -> Result<Point, String> {

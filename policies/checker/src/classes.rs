@@ -37,8 +37,8 @@ struct Questions<'a> {
 struct Key {
     namespace: String,
     kind: WorkloadKind,
-    /// Of a host endpoint, since those of one node may share addresses.
-    node: Option<String>,
+    /// Of a host endpoint, since those of one node may share addresses, and of a pod whose node is known.
+    node: String,
     profiles: Vec<String>,
     /// Conditions that hold, by number.
     conditions: Vec<usize>,
@@ -179,7 +179,7 @@ impl<'a> Questions<'a> {
         let key = Key {
             namespace: workload.namespace.clone(),
             kind: workload.kind,
-            node: (workload.kind == WorkloadKind::HostEndpoint).then(|| member.node.clone()),
+            node: member.node.clone(),
             profiles: workload.profiles.clone(),
             conditions: holds.map(|(number, _)| number).collect(),
             named_ports: named_ports.into_iter().collect(),

@@ -58,6 +58,10 @@ pub struct AddressGroup {
     /// Networks inside those that do not belong to it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<IpNet>,
+    /// Names that they are taken to have. What may pass to them may pass once a resolver has given one of these names
+    /// for an address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub named: Option<String>,
 }
 
 /// What may pass from each of one group to each of another.
@@ -131,6 +135,7 @@ impl Connectivity {
         let regions: BTreeMap<&str, Region> = self
             .outside
             .iter()
+            .filter(|group| group.named.is_none())
             .map(|group| {
                 let except = Region::of(group.except.iter().copied());
                 let region = Region::of(group.cidrs.iter().copied()).subtract(&except);
@@ -261,7 +266,19 @@ impl Groups {
             .map(|from| ends.iter().map(|to| cell(model, *from, *to)).collect())
             .collect();
         let count = model.classes().len();
-        let regions = merge(&matrix, count..ends.len(), |_, _| true);
+        let names = |end: usize| model.names_of(end - count);
+        let region = |end: usize| model.outside().get(end - count).cloned().unwrap_or_default();
+        let alike = |group: &[usize], end: usize| {
+            let first = group.first().copied().unwrap_or(end);
+            // Names that make no difference to these addresses say nothing about them.
+            let as_they_are = || {
+                let group = group.iter().filter(|end| names(**end).is_none());
+                let all = group.fold(Region::default(), |all, end| all.union(&region(*end)));
+                names(first).is_none() && region(end).subtract(&all).is_empty()
+            };
+            names(first) == names(end) || as_they_are()
+        };
+        let regions = merge(&matrix, count..ends.len(), alike);
         let members = |classes: &[usize]| {
             let mut members: Vec<usize> = classes
                 .iter()
@@ -276,10 +293,12 @@ impl Groups {
             first.and_then(|member| naming::namespace_of(model, *member))
         };
         let classes: Vec<(Vec<usize>, Vec<usize>)> = match grouping {
-            Grouping::Equal => merge(&matrix, 0..count, |a, b| namespace(a) == namespace(b))
-                .into_iter()
-                .map(|classes| (members(&classes), classes))
-                .collect(),
+            Grouping::Equal => merge(&matrix, 0..count, |group, end| {
+                group.first().copied().and_then(namespace) == namespace(end)
+            })
+            .into_iter()
+            .map(|classes| (members(&classes), classes))
+            .collect(),
             Grouping::Expanded => {
                 let alone = (0..count).flat_map(|class| {
                     members(&[class])
@@ -330,12 +349,17 @@ impl Groups {
         let mut used = BTreeSet::new();
         let addresses = (0..self.regions.len()).map(|i| {
             let region = self.shape(model, i);
-            let short = naming::addresses(&region);
+            let named = self.names(model, i);
+            let short = match &named {
+                Some(names) => naming::named_addresses(names, &region),
+                None => naming::addresses(&region),
+            };
             // A name that was cut may be another's too.
             let name = if used.insert(short.clone()) {
                 short
             } else {
-                region.to_string()
+                let names = named.into_iter().map(|names| format!("{names} in "));
+                names.chain([region.to_string()]).collect()
             };
             (Group::Addresses(i), name)
         });
@@ -346,6 +370,11 @@ impl Groups {
         let regions = self.regions.get(group).map(Vec::as_slice).unwrap_or_default();
         let shapes = regions.iter().filter_map(|region| model.shape(*region));
         shapes.fold(Region::default(), |all, shape| all.union(shape))
+    }
+
+    /// Names that the addresses of a group are taken to have.
+    fn names(&self, model: &Model, group: usize) -> Option<String> {
+        model.named(*self.regions.get(group)?.first()?)
     }
 
     /// Two ends that stand for the groups; nothing if nothing is judged between them.
@@ -407,24 +436,28 @@ impl Groups {
                     name: name.clone(),
                     cidrs,
                     except,
+                    named: self.names(model, group),
                 }
             })
             .collect()
     }
 }
 
+/// Addresses are the same as sources, whatever their names, and what a node sends its pods is like what policy lets pass.
 fn cell(model: &Model, from: End, to: End) -> Cell {
-    match model.judges(from, to) {
+    let comes_in = matches!((from, to), (End::Outside(_), End::Class(_)));
+    match comes_in || model.from_own_node(from, to) || model.judges(from, to) {
         true => FAMILIES.map(|version| model.allowed(from, to, version)),
         false => [None, None],
     }
 }
 
-/// Puts ends together that exchange the same with all others and with each other. Only ends that `may` may.
+/// Puts ends together that exchange the same with all others and with each other. Only those that `may` come to a group
+/// do.
 fn merge(
     matrix: &[Vec<Cell>],
     ends: std::ops::Range<usize>,
-    may: impl Fn(usize, usize) -> bool,
+    may: impl Fn(&[usize], usize) -> bool,
 ) -> Vec<Vec<usize>> {
     let at = |from: usize, to: usize| {
         matrix
@@ -440,7 +473,7 @@ fn merge(
             let Some(first) = group.first().copied() else {
                 return false;
             };
-            if !may(first, end) {
+            if !may(group, end) {
                 return false;
             }
             let mut others = (0..total).filter(|other| *other != end && !group.contains(other));

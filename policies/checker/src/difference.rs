@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     connectivity::family_name,
     model::{End, FAMILIES, Model, SpaceId, Spot},
+    names::Names,
     naming,
     packet::{Packet, Place},
     region::Region,
@@ -55,6 +56,18 @@ pub struct Change {
 /// Everything that `new` opens or closes, compared with `old`. Workloads are the same when their names are; those
 /// that only one has are compared with nothing. Empty exactly when the two are equivalent.
 pub fn difference(old: &Model, new: &Model) -> Vec<Change> {
+    let asking = [old, new].map(|model| (model.cluster(), model.policies()));
+    let names = Names::of(&asking);
+    let again = |model: &Model| {
+        let (cluster, policies) = (model.cluster().clone(), model.policies().clone());
+        (*model.names() != names).then(|| Model::with_names(cluster, policies, names.clone()))
+    };
+    // Names that either asks for are asked of both.
+    let (old_again, new_again) = (again(old), again(new));
+    let (old, new) = (
+        old_again.as_ref().unwrap_or(old),
+        new_again.as_ref().unwrap_or(new),
+    );
     let both = Both::new(old, new);
     let mut changes = Vec::new();
     for (i, from) in both.ends.iter().enumerate() {
@@ -63,8 +76,8 @@ pub fn difference(old: &Model, new: &Model) -> Vec<Change> {
                 let found = both.changes(from, to).into_iter();
                 changes.extend(found.map(|change| Located {
                     change,
-                    from: from.shape.clone(),
-                    to: to.shape.clone(),
+                    from: from.located(),
+                    to: to.located(),
                 }));
             }
         }
@@ -76,8 +89,24 @@ pub fn difference(old: &Model, new: &Model) -> Vec<Change> {
 /// A change, and the addresses at its ends where those are not workloads.
 struct Located {
     change: Change,
-    from: Option<Region>,
-    to: Option<Region>,
+    from: Option<Addresses>,
+    to: Option<Addresses>,
+}
+
+/// Addresses, and the names that they are taken to have.
+#[derive(Clone)]
+struct Addresses {
+    region: Region,
+    named: Option<String>,
+}
+
+impl Addresses {
+    fn name(&self) -> String {
+        match &self.named {
+            Some(names) => naming::named_addresses(names, &self.region),
+            None => naming::addresses(&self.region),
+        }
+    }
 }
 
 /// Puts addresses together between which and the same workloads the same happens by the same rules.
@@ -90,8 +119,9 @@ fn together(changes: Vec<Located>) -> Vec<Change> {
     for new in changes {
         let fits = |known: &&mut Located| {
             let (a, b) = (&known.change, &new.change);
-            let end = |a: &str, b: &str, known: &Option<Region>, new: &Option<Region>| {
-                a == b || (known.is_some() && new.is_some())
+            let end = |a: &str, b: &str, known: &Option<Addresses>, new: &Option<Addresses>| {
+                let same_names = |(known, new): (&Addresses, &Addresses)| known.named == new.named;
+                a == b || known.as_ref().zip(new.as_ref()).is_some_and(same_names)
             };
             (a.effect, a.family, &a.text, rulings(a)) == (b.effect, b.family, &b.text, rulings(b))
                 && end(&a.from, &b.from, &known.from, &new.from)
@@ -99,13 +129,13 @@ fn together(changes: Vec<Located>) -> Vec<Change> {
         };
         match merged.iter_mut().find(fits) {
             Some(known) => {
-                for (name, region, more) in [
+                for (name, known, more) in [
                     (&mut known.change.from, &mut known.from, &new.from),
                     (&mut known.change.to, &mut known.to, &new.to),
                 ] {
-                    if let (Some(region), Some(more)) = (region.as_mut(), more) {
-                        *region = region.union(more);
-                        *name = naming::addresses(region);
+                    if let (Some(known), Some(more)) = (known.as_mut(), more) {
+                        known.region = known.region.union(&more.region);
+                        *name = known.name();
                     }
                 }
             }
@@ -132,6 +162,9 @@ struct BothEnd {
     name: String,
     /// Of addresses, with those of workloads that lie within.
     shape: Option<Region>,
+    /// Names that they are taken to have, by position in the models' sets of them.
+    names: Option<usize>,
+    named: Option<String>,
     old: Option<End>,
     new: Option<End>,
     what: What,
@@ -143,23 +176,67 @@ enum What {
     Addresses(Region),
 }
 
+impl BothEnd {
+    fn located(&self) -> Option<Addresses> {
+        Some(Addresses {
+            region: self.shape.clone()?,
+            named: self.named.clone(),
+        })
+    }
+}
+
+/// Addresses outside, and the region of a model that speaks about them.
+struct Part {
+    region: Region,
+    shape: Region,
+    of: usize,
+}
+
+/// All addresses outside as a model sees them, if they have these names. Most it sees as if they had none.
+fn parts(model: &Model, names: Option<usize>) -> Vec<Part> {
+    let regions = || model.outside().iter().zip(model.shapes()).enumerate();
+    let of_names = |wanted: Option<usize>| regions().filter(move |(i, _)| model.names_of(*i) == wanted);
+    let mut parts: Vec<Part> = Vec::new();
+    let (mut seen, mut seen_shape) = (Region::default(), Region::default());
+    if names.is_some() {
+        for (of, (region, shape)) in of_names(names) {
+            (seen, seen_shape) = (seen.union(region), seen_shape.union(shape));
+            let (region, shape) = (region.clone(), shape.clone());
+            parts.push(Part { region, shape, of });
+        }
+    }
+    for (of, (region, shape)) in of_names(None) {
+        let (region, shape) = (region.subtract(&seen), shape.subtract(&seen_shape));
+        parts.push(Part { region, shape, of });
+    }
+    parts
+}
+
 impl<'a> Both<'a> {
     fn new(old: &'a Model, new: &'a Model) -> Self {
         let mut ends = workload_ends(old, new);
-        for (i, before) in old.outside().iter().enumerate() {
-            for (j, after) in new.outside().iter().enumerate() {
-                let region = before.intersect(after);
-                if !region.is_empty() {
-                    let shapes = (old.shape(i), new.shape(j));
-                    let shape = match shapes {
-                        (Some(old), Some(new)) => old.intersect(new),
-                        _ => region.clone(),
+        let sets = 0..old.names().sets().len();
+        for names in std::iter::once(None).chain(sets.map(Some)) {
+            let after = parts(new, names);
+            for old_part in parts(old, names) {
+                for new_part in &after {
+                    // Without names both have been compared.
+                    let has_names = old.names_of(old_part.of).or(new.names_of(new_part.of));
+                    let region = old_part.region.intersect(&new_part.region);
+                    if region.is_empty() || has_names != names {
+                        continue;
+                    }
+                    let addresses = Addresses {
+                        region: old_part.shape.intersect(&new_part.shape),
+                        named: names.and_then(|names| old.names_text(names)),
                     };
                     ends.push(BothEnd {
-                        name: naming::addresses(&shape),
-                        shape: Some(shape),
-                        old: Some(End::Outside(i)),
-                        new: Some(End::Outside(j)),
+                        name: addresses.name(),
+                        shape: Some(addresses.region),
+                        names,
+                        named: addresses.named,
+                        old: Some(End::Outside(old_part.of)),
+                        new: Some(End::Outside(new_part.of)),
                         what: What::Addresses(region),
                     });
                 }
@@ -174,8 +251,20 @@ impl<'a> Both<'a> {
     }
 
     fn judges(&self, same: bool, from: &BothEnd, to: &BothEnd) -> bool {
+        let own_node =
+            |model: &Model, from: Option<End>, to: Option<End>| Some(model.from_own_node(from?, to?));
+        let (before, after) = (
+            own_node(self.old, from.old, to.old),
+            own_node(self.new, from.new, to.new),
+        );
+        // What a node sends its pods always passes, also to pods that come or go.
+        if before.or(after) == Some(true) && after.or(before) == Some(true) {
+            return false;
+        }
         match (&from.what, &to.what) {
             (What::Addresses(_), What::Addresses(_)) => false,
+            // Names are those of destinations.
+            (What::Addresses(_), What::Workloads(_)) => from.names.is_none(),
             (What::Workloads(members), What::Workloads(_)) if same => members.len() > 1,
             _ => true,
         }
@@ -270,14 +359,14 @@ impl<'a> Both<'a> {
                     let address = region.example(version).into_iter();
                     address
                         .map(|address| Place {
-                            member: None,
-                            address,
+                            names: end.names,
+                            ..Place::new(None, address)
                         })
                         .collect()
                 }
                 What::Workloads(_) => {
                     let addresses = member.map(|member| addresses_of(model, member, version));
-                    let at = |address| Place { member, address };
+                    let at = |address| Place::new(member, address);
                     addresses.unwrap_or_default().into_iter().map(at).collect()
                 }
             }
@@ -339,6 +428,8 @@ fn workload_ends(old: &Model, new: &Model) -> Vec<BothEnd> {
                     .join(", "),
             },
             shape: None,
+            names: None,
+            named: None,
             old: of_old.map(End::Class),
             new: of_new.map(End::Class),
             what: What::Workloads(

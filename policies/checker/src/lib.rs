@@ -18,6 +18,7 @@ pub mod connectivity;
 pub mod difference;
 mod judge;
 mod model;
+mod names;
 mod naming;
 mod packet;
 pub mod picture;

@@ -5,12 +5,18 @@
 //! what the source's policies let out and the destination's let in. The verdicts are the compiler's own, so the model
 //! speaks about what the kernel would do; tests hold it to the reference.
 //!
+//! Which names the resolver will give to which addresses is not known. Where a rule asks for names, the addresses
+//! outside are there a second time, as if they had such names, as far as that changes what decides.
+//!
 //! Two workloads are of one class when every condition of every policy holds for both or neither and no prefix of
 //! any rule or network set tells their addresses apart. One member of the class then stands for all of them.
 //!
-//! Not in the model: that a pod's own node reaches it and takes nothing from it (the node's addresses are addresses like
-//! others here, so that pods of different nodes can stand together), a pod's traffic with itself (always allowed), and
-//! what a node merely forwards.
+//! A host endpoint does not judge what the pods of its node send it, so pods of nodes with host endpoints are told apart by
+//! node. Of other nodes nobody knows here which addresses they have, so that their pods can stand together: what a pod
+//! may send to its own node is then what it may send to any address.
+//!
+//! Not in the model: what a pod's own node sends it and what it sends itself (both always allowed), and what a node merely
+//! forwards.
 
 use std::{
     cell::RefCell,
@@ -30,9 +36,11 @@ use policies_ir::{
 };
 
 use crate::{
-    build::{Rows, identity_of, outside, owners, read_judges},
+    build::{Rows, identity_of, outside_if_named, owners, read_judges},
     classes::{Classified, classify},
     judge::Judge,
+    names::Names,
+    naming,
     packet::{Packet, Party, Place, Ruling},
     region::{Region, version},
     space::{Point, Space},
@@ -52,6 +60,11 @@ pub struct Model {
     shapes: Vec<Region>,
     /// Identity of each of `outside`.
     outside_ids: Vec<IdentityId>,
+    /// Names that the addresses of each of `outside` are taken to have, by position in `names`.
+    outside_names: Vec<Option<usize>>,
+    names: Names,
+    /// As `identities`, for each of `names`.
+    identities_if_named: Vec<BTreeMap<IpNet, IdentityId>>,
     /// Class of each member, and its place in it.
     places: Vec<(usize, usize)>,
     /// Members that have an address for themselves.
@@ -133,15 +146,22 @@ impl Model {
     }
 
     /// The model of policies of any origin.
-    pub fn of(mut cluster: Cluster, policies: PolicySet) -> Self {
+    pub fn of(cluster: Cluster, policies: PolicySet) -> Self {
+        let names = Names::of(&[(&cluster, &policies)]);
+        Self::with_names(cluster, policies, names)
+    }
+
+    /// The model in which addresses outside may have these names.
+    pub(crate) fn with_names(mut cluster: Cluster, policies: PolicySet, names: Names) -> Self {
         // Seen from no node; see the module's non-goals.
         cluster.host_addresses.clear();
-        let pods = cluster
-            .members
-            .iter_mut()
-            .filter(|member| member.workload.kind == WorkloadKind::Pod);
-        for pod in pods {
-            pod.node.clear();
+        let of_host = |member: &&Member| member.workload.kind == WorkloadKind::HostEndpoint;
+        let hosts = cluster.members.iter().filter(of_host);
+        let with_hosts: BTreeSet<String> = hosts.map(|host| host.node.clone()).collect();
+        for member in &mut cluster.members {
+            if member.workload.kind == WorkloadKind::Pod && !with_hosts.contains(&member.node) {
+                member.node.clear();
+            }
         }
         let classified = classify(&cluster, &policies);
         for member in &mut cluster.members {
@@ -156,12 +176,14 @@ impl Model {
                 member.endpoint = Some(EndpointId(number));
             }
         }
-        let answers = compile_answers(&cluster, &policies);
+        let answers = compile_answers(&cluster, &policies, names.sets());
         let (rows, judges) = read_judges(&answers, classified.len());
         let owners = owners(&cluster);
         let mut outside_ids = Vec::new();
         let (mut regions, mut shapes) = (Vec::new(), Vec::new());
-        for (identity, shape, region) in outside(&answers.identities, &cluster) {
+        let mut outside_names = Vec::new();
+        for (named, identity, shape, region) in outside_if_named(&answers, &cluster) {
+            outside_names.push(named);
             outside_ids.push(identity);
             shapes.push(shape);
             regions.push(region);
@@ -185,6 +207,9 @@ impl Model {
             outside: regions,
             shapes,
             outside_ids,
+            outside_names,
+            names,
+            identities_if_named: answers.if_named,
             places,
             owners,
             identities: answers.identities,
@@ -210,7 +235,8 @@ impl Model {
         &self.classes
     }
 
-    /// Addresses that no workload has, by what policy can tell apart. Together they are all of these.
+    /// Addresses that no workload has, by what policy can tell apart. Together they are all of these; those that are
+    /// [named](Self::named) are there a second time.
     pub fn outside(&self) -> &[Region] {
         &self.outside
     }
@@ -218,6 +244,31 @@ impl Model {
     /// What people call a region: the prefixes it makes up, together with the workloads' addresses inside.
     pub(crate) fn shape(&self, region: usize) -> Option<&Region> {
         self.shapes.get(region)
+    }
+
+    /// What people call each of [`Self::outside`].
+    pub(crate) fn shapes(&self) -> &[Region] {
+        &self.shapes
+    }
+
+    /// The names that the addresses of a region are taken to have, for people; nothing for addresses as they are.
+    pub fn named(&self, region: usize) -> Option<String> {
+        self.names_text(self.names_of(region)?)
+    }
+
+    /// The same, by position in the sets of names.
+    pub(crate) fn names_of(&self, region: usize) -> Option<usize> {
+        self.outside_names.get(region).copied().flatten()
+    }
+
+    /// A set of names for people.
+    pub(crate) fn names_text(&self, names: usize) -> Option<String> {
+        self.names.sets().get(names).map(naming::names)
+    }
+
+    /// The sets of names that addresses may have.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// A workload; nothing for a position that no class gave.
@@ -267,16 +318,47 @@ impl Model {
         }
     }
 
-    /// Whether flows from one end to the other are judged, by two different workloads or by one.
+    /// Whether flows from one end to the other are judged, by two different workloads or by one. Names are those of
+    /// destinations.
     pub fn judges(&self, from: End, to: End) -> bool {
         match (from, to) {
             (End::Outside(_), End::Outside(_)) => false,
+            (End::Outside(of), End::Class(_)) if self.names_of(of).is_some() => false,
             (End::Class(from), End::Class(to)) if from == to => self
                 .classes
                 .get(from)
                 .is_some_and(|class| class.members.len() > 1),
-            _ => true,
+            _ => !self.from_own_node(from, to),
         }
+    }
+
+    /// Whether the one is a host endpoint or the addresses of the node that the pods of the other are on: what these send
+    /// always passes.
+    pub(crate) fn from_own_node(&self, from: End, to: End) -> bool {
+        let End::Class(pod) = to else { return false };
+        let Some(member) = self.first(pod).filter(|pod| !pod.node.is_empty()) else {
+            return false;
+        };
+        match from {
+            End::Class(host) => self.is_node_of(host, pod),
+            End::Outside(region) if member.workload.kind == WorkloadKind::Pod => {
+                let of_node = self.cluster.nodes.get(&member.node).into_iter().flatten();
+                let of_node = Region::of(of_node.copied().map(IpNet::from));
+                let region = self.outside.get(region);
+                region.is_some_and(|region| region.subtract(&of_node).is_empty())
+            }
+            End::Outside(_) => false,
+        }
+    }
+
+    /// Whether one class is of host endpoints of the node that the pods of the other are on.
+    fn is_node_of(&self, host: usize, pod: usize) -> bool {
+        let pair = self.first(host).zip(self.first(pod));
+        pair.is_some_and(|(host, pod)| host.is_node_of(pod))
+    }
+
+    fn first(&self, class: usize) -> Option<&Member> {
+        self.member(*self.classes.get(class)?.members.first()?)
     }
 
     /// What may pass from one end to another, at any of their addresses of a family. Within a class it is what one
@@ -383,6 +465,16 @@ impl Model {
         peer: IpAddr,
         point: Point,
     ) -> (Verdict, DecidedBy) {
+        self.decide_at(member, direction, Place::new(None, peer), point)
+    }
+
+    fn decide_at(
+        &self,
+        member: usize,
+        direction: Direction,
+        peer: Place,
+        point: Point,
+    ) -> (Verdict, DecidedBy) {
         match self.judge_at(member, direction, peer) {
             Some(judge) => {
                 let entry = judge.decide(point);
@@ -392,9 +484,26 @@ impl Model {
         }
     }
 
-    /// What a workload says about an address.
-    pub(crate) fn judge_at(&self, member: usize, direction: Direction, peer: IpAddr) -> Option<&Judge> {
+    /// Whether a workload is a host endpoint that does not see what it and the pod at a place send each other.
+    fn is_blind_to(&self, own: usize, peer: Place) -> bool {
+        let peer = peer.member.and_then(|peer| self.member(peer));
+        let pair = self.member(own).zip(peer);
+        pair.is_some_and(|(own, peer)| own.is_node_of(peer))
+    }
+
+    /// What a workload says about who is at an address; nothing where it does not judge.
+    pub(crate) fn judge_at(&self, member: usize, direction: Direction, peer: Place) -> Option<&Judge> {
+        if self.is_blind_to(member, peer) {
+            return None;
+        }
+        let Place {
+            address: peer, names, ..
+        } = peer;
         let class = self.class_of(member)?;
+        let identities = match names {
+            Some(names) => self.identities_if_named.get(names)?,
+            None => &self.identities,
+        };
         let identity = match self.owner(peer) {
             // To the first member of the class its own address is itself, so its siblings are told apart here.
             Some(owner) if self.class_of(owner) == Some(class) => {
@@ -411,7 +520,7 @@ impl Model {
                     slot.sibling
                 }
             }
-            _ => identity_of(&self.identities, peer)?,
+            _ => identity_of(identities, peer)?,
         };
         self.judges
             .get(*self.rows.get(&(class, direction))?.get(&identity)?)
@@ -423,18 +532,20 @@ impl Model {
         if from.member.is_none() && to.member.is_none() {
             return None;
         }
-        let ruling = |member: Option<usize>, direction, peer| {
-            let (verdict, by) = self.decide(member?, direction, peer, point);
+        let ruling = |member: Option<usize>, direction, peer: Place| {
+            let member = member.filter(|member| !self.is_blind_to(*member, peer))?;
+            let (verdict, by) = self.decide_at(member, direction, peer, point);
             Some(Ruling {
                 allowed: verdict == Verdict::Allow,
                 by: by.to_string(),
             })
         };
-        let egress = ruling(from.member, Direction::Egress, to.address);
-        let ingress = ruling(to.member, Direction::Ingress, from.address);
+        let egress = ruling(from.member, Direction::Egress, to);
+        let ingress = ruling(to.member, Direction::Ingress, from);
         let party = |place: Place| Party {
             workload: place.member.map(|member| self.name(member)),
             address: place.address,
+            named: place.names.and_then(|names| self.names_text(names)),
         };
         Some(Packet {
             from: party(from),
@@ -451,10 +562,7 @@ impl Model {
 
     /// The workload or the address alone that is at an address.
     pub fn place(&self, address: IpAddr) -> Place {
-        Place {
-            member: self.owner(address),
-            address,
-        }
+        Place::new(self.owner(address), address)
     }
 
     /// Rules and ends of tiers that decide about at least one flow of at least one workload, by the direction in which
@@ -529,11 +637,23 @@ impl Model {
         let identity = match peer {
             Spot::Outside { region, .. } => *self.outside_ids.get(region)?,
             Spot::Class { class: of, slot } => {
+                if self.is_node_of(class, of) {
+                    return None;
+                }
                 let slot = self.classes.get(of)?.slots.get(slot)?;
                 if of == class { slot.sibling } else { slot.identity }
             }
         };
         self.rows.get(&(class, direction))?.get(&identity).copied()
+    }
+}
+
+impl From<Spot> for End {
+    fn from(spot: Spot) -> Self {
+        match spot {
+            Spot::Class { class, .. } => Self::Class(class),
+            Spot::Outside { region, .. } => Self::Outside(region),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Short names for many workloads and many addresses.
 
+use std::collections::BTreeSet;
+
 use crate::{
     model::{Model, shown},
     region::Region,
@@ -26,6 +28,23 @@ pub(crate) fn addresses(region: &Region) -> String {
         return "any address".to_owned();
     }
     region.text(LISTED)
+}
+
+/// Some names of hosts.
+pub(crate) fn names(names: &BTreeSet<String>) -> String {
+    let listed: Vec<&str> = names.iter().take(LISTED).map(String::as_str).collect();
+    match names.len().checked_sub(LISTED) {
+        Some(more) if more > 0 => format!("{} and {more} more", listed.join(", ")),
+        _ => listed.join(", "),
+    }
+}
+
+/// Name of some addresses that are taken to have names.
+pub(crate) fn named_addresses(names: &str, region: &Region) -> String {
+    if *region == Region::everything() {
+        return names.to_owned();
+    }
+    format!("{names} in {}", addresses(region))
 }
 
 /// `whole` is how many workloads there are in the namespace.

@@ -11,6 +11,19 @@ pub struct Place {
     pub member: Option<usize>,
     /// The address.
     pub address: IpAddr,
+    /// Names that it is taken to have, by position in the model's sets of them.
+    pub(crate) names: Option<usize>,
+}
+
+impl Place {
+    /// A workload at an address, or an address alone.
+    pub fn new(member: Option<usize>, address: IpAddr) -> Self {
+        Self {
+            member,
+            address,
+            names: None,
+        }
+    }
 }
 
 /// One packet that opens a flow, and what becomes of it.
@@ -48,6 +61,9 @@ pub struct Party {
     pub workload: Option<String>,
     /// The address.
     pub address: IpAddr,
+    /// Names that the flow is judged by, as if a resolver had given them for the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub named: Option<String>,
 }
 
 /// What one endpoint decided.
@@ -68,9 +84,10 @@ impl fmt::Display for Packet {
 
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.workload {
-            Some(workload) => write!(f, "{workload} ({})", self.address),
-            None => write!(f, "{}", self.address),
+        match (&self.workload, &self.named) {
+            (Some(workload), _) => write!(f, "{workload} ({})", self.address),
+            (None, Some(names)) => write!(f, "{names} (if at {})", self.address),
+            (None, None) => write!(f, "{}", self.address),
         }
     }
 }

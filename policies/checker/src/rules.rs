@@ -9,7 +9,10 @@ use policies_ir::{
 };
 use serde::Serialize;
 
-use crate::model::{End, Model, Spot};
+use crate::{
+    model::{End, Model, Spot},
+    packet::Place,
+};
 
 /// A rule of an object: a rule of the ordered form, or several that share its number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -263,7 +266,7 @@ fn status(model: &Model, deciding: &BTreeSet<(Direction, DecidedBy)>, found: &Fo
         // What passes on decides nothing itself. Were it to deny, it would decide exactly what it passes on.
         Action::Pass => {
             let denying = with_action(model.policies(), found, Action::Deny);
-            let model = Model::of(model.cluster().clone(), denying);
+            let model = Model::with_names(model.cluster().clone(), denying, model.names().clone());
             if model.deciding_rules().contains(&itself) {
                 return RuleStatus::Live;
             }
@@ -297,7 +300,11 @@ fn status(model: &Model, deciding: &BTreeSet<(Direction, DecidedBy)>, found: &Fo
 
 /// What decides about the flows that a rule matches; nothing if it matches none.
 fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
-    let alone = Model::of(model.cluster().clone(), alone(model.policies(), found));
+    let alone = Model::with_names(
+        model.cluster().clone(),
+        alone(model.policies(), found),
+        model.names().clone(),
+    );
     let mut matched = false;
     let mut deciders = BTreeSet::new();
     for class in 0..model.classes().len() {
@@ -307,10 +314,10 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                 continue;
             }
             for (own, other) in model.pairs(own, peer) {
-                let Some((member, address)) = example(model, own, other) else {
+                let Some((member, peer)) = example(model, own, other) else {
                     continue;
                 };
-                let Some(matching) = alone.judge_at(member, found.direction, address) else {
+                let Some(matching) = alone.judge_at(member, found.direction, peer) else {
                     continue;
                 };
                 let area = matching
@@ -319,7 +326,7 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                     continue;
                 }
                 matched = true;
-                let judge = model.judge_at(member, found.direction, address);
+                let judge = model.judge_at(member, found.direction, peer);
                 let by = judge.map(|judge| judge.deciders(&area)).unwrap_or_default();
                 deciders.extend(by.into_iter().map(|rule| model.decided_by(rule).to_string()));
             }
@@ -328,21 +335,24 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
     matched.then_some(deciders)
 }
 
-/// A workload of one end and an address of the other, which are not the same workload.
-fn example(model: &Model, own: Spot, other: Spot) -> Option<(usize, std::net::IpAddr)> {
+/// A workload of one end and a place of the other, which are not the same workload.
+fn example(model: &Model, own: Spot, other: Spot) -> Option<(usize, Place)> {
     let Spot::Class { class, .. } = own else {
         return None;
     };
     let member = *model.classes().get(class)?.members.first()?;
-    let address = match other {
-        Spot::Outside { region, version } => model.outside().get(region)?.example(version)?,
+    let place = match other {
+        Spot::Outside { region, version } => Place {
+            names: model.names_of(region),
+            ..Place::new(None, model.outside().get(region)?.example(version)?)
+        },
         Spot::Class { class, slot } => {
             let members = &model.classes().get(class)?.members;
             let sibling = members.iter().find(|candidate| **candidate != member)?;
-            model.address(*sibling, slot)?
+            Place::new(Some(*sibling), model.address(*sibling, slot)?)
         }
     };
-    Some((member, address))
+    Some((member, place))
 }
 
 /// The policies with another action of one rule.

@@ -5,6 +5,7 @@
 //! tell two addresses of one cell apart, because each of the prefixes either holds a cell or does not touch it.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -114,7 +115,7 @@ pub(crate) struct Place<'a, 'h> {
     pub(crate) sets: Vec<usize>,
     /// Positions of those that hold it by name alone.
     pub(crate) sets_by_name: Vec<usize>,
-    pub(crate) names: Option<&'a BTreeSet<String>>,
+    pub(crate) names: Option<Cow<'a, BTreeSet<String>>>,
 }
 
 /// On what it depends whether a condition holds at a place.
@@ -271,6 +272,11 @@ impl<'a> Index<'a> {
     /// Cuts the address space into cells and says what holds in each. The default prefix of each family is
     /// always among them, so every address is in a cell.
     pub(crate) fn cells(&self) -> BTreeMap<IpNet, Signature> {
+        self.cells_if_named(&BTreeSet::new())
+    }
+
+    /// The same if every address had these names beside those that it has.
+    pub(crate) fn cells_if_named(&self, names: &BTreeSet<String>) -> BTreeMap<IpNet, Signature> {
         let mut known = HashMap::new();
         // Prefixes sort before what they hold, so those that hold the current cell are always on the stack.
         let mut holders: Vec<IpNet> = Vec::new();
@@ -280,7 +286,10 @@ impl<'a> Index<'a> {
                 holders.pop();
             }
             holders.push(cell);
-            signatures.insert(cell, self.signature(&holders, cell, &mut known));
+            signatures.insert(
+                cell,
+                self.signature_of(&self.place(&holders, cell, names), &mut known),
+            );
         }
         signatures
     }
@@ -320,13 +329,16 @@ impl<'a> Index<'a> {
 
     /// All that verdicts about addresses of `cell` may depend on. `holders` are the prefixes that hold it.
     pub(crate) fn signature(&self, holders: &[IpNet], cell: IpNet, known: &mut KnownPlaces<'a>) -> Signature {
-        let place = self.place(holders, cell);
+        self.signature_of(&self.place(holders, cell, &BTreeSet::new()), known)
+    }
+
+    fn signature_of(&self, place: &Place<'a, '_>, known: &mut KnownPlaces<'a>) -> Signature {
         let at_rest = known
             .entry(place.attributes())
-            .or_insert_with(|| self.anywhere(&place))
+            .or_insert_with(|| self.anywhere(place))
             .clone();
         let mut matchers = at_rest.matchers;
-        matchers.extend(self.somewhere(&place));
+        matchers.extend(self.somewhere(place));
         matchers.sort_unstable();
         matchers.dedup();
         Signature {
@@ -337,12 +349,17 @@ impl<'a> Index<'a> {
         }
     }
 
-    fn place<'h>(&self, holders: &'h [IpNet], cell: IpNet) -> Place<'a, 'h> {
+    fn place<'h>(&self, holders: &'h [IpNet], cell: IpNet, more_names: &BTreeSet<String>) -> Place<'a, 'h> {
         let is_address = cell.prefix_len() == cell.max_prefix_len();
         let owned = self.owners.get(&cell.addr()).filter(|_| is_address);
         let sets = self.sets.at(holders);
-        let names = self.cluster.names.get(&cell.addr()).filter(|_| is_address);
-        let sets_by_name = match names {
+        let own_names = self.cluster.names.get(&cell.addr()).filter(|_| is_address);
+        let names = match (own_names, more_names.is_empty()) {
+            (own, true) => own.map(Cow::Borrowed),
+            (None, false) => Some(Cow::Owned(more_names.clone())),
+            (Some(own), false) => Some(Cow::Owned(own | more_names)),
+        };
+        let sets_by_name = match &names {
             Some(names) => self.sets.named(names, &sets, self.cluster),
             None => Vec::new(),
         };
@@ -450,7 +467,7 @@ pub(crate) fn holds_at(matcher: &EndMatch, place: &Place<'_, '_>) -> bool {
     matcher.ip_version.is_none_or(|version| version == place.family())
         && (matcher.not_nets.is_empty() || excluding.peek().is_some())
         && !excluding.any(|net| net.contains(&place.cell))
-        && (matcher.domains.is_empty() || place.names.is_some_and(named))
+        && (matcher.domains.is_empty() || place.names.as_deref().is_some_and(named))
 }
 
 /// Whether the conditions hold at an end that has this address and at which selectors find these.

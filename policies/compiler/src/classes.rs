@@ -24,15 +24,22 @@ pub(crate) struct Classes {
 
 impl Classes {
     /// Numbers are given in the order of the prefixes, from 1.
-    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, mut numbering: Numbering) -> Self {
+    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, numbering: Numbering) -> Self {
+        let mut classes = Self {
+            identities: BTreeMap::new(),
+            numbering,
+        };
+        classes.identities = classes.number(cells);
+        classes
+    }
+
+    /// The identity of each prefix if these are the cells.
+    pub(crate) fn number(&mut self, cells: BTreeMap<IpNet, Signature>) -> BTreeMap<IpNet, IdentityId> {
         let numbered: Vec<(IpNet, IdentityId)> = cells
             .into_iter()
-            .map(|(cell, signature)| (cell, numbering.identity(signature)))
+            .map(|(cell, signature)| (cell, self.numbering.identity(signature)))
             .collect();
-        Self {
-            identities: without_redundant(numbered.into_iter()).collect(),
-            numbering,
-        }
+        without_redundant(numbered.into_iter()).collect()
     }
 
     pub(crate) fn programs(&self) -> &[Program] {

@@ -80,6 +80,8 @@ pub enum Diagnostic {
 pub struct Answers {
     /// As in [`NodeTables::identities`].
     pub identities: BTreeMap<IpNet, IdentityId>,
+    /// The same for each of the sets of names that were asked about, if every address had these names too.
+    pub if_named: Vec<BTreeMap<IpNet, IdentityId>>,
     /// For each endpoint and direction, the position in `answers` of what it says about each identity.
     pub rows: BTreeMap<(EndpointId, Direction), BTreeMap<IdentityId, usize>>,
     /// As in [`EndpointTables::sources`]. An endpoint that is not here is denied everything.
@@ -126,9 +128,15 @@ pub fn compile_policies(cluster: &Cluster, policies: &PolicySet) -> NodeTables {
     write_tables(&local, rules, &classes)
 }
 
-/// Compiles `policies` like [`compile_policies`], but keeps each distinct answer once.
-pub fn compile_answers(cluster: &Cluster, policies: &PolicySet) -> Answers {
-    let Layout { rules, classes, .. } = Layout::new(cluster, policies);
+/// Compiles `policies` like [`compile_policies`], but keeps each distinct answer once, and answers about addresses as
+/// if they had each of these sets of names too.
+pub fn compile_answers(cluster: &Cluster, policies: &PolicySet, names: &[BTreeSet<String>]) -> Answers {
+    let (_, rules, numbering, index) = lay_out(cluster, policies);
+    let mut classes = Classes::new(index.cells(), numbering);
+    let if_named = names
+        .iter()
+        .map(|names| classes.number(index.cells_if_named(names)))
+        .collect();
     let rows = classes.programs().iter().enumerate().map(|(position, program)| {
         let row = classes.numbers(position).collect();
         ((program.endpoint, program.direction), row)
@@ -141,6 +149,7 @@ pub fn compile_answers(cluster: &Cluster, policies: &PolicySet) -> Answers {
             .collect(),
         rules: rules.into_keys().collect(),
         identities: classes.identities.clone(),
+        if_named,
         answers: classes.into_answers(),
     }
 }

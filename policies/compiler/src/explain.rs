@@ -11,7 +11,13 @@ use policies_ir::{
 };
 use serde::Serialize;
 
-use crate::view::ClusterView;
+use crate::{
+    judge::{
+        Book, FlowEnd, FlowError,
+        ends::{Resolved, addresses},
+    },
+    view::ClusterView,
+};
 
 /// One end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -117,14 +123,21 @@ pub fn explain(
     port: u16,
     protocol: u8,
 ) -> Result<Explanation, ExplainError> {
-    let cluster = view.cluster();
-    let policies = view.policy_set(|_, _| {}).enforced;
-    let (source, destination) = (Resolved::new(&cluster, from)?, Resolved::new(&cluster, to)?);
+    let book = Book::new(view);
+    let (cluster, ends) = (book.cluster(), book.ends());
+    let resolve = |party: &Party| {
+        ends.resolve(&party.into())
+            .map_err(|error| party.unresolved(error))
+    };
+    let (source, destination) = (resolve(from)?, resolve(to)?);
     if source.member.is_none() && destination.member.is_none() {
         return Err(ExplainError::NoPod);
     }
-    let (from, to) = common_family(&source, &destination)?;
-    let judge = |own: &Resolved<'_>, direction, peer| {
+    let (from, to) = addresses(&source, &destination, protocol)
+        .ok()
+        .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
+        .ok_or(ExplainError::NoCommonFamily)?;
+    let judge = |own: &Resolved, other: &Resolved, direction, peer| {
         let packet = Packet {
             direction,
             peer,
@@ -132,11 +145,11 @@ pub fn explain(
             source_port: 0,
             port,
         };
-        own.member
-            .map(|member| judgement(&cluster, &policies, member, &packet))
+        let member = cluster.members.get(ends.judging(own, other)?)?;
+        Some(judgement(cluster, book.policies(), member, &packet))
     };
-    let egress = judge(&source, Direction::Egress, to);
-    let ingress = judge(&destination, Direction::Ingress, from);
+    let egress = judge(&source, &destination, Direction::Egress, to);
+    let ingress = judge(&destination, &source, Direction::Ingress, from);
     let denied = |judgement: &&Judgement| judgement.verdict == FlowVerdict::Deny;
     let denied = egress.iter().chain(&ingress).find(denied).is_some();
     let verdict = if denied {
@@ -144,7 +157,14 @@ pub fn explain(
     } else {
         FlowVerdict::Allow
     };
-    let (from, to) = (source.end(from), destination.end(to));
+    let end = |resolved: &Resolved, address| End {
+        pod: resolved
+            .member
+            .and_then(|at| cluster.members.get(at))
+            .map(pod_ref),
+        address,
+    };
+    let (from, to) = (end(&source, from), end(&destination, to));
     Ok(Explanation {
         from,
         to,
@@ -231,63 +251,29 @@ impl fmt::Display for Judgement {
     }
 }
 
-/// A party and where it stands in the cluster.
-struct Resolved<'a> {
-    member: Option<&'a Member>,
-    addresses: Vec<IpAddr>,
-}
-
-impl<'a> Resolved<'a> {
-    fn new(cluster: &'a Cluster, party: &Party) -> Result<Self, ExplainError> {
-        let members = &cluster.members;
+impl From<&Party> for FlowEnd {
+    fn from(party: &Party) -> Self {
         match party {
-            Party::Address(address) => {
-                // The node's addresses are the node's, whoever claims them.
-                let claimed = !cluster.host_addresses.contains(address);
-                let member = members
-                    .iter()
-                    .find(|member| claimed && member.addresses.contains(address));
-                Ok(Self {
-                    member,
-                    addresses: vec![*address],
-                })
-            }
-            Party::Pod(pod) => {
-                let is_pod =
-                    |m: &&Member| m.workload.namespace == pod.namespace && m.workload.name == pod.name;
-                let member = members
-                    .iter()
-                    .find(is_pod)
-                    .ok_or_else(|| ExplainError::UnknownPod(pod.clone()))?;
-                if member.addresses.is_empty() {
-                    return Err(ExplainError::NoAddress(pod.clone()));
-                }
-                Ok(Self {
-                    member: Some(member),
-                    addresses: member.addresses.iter().copied().collect(),
-                })
-            }
-        }
-    }
-
-    fn end(&self, address: IpAddr) -> End {
-        End {
-            pod: self.member.map(pod_ref),
-            address,
+            Party::Address(address) => Self::Address(*address),
+            Party::Pod(PodRef { namespace, name }) => Self::Pod {
+                namespace: namespace.clone(),
+                name: name.clone(),
+            },
         }
     }
 }
 
-/// The first pair of addresses of one family; IPv4 sorts first.
-fn common_family(from: &Resolved<'_>, to: &Resolved<'_>) -> Result<(IpAddr, IpAddr), ExplainError> {
-    let pairs = from
-        .addresses
-        .iter()
-        .flat_map(|from| to.addresses.iter().map(move |to| (*from, *to)));
-    pairs
-        .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
-        .min()
-        .ok_or(ExplainError::NoCommonFamily)
+impl Party {
+    /// Why it is no end. Addresses always are.
+    fn unresolved(&self, error: FlowError) -> ExplainError {
+        match (error, self) {
+            (FlowError::UnknownPod { namespace, name }, _) => {
+                ExplainError::UnknownPod(PodRef { namespace, name })
+            }
+            (FlowError::NoAddress(_), Self::Pod(pod)) => ExplainError::NoAddress(pod.clone()),
+            (error, _) => ExplainError::Party(error.to_string()),
+        }
+    }
 }
 
 fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &Packet) -> Judgement {

@@ -4,7 +4,7 @@
 //! An answer is that of the endpoint where the flow starts and of the one where it ends; a flow is allowed if
 //! both allow. What has no policy of its own (an address outside, a node without a host endpoint) judges nothing.
 
-mod ends;
+pub(crate) mod ends;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,8 +15,7 @@ use std::{
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{
-        EndMatch, EndpointPolicy, EndpointToHost, PolicySet, PortMatch, ProfileRules, Rule, ServiceMatch,
-        WorkloadKind,
+        EndMatch, EndpointPolicy, PolicySet, PortMatch, ProfileRules, Rule, ServiceMatch, WorkloadKind,
     },
     tables::{BUILTIN_RULES, BuiltinRule, DecidedBy, Direction, EndpointId, RuleId, RuleName, Verdict},
 };
@@ -111,6 +110,11 @@ impl Book {
     pub fn policies(&self) -> &PolicySet {
         &self.policies
     }
+
+    /// Who is at which end of a flow.
+    pub(crate) fn ends(&self) -> Ends<'_> {
+        Ends::new(&self.cluster, &self.on_every_interface)
+    }
 }
 
 impl<'a> Judge<'a> {
@@ -131,7 +135,7 @@ impl<'a> Judge<'a> {
         let index = Index::new(&numbers.matchers, &book.cluster, port_names);
         Self {
             book,
-            ends: Ends::new(&book.cluster, &book.on_every_interface),
+            ends: book.ends(),
             prefixes: Prefixes::new(&index.prefixes()),
             index,
             numbers,
@@ -147,18 +151,12 @@ impl<'a> Judge<'a> {
         let source = self.ends.resolve(&question.source)?;
         let destination = self.ends.resolve(&question.destination)?;
         let (from, to) = ends::addresses(&source, &destination, question.protocol)?;
-        let path = self.ends.path(&source, &destination);
-        let egress = source
-            .member
-            .filter(|_| path.judged_at_source)
-            .map(|member| self.at(member, Direction::Egress, to, question));
-        // What the node takes from its own pods without asking, or not at all, its host endpoints do not see.
-        let to_own_node =
-            path.pod_to_own_node && self.book.policies.endpoint_to_host != EndpointToHost::Return;
-        let ingress = destination
-            .member
-            .filter(|_| path.judged_at_destination && !to_own_node)
-            .map(|member| self.at(member, Direction::Ingress, from, question));
+        let (leaves, arrives) = (
+            self.ends.judging(&source, &destination),
+            self.ends.judging(&destination, &source),
+        );
+        let egress = leaves.map(|member| self.at(member, Direction::Egress, to, question));
+        let ingress = arrives.map(|member| self.at(member, Direction::Ingress, from, question));
         let denied = [&egress, &ingress]
             .into_iter()
             .flatten()

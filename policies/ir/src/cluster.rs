@@ -140,6 +140,15 @@ impl Cluster {
 }
 
 impl Member {
+    /// Whether this is a host endpoint of the node that `pod` is on. What the two send each other crosses the pod's link, to
+    /// which no host endpoint is attached, not even one for `*`: it is judged at the pod alone.
+    pub fn is_node_of(&self, pod: &Self) -> bool {
+        self.workload.kind == WorkloadKind::HostEndpoint
+            && pod.workload.kind == WorkloadKind::Pod
+            && !self.node.is_empty()
+            && self.node == pod.node
+    }
+
     /// Whether both are host endpoints of one node, which may share addresses.
     pub fn shares_node(&self, other: &Self) -> bool {
         let host = |member: &Self| member.workload.kind == WorkloadKind::HostEndpoint;

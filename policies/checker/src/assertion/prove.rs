@@ -102,6 +102,8 @@ impl Found {
                 let outside = |spot: &Spot| matches!(spot, Spot::Outside { .. });
                 if model.version(*source) != model.version(*destination)
                     || (outside(source) && outside(destination))
+                    || is_named(model, *source)
+                    || model.from_own_node((*source).into(), (*destination).into())
                 {
                     continue;
                 }
@@ -331,6 +333,11 @@ fn workload_spots(model: &Model) -> impl Iterator<Item = (Spot, usize)> + '_ {
     })
 }
 
+/// Whether its addresses are taken to have names, which only destinations are asked for.
+fn is_named(model: &Model, spot: Spot) -> bool {
+    matches!(spot, Spot::Outside { region, .. } if model.names_of(region).is_some())
+}
+
 /// One of each, which are not the same workload; nothing if there are no such two.
 fn pair(from: &Chosen, to: &Chosen) -> Option<(Chosen, Chosen)> {
     let one = |member: usize| Chosen::Members(BTreeSet::from([member]));
@@ -348,14 +355,11 @@ fn place(model: &Model, spot: Spot, chosen: &Chosen) -> Option<Place> {
     match (spot, chosen) {
         (Spot::Class { slot, .. }, Chosen::Members(members)) => {
             let member = *members.first()?;
-            Some(Place {
-                member: Some(member),
-                address: model.address(member, slot)?,
-            })
+            Some(Place::new(Some(member), model.address(member, slot)?))
         }
-        (Spot::Outside { version, .. }, Chosen::Addresses(region)) => Some(Place {
-            member: None,
-            address: region.example(version)?,
+        (Spot::Outside { region: of, version }, Chosen::Addresses(region)) => Some(Place {
+            names: model.names_of(of),
+            ..Place::new(None, region.example(version)?)
         }),
         _ => None,
     }

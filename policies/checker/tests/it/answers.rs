@@ -63,6 +63,21 @@ fn model(scenario: &Scenario) -> Model {
     Model::of(scenario.cluster.clone(), scenario.policies.clone())
 }
 
+/// The scenario in which an address has these names beside its own.
+fn with_names(scenario: &Scenario, address: IpAddr, named: Option<&str>) -> Scenario {
+    let mut scenario = scenario.clone();
+    let names = named
+        .into_iter()
+        .flat_map(|names| names.split(", "))
+        .map(str::to_owned);
+    let known = &mut scenario.cluster.names;
+    known.entry(address).or_default().extend(names);
+    scenario
+}
+
+/// Names by which the pools' rules and sets can be met: neither, the set's, and both.
+const NAMES: [Option<&str>; 3] = [None, Some("mail.example.org"), Some("www.example.org")];
+
 /// Turns one policy into another, so that two scenarios differ in something.
 fn changed(mut scenario: Scenario, other: &Scenario) -> Scenario {
     scenario.policies = other.policies.clone();
@@ -97,6 +112,51 @@ proptest! {
     }
 
     #[test]
+    fn a_rule_by_name_may_match_any_address_outside(scenario in scenario()) {
+        let model = model(&scenario);
+        for address in OUTSIDE {
+            let place: Where = (None, address.parse().unwrap());
+            let named = NAMES.map(|names| with_names(&scenario, place.1, names));
+            for (position, member) in scenario.cluster.members.iter().enumerate() {
+                let text = format!("no pod(shop/{0}) or pod(pay/{0}) reaches cidr({address}) on 80", member.workload.name);
+                let proof = assertion::prove(&model, &assertion::parse(&text).unwrap());
+                let from = member.addresses.iter().map(|own| (Some(position), *own));
+                let from: Vec<Where> = from.filter(|from| from.1.is_ipv4() == place.1.is_ipv4()).collect();
+                let tcp80 = || points().into_iter().filter(|point| point.protocol == 6 && point.port == 80);
+                let refuted = named.iter().any(|scenario| {
+                    from.iter().any(|from| tcp80().any(|point| passes(scenario, (*from, place), point)))
+                });
+                prop_assert!(!(proof.holds && refuted), "{text}");
+                if let Some(Problem::Counterexample(packet)) = &proof.problem {
+                    let scenario = with_names(&scenario, place.1, packet.to.named.as_deref());
+                    let from = (Some(position), packet.from.address);
+                    let point = Point { protocol: packet.protocol, source_port: packet.source_port, port: packet.port };
+                    prop_assert!(passes(&scenario, (from, place), point), "{text}: {packet}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_names_tell_apart_is_a_difference(a in scenario(), b in scenario()) {
+        let after = changed(a.clone(), &b);
+        let changes = difference(&model(&a), &model(&after));
+        let told: BTreeSet<bool> = changes.iter().map(|change| change.effect == Effect::Opens).collect();
+        for address in OUTSIDE {
+            let address: IpAddr = address.parse().unwrap();
+            for names in NAMES {
+                let (was, is) = (with_names(&a, address, names), with_names(&after, address, names));
+                for pair in pairs(&a).into_iter().filter(|(_, to)| *to == (None, address)) {
+                    for point in points() {
+                        let (was, is) = (passes(&was, pair, point), passes(&is, pair, point));
+                        prop_assert!(was == is || told.contains(&is), "{pair:?} {point:?} {names:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_example_of_a_change_is_judged_like_the_reference(a in scenario(), b in scenario()) {
         let after = changed(a.clone(), &b);
         let find = |name: &Option<String>| {
@@ -109,7 +169,8 @@ proptest! {
                 let point = Point { protocol: packet.protocol, source_port: packet.source_port, port: packet.port };
                 let from = (find(&packet.from.workload), packet.from.address);
                 let to = (find(&packet.to.workload), packet.to.address);
-                prop_assert_eq!(packet.allowed, passes(scenario, (from, to), point), "{}", packet);
+                let scenario = with_names(scenario, packet.to.address, packet.to.named.as_deref());
+                prop_assert_eq!(packet.allowed, passes(&scenario, (from, to), point), "{}", packet);
             }
         }
     }
@@ -168,7 +229,7 @@ proptest! {
                     let name = model.name(member);
                     all.workloads.iter().find(|group| group.members.contains(&name)).map(|group| group.name.clone())
                 }
-                None => all.outside.iter().find(|group| {
+                None => all.outside.iter().filter(|group| group.named.is_none()).find(|group| {
                     group.cidrs.iter().any(|net| net.contains(&place.1)) && !group.except.iter().any(|net| net.contains(&place.1))
                 }).map(|group| group.name.clone()),
             };

@@ -6,5 +6,7 @@
 mod answers;
 mod clusters;
 mod example;
+mod hosts;
 mod model;
+mod names;
 mod scale;

@@ -1,4 +1,4 @@
-//! Ends of flows: by name or by address, and what lies between two of them.
+//! Ends of flows: by name or by address, and who judges between two of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -55,38 +55,26 @@ pub enum FlowError {
 
 /// An end, found.
 #[derive(Debug, Clone)]
-pub(super) struct Resolved {
+pub(crate) struct Resolved {
     /// Position of the endpoint that judges there.
-    pub(super) member: Option<usize>,
-    /// Its node, if it is a pod or a node.
-    node: String,
-    is_node: bool,
+    pub(crate) member: Option<usize>,
     /// It was given by its address.
     by_address: bool,
     addresses: Vec<IpAddr>,
 }
 
-/// Who judges on the way from one end to the other.
-pub(super) struct Path {
-    pub(super) judged_at_source: bool,
-    pub(super) judged_at_destination: bool,
-    pub(super) pod_to_own_node: bool,
-}
-
 /// Members by what they are asked for.
-pub(super) struct Ends<'a> {
+pub(crate) struct Ends<'a> {
     cluster: &'a Cluster,
-    on_every_interface: &'a BTreeSet<usize>,
     pods: HashMap<(&'a str, &'a str), usize>,
     hosts: BTreeMap<&'a str, Vec<usize>>,
     by_address: HashMap<IpAddr, usize>,
 }
 
 impl<'a> Ends<'a> {
-    pub(super) fn new(cluster: &'a Cluster, on_every_interface: &'a BTreeSet<usize>) -> Self {
+    pub(crate) fn new(cluster: &'a Cluster, on_every_interface: &BTreeSet<usize>) -> Self {
         let mut ends = Self {
             cluster,
-            on_every_interface,
             pods: HashMap::new(),
             hosts: BTreeMap::new(),
             by_address: HashMap::new(),
@@ -116,7 +104,7 @@ impl<'a> Ends<'a> {
         ends
     }
 
-    pub(super) fn resolve(&self, end: &End) -> Result<Resolved, FlowError> {
+    pub(crate) fn resolve(&self, end: &End) -> Result<Resolved, FlowError> {
         match end {
             End::Pod { namespace, name } => {
                 let found = self.pods.get(&(namespace.as_str(), name.as_str())).copied();
@@ -148,8 +136,6 @@ impl<'a> Ends<'a> {
                 }
                 Ok(Resolved {
                     member: position,
-                    node: name.clone(),
-                    is_node: true,
                     by_address: false,
                     addresses: addresses.iter().copied().collect(),
                 })
@@ -171,20 +157,13 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// What lies between two ends. A host endpoint for one interface does not see what its node and the node's
-    /// own pods send each other: that crosses the pods' links.
-    pub(super) fn path(&self, source: &Resolved, destination: &Resolved) -> Path {
-        let same_node = !source.node.is_empty() && source.node == destination.node;
-        let within = same_node && source.is_node != destination.is_node;
-        let sees = |end: &Resolved| {
-            let everywhere = end.member.is_some_and(|m| self.on_every_interface.contains(&m));
-            !end.is_node || !within || everywhere
-        };
-        Path {
-            judged_at_source: sees(source),
-            judged_at_destination: sees(destination),
-            pod_to_own_node: within && destination.is_node,
-        }
+    /// The endpoint that judges at `own` what comes from or goes to `peer`: all but a host endpoint where `peer` is a pod
+    /// of its node. What a pod may send there `defaultEndpointToHostAction` says, and the pod's own policies.
+    pub(crate) fn judging(&self, own: &Resolved, peer: &Resolved) -> Option<usize> {
+        let member = |end: &Resolved| self.cluster.members.get(end.member?);
+        let unseen = |(own, peer): (&Member, &Member)| own.is_node_of(peer);
+        own.member
+            .filter(|_| !member(own).zip(member(peer)).is_some_and(unseen))
     }
 
     /// A node without host endpoints judges nothing, but it is a node all the same.
@@ -194,12 +173,9 @@ impl<'a> Ends<'a> {
             .nodes
             .iter()
             .find(|(_, addresses)| addresses.contains(&address));
-        let name = node.map(|(name, _)| name.clone());
-        let hosts = name.as_deref().and_then(|name| self.hosts.get(name));
+        let hosts = node.and_then(|(name, _)| self.hosts.get(name.as_str()));
         Resolved {
             member: hosts.and_then(|hosts| hosts.first()).copied(),
-            is_node: name.is_some(),
-            node: name.unwrap_or_default(),
             by_address: true,
             addresses: Vec::new(),
         }
@@ -208,7 +184,7 @@ impl<'a> Ends<'a> {
 
 /// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6. An end
 /// that is given by its address alone decides the family, also if the other has none of it.
-pub(super) fn addresses(
+pub(crate) fn addresses(
     source: &Resolved,
     destination: &Resolved,
     protocol: u8,
@@ -227,7 +203,7 @@ pub(super) fn addresses(
 }
 
 /// Gives each node an address that has none, stable for the same set of nodes.
-pub(super) fn assume_node_addresses(cluster: &mut Cluster) {
+pub(crate) fn assume_node_addresses(cluster: &mut Cluster) {
     let of_members: BTreeSet<String> = cluster
         .members
         .iter()
@@ -256,7 +232,7 @@ pub(super) fn assume_node_addresses(cluster: &mut Cluster) {
 }
 
 /// Host endpoints that stand for every interface of their node, by position among the members.
-pub(super) fn on_every_interface(view: &ClusterView, cluster: &Cluster) -> BTreeSet<usize> {
+pub(crate) fn on_every_interface(view: &ClusterView, cluster: &Cluster) -> BTreeSet<usize> {
     let names: BTreeSet<&str> = view
         .calico
         .iter()
@@ -278,8 +254,6 @@ pub(super) fn on_every_interface(view: &ClusterView, cluster: &Cluster) -> BTree
 fn resolved(position: usize, member: &Member) -> Resolved {
     Resolved {
         member: Some(position),
-        node: member.node.clone(),
-        is_node: member.workload.kind == WorkloadKind::HostEndpoint,
         by_address: false,
         addresses: member.addresses.iter().copied().collect(),
     }

@@ -9,6 +9,7 @@
 //! it need, which is never wrong. Whoever keeps this starts anew before that is too much.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr},
@@ -495,7 +496,7 @@ impl Places {
         let place = Place {
             cell: class.innermost,
             owner: class.owner,
-            names: class.names.as_ref(),
+            names: class.names.as_ref().map(Cow::Borrowed),
             ..self.place_at_rest(&rest.key)
         };
         let holds = |(_, matcher): &(MatcherId, &(Arc<EndMatch>, ByName))| {

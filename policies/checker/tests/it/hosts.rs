@@ -1,0 +1,230 @@
+//! Nodes with host endpoints: the model, `decide` and `explain` say the same about what they and their pods exchange.
+
+use std::net::IpAddr;
+
+use policies_checker::{Model, assertion, connectivity, space::Point};
+use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Party, Question, Source, explain, load_objects};
+use policies_ir::{policy::TCP, tables::Verdict};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use serde_json::{Value, json};
+
+fn view(objects: &[Value]) -> ClusterView {
+    let origin = "here";
+    load_objects(objects.iter().map(|object| Source { origin, object }))
+        .unwrap()
+        .view
+}
+
+fn pod(name: &str, number: usize, node: Option<&str>) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+        "spec": {"nodeName": node, "containers": [{"name": "c"}]}, "status": {"podIP": format!("10.244.0.{}", number + 1)}})
+}
+
+fn node(number: usize) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{number}")},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.0.{number}")}]}})
+}
+
+fn host(number: usize, interface: &str) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+        "metadata": {"name": format!("n{number}-eth0"), "labels": {"edge": "1"}},
+        "spec": {"node": format!("n{number}"), "interfaceName": interface, "expectedIPs": [format!("192.168.0.{number}")]}})
+}
+
+fn to_host(action: &str) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+        "spec": {"defaultEndpointToHostAction": action}})
+}
+
+fn policy(name: &str, selector: &str, ingress: &Value, egress: &Value) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": name},
+        "spec": {"selector": selector, "types": ["Ingress", "Egress"], "ingress": ingress, "egress": egress}})
+}
+
+/// What each end says about a flow between two addresses.
+type Said = [Option<(bool, String)>; 2];
+
+fn decided(judge: &mut Judge<'_>, from: IpAddr, to: IpAddr, port: u16) -> Said {
+    let question = Question {
+        source: FlowEnd::Address(from),
+        destination: FlowEnd::Address(to),
+        protocol: TCP,
+        source_port: 0,
+        port,
+    };
+    let answer = judge.judge(&question).unwrap();
+    [answer.egress, answer.ingress]
+        .map(|end| end.map(|(verdict, by)| (verdict == Verdict::Allow, by.to_string())))
+}
+
+fn explained(view: &ClusterView, from: IpAddr, to: IpAddr, port: u16) -> Said {
+    let answer = explain(view, &Party::Address(from), &Party::Address(to), port, TCP).unwrap();
+    let allow = api::flow::FlowVerdict::Allow;
+    [answer.egress, answer.ingress].map(|end| end.map(|end| (end.verdict == allow, end.decided_by.rule)))
+}
+
+fn modelled(model: &Model, from: IpAddr, to: IpAddr, port: u16) -> Said {
+    let point = Point {
+        protocol: TCP,
+        source_port: 0,
+        port,
+    };
+    let packet = model.packet(model.place(from), model.place(to), point).unwrap();
+    [packet.egress, packet.ingress].map(|end| end.map(|end| (end.allowed, end.by)))
+}
+
+fn rules() -> impl Strategy<Value = Value> {
+    let peer = select(vec!["", "has(edge)", "app == 'p0'", "has(app)"]);
+    let rule = (
+        select(vec!["Allow", "Deny"]),
+        peer,
+        select(vec![80, 443]),
+        any::<bool>(),
+    );
+    let rule = rule.prop_map(|(action, peer, port, source)| {
+        let (own, other) = match source {
+            true => ("destination", "source"),
+            false => ("source", "destination"),
+        };
+        let mut rule = json!({"action": action, "protocol": "TCP", own: {}, other: {"selector": peer}});
+        rule["destination"]["ports"] = json!([port]);
+        rule
+    });
+    vec(rule, 0..3).prop_map(|rules| json!(rules))
+}
+
+/// Two nodes, of which some have a host endpoint, pods on them or elsewhere, and policies for all of them.
+fn objects() -> impl Strategy<Value = Vec<Value>> {
+    let interface = || option::weighted(0.7, select(vec!["eth0", "*"]));
+    let nodes = option::of(select(vec!["n1", "n2"]));
+    let selector = select(vec!["has(edge)", "has(app)", "app == 'p1'", "all()"]);
+    (
+        (interface(), interface()),
+        vec(nodes, 1..4),
+        vec((selector, rules(), rules()), 0..4),
+        option::of(select(vec!["Drop", "Return", "Accept"])),
+    )
+        .prop_map(|((first, second), pods, policies, action)| {
+            let mut objects = vec![node(1), node(2)];
+            objects.extend(first.map(|interface| host(1, interface)));
+            objects.extend(second.map(|interface| host(2, interface)));
+            let pods = pods.iter().enumerate();
+            objects.extend(pods.map(|(i, node)| pod(&format!("p{i}"), i, *node)));
+            let policies = policies.iter().enumerate();
+            objects.extend(
+                policies.map(|(i, (selector, ingress, egress))| {
+                    policy(&format!("g{i}"), selector, ingress, egress)
+                }),
+            );
+            objects.extend(action.map(to_host));
+            objects
+        })
+}
+
+proptest! {
+    #[test]
+    fn the_model_decide_and_explain_agree(objects in objects()) {
+        let view = view(&objects);
+        let (book, model) = (Book::new(&view), Model::new(&view));
+        let mut judge = Judge::new(&book);
+        let members = || view.cluster().members.into_iter();
+        let outside: IpAddr = "203.0.113.9".parse().unwrap();
+        let nodes = ["192.168.0.1", "192.168.0.2"].map(|address| address.parse().unwrap());
+        let ends: Vec<IpAddr> = members().flat_map(|member| member.addresses).chain(nodes).chain([outside]).collect();
+        let is_member = |address: &IpAddr| members().any(|member| member.addresses.contains(address));
+        for from in &ends {
+            for to in ends.iter().filter(|to| *to != from) {
+                if !is_member(from) && !is_member(to) {
+                    continue;
+                }
+                // The model knows nodes without a host endpoint as addresses like others.
+                let bare = |end: &IpAddr| nodes.contains(end) && !is_member(end);
+                for port in [22, 80, 443] {
+                    let said = decided(&mut judge, *from, *to, port);
+                    prop_assert_eq!(&explained(&view, *from, *to, port), &said, "explain {} {} {}", from, to, port);
+                    if !bare(from) && !bare(to) {
+                        prop_assert_eq!(&modelled(&model, *from, *to, port), &said, "model {} {} {}", from, to, port);
+                    }
+                }
+            }
+        }
+        // What is proved of all flows is what the single flows say.
+        for (number, address) in [(1, nodes[0]), (2, nodes[1])] {
+            if !is_member(&address) {
+                continue;
+            }
+            for member in members().filter(|member| !member.workload.namespace.is_empty()) {
+                let Some(own) = member.addresses.first() else { continue };
+                let name = &member.workload.name;
+                let passes = decided(&mut judge, *own, address, 80).iter().flatten().all(|(allowed, _)| *allowed);
+                let holds = |text: String| assertion::prove(&model, &assertion::parse(&text).unwrap()).holds;
+                // The source port may matter to nobody here.
+                prop_assert_eq!(holds(format!("no pod(shop/{name}) reaches host(n{number}-eth0) on 80")), !passes);
+                prop_assert_eq!(holds(format!("pod(shop/{name}) reaches host(n{number}-eth0) on 80")), passes);
+            }
+        }
+    }
+}
+
+/// A host endpoint that denies, on the node of `web`; `db` is elsewhere.
+fn closed_node(interface: &str, action: &str) -> ClusterView {
+    let deny = json!([{"action": "Deny"}]);
+    view(&[
+        pod("web", 0, Some("n1")),
+        pod("db", 1, Some("n2")),
+        node(1),
+        node(2),
+        host(1, interface),
+        policy("shut", "has(edge)", &deny, &deny),
+        to_host(action),
+    ])
+}
+
+#[test]
+fn what_a_pod_sends_to_its_own_node_no_host_endpoint_judges() {
+    let (web, own_node): (IpAddr, IpAddr) = ("10.244.0.1".parse().unwrap(), "192.168.0.1".parse().unwrap());
+    for interface in ["eth0", "*"] {
+        for (action, egress) in [
+            ("Return", (true, "no-policy")),
+            ("Accept", (true, "no-policy")),
+            ("Drop", (false, "to-host")),
+        ] {
+            let view = closed_node(interface, action);
+            let (model, book) = (Model::new(&view), Book::new(&view));
+            let expected = [Some((egress.0, egress.1.to_owned())), None];
+            let mut judge = Judge::new(&book);
+            assert_eq!(
+                decided(&mut judge, web, own_node, 80),
+                expected,
+                "{interface} {action}"
+            );
+            assert_eq!(
+                explained(&view, web, own_node, 80),
+                expected,
+                "{interface} {action}"
+            );
+            assert_eq!(
+                modelled(&model, web, own_node, 80),
+                expected,
+                "{interface} {action}"
+            );
+            let back = decided(&mut judge, own_node, web, 80);
+            assert_eq!(back, [None, Some((true, "no-policy".to_owned()))]);
+            let proof = |text: &str| assertion::prove(&model, &assertion::parse(text).unwrap());
+            assert_eq!(proof("no ns(shop) reaches host(n1-eth0) on 80").holds, !egress.0);
+            assert!(proof("no pod(shop/db) reaches host(n1-eth0) on 80").holds);
+            // A node's own packets to its pods always pass, and no assertion is about them.
+            assert!(proof("no host(n1-eth0) reaches pod(shop/web)").holds);
+            let all = connectivity::connectivity(&model, connectivity::Grouping::Equal);
+            let to_node: Vec<&str> = all
+                .connections
+                .iter()
+                .filter(|c| c.to == "host n1-eth0" && c.text == "any")
+                .map(|c| c.from.as_str())
+                .collect();
+            assert_eq!(to_node.contains(&"shop/web"), egress.0, "{to_node:?}");
+            // Others may still use the failsafe ports.
+            assert!(!to_node.contains(&"shop/db"));
+        }
+    }
+}
