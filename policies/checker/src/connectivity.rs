@@ -446,7 +446,7 @@ impl Groups {
 /// Addresses are the same as sources, whatever their names, and what a node sends its pods is like what policy lets pass.
 fn cell(model: &Model, from: End, to: End) -> Cell {
     let comes_in = matches!((from, to), (End::Outside(_), End::Class(_)));
-    match comes_in || model.from_own_node(from, to) || model.judges(from, to) {
+    match comes_in || model.comes_from_own_node(from, to) || model.judges(from, to) {
         true => FAMILIES.map(|version| model.allowed(from, to, version)),
         false => [None, None],
     }

@@ -252,7 +252,7 @@ impl<'a> Both<'a> {
 
     fn judges(&self, same: bool, from: &BothEnd, to: &BothEnd) -> bool {
         let own_node =
-            |model: &Model, from: Option<End>, to: Option<End>| Some(model.from_own_node(from?, to?));
+            |model: &Model, from: Option<End>, to: Option<End>| Some(model.comes_from_own_node(from?, to?));
         let (before, after) = (
             own_node(self.old, from.old, to.old),
             own_node(self.new, from.new, to.new),

@@ -328,13 +328,13 @@ impl Model {
                 .classes
                 .get(from)
                 .is_some_and(|class| class.members.len() > 1),
-            _ => !self.from_own_node(from, to),
+            _ => !self.comes_from_own_node(from, to),
         }
     }
 
     /// Whether the one is a host endpoint or the addresses of the node that the pods of the other are on: what these send
     /// always passes.
-    pub(crate) fn from_own_node(&self, from: End, to: End) -> bool {
+    pub(crate) fn comes_from_own_node(&self, from: End, to: End) -> bool {
         let End::Class(pod) = to else { return false };
         let Some(member) = self.first(pod).filter(|pod| !pod.node.is_empty()) else {
             return false;

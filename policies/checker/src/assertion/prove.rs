@@ -103,7 +103,7 @@ impl Found {
                 if model.version(*source) != model.version(*destination)
                     || (outside(source) && outside(destination))
                     || is_named(model, *source)
-                    || model.from_own_node((*source).into(), (*destination).into())
+                    || model.comes_from_own_node((*source).into(), (*destination).into())
                 {
                     continue;
                 }
