@@ -88,10 +88,6 @@ fn main() -> ExitCode {
 
 fn serve(command: &Command) -> Result<()> {
     agent_runtime::memory::share_heap();
-    if let Err(error) = agent_runtime::memory::spare() {
-        let missing = "give it CAP_SYS_RESOURCE";
-        tracing::warn!(%error, missing, "when memory is used up, the agent and its shims are ended like any other process");
-    }
     // Two workers serve a node: the work is in the kernel and in the shims.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -100,6 +96,10 @@ fn serve(command: &Command) -> Result<()> {
     match command {
         Command::Run { config } => {
             let config = Config::read(config)?;
+            if let Err(error) = agent_runtime::memory::spare() {
+                let missing = "give it CAP_SYS_RESOURCE";
+                tracing::warn!(%error, missing, "when memory is used up, the agent and its shims are ended like any other process");
+            }
             runtime
                 .block_on(async {
                     let (told, node_ends) = (CancellationToken::new(), CancellationToken::new());
