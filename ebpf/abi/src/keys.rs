@@ -57,7 +57,8 @@ const _: () = assert!(size_of::<Endpoint>() == 60);
 /// Most addresses of pods: one of each family.
 pub const MAX_POD_ADDRESSES: u32 = 2 * MAX_ENDPOINTS;
 
-/// Value of map `PODS`, whose keys are [`Address`]es: where a pod of this node is.
+/// Value of map `PODS`, whose keys are [`Address`]es: where a pod of this node is. As with
+/// [`Endpoint`], the loader lets every program finish between taking one away and adding the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct PodLink {

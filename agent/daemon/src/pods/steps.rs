@@ -297,14 +297,9 @@ pub(super) async fn start_container(
         host: context.network.node_addresses().all().collect(),
     };
     let objects = objects(context, pod).await?;
-    let environment = env::environment(
-        pod,
-        spec,
-        &image.config.env,
-        &objects,
-        (&addresses, crate::node::amounts()),
-    )
-    .map_err(ContainerError::from)?;
+    let node = crate::node::amounts();
+    let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
+        .map_err(ContainerError::from)?;
     let image_user = match users::needs_image_user(pod, spec) {
         true => image.user(&image.config.user)?,
         false => UserIds::default(),
@@ -330,7 +325,7 @@ pub(super) async fn start_container(
         user: users::user(pod, spec, image_user)?,
         environment,
         sandbox: &sandbox,
-        node_memory_bytes: crate::node::amounts().memory_bytes,
+        node_memory_bytes: node.memory_bytes,
         pids: context.config.pod_pids_limit,
     };
     let config = container::config(pod, spec, attempt, resolved, &places)?;
