@@ -441,7 +441,7 @@ mod tests {
             cluster::{Cluster, Member},
             policy::{
                 Action, DefaultAction, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy,
-                PolicySet, Rule, Selector, ServiceMatch, Tier, WorkloadMatch,
+                PolicySet, Rule, Selector, ServiceMatch, TieBreak, Tier, WorkloadMatch,
             },
         };
         let rule = |index, action, protocol: Option<u8>| Rule {
@@ -467,7 +467,7 @@ mod tests {
                 rule(3, log, None),
             ],
             ingress: Vec::new(),
-            tie_break: "log".to_owned(),
+            tie_break: TieBreak::default(),
             order: Order(None),
             phase: Phase::Local,
             applies_to: WorkloadMatch {
