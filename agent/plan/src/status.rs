@@ -147,11 +147,12 @@ impl View<'_> {
 
     /// Reason and message of the pod as a whole.
     fn reason(&self, phase: &str) -> (Option<String>, Option<String>) {
-        if let Some(failure) = &self.seen.ground_failure {
-            return (Some(failure.reason.to_owned()), Some(failure.message.clone()));
-        }
         if phase != "Failed" {
-            return (None, None);
+            // What a pod waits for is no news of one that does not wait any more.
+            let waits = phase == "Pending" && over(self.wanted, self.seen, self.now).is_none();
+            let failure = self.seen.ground_failure.as_ref().filter(|_failure| waits);
+            let told = failure.map(|failure| (failure.reason.to_owned(), failure.message.clone()));
+            return told.unzip();
         }
         match (over(self.wanted, self.seen, self.now), &self.seen.eviction) {
             (Some(Over::Deadline), _) => {
@@ -303,11 +304,11 @@ impl View<'_> {
         }
     }
 
-    /// An image that failed is `ErrImagePull` at the moment of its failure and `ImagePullBackOff` while the next
+    /// An image that failed is `ErrImagePull` for a moment after its failure and `ImagePullBackOff` while the next
     /// attempt waits, as the kubelet has it after each attempt.
     fn waiting_for(&self, failure: &Failure, spec: &Spec, state: &Image) -> ContainerState {
         let of_image = matches!(state, Image::Failed(_) | Image::Retrying(_));
-        let backing_off = failure.at < self.now;
+        let backing_off = backoff::known_at(failure) <= self.now;
         if of_image && failure.reason == "ErrImagePull" && backing_off {
             let image = spec.image.as_deref().unwrap_or_default();
             let message = format!(

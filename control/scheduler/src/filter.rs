@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use crate::{Candidate, Resources};
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+const MEMORY_TAINT: &str = "node.kubernetes.io/memory-pressure";
 
 /// Empty when the node can take the pod.
 pub(crate) fn reasons_against(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {
@@ -108,7 +109,12 @@ fn hard(taint: &Taint) -> bool {
     taint.effect != "PreferNoSchedule"
 }
 
+/// As in Kubernetes, want of memory keeps away those who asked for nothing; the others were promised theirs.
 fn tolerated(pod: &Pod, taint: &Taint) -> bool {
+    let class = pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
+    if taint.key == MEMORY_TAINT && matches!(class, Some("Guaranteed" | "Burstable")) {
+        return true;
+    }
     let mut tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
     tolerations.any(|toleration| tolerates(toleration, taint))
 }

@@ -394,4 +394,20 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn want_of_memory_keeps_away_those_who_asked_for_none() {
+        let short = json!({"spec": {"taints": [{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}]}});
+        let of_class = |class: &str| {
+            let mut pod = pod("1", json!({}));
+            pod.status = serde_json::from_value(json!({"qosClass": class})).unwrap();
+            outcome(&pod, &[node("a", "4", short.clone())])
+        };
+        assert_eq!(
+            (of_class("Guaranteed"), of_class("Burstable")),
+            ("a".into(), "a".into())
+        );
+        assert!(of_class("BestEffort").contains("memory-pressure"));
+        assert!(of_class("").contains("memory-pressure"));
+    }
 }

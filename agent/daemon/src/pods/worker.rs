@@ -46,6 +46,8 @@ use crate::{events::Kind, policy::chain};
 const INBOX: usize = 16;
 /// Delay before what the plan does not repeat is repeated: ends of pods.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long after the API was told that a pod is over it is told again, if a finalizer keeps the object.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// While something keeps a container from starting, its status is rendered again this often: some of its
 /// words depend on the time.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
