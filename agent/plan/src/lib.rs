@@ -37,7 +37,7 @@ pub use crate::{
     backoff::{delay, streak_after},
     conditions::{SANDBOX_CURRENT, SANDBOXED, is_by_node, is_own_condition},
     ephemeral::as_container,
-    eviction::{Eviction, evict},
+    eviction::{Cause, Eviction, evict},
     order::{is_ready, is_started},
     pressure::{Candidate, Shortage, first_to_go, is_critical},
     qos::{oom_score_adj, qos_class},
@@ -132,8 +132,6 @@ pub struct Seen {
     pub containers: BTreeMap<String, Box<Container>>,
     /// The node has decided that the pod ends here. Set by [`evict`].
     pub eviction: Option<Eviction>,
-    /// The eviction is one of all pods, since the node shuts down.
-    pub node_ends: bool,
 }
 
 impl Seen {

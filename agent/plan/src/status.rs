@@ -160,11 +160,7 @@ impl View<'_> {
                 (Some("DeadlineExceeded".to_owned()), Some(message.to_owned()))
             }
             (Some(Over::Evicted), Some(eviction)) => {
-                let reason = if self.seen.node_ends {
-                    "Terminated"
-                } else {
-                    "Evicted"
-                };
+                let reason = eviction.cause.reason();
                 (Some(reason.to_owned()), Some(eviction.message.clone()))
             }
             _ => (None, None),

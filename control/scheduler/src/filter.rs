@@ -68,7 +68,7 @@ fn ready(node: &Node) -> bool {
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn selected(pod: &Pod, node: &Node) -> bool {
+pub(crate) fn selected(pod: &Pod, node: &Node) -> bool {
     let wanted = pod
         .spec
         .iter()
@@ -77,6 +77,33 @@ fn selected(pod: &Pod, node: &Node) -> bool {
     wanted
         .into_iter()
         .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// The node's pressures that the pod does not tolerate.
+pub(crate) fn pressures_against<'a>(pod: &Pod, node: &'a Node) -> Vec<&'a str> {
+    const TAINTS: [(&str, &str); 3] = [
+        ("MemoryPressure", MEMORY_TAINT),
+        ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+        ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+    ];
+    let untolerated = |condition: &&str| {
+        let mut taints = TAINTS.iter();
+        let taint = taints.find(|(kind, _)| kind == condition).map(|(_, key)| Taint {
+            key: (*key).to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        });
+        taint.is_some_and(|taint| !tolerated(pod, &taint))
+    };
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let holding = conditions.filter(|condition| condition.status == "True");
+    holding
+        .map(|condition| condition.type_.as_str())
+        .filter(untolerated)
+        .collect()
 }
 
 fn lacking(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {

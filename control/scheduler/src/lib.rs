@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bound;
 mod filter;
 mod resources;
 mod volumes;
@@ -16,6 +17,7 @@ use std::{cmp::Reverse, collections::BTreeMap, fmt};
 use api::host_ports::{self, HostPort};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+pub use bound::{Refusal, refusal};
 pub use resources::Resources;
 pub use volumes::{Needs, Storage};
 
