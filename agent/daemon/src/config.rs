@@ -41,6 +41,10 @@ pub(crate) struct Config {
     /// files in it.
     #[serde(default)]
     pub(crate) static_pod_path: Option<PathBuf>,
+    /// Directory of seccomp profiles that pods name by `localhostProfile`; `AGENT_DIR/seccomp` when absent. Only root may
+    /// write to it and to what is in it.
+    #[serde(default)]
+    pub(crate) seccomp_profile_path: Option<PathBuf>,
     /// Address of the node as its pods see it; found from the routing table when absent.
     #[serde(default)]
     pub(crate) node_address: Option<Ipv4Addr>,
@@ -238,7 +242,13 @@ impl Config {
         self.static_pod_path.clone().unwrap_or_else(default)
     }
 
-    /// What was admitted of them.
+    /// Seccomp profiles that pods name.
+    pub(crate) fn seccomp_dir(&self) -> PathBuf {
+        let default = || self.agent_dir.join("seccomp");
+        self.seccomp_profile_path.clone().unwrap_or_else(default)
+    }
+
+    /// What was admitted of static pods.
     pub(crate) fn admitted_dir(&self) -> PathBuf {
         self.agent_dir.join("admitted")
     }

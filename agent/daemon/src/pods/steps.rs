@@ -31,7 +31,7 @@ use super::{
     host_paths,
     ids::NoIds,
     kept, names,
-    sandbox::{Ground, SandboxError},
+    sandbox::Ground,
     termination,
     users::{self, UserError},
     verdict::{self, Uncleared},
@@ -118,7 +118,7 @@ impl StepError {
     pub(super) fn layer(&self) -> Option<Layer> {
         match self {
             Self::Runtime(RuntimeError::Refused { layer, .. }) => *layer,
-            Self::Container(ContainerError::Sandbox(SandboxError::Landlock { .. })) => Some(Layer::Landlock),
+            Self::Container(ContainerError::Sandbox(error)) => error.layer(),
             _ => None,
         }
     }
@@ -339,7 +339,7 @@ pub(super) async fn start_container(
 
 /// What the sandboxes of the pod's containers depend on now.
 pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<Ground, StepError> {
-    let mut ground = Ground::read(&context.client, pod, context.config.landlock_floor).await?;
+    let mut ground = Ground::read(&context.client, pod, &context.config).await?;
     if ground.limits_connections(pod) {
         let pod = PodRef {
             namespace: id.namespace.clone(),
