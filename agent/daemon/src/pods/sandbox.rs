@@ -125,7 +125,8 @@ impl Ground {
         };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let profiles: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
-        for name in names(pod).filter(|name| !SANDBOX_PRESETS.contains(name)) {
+        let names: BTreeSet<&str> = names(pod).collect();
+        for name in names.into_iter().filter(|name| !SANDBOX_PRESETS.contains(name)) {
             if let Some(object) = profiles.get_opt(name).await? {
                 let typed = serde_json::to_value(object).and_then(serde_json::from_value);
                 let typed = typed.map_err(kube::Error::SerdeError)?;
