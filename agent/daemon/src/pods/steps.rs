@@ -11,7 +11,7 @@ use std::{
 
 use agent_images::{ImageError, KeyringError, RootfsLayers, UserIds};
 use agent_network::{Attachment, NetworkError};
-use agent_plan::Failure;
+use agent_plan::{Failure, User};
 use agent_runtime::{PodConfig, RuntimeError};
 use agent_sandbox::Layer;
 use api::{flow::PodRef, host_ports};
@@ -268,7 +268,7 @@ pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(),
     Ok(context.network.release(&id.uid).await?)
 }
 
-/// Starts a container's process; the one before it, if any, has ended.
+/// Starts a container's process and returns as whom; the one before it, if any, has ended.
 pub(super) async fn start_container(
     context: &Context,
     id: &PodId,
@@ -277,7 +277,7 @@ pub(super) async fn start_container(
     attempt: u32,
     image: &RootfsLayers,
     pod_addresses: Vec<IpAddr>,
-) -> Result<(), StepError> {
+) -> Result<User, StepError> {
     // Asked again at each start: the object may have changed since the image came.
     let directory = id.directory(&context.config);
     let cleared = verdict::clear(
@@ -334,7 +334,12 @@ pub(super) async fn start_container(
         context.runtime.remove_container(&id.uid, &spec.name).await?;
     }
     remove_old_logs(&logs, attempt)?;
-    Ok(context.runtime.start_container(&id.uid, &config).await?)
+    context.runtime.start_container(&id.uid, &config).await?;
+    Ok(User {
+        uid: config.uid,
+        gid: config.gid,
+        supplementary: config.supplemental_gids,
+    })
 }
 
 /// What the sandboxes of the pod's containers depend on now.

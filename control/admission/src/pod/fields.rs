@@ -267,7 +267,7 @@ const MOUNT: Shape = Members(&[
     ("mountPropagation", OneOf(&["None"])),
     ("name", Any),
     ("readOnly", Any),
-    ("recursiveReadOnly", OneOf(&["Disabled"])),
+    ("recursiveReadOnly", OneOf(&["Disabled", "Enabled", "IfPossible"])),
     ("subPath", Any),
     ("subPathExpr", Any),
 ]);

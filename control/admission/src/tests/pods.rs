@@ -406,6 +406,7 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
             "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}],
             "volumeMounts": [{"name": "p", "mountPath": "/p", "subPath": "a/b"},
                              {"name": "d", "mountPath": "/d", "subPathExpr": "$(M)"}]}],
+                             {"name": "p", "mountPath": "/q", "readOnly": true, "recursiveReadOnly": "Enabled"},
     }));
     assert_eq!(problems("pods", body), Vec::<String>::new());
     let volume = |source: Value| {
@@ -473,6 +474,18 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
             "containers[0].volumeMounts[0].subPath: Invalid value",
         ),
         (
+        (
+            mount(json!({"recursiveReadOnly": "IfPossible"})),
+            "containers[0].volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
+        ),
+        (
+            mount(json!({"recursiveReadOnly": "Always"})),
+            "containers[0].volumeMounts[0].recursiveReadOnly: Unsupported value",
+        ),
+        (
+            resource(json!({"resource": "requests.ephemeral-storage", "divisor": "1m"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
+        ),
             mount(json!({"subPath": "x", "subPathExpr": "y"})),
             "containers[0].volumeMounts[0].subPathExpr: Invalid value",
         ),
