@@ -472,6 +472,9 @@ mod tests {
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
                 {"name": "NONE", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "x", "optional": true}}},
+                    allocatable_memory_bytes: 1 << 30,
+                    storage_bytes: 8 << 30,
+                    allocatable_storage_bytes: 8 << 30,
             ],
         });
         let environment = resolve(container, &objects).unwrap();

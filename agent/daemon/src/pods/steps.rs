@@ -149,7 +149,7 @@ pub(super) async fn start_sandbox(
     let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
     let own = context.config.own_directories();
-    let node = crate::node::amounts();
+    let node = crate::node::amounts(&context.config);
     tokio::task::spawn_blocking(move || {
         let sources = Sources {
             pod: &with_volumes,
@@ -193,7 +193,7 @@ pub(super) async fn start_sandbox(
 pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
     let objects = objects_and_tokens(context, pod).await?;
-    let (pod, node) = (pod.clone(), crate::node::amounts());
+    let (pod, node) = (pod.clone(), crate::node::amounts(&context.config));
     let changed = tokio::task::spawn_blocking(move || {
         let sources = Sources {
             pod: &pod,
@@ -297,7 +297,7 @@ pub(super) async fn start_container(
         host: context.network.node_addresses().all().collect(),
     };
     let objects = objects(context, pod).await?;
-    let node = crate::node::amounts();
+    let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
     let image_user = match users::needs_image_user(pod, spec) {

@@ -362,6 +362,9 @@ mod tests {
         }
     }
 
+            allocatable_memory_bytes: 1 << 30,
+            storage_bytes: 8 << 30,
+            allocatable_storage_bytes: 8 << 30,
     fn sources<'a>(pod: &'a Pod, objects: &'a Objects) -> Sources<'a> {
         let node = NodeAmounts {
             cpu_millis: 2000,

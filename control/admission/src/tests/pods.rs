@@ -403,10 +403,11 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
         "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["a.test"]}], "dnsPolicy": "None",
         "dnsConfig": {"nameservers": ["192.0.2.2"], "searches": ["lab.test"], "options": [{"name": "ndots", "value": "2"}]},
         "containers": [{"name": "c", "image": "i",
-            "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}],
+            "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+                    {"name": "E", "valueFrom": {"resourceFieldRef": {"resource": "limits.ephemeral-storage", "divisor": "1Gi"}}}],
             "volumeMounts": [{"name": "p", "mountPath": "/p", "subPath": "a/b"},
-                             {"name": "d", "mountPath": "/d", "subPathExpr": "$(M)"}]}],
                              {"name": "p", "mountPath": "/q", "readOnly": true, "recursiveReadOnly": "Enabled"},
+                             {"name": "d", "mountPath": "/d", "subPathExpr": "$(M)"}]}],
     }));
     assert_eq!(problems("pods", body), Vec::<String>::new());
     let volume = |source: Value| {
@@ -474,7 +475,6 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
             "containers[0].volumeMounts[0].subPath: Invalid value",
         ),
         (
-        (
             mount(json!({"recursiveReadOnly": "IfPossible"})),
             "containers[0].volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
         ),
@@ -486,6 +486,7 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
             resource(json!({"resource": "requests.ephemeral-storage", "divisor": "1m"})),
             "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
         ),
+        (
             mount(json!({"subPath": "x", "subPathExpr": "y"})),
             "containers[0].volumeMounts[0].subPathExpr: Invalid value",
         ),
