@@ -13,6 +13,7 @@ pub(crate) mod directory;
 mod ended;
 pub(crate) mod env;
 pub(crate) mod evictions;
+mod fs_group;
 mod held;
 mod hooks;
 mod host_paths;
