@@ -295,6 +295,7 @@ pub(super) async fn start_container(
     let addresses = Addresses {
         pod: pod_addresses,
         host: context.network.node_addresses().all().collect(),
+        api: context.config.api_for_pods(),
     };
     let objects = objects(context, pod).await?;
     let node = crate::node::amounts(&context.config);
