@@ -68,7 +68,7 @@ fn say_what_they_were_made_with(cluster: &Cluster) -> Result<()> {
         ensure!(a["user"] == user, "{a}");
         ensure!(b["user"]["linux"]["uid"] == 0, "{b}");
         ensure!(b["resources"] == json!({}), "{b}");
-        Ok(())
+        Ok::<_, anyhow::Error>(())
     };
     check()?;
     let log = cluster.kubectl(&["logs", "reported", "-c", "a"])?.ok()?.stdout;
