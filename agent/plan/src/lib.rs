@@ -162,6 +162,8 @@ pub struct Container {
     pub image: Image,
     /// Its process.
     pub run: Run,
+    /// Who its present process was when it began; nothing if that is not known.
+    pub user: Option<User>,
     /// How the process before the present one ended.
     pub last_exit: Option<Exit>,
     /// How often it was started again.
@@ -176,6 +178,17 @@ pub struct Container {
     pub stop: Option<Stop>,
     /// The run belongs to a sandbox that is gone: what an init container did there is lost.
     pub stale: bool,
+}
+
+/// Ids inside the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// Its first group.
+    pub gid: u32,
+    /// Its other groups.
+    pub supplementary: Vec<u32>,
 }
 
 /// What hooks and probes found out about a run.

@@ -14,6 +14,7 @@ mod ended;
 pub(crate) mod env;
 pub(crate) mod evictions;
 mod fit;
+mod fs_group;
 mod held;
 mod hooks;
 mod host_paths;

@@ -23,6 +23,7 @@ mod pods;
 mod policyctl;
 mod profiles;
 mod recovery;
+mod reported;
 mod sandbox;
 mod secrets;
 mod services;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         gate::TESTS,
         pods::TESTS,
         lifecycle::TESTS,
+        reported::TESTS,
         kubectl::TESTS,
         sessions::TESTS,
         debug::TESTS,

@@ -192,9 +192,11 @@ impl Worker {
         let now = Timestamp::now();
         let run = observe::run_id(&self.id, &name, restarts);
         match result {
-            Ok(()) => {
+            Ok(user) => {
                 self.began(&name, restarts);
-                self.container(&name).start_failure = None;
+                let container = self.container(&name);
+                container.start_failure = None;
+                container.user = Some(user);
                 self.event(
                     Some(&name),
                     Kind::Normal,
@@ -252,6 +254,7 @@ impl Worker {
             container.streak = agent_plan::streak_after(container.streak, &exit).saturating_add(1);
             container.last_exit = Some(exit);
         }
+        container.user = None;
         container.restarts = restarts;
         container.life = Life {
             post_start: if has_hook { Hook::Running } else { Hook::Done },
