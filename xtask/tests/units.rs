@@ -17,11 +17,12 @@ fn directory() -> PathBuf {
 
 /// Text of each unit by its name.
 fn units() -> BTreeMap<String, String> {
-    let entries = fs::read_dir(directory()).unwrap().map(Result::unwrap);
+    let entries = fs::read_dir(directory()).expect("the units");
     let units: BTreeMap<String, String> = entries
         .map(|entry| {
-            let name = entry.file_name().into_string().unwrap();
-            (name, fs::read_to_string(entry.path()).unwrap())
+            let entry = entry.expect("an entry");
+            let name = entry.file_name().into_string().expect("a plain name");
+            (name, fs::read_to_string(entry.path()).expect("text"))
         })
         .collect();
     assert_eq!(units.len(), 4, "{:?}", units.keys());
@@ -38,7 +39,7 @@ fn values<'a>(unit: &'a str, option: &str) -> Vec<&'a str> {
 
 /// A program that ends well, instead of those that are installed elsewhere.
 fn verify(units: &BTreeMap<String, String>) -> Option<Output> {
-    let copies = tempfile::tempdir().unwrap();
+    let copies = tempfile::tempdir().expect("a directory");
     let mut command = Command::new("systemd-analyze");
     command.arg("verify").arg("--man=no");
     for (name, text) in units {
@@ -48,17 +49,16 @@ fn verify(units: &BTreeMap<String, String>) -> Option<Output> {
             &path,
             text.replace("/var/lib/palisade/tools/palisade-control", "/bin/true"),
         )
-        .unwrap();
+        .expect("a copy");
         command.arg(path);
     }
     match command.output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        ran => Some(ran.unwrap()),
+        ran => Some(ran.expect("systemd-analyze runs")),
     }
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skip must be seen")]
 fn systemd_takes_the_units() {
     let mut units = units();
     let Some(ran) = verify(&units) else {

@@ -369,7 +369,7 @@ fn check_mounts(mounts: &[VolumeMount], volumes: &BTreeSet<String>, field: &str,
             problems.push(Cause::invalid(&path_field, path, "must be unique"));
         }
         let recursive = mount.recursive_read_only.as_deref();
-        if recursive.is_some_and(|mode| mode != "Disabled") && mount.read_only != Some(true) {
+        if matches!(recursive, Some("Enabled" | "IfPossible")) && mount.read_only != Some(true) {
             let why = "may only be specified when readOnly is true";
             problems.push(Cause::forbidden(format!("{field}.recursiveReadOnly"), why));
         }
