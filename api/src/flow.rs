@@ -196,6 +196,65 @@ pub struct Traffic {
     pub from_pod: u64,
 }
 
+/// Where policy judges.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EndpointRef {
+    /// A pod. Without a namespace it is none: an interface that nothing is known of, named `interface N`.
+    Pod(PodRef),
+    /// A host endpoint.
+    Host(HostRef),
+}
+
+impl EndpointRef {
+    /// The pod, if it is one.
+    pub fn pod(&self) -> Option<&PodRef> {
+        match self {
+            Self::Pod(pod) => Some(pod),
+            Self::Host(_) => None,
+        }
+    }
+
+    /// The host endpoint, if it is one.
+    pub fn host(&self) -> Option<&HostRef> {
+        match self {
+            Self::Host(host) => Some(host),
+            Self::Pod(_) => None,
+        }
+    }
+}
+
+impl From<HostRef> for EndpointRef {
+    fn from(host: HostRef) -> Self {
+        Self::Host(host)
+    }
+}
+
+impl From<PodRef> for EndpointRef {
+    fn from(pod: PodRef) -> Self {
+        Self::Pod(pod)
+    }
+}
+
+impl std::fmt::Display for EndpointRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pod(pod) => pod.fmt(f),
+            Self::Host(host) => write!(f, "host {}", host.name),
+        }
+    }
+}
+
+/// A host endpoint, and the node that it is on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostRef {
+    /// Name of the HostEndpoint.
+    #[serde(rename = "hostEndpoint")]
+    pub name: String,
+    /// Its node.
+    pub node: String,
+}
+
 /// Namespace and name of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodRef {
@@ -278,6 +337,19 @@ mod tests {
         assert_eq!((loss.lost, loss.at), (3, LossPlace::Kernel));
         assert_eq!(serde_json::to_string(&line).unwrap(), lost);
         assert!(serde_json::from_str::<FlowLine>("{}").is_err());
+    }
+
+    #[test]
+    fn an_end_is_a_pod_or_a_host_endpoint() {
+        for (json, shown) in [
+            (r#"{"namespace":"shop","name":"web"}"#, "shop/web"),
+            (r#"{"hostEndpoint":"wire","node":"n1"}"#, "host wire"),
+        ] {
+            let end: EndpointRef = serde_json::from_str(json).unwrap();
+            assert_eq!(end.to_string(), shown);
+            assert_eq!(serde_json::to_string(&end).unwrap(), json);
+        }
+        assert!(serde_json::from_str::<EndpointRef>(r#"{"name":"web"}"#).is_err());
     }
 
     /// What an earlier version wrote.
