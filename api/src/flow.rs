@@ -36,7 +36,7 @@ impl FlowLine {
     }
 }
 
-/// One decision about one flow at one pod's interface, or what became of the flow.
+/// One decision about one flow at the interface of a pod or of the host, or what became of the flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowEvent {
@@ -50,9 +50,12 @@ pub struct FlowEvent {
     pub time: Timestamp,
     /// Node it happened on.
     pub node: String,
-    /// Pod whose interface judged.
-    pub pod: PodRef,
-    /// Seen from that pod.
+    /// Pod, or host endpoint, whose policies judged.
+    pub pod: EndpointRef,
+    /// The host endpoint judged it as what its node forwards, not as the node's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forwarded: bool,
+    /// Seen from that end.
     pub direction: FlowDirection,
     /// What was decided.
     pub verdict: FlowVerdict,
@@ -66,9 +69,9 @@ pub struct FlowEvent {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// Pod behind the other end, if it is one we know.
+    /// Pod, or host endpoint, at the other end, if it is one we know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<PodRef>,
+    pub peer: Option<EndpointRef>,
     /// IP protocol number.
     pub protocol: u8,
     /// Source port; 0 where the protocol has none.
@@ -89,7 +92,7 @@ pub struct FlowEvent {
     /// Their bytes, with link-layer headers.
     #[serde(default)]
     pub bytes: Traffic,
-    /// Labels of the pod, when its flows were judged like this.
+    /// Labels of the end that judged, when its flows were judged like this.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub pod_labels: Labels,
     /// Labels of the peer.
@@ -118,9 +121,9 @@ pub struct FlowLoss {
     pub lost: u64,
     /// Where.
     pub at: LossPlace,
-    /// Whose events, if they are all of one pod.
+    /// Whose events, if they are all of one pod or host endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<PodRef>,
+    pub pod: Option<EndpointRef>,
 }
 
 /// Where events were lost.

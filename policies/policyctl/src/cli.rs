@@ -78,6 +78,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   policyctl flows -f
   policyctl flows --since 10m --verdict deny --pod shop/web
+  policyctl flows --host uplink --peer 192.0.2.0/24
   policyctl flows --since 2026-01-02T03:04:05Z --policy shop/web --kind start -o json
   policyctl flows --logged -f")]
     Flows(FlowsArgs),

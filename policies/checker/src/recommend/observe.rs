@@ -129,6 +129,9 @@ impl Observed {
             let reason = match replay::without_policy(flow) {
                 Some(reason) => Some(reason),
                 None if denied.contains(&key(flow)) => Some("they were denied, at one end at least"),
+                None if flow.pod.host().is_some() => {
+                    Some("they were judged at a host endpoint, and policies are for pods")
+                }
                 None => match observed.connection(model, &side_of, flow) {
                     Some(connection) => {
                         observed.connections.insert(connection);
