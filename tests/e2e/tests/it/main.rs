@@ -14,6 +14,7 @@ mod host_paths;
 mod host_ports;
 mod hosts;
 mod images;
+mod kept;
 mod kubectl;
 mod learn;
 mod lifecycle;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         profiles::TESTS,
         learn::TESTS,
         network::TESTS,
+        kept::TESTS,
         hosts::TESTS,
         services::TESTS,
         images::TESTS,
