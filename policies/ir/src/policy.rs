@@ -572,20 +572,25 @@ impl Tier {
 }
 
 impl DomainMatch {
+    /// Longest name, without its final dot (RFC 1035, section 2.3.4).
+    pub const MAX_BYTES: usize = 253;
+    /// Longest label of a name.
+    pub const MAX_LABEL_BYTES: usize = 63;
+
     /// The pattern, or nothing if it is not one: a host name of lower or upper case, without its final dot, in
     /// which whole labels may be `*`.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let label = |label: &str| {
             label == "*"
-                || ((1..=63).contains(&label.len())
+                || ((1..=Self::MAX_LABEL_BYTES).contains(&label.len())
                     && label
                         .bytes()
                         .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
                     && !label.starts_with('-')
                     && !label.ends_with('-'))
         };
-        let valid = text.len() <= 253 && text.split('.').all(label) && text != "*";
+        let valid = text.len() <= Self::MAX_BYTES && text.split('.').all(label) && text != "*";
         valid.then(|| Self {
             labels: text.split('.').map(str::to_owned).collect(),
         })

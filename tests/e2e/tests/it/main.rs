@@ -14,9 +14,11 @@ mod host_paths;
 mod host_ports;
 mod hosts;
 mod images;
+mod kept;
 mod kubectl;
 mod learn;
 mod lifecycle;
+mod live;
 mod network;
 mod node;
 mod pods;
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         profiles::TESTS,
         learn::TESTS,
         network::TESTS,
+        kept::TESTS,
         hosts::TESTS,
         services::TESTS,
         images::TESTS,
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         host_paths::TESTS,
         claims::TESTS,
         evidence::TESTS,
+        live::TESTS,
         secrets::TESTS,
         recovery::TESTS,
         crashes::TESTS,
