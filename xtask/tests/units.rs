@@ -1,5 +1,7 @@
 //! The systemd units that come with Palisade: systemd takes them, and they keep what the daemons rely on.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on says why")]
+
 use std::{
     collections::BTreeMap,
     fs,
