@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FsWord;
 use rustix::process::{Pid, Signal};
 
+use crate::config::{PodConfig, PodResources};
+
 const MOUNT: &str = "/sys/fs/cgroup";
 
 /// Magic number of a version 2 file system, from the kernel's `magic.h`.
@@ -42,20 +44,23 @@ pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {
         for member in tree(&directory)? {
             kill_members(&member)?;
+            lift_cpu_quota_of(&member)?;
         }
     }
-    lift_cpu_quota(group)
+    Ok(())
 }
 
-/// Takes the CPU quota from the group and those below it. A process dies only while it runs: hundreds that
-/// share a small quota would take minutes.
+/// Takes the CPU quota from the group, not from those below it. A process dies only while it runs: hundreds that share a
+/// small quota would take minutes.
 pub(crate) fn lift_cpu_quota(group: &str) -> Result<(), CgroupError> {
-    for directory in directories(group)? {
-        for member in tree(&directory)? {
-            for (file, unlimited) in [("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")] {
-                write_existing(&member.join(file), unlimited)?;
-            }
-        }
+    directories(group)?
+        .iter()
+        .try_for_each(|directory| lift_cpu_quota_of(directory))
+}
+
+fn lift_cpu_quota_of(directory: &Path) -> Result<(), CgroupError> {
+    for (file, unlimited) in [("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")] {
+        write_existing(&directory.join(file), unlimited)?;
     }
     Ok(())
 }
@@ -75,21 +80,72 @@ pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), 
     Ok(())
 }
 
-/// Bounds the processes and threads of the group and all below it together. It must be there: a limit that no hierarchy
-/// takes is an error.
-pub(crate) fn limit_pids(group: &str, pids: u32) -> Result<(), CgroupError> {
-    let files = directories(group)?
-        .into_iter()
-        .map(|group| group.join("pids.max"));
-    let files: Vec<_> = files.filter(|file| file.exists()).collect();
-    if files.is_empty() {
-        let missing = io::Error::from(io::ErrorKind::NotFound);
-        return Err(error("find pids.max of", Path::new(group))(missing));
+/// Bounds a pod's group: what its containers may have together, and its part of the processors beside other pods, which
+/// the weights of its containers say nothing about. A limit that no hierarchy takes is an error.
+///
+/// A quota that is as small as that of a container is taken only once the container has its own: on version 1 no group may
+/// have more than the one above it.
+pub(crate) fn limit_pod(group: &str, pod: &PodConfig) -> Result<(), CgroupError> {
+    let PodResources {
+        cpu_quota_us,
+        cpu_period_us,
+        cpu_shares,
+        memory_bytes,
+    } = &pod.resources;
+    if let Some(pids) = pod.pids {
+        set(group, &[("pids.max", pids.to_string())])?;
     }
-    for file in files {
-        fs::write(&file, pids.to_string()).map_err(error("write", &file))?;
+    if let Some(shares) = *cpu_shares {
+        let weight = weight_of(shares).to_string();
+        set(
+            group,
+            &[("cpu.shares", shares.to_string()), ("cpu.weight", weight)],
+        )?;
+    }
+    if let Some(bytes) = memory_bytes {
+        let files = ["memory.limit_in_bytes", "memory.max"];
+        set(group, &files.map(|file| (file, bytes.to_string())))?;
+    }
+    if let Some((quota, period)) = cpu_quota_us.zip(*cpu_period_us) {
+        let both = format!("{quota} {period}");
+        set(
+            group,
+            &[("cpu.cfs_period_us", period.to_string()), ("cpu.max", both)],
+        )?;
+        // Version 2 has taken it with the period.
+        for directory in directories(group)? {
+            write_existing(&directory.join("cpu.cfs_quota_us"), &quota.to_string())?;
+        }
     }
     Ok(())
+}
+
+/// Version 2's weight for version 1's shares, as libcontainer and the kubelet convert them.
+fn weight_of(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Writes to those files of the group that a hierarchy has; one of them must be there.
+fn set(group: &str, files: &[(&str, String)]) -> Result<(), CgroupError> {
+    let mut found = false;
+    for directory in directories(group)? {
+        for (file, value) in files {
+            let path = directory.join(file);
+            if path.exists() {
+                fs::write(&path, value).map_err(error("write", &path))?;
+                found = true;
+            }
+        }
+    }
+    if found {
+        return Ok(());
+    }
+    let names: Vec<_> = files.iter().map(|(file, _)| *file).collect();
+    let missing = io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("it has no {}", names.join(" or ")),
+    );
+    Err(error("limit", Path::new(group))(missing))
 }
 
 /// The limits of a group; absent where there is none.

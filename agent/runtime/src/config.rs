@@ -29,6 +29,29 @@ pub struct PodConfig {
     /// Processes and threads of all its containers together, at least [`MIN_POD_PIDS`]; absent means no limit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// What all its containers may use up together, and its part of the processors beside other pods.
+    #[serde(default, skip_serializing_if = "PodResources::is_default")]
+    pub resources: PodResources,
+}
+
+/// Processors and memory of a pod as a whole; absent means no limit of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodResources {
+    /// Processor time per period, in microseconds.
+    pub cpu_quota_us: Option<i64>,
+    /// Length of the period, in microseconds; only with a quota.
+    pub cpu_period_us: Option<u64>,
+    /// Weight beside other pods (1024 is one processor). Those of its containers count among themselves only.
+    pub cpu_shares: Option<u64>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<i64>,
+}
+
+impl PodResources {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The least that a pod can have: some containers, what the start of one takes beside it for a moment, and a probe.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_runtime::{
-    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
-    Streams,
+    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodResources, PodStatus, Resources, Runtime,
+    RuntimeConfig, RuntimeError, Streams,
 };
 use agent_sandbox::Profile;
 
@@ -18,6 +18,8 @@ use agent_sandbox::Profile;
 mod crashes;
 #[path = "it/devices.rs"]
 mod devices;
+#[path = "it/groups.rs"]
+mod groups;
 #[path = "it/processes.rs"]
 mod processes;
 #[path = "it/sandbox.rs"]
@@ -71,6 +73,7 @@ impl Stage {
             id_count: 65_536,
             shares_processes: false,
             pids: None,
+            resources: PodResources::default(),
         };
         Self {
             runtime,

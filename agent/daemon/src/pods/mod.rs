@@ -18,6 +18,7 @@ mod hooks;
 mod host_paths;
 mod ids;
 mod kept;
+mod limits;
 mod names;
 mod observe;
 mod probes;

@@ -12,7 +12,7 @@ use std::{
 use agent_images::{ImageError, KeyringError, RootfsLayers, UserIds};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::Failure;
-use agent_runtime::{PodConfig, RuntimeError};
+use agent_runtime::{PodConfig, PodResources, RuntimeError};
 use agent_sandbox::Layer;
 use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
@@ -30,7 +30,7 @@ use super::{
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
-    kept, names,
+    kept, limits, names,
     sandbox::{Ground, SandboxError},
     termination,
     users::{self, UserError},
@@ -169,6 +169,10 @@ pub(super) async fn start_sandbox(
         id_count: users::ID_COUNT,
         shares_processes: container::shares_processes(pod),
         pids: Some(context.config.pod_pids_limit),
+        resources: match &pod.spec {
+            Some(spec) => limits::of_pod(spec).map_err(ContainerError::from)?,
+            None => PodResources::default(),
+        },
     };
     let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
     let refresh = async {

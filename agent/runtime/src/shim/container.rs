@@ -192,7 +192,8 @@ impl Container {
             id,
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),
-            pod: (pod.launch.cgroup.clone(), pod.launch.pod.pids),
+            pod_cgroup: &pod.launch.cgroup,
+            pod: &pod.launch.pod,
             ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
             device_program: pod.launch.device_program,
         };
@@ -459,11 +460,14 @@ impl Container {
     }
 
     pub(crate) fn kill(&self, pod: &Pod, signal: Signal) -> Result<(), Errno> {
-        if signal == Signal::SIGKILL
-            && let Err(error) = cgroup::lift_cpu_quota(&pod.cgroup(&self.config))
-        {
-            // It will die all the same, only later.
-            complain(&chain(&error));
+        if signal == Signal::SIGKILL {
+            // The pod has its own again when the next container starts: until then the others have theirs.
+            for group in [&pod.cgroup(&self.config), &pod.launch.cgroup] {
+                if let Err(error) = cgroup::lift_cpu_quota(group) {
+                    // It will die all the same, only later.
+                    complain(&chain(&error));
+                }
+            }
         }
         match self.pid() {
             // The process is an unreaped child, so its number is still its own.

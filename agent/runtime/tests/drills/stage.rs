@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use agent_runtime::{
-    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
-    Streams,
+    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodResources, PodStatus, Resources, Runtime,
+    RuntimeConfig, Streams,
 };
 use agent_sandbox::Profile;
 
@@ -63,6 +63,7 @@ impl Stage {
             id_count: 65_536,
             shares_processes: false,
             pids: None,
+            resources: PodResources::default(),
         };
         let pods: Vec<PodConfig> = (0..).zip(names).map(pod).collect();
         for pod in &pods {
