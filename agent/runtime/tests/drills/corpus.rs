@@ -447,6 +447,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 "run a program that was written to shared memory",
                 NoExecMount,
             ),
+            drill(
+                "exec-volume-linked",
+                "run a program that was written to a volume whose mount point a link of the image leads into a code directory",
+                NoExecMount,
+            ),
             drill("memfd-plain", "an anonymous file that can be executed", Seccomp),
             drill(
                 "exec-memfd-sealed",
