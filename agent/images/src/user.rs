@@ -23,12 +23,9 @@ pub struct UserIds {
     pub supplementary: Vec<u32>,
 }
 
-/// Resolves `user[:group]`, names or numbers, as Docker does: no user means root, a number without an
-/// account has group 0, an explicit group ends membership in others.
+/// Resolves `user[:group]`, names or numbers: no user means root, a number without an account has group 0. The user's
+/// memberships count also beside an explicit group, as Kubernetes merges them (Docker drops them).
 pub(crate) fn resolve(layers: &[PathBuf], spec: &str) -> Result<UserIds, ImageError> {
-    if spec.is_empty() {
-        return Ok(UserIds::default());
-    }
     let unknown = |what| ImageError::UnknownUser {
         user: spec.to_owned(),
         what,
@@ -37,11 +34,12 @@ pub(crate) fn resolve(layers: &[PathBuf], spec: &str) -> Result<UserIds, ImageEr
         Some((user, group)) => (user, Some(group)),
         None => (spec, None),
     };
+    if user.is_empty() && group.is_none() {
+        return of_number(layers, 0);
+    }
     let passwd = read_topmost(layers, "etc/passwd")?;
-    let account = passwd
-        .lines()
-        .filter_map(Account::parse)
-        .find(|account| account.is(user));
+    let mut accounts = passwd.lines().filter_map(Account::parse);
+    let account = accounts.find(|account| account.is(user));
     let uid = match (&account, user.parse()) {
         (Some(account), _) => account.uid,
         (None, Ok(uid)) => uid,
@@ -49,37 +47,46 @@ pub(crate) fn resolve(layers: &[PathBuf], spec: &str) -> Result<UserIds, ImageEr
     };
     let groups = read_topmost(layers, "etc/group")?;
     let groups: Vec<Group<'_>> = groups.lines().filter_map(Group::parse).collect();
-    if let Some(group) = group {
-        let named = groups
-            .iter()
-            .find(|candidate| candidate.name == group)
-            .map(|found| found.gid);
-        let gid = named
-            .or_else(|| group.parse().ok())
-            .ok_or_else(|| unknown("group"))?;
-        return Ok(UserIds {
-            uid,
-            gid,
-            supplementary: Vec::new(),
-        });
-    }
-    let Some(account) = account else {
-        return Ok(UserIds {
-            uid,
-            gid: 0,
-            supplementary: Vec::new(),
-        });
+    let gid = match group {
+        None => account.as_ref().map_or(0, |account| account.gid),
+        Some(group) => {
+            let named = groups.iter().find(|candidate| candidate.name == group);
+            let gid = named.map(|found| found.gid).or_else(|| group.parse().ok());
+            gid.ok_or_else(|| unknown("group"))?
+        }
     };
-    let member =
-        |group: &&Group<'_>| group.gid != account.gid && group.members.split(',').any(|m| m == account.name);
-    let mut supplementary: Vec<u32> = groups.iter().filter(member).map(|group| group.gid).collect();
-    supplementary.sort_unstable();
-    supplementary.dedup();
     Ok(UserIds {
         uid,
-        gid: account.gid,
-        supplementary,
+        gid,
+        supplementary: memberships(&groups, account.as_ref(), gid),
     })
+}
+
+/// The user of that number with the groups of its account, if the image has one. Names do not count: an account that is
+/// called like a number does not take its place.
+pub(crate) fn of_number(layers: &[PathBuf], uid: u32) -> Result<UserIds, ImageError> {
+    let passwd = read_topmost(layers, "etc/passwd")?;
+    let mut accounts = passwd.lines().filter_map(Account::parse);
+    let account = accounts.find(|account| account.uid == uid);
+    let gid = account.as_ref().map_or(0, |account| account.gid);
+    let groups = read_topmost(layers, "etc/group")?;
+    let groups: Vec<Group<'_>> = groups.lines().filter_map(Group::parse).collect();
+    Ok(UserIds {
+        uid,
+        gid,
+        supplementary: memberships(&groups, account.as_ref(), gid),
+    })
+}
+
+fn memberships(groups: &[Group<'_>], account: Option<&Account<'_>>, gid: u32) -> Vec<u32> {
+    let Some(account) = account else { return Vec::new() };
+    let is_member = |group: &&Group<'_>| {
+        group.gid != gid && group.members.split(',').any(|member| member == account.name)
+    };
+    let mut found: Vec<u32> = groups.iter().filter(is_member).map(|group| group.gid).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 struct Account<'a> {
@@ -162,12 +169,12 @@ mod tests {
         std::fs::write(layers[0].join("etc/passwd"), "old:x:1:1::/:\n").unwrap();
         std::fs::write(
             layers[0].join("etc/group"),
-            "web:x:33:\nlog:x:4:syslog,app\nown:x:1000:app\n",
+            "web:x:33:\nlog:x:4:syslog,app,root\nown:x:1000:app\n",
         )
         .unwrap();
         std::fs::write(
             layers[1].join("etc/passwd"),
-            "broken\napp:x:1000:1000:App:/home/app:/bin/sh\n",
+            "broken\napp:x:1000:1000:App:/home/app:/bin/sh\nroot:x:0:0::/root:\n5:x:0:0::/:\n",
         )
         .unwrap();
         (dir, layers)
@@ -182,11 +189,11 @@ mod tests {
             supplementary: supplementary.to_vec(),
         };
         for (spec, expected) in [
-            ("", ids(0, 0, &[])),
+            ("", ids(0, 0, &[4])),
             ("app", ids(1000, 1000, &[4])),
             ("1000", ids(1000, 1000, &[4])),
             ("4711", ids(4711, 0, &[])),
-            ("app:web", ids(1000, 33, &[])),
+            ("app:web", ids(1000, 33, &[4, 1000])),
             ("7:8", ids(7, 8, &[])),
         ] {
             assert_eq!(resolve(&layers, spec).unwrap(), expected, "{spec:?}");
@@ -196,6 +203,20 @@ mod tests {
             "a lower layer's file is hidden by a higher one"
         );
         assert!(resolve(&layers, "app:nobody").is_err());
+    }
+
+    #[test]
+    fn a_number_is_nobody_elses_name() {
+        let (_dir, layers) = layers();
+        assert_eq!(
+            of_number(&layers, 1000).unwrap(),
+            resolve(&layers, "app").unwrap()
+        );
+        let nobody = UserIds {
+            uid: 5,
+            ..UserIds::default()
+        };
+        assert_eq!(of_number(&layers, 5).unwrap(), nobody);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_images::{ImageError, KeyringError, RootfsLayers, UserIds};
+use agent_images::{ImageError, KeyringError, RootfsLayers};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::Failure;
 use agent_runtime::{PodConfig, PodResources, RuntimeError};
@@ -304,9 +304,9 @@ pub(super) async fn start_container(
     let node = crate::node::amounts();
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
-    let image_user = match users::needs_image_user(pod, spec) {
-        true => image.user(&image.config.user)?,
-        false => UserIds::default(),
+    let account = match users::asked_for(pod, spec)? {
+        Some(uid) => image.user_of_number(uid)?,
+        None => image.user(&image.config.user)?,
     };
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
@@ -326,7 +326,7 @@ pub(super) async fn start_container(
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
-        user: users::user(pod, spec, image_user)?,
+        user: users::user(pod, spec, account)?,
         environment,
         sandbox: &sandbox,
         node_memory_bytes: node.memory_bytes,
