@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FsWord;
 use rustix::process::{Pid, Signal};
@@ -39,15 +40,56 @@ pub(crate) fn unified_directory(group: &str) -> PathBuf {
     Path::new(MOUNT).join(group.trim_start_matches('/'))
 }
 
-/// Sends `SIGKILL` to every process in the group and below it.
+/// Sends `SIGKILL` to every process in the group and below it, and to what they fork meanwhile: on version 2 by the one file
+/// for that, elsewhere while they stand still. Those that do not come to a standstill in time have to be killed again, until
+/// [`members`] are none.
 pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
-    for directory in directories(group)? {
-        for member in tree(&directory)? {
-            kill_members(&member)?;
-            lift_cpu_quota_of(&member)?;
-        }
+    let directories = directories(group)?;
+    let mut members = Vec::new();
+    for directory in &directories {
+        members.extend(tree(directory)?);
     }
-    Ok(())
+    // First of all, for who has no time to run has none to stand still or to die in.
+    members.iter().try_for_each(|member| lift_cpu_quota_of(member))?;
+    if is_unified()? {
+        return directories
+            .iter()
+            .try_for_each(|directory| write_existing(&directory.join("cgroup.kill"), "1"));
+    }
+    let _still = directories
+        .iter()
+        .map(|directory| Still::new(directory))
+        .collect::<Result<Vec<_>, _>>()?;
+    members.iter().try_for_each(|member| kill_members(member))
+}
+
+/// A group of version 1 whose processes stand still until this is dropped; nothing in a hierarchy without the freezer.
+struct Still {
+    state: PathBuf,
+}
+
+impl Still {
+    /// How long processes may take; those that wait for a disk take longer, and cannot fork meanwhile.
+    const PATIENCE: Duration = Duration::from_millis(10);
+
+    fn new(directory: &Path) -> Result<Self, CgroupError> {
+        let still = Self {
+            state: directory.join("freezer.state"),
+        };
+        write_existing(&still.state, "FROZEN")?;
+        let ends = Instant::now() + Self::PATIENCE;
+        // Reading is what makes the kernel look whether all stand still by now.
+        while fs::read(&still.state).is_ok_and(|state| state == b"FREEZING\n") && Instant::now() < ends {
+            std::thread::yield_now();
+        }
+        Ok(still)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        let _group_may_be_gone = write_existing(&self.state, "THAWED");
+    }
 }
 
 /// Takes the CPU quota from the group, not from those below it. A process dies only while it runs: hundreds that share a

@@ -94,6 +94,7 @@ pub(crate) struct Container {
     output: [Source; 2],
     input: Input,
     attachments: Vec<Attachment>,
+    has_rest: bool,
 }
 
 /// Where input for a container goes.
@@ -209,6 +210,7 @@ impl Container {
                 output,
                 input,
                 attachments: Vec::new(),
+                has_rest: false,
             },
             creator,
         ))
@@ -405,13 +407,26 @@ impl Container {
     }
 
     /// Kills what is left of a container whose pid namespace is not its own: there, nothing else ends with the first process.
-    /// A process that forks meanwhile may leave a child; so this is to be called until none is left.
-    pub(crate) fn kill_rest(&self, pod: &Pod) {
-        if self.config.pid_namespace != PidNamespace::Own
-            && let Err(error) = cgroup::kill_tree(&pod.cgroup(&self.config))
-        {
-            complain(&chain(&error));
+    /// Some may be slow to die, or have forked meanwhile; so this is to be called while [`Self::has_rest`].
+    pub(crate) fn kill_rest(&mut self, pod: &Pod) {
+        if self.config.pid_namespace == PidNamespace::Own {
+            return;
         }
+        let group = pod.cgroup(&self.config);
+        let left = cgroup::kill_tree(&group).and_then(|()| cgroup::members(&group));
+        self.has_rest = match left {
+            Ok(left) => !left.is_empty(),
+            // Said once, and tried again when the container is removed.
+            Err(error) => {
+                complain(&chain(&error));
+                false
+            }
+        };
+    }
+
+    /// Whether processes of a container that has ended are left.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.has_rest
     }
 
     /// Records the end of the first process. All others are gone by now with its pid namespace, or are killed here if that

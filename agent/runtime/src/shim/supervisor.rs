@@ -41,7 +41,8 @@ const MAX_WAITING: usize = 24;
 /// How long killed processes may take to leave their control groups.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a pending removal is tried again; nothing announces that a control group has become empty.
+/// How often a pending removal is tried again, and what is left of a container is killed; nothing announces that a control
+/// group has become empty.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// How long nothing must happen before memory is given back.
@@ -144,6 +145,7 @@ impl Supervisor {
             self.accept();
             self.read_clients();
             self.enforce_deadlines();
+            self.kill_rests();
             self.retry_removals();
             if self.is_shut_down() {
                 for client in std::mem::take(&mut self.shutdown_clients) {
@@ -205,7 +207,8 @@ impl Supervisor {
             .chain(stalled)
             .chain(paused)
             .map(|deadline| deadline.saturating_duration_since(now));
-        let retry = (!self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
+        let dying = self.containers.values().any(Container::has_rest);
+        let retry = (dying || !self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
         let deadline = deadlines.chain(retry).min();
         let quiet = (deadline.is_none() && self.worked).then_some(QUIET);
         let timeout = match deadline.or(quiet) {
@@ -528,10 +531,21 @@ impl Supervisor {
         Ok(())
     }
 
+    /// What is left of a container ends with it, whether somebody removes that or not.
+    fn kill_rests(&mut self) {
+        for container in self
+            .containers
+            .values_mut()
+            .filter(|container| container.has_rest())
+        {
+            container.kill_rest(&self.pod);
+        }
+    }
+
     /// A control group may hold dying processes for a moment, so removals are tried until they succeed.
     fn retry_removals(&mut self) {
         for (client, name) in std::mem::take(&mut self.removals) {
-            let Some(container) = self.containers.get(&name) else {
+            let Some(container) = self.containers.get_mut(&name) else {
                 self.answer(client, &Response::Done);
                 continue;
             };
