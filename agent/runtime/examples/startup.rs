@@ -129,6 +129,7 @@ fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str
         streams: Streams::default(),
         resources: resources.clone(),
         oom_score_adj: 0,
+        stop_signal: 15,
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,

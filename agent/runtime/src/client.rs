@@ -160,6 +160,16 @@ impl Runtime {
         .await
     }
 
+    /// Asks the container's first process to end, by the signal that it was started with for that. One that is gone is no
+    /// error.
+    pub async fn stop(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
+        let status = self.status(pod).await?;
+        match status.container(container) {
+            Some(found) => self.signal(pod, container, found.stop_signal).await,
+            None => Ok(()),
+        }
+    }
+
     /// Runs a program in a container under the same user, capabilities and sandbox, and waits for its end.
     ///
     /// After `timeout` the session is killed and reported as ended by `SIGKILL`.

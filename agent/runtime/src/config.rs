@@ -100,6 +100,10 @@ pub struct ContainerConfig {
     // Left out where it can be, as above.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oom_score_adj: i32,
+    /// What [`crate::Runtime::stop`] sends; kept here for an agent that knows no more than what runs.
+    // Left out where it can be, as above.
+    #[serde(default = "sigterm", skip_serializing_if = "is_sigterm")]
+    pub stop_signal: i32,
     /// System calls and files.
     pub profile: Profile,
     /// Where its output goes, in the CRI log format; the directory exists.
@@ -114,6 +118,16 @@ pub struct ContainerConfig {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(number: &i32) -> bool {
     *number == 0
+}
+
+fn sigterm() -> i32 {
+    libc::SIGTERM
+}
+
+// As above.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_sigterm(signal: &i32) -> bool {
+    *signal == libc::SIGTERM
 }
 
 /// Whose processes a container sees, and they its. It may signal those that its user may; Landlock keeps all containers
@@ -229,6 +243,9 @@ pub struct ContainerStatus {
     /// TCP ports that its sandbox lets it connect to; absent if that leaves all.
     #[serde(default)]
     pub connect: Option<BTreeSet<u16>>,
+    /// As configured.
+    #[serde(default = "sigterm", skip_serializing_if = "is_sigterm")]
+    pub stop_signal: i32,
 }
 
 /// The life of a container.
@@ -404,6 +421,7 @@ pub(crate) mod tests {
             streams: Streams::default(),
             resources: Resources::default(),
             oom_score_adj: 0,
+            stop_signal: libc::SIGTERM,
             profile,
             pid_namespace: PidNamespace::default(),
             log_path: "/log".into(),

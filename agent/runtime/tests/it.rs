@@ -103,6 +103,7 @@ impl Stage {
             streams: Streams::default(),
             resources: Resources::default(),
             oom_score_adj: 0,
+            stop_signal: 15,
             profile: Profile::baseline(),
             log_path: self.log(name),
             log_max_bytes: 1 << 20,
@@ -951,6 +952,32 @@ async fn exec_output_is_bounded_and_sessions_end() {
         .await
         .expect_err("fails");
     assert!(late.to_string().contains("does not run"), "{late}");
+    stage.end().await;
+}
+
+/// Signals beyond the named ones, which the C library's wrappers and many libraries do not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn realtime_signals_are_sent_and_told() {
+    let stage = Stage::new("realtime").await;
+    let script = "trap 'exit 6' 37; echo up; while :; do sleep 0.1; done";
+    let config = ContainerConfig {
+        stop_signal: 37,
+        ..stage.container("main", &["sh", "-c", script])
+    };
+    let uid = &stage.pod.uid;
+    let started = stage.runtime.start_container(uid, &config).await;
+    started.expect("starts");
+    wait_for(|| stage.output("main") == "up\n");
+    // Whoever ends by one takes nobody along.
+    let (code, _) = stage.exec("main", "kill -40 $$").await;
+    assert_eq!(code, 168);
+    // By an agent that knows no more than the shim does.
+    stage.runtime.stop(uid, "main").await.expect("sent");
+    assert_eq!(stage.exit("main").await.code, 6);
+    for none in [-1, 65] {
+        let refused = stage.runtime.signal(uid, "main", none).await;
+        assert!(refused.expect_err("no signal").to_string().contains("no signal"));
+    }
     stage.end().await;
 }
 

@@ -6,7 +6,7 @@ use agent_images::{ImageConfig, UserIds};
 use agent_runtime::{ContainerConfig, Mount, PidNamespace, Streams};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use super::{contents, env, limits, sandbox, termination, volumes};
+use super::{contents, env, limits, sandbox, signals, termination, volumes};
 
 /// What a container may do without asking for more, inside its user namespace: Docker's set without raw
 /// sockets and device nodes.
@@ -119,6 +119,7 @@ pub(crate) fn config(
         oom_score_adj: pod.spec.as_ref().map_or(0, |spec| {
             agent_plan::oom_score_adj(spec, container, resolved.node_memory_bytes)
         }),
+        stop_signal: signals::stop_signal(resolved.image.stop_signal.as_deref()),
         resources: limits::of_container(container, resolved.pids)?,
         profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
         capabilities,

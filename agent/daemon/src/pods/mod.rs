@@ -27,6 +27,7 @@ mod resources;
 pub(crate) mod roster;
 mod sandbox;
 mod sandboxed;
+mod signals;
 mod status;
 mod steps;
 mod storage;

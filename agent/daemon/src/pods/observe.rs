@@ -266,6 +266,7 @@ mod tests {
             state,
             sandbox: agent_sandbox::Report::default(),
             connect: None,
+            stop_signal: 15,
         }
     }
 

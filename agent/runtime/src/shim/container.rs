@@ -474,8 +474,9 @@ impl Container {
         });
     }
 
-    pub(crate) fn kill(&self, pod: &Pod, signal: Signal) -> Result<(), Errno> {
-        if signal == Signal::SIGKILL {
+    /// Sends the signal, of any number that the kernel has, to the first process.
+    pub(crate) fn kill(&self, pod: &Pod, signal: i32) -> Result<(), Errno> {
+        if signal == libc::SIGKILL {
             // The pod has its own again when the next container starts: until then the others have theirs.
             for group in [&pod.cgroup(&self.config), &pod.launch.cgroup] {
                 if let Err(error) = cgroup::lift_cpu_quota(group) {
@@ -485,8 +486,8 @@ impl Container {
             }
         }
         match self.pid() {
-            // The process is an unreaped child, so its number is still its own.
-            Some(pid) => nix::sys::signal::kill(pid, signal),
+            // SAFETY: numbers only. The process is an unreaped child, so its number is still its own.
+            Some(pid) => Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop),
             None => Ok(()),
         }
     }

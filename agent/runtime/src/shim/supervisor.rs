@@ -38,6 +38,9 @@ const MAX_CLIENTS: usize = 32;
 /// starts, signals and removes.
 const MAX_WAITING: usize = 24;
 
+/// The kernel's `_NSIG`, on all machines that this is for.
+const MAX_SIGNAL: i32 = 64;
+
 /// How long killed processes may take to leave their control groups.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -510,7 +513,9 @@ impl Supervisor {
     }
 
     fn signal(&mut self, client: u64, name: &str, signal: i32) -> Result<(), String> {
-        let signal = Signal::try_from(signal).map_err(|_unknown| format!("{signal} is no signal"))?;
+        if !(1..=MAX_SIGNAL).contains(&signal) {
+            return Err(format!("{signal} is no signal"));
+        }
         let container = self
             .containers
             .get(name)
@@ -638,6 +643,7 @@ impl Supervisor {
             state: container.state.clone(),
             sandbox: container.sandbox.clone(),
             connect: container.connect(),
+            stop_signal: container.config.stop_signal,
         };
         PodStatus {
             version: self.version,

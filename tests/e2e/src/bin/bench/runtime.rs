@@ -159,6 +159,7 @@ pub(crate) async fn run_to_end(
             ..Resources::default()
         },
         oom_score_adj: 0,
+        stop_signal: 15,
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,
