@@ -122,6 +122,14 @@ pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), 
     Ok(())
 }
 
+/// Has the kernel kill the whole container when its memory is used up, as the kubelet does since 1.28: one that goes on without
+/// some of its processes is broken and does not say so. Version 1 cannot, and has no such file.
+pub(crate) fn kill_as_one(group: &str) -> Result<(), CgroupError> {
+    directories(group)?
+        .iter()
+        .try_for_each(|directory| write_existing(&directory.join("memory.oom.group"), "1"))
+}
+
 /// Bounds a pod's group: what its containers may have together, and its part of the processors beside other pods, which
 /// the weights of its containers say nothing about. A limit that no hierarchy takes is an error.
 ///

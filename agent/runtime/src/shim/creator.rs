@@ -241,6 +241,8 @@ fn create(
             // The program of the container runs from `start` on only.
             cgroup::forbid_swap(&cgroup, config.resources.memory_bytes)
                 .map_err(|error| failed("cannot keep the container out of swap", &error))?;
+            cgroup::kill_as_one(&cgroup)
+                .map_err(|error| failed("cannot have the container killed as one", &error))?;
             cgroup::limit_pod(pod_cgroup, pod).map_err(|error| failed("cannot limit the pod", &error))?;
             devices::narrow(&cgroup)
                 .map_err(|error| failed("cannot deny devices to the container", &error))?;

@@ -54,6 +54,11 @@ async fn a_pods_group_has_its_weight_and_its_limits() {
     let memory = stage.group_file(&uid, ("memory", "memory.limit_in_bytes"), "memory.max");
     assert_eq!(memory, (96 << 20).to_string());
     assert_eq!(stage.quota(&uid), "30000");
+    let unified = Path::new("/sys/fs/cgroup").join(&stage.cgroup_root).join(&uid);
+    if unified.exists() {
+        let as_one = fs::read_to_string(unified.join("first-0/memory.oom.group"));
+        assert_eq!(as_one.expect("version 2 has it"), "1\n");
+    }
 
     // Who is killed has no quota to wait for, not his pod's either; the next start brings it back.
     let killed = stage.runtime.signal(&uid, "first", SIGKILL).await;
