@@ -24,7 +24,7 @@ use crate::config::{
 };
 use crate::devices::Denial;
 use crate::error::RuntimeError;
-use crate::protocol::{self, Failure, FrameError, Request, Response};
+use crate::protocol::{self, Failure, FrameError, Phase, Request, Response};
 use crate::remove;
 use crate::shim::chain;
 
@@ -311,12 +311,16 @@ impl Runtime {
         });
         for container in &mut status.containers {
             let started_at = match &container.state {
-                ContainerState::Exited(_) => continue,
-                ContainerState::Creating => None,
-                ContainerState::Running { started_at, .. } => Some(*started_at),
+                ContainerState::Exited(_) | ContainerState::Failed { .. } => continue,
+                ContainerState::Creating => {
+                    let message = "the pod's shim died while it started the container".into();
+                    container.state = ContainerState::Failed { message };
+                    continue;
+                }
+                ContainerState::Running { started_at, .. } => *started_at,
             };
             container.state = ContainerState::Exited(Exit {
-                started_at,
+                started_at: Some(started_at),
                 finished_at: Timestamp::now(),
                 code: 128 + libc::SIGKILL,
                 signal: Some(libc::SIGKILL),
@@ -559,7 +563,12 @@ async fn converse<T: Serialize, A: DeserializeOwned>(
 /// The error that an answer to something else is.
 pub(crate) fn unexpected(pod: &str, response: Response) -> RuntimeError {
     match response {
-        Response::Failed(Failure { reason, layer }) => RuntimeError::Refused { reason, layer },
+        Response::Failed(Failure {
+            reason,
+            phase: Phase::Execution,
+            ..
+        }) => RuntimeError::NotExecutable { reason },
+        Response::Failed(Failure { reason, layer, .. }) => RuntimeError::Refused { reason, layer },
         Response::Done
         | Response::Status(_)
         | Response::Exec(_)

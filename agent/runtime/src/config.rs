@@ -261,8 +261,14 @@ pub enum ContainerState {
         /// When the program was executed.
         started_at: Timestamp,
     },
-    /// Its program ended, or never started.
+    /// Its program ended, or cannot be executed.
     Exited(Exit),
+    /// It never came to its program, for a reason that is not the program's. It counts as not started; what there is of it
+    /// waits for being removed.
+    Failed {
+        /// Why, for people.
+        message: String,
+    },
 }
 
 /// How a container ended.

@@ -536,8 +536,29 @@ async fn a_program_that_cannot_run_says_why() {
         error.to_string().contains("\"no-such-program\": No such file"),
         "{error}"
     );
+    assert!(matches!(error, RuntimeError::NotExecutable { .. }), "{error:?}");
     let exit = stage.exit("main").await;
     assert_eq!((exit.code, exit.started_at), (128, None));
+
+    // Whatever fails before is not the program's end, and the same start may be tried again.
+    let mut config = stage.container("mounted", &["true"]);
+    config.mounts = vec![Mount {
+        source: stage.directory.path().join("logs"),
+        sub_path: None,
+        target: "/etc/note/below".into(),
+        read_only: true,
+        executable: false,
+    }];
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    let error = started.expect_err("there is a file in the way");
+    assert!(matches!(error, RuntimeError::Refused { .. }), "{error:?}");
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    let state = &status.container("mounted").expect("to be removed").state;
+    assert!(matches!(state, ContainerState::Failed { .. }), "{state:?}");
+    let removed = stage.runtime.remove_container(&stage.pod.uid, "mounted").await;
+    removed.expect("removed");
+    config.mounts.clear();
+    assert_eq!(stage.run(&config).await.0.code, 0);
     let missing = ContainerConfig {
         layers: vec!["/nonexistent/layer".into()],
         ..stage.container("two", &["true"])

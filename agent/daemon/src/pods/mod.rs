@@ -127,7 +127,10 @@ impl Survivor {
         let containers = self.pod.status.containers.iter().map(|container| {
             let latest = Latest {
                 attempt: container.attempt,
-                running: !matches!(container.state, ContainerState::Exited(_)),
+                running: !matches!(
+                    container.state,
+                    ContainerState::Exited(_) | ContainerState::Failed { .. }
+                ),
             };
             (container.name.clone(), latest)
         });

@@ -113,6 +113,10 @@ pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStat
     if status.attempt < container.restarts {
         return;
     }
+    // A start that the node failed at is none: the next one has the same number.
+    if matches!(status.state, ContainerState::Failed { .. }) {
+        return;
+    }
     container.restarts = status.attempt;
     let run = run_id(id, &status.name, status.attempt);
     if matches!(&container.run, Run::Exited(known) if known.id == run) {
@@ -120,7 +124,7 @@ pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStat
         return;
     }
     container.run = match &status.state {
-        ContainerState::Creating => return,
+        ContainerState::Creating | ContainerState::Failed { .. } => return,
         ContainerState::Running { started_at, .. } => Run::Running {
             id: run,
             started_at: *started_at,
@@ -309,6 +313,22 @@ mod tests {
         );
         lost(&mut container, now);
         assert!(matches!(&container.run, Run::Exited(exit) if exit.code == 137));
+    }
+
+    #[test]
+    fn a_start_that_the_node_failed_at_is_no_run() {
+        let failed = ContainerState::Failed {
+            message: "no space".to_owned(),
+        };
+        let mut never = Container::default();
+        take(&id(), &mut never, &status(0, failed.clone()));
+        assert_eq!(never, Container::default());
+        let mut ended = Container::default();
+        let now = Timestamp::UNIX_EPOCH;
+        ended.run = start_error("u/c/0".to_owned(), "not found".to_owned(), now);
+        let before = ended.clone();
+        take(&id(), &mut ended, &status(1, failed));
+        assert_eq!(ended, before, "the next run is still the first after it");
     }
 
     #[test]

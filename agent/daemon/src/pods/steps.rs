@@ -125,8 +125,24 @@ impl StepError {
 
     /// As `agent/plan` counts it, after `before`.
     pub(super) fn failure(&self, before: Option<&Failure>, now: Timestamp) -> Failure {
+        self.failure_for(self.reason(), before, now)
+    }
+
+    /// The same for the start of a container.
+    pub(super) fn failure_to_start(&self, before: Option<&Failure>, now: Timestamp) -> Failure {
+        let reason = match self {
+            Self::Runtime(_) | Self::Volume(_) | Self::Policy(_) | Self::Interrupted | Self::Bug(_) => {
+                "CreateContainerError"
+            }
+            Self::Api(_) => "CreateContainerConfigError",
+            _ => self.reason(),
+        };
+        self.failure_for(reason, before, now)
+    }
+
+    fn failure_for(&self, reason: &'static str, before: Option<&Failure>, now: Timestamp) -> Failure {
         Failure {
-            reason: self.reason(),
+            reason,
             message: chain(self),
             at: now,
             attempts: before.map_or(0, |before| before.attempts).saturating_add(1),
@@ -520,6 +536,20 @@ mod tests {
     use std::{future::poll_fn, sync::mpsc, task::Poll};
 
     use super::*;
+
+    #[test]
+    fn a_start_that_fails_waits_for_the_next_one() {
+        let refused = StepError::Runtime(RuntimeError::Refused {
+            reason: "no space left on device".to_owned(),
+            layer: None,
+        });
+        let first = refused.failure_to_start(None, Timestamp::UNIX_EPOCH);
+        assert_eq!((first.reason, first.attempts), ("CreateContainerError", 1));
+        let second = refused.failure_to_start(Some(&first), Timestamp::UNIX_EPOCH);
+        assert_eq!(second.attempts, 2);
+        let of_pod = refused.failure(None, Timestamp::UNIX_EPOCH);
+        assert_eq!(of_pod.reason, "FailedCreatePodSandBox");
+    }
 
     #[test]
     fn a_network_counts_once_all_its_files_are_there() {

@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::cgroup::{self, CgroupError};
 use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PidNamespace, PodPaths};
 use crate::logs::{LogFile, Stream};
+use crate::protocol::{Failure, Phase};
 use crate::shim::announcement::Announcement;
 use crate::shim::attachment::{Attachment, Copy};
 use crate::shim::capture::{self, Source};
@@ -341,6 +342,7 @@ impl Container {
     pub(crate) fn advance_attachments(&mut self) {
         let ended = match &self.state {
             ContainerState::Exited(exit) => Some(exit.code),
+            ContainerState::Failed { .. } => Some(EXIT_NOT_STARTED),
             ContainerState::Creating | ContainerState::Running { .. } => None,
         };
         self.attachments
@@ -350,7 +352,7 @@ impl Container {
     pub(crate) fn pid(&self) -> Option<Pid> {
         match self.state {
             ContainerState::Running { pid, .. } => Some(Pid::from_raw(pid)),
-            ContainerState::Creating | ContainerState::Exited(_) => None,
+            ContainerState::Creating | ContainerState::Exited(_) | ContainerState::Failed { .. } => None,
         }
     }
 
@@ -443,7 +445,7 @@ impl Container {
         }
         let started_at = match &self.state {
             ContainerState::Running { started_at, .. } => Some(*started_at),
-            ContainerState::Creating | ContainerState::Exited(_) => None,
+            ContainerState::Creating | ContainerState::Exited(_) | ContainerState::Failed { .. } => None,
         };
         let oom_killed = cgroup::was_oom_killed(&pod.cgroup(&self.config)).unwrap_or_else(|error| {
             complain(&chain(&error));
@@ -460,18 +462,22 @@ impl Container {
     }
 
     /// Records that the program was never executed, and ends what was begun.
-    pub(crate) fn abandon(&mut self, pod: &Pod, reason: &str) {
+    pub(crate) fn abandon(&mut self, pod: &Pod, failure: &Failure) {
         if let Err(error) = cgroup::kill_tree(&pod.cgroup(&self.config)) {
             complain(&chain(&error));
         }
-        self.state = ContainerState::Exited(Exit {
-            started_at: None,
-            finished_at: Timestamp::now(),
-            code: EXIT_NOT_STARTED,
-            signal: None,
-            oom_killed: false,
-            message: reason.into(),
-        });
+        let message = failure.reason.clone();
+        self.state = match failure.phase {
+            Phase::Preparation => ContainerState::Failed { message },
+            Phase::Execution => ContainerState::Exited(Exit {
+                started_at: None,
+                finished_at: Timestamp::now(),
+                code: EXIT_NOT_STARTED,
+                signal: None,
+                oom_killed: false,
+                message,
+            }),
+        };
     }
 
     /// Sends the signal, of any number that the kernel has, to the first process.

@@ -24,7 +24,7 @@ use crate::cgroup;
 use crate::config::{ContainerConfig, PodConfig};
 use crate::devices;
 use crate::memory;
-use crate::protocol::Failure;
+use crate::protocol::{Failure, Phase};
 use crate::shim::announcement::Announcement;
 use crate::shim::executor::{Confinement, Word};
 use crate::shim::gate::Gate;
@@ -297,6 +297,7 @@ fn look(pid: Pid, gate: Gate, expected: &Expected<'_>, words: &mut Words) -> Res
         return Err(Failure {
             reason: format!("the sandbox is not what it must be: {layer}: {}", finding.detail),
             layer: Some(layer),
+            phase: Phase::Preparation,
         });
     }
     gate.open();

@@ -20,7 +20,7 @@ use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, Launch, PidNamespace, PodPaths, PodStatus,
 };
 use crate::memory;
-use crate::protocol::{Failure, Request, Response};
+use crate::protocol::{Failure, Phase, Request, Response};
 use crate::shim::capture::Source;
 use crate::shim::children::Unclaimed;
 use crate::shim::container::{Container, Pod};
@@ -312,7 +312,7 @@ impl Supervisor {
             && let Some(container) = self.containers.get_mut(&job.container)
         {
             container.drain();
-            container.abandon(&self.pod, &failure.reason);
+            container.abandon(&self.pod, &failure);
             if let Some(layer) = failure.layer {
                 container.sandbox = Findings::refusal(layer, failure.reason.as_str());
             }
@@ -454,6 +454,7 @@ impl Supervisor {
             .map_err(|error| Failure {
                 layer: error.layer(),
                 reason: chain(&error),
+                phase: Phase::Preparation,
             })?;
         self.containers.insert(name.clone(), container);
         self.changed();
@@ -530,7 +531,9 @@ impl Supervisor {
     fn remove(&mut self, client: u64, name: String) -> Result<(), String> {
         match self.containers.get(&name).map(|container| &container.state) {
             None => self.answer(client, &Response::Done),
-            Some(ContainerState::Exited(_)) => self.removals.push((client, name)),
+            Some(ContainerState::Exited(_) | ContainerState::Failed { .. }) => {
+                self.removals.push((client, name))
+            }
             Some(_) => return Err(format!("container {name} has not exited")),
         }
         Ok(())

@@ -166,7 +166,9 @@ impl Stage {
     pub(crate) async fn pid(&self, pod: usize, name: &str) -> i32 {
         let running = |status: &PodStatus| match &status.container(name)?.state {
             ContainerState::Running { pid, .. } => Some(*pid),
-            ContainerState::Exited(exit) => panic!("{exit:?}: {}", self.output(name)),
+            ContainerState::Exited(_) | ContainerState::Failed { .. } => {
+                panic!("{status:?}: {}", self.output(name))
+            }
             ContainerState::Creating => None,
         };
         self.until(pod, running).await

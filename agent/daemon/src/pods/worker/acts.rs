@@ -221,17 +221,18 @@ impl Worker {
                 let age = self.born.elapsed();
                 tracing::info!(pod = %self.id.name, container = name, restarts, ?age, "container started");
             }
-            // The shim refused: the program cannot be executed. That is how this run ended.
-            Err(error @ StepError::Runtime(RuntimeError::Refused { .. })) => {
+            // That is how this run ended.
+            Err(error @ StepError::Runtime(RuntimeError::NotExecutable { .. })) => {
                 let reason = chain(&error);
                 self.began(&name, restarts);
-                self.tell_refusal(&name, &error);
+                self.container(&name).start_failure = None;
                 self.event(Some(&name), Kind::Warning, "Failed", format!("Error: {reason}"));
                 self.container(&name).run = observe::start_error(run, reason, now);
             }
+            // Whatever else is wrong is not the program's fault, and may pass.
             Err(error) => {
                 let container = self.container(&name);
-                let failure = error.failure(container.start_failure.as_ref(), now);
+                let failure = error.failure_to_start(container.start_failure.as_ref(), now);
                 let message = format!("Error: {}", failure.message);
                 container.start_failure = Some(failure);
                 self.event(Some(&name), Kind::Warning, "Failed", message);
