@@ -197,6 +197,10 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
                 let started_at = running.started_at.as_ref().map_or(now, |time| time.0);
                 container.run = Run::Running { id, started_at };
                 lost(container, now);
+            } else if let Some(exit) = container.last_exit.take() {
+                // It waits to be started again: the next run has the next number.
+                container.run = Run::Exited(exit);
+                container.stale = true;
             }
         }
     }
@@ -385,6 +389,20 @@ mod tests {
         let container = &seen.containers["c"];
         assert_eq!(container.restarts, 3);
         assert!(matches!(&container.run, Run::Exited(exit) if exit.reason == "ContainerStatusUnknown"));
+
+        // One that was between two runs starts with the next one's number, not with that of the last again.
+        let crashing: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 3,
+            "containerID": "palisade://u/c/3",
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 2, "reason": "Error", "containerID": "palisade://u/c/3"}}}]}}))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &crashing, None);
+        let container = &seen.containers["c"];
+        assert!(container.stale && container.restarts == 3);
+        assert!(matches!(&container.run, Run::Exited(exit) if exit.id == "u/c/3" && exit.code == 2));
+        assert_eq!(container.last_exit, None, "it is the present state");
 
         // But for what this node knows better.
         let told: PodStatus = serde_json::from_value(json!({"phase": "Succeeded", "containerStatuses": [{
