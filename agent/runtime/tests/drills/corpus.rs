@@ -221,6 +221,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 RootedPaths,
             ),
             drill(
+                "session-directory",
+                "make a link to what the shim has open of the directory that sessions begin in",
+                RootedPaths,
+            ),
+            drill(
                 "subpath-race",
                 "swap a part of a volume for a link to the host while another container with that `subPath` starts",
                 RootedPaths,
