@@ -14,6 +14,9 @@ pub const IMAGE_VERDICT_PREFIX: &str = "palisade.dev/image-verdict.";
 /// Sandbox profile asked for by a pod (`baseline`, `audit`, ...); absent means `baseline`.
 pub const SANDBOX_PROFILE: &str = "palisade.dev/sandbox-profile";
 
+/// The same for one container, before that of the pod: `palisade.dev/sandbox-profile.<container>`.
+pub const CONTAINER_SANDBOX_PROFILE_PREFIX: &str = "palisade.dev/sandbox-profile.";
+
 /// Result of each sandbox layer, written by the agent, such as `seccomp=Enforced,landlock=Enforced`.
 pub const SANDBOX_STATUS: &str = "palisade.dev/sandbox-status";
 

@@ -36,7 +36,7 @@ impl FlowLine {
     }
 }
 
-/// One decision about one flow at one pod's interface, or what became of the flow.
+/// One decision about one flow at the interface of a pod or of the host, or what became of the flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowEvent {
@@ -50,9 +50,12 @@ pub struct FlowEvent {
     pub time: Timestamp,
     /// Node it happened on.
     pub node: String,
-    /// Pod whose interface judged.
-    pub pod: PodRef,
-    /// Seen from that pod.
+    /// Pod, or host endpoint, whose policies judged.
+    pub pod: EndpointRef,
+    /// The host endpoint judged it as what its node forwards, not as the node's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forwarded: bool,
+    /// Seen from that end.
     pub direction: FlowDirection,
     /// What was decided.
     pub verdict: FlowVerdict,
@@ -66,9 +69,9 @@ pub struct FlowEvent {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// Pod behind the other end, if it is one we know.
+    /// Pod, or host endpoint, at the other end, if it is one we know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<PodRef>,
+    pub peer: Option<EndpointRef>,
     /// IP protocol number.
     pub protocol: u8,
     /// Source port; 0 where the protocol has none.
@@ -89,7 +92,7 @@ pub struct FlowEvent {
     /// Their bytes, with link-layer headers.
     #[serde(default)]
     pub bytes: Traffic,
-    /// Labels of the pod, when its flows were judged like this.
+    /// Labels of the end that judged, when its flows were judged like this.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub pod_labels: Labels,
     /// Labels of the peer.
@@ -118,9 +121,9 @@ pub struct FlowLoss {
     pub lost: u64,
     /// Where.
     pub at: LossPlace,
-    /// Whose events, if they are all of one pod.
+    /// Whose events, if they are all of one pod or host endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<PodRef>,
+    pub pod: Option<EndpointRef>,
 }
 
 /// Where events were lost.
@@ -194,6 +197,65 @@ pub struct Traffic {
     pub to_pod: u64,
     /// From the pod.
     pub from_pod: u64,
+}
+
+/// Where policy judges.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EndpointRef {
+    /// A pod. Without a namespace it is none: an interface that nothing is known of, named `interface N`.
+    Pod(PodRef),
+    /// A host endpoint.
+    Host(HostRef),
+}
+
+impl EndpointRef {
+    /// The pod, if it is one.
+    pub fn pod(&self) -> Option<&PodRef> {
+        match self {
+            Self::Pod(pod) => Some(pod),
+            Self::Host(_) => None,
+        }
+    }
+
+    /// The host endpoint, if it is one.
+    pub fn host(&self) -> Option<&HostRef> {
+        match self {
+            Self::Host(host) => Some(host),
+            Self::Pod(_) => None,
+        }
+    }
+}
+
+impl From<HostRef> for EndpointRef {
+    fn from(host: HostRef) -> Self {
+        Self::Host(host)
+    }
+}
+
+impl From<PodRef> for EndpointRef {
+    fn from(pod: PodRef) -> Self {
+        Self::Pod(pod)
+    }
+}
+
+impl std::fmt::Display for EndpointRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pod(pod) => pod.fmt(f),
+            Self::Host(host) => write!(f, "host {}", host.name),
+        }
+    }
+}
+
+/// A host endpoint, and the node that it is on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostRef {
+    /// Name of the HostEndpoint.
+    #[serde(rename = "hostEndpoint")]
+    pub name: String,
+    /// Its node.
+    pub node: String,
 }
 
 /// Namespace and name of a pod.
@@ -278,6 +340,19 @@ mod tests {
         assert_eq!((loss.lost, loss.at), (3, LossPlace::Kernel));
         assert_eq!(serde_json::to_string(&line).unwrap(), lost);
         assert!(serde_json::from_str::<FlowLine>("{}").is_err());
+    }
+
+    #[test]
+    fn an_end_is_a_pod_or_a_host_endpoint() {
+        for (json, shown) in [
+            (r#"{"namespace":"shop","name":"web"}"#, "shop/web"),
+            (r#"{"hostEndpoint":"wire","node":"n1"}"#, "host wire"),
+        ] {
+            let end: EndpointRef = serde_json::from_str(json).unwrap();
+            assert_eq!(end.to_string(), shown);
+            assert_eq!(serde_json::to_string(&end).unwrap(), json);
+        }
+        assert!(serde_json::from_str::<EndpointRef>(r#"{"name":"web"}"#).is_err());
     }
 
     /// What an earlier version wrote.

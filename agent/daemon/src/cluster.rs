@@ -188,6 +188,14 @@ impl Cluster {
         lock(&self.shared.pods).objects.get(key).cloned()
     }
 
+    /// A node.
+    pub(crate) fn node(&self, name: &str) -> Option<Arc<Node>> {
+        lock(&self.shared.nodes)
+            .objects
+            .get(&(String::new(), name.to_owned()))
+            .cloned()
+    }
+
     /// Everything that policy depends on and that changed since the last call, or `None` before the first listings.
     pub(crate) fn take_changes(&self) -> Option<Changes> {
         let shared = &self.shared;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -41,6 +41,10 @@ pub(crate) struct Config {
     /// files in it.
     #[serde(default)]
     pub(crate) static_pod_path: Option<PathBuf>,
+    /// Directory of seccomp profiles that pods name by `localhostProfile`; `AGENT_DIR/seccomp` when absent. Only root may
+    /// write to it and to what is in it.
+    #[serde(default)]
+    pub(crate) seccomp_profile_path: Option<PathBuf>,
     /// Address of the node as its pods see it; found from the routing table when absent.
     #[serde(default)]
     pub(crate) node_address: Option<Ipv4Addr>,
@@ -91,6 +95,14 @@ pub(crate) struct Config {
     /// How long pods get to end when the node shuts down, and those of the system after them.
     #[serde(default)]
     pub(crate) node_shutdown: ShutdownGrace,
+}
+
+/// Where programs in pods find the API server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApiAddress {
+    /// An address, or a name.
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 /// Kubernetes' defaults, but for process numbers, for which it has none.
@@ -227,6 +239,25 @@ impl Config {
         toml::from_str(&text).unwrap()
     }
 
+    /// Where pods find the API server, if they can: what listens on the node's loopback is in another network than theirs.
+    /// Its certificate holds the address, for the agent verifies it by the same.
+    pub(crate) fn api_for_pods(&self) -> Option<ApiAddress> {
+        let url: hyper::Uri = self.api_server.parse().ok()?;
+        let host = url.host()?.trim_matches(['[', ']']);
+        let out_of_reach = match host.parse::<IpAddr>() {
+            Ok(address) => {
+                let address = address.to_canonical();
+                address.is_loopback() || address.is_unspecified()
+            }
+            Err(_name) => host == "localhost" || host.ends_with(".localhost"),
+        };
+        let port = url.port_u16().unwrap_or(443);
+        (!out_of_reach).then(|| ApiAddress {
+            host: host.to_owned(),
+            port,
+        })
+    }
+
     /// A file of `tls/`.
     pub(crate) fn tls_file(&self, name: &str) -> PathBuf {
         self.agent_dir.join("tls").join(name)
@@ -238,7 +269,13 @@ impl Config {
         self.static_pod_path.clone().unwrap_or_else(default)
     }
 
-    /// What was admitted of them.
+    /// Seccomp profiles that pods name.
+    pub(crate) fn seccomp_dir(&self) -> PathBuf {
+        let default = || self.agent_dir.join("seccomp");
+        self.seccomp_profile_path.clone().unwrap_or_else(default)
+    }
+
+    /// What was admitted of static pods.
     pub(crate) fn admitted_dir(&self) -> PathBuf {
         self.agent_dir.join("admitted")
     }
@@ -354,6 +391,30 @@ mod tests {
         assert_eq!(config.listen.port(), 10250);
         assert_eq!(config.pod_cidr.to_string(), "10.88.0.0/24");
         assert!(toml::from_str::<Config>(&format!("{text}pod_cdir = \"10.0.0.0/24\"\n")).is_err());
+    }
+
+    #[test]
+    fn pods_are_told_of_an_api_server_that_they_can_reach() {
+        let of = |url: &str| {
+            let mut config = Config::below(Path::new("/s"));
+            config.api_server = url.to_owned();
+            config.api_for_pods().map(|api| (api.host, api.port))
+        };
+        let found = |host: &str, port: u16| Some((host.to_owned(), port));
+        assert_eq!(of("https://192.0.2.7:6443"), found("192.0.2.7", 6443));
+        assert_eq!(of("https://[2001:db8::7]:6443"), found("2001:db8::7", 6443));
+        assert_eq!(of("https://api.example.net"), found("api.example.net", 443));
+        for inside in [
+            "https://127.0.0.1:6443",
+            "https://127.8.0.1:6443",
+            "https://[::1]:6443",
+            "https://[::ffff:127.0.0.1]:6443",
+            "https://0.0.0.0:6443",
+            "https://localhost:6443",
+            "nonsense of no host",
+        ] {
+            assert_eq!(of(inside), None, "{inside}");
+        }
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! A repeated event raises the count of the one that exists. When the queue is full events are dropped and
 //! the loss is logged: they inform, nothing depends on them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, VecDeque},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -40,7 +43,7 @@ pub(crate) struct Events {
 struct Note {
     object: ObjectReference,
     kind: Kind,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     at: Timestamp,
 }
@@ -70,7 +73,7 @@ impl Events {
         pod: &Pod,
         container: Option<&str>,
         kind: Kind,
-        reason: &'static str,
+        reason: impl Into<Cow<'static, str>>,
         message: String,
     ) {
         let object = ObjectReference {
@@ -85,7 +88,7 @@ impl Events {
         self.send(Note {
             object,
             kind,
-            reason,
+            reason: reason.into(),
             message,
             at: Timestamp::now(),
         });
@@ -104,7 +107,7 @@ impl Events {
         self.send(Note {
             object,
             kind,
-            reason,
+            reason: Cow::Borrowed(reason),
             message,
             at: Timestamp::now(),
         });
@@ -128,9 +131,9 @@ struct Writer {
 impl Writer {
     async fn run(&mut self, mut notes: mpsc::Receiver<Note>) {
         while let Some(note) = notes.recv().await {
-            let reason = note.reason;
+            let reason = note.reason.clone();
             if let Err(error) = self.write(note).await {
-                tracing::warn!(%error, reason, "event not written");
+                tracing::warn!(%error, %reason, "event not written");
             }
         }
     }
@@ -174,7 +177,7 @@ impl Writer {
             },
             involved_object: note.object,
             type_: Some(format!("{:?}", note.kind)),
-            reason: Some(note.reason.to_owned()),
+            reason: Some(note.reason.to_string()),
             message: Some(message),
             source: Some(EventSource {
                 component: Some("palisade-agent".to_owned()),

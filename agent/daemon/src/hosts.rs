@@ -84,6 +84,11 @@ impl Hosts {
         matter && (self.list)().is_ok_and(|now| now != self.interfaces)
     }
 
+    /// The numbers of the host endpoints of this node, as [`Hosts::number`] gave them last.
+    pub(crate) fn ids(&self) -> &BTreeMap<String, HostEndpointIds> {
+        &self.ids
+    }
+
     /// Numbers the host endpoints of this node, for the interfaces that are there now.
     pub(crate) fn number(&mut self, hosts: &[&calico::HostEndpoint]) -> BTreeMap<String, HostEndpointIds> {
         let found = match hosts.is_empty() {

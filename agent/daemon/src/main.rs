@@ -19,6 +19,7 @@ mod local_volumes;
 mod logs;
 mod node;
 mod node_shutdown;
+mod operator_files;
 mod pods;
 mod policy;
 mod policy_objects;

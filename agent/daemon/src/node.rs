@@ -244,9 +244,7 @@ impl NodeAgent {
     }
 
     fn status(&self, before: &NodeStatus) -> NodeStatus {
-        let (measured, thresholds) = (amounts(), self.config.eviction);
-        let disk = machine::file_system(&self.config.agent_dir, Timestamp::now());
-        let disk = disk.map_or(0, |disk| disk.capacity_bytes);
+        let measured = amounts(&self.config);
         let quantities = |memory: u64, disk: u64| {
             let amounts = [
                 ("cpu", (measured.cpu_millis / 1000).to_string()),
@@ -256,14 +254,10 @@ impl NodeAgent {
             ];
             amounts.map(|(name, amount)| (name.to_owned(), Quantity(amount)))
         };
-        let capacity = quantities(measured.memory_bytes, disk);
-        // What would put the node under pressure is nobody's to ask for.
-        let kept = disk / 100 * thresholds.disk_available_percent;
+        let capacity = quantities(measured.memory_bytes, measured.storage_bytes);
         let allocatable = quantities(
-            measured
-                .memory_bytes
-                .saturating_sub(thresholds.memory_available_bytes),
-            disk.saturating_sub(kept),
+            measured.allocatable_memory_bytes,
+            measured.allocatable_storage_bytes,
         );
         let address = |kind: &str, address: String| NodeAddress {
             type_: kind.to_owned(),
@@ -465,12 +459,20 @@ fn architecture() -> &'static str {
     }
 }
 
-/// What the machine has.
-pub(crate) fn amounts() -> NodeAmounts {
+/// What the machine has, and what of it is its pods': what would put the node under pressure is nobody's to ask for.
+pub(crate) fn amounts(config: &Config) -> NodeAmounts {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory_bytes = memory_kib("MemTotal").unwrap_or(0).saturating_mul(1024);
+    let disk = machine::file_system(&config.agent_dir, Timestamp::now());
+    let storage_bytes = disk.map_or(0, |disk| disk.capacity_bytes);
+    let thresholds = &config.eviction;
+    let kept = storage_bytes / 100 * thresholds.disk_available_percent;
     NodeAmounts {
         cpu_millis: u64::try_from(processors).unwrap_or(1).saturating_mul(1000),
-        memory_bytes: memory_kib("MemTotal").unwrap_or(0).saturating_mul(1024),
+        memory_bytes,
+        allocatable_memory_bytes: memory_bytes.saturating_sub(thresholds.memory_available_bytes),
+        storage_bytes,
+        allocatable_storage_bytes: storage_bytes.saturating_sub(kept),
     }
 }
 

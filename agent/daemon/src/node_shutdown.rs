@@ -8,17 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_plan::{Eviction, is_critical};
+use agent_plan::{Cause, Eviction, is_critical};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     config::ShutdownGrace,
-    pods::{
-        directory::Directory,
-        evictions::{Evictions, Order},
-        roster::Roster,
-    },
+    pods::{directory::Directory, evictions::Evictions, roster::Roster},
 };
 
 /// Kubernetes' words for it.
@@ -69,19 +65,17 @@ fn of_group(roster: &Roster, critical: bool) -> BTreeMap<String, Arc<Pod>> {
 }
 
 /// A pod's own grace is shortened to the node's, never lengthened.
-fn order(pod: &Pod, limit: Duration) -> Order {
+fn order(pod: &Pod, limit: Duration) -> Eviction {
     let own = pod
         .spec
         .as_ref()
         .and_then(|spec| spec.termination_grace_period_seconds);
     let limit = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
-    Order {
-        eviction: Eviction {
-            message: MESSAGE.to_owned(),
-            grace: SignedDuration::from_secs(own.unwrap_or(30).clamp(0, limit)),
-            at: Timestamp::now(),
-        },
-        node_ends: true,
+    Eviction {
+        cause: Cause::NodeEnds,
+        message: MESSAGE.to_owned(),
+        grace: SignedDuration::from_secs(own.unwrap_or(30).clamp(0, limit)),
+        at: Timestamp::now(),
     }
 }
 
@@ -96,8 +90,8 @@ mod tests {
             let mut pod = Pod::default();
             pod.spec.get_or_insert_default().termination_grace_period_seconds = own;
             let order = order(&pod, Duration::from_secs(20));
-            assert!(order.node_ends);
-            order.eviction.grace.as_secs()
+            assert_eq!(order.cause, Cause::NodeEnds);
+            order.grace.as_secs()
         };
         assert_eq!([None, Some(5), Some(60), Some(0)].map(grace), [20, 5, 20, 0]);
     }

@@ -54,6 +54,14 @@ impl PolicyObject {
         }
     }
 
+    /// The host endpoint, if it is one.
+    pub(crate) fn host_endpoint(&self) -> Option<&calico::HostEndpoint> {
+        match self {
+            Self::Calico(CalicoObject::HostEndpoint(host)) => Some(host),
+            Self::Calico(_) | Self::Cluster(_) => None,
+        }
+    }
+
     fn reduced(&self) -> Self {
         let mut object = self.clone();
         reduce(kube::Resource::meta_mut(&mut object));

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_plan::{Candidate, Eviction, Shortage, first_to_go};
+use agent_plan::{Candidate, Cause, Eviction, Shortage, first_to_go};
 use api::stats::{ContainerStats, PodStats, Summary};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -17,10 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Thresholds,
-    pods::{
-        evictions::{Evictions, Order},
-        roster::Roster,
-    },
+    pods::{evictions::Evictions, roster::Roster},
     stats::Stats,
 };
 
@@ -126,16 +123,13 @@ fn relieve(
         "has to go"
     );
     let eviction = Eviction {
+        cause: Cause::Shortage,
         message,
         // As for the kubelet's hard thresholds: there is no time.
         grace: SignedDuration::ZERO,
         at: Timestamp::now(),
     };
-    let order = Order {
-        eviction,
-        node_ends: false,
-    };
-    evictions.order(&chosen.uid, order);
+    evictions.order(&chosen.uid, eviction);
     true
 }
 

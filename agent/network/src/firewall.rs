@@ -3,7 +3,8 @@
 //!
 //! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
 //! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
-//! no pod has at the moment. Link-local addresses are the node's neighbours, above all a cloud's metadata
+//! no pod has at the moment. Nor may any claim an address of the node itself, whose word pods take without asking policy:
+//! for IPv4 the kernel sees to that, for IPv6 it is done here. Link-local addresses are the node's neighbours, above all a cloud's metadata
 //! service, which hands out the node's identity: pods reach nothing there but the node's own name service, which
 //! nobody else reaches.
 //!
@@ -133,6 +134,7 @@ fn ruleset(scope: Scope<'_>) -> String {
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
     iifname \"{LINK_PREFIX}*\" ip daddr 127.0.0.0/8 counter drop
+    iifname != \"lo\" meta nfproto ipv6 fib saddr type local counter drop
     jump tracked
     iifname \"{LINK_PREFIX}*\" ip saddr {pods} ip daddr {pods} notrack
 {notrack6}  }}

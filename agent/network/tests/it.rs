@@ -371,12 +371,16 @@ fn ipv6_is_guarded_like_ipv4() {
     });
     let own = attachment.address6.unwrap();
     let unused: Ipv6Addr = "fd00:10:88:7::c8".parse().unwrap();
-    outside.ip(&format!("address add {unused}/128 dev out0 nodad"));
+    let nodes: Ipv6Addr = "2001:db8:77::1".parse().unwrap();
+    node.ip(&format!("address add {nodes}/128 dev lo nodad"));
+    for claimed in [unused, nodes] {
+        outside.ip(&format!("address add {claimed}/128 dev out0 nodad"));
+    }
     outside.ip(&format!("-6 route add {own}/128 via {NODE6}"));
     let server = pod.run(|| UdpSocket::bind((own, 0)).unwrap());
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     let target = server.local_addr().unwrap();
-    for from in [unused, OUTSIDE6] {
+    for from in [unused, nodes, OUTSIDE6] {
         outside.run(|| {
             let client = UdpSocket::bind((from, 0)).unwrap();
             client.send_to(&from.octets(), target).unwrap();

@@ -28,9 +28,25 @@ pub fn streak_after(streak: u32, exit: &Exit) -> u32 {
     if ran_well { 0 } else { streak }
 }
 
-/// When what failed may be tried again.
-pub(crate) fn retry_at(failure: &Failure) -> Timestamp {
+/// What keeps a pod or a container from starting is looked at again after this long, however often it was there.
+const OBSTACLE: SignedDuration = SignedDuration::from_secs(10);
+/// How long a failed pull is told as such, before it is one that waits.
+const NEWS: SignedDuration = SignedDuration::from_secs(2);
+
+/// When an image that did not come is asked for again.
+pub(crate) fn pull_at(failure: &Failure) -> Timestamp {
     later(failure.at, delay(failure.attempts))
+}
+
+/// From when on a failed pull is one that waits for the next.
+pub(crate) fn known_at(failure: &Failure) -> Timestamp {
+    later(failure.at, NEWS)
+}
+
+/// When what kept a pod or a container from starting is tried again: somebody may have made what was missing, so it does not take
+/// longer each time.
+pub(crate) fn retry_at(failure: &Failure) -> Timestamp {
+    later(failure.at, OBSTACLE)
 }
 
 /// When an ended container may start again. The first restart is immediate.

@@ -5,7 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use crate::{Ground, Role, Run, status::View};
+use crate::{Cause, Eviction, Ground, Role, Run, status::View};
 
 /// Whether a condition holds, its reason and its message.
 type Truth = (bool, Option<&'static str>, Option<String>);
@@ -61,7 +61,9 @@ pub(crate) fn of(
         ("ContainersReady", containers_ready),
         ("PodScheduled", (true, None, None)),
     ];
-    let eviction = view.seen.eviction.as_ref();
+    // Nothing of one that never began is disrupted.
+    let began = |eviction: &&Eviction| !matches!(eviction.cause, Cause::Refused { .. });
+    let eviction = view.seen.eviction.as_ref().filter(began);
     let of_others = existing
         .clone()
         .filter(|condition| !is_own_condition(&condition.type_))

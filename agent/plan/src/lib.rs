@@ -37,7 +37,7 @@ pub use crate::{
     backoff::{delay, streak_after},
     conditions::{SANDBOX_CURRENT, SANDBOXED, is_by_node, is_own_condition},
     ephemeral::as_container,
-    eviction::{Eviction, evict},
+    eviction::{Cause, Eviction, evict},
     order::{is_ready, is_started},
     pressure::{Candidate, Shortage, first_to_go, is_critical},
     qos::{oom_score_adj, qos_class},
@@ -132,8 +132,6 @@ pub struct Seen {
     pub containers: BTreeMap<String, Box<Container>>,
     /// The node has decided that the pod ends here. Set by [`evict`].
     pub eviction: Option<Eviction>,
-    /// The eviction is one of all pods, since the node shuts down.
-    pub node_ends: bool,
 }
 
 impl Seen {
@@ -164,6 +162,8 @@ pub struct Container {
     pub image: Image,
     /// Its process.
     pub run: Run,
+    /// Who its present process was when it began; nothing if that is not known.
+    pub user: Option<User>,
     /// How the process before the present one ended.
     pub last_exit: Option<Exit>,
     /// How often it was started again.
@@ -178,6 +178,17 @@ pub struct Container {
     pub stop: Option<Stop>,
     /// The run belongs to a sandbox that is gone: what an init container did there is lost.
     pub stale: bool,
+}
+
+/// Ids inside the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// Its first group.
+    pub gid: u32,
+    /// Its other groups.
+    pub supplementary: Vec<u32>,
 }
 
 /// What hooks and probes found out about a run.

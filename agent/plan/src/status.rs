@@ -6,14 +6,15 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-        ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodIP, PodStatus,
+        ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
+        PodStatus, VolumeMount, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use crate::{
-    Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, Wanted, as_container, backoff,
-    conditions,
+    Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, User, Wanted, as_container,
+    backoff, conditions,
     order::{Over, has_completed, is_ready, is_started, open, over, starts_again},
     qos::qos_class,
     steps::obstacle,
@@ -147,11 +148,12 @@ impl View<'_> {
 
     /// Reason and message of the pod as a whole.
     fn reason(&self, phase: &str) -> (Option<String>, Option<String>) {
-        if let Some(failure) = &self.seen.ground_failure {
-            return (Some(failure.reason.to_owned()), Some(failure.message.clone()));
-        }
         if phase != "Failed" {
-            return (None, None);
+            // What a pod waits for is no news of one that does not wait any more.
+            let waits = phase == "Pending" && over(self.wanted, self.seen, self.now).is_none();
+            let failure = self.seen.ground_failure.as_ref().filter(|_failure| waits);
+            let told = failure.map(|failure| (failure.reason.to_owned(), failure.message.clone()));
+            return told.unzip();
         }
         match (over(self.wanted, self.seen, self.now), &self.seen.eviction) {
             (Some(Over::Deadline), _) => {
@@ -159,11 +161,7 @@ impl View<'_> {
                 (Some("DeadlineExceeded".to_owned()), Some(message.to_owned()))
             }
             (Some(Over::Evicted), Some(eviction)) => {
-                let reason = if self.seen.node_ends {
-                    "Terminated"
-                } else {
-                    "Evicted"
-                };
+                let reason = eviction.cause.reason();
                 (Some(reason.to_owned()), Some(eviction.message.clone()))
             }
             _ => (None, None),
@@ -207,7 +205,10 @@ impl View<'_> {
             started: (member.role != Role::Ephemeral).then(|| is_started(member, container)),
             restart_count: i32::try_from(container.restarts).unwrap_or(i32::MAX),
             state: Some(state),
-            ..ContainerStatus::default()
+            ..match container.run {
+                Run::Never => ContainerStatus::default(),
+                Run::Running { .. } | Run::Exited(_) => as_made(spec, container),
+            }
         }
     }
 
@@ -303,11 +304,11 @@ impl View<'_> {
         }
     }
 
-    /// An image that failed is `ErrImagePull` at the moment of its failure and `ImagePullBackOff` while the next
+    /// An image that failed is `ErrImagePull` for a moment after its failure and `ImagePullBackOff` while the next
     /// attempt waits, as the kubelet has it after each attempt.
     fn waiting_for(&self, failure: &Failure, spec: &Spec, state: &Image) -> ContainerState {
         let of_image = matches!(state, Image::Failed(_) | Image::Retrying(_));
-        let backing_off = failure.at < self.now;
+        let backing_off = backoff::known_at(failure) <= self.now;
         if of_image && failure.reason == "ErrImagePull" && backing_off {
             let image = spec.image.as_deref().unwrap_or_default();
             let message = format!(
@@ -317,6 +318,46 @@ impl View<'_> {
             return waiting("ImagePullBackOff", Some(message));
         }
         waiting(failure.reason, Some(failure.message.clone()))
+    }
+}
+
+/// What a container was made with. Nothing of that changes while it exists, so it is what its spec says.
+fn as_made(spec: &Spec, container: &Container) -> ContainerStatus {
+    let resources = spec.resources.clone().unwrap_or_default();
+    let mounts = spec.volume_mounts.as_ref();
+    ContainerStatus {
+        allocated_resources: resources.requests.clone(),
+        resources: Some(resources),
+        volume_mounts: mounts.map(|mounts| mounts.iter().map(mounted).collect()),
+        user: container.user.as_ref().map(user),
+        ..ContainerStatus::default()
+    }
+}
+
+/// `recursiveReadOnly` is said of mounts that are read-only. The runtime mounts a volume without what is mounted in it, so
+/// whatever is asked for holds; Kubernetes says what was asked for.
+fn mounted(mount: &VolumeMount) -> VolumeMountStatus {
+    let asked = matches!(
+        mount.recursive_read_only.as_deref(),
+        Some("Enabled" | "IfPossible")
+    );
+    let recursive = if asked { "Enabled" } else { "Disabled" };
+    VolumeMountStatus {
+        mount_path: mount.mount_path.clone(),
+        name: mount.name.clone(),
+        read_only: mount.read_only,
+        recursive_read_only: (mount.read_only == Some(true)).then(|| recursive.to_owned()),
+    }
+}
+
+fn user(user: &User) -> ContainerUser {
+    let groups = user.supplementary.iter().map(|gid| i64::from(*gid)).collect();
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid.into(),
+            gid: user.gid.into(),
+            supplemental_groups: Some(groups),
+        }),
     }
 }
 
@@ -390,6 +431,48 @@ fn go_duration(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_that_exists_says_what_it_was_made_with() {
+        let spec: Spec = serde_json::from_value(serde_json::json!({
+            "name": "c",
+            "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "500m"}},
+            "volumeMounts": [
+                {"name": "v", "mountPath": "/a"},
+                {"name": "v", "mountPath": "/b", "readOnly": true},
+                {"name": "v", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "IfPossible"},
+            ],
+        }))
+        .unwrap();
+        let container = Container {
+            user: Some(User {
+                uid: 7,
+                gid: 8,
+                supplementary: vec![9],
+            }),
+            ..Container::default()
+        };
+        let made = serde_json::to_value(as_made(&spec, &container)).unwrap();
+        assert_eq!(made["resources"], serde_json::to_value(&spec.resources).unwrap());
+        assert_eq!(made["allocatedResources"], serde_json::json!({"cpu": "500m"}));
+        let mounts = serde_json::json!([
+            {"name": "v", "mountPath": "/a"},
+            {"name": "v", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "v", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"},
+        ]);
+        assert_eq!(made["volumeMounts"], mounts);
+        let linux = serde_json::json!({"uid": 7, "gid": 8, "supplementalGroups": [9]});
+        assert_eq!(made["user"]["linux"], linux);
+        let plain = serde_json::to_value(as_made(&Spec::default(), &Container::default())).unwrap();
+        assert_eq!(
+            plain["resources"],
+            serde_json::json!({}),
+            "as Kubernetes says it of none"
+        );
+        for absent in ["allocatedResources", "volumeMounts", "user"] {
+            assert!(plain.get(absent).is_none(), "{absent}");
+        }
+    }
 
     #[test]
     fn durations_read_like_gos() {

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     Container, Ending, Failure, Ground, Hook, Image, Member, Role, Run, Seen, Stop, Wanted, Why,
-    backoff::{restart_at, retry_at},
+    backoff::{known_at, pull_at, restart_at, retry_at},
     order::{has_completed, has_target, open, over, starts_again},
     stop::advance,
 };
@@ -156,7 +156,13 @@ fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan
         _ if member.role == Role::Init && has_completed(container) => {}
         _ if member.role == Role::Ephemeral && container.run != Run::Never => {}
         Image::Unknown => plan.steps.push(step),
-        Image::Failed(failure) => plan.when(retry_at(failure), now, step),
+        Image::Failed(failure) => {
+            plan.when(pull_at(failure), now, step);
+            let known = known_at(failure);
+            if known > now {
+                plan.wake(known);
+            }
+        }
         Image::Fetching | Image::Checking { .. } | Image::Retrying(_) | Image::Ready { .. } => {}
     }
 }

@@ -1,5 +1,5 @@
-//! What an object of kind `SandboxProfile` makes of a preset. It takes away and never adds: lists are intersected,
-//! filters answer what is stricter, a second Landlock ruleset stands beside the image's.
+//! What an object of kind `SandboxProfile`, or a seccomp profile alone, makes of a preset. It takes away and never adds:
+//! lists are intersected, filters answer what is stricter, a second Landlock ruleset stands beside the image's.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -73,13 +73,8 @@ pub fn tightened(spec: &SandboxProfileSpec, around: &Surroundings<'_>) -> Result
     let mut notes = Vec::new();
     if let Some(seccomp) = &spec.seccomp {
         let json = serde_json::to_string(seccomp).map_err(|source| ObjectError::Malformed { source })?;
-        let context = oci::Context {
-            capabilities: around.capabilities,
-            kernel: around.kernel,
-        };
-        let imported = oci::import(&json, &context).map_err(|source| ObjectError::Seccomp { source })?;
-        notes = imported.notes;
-        profile.syscalls = SyscallSet::Policy(profile.syscalls.policy().and(&imported.policy));
+        let filtered = filter(&mut profile, &json, around);
+        notes = filtered.map_err(|source| ObjectError::Seccomp { source })?;
     }
     if let Some(ports) = &spec.tcp {
         profile.tcp = fewer_ports(&profile.tcp, ports);
@@ -98,6 +93,18 @@ pub fn tightened(spec: &SandboxProfileSpec, around: &Surroundings<'_>) -> Result
         SandboxEnforcement::BestEffort => Enforcement::BestEffort { floor: around.floor },
     };
     Ok(Tightened { profile, notes })
+}
+
+/// Leaves of the profile's system calls what a seccomp profile of the OCI runtime specification leaves too. Returns what of
+/// that was passed over, one sentence each.
+pub fn filter(profile: &mut Profile, json: &str, around: &Surroundings<'_>) -> Result<Vec<String>, OciError> {
+    let context = oci::Context {
+        capabilities: around.capabilities,
+        kernel: around.kernel,
+    };
+    let imported = oci::import(json, &context)?;
+    profile.syscalls = SyscallSet::Policy(profile.syscalls.policy().and(&imported.policy));
+    Ok(imported.notes)
 }
 
 fn limits(landlock: &SandboxLandlock) -> FileLimits {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use api::flow::{
-    DecidedBy, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowVerdict, PodRef, StagedVerdict, Traffic,
+    DecidedBy, EndpointRef, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowVerdict, PodRef, StagedVerdict,
+    Traffic,
 };
 use ebpf_abi::{
     DIRECTION_EGRESS, DIRECTION_INGRESS, END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT,
@@ -12,7 +13,7 @@ use ebpf_abi::{
 use jiff::{SignedDuration, Timestamp};
 use policies_ir::tables::{self, Direction, EndpointId, Packet, RuleId};
 
-use crate::names::{NamedPod, Names, Snapshot};
+use crate::names::{NamedEndpoint, Names, Snapshot};
 
 /// How to tell the time of day from the kernel's monotonic clock.
 #[derive(Debug, Clone, Copy)]
@@ -50,21 +51,22 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
     let peer = snapshot.addresses.get(&peer);
     let own = snapshot.endpoints.get(&EndpointId(record.endpoint));
     let labels =
-        |end: Option<&std::sync::Arc<NamedPod>>| end.map(|end| end.labels.clone()).unwrap_or_default();
+        |end: Option<&std::sync::Arc<NamedEndpoint>>| end.map(|end| end.labels.clone()).unwrap_or_default();
     let omitted = [own, peer].into_iter().flatten().map(|end| end.omitted);
     FlowEvent {
         sequence: 0,
         kind: kind(record),
         time: clock.time_of(record.time_ns),
         node: node.to_owned(),
-        pod: pod(record, own),
+        pod: judging(record, own),
+        forwarded: snapshot.forwarding.contains(&EndpointId(record.endpoint)),
         direction,
         verdict: verdict_of(record),
         decided_by: decided_by(record, &snapshot, exact),
         staged: staged(record, &snapshot, exact),
         source,
         destination,
-        peer: peer.map(|peer| peer.pod.clone()),
+        peer: peer.map(|peer| peer.endpoint.clone()),
         protocol: record.protocol,
         source_port: record.source_port,
         destination_port: record.destination_port,
@@ -111,14 +113,14 @@ fn traffic(amounts: &[u64; 2]) -> Traffic {
     }
 }
 
-/// The pod whose interface judged. An interface that no pod is known for is named by its number, without a
-/// namespace, so that it cannot be taken for a pod.
-fn pod(record: &FlowRecord, own: Option<&std::sync::Arc<NamedPod>>) -> PodRef {
+/// The pod or host endpoint whose interface judged. An interface that neither is known for is named by its number, without
+/// a namespace, so that it cannot be taken for a pod.
+fn judging(record: &FlowRecord, own: Option<&std::sync::Arc<NamedEndpoint>>) -> EndpointRef {
     let unknown = || PodRef {
         namespace: String::new(),
         name: format!("interface {}", record.ifindex),
     };
-    own.map_or_else(unknown, |own| own.pod.clone())
+    own.map_or_else(|| unknown().into(), |own| own.endpoint.clone())
 }
 
 /// `Log` rules that matched. They are asked about the packet that a decision is about: totals say nothing new, and
@@ -213,6 +215,7 @@ fn named(rule: Option<tables::DecidedBy>, exact: bool) -> DecidedBy {
 mod tests {
     use std::sync::Arc;
 
+    use api::flow::HostRef;
     use ebpf_abi::{Address, DIRECTION_EGRESS};
     use policies_ir::tables::{
         BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, NodeTables, RuleName, Service, SourceClass,
@@ -260,9 +263,9 @@ mod tests {
         }
     }
 
-    fn named_pod(name: &str) -> Arc<NamedPod> {
+    fn named_pod(name: &str) -> Arc<NamedEndpoint> {
         let labels = [("app".to_owned(), name.to_owned())].into();
-        Arc::new(NamedPod::new(pod(name), &labels))
+        Arc::new(NamedEndpoint::new(pod(name).into(), &labels))
     }
 
     fn names() -> Names {
@@ -285,7 +288,7 @@ mod tests {
             changes: [(EndpointId(7), 3)].into(),
             endpoints: [(EndpointId(7), named_pod("client"))].into(),
             addresses: Arc::new([("10.7.0.9".parse().unwrap(), named_pod("web"))].into()),
-            logging: None,
+            ..Snapshot::default()
         });
         names
     }
@@ -338,7 +341,7 @@ mod tests {
     fn a_rule_of_an_unknown_epoch_is_not_given_the_name_of_another() {
         let event = flow_event(&FlowRecord { epoch: 2, ..record() }, &names(), "node-1", &CLOCK);
         assert_eq!(event.decided_by.rule, "unnamed-rule");
-        assert_eq!(event.pod, pod("client"));
+        assert_eq!(event.pod, pod("client").into());
     }
 
     #[test]
@@ -441,7 +444,7 @@ mod tests {
             cluster::{Cluster, Member},
             policy::{
                 Action, DefaultAction, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy,
-                PolicySet, Rule, Selector, ServiceMatch, Tier, WorkloadMatch,
+                PolicySet, Rule, Selector, ServiceMatch, TieBreak, Tier, WorkloadMatch,
             },
         };
         let rule = |index, action, protocol: Option<u8>| Rule {
@@ -467,7 +470,7 @@ mod tests {
                 rule(3, log, None),
             ],
             ingress: Vec::new(),
-            tie_break: "log".to_owned(),
+            tie_break: TieBreak::default(),
             order: Order(None),
             phase: Phase::Local,
             applies_to: WorkloadMatch {
@@ -551,6 +554,42 @@ mod tests {
                 ..record()
             }),
             "unknown-reason"
+        );
+    }
+
+    #[test]
+    fn host_endpoints_are_named_at_both_ends() {
+        let labels = [("wire".to_owned(), "test".to_owned())].into();
+        let host = |name: &str| {
+            let (name, node) = (name.to_owned(), "node-1".to_owned());
+            Arc::new(NamedEndpoint::new(
+                EndpointRef::Host(HostRef { name, node }),
+                &labels,
+            ))
+        };
+        let names = Names::new();
+        names.publish(Snapshot {
+            changes: [(EndpointId(7), 3), (EndpointId(8), 3)].into(),
+            endpoints: [(EndpointId(7), host("wire")), (EndpointId(8), host("wire"))].into(),
+            forwarding: [EndpointId(8)].into(),
+            addresses: Arc::new([("10.7.0.9".parse().unwrap(), host("other"))].into()),
+            ..Snapshot::default()
+        });
+        let told = |endpoint: u32| {
+            let event = flow_event(&FlowRecord { endpoint, ..record() }, &names, "node-1", &CLOCK);
+            serde_json::to_value(&event).unwrap()
+        };
+        let (own, forwarded) = (told(7), told(8));
+        let wire = serde_json::json!({"hostEndpoint": "wire", "node": "node-1"});
+        let other = serde_json::json!({"hostEndpoint": "other", "node": "node-1"});
+        for event in [&own, &forwarded] {
+            assert_eq!((&event["pod"], &event["peer"]), (&wire, &other));
+            assert_eq!(event["podLabels"], serde_json::json!({"wire": "test"}));
+            assert_eq!(event["peerLabels"], event["podLabels"]);
+        }
+        assert_eq!(
+            (&own["forwarded"], &forwarded["forwarded"]),
+            (&serde_json::Value::Null, &true.into())
         );
     }
 

@@ -70,7 +70,7 @@ impl Hub {
             let told = before.unreported.get(&endpoint.0).copied().unwrap_or(0);
             let lost = Counted::since(told, *packets);
             if lost > 0 {
-                let pod = names.pod(*endpoint);
+                let pod = names.endpoint(*endpoint);
                 let text = state.log.append_loss(lost, LossPlace::Unreported, pod);
                 state.send(text);
             }

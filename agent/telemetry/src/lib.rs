@@ -26,5 +26,5 @@ pub use hub::{FOLLOWER_LAG, Follower, Hub};
 pub use log::{FlowLog, LogConfig, LogError};
 pub use logging::LogRules;
 pub use metrics::{METRICS_MEDIA_TYPE, exposition};
-pub use names::{NamedPod, Names, Snapshot};
+pub use names::{NamedEndpoint, Names, Snapshot};
 pub use reader::{Reader, StartError, report};

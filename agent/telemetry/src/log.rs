@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api::flow::{FlowLine, FlowLoss, LossPlace, PodRef};
+use api::flow::{EndpointRef, FlowLine, FlowLoss, LossPlace};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -169,7 +169,12 @@ impl FlowLog {
     }
 
     /// Writes that `lost` events are missing.
-    pub(crate) fn append_loss(&mut self, lost: u64, at: LossPlace, pod: Option<PodRef>) -> Option<String> {
+    pub(crate) fn append_loss(
+        &mut self,
+        lost: u64,
+        at: LossPlace,
+        pod: Option<EndpointRef>,
+    ) -> Option<String> {
         let loss = self.loss(lost, at, pod);
         self.append(FlowLine::Lost(loss))
     }
@@ -207,7 +212,7 @@ impl FlowLog {
         self.counted = counted;
     }
 
-    fn loss(&self, lost: u64, at: LossPlace, pod: Option<PodRef>) -> FlowLoss {
+    fn loss(&self, lost: u64, at: LossPlace, pod: Option<EndpointRef>) -> FlowLoss {
         FlowLoss {
             sequence: None,
             time: Timestamp::now(),

@@ -1,13 +1,13 @@
 //! Who and what the numbers in a record stand for.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
-use api::{flow::PodRef, selector::Labels};
+use api::{flow::EndpointRef, selector::Labels};
 use policies_ir::tables::{EndpointId, NodeTables};
 
 use crate::logging::LogRules;
@@ -30,16 +30,18 @@ pub struct Snapshot {
     pub staged: Option<Arc<NodeTables>>,
     /// Rules that only log; absent if there are none.
     pub logging: Option<Arc<LogRules>>,
-    /// Pods of this node by endpoint.
-    pub endpoints: BTreeMap<EndpointId, Arc<NamedPod>>,
-    /// All pods that are known, by address.
-    pub addresses: Arc<BTreeMap<IpAddr, Arc<NamedPod>>>,
+    /// Pods and host endpoints of this node, by endpoint.
+    pub endpoints: BTreeMap<EndpointId, Arc<NamedEndpoint>>,
+    /// Endpoints that judge what this node forwards.
+    pub forwarding: BTreeSet<EndpointId>,
+    /// All pods and host endpoints that are known, by address.
+    pub addresses: Arc<BTreeMap<IpAddr, Arc<NamedEndpoint>>>,
 }
 
-/// A pod as events show it.
+/// A pod or host endpoint as events show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamedPod {
-    pub(crate) pod: PodRef,
+pub struct NamedEndpoint {
+    pub(crate) endpoint: EndpointRef,
     pub(crate) labels: Labels,
     /// How many labels there was no room for.
     pub(crate) omitted: u32,
@@ -54,9 +56,9 @@ pub struct Names {
     first: Condvar,
 }
 
-impl NamedPod {
-    /// A pod with as many of its labels as an event may carry, in alphabetical order.
-    pub fn new(pod: PodRef, labels: &Labels) -> Self {
+impl NamedEndpoint {
+    /// An endpoint with as many of its labels as an event may carry, in alphabetical order.
+    pub fn new(endpoint: EndpointRef, labels: &Labels) -> Self {
         let mut bytes = 0;
         let fits = |(key, value): &(&String, &String)| {
             bytes += key.len() + value.len();
@@ -70,7 +72,7 @@ impl NamedPod {
             .collect();
         Self {
             omitted: u32::try_from(labels.len() - kept.len()).unwrap_or(u32::MAX),
-            pod,
+            endpoint,
             labels: kept,
         }
     }
@@ -107,13 +109,13 @@ impl Names {
         snapshots.front().cloned().unwrap_or_default()
     }
 
-    /// The pod of an endpoint, gone ones included for a while.
-    pub(crate) fn pod(&self, endpoint: EndpointId) -> Option<PodRef> {
+    /// The pod or host endpoint of a number, gone ones included for a while.
+    pub(crate) fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointRef> {
         let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
         snapshots
             .iter()
             .find_map(|snapshot| snapshot.endpoints.get(&endpoint))
-            .map(|named| named.pod.clone())
+            .map(|named| named.endpoint.clone())
     }
 
     /// The names that hold for what `change` decides at `endpoint`, and whether they are really its own: pods of a
@@ -133,6 +135,8 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use api::flow::PodRef;
+
     use super::*;
 
     #[test]
@@ -147,7 +151,7 @@ mod tests {
                 .collect()
         };
         let of = |labels: &Labels| {
-            let named = NamedPod::new(pod.clone(), labels);
+            let named = NamedEndpoint::new(pod.clone().into(), labels);
             (named.labels.len(), named.omitted)
         };
         assert_eq!(of(&labels(3, 10)), (3, 0));

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use crate::{Candidate, Resources};
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+const MEMORY_TAINT: &str = "node.kubernetes.io/memory-pressure";
 
 /// Empty when the node can take the pod.
 pub(crate) fn reasons_against(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {
@@ -67,7 +68,7 @@ fn ready(node: &Node) -> bool {
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn selected(pod: &Pod, node: &Node) -> bool {
+pub(crate) fn selected(pod: &Pod, node: &Node) -> bool {
     let wanted = pod
         .spec
         .iter()
@@ -76,6 +77,33 @@ fn selected(pod: &Pod, node: &Node) -> bool {
     wanted
         .into_iter()
         .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// The node's pressures that the pod does not tolerate.
+pub(crate) fn pressures_against<'a>(pod: &Pod, node: &'a Node) -> Vec<&'a str> {
+    const TAINTS: [(&str, &str); 3] = [
+        ("MemoryPressure", MEMORY_TAINT),
+        ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+        ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+    ];
+    let untolerated = |condition: &&str| {
+        let mut taints = TAINTS.iter();
+        let taint = taints.find(|(kind, _)| kind == condition).map(|(_, key)| Taint {
+            key: (*key).to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        });
+        taint.is_some_and(|taint| !tolerated(pod, &taint))
+    };
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let holding = conditions.filter(|condition| condition.status == "True");
+    holding
+        .map(|condition| condition.type_.as_str())
+        .filter(untolerated)
+        .collect()
 }
 
 fn lacking(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {
@@ -108,7 +136,12 @@ fn hard(taint: &Taint) -> bool {
     taint.effect != "PreferNoSchedule"
 }
 
+/// As in Kubernetes, want of memory keeps away those who asked for nothing; the others were promised theirs.
 fn tolerated(pod: &Pod, taint: &Taint) -> bool {
+    let class = pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
+    if taint.key == MEMORY_TAINT && matches!(class, Some("Guaranteed" | "Burstable")) {
+        return true;
+    }
     let mut tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
     tolerations.any(|toleration| tolerates(toleration, taint))
 }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bound;
 mod filter;
 mod resources;
 mod volumes;
@@ -16,6 +17,7 @@ use std::{cmp::Reverse, collections::BTreeMap, fmt};
 use api::host_ports::{self, HostPort};
 use k8s_openapi::api::core::v1::{Node, Pod};
 
+pub use bound::{Refusal, refusal};
 pub use resources::Resources;
 pub use volumes::{Needs, Storage};
 
@@ -393,5 +395,21 @@ mod tests {
                 prop_assert!(cpu <= size && *pods <= 10);
             }
         }
+    }
+
+    #[test]
+    fn want_of_memory_keeps_away_those_who_asked_for_none() {
+        let short = json!({"spec": {"taints": [{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}]}});
+        let of_class = |class: &str| {
+            let mut pod = pod("1", json!({}));
+            pod.status = serde_json::from_value(json!({"qosClass": class})).unwrap();
+            outcome(&pod, &[node("a", "4", short.clone())])
+        };
+        assert_eq!(
+            (of_class("Guaranteed"), of_class("Burstable")),
+            ("a".into(), "a".into())
+        );
+        assert!(of_class("BestEffort").contains("memory-pressure"));
+        assert!(of_class("").contains("memory-pressure"));
     }
 }

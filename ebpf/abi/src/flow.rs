@@ -23,9 +23,10 @@ pub const RING_HURRY_BYTES: u32 = RING_BYTES / 4;
 
 /// Key of map `FLOWS`: a flow as one endpoint sees it, the same for both directions.
 ///
-/// Echo requests and replies carry their id as the port of the side that asks and zero for the side that answers;
-/// other ICMP messages carry `type << 8 | code` for the side that sends. So a message in one direction never
-/// looks like the answer to one in the other.
+/// Echo requests and replies carry their id as the port of the side that asks and their code as that of the side that
+/// answers; other ICMP messages carry `type << 8 | code` for the side that sends, and 0xffff for the other (of type 0, which
+/// is reserved in ICMPv6, 0xff00 and the code, and 0xfffe). So a message in one direction never looks like the answer to
+/// one in the other, and no echo, whose id its sender chooses, like a message of another type or code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey {

@@ -195,7 +195,7 @@ fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packe
         } else {
             0
         };
-        note(endpoint, key, flow, packet, now_ns, bits);
+        note(endpoint, key, flow, decision, packet, now_ns, bits);
         return Outcome {
             is_direct: direct::is_way(key, flow, packet),
             ..decided(endpoint, decision, false)
@@ -217,25 +217,34 @@ fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packe
         if flow.state & FLOW_REPLIED == 0 {
             flow.sides = track::opened(packet);
         }
-        note(endpoint, key, flow, packet, now_ns, 0);
+        note(endpoint, key, flow, decision, packet, now_ns, 0);
         return decided(endpoint, decision, false);
     }
     let decision = ask_about(endpoint, packet);
     if decision.verdict == VERDICT_ALLOW {
         let bits = track::open_both(flow, packet);
-        note(endpoint, key, flow, packet, now_ns, bits);
+        note(endpoint, key, flow, decision, packet, now_ns, bits);
     }
     decided(endpoint, decision, false)
 }
 
 /// Counts the packet, and adds `bits` to the flow's state.
 ///
-/// A flow that is denied stays tracked as denied until it falls silent. Were it forgotten, an answer still on its way
-/// out could open it anew in the other direction.
+/// A flow that is denied stays tracked as denied for a minute. Were it forgotten at once, an answer still on its way
+/// out could open it anew in the other direction; did it stay for as long as somebody tries, what policy allows in the
+/// other direction would never be asked about.
 #[inline(always)]
-fn note(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64, bits: u8) {
+fn note(
+    endpoint: &Judge,
+    key: &FlowKey,
+    flow: &mut FlowState,
+    decision: Decision,
+    packet: &Packet,
+    now_ns: u64,
+    bits: u8,
+) {
     // The clock is coarse, and the flow's memory may be another CPU's a moment later: most packets need not write it.
-    if flow.last_seen_ns != now_ns {
+    if decision.verdict == VERDICT_ALLOW && flow.last_seen_ns != now_ns {
         flow.last_seen_ns = now_ns;
     }
     let index = (packet.direction & 1) as usize;

@@ -468,13 +468,13 @@ fn parse_icmp(ctx: &TcContext, packet: &mut Packet, types: &IcmpTypes) -> Result
         packet.role = Role::Error;
     } else if kind == types.echo_request {
         packet.role = Role::Either;
-        packet.ports = FlowPorts::of(packet.direction, id, 0);
+        packet.ports = FlowPorts::of(packet.direction, id, code as u16);
     } else if kind == types.echo_reply {
         packet.role = Role::Continues;
-        packet.ports = FlowPorts::of(packet.direction, 0, id);
+        packet.ports = FlowPorts::of(packet.direction, code as u16, id);
     } else {
         packet.role = Role::Either;
-        packet.ports = FlowPorts::of(packet.direction, packet.service_port, 0);
+        packet.ports = FlowPorts::of_message(packet.direction, packet.service_port);
     }
     Ok(())
 }
@@ -509,12 +509,12 @@ pub(crate) fn parse_quoted(ctx: &TcContext, packet: &Packet) -> Result<Quoted, R
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let types = if is_ipv4 { ICMP_TYPES } else { ICMPV6_TYPES };
-            let [kind, _, _, _, id_high, id_low, _, _]: [u8; 8] = load(ctx, transport)?;
+            let [kind, code, _, _, id_high, id_low, _, _]: [u8; 8] = load(ctx, transport)?;
             let id = (id_high as u16) << 8 | id_low as u16;
             if kind == types.echo_request {
-                FlowPorts::of(direction, id, 0)
+                FlowPorts::of(direction, id, code as u16)
             } else if kind == types.echo_reply {
-                FlowPorts::of(direction, 0, id)
+                FlowPorts::of(direction, code as u16, id)
             } else {
                 return Err(Reason::IcmpUnrelated);
             }
@@ -583,6 +583,17 @@ impl FlowPorts {
                 local: destination,
                 peer: source,
             }
+        }
+    }
+
+    /// What stands for ports in an ICMP message that is neither echo nor error. Both numbers are above 255, which an
+    /// echo's never are: one of them is its code.
+    #[inline(always)]
+    fn of_message(direction: u8, kind_and_code: u16) -> Self {
+        if kind_and_code > 0xff {
+            Self::of(direction, kind_and_code, 0xffff)
+        } else {
+            Self::of(direction, 0xff00 | kind_and_code, 0xfffe)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use api::flow::{FlowDirection, FlowEvent, FlowVerdict, PodRef};
+use api::flow::{EndpointRef, FlowDirection, FlowEvent, FlowVerdict};
 use policies_ir::tables::{BuiltinRule, Direction, Verdict};
 use serde::Serialize;
 
@@ -46,9 +46,9 @@ pub struct Replay {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowChange {
-    /// Pod whose policies judge.
+    /// Pod or host endpoint whose policies judge.
     pub pod: String,
-    /// Seen from that pod.
+    /// Seen from that end.
     pub direction: RuleDirection,
     /// The other end: a pod or an address.
     pub peer: String,
@@ -66,7 +66,7 @@ pub struct FlowChange {
     pub by: String,
 }
 
-/// Judges every recorded flow again. Pods are found by name, since their addresses may be others.
+/// Judges every recorded flow again. Ends are found by name, since their addresses may be others.
 pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
     let mut replay = Replay::default();
     let mut changes: BTreeMap<FlowChange, u64> = BTreeMap::new();
@@ -78,7 +78,7 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
         let Some(member) = find(model, &flow.pod) else {
             *replay
                 .left_out
-                .entry("the pod is not among the objects")
+                .entry("the end that judged is not among the objects")
                 .or_default() += 1;
             continue;
         };
@@ -129,12 +129,16 @@ pub(crate) fn without_policy(flow: &FlowEvent) -> Option<&'static str> {
     if of_node.iter().any(|builtin| builtin.word() == rule) {
         return Some("the other end is the pod's own node");
     }
-    (rule == BuiltinRule::SelfTraffic.word()).then_some("the other end is the pod itself")
+    if rule == BuiltinRule::SelfTraffic.word() {
+        return Some("the other end is the pod itself");
+    }
+    // The model has what begins or ends at a node.
+    flow.forwarded.then_some("a node only forwarded them")
 }
 
-/// Position of a pod.
-pub(crate) fn find(model: &Model, pod: &PodRef) -> Option<usize> {
-    model.find(&pod.to_string())
+/// Position of a pod or host endpoint.
+pub(crate) fn find(model: &Model, end: &EndpointRef) -> Option<usize> {
+    model.find(&end.to_string())
 }
 
 /// The other end's address as it was recorded.

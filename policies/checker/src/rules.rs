@@ -224,7 +224,7 @@ fn rules(policies: &PolicySet) -> Vec<Found> {
     for (tier_at, tier) in tiers {
         let mut in_tier: Vec<(usize, &Policy)> =
             tier.policies.iter().map(AsRef::as_ref).enumerate().collect();
-        in_tier.sort_by(|(_, a), (_, b)| a.order.cmp(&b.order).then_with(|| a.tie_break.cmp(&b.tie_break)));
+        in_tier.sort_by(|(_, a), (_, b)| a.precedence().cmp(&b.precedence()));
         for (policy_at, policy) in in_tier {
             let holder = Holder::Policy {
                 tier: tier_at,

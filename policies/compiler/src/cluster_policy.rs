@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use policies_ir::policy::{
     Action, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy, PortMatch, Rule, SCTP,
-    Selector, ServiceMatch, TCP, UDP, WorkloadMatch,
+    Selector, ServiceMatch, TCP, TieBreak, UDP, WorkloadMatch,
 };
 
 use crate::{
@@ -112,7 +112,7 @@ pub(crate) fn read(object: &ClusterNetworkPolicy, nodes: &Nodes, errors: &mut Er
     let egress = read_rules(egress, nodes, whole, "egress", errors);
     let policy = Policy {
         name: format!("ClusterNetworkPolicy {name}"),
-        tie_break: format!("{name}//ClusterNetworkPolicy"),
+        tie_break: TieBreak::new(&name, "", "ClusterNetworkPolicy"),
         order: Order(Some(priority)),
         phase: Phase::Local,
         applies_to,

@@ -2,32 +2,22 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use api::flow::{DecidedBy, FlowDirection, FlowVerdict, PodRef};
+use api::flow::{DecidedBy, EndpointRef, FlowDirection, FlowVerdict, HostRef, PodRef};
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Mismatch, Step, decide},
-    policy::{Action, DefaultAction, ICMP, ICMPV6, PolicySet, SCTP, TCP, UDP},
+    policy::{Action, DefaultAction, ICMP, ICMPV6, PolicySet, SCTP, TCP, UDP, WorkloadKind},
     tables::{self, Direction, Packet, Verdict},
 };
 use serde::Serialize;
 
 use crate::{
     judge::{
-        Book, FlowEnd, FlowError,
+        Book, FlowEnd, FlowError, Question,
         ends::{Resolved, addresses},
     },
     view::ClusterView,
 };
-
-/// One end of a flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Party {
-    /// A pod.
-    Pod(PodRef),
-    /// Anything else, by its address. The address of a pod is that pod.
-    Address(IpAddr),
-}
 
 /// Answer of [`explain`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -39,12 +29,14 @@ pub struct Explanation {
     pub to: End,
     /// IP protocol number.
     pub protocol: u8,
+    /// Source port; 0 stands for one that no rule means.
+    pub source_port: u16,
     /// Destination port.
     pub port: u16,
-    /// Judgement where the flow leaves; absent if it does not start at a pod.
+    /// Judgement where the flow leaves; absent if nothing judges there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Judgement>,
-    /// Judgement where it arrives; absent if it does not go to a pod.
+    /// Judgement where it arrives; absent if nothing judges there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Judgement>,
     /// Allowed only if every judgement allows.
@@ -55,20 +47,20 @@ pub struct Explanation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct End {
-    /// The pod, if it is one.
+    /// The pod or host endpoint, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pod: Option<PodRef>,
+    pub pod: Option<EndpointRef>,
     /// The address that was judged.
     pub address: IpAddr,
 }
 
-/// What one pod's policies say.
+/// What the policies of one pod or host endpoint say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Judgement {
-    /// The pod.
-    pub pod: PodRef,
-    /// Seen from that pod.
+    /// The pod or host endpoint.
+    pub pod: EndpointRef,
+    /// Seen from there.
     pub direction: FlowDirection,
     /// Policies that apply to it in this direction, in order.
     pub policies: Vec<String>,
@@ -95,55 +87,39 @@ pub struct Tried {
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
-    /// No such pod.
-    #[error("there is no pod {0}")]
-    UnknownPod(PodRef),
-    /// The pod has no address yet.
-    #[error("pod {0} has no address yet")]
-    NoAddress(PodRef),
-    /// One end is IPv4 only, the other IPv6 only.
-    #[error("the two ends have no address family in common")]
-    NoCommonFamily,
-    /// Neither end is a pod.
-    #[error("neither end is a pod, so no policy judges the flow")]
-    NoPod,
-    /// Not `NAMESPACE/POD`, `POD` or an address.
-    #[error("{0:?} is neither NAMESPACE/POD, POD nor an IP address")]
-    Party(String),
+    /// Who is not there, or cannot be met.
+    #[error(transparent)]
+    Flow(#[from] FlowError),
+    /// Neither end judges.
+    #[error("neither end is a pod or a host endpoint, so no policy judges the flow")]
+    NoEndpoint,
+    /// Not the name of an end.
+    #[error("{0:?} is neither NAMESPACE/POD, POD, host/NAME nor an IP address")]
+    End(String),
     /// Not a protocol.
     #[error("{0:?} is neither TCP, UDP, SCTP, ICMP, ICMPv6 nor a number from 0 to 255")]
     Protocol(String),
 }
 
-/// Says what happens to a new flow. For ICMP, `port` is `type << 8 | code`.
-pub fn explain(
-    view: &ClusterView,
-    from: &Party,
-    to: &Party,
-    port: u16,
-    protocol: u8,
-) -> Result<Explanation, ExplainError> {
+/// Says what happens to a new flow.
+pub fn explain(view: &ClusterView, asked: &Question) -> Result<Explanation, ExplainError> {
     let book = Book::new(view);
     let (cluster, ends) = (book.cluster(), book.ends());
-    let resolve = |party: &Party| {
-        ends.resolve(&party.into())
-            .map_err(|error| party.unresolved(error))
-    };
-    let (source, destination) = (resolve(from)?, resolve(to)?);
+    let (source, destination) = (ends.resolve(&asked.source)?, ends.resolve(&asked.destination)?);
     if source.member.is_none() && destination.member.is_none() {
-        return Err(ExplainError::NoPod);
+        return Err(ExplainError::NoEndpoint);
     }
-    let (from, to) = addresses(&source, &destination, protocol)
-        .ok()
-        .filter(|(from, to)| from.is_ipv4() == to.is_ipv4())
-        .ok_or(ExplainError::NoCommonFamily)?;
+    let (from, to) = addresses(&source, &destination, asked.protocol)?;
+    if from.is_ipv4() != to.is_ipv4() {
+        return Err(FlowError::NoCommonFamily.into());
+    }
     let judge = |own: &Resolved, other: &Resolved, direction, peer| {
         let packet = Packet {
             direction,
             peer,
-            protocol,
-            source_port: 0,
-            port,
+            protocol: asked.protocol,
+            source_port: asked.source_port,
+            port: asked.port,
         };
         let member = cluster.members.get(ends.judging(own, other)?)?;
         Some(judgement(cluster, book.policies(), member, &packet))
@@ -161,15 +137,16 @@ pub fn explain(
         pod: resolved
             .member
             .and_then(|at| cluster.members.get(at))
-            .map(pod_ref),
+            .map(endpoint_ref),
         address,
     };
     let (from, to) = (end(&source, from), end(&destination, to));
     Ok(Explanation {
         from,
         to,
-        protocol,
-        port,
+        protocol: asked.protocol,
+        source_port: asked.source_port,
+        port: asked.port,
         egress,
         ingress,
         verdict,
@@ -191,21 +168,28 @@ pub fn parse_protocol(text: &str) -> Result<u8, ExplainError> {
     }
 }
 
-impl FromStr for Party {
+/// `NAMESPACE/POD`, `POD`, `host/NAME` or an address; `pod/NAMESPACE/POD` for pods of a namespace called `host`.
+impl FromStr for FlowEnd {
     type Err = ExplainError;
 
     fn from_str(text: &str) -> Result<Self, ExplainError> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self::Address(address.to_canonical()));
         }
-        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
-        if namespace.is_empty() || name.is_empty() || name.contains('/') {
-            return Err(ExplainError::Party(text.to_owned()));
+        let parts: Vec<&str> = text.split('/').collect();
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(ExplainError::End(text.to_owned()));
         }
-        Ok(Self::Pod(PodRef {
+        let (namespace, name) = match parts[..] {
+            ["host", name] => return Ok(Self::Host(name.to_owned())),
+            ["pod", namespace, name] | [namespace, name] => (namespace, name),
+            [name] => ("default", name),
+            _ => return Err(ExplainError::End(text.to_owned())),
+        };
+        Ok(Self::Pod {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-        }))
+        })
     }
 }
 
@@ -213,7 +197,11 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = verdict_word(self.verdict);
         let service = service_text(self.protocol, self.port);
-        writeln!(f, "{verdict}: {} to {}, {service}", self.from, self.to)?;
+        let source = match self.source_port {
+            0 => String::new(),
+            port => format!(" from port {port}"),
+        };
+        writeln!(f, "{verdict}: {} to {}, {service}{source}", self.from, self.to)?;
         for judgement in self.egress.iter().chain(&self.ingress) {
             write!(f, "{judgement}")?;
         }
@@ -251,31 +239,6 @@ impl fmt::Display for Judgement {
     }
 }
 
-impl From<&Party> for FlowEnd {
-    fn from(party: &Party) -> Self {
-        match party {
-            Party::Address(address) => Self::Address(*address),
-            Party::Pod(PodRef { namespace, name }) => Self::Pod {
-                namespace: namespace.clone(),
-                name: name.clone(),
-            },
-        }
-    }
-}
-
-impl Party {
-    /// Why it is no end. Addresses always are.
-    fn unresolved(&self, error: FlowError) -> ExplainError {
-        match (error, self) {
-            (FlowError::UnknownPod { namespace, name }, _) => {
-                ExplainError::UnknownPod(PodRef { namespace, name })
-            }
-            (FlowError::NoAddress(_), Self::Pod(pod)) => ExplainError::NoAddress(pod.clone()),
-            (error, _) => ExplainError::Party(error.to_string()),
-        }
-    }
-}
-
 fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &Packet) -> Judgement {
     let policy = policies.for_endpoint(&member.workload);
     let decision = decide(&policy, &cluster.flow(member, packet));
@@ -289,7 +252,7 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
         tables::DecidedBy::Builtin(_) => (None, None, None),
     };
     Judgement {
-        pod: pod_ref(member),
+        pod: endpoint_ref(member),
         direction: match packet.direction {
             Direction::Ingress => FlowDirection::Ingress,
             Direction::Egress => FlowDirection::Egress,
@@ -309,10 +272,19 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
     }
 }
 
-fn pod_ref(member: &Member) -> PodRef {
-    PodRef {
-        namespace: member.workload.namespace.clone(),
-        name: member.workload.name.clone(),
+fn endpoint_ref(member: &Member) -> EndpointRef {
+    let workload = &member.workload;
+    match workload.kind {
+        WorkloadKind::HostEndpoint => HostRef {
+            name: workload.name.clone(),
+            node: member.node.clone(),
+        }
+        .into(),
+        WorkloadKind::Pod | WorkloadKind::NetworkSet => PodRef {
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+        }
+        .into(),
     }
 }
 
@@ -369,7 +341,7 @@ fn mismatch_text(mismatch: Mismatch) -> &'static str {
         Mismatch::Workload => "does not select the other end",
         Mismatch::SourcePort => "is for other source ports",
         Mismatch::Domain => "is for other names",
-        Mismatch::Own => "does not fit the pod's own end",
+        Mismatch::Own => "does not fit the end that judges",
     }
 }
 

@@ -15,7 +15,7 @@ use k8s_openapi::{
 };
 use policies_ir::policy::{
     Action, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy, PortMatch, Rule, SCTP,
-    Selector, ServiceMatch, TCP, UDP, WorkloadMatch,
+    Selector, ServiceMatch, TCP, TieBreak, UDP, WorkloadMatch,
 };
 
 use crate::field::{
@@ -90,7 +90,7 @@ pub(crate) fn read(object: &NetworkPolicy, errors: &mut Errors) -> Policy {
     });
     Policy {
         name: format!("NetworkPolicy {namespace}/{name}"),
-        tie_break: format!("{name}/{namespace}/NetworkPolicy"),
+        tie_break: TieBreak::new(name, &namespace, "NetworkPolicy"),
         order: Order(Some(POLICY_ORDER)),
         phase: Phase::Local,
         applies_to: WorkloadMatch {

@@ -35,7 +35,7 @@ pub use cluster_policy::NodeView;
 pub use compile::{
     Answers, Compiled, Diagnostic, compile, compile_answers, compile_policies, compile_staged, reference,
 };
-pub use explain::{End, ExplainError, Explanation, Judgement, Party, Tried, explain, parse_protocol};
+pub use explain::{End, ExplainError, Explanation, Judgement, Tried, explain, parse_protocol};
 pub use field::FieldError;
 pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;

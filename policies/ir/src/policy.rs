@@ -131,13 +131,24 @@ pub enum DefaultAction {
     Pass,
 }
 
+/// What decides between policies of equal order: the name, as Calico has it, then what else tells them apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TieBreak {
+    /// Name of the object. One that continues another comes after it, whatever the next character is.
+    pub name: String,
+    /// Its namespace; empty for an object of the cluster.
+    pub namespace: String,
+    /// Its kind.
+    pub kind: String,
+}
+
 /// One policy: whom it applies to, in which directions, and its rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     /// `Kind namespace/name`.
     pub name: String,
-    /// Breaks ties of `order`: name, namespace and kind, with `/` between.
-    pub tie_break: String,
+    /// Breaks ties of `order`.
+    pub tie_break: TieBreak,
     /// Place within the tier.
     pub order: Order,
     /// When it is asked.
@@ -529,11 +540,29 @@ impl PolicySet {
     }
 }
 
+impl Policy {
+    /// What policies of a tier are sorted by: the lower is asked first.
+    pub fn precedence(&self) -> (Order, &TieBreak) {
+        (self.order, &self.tie_break)
+    }
+}
+
+impl TieBreak {
+    /// Of the object with this name, and the namespace and kind that tell it from others of that name.
+    pub fn new(name: &str, namespace: &str, kind: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            kind: kind.to_owned(),
+        }
+    }
+}
+
 impl Tier {
     fn for_endpoint(&self, workload: &Workload, phases: &[Phase]) -> Option<EndpointTier<'_>> {
         let mut policies: Vec<&Policy> = self.policies.iter().map(AsRef::as_ref).collect();
         policies.retain(|policy| phases.contains(&policy.phase) && policy.applies_to.matches(workload));
-        policies.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.tie_break.cmp(&b.tie_break)));
+        policies.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
         (!policies.is_empty()).then_some(EndpointTier {
             name: &self.name,
             default_action: self.default_action,
@@ -543,20 +572,25 @@ impl Tier {
 }
 
 impl DomainMatch {
+    /// Longest name, without its final dot (RFC 1035, section 2.3.4).
+    pub const MAX_BYTES: usize = 253;
+    /// Longest label of a name.
+    pub const MAX_LABEL_BYTES: usize = 63;
+
     /// The pattern, or nothing if it is not one: a host name of lower or upper case, without its final dot, in
     /// which whole labels may be `*`.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let label = |label: &str| {
             label == "*"
-                || ((1..=63).contains(&label.len())
+                || ((1..=Self::MAX_LABEL_BYTES).contains(&label.len())
                     && label
                         .bytes()
                         .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
                     && !label.starts_with('-')
                     && !label.ends_with('-'))
         };
-        let valid = text.len() <= 253 && text.split('.').all(label) && text != "*";
+        let valid = text.len() <= Self::MAX_BYTES && text.split('.').all(label) && text != "*";
         valid.then(|| Self {
             labels: text.split('.').map(str::to_owned).collect(),
         })

@@ -194,7 +194,7 @@ fn is_about_everybody(rule: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Directions, Kinds, NamespaceMatch, Order, Phase, Selector, WorkloadMatch};
+    use crate::policy::{Directions, Kinds, NamespaceMatch, Order, Phase, Selector, TieBreak, WorkloadMatch};
     use crate::policy::{EndpointTier, EndpointToHost, Policy, Profile, Workload};
 
     fn rule(action: Action, ports: &[(u16, u16)], peer: Option<&str>) -> Rule {
@@ -217,7 +217,7 @@ mod tests {
     fn policy(egress: Vec<Rule>) -> Policy {
         Policy {
             name: "p".into(),
-            tie_break: "p".into(),
+            tie_break: TieBreak::default(),
             order: Order(None),
             phase: Phase::Local,
             applies_to: WorkloadMatch {

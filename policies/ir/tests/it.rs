@@ -13,7 +13,7 @@ use policies_ir::{
     policy::{
         Action, DefaultAction, Directions, EndMatch, EndpointToHost, IcmpMatch, IpVersion, Kinds, NamedPort,
         NamespaceMatch, Order, Phase, Policy, PolicySet, PortMatch, Profile, ProfileRules, Rule, Selector,
-        ServiceMatch, TCP, Tier, UDP, Workload, WorkloadMatch,
+        ServiceMatch, TCP, TieBreak, Tier, UDP, Workload, WorkloadMatch,
     },
     tables::{BuiltinRule, DecidedBy, Direction, Verdict},
 };
@@ -619,7 +619,7 @@ fn tier(name: &str, order: Option<f64>, default_action: DefaultAction, policies:
 fn policy(name: &str, order: Option<f64>, rules: Vec<Rule>) -> Policy {
     Policy {
         name: name.to_owned(),
-        tie_break: name.to_owned(),
+        tie_break: TieBreak::new(name, "", ""),
         order: Order(order),
         phase: Phase::Local,
         applies_to: WorkloadMatch {

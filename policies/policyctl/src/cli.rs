@@ -78,6 +78,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   policyctl flows -f
   policyctl flows --since 10m --verdict deny --pod shop/web
+  policyctl flows --host uplink --peer 192.0.2.0/24
   policyctl flows --since 2026-01-02T03:04:05Z --policy shop/web --kind start -o json
   policyctl flows --logged -f")]
     Flows(FlowsArgs),
@@ -93,6 +94,9 @@ Exit codes: 0 pass, 1 error, 2 refused or inconclusive")]
   policyctl explain --from shop/web --to shop/db --port 5432
   policyctl explain -f manifests/ --from shop/web --to 192.0.2.7 --port 443
   policyctl explain --from 10.0.0.9 --to shop/web --port 53/UDP
+  policyctl explain --from 10.0.0.9 --to host/node-1 --port 22          the node, by its host endpoint
+  policyctl explain --from shop/web --to shop/db --port 5432 --source-port 53
+  policyctl explain --from pod/host/web --to shop/db --port 5432         a pod of a namespace named host
 
 Exit codes: 0 allowed, 1 error, 2 denied")]
     Explain(ExplainArgs),
@@ -103,7 +107,7 @@ Exit codes: 0 allowed, 1 error, 2 denied")]
     policyctl decide -f manifests/ --flows -
 
 A flow: {\"id\", \"src\", \"dst\", \"protocol\", \"port\", \"srcPort\", \"icmpType\", \"icmpCode\"}; src and dst are
-{\"pod\": \"NAMESPACE/NAME\"}, {\"ip\": \"ADDRESS\"} or {\"host\": \"NODE\"}; protocol is TCP, UDP, SCTP, ICMP, ICMPv6 or a number.
+{\"pod\": \"NAMESPACE/NAME\"}, {\"ip\": \"ADDRESS\"} or {\"host\": \"NAME\"}, of a node or host endpoint; protocol is TCP, UDP, SCTP, ICMP, ICMPv6 or a number.
 
 Exit codes: 0 all judged, 1 error, or a flow that could not be judged (its line says why, and denies)")]
     Decide(DecideArgs),
@@ -432,15 +436,18 @@ pub(crate) enum DecideOutput {
 /// Arguments of `explain`.
 #[derive(Args)]
 pub(crate) struct ExplainArgs {
-    /// Where the flow starts: namespace/pod or an address
-    #[arg(long, value_name = "NS/POD|IP")]
+    /// Where the flow starts: namespace/pod, host/ and the name of a node or host endpoint, or an address
+    #[arg(long, value_name = "NS/POD|host/NAME|IP")]
     pub(crate) from: String,
-    /// Where the flow goes: namespace/pod or an address
-    #[arg(long, value_name = "NS/POD|IP")]
+    /// Where the flow goes: namespace/pod, host/ and the name of a node or host endpoint, or an address
+    #[arg(long, value_name = "NS/POD|host/NAME|IP")]
     pub(crate) to: String,
     /// Port and protocol, such as 80, 53/UDP
     #[arg(long, value_name = "PORT[/PROTOCOL]")]
     pub(crate) port: String,
+    /// Source port; without it, one that no rule means
+    #[arg(long, value_name = "PORT")]
+    pub(crate) source_port: Option<u16>,
     /// Explain from these files or directories instead of the live cluster
     #[arg(short, long = "filename", value_name = "PATH")]
     pub(crate) filename: Vec<PathBuf>,

@@ -1,11 +1,12 @@
 //! `policyctl explain`: which rule decides between two ends, from files or from the live cluster, with the
 //! compiler that also feeds the kernel.
 
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
-use api::{flow::FlowVerdict, node_policy::NodePolicy};
-use policies_compiler::{ClusterView, Party, explain, parse_protocol};
+use api::{calico::HostEndpoint, flow::FlowVerdict, node_policy::NodePolicy};
+use policies_compiler::{CalicoObject, ClusterView, FlowEnd, PodView, Question, explain, parse_protocol};
+use policies_ir::policy::PORT_PROTOCOLS;
 
 use crate::{
     cli::{Connection, ExplainArgs},
@@ -18,13 +19,22 @@ const DENIED: u8 = 2;
 /// Explains one flow; exit code 0 when it is allowed, 2 when it is denied.
 pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<ExitCode> {
     let (port, protocol) = service(&args.port)?;
-    let (from, to): (Party, Party) = (args.from.parse()?, args.to.parse()?);
-    let view = if args.filename.is_empty() {
-        live(connection, &from).await?
-    } else {
-        offline(args)?
+    if args.source_port.is_some() && !PORT_PROTOCOLS.contains(&protocol) {
+        bail!("--source-port: only TCP, UDP and SCTP have ports");
+    }
+    let asked = Question {
+        source: args.from.parse()?,
+        destination: args.to.parse()?,
+        protocol,
+        source_port: args.source_port.unwrap_or(0),
+        port,
     };
-    let explanation = explain(&view, &from, &to, port, protocol)?;
+    let view = if args.filename.is_empty() {
+        live(connection, &asked.source).await?
+    } else {
+        load::offline(&args.filename)?.view
+    };
+    let explanation = explain(&view, &asked)?;
     match args.output {
         Some(format) => {
             output::object(
@@ -40,20 +50,12 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<E
     })
 }
 
-fn offline(args: &ExplainArgs) -> Result<ClusterView> {
-    Ok(load::offline(&args.filename)?.view)
-}
-
 /// The live cluster, with the names of addresses as the resolver of the node knows them where the flow begins: only
-/// rules for what leaves a pod have names.
-async fn live(connection: &Connection, from: &Party) -> Result<ClusterView> {
+/// rules for what leaves an end have names.
+async fn live(connection: &Connection, from: &FlowEnd) -> Result<ClusterView> {
     let mut view = load::live(connection).await?.view;
-    let source = view.pods.iter().find(|pod| match from {
-        Party::Pod(wanted) => (&pod.namespace, &pod.name) == (&wanted.namespace, &wanted.name),
-        Party::Address(address) => pod.addresses.contains(address),
-    });
-    let node = source.map(|pod| pod.node.clone()).filter(|node| !node.is_empty());
-    let Some(node) = node.filter(|_| view.asks_for_names()) else {
+    let node = node_of(&view, from).filter(|_| view.asks_for_names());
+    let Some(node) = node.map(str::to_owned) else {
         return Ok(view);
     };
     let client = cluster::connect(connection).await?;
@@ -68,6 +70,40 @@ async fn live(connection: &Connection, from: &Party) -> Result<ClusterView> {
         serde_json::from_value(sent).with_context(|| format!("node {node} sent something else"))?;
     view.names = sent.names;
     Ok(view)
+}
+
+/// The node of the cluster that an end is on, if it is on one.
+fn node_of<'a>(view: &'a ClusterView, end: &FlowEnd) -> Option<&'a str> {
+    let of_pod = |found: &dyn Fn(&PodView) -> bool| {
+        let pod = view.pods.iter().find(|pod| found(pod));
+        pod.map(|pod| pod.node.as_str())
+    };
+    let of_host = |found: &dyn Fn(&HostEndpoint) -> bool| {
+        let mut hosts = view.calico.iter().filter_map(|object| match object {
+            CalicoObject::HostEndpoint(host) => Some(host),
+            _ => None,
+        });
+        hosts.find(|host| found(host)).map(|host| host.spec.node.as_str())
+    };
+    let node = match end {
+        FlowEnd::Pod { namespace, name } => of_pod(&|pod| (&pod.namespace, &pod.name) == (namespace, name)),
+        FlowEnd::Host(name) if view.nodes.contains_key(name) => Some(name.as_str()),
+        FlowEnd::Host(name) => of_host(&|host| host.metadata.name.as_ref() == Some(name)),
+        FlowEnd::Address(address) => {
+            let mut nodes = view.nodes.iter();
+            let node = nodes.find(|(_, node)| node.addresses.contains(address));
+            let is = |text: &String| {
+                text.parse::<IpAddr>()
+                    .is_ok_and(|found| found.to_canonical() == *address)
+            };
+            of_pod(&|pod| pod.addresses.contains(address))
+                .or_else(|| of_host(&|host| host.spec.expected_ips.iter().any(is)))
+                .or(node.map(|(name, _)| name.as_str()))
+        }
+    };
+    // A host endpoint may be for a node that nobody can ask.
+    let (node, _) = view.nodes.get_key_value(node?)?;
+    Some(node)
 }
 
 /// `80`, `80/TCP`, `53/udp`; for ICMP `8` or `8.0/ICMP` is type and code.

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use api::flow::{DecidedBy, FlowDirection, FlowEvent, FlowKind, FlowVerdict, PodRef};
+use api::flow::{DecidedBy, EndpointRef, FlowDirection, FlowEvent, FlowKind, FlowVerdict, PodRef};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
-use policies_compiler::parse_protocol;
+use policies_compiler::{FlowEnd, parse_protocol};
 
 /// Conditions on flows; all that are given must hold.
 #[derive(Args, Debug, Clone, Default)]
@@ -18,8 +18,11 @@ pub(crate) struct FlowFilter {
     /// Only flows of this namespace, at either end
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
-    /// Only flows whose other end is this pod, or has such an address
-    #[arg(long, value_name = "NS/NAME|IP|CIDR", value_parser = peer)]
+    /// Only flows of this host endpoint, or of the host endpoints of this node, at either end
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Option<String>,
+    /// Only flows whose other end is this pod, this host endpoint or node, or has such an address
+    #[arg(long, value_name = "NS/NAME|host/NAME|IP|CIDR", value_parser = peer)]
     pub(crate) peer: Option<Peer>,
     /// Only this verdict
     #[arg(long)]
@@ -39,7 +42,7 @@ pub(crate) struct FlowFilter {
     /// Only this destination port
     #[arg(long)]
     pub(crate) port: Option<u16>,
-    /// Only this direction, seen from the pod that judges
+    /// Only this direction, seen from the pod or host endpoint that judges
     #[arg(long)]
     pub(crate) direction: Option<DirectionFilter>,
     /// Only events of this kind
@@ -56,8 +59,10 @@ pub(crate) struct FlowFilter {
 /// The other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// `namespace/name`.
-    Pod(String),
+    /// By name.
+    Pod(PodRef),
+    /// By the name of the host endpoint, or of its node.
+    Host(String),
     /// One address or many.
     Net(IpNet),
 }
@@ -74,9 +79,9 @@ pub(crate) enum VerdictFilter {
 /// Directions to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DirectionFilter {
-    /// To the pod
+    /// To the end that judges
     Ingress,
-    /// From the pod
+    /// From the end that judges
     Egress,
 }
 
@@ -99,6 +104,7 @@ impl FlowFilter {
         let Self {
             pod,
             namespace,
+            host,
             peer,
             verdict,
             policy,
@@ -111,7 +117,7 @@ impl FlowFilter {
             staged_differs,
             logged,
         } = self;
-        let texts = [pod, namespace, policy, rule, tier];
+        let texts = [pod, namespace, host, policy, rule, tier];
         texts.into_iter().all(Option::is_none)
             && peer.is_none()
             && verdict.is_none()
@@ -126,10 +132,10 @@ impl FlowFilter {
     /// Whether the event is wanted.
     pub(crate) fn matches(&self, event: &FlowEvent) -> bool {
         let ends = || std::iter::once(&event.pod).chain(&event.peer);
-        let either = |wanted: &Option<String>, of: fn(&PodRef) -> String| {
+        let either = |wanted: &Option<String>, is: fn(&EndpointRef, &str) -> bool| {
             wanted
                 .as_ref()
-                .is_none_or(|wanted| ends().any(|end| of(end) == *wanted))
+                .is_none_or(|wanted| ends().any(|end| is(end, wanted)))
         };
         // The same verdict by another rule is told too.
         let staged_differs = || {
@@ -154,8 +160,11 @@ impl FlowFilter {
                 }
         });
         let decided = &event.decided_by;
-        either(&self.pod, ToString::to_string)
-            && either(&self.namespace, |pod| pod.namespace.clone())
+        either(&self.pod, |end, name| {
+            end.pod().is_some_and(|pod| pod.to_string() == name)
+        }) && either(&self.namespace, |end, name| {
+            end.pod().is_some_and(|pod| pod.namespace == name)
+        }) && either(&self.host, is_host)
             && self.peer.as_ref().is_none_or(|peer| peer.matches(event))
             && verdict
             && self
@@ -183,10 +192,17 @@ impl Peer {
             FlowDirection::Egress => event.destination,
         };
         match self {
-            Self::Pod(name) => event.peer.as_ref().is_some_and(|peer| peer.to_string() == *name),
+            Self::Pod(pod) => event.peer.as_ref().and_then(EndpointRef::pod) == Some(pod),
+            Self::Host(name) => event.peer.as_ref().is_some_and(|peer| is_host(peer, name)),
             Self::Net(net) => net.contains(&address),
         }
     }
+}
+
+/// A host endpoint by its name, or by that of its node.
+fn is_host(end: &EndpointRef, name: &str) -> bool {
+    end.host()
+        .is_some_and(|host| host.name == name || host.node == name)
 }
 
 /// `Kind namespace/name` by all of it, by `namespace/name` or by a name alone.
@@ -222,17 +238,14 @@ pub(crate) fn since(text: &str) -> Result<Timestamp> {
 }
 
 fn peer(text: &str) -> Result<Peer> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(Peer::Net(address.into()));
-    }
     if let Ok(net) = text.parse() {
         return Ok(Peer::Net(net));
     }
-    let pod = text
-        .split_once('/')
-        .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
-    pod.with_context(|| format!("{text:?} is neither namespace/name nor an address, nor a CIDR"))?;
-    Ok(Peer::Pod(text.to_owned()))
+    Ok(match text.parse()? {
+        FlowEnd::Address(address) => Peer::Net(address.into()),
+        FlowEnd::Pod { namespace, name } => Peer::Pod(PodRef { namespace, name }),
+        FlowEnd::Host(name) => Peer::Host(name),
+    })
 }
 
 fn protocol(text: &str) -> Result<u8> {
@@ -270,10 +283,46 @@ mod tests {
     }
 
     fn passes(arguments: &[&str]) -> bool {
+        lets_through(arguments, &event())
+    }
+
+    fn lets_through(arguments: &[&str], event: &FlowEvent) -> bool {
         let line = std::iter::once("flows").chain(arguments.iter().copied());
         let filter = Line::try_parse_from(line).unwrap().filter;
         assert_eq!(filter.is_empty(), arguments.is_empty());
-        filter.matches(&event())
+        filter.matches(event)
+    }
+
+    #[test]
+    fn host_endpoints_are_found_at_either_end() {
+        let host = |name: &str, node: &str| -> EndpointRef {
+            serde_json::from_value(json!({"hostEndpoint": name, "node": node})).unwrap()
+        };
+        let (mut own, mut other) = (event(), event());
+        own.pod = host("wire", "n1");
+        other.peer = Some(host("wire", "n1"));
+        for name in ["wire", "n1"] {
+            assert!(lets_through(&["--host", name], &own) && lets_through(&["--host", name], &other));
+            let peer = format!("host/{name}");
+            assert!(lets_through(&["--peer", &peer], &other) && !lets_through(&["--peer", &peer], &own));
+        }
+        assert!(!lets_through(&["--host", "n2"], &own) && !passes(&["--host", "wire"]));
+        assert!(
+            lets_through(&["--namespace", "yard"], &own),
+            "the other end is a pod"
+        );
+        assert!(!lets_through(&["--pod", "shop/web"], &own) && lets_through(&["--pod", "shop/web"], &other));
+        // A pod of a namespace with this name is no host.
+        let mut pod = event();
+        pod.peer = Some(
+            PodRef {
+                namespace: "host".to_owned(),
+                name: "wire".to_owned(),
+            }
+            .into(),
+        );
+        assert!(lets_through(&["--peer", "pod/host/wire"], &pod));
+        assert!(!lets_through(&["--peer", "host/wire"], &pod));
     }
 
     #[test]
@@ -336,6 +385,6 @@ mod tests {
         let ago = Timestamp::now().duration_since(since("1h30m").unwrap());
         assert_eq!(ago.as_hours(), 1);
         assert!(since("yesterday").is_err());
-        assert!(peer("nonsense").is_err());
+        assert!(peer("non/sen/se").is_err());
     }
 }

@@ -7,7 +7,8 @@ use std::{collections::VecDeque, net::IpAddr};
 
 use anyhow::{Context, Result, bail};
 use api::flow::{
-    DecidedBy, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLine, FlowLoss, FlowVerdict, LossPlace,
+    DecidedBy, EndpointRef, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLine, FlowLoss, FlowVerdict,
+    LossPlace,
 };
 use futures::{AsyncBufReadExt, Stream, StreamExt, TryStreamExt, stream::SelectAll};
 use jiff::Timestamp;
@@ -188,8 +189,9 @@ fn text(event: &FlowEvent) -> String {
     });
     let logged: Vec<&str> = event.logged_by.iter().map(|rule| rule.rule.as_str()).collect();
     let logged = (!logged.is_empty()).then(|| format!("  (logged by {})", logged.join(", ")));
+    let forwarded = if event.forwarded { "  (forwarded)" } else { "" };
     format!(
-        "{:.3} {verdict} {direction} {} {} -> {}  {}{}{}{}",
+        "{:.3} {verdict} {direction} {} {} -> {}  {}{forwarded}{}{}{}",
         event.time,
         service(event.protocol, event.destination_port),
         end(source, event.source),
@@ -205,8 +207,12 @@ fn text(event: &FlowEvent) -> String {
 fn became(event: &FlowEvent) -> String {
     let (packets, bytes) = (&event.packets, &event.bytes);
     let totals = || {
+        let end = match event.pod {
+            EndpointRef::Pod(_) => "pod",
+            EndpointRef::Host(_) => "host",
+        };
         format!(
-            "to pod {} packets, {} bytes; from pod {}, {}",
+            "to {end} {} packets, {} bytes; from {end} {}, {}",
             packets.to_pod, bytes.to_pod, packets.from_pod, bytes.from_pod
         )
     };

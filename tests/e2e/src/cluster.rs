@@ -233,6 +233,11 @@ impl Cluster {
 
     /// Starts again whichever daemon does not run.
     pub fn up_again(&self) -> Result<Ran> {
+        self.up_on(&self.listen)
+    }
+
+    /// Starts the cluster with the API server at another address, until [`Cluster::up_again`].
+    pub fn up_on(&self, listen: &str) -> Result<Ran> {
         let place = self.place();
         let config = std::fs::read_to_string(self.state_dir.join("agent/config.toml"))?;
         let node_listen = config
@@ -244,7 +249,7 @@ impl Cluster {
         // How full the disk of the machine is that the tests run on is not what they are about.
         arguments.extend(["--disk-available-percent", "1"]);
         arguments.extend(place.iter().map(String::as_str));
-        arguments.extend(["--listen", &self.listen, "--node-listen", &node_listen]);
+        arguments.extend(["--listen", listen, "--node-listen", &node_listen]);
         let upstream = self.upstream.address().to_string();
         arguments.extend(["--dns-upstream", &upstream]);
         let (trivy, _) = scanner::trivy()?;
@@ -382,7 +387,12 @@ pub fn kubectls() -> Result<Vec<(u32, PathBuf)>> {
 }
 
 fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
+    free_port_of("127.0.0.1")
+}
+
+/// A port of an address that nobody has.
+pub fn free_port_of(address: &str) -> Result<u16> {
+    let listener = TcpListener::bind((address, 0)).context("cannot find a free port")?;
     Ok(listener.local_addr()?.port())
 }
 

@@ -89,7 +89,7 @@ pub(crate) fn config(
         return Err(ContainerError::Unsupported("privileged"));
     }
     let argv = argv(container, &resolved)?;
-    let capabilities = sandbox::kept(pod, capabilities(security)?, resolved.sandbox);
+    let capabilities = sandbox::kept(pod, container, capabilities(security)?, resolved.sandbox);
     let cwd = match (
         container.working_dir.as_deref(),
         resolved.image.working_dir.as_str(),

@@ -8,12 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_plan::Eviction;
+use agent_plan::{Cause, Eviction};
 use jiff::{SignedDuration, Timestamp};
 
 use serde::{Deserialize, Serialize};
 
-use super::{evictions::Order, status::Told};
+use super::status::Told;
 use crate::durable;
 
 /// Its name in the pod's directory.
@@ -25,7 +25,7 @@ const ASIDE: &str = "ended.json.unreadable";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Ended {
     /// The node has decided it. Containers may still run.
-    pub(super) evicted: Option<Order>,
+    pub(super) evicted: Option<Eviction>,
     /// The last that is to be told of the pod: it is over.
     pub(super) told: Option<Told>,
 }
@@ -44,16 +44,14 @@ impl Ended {
     /// `restartPolicy`. What still runs gets `grace`.
     pub(super) fn unknown(grace: SignedDuration, now: Timestamp) -> Self {
         let eviction = Eviction {
+            cause: Cause::Shortage,
             message: "The pod had ended or was to end, but what its node has kept of that cannot be read."
                 .to_owned(),
             grace,
             at: now,
         };
         Self {
-            evicted: Some(Order {
-                eviction,
-                node_ends: false,
-            }),
+            evicted: Some(eviction),
             told: None,
         }
     }
@@ -121,13 +119,11 @@ mod tests {
         let directory = base.path().join("u");
         assert!(read(&directory).unwrap().is_nothing());
         write(&directory, &Ended::default()).unwrap();
-        let order = Order {
-            eviction: Eviction {
-                message: "no room".to_owned(),
-                grace: SignedDuration::from_secs(7),
-                at: "2026-01-01T00:00:00.25Z".parse::<Timestamp>().unwrap(),
-            },
-            node_ends: true,
+        let order = Eviction {
+            cause: Cause::NodeEnds,
+            message: "no room".to_owned(),
+            grace: SignedDuration::from_secs(7),
+            at: "2026-01-01T00:00:00.25Z".parse::<Timestamp>().unwrap(),
         };
         let ended = Ended {
             evicted: Some(order),

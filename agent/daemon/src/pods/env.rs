@@ -8,6 +8,8 @@ use std::{
 use api::host_paths::HostPath;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
+use crate::config::ApiAddress;
+
 use super::{
     claims::Claimed,
     resources::{self, NodeAmounts},
@@ -30,13 +32,15 @@ pub(crate) struct Objects {
     pub(crate) claims: BTreeMap<String, Claimed>,
 }
 
-/// Facts that `fieldRef` can name beside the pod's own object.
+/// Facts that an environment has beside the pod's own object.
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses {
     /// The pod's, IPv4 first.
     pub(crate) pod: Vec<IpAddr>,
     /// The node's, IPv4 first.
     pub(crate) host: Vec<IpAddr>,
+    /// The API server's, where the pod can reach it.
+    pub(crate) api: Option<ApiAddress>,
 }
 
 /// Why a container's configuration cannot be resolved; Kubernetes' `CreateContainerConfigError`.
@@ -134,7 +138,8 @@ pub(crate) fn environment(
     environment
         .entry("PATH".to_owned())
         .or_insert_with(|| DEFAULT_PATH.to_owned());
-    let mut own: BTreeMap<String, String> = BTreeMap::new();
+    // Before all that the spec says, which may have something else there.
+    let mut own: BTreeMap<String, String> = addresses.api.iter().flat_map(of_api).collect();
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let values = if let Some(reference) = &from.config_map_ref {
@@ -168,6 +173,17 @@ pub(crate) fn environment(
         all: environment,
         own,
     })
+}
+
+/// By which clients in a pod find the API server, as in Kubernetes.
+fn of_api(api: &ApiAddress) -> [(String, String); 3] {
+    let port = api.port.to_string();
+    [
+        ("KUBERNETES_SERVICE_HOST", api.host.clone()),
+        ("KUBERNETES_SERVICE_PORT", port.clone()),
+        ("KUBERNETES_SERVICE_PORT_HTTPS", port),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
 }
 
 /// As [`expand`], but a name that is not known is an error: half a path is another path.
@@ -364,6 +380,7 @@ pub(crate) fn object_field(pod: &Pod, path: &str) -> Result<String, EnvError> {
     let nowhere = Addresses {
         pod: Vec::new(),
         host: Vec::new(),
+        api: None,
     };
     match path.starts_with("metadata.") {
         true => field(pod, path, &nowhere),
@@ -419,17 +436,26 @@ mod tests {
         Addresses {
             pod: vec!["10.88.0.2".parse().unwrap(), "fd00:10:88::2".parse().unwrap()],
             host: vec!["192.0.2.2".parse().unwrap()],
+            api: None,
         }
+    }
+
+    fn resolve(
+        container: serde_json::Value,
+        objects: &Objects,
+    ) -> Result<BTreeMap<String, String>, EnvError> {
+        resolve_with(container, objects, &addresses()).map(|environment| environment.all)
     }
 
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the callers build the value in place"
     )]
-    fn resolve(
+    fn resolve_with(
         container: serde_json::Value,
         objects: &Objects,
-    ) -> Result<BTreeMap<String, String>, EnvError> {
+        addresses: &Addresses,
+    ) -> Result<Environment, EnvError> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "x"}},
             "spec": {"containers": [container], "nodeName": "n"},
@@ -442,14 +468,43 @@ mod tests {
             &["PATH=/bin".to_owned(), "A=image".to_owned()],
             objects,
             (
-                &addresses(),
+                addresses,
                 NodeAmounts {
                     cpu_millis: 2000,
                     memory_bytes: 1 << 30,
+                    allocatable_memory_bytes: 1 << 30,
+                    storage_bytes: 8 << 30,
+                    allocatable_storage_bytes: 8 << 30,
                 },
             ),
         )
-        .map(|environment| environment.all)
+    }
+
+    #[test]
+    fn clients_find_the_api_server_unless_the_spec_says_otherwise() {
+        let api = ApiAddress {
+            host: "192.0.2.7".to_owned(),
+            port: 6443,
+        };
+        let addresses = Addresses {
+            api: Some(api),
+            ..addresses()
+        };
+        let container = json!({"name": "c", "env": [
+            {"name": "KUBERNETES_SERVICE_PORT", "value": "1"},
+            {"name": "URL", "value": "https://$(KUBERNETES_SERVICE_HOST):$(KUBERNETES_SERVICE_PORT_HTTPS)"}]});
+        let found = resolve_with(container.clone(), &Objects::default(), &addresses).unwrap();
+        for (name, value) in [
+            ("KUBERNETES_SERVICE_HOST", "192.0.2.7"),
+            ("KUBERNETES_SERVICE_PORT", "1"),
+            ("KUBERNETES_SERVICE_PORT_HTTPS", "6443"),
+            ("URL", "https://192.0.2.7:6443"),
+        ] {
+            assert_eq!(found.all.get(name).map(String::as_str), Some(value));
+            assert!(found.own.contains_key(name), "commands see it too");
+        }
+        let without = resolve(container, &Objects::default()).unwrap();
+        assert!(!without.contains_key("KUBERNETES_SERVICE_HOST"));
     }
 
     #[test]

@@ -1,25 +1,17 @@
-//! The node's orders to pods that have to go: for want of memory, disk or process numbers, or since it shuts down.
+//! The node's orders to pods that have to go: for want of memory, disk or process numbers, since it shuts down, or since it never
+//! began with them. By a pod's UID.
 
 use std::collections::BTreeMap;
 
 use agent_plan::Eviction;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Who has to go. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Evictions(watch::Sender<BTreeMap<String, Order>>);
-
-/// One order, by a pod's UID.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Order {
-    pub(crate) eviction: Eviction,
-    /// All pods go, since the node does.
-    pub(crate) node_ends: bool,
-}
+pub(crate) struct Evictions(watch::Sender<BTreeMap<String, Eviction>>);
 
 /// The orders as the task of one pod sees them.
-pub(super) struct Ordered(watch::Receiver<BTreeMap<String, Order>>);
+pub(super) struct Ordered(watch::Receiver<BTreeMap<String, Eviction>>);
 
 impl Default for Evictions {
     fn default() -> Self {
@@ -29,7 +21,7 @@ impl Default for Evictions {
 
 impl Evictions {
     /// Orders a pod to go; an earlier order stays.
-    pub(crate) fn order(&self, uid: &str, order: Order) {
+    pub(crate) fn order(&self, uid: &str, order: Eviction) {
         self.0.send_if_modified(|orders| {
             let new = !orders.contains_key(uid);
             orders.entry(uid.to_owned()).or_insert(order);
@@ -61,7 +53,7 @@ impl Evictions {
 
 impl Ordered {
     /// The order for a pod, each time that there are new ones.
-    pub(super) fn order_for(&mut self, uid: &str) -> Option<Order> {
+    pub(super) fn order_for(&mut self, uid: &str) -> Option<Eviction> {
         match self.0.has_changed() {
             Ok(true) => self.0.borrow_and_update().get(uid).cloned(),
             _ => None,
@@ -84,18 +76,17 @@ impl Ordered {
 
 #[cfg(test)]
 mod tests {
+    use agent_plan::Cause;
     use jiff::{SignedDuration, Timestamp};
 
     use super::*;
 
-    fn order(message: &str) -> Order {
-        Order {
-            eviction: Eviction {
-                message: message.to_owned(),
-                grace: SignedDuration::ZERO,
-                at: Timestamp::UNIX_EPOCH,
-            },
-            node_ends: false,
+    fn order(message: &str) -> Eviction {
+        Eviction {
+            cause: Cause::Shortage,
+            message: message.to_owned(),
+            grace: SignedDuration::ZERO,
+            at: Timestamp::UNIX_EPOCH,
         }
     }
 
@@ -107,7 +98,7 @@ mod tests {
         evictions.order("a", order("first"));
         evictions.order("a", order("second"));
         pod.changed().await;
-        assert_eq!(pod.order_for("a").unwrap().eviction.message, "first");
+        assert_eq!(pod.order_for("a").unwrap().message, "first");
         assert_eq!(pod.order_for("a"), None, "it was told");
         assert!(
             evictions.follow().order_for("a").is_some(),

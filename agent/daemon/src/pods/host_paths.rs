@@ -23,6 +23,8 @@ use rustix::{
     io::Errno,
 };
 
+use super::fs_group::FsGroup;
+
 /// Why a path is not mounted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostPathError {
@@ -98,21 +100,19 @@ pub(super) fn mount_at(asked: &HostPath, target: &Path, own: &[PathBuf]) -> Resu
     )
 }
 
-/// Mounts a directory of the agent's own at `target`, likewise. `group` owns what is new in it, and the directory itself:
-/// what is further down keeps its owners, for it may be hostile.
+/// Mounts a directory of the agent's own at `target`, likewise. What is in it is given to `group` first, unless nobody will
+/// write to it.
 pub(super) fn mount_own(
     directory: &Path,
     target: &Path,
     read_only: bool,
-    group: Option<u32>,
+    group: Option<FsGroup>,
 ) -> Result<(), HostPathError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(directory, flags, Mode::empty())
         .map_err(|errno| failed("open", directory)(errno.into()))?;
-    if let Some(gid) = group {
-        let given = rustix::fs::fchown(&fd, None, Some(rustix::fs::Gid::from_raw(gid)))
-            .and_then(|()| rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o2777)));
-        given.map_err(|errno| failed("give to the group", directory)(errno.into()))?;
+    if let Some(group) = group.filter(|_group| !read_only) {
+        group.take(&fd).map_err(failed("give to the group", directory))?;
     }
     bind(&fd, target, true, read_only)
 }

@@ -13,6 +13,8 @@ pub(crate) mod directory;
 mod ended;
 pub(crate) mod env;
 pub(crate) mod evictions;
+mod fit;
+mod fs_group;
 mod held;
 mod hooks;
 mod host_paths;
@@ -48,6 +50,8 @@ use agent_images::ImageStore;
 use agent_network::Network;
 use agent_runtime::{ContainerState, RecoveredPod, Runtime};
 use control_pki::verdict::Verifier;
+use control_scheduler::Candidate;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
@@ -263,6 +267,7 @@ impl Pods {
                 sender.send_if_modified(|object| object.take().is_some());
             }
         }
+        self.refuse_what_does_not_fit(&wanted, survivors);
         for (uid, pod) in wanted {
             if let Some(sender) = self.objects.get(&uid) {
                 let differs = |known: &Arc<Pod>| !Arc::ptr_eq(known, &pod);
@@ -281,6 +286,32 @@ impl Pods {
         // Only the first comparison finds any: pods that were deleted while no agent ran.
         for survivor in std::mem::take(survivors).into_values() {
             self.start(survivor.id(), None, Some(survivor));
+        }
+    }
+
+    /// Looks at pods that are new to the node, the oldest first: one that there is no room for fails, whoever bound it.
+    fn refuse_what_does_not_fit(
+        &self,
+        wanted: &BTreeMap<String, Arc<Pod>>,
+        survivors: &BTreeMap<String, Survivor>,
+    ) {
+        let evictions = &self.context.evictions;
+        let is_new = |(uid, pod): &(&String, &Arc<Pod>)| {
+            !self.objects.contains_key(*uid) && !survivors.contains_key(*uid) && fit::never_began(pod)
+        };
+        let (mut new, others): (Vec<_>, Vec<_>) = wanted.iter().partition(is_new);
+        let node = self.context.cluster.node(&self.context.config.node_name);
+        let Some(node) = node.filter(|_node| !new.is_empty()) else {
+            return;
+        };
+        let stay = others.iter().filter(|(uid, _)| !evictions.is_ordered(uid));
+        let mut candidate = Candidate::new(&node, stay.map(|(_, pod)| &***pod));
+        new.sort_by_key(|(uid, pod)| (pod.metadata.creation_timestamp.clone(), *uid));
+        for (uid, pod) in new {
+            match fit::refused(pod, &candidate, Timestamp::now()) {
+                Some(refused) => evictions.order(uid, refused),
+                None => candidate.add(pod),
+            }
         }
     }
 

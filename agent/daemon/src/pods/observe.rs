@@ -1,7 +1,7 @@
 //! From the runtime's words and the API object to what `agent/plan` looks at. Pure.
 
 use agent_plan::{
-    Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, Wanted, as_container, is_settled,
+    Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, User, Wanted, as_container, is_settled,
 };
 use agent_runtime::{ContainerState, ContainerStatus};
 use jiff::{SignedDuration, Timestamp};
@@ -203,7 +203,27 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
                 container.stale = true;
             }
         }
+        let run = match &container.run {
+            Run::Never => None,
+            Run::Running { id, .. } => Some(id.as_str()),
+            Run::Exited(exit) => Some(exit.id.as_str()),
+        };
+        if run.is_some() && run == run_of(status) {
+            container.user = user_of(status);
+        }
     }
+}
+
+/// As whom a container was said to run.
+fn user_of(status: &ApiStatus) -> Option<User> {
+    let linux = status.user.as_ref()?.linux.as_ref()?;
+    let id = |id: &i64| u32::try_from(*id).ok();
+    let groups = linux.supplemental_groups.iter().flatten();
+    Some(User {
+        uid: id(&linux.uid)?,
+        gid: id(&linux.gid)?,
+        supplementary: groups.map(id).collect::<Option<_>>()?,
+    })
 }
 
 fn run_of(status: &ApiStatus) -> Option<&str> {
@@ -382,6 +402,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{
             "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3,
             "containerID": "palisade://u/c/3",
+            "user": {"linux": {"uid": 7, "gid": 8, "supplementalGroups": [9]}},
             "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}}))
         .unwrap();
         let mut seen = Seen::default();
@@ -389,6 +410,12 @@ mod tests {
         let container = &seen.containers["c"];
         assert_eq!(container.restarts, 3);
         assert!(matches!(&container.run, Run::Exited(exit) if exit.reason == "ContainerStatusUnknown"));
+        let user = User {
+            uid: 7,
+            gid: 8,
+            supplementary: vec![9],
+        };
+        assert_eq!(container.user, Some(user), "of the same run");
 
         // One that was between two runs starts with the next one's number, not with that of the last again.
         let crashing: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{

@@ -7,12 +7,16 @@ use k8s_openapi::{
 
 use super::env::EnvError;
 
-/// What the node has: a container without a limit may use as much.
+/// What the node has, and what of that its pods may have, as its object says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NodeAmounts {
-    /// Thousandths of a processor.
+    /// Thousandths of a processor, all of them for pods.
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
+    pub(crate) allocatable_memory_bytes: u64,
+    /// Of the file system with pods and images.
+    pub(crate) storage_bytes: u64,
+    pub(crate) allocatable_storage_bytes: u64,
 }
 
 /// The value of `reference`; without a container's name it is about `own`.
@@ -38,7 +42,7 @@ pub(crate) fn value_of(
             let read = |quantity: &Quantity| api::quantity::thousandths(&quantity.0);
             (amount.map(read), divisor.map_or(Ok(1000), read))
         }
-        "memory" => {
+        "memory" | "ephemeral-storage" => {
             let read = |quantity: &Quantity| api::quantity::units(&quantity.0);
             (amount.map(read), divisor.map_or(Ok(1), read))
         }
@@ -46,8 +50,10 @@ pub(crate) fn value_of(
     };
     let amount = match (amount.transpose().map_err(|_odd| refused())?, list, resource) {
         (Some(amount), _, _) => amount,
+        // A container without a limit may use as much.
         (None, "limits", "cpu") => node.cpu_millis,
-        (None, "limits", _) => node.memory_bytes,
+        (None, "limits", "memory") => node.allocatable_memory_bytes,
+        (None, "limits", _) => node.allocatable_storage_bytes,
         (None, _, _) => 0,
     };
     let divisor = divisor.map_err(|_odd| refused())?.max(1);
@@ -72,13 +78,18 @@ mod tests {
     #[test]
     fn amounts_are_rounded_up_and_limits_fall_back_to_the_node() {
         let pod: Pod = serde_json::from_value(json!({"spec": {
-            "containers": [{"name": "a", "resources": {"limits": {"cpu": "1500m", "memory": "100Mi"}, "requests": {"cpu": "250m"}}}],
+            "containers": [{"name": "a", "resources": {
+                "limits": {"cpu": "1500m", "memory": "100Mi", "ephemeral-storage": "3G"},
+                "requests": {"cpu": "250m", "ephemeral-storage": "1G"}}}],
             "initContainers": [{"name": "i"}],
         }}))
         .unwrap();
         let node = NodeAmounts {
             cpu_millis: 4000,
-            memory_bytes: 1 << 30,
+            memory_bytes: 2 << 30,
+            allocatable_memory_bytes: 1 << 30,
+            storage_bytes: 9 << 30,
+            allocatable_storage_bytes: 8 << 30,
         };
         let value = |container: &str, resource: &str, divisor: &str| {
             let reference = ResourceFieldSelector {
@@ -97,6 +108,11 @@ mod tests {
         assert_eq!(value("a", "requests.memory", "0"), text("0"));
         assert_eq!(value("i", "limits.cpu", "0"), text("4"));
         assert_eq!(value("i", "limits.memory", "1Gi"), text("1"));
+        assert_eq!(value("a", "limits.ephemeral-storage", "0"), text("3000000000"));
+        assert_eq!(value("a", "limits.ephemeral-storage", "1Gi"), text("3"));
+        assert_eq!(value("a", "requests.ephemeral-storage", "1M"), text("1000"));
+        assert_eq!(value("i", "limits.ephemeral-storage", "1Mi"), text("8192"));
+        assert_eq!(value("i", "requests.ephemeral-storage", "0"), text("0"));
         assert!(value("x", "limits.cpu", "0").is_err());
         assert!(value("a", "limits.hugepages-2Mi", "0").is_err());
     }

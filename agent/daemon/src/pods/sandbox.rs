@@ -1,20 +1,35 @@
 //! Which sandbox a container gets. Whatever asks for less than the baseline is refused, also when admission
 //! let it pass.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use agent_sandbox::{
-    LandlockError, Profile, landlock_abi,
+    LandlockError, Layer, Profile, landlock_abi,
     object::{self, ObjectError, Surroundings},
-    oci,
+    oci::{self, OciError},
 };
-use api::palisade::{SANDBOX_PRESETS, SandboxPreset, SandboxProfile};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use api::{
+    annotations::{CONTAINER_SANDBOX_PROFILE_PREFIX, SANDBOX_PROFILE},
+    palisade::{SANDBOX_PRESETS, SandboxPreset, SandboxProfile},
+};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, SeccompProfile};
 use kube::{
     Api, Client,
     core::{ApiResource, DynamicObject},
 };
 use policies_ir::ports::PortSet;
+
+use crate::{
+    config::Config,
+    operator_files::{self, FileError},
+};
+
+/// A seccomp profile that the node has as a file.
+const LOCALHOST: &str = "Localhost";
 
 /// Most ports that become Landlock rules, one system call each.
 const MAX_RULES: u32 = 4096;
@@ -22,7 +37,7 @@ const MAX_RULES: u32 = 4096;
 /// Why a container has no sandbox, and so does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SandboxError {
-    #[error("seccomp profile {0:?} is not supported; pods run under RuntimeDefault")]
+    #[error("seccomp profile {0:?} is not supported; containers run under RuntimeDefault or Localhost")]
     Seccomp(String),
     #[error(
         "sandbox profile {0:?} is neither a preset (audit, baseline, strict) nor a SandboxProfile of the namespace"
@@ -42,13 +57,38 @@ pub(crate) enum SandboxError {
         #[source]
         source: ObjectError,
     },
+    #[error("the node has no seccomp profile {name:?} that can be read")]
+    NoFile {
+        name: String,
+        #[source]
+        source: Arc<FileError>,
+    },
+    #[error("seccomp profile {name:?} of the node cannot be enforced")]
+    File {
+        name: String,
+        #[source]
+        source: OciError,
+    },
+}
+
+impl SandboxError {
+    /// The layer for want of which the container does not start, if that is why.
+    pub(crate) fn layer(&self) -> Option<Layer> {
+        match self {
+            Self::Landlock { .. } => Some(Layer::Landlock),
+            Self::Object { .. } | Self::NoFile { .. } | Self::File { .. } => Some(Layer::Seccomp),
+            Self::Seccomp(_) | Self::Unknown(_) | Self::Escalation => None,
+        }
+    }
 }
 
 /// What the choice of a sandbox depends on beside the pod.
 #[derive(Debug, Default)]
 pub(crate) struct Ground {
-    /// The object that the pod's annotation names, if it names no preset.
-    pub(crate) named: Option<SandboxProfile>,
+    /// The objects that the pod's annotations name, as far as those name no presets, by name.
+    pub(crate) named: BTreeMap<String, SandboxProfile>,
+    /// The seccomp profiles of the node that it names, by name.
+    pub(crate) files: BTreeMap<String, Result<String, Arc<FileError>>>,
     /// Version of the node's kernel.
     pub(crate) kernel: (u32, u32),
     /// Its Landlock interface.
@@ -60,91 +100,170 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Reads the object that the pod names; one that is missing is found out by [`profile`].
-    pub(crate) async fn read(client: &Client, pod: &Pod, floor: u32) -> Result<Self, kube::Error> {
+    /// Reads the objects and files that the pod names; one that is missing is found out by [`profile`], if the container
+    /// is one that it is for.
+    pub(crate) async fn read(client: &Client, pod: &Pod, config: &Config) -> Result<Self, kube::Error> {
+        let directory = config.seccomp_dir();
+        let read = |name: &str| {
+            let text = operator_files::text_below(&directory, Path::new(name)).map_err(Arc::new);
+            (name.to_owned(), text)
+        };
         let mut ground = Self {
-            named: None,
+            named: BTreeMap::new(),
+            files: localhost_names(pod).into_iter().map(read).collect(),
             kernel: oci::kernel_version(),
             landlock: landlock_abi(),
-            floor,
+            floor: config.landlock_floor,
             egress: None,
         };
-        if let Some(name) = annotation(pod).filter(|name| !SANDBOX_PRESETS.contains(name)) {
-            let resource = ApiResource {
-                group: "palisade.dev".to_owned(),
-                version: "v1alpha1".to_owned(),
-                api_version: api::palisade::API_VERSION.to_owned(),
-                kind: "SandboxProfile".to_owned(),
-                plural: "sandboxprofiles".to_owned(),
-            };
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            let profiles: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+        let resource = ApiResource {
+            group: "palisade.dev".to_owned(),
+            version: "v1alpha1".to_owned(),
+            api_version: api::palisade::API_VERSION.to_owned(),
+            kind: "SandboxProfile".to_owned(),
+            plural: "sandboxprofiles".to_owned(),
+        };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let profiles: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+        let names: BTreeSet<&str> = names(pod).collect();
+        for name in names.into_iter().filter(|name| !SANDBOX_PRESETS.contains(name)) {
             if let Some(object) = profiles.get_opt(name).await? {
                 let typed = serde_json::to_value(object).and_then(serde_json::from_value);
-                ground.named = Some(typed.map_err(kube::Error::SerdeError)?);
+                let typed = typed.map_err(kube::Error::SerdeError)?;
+                ground.named.insert(name.to_owned(), typed);
             }
         }
         Ok(ground)
     }
 
-    /// Whether the pod's egress policy also becomes Landlock rules.
+    /// Whether the pod's egress policy also becomes Landlock rules, of one of its containers.
     pub(crate) fn limits_connections(&self, pod: &Pod) -> bool {
-        match annotation(pod) {
-            Some("strict") => true,
-            None | Some("baseline" | "audit") => false,
-            Some(_) => self
-                .named
-                .as_ref()
-                .is_some_and(|object| object.spec.preset == SandboxPreset::Strict),
-        }
+        names(pod).any(|name| match self.named.get(name) {
+            Some(object) => object.spec.preset == SandboxPreset::Strict,
+            None => name == "strict",
+        })
     }
 
     /// The egress ports as far as Landlock can have them, with those of the pod itself: within the pod no policy
     /// judges. Nothing if all may be connected to, or too many.
     fn connect(&self, pod: &Pod) -> Option<BTreeSet<u16>> {
         let ports = self.egress.as_ref().filter(|ports| ports.len() <= MAX_RULES)?;
-        let spec = pod.spec.as_ref();
-        let inits = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-        let all = spec.iter().flat_map(|spec| &spec.containers).chain(inits);
-        Some(ports.iter().chain(all.flat_map(declared_ports)).collect())
+        Some(
+            ports
+                .iter()
+                .chain(lasting(pod).flat_map(declared_ports))
+                .collect(),
+        )
     }
 }
 
-fn annotation(pod: &Pod) -> Option<&str> {
-    let annotations = pod.metadata.annotations.as_ref();
-    annotations
-        .and_then(|all| all.get(api::annotations::SANDBOX_PROFILE))
-        .map(String::as_str)
+/// The containers that a pod was created with.
+fn lasting(pod: &Pod) -> impl Iterator<Item = &Container> {
+    let spec = pod.spec.iter();
+    let inits = spec
+        .clone()
+        .flat_map(|spec| spec.init_containers.iter().flatten());
+    inits.chain(spec.flat_map(|spec| &spec.containers))
 }
 
-/// What the object that the pod names leaves of a container's capabilities.
-pub(crate) fn kept(pod: &Pod, mut capabilities: Vec<String>, ground: &Ground) -> Vec<String> {
-    let named = ground
-        .named
-        .as_ref()
-        .filter(|object| object.metadata.name.as_deref() == annotation(pod));
+/// Names of sandbox profiles that the pod's annotations have, of whichever container.
+fn names(pod: &Pod) -> impl Iterator<Item = &str> {
+    let all = pod.metadata.annotations.iter().flatten();
+    let naming = all
+        .filter(|(key, _name)| *key == SANDBOX_PROFILE || key.starts_with(CONTAINER_SANDBOX_PROFILE_PREFIX));
+    naming.map(|(_key, name)| name.as_str())
+}
+
+/// The name of a container's profile: its own, else the pod's, else the baseline. An ephemeral container has its target's, or
+/// the pod's: who may add one chooses nothing looser.
+fn name_for<'a>(pod: &'a Pod, container: &Container) -> &'a str {
+    let named = |key: &str| {
+        let annotations = pod.metadata.annotations.as_ref();
+        annotations.and_then(|all| all.get(key)).map(String::as_str)
+    };
+    let own = |container: &str| named(&format!("{CONTAINER_SANDBOX_PROFILE_PREFIX}{container}"));
+    let own = match ephemeral(pod, &container.name) {
+        Some(ephemeral) => target(ephemeral).and_then(own),
+        None => own(&container.name),
+    };
+    own.or_else(|| named(SANDBOX_PROFILE)).unwrap_or("baseline")
+}
+
+fn ephemeral<'a>(pod: &'a Pod, name: &str) -> Option<&'a EphemeralContainer> {
+    let spec = pod.spec.as_ref()?;
+    let mut all = spec.ephemeral_containers.iter().flatten();
+    all.find(|ephemeral| ephemeral.name == name)
+}
+
+fn target(ephemeral: &EphemeralContainer) -> Option<&str> {
+    let target = ephemeral.target_container_name.as_deref();
+    target.filter(|target| !target.is_empty())
+}
+
+/// The seccomp profiles of `securityContext` that hold for a container, all of them: its own or the pod's, and for an
+/// ephemeral one also its target's or the pod's.
+fn seccomp_for<'a>(pod: &'a Pod, container: &'a Container) -> Vec<&'a SeccompProfile> {
+    let spec = pod.spec.as_ref();
+    let of_pod = spec.and_then(|spec| spec.security_context.as_ref()?.seccomp_profile.as_ref());
+    let of = |container: &'a Container| {
+        let security = container.security_context.as_ref();
+        security
+            .and_then(|security| security.seccomp_profile.as_ref())
+            .or(of_pod)
+    };
+    let ephemeral = ephemeral(pod, &container.name);
+    let before = ephemeral.and_then(|ephemeral| match target(ephemeral) {
+        Some(target) => lasting(pod)
+            .find(|lasting| lasting.name == target)
+            .map_or(of_pod, of),
+        None => of_pod,
+    });
+    before.into_iter().chain(of(container)).collect()
+}
+
+/// Names of seccomp profiles of the node, of whichever container.
+fn localhost_names(pod: &Pod) -> BTreeSet<&str> {
+    let spec = pod.spec.as_ref();
+    let of_pod = spec.and_then(|spec| spec.security_context.as_ref()?.seccomp_profile.as_ref());
+    let ephemeral = spec
+        .into_iter()
+        .flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+    let securities = lasting(pod)
+        .map(|container| &container.security_context)
+        .chain(ephemeral.map(|container| &container.security_context));
+    let own = securities.filter_map(|security| security.as_ref()?.seccomp_profile.as_ref());
+    let local = of_pod
+        .into_iter()
+        .chain(own)
+        .filter(|profile| profile.type_ == LOCALHOST);
+    local
+        .filter_map(|profile| profile.localhost_profile.as_deref())
+        .collect()
+}
+
+/// What the object that a container's annotation names leaves of its capabilities.
+pub(crate) fn kept(
+    pod: &Pod,
+    container: &Container,
+    mut capabilities: Vec<String>,
+    ground: &Ground,
+) -> Vec<String> {
+    let named = ground.named.get(name_for(pod, container));
     if let Some(kept) = named.and_then(|object| object.spec.capabilities.as_ref()) {
         capabilities.retain(|capability| kept.contains(capability));
     }
     capabilities
 }
 
-/// The profile that the pod's annotation names, for one of its containers, which holds `capabilities`. One that the
-/// node cannot enforce is none.
+/// The profile that the pod's annotations and security contexts name for one of its containers, which holds
+/// `capabilities`. One that the node cannot enforce is none.
 pub(crate) fn profile(
     pod: &Pod,
     container: &Container,
     capabilities: &[String],
     ground: &Ground,
 ) -> Result<Profile, SandboxError> {
-    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let security = container.security_context.as_ref();
-    let seccomp = security
-        .and_then(|security| security.seccomp_profile.as_ref())
-        .or(of_pod.and_then(|security| security.seccomp_profile.as_ref()));
-    if let Some(seccomp) = seccomp.filter(|seccomp| seccomp.type_ != "RuntimeDefault") {
-        return Err(SandboxError::Seccomp(seccomp.type_.clone()));
-    }
     if security.and_then(|security| security.allow_privilege_escalation) == Some(true) {
         return Err(SandboxError::Escalation);
     }
@@ -156,32 +275,68 @@ pub(crate) fn profile(
         kernel: ground.kernel,
         floor: ground.floor,
     };
-    let name = annotation(pod).unwrap_or("baseline");
-    let profile = match name {
+    let name = name_for(pod, container);
+    let mut profile = match name {
         "baseline" => object::preset(SandboxPreset::Baseline, &around),
         "audit" => object::preset(SandboxPreset::Audit, &around),
         "strict" => object::preset(SandboxPreset::Strict, &around),
         _ => {
-            let named = ground.named.as_ref();
-            let object = named.filter(|object| object.metadata.name.as_deref() == Some(name));
+            let object = ground.named.get(name);
             let object = object.ok_or_else(|| SandboxError::Unknown(name.to_owned()))?;
             let made = object::tightened(&object.spec, &around);
             let made = made.map_err(|source| SandboxError::Object {
                 name: name.to_owned(),
                 source,
             })?;
-            for note in &made.notes {
-                tracing::debug!(profile = name, note, "seccomp profile");
-            }
+            tell(name, &made.notes);
             made.profile
         }
     };
+    for seccomp in seccomp_for(pod, container) {
+        match seccomp.type_.as_str() {
+            "RuntimeDefault" => {}
+            LOCALHOST => filter_by_file(&mut profile, seccomp, &around, ground)?,
+            _ => return Err(SandboxError::Seccomp(seccomp.type_.clone())),
+        }
+    }
     match profile.missing_on(ground.landlock) {
         Ok(_lacking) => Ok(profile),
         Err(source) => Err(SandboxError::Landlock {
             name: name.to_owned(),
             source,
         }),
+    }
+}
+
+/// Leaves of the profile's system calls what the node's file leaves too.
+fn filter_by_file(
+    profile: &mut Profile,
+    seccomp: &SeccompProfile,
+    around: &Surroundings<'_>,
+    ground: &Ground,
+) -> Result<(), SandboxError> {
+    let name = seccomp.localhost_profile.as_deref().unwrap_or_default();
+    let text = match ground.files.get(name) {
+        Some(Ok(text)) => text,
+        Some(Err(source)) => {
+            return Err(SandboxError::NoFile {
+                name: name.to_owned(),
+                source: source.clone(),
+            });
+        }
+        None => return Err(SandboxError::Seccomp(format!("{LOCALHOST} without a profile"))),
+    };
+    let notes = object::filter(profile, text, around).map_err(|source| SandboxError::File {
+        name: name.to_owned(),
+        source,
+    })?;
+    tell(name, &notes);
+    Ok(())
+}
+
+fn tell(profile: &str, notes: &[String]) {
+    for note in notes {
+        tracing::debug!(profile, note, "seccomp profile");
     }
 }
 
@@ -194,7 +349,7 @@ fn declared_ports(container: &Container) -> impl Iterator<Item = u16> {
 
 #[cfg(test)]
 mod tests {
-    use agent_sandbox::{Tcp, TcpPorts};
+    use agent_sandbox::{Action, Tcp, TcpPorts};
     use serde_json::{Value, json};
 
     use super::*;
@@ -225,7 +380,11 @@ mod tests {
             "metadata": {"name": "mine"}, "spec": spec,
         });
         let ground = Ground {
-            named: Some(serde_json::from_value(object).expect("a profile")),
+            named: [(
+                "mine".to_owned(),
+                serde_json::from_value(object).expect("a profile"),
+            )]
+            .into(),
             ..ground(landlock)
         };
         chosen(Some("mine"), &container, &ground)
@@ -279,12 +438,17 @@ mod tests {
             "metadata": {"name": "mine"}, "spec": {"capabilities": ["CAP_KILL", "CAP_SYS_ADMIN"]},
         });
         let ground = Ground {
-            named: Some(serde_json::from_value(object).expect("a profile")),
+            named: [(
+                "mine".to_owned(),
+                serde_json::from_value(object).expect("a profile"),
+            )]
+            .into(),
             ..ground(7)
         };
         let held = || vec!["CAP_CHOWN".to_owned(), "CAP_KILL".to_owned()];
-        assert_eq!(kept(&pod("mine"), held(), &ground), ["CAP_KILL"]);
-        assert_eq!(kept(&pod("other"), held(), &ground), held());
+        let any = Container::default();
+        assert_eq!(kept(&pod("mine"), &any, held(), &ground), ["CAP_KILL"]);
+        assert_eq!(kept(&pod("other"), &any, held(), &ground), held());
     }
 
     #[test]
@@ -346,5 +510,135 @@ mod tests {
         );
         assert_eq!(connect(PortSet::all(), "strict"), None);
         assert_eq!(connect(few, "baseline"), None);
+    }
+
+    /// Allows everything but one call, which answers an error of its own.
+    fn file(call: &str, errno: u32) -> String {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": [call], "action": "SCMP_ACT_ERRNO", "errnoRet": errno}]})
+        .to_string()
+    }
+
+    fn sharing(annotations: &Value, of_pod: &Value) -> Pod {
+        let local = |name: &str| json!({"seccompProfile": {"type": "Localhost", "localhostProfile": name}});
+        let pod = json!({
+            "metadata": {"annotations": annotations},
+            "spec": {
+                "securityContext": of_pod,
+                "initContainers": [{"name": "i"}],
+                "containers": [
+                    {"name": "plain"},
+                    {"name": "local", "securityContext": local("own.json")},
+                    {"name": "default", "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}},
+                ],
+                "ephemeralContainers": [
+                    {"name": "d", "targetContainerName": "local", "securityContext": local("debug.json")},
+                    {"name": "e", "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}},
+                ],
+            },
+        });
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    fn of(pod: &Pod, name: &str, ground: &Ground) -> Result<Profile, SandboxError> {
+        let all = super::super::steps::containers(pod);
+        let container = all.into_iter().find(|container| container.name == name);
+        profile(pod, &container.expect("of the pod"), &[], ground)
+    }
+
+    #[test]
+    fn a_container_names_its_own_profile_and_a_debug_container_has_its_targets() {
+        let annotations = json!({
+            "palisade.dev/sandbox-profile": "strict",
+            "palisade.dev/sandbox-profile.plain": "audit",
+            "palisade.dev/sandbox-profile.i": "baseline",
+            "palisade.dev/sandbox-profile.local": "mine",
+            "palisade.dev/sandbox-profile.d": "baseline",
+            "palisade.dev/sandbox-profile.e": "baseline",
+        });
+        let pod = sharing(&annotations, &json!(null));
+        let mut container = Container::default();
+        let mut name = |of: &str| {
+            container.name = of.to_owned();
+            name_for(&pod, &container).to_owned()
+        };
+        for (container, expected) in [
+            ("plain", "audit"),
+            ("i", "baseline"),
+            ("local", "mine"),
+            ("default", "strict"),
+            ("d", "mine"),
+            ("e", "strict"),
+        ] {
+            assert_eq!(name(container), expected, "{container}");
+        }
+        let ground = ground(7);
+        assert!(ground.limits_connections(&pod), "one container is enough");
+        let plain = sharing(
+            &json!({"palisade.dev/sandbox-profile.plain": "audit"}),
+            &json!(null),
+        );
+        assert!(!ground.limits_connections(&plain));
+        assert_eq!(name_for(&plain, &Container::default()), "baseline");
+    }
+
+    #[test]
+    fn seccomp_files_of_the_node_take_away_from_whichever_profile() {
+        let files = [
+            ("pod.json", file("mkdirat", 71)),
+            ("own.json", file("mkdirat", 72)),
+            ("debug.json", file("symlinkat", 73)),
+            (
+                "notify.json",
+                json!({"defaultAction": "SCMP_ACT_NOTIFY"}).to_string(),
+            ),
+        ];
+        let ground = Ground {
+            files: files.map(|(name, text)| (name.to_owned(), Ok(text))).into(),
+            ..ground(7)
+        };
+        let of_pod = |name: &str| json!({"seccompProfile": {"type": "Localhost", "localhostProfile": name}});
+        let pod = sharing(
+            &json!({"palisade.dev/sandbox-profile": "strict"}),
+            &of_pod("pod.json"),
+        );
+        assert_eq!(
+            localhost_names(&pod),
+            BTreeSet::from(["pod.json", "own.json", "debug.json"])
+        );
+        let decide = |container: &str, call: &str| {
+            let profile = of(&pod, container, &ground).expect("a profile");
+            assert!(profile.is_read_only(), "{container}: still strict");
+            let policy = profile.syscalls.policy();
+            policy.decide(agent_sandbox::call_number(call).expect("a call"), &[0; 6])
+        };
+        for (container, mkdir, symlink) in [
+            ("i", Action::Errno(71), Action::Allow),
+            ("plain", Action::Errno(71), Action::Allow),
+            ("local", Action::Errno(72), Action::Allow),
+            ("default", Action::Allow, Action::Allow),
+            // The target's and its own, and the pod's where there is no target.
+            ("d", Action::Errno(72), Action::Errno(73)),
+            ("e", Action::Errno(71), Action::Allow),
+        ] {
+            assert_eq!(decide(container, "mkdirat"), mkdir, "{container}");
+            assert_eq!(decide(container, "symlinkat"), symlink, "{container}");
+            assert_eq!(decide(container, "bpf"), Action::Errno(1), "{container}");
+        }
+        let notify = sharing(&json!(null), &of_pod("notify.json"));
+        let error = of(&notify, "plain", &ground).expect_err("cannot be expressed");
+        assert_eq!(error.layer(), Some(Layer::Seccomp));
+        let words = crate::policy::chain(&error);
+        assert!(
+            words.contains("notify.json") && words.contains("SCMP_ACT_NOTIFY"),
+            "{words}"
+        );
+        let missing = sharing(&json!(null), &of_pod("absent.json"));
+        assert!(of(&missing, "plain", &ground).is_err());
+        let unconfined = sharing(&json!(null), &json!({"seccompProfile": {"type": "Unconfined"}}));
+        assert!(matches!(
+            of(&unconfined, "plain", &ground),
+            Err(SandboxError::Seccomp(_))
+        ));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::annotations::SANDBOX_STATUS;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,11 @@ impl Reporter {
                             break;
                         }
                         Err(error) if is_gone(&error) => break,
+                        // Said again it would be refused again.
+                        Err(error) if is_refused(&error) => {
+                            tracing::error!(pod = %id.name, error = chain(&error), "status refused");
+                            break;
+                        }
                         Err(error) => {
                             tracing::warn!(pod = %id.name, error = chain(&error), "status not written, will retry");
                             tokio::time::sleep(delay).await;
@@ -75,11 +80,28 @@ impl Drop for Reporter {
     }
 }
 
+/// What became of an object that the node has no use for any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Object {
+    /// It is gone, or another has its name.
+    Gone,
+    /// Somebody's finalizers keep it.
+    Kept,
+}
+
 /// Writes the pod's last status and lets the API delete the object. A pod that is gone is no error.
-pub(super) async fn confirm_deletion(client: &Client, id: &PodId, status: &Told) -> Result<(), kube::Error> {
+pub(super) async fn confirm_deletion(
+    client: &Client,
+    id: &PodId,
+    status: &Told,
+) -> Result<Object, kube::Error> {
     match write(client, id, status).await {
-        Err(error) if !is_gone(&error) => return Err(error),
-        _ => {}
+        Err(error) if is_gone(&error) => return Ok(Object::Gone),
+        // The deletion does not depend on it.
+        Err(error) if is_refused(&error) => {
+            tracing::error!(pod = %id.name, error = chain(&error), "last status refused");
+        }
+        written => written?,
     }
     let parameters = DeleteParams {
         grace_period_seconds: Some(0),
@@ -91,8 +113,13 @@ pub(super) async fn confirm_deletion(client: &Client, id: &PodId, status: &Told)
     };
     let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
     match pods.delete(&id.name, &parameters).await {
-        Err(error) if !is_gone(&error) => Err(error),
-        _ => Ok(()),
+        // The answer is the object as it was before, also where it went.
+        Ok(answer) => Ok(match answer.left() {
+            Some(pod) if !pod.finalizers().is_empty() => Object::Kept,
+            _ => Object::Gone,
+        }),
+        Err(error) if is_gone(&error) => Ok(Object::Gone),
+        Err(error) => Err(error),
     }
 }
 
@@ -133,9 +160,15 @@ fn set_null(object: &mut Value, fields: &[&str]) {
     }
 }
 
-/// Not found, or another object of the same name.
+/// Not found, or another object of the same name. A conflict of another kind is one of writers, and passes.
 fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+    let of_uid = |message: &str| message.contains("Precondition failed: ");
+    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409 && of_uid(&status.message))
+}
+
+/// What the API will not take, however often it is said.
+fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 422)
 }
 
 #[cfg(test)]
@@ -155,5 +188,25 @@ mod tests {
             body.as_object().unwrap().contains_key("reason"),
             "a reason of before goes"
         );
+    }
+
+    #[test]
+    fn only_what_is_not_there_any_more_is_gone() {
+        let answer = |code: u16, message: &str| {
+            kube::Error::Api(Box::new(kube::core::Status {
+                code,
+                message: message.to_owned(),
+                ..kube::core::Status::default()
+            }))
+        };
+        assert!(is_gone(&answer(404, "")));
+        assert!(is_gone(&answer(
+            409,
+            "Precondition failed: UID in precondition: a, UID in object meta: b"
+        )));
+        let race = answer(409, "the object has been modified; please apply your changes");
+        assert!(!is_gone(&race) && !is_refused(&race));
+        let refused = answer(422, "");
+        assert!(!is_gone(&refused) && is_refused(&refused));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use agent_images::{ImageError, KeyringError, RootfsLayers};
 use agent_network::{Attachment, NetworkError};
-use agent_plan::Failure;
+use agent_plan::{Failure, User};
 use agent_runtime::{PodConfig, PodResources, RuntimeError};
 use agent_sandbox::Layer;
 use api::{flow::PodRef, host_ports};
@@ -31,7 +31,7 @@ use super::{
     host_paths,
     ids::NoIds,
     kept, limits, names,
-    sandbox::{Ground, SandboxError},
+    sandbox::Ground,
     termination,
     users::{self, UserError},
     verdict::{self, Uncleared},
@@ -118,7 +118,7 @@ impl StepError {
     pub(super) fn layer(&self) -> Option<Layer> {
         match self {
             Self::Runtime(RuntimeError::Refused { layer, .. }) => *layer,
-            Self::Container(ContainerError::Sandbox(SandboxError::Landlock { .. })) => Some(Layer::Landlock),
+            Self::Container(ContainerError::Sandbox(error)) => error.layer(),
             _ => None,
         }
     }
@@ -165,7 +165,7 @@ pub(super) async fn start_sandbox(
     let objects = everything(context, pod).await?;
     let with_volumes = pod.clone();
     let own = context.config.own_directories();
-    let node = crate::node::amounts();
+    let node = crate::node::amounts(&context.config);
     tokio::task::spawn_blocking(move || {
         let sources = Sources {
             pod: &with_volumes,
@@ -213,7 +213,7 @@ pub(super) async fn start_sandbox(
 pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
     let objects = objects_and_tokens(context, pod).await?;
-    let (pod, node) = (pod.clone(), crate::node::amounts());
+    let (pod, node) = (pod.clone(), crate::node::amounts(&context.config));
     let changed = tokio::task::spawn_blocking(move || {
         let sources = Sources {
             pod: &pod,
@@ -288,7 +288,7 @@ pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(),
     Ok(context.network.release(&id.uid).await?)
 }
 
-/// Starts a container's process; the one before it, if any, has ended.
+/// Starts a container's process and returns as whom; the one before it, if any, has ended.
 pub(super) async fn start_container(
     context: &Context,
     id: &PodId,
@@ -297,7 +297,7 @@ pub(super) async fn start_container(
     attempt: u32,
     image: &RootfsLayers,
     pod_addresses: Vec<IpAddr>,
-) -> Result<(), StepError> {
+) -> Result<User, StepError> {
     // Asked again at each start: the object may have changed since the image came.
     let directory = id.directory(&context.config);
     let cleared = verdict::clear(
@@ -315,9 +315,10 @@ pub(super) async fn start_container(
     let addresses = Addresses {
         pod: pod_addresses,
         host: context.network.node_addresses().all().collect(),
+        api: context.config.api_for_pods(),
     };
     let objects = objects(context, pod).await?;
-    let node = crate::node::amounts();
+    let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
     let account = match users::asked_for(pod, spec)? {
@@ -354,12 +355,17 @@ pub(super) async fn start_container(
         context.runtime.remove_container(&id.uid, &spec.name).await?;
     }
     remove_old_logs(&logs, attempt)?;
-    Ok(context.runtime.start_container(&id.uid, &config).await?)
+    context.runtime.start_container(&id.uid, &config).await?;
+    Ok(User {
+        uid: config.uid,
+        gid: config.gid,
+        supplementary: config.supplemental_gids,
+    })
 }
 
 /// What the sandboxes of the pod's containers depend on now.
 pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<Ground, StepError> {
-    let mut ground = Ground::read(&context.client, pod, context.config.landlock_floor).await?;
+    let mut ground = Ground::read(&context.client, pod, &context.config).await?;
     if ground.limits_connections(pod) {
         let pod = PodRef {
             namespace: id.namespace.clone(),

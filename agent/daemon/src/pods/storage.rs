@@ -97,6 +97,11 @@ impl Limits {
                 limits.containers.insert(container.name.clone(), parsed(limit));
             }
         }
+        // Those for debugging have no limits of their own, but what they write is the pod's.
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        limits
+            .names
+            .extend(ephemeral.map(|container| container.name.clone()));
         let claims = spec.volumes.iter().flatten();
         let mut claims = claims.filter(|volume| volume.persistent_volume_claim.is_some());
         let any = !limits.volumes.is_empty() || !limits.containers.is_empty() || claims.next().is_some();

@@ -104,7 +104,8 @@ fn end_of_log(path: &Path) -> io::Result<Vec<u8>> {
         };
         kept.extend_from_slice(text);
     }
-    kept.truncate(MAX_LOG_BYTES);
+    // The end says what went wrong.
+    kept.drain(..kept.len().saturating_sub(MAX_LOG_BYTES));
     Ok(kept)
 }
 
@@ -128,6 +129,11 @@ mod tests {
         let fallen_back = of(true, true, 1);
         assert!(fallen_back.starts_with("line 20\nline 21\n"), "{fallen_back}");
         assert!(fallen_back.ends_with("line 99\n"));
+        let long = (0..80).map(|line| format!("t stdout F {:0>99}\n", line));
+        fs::write(&log, long.collect::<String>()).unwrap();
+        let tail = of(true, true, 1);
+        assert_eq!(tail.len(), MAX_LOG_BYTES);
+        assert!(tail.ends_with("79\n"), "the end is what tells why: {tail}");
         fs::write(&file, vec![b'x'; 1 << 20]).unwrap();
         assert_eq!(of(true, true, 1).len(), 4096);
         assert_eq!(of(true, true, 24).len(), 512, "12 kB for all");

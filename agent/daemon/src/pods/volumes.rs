@@ -20,6 +20,7 @@ use super::{
     claims::{self, Claimed},
     contents::{self, Sources},
     env::EnvError,
+    fs_group::FsGroup,
     host_paths::{self, HostPathError},
 };
 
@@ -83,7 +84,7 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
     let Some(spec) = &sources.pod.spec else {
         return Ok(());
     };
-    let group = group_of(sources.pod);
+    let group = FsGroup::of(sources.pod);
     private_dir(directory)?;
     let messages = messages_of(directory);
     private_dir(&messages)?;
@@ -105,8 +106,8 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
         } else {
             private_dir(&path)?;
             fill(volume, &path, sources)?;
-            if let Some(gid) = group {
-                give_to_group(&path, gid)?;
+            if let Some(group) = group {
+                give_to_group(&path, group.gid)?;
             }
         }
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
@@ -119,7 +120,7 @@ fn mount_outside(
     volume: &Volume,
     path: &Path,
     (sources, own): (Sources<'_>, &[PathBuf]),
-    group: Option<u32>,
+    group: Option<FsGroup>,
 ) -> Result<(), VolumeError> {
     let mut asked = sources.objects.host_paths.iter();
     if let Some(asked) = asked.find(|asked| asked.volume == volume.name) {
@@ -139,7 +140,7 @@ fn mount_outside(
 
 /// Brings the volumes that mirror objects up to date; the names of those that changed.
 pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Result<Vec<String>, VolumeError> {
-    let group = group_of(sources.pod);
+    let group = FsGroup::of(sources.pod).map(|group| group.gid);
     let mut changed = Vec::new();
     for volume in sources
         .pod
@@ -167,11 +168,6 @@ pub(crate) fn refresh_interval(pod: &Pod) -> Option<Duration> {
             false => REFRESH_AFTER,
         })
         .min()
-}
-
-fn group_of(pod: &Pod) -> Option<u32> {
-    let context = pod.spec.as_ref()?.security_context.as_ref()?;
-    u32::try_from(context.fs_group?).ok()
 }
 
 /// Where the volume called `name` is, below the pod's directory of volumes. Names are DNS labels, so they
@@ -366,6 +362,9 @@ mod tests {
         let node = NodeAmounts {
             cpu_millis: 2000,
             memory_bytes: 1 << 30,
+            allocatable_memory_bytes: 1 << 30,
+            storage_bytes: 8 << 30,
+            allocatable_storage_bytes: 8 << 30,
         };
         Sources { pod, objects, node }
     }

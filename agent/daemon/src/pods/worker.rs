@@ -9,7 +9,7 @@ mod health;
 mod quota;
 mod sandboxes;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent_health::Outcome;
 use agent_images::RootfsLayers;
@@ -46,6 +46,8 @@ use crate::{events::Kind, policy::chain};
 const INBOX: usize = 16;
 /// Delay before what the plan does not repeat is repeated: ends of pods.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long after the API was told that a pod is over it is told again, if a finalizer keeps the object.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// While something keeps a container from starting, its status is rendered again this often: some of its
 /// words depend on the time.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -321,16 +323,10 @@ impl Worker {
         let Some(order) = self.evictions.order_for(&self.id.uid) else {
             return;
         };
-        let message = order.eviction.message.clone();
-        if evict(&mut self.seen, order.eviction) {
-            self.seen.node_ends = order.node_ends;
+        let (cause, message) = (order.cause.clone(), order.message.clone());
+        if evict(&mut self.seen, order) {
             tracing::warn!(pod = %self.id.name, namespace = %self.id.namespace, message, "evicted by the node");
-            let reason = if order.node_ends {
-                "NodeShutdown"
-            } else {
-                "Evicted"
-            };
-            self.event(None, Kind::Warning, reason, message);
+            self.event(None, Kind::Warning, cause.event().to_owned(), message);
         }
     }
 
@@ -609,7 +605,13 @@ impl Worker {
         });
     }
 
-    fn event(&self, container: Option<&str>, kind: Kind, reason: &'static str, message: String) {
+    fn event(
+        &self,
+        container: Option<&str>,
+        kind: Kind,
+        reason: impl Into<Cow<'static, str>>,
+        message: String,
+    ) {
         if let Some(pod) = &self.pod {
             self.context.events.pod(pod, container, kind, reason, message);
         }

@@ -7,11 +7,17 @@ use std::{
     sync::Arc,
 };
 
-use agent_telemetry::{LogRules, NamedPod, Snapshot};
-use api::{annotations, calico, flow::PodRef};
+use agent_telemetry::{LogRules, NamedEndpoint, Snapshot};
+use api::{
+    annotations, calico,
+    flow::{EndpointRef, HostRef, PodRef},
+};
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
-use policies_compiler::{ClusterView, PodView, Session};
-use policies_ir::tables::{EndpointId, NodeTables};
+use policies_compiler::{ClusterView, HostEndpointIds, PodView, Session};
+use policies_ir::{
+    policy::{Workload, WorkloadKind},
+    tables::{EndpointId, NodeTables},
+};
 
 use super::Endpoint;
 use crate::{
@@ -19,7 +25,7 @@ use crate::{
     policy_objects,
 };
 
-/// The session, and what flow events call pods.
+/// The session, and what flow events call pods and host endpoints.
 pub(crate) struct Followed {
     pub(crate) session: Session,
     node: String,
@@ -27,11 +33,11 @@ pub(crate) struct Followed {
     endpoints: BTreeMap<String, Endpoint>,
     /// Pods whose wish for their flows is to be looked at.
     touched: BTreeSet<Key>,
-    /// Addresses that may be another pod's.
+    /// Addresses that may be another pod's, or another host endpoint's.
     moved: BTreeSet<IpAddr>,
-    named: Arc<BTreeMap<IpAddr, Arc<NamedPod>>>,
-    /// What flow events called the pods of this node last.
-    shown: BTreeMap<EndpointId, Arc<NamedPod>>,
+    named: Arc<BTreeMap<IpAddr, Arc<NamedEndpoint>>>,
+    /// What flow events called the pods and host endpoints of this node last.
+    shown: BTreeMap<EndpointId, Arc<NamedEndpoint>>,
     /// Names of rules, as flow events have them.
     rules: Arc<NodeTables>,
 }
@@ -81,10 +87,14 @@ impl Followed {
             }
         }
         for (_, change) in changes.objects {
-            match change {
+            let (Change::Is(object) | Change::Went(object)) = &change;
+            let host = object.host_endpoint();
+            self.moved_with(host);
+            match &change {
                 Change::Is(object) => object.put_in(&mut self.session),
                 Change::Went(object) => object.remove_from(&mut self.session),
             }
+            self.moved_with(host);
         }
         for (key, change) in changes.pods {
             self.set_pod(key, change.now().map(Arc::as_ref));
@@ -139,21 +149,20 @@ impl Followed {
         wishes
     }
 
-    /// What flow events are to call pods and rules from now on. `changes` says which change each endpoint follows.
-    pub(crate) fn snapshot(&mut self, changes: BTreeMap<EndpointId, u32>) -> Snapshot {
-        if !self.moved.is_empty() {
+    /// What flow events are to call endpoints and rules from now on. `changes` says which change each endpoint follows,
+    /// `hosts` under which numbers this node's host endpoints judge.
+    pub(crate) fn snapshot(
+        &mut self,
+        changes: BTreeMap<EndpointId, u32>,
+        hosts: &BTreeMap<String, HostEndpointIds>,
+    ) -> Snapshot {
+        for address in std::mem::take(&mut self.moved) {
+            let now = self.session.at(address).last();
+            let now = now.and_then(|workload| self.name_of(workload));
             let named = Arc::make_mut(&mut self.named);
-            for address in std::mem::take(&mut self.moved) {
-                match self.session.at(address).last() {
-                    Some(pod) if !pod.namespace.is_empty() => {
-                        let name = PodRef {
-                            namespace: pod.namespace.clone(),
-                            name: pod.name.clone(),
-                        };
-                        named.insert(address, Arc::new(NamedPod::new(name, &pod.labels)));
-                    }
-                    _ => drop(named.remove(&address)),
-                }
+            match now {
+                Some(now) => drop(named.insert(address, Arc::new(now))),
+                None => drop(named.remove(&address)),
             }
         }
         if self.rules.rules != self.session.tables().rules {
@@ -163,20 +172,30 @@ impl Followed {
             });
         }
         let nothing = BTreeMap::new();
-        let endpoints = self.endpoints.values().map(|endpoint| {
+        let pods = self.endpoints.values().map(|endpoint| {
             // A pod whose object is not here yet has a name, and no labels.
             let known = self.session.pod(&endpoint.pod.namespace, &endpoint.pod.name);
             let labels = known.map_or(&nothing, |pod| &pod.labels);
-            let named = NamedPod::new(endpoint.pod.clone(), labels);
-            // Earlier snapshots are kept for a while: what they share with this one is there once.
-            let shown = self
-                .shown
-                .get(&endpoint.link.id)
-                .filter(|shown| ***shown == named);
-            let named = shown.map_or_else(|| Arc::new(named), Arc::clone);
-            (endpoint.link.id, named)
+            (
+                endpoint.link.id,
+                NamedEndpoint::new(endpoint.pod.clone().into(), labels),
+            )
         });
-        let endpoints: BTreeMap<_, _> = endpoints.collect();
+        let own = self.session.host_endpoints();
+        let own = own.filter_map(|host| {
+            let ids = hosts.get(host.metadata.name.as_ref()?)?;
+            let named = NamedEndpoint::new(
+                host_ref(host).into(),
+                host.metadata.labels.as_ref().unwrap_or(&nothing),
+            );
+            Some([ids.local, ids.forwarded, ids.untracked].map(|id| (id, named.clone())))
+        });
+        // Earlier snapshots are kept for a while: what they share with this one is there once.
+        let shared = |(id, named): (EndpointId, NamedEndpoint)| {
+            let shown = self.shown.get(&id).filter(|shown| ***shown == named);
+            (id, shown.map_or_else(|| Arc::new(named), Arc::clone))
+        };
+        let endpoints: BTreeMap<_, _> = pods.chain(own.flatten()).map(shared).collect();
         self.shown.clone_from(&endpoints);
         let staged = self.session.staged_tables().cloned().map(Arc::new);
         let enforced = self.session.policies().enforced.clone();
@@ -186,8 +205,41 @@ impl Followed {
             staged,
             logging: LogRules::new(enforced, || self.session.cluster()).map(Arc::new),
             endpoints,
+            forwarding: hosts.values().map(|ids| ids.forwarded).collect(),
             addresses: Arc::clone(&self.named),
         }
+    }
+
+    /// What flow events call a workload; nothing for a network set.
+    fn name_of(&self, workload: &Workload) -> Option<NamedEndpoint> {
+        let endpoint: EndpointRef = match workload.kind {
+            WorkloadKind::Pod => PodRef {
+                namespace: workload.namespace.clone(),
+                name: workload.name.clone(),
+            }
+            .into(),
+            WorkloadKind::HostEndpoint => host_ref(self.host(&workload.name)?).into(),
+            WorkloadKind::NetworkSet => return None,
+        };
+        Some(NamedEndpoint::new(endpoint, &workload.labels))
+    }
+
+    /// What has the addresses that the session knows of this host endpoint is to be looked at: it may be another, or
+    /// have other labels.
+    fn moved_with(&mut self, host: Option<&calico::HostEndpoint>) {
+        let name = host.and_then(|host| host.metadata.name.as_deref());
+        let Some(known) = name.and_then(|name| self.host(name)) else {
+            return;
+        };
+        let texts = known.spec.expected_ips.iter();
+        let addresses = texts.filter_map(|text| text.parse::<IpAddr>().ok());
+        let addresses: Vec<IpAddr> = addresses.map(|address| address.to_canonical()).collect();
+        self.moved.extend(addresses);
+    }
+
+    fn host(&self, name: &str) -> Option<&calico::HostEndpoint> {
+        let mut hosts = self.session.host_endpoints();
+        hosts.find(|host| host.metadata.name.as_deref() == Some(name))
     }
 
     fn look_again(&mut self, key: Key, cluster: &Cluster) {
@@ -223,6 +275,13 @@ fn reduced(policy: &NetworkPolicy) -> NetworkPolicy {
     let mut policy = policy.clone();
     policy_objects::reduce(&mut policy.metadata);
     policy
+}
+
+fn host_ref(host: &calico::HostEndpoint) -> HostRef {
+    HostRef {
+        name: host.metadata.name.clone().unwrap_or_default(),
+        node: host.spec.node.clone(),
+    }
 }
 
 fn key(pod: &PodRef) -> Key {

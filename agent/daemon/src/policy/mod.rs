@@ -400,7 +400,8 @@ impl Worker {
         }
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
-            self.names.publish(self.followed.snapshot(self.synced.clone()));
+            let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
+            self.names.publish(told);
             self.untold = false;
             self.written.send_modify(|number| *number += 1);
         }

@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use agent_resolver::Limits;
-use agent_telemetry::{FlowLog, LogConfig};
+use agent_telemetry::{FlowLog, LogConfig, NamedEndpoint};
+use api::flow::HostRef;
 use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, Synced};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
@@ -336,6 +337,57 @@ async fn flow_events_know_what_changes_no_table() {
     // And nothing is said again that is known.
     policy.settle().await.unwrap();
     assert!(Arc::ptr_eq(&now, &names.newest()));
+}
+
+/// Those of this node by the numbers under which they judge, all of them by their addresses.
+#[tokio::test]
+async fn flow_events_know_host_endpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let (room, names) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(Names::new()));
+    let policy = start_with(dir.path(), (&full, &room), &cluster, &names);
+    let host = |node: &str, label: &str, address: &str| -> PolicyObject {
+        let object = json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+            "metadata": {"name": format!("{node}-eth0"), "labels": {"edge": label}},
+            "spec": {"node": node, "interfaceName": "eth0", "expectedIPs": [address]}});
+        serde_json::from_value(object).unwrap()
+    };
+    let named = |node: &str, label: &str| {
+        let (name, node) = (format!("{node}-eth0"), node.to_owned());
+        let labels = [("edge".to_owned(), label.to_owned())].into();
+        Arc::new(NamedEndpoint::new(HostRef { name, node }.into(), &labels))
+    };
+    let told = |address: &str| {
+        names
+            .newest()
+            .addresses
+            .get(&address.parse::<IpAddr>().unwrap())
+            .cloned()
+    };
+    for (label, address) in [("1", "192.0.2.1"), ("2", "192.0.2.1"), ("2", "192.0.2.3")] {
+        let objects = [host("n1", label, address), host("n2", label, "192.0.2.2")];
+        for object in objects {
+            cluster.bring_object("HostEndpoint", watcher::Event::Apply(object));
+        }
+        policy.settle().await.unwrap();
+        assert_eq!(told(address), Some(named("n1", label)));
+        assert_eq!(told("192.0.2.2"), Some(named("n2", label)));
+        let dumped = policy.dump().await.unwrap();
+        let own = &dumped.hosts[0];
+        let known = &names.newest().endpoints;
+        for id in [own.local, own.forwarded, own.untracked] {
+            assert_eq!(known.get(&EndpointId(id)), Some(&named("n1", label)));
+        }
+        assert_eq!(known.len(), 3, "the other is on another node");
+        assert_eq!(names.newest().forwarding, [EndpointId(own.forwarded)].into());
+    }
+    assert_eq!(told("192.0.2.1"), None, "it has another address");
+    cluster.bring_object(
+        "HostEndpoint",
+        watcher::Event::Delete(host("n2", "2", "192.0.2.2")),
+    );
+    policy.settle().await.unwrap();
+    assert_eq!(told("192.0.2.2"), None);
 }
 
 /// What the tables say of pods that are gone is dropped before policy is said not to fit.

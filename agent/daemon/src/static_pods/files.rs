@@ -1,14 +1,8 @@
 //! The directory of manifests. Whoever writes there starts pods on this node, so only root may.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-/// Longest manifest, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+use crate::operator_files::{self, FileError};
 
 /// Files that are read; more are an error rather than left out.
 const MAX_FILES: usize = 256;
@@ -16,35 +10,24 @@ const MAX_FILES: usize = 256;
 /// Why manifests are not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilesError {
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{} belongs to another user than root, or others may write to it; it is not read", path.display())]
-    Exposed { path: PathBuf },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{} has more than {MAX_FILES} manifests", path.display())]
     TooMany { path: PathBuf },
-    #[error("{} is no regular file of at most {MAX_BYTES} bytes", path.display())]
-    Odd { path: PathBuf },
 }
 
 /// A manifest's file with its text, or with the reason why it cannot be read.
-pub(crate) type Found = (PathBuf, Result<String, FilesError>);
+pub(crate) type Found = (PathBuf, Result<String, FileError>);
 
 /// All manifests by file. `None` without the directory.
 pub(crate) fn read(directory: &Path) -> Result<Option<Vec<Found>>, FilesError> {
-    let failed = |source| FilesError::Read {
+    if operator_files::directory(directory)?.is_none() {
+        return Ok(None);
+    }
+    let failed = |source| FileError::Read {
         path: directory.to_owned(),
         source,
     };
-    let flags = libc_flags() | nix::fcntl::OFlag::O_DIRECTORY.bits();
-    let opened = match OpenOptions::new().read(true).custom_flags(flags).open(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed)?,
-    };
-    demand_private(&opened, directory)?;
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -67,53 +50,11 @@ pub(crate) fn read(directory: &Path) -> Result<Option<Vec<Found>>, FilesError> {
                 path: directory.to_owned(),
             });
         }
-        let text = read_one(&path);
+        let text = operator_files::text(&path);
         found.push((path, text));
     }
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(Some(found))
-}
-
-fn read_one(path: &Path) -> Result<String, FilesError> {
-    let failed = |source| FilesError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc_flags())
-        .open(path)
-        .map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(FilesError::Odd {
-            path: path.to_owned(),
-        });
-    }
-    demand_private(&file, path)?;
-    let mut text = String::new();
-    file.take(MAX_BYTES).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
-}
-
-/// No links, and nothing that blocks when it is opened.
-fn libc_flags() -> i32 {
-    use nix::fcntl::OFlag;
-    (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits()
-}
-
-fn demand_private(file: &File, path: &Path) -> Result<(), FilesError> {
-    let metadata = file.metadata().map_err(|source| FilesError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let own = nix::unistd::geteuid().as_raw();
-    if metadata.uid() == own && metadata.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(FilesError::Exposed {
-        path: path.to_owned(),
-    })
 }
 
 #[cfg(test)]
@@ -167,8 +108,11 @@ mod tests {
             ("open.yaml", false),
         ];
         assert_eq!(shown, expected.map(|(name, is_read)| (name.to_owned(), is_read)));
-        assert!(matches!(&found[5].1, Err(FilesError::Exposed { .. })));
+        assert!(matches!(&found[5].1, Err(FileError::Exposed { .. })));
         set(&directory, 0o777);
-        assert!(matches!(read(&directory), Err(FilesError::Exposed { .. })));
+        assert!(matches!(
+            read(&directory),
+            Err(FilesError::File(FileError::Exposed { .. }))
+        ));
     }
 }

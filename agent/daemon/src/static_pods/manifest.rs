@@ -136,7 +136,9 @@ fn check(pod: &Pod) -> Result<(), ManifestError> {
     }
     let notes = pod.metadata.annotations.iter().flatten();
     for (key, note) in notes {
-        if key == annotations::SANDBOX_PROFILE && !SANDBOX_PRESETS.contains(&note.as_str()) {
+        let names_profile = key == annotations::SANDBOX_PROFILE
+            || key.starts_with(annotations::CONTAINER_SANDBOX_PROFILE_PREFIX);
+        if names_profile && !SANDBOX_PRESETS.contains(&note.as_str()) {
             return refused("a SandboxProfile by name", NO_API);
         }
         if key.starts_with("kubernetes.io/config.") {
@@ -241,6 +243,7 @@ mod tests {
             manifest("").replace("metadata:\n", &format!("metadata:\n  annotations: {{{note}}}\n"))
         };
         refused(&noted("palisade.dev/sandbox-profile: mine"), "SandboxProfile");
+        refused(&noted("palisade.dev/sandbox-profile.c: mine"), "SandboxProfile");
         refused(&noted("kubernetes.io/config.mirror: x"), "kubernetes.io/config.*");
         assert!(parse(&noted("palisade.dev/sandbox-profile: strict"), "n1").is_ok());
     }

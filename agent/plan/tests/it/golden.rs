@@ -1,6 +1,6 @@
 //! Kubernetes' documented words for pods with init containers and sidecars.
 
-use agent_plan::{Eviction, Hook, Probe, RestartPolicy, Role, evict};
+use agent_plan::{Cause, Eviction, Hook, Probe, RestartPolicy, Role, evict};
 use jiff::{SignedDuration, ToSpan as _};
 
 use crate::world::{World, member};
@@ -375,6 +375,7 @@ fn an_evicted_pod_fails_with_the_reason_and_never_starts_again() {
         let mut world = World::new(restart, vec![]);
         world.settle();
         let eviction = |message: &str| Eviction {
+            cause: Cause::Shortage,
             message: message.to_owned(),
             grace: SignedDuration::ZERO,
             at: world.now,
@@ -406,6 +407,7 @@ fn a_pod_that_was_over_is_not_evicted() {
     world.exit("b", 0, None);
     world.now += 1.second();
     let late = Eviction {
+        cause: Cause::Shortage,
         message: "too late".to_owned(),
         grace: SignedDuration::ZERO,
         at: world.now,

@@ -119,8 +119,31 @@ fn an_image_that_cannot_be_fetched_reads_like_kubernetes() {
     };
     assert_eq!(reason(&world), "ErrImagePull");
     world.now += 1.second();
+    assert_eq!(reason(&world), "ErrImagePull", "long enough for a watcher to see");
+    // The change of words is an appointment of its own.
+    let next = plan(&world.wanted, &world.seen, world.now);
+    assert_eq!(next.wake_at, Some(world.now + 1.second()));
+    world.now += 1.second();
     assert_eq!(reason(&world), "ImagePullBackOff");
     assert_eq!(world.status().phase.as_deref(), Some("Pending"));
+}
+
+#[test]
+fn what_is_missing_is_looked_for_every_ten_seconds() {
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    let mut failure = world.failure("FailedMount", None);
+    failure.attempts = 7;
+    world.seen.ground_failure = Some(failure);
+    let next = plan(&world.wanted, &world.seen, world.now);
+    assert_eq!(next.wake_at, Some(world.now + 10.seconds()));
+    assert_eq!(world.status().reason.as_deref(), Some("FailedMount"));
+    world.wanted.deadline = Some(world.now);
+    let status = world.status();
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("DeadlineExceeded")),
+        "what it waited for does not hide how it ended"
+    );
 }
 
 #[test]

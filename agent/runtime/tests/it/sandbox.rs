@@ -6,6 +6,7 @@ use agent_runtime::{ContainerConfig, Resources, RuntimeError};
 use agent_sandbox::{
     Action, CallRule, Enforcement, FileLimits, Layer, Profile, Report, Scopes, SyscallPolicy, SyscallSet,
     Tcp, TcpPorts, Verdict, call_number,
+    object::{self, Surroundings},
 };
 
 use crate::{Stage, wait_for};
@@ -181,6 +182,55 @@ async fn lists_of_paths_take_away_what_they_do_not_name() {
         report.0[&Layer::Landlock].detail.contains("rulesets: 2"),
         "{report:?}"
     );
+    stage.end().await;
+}
+
+/// In init and in sessions alike: what one container's file takes away, the other keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_one_pod_have_filters_of_their_own() {
+    let stage = Stage::new("own-filters").await;
+    let around = Surroundings {
+        declared: &BTreeSet::new(),
+        egress: None,
+        capabilities: &[],
+        kernel: (6, 12),
+        floor: 5,
+    };
+    let file = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 71}]}"#;
+    let mut shut = Profile::baseline();
+    object::filter(&mut shut, file, &around).expect("a profile");
+    let script = "(mkdir /tmp/made && echo made; unshare -n true; echo end) 2>&1";
+    let wrapped = format!("{script}; exec sleep 1000");
+    for (name, profile) in [("open", Profile::baseline()), ("shut", shut)] {
+        let config = ContainerConfig {
+            profile,
+            ..stage.container(name, &["sh", "-c", &wrapped])
+        };
+        let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+        started.expect("starts");
+        wait_for(|| stage.output(name).ends_with("end\n"));
+    }
+    let said = |name: &str| stage.output(name);
+    assert!(said("open").starts_with("made\n"), "{}", said("open"));
+    assert!(
+        said("shut").contains("'/tmp/made': Protocol error"),
+        "{}",
+        said("shut")
+    );
+    let (_, session) = stage.exec("shut", script).await;
+    assert_eq!(session, said("shut"), "a session is confined otherwise");
+    let (code, _) = stage.exec("open", "mkdir /tmp/again").await;
+    assert_eq!(code, 0);
+    for name in ["open", "shut"] {
+        // The file allows all else; the baseline does not.
+        assert!(said(name).contains("Operation not permitted"), "{}", said(name));
+        assert_eq!(
+            stage.report(name).await.worst(),
+            Some(Verdict::Enforced),
+            "{name}"
+        );
+    }
     stage.end().await;
 }
 

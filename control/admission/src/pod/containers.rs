@@ -368,6 +368,11 @@ fn check_mounts(mounts: &[VolumeMount], volumes: &BTreeSet<String>, field: &str,
         if !paths.insert(plain) {
             problems.push(Cause::invalid(&path_field, path, "must be unique"));
         }
+        let recursive = mount.recursive_read_only.as_deref();
+        if matches!(recursive, Some("Enabled" | "IfPossible")) && mount.read_only != Some(true) {
+            let why = "may only be specified when readOnly is true";
+            problems.push(Cause::forbidden(format!("{field}.recursiveReadOnly"), why));
+        }
         let parts = [
             ("subPath", &mount.sub_path),
             ("subPathExpr", &mount.sub_path_expr),

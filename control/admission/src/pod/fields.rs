@@ -75,7 +75,10 @@ const POD_SECURITY: Shape = Members(&[
     ("windowsOptions", Refused("nodes run Linux")),
 ]);
 
-const SECCOMP: Shape = Members(&[("type", OneOf(&["RuntimeDefault"]))]);
+const SECCOMP: Shape = Members(&[
+    ("localhostProfile", Any),
+    ("type", OneOf(&["Localhost", "RuntimeDefault"])),
+]);
 
 /// As [`CONTAINER`], with the policy that makes a sidecar. What hooks and probes mean for containers that run
 /// to their end is nothing: `containers` refuses them there.
@@ -264,7 +267,7 @@ const MOUNT: Shape = Members(&[
     ("mountPropagation", OneOf(&["None"])),
     ("name", Any),
     ("readOnly", Any),
-    ("recursiveReadOnly", OneOf(&["Disabled"])),
+    ("recursiveReadOnly", OneOf(&["Disabled", "Enabled", "IfPossible"])),
     ("subPath", Any),
     ("subPathExpr", Any),
 ]);

@@ -15,7 +15,7 @@ mod update;
 mod volumes;
 
 use api::{
-    annotations::{ESTABLISHED, SANDBOX_PROFILE},
+    annotations::{CONTAINER_SANDBOX_PROFILE_PREFIX, ESTABLISHED, SANDBOX_PROFILE},
     selector::{is_label_key, is_label_value},
 };
 use control_wire::Cause;
@@ -66,9 +66,13 @@ fn check_annotations(object: &Value, problems: &mut Problems) {
     for (key, value) in members(&object["metadata"]["annotations"]) {
         let field = format!("metadata.annotations[{key}]");
         let value = value.as_str().unwrap_or_default();
-        if key == SANDBOX_PROFILE {
+        if let Some(container) = sandboxed(key) {
             // Presets are such names too. Whether a profile of that name exists is seen when a container starts.
             problems.require(syntax::is_subdomain(value), &field, value, syntax::SUBDOMAIN);
+            let why = "must end in the name of a container or init container; ephemeral containers have the profile of \
+                       their target, or the pod's";
+            let known = container.is_none_or(|name| is_lasting(&object["spec"], name));
+            problems.require(known, &field, value, why);
         } else if key == ESTABLISHED && value != "keep" {
             problems.push(Cause::not_supported(field, value, &["keep"]));
         } else if FOREIGN_PROFILES.iter().any(|prefix| key.starts_with(prefix)) && value != "runtime/default"
@@ -77,6 +81,21 @@ fn check_annotations(object: &Value, problems: &mut Problems) {
             problems.push(shape::unsupported(&field, why));
         }
     }
+}
+
+/// Of which container a key names the sandbox profile: nothing inside for the pod's. Nothing for other keys.
+fn sandboxed(key: &str) -> Option<Option<&str>> {
+    if key == SANDBOX_PROFILE {
+        return Some(None);
+    }
+    key.strip_prefix(CONTAINER_SANDBOX_PROFILE_PREFIX).map(Some)
+}
+
+/// Whether a pod has a container of that name, other than an ephemeral one.
+fn is_lasting(spec: &Value, name: &str) -> bool {
+    let lists = [&spec["containers"], &spec["initContainers"]];
+    let mut all = lists.into_iter().flat_map(crate::metadata::items);
+    all.any(|container| container["name"] == name)
 }
 
 fn check_spec(spec: &PodSpec, problems: &mut Problems) {

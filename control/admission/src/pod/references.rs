@@ -21,12 +21,14 @@ pub(super) const VOLUME_FIELDS: &[&str] = &[
 const RESOURCES: &[(&str, &[&str])] = &[
     ("limits.cpu", CPU_DIVISORS),
     ("requests.cpu", CPU_DIVISORS),
-    ("limits.memory", MEMORY_DIVISORS),
-    ("requests.memory", MEMORY_DIVISORS),
+    ("limits.memory", BYTE_DIVISORS),
+    ("requests.memory", BYTE_DIVISORS),
+    ("limits.ephemeral-storage", BYTE_DIVISORS),
+    ("requests.ephemeral-storage", BYTE_DIVISORS),
 ];
 
 const CPU_DIVISORS: &[&str] = &["0", "1m", "1"];
-const MEMORY_DIVISORS: &[&str] = &[
+const BYTE_DIVISORS: &[&str] = &[
     "0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
 ];
 

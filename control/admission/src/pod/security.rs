@@ -1,12 +1,15 @@
 //! Users, groups and capabilities.
 
 use control_wire::Cause;
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, SeccompProfile};
 
 use crate::Problems;
 
 /// Users and groups that a pod's user namespace has: 0 to one less than this.
 const ID_COUNT: i64 = 65_536;
+
+/// Path of a seccomp profile, in bytes.
+const MAX_PATH: usize = 1024;
 
 /// Supplemental groups of a pod.
 const MAX_GROUPS: usize = 64;
@@ -37,6 +40,7 @@ pub(super) fn check_pod(spec: &PodSpec, problems: &mut Problems) {
     check_id(context.run_as_user, "spec.securityContext.runAsUser", problems);
     check_id(context.run_as_group, "spec.securityContext.runAsGroup", problems);
     check_id(context.fs_group, "spec.securityContext.fsGroup", problems);
+    check_seccomp(context.seccomp_profile.as_ref(), "spec.securityContext", problems);
     let groups = context.supplemental_groups.as_deref().unwrap_or_default();
     let field = "spec.securityContext.supplementalGroups";
     problems.require(
@@ -64,6 +68,7 @@ pub(super) fn check_container(spec: &PodSpec, container: &Container, field: &str
         &format!("{field}.runAsGroup"),
         problems,
     );
+    check_seccomp(own.and_then(|c| c.seccomp_profile.as_ref()), &field, problems);
     let user = own
         .and_then(|c| c.run_as_user)
         .or(pod.and_then(|c| c.run_as_user));
@@ -96,6 +101,29 @@ pub(super) fn check_container(spec: &PodSpec, container: &Container, field: &str
             name,
             "must be ALL or a capability in upper case, without CAP_",
         );
+    }
+}
+
+/// A profile of the node is a path below its directory of them. Whether the node has it is seen when a container starts.
+fn check_seccomp(profile: Option<&SeccompProfile>, field: &str, problems: &mut Problems) {
+    let Some(profile) = profile else { return };
+    let field = format!("{field}.seccompProfile.localhostProfile");
+    match (profile.type_.as_str(), profile.localhost_profile.as_deref()) {
+        ("Localhost", None | Some("")) => {
+            let why = "must be set when seccomp type is Localhost";
+            problems.push(Cause::required(field, why));
+        }
+        ("Localhost", Some(path)) => {
+            let parts = || path.split('/');
+            let plain = !path.starts_with('/') && parts().all(|part| !matches!(part, "" | "." | ".."));
+            let why = "must be a relative path without '..'";
+            problems.require(plain && path.len() <= MAX_PATH, &field, path, why);
+        }
+        (_, Some(path)) => {
+            let why = "can only be set when seccomp type is Localhost";
+            problems.push(Cause::invalid(field, path, why));
+        }
+        (_, None) => {}
     }
 }
 

@@ -1,13 +1,23 @@
-//! What may change in a pod that exists: its metadata, more tolerations, an earlier deadline, once, by binding,
+//! What may change in a pod that exists: its metadata, except for what names its sandbox, more tolerations, an earlier deadline, once, by binding,
 //! its node, and by a subresource of their own more ephemeral containers.
+
+use std::collections::BTreeSet;
 
 use control_wire::Cause;
 use serde_json::Value;
 
-use super::{check_toleration, ephemeral};
-use crate::{AdmissionRequest, Problems, metadata::items};
+use super::{check_toleration, ephemeral, sandboxed};
+use crate::{
+    AdmissionRequest, Problems,
+    metadata::{items, members},
+};
 
 pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, problems: &mut Problems) {
+    check_profiles(
+        &old["metadata"]["annotations"],
+        &new["metadata"]["annotations"],
+        problems,
+    );
     let (mut before, mut after) = (old["spec"].clone(), new["spec"].clone());
     check_tolerations(&before, &after, problems);
     check_deadline(
@@ -33,6 +43,18 @@ pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, pr
         let why = "pod updates may not change fields other than `spec.tolerations` (only additions to existing \
                    tolerations) and `spec.activeDeadlineSeconds`; delete the pod and create it again";
         problems.push(Cause::forbidden(changed, why));
+    }
+}
+
+/// The next start of a container would follow, so who may write to a pod's metadata could loosen its sandbox.
+fn check_profiles(before: &Value, after: &Value, problems: &mut Problems) {
+    let keys = members(before).chain(members(after)).map(|(key, _value)| key);
+    let named: BTreeSet<&String> = keys.filter(|key| sandboxed(key).is_some()).collect();
+    for key in named {
+        if before[key] != after[key] {
+            let why = "the sandbox profile of a pod that exists stays; delete the pod and create it again";
+            problems.push(Cause::forbidden(format!("metadata.annotations[{key}]"), why));
+        }
     }
 }
 

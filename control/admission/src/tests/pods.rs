@@ -403,8 +403,10 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
         "hostAliases": [{"ip": "192.0.2.1", "hostnames": ["a.test"]}], "dnsPolicy": "None",
         "dnsConfig": {"nameservers": ["192.0.2.2"], "searches": ["lab.test"], "options": [{"name": "ndots", "value": "2"}]},
         "containers": [{"name": "c", "image": "i",
-            "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}],
+            "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+                    {"name": "E", "valueFrom": {"resourceFieldRef": {"resource": "limits.ephemeral-storage", "divisor": "1Gi"}}}],
             "volumeMounts": [{"name": "p", "mountPath": "/p", "subPath": "a/b"},
+                             {"name": "p", "mountPath": "/q", "readOnly": true, "recursiveReadOnly": "Enabled"},
                              {"name": "d", "mountPath": "/d", "subPathExpr": "$(M)"}]}],
     }));
     assert_eq!(problems("pods", body), Vec::<String>::new());
@@ -471,6 +473,18 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
         (
             mount(json!({"subPath": "/x"})),
             "containers[0].volumeMounts[0].subPath: Invalid value",
+        ),
+        (
+            mount(json!({"recursiveReadOnly": "IfPossible"})),
+            "containers[0].volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
+        ),
+        (
+            mount(json!({"recursiveReadOnly": "Always"})),
+            "containers[0].volumeMounts[0].recursiveReadOnly: Unsupported value",
+        ),
+        (
+            resource(json!({"resource": "requests.ephemeral-storage", "divisor": "1m"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
         ),
         (
             mount(json!({"subPath": "x", "subPathExpr": "y"})),
@@ -546,14 +560,84 @@ fn annotations_cannot_ask_for_a_weaker_sandbox() {
         );
     }
     assert!(annotated("palisade.dev/established", "keep").is_empty());
+    assert!(annotated("palisade.dev/sandbox-profile.c", "strict").is_empty());
     for (key, value) in [
         ("palisade.dev/sandbox-profile", ""),
+        ("palisade.dev/sandbox-profile.c", "A_B"),
+        ("palisade.dev/sandbox-profile.other", "strict"),
         ("palisade.dev/sandbox-profile", "../baseline"),
         ("palisade.dev/established", "drop"),
         ("container.apparmor.security.beta.kubernetes.io/c", "unconfined"),
         ("seccomp.security.alpha.kubernetes.io/pod", "unconfined"),
     ] {
         assert_eq!(annotated(key, value).len(), 1, "{key}={value}");
+    }
+}
+
+#[test]
+fn the_profile_of_a_pod_that_exists_stays() {
+    let (pods, one) = ("palisade.dev/sandbox-profile", "palisade.dev/sandbox-profile.c");
+    let mut body = pod(json!({}));
+    body["metadata"] = json!({"annotations": {pods: "strict", one: "mine"}});
+    let old = stored("pods", body);
+    let changed = |key: &str, value: Value| {
+        let mut new = old.clone();
+        new["metadata"]["annotations"][key] = value;
+        refusals(&request("pods", Some(&old), new))
+    };
+    assert!(changed("note", json!("x")).is_empty());
+    for (key, value) in [(pods, "baseline"), (one, "strict")] {
+        let found = changed(key, json!(value));
+        let expected = format!("metadata.annotations[{key}]: Forbidden: ");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:?}");
+        let mut new = old.clone();
+        new["metadata"]["annotations"]
+            .as_object_mut()
+            .unwrap()
+            .remove(key);
+        assert_eq!(refusals(&request("pods", Some(&old), new)), found, "taken away");
+    }
+    let plain = stored("pods", pod(json!({})));
+    let mut new = plain.clone();
+    new["metadata"]["annotations"][one] = json!("audit");
+    assert_eq!(refusals(&request("pods", Some(&plain), new)).len(), 1, "added");
+}
+
+#[test]
+fn seccomp_profiles_of_the_node_are_paths_below_their_directory() {
+    let contexts = |profile: Value| {
+        let context = json!({"seccompProfile": profile});
+        [
+            (problems("pods", pod(json!({"securityContext": context}))), "spec"),
+            (
+                problems("pods", container(json!({"securityContext": context}))),
+                "spec.containers[0]",
+            ),
+        ]
+    };
+    for (found, _field) in contexts(json!({"type": "Localhost", "localhostProfile": "profiles/audit.json"})) {
+        assert!(found.is_empty(), "{found:?}");
+    }
+    for (profile, words) in [
+        (json!({"type": "Localhost"}), "Required value"),
+        (
+            json!({"type": "Localhost", "localhostProfile": "/a"}),
+            "relative path",
+        ),
+        (
+            json!({"type": "Localhost", "localhostProfile": "a/../../b"}),
+            "relative path",
+        ),
+        (
+            json!({"type": "RuntimeDefault", "localhostProfile": "a"}),
+            "type is Localhost",
+        ),
+    ] {
+        for (found, field) in contexts(profile.clone()) {
+            let field = format!("{field}.securityContext.seccompProfile.localhostProfile: ");
+            let named = found.len() == 1 && found[0].starts_with(&field) && found[0].contains(words);
+            assert!(named, "{profile}: {found:?}");
+        }
     }
 }
 

@@ -538,6 +538,22 @@ fn icmp_is_judged_by_type_and_code() {
         &frame(out(), ICMP, &icmp(13, 0, 1)),
         Reason::Policy,
     );
+    // The id of an echo is its sender's to choose: it opens no other type or code, nor the same from the other side.
+    for id in [13 << 8, 5 << 8, 0xffff, 0xfffe, 5] {
+        lab.assert_allowed(Direction::Egress, &frame(out(), ICMP, &icmp(8, 0, id)));
+    }
+    for (kind, code, id) in [(13, 0, 1), (5, 0, 1), (8, 5, 1), (8, 5, 13 << 8), (255, 255, 1)] {
+        lab.assert_denied(
+            Direction::Egress,
+            &frame(out(), ICMP, &icmp(kind, code, id)),
+            Reason::Policy,
+        );
+        lab.assert_denied(
+            Direction::Ingress,
+            &frame(out().reversed(), ICMP, &icmp(kind, code, id)),
+            Reason::Policy,
+        );
+    }
     // A redirect is an ordinary message, and one from the other side does not pass as its answer.
     lab.assert_allowed(Direction::Egress, &frame(out(), ICMP, &icmp(5, 1, 1)));
     lab.assert_denied(

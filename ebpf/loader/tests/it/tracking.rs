@@ -431,3 +431,25 @@ fn a_question_and_its_answer_are_forgotten_sooner_than_a_stream() {
     assert_established(&mut lab, true);
     assert_remembered(&mut lab, 30);
 }
+
+#[test]
+fn a_denied_flow_makes_way_for_what_policy_allows_in_the_other_direction() {
+    let mut lab = lab(Direction::Egress);
+    let out = Ends::new(POD, PEER);
+    let sent = frame(out, UDP, &udp(51820, 51820));
+    let back = frame(out.reversed(), UDP, &udp(51820, 51820));
+    lab.assert_allowed(Direction::Egress, &sent);
+    let last_allowed = monotonic_now();
+    let ingress = tables(&["10.7.0.0/24"], &[(Direction::Ingress, 0, Service::Any)]);
+    lab.program(&link(LOOPBACK, &[POD]), &ingress);
+    // Both ends go on trying; that keeps the denial no longer than its minute.
+    while monotonic_now() < last_allowed + Duration::from_millis(50) {
+        lab.assert_denied(Direction::Egress, &sent, Reason::Policy);
+        lab.assert_denied(Direction::Ingress, &back, Reason::Policy);
+    }
+    let minute = last_allowed + Duration::from_secs(60);
+    let expired = lab.kernel().expire(minute).expect("expire");
+    assert_eq!(expired.removed, 1);
+    lab.assert_allowed(Direction::Ingress, &back);
+    lab.assert_allowed(Direction::Egress, &sent);
+}

@@ -4,7 +4,12 @@
 //! that is a workload, and what one pod of it did, all may. Every namespace with a workload denies by default; each
 //! workload then gets one policy with what it sent and received. The result is proved: the model of the written
 //! objects is compared with what was recorded.
+//!
+//! Smallest means: one policy for a workload that was seen to exchange anything, and in it, for each direction, the fewest rules
+//! that say this and nothing else ([`cover`]). No policy, rule, end of a rule or port could go without a recorded flow
+//! being denied; only a default-deny may change nothing, and stays for pods that come later.
 
+mod cover;
 mod observe;
 mod verify;
 mod write;

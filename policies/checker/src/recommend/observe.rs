@@ -129,6 +129,9 @@ impl Observed {
             let reason = match replay::without_policy(flow) {
                 Some(reason) => Some(reason),
                 None if denied.contains(&key(flow)) => Some("they were denied, at one end at least"),
+                None if flow.pod.host().is_some() => {
+                    Some("they were judged at a host endpoint, and policies are for pods")
+                }
                 None => match observed.connection(model, &side_of, flow) {
                     Some(connection) => {
                         observed.connections.insert(connection);
@@ -317,9 +320,32 @@ fn selector(own: &Labels, others: &[&Labels]) -> PodSelector {
         .iter()
         .filter(|other| own.iter().all(|(key, value)| other.get(key) == Some(value)));
     let absent = above.filter_map(|other| other.keys().find(|key| !own.contains_key(*key)));
-    PodSelector {
+    let mut selector = PodSelector {
         labels: own.clone(),
         absent: absent.cloned().collect(),
+    };
+    // The labels that name a workload stay longest, and one at least: without any it would find whatever comes later.
+    for key in keys.iter().skip(1).rev() {
+        let Some((key, value)) = selector.labels.remove_entry(*key) else {
+            continue;
+        };
+        if others.iter().any(|other| selector.finds(other)) {
+            selector.labels.insert(key, value);
+        }
+    }
+    for key in selector.absent.clone() {
+        selector.absent.remove(&key);
+        if others.iter().any(|other| selector.finds(other)) {
+            selector.absent.insert(key);
+        }
+    }
+    selector
+}
+
+impl PodSelector {
+    fn finds(&self, labels: &Labels) -> bool {
+        let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
+        self.labels.iter().all(has) && !self.absent.iter().any(|key| labels.contains_key(key))
     }
 }
 

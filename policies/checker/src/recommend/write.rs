@@ -10,15 +10,15 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     recommend::{
-        Dialect,
+        Dialect, cover,
         observe::{Connection, Observed, PodSelector, Service, Side, Workload},
     },
     region::Region,
     space::{Ports, protocol_name},
 };
 
-/// The other ends that have the same services.
-type Rule = (BTreeSet<Side>, BTreeSet<Service>);
+/// Other ends and services, each of which was seen with each.
+type Rule = cover::Product<Side, Service>;
 
 pub(super) fn objects(observed: &Observed, dialect: Dialect) -> Vec<Value> {
     let namespaces: BTreeSet<&str> = observed.workloads.iter().map(|w| w.namespace.as_str()).collect();
@@ -30,8 +30,8 @@ pub(super) fn objects(observed: &Observed, dialect: Dialect) -> Vec<Value> {
                 continue;
             }
             let own = Side::Workload(number);
-            let received = rules(observed, |c| (c.to == own).then_some(c.from));
-            let sent = rules(observed, |c| (c.from == own).then_some(c.to));
+            let received = rules(observed, dialect, |c| (c.to == own).then_some(c.from));
+            let sent = rules(observed, dialect, |c| (c.from == own).then_some(c.to));
             if !received.is_empty() || !sent.is_empty() {
                 objects.push(match dialect {
                     Dialect::Kubernetes => kubernetes(observed, workload, &received, &sent),
@@ -43,24 +43,44 @@ pub(super) fn objects(observed: &Observed, dialect: Dialect) -> Vec<Value> {
     objects
 }
 
-/// One rule for each set of services, with all ends that have it.
-fn rules(observed: &Observed, other: impl Fn(&Connection) -> Option<Side>) -> Vec<Rule> {
-    let mut by_side: BTreeMap<Side, BTreeSet<Service>> = BTreeMap::new();
+/// As few rules as say what was seen.
+fn rules(observed: &Observed, dialect: Dialect, other: impl Fn(&Connection) -> Option<Side>) -> Vec<Rule> {
+    let mut parts: BTreeMap<Option<Part>, BTreeSet<(Side, Service)>> = BTreeMap::new();
     for connection in &observed.connections {
         if let Some(side) = other(connection) {
-            by_side.entry(side).or_default().insert(connection.service);
+            let part = match dialect {
+                Dialect::Kubernetes => None,
+                Dialect::Calico => Some(part(side, connection.service)),
+            };
+            parts.entry(part).or_default().insert((side, connection.service));
         }
     }
-    let mut by_services: BTreeMap<BTreeSet<Service>, BTreeSet<Side>> = BTreeMap::new();
-    for (side, services) in by_side {
-        by_services.entry(services).or_default().insert(side);
-    }
-    let mut rules: Vec<Rule> = by_services
-        .into_iter()
-        .map(|(services, sides)| (sides, services))
-        .collect();
+    let mut rules: Vec<Rule> = parts.values().flat_map(cover::cover).collect();
     rules.sort();
     rules
+}
+
+/// What one rule of Calico's can be about: one workload or addresses of one family, and one protocol, of ICMP one kind of
+/// message.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Part {
+    workload: Option<usize>,
+    is_v6: bool,
+    protocol: u8,
+    message: Option<u16>,
+}
+
+fn part(side: Side, service: Service) -> Part {
+    let (workload, is_v6) = match side {
+        Side::Workload(number) => (Some(number), false),
+        Side::Address(address) => (None, address.is_ipv6()),
+    };
+    Part {
+        workload,
+        is_v6,
+        protocol: service.protocol,
+        message: ICMP_PROTOCOLS.contains(&service.protocol).then_some(service.port),
+    }
 }
 
 fn default_deny(namespace: &str, dialect: Dialect) -> Value {
@@ -192,29 +212,21 @@ fn calico(observed: &Observed, workload: &Workload, received: &[Rule], sent: &[R
         if rules.is_empty() {
             continue;
         }
-        let mut written = Vec::new();
-        for (sides, services) in rules {
-            let selected = peers(observed, sides).map(|peer| {
-                let mut end = json!({"selector": expression(&peer.selector)});
-                if peer.namespace != workload.namespace {
-                    end["namespaceSelector"] =
-                        json!(format!("projectcalico.org/name == '{}'", peer.namespace));
+        let written = rules.iter().map(|(sides, services)| {
+            let end = match peers(observed, sides).next() {
+                None => json!({"nets": nets(sides)}),
+                Some(peer) => {
+                    let mut end = json!({"selector": expression(&peer.selector)});
+                    if peer.namespace != workload.namespace {
+                        let namespace = format!("projectcalico.org/name == '{}'", peer.namespace);
+                        end["namespaceSelector"] = json!(namespace);
+                    }
+                    end
                 }
-                end
-            });
-            let nets = nets(sides);
-            // A rule of Calico's has addresses of one family.
-            let (v6, v4): (Vec<String>, Vec<String>) = nets.into_iter().partition(|net| net.contains(':'));
-            let blocks = [v4, v6].into_iter().filter(|nets| !nets.is_empty());
-            let blocks = blocks.map(|nets| json!({"nets": nets}));
-            for end in selected.chain(blocks) {
-                written.extend(
-                    ports(services)
-                        .into_iter()
-                        .flat_map(|(protocol, ports)| calico_rules(direction, &end, protocol, &ports)),
-                );
-            }
-        }
+            };
+            calico_rule(direction, &end, services)
+        });
+        let written: Vec<Value> = written.collect();
         spec.insert(direction.to_owned(), json!(written));
         types.push(kind);
     }
@@ -228,17 +240,21 @@ fn calico(observed: &Observed, workload: &Workload, received: &[Rule], sent: &[R
     )
 }
 
-/// Rules for one end and protocol: one, but for ICMP one for each kind of message.
-fn calico_rules(direction: &str, end: &Value, protocol: u8, ports: &Ports) -> Vec<Value> {
+/// A rule for services of one protocol, of ICMP for one kind of message: a [`Part`] has no others.
+fn calico_rule(direction: &str, end: &Value, services: &BTreeSet<Service>) -> Value {
     let other = if direction == "ingress" {
         "source"
     } else {
         "destination"
     };
-    let number = json!(protocol);
-    let mut rule = json!({"action": "Allow", "protocol": number, other: end});
+    let mut rule = json!({"action": "Allow", other: end});
+    let Some(Service { protocol, port }) = services.first().copied() else {
+        return rule;
+    };
+    rule["protocol"] = json!(protocol);
     if PORT_PROTOCOLS.contains(&protocol) {
         rule["protocol"] = json!(protocol_name(protocol));
+        let ports = Ports::of(services.iter().map(|service| (service.port, service.port)));
         let ports: Vec<Value> = ports
             .intervals()
             .iter()
@@ -248,21 +264,13 @@ fn calico_rules(direction: &str, end: &Value, protocol: u8, ports: &Ports) -> Ve
             })
             .collect();
         rule["destination"]["ports"] = json!(ports);
-        return vec![rule];
     }
     if ICMP_PROTOCOLS.contains(&protocol) {
+        let [kind, code] = port.to_be_bytes();
         rule["protocol"] = json!(protocol_name(protocol));
-        let messages = ports.intervals().iter().flat_map(|(first, last)| *first..=*last);
-        return messages
-            .map(|message| {
-                let [kind, code] = message.to_be_bytes();
-                let mut rule = rule.clone();
-                rule["icmp"] = json!({"type": kind, "code": code});
-                rule
-            })
-            .collect();
+        rule["icmp"] = json!({"type": kind, "code": code});
     }
-    vec![rule]
+    rule
 }
 
 fn expression(selector: &PodSelector) -> String {

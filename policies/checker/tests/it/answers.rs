@@ -15,9 +15,10 @@ use policies_checker::{
     rules::{RuleStatus, rule_use},
     space::Point,
 };
-use policies_compiler::ClusterView;
+use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question};
 use policies_ir::tables::{Direction, Verdict};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use crate::clusters::{OUTSIDE, Scenario, points, reference, scenario};
 
@@ -355,6 +356,84 @@ proptest! {
                 let (verdict, by) = model.decide(member, direction, peer, point);
                 prop_assert!(!expressible || verdict == Verdict::Allow, "{dialect:?} {flow:?} {by}");
             }
+            // Nothing of it is there for nothing.
+            let with = |objects: &[Value]| {
+                let sources = objects.iter().map(|object| policies_compiler::Source { origin: "less", object });
+                let loaded = policies_compiler::load_objects(sources).unwrap().view;
+                ClusterView { policies: loaded.policies, calico: loaded.calico, ..view.clone() }
+            };
+            let whole = allowed(&with(&recommendation.objects), &flows);
+            for less in smaller(&recommendation.objects) {
+                let left = allowed(&with(&less), &flows);
+                prop_assert!(left < whole, "{dialect:?}: {whole} flows of {flows:?} pass with {}, and with {}",
+                    json!(recommendation.objects), json!(less));
+            }
         }
+    }
+}
+
+/// How many of the flows pass.
+fn allowed(view: &ClusterView, flows: &[FlowEvent]) -> usize {
+    let book = Book::new(view);
+    let mut judge = Judge::new(&book);
+    let passes = flows.iter().filter(|flow| {
+        let question = Question {
+            source: FlowEnd::Address(flow.source),
+            destination: FlowEnd::Address(flow.destination),
+            protocol: flow.protocol,
+            source_port: flow.source_port,
+            port: flow.destination_port,
+        };
+        judge.judge(&question).unwrap().verdict == Verdict::Allow
+    });
+    passes.count()
+}
+
+/// The objects without one of them, a rule, an end of a rule, an address range or a range of ports; but for the defaults,
+/// which are there for pods that come later.
+fn smaller(objects: &[Value]) -> Vec<Vec<Value>> {
+    let mut all = Vec::new();
+    for (i, object) in objects.iter().enumerate() {
+        if object["metadata"]["name"] == "default-deny" {
+            continue;
+        }
+        let mut without = objects.to_vec();
+        without.remove(i);
+        all.push(without);
+        for list in lists(&object["spec"], "/spec") {
+            let items = object
+                .pointer(&list)
+                .and_then(Value::as_array)
+                .map_or(0, Vec::len);
+            let is_rules = list == "/spec/ingress" || list == "/spec/egress";
+            // A list that is empty would not be one that matches nothing.
+            for item in 0..if items > 1 || is_rules { items } else { 0 } {
+                let mut without = objects.to_vec();
+                let list = without[i].pointer_mut(&list).and_then(Value::as_array_mut);
+                list.unwrap().remove(item);
+                all.push(without);
+            }
+        }
+    }
+    all
+}
+
+/// Places of all lists but that of the directions.
+fn lists(value: &Value, at: &str) -> Vec<String> {
+    let below = |key: String, value: &Value| lists(value, &format!("{at}/{key}"));
+    match value {
+        Value::Array(items) => {
+            let below = items
+                .iter()
+                .enumerate()
+                .flat_map(|(i, item)| below(i.to_string(), item));
+            std::iter::once(at.to_owned()).chain(below).collect()
+        }
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(key, _)| !["types", "policyTypes", "matchExpressions"].contains(&key.as_str()))
+            .flat_map(|(key, field)| below(key.clone(), field))
+            .collect(),
+        _ => Vec::new(),
     }
 }

@@ -16,7 +16,7 @@ use policies_ir::{
     policy::{
         Action, DefaultAction, Directions, DomainMatch, EndMatch, IcmpMatch, IpVersion, Kinds, NamedPort,
         NamespaceMatch, Order, Policy, PolicySet, PortMatch, Profile, ProfileRules, Rule, Selector,
-        ServiceMatch, Tier, Workload, WorkloadKind, WorkloadMatch,
+        ServiceMatch, TieBreak, Tier, Workload, WorkloadKind, WorkloadMatch,
     },
     tables::{DecidedBy, Direction, Packet, Verdict},
 };
@@ -172,7 +172,7 @@ fn named((position, mut tier): (usize, Tier)) -> Tier {
     for (number, policy) in tier.policies.iter_mut().enumerate() {
         let policy = Arc::make_mut(policy);
         policy.name = format!("Policy {position}-{number}");
-        policy.tie_break = policy.name.clone();
+        policy.tie_break = TieBreak::new(&policy.name, "", "");
     }
     tier
 }
@@ -260,7 +260,7 @@ fn policy() -> impl Strategy<Value = Policy> {
     )
         .prop_map(|(applies_to, ingress, egress, order, (a, b))| Policy {
             name: String::new(),
-            tie_break: String::new(),
+            tie_break: TieBreak::default(),
             order: Order(order.map(f64::from)),
             phase: policies_ir::policy::Phase::Local,
             applies_to,

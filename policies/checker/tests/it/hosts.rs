@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use policies_checker::{Model, assertion, connectivity, space::Point};
-use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Party, Question, Source, explain, load_objects};
+use policies_compiler::{
+    Book, ClusterView, ExplainError, FlowEnd, Judge, Question, Source, explain, load_objects,
+};
 use policies_ir::{policy::TCP, tables::Verdict};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Value, json};
@@ -44,34 +46,41 @@ fn policy(name: &str, selector: &str, ingress: &Value, egress: &Value) -> Value 
 /// What each end says about a flow between two addresses.
 type Said = [Option<(bool, String)>; 2];
 
-fn decided(judge: &mut Judge<'_>, from: IpAddr, to: IpAddr, port: u16) -> Said {
-    let question = Question {
+/// TCP between two addresses.
+fn asked(from: IpAddr, to: IpAddr, (source_port, port): (u16, u16)) -> Question {
+    Question {
         source: FlowEnd::Address(from),
         destination: FlowEnd::Address(to),
         protocol: TCP,
-        source_port: 0,
+        source_port,
         port,
-    };
-    let answer = judge.judge(&question).unwrap();
+    }
+}
+
+fn decided(judge: &mut Judge<'_>, question: &Question) -> Said {
+    let answer = judge.judge(question).unwrap();
     [answer.egress, answer.ingress]
         .map(|end| end.map(|(verdict, by)| (verdict == Verdict::Allow, by.to_string())))
 }
 
-fn explained(view: &ClusterView, from: IpAddr, to: IpAddr, port: u16) -> Said {
-    let answer = explain(view, &Party::Address(from), &Party::Address(to), port, TCP).unwrap();
+fn explained(view: &ClusterView, question: &Question) -> Said {
+    let answer = explain(view, question).unwrap();
     let allow = api::flow::FlowVerdict::Allow;
     [answer.egress, answer.ingress].map(|end| end.map(|end| (end.verdict == allow, end.decided_by.rule)))
 }
 
-fn modelled(model: &Model, from: IpAddr, to: IpAddr, port: u16) -> Said {
+fn modelled(model: &Model, from: IpAddr, to: IpAddr, (source_port, port): (u16, u16)) -> Said {
     let point = Point {
         protocol: TCP,
-        source_port: 0,
+        source_port,
         port,
     };
     let packet = model.packet(model.place(from), model.place(to), point).unwrap();
     [packet.egress, packet.ingress].map(|end| end.map(|end| (end.allowed, end.by)))
 }
+
+/// What some rules are for.
+const SOURCE_PORT: u16 = 53;
 
 fn rules() -> impl Strategy<Value = Value> {
     let peer = select(vec!["", "has(edge)", "app == 'p0'", "has(app)"]);
@@ -80,14 +89,18 @@ fn rules() -> impl Strategy<Value = Value> {
         peer,
         select(vec![80, 443]),
         any::<bool>(),
+        proptest::bool::weighted(0.2),
     );
-    let rule = rule.prop_map(|(action, peer, port, source)| {
+    let rule = rule.prop_map(|(action, peer, port, source, of_port)| {
         let (own, other) = match source {
             true => ("destination", "source"),
             false => ("source", "destination"),
         };
         let mut rule = json!({"action": action, "protocol": "TCP", own: {}, other: {"selector": peer}});
         rule["destination"]["ports"] = json!([port]);
+        if of_port {
+            rule["source"]["ports"] = json!([SOURCE_PORT]);
+        }
         rule
     });
     vec(rule, 0..3).prop_map(|rules| json!(rules))
@@ -139,11 +152,12 @@ proptest! {
                 }
                 // The model knows nodes without a host endpoint as addresses like others.
                 let bare = |end: &IpAddr| nodes.contains(end) && !is_member(end);
-                for port in [22, 80, 443] {
-                    let said = decided(&mut judge, *from, *to, port);
-                    prop_assert_eq!(&explained(&view, *from, *to, port), &said, "explain {} {} {}", from, to, port);
+                for ports in [(0, 22), (0, 80), (SOURCE_PORT, 80), (0, 443)] {
+                    let question = asked(*from, *to, ports);
+                    let said = decided(&mut judge, &question);
+                    prop_assert_eq!(&explained(&view, &question), &said, "explain {:?}", question);
                     if !bare(from) && !bare(to) {
-                        prop_assert_eq!(&modelled(&model, *from, *to, port), &said, "model {} {} {}", from, to, port);
+                        prop_assert_eq!(&modelled(&model, *from, *to, ports), &said, "model {:?}", question);
                     }
                 }
             }
@@ -156,11 +170,48 @@ proptest! {
             for member in members().filter(|member| !member.workload.namespace.is_empty()) {
                 let Some(own) = member.addresses.first() else { continue };
                 let name = &member.workload.name;
-                let passes = decided(&mut judge, *own, address, 80).iter().flatten().all(|(allowed, _)| *allowed);
+                let mut passes = |source_port| {
+                    let said = decided(&mut judge, &asked(*own, address, (source_port, 80)));
+                    said.iter().flatten().all(|(allowed, _)| *allowed)
+                };
+                let passes = [passes(0), passes(SOURCE_PORT)];
                 let holds = |text: String| assertion::prove(&model, &assertion::parse(&text).unwrap()).holds;
-                // The source port may matter to nobody here.
-                prop_assert_eq!(holds(format!("no pod(shop/{name}) reaches host(n{number}-eth0) on 80")), !passes);
-                prop_assert_eq!(holds(format!("pod(shop/{name}) reaches host(n{number}-eth0) on 80")), passes);
+                let (none, all) = (!passes[0] && !passes[1], passes[0] && passes[1]);
+                prop_assert_eq!(holds(format!("no pod(shop/{name}) reaches host(n{number}-eth0) on 80")), none);
+                prop_assert_eq!(holds(format!("pod(shop/{name}) reaches host(n{number}-eth0) on 80")), all);
+            }
+        }
+    }
+
+    /// Whichever way an end is named: a pod, a node, a host endpoint, an address.
+    #[test]
+    fn explain_and_decide_agree_about_every_kind_of_end(
+        objects in objects(),
+        flows in vec((any::<[prop::sample::Index; 2]>(), select(vec![6, 17, 132, 1, 47]), select(vec![0, SOURCE_PORT, 40_000]),
+            select(vec![22, 80, 443])), 1..12),
+    ) {
+        let view = view(&objects);
+        let book = Book::new(&view);
+        let mut judge = Judge::new(&book);
+        let pods = view.pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        let others = ["host/n1", "host/n2", "host/n1-eth0", "host/n2-eth0", "192.168.0.1", "10.244.0.1", "203.0.113.9"];
+        let ends: Vec<String> = pods.chain(others.map(str::to_owned)).collect();
+        for ([from, to], protocol, source_port, port) in flows {
+            let question = Question {
+                source: from.get(&ends).parse().unwrap(),
+                destination: to.get(&ends).parse().unwrap(),
+                protocol,
+                source_port,
+                port,
+            };
+            match judge.judge(&question) {
+                // Explaining what nobody judges is refused.
+                Ok(answer) if answer.egress.is_none() && answer.ingress.is_none() => {
+                    let told = explain(&view, &question);
+                    prop_assert!(told.is_err() || told.is_ok_and(|told| told.egress.is_none() && told.ingress.is_none()));
+                }
+                Ok(_) => prop_assert_eq!(explained(&view, &question), decided(&mut judge, &question), "{:?}", question),
+                Err(error) => prop_assert_eq!(explain(&view, &question).unwrap_err(), ExplainError::Flow(error)),
             }
         }
     }
@@ -194,21 +245,21 @@ fn what_a_pod_sends_to_its_own_node_no_host_endpoint_judges() {
             let expected = [Some((egress.0, egress.1.to_owned())), None];
             let mut judge = Judge::new(&book);
             assert_eq!(
-                decided(&mut judge, web, own_node, 80),
+                decided(&mut judge, &asked(web, own_node, (0, 80))),
                 expected,
                 "{interface} {action}"
             );
             assert_eq!(
-                explained(&view, web, own_node, 80),
+                explained(&view, &asked(web, own_node, (0, 80))),
                 expected,
                 "{interface} {action}"
             );
             assert_eq!(
-                modelled(&model, web, own_node, 80),
+                modelled(&model, web, own_node, (0, 80)),
                 expected,
                 "{interface} {action}"
             );
-            let back = decided(&mut judge, own_node, web, 80);
+            let back = decided(&mut judge, &asked(own_node, web, (0, 80)));
             assert_eq!(back, [None, Some((true, "no-policy".to_owned()))]);
             let proof = |text: &str| assertion::prove(&model, &assertion::parse(text).unwrap());
             assert_eq!(proof("no ns(shop) reaches host(n1-eth0) on 80").holds, !egress.0);

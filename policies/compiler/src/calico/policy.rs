@@ -2,7 +2,7 @@
 
 use api::calico::{Object, PolicySpec};
 use policies_ir::{
-    policy::{Directions, Kinds, NamespaceMatch, Phase, Policy, Selector, Workload, WorkloadMatch},
+    policy::{Directions, Kinds, NamespaceMatch, Phase, Policy, Selector, TieBreak, Workload, WorkloadMatch},
     selector::Expression,
 };
 
@@ -87,7 +87,7 @@ pub(crate) fn read_policy(
         errors,
     );
     let shown = shown_name(kind, &namespace, &name);
-    let tie_break = format!("{name}/{namespace}/{kind}");
+    let tie_break = TieBreak::new(&name, &namespace, kind);
     if !whole {
         // Nobody knows whom it protects, when, or against what: it takes everything from all it could mean. It
         // takes it by rules, because what it would have denied must not be left to a later policy or tier.

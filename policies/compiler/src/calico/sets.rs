@@ -13,6 +13,8 @@ use crate::{
     field::{Errors, Path, read_net, within_limit, wrong},
 };
 
+/// Names of one set. Calico has no limit; the resolver asks each answer whether it fits one of them.
+const MAX_DOMAINS: usize = 4096;
 /// Addresses of one set. Calico has no limit; this one keeps a set within what the kernel's table holds.
 const MAX_NETS: usize = 65_536;
 
@@ -42,8 +44,10 @@ pub(crate) fn read_network_set(
         nets.extend(read_net(text, &nets_path.index(i), errors));
     }
     let domains_path = Path::SPEC.field("allowedEgressDomains");
+    let wanted = &object.spec.allowed_egress_domains;
+    within_limit(wanted.len(), MAX_DOMAINS, "names", &domains_path, errors);
     let mut domains = Vec::new();
-    for (i, text) in object.spec.allowed_egress_domains.iter().enumerate() {
+    for (i, text) in wanted.iter().enumerate().take(MAX_DOMAINS) {
         domains.extend(read_domain(text, &domains_path.index(i), errors));
     }
     let namespace = match kind {
@@ -107,7 +111,28 @@ pub(crate) fn read_domain(text: &str, path: &Path<'_>, errors: &mut Errors) -> O
     let domain = DomainMatch::parse(text);
     if domain.is_none() {
         let fix = "write it as example.com, or as *.example.com for every name below it";
-        wrong(errors, path, format!("{text:?} is not the name of a host"), fix);
+        wrong(errors, path, no_domain(text), fix);
     }
     domain
+}
+
+/// Why it is not one. What is too long for DNS is not repeated as a whole.
+fn no_domain(text: &str) -> String {
+    const MAX: usize = DomainMatch::MAX_BYTES;
+    const MAX_LABEL: usize = DomainMatch::MAX_LABEL_BYTES;
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if name.len() > MAX {
+        let begin: String = name.chars().take(MAX_LABEL).collect();
+        return format!(
+            "\"{begin}...\" has {} bytes, and a name has at most {MAX}",
+            name.len()
+        );
+    }
+    match name.split('.').find(|label| label.len() > MAX_LABEL) {
+        Some(label) => {
+            let length = label.len();
+            format!("the label {label:?} has {length} bytes, and one of a name has at most {MAX_LABEL}")
+        }
+        None => format!("{text:?} is not the name of a host"),
+    }
 }

@@ -25,7 +25,7 @@ pub enum End {
         /// Its name.
         name: String,
     },
-    /// A node, by name: its host endpoint, if it has one.
+    /// A node, by name: its host endpoint, if it has one. Or a host endpoint, by a name that no node has.
     Host(String),
     /// Whoever has the address.
     Address(IpAddr),
@@ -42,8 +42,10 @@ pub enum FlowError {
         /// The name asked for.
         name: String,
     },
-    /// No such node.
-    #[error("there is no node {0}: neither a Node, nor a HostEndpoint, nor a pod names it")]
+    /// No such node, and no such host endpoint.
+    #[error(
+        "there is no node or host endpoint {0}: no Node and no HostEndpoint is called so, and no pod is on it"
+    )]
     UnknownHost(String),
     /// The end has no address.
     #[error("{0} has no address")]
@@ -121,18 +123,16 @@ impl<'a> Ends<'a> {
                 Ok(resolved(position, member))
             }
             End::Host(name) => {
-                let hosts = self.hosts.get(name.as_str());
-                let position = hosts.and_then(|hosts| hosts.first()).copied();
-                let Some(of_node) = self.cluster.nodes.get(name) else {
-                    return Err(FlowError::UnknownHost(name.clone()));
-                };
+                let (position, of_node) = self
+                    .host(name)
+                    .ok_or_else(|| FlowError::UnknownHost(name.clone()))?;
                 let of_member = position
                     .and_then(|position| self.cluster.members.get(position))
                     .map(|member| &member.addresses)
                     .filter(|addresses| !addresses.is_empty());
                 let addresses = of_member.unwrap_or(of_node);
                 if addresses.is_empty() {
-                    return Err(FlowError::NoAddress(format!("node {name}")));
+                    return Err(FlowError::NoAddress(format!("host {name}")));
                 }
                 Ok(Resolved {
                     member: position,
@@ -164,6 +164,21 @@ impl<'a> Ends<'a> {
         let unseen = |(own, peer): (&Member, &Member)| own.is_node_of(peer);
         own.member
             .filter(|_| !member(own).zip(member(peer)).is_some_and(unseen))
+    }
+
+    /// The host endpoint that judges for a node, or the one of this name, and the addresses of the node.
+    fn host(&self, name: &str) -> Option<(Option<usize>, &BTreeSet<IpAddr>)> {
+        if let Some(of_node) = self.cluster.nodes.get(name) {
+            let hosts = self.hosts.get(name);
+            return Some((hosts.and_then(|hosts| hosts.first()).copied(), of_node));
+        }
+        let named = |position: &&usize| {
+            let member = self.cluster.members.get(**position);
+            member.is_some_and(|member| member.workload.name == name)
+        };
+        let position = *self.hosts.values().flatten().find(named)?;
+        let node = &self.cluster.members.get(position)?.node;
+        Some((Some(position), self.cluster.nodes.get(node)?))
     }
 
     /// A node without host endpoints judges nothing, but it is a node all the same.

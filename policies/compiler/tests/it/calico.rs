@@ -127,6 +127,15 @@ fn tiers_are_walked_in_order_and_each_ends_as_it_says() {
             "Allow by GlobalNetworkPolicy b rule 0",
         ),
         (
+            "of equal orders a name comes before those that it begins",
+            vec![
+                acts("web", "default", None, &["Allow"]),
+                acts("web-deny", "default", None, &["Deny"]),
+                acts("web.deny", "default", None, &["Deny"]),
+            ],
+            "Allow by GlobalNetworkPolicy web rule 0",
+        ),
+        (
             "equal orders go by name",
             vec![
                 acts("b", "default", Some(5.0), &["Deny"]),

@@ -1,7 +1,9 @@
 //! Explanations and loading, as a person sees them.
 
 use api::flow::FlowVerdict;
-use policies_compiler::{ExplainError, LoadError, Loaded, Party, explain, load_objects, parse_protocol};
+use policies_compiler::{
+    ExplainError, FlowError, LoadError, Loaded, Question, explain, load_objects, parse_protocol,
+};
 use serde_json::{Value, json};
 
 use crate::sources;
@@ -26,8 +28,18 @@ fn shop() -> Loaded {
 }
 
 fn ask(loaded: &Loaded, from: &str, to: &str, port: u16) -> Result<String, ExplainError> {
-    let explanation = explain(&loaded.view, &from.parse()?, &to.parse()?, port, 6)?;
+    let explanation = explain(&loaded.view, &tcp(from, to, port)?)?;
     Ok(explanation.to_string())
+}
+
+fn tcp(from: &str, to: &str, port: u16) -> Result<Question, ExplainError> {
+    Ok(Question {
+        source: from.parse()?,
+        destination: to.parse()?,
+        protocol: 6,
+        source_port: 0,
+        port,
+    })
 }
 
 #[test]
@@ -61,8 +73,8 @@ denied: shop/web (198.18.165.68) to shop/db (198.18.170.192), TCP port 80
 #[test]
 fn an_explanation_is_data_too() {
     let loaded = shop();
-    let (from, to): (Party, Party) = ("203.0.113.9".parse().unwrap(), "shop/db".parse().unwrap());
-    let explanation = explain(&loaded.view, &from, &to, 5432, 6).unwrap();
+    let asked = tcp("203.0.113.9", "shop/db", 5432).unwrap();
+    let explanation = explain(&loaded.view, &asked).unwrap();
     assert_eq!(explanation.verdict, FlowVerdict::Deny);
     assert_eq!(
         serde_json::to_value(&explanation).unwrap()["ingress"]["decidedBy"],
@@ -71,25 +83,68 @@ fn an_explanation_is_data_too() {
     assert!(explanation.egress.is_none());
 }
 
+/// A node is met by its host endpoint, whichever of the two is named; a namespace may be called `host` all the same.
+#[test]
+fn hosts_are_ends_too() {
+    let host = json!({"kind": "HostEndpoint", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "uplink",
+        "labels": {"edge": "1"}}, "spec": {"node": "n1", "interfaceName": "eth0", "expectedIPs": ["192.0.2.1"]}});
+    let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n2"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]}});
+    let rule = json!({"action": "Deny", "protocol": "TCP", "source": {"ports": [53]}});
+    let policy = json!({"kind": "GlobalNetworkPolicy", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "edge"},
+        "spec": {"selector": "has(edge)", "types": ["Ingress"], "ingress": [rule, {"action": "Allow"}]}});
+    let objects = [host, node, policy, pod("shop", "web"), pod("host", "uplink")];
+    let loaded = load_objects(sources(&objects)).unwrap();
+    let expected = "\
+allowed: shop/web (198.18.165.68) to host uplink (192.0.2.1), TCP port 80
+  egress of shop/web: allowed by no-policy
+    + profile of the namespace: allows, as no policy decided
+  ingress of host uplink: allowed by GlobalNetworkPolicy edge rule 1
+    - GlobalNetworkPolicy edge rule 0: is for other source ports
+    + GlobalNetworkPolicy edge rule 1: allows
+";
+    for name in ["host/uplink", "host/n1", "192.0.2.1"] {
+        assert_eq!(ask(&loaded, "shop/web", name, 80).unwrap(), expected);
+    }
+    let mut asked = tcp("shop/web", "host/n1", 80).unwrap();
+    asked.source_port = 53;
+    let explanation = explain(&loaded.view, &asked).unwrap();
+    assert_eq!(explanation.verdict, FlowVerdict::Deny);
+    assert!(explanation.to_string().starts_with(
+        "denied: shop/web (198.18.165.68) to host uplink (192.0.2.1), TCP port 80 from port 53\n"
+    ));
+    let node = ask(&loaded, "shop/web", "host/n2", 80).unwrap();
+    assert!(
+        node.starts_with("allowed: shop/web (198.18.165.68) to 192.0.2.2, TCP port 80\n"),
+        "{node}"
+    );
+    let pod = ask(&loaded, "shop/web", "pod/host/uplink", 80).unwrap();
+    assert!(pod.contains("to host/uplink (198."), "{pod}");
+}
+
 #[test]
 fn questions_without_an_answer_say_why() {
     let loaded = shop();
     assert!(matches!(
         ask(&loaded, "shop/web", "shop/nobody", 1),
-        Err(ExplainError::UnknownPod(_))
+        Err(ExplainError::Flow(FlowError::UnknownPod { .. }))
     ));
     assert_eq!(
         ask(&loaded, "192.0.2.1", "192.0.2.2", 1),
-        Err(ExplainError::NoPod)
+        Err(ExplainError::NoEndpoint)
     );
     assert_eq!(
         ask(&loaded, "2001:db8::1", "shop/db", 1),
-        Err(ExplainError::NoCommonFamily)
+        Err(ExplainError::Flow(FlowError::NoCommonFamily))
     );
     assert!(matches!(
-        ask(&loaded, "a/b/c", "shop/db", 1),
-        Err(ExplainError::Party(_))
+        ask(&loaded, "shop/web", "host/nowhere", 1),
+        Err(ExplainError::Flow(FlowError::UnknownHost(_)))
     ));
+    for wrong in ["a/b/c", "host/a/b", "host/", "pod//a", ""] {
+        let asked = ask(&loaded, wrong, "shop/db", 1);
+        assert_eq!(asked, Err(ExplainError::End(wrong.to_owned())));
+    }
     assert!(
         parse_protocol("256").is_err() && parse_protocol("Udp") == Ok(17) && parse_protocol("47") == Ok(47)
     );

@@ -647,3 +647,69 @@ fn cluster_network_policies() {
     let many = vec![json!({"action": "Pass", "from": [all]}); 26];
     assert_eq!(policy(&[("ingress", json!(many))]), ["spec.ingress"]);
 }
+
+/// Whole errors, as the server gives them: the field, what DNS allows, what to write.
+#[test]
+fn names_are_as_long_as_dns_allows() {
+    let (label, long) = ("a".repeat(63), "b".repeat(64));
+    let longest = [&label[..], &label, &label, &"c".repeat(61)].join(".");
+    assert_eq!(longest.len(), 253);
+    let fix = "write it as example.com, or as *.example.com for every name below it";
+    let spaced = "not a name";
+    for (name, problem) in [
+        (longest.clone(), None),
+        (format!("{longest}."), None),
+        (format!("*.{label}.com"), None),
+        (
+            format!("x{longest}"),
+            Some(format!(
+                "\"x{}...\" has 254 bytes, and a name has at most 253",
+                &label[1..]
+            )),
+        ),
+        (
+            "d".repeat(1 << 20),
+            Some(format!(
+                "\"{}...\" has 1048576 bytes, and a name has at most 253",
+                "d".repeat(63)
+            )),
+        ),
+        (
+            format!("{long}.com"),
+            Some(format!(
+                "the label \"{long}\" has 64 bytes, and one of a name has at most 63"
+            )),
+        ),
+        (
+            spaced.to_owned(),
+            Some(format!("{spaced:?} is not the name of a host")),
+        ),
+        (String::new(), Some("\"\" is not the name of a host".to_owned())),
+    ] {
+        let rule = json!({"action": "Allow", "destination": {"domains": ["example.com", name]}});
+        let entry = json!({"name": "n", "action": "Accept", "to": [{"domainNames": ["example.com", name]}]});
+        let by_name = json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "p"}, "spec": {"tier": "Admin", "priority": 1,
+                "subject": {"namespaces": {}}, "egress": [entry]}});
+        let set = json!({"allowedEgressDomains": ["example.com", name]});
+        for (object, field) in [
+            (object("NetworkSet", &set), "spec.allowedEgressDomains[1]"),
+            (object("GlobalNetworkSet", &set), "spec.allowedEgressDomains[1]"),
+            (
+                object("GlobalNetworkPolicy", &json!({"egress": [rule]})),
+                "spec.egress[0].destination.domains[1]",
+            ),
+            (by_name, "spec.egress[0].to[0].domainNames[1]"),
+        ] {
+            let told = validate_object(&object).err().unwrap_or_default();
+            let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+            let expected = problem
+                .as_ref()
+                .map(|problem| format!("{field}: {problem}; {fix}"));
+            assert_eq!(told, Vec::from_iter(expected));
+        }
+    }
+    let names: Vec<String> = (0..4097).map(|i| format!("{i}.example.com")).collect();
+    let many = object("NetworkSet", &json!({"allowedEgressDomains": names}));
+    assert_eq!(errors(&many), ["spec.allowedEgressDomains"]);
+}

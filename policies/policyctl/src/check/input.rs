@@ -160,7 +160,11 @@ pub(crate) async fn live_flows_of(
     since: Timestamp,
 ) -> Result<Vec<FlowEvent>> {
     let mut flows = live_flows(connection).await?;
-    flows.retain(|flow| flow.pod.namespace == namespace && flow.pod.name == pod && flow.time >= since);
+    let own = |flow: &FlowEvent| {
+        let end = flow.pod.pod();
+        end.is_some_and(|end| end.namespace == namespace && end.name == pod)
+    };
+    flows.retain(|flow| own(flow) && flow.time >= since);
     Ok(flows)
 }
 

@@ -426,7 +426,10 @@ mod tests {
         );
         let said = error(&flows, &stranger);
         assert!(said.contains("no flow was judged"), "{said}");
-        assert!(said.contains("the pod is not among the objects"), "{said}");
+        assert!(
+            said.contains("the end that judged is not among the objects"),
+            "{said}"
+        );
 
         let policies = write(
             "policy.yaml",

@@ -70,7 +70,9 @@ pub(crate) async fn run(connection: &Connection, args: &LearnArgs) -> Result<()>
     let view = load::live(connection).await?.view;
 
     let name = args.name.as_deref().unwrap_or(&args.pod);
-    let profile = profile::profile(name, &pod, &learned);
+    let first = pod["spec"]["containers"][0]["name"].as_str();
+    let container = args.container.as_deref().or(first).unwrap_or_default();
+    let profile = profile::profile(name, &pod, container, &learned);
     let policy = policy::policy(name, &pod, &view, &flows)?;
     for note in profile.notes.iter().chain(&policy.notes) {
         output::note(&format!("note: {note}"));

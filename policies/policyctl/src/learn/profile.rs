@@ -91,7 +91,7 @@ const CHANGES: &[&str] = &[
 ];
 
 /// Writes the profile of a pod's container.
-pub(super) fn profile(name: &str, pod: &Value, learned: &Learned) -> Written {
+pub(super) fn profile(name: &str, pod: &Value, container: &str, learned: &Learned) -> Written {
     let mut notes = losses(learned);
     let calls: BTreeSet<&str> = learned
         .calls
@@ -136,7 +136,7 @@ pub(super) fn profile(name: &str, pod: &Value, learned: &Learned) -> Written {
         paths["write"] = json!(write);
     }
     let mut spec = json!({
-        "preset": preset(pod),
+        "preset": preset(pod, container),
         "tcp": {"bind": learned.ports.bind, "connect": learned.ports.connect},
         "landlock": {"paths": paths},
         "seccomp": {
@@ -166,12 +166,12 @@ pub(super) fn profile(name: &str, pod: &Value, learned: &Learned) -> Written {
     }
 }
 
-/// The preset that the pod has; one with a profile of its own is learned from the baseline.
-fn preset(pod: &Value) -> &str {
-    let named = pod
-        .pointer("/metadata/annotations")
-        .and_then(|annotations| annotations.get(annotations::SANDBOX_PROFILE))
-        .and_then(Value::as_str);
+/// The preset that the container has; one with a profile of its own is learned from the baseline.
+fn preset<'a>(pod: &'a Value, container: &str) -> &'a str {
+    let annotations = &pod["metadata"]["annotations"];
+    let own = format!("{}{container}", annotations::CONTAINER_SANDBOX_PROFILE_PREFIX);
+    let named = annotations[own.as_str()].as_str();
+    let named = named.or_else(|| annotations[annotations::SANDBOX_PROFILE].as_str());
     named.filter(|name| *name == "strict").unwrap_or("baseline")
 }
 
@@ -291,12 +291,25 @@ mod tests {
 
     fn pod() -> Value {
         json!({"metadata": {"name": "web", "namespace": "shop",
-            "annotations": {"palisade.dev/sandbox-profile": "strict"}}})
+        "annotations": {
+            "palisade.dev/sandbox-profile": "strict",
+            "palisade.dev/sandbox-profile.side": "baseline",
+            "palisade.dev/sandbox-profile.own": "web",
+        }}})
+    }
+
+    #[test]
+    fn a_profile_starts_from_the_preset_of_its_container() {
+        let preset =
+            |container| profile("web", &pod(), container, &learned()).object["spec"]["preset"].clone();
+        assert_eq!(preset("main"), "strict");
+        assert_eq!(preset("side"), "baseline");
+        assert_eq!(preset("own"), "baseline", "it is a profile's name");
     }
 
     #[test]
     fn a_profile_says_what_was_seen() {
-        let written = profile("web", &pod(), &learned());
+        let written = profile("web", &pod(), "main", &learned());
         let object: SandboxProfile = serde_json::from_value(written.object.clone()).unwrap();
         let spec = &written.object["spec"];
         assert_eq!(spec["preset"], "strict");
@@ -326,7 +339,7 @@ mod tests {
             ..Lost::default()
         };
         seen.capabilities = None;
-        let written = profile("web", &pod(), &seen);
+        let written = profile("web", &pod(), "main", &seen);
         assert!(written.object["spec"]["landlock"]["paths"].get("write").is_none());
         assert!(written.object["spec"].get("capabilities").is_none());
         for words in ["mkdir", "LOST: the kernel's queue", "6.14"] {

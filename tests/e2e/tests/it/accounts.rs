@@ -4,18 +4,27 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
-    cluster::{Cluster, kubectls, pod},
+    cluster::{Cluster, free_port_of, kubectls, pod},
     shell::{Ran, eventually, run},
 };
 use serde_json::Value;
-use testkit::lab;
+use testkit::{
+    image::{Layer, Packing},
+    lab::{self, LabOs},
+};
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[(
-    "accounts_tokens_identify_pods_and_end_with_them",
-    tokens_identify_pods_and_end_with_them,
-)];
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "accounts_tokens_identify_pods_and_end_with_them",
+        tokens_identify_pods_and_end_with_them,
+    ),
+    (
+        "accounts_clients_in_pods_find_the_api_server",
+        clients_in_pods_find_the_api_server,
+    ),
+];
 
 const DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -135,4 +144,55 @@ fn tokens_identify_pods_and_end_with_them(cluster: &Cluster) -> Result<()> {
     })?;
     whoami(cluster, made)?;
     Ok(())
+}
+
+/// A real client with nothing but what a pod finds: kubectl, which asks as a program of client-go in the cluster would.
+fn clients_in_pods_find_the_api_server(cluster: &Cluster) -> Result<()> {
+    let kubectl = kubectls()?.pop().context("there is no kubectl on the PATH")?.1;
+    let layer = Layer::new(Packing::Tar).file("bin/kubectl", 0o755, &std::fs::read(kubectl)?);
+    let image = lab::busybox(LabOs::Wolfi, scanner_labdb::FIXED_VERSION)?
+        .layer(layer)
+        .build();
+    let image = cluster.push(&image, "accounts/kubectl", "1")?;
+    let script = "env | grep ^KUBERNETES | sort; kubectl auth whoami -o jsonpath={.status.userInfo.username}; echo; \
+                  kubectl get pods 2>&1; kubectl version -o json | grep -c serverVersion";
+    let ask = |name: &str| cluster.run_pod("default", name, &image, &["sh", "-c", script]);
+
+    // What listens on the node's loopback is in another network than the pod.
+    let environment = cluster.run_pod("default", "outside", &image, &["env"])?;
+    ensure!(!environment.contains("KUBERNETES"), "{environment}");
+    cluster.kubectl(&["delete", "pod", "outside"])?.ok()?;
+
+    let address = address_of_the_machine()?;
+    let port = free_port_of(&address)?;
+    cluster.up_on(&format!("{address}:{port}"))?;
+    let said = ask("inside").and_then(|said| {
+        cluster.kubectl(&["delete", "pod", "inside"])?.ok()?;
+        Ok(said)
+    });
+    // The others find the cluster where it was.
+    cluster.up_again()?;
+    let said = said?;
+    let expected = format!(
+        "KUBERNETES_SERVICE_HOST={address}\nKUBERNETES_SERVICE_PORT={port}\nKUBERNETES_SERVICE_PORT_HTTPS={port}\n\
+         system:serviceaccount:default:default\n"
+    );
+    let rest = said.strip_prefix(&expected);
+    let rest = rest.with_context(|| format!("{said:?} does not begin with {expected:?}"))?;
+    // Believed and known; what the account may do is another matter.
+    ensure!(
+        rest.contains("Forbidden") && rest.contains("system:serviceaccount:default:default"),
+        "{rest}"
+    );
+    ensure!(rest.ends_with("\n1\n"), "{rest}");
+    Ok(())
+}
+
+/// By which others reach this machine. Nothing is sent.
+fn address_of_the_machine() -> Result<String> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    socket
+        .connect("198.51.100.1:9")
+        .context("this machine has no route")?;
+    Ok(socket.local_addr()?.ip().to_string())
 }

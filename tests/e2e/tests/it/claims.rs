@@ -71,6 +71,24 @@ fn data_outlive_pods_and_agents_and_go_with_the_claim(cluster: &Cluster) -> Resu
     listed.says("default/data")?.says("RWO")?.says("Delete")?;
     cluster.kubectl(&["delete", "pod", "writer"])?.ok()?;
 
+    // What belongs to another group is given to the pod's, unless the top says that this was done.
+    let directory: PathBuf = cluster.state_dir.join("agent/local-path").join(&volume);
+    let group_seen_by = |name: &str, policy: &str| {
+        std::os::unix::fs::chown(directory.join("file"), None, Some(7))?;
+        let pod = pod(&image, name, "stat -c %g /data/file").replace("fsGroup: 2000", policy);
+        cluster.apply(&pod)?.ok()?;
+        cluster.wait_for_phase("default", name, "Succeeded")?;
+        let log = cluster.kubectl(&["logs", name])?.ok()?.stdout;
+        cluster.kubectl(&["delete", "pod", name])?.ok()?;
+        Ok::<_, anyhow::Error>(log)
+    };
+    let skipped = group_seen_by("skips", "fsGroup: 2000, fsGroupChangePolicy: OnRootMismatch")?;
+    ensure!(skipped == "7\n", "{skipped:?}");
+    let other = group_seen_by("differs", "fsGroup: 3000, fsGroupChangePolicy: OnRootMismatch")?;
+    ensure!(other == "3000\n", "{other:?}");
+    let always = group_seen_by("always", "fsGroup: 3000, fsGroupChangePolicy: Always")?;
+    ensure!(always == "3000\n", "{always:?}");
+
     // Another pod finds the data, also when the agent has been killed under it.
     cluster
         .apply(&pod(&image, "keeper", "cat /data/file; sleep 1000"))?
@@ -96,7 +114,6 @@ fn data_outlive_pods_and_agents_and_go_with_the_claim(cluster: &Cluster) -> Resu
         .ok()?;
     shown(cluster, &["get", "pvc", "data"], "Terminating")?;
     read()?;
-    let directory: PathBuf = cluster.state_dir.join("agent/local-path").join(&volume);
     ensure!(directory.join("file").exists(), "{}", directory.display());
     cluster.kubectl(&["delete", "pod", "keeper"])?.ok()?;
     eventually(PATIENCE, || {

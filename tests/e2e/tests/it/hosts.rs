@@ -13,6 +13,7 @@ use e2e::{
     cluster::Cluster,
     shell::{eventually, run},
 };
+use serde_json::{Value, json};
 
 use crate::Test;
 
@@ -68,6 +69,41 @@ fn host_endpoints_are_judged_and_verified(cluster: &Cluster) -> Result<()> {
         .context("with a policy that closes one port")?;
     let verify = || cluster.policyctl(&["verify", "--live", "--settle", "5"])?.ok();
     verify()?.says("1 host endpoints")?;
+    for (verdict, port, rule) in [("deny", "8080", "rule 0"), ("allow", "8081", "rule 1")] {
+        let told = eventually(PATIENCE, || {
+            let of = [
+                "--host",
+                "wire",
+                "--peer",
+                BEHIND,
+                "--verdict",
+                verdict,
+                "--port",
+                port,
+            ];
+            let told = cluster
+                .policyctl(&[&["flows", "-o", "json"], &of[..]].concat())?
+                .ok()?;
+            let line = told
+                .stdout
+                .lines()
+                .last()
+                .context("no flow of the host endpoint")?;
+            Ok(serde_json::from_str::<Value>(line)?)
+        })?;
+        let shown = (&told["pod"], &told["podLabels"], &told["decidedBy"]["rule"]);
+        let end = json!({"hostEndpoint": "wire", "node": node});
+        let rule = json!(format!("GlobalNetworkPolicy wire {rule}"));
+        ensure!(shown == (&end, &json!({"wire": "test"}), &rule), "{told}");
+        ensure!(
+            told["direction"] == "ingress" && told["forwarded"].is_null(),
+            "{told}"
+        );
+    }
+    cluster
+        .policyctl(&["flows", "--host", &node])?
+        .ok()?
+        .says("host wire (203.0.113.9)")?;
 
     cluster.apply(DENY_ALL)?.ok()?;
     wire.expect(&[(8080, false), (8081, false), (FAILSAFE, true)])

@@ -14,15 +14,18 @@ mod host_paths;
 mod host_ports;
 mod hosts;
 mod images;
+mod kept;
 mod kubectl;
 mod learn;
 mod lifecycle;
+mod live;
 mod network;
 mod node;
 mod pods;
 mod policyctl;
 mod profiles;
 mod recovery;
+mod reported;
 mod sandbox;
 mod secrets;
 mod services;
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         gate::TESTS,
         pods::TESTS,
         lifecycle::TESTS,
+        reported::TESTS,
         kubectl::TESTS,
         sessions::TESTS,
         debug::TESTS,
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         profiles::TESTS,
         learn::TESTS,
         network::TESTS,
+        kept::TESTS,
         hosts::TESTS,
         services::TESTS,
         images::TESTS,
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
         host_paths::TESTS,
         claims::TESTS,
         evidence::TESTS,
+        live::TESTS,
         secrets::TESTS,
         recovery::TESTS,
         crashes::TESTS,

@@ -24,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
         "profiles_connections_follow_egress_policy",
         connections_follow_policy,
     ),
+    (
+        "profiles_containers_choose_their_own",
+        containers_choose_their_own,
+    ),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -394,5 +398,114 @@ fn connections_follow_policy(cluster: &Cluster) -> Result<()> {
     ensure!(again.contains("connect 9999: Connection refused"), "{again}");
     delete(cluster, "bounded")?;
     cluster.kubectl(&["delete", "networkpolicy", "egress"])?.ok()?;
+    Ok(())
+}
+
+/// What the node's file refuses, and what `strict` does.
+const CHOSEN: &str = r#"
+sub say { print "$_[0]: ", $_[1] ? "done" : "$!", "\n"; }
+say("mkdir", mkdir('/dev/shm/made')); rmdir('/dev/shm/made');
+my $page = syscall(9, 0, 4096, 3, 0x22, -1, 0); say("mprotect to code", syscall(10, $page, 4096, 5) != -1);
+"#;
+
+fn containers_choose_their_own(cluster: &Cluster) -> Result<()> {
+    let directory = cluster.state_dir.join("agent/seccomp");
+    std::fs::create_dir_all(directory.join("profiles"))?;
+    let rule = r#"[{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 71}]"#;
+    std::fs::write(
+        directory.join("profiles/no-mkdir.json"),
+        format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": {rule}}}"#),
+    )?;
+    std::fs::write(
+        directory.join("notify.json"),
+        r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#,
+    )?;
+
+    let image = cluster.push(&distribution::perl()?.build(), "sandbox/perl", "1")?;
+    let script = format!("$| = 1; {CHOSEN}; print \"end\\n\"; sleep 1000;");
+    let command = serde_json::to_string(&["/usr/bin/perl", "-e", &script])?;
+    let container = |name: &str, extra: &str| {
+        format!("  - name: {name}\n    image: {image}\n    command: {command}\n{extra}")
+    };
+    let local = |file: &str| {
+        format!("    securityContext: {{seccompProfile: {{type: Localhost, localhostProfile: {file}}}}}\n")
+    };
+    let pod = |name: &str, annotations: &str, containers: &[String]| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  annotations: {{{annotations}}}\nspec:\n  \
+             terminationGracePeriodSeconds: 0\n{}",
+            containers.concat()
+        )
+    };
+    let containers = [
+        "  initContainers:\n".to_owned(),
+        container("side", "    restartPolicy: Always\n"),
+        "  containers:\n".to_owned(),
+        container("open", ""),
+        container("shut", &local("profiles/no-mkdir.json")),
+    ];
+    let yaml = pod("chosen", "palisade.dev/sandbox-profile.side: strict", &containers);
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("default", "chosen", "Running")?;
+    let (done, refused, of_file) = ("done", "Operation not permitted", "Protocol error");
+    for (name, mkdir, code) in [
+        ("side", done, refused),
+        ("open", done, done),
+        ("shut", of_file, done),
+    ] {
+        let said = eventually(PATIENCE, || {
+            let log = cluster.kubectl(&["logs", "chosen", "-c", name])?.ok()?.stdout;
+            let said = log.strip_suffix("end\n").map(str::to_owned);
+            said.with_context(|| format!("{name} has not said all:\n{log}"))
+        })?;
+        let expected = [("mkdir", mkdir), ("mprotect to code", code)];
+        expect(&said, &expected).with_context(|| format!("container {name}"))?;
+        let exec = ["exec", "chosen", "-c", name, "--", "/usr/bin/perl", "-e", CHOSEN];
+        let session = cluster.kubectl(&exec)?.ok()?.stdout;
+        expect(&session, &expected).with_context(|| format!("a session in {name}"))?;
+    }
+    let sandboxed = condition(cluster, "chosen", "palisade.dev/Sandboxed")?;
+    for name in ["side", "open", "shut"] {
+        let told = format!("{name}: seccomp=Enforced,landlock=Enforced");
+        ensure!(sandboxed["message"].to_string().contains(&told), "{sandboxed}");
+    }
+
+    // A debug container has the profile of its target, and what its own context takes away beside.
+    let debug = [
+        "debug",
+        "chosen",
+        "--image",
+        &image,
+        "--target=shut",
+        "--container=look",
+    ];
+    let program = ["--profile=baseline", "--", "/usr/bin/perl", "-e", CHOSEN];
+    cluster.kubectl(&[&debug[..], &program[..]].concat())?.ok()?;
+    eventually(PATIENCE, || {
+        let log = cluster.kubectl(&["logs", "chosen", "-c", "look"])?.ok()?.stdout;
+        expect(&log, &[("mkdir", of_file), ("mprotect to code", done)])
+    })?;
+    let looser = "palisade.dev/sandbox-profile.side=baseline";
+    cluster
+        .kubectl(&["annotate", "--overwrite", "pod", "chosen", looser])?
+        .refused()?
+        .says("delete the pod and create it again")?;
+    delete(cluster, "chosen")?;
+
+    let containers = [
+        "  containers:\n".to_owned(),
+        container("main", &local("notify.json")),
+    ];
+    cluster.apply(&pod("notify", "", &containers))?.ok()?;
+    has_event(cluster, "notify", "SandboxRefused", "SCMP_ACT_NOTIFY")?;
+    let object = cluster.object("default", "pods", "notify")?;
+    let waiting = &object["status"]["containerStatuses"][0]["state"]["waiting"];
+    ensure!(waiting["reason"] == "CreateContainerConfigError", "{waiting}");
+    ensure!(
+        waiting["message"].to_string().contains("notify.json"),
+        "{waiting}"
+    );
+    delete(cluster, "notify")?;
+    std::fs::remove_dir_all(&directory)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use policies_ir::{
     policy::{
         Action, DefaultAction, Directions, DomainMatch, EndMatch, EndpointToHost, Failsafe, FailsafeMatch,
         IcmpMatch, IpVersion, Kinds, NamespaceMatch, Phase, Policy, PolicySet, PortMatch, Profile,
-        ProfileRules, Rule, Selector, ServiceMatch, Tier, Workload, WorkloadKind, WorkloadMatch,
+        ProfileRules, Rule, Selector, ServiceMatch, TieBreak, Tier, Workload, WorkloadKind, WorkloadMatch,
     },
     selector::{Expression, Relation},
     tables::EndpointId,
@@ -185,7 +185,7 @@ fn policy_set() -> impl Strategy<Value = PolicySet> {
             .map(|(i, (name, order, default_action, policies))| {
                 let named = policies.into_iter().enumerate().map(|(j, mut policy)| {
                     policy.name = format!("Policy-{i}-{j}");
-                    policy.tie_break.clone_from(&policy.name);
+                    policy.tie_break = TieBreak::new(&policy.name, "", "");
                     Arc::new(policy)
                 });
                 Tier {
@@ -232,7 +232,7 @@ fn policy() -> impl Strategy<Value = Policy> {
     (order(), phase, workload_match(), directions, rules(), rules()).prop_map(
         |(order, phase, applies_to, (covers_ingress, covers_egress), ingress, egress)| Policy {
             name: String::new(),
-            tie_break: String::new(),
+            tie_break: TieBreak::default(),
             order,
             phase,
             applies_to,

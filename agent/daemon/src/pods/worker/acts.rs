@@ -8,13 +8,13 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use tokio::time::Instant;
 
-use super::{News, RETRY_AFTER, Worker, health::Hooked};
+use super::{ASK_AGAIN, News, RETRY_AFTER, Worker, health::Hooked};
 use crate::{
     events::Kind,
     pods::{
         hooks, observe,
         pull::{self, PullPolicy},
-        status::{Told, confirm_deletion},
+        status::{Object, Told, confirm_deletion},
         steps::{self, StepError},
     },
     policy::{PolicyError, chain},
@@ -81,8 +81,11 @@ impl Worker {
                     sandbox: self.sandboxes.summary(),
                 };
                 let confirmed = confirm_deletion(&self.context.client, &self.id, &status).await;
-                self.confirmed = confirmed.is_ok();
-                confirmed.map_err(StepError::from)
+                self.confirmed = matches!(confirmed, Ok(Object::Gone));
+                if matches!(confirmed, Ok(Object::Kept)) {
+                    self.retry_at = Some(Instant::now() + ASK_AGAIN);
+                }
+                confirmed.map(drop).map_err(StepError::from)
             }
             _ => Err(StepError::Bug(
                 "a pod without an object was about to start something",
@@ -189,9 +192,11 @@ impl Worker {
         let now = Timestamp::now();
         let run = observe::run_id(&self.id, &name, restarts);
         match result {
-            Ok(()) => {
+            Ok(user) => {
                 self.began(&name, restarts);
-                self.container(&name).start_failure = None;
+                let container = self.container(&name);
+                container.start_failure = None;
+                container.user = Some(user);
                 self.event(
                     Some(&name),
                     Kind::Normal,
@@ -250,6 +255,7 @@ impl Worker {
             container.streak = agent_plan::streak_after(container.streak, &exit).saturating_add(1);
             container.last_exit = Some(exit);
         }
+        container.user = None;
         container.restarts = restarts;
         container.life = Life {
             post_start: if has_hook { Hook::Running } else { Hook::Done },
@@ -269,7 +275,13 @@ impl Worker {
                     Probe::Liveness => "liveness",
                     Probe::Readiness => "readiness",
                 };
-                format!("Container {name} failed {probe} probe, will be restarted")
+                let never = self
+                    .pod
+                    .as_ref()
+                    .and_then(|pod| pod.spec.as_ref()?.restart_policy.as_deref())
+                    == Some("Never");
+                let what_follows = if never { "" } else { ", will be restarted" };
+                format!("Container {name} failed {probe} probe{what_follows}")
             }
             Why::PostStart => "FailedPostStartHook".to_owned(),
         };

@@ -9,7 +9,6 @@ use super::Worker;
 use crate::{
     pods::{
         ended::{self, Ended},
-        evictions::Order,
         observe,
         status::Told,
     },
@@ -25,8 +24,7 @@ impl Worker {
             return;
         }
         if let Some(order) = self.kept.evicted.clone() {
-            self.seen.node_ends = order.node_ends;
-            evict(&mut self.seen, order.eviction);
+            evict(&mut self.seen, order);
         }
         if let Some(told) = self.kept.told.clone() {
             tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "ended before this agent was started");
@@ -44,10 +42,7 @@ impl Worker {
         let ended = match self.is_heard() {
             true => Ended::default(),
             false => Ended {
-                evicted: self.seen.eviction.clone().map(|eviction| Order {
-                    eviction,
-                    node_ends: self.seen.node_ends,
-                }),
+                evicted: self.seen.eviction.clone(),
                 told: self.reported.clone().filter(is_settled).map(|status| Told {
                     status,
                     sandbox: self.reported_sandbox.clone(),
@@ -111,8 +106,8 @@ mod tests {
             std::fs::write(base.path().join("ended.json"), "{\"evicted\":").unwrap();
             let ended = recall(base.path(), wanted.grace, now);
             let order = ended.evicted.expect("an end");
-            assert_eq!(order.eviction.grace, SignedDuration::from_secs(30));
-            evict(&mut seen, order.eviction);
+            assert_eq!(order.grace, SignedDuration::from_secs(30));
+            evict(&mut seen, order);
             assert!(!starts(&seen), "{policy}");
             let facts = Facts {
                 host_addresses: vec![],

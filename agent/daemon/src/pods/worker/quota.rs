@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
-use agent_plan::{Ending, Eviction, Ground, Wanted, evict};
+use agent_plan::{Cause, Ending, Eviction, Ground, Wanted, evict};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{sync::Semaphore, time::Instant};
@@ -151,6 +151,7 @@ impl Worker {
     /// Ends the pod at once: whoever is over a limit gets no time to go further over it.
     fn evict(&mut self, message: String) {
         let eviction = Eviction {
+            cause: Cause::Shortage,
             message: message.clone(),
             grace: SignedDuration::ZERO,
             at: Timestamp::now(),
