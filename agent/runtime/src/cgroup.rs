@@ -391,3 +391,89 @@ pub(crate) fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Err
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    const ROUNDS: usize = 4;
+
+    /// A group in one hierarchy only, so that there is one look at its list, with processes that sleep and, behind them on
+    /// the list, such as fork and exit. They end with the namespace of a process outside of the group.
+    struct Chains {
+        group: String,
+        directory: PathBuf,
+        outside: Child,
+    }
+
+    impl Chains {
+        fn begin(round: usize) -> Self {
+            let group = format!("/palisade-test-chains-{}-{round}", std::process::id());
+            let mount = match is_unified().expect("mounted") {
+                true => PathBuf::from(MOUNT),
+                false => Path::new(MOUNT).join("freezer"),
+            };
+            let directory = mount.join(&group[1..]);
+            fs::create_dir(&directory).expect("a group");
+            let inside = format!(
+                "echo 0 > {}/cgroup.procs; for i in $(busybox seq 200); do busybox sleep 100 & done; \
+                 c() {{ c & }}; c; c; c; c; echo up",
+                directory.display()
+            );
+            let mut outside = Command::new("unshare")
+                .args(["--pid", "--fork", "--kill-child", "busybox", "sh", "-c"])
+                .arg("busybox sh -c \"$1\"; exec busybox sleep 100")
+                .args(["sh", &inside])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("unshare of util-linux");
+            let mut up = [0; 3];
+            let output = outside.stdout.as_mut().expect("piped");
+            io::Read::read_exact(output, &mut up).expect("up");
+            Self {
+                group,
+                directory,
+                outside,
+            }
+        }
+
+        /// Whether nobody is left soon.
+        fn are_gone(&self) -> bool {
+            let ends = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < ends {
+                if members(&self.group).expect("a list").is_empty() {
+                    return true;
+                }
+                std::thread::yield_now();
+            }
+            false
+        }
+    }
+
+    impl Drop for Chains {
+        fn drop(&mut self) {
+            let _killed = self.outside.kill();
+            let _reaped = self.outside.wait();
+            let ends = Instant::now() + Duration::from_secs(5);
+            while fs::remove_dir(&self.directory).is_err() && Instant::now() < ends {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Whoever reads the list and kills what is on it is late. A process may be slow to stand still on a busy machine, and then
+    /// the next try gets it; that is not the rule.
+    #[test]
+    fn who_forks_and_exits_is_killed_at_the_first_try() {
+        let first_tries = (0..ROUNDS).filter(|round| {
+            let chains = Chains::begin(*round);
+            kill_tree(&chains.group).expect("kills");
+            chains.are_gone()
+        });
+        let first_tries = first_tries.count();
+        // By one look at the list it is none.
+        assert!(first_tries > ROUNDS / 2, "{first_tries} of {ROUNDS}");
+    }
+}
