@@ -404,6 +404,11 @@ impl RootfsLayers {
     pub fn user(&self, spec: &str) -> Result<UserIds, ImageError> {
         user::resolve(&self.layers, spec)
     }
+
+    /// The user of that number, with the groups that its account has in this image, if there is one.
+    pub fn user_of_number(&self, uid: u32) -> Result<UserIds, ImageError> {
+        user::of_number(&self.layers, uid)
+    }
 }
 
 fn diff_ids(record: &Record) -> Vec<Digest> {

@@ -27,6 +27,9 @@ use crate::archive::{self, Kind, Member, MemberPath};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Mark a directory that hides the one of the same name below it: for overlays that root mounts, and for others.
+pub(crate) const OPAQUE_ATTRIBUTES: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 /// Names that aufs kept for itself; OCI readers skip them.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 
@@ -426,7 +429,7 @@ fn put_whiteout(at: &At<'_>, dir: &Path, hidden: &[u8]) -> Result<(), UnpackErro
 /// Marks a directory so that overlayfs hides what lower layers have in it. Both names are set, because a
 /// union mounted inside a user namespace reads `user.` and any other `trusted.`.
 fn set_opaque(dir: &OwnedFd, at: &At<'_>) -> Result<(), UnpackError> {
-    for name in ["trusted.overlay.opaque", "user.overlay.opaque"] {
+    for name in OPAQUE_ATTRIBUTES {
         rustix::fs::fsetxattr(dir, name, b"y", XattrFlags::empty()).map_err(at.failed("mark as opaque"))?;
     }
     Ok(())

@@ -13,7 +13,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent_runtime::{ContainerConfig, ContainerState, PodConfig, Resources, Runtime, RuntimeConfig, Streams};
+use agent_runtime::{
+    ContainerConfig, ContainerState, PodConfig, PodResources, Resources, Runtime, RuntimeConfig, Streams,
+};
 use agent_sandbox::Profile;
 
 fn main() {
@@ -58,6 +60,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
         id_count: 65_536,
         shares_processes: false,
         pids: None,
+        resources: PodResources::default(),
     };
     let begun = Instant::now();
     runtime.start_pod(&pod).await.expect("the pod starts");
@@ -126,6 +129,7 @@ fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str
         streams: Streams::default(),
         resources: resources.clone(),
         oom_score_adj: 0,
+        stop_signal: 15,
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,

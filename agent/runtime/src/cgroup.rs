@@ -7,9 +7,12 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FsWord;
 use rustix::process::{Pid, Signal};
+
+use crate::config::{PodConfig, PodResources};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -37,25 +40,69 @@ pub(crate) fn unified_directory(group: &str) -> PathBuf {
     Path::new(MOUNT).join(group.trim_start_matches('/'))
 }
 
-/// Sends `SIGKILL` to every process in the group and below it.
+/// Sends `SIGKILL` to every process in the group and below it, and to what they fork meanwhile: on version 2 by the one file
+/// for that, elsewhere while they stand still. Those that do not come to a standstill in time have to be killed again, until
+/// [`members`] are none.
 pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
-    for directory in directories(group)? {
-        for member in tree(&directory)? {
-            kill_members(&member)?;
-        }
+    let directories = directories(group)?;
+    let mut members = Vec::new();
+    for directory in &directories {
+        members.extend(tree(directory)?);
     }
-    lift_cpu_quota(group)
+    // First of all, for who has no time to run has none to stand still or to die in.
+    members.iter().try_for_each(|member| lift_cpu_quota_of(member))?;
+    if is_unified()? {
+        return directories
+            .iter()
+            .try_for_each(|directory| write_existing(&directory.join("cgroup.kill"), "1"));
+    }
+    let _still = directories
+        .iter()
+        .map(|directory| Still::new(directory))
+        .collect::<Result<Vec<_>, _>>()?;
+    members.iter().try_for_each(|member| kill_members(member))
 }
 
-/// Takes the CPU quota from the group and those below it. A process dies only while it runs: hundreds that
-/// share a small quota would take minutes.
-pub(crate) fn lift_cpu_quota(group: &str) -> Result<(), CgroupError> {
-    for directory in directories(group)? {
-        for member in tree(&directory)? {
-            for (file, unlimited) in [("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")] {
-                write_existing(&member.join(file), unlimited)?;
-            }
+/// A group of version 1 whose processes stand still until this is dropped; nothing in a hierarchy without the freezer.
+struct Still {
+    state: PathBuf,
+}
+
+impl Still {
+    /// How long processes may take; those that wait for a disk take longer, and cannot fork meanwhile.
+    const PATIENCE: Duration = Duration::from_millis(10);
+
+    fn new(directory: &Path) -> Result<Self, CgroupError> {
+        let still = Self {
+            state: directory.join("freezer.state"),
+        };
+        write_existing(&still.state, "FROZEN")?;
+        let ends = Instant::now() + Self::PATIENCE;
+        // Reading is what makes the kernel look whether all stand still by now.
+        while fs::read(&still.state).is_ok_and(|state| state == b"FREEZING\n") && Instant::now() < ends {
+            std::thread::yield_now();
         }
+        Ok(still)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        let _group_may_be_gone = write_existing(&self.state, "THAWED");
+    }
+}
+
+/// Takes the CPU quota from the group, not from those below it. A process dies only while it runs: hundreds that share a
+/// small quota would take minutes.
+pub(crate) fn lift_cpu_quota(group: &str) -> Result<(), CgroupError> {
+    directories(group)?
+        .iter()
+        .try_for_each(|directory| lift_cpu_quota_of(directory))
+}
+
+fn lift_cpu_quota_of(directory: &Path) -> Result<(), CgroupError> {
+    for (file, unlimited) in [("cpu.max", "max"), ("cpu.cfs_quota_us", "-1")] {
+        write_existing(&directory.join(file), unlimited)?;
     }
     Ok(())
 }
@@ -75,21 +122,80 @@ pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), 
     Ok(())
 }
 
-/// Bounds the processes and threads of the group and all below it together. It must be there: a limit that no hierarchy
-/// takes is an error.
-pub(crate) fn limit_pids(group: &str, pids: u32) -> Result<(), CgroupError> {
-    let files = directories(group)?
-        .into_iter()
-        .map(|group| group.join("pids.max"));
-    let files: Vec<_> = files.filter(|file| file.exists()).collect();
-    if files.is_empty() {
-        let missing = io::Error::from(io::ErrorKind::NotFound);
-        return Err(error("find pids.max of", Path::new(group))(missing));
+/// Has the kernel kill the whole container when its memory is used up, as the kubelet does since 1.28: one that goes on without
+/// some of its processes is broken and does not say so. Version 1 cannot, and has no such file.
+pub(crate) fn kill_as_one(group: &str) -> Result<(), CgroupError> {
+    directories(group)?
+        .iter()
+        .try_for_each(|directory| write_existing(&directory.join("memory.oom.group"), "1"))
+}
+
+/// Bounds a pod's group: what its containers may have together, and its part of the processors beside other pods, which
+/// the weights of its containers say nothing about. A limit that no hierarchy takes is an error.
+///
+/// A quota that is as small as that of a container is taken only once the container has its own: on version 1 no group may
+/// have more than the one above it.
+pub(crate) fn limit_pod(group: &str, pod: &PodConfig) -> Result<(), CgroupError> {
+    let PodResources {
+        cpu_quota_us,
+        cpu_period_us,
+        cpu_shares,
+        memory_bytes,
+    } = &pod.resources;
+    if let Some(pids) = pod.pids {
+        set(group, &[("pids.max", pids.to_string())])?;
     }
-    for file in files {
-        fs::write(&file, pids.to_string()).map_err(error("write", &file))?;
+    if let Some(shares) = *cpu_shares {
+        let weight = weight_of(shares).to_string();
+        set(
+            group,
+            &[("cpu.shares", shares.to_string()), ("cpu.weight", weight)],
+        )?;
+    }
+    if let Some(bytes) = memory_bytes {
+        let files = ["memory.limit_in_bytes", "memory.max"];
+        set(group, &files.map(|file| (file, bytes.to_string())))?;
+    }
+    if let Some((quota, period)) = cpu_quota_us.zip(*cpu_period_us) {
+        let both = format!("{quota} {period}");
+        set(
+            group,
+            &[("cpu.cfs_period_us", period.to_string()), ("cpu.max", both)],
+        )?;
+        // Version 2 has taken it with the period.
+        for directory in directories(group)? {
+            write_existing(&directory.join("cpu.cfs_quota_us"), &quota.to_string())?;
+        }
     }
     Ok(())
+}
+
+/// Version 2's weight for version 1's shares, as libcontainer and the kubelet convert them.
+fn weight_of(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// Writes to those files of the group that a hierarchy has; one of them must be there.
+fn set(group: &str, files: &[(&str, String)]) -> Result<(), CgroupError> {
+    let mut found = false;
+    for directory in directories(group)? {
+        for (file, value) in files {
+            let path = directory.join(file);
+            if path.exists() {
+                fs::write(&path, value).map_err(error("write", &path))?;
+                found = true;
+            }
+        }
+    }
+    if found {
+        return Ok(());
+    }
+    let names: Vec<_> = files.iter().map(|(file, _)| *file).collect();
+    let missing = io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("it has no {}", names.join(" or ")),
+    );
+    Err(error("limit", Path::new(group))(missing))
 }
 
 /// The limits of a group; absent where there is none.
@@ -283,5 +389,91 @@ pub(crate) fn error(operation: &'static str, path: &Path) -> impl FnOnce(io::Err
         operation,
         path,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    const ROUNDS: usize = 4;
+
+    /// A group in one hierarchy only, so that there is one look at its list, with processes that sleep and, behind them on
+    /// the list, such as fork and exit. They end with the namespace of a process outside of the group.
+    struct Chains {
+        group: String,
+        directory: PathBuf,
+        outside: Child,
+    }
+
+    impl Chains {
+        fn begin(round: usize) -> Self {
+            let group = format!("/palisade-test-chains-{}-{round}", std::process::id());
+            let mount = match is_unified().expect("mounted") {
+                true => PathBuf::from(MOUNT),
+                false => Path::new(MOUNT).join("freezer"),
+            };
+            let directory = mount.join(&group[1..]);
+            fs::create_dir(&directory).expect("a group");
+            let inside = format!(
+                "echo 0 > {}/cgroup.procs; for i in $(busybox seq 200); do busybox sleep 100 & done; \
+                 c() {{ c & }}; c; c; c; c; echo up",
+                directory.display()
+            );
+            let mut outside = Command::new("unshare")
+                .args(["--pid", "--fork", "--kill-child", "busybox", "sh", "-c"])
+                .arg("busybox sh -c \"$1\"; exec busybox sleep 100")
+                .args(["sh", &inside])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("unshare of util-linux");
+            let mut up = [0; 3];
+            let output = outside.stdout.as_mut().expect("piped");
+            io::Read::read_exact(output, &mut up).expect("up");
+            Self {
+                group,
+                directory,
+                outside,
+            }
+        }
+
+        /// Whether nobody is left soon.
+        fn are_gone(&self) -> bool {
+            let ends = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < ends {
+                if members(&self.group).expect("a list").is_empty() {
+                    return true;
+                }
+                std::thread::yield_now();
+            }
+            false
+        }
+    }
+
+    impl Drop for Chains {
+        fn drop(&mut self) {
+            let _killed = self.outside.kill();
+            let _reaped = self.outside.wait();
+            let ends = Instant::now() + Duration::from_secs(5);
+            while fs::remove_dir(&self.directory).is_err() && Instant::now() < ends {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Whoever reads the list and kills what is on it is late. A process may be slow to stand still on a busy machine, and then
+    /// the next try gets it; that is not the rule.
+    #[test]
+    fn who_forks_and_exits_is_killed_at_the_first_try() {
+        let first_tries = (0..ROUNDS).filter(|round| {
+            let chains = Chains::begin(*round);
+            kill_tree(&chains.group).expect("kills");
+            chains.are_gone()
+        });
+        let first_tries = first_tries.count();
+        // By one look at the list it is none.
+        assert!(first_tries > ROUNDS / 2, "{first_tries} of {ROUNDS}");
     }
 }

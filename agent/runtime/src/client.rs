@@ -24,7 +24,7 @@ use crate::config::{
 };
 use crate::devices::Denial;
 use crate::error::RuntimeError;
-use crate::protocol::{self, Failure, FrameError, Request, Response};
+use crate::protocol::{self, Failure, FrameError, Phase, Request, Response};
 use crate::remove;
 use crate::shim::chain;
 
@@ -158,6 +158,16 @@ impl Runtime {
             },
         )
         .await
+    }
+
+    /// Asks the container's first process to end, by the signal that it was started with for that. One that is gone is no
+    /// error.
+    pub async fn stop(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
+        let status = self.status(pod).await?;
+        match status.container(container) {
+            Some(found) => self.signal(pod, container, found.stop_signal).await,
+            None => Ok(()),
+        }
     }
 
     /// Runs a program in a container under the same user, capabilities and sandbox, and waits for its end.
@@ -301,12 +311,16 @@ impl Runtime {
         });
         for container in &mut status.containers {
             let started_at = match &container.state {
-                ContainerState::Exited(_) => continue,
-                ContainerState::Creating => None,
-                ContainerState::Running { started_at, .. } => Some(*started_at),
+                ContainerState::Exited(_) | ContainerState::Failed { .. } => continue,
+                ContainerState::Creating => {
+                    let message = "the pod's shim died while it started the container".into();
+                    container.state = ContainerState::Failed { message };
+                    continue;
+                }
+                ContainerState::Running { started_at, .. } => *started_at,
             };
             container.state = ContainerState::Exited(Exit {
-                started_at,
+                started_at: Some(started_at),
                 finished_at: Timestamp::now(),
                 code: 128 + libc::SIGKILL,
                 signal: Some(libc::SIGKILL),
@@ -549,7 +563,12 @@ async fn converse<T: Serialize, A: DeserializeOwned>(
 /// The error that an answer to something else is.
 pub(crate) fn unexpected(pod: &str, response: Response) -> RuntimeError {
     match response {
-        Response::Failed(Failure { reason, layer }) => RuntimeError::Refused { reason, layer },
+        Response::Failed(Failure {
+            reason,
+            phase: Phase::Execution,
+            ..
+        }) => RuntimeError::NotExecutable { reason },
+        Response::Failed(Failure { reason, layer, .. }) => RuntimeError::Refused { reason, layer },
         Response::Done
         | Response::Status(_)
         | Response::Exec(_)

@@ -29,6 +29,29 @@ pub struct PodConfig {
     /// Processes and threads of all its containers together, at least [`MIN_POD_PIDS`]; absent means no limit of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// What all its containers may use up together, and its part of the processors beside other pods.
+    #[serde(default, skip_serializing_if = "PodResources::is_default")]
+    pub resources: PodResources,
+}
+
+/// Processors and memory of a pod as a whole; absent means no limit of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodResources {
+    /// Processor time per period, in microseconds.
+    pub cpu_quota_us: Option<i64>,
+    /// Length of the period, in microseconds; only with a quota.
+    pub cpu_period_us: Option<u64>,
+    /// Weight beside other pods (1024 is one processor). Those of its containers count among themselves only.
+    pub cpu_shares: Option<u64>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<i64>,
+}
+
+impl PodResources {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The least that a pod can have: some containers, what the start of one takes beside it for a moment, and a probe.
@@ -77,6 +100,10 @@ pub struct ContainerConfig {
     // Left out where it can be, as above.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oom_score_adj: i32,
+    /// What [`crate::Runtime::stop`] sends; kept here for an agent that knows no more than what runs.
+    // Left out where it can be, as above.
+    #[serde(default = "sigterm", skip_serializing_if = "is_sigterm")]
+    pub stop_signal: i32,
     /// System calls and files.
     pub profile: Profile,
     /// Where its output goes, in the CRI log format; the directory exists.
@@ -91,6 +118,16 @@ pub struct ContainerConfig {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(number: &i32) -> bool {
     *number == 0
+}
+
+fn sigterm() -> i32 {
+    libc::SIGTERM
+}
+
+// As above.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_sigterm(signal: &i32) -> bool {
+    *signal == libc::SIGTERM
 }
 
 /// Whose processes a container sees, and they its. It may signal those that its user may; Landlock keeps all containers
@@ -206,6 +243,9 @@ pub struct ContainerStatus {
     /// TCP ports that its sandbox lets it connect to; absent if that leaves all.
     #[serde(default)]
     pub connect: Option<BTreeSet<u16>>,
+    /// As configured.
+    #[serde(default = "sigterm", skip_serializing_if = "is_sigterm")]
+    pub stop_signal: i32,
 }
 
 /// The life of a container.
@@ -221,8 +261,14 @@ pub enum ContainerState {
         /// When the program was executed.
         started_at: Timestamp,
     },
-    /// Its program ended, or never started.
+    /// Its program ended, or cannot be executed.
     Exited(Exit),
+    /// It never came to its program, for a reason that is not the program's. It counts as not started; what there is of it
+    /// waits for being removed.
+    Failed {
+        /// Why, for people.
+        message: String,
+    },
 }
 
 /// How a container ended.
@@ -381,6 +427,7 @@ pub(crate) mod tests {
             streams: Streams::default(),
             resources: Resources::default(),
             oom_score_adj: 0,
+            stop_signal: libc::SIGTERM,
             profile,
             pid_namespace: PidNamespace::default(),
             log_path: "/log".into(),

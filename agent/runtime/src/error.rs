@@ -80,6 +80,12 @@ pub enum RuntimeError {
         /// The layer of the sandbox for want of which a container was not started, if that is why.
         layer: Option<Layer>,
     },
+    /// The kernel does not execute the program. Everything else of a start went well.
+    #[error("{reason}")]
+    NotExecutable {
+        /// Which program, and what the kernel says; complete.
+        reason: String,
+    },
     /// An image layer could not be looked through.
     #[error("cannot index the executables of a layer")]
     Layer {

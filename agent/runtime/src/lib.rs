@@ -34,7 +34,8 @@ pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig};
 pub use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, MAX_POD_PIDS,
-    MIN_POD_PIDS, Mount, PidNamespace, PodConfig, PodHandle, PodStatus, RecoveredPod, Resources, Streams,
+    MIN_POD_PIDS, Mount, PidNamespace, PodConfig, PodHandle, PodResources, PodStatus, RecoveredPod,
+    Resources, Streams,
 };
 pub use crate::consumption::{ContainerUsage, MemoryUsage, PodUsage};
 pub use crate::error::RuntimeError;

@@ -83,11 +83,28 @@ pub(crate) struct Failure {
     /// The layer of the sandbox for want of which it was not done.
     #[serde(default)]
     pub(crate) layer: Option<Layer>,
+    #[serde(default)]
+    pub(crate) phase: Phase,
+}
+
+/// What failed of a start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Phase {
+    /// What the node does before there is a program. The next try may do better.
+    #[default]
+    Preparation,
+    /// The program cannot be executed.
+    Execution,
 }
 
 impl From<String> for Failure {
     fn from(reason: String) -> Self {
-        Self { reason, layer: None }
+        Self {
+            reason,
+            layer: None,
+            phase: Phase::Preparation,
+        }
     }
 }
 

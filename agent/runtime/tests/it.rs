@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_runtime::{
-    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
-    Streams,
+    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodResources, PodStatus, Resources, Runtime,
+    RuntimeConfig, RuntimeError, Streams,
 };
 use agent_sandbox::Profile;
 
@@ -18,6 +18,8 @@ use agent_sandbox::Profile;
 mod crashes;
 #[path = "it/devices.rs"]
 mod devices;
+#[path = "it/groups.rs"]
+mod groups;
 #[path = "it/processes.rs"]
 mod processes;
 #[path = "it/sandbox.rs"]
@@ -71,6 +73,7 @@ impl Stage {
             id_count: 65_536,
             shares_processes: false,
             pids: None,
+            resources: PodResources::default(),
         };
         Self {
             runtime,
@@ -100,6 +103,7 @@ impl Stage {
             streams: Streams::default(),
             resources: Resources::default(),
             oom_score_adj: 0,
+            stop_signal: 15,
             profile: Profile::baseline(),
             log_path: self.log(name),
             log_max_bytes: 1 << 20,
@@ -532,8 +536,29 @@ async fn a_program_that_cannot_run_says_why() {
         error.to_string().contains("\"no-such-program\": No such file"),
         "{error}"
     );
+    assert!(matches!(error, RuntimeError::NotExecutable { .. }), "{error:?}");
     let exit = stage.exit("main").await;
     assert_eq!((exit.code, exit.started_at), (128, None));
+
+    // Whatever fails before is not the program's end, and the same start may be tried again.
+    let mut config = stage.container("mounted", &["true"]);
+    config.mounts = vec![Mount {
+        source: stage.directory.path().join("logs"),
+        sub_path: None,
+        target: "/etc/note/below".into(),
+        read_only: true,
+        executable: false,
+    }];
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    let error = started.expect_err("there is a file in the way");
+    assert!(matches!(error, RuntimeError::Refused { .. }), "{error:?}");
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    let state = &status.container("mounted").expect("to be removed").state;
+    assert!(matches!(state, ContainerState::Failed { .. }), "{state:?}");
+    let removed = stage.runtime.remove_container(&stage.pod.uid, "mounted").await;
+    removed.expect("removed");
+    config.mounts.clear();
+    assert_eq!(stage.run(&config).await.0.code, 0);
     let missing = ContainerConfig {
         layers: vec!["/nonexistent/layer".into()],
         ..stage.container("two", &["true"])
@@ -948,6 +973,32 @@ async fn exec_output_is_bounded_and_sessions_end() {
         .await
         .expect_err("fails");
     assert!(late.to_string().contains("does not run"), "{late}");
+    stage.end().await;
+}
+
+/// Signals beyond the named ones, which the C library's wrappers and many libraries do not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn realtime_signals_are_sent_and_told() {
+    let stage = Stage::new("realtime").await;
+    let script = "trap 'exit 6' 37; echo up; while :; do sleep 0.1; done";
+    let config = ContainerConfig {
+        stop_signal: 37,
+        ..stage.container("main", &["sh", "-c", script])
+    };
+    let uid = &stage.pod.uid;
+    let started = stage.runtime.start_container(uid, &config).await;
+    started.expect("starts");
+    wait_for(|| stage.output("main") == "up\n");
+    // Whoever ends by one takes nobody along.
+    let (code, _) = stage.exec("main", "kill -40 $$").await;
+    assert_eq!(code, 168);
+    // By an agent that knows no more than the shim does.
+    stage.runtime.stop(uid, "main").await.expect("sent");
+    assert_eq!(stage.exit("main").await.code, 6);
+    for none in [-1, 65] {
+        let refused = stage.runtime.signal(uid, "main", none).await;
+        assert!(refused.expect_err("no signal").to_string().contains("no signal"));
+    }
     stage.end().await;
 }
 

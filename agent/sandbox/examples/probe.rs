@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent_sandbox::{
-    DaemonPaths, Enforcement, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile, SyscallSet, Tcp,
-    jail, oci,
+    ApplyError, DaemonPaths, Enforcement, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile,
+    SyscallSet, Tcp, jail, oci,
 };
 
 fn main() -> ExitCode {
@@ -70,6 +70,13 @@ fn main() -> ExitCode {
             enter_image(&path(0));
             try_image();
         }
+        Some("misplaced") => {
+            let outcome = enter_misplaced(&path(0));
+            report(
+                "restrict",
+                outcome.map_err(|error| io::Error::other(format!("{error:?}"))),
+            );
+        }
         Some("older") => {
             let interface = path(1).to_string_lossy().parse().expect("a number");
             enter_older(&path(0), interface);
@@ -96,9 +103,14 @@ fn enter_image(root: &Path) {
     let index = ExecutableIndex::of_layer(root).expect("readable");
     let directory = fs::File::open(root).expect("opens");
     let ruleset = ImageRuleset::build(directory.as_fd(), &index.paths, &Profile::baseline()).expect("builds");
+    mount(root, "vol");
     std::os::unix::fs::chroot(root).expect("chroot");
     std::env::set_current_dir("/").expect("chdir");
-    let mounts = [PathRule::new("/vol", PathAccess::ReadWrite)];
+    let mounts = [
+        PathRule::new("/vol", PathAccess::ReadWrite),
+        // What somebody made of a path that led to a volume: it leads to no mount.
+        PathRule::new("/tmp/usr/bin", PathAccess::ReadWrite),
+    ];
     Profile::baseline()
         .compile()
         .expect("compiles")
@@ -106,6 +118,32 @@ fn enter_image(root: &Path) {
         .expect("restricts")
         .install_filter()
         .expect("applies");
+}
+
+/// A volume at the end of a link that leads into a code directory.
+fn enter_misplaced(root: &Path) -> Result<(), ApplyError> {
+    let directory = fs::File::open(root).expect("opens");
+    let ruleset = ImageRuleset::build(directory.as_fd(), &[], &Profile::baseline()).expect("builds");
+    mount(root, "usr/bin/vol");
+    std::os::unix::fs::chroot(root).expect("chroot");
+    let mounts = [PathRule::new("/tmp/usr/bin/vol", PathAccess::Read)];
+    let compiled = Profile::baseline().compile().expect("compiles");
+    compiled.restrict_in_container(&ruleset, &mounts).map(drop)
+}
+
+/// In a mount namespace of its own: `/proc` and a volume.
+fn mount(root: &Path, volume: &str) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+    // SAFETY: flags only.
+    assert_eq!(
+        unsafe { libc::unshare(libc::CLONE_NEWNS) },
+        0,
+        "a mount namespace"
+    );
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).expect("private");
+    mount("proc", root.join("proc"), "proc", MountFlags::empty(), None).expect("/proc");
+    let volume = root.join(volume);
+    mount_bind(&volume, &volume).expect("a volume");
 }
 
 /// As if the kernel had an older Landlock.

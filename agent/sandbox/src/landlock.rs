@@ -1,17 +1,22 @@
 //! Rulesets: which rights each kind of access means, and their installation without any fallback.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
     AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
+};
 
 use crate::features::{Feature, Plan, linux_of};
+use crate::image::is_code_path;
 use crate::report::LandlockOutcome;
 use crate::{FileLimits, PathAccess, PathRule, Profile, Tcp};
 
@@ -76,6 +81,19 @@ pub enum LandlockError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// A volume lies where its files could be executed.
+    #[error(
+        "{} lies in the code directory {} without the flag noexec: its files would be executable; a link in another volume \
+         leads its mount point there",
+        path.display(),
+        found.display()
+    )]
+    InCode {
+        /// Where it was to be mounted.
+        path: PathBuf,
+        /// Where it is.
+        found: PathBuf,
     },
     /// The kernel refused to enforce the ruleset.
     #[error("cannot restrict this process with Landlock")]
@@ -230,12 +248,17 @@ pub(crate) fn add_paths(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules,
 
 /// Adds rules for what is mounted over an image, from inside the container.
 ///
-/// What is missing, or hidden from this user, gets no rule and stays refused. Links are not followed: they
-/// belong to the image or to whoever wrote to it since.
+/// What is missing, or hidden from this user, gets no rule and stays refused, as does what is no mount: whoever runs in the
+/// container renames what leads to a mount, and puts a link to something else in its place. A link at the end of the path
+/// is not followed: it belongs to the image or to whoever wrote to it since.
 pub(crate) fn add_mounts(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules, LandlockError> {
     for rule in rules {
         match open(&rule.path, OFlags::PATH | OFlags::NOFOLLOW) {
-            Ok(fd) => ruleset = add(ruleset, fd, rights(rule.access), &rule.path)?,
+            // Those are parts of what the kernel shows of itself, below no name that can be changed.
+            Ok(fd) if rule.optional || is_own_mount(&fd, rule)? => {
+                ruleset = add(ruleset, fd, rights(rule.access), &rule.path)?;
+            }
+            Ok(_) => {}
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => {}
             Err(errno) => {
                 return Err(LandlockError::Open {
@@ -246,6 +269,52 @@ pub(crate) fn add_mounts(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules
         }
     }
     Ok(ruleset)
+}
+
+/// Whether what was found at the path of a rule is something that was mounted there. Wherever it is, its files must not be
+/// executable by the rule of a code directory that it lies in.
+fn is_own_mount(fd: &OwnedFd, rule: &PathRule) -> Result<bool, LandlockError> {
+    let failed = |errno: rustix::io::Errno| LandlockError::Open {
+        path: rule.path.clone(),
+        source: errno.into(),
+    };
+    let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE).map_err(failed)?;
+    if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(false);
+    }
+    let link = rustix::fs::readlinkat(proc_descriptors()?, fd.as_raw_fd().to_string(), Vec::new());
+    let found = PathBuf::from(OsString::from_vec(link.map_err(failed)?.into_bytes()));
+    // Mounts as well, and nobody's volumes.
+    let is_system = ["/", "/proc", "/sys", "/dev"]
+        .iter()
+        .any(|system| found == Path::new(system));
+    if is_system && found != rule.path {
+        return Ok(false);
+    }
+    let flags = rustix::fs::fstatvfs(fd).map_err(failed)?.f_flag;
+    let is_for_code = rule.access == PathAccess::ReadExecute || flags.contains(StatVfsMountFlags::NOEXEC);
+    if is_code_path(&found) && !is_for_code {
+        return Err(LandlockError::InCode {
+            path: rule.path.clone(),
+            found,
+        });
+    }
+    Ok(true)
+}
+
+/// The kernel's own list of this process's descriptors, not what somebody mounted over it.
+fn proc_descriptors() -> Result<OwnedFd, LandlockError> {
+    let path = Path::new("/proc/self/fd");
+    let failed = |errno: rustix::io::Errno| LandlockError::Open {
+        path: path.into(),
+        source: errno.into(),
+    };
+    let descriptors = open(path, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let kind = rustix::fs::fstatfs(&descriptors).map_err(failed)?.f_type;
+    match kind == rustix::fs::PROC_SUPER_MAGIC {
+        true => Ok(descriptors),
+        false => Err(failed(rustix::io::Errno::NODEV)),
+    }
 }
 
 /// Adds the grants of the lists on what is mounted over the image, from inside the container. Their links belong to

@@ -55,6 +55,17 @@ fn baseline_runs_the_image_and_refuses_what_was_dropped() {
     refused_calls(&seen);
 }
 
+#[test]
+fn a_volume_that_a_link_leads_into_code_is_refused() {
+    let image = image();
+    let seen = outcomes(Command::new(probe()).arg("misplaced").arg(image.path()));
+    let refused = &seen["restrict"];
+    assert!(
+        refused.contains("InCode") && refused.contains("/usr/bin/vol"),
+        "{refused}"
+    );
+}
+
 /// Kernels of before, on this one: what they lack is left out and told, the rest is in force.
 #[test]
 fn best_effort_enforces_what_an_older_kernel_has() {
@@ -259,9 +270,10 @@ fn jailed(program: &Path, inside: &Path, outside: &Path) -> Command {
 /// A small root: programs in and outside the code directories, and what an image keeps writing to.
 fn image() -> tempfile::TempDir {
     let root = directory();
-    for path in ["bin", "usr/bin", "etc", "tmp", "app", "vol", "lib"] {
+    for path in ["bin", "usr/bin/vol", "etc", "tmp", "app", "vol", "lib", "proc"] {
         fs::create_dir_all(root.path().join(path)).expect("mkdir");
     }
+    symlink("/usr", root.path().join("tmp/usr")).expect("symlink");
     for path in ["bin/busybox", "app/tool"] {
         fs::copy("/bin/busybox", root.path().join(path)).expect("copy");
     }

@@ -137,7 +137,7 @@ async fn pid_of(runtime: &Runtime, uid: &str, container: &str) -> Option<i32> {
     let status = runtime.status(uid).await.ok()?;
     match status.container(container)?.state {
         ContainerState::Running { pid, .. } => Some(pid),
-        ContainerState::Creating | ContainerState::Exited(_) => None,
+        ContainerState::Creating | ContainerState::Exited(_) | ContainerState::Failed { .. } => None,
     }
 }
 

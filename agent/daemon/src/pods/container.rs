@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use agent_images::{ImageConfig, UserIds};
-use agent_runtime::{ContainerConfig, Mount, PidNamespace, Resources, Streams};
+use agent_runtime::{ContainerConfig, Mount, PidNamespace, Streams};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use super::{contents, env, sandbox, termination, volumes};
+use super::{contents, env, limits, sandbox, signals, termination, volumes};
 
 /// What a container may do without asking for more, inside its user namespace: Docker's set without raw
 /// sockets and device nodes.
@@ -25,8 +25,6 @@ const DEFAULT_CAPABILITIES: &[&str] = &[
 ];
 /// What a pod may add: the rest of Docker's set.
 const ADDABLE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW"];
-/// Period of processor limits: the kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
 
 /// Files that every container of a pod gets over those of its image, written by the agent.
 pub(crate) const POD_FILES: &[&str] = &["hosts", "hostname", "resolv.conf"];
@@ -121,7 +119,8 @@ pub(crate) fn config(
         oom_score_adj: pod.spec.as_ref().map_or(0, |spec| {
             agent_plan::oom_score_adj(spec, container, resolved.node_memory_bytes)
         }),
-        resources: resources(container, resolved.pids)?,
+        stop_signal: signals::stop_signal(resolved.image.stop_signal.as_deref()),
+        resources: limits::of_container(container, resolved.pids)?,
         profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
         capabilities,
         log_path: places.log.clone(),
@@ -304,43 +303,6 @@ fn capabilities(security: &SecurityContext) -> Result<Vec<String>, ContainerErro
     }
     held.sort();
     Ok(held.into_iter().map(|name| format!("CAP_{name}")).collect())
-}
-
-fn resources(container: &Container, pids: u32) -> Result<Resources, ContainerError> {
-    let wishes = container.resources.clone().unwrap_or_default();
-    let limit = |name: &str| wishes.limits.as_ref().and_then(|limits| limits.get(name));
-    let request = |name: &str| {
-        wishes
-            .requests
-            .as_ref()
-            .and_then(|requests| requests.get(name))
-            .or(limit(name))
-    };
-    let cpu_limit = limit("cpu")
-        .map(|cpu| api::quantity::thousandths(&cpu.0))
-        .transpose()?;
-    let cpu_request = request("cpu")
-        .map(|cpu| api::quantity::thousandths(&cpu.0))
-        .transpose()?;
-    let memory = limit("memory")
-        .map(|memory| api::quantity::units(&memory.0))
-        .transpose()?;
-    // Thousandths of a processor are microseconds per millisecond; the kernel takes no quota below 1 ms.
-    let quota = |milli: u64| i64::try_from(milli.saturating_mul(CPU_PERIOD_US / 1000)).unwrap_or(i64::MAX);
-    Ok(Resources {
-        cpu_quota_us: cpu_limit
-            .filter(|milli| *milli > 0)
-            .map(|milli| quota(milli).max(1000)),
-        cpu_period_us: cpu_limit.filter(|milli| *milli > 0).map(|_| CPU_PERIOD_US),
-        // The kernel's least is 2, which is what a container gets that requests nothing.
-        cpu_shares: Some(
-            cpu_request.map_or(2, |milli| (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)),
-        ),
-        memory_bytes: memory
-            .filter(|bytes| *bytes > 0)
-            .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-        pids: Some(pids.into()),
-    })
 }
 
 #[cfg(test)]

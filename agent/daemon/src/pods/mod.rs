@@ -20,6 +20,7 @@ mod hooks;
 mod host_paths;
 mod ids;
 mod kept;
+mod limits;
 mod names;
 mod observe;
 mod probes;
@@ -28,6 +29,7 @@ mod resources;
 pub(crate) mod roster;
 mod sandbox;
 mod sandboxed;
+mod signals;
 mod status;
 mod steps;
 mod storage;
@@ -129,7 +131,10 @@ impl Survivor {
         let containers = self.pod.status.containers.iter().map(|container| {
             let latest = Latest {
                 attempt: container.attempt,
-                running: !matches!(container.state, ContainerState::Exited(_)),
+                running: !matches!(
+                    container.state,
+                    ContainerState::Exited(_) | ContainerState::Failed { .. }
+                ),
             };
             (container.name.clone(), latest)
         });

@@ -113,6 +113,10 @@ pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStat
     if status.attempt < container.restarts {
         return;
     }
+    // A start that the node failed at is none: the next one has the same number.
+    if matches!(status.state, ContainerState::Failed { .. }) {
+        return;
+    }
     container.restarts = status.attempt;
     let run = run_id(id, &status.name, status.attempt);
     if matches!(&container.run, Run::Exited(known) if known.id == run) {
@@ -120,7 +124,7 @@ pub(super) fn take(id: &PodId, container: &mut Container, status: &ContainerStat
         return;
     }
     container.run = match &status.state {
-        ContainerState::Creating => return,
+        ContainerState::Creating | ContainerState::Failed { .. } => return,
         ContainerState::Running { started_at, .. } => Run::Running {
             id: run,
             started_at: *started_at,
@@ -193,6 +197,10 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
                 let started_at = running.started_at.as_ref().map_or(now, |time| time.0);
                 container.run = Run::Running { id, started_at };
                 lost(container, now);
+            } else if let Some(exit) = container.last_exit.take() {
+                // It waits to be started again: the next run has the next number.
+                container.run = Run::Exited(exit);
+                container.stale = true;
             }
         }
         let run = match &container.run {
@@ -286,6 +294,7 @@ mod tests {
             state,
             sandbox: agent_sandbox::Report::default(),
             connect: None,
+            stop_signal: 15,
         }
     }
 
@@ -328,6 +337,22 @@ mod tests {
         );
         lost(&mut container, now);
         assert!(matches!(&container.run, Run::Exited(exit) if exit.code == 137));
+    }
+
+    #[test]
+    fn a_start_that_the_node_failed_at_is_no_run() {
+        let failed = ContainerState::Failed {
+            message: "no space".to_owned(),
+        };
+        let mut never = Container::default();
+        take(&id(), &mut never, &status(0, failed.clone()));
+        assert_eq!(never, Container::default());
+        let mut ended = Container::default();
+        let now = Timestamp::UNIX_EPOCH;
+        ended.run = start_error("u/c/0".to_owned(), "not found".to_owned(), now);
+        let before = ended.clone();
+        take(&id(), &mut ended, &status(1, failed));
+        assert_eq!(ended, before, "the next run is still the first after it");
     }
 
     #[test]
@@ -391,6 +416,20 @@ mod tests {
             supplementary: vec![9],
         };
         assert_eq!(container.user, Some(user), "of the same run");
+
+        // One that was between two runs starts with the next one's number, not with that of the last again.
+        let crashing: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 3,
+            "containerID": "palisade://u/c/3",
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 2, "reason": "Error", "containerID": "palisade://u/c/3"}}}]}}))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &crashing, None);
+        let container = &seen.containers["c"];
+        assert!(container.stale && container.restarts == 3);
+        assert!(matches!(&container.run, Run::Exited(exit) if exit.id == "u/c/3" && exit.code == 2));
+        assert_eq!(container.last_exit, None, "it is the present state");
 
         // But for what this node knows better.
         let told: PodStatus = serde_json::from_value(json!({"phase": "Succeeded", "containerStatuses": [{

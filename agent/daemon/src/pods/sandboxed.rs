@@ -217,6 +217,7 @@ mod tests {
             },
             sandbox: report,
             connect,
+            stop_signal: 15,
         }
     }
 

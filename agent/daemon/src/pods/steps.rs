@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_images::{ImageError, KeyringError, RootfsLayers, UserIds};
+use agent_images::{ImageError, KeyringError, RootfsLayers};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::{Failure, User};
-use agent_runtime::{PodConfig, RuntimeError};
+use agent_runtime::{PodConfig, PodResources, RuntimeError};
 use agent_sandbox::Layer;
 use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
@@ -30,7 +30,7 @@ use super::{
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
-    kept, names,
+    kept, limits, names,
     sandbox::Ground,
     termination,
     users::{self, UserError},
@@ -125,8 +125,24 @@ impl StepError {
 
     /// As `agent/plan` counts it, after `before`.
     pub(super) fn failure(&self, before: Option<&Failure>, now: Timestamp) -> Failure {
+        self.failure_for(self.reason(), before, now)
+    }
+
+    /// The same for the start of a container.
+    pub(super) fn failure_to_start(&self, before: Option<&Failure>, now: Timestamp) -> Failure {
+        let reason = match self {
+            Self::Runtime(_) | Self::Volume(_) | Self::Policy(_) | Self::Interrupted | Self::Bug(_) => {
+                "CreateContainerError"
+            }
+            Self::Api(_) => "CreateContainerConfigError",
+            _ => self.reason(),
+        };
+        self.failure_for(reason, before, now)
+    }
+
+    fn failure_for(&self, reason: &'static str, before: Option<&Failure>, now: Timestamp) -> Failure {
         Failure {
-            reason: self.reason(),
+            reason,
             message: chain(self),
             at: now,
             attempts: before.map_or(0, |before| before.attempts).saturating_add(1),
@@ -169,6 +185,10 @@ pub(super) async fn start_sandbox(
         id_count: users::ID_COUNT,
         shares_processes: container::shares_processes(pod),
         pids: Some(context.config.pod_pids_limit),
+        resources: match &pod.spec {
+            Some(spec) => limits::of_pod(spec).map_err(ContainerError::from)?,
+            None => PodResources::default(),
+        },
     };
     let start = async { context.runtime.start_pod(&config).await.map_err(StepError::from) };
     let refresh = async {
@@ -301,9 +321,9 @@ pub(super) async fn start_container(
     let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
-    let image_user = match users::needs_image_user(pod, spec) {
-        true => image.user(&image.config.user)?,
-        false => UserIds::default(),
+    let account = match users::asked_for(pod, spec)? {
+        Some(uid) => image.user_of_number(uid)?,
+        None => image.user(&image.config.user)?,
     };
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
@@ -323,7 +343,7 @@ pub(super) async fn start_container(
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
-        user: users::user(pod, spec, image_user)?,
+        user: users::user(pod, spec, account)?,
         environment,
         sandbox: &sandbox,
         node_memory_bytes: node.memory_bytes,
@@ -522,6 +542,20 @@ mod tests {
     use std::{future::poll_fn, sync::mpsc, task::Poll};
 
     use super::*;
+
+    #[test]
+    fn a_start_that_fails_waits_for_the_next_one() {
+        let refused = StepError::Runtime(RuntimeError::Refused {
+            reason: "no space left on device".to_owned(),
+            layer: None,
+        });
+        let first = refused.failure_to_start(None, Timestamp::UNIX_EPOCH);
+        assert_eq!((first.reason, first.attempts), ("CreateContainerError", 1));
+        let second = refused.failure_to_start(Some(&first), Timestamp::UNIX_EPOCH);
+        assert_eq!(second.attempts, 2);
+        let of_pod = refused.failure(None, Timestamp::UNIX_EPOCH);
+        assert_eq!(of_pod.reason, "FailedCreatePodSandBox");
+    }
 
     #[test]
     fn a_network_counts_once_all_its_files_are_there() {

@@ -1,4 +1,5 @@
-//! Which user a container runs as: the pod's wish, or else the image's. Pure.
+//! Which user a container runs as: the pod's wish, or else the image's, and in either case with the groups that the image's
+//! accounts give it. Pure.
 
 use agent_images::UserIds;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -15,24 +16,20 @@ pub(crate) enum UserError {
     Range { field: &'static str, id: i64 },
 }
 
-/// Whether the image's own user decides anything; if not, it need not even exist.
-pub(crate) fn needs_image_user(pod: &Pod, container: &Container) -> bool {
-    wanted(pod, container).uid.is_none()
+/// The number of the user that the pod asks for; absent if the image's decides.
+pub(crate) fn asked_for(pod: &Pod, container: &Container) -> Result<Option<u32>, UserError> {
+    let uid = wanted(pod, container).uid;
+    uid.map(|uid| number(uid, "runAsUser")).transpose()
 }
 
-/// The user of `container`, given the one that its image names.
-pub(crate) fn user(pod: &Pod, container: &Container, image: UserIds) -> Result<UserIds, UserError> {
+/// The user of `container`, given what the image's accounts say about it: whom the pod [asks for](asked_for), or else the
+/// one that the image names. Its memberships in the image's groups stay (`supplementalGroupsPolicy: Merge`).
+pub(crate) fn user(pod: &Pod, container: &Container, account: UserIds) -> Result<UserIds, UserError> {
     let wanted = wanted(pod, container);
-    // An explicit user has nothing to do with the groups of the image's.
-    let (image_gid, image_groups) = match wanted.uid {
-        None => (image.gid, image.supplementary),
-        Some(_) => (0, Vec::new()),
-    };
-    let uid = wanted.uid.map_or(Ok(image.uid), |uid| number(uid, "runAsUser"))?;
     let gid = wanted
         .gid
-        .map_or(Ok(image_gid), |gid| number(gid, "runAsGroup"))?;
-    if wanted.non_root && uid == 0 {
+        .map_or(Ok(account.gid), |gid| number(gid, "runAsGroup"))?;
+    if wanted.non_root && account.uid == 0 {
         return Err(UserError::Root);
     }
     let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
@@ -45,11 +42,13 @@ pub(crate) fn user(pod: &Pod, container: &Container, image: UserIds) -> Result<U
     let mut supplementary = groups
         .map(|gid| number(gid, "supplementalGroups"))
         .collect::<Result<Vec<u32>, _>>()?;
-    supplementary.extend(image_groups);
+    for gid in account.supplementary {
+        supplementary.push(inside(gid, "the image's /etc/group")?);
+    }
     supplementary.sort_unstable();
     supplementary.dedup();
     Ok(UserIds {
-        uid: inside(uid, "USER")?,
+        uid: inside(account.uid, "USER")?,
         gid: inside(gid, "USER")?,
         supplementary,
     })
@@ -106,15 +105,18 @@ mod tests {
         .unwrap();
         let container: Container =
             serde_json::from_value(json!({"name": "c", "securityContext": security})).unwrap();
-        user(
-            &pod,
-            &container,
-            UserIds {
-                uid: image.0,
-                gid: image.1,
-                supplementary: vec![3],
-            },
-        )
+        // The image has no account of a number that the pod asks for, but for 8.
+        let (uid, gid, supplementary) = match asked_for(&pod, &container)? {
+            Some(8) => (8, 88, vec![5, 3]),
+            Some(asked) => (asked, 0, vec![]),
+            None => (image.0, image.1, vec![3]),
+        };
+        let account = UserIds {
+            uid,
+            gid,
+            supplementary,
+        };
+        user(&pod, &container, account)
     }
 
     #[test]
@@ -128,6 +130,14 @@ mod tests {
         };
         assert_eq!(decide(json!({}), (101, 102)), ids(101, 102, &[3, 5, 7, 9]));
         assert_eq!(decide(json!({"runAsUser": 5}), (101, 102)), ids(5, 0, &[5, 7, 9]));
+        assert_eq!(
+            decide(json!({"runAsUser": 8}), (101, 102)),
+            ids(8, 88, &[3, 5, 7, 9])
+        );
+        assert_eq!(
+            decide(json!({"runAsUser": 8, "runAsGroup": 6}), (101, 102)),
+            ids(8, 6, &[3, 5, 7, 9])
+        );
         assert_eq!(
             decide(json!({"runAsGroup": 6}), (101, 102)),
             ids(101, 6, &[3, 5, 7, 9])

@@ -87,6 +87,7 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("exec-tmp", || run_dropped("/tmp/dropped")),
     ("exec-shm", || run_dropped("/dev/shm/dropped")),
     ("exec-volume", || run_dropped("/data/dropped")),
+    ("exec-volume-linked", || run_dropped("/srv/linked/dropped")),
     ("exec-app", || run_dropped("/app/dropped")),
     ("exec-replaced", || {
         drop_program("/app/fresh")?;

@@ -5,7 +5,6 @@
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
 use crate::shim::container::Ended;
@@ -26,31 +25,29 @@ pub(super) struct Unclaimed {
 impl Supervisor {
     pub(super) fn reap(&mut self) -> Result<(), ShimError> {
         loop {
-            let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-            let dead = match nix::sys::wait::waitid(Id::All, peek) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(status) => status.pid(),
+            let dead = match dead_child() {
+                Ok(Some(dead)) => dead,
+                Ok(None) | Err(Errno::ECHILD) => return Ok(()),
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(system("look for dead children")(errno)),
             };
-            if let Some(creator) = dead.filter(|dead| self.creators.contains(dead)) {
+            if self.creators.contains(&dead) {
                 // While it is not reaped its number still names its process group.
-                self.end_start_of(creator);
+                self.end_start_of(dead);
             }
-            let (pid, ended) = match nix::sys::wait::waitpid(dead, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, Ended { status, signal: None }),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (
-                    pid,
-                    Ended {
-                        status: 0,
-                        signal: Some(signal as i32),
-                    },
-                ),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(system("wait for children")(errno)),
+            let options = rustix::process::WaitOptions::NOHANG;
+            let number = rustix::process::Pid::from_raw(dead.as_raw());
+            let status = match rustix::process::waitpid(number, options) {
+                Ok(Some((_, status))) => status,
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(errno) => return Err(system("wait for children")(Errno::from_raw(errno.raw_os_error()))),
             };
-            self.bury(pid, ended);
+            let ended = Ended {
+                status: status.exit_status().unwrap_or(0),
+                signal: status.terminating_signal(),
+            };
+            self.bury(dead, ended);
         }
     }
 
@@ -111,10 +108,13 @@ impl Supervisor {
     /// How the process of a creator's report stands: none if it is no child of the shim, and its death was not seen either.
     /// Then the number may be anybody's, and nothing may be done with it.
     pub(super) fn claim(&mut self, pid: Pid) -> Option<Forked> {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        use rustix::process::{WaitId, WaitIdOptions};
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let dead = self.unclaimed.iter().position(|death| death.pid == pid);
         let dead = dead.map(|at| self.unclaimed.swap_remove(at).ended);
-        let is_child = !self.creators.contains(&pid) && nix::sys::wait::waitid(Id::Pid(pid), flags).is_ok();
+        let number = rustix::process::Pid::from_raw(pid.as_raw());
+        let is_child = !self.creators.contains(&pid)
+            && number.is_some_and(|number| rustix::process::waitid(WaitId::Pid(number), options).is_ok());
         // A death of a process that had the number before is not this one's.
         let ended = if is_child { None } else { Some(dead?) };
         Some(Forked { pid, ended })
@@ -149,4 +149,20 @@ impl Supervisor {
         let first = starting.map(|job| job.number).min().unwrap_or(u64::MAX);
         self.unclaimed.retain(|death| first < death.next_job);
     }
+}
+
+/// A dead child, which stays to be reaped.
+///
+/// Not by nix: for it a death by a realtime signal is an error, and any program that is started beside a container's own can
+/// die so.
+fn dead_child() -> Result<Option<Pid>, Errno> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: all zeroes is a value of this plain data, which the call fills and does not keep; what `si_pid` reads is the
+    // number of a child that it has told of, or still zero.
+    let pid = unsafe {
+        let mut told: libc::siginfo_t = std::mem::zeroed();
+        Errno::result(libc::waitid(libc::P_ALL, 0, &raw mut told, flags))?;
+        told.si_pid()
+    };
+    Ok((pid != 0).then(|| Pid::from_raw(pid)))
 }

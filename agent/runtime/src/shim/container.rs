@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::cgroup::{self, CgroupError};
 use crate::config::{ContainerConfig, ContainerState, Exit, Launch, PidNamespace, PodPaths};
 use crate::logs::{LogFile, Stream};
+use crate::protocol::{Failure, Phase};
 use crate::shim::announcement::Announcement;
 use crate::shim::attachment::{Attachment, Copy};
 use crate::shim::capture::{self, Source};
@@ -94,6 +95,7 @@ pub(crate) struct Container {
     output: [Source; 2],
     input: Input,
     attachments: Vec<Attachment>,
+    has_rest: bool,
 }
 
 /// Where input for a container goes.
@@ -192,7 +194,8 @@ impl Container {
             id,
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),
-            pod: (pod.launch.cgroup.clone(), pod.launch.pod.pids),
+            pod_cgroup: &pod.launch.cgroup,
+            pod: &pod.launch.pod,
             ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
             device_program: pod.launch.device_program,
         };
@@ -208,6 +211,7 @@ impl Container {
                 output,
                 input,
                 attachments: Vec::new(),
+                has_rest: false,
             },
             creator,
         ))
@@ -338,6 +342,7 @@ impl Container {
     pub(crate) fn advance_attachments(&mut self) {
         let ended = match &self.state {
             ContainerState::Exited(exit) => Some(exit.code),
+            ContainerState::Failed { .. } => Some(EXIT_NOT_STARTED),
             ContainerState::Creating | ContainerState::Running { .. } => None,
         };
         self.attachments
@@ -347,7 +352,7 @@ impl Container {
     pub(crate) fn pid(&self) -> Option<Pid> {
         match self.state {
             ContainerState::Running { pid, .. } => Some(Pid::from_raw(pid)),
-            ContainerState::Creating | ContainerState::Exited(_) => None,
+            ContainerState::Creating | ContainerState::Exited(_) | ContainerState::Failed { .. } => None,
         }
     }
 
@@ -404,13 +409,26 @@ impl Container {
     }
 
     /// Kills what is left of a container whose pid namespace is not its own: there, nothing else ends with the first process.
-    /// A process that forks meanwhile may leave a child; so this is to be called until none is left.
-    pub(crate) fn kill_rest(&self, pod: &Pod) {
-        if self.config.pid_namespace != PidNamespace::Own
-            && let Err(error) = cgroup::kill_tree(&pod.cgroup(&self.config))
-        {
-            complain(&chain(&error));
+    /// Some may be slow to die, or have forked meanwhile; so this is to be called while [`Self::has_rest`].
+    pub(crate) fn kill_rest(&mut self, pod: &Pod) {
+        if self.config.pid_namespace == PidNamespace::Own {
+            return;
         }
+        let group = pod.cgroup(&self.config);
+        let left = cgroup::kill_tree(&group).and_then(|()| cgroup::members(&group));
+        self.has_rest = match left {
+            Ok(left) => !left.is_empty(),
+            // Said once, and tried again when the container is removed.
+            Err(error) => {
+                complain(&chain(&error));
+                false
+            }
+        };
+    }
+
+    /// Whether processes of a container that has ended are left.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.has_rest
     }
 
     /// Records the end of the first process. All others are gone by now with its pid namespace, or are killed here if that
@@ -427,7 +445,7 @@ impl Container {
         }
         let started_at = match &self.state {
             ContainerState::Running { started_at, .. } => Some(*started_at),
-            ContainerState::Creating | ContainerState::Exited(_) => None,
+            ContainerState::Creating | ContainerState::Exited(_) | ContainerState::Failed { .. } => None,
         };
         let oom_killed = cgroup::was_oom_killed(&pod.cgroup(&self.config)).unwrap_or_else(|error| {
             complain(&chain(&error));
@@ -444,30 +462,38 @@ impl Container {
     }
 
     /// Records that the program was never executed, and ends what was begun.
-    pub(crate) fn abandon(&mut self, pod: &Pod, reason: &str) {
+    pub(crate) fn abandon(&mut self, pod: &Pod, failure: &Failure) {
         if let Err(error) = cgroup::kill_tree(&pod.cgroup(&self.config)) {
             complain(&chain(&error));
         }
-        self.state = ContainerState::Exited(Exit {
-            started_at: None,
-            finished_at: Timestamp::now(),
-            code: EXIT_NOT_STARTED,
-            signal: None,
-            oom_killed: false,
-            message: reason.into(),
-        });
+        let message = failure.reason.clone();
+        self.state = match failure.phase {
+            Phase::Preparation => ContainerState::Failed { message },
+            Phase::Execution => ContainerState::Exited(Exit {
+                started_at: None,
+                finished_at: Timestamp::now(),
+                code: EXIT_NOT_STARTED,
+                signal: None,
+                oom_killed: false,
+                message,
+            }),
+        };
     }
 
-    pub(crate) fn kill(&self, pod: &Pod, signal: Signal) -> Result<(), Errno> {
-        if signal == Signal::SIGKILL
-            && let Err(error) = cgroup::lift_cpu_quota(&pod.cgroup(&self.config))
-        {
-            // It will die all the same, only later.
-            complain(&chain(&error));
+    /// Sends the signal, of any number that the kernel has, to the first process.
+    pub(crate) fn kill(&self, pod: &Pod, signal: i32) -> Result<(), Errno> {
+        if signal == libc::SIGKILL {
+            // The pod has its own again when the next container starts: until then the others have theirs.
+            for group in [&pod.cgroup(&self.config), &pod.launch.cgroup] {
+                if let Err(error) = cgroup::lift_cpu_quota(group) {
+                    // It will die all the same, only later.
+                    complain(&chain(&error));
+                }
+            }
         }
         match self.pid() {
-            // The process is an unreaped child, so its number is still its own.
-            Some(pid) => nix::sys::signal::kill(pid, signal),
+            // SAFETY: numbers only. The process is an unreaped child, so its number is still its own.
+            Some(pid) => Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop),
             None => Ok(()),
         }
     }

@@ -21,10 +21,10 @@ use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::config::ContainerConfig;
+use crate::config::{ContainerConfig, PodConfig};
 use crate::devices;
 use crate::memory;
-use crate::protocol::Failure;
+use crate::protocol::{Failure, Phase};
 use crate::shim::announcement::Announcement;
 use crate::shim::executor::{Confinement, Word};
 use crate::shim::gate::Gate;
@@ -45,8 +45,9 @@ pub(crate) enum Work<'a> {
         library: PathBuf,
         /// Absolute cgroup of the container.
         cgroup: String,
-        /// The pod's, and how many processes it may have.
-        pod: (String, Option<u32>),
+        /// The pod's.
+        pod_cgroup: &'a str,
+        pod: &'a PodConfig,
         /// First and number of the host's ids that are the pod's.
         ids: (u32, u32),
         /// Number of the program that denies devices to the pod, where a program does it.
@@ -214,7 +215,8 @@ fn create(
             id,
             library,
             cgroup,
-            pod: (pod_cgroup, pod_pids),
+            pod_cgroup,
+            pod,
             ..
         } => {
             let mut builder = ContainerBuilder::new(id, SyscallType::default()).with_executor(confinement);
@@ -239,10 +241,9 @@ fn create(
             // The program of the container runs from `start` on only.
             cgroup::forbid_swap(&cgroup, config.resources.memory_bytes)
                 .map_err(|error| failed("cannot keep the container out of swap", &error))?;
-            if let Some(pids) = pod_pids {
-                cgroup::limit_pids(&pod_cgroup, pids)
-                    .map_err(|error| failed("cannot limit the pod's processes", &error))?;
-            }
+            cgroup::kill_as_one(&cgroup)
+                .map_err(|error| failed("cannot have the container killed as one", &error))?;
+            cgroup::limit_pod(pod_cgroup, pod).map_err(|error| failed("cannot limit the pod", &error))?;
             devices::narrow(&cgroup)
                 .map_err(|error| failed("cannot deny devices to the container", &error))?;
             container
@@ -296,6 +297,7 @@ fn look(pid: Pid, gate: Gate, expected: &Expected<'_>, words: &mut Words) -> Res
         return Err(Failure {
             reason: format!("the sandbox is not what it must be: {layer}: {}", finding.detail),
             layer: Some(layer),
+            phase: Phase::Preparation,
         });
     }
     gate.open();

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ContainerConfig;
-use crate::protocol::Failure;
+use crate::protocol::{Failure, Phase};
 use crate::shim::gate::Gate;
 use crate::shim::{chain, terminal};
 
@@ -78,6 +78,7 @@ impl Confinement {
         let unconfined = |error: ApplyError| Failure {
             reason: format!("cannot confine the container: {}", chain(&error)),
             layer: Some(error.layer()),
+            phase: Phase::Preparation,
         };
         let restricted = self
             .compiled
@@ -101,7 +102,18 @@ impl Confinement {
         }
         // `exec` also restores the signal mask and SIGPIPE, which Rust programs change for themselves.
         let error = command.envs(env).exec();
-        Err(format!("cannot execute {program:?}: {error}").into())
+        Err(Failure {
+            phase: phase_of(&error),
+            ..format!("cannot execute {program:?}: {error}").into()
+        })
+    }
+}
+
+/// Whether a program is to blame for not being executed, or the node is, for want of something.
+fn phase_of(error: &std::io::Error) -> Phase {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EIO | libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Phase::Preparation,
+        _ => Phase::Execution,
     }
 }
 

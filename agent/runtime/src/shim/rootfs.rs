@@ -126,7 +126,8 @@ pub(crate) fn stage(
     let mut mounts = Vec::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let staged = staging.join(format!("m{index}"));
-        stage_mount(mount, &staged, user_namespace)?;
+        let in_code = is_in_code(&root, &mount.target)?;
+        stage_mount(mount, &staged, user_namespace, in_code)?;
         mounts.push(staged);
     }
     Ok(Rootfs { root, mounts })
@@ -201,7 +202,12 @@ fn make_writable(
     Ok(writable)
 }
 
-fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> Result<(), RootfsError> {
+fn stage_mount(
+    mount: &Mount,
+    staged: &Path,
+    user_namespace: BorrowedFd<'_>,
+    in_code: bool,
+) -> Result<(), RootfsError> {
     let source = match &mount.sub_path {
         Some(sub_path) => subpath::open(&mount.source, sub_path)?,
         None => {
@@ -219,8 +225,9 @@ fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> 
     if mount.read_only {
         attributes |= libc::MOUNT_ATTR_RDONLY;
     }
-    // Inside a code directory the image's rule would let its files be executed.
-    if is_code_path(&mount.target) && !may_execute(mount) {
+    // Inside a code directory the image's rule would let its files be executed. Elsewhere Landlock keeps them from being so,
+    // and code may be mapped from them, as programs that unpack their own libraries do.
+    if in_code && !may_execute(mount) {
         attributes |= libc::MOUNT_ATTR_NOEXEC;
     }
     bind_shifted_fd(
@@ -229,6 +236,34 @@ fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> 
         user_namespace,
         attributes,
     )
+}
+
+/// Whether a mount point lies in a code directory, be it that a link of the image leads there. What is missing of it is made
+/// below what is there.
+///
+/// Links in volumes are not seen here; the sandbox refuses what they lead into code ([`agent_sandbox::ImageRuleset`]).
+fn is_in_code(root: &Path, target: &Path) -> Result<bool, RootfsError> {
+    if is_code_path(target) {
+        return Ok(true);
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(on_errno("open", root))?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for existing in target.ancestors() {
+        let opened = match rustix::fs::openat2(&top, existing, flags, Mode::empty(), resolve) {
+            Ok(opened) => opened,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => continue,
+            Err(errno) => return Err(on_errno("find", target)(errno)),
+        };
+        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        let found = fs::read_link(link).map_err(on("find", target))?;
+        let (Ok(found), Ok(missing)) = (found.strip_prefix(root), target.strip_prefix(existing)) else {
+            // It is not below the root by the name that the root has: then it may be anywhere.
+            return Ok(true);
+        };
+        return Ok(is_code_path(&found.join(missing)));
+    }
+    Ok(true)
 }
 
 /// The sandbox knows files, not paths: what one mount makes executable is so through every other mount.

@@ -93,6 +93,7 @@ fn become_user(config: &ContainerConfig, streams: &Streams) -> Result<(), (&'sta
     connect(streams.stderr.as_ref(), libc::STDERR_FILENO)?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     nix::unistd::chdir(&config.cwd).map_err(step("enter the working directory"))?;
+    demand_inside().map_err(step("enter the working directory"))?;
 
     let groups: Vec<_> = config
         .supplemental_gids
@@ -124,6 +125,16 @@ fn become_user(config: &ContainerConfig, streams: &Streams) -> Result<(), (&'sta
     };
     rustix::thread::set_capabilities(None, sets).map_err(rustix_step("set capabilities"))?;
     close_inherited()
+}
+
+/// The container may have made a link of its working directory, to what this process has open (`/proc/self/fd`): the kernel
+/// has no name below the root for a directory that is not there.
+fn demand_inside() -> Result<(), Errno> {
+    let here = rustix::process::getcwd(Vec::new()).map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
+    match here.as_bytes().starts_with(b"/") {
+        true => Ok(()),
+        false => Err(Errno::ENOENT),
+    }
 }
 
 fn capabilities(names: &[String]) -> Result<CapabilitySet, (&'static str, Errno)> {

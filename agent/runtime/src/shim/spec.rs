@@ -247,6 +247,7 @@ mod tests {
                 ..Resources::default()
             },
             oom_score_adj: 0,
+            stop_signal: libc::SIGTERM,
             profile: Profile::baseline(),
             log_path: "/log".into(),
             log_max_bytes: 1,

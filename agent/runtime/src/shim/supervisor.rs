@@ -20,7 +20,7 @@ use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, Launch, PidNamespace, PodPaths, PodStatus,
 };
 use crate::memory;
-use crate::protocol::{Failure, Request, Response};
+use crate::protocol::{Failure, Phase, Request, Response};
 use crate::shim::capture::Source;
 use crate::shim::children::Unclaimed;
 use crate::shim::container::{Container, Pod};
@@ -38,10 +38,14 @@ const MAX_CLIENTS: usize = 32;
 /// starts, signals and removes.
 const MAX_WAITING: usize = 24;
 
+/// The kernel's `_NSIG`, on all machines that this is for.
+const MAX_SIGNAL: i32 = 64;
+
 /// How long killed processes may take to leave their control groups.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a pending removal is tried again; nothing announces that a control group has become empty.
+/// How often a pending removal is tried again, and what is left of a container is killed; nothing announces that a control
+/// group has become empty.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// How long nothing must happen before memory is given back.
@@ -144,6 +148,7 @@ impl Supervisor {
             self.accept();
             self.read_clients();
             self.enforce_deadlines();
+            self.kill_rests();
             self.retry_removals();
             if self.is_shut_down() {
                 for client in std::mem::take(&mut self.shutdown_clients) {
@@ -205,7 +210,8 @@ impl Supervisor {
             .chain(stalled)
             .chain(paused)
             .map(|deadline| deadline.saturating_duration_since(now));
-        let retry = (!self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
+        let dying = self.containers.values().any(Container::has_rest);
+        let retry = (dying || !self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
         let deadline = deadlines.chain(retry).min();
         let quiet = (deadline.is_none() && self.worked).then_some(QUIET);
         let timeout = match deadline.or(quiet) {
@@ -306,7 +312,7 @@ impl Supervisor {
             && let Some(container) = self.containers.get_mut(&job.container)
         {
             container.drain();
-            container.abandon(&self.pod, &failure.reason);
+            container.abandon(&self.pod, &failure);
             if let Some(layer) = failure.layer {
                 container.sandbox = Findings::refusal(layer, failure.reason.as_str());
             }
@@ -448,6 +454,7 @@ impl Supervisor {
             .map_err(|error| Failure {
                 layer: error.layer(),
                 reason: chain(&error),
+                phase: Phase::Preparation,
             })?;
         self.containers.insert(name.clone(), container);
         self.changed();
@@ -507,7 +514,9 @@ impl Supervisor {
     }
 
     fn signal(&mut self, client: u64, name: &str, signal: i32) -> Result<(), String> {
-        let signal = Signal::try_from(signal).map_err(|_unknown| format!("{signal} is no signal"))?;
+        if !(1..=MAX_SIGNAL).contains(&signal) {
+            return Err(format!("{signal} is no signal"));
+        }
         let container = self
             .containers
             .get(name)
@@ -522,16 +531,29 @@ impl Supervisor {
     fn remove(&mut self, client: u64, name: String) -> Result<(), String> {
         match self.containers.get(&name).map(|container| &container.state) {
             None => self.answer(client, &Response::Done),
-            Some(ContainerState::Exited(_)) => self.removals.push((client, name)),
+            Some(ContainerState::Exited(_) | ContainerState::Failed { .. }) => {
+                self.removals.push((client, name))
+            }
             Some(_) => return Err(format!("container {name} has not exited")),
         }
         Ok(())
     }
 
+    /// What is left of a container ends with it, whether somebody removes that or not.
+    fn kill_rests(&mut self) {
+        for container in self
+            .containers
+            .values_mut()
+            .filter(|container| container.has_rest())
+        {
+            container.kill_rest(&self.pod);
+        }
+    }
+
     /// A control group may hold dying processes for a moment, so removals are tried until they succeed.
     fn retry_removals(&mut self) {
         for (client, name) in std::mem::take(&mut self.removals) {
-            let Some(container) = self.containers.get(&name) else {
+            let Some(container) = self.containers.get_mut(&name) else {
                 self.answer(client, &Response::Done);
                 continue;
             };
@@ -624,6 +646,7 @@ impl Supervisor {
             state: container.state.clone(),
             sandbox: container.sandbox.clone(),
             connect: container.connect(),
+            stop_signal: container.config.stop_signal,
         };
         PodStatus {
             version: self.version,

@@ -221,6 +221,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 RootedPaths,
             ),
             drill(
+                "session-directory",
+                "make a link to what the shim has open of the directory that sessions begin in",
+                RootedPaths,
+            ),
+            drill(
                 "subpath-race",
                 "swap a part of a volume for a link to the host while another container with that `subPath` starts",
                 RootedPaths,
@@ -445,6 +450,11 @@ pub(crate) const CORPUS: &[Family] = &[
             drill(
                 "exec-shm",
                 "run a program that was written to shared memory",
+                NoExecMount,
+            ),
+            drill(
+                "exec-volume-linked",
+                "run a program that was written to a volume whose mount point a link of the image leads into a code directory",
                 NoExecMount,
             ),
             drill("memfd-plain", "an anonymous file that can be executed", Seccomp),

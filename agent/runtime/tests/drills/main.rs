@@ -16,6 +16,7 @@ mod stage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
@@ -620,6 +621,36 @@ async fn an_images_links_do_not_lead_mounts_to_the_host() {
         .map(|entry| entry.file_name())
         .collect();
     assert_eq!(left, ["file"]);
+    stage.end().await;
+}
+
+/// The helper of a session has the shim's files open while it enters the container's working directory. Which those are is
+/// the shim's business; here it has inherited a directory of the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_begins_inside_whatever_its_directory_has_become() {
+    let host = tempfile::tempdir().expect("a directory");
+    let open = fs::File::open(host.path()).expect("opens");
+    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).expect("inherited");
+    let stage = Stage::new(&["directory"]).await;
+    let link = format!("/proc/self/fd/{}", open.as_raw_fd());
+    let script =
+        format!("cd /; busybox rmdir /tmp/work; busybox ln -s {link} /tmp/work; echo up; exec sleep 1000");
+    let mut config = stage.container("main", &["sh", "-c", &script], &BTreeMap::new());
+    config.cwd = "/tmp/work".into();
+    stage.start(0, &config).await;
+    while stage.output("main") != "up\n" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let argv = ["sh", "-c", "readlink /proc/self/cwd"].map(String::from);
+    let session = stage
+        .runtime
+        .exec(stage.pod(0), "main", &argv, Duration::from_secs(20))
+        .await;
+    let refused = session.expect_err("outside of the container").to_string();
+    assert!(
+        refused.contains("cannot enter the working directory"),
+        "{refused}"
+    );
     stage.end().await;
 }
 

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use agent_runtime::{
-    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodStatus, Resources, Runtime, RuntimeConfig,
-    Streams,
+    ContainerConfig, ContainerState, Exit, Mount, PodConfig, PodResources, PodStatus, Resources, Runtime,
+    RuntimeConfig, Streams,
 };
 use agent_sandbox::Profile;
 
@@ -44,7 +44,7 @@ impl Stage {
     pub(crate) async fn new(names: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         make_image(&directory.path().join("image"));
-        for path in ["logs", "data", "config"] {
+        for path in ["logs", "data", "config", "linked"] {
             fs::create_dir(directory.path().join(path)).expect("mkdir");
         }
         let runtime = Runtime::new(RuntimeConfig {
@@ -63,6 +63,7 @@ impl Stage {
             id_count: 65_536,
             shares_processes: false,
             pids: None,
+            resources: PodResources::default(),
         };
         let pods: Vec<PodConfig> = (0..).zip(names).map(pod).collect();
         for pod in &pods {
@@ -93,6 +94,10 @@ impl Stage {
             executable: false,
             sub_path: None,
         };
+        let linked = Mount {
+            target: "/srv/linked".into(),
+            ..mount("linked", false)
+        };
         let path = [("PATH".to_owned(), "/bin".to_owned())];
         ContainerConfig {
             name: name.into(),
@@ -104,12 +109,13 @@ impl Stage {
             uid: 0,
             gid: 0,
             supplemental_gids: vec![],
-            mounts: vec![mount("data", false), mount("config", true)],
+            mounts: vec![mount("data", false), mount("config", true), linked],
             read_only_root: false,
             capabilities: CAPABILITIES.map(String::from).to_vec(),
             streams: Streams::default(),
             resources: Resources::default(),
             oom_score_adj: 0,
+            stop_signal: 15,
             profile: Profile::baseline(),
             log_path: self.log(name),
             log_max_bytes: 1 << 20,
@@ -160,7 +166,9 @@ impl Stage {
     pub(crate) async fn pid(&self, pod: usize, name: &str) -> i32 {
         let running = |status: &PodStatus| match &status.container(name)?.state {
             ContainerState::Running { pid, .. } => Some(*pid),
-            ContainerState::Exited(exit) => panic!("{exit:?}: {}", self.output(name)),
+            ContainerState::Exited(_) | ContainerState::Failed { .. } => {
+                panic!("{status:?}: {}", self.output(name))
+            }
             ContainerState::Creating => None,
         };
         self.until(pod, running).await
@@ -241,10 +249,22 @@ pub(crate) fn helper(arguments: &[&str], facts: &BTreeMap<String, String>) -> St
 /// An image of static busybox and the helper with its libraries, some files of which are there to be attacked.
 fn make_image(root: &Path) {
     for path in [
-        "bin", "etc", "tmp", "app", "proc", "dev", "sys", "lib", "lib64", "data", "config",
+        "bin",
+        "etc",
+        "tmp",
+        "app",
+        "proc",
+        "dev",
+        "sys",
+        "lib",
+        "lib64",
+        "data",
+        "config",
+        "usr/libexec",
     ] {
         fs::create_dir_all(root.join(path)).expect("mkdir");
     }
+    symlink("usr/libexec", root.join("srv")).expect("symlink");
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
     for applet in ["sh", "sleep", "cat", "rm", "id", "true"] {
         symlink("busybox", root.join("bin").join(applet)).expect("symlink");

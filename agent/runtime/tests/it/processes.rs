@@ -205,6 +205,34 @@ async fn a_pod_may_share_its_processes() {
     stage.end().await;
 }
 
+/// Each process of a chain is there for a moment only, and leaves the next: whoever reads the list and kills what is on it is
+/// late, the later the more stands before it on the list.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_container_outlives_it_where_processes_are_shared() {
+    let mut stage = Stage::without_pod("chain");
+    stage.pod.shares_processes = true;
+    stage.runtime.start_pod(&stage.pod).await.expect("the pod starts");
+    let chain = "for i in $(busybox seq 300); do sleep 1000 & done; c() { c & }; c; c; c; exit 4";
+    let config = ContainerConfig {
+        pid_namespace: PidNamespace::Pod,
+        ..stage.container("brief", &["sh", "-c", chain])
+    };
+    start(&stage, &config).await;
+    assert_eq!(stage.exit("brief").await.code, 4);
+    let left = || {
+        let group = stage.group_file(
+            &format!("{}/brief-0", stage.pod.uid),
+            ("pids", "cgroup.procs"),
+            "cgroup.procs",
+        );
+        group.lines().count()
+    };
+    wait_for(|| left() == 0);
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert_eq!(left(), 0);
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_of_a_pod_that_shares_none_are_not_to_be_had() {
     let stage = Stage::new("unshared").await;

@@ -226,17 +226,18 @@ impl Worker {
                 let age = self.born.elapsed();
                 tracing::info!(pod = %self.id.name, container = name, restarts, ?age, "container started");
             }
-            // The shim refused: the program cannot be executed. That is how this run ended.
-            Err(error @ StepError::Runtime(RuntimeError::Refused { .. })) => {
+            // That is how this run ended.
+            Err(error @ StepError::Runtime(RuntimeError::NotExecutable { .. })) => {
                 let reason = chain(&error);
                 self.began(&name, restarts);
-                self.tell_refusal(&name, &error);
+                self.container(&name).start_failure = None;
                 self.event(Some(&name), Kind::Warning, "Failed", format!("Error: {reason}"));
                 self.container(&name).run = observe::start_error(run, reason, now);
             }
+            // Whatever else is wrong is not the program's fault, and may pass.
             Err(error) => {
                 let container = self.container(&name);
-                let failure = error.failure(container.start_failure.as_ref(), now);
+                let failure = error.failure_to_start(container.start_failure.as_ref(), now);
                 let message = format!("Error: {}", failure.message);
                 container.start_failure = Some(failure);
                 self.event(Some(&name), Kind::Warning, "Failed", message);
@@ -308,11 +309,8 @@ impl Worker {
             stop.hook = Hook::Done;
             stop.signalled_at = Some(Timestamp::now());
         }
-        let signal = self
-            .images
-            .get(name)
-            .and_then(|image| image.config.stop_signal.as_deref());
-        self.signal(name, stop_signal(signal)).await
+        let stopped = self.context.runtime.stop(&self.id.uid, name).await;
+        self.unless_gone(stopped)
     }
 
     async fn kill(&mut self, name: &str) -> Result<(), StepError> {
@@ -325,11 +323,14 @@ impl Worker {
             killed_at: None,
         });
         stop.killed_at = Some(now);
-        self.signal(name, nix::sys::signal::Signal::SIGKILL as i32).await
+        let signal = nix::sys::signal::Signal::SIGKILL as i32;
+        let killed = self.context.runtime.signal(&self.id.uid, name, signal).await;
+        self.unless_gone(killed)
     }
 
-    async fn signal(&mut self, name: &str, signal: i32) -> Result<(), StepError> {
-        match self.context.runtime.signal(&self.id.uid, name, signal).await {
+    /// A shim that is gone has nothing to signal.
+    fn unless_gone(&mut self, signalled: Result<(), RuntimeError>) -> Result<(), StepError> {
+        match signalled {
             Err(error @ RuntimeError::ShimGone { .. }) => {
                 self.learn(News::ShimGone(error));
                 Ok(())
@@ -380,45 +381,5 @@ impl Worker {
     pub(super) fn retry_later(&mut self, what: &str, error: &StepError) {
         tracing::warn!(pod = %self.id.name, error = chain(error), "cannot {what}, will retry");
         self.retry_at = Some(Instant::now() + RETRY_AFTER);
-    }
-}
-
-/// Number of an image's stop signal, given as name, with or without `SIG`, or as number.
-fn stop_signal(text: Option<&str>) -> i32 {
-    use nix::sys::signal::Signal;
-    let default = Signal::SIGTERM as i32;
-    let Some(text) = text else { return default };
-    if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) {
-            number
-        } else {
-            default
-        };
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
-    };
-    name.parse::<Signal>().map_or(default, |signal| signal as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stop_signals_are_names_or_numbers() {
-        for (text, number) in [
-            ("SIGQUIT", 3),
-            ("quit", 3),
-            ("3", 3),
-            ("nonsense", 15),
-            ("99", 15),
-        ] {
-            assert_eq!(stop_signal(Some(text)), number, "{text}");
-        }
-        assert_eq!(stop_signal(None), 15);
     }
 }

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_runtime::{ContainerConfig, ContainerState, PodConfig, Resources, Runtime, RuntimeConfig, Streams};
+use agent_runtime::{
+    ContainerConfig, ContainerState, PodConfig, PodResources, Resources, Runtime, RuntimeConfig, Streams,
+};
 use agent_sandbox::Profile;
 use anyhow::{Context, Result, bail, ensure};
 use e2e::shell::{binaries, on_path};
@@ -82,6 +84,7 @@ async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> R
         id_count: 65_536,
         shares_processes: false,
         pids: None,
+        resources: PodResources::default(),
     };
     let ms = |begun: Instant| begun.elapsed().as_secs_f64() * 1000.0;
     let standing = pod(0);
@@ -156,6 +159,7 @@ pub(crate) async fn run_to_end(
             ..Resources::default()
         },
         oom_score_adj: 0,
+        stop_signal: 15,
         profile: Profile::baseline(),
         log_path: directory.join("log"),
         log_max_bytes: 1 << 20,

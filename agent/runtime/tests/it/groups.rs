@@ -1,0 +1,121 @@
+//! Control groups of whole pods: their part of the processors beside other pods, and what their containers may have together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent_runtime::{ContainerConfig, PodConfig, PodResources, Resources};
+
+use crate::{SIGKILL, Stage, wait_for};
+
+impl Stage {
+    /// A file of the group of a pod, or of one below it: version 1's in a hierarchy, or version 2's.
+    pub(crate) fn group_file(&self, group: &str, (hierarchy, old): (&str, &str), new: &str) -> String {
+        let own = |mount: PathBuf| mount.join(&self.cgroup_root).join(group);
+        let mount = Path::new("/sys/fs/cgroup");
+        let old = fs::read_to_string(own(mount.join(hierarchy)).join(old));
+        let text = old.or_else(|_absent| fs::read_to_string(own(mount.to_owned()).join(new)));
+        text.expect("one of the files").trim().to_owned()
+    }
+
+    fn quota(&self, group: &str) -> String {
+        let text = self.group_file(group, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+        text.split(' ').next().expect("a word").to_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_group_has_its_weight_and_its_limits() {
+    let mut stage = Stage::without_pod("podgroup");
+    stage.pod.resources = PodResources {
+        cpu_quota_us: Some(30_000),
+        cpu_period_us: Some(100_000),
+        cpu_shares: Some(512),
+        memory_bytes: Some(96 << 20),
+    };
+    stage.runtime.start_pod(&stage.pod).await.expect("the pod starts");
+    let uid = stage.pod.uid.clone();
+    let start = async |name: &str| {
+        let config = ContainerConfig {
+            resources: Resources {
+                cpu_quota_us: Some(30_000),
+                cpu_period_us: Some(100_000),
+                ..Resources::default()
+            },
+            ..stage.container(name, &["sleep", "1000"])
+        };
+        let started = stage.runtime.start_container(&uid, &config).await;
+        started.expect("starts");
+    };
+    start("first").await;
+    let weight = stage.group_file(&uid, ("cpu", "cpu.shares"), "cpu.weight");
+    // Version 2's weight for it is 20.
+    assert!(["512", "20"].contains(&weight.as_str()), "{weight}");
+    let memory = stage.group_file(&uid, ("memory", "memory.limit_in_bytes"), "memory.max");
+    assert_eq!(memory, (96 << 20).to_string());
+    assert_eq!(stage.quota(&uid), "30000");
+    let unified = Path::new("/sys/fs/cgroup").join(&stage.cgroup_root).join(&uid);
+    if unified.exists() {
+        let as_one = fs::read_to_string(unified.join("first-0/memory.oom.group"));
+        assert_eq!(as_one.expect("version 2 has it"), "1\n");
+    }
+
+    // Who is killed has no quota to wait for, not his pod's either; the next start brings it back.
+    let killed = stage.runtime.signal(&uid, "first", SIGKILL).await;
+    killed.expect("killed");
+    stage.exit("first").await;
+    assert!(["-1", "max"].contains(&stage.quota(&uid).as_str()));
+    start("second").await;
+    assert_eq!(stage.quota(&uid), "30000");
+    stage.end().await;
+}
+
+/// Both keep every processor busy; what each gets is the kernel's choice between their pods' groups.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_share_the_processors_as_they_request() {
+    let mut stage = Stage::without_pod("podshares");
+    let weighing = |cpu_shares| PodResources {
+        cpu_shares: Some(cpu_shares),
+        ..PodResources::default()
+    };
+    stage.pod.resources = weighing(2048);
+    let light = PodConfig {
+        uid: format!("light-{}", std::process::id()),
+        resources: weighing(2),
+        ..stage.pod.clone()
+    };
+    let processors = std::thread::available_parallelism().expect("a number");
+    let spin =
+        format!("for i in $(busybox seq {processors}); do (while :; do :; done) & done; echo up; wait");
+    for (pod, name) in [(&light, "light"), (&stage.pod, "heavy")] {
+        stage.runtime.start_pod(pod).await.expect("the pod starts");
+        let config = ContainerConfig {
+            // Within the pod it is alone, so that this says nothing.
+            resources: Resources {
+                cpu_shares: Some(1024),
+                ..Resources::default()
+            },
+            ..stage.container(name, &["busybox", "sh", "-c", &spin])
+        };
+        let started = stage.runtime.start_container(&pod.uid, &config).await;
+        started.expect("starts");
+    }
+    wait_for(|| stage.output("heavy") == "up\n" && stage.output("light") == "up\n");
+    let spent = |pod: &PodConfig, name: &str| {
+        let usage = stage.runtime.usage(&pod.uid, &[(name.to_owned(), 0)]);
+        usage.expect("a measurement").cpu_nanos
+    };
+    let both = || [spent(&stage.pod, "heavy"), spent(&light, "light")];
+    let before = both();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let [heavy, light_one] = std::iter::zip(both(), before)
+        .map(|(now, before)| now - before)
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("two");
+    };
+    stage.runtime.remove_pod(&light.uid).await.expect("removed");
+    println!("of 2048 shares: {heavy} ns, of 2: {light_one} ns");
+    assert!(heavy > 8 * light_one, "{heavy} to {light_one}");
+    stage.end().await;
+}
