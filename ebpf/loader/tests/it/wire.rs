@@ -122,7 +122,7 @@ impl End {
             let socket = unsafe { OwnedFd::from_raw_fd(fd) };
             // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
             let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_family = u16::try_from(libc::AF_PACKET).expect("a small number");
             address.sll_protocol = ethertype.to_be();
             address.sll_ifindex = i32::try_from(ifindex).expect("a small number");
             let length = u32::try_from(size_of::<libc::sockaddr_ll>()).expect("a small number");

@@ -110,6 +110,9 @@ enum Hit {
 /// A tier: its place, whether it passes at its end, and the policies that apply to the pod and the direction.
 type Tier<'a> = (Rank<'a>, bool, Vec<(Rank<'a>, Vec<Hit>)>);
 
+/// A rule of a cluster policy: action, peers and protocols.
+type ClusterRule<'a> = (&'a str, &'a [cnp::Peer], Option<&'a [cnp::Protocol]>);
+
 /// Order and name: no order comes last, ties go by name.
 struct Rank<'a>(Option<f64>, &'a str);
 
@@ -275,7 +278,7 @@ impl<'a> Scene<'a> {
             (_, Some(pods)) => is_namespaced_pod(pods, self.pod()),
             _ => panic!("no subject"),
         };
-        let rules: Vec<(&str, &[cnp::Peer], Option<&[cnp::Protocol]>)> = match self.ingress() {
+        let rules: Vec<ClusterRule<'_>> = match self.ingress() {
             true => spec
                 .ingress
                 .iter()
