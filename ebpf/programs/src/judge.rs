@@ -71,6 +71,10 @@ pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Ou
     } else if !owns(endpoint, &packet.local) {
         return deny(&judge, Reason::WrongDestination);
     }
+    if is_neighbour_discovery(packet) {
+        // As ARP: a pod's neighbours are permanent, and nobody is to learn another one from it.
+        return deny(&judge, Reason::NotIp);
+    }
     judge_flow(ctx, &judge, packet, now_ns)
 }
 
@@ -134,13 +138,20 @@ fn slot_of(index: u32) -> *mut Slot {
     SLOTS.get_ptr_mut(index).unwrap_or(ptr::null_mut())
 }
 
+/// Solicitations and advertisements of routers and neighbours, and redirects (RFC 4861).
+#[inline(always)]
+fn is_neighbour_discovery(packet: &Packet) -> bool {
+    packet.protocol == protocol::ICMPV6
+        && packet.fragment.kind != PIECE_LATER
+        && matches!(packet.service_port >> 8, 133..=137)
+}
+
 /// Neighbour discovery, multicast listener discovery and DHCP.
 #[inline(always)]
 fn is_housekeeping(packet: &Packet) -> bool {
     let (from, to) = (packet.source_port, packet.service_port);
     match packet.protocol {
-        // Types 130 to 132 and 143, and 133 to 137.
-        protocol::ICMPV6 => matches!(to >> 8, 130..=137 | 143),
+        protocol::ICMPV6 => is_neighbour_discovery(packet) || matches!(to >> 8, 130..=132 | 143),
         protocol::UDP if packet.fragment.kind == PIECE_WHOLE => {
             matches!((from, to), (67, 68) | (68, 67) | (546, 547) | (547, 546))
         }

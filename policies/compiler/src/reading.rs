@@ -147,7 +147,10 @@ pub(crate) fn put_together<'a>(
     }
     for reading in readings.clone() {
         if let Said::Tier(tier) = &reading.said {
-            tiers.insert(tier.name.clone(), tier.clone());
+            let mut tier = tier.clone();
+            // Without an order it comes behind those that have one, but before tiers that nobody defined.
+            tier.order.0.get_or_insert(f64::INFINITY);
+            tiers.insert(tier.name.clone(), tier);
         }
     }
     let (mut endpoint_to_host, mut failsafe) = read_configuration(&Default::default(), &mut Errors::new());

@@ -8,14 +8,14 @@ use crate::{
         ACK, Ends, FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP, ethernet, frame, icmp, icmp_error, ipv6,
         packet_of, sctp, tcp, udp,
     },
-    lab::{LOOPBACK, Lab, link, tables},
+    lab::{
+        EACH_REPORTED, ENDPOINT, LOOPBACK, Lab, PEER, PEER6, POD, POD_MAC, POD6, Place, Way, both_ways,
+        dual_tables, everywhere, ip, tables,
+    },
 };
 
-const POD: &str = "10.7.0.2";
-const PEER: &str = "10.7.0.9";
 const ROUTER: &str = "10.99.0.1";
-const POD6: &str = "fd07::2";
-const PEER6: &str = "fd07::9";
+const ROUTER6: &str = "fd99::1";
 
 const ANY_EGRESS: (Direction, usize, Service) = (Direction::Egress, 0, Service::Any);
 const ANY_INGRESS: (Direction, usize, Service) = (Direction::Ingress, 0, Service::Any);
@@ -28,20 +28,43 @@ fn port(protocol: u8, port: u16) -> Service {
     }
 }
 
-/// A lab whose endpoint has both addresses and may do `allowed` with its peers, both families being peer 0.
-fn lab(allowed: &[(Direction, usize, Service)]) -> Lab {
-    let mut lab = Lab::new();
-    program(&mut lab, allowed);
-    lab
+everywhere! {
+    nothing_passes_before_the_first_tables,
+    a_tcp_packet_without_a_connection_is_denied_whatever_policy_says,
+    a_syn_on_the_tuple_of_an_open_flow_is_judged_anew,
+    a_closed_connection_does_not_admit_a_new_one,
+    policy_changes_reach_established_flows,
+    flows_may_be_kept_when_policy_changes,
+    icmp_is_judged_by_type_and_code,
+    icmp_errors_pass_when_they_quote_an_allowed_flow,
+    icmp_errors_about_echo_find_the_request,
+    protocols_without_ports_are_tracked_as_one_flow,
+    what_a_removed_pod_was_allowed_is_gone_at_once,
+    the_longest_block_of_ports_decides,
+    a_full_table_denies_new_flows_and_keeps_the_old,
 }
 
-fn program(lab: &mut Lab, allowed: &[(Direction, usize, Service)]) {
-    let mut tables = tables(&["10.7.0.0/24"], allowed);
-    tables.identities.insert(
-        "fd07::/64".parse().expect("a prefix"),
-        policies_ir::tables::IdentityId(1),
-    );
-    lab.program(&link(LOOPBACK, &[POD, POD6]), &tables);
+both_ways! {
+    neighbour_discovery_is_denied,
+    allowed_flows_pass_both_ways_and_others_do_not,
+    spoofed_and_misdirected_packets_are_denied,
+    an_endpoint_without_an_address_of_a_family_has_none,
+    prefixes_of_one_family_do_not_cover_the_other,
+    frames_that_are_not_plain_ip_are_denied,
+    every_truncation_is_denied,
+    a_transport_header_must_lie_within_the_ip_packet,
+    headers_that_contradict_themselves_are_denied,
+    ipv4_options_are_denied,
+    ipv6_extension_headers_are_walked_within_bounds,
+    echo_is_tracked_by_its_id,
+    a_pod_may_report_errors_to_the_end_they_are_about_only,
+}
+
+/// A lab whose endpoint has both addresses and may do `allowed` with its peers, both families being peer 0.
+fn lab(way: Way, allowed: &[(Direction, usize, Service)]) -> Lab {
+    let mut lab = Lab::judging(way, EACH_REPORTED);
+    lab.allow(allowed);
+    lab
 }
 
 fn out() -> Ends {
@@ -52,12 +75,15 @@ fn out6() -> Ends {
     Ends::new(POD6, PEER6)
 }
 
-#[test]
-fn nothing_passes_before_the_first_tables() {
-    let mut lab = Lab::new();
-    let syn = frame(out(), TCP, &tcp(1000, 80, SYN));
-    lab.assert_denied(Direction::Egress, &syn, Reason::NotProgrammed);
-    lab.kernel().attach(&link(LOOPBACK, &[POD])).expect("attach");
+fn nothing_passes_before_the_first_tables(place: Place) {
+    let mut lab = Lab::judging(place.way, EACH_REPORTED);
+    let syn = frame(place.out(), TCP, &tcp(1000, 80, SYN));
+    if !lab.is_wired() {
+        // A link without programs is not the datapath's.
+        lab.assert_denied(Direction::Egress, &syn, Reason::NotProgrammed);
+    }
+    let link = lab.link(&[POD, POD6]);
+    lab.kernel().attach(&link).expect("attach");
     lab.assert_denied(Direction::Egress, &syn, Reason::NotProgrammed);
     // An endpoint that is absent from the tables is denied as well.
     lab.kernel()
@@ -66,17 +92,19 @@ fn nothing_passes_before_the_first_tables() {
     lab.assert_denied(Direction::Egress, &syn, Reason::NotProgrammed);
     lab.assert_denied(
         Direction::Ingress,
-        &frame(out().reversed(), UDP, &udp(1, 2)),
+        &frame(place.out().reversed(), UDP, &udp(1, 2)),
         Reason::NotProgrammed,
     );
 }
 
-#[test]
-fn allowed_flows_pass_both_ways_and_others_do_not() {
-    let mut lab = lab(&[
-        (Direction::Egress, 0, port(TCP, 80)),
-        (Direction::Ingress, 0, port(UDP, 53)),
-    ]);
+fn allowed_flows_pass_both_ways_and_others_do_not(way: Way) {
+    let mut lab = lab(
+        way,
+        &[
+            (Direction::Egress, 0, port(TCP, 80)),
+            (Direction::Ingress, 0, port(UDP, 53)),
+        ],
+    );
     for (ends, name) in [(out(), "IPv4"), (out6(), "IPv6")] {
         let back = ends.reversed();
         lab.assert_denied(
@@ -140,35 +168,33 @@ fn allowed_flows_pass_both_ways_and_others_do_not() {
     );
 }
 
-#[test]
-fn a_tcp_packet_without_a_connection_is_denied_whatever_policy_says() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+fn a_tcp_packet_without_a_connection_is_denied_whatever_policy_says(place: Place) {
+    let mut lab = lab(place.way, &[ANY_EGRESS, ANY_INGRESS]);
     for flags in [ACK, SYN | ACK, FIN | ACK, RST] {
         lab.assert_denied(
             Direction::Egress,
-            &frame(out(), TCP, &tcp(1000, 80, flags)),
+            &frame(place.out(), TCP, &tcp(1000, 80, flags)),
             Reason::NoConnection,
         );
         lab.assert_denied(
             Direction::Ingress,
-            &frame(out().reversed(), TCP, &tcp(1, 2, flags)),
+            &frame(place.out().reversed(), TCP, &tcp(1, 2, flags)),
             Reason::NoConnection,
         );
     }
     for flags in [0, SYN | FIN, SYN | RST, SYN | FIN | ACK] {
         lab.assert_denied(
             Direction::Egress,
-            &frame(out(), TCP, &tcp(1000, 80, flags)),
+            &frame(place.out(), TCP, &tcp(1000, 80, flags)),
             Reason::BadTcpFlags,
         );
     }
 }
 
-#[test]
-fn a_syn_on_the_tuple_of_an_open_flow_is_judged_anew() {
-    let mut lab = lab(&[(Direction::Egress, 0, port(TCP, 80))]);
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, SYN)));
-    let back = out().reversed();
+fn a_syn_on_the_tuple_of_an_open_flow_is_judged_anew(place: Place) {
+    let mut lab = lab(place.way, &[(Direction::Egress, 0, port(TCP, 80))]);
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), TCP, &tcp(1000, 80, SYN)));
+    let back = place.out().reversed();
     lab.assert_allowed(Direction::Ingress, &frame(back, TCP, &tcp(80, 1000, SYN | ACK)));
     // The peer opens a connection of its own, from the port it serves on.
     lab.assert_denied(
@@ -179,44 +205,45 @@ fn a_syn_on_the_tuple_of_an_open_flow_is_judged_anew() {
     // The first flow lives on.
     lab.assert_allowed(Direction::Ingress, &frame(back, TCP, &tcp(80, 1000, ACK)));
     // Where policy allows both directions, a simultaneous open works.
-    program(&mut lab, &[ANY_EGRESS, ANY_INGRESS]);
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(5, 6, SYN)));
+    lab.allow(&[ANY_EGRESS, ANY_INGRESS]);
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), TCP, &tcp(5, 6, SYN)));
     lab.assert_allowed(Direction::Ingress, &frame(back, TCP, &tcp(6, 5, SYN)));
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(5, 6, SYN | ACK)));
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), TCP, &tcp(5, 6, SYN | ACK)));
     lab.assert_allowed(Direction::Ingress, &frame(back, TCP, &tcp(6, 5, SYN | ACK)));
 }
 
-#[test]
-fn a_closed_connection_does_not_admit_a_new_one() {
-    let mut lab = lab(&[(Direction::Ingress, 0, port(TCP, 80))]);
-    let back = out().reversed();
+fn a_closed_connection_does_not_admit_a_new_one(place: Place) {
+    let mut lab = lab(place.way, &[(Direction::Ingress, 0, port(TCP, 80))]);
+    let back = place.out().reversed();
     lab.assert_allowed(Direction::Ingress, &frame(back, TCP, &tcp(1000, 80, SYN)));
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(80, 1000, RST | ACK)));
+    lab.assert_allowed(
+        Direction::Egress,
+        &frame(place.out(), TCP, &tcp(80, 1000, RST | ACK)),
+    );
     lab.assert_denied(
         Direction::Egress,
-        &frame(out(), TCP, &tcp(80, 1000, SYN)),
+        &frame(place.out(), TCP, &tcp(80, 1000, SYN)),
         Reason::Policy,
     );
 }
 
-#[test]
-fn policy_changes_reach_established_flows() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
-    let back = out().reversed();
+fn policy_changes_reach_established_flows(place: Place) {
+    let mut lab = lab(place.way, &[ANY_EGRESS, ANY_INGRESS]);
+    let back = place.out().reversed();
     let request = frame(back, UDP, &udp(2000, 53));
-    let answer = frame(out(), UDP, &udp(53, 2000));
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, SYN)));
+    let answer = frame(place.out(), UDP, &udp(53, 2000));
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), TCP, &tcp(1000, 80, SYN)));
     lab.assert_allowed(Direction::Ingress, &request);
     lab.assert_allowed(Direction::Egress, &answer);
 
-    program(&mut lab, &[ANY_EGRESS]);
+    lab.allow(&[ANY_EGRESS]);
     lab.assert_allowed(Direction::Ingress, &frame(back, TCP, &tcp(80, 1000, SYN | ACK)));
     // The server's answer must not turn the denied flow into one of its own.
     lab.assert_denied(Direction::Egress, &answer, Reason::Policy);
     lab.assert_denied(Direction::Ingress, &request, Reason::Policy);
     lab.assert_denied(Direction::Egress, &answer, Reason::Policy);
 
-    program(&mut lab, &[ANY_INGRESS]);
+    lab.allow(&[ANY_INGRESS]);
     lab.assert_allowed(Direction::Ingress, &request);
     lab.assert_denied(
         Direction::Ingress,
@@ -225,38 +252,34 @@ fn policy_changes_reach_established_flows() {
     );
     lab.assert_denied(
         Direction::Egress,
-        &frame(out(), TCP, &tcp(1000, 80, ACK)),
+        &frame(place.out(), TCP, &tcp(1000, 80, ACK)),
         Reason::Policy,
     );
 }
 
-#[test]
-fn flows_may_be_kept_when_policy_changes() {
-    let mut lab = lab(&[ANY_EGRESS]);
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, SYN)));
-    lab.kernel()
-        .keep_established(crate::lab::ENDPOINT, true)
-        .expect("keep");
-    program(&mut lab, &[]);
-    lab.assert_allowed(Direction::Egress, &frame(out(), TCP, &tcp(1000, 80, ACK)));
+fn flows_may_be_kept_when_policy_changes(place: Place) {
+    let mut lab = lab(place.way, &[ANY_EGRESS]);
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), TCP, &tcp(1000, 80, SYN)));
+    lab.kernel().keep_established(ENDPOINT, true).expect("keep");
+    lab.allow(&[]);
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), TCP, &tcp(1000, 80, ACK)));
     lab.assert_denied(
         Direction::Egress,
-        &frame(out(), TCP, &tcp(1000, 80, SYN)),
+        &frame(place.out(), TCP, &tcp(1000, 80, SYN)),
         Reason::Policy,
     );
     lab.kernel()
-        .keep_established(crate::lab::ENDPOINT, false)
+        .keep_established(ENDPOINT, false)
         .expect("do not keep");
     lab.assert_denied(
         Direction::Egress,
-        &frame(out(), TCP, &tcp(1000, 80, ACK)),
+        &frame(place.out(), TCP, &tcp(1000, 80, ACK)),
         Reason::Policy,
     );
 }
 
-#[test]
-fn spoofed_and_misdirected_packets_are_denied() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+fn spoofed_and_misdirected_packets_are_denied(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS, ANY_INGRESS]);
     for source in ["10.7.0.3", "0.0.0.0", "127.0.0.1", "10.7.0.9"] {
         let ends = Ends::new(source, PEER);
         lab.assert_denied(
@@ -273,9 +296,11 @@ fn spoofed_and_misdirected_packets_are_denied() {
             Reason::SpoofedSource,
         );
     }
-    let mut other_mac = frame(out(), UDP, &udp(1, 2));
-    other_mac[11] ^= 1;
-    lab.assert_denied(Direction::Egress, &other_mac, Reason::SpoofedSource);
+    for ends in [out(), out6()] {
+        let mut other_mac = frame(ends, UDP, &udp(1, 2));
+        other_mac[11] ^= 1;
+        lab.assert_denied(Direction::Egress, &other_mac, Reason::SpoofedSource);
+    }
     for destination in ["10.7.0.3", "10.7.0.255", "255.255.255.255", "224.0.0.1"] {
         let ends = Ends::new(PEER, destination);
         lab.assert_denied(
@@ -284,19 +309,21 @@ fn spoofed_and_misdirected_packets_are_denied() {
             Reason::WrongDestination,
         );
     }
-    let ends = Ends::new(PEER6, "ff02::1");
-    lab.assert_denied(
-        Direction::Ingress,
-        &frame(ends, UDP, &udp(1, 2)),
-        Reason::WrongDestination,
-    );
+    for destination in ["fd07::3", "ff02::1", "ff02::1:ff00:2", "::"] {
+        let ends = Ends::new(PEER6, destination);
+        lab.assert_denied(
+            Direction::Ingress,
+            &frame(ends, UDP, &udp(1, 2)),
+            Reason::WrongDestination,
+        );
+    }
 }
 
-#[test]
-fn an_endpoint_without_an_address_of_a_family_has_none() {
-    let mut lab = Lab::new();
+fn an_endpoint_without_an_address_of_a_family_has_none(way: Way) {
+    let mut lab = Lab::judging(way, EACH_REPORTED);
+    let link = lab.link(&[POD]);
     lab.program(
-        &link(LOOPBACK, &[POD]),
+        &link,
         &tables(
             &["::/0", "0.0.0.0/0"],
             &[ANY_EGRESS, (Direction::Egress, 1, Service::Any)],
@@ -311,27 +338,48 @@ fn an_endpoint_without_an_address_of_a_family_has_none() {
     );
 }
 
-#[test]
-fn prefixes_of_one_family_do_not_cover_the_other() {
-    let mut lab = Lab::new();
-    lab.program(&link(LOOPBACK, &[POD, POD6]), &tables(&["::/0"], &[ANY_EGRESS]));
+fn prefixes_of_one_family_do_not_cover_the_other(way: Way) {
+    let mut lab = Lab::judging(way, EACH_REPORTED);
+    let link = lab.link(&[POD, POD6]);
+    lab.program(&link, &tables(&["::/0"], &[ANY_EGRESS]));
     lab.assert_allowed(Direction::Egress, &frame(out6(), UDP, &udp(1, 2)));
     lab.assert_denied(Direction::Egress, &frame(out(), UDP, &udp(1, 2)), Reason::Policy);
+    lab.program(&link, &tables(&["0.0.0.0/0"], &[ANY_EGRESS]));
+    lab.assert_allowed(Direction::Egress, &frame(out(), UDP, &udp(1, 2)));
+    lab.assert_denied(Direction::Egress, &frame(out6(), UDP, &udp(1, 2)), Reason::Policy);
 }
 
-#[test]
-fn frames_that_are_not_plain_ip_are_denied() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+fn frames_that_are_not_plain_ip_are_denied(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS, ANY_INGRESS]);
     let packet = packet_of(&frame(out(), UDP, &udp(1, 2))).to_vec();
-    lab.assert_denied(Direction::Egress, &ethernet(0x0806, &[0; 28]), Reason::NotIp);
-    lab.assert_denied(Direction::Egress, &ethernet(0x88cc, &packet), Reason::NotIp);
-    for tag in [0x8100, 0x88a8] {
-        let tagged = [&[0, 5, 8, 0][..], &packet].concat();
-        let (verdict, record) = lab.judge(Direction::Egress, &ethernet(tag, &tagged));
-        assert_eq!(
-            (verdict, record.map(|record| record.reason)),
-            (Verdict::Deny, Some(Reason::Vlan as u8))
-        );
+    for direction in [Direction::Egress, Direction::Ingress] {
+        // Neighbours are permanent, so neither a question about the pod's own address nor one about another's is needed.
+        for asked in [[10, 7, 0, 2], [10, 7, 0, 9]] {
+            let who = [
+                &[0, 1, 8, 0, 6, 4, 0, 1][..],
+                &POD_MAC,
+                &[10, 7, 0, 2],
+                &[0; 6],
+                &asked,
+            ]
+            .concat();
+            lab.assert_denied(direction, &ethernet(0x0806, &who), Reason::NotIp);
+        }
+    }
+    for (ends, ethertype) in [(out(), [8, 0]), (out6(), [0x86, 0xdd])] {
+        let packet = packet_of(&frame(ends, UDP, &udp(1, 2))).to_vec();
+        for tag in [0x8100, 0x88a8] {
+            let tagged = ethernet(tag, &[&[0, 5][..], &ethertype, &packet].concat());
+            // An outer tag before the inner one, and a tag of priority alone.
+            let twice = ethernet(tag, &[&[0, 6, 0x81, 0, 0, 5][..], &ethertype, &packet].concat());
+            let priority = ethernet(tag, &[&[0x20, 0][..], &ethertype, &packet].concat());
+            for frame in [tagged, twice, priority] {
+                for direction in [Direction::Egress, Direction::Ingress] {
+                    lab.assert_denied(direction, &frame, Reason::Vlan);
+                }
+            }
+        }
+        lab.assert_denied(Direction::Egress, &ethernet(0x88cc, &packet), Reason::NotIp);
     }
     // The type says IPv4, the header says IPv6, and the other way round.
     let padded = [&packet[..], &[0; 20]].concat();
@@ -340,21 +388,26 @@ fn frames_that_are_not_plain_ip_are_denied() {
     lab.assert_denied(Direction::Egress, &ethernet(0x0800, &packet6), Reason::BadHeader);
 }
 
-#[test]
-fn every_truncation_is_denied() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+fn every_truncation_is_denied(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS, ANY_INGRESS]);
     let whole = [
         frame(out(), TCP, &tcp(1000, 80, SYN)),
         frame(out(), UDP, &udp(1, 2)),
         frame(out(), SCTP, &sctp(1, 2)),
         frame(out(), ICMP, &icmp(8, 0, 9)),
         frame(out6(), TCP, &tcp(1000, 80, SYN)),
+        frame(out6(), UDP, &udp(1, 2)),
+        frame(out6(), SCTP, &sctp(1, 2)),
         frame(out6(), ICMPV6, &icmp(128, 0, 9)),
     ];
     for frame in whole {
         lab.assert_allowed(Direction::Egress, &frame);
-        // The kernel does not run a program by hand on less than a whole IP header; `link.rs` sends such frames.
-        let shortest = if frame[12] == 8 { 34 } else { 54 };
+        // The kernel does not run a program by hand on less than a whole IP header.
+        let shortest = match (lab.is_wired(), frame[12]) {
+            (true, _) => 15,
+            (false, 8) => 34,
+            (false, _) => 54,
+        };
         for length in shortest..frame.len() {
             let (verdict, _) = lab.judge(Direction::Egress, &frame[..length]);
             assert_eq!(verdict, Verdict::Deny, "{length} of {} bytes", frame.len());
@@ -362,9 +415,8 @@ fn every_truncation_is_denied() {
     }
 }
 
-#[test]
-fn a_transport_header_must_lie_within_the_ip_packet() {
-    let mut lab = lab(&[ANY_EGRESS]);
+fn a_transport_header_must_lie_within_the_ip_packet(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS]);
     // The bytes are there, as padding of the frame, but the IP packet ends before them.
     let mut short = frame(out(), TCP, &tcp(1000, 80, SYN));
     short[17] = 20 + 19;
@@ -377,9 +429,8 @@ fn a_transport_header_must_lie_within_the_ip_packet() {
     lab.assert_allowed(Direction::Egress, &padded);
 }
 
-#[test]
-fn headers_that_contradict_themselves_are_denied() {
-    let mut lab = lab(&[ANY_EGRESS]);
+fn headers_that_contradict_themselves_are_denied(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS]);
     let good = frame(out(), TCP, &tcp(1000, 80, SYN));
     let broken = |offset: usize, value: u8| {
         let mut frame = good.clone();
@@ -399,6 +450,19 @@ fn headers_that_contradict_themselves_are_denied() {
         lab.assert_denied(Direction::Egress, &broken(offset, value), Reason::BadHeader);
     }
     lab.assert_denied(Direction::Egress, &broken(17, 0xff), Reason::Truncated);
+    let good6 = frame(out6(), TCP, &tcp(1000, 80, SYN));
+    for (offset, value, reason) in [
+        (14, 0x40, Reason::BadHeader),
+        (14, 0x50, Reason::BadHeader),
+        (18, 0xff, Reason::Truncated),
+        (19, 19, Reason::Truncated),
+        (19, 21, Reason::Truncated),
+        (66, 0x40, Reason::BadHeader),
+    ] {
+        let mut broken = good6.clone();
+        broken[offset] = value;
+        lab.assert_denied(Direction::Egress, &broken, reason);
+    }
     lab.assert_denied(Direction::Egress, &broken(46, 0x60), Reason::Truncated);
     for mapped in [
         Ends::new("::ffff:10.7.0.2", PEER6),
@@ -429,9 +493,8 @@ fn v6(ip: std::net::IpAddr) -> Result<std::net::Ipv6Addr, std::net::IpAddr> {
     }
 }
 
-#[test]
-fn ipv4_options_are_denied() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+fn ipv4_options_are_denied(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS, ANY_INGRESS]);
     // A loose source route, and no-operations that would shift the ports for who ignores the header length.
     for options in [[131, 7, 4, 192, 0, 2, 1, 0], [1, 1, 1, 1, 1, 1, 1, 0]] {
         let mut with_options = frame(out(), UDP, &[&options[..], &udp(1, 2)].concat());
@@ -440,9 +503,8 @@ fn ipv4_options_are_denied() {
     }
 }
 
-#[test]
-fn ipv6_extension_headers_are_walked_within_bounds() {
-    let mut lab = lab(&[(Direction::Egress, 0, port(UDP, 53))]);
+fn ipv6_extension_headers_are_walked_within_bounds(way: Way) {
+    let mut lab = lab(way, &[(Direction::Egress, 0, port(UDP, 53))]);
     /// Chains `headers` of the given types and lengths (in units of eight bytes beyond the first) before UDP.
     fn chain(headers: &[(u8, u8)], port: u16) -> Vec<u8> {
         let mut payload = Vec::new();
@@ -495,9 +557,8 @@ fn ipv6_extension_headers_are_walked_within_bounds() {
     assert_eq!(verdict, Verdict::Deny);
 }
 
-#[test]
-fn echo_is_tracked_by_its_id() {
-    let mut lab = lab(&[(Direction::Egress, 0, Service::Any)]);
+fn echo_is_tracked_by_its_id(way: Way) {
+    let mut lab = lab(way, &[(Direction::Egress, 0, Service::Any)]);
     for (ends, protocol, request, reply) in [(out(), ICMP, 8, 0), (out6(), ICMPV6, 128, 129)] {
         let back = ends.reversed();
         lab.assert_denied(
@@ -521,53 +582,73 @@ fn echo_is_tracked_by_its_id() {
     }
 }
 
-#[test]
-fn icmp_is_judged_by_type_and_code() {
-    let mut lab = lab(&[
-        (Direction::Egress, 0, port(ICMP, 8 << 8)),
-        (Direction::Egress, 0, port(ICMP, 5 << 8 | 1)),
-    ]);
-    lab.assert_allowed(Direction::Egress, &frame(out(), ICMP, &icmp(8, 0, 1)));
-    lab.assert_denied(
-        Direction::Egress,
-        &frame(out(), ICMP, &icmp(8, 1, 2)),
-        Reason::Policy,
+fn icmp_is_judged_by_type_and_code(place: Place) {
+    // A question, a message of two codes, and a message that no rule names.
+    let (protocol, question, message, other) = match place.v6 {
+        false => (ICMP, 8, 5, 13),
+        true => (ICMPV6, 128, 138, 139),
+    };
+    let of = |kind: u8, code: u8| u16::from_be_bytes([kind, code]);
+    let mut lab = lab(
+        place.way,
+        &[
+            (Direction::Egress, 0, port(protocol, of(question, 0))),
+            (Direction::Egress, 0, port(protocol, of(message, 1))),
+        ],
     );
-    lab.assert_denied(
-        Direction::Egress,
-        &frame(out(), ICMP, &icmp(13, 0, 1)),
-        Reason::Policy,
-    );
+    let sent = |kind, code, id| frame(place.out(), protocol, &icmp(kind, code, id));
+    lab.assert_allowed(Direction::Egress, &sent(question, 0, 1));
+    lab.assert_denied(Direction::Egress, &sent(question, 1, 2), Reason::Policy);
+    lab.assert_denied(Direction::Egress, &sent(other, 0, 1), Reason::Policy);
     // The id of an echo is its sender's to choose: it opens no other type or code, nor the same from the other side.
-    for id in [13 << 8, 5 << 8, 0xffff, 0xfffe, 5] {
-        lab.assert_allowed(Direction::Egress, &frame(out(), ICMP, &icmp(8, 0, id)));
+    for id in [of(other, 0), of(message, 0), 0xffff, 0xfffe, 5] {
+        lab.assert_allowed(Direction::Egress, &sent(question, 0, id));
     }
-    for (kind, code, id) in [(13, 0, 1), (5, 0, 1), (8, 5, 1), (8, 5, 13 << 8), (255, 255, 1)] {
-        lab.assert_denied(
-            Direction::Egress,
-            &frame(out(), ICMP, &icmp(kind, code, id)),
-            Reason::Policy,
-        );
-        lab.assert_denied(
-            Direction::Ingress,
-            &frame(out().reversed(), ICMP, &icmp(kind, code, id)),
-            Reason::Policy,
-        );
+    for (kind, code, id) in [
+        (other, 0, 1),
+        (message, 0, 1),
+        (question, 5, 1),
+        (question, 5, of(other, 0)),
+        (255, 255, 1),
+    ] {
+        let back = frame(place.out().reversed(), protocol, &icmp(kind, code, id));
+        lab.assert_denied(Direction::Egress, &sent(kind, code, id), Reason::Policy);
+        lab.assert_denied(Direction::Ingress, &back, Reason::Policy);
     }
-    // A redirect is an ordinary message, and one from the other side does not pass as its answer.
-    lab.assert_allowed(Direction::Egress, &frame(out(), ICMP, &icmp(5, 1, 1)));
+    // An ordinary message, such as a redirect; one from the other side does not pass as its answer.
+    lab.assert_allowed(Direction::Egress, &sent(message, 1, 1));
     lab.assert_denied(
         Direction::Ingress,
-        &frame(out().reversed(), ICMP, &icmp(5, 1, 1)),
+        &frame(place.out().reversed(), protocol, &icmp(message, 1, 1)),
         Reason::Policy,
     );
 }
 
-#[test]
-fn icmp_errors_pass_when_they_quote_an_allowed_flow() {
-    let mut lab = lab(&[ANY_EGRESS]);
-    let sent = frame(out(), UDP, &udp(1000, 53));
-    let from_router = |quoted: &[u8]| frame(Ends::new(ROUTER, POD), ICMP, &icmp_error(3, 4, quoted));
+/// What an ICMP error of the family is: protocol, type and code of "too big", of "unreachable" and of "time exceeded".
+type Errors = (u8, [(u8, u8); 3]);
+
+const ERRORS: Errors = (ICMP, [(3, 4), (3, 3), (11, 0)]);
+const ERRORS6: Errors = (ICMPV6, [(2, 0), (1, 4), (3, 0)]);
+
+fn errors(place: Place) -> (Errors, &'static str) {
+    match place.v6 {
+        false => (ERRORS, ROUTER),
+        true => (ERRORS6, ROUTER6),
+    }
+}
+
+fn icmp_errors_pass_when_they_quote_an_allowed_flow(place: Place) {
+    let mut lab = lab(place.way, &[ANY_EGRESS]);
+    let sent = frame(place.out(), UDP, &udp(1000, 53));
+    let ((protocol, [too_big, unreachable, _]), router) = errors(place);
+    let router = Ends {
+        source: ip(router),
+        destination: place.out().source,
+    };
+    let error = |(kind, code), quoted: &[u8]| frame(router, protocol, &icmp_error(kind, code, quoted));
+    let from_router = |quoted: &[u8]| error(too_big, quoted);
+    // What of the quoted packet is IP: eight bytes of transport header is all that a router must quote behind it.
+    let header = if place.v6 { 40 } else { 20 };
     lab.assert_denied(
         Direction::Ingress,
         &from_router(packet_of(&sent)),
@@ -575,36 +656,43 @@ fn icmp_errors_pass_when_they_quote_an_allowed_flow() {
     );
     lab.assert_allowed(Direction::Egress, &sent);
     lab.assert_allowed(Direction::Ingress, &from_router(packet_of(&sent)));
-    // Eight bytes of transport header is all that a router must quote.
-    lab.assert_allowed(Direction::Ingress, &from_router(&packet_of(&sent)[..28]));
+    lab.assert_allowed(Direction::Ingress, &error(unreachable, packet_of(&sent)));
+    lab.assert_allowed(Direction::Ingress, &from_router(&packet_of(&sent)[..header + 8]));
     lab.assert_denied(
         Direction::Ingress,
-        &from_router(&packet_of(&sent)[..22]),
+        &from_router(&packet_of(&sent)[..header + 2]),
         Reason::IcmpUnrelated,
     );
 
-    let other_port = frame(out(), UDP, &udp(1001, 53));
+    let other_port = frame(place.out(), UDP, &udp(1001, 53));
     lab.assert_denied(
         Direction::Ingress,
         &from_router(packet_of(&other_port)),
         Reason::IcmpUnrelated,
     );
     // Quoting a packet that the pod received, not sent.
-    let received = frame(out().reversed(), UDP, &udp(53, 1000));
+    let received = frame(place.out().reversed(), UDP, &udp(53, 1000));
     lab.assert_denied(
         Direction::Ingress,
         &from_router(packet_of(&received)),
         Reason::IcmpUnrelated,
     );
     // Quoting another pod's packet on the same ports.
-    let foreign = frame(Ends::new("10.7.0.3", PEER), UDP, &udp(1000, 53));
+    let foreign = frame(
+        Ends {
+            source: ip(if place.v6 { "fd07::3" } else { "10.7.0.3" }),
+            ..place.out()
+        },
+        UDP,
+        &udp(1000, 53),
+    );
     lab.assert_denied(
         Direction::Ingress,
         &from_router(packet_of(&foreign)),
         Reason::IcmpUnrelated,
     );
     // An error about a flow does not outlive the permission for it.
-    program(&mut lab, &[]);
+    lab.allow(&[]);
     lab.assert_denied(
         Direction::Ingress,
         &from_router(packet_of(&sent)),
@@ -612,9 +700,8 @@ fn icmp_errors_pass_when_they_quote_an_allowed_flow() {
     );
 }
 
-#[test]
-fn a_pod_may_report_errors_to_the_end_they_are_about_only() {
-    let mut lab = lab(&[ANY_INGRESS]);
+fn a_pod_may_report_errors_to_the_end_they_are_about_only(way: Way) {
+    let mut lab = lab(way, &[ANY_INGRESS]);
     for (ends, protocol, kind) in [(out(), ICMP, 3), (out6(), ICMPV6, 1)] {
         let received = frame(ends.reversed(), UDP, &udp(1000, 53));
         lab.assert_allowed(Direction::Ingress, &received);
@@ -637,21 +724,30 @@ fn a_pod_may_report_errors_to_the_end_they_are_about_only() {
     }
 }
 
-#[test]
-fn icmp_errors_about_echo_find_the_request() {
-    let mut lab = lab(&[ANY_EGRESS]);
-    let ping = frame(out(), ICMP, &icmp(8, 0, 7));
+fn icmp_errors_about_echo_find_the_request(place: Place) {
+    let mut lab = lab(place.way, &[ANY_EGRESS]);
+    let ((protocol, [.., exceeded]), router) = errors(place);
+    let router = Ends {
+        source: ip(router),
+        destination: place.out().source,
+    };
+    let echo = if place.v6 { 128 } else { 8 };
+    let ping = frame(place.out(), protocol, &icmp(echo, 0, 7));
     lab.assert_allowed(Direction::Egress, &ping);
-    let unreachable = |quoted: &[u8]| frame(Ends::new(ROUTER, POD), ICMP, &icmp_error(11, 0, quoted));
+    let unreachable = |quoted: &[u8]| frame(router, protocol, &icmp_error(exceeded.0, exceeded.1, quoted));
     lab.assert_allowed(Direction::Ingress, &unreachable(packet_of(&ping)));
-    let other = frame(out(), ICMP, &icmp(8, 0, 8));
+    let other = frame(place.out(), protocol, &icmp(echo, 0, 8));
     lab.assert_denied(
         Direction::Ingress,
         &unreachable(packet_of(&other)),
         Reason::IcmpUnrelated,
     );
     // An error about an error is nonsense.
-    let nested = frame(out(), ICMP, &icmp_error(3, 0, packet_of(&ping)));
+    let nested = frame(
+        place.out(),
+        protocol,
+        &icmp_error(exceeded.0, 0, packet_of(&ping)),
+    );
     lab.assert_denied(
         Direction::Ingress,
         &unreachable(packet_of(&nested)),
@@ -659,46 +755,101 @@ fn icmp_errors_about_echo_find_the_request() {
     );
 }
 
-#[test]
-fn protocols_without_ports_are_tracked_as_one_flow() {
-    let mut lab = lab(&[(Direction::Egress, 0, Service::Protocol(47))]);
+fn protocols_without_ports_are_tracked_as_one_flow(place: Place) {
+    let mut lab = lab(place.way, &[(Direction::Egress, 0, Service::Protocol(47))]);
     lab.assert_denied(
         Direction::Ingress,
-        &frame(out().reversed(), 47, &[0; 8]),
+        &frame(place.out().reversed(), 47, &[0; 8]),
         Reason::Policy,
     );
-    lab.assert_allowed(Direction::Egress, &frame(out(), 47, &[0; 8]));
-    lab.assert_allowed(Direction::Ingress, &frame(out().reversed(), 47, &[0; 8]));
-    lab.assert_denied(Direction::Egress, &frame(out(), 50, &[0; 8]), Reason::Policy);
+    lab.assert_allowed(Direction::Egress, &frame(place.out(), 47, &[0; 8]));
+    lab.assert_allowed(Direction::Ingress, &frame(place.out().reversed(), 47, &[0; 8]));
+    lab.assert_denied(
+        Direction::Egress,
+        &frame(place.out(), 50, &[0; 8]),
+        Reason::Policy,
+    );
 }
 
-#[test]
-fn the_longest_block_of_ports_decides() {
-    let mut lab = Lab::new();
-    let mut tables = tables(
-        &["10.7.0.0/24"],
-        &[
-            (Direction::Egress, 0, Service::Protocol(TCP)),
-            (
-                Direction::Egress,
-                0,
-                Service::Ports {
-                    protocol: TCP,
-                    port: 8080,
-                    prefix_bits: 12,
-                },
-            ),
-        ],
+/// The flows of a pod that is gone answer for nobody who gets its link and its addresses.
+fn what_a_removed_pod_was_allowed_is_gone_at_once(place: Place) {
+    let mut lab = lab(place.way, &[ANY_EGRESS, ANY_INGRESS]);
+    let (out, back) = (place.out(), place.out().reversed());
+    lab.assert_allowed(Direction::Egress, &frame(out, TCP, &tcp(1000, 80, SYN)));
+    lab.assert_allowed(Direction::Egress, &frame(out, UDP, &udp(1000, 53)));
+    lab.assert_allowed(Direction::Ingress, &frame(back, UDP, &udp(53, 1000)));
+    lab.kernel().detach(ENDPOINT).expect("detach");
+    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+    lab.allow(&[]);
+    lab.assert_denied(
+        Direction::Ingress,
+        &frame(back, TCP, &tcp(80, 1000, SYN | ACK)),
+        Reason::NoConnection,
     );
-    let endpoint = tables
-        .endpoints
-        .get_mut(&crate::lab::ENDPOINT)
-        .expect("the endpoint");
+    lab.assert_denied(
+        Direction::Egress,
+        &frame(out, UDP, &udp(1000, 53)),
+        Reason::Policy,
+    );
+    lab.assert_denied(
+        Direction::Ingress,
+        &frame(back, UDP, &udp(53, 1000)),
+        Reason::Policy,
+    );
+}
+
+/// A pod's neighbours are permanent: it can neither pass for another one nor ask who is there.
+fn neighbour_discovery_is_denied(way: Way) {
+    let mut lab = Lab::judging(way, EACH_REPORTED);
+    let link = lab.link(&[POD, POD6]);
+    // Policy allows everything, to everybody.
+    lab.program(&link, &tables(&["::/0"], &[ANY_EGRESS, ANY_INGRESS]));
+    // Router solicitation and advertisement, neighbour solicitation and advertisement, redirect.
+    for kind in 133..=137 {
+        for target in [POD6, PEER6, "fe80::1"] {
+            let std::net::IpAddr::V6(target) = ip(target) else {
+                panic!("IPv6")
+            };
+            let message = [&icmp(kind, 0, 0)[..], &target.octets(), &[2, 1], &POD_MAC].concat();
+            for (direction, source, destination) in [
+                (Direction::Egress, POD6, "ff02::1"),
+                (Direction::Egress, POD6, "fe80::1"),
+                (Direction::Egress, POD6, PEER6),
+                (Direction::Ingress, "fe80::1", POD6),
+                (Direction::Ingress, PEER6, POD6),
+            ] {
+                let frame = frame(Ends::new(source, destination), ICMPV6, &message);
+                lab.assert_denied(direction, &frame, Reason::NotIp);
+            }
+            for source in ["fe80::2", "::", PEER6] {
+                let frame = frame(Ends::new(source, "ff02::1"), ICMPV6, &message);
+                lab.assert_denied(Direction::Egress, &frame, Reason::SpoofedSource);
+            }
+        }
+    }
+}
+
+fn the_longest_block_of_ports_decides(place: Place) {
+    let mut lab = Lab::judging(place.way, EACH_REPORTED);
+    let mut tables = dual_tables(&[
+        (Direction::Egress, 0, Service::Protocol(TCP)),
+        (
+            Direction::Egress,
+            0,
+            Service::Ports {
+                protocol: TCP,
+                port: 8080,
+                prefix_bits: 12,
+            },
+        ),
+    ]);
+    let endpoint = tables.endpoints.get_mut(&ENDPOINT).expect("the endpoint");
     let verdicts = &mut std::sync::Arc::make_mut(endpoint).verdicts;
     let (key, entry) = verdicts.iter().nth(1).expect("two entries");
     let verdict = Verdict::Deny;
     verdicts.insert(key, policies_ir::tables::VerdictEntry { verdict, ..entry });
-    lab.program(&link(LOOPBACK, &[POD]), &tables);
+    let link = lab.link(&[POD, POD6]);
+    lab.program(&link, &tables);
     for (port, verdict) in [
         (8079, Verdict::Allow),
         (8080, Verdict::Deny),
@@ -706,7 +857,7 @@ fn the_longest_block_of_ports_decides() {
         (8096, Verdict::Allow),
     ] {
         assert_eq!(
-            lab.judge(Direction::Egress, &frame(out(), TCP, &tcp(1, port, SYN)))
+            lab.judge(Direction::Egress, &frame(place.out(), TCP, &tcp(1, port, SYN)))
                 .0,
             verdict,
             "{port}"
@@ -715,14 +866,16 @@ fn the_longest_block_of_ports_decides() {
     assert_eq!(lab.kernel().dump().expect("dump"), tables);
 }
 
-#[test]
-fn a_full_table_denies_new_flows_and_keeps_the_old() {
-    let mut lab = Lab::with_limits(Limits {
-        max_flows: 4,
-        ..crate::lab::EACH_REPORTED
-    });
-    program(&mut lab, &[ANY_EGRESS]);
-    let packet = |port| frame(out(), UDP, &udp(1000, port));
+fn a_full_table_denies_new_flows_and_keeps_the_old(place: Place) {
+    let mut lab = Lab::judging(
+        place.way,
+        Limits {
+            max_flows: 4,
+            ..EACH_REPORTED
+        },
+    );
+    lab.allow(&[ANY_EGRESS]);
+    let packet = |port| frame(place.out(), UDP, &udp(1000, port));
     (1..=4).for_each(|port| lab.assert_allowed(Direction::Egress, &packet(port)));
     lab.assert_denied(Direction::Egress, &packet(5), Reason::TooManyFlows);
     (1..=4).for_each(|port| lab.assert_allowed(Direction::Egress, &packet(port)));
@@ -753,7 +906,7 @@ fn a_full_table_denies_new_flows_and_keeps_the_old() {
 
 #[test]
 fn one_endpoint_cannot_take_the_table_from_the_others() {
-    let mut lab = lab(&[ANY_EGRESS]);
+    let mut lab = lab(Way::ByHand, &[ANY_EGRESS]);
     let budget = u32::try_from(ebpf_abi::MAX_FLOWS_PER_ENDPOINT).expect("a small number");
     let packet = |number: u32, back: bool| {
         let [_, _, high, low] = number.to_be_bytes();
@@ -783,7 +936,7 @@ fn one_endpoint_cannot_take_the_table_from_the_others() {
 /// Whoever only sends gets a share, in which each peer has one of its own.
 #[test]
 fn unanswered_flows_leave_room_for_others() {
-    let mut lab = lab(&[ANY_EGRESS, ANY_INGRESS]);
+    let mut lab = lab(Way::ByHand, &[ANY_EGRESS, ANY_INGRESS]);
     let from = |peer: &str, port: u16| frame(Ends::new(peer, POD), UDP, &udp(port, 53));
     let fill = |lab: &mut Lab, direction: Direction, frame_of: &dyn Fn(u16) -> Vec<u8>| {
         let mut allowed = 0;
@@ -826,7 +979,7 @@ fn unanswered_flows_leave_room_for_others() {
 
 #[test]
 fn lost_events_are_counted() {
-    let mut lab = lab(&[]);
+    let mut lab = lab(Way::ByHand, &[]);
     let denied = frame(out(), UDP, &udp(1, 2));
     let frames = 20_000;
     for _ in 0..frames {

@@ -22,7 +22,7 @@ use policies_ir::tables::{
 use crate::{
     lab::{EACH_REPORTED, Lab, attached_both_ways, ip},
     link::{Job, run},
-    matrix::{address, mac, plug_in},
+    matrix::{address, address6, mac, plug_in},
 };
 
 const CLIENT: usize = 0;
@@ -77,30 +77,16 @@ impl Pods {
     fn add(&mut self, number: u8) {
         let (jobs, ifindex) = plug_in(number);
         let name = format!("m{number}");
-        let (address6, mac_text) = (
-            address6(number),
-            mac(number).map(|byte| format!("{byte:02x}")).join(":"),
-        );
-        run(&format!("ip -6 route add {address6}/128 dev {name}"));
-        run(&format!(
-            "ip neigh replace {address6} lladdr {mac_text} dev {name} nud permanent"
-        ));
         let pod = Pod {
             jobs,
             link: EndpointLink {
                 id: EndpointId(u32::from(number) + 1),
                 ifindex,
-                addresses: vec![address(number), address6],
+                addresses: vec![address(number), address6(number)],
                 mac: mac(number),
             },
             name,
         };
-        pod.inside(move || {
-            run(&format!("ip -6 addr add {address6}/128 dev eth0 nodad"));
-            run("ip -6 route add fe80::1 dev eth0");
-            run("ip -6 route add default via fe80::1 dev eth0");
-            run("ip neigh replace fe80::1 lladdr 02:00:00:00:00:fe dev eth0 nud permanent");
-        });
         self.pods.push(pod);
     }
 
@@ -192,10 +178,6 @@ impl Connection {
     fn turns(&mut self) {
         (0..TURNS).for_each(|_| self.turn().expect("a byte there and back"));
     }
-}
-
-fn address6(number: u8) -> IpAddr {
-    ip(&format!("fd07::{number:x}a"))
 }
 
 fn all_or_nothing(allowed: bool) -> EndpointTables {

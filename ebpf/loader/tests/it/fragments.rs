@@ -1,27 +1,34 @@
-//! Packets in pieces, in the wrong order, with the wrong borders.
+//! Packets in pieces, in the wrong order, with the wrong borders: by hand and through a real link.
 
 use ebpf_loader::{Datapath, Reason};
 use policies_ir::tables::{Direction, Service, Verdict};
 
 use crate::{
-    frames::{ACK, Ends, ICMP, SYN, TCP, UDP, frame, icmp_error, packet_of, tcp, udp},
-    lab::{ENDPOINT, LOOPBACK, Lab, link, tables},
+    frames::{ACK, Ends, ICMP, ICMPV6, SYN, TCP, UDP, frame, icmp_error, packet_of, tcp, udp},
+    lab::{EACH_REPORTED, ENDPOINT, Lab, PEER, PEER6, POD, POD6, Way, both_ways},
 };
-
-const POD: &str = "10.7.0.2";
-const PEER: &str = "10.7.0.9";
 
 fn out() -> Ends {
     Ends::new(POD, PEER)
 }
 
 fn out6() -> Ends {
-    Ends::new("fd07::2", "fd07::9")
+    Ends::new(POD6, PEER6)
+}
+
+both_ways! {
+    fragments_follow_their_first_one,
+    fragments_that_would_overwrite_the_first_are_denied,
+    first_fragments_without_the_whole_header_are_denied,
+    borders_that_cannot_be_are_denied,
+    a_first_fragment_speaks_for_five_seconds_of_its_own_policy,
+    an_endpoint_remembers_a_bounded_number_of_packets,
+    errors_in_fragments_are_denied,
 }
 
 /// UDP to port 53, and any TCP, out; nothing in.
-fn lab() -> Lab {
-    let mut lab = Lab::new();
+fn lab(way: Way) -> Lab {
+    let mut lab = Lab::judging(way, EACH_REPORTED);
     program(&mut lab, 53);
     lab
 }
@@ -32,16 +39,10 @@ fn program(lab: &mut Lab, port: u16) {
         port,
         prefix_bits: 16,
     };
-    let allowed = [
+    lab.allow(&[
         (Direction::Egress, 0, service),
         (Direction::Egress, 0, Service::Protocol(TCP)),
-    ];
-    let mut tables = tables(&["10.7.0.0/24"], &allowed);
-    tables.identities.insert(
-        "fd07::/64".parse().expect("a prefix"),
-        policies_ir::tables::IdentityId(1),
-    );
-    lab.program(&link(LOOPBACK, &[POD, "fd07::2"]), &tables);
+    ]);
 }
 
 /// A fragment that begins at `offset` (in units of eight bytes).
@@ -67,9 +68,8 @@ fn later(ends: Ends, id: u16, offset: u16, more: bool) -> Vec<u8> {
     fragment(ends, UDP, id, offset, more, &[7; 8])
 }
 
-#[test]
-fn fragments_follow_their_first_one() {
-    let mut lab = lab();
+fn fragments_follow_their_first_one(way: Way) {
+    let mut lab = lab(way);
     for ends in [out(), out6()] {
         lab.assert_denied(Direction::Egress, &later(ends, 1, 2, true), Reason::Fragment);
         lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
@@ -99,9 +99,8 @@ fn fragments_follow_their_first_one() {
     );
 }
 
-#[test]
-fn fragments_that_would_overwrite_the_first_are_denied() {
-    let mut lab = lab();
+fn fragments_that_would_overwrite_the_first_are_denied(way: Way) {
+    let mut lab = lab(way);
     for ends in [out(), out6()] {
         lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
         lab.assert_denied(Direction::Egress, &later(ends, 1, 1, true), Reason::Fragment);
@@ -111,9 +110,8 @@ fn fragments_that_would_overwrite_the_first_are_denied() {
     }
 }
 
-#[test]
-fn first_fragments_without_the_whole_header_are_denied() {
-    let mut lab = lab();
+fn first_fragments_without_the_whole_header_are_denied(way: Way) {
+    let mut lab = lab(way);
     let syn = tcp(1000, 80, SYN);
     for ends in [out(), out6()] {
         for bytes in [8, 16] {
@@ -138,9 +136,8 @@ fn first_fragments_without_the_whole_header_are_denied() {
     }
 }
 
-#[test]
-fn borders_that_cannot_be_are_denied() {
-    let mut lab = lab();
+fn borders_that_cannot_be_are_denied(way: Way) {
+    let mut lab = lab(way);
     for ends in [out(), out6()] {
         lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
         // Not a multiple of eight although more follow; beyond the largest packet; nothing at all.
@@ -155,50 +152,50 @@ fn borders_that_cannot_be_are_denied() {
     }
 }
 
-#[test]
-fn a_first_fragment_speaks_for_five_seconds_of_its_own_policy() {
-    let mut lab = lab();
-    lab.assert_allowed(Direction::Egress, &first(out(), 1, 53));
-    program(&mut lab, 54);
-    lab.assert_denied(Direction::Egress, &later(out(), 1, 2, false), Reason::Policy);
-    program(&mut lab, 53);
-    lab.assert_allowed(Direction::Egress, &later(out(), 1, 2, false));
-    // The flow is forgotten, and with it what the fragments belong to.
-    let later_on = ebpf_loader::monotonic_now() + std::time::Duration::from_secs(100);
-    lab.kernel().expire(later_on).expect("expire");
-    lab.assert_denied(
-        Direction::Egress,
-        &later(out(), 1, 2, false),
-        Reason::NoConnection,
-    );
+fn a_first_fragment_speaks_for_five_seconds_of_its_own_policy(way: Way) {
+    let mut lab = lab(way);
+    for ends in [out(), out6()] {
+        program(&mut lab, 53);
+        lab.assert_allowed(Direction::Egress, &first(ends, 1, 53));
+        program(&mut lab, 54);
+        lab.assert_denied(Direction::Egress, &later(ends, 1, 2, false), Reason::Policy);
+        program(&mut lab, 53);
+        lab.assert_allowed(Direction::Egress, &later(ends, 1, 2, false));
+        // The flow is forgotten, and with it what the fragments belong to.
+        let later_on = ebpf_loader::monotonic_now() + std::time::Duration::from_secs(100);
+        lab.kernel().expire(later_on).expect("expire");
+        lab.assert_denied(Direction::Egress, &later(ends, 1, 2, false), Reason::NoConnection);
+    }
 }
 
-#[test]
-fn an_endpoint_remembers_a_bounded_number_of_packets() {
-    let mut lab = lab();
+fn an_endpoint_remembers_a_bounded_number_of_packets(way: Way) {
+    let mut lab = lab(way);
     let many = 2 * u16::try_from(ebpf_abi::FRAGMENTS_PER_ENDPOINT).expect("a small number");
-    for id in 0..many {
-        lab.assert_allowed(Direction::Egress, &first(out(), id, 53));
+    for ends in [out(), out6()] {
+        for id in 0..many {
+            lab.assert_allowed(Direction::Egress, &first(ends, id, 53));
+        }
+        let remembered = (0..many)
+            .filter(|id| lab.judge(Direction::Egress, &later(ends, *id, 2, false)).0 == Verdict::Allow)
+            .count();
+        assert_eq!(remembered, usize::from(many / 2));
     }
-    let remembered = (0..many)
-        .filter(|id| lab.judge(Direction::Egress, &later(out(), *id, 2, false)).0 == Verdict::Allow)
-        .count();
-    assert_eq!(remembered, usize::from(many / 2));
     lab.kernel().detach(ENDPOINT).expect("detach");
 }
 
-#[test]
-fn errors_in_fragments_are_denied() {
-    let mut lab = lab();
-    let sent = frame(out(), UDP, &udp(1000, 53));
-    lab.assert_allowed(Direction::Egress, &sent);
-    let error = icmp_error(3, 4, packet_of(&sent));
-    let back = out().reversed();
-    lab.assert_allowed(Direction::Ingress, &frame(back, ICMP, &error));
-    let padded = [&error[..], &[0; 4]].concat();
-    lab.assert_denied(
-        Direction::Ingress,
-        &fragment(back, ICMP, 1, 0, true, &padded),
-        Reason::Fragment,
-    );
+fn errors_in_fragments_are_denied(way: Way) {
+    let mut lab = lab(way);
+    for (ends, protocol, kind, code) in [(out(), ICMP, 3, 4), (out6(), ICMPV6, 1, 4)] {
+        let sent = frame(ends, UDP, &udp(1000, 53));
+        lab.assert_allowed(Direction::Egress, &sent);
+        let error = icmp_error(kind, code, packet_of(&sent));
+        let back = ends.reversed();
+        lab.assert_allowed(Direction::Ingress, &frame(back, protocol, &error));
+        let padded = [&error[..], &[0; 8][..8 - error.len() % 8]].concat();
+        lab.assert_denied(
+            Direction::Ingress,
+            &fragment(back, protocol, 1, 0, true, &padded),
+            Reason::Fragment,
+        );
+    }
 }

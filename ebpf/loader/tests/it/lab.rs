@@ -1,10 +1,11 @@
 //! A datapath of its own for each test, and tables made by hand.
 
 use std::{
+    collections::VecDeque,
     net::IpAddr,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ebpf_loader::{
@@ -15,8 +16,15 @@ use policies_ir::tables::{
     VerdictEntry, VerdictKey,
 };
 
+use crate::{frames::Ends, wire::Wire};
+
 /// MAC address of the pod.
 pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Addresses of the pod, and of somebody that its tables know.
+pub(crate) const POD: &str = "10.7.0.2";
+pub(crate) const PEER: &str = "10.7.0.9";
+pub(crate) const POD6: &str = "fd07::2";
+pub(crate) const PEER6: &str = "fd07::9";
 /// The endpoint that most tests use.
 pub(crate) const ENDPOINT: EndpointId = EndpointId(7);
 /// Frames given to the kernel by hand claim to be on the loopback interface of the test's network namespace.
@@ -30,6 +38,67 @@ pub(crate) const EACH_REPORTED: Limits = Limits {
     direct: true,
 };
 
+/// How a frame is given to the programs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Way {
+    /// `BPF_PROG_TEST_RUN`: the program is run by hand, and says what it would do.
+    ByHand,
+    /// Through a veth pair that the programs are attached to: the verdict is whether the frame comes out, unchanged.
+    OnTheWire,
+}
+
+/// Runs each of these tests both ways: each takes the [`Way`], and is tested where it is listed.
+macro_rules! both_ways {
+    ($($name:ident),+ $(,)?) => {
+        mod by_hand {
+            $(#[test] fn $name() { super::$name($crate::lab::Way::ByHand); })+
+        }
+        mod on_the_wire {
+            $(#[test] fn $name() { super::$name($crate::lab::Way::OnTheWire); })+
+        }
+    };
+}
+pub(crate) use both_ways;
+
+/// How a frame is given to the programs, and which family its packet is of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) way: Way,
+    pub(crate) v6: bool,
+}
+
+impl Place {
+    /// From the pod to its peer, each with its first address of the family.
+    pub(crate) fn out(self) -> Ends {
+        match self.v6 {
+            true => Ends::new(POD6, PEER6),
+            false => Ends::new(POD, PEER),
+        }
+    }
+}
+
+/// Runs each of these tests both ways and for both families: each takes the [`Place`], and is tested where it is listed.
+macro_rules! everywhere {
+    ($($name:ident),+ $(,)?) => {
+        $crate::lab::everywhere! { @ by_hand_v4 ByHand false $($name)+ }
+        $crate::lab::everywhere! { @ by_hand_v6 ByHand true $($name)+ }
+        $crate::lab::everywhere! { @ on_the_wire_v4 OnTheWire false $($name)+ }
+        $crate::lab::everywhere! { @ on_the_wire_v6 OnTheWire true $($name)+ }
+    };
+    (@ $place:ident $way:ident $v6:literal $($name:ident)+) => {
+        mod $place {
+            use $crate::lab::{Place, Way};
+            $(#[test] fn $name() { super::$name(Place { way: Way::$way, v6: $v6 }); })+
+        }
+    };
+}
+pub(crate) use everywhere;
+
+/// How long a frame may take to be delivered or denied, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to look for a frame that was denied.
+const SILENCE: Duration = Duration::from_millis(1);
+
 /// A datapath with its own pin directory, removed at the end. The thread of the test moves to a network namespace of
 /// its own, so what is attached there touches nothing else.
 pub(crate) struct Lab {
@@ -37,6 +106,10 @@ pub(crate) struct Lab {
     pub(crate) source: Option<Box<dyn FlowSource>>,
     pub(crate) pins: PathBuf,
     pub(crate) attachment: Attachment,
+    /// Where the pod's frames go, if not to a program by hand.
+    wire: Option<Wire>,
+    /// Records that were read and not asked for yet.
+    unread: VecDeque<FlowRecord>,
 }
 
 /// Makes of a test of how programs are attached two: one with links, one with filters.
@@ -76,6 +149,13 @@ impl Lab {
         Self::with(limits, Attachment::Tcx)
     }
 
+    /// One whose endpoint is judged this way.
+    pub(crate) fn judging(way: Way, limits: Limits) -> Self {
+        let mut lab = Self::with_limits(limits);
+        lab.wire = matches!(way, Way::OnTheWire).then(Wire::new);
+        lab
+    }
+
     fn with(limits: Limits, attachment: Attachment) -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -88,7 +168,22 @@ impl Lab {
             source: Some(source),
             pins,
             attachment,
+            wire: None,
+            unread: VecDeque::new(),
         }
+    }
+
+    /// The endpoint's link: the wire, or the interface that frames given by hand claim to be on.
+    pub(crate) fn link(&self, addresses: &[&str]) -> EndpointLink {
+        link(
+            self.wire.as_ref().map_or(LOOPBACK, |wire| wire.ifindex),
+            addresses,
+        )
+    }
+
+    /// Whether frames go through real links.
+    pub(crate) fn is_wired(&self) -> bool {
+        self.wire.is_some()
     }
 
     /// The agent ends and another one begins.
@@ -115,6 +210,9 @@ impl Lab {
 
     /// Judges a frame.
     pub(crate) fn run(&mut self, direction: Direction, frame: &[u8]) -> Verdict {
+        if self.wire.is_some() {
+            return self.run_on_the_wire(direction, frame);
+        }
         self.kernel()
             .run_frame(direction, LOOPBACK, frame)
             .expect("run the program")
@@ -127,9 +225,48 @@ impl Lab {
 
     /// The next record; records are there as soon as the program has run.
     pub(crate) fn record(&mut self) -> Option<FlowRecord> {
+        self.unread.pop_front().or_else(|| self.next_record())
+    }
+
+    fn next_record(&mut self) -> Option<FlowRecord> {
         self.source
             .as_mut()
             .and_then(|source| source.next(Duration::ZERO).expect("read the ring"))
+    }
+
+    /// Sends the frame and says whether it came out. That its denial is reported only says how long to wait: a frame
+    /// that was reported as denied and came out nevertheless was allowed.
+    fn run_on_the_wire(&mut self, direction: Direction, frame: &[u8]) -> Verdict {
+        while let Some(record) = self.next_record() {
+            self.unread.push_back(record);
+        }
+        let wire = self.wire.as_ref().expect("the lab has a wire");
+        wire.send(direction, frame);
+        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Duration::ZERO;
+        loop {
+            let wire = self.wire.as_ref().expect("the lab has a wire");
+            if let Some(arrived) = wire.receive(direction, patience) {
+                assert_eq!(arrived, frame, "the frame came out as another one");
+                return Verdict::Allow;
+            }
+            match self.next_record() {
+                Some(record) => {
+                    let denied = record.verdict == 0;
+                    self.unread.push_back(record);
+                    let wire = self.wire.as_ref().expect("the lab has a wire");
+                    if denied && wire.receive(direction, SILENCE).is_none() {
+                        return Verdict::Deny;
+                    }
+                    assert!(!denied, "a frame that was reported as denied came out");
+                }
+                None => patience = SILENCE,
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{direction:?}: the frame neither came out nor was denied: {frame:02x?}"
+            );
+        }
     }
 
     /// Asserts that the frame is dropped for this reason.
@@ -153,6 +290,12 @@ impl Lab {
         );
     }
 
+    /// Attaches an endpoint with an address of either family, whose peers are those of [`dual_tables`].
+    pub(crate) fn allow(&mut self, allowed: &[(Direction, usize, Service)]) {
+        let link = self.link(&[POD, POD6]);
+        self.program(&link, &dual_tables(allowed));
+    }
+
     /// Attaches the endpoint and moves it to `tables`. Returns the change that it follows.
     pub(crate) fn program(&mut self, link: &EndpointLink, tables: &NodeTables) -> u32 {
         self.kernel().attach(link).expect("attach");
@@ -172,6 +315,15 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// [`tables`] with one peer, the neighbours of both families.
+pub(crate) fn dual_tables(allowed: &[(Direction, usize, Service)]) -> NodeTables {
+    let mut tables = tables(&["10.7.0.0/24"], allowed);
+    tables
+        .identities
+        .insert("fd07::/64".parse().expect("a prefix"), IdentityId(1));
+    tables
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

@@ -22,3 +22,4 @@ mod reports;
 mod restart;
 mod splits;
 mod tracking;
+mod wire;

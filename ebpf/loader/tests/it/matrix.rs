@@ -1,11 +1,11 @@
-//! Every pod to every pod: three namespaces of three pods on real links, TCP, UDP and SCTP on two ports, while
-//! policies, pods and namespaces come, change and go. After each change the reference says which of the probes
+//! Every pod to every pod: three namespaces of three dual-stack pods on real links, TCP, UDP and SCTP on two ports, over
+//! IPv4 and IPv6 at once, while policies, pods and namespaces come, change and go. After each change the reference says which of the probes
 //! must arrive; the others must vanish: nothing is ever refused.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::mpsc,
     thread,
@@ -43,8 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait for what must not come, once all has come that must.
 const SILENCE: Duration = Duration::from_millis(250);
 
-/// A probe: from, to, protocol, port.
-type Probe = (usize, usize, u8, u16);
+/// A probe: from, to, protocol, port, and whether it goes over IPv6.
+type Probe = (usize, usize, u8, u16, bool);
 
 #[test]
 fn every_pod_reaches_exactly_whom_the_reference_says() {
@@ -79,6 +79,13 @@ fn every_pod_reaches_exactly_whom_the_reference_says() {
             {"action": "Deny", "from": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"pod": "c"}}}}],
                 "protocols": [{"sctp": {"destinationPort": {"number": 81}}}]}]}});
 
+    let by_address = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+        "metadata": {"name": "addresses", "namespace": "z"},
+        "spec": {"selector": "pod == 'c'", "types": ["Ingress"], "ingress": [
+            {"action": "Deny", "source": {"nets": [format!("{}/32", address(4))]}},
+            {"action": "Deny", "source": {"nets": [format!("{}/128", address6(5))]}},
+            {"action": "Allow"}]}});
+
     matrix.step("no policy", |_| {});
     matrix.step("create: x is isolated", |m| {
         m.policies = vec![isolate("x", &["Ingress"])];
@@ -107,6 +114,9 @@ fn every_pod_reaches_exactly_whom_the_reference_says() {
     matrix.step("create: administrators deny SCTP 81 from c", |m| {
         m.policies.push(admin.clone());
     });
+    matrix.step("create: by address, of one family each", |m| {
+        m.policies.push(by_address.clone());
+    });
     matrix.step("delete a pod and create another in its place", |m| {
         m.replace_pod(0, "d");
     });
@@ -126,14 +136,16 @@ struct Matrix {
     policies: Vec<Value>,
     namespaces: Vec<Value>,
     next_endpoint: u32,
-    seen: BTreeSet<(bool, u8)>,
+    seen: BTreeSet<(bool, u8, bool)>,
+    /// Pairs of probes that differ in the family alone, and of which one must arrive.
+    told_apart: usize,
 }
 
 struct Pod {
     namespace: &'static str,
     labels: Vec<(String, String)>,
     name: String,
-    address: IpAddr,
+    addresses: [IpAddr; 2],
     endpoint: EndpointId,
     ifindex: u32,
     mac: [u8; 6],
@@ -144,6 +156,7 @@ impl Matrix {
     fn new() -> Self {
         let lab = Lab::new();
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forward");
+        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("forward");
         run("ip link set lo up");
         let mut matrix = Self {
             lab,
@@ -152,6 +165,7 @@ impl Matrix {
             namespaces: Vec::new(),
             next_endpoint: 1,
             seen: BTreeSet::new(),
+            told_apart: 0,
         };
         for namespace in NAMESPACES {
             matrix
@@ -165,7 +179,7 @@ impl Matrix {
                     namespace,
                     labels: vec![("pod".to_owned(), name.to_owned())],
                     name: name.to_owned(),
-                    address: address(number),
+                    addresses: [address(number), address6(number)],
                     endpoint: EndpointId(0),
                     ifindex,
                     mac: mac(number),
@@ -184,7 +198,7 @@ impl Matrix {
         let link = EndpointLink {
             id: pod.endpoint,
             ifindex: pod.ifindex,
-            addresses: vec![pod.address],
+            addresses: pod.addresses.into(),
             mac: pod.mac,
         };
         self.lab.kernel().attach(&link).expect("attach");
@@ -233,7 +247,12 @@ impl Matrix {
             "{name}: did not arrive: {missing:?}; arrived and must not: {surplus:?}"
         );
         for probe in &probes {
-            self.seen.insert((expected.contains(probe), probe.2));
+            let (from, to, protocol, port, v6) = *probe;
+            let is_expected = expected.contains(probe);
+            self.seen.insert((is_expected, protocol, v6));
+            if is_expected && !expected.contains(&(from, to, protocol, port, !v6)) {
+                self.told_apart += 1;
+            }
         }
     }
 
@@ -251,7 +270,7 @@ impl Matrix {
                 namespace: pod.namespace.to_owned(),
                 name: pod.name.clone(),
                 labels: pod.labels.iter().cloned().collect(),
-                addresses: [pod.address].into(),
+                addresses: pod.addresses.into(),
                 endpoint: Some(pod.endpoint),
                 ..PodView::default()
             })
@@ -259,7 +278,7 @@ impl Matrix {
         view
     }
 
-    fn is_allowed(&self, view: &ClusterView, (from, to, protocol, port): Probe) -> bool {
+    fn is_allowed(&self, view: &ClusterView, (from, to, protocol, port, v6): Probe) -> bool {
         let (source, destination) = (&self.pods[from], &self.pods[to]);
         let judge = |pod: &Pod, direction, peer| {
             let packet = Packet {
@@ -272,8 +291,8 @@ impl Matrix {
             let decision = reference(view, pod.endpoint, &packet).expect("the endpoint exists");
             decision.verdict == Verdict::Allow
         };
-        judge(source, Direction::Egress, destination.address)
-            && judge(destination, Direction::Ingress, source.address)
+        judge(source, Direction::Egress, destination.at(v6))
+            && judge(destination, Direction::Ingress, source.at(v6))
     }
 
     /// Sends all probes at once and says which arrived: as soon as the expected ones have, and a little silence passed.
@@ -289,14 +308,14 @@ impl Matrix {
             let mine: Vec<(Probe, IpAddr)> = probes
                 .iter()
                 .filter(|probe| probe.0 == number)
-                .map(|probe| (*probe, self.pods[probe.1].address))
+                .map(|probe| (*probe, self.pods[probe.1].at(probe.4)))
                 .collect();
-            let (ears, address) = (ears.clone(), pod.address);
+            let (ears, addresses) = (ears.clone(), pod.addresses);
             let job = Box::new(move || {
-                let ears_of_pod = Ears::open(number, address);
+                let ears_of_pod = Ears::open(number, addresses);
                 is_ready.send(()).expect("the test waits");
                 go.recv().expect("the test says when");
-                let mouths = Mouths::open(address, &mine);
+                let mouths = Mouths::open(addresses, &mine);
                 while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) && Instant::now() < deadline {
                     ears_of_pod.listen(&ears);
                     mouths.listen(&ears);
@@ -329,65 +348,83 @@ impl Matrix {
     }
 }
 
+impl Pod {
+    fn at(&self, v6: bool) -> IpAddr {
+        self.addresses[usize::from(v6)]
+    }
+}
+
 impl Drop for Matrix {
     fn drop(&mut self) {
         if !thread::panicking() {
             let all: BTreeSet<_> = [true, false]
                 .into_iter()
                 .flat_map(|allowed| PROTOCOLS.map(|protocol| (allowed, protocol)))
+                .flat_map(|(allowed, protocol)| [false, true].map(|v6| (allowed, protocol, v6)))
                 .collect();
-            assert_eq!(self.seen, all, "every protocol was allowed once and denied once");
+            assert_eq!(
+                self.seen, all,
+                "every protocol was allowed once and denied once, in either family"
+            );
+            assert!(self.told_apart > 0, "no policy told the families apart");
         }
     }
 }
 
-/// Where a pod hears probes: a listener for each port of TCP, a socket for each of UDP, one for all SCTP.
+/// Where a pod hears probes: for each family a listener for each port of TCP, a socket for each of UDP, one for all SCTP.
 struct Ears {
     number: usize,
-    udp: Vec<(u16, OwnedFd)>,
-    sctp: OwnedFd,
+    udp: Vec<(u16, bool, OwnedFd)>,
+    sctp: [(bool, OwnedFd); 2],
     /// Kept open: they accept in the kernel, and the connecting side tells.
     _tcp: Vec<OwnedFd>,
 }
 
 impl Ears {
-    fn open(number: usize, address: IpAddr) -> Self {
-        let tcp = PORTS.map(|port| {
-            let listener = stream();
-            setsockopt(&listener, sockopt::ReuseAddr, &true).expect("reuse");
-            bind(listener.as_raw_fd(), &storage(address, port)).expect("bind");
-            listen(&listener, Backlog::new(64).expect("a backlog")).expect("listen");
-            listener
-        });
-        let udp = PORTS.map(|port| (port, datagram(address, port)));
-        Self {
+    fn open(number: usize, addresses: [IpAddr; 2]) -> Self {
+        let mut ears = Self {
             number,
-            udp: udp.into(),
-            sctp: raw_sctp(),
-            _tcp: tcp.into(),
+            udp: Vec::new(),
+            sctp: [false, true].map(|v6| (v6, raw_sctp(v6))),
+            _tcp: Vec::new(),
+        };
+        for address in addresses {
+            for port in PORTS {
+                let listener = stream(address.is_ipv6());
+                setsockopt(&listener, sockopt::ReuseAddr, &true).expect("reuse");
+                bind(listener.as_raw_fd(), &storage(address, port)).expect("bind");
+                listen(&listener, Backlog::new(64).expect("a backlog")).expect("listen");
+                ears._tcp.push(listener);
+                ears.udp.push((port, address.is_ipv6(), datagram(address, port)));
+            }
         }
+        ears
     }
 
     /// Waits a moment for probes and says which have come.
     fn listen(&self, ears: &mpsc::Sender<Result<Probe, String>>) {
-        let sockets = self.udp.iter().map(|(_, socket)| socket).chain([&self.sctp]);
+        let sockets = self.udp.iter().map(|(_, _, socket)| socket);
+        let sockets = sockets.chain(self.sctp.iter().map(|(_, socket)| socket));
         let mut waiting: Vec<PollFd<'_>> = sockets
             .map(|socket| PollFd::new(std::os::fd::AsFd::as_fd(socket), PollFlags::POLLIN))
             .collect();
         poll(&mut waiting, PollTimeout::from(2u8)).expect("poll");
         let mut buffer = [0; 256];
-        for (port, socket) in &self.udp {
+        for (port, v6, socket) in &self.udp {
             while let Ok((1, _)) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
-                drop(ears.send(Ok((usize::from(buffer[0]), self.number, UDP, *port))));
+                drop(ears.send(Ok((usize::from(buffer[0]), self.number, UDP, *port, *v6))));
             }
         }
-        // An IPv4 header, then source port, destination port, tag and checksum; the chunk's tag says who sent it.
-        while let Ok((length, _)) = recvfrom::<SockaddrStorage>(self.sctp.as_raw_fd(), &mut buffer) {
-            let header = usize::from(buffer[0] & 15) * 4;
-            let packet = &buffer[header.min(length)..length];
-            if packet.len() >= 20 && packet[12] == 1 {
-                let port = u16::from_be_bytes([packet[2], packet[3]]);
-                drop(ears.send(Ok((usize::from(packet[19]), self.number, SCTP, port))));
+        // An IPv4 header (IPv6 comes without), then source port, destination port, tag and checksum; the chunk's tag says
+        // who sent it.
+        for (v6, socket) in &self.sctp {
+            while let Ok((length, _)) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
+                let header = if *v6 { 0 } else { usize::from(buffer[0] & 15) * 4 };
+                let packet = &buffer[header.min(length)..length];
+                if packet.len() >= 20 && packet[12] == 1 {
+                    let port = u16::from_be_bytes([packet[2], packet[3]]);
+                    drop(ears.send(Ok((usize::from(packet[19]), self.number, SCTP, port, *v6))));
+                }
             }
         }
     }
@@ -400,18 +437,18 @@ struct Mouths {
 }
 
 impl Mouths {
-    fn open(own: IpAddr, probes: &[(Probe, IpAddr)]) -> Self {
+    fn open(own: [IpAddr; 2], probes: &[(Probe, IpAddr)]) -> Self {
         let mut mouths = Self {
             connecting: Vec::new(),
             _others: Vec::new(),
         };
         for (probe, address) in probes {
-            let (from, to, protocol, port) = *probe;
+            let (from, to, protocol, port, v6) = *probe;
             let target = storage(*address, port);
             let who = u8::try_from(from).expect("few pods");
             match protocol {
                 TCP => {
-                    let socket = stream();
+                    let socket = stream(v6);
                     match connect(socket.as_raw_fd(), &target) {
                         Ok(()) | Err(Errno::EINPROGRESS) => {}
                         Err(error) => panic!("{probe:?}: {error}"),
@@ -419,13 +456,13 @@ impl Mouths {
                     mouths.connecting.push((*probe, socket));
                 }
                 UDP => {
-                    let socket = datagram(own, source_port(to, protocol, port));
+                    let socket = datagram(own[usize::from(v6)], source_port(to, protocol, port));
                     // A denial is heard of by nobody, so sending always succeeds.
                     sendto(socket.as_raw_fd(), &[who], &target, MsgFlags::empty()).expect("send");
                     mouths._others.push(socket);
                 }
                 _ => {
-                    let socket = raw_sctp();
+                    let socket = raw_sctp(v6);
                     let packet = sctp_init(source_port(to, protocol, port), port, who);
                     sendto(
                         socket.as_raw_fd(),
@@ -468,7 +505,9 @@ fn probes() -> Vec<Probe> {
     for from in 0..pods {
         for to in (0..pods).filter(|to| *to != from) {
             for protocol in PROTOCOLS {
-                probes.extend(PORTS.map(|port| (from, to, protocol, port)));
+                for v6 in [false, true] {
+                    probes.extend(PORTS.map(|port| (from, to, protocol, port, v6)));
+                }
             }
         }
     }
@@ -483,7 +522,7 @@ fn source_port(to: usize, protocol: u8, port: u16) -> u16 {
     }
 }
 
-/// A network namespace with one link to this one, and a thread that lives in it.
+/// A network namespace with one link to this one, an address of either family, and a thread that lives in it.
 pub(crate) fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
     let (jobs, queue) = mpsc::channel::<Job>();
     let (ready, is_ready) = mpsc::channel();
@@ -502,16 +541,20 @@ pub(crate) fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
         .expect("a thread id")
         .to_string_lossy()
         .into_owned();
-    let (link, address, mac) = (format!("m{number}"), address(number), mac(number));
+    let (link, mac) = (format!("m{number}"), mac(number));
+    let (address, address6) = (address(number), address6(number));
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     run(&format!(
         "ip link add {link} type veth peer name eth0 address {mac} netns {id}"
     ));
     run(&format!("ip link set {link} address 02:00:00:00:00:fe up"));
     run(&format!("ip route add {address}/32 dev {link}"));
-    run(&format!(
-        "ip neigh replace {address} lladdr {mac} dev {link} nud permanent"
-    ));
+    run(&format!("ip -6 route add {address6}/128 dev {link}"));
+    for address in [address, address6] {
+        run(&format!(
+            "ip neigh replace {address} lladdr {mac} dev {link} nud permanent"
+        ));
+    }
     setns(&namespace, CloneFlags::CLONE_NEWNET).expect("enter the pod");
     run("ip link set lo up");
     run("ip link set eth0 up");
@@ -519,6 +562,10 @@ pub(crate) fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
     run("ip route add 169.254.1.1 dev eth0");
     run("ip route add default via 169.254.1.1 dev eth0");
     run("ip neigh replace 169.254.1.1 lladdr 02:00:00:00:00:fe dev eth0 nud permanent");
+    run(&format!("ip -6 addr add {address6}/128 dev eth0 nodad"));
+    run("ip -6 route add fe80::1 dev eth0");
+    run("ip -6 route add default via fe80::1 dev eth0");
+    run("ip neigh replace fe80::1 lladdr 02:00:00:00:00:fe dev eth0 nud permanent");
     setns(&host, CloneFlags::CLONE_NEWNET).expect("leave the pod");
     let ifindex = nix::net::if_::if_nametoindex(link.as_str()).expect("the host side");
     (jobs, ifindex)
@@ -526,6 +573,10 @@ pub(crate) fn plug_in(number: u8) -> (mpsc::Sender<Job>, u32) {
 
 pub(crate) fn address(number: u8) -> IpAddr {
     [10, 7, 1, 10 + number].into()
+}
+
+pub(crate) fn address6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 1, 10 + u16::from(number)).into()
 }
 
 pub(crate) fn mac(number: u8) -> [u8; 6] {
@@ -536,23 +587,30 @@ fn storage(address: IpAddr, port: u16) -> SockaddrStorage {
     SocketAddr::new(address, port).into()
 }
 
-fn stream() -> OwnedFd {
+fn family(v6: bool) -> AddressFamily {
+    match v6 {
+        true => AddressFamily::Inet6,
+        false => AddressFamily::Inet,
+    }
+}
+
+fn stream(v6: bool) -> OwnedFd {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket")
+    socket(family(v6), SockType::Stream, flags, None).expect("a socket")
 }
 
 fn datagram(address: IpAddr, port: u16) -> OwnedFd {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None).expect("a socket");
+    let socket = socket(family(address.is_ipv6()), SockType::Datagram, flags, None).expect("a socket");
     bind(socket.as_raw_fd(), &storage(address, port)).expect("bind");
     socket
 }
 
 /// The kernel may lack SCTP; its packets are made by hand.
-fn raw_sctp() -> OwnedFd {
+fn raw_sctp(v6: bool) -> OwnedFd {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: three integers; the result is checked before it is used.
-    let fd = unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_SCTP) };
+    let fd = unsafe { libc::socket(family(v6) as i32, kind, libc::IPPROTO_SCTP) };
     assert!(fd >= 0, "a raw socket: {}", std::io::Error::last_os_error());
     // SAFETY: the descriptor was just opened and belongs to nobody else.
     unsafe { OwnedFd::from_raw_fd(fd) }

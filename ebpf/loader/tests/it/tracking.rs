@@ -1,17 +1,19 @@
-//! What opens a connection, what ends it, and what a third party that knows addresses and ports can do to it.
+//! What opens a connection, what ends it, and what a third party that knows addresses and ports can do to it: by hand and
+//! through a real link, over IPv4 and over IPv6.
 
-use std::time::Duration;
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use ebpf_loader::{Datapath, Reason, TrackedFlow, monotonic_now};
 use policies_ir::tables::{Direction, Service};
 
 use crate::{
     frames::{ACK, Ends, FIN, RST, SCTP, SYN, TCP, UDP, chunk, frame, segment, udp},
-    lab::{LOOPBACK, Lab, link, tables},
+    lab::{EACH_REPORTED, Lab, Place, everywhere},
 };
 
-const POD: &str = "10.7.0.2";
-const PEER: &str = "10.7.0.9";
 /// First sequence numbers of client and server.
 const CLIENT: u32 = 0xffff_fff0;
 const SERVER: u32 = 5_000;
@@ -27,47 +29,74 @@ const SECONDS_CLOSED: u64 = 60;
 const SECONDS_HALF_CLOSED: u64 = 600;
 const SECONDS_OPEN: u64 = 24 * 3600;
 
-fn lab(direction: Direction) -> Lab {
-    let mut lab = Lab::new();
-    lab.program(
-        &link(LOOPBACK, &[POD]),
-        &tables(&["10.7.0.0/24"], &[(direction, 0, Service::Any)]),
-    );
-    lab
+everywhere! {
+    a_connection_is_established_by_the_whole_handshake_only,
+    a_connection_that_both_ends_open_is_one,
+    a_spoofed_reset_ends_nothing,
+    a_reset_in_sequence_ends_the_connection,
+    a_connection_that_both_ends_close_is_over,
+    window_scaling_is_understood,
+    a_syn_on_a_live_connection_changes_nothing,
+    a_peer_that_poses_as_the_client_does_not_forget_its_connection,
+    a_new_connection_on_old_ports_is_judged_anew,
+    sctp_associations_open_by_init_and_end_by_the_right_tag,
+    a_question_and_its_answer_are_forgotten_sooner_than_a_stream,
+}
+
+/// A lab, and who talks with whom in it.
+struct Talk {
+    lab: Lab,
+    out: Ends,
+}
+
+impl Deref for Talk {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+impl DerefMut for Talk {
+    fn deref_mut(&mut self) -> &mut Lab {
+        &mut self.lab
+    }
+}
+
+/// Policy allows `direction` to open what it likes.
+fn lab(place: Place, direction: Direction) -> Talk {
+    let mut lab = Lab::judging(place.way, EACH_REPORTED);
+    lab.allow(&[(direction, 0, Service::Any)]);
+    Talk {
+        lab,
+        out: place.out(),
+    }
 }
 
 /// Sends a segment that must pass. The pod is the client, on port 1000.
 #[track_caller]
-fn pass(lab: &mut Lab, direction: Direction, flags: u8, sequence: u32, acknowledged: u32, payload: &[u8]) {
-    let out = Ends::new(POD, PEER);
-    let bytes = match direction {
-        Direction::Egress => frame(
-            out,
-            TCP,
-            &segment(1000, 80, flags, sequence, acknowledged, payload),
-        ),
-        Direction::Ingress => frame(
-            out.reversed(),
-            TCP,
-            &segment(80, 1000, flags, sequence, acknowledged, payload),
-        ),
+fn pass(lab: &mut Talk, direction: Direction, flags: u8, sequence: u32, acknowledged: u32, payload: &[u8]) {
+    let (ends, [source, destination]) = match direction {
+        Direction::Egress => (lab.out, [1000, 80]),
+        Direction::Ingress => (lab.out.reversed(), [80, 1000]),
     };
-    lab.assert_allowed(direction, &bytes);
+    let bytes = segment(source, destination, flags, sequence, acknowledged, payload);
+    lab.assert_allowed(direction, &frame(ends, TCP, &bytes));
 }
 
 /// The handshake of a connection that the pod opens.
-fn connect(lab: &mut Lab) {
+fn connect(lab: &mut Talk) {
     pass(lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
     pass(lab, Direction::Ingress, SYN | ACK, SERVER, client(1), NOTHING);
     pass(lab, Direction::Egress, ACK, client(1), SERVER + 1, NOTHING);
 }
 
-fn flows(lab: &mut Lab) -> Vec<TrackedFlow> {
+fn flows(lab: &mut Talk) -> Vec<TrackedFlow> {
     lab.kernel().tracked_flows().expect("flows")
 }
 
 #[track_caller]
-fn assert_established(lab: &mut Lab, expected: bool) {
+fn assert_established(lab: &mut Talk, expected: bool) {
     let flows = flows(lab);
     assert_eq!(flows.len(), 1, "{flows:?}");
     assert!(flows.iter().all(|flow| flow.established == expected), "{flows:?}");
@@ -75,7 +104,7 @@ fn assert_established(lab: &mut Lab, expected: bool) {
 
 /// The one flow is remembered this long, and no longer. It is gone afterwards.
 #[track_caller]
-fn assert_remembered(lab: &mut Lab, seconds: u64) {
+fn assert_remembered(lab: &mut Talk, seconds: u64) {
     let now = monotonic_now();
     let before = now + Duration::from_secs(seconds - 1);
     assert_eq!(
@@ -91,9 +120,8 @@ fn assert_remembered(lab: &mut Lab, seconds: u64) {
     );
 }
 
-#[test]
-fn a_connection_is_established_by_the_whole_handshake_only() {
-    let mut lab = lab(Direction::Egress);
+fn a_connection_is_established_by_the_whole_handshake_only(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
     pass(&mut lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
     // Answers to something else, and a client that goes on without an answer.
     pass(&mut lab, Direction::Ingress, SYN | ACK, SERVER, CLIENT, NOTHING);
@@ -127,14 +155,12 @@ fn a_connection_is_established_by_the_whole_handshake_only() {
     assert_remembered(&mut lab, SECONDS_OPEN);
 }
 
-#[test]
-fn a_connection_that_both_ends_open_is_one() {
-    let mut lab = Lab::new();
-    let both = [
+fn a_connection_that_both_ends_open_is_one(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
+    lab.allow(&[
         (Direction::Egress, 0, Service::Any),
         (Direction::Ingress, 0, Service::Any),
-    ];
-    lab.program(&link(LOOPBACK, &[POD]), &tables(&["10.7.0.0/24"], &both));
+    ]);
     pass(&mut lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
     pass(&mut lab, Direction::Ingress, SYN, SERVER, 0, NOTHING);
     pass(
@@ -156,9 +182,8 @@ fn a_connection_that_both_ends_open_is_one() {
     assert_established(&mut lab, true);
 }
 
-#[test]
-fn a_spoofed_reset_ends_nothing() {
-    let mut lab = lab(Direction::Egress);
+fn a_spoofed_reset_ends_nothing(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
     connect(&mut lab);
     pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 1, &[7; 100]);
     pass(
@@ -219,16 +244,15 @@ fn a_spoofed_reset_ends_nothing() {
     assert_remembered(&mut lab, SECONDS_OPEN);
 }
 
-#[test]
-fn a_reset_in_sequence_ends_the_connection() {
+fn a_reset_in_sequence_ends_the_connection(place: Place) {
     for (direction, sequence) in [(Direction::Ingress, SERVER + 1), (Direction::Egress, client(1))] {
-        let mut lab = lab(Direction::Egress);
+        let mut lab = lab(place, Direction::Egress);
         connect(&mut lab);
         pass(&mut lab, direction, RST, sequence, 0, NOTHING);
         assert_remembered(&mut lab, SECONDS_RESET);
     }
     // A refused connection: the reset acknowledges the SYN; one that does not is somebody else's.
-    let mut lab = lab(Direction::Egress);
+    let mut lab = lab(place, Direction::Egress);
     pass(&mut lab, Direction::Egress, SYN, CLIENT, 0, NOTHING);
     pass(&mut lab, Direction::Ingress, RST | ACK, 0, client(2), NOTHING);
     pass(&mut lab, Direction::Ingress, RST, client(1), 0, NOTHING);
@@ -239,9 +263,8 @@ fn a_reset_in_sequence_ends_the_connection() {
     assert_remembered(&mut lab, SECONDS_RESET);
 }
 
-#[test]
-fn a_connection_that_both_ends_close_is_over() {
-    let mut lab = lab(Direction::Egress);
+fn a_connection_that_both_ends_close_is_over(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
     connect(&mut lab);
     pass(
         &mut lab,
@@ -282,9 +305,8 @@ fn a_connection_that_both_ends_close_is_over() {
     assert_remembered(&mut lab, SECONDS_CLOSED);
 }
 
-#[test]
-fn window_scaling_is_understood() {
-    let mut lab = lab(Direction::Egress);
+fn window_scaling_is_understood(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
     // Maximum segment size, then a scale of 7: windows of up to 8 MiB.
     let scaled = |source, destination, flags, sequence, acknowledged| {
         let mut bytes = segment(
@@ -300,7 +322,7 @@ fn window_scaling_is_understood() {
         }
         bytes
     };
-    let out = Ends::new(POD, PEER);
+    let out = place.out();
     let far = 4_000_000;
     lab.assert_allowed(
         Direction::Egress,
@@ -322,12 +344,15 @@ fn window_scaling_is_understood() {
     assert_remembered(&mut lab, SECONDS_RESET);
 }
 
-#[test]
-fn a_syn_on_a_live_connection_changes_nothing() {
-    let mut lab = lab(Direction::Egress);
+fn a_syn_on_a_live_connection_changes_nothing(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
     connect(&mut lab);
     // From the peer, policy denies it; from the pod it is a stray. Neither is an end, or a new beginning.
-    let syn = frame(Ends::new(PEER, POD), TCP, &segment(80, 1000, SYN, 77, 0, NOTHING));
+    let syn = frame(
+        place.out().reversed(),
+        TCP,
+        &segment(80, 1000, SYN, 77, 0, NOTHING),
+    );
     lab.assert_denied(Direction::Ingress, &syn, Reason::Policy);
     pass(&mut lab, Direction::Egress, SYN, 99, 0, NOTHING);
     assert!(lab.record().is_none(), "a SYN on a live connection opens nothing");
@@ -335,7 +360,7 @@ fn a_syn_on_a_live_connection_changes_nothing() {
     pass(&mut lab, Direction::Egress, ACK, client(1), SERVER + 1, &[7; 10]);
     // What a client does whose server has asked back (RFC 5961): its reset is in sequence, and then it may open anew.
     pass(&mut lab, Direction::Egress, RST, client(11), 0, NOTHING);
-    let syn = frame(Ends::new(POD, PEER), TCP, &segment(1000, 80, SYN, 99, 0, NOTHING));
+    let syn = frame(place.out(), TCP, &segment(1000, 80, SYN, 99, 0, NOTHING));
     let (_, record) = lab.judge(Direction::Egress, &syn);
     assert_eq!(
         record.map(|record| record.verdict),
@@ -345,10 +370,9 @@ fn a_syn_on_a_live_connection_changes_nothing() {
     assert_established(&mut lab, false);
 }
 
-#[test]
-fn a_peer_that_poses_as_the_client_does_not_forget_its_connection() {
+fn a_peer_that_poses_as_the_client_does_not_forget_its_connection(place: Place) {
     // The pod is the server here; the SYN comes from outside, where addresses can be spoofed.
-    let mut lab = lab(Direction::Ingress);
+    let mut lab = lab(place, Direction::Ingress);
     pass(&mut lab, Direction::Ingress, SYN, SERVER, 0, NOTHING);
     pass(
         &mut lab,
@@ -366,13 +390,16 @@ fn a_peer_that_poses_as_the_client_does_not_forget_its_connection() {
     assert_remembered(&mut lab, SECONDS_OPEN);
 }
 
-#[test]
-fn a_new_connection_on_old_ports_is_judged_anew() {
-    let mut lab = lab(Direction::Egress);
+fn a_new_connection_on_old_ports_is_judged_anew(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
     connect(&mut lab);
     pass(&mut lab, Direction::Ingress, RST, SERVER + 1, 0, NOTHING);
     // The server's own attempt, on the ports of a connection that is over.
-    let syn = frame(Ends::new(PEER, POD), TCP, &segment(80, 1000, SYN, 77, 0, NOTHING));
+    let syn = frame(
+        place.out().reversed(),
+        TCP,
+        &segment(80, 1000, SYN, 77, 0, NOTHING),
+    );
     lab.assert_denied(Direction::Ingress, &syn, Reason::Policy);
     pass(&mut lab, Direction::Egress, SYN, 99, 0, NOTHING);
     pass(&mut lab, Direction::Ingress, SYN | ACK, 50, 100, NOTHING);
@@ -380,14 +407,13 @@ fn a_new_connection_on_old_ports_is_judged_anew() {
     assert_established(&mut lab, true);
 }
 
-#[test]
-fn sctp_associations_open_by_init_and_end_by_the_right_tag() {
+fn sctp_associations_open_by_init_and_end_by_the_right_tag(place: Place) {
     const INIT_ACK: u8 = 2;
     const ABORT: u8 = 6;
     const SHUTDOWN_COMPLETE: u8 = 14;
     const COOKIE_ECHO: u8 = 10;
     const COOKIE_ACK: u8 = 11;
-    let out = Ends::new(POD, PEER);
+    let out = place.out();
     let sent = |verification, kind, flags| frame(out, SCTP, &chunk(1000, 80, verification, kind, flags, 7));
     let answered = |verification, kind, flags| {
         frame(
@@ -396,6 +422,7 @@ fn sctp_associations_open_by_init_and_end_by_the_right_tag() {
             &chunk(80, 1000, verification, kind, flags, 9),
         )
     };
+    let mut lab = lab(place, Direction::Egress);
     for (end, flags, verification, ends) in [
         (ABORT, 0, 7, true),
         (ABORT, 1, 9, true),
@@ -405,7 +432,6 @@ fn sctp_associations_open_by_init_and_end_by_the_right_tag() {
         (ABORT, 1, 8, false),
         (SHUTDOWN_COMPLETE, 0, 0, false),
     ] {
-        let mut lab = lab(Direction::Egress);
         lab.assert_denied(Direction::Egress, &sent(7, COOKIE_ECHO, 0), Reason::NoConnection);
         lab.assert_denied(Direction::Egress, &sent(1, 1, 0), Reason::BadHeader);
         lab.assert_allowed(Direction::Egress, &sent(0, 1, 0));
@@ -421,10 +447,9 @@ fn sctp_associations_open_by_init_and_end_by_the_right_tag() {
     }
 }
 
-#[test]
-fn a_question_and_its_answer_are_forgotten_sooner_than_a_stream() {
-    let mut lab = lab(Direction::Egress);
-    let out = Ends::new(POD, PEER);
+fn a_question_and_its_answer_are_forgotten_sooner_than_a_stream(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
+    let out = place.out();
     lab.assert_allowed(Direction::Egress, &frame(out, UDP, &udp(1, 53)));
     assert_established(&mut lab, false);
     lab.assert_allowed(Direction::Ingress, &frame(out.reversed(), UDP, &udp(53, 1)));

@@ -16,8 +16,10 @@ mod judging;
 mod kubernetes;
 mod lab;
 mod properties;
+mod regressions;
 mod scale;
 mod session;
+mod spec;
 
 use policies_compiler::Source;
 use serde_json::Value;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use policies_compiler::{ClusterView, compile, compile_policies, reference, validate, validate_object};
+use policies_compiler::{
+    ClusterView, PodView, Policies, compile, compile_policies, reference, validate, validate_object,
+};
 use policies_ir::{
-    cluster::Member,
+    cluster::{Cluster, Member},
     decide::{Standing, decide},
     policy::{EndMatch, PortMatch, TCP, Workload, WorkloadKind},
     ports::{PortSet, egress_tcp},
@@ -19,6 +21,8 @@ use testkit::policies::{
     Scenario, TieredScenario, break_field, break_object, cluster_policy_value, expression, kubernetes,
     object_value, objects, packet, tiered, valid_network_policy, with_host_endpoints,
 };
+
+use crate::spec;
 
 type Judgement = (Verdict, DecidedBy);
 
@@ -112,6 +116,31 @@ proptest! {
                 prop_assert_eq!(tables, reference, "{:?} {:?}", endpoint, packet);
             }
         }
+    }
+
+    /// The conversion of objects is judged by who does not use it.
+    #[test]
+    fn the_reference_agrees_with_the_objects_themselves(scenario in objects()) {
+        let cluster = with_host_endpoints(&scenario.view);
+        for (pod, packet, by_objects) in judged_by_objects(&scenario.view, &scenario.packets) {
+            let by_reference = verdict_of(&cluster, pod, packet);
+            prop_assert_eq!(by_reference, by_objects, "{} {:?}", pod.name, packet);
+        }
+    }
+
+    #[test]
+    fn expressions_are_read_as_the_grammar_says(
+        expression in expression(),
+        labels in proptest::collection::btree_map(
+            proptest::sample::select(vec!["app", "in", "has", "0", "projectcalico.org/namespace", "pcns.app"]),
+            proptest::sample::select(vec!["", "web", "in", "pci", "eb"]),
+            0..4,
+        ),
+    ) {
+        let text = expression.to_string();
+        let owned = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let read = Expression::parse(&text).unwrap().matches(&|key: &str| labels.get(key).copied());
+        prop_assert_eq!(read, spec::selects(&text, "", true, &owned), "{}", text);
     }
 
     #[test]
@@ -325,6 +354,49 @@ fn parts_of_host_endpoints_decide_in_every_way() {
             "{wanted} is too rare in {seen:#?}"
         );
     }
+}
+
+/// Each packet at each pod of the node that the second evaluator has an answer for.
+fn judged_by_objects<'a>(
+    view: &'a ClusterView,
+    packets: &'a [(EndpointId, Packet)],
+) -> impl Iterator<Item = (&'a PodView, &'a Packet, Verdict)> {
+    let pods = view.pods.iter().filter(|pod| pod.endpoint.is_some());
+    pods.flat_map(move |pod| {
+        packets.iter().filter_map(move |(_, packet)| {
+            spec::judge(view, pod, packet).map(|verdict| (pod, packet, verdict))
+        })
+    })
+}
+
+fn verdict_of((cluster, policies): &(Cluster, Policies), pod: &PodView, packet: &Packet) -> Verdict {
+    let own = cluster
+        .members
+        .iter()
+        .find(|member| member.endpoint == pod.endpoint);
+    let own = own.expect("the pod is a member");
+    let policy = policies.enforced.for_endpoint(&own.workload);
+    decide(&policy, &cluster.flow(own, packet)).verdict
+}
+
+/// The second evaluator has answers for most, and they are not all alike.
+#[test]
+fn the_objects_themselves_say_much() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<(Direction, Verdict), usize> = BTreeMap::new();
+    for _ in 0..500 {
+        let scenario = objects().new_tree(&mut runner).expect("a scenario").current();
+        for (_, packet, verdict) in judged_by_objects(&scenario.view, &scenario.packets) {
+            *seen.entry((packet.direction, verdict)).or_default() += 1;
+        }
+    }
+    for direction in [Direction::Ingress, Direction::Egress] {
+        for verdict in [Verdict::Allow, Verdict::Deny] {
+            let count = seen.get(&(direction, verdict)).copied().unwrap_or_default();
+            assert!(count > 1000, "{direction:?} {verdict:?} is too rare: {seen:?}");
+        }
+    }
+    println!("{seen:?}");
 }
 
 /// A property over packets that are all decided alike would prove nothing.
