@@ -10,6 +10,7 @@ mod crashes;
 mod debug;
 mod evidence;
 mod gate;
+mod health;
 mod host_paths;
 mod host_ports;
 mod hosts;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         gate::TESTS,
         pods::TESTS,
         lifecycle::TESTS,
+        health::TESTS,
         kubectl::TESTS,
         sessions::TESTS,
         debug::TESTS,
