@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
@@ -89,6 +90,9 @@ pub(crate) struct Config {
     /// From how little on the node is under pressure.
     #[serde(default)]
     pub(crate) eviction: Thresholds,
+    /// What people are told of images that come.
+    #[serde(default)]
+    pub(crate) pulls: Pulls,
     /// How the node's certificates are renewed.
     #[serde(default)]
     pub(crate) certificates: Certificates,
@@ -129,6 +133,23 @@ impl Default for Thresholds {
             inodes_free_percent: 5,
             processes_free_percent: 5,
             transition_seconds: 300,
+        }
+    }
+}
+
+/// What is told of a pull while it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Pulls {
+    /// How often an event says how far it has come.
+    pub(crate) progress_seconds: NonZeroU32,
+}
+
+impl Default for Pulls {
+    fn default() -> Self {
+        const THIRTY: NonZeroU32 = NonZeroU32::new(30).unwrap();
+        Self {
+            progress_seconds: THIRTY,
         }
     }
 }

@@ -17,7 +17,7 @@ use api::{Digest, ImageRef};
 use images_fetch::{Cache, FetchConfig, FetchError, Fetcher, Keyring, Limits};
 use serde_json::json;
 use testkit::{
-    image::{Blob, Image, ImageBuilder, Layer, Packing, index},
+    image::{Blob, Image, ImageBuilder, Layer, OCI_INDEX, Packing, index},
     registry::Registry,
 };
 
@@ -150,8 +150,10 @@ async fn layouts_are_found_by_tag_and_digest() -> Result<()> {
     let mut first = one.manifest.descriptor();
     first["annotations"] = json!({ "org.opencontainers.image.ref.name": "1" });
     let nested = Blob::new(
-        "application/vnd.oci.image.index.v1+json",
-        index(&[two.manifest.descriptor()]).to_string().into_bytes(),
+        OCI_INDEX,
+        index(OCI_INDEX, &[two.manifest.descriptor()])
+            .to_string()
+            .into_bytes(),
     );
     let mut second = nested.descriptor();
     second["annotations"] = json!({ "org.opencontainers.image.ref.name": "2" });

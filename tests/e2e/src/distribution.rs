@@ -13,7 +13,7 @@ use testkit::{
     lab::{self, LabOs},
 };
 
-use crate::shell::run;
+use crate::shell::{binaries, run};
 
 /// Packages that a package needs only to be installed, not to run.
 const NOT_NEEDED: &[&str] = &[
@@ -61,10 +61,22 @@ pub fn nginx() -> Result<ImageBuilder> {
 
 /// This machine's Perl, which can make any system call, for asking the kernel what a pod may do.
 pub fn perl() -> Result<ImageBuilder> {
-    let mut layer = Layer::new(Packing::Gzip);
-    let perl = Path::new("/usr/bin/perl");
-    layer = layer.file("usr/bin/perl", 0o755, &read(perl)?);
-    let libraries = run(Path::new("/usr/bin/ldd"), &[perl])?.ok()?.stdout;
+    with_program(Path::new("/usr/bin/perl"))
+}
+
+/// The lab system with `/usr/bin/health`, which answers gRPC's health probes.
+pub fn health() -> Result<ImageBuilder> {
+    with_program(&binaries()?.join("health"))
+}
+
+/// The lab system with a program of this machine in `/usr/bin`, and the libraries that it needs.
+fn with_program(program: &Path) -> Result<ImageBuilder> {
+    let name = program
+        .file_name()
+        .context("a program has a name")?
+        .to_string_lossy();
+    let mut layer = Layer::new(Packing::Gzip).file(&format!("usr/bin/{name}"), 0o755, &read(program)?);
+    let libraries = run(Path::new("/usr/bin/ldd"), &[program])?.ok()?.stdout;
     let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
     let mut made = std::collections::BTreeSet::new();
     for path in paths {

@@ -6,6 +6,11 @@ use anyhow::{Context, Result};
 use api::Digest;
 use serde_json::{Value, json};
 
+/// Media type of an OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of Docker's manifest list, which is older and says the same.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
@@ -280,7 +285,7 @@ impl Image {
             let path = blob_dir.join(blob.digest.hex());
             fs::write(&path, &blob.bytes).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        let index = index(entries);
+        let index = index(OCI_INDEX, entries);
         fs::write(dir.join("index.json"), index.to_string()).context("cannot write index.json")?;
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
             .context("cannot write oci-layout")
@@ -303,13 +308,9 @@ impl Blob {
     }
 }
 
-/// An OCI image index.
-pub fn index(entries: &[Value]) -> Value {
-    json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": entries,
-    })
+/// A list of images in the format that the media type names.
+pub fn index(media_type: &str, entries: &[Value]) -> Value {
+    json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": entries })
 }
 
 fn gzip(data: &[u8]) -> Vec<u8> {

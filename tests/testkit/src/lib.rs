@@ -3,7 +3,7 @@
 //!
 //! Entry points: [`lab::vulnerable`] and [`lab::clean`] for ready images, [`image::ImageBuilder`] for any
 //! other, [`registry::Registry`], [`scanner`], [`policies`], [`walk`] for kills in the middle of things,
-//! [`devices`] for what a control group lets be opened. Non-goals: starting Palisade itself
+//! [`devices`] for what a control group lets be opened, [`slow`] for transfers that take their time. Non-goals: starting Palisade itself
 //! (`tests/e2e`).
 
 #![forbid(unsafe_code)]
@@ -14,4 +14,5 @@ pub mod lab;
 pub mod policies;
 pub mod registry;
 pub mod scanner;
+pub mod slow;
 pub mod walk;

@@ -16,7 +16,7 @@ use oci_client::{
 };
 use serde_json::Value;
 
-use crate::image::{Blob, Image, index};
+use crate::image::{Blob, DOCKER_LIST, Image, OCI_INDEX, index};
 
 const PROGRAM: &str = "docker-registry";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -172,6 +172,25 @@ impl Registry {
         repository: &str,
         tag: &str,
     ) -> Result<ImageRef> {
+        self.push_list(OCI_INDEX, images, (repository, tag)).await
+    }
+
+    /// As [`Self::push_index`], in Docker's older format.
+    pub async fn push_docker_list(
+        &self,
+        images: &[(&Image, Value)],
+        repository: &str,
+        tag: &str,
+    ) -> Result<ImageRef> {
+        self.push_list(DOCKER_LIST, images, (repository, tag)).await
+    }
+
+    async fn push_list(
+        &self,
+        media_type: &str,
+        images: &[(&Image, Value)],
+        (repository, tag): (&str, &str),
+    ) -> Result<ImageRef> {
         let mut entries = Vec::new();
         for (image, platform) in images {
             self.push_blobs(image, repository).await?;
@@ -181,10 +200,8 @@ impl Registry {
             entry["platform"] = platform.clone();
             entries.push(entry);
         }
-        let index = Blob::new(
-            "application/vnd.oci.image.index.v1+json",
-            index(&entries).to_string().into_bytes(),
-        );
+        let list = index(media_type, &entries).to_string();
+        let index = Blob::new(media_type, list.into_bytes());
         self.push_manifest(&index, repository, tag).await?;
         self.reference(repository, tag)
     }

@@ -12,9 +12,6 @@ use kube::Api;
 use super::{Context, steps::StepError, verdict};
 use crate::{events::Kind, policy::chain};
 
-/// How often people are told how far a pull has come.
-const TELL_EVERY: Duration = Duration::from_secs(30);
-
 /// When the registry is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PullPolicy {
@@ -81,7 +78,8 @@ pub(super) async fn bring(context: &Context, asked: Asked<'_>) -> Result<RootfsL
     tell(Kind::Normal, "Pulling", format!("Pulling image {image:?}"));
     let progress = Progress::default();
     let pull = context.images.pull(cleared.image(), &keys, always, &progress);
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TELL_EVERY, TELL_EVERY);
+    let tell_every = Duration::from_secs(context.config.pulls.progress_seconds.get().into());
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + tell_every, tell_every);
     tokio::pin!(pull);
     let pulled = loop {
         tokio::select! {

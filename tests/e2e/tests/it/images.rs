@@ -7,11 +7,12 @@ use e2e::{
     cluster::{Cluster, pod},
     shell::eventually,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{
     image::{Layer, Packing},
     lab::{self, LabOs},
     registry::{PASSWORD, Registry, USER},
+    slow::SlowLine,
 };
 
 use crate::{Test, recovery::kill};
@@ -19,6 +20,8 @@ use crate::{Test, recovery::kill};
 pub(crate) const TESTS: &[Test] = &[
     ("images_of_a_private_registry_take_its_secret", take_a_secret),
     ("images_follow_their_pull_policy", follow_their_pull_policy),
+    ("images_in_dockers_formats_run", run_in_dockers_formats),
+    ("images_tell_how_far_a_long_pull_has_come", tell_how_far_they_are),
     (
         "images_without_the_gates_signature_do_not_run",
         need_the_gates_signature,
@@ -225,6 +228,87 @@ fn follow_their_pull_policy(cluster: &Cluster) -> Result<()> {
         .kubectl(&["delete", "pod", "never", "asks", "trusts", "--now"])?
         .ok()?;
     Ok(())
+}
+
+fn run_in_dockers_formats(cluster: &Cluster) -> Result<()> {
+    let registry = Registry::start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let says = |words: &str| {
+        let own = Layer::new(Packing::Gzip).file("etc/words", 0o644, words.as_bytes());
+        anyhow::Ok(lab::busybox(LabOs::Wolfi, scanner_labdb::FIXED_VERSION)?.layer(own))
+    };
+    let (alone, listed) = (says("alone\n")?.build_docker(), says("listed\n")?.build_docker());
+    let foreign = says("foreign\n")?.architecture("s390x").build_docker();
+    let schema2 = runtime
+        .block_on(registry.push(&alone, "docker/schema2", "1"))?
+        .to_string();
+    let architecture = match cfg!(target_arch = "aarch64") {
+        true => "arm64",
+        false => "amd64",
+    };
+    let platform = |architecture: &str| json!({"os": "linux", "architecture": architecture});
+    let images = [(&foreign, platform("s390x")), (&listed, platform(architecture))];
+    let list = runtime
+        .block_on(registry.push_docker_list(&images, "docker/list", "1"))?
+        .to_string();
+    for (name, image, words) in [("schema2", schema2, "alone\n"), ("list", list, "listed\n")] {
+        let log = cluster.run_pod("default", name, &image, &["cat", "/etc/words"])?;
+        ensure!(log == words, "{name}: {log:?}");
+    }
+    cluster
+        .kubectl(&["delete", "pod", "schema2", "list", "--now"])?
+        .ok()?;
+    Ok(())
+}
+
+fn tell_how_far_they_are(cluster: &Cluster) -> Result<()> {
+    const BYTES: usize = 16 << 20;
+    let registry = Registry::start()?;
+    let line = SlowLine::to(registry.address(), 5 << 20)?;
+    // Nothing that could be packed.
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut content = Vec::with_capacity(BYTES);
+    while content.len() < BYTES {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        content.extend_from_slice(&state.to_le_bytes());
+    }
+    let large = Layer::new(Packing::Gzip).file("large", 0o644, &content);
+    let image = lab::busybox(LabOs::Wolfi, scanner_labdb::FIXED_VERSION)?
+        .layer(large)
+        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let pushed = runtime
+        .block_on(registry.push(&image, "images/large", "1"))?
+        .to_string();
+    let slow = pushed.replace(registry.address(), &line.address());
+    cluster.restart_agent("[pulls]\nprogress_seconds = 1\n")?;
+    cluster
+        .apply(&simple("large", &slow, "restartPolicy: Always"))?
+        .ok()?;
+    let so_far = event(cluster, "large", "Pulling", " %)")?;
+    event(cluster, "large", "Pulled", "Successfully pulled image")?;
+    let numbers: Vec<usize> = so_far
+        .rsplit_once(": ")
+        .map_or("", |(_, numbers)| numbers)
+        .split(|other: char| !other.is_ascii_digit())
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [arrived, expected, percent] = numbers[..] else {
+        bail!("{so_far}")
+    };
+    ensure!(
+        expected > BYTES && arrived <= expected && percent == arrived * 100 / expected,
+        "{so_far}"
+    );
+    cluster.wait_for_phase("default", "large", "Running")?;
+    cluster.kubectl(&["delete", "pod", "large", "--now"])?.ok()?;
+    cluster.restart_agent("")
 }
 
 fn need_the_gates_signature(cluster: &Cluster) -> Result<()> {

@@ -29,11 +29,11 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-fn image(cluster: &Cluster) -> Result<String> {
+pub(crate) fn image(cluster: &Cluster) -> Result<String> {
     cluster.push(&lab::clean()?, "pods/clean", "1")
 }
 
-fn create(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
+pub(crate) fn create(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
     let mut spec = spec.clone();
     if spec["terminationGracePeriodSeconds"].is_null() {
         spec["terminationGracePeriodSeconds"] = json!(2);
@@ -46,12 +46,12 @@ fn create(cluster: &Cluster, name: &str, spec: &Value) -> Result<()> {
     Ok(())
 }
 
-fn sh(name: &str, image: &str, script: &str) -> Value {
+pub(crate) fn sh(name: &str, image: &str, script: &str) -> Value {
     json!({"name": name, "image": image, "command": ["sh", "-c", script]})
 }
 
 /// The container with more fields.
-fn with(mut container: Value, more: &Value) -> Value {
+pub(crate) fn with(mut container: Value, more: &Value) -> Value {
     for (key, value) in more.as_object().into_iter().flatten() {
         container[key] = value.clone();
     }
@@ -59,7 +59,7 @@ fn with(mut container: Value, more: &Value) -> Value {
 }
 
 /// Waits until the pod's status satisfies `good`.
-fn status_with(cluster: &Cluster, pod: &str, good: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn status_with(cluster: &Cluster, pod: &str, good: impl Fn(&Value) -> bool) -> Result<Value> {
     eventually(POD_PATIENCE, || {
         let status = cluster.object("default", "pods", pod)?["status"].clone();
         if good(&status) {
@@ -83,7 +83,7 @@ fn row_says(cluster: &Cluster, pod: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn event_says(cluster: &Cluster, pod: &str, text: &str) -> Result<()> {
+pub(crate) fn event_says(cluster: &Cluster, pod: &str, text: &str) -> Result<()> {
     let about = format!("involvedObject.name={pod}");
     eventually(POD_PATIENCE, || {
         cluster
@@ -94,14 +94,14 @@ fn event_says(cluster: &Cluster, pod: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn is(status: &Value, condition: &str) -> bool {
+pub(crate) fn is(status: &Value, condition: &str) -> bool {
     let conditions = status["conditions"].as_array().into_iter().flatten();
     conditions
         .into_iter()
         .any(|c| c["type"] == condition && c["status"] == "True")
 }
 
-fn delete(cluster: &Cluster, pods: &[&str]) -> Result<()> {
+pub(crate) fn delete(cluster: &Cluster, pods: &[&str]) -> Result<()> {
     cluster
         .kubectl(&[&["delete", "pod", "--wait=true"], pods].concat())?
         .ok()?;

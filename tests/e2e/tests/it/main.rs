@@ -10,6 +10,7 @@ mod crashes;
 mod debug;
 mod evidence;
 mod gate;
+mod health;
 mod host_paths;
 mod host_ports;
 mod hosts;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         pods::TESTS,
         lifecycle::TESTS,
         reported::TESTS,
+        health::TESTS,
         kubectl::TESTS,
         sessions::TESTS,
         debug::TESTS,
