@@ -18,6 +18,7 @@ mod kept;
 mod kubectl;
 mod learn;
 mod lifecycle;
+mod live;
 mod network;
 mod node;
 mod pods;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         host_paths::TESTS,
         claims::TESTS,
         evidence::TESTS,
+        live::TESTS,
         secrets::TESTS,
         recovery::TESTS,
         crashes::TESTS,
