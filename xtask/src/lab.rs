@@ -35,7 +35,7 @@ const KERNELS: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-a
 const KERNEL: &str = "linux-image-6.12";
 
 /// What Debian builds as modules, with parameters, each after those that it depends on.
-const MODULES: [(&str, &str); 14] = [
+const MODULES: [(&str, &str); 15] = [
     ("overlay", ""),
     ("veth", ""),
     ("brd", "rd_nr=1 rd_size=524288"),
@@ -50,6 +50,7 @@ const MODULES: [(&str, &str); 14] = [
     ("nf_tables", ""),
     ("nft_chain_nat", ""),
     ("nft_nat", ""),
+    ("nft_masq", ""),
 ];
 
 /// Programs that tests call; busybox has an `ip` and an `unshare` of its own that know less, and neither `nft` nor `tc`.

@@ -81,6 +81,9 @@ pub const WAY_HOST: u8 = 1;
 /// [`FlowSide::way`]: packets go straight to the pod at the other end, which judges the same flow.
 pub const WAY_DIRECT: u8 = 2;
 
+/// [`FlowState::carrier`]: an interface that is no pod's. No interface has this index.
+pub const CARRIED: u32 = u32::MAX;
+
 /// Not in [`FlowState::state`]: the packet closes the flow, see [`FlowState::closed`].
 pub const FLOW_CLOSED: u8 = 1 << 7;
 
@@ -99,8 +102,8 @@ pub struct FlowSide {
     pub scale: u8,
     /// `WAY_*` of what this end sends, if it is the endpoint. Any protocol.
     pub way: u8,
-    /// Zero.
-    pub padding: [u8; 2],
+    /// One half of [`FlowState::carrier`], which has no room elsewhere. Any protocol.
+    pub carrier: u16,
 }
 const _: () = assert!(size_of::<FlowSide>() == 16);
 
@@ -137,6 +140,24 @@ const _: () = assert!(core::mem::offset_of!(FlowState, closed) == 28);
 const _: () = assert!(core::mem::offset_of!(FlowState, packets) == 32);
 
 impl FlowState {
+    /// What a host translates carries its address, but is not its own: where it came from. 0 for all other flows; else the
+    /// host side of the link of the pod that opened it, or [`CARRIED`] where that was no pod.
+    #[inline(always)]
+    pub const fn carrier(&self) -> u32 {
+        let [low, high] = &self.sides;
+        low.carrier as u32 | (high.carrier as u32) << 16
+    }
+
+    /// These sides of a flow that `carrier` opened.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "takes the halves apart")]
+    pub const fn carried(sides: [FlowSide; 2], carrier: u32) -> [FlowSide; 2] {
+        let [mut low, mut high] = sides;
+        low.carrier = carrier as u16;
+        high.carrier = (carrier >> 16) as u16;
+        [low, high]
+    }
+
     /// Whether both ends have said that they are done, or one that it gives up.
     #[inline(always)]
     pub const fn is_over(state: u8) -> bool {
@@ -383,6 +404,25 @@ mod tests {
             },
         ] {
             assert_eq!(Decision::unpack(decision.pack()), decision);
+        }
+    }
+
+    #[test]
+    fn both_sides_together_tell_the_carrier() {
+        for carrier in [0, 7, 0x0001_0000, 0x7fff_ffff, CARRIED] {
+            let flow = FlowState {
+                decision: 0,
+                opened_ns: 0,
+                last_seen_ns: 0,
+                service_port: 0,
+                origin: 0,
+                state: 0,
+                closed: 0,
+                packets: [0; 2],
+                bytes: [0; 2],
+                sides: FlowState::carried([FlowSide::default(); 2], carrier),
+            };
+            assert_eq!(flow.carrier(), carrier);
         }
     }
 

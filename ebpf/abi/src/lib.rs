@@ -19,10 +19,10 @@ mod reason;
 
 pub use address::Address;
 pub use flow::{
-    ClosedFlow, Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE, END_REMOVED, END_RESET,
-    END_SILENT, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET,
-    FLOW_SCALED, FRAGMENT_TIMEOUT_NS, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowSide, FlowState,
-    Fragment, MAX_CLOSED, MAX_DENIALS, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
+    CARRIED, ClosedFlow, Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE, END_REMOVED,
+    END_RESET, END_SILENT, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED,
+    FLOW_RESET, FLOW_SCALED, FRAGMENT_TIMEOUT_NS, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowSide,
+    FlowState, Fragment, MAX_CLOSED, MAX_DENIALS, MAX_FLOWS, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
     MAX_UNESTABLISHED_PER_BUCKET, PEER_BUCKETS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE,
     RING_BYTES, RING_HURRY_BYTES, SCALE_NONE, WAY_DIRECT, WAY_HOST, WAY_UNKNOWN, peer_bucket,
 };
@@ -49,6 +49,8 @@ pub const VERDICT_ALLOW: u32 = 1;
 
 /// Rule id of "nothing matched", the meaning of a failed lookup.
 pub const RULE_NO_MATCH: u32 = 0;
+/// Rule id of "no policy speaks of it, so it is open".
+pub const RULE_NO_POLICY: u32 = 1;
 
 /// IP protocol numbers that the programs treat specially.
 pub mod protocol {

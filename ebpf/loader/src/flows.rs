@@ -4,9 +4,9 @@ use std::{net::IpAddr, time::Duration};
 
 use ebpf_abi::{
     DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE,
-    END_RESET, END_SILENT, Endpoint, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED,
-    FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END, RECORD_UPDATE, Reason,
-    VERDICT_ALLOW, VERDICT_DENY, protocol,
+    END_RESET, END_SILENT, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET,
+    FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END, RECORD_UPDATE, Reason, VERDICT_ALLOW,
+    VERDICT_DENY, protocol,
 };
 use policies_ir::tables::{Direction, EndpointId, RuleId, Verdict};
 
@@ -129,13 +129,7 @@ pub(crate) fn end_of(state: &FlowState) -> u8 {
 }
 
 /// Totals of a flow: at its end, or so far if `end` is `END_NONE`.
-pub(crate) fn total(
-    key: &FlowKey,
-    state: &FlowState,
-    endpoint: Option<&(u32, Endpoint)>,
-    end: u8,
-    time_ns: u64,
-) -> FlowRecord {
+pub(crate) fn total(key: &FlowKey, state: &FlowState, ifindex: u32, end: u8, time_ns: u64) -> FlowRecord {
     let decision = Decision::unpack(state.decision);
     let local = key.local;
     let from_pod = state.origin == DIRECTION_EGRESS;
@@ -151,7 +145,7 @@ pub(crate) fn total(
         destination: if from_pod { key.peer } else { local },
         packets: state.packets,
         bytes: state.bytes,
-        ifindex: endpoint.map_or(0, |(ifindex, _)| *ifindex),
+        ifindex,
         endpoint: key.endpoint,
         epoch: decision.change,
         rule: decision.rule,

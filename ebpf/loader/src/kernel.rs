@@ -227,7 +227,7 @@ impl Kernel {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
-        let (action, _) = self.test_run(pod_hook(direction), ifindex, frame, 1)?;
+        let (action, _) = self.test_run(pod_hook(direction), [0, ifindex], frame, 1)?;
         Ok(verdict_of(action))
     }
 
@@ -239,34 +239,37 @@ impl Kernel {
         frame: &[u8],
         repeat: u32,
     ) -> Result<Duration, DatapathError> {
-        self.test_run(pod_hook(direction), ifindex, frame, repeat)
+        self.test_run(pod_hook(direction), [0, ifindex], frame, repeat)
             .map(|(_, duration)| duration)
     }
 
-    /// As [`Kernel::run_frame`] for a packet at an interface of the host.
+    /// As [`Kernel::run_frame`] for a packet at an interface of the host, which came to the machine by the interface
+    /// `came_by`; 0 if the machine has made it.
     pub fn run_host_frame(
         &mut self,
         direction: Direction,
         ifindex: u32,
+        came_by: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
         let hook = match direction {
             Direction::Egress => Hook::FromHost,
             Direction::Ingress => Hook::ToHost,
         };
-        let (action, _) = self.test_run(hook, ifindex, frame, 1)?;
+        let (action, _) = self.test_run(hook, [came_by, ifindex], frame, 1)?;
         Ok(verdict_of(action))
     }
 
     fn test_run(
         &mut self,
         hook: Hook,
-        ifindex: u32,
+        [came_by, ifindex]: [u32; 2],
         frame: &[u8],
         repeat: u32,
     ) -> Result<(u32, Duration), DatapathError> {
-        // The start of `struct __sk_buff` as far as `ifindex`, all else zero.
+        // The start of `struct __sk_buff` as far as `ingress_ifindex` and `ifindex`, all else zero.
         let mut context = [0; 44];
+        context[36..40].copy_from_slice(&came_by.to_ne_bytes());
         context[40..].copy_from_slice(&ifindex.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -347,9 +350,9 @@ impl Kernel {
             .iter()
             .map(|(_, endpoint)| endpoint.id)
             .collect();
-        for (_, endpoint) in before.iter().filter(|(_, endpoint)| !left.contains(&endpoint.id)) {
+        for (ifindex, endpoint) in before.iter().filter(|(_, endpoint)| !left.contains(&endpoint.id)) {
             self.maps.set_state(endpoint, EndpointState::default());
-            let ended = self.maps.remove_flows_of(endpoint)?;
+            let ended = self.maps.remove_flows_of(*ifindex, endpoint)?;
             self.ended.extend(ended);
         }
         Ok(())
@@ -359,7 +362,7 @@ impl Kernel {
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex, endpoint)?;
         self.links.detach(Hook::POD, ifindex)?;
-        let ended = self.maps.remove_flows_of(endpoint)?;
+        let ended = self.maps.remove_flows_of(ifindex, endpoint)?;
         self.ended.extend(ended);
         Ok(())
     }
@@ -376,7 +379,7 @@ impl Datapath for Kernel {
             if ifindex == link.ifindex {
                 // The programs stay where they are: between two endpoints the interface is denied, not open.
                 self.maps.remove_endpoint(ifindex, &endpoint)?;
-                let ended = self.maps.remove_flows_of(&endpoint)?;
+                let ended = self.maps.remove_flows_of(ifindex, &endpoint)?;
                 self.ended.extend(ended);
             } else if endpoint.id == wanted.id {
                 self.forget(ifindex, &endpoint)?;

@@ -1,13 +1,18 @@
 //! The decision: tracked flow first, policy for what opens one, denial for the rest.
+//!
+//! At an interface of the host, what the host translates looks like its own: it leaves with the host's address, and its
+//! answers come back to that. Whose it is tells the interface that it came in by. Such a flow is *carried*: it is tracked
+//! for the endpoint of the host's address, where its answers look for it, but what is forwarded has other policies, and
+//! only those judge it.
 
 use core::{arch::asm, ptr};
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
-    Address, AddressClass, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
+    Address, AddressClass, CARRIED, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
     EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
     FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
-    MAX_UNESTABLISHED_PER_BUCKET, NO_CLASS, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, Reason,
+    MAX_UNESTABLISHED_PER_BUCKET, NO_CLASS, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, RULE_NO_POLICY, Reason,
     SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VERDICT_ALLOW,
     VERDICT_DENY, VerdictKey, base_generation, peer_bucket, protocol,
 };
@@ -41,13 +46,38 @@ pub(crate) struct Outcome {
 }
 
 /// An endpoint and the tables that judge it, as of one moment.
+#[derive(Clone, Copy)]
 struct Judge {
+    /// Number of the endpoint.
+    id: u32,
+    state: EndpointState,
+    slot: *mut Slot,
+    /// There are no tables and need be none: everything is allowed.
+    is_open: bool,
+    /// The endpoint that flows are tracked for: another one where the host carries.
+    keeper: Keeper,
+}
+
+/// Who tracks a flow, and whose share it takes from.
+#[derive(Clone, Copy)]
+struct Keeper {
     /// Number of the endpoint.
     id: u32,
     /// Index of its slot.
     index: u32,
-    state: EndpointState,
     slot: *mut Slot,
+}
+
+/// What a packet at an interface of the host is to a flow of the same two ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// It belongs to the flow.
+    Own,
+    /// It comes to the host's address, from the other end of a flow that the host carries, and asks to open one: that is
+    /// for the host's own tables to say.
+    Foreign,
+    /// It belongs to somebody else, who has taken over the ports.
+    Other,
 }
 
 /// Judges a packet of a pod and leaves in `packet` what could be understood of it.
@@ -75,11 +105,16 @@ pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Ou
         // As ARP: a pod's neighbours are permanent, and nobody is to learn another one from it.
         return deny(&judge, Reason::NotIp);
     }
-    judge_flow(ctx, &judge, packet, now_ns)
+    match judge_flow::<false>(ctx, judge, packet, now_ns) {
+        Some(outcome) => outcome,
+        // Never: a pod always has a judge.
+        None => not_programmed(endpoint.id, judge.slot),
+    }
 }
 
 /// Judges a packet at an interface of the host, if there is an endpoint to ask: that of the host's address, otherwise
-/// that of what is forwarded. One that has no tables is none: unlike a pod, a host must be reachable before them.
+/// that of what is forwarded, which is also the one to ask about what the host carries. One that has no tables is none:
+/// unlike a pod, a host must be reachable before them.
 ///
 /// Not judged either is what the host needs to have an address and neighbours at all: other protocols than IP, tagged
 /// frames (which the interface of the VLAN judges), neighbour and multicast listener discovery, and DHCP.
@@ -89,18 +124,11 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
     if matches!(parsed, Err(Reason::NotIp | Reason::Vlan)) || (parsed.is_ok() && is_housekeeping(packet)) {
         return None;
     }
-    let mut key = HostKey {
-        ifindex: packet.ifindex,
-        address: packet.local,
+    let host = host_at(packet.ifindex, packet.local);
+    let endpoint = match host {
+        Some(endpoint) => endpoint,
+        None => forwarded_at(packet.ifindex, &packet.local)?,
     };
-    // SAFETY: as in `judge_pod`.
-    let mut endpoint = unsafe { HOST_ENDPOINTS.get(&key) };
-    if endpoint.is_none() {
-        key.address = Address::UNSPECIFIED;
-        // SAFETY: as in `judge_pod`.
-        endpoint = unsafe { HOST_ENDPOINTS.get(&key) };
-    }
-    let endpoint = endpoint?;
     if endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0
         && parsed.is_ok()
         && packet.fragment.kind != PIECE_LATER
@@ -109,27 +137,130 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
     {
         return Some(decided(&untracked, decision, false));
     }
-    let judge = state_of(endpoint.id, endpoint.slot)?;
-    Some(match parsed {
-        Ok(()) => judge_flow(ctx, &judge, packet, now_ns),
-        Err(reason) => deny(&judge, reason),
+    let own = endpoint_of(endpoint.id, endpoint.slot)?;
+    packet.carrier = carrier(ctx, packet, host.is_some());
+    if let Err(reason) = parsed {
+        let judge = judge_of::<true>(own, packet)?;
+        return if judge.is_open { None } else { Some(deny(&judge, reason)) };
+    }
+    judge_flow::<true>(ctx, own, packet, now_ns)
+}
+
+/// The endpoint of an address of the host.
+#[inline(always)]
+fn host_at<'a>(ifindex: u32, address: Address) -> Option<&'a Endpoint> {
+    // SAFETY: as in `judge_pod`.
+    unsafe { HOST_ENDPOINTS.get(&HostKey { ifindex, address }) }
+}
+
+/// The endpoint of what the host forwards through an interface, from or to the address `_inside`.
+#[inline(always)]
+fn forwarded_at<'a>(ifindex: u32, _inside: &Address) -> Option<&'a Endpoint> {
+    host_at(ifindex, Address::UNSPECIFIED)
+}
+
+/// Who brought what leaves with an address of the host's, as [`FlowState::carrier`]; 0 if the host has made it itself.
+///
+/// The kernel notes by which interface a packet came in, and notes none for what it makes, tunnels included: neither can
+/// be forged from inside a pod. Only where it takes an IPv6 packet apart anew it forgets. What the host makes itself
+/// belongs to a socket then, and what passes through belongs to none.
+#[inline(always)]
+fn carrier(ctx: &TcContext, packet: &Packet, is_host: bool) -> u32 {
+    if packet.direction != DIRECTION_EGRESS {
+        return 0;
+    }
+    let came_by = packet::came_by(ctx);
+    if came_by == 0 {
+        let is_piece = packet.fragment.kind != PIECE_WHOLE && !packet.local.is_ipv4();
+        return if is_host && is_piece && !packet::has_socket(ctx) { CARRIED } else { 0 };
+    }
+    // SAFETY: as in `judge_pod`.
+    match unsafe { ENDPOINTS.get(came_by) } {
+        Some(pod) if owns(pod, &packet.local) => 0,
+        Some(_) => came_by,
+        None if is_host => CARRIED,
+        None => 0,
+    }
+}
+
+/// The address that the packet has before it is translated, or after it was translated back: the pod's, if a pod opened
+/// the flow. Of others the host does not tell.
+#[inline(always)]
+pub(crate) fn inside(carrier: u32, wire: Address) -> Address {
+    // SAFETY: as in `judge_pod`.
+    match unsafe { ENDPOINTS.get(carrier) } {
+        Some(pod) if wire.is_ipv4() && pod.flags & ENDPOINT_HAS_IPV4 != 0 => pod.ipv4,
+        Some(pod) if !wire.is_ipv4() && pod.flags & ENDPOINT_HAS_IPV6 != 0 => pod.ipv6,
+        _ => wire,
+    }
+}
+
+/// Who tells of a carried flow: the endpoint of what is forwarded, or else the one that tracks it.
+#[inline(always)]
+pub(crate) fn teller(ifindex: u32, inside: &Address, keeper: u32) -> u32 {
+    match forwarded_at(ifindex, inside) {
+        Some(endpoint) => endpoint.id,
+        None => keeper,
+    }
+}
+
+/// Whose tables judge: those of the endpoint itself, or of what is forwarded if the host carries the packet. Where no policy
+/// speaks of that it is open, but the answers come to the host's address, and have to be known there. None if nobody
+/// judges.
+#[inline(always)]
+fn judge_of<const HOST: bool>(own: Judge, packet: &mut Packet) -> Option<Judge> {
+    if !HOST {
+        return Some(own);
+    }
+    let has_tables = own.state.epoch != EPOCH_NONE;
+    if packet.carrier == 0 {
+        return if has_tables { Some(own) } else { None };
+    }
+    packet.inside = inside(packet.carrier, packet.local);
+    if let Some(forwarded) = forwarded_at(packet.ifindex, &packet.inside)
+        && let Some(judge) = state_of(forwarded.id, forwarded.slot)
+    {
+        return Some(Judge {
+            keeper: own.keeper,
+            ..judge
+        });
+    }
+    if !has_tables {
+        return None;
+    }
+    Some(Judge {
+        state: EndpointState {
+            epoch: EPOCH_NONE,
+            generation: 0,
+            flags: 0,
+        },
+        is_open: true,
+        ..own
     })
 }
 
 /// The endpoint with the tables that judge it; none if it has none.
 #[inline(always)]
 fn state_of(id: u32, index: u32) -> Option<Judge> {
+    let judge = endpoint_of(id, index)?;
+    if judge.state.epoch == EPOCH_NONE {
+        return None;
+    }
+    Some(judge)
+}
+
+/// The endpoint, perhaps without tables.
+#[inline(always)]
+fn endpoint_of(id: u32, index: u32) -> Option<Judge> {
     let slot = SLOTS.get_ptr_mut(index)?;
     // SAFETY: a pointer that the map returned in this run, aligned to eight bytes; one load, as `Slot::state` asks.
     let state = EndpointState::unpack(unsafe { (&raw const (*slot).state).read_volatile() });
-    if state.epoch == EPOCH_NONE {
-        return None;
-    }
     Some(Judge {
         id,
-        index,
         state,
         slot,
+        is_open: false,
+        keeper: Keeper { id, index, slot },
     })
 }
 
@@ -159,36 +290,70 @@ fn is_housekeeping(packet: &Packet) -> bool {
     }
 }
 
-/// A packet whose ends are known to be what they should be.
+/// A packet whose ends are known to be what they should be. None if nobody judges it.
 #[inline(always)]
-fn judge_flow(ctx: &TcContext, endpoint: &Judge, packet: &mut Packet, now_ns: u64) -> Outcome {
+fn judge_flow<const HOST: bool>(ctx: &TcContext, own: Judge, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
     if packet.role == Role::Error {
-        return judge_error(ctx, endpoint, packet);
+        return judge_error::<HOST>(ctx, own, packet);
     }
 
-    if packet.fragment.kind == PIECE_LATER && !fragment::recall(endpoint.index, packet, now_ns) {
-        return deny(endpoint, Reason::Fragment);
+    if packet.fragment.kind == PIECE_LATER && !fragment::recall(own.keeper.index, packet, now_ns) {
+        let judge = judge_of::<HOST>(own, packet)?;
+        return Some(deny(&judge, Reason::Fragment));
     }
     let key = flow_key(
-        endpoint.id,
+        own.keeper.id,
         packet.local,
         packet.peer,
         packet.protocol,
         packet.ports,
     );
-    let outcome = match FLOWS.get_ptr_mut(&key) {
-        // SAFETY: the pointer came from the map in this run and is aligned; the kernel keeps the memory valid until
-        // the program ends. If user space deletes the entry meanwhile and its memory serves a new flow, what is
-        // written here lands there: times, counts and state, and a decision that can only deny that flow or repeat the
-        // allowance with which it was just created.
-        Some(flow) => tracked(endpoint, &key, unsafe { &mut *flow }, packet, now_ns),
-        None if packet.role == Role::Continues => deny(endpoint, Reason::NoConnection),
-        None => open(endpoint, &key, None, packet, now_ns),
+    // SAFETY: the pointer came from the map in this run and is aligned; the kernel keeps the memory valid until the
+    // program ends. If user space deletes the entry meanwhile and its memory serves a new flow, what is written here
+    // lands there: times, counts and state, and a decision that can only deny that flow or repeat the allowance with
+    // which it was just created.
+    let flow = FLOWS.get_ptr_mut(&key).map(|flow| unsafe { &mut *flow });
+    let part = match &flow {
+        Some(flow) if HOST => part_of(flow, packet),
+        Some(_) => Part::Own,
+        None => Part::Other,
+    };
+    if let Some(flow) = &flow
+        && HOST
+        && part == Part::Own
+    {
+        packet.carrier = flow.carrier();
+    }
+    let judge = judge_of::<HOST>(own, packet)?;
+    let outcome = match flow {
+        Some(flow) if part != Part::Other => tracked(&judge, &key, flow, packet, part == Part::Foreign, now_ns),
+        _ if packet.role == Role::Continues && !judge.is_open => deny(&judge, Reason::NoConnection),
+        old => open(&judge, &key, old.as_deref(), packet, now_ns),
     };
     if packet.fragment.kind == PIECE_FIRST && outcome.verdict == VERDICT_ALLOW {
-        fragment::remember(endpoint.index, packet, now_ns);
+        fragment::remember(own.keeper.index, packet, now_ns);
     }
-    outcome
+    Some(outcome)
+}
+
+/// Whose the packet is, told by who brought it. Addresses and ports of one who is gone are soon another's: what opens a
+/// flow, or may, must not pass by the decision about the one before.
+#[inline(always)]
+fn part_of(flow: &FlowState, packet: &Packet) -> Part {
+    let carrier = flow.carrier();
+    if packet.direction != DIRECTION_EGRESS {
+        return if carrier != 0 && packet.role == Role::Opens { Part::Foreign } else { Part::Own };
+    }
+    let is_answer = flow.origin != DIRECTION_EGRESS && packet.role != Role::Opens;
+    // The host's stack refuses what comes for a flow that its translation has forgotten.
+    let is_refusal = packet.carrier == 0 && packet.role == Role::Continues;
+    // Of pieces the kernel may have forgotten who brought them.
+    let is_piece = packet.carrier == CARRIED && carrier != 0 && packet.fragment.kind != PIECE_WHOLE;
+    if carrier == packet.carrier || is_answer || is_refusal || is_piece {
+        Part::Own
+    } else {
+        Part::Other
+    }
 }
 
 /// A packet of a flow that is known. One that asks to open a flow is
@@ -197,9 +362,22 @@ fn judge_flow(ctx: &TcContext, endpoint: &Judge, packet: &mut Packet, now_ns: u6
 /// - the flow's own if it comes from the same end: a SYN sent again, or one that a spoofing peer sends. It changes
 ///   nothing that is established; the receiver's stack knows what to answer;
 /// - judged if it comes from the other end: policy may allow one direction only. The flow stays as it is.
+///
+/// Where the judge is not the flow's own, the flow keeps the decision that it has.
 #[inline(always)]
-fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packet, now_ns: u64) -> Outcome {
-    let decision = current_decision(endpoint, key, flow);
+fn tracked(
+    endpoint: &Judge,
+    key: &FlowKey,
+    flow: &mut FlowState,
+    packet: &Packet,
+    is_foreign: bool,
+    now_ns: u64,
+) -> Outcome {
+    let decision = if is_foreign {
+        Decision::unpack(flow.decision)
+    } else {
+        current_decision(endpoint, key, flow)
+    };
     if packet.role != Role::Opens {
         let bits = if decision.verdict == VERDICT_ALLOW {
             track::follow(flow, packet)
@@ -226,7 +404,7 @@ fn tracked(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState, packet: &Packe
             return decided(endpoint, decision, false);
         }
         if flow.state & FLOW_REPLIED == 0 {
-            flow.sides = track::opened(packet);
+            flow.sides = FlowState::carried(track::opened(packet), packet.carrier);
         }
         note(endpoint, key, flow, decision, packet, now_ns, 0);
         return decided(endpoint, decision, false);
@@ -316,7 +494,7 @@ fn open(
     flow.packets[index] = 1;
     flow.bytes = [0; 2];
     flow.bytes[index] = packet.length as u64;
-    flow.sides = track::opened(packet);
+    flow.sides = FlowState::carried(track::opened(packet), packet.carrier);
     flow.service_port = packet.service_port;
     flow.origin = packet.direction;
     flow.state = 0;
@@ -325,8 +503,8 @@ fn open(
     if FLOWS.insert(key, flow, 0).is_err() {
         return deny(endpoint, Reason::TooManyFlows);
     }
-    // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes.
-    add(unsafe { &raw mut (*endpoint.slot).flows }, 1);
+    // SAFETY: `Keeper::slot` came from the map in this run and is aligned to eight bytes.
+    add(unsafe { &raw mut (*endpoint.keeper.slot).flows }, 1);
     count_unestablished(endpoint, packet.direction, &packet.peer, 1);
     decided(endpoint, decision, true)
 }
@@ -335,25 +513,30 @@ fn open(
 #[inline(always)]
 fn leave(endpoint: &Judge, key: &FlowKey, state: u8, origin: u8) {
     // SAFETY: as in `open`.
-    add(unsafe { &raw mut (*endpoint.slot).flows }, u64::MAX);
+    add(unsafe { &raw mut (*endpoint.keeper.slot).flows }, u64::MAX);
     if state & FLOW_ESTABLISHED == 0 {
         count_unestablished(endpoint, origin, &key.peer, u64::MAX);
     }
 }
 
 /// Whether the endpoint may track one more flow in the packet's direction, and from its peer. The counts are what user
-/// space found at its last look and what happened since; see `Slot` for why they are read as signed.
+/// space found at its last look and what happened since; see `Slot` for why they are read as signed. What a host carries
+/// may take half of the host's share, so that pods leave it the other half.
 #[inline(always)]
 fn has_room(endpoint: &Judge, packet: &Packet) -> bool {
     let index = (packet.direction & 1) as usize;
-    // SAFETY: `Judge::slot` came from the map in this run and is aligned to eight bytes; each word is read at once.
+    let slot = endpoint.keeper.slot;
+    // SAFETY: `Keeper::slot` came from the map in this run and is aligned to eight bytes; each word is read at once.
     let (flows, unestablished) = unsafe {
         (
-            (&raw const (*endpoint.slot).flows).read_volatile(),
-            (&raw const (*endpoint.slot).unestablished[index]).read_volatile(),
+            (&raw const (*slot).flows).read_volatile(),
+            (&raw const (*slot).unestablished[index]).read_volatile(),
         )
     };
-    if flows as i64 >= MAX_FLOWS_PER_ENDPOINT as i64 || unestablished as i64 >= MAX_UNESTABLISHED as i64 {
+    let halved = (packet.carrier != 0) as u32;
+    if flows as i64 >= (MAX_FLOWS_PER_ENDPOINT >> halved) as i64
+        || unestablished as i64 >= (MAX_UNESTABLISHED >> halved) as i64
+    {
         return false;
     }
     if packet.direction == DIRECTION_EGRESS {
@@ -371,7 +554,7 @@ fn has_room(endpoint: &Judge, packet: &Packet) -> bool {
 fn count_unestablished(endpoint: &Judge, direction: u8, peer: &Address, amount: u64) {
     let index = (direction & 1) as usize;
     // SAFETY: as in `has_room`.
-    add(unsafe { &raw mut (*endpoint.slot).unestablished[index] }, amount);
+    add(unsafe { &raw mut (*endpoint.keeper.slot).unestablished[index] }, amount);
     if direction != DIRECTION_EGRESS
         && let Some(count) = PEERS.get_ptr_mut(bucket(endpoint, peer))
     {
@@ -381,7 +564,7 @@ fn count_unestablished(endpoint: &Judge, direction: u8, peer: &Address, amount: 
 
 #[inline(always)]
 fn bucket(endpoint: &Judge, peer: &Address) -> u32 {
-    endpoint.index * PEER_BUCKETS + peer_bucket(peer)
+    endpoint.keeper.index * PEER_BUCKETS + peer_bucket(peer)
 }
 
 #[inline(always)]
@@ -403,35 +586,60 @@ fn ask(endpoint: &Judge, packet: &Packet) -> (bool, Decision) {
 }
 
 /// An ICMP error passes if it quotes a packet of an allowed flow of this endpoint. Who sends it does not matter to
-/// the pod (any router may), but what a pod sends must go to the end it is about.
+/// the pod (any router may), but what a pod sends must go to the end it is about. None if nobody judges it.
 #[inline(always)]
-fn judge_error(ctx: &TcContext, endpoint: &Judge, packet: &Packet) -> Outcome {
+fn judge_error<const HOST: bool>(ctx: &TcContext, own: Judge, packet: &mut Packet) -> Option<Outcome> {
+    let mut key = flow_key(
+        own.keeper.id,
+        packet.local,
+        packet.peer,
+        packet.protocol,
+        packet.ports,
+    );
+    let flow = if quoted(ctx, packet, &mut key) {
+        FLOWS.get_ptr_mut(&key)
+    } else {
+        None
+    };
+    // SAFETY: as in `judge_flow`.
+    let flow = flow.map(|flow| unsafe { &mut *flow });
+    if let Some(flow) = &flow
+        && HOST
+    {
+        packet.carrier = flow.carrier();
+    }
+    let judge = judge_of::<HOST>(own, packet)?;
+    let Some(flow) = flow else {
+        return if judge.is_open { None } else { Some(deny(&judge, Reason::IcmpUnrelated)) };
+    };
+    let decision = current_decision(&judge, &key, flow);
+    if decision.verdict != VERDICT_ALLOW {
+        return Some(deny(&judge, Reason::IcmpUnrelated));
+    }
+    Some(Outcome {
+        reason: Reason::IcmpRelated,
+        ..decided(&judge, decision, false)
+    })
+}
+
+/// Makes of `key` that of the flow which an ICMP error is about. Whether there can be one.
+#[inline(always)]
+fn quoted(ctx: &TcContext, packet: &Packet, key: &mut FlowKey) -> bool {
     let Ok(quoted) = packet::parse_quoted(ctx, packet) else {
-        return deny(endpoint, Reason::IcmpUnrelated);
+        return false;
     };
     let misdirected = packet.direction == DIRECTION_EGRESS && !same(&quoted.peer, &packet.peer);
     if misdirected || !same(&quoted.local, &packet.local) {
-        return deny(endpoint, Reason::IcmpUnrelated);
+        return false;
     }
-    let key = flow_key(
-        endpoint.id,
+    *key = flow_key(
+        key.endpoint,
         quoted.local,
         quoted.peer,
         quoted.protocol,
         quoted.ports,
     );
-    let Some(flow) = FLOWS.get_ptr_mut(&key) else {
-        return deny(endpoint, Reason::IcmpUnrelated);
-    };
-    // SAFETY: as in `judge`.
-    let decision = current_decision(endpoint, &key, unsafe { &mut *flow });
-    if decision.verdict != VERDICT_ALLOW {
-        return deny(endpoint, Reason::IcmpUnrelated);
-    }
-    Outcome {
-        reason: Reason::IcmpRelated,
-        ..decided(endpoint, decision, false)
-    }
+    true
 }
 
 #[inline(always)]
@@ -519,6 +727,14 @@ fn ask_tables(
     service_port: u16,
 ) -> (bool, Decision) {
     let state = endpoint.state;
+    if endpoint.is_open {
+        let open = Decision {
+            change: state.change(),
+            rule: RULE_NO_POLICY,
+            verdict: VERDICT_ALLOW,
+        };
+        return (true, open);
+    }
     let unknown = Decision {
         change: state.change(),
         rule: RULE_NO_MATCH,

@@ -69,6 +69,11 @@ pub(crate) struct Packet {
     pub(crate) local: Address,
     /// Address of the other end.
     pub(crate) peer: Address,
+    /// As `local`, before the host translates it or after it was translated back.
+    pub(crate) inside: Address,
+    /// Who brought it to the host that sends it, as [`ebpf_abi::FlowState::carrier`]; of what comes back, who brought what
+    /// it answers.
+    pub(crate) carrier: u32,
     /// IP protocol number.
     pub(crate) protocol: u8,
     /// Routers that the packet may still pass: time to live, hop limit.
@@ -146,6 +151,8 @@ impl Packet {
             source_mac: [0; 3],
             local: Address::UNSPECIFIED,
             peer: Address::UNSPECIFIED,
+            inside: Address::UNSPECIFIED,
+            carrier: 0,
             protocol: 0,
             hops: 0,
             source_port: 0,
@@ -178,6 +185,20 @@ impl Packet {
 pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is the kernel's for as long as the program runs; the verifier checks the access.
     unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Interface by which the packet came to this machine; 0 if the machine has made it.
+#[inline(always)]
+pub(crate) fn came_by(ctx: &TcContext) -> u32 {
+    // SAFETY: as in `ifindex`.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// Whether a socket of this machine sends the packet.
+#[inline(always)]
+pub(crate) fn has_socket(ctx: &TcContext) -> bool {
+    // SAFETY: as in `ifindex`; the pointer is not followed.
+    !unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk }.is_null()
 }
 
 /// Fills `packet`, of which direction and interface are known. On an error what was already understood stays, for the
@@ -606,6 +627,7 @@ impl Packet {
         } else {
             (destination, source)
         };
+        self.inside = self.local;
     }
 
     /// Cuts off what follows the IP packet: padding of the link layer is no part of it.

@@ -14,7 +14,7 @@ use ebpf_abi::{
 
 use crate::{
     count,
-    judge::{Outcome, add},
+    judge::{Outcome, add, inside, teller},
     maps::{DENIALS, EVENTS},
     packet::Packet,
 };
@@ -48,6 +48,11 @@ pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) 
         protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP
     );
     let from_pod = flow.origin == DIRECTION_EGRESS;
+    let (mut local, mut endpoint) = (key.local, key.endpoint);
+    if flow.carrier() != 0 {
+        local = inside(flow.carrier(), key.local);
+        endpoint = teller(ifindex, &local, key.endpoint);
+    }
     let record = entry.as_mut_ptr();
     // Field by field: put together on the stack it would not fit there.
     // SAFETY: the ring returned room for a record, aligned; every field is written.
@@ -55,12 +60,12 @@ pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) 
         (*record).time_ns = now_ns;
         (*record).opened_ns = flow.opened_ns;
         if from_pod {
-            (*record).source = key.local;
+            (*record).source = local;
             (*record).destination = key.peer;
             (*record).source_port = key.local_port;
         } else {
             (*record).source = key.peer;
-            (*record).destination = key.local;
+            (*record).destination = local;
             (*record).source_port = key.peer_port;
         }
         if !has_ports {
@@ -69,7 +74,7 @@ pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) 
         (*record).packets = flow.packets;
         (*record).bytes = flow.bytes;
         (*record).ifindex = ifindex;
-        (*record).endpoint = key.endpoint;
+        (*record).endpoint = endpoint;
         (*record).epoch = decision.change;
         (*record).rule = decision.rule;
         (*record).destination_port = flow.service_port;
@@ -132,7 +137,7 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
                     reported_ns: now_ns,
                     packets: 0,
                     bytes: 0,
-                    local: packet.local,
+                    local: packet.inside,
                     endpoint: outcome.endpoint,
                     epoch: outcome.change,
                     rule: outcome.rule,
@@ -187,9 +192,9 @@ fn submit(packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: 
     };
     let ingress = packet.direction == DIRECTION_INGRESS;
     let (source, destination) = if ingress {
-        (packet.peer, packet.local)
+        (packet.peer, packet.inside)
     } else {
-        (packet.local, packet.peer)
+        (packet.inside, packet.peer)
     };
     let pair = |amount| if ingress { [amount, 0] } else { [0, amount] };
     let allowed = outcome.verdict == VERDICT_ALLOW;

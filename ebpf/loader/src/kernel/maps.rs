@@ -435,16 +435,20 @@ impl Maps {
         }
         let by_id: BTreeMap<u32, &(u32, Endpoint)> =
             endpoints.iter().map(|found| (found.1.id, found)).collect();
+        let hosts = self.hosts()?;
+        let total = |key: &FlowKey, state: &FlowState, end| {
+            let ifindex = by_id.get(&key.endpoint).map_or(0, |(ifindex, _)| *ifindex);
+            let told = told_of(key, state, ifindex, &endpoints, &hosts);
+            flows::total(&told, state, ifindex, end, time_ns)
+        };
         let mut expired = Expired::default();
         let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
         self.closed = 0;
         for (key, state) in &flows {
-            let endpoint = by_id.get(&key.endpoint).copied();
             if let Some((end, state)) = self.remove_flow(key, state, &ends)? {
                 expired.removed += 1;
                 if end != END_NONE {
-                    let record = flows::total(key, &state, endpoint, end, time_ns);
-                    expired.records.push(record);
+                    expired.records.push(total(key, &state, end));
                 }
                 continue;
             }
@@ -452,8 +456,7 @@ impl Maps {
             self.closed += u64::from(state.closed != 0);
             counts.entry(key.endpoint).or_default().add(key, state);
             if lives(state) {
-                let record = flows::total(key, state, endpoint, END_NONE, time_ns);
-                expired.records.push(record);
+                expired.records.push(total(key, state, END_NONE));
             }
         }
         for (_, endpoint) in &endpoints {
@@ -559,12 +562,16 @@ impl Maps {
         Ok(())
     }
 
-    /// Forgets the flows and the budget of one endpoint, and what others track of it: no packet will end those, and
-    /// an established connection would take from the other's budget for a day.
-    pub(crate) fn remove_flows_of(&mut self, endpoint: &Endpoint) -> Result<Vec<FlowRecord>, DatapathError> {
+    /// Forgets the flows and the budget of one endpoint, and what others track of it, the host that carries its flows
+    /// included: no packet will end those, and an established connection would take from the other's budget for a day.
+    pub(crate) fn remove_flows_of(
+        &mut self,
+        ifindex: u32,
+        endpoint: &Endpoint,
+    ) -> Result<Vec<FlowRecord>, DatapathError> {
         let is_peer = |key: &FlowKey| addresses(endpoint).any(|address| address == key.peer);
-        let ends = |key: &FlowKey, _: &FlowState| {
-            if key.endpoint == endpoint.id || is_peer(key) {
+        let ends = |key: &FlowKey, state: &FlowState| {
+            if key.endpoint == endpoint.id || is_peer(key) || state.carrier() == ifindex {
                 END_REMOVED
             } else {
                 END_NONE
@@ -620,6 +627,30 @@ impl Maps {
         }
         absent_is_fine(self.flows.remove(key)).map_err(failed_map(FLOWS, "delete from"))?;
         Ok(Some((end, state)))
+    }
+}
+
+/// The flow as it is told of: what a host carries is not its own, but of the endpoint that judges what it forwards, and of
+/// the pod that has opened it.
+fn told_of(
+    key: &FlowKey,
+    state: &FlowState,
+    ifindex: u32,
+    endpoints: &[(u32, Endpoint)],
+    hosts: &BTreeMap<HostKey, Endpoint>,
+) -> FlowKey {
+    let carrier = state.carrier();
+    if carrier == 0 {
+        return *key;
+    }
+    let address = Address::UNSPECIFIED;
+    let forwarded = hosts.get(&HostKey { ifindex, address });
+    let pod = endpoints.iter().find(|(index, _)| *index == carrier);
+    let inside = pod.and_then(|(_, pod)| addresses(pod).find(|own| own.is_ipv4() == key.local.is_ipv4()));
+    FlowKey {
+        endpoint: forwarded.map_or(key.endpoint, |forwarded| forwarded.id),
+        local: inside.unwrap_or(key.local),
+        ..*key
     }
 }
 

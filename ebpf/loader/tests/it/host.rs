@@ -25,23 +25,23 @@ use crate::{
 };
 
 const SCTP: u8 = 132;
-const HOST: &str = "192.0.2.1";
+pub(crate) const HOST: &str = "192.0.2.1";
 const OTHER: &str = "192.0.2.2";
-const CLIENT: &str = "198.51.100.7";
+pub(crate) const CLIENT: &str = "198.51.100.7";
 const BEHIND: &str = "10.7.0.2";
 
-const LOCAL: EndpointId = EndpointId(100);
-const FORWARD: EndpointId = EndpointId(101);
+pub(crate) const LOCAL: EndpointId = EndpointId(100);
+pub(crate) const FORWARD: EndpointId = EndpointId(101);
 const UNTRACKED: EndpointId = EndpointId(102);
 
-const INGRESS: Direction = Direction::Ingress;
-const EGRESS: Direction = Direction::Egress;
+pub(crate) const INGRESS: Direction = Direction::Ingress;
+pub(crate) const EGRESS: Direction = Direction::Egress;
 
-fn endpoint(id: EndpointId) -> HostEndpoint {
+pub(crate) fn endpoint(id: EndpointId) -> HostEndpoint {
     HostEndpoint { id, untracked: None }
 }
 
-fn port(protocol: u8, port: u16) -> Service {
+pub(crate) fn port(protocol: u8, port: u16) -> Service {
     Service::Ports {
         protocol,
         port,
@@ -49,10 +49,10 @@ fn port(protocol: u8, port: u16) -> Service {
     }
 }
 
-type Entry = (Direction, Service, Verdict);
+pub(crate) type Entry = (Direction, Service, Verdict);
 
 /// Tables in which everyone is one peer, and each endpoint has these entries.
-fn tables(endpoints: &[(EndpointId, &[Entry])]) -> NodeTables {
+pub(crate) fn tables(endpoints: &[(EndpointId, &[Entry])]) -> NodeTables {
     let mut tables = NodeTables::default();
     for net in ["0.0.0.0/0", "::/0"] {
         tables
@@ -80,7 +80,7 @@ fn tables(endpoints: &[(EndpointId, &[Entry])]) -> NodeTables {
 }
 
 /// A host with one address and one interface, the loopback of the test's network namespace.
-fn host_link(local: Option<HostEndpoint>, forward: Option<HostEndpoint>) -> HostLink {
+pub(crate) fn host_link(local: Option<HostEndpoint>, forward: Option<HostEndpoint>) -> HostLink {
     HostLink {
         ifindex: LOOPBACK,
         addresses: local.into_iter().map(|endpoint| (ip(HOST), endpoint)).collect(),
@@ -90,7 +90,7 @@ fn host_link(local: Option<HostEndpoint>, forward: Option<HostEndpoint>) -> Host
 
 fn judge(lab: &mut Lab, direction: Direction, frame: &[u8]) -> Verdict {
     lab.kernel()
-        .run_host_frame(direction, LOOPBACK, frame)
+        .run_host_frame(direction, LOOPBACK, 0, frame)
         .expect("run the program")
 }
 
@@ -102,8 +102,8 @@ fn from_host(protocol: u8, payload: &[u8]) -> Vec<u8> {
     frame(Ends::new(HOST, CLIENT), protocol, payload)
 }
 
-const ALLOW: Verdict = Verdict::Allow;
-const DENY: Verdict = Verdict::Deny;
+pub(crate) const ALLOW: Verdict = Verdict::Allow;
+pub(crate) const DENY: Verdict = Verdict::Deny;
 
 attached_both_ways! {
     fn packets_of_the_hosts_addresses_are_judged_and_tracked(attachment) {

@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a helper of a test that fails ends the test")]
 
 mod addresses;
+mod carried;
 mod closed;
 mod corpus;
 mod devices;
