@@ -141,6 +141,7 @@ pub fn explain(
         let packet = Packet {
             direction,
             peer,
+            inside: None,
             protocol,
             source_port: 0,
             port,

@@ -11,8 +11,8 @@ use ebpf_loader::{
     Attachment, Datapath, EndpointLink, FlowRecord, FlowSource, Kernel, Limits, OBJECT, Reason,
 };
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    Direction, EndpointId, EndpointTables, IdentityId, InsideClass, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 /// MAC address of the pod.
@@ -202,6 +202,7 @@ pub(crate) fn tables(peers: &[&str], allowed: &[(Direction, usize, Service)]) ->
             VerdictKey {
                 peer,
                 direction: *direction,
+                inside: InsideClass::default(),
                 source: SourceClass::default(),
                 service: *service,
             },
