@@ -31,6 +31,9 @@ pub struct NodePolicy {
     pub identities: Vec<(IpNet, u32)>,
     /// Classes of source ports.
     pub sources: Vec<SourceRow>,
+    /// Classes of addresses at the own end of what the node forwards.
+    #[serde(default)]
+    pub insides: Vec<InsideRow>,
     /// Verdicts.
     pub verdicts: Vec<VerdictRow>,
     /// Names of rules, from the agent: the kernel has numbers only. The first has the number of the first rule that is
@@ -89,6 +92,20 @@ pub struct SourceRow {
     pub class: u8,
 }
 
+/// What an address is at the own end of an endpoint that judges what the node forwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InsideRow {
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// Class of the address.
+    pub address: u32,
+    /// What that is for flows to it.
+    pub ingress: u16,
+    /// What it is for flows from it.
+    pub egress: u16,
+}
+
 /// A verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -99,6 +116,9 @@ pub struct VerdictRow {
     pub peer: u32,
     /// Seen from the endpoint.
     pub direction: FlowDirection,
+    /// Class of the address at the own end.
+    #[serde(default)]
+    pub inside: u16,
     /// Class of the source port.
     pub source: u8,
     /// IP protocol number; absent for all.

@@ -131,7 +131,11 @@ fn logged_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Vec<Decid
     let Some(rules) = rules.filter(|_| Reason::from_code(record.reason) == Some(Reason::Policy)) else {
         return Vec::new();
     };
-    let names = rules.matched(EndpointId(record.endpoint), &packet(record));
+    let packet = Packet {
+        inside: None,
+        ..packet(record)
+    };
+    let names = rules.matched(EndpointId(record.endpoint), &packet);
     names
         .into_iter()
         .map(|name| named(Some(tables::DecidedBy::Rule(name)), true))
@@ -169,13 +173,14 @@ fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<Stage
 
 /// What policy was asked about.
 fn packet(record: &FlowRecord) -> Packet {
-    let (direction, peer) = match record.direction {
-        DIRECTION_INGRESS => (Direction::Ingress, record.source),
-        _ => (Direction::Egress, record.destination),
+    let (direction, peer, own) = match record.direction {
+        DIRECTION_INGRESS => (Direction::Ingress, record.source, record.destination),
+        _ => (Direction::Egress, record.destination, record.source),
     };
     Packet {
         direction,
         peer: peer.to_ip(),
+        inside: Some(own.to_ip()),
         protocol: record.protocol,
         source_port: record.source_port,
         port: record.destination_port,
@@ -218,8 +223,8 @@ mod tests {
     use api::flow::HostRef;
     use ebpf_abi::{Address, DIRECTION_EGRESS};
     use policies_ir::tables::{
-        BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, NodeTables, RuleName, Service, SourceClass,
-        Verdict, VerdictEntry, VerdictKey,
+        BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, InsideClass, NodeTables, RuleName, Service,
+        SourceClass, Verdict, VerdictEntry, VerdictKey,
     };
 
     use super::*;
@@ -355,6 +360,7 @@ mod tests {
         let key = VerdictKey {
             peer,
             direction: Direction::Egress,
+            inside: InsideClass::default(),
             source: SourceClass::default(),
             service: Service::Protocol(6),
         };

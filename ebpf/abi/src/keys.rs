@@ -11,6 +11,10 @@ pub const MAX_VERDICTS: u32 = 1 << 20;
 /// Most pairs of an endpoint and a class that it tells from the class's parent, of the old and the new epoch together.
 pub const MAX_SPLITS: u32 = 1 << 18;
 
+/// Most classes of addresses at own ends, over all endpoints whose rules ask for those, of the old and the new epoch
+/// together.
+pub const MAX_INSIDES: u32 = 1 << 17;
+
 /// Epoch of an endpoint that has not been programmed: everything is denied.
 pub const EPOCH_NONE: u32 = 0;
 /// Highest epoch and highest generation: both share a word with the flags.
@@ -116,6 +120,8 @@ const _: () = assert!(size_of::<Slot>() == 64);
 pub const STATE_KEEP_ESTABLISHED: u8 = 1 << 0;
 /// Map `SOURCES` has entries of this endpoint and epoch.
 pub const STATE_HAS_SOURCES: u8 = 1 << 1;
+/// Map `INSIDES` has entries of this endpoint and epoch.
+pub const STATE_HAS_INSIDES: u8 = 1 << 2;
 
 /// Which tables judge an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -218,6 +224,43 @@ pub struct SplitKey {
 }
 const _: () = assert!(size_of::<SplitKey>() == 12);
 
+/// Key of map `INSIDES`: a class of addresses at an endpoint's own end. Only endpoints that judge what is between any two
+/// addresses, as in what a node forwards, have such entries, and only if their rules tell own ends apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct InsideKey {
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// Epoch of the endpoint.
+    pub epoch: u32,
+    /// The class.
+    pub class: u32,
+}
+const _: () = assert!(size_of::<InsideKey>() == 12);
+
+/// Value of map `INSIDES`: what the address is to the rules, [`VerdictKey::inside`] of both directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct InsideClasses {
+    /// Of flows to it.
+    pub ingress: u16,
+    /// Of flows from it.
+    pub egress: u16,
+}
+const _: () = assert!(size_of::<InsideClasses>() == 4);
+
+impl InsideClasses {
+    /// The class for flows of one direction.
+    #[inline(always)]
+    pub const fn of(self, direction: u8) -> u16 {
+        if direction & 1 == 0 {
+            self.ingress
+        } else {
+            self.egress
+        }
+    }
+}
+
 /// Generations of address classes come in groups of so many. Map `HOSTS` has the first of a group, a multiple of this,
 /// complete. Of any other it has the addresses that are not as in the first: of another class, or of [`NO_CLASS`].
 ///
@@ -287,7 +330,10 @@ pub struct VerdictKey {
     /// `RANK_*`.
     pub rank: u8,
     /// Zero.
-    pub padding: [u8; 3],
+    pub padding: u8,
+    /// Class of the address at the own end; 0 at an endpoint whose rules do not ask, and for an address that it has none
+    /// for.
+    pub inside: u16,
 }
 const _: () = assert!(size_of::<VerdictKey>() == 20);
 
@@ -345,7 +391,7 @@ mod tests {
             EndpointState {
                 epoch: 7,
                 generation: 5,
-                flags: STATE_KEEP_ESTABLISHED | STATE_HAS_SOURCES,
+                flags: STATE_KEEP_ESTABLISHED | STATE_HAS_SOURCES | STATE_HAS_INSIDES,
             },
         ] {
             assert_eq!(EndpointState::unpack(state.pack()), state);

@@ -29,10 +29,10 @@ pub use flow::{
 pub use keys::{
     AddressClass, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, EPOCH_NONE, Endpoint,
     EndpointState, FAMILY_IPV4, FAMILY_IPV6, GENERATION_GROUP, HostKey, IDENTITY_PREFIX_BASE, IdentityKey,
-    MAX_ENDPOINTS, MAX_EPOCH, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
-    MAX_VERDICTS, NO_CLASS, PodLink, RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE,
-    STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue,
-    base_generation,
+    InsideClasses, InsideKey, MAX_ENDPOINTS, MAX_EPOCH, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES,
+    MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, NO_CLASS, PodLink, RANK_ANY, RANK_PORT,
+    RANK_PROTOCOL, SOURCE_PREFIX_BASE, STATE_HAS_INSIDES, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot,
+    SourceKey, SplitKey, VerdictKey, VerdictValue, base_generation,
 };
 pub use learn::{LEARN_CALLS, LEARN_CAPABILITIES, LearnNamespace};
 pub use reason::{COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, COUNTERS, Reason};
@@ -73,7 +73,8 @@ pub mod protocol {
 mod user {
     use super::{
         Address, AddressClass, ClosedFlow, Denial, DenialKey, Endpoint, FlowKey, FlowState, HostKey,
-        IdentityKey, LearnNamespace, PodLink, Slot, SourceKey, SplitKey, VerdictKey, VerdictValue,
+        IdentityKey, InsideClasses, InsideKey, LearnNamespace, PodLink, Slot, SourceKey, SplitKey,
+        VerdictKey, VerdictValue,
     };
 
     // SAFETY: `repr(C)` of integers only, no padding (each size is asserted to equal the sum of the fields), so
@@ -91,6 +92,10 @@ mod user {
     unsafe impl aya::Pod for SplitKey {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for IdentityKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for InsideKey {}
+    // SAFETY: as for `Endpoint`.
+    unsafe impl aya::Pod for InsideClasses {}
     // SAFETY: as for `Endpoint`.
     unsafe impl aya::Pod for Slot {}
     // SAFETY: as for `Endpoint`.

@@ -6,13 +6,13 @@ use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6,
     ENDPOINT_HAS_UNTRACKED, Endpoint, FAMILY_IPV4, FAMILY_IPV6, HostKey, IDENTITY_PREFIX_BASE, IdentityKey,
-    RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE, SourceKey, VERDICT_ALLOW, VERDICT_DENY,
-    VerdictKey as RawVerdictKey, VerdictValue,
+    InsideClasses, InsideKey, RANK_ANY, RANK_PORT, RANK_PROTOCOL, SOURCE_PREFIX_BASE, SourceKey,
+    VERDICT_ALLOW, VERDICT_DENY, VerdictKey as RawVerdictKey, VerdictValue,
 };
 use ipnet::IpNet;
 use policies_ir::tables::{
-    Direction, EndpointId, IdentityId, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry,
-    VerdictKey,
+    Direction, EndpointId, IdentityId, InsideClass, Insides, RuleId, Service, SourceBlock, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{DatapathError, EndpointLink, HostEndpoint, HostLink};
@@ -155,6 +155,34 @@ pub(crate) fn source_block(key: &Key<SourceKey>) -> Option<SourceBlock> {
     })
 }
 
+/// Entry of a class of addresses at an endpoint's own end.
+pub(crate) fn inside(
+    endpoint: EndpointId,
+    epoch: u32,
+    address: IdentityId,
+    classes: Insides,
+) -> (InsideKey, InsideClasses) {
+    let key = InsideKey {
+        endpoint: endpoint.0,
+        epoch,
+        class: address.0,
+    };
+    let value = InsideClasses {
+        ingress: classes.ingress.0,
+        egress: classes.egress.0,
+    };
+    (key, value)
+}
+
+/// Inverse of [`inside`], without endpoint and epoch.
+pub(crate) fn inside_meaning(key: &InsideKey, value: InsideClasses) -> (IdentityId, Insides) {
+    let classes = Insides {
+        ingress: InsideClass(value.ingress),
+        egress: InsideClass(value.egress),
+    };
+    (IdentityId(key.class), classes)
+}
+
 /// Key of a verdict.
 pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) -> RawVerdictKey {
     let (rank, protocol, port) = match key.service {
@@ -174,7 +202,8 @@ pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) ->
         protocol,
         port,
         rank,
-        padding: [0; 3],
+        padding: 0,
+        inside: key.inside.0,
     }
 }
 
@@ -193,6 +222,7 @@ pub(crate) fn verdict_meaning(data: &RawVerdictKey) -> Option<VerdictKey> {
     Some(VerdictKey {
         peer: IdentityId(data.peer),
         direction: direction(data.side & 1)?,
+        inside: InsideClass(data.inside),
         source: SourceClass(data.side >> 1),
         service,
     })
@@ -285,6 +315,7 @@ mod tests {
             for direction in [Direction::Ingress, Direction::Egress] {
                 for source in [SourceClass(0), SourceClass(1), SourceClass(127)] {
                     let key = VerdictKey {
+                        inside: InsideClass(0x1234),
                         source,
                         peer: IdentityId(9),
                         direction,

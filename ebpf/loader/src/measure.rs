@@ -6,8 +6,8 @@
 use std::{net::Ipv4Addr, os::fd::AsFd, path::Path, time::Duration};
 
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    Direction, EndpointId, EndpointTables, IdentityId, InsideClass, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{Datapath, DatapathError, EndpointLink, Kernel, OBJECT, monotonic_now, sys};
@@ -128,6 +128,7 @@ fn tables(rules: u16) -> NodeTables {
         let key = VerdictKey {
             peer: id,
             direction: Direction::Egress,
+            inside: InsideClass::default(),
             source: SourceClass(0),
             service: Service::Ports {
                 protocol: 17,

@@ -11,15 +11,15 @@ use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use ebpf_abi::{
     Address, AddressClass, CARRIED, DIRECTION_EGRESS, Decision, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED,
     EPOCH_NONE, Endpoint, EndpointState, FAMILY_IPV4, FAMILY_IPV6, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
-    FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
+    FlowState, HostKey, IDENTITY_PREFIX_BASE, IdentityKey, InsideKey, MAX_FLOWS_PER_ENDPOINT, MAX_UNESTABLISHED,
     MAX_UNESTABLISHED_PER_BUCKET, NO_CLASS, PEER_BUCKETS, RANK_ANY, RANK_PORT, RANK_PROTOCOL, RULE_NO_MATCH, RULE_NO_POLICY, Reason,
-    SOURCE_PREFIX_BASE, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VERDICT_ALLOW,
+    SOURCE_PREFIX_BASE, STATE_HAS_INSIDES, STATE_HAS_SOURCES, STATE_KEEP_ESTABLISHED, Slot, SourceKey, SplitKey, VERDICT_ALLOW,
     VERDICT_DENY, VerdictKey, base_generation, peer_bucket, protocol,
 };
 
 use crate::{
     closed, direct, fragment,
-    maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, NEW_FLOW, PEERS, SLOTS, SOURCES, SPLITS, VERDICTS},
+    maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, INSIDES, NEW_FLOW, PEERS, SLOTS, SOURCES, SPLITS, VERDICTS},
     packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
     report, track,
 };
@@ -578,6 +578,7 @@ fn ask(endpoint: &Judge, packet: &Packet) -> (bool, Decision) {
     ask_tables(
         endpoint,
         packet.direction,
+        &packet.inside,
         &packet.peer,
         packet.protocol,
         packet.source_port,
@@ -652,6 +653,7 @@ fn current_decision(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState) -> De
     let (_, decision) = ask_tables(
         endpoint,
         flow.origin,
+        &inside(flow.carrier(), key.local),
         &key.peer,
         key.protocol,
         source_port(key, flow.origin),
@@ -715,12 +717,36 @@ fn answering(endpoint: &Judge, found: AddressClass) -> u32 {
     }
 }
 
-/// Address to class, source port to class, classes and destination port to verdict. Whatever is missing denies, but
+/// What an address at the own end is to the endpoint's rules. One that nobody can be sure of has no entry: where rules
+/// ask who is there, no verdict is about that.
+#[inline(always)]
+fn inside_of(endpoint: &Judge, direction: u8, local: &Address) -> u16 {
+    let state = endpoint.state;
+    if state.flags & STATE_HAS_INSIDES == 0 {
+        return 0;
+    }
+    let Some(found) = class_of(state.generation, local) else {
+        return 0;
+    };
+    let key = InsideKey {
+        endpoint: endpoint.id,
+        epoch: state.epoch,
+        class: found.class,
+    };
+    // SAFETY: as in `class_of`.
+    match unsafe { INSIDES.get(&key) } {
+        Some(classes) => classes.of(direction),
+        None => 0,
+    }
+}
+
+/// Addresses to classes, source port to class, classes and destination port to verdict. Whatever is missing denies, but
 /// for source ports: those that no rule tells apart have the class that needs no entry.
 #[inline(always)]
 fn ask_tables(
     endpoint: &Judge,
     direction: u8,
+    local: &Address,
     peer: &Address,
     protocol: u8,
     source_port: u16,
@@ -744,6 +770,7 @@ fn ask_tables(
         return (false, unknown);
     };
     let peer = answering(endpoint, found);
+    let inside = inside_of(endpoint, direction, local);
     let mut class = 0;
     if state.flags & STATE_HAS_SOURCES != 0 {
         let source = Key::new(
@@ -771,7 +798,8 @@ fn ask_tables(
         protocol,
         port: service_port,
         rank: RANK_PORT,
-        padding: [0; 3],
+        padding: 0,
+        inside,
     };
     for below in 0..=RANK_PORT {
         let rank = RANK_PORT - below;

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use ebpf_abi::{
     Address, AddressClass, COUNTERS as COUNTER_SLOTS, ClosedFlow, Denial, DenialKey, Endpoint, FRAGMENTS_PER_ENDPOINT, FlowKey, FlowState,
-    Fragment, HostKey, IdentityKey, MAX_CLOSED, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
-    MAX_IDENTITIES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, PodLink, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey,
+    Fragment, HostKey, IdentityKey, InsideClasses, InsideKey, MAX_CLOSED, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS, MAX_HOST_ADDRESSES,
+    MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, PodLink, RING_BYTES, Slot, SourceKey, SplitKey, VerdictKey,
     VerdictValue,
 };
 
@@ -51,7 +51,12 @@ pub(crate) static IDENTITIES: LpmTrie<IdentityKey, AddressClass> = LpmTrie::pinn
 #[map]
 pub(crate) static SPLITS: HashMap<SplitKey, u32> = HashMap::pinned(MAX_SPLITS, BPF_F_NO_PREALLOC);
 
-/// Class, protocol and port to verdict.
+/// What classes of addresses are at the own end, for endpoints whose state says that they have any.
+#[map]
+pub(crate) static INSIDES: HashMap<InsideKey, InsideClasses> =
+    HashMap::pinned(MAX_INSIDES, BPF_F_NO_PREALLOC);
+
+/// Classes, protocol and port to verdict.
 #[map]
 pub(crate) static VERDICTS: HashMap<VerdictKey, VerdictValue> =
     HashMap::pinned(MAX_VERDICTS, BPF_F_NO_PREALLOC);

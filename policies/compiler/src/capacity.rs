@@ -9,8 +9,8 @@
 
 use std::fmt;
 
-use ebpf_abi::{MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS};
-use policies_ir::tables::NodeTables;
+use ebpf_abi::{MAX_ENDPOINTS, MAX_IDENTITIES, MAX_INSIDES, MAX_SOURCES, MAX_VERDICTS};
+use policies_ir::tables::{EndpointTables, MAX_INSIDE_CLASSES, NodeTables};
 
 /// Entries of each map that some tables need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +23,10 @@ pub struct Demand {
     pub verdicts: usize,
     /// Blocks of source ports of all endpoints.
     pub sources: usize,
+    /// Classes of addresses that rules for forwarded packets ask about, over all endpoints.
+    pub insides: usize,
+    /// Classes that one endpoint tells apart so.
+    pub inside_classes: usize,
 }
 
 /// Entries of each map that tables may need.
@@ -33,6 +37,8 @@ pub struct Capacities {
     pub identities: usize,
     pub verdicts: usize,
     pub sources: usize,
+    pub insides: usize,
+    pub inside_classes: usize,
 }
 
 /// What some tables need too many of.
@@ -58,6 +64,10 @@ pub enum What {
     Verdicts,
     /// Map `SOURCES`.
     Sources,
+    /// Map `INSIDES`.
+    Insides,
+    /// What `INSIDES` may say of one endpoint.
+    InsideClasses,
 }
 
 /// What `tables` need of the kernel's maps.
@@ -68,7 +78,19 @@ pub fn demand(tables: &NodeTables) -> Demand {
         identities: tables.identities.len(),
         verdicts: endpoints().map(|endpoint| endpoint.verdicts.len()).sum(),
         sources: endpoints().map(|endpoint| endpoint.sources.len()).sum(),
+        insides: endpoints().map(|endpoint| endpoint.insides.len()).sum(),
+        inside_classes: endpoints()
+            .map(|endpoint| inside_classes(endpoint))
+            .max()
+            .unwrap_or(0),
     }
+}
+
+/// How many classes at its own end an endpoint has at most in one direction, the default one included.
+fn inside_classes(endpoint: &EndpointTables) -> usize {
+    let classes = endpoint.insides.values();
+    let highest = classes.map(|of| of.ingress.max(of.egress).0).max();
+    highest.map_or(0, |class| usize::from(class) + 1)
 }
 
 impl Demand {
@@ -79,6 +101,12 @@ impl Demand {
             (What::Identities, self.identities, capacities.identities),
             (What::Verdicts, self.verdicts, capacities.verdicts),
             (What::Sources, self.sources, capacities.sources),
+            (What::Insides, self.insides, capacities.insides),
+            (
+                What::InsideClasses,
+                self.inside_classes,
+                capacities.inside_classes,
+            ),
         ];
         let mut over = kinds
             .into_iter()
@@ -98,6 +126,9 @@ impl Capacities {
         identities: MAX_IDENTITIES as usize / 2,
         verdicts: MAX_VERDICTS as usize / 2,
         sources: MAX_SOURCES as usize / 2,
+        insides: MAX_INSIDES as usize / 2,
+        // With all of them, there may be addresses for which none was left.
+        inside_classes: MAX_INSIDE_CLASSES - 1,
     };
 }
 
@@ -114,6 +145,10 @@ impl fmt::Display for What {
             Self::Identities => "classified addresses and prefixes",
             Self::Verdicts => "verdicts",
             Self::Sources => "blocks of source ports",
+            Self::Insides => "classified addresses of forwarded packets",
+            Self::InsideClasses => {
+                "kinds of addresses that one host endpoint tells apart in forwarded packets"
+            }
         })
     }
 }
@@ -122,7 +157,7 @@ impl fmt::Display for Demand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} {}, {} {}, {} {}, {} {}",
+            "{} {}, {} {}, {} {}, {} {}, {} {}",
             self.endpoints,
             What::Endpoints,
             self.identities,
@@ -130,7 +165,9 @@ impl fmt::Display for Demand {
             self.verdicts,
             What::Verdicts,
             self.sources,
-            What::Sources
+            What::Sources,
+            self.insides,
+            What::Insides
         )
     }
 }
@@ -138,8 +175,8 @@ impl fmt::Display for Demand {
 #[cfg(test)]
 mod tests {
     use policies_ir::tables::{
-        BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, Service, SourceBlock, SourceClass,
-        Verdict, VerdictEntry, VerdictKey,
+        BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, InsideClass, Insides, Service,
+        SourceBlock, SourceClass, Verdict, VerdictEntry, VerdictKey,
     };
 
     use super::*;
@@ -149,6 +186,7 @@ mod tests {
             let key = VerdictKey {
                 peer: IdentityId(peer),
                 direction: Direction::Ingress,
+                inside: InsideClass::default(),
                 source: SourceClass::default(),
                 service: Service::Any,
             };
@@ -163,9 +201,14 @@ mod tests {
             port: 80,
             prefix_bits: 16,
         };
+        let insides = Insides {
+            ingress: InsideClass(0),
+            egress: InsideClass(3),
+        };
         let endpoint = EndpointTables {
             verdicts: verdicts.collect(),
             sources: [(block, SourceClass(1))].into(),
+            insides: [(IdentityId(1), insides)].into(),
         };
         NodeTables {
             identities: [("10.0.0.0/8".parse().unwrap(), IdentityId(1))].into(),
@@ -182,6 +225,8 @@ mod tests {
             identities: 1,
             verdicts: 6,
             sources: 2,
+            insides: 2,
+            inside_classes: 4,
         };
         assert_eq!(needed, expected);
         let enough = Capacities {
@@ -189,6 +234,8 @@ mod tests {
             identities: 1,
             verdicts: 6,
             sources: 2,
+            insides: 2,
+            inside_classes: 4,
         };
         assert_eq!(needed.exceeds(&enough), None);
         let short = |change: &dyn Fn(&mut Capacities)| {
@@ -208,6 +255,14 @@ mod tests {
         assert_eq!(
             short(&|c| c.sources = 1),
             "needs 2 blocks of source ports, and a node holds 1"
+        );
+        assert_eq!(
+            short(&|c| c.insides = 1),
+            "needs 2 classified addresses of forwarded packets, and a node holds 1"
+        );
+        assert_eq!(
+            short(&|c| c.inside_classes = 3),
+            "needs 4 kinds of addresses that one host endpoint tells apart in forwarded packets, and a node holds 3"
         );
     }
 

@@ -6,12 +6,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_ir::tables::{Direction, EndpointId, IdentityId};
+use policies_ir::tables::{Direction, EndpointId, IdentityId, InsideClass};
 
 use crate::{
     cells::{Owner, Signature},
     flatten::Entries,
-    program::{Program, Visible},
+    program::{Answer, Program, Visible},
     sources::Sources,
 };
 
@@ -24,7 +24,8 @@ pub(crate) struct Classes {
 
 impl Classes {
     /// Numbers are given in the order of the prefixes, from 1.
-    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, numbering: Numbering) -> Self {
+    pub(crate) fn new(cells: BTreeMap<IpNet, Signature>, mut numbering: Numbering) -> Self {
+        numbering.learn(&cells);
         let mut classes = Self {
             identities: BTreeMap::new(),
             numbering,
@@ -78,15 +79,21 @@ impl Classes {
     }
 
     /// The answer of this number.
-    pub(crate) fn answer(&self, number: usize) -> Option<&Entries> {
-        self.numbering.answer(number)
+    pub(crate) fn answer(&self, number: usize) -> Option<&Answer> {
+        self.numbering.answers.get(number).map(Rc::as_ref)
     }
 
-    /// The distinct answers by their numbers.
+    /// What the distinct answers say by their numbers, where nobody asks who is at the own end.
     pub(crate) fn into_answers(self) -> Vec<Entries> {
         let Numbering { answers, numbers, .. } = self.numbering;
         drop(numbers);
-        answers.into_iter().map(Rc::unwrap_or_clone).collect()
+        let said = answers.into_iter().map(Rc::unwrap_or_clone);
+        let own_is_clear = |answer: Answer| {
+            let mut said = answer.entries.into_iter();
+            said.find_map(|(inside, entries)| (inside == InsideClass::default()).then_some(entries))
+        };
+        said.map(|answer| own_is_clear(answer).unwrap_or_default())
+            .collect()
     }
 }
 
@@ -96,8 +103,8 @@ pub(crate) struct Numbering {
     sources: BTreeMap<EndpointId, Sources>,
     /// What each program was asked.
     seen: Vec<HashMap<Visible, usize>>,
-    numbers: HashMap<Rc<Entries>, usize>,
-    answers: Vec<Rc<Entries>>,
+    numbers: HashMap<Rc<Answer>, usize>,
+    answers: Vec<Rc<Answer>>,
     by_signature: HashMap<Signature, IdentityId>,
     by_row: HashMap<Vec<usize>, IdentityId>,
     /// For each identity, the number of each program's answer.
@@ -135,8 +142,12 @@ impl Numbering {
         identity
     }
 
-    fn answer(&self, number: usize) -> Option<&Entries> {
-        self.answers.get(number).map(Rc::as_ref)
+    /// Tells programs what there may be at their own end; nobody is sure who has an address that several claim.
+    fn learn(&mut self, cells: &BTreeMap<IpNet, Signature>) {
+        for program in &mut self.programs {
+            let sure = |signature: &&Signature| signature.owner != Owner::Contested;
+            program.learn(cells.values().filter(sure));
+        }
     }
 
     fn row(&mut self, signature: &Signature) -> Vec<usize> {
@@ -148,16 +159,16 @@ impl Numbering {
             answers,
             ..
         } = self;
-        let mut number = |entries: Entries| {
-            let entries = Rc::new(entries);
-            *numbers.entry(Rc::clone(&entries)).or_insert_with(|| {
-                answers.push(entries);
+        let mut number = |answer: Answer| {
+            let answer = Rc::new(answer);
+            *numbers.entry(Rc::clone(&answer)).or_insert_with(|| {
+                answers.push(answer);
                 answers.len() - 1
             })
         };
         let asked = programs.iter().zip(seen).map(|(program, seen)| {
             if signature.owner == Owner::Contested {
-                return number(Entries::new());
+                return number(Answer::default());
             }
             let visible = program.visible(signature);
             if let Some(known) = seen.get(&visible) {
@@ -166,7 +177,7 @@ impl Numbering {
             // An endpoint that is not here has too many classes of sources, and is denied everything.
             let sources = sources.get(&program.endpoint);
             let answer =
-                number(sources.map_or_else(Entries::new, |sources| program.entries(&visible, sources)));
+                number(sources.map_or_else(Answer::default, |sources| program.answer(&visible, sources)));
             seen.insert(visible, answer);
             answer
         });

@@ -19,8 +19,8 @@ use policies_ir::{
     decide::{Decision, decide},
     policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, PortMatch, ServiceMatch, WorkloadKind},
     tables::{
-        BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleId, RuleName,
-        Service, SourceBlock, SourceClass, VerdictEntry,
+        BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, Insides, NodeTables, Packet, RuleId,
+        RuleName, Service, SourceBlock, SourceClass, VerdictEntry,
     },
     verdicts::{ClassKey, ClassVerdicts},
 };
@@ -29,8 +29,7 @@ use crate::{
     cells::{Index, MatcherId, Matchers},
     classes::{Classes, Numbering},
     field::FieldError,
-    flatten::Entries,
-    program::{KnownService, Numbers, Program, RuleIds, ServiceSets, rule_ids},
+    program::{Answer, KnownService, Numbers, Program, RuleIds, ServiceSets, rule_ids},
     sources::Sources,
     view::ClusterView,
 };
@@ -86,7 +85,8 @@ pub struct Answers {
     pub rows: BTreeMap<(EndpointId, Direction), BTreeMap<IdentityId, usize>>,
     /// As in [`EndpointTables::sources`]. An endpoint that is not here is denied everything.
     pub sources: BTreeMap<EndpointId, BTreeMap<SourceBlock, SourceClass>>,
-    /// Verdicts as they would stand in [`EndpointTables::verdicts`] for one peer and direction.
+    /// Verdicts as they would stand in [`EndpointTables::verdicts`] for one peer and direction, and the default class at
+    /// the own end: all, at an endpoint that is its own end itself.
     pub answers: Vec<Vec<(SourceClass, Service, VerdictEntry)>>,
     /// As in [`NodeTables::rules`].
     pub rules: Vec<RuleName>,
@@ -254,7 +254,7 @@ fn lay_out<'a>(cluster: &'a Cluster, policies: &'a PolicySet) -> Laid<'a> {
     }
     let port_names = programs
         .iter()
-        .flat_map(Program::peer_port_names)
+        .flat_map(Program::port_names)
         .map(str::to_owned)
         .collect();
     let index = Index::new(&numbers.matchers, cluster, port_names);
@@ -279,7 +279,11 @@ fn write_tables(local: &BTreeSet<EndpointId>, rules: RuleIds, classes: &Classes)
     let mut shared = SharedVerdicts::default();
     for (endpoint, identity, answers) in classes.of_endpoints() {
         let said = shared.of(answers, |answer| classes.answer(answer));
+        let insides = insides(answers, |answer| classes.answer(answer));
         let tables = endpoints.entry(endpoint).or_default();
+        if !insides.is_default() {
+            tables.insides.insert(identity, insides);
+        }
         tables.verdicts.set_class(identity, said);
     }
     NodeTables {
@@ -290,6 +294,12 @@ fn write_tables(local: &BTreeSet<EndpointId>, rules: RuleIds, classes: &Classes)
             .collect(),
         rules: rules.into_keys().collect(),
     }
+}
+
+/// What addresses are at the own end, by the numbers of the answers for both directions, ingress first.
+pub(crate) fn insides<'a>(answers: [usize; 2], said: impl Fn(usize) -> Option<&'a Answer>) -> Insides {
+    let [ingress, egress] = answers.map(|answer| said(answer).map_or_else(Default::default, |a| a.inside));
+    Insides { ingress, egress }
 }
 
 /// What endpoints say about classes of addresses, each distinct piece once.
@@ -304,15 +314,18 @@ impl SharedVerdicts {
     pub(crate) fn of<'a>(
         &mut self,
         answers: [usize; 2],
-        entries: impl Fn(usize) -> Option<&'a Entries>,
+        said: impl Fn(usize) -> Option<&'a Answer>,
     ) -> Arc<ClassVerdicts> {
         let made = || {
             let directions = [Direction::Ingress, Direction::Egress].into_iter().zip(answers);
             let said = directions.flat_map(|(direction, answer)| {
-                let entries = entries(answer).into_iter().flatten();
-                entries.map(move |(source, service, entry)| {
+                let said = said(answer).into_iter().flat_map(|answer| &answer.entries);
+                let each =
+                    said.flat_map(|(inside, entries)| entries.iter().map(move |entry| (inside, entry)));
+                each.map(move |(inside, (source, service, entry))| {
                     let key = ClassKey {
                         direction,
+                        inside: *inside,
                         source: *source,
                         service: *service,
                     };

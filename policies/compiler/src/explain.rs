@@ -117,6 +117,7 @@ pub fn explain(view: &ClusterView, asked: &Question) -> Result<Explanation, Expl
         let packet = Packet {
             direction,
             peer,
+            inside: None,
             protocol: asked.protocol,
             source_port: asked.source_port,
             port: asked.port,

@@ -11,7 +11,10 @@ use policies_ir::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, Failsafe, IpVersion, Last,
         NamedPort, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
     },
-    tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, RuleId, RuleName, Verdict, VerdictEntry},
+    tables::{
+        BUILTIN_RULES, BuiltinRule, Direction, EndpointId, InsideClass, MAX_INSIDE_CLASSES, RuleId, RuleName,
+        Verdict, VerdictEntry,
+    },
 };
 
 use crate::{
@@ -33,6 +36,35 @@ pub(crate) struct Program {
     /// Whether it leaves to others what it does not decide.
     leaves_open: bool,
     stages: Vec<ProgramStage>,
+    /// What may be at the own end, if that may be anyone and rules ask who.
+    insides: Option<Insides>,
+}
+
+/// What addresses may be at the own end of flows, each a class.
+#[derive(Default)]
+struct Insides {
+    /// The class of each is its position, counted from one.
+    known: Vec<Arc<Inside>>,
+    classes: HashMap<Arc<Inside>, InsideClass>,
+}
+
+/// All that the rules of one program can see of an address at the own end.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Inside {
+    family: IpVersion,
+    /// Rules whose condition on the own end holds, counted over all stages.
+    rules: Vec<usize>,
+    /// Named ports there that the program asks for, with the conditions of its rules that select who has them.
+    declares: Vec<Declares>,
+}
+
+/// What a program says about addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Answer {
+    /// What they are at the own end.
+    pub(crate) inside: InsideClass,
+    /// What holds of them at the other end, for each class at the own end of which there is anything to say.
+    pub(crate) entries: Vec<(InsideClass, Entries)>,
 }
 
 /// What verdicts depend on of the endpoint's own end of its flows.
@@ -61,15 +93,26 @@ struct ProgramStage {
 #[derive(Clone)]
 struct ProgramRule {
     peer: MatcherId,
-    /// Families in which the endpoint's own end fits.
-    families: Families,
-    /// Whether names of ports that the rule asks of the endpoint itself are those it declares.
-    asks_own_names: bool,
+    own: OwnEnd,
     service: Arc<ServiceMatch>,
     /// What the service holds, where it names no ports.
     sets: Option<Arc<Sets>>,
     action: Action,
     rule: RuleId,
+}
+
+/// What a rule asks of the endpoint's own end.
+#[derive(Clone, Copy)]
+enum OwnEnd {
+    /// That is the endpoint itself.
+    Itself {
+        /// Families in which it fits.
+        families: Families,
+        /// Whether names of ports that the rule asks of it are those it declares.
+        declares: bool,
+    },
+    /// That is whoever has the address: the number of the condition.
+    Anyone(MatcherId),
 }
 
 /// Destination and source ports of a service.
@@ -112,6 +155,23 @@ pub(crate) struct Visible {
     /// Named ports of the other end, where the program asks for any.
     declares: Vec<Declares>,
     last_word: Option<LastWord>,
+    /// What it is at the own end.
+    inside: InsideClass,
+    /// Of what is at the own end of flows with it, if the program asks who that is.
+    family: Option<IpVersion>,
+}
+
+impl OwnEnd {
+    /// Whatever is there.
+    const ANY: Self = Self::Itself {
+        families: Families { v4: true, v6: true },
+        declares: true,
+    };
+    /// Nobody.
+    const NONE: Self = Self::Itself {
+        families: Families { v4: false, v6: false },
+        declares: false,
+    };
 }
 
 static ANY_END: EndMatch = EndMatch {
@@ -168,14 +228,17 @@ impl Program {
         numbers: &mut N,
     ) -> Self {
         let own = OwnSides::new(member, cluster);
+        let asks_own = policy.asks_own(direction);
         let leaves_open = policy.last == Last::Undecided;
         let mut any_end = |service: &ServiceMatch, peer: &EndMatch, rule: BuiltinRule| {
             let (service, sets) = numbers.service(service);
             ProgramRule {
                 peer: numbers.matcher(peer, direction),
                 sets,
-                families: Families { v4: true, v6: true },
-                asks_own_names: true,
+                own: match asks_own {
+                    true => OwnEnd::Anyone(numbers.matcher(&ANY_END, Direction::Ingress)),
+                    false => OwnEnd::ANY,
+                },
                 service,
                 action: match rule {
                     BuiltinRule::NoMatch => Action::Deny,
@@ -217,8 +280,13 @@ impl Program {
                 ProgramRule {
                     peer: numbers.matcher(&rule.peer, direction),
                     sets,
-                    families: own.families(&rule.own),
-                    asks_own_names: rule.own.workload.as_ref().is_none_or(|m| m.matches(own.workload)),
+                    own: match asks_own {
+                        // Nobody learns the names of the own end.
+                        true if !rule.own.domains.is_empty() => OwnEnd::NONE,
+                        // Nor do sets hold it by name, as they do where flows leave an endpoint.
+                        true => OwnEnd::Anyone(numbers.matcher(&rule.own, Direction::Ingress)),
+                        false => own.end(&rule.own),
+                    },
                     service,
                     action: rule.action,
                     rule: numbers.rule(rule_name(tier, policy, rule)),
@@ -269,7 +337,23 @@ impl Program {
             to_host: policy.to_host,
             leaves_open,
             stages,
+            insides: asks_own.then(Insides::default),
         }
+    }
+
+    /// Gives classes to what addresses with these signatures are at the own end. Whether any is new: then what was
+    /// answered before says too little.
+    pub(crate) fn learn<'s>(&mut self, signatures: impl Iterator<Item = &'s Signature>) -> bool {
+        if self.insides.is_none() {
+            return false;
+        }
+        let found: Vec<Inside> = signatures.map(|signature| self.inside(signature)).collect();
+        let Some(insides) = &mut self.insides else {
+            return false;
+        };
+        let before = insides.known.len();
+        found.into_iter().for_each(|inside| insides.add(inside));
+        insides.known.len() > before
     }
 
     /// Gives numbers to the conditions that every program may have beside those of its rules.
@@ -282,7 +366,7 @@ impl Program {
         }
     }
 
-    /// The verdict about one packet, and what decided it.
+    /// The verdict about one packet at the endpoint itself, and what decided it.
     pub(crate) fn judge(
         &self,
         peer: &Signature,
@@ -294,11 +378,12 @@ impl Program {
             return (Verdict::Deny, BuiltinRule::NoMatch.id());
         }
         let matches = |rule: &&ProgramRule| {
-            self.both_ends_match(rule, peer)
+            rule.fits(peer)
+                && matches!(rule.own, OwnEnd::Itself { families, .. } if families.has(peer.family))
                 && match &rule.sets {
                     Some(sets) => sets.contain(protocol, source_port, port),
                     None => self
-                        .sets(rule, &peer.declares)
+                        .sets(rule, &peer.declares, None)
                         .contain(protocol, source_port, port),
                 }
         };
@@ -325,16 +410,26 @@ impl Program {
         (entry.verdict, entry.rule)
     }
 
-    /// Names of ports that the program asks of the other end.
-    pub(crate) fn peer_port_names(&self) -> impl Iterator<Item = &str> {
-        let ports = self.services().flat_map(|service| match self.direction {
+    /// Names of ports that the program asks of whoever has an address.
+    pub(crate) fn port_names(&self) -> impl Iterator<Item = &str> {
+        let own = self.insides.iter().flat_map(|_| self.own_port_names());
+        self.peer_port_names().chain(own)
+    }
+
+    /// Those that it asks of the other end.
+    fn peer_port_names(&self) -> impl Iterator<Item = &str> {
+        named(self.services().flat_map(|service| match self.direction {
             Direction::Ingress => service.source_ports.iter().chain(&service.not_source_ports),
             Direction::Egress => service.ports.iter().chain(&service.not_ports),
-        });
-        ports.filter_map(|port| match port {
-            PortMatch::Named(name) => Some(name.as_str()),
-            PortMatch::Range(..) => None,
-        })
+        }))
+    }
+
+    /// Those that it asks of the own end.
+    fn own_port_names(&self) -> impl Iterator<Item = &str> {
+        named(self.services().flat_map(|service| match self.direction {
+            Direction::Ingress => service.ports.iter().chain(&service.not_ports),
+            Direction::Egress => service.source_ports.iter().chain(&service.not_source_ports),
+        }))
     }
 
     /// The services of all rules.
@@ -347,25 +442,55 @@ impl Program {
 
     /// What the program sees of a peer.
     pub(crate) fn visible(&self, peer: &Signature) -> Visible {
-        let rules = self.stages.iter().flat_map(|stage| &stage.rules).enumerate();
-        let matching = rules.filter(|(_, rule)| self.both_ends_match(rule, peer));
+        let matching = self.rules().filter(|(_, rule)| {
+            rule.fits(peer)
+                && match rule.own {
+                    OwnEnd::Itself { families, .. } => families.has(peer.family),
+                    // Asked again of each that may be there.
+                    OwnEnd::Anyone(_) => true,
+                }
+        });
         let asks = self.peer_port_names().next().is_some();
+        let insides = self.insides.as_ref();
         Visible {
             rules: matching.map(|(i, _)| i).collect(),
             declares: if asks { peer.declares.clone() } else { Vec::new() },
             last_word: self.last_word(peer.owner),
+            inside: insides.map_or(InsideClass::default(), |insides| {
+                insides.class(&self.inside(peer))
+            }),
+            family: insides.map(|_| peer.family),
         }
     }
 
-    /// Entries for a peer.
-    pub(crate) fn entries(&self, peer: &Visible, sources: &Sources) -> Entries {
+    /// What the program says about addresses.
+    pub(crate) fn answer(&self, seen: &Visible, sources: &Sources) -> Answer {
+        let entries = match &self.insides {
+            None => vec![(InsideClass::default(), self.entries(seen, None, sources))],
+            Some(insides) => insides
+                .of_family(seen.family)
+                .map(|(class, inside)| (class, self.entries(seen, Some(inside), sources)))
+                .collect(),
+        };
+        Answer {
+            inside: seen.inside,
+            entries: entries.into_iter().filter(|(_, said)| !said.is_empty()).collect(),
+        }
+    }
+
+    /// Entries for a peer, of flows with this at the own end.
+    fn entries(&self, peer: &Visible, inside: Option<&Inside>, sources: &Sources) -> Entries {
         let mut number = 0;
         let stages = self.stages.iter().map(|stage| {
             let mut rules = Vec::new();
             for rule in &stage.rules {
-                if peer.rules.binary_search(&number).is_ok() {
+                let fits_inside = match rule.own {
+                    OwnEnd::Itself { .. } => true,
+                    OwnEnd::Anyone(_) => inside.is_some_and(|inside| inside.fits(number)),
+                };
+                if fits_inside && peer.rules.binary_search(&number).is_ok() {
                     let sets = rule.sets.clone();
-                    let sets = sets.unwrap_or_else(|| Arc::new(self.sets(rule, &peer.declares)));
+                    let sets = sets.unwrap_or_else(|| Arc::new(self.sets(rule, &peer.declares, inside)));
                     rules.push(StageRule {
                         sets,
                         action: rule.action,
@@ -383,27 +508,67 @@ impl Program {
         flatten(&stages.collect::<Vec<_>>(), sources, peer.last_word)
     }
 
-    fn both_ends_match(&self, rule: &ProgramRule, peer: &Signature) -> bool {
-        let of_family = match peer.family {
-            IpVersion::V4 => rule.families.v4,
-            IpVersion::V6 => rule.families.v6,
+    /// All rules, counted over all stages.
+    fn rules(&self) -> impl Iterator<Item = (usize, &ProgramRule)> {
+        self.stages.iter().flat_map(|stage| &stage.rules).enumerate()
+    }
+
+    /// What the rules see of addresses with this signature at the own end.
+    fn inside(&self, signature: &Signature) -> Inside {
+        let holds = |matcher: &MatcherId| signature.matchers.binary_search(matcher).is_ok();
+        let asked = || {
+            self.rules().filter_map(|(number, rule)| match rule.own {
+                OwnEnd::Anyone(matcher) => Some((number, matcher)),
+                OwnEnd::Itself { .. } => None,
+            })
         };
-        of_family && peer.matchers.binary_search(&rule.peer).is_ok()
+        let names: BTreeSet<&str> = self.own_port_names().collect();
+        let selectors: BTreeSet<MatcherId> = match names.is_empty() {
+            true => BTreeSet::new(),
+            false => asked().map(|(_, matcher)| matcher).collect(),
+        };
+        // Whatever other programs ask for would only tell apart what this one does not.
+        let of_own = |declares: &Declares| Declares {
+            ports: declares
+                .ports
+                .iter()
+                .filter(|port| names.contains(port.name.as_str()))
+                .cloned()
+                .collect(),
+            selected_by: declares
+                .selected_by
+                .iter()
+                .filter(|matcher| selectors.contains(matcher))
+                .copied()
+                .collect(),
+        };
+        let declares: BTreeSet<Declares> = signature
+            .declares
+            .iter()
+            .map(of_own)
+            .filter(|declares| !declares.ports.is_empty())
+            .collect();
+        Inside {
+            family: signature.family,
+            rules: asked()
+                .filter(|(_, matcher)| holds(matcher))
+                .map(|(number, _)| number)
+                .collect(),
+            declares: declares.into_iter().collect(),
+        }
     }
 
     /// What a rule's service holds when the other end declares these ports.
-    fn sets(&self, rule: &ProgramRule, declares: &[Declares]) -> Sets {
-        let own: &[NamedPort] = match rule.asks_own_names {
-            true => &self.own.named_ports,
-            false => &[],
+    fn sets(&self, rule: &ProgramRule, declares: &[Declares], inside: Option<&Inside>) -> Sets {
+        let other = declared(declares, rule.peer);
+        let own = match (rule.own, inside) {
+            (OwnEnd::Itself { declares: true, .. }, _) => self.own.named_ports.clone(),
+            (OwnEnd::Anyone(matcher), Some(inside)) => declared(&inside.declares, matcher),
+            (OwnEnd::Itself { .. } | OwnEnd::Anyone(_), _) => Vec::new(),
         };
-        let selected = declares
-            .iter()
-            .filter(|declares| declares.selected_by.binary_search(&rule.peer).is_ok());
-        let other: Vec<NamedPort> = selected.flat_map(|d| d.ports.iter().cloned()).collect();
         let (source, destination) = match self.direction {
-            Direction::Ingress => (&other[..], own),
-            Direction::Egress => (own, &other[..]),
+            Direction::Ingress => (&other[..], &own[..]),
+            Direction::Egress => (&own[..], &other[..]),
         };
         Sets::of(&rule.service, source, destination)
     }
@@ -431,6 +596,51 @@ impl Program {
             rule,
             closes: !self.leaves_open,
         })
+    }
+}
+
+impl ProgramRule {
+    /// Whether the condition on the other end holds.
+    fn fits(&self, peer: &Signature) -> bool {
+        peer.matchers.binary_search(&self.peer).is_ok()
+    }
+}
+
+impl Insides {
+    /// The default class if there are too many already.
+    fn class(&self, inside: &Inside) -> InsideClass {
+        self.classes.get(inside).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, inside: Inside) {
+        let number = self.known.len() + 1;
+        let class = u16::try_from(number).ok().filter(|_| number < MAX_INSIDE_CLASSES);
+        if let Some(class) = class.filter(|_| !self.classes.contains_key(&inside)) {
+            let inside = Arc::new(inside);
+            self.known.push(Arc::clone(&inside));
+            self.classes.insert(inside, InsideClass(class));
+        }
+    }
+
+    fn of_family(&self, family: Option<IpVersion>) -> impl Iterator<Item = (InsideClass, &Inside)> {
+        let numbered = (1..).map(InsideClass).zip(self.known.iter().map(AsRef::as_ref));
+        numbered.filter(move |(_, inside)| Some(inside.family) == family)
+    }
+}
+
+impl Inside {
+    /// Whether the condition of this rule holds.
+    fn fits(&self, rule: usize) -> bool {
+        self.rules.binary_search(&rule).is_ok()
+    }
+}
+
+impl Families {
+    fn has(self, family: IpVersion) -> bool {
+        match family {
+            IpVersion::V4 => self.v4,
+            IpVersion::V6 => self.v6,
+        }
     }
 }
 
@@ -501,6 +711,15 @@ impl<'a> OwnSides<'a> {
         }
     }
 
+    /// What a rule that wants this finds here.
+    fn end(&self, wanted: &EndMatch) -> OwnEnd {
+        let selected = wanted.workload.as_ref();
+        OwnEnd::Itself {
+            families: self.families(wanted),
+            declares: selected.is_none_or(|m| m.matches(self.workload)),
+        }
+    }
+
     /// Families in which this end fits.
     fn families(&self, wanted: &EndMatch) -> Families {
         if !wanted.domains.is_empty() {
@@ -516,6 +735,21 @@ impl<'a> OwnSides<'a> {
             v6: fits(IpVersion::V6),
         }
     }
+}
+
+/// Ports of workloads that the positive selector of this condition finds.
+fn declared(declares: &[Declares], matcher: MatcherId) -> Vec<NamedPort> {
+    let selected = declares
+        .iter()
+        .filter(|declares| declares.selected_by.binary_search(&matcher).is_ok());
+    selected.flat_map(|d| d.ports.iter().cloned()).collect()
+}
+
+fn named<'a>(ports: impl Iterator<Item = &'a PortMatch>) -> impl Iterator<Item = &'a str> {
+    ports.filter_map(|port| match port {
+        PortMatch::Named(name) => Some(name.as_str()),
+        PortMatch::Range(..) => None,
+    })
 }
 
 fn rule_name(tier: &str, policy: &str, rule: &Rule) -> RuleName {

@@ -43,7 +43,11 @@ impl NodeTables {
                 });
                 verdicts.set_class(peer, Arc::new(named.collect()));
             }
+            let insides = tables.insides.into_iter();
             let tables = EndpointTables {
+                insides: insides
+                    .filter_map(|(address, classes)| Some((identity(address)?, classes)))
+                    .collect(),
                 verdicts,
                 sources: tables.sources,
             };

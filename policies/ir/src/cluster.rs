@@ -113,28 +113,48 @@ impl Cluster {
 
     /// The flow that `packet` would start at the interface of `member`.
     pub fn flow<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
-        let of_family = |address: &&IpAddr| address.is_ipv4() == packet.peer.is_ipv4();
-        let own_address = member.addresses.iter().find(of_family).copied();
-        let sets = self
-            .sets
-            .iter()
-            .filter(|set| own_address.is_some_and(|address| set.holds(address)));
-        let own = std::iter::once(&member.workload).chain(sets.map(|set| &set.workload));
         Flow {
             direction: packet.direction,
-            own: Side {
-                address: own_address,
-                known: own.collect(),
+            own: match packet.inside {
+                Some(inside) => self.inside(inside),
+                None => self.own(member, packet.peer.is_ipv4()),
             },
             peer: Side {
                 address: Some(packet.peer),
                 known: self.known(packet.peer, packet.direction),
+                is_contested: false,
             },
             names: self.names.get(&packet.peer),
             standing: self.standing(member, packet.peer),
             protocol: packet.protocol,
             source_port: packet.source_port,
             port: packet.port,
+        }
+    }
+
+    /// The endpoint itself, at its own end of a flow.
+    fn own<'a>(&'a self, member: &'a Member, is_ipv4: bool) -> Side<'a> {
+        let of_family = |address: &&IpAddr| address.is_ipv4() == is_ipv4;
+        let address = member.addresses.iter().find(of_family).copied();
+        let holds = |set: &&NetworkSet| address.is_some_and(|address| set.holds(address));
+        let sets = self.sets.iter().filter(holds);
+        Side {
+            address,
+            known: std::iter::once(&member.workload)
+                .chain(sets.map(|set| &set.workload))
+                .collect(),
+            is_contested: false,
+        }
+    }
+
+    /// Whoever has `address`, at the own end of a flow that a node forwards. Sets hold it by address alone: names are
+    /// learned of what is asked for, which is the other end.
+    fn inside(&self, address: IpAddr) -> Side<'_> {
+        let nobody = Member::default();
+        Side {
+            address: Some(address),
+            known: self.known(address, Direction::Ingress),
+            is_contested: self.standing(&nobody, address) == Standing::Contested,
         }
     }
 }

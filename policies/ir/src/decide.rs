@@ -3,7 +3,8 @@
 //!
 //! The order of judgement, for one direction at one endpoint:
 //!
-//! 1. An address that more than one workload claims is denied.
+//! 1. An address that more than one workload claims is denied: at the other end, and at the endpoint's own if that may be
+//!    anyone's and a rule asks whose.
 //! 2. Failsafe ports of a node are allowed.
 //! 3. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
 //!    rule that is not Log decides; if none matches, the tier's default action does.
@@ -55,6 +56,9 @@ pub struct Side<'a> {
     pub address: Option<IpAddr>,
     /// Everything that selectors find there.
     pub known: Vec<&'a Workload>,
+    /// More than one workload claims the address. Told of the endpoint's own end, where that may be anyone; of the other
+    /// end, [`Flow::standing`] tells.
+    pub is_contested: bool,
 }
 
 /// What the other end is to the endpoint that judges.
@@ -133,7 +137,8 @@ pub enum Mismatch {
 /// Judges `flow` at the endpoint that `policy` belongs to.
 pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
     let mut steps = Vec::new();
-    if flow.standing == Standing::Contested {
+    let own_is_contested = flow.own.is_contested && policy.asks_own(flow.direction);
+    if flow.standing == Standing::Contested || own_is_contested {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
     let may_leave_open = policy.last == Last::Undecided;
@@ -430,7 +435,7 @@ fn end_mismatch(wanted: &EndMatch, side: &Side<'_>) -> Option<Mismatch> {
     (!selected || excluded).then_some(Mismatch::Workload)
 }
 
-/// Nobody learns the names of the endpoint itself, so a condition on them does not hold.
+/// Nobody learns the names of the endpoint's own end, so a condition on them does not hold.
 fn own_mismatch(wanted: &EndMatch, side: &Side<'_>) -> Option<Mismatch> {
     (!wanted.domains.is_empty() || end_mismatch(wanted, side).is_some()).then_some(Mismatch::Own)
 }

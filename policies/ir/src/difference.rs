@@ -4,6 +4,7 @@
 //! Neither side changes its mind within a range of addresses that no prefix of either cuts, nor within a range of
 //! source ports or of destination ports that no block of either cuts. So one packet of each such cell stands for all of
 //! them, and comparing these decides it exactly. Where the entries of both sides are the same, cells need not be made.
+//! Of an endpoint that tells apart addresses at its own end, one address of each pair of classes there stands for those.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,8 +16,8 @@ use ipnet::IpNet;
 
 use crate::{
     tables::{
-        BUILTIN_RULES, DecidedBy, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet,
-        RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry, lookup,
+        BUILTIN_RULES, DecidedBy, Direction, EndpointId, EndpointTables, IdentityId, Insides, NodeTables,
+        Packet, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry, lookup,
     },
     verdicts::ClassKey,
 };
@@ -46,9 +47,11 @@ pub fn differences(left: &NodeTables, right: &NodeTables, limit: usize) -> Vec<D
         .collect();
     let mut found: Vec<Vec<Difference>> = Vec::new();
     for endpoint in endpoints {
+        let (left, right) = (Side::new(left, endpoint), Side::new(right, endpoint));
         let comparison = Comparison {
-            left: Side::new(left, endpoint),
-            right: Side::new(right, endpoint),
+            insides: insides(&left, &right, &pairs),
+            left,
+            right,
             endpoint,
         };
         let mut of_endpoint = Vec::new();
@@ -65,11 +68,11 @@ pub fn differences(left: &NodeTables, right: &NodeTables, limit: usize) -> Vec<D
     by_turns.take(limit).cloned().collect()
 }
 
+/// Classes on both sides, and one address that has them.
+type Pairs = BTreeMap<(Option<IdentityId>, Option<IdentityId>), IpAddr>;
+
 /// Which classes an address has on both sides, with one such address.
-fn pairs(
-    left: &NodeTables,
-    right: &NodeTables,
-) -> BTreeMap<(Option<IdentityId>, Option<IdentityId>), IpAddr> {
+fn pairs(left: &NodeTables, right: &NodeTables) -> Pairs {
     let mut starts = BTreeSet::from([
         IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -84,6 +87,19 @@ fn pairs(
         pairs.entry((left.of(start), right.of(start))).or_insert(start);
     }
     pairs
+}
+
+/// Which classes at an endpoint's own end an address has on both sides, with one such address of each family; nothing if
+/// neither side tells any apart.
+fn insides(left: &Side<'_>, right: &Side<'_>, pairs: &Pairs) -> BTreeMap<(bool, [Insides; 2]), IpAddr> {
+    let mut found = BTreeMap::new();
+    if left.has_insides() || right.has_insides() {
+        for ((of_left, of_right), witness) in pairs {
+            let classes = [left.insides(*of_left), right.insides(*of_right)];
+            found.entry((witness.is_ipv4(), classes)).or_insert(*witness);
+        }
+    }
+    found
 }
 
 /// The next address of the same family, if there is one.
@@ -140,6 +156,16 @@ impl<'a> Side<'a> {
         }
     }
 
+    fn has_insides(&self) -> bool {
+        self.endpoint.is_some_and(|endpoint| !endpoint.insides.is_empty())
+    }
+
+    /// Classes of an address at the endpoint's own end.
+    fn insides(&self, address: Option<IdentityId>) -> Insides {
+        let classes = address.and_then(|address| self.endpoint?.insides.get(&address));
+        classes.copied().unwrap_or_default()
+    }
+
     fn sources(&self) -> impl Iterator<Item = (&'a SourceBlock, &'a SourceClass)> + use<'a> {
         self.endpoint.into_iter().flat_map(|endpoint| &endpoint.sources)
     }
@@ -160,6 +186,8 @@ struct Comparison<'a> {
     left: Side<'a>,
     right: Side<'a>,
     endpoint: EndpointId,
+    /// As [`insides`] finds them.
+    insides: BTreeMap<(bool, [Insides; 2]), IpAddr>,
 }
 
 impl Comparison<'_> {
@@ -179,7 +207,8 @@ impl Comparison<'_> {
         };
         let (of_left, of_right) = entries();
         let same_presence = self.left.endpoint.is_some() == self.right.endpoint.is_some();
-        if same_presence && self.same_sources() && self.same_entries(of_left, of_right) {
+        let same_own = self.same_sources() && self.same_insides();
+        if same_presence && same_own && self.same_entries(of_left, of_right) {
             return;
         }
         let (of_left, of_right) = entries();
@@ -203,17 +232,20 @@ impl Comparison<'_> {
             }));
             for source_port in &source_ports {
                 for port in &ports {
-                    if found.len() >= limit {
-                        return;
+                    for inside in self.insides_of(peer.is_ipv4()) {
+                        if found.len() >= limit {
+                            return;
+                        }
+                        let packet = Packet {
+                            direction,
+                            peer,
+                            inside,
+                            protocol,
+                            source_port: *source_port,
+                            port: *port,
+                        };
+                        found.extend(self.judge(packet));
                     }
-                    let packet = Packet {
-                        direction,
-                        peer,
-                        protocol,
-                        source_port: *source_port,
-                        port: *port,
-                    };
-                    found.extend(self.judge(packet));
                 }
             }
         }
@@ -234,6 +266,18 @@ impl Comparison<'_> {
         })
     }
 
+    /// Addresses of one family that stand for all that may be at the endpoint's own end.
+    fn insides_of(&self, is_ipv4: bool) -> impl Iterator<Item = Option<IpAddr>> {
+        let of_family = self.insides.iter().filter(move |((v4, _), _)| *v4 == is_ipv4);
+        let none = self.insides.is_empty().then_some(None);
+        of_family.map(|(_, witness)| Some(*witness)).chain(none)
+    }
+
+    /// Whether both number the addresses at the endpoint's own end alike.
+    fn same_insides(&self) -> bool {
+        self.insides.keys().all(|(_, [left, right])| left == right)
+    }
+
     fn same_sources(&self) -> bool {
         self.left.sources().eq(self.right.sources())
     }
@@ -247,7 +291,8 @@ impl Comparison<'_> {
             match (left.next(), right.next()) {
                 (None, None) => return true,
                 (Some((key, entry)), Some((other_key, other)))
-                    if key.source == other_key.source
+                    if key.inside == other_key.inside
+                        && key.source == other_key.source
                         && key.service == other_key.service
                         && self.same(entry, other) => {}
                 _ => return false,
@@ -306,14 +351,20 @@ impl fmt::Display for Difference {
         };
         let Packet {
             peer,
+            inside,
             protocol,
             source_port,
             port,
             ..
         } = self.packet;
+        let own = match (inside, self.packet.direction) {
+            (Some(inside), Direction::Ingress) => format!(" to {inside}"),
+            (Some(inside), Direction::Egress) => format!(" from {inside}"),
+            (None, _) => String::new(),
+        };
         write!(
             f,
-            "{direction} {peer}, protocol {protocol}, source port {source_port}, port {port}: "
+            "{direction} {peer}{own}, protocol {protocol}, source port {source_port}, port {port}: "
         )?;
         let side = |f: &mut fmt::Formatter<'_>, (verdict, rule): &(Verdict, Option<DecidedBy>)| {
             let verdict = match verdict {
@@ -336,8 +387,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::tables::RuleName;
-    use crate::tables::VerdictKey;
+    use crate::tables::{InsideClass, RuleName, VerdictKey};
 
     const ENDPOINT: EndpointId = EndpointId(7);
 
@@ -370,6 +420,7 @@ mod tests {
                 let key = VerdictKey {
                     peer: IdentityId(*id),
                     direction: Direction::Egress,
+                    inside: InsideClass(0),
                     source: SourceClass(0),
                     service: *service,
                 };
@@ -444,6 +495,58 @@ mod tests {
             differences(&name, &name, 1).len(),
             1,
             "not even like another without a name"
+        );
+    }
+
+    #[test]
+    fn addresses_at_the_own_end_count_and_their_numbers_do_not() {
+        // One address of those that are judged, and what it may reach.
+        let of = |inside: &str, number: u16, other: u16| {
+            let mut tables = tables(&[("10.0.0.0/8", 1, &[]), ("192.0.2.0/24", 2, &[])]);
+            tables.identities.insert(inside.parse().unwrap(), IdentityId(3));
+            let endpoint = Arc::make_mut(tables.endpoints.get_mut(&ENDPOINT).unwrap());
+            for (class, inside) in [(1, other), (2, other), (3, number)] {
+                let classes = Insides {
+                    ingress: InsideClass(0),
+                    egress: InsideClass(inside),
+                };
+                endpoint.insides.insert(IdentityId(class), classes);
+            }
+            let key = VerdictKey {
+                peer: IdentityId(2),
+                direction: Direction::Egress,
+                inside: InsideClass(number),
+                source: SourceClass(0),
+                service: Service::Any,
+            };
+            let entry = VerdictEntry {
+                verdict: Verdict::Allow,
+                rule: RuleId(64),
+            };
+            endpoint.verdicts.insert(key, entry);
+            tables
+        };
+        let left = of("10.0.0.9/32", 1, 2);
+        assert_eq!(differences(&left, &of("10.0.0.9/32", 7, 4), 9), []);
+        let found = differences(&left, &of("10.0.0.8/32", 1, 2), 9);
+        let inside = |d: &Difference| (d.packet.inside.unwrap().to_string(), d.left.0, d.right.0);
+        let found: BTreeSet<_> = found.iter().map(inside).collect();
+        let expected = [
+            ("10.0.0.8".to_owned(), Verdict::Deny, Verdict::Allow),
+            ("10.0.0.9".to_owned(), Verdict::Allow, Verdict::Deny),
+        ];
+        assert_eq!(found, expected.into());
+        // A class that nothing is said of denies.
+        let mut without = left.clone();
+        let endpoint = Arc::make_mut(without.endpoints.get_mut(&ENDPOINT).unwrap());
+        endpoint.insides.remove(&IdentityId(3));
+        let [one] = &differences(&left, &without, 9)[..] else {
+            panic!("one address")
+        };
+        assert_eq!((one.left.0, one.right.0), (Verdict::Allow, Verdict::Deny));
+        assert!(
+            one.to_string()
+                .starts_with("egress to 192.0.2.0 from 10.0.0.9, protocol")
         );
     }
 

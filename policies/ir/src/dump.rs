@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use api::{
     flow::{FlowDirection, FlowVerdict},
-    node_policy::{NodePolicy, RuleRow, SourceRow, VerdictRow},
+    node_policy::{InsideRow, NodePolicy, RuleRow, SourceRow, VerdictRow},
 };
 
 use crate::tables::{
-    Direction, EndpointId, IdentityId, NodeTables, RuleId, RuleName, Service, SourceBlock, SourceClass,
-    Verdict, VerdictEntry, VerdictKey,
+    Direction, EndpointId, IdentityId, InsideClass, Insides, NodeTables, RuleId, RuleName, Service,
+    SourceBlock, SourceClass, Verdict, VerdictEntry, VerdictKey,
 };
 
 /// Why what a node sent are no tables.
@@ -45,6 +45,14 @@ pub fn write(tables: &NodeTables, policy: &mut NodePolicy) {
                 port: block.port,
                 port_bits: block.prefix_bits,
                 class: class.0,
+            }));
+        policy
+            .insides
+            .extend(rows.insides.iter().map(|(address, classes)| InsideRow {
+                endpoint: endpoint.0,
+                address: address.0,
+                ingress: classes.ingress.0,
+                egress: classes.egress.0,
             }));
         policy.verdicts.extend(
             rows.verdicts
@@ -100,6 +108,18 @@ pub fn read(policy: &NodePolicy) -> Result<NodeTables, DumpError> {
             return Err(DumpError::Twice(row.endpoint));
         }
     }
+    for row in &policy.insides {
+        let endpoint = tables.endpoints.get_mut(&EndpointId(row.endpoint));
+        let endpoint = endpoint.ok_or(DumpError::Endpoint(row.endpoint))?;
+        let classes = Insides {
+            ingress: InsideClass(row.ingress),
+            egress: InsideClass(row.egress),
+        };
+        let insides = &mut Arc::make_mut(endpoint).insides;
+        if insides.insert(IdentityId(row.address), classes).is_some() {
+            return Err(DumpError::Twice(row.endpoint));
+        }
+    }
     for row in &policy.verdicts {
         let endpoint = tables.endpoints.get_mut(&EndpointId(row.endpoint));
         let endpoint = endpoint.ok_or(DumpError::Endpoint(row.endpoint))?;
@@ -128,6 +148,7 @@ fn verdict_row(endpoint: EndpointId, key: &VerdictKey, entry: &VerdictEntry) -> 
             Direction::Ingress => FlowDirection::Ingress,
             Direction::Egress => FlowDirection::Egress,
         },
+        inside: key.inside.0,
         source: key.source.0,
         protocol,
         port,
@@ -158,6 +179,7 @@ fn verdict_entry(row: &VerdictRow) -> Result<(VerdictKey, VerdictEntry), DumpErr
             FlowDirection::Ingress => Direction::Ingress,
             FlowDirection::Egress => Direction::Egress,
         },
+        inside: InsideClass(row.inside),
         source: SourceClass(row.source),
         service,
     };
@@ -189,6 +211,7 @@ mod tests {
         let key = |service, source| VerdictKey {
             peer: IdentityId(9),
             direction: Direction::Egress,
+            inside: InsideClass(5),
             source: SourceClass(source),
             service,
         };
@@ -208,6 +231,14 @@ mod tests {
         };
         let endpoint = EndpointTables {
             sources: [(block, SourceClass(1))].into(),
+            insides: [(
+                IdentityId(9),
+                Insides {
+                    ingress: InsideClass(0),
+                    egress: InsideClass(5),
+                },
+            )]
+            .into(),
             verdicts: [
                 (key(Service::Any, 0), entry(Verdict::Deny, 0)),
                 (key(Service::Protocol(6), 1), entry(Verdict::Allow, 64)),
@@ -251,6 +282,9 @@ mod tests {
         let mut twice = policy(true);
         let row = twice.verdicts.first().unwrap().clone();
         twice.verdicts.push(row);
+        assert_eq!(read(&twice), Err(DumpError::Twice(7)));
+        let mut twice = policy(true);
+        twice.insides.extend(twice.insides.clone());
         assert_eq!(read(&twice), Err(DumpError::Twice(7)));
         for (port, bits) in [(1, 0), (1, 15), (0, 17)] {
             let mut bad = policy(true);

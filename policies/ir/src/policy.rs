@@ -8,7 +8,7 @@ use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 use api::selector::{LabelSelector, Labels};
 use ipnet::IpNet;
 
-use crate::selector::Expression;
+use crate::{selector::Expression, tables::Direction};
 
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
@@ -428,6 +428,9 @@ pub struct EndpointPolicy<'a> {
     pub last: Last<'a>,
     /// What happens to flows to the endpoint's own node that all of this allows.
     pub to_host: EndpointToHost,
+    /// Whether the endpoint's own end of a flow is whoever has the address there, as in what a node forwards, and not
+    /// `workload`.
+    pub any_own: bool,
 }
 
 /// What is asked when no tier decided.
@@ -481,7 +484,10 @@ impl PolicySet {
             &[BeforeTranslation],
             &[LocalAndForwarded],
         ];
-        self.in_phases(workload, &phases, Last::Allow)
+        EndpointPolicy {
+            any_own: true,
+            ..self.in_phases(workload, &phases, Last::Allow)
+        }
     }
 
     /// What applies to each packet at the interface of the host endpoint `workload` before flows are known. It decides
@@ -489,7 +495,10 @@ impl PolicySet {
     /// it would not be safe.
     pub fn for_untracked<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
         let phases = [&[Phase::Untracked, Phase::Unknown][..]];
-        self.in_phases(workload, &phases, Last::Undecided)
+        EndpointPolicy {
+            any_own: true,
+            ..self.in_phases(workload, &phases, Last::Undecided)
+        }
     }
 
     /// These policies with `staged` in force: what a change that is only staged would make of them.
@@ -536,6 +545,7 @@ impl PolicySet {
                 WorkloadKind::Pod => self.endpoint_to_host,
                 WorkloadKind::HostEndpoint | WorkloadKind::NetworkSet => EndpointToHost::Return,
             },
+            any_own: false,
         }
     }
 }
@@ -555,6 +565,35 @@ impl TieBreak {
             namespace: namespace.to_owned(),
             kind: kind.to_owned(),
         }
+    }
+}
+
+impl EndpointPolicy<'_> {
+    /// Whether anything asks who is at the endpoint's own end of flows of one direction, where that may be anyone.
+    pub fn asks_own(&self, direction: Direction) -> bool {
+        let policies = self.tiers.iter().flat_map(|tier| &tier.policies);
+        let mut rules = policies
+            .flat_map(|policy| policy.rules(direction).unwrap_or_default())
+            .filter(|rule| rule.action != Action::Log);
+        let mut failsafe = self.failsafe.into_iter().flat_map(|failsafe| {
+            let open = failsafe.matches(direction).iter().map(|open| &open.service);
+            let back = failsafe.matches(direction.opposite()).iter();
+            open.chain(back.map(FailsafeMatch::answers))
+        });
+        let asks = |rule: &Rule| rule.own != EndMatch::default() || rule.service.names_own_port(direction);
+        self.any_own && (rules.any(asks) || failsafe.any(|service| service.names_own_port(direction)))
+    }
+}
+
+impl ServiceMatch {
+    /// Whether it holds of ports by the names that they have at the endpoint's own end of flows of one direction.
+    fn names_own_port(&self, direction: Direction) -> bool {
+        let (ports, not_ports) = match direction {
+            Direction::Ingress => (&self.ports, &self.not_ports),
+            Direction::Egress => (&self.source_ports, &self.not_source_ports),
+        };
+        let mut ports = ports.iter().chain(not_ports);
+        ports.any(|port| matches!(port, PortMatch::Named(_)))
     }
 }
 

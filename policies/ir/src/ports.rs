@@ -251,6 +251,7 @@ mod tests {
             tiers: tiers.collect(),
             last: Last::Profiles(vec![&open]),
             to_host: EndpointToHost::Drop,
+            any_own: false,
         };
         egress_tcp(&policy, |name| {
             let mut ports = PortSet::none();

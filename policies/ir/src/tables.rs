@@ -43,6 +43,9 @@ pub struct NodeTables {
 pub struct EndpointTables {
     /// Source ports that rules of this endpoint tell apart; longest prefix wins. Mostly empty.
     pub sources: BTreeMap<SourceBlock, SourceClass>,
+    /// Classes of the addresses that may be the endpoint's own end, where rules tell those apart: of what a node forwards,
+    /// the end is whoever has the address inside. Empty for all other endpoints.
+    pub insides: BTreeMap<IdentityId, Insides>,
     /// The entries. A key without a match is denied.
     pub verdicts: Verdicts,
 }
@@ -68,13 +71,34 @@ pub struct SourceClass(pub u8);
 /// direction.
 pub const MAX_SOURCE_CLASSES: usize = 128;
 
-/// Which packets an entry answers for: a prefix of (identity, direction, source class, protocol, port).
+/// A class of addresses at an endpoint's own end that no rule of one direction tells apart. The default is the class of
+/// every address where no rule asks. Where one does, it is that of addresses which nobody can be sure of, and has no
+/// entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct InsideClass(pub u16);
+
+/// Most inside classes of an endpoint and direction, the default included. Addresses that would need one more are of the
+/// default class.
+pub const MAX_INSIDE_CLASSES: usize = 1024;
+
+/// The classes of an address at an endpoint's own end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Insides {
+    /// Of flows to it.
+    pub ingress: InsideClass,
+    /// Of flows from it.
+    pub egress: InsideClass,
+}
+
+/// Which packets an entry answers for: a prefix of (identity, direction, classes of the own end, protocol, port).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VerdictKey {
     /// The other end.
     pub peer: IdentityId,
     /// Seen from the endpoint.
     pub direction: Direction,
+    /// Class of the address at the endpoint's own end.
+    pub inside: InsideClass,
     /// Class of the source port.
     pub source: SourceClass,
     /// Protocols and ports.
@@ -174,6 +198,9 @@ pub struct Packet {
     pub direction: Direction,
     /// Address of the other end.
     pub peer: IpAddr,
+    /// Address of the endpoint's own end, of packets that may have any there: those that a node forwards. Absent
+    /// elsewhere.
+    pub inside: Option<IpAddr>,
     /// IP protocol number.
     pub protocol: u8,
     /// Source port; 0 where the protocol has none.
@@ -216,7 +243,28 @@ impl NodeTables {
     }
 }
 
+impl Insides {
+    /// The class for flows of one direction.
+    pub const fn of(self, direction: Direction) -> InsideClass {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
+    }
+
+    /// Whether no rule asks who is there, or nobody knows.
+    pub const fn is_default(self) -> bool {
+        self.ingress.0 == 0 && self.egress.0 == 0
+    }
+}
+
 impl EndpointTables {
+    /// Class of an address at the endpoint's own end.
+    pub fn inside_class(&self, address: Option<IdentityId>, direction: Direction) -> InsideClass {
+        let insides = address.and_then(|address| self.insides.get(&address));
+        insides.copied().unwrap_or_default().of(direction)
+    }
+
     /// Class of a source port.
     pub fn source_class(&self, protocol: u8, source_port: u16) -> SourceClass {
         let class = (0..=16u8).rev().find_map(|prefix_bits| {
@@ -308,11 +356,16 @@ pub fn lookup(tables: &NodeTables, endpoint: EndpointId, packet: &Packet) -> Ver
     let Some(endpoint) = tables.endpoints.get(&endpoint) else {
         return unknown;
     };
+    let inside = packet
+        .inside
+        .and_then(|address| identity_of(&tables.identities, address));
+    let inside = endpoint.inside_class(inside, packet.direction);
     let source = endpoint.source_class(packet.protocol, packet.source_port);
     let entry = |service| {
         endpoint.verdicts.get(&VerdictKey {
             peer,
             direction: packet.direction,
+            inside,
             source,
             service,
         })

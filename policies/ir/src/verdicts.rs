@@ -10,13 +10,15 @@ use std::{
     sync::Arc,
 };
 
-use crate::tables::{Direction, IdentityId, Service, SourceClass, VerdictEntry, VerdictKey};
+use crate::tables::{Direction, IdentityId, InsideClass, Service, SourceClass, VerdictEntry, VerdictKey};
 
 /// Which packets an entry answers for among those of one class of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassKey {
     /// Seen from the endpoint.
     pub direction: Direction,
+    /// Class of the address at the endpoint's own end.
+    pub inside: InsideClass,
     /// Class of the source port.
     pub source: SourceClass,
     /// Protocols and ports.
@@ -163,6 +165,7 @@ impl ClassKey {
         VerdictKey {
             peer,
             direction: self.direction,
+            inside: self.inside,
             source: self.source,
             service: self.service,
         }
@@ -174,6 +177,7 @@ impl VerdictKey {
     pub fn of_class(self) -> ClassKey {
         ClassKey {
             direction: self.direction,
+            inside: self.inside,
             source: self.source,
             service: self.service,
         }
@@ -189,6 +193,7 @@ mod tests {
         VerdictKey {
             peer: IdentityId(peer),
             direction: Direction::Egress,
+            inside: InsideClass(2),
             source: SourceClass(3),
             service,
         }

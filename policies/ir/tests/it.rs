@@ -602,6 +602,7 @@ fn at<'a>(address: &str, known: &[&'a Workload]) -> Side<'a> {
     Side {
         address: Some(address.parse().unwrap()),
         known: known.to_vec(),
+        is_contested: false,
     }
 }
 

@@ -494,6 +494,47 @@ mod tests {
         );
     }
 
+    /// What the kernel takes an address to be inside of what the node forwards is compared as well.
+    #[test]
+    fn who_is_inside_what_the_node_forwards_is_compared_too() {
+        let (mut sent, mut view) = with_host();
+        let forwarded = serde_json::json!({"metadata": {"name": "inside"}, "spec": {"selector": "host == 'yes'",
+            "applyOnForward": true, "types": ["Ingress"],
+            "ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"nets": ["10.0.0.3/32"], "ports": [80]}}]}});
+        view.calico.push(CalicoObject::GlobalNetworkPolicy(
+            serde_json::from_value(forwarded).unwrap(),
+        ));
+        let mut placed = view.clone();
+        sent.hosts[0].programmed = [100, 101].into();
+        assert_eq!(place("n1", &sent, &mut placed), []);
+        assert_eq!(place_hosts("n1", &sent, &mut placed), []);
+        sent.identities.clear();
+        sent.verdicts.clear();
+        sent.rules.clear();
+        dump::write(&compile(&placed).tables, &mut sent);
+        assert!(!sent.insides.is_empty());
+        let text = serde_json::to_string(&sent).unwrap();
+        let sent: NodePolicy = serde_json::from_str(&text).unwrap();
+        assert_eq!(said(&sent, view.clone()), [] as [&str; 0]);
+        // One address passes for another.
+        let mut other = sent.clone();
+        let kinds: Vec<u16> = sent.insides.iter().map(|row| row.ingress).collect();
+        for (row, kind) in other.insides.iter_mut().zip(kinds.iter().rev()) {
+            row.ingress = *kind;
+        }
+        let found = said(&other, view);
+        assert!(
+            found
+                .iter()
+                .all(|line| line.starts_with("host endpoint eth, forwarded ingress from ")),
+            "{found:?}"
+        );
+        assert!(
+            found.iter().any(|line| line.contains(" to 10.0.0.3, protocol 6")),
+            "{found:?}"
+        );
+    }
+
     #[test]
     fn an_endpoint_without_tables_is_found() {
         let mut sent = sent();

@@ -102,6 +102,8 @@ fn count(demand: &Demand, what: What) -> usize {
         What::Identities => demand.identities,
         What::Verdicts => demand.verdicts,
         What::Sources => demand.sources,
+        What::Insides => demand.insides,
+        What::InsideClasses => demand.inside_classes,
     }
 }
 

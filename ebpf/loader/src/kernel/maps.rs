@@ -25,9 +25,9 @@ use ebpf_abi::{
     Address, AddressClass, COUNTERS, ClosedFlow, DIRECTION_INGRESS, Denial, DenialKey, END_NONE, END_REMOVED,
     ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, FLOW_ESTABLISHED,
     FRAGMENTS_PER_ENDPOINT, FlowKey, FlowRecord, FlowState, Fragment, HostKey, IDENTITY_PREFIX_BASE,
-    IdentityKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_POD_ADDRESSES,
-    MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, PodLink, RING_BYTES, Slot, SourceKey, SplitKey,
-    VerdictKey, VerdictValue, peer_bucket,
+    IdentityKey, InsideClasses, InsideKey, MAX_DENIALS, MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES,
+    MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, PEER_BUCKETS, PodLink, RING_BYTES,
+    Slot, SourceKey, SplitKey, VerdictKey, VerdictValue, peer_bucket,
 };
 
 const ENDPOINTS: &str = "ENDPOINTS";
@@ -39,6 +39,7 @@ const SOURCES: &str = "SOURCES";
 const HOSTS: &str = "HOSTS";
 const IDENTITIES: &str = "IDENTITIES";
 const SPLITS: &str = "SPLITS";
+const INSIDES: &str = "INSIDES";
 const VERDICTS: &str = "VERDICTS";
 const FLOWS: &str = "FLOWS";
 const CLOSED: &str = "CLOSED";
@@ -76,9 +77,11 @@ pub(crate) struct Maps {
     /// The same map, for what the library does not offer.
     hosts_fd: OwnedFd,
     splits_fd: OwnedFd,
+    insides_fd: OwnedFd,
     verdicts_fd: OwnedFd,
     identities: LpmTrie<MapData, IdentityKey, AddressClass>,
     splits: HashMap<MapData, SplitKey, u32>,
+    insides: HashMap<MapData, InsideKey, InsideClasses>,
     verdicts: HashMap<MapData, VerdictKey, VerdictValue>,
     flows: HashMap<MapData, FlowKey, FlowState>,
     /// Of those, the ones that were closed when they were last looked through.
@@ -107,6 +110,7 @@ impl Maps {
         Ok(Self {
             hosts_fd: descriptor(HOSTS)?,
             splits_fd: descriptor(SPLITS)?,
+            insides_fd: descriptor(INSIDES)?,
             verdicts_fd: descriptor(VERDICTS)?,
             endpoints: typed(programs, ENDPOINTS)?,
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
@@ -120,6 +124,7 @@ impl Maps {
             hosts: typed(programs, HOSTS)?,
             identities: typed(programs, IDENTITIES)?,
             splits: typed(programs, SPLITS)?,
+            insides: typed(programs, INSIDES)?,
             verdicts: typed(programs, VERDICTS)?,
             flows: typed(programs, FLOWS)?,
             closed: 0,
@@ -386,6 +391,26 @@ impl Maps {
 
     pub(crate) fn remove_split(&mut self, key: &SplitKey) -> Result<(), DatapathError> {
         absent_is_fine(self.splits.remove(key)).map_err(failed_map(SPLITS, "delete from"))
+    }
+
+    pub(crate) fn insides(&self) -> Result<Vec<(InsideKey, InsideClasses)>, DatapathError> {
+        self.insides
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed_map(INSIDES, "read"))
+    }
+
+    /// Writes what classes of addresses are at own ends, in one call.
+    pub(crate) fn write_insides(
+        &mut self,
+        entries: &[(InsideKey, InsideClasses)],
+    ) -> Result<(), DatapathError> {
+        sys::update_many(self.insides_fd.as_fd(), entries)
+            .map_err(|error| failed_call(INSIDES, "write", "bpf_map_update_batch", error))
+    }
+
+    pub(crate) fn remove_inside(&mut self, key: &InsideKey) -> Result<(), DatapathError> {
+        absent_is_fine(self.insides.remove(key)).map_err(failed_map(INSIDES, "delete from"))
     }
 
     pub(crate) fn verdicts(&self) -> Result<Vec<(VerdictKey, VerdictValue)>, DatapathError> {
@@ -724,6 +749,7 @@ pub(crate) fn check_pinned(directory: &Path, limits: Limits) -> Result<(), Datap
             shape::<Key<IdentityKey>, AddressClass>(LPM_TRIE, MAX_IDENTITIES),
         ),
         (SPLITS, shape::<SplitKey, u32>(HASH, MAX_SPLITS)),
+        (INSIDES, shape::<InsideKey, InsideClasses>(HASH, MAX_INSIDES)),
         (VERDICTS, shape::<VerdictKey, VerdictValue>(HASH, MAX_VERDICTS)),
         (FLOWS, shape::<FlowKey, FlowState>(HASH, limits.max_flows)),
         (CLOSED, shape::<u32, ClosedFlow>(ARRAY, limits.max_closed())),

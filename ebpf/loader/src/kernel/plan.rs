@@ -11,7 +11,8 @@ use std::{
 
 use policies_ir::{
     tables::{
-        BUILTIN_RULES, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, RuleName, VerdictEntry,
+        BUILTIN_RULES, EndpointId, EndpointTables, IdentityId, Insides, NodeTables, RuleId, RuleName,
+        VerdictEntry,
     },
     verdicts::{ClassVerdicts, Compared},
 };
@@ -55,6 +56,8 @@ pub(super) struct Step {
     pub(super) added: Vec<IdentityId>,
     /// Classes that it tells from their parents from now on.
     pub(super) split: Vec<IdentityId>,
+    /// Classes of which it begins to be known what they are at the own end.
+    pub(super) insides: Vec<IdentityId>,
     /// Classes for which their parents answer.
     inherited: Vec<IdentityId>,
     /// Classes that no address is of any more: nobody will ask for their entries.
@@ -225,6 +228,17 @@ impl Written {
             return Work::Everything;
         }
         let mut step = Step::default();
+        // Those of a class that no address is of any more are not left: another number could be its when it returns.
+        let known = &self.tables.insides;
+        let holds = |(class, classes): (&IdentityId, &Insides)| wanted.insides.get(class) == Some(classes);
+        if !known.iter().all(holds) {
+            return Work::Everything;
+        }
+        let new = wanted.insides.keys().filter(|class| !known.contains_key(class));
+        step.insides = new.copied().collect();
+        if step.insides.iter().any(|class| used(*class)) {
+            return Work::Everything;
+        }
         for Compared { class, now, other } in self.compare(wanted) {
             match (other, self.left.get(&class), now) {
                 (Some(before), _, Some(now)) if same(before, now) => {}
@@ -289,6 +303,7 @@ impl Step {
         let parts = [
             &self.added,
             &self.split,
+            &self.insides,
             &self.inherited,
             &self.left,
             &self.returned,

@@ -24,13 +24,13 @@ use std::{
 
 use aya::maps::lpm_trie::Key;
 use ebpf_abi::{
-    AddressClass, EPOCH_NONE, Endpoint, EndpointState, IdentityKey, MAX_EPOCH, MAX_IDENTITIES, MAX_SOURCES,
-    MAX_SPLITS, MAX_VERDICTS, NO_CLASS, STATE_HAS_SOURCES, SourceKey, SplitKey, VerdictKey, VerdictValue,
-    base_generation,
+    AddressClass, EPOCH_NONE, Endpoint, EndpointState, IdentityKey, InsideClasses, InsideKey, MAX_EPOCH,
+    MAX_IDENTITIES, MAX_INSIDES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS, NO_CLASS, STATE_HAS_INSIDES,
+    STATE_HAS_SOURCES, SourceKey, SplitKey, VerdictKey, VerdictValue, base_generation,
 };
 use policies_ir::{
     tables::{
-        EndpointId, IdentityId, MAX_SOURCE_CLASSES, NodeTables, SourceClass, VerdictEntry,
+        EndpointId, IdentityId, Insides, MAX_SOURCE_CLASSES, NodeTables, SourceClass, VerdictEntry,
         VerdictKey as Meaning,
     },
     verdicts::{ClassVerdicts, Verdicts},
@@ -70,6 +70,7 @@ struct Keys {
     verdicts: Vec<VerdictKey>,
     sources: Vec<Key<SourceKey>>,
     splits: Vec<SplitKey>,
+    insides: Vec<InsideKey>,
     /// Ranks of the verdicts, as bits.
     ranks: u64,
 }
@@ -114,6 +115,10 @@ impl Tables {
         for key in maps.splits()? {
             let keys = tables.entries.entry((key.endpoint, key.epoch)).or_default();
             keys.splits.push(key);
+        }
+        for (key, _) in maps.insides()? {
+            let keys = tables.entries.entry((key.endpoint, key.epoch)).or_default();
+            keys.insides.push(key);
         }
         for (key, _) in maps.identities()? {
             let generation = key.data().generation;
@@ -345,6 +350,9 @@ impl Tables {
                 for source in &keys.sources {
                     maps.remove_source(source)?;
                 }
+                for inside in &keys.insides {
+                    maps.remove_inside(inside)?;
+                }
             }
             self.entries.remove(&key);
         }
@@ -395,13 +403,14 @@ impl Tables {
     }
 
     /// Entries that are written, by map, with the map's capacity.
-    pub(crate) fn fill(&self) -> [Fill; 5] {
+    pub(crate) fn fill(&self) -> [Fill; 6] {
         let fill = |map, entries: usize, capacity| {
             Fill::new(map, u64::try_from(entries).unwrap_or(u64::MAX), capacity)
         };
         let verdicts = self.entries.values().map(|keys| keys.verdicts.len()).sum();
         let splits = self.entries.values().map(|keys| keys.splits.len()).sum();
         let sources = self.entries.values().map(|keys| keys.sources.len()).sum();
+        let insides = self.entries.values().map(|keys| keys.insides.len()).sum();
         let identities: usize = self.identities.values().map(Vec::len).sum();
         let whole = self
             .identities
@@ -413,6 +422,7 @@ impl Tables {
             fill("VERDICTS", verdicts, MAX_VERDICTS),
             fill("SPLITS", splits, MAX_SPLITS),
             fill("SOURCES", sources, MAX_SOURCES),
+            fill("INSIDES", insides, MAX_INSIDES),
             fill("HOSTS", whole, MAX_IDENTITIES),
             fill("IDENTITIES", identities - whole, MAX_IDENTITIES),
         ]
@@ -438,6 +448,7 @@ impl Tables {
         }
         let mut verdicts = Vec::new();
         let mut splits = Vec::new();
+        let mut insides = Vec::new();
         for (id, step) in &change.plan.steps {
             let (Some(wanted), Some(epoch)) = (tables.endpoints.get(id), self.current.epoch(*id)) else {
                 continue;
@@ -449,6 +460,11 @@ impl Tables {
                 .filter_map(|class| Some((*class, wanted.verdicts.class(*class)?)));
             verdicts.extend(written.add(*id, epoch, classes));
             splits.extend(written.split(*id, epoch, step.split.iter()));
+            let of_own = step
+                .insides
+                .iter()
+                .filter_map(|class| Some((class, wanted.insides.get(class)?)));
+            insides.extend(written.inside(*id, epoch, of_own));
         }
         for (id, split) in &change.plan.stale {
             let Some(wanted) = tables.endpoints.get(id) else {
@@ -464,10 +480,12 @@ impl Tables {
             }
             verdicts.extend(written.add(*id, number, own.into_iter()));
             splits.extend(written.split(*id, number, split.iter()));
+            insides.extend(written.inside(*id, number, wanted.insides.iter()));
         }
         maps.write_splits(&splits)?;
+        maps.write_insides(&insides)?;
         maps.write_verdicts(&verdicts)?;
-        Ok(count + splits.len() + verdicts.len())
+        Ok(count + splits.len() + insides.len() + verdicts.len())
     }
 
     /// The classes of an endpoint that is written anew which have entries: all but those that their parents answer for.
@@ -501,7 +519,7 @@ impl Tables {
             let mut state = EndpointState {
                 epoch: EPOCH_NONE,
                 generation,
-                flags: old.flags & !STATE_HAS_SOURCES,
+                flags: old.flags & !(STATE_HAS_SOURCES | STATE_HAS_INSIDES),
             };
             if let Some(wanted) = tables.endpoints.get(&id)
                 && let Some(epoch) = self.current.epoch(id)
@@ -509,6 +527,9 @@ impl Tables {
                 state.epoch = epoch;
                 if !wanted.sources.is_empty() {
                     state.flags |= STATE_HAS_SOURCES;
+                }
+                if !wanted.insides.is_empty() {
+                    state.flags |= STATE_HAS_INSIDES;
                 }
                 changes.insert(id, state.change());
                 // Before the state, which makes programs look for them.
@@ -576,7 +597,11 @@ impl Tables {
         check("SPLITS", old + new, MAX_SPLITS)?;
         let old: usize = self.entries.values().map(|keys| keys.sources.len()).sum();
         let new: usize = wanted().map(|(endpoint, _)| endpoint.sources.len()).sum();
-        check("SOURCES", old + new, MAX_SOURCES)
+        check("SOURCES", old + new, MAX_SOURCES)?;
+        let old: usize = self.entries.values().map(|keys| keys.insides.len()).sum();
+        let added: usize = steps.values().map(|step| step.insides.len()).sum();
+        let new: usize = wanted().map(|(endpoint, _)| endpoint.insides.len()).sum();
+        check("INSIDES", old + added + new, MAX_INSIDES)
     }
 }
 
@@ -617,6 +642,19 @@ impl Keys {
         let keys: Vec<_> = keys.collect();
         self.splits.extend(&keys);
         keys
+    }
+
+    /// Likewise of what classes are at the own end.
+    fn inside<'c>(
+        &mut self,
+        id: EndpointId,
+        epoch: u32,
+        classes: impl Iterator<Item = (&'c IdentityId, &'c Insides)>,
+    ) -> Vec<(InsideKey, InsideClasses)> {
+        let entries = classes.map(|(class, insides)| encode::inside(id, epoch, *class, *insides));
+        let entries: Vec<_> = entries.collect();
+        self.insides.extend(entries.iter().map(|(key, _)| *key));
+        entries
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 use ebpf_loader::{Datapath, Reason, Synced};
 use ipnet::IpNet;
 use policies_ir::tables::{
-    Direction, EndpointTables, IdentityId, NodeTables, Packet, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey, lookup,
+    Direction, EndpointTables, IdentityId, InsideClass, NodeTables, Packet, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey, lookup,
 };
 
 use crate::{
@@ -60,6 +60,7 @@ fn judge(lab: &mut Lab, tables: &NodeTables, peers: impl IntoIterator<Item = u16
         let packet = Packet {
             direction: Direction::Egress,
             peer: peer(number),
+            inside: None,
             protocol: UDP,
             source_port: 1,
             port: 2,
@@ -142,6 +143,7 @@ fn said(rule: u32) -> Arc<EndpointTables> {
     let key = VerdictKey {
         peer: OPEN,
         direction: Direction::Egress,
+        inside: InsideClass::default(),
         source: SourceClass(0),
         service: Service::Any,
     };
@@ -151,7 +153,11 @@ fn said(rule: u32) -> Arc<EndpointTables> {
     };
     let verdicts = [(key, entry)].into_iter().collect();
     let sources = Default::default();
-    Arc::new(EndpointTables { sources, verdicts })
+    Arc::new(EndpointTables {
+        sources,
+        verdicts,
+        ..EndpointTables::default()
+    })
 }
 
 /// Forty changes of addresses, over more than two groups, with and without what is left of earlier ones. Changes of

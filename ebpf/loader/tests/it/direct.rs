@@ -15,8 +15,8 @@ use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
 };
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    Direction, EndpointId, EndpointTables, IdentityId, InsideClass, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{
@@ -186,6 +186,7 @@ fn all_or_nothing(allowed: bool) -> EndpointTables {
         let key = VerdictKey {
             peer: IdentityId(1),
             direction,
+            inside: InsideClass::default(),
             source: SourceClass(0),
             service: Service::Any,
         };

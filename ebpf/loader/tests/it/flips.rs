@@ -16,13 +16,13 @@ use ebpf_abi::Address;
 use ebpf_loader::{Datapath, FlowRecord, Reason};
 use nix::sys::socket::{MsgFlags, sendto};
 use policies_ir::tables::{
-    Direction, EndpointTables, IdentityId, NodeTables, Packet, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey, lookup,
+    Direction, EndpointTables, IdentityId, InsideClass, Insides, NodeTables, Packet, RuleId, Service,
+    SourceClass, Verdict, VerdictEntry, VerdictKey, lookup,
 };
 
 use crate::{
     frames::{Ends, TCP, UDP, frame, tcp, udp},
-    lab::ENDPOINT,
+    lab::{ENDPOINT, ip},
     link::{Pod, raw_socket},
 };
 
@@ -64,7 +64,19 @@ fn policies(order: usize) -> [NodeTables; 2] {
     // The last ones are the first peers' of the second policy.
     let classes = PEERS + FIRST;
     let class = |number: u16| IdentityId(u32::from(if order == 0 { number + 1 } else { classes - number }));
-    let mut entries = EndpointTables::default();
+    // And what the pod's own addresses are to the rules is another number in each.
+    let (own, inside) = (
+        IdentityId(u32::from(classes) + 1),
+        InsideClass(if order == 0 { 1 } else { 2 }),
+    );
+    let insides = Insides {
+        ingress: inside,
+        egress: inside,
+    };
+    let mut entries = EndpointTables {
+        insides: [(own, insides)].into(),
+        ..EndpointTables::default()
+    };
     let mut rule = 64 + first;
     for number in 0..classes {
         for port in 0..PORTS {
@@ -81,6 +93,7 @@ fn policies(order: usize) -> [NodeTables; 2] {
                     } else {
                         Direction::Egress
                     },
+                    inside,
                     source: SourceClass(0),
                     service: Service::Ports {
                         protocol,
@@ -103,6 +116,7 @@ fn policies(order: usize) -> [NodeTables; 2] {
         NodeTables {
             identities: (0..PEERS)
                 .map(|number| (peer(number).into(), class_of(number)))
+                .chain(POD.map(|address| (ip(address).into(), own)))
                 .collect(),
             endpoints: [(ENDPOINT, Arc::clone(&entries))].into(),
             ..NodeTables::default()
@@ -120,6 +134,7 @@ fn expected(policy: &NodeTables, record: &FlowRecord) -> (u8, u32) {
             Direction::Ingress
         },
         peer: if egress { record.destination } else { record.source }.to_ip(),
+        inside: Some(if egress { record.source } else { record.destination }.to_ip()),
         protocol: record.protocol,
         source_port: record.source_port,
         port: record.destination_port,

@@ -14,8 +14,8 @@ use ebpf_abi::PEER_BUCKETS;
 use ebpf_loader::{Datapath, HostEndpoint, HostLink};
 use nix::sched::{CloneFlags, setns, unshare};
 use policies_ir::tables::{
-    BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass,
-    Verdict, VerdictEntry, VerdictKey,
+    BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, InsideClass, Insides, NodeTables, Packet,
+    RuleId, Service, SourceClass, Verdict, VerdictEntry, VerdictKey, lookup,
 };
 
 use crate::{
@@ -65,6 +65,7 @@ pub(crate) fn tables(endpoints: &[(EndpointId, &[Entry])]) -> NodeTables {
             let key = VerdictKey {
                 peer: IdentityId(1),
                 direction: *direction,
+                inside: InsideClass::default(),
                 source: SourceClass(0),
                 service: *service,
             };
@@ -174,6 +175,181 @@ attached_both_ways! {
         assert_eq!(judge(&mut lab, EGRESS, &answer("10.7.0.3")), DENY);
         assert_eq!(lab.kernel().attached_hosts().expect("attached"), [link]);
     }
+}
+
+/// Tables by which these may be reached at port 80, and all others at port 81, by what the host forwards; each kind of
+/// address is a class of its own at both ends.
+fn inside_tables(web: &[&str], endpoint: EndpointId) -> NodeTables {
+    let mut tables = tables(&[(endpoint, &[])]);
+    let addresses = web.iter().map(|address| (ip(address).into(), IdentityId(2)));
+    tables.identities.extend(addresses);
+    let mut own = EndpointTables::default();
+    for (class, allowed) in [(1, 81), (2, 80)] {
+        let insides = Insides {
+            ingress: InsideClass(class),
+            egress: InsideClass(0),
+        };
+        own.insides.insert(IdentityId(class.into()), insides);
+        for peer in [1, 2].map(IdentityId) {
+            let key = VerdictKey {
+                peer,
+                direction: INGRESS,
+                inside: InsideClass(class),
+                source: SourceClass(0),
+                service: port(TCP, allowed),
+            };
+            let entry = VerdictEntry {
+                verdict: ALLOW,
+                rule: RuleId(64 + u32::from(class)),
+            };
+            own.verdicts.insert(key, entry);
+        }
+    }
+    tables.endpoints.insert(endpoint, own.into());
+    tables
+}
+
+/// What comes in from outside for an address behind the host, of either family.
+fn through(inside: &str, port: u16, flags: u8) -> Vec<u8> {
+    let client = if inside.contains(':') {
+        "2001:db8::7"
+    } else {
+        CLIENT
+    };
+    frame(Ends::new(client, inside), TCP, &tcp(1000, port, flags))
+}
+
+attached_both_ways! {
+    fn forwarded_packets_are_told_apart_by_the_address_inside(attachment) {
+        const WEB: [&str; 2] = ["10.7.0.2", "fd07::2"];
+        const OTHERS: [&str; 2] = ["10.7.0.3", "fd07::3"];
+        let mut lab = Lab::attached(attachment);
+        let link = host_link(None, Some(endpoint(FORWARD)));
+        lab.kernel().attach_host(&link).expect("attach");
+        let tables = inside_tables(&WEB, FORWARD);
+        lab.kernel().sync(&tables).expect("sync");
+        assert_eq!(lab.kernel().dump().expect("dump"), tables);
+        for (addresses, open, shut) in [(WEB, 80, 81), (OTHERS, 81, 80)] {
+            for inside in addresses {
+                for (port, expected) in [(open, ALLOW), (shut, DENY)] {
+                    let packet = Packet {
+                        direction: INGRESS,
+                        peer: if inside.contains(':') { ip("2001:db8::7") } else { ip(CLIENT) },
+                        inside: Some(ip(inside)),
+                        protocol: TCP,
+                        source_port: 1000,
+                        port,
+                    };
+                    assert_eq!(lookup(&tables, FORWARD, &packet).verdict, expected);
+                    let found = judge(&mut lab, INGRESS, &through(inside, port, SYN));
+                    assert_eq!(found, expected, "{inside} {port}");
+                }
+            }
+        }
+        let flows = lab.kernel().tracked_flows().expect("flows");
+        assert_eq!(flows.len(), 4);
+        assert!(flows.iter().all(|flow| flow.endpoint == FORWARD));
+        let answer = frame(Ends::new(WEB[0], CLIENT), TCP, &tcp(80, 1000, SYN | ACK));
+        assert_eq!(judge(&mut lab, EGRESS, &answer), ALLOW);
+
+        // Addresses that become another kind are judged again at their next packet, those that stay are not cut off.
+        lab.kernel()
+            .sync(&inside_tables(&[OTHERS[0], WEB[1]], FORWARD))
+            .expect("sync");
+        for (inside, port, expected) in [
+            (WEB[0], 80, DENY),
+            (OTHERS[0], 81, DENY),
+            (WEB[1], 80, ALLOW),
+            (OTHERS[1], 81, ALLOW),
+        ] {
+            let found = judge(&mut lab, INGRESS, &through(inside, port, ACK));
+            assert_eq!(found, expected, "{inside} {port}, tracked");
+        }
+        assert_eq!(judge(&mut lab, INGRESS, &through(WEB[0], 81, SYN)), ALLOW);
+        assert_eq!(judge(&mut lab, INGRESS, &through(OTHERS[0], 80, SYN)), ALLOW);
+    }
+}
+
+attached_both_ways! {
+    /// Where rules ask who is inside, an address that nothing is known of is denied: nothing falls back to another kind.
+    fn nothing_holds_of_an_address_inside_that_has_no_kind(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let both = HostEndpoint {
+            id: FORWARD,
+            untracked: Some(UNTRACKED),
+        };
+        lab.kernel()
+            .attach_host(&host_link(None, Some(both)))
+            .expect("attach");
+        let mut tables = inside_tables(&[BEHIND], FORWARD);
+        let forward = tables.endpoints.get_mut(&FORWARD).expect("the endpoint");
+        std::sync::Arc::make_mut(forward).insides.remove(&IdentityId(1));
+        // Before flows are known, the same rules, for the other kind alone.
+        let mut untracked = inside_tables(&[BEHIND], UNTRACKED);
+        let untracked = untracked.endpoints.remove(&UNTRACKED).expect("the endpoint");
+        lab.kernel().sync(&tables).expect("sync");
+        for (inside, port, expected) in [
+            (BEHIND, 80, ALLOW),
+            (BEHIND, 81, DENY),
+            ("10.7.0.3", 80, DENY),
+            ("10.7.0.3", 81, DENY),
+        ] {
+            let found = judge(&mut lab, INGRESS, &through(inside, port, SYN));
+            assert_eq!(found, expected, "{inside} {port}");
+        }
+        tables.endpoints.insert(UNTRACKED, untracked);
+        lab.kernel().sync(&tables).expect("sync");
+        assert_eq!(lab.kernel().dump().expect("dump"), tables);
+        let tracked = lab.kernel().tracked_flows().expect("flows").len();
+        assert_eq!(judge(&mut lab, INGRESS, &through("10.7.0.3", 81, SYN)), ALLOW);
+        assert_eq!(judge(&mut lab, INGRESS, &through("10.7.0.3", 80, SYN)), DENY);
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), tracked);
+    }
+}
+
+/// One agent after another finds what the one before wrote, adds the kinds of new addresses to it, and removes what
+/// nobody asks for any more.
+#[test]
+fn kinds_of_addresses_inside_come_and_go_with_the_tables() {
+    let mut lab = Lab::new();
+    let link = host_link(None, Some(endpoint(FORWARD)));
+    lab.kernel().attach_host(&link).expect("attach");
+    let fill = |lab: &mut Lab| {
+        lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+        let fill = lab.kernel().counters().expect("counters").fill;
+        let of = |name| {
+            fill.iter()
+                .find(|fill| fill.map == name)
+                .expect("the map")
+                .entries
+        };
+        (of("INSIDES"), of("VERDICTS"))
+    };
+    let tables = inside_tables(&[BEHIND], FORWARD);
+    lab.kernel().sync(&tables).expect("sync");
+    assert_eq!(fill(&mut lab), (2, 4));
+    // A class that nobody had is added to the entries that there are.
+    let mut more = tables.clone();
+    more.identities.insert(ip("10.7.0.9").into(), IdentityId(7));
+    let own = std::sync::Arc::make_mut(more.endpoints.get_mut(&FORWARD).expect("the endpoint"));
+    let kind = own.insides[&IdentityId(2)];
+    own.insides.insert(IdentityId(7), kind);
+    let synced = lab.kernel().sync(&more).expect("sync");
+    assert_eq!(synced.rewritten, 0);
+    assert_eq!(lab.kernel().dump().expect("dump"), more);
+    assert_eq!(fill(&mut lab), (3, 4));
+    assert_eq!(judge(&mut lab, INGRESS, &through("10.7.0.9", 81, SYN)), DENY);
+    lab.restart();
+    assert_eq!(lab.kernel().dump().expect("dump"), more);
+    assert_eq!(judge(&mut lab, INGRESS, &through(BEHIND, 80, SYN)), ALLOW);
+    assert_eq!(judge(&mut lab, INGRESS, &through(BEHIND, 81, SYN)), DENY);
+    // A kind that is another one is not written over what a program may ask for.
+    let swapped = inside_tables(&["10.7.0.3"], FORWARD);
+    assert_eq!(lab.kernel().sync(&swapped).expect("sync").rewritten, 1);
+    assert_eq!(fill(&mut lab), (2, 4));
+    assert_eq!(judge(&mut lab, INGRESS, &through(BEHIND, 81, SYN)), ALLOW);
+    lab.kernel().sync(&NodeTables::default()).expect("sync");
+    assert_eq!(fill(&mut lab), (0, 0));
 }
 
 attached_both_ways! {

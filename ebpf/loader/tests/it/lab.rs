@@ -12,8 +12,8 @@ use ebpf_loader::{
     Attachment, Datapath, EndpointLink, FlowRecord, FlowSource, Kernel, Limits, OBJECT, Reason,
 };
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    Direction, EndpointId, EndpointTables, IdentityId, InsideClass, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{frames::Ends, wire::Wire};
@@ -354,6 +354,7 @@ pub(crate) fn tables(peers: &[&str], allowed: &[(Direction, usize, Service)]) ->
             VerdictKey {
                 peer,
                 direction: *direction,
+                inside: InsideClass::default(),
                 source: SourceClass::default(),
                 service: *service,
             },

@@ -284,6 +284,7 @@ impl Matrix {
             let packet = Packet {
                 direction,
                 peer,
+                inside: None,
                 protocol,
                 source_port: source_port(to, protocol, port),
                 port,

@@ -87,14 +87,14 @@ fn tiers_judge_alike_in_reference_tables_and_kernel() {
 }
 
 /// Tables that no compiler made: every prefix length of ports, identities that overlap, and rules that ask for the
-/// source port.
+/// source port and for the address at the own end.
 #[test]
 fn random_tables_judge_alike_in_lookup_and_kernel() {
     let lab = RefCell::new(Lab::new());
     let judged = Cell::new(0);
     let (own4, own6) = (ip("10.7.0.2"), ip("fd07::2"));
     let addresses = [own4, own6];
-    let with_class = Cell::new(0);
+    let (with_class, with_inside) = (Cell::new(0), Cell::new(0));
     runner(400)
         .run(&random::scenario(), |(tables, next, packets)| {
             let mut lab = lab.borrow_mut();
@@ -117,6 +117,7 @@ fn random_tables_judge_alike_in_lookup_and_kernel() {
                 if own.source_class(packet.protocol, packet.source_port) != SourceClass(0) {
                     with_class.set(with_class.get() + 1);
                 }
+                with_inside.set(with_inside.get() + usize::from(!own.insides.is_empty()));
                 if verdict == Verdict::Deny {
                     continue;
                 }
@@ -143,18 +144,22 @@ fn random_tables_judge_alike_in_lookup_and_kernel() {
         })
         .unwrap_or_else(|error| panic!("{error}"));
     println!(
-        "{} packets judged alike, {} of them in a source class",
+        "{} packets judged alike, {} of them in a source class, {} where own ends are told apart",
         judged.get(),
-        with_class.get()
+        with_class.get(),
+        with_inside.get()
     );
-    assert!(judged.get() > 1000 && with_class.get() > 100);
+    assert!(judged.get() > 1000 && with_class.get() > 100 && with_inside.get() > 100);
 }
 
 /// Small worlds, so that packets meet entries.
 mod random {
+    use std::collections::BTreeMap;
+
     use ipnet::IpNet;
     use policies_ir::tables::{
-        EndpointTables, IdentityId, RuleId, Service, SourceBlock, SourceClass, VerdictEntry, VerdictKey,
+        EndpointTables, IdentityId, InsideClass, Insides, RuleId, Service, SourceBlock, SourceClass,
+        VerdictEntry, VerdictKey,
     };
 
     use super::*;
@@ -213,26 +218,36 @@ mod random {
             prefix_bits,
         });
         let sources = prop::collection::btree_map(block, source(), 0..12);
-        let key =
-            (identity(), direction(), source(), service()).prop_map(|(peer, direction, source, service)| {
-                VerdictKey {
-                    peer,
-                    direction,
-                    source,
-                    service,
-                }
-            });
+        let inside = || prop_oneof![Just(0), Just(0), Just(1), Just(256)].prop_map(InsideClass);
+        let classes = (inside(), inside()).prop_map(|(ingress, egress)| Insides { ingress, egress });
+        let insides = prop_oneof![
+            Just(BTreeMap::new()),
+            prop::collection::btree_map(identity(), classes, 1..3)
+        ];
+        let key = (identity(), direction(), inside(), source(), service());
+        let key = key.prop_map(|(peer, direction, inside, source, service)| VerdictKey {
+            peer,
+            direction,
+            inside,
+            source,
+            service,
+        });
         let verdict = prop::sample::select(&[Verdict::Allow, Verdict::Allow, Verdict::Deny][..]);
         let entry = (verdict, 64..90u32).prop_map(|(verdict, rule)| VerdictEntry {
             verdict,
             rule: RuleId(rule),
         });
         let verdicts = prop::collection::btree_map(key, entry, 0..40);
-        (identities, sources, verdicts).prop_map(|(identities, sources, verdicts)| {
-            let verdicts = verdicts.into_iter().collect();
+        let all = (identities, sources, insides, verdicts);
+        all.prop_map(|(identities, sources, insides, verdicts)| {
+            let own = EndpointTables {
+                sources,
+                insides,
+                verdicts: verdicts.into_iter().collect(),
+            };
             NodeTables {
                 identities,
-                endpoints: [(ENDPOINT, EndpointTables { sources, verdicts }.into())].into(),
+                endpoints: [(ENDPOINT, own.into())].into(),
                 rules: Vec::new(),
             }
         })
@@ -245,6 +260,11 @@ mod random {
                 Packet {
                     direction,
                     peer,
+                    inside: Some(if peer.is_ipv4() {
+                        ip("10.7.0.2")
+                    } else {
+                        ip("fd07::2")
+                    }),
                     protocol: if protocol == ICMP && peer.is_ipv6() {
                         ICMPV6
                     } else {

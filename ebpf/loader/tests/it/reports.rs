@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::mpsc, thread, time::Duration};
 use aya::maps::{Map, MapData, RingBuf};
 use ebpf_abi::{
     END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS, MAX_VERDICTS,
-    RECORD_DENIED, RECORD_END, RECORD_UPDATE, RING_HURRY_BYTES,
+    MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
+    MAX_VERDICTS, RECORD_DENIED, RECORD_END, RECORD_UPDATE, RING_HURRY_BYTES,
 };
 use ebpf_loader::{
     Datapath, FlowRecord, HostEndpoint, HostLink, Limits, Reason, UPDATE_EVERY, monotonic_now,
@@ -324,6 +324,7 @@ fn every_bounded_map_says_how_full_it_is() {
     let expected = [
         ("VERDICTS", 1, MAX_VERDICTS),
         ("SPLITS", 0, MAX_SPLITS),
+        ("INSIDES", 0, MAX_INSIDES),
         ("SOURCES", 0, MAX_SOURCES),
         ("HOSTS", 1, MAX_IDENTITIES),
         ("IDENTITIES", 1, MAX_IDENTITIES),

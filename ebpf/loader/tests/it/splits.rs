@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use policies_ir::{
     tables::{
-        Direction, EndpointId, EndpointTables, IdentityId, NodeTables, Packet, RuleId, Service, SourceClass,
-        Verdict, VerdictEntry, lookup,
+        Direction, EndpointId, EndpointTables, IdentityId, InsideClass, NodeTables, Packet, RuleId, Service,
+        SourceClass, Verdict, VerdictEntry, lookup,
     },
     verdicts::{ClassKey, ClassVerdicts},
 };
@@ -223,6 +223,7 @@ fn said(said: Said) -> Arc<ClassVerdicts> {
     };
     let key = ClassKey {
         direction: Direction::Egress,
+        inside: InsideClass::default(),
         source: SourceClass::default(),
         service,
     };
@@ -282,6 +283,7 @@ fn step(lab: &mut Lab, links: &[EndpointLink], model: &mut Model, change: &Chang
             let packet = Packet {
                 direction: Direction::Egress,
                 peer: peer(number).addr(),
+                inside: None,
                 protocol: UDP,
                 source_port: *next_port,
                 port,

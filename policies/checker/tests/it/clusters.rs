@@ -130,6 +130,7 @@ pub(crate) fn reference(
     let packet = Packet {
         direction,
         peer,
+        inside: None,
         protocol: point.protocol,
         source_port: point.source_port,
         port: point.port,

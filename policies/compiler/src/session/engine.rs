@@ -126,7 +126,7 @@ impl Engine {
         let of_programs: Vec<&Program> = of_programs.collect();
         engine
             .places
-            .ask(of_programs.iter().flat_map(|program| program.peer_port_names()));
+            .ask(of_programs.iter().flat_map(|program| program.port_names()));
         engine.places.place_all();
         let asks = of_programs.iter().any(|program| asks_source_names(program));
         drop(of_programs);
@@ -142,6 +142,7 @@ impl Engine {
             engine.install(endpoint, programs, &declared);
         }
         let live = engine.places.live();
+        engine.rows.learn(engine.places.signatures(), &live);
         let cells = engine.places.cells();
         engine
             .rows
@@ -257,10 +258,7 @@ impl Engine {
         if new().any(asks_source_names) {
             return Err(StartAnew("a rule asks for source ports by name"));
         }
-        let port_names: BTreeSet<String> = new()
-            .flat_map(Program::peer_port_names)
-            .map(str::to_owned)
-            .collect();
+        let port_names: BTreeSet<String> = new().flat_map(Program::port_names).map(str::to_owned).collect();
         self.places.ask(port_names.iter().map(String::as_str));
         let known = self.rows.identities();
         self.rows.split_off(self.places.signatures().len(), |signature| {
@@ -273,6 +271,12 @@ impl Engine {
             slots.extend(self.install(endpoint, programs, &BTreeSet::new()));
         }
         let live = self.places.live();
+        for (endpoint, slot) in self.rows.learn(self.places.signatures(), &live) {
+            endpoints.insert(endpoint);
+            slots.push(slot);
+        }
+        slots.sort_unstable();
+        slots.dedup();
         let moved = self.rows.answer_anew(&slots, self.places.signatures(), &live);
         self.rows.number(self.places.signatures(), &live);
         if moved {
@@ -410,12 +414,15 @@ impl Engine {
         if known > 0 {
             for identity in known..self.rows.identities() {
                 let number = self.rows.outer(identity);
-                for (endpoint, said) in self.rows.said(identity) {
-                    if said.is_empty() || endpoints.contains(&endpoint) {
+                for (endpoint, said, insides) in self.rows.said(identity) {
+                    if (said.is_empty() && insides.is_default()) || endpoints.contains(&endpoint) {
                         continue;
                     }
-                    let tables = self.tables.endpoints.entry(endpoint).or_default();
-                    Arc::make_mut(tables).verdicts.set_class(number, said);
+                    let tables = Arc::make_mut(self.tables.endpoints.entry(endpoint).or_default());
+                    tables.verdicts.set_class(number, said);
+                    if !insides.is_default() {
+                        tables.insides.insert(number, insides);
+                    }
                     changed = true;
                 }
             }

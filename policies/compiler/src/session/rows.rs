@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use policies_ir::{
     align::align_identities,
-    tables::{EndpointId, EndpointTables, IdentityId, NodeTables},
+    tables::{EndpointId, EndpointTables, IdentityId, Insides, NodeTables},
     verdicts::ClassVerdicts,
 };
 
@@ -16,9 +16,8 @@ use super::places::SignatureId;
 use crate::{
     cells::{Owner, Signature},
     classes::without_redundant,
-    compile::SharedVerdicts,
-    flatten::Entries,
-    program::{Program, Visible},
+    compile::{SharedVerdicts, insides},
+    program::{Answer, Program, Visible},
     sources::Sources,
 };
 
@@ -35,8 +34,8 @@ pub(super) struct Rows {
     free: Vec<Slot>,
     /// Where each endpoint's programs are, ingress first.
     by_endpoint: BTreeMap<EndpointId, [Slot; 2]>,
-    answers: Vec<Arc<Entries>>,
-    answer_ids: HashMap<Arc<Entries>, AnswerId>,
+    answers: Vec<Arc<Answer>>,
+    answer_ids: HashMap<Arc<Answer>, AnswerId>,
     /// What is said about each identity.
     rows: Vec<Row>,
     /// Identities by the sums of their rows.
@@ -67,7 +66,7 @@ struct Asked {
 
 impl Default for Rows {
     fn default() -> Self {
-        let nothing = Arc::new(Entries::new());
+        let nothing = Arc::new(Answer::default());
         Self {
             slots: Vec::new(),
             free: Vec::new(),
@@ -110,8 +109,8 @@ impl Rows {
         self.outer.get(identity).copied()
     }
 
-    /// What each endpoint says about an identity.
-    pub(super) fn said(&mut self, identity: Identity) -> Vec<(EndpointId, Arc<ClassVerdicts>)> {
+    /// What each endpoint says about an identity, and what that is at its own end.
+    pub(super) fn said(&mut self, identity: Identity) -> Vec<(EndpointId, Arc<ClassVerdicts>, Insides)> {
         let Self {
             by_endpoint,
             rows,
@@ -122,11 +121,10 @@ impl Rows {
         let Some(row) = rows.get(identity) else {
             return Vec::new();
         };
+        let answer = |answer: AnswerId| answers.get(answer).map(AsRef::as_ref);
         let of_endpoints = by_endpoint.iter().map(|(endpoint, slots)| {
-            let said = shared.of(slots.map(|slot| row.of(slot)), |answer| {
-                answers.get(answer).map(AsRef::as_ref)
-            });
-            (*endpoint, said)
+            let own = slots.map(|slot| row.of(slot));
+            (*endpoint, shared.of(own, answer), insides(own, answer))
         });
         of_endpoints.collect()
     }
@@ -146,11 +144,14 @@ impl Rows {
         let mut tables = EndpointTables::default();
         let asked = slots.get(own[0])?.as_ref()?;
         tables.sources = asked.sources.as_ref().map(|s| s.table()).unwrap_or_default();
+        let answer = |answer: AnswerId| answers.get(answer).map(AsRef::as_ref);
         for (row, number) in rows.iter().zip(outer) {
-            let said = shared.of(own.map(|slot| row.of(slot)), |answer| {
-                answers.get(answer).map(AsRef::as_ref)
-            });
-            tables.verdicts.set_class(*number, said);
+            let own = own.map(|slot| row.of(slot));
+            tables.verdicts.set_class(*number, shared.of(own, answer));
+            let insides = insides(own, answer);
+            if !insides.is_default() {
+                tables.insides.insert(*number, insides);
+            }
         }
         Some(tables)
     }
@@ -190,6 +191,28 @@ impl Rows {
             self.free.push(slot);
         }
         slots.into_iter().flatten().collect()
+    }
+
+    /// Tells programs what there may be at their own end. Those to which some of it is new are to be asked anew.
+    pub(super) fn learn(&mut self, signatures: &[Signature], live: &[bool]) -> Vec<(EndpointId, Slot)> {
+        let mut learned = Vec::new();
+        for (endpoint, slots) in &self.by_endpoint {
+            for slot in slots {
+                let Some(asked) = self.slots.get_mut(*slot).and_then(Option::as_mut) else {
+                    continue;
+                };
+                // Nobody is sure who has an address that several claim.
+                let sure = signatures
+                    .iter()
+                    .zip(live)
+                    .filter(|(signature, live)| **live && signature.owner != Owner::Contested);
+                if asked.program.learn(sure.map(|(signature, _)| signature)) {
+                    asked.seen.clear();
+                    learned.push((*endpoint, *slot));
+                }
+            }
+        }
+        learned
     }
 
     /// Takes signatures that were split off from others, whose identity they share until programs tell them apart.
@@ -311,9 +334,9 @@ impl Rows {
         if let Some(known) = asked.seen.get(&visible) {
             return *known;
         }
-        let entries = Arc::new(asked.program.entries(&visible, sources));
-        let answer = *self.answer_ids.entry(Arc::clone(&entries)).or_insert_with(|| {
-            self.answers.push(entries);
+        let said = Arc::new(asked.program.answer(&visible, sources));
+        let answer = *self.answer_ids.entry(Arc::clone(&said)).or_insert_with(|| {
+            self.answers.push(said);
             self.answers.len() - 1
         });
         asked.seen.insert(visible, answer);

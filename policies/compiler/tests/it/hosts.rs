@@ -2,12 +2,15 @@
 
 use policies_compiler::compile;
 use policies_ir::tables::{
-    Direction::{Egress, Ingress},
+    Direction::{self, Egress, Ingress},
     EndpointId, NodeTables, Packet, Verdict, lookup,
 };
 use serde_json::{Value, json};
 
-use crate::lab::{HOST, Lab, OUTSIDE, TCP, UDP, WEB, calico, global, host};
+use crate::lab::{
+    DB, FORWARDED, Forwarding, HOST, ICMP, Lab, OUTSIDE, OUTSIDE_V6, PAY, TCP, UDP, WEB, WEB_V6, calico,
+    global, host, set,
+};
 
 #[test]
 fn a_named_host_endpoint_is_closed_but_for_its_failsafes() {
@@ -216,6 +219,7 @@ fn parts_of_a_host_endpoint_get_tables_when_policies_speak_about_them() {
     let packet = |direction, source_port, port| Packet {
         direction,
         peer: OUTSIDE.parse().unwrap(),
+        inside: None,
         protocol: TCP,
         source_port,
         port,
@@ -276,4 +280,241 @@ fn parts_of_a_host_endpoint_get_tables_when_policies_speak_about_them() {
         undecided
     );
     assert_eq!(say(&tables, ids.untracked, packet(Egress, 40_000, 81)), undecided);
+}
+
+const NOBODY: &str = "10.0.9.9";
+
+/// A policy for what the node forwards in one direction, with these rules.
+fn on_forward(direction: Direction, rules: &Value) -> Value {
+    let (kind, field) = match direction {
+        Ingress => ("Ingress", "ingress"),
+        Egress => ("Egress", "egress"),
+    };
+    let mut spec = json!({"selector": "has(edge)", "applyOnForward": true, "types": [kind]});
+    spec[field] = rules.clone();
+    global("p", &spec)
+}
+
+fn edge() -> Value {
+    host(&json!({"edge": ""}), &[])
+}
+
+/// The addresses inside for which the rules of one direction hold, of those that the lab knows and one that it does not.
+#[track_caller]
+fn holds_for(direction: Direction, end: &Value, ports: (u16, u16)) -> Vec<&'static str> {
+    let field = match direction {
+        Ingress => "destination",
+        Egress => "source",
+    };
+    let [allows, denies] = ["Allow", "Deny"].map(|action| {
+        let mut rule = json!({"action": action, "protocol": "TCP"});
+        rule[field] = end.clone();
+        let rules = match action {
+            "Allow" => json!([rule]),
+            _ => json!([rule, {"action": "Allow"}]),
+        };
+        let nets = set(
+            "GlobalNetworkSet",
+            "s",
+            &json!({"place": "rack"}),
+            &json!({"nets": ["10.0.9.0/24"]}),
+        );
+        let lab = Lab::new(&[edge(), nets, on_forward(direction, &rules)]);
+        assert_eq!(lab.reported, Vec::<String>::new());
+        lab.forwarding()
+    });
+    let inside = [WEB.1, DB.1, PAY.1, NOBODY, HOST.1, WEB_V6];
+    let holds = inside.into_iter().filter(|inside| {
+        let peer = if inside.contains(':') { OUTSIDE_V6 } else { OUTSIDE };
+        let [allowed, denied] =
+            [&allows, &denies].map(|host| host.decides(direction, (inside, peer), TCP, ports).0);
+        assert_ne!(allowed, denied, "{end} {inside}");
+        allowed == Verdict::Allow
+    });
+    holds.collect()
+}
+
+/// Each condition on the own end of a packet that a node forwards is one on the address inside, not on the host
+/// endpoint: for what comes in, the destination, and for what goes out, the source.
+#[test]
+fn conditions_on_the_own_end_of_forwarded_packets_are_on_the_address_inside() {
+    let everybody = || vec![WEB.1, DB.1, PAY.1, NOBODY, HOST.1, WEB_V6];
+    let but = |without: &[&str]| {
+        let mut all = everybody();
+        all.retain(|address| !without.contains(address));
+        all
+    };
+    for (end, expected) in [
+        (
+            json!({"nets": ["10.0.0.2/32", "10.0.9.0/24"]}),
+            vec![DB.1, NOBODY],
+        ),
+        (json!({"nets": ["fd00::/64"]}), vec![WEB_V6]),
+        // Of the other family it does not hold, as anywhere else.
+        (json!({"notNets": ["10.0.0.2/32"]}), but(&[DB.1, WEB_V6])),
+        (json!({"selector": "app == 'web'"}), vec![WEB.1, PAY.1, WEB_V6]),
+        (
+            json!({"notSelector": "app == 'web'"}),
+            but(&[WEB.1, PAY.1, WEB_V6]),
+        ),
+        (json!({"selector": "place == 'rack'"}), vec![NOBODY]),
+        (json!({"selector": "has(edge)"}), vec![HOST.1]),
+        (json!({"namespaceSelector": "team == 'b'"}), vec![PAY.1]),
+        (
+            json!({"namespaceSelector": "team == 'a'", "selector": "app == 'web'"}),
+            vec![WEB.1, WEB_V6],
+        ),
+        (json!({"serviceAccounts": {"names": ["db"]}}), vec![DB.1]),
+        (
+            json!({"serviceAccounts": {"selector": "role == 'store'"}}),
+            vec![DB.1],
+        ),
+        (
+            json!({"selector": "app == 'web'", "notNets": ["10.0.0.3/32"]}),
+            vec![WEB.1],
+        ),
+        (json!({}), everybody()),
+    ] {
+        for direction in [Ingress, Egress] {
+            let found = holds_for(direction, &end, (40_000, 80));
+            assert_eq!(found, expected, "{direction:?} {end}");
+        }
+    }
+    // Ports by name are those of whoever has the address.
+    for (end, port, expected) in [
+        (json!({"ports": ["api"]}), 8002, vec![DB.1]),
+        (json!({"ports": ["api"]}), 8001, vec![WEB.1, WEB_V6]),
+        (json!({"notPorts": ["api"]}), 8002, but(&[DB.1])),
+        (
+            json!({"ports": ["api"], "selector": "app == 'web'"}),
+            8002,
+            vec![],
+        ),
+        (json!({"ports": ["api", 23]}), 23, everybody()),
+    ] {
+        assert_eq!(holds_for(Ingress, &end, (40_000, port)), expected, "{end} {port}");
+        assert_eq!(holds_for(Egress, &end, (port, 40_000)), expected, "{end} {port}");
+    }
+}
+
+#[test]
+fn forwarded_packets_of_both_families_are_told_apart_by_version_and_protocol() {
+    let rules = json!([{"action": "Allow", "ipVersion": 6, "destination": {"selector": "app == 'web'"}},
+        {"action": "Allow", "protocol": "ICMP", "destination": {"selector": "app == 'db'"}}]);
+    let host = Lab::new(&[edge(), on_forward(Ingress, &rules)]).forwarding();
+    for (ends, protocol, expected) in [
+        ((WEB_V6, OUTSIDE_V6), TCP, "GlobalNetworkPolicy p rule 0"),
+        (
+            (WEB.1, OUTSIDE),
+            TCP,
+            "default-deny (isolated by GlobalNetworkPolicy p)",
+        ),
+        ((DB.1, OUTSIDE), ICMP, "GlobalNetworkPolicy p rule 1"),
+        (
+            (DB.1, OUTSIDE),
+            UDP,
+            "default-deny (isolated by GlobalNetworkPolicy p)",
+        ),
+        (
+            (WEB.1, OUTSIDE),
+            ICMP,
+            "default-deny (isolated by GlobalNetworkPolicy p)",
+        ),
+    ] {
+        let (_, by) = host.decides(Ingress, ends, protocol, (0, 0x0800));
+        assert_eq!(by, expected, "{ends:?} {protocol}");
+    }
+    // Nothing is asked of the other direction.
+    assert_eq!(
+        host.decides(Egress, (WEB.1, OUTSIDE), TCP, (40_000, 80)).1,
+        "no-policy"
+    );
+}
+
+/// An address that two claim is nobody's to a rule that asks whose it is, and does not matter to one that does not.
+#[test]
+fn nobody_is_sure_who_is_inside_when_two_claim_the_address() {
+    let [asks, does_not] = [json!({"notSelector": "app == 'db'"}), json!({})].map(|destination| {
+        let rules = json!([{"action": "Allow", "destination": destination}]);
+        let mut lab = Lab::new(&[edge(), on_forward(Ingress, &rules)]);
+        let mut pods = lab.cluster.members.iter_mut();
+        let pay = pods.find(|pod| pod.workload.namespace == "pay").unwrap();
+        pay.addresses.insert(WEB.1.parse().unwrap());
+        lab.forwarding()
+    });
+    let by = |host: &Forwarding, inside| host.decides(Ingress, (inside, OUTSIDE), TCP, (40_000, 80)).1;
+    assert_eq!(by(&asks, WEB.1), "no-match");
+    assert_eq!(by(&asks, PAY.1), "GlobalNetworkPolicy p rule 0");
+    assert_eq!(by(&does_not, WEB.1), "GlobalNetworkPolicy p rule 0");
+}
+
+/// Also at a host endpoint for all interfaces, which expects no address, and before flows are known.
+#[test]
+fn the_address_inside_counts_at_every_interface_and_before_flows_are_known() {
+    use policies_compiler::HostEndpointIds;
+    let ids = HostEndpointIds {
+        local: EndpointId(901),
+        forwarded: EndpointId(902),
+        untracked: EndpointId(903),
+    };
+    let mut every = calico(
+        "HostEndpoint",
+        "every",
+        &json!({"node": "here", "interfaceName": "*"}),
+    );
+    every["metadata"]["labels"] = json!({"edge": ""});
+    let rules = json!([{"action": "Deny", "protocol": "TCP", "destination": {"selector": "app == 'db'", "ports": [80]}}]);
+    let mut untracked = on_forward(Ingress, &rules);
+    untracked["spec"]["doNotTrack"] = json!(true);
+    let tracked = json!([{"action": "Deny", "protocol": "TCP", "destination": {"nets": ["10.0.0.1/32"], "ports": [81]}},
+        {"action": "Allow"}]);
+    let mut tracked = on_forward(Ingress, &tracked);
+    tracked["metadata"]["name"] = json!("t");
+    let mut view = Lab::new(&[every, untracked, tracked]).view;
+    view.host_endpoints.insert("every".to_owned(), ids);
+    let tables = compile(&view).tables;
+    let by = |endpoint, inside: &str, port| {
+        let packet = Packet {
+            direction: Ingress,
+            peer: OUTSIDE.parse().unwrap(),
+            inside: Some(inside.parse().unwrap()),
+            protocol: TCP,
+            source_port: 40_000,
+            port,
+        };
+        let entry = lookup(&tables, endpoint, &packet);
+        tables.decided_by(entry.rule).unwrap().to_string()
+    };
+    for (inside, port, untracked, tracked) in [
+        (
+            DB.1,
+            80,
+            "GlobalNetworkPolicy p rule 0",
+            "GlobalNetworkPolicy p rule 0",
+        ),
+        (DB.1, 81, "no-match", "GlobalNetworkPolicy t rule 1"),
+        (WEB.1, 80, "no-match", "GlobalNetworkPolicy t rule 1"),
+        (WEB.1, 81, "no-match", "GlobalNetworkPolicy t rule 0"),
+        (NOBODY, 80, "no-match", "GlobalNetworkPolicy t rule 1"),
+    ] {
+        assert_eq!(by(ids.untracked, inside, port), untracked, "{inside} {port}");
+        assert_eq!(by(ids.forwarded, inside, port), tracked, "{inside} {port}");
+    }
+}
+
+/// What tells nobody apart at the own end costs nothing: neither classes nor entries.
+#[test]
+fn only_who_asks_for_the_address_inside_pays_for_it() {
+    let entries = |destination: &Value| {
+        let rules = json!([{"action": "Allow", "protocol": "TCP", "destination": destination}]);
+        let tables = Lab::new(&[edge(), on_forward(Ingress, &rules)])
+            .forwarding()
+            .tables;
+        let own = &tables.endpoints[&FORWARDED];
+        (own.insides.len(), own.verdicts.len(), tables.identities.len())
+    };
+    let (insides, verdicts, identities) = entries(&json!({"ports": [80]}));
+    assert_eq!(insides, 0);
+    let (insides, more, more_identities) = entries(&json!({"ports": [80], "selector": "app == 'web'"}));
+    assert!(insides > 0 && more > verdicts && more_identities >= identities);
 }

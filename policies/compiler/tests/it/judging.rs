@@ -37,6 +37,7 @@ fn compare(scenario: &Scenario) -> Result<BTreeMap<String, usize>, TestCaseError
             let packet = Packet {
                 direction,
                 peer,
+                inside: None,
                 protocol: question.protocol,
                 source_port: question.source_port,
                 port: question.port,

@@ -86,6 +86,7 @@ fn ask(
     let packet = Packet {
         direction,
         peer,
+        inside: None,
         protocol,
         source_port: 40000,
         port,

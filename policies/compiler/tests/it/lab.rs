@@ -5,7 +5,7 @@ use policies_ir::{
     cluster::Cluster,
     decide::decide,
     policy::PolicySet,
-    tables::{Direction, EndpointId, Packet, Verdict, lookup},
+    tables::{Direction, EndpointId, NodeTables, Packet, Verdict, lookup},
 };
 use serde_json::{Value, json};
 use testkit::policies::with_host_endpoints;
@@ -26,6 +26,9 @@ pub(crate) const HOST: (u32, &str) = (8, "10.0.0.254");
 pub(crate) const OUTSIDE: &str = "203.0.113.9";
 pub(crate) const OUTSIDE_V6: &str = "2001:db8::9";
 
+/// What judges packets that the node forwards, where a test has that.
+pub(crate) const FORWARDED: EndpointId = EndpointId(901);
+
 /// `shop/web`, `shop/db` and `pay/web` on node `here`, the first two of team `a`, and the objects, which may have any
 /// fault that their types allow.
 pub(crate) struct Lab {
@@ -33,6 +36,13 @@ pub(crate) struct Lab {
     pub(crate) cluster: Cluster,
     pub(crate) policies: PolicySet,
     pub(crate) reported: Vec<String>,
+}
+
+/// Policy for what the node forwards, and the tables that are made of it.
+pub(crate) struct Forwarding {
+    cluster: Cluster,
+    policies: PolicySet,
+    pub(crate) tables: NodeTables,
 }
 
 impl Lab {
@@ -112,6 +122,7 @@ impl Lab {
         let packet = Packet {
             direction,
             peer: peer.parse().unwrap(),
+            inside: None,
             protocol,
             source_port,
             port,
@@ -128,6 +139,19 @@ impl Lab {
             "the tables and the reference differ: {packet:?}\n{reference:#?}"
         );
         (reference.verdict, reference.decided_by.to_string())
+    }
+
+    /// The node's host endpoint, as it judges what the node forwards.
+    pub(crate) fn forwarding(&self) -> Forwarding {
+        let mut cluster = self.cluster.clone();
+        let mut members = cluster.members.iter_mut();
+        let host = members.find(|member| member.endpoint == Some(EndpointId(HOST.0)));
+        host.expect("a host endpoint").forwarded = Some(FORWARDED);
+        Forwarding {
+            tables: compile_policies(&cluster, &self.policies),
+            policies: self.policies.clone(),
+            cluster,
+        }
     }
 
     #[track_caller]
@@ -161,6 +185,40 @@ impl Lab {
     pub(crate) fn by(&self) -> String {
         let (verdict, by) = self.decides(WEB.0, Direction::Ingress, OUTSIDE, TCP, (40_000, 80));
         format!("{verdict:?} by {by}")
+    }
+}
+
+impl Forwarding {
+    /// What decides about a packet between `inside` and `peer`, by the reference and by the tables.
+    #[track_caller]
+    pub(crate) fn decides(
+        &self,
+        direction: Direction,
+        (inside, peer): (&str, &str),
+        protocol: u8,
+        (source_port, port): (u16, u16),
+    ) -> (Verdict, String) {
+        let packet = Packet {
+            direction,
+            peer: peer.parse().unwrap(),
+            inside: Some(inside.parse().unwrap()),
+            protocol,
+            source_port,
+            port,
+        };
+        let mut members = self.cluster.members.iter();
+        let host = members
+            .find(|member| member.forwarded == Some(FORWARDED))
+            .expect("a host endpoint");
+        let policy = self.policies.for_forwarded(&host.workload);
+        let reference = decide(&policy, &self.cluster.flow(host, &packet));
+        let entry = lookup(&self.tables, FORWARDED, &packet);
+        assert_eq!(
+            (entry.verdict, self.tables.decided_by(entry.rule)),
+            (reference.verdict, Some(reference.decided_by.clone())),
+            "the tables and the reference differ: {packet:?}\n{reference:#?}"
+        );
+        (reference.verdict, reference.decided_by.to_string())
     }
 }
 

@@ -280,7 +280,8 @@ proptest! {
     }
 }
 
-type Part = (&'static str, Judgement, Judgement);
+/// Which part, whether its own end mattered, and what tables and reference say.
+type Part = ([&'static str; 2], Judgement, Judgement);
 
 /// What tables and reference say about packets that a host forwards, and about packets before flows are known.
 fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseError> {
@@ -315,10 +316,25 @@ fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseErr
                 );
                 continue;
             }
-            for (_, packet) in &scenario.packets {
-                let decision = decide(&policy, &cluster.flow(member, packet));
+            for (position, (_, packet)) in scenario.packets.iter().enumerate() {
+                // The own end is whoever the next packet of the family is from or to.
+                let others = scenario.packets.iter().cycle().skip(position + 1);
+                let others = others.take(scenario.packets.len()).map(|(_, other)| other.peer);
+                let mut of_family = others.filter(|other| other.is_ipv4() == packet.peer.is_ipv4());
+                let packet = Packet {
+                    inside: of_family.next(),
+                    ..*packet
+                };
+                let flow = cluster.flow(member, &packet);
+                let decision = decide(&policy, &flow);
+                let asks = policy.asks_own(packet.direction);
+                let own = match (asks, flow.own.is_contested) {
+                    (true, true) => "contested own end",
+                    (true, false) => "own end asked for",
+                    (false, _) => "any own end",
+                };
                 let reference = (decision.verdict, decision.decided_by);
-                parts.push((name, judged(&tables, endpoint, packet)?, reference));
+                parts.push(([name, own], judged(&tables, endpoint, &packet)?, reference));
             }
         }
     }
@@ -332,12 +348,14 @@ fn parts_of_host_endpoints_decide_in_every_way() {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..1500 {
         let scenario = tiered().new_tree(&mut runner).expect("a scenario").current();
-        for (name, _, (verdict, by)) in parts_of_hosts(scenario).expect("tables with names") {
+        for ([name, own], _, (verdict, by)) in parts_of_hosts(scenario).expect("tables with names") {
             let by = match by {
                 DecidedBy::Builtin(rule) => rule.word(),
                 DecidedBy::Rule(_) => "rule",
             };
-            *seen.entry(format!("{name} {verdict:?} by {by}")).or_default() += 1;
+            for kind in [name.to_owned(), format!("{name}, {own},")] {
+                *seen.entry(format!("{kind} {verdict:?} by {by}")).or_default() += 1;
+            }
         }
     }
     for wanted in [
@@ -348,6 +366,11 @@ fn parts_of_host_endpoints_decide_in_every_way() {
         "untracked Allow by rule",
         "untracked Deny by no-match",
         "untracked Deny by rule",
+        "forwarded, own end asked for, Allow by rule",
+        "forwarded, own end asked for, Deny by rule",
+        "forwarded, own end asked for, Allow by no-policy",
+        "forwarded, contested own end, Deny by no-match",
+        "untracked, own end asked for, Deny by rule",
     ] {
         assert!(
             seen.get(wanted).is_some_and(|count| *count >= 10),

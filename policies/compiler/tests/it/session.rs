@@ -521,3 +521,65 @@ fn what_changes_no_table_is_told() {
     assert!(!settled.changed && settled.told_anew, "{settled:?}");
     assert!(session.staged_tables().is_some());
 }
+
+/// Addresses inside what the node forwards change their kind with the labels of pods, and new kinds come, while the session
+/// follows; pods whose own policies say nothing of it are not written again.
+#[test]
+fn a_session_follows_who_is_inside_what_the_node_forwards() {
+    let host = serde_json::json!({"metadata": {"name": "eth", "labels": {"edge": ""}},
+        "spec": {"node": "n1", "interfaceName": "eth0"}});
+    let rule = |app: &str, port: u16| {
+        serde_json::json!({"action": "Allow", "protocol": "TCP",
+        "destination": {"selector": format!("app == '{app}'"), "ports": [port, "api"]}})
+    };
+    let policy = serde_json::json!({"metadata": {"name": "p"}, "spec": {"selector": "has(edge)", "applyOnForward": true,
+        "types": ["Ingress"], "ingress": [rule("web", 80), rule("db", 81)]}});
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        calico: vec![
+            CalicoObject::HostEndpoint(serde_json::from_value(host).unwrap()),
+            CalicoObject::GlobalNetworkPolicy(serde_json::from_value(policy).unwrap()),
+        ],
+        pods: vec![pod("a", 7, true), pod("b", 8, true), pod("c", 9, false)],
+        ..ClusterView::default()
+    };
+    number_hosts(&mut view, 1000);
+    let forwarded = EndpointId(1001);
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    session.settle();
+    same(&mut session, &view).expect("they agree");
+    let kinds = |session: &Session| {
+        let own = &session.tables().endpoints[&forwarded];
+        own.insides
+            .values()
+            .map(|kind| kind.ingress)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(
+        kinds(&session).len(),
+        2,
+        "of each family, nobody that is asked for"
+    );
+    for (name, number, app, port) in [
+        ("a", 7, "web", None),
+        ("c", 9, "web", None),
+        ("b", 8, "db", Some(8080)),
+        ("a", 7, "db", None),
+        ("a", 7, "other", Some(8080)),
+        ("c", 9, "other", None),
+        ("d", 10, "web", Some(8081)),
+    ] {
+        let mut changed = pod(name, number, number < 9);
+        changed.labels.insert("app".to_owned(), app.to_owned());
+        let named = port.map(|port| policies_ir::policy::NamedPort {
+            name: "api".to_owned(),
+            protocol: 6,
+            port,
+        });
+        changed.named_ports.extend(named);
+        put_pod(changed, &mut view, &mut session);
+        assert_eq!(session.settle().anew, None);
+        same(&mut session, &view).expect("they agree");
+    }
+    assert!(kinds(&session).len() >= 5, "{:?}", kinds(&session));
+}

@@ -81,6 +81,7 @@ pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
                 Packet {
                     direction,
                     peer,
+                    inside: None,
                     protocol,
                     source_port: if has_ports { source_port } else { 0 },
                     port,

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use ebpf_abi::{EPOCH_NONE, STATE_HAS_SOURCES, SplitKey, VerdictKey};
+use ebpf_abi::{EPOCH_NONE, STATE_HAS_INSIDES, STATE_HAS_SOURCES, SplitKey, VerdictKey};
 use policies_ir::{
     tables::{EndpointId, IdentityId, NodeTables, SourceClass},
     verdicts::Verdicts,
@@ -87,13 +87,21 @@ impl Tables {
             }
             Arc::make_mut(endpoint).verdicts = verdicts;
         }
+        let epoch_of = |endpoint: u32, flag: u8| {
+            let state = states.get(&endpoint).filter(|state| state.flags & flag != 0);
+            state.map(|state| state.epoch)
+        };
+        for (key, classes) in maps.insides()? {
+            if epoch_of(key.endpoint, STATE_HAS_INSIDES) == Some(key.epoch)
+                && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(key.endpoint))
+            {
+                let (address, insides) = encode::inside_meaning(&key, classes);
+                Arc::make_mut(endpoint).insides.insert(address, insides);
+            }
+        }
         for (key, class) in maps.sources()? {
             let data = key.data();
-            let asked = states
-                .get(&data.endpoint)
-                .filter(|state| state.flags & STATE_HAS_SOURCES != 0)
-                .map(|state| state.epoch);
-            if asked == Some(data.epoch)
+            if epoch_of(data.endpoint, STATE_HAS_SOURCES) == Some(data.epoch)
                 && let Some(block) = encode::source_block(&key)
                 && let Some(endpoint) = tables.endpoints.get_mut(&EndpointId(data.endpoint))
             {

@@ -21,8 +21,8 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use ebpf_loader::{Datapath, EndpointLink, Kernel, OBJECT, monotonic_now};
 use policies_ir::tables::{
-    Direction, EndpointId, EndpointTables, IdentityId, NodeTables, RuleId, Service, SourceClass, Verdict,
-    VerdictEntry, VerdictKey,
+    Direction, EndpointId, EndpointTables, IdentityId, InsideClass, NodeTables, RuleId, Service, SourceClass,
+    Verdict, VerdictEntry, VerdictKey,
 };
 
 use crate::{
@@ -231,6 +231,7 @@ fn tables(count: u16) -> NodeTables {
             let key = VerdictKey {
                 peer,
                 direction,
+                inside: InsideClass::default(),
                 source: SourceClass(0),
                 service,
             };
