@@ -86,7 +86,7 @@ pub struct SourceRow {
     /// Bits of the port that count.
     pub port_bits: u8,
     /// Class of these ports.
-    pub class: u8,
+    pub class: u16,
 }
 
 /// A verdict.
@@ -100,7 +100,7 @@ pub struct VerdictRow {
     /// Seen from the endpoint.
     pub direction: FlowDirection,
     /// Class of the source port.
-    pub source: u8,
+    pub source: u16,
     /// IP protocol number; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,

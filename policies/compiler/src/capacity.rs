@@ -10,7 +10,7 @@
 use std::fmt;
 
 use ebpf_abi::{MAX_ENDPOINTS, MAX_IDENTITIES, MAX_SOURCES, MAX_VERDICTS};
-use policies_ir::tables::NodeTables;
+use policies_ir::tables::{MAX_SOURCE_CLASSES, NodeTables};
 
 /// Entries of each map that some tables need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +23,8 @@ pub struct Demand {
     pub verdicts: usize,
     /// Blocks of source ports of all endpoints.
     pub sources: usize,
+    /// Classes of source ports of the endpoint that has most. It has no verdicts if they are too many.
+    pub source_classes: usize,
 }
 
 /// Entries of each map that tables may need.
@@ -33,6 +35,7 @@ pub struct Capacities {
     pub identities: usize,
     pub verdicts: usize,
     pub sources: usize,
+    pub source_classes: usize,
 }
 
 /// What some tables need too many of.
@@ -58,6 +61,8 @@ pub enum What {
     Verdicts,
     /// Map `SOURCES`.
     Sources,
+    /// What a key of map `VERDICTS` can tell apart.
+    SourceClasses,
 }
 
 /// What `tables` need of the kernel's maps.
@@ -68,6 +73,10 @@ pub fn demand(tables: &NodeTables) -> Demand {
         identities: tables.identities.len(),
         verdicts: endpoints().map(|endpoint| endpoint.verdicts.len()).sum(),
         sources: endpoints().map(|endpoint| endpoint.sources.len()).sum(),
+        source_classes: endpoints()
+            .map(|endpoint| endpoint.source_classes())
+            .max()
+            .unwrap_or(0),
     }
 }
 
@@ -79,11 +88,23 @@ impl Demand {
             (What::Identities, self.identities, capacities.identities),
             (What::Verdicts, self.verdicts, capacities.verdicts),
             (What::Sources, self.sources, capacities.sources),
+            (
+                What::SourceClasses,
+                self.source_classes,
+                capacities.source_classes,
+            ),
         ];
         let mut over = kinds
             .into_iter()
-            .filter(|(_, needed, capacity)| needed > capacity);
-        over.next().map(|(what, needed, capacity)| Exceeded {
+            .filter_map(|(what, needed, capacity)| Exceeded::if_more(what, needed, capacity));
+        over.next()
+    }
+}
+
+impl Exceeded {
+    /// Nothing if there is room for all.
+    pub(crate) fn if_more(what: What, needed: usize, capacity: usize) -> Option<Self> {
+        (needed > capacity).then_some(Self {
             what,
             needed,
             capacity,
@@ -92,12 +113,14 @@ impl Demand {
 }
 
 impl Capacities {
-    /// What fits into the kernel's maps, whatever is in them. Endpoints have one entry each, at all times.
+    /// What fits into the kernel's maps, whatever is in them. Endpoints have one entry each, and classes of source ports
+    /// their numbers, at all times.
     pub const KERNEL: Self = Self {
         endpoints: MAX_ENDPOINTS as usize,
         identities: MAX_IDENTITIES as usize / 2,
         verdicts: MAX_VERDICTS as usize / 2,
         sources: MAX_SOURCES as usize / 2,
+        source_classes: MAX_SOURCE_CLASSES,
     };
 }
 
@@ -114,6 +137,7 @@ impl fmt::Display for What {
             Self::Identities => "classified addresses and prefixes",
             Self::Verdicts => "verdicts",
             Self::Sources => "blocks of source ports",
+            Self::SourceClasses => "classes of source ports at one endpoint",
         })
     }
 }
@@ -122,7 +146,7 @@ impl fmt::Display for Demand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} {}, {} {}, {} {}, {} {}",
+            "{} {}, {} {}, {} {}, {} {}, {} {}",
             self.endpoints,
             What::Endpoints,
             self.identities,
@@ -130,7 +154,9 @@ impl fmt::Display for Demand {
             self.verdicts,
             What::Verdicts,
             self.sources,
-            What::Sources
+            What::Sources,
+            self.source_classes,
+            What::SourceClasses
         )
     }
 }
@@ -182,6 +208,7 @@ mod tests {
             identities: 1,
             verdicts: 6,
             sources: 2,
+            source_classes: 2,
         };
         assert_eq!(needed, expected);
         let enough = Capacities {
@@ -189,6 +216,7 @@ mod tests {
             identities: 1,
             verdicts: 6,
             sources: 2,
+            source_classes: 2,
         };
         assert_eq!(needed.exceeds(&enough), None);
         let short = |change: &dyn Fn(&mut Capacities)| {
@@ -208,6 +236,10 @@ mod tests {
         assert_eq!(
             short(&|c| c.sources = 1),
             "needs 2 blocks of source ports, and a node holds 1"
+        );
+        assert_eq!(
+            short(&|c| c.source_classes = 1),
+            "needs 2 classes of source ports at one endpoint, and a node holds 1"
         );
     }
 

@@ -163,7 +163,6 @@ impl Numbering {
             if let Some(known) = seen.get(&visible) {
                 return *known;
             }
-            // An endpoint that is not here has too many classes of sources, and is denied everything.
             let sources = sources.get(&program.endpoint);
             let answer =
                 number(sources.map_or_else(Entries::new, |sources| program.entries(&visible, sources)));

@@ -357,8 +357,11 @@ impl Program {
         }
     }
 
-    /// Entries for a peer.
+    /// Entries for a peer; none if `sources` are too many for the kernel, which then gets none of the node's tables.
     pub(crate) fn entries(&self, peer: &Visible, sources: &Sources) -> Entries {
+        if !sources.fit() {
+            return Entries::new();
+        }
         let mut number = 0;
         let stages = self.stages.iter().map(|stage| {
             let mut rules = Vec::new();

@@ -102,6 +102,7 @@ fn count(demand: &Demand, what: What) -> usize {
         What::Identities => demand.identities,
         What::Verdicts => demand.verdicts,
         What::Sources => demand.sources,
+        What::SourceClasses => demand.source_classes,
     }
 }
 
@@ -142,8 +143,8 @@ mod tests {
     #[test]
     fn the_node_that_needs_too_much_is_named_with_the_numbers() {
         let capacities = Capacities {
-            // Three pods, with a block for each of 15 ports of TCP, UDP and SCTP.
-            sources: 3 * 15 * 3,
+            // Three pods, with a block for each of 15 ports.
+            sources: 3 * 15,
             ..Capacities::KERNEL
         };
         let judge = |before: &Objects, ports: usize, selector: &str| {
@@ -161,8 +162,8 @@ mod tests {
         assert_eq!(
             refused.as_deref(),
             Some(
-                "it does not fit into the kernel's tables: node \"b\" needs 144 blocks of source ports, and a node holds \
-                 135; select fewer pods, or say it with fewer rules, networks and ports"
+                "it does not fit into the kernel's tables: node \"b\" needs 48 blocks of source ports, and a node holds \
+                 45; select fewer pods, or say it with fewer rules, networks and ports"
             )
         );
         assert!(judge(&fits, 16, "all()").0.is_some());
@@ -174,5 +175,21 @@ mod tests {
         let gone = CancellationToken::new();
         gone.cancel();
         assert!(refusal(&more, more.view(), &capacities, &gone).is_err());
+    }
+
+    #[test]
+    fn too_many_classes_of_source_ports_are_refused_with_the_number() {
+        let judge = |rules: u16| {
+            let rule = |i| json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [1001 + 2 * i]}});
+            let rules: Vec<Value> = (0..rules).map(rule).collect();
+            let policy = json!({"metadata": {"name": "p"}, "spec": {"selector": "node == 'b'", "ingress": rules}});
+            let before = cluster(2);
+            let after = with(before.clone(), "gnp", "p", &policy);
+            let waited_for = CancellationToken::new();
+            refusal(&before, after.view(), &Capacities::KERNEL, &waited_for).unwrap()
+        };
+        assert_eq!(judge(127), None);
+        let told = "node \"b\" needs 129 classes of source ports at one endpoint, and a node holds 128";
+        assert!(judge(128).unwrap().contains(told));
     }
 }
