@@ -494,3 +494,20 @@ fn too_many_source_ports_are_told_and_close_nothing() {
     let many = demand(&Lab::new(&[policy(200)])).source_classes;
     assert_eq!(many, 201, "counted, however many");
 }
+
+/// A pod reaches itself whatever policy says, and what a strict sandbox lets it connect to does not follow from that: it
+/// adds the ports that the pod declares.
+#[test]
+fn what_a_pod_may_connect_to_does_not_count_itself() {
+    let lab = Lab::new(&[namespaced(
+        "p",
+        &json!({"types": ["Egress"], "egress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [443]}}]}),
+    )]);
+    let (verdict, by) = lab.decides(WEB.0, Egress, WEB.1, TCP, (40_000, 9));
+    assert!(verdict == Verdict::Allow && by.contains("self"), "{by}");
+    let mut members = lab.cluster.members.iter();
+    let web = members.find(|member| member.addresses.contains(&WEB.1.parse().unwrap()));
+    let policy = lab.policies.for_endpoint(&web.unwrap().workload);
+    let bound = policies_ir::ports::egress_tcp(&policy, |_| policies_ir::ports::PortSet::none());
+    assert_eq!(bound.iter().collect::<Vec<_>>(), [443]);
+}
