@@ -89,7 +89,7 @@ pub struct SourceRow {
     /// Bits of the port that count.
     pub port_bits: u8,
     /// Class of these ports.
-    pub class: u8,
+    pub class: u16,
 }
 
 /// What an address is at the own end of an endpoint that judges what the node forwards.
@@ -120,7 +120,7 @@ pub struct VerdictRow {
     #[serde(default)]
     pub inside: u16,
     /// Class of the source port.
-    pub source: u8,
+    pub source: u16,
     /// IP protocol number; absent for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,

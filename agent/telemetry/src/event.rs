@@ -153,9 +153,13 @@ fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedB
 
 /// What the staged tables say, where that is another verdict or the same by another rule: whoever tries a policy wants
 /// to see also that it would have decided. What was not judged by policy would not have been with other policies
-/// either, and tables of another epoch say nothing about this one.
+/// either, and tables of another epoch say nothing about this one. Nor do tables that the kernel would refuse.
 fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<StagedVerdict> {
     let tables = snapshot.staged.as_ref().filter(|_| exact)?;
+    let own = tables.endpoints.get(&EndpointId(record.endpoint));
+    if own.is_some_and(|own| own.source_classes() > tables::MAX_SOURCE_CLASSES) {
+        return None;
+    }
     Reason::from_code(record.reason).filter(|reason| *reason == Reason::Policy)?;
     let would_be = tables::lookup(tables, EndpointId(record.endpoint), &packet(record));
     let verdict = match would_be.verdict {
@@ -224,7 +228,7 @@ mod tests {
     use ebpf_abi::{Address, DIRECTION_EGRESS};
     use policies_ir::tables::{
         BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, InsideClass, NodeTables, RuleName, Service,
-        SourceClass, Verdict, VerdictEntry, VerdictKey,
+        SourceBlock, SourceClass, Verdict, VerdictEntry, VerdictKey,
     };
 
     use super::*;
@@ -396,7 +400,7 @@ mod tests {
         assert_eq!(told.decided_by.rule, "StagedGlobalNetworkPolicy open rule 1");
         let enforced = names_with(Some(NodeTables {
             rules: names_with(None).of(EndpointId(7), 3).0.tables.rules.clone(),
-            ..tables
+            ..tables.clone()
         }));
         let event = flow_event(&same, &enforced, "node-1", &CLOCK);
         assert_eq!(event.staged, None, "the same verdict by the same rule");
@@ -426,6 +430,18 @@ mod tests {
             None,
             "tables of another epoch"
         );
+        let mut full = tables;
+        let endpoint = full.endpoints.get_mut(&EndpointId(7)).unwrap();
+        let block = SourceBlock {
+            protocol: 6,
+            port: 80,
+            prefix_bits: 16,
+        };
+        let sources = &mut Arc::make_mut(endpoint).sources;
+        sources.insert(block, SourceClass(128));
+        let names = names_with(Some(full));
+        let told = flow_event(&other, &names, "node-1", &CLOCK).staged;
+        assert_eq!(told, None, "the kernel would refuse them");
     }
 
     #[test]

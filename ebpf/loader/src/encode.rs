@@ -194,11 +194,13 @@ pub(crate) fn verdict_key(endpoint: EndpointId, epoch: u32, key: &VerdictKey) ->
             prefix_bits,
         } => (RANK_PROTOCOL.saturating_add(prefix_bits), protocol, port),
     };
+    // Tables with more than fit into the key's seven bits are refused before.
+    let class = u8::try_from(key.source.0).unwrap_or(u8::MAX);
     RawVerdictKey {
         endpoint: endpoint.0,
         epoch,
         peer: key.peer.0,
-        side: RawVerdictKey::side(direction_code(key.direction), key.source.0),
+        side: RawVerdictKey::side(direction_code(key.direction), class),
         protocol,
         port,
         rank,
@@ -223,7 +225,7 @@ pub(crate) fn verdict_meaning(data: &RawVerdictKey) -> Option<VerdictKey> {
         peer: IdentityId(data.peer),
         direction: direction(data.side & 1)?,
         inside: InsideClass(data.inside),
-        source: SourceClass(data.side >> 1),
+        source: SourceClass((data.side >> 1).into()),
         service,
     })
 }

@@ -8,7 +8,7 @@ use std::{
 
 use ebpf_abi::FlowRecord;
 use policies_ir::tables::{
-    BuiltinRule, EndpointId, NodeTables, Packet, RuleId, Verdict, VerdictEntry, lookup,
+    BuiltinRule, EndpointId, MAX_SOURCE_CLASSES, NodeTables, Packet, RuleId, Verdict, VerdictEntry, lookup,
 };
 
 use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Synced, encode};
@@ -92,6 +92,15 @@ impl Datapath for Fake {
     }
 
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
+        for (id, endpoint) in &tables.endpoints {
+            let needed = endpoint.source_classes();
+            if needed > MAX_SOURCE_CLASSES {
+                return Err(DatapathError::SourceClasses {
+                    endpoint: *id,
+                    needed,
+                });
+            }
+        }
         let programmed = self
             .links
             .keys()

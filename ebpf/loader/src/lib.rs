@@ -346,10 +346,12 @@ pub enum DatapathError {
     )]
     Epochs,
     /// An endpoint tells apart more source ports than its keys can hold.
-    #[error("endpoint {} has more than {} classes of source ports; use fewer rules with source ports", endpoint.0, policies_ir::tables::MAX_SOURCE_CLASSES)]
+    #[error("rules of endpoint {} tell {needed} classes of source ports apart, and the kernel {}; use fewer rules with source ports", endpoint.0, policies_ir::tables::MAX_SOURCE_CLASSES)]
     SourceClasses {
         /// The endpoint.
         endpoint: EndpointId,
+        /// Classes that it has.
+        needed: usize,
     },
     /// An address has a class that the kernel takes for none.
     #[error("address {net} has the number that stands for no class")]

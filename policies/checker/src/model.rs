@@ -26,7 +26,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_compiler::{ClusterView, compile_answers};
+use policies_compiler::{ClusterView, capacity::Exceeded, compile_answers};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{IpVersion, PolicySet, WorkloadKind},
@@ -74,6 +74,7 @@ pub struct Model {
     rows: Rows,
     judges: Vec<Judge>,
     rules: Vec<RuleName>,
+    exceeded: Option<Exceeded>,
     known: RefCell<Known>,
 }
 
@@ -216,8 +217,15 @@ impl Model {
             rows,
             judges,
             rules: answers.rules,
+            exceeded: answers.exceeded,
             known: RefCell::default(),
         }
+    }
+
+    /// What a node would refuse these policies for, whatever else there is. The model then lacks what some workloads
+    /// say, and answers about it are worth nothing: to be asked first.
+    pub fn exceeded(&self) -> Option<Exceeded> {
+        self.exceeded
     }
 
     /// Workloads and network sets, as they were read.

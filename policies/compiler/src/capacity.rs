@@ -10,7 +10,7 @@
 use std::fmt;
 
 use ebpf_abi::{MAX_ENDPOINTS, MAX_IDENTITIES, MAX_INSIDES, MAX_SOURCES, MAX_VERDICTS};
-use policies_ir::tables::{EndpointTables, MAX_INSIDE_CLASSES, NodeTables};
+use policies_ir::tables::{EndpointTables, MAX_INSIDE_CLASSES, MAX_SOURCE_CLASSES, NodeTables};
 
 /// Entries of each map that some tables need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +27,8 @@ pub struct Demand {
     pub insides: usize,
     /// Classes that one endpoint tells apart so.
     pub inside_classes: usize,
+    /// Classes of source ports of the endpoint that has most. It has no verdicts if they are too many.
+    pub source_classes: usize,
 }
 
 /// Entries of each map that tables may need.
@@ -39,6 +41,7 @@ pub struct Capacities {
     pub sources: usize,
     pub insides: usize,
     pub inside_classes: usize,
+    pub source_classes: usize,
 }
 
 /// What some tables need too many of.
@@ -68,6 +71,8 @@ pub enum What {
     Insides,
     /// What `INSIDES` may say of one endpoint.
     InsideClasses,
+    /// What a key of map `VERDICTS` can tell apart.
+    SourceClasses,
 }
 
 /// What `tables` need of the kernel's maps.
@@ -81,6 +86,10 @@ pub fn demand(tables: &NodeTables) -> Demand {
         insides: endpoints().map(|endpoint| endpoint.insides.len()).sum(),
         inside_classes: endpoints()
             .map(|endpoint| inside_classes(endpoint))
+            .max()
+            .unwrap_or_default(),
+        source_classes: endpoints()
+            .map(|endpoint| endpoint.source_classes())
             .max()
             .unwrap_or(0),
     }
@@ -107,11 +116,23 @@ impl Demand {
                 self.inside_classes,
                 capacities.inside_classes,
             ),
+            (
+                What::SourceClasses,
+                self.source_classes,
+                capacities.source_classes,
+            ),
         ];
         let mut over = kinds
             .into_iter()
-            .filter(|(_, needed, capacity)| needed > capacity);
-        over.next().map(|(what, needed, capacity)| Exceeded {
+            .filter_map(|(what, needed, capacity)| Exceeded::if_more(what, needed, capacity));
+        over.next()
+    }
+}
+
+impl Exceeded {
+    /// Nothing if there is room for all.
+    pub(crate) fn if_more(what: What, needed: usize, capacity: usize) -> Option<Self> {
+        (needed > capacity).then_some(Self {
             what,
             needed,
             capacity,
@@ -120,7 +141,8 @@ impl Demand {
 }
 
 impl Capacities {
-    /// What fits into the kernel's maps, whatever is in them. Endpoints have one entry each, at all times.
+    /// What fits into the kernel's maps, whatever is in them. Endpoints have one entry each, and classes of source ports
+    /// their numbers, at all times.
     pub const KERNEL: Self = Self {
         endpoints: MAX_ENDPOINTS as usize,
         identities: MAX_IDENTITIES as usize / 2,
@@ -129,6 +151,7 @@ impl Capacities {
         insides: MAX_INSIDES as usize / 2,
         // With all of them, there may be addresses for which none was left.
         inside_classes: MAX_INSIDE_CLASSES - 1,
+        source_classes: MAX_SOURCE_CLASSES,
     };
 }
 
@@ -149,6 +172,7 @@ impl fmt::Display for What {
             Self::InsideClasses => {
                 "kinds of addresses that one host endpoint tells apart in forwarded packets"
             }
+            Self::SourceClasses => "classes of source ports at one endpoint",
         })
     }
 }
@@ -157,7 +181,7 @@ impl fmt::Display for Demand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} {}, {} {}, {} {}, {} {}, {} {}",
+            "{} {}, {} {}, {} {}, {} {}, {} {}, {} {}",
             self.endpoints,
             What::Endpoints,
             self.identities,
@@ -167,7 +191,9 @@ impl fmt::Display for Demand {
             self.sources,
             What::Sources,
             self.insides,
-            What::Insides
+            What::Insides,
+            self.source_classes,
+            What::SourceClasses
         )
     }
 }
@@ -227,6 +253,7 @@ mod tests {
             sources: 2,
             insides: 2,
             inside_classes: 4,
+            source_classes: 2,
         };
         assert_eq!(needed, expected);
         let enough = Capacities {
@@ -236,6 +263,7 @@ mod tests {
             sources: 2,
             insides: 2,
             inside_classes: 4,
+            source_classes: 2,
         };
         assert_eq!(needed.exceeds(&enough), None);
         let short = |change: &dyn Fn(&mut Capacities)| {
@@ -263,6 +291,10 @@ mod tests {
         assert_eq!(
             short(&|c| c.inside_classes = 3),
             "needs 4 kinds of addresses that one host endpoint tells apart in forwarded packets, and a node holds 3"
+        );
+        assert_eq!(
+            short(&|c| c.source_classes = 1),
+            "needs 2 classes of source ports at one endpoint, and a node holds 1"
         );
     }
 

@@ -174,7 +174,6 @@ impl Numbering {
             if let Some(known) = seen.get(&visible) {
                 return *known;
             }
-            // An endpoint that is not here has too many classes of sources, and is denied everything.
             let sources = sources.get(&program.endpoint);
             let answer =
                 number(sources.map_or_else(Answer::default, |sources| program.answer(&visible, sources)));

@@ -26,6 +26,7 @@ use policies_ir::{
 };
 
 use crate::{
+    capacity::{Capacities, Exceeded, What},
     cells::{Index, MatcherId, Matchers},
     classes::{Classes, Numbering},
     field::FieldError,
@@ -83,13 +84,16 @@ pub struct Answers {
     pub if_named: Vec<BTreeMap<IpNet, IdentityId>>,
     /// For each endpoint and direction, the position in `answers` of what it says about each identity.
     pub rows: BTreeMap<(EndpointId, Direction), BTreeMap<IdentityId, usize>>,
-    /// As in [`EndpointTables::sources`]. An endpoint that is not here is denied everything.
+    /// As in [`EndpointTables::sources`].
     pub sources: BTreeMap<EndpointId, BTreeMap<SourceBlock, SourceClass>>,
     /// Verdicts as they would stand in [`EndpointTables::verdicts`] for one peer and direction, and the default class at
     /// the own end: all, at an endpoint that is its own end itself.
     pub answers: Vec<Vec<(SourceClass, Service, VerdictEntry)>>,
     /// As in [`NodeTables::rules`].
     pub rules: Vec<RuleName>,
+    /// Why there are no answers of some endpoints, if so: the kernel would refuse all tables, so nothing is to be said of
+    /// these policies.
+    pub exceeded: Option<Exceeded>,
 }
 
 /// Compiles the policies in `view` for the endpoints in it.
@@ -142,7 +146,9 @@ pub fn compile_answers(cluster: &Cluster, policies: &PolicySet, names: &[BTreeSe
         ((program.endpoint, program.direction), row)
     });
     let sources = classes.sources().iter();
+    let needed = classes.sources().values().map(Sources::count).max().unwrap_or(0);
     Answers {
+        exceeded: Exceeded::if_more(What::SourceClasses, needed, Capacities::KERNEL.source_classes),
         rows: rows.collect(),
         sources: sources
             .map(|(endpoint, sources)| (*endpoint, sources.table()))
@@ -342,8 +348,7 @@ impl SharedVerdicts {
     }
 }
 
-/// Classes of source ports for each endpoint that can have them. One that is not here would need more than there
-/// are, and is denied everything.
+/// Classes of source ports for each endpoint.
 fn source_classes(cluster: &Cluster, programs: &[Program]) -> BTreeMap<EndpointId, Sources> {
     let mut services: BTreeMap<EndpointId, Vec<&ServiceMatch>> = BTreeMap::new();
     for program in programs {
@@ -365,9 +370,9 @@ fn source_classes(cluster: &Cluster, programs: &[Program]) -> BTreeMap<EndpointI
     };
     services
         .into_iter()
-        .filter_map(|(endpoint, services)| {
+        .map(|(endpoint, services)| {
             let asking = services.into_iter().filter(asks);
-            Some((endpoint, Sources::new(asking, &declared).ok()?))
+            (endpoint, Sources::new(asking, &declared))
         })
         .collect()
 }

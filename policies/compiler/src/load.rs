@@ -1,10 +1,11 @@
 //! A cluster from plain objects, such as those of a directory of manifests: for answers without a running cluster.
 //!
 //! Strict, because an answer about other policies than those that were meant is worse than none: an object that the
-//! readers would have to close in part is an error, as are a field that its kind does not have, a tier that nobody
-//! defines and an object that is there twice.
+//! readers would have to close in part is an error, as are a field that its kind does not have, a kind that a group of
+//! policies does not have, an address or port that is none, a tier that nobody defines and an object that is there twice.
 
 mod addresses;
+mod fields;
 mod objects;
 mod services;
 
@@ -67,6 +68,19 @@ pub enum LoadError {
         /// What it may have.
         wanted: &'static str,
     },
+    /// A kind that its group, which is one of policies, does not have: a policy that would be passed over.
+    #[error(
+        "{origin}: {object}: kind: group {group} has no policy of this kind that is known; correct its spelling, or \
+         leave the object out"
+    )]
+    UnknownKind {
+        /// Where it stands.
+        origin: String,
+        /// `Kind namespace/name`.
+        object: String,
+        /// The group.
+        group: String,
+    },
     /// Not what its kind says.
     #[error("{origin}: {object}: {}", joined(errors))]
     Invalid {
@@ -77,7 +91,8 @@ pub enum LoadError {
         /// Everything that is wrong with it; at least one.
         errors: Vec<FieldError>,
     },
-    /// Two objects of one kind have one name.
+    /// Two objects of one kind have one name. A namespace that is not written is `default`, and the two groups that
+    /// Calico's kinds may have are one.
     #[error("{origin}: {object} is there twice, also in {other}")]
     Twice {
         /// Where the second stands.

@@ -478,8 +478,12 @@ impl Program {
         }
     }
 
-    /// Entries for a peer, of flows with this at the own end.
+    /// Entries for a peer, of flows with this at the own end; none if `sources` are too many for the kernel, which then gets
+    /// none of the node's tables.
     fn entries(&self, peer: &Visible, inside: Option<&Inside>, sources: &Sources) -> Entries {
+        if !sources.fit() {
+            return Entries::new();
+        }
         let mut number = 0;
         let stages = self.stages.iter().map(|stage| {
             let mut rules = Vec::new();

@@ -1,7 +1,7 @@
 //! Classes of source ports: rules seldom ask for a source port, so an endpoint whose rules do gets a small table
 //! that says which ports its rules tell apart, and the verdicts are written once for each class.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use policies_ir::{
     policy::{NamedPort, PORT_PROTOCOLS, PortMatch, ServiceMatch},
@@ -10,7 +10,7 @@ use policies_ir::{
 
 use crate::{
     flatten::{blocks, elementary},
-    services::{Interval, ports_of},
+    services::{ALL_PORTS, Interval, ServiceSet, ports_of},
 };
 
 /// The classes of one endpoint.
@@ -19,12 +19,11 @@ pub(crate) struct Sources {
     /// Ports of each class of each protocol but the default class.
     classes: BTreeMap<(u8, SourceClass), Vec<Interval>>,
     /// A port of the default class of each protocol that has others.
-    default_ports: BTreeMap<u8, Option<u16>>,
+    default_ports: BTreeMap<u8, u16>,
 }
 
-/// More classes than the tables can number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TooManySources;
+/// What tells source ports of each protocol apart: distinct sets of them.
+type Conditions = BTreeMap<u8, BTreeSet<Vec<Interval>>>;
 
 impl Sources {
     /// The classes for an endpoint whose rules ask for these services. `declared` is every named port of every
@@ -32,53 +31,39 @@ impl Sources {
     pub(crate) fn new<'a>(
         services: impl Iterator<Item = &'a ServiceMatch>,
         declared: &BTreeSet<NamedPort>,
-    ) -> Result<Self, TooManySources> {
-        let asked: BTreeSet<&PortMatch> = services
-            .flat_map(|service| service.source_ports.iter().chain(&service.not_source_ports))
-            .collect();
-        let mut protocols: BTreeSet<u8> = BTreeSet::new();
-        // What an end declares depends on the end, so each port that any end declares is a condition of its own.
-        let mut conditions: Vec<(PortMatch, Vec<NamedPort>)> = Vec::new();
-        for port in asked {
-            match port {
-                PortMatch::Range(..) => {
-                    protocols.extend(PORT_PROTOCOLS);
-                    conditions.push((port.clone(), Vec::new()));
-                }
-                PortMatch::Named(name) => {
-                    for declares in declared.iter().filter(|declares| declares.name == *name) {
-                        protocols.insert(declares.protocol);
-                        conditions.push((port.clone(), vec![declares.clone()]));
-                    }
-                }
-            }
+    ) -> Self {
+        let mut conditions = Conditions::new();
+        for service in services.collect::<HashSet<_>>() {
+            tell_apart(service, declared, &mut conditions);
         }
         let mut sources = Self::default();
-        for protocol in protocols {
-            let sets: Vec<Vec<Interval>> = conditions
-                .iter()
-                .map(|(port, named)| ports_of(protocol, std::slice::from_ref(port), named))
-                .collect();
-            sources.add(protocol, &sets)?;
+        for (protocol, sets) in conditions {
+            sources.add(protocol, &sets.into_iter().collect::<Vec<_>>());
         }
-        Ok(sources)
+        sources
+    }
+
+    /// How many there are, the default included.
+    pub(crate) fn count(&self) -> usize {
+        let last = self.classes.keys().map(|(_, class)| usize::from(class.0)).max();
+        last.map_or(0, |last| last + 1)
+    }
+
+    /// Whether the kernel can number them. Tables with more are refused as a whole by whoever would load them, so
+    /// what such an endpoint says need not be found out.
+    pub(crate) fn fit(&self) -> bool {
+        self.count() <= MAX_SOURCE_CLASSES
     }
 
     /// Classes of `protocol` with a port of each, the default class first. A protocol without classes of its own has
     /// the default class alone, of whose ports all are alike.
     pub(crate) fn representatives(&self, protocol: u8) -> impl Iterator<Item = (SourceClass, u16)> + '_ {
-        let default = match self.default_ports.get(&protocol) {
-            Some(port) => *port,
-            None => Some(0),
-        };
+        let default = self.default_ports.get(&protocol).copied().unwrap_or(0);
         let others = self
             .classes
-            .range((protocol, SourceClass(0))..=(protocol, SourceClass(u8::MAX)))
+            .range((protocol, SourceClass(0))..=(protocol, SourceClass(u16::MAX)))
             .filter_map(|((_, class), intervals)| Some((*class, intervals.first()?.0)));
-        default
-            .map(|port| (SourceClass::default(), port))
-            .into_iter()
-            .chain(others)
+        std::iter::once((SourceClass::default(), default)).chain(others)
     }
 
     /// Protocols that have classes of their own.
@@ -105,23 +90,66 @@ impl Sources {
         entries.collect()
     }
 
-    fn add(&mut self, protocol: u8, sets: &[Vec<Interval>]) -> Result<(), TooManySources> {
+    fn add(&mut self, protocol: u8, sets: &[Vec<Interval>]) {
         let mut by_membership: BTreeMap<Vec<bool>, Vec<Interval>> = BTreeMap::new();
         for interval in elementary(sets.iter().flatten()) {
-            let inside = |set: &Vec<Interval>| set.iter().any(|(a, b)| (*a..=*b).contains(&interval.0));
-            let membership = sets.iter().map(inside).collect();
+            let membership = sets.iter().map(|set| holds(set, interval.0)).collect();
             by_membership.entry(membership).or_default().push(interval);
         }
-        let nowhere = vec![false; sets.len()];
-        let default = by_membership.remove(&nowhere);
-        let port = default.and_then(|intervals| intervals.first().map(|interval| interval.0));
-        self.default_ports.insert(protocol, port);
-        if by_membership.len() >= MAX_SOURCE_CLASSES {
-            return Err(TooManySources);
-        }
-        for (number, intervals) in (1u8..).zip(by_membership.into_values()) {
+        // The class that would need most blocks goes without.
+        let blocks_of =
+            |intervals: &Vec<Interval>| intervals.iter().map(|own| blocks(*own).count()).sum::<usize>();
+        let largest = by_membership
+            .iter()
+            .max_by_key(|(_, intervals)| blocks_of(intervals))
+            .map(|(membership, _)| membership.clone());
+        let default = largest.and_then(|largest| by_membership.remove(&largest));
+        self.default_ports
+            .extend(default.and_then(|own| Some((protocol, own.first()?.0))));
+        // There are no more classes than ports, and one is the default.
+        for (number, intervals) in (1..=u16::MAX).zip(by_membership.into_values()) {
             self.classes.insert((protocol, SourceClass(number)), intervals);
         }
-        Ok(())
     }
+}
+
+/// Adds what `service` tells apart. Its whole set of source ports is one condition; where it asks for names, what its
+/// ranges hold is, and each port that any end declares under such a name, for that depends on the end.
+fn tell_apart(service: &ServiceMatch, declared: &BTreeSet<NamedPort>, conditions: &mut Conditions) {
+    let lists = [&service.source_ports, &service.not_source_ports];
+    let is_named = |port: &PortMatch| matches!(port, PortMatch::Named(_));
+    let mut add = |protocol: u8, set: Vec<Interval>| {
+        if !set.is_empty() && set != [ALL_PORTS] {
+            conditions.entry(protocol).or_default().insert(set);
+        }
+    };
+    if !lists.into_iter().flatten().any(is_named) {
+        let set = ServiceSet::of_source(service, &[]);
+        for protocol in set.protocols() {
+            add(protocol, set.intervals(protocol).to_vec());
+        }
+        return;
+    }
+    let speaks_of = |protocol: u8| {
+        service.protocol.is_none_or(|only| only == protocol) && service.not_protocol != Some(protocol)
+    };
+    for list in lists {
+        for protocol in PORT_PROTOCOLS.into_iter().filter(|protocol| speaks_of(*protocol)) {
+            add(protocol, ports_of(protocol, list, &[]));
+        }
+        let asked = |port: &&NamedPort| list.contains(&PortMatch::Named(port.name.clone()));
+        for port in declared
+            .iter()
+            .filter(asked)
+            .filter(|port| speaks_of(port.protocol))
+        {
+            add(port.protocol, vec![(port.port, port.port)]);
+        }
+    }
+}
+
+/// Whether `port` is in one of these intervals, which are sorted and disjoint.
+fn holds(set: &[Interval], port: u16) -> bool {
+    let next = set.partition_point(|(_, last)| *last < port);
+    set.get(next).is_some_and(|(first, _)| *first <= port)
 }

@@ -1,7 +1,11 @@
 //! Which ports a policy lets flows have at all, whoever the other end is: a bound for whoever knows ports and no peers.
 //!
-//! The bound is never too small: a port of a flow that [`crate::decide()`] allows is in it. It may be too large, where
-//! rules of several peers together refuse a port that no single one refuses to everybody.
+//! The bound is never too small for flows to others: a port of a flow that [`crate::decide()`] allows is in it, unless the
+//! flow is one of the endpoint to itself, which no policy refuses ([`BuiltinRule::SelfTraffic`]). Those are not counted,
+//! or the bound would be all ports: whoever limits a pod by it adds the ports that the pod itself declares. It may be too
+//! large, where rules of several peers together refuse a port that no single one refuses to everybody.
+//!
+//! [`BuiltinRule::SelfTraffic`]: crate::tables::BuiltinRule::SelfTraffic
 
 use crate::{
     policy::{

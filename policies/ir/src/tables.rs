@@ -65,10 +65,10 @@ pub struct SourceBlock {
 /// A class of source ports that no rule of an endpoint tells apart. The default is the class of every port, and
 /// every protocol, that no [`SourceBlock`] names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct SourceClass(pub u8);
+pub struct SourceClass(pub u16);
 
 /// Most source classes of an endpoint, the default included: they share a byte of the kernel's key with the
-/// direction.
+/// direction. Tables in which an endpoint has more, and then no verdicts, fit into no kernel.
 pub const MAX_SOURCE_CLASSES: usize = 128;
 
 /// A class of addresses at an endpoint's own end that no rule of one direction tells apart. The default is the class of
@@ -276,6 +276,12 @@ impl EndpointTables {
             })
         });
         class.copied().unwrap_or_default()
+    }
+
+    /// How many classes of source ports there are, the default included. The kernel holds [`MAX_SOURCE_CLASSES`].
+    pub fn source_classes(&self) -> usize {
+        let last = self.sources.values().map(|class| usize::from(class.0)).max();
+        last.map_or(0, |last| last + 1)
     }
 }
 

@@ -584,7 +584,7 @@ impl Worker {
 /// For people who wonder why their policy is not in force.
 fn behind(error: &DatapathError, tables: &NodeTables) -> String {
     let mut text = format!("the kernel judges by an older policy: {}", chain(error));
-    if let DatapathError::Full { .. } = error {
+    if let DatapathError::Full { .. } | DatapathError::SourceClasses { .. } = error {
         let demand = capacity::demand(tables);
         text.push_str(&format!("; the policy needs {demand}"));
         if let Some(exceeded) = demand.exceeds(&Capacities::KERNEL) {

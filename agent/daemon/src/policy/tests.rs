@@ -204,6 +204,57 @@ async fn policy_that_does_not_fit_is_told_with_numbers_until_it_fits() {
     );
 }
 
+/// Rules that tell more source ports apart than the kernel can: the policy of before stays in force, and is not made
+/// another, until there are fewer.
+#[tokio::test]
+async fn too_many_source_ports_leave_the_old_policy_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    cluster.bring(watcher::Event::Apply(web()));
+    let uplink = object(
+        "HostEndpoint",
+        "uplink",
+        &json!({"node": "n1", "interfaceName": "eth0"}),
+    );
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(uplink));
+    let policy = start(dir.path(), &full, &cluster);
+    let mut enforcement = policy.enforcement();
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    let before = policy.dump().await.unwrap();
+    assert!(before.verdicts.iter().any(|row| row.endpoint == 7));
+    let bring = |rules: u16| {
+        let rule = |i| json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [1000 + 2 * i]}});
+        let rules: Vec<_> = (0..rules).map(rule).collect();
+        let spec = json!({"ingress": rules});
+        cluster.bring_object(
+            "NetworkPolicy",
+            watcher::Event::Apply(object("NetworkPolicy", "many", &spec)),
+        );
+    };
+    bring(200);
+    assert!(policy.settle().await.is_err());
+    let behind = |state: &Enforcement| matches!(state, Enforcement::Behind(_));
+    let state = enforcement.wait_for(behind).await.unwrap().clone();
+    let Enforcement::Behind(why) = state else {
+        panic!("{state:?}")
+    };
+    let told = "needs 201 classes of source ports at one endpoint, and a node holds 128";
+    assert!(why.contains(told), "{why}");
+    let kept = policy.dump().await.unwrap();
+    assert_eq!((kept.verdicts, kept.sources), (before.verdicts, before.sources));
+
+    bring(3);
+    policy.settle().await.unwrap();
+    let now = enforcement.wait_for(|state| *state == Enforcement::InForce).await;
+    assert!(now.is_ok());
+    let fits = policy.dump().await.unwrap();
+    assert!(
+        fits.sources.iter().any(|row| row.endpoint == 7 && row.class == 3),
+        "{fits:?}"
+    );
+}
+
 /// The pod's object comes after its interface, as it may: the endpoint is judged from then on.
 #[tokio::test]
 async fn an_endpoint_waits_for_its_pod() {

@@ -129,6 +129,9 @@ impl Broken {
                 };
                 format!("{packet} {verb}, {}", packet.rulings())
             }
+            Problem::DoesNotFit { message } => {
+                format!("no node would enforce the policies: a pod or host {message}")
+            }
             Problem::NoCommonFamily { from, to } => {
                 format!("{from} and {to} have no family of addresses in common")
             }

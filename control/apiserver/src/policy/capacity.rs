@@ -1,33 +1,65 @@
 //! Whether the tables that a write leads to fit into the kernel of each node.
+//!
+//! Only nodes whose tables the write can change are looked at, all cores at once; what they were found to need is kept
+//! for as long as nothing else changes, so a judgement that took too long goes on where it ended when it is asked again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZero,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use policies_compiler::{
-    CalicoObject, ClusterView, HostEndpointIds,
+    ClusterView,
     capacity::{Capacities, Demand, What, demand},
-    compile,
+    compile_policies,
 };
-use policies_ir::tables::EndpointId;
+use policies_ir::{
+    cluster::Cluster,
+    policy::{Policy, PolicySet, Tier, WorkloadKind},
+    tables::EndpointId,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::policy::{GaveUp, cluster::Objects};
+
+/// What was found out lately: of the state before the last write, and of that after it.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    states: Mutex<Vec<Arc<State>>>,
+}
+
+/// A state of the cluster, and what nodes were found to need then.
+#[derive(Debug)]
+struct State {
+    /// Seen from no node.
+    cluster: Cluster,
+    policies: PolicySet,
+    demands: Mutex<BTreeMap<String, Demand>>,
+}
 
 /// Why the tables that `after` leads to fit nowhere. A node that needs too much already may go on to, as long as it
 /// does not need more: else nobody could write what needs less. Stops between two nodes once nobody waits.
 pub(super) fn refusal(
     before: &Objects,
-    after: ClusterView,
+    after: &Objects,
     capacities: &Capacities,
+    known: &Known,
     nobody_waits: &CancellationToken,
 ) -> Result<Option<String>, GaveUp> {
-    let exceeded = demands(after, nobody_waits)?
+    let after = known.state(State::read(&after.view()));
+    let before = known.state(State::read(&before.view()));
+    known.keep([&before, &after]);
+    let needed = after.demands(&after.nodes_unlike(&before), nobody_waits)?;
+    let exceeded: BTreeMap<String, _> = needed
         .into_iter()
-        .filter_map(|(node, needed)| Some((node, needed.exceeds(capacities)?)));
-    let exceeded: Vec<_> = exceeded.collect();
-    if exceeded.is_empty() {
-        return Ok(None);
-    }
-    let earlier = demands(before.view(), nobody_waits)?;
+        .filter_map(|(node, needed)| Some((node, needed.exceeds(capacities)?)))
+        .collect();
+    let earlier = before.demands(&exceeded.keys().cloned().collect(), nobody_waits)?;
     let refused = exceeded.into_iter().find_map(|(node, exceeded)| {
         let earlier = earlier.get(&node).map_or(0, |demand| count(demand, exceeded.what));
         (exceeded.needed > earlier).then(|| {
@@ -40,60 +72,142 @@ pub(super) fn refusal(
     Ok(refused)
 }
 
-/// What the tables of each node that has any would need.
-fn demands(
-    mut view: ClusterView,
-    nobody_waits: &CancellationToken,
-) -> Result<BTreeMap<String, Demand>, GaveUp> {
-    let of_hosts = view.calico.iter().filter_map(|object| match object {
-        CalicoObject::HostEndpoint(host) => Some(host.spec.node.clone()),
-        _ => None,
-    });
-    let nodes: BTreeSet<String> = view
-        .pods
-        .iter()
-        .map(|pod| pod.node.clone())
-        .chain(of_hosts)
-        .filter(|node| !node.is_empty())
-        .collect();
-    nodes
-        .into_iter()
-        .map(|node| {
-            GaveUp::check(nobody_waits)?;
-            number(&mut view, &node);
-            let needed = demand(&compile(&view).tables);
-            Ok::<_, GaveUp>((node, needed))
-        })
-        .collect()
+impl Known {
+    /// What is known of the same state, if anything is.
+    fn state(&self, state: State) -> Arc<State> {
+        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = states
+            .iter()
+            .find(|known| known.cluster == state.cluster && known.policies == state.policies);
+        same.map_or_else(|| Arc::new(state), Arc::clone)
+    }
+
+    fn keep(&self, states: [&Arc<State>; 2]) {
+        let mut kept = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = states.map(Arc::clone).to_vec();
+    }
 }
 
-/// Makes `view` the view from `node`, where everything of the node has tables.
-fn number(view: &mut ClusterView, node: &str) {
-    let mut numbers = (1..).map(EndpointId);
-    let mut next = || numbers.next().unwrap_or(EndpointId(u32::MAX));
-    for pod in &mut view.pods {
-        pod.endpoint = (pod.node == node).then(&mut next);
-    }
-    view.host_endpoints.clear();
-    for object in &view.calico {
-        if let CalicoObject::HostEndpoint(host) = object
-            && host.spec.node == node
-        {
-            let ids = HostEndpointIds {
-                local: next(),
-                forwarded: next(),
-                untracked: next(),
-            };
-            let name = host.metadata.name.clone().unwrap_or_default();
-            view.host_endpoints.insert(name, ids);
+impl State {
+    fn read(view: &ClusterView) -> Self {
+        let mut cluster = view.cluster();
+        cluster.host_addresses.clear();
+        Self {
+            cluster,
+            policies: view.policy_set(|_, _| {}).enforced,
+            demands: Mutex::default(),
         }
     }
-    view.host_addresses = view
-        .nodes
-        .get(node)
-        .map(|node| node.addresses.clone())
-        .unwrap_or_default();
-    view.node = node.to_owned();
+
+    /// Nodes whose tables can be others than in `before`: all, unless only policies came, changed or went; then those
+    /// that have an endpoint which one of these selects.
+    fn nodes_unlike(&self, before: &Self) -> BTreeSet<String> {
+        let changed = match self.cluster == before.cluster {
+            true => changed_policies(&before.policies, &self.policies),
+            false => None,
+        };
+        let concerns = |member: &&policies_ir::cluster::Member| {
+            let selects = |policy: &&Policy| policy.applies_to.matches(&member.workload);
+            changed.as_ref().is_none_or(|changed| changed.iter().any(selects))
+        };
+        let members = self
+            .cluster
+            .members
+            .iter()
+            .filter(|member| !member.node.is_empty());
+        members
+            .filter(concerns)
+            .map(|member| member.node.clone())
+            .collect()
+    }
+
+    /// What the tables of these nodes would need.
+    fn demands(
+        &self,
+        nodes: &BTreeSet<String>,
+        nobody_waits: &CancellationToken,
+    ) -> Result<BTreeMap<String, Demand>, GaveUp> {
+        let known = || self.demands.lock().unwrap_or_else(PoisonError::into_inner);
+        let open: Vec<&String> = {
+            let known = known();
+            nodes.iter().filter(|node| !known.contains_key(*node)).collect()
+        };
+        let next = AtomicUsize::new(0);
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        thread::scope(|scope| {
+            for _ in 0..cores.min(open.len()) {
+                scope.spawn(|| {
+                    let mut cluster = self.cluster.clone();
+                    while let Some(node) = open.get(next.fetch_add(1, Ordering::Relaxed))
+                        && !nobody_waits.is_cancelled()
+                    {
+                        see_from(&mut cluster, node);
+                        let needed = demand(&compile_policies(&cluster, &self.policies));
+                        known().insert((*node).clone(), needed);
+                    }
+                });
+            }
+        });
+        GaveUp::check(nobody_waits)?;
+        let known = known();
+        let of_nodes = nodes.iter();
+        Ok(of_nodes
+            .filter_map(|node| Some((node.clone(), *known.get(node)?)))
+            .collect())
+    }
+}
+
+/// The policies that are in one of both alone; nothing if more is different than these.
+fn changed_policies<'p>(before: &'p PolicySet, after: &'p PolicySet) -> Option<Vec<&'p Policy>> {
+    fn heads(set: &PolicySet) -> impl Iterator<Item = Tier> {
+        set.tiers.iter().map(|tier| Tier {
+            policies: Vec::new(),
+            ..tier.clone()
+        })
+    }
+    let same_ground = heads(before).eq(heads(after))
+        && before.profiles == after.profiles
+        && before.failsafe == after.failsafe
+        && before.endpoint_to_host == after.endpoint_to_host;
+    if !same_ground {
+        return None;
+    }
+    let mut changed = Vec::new();
+    for (before, after) in before.tiers.iter().zip(&after.tiers) {
+        let by_name = |tier: &'p Tier| -> BTreeMap<&'p str, &'p Policy> {
+            let policies = tier.policies.iter();
+            policies.map(|policy| (policy.name.as_str(), &**policy)).collect()
+        };
+        let (before, after) = (by_name(before), by_name(after));
+        let lacks = |other: &BTreeMap<&str, &Policy>, (name, policy): &(&str, &Policy)| {
+            other.get(name).is_none_or(|other| other != policy)
+        };
+        let gone = before.iter().map(|(name, policy)| (*name, *policy));
+        let come = after.iter().map(|(name, policy)| (*name, *policy));
+        changed.extend(
+            gone.filter(|policy| lacks(&after, policy))
+                .map(|(_, policy)| policy),
+        );
+        changed.extend(
+            come.filter(|policy| lacks(&before, policy))
+                .map(|(_, policy)| policy),
+        );
+    }
+    Some(changed)
+}
+
+/// Makes `cluster` the one that is seen from `node`, where everything of the node has tables.
+fn see_from(cluster: &mut Cluster, node: &str) {
+    let mut numbers = (1..).map(EndpointId);
+    for member in &mut cluster.members {
+        let is_local = member.node == node;
+        let is_host = is_local && member.workload.kind == WorkloadKind::HostEndpoint;
+        let mut number = |wanted: bool| wanted.then(|| numbers.next()).flatten();
+        member.endpoint = number(is_local);
+        member.forwarded = number(is_host);
+        member.untracked = number(is_host);
+    }
+    cluster.host_addresses = cluster.nodes.get(node).cloned().unwrap_or_default();
 }
 
 fn count(demand: &Demand, what: What) -> usize {
@@ -104,6 +218,7 @@ fn count(demand: &Demand, what: What) -> usize {
         What::Sources => demand.sources,
         What::Insides => demand.insides,
         What::InsideClasses => demand.inside_classes,
+        What::SourceClasses => demand.source_classes,
     }
 }
 
@@ -144,17 +259,15 @@ mod tests {
     #[test]
     fn the_node_that_needs_too_much_is_named_with_the_numbers() {
         let capacities = Capacities {
-            // Three pods, with a block for each of 15 ports of TCP, UDP and SCTP.
-            sources: 3 * 15 * 3,
+            // Three pods, with a block for each of 15 ports.
+            sources: 3 * 15,
             ..Capacities::KERNEL
         };
         let judge = |before: &Objects, ports: usize, selector: &str| {
             let after = with(before.clone(), "gnp", "p", &policy(ports, selector));
             let waited_for = CancellationToken::new();
-            (
-                refusal(before, after.view(), &capacities, &waited_for).unwrap(),
-                after,
-            )
+            let refused = refusal(before, &after, &capacities, &Known::default(), &waited_for);
+            (refused.unwrap(), after)
         };
         let none = cluster(3);
         let (refused, fits) = judge(&none, 15, "all()");
@@ -163,8 +276,8 @@ mod tests {
         assert_eq!(
             refused.as_deref(),
             Some(
-                "it does not fit into the kernel's tables: node \"b\" needs 144 blocks of source ports, and a node holds \
-                 135; select fewer pods, or say it with fewer rules, networks and ports"
+                "it does not fit into the kernel's tables: node \"b\" needs 48 blocks of source ports, and a node holds \
+                 45; select fewer pods, or say it with fewer rules, networks and ports"
             )
         );
         assert!(judge(&fits, 16, "all()").0.is_some());
@@ -175,6 +288,126 @@ mod tests {
         assert_eq!(judge(&more, 18, "all()").0, None);
         let gone = CancellationToken::new();
         gone.cancel();
-        assert!(refusal(&more, more.view(), &capacities, &gone).is_err());
+        let fewer = with(more.clone(), "gnp", "p", &policy(18, "all()"));
+        assert!(refusal(&more, &fewer, &capacities, &Known::default(), &gone).is_err());
+    }
+
+    #[test]
+    fn only_nodes_that_the_write_can_change_are_looked_at_and_each_once() {
+        let known = Known::default();
+        let looked_at = |before: &Objects, after: &Objects| {
+            let waited_for = CancellationToken::new();
+            let refused = refusal(before, after, &Capacities::KERNEL, &known, &waited_for).unwrap();
+            assert_eq!(refused, None);
+            let after = known.state(State::read(&after.view()));
+            let demands = after.demands.lock().unwrap();
+            demands.keys().cloned().collect::<Vec<_>>().join(" ")
+        };
+        let bare = cluster(3);
+        let one = with(bare.clone(), "gnp", "p", &policy(3, "node == 'b'"));
+        assert_eq!(looked_at(&bare, &one), "b");
+        let mut own = policy(3, "node == 'a'");
+        own["metadata"]["name"] = json!("q");
+        let other = with(one.clone(), "gnp", "q", &own);
+        assert_eq!(
+            looked_at(&one, &other),
+            "a",
+            "who has a policy already is not concerned"
+        );
+        let moved = with(one.clone(), "gnp", "p", &policy(3, "node == 'a'"));
+        assert_eq!(
+            looked_at(&one, &moved),
+            "a b",
+            "nor is one that has it no longer left out"
+        );
+        let mut later = policy(3, "node == 'b'");
+        later["spec"]["order"] = json!(7);
+        assert_eq!(looked_at(&one, &with(one.clone(), "gnp", "p", &later)), "b");
+        let set = json!({"metadata": {"name": "s"}, "spec": {"nets": ["192.0.2.0/24"]}});
+        assert_eq!(
+            looked_at(&one, &with(one.clone(), "globalnetworksets", "s", &set)),
+            "a b"
+        );
+        let tier = json!({"metadata": {"name": "t"}, "spec": {"order": 5}});
+        let in_tier = with(one.clone(), "tiers", "t", &tier);
+        let mut tiered = policy(3, "node == 'b'");
+        tiered["spec"]["tier"] = json!("t");
+        let tiered = with(in_tier.clone(), "gnp", "p", &tiered);
+        assert_eq!(
+            looked_at(&in_tier, &tiered),
+            "b",
+            "a policy that goes to another tier"
+        );
+        let mut first = tier.clone();
+        first["spec"]["order"] = json!(1);
+        let first = with(tiered.clone(), "tiers", "t", &first);
+        assert_eq!(looked_at(&tiered, &first), "a b", "the tier itself");
+
+        // What was found out before nobody waited any more is still known.
+        let gone = CancellationToken::new();
+        gone.cancel();
+        let demands = |nobody_waits: &CancellationToken| {
+            let state = known.state(State::read(&first.view()));
+            state.demands(&["a".to_owned(), "b".to_owned()].into(), nobody_waits)
+        };
+        assert_eq!(demands(&CancellationToken::new()).unwrap().len(), 2);
+        assert!(demands(&gone).is_err());
+        assert_eq!(known.states.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn too_many_classes_of_source_ports_are_refused_with_the_number() {
+        let judge = |rules: u16| {
+            let rule = |i| json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [1001 + 2 * i]}});
+            let rules: Vec<Value> = (0..rules).map(rule).collect();
+            let policy =
+                json!({"metadata": {"name": "p"}, "spec": {"selector": "node == 'b'", "ingress": rules}});
+            let before = cluster(2);
+            let after = with(before.clone(), "gnp", "p", &policy);
+            let waited_for = CancellationToken::new();
+            refusal(
+                &before,
+                &after,
+                &Capacities::KERNEL,
+                &Known::default(),
+                &waited_for,
+            )
+            .unwrap()
+        };
+        assert_eq!(judge(127), None);
+        let told = "node \"b\" needs 129 classes of source ports at one endpoint, and a node holds 128";
+        assert!(judge(128).unwrap().contains(told));
+    }
+
+    /// What each node needs does not depend on how it was found out.
+    #[test]
+    fn the_demand_is_that_of_the_nodes_own_tables() {
+        let objects = with(cluster(5), "gnp", "p", &policy(7, "node == 'b'"));
+        let host = json!({"metadata": {"name": "uplink"}, "spec": {"node": "a", "interfaceName": "eth0",
+            "expectedIPs": ["192.0.2.1"]}});
+        let objects = with(objects, "hep", "uplink", &host);
+        let state = State::read(&objects.view());
+        let found = state.demands(
+            &["a".to_owned(), "b".to_owned()].into(),
+            &CancellationToken::new(),
+        );
+        for (node, found) in found.unwrap() {
+            let mut view = objects.view();
+            let local = view.pods.iter_mut().filter(|pod| pod.node == node);
+            for (pod, number) in local.zip(1..) {
+                pod.endpoint = Some(EndpointId(number));
+            }
+            view.node.clone_from(&node);
+            let ids = policies_compiler::HostEndpointIds {
+                local: EndpointId(100),
+                forwarded: EndpointId(101),
+                untracked: EndpointId(102),
+            };
+            view.host_endpoints.insert("uplink".to_owned(), ids);
+            if node == "a" {
+                view.host_addresses.insert("192.0.2.1".parse().unwrap());
+            }
+            assert_eq!(found, demand(&policies_compiler::compile(&view).tables), "{node}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The cluster as policy sees it, from what is stored.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -125,7 +125,9 @@ impl Objects {
     pub(super) fn view(&self) -> ClusterView {
         let mut view = ClusterView::default();
         let (mut services, mut on_node_network) = (Vec::new(), Vec::new());
-        for (key, part) in &self.parts {
+        // In order, so that equal objects give equal views.
+        let parts: BTreeMap<_, _> = self.parts.iter().collect();
+        for (key, part) in parts {
             match &**part {
                 Part::Pod(pod) => view.pods.extend(pod.clone()),
                 Part::NodePod(pod) => on_node_network.push(pod.clone()),

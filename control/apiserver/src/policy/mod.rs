@@ -19,7 +19,7 @@ use api::{
 use control_store::{ListOptions, ObjectKey};
 use control_wire::Status;
 use serde_json::Value;
-use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -31,8 +31,7 @@ use crate::{
 use assertions::{Broken, Judged};
 use cluster::{Objects, Part, Parts};
 
-/// Longest judgement of assertions; a write whose judgement takes longer is refused. And longest look at whether
-/// tables fit; a write for which that takes longer passes with a warning.
+/// Longest judgement of assertions, and longest look at whether tables fit; a write that takes longer is refused.
 const JUDGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What writes that policy depends on take turns by.
@@ -43,9 +42,13 @@ pub(crate) struct Guard {
     /// One judgement at a time: one that takes too long goes on to the next assertion, and must not be joined by
     /// others.
     judge: Arc<Semaphore>,
-    /// Likewise for whether tables fit, which takes longer the more nodes there are.
+    /// Likewise for whether tables fit, which takes longer the more nodes there are; but one that nobody waits for any
+    /// more ends soon, so the next one waits for its turn.
     fit: Arc<Semaphore>,
+    /// What nodes were found to need.
+    needs: Arc<capacity::Known>,
     parts: Mutex<Parts>,
+    patience: Duration,
     /// What the kernel's tables of a node hold.
     capacities: Capacities,
 }
@@ -97,7 +100,9 @@ impl Guard {
             turn: RwLock::default(),
             judge: Arc::new(Semaphore::new(1)),
             fit: Arc::new(Semaphore::new(1)),
+            needs: Arc::default(),
             parts: Mutex::default(),
+            patience: JUDGE_WITHIN,
             capacities,
         }
     }
@@ -145,6 +150,7 @@ impl Server {
                 new,
                 is_assertion: matter == Matter::Assertion,
                 fits,
+                removes: only_removes(old, new),
             };
             self.judge_write(&write, assertions).await?
         };
@@ -173,7 +179,9 @@ impl Server {
                         let after = after.map(Objects::view);
                         assertions::judge(before, after.as_ref(), &assertions, nobody_waits)
                     };
-                self.within(&self.policy.judge, write, judge).await
+                let turn = Arc::clone(&self.policy.judge).try_acquire_owned();
+                let turn = turn.map_err(|_busy| "an earlier judgement still runs".to_owned());
+                self.within(async { turn }, write, judge).await
             }
         };
         let judged = match judged {
@@ -204,17 +212,27 @@ impl Server {
             return refuse(assertions::refusal(&refusing, write.is_assertion));
         }
         if !write.fits {
-            let capacities = self.policy.capacities;
+            let (capacities, known) = (self.policy.capacities, Arc::clone(&self.policy.needs));
             let fit = move |before: &Objects, after: Option<&Objects>, nobody_waits: &CancellationToken| {
-                let after = after.map(Objects::view).unwrap_or_default();
-                capacity::refusal(before, after, &capacities, nobody_waits)
+                let after = after.unwrap_or(before);
+                capacity::refusal(before, after, &capacities, &known, nobody_waits)
             };
-            match self.within(&self.policy.fit, write, fit).await {
+            let turn = Arc::clone(&self.policy.fit).acquire_owned();
+            let turn = async { turn.await.map_err(|closed| closed.to_string()) };
+            match self.within(turn, write, fit).await {
                 Ok(Some(oversized)) => return refuse(oversized),
                 Ok(None) => {}
-                Err(why) => warnings.push(format!(
+                // Whoever has to make tables smaller must always be able to.
+                Err(why) if write.removes => warnings.push(format!(
                     "whether it fits into the kernel's tables of each node could not be judged: {why}"
                 )),
+                Err(why) => {
+                    return Err(Status::unavailable(format!(
+                        "{} {:?} is not stored, because whether it fits into the kernel's tables of each node could not \
+                         be judged: {why}; try again, which goes on from there",
+                        write.row.plural, write.name
+                    )));
+                }
             }
         }
         warnings.extend(broken.iter().map(|broken| broken.warning(write.is_assertion)));
@@ -224,20 +242,21 @@ impl Server {
     /// What `judge` finds within the time that it has. An error says why nobody knows.
     async fn within<T: Send + 'static>(
         &self,
-        turn: &Arc<Semaphore>,
+        turn: impl Future<Output = Result<OwnedSemaphorePermit, String>>,
         write: &Write<'_>,
         judge: impl FnOnce(&Objects, Option<&Objects>, &CancellationToken) -> Result<T, GaveUp> + Send + 'static,
     ) -> Result<T, String> {
-        match tokio::time::timeout(JUDGE_WITHIN, self.judgement(turn, write, judge)).await {
+        let patience = self.policy.patience;
+        match tokio::time::timeout(patience, self.judgement(turn, write, judge)).await {
             Ok(judged) => judged,
-            Err(_elapsed) => Err(format!("not within {} s", JUDGE_WITHIN.as_secs())),
+            Err(_elapsed) => Err(format!("not within {patience:?}")),
         }
     }
 
     /// What `judge` finds, which is told when nobody waits for it any more.
     async fn judgement<T: Send + 'static>(
         &self,
-        turn: &Arc<Semaphore>,
+        turn: impl Future<Output = Result<OwnedSemaphorePermit, String>>,
         write: &Write<'_>,
         judge: impl FnOnce(&Objects, Option<&Objects>, &CancellationToken) -> Result<T, GaveUp> + Send + 'static,
     ) -> Result<T, String> {
@@ -245,9 +264,7 @@ impl Server {
             error!(error = failure, "judgement of a policy: {what}");
             format!("{what}; the server's log says why")
         };
-        let permit = Arc::clone(turn)
-            .try_acquire_owned()
-            .map_err(|_busy| "an earlier judgement still runs".to_owned())?;
+        let permit = turn.await?;
         let before: Objects = self
             .policy
             .parts
@@ -298,8 +315,10 @@ struct Write<'a> {
     key: ObjectKey,
     new: Option<&'a Value>,
     is_assertion: bool,
-    /// Whether it cannot make tables larger.
+    /// Whether what it makes of tables is not looked at.
     fits: bool,
+    /// Whether it only takes something away.
+    removes: bool,
 }
 
 fn read_assertion(object: &Value) -> Result<PolicyAssertion, Status> {
@@ -313,6 +332,32 @@ fn decides(row: &Resource) -> bool {
         row.group,
         "networking.k8s.io" | "policy.networking.k8s.io" | "projectcalico.org"
     )
+}
+
+/// Whether `new` is `old` without some of its rules, or of a set's networks. Some have to be left: none of them means
+/// another thing than fewer.
+fn only_removes(old: Option<&Value>, new: Option<&Value>) -> bool {
+    const LISTS: [&str; 3] = ["ingress", "egress", "nets"];
+    let labels =
+        |object: Option<&Value>| object.and_then(|object| object.pointer("/metadata/labels").cloned());
+    if labels(old) != labels(new) {
+        return false;
+    }
+    let spec = |object: Option<&Value>| object.and_then(|object| object.get("spec")?.as_object().cloned());
+    let (Some(mut old), Some(mut new)) = (spec(old), spec(new)) else {
+        return false;
+    };
+    let fewer = |(old, new): (Option<Value>, Option<Value>)| match (old, new) {
+        (Some(Value::Array(old)), Some(Value::Array(new))) => {
+            let mut old_items = old.iter();
+            new == old || !new.is_empty() && new.iter().all(|item| old_items.any(|other| other == item))
+        }
+        (old, new) => old == new,
+    };
+    let lists_fit = LISTS
+        .into_iter()
+        .all(|list| fewer((old.remove(list), new.remove(list))));
+    lists_fit && old == new
 }
 
 /// How a write matters.
@@ -469,25 +514,48 @@ mod tests {
             };
             server.store.write(&key, Expected::Absent, change).await.unwrap();
             let held = server.hold_policy(policies, "jane", None, Some(&policy)).await;
-            assert_eq!(held.is_ok(), stored);
+            assert!(held.is_err_and(|refused| refused.code() == 503));
+            // Nobody is kept from taking away.
+            let gone = server.hold_policy(policies, "jane", Some(&policy), None).await;
+            assert_eq!(gone.is_ok(), stored);
         }
     }
 
     #[tokio::test]
-    async fn a_slow_look_at_the_tables_leaves_assertions_judged_and_one_that_nobody_awaits_ends() {
+    async fn a_slow_look_at_the_tables_refuses_and_one_that_nobody_awaits_ends() {
         let directory = tempfile::tempdir().unwrap();
         let policies = by_any_name("netpol").unwrap();
         let policy = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"podSelector": {}}});
-        let server = server(directory.path(), "block").await;
+        let mut server = server(directory.path(), "block").await;
         // As while the tables of an earlier write are still put together.
+        server.policy.patience = Duration::from_millis(50);
         let running = Arc::clone(&server.policy.fit).try_acquire_owned().unwrap();
         let held = server.hold_policy(policies, "jane", None, Some(&policy)).await;
-        let warnings = held.unwrap().warnings;
-        assert!(
-            warnings[0].contains("fits into the kernel's tables"),
-            "{warnings:?}"
-        );
+        let refused = held.err().unwrap();
+        assert_eq!(refused.code(), 503);
+        for part in ["fits into the kernel's tables", "not within 50ms", "try again"] {
+            assert!(refused.message().contains(part), "{refused}");
+        }
+        // Who only takes something away is not kept out.
+        let rules = |ports: &[u16]| {
+            let rules: Vec<Value> = ports
+                .iter()
+                .map(|port| json!({"ports": [{"port": port}]}))
+                .collect();
+            json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"podSelector": {}, "ingress": rules}})
+        };
+        let fewer = server
+            .hold_policy(policies, "jane", Some(&rules(&[1, 2, 3])), Some(&rules(&[1, 3])))
+            .await;
+        let warnings = fewer.unwrap().warnings;
+        assert!(warnings[0].contains("could not be judged"), "{warnings:?}");
+        let gone = server.hold_policy(policies, "jane", Some(&policy), None).await;
+        assert!(gone.is_ok());
+        drop(gone);
         drop(running);
+        server.policy.patience = JUDGE_WITHIN;
+        let held = server.hold_policy(policies, "jane", None, Some(&policy)).await;
+        assert!(held.unwrap().warnings.is_empty());
 
         let write = Write {
             row: policies,
@@ -496,6 +564,7 @@ mod tests {
             new: Some(&policy),
             is_assertion: false,
             fits: true,
+            removes: false,
         };
         let (started, starts) = tokio::sync::oneshot::channel();
         // As long as the assertions that are left: for ever, unless it is told.
@@ -507,7 +576,8 @@ mod tests {
                     std::thread::yield_now();
                 }
             };
-        let judgement = server.within::<()>(&server.policy.judge, &write, endless);
+        let turn = Arc::clone(&server.policy.judge).try_acquire_owned().unwrap();
+        let judgement = server.within::<()>(async { Ok(turn) }, &write, endless);
         tokio::select! {
             judged = judgement => panic!("{judged:?}"),
             started = starts => started.unwrap(),
@@ -519,6 +589,31 @@ mod tests {
         gone.cancel();
         let judged = assertions::judge(&Objects::default(), None, &assertions, &gone);
         assert!(judged.is_err());
+    }
+
+    #[test]
+    fn only_what_takes_rules_away_is_taken_to() {
+        let removes =
+            |old: Value, new: Value| only_removes(Some(&json!({"spec": old})), Some(&json!({"spec": new})));
+        let spec = |rules: &[u16]| json!({"selector": "a", "ingress": rules});
+        assert!(removes(spec(&[1, 2, 3]), spec(&[1, 3])));
+        assert!(removes(spec(&[1, 2]), spec(&[1, 2])));
+        assert!(removes(json!({"nets": ["a", "b"]}), json!({"nets": ["b"]})));
+        assert!(!removes(spec(&[1, 2]), spec(&[2, 1])), "another order");
+        assert!(!removes(spec(&[1, 2]), spec(&[1, 2, 3])));
+        assert!(!removes(spec(&[1, 2]), spec(&[])), "none may be all");
+        assert!(!removes(spec(&[1, 2]), json!({"selector": "a"})));
+        assert!(!removes(
+            spec(&[1, 2]),
+            json!({"selector": "all()", "ingress": [1]})
+        ));
+        assert!(!removes(json!({"ingress": "x"}), json!({"ingress": "y"})));
+        assert!(!only_removes(None, Some(&json!({"spec": {}}))));
+        let labelled = json!({"metadata": {"labels": {"a": "b"}}, "spec": spec(&[1])});
+        assert!(!only_removes(
+            Some(&json!({"spec": spec(&[1, 2])})),
+            Some(&labelled)
+        ));
     }
 
     #[test]

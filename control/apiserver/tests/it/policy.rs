@@ -339,7 +339,7 @@ async fn a_cluster_policy_says_which_generation_was_understood() {
     );
 }
 
-/// Three pods whose policy needs three blocks for each of 60 source ports; the harness says that a node holds 300.
+/// Three pods whose policy needs a block for each of 120 source ports; the harness says that a node holds 300.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_into_the_kernel_is_refused_with_the_numbers() {
     let cluster = Cluster::start().await;
@@ -361,13 +361,13 @@ async fn what_does_not_fit_into_the_kernel_is_refused_with_the_numbers() {
         json!({"metadata": {"name": "many"}, "spec": {"selector": "all()", "types": ["Ingress"], "ingress": rules}})
     };
     let global = format!("{CALICO}/globalnetworkpolicies");
-    let (code, refusal) = admin.post(&global, &policy(60)).await;
+    let (code, refusal) = admin.post(&global, &policy(120)).await;
     assert_eq!(code, 403, "{refusal}");
     let message = refusal["message"].as_str().unwrap();
-    let told = "node \"node-a\" needs 540 blocks of source ports, and a node holds 300; select fewer pods";
+    let told = "node \"node-a\" needs 360 blocks of source ports, and a node holds 300; select fewer pods";
     assert!(message.contains(told), "{message}");
     let (code, made) = admin.post(&global, &policy(20)).await;
     assert_eq!(code, 201, "{made}");
-    let (code, refusal) = admin.put(&format!("{global}/many"), &policy(60)).await;
+    let (code, refusal) = admin.put(&format!("{global}/many"), &policy(120)).await;
     assert_eq!(code, 403, "{refusal}");
 }

@@ -321,7 +321,7 @@ impl Maps {
             .map_err(failed_map(SOURCES, "read"))
     }
 
-    pub(crate) fn write_source(&mut self, key: &Key<SourceKey>, class: u8) -> Result<(), DatapathError> {
+    pub(crate) fn write_source(&mut self, key: &Key<SourceKey>, class: u16) -> Result<(), DatapathError> {
         self.sources
             .insert(key, u32::from(class), 0)
             .map_err(failed_map(SOURCES, "write"))

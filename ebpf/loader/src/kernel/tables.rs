@@ -559,7 +559,10 @@ impl Tables {
                 None => endpoint.verdicts.classes().all(|(_, entries)| all_fit(entries)),
             };
             if !verdicts_fit || !endpoint.sources.values().all(fits) {
-                return Err(DatapathError::SourceClasses { endpoint: *id });
+                return Err(DatapathError::SourceClasses {
+                    endpoint: *id,
+                    needed: endpoint.source_classes(),
+                });
             }
         }
         Ok(())

@@ -211,7 +211,7 @@ mod random {
         let nets = nets.map(|net| net.parse::<IpNet>().expect("a prefix")).to_vec();
         let identity = || (1..3u32).prop_map(IdentityId);
         let identities = prop::collection::btree_map(prop::sample::select(nets), identity(), 1..6);
-        let source = || prop_oneof![Just(0u8), Just(1u8), Just(127u8)].prop_map(SourceClass);
+        let source = || prop_oneof![Just(0u16), Just(1u16), Just(127u16)].prop_map(SourceClass);
         let block = (protocol(), port(), 0..=16u8).prop_map(|(protocol, port, prefix_bits)| SourceBlock {
             protocol,
             port: masked(port, prefix_bits),

@@ -261,7 +261,7 @@ fn classes_that_the_key_cannot_hold_are_refused() {
         .insert(block, policies_ir::tables::SourceClass(128));
     let refused = lab.kernel().sync(&tables);
     assert!(
-        matches!(refused, Err(DatapathError::SourceClasses { .. })),
+        matches!(refused, Err(DatapathError::SourceClasses { needed: 129, .. })),
         "{refused:?}"
     );
 }

@@ -107,6 +107,11 @@ pub enum Problem {
     },
     /// A packet shows that it does not hold.
     Counterexample(Box<Packet>),
+    /// No node would enforce these policies, so nothing can be said of them.
+    DoesNotFit {
+        /// For people.
+        message: String,
+    },
     /// It asks that flows pass between ends that have no address family in common.
     NoCommonFamily {
         /// Source.

@@ -32,6 +32,15 @@ pub struct Proof {
 
 /// Judges an assertion for all flows between all ends. One about ends that do not exist holds, and the answer says so.
 pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
+    if let Some(exceeded) = model.exceeded() {
+        let message = exceeded.to_string();
+        return Proof {
+            holds: false,
+            problem: Some(Problem::DoesNotFit { message }),
+            more: 0,
+            vacuous: None,
+        };
+    }
     let (from, to, vacuous) = match assertion {
         Assertion::No { from, to, .. } | Assertion::Reaches { from, to, .. } => {
             let (from, to) = (Selection::of(model, from), Selection::of(model, to));

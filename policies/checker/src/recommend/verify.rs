@@ -28,6 +28,9 @@ pub(super) fn verify(
     view.policies.extend(loaded.view.policies);
     view.calico.extend(loaded.view.calico);
     let model = Model::new(&view);
+    if let Some(exceeded) = model.exceeded() {
+        return Err(RecommendError::NotExact(exceeded.to_string()));
+    }
     let mut seen: BTreeMap<(Side, Side), Space> = BTreeMap::new();
     for connection in &observed.connections {
         let known = seen.entry((connection.from, connection.to)).or_default();

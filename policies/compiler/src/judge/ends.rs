@@ -71,6 +71,8 @@ pub(crate) struct Ends<'a> {
     pods: HashMap<(&'a str, &'a str), usize>,
     hosts: BTreeMap<&'a str, Vec<usize>>,
     by_address: HashMap<IpAddr, usize>,
+    /// Nodes by their addresses; the first by name where several say they have one.
+    node_by_address: HashMap<IpAddr, &'a str>,
 }
 
 impl<'a> Ends<'a> {
@@ -80,7 +82,13 @@ impl<'a> Ends<'a> {
             pods: HashMap::new(),
             hosts: BTreeMap::new(),
             by_address: HashMap::new(),
+            node_by_address: HashMap::new(),
         };
+        for (name, addresses) in &cluster.nodes {
+            for address in addresses {
+                ends.node_by_address.entry(*address).or_insert(name);
+            }
+        }
         for (position, member) in cluster.members.iter().enumerate() {
             let workload = &member.workload;
             match workload.kind {
@@ -183,12 +191,8 @@ impl<'a> Ends<'a> {
 
     /// A node without host endpoints judges nothing, but it is a node all the same.
     fn node_at(&self, address: IpAddr) -> Resolved {
-        let node = self
-            .cluster
-            .nodes
-            .iter()
-            .find(|(_, addresses)| addresses.contains(&address));
-        let hosts = node.and_then(|(name, _)| self.hosts.get(name.as_str()));
+        let node = self.node_by_address.get(&address);
+        let hosts = node.and_then(|name| self.hosts.get(name));
         Resolved {
             member: hosts.and_then(|hosts| hosts.first()).copied(),
             by_address: true,

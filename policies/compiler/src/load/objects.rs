@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::{calico, cluster_policy};
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+        core::v1::{Namespace, ServiceAccount},
         discovery::v1::EndpointSlice,
         networking::v1::NetworkPolicy,
     },
@@ -17,20 +17,22 @@ use serde_json::Value;
 use crate::{
     calico::BUILT_IN_TIERS,
     field::FieldError,
-    load::{DEFAULT_NAMESPACE, LoadError, Loaded, services::Backends},
+    load::{DEFAULT_NAMESPACE, LoadError, Loaded, fields, services::Backends},
     view::{CalicoObject, ClusterView, PodView},
 };
 
 const KUBERNETES: &str = "networking.k8s.io/v1";
 /// The group under which Calico keeps its objects in a Kubernetes cluster; the fields are the same.
 const CALICO_STORED: &str = "crd.projectcalico.org/v1";
+/// What stands before names there.
+const STORED_TIER_PREFIX: &str = "default.";
 
 /// Reads objects one by one.
 #[derive(Default)]
 pub(super) struct Loader {
     loaded: Loaded,
     backends: Backends,
-    /// Where each object stands, by kind, namespace and name.
+    /// Where each object stands, by its [`identity`].
     seen: BTreeMap<(String, String, String), String>,
     /// Tiers that policies name, with the policy and where it stands.
     named_tiers: Vec<(String, String, String)>,
@@ -84,11 +86,7 @@ impl Loader {
             }]));
         }
         if self.read(api_version, kind, &reader)? {
-            let key = (
-                format!("{kind}.{}", api_version.split('/').next().unwrap_or_default()),
-                namespace.unwrap_or_default().to_owned(),
-                name.to_owned(),
-            );
+            let key = identity(api_version, kind, namespace, name);
             if let Some(other) = self.seen.insert(key, origin.to_owned()) {
                 return Err(LoadError::Twice {
                     origin: origin.to_owned(),
@@ -130,7 +128,7 @@ impl Loader {
         let view = &mut self.loaded.view;
         match (api_version, kind) {
             ("v1", "Namespace") => view.add_namespace(&reader.parse::<Namespace>()?),
-            ("v1", "Node") => view.add_node(&reader.parse::<Node>()?),
+            ("v1", "Node") => view.add_node(&reader.parse_usable(fields::of_node)?),
             ("v1", "ServiceAccount") => {
                 let account: ServiceAccount = reader.parse()?;
                 let key = (
@@ -141,7 +139,7 @@ impl Loader {
                     .insert(key, account.metadata.labels.unwrap_or_default());
             }
             ("v1", "Pod") => {
-                let mut pod: Pod = reader.parse()?;
+                let mut pod = reader.parse_usable(fields::of_pod)?;
                 pod.metadata.namespace = Some(namespace_of(&pod.metadata));
                 match PodView::from_pod(&pod, None) {
                     Some(pod) => view.pods.push(pod),
@@ -152,12 +150,20 @@ impl Loader {
                 }
             }
             ("v1", "Service") => {
-                let mut service: Service = reader.parse()?;
+                let mut service = reader.parse_usable(fields::of_service)?;
                 service.metadata.namespace = Some(namespace_of(&service.metadata));
                 self.backends.add_service(service);
             }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 let mut slice: EndpointSlice = reader.parse()?;
+                if slice.address_type == "FQDN" {
+                    self.loaded.notes.push(format!(
+                        "{} is left out: it has names, and policy knows services by addresses",
+                        reader.label
+                    ));
+                    return Ok(true);
+                }
+                reader.usable(fields::of_slice(&slice))?;
                 slice.metadata.namespace = Some(namespace_of(&slice.metadata));
                 self.backends.add_slice(slice);
             }
@@ -170,7 +176,9 @@ impl Loader {
                 let policy = reader.parse()?;
                 self.judge(reader, |view| view.cluster_policies.push(policy))?;
             }
-            (calico::API_VERSION | CALICO_STORED, kind) => return self.read_calico(kind, reader),
+            (calico::API_VERSION | CALICO_STORED, kind) => {
+                return self.read_calico(api_version, kind, reader);
+            }
             (_, "NetworkPolicy") => {
                 return Err(reader.api_version(api_version, "networking.k8s.io/v1 or projectcalico.org/v3"));
             }
@@ -183,12 +191,13 @@ impl Loader {
             (_, "Pod" | "Namespace" | "Node" | "Service" | "ServiceAccount") => {
                 return Err(reader.api_version(api_version, "v1"));
             }
-            _ => return Ok(false),
+            (_, "EndpointSlice") => return Err(reader.api_version(api_version, "discovery.k8s.io/v1")),
+            _ => return reader.leave_out(api_version, kind),
         }
         Ok(true)
     }
 
-    fn read_calico(&mut self, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
+    fn read_calico(&mut self, api_version: &str, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
         let namespaced = |mut object: calico::Object<calico::PolicySpec>| {
             object.metadata.namespace = Some(namespace_of(&object.metadata));
             object
@@ -217,7 +226,7 @@ impl Loader {
             "HostEndpoint" => CalicoObject::HostEndpoint(reader.parse()?),
             "Profile" => CalicoObject::Profile(reader.parse()?),
             "FelixConfiguration" => CalicoObject::FelixConfiguration(reader.parse()?),
-            _ => return Ok(false),
+            _ => return reader.leave_out(api_version, kind),
         };
         if let CalicoObject::NetworkPolicy(policy)
         | CalicoObject::GlobalNetworkPolicy(policy)
@@ -272,6 +281,54 @@ const CALICO_KINDS: [&str; 11] = [
     "NetworkPolicy",
 ];
 
+/// Kinds that have a namespace. What one of the others says of a namespace means nothing.
+const NAMESPACED_KINDS: [&str; 8] = [
+    "Pod",
+    "Service",
+    "ServiceAccount",
+    "EndpointSlice",
+    "NetworkPolicy",
+    "StagedNetworkPolicy",
+    "StagedKubernetesNetworkPolicy",
+    "NetworkSet",
+];
+
+/// Groups all of whose other kinds are policies: one that is not known is not one that policy does not depend on.
+const POLICY_GROUPS: [(&str, &[&str]); 4] = [
+    (
+        "networking.k8s.io",
+        &[
+            "ClusterCIDR",
+            "IPAddress",
+            "Ingress",
+            "IngressClass",
+            "ServiceCIDR",
+        ],
+    ),
+    ("policy.networking.k8s.io", &[]),
+    ("projectcalico.org", &CALICO_OTHER_KINDS),
+    ("crd.projectcalico.org", &CALICO_OTHER_KINDS),
+];
+
+/// Kinds of Calico that say how a network is made, not who may use it.
+const CALICO_OTHER_KINDS: [&str; 15] = [
+    "BGPConfiguration",
+    "BGPFilter",
+    "BGPPeer",
+    "BlockAffinity",
+    "CalicoNodeStatus",
+    "ClusterInformation",
+    "ExternalNetwork",
+    "IPAMBlock",
+    "IPAMConfig",
+    "IPAMConfiguration",
+    "IPAMHandle",
+    "IPPool",
+    "IPReservation",
+    "KubeControllersConfiguration",
+    "Node",
+];
+
 /// One object on its way in.
 struct Reader<'a> {
     origin: &'a str,
@@ -310,6 +367,34 @@ impl Reader<'_> {
         }
     }
 
+    /// The same, if everything that policy needs of it can be used.
+    fn parse_usable<T: DeserializeOwned>(&self, unusable: fn(&T) -> Vec<FieldError>) -> Result<T, LoadError> {
+        let parsed = self.parse()?;
+        self.usable(unusable(&parsed))?;
+        Ok(parsed)
+    }
+
+    fn usable(&self, unusable: Vec<FieldError>) -> Result<(), LoadError> {
+        match unusable.is_empty() {
+            true => Ok(()),
+            false => Err(self.invalid(unusable)),
+        }
+    }
+
+    /// That policy does not depend on the object, if that is so.
+    fn leave_out(&self, api_version: &str, kind: &str) -> Result<bool, LoadError> {
+        let group = group_of(api_version);
+        let others = POLICY_GROUPS.iter().find(|(known, _)| *known == group);
+        match others {
+            Some((_, others)) if !others.contains(&kind) => Err(LoadError::UnknownKind {
+                origin: self.origin.to_owned(),
+                object: self.label.clone(),
+                group: group.to_owned(),
+            }),
+            _ => Ok(false),
+        }
+    }
+
     fn invalid(&self, errors: Vec<FieldError>) -> LoadError {
         LoadError::Invalid {
             origin: self.origin.to_owned(),
@@ -335,6 +420,30 @@ fn unknown_field(field: String) -> FieldError {
         problem: "the kind has no such field".to_owned(),
         fix: "correct its spelling, or leave it out".to_owned(),
     }
+}
+
+/// Kind with group, namespace and name of an object, alike for two ways to write one.
+fn identity(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> (String, String, String) {
+    let group = match api_version {
+        CALICO_STORED => group_of(calico::API_VERSION),
+        other => group_of(other),
+    };
+    let namespace = match NAMESPACED_KINDS.contains(&kind) {
+        true => namespace.unwrap_or(DEFAULT_NAMESPACE),
+        false => "",
+    };
+    // Calico stores policies of the default tier with its name before theirs.
+    let is_policy = kind.ends_with("NetworkPolicy") && api_version == CALICO_STORED;
+    let name = match name.strip_prefix(STORED_TIER_PREFIX) {
+        Some(own) if is_policy => own,
+        _ => name,
+    };
+    (format!("{kind}.{group}"), namespace.to_owned(), name.to_owned())
+}
+
+/// The group of an `apiVersion`; that of `v1` has no name.
+fn group_of(api_version: &str) -> &str {
+    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 fn namespace_of(metadata: &ObjectMeta) -> String {

@@ -399,8 +399,7 @@ impl Engine {
             !service.source_ports.is_empty() || !service.not_source_ports.is_empty()
         };
         let services = programs.iter().flat_map(Program::services).filter(asks);
-        // One that would need more classes than there are is denied everything.
-        let sources = Sources::new(services, declared).ok();
+        let sources = Sources::new(services, declared);
         self.rows.install(endpoint, programs, sources)
     }
 

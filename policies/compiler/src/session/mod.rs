@@ -188,8 +188,8 @@ impl Session {
         self.pods.get(&key).map(|known| &known.view)
     }
 
-    /// TCP ports that a pod may connect to at all by its egress policy, whoever is there; a bound that is never too
-    /// small. Ports by name are those that something has now. Costs what the cluster costs.
+    /// TCP ports that a pod may connect to at all by its egress policy, whoever is there but the pod itself; a bound that
+    /// is never too small. Ports by name are those that something has now. Costs what the cluster costs.
     pub fn egress_tcp_ports(&self, namespace: &str, name: &str) -> Option<PortSet> {
         let key = (namespace.to_owned(), name.to_owned());
         let workload = &self.pods.get(&key)?.member.workload;

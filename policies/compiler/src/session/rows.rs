@@ -59,8 +59,7 @@ struct Row {
 
 struct Asked {
     program: Program,
-    /// An endpoint without is denied everything.
-    sources: Option<Arc<Sources>>,
+    sources: Arc<Sources>,
     seen: HashMap<Visible, AnswerId>,
 }
 
@@ -143,7 +142,7 @@ impl Rows {
         let own = *by_endpoint.get(&endpoint)?;
         let mut tables = EndpointTables::default();
         let asked = slots.get(own[0])?.as_ref()?;
-        tables.sources = asked.sources.as_ref().map(|s| s.table()).unwrap_or_default();
+        tables.sources = asked.sources.table();
         let answer = |answer: AnswerId| answers.get(answer).map(AsRef::as_ref);
         for (row, number) in rows.iter().zip(outer) {
             let own = own.map(|slot| row.of(slot));
@@ -161,19 +160,19 @@ impl Rows {
         &mut self,
         endpoint: EndpointId,
         programs: [Program; 2],
-        sources: Option<Sources>,
+        sources: Sources,
     ) -> Vec<Slot> {
         let slots = match self.by_endpoint.get(&endpoint) {
             Some(slots) => *slots,
             None => [self.slot(), self.slot()],
         };
         self.by_endpoint.insert(endpoint, slots);
-        let sources = sources.map(Arc::new);
+        let sources = Arc::new(sources);
         for (program, slot) in programs.into_iter().zip(slots) {
             if let Some(place) = self.slots.get_mut(slot) {
                 *place = Some(Asked {
                     program,
-                    sources: sources.clone(),
+                    sources: Arc::clone(&sources),
                     seen: HashMap::new(),
                 });
             }
@@ -324,9 +323,6 @@ impl Rows {
         let Some(asked) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
             return NOTHING;
         };
-        let Some(sources) = &asked.sources else {
-            return NOTHING;
-        };
         if signature.owner == Owner::Contested {
             return NOTHING;
         }
@@ -334,7 +330,7 @@ impl Rows {
         if let Some(known) = asked.seen.get(&visible) {
             return *known;
         }
-        let said = Arc::new(asked.program.answer(&visible, sources));
+        let said = Arc::new(asked.program.answer(&visible, &asked.sources));
         let answer = *self.answer_ids.entry(Arc::clone(&said)).or_insert_with(|| {
             self.answers.push(said);
             self.answers.len() - 1

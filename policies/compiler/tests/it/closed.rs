@@ -1,11 +1,15 @@
 //! Where Calico opens what it cannot understand, and where tests once found Palisade to: each stays closed.
 
-use policies_ir::tables::Direction::{Egress, Ingress};
+use policies_compiler::capacity::{self, Capacities};
+use policies_ir::tables::{
+    Direction::{Egress, Ingress},
+    Verdict,
+};
 use serde_json::{Value, json};
 
 use crate::lab::{
-    DB, HOST, Lab, OUTSIDE, OUTSIDE_V6, PAY, TCP, WEB, calico, cluster_policy, global, host, namespaced, set,
-    tier,
+    DB, HOST, Lab, OUTSIDE, OUTSIDE_V6, PAY, TCP, UDP, WEB, calico, cluster_policy, global, host, namespaced,
+    set, tier,
 };
 
 fn allow_from(source: &Value) -> Lab {
@@ -407,29 +411,103 @@ fn a_named_port_of_a_failsafe_is_the_nodes() {
     assert!(!lab.allows(HOST.0, Egress, OUTSIDE, TCP, 22));
 }
 
-/// More classes of source ports than the tables hold: everything is denied, and nothing else is touched.
+/// What rules tell apart counts, not how many ports they list.
 #[test]
-fn too_many_source_ports_close_the_endpoint() {
+fn source_ports_that_rules_do_not_tell_apart_are_one_class() {
+    let rule = |first: u16| {
+        let ports: Vec<u16> = (0..50).map(|i| first + 2 * i).collect();
+        json!({"action": "Allow", "protocol": "TCP", "source": {"ports": ports}})
+    };
+    let rules = [rule(1000), rule(2000), rule(3000)];
+    let lab = Lab::new(&[
+        global("p", &json!({"selector": "app == 'web'", "ingress": rules})),
+        host(&json!({}), &[]),
+        global("h", &json!({"selector": "has(host)", "ingress": rules})),
+    ]);
+    for (source_port, rule) in [(1098, "rule 0"), (2000, "rule 1"), (3050, "rule 2")] {
+        let (verdict, by) = lab.decides(WEB.0, Ingress, OUTSIDE, TCP, (source_port, 80));
+        assert!(
+            verdict == Verdict::Allow && by.contains(rule),
+            "{source_port}: {by}"
+        );
+    }
+    assert_eq!(
+        lab.decides(WEB.0, Ingress, OUTSIDE, TCP, (1001, 80)).0,
+        Verdict::Deny
+    );
+    assert!(lab.allows(HOST.0, Ingress, OUTSIDE, TCP, 22));
+    let tables = policies_compiler::compile_policies(&lab.cluster, &lab.policies);
+    let web = &tables.endpoints[&policies_ir::tables::EndpointId(WEB.0)];
+    assert_eq!(web.source_classes(), 4);
+    assert!(web.sources.keys().all(|block| block.protocol == TCP));
+}
+
+/// All ports but some need no more blocks than these.
+#[test]
+fn the_class_of_most_blocks_has_none() {
+    let rules = [
+        json!({"action": "Deny", "protocol": "TCP", "source": {"notPorts": [9]}}),
+        json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [9]}}),
+        json!({"action": "Allow", "protocol": "UDP", "source": {"ports": [9]}}),
+    ];
+    let lab = Lab::new(&[global(
+        "p",
+        &json!({"selector": "app == 'web'", "ingress": rules}),
+    )]);
+    for (protocol, source_port, verdict) in [
+        (TCP, 9, Verdict::Allow),
+        (TCP, 10, Verdict::Deny),
+        (UDP, 9, Verdict::Allow),
+        (UDP, 8, Verdict::Deny),
+    ] {
+        let decided = lab.decides(WEB.0, Ingress, OUTSIDE, protocol, (source_port, 80));
+        assert_eq!(decided.0, verdict, "{protocol} {source_port}");
+    }
+    let tables = policies_compiler::compile_policies(&lab.cluster, &lab.policies);
+    let web = &tables.endpoints[&policies_ir::tables::EndpointId(WEB.0)];
+    assert_eq!((web.source_classes(), web.sources.len()), (2, 2));
+}
+
+/// More classes of source ports than the kernel's key can tell apart: the tables say so, for whoever admits or loads
+/// them, and what the policy says is not made another.
+#[test]
+fn too_many_source_ports_are_told_and_close_nothing() {
     let rule = |port: u16| json!({"action": "Allow", "protocol": "TCP", "source": {"ports": [port]}});
     let rules = |count: u16| -> Vec<Value> { (0..count).map(|i| rule(1000 + 2 * i)).collect() };
-    let lab = |count| {
-        Lab::new(&[global(
-            "p",
-            &json!({"selector": "app == 'web'", "ingress": rules(count)}),
-        )])
-    };
-    let fits = lab(127);
+    let policy = |count| global("p", &json!({"selector": "app == 'web'", "ingress": rules(count)}));
+    let fits = Lab::new(&[policy(127)]);
     assert!(
         fits.decides(WEB.0, Ingress, OUTSIDE, TCP, (1252, 80))
             .1
             .contains("rule 126")
     );
-    let tables = |lab: &Lab| policies_compiler::compile_policies(&lab.cluster, &lab.policies);
-    let full = tables(&lab(128));
-    let verdicts = |number| {
-        full.endpoints[&policies_ir::tables::EndpointId(number)]
-            .verdicts
-            .len()
-    };
-    assert!(verdicts(WEB.0) == 0 && verdicts(PAY.0) == 0 && verdicts(DB.0) > 0);
+    let demand =
+        |lab: &Lab| capacity::demand(&policies_compiler::compile_policies(&lab.cluster, &lab.policies));
+    assert_eq!(demand(&fits).exceeds(&Capacities::KERNEL), None);
+    let full = Lab::new(&[policy(128)]);
+    assert_eq!(
+        demand(&full).exceeds(&Capacities::KERNEL).unwrap().to_string(),
+        "needs 129 classes of source ports at one endpoint, and a node holds 128"
+    );
+    let answers = policies_compiler::compile_answers(&full.cluster, &full.policies, &[]);
+    assert_eq!(answers.exceeded, demand(&full).exceeds(&Capacities::KERNEL));
+    let many = demand(&Lab::new(&[policy(200)])).source_classes;
+    assert_eq!(many, 201, "counted, however many");
+}
+
+/// A pod reaches itself whatever policy says, and what a strict sandbox lets it connect to does not follow from that: it
+/// adds the ports that the pod declares.
+#[test]
+fn what_a_pod_may_connect_to_does_not_count_itself() {
+    let lab = Lab::new(&[namespaced(
+        "p",
+        &json!({"types": ["Egress"], "egress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [443]}}]}),
+    )]);
+    let (verdict, by) = lab.decides(WEB.0, Egress, WEB.1, TCP, (40_000, 9));
+    assert!(verdict == Verdict::Allow && by.contains("self"), "{by}");
+    let mut members = lab.cluster.members.iter();
+    let web = members.find(|member| member.addresses.contains(&WEB.1.parse().unwrap()));
+    let policy = lab.policies.for_endpoint(&web.unwrap().workload);
+    let bound = policies_ir::ports::egress_tcp(&policy, |_| policies_ir::ports::PortSet::none());
+    assert_eq!(bound.iter().collect::<Vec<_>>(), [443]);
 }

@@ -213,3 +213,197 @@ fn loading_refuses_what_it_would_misread() {
         Err(LoadError::TooDeep { .. })
     ));
 }
+
+/// What would have been passed over is told instead, with the field.
+#[test]
+fn loading_refuses_what_it_would_pass_over() {
+    let told = |object: Value| match load_objects(sources(&[object])) {
+        Err(error) => error.to_string(),
+        Ok(loaded) => panic!("loaded with {:?}", loaded.notes),
+    };
+    let object = |api_version: &str, kind: &str, rest: Value| {
+        let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x"}});
+        object
+            .as_object_mut()
+            .unwrap()
+            .extend(rest.as_object().unwrap().clone());
+        object
+    };
+    for (api_version, kind) in [
+        ("networking.k8s.io/v1", "NetworkPolcy"),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+        ("projectcalico.org/v3", "GlobalNetworkPolicys"),
+        ("crd.projectcalico.org/v1", "GlobalNetworkPolicys"),
+        ("projectcalico.org/v4", "WorkloadEndpoint"),
+    ] {
+        let told = told(object(api_version, kind, json!({})));
+        let group = api_version.split('/').next().unwrap();
+        let expected = format!("test: {kind} x: kind: group {group} has no policy of this kind");
+        assert!(told.contains(&expected), "{told}");
+    }
+    for (api_version, kind) in [
+        ("networking.k8s.io/v1", "Ingress"),
+        ("networking.k8s.io/v1", "IngressClass"),
+        ("projectcalico.org/v3", "IPPool"),
+        ("crd.projectcalico.org/v1", "BGPPeer"),
+        ("apps/v1", "Deployment"),
+    ] {
+        let loaded = load_objects(sources(&[object(api_version, kind, json!({}))])).unwrap();
+        assert_eq!(
+            loaded.notes,
+            [format!(
+                "{kind} x is left out: network policy does not depend on it"
+            )]
+        );
+    }
+    let port = |port: Value| json!({"spec": {"containers": [{"name": "c", "ports": [port]}]}});
+    for (object, field) in [
+        (
+            object(
+                "v1",
+                "Pod",
+                json!({"spec": {"containers": []}, "status": {"podIP": "10.0.0.1/32"}}),
+            ),
+            "status.podIP",
+        ),
+        (
+            object(
+                "v1",
+                "Pod",
+                json!({"spec": {"containers": []}, "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "010.0.0.1"}]}}),
+            ),
+            "status.podIPs[1].ip",
+        ),
+        (
+            object("v1", "Pod", port(json!({"name": "web", "containerPort": 70000}))),
+            "spec.containers[0].ports[0].containerPort",
+        ),
+        (
+            object(
+                "v1",
+                "Pod",
+                port(json!({"name": "web", "containerPort": 80, "protocol": "tcp"})),
+            ),
+            "spec.containers[0].ports[0].protocol",
+        ),
+        (
+            object(
+                "v1",
+                "Node",
+                json!({"status": {"addresses": [
+                {"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "n"}]}}),
+            ),
+            "status.addresses[1].address",
+        ),
+        (
+            object(
+                "v1",
+                "Service",
+                json!({"spec": {"ports": [{"port": 80, "targetPort": 80000}]}}),
+            ),
+            "spec.ports[0].targetPort",
+        ),
+        (
+            object(
+                "v1",
+                "Service",
+                json!({"spec": {"ports": [{"port": 80}, {"port": 0}]}}),
+            ),
+            "spec.ports[1].port",
+        ),
+        (
+            object(
+                "discovery.k8s.io/v1",
+                "EndpointSlice",
+                json!({"addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0"]}]}),
+            ),
+            "endpoints[1].addresses[0]",
+        ),
+        (
+            object(
+                "discovery.k8s.io/v1",
+                "EndpointSlice",
+                json!({"addressType": "IPv4", "endpoints": [],
+                "ports": [{"port": 80, "protocol": "HTTP"}]}),
+            ),
+            "ports[0].protocol",
+        ),
+        (
+            object(
+                "discovery.k8s.io/v1beta1",
+                "EndpointSlice",
+                json!({"addressType": "IPv4", "endpoints": []}),
+            ),
+            "apiVersion",
+        ),
+    ] {
+        let told = told(object);
+        assert!(told.contains(&format!(" x: {field}")), "{field}: {told}");
+    }
+    let names = json!({"addressType": "FQDN", "endpoints": [{"addresses": ["db.example"]}]});
+    let names = object("discovery.k8s.io/v1", "EndpointSlice", names);
+    let loaded = load_objects(sources(&[names])).unwrap();
+    assert!(
+        loaded.notes[0].contains("policy knows services by addresses"),
+        "{:?}",
+        loaded.notes
+    );
+}
+
+#[test]
+fn loading_knows_an_object_again_however_it_is_written() {
+    let policy = |api_version: &str, kind: &str, namespace: Option<&str>, name: &str| {
+        let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name},
+            "spec": {"selector": "all()"}});
+        if let Some(namespace) = namespace {
+            object["metadata"]["namespace"] = json!(namespace);
+        }
+        object
+    };
+    let (calico, stored) = ("projectcalico.org/v3", "crd.projectcalico.org/v1");
+    let (global, own) = ("GlobalNetworkPolicy", "NetworkPolicy");
+    let twice = [
+        [
+            policy(calico, own, Some("default"), "p"),
+            policy(calico, own, None, "p"),
+        ],
+        [
+            policy(calico, own, Some("a"), "p"),
+            policy(stored, own, Some("a"), "p"),
+        ],
+        [
+            policy(calico, global, None, "p"),
+            policy(stored, global, None, "p"),
+        ],
+        [
+            policy(calico, global, None, "p"),
+            policy(stored, global, None, "default.p"),
+        ],
+        [
+            policy(calico, global, Some("a"), "p"),
+            policy(calico, global, None, "p"),
+        ],
+        [pod("default", "w"), {
+            let mut bare = pod("default", "w");
+            bare["metadata"].as_object_mut().unwrap().remove("namespace");
+            bare
+        }],
+    ];
+    for objects in &twice {
+        let loaded = load_objects(sources(objects));
+        assert!(
+            matches!(loaded, Err(LoadError::Twice { .. })),
+            "{objects:?}: {loaded:?}"
+        );
+    }
+    let kubernetes = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "default"}, "spec": {"podSelector": {}}});
+    let others = [
+        policy(calico, own, Some("default"), "p"),
+        policy(calico, own, Some("a"), "p"),
+        policy(calico, global, None, "p"),
+        kubernetes,
+    ];
+    assert!(load_objects(sources(&others)).is_ok());
+}

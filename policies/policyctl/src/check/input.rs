@@ -12,7 +12,10 @@ use api::{
     palisade::PolicyAssertion,
 };
 use jiff::Timestamp;
-use policies_checker::cases::{Case, CaseFile};
+use policies_checker::{
+    Model,
+    cases::{Case, CaseFile},
+};
 use policies_compiler::{ClusterView, Source, load_objects};
 use serde_json::Value;
 
@@ -28,6 +31,15 @@ pub(crate) async fn view(connection: &Connection, paths: &[PathBuf]) -> Result<C
     match paths.is_empty() {
         true => Ok(load::live(connection).await?.view),
         false => Ok(offline(paths)?.0),
+    }
+}
+
+/// What all questions are asked of; an error where no node would enforce the policies.
+pub(crate) fn model(view: &ClusterView) -> Result<Model> {
+    let model = Model::new(view);
+    match model.exceeded() {
+        Some(exceeded) => bail!("no node would enforce these policies: a pod or host {exceeded}"),
+        None => Ok(model),
     }
 }
 

@@ -11,7 +11,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use policies_checker::{
-    Model,
     assertion::{self, Problem, Proof},
     cases::{CaseReport, run_cases},
     connectivity::{Grouping, connectivity as all_connections},
@@ -39,7 +38,7 @@ const REFUTED: u8 = 2;
 
 /// Shows all connections.
 pub(crate) async fn connectivity(connection: &Connection, args: &ConnectivityArgs) -> Result<()> {
-    let model = Model::new(&input::view(connection, &args.files.filename).await?);
+    let model = input::model(&input::view(connection, &args.files.filename).await?)?;
     let grouping = if args.expand {
         Grouping::Expanded
     } else {
@@ -121,7 +120,7 @@ pub(crate) async fn prove(connection: &Connection, args: &ProveArgs) -> Result<E
         };
         parsed.push((assertion::parse(&text).with_context(context)?, name, text));
     }
-    let model = Model::new(&view);
+    let model = input::model(&view)?;
     let proofs: Vec<Proved> = parsed
         .into_iter()
         .map(|(assertion, name, text)| Proved {
@@ -144,7 +143,7 @@ pub(crate) async fn prove(connection: &Connection, args: &ProveArgs) -> Result<E
 /// Runs cases; exit code 1 when one fails.
 pub(crate) async fn test(connection: &Connection, args: &TestArgs) -> Result<ExitCode> {
     let cases = input::cases(&args.cases)?;
-    let model = Model::new(&input::view(connection, &args.files.filename).await?);
+    let model = input::model(&input::view(connection, &args.files.filename).await?)?;
     let report = run_cases(&model, &cases);
     match args.output {
         TestOutput::Json => json_report(&report)?,
@@ -160,7 +159,7 @@ pub(crate) async fn test(connection: &Connection, args: &TestArgs) -> Result<Exi
 /// Judges recorded flows against other policies; it is an error if there are none to judge.
 pub(crate) async fn replay(connection: &Connection, args: &ReplayArgs) -> Result<ExitCode> {
     let flows = input::recorded(connection, &args.flows).await?;
-    let model = Model::new(&proposed::after(connection, &args.with).await?);
+    let model = input::model(&proposed::after(connection, &args.with).await?)?;
     let replay = replayed(&model, &flows);
     require_judged(&replay)?;
     if args.output == ReportOutput::Json {
@@ -244,7 +243,7 @@ async fn top_rules(connection: &Connection, args: &TopRulesArgs) -> Result<()> {
         true => input::live_flows(connection).await?,
         false => input::flows(&args.flows)?,
     };
-    let model = Model::new(&input::view(connection, &args.files.filename).await?);
+    let model = input::model(&input::view(connection, &args.files.filename).await?)?;
     let (mut rules, others) = rule_use(&model, &flows);
     // Among equals the order in which they are asked says most.
     rules.sort_by_key(|rule| std::cmp::Reverse(rule.hits));
@@ -306,7 +305,7 @@ async fn changes(connection: &Connection, args: &DiffArgs) -> Result<Vec<Change>
         ),
         after => proposed::before_and_after(connection, after).await?,
     };
-    Ok(difference(&Model::new(&before), &Model::new(&after)))
+    Ok(difference(&input::model(&before)?, &input::model(&after)?))
 }
 
 /// An assertion and what came of it.
@@ -344,6 +343,11 @@ fn show_proof(proved: &Proved) -> Result<()> {
         Some(Problem::NoCommonFamily { from, to }) => {
             output::line(&format!(
                 "        {from} and {to} have no address family in common"
+            ))?;
+        }
+        Some(Problem::DoesNotFit { message }) => {
+            output::line(&format!(
+                "        no node would enforce the policies: a pod or host {message}"
             ))?;
         }
         Some(Problem::Syntax { message, .. }) => output::line(message)?,

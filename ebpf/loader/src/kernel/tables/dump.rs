@@ -107,7 +107,9 @@ impl Tables {
             {
                 // As the programs read it.
                 let [class, ..] = class.to_le_bytes();
-                Arc::make_mut(endpoint).sources.insert(block, SourceClass(class));
+                Arc::make_mut(endpoint)
+                    .sources
+                    .insert(block, SourceClass(class.into()));
             }
         }
         Ok(tables)
