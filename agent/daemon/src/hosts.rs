@@ -25,7 +25,10 @@ const FOLLOW_AGAIN: Duration = Duration::from_secs(5);
 /// Pods are numbered from one, by the thousand at most; host endpoints from here.
 const FIRST: u32 = 0x8000_0000;
 
-/// An interface of the host that is neither loopback nor a pod's.
+/// Nothing is attached to it. Its addresses are the host's all the same, from wherever packets to them come.
+const LOOPBACK: &str = "lo";
+
+/// An interface of the host that is no pod's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) index: u32,
@@ -289,17 +292,19 @@ pub(crate) async fn follow(policy: Policy) {
     }
 }
 
-/// The host's interfaces with their addresses, without loopback and the pods' links, by index.
+/// The host's interfaces, loopback among them, with the addresses at which the host takes packets from there, those of
+/// broadcasts too; without the pods' links, by index.
 pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
     let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     for entry in nix::ifaddrs::getifaddrs()? {
-        if entry.interface_name == "lo" || entry.interface_name.starts_with(LINK_PREFIX) {
+        if entry.interface_name.starts_with(LINK_PREFIX) {
             continue;
         }
         let addresses = found.entry(entry.interface_name).or_default();
-        let Some(address) = entry.address else { continue };
-        addresses.extend(address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip())));
-        addresses.extend(address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())));
+        for address in [entry.address, entry.broadcast].into_iter().flatten() {
+            addresses.extend(address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip())));
+            addresses.extend(address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())));
+        }
     }
     let mut interfaces: Vec<Interface> = found
         .into_iter()
@@ -343,6 +348,7 @@ fn assign(hosts: &[&calico::HostEndpoint], interfaces: &[Interface]) -> BTreeMap
     };
     interfaces
         .iter()
+        .filter(|interface| interface.name != LOOPBACK)
         .filter_map(|interface| Some((interface.index, chosen(interface)?.1)))
         .collect()
 }

@@ -20,6 +20,20 @@ impl Address {
     /// `::`, also the address of "none".
     pub const UNSPECIFIED: Self = Self { words_be: [0; 4] };
 
+    /// 224.0.0.0, which nobody sends to (RFC 5771): in map `HOST_ENDPOINTS` all addresses that [`Address::is_group`].
+    pub const GROUP: Self = Self::from_ipv4_be(u32::to_be(0xe000_0000));
+
+    /// Whether packets to it are for whoever listens: multicast of both families, and 255.255.255.255.
+    #[inline(always)]
+    pub const fn is_group(&self) -> bool {
+        let [first, _, _, last] = self.words_be;
+        if self.is_ipv4() {
+            u32::from_be(last) >> 28 == 0xe || last == u32::MAX
+        } else {
+            u32::from_be(first) >> 24 == 0xff
+        }
+    }
+
     /// An IPv4 address from its four bytes on the wire.
     #[inline(always)]
     pub const fn from_ipv4_be(word_be: u32) -> Self {
@@ -66,6 +80,31 @@ impl Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_told_from_hosts() {
+        let is_group = |text: &str| Address::from_ip(text.parse().unwrap()).is_group();
+        for text in [
+            "224.0.0.0",
+            "224.0.0.251",
+            "239.255.255.255",
+            "255.255.255.255",
+            "ff02::1",
+        ] {
+            assert!(is_group(text), "{text}");
+        }
+        for text in [
+            "223.255.255.255",
+            "240.0.0.1",
+            "10.0.0.255",
+            "::",
+            "fe80::1",
+            "fd00::ff",
+        ] {
+            assert!(!is_group(text), "{text}");
+        }
+        assert!(Address::GROUP.is_group());
+    }
 
     #[test]
     fn both_families_survive_the_round_trip() {

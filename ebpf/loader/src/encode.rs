@@ -75,6 +75,14 @@ pub(crate) fn host_key(ifindex: u32, address: Option<IpAddr>) -> HostKey {
     }
 }
 
+/// Key of what is sent to whoever listens: the host is among them.
+pub(crate) fn group_key(ifindex: u32) -> HostKey {
+    HostKey {
+        ifindex,
+        address: Address::GROUP,
+    }
+}
+
 /// Adds to a link what a value of `HOST_ENDPOINTS` says.
 pub(crate) fn add_to_host_link(link: &mut HostLink, key: &HostKey, endpoint: &Endpoint) {
     let untracked = endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0;
@@ -84,7 +92,7 @@ pub(crate) fn add_to_host_link(link: &mut HostLink, key: &HostKey, endpoint: &En
     };
     if key.address == Address::UNSPECIFIED {
         link.forward = Some(meaning);
-    } else {
+    } else if key.address != Address::GROUP {
         link.addresses.insert(key.address.to_ip(), meaning);
     }
 }

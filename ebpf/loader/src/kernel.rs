@@ -437,6 +437,9 @@ impl Datapath for Kernel {
             let key = encode::host_key(link.ifindex, Some(*ip));
             wanted.insert(key, self.host_endpoint(endpoint)?);
         }
+        if let Some(endpoint) = link.addresses.values().next() {
+            wanted.insert(encode::group_key(link.ifindex), self.host_endpoint(endpoint)?);
+        }
         if let Some(endpoint) = &link.forward {
             let key = encode::host_key(link.ifindex, None);
             wanted.insert(key, self.host_endpoint(endpoint)?);

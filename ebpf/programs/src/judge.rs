@@ -83,7 +83,7 @@ enum Part {
 /// Judges a packet of a pod and leaves in `packet` what could be understood of it.
 #[inline(always)]
 pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
-    let parsed = packet::parse(ctx, packet);
+    let parsed = packet::parse::<false>(ctx, packet);
     // SAFETY: nothing writes to the value while it is in the map; see `Endpoint` for what follows a removal.
     let Some(endpoint) = (unsafe { ENDPOINTS.get(packet.ifindex) }) else {
         return not_programmed(0, ptr::null_mut());
@@ -116,11 +116,12 @@ pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Ou
 /// that of what is forwarded, which is also the one to ask about what the host carries. One that has no tables is none:
 /// unlike a pod, a host must be reachable before them.
 ///
-/// Not judged either is what the host needs to have an address and neighbours at all: other protocols than IP, tagged
-/// frames (which the interface of the VLAN judges), neighbour and multicast listener discovery, and DHCP.
+/// Not judged either is what the host needs to have an address and neighbours at all: other protocols than IP, frames
+/// of a VLAN (which its interface judges; a tag that names none is none), neighbour and multicast listener discovery,
+/// and DHCP.
 #[inline(always)]
 pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
-    let parsed = packet::parse(ctx, packet);
+    let parsed = packet::parse::<true>(ctx, packet);
     if matches!(parsed, Err(Reason::NotIp | Reason::Vlan)) || (parsed.is_ok() && is_housekeeping(packet)) {
         return None;
     }
@@ -131,11 +132,10 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
     };
     if endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0
         && parsed.is_ok()
-        && packet.fragment.kind != PIECE_LATER
         && let Some(untracked) = state_of(endpoint.untracked, endpoint.untracked_slot)
-        && let (true, decision) = ask(&untracked, packet)
+        && let Some(outcome) = judge_untracked(&untracked, packet, now_ns)
     {
-        return Some(decided(&untracked, decision, false));
+        return Some(outcome);
     }
     let own = endpoint_of(endpoint.id, endpoint.slot)?;
     packet.carrier = carrier(ctx, packet, host.is_some());
@@ -146,9 +146,33 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
     judge_flow::<true>(ctx, own, packet, now_ns)
 }
 
-/// The endpoint of an address of the host.
+/// What is decided before flows are known, if anything. The rest of a packet follows its first fragment.
+#[inline(always)]
+fn judge_untracked(untracked: &Judge, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
+    let index = untracked.keeper.index;
+    if packet.fragment.kind == PIECE_LATER {
+        if !fragment::recall(index, packet, now_ns) {
+            return None;
+        }
+        packet.source_port = if packet.direction == DIRECTION_EGRESS {
+            packet.ports.local
+        } else {
+            packet.ports.peer
+        };
+    }
+    let (true, decision) = ask(untracked, packet) else {
+        return None;
+    };
+    if packet.fragment.kind == PIECE_FIRST && decision.verdict == VERDICT_ALLOW {
+        fragment::remember(index, packet, now_ns);
+    }
+    Some(decided(untracked, decision, false))
+}
+
+/// The endpoint of an address of the host: also of those that packets for whoever listens are sent to.
 #[inline(always)]
 fn host_at<'a>(ifindex: u32, address: Address) -> Option<&'a Endpoint> {
+    let address = if address.is_group() { Address::GROUP } else { address };
     // SAFETY: as in `judge_pod`.
     unsafe { HOST_ENDPOINTS.get(&HostKey { ifindex, address }) }
 }

@@ -204,10 +204,14 @@ pub(crate) fn has_socket(ctx: &TcContext) -> bool {
 /// Fills `packet`, of which direction and interface are known. On an error what was already understood stays, for the
 /// report.
 #[inline(always)]
-pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+pub(crate) fn parse<const HOST: bool>(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     packet.length = ctx.len();
     // SAFETY: as in `ifindex`.
-    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+    let is_tagged = unsafe { (*ctx.skb.skb).vlan_present } != 0;
+    // SAFETY: as above.
+    let vlan = unsafe { (*ctx.skb.skb).vlan_tci } & 0xfff;
+    // A host takes what is tagged with VLAN 0 for its own, as it takes what is not tagged.
+    if is_tagged && (!HOST || vlan != 0) {
         return Err(Reason::Vlan);
     }
     // The link layer and as much as an IPv4 header, in words of the wire's byte order.
@@ -220,7 +224,8 @@ pub(crate) fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> 
     } else if ethertype == ETHERTYPE_IPV6 {
         parse_ipv6(ctx, packet)?;
     } else if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
-        return Err(Reason::Vlan);
+        // Below a tag that names none it would untag the next one too, and deliver what is in there.
+        return Err(if is_tagged { Reason::BadHeader } else { Reason::Vlan });
     } else {
         return Err(Reason::NotIp);
     }

@@ -46,7 +46,14 @@ fn program(lab: &mut Lab, port: u16) {
 }
 
 /// A fragment that begins at `offset` (in units of eight bytes).
-fn fragment(ends: Ends, protocol: u8, id: u16, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn fragment(
+    ends: Ends,
+    protocol: u8,
+    id: u16,
+    offset: u16,
+    more: bool,
+    payload: &[u8],
+) -> Vec<u8> {
     let [id_high, id_low] = id.to_be_bytes();
     if ends.source.is_ipv4() {
         let mut bytes = frame(ends, protocol, payload);

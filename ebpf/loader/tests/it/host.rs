@@ -19,9 +19,11 @@ use policies_ir::tables::{
 };
 
 use crate::{
+    fragments::fragment,
     frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, sctp, tcp, udp},
     lab::{LOOPBACK, Lab, attached_both_ways, ip},
     link::run,
+    wire::Wire,
 };
 
 const SCTP: u8 = 132;
@@ -422,6 +424,77 @@ attached_both_ways! {
 }
 
 attached_both_ways! {
+    fn whoever_listens_is_the_host(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let link = host_link(Some(endpoint(LOCAL)), None);
+        lab.kernel().attach_host(&link).expect("attach");
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), [link]);
+        lab.kernel()
+            .sync(&tables(&[(LOCAL, &[(INGRESS, port(UDP, 5353), ALLOW)])]))
+            .expect("sync");
+        for (from, to) in [
+            (CLIENT, "224.0.0.251"),
+            (CLIENT, "255.255.255.255"),
+            ("fe80::7", "ff02::fb"),
+        ] {
+            for (port, expected) in [(5353, ALLOW), (514, DENY)] {
+                let sent = frame(Ends::new(from, to), UDP, &udp(1000, port));
+                assert_eq!(judge(&mut lab, INGRESS, &sent), expected, "{to} {port}");
+            }
+        }
+        let elsewhere = frame(Ends::new(CLIENT, BEHIND), UDP, &udp(1000, 514));
+        assert_eq!(judge(&mut lab, INGRESS, &elsewhere), ALLOW, "what is forwarded nobody judges");
+    }
+
+    /// What the stack takes off without asking it takes for its own interface's.
+    fn a_tag_that_names_no_vlan_is_none(attachment) {
+        const MOMENT: Duration = Duration::from_millis(100);
+        let mut lab = Lab::attached(attachment);
+        let wire = Wire::new();
+        let link = HostLink {
+            ifindex: wire.ifindex,
+            ..host_link(Some(endpoint(LOCAL)), None)
+        };
+        lab.kernel().attach_host(&link).expect("attach");
+        lab.kernel()
+            .sync(&tables(&[(LOCAL, &[(INGRESS, port(TCP, 22), ALLOW)])]))
+            .expect("sync");
+        for (tags, port, passes) in [(0, 22, true), (0, 23, false), (1, 22, true), (1, 23, false), (2, 22, false)] {
+            let mut sent = to_host(TCP, &tcp(1000, port, SYN));
+            for _ in 0..tags {
+                sent.splice(12..12, [0x81, 0, 0, 0]);
+            }
+            // From the far end of the link, and so towards the host.
+            wire.send(EGRESS, &sent);
+            let arrived = wire.receive(EGRESS, MOMENT).is_some();
+            assert_eq!(arrived, passes, "{tags} tags, port {port}");
+        }
+    }
+
+    fn untracked_fragments_follow_their_first_one(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let both = HostEndpoint {
+            id: LOCAL,
+            untracked: Some(UNTRACKED),
+        };
+        lab.kernel()
+            .attach_host(&host_link(Some(both), None))
+            .expect("attach");
+        let untracked = [(INGRESS, port(UDP, 53), ALLOW), (INGRESS, port(UDP, 54), DENY)];
+        lab.kernel()
+            .sync(&tables(&[(LOCAL, &[]), (UNTRACKED, &untracked)]))
+            .expect("sync");
+        let ends = Ends::new(CLIENT, HOST);
+        let first = |id, port| fragment(ends, UDP, id, 0, true, &[&udp(1000, port)[..], &[7; 8]].concat());
+        let rest = |id| fragment(ends, UDP, id, 2, false, &[7; 8]);
+        for (id, port, expected) in [(1, 53, ALLOW), (2, 54, DENY), (3, 55, DENY)] {
+            assert_eq!(judge(&mut lab, INGRESS, &rest(id)), DENY, "before the first, {port}");
+            assert_eq!(judge(&mut lab, INGRESS, &first(id, port)), expected, "{port}");
+            assert_eq!(judge(&mut lab, INGRESS, &rest(id)), expected, "after the first, {port}");
+        }
+        assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+    }
+
     fn a_host_that_may_nothing_keeps_its_address_and_its_neighbours(attachment) {
         let mut lab = Lab::attached(attachment);
         let link = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));

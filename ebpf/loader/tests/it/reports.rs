@@ -332,7 +332,7 @@ fn every_bounded_map_says_how_full_it_is() {
         ("SLOTS", 3, MAX_ENDPOINTS),
         ("ENDPOINTS", 1, MAX_ENDPOINTS),
         ("PODS", 2, MAX_POD_ADDRESSES),
-        ("HOST_ENDPOINTS", 3, MAX_HOST_ADDRESSES),
+        ("HOST_ENDPOINTS", 4, MAX_HOST_ADDRESSES),
         ("DENIALS", 1, MAX_DENIALS),
     ];
     let expected = expected.map(|(map, entries, capacity)| (map, (entries, u64::from(capacity))));
