@@ -462,7 +462,8 @@ impl PolicySet {
         self.in_phases(workload, phases, last)
     }
 
-    /// What applies to flows that a node forwards through the interface of the host endpoint `workload`.
+    /// What applies to flows that a node forwards through the interface of the host endpoint `workload`. Its failsafe ports
+    /// are the node's, and spare nothing that only passes through.
     pub fn for_forwarded<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
         use Phase::{BeforeTranslation, LocalAndForwarded, Unknown, Untracked};
         let phases = [
@@ -470,7 +471,10 @@ impl PolicySet {
             &[BeforeTranslation],
             &[LocalAndForwarded],
         ];
-        self.in_phases(workload, &phases, Last::Allow)
+        EndpointPolicy {
+            failsafe: None,
+            ..self.in_phases(workload, &phases, Last::Allow)
+        }
     }
 
     /// What applies to each packet at the interface of the host endpoint `workload` before flows are known. It decides
