@@ -195,8 +195,8 @@ fn carrier(ctx: &TcContext, packet: &Packet, is_host: bool) -> u32 {
     }
     let came_by = packet::came_by(ctx);
     if came_by == 0 {
-        let is_piece = packet.fragment.kind != PIECE_WHOLE && !packet.local.is_ipv4();
-        return if is_host && is_piece && !packet::has_socket(ctx) { CARRIED } else { 0 };
+        let is_forgotten = packet.is_taken_apart() && !packet::has_socket(ctx);
+        return if is_host && is_forgotten { CARRIED } else { 0 };
     }
     // SAFETY: as in `judge_pod`.
     match unsafe { ENDPOINTS.get(came_by) } {
@@ -372,7 +372,7 @@ fn part_of(flow: &FlowState, packet: &Packet) -> Part {
     // The host's stack refuses what comes for a flow that its translation has forgotten.
     let is_refusal = packet.carrier == 0 && packet.role == Role::Continues;
     // Of pieces the kernel may have forgotten who brought them.
-    let is_piece = packet.carrier == CARRIED && carrier != 0 && packet.fragment.kind != PIECE_WHOLE;
+    let is_piece = packet.carrier == CARRIED && carrier != 0 && packet.is_taken_apart();
     if carrier == packet.carrier || is_answer || is_refusal || is_piece {
         Part::Own
     } else {

@@ -653,10 +653,18 @@ impl Packet {
         self.ports = FlowPorts::of(self.direction, self.source_port, self.service_port);
     }
 
+    /// Whether it has a fragment header of IPv6, of the kernel's making: that never takes 0 for the identification.
+    #[inline(always)]
+    pub(crate) fn is_taken_apart(&self) -> bool {
+        !self.local.is_ipv4() && self.fragment.id != 0
+    }
+
     /// Notes which part of which packet this is: `position` is in units of eight bytes.
     #[inline(always)]
     fn set_fragment(&mut self, id: u32, position: u32, more: bool) -> Result<(), Reason> {
         if position == 0 && !more {
+            // One piece that is the whole packet, if there is a fragment header at all.
+            self.fragment.id = id;
             return Ok(());
         }
         let bytes = self.length - self.transport as u32;

@@ -476,7 +476,8 @@ impl PolicySet {
         self.in_phases(workload, phases, last)
     }
 
-    /// What applies to flows that a node forwards through the interface of the host endpoint `workload`.
+    /// What applies to flows that a node forwards through the interface of the host endpoint `workload`. Its failsafe ports
+    /// are the node's, and spare nothing that only passes through.
     pub fn for_forwarded<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
         use Phase::{BeforeTranslation, LocalAndForwarded, Unknown, Untracked};
         let phases = [
@@ -486,6 +487,7 @@ impl PolicySet {
         ];
         EndpointPolicy {
             any_own: true,
+            failsafe: None,
             ..self.in_phases(workload, &phases, Last::Allow)
         }
     }

@@ -3,7 +3,8 @@
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     process::{Command, Stdio},
     sync::mpsc,
     thread,
@@ -14,12 +15,16 @@ use ebpf_abi::{END_REMOVED, MAX_UNESTABLISHED, RECORD_END};
 use ebpf_loader::{Attachment, Datapath, EndpointLink, FlowRecord, HostLink, Reason, monotonic_now};
 use nix::{
     sched::{CloneFlags, unshare},
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+    },
 };
 use policies_ir::tables::{BuiltinRule, Direction, EndpointId, Service, Verdict};
 
 use crate::{
-    frames::{ACK, Ends, ICMP, RST, SYN, TCP, UDP, frame, icmp, icmp_error, packet_of, segment, tcp, udp},
+    frames::{
+        ACK, Ends, ICMP, RST, SYN, TCP, UDP, frame, icmp, icmp_error, ipv6, packet_of, segment, tcp, udp,
+    },
     host::{
         ALLOW, CLIENT, DENY, EGRESS, Entry, FORWARD, HOST, INGRESS, LOCAL, endpoint, host_link, port, tables,
     },
@@ -660,6 +665,80 @@ fn pieces_of_what_is_carried_are_judged_as_forwarded() {
             "the pod to {to}"
         );
     }
+}
+
+/// Pieces with more in front of the first than in front of the second: the kernel has no room to give the second a header
+/// as long, and makes all pieces anew, or one of the whole. Whose they are it forgets.
+#[test]
+fn pieces_that_the_kernel_makes_anew_are_judged_as_forwarded() {
+    let mut node = Node::new(Attachment::Tcx);
+    for bytes in [40, 1400] {
+        node.set(&ANY, Some(&NONE));
+        assert_eq!(node.in_pod(move || asks_oddly(bytes, SILENCE)), None, "{bytes}");
+        node.set(&NONE, Some(&ANY));
+        assert_eq!(
+            node.in_pod(move || asks_oddly(bytes, PATIENCE)),
+            u16::try_from(bytes).ok()
+        );
+    }
+}
+
+/// As [`asks`], of the pod, in two such pieces. In front of the first are options of which nobody knows the meaning.
+fn asks_oddly(bytes: usize, patience: Duration) -> Option<u16> {
+    const PORT: u16 = 4444;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION_OPTIONS: u8 = 60;
+    // RFC 4727, with the bits of one that is passed over.
+    const UNKNOWN_BUT_HARMLESS: u8 = 0x1e;
+    let (source, destination) = (
+        Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 0xa),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9),
+    );
+    let listens = UdpSocket::bind((source, PORT)).expect("a socket");
+    listens.set_read_timeout(Some(patience)).expect("a timeout");
+    let length = u16::try_from(8 + bytes).expect("a small datagram");
+    let mut datagram = [PORT, ECHO, length, 0].map(u16::to_be_bytes).concat();
+    datagram.resize(8 + bytes, 7);
+    let pseudo = [
+        &source.octets()[..],
+        &destination.octets(),
+        &length.to_be_bytes(),
+        &[0, UDP],
+    ]
+    .concat();
+    let words = pseudo.chunks(2).chain(datagram.chunks(2));
+    let sum: u32 = words
+        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("sixteen bits");
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+
+    let (first, second) = datagram.split_at(bytes / 2 / 8 * 8);
+    let fragment = |offset: usize, more: u16, data: &[u8]| {
+        let offset = (u16::try_from(offset).expect("a small datagram") | more).to_be_bytes();
+        [&[UDP, 0, offset[0], offset[1], 0, 0, 0, 7], data].concat()
+    };
+    let mut options = vec![FRAGMENT, 15, UNKNOWN_BUT_HARMLESS, 124];
+    options.resize(128, 0);
+    let in_front = [options, fragment(0, 1, first)].concat();
+    let pieces = [
+        ipv6(source, destination, DESTINATION_OPTIONS, &in_front),
+        ipv6(source, destination, FRAGMENT, &fragment(first.len(), 0, second)),
+    ];
+    let raw = socket(
+        AddressFamily::Inet6,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Raw,
+    );
+    let raw = raw.expect("a raw socket");
+    let to = SockaddrStorage::from(SocketAddr::new(destination.into(), 0));
+    for piece in &pieces {
+        sendto(raw.as_raw_fd(), piece, &to, MsgFlags::empty()).expect("send");
+    }
+    let mut answer = [0; 2];
+    listens.recv(&mut answer).ok().map(|_| u16::from_be_bytes(answer))
 }
 
 attached_both_ways! {

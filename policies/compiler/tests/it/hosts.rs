@@ -243,8 +243,12 @@ fn parts_of_a_host_endpoint_get_tables_when_policies_speak_about_them() {
     };
     let tables = compiled(&[host(&json!({}), &[]), policy(json!({}))]);
     assert_eq!(has(&tables), [true, true, false]);
-    let (verdict, _) = say(&tables, ids.forwarded, packet(Ingress, 40_000, 80));
-    assert_eq!(verdict, Verdict::Deny);
+    // Failsafe ports are the node's: through it they are ports as any other.
+    for port in [80, 22] {
+        let said = [ids.local, ids.forwarded].map(|id| say(&tables, id, packet(Ingress, 40_000, port)).0);
+        let own = if port == 22 { Verdict::Allow } else { Verdict::Deny };
+        assert_eq!(said, [own, Verdict::Deny], "port {port}");
+    }
 
     // Failsafes, and what answers them, are left to those who know flows.
     let tables = compiled(&[host(&json!({}), &[]), policy(json!({"doNotTrack": true}))]);

@@ -359,7 +359,6 @@ fn parts_of_host_endpoints_decide_in_every_way() {
         }
     }
     for wanted in [
-        "forwarded Allow by failsafe",
         "forwarded Allow by no-policy",
         "forwarded Allow by rule",
         "forwarded Deny by rule",

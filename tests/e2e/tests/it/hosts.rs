@@ -2,7 +2,9 @@
 //! namespace.
 
 use std::{
-    net::TcpListener,
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -10,10 +12,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
-    cluster::Cluster,
+    cluster::{Cluster, pod},
     shell::{eventually, run},
 };
 use serde_json::{Value, json};
+use testkit::lab;
 
 use crate::Test;
 
@@ -25,6 +28,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "an_interface_that_comes_later_is_judged_at_once",
         an_interface_that_comes_later_is_judged_at_once,
+    ),
+    (
+        "what_passes_through_the_node_is_judged_as_forwarded",
+        what_passes_through_is_judged_as_forwarded,
+    ),
+    (
+        "policies_before_translation_and_tracking_judge_what_comes_and_goes",
+        before_translation_and_tracking,
     ),
 ];
 
@@ -148,6 +159,191 @@ fn an_interface_that_comes_later_is_judged_at_once(cluster: &Cluster) -> Result<
     Ok(())
 }
 
+/// What the pods of these tests, the machine behind the link and the node answer.
+const WELCOME: &str = "welcome";
+
+/// A policy for the host endpoint of these tests.
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: {name}}}\n\
+         spec: {{selector: wire == 'test', {spec}}}\n"
+    )
+}
+
+/// A host endpoint that is open where no policy selects it.
+fn open_host(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.kubectl(&["get", "nodes", "-o", "name"])?.ok()?;
+    let node = nodes.stdout.trim().trim_start_matches("node/");
+    let host = format!(
+        "apiVersion: projectcalico.org/v3\nkind: HostEndpoint\nmetadata: {{name: wire, labels: {{wire: test}}}}\n\
+         spec: {{node: {node}, interfaceName: {LINK}, profiles: [projectcalico-default-allow]}}\n"
+    );
+    cluster.apply(&host)?.ok().map(drop)
+}
+
+fn delete(cluster: &Cluster, objects: &[(&str, &str)]) -> Result<()> {
+    for (kind, name) in objects {
+        cluster.kubectl(&["delete", kind, name])?.ok()?;
+    }
+    Ok(())
+}
+
+/// A pod leaves by the link with the node's address: what is said of the node is not said of it, and the other way around.
+fn what_passes_through_is_judged_as_forwarded(cluster: &Cluster) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.forwards()?;
+    wire.welcomes(8080)?;
+    let image = cluster.push(&lab::clean()?, "through/clean", "1")?;
+    cluster.kubectl(&["create", "namespace", "through"])?.ok()?;
+    let command = ["sh", "-c", "while true; do sleep 1; done"];
+    let yaml = pod(
+        "through",
+        "sender",
+        "app: sender",
+        &image,
+        &command,
+        "restartPolicy: Always",
+    );
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("through", "sender", "Running")?;
+    let expect = |expected: [bool; 2], when: &str| {
+        eventually(PATIENCE, || {
+            let script = "sleep 1 | nc -w 2 $0 $1 || true";
+            let arguments = [
+                "exec", "sender", "-n", "through", "--", "sh", "-c", script, BEHIND, "8080",
+            ];
+            let by_pod = cluster.kubectl(&arguments)?.ok()?.stdout.contains(WELCOME);
+            let found = [by_pod, is_welcome(BEHIND, 8080)];
+            ensure!(found == expected, "pod and node get through: {found:?}");
+            Ok(())
+        })
+        .with_context(|| format!("{when}: {}", cluster.daemon_logs()))
+    };
+    expect([true, true], "before there is a host endpoint")?;
+    open_host(cluster)?;
+    let own = policy("wire-own", "order: 5, types: [Egress], egress: [{action: Deny}]");
+    cluster.apply(&own)?.ok()?;
+    expect([true, false], "with a policy for the node")?;
+    let through = |action: &str| {
+        let spec = format!(
+            "order: 9, applyOnForward: true, types: [Egress], \
+             egress: [{{action: {action}, protocol: TCP, destination: {{ports: [8080]}}}}]"
+        );
+        cluster.apply(&policy("wire-through", &spec))?.ok()
+    };
+    through("Deny")?;
+    expect([false, false], "with a policy for what is forwarded")?;
+    through("Allow")?;
+    expect([true, false], "with one that allows it")?;
+    through("Deny")?;
+    cluster
+        .kubectl(&["delete", "globalnetworkpolicy", "wire-own"])?
+        .ok()?;
+    expect([false, false], "it is for the node as well")?;
+    delete(cluster, &[("globalnetworkpolicy", "wire-through")])?;
+    expect([true, true], "after the policies were deleted")?;
+    delete(cluster, &[("hostendpoint", "wire"), ("namespace", "through")])
+}
+
+fn before_translation_and_tracking(cluster: &Cluster) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.forwards()?;
+    wire.welcomes(8080)?;
+    let _server = TcpListener::bind((HOST, 8081))?;
+    let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
+    let image = cluster.push(&lab::clean()?, "early/clean", "1")?;
+    cluster.kubectl(&["create", "namespace", "early"])?.ok()?;
+    let command = [
+        "sh",
+        "-c",
+        "mkdir -p /tmp/www && exec httpd -f -p 8080 -h /tmp/www",
+    ];
+    let mut yaml = pod(
+        "early",
+        "web",
+        "app: web",
+        &image,
+        &command,
+        "restartPolicy: Always",
+    );
+    yaml.push_str(&format!(
+        "    ports: [{{containerPort: 8080, hostPort: {port}}}]\n"
+    ));
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("early", "web", "Running")?;
+    wire.expect(&[(port, true), (8081, true)])
+        .context("before there is a host endpoint")?;
+
+    // The port of the node, before it becomes one of the pod.
+    open_host(cluster)?;
+    let early = format!(
+        "order: 1, preDNAT: true, applyOnForward: true, types: [Ingress], \
+         ingress: [{{action: Deny, protocol: TCP, destination: {{ports: [{port}]}}}}]"
+    );
+    cluster.apply(&policy("wire-early", &early))?.ok()?;
+    wire.expect(&[(port, false), (8081, true)])
+        .context("denied before translation")?;
+    cluster
+        .kubectl(&["delete", "globalnetworkpolicy", "wire-early"])?
+        .ok()?;
+    wire.expect(&[(port, true)])
+        .context("no longer denied before translation")?;
+
+    // Nothing is tracked: what is allowed to come is answered only if the answer is allowed too.
+    cluster
+        .apply(&policy("wire-shut", "order: 5, types: [Ingress, Egress]"))?
+        .ok()?;
+    wire.expect(&[(port, false), (8081, false)])
+        .context("with a policy that allows nothing")?;
+    let untracked = |egress: &str| {
+        let spec = format!(
+            "order: 1, doNotTrack: true, applyOnForward: true, types: [Ingress, Egress], \
+             ingress: [{{action: Allow, protocol: TCP, destination: {{ports: [8081]}}}}], egress: [{egress}]"
+        );
+        cluster.apply(&policy("wire-untracked", &spec))?.ok()
+    };
+    untracked("{action: Allow, protocol: TCP, source: {ports: [8081]}}")?;
+    wire.expect(&[(8081, true), (port, false)])
+        .context("allowed both ways before tracking")?;
+    untracked("")?;
+    wire.expect(&[(8081, false)]).context("allowed one way")?;
+    cluster
+        .kubectl(&["delete", "globalnetworkpolicy", "wire-shut"])?
+        .ok()?;
+    eventually(PATIENCE, || {
+        ensure!(is_welcome(BEHIND, 8080), "the node does not get through");
+        Ok(())
+    })?;
+    untracked("{action: Deny, protocol: TCP, destination: {ports: [8080]}}")?;
+    eventually(PATIENCE, || {
+        ensure!(!is_welcome(BEHIND, 8080), "the node gets through");
+        Ok(())
+    })
+    .context("denied before tracking")?;
+    delete(
+        cluster,
+        &[
+            ("globalnetworkpolicy", "wire-untracked"),
+            ("hostendpoint", "wire"),
+            ("namespace", "early"),
+        ],
+    )
+}
+
+/// Whether somebody there lets the caller in.
+fn is_welcome(address: &str, port: u16) -> bool {
+    let Ok(address) = format!("{address}:{port}").parse::<SocketAddr>() else {
+        return false;
+    };
+    let patience = Duration::from_secs(1);
+    let read = TcpStream::connect_timeout(&address, patience).and_then(|mut stream| {
+        stream.set_read_timeout(Some(patience))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text)
+    });
+    read.is_ok_and(|text| text == WELCOME)
+}
+
 /// A link between the host and a network namespace, which lives for as long as its process does.
 struct Wire {
     behind: Child,
@@ -187,6 +383,32 @@ impl Wire {
         let pid = self.behind.id().to_string();
         let arguments = [&["--target", &pid, "--net"], command].concat();
         run(Path::new("nsenter"), &arguments)
+    }
+
+    /// Lets the link bring what is for pods.
+    fn forwards(&self) -> Result<()> {
+        let setting = format!("/proc/sys/net/ipv4/conf/{LINK}/forwarding");
+        std::fs::write(&setting, "1").with_context(|| format!("cannot write {setting}"))
+    }
+
+    /// Lets in whoever comes to a port of the machine behind the link, for as long as the test's process lives.
+    fn welcomes(&self, port: u16) -> Result<()> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.behind.id()))?;
+        let listening = std::thread::spawn(move || -> Result<TcpListener> {
+            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpListener::bind((BEHIND, port))?)
+        });
+        let listening = listening
+            .join()
+            .map_err(|_| anyhow::anyhow!("cannot go behind the link"))?;
+        let listener = listening.context("cannot listen behind the link")?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                // Whoever has gone again needs no welcome.
+                drop(stream.and_then(|mut stream| stream.write_all(WELCOME.as_bytes())));
+            }
+        });
+        Ok(())
     }
 
     /// Whether a connection from behind the link comes to be. Denied means that nobody answers.
