@@ -1,5 +1,6 @@
 //! `cargo xtask lab`: tests in a virtual machine, for what the kernel of this machine may not show: Debian's 6.12, the
-//! oldest that Palisade supports, with control groups of version 2 only, and swap.
+//! oldest that Palisade supports, with control groups of version 2 only, and swap. `cargo xtask lab cluster` runs a whole
+//! cluster there: `policyctl up`, the demonstration, `policyctl down`, and a look at what is left.
 //!
 //! The machine is emulated, so it needs no `/dev/kvm` and no root; it has no network and no disk. All it has is an
 //! initial RAM file system with busybox, a few kernel modules, the test programs and their libraries. Nothing is
@@ -35,7 +36,7 @@ const KERNELS: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-a
 const KERNEL: &str = "linux-image-6.12";
 
 /// What Debian builds as modules, with parameters, each after those that it depends on.
-const MODULES: [(&str, &str); 15] = [
+const MODULES: [(&str, &str); 20] = [
     ("overlay", ""),
     ("veth", ""),
     ("brd", "rd_nr=1 rd_size=524288"),
@@ -51,10 +52,30 @@ const MODULES: [(&str, &str); 15] = [
     ("nft_chain_nat", ""),
     ("nft_nat", ""),
     ("nft_masq", ""),
+    ("nft_ct", ""),
+    ("nft_fib", ""),
+    ("nft_fib_ipv4", ""),
+    ("nft_fib_ipv6", ""),
+    ("nft_fib_inet", ""),
 ];
 
 /// Programs that tests call; busybox has an `ip` and an `unshare` of its own that know less, and neither `nft` nor `tc`.
 const TOOLS: [&str; 4] = ["ip", "nft", "tc", "unshare"];
+
+/// What a cluster and its demonstration need beside them, with the place where the demonstration looks for it.
+const CLUSTER_TOOLS: [(&str, &str); 5] = [
+    ("bash", "tools/bash"),
+    ("bpftool", "tools/bpftool"),
+    ("docker-registry", "tools/docker-registry"),
+    ("ldd", "usr/bin/ldd"),
+    ("perl", "usr/bin/perl"),
+];
+
+/// The cluster's own programs.
+const CLUSTER_PROGRAMS: [&str; 4] = ["palisade-control", "palisade-agent", "policyctl", "demo"];
+
+/// Authorities of the web. Clients refuse to start without any.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// How much longer than elsewhere tests wait for what should happen. Measured: four times as slow as the machine itself;
 /// the rest is for slower and busier ones.
@@ -80,22 +101,14 @@ pub(crate) struct Args {
     test: Vec<String>,
 }
 
-/// A crate whose integration tests need nothing but a kernel.
+/// A crate whose integration tests need nothing but a kernel, or a whole cluster.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Suite {
     AgentRuntime,
     AgentSandbox,
     EbpfLoader,
-}
-
-impl Suite {
-    fn package(self) -> &'static str {
-        match self {
-            Self::AgentRuntime => "agent-runtime",
-            Self::AgentSandbox => "agent-sandbox",
-            Self::EbpfLoader => "ebpf-loader",
-        }
-    }
+    /// A cluster is started, shown and stopped
+    Cluster,
 }
 
 /// Builds the tests and the virtual machine, runs them in it, and fails if any failed or was not run.
@@ -105,15 +118,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "the lab's virtual machine is x86-64 and runs programs of this machine: use an x86-64 machine"
     );
     setup::packages(setup::For::Lab)?;
+    if args.suites.contains(&Suite::Cluster) {
+        setup::packages(setup::For::Development)?;
+    }
     let directory = root().join("target/lab");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let kernel = Kernel::provide(&directory)?;
-    let programs = build_tests(&args.suites)?;
+    let content = build(args)?;
     let image = directory.join("initramfs.cpio");
-    make_image(&directory.join("root"), &image, &kernel, &programs, &args.test)?;
+    make_image(&directory.join("root"), &image, &kernel, &content)?;
     let results = directory.join("results");
     boot(&kernel.image, &image, &results, args.deadline_secs)?;
-    judge(&results, &programs)
+    judge(&results, &content.steps)
 }
 
 /// An unpacked kernel package.
@@ -189,13 +205,24 @@ fn only_entry(directory: &Path, part: &str) -> Result<PathBuf> {
     }
 }
 
-/// What cargo built.
-struct Program {
-    suite: Suite,
-    path: PathBuf,
-    /// Path below cargo's directory, which the tests use to find their helpers.
-    relative: PathBuf,
-    is_test: bool,
+/// What is put into the virtual machine, and what is done there.
+#[derive(Default)]
+struct Content {
+    files: Vec<Placed>,
+    steps: Vec<Step>,
+}
+
+/// A file of this machine.
+struct Placed {
+    from: PathBuf,
+    inside: PathBuf,
+}
+
+/// A command that must succeed.
+struct Step {
+    /// What its result is called.
+    label: String,
+    command: String,
 }
 
 /// One line of `cargo test --message-format=json`, as far as it matters here.
@@ -210,61 +237,113 @@ struct Target {
     kind: Vec<String>,
 }
 
-fn build_tests(suites: &[Suite]) -> Result<Vec<Program>> {
+/// Builds what the suites need, and says what they do.
+fn build(args: &Args) -> Result<Content> {
+    let mut content = Content::default();
+    for suite in &args.suites {
+        match suite {
+            Suite::AgentRuntime => add_tests("agent-runtime", args, &mut content)?,
+            Suite::AgentSandbox => add_tests("agent-sandbox", args, &mut content)?,
+            Suite::EbpfLoader => add_tests("ebpf-loader", args, &mut content)?,
+            Suite::Cluster => add_cluster(args, &mut content)?,
+        }
+    }
+    Ok(content)
+}
+
+/// The integration tests of a crate and their helpers.
+fn add_tests(package: &str, args: &Args, content: &mut Content) -> Result<()> {
     let profile = up::binary_dir("dev");
-    let mut programs = Vec::new();
-    for suite in suites {
-        let built = output(cargo().args([
-            "test",
-            "--locked",
-            "--no-run",
-            "--message-format=json",
-            "-p",
-            suite.package(),
-        ]))?;
-        for line in built.lines() {
-            let message: Message =
-                serde_json::from_str(line).context("cannot parse the output of cargo test")?;
-            let (Some(path), Some(target)) = (message.executable, message.target) else {
-                continue;
-            };
-            let kind = |wanted: &str| target.kind.iter().any(|kind| kind == wanted);
-            if !kind("test") && !kind("example") {
-                continue;
-            }
-            let relative = path.strip_prefix(&profile).with_context(|| {
-                format!(
-                    "cargo built {}, which is not below {}",
-                    path.display(),
-                    profile.display()
-                )
-            })?;
-            programs.push(Program {
-                suite: *suite,
-                relative: relative.to_owned(),
-                is_test: kind("test"),
-                path,
+    let built = output(cargo().args([
+        "test",
+        "--locked",
+        "--no-run",
+        "--message-format=json",
+        "-p",
+        package,
+    ]))?;
+    let arguments: String = args
+        .test
+        .iter()
+        .map(|argument| format!(" {}", quoted(argument)))
+        .collect();
+    let steps = content.steps.len();
+    for line in built.lines() {
+        let message: Message = serde_json::from_str(line).context("cannot parse the output of cargo test")?;
+        let (Some(path), Some(target)) = (message.executable, message.target) else {
+            continue;
+        };
+        let kind = |wanted: &str| target.kind.iter().any(|kind| kind == wanted);
+        if !kind("test") && !kind("example") {
+            continue;
+        }
+        let relative = path.strip_prefix(&profile).with_context(|| {
+            format!(
+                "cargo built {}, which is not below {}",
+                path.display(),
+                profile.display()
+            )
+        })?;
+        // As in cargo's directory, where the tests look for their helpers.
+        let inside = Path::new(PROGRAMS).join(relative);
+        if kind("test") {
+            let program = Path::new("/").join(&inside);
+            content.steps.push(Step {
+                label: format!("{package}:{}", relative.display()),
+                command: format!("{}{arguments}", quoted(&program.to_string_lossy())),
             });
         }
-        ensure!(
-            programs
-                .iter()
-                .any(|program| program.suite == *suite && program.is_test),
-            "cargo built no integration test of {}",
-            suite.package()
-        );
+        content.files.push(Placed { from: path, inside });
     }
-    Ok(programs)
+    ensure!(
+        content.steps.len() > steps,
+        "cargo built no integration test of {package}"
+    );
+    Ok(())
+}
+
+/// A cluster as users start it, the demonstration on it, and its end, after which the machine must be as it was.
+fn add_cluster(args: &Args, content: &mut Content) -> Result<()> {
+    ensure!(
+        args.test.is_empty(),
+        "the suite `cluster` has no tests to choose from; leave out what follows `--`"
+    );
+    let trivy = setup::trivy()?;
+    let mut cargo = cargo();
+    cargo.args(["build", "--locked", "--release", "-p", "palisade-control"]);
+    cargo.args(["-p", "palisade-agent", "-p", "policyctl", "-p", "e2e", "--bins"]);
+    process::run(&mut cargo)?;
+    for name in CLUSTER_PROGRAMS {
+        content.files.push(Placed {
+            from: up::binary_dir("release").join(name),
+            inside: Path::new(PROGRAMS).join("cluster").join(name),
+        });
+    }
+    for (name, inside) in CLUSTER_TOOLS {
+        content.files.push(Placed {
+            from: process::on_path(name).with_context(|| format!("{name} is not on the PATH"))?,
+            inside: inside.into(),
+        });
+    }
+    content.files.push(Placed {
+        from: trivy,
+        inside: "tools/trivy".into(),
+    });
+    content.files.push(Placed {
+        from: AUTHORITIES.into(),
+        inside: AUTHORITIES.trim_start_matches('/').into(),
+    });
+    for (label, command) in CLUSTER_STEPS {
+        content.steps.push(Step {
+            label: format!("cluster:{label}"),
+            command: command.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Puts the initial RAM file system together.
-fn make_image(
-    tree: &Path,
-    image: &Path,
-    kernel: &Kernel,
-    programs: &[Program],
-    test_args: &[String],
-) -> Result<()> {
+fn make_image(tree: &Path, image: &Path, kernel: &Kernel, content: &Content) -> Result<()> {
     if tree.exists() {
         fs::remove_dir_all(tree).with_context(|| format!("cannot remove the old {}", tree.display()))?;
     }
@@ -293,9 +372,9 @@ fn make_image(
         place(&path, tree, &Path::new("tools").join(name))?;
         libraries.extend(libraries_of(&path)?);
     }
-    for program in programs {
-        place(&program.path, tree, &Path::new(PROGRAMS).join(&program.relative))?;
-        libraries.extend(libraries_of(&program.path)?);
+    for file in &content.files {
+        place(&file.from, tree, &file.inside)?;
+        libraries.extend(libraries_of(&file.from)?);
     }
     for library in libraries {
         let inside = library.strip_prefix("/").unwrap_or(&library).to_owned();
@@ -303,7 +382,7 @@ fn make_image(
     }
     for (name, text) in [
         ("init", FIRST_STAGE.to_owned()),
-        ("main", second_stage(programs, test_args)),
+        ("main", second_stage(&content.steps)),
     ] {
         let path = tree.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -322,11 +401,41 @@ exec /bin/busybox switch_root /new /main
 /// Swap, so that a memory limit that only moves memory there is seen to be none.
 const SWAP: &str = "mkswap /dev/ram0 >/dev/null && swapon /dev/ram0 || poweroff -f\n";
 
-/// Prepares the machine and runs the tests; `/dev/ttyS1` gets one line per test program with its exit code.
-fn second_stage(programs: &[Program], test_args: &[String]) -> String {
+/// What a cluster could leave behind, one line each.
+const REMAINS: &str = "remains() {
+    cut -d ' ' -f 5 /proc/self/mountinfo; ls /sys/class/net; find /sys/fs/cgroup -type d; nft list tables
+    for kind in prog map link; do bpftool $kind list; done
+    ps -o comm | grep palisade || true
+}
+";
+
+/// A cluster's steps. The machine gets an address first, for a node has one (busybox' shell prefers its own `ip`). How full
+/// the memory is in which all lies says nothing about disks.
+const CLUSTER_STEPS: [(&str, &str); 5] = [
+    (
+        "address",
+        "/tools/ip link add lab0 type veth peer name lab1 && /tools/ip addr add 198.51.100.2/24 dev lab0 \
+         && /tools/ip link set lab1 up && /tools/ip link set lab0 up && /tools/ip route add default via 198.51.100.1 \
+         && echo nameserver 198.51.100.1 >/etc/resolv.conf && echo 127.0.0.1 localhost >/etc/hosts \
+         && mkdir -p /var/lib && remains >/tmp/before",
+    ),
+    (
+        "up",
+        "policyctl up --node-name lab --timeout 600 --disk-available-percent 1 --trivy /tools/trivy --lab-db-if-none",
+    ),
+    ("demo", "demo"),
+    ("down", "policyctl down --purge"),
+    (
+        "clean",
+        "remains >/tmp/after; diff /tmp/before /tmp/after && test ! -e /var/lib/palisade && test ! -e /run/palisade",
+    ),
+];
+
+/// Prepares the machine and takes the steps; `/dev/ttyS1` gets one line for each with its exit code.
+fn second_stage(steps: &[Step]) -> String {
     let mut script = "#!/bin/sh
 /bin/busybox --install -s /bin
-export PATH=/tools:/bin HOME=/tmp
+export PATH=/tools:/lab/cluster:/bin:/usr/bin HOME=/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -354,16 +463,11 @@ echo \"lab: security modules $(cat /sys/kernel/security/lsm)\"
         script,
         "export PALISADE_TEST_PATIENCE={PATIENCE} PALISADE_TEST_FLIPS={FLIPS}"
     );
-    let arguments: String = test_args
-        .iter()
-        .map(|argument| format!(" {}", quoted(argument)))
-        .collect();
-    for program in programs.iter().filter(|program| program.is_test) {
-        let path = Path::new("/").join(PROGRAMS).join(&program.relative);
-        let path = quoted(&path.to_string_lossy());
-        _ = writeln!(script, "echo; echo 'lab: {}'", program.suite.package());
-        _ = writeln!(script, "{path}{arguments}; code=$?");
-        _ = writeln!(script, "echo \"{} $code\" >/dev/ttyS1", program.label());
+    script.push_str(REMAINS);
+    for Step { label, command } in steps {
+        _ = writeln!(script, "echo; echo {}", quoted(&format!("lab: {label}")));
+        _ = writeln!(script, "{command}; code=$?");
+        _ = writeln!(script, "echo {} $code >/dev/ttyS1", quoted(label));
     }
     script.push_str("echo end >/dev/ttyS1\nsync\npoweroff -f\n");
     script
@@ -384,9 +488,12 @@ fn place(from: &Path, tree: &Path, inside: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The shared libraries of a program and its loader.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
-    let shown = output(command("ldd").arg(program))?;
+/// The shared libraries of a program and its loader; none of a program that needs none, nor of what is no program.
+fn libraries_of(file: &Path) -> Result<Vec<PathBuf>> {
+    // It fails for those, and for nothing else that can be read.
+    let shown = command("ldd").arg(file).stderr(Stdio::null()).output();
+    let shown = shown.with_context(|| format!("cannot ask ldd about {}", file.display()))?;
+    let shown = String::from_utf8(shown.stdout).context("ldd printed something other than UTF-8")?;
     let paths = shown.split_whitespace().filter(|word| word.starts_with('/'));
     Ok(paths.map(PathBuf::from).collect())
 }
@@ -456,7 +563,7 @@ fn boot(kernel: &Path, image: &Path, results: &Path, deadline_secs: u32) -> Resu
             "-smp",
             "2",
             "-m",
-            "2048",
+            "4096",
         ])
         .args([
             "-nodefaults",
@@ -480,8 +587,8 @@ fn boot(kernel: &Path, image: &Path, results: &Path, deadline_secs: u32) -> Resu
         .with_context(|| format!("the virtual machine failed, or was not done after {deadline_secs} s"))
 }
 
-/// Every test program must have said that it passed.
-fn judge(results: &Path, programs: &[Program]) -> Result<()> {
+/// Every step must have said that it succeeded.
+fn judge(results: &Path, steps: &[Step]) -> Result<()> {
     let text = fs::read_to_string(results).with_context(|| format!("cannot read {}", results.display()))?;
     let lines: Vec<_> = text.lines().map(str::trim_end).collect();
     ensure!(
@@ -489,11 +596,10 @@ fn judge(results: &Path, programs: &[Program]) -> Result<()> {
         "the virtual machine ended before the tests did"
     );
     let mut failed = Vec::new();
-    for program in programs.iter().filter(|program| program.is_test) {
-        let label = program.label();
+    for Step { label, .. } in steps {
         match lines
             .iter()
-            .find_map(|line| line.strip_prefix(&label)?.strip_prefix(' '))
+            .find_map(|line| line.strip_prefix(label)?.strip_prefix(' '))
         {
             Some("0") => println!("{label}: passed"),
             Some(code) => failed.push(format!("{label} ended with {code}")),
@@ -502,11 +608,4 @@ fn judge(results: &Path, programs: &[Program]) -> Result<()> {
     }
     ensure!(failed.is_empty(), "in the virtual machine: {}", failed.join(", "));
     Ok(())
-}
-
-impl Program {
-    /// What the virtual machine calls it.
-    fn label(&self) -> String {
-        format!("{}:{}", self.suite.package(), self.relative.display())
-    }
 }

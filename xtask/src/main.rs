@@ -64,7 +64,8 @@ enum Command {
     Deps,
     /// Measure beside what users would pick instead; writes target/bench/NAME.json
     Bench(bench::Args),
-    /// Run the tests of runtime, sandbox and datapath in a virtual machine: Linux 6.12, control groups of version 2
+    /// Run the tests of runtime, sandbox and datapath, or a whole cluster (`lab cluster`), in a virtual machine: Linux 6.12,
+    /// control groups of version 2
     Lab(lab::Args),
 }
 

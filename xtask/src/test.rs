@@ -1,6 +1,8 @@
 //! `cargo xtask test`: all set-up, then every test. This is what CI runs; a check that is not here does
 //! not exist.
 
+use std::time::Instant;
+
 use anyhow::Result;
 
 use crate::{
@@ -19,6 +21,8 @@ pub(crate) struct Args {
 
 /// Runs every check and every test; the first failure ends it.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let begun = Instant::now();
+    let step = |name: &str| println!("\n==> {name} (after {} s)", begun.elapsed().as_secs());
     step("formatting");
     process::run(cargo().args(["fmt", "--all", "--check"]))?;
     step("dependency rules");
@@ -49,8 +53,4 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     process::run(cargo().args(["test", "--locked", "--workspace", "--no-fail-fast"]))?;
     step("all passed");
     Ok(())
-}
-
-fn step(name: &str) {
-    println!("\n==> {name}");
 }

@@ -34,7 +34,11 @@ mod sessions;
 mod static_pods;
 mod storage;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use e2e::{
@@ -102,12 +106,17 @@ fn main() -> ExitCode {
         Ok(cluster) => Arc::new(cluster),
         Err(error) => return fail("the cluster does not start", &error),
     };
+    let took = Arc::new(Mutex::new(Vec::new()));
     let mut trials: Vec<Trial> = tests
         .into_iter()
         .map(|(name, test)| {
-            let cluster = Arc::clone(&cluster);
+            let (cluster, took) = (Arc::clone(&cluster), Arc::clone(&took));
             Trial::test(name, move || {
-                test(&cluster).map_err(|error| Failed::from(format!("{error:#}")))
+                let begun = Instant::now();
+                let result = test(&cluster).map_err(|error| Failed::from(format!("{error:#}")));
+                let mut took = took.lock().unwrap_or_else(PoisonError::into_inner);
+                took.push((begun.elapsed(), name));
+                result
             })
         })
         .collect();
@@ -118,6 +127,7 @@ fn main() -> ExitCode {
             .map_err(|error| Failed::from(format!("{error:#}")))
     }));
     let conclusion = libtest_mimic::run(&arguments, trials);
+    tell_slowest(&mut took.lock().unwrap_or_else(PoisonError::into_inner));
     // A filtered run did not get to the last test.
     if cluster.run_dir.exists()
         && let Err(error) = cluster.stop()
@@ -125,6 +135,15 @@ fn main() -> ExitCode {
         return fail("the cluster does not stop", &error);
     }
     conclusion.exit_code()
+}
+
+/// Where a run's time goes; nothing that passes says so by itself.
+#[expect(clippy::print_stderr, reason = "there is no test to report through")]
+fn tell_slowest(took: &mut [(Duration, &str)]) {
+    took.sort_unstable_by(|one, other| other.cmp(one));
+    for (time, name) in took.iter().take(12) {
+        eprintln!("{:>6.1} s  {name}", time.as_secs_f64());
+    }
 }
 
 /// Every test drives the cluster with kubectl somewhere. Where it is missing they are skipped, visibly; in CI

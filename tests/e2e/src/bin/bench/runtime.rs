@@ -1,11 +1,15 @@
 //! One container of `/bin/true` from the same root: ours with every layer on; runc as it is by itself, with no system
-//! call filter, and with the default filter of containers/common, which is Docker's with more answers; crun with that
-//! filter, where crun runs.
+//! call filter, and with the default filter of containers/common, which is Docker's with more answers; crun likewise.
+//!
+//! crun refuses a machine that has control groups of both versions. There it is shown version 2 alone, in a mount
+//! namespace that is made before its time begins. The controllers are version 1's then, so it sets no limits and denies
+//! no devices; ours does both.
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,8 +17,12 @@ use agent_runtime::{
     ContainerConfig, ContainerState, PodConfig, PodResources, Resources, Runtime, RuntimeConfig, Streams,
 };
 use agent_sandbox::Profile;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e::shell::{binaries, on_path};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
 use serde_json::{Value, json};
 
 use crate::{Line, cold, show};
@@ -24,58 +32,102 @@ const DEFAULT_FILTER: &str = "/usr/share/containers/seccomp.json";
 
 /// Another runtime with a bundle.
 struct Peer {
-    name: &'static str,
+    name: String,
     program: PathBuf,
     bundle: PathBuf,
-    /// How long each round took, in milliseconds.
-    times: Vec<f64>,
+    sees: Sees,
+}
+
+/// Which control groups a runtime finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sees {
+    /// Those of the machine.
+    All,
+    /// The version 2 hierarchy where the machine has both, and so no limits.
+    Version2,
+}
+
+/// How long each round took, in milliseconds.
+#[derive(Default)]
+struct Times {
+    /// A container in a pod that is there.
+    container: Vec<f64>,
+    /// A pod with a container.
+    whole: Vec<f64>,
+    peers: Vec<Vec<f64>>,
 }
 
 /// Measures all sides in alternating rounds.
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
-    let root = directory.path().join("image");
-    make_root(&root)?;
-    let program = |name| {
-        on_path(name)
-            .with_context(|| format!("there is no {name} on the PATH; run `cargo xtask setup --dev`"))
-    };
-    let runc = program("runc")?;
-    let plain = bundle(&runc, directory.path(), &root, None)?;
-    let filter =
-        fs::read_to_string(DEFAULT_FILTER).with_context(|| format!("cannot read {DEFAULT_FILTER}"))?;
-    let filter = serde_json::from_str(&filter).context("the default filter is not JSON")?;
-    let filtered = bundle(&runc, directory.path(), &root, Some(&filter))?;
-    let peer = |name, program: &Path, bundle: &Path| Peer {
-        name,
-        program: program.to_owned(),
-        bundle: bundle.to_owned(),
-        times: Vec::new(),
-    };
-    let mut peers = vec![
-        peer("runc run, default filter", &runc, &filtered),
-        peer("runc run, no filter", &runc, &plain),
-    ];
-    let crun = peer("crun run, default filter", &program("crun")?, &filtered);
-    match peer_round(&crun, directory.path()) {
-        Ok(_) => peers.push(crun),
-        Err(error) => show(&format!("crun is left out, it does not run here: {error:#}")),
-    }
+    let directory = directory.path();
+    make_root(&directory.join("image"))?;
+    let mut all = peers("runc", Sees::All, directory)?;
+    all.extend(crun(directory)?);
     let executor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    executor.block_on(rounds_of_all(directory.path(), peers, rounds))
+    executor.block_on(async {
+        let runtime = Runtime::new(RuntimeConfig {
+            exe: binaries()?.join("palisade-agent"),
+            state_dir: directory.join("state"),
+            run_dir: directory.join("run"),
+            cgroup_root: format!("palisade-bench-{}", std::process::id()),
+        })?;
+        let mut lines =
+            vec![cold::measure(&runtime, directory, rounds, |round| pod(rounds + 1 + round)).await?];
+        let times = rounds_of_all(&runtime, directory, &all, rounds).await?;
+        lines.extend(beside(&times, &all));
+        Ok(lines)
+    })
 }
 
-async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> Result<Vec<Line>> {
-    let runtime = Runtime::new(RuntimeConfig {
-        exe: binaries()?.join("palisade-agent"),
-        state_dir: directory.join("state"),
-        run_dir: directory.join("run"),
-        cgroup_root: format!("palisade-bench-{}", std::process::id()),
-    })?;
-    let pod = |number| PodConfig {
+/// crun as it runs on this machine; nothing if it does not.
+fn crun(directory: &Path) -> Result<Vec<Peer>> {
+    let mut refusals = Vec::new();
+    for sees in [Sees::All, Sees::Version2] {
+        let peers = peers("crun", sees, directory)?;
+        match peers.iter().find_map(|peer| peer_round(peer, directory).err()) {
+            None => return Ok(peers),
+            Some(error) => refusals.push(format!("{error:#}")),
+        }
+    }
+    show(&format!(
+        "crun is left out, it does not run here: {}",
+        refusals.join("; ")
+    ));
+    Ok(Vec::new())
+}
+
+fn beside(times: &Times, peers: &[Peer]) -> Vec<Line> {
+    let ours = [
+        (
+            "pod of /bin/true, sandbox made to all deleted, hardened",
+            &times.whole,
+        ),
+        (
+            "container of /bin/true in a pod, created to deleted",
+            &times.container,
+        ),
+    ];
+    let mut lines = Vec::new();
+    for (metric, ours) in ours {
+        for (peer, theirs) in peers.iter().zip(&times.peers) {
+            // The whole pod is what a runtime's `run` does: namespaces, program, and all removed.
+            let most = match peer.name.as_str() {
+                name if name.contains("no filter") => None,
+                name if name.starts_with("crun") => Some(1.0),
+                _ => Some(0.6),
+            };
+            lines.push(Line::at_most(metric, "ms", ours, (&peer.name, theirs), most));
+        }
+    }
+    lines
+}
+
+fn pod(number: u32) -> PodConfig {
+    PodConfig {
         uid: format!("bench-{}-{number}", std::process::id()),
         namespace: "default".to_owned(),
         name: "bench".to_owned(),
@@ -85,60 +137,53 @@ async fn rounds_of_all(directory: &Path, mut peers: Vec<Peer>, rounds: u32) -> R
         shares_processes: false,
         pids: None,
         resources: PodResources::default(),
-    };
+    }
+}
+
+/// What every side's container may have, where there are limits.
+fn limits() -> Resources {
+    Resources {
+        memory_bytes: Some(64 << 20),
+        pids: Some(64),
+        ..Resources::default()
+    }
+}
+
+async fn rounds_of_all(runtime: &Runtime, directory: &Path, peers: &[Peer], rounds: u32) -> Result<Times> {
     let ms = |begun: Instant| begun.elapsed().as_secs_f64() * 1000.0;
+    let layers = || vec![directory.join("image")];
     let standing = pod(0);
     runtime.start_pod(&standing).await?;
-    let (mut container, mut whole) = (Vec::new(), Vec::new());
+    let mut times = Times {
+        peers: vec![Vec::new(); peers.len()],
+        ..Times::default()
+    };
     for round in 0..rounds {
-        container.push(
-            our_round(&runtime, &standing.uid, directory, round)
-                .await?
-                .as_secs_f64()
-                * 1000.0,
-        );
+        let begun = Instant::now();
+        run_to_end(runtime, &standing.uid, layers(), directory, round).await?;
+        times.container.push(ms(begun));
         let begun = Instant::now();
         let pod = pod(round + 1);
         runtime.start_pod(&pod).await?;
-        our_round(&runtime, &pod.uid, directory, 0).await?;
+        run_to_end(runtime, &pod.uid, layers(), directory, 0).await?;
         runtime.remove_pod(&pod.uid).await?;
-        whole.push(ms(begun));
-        for peer in &mut peers {
-            let took = peer_round(peer, directory)?;
-            peer.times.push(took.as_secs_f64() * 1000.0);
+        times.whole.push(ms(begun));
+        for (peer, took) in peers.iter().zip(&mut times.peers) {
+            took.push(peer_round(peer, directory)?.as_secs_f64() * 1000.0);
         }
     }
     runtime.remove_pod(&standing.uid).await?;
-    let mut lines = vec![cold::measure(&runtime, directory, rounds, |round| pod(rounds + 1 + round)).await?];
-    for (metric, ours) in [
-        ("pod of /bin/true, sandbox made to all deleted, hardened", &whole),
-        ("container of /bin/true in a pod, created to deleted", &container),
-    ] {
-        for peer in &peers {
-            // The whole pod is what a runtime's `run` does: namespaces, program, and all removed.
-            let most = match peer.name {
-                name if name.contains("no filter") => None,
-                name if name.starts_with("crun") => Some(1.0),
-                _ => Some(0.6),
-            };
-            lines.push(Line::at_most(metric, "ms", ours, (peer.name, &peer.times), most));
-        }
-    }
-    Ok(lines)
+    Ok(times)
 }
 
-async fn our_round(runtime: &Runtime, pod: &str, directory: &Path, attempt: u32) -> Result<Duration> {
-    run_to_end(runtime, pod, vec![directory.join("image")], directory, attempt).await
-}
-
-/// Runs `/bin/true` of `layers` in a pod and removes its container; returns how long that took.
+/// Runs `/bin/true` of `layers` in a pod and removes its container.
 pub(crate) async fn run_to_end(
     runtime: &Runtime,
     pod: &str,
     layers: Vec<PathBuf>,
     directory: &Path,
     attempt: u32,
-) -> Result<Duration> {
+) -> Result<()> {
     let config = ContainerConfig {
         name: "main".to_owned(),
         attempt,
@@ -153,11 +198,7 @@ pub(crate) async fn run_to_end(
         read_only_root: false,
         capabilities: vec![],
         streams: Streams::default(),
-        resources: Resources {
-            memory_bytes: Some(64 << 20),
-            pids: Some(64),
-            ..Resources::default()
-        },
+        resources: limits(),
         oom_score_adj: 0,
         stop_signal: 15,
         profile: Profile::baseline(),
@@ -166,7 +207,6 @@ pub(crate) async fn run_to_end(
         log_max_files: 2,
         pid_namespace: agent_runtime::PidNamespace::Own,
     };
-    let begun = Instant::now();
     runtime.start_container(pod, &config).await?;
     let mut status = runtime.status(pod).await?;
     loop {
@@ -178,10 +218,63 @@ pub(crate) async fn run_to_end(
         status = runtime.wait_change(pod, status.version).await?;
     }
     runtime.remove_container(pod, "main").await?;
-    Ok(begun.elapsed())
+    Ok(())
 }
 
+/// A runtime with the default filter, and with none.
+fn peers(name: &str, sees: Sees, directory: &Path) -> Result<Vec<Peer>> {
+    let program = |name| {
+        on_path(name)
+            .with_context(|| format!("there is no {name} on the PATH; run `cargo xtask setup --dev`"))
+    };
+    let filter =
+        fs::read_to_string(DEFAULT_FILTER).with_context(|| format!("cannot read {DEFAULT_FILTER}"))?;
+    let filter = serde_json::from_str(&filter).context("the default filter is not JSON")?;
+    let (runc, image) = (program("runc")?, directory.join("image"));
+    let (limits, condition) = match sees {
+        Sees::All => (limits(), ""),
+        Sees::Version2 => (Resources::default(), ", no limits"),
+    };
+    let peer = |with: &str, filter| {
+        let bundle_dir = directory.join(format!("{name} {with}{condition}"));
+        bundle(&runc, &bundle_dir, &image, filter, &limits)?;
+        anyhow::Ok(Peer {
+            name: format!("{name} run, {with}{condition}"),
+            program: program(name)?,
+            bundle: bundle_dir,
+            sees,
+        })
+    };
+    Ok(vec![
+        peer("default filter", Some(&filter))?,
+        peer("no filter", None)?,
+    ])
+}
+
+/// One container of a peer, from the start of its program to its end.
 fn peer_round(peer: &Peer, directory: &Path) -> Result<Duration> {
+    match peer.sees {
+        Sees::All => timed(peer, directory),
+        // A mount namespace is a thread's own, and its programs' after it.
+        Sees::Version2 => thread::scope(|scope| {
+            let round = scope.spawn(|| see_version_2().and_then(|()| timed(peer, directory)));
+            round.join().map_err(|_panic| anyhow!("the thread panicked"))?
+        }),
+    }
+}
+
+fn see_version_2() -> Result<()> {
+    const GROUPS: &str = "/sys/fs/cgroup";
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, private, none).context("cannot detach mounts")?;
+    umount2(GROUPS, MntFlags::MNT_DETACH).with_context(|| format!("cannot unmount {GROUPS}"))?;
+    mount(none, GROUPS, Some("cgroup2"), MsFlags::empty(), none)
+        .with_context(|| format!("cannot mount version 2 on {GROUPS}"))
+}
+
+fn timed(peer: &Peer, directory: &Path) -> Result<Duration> {
     let begun = Instant::now();
     let ran = Command::new(&peer.program)
         .arg("--root")
@@ -214,12 +307,11 @@ fn make_root(root: &Path) -> Result<()> {
 }
 
 /// runc's own default specification for the same root, with the same limits, and with a filter.
-fn bundle(runc: &Path, directory: &Path, root: &Path, filter: Option<&Value>) -> Result<PathBuf> {
-    let bundle = directory.join(if filter.is_some() { "filtered" } else { "plain" });
-    fs::create_dir_all(&bundle)?;
+fn bundle(runc: &Path, bundle: &Path, root: &Path, filter: Option<&Value>, limits: &Resources) -> Result<()> {
+    fs::create_dir_all(bundle)?;
     let status = Command::new(runc)
         .arg("spec")
-        .current_dir(&bundle)
+        .current_dir(bundle)
         .status()
         .context("cannot start runc")?;
     if !status.success() {
@@ -231,14 +323,18 @@ fn bundle(runc: &Path, directory: &Path, root: &Path, filter: Option<&Value>) ->
     spec["root"] = json!({ "path": root, "readonly": false });
     spec["process"]["terminal"] = false.into();
     spec["process"]["args"] = json!(["/bin/true"]);
-    spec["linux"]["resources"]["memory"] = json!({ "limit": 64 << 20 });
-    spec["linux"]["resources"]["pids"] = json!({ "limit": 64 });
+    match (limits.memory_bytes, limits.pids) {
+        (None, None) => spec["linux"]["resources"] = json!({}),
+        (memory, pids) => {
+            spec["linux"]["resources"]["memory"] = json!({ "limit": memory });
+            spec["linux"]["resources"]["pids"] = json!({ "limit": pids });
+        }
+    }
     spec["linux"]["cgroupsPath"] = format!("/palisade-bench-peer-{}", std::process::id()).into();
     if let Some(filter) = filter {
         spec["linux"]["seccomp"] = resolved(filter, &spec["process"]["capabilities"]["bounding"]);
     }
-    fs::write(&path, spec.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(bundle)
+    fs::write(&path, spec.to_string()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The filter as an engine would hand it to a runtime: without rules that are for other architectures or for
