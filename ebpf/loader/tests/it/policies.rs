@@ -407,7 +407,7 @@ fn opening_frame(addresses: &[IpAddr], packet: &Packet) -> Option<Vec<u8>> {
         UDP => frames::udp(packet.source_port, packet.port),
         SCTP => frames::sctp(packet.source_port, packet.port),
         ICMP if v4 && !matches!(kind, 0 | 3 | 11 | 12) => frames::icmp(kind, code, 7),
-        ICMPV6 if !v4 && !matches!(kind, 1..=4 | 129) => frames::icmp(kind, code, 7),
+        ICMPV6 if !v4 && !matches!(kind, 1..=4 | 129 | 133..=137) => frames::icmp(kind, code, 7),
         ICMP | ICMPV6 => return None,
         // Hop-by-hop options, not a protocol.
         0 if !v4 => return None,
