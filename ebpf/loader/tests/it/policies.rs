@@ -6,7 +6,9 @@ use std::{
 };
 
 use ebpf_loader::{Datapath, EndpointLink, Reason};
-use policies_compiler::{compile, compile_policies, reference};
+use policies_compiler::{
+    CalicoObject, ClusterView, PodView, Source, compile, compile_policies, load_objects, reference,
+};
 use policies_ir::{
     cluster::Cluster,
     decide::decide,
@@ -17,12 +19,18 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use testkit::policies::{kubernetes, tiered};
+use serde_json::{Value, json};
+use testkit::policies::{
+    cluster_policy_value, kubernetes, object_value, objects, tiered, with_host_endpoints,
+};
 
 use crate::{
     frames::{self, Ends, ICMP, ICMPV6, SCTP, SYN, TCP, UDP, frame},
     lab::{ENDPOINT, LOOPBACK, Lab, POD_MAC, ip, link},
 };
+
+/// Every namespace has its name as a label.
+const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// What the kernel reported: verdict, and the rule's name through the tables.
 type Judged = (Verdict, Option<DecidedBy>);
@@ -84,6 +92,144 @@ fn tiers_judge_alike_in_reference_tables_and_kernel() {
         judged > 1000,
         "the generator makes packets that can be sent: {judged}"
     );
+}
+
+/// The whole way: objects of every kind as they stand in files, through the loader, the compiler and the kernel's maps.
+/// The reference is asked about the objects that were written, not about those that were read.
+#[test]
+fn objects_of_every_kind_judge_alike_from_the_file_to_the_kernel() {
+    let lab = RefCell::new(Lab::new());
+    let judged = Cell::new([0; 2]);
+    runner(128)
+        .run(&objects(), |mut scenario| {
+            let view = &mut scenario.view;
+            define_what_is_mentioned(view);
+            let (written, policies) = with_host_endpoints(view);
+            let files = as_written(view);
+            let sources = files.iter().map(|object| Source {
+                origin: "a file",
+                object,
+            });
+            let mut read = load_objects(sources)
+                .map_err(|error| TestCaseError::fail(error.to_string()))?
+                .view;
+            as_the_agent_knows(&mut read, view);
+            let (cluster, read) = with_host_endpoints(&read);
+            let tables = compile_policies(&cluster, &read.enforced);
+            let expected =
+                |endpoint, packet: &Packet| by_reference(&written, &policies.enforced, endpoint, packet);
+            for v6 in [false, true] {
+                let mut packets = scenario.packets.clone();
+                packets.retain(|(_, packet)| packet.peer.is_ipv6() == v6);
+                let more = compare(&mut lab.borrow_mut(), &cluster, &tables, &packets, expected)?;
+                let mut count = judged.get();
+                count[usize::from(v6)] += more;
+                judged.set(count);
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    let [v4, v6] = judged.get();
+    println!("{v4} packets of IPv4 and {v6} of IPv6 judged alike");
+    assert!(
+        v4 > 300 && v6 > 300,
+        "the generator makes packets that can be sent: {v4}, {v6}"
+    );
+}
+
+/// Makes of the view one that files can say: those whose policies name a tier that nobody defined are refused, and a
+/// namespace that is only mentioned exists.
+fn define_what_is_mentioned(view: &mut ClusterView) {
+    let of_calico = view
+        .calico
+        .iter()
+        .map(|object| object.metadata().namespace.clone());
+    let of_policies = view
+        .policies
+        .iter()
+        .map(|policy| policy.metadata.namespace.clone());
+    let mentioned = view.pods.iter().map(|pod| Some(pod.namespace.clone()));
+    let mentioned: Vec<String> = mentioned.chain(of_calico).chain(of_policies).flatten().collect();
+    for namespace in mentioned {
+        let name = (NAMESPACE_NAME_LABEL.to_owned(), namespace.clone());
+        view.namespaces.entry(namespace).or_insert_with(|| [name].into());
+    }
+    for object in &mut view.calico {
+        if let CalicoObject::NetworkPolicy(policy)
+        | CalicoObject::GlobalNetworkPolicy(policy)
+        | CalicoObject::StagedNetworkPolicy(policy)
+        | CalicoObject::StagedGlobalNetworkPolicy(policy) = object
+            && policy.spec.tier.as_deref() == Some("nowhere")
+        {
+            policy.spec.tier = Some("security".to_owned());
+        }
+    }
+    for pod in &mut view.pods {
+        // Containers have no ports of other protocols.
+        pod.named_ports
+            .retain(|port| [TCP, UDP, SCTP].contains(&port.protocol));
+    }
+}
+
+/// The objects that make this view.
+fn as_written(view: &ClusterView) -> Vec<Value> {
+    let mut files = Vec::new();
+    for (name, labels) in &view.namespaces {
+        files.push(
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+        );
+    }
+    for ((namespace, name), labels) in &view.service_accounts {
+        let metadata = json!({"namespace": namespace, "name": name, "labels": labels});
+        files.push(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}));
+    }
+    for (name, node) in &view.nodes {
+        let addresses = node.addresses.iter();
+        let addresses =
+            addresses.map(|address| json!({"type": "InternalIP", "address": address.to_string()}));
+        files.push(json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": node.labels},
+            "status": {"addresses": addresses.collect::<Vec<_>>()}}));
+    }
+    for pod in &view.pods {
+        let protocol = |number| match number {
+            UDP => "UDP",
+            SCTP => "SCTP",
+            _ => "TCP",
+        };
+        let ports = pod.named_ports.iter().map(|port| {
+            json!({"name": port.name, "protocol": protocol(port.protocol), "containerPort": port.port})
+        });
+        let addresses = pod.addresses.iter();
+        let addresses = addresses.map(|address| json!({"ip": address.to_string()}));
+        files.push(json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": pod.namespace, "name": pod.name, "labels": pod.labels},
+            "spec": {"nodeName": pod.node, "serviceAccountName": pod.service_account,
+                "containers": [{"name": "main", "ports": ports.collect::<Vec<_>>()}]},
+            "status": {"podIPs": addresses.collect::<Vec<_>>()}}));
+    }
+    for policy in &view.policies {
+        let mut policy = serde_json::to_value(policy).expect("a policy is JSON");
+        policy["apiVersion"] = "networking.k8s.io/v1".into();
+        policy["kind"] = "NetworkPolicy".into();
+        files.push(policy);
+    }
+    files.extend(view.cluster_policies.iter().map(cluster_policy_value));
+    files.extend(view.calico.iter().map(object_value));
+    files
+}
+
+/// What no file says: which pods are here, what is behind services, and what the resolver answered.
+fn as_the_agent_knows(read: &mut ClusterView, written: &ClusterView) {
+    for pod in &mut read.pods {
+        let same = |other: &&PodView| (&other.namespace, &other.name) == (&pod.namespace, &pod.name);
+        let other = written.pods.iter().find(same).expect("a pod that was written");
+        pod.endpoint = other.endpoint;
+    }
+    read.node.clone_from(&written.node);
+    read.host_addresses.clone_from(&written.host_addresses);
+    read.services.clone_from(&written.services);
+    read.names.clone_from(&written.names);
 }
 
 /// Tables that no compiler made: every prefix length of ports, identities that overlap, and rules that ask for the
