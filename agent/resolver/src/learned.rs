@@ -49,8 +49,8 @@ impl Default for Limits {
 /// What an answer did to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Taught {
-    /// Whether an address has a name that it had not.
-    pub(crate) changed: bool,
+    /// The generation of the table that first held all of the answer: 0 if the table holds nothing of it.
+    pub(crate) generation: u64,
     /// Pairs that some policy wants and that found no room.
     pub(crate) refused: usize,
 }
@@ -59,6 +59,10 @@ pub(crate) struct Learned {
     limits: Limits,
     wanted: BTreeSet<DomainMatch>,
     pairs: BTreeMap<(IpAddr, String), Pair>,
+    /// Counts answers that brought a new pair.
+    generation: u64,
+    /// The last generation that the packet programs are known to know.
+    settled: u64,
     /// Whether anything changed since it was last [taken](Learned::take_unsaved).
     unsaved: bool,
 }
@@ -77,6 +81,8 @@ pub(crate) struct Saved {
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     until: Instant,
+    /// Of the table, when the pair came.
+    generation: u64,
     /// The pod that asked last: who floods the table displaces its own pairs.
     client: IpAddr,
 }
@@ -87,6 +93,9 @@ impl Learned {
             limits,
             wanted: BTreeSet::new(),
             pairs: BTreeMap::new(),
+            // What is restored is of this one, which nobody has settled.
+            generation: 1,
+            settled: 0,
             unsaved: false,
         }
     }
@@ -112,6 +121,7 @@ impl Learned {
             let left = Duration::from_secs(entry.until).saturating_sub(now.1);
             let pair = Pair {
                 until: now.0 + left.min(self.limits.max_ttl),
+                generation: self.generation,
                 client: entry.client,
             };
             self.pairs.insert((entry.address, entry.name), pair);
@@ -147,13 +157,34 @@ impl Learned {
             .iter()
             .filter(|name| is_wanted(&self.wanted, name))
             .collect();
+        // Beyond what anybody settled: a settling may be under way that has not seen this answer.
+        let generation = self.generation + 1;
         for (address, ttl) in &answer.addresses {
             let until = now + (*ttl).clamp(self.limits.min_ttl, self.limits.max_ttl);
             for name in &names {
-                self.put((*address, (*name).clone()), Pair { until, client }, &mut taught);
+                let pair = Pair {
+                    until,
+                    generation,
+                    client,
+                };
+                self.put((*address, (*name).clone()), pair, &mut taught);
             }
         }
+        self.generation = self.generation.max(taught.generation);
         taught
+    }
+
+    /// The generation that holds everything known now.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(crate) fn is_settled(&self, generation: u64) -> bool {
+        generation <= self.settled
+    }
+
+    pub(crate) fn settled(&mut self, generation: u64) {
+        self.settled = self.settled.max(generation);
     }
 
     pub(crate) fn expire(&mut self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {
@@ -176,6 +207,7 @@ impl Learned {
         if let Some(known) = self.pairs.get_mut(&key) {
             known.until = known.until.max(pair.until);
             known.client = pair.client;
+            taught.generation = taught.generation.max(known.generation);
             return;
         }
         let Limits {
@@ -197,7 +229,7 @@ impl Learned {
             return;
         }
         self.pairs.insert(key, pair);
-        taught.changed = true;
+        taught.generation = taught.generation.max(pair.generation);
     }
 
     fn make_room(&mut self, limit: usize, counts: impl Fn(&(IpAddr, String), &Pair) -> bool) {
@@ -266,11 +298,19 @@ mod tests {
             &["192.0.2.1", "2001:db8::1"],
             300,
         );
-        assert!(learned.learn(now, POD, &told).changed);
+        let first = learned.learn(now, POD, &told).generation;
+        assert!(!learned.is_settled(first));
         assert!(has(&learned, "192.0.2.1", "www.example.test"));
         assert!(has(&learned, "2001:db8::1", "www.example.test"));
         assert!(!has(&learned, "192.0.2.1", "cdn.net"));
-        assert_eq!(learned.learn(now, OTHER, &told), Taught::default());
+        assert_eq!(learned.learn(now, OTHER, &told).generation, first, "no news");
+        let unwanted = answer(&["cdn.net"], &["192.0.2.9"], 300);
+        assert_eq!(learned.learn(now, OTHER, &unwanted), Taught::default());
+        let more = answer(&["www.example.test"], &["192.0.2.1", "192.0.2.2"], 300);
+        let second = learned.learn(now, OTHER, &more).generation;
+        assert!(second > first);
+        learned.settled(first);
+        assert!(learned.is_settled(first) && !learned.is_settled(second));
         learned.want(patterns(&["cdn.net"]));
         assert!(
             learned.names().is_empty(),
@@ -317,6 +357,10 @@ mod tests {
         after.restore(saved, at(30));
         after.want(patterns(&["*.example.test"]));
         assert!(has(&after, "192.0.2.1", "a.example.test"));
+        assert!(
+            !after.is_settled(after.generation()),
+            "policy has not been told yet"
+        );
         assert!(!after.any_overdue(at(69).0));
         assert!(after.any_overdue(at(70).0));
         after.want(BTreeSet::new());
@@ -345,13 +389,7 @@ mod tests {
         assert_eq!(learned.pairs.len(), 5);
         let third = "10.0.0.4".parse().unwrap();
         let many = answer(&["c.example.test"], &["192.0.2.7", "192.0.2.8"], 60);
-        assert_eq!(
-            learned.learn(now, third, &many),
-            Taught {
-                changed: true,
-                refused: 1
-            }
-        );
+        assert_eq!(learned.learn(now, third, &many).refused, 1);
     }
 
     #[test]

@@ -155,6 +155,17 @@ impl Names {
         self.lock().learn(now, client, answer)
     }
 
+    /// What is to be settled before an answer of `generation` may go out: none if the packet programs know it already.
+    fn unsettled(&self, generation: u64) -> Option<u64> {
+        let learned = self.lock();
+        (!learned.is_settled(generation)).then(|| learned.generation())
+    }
+
+    /// Notes that the packet programs know everything of `generation` and before.
+    fn settled(&self, generation: u64) {
+        self.lock().settled(generation);
+    }
+
     /// Each change leaves the table whole, so a panic elsewhere while it was locked does no harm.
     fn lock(&self) -> MutexGuard<'_, Learned> {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
