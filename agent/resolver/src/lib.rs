@@ -88,8 +88,8 @@ pub struct SaveError {
     pub source: std::io::Error,
 }
 
-/// Longest file of learned names that is read.
-const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// Longest file of learned names that is read: 512 pairs of each of some hundred pods.
+const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 
 impl Names {
     /// Nothing learned and nothing wanted.
