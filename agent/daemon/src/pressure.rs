@@ -75,11 +75,13 @@ pub(crate) fn start(
             let now = Instant::now();
             let pressures = seen.take(&shortages, transition(thresholds), now);
             sender.send_if_modified(|known| std::mem::replace(known, pressures) != pressures);
-            // As long as one that has to go is still there, its share will come back: one at a time.
+            // As long as one that has to go is still there, its share will come back: one at a time, but for one that does
+            // not end.
+            let at = Timestamp::now();
             let waits = summary
                 .pods
                 .iter()
-                .any(|pod| evictions.is_ordered(&pod.pod_ref.uid) && !pod.containers.is_empty());
+                .any(|pod| evictions.is_awaited(&pod.pod_ref.uid, at) && !pod.containers.is_empty());
             let images = Images::of(removal.as_ref());
             // What was removed shows in this round, and this round only.
             removal = removal.filter(|_| images == Images::Going);
