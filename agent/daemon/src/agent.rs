@@ -153,9 +153,11 @@ pub(crate) async fn run(
     api.start(shutdown.clone()).await?;
     let claims = stats.claims().clone();
     let evictions = Evictions::default();
+    let collector = images::Collector::new(config.node_name.clone(), cluster.clone(), images.clone());
     let pressures = pressure::start(
         config.eviction,
         stats,
+        collector.clone(),
         roster.clone(),
         evictions.clone(),
         shutdown.clone(),
@@ -181,8 +183,7 @@ pub(crate) async fn run(
             low_percent: config.image_gc_low_percent,
             min_age: Duration::from_secs(config.image_gc_min_age_seconds),
         },
-        cluster: cluster.clone(),
-        images: images.clone(),
+        collector,
         events: events.clone(),
     };
     tokio::spawn(keeper.run(shutdown.clone()));

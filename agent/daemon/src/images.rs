@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use agent_images::{GcPolicy, ImageError, ImageStore, KnownImage};
+use agent_images::{Collected, GcPolicy, ImageError, ImageStore, KnownImage};
 use api::{Digest, ImageRef};
 use k8s_openapi::api::core::v1::{ContainerImage, Node, Pod};
 use kube::{
@@ -10,6 +10,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
+use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -24,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
 /// No collection before: by then, what runs is known.
 const FIRST_COLLECTION: Duration = Duration::from_secs(120);
+/// How long who is short of disk waits for the removal of images.
+const REMOVED_WITHIN: Duration = Duration::from_secs(120);
 /// Images that are told, the largest: Kubernetes' default.
 const MAX_TOLD: usize = 50;
 /// Names of one image that are told, as in Kubernetes.
@@ -35,9 +38,19 @@ pub(crate) struct Keeper {
     pub(crate) node: String,
     pub(crate) dir: PathBuf,
     pub(crate) policy: GcPolicy,
-    pub(crate) cluster: Cluster,
-    pub(crate) images: Arc<ImageStore>,
+    pub(crate) collector: Collector,
     pub(crate) events: Events,
+}
+
+/// Removes images that no pod of the node needs. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Collector {
+    node: String,
+    cluster: Cluster,
+    images: Arc<ImageStore>,
+    not_before: Instant,
+    /// One collection at a time.
+    turn: Arc<Mutex<()>>,
 }
 
 /// Why images were not removed as they should.
@@ -62,14 +75,13 @@ impl Keeper {
     /// Runs until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut look = tokio::time::interval(LOOK_EVERY);
-        let first = tokio::time::Instant::now() + FIRST_COLLECTION;
-        let mut collect = tokio::time::interval_at(first, COLLECT_EVERY);
+        let mut collect = tokio::time::interval_at(self.collector.not_before, COLLECT_EVERY);
         let mut told: Option<Vec<KnownImage>> = None;
         let mut failed_before = false;
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    let now = self.images.images();
+                    let now = self.collector.images.images();
                     if told.as_ref() == Some(&now) {
                         continue;
                     }
@@ -104,10 +116,6 @@ impl Keeper {
 
     /// Removes images if the disk is too full. What an earlier agent left half-done goes in any case.
     async fn collect(&self) -> Result<(), GcError> {
-        // Without the pods it is not known what is in use.
-        let Some(pods) = self.cluster.pods() else {
-            return Ok(());
-        };
         let stat = rustix::fs::statvfs(&self.dir).map_err(|errno| GcError::Measure {
             path: self.dir.clone(),
             source: errno.into(),
@@ -115,11 +123,9 @@ impl Keeper {
         let capacity = stat.f_blocks.saturating_mul(stat.f_frsize);
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
         let wanted = self.policy.to_free(capacity, available).unwrap_or(0);
-        let needed = pods.iter().flat_map(|pod| needed(pod, &self.node)).collect();
-        let collected = self.images.collect(&needed, wanted, self.policy.min_age).await?;
-        if collected.images > 0 {
-            tracing::info!(?collected, wanted, "removed images");
-        }
+        let Some(collected) = self.collector.collect(wanted, self.policy.min_age).await? else {
+            return Ok(());
+        };
         match collected.bytes < wanted {
             true => Err(GcError::NotEnough {
                 wanted,
@@ -141,6 +147,48 @@ impl Keeper {
             self.events
                 .node(&self.node, Kind::Warning, "ImageGCFailed", message);
         }
+    }
+}
+
+impl Collector {
+    pub(crate) fn new(node: String, cluster: Cluster, images: Arc<ImageStore>) -> Self {
+        Self {
+            node,
+            cluster,
+            images,
+            not_before: Instant::now() + FIRST_COLLECTION,
+            turn: Arc::default(),
+        }
+    }
+
+    /// Removes every image that no pod of the node needs, however new: before any pod has to go for want of disk.
+    pub(crate) async fn remove_unused(&self) -> Result<(), ImageError> {
+        // An agent that cannot ask which pods there are removes nothing, and need not wait for that.
+        if self.cluster.pods().is_some() {
+            tokio::time::sleep_until(self.not_before).await;
+            let collection = self.collect(u64::MAX, Duration::ZERO);
+            match tokio::time::timeout(REMOVED_WITHIN, collection).await {
+                Ok(collected) => drop(collected?),
+                Err(_elapsed) => {
+                    tracing::warn!("unused images are not removed within {REMOVED_WITHIN:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes images until layers of `to_free` bytes are gone; none without the pods, by which is known what is in use.
+    async fn collect(&self, to_free: u64, min_age: Duration) -> Result<Option<Collected>, ImageError> {
+        let _turn = self.turn.lock().await;
+        let Some(pods) = self.cluster.pods() else {
+            return Ok(None);
+        };
+        let needed = pods.iter().flat_map(|pod| needed(pod, &self.node)).collect();
+        let collected = self.images.collect(&needed, to_free, min_age).await?;
+        if collected.images > 0 {
+            tracing::info!(?collected, to_free, "removed images");
+        }
+        Ok(Some(collected))
     }
 }
 

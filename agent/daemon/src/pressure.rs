@@ -1,6 +1,8 @@
-//! Whether the node has too little left, and what is done about it: a condition, and one pod after the other has to go.
+//! Whether the node has too little left, and what is done about it: a condition, and one pod after the other has to go,
+//! for want of disk only after the images that nobody uses.
 //!
-//! Looked at with every round of measurements. What decides is pure: [`Levels::shortages`] and `agent_plan::first_to_go`.
+//! Looked at with every round of measurements. What decides is pure: [`Levels::shortages`], [`step`] and
+//! `agent_plan::first_to_go`.
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +14,14 @@ use agent_plan::{Candidate, Cause, Eviction, Shortage, first_to_go};
 use api::stats::{ContainerStats, PodStats, Summary};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Thresholds,
+    images::Collector,
     pods::{evictions::Evictions, roster::Roster},
+    policy::chain,
     stats::Stats,
 };
 
@@ -48,6 +52,7 @@ struct Share {
 pub(crate) fn start(
     thresholds: Thresholds,
     stats: Stats,
+    collector: Collector,
     roster: Roster,
     evictions: Evictions,
     shutdown: CancellationToken,
@@ -56,6 +61,7 @@ pub(crate) fn start(
     tokio::spawn(async move {
         let mut rounds = stats.rounds();
         let mut seen = Seen::default();
+        let mut removal: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
                 Ok(()) = rounds.changed() => {}
@@ -69,20 +75,77 @@ pub(crate) fn start(
             let now = Instant::now();
             let pressures = seen.take(&shortages, transition(thresholds), now);
             sender.send_if_modified(|known| std::mem::replace(known, pressures) != pressures);
-            // As long as one that has to go is still there, its share will come back: one at a time.
+            // As long as one that has to go is still there, its share will come back: one at a time, but for one that does
+            // not end.
+            let at = Timestamp::now();
             let waits = summary
                 .pods
                 .iter()
-                .any(|pod| evictions.is_ordered(&pod.pod_ref.uid) && !pod.containers.is_empty());
+                .any(|pod| evictions.is_awaited(&pod.pod_ref.uid, at) && !pod.containers.is_empty());
+            let images = Images::of(removal.as_ref());
+            // What was removed shows in this round, and this round only.
+            removal = removal.filter(|_| images == Images::Going);
             let next = shortages.first().filter(|_| !waits);
-            if let Some((shortage, words)) = next.filter(|(shortage, _)| seen.may_order(*shortage, now))
-                && relieve(*shortage, words, &summary, &objects, &evictions)
-            {
-                seen.ordered(now);
+            let Some((shortage, words)) = next.filter(|(shortage, _)| seen.may_order(*shortage, now)) else {
+                continue;
+            };
+            match step(*shortage, images) {
+                Step::RemoveImages => removal = Some(remove_images(collector.clone(), shutdown.clone())),
+                Step::Wait => {}
+                Step::Evict => {
+                    if relieve(*shortage, words, &summary, &objects, &evictions) {
+                        seen.ordered(now);
+                    }
+                }
             }
         }
     });
     pressures
+}
+
+/// How far the removal of images is that comes before evictions for want of disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Images {
+    NotAsked,
+    Going,
+    /// It ended before this round's measurements.
+    Gone,
+}
+
+impl Images {
+    fn of(removal: Option<&JoinHandle<()>>) -> Self {
+        match removal {
+            None => Self::NotAsked,
+            Some(removal) if removal.is_finished() => Self::Gone,
+            Some(_) => Self::Going,
+        }
+    }
+}
+
+/// What is done about a shortage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    RemoveImages,
+    Wait,
+    Evict,
+}
+
+/// As the kubelet: no pod goes for what images that nobody uses take up. They are not waited for by other shortages.
+fn step(shortage: Shortage, images: Images) -> Step {
+    match (shortage, images) {
+        (Shortage::Memory | Shortage::Processes, _) | (_, Images::Gone) => Step::Evict,
+        (Shortage::Disk | Shortage::Inodes, Images::NotAsked) => Step::RemoveImages,
+        (Shortage::Disk | Shortage::Inodes, Images::Going) => Step::Wait,
+    }
+}
+
+fn remove_images(collector: Collector, shutdown: CancellationToken) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let removed = shutdown.run_until_cancelled(collector.remove_unused()).await;
+        if let Some(Err(error)) = removed {
+            tracing::warn!(error = chain(&error), "unused images could not be removed");
+        }
+    })
 }
 
 fn transition(thresholds: Thresholds) -> Duration {
@@ -362,6 +425,29 @@ mod tests {
         );
         assert!(seen.may_order(Shortage::Memory, later(1)));
         assert!(seen.may_order(Shortage::Disk, later(70)));
+    }
+
+    #[tokio::test]
+    async fn no_pod_goes_for_want_of_disk_before_the_images_that_nobody_uses() {
+        for shortage in [Shortage::Disk, Shortage::Inodes] {
+            assert_eq!(step(shortage, Images::NotAsked), Step::RemoveImages);
+            assert_eq!(step(shortage, Images::Going), Step::Wait);
+            assert_eq!(step(shortage, Images::Gone), Step::Evict, "it was not enough");
+        }
+        for shortage in [Shortage::Memory, Shortage::Processes] {
+            for images in [Images::NotAsked, Images::Going, Images::Gone] {
+                assert_eq!(step(shortage, images), Step::Evict);
+            }
+        }
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let removal = tokio::spawn(async { drop(ended.await) });
+        assert_eq!(Images::of(None), Images::NotAsked);
+        assert_eq!(Images::of(Some(&removal)), Images::Going);
+        end.send(()).unwrap();
+        while !removal.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Images::of(Some(&removal)), Images::Gone);
     }
 
     #[test]

@@ -175,5 +175,11 @@ mod tests {
             "in use or fresh stays, whatever is asked"
         );
         assert_eq!((all.layers.len(), all.bytes), (3, 300));
+        let fresh = super::choose(&records, &in_use, u64::MAX, Duration::ZERO, at(NOW));
+        assert_eq!(
+            fresh.images,
+            [id("old"), id("new"), id("fresh")],
+            "whatever its age, where that is asked"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! Which address has which name, for how long. Pure: time is an argument.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ pub struct Limits {
     /// Names kept for one address on behalf of one pod: names that one pod makes up for an address do not displace
     /// those that another was told.
     pub names_per_address: usize,
-    /// Addresses kept for one name.
+    /// Addresses kept for one name on behalf of one pod.
     pub addresses_per_name: usize,
     /// Pairs of name and address kept on behalf of one pod.
     pub pairs_per_client: usize,
@@ -49,21 +50,31 @@ impl Default for Limits {
 /// What an answer did to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Taught {
-    /// Whether an address has a name that it had not.
-    pub(crate) changed: bool,
+    /// The generation of the table that first held all of the answer: 0 if the table holds nothing of it.
+    pub(crate) generation: u64,
     /// Pairs that some policy wants and that found no room.
     pub(crate) refused: usize,
 }
 
+/// An address and a name that it has.
+type Key = (IpAddr, Arc<str>);
+
 pub(crate) struct Learned {
     limits: Limits,
     wanted: BTreeSet<DomainMatch>,
-    pairs: BTreeMap<(IpAddr, String), Pair>,
+    pairs: BTreeMap<Key, Pair>,
+    /// What each pod was told, and until when that holds. A pair lasts as long as one of those that were told it may use it,
+    /// so that no pod can have another's forgotten.
+    told: BTreeMap<IpAddr, BTreeMap<Key, Instant>>,
+    /// Counts answers that brought a new pair.
+    generation: u64,
+    /// The last generation that the packet programs are known to know.
+    settled: u64,
     /// Whether anything changed since it was last [taken](Learned::take_unsaved).
     unsaved: bool,
 }
 
-/// A pair as it is kept in a file.
+/// What one pod was told, as it is kept in a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Saved {
@@ -76,9 +87,10 @@ pub(crate) struct Saved {
 
 #[derive(Debug, Clone, Copy)]
 struct Pair {
-    until: Instant,
-    /// The pod that asked last: who floods the table displaces its own pairs.
-    client: IpAddr,
+    /// Of the table, when the pair came.
+    generation: u64,
+    /// How many pods were told it.
+    owners: usize,
 }
 
 impl Learned {
@@ -87,6 +99,10 @@ impl Learned {
             limits,
             wanted: BTreeSet::new(),
             pairs: BTreeMap::new(),
+            told: BTreeMap::new(),
+            // What is restored is of this one, which nobody has settled.
+            generation: 1,
+            settled: 0,
             unsaved: false,
         }
     }
@@ -96,25 +112,28 @@ impl Learned {
         if !std::mem::take(&mut self.unsaved) {
             return None;
         }
-        let saved = |((address, name), pair): (&(IpAddr, String), &Pair)| Saved {
-            address: *address,
-            name: name.clone(),
-            client: pair.client,
-            until: (now.1 + pair.until.saturating_duration_since(now.0)).as_secs(),
-        };
-        Some(self.pairs.iter().map(saved).collect())
+        let mut saved = Vec::new();
+        for (client, told) in &self.told {
+            saved.extend(told.iter().map(|((address, name), until)| Saved {
+                address: *address,
+                name: name.to_string(),
+                client: *client,
+                until: (now.1 + until.saturating_duration_since(now.0)).as_secs(),
+            }));
+        }
+        Some(saved)
     }
 
     /// Takes up what an earlier agent knew. What is too old by now stays for the grace, no longer; nothing
     /// stays longer than an answer may hold, whatever became of the clock.
     pub(crate) fn restore(&mut self, saved: Vec<Saved>, now: (Instant, Duration)) {
-        for entry in saved.into_iter().take(self.limits.pairs) {
+        for entry in saved {
             let left = Duration::from_secs(entry.until).saturating_sub(now.1);
-            let pair = Pair {
-                until: now.0 + left.min(self.limits.max_ttl),
-                client: entry.client,
-            };
-            self.pairs.insert((entry.address, entry.name), pair);
+            let until = now.0 + left.min(self.limits.max_ttl);
+            let key = (entry.address, Arc::from(entry.name));
+            if self.has_room_for(&key) {
+                self.tell(entry.client, key, until, self.generation);
+            }
         }
     }
 
@@ -127,7 +146,12 @@ impl Learned {
         if patterns == self.wanted {
             return;
         }
-        self.pairs.retain(|(_, name), _| is_wanted(&patterns, name));
+        let Self { pairs, told, .. } = self;
+        pairs.retain(|(_, name), _| is_wanted(&patterns, name));
+        told.retain(|_, told| {
+            told.retain(|key, _| pairs.contains_key(key));
+            !told.is_empty()
+        });
         self.wanted = patterns;
         self.unsaved = true;
     }
@@ -135,83 +159,140 @@ impl Learned {
     pub(crate) fn names(&self) -> BTreeMap<IpAddr, BTreeSet<String>> {
         let mut names: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
         for (address, name) in self.pairs.keys() {
-            names.entry(*address).or_default().insert(name.clone());
+            names.entry(*address).or_default().insert(name.to_string());
         }
         names
     }
 
     pub(crate) fn learn(&mut self, now: Instant, client: IpAddr, answer: &Answer) -> Taught {
         let mut taught = Taught::default();
-        let names: Vec<&String> = answer
-            .names
-            .iter()
-            .filter(|name| is_wanted(&self.wanted, name))
-            .collect();
+        let wanted = answer.names.iter().filter(|name| is_wanted(&self.wanted, name));
+        let names: Vec<Arc<str>> = wanted.map(|name| Arc::from(name.as_str())).collect();
+        // Beyond what anybody settled: a settling may be under way that has not seen this answer.
+        let generation = self.generation + 1;
         for (address, ttl) in &answer.addresses {
             let until = now + (*ttl).clamp(self.limits.min_ttl, self.limits.max_ttl);
             for name in &names {
-                self.put((*address, (*name).clone()), Pair { until, client }, &mut taught);
+                match self.put(client, (*address, name.clone()), until, generation) {
+                    Some(held_by) => taught.generation = taught.generation.max(held_by),
+                    None => taught.refused += 1,
+                }
             }
         }
+        self.generation = self.generation.max(taught.generation);
         taught
+    }
+
+    /// The generation that holds everything known now.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(crate) fn is_settled(&self, generation: u64) -> bool {
+        generation <= self.settled
+    }
+
+    pub(crate) fn settled(&mut self, generation: u64) {
+        self.settled = self.settled.max(generation);
     }
 
     pub(crate) fn expire(&mut self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {
         let before = self.pairs.len();
         let grace = self.limits.grace;
-        self.pairs
-            .retain(|(address, _), pair| now < pair.until + grace || in_use.contains(address));
-        let changed = self.pairs.len() != before;
-        self.unsaved |= changed;
-        changed
+        let Self {
+            pairs, told, unsaved, ..
+        } = self;
+        told.retain(|_, told| {
+            told.retain(|key, until| {
+                let stays = now < *until + grace || in_use.contains(&key.0);
+                if !stays {
+                    release(pairs, key);
+                    *unsaved = true;
+                }
+                stays
+            });
+            !told.is_empty()
+        });
+        self.pairs.len() != before
     }
 
     pub(crate) fn any_overdue(&self, now: Instant) -> bool {
         let grace = self.limits.grace;
-        self.pairs.values().any(|pair| now >= pair.until + grace)
+        let mut told = self.told.values().flat_map(BTreeMap::values);
+        told.any(|until| now >= *until + grace)
     }
 
-    fn put(&mut self, key: (IpAddr, String), pair: Pair, taught: &mut Taught) {
+    /// The generation that holds the pair; none where there is no room for it.
+    fn put(&mut self, client: IpAddr, key: Key, until: Instant, generation: u64) -> Option<u64> {
         self.unsaved = true;
-        if let Some(known) = self.pairs.get_mut(&key) {
-            known.until = known.until.max(pair.until);
-            known.client = pair.client;
-            return;
+        let told = self.told.get(&client);
+        if !told.is_some_and(|told| told.contains_key(&key)) {
+            let Limits {
+                names_per_address,
+                addresses_per_name,
+                pairs_per_client,
+                ..
+            } = self.limits;
+            // A bound that is reached costs the pod what would go first anyway of what it was told itself.
+            self.make_room(client, names_per_address, |(address, _)| *address == key.0);
+            self.make_room(client, addresses_per_name, |(_, name)| *name == key.1);
+            self.make_room(client, pairs_per_client, |_| true);
+            if !self.has_room_for(&key) {
+                return None;
+            }
         }
-        let Limits {
-            names_per_address,
-            addresses_per_name,
-            pairs_per_client,
-            pairs,
-            ..
-        } = self.limits;
-        // A bound that is reached costs the pair that would go first anyway.
-        self.make_room(names_per_address, |(address, _), known| {
-            *address == key.0 && known.client == pair.client
-        });
-        self.make_room(addresses_per_name, |(_, name), _| *name == key.1);
-        self.make_room(pairs_per_client, |_, known| known.client == pair.client);
-        if self.pairs.len() >= pairs {
-            // Not at the cost of other pods.
-            taught.refused += 1;
-            return;
-        }
-        self.pairs.insert(key, pair);
-        taught.changed = true;
+        Some(self.tell(client, key, until, generation))
     }
 
-    fn make_room(&mut self, limit: usize, counts: impl Fn(&(IpAddr, String), &Pair) -> bool) {
-        let alike: Vec<_> = self
-            .pairs
-            .iter()
-            .filter(|(key, pair)| counts(key, pair))
-            .collect();
-        if alike.len() < limit {
+    /// Whether the pair is there or may come: not at the cost of other pods.
+    fn has_room_for(&self, key: &Key) -> bool {
+        self.pairs.len() < self.limits.pairs || self.pairs.contains_key(key)
+    }
+
+    /// Notes that the pod was told the pair. The generation that holds it: `generation` if it is new.
+    fn tell(&mut self, client: IpAddr, key: Key, until: Instant, generation: u64) -> u64 {
+        // One text for all who were told it.
+        let known = self.pairs.get_key_value(&key).map(|(known, _)| known.clone());
+        let key = known.unwrap_or(key);
+        let pair = self.pairs.entry(key.clone()).or_insert(Pair {
+            generation,
+            owners: 0,
+        });
+        match self.told.entry(client).or_default().entry(key) {
+            Entry::Occupied(mut told) => {
+                let until = until.max(*told.get());
+                told.insert(until);
+            }
+            Entry::Vacant(told) => {
+                told.insert(until);
+                pair.owners += 1;
+            }
+        }
+        pair.generation
+    }
+
+    fn make_room(&mut self, client: IpAddr, limit: usize, counts: impl Fn(&Key) -> bool) {
+        let Some(told) = self.told.get_mut(&client) else {
+            return;
+        };
+        let alike = told.iter().filter(|(key, _)| counts(key));
+        if alike.clone().count() < limit {
             return;
         }
-        let first = alike.into_iter().min_by_key(|(_, pair)| pair.until);
+        let first = alike.min_by_key(|(_, until)| **until);
         if let Some(key) = first.map(|(key, _)| key.clone()) {
-            self.pairs.remove(&key);
+            told.remove(&key);
+            release(&mut self.pairs, &key);
+        }
+    }
+}
+
+/// One pod fewer was told the pair; without any it goes.
+fn release(pairs: &mut BTreeMap<Key, Pair>, key: &Key) {
+    if let Some(pair) = pairs.get_mut(key) {
+        pair.owners = pair.owners.saturating_sub(1);
+        if pair.owners == 0 {
+            pairs.remove(key);
         }
     }
 }
@@ -266,11 +347,19 @@ mod tests {
             &["192.0.2.1", "2001:db8::1"],
             300,
         );
-        assert!(learned.learn(now, POD, &told).changed);
+        let first = learned.learn(now, POD, &told).generation;
+        assert!(!learned.is_settled(first));
         assert!(has(&learned, "192.0.2.1", "www.example.test"));
         assert!(has(&learned, "2001:db8::1", "www.example.test"));
         assert!(!has(&learned, "192.0.2.1", "cdn.net"));
-        assert_eq!(learned.learn(now, OTHER, &told), Taught::default());
+        assert_eq!(learned.learn(now, OTHER, &told).generation, first, "no news");
+        let unwanted = answer(&["cdn.net"], &["192.0.2.9"], 300);
+        assert_eq!(learned.learn(now, OTHER, &unwanted), Taught::default());
+        let more = answer(&["www.example.test"], &["192.0.2.1", "192.0.2.2"], 300);
+        let second = learned.learn(now, OTHER, &more).generation;
+        assert!(second > first);
+        learned.settled(first);
+        assert!(learned.is_settled(first) && !learned.is_settled(second));
         learned.want(patterns(&["cdn.net"]));
         assert!(
             learned.names().is_empty(),
@@ -317,6 +406,10 @@ mod tests {
         after.restore(saved, at(30));
         after.want(patterns(&["*.example.test"]));
         assert!(has(&after, "192.0.2.1", "a.example.test"));
+        assert!(
+            !after.is_settled(after.generation()),
+            "policy has not been told yet"
+        );
         assert!(!after.any_overdue(at(69).0));
         assert!(after.any_overdue(at(70).0));
         after.want(BTreeSet::new());
@@ -332,7 +425,10 @@ mod tests {
         };
         let mut learned = learned(limits);
         let now = Instant::now();
-        learned.learn(now, OTHER, &answer(&["good.example.test"], &["192.0.2.1"], 30));
+        let good = answer(&["good.example.test"], &["192.0.2.1"], 30);
+        learned.learn(now, OTHER, &good);
+        // What another pod was told is not taken from it by asking for it too.
+        learned.learn(now, POD, &good);
         for i in 0..50 {
             let name = format!("x{i}.example.test");
             learned.learn(now, POD, &answer(&[&name], &[&format!("198.51.100.{i}")], 60 + i));
@@ -345,13 +441,48 @@ mod tests {
         assert_eq!(learned.pairs.len(), 5);
         let third = "10.0.0.4".parse().unwrap();
         let many = answer(&["c.example.test"], &["192.0.2.7", "192.0.2.8"], 60);
-        assert_eq!(
-            learned.learn(now, third, &many),
-            Taught {
-                changed: true,
-                refused: 1
-            }
-        );
+        assert_eq!(learned.learn(now, third, &many).refused, 1);
+    }
+
+    #[test]
+    fn a_pair_lasts_as_long_as_anybody_was_told_it() {
+        let limits = Limits {
+            addresses_per_name: 2,
+            names_per_address: 2,
+            ..Limits::default()
+        };
+        let mut learned = learned(limits);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let told = |ttl| answer(&["a.example.test"], &["192.0.2.1"], ttl);
+        learned.learn(start, OTHER, &told(60));
+        learned.learn(start, POD, &told(30));
+        // Neither by other addresses of the name nor by other names of the address.
+        for i in 2..9 {
+            let address = format!("192.0.2.{i}");
+            learned.learn(start, POD, &answer(&["a.example.test"], &[&address], 300));
+            let name = format!("n{i}.example.test");
+            learned.learn(start, POD, &answer(&[&name], &["192.0.2.1"], 300));
+        }
+        assert!(has(&learned, "192.0.2.1", "a.example.test"));
+        learned.expire(at(69), &BTreeSet::new());
+        assert!(has(&learned, "192.0.2.1", "a.example.test"));
+        assert!(learned.expire(at(70), &BTreeSet::new()));
+        assert!(!has(&learned, "192.0.2.1", "a.example.test"), "nobody is left");
+
+        // Whose own answer is older keeps it by another's: it is the same address.
+        learned.learn(at(70), OTHER, &told(10));
+        learned.learn(at(70), POD, &told(60));
+        assert!(!learned.expire(at(100), &BTreeSet::new()));
+        assert!(has(&learned, "192.0.2.1", "a.example.test"));
+
+        let saved = learned
+            .take_unsaved((at(100), Duration::from_secs(1000)))
+            .unwrap();
+        let mut after = self::learned(learned.limits.clone());
+        after.restore(saved, (at(100), Duration::from_secs(1000)));
+        assert_eq!(after.names(), learned.names());
+        assert_eq!(after.told.keys().collect::<Vec<_>>(), [&POD]);
     }
 
     #[test]

@@ -88,8 +88,8 @@ pub struct SaveError {
     pub source: std::io::Error,
 }
 
-/// Longest file of learned names that is read.
-const MAX_FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// Longest file of learned names that is read: 512 pairs of each of some hundred pods.
+const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 
 impl Names {
     /// Nothing learned and nothing wanted.
@@ -153,6 +153,17 @@ impl Names {
 
     fn learn(&self, now: Instant, client: IpAddr, answer: &Answer) -> Taught {
         self.lock().learn(now, client, answer)
+    }
+
+    /// What is to be settled before an answer of `generation` may go out: none if the packet programs know it already.
+    fn unsettled(&self, generation: u64) -> Option<u64> {
+        let learned = self.lock();
+        (!learned.is_settled(generation)).then(|| learned.generation())
+    }
+
+    /// Notes that the packet programs know everything of `generation` and before.
+    fn settled(&self, generation: u64) {
+        self.lock().settled(generation);
     }
 
     /// Each change leaves the table whole, so a panic elsewhere while it was locked does no harm.

@@ -193,7 +193,8 @@ impl Server {
                 "the table of learned names is full: rules with domains do not match these addresses"
             );
         }
-        if taught.changed {
+        // Also what another's question has taught, or what failed to settle, may not be known yet.
+        if let Some(generation) = self.names.unsettled(taught.generation) {
             let settled = tokio::time::timeout(SETTLE_WITHIN, (self.settle)()).await;
             let problem = match settled {
                 Ok(Ok(())) => None,
@@ -205,6 +206,7 @@ impl Server {
                 tracing::warn!(name = %question.name(), %client, problem, "policy does not know a learned name yet");
                 return Some(question.failure());
             }
+            self.names.settled(generation);
         }
         Some(question.to_client(&reply.packet, by_udp))
     }

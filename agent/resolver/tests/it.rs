@@ -24,6 +24,8 @@ use policies_ir::policy::DomainMatch;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the packet programs take.
+const SETTLES_AFTER: Duration = Duration::from_millis(200);
 const KNOWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 
 /// What the upstream does with a question.
@@ -133,6 +135,8 @@ struct Service {
     listen: SocketAddr,
     names: Arc<Names>,
     settled: Arc<AtomicBool>,
+    /// Whether the packet programs take no names.
+    stuck: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -149,12 +153,16 @@ impl Service {
         let names = Arc::new(Names::new(Limits::default()));
         names.want([DomainMatch::parse("*.example.test").unwrap()].into());
         let settled = Arc::new(AtomicBool::new(false));
-        let (note, seen) = (settled.clone(), names.clone());
+        let stuck = Arc::new(AtomicBool::new(false));
+        let (note, refuse, seen) = (settled.clone(), stuck.clone(), names.clone());
         let settle: Settle = Arc::new(move || {
-            let (note, seen) = (note.clone(), seen.clone());
+            let (note, refuse, seen) = (note.clone(), refuse.clone(), seen.clone());
             Box::pin(async move {
                 assert!(!seen.current().is_empty(), "learned before it is waited for");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                if refuse.load(Ordering::SeqCst) {
+                    return Err("stuck".to_owned());
+                }
+                tokio::time::sleep(SETTLES_AFTER).await;
                 note.store(true, Ordering::SeqCst);
                 Ok(())
             })
@@ -171,6 +179,7 @@ impl Service {
             listen,
             names,
             settled,
+            stuck,
             _runtime: runtime,
         }
     }
@@ -230,6 +239,43 @@ fn the_answer_comes_after_policy_knows_it() {
     let ids: std::collections::BTreeSet<u16> = asked.iter().map(|(id, _)| *id).collect();
     let ports: std::collections::BTreeSet<u16> = asked.iter().map(|(_, port)| *port).collect();
     assert!(ids.len() > 1 && ports.len() > 1, "predictable: {asked:?}");
+}
+
+#[test]
+fn who_asks_while_policy_does_not_know_it_yet_waits_too() {
+    let upstream = Upstream::start(Manner::Answers);
+    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| service.ask("www.example.test.").unwrap());
+        let waited = std::time::Instant::now();
+        while !service.knows(KNOWN) && waited.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+        let second = service.ask("www.example.test.").unwrap();
+        assert!(
+            service.settled.load(Ordering::SeqCst),
+            "the second answer came before policy"
+        );
+        assert_eq!(second.answers.len(), 1);
+        assert_eq!(first.join().unwrap().answers.len(), 1);
+    });
+}
+
+#[test]
+fn an_answer_that_policy_did_not_take_is_waited_for_again() {
+    let upstream = Upstream::start(Manner::Answers);
+    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    service.stuck.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        let failed = service.ask("www.example.test.").unwrap();
+        assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    }
+    service.stuck.store(false, Ordering::SeqCst);
+    assert_eq!(service.ask("www.example.test.").unwrap().answers.len(), 1);
+    assert!(
+        service.settled.load(Ordering::SeqCst),
+        "the retry came before policy"
+    );
 }
 
 #[test]

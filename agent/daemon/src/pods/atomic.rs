@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -50,7 +50,7 @@ fn fill(fresh: &Path, files: &[File], group: Option<u32>) -> Result<(), VolumeEr
         write_file(fresh, file)?;
     }
     match group {
-        Some(gid) => volumes::give_to_group(fresh, gid),
+        Some(gid) => volumes::give_to_group(fresh, gid, volumes::TO_READ),
         None => Ok(()),
     }
 }
@@ -116,14 +116,17 @@ fn top_names(files: &[File]) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Whether the directory has exactly these files with these modes.
+/// Whether the directory has exactly these files with these modes and owners.
 fn is_current(directory: &Path, files: &[File]) -> bool {
     let data = directory.join(DATA);
     let same = |file: &File| {
         let path = data.join(&file.path);
-        let mode = fs::metadata(&path).map(|metadata| metadata.permissions().mode());
         // A group may have been given more than was asked for.
-        mode.is_ok_and(|mode| mode & 0o707 == file.mode & 0o707)
+        let fits = |found: &fs::Metadata| {
+            found.permissions().mode() & 0o707 == file.mode & 0o707
+                && file.owner.is_none_or(|owner| owner == found.uid())
+        };
+        fs::metadata(&path).is_ok_and(|found| fits(&found))
             && fs::read(&path).is_ok_and(|bytes| bytes == file.bytes)
     };
     data.is_dir() && count(&data) == Some(files.len()) && files.iter().all(same)
@@ -149,6 +152,10 @@ fn write_file(directory: &Path, file: &File) -> Result<(), VolumeError> {
     let opened = options.write(true).create_new(true).mode(0o600).open(&target);
     let written = opened.and_then(|mut opened| io::Write::write_all(&mut opened, &file.bytes));
     written.map_err(|source| volumes::failed("write", &target, source))?;
+    if let Some(owner) = file.owner {
+        std::os::unix::fs::lchown(&target, Some(owner), None)
+            .map_err(|source| volumes::failed("change the owner of", &target, source))?;
+    }
     volumes::mode(&target, file.mode)
 }
 
@@ -179,6 +186,7 @@ mod tests {
             path: path.to_owned(),
             bytes: text.as_bytes().to_vec(),
             mode: 0o640,
+            owner: None,
         }
     }
 

@@ -9,8 +9,9 @@ use k8s_openapi::{
 
 use super::{
     env::{self, Objects},
+    fs_group::FsGroup,
     resources::{self, NodeAmounts},
-    tokens,
+    tokens, users,
     volumes::VolumeError,
 };
 
@@ -24,6 +25,8 @@ pub(crate) struct File {
     pub(crate) path: String,
     pub(crate) bytes: Vec<u8>,
     pub(crate) mode: u32,
+    /// The pod's user who owns it; none is root.
+    pub(crate) owner: Option<u32>,
 }
 
 /// Where contents come from.
@@ -113,6 +116,7 @@ impl<'a> Wish<'a> {
                 path: (*key).to_owned(),
                 bytes: bytes.to_vec(),
                 mode: bits(self.default_mode),
+                owner: None,
             };
             return Ok(values.iter().map(file).collect());
         };
@@ -123,6 +127,7 @@ impl<'a> Wish<'a> {
                     path: item.path.clone(),
                     bytes: bytes.to_vec(),
                     mode: bits(item.mode.or(self.default_mode)),
+                    owner: None,
                 }),
                 None if self.optional => {}
                 None => {
@@ -201,7 +206,8 @@ fn projected(
         Ok(vec![File {
             path: source.path.clone(),
             bytes: token.clone().into_bytes(),
-            mode: bits(default_mode),
+            mode: token_mode(sources.pod, default_mode),
+            owner: users::shared_user(sources.pod),
         }])
     } else {
         Err(VolumeError::Kind(volume.to_owned()))
@@ -231,9 +237,17 @@ fn downward(
             path: item.path.clone(),
             bytes: text.into_bytes(),
             mode: bits(item.mode.or(default_mode)),
+            owner: None,
         })
     };
     items.unwrap_or_default().iter().map(file).collect()
+}
+
+/// As the kubelet: where it is known who reads the token, by a user that all containers share or by the group that volumes
+/// are given to, nobody else does.
+fn token_mode(pod: &Pod, default_mode: Option<i32>) -> u32 {
+    let known = users::shared_user(pod).is_some() || FsGroup::of(pod).is_some();
+    if known { 0o600 } else { bits(default_mode) }
 }
 
 fn bits(mode: Option<i32>) -> u32 {

@@ -4,7 +4,11 @@
 use std::collections::BTreeMap;
 
 use agent_plan::Eviction;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
+
+/// How long after its time to end a pod is waited for: the kubelet's bound. A process in the kernel's hands may never end.
+const GONE_WITHIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// Who has to go. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +36,15 @@ impl Evictions {
     /// Whether the pod was ordered to go.
     pub(crate) fn is_ordered(&self, uid: &str) -> bool {
         self.0.borrow().contains_key(uid)
+    }
+
+    /// Whether the pod was ordered to go so lately that what it has may yet come back.
+    pub(crate) fn is_awaited(&self, uid: &str, now: Timestamp) -> bool {
+        self.0.borrow().get(uid).is_some_and(|order| {
+            let since = now.duration_since(order.at);
+            // A clock that was set back makes nobody wait.
+            !since.is_negative() && since < order.grace.saturating_add(GONE_WITHIN)
+        })
     }
 
     /// Forgets orders for pods that are no more.
@@ -77,7 +90,6 @@ impl Ordered {
 #[cfg(test)]
 mod tests {
     use agent_plan::Cause;
-    use jiff::{SignedDuration, Timestamp};
 
     use super::*;
 
@@ -88,6 +100,24 @@ mod tests {
             grace: SignedDuration::ZERO,
             at: Timestamp::UNIX_EPOCH,
         }
+    }
+
+    #[test]
+    fn a_pod_that_does_not_end_is_not_waited_for_forever() {
+        let evictions = Evictions::default();
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        assert!(!evictions.is_awaited("a", at(0)));
+        evictions.order("a", order("killed"));
+        let grace = SignedDuration::from_secs(60);
+        let asked = Eviction {
+            grace,
+            ..order("asked")
+        };
+        evictions.order("b", asked);
+        assert!(evictions.is_awaited("a", at(29)) && !evictions.is_awaited("a", at(30)));
+        assert!(evictions.is_awaited("b", at(89)) && !evictions.is_awaited("b", at(90)));
+        assert!(!evictions.is_awaited("a", at(-1)));
+        assert!(evictions.is_ordered("a"), "nobody orders it twice");
     }
 
     #[tokio::test]

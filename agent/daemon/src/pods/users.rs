@@ -54,6 +54,22 @@ pub(crate) fn user(pod: &Pod, container: &Container, account: UserIds) -> Result
     })
 }
 
+/// The user that all containers of `pod` run as by its own wish, those for debugging aside; none if one of them leaves it to
+/// its image, or they differ.
+pub(crate) fn shared_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let containers = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten());
+    let mut users = containers.map(|container| wanted(pod, container).uid);
+    let first = users.next()??;
+    if users.any(|user| user != Some(first)) {
+        return None;
+    }
+    number(first, "runAsUser").ok()
+}
+
 struct Wanted {
     uid: Option<i64>,
     gid: Option<i64>,

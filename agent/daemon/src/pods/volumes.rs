@@ -34,6 +34,10 @@ const REFRESH_AFTER: Duration = Duration::from_secs(20);
 /// The same for pods that have a token only: often enough for a token that lives ten minutes.
 const REFRESH_TOKENS_AFTER: Duration = Duration::from_secs(60);
 
+/// What of the owner's rights a pod's group gets: of its own volumes all, of those that mirror objects no writing.
+const TO_WRITE: u32 = 0o700;
+pub(super) const TO_READ: u32 = 0o500;
+
 /// Room for the last words of one container, four times what is read of them.
 const MESSAGE_BYTES: u64 = 16 * 1024;
 
@@ -107,7 +111,12 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
             private_dir(&path)?;
             fill(volume, &path, sources)?;
             if let Some(group) = group {
-                give_to_group(&path, group.gid)?;
+                let may = if contents::is_the_pods(volume) {
+                    TO_WRITE
+                } else {
+                    TO_READ
+                };
+                give_to_group(&path, group.gid, may)?;
             }
         }
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
@@ -247,12 +256,12 @@ fn fill(volume: &Volume, path: &Path, sources: Sources<'_>) -> Result<(), Volume
     mode(path, 0o777)
 }
 
-/// Kubernetes' rule for `fsGroup`: the group owns everything, may read what the owner may, and new files in
+/// Kubernetes' rule for `fsGroup`: the group owns everything, may do of `may` what the owner may, and new files in
 /// directories stay the group's.
-pub(super) fn give_to_group(path: &Path, gid: u32) -> Result<(), VolumeError> {
+pub(super) fn give_to_group(path: &Path, gid: u32, may: u32) -> Result<(), VolumeError> {
     let metadata = fs::symlink_metadata(path).map_err(|source| failed("look at", path, source))?;
     let bits = metadata.permissions().mode() & 0o7777;
-    let shared = bits | ((bits & 0o700) >> 3);
+    let shared = bits | ((bits & may) >> 3);
     std::os::unix::fs::lchown(path, None, Some(gid))
         .map_err(|source| failed("change the group of", path, source))?;
     if metadata.is_symlink() {
@@ -270,7 +279,7 @@ pub(super) fn give_to_group(path: &Path, gid: u32) -> Result<(), VolumeError> {
     if metadata.is_dir() {
         for entry in fs::read_dir(path).map_err(|source| failed("list", path, source))? {
             let entry = entry.map_err(|source| failed("list", path, source))?;
-            give_to_group(&entry.path(), gid)?;
+            give_to_group(&entry.path(), gid, may)?;
         }
     }
     Ok(())
@@ -457,6 +466,51 @@ mod tests {
         let other = self::pod(json!([{"name": "v", "projected": {"sources": [source("other")]}}]));
         assert!(make(&other, &root).is_err(), "nothing starts without its token");
         remove(&root).unwrap();
+    }
+
+    #[test]
+    fn a_token_is_for_those_who_read_it_only() {
+        let mode_and_owners = |spec: serde_json::Value| {
+            let directory = tempfile::tempdir().unwrap();
+            let root = directory.path().join("volumes");
+            let mut pod: Pod = serde_json::from_value(json!({ "spec": spec })).unwrap();
+            let source = json!({"serviceAccountToken": {"path": "token", "audience": "vault"}});
+            let volumes =
+                json!([{"name": "v", "projected": {"sources": [source, {"configMap": {"name": "m"}}]}}]);
+            pod.spec.as_mut().unwrap().volumes = Some(serde_json::from_value(volumes).unwrap());
+            make(&pod, &root).unwrap();
+            let seen = |name: &str| {
+                let found = fs::metadata(root.join("v").join(name)).unwrap();
+                (found.mode() & 0o777, found.uid(), found.gid())
+            };
+            assert_eq!(seen("b").1, 0, "tokens only");
+            let first = seen("token");
+            assert_eq!(
+                update(&root, sources(&pod, &objects())).unwrap(),
+                Vec::<String>::new()
+            );
+            let mut changed = objects();
+            changed.tokens.insert(wish("vault"), "renewed".to_owned());
+            assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["v"]);
+            assert_eq!(seen("token"), first, "a renewed one too");
+            remove(&root).unwrap();
+            first
+        };
+        let user = |uid: u32| json!({"name": "c", "securityContext": {"runAsUser": uid}});
+        let shared = json!({"containers": [user(5), user(5)]});
+        assert_eq!(mode_and_owners(shared), (0o600, 5, 0));
+        let of_pod = json!({"containers": [{"name": "c"}], "initContainers": [user(5)],
+            "securityContext": {"runAsUser": 5, "fsGroup": 77}});
+        assert_eq!(mode_and_owners(of_pod), (0o640, 5, 77));
+        let group = json!({"containers": [user(5), user(6)], "securityContext": {"fsGroup": 77}});
+        assert_eq!(mode_and_owners(group), (0o640, 0, 77));
+        // Nobody knows who reads it.
+        for containers in [json!([user(5), user(6)]), json!([user(5), {"name": "image"}])] {
+            assert_eq!(
+                mode_and_owners(json!({ "containers": containers })),
+                (0o644, 0, 0)
+            );
+        }
     }
 
     #[test]
