@@ -340,7 +340,7 @@ mod tests {
                 b"y",
                 XattrFlags::empty(),
             )
-            .unwrap()
+            .unwrap();
         });
         hides(|layer| std::fs::create_dir(layer.join("etc/passwd")).unwrap());
     }

@@ -134,8 +134,8 @@ fn enter_misplaced(root: &Path) -> Result<(), ApplyError> {
 /// In a mount namespace of its own: `/proc` and a volume.
 fn mount(root: &Path, volume: &str) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
-    // SAFETY: flags only.
     assert_eq!(
+        // SAFETY: only a flag is passed.
         unsafe { libc::unshare(libc::CLONE_NEWNS) },
         0,
         "a mount namespace"

@@ -125,7 +125,9 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
     if matches!(parsed, Err(Reason::NotIp | Reason::Vlan)) || (parsed.is_ok() && is_housekeeping(packet)) {
         return None;
     }
-    let host = host_at(packet.ifindex, packet.local);
+    // Whom a packet is for that cannot be read nobody knows: the host answers for it.
+    let is_unread = parsed.is_err() && same(&packet.local, &Address::UNSPECIFIED);
+    let host = host_at(packet.ifindex, if is_unread { Address::GROUP } else { packet.local });
     let endpoint = match host {
         Some(endpoint) => endpoint,
         None => forwarded_at(packet.ifindex, &packet.local)?,

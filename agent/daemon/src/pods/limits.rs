@@ -117,13 +117,13 @@ mod tests {
         of_pod(&serde_json::from_value(spec).unwrap()).unwrap()
     }
 
-    fn with(requests: Value, limits: Value) -> Value {
+    fn with(requests: &Value, limits: &Value) -> Value {
         json!({"name": "c", "resources": {"requests": requests, "limits": limits}})
     }
 
     #[test]
     fn a_pod_weighs_what_its_containers_request_together() {
-        let requests = |cpu: &str| with(json!({"cpu": cpu}), json!({}));
+        let requests = |cpu: &str| with(&json!({"cpu": cpu}), &json!({}));
         let weight = |spec: Value| pod(spec).cpu_shares;
         assert_eq!(
             weight(json!({"containers": [{"name": "c"}]})),
@@ -135,7 +135,7 @@ mod tests {
             Some(2048)
         );
         assert_eq!(
-            weight(json!({"containers": [with(json!({}), json!({"cpu": "1"}))]})),
+            weight(json!({"containers": [with(&json!({}), &json!({"cpu": "1"}))]})),
             Some(1024)
         );
         let sidecar = |cpu: &str| {
@@ -160,24 +160,22 @@ mod tests {
     #[test]
     fn a_pod_is_limited_where_all_its_containers_are() {
         let both = json!({"cpu": "250m", "memory": "64Mi"});
-        let limits =
-            pod(json!({"containers": [with(json!({}), both.clone()), with(json!({}), both.clone())]}));
+        let limits = pod(json!({"containers": [with(&json!({}), &both), with(&json!({}), &both)]}));
         assert_eq!(
             (limits.cpu_quota_us, limits.cpu_period_us),
             (Some(50_000), Some(100_000))
         );
         assert_eq!(limits.memory_bytes, Some(128 << 20));
-        let only = pod(
-            json!({"containers": [with(json!({}), both.clone()), with(json!({}), json!({"cpu": "1m"}))]}),
-        );
+        let only =
+            pod(json!({"containers": [with(&json!({}), &both), with(&json!({}), &json!({"cpu": "1m"}))]}));
         assert_eq!((only.cpu_quota_us, only.memory_bytes), (Some(25_100), None));
-        let init = pod(json!({"containers": [with(json!({}), both)], "initContainers": [{"name": "i"}]}));
+        let init = pod(json!({"containers": [with(&json!({}), &both)], "initContainers": [{"name": "i"}]}));
         assert_eq!(
             (init.cpu_quota_us, init.cpu_period_us, init.memory_bytes),
             (None, None, None)
         );
-        let odd =
-            serde_json::from_value(json!({"containers": [with(json!({"cpu": "much"}), json!({}))]})).unwrap();
+        let odd = serde_json::from_value(json!({"containers": [with(&json!({"cpu": "much"}), &json!({}))]}))
+            .unwrap();
         assert!(of_pod(&odd).is_err());
     }
 }

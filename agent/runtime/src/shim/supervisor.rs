@@ -532,7 +532,7 @@ impl Supervisor {
         match self.containers.get(&name).map(|container| &container.state) {
             None => self.answer(client, &Response::Done),
             Some(ContainerState::Exited(_) | ContainerState::Failed { .. }) => {
-                self.removals.push((client, name))
+                self.removals.push((client, name));
             }
             Some(_) => return Err(format!("container {name} has not exited")),
         }

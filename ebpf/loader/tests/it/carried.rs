@@ -30,7 +30,7 @@ use crate::{
     },
     lab::{LOOPBACK, Lab, POD_MAC, attached_both_ways, ip},
     link::{Job, run},
-    matrix::{address, mac, plug_in},
+    matrix::{address, address6, mac, plug_in},
 };
 
 const POD: EndpointId = EndpointId(1);
@@ -442,18 +442,7 @@ impl Node {
             }
         });
         let (pod, ifindex) = plug_in(0);
-        let (four, six) = (address(0), ip("fd07::a"));
-        let mac_text = mac(0).map(|byte| format!("{byte:02x}")).join(":");
-        run(&format!("ip -6 route add {six}/128 dev m0"));
-        run(&format!(
-            "ip neigh replace {six} lladdr {mac_text} dev m0 nud permanent"
-        ));
-        inside(&pod, move || {
-            run(&format!("ip -6 addr add {six}/128 dev eth0 nodad"));
-            run("ip -6 route add fe80::1 dev eth0");
-            run("ip -6 route add default via fe80::1 dev eth0");
-            run("ip neigh replace fe80::1 lladdr 02:00:00:00:00:fe dev eth0 nud permanent");
-        });
+        let (four, six) = (address(0), address6(0));
         masquerade();
         let link = EndpointLink {
             id: POD,

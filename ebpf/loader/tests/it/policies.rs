@@ -165,9 +165,9 @@ fn define_what_is_mentioned(view: &mut ClusterView) {
         }
     }
     for pod in &mut view.pods {
-        // Containers have no ports of other protocols.
+        // Containers have no ports of other protocols, and none has number 0.
         pod.named_ports
-            .retain(|port| [TCP, UDP, SCTP].contains(&port.protocol));
+            .retain(|port| port.port != 0 && [TCP, UDP, SCTP].contains(&port.protocol));
     }
 }
 

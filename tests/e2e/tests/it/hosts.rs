@@ -400,7 +400,7 @@ impl Wire {
         });
         let listening = listening
             .join()
-            .map_err(|_| anyhow::anyhow!("cannot go behind the link"))?;
+            .map_err(|_panicked| anyhow::anyhow!("cannot go behind the link"))?;
         let listener = listening.context("cannot listen behind the link")?;
         std::thread::spawn(move || {
             for stream in listener.incoming() {
