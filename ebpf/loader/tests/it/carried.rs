@@ -680,7 +680,7 @@ fn asks_oddly(bytes: usize, patience: Duration) -> Option<u16> {
     // RFC 4727, with the bits of one that is passed over.
     const UNKNOWN_BUT_HARMLESS: u8 = 0x1e;
     let (source, destination) = (
-        Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, 0xa),
+        Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 1, 10),
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9),
     );
     let listens = UdpSocket::bind((source, PORT)).expect("a socket");
