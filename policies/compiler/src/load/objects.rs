@@ -94,7 +94,8 @@ impl Loader {
                     other,
                 });
             }
-        } else {
+        } else if kind != "PolicyAssertion" {
+            // Assertions are about policy; who asks for them reads them for himself.
             let label = reader.label;
             self.loaded.notes.push(format!(
                 "{label} is left out: network policy does not depend on it"

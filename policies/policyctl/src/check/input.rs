@@ -65,7 +65,11 @@ pub(crate) fn offline(paths: &[PathBuf]) -> Result<(ClusterView, Vec<PolicyAsser
 /// The same of objects that have been read.
 pub(crate) fn of_documents(documents: &[(String, Value)]) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
     let mut assertions = Vec::new();
-    for (origin, object) in documents.iter().filter(|(_, object)| is_assertion(object)) {
+    for (origin, object) in documents
+        .iter()
+        .flat_map(items)
+        .filter(|(_, object)| is_assertion(object))
+    {
         let assertion: PolicyAssertion = serde_json::from_value(object.clone())
             .with_context(|| format!("{origin} is not a valid PolicyAssertion"))?;
         if assertion.api_version != api::palisade::API_VERSION {
@@ -79,6 +83,22 @@ pub(crate) fn of_documents(documents: &[(String, Value)]) -> Result<(ClusterView
         output::note(&format!("note: {note}"));
     }
     Ok((loaded.view, assertions))
+}
+
+/// The objects of a document: those of a list, as `kubectl get -o yaml` writes them, or the one that it is.
+fn items((origin, document): &(String, Value)) -> Vec<(String, &Value)> {
+    match document["items"]
+        .as_array()
+        .filter(|_items| document["kind"] == "List")
+    {
+        Some(items) => {
+            let items = items.iter().enumerate();
+            items
+                .map(|(at, item)| (format!("{origin}, items[{at}]"), item))
+                .collect()
+        }
+        None => vec![(origin.clone(), document)],
+    }
 }
 
 /// Assertions are about policy, and no part of it.

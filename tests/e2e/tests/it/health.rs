@@ -71,7 +71,11 @@ fn hooks_are_requests(cluster: &Cluster) -> Result<()> {
     let image = image(cluster)?;
     // Says of each request what was asked for.
     let server = with(
-        sh("server", &image, "cd /tmp; exec httpd -f -vv -p 8080"),
+        sh(
+            "server",
+            &image,
+            "trap 'exit 0' TERM; cd /tmp; httpd -f -vv -p 8080 & wait",
+        ),
         &json!({
             "restartPolicy": "Always",
             "ports": [{"containerPort": 8080, "name": "told"}],

@@ -21,11 +21,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("images_of_a_private_registry_take_its_secret", take_a_secret),
     ("images_follow_their_pull_policy", follow_their_pull_policy),
     ("images_in_dockers_formats_run", run_in_dockers_formats),
-    ("images_tell_how_far_a_long_pull_has_come", tell_how_far_they_are),
     (
         "images_without_the_gates_signature_do_not_run",
         need_the_gates_signature,
     ),
+    // Last: it leaves its mark in the agent's configuration, and the next `up` starts another agent.
+    ("images_tell_how_far_a_long_pull_has_come", tell_how_far_they_are),
 ];
 
 /// How long a pod may take to get anywhere.
