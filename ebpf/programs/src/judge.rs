@@ -130,7 +130,7 @@ pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> O
     let host = host_at(packet.ifindex, if is_unread { Address::GROUP } else { packet.local });
     let endpoint = match host {
         Some(endpoint) => endpoint,
-        None => forwarded_at(packet.ifindex, &packet.local)?,
+        None => forwarded_at(packet.ifindex)?,
     };
     if endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0
         && parsed.is_ok()
@@ -179,9 +179,9 @@ fn host_at<'a>(ifindex: u32, address: Address) -> Option<&'a Endpoint> {
     unsafe { HOST_ENDPOINTS.get(&HostKey { ifindex, address }) }
 }
 
-/// The endpoint of what the host forwards through an interface, from or to the address `_inside`.
+/// The endpoint of what the host forwards through an interface.
 #[inline(always)]
-fn forwarded_at<'a>(ifindex: u32, _inside: &Address) -> Option<&'a Endpoint> {
+fn forwarded_at<'a>(ifindex: u32) -> Option<&'a Endpoint> {
     host_at(ifindex, Address::UNSPECIFIED)
 }
 
@@ -223,8 +223,8 @@ pub(crate) fn inside(carrier: u32, wire: Address) -> Address {
 
 /// Who tells of a carried flow: the endpoint of what is forwarded, or else the one that tracks it.
 #[inline(always)]
-pub(crate) fn teller(ifindex: u32, inside: &Address, keeper: u32) -> u32 {
-    match forwarded_at(ifindex, inside) {
+pub(crate) fn teller(ifindex: u32, keeper: u32) -> u32 {
+    match forwarded_at(ifindex) {
         Some(endpoint) => endpoint.id,
         None => keeper,
     }
@@ -243,7 +243,7 @@ fn judge_of<const HOST: bool>(own: Judge, packet: &mut Packet) -> Option<Judge> 
         return if has_tables { Some(own) } else { None };
     }
     packet.inside = inside(packet.carrier, packet.local);
-    if let Some(forwarded) = forwarded_at(packet.ifindex, &packet.inside)
+    if let Some(forwarded) = forwarded_at(packet.ifindex)
         && let Some(judge) = state_of(forwarded.id, forwarded.slot)
     {
         return Some(Judge {

@@ -51,7 +51,7 @@ pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) 
     let (mut local, mut endpoint) = (key.local, key.endpoint);
     if flow.carrier() != 0 {
         local = inside(flow.carrier(), key.local);
-        endpoint = teller(ifindex, &local, key.endpoint);
+        endpoint = teller(ifindex, key.endpoint);
     }
     let record = entry.as_mut_ptr();
     // Field by field: put together on the stack it would not fit there.
