@@ -131,11 +131,7 @@ fn logged_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Vec<Decid
     let Some(rules) = rules.filter(|_| Reason::from_code(record.reason) == Some(Reason::Policy)) else {
         return Vec::new();
     };
-    let packet = Packet {
-        inside: None,
-        ..packet(record)
-    };
-    let names = rules.matched(EndpointId(record.endpoint), &packet);
+    let names = rules.matched(EndpointId(record.endpoint), &packet(record));
     names
         .into_iter()
         .map(|name| named(Some(tables::DecidedBy::Rule(name)), true))
@@ -226,9 +222,16 @@ mod tests {
 
     use api::flow::HostRef;
     use ebpf_abi::{Address, DIRECTION_EGRESS};
-    use policies_ir::tables::{
-        BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, InsideClass, NodeTables, RuleName, Service,
-        SourceBlock, SourceClass, Verdict, VerdictEntry, VerdictKey,
+    use policies_ir::{
+        cluster::{Cluster, Member},
+        policy::{
+            Action, DefaultAction, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy,
+            PolicySet, Rule, Selector, ServiceMatch, TieBreak, Tier, Workload, WorkloadKind, WorkloadMatch,
+        },
+        tables::{
+            BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, InsideClass, NodeTables, RuleName,
+            Service, SourceBlock, SourceClass, Verdict, VerdictEntry, VerdictKey,
+        },
     };
 
     use super::*;
@@ -460,16 +463,8 @@ mod tests {
         assert_eq!(event.opened.unwrap().to_string(), "1969-12-31T23:59:58Z");
     }
 
-    #[test]
-    fn rules_that_log_are_named_beside_the_decision() {
-        use policies_ir::{
-            cluster::{Cluster, Member},
-            policy::{
-                Action, DefaultAction, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy,
-                PolicySet, Rule, Selector, ServiceMatch, TieBreak, Tier, WorkloadMatch,
-            },
-        };
-        let rule = |index, action, protocol: Option<u8>| Rule {
+    fn rule(index: u32, action: Action, protocol: Option<u8>) -> Rule {
+        Rule {
             index,
             action,
             own: EndMatch::default(),
@@ -478,37 +473,106 @@ mod tests {
                 protocol,
                 ..ServiceMatch::default()
             },
-        };
-        let policy = |log| Policy {
+        }
+    }
+
+    /// One policy, for whatever is judged in this phase, of these rules for what leaves.
+    fn egress_policy(phase: Phase, egress: Vec<Rule>) -> PolicySet {
+        let policy = Policy {
             name: "NetworkPolicy a/log".to_owned(),
             directions: Directions {
                 ingress: false,
                 egress: true,
             },
-            egress: vec![
-                rule(0, log, Some(6)),
-                rule(1, log, Some(17)),
-                rule(2, Action::Deny, None),
-                rule(3, log, None),
-            ],
+            egress,
             ingress: Vec::new(),
             tie_break: TieBreak::default(),
             order: Order(None),
-            phase: Phase::Local,
+            phase,
             applies_to: WorkloadMatch {
                 kinds: Kinds::All,
                 namespace: NamespaceMatch::Any,
                 labels: Selector::everything(),
             },
         };
-        let set = |log| PolicySet {
+        PolicySet {
             tiers: vec![Tier {
                 name: "default".to_owned(),
                 order: Order(None),
                 default_action: DefaultAction::Deny,
-                policies: vec![Arc::new(policy(log))],
+                policies: vec![Arc::new(policy)],
             }],
             ..PolicySet::default()
+        }
+    }
+
+    /// Indices of the `Log` rules that the event of a record names.
+    fn logged(rules: Option<crate::logging::LogRules>, record: &FlowRecord) -> Vec<Option<u32>> {
+        let names = names();
+        let snapshot = (*names.of(EndpointId(7), 3).0).clone();
+        names.publish(Snapshot {
+            logging: rules.map(Arc::new),
+            changes: [(EndpointId(7), 3), (EndpointId(8), 3), (EndpointId(9), 3)].into(),
+            ..snapshot
+        });
+        let event = flow_event(record, &names, "node-1", &CLOCK);
+        event.logged_by.iter().map(|rule| rule.index).collect()
+    }
+
+    /// What a host forwards is judged by other policies, which ask about the address in the packet; what it doesn't track by
+    /// others again.
+    #[test]
+    fn rules_that_log_are_asked_about_every_part_of_a_host_endpoint() {
+        let cluster = || Cluster {
+            members: vec![Member {
+                workload: Workload {
+                    kind: WorkloadKind::HostEndpoint,
+                    ..Workload::default()
+                },
+                endpoint: Some(EndpointId(7)),
+                forwarded: Some(EndpointId(8)),
+                untracked: Some(EndpointId(9)),
+                addresses: ["192.0.2.1".parse().unwrap()].into(),
+                ..Member::default()
+            }],
+            ..Cluster::default()
+        };
+        let from_client = Rule {
+            own: EndMatch {
+                nets: vec![format!("{CLIENT}/32").parse().unwrap()],
+                ..EndMatch::default()
+            },
+            ..rule(1, Action::Log, Some(6))
+        };
+        let rules = vec![
+            rule(0, Action::Log, Some(6)),
+            from_client,
+            rule(2, Action::Deny, None),
+        ];
+        let (both, first) = (vec![Some(0), Some(1)], vec![Some(0)]);
+        for (phase, own, forwarded, untracked) in [
+            (Phase::Local, &first, &Vec::new(), &Vec::new()),
+            (Phase::LocalAndForwarded, &first, &both, &Vec::new()),
+            (Phase::Untracked, &first, &both, &both),
+        ] {
+            for (endpoint, expected) in [(7, own), (8, forwarded), (9, untracked)] {
+                let log = crate::logging::LogRules::new(egress_policy(phase, rules.clone()), cluster);
+                let record = FlowRecord { endpoint, ..record() };
+                assert_eq!(&logged(log, &record), expected, "{phase:?}, endpoint {endpoint}");
+            }
+        }
+    }
+
+    #[test]
+    fn rules_that_log_are_named_beside_the_decision() {
+        let set = |log| {
+            let rules = vec![
+                rule(0, log, Some(6)),
+                rule(1, log, Some(17)),
+                rule(2, Action::Deny, None),
+                rule(3, log, None),
+            ];
+            egress_policy(Phase::Local, rules)
         };
         let cluster = || Cluster {
             members: vec![Member {
@@ -519,15 +583,9 @@ mod tests {
             ..Cluster::default()
         };
         assert!(crate::logging::LogRules::new(set(Action::Pass), cluster).is_none());
-        let names = names();
-        let snapshot = (*names.of(EndpointId(7), 3).0).clone();
-        names.publish(Snapshot {
-            logging: crate::logging::LogRules::new(set(Action::Log), cluster).map(Arc::new),
-            ..snapshot
-        });
-        let logged = |record: FlowRecord| -> Vec<Option<u32>> {
-            let event = flow_event(&record, &names, "node-1", &CLOCK);
-            event.logged_by.iter().map(|rule| rule.index).collect()
+        let logged = |record: FlowRecord| {
+            let rules = crate::logging::LogRules::new(set(Action::Log), cluster);
+            logged(rules, &record)
         };
         assert_eq!(
             logged(record()),

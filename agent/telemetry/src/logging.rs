@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use policies_ir::{
     cluster::Cluster,
     decide::{Step, decide},
-    policy::{Action, PolicySet},
+    policy::{Action, EndpointPolicy, PolicySet, Workload},
     tables::{EndpointId, Packet, RuleName},
 };
 
@@ -18,8 +18,29 @@ const MAX_NAMED: usize = 16;
 pub struct LogRules {
     cluster: Cluster,
     policies: PolicySet,
-    /// Position among the members of each endpoint that such a rule may be about.
-    endpoints: BTreeMap<EndpointId, usize>,
+    /// Of each endpoint that such a rule may be about, position among the members, and which part of that one it is.
+    endpoints: BTreeMap<EndpointId, (usize, Part)>,
+}
+
+/// A host endpoint has three numbers, for what it judges by different policies.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// Flows that begin or end there; all that a pod has.
+    Own,
+    /// What the node forwards.
+    Forwarded,
+    /// Packets before flows are known.
+    Untracked,
+}
+
+impl Part {
+    fn policy<'a>(self, policies: &'a PolicySet, workload: &'a Workload) -> EndpointPolicy<'a> {
+        match self {
+            Self::Own => policies.for_endpoint(workload),
+            Self::Forwarded => policies.for_forwarded(workload),
+            Self::Untracked => policies.for_untracked(workload),
+        }
+    }
 }
 
 impl LogRules {
@@ -33,14 +54,16 @@ impl LogRules {
         let cluster = cluster();
         let mut endpoints = BTreeMap::new();
         for (position, member) in cluster.members.iter().enumerate() {
-            let Some(endpoint) = member.endpoint else {
-                continue;
-            };
-            let policy = policies.for_endpoint(&member.workload);
-            let applying = policy.tiers.iter().flat_map(|tier| &tier.policies);
-            let mut rules = applying.flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
-            if rules.any(|rule| rule.action == Action::Log) {
-                endpoints.insert(endpoint, position);
+            let parts = [
+                (member.endpoint, Part::Own),
+                (member.forwarded, Part::Forwarded),
+                (member.untracked, Part::Untracked),
+            ];
+            for (endpoint, part) in parts {
+                let policy = part.policy(&policies, &member.workload);
+                if let Some(endpoint) = endpoint.filter(|_| logs(&policy)) {
+                    endpoints.insert(endpoint, (position, part));
+                }
             }
         }
         (!endpoints.is_empty()).then_some(Self {
@@ -50,14 +73,21 @@ impl LogRules {
         })
     }
 
-    /// `Log` rules that match `packet` before it is decided about.
+    /// `Log` rules that match `packet` before it is decided about. Its address at the own end counts where policy asks whose
+    /// that is.
     pub(crate) fn matched(&self, endpoint: EndpointId, packet: &Packet) -> Vec<RuleName> {
-        let position = self.endpoints.get(&endpoint);
-        let Some(member) = position.and_then(|position| self.cluster.members.get(*position)) else {
+        let Some((position, part)) = self.endpoints.get(&endpoint) else {
             return Vec::new();
         };
-        let policy = self.policies.for_endpoint(&member.workload);
-        let decision = decide(&policy, &self.cluster.flow(member, packet));
+        let Some(member) = self.cluster.members.get(*position) else {
+            return Vec::new();
+        };
+        let policy = part.policy(&self.policies, &member.workload);
+        let packet = Packet {
+            inside: packet.inside.filter(|_| policy.any_own),
+            ..*packet
+        };
+        let decision = decide(&policy, &self.cluster.flow(member, &packet));
         let logged = decision.steps.into_iter().filter_map(|step| match step {
             Step::Rule {
                 name,
@@ -72,4 +102,10 @@ impl LogRules {
         names.truncate(MAX_NAMED);
         names
     }
+}
+
+fn logs(policy: &EndpointPolicy<'_>) -> bool {
+    let applying = policy.tiers.iter().flat_map(|tier| &tier.policies);
+    let mut rules = applying.flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+    rules.any(|rule| rule.action == Action::Log)
 }
