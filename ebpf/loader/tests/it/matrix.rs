@@ -120,6 +120,34 @@ fn every_pod_reaches_exactly_whom_the_reference_says() {
     matrix.step("delete a pod and create another in its place", |m| {
         m.replace_pod(0, "d");
     });
+    matrix.step("delete a pod that nobody follows", |m| m.delete_pod(5));
+    matrix.step("delete a namespace, with its policies and pods", |m| {
+        m.delete_namespace("z");
+    });
+    matrix.step(
+        "create a namespace: w is blue, with pods that have addresses of those of z",
+        |m| {
+            m.create_namespace("w", "blue");
+            for (number, name) in (6..9).zip(PODS) {
+                m.create_pod(number, "w", name);
+            }
+        },
+    );
+    matrix.step(
+        "create: egress of w is isolated; and a pod where one was deleted",
+        |m| {
+            m.policies.push(isolate("w", &["Egress"]));
+            m.create_pod(5, "y", "e");
+        },
+    );
+    matrix.step(
+        "delete the namespace, and create it again with another label and without policies",
+        |m| {
+            m.delete_namespace("w");
+            m.create_namespace("w", "red");
+            m.create_pod(8, "w", "c");
+        },
+    );
     matrix.step("relabel the namespace back", |m| {
         m.relabel_namespace("y", "team", "red");
     });
@@ -150,6 +178,8 @@ struct Pod {
     ifindex: u32,
     mac: [u8; 6],
     jobs: mpsc::Sender<Job>,
+    /// Nobody sends from its link, and nothing is sent there, once it is deleted.
+    is_there: bool,
 }
 
 impl Matrix {
@@ -168,10 +198,7 @@ impl Matrix {
             told_apart: 0,
         };
         for namespace in NAMESPACES {
-            matrix
-                .namespaces
-                .push(json!({"apiVersion": "v1", "kind": "Namespace",
-                "metadata": {"name": namespace, "labels": {"team": "red"}}}));
+            matrix.create_namespace(namespace, "red");
             for name in PODS {
                 let number = u8::try_from(matrix.pods.len()).expect("few pods");
                 let (jobs, ifindex) = plug_in(number);
@@ -184,6 +211,7 @@ impl Matrix {
                     ifindex,
                     mac: mac(number),
                     jobs,
+                    is_there: true,
                 });
                 matrix.attach(usize::from(number));
             }
@@ -214,6 +242,53 @@ impl Matrix {
 
     fn relabel_pod(&mut self, number: usize, key: &str, value: &str) {
         self.pods[number].labels.push((key.to_owned(), value.to_owned()));
+    }
+
+    fn create_namespace(&mut self, name: &str, team: &str) {
+        self.namespaces
+            .push(json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"team": team}}}));
+    }
+
+    /// The namespace goes with all that is in it.
+    fn delete_namespace(&mut self, name: &str) {
+        self.namespaces
+            .retain(|namespace| namespace["metadata"]["name"] != name);
+        self.policies
+            .retain(|policy| policy["metadata"]["namespace"] != name);
+        for number in 0..self.pods.len() {
+            let pod = &self.pods[number];
+            if pod.namespace == name && pod.is_there {
+                self.delete_pod(number);
+            }
+        }
+    }
+
+    /// The pod goes, and its address leads nowhere.
+    fn delete_pod(&mut self, number: usize) {
+        let pod = &mut self.pods[number];
+        pod.is_there = false;
+        self.lab.kernel().detach(pod.endpoint).expect("detach");
+        for address in pod.addresses {
+            run(&format!("ip route del {address} dev m{number}"));
+            run(&format!("ip route add blackhole {address}"));
+        }
+    }
+
+    /// A pod at a link where there is none, with the addresses of the one that was there.
+    fn create_pod(&mut self, number: usize, namespace: &'static str, name: &str) {
+        let pod = &mut self.pods[number];
+        assert!(!pod.is_there, "a pod is there already");
+        pod.is_there = true;
+        pod.namespace = namespace;
+        name.clone_into(&mut pod.name);
+        pod.labels = vec![("pod".to_owned(), name.to_owned())];
+        let addresses = pod.addresses;
+        self.attach(number);
+        for address in addresses {
+            run(&format!("ip route del blackhole {address}"));
+            run(&format!("ip route add {address} dev m{number}"));
+        }
     }
 
     /// The pod goes, and one with another name takes over its link and its address.
@@ -266,6 +341,7 @@ impl Matrix {
         view.pods = self
             .pods
             .iter()
+            .filter(|pod| pod.is_there)
             .map(|pod| PodView {
                 namespace: pod.namespace.to_owned(),
                 name: pod.name.clone(),
@@ -292,7 +368,9 @@ impl Matrix {
             let decision = reference(view, pod.endpoint, &packet).expect("the endpoint exists");
             decision.verdict == Verdict::Allow
         };
-        judge(source, Direction::Egress, destination.at(v6))
+        source.is_there
+            && destination.is_there
+            && judge(source, Direction::Egress, destination.at(v6))
             && judge(destination, Direction::Ingress, source.at(v6))
     }
 
@@ -302,7 +380,8 @@ impl Matrix {
         let deadline = Instant::now() + PATIENCE;
         let (stop, stopped): (Vec<_>, Vec<_>) = self.pods.iter().map(|_| mpsc::channel::<()>()).unzip();
         let mut ready = Vec::new();
-        for ((number, pod), stopped) in self.pods.iter().enumerate().zip(stopped) {
+        let pods = self.pods.iter().enumerate().zip(stopped);
+        for ((number, pod), stopped) in pods.filter(|((_, pod), _)| pod.is_there) {
             let (is_ready, listening) = mpsc::channel();
             let (own, go) = mpsc::channel();
             ready.push((listening, own));
