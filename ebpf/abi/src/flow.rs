@@ -1,6 +1,6 @@
 //! Tracked flows and reported decisions: what the programs write.
 
-use crate::{Address, VERDICT_ALLOW, VERDICT_DENY};
+use crate::{Address, DIRECTION_EGRESS, DIRECTION_INGRESS, VERDICT_ALLOW, VERDICT_DENY};
 
 /// Most tracked flows of a node. A full table denies new flows; it never forgets a living one.
 pub const MAX_FLOWS: u32 = 1 << 17;
@@ -21,12 +21,18 @@ pub const RING_BYTES: u32 = 1 << 20;
 /// A ring that holds so much wakes its reader, who otherwise lets records gather.
 pub const RING_HURRY_BYTES: u32 = RING_BYTES / 4;
 
+/// From one port of an ICMP message that is no echo to the other, see [`FlowKey`].
+pub const ICMP_MESSAGE_DISTANCE: u16 = 0x4000;
+// Of echoes it is 1 to 256; no two distances may be the same, nor each other's opposites.
+const _: () = assert!(ICMP_MESSAGE_DISTANCE > 256 && ICMP_MESSAGE_DISTANCE < 0x8000);
+
 /// Key of map `FLOWS`: a flow as one endpoint sees it, the same for both directions.
 ///
-/// Echo requests and replies carry their id as the port of the side that asks and their code as that of the side that
-/// answers; other ICMP messages carry `type << 8 | code` for the side that sends, and 0xffff for the other (of type 0, which
-/// is reserved in ICMPv6, 0xff00 and the code, and 0xfffe). So a message in one direction never looks like the answer to
-/// one in the other, and no echo, whose id its sender chooses, like a message of another type or code.
+/// Echo requests and replies carry their id as the port of the side that asks, and as that of the side that answers the
+/// id plus one plus their code; other ICMP messages carry `type << 8 | code` for the side that sends, and
+/// [`ICMP_MESSAGE_DISTANCE`] more for the other. Sums wrap around. So the distance from one port to the other, whichever
+/// way, tells who asked or sent: a message in one direction never looks like the answer to one in the other, and no echo,
+/// whose id its sender chooses, like one of the other side, or of another code, or like another message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey {
@@ -71,8 +77,16 @@ pub const FLOW_RESET: u8 = 1 << 4;
 /// TCP: both ends offered window scaling.
 pub const FLOW_SCALED: u8 = 1 << 5;
 
+/// The flow was there before anybody tracked it: only a packet from its middle was seen, and which end opened it is a guess
+/// that policy allows. Hosts only.
+pub const FLOW_ADOPTED: u8 = 1 << 6;
+
 /// [`FlowSide::scale`] of an end that did not offer window scaling.
 pub const SCALE_NONE: u8 = 255;
+/// The largest window scale (RFC 7323): that of an adopted flow's ends, whose offers nobody has heard.
+pub const SCALE_LARGEST: u8 = 14;
+/// As [`SCALE_LARGEST`], of the end that had sent nothing yet when the flow was adopted. Its low four bits are the scale.
+pub const SCALE_UNHEARD: u8 = 0xf0 | SCALE_LARGEST;
 
 /// [`FlowSide::way`]: not known yet; packets go by the host's stack.
 pub const WAY_UNKNOWN: u8 = 0;
@@ -119,7 +133,7 @@ pub struct FlowState {
     pub last_seen_ns: u64,
     /// Destination port (or ICMP type and code) of the first packet: what policy is asked about.
     pub service_port: u16,
-    /// `DIRECTION_*` of the first packet.
+    /// `DIRECTION_*` of the first packet, or of whoever is taken to have sent it, see [`FLOW_ADOPTED`].
     pub origin: u8,
     /// `FLOW_*` bits.
     pub state: u8,
@@ -156,6 +170,26 @@ impl FlowState {
         low.carrier = carrier as u16;
         high.carrier = (carrier >> 16) as u16;
         [low, high]
+    }
+
+    /// Whether it was adopted by what one end sent, and the other has not shown that there is such a connection.
+    #[inline(always)]
+    pub const fn is_guess(&self) -> bool {
+        self.state & (FLOW_ADOPTED | FLOW_REPLIED) == FLOW_ADOPTED
+    }
+
+    /// `DIRECTION_*` of the packet with which tracking began, in whose share the flow is until it is established. That of
+    /// the first packet, unless an answer was seen first.
+    #[inline(always)]
+    pub const fn begun(&self) -> u8 {
+        let [_, from_endpoint] = &self.sides;
+        if self.state & FLOW_ADOPTED == 0 {
+            self.origin
+        } else if from_endpoint.scale == SCALE_UNHEARD {
+            DIRECTION_INGRESS
+        } else {
+            DIRECTION_EGRESS
+        }
     }
 
     /// Whether both ends have said that they are done, or one that it gives up.
@@ -211,7 +245,8 @@ pub struct Fragment {
 }
 const _: () = assert!(size_of::<Fragment>() == 40);
 
-/// Most kinds of denials that are remembered. The longest unused is forgotten first.
+/// Most kinds of denials that are remembered. The longest unused is forgotten first, with what it had counted: see
+/// [`Slot::counted`](crate::Slot::counted).
 pub const MAX_DENIALS: u32 = 8192;
 
 /// Key of map `DENIALS`: denials that are told as one.
@@ -220,6 +255,8 @@ pub const MAX_DENIALS: u32 = 8192;
 pub struct DenialKey {
     /// Interface on the host.
     pub ifindex: u32,
+    /// Number of the endpoint; 0 when the interface has none.
+    pub endpoint: u32,
     /// The other end.
     pub peer: Address,
     /// Ports as in [`FlowKey`].
@@ -235,7 +272,7 @@ pub struct DenialKey {
     /// Zero.
     pub padding: u8,
 }
-const _: () = assert!(size_of::<DenialKey>() == 28);
+const _: () = assert!(size_of::<DenialKey>() == 32);
 
 /// Value of map `DENIALS`: the last report, and what came after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,8 +286,6 @@ pub struct Denial {
     pub bytes: u64,
     /// The endpoint's own address.
     pub local: Address,
-    /// Number of the endpoint.
-    pub endpoint: u32,
     /// As [`FlowRecord::epoch`].
     pub epoch: u32,
     /// As [`FlowRecord::rule`].
@@ -259,6 +294,8 @@ pub struct Denial {
     pub source_port: u16,
     /// As [`FlowRecord::destination_port`].
     pub destination_port: u16,
+    /// Zero.
+    pub padding: [u8; 4],
 }
 const _: () = assert!(size_of::<Denial>() == 56);
 

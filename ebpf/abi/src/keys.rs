@@ -108,11 +108,16 @@ pub struct Slot {
     /// flow off, so read it as a signed number.
     pub unestablished: [u64; 2],
     /// Second in which `reports` were sent to the ring.
-    pub report_second: u64,
+    pub report_second: u32,
     /// Denials reported in that second.
-    pub reports: u64,
-    /// Denied packets that were not reported since too many others were.
+    pub reports: u32,
+    /// Denied packets that were not reported since too many others were, and those whose count was lost.
     pub unreported: u64,
+    /// Denied packets that were counted in map `DENIALS`, rather than reported at once. Wraps around.
+    pub counted: u32,
+    /// Of those, the ones that were reported since, or given up as unreported. What is neither settled nor in the map is
+    /// lost: the map forgets. Written after the map's own count, so that nothing looks lost that is not.
+    pub settled: u32,
 }
 const _: () = assert!(size_of::<Slot>() == 64);
 

@@ -177,7 +177,7 @@ pub(crate) fn denials(key: &DenialKey, denial: &Denial, time_ns: u64) -> FlowRec
         packets: pair(denial.packets),
         bytes: pair(denial.bytes),
         ifindex: key.ifindex,
-        endpoint: denial.endpoint,
+        endpoint: key.endpoint,
         epoch: denial.epoch,
         rule: denial.rule,
         source_port: denial.source_port,

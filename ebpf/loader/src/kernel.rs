@@ -4,7 +4,9 @@
 //! judged, and the next [`Kernel::open`] finds all of it again. A link pins its program.
 
 mod addresses;
+mod denials;
 mod features;
+mod link_layer;
 mod links;
 mod maps;
 mod parents;
@@ -35,6 +37,7 @@ use crate::{
     Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostEndpoint, HostLink,
     Synced, TrackedFlow, UPDATE_EVERY, encode, flows,
     kernel::{
+        link_layer::LinkLayer,
         links::{Hook, Links},
         maps::Maps,
         pins::Pins,
@@ -430,6 +433,11 @@ impl Datapath for Kernel {
     }
 
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
+        // Before anything is written: one that cannot be judged keeps what it had.
+        let hooks = match link.endpoints().next() {
+            Some(_) => Some(Hook::of_host(LinkLayer::of(link.ifindex)?)),
+            None => None,
+        };
         let before = self.maps.endpoints()?;
         self.reserved.clear();
         let mut wanted = BTreeMap::new();
@@ -462,10 +470,11 @@ impl Datapath for Kernel {
             }
         }
         self.reserved.clear();
-        if wanted.is_empty() {
-            self.links.detach(Hook::HOST, link.ifindex)?;
-        } else {
-            self.attach_hooks(Hook::HOST, link.ifindex)?;
+        if let Some(hooks) = hooks {
+            self.attach_hooks(hooks, link.ifindex)?;
+        }
+        for unwanted in Hook::HOST.into_iter().filter(|pair| Some(*pair) != hooks) {
+            self.links.detach(unwanted, link.ifindex)?;
         }
         self.forget_gone(&before)
     }
@@ -480,7 +489,8 @@ impl Datapath for Kernel {
         }
         let (live, dead): (Vec<_>, Vec<_>) = links.into_values().partition(|link| {
             // One that cannot be inspected is shown: taking it away would open the interface.
-            self.links.is_attached(Hook::HOST, link.ifindex).unwrap_or(true)
+            let is_attached = |pair| self.links.is_attached(pair, link.ifindex).unwrap_or(true);
+            Hook::HOST.into_iter().any(is_attached)
         });
         for link in dead {
             self.attach_host(&HostLink::none(link.ifindex))?;

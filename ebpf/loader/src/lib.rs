@@ -15,6 +15,7 @@ mod flows;
 mod kernel;
 pub mod learn;
 pub mod measure;
+mod netlink;
 mod sys;
 mod tc;
 
@@ -52,7 +53,8 @@ pub trait Datapath: Send {
 
     /// Gives an interface of the host these endpoints and no others, and attaches the programs to it, or takes them off
     /// if it has none. Packets of an address without an endpoint, and of endpoints that [`Datapath::sync`] has not
-    /// given tables, pass: a host must be reachable to hear of its policy. Idempotent.
+    /// given tables, pass: a host must be reachable to hear of its policy. An interface whose packets the programs cannot
+    /// read is refused. Idempotent.
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError>;
 
     /// Interfaces of the host that have endpoints, as in [`Datapath::attached`].
@@ -188,8 +190,8 @@ pub struct Counters {
     pub denied: BTreeMap<Reason, u64>,
     /// Decisions that could not be reported because the reader was too slow.
     pub lost_events: u64,
-    /// Denied packets that nobody was told of, since their endpoint had too many others denied; endpoints without are
-    /// absent. These come on top of what records count.
+    /// Denied packets that nobody was told of, since their endpoint had too many others denied, or since their count made
+    /// room for others; endpoints without are absent. These come on top of what records count.
     pub unreported: BTreeMap<EndpointId, u64>,
     /// How full the bounded maps are. Full tables refuse a change of policy, and full `FLOWS` deny new flows.
     pub fill: Vec<Fill>,
@@ -321,6 +323,25 @@ pub enum DatapathError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// An interface could not be asked for its type.
+    #[error("cannot ask for the device type of interface {ifindex}")]
+    DeviceType {
+        /// The interface.
+        ifindex: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Packets of the interface begin with something that the programs cannot read, so nothing would be judged there.
+    #[error(
+        "interface {name} is of device type {device_type}, and host endpoints are judged on Ethernet, tun, WireGuard, PPP, xfrm, ipip and sit alone; take it out of the HostEndpoint"
+    )]
+    LinkLayer {
+        /// Name of the interface.
+        name: String,
+        /// Its `ARPHRD_*` number.
+        device_type: u16,
     },
     /// The addresses of an endpoint cannot be enforced.
     #[error("endpoint {} {problem}", endpoint.0)]

@@ -1,11 +1,12 @@
 //! The few `bpf(2)` commands that the library does not offer in the form needed here: tcx links by interface
-//! index, their state, programs that a control group keeps by itself, the shape of a map, and maps in our memory.
+//! index, their state, programs that a control group keeps by itself, the shape of a map, an entry taken
+//! out of one, and maps in our memory.
 
 use std::{
     ffi::CString,
     io,
     marker::PhantomData,
-    mem::size_of,
+    mem::{MaybeUninit, size_of},
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
@@ -24,6 +25,7 @@ const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -329,6 +331,37 @@ pub(crate) fn delete_many<K: aya::Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::R
         }
     }
     Ok(())
+}
+
+/// Takes an entry out of a hash, with what it held at that moment.
+pub(crate) fn take<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    #[repr(C)]
+    struct Element {
+        map_fd: RawFd,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let shape = map_shape(map)?;
+    if [shape.key_size, shape.value_size].map(usize::try_from) != [Ok(size_of::<K>()), Ok(size_of::<V>())] {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut value = MaybeUninit::<V>::uninit();
+    let mut attr = Element {
+        map_fd: map.as_raw_fd(),
+        padding: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+        // SAFETY: the kernel has written a whole value, of the size that the map has (checked above); a `Pod` is valid
+        // whatever its bytes are.
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Loads a tc program that passes every packet, to compare with.

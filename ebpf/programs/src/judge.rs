@@ -20,7 +20,7 @@ use ebpf_abi::{
 use crate::{
     closed, direct, fragment,
     maps::{ENDPOINTS, FLOWS, HOST_ENDPOINTS, HOSTS, IDENTITIES, INSIDES, NEW_FLOW, PEERS, SLOTS, SOURCES, SPLITS, VERDICTS},
-    packet::{self, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
+    packet::{self, ETHERNET_BYTES, FlowPorts, PIECE_FIRST, PIECE_LATER, PIECE_WHOLE, Packet, Role},
     report, track,
 };
 
@@ -39,6 +39,8 @@ pub(crate) struct Outcome {
     pub(crate) change: u32,
     /// An allowed packet that opened a flow, and so is reported.
     pub(crate) opens_flow: bool,
+    /// The flow that it opened is the other end's, and the packet an answer.
+    pub(crate) is_answer: bool,
     /// An allowed packet of a pod's that may go straight to the pod at the other end.
     pub(crate) is_direct: bool,
     /// Slot of the endpoint, null if there is none.
@@ -83,7 +85,7 @@ enum Part {
 /// Judges a packet of a pod and leaves in `packet` what could be understood of it.
 #[inline(always)]
 pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Outcome {
-    let parsed = packet::parse::<false>(ctx, packet);
+    let parsed = packet::parse::<false, ETHERNET_BYTES>(ctx, packet);
     // SAFETY: nothing writes to the value while it is in the map; see `Endpoint` for what follows a removal.
     let Some(endpoint) = (unsafe { ENDPOINTS.get(packet.ifindex) }) else {
         return not_programmed(0, ptr::null_mut());
@@ -117,12 +119,17 @@ pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Ou
 /// unlike a pod, a host must be reachable before them.
 ///
 /// Not judged either is what the host needs to have an address and neighbours at all: other protocols than IP, frames
-/// of a VLAN (which its interface judges; a tag that names none is none), neighbour and multicast listener discovery,
-/// and DHCP.
+/// of a VLAN (which its interface judges; a tag that names none is none), neighbour discovery, the two protocols by which
+/// a network learns of listeners to multicast, and DHCP.
 #[inline(always)]
-pub(crate) fn judge_host(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
-    let parsed = packet::parse::<true>(ctx, packet);
-    if matches!(parsed, Err(Reason::NotIp | Reason::Vlan)) || (parsed.is_ok() && is_housekeeping(packet)) {
+pub(crate) fn judge_host<const LINK: usize>(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
+    let parsed = packet::parse::<true, LINK>(ctx, packet);
+    if match parsed {
+        Ok(()) => is_housekeeping(packet) || is_igmp(packet),
+        // Router alert, which IGMP comes with (RFC 3376, section 4).
+        Err(Reason::IpOptions) => is_igmp(packet),
+        Err(reason) => matches!(reason, Reason::NotIp | Reason::Vlan),
+    } {
         return None;
     }
     // Whom a packet is for that cannot be read nobody knows: the host answers for it.
@@ -316,6 +323,17 @@ fn is_housekeeping(packet: &Packet) -> bool {
     }
 }
 
+/// To a group, and no farther than the link: reports of IGMP's second version go to the group itself.
+#[inline(always)]
+fn is_igmp(packet: &Packet) -> bool {
+    let to = if packet.direction == DIRECTION_EGRESS {
+        packet.peer
+    } else {
+        packet.local
+    };
+    packet.protocol == protocol::IGMP && to.is_ipv4() && to.is_group() && packet.hops == 1
+}
+
 /// A packet whose ends are known to be what they should be. None if nobody judges it.
 #[inline(always)]
 fn judge_flow<const HOST: bool>(ctx: &TcContext, own: Judge, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
@@ -353,7 +371,13 @@ fn judge_flow<const HOST: bool>(ctx: &TcContext, own: Judge, packet: &mut Packet
     let judge = judge_of::<HOST>(own, packet)?;
     let outcome = match flow {
         Some(flow) if part != Part::Other => tracked(&judge, &key, flow, packet, part == Part::Foreign, now_ns),
-        _ if packet.role == Role::Continues && !judge.is_open => deny(&judge, Reason::NoConnection),
+        old if packet.role == Role::Continues && !judge.is_open => {
+            if HOST {
+                adopt(&judge, &key, old.as_deref(), packet, now_ns)
+            } else {
+                deny(&judge, Reason::NoConnection)
+            }
+        }
         old => open(&judge, &key, old.as_deref(), packet, now_ns),
     };
     if packet.fragment.kind == PIECE_FIRST && outcome.verdict == VERDICT_ALLOW {
@@ -384,7 +408,7 @@ fn part_of(flow: &FlowState, packet: &Packet) -> Part {
 
 /// A packet of a flow that is known. One that asks to open a flow is
 ///
-/// - judged anew if the flow is over or was denied: it opens another one;
+/// - judged anew if the flow is over or was denied, or nobody knows whether there is one: it opens another one;
 /// - the flow's own if it comes from the same end: a SYN sent again, or one that a spoofing peer sends. It changes
 ///   nothing that is established; the receiver's stack knows what to answer;
 /// - judged if it comes from the other end: policy may allow one direction only. The flow stays as it is.
@@ -416,7 +440,7 @@ fn tracked(
             ..decided(endpoint, decision, false)
         };
     }
-    if FlowState::is_over(flow.state) || decision.verdict != VERDICT_ALLOW {
+    if FlowState::is_over(flow.state) || decision.verdict != VERDICT_ALLOW || flow.is_guess() {
         return open(endpoint, key, Some(flow), packet, now_ns);
     }
     if packet.direction == flow.origin {
@@ -471,16 +495,16 @@ fn note(
     }
     flow.state |= added & !FLOW_CLOSED;
     if added & FLOW_ESTABLISHED != 0 {
-        count_unestablished(endpoint, flow.origin, &key.peer, u64::MAX);
+        count_unestablished(endpoint, flow.begun(), &key.peer, u64::MAX);
     }
     if added & FLOW_CLOSED != 0 && exchange(&raw mut flow.closed, 1) == 0 {
-        leave(endpoint, key, flow.state, flow.origin);
+        leave(endpoint, key, flow);
         closed::remember(key, packet.ifindex, now_ns);
     }
 }
 
-/// The first packet of a flow: judged by policy, tracked if allowed. `old` is a flow of the same ends that is over or
-/// denied, and makes room.
+/// The first packet of a flow: judged by policy, tracked if allowed. `old` is a flow of the same ends that is over,
+/// denied, or no more than a guess, and makes room.
 #[inline(always)]
 fn open(
     endpoint: &Judge,
@@ -489,10 +513,109 @@ fn open(
     packet: &Packet,
     now_ns: u64,
 ) -> Outcome {
-    let decision = ask_about(endpoint, packet);
+    let opening = Opening::by(packet);
+    let decision = opening.ask(endpoint, packet);
     if decision.verdict != VERDICT_ALLOW {
         return decided(endpoint, decision, false);
     }
+    enter(endpoint, key, old, packet, &opening, decision, now_ns)
+}
+
+/// A packet in the middle of a connection that nobody tracks.
+///
+/// To a pod's endpoint there is none: it was there before the pod, and has seen all of it. A host's endpoint comes to a
+/// host that lives, and may not cut its connections, least of all those of failsafe ports. The packet does not tell which
+/// end has opened the connection. So it passes if policy allows it as the first packet of a flow, or allows the first
+/// packet of the flow that it would answer; the flow is that one from now on, and judged again as such when policy
+/// changes. If both are allowed, it is the one to the lower port: servers have those.
+///
+/// What that lets in which is not part of a connection, the receiver's stack answers with a reset: only SYN and INIT can
+/// open one, and those are never adopted, nor are the answers to them, nor what would end one. What the host carries was
+/// opened from inside. A flow that somebody else has, who is seen to be there, is not given up for a guess.
+#[inline(always)]
+fn adopt(endpoint: &Judge, key: &FlowKey, old: Option<&FlowState>, packet: &Packet, now_ns: u64) -> Outcome {
+    let is_taken = match old {
+        Some(old) => !old.is_guess(),
+        None => false,
+    };
+    if is_taken || !track::is_middle(packet) {
+        return deny(endpoint, Reason::NoConnection);
+    }
+    let mut is_answer = packet.carrier == 0 && packet.source_port < packet.service_port;
+    // A loop, so that there is one copy of what asks the tables.
+    for _ in 0..2 {
+        let opening = if is_answer { Opening::answered_by(packet) } else { Opening::by(packet) };
+        let decision = opening.ask(endpoint, packet);
+        if decision.verdict == VERDICT_ALLOW {
+            return enter(endpoint, key, old, packet, &opening, decision, now_ns);
+        }
+        if packet.carrier != 0 {
+            break;
+        }
+        is_answer = !is_answer;
+    }
+    deny(endpoint, Reason::NoConnection)
+}
+
+/// How a flow was opened, as far as policy is asked about that.
+struct Opening {
+    /// `DIRECTION_*` of the first packet.
+    direction: u8,
+    source_port: u16,
+    service_port: u16,
+    /// Whether the packet in hand is not the first one, but from the middle of the flow.
+    is_adopted: bool,
+}
+
+impl Opening {
+    /// By the packet, or another one like it.
+    #[inline(always)]
+    fn by(packet: &Packet) -> Self {
+        Self {
+            direction: packet.direction,
+            source_port: packet.source_port,
+            service_port: packet.service_port,
+            is_adopted: packet.role == Role::Continues && track::is_middle(packet),
+        }
+    }
+
+    /// By the other end, which the packet answers.
+    #[inline(always)]
+    fn answered_by(packet: &Packet) -> Self {
+        Self {
+            direction: packet.direction ^ DIRECTION_EGRESS,
+            source_port: packet.service_port,
+            service_port: packet.source_port,
+            is_adopted: true,
+        }
+    }
+
+    #[inline(always)]
+    fn ask(&self, endpoint: &Judge, packet: &Packet) -> Decision {
+        let (_, decision) = ask_tables(
+            endpoint,
+            self.direction,
+            &packet.inside,
+            &packet.peer,
+            packet.protocol,
+            self.source_port,
+            self.service_port,
+        );
+        decision
+    }
+}
+
+/// Tracks a flow that is allowed, if there is room.
+#[inline(always)]
+fn enter(
+    endpoint: &Judge,
+    key: &FlowKey,
+    old: Option<&FlowState>,
+    packet: &Packet,
+    opening: &Opening,
+    decision: Decision,
+    now_ns: u64,
+) -> Outcome {
     let counted = match old {
         Some(old) => old.closed == 0,
         None => false,
@@ -503,7 +626,7 @@ fn open(
     if let Some(old) = old {
         report::ended(key, old, packet.ifindex, now_ns);
         if counted {
-            leave(endpoint, key, old.state, old.origin);
+            leave(endpoint, key, old);
         }
     }
     let index = (packet.direction & 1) as usize;
@@ -520,10 +643,11 @@ fn open(
     flow.packets[index] = 1;
     flow.bytes = [0; 2];
     flow.bytes[index] = packet.length as u64;
-    flow.sides = FlowState::carried(track::opened(packet), packet.carrier);
-    flow.service_port = packet.service_port;
-    flow.origin = packet.direction;
-    flow.state = 0;
+    let (sides, state) = if opening.is_adopted { track::adopted(packet) } else { (track::opened(packet), 0) };
+    flow.sides = FlowState::carried(sides, packet.carrier);
+    flow.service_port = opening.service_port;
+    flow.origin = opening.direction;
+    flow.state = state;
     flow.closed = 0;
     let flow = &*flow;
     if FLOWS.insert(key, flow, 0).is_err() {
@@ -532,16 +656,19 @@ fn open(
     // SAFETY: `Keeper::slot` came from the map in this run and is aligned to eight bytes.
     add(unsafe { &raw mut (*endpoint.keeper.slot).flows }, 1);
     count_unestablished(endpoint, packet.direction, &packet.peer, 1);
-    decided(endpoint, decision, true)
+    Outcome {
+        is_answer: opening.direction != packet.direction,
+        ..decided(endpoint, decision, true)
+    }
 }
 
 /// Takes a flow off its endpoint's share.
 #[inline(always)]
-fn leave(endpoint: &Judge, key: &FlowKey, state: u8, origin: u8) {
-    // SAFETY: as in `open`.
+fn leave(endpoint: &Judge, key: &FlowKey, flow: &FlowState) {
+    // SAFETY: as in `enter`.
     add(unsafe { &raw mut (*endpoint.keeper.slot).flows }, u64::MAX);
-    if state & FLOW_ESTABLISHED == 0 {
-        count_unestablished(endpoint, origin, &key.peer, u64::MAX);
+    if flow.state & FLOW_ESTABLISHED == 0 {
+        count_unestablished(endpoint, flow.begun(), &key.peer, u64::MAX);
     }
 }
 
@@ -925,6 +1052,7 @@ fn decided(endpoint: &Judge, decision: Decision, opens_flow: bool) -> Outcome {
         endpoint: endpoint.id,
         change: decision.change,
         opens_flow,
+        is_answer: false,
         is_direct: false,
         slot: endpoint.slot,
     }
@@ -939,6 +1067,7 @@ fn deny(endpoint: &Judge, reason: Reason) -> Outcome {
         endpoint: endpoint.id,
         change: endpoint.state.change(),
         opens_flow: false,
+        is_answer: false,
         is_direct: false,
         slot: endpoint.slot,
     }
@@ -954,6 +1083,7 @@ fn not_programmed(endpoint: u32, slot: *mut Slot) -> Outcome {
         endpoint,
         change: EPOCH_NONE,
         opens_flow: false,
+        is_answer: false,
         is_direct: false,
         slot,
     }

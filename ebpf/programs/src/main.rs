@@ -1,10 +1,11 @@
 //! Judges every packet of every pod, on the host side of the pod's link.
 //!
-//! Five programs share all code. [`from_pod`] runs where packets leave the pod (tcx ingress of the host side) and
+//! Seven programs share all code. [`from_pod`] runs where packets leave the pod (tcx ingress of the host side) and
 //! asks egress policy; [`to_pod`] runs where packets enter it (tcx egress) and asks ingress policy. What goes straight from
 //! one pod to another ([`direct`]) the first hands over to [`to_peer`] instead. [`from_host`] and [`to_host`] do the same on
-//! interfaces of the host, where only what some endpoint is asked about is judged. A packet takes a constant number of
-//! map lookups, whatever the number of policies: endpoint, tracked flow, and for a new flow address class and verdict.
+//! interfaces of the host, where only what some endpoint is asked about is judged, and [`from_host_l3`] and [`to_host_l3`]
+//! on those whose packets have no link header. A packet takes a constant number of map lookups, whatever the number of
+//! policies: endpoint, tracked flow, and for a new flow address class and verdict.
 //!
 //! Everything denies unless something allows: a lookup that fails, a header that does not parse, a code that is
 //! not known. There is one exit, [`run`], which counts and reports what [`judge`] found.
@@ -37,7 +38,7 @@ use ebpf_abi::{COUNTER_ALLOWED, COUNTER_DENIED, DIRECTION_EGRESS, DIRECTION_INGR
 use crate::{
     judge::{judge_host, judge_pod},
     maps::{COUNTERS, PACKET},
-    packet::{Packet, ifindex},
+    packet::{ETHERNET_BYTES, NO_LINK_BYTES, Packet, ifindex},
 };
 
 /// Lets the host's stack pass the packet on. "No opinion" rather than "accept": programs that others attached after ours
@@ -49,7 +50,7 @@ const BY_HOST: i32 = TC_ACT_UNSPEC;
 #[classifier]
 #[inline(always)]
 fn from_pod(ctx: TcContext) -> i32 {
-    run::<false>(&ctx, DIRECTION_EGRESS, ifindex(&ctx), |packet, is_direct| {
+    run::<false, ETHERNET_BYTES>(&ctx, DIRECTION_EGRESS, ifindex(&ctx), |packet, is_direct| {
         if is_direct {
             direct::hand_over(&ctx, packet);
         }
@@ -61,14 +62,14 @@ fn from_pod(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 fn to_pod(ctx: TcContext) -> i32 {
-    run::<false>(&ctx, DIRECTION_INGRESS, ifindex(&ctx), |_, _| BY_HOST)
+    run::<false, ETHERNET_BYTES>(&ctx, DIRECTION_INGRESS, ifindex(&ctx), |_, _| BY_HOST)
 }
 
 /// Every packet that `from_pod` hands over: it goes straight to another pod, which is asked here.
 #[classifier]
 #[inline(always)]
 fn to_peer(ctx: TcContext) -> i32 {
-    run::<false>(&ctx, DIRECTION_INGRESS, direct::ifindex(&ctx), |packet, _| {
+    run::<false, ETHERNET_BYTES>(&ctx, DIRECTION_INGRESS, direct::ifindex(&ctx), |packet, _| {
         direct::deliver(&ctx, packet)
     })
 }
@@ -77,20 +78,34 @@ fn to_peer(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 fn from_host(ctx: TcContext) -> i32 {
-    run::<true>(&ctx, DIRECTION_EGRESS, ifindex(&ctx), |_, _| BY_HOST)
+    run::<true, ETHERNET_BYTES>(&ctx, DIRECTION_EGRESS, ifindex(&ctx), |_, _| BY_HOST)
 }
 
 /// Every packet that arrives at an interface of the host.
 #[classifier]
 #[inline(always)]
 fn to_host(ctx: TcContext) -> i32 {
-    run::<true>(&ctx, DIRECTION_INGRESS, ifindex(&ctx), |_, _| BY_HOST)
+    run::<true, ETHERNET_BYTES>(&ctx, DIRECTION_INGRESS, ifindex(&ctx), |_, _| BY_HOST)
+}
+
+/// As `from_host`, where packets have no link header.
+#[classifier]
+#[inline(always)]
+fn from_host_l3(ctx: TcContext) -> i32 {
+    run::<true, NO_LINK_BYTES>(&ctx, DIRECTION_EGRESS, ifindex(&ctx), |_, _| BY_HOST)
+}
+
+/// As `to_host`, where packets have no link header.
+#[classifier]
+#[inline(always)]
+fn to_host_l3(ctx: TcContext) -> i32 {
+    run::<true, NO_LINK_BYTES>(&ctx, DIRECTION_INGRESS, ifindex(&ctx), |_, _| BY_HOST)
 }
 
 /// The one way a packet passes is the last line of this function: `pass` says where it goes, told whether it may go
 /// straight to another pod. What no endpoint of a host is asked about is not judged at all.
 #[inline(always)]
-fn run<const HOST: bool>(
+fn run<const HOST: bool, const LINK: usize>(
     ctx: &TcContext,
     direction: u8,
     ifindex: u32,
@@ -108,7 +123,7 @@ fn run<const HOST: bool>(
         &mut *packet
     };
     let outcome = if HOST {
-        match judge_host(ctx, packet, now_ns) {
+        match judge_host::<LINK>(ctx, packet, now_ns) {
             Some(outcome) => outcome,
             None => return TC_ACT_UNSPEC,
         }

@@ -3,9 +3,12 @@
 use core::arch::asm;
 
 use aya_ebpf::programs::TcContext;
-use ebpf_abi::{Address, DIRECTION_EGRESS, Reason, SCALE_NONE, protocol};
+use ebpf_abi::{Address, DIRECTION_EGRESS, ICMP_MESSAGE_DISTANCE, Reason, SCALE_LARGEST, SCALE_NONE, protocol};
 
 pub(crate) const ETHERNET_BYTES: usize = 14;
+/// Link header of a device of layer 3 (tun, WireGuard, PPP, tunnels): packets begin with IP, and what they are the kernel
+/// says beside them.
+pub(crate) const NO_LINK_BYTES: usize = 0;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -36,14 +39,14 @@ const MAX_TCP_OPTIONS: usize = 10;
 const TCP_OPTION_END: u8 = 0;
 const TCP_OPTION_NOP: u8 = 1;
 const TCP_OPTION_WINDOW_SCALE: u8 = 3;
-/// RFC 7323.
-const MAX_WINDOW_SCALE: u8 = 14;
 
 pub(crate) const SCTP_INIT: u8 = 1;
 pub(crate) const SCTP_INIT_ACK: u8 = 2;
 pub(crate) const SCTP_ABORT: u8 = 6;
 pub(crate) const SCTP_SHUTDOWN: u8 = 7;
 pub(crate) const SCTP_SHUTDOWN_ACK: u8 = 8;
+pub(crate) const SCTP_COOKIE_ECHO: u8 = 10;
+pub(crate) const SCTP_COOKIE_ACK: u8 = 11;
 pub(crate) const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
 
 /// What a packet may do to a flow.
@@ -201,10 +204,10 @@ pub(crate) fn has_socket(ctx: &TcContext) -> bool {
     !unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk }.is_null()
 }
 
-/// Fills `packet`, of which direction and interface are known. On an error what was already understood stays, for the
-/// report.
+/// Fills `packet`, of which direction and interface are known, and that its IP header follows `LINK` bytes. On an error
+/// what was already understood stays, for the report.
 #[inline(always)]
-pub(crate) fn parse<const HOST: bool>(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+pub(crate) fn parse<const HOST: bool, const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     packet.length = ctx.len();
     // SAFETY: as in `ifindex`.
     let is_tagged = unsafe { (*ctx.skb.skb).vlan_present } != 0;
@@ -214,15 +217,20 @@ pub(crate) fn parse<const HOST: bool>(ctx: &TcContext, packet: &mut Packet) -> R
     if is_tagged && (!HOST || vlan != 0) {
         return Err(Reason::Vlan);
     }
-    // The link layer and as much as an IPv4 header, in words of the wire's byte order.
-    let start: [u16; (ETHERNET_BYTES + IPV4_BYTES) / 2] = load(ctx, 0)?;
-    packet.source_mac = [start[3], start[4], start[5]];
-    let ethertype = u16::from_be(start[6]);
-    if ethertype == ETHERTYPE_IPV4 {
+    let (ethertype, ipv4) = if LINK == NO_LINK_BYTES {
+        let first: [u32; IPV4_BYTES / 4] = load(ctx, 0)?;
+        (bare_ethertype(ctx, packet.direction, first[0] as u8), first)
+    } else {
+        // The link layer and as much as an IPv4 header, in words of the wire's byte order.
+        let start: [u16; (ETHERNET_BYTES + IPV4_BYTES) / 2] = load(ctx, 0)?;
+        packet.source_mac = [start[3], start[4], start[5]];
         let word = |index: usize| start[7 + 2 * index] as u32 | (start[8 + 2 * index] as u32) << 16;
-        parse_ipv4(packet, [word(0), word(1), word(2), word(3), word(4)])?;
+        (u16::from_be(start[6]), [word(0), word(1), word(2), word(3), word(4)])
+    };
+    if ethertype == ETHERTYPE_IPV4 {
+        parse_ipv4::<LINK>(packet, ipv4)?;
     } else if ethertype == ETHERTYPE_IPV6 {
-        parse_ipv6(ctx, packet)?;
+        parse_ipv6::<LINK>(ctx, packet)?;
     } else if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
         // Below a tag that names none it would untag the next one too, and deliver what is in there.
         return Err(if is_tagged { Reason::BadHeader } else { Reason::Vlan });
@@ -246,8 +254,23 @@ pub(crate) fn parse<const HOST: bool>(ctx: &TcContext, packet: &mut Packet) -> R
     parsed
 }
 
+/// What a packet is that has no link header: what the kernel says, by which it hands over what arrives. Of what leaves,
+/// only the bytes go out, and a socket for packets may call them anything: whatever begins like IP is IP there.
 #[inline(always)]
-fn parse_ipv4(packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), Reason> {
+fn bare_ethertype(ctx: &TcContext, direction: u8, first: u8) -> u16 {
+    // SAFETY: as in `ifindex`.
+    let said = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    let is_known = matches!(said, ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
+    match first >> 4 {
+        _ if is_known || direction != DIRECTION_EGRESS => said,
+        4 => ETHERTYPE_IPV4,
+        6 => ETHERTYPE_IPV6,
+        _ => said,
+    }
+}
+
+#[inline(always)]
+fn parse_ipv4<const LINK: usize>(packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), Reason> {
     let [first, second, third, _, _] = header.map(u32::from_be);
     packet.set_addresses(Address::from_ipv4_be(header[3]), Address::from_ipv4_be(header[4]));
     packet.protocol = (third >> 16) as u8;
@@ -261,7 +284,7 @@ fn parse_ipv4(packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), 
     if total_length < header_words * 4 {
         return Err(Reason::BadHeader);
     }
-    if total_length + ETHERNET_BYTES as u32 > packet.length {
+    if total_length + LINK as u32 > packet.length {
         return Err(Reason::Truncated);
     }
     // Three flag bits and the fragment offset: "don't fragment" is fine, "reserved" is not.
@@ -273,14 +296,14 @@ fn parse_ipv4(packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), 
     if header_words > 5 {
         return Err(Reason::IpOptions);
     }
-    packet.transport = ETHERNET_BYTES + IPV4_BYTES;
-    packet.set_end(total_length + ETHERNET_BYTES as u32)?;
+    packet.transport = LINK + IPV4_BYTES;
+    packet.set_end(total_length + LINK as u32)?;
     packet.set_fragment(second >> 16, fragment & 0x1fff, fragment & 0x2000 != 0)
 }
 
 #[inline(always)]
-fn parse_ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
-    let header: [u32; IPV6_BYTES / 4] = load(ctx, ETHERNET_BYTES)?;
+fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
+    let header: [u32; IPV6_BYTES / 4] = load(ctx, LINK)?;
     let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = header;
     let (first, second) = (u32::from_be(first), u32::from_be(second));
     let source = Address {
@@ -294,13 +317,13 @@ fn parse_ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Reason> {
     }
     packet.set_addresses(source, destination);
     packet.hops = second as u8;
-    let end = (second >> 16) + (ETHERNET_BYTES + IPV6_BYTES) as u32;
+    let end = (second >> 16) + (LINK + IPV6_BYTES) as u32;
     if end > packet.length {
         return Err(Reason::Truncated);
     }
 
     let mut next = (second >> 8) as u8;
-    let mut offset = ETHERNET_BYTES + IPV6_BYTES;
+    let mut offset = LINK + IPV6_BYTES;
     // Of the fragment header: whether there is one, identification, offset in units of eight bytes, whether more follow.
     // Not an `Option`: the verifier refuses to copy what is in one that is `None`.
     let (mut fragmented, mut id, mut position, mut more) = (false, 0, 0, false);
@@ -416,8 +439,8 @@ fn window_scale(ctx: &TcContext, transport: usize, header_bytes: u32) -> u8 {
             TCP_OPTION_END => break,
             TCP_OPTION_NOP => at += 1,
             TCP_OPTION_WINDOW_SCALE if length == 3 && at + 3 <= end => {
-                return if value > MAX_WINDOW_SCALE {
-                    MAX_WINDOW_SCALE
+                return if value > SCALE_LARGEST {
+                    SCALE_LARGEST
                 } else {
                     value
                 };
@@ -494,10 +517,10 @@ fn parse_icmp(ctx: &TcContext, packet: &mut Packet, types: &IcmpTypes) -> Result
         packet.role = Role::Error;
     } else if kind == types.echo_request {
         packet.role = Role::Either;
-        packet.ports = FlowPorts::of(packet.direction, id, code as u16);
+        packet.ports = FlowPorts::of(packet.direction, id, answerer(id, code));
     } else if kind == types.echo_reply {
         packet.role = Role::Continues;
-        packet.ports = FlowPorts::of(packet.direction, code as u16, id);
+        packet.ports = FlowPorts::of(packet.direction, answerer(id, code), id);
     } else {
         packet.role = Role::Either;
         packet.ports = FlowPorts::of_message(packet.direction, packet.service_port);
@@ -538,9 +561,9 @@ pub(crate) fn parse_quoted(ctx: &TcContext, packet: &Packet) -> Result<Quoted, R
             let [kind, code, _, _, id_high, id_low, _, _]: [u8; 8] = load(ctx, transport)?;
             let id = (id_high as u16) << 8 | id_low as u16;
             if kind == types.echo_request {
-                FlowPorts::of(direction, id, code as u16)
+                FlowPorts::of(direction, id, answerer(id, code))
             } else if kind == types.echo_reply {
-                FlowPorts::of(direction, code as u16, id)
+                FlowPorts::of(direction, answerer(id, code), id)
             } else {
                 return Err(Reason::IcmpUnrelated);
             }
@@ -612,16 +635,18 @@ impl FlowPorts {
         }
     }
 
-    /// What stands for ports in an ICMP message that is neither echo nor error. Both numbers are above 255, which an
-    /// echo's never are: one of them is its code.
+    /// What stands for ports in an ICMP message that is neither echo nor error: farther apart than an echo's.
     #[inline(always)]
     fn of_message(direction: u8, kind_and_code: u16) -> Self {
-        if kind_and_code > 0xff {
-            Self::of(direction, kind_and_code, 0xffff)
-        } else {
-            Self::of(direction, 0xff00 | kind_and_code, 0xfffe)
-        }
+        Self::of(direction, kind_and_code, kind_and_code.wrapping_add(ICMP_MESSAGE_DISTANCE))
     }
+}
+
+/// What stands for the port of the side that answers an echo, as [`ebpf_abi::FlowKey`] has it: how far it is from the id
+/// tells which side asks, whatever the id.
+#[inline(always)]
+fn answerer(id: u16, code: u8) -> u16 {
+    id.wrapping_add(1 + code as u16)
 }
 
 impl Packet {

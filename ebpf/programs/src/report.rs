@@ -2,8 +2,11 @@
 //! flood hides nobody else. How other flows end, user space finds itself.
 //!
 //! Packets that are denied alike (same ends, ports, direction and reason) are told once per [`REPORT_EVERY_NS`] and
-//! counted meanwhile; user space collects what a flood leaves behind when it ends. An endpoint whose packets are denied
+//! counted meanwhile; user space collects what a flood leaves behind when it ends, and finds by the endpoint's sums what
+//! the map of counts has forgotten. An endpoint whose packets are denied
 //! in ever new ways may tell [`REPORTS_PER_SECOND`] of them in a second; the rest are a number.
+
+use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
 use ebpf_abi::{
@@ -104,6 +107,7 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
     if interval != 0 {
         let key = DenialKey {
             ifindex: packet.ifindex,
+            endpoint: outcome.endpoint,
             peer: packet.peer,
             local_port: packet.ports.local,
             peer_port: packet.ports.peer,
@@ -120,13 +124,21 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
                 if now_ns.wrapping_sub(known.reported_ns) < interval || !may_report(outcome, now_ns) {
                     add(&raw mut known.packets, 1);
                     add(&raw mut known.bytes, bytes);
+                    if !outcome.slot.is_null() {
+                        // SAFETY: as in `may_report`.
+                        add_half(unsafe { &raw mut (*outcome.slot).counted }, 1);
+                    }
                     return;
                 }
-                packets += known.packets;
-                bytes += known.bytes;
-                known.packets = 0;
-                known.bytes = 0;
+                // Whatever another CPU counts, or tells, at the same time is told once.
+                let held = exchange(&raw mut known.packets, 0);
+                packets += held;
+                bytes += exchange(&raw mut known.bytes, 0);
                 known.reported_ns = now_ns;
+                if !outcome.slot.is_null() {
+                    // SAFETY: as in `may_report`.
+                    add_half(unsafe { &raw mut (*outcome.slot).settled }, held as u32);
+                }
             }
             None => {
                 if !may_report(outcome, now_ns) {
@@ -138,11 +150,11 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
                     packets: 0,
                     bytes: 0,
                     local: packet.inside,
-                    endpoint: outcome.endpoint,
                     epoch: outcome.change,
                     rule: outcome.rule,
                     source_port: packet.source_port,
                     destination_port: packet.service_port,
+                    padding: [0; 4],
                 };
                 // Without room the next packet like it is told again.
                 let _ = DENIALS.insert(&key, &denial, 0);
@@ -166,13 +178,13 @@ fn may_report(outcome: &Outcome, now_ns: u64) -> bool {
     // SAFETY: the slot came from the map in this run and is aligned; other CPUs count at the same time, which makes the
     // limit inexact, no more.
     let slot = unsafe { &mut *outcome.slot };
-    let second = now_ns / SECOND_NS;
+    let second = (now_ns / SECOND_NS) as u32;
     if slot.report_second != second {
         slot.report_second = second;
         slot.reports = 0;
     }
     slot.reports += 1;
-    slot.reports <= limit
+    slot.reports as u64 <= limit
 }
 
 #[inline(always)]
@@ -183,6 +195,21 @@ fn unreported(outcome: &Outcome) {
     }
 }
 
+/// As [`add`], of half a word.
+#[inline(always)]
+fn add_half(counter: *mut u32, amount: u32) {
+    // SAFETY: as in `add`.
+    unsafe { asm!("lock *(u32 *)({0} + 0) += {1}", in(reg) counter, in(wreg) amount) };
+}
+
+/// Writes a word of a map value, and returns what was there before.
+#[inline(always)]
+fn exchange(word: *mut u64, mut value: u64) -> u64 {
+    // SAFETY: as in `add`.
+    unsafe { asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) word) };
+    value
+}
+
 /// Writes a record; a full ring is counted.
 #[inline(always)]
 fn submit(packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: u64) {
@@ -191,10 +218,16 @@ fn submit(packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: 
         return;
     };
     let ingress = packet.direction == DIRECTION_INGRESS;
-    let (source, destination) = if ingress {
+    // Of an answer the flow is told that it answers.
+    let (source, destination) = if ingress != outcome.is_answer {
         (packet.peer, packet.inside)
     } else {
         (packet.inside, packet.peer)
+    };
+    let (source_port, destination_port) = if outcome.is_answer {
+        (packet.service_port, packet.source_port)
+    } else {
+        (packet.source_port, packet.service_port)
     };
     let pair = |amount| if ingress { [amount, 0] } else { [0, amount] };
     let allowed = outcome.verdict == VERDICT_ALLOW;
@@ -209,10 +242,10 @@ fn submit(packet: &Packet, outcome: &Outcome, now_ns: u64, packets: u64, bytes: 
         endpoint: outcome.endpoint,
         epoch: outcome.change,
         rule: outcome.rule,
-        source_port: packet.source_port,
-        destination_port: packet.service_port,
+        source_port,
+        destination_port,
         protocol: packet.protocol,
-        direction: packet.direction,
+        direction: packet.direction ^ outcome.is_answer as u8,
         verdict: if allowed {
             VERDICT_ALLOW as u8
         } else {

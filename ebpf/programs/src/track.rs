@@ -8,16 +8,19 @@
 //! - A RST or FIN counts only if the receiver would accept it: a RST between what the receiver has acknowledged and
 //!   what the sender has sent (RFC 5961 makes stacks as strict), a FIN in a segment within the windows. Numbers out of
 //!   the window change nothing. The rules are those of Linux's `nf_conntrack_proto_tcp.c`, without its exceptions.
+//! - A flow that is adopted from its middle, as a host's may be, is established only when the other end has sent a
+//!   segment within the windows that acknowledges what was seen first. Until then it is an attempt like others, which
+//!   the receiver's own reset ends, and a SYN opens anew.
 //! - A SYN on a live flow is no end of it: it passes, if policy allows it, for the receiver's stack to answer.
 
 use ebpf_abi::{
-    FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED, FlowSide,
-    FlowState, SCALE_NONE, protocol,
+    FLOW_ADOPTED, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED,
+    FlowSide, FlowState, SCALE_LARGEST, SCALE_NONE, SCALE_UNHEARD, protocol,
 };
 
 use crate::packet::{
-    PIECE_LATER, Packet, SCTP_ABORT, SCTP_INIT_ACK, SCTP_SHUTDOWN, SCTP_SHUTDOWN_ACK, SCTP_SHUTDOWN_COMPLETE,
-    Segment, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+    PIECE_LATER, Packet, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_COOKIE_ECHO, SCTP_INIT, SCTP_INIT_ACK, SCTP_SHUTDOWN,
+    SCTP_SHUTDOWN_ACK, SCTP_SHUTDOWN_COMPLETE, Segment, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
 };
 
 /// Acknowledgements may lie so far back whatever the window: `MAXACKWINCONST` of Linux.
@@ -45,6 +48,53 @@ pub(crate) fn opened(packet: &Packet) -> [FlowSide; 2] {
         sides[mine].end = segment.acknowledged;
     }
     sides
+}
+
+/// Whether the packet may be from the middle of a connection: one that neither opens it, nor ends it at once.
+#[inline(always)]
+pub(crate) fn is_middle(packet: &Packet) -> bool {
+    let flags = packet.segment.flags;
+    packet.fragment.kind != PIECE_LATER
+        && match packet.protocol {
+            protocol::TCP => flags & (TCP_SYN | TCP_RST | TCP_ACK) == TCP_ACK,
+            protocol::SCTP => !matches!(
+                flags,
+                SCTP_INIT | SCTP_INIT_ACK | SCTP_COOKIE_ECHO | SCTP_COOKIE_ACK | SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE
+            ),
+            _ => false,
+        }
+}
+
+/// The sides and the state of a flow that `packet` is from the middle of. Its sender has shown its numbers, and how far it has heard the
+/// other end; scales nobody has heard, so windows are the largest that they may be.
+#[inline(always)]
+pub(crate) fn adopted(packet: &Packet) -> ([FlowSide; 2], u8) {
+    let mut sides = [FlowSide::default(); 2];
+    let (mine, other) = indices(packet.direction);
+    let segment = &packet.segment;
+    if packet.protocol == protocol::TCP {
+        let window = segment.window << SCALE_LARGEST;
+        sides[mine] = FlowSide {
+            end: segment.sequence.wrapping_add(segment.length),
+            acked: segment.acknowledged,
+            window,
+            ..FlowSide::default()
+        };
+        sides[other] = FlowSide {
+            end: segment.acknowledged,
+            acked: segment.sequence,
+            window,
+            ..FlowSide::default()
+        };
+    } else {
+        sides[other].end = segment.sequence;
+    }
+    sides[mine].scale = SCALE_LARGEST;
+    sides[other].scale = SCALE_UNHEARD;
+    // The last words of a connection that is over are sent again, and answered. That makes no connection which may be silent
+    // for a day.
+    let is_last = packet.protocol == protocol::TCP && segment.flags & TCP_FIN != 0;
+    (sides, if is_last { FLOW_ADOPTED | fin(packet.direction) } else { FLOW_ADOPTED })
 }
 
 /// Bits of [`FlowState::state`] that `packet`, which has passed, adds to the flow, and [`FLOW_CLOSED`] if nothing more is
@@ -92,7 +142,9 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
     let theirs = flow.sides[other];
     let ours = flow.sides[mine];
 
-    if flow.state & FLOW_REPLIED == 0 {
+    let adopted = flow.state & FLOW_ADOPTED != 0;
+
+    if flow.state & FLOW_REPLIED == 0 && !adopted {
         if from_origin {
             return 0;
         }
@@ -128,7 +180,7 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
             0
         };
     }
-    let scales = flow.state & FLOW_SCALED != 0 && segment.flags & TCP_SYN == 0;
+    let scales = flow.state & (FLOW_SCALED | FLOW_ADOPTED) != 0 && segment.flags & TCP_SYN == 0;
     let window = if scales {
         segment.window << (ours.scale & 15)
     } else {
@@ -138,12 +190,15 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
         return 0;
     }
     let mut bits = 0;
-    if from_origin && flow.state & FLOW_ESTABLISHED == 0 {
-        // The opener proves that it has seen the answer: it acknowledges that, not less.
-        if !within(ours.acked, segment.acknowledged, theirs.end) {
+    let proves = if adopted { ours.scale == SCALE_UNHEARD } else { from_origin };
+    if proves && flow.state & FLOW_ESTABLISHED == 0 {
+        // The opener proves that it has seen the answer: it acknowledges that, not less. In the middle of a connection that
+        // may take a while, for what is on its way.
+        if within(ours.acked, segment.acknowledged, theirs.end) {
+            bits |= FLOW_ESTABLISHED | FLOW_REPLIED;
+        } else if !adopted {
             return 0;
         }
-        bits |= FLOW_ESTABLISHED;
     }
     let side = &mut flow.sides[mine];
     if before(side.end, end) {
@@ -201,6 +256,9 @@ fn follow_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
     let chunk = segment.flags;
     let from_origin = packet.direction == flow.origin;
     let right_tag = segment.sequence == flow.sides[other].end;
+    if flow.is_guess() {
+        return follow_adopted_sctp(flow, packet);
+    }
     if flow.state & FLOW_REPLIED == 0 {
         if from_origin || !right_tag {
             return 0;
@@ -222,6 +280,31 @@ fn follow_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
         _ if from_origin => FLOW_ESTABLISHED,
         _ => 0,
     }
+}
+
+/// The tag that packets to the first sender carry, only the other end can show. Nobody can tell whether it is right: until
+/// then, what would end the flow must carry the one that was seen.
+#[inline(always)]
+fn follow_adopted_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
+    let (mine, other) = indices(packet.direction);
+    let segment = packet.segment;
+    let ends = matches!(segment.flags, SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE);
+    let is_other_end = flow.sides[mine].scale == SCALE_UNHEARD;
+    if ends {
+        let known = if is_other_end && segment.chunk_flags & SCTP_T_BIT != 0 {
+            mine
+        } else if is_other_end {
+            return 0;
+        } else {
+            other
+        };
+        return if segment.sequence == flow.sides[known].end { reset(flow) } else { 0 };
+    }
+    if !is_other_end {
+        return 0;
+    }
+    flow.sides[other].end = segment.sequence;
+    FLOW_REPLIED | FLOW_ESTABLISHED
 }
 
 #[inline(always)]

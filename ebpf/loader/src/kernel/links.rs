@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Attachment, DatapathError,
-    kernel::pins::failed,
+    kernel::{link_layer::LinkLayer, pins::failed},
     sys::{self, TcxHook},
     tc::{Filter, Side},
 };
@@ -26,15 +26,35 @@ pub(crate) enum Hook {
     FromHost,
     /// On an interface of the host, for what arrives.
     ToHost,
+    /// As [`Hook::FromHost`], where packets have no link header.
+    FromHostL3,
+    /// As [`Hook::ToHost`], where packets have no link header.
+    ToHostL3,
 }
 
 impl Hook {
     /// All hooks.
-    pub(crate) const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromHost, Self::ToHost];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::FromPod,
+        Self::ToPod,
+        Self::FromHost,
+        Self::ToHost,
+        Self::FromHostL3,
+        Self::ToHostL3,
+    ];
     /// Those of a pod's link.
     pub(crate) const POD: [Self; 2] = [Self::FromPod, Self::ToPod];
-    /// Those of an interface of the host.
-    pub(crate) const HOST: [Self; 2] = [Self::FromHost, Self::ToHost];
+    /// Those of an interface of the host: one pair or the other.
+    pub(crate) const HOST: [[Self; 2]; 2] =
+        [Self::of_host(LinkLayer::Ethernet), Self::of_host(LinkLayer::Bare)];
+
+    /// Those of an interface of the host whose packets begin with this.
+    pub(crate) const fn of_host(link_layer: LinkLayer) -> [Self; 2] {
+        match link_layer {
+            LinkLayer::Ethernet => [Self::FromHost, Self::ToHost],
+            LinkLayer::Bare => [Self::FromHostL3, Self::ToHostL3],
+        }
+    }
 
     /// Name of the program in the object.
     pub(crate) const fn program(self) -> &'static str {
@@ -43,6 +63,8 @@ impl Hook {
             Self::ToPod => "to_pod",
             Self::FromHost => "from_host",
             Self::ToHost => "to_host",
+            Self::FromHostL3 => "from_host_l3",
+            Self::ToHostL3 => "to_host_l3",
         }
     }
 
@@ -53,14 +75,16 @@ impl Hook {
             Self::ToPod => "to-pod",
             Self::FromHost => "from-host",
             Self::ToHost => "to-host",
+            Self::FromHostL3 => "from-host-l3",
+            Self::ToHostL3 => "to-host-l3",
         }
     }
 
     /// What a pod sends arrives on the host's side of its link.
     const fn tcx(self) -> TcxHook {
         match self {
-            Self::FromPod | Self::ToHost => TcxHook::Ingress,
-            Self::ToPod | Self::FromHost => TcxHook::Egress,
+            Self::FromPod | Self::ToHost | Self::ToHostL3 => TcxHook::Ingress,
+            Self::ToPod | Self::FromHost | Self::FromHostL3 => TcxHook::Egress,
         }
     }
 
@@ -71,6 +95,8 @@ impl Hook {
             Self::ToPod => (2, "palisade_to_pod"),
             Self::FromHost => (3, "palisade_from_host"),
             Self::ToHost => (4, "palisade_to_host"),
+            Self::FromHostL3 => (5, "palisade_from_host_l3"),
+            Self::ToHostL3 => (6, "palisade_to_host_l3"),
         };
         let side = match self.tcx() {
             TcxHook::Ingress => Side::Ingress,

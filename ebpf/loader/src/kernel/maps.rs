@@ -6,13 +6,16 @@ use std::{
     mem::offset_of,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use crate::{
     DatapathError, Expired, Fill, Limits, flows,
-    kernel::pins::failed,
+    kernel::{
+        denials::{self, Denials, Found, Sums},
+        pins::failed,
+    },
     sys::{self, MapShape, MappedArray},
 };
 use aya::{
@@ -46,7 +49,7 @@ const CLOSED: &str = "CLOSED";
 const CLOSINGS: &str = "CLOSINGS";
 const PEERS: &str = "PEERS";
 const FRAGMENTS: &str = "FRAGMENTS";
-const DENIALS: &str = "DENIALS";
+pub(crate) const DENIALS: &str = "DENIALS";
 pub(crate) const EVENTS: &str = "EVENTS";
 const COUNTER_MAP: &str = "COUNTERS";
 
@@ -71,7 +74,7 @@ pub(crate) struct Maps {
     /// Mapped as far as slots are taken: see [`Maps::map_peers`].
     peers: MappedArray<u64>,
     peers_fd: OwnedFd,
-    denials: HashMap<MapData, DenialKey, Denial>,
+    denials: Denials,
     sources: LpmTrie<MapData, SourceKey, u32>,
     hosts: HashMap<MapData, IdentityKey, AddressClass>,
     /// The same map, for what the library does not offer.
@@ -100,13 +103,14 @@ impl Maps {
             T::try_from(map).map_err(failed_map(name, "open"))
         }
         let descriptor = |name| {
-            let Some(Map::HashMap(map) | Map::Array(map)) = programs.map(name) else {
+            let Some(Map::HashMap(map) | Map::LruHashMap(map) | Map::Array(map)) = programs.map(name) else {
                 return Err(DatapathError::Missing { name });
             };
             let descriptor = map.fd().as_fd().try_clone_to_owned();
             descriptor.map_err(|error| failed_call(name, "open", "dup", error))
         };
         let (slots_fd, peers_fd) = (descriptor(SLOTS)?, descriptor(PEERS)?);
+        let denials_fd = descriptor(DENIALS)?;
         Ok(Self {
             hosts_fd: descriptor(HOSTS)?,
             splits_fd: descriptor(SPLITS)?,
@@ -119,7 +123,7 @@ impl Maps {
             slots: mapped(&slots_fd, SLOTS, MAX_ENDPOINTS)?,
             peers: mapped(&peers_fd, PEERS, FIRST_PEERS * PEER_BUCKETS)?,
             peers_fd,
-            denials: typed(programs, DENIALS)?,
+            denials: Denials::new(typed(programs, DENIALS)?, denials_fd),
             sources: typed(programs, SOURCES)?,
             hosts: typed(programs, HOSTS)?,
             identities: typed(programs, IDENTITIES)?,
@@ -490,30 +494,56 @@ impl Maps {
         Ok(expired)
     }
 
-    /// Tells how many packets were denied since the last report of their like, and forgets what is older than `age`.
+    /// Tells how many packets were denied since the last report of their like, and forgets what is older than `age`. What the
+    /// programs have counted and the map has forgotten becomes unreported.
     pub(crate) fn take_denials(
         &mut self,
         now: Duration,
         age: Duration,
     ) -> Result<Vec<FlowRecord>, DatapathError> {
-        let all: Vec<(DenialKey, Denial)> = self
-            .denials
+        let endpoints = self.endpoints()?;
+        let slots: BTreeMap<u32, u32> = endpoints
             .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed_map(DENIALS, "read"))?;
-        let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let mut records = Vec::new();
-        for (key, denial) in all {
-            if now.saturating_sub(Duration::from_nanos(denial.reported_ns)) <= age {
-                continue;
-            }
-            // A packet that is counted between the look and the removal is lost to the count.
-            absent_is_fine(self.denials.remove(&key)).map_err(failed_map(DENIALS, "delete from"))?;
-            if denial.packets > 0 {
-                records.push(flows::denials(&key, &denial, time_ns));
+            .map(|(_, endpoint)| (endpoint.id, endpoint.slot))
+            .collect();
+        let before: BTreeMap<u32, Sums> = slots
+            .iter()
+            .filter_map(|(id, slot)| Some((*id, Sums::read(self.sums(*slot)?))))
+            .collect();
+        let Found { taken, held } = self.denials.take(now, age)?;
+        for (key, denial) in &taken {
+            if let Some(word) = slots.get(&key.endpoint).and_then(|slot| self.sums(*slot)) {
+                denials::settle(word, denial.packets);
             }
         }
-        Ok(records)
+        let lost = |id: &u32, slot: &u32| -> Option<u64> {
+            let later = Sums::read(self.sums(*slot)?);
+            let lost = before.get(id)?.lost(later, held.get(id).copied().unwrap_or(0));
+            Some(lost).filter(|lost| *lost > 0)
+        };
+        if slots.iter().any(|(id, slot)| lost(id, slot).is_some()) {
+            // A program that is about to report has taken out what it settles next.
+            sys::wait_for_programs();
+        }
+        for (id, slot) in &slots {
+            if let Some(lost) = lost(id, slot)
+                && let Some(word) = self.sums(*slot)
+                && let Some(unreported) = self.slots.field(*slot, offset_of!(Slot, unreported))
+            {
+                unreported.fetch_add(lost, Ordering::Relaxed);
+                denials::settle(word, lost);
+            }
+        }
+        let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let told = taken.iter().filter(|(_, denial)| denial.packets > 0);
+        Ok(told
+            .map(|(key, denial)| flows::denials(key, denial, time_ns))
+            .collect())
+    }
+
+    /// What the programs count of an endpoint's denials, to be read at once.
+    fn sums(&self, slot: u32) -> Option<&AtomicU64> {
+        self.slots.field(slot, denials::SUMS)
     }
 
     /// Denied packets of each endpoint that nobody was told of, since it was attached.
@@ -542,7 +572,7 @@ impl Maps {
                 counted(&self.host_endpoints, HOST_ENDPOINTS)?,
                 MAX_HOST_ADDRESSES,
             ),
-            Fill::new(DENIALS, counted(&self.denials, DENIALS)?, MAX_DENIALS),
+            Fill::new(DENIALS, counted(&self.denials.map, DENIALS)?, MAX_DENIALS),
         ])
     }
 
@@ -720,7 +750,7 @@ impl Counts {
             return;
         }
         let [ingress, egress] = &mut self.unestablished;
-        if state.origin == DIRECTION_INGRESS {
+        if state.begun() == DIRECTION_INGRESS {
             *ingress += 1;
             *self.buckets.entry(peer_bucket(&key.peer)).or_default() += 1;
         } else {
@@ -826,7 +856,7 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
 }
 
 /// As [`failed_map`], of a system call that the library did not make.
-fn failed_call(
+pub(crate) fn failed_call(
     map: &'static str,
     operation: &'static str,
     call: &'static str,

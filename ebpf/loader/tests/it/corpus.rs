@@ -56,6 +56,7 @@ both_ways! {
     headers_that_contradict_themselves_are_denied,
     ipv4_options_are_denied,
     ipv6_extension_headers_are_walked_within_bounds,
+    an_echo_is_asked_by_one_side,
     echo_is_tracked_by_its_id,
     a_pod_may_report_errors_to_the_end_they_are_about_only,
 }
@@ -579,6 +580,31 @@ fn echo_is_tracked_by_its_id(way: Way) {
             &frame(back, protocol, &icmp(request, 0, 7)),
             Reason::Policy,
         );
+    }
+}
+
+/// Whatever its id is: a flow of which the asker's side and the answerer's look alike would let both ask.
+fn an_echo_is_asked_by_one_side(way: Way) {
+    for (ends, protocol, request, reply) in [(out(), ICMP, 8, 0), (out6(), ICMPV6, 128, 129)] {
+        let mut lab = lab(way, &[(Direction::Egress, 0, Service::Any)]);
+        let back = ends.reversed();
+        let numbers = [
+            0, 1, 2, 7, 8, 9, 0x0100, 0x0107, 0x0108, 0x4000, 0x8000, 0xbfff, 0xfffe, 0xffff,
+        ];
+        let codes = [0, 1, 7, 0xff];
+        for (id, code) in numbers.iter().flat_map(|id| codes.map(|code| (*id, code))) {
+            lab.assert_allowed(
+                Direction::Egress,
+                &frame(ends, protocol, &icmp(request, code, id)),
+            );
+            lab.assert_allowed(Direction::Ingress, &frame(back, protocol, &icmp(reply, code, id)));
+        }
+        for (id, code) in numbers.iter().flat_map(|id| codes.map(|code| (*id, code))) {
+            let asked = frame(back, protocol, &icmp(request, code, id));
+            lab.assert_denied(Direction::Ingress, &asked, Reason::Policy);
+            let answered = frame(ends, protocol, &icmp(reply, code, id));
+            lab.assert_denied(Direction::Egress, &answered, Reason::NoConnection);
+        }
     }
 }
 

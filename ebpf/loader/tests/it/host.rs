@@ -43,7 +43,7 @@ pub(crate) fn endpoint(id: EndpointId) -> HostEndpoint {
     HostEndpoint { id, untracked: None }
 }
 
-pub(crate) fn port(protocol: u8, port: u16) -> Service {
+pub(crate) const fn port(protocol: u8, port: u16) -> Service {
     Service::Ports {
         protocol,
         port,
@@ -123,7 +123,7 @@ attached_both_ways! {
         let entries = [(INGRESS, port(TCP, 22), ALLOW), (EGRESS, port(UDP, 53), ALLOW)];
         lab.kernel().sync(&tables(&[(LOCAL, &entries)])).expect("sync");
         for (direction, frame, verdict) in [
-            (INGRESS, to_host(TCP, &tcp(1000, 22, ACK)), DENY),
+            (INGRESS, to_host(TCP, &tcp(1000, 22, RST | ACK)), DENY),
             (INGRESS, syn.clone(), ALLOW),
             (EGRESS, from_host(TCP, &tcp(22, 1000, SYN | ACK)), ALLOW),
             (INGRESS, to_host(TCP, &tcp(1000, 22, ACK)), ALLOW),
@@ -502,6 +502,16 @@ attached_both_ways! {
         lab.kernel()
             .sync(&tables(&[(LOCAL, &[]), (FORWARD, &[])]))
             .expect("sync");
+        // IGMP, as it is sent: with a router alert, and no farther than the link.
+        let igmp = |to: &str, hops, alert: bool| {
+            let to: std::net::Ipv4Addr = to.parse().expect("an address");
+            let (words, option) = if alert { (0x46, &[0x94, 4, 0, 0][..]) } else { (0x45, &[][..]) };
+            let length = 28 + u8::try_from(option.len()).expect("few bytes");
+            let header = [words, 0xc0, 0, length, 0, 1, 0x40, 0, hops, 2, 0, 0, 192, 0, 2, 1];
+            ethernet(0x0800, &[&header[..], &to.octets(), option, &[0x22, 0, 0, 0, 0, 0, 0, 0]].concat())
+        };
+        let mut alert = igmp("224.0.0.22", 1, true);
+        alert[14 + 9] = UDP;
         let six = |kind| frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
         let allowed = [
             ethernet(0x0806, &[0; 28]),
@@ -513,6 +523,9 @@ attached_both_ways! {
             frame(Ends::new("0.0.0.0", "255.255.255.255"), UDP, &udp(68, 67)),
             to_host(UDP, &udp(67, 68)),
             frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(547, 546)),
+            igmp("224.0.0.22", 1, true),
+            igmp("239.1.2.3", 1, true),
+            igmp("224.0.0.1", 1, false),
         ];
         let denied = [
             six(128),
@@ -520,6 +533,10 @@ attached_both_ways! {
             to_host(TCP, &tcp(67, 68, SYN)),
             to_host(TCP, &tcp(1, 22, RST)),
             ethernet(0x0800, &[0x45; 20]),
+            igmp("224.0.0.22", 2, true),
+            igmp(OTHER, 1, true),
+            igmp(OTHER, 1, false),
+            alert,
         ];
         for direction in [INGRESS, EGRESS] {
             for frame in &allowed {

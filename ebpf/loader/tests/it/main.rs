@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a helper of a test that fails ends the test")]
 
 mod addresses;
+mod adopted;
 mod carried;
 mod closed;
 mod corpus;
@@ -14,6 +15,7 @@ mod fragments;
 mod frames;
 mod host;
 mod lab;
+mod layer3;
 mod learn;
 mod link;
 mod matrix;

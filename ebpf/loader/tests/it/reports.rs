@@ -229,6 +229,55 @@ fn a_flood_of_ever_new_kinds_leaves_the_ring_to_others() {
     assert_eq!(counters.unreported.get(&ENDPOINT), Some(&(sent - denied)));
 }
 
+/// More kinds than are remembered: whatever was counted of those that were forgotten is missing, and told as such.
+#[test]
+fn no_denied_packet_is_lost_in_silence() {
+    const KINDS: u16 = 20_000;
+    const EACH: u64 = 3;
+    let limits = Limits {
+        report_every: Duration::from_secs(3600),
+        reports_per_second: 0,
+        ..Limits::default()
+    };
+    let mut lab = lab(limits);
+    let total = |records: &[FlowRecord]| -> u64 { records.iter().map(|record| record.packets[0]).sum() };
+    let mut told = 0;
+    let mut read = |lab: &mut Lab| {
+        let records: Vec<_> = std::iter::from_fn(|| lab.record()).collect();
+        told += total(&records);
+        told
+    };
+    for kind in 0..KINDS {
+        let denied = frame(out().reversed(), UDP, &udp(kind, 2));
+        for _ in 0..EACH {
+            assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
+        }
+        if kind % 1000 == 0 {
+            read(&mut lab);
+        }
+    }
+    let mut told = read(&mut lab);
+    assert_eq!(told, u64::from(KINDS), "each kind was told of once");
+    let sent = u64::from(KINDS) * EACH;
+    // Those that are remembered stay until they are old; those that are forgotten are known to be missing by now.
+    told += total(&expire(&mut lab, Duration::ZERO));
+    let missing = |lab: &mut Lab| {
+        let counters = lab.kernel().counters().expect("counters");
+        assert_eq!(counters.lost_events, 0);
+        counters.unreported.get(&ENDPOINT).copied().unwrap_or(0)
+    };
+    let lost = missing(&mut lab);
+    assert!(
+        lost > 0 && told + lost < sent,
+        "{lost} were lost, {told} of {sent} told"
+    );
+    told += total(&expire(&mut lab, Duration::from_secs(3601)));
+    assert_eq!(told + missing(&mut lab), sent);
+    assert_eq!(missing(&mut lab), lost, "once");
+    assert_eq!(expire(&mut lab, Duration::from_secs(3601)), []);
+    assert_eq!(missing(&mut lab), lost, "once");
+}
+
 /// Records gather before the reader looks, and none waits for the next one to come.
 #[test]
 fn a_reader_that_waits_hears_of_each_record() {
