@@ -79,6 +79,14 @@ impl Datapath for Fake {
         Ok(())
     }
 
+    fn take_off(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        self.detach(endpoint)
+    }
+
+    fn is_forgetting(&self) -> bool {
+        false
+    }
+
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
         self.hosts.remove(&link.ifindex);
         if !link.addresses.is_empty() || link.forward.is_some() {
@@ -140,7 +148,11 @@ impl Datapath for Fake {
         }
     }
 
-    fn expire(&mut self, _now: Duration) -> Result<Expired, DatapathError> {
+    fn sweep(&mut self) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
+    fn look(&mut self, _now: Duration) -> Result<Expired, DatapathError> {
         Ok(Expired::default())
     }
 

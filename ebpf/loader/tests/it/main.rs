@@ -16,6 +16,7 @@ mod host;
 mod lab;
 mod learn;
 mod link;
+mod looks;
 mod matrix;
 mod policies;
 mod proof;
