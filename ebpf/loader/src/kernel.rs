@@ -11,6 +11,7 @@ mod look;
 mod maps;
 mod parents;
 mod pins;
+mod places;
 mod plan;
 mod ring;
 mod tables;
@@ -35,7 +36,7 @@ use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
     Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostEndpoint, HostLink,
-    Synced, TrackedFlow, encode,
+    Places, Synced, TrackedFlow, encode,
     kernel::{
         links::{Hook, Links},
         look::{Gone, Look},
@@ -534,6 +535,10 @@ impl Datapath for Kernel {
 
     fn dump(&self) -> Result<NodeTables, DatapathError> {
         self.tables.dump(&self.maps)
+    }
+
+    fn places(&self) -> Result<Places, DatapathError> {
+        places::read(&self.maps)
     }
 
     fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {

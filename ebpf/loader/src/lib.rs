@@ -111,6 +111,9 @@ pub trait Datapath: Send {
     /// The tables that judge now, read back from where they are; rule names are not kept there.
     fn dump(&self) -> Result<NodeTables, DatapathError>;
 
+    /// Who is where, read back from where programs look it up, beside what [`Datapath::attached`] says.
+    fn places(&self) -> Result<Places, DatapathError>;
+
     /// The other ends of flows that are established and allowed now.
     fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError>;
 
@@ -185,6 +188,39 @@ pub struct HostEndpoint {
     /// Endpoint whose tables are asked first, about every packet, in both directions and without tracking: what they
     /// allow passes, what they deny does not, what they do not know is the tracked endpoint's.
     pub untracked: Option<EndpointId>,
+}
+
+/// Where programs find pods and hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Places {
+    /// What goes straight to a pod, by the pod's address.
+    pub ways: BTreeMap<IpAddr, Way>,
+    /// Who judges packets of the host, by interface.
+    pub hosts: BTreeMap<(u32, HostPackets), HostEndpoint>,
+    /// Endpoints whose allowed flows outlive a change of policy.
+    pub keeping: BTreeSet<EndpointId>,
+}
+
+/// Where what goes straight to a pod is taken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Endpoint that judges what is delivered.
+    pub id: EndpointId,
+    /// Interface index of the host side of its link.
+    pub ifindex: u32,
+    /// MAC address that it is sent to.
+    pub mac: [u8; 6],
+}
+
+/// Packets at an interface of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostPackets {
+    /// From and to an address of the host.
+    Address(IpAddr),
+    /// To whoever listens.
+    Groups,
+    /// All others.
+    Forwarded,
 }
 
 impl HostLink {

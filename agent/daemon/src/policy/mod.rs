@@ -24,9 +24,9 @@ use agent_resolver::Names as LearnedNames;
 use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
-    node_policy::{NodeEndpoint, NodePolicy},
+    node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
 };
-use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Way, monotonic_now};
 use followed::Followed;
 use looks::Looks;
 use policies_compiler::{
@@ -572,12 +572,16 @@ impl Worker {
     fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
         let attached = self.datapath.attached()?;
         let attached_hosts = self.datapath.attached_hosts()?;
+        let places = self.datapath.places()?;
         let mut tables = self.datapath.dump()?;
         tables.rules.clone_from(&self.names.newest().tables.rules);
         let endpoint = |link: EndpointLink| NodeEndpoint {
             id: link.id.0,
             pod: self.followed.pod_of(link.id).cloned(),
+            interface: link.ifindex,
             addresses: link.addresses.into_iter().collect(),
+            mac: Mac(link.mac),
+            keeps_established: places.keeping.contains(&link.id),
             programmed: tables.endpoints.contains_key(&link.id),
         };
         let mut policy = NodePolicy {
@@ -588,6 +592,12 @@ impl Worker {
             hosts: self
                 .hosts
                 .describe(&self.followed.hosts(), &attached_hosts, &tables),
+            ways: places
+                .ways
+                .iter()
+                .map(|(address, way)| way_row(*address, way))
+                .collect(),
+            host_places: self.hosts.places(&places),
             ..NodePolicy::default()
         };
         dump::write(&tables, &mut policy);
@@ -613,6 +623,15 @@ impl Worker {
                 );
             }
         }
+    }
+}
+
+fn way_row(address: IpAddr, way: &Way) -> WayRow {
+    WayRow {
+        address,
+        endpoint: way.id.0,
+        interface: way.ifindex,
+        mac: Mac(way.mac),
     }
 }
 

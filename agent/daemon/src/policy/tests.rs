@@ -100,6 +100,10 @@ impl Datapath for Narrow {
         self.inner.dump()
     }
 
+    fn places(&self) -> Result<ebpf_loader::Places, DatapathError> {
+        self.inner.places()
+    }
+
     fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
         self.inner.peers_in_use()
     }

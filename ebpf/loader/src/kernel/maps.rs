@@ -236,6 +236,11 @@ impl Maps {
             .try_for_each(|(address, link)| self.pods.insert(address, link))
     }
 
+    /// Where what goes straight to a pod is taken to.
+    pub(crate) fn ways(&self) -> Result<Vec<(Address, PodLink)>, DatapathError> {
+        self.pods.all()
+    }
+
     /// The lowest slot that none of `endpoints` has.
     pub(crate) fn free_slot(endpoints: &[(u32, Endpoint)]) -> Result<u32, DatapathError> {
         let taken: BTreeSet<u32> = endpoints.iter().map(|(_, endpoint)| endpoint.slot).collect();

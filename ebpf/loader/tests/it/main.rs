@@ -18,6 +18,7 @@ mod learn;
 mod link;
 mod looks;
 mod matrix;
+mod places;
 mod policies;
 mod proof;
 mod reports;
