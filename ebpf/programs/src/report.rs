@@ -3,10 +3,8 @@
 //!
 //! Packets that are denied alike (same ends, ports, direction and reason) are told once per [`REPORT_EVERY_NS`] and
 //! counted meanwhile; user space collects what a flood leaves behind when it ends, and finds by the endpoint's sums what
-//! the map of counts has forgotten. An endpoint whose packets are denied
-//! in ever new ways may tell [`REPORTS_PER_SECOND`] of them in a second; the rest are a number.
-
-use core::arch::asm;
+//! the map of counts has forgotten. An endpoint whose packets are denied in ever new ways may tell [`REPORTS_PER_SECOND`]
+//! of them in a second; the rest are a number.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
 use ebpf_abi::{
@@ -16,8 +14,9 @@ use ebpf_abi::{
 };
 
 use crate::{
+    atomic::{add, add_half, exchange},
     count,
-    judge::{Outcome, add, inside, teller},
+    judge::{Outcome, inside, teller},
     maps::{DENIALS, EVENTS},
     packet::Packet,
 };
@@ -193,21 +192,6 @@ fn unreported(outcome: &Outcome) {
         // SAFETY: as in `may_report`.
         add(unsafe { &raw mut (*outcome.slot).unreported }, 1);
     }
-}
-
-/// As [`add`], of half a word.
-#[inline(always)]
-fn add_half(counter: *mut u32, amount: u32) {
-    // SAFETY: as in `add`.
-    unsafe { asm!("lock *(u32 *)({0} + 0) += {1}", in(reg) counter, in(wreg) amount) };
-}
-
-/// Writes a word of a map value, and returns what was there before.
-#[inline(always)]
-fn exchange(word: *mut u64, mut value: u64) -> u64 {
-    // SAFETY: as in `add`.
-    unsafe { asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) word) };
-    value
 }
 
 /// Writes a record; a full ring is counted.

@@ -65,8 +65,8 @@ pub(crate) fn is_middle(packet: &Packet) -> bool {
         }
 }
 
-/// The sides and the state of a flow that `packet` is from the middle of. Its sender has shown its numbers, and how far it has heard the
-/// other end; scales nobody has heard, so windows are the largest that they may be.
+/// The sides and the state of a flow that `packet` is from the middle of. Its sender has shown its numbers, and how far it
+/// has heard the other end; scales nobody has heard, so windows are the largest that they may be.
 #[inline(always)]
 pub(crate) fn adopted(packet: &Packet) -> ([FlowSide; 2], u8) {
     let mut sides = [FlowSide::default(); 2];
@@ -100,13 +100,13 @@ pub(crate) fn adopted(packet: &Packet) -> ([FlowSide; 2], u8) {
 /// Bits of [`FlowState::state`] that `packet`, which has passed, adds to the flow, and [`FLOW_CLOSED`] if nothing more is
 /// to come.
 #[inline(always)]
-pub(crate) fn follow(flow: &mut FlowState, packet: &Packet) -> u8 {
+pub(crate) fn follow<const HOST: bool>(flow: &mut FlowState, packet: &Packet) -> u8 {
     if packet.fragment.kind == PIECE_LATER || flow.closed != 0 {
         return 0;
     }
     match packet.protocol {
-        protocol::TCP => follow_tcp(flow, packet),
-        protocol::SCTP => follow_sctp(flow, packet),
+        protocol::TCP => follow_tcp::<HOST>(flow, packet),
+        protocol::SCTP => follow_sctp::<HOST>(flow, packet),
         _ if packet.direction != flow.origin => FLOW_REPLIED | FLOW_ESTABLISHED,
         _ => 0,
     }
@@ -133,7 +133,7 @@ pub(crate) fn open_both(flow: &mut FlowState, packet: &Packet) -> u8 {
 }
 
 #[inline(always)]
-fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
+fn follow_tcp<const HOST: bool>(flow: &mut FlowState, packet: &Packet) -> u8 {
     let (mine, other) = indices(packet.direction);
     let segment = packet.segment;
     let end = segment.sequence.wrapping_add(segment.length);
@@ -141,8 +141,7 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
     let from_origin = packet.direction == flow.origin;
     let theirs = flow.sides[other];
     let ours = flow.sides[mine];
-
-    let adopted = flow.state & FLOW_ADOPTED != 0;
+    let adopted = HOST && flow.state & FLOW_ADOPTED != 0;
 
     if flow.state & FLOW_REPLIED == 0 && !adopted {
         if from_origin {
@@ -180,7 +179,7 @@ fn follow_tcp(flow: &mut FlowState, packet: &Packet) -> u8 {
             0
         };
     }
-    let scales = flow.state & (FLOW_SCALED | FLOW_ADOPTED) != 0 && segment.flags & TCP_SYN == 0;
+    let scales = (flow.state & FLOW_SCALED != 0 || adopted) && segment.flags & TCP_SYN == 0;
     let window = if scales {
         segment.window << (ours.scale & 15)
     } else {
@@ -250,13 +249,13 @@ fn in_windows(segment: &Segment, end: u32, window: u32, ours: &FlowSide, theirs:
 }
 
 #[inline(always)]
-fn follow_sctp(flow: &mut FlowState, packet: &Packet) -> u8 {
+fn follow_sctp<const HOST: bool>(flow: &mut FlowState, packet: &Packet) -> u8 {
     let (mine, other) = indices(packet.direction);
     let segment = packet.segment;
     let chunk = segment.flags;
     let from_origin = packet.direction == flow.origin;
     let right_tag = segment.sequence == flow.sides[other].end;
-    if flow.is_guess() {
+    if HOST && flow.is_guess() {
         return follow_adopted_sctp(flow, packet);
     }
     if flow.state & FLOW_REPLIED == 0 {
