@@ -48,7 +48,7 @@ pub struct Profile {
     pub syscalls: SyscallSet,
     /// Which files.
     pub filesystem: Filesystem,
-    /// Whether TCP may be used at all.
+    /// Whether TCP may be used at all. Limits also take away the system calls that get around them.
     pub tcp: Tcp,
     /// What stops at the edge of the sandbox. The presets of pods leave this to their namespaces: an exec
     /// session has a domain of its own, and with a scope for signals it cannot signal the pod.
@@ -328,10 +328,19 @@ impl Profile {
         Ok(features::plan(self, interface)?.missing)
     }
 
+    /// The answers to system calls: those of the set, less the ways around the limits of TCP ports.
+    pub fn syscall_policy(&self) -> SyscallPolicy {
+        let policy = self.syscalls.policy();
+        match seccomp::detours::refused(&self.tcp) {
+            Some(refused) => policy.and(&refused),
+            None => policy,
+        }
+    }
+
     /// Compiles the seccomp filter; touches nothing.
     pub fn compile(&self) -> Result<Compiled, CompileError> {
         Ok(Compiled {
-            filter: Filter::compile(&self.syscalls.policy())?,
+            filter: Filter::compile(&self.syscall_policy())?,
             profile: self.clone(),
         })
     }
