@@ -189,6 +189,15 @@ impl PathRule {
     }
 }
 
+/// When a process of a container is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before anything of the container runs: what is mounted is where it was mounted.
+    Start,
+    /// Afterwards: whoever runs in the container may have renamed what leads to a mount.
+    Later,
+}
+
 /// The combinations of rights that profiles use. None has both write and execute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -416,19 +425,20 @@ impl Compiled {
     /// Takes files, ports and scopes from a container process just before it executes the image's program. The
     /// filter comes last, with what this returns.
     ///
-    /// `mounts` are the paths, inside the container, of what is mounted over the image. The caller is a
-    /// process of a single-threaded runtime, inside the container's root.
+    /// `mounts` are the paths, inside the container, of what is mounted over the image; `moment` says whether they
+    /// must be there. The caller is a process of a single-threaded runtime, inside the container's root.
     pub fn restrict_in_container(
         &self,
         image: &ImageRuleset,
         mounts: &[PathRule],
+        moment: Moment,
     ) -> Result<Restricted<'_>, ApplyError> {
         if let Filesystem::Paths(_) = self.profile.filesystem {
             return Err(ApplyError::WrongKind {
                 wanted: "by a list of paths",
             });
         }
-        let rulesets = image.rulesets(mounts);
+        let rulesets = image.rulesets(mounts, moment);
         self.restricted(rulesets.and_then(|(rulesets, plan)| landlock::restrict(rulesets, plan)))
     }
 
