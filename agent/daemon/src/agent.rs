@@ -223,7 +223,7 @@ pub(crate) async fn run(
         events,
         directory,
         static_pods,
-        ids: Default::default(),
+        ids: pods::ids(&survivors),
         evictions,
         full: Default::default(),
         claims,

@@ -152,6 +152,13 @@ pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
     }
 }
 
+/// The ranges of user ids that are free beside those of pods that live. Their tasks begin one by one, some of them once the API
+/// is heard, and pods that are new begin in between.
+pub(crate) fn ids(survivors: &[Survivor]) -> Ids {
+    let configs = survivors.iter().map(|survivor| &survivor.pod.config);
+    Ids::beside(configs.map(|config| (config.uid.clone(), config.id_base)))
+}
+
 /// Keeps a task for each pod of this node.
 pub(crate) struct Pods {
     context: Arc<Context>,
@@ -443,6 +450,34 @@ mod tests {
         assert_eq!(names(&writable), ["running", "static", "waiting"]);
         let of_logs = ["over", "running", "static", "waiting"].map(|uid| format!("ns_name_{uid}"));
         assert_eq!(names(&logs), of_logs);
+    }
+
+    /// A static pod that is new begins before the tasks of those that the API binds; so does any that the API names first.
+    #[test]
+    fn a_pod_that_begins_before_a_survivor_has_a_task_does_not_get_its_ids() {
+        let survivor = |uid: &str, id_base| Survivor {
+            pod: RecoveredPod {
+                config: serde_json::from_value(json!({
+                    "uid": uid, "namespace": "ns", "name": uid, "hostname": uid,
+                    "id_base": id_base, "id_count": 65536,
+                }))
+                .unwrap(),
+                status: serde_json::from_value(json!({
+                    "version": 1, "netns": "/none", "holder_pid": 1, "shim_pid": 1, "containers": [],
+                }))
+                .unwrap(),
+                alive: uid != "dead",
+            },
+            attachment: None,
+        };
+        let fresh = ids(&[]);
+        let bases = ["one", "dead"].map(|uid| fresh.acquire(uid).unwrap());
+        let survivors = [survivor("one", bases[0]), survivor("dead", bases[1])];
+        let after_restart = ids(&survivors);
+        for new in ["static", "of-the-api"] {
+            assert!(!bases.contains(&after_restart.acquire(new).unwrap()), "{new}");
+        }
+        assert_eq!(after_restart.acquire("dead").unwrap(), bases[1]);
     }
 
     #[test]

@@ -253,7 +253,6 @@ impl Worker {
     /// Takes over what an earlier agent left.
     fn adopt(&mut self, survivor: Survivor) {
         let Survivor { pod, attachment } = survivor;
-        self.context.ids.keep(&self.id.uid, pod.config.id_base);
         for status in &pod.status.containers {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
