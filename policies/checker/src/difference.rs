@@ -303,7 +303,7 @@ impl<'a> Both<'a> {
                 _ => true,
             };
             for (version, space) in spaces.into_iter().take(if same { 1 } else { FAMILIES.len() }) {
-                if let Some(point) = space.example() {
+                if let Some(point) = space.example(version) {
                     let (before, after) = self.example((from, to), effect, version, point);
                     changes.push(Change {
                         effect,

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     model::{End, Model, Spot},
     packet::Place,
+    region,
 };
 
 /// A rule of an object: a rule of the ordered form, or several that share its number.
@@ -317,17 +318,21 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                 let Some((member, peer)) = example(model, own, other) else {
                     continue;
                 };
+                let version = region::version(peer.address);
                 let Some(matching) = alone.judge_at(member, found.direction, peer) else {
                     continue;
                 };
                 let area = matching
-                    .space(|entry| alone.decided_by(entry.rule) == DecidedBy::Rule(found.name.clone()));
+                    .space(|entry| alone.decided_by(entry.rule) == DecidedBy::Rule(found.name.clone()))
+                    .of_family(version);
                 if area.is_empty() {
                     continue;
                 }
                 matched = true;
                 let judge = model.judge_at(member, found.direction, peer);
-                let by = judge.map(|judge| judge.deciders(&area)).unwrap_or_default();
+                let by = judge
+                    .map(|judge| judge.deciders(&area, version))
+                    .unwrap_or_default();
                 deciders.extend(by.into_iter().map(|rule| model.decided_by(rule).to_string()));
             }
         }

@@ -6,6 +6,7 @@
 mod answers;
 mod clusters;
 mod example;
+mod families;
 mod hosts;
 mod model;
 mod names;

@@ -355,17 +355,7 @@ fn show_proof(proved: &Proved) -> Result<()> {
             output::line(&format!("        {packet} {verdict}"))?;
             output::line(&format!("        {}", packet.rulings()))?;
         }
-        Some(Problem::NoCommonFamily { from, to }) => {
-            output::line(&format!(
-                "        {from} and {to} have no address family in common"
-            ))?;
-        }
-        Some(Problem::DoesNotFit { message }) => {
-            output::line(&format!(
-                "        no node would enforce the policies: a pod or host {message}"
-            ))?;
-        }
-        Some(Problem::Syntax { message, .. }) => output::line(message)?,
+        Some(other) => output::line(&format!("        {}", other.text().unwrap_or_default()))?,
     }
     if proved.proof.more > 0 {
         output::line(&format!("        and {} more pairs of ends", proved.proof.more))?;
