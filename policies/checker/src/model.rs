@@ -485,7 +485,8 @@ impl Model {
         self.decide_at(member, direction, Place::new(None, peer), point)
     }
 
-    fn decide_at(
+    /// The same where the other end is taken to have names.
+    pub(crate) fn decide_at(
         &self,
         member: usize,
         direction: Direction,

@@ -10,4 +10,5 @@ mod families;
 mod hosts;
 mod model;
 mod names;
+mod replays;
 mod scale;

@@ -175,6 +175,9 @@ pub(crate) async fn replay(connection: &Connection, args: &ReplayArgs) -> Result
         "{} flows judged, {} keep their verdict, {changed} change",
         replay.judged, replay.same
     ))?;
+    for (reason, count) in &replay.same_because {
+        output::note(&format!("note: {count} flows keep their verdict: {reason}"));
+    }
     for (reason, count) in &replay.left_out {
         output::note(&format!("note: {count} flows were left out: {reason}"));
     }
