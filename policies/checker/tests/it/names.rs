@@ -3,7 +3,7 @@
 use api::flow::FlowEvent;
 use policies_checker::{
     Model, assertion,
-    cases::{CaseReport, run_cases},
+    cases::{Case, CaseReport, run_cases},
     connectivity::{Grouping, connectivity},
     difference::difference,
     replay::replay,
@@ -189,7 +189,10 @@ fn replay_does_not_say_that_a_name_changes_what_it_may_leave() {
 }
 
 fn cases(model: &Model, cases: &Value) -> CaseReport {
-    run_cases(model, &serde_json::from_value::<Vec<_>>(cases.clone()).unwrap())
+    run_cases(
+        model,
+        &serde_json::from_value::<Vec<Case>>(cases.clone()).unwrap(),
+    )
 }
 
 #[test]
@@ -228,7 +231,7 @@ fn a_case_by_name_covers_a_rule_by_name() {
         .filter_map(|case| case.failure.as_deref())
         .collect();
     let said = [
-        "at 198.51.100.1; `dns:api.example.com@ADDRESS`",
+        "at 198.51.100.10; `dns:api.example.com@ADDRESS`",
         "if a resolver had given the name *.example.com for the address",
         "is not a name",
         "is the address of pci/vault",

@@ -10,7 +10,7 @@ fn pod(name: &str, address: &str) -> Value {
         "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": address}})
 }
 
-/// A policy for `app` that allows only these directions' flows that its rules name.
+/// A policy for the pods of `app`.
 fn policy(app: &str, spec: &Value) -> Value {
     let mut spec = spec.clone();
     spec["podSelector"] = json!({"matchLabels": {"app": app}});
