@@ -1,7 +1,11 @@
 //! What other policies would have done to recorded flows, at both ends.
 
 use api::flow::FlowEvent;
-use policies_checker::{Model, replay::replay};
+use policies_checker::{
+    Model,
+    replay::replay,
+    rules::{NoRule, rule_use},
+};
 use policies_compiler::{Source, load_objects};
 use serde_json::{Value, json};
 
@@ -72,4 +76,29 @@ fn what_one_end_would_allow_and_the_other_denies_stays_denied() {
         &[recorded("egress", "allow"), recorded("ingress", "allow")],
     );
     assert_eq!((replayed.same, replayed.changes.len()), (1, 1), "{replayed:?}");
+}
+
+#[test]
+fn a_rule_that_logs_is_hit_by_what_it_took_note_of() {
+    let rules = json!([{"action": "Log"}, {"action": "Log", "protocol": "UDP"}, {"action": "Allow"}]);
+    let logging = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+        "metadata": {"name": "log", "namespace": "shop"},
+        "spec": {"selector": "all()", "types": ["Egress"], "egress": rules}});
+    let by = |name: &str, rule: u32| {
+        let policy = format!("NetworkPolicy shop/{name}");
+        api::flow::DecidedBy {
+            rule: format!("{policy} rule {rule}"),
+            policy: Some(policy),
+            tier: Some("default".to_owned()),
+            index: Some(rule),
+        }
+    };
+    let mut flow = recorded("egress", "allow");
+    flow.decided_by = by("log", 2);
+    flow.logged_by = vec![by("log", 0), by("gone", 0)];
+    let (rules, others) = rule_use(&model(vec![logging]), &[flow.clone(), flow]);
+    let hits: Vec<(&str, u64)> = rules.iter().map(|rule| (rule.action, rule.hits)).collect();
+    assert_eq!(hits, [("log", 2), ("log", 0), ("allow", 2)]);
+    let others: Vec<_> = others.iter().map(|other| (other.hits, other.why)).collect();
+    assert_eq!(others, [(2, NoRule::PolicyGone)]);
 }

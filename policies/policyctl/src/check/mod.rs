@@ -297,6 +297,7 @@ fn status(rule: &RuleUse, recorded: bool) -> String {
         }
         RuleStatus::MatchesNothing => "matches nothing".to_owned(),
         RuleStatus::AppliesToNothing => "applies to nothing".to_owned(),
+        RuleStatus::Logs if recorded && rule.hits == 0 => "only logs, never hit".to_owned(),
         RuleStatus::Logs => "only logs".to_owned(),
     }
 }
