@@ -10,5 +10,6 @@ mod families;
 mod hosts;
 mod model;
 mod names;
+mod recommending;
 mod replays;
 mod scale;
