@@ -146,6 +146,12 @@ fn body(status: &PodStatus) -> serde_json::Result<Value> {
     let mut body = serde_json::to_value(&status)?;
     let absent = ["message", "reason", "initContainerStatuses", "podIP", "podIPs"];
     set_null(&mut body, &absent);
+    // By themselves they would merge by address, and those of a life before would stay.
+    for field in ["podIPs", "hostIPs"] {
+        if let Some(addresses) = body.get_mut(field).and_then(Value::as_array_mut) {
+            addresses.insert(0, json!({"$patch": "replace"}));
+        }
+    }
     for condition in body["conditions"].as_array_mut().into_iter().flatten() {
         set_null(condition, &["message", "reason"]);
     }
@@ -188,6 +194,16 @@ mod tests {
             body.as_object().unwrap().contains_key("reason"),
             "a reason of before goes"
         );
+    }
+
+    #[test]
+    fn addresses_take_the_place_of_those_before() {
+        let status = json!({"podIP": "10.88.0.3", "podIPs": [{"ip": "10.88.0.3"}], "hostIPs": [{"ip": "192.0.2.2"}]});
+        let told = body(&serde_json::from_value(status).unwrap()).unwrap();
+        let replace = json!({"$patch": "replace"});
+        assert_eq!(told["podIPs"], json!([replace, {"ip": "10.88.0.3"}]));
+        assert_eq!(told["hostIPs"], json!([replace, {"ip": "192.0.2.2"}]));
+        assert_eq!(body(&PodStatus::default()).unwrap()["podIPs"], Value::Null);
     }
 
     #[test]

@@ -200,6 +200,9 @@ fn a_host_that_went_down_comes_back(cluster: &Cluster) -> Result<()> {
     let uid = again["metadata"]["uid"].as_str().context("a UID")?;
     let programs = programs_of(uid)?;
     ensure!(programs == 1, "{programs} processes run");
+    // Those of before went with the host.
+    let (told, held) = (&again["status"]["podIPs"], addresses_of(cluster, uid)?);
+    ensure!(*told == held, "{told} are told, {held} are the pod's");
     for name in ["again", "once"] {
         cluster.kubectl(&["delete", "pod", name])?.ok()?;
     }
@@ -212,6 +215,18 @@ fn a_host_that_went_down_comes_back(cluster: &Cluster) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The addresses that the node has given to a pod, as its status should have them.
+fn addresses_of(cluster: &Cluster, uid: &str) -> Result<serde_json::Value> {
+    let leases = fs::read(cluster.state_dir.join("agent/network.json")).context("no leases")?;
+    let leases: serde_json::Value = serde_json::from_slice(&leases)?;
+    let lease = &leases["leases"][uid];
+    let addresses = [&lease["address"], &lease["address6"]].into_iter();
+    Ok(addresses
+        .filter(|address| address.is_string())
+        .map(|address| serde_json::json!({"ip": address}))
+        .collect())
 }
 
 /// What a reset does to a host: processes, links, control groups and everything in `/run` go at once, whatever is on
