@@ -126,6 +126,17 @@ impl Survivor {
         }
     }
 
+    /// When its first container started; the far future for one that has none yet.
+    fn began(&self) -> Timestamp {
+        let started = self.pod.status.containers.iter();
+        let started = started.filter_map(|container| match &container.state {
+            ContainerState::Running { started_at, .. } => Some(*started_at),
+            ContainerState::Exited(exit) => exit.started_at,
+            ContainerState::Creating | ContainerState::Failed { .. } => None,
+        });
+        started.min().unwrap_or(Timestamp::MAX)
+    }
+
     /// As others see it before it has a task.
     fn entry(&self) -> Entry {
         let containers = self.pod.status.containers.iter().map(|container| {
@@ -147,6 +158,9 @@ impl Survivor {
 
 /// Lets others know of pods whose tasks begin once the API is heard.
 pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
+    let mut survivors: Vec<&Survivor> = survivors.iter().collect();
+    // Of those with one name the last is the newest.
+    survivors.sort_by_key(|survivor| survivor.began());
     for survivor in survivors {
         directory.publish(&survivor.entry());
     }
