@@ -163,7 +163,7 @@ pub(crate) async fn run(
         shutdown.clone(),
     );
     let node = NodeAgent::new(
-        client.clone(),
+        (client.clone(), cluster.clone()),
         config.clone(),
         &network,
         Health {

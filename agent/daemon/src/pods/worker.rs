@@ -311,6 +311,8 @@ impl Worker {
                 self.sandboxes.policy_changed();
             }
             () = self.evictions.changed() => {}
+            // Somebody may have contradicted it already.
+            () = self.reporter.written() => {}
             () = timer => {}
         }
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
@@ -485,14 +487,18 @@ impl Worker {
         }
     }
 
-    /// Sends the status if it says something new.
+    /// Sends the status if it says something new, or if somebody has written over what it said.
     fn report(&mut self, wanted: &Wanted) {
         if wanted.settled || wanted.ending == Ending::Gone {
             return;
         }
         let Some(status) = self.status(wanted) else { return };
         let sandbox = self.sandboxes.summary();
-        if self.reported.as_ref() != Some(&status) || self.reported_sandbox != sandbox {
+        let stands = self
+            .pod
+            .as_ref()
+            .is_none_or(|pod| !self.reporter.is_overruled(pod));
+        if self.reported.as_ref() != Some(&status) || self.reported_sandbox != sandbox || !stands {
             self.tell_back_off(&status);
             self.tell_deadline(&status);
             self.tell_outdated(&status);
