@@ -228,6 +228,7 @@ pub(crate) async fn run(
         full: Default::default(),
         claims,
         tokens: Default::default(),
+        last_known: Default::default(),
         quiet: Quiet::start(agent_runtime::memory::give_back, shutdown.clone()),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

@@ -20,6 +20,7 @@ mod hooks;
 mod host_paths;
 mod ids;
 mod kept;
+mod last_known;
 mod limits;
 mod names;
 mod observe;
@@ -61,6 +62,7 @@ use self::{
     directory::{Directory, Entry, Latest},
     evictions::Evictions,
     ids::Ids,
+    last_known::LastKnown,
     tokens::Tokens,
     worker::Worker,
 };
@@ -96,6 +98,8 @@ pub(crate) struct Context {
     /// What those hold that pods may write to.
     pub(crate) claims: Claims,
     pub(crate) tokens: Tokens,
+    /// What containers start with while the API is away.
+    pub(crate) last_known: LastKnown,
     pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,

@@ -142,6 +142,7 @@ impl Worker {
         let (news, inbox) = mpsc::channel(INBOX);
         let reporter = Reporter::start(context.client.clone(), id.clone());
         let pod = objects.borrow().clone();
+        context.last_known.begin(&id.uid);
         let mut worker = Self {
             evictions: context.evictions.follow(),
             id,
@@ -176,6 +177,7 @@ impl Worker {
         };
         if let Some(survivor) = survivor {
             worker.adopt(survivor);
+            worker.ask_again();
         }
         worker.recall_end();
         if let Some(pod) = worker.pod.clone() {
@@ -274,6 +276,21 @@ impl Worker {
             self.lost = true;
         }
         tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive = pod.alive, "found again");
+    }
+
+    /// What an earlier agent was told is asked for once more, beside the task, before a container needs it.
+    fn ask_again(&self) {
+        let Some(pod) = self.pod.clone() else { return };
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            if let Err(error) = steps::learn(&context, &pod).await {
+                tracing::debug!(
+                    pod = pod.metadata.name,
+                    error = chain(&error),
+                    "asked again in vain"
+                );
+            }
+        });
     }
 
     async fn wait(&mut self, wake_at: Option<Timestamp>) {
@@ -650,6 +667,7 @@ fn refresh_time(pod: &Pod) -> Option<Instant> {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.context.claims.forget(&self.id.uid);
+        self.context.last_known.forget(&self.id.uid);
         let tasks = self
             .follower
             .iter()

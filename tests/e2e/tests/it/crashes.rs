@@ -318,17 +318,24 @@ fn difference(before: &Remains, after: &Remains) -> Vec<String> {
     found
 }
 
-/// Processes in the control groups of the pod's containers.
 fn programs_of(uid: &str) -> Result<usize> {
-    let mut most = 0;
+    processes_of(uid).map(|processes| processes.len())
+}
+
+/// Processes in the control groups of the pod's containers.
+pub(crate) fn processes_of(uid: &str) -> Result<Vec<i32>> {
+    let mut most: Vec<i32> = Vec::new();
     for hierarchy in hierarchies()? {
         let pod = hierarchy.join("palisade").join(uid);
         let Ok(groups) = fs::read_dir(&pod) else { continue };
-        let members = groups.flatten().map(|group| {
-            let members = fs::read_to_string(group.path().join("cgroup.procs"));
-            members.unwrap_or_default().lines().count()
-        });
-        most = most.max(members.sum());
+        let mut members = Vec::new();
+        for group in groups.flatten() {
+            let text = fs::read_to_string(group.path().join("cgroup.procs")).unwrap_or_default();
+            members.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        if members.len() > most.len() {
+            most = members;
+        }
     }
     Ok(most)
 }
