@@ -309,7 +309,8 @@ mod tests {
         let merged = json!({"status": {"podIPs": [{"ip": "10.88.0.3"}]}});
         let three = pod(current.clone(), merged).unwrap();
         assert_eq!(three["status"]["podIPs"].as_array().map(Vec::len), Some(3));
-        let replaced = json!({"status": {"podIPs": [{"$patch": "replace"}, {"ip": "10.88.0.3"}, {"ip": "fd00::2"}]}});
+        let replaced =
+            json!({"status": {"podIPs": [{"$patch": "replace"}, {"ip": "10.88.0.3"}, {"ip": "fd00::2"}]}});
         assert_eq!(
             pod(current, replaced),
             Ok(json!({"status": {"podIPs": [{"ip": "10.88.0.3"}, {"ip": "fd00::2"}]}}))
