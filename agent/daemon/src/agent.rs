@@ -163,7 +163,7 @@ pub(crate) async fn run(
         shutdown.clone(),
     );
     let node = NodeAgent::new(
-        client.clone(),
+        (client.clone(), cluster.clone()),
         config.clone(),
         &network,
         Health {
@@ -228,6 +228,7 @@ pub(crate) async fn run(
         full: Default::default(),
         claims,
         tokens: Default::default(),
+        last_known: Default::default(),
         quiet: Quiet::start(agent_runtime::memory::give_back, shutdown.clone()),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

@@ -20,6 +20,7 @@ mod hooks;
 mod host_paths;
 mod ids;
 mod kept;
+mod last_known;
 mod limits;
 mod names;
 mod observe;
@@ -61,6 +62,7 @@ use self::{
     directory::{Directory, Entry, Latest},
     evictions::Evictions,
     ids::Ids,
+    last_known::LastKnown,
     tokens::Tokens,
     worker::Worker,
 };
@@ -96,6 +98,8 @@ pub(crate) struct Context {
     /// What those hold that pods may write to.
     pub(crate) claims: Claims,
     pub(crate) tokens: Tokens,
+    /// What containers start with while the API is away.
+    pub(crate) last_known: LastKnown,
     pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
@@ -126,6 +130,17 @@ impl Survivor {
         }
     }
 
+    /// When its first container started; the far future for one that has none yet.
+    fn began(&self) -> Timestamp {
+        let started = self.pod.status.containers.iter();
+        let started = started.filter_map(|container| match &container.state {
+            ContainerState::Running { started_at, .. } => Some(*started_at),
+            ContainerState::Exited(exit) => exit.started_at,
+            ContainerState::Creating | ContainerState::Failed { .. } => None,
+        });
+        started.min().unwrap_or(Timestamp::MAX)
+    }
+
     /// As others see it before it has a task.
     fn entry(&self) -> Entry {
         let containers = self.pod.status.containers.iter().map(|container| {
@@ -147,6 +162,9 @@ impl Survivor {
 
 /// Lets others know of pods whose tasks begin once the API is heard.
 pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
+    let mut survivors: Vec<&Survivor> = survivors.iter().collect();
+    // Of those with one name the last is the newest.
+    survivors.sort_by_key(|survivor| survivor.began());
     for survivor in survivors {
         directory.publish(&survivor.entry());
     }
