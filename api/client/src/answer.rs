@@ -107,7 +107,10 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
             loop {
-                let (connection, _) = listener.accept().await.unwrap();
+                let (mut connection, _) = listener.accept().await.unwrap();
+                // All of the request has come: a client takes no answer before it has asked.
+                let mut request = [0; 4096];
+                assert_ne!(connection.read(&mut request).await.unwrap(), 0);
                 tokio::spawn(serve(connection));
             }
         });

@@ -452,7 +452,7 @@ mod tests {
         let flows = flows.join("\n");
         let mut out = Vec::new();
         let mut judge = |question: &Question| judges.judge(question);
-        let failed = super::decide(&mut judge, flows.as_bytes(), "flows", &mut out).unwrap();
+        let failed = decide(&mut judge, flows.as_bytes(), "flows", &mut out).unwrap();
         assert_eq!(failed, 1);
         let lines = String::from_utf8(out).unwrap();
         let lines: Vec<Value> = lines

@@ -189,8 +189,10 @@ async fn write(client: &Client, id: &PodId, told: &Told) -> Result<u64, kube::Er
     }
     let patch = json!({"metadata": metadata, "status": body(&told.status).map_err(kube::Error::SerdeError)?});
     let pods: Api<Pod> = Api::namespaced(client.clone(), &id.namespace);
-    let written = pods.patch_status(&id.name, &PatchParams::default(), &Patch::Strategic(patch));
-    Ok(revision(&written.await?))
+    let written = pods
+        .patch_status(&id.name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await?;
+    Ok(revision(&written))
 }
 
 /// The node's part of the status. What it does not say any more is taken away by name.

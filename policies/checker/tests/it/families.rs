@@ -55,13 +55,13 @@ fn no_assertion_is_refuted_by_the_other_familys_icmp() {
     assert_eq!(against(&model(&[6], &icmp), "no pod reaches pod"), None);
     assert_eq!(
         against(&model(&[6], &icmp_v6), "no pod reaches pod").as_deref(),
-        Some("shop/db (fd00::2) to shop/web (fd00::1), ICMPv6 type 0 code 0")
+        Some("shop/web (fd00::1) to shop/db (fd00::2), ICMPv6 type 0 code 0")
     );
     // Of two families it is the right one.
     let both = model(&[4, 6], &icmp_v6);
     assert_eq!(
         against(&both, "no pod reaches pod on ICMPv6").as_deref(),
-        Some("shop/db (fd00::2) to shop/web (fd00::1), ICMPv6 type 0 code 0")
+        Some("shop/web (fd00::1) to shop/db (fd00::2), ICMPv6 type 0 code 0")
     );
     assert_eq!(against(&both, "no pod reaches pod on ICMP"), None);
     assert_eq!(against(&both, "pod reaches pod on ICMPv6"), None);

@@ -200,7 +200,7 @@ fn a_case_by_name_covers_a_rule_by_name() {
     let first = https("Deny", json!({"nets": ["198.51.100.0/24"]}));
     let rules = egress(&json!([first, by_name()]));
     let vault = |to: &str, port: u16, expect: &str| json!({"from": "pci/vault", "to": to, "port": port, "expect": expect});
-    let of_name = "NetworkPolicy pci/e rule 1";
+    let of_name = "NetworkPolicy.projectcalico.org pci/e rule 1";
     let report = cases(
         &model(vec![rules.clone()]),
         &json!([

@@ -85,7 +85,7 @@ fn a_rule_that_logs_is_hit_by_what_it_took_note_of() {
         "metadata": {"name": "log", "namespace": "shop"},
         "spec": {"selector": "all()", "types": ["Egress"], "egress": rules}});
     let by = |name: &str, rule: u32| {
-        let policy = format!("NetworkPolicy shop/{name}");
+        let policy = format!("NetworkPolicy.projectcalico.org shop/{name}");
         api::flow::DecidedBy {
             rule: format!("{policy} rule {rule}"),
             policy: Some(policy),
