@@ -46,6 +46,8 @@ pub(crate) struct Hosts {
     list: fn() -> io::Result<Vec<Interface>>,
     /// What is attached, by interface.
     attached: BTreeMap<u32, HostLink>,
+    /// Endpoints that get tables though no interface has them yet.
+    prepared: BTreeSet<EndpointId>,
     /// Addresses of the node beside those of its interfaces.
     addresses: BTreeSet<IpAddr>,
 }
@@ -70,6 +72,7 @@ impl Hosts {
             interfaces: Vec::new(),
             list: interfaces,
             attached,
+            prepared: BTreeSet::new(),
             addresses,
         })
     }
@@ -138,48 +141,83 @@ impl Hosts {
         self.interfaces = interfaces;
     }
 
-    /// Attaches what these ask for, and takes the programs off all other interfaces. Whether anything was another. To be
-    /// called before `tables` are written, which reach only what is attached; and whether or not they changed, since
-    /// a host endpoint keeps its numbers, and so its tables, when it moves to another interface.
+    /// Makes ready what these ask for, before `tables` are written: endpoints that interfaces are to have get tables with
+    /// all others, and the programs come off interfaces that no host endpoint speaks of. Whether there is anything to
+    /// write for [`Hosts::attach`], also if the tables are as before: a host endpoint keeps its numbers, and so its
+    /// tables, when it moves to another interface.
+    pub(crate) fn prepare(
+        &mut self,
+        datapath: &mut dyn Datapath,
+        hosts: &[&calico::HostEndpoint],
+        tables: &NodeTables,
+    ) -> Result<bool, DatapathError> {
+        let wanted = self.wanted(hosts, tables);
+        let comes = |(index, link): &(&u32, &HostLink)| self.attached.get(index) != Some(link);
+        let come: Vec<&HostLink> = wanted.iter().filter(comes).map(|(_, link)| link).collect();
+        let prepared: BTreeSet<EndpointId> = come.iter().flat_map(|link| link.endpoints()).collect();
+        let is_any = !come.is_empty();
+        if prepared != self.prepared {
+            datapath.prepare_hosts(&prepared)?;
+            self.prepared = prepared;
+        }
+        let attached: Vec<u32> = self.attached.keys().copied().collect();
+        for index in attached.into_iter().filter(|index| !wanted.contains_key(index)) {
+            datapath.attach_host(&HostLink::none(index))?;
+            self.attached.remove(&index);
+        }
+        Ok(is_any)
+    }
+
+    /// Attaches what these ask for, once `tables` are written: from one endpoint to the next, and from none to one, an
+    /// interface goes in one step. Whether it was all prepared; what was not keeps what it has. One that cannot be attached
+    /// does not keep others from it.
     pub(crate) fn attach(
         &mut self,
         datapath: &mut dyn Datapath,
         hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
     ) -> Result<bool, DatapathError> {
-        self.try_attach(datapath, hosts, tables).inspect_err(|_| {
-            // As if none were known, so that they have moved, and this is tried again.
-            self.interfaces.clear();
-        })
+        let attached = self.attached.values().flat_map(HostLink::endpoints);
+        let ready: BTreeSet<EndpointId> = attached.chain(self.prepared.iter().copied()).collect();
+        let wanted = self.wanted(hosts, tables).into_values();
+        let (ready, unready): (Vec<_>, Vec<_>) =
+            wanted.partition(|link| link.endpoints().all(|id| ready.contains(&id)));
+        self.give(datapath, ready)?;
+        self.prepared.clear();
+        Ok(unready.is_empty())
     }
 
-    fn try_attach(
+    /// For as long as `tables` cannot be written. Interfaces that are to have another endpoint keep the one that they
+    /// have, which judges as before. Those that have none get theirs, with the tables `closed`.
+    pub(crate) fn hold(
         &mut self,
         datapath: &mut dyn Datapath,
         hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
-    ) -> Result<bool, DatapathError> {
-        let mut changed = false;
-        let wanted = self.wanted(hosts, tables);
-        let gone: Vec<u32> = self
-            .attached
-            .keys()
-            .copied()
-            .filter(|index| !wanted.contains_key(index))
-            .collect();
-        for index in gone {
-            datapath.attach_host(&HostLink::none(index))?;
-            self.attached.remove(&index);
-            changed = true;
-        }
-        for (index, link) in wanted {
-            if self.attached.get(&index) != Some(&link) {
-                datapath.attach_host(&link)?;
-                self.attached.insert(index, link);
-                changed = true;
+        closed: &NodeTables,
+    ) -> Result<(), DatapathError> {
+        let closing = datapath.close_hosts(closed);
+        let held = |link: HostLink| match self.attached.get(&link.ifindex) {
+            Some(before) => at_addresses_of(before, &link),
+            None => link,
+        };
+        let held = self.wanted(hosts, tables).into_values().map(held).collect();
+        closing.and(self.give(datapath, held))
+    }
+
+    /// Gives interfaces what they do not have yet; the first error, if there are any.
+    fn give(&mut self, datapath: &mut dyn Datapath, links: Vec<HostLink>) -> Result<(), DatapathError> {
+        let mut result = Ok(());
+        for link in links {
+            if self.attached.get(&link.ifindex) == Some(&link) {
+                continue;
+            }
+            match datapath.attach_host(&link) {
+                Ok(()) => drop(self.attached.insert(link.ifindex, link)),
+                Err(error) => result = result.and(Err(error)),
             }
         }
-        Ok(changed)
+        result
     }
 
     /// What a node says of its host endpoints: these, of which the datapath has `attached` some, and holds `tables`.
@@ -353,6 +391,17 @@ fn assign(hosts: &[&calico::HostEndpoint], interfaces: &[Interface]) -> BTreeMap
         .collect()
 }
 
+/// The endpoints of `before`, for the addresses that `link` is to have.
+fn at_addresses_of(before: &HostLink, link: &HostLink) -> HostLink {
+    let Some(local) = before.addresses.values().next() else {
+        return before.clone();
+    };
+    HostLink {
+        addresses: link.addresses.keys().map(|address| (*address, *local)).collect(),
+        ..before.clone()
+    }
+}
+
 fn name(object: &calico::HostEndpoint) -> String {
     object.metadata.name.clone().unwrap_or_default()
 }
@@ -360,7 +409,8 @@ fn name(object: &calico::HostEndpoint) -> String {
 #[cfg(test)]
 mod tests {
     use ebpf_loader::Fake;
-    use policies_compiler::{CalicoObject, ClusterView};
+    use policies_compiler::{CalicoObject, ClusterView, capacity};
+    use policies_ir::tables::{Direction, Packet, Verdict};
     use serde_json::{Value, json};
 
     use super::*;
@@ -438,8 +488,9 @@ mod tests {
         hosts.number_at(&of_node(&view), machine());
         view.host_endpoints.clone_from(&hosts.ids);
         let tables = policies_compiler::compile(&view).tables;
-        hosts.attach(datapath, &of_node(&view), &tables).unwrap();
+        hosts.prepare(datapath, &of_node(&view), &tables).unwrap();
         datapath.sync(&tables).unwrap();
+        assert!(hosts.attach(datapath, &of_node(&view), &tables).unwrap());
         view
     }
 
@@ -507,5 +558,48 @@ mod tests {
 
         pass(&mut hosts, &mut datapath, view(&[], &[]));
         assert_eq!(datapath.attached_hosts().unwrap(), []);
+    }
+
+    #[test]
+    fn until_its_tables_are_written_a_new_interface_is_closed_but_for_failsafes() {
+        let mut datapath = Fake::default();
+        let mut hosts = Hosts::start(&mut datapath, BTreeSet::new()).unwrap();
+        let open =
+            json!({"node": "here", "interfaceName": "eth0", "profiles": ["projectcalico-default-allow"]});
+        let everything = json!({"selector": "has(host)", "applyOnForward": true, "types": ["Ingress"],
+            "ingress": [{"action": "Allow"}]});
+        let mut view = view(&[("b", open)], &[everything]);
+        hosts.number_at(&of_node(&view), machine());
+        view.host_endpoints.clone_from(&hosts.ids);
+        let tables = policies_compiler::compile(&view).tables;
+        let failsafe = view.policy_set(|_, _| {}).enforced.failsafe;
+        let closed = policies_compiler::closed_hosts(&hosts.ids, &failsafe);
+
+        assert!(hosts.prepare(&mut datapath, &of_node(&view), &tables).unwrap());
+        hosts
+            .hold(&mut datapath, &of_node(&view), &tables, &closed)
+            .unwrap();
+        let attached = datapath.attached_hosts().unwrap();
+        let ids = hosts.ids["b"];
+        assert_eq!(attached[0].forward.unwrap().id, ids.forwarded);
+        let to = |datapath: &Fake, endpoint, port| {
+            let packet = Packet {
+                direction: Direction::Ingress,
+                peer: "203.0.113.9".parse().unwrap(),
+                inside: None,
+                protocol: 6,
+                source_port: 40_000,
+                port,
+            };
+            datapath.judge(endpoint, &packet).verdict == Verdict::Allow
+        };
+        assert!(to(&datapath, ids.local, 22) && !to(&datapath, ids.local, 80));
+        assert!(!to(&datapath, ids.forwarded, 22));
+        assert!(capacity::demand(&closed).verdicts < 100, "{closed:?}");
+
+        datapath.sync(&tables).unwrap();
+        assert!(hosts.attach(&mut datapath, &of_node(&view), &tables).unwrap());
+        assert_eq!(datapath.attached_hosts().unwrap(), attached);
+        assert!(to(&datapath, ids.local, 80) && to(&datapath, ids.forwarded, 22));
     }
 }

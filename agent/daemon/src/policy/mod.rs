@@ -25,7 +25,7 @@ use api::{
     flow::PodRef,
     node_policy::{NodeEndpoint, NodePolicy},
 };
-use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, monotonic_now};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, monotonic_now};
 use followed::Followed;
 use policies_compiler::{
     Settled,
@@ -365,39 +365,29 @@ impl Worker {
         self.followed.take(changes);
         self.settle();
         let compiled_in = started.elapsed();
-        self.attach_hosts();
+        let prepared = self.prepare_hosts();
         if self.unwritten {
-            let tables = self.followed.session.tables();
-            let mut synced = match std::mem::take(&mut self.worn) {
-                true => self.datapath.renew(tables),
-                false => self.datapath.sync(tables),
-            };
-            if let Err(DatapathError::Full { .. }) = &synced
-                && self.followed.session.shed()
-            {
-                self.settle();
-                self.attach_hosts();
-                synced = self.datapath.sync(self.followed.session.tables());
-            }
-            match synced {
+            match self.write() {
                 Ok(synced) => {
                     let (rewritten, entries) = (synced.rewritten, synced.written);
                     tracing::debug!(rewritten, entries, ?compiled_in, total = ?started.elapsed(), "policy in force");
                     self.unwritten = false;
                     self.untold = true;
                     self.synced = synced.endpoints;
-                    self.enforcement.send_if_modified(|known| {
-                        let was = std::mem::replace(known, Enforcement::InForce);
-                        was != Enforcement::InForce
-                    });
                     self.save_names();
                 }
                 Err(error) => {
+                    self.hold_hosts();
                     self.stay_behind(&error);
                     return false;
                 }
             }
         }
+        let attached = prepared.and_then(|()| self.attach_hosts());
+        self.tell(match &attached {
+            Ok(_) => Enforcement::InForce,
+            Err(error) => Enforcement::Behind(unjudged(error)),
+        });
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
             let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
@@ -418,34 +408,63 @@ impl Worker {
         for (_, reply) in ready {
             drop(reply.send(Ok(())));
         }
-        true
+        attached.unwrap_or(false)
     }
 
-    /// Attaches what host endpoints ask for now.
-    fn attach_hosts(&mut self) {
+    /// Writes the tables.
+    fn write(&mut self) -> Result<Synced, DatapathError> {
         let tables = self.followed.session.tables();
-        let attached = self
-            .hosts
-            .attach(&mut *self.datapath, &self.followed.hosts(), tables);
-        self.unwritten |= attached.unwrap_or_else(|error| {
-            tracing::error!(
-                error = chain(&error),
-                "cannot judge all host endpoints, trying again"
-            );
-            true
+        let synced = match std::mem::take(&mut self.worn) {
+            true => self.datapath.renew(tables),
+            false => self.datapath.sync(tables),
+        };
+        if let Err(DatapathError::Full { .. }) = &synced
+            && self.followed.session.shed()
+        {
+            self.settle();
+            return self.datapath.sync(self.followed.session.tables());
+        }
+        synced
+    }
+
+    /// Makes ready what host endpoints ask for now.
+    fn prepare_hosts(&mut self) -> Result<(), DatapathError> {
+        let (hosts, tables) = (self.followed.hosts(), self.followed.session.tables());
+        self.unwritten |= self.hosts.prepare(&mut *self.datapath, &hosts, tables)?;
+        Ok(())
+    }
+
+    /// Attaches it, once the tables are written. Whether that was all.
+    fn attach_hosts(&mut self) -> Result<bool, DatapathError> {
+        let (hosts, tables) = (self.followed.hosts(), self.followed.session.tables());
+        self.hosts.attach(&mut *self.datapath, &hosts, tables)
+    }
+
+    /// The tables could not be written: interfaces that host endpoints name since then are closed.
+    fn hold_hosts(&mut self) {
+        let (hosts, tables) = (self.followed.hosts(), self.followed.session.tables());
+        let closed = self.followed.session.closed_hosts();
+        if let Err(error) = self.hosts.hold(&mut *self.datapath, &hosts, tables, &closed) {
+            tracing::error!(why = unjudged(&error));
+        }
+    }
+
+    /// Says whether the kernel judges by the policy that is known, if that is another answer than before.
+    fn tell(&self, now: Enforcement) {
+        if let Enforcement::Behind(why) = &now {
+            tracing::error!(why);
+        }
+        self.enforcement.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
         });
     }
 
     /// The tables could not be written: tells everyone who waits for them.
     fn stay_behind(&mut self, error: &DatapathError) {
         let message = chain(error);
-        tracing::error!(error = message, "policy not changed, the old one stays in force");
-        let behind = Enforcement::Behind(behind(error, self.followed.session.tables()));
-        self.enforcement.send_if_modified(|known| {
-            let changed = *known != behind;
-            *known = behind;
-            changed
-        });
+        self.tell(Enforcement::Behind(behind(error, self.followed.session.tables())));
         let waiting = self.waiting.drain(..).map(|(_, reply)| reply);
         for reply in waiting.chain(self.settling.drain(..)) {
             drop(reply.send(Err(message.clone())));
@@ -592,6 +611,14 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
         }
     }
     text
+}
+
+/// The same, when it is about interfaces of the host alone.
+fn unjudged(error: &DatapathError) -> String {
+    format!(
+        "the kernel does not judge every interface of the node as its HostEndpoints ask: {}",
+        chain(error)
+    )
 }
 
 /// An error and its causes in one line.

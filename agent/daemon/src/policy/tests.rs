@@ -50,7 +50,21 @@ impl Datapath for Narrow {
         self.inner.detach(endpoint)
     }
 
+    fn prepare_hosts(&mut self, endpoints: &BTreeSet<EndpointId>) -> Result<(), DatapathError> {
+        self.inner.prepare_hosts(endpoints)
+    }
+
+    fn close_hosts(&mut self, tables: &NodeTables) -> Result<(), DatapathError> {
+        self.inner.close_hosts(tables)
+    }
+
+    /// No interface gets an endpoint without tables: it would be open.
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
+        let endpoints = link.addresses.values().chain(&link.forward);
+        let open: Vec<_> = endpoints
+            .filter(|endpoint| !self.inner.has_tables(endpoint.id))
+            .collect();
+        assert!(open.is_empty(), "{open:?} have no tables");
         self.inner.attach_host(link)
     }
 
@@ -312,6 +326,78 @@ async fn a_host_endpoint_moves_to_another_interface() {
         assert_eq!(host.attached, [interface.to_owned()].into());
         assert!(host.programmed.contains(&host.local), "{host:?}");
     }
+}
+
+/// One that a host endpoint takes over from another keeps that one, and one that comes later gets the one that there is.
+#[tokio::test]
+async fn no_interface_is_open_while_tables_do_not_fit() {
+    static PLUGGED: AtomicBool = AtomicBool::new(false);
+    fn plugged() -> std::io::Result<Vec<Interface>> {
+        let mut interfaces = machine()?;
+        if PLUGGED.load(Ordering::Relaxed) {
+            interfaces.push(Interface {
+                index: 4,
+                name: "eth2".to_owned(),
+                addresses: BTreeSet::new(),
+            });
+        }
+        Ok(interfaces)
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start_on(dir.path(), &full, &cluster, plugged);
+    let bring = |name: &str, interface: &str| {
+        let host = object(
+            "HostEndpoint",
+            name,
+            &json!({"node": "n1", "interfaceName": interface}),
+        );
+        cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    };
+    let attached = async |name: &str| {
+        let hosts = policy.dump().await.unwrap().hosts;
+        let host = hosts.into_iter().find(|host| host.name == name).unwrap();
+        host.attached.into_iter().collect::<Vec<_>>()
+    };
+    bring("all", "*");
+    policy.settle().await.unwrap();
+    assert_eq!(attached("all").await, ["eth0", "eth1"]);
+
+    full.store(true, Ordering::Relaxed);
+    bring("uplink", "eth0");
+    policy.settle().await.unwrap_err();
+    assert_eq!(attached("all").await, ["eth0", "eth1"]);
+    assert_eq!(attached("uplink").await, [""; 0]);
+    PLUGGED.store(true, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap_err();
+    assert_eq!(attached("all").await, ["eth0", "eth1", "eth2"]);
+
+    full.store(false, Ordering::Relaxed);
+    policy.settle().await.unwrap();
+    assert_eq!(attached("all").await, ["eth1", "eth2"]);
+    assert_eq!(attached("uplink").await, ["eth0"]);
+}
+
+/// Nothing was ever written: what is attached is closed. That no attempt to write succeeds is told, and so is that the
+/// next one does.
+#[tokio::test]
+async fn an_interface_without_tables_is_attached_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(true)), Cluster::empty());
+    let policy = start(dir.path(), &full, &cluster);
+    let spec = json!({"node": "n1", "interfaceName": "eth0"});
+    let host = object("HostEndpoint", "uplink", &spec);
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    policy.settle().await.unwrap_err();
+    let dumped = policy.dump().await.unwrap();
+    assert_eq!(dumped.hosts[0].attached, ["eth0".to_owned()].into());
+    assert!(dumped.hosts[0].programmed.is_empty(), "{dumped:?}");
+    assert!(matches!(*policy.enforcement().borrow(), Enforcement::Behind(_)));
+    full.store(false, Ordering::Relaxed);
+    policy.settle().await.unwrap();
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+    assert!(!policy.dump().await.unwrap().hosts[0].programmed.is_empty());
 }
 
 /// Sooner than it would be looked for.

@@ -31,6 +31,7 @@ use policies_ir::{
 
 use crate::{
     calico::Services,
+    closed::closed_hosts,
     compile::{Diagnostic, conflicts},
     field::FieldError,
     reading::{Reading, put_together},
@@ -228,6 +229,11 @@ impl Session {
             CalicoObject::HostEndpoint(object) => Some(object),
             _ => None,
         })
+    }
+
+    /// Tables for this node's host endpoints while those of [`Session::tables`] cannot be written: see [`closed_hosts`].
+    pub fn closed_hosts(&self) -> NodeTables {
+        closed_hosts(&self.base.host_endpoints, &self.policies.enforced.failsafe)
     }
 
     /// Names of addresses, as they were set.
