@@ -11,7 +11,6 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -97,8 +96,6 @@ pub(crate) struct Start {
     pub(crate) cluster: Cluster,
     /// Name of this node.
     pub(crate) node: String,
-    /// Addresses of this node.
-    pub(crate) host_addresses: BTreeSet<IpAddr>,
     /// Endpoints that an earlier agent left behind and whose pods live: known before the first change of
     /// the tables, so that it does not cut them off.
     pub(crate) endpoints: Vec<Endpoint>,
@@ -133,7 +130,7 @@ impl Policy {
         let mut changes = start.cluster.changes();
         let (enforcement, enforced) = watch::channel(Enforcement::NotYet);
         let (written, changed) = watch::channel(0);
-        let mut followed = Followed::new(start.node.clone(), start.host_addresses.clone());
+        let mut followed = Followed::new(start.node.clone());
         for endpoint in start.endpoints {
             followed.attached(endpoint, &start.cluster);
         }
@@ -142,7 +139,6 @@ impl Policy {
             hosts: start.hosts,
             cluster: start.cluster,
             node: start.node,
-            host_addresses: start.host_addresses,
             followed,
             unwritten: true,
             worn: false,
@@ -264,7 +260,6 @@ struct Worker {
     hosts: Hosts,
     cluster: Cluster,
     node: String,
-    host_addresses: BTreeSet<IpAddr>,
     followed: Followed,
     /// Whether the kernel has to be given something.
     unwritten: bool,
@@ -288,6 +283,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        self.hosts.look();
         let mut stale = false;
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
         loop {
@@ -312,17 +308,10 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 stale |= self.tidy();
-                stale |= self.look_at_hosts();
+                stale |= self.hosts.look();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
         }
-    }
-
-    /// Whether host endpoints are to be attached anew.
-    fn look_at_hosts(&mut self) -> bool {
-        let moved = self.hosts.have_moved();
-        self.unwritten |= moved;
-        moved
     }
 
     /// Whether there may be something to write. A caller that no longer waits for the answer was cancelled; what it asked
@@ -351,7 +340,7 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
-            Command::Moved => return self.look_at_hosts(),
+            Command::Moved => return self.hosts.look(),
         }
         true
     }
@@ -383,9 +372,9 @@ impl Worker {
                 }
             }
         }
-        let attached = prepared.and_then(|()| self.attach_hosts());
+        let attached = prepared.and_then(|()| self.hosts.attach(&mut *self.datapath));
         self.tell(match &attached {
-            Ok(_) => Enforcement::InForce,
+            Ok(()) => Enforcement::InForce,
             Err(error) => Enforcement::Behind(unjudged(error)),
         });
         if self.untold {
@@ -408,7 +397,7 @@ impl Worker {
         for (_, reply) in ready {
             drop(reply.send(Ok(())));
         }
-        attached.unwrap_or(false)
+        attached.is_ok()
     }
 
     /// Writes the tables.
@@ -434,25 +423,18 @@ impl Worker {
         Ok(())
     }
 
-    /// Attaches it, once the tables are written. Whether that was all.
-    fn attach_hosts(&mut self) -> Result<bool, DatapathError> {
-        let (hosts, tables) = (self.followed.hosts(), self.followed.session.tables());
-        self.hosts.attach(&mut *self.datapath, &hosts, tables)
-    }
-
     /// The tables could not be written: interfaces that host endpoints name since then are closed.
     fn hold_hosts(&mut self) {
-        let (hosts, tables) = (self.followed.hosts(), self.followed.session.tables());
         let closed = self.followed.session.closed_hosts();
-        if let Err(error) = self.hosts.hold(&mut *self.datapath, &hosts, tables, &closed) {
-            tracing::error!(why = unjudged(&error));
+        if let Err(error) = self.hosts.hold(&mut *self.datapath, &closed) {
+            tracing::error!("{}", unjudged(&error));
         }
     }
 
     /// Says whether the kernel judges by the policy that is known, if that is another answer than before.
     fn tell(&self, now: Enforcement) {
         if let Enforcement::Behind(why) = &now {
-            tracing::error!(why);
+            tracing::error!("{why}");
         }
         self.enforcement.send_if_modified(|known| {
             let changed = *known != now;
@@ -476,6 +458,7 @@ impl Worker {
         let ids = self.hosts.number(&self.followed.hosts());
         let session = &mut self.followed.session;
         session.set_host_endpoint_ids(&ids);
+        session.set_host_addresses(self.hosts.addresses(), self.hosts.groups());
         session.set_names(self.learned.current());
         let mut settled = session.settle();
         let wanted = session.wanted_domains();
@@ -564,9 +547,11 @@ impl Worker {
             addresses: link.addresses.into_iter().collect(),
             programmed: tables.endpoints.contains_key(&link.id),
         };
+        let (host_addresses, host_groups) = self.followed.session.host_addresses();
         let mut policy = NodePolicy {
             node: self.node.clone(),
-            host_addresses: self.host_addresses.clone(),
+            host_addresses: host_addresses.clone(),
+            host_groups: host_groups.clone(),
             names: self.followed.session.names().clone(),
             endpoints: attached.into_iter().map(endpoint).collect(),
             hosts: self

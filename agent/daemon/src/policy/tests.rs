@@ -1,6 +1,9 @@
 //! The thread that owns the datapath, over a datapath that can be full.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
 
 use agent_resolver::Limits;
 use agent_telemetry::{FlowLog, LogConfig, NamedEndpoint};
@@ -8,6 +11,7 @@ use api::flow::HostRef;
 use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, Synced};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
+use policies_ir::tables::{Direction, Packet, Verdict, lookup};
 use serde_json::json;
 
 use super::*;
@@ -120,6 +124,7 @@ fn machine() -> std::io::Result<Vec<Interface>> {
         index,
         name: name.to_owned(),
         addresses: BTreeSet::new(),
+        broadcasts: BTreeSet::new(),
     };
     Ok(vec![interface(2, "eth0"), interface(3, "eth1")])
 }
@@ -153,7 +158,6 @@ fn begin(
         datapath: Box::new(datapath),
         cluster: cluster.clone(),
         node: "n1".to_owned(),
-        host_addresses: BTreeSet::new(),
         endpoints: Vec::new(),
         names: Arc::clone(names),
         learned: Arc::new(LearnedNames::open(Limits::default(), dir.join("names"))),
@@ -339,6 +343,7 @@ async fn no_interface_is_open_while_tables_do_not_fit() {
                 index: 4,
                 name: "eth2".to_owned(),
                 addresses: BTreeSet::new(),
+                broadcasts: BTreeSet::new(),
             });
         }
         Ok(interfaces)
@@ -398,6 +403,75 @@ async fn an_interface_without_tables_is_attached_closed() {
     policy.settle().await.unwrap();
     assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
     assert!(!policy.dump().await.unwrap().hosts[0].programmed.is_empty());
+}
+
+/// Only then is all compiled anew, and what is sent for `verify --live` is what the tables were made with.
+#[tokio::test]
+async fn addresses_of_the_node_reach_policy_as_they_change() {
+    static MOVED: AtomicUsize = AtomicUsize::new(0);
+    fn moving() -> std::io::Result<Vec<Interface>> {
+        let mut interfaces = machine()?;
+        let (addresses, broadcast) = match MOVED.load(Ordering::Relaxed) {
+            0 => (vec!["192.0.2.7"], "192.0.2.255"),
+            1 => (vec!["192.0.2.7", "fe80::7"], "192.0.2.255"),
+            _ => (vec!["192.0.2.7", "198.51.100.7"], "198.51.100.255"),
+        };
+        interfaces[0].addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        interfaces[0].broadcasts = [broadcast.parse().unwrap()].into();
+        Ok(interfaces)
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let dropped = json!({"defaultEndpointToHostAction": "Drop"});
+    let configuration = object("FelixConfiguration", "default", &dropped);
+    cluster.bring_object("FelixConfiguration", watcher::Event::Apply(configuration));
+    cluster.bring(watcher::Event::Apply(web()));
+    let policy = start_on(dir.path(), &full, &cluster, moving);
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    let reaches = async |address: &str| {
+        let dumped = policy.dump().await.unwrap();
+        let packet = Packet {
+            direction: Direction::Egress,
+            peer: address.parse().unwrap(),
+            inside: None,
+            protocol: 6,
+            source_port: 40_000,
+            port: 22,
+        };
+        let tables = dump::read(&dumped).unwrap();
+        lookup(&tables, EndpointId(7), &packet).verdict == Verdict::Allow
+    };
+    for closed in [
+        "192.0.2.7",
+        "192.0.2.255",
+        "224.0.0.251",
+        "255.255.255.255",
+        "ff02::fb",
+    ] {
+        assert!(!reaches(closed).await, "{closed}");
+    }
+    for open in ["192.0.2.8", "198.51.100.7", "198.51.100.255", "fe80::7"] {
+        assert!(reaches(open).await, "{open}");
+    }
+
+    let mut changes = policy.changes();
+    changes.borrow_and_update();
+    MOVED.store(1, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap();
+    assert!(!changes.has_changed().unwrap(), "an address of a link alone");
+    MOVED.store(2, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap();
+    assert!(changes.has_changed().unwrap());
+    for closed in ["192.0.2.7", "198.51.100.7", "198.51.100.255", "192.0.2.1"] {
+        assert!(!reaches(closed).await, "{closed}");
+    }
+    assert!(reaches("192.0.2.255").await);
+    let dumped = policy.dump().await.unwrap();
+    assert!(dumped.host_addresses.contains(&"198.51.100.7".parse().unwrap()));
+    assert!(dumped.host_groups.contains(&"198.51.100.255/32".parse().unwrap()));
 }
 
 /// Sooner than it would be looked for.

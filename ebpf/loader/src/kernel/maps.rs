@@ -594,6 +594,7 @@ impl Maps {
 
     /// Forgets the flows and the budget of one endpoint, and what others track of it, the host that carries its flows
     /// included: no packet will end those, and an established connection would take from the other's budget for a day.
+    /// `ifindex` is 0 where no interface has the endpoint.
     pub(crate) fn remove_flows_of(
         &mut self,
         ifindex: u32,
@@ -601,7 +602,8 @@ impl Maps {
     ) -> Result<Vec<FlowRecord>, DatapathError> {
         let is_peer = |key: &FlowKey| addresses(endpoint).any(|address| address == key.peer);
         let ends = |key: &FlowKey, state: &FlowState| {
-            if key.endpoint == endpoint.id || is_peer(key) || state.carrier() == ifindex {
+            let is_carried = ifindex != 0 && state.carrier() == ifindex;
+            if key.endpoint == endpoint.id || is_peer(key) || is_carried {
                 END_REMOVED
             } else {
                 END_NONE

@@ -205,9 +205,12 @@ attached_both_ways! {
         let judging: Vec<EndpointId> = dumped.endpoints.into_keys().collect();
         assert_eq!(judging, [NEXT, NEXT_FORWARD]);
 
-        // What was prepared in vain leaves nothing.
+        // What was prepared in vain leaves nothing, and takes nothing along.
+        let flows = lab.kernel().tracked_flows().expect("flows").len();
+        assert!(flows > 0);
         lab.kernel().prepare_hosts(&[LOCAL].into()).expect("prepare");
         lab.kernel().prepare_hosts(&[].into()).expect("forget");
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), flows);
         let fill = lab.kernel().counters().expect("count").fill;
         let slots = fill.iter().find(|fill| fill.map == "SLOTS").map(|fill| fill.entries);
         assert_eq!(slots, Some(2));
@@ -459,7 +462,9 @@ fn kinds_of_addresses_inside_come_and_go_with_the_tables() {
     // An endpoint that is in no tables any more keeps what it has until its interface has another, or none.
     lab.kernel().sync(&NodeTables::default()).expect("sync");
     assert_eq!(fill(&mut lab), (2, 4));
-    lab.kernel().attach_host(&HostLink::none(LOOPBACK)).expect("detach");
+    lab.kernel()
+        .attach_host(&HostLink::none(LOOPBACK))
+        .expect("detach");
     assert_eq!(fill(&mut lab), (0, 0));
 }
 

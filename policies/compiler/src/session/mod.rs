@@ -18,6 +18,7 @@ use std::{
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy};
 use engine::Engine;
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, ServiceAccount},
     networking::v1::NetworkPolicy,
@@ -370,6 +371,20 @@ impl Session {
             self.base.host_endpoints.clone_from(ids);
             self.begin_anew("the host endpoints of this node changed");
         }
+    }
+
+    /// From now on the node has these addresses, and listens with others at these.
+    pub fn set_host_addresses(&mut self, own: BTreeSet<IpAddr>, groups: BTreeSet<IpNet>) {
+        if own != self.base.host_addresses || groups != self.base.host_groups {
+            self.base.host_addresses = own;
+            self.base.host_groups = groups;
+            self.begin_anew("the addresses of this node changed");
+        }
+    }
+
+    /// The addresses of the node, and where it listens with others, as they were set.
+    pub fn host_addresses(&self) -> (&BTreeSet<IpAddr>, &BTreeSet<IpNet>) {
+        (&self.base.host_addresses, &self.base.host_groups)
     }
 
     /// A policy of Kubernetes that came or changed.
