@@ -111,14 +111,13 @@ pub(crate) async fn run(
         .all()
         .chain([IpAddr::V4(GATEWAY)])
         .collect();
-    let hosts = Hosts::start(&mut datapath, host_addresses.clone())
+    let hosts = Hosts::start(&mut datapath, host_addresses)
         .context("cannot read which host endpoints are attached")?;
     let start = Start {
         datapath: Box::new(datapath),
         hosts,
         cluster: cluster.clone(),
         node: config.node_name.clone(),
-        host_addresses,
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
         learned: learned.clone(),

@@ -156,6 +156,7 @@ impl Model {
     pub(crate) fn with_names(mut cluster: Cluster, policies: PolicySet, names: Names) -> Self {
         // Seen from no node; see the module's non-goals.
         cluster.host_addresses.clear();
+        cluster.host_groups.clear();
         let of_host = |member: &&Member| member.workload.kind == WorkloadKind::HostEndpoint;
         let hosts = cluster.members.iter().filter(of_host);
         let with_hosts: BTreeSet<String> = hosts.map(|host| host.node.clone()).collect();

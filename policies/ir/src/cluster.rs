@@ -22,6 +22,8 @@ pub struct Cluster {
     pub sets: Vec<NetworkSet>,
     /// Addresses of the node that the cluster is seen from.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Where that node listens with others: groups, and broadcasts of its networks.
+    pub host_groups: BTreeSet<IpNet>,
     /// Addresses of each node, for members that say which node they are on.
     pub nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Names that the trusted resolver last gave for an address, in lower case without the final dot.
@@ -114,6 +116,9 @@ impl Cluster {
         if second.is_some() || (of_pod && node.is_some()) {
             return Standing::Contested;
         }
+        if self.in_host_group(&address.into()) {
+            return Standing::Group;
+        }
         if member.addresses.contains(&address) {
             return Standing::Itself;
         }
@@ -124,6 +129,11 @@ impl Cluster {
             },
             _ => Standing::Other,
         }
+    }
+
+    /// Whether all of `net` is where the node listens with others.
+    pub fn in_host_group(&self, net: &IpNet) -> bool {
+        self.host_groups.iter().any(|group| group.contains(net))
     }
 
     /// The flow that `packet` would start at the interface of `member`.

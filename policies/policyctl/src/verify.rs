@@ -148,6 +148,7 @@ fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -
 fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
     node.clone_into(&mut view.node);
     view.host_addresses.clone_from(&sent.host_addresses);
+    view.host_groups.clone_from(&sent.host_groups);
     view.names.clone_from(&sent.names);
     let mut by_pod: BTreeMap<PodRef, &NodeEndpoint> = BTreeMap::new();
     let mut found = Vec::new();

@@ -65,6 +65,8 @@ pub(crate) fn is_whole_address(key: &Key<IdentityKey>) -> bool {
 pub(crate) struct Maps {
     endpoints: HashMap<MapData, u32, Endpoint>,
     host_endpoints: HashMap<MapData, HostKey, Endpoint>,
+    /// Endpoints of the host that have a slot, and perhaps tables, before any interface has them.
+    pub(crate) reserved: Vec<Endpoint>,
     pods: HashMap<MapData, Address, PodLink>,
     handover: ProgramArray<MapData>,
     slots: MappedArray<Slot>,
@@ -114,6 +116,7 @@ impl Maps {
             verdicts_fd: descriptor(VERDICTS)?,
             endpoints: typed(programs, ENDPOINTS)?,
             host_endpoints: typed(programs, HOST_ENDPOINTS)?,
+            reserved: Vec::new(),
             pods: typed(programs, PODS)?,
             handover: typed(programs, HANDOVER)?,
             slots: mapped(&slots_fd, SLOTS, MAX_ENDPOINTS)?,
@@ -133,7 +136,7 @@ impl Maps {
     }
 
     /// Every endpoint with its interface, each once: those of pods, of the host's addresses and of what hosts forward,
-    /// and those that are asked before tracking.
+    /// and those that are asked before tracking; then those that no interface has yet, with none.
     pub(crate) fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
         let mut all = self.pods()?;
         let mut seen: BTreeSet<u32> = all.iter().map(|(_, endpoint)| endpoint.id).collect();
@@ -150,6 +153,8 @@ impl Maps {
                 all.push((key.ifindex, untracked));
             }
         }
+        let reserved = self.reserved.iter().filter(|endpoint| seen.insert(endpoint.id));
+        all.extend(reserved.map(|endpoint| (0, *endpoint)));
         Ok(all)
     }
 
@@ -589,6 +594,7 @@ impl Maps {
 
     /// Forgets the flows and the budget of one endpoint, and what others track of it, the host that carries its flows
     /// included: no packet will end those, and an established connection would take from the other's budget for a day.
+    /// `ifindex` is 0 where no interface has the endpoint.
     pub(crate) fn remove_flows_of(
         &mut self,
         ifindex: u32,
@@ -596,7 +602,8 @@ impl Maps {
     ) -> Result<Vec<FlowRecord>, DatapathError> {
         let is_peer = |key: &FlowKey| addresses(endpoint).any(|address| address == key.peer);
         let ends = |key: &FlowKey, state: &FlowState| {
-            if key.endpoint == endpoint.id || is_peer(key) || state.carrier() == ifindex {
+            let is_carried = ifindex != 0 && state.carrier() == ifindex;
+            if key.endpoint == endpoint.id || is_peer(key) || is_carried {
                 END_REMOVED
             } else {
                 END_NONE

@@ -102,6 +102,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
                     members,
                     sets,
                     host_addresses: BTreeSet::new(),
+                    host_groups: BTreeSet::new(),
                     nodes: BTreeMap::new(),
                     names: BTreeMap::from([(name, BTreeSet::from(["www.example.org".to_owned()]))]),
                 },

@@ -46,6 +46,7 @@ fn compare(
     packets: &[(EndpointId, Packet)],
 ) -> Result<(), TestCaseError> {
     cluster.host_addresses.clear();
+    cluster.host_groups.clear();
     for pod in cluster
         .members
         .iter_mut()
