@@ -951,8 +951,8 @@ async fn a_flood_of_output_costs_the_shim_a_tenth_of_a_processor() {
         tokio::time::sleep(Duration::from_secs(4)).await;
         let spent = processor_time(shim).saturating_sub(before);
         let share = spent.as_secs_f64() / begun.elapsed().as_secs_f64();
-        // On a slow machine a single turn may be waited for longer.
-        if share > 0.01 || begun.elapsed() > Duration::from_secs(60) {
+        // On a slow machine a single turn may take all of these seconds, or be waited for longer.
+        if (0.01..0.2).contains(&share) || begun.elapsed() > patience() * 3 {
             break share;
         }
     };
