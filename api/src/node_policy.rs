@@ -3,11 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::flow::{FlowDirection, FlowVerdict, PodRef};
 
@@ -30,6 +32,12 @@ pub struct NodePolicy {
     /// Host endpoints of the node, and what is attached to the host's own interfaces.
     #[serde(default)]
     pub hosts: Vec<NodeHost>,
+    /// Where what goes straight to a pod of the node is taken to.
+    #[serde(default)]
+    pub ways: Vec<WayRow>,
+    /// Who judges packets of the host, by interface and address.
+    #[serde(default)]
+    pub host_places: Vec<HostPlaceRow>,
     /// Classes of addresses; longest prefix wins.
     pub identities: Vec<(IpNet, u32)>,
     /// Classes of source ports.
@@ -45,7 +53,7 @@ pub struct NodePolicy {
 }
 
 /// One interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeEndpoint {
     /// Number of the endpoint.
@@ -53,8 +61,17 @@ pub struct NodeEndpoint {
     /// Its pod; absent if the agent knows none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// Number of the interface.
+    #[serde(default)]
+    pub interface: u32,
     /// Addresses that the kernel lets it send from.
     pub addresses: BTreeSet<IpAddr>,
+    /// MAC address that the kernel lets it send from.
+    #[serde(default)]
+    pub mac: Mac,
+    /// Whether flows that were allowed outlive a change of policy.
+    #[serde(default)]
+    pub keeps_established: bool,
     /// Whether it has tables. Without, everything is denied.
     pub programmed: bool,
 }
@@ -77,6 +94,90 @@ pub struct NodeHost {
     pub attached: BTreeSet<String>,
     /// Those of its numbers that have tables.
     pub programmed: BTreeSet<u32>,
+}
+
+/// Where what goes straight to a pod is taken to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WayRow {
+    /// Address of the pod.
+    pub address: IpAddr,
+    /// Number of the endpoint that judges what is delivered.
+    pub endpoint: u32,
+    /// Number of the interface.
+    pub interface: u32,
+    /// MAC address that it is sent to.
+    pub mac: Mac,
+}
+
+/// Who judges packets of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPlaceRow {
+    /// Name of the interface.
+    pub interface: String,
+    /// Whose packets.
+    pub of: HostPackets,
+    /// Number of the endpoint.
+    pub endpoint: u32,
+    /// Number of the one that is asked before flows are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untracked: Option<u32>,
+}
+
+/// Packets at an interface of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HostPackets {
+    /// From and to this address of the host.
+    Address(IpAddr),
+    /// To whoever listens: groups and broadcasts.
+    Groups,
+    /// All others.
+    Forwarded,
+}
+
+/// A MAC address; all zero if it was not said.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// That of a pod: locally administered, the same for the same pod.
+    pub fn of_pod(uid: &str) -> Self {
+        Self::of_side(uid, "pod")
+    }
+
+    /// That of the other end of its link.
+    pub fn of_host_side(uid: &str) -> Self {
+        Self::of_side(uid, "host")
+    }
+
+    fn of_side(pod_uid: &str, side: &str) -> Self {
+        let hash = Sha256::new()
+            .chain_update(side)
+            .chain_update([0])
+            .chain_update(pod_uid)
+            .finalize();
+        let mut mac = [0; 6];
+        mac.iter_mut().zip(hash.iter()).for_each(|(to, from)| *to = *from);
+        let [first, ..] = &mut mac;
+        *first = (*first & 0xfc) | 0x02;
+        Self(mac)
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// A block of source ports.
@@ -150,4 +251,20 @@ pub struct RuleRow {
     /// Its number in the policy; absent for the end of the tier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs_are_local_unicast_and_differ_by_side() {
+        for uid in ["", "a", "5c7f0a1e-2a52-4f36-9f2d-6a6f3d8a9c11"] {
+            let [first, ..] = Mac::of_pod(uid).0;
+            assert_eq!(first & 0x03, 0x02);
+            assert_ne!(Mac::of_pod(uid), Mac::of_host_side(uid));
+        }
+        // Leases on disk have them: they stay what they are.
+        assert_eq!(Mac::of_pod("a").to_string(), "fa:ca:3d:81:29:43");
+    }
 }

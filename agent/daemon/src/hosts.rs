@@ -13,8 +13,11 @@ use std::{
 };
 
 use agent_network::{LINK_PREFIX, LinkChanges};
-use api::{calico, node_policy::NodeHost};
-use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink};
+use api::{
+    calico,
+    node_policy::{self, HostPlaceRow, NodeHost},
+};
+use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink, HostPackets, Places};
 use ipnet::IpNet;
 use nix::sys::socket::SockaddrStorage;
 use policies_compiler::HostEndpointIds;
@@ -245,14 +248,7 @@ impl Hosts {
         attached: &[HostLink],
         tables: &NodeTables,
     ) -> Vec<NodeHost> {
-        let interface = |index: u32| {
-            let mut interfaces = self.interfaces.iter();
-            let known = interfaces.find(|interface| interface.index == index);
-            known.map_or_else(
-                || format!("interface {index}"),
-                |interface| interface.name.clone(),
-            )
-        };
+        let interface = |index: u32| self.name_of(index);
         let at = assign(hosts, &self.interfaces);
         let mut described = Vec::new();
         let mut known = BTreeSet::new();
@@ -289,6 +285,30 @@ impl Hosts {
             }
         }
         described
+    }
+
+    /// Who judges packets of the host, as programs look it up.
+    pub(crate) fn places(&self, places: &Places) -> Vec<HostPlaceRow> {
+        let rows = places.hosts.iter().map(|((index, packets), judge)| HostPlaceRow {
+            interface: self.name_of(*index),
+            of: match packets {
+                HostPackets::Address(address) => node_policy::HostPackets::Address(*address),
+                HostPackets::Groups => node_policy::HostPackets::Groups,
+                HostPackets::Forwarded => node_policy::HostPackets::Forwarded,
+            },
+            endpoint: judge.id.0,
+            untracked: judge.untracked.map(|id| id.0),
+        });
+        rows.collect()
+    }
+
+    fn name_of(&self, index: u32) -> String {
+        let mut interfaces = self.interfaces.iter();
+        let known = interfaces.find(|interface| interface.index == index);
+        known.map_or_else(
+            || format!("interface {index}"),
+            |interface| interface.name.clone(),
+        )
     }
 
     /// Packets of any address of the host are local, whichever interface they pass.

@@ -33,7 +33,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use api::host_ports::HostPort;
+use api::{host_ports::HostPort, node_policy::Mac};
 use ipnet::{Ipv4Net, Ipv6Net};
 use policies_ir::tables::EndpointId;
 
@@ -427,5 +427,5 @@ fn attachment(lease: &Lease, ifindex: u32) -> Attachment {
 
 /// The host side's MAC: the pod knows it only through its permanent neighbour entry for the gateway.
 fn host_mac(pod_uid: &str) -> [u8; 6] {
-    leases::mac(pod_uid, "host")
+    Mac::of_host_side(pod_uid).0
 }

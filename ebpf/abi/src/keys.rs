@@ -102,7 +102,7 @@ pub struct Slot {
     /// more. A rank too many costs a lookup, one that is missing would hide entries.
     pub ranks: u64,
     /// Tracked flows of the endpoint, the budget of [`MAX_FLOWS_PER_ENDPOINT`](crate::MAX_FLOWS_PER_ENDPOINT). Added
-    /// to by the programs, set to the exact number whenever user space expires flows.
+    /// to by the programs, corrected whenever user space has looked through all flows.
     pub flows: u64,
     /// Those that are not established, by the direction of their first packet, likewise. Two CPUs may take the same
     /// flow off, so read it as a signed number.

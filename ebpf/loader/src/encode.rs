@@ -15,7 +15,7 @@ use policies_ir::tables::{
     Verdict, VerdictEntry, VerdictKey,
 };
 
-use crate::{DatapathError, EndpointLink, HostEndpoint, HostLink};
+use crate::{DatapathError, EndpointLink, HostEndpoint, HostLink, HostPackets};
 
 /// Bits that the mapping puts before an IPv4 address.
 const MAPPED_BITS: u8 = 96;
@@ -83,17 +83,27 @@ pub(crate) fn group_key(ifindex: u32) -> HostKey {
     }
 }
 
-/// Adds to a link what a value of `HOST_ENDPOINTS` says.
-pub(crate) fn add_to_host_link(link: &mut HostLink, key: &HostKey, endpoint: &Endpoint) {
+/// Whose packets an entry of `HOST_ENDPOINTS` is about, at which interface, and who judges them.
+pub(crate) fn host_place(key: &HostKey, endpoint: &Endpoint) -> ((u32, HostPackets), HostEndpoint) {
+    let packets = match key.address {
+        Address::UNSPECIFIED => HostPackets::Forwarded,
+        Address::GROUP => HostPackets::Groups,
+        address => HostPackets::Address(address.to_ip()),
+    };
     let untracked = endpoint.flags & ENDPOINT_HAS_UNTRACKED != 0;
-    let meaning = HostEndpoint {
+    let judge = HostEndpoint {
         id: EndpointId(endpoint.id),
         untracked: untracked.then_some(EndpointId(endpoint.untracked)),
     };
-    if key.address == Address::UNSPECIFIED {
-        link.forward = Some(meaning);
-    } else if key.address != Address::GROUP {
-        link.addresses.insert(key.address.to_ip(), meaning);
+    ((key.ifindex, packets), judge)
+}
+
+/// Adds to a link what a value of `HOST_ENDPOINTS` says.
+pub(crate) fn add_to_host_link(link: &mut HostLink, key: &HostKey, endpoint: &Endpoint) {
+    match host_place(key, endpoint) {
+        ((_, HostPackets::Forwarded), judge) => link.forward = Some(judge),
+        ((_, HostPackets::Address(address)), judge) => drop(link.addresses.insert(address, judge)),
+        ((_, HostPackets::Groups), _) => {}
     }
 }
 

@@ -11,7 +11,10 @@ use policies_ir::tables::{
     BuiltinRule, EndpointId, MAX_SOURCE_CLASSES, NodeTables, Packet, RuleId, Verdict, VerdictEntry, lookup,
 };
 
-use crate::{Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Synced, encode};
+use crate::{
+    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, HostPackets, Places,
+    Synced, Way, encode,
+};
 
 /// Keeps in memory what [`Kernel`](crate::Kernel) keeps in maps, and judges by [`lookup`]. Tracks no flows.
 #[derive(Debug)]
@@ -22,6 +25,7 @@ pub struct Fake {
     /// Tables of endpoints for which there are no others.
     closed: NodeTables,
     programmed: BTreeSet<EndpointId>,
+    keeping: BTreeSet<EndpointId>,
     tables: NodeTables,
     epoch: u32,
     records: mpsc::Sender<FlowRecord>,
@@ -37,6 +41,7 @@ impl Default for Fake {
             prepared: BTreeSet::new(),
             closed: NodeTables::default(),
             programmed: BTreeSet::new(),
+            keeping: BTreeSet::new(),
             tables: NodeTables::default(),
             epoch: 0,
             records,
@@ -89,6 +94,7 @@ impl Datapath for Fake {
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
         self.links.remove(&endpoint);
         self.programmed.remove(&endpoint);
+        self.keeping.remove(&endpoint);
         Ok(())
     }
 
@@ -103,6 +109,14 @@ impl Datapath for Fake {
             .endpoints
             .retain(|id, _| !self.programmed.contains(id));
         Ok(())
+    }
+
+    fn take_off(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        self.detach(endpoint)
+    }
+
+    fn is_forgetting(&self) -> bool {
+        false
     }
 
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
@@ -159,15 +173,54 @@ impl Datapath for Fake {
         Ok(self.links.values().cloned().collect())
     }
 
-    fn keep_established(&mut self, endpoint: EndpointId, _keep: bool) -> Result<(), DatapathError> {
-        if self.links.contains_key(&endpoint) {
-            Ok(())
-        } else {
-            Err(DatapathError::NotAttached { endpoint })
+    fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {
+        if !self.links.contains_key(&endpoint) {
+            return Err(DatapathError::NotAttached { endpoint });
         }
+        match keep {
+            true => self.keeping.insert(endpoint),
+            false => self.keeping.remove(&endpoint),
+        };
+        Ok(())
     }
 
-    fn expire(&mut self, _now: Duration) -> Result<Expired, DatapathError> {
+    fn places(&self) -> Result<Places, DatapathError> {
+        let mut places = Places {
+            keeping: self.keeping.clone(),
+            ..Places::default()
+        };
+        for link in self.links.values() {
+            let way = Way {
+                id: link.id,
+                ifindex: link.ifindex,
+                mac: link.mac,
+            };
+            places
+                .ways
+                .extend(link.addresses.iter().map(|address| (*address, way)));
+        }
+        for link in self.hosts.values() {
+            let addresses = link.addresses.iter();
+            let own = addresses.map(|(address, judge)| (HostPackets::Address(*address), *judge));
+            let groups = link
+                .addresses
+                .values()
+                .next()
+                .map(|judge| (HostPackets::Groups, *judge));
+            let forwarded = link.forward.map(|judge| (HostPackets::Forwarded, judge));
+            let all = own.chain(groups).chain(forwarded);
+            places
+                .hosts
+                .extend(all.map(|(of, judge)| ((link.ifindex, of), judge)));
+        }
+        Ok(places)
+    }
+
+    fn sweep(&mut self) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
+    fn look(&mut self, _now: Duration) -> Result<Expired, DatapathError> {
         Ok(Expired::default())
     }
 

@@ -18,13 +18,15 @@ pub trait FlowSource: Send {
     fn next(&mut self, timeout: Duration) -> Result<Option<FlowRecord>, DatapathError>;
 }
 
-/// What [`Datapath::expire`](crate::Datapath::expire) did.
+/// What [`Datapath::look`](crate::Datapath::look) did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expired {
     /// Flows that were forgotten.
     pub removed: usize,
-    /// Flows that are still tracked.
+    /// Flows that are still tracked; zero as long as there are `more` to look at.
     pub tracked: usize,
+    /// Whether the look is not at its end.
+    pub more: bool,
     /// What there is to tell: flows that ended, also with their endpoint since the last call; totals of flows that live
     /// and have not been told of for [`UPDATE_EVERY`]; denied packets that came after the last report of their like.
     pub records: Vec<FlowRecord>,

@@ -5,11 +5,14 @@
 
 mod addresses;
 mod features;
+mod forget;
 mod hosts;
 mod links;
+mod look;
 mod maps;
 mod parents;
 mod pins;
+mod places;
 mod plan;
 mod ring;
 mod tables;
@@ -21,26 +24,23 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions},
 };
 use ebpf_abi::{
-    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, END_NONE, Endpoint, FlowKey, FlowRecord, FlowState,
-    MAX_CLOSED, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, Endpoint, FlowRecord, MAX_CLOSED, MAX_FLOWS,
+    Reason, STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Synced,
-    TrackedFlow, UPDATE_EVERY, encode, flows,
+    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Places,
+    Synced, TrackedFlow, encode,
     kernel::{
         links::{Hook, Links},
+        look::{Gone, Look},
         maps::Maps,
         pins::Pins,
         tables::Tables,
     },
-    sys, timeout,
+    sys,
 };
-
-/// A closed flow that was silent for so long has seen what is sent again when an acknowledgement is lost: stacks wait a
-/// fifth of a second first.
-const CLOSED_IS_ENOUGH: Duration = Duration::from_secs(1);
 
 /// What a tc program returns to drop a packet; anything else that ours return lets it go on.
 const TC_ACT_SHOT: u32 = 2;
@@ -56,9 +56,15 @@ pub struct Kernel {
     links: Links,
     pins: Pins,
     limits: Limits,
-    /// Ends of flows that the next [`Datapath::expire`] tells of.
-    ended: Vec<FlowRecord>,
-    /// When flows were last expired.
+    /// What is to be told of flows, by the next [`Datapath::look`].
+    untold: Vec<FlowRecord>,
+    /// Endpoints that are gone, whose flows the next look forgets.
+    gone: Vec<Gone>,
+    /// The look through the flows that is under way.
+    look: Option<Look>,
+    /// Whether the look before found more flows than may be with closed ones among them.
+    is_crowded: bool,
+    /// When the last look at which flows grew old began.
     expired_at: Duration,
 }
 
@@ -128,7 +134,9 @@ impl Loaded {
         for hook in Hook::ALL {
             links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;
         }
-        maps.forget_flows_of_unknown_endpoints()?;
+        // What an agent left that died between taking an endpoint away and cleaning up after it.
+        let mut look = Look::new(None, Vec::new(), maps.begin_census()?);
+        while !maps.look_on(&mut look, &mut Vec::new())?.is_last {}
         Ok(Self {
             programs,
             maps,
@@ -190,7 +198,10 @@ impl Kernel {
                 links,
                 pins,
                 limits,
-                ended: Vec::new(),
+                untold: Vec::new(),
+                gone: Vec::new(),
+                look: None,
+                is_crowded: false,
                 expired_at: sys::monotonic_now(),
             }),
             Err(error) => {
@@ -299,13 +310,11 @@ impl Kernel {
         Ok(())
     }
 
-    /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps.
+    /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps, but for flows.
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex, endpoint)?;
-        self.links.detach(Hook::POD, ifindex)?;
-        let ended = self.maps.remove_flows_of(ifindex, endpoint)?;
-        self.ended.extend(ended);
-        Ok(())
+        self.note_gone(ifindex, endpoint);
+        self.links.detach(Hook::POD, ifindex)
     }
 }
 
@@ -320,11 +329,15 @@ impl Datapath for Kernel {
             if ifindex == link.ifindex {
                 // The programs stay where they are: between two endpoints the interface is denied, not open.
                 self.maps.remove_endpoint(ifindex, &endpoint)?;
-                let ended = self.maps.remove_flows_of(ifindex, &endpoint)?;
-                self.ended.extend(ended);
+                self.note_gone(ifindex, &endpoint);
             } else if endpoint.id == wanted.id {
                 self.forget(ifindex, &endpoint)?;
             }
+        }
+        let under_way = self.look.iter().flat_map(|look| &look.gone);
+        let is_wanted = |gone: &Gone| gone.endpoint.id == wanted.id || gone.ifindex == link.ifindex;
+        if self.gone.iter().chain(under_way).any(is_wanted) {
+            self.forget_flows()?;
         }
         let endpoints = self.maps.endpoints()?;
         wanted.slot = Maps::free_slot(&endpoints)?;
@@ -336,13 +349,22 @@ impl Datapath for Kernel {
         })
     }
 
-    fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+    fn take_off(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
         for (ifindex, found) in self.maps.pods()? {
             if found.id == endpoint.0 {
                 self.forget(ifindex, &found)?;
             }
         }
         Ok(())
+    }
+
+    fn is_forgetting(&self) -> bool {
+        !self.gone.is_empty() || self.look.as_ref().is_some_and(|look| !look.gone.is_empty())
+    }
+
+    fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        self.take_off(endpoint)?;
+        self.forget_flows()
     }
 
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError> {
@@ -401,53 +423,21 @@ impl Datapath for Kernel {
         Ok(())
     }
 
-    fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError> {
+    fn sweep(&mut self) -> Result<(), DatapathError> {
         let endpoints = self.maps.endpoints()?;
-        self.tables.sweep(&mut self.maps, &endpoints)?;
-        let silent = |state: &FlowState| now.saturating_sub(Duration::from_nanos(state.last_seen_ns));
-        let ends = |key: &FlowKey, state: &FlowState| {
-            if silent(state) > timeout(key, state) {
-                flows::end_of(state)
-            } else {
-                END_NONE
-            }
-        };
-        // Of those that live, the ones that have grown another interval older since the last call, if any packet passed
-        // after the interval before; the first packet is told of when it passes.
-        let before = self.expired_at;
-        let intervals = |state: &FlowState, at: Duration| {
-            let age = at.saturating_sub(Duration::from_nanos(state.opened_ns));
-            age.as_secs() / UPDATE_EVERY.as_secs()
-        };
-        let lives = |state: &FlowState| {
-            let told = intervals(state, before);
-            let active = Duration::from_nanos(state.last_seen_ns.saturating_sub(state.opened_ns));
-            let [to, from] = state.packets;
-            intervals(state, now) > told && to + from > 1 && active.as_secs() >= told * UPDATE_EVERY.as_secs()
-        };
-        let mut expired = self.maps.remove_flows(now, ends, lives)?;
-        if expired.tracked > self.limits.crowded() {
-            let closed = |_: &FlowKey, state: &FlowState| {
-                if state.closed != 0 && silent(state) > CLOSED_IS_ENOUGH {
-                    flows::end_of(state)
-                } else {
-                    END_NONE
-                }
-            };
-            let more = self.maps.remove_flows(now, closed, |_| false)?;
-            expired.removed += more.removed;
-            expired.tracked = more.tracked;
-            expired.records.extend(more.records);
-        }
-        self.expired_at = now;
-        expired.records.append(&mut self.ended);
-        let denials = self.maps.take_denials(now, self.limits.report_every)?;
-        expired.records.extend(denials);
-        Ok(expired)
+        self.tables.sweep(&mut self.maps, &endpoints)
+    }
+
+    fn look(&mut self, now: Duration) -> Result<Expired, DatapathError> {
+        self.go_on_looking(now)
     }
 
     fn dump(&self) -> Result<NodeTables, DatapathError> {
         self.tables.dump(&self.maps)
+    }
+
+    fn places(&self) -> Result<Places, DatapathError> {
+        places::read(&self.maps)
     }
 
     fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {

@@ -46,7 +46,7 @@ pub trait Datapath: Send {
     fn attach(&mut self, link: &EndpointLink) -> Result<(), DatapathError>;
 
     /// Detaches an endpoint and forgets its state and its tracked connections; its verdicts, which nothing asks for
-    /// any more, are deleted by the next [`Datapath::expire`]. Idempotent, also when the link is already gone.
+    /// any more, are deleted by the next [`Datapath::sweep`]. Idempotent, also when the link is already gone.
     /// Nothing judges the interface afterwards: take it down first.
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
 
@@ -58,6 +58,14 @@ pub trait Datapath: Send {
     /// until it succeeds; nothing changes for others, `tables` being a few entries for which there always is room. After
     /// an error such endpoints are denied everything.
     fn close_hosts(&mut self, tables: &NodeTables) -> Result<(), DatapathError>;
+
+    /// As [`Datapath::detach`], but for tracked connections, which take a look through all flows of the node: its own,
+    /// and those that others have with it. [`Datapath::look`] forgets them; as long as [`Datapath::is_forgetting`], they
+    /// take from others' budgets.
+    fn take_off(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
+
+    /// Whether there may be flows of endpoints that were taken off: until a look that began afterwards has ended.
+    fn is_forgetting(&self) -> bool;
 
     /// Gives an interface of the host these endpoints and no others, and attaches the programs to it, or takes them off
     /// if it has none. Packets of an address without an endpoint, and of endpoints without tables, pass: whoever wants
@@ -88,13 +96,33 @@ pub trait Datapath: Send {
     /// Whether flows that were allowed live on when policy changes, instead of being judged again.
     fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError>;
 
-    /// Forgets flows that have been silent for longer than their [`timeout`] at `now` (see [`monotonic_now`]), and
-    /// tables that no endpoint uses any more. To be called every few seconds: the table of flows is bounded, and a
-    /// full one denies new flows.
-    fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError>;
+    /// Forgets tables that no endpoint uses any more.
+    fn sweep(&mut self) -> Result<(), DatapathError>;
+
+    /// Looks through some of the tracked flows, beginning anew after the last: forgets those that have been silent for
+    /// longer than their [`timeout`] at `now` (see [`monotonic_now`]; it counts when a look begins), and those of
+    /// endpoints that are gone. A look is to begin every few seconds: the table of flows is bounded, and a full one denies
+    /// new flows. One step takes a millisecond or a few, and between two of them everything else may be called.
+    fn look(&mut self, now: Duration) -> Result<Expired, DatapathError>;
+
+    /// [`Datapath::sweep`], and [`Datapath::look`] to the end of a look.
+    fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError> {
+        self.sweep()?;
+        let mut all = self.look(now)?;
+        while all.more {
+            let next = self.look(now)?;
+            all.removed += next.removed;
+            all.records.extend(next.records);
+            (all.tracked, all.more) = (next.tracked, next.more);
+        }
+        Ok(all)
+    }
 
     /// The tables that judge now, read back from where they are; rule names are not kept there.
     fn dump(&self) -> Result<NodeTables, DatapathError>;
+
+    /// Who is where, read back from where programs look it up, beside what [`Datapath::attached`] says.
+    fn places(&self) -> Result<Places, DatapathError>;
 
     /// The other ends of flows that are established and allowed now.
     fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError>;
@@ -172,6 +200,39 @@ pub struct HostEndpoint {
     pub untracked: Option<EndpointId>,
 }
 
+/// Where programs find pods and hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Places {
+    /// What goes straight to a pod, by the pod's address.
+    pub ways: BTreeMap<IpAddr, Way>,
+    /// Who judges packets of the host, by interface.
+    pub hosts: BTreeMap<(u32, HostPackets), HostEndpoint>,
+    /// Endpoints whose allowed flows outlive a change of policy.
+    pub keeping: BTreeSet<EndpointId>,
+}
+
+/// Where what goes straight to a pod is taken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Endpoint that judges what is delivered.
+    pub id: EndpointId,
+    /// Interface index of the host side of its link.
+    pub ifindex: u32,
+    /// MAC address that it is sent to.
+    pub mac: [u8; 6],
+}
+
+/// Packets at an interface of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostPackets {
+    /// From and to an address of the host.
+    Address(IpAddr),
+    /// To whoever listens.
+    Groups,
+    /// All others.
+    Forwarded,
+}
+
 impl HostLink {
     /// An interface without endpoints.
     pub fn none(ifindex: u32) -> Self {
@@ -210,7 +271,7 @@ pub struct Counters {
 pub struct Fill {
     /// Name of the map.
     pub map: &'static str,
-    /// Entries now; of flows that are closed, those that were there at the last [`Datapath::expire`].
+    /// Entries now; of flows that are closed, those that were there at the last [`Datapath::look`].
     pub entries: u64,
     /// Entries that fit.
     pub capacity: u64,

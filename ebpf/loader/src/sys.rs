@@ -24,6 +24,7 @@ const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -331,6 +332,61 @@ pub(crate) fn delete_many<K: aya::Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::R
     Ok(())
 }
 
+/// Where the rest of a hash begins, as the kernel counts: a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place(u32);
+
+/// Reads up to `most` entries of a hash with one system call, from a place on, and says where the rest begins. Buckets are
+/// read as a whole: of one that has more entries than that, all are read. An entry that stays is in one bucket all the
+/// time.
+pub(crate) fn lookup_many<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<Place>,
+    most: usize,
+) -> io::Result<(Vec<(K, V)>, Option<Place>)> {
+    let shape = map_shape(map)?;
+    if [shape.key_size, shape.value_size].map(usize::try_from) != [Ok(size_of::<K>()), Ok(size_of::<V>())] {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let all = usize::try_from(shape.max_entries).map_err(io::Error::other)?;
+    let mut room = most.clamp(1, all.max(1));
+    loop {
+        let (mut keys, mut values) = (Vec::<K>::with_capacity(room), Vec::<V>::with_capacity(room));
+        // For a hash both are the number of a bucket, whatever the size of its keys.
+        let (begin, mut next) = (from, 0_u32);
+        let mut attr = Batch {
+            in_batch: begin
+                .as_ref()
+                .map_or(0, |Place(bucket)| std::ptr::from_ref(bucket) as u64),
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(room).map_err(io::Error::other)?,
+            map_fd: map.as_raw_fd(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        let rest = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => Some(Place(next)),
+            // The last bucket was among them.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < all => {
+                room = room.saturating_mul(2).min(all);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = usize::try_from(attr.count).map_err(io::Error::other)?.min(room);
+        // SAFETY: the vectors have room for `room` elements of the map's sizes (checked above), and the kernel has written
+        // the first `count` of both; any bytes are a value of a `Pod`.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        return Ok((keys.into_iter().zip(values).collect(), rest));
+    }
+}
+
 /// Loads a tc program that passes every packet, to compare with.
 pub(crate) fn load_passing_program() -> io::Result<OwnedFd> {
     /// `BPF_PROG_TYPE_SCHED_CLS`.
@@ -474,6 +530,16 @@ pub(crate) fn monotonic_now() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
+/// That clock as [`monotonic_now`] was at the last tick, which is what flows are dated by (`bpf_ktime_get_coarse_ns`).
+pub(crate) fn programs_now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let nanoseconds = now.tv_nsec.unsigned_abs();
+    now.tv_sec
+        .unsigned_abs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
+}
+
 #[repr(C)]
 struct ObjectPath {
     pathname: u64,
@@ -512,4 +578,70 @@ fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, os::fd::AsFd};
+
+    use super::*;
+
+    /// A hash of numbers (needs root).
+    fn hash(max_entries: u32) -> OwnedFd {
+        const BPF_MAP_CREATE: libc::c_int = 0;
+        #[repr(C)]
+        struct MapCreate {
+            map_type: u32,
+            key_size: u32,
+            value_size: u32,
+            max_entries: u32,
+        }
+        let mut attr = MapCreate {
+            map_type: 1,
+            key_size: 4,
+            value_size: 8,
+            max_entries,
+        };
+        let fd = bpf(BPF_MAP_CREATE, &mut attr).unwrap();
+        // SAFETY: the command succeeded, so it returned a new descriptor that nobody else owns.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+
+    #[test]
+    fn a_hash_is_read_bucket_by_bucket_also_those_larger_than_asked_for() {
+        let map = hash(512);
+        assert_eq!(
+            lookup_many::<u32, u64>(map.as_fd(), None, 8).unwrap(),
+            (vec![], None)
+        );
+        // As many as there are buckets: some have several.
+        let entries: Vec<(u32, u64)> = (0..512).map(|key| (key, u64::from(key) << 32 | 7)).collect();
+        update_many(map.as_fd(), &entries).unwrap();
+        for most in [1, 8, 511, 4096] {
+            let (mut found, mut place) = (Vec::new(), None);
+            let mut calls = 0;
+            loop {
+                let (some, rest) = lookup_many::<u32, u64>(map.as_fd(), place, most).unwrap();
+                found.extend(some);
+                calls += 1;
+                place = rest;
+                if place.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found.len(), entries.len(), "each once, {most} at a time");
+            assert_eq!(
+                found.into_iter().collect::<BTreeMap<_, _>>(),
+                entries.iter().copied().collect()
+            );
+            assert!(calls >= 512 / most, "{calls} calls for {most} at a time");
+        }
+    }
+
+    #[test]
+    fn entries_of_another_shape_are_not_read() {
+        let map = hash(8);
+        let refused = lookup_many::<u64, u64>(map.as_fd(), None, 8).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+    }
 }

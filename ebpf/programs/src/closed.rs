@@ -7,7 +7,7 @@
 use ebpf_abi::{ClosedFlow, FlowKey};
 
 use crate::{
-    judge::fetch_add,
+    atomic::fetch_add,
     maps::{CLOSED, CLOSINGS, FLOWS},
     report,
 };

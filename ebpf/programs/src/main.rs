@@ -17,6 +17,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod atomic;
 mod closed;
 mod direct;
 mod fragment;

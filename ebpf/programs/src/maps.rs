@@ -85,7 +85,7 @@ pub(crate) static NEW_FLOW: PerCpuArray<FlowState> = PerCpuArray::with_max_entri
 pub(crate) static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 /// Flows to each endpoint that are not established, by bucket of the peer: [`PEER_BUCKETS`] for each slot. Added to here,
-/// set to the exact numbers whenever user space expires flows.
+/// corrected whenever user space has looked through all flows.
 #[map]
 pub(crate) static PEERS: Array<u64> = Array::pinned(MAX_ENDPOINTS * PEER_BUCKETS, BPF_F_MMAPABLE);
 

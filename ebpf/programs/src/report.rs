@@ -13,8 +13,9 @@ use ebpf_abi::{
 };
 
 use crate::{
+    atomic::add,
     count,
-    judge::{Outcome, add, inside, teller},
+    judge::{Outcome, inside, teller},
     maps::{DENIALS, EVENTS},
     packet::Packet,
 };

@@ -261,9 +261,8 @@ mod tests {
         let mut policy = NodePolicy {
             endpoints: vec![NodeEndpoint {
                 id: 7,
-                pod: None,
-                addresses: Default::default(),
                 programmed,
+                ..NodeEndpoint::default()
             }],
             ..NodePolicy::default()
         };

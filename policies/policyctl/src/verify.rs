@@ -2,21 +2,21 @@
 //!
 //! The node reads its kernel's maps back and sends them. This process, which has no part in writing them, fetches
 //! the API's objects, compiles them, and compares meaning: for every endpoint and every packet the same verdict, by the
-//! rule of the same name. From the node come only the maps, which pod has which endpoint, the node's own addresses, what
-//! its resolver learned, and the names of rules.
+//! rule of the same name; and for every pod the addresses, the MAC and the wish to keep flows that its object has, for
+//! every interface of a host endpoint that packets of the node are judged there. From the node come only the maps, which
+//! pod has which endpoint, the node's own addresses, what its resolver learned, and the names of rules.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    process::ExitCode,
-    time::Duration,
-};
+mod hosts;
+mod pods;
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use api::{
     flow::PodRef,
     node_policy::{NodeEndpoint, NodePolicy},
 };
-use policies_compiler::{CalicoObject, ClusterView, HostEndpointIds, compile};
+use policies_compiler::{ClusterView, compile};
 use policies_ir::{
     difference::differences,
     dump,
@@ -25,6 +25,10 @@ use policies_ir::{
 use serde::Serialize;
 use tokio::time::Instant;
 
+use self::{
+    hosts::{compare_places, place_hosts},
+    pods::{PodFacts, compare_facts, compare_ways, facts, place},
+};
 use crate::{
     cli::{Connection, VerifyArgs},
     cluster, flows, load, output,
@@ -97,8 +101,9 @@ async fn settled(
             .with_context(|| format!("node {node}"))?;
         let sent: NodePolicy =
             serde_json::from_value(sent).with_context(|| format!("node {node} sent something else"))?;
-        let view = load::live(connection).await?.view;
-        let report = compare(node, &sent, view, args.limit)?;
+        let objects = load::live_objects(connection).await?;
+        let view = load::of_live(&objects)?.view;
+        let report = compare(node, &sent, view, &facts(&objects), args.limit)?;
         if report.equal || Instant::now() >= until {
             return Ok(report);
         }
@@ -106,13 +111,22 @@ async fn settled(
     }
 }
 
-/// Holds what the node sent against the policy in `view`.
-fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -> Result<Report> {
+/// Holds what the node sent against the policy in `view`, and what pods say beside it.
+fn compare(
+    node: &str,
+    sent: &NodePolicy,
+    mut view: ClusterView,
+    facts: &BTreeMap<PodRef, PodFacts>,
+    limit: usize,
+) -> Result<Report> {
     let kernel =
         dump::read(sent).with_context(|| format!("node {node} sent tables that contradict themselves"))?;
     let mut found = place(node, sent, &mut view);
     found.extend(place_hosts(node, sent, &mut view));
+    found.extend(compare_facts(sent, facts));
+    found.extend(compare_ways(sent));
     let compiled = compile(&view).tables;
+    found.extend(compare_places(sent, &view, &compiled));
     let mut named: BTreeMap<EndpointId, String> = sent
         .endpoints
         .iter()
@@ -142,111 +156,6 @@ fn compare(node: &str, sent: &NodePolicy, mut view: ClusterView, limit: usize) -
         verdicts: count(&kernel),
         differences: found,
     })
-}
-
-/// Sees the cluster from the node, with its endpoints. Tells of pods and endpoints that do not belong together.
-fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
-    node.clone_into(&mut view.node);
-    view.host_addresses.clone_from(&sent.host_addresses);
-    view.host_groups.clone_from(&sent.host_groups);
-    view.names.clone_from(&sent.names);
-    let mut by_pod: BTreeMap<PodRef, &NodeEndpoint> = BTreeMap::new();
-    let mut found = Vec::new();
-    for endpoint in &sent.endpoints {
-        match &endpoint.pod {
-            Some(pod) if !by_pod.contains_key(pod) => {
-                by_pod.insert(pod.clone(), endpoint);
-            }
-            Some(_) => found.push(finding(endpoint, "has two interfaces")),
-            None => found.push(finding(endpoint, "is judged, and belongs to no pod")),
-        }
-    }
-    for pod in &mut view.pods {
-        let name = PodRef {
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
-        };
-        let endpoint = by_pod.remove(&name).filter(|_| pod.node == node);
-        match endpoint {
-            Some(endpoint) if !pod.addresses.is_empty() && pod.addresses != endpoint.addresses => {
-                let what = format!(
-                    "may send from {:?} in the kernel, and has {:?}",
-                    endpoint.addresses, pod.addresses
-                );
-                found.push(finding(endpoint, &what));
-            }
-            None if pod.node == node && !pod.addresses.is_empty() => found.push(Finding {
-                pod: name.to_string(),
-                what: "has an address, and nothing judges its interface".to_owned(),
-            }),
-            _ => {}
-        }
-        if let Some(endpoint) = endpoint {
-            pod.endpoint = Some(EndpointId(endpoint.id));
-            // The node knows the address before the API does.
-            pod.addresses.clone_from(&endpoint.addresses);
-        }
-    }
-    let gone = by_pod.into_values();
-    found.extend(gone.map(|endpoint| finding(endpoint, "is judged, and is no pod of this node")));
-    found
-}
-
-/// Numbers the node's host endpoints as the node does. Tells of objects and interfaces that do not belong together.
-fn place_hosts(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
-    let objects = view.calico.iter().filter_map(|object| match object {
-        CalicoObject::HostEndpoint(object) if object.spec.node == node => object.metadata.name.as_deref(),
-        _ => None,
-    });
-    let objects: BTreeSet<&str> = objects.collect();
-    let mut found = Vec::new();
-    let mut say = |name: &str, what: &str| {
-        found.push(Finding {
-            pod: format!("host endpoint {name}"),
-            what: what.to_owned(),
-        });
-    };
-    for host in &sent.hosts {
-        let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
-        if !objects.contains(host.name.as_str()) {
-            say(
-                &host.name,
-                &format!(
-                    "judges {}, and is no HostEndpoint of this node",
-                    list(&host.attached)
-                ),
-            );
-        }
-        let missing: BTreeSet<String> = host.interfaces.difference(&host.attached).cloned().collect();
-        if !missing.is_empty() {
-            say(&host.name, &format!("does not judge {}", list(&missing)));
-        }
-        let others: BTreeSet<String> = host.attached.difference(&host.interfaces).cloned().collect();
-        if !others.is_empty() {
-            say(
-                &host.name,
-                &format!("judges {}, and does not speak of it", list(&others)),
-            );
-        }
-    }
-    for name in &objects {
-        if !sent.hosts.iter().any(|host| host.name == *name) {
-            say(name, "is not known to the node");
-        }
-    }
-    // One without an interface there has no tables.
-    let attached = sent.hosts.iter().filter(|host| !host.attached.is_empty());
-    view.host_endpoints = attached
-        .map(|host| {
-            let ids = HostEndpointIds {
-                local: EndpointId(host.local),
-                forwarded: EndpointId(host.forwarded),
-                untracked: EndpointId(host.untracked),
-            };
-            (host.name.clone(), ids)
-        })
-        .collect();
-    found
 }
 
 fn finding(endpoint: &NodeEndpoint, what: &str) -> Finding {
@@ -304,8 +213,9 @@ fn show(report: &Report) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use api::node_policy::NodeHost;
-    use policies_compiler::PodView;
+    use api::node_policy::{HostPackets, HostPlaceRow, Mac, NodeHost, WayRow};
+    use policies_compiler::{CalicoObject, PodView};
+    use serde_json::json;
 
     use super::*;
 
@@ -332,6 +242,17 @@ mod tests {
         }
     }
 
+    /// What the pods' objects say beside what policy asks about: one keeps its flows.
+    fn objects() -> BTreeMap<PodRef, PodFacts> {
+        let pod = |name: &str, annotations: serde_json::Value| {
+            let metadata = json!({"namespace": "shop", "name": name, "uid": format!("uid-{name}"), "annotations": annotations});
+            json!({"kind": "Pod", "metadata": metadata})
+        };
+        let keeps = json!({"palisade.dev/established": "keep"});
+        let policy = json!({"kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "closed"}});
+        facts(&[pod("a", json!(null)), policy, pod("b", keeps)])
+    }
+
     /// What a node sends that has done it right.
     fn sent() -> NodePolicy {
         let endpoint = |id, name: &str, address: &str| NodeEndpoint {
@@ -340,13 +261,24 @@ mod tests {
                 namespace: "shop".to_owned(),
                 name: name.to_owned(),
             }),
+            interface: 10 + id,
             addresses: [address.parse().unwrap()].into(),
+            mac: Mac::of_pod(&format!("uid-{name}")),
+            keeps_established: name == "b",
             programmed: true,
+        };
+        let endpoints = vec![endpoint(7, "a", "10.0.0.2"), endpoint(8, "b", "10.0.0.3")];
+        let way = |endpoint: &NodeEndpoint| WayRow {
+            address: *endpoint.addresses.first().unwrap(),
+            endpoint: endpoint.id,
+            interface: endpoint.interface,
+            mac: endpoint.mac,
         };
         let mut sent = NodePolicy {
             node: "n1".to_owned(),
             host_addresses: ["10.0.0.1".parse().unwrap()].into(),
-            endpoints: vec![endpoint(7, "a", "10.0.0.2"), endpoint(8, "b", "10.0.0.3")],
+            ways: endpoints.iter().map(way).collect(),
+            endpoints,
             ..NodePolicy::default()
         };
         let mut view = view();
@@ -356,7 +288,7 @@ mod tests {
     }
 
     fn said(sent: &NodePolicy, view: ClusterView) -> Vec<String> {
-        let report = compare("n1", sent, view, 5).unwrap();
+        let report = compare("n1", sent, view, &objects(), 5).unwrap();
         assert_eq!(report.equal, report.differences.is_empty());
         let found = report.differences.into_iter();
         found
@@ -400,6 +332,7 @@ mod tests {
         one(
             &|sent, _| {
                 sent.endpoints.retain(|endpoint| endpoint.id == 7);
+                sent.ways.retain(|way| way.endpoint == 7);
                 sent.verdicts.retain(|row| row.endpoint == 7);
             },
             "shop/b has an address, and nothing judges its interface",
@@ -427,6 +360,58 @@ mod tests {
         );
     }
 
+    /// Exactly one difference, of these words.
+    #[track_caller]
+    fn one_difference(sent: &NodePolicy, view: ClusterView, expected: &str) {
+        assert_eq!(said(sent, view), [expected]);
+    }
+
+    #[test]
+    fn what_pods_send_from_and_keep_is_compared() {
+        let (a, b) = (Mac::of_pod("uid-a"), Mac::of_pod("uid-b"));
+        let mut other = sent();
+        other.endpoints[0].mac = b;
+        other.ways[0].mac = b;
+        let expected = format!("shop/a may send from {b} in the kernel, and has {a}");
+        one_difference(&other, view(), &expected);
+        let mut keeps = sent();
+        keeps.endpoints[0].keeps_established = true;
+        let expected = "shop/a keeps flows over a change of policy in the kernel, and does not ask for that";
+        one_difference(&keeps, view(), expected);
+        let mut forgets = sent();
+        forgets.endpoints[1].keeps_established = false;
+        let expected = "shop/b has its flows judged anew in the kernel, and asks to keep them";
+        one_difference(&forgets, view(), expected);
+    }
+
+    #[test]
+    fn where_packets_go_straight_to_is_compared() {
+        let (a, b) = (Mac::of_pod("uid-a"), Mac::of_pod("uid-b"));
+        let begin = "shop/a is not where the kernel takes what goes straight to 10.0.0.2";
+        let should = format!("endpoint 7, interface 17, {a}");
+        let one = |change: &dyn Fn(&mut WayRow), is: &str| {
+            let mut other = sent();
+            change(&mut other.ways[0]);
+            one_difference(&other, view(), &format!("{begin}: {is}, and not {should}"));
+        };
+        one(&|way| way.endpoint = 8, &format!("endpoint 8, interface 17, {a}"));
+        one(
+            &|way| way.interface = 18,
+            &format!("endpoint 7, interface 18, {a}"),
+        );
+        one(&|way| way.mac = b, &format!("endpoint 7, interface 17, {b}"));
+        let mut missing = sent();
+        missing.ways.remove(0);
+        one_difference(&missing, view(), begin);
+        let mut more = sent();
+        more.ways.push(WayRow {
+            address: "10.0.0.9".parse().unwrap(),
+            ..more.ways[0].clone()
+        });
+        let expected = "address 10.0.0.9 is no pod's of this node, and the kernel takes what goes straight there somewhere";
+        one_difference(&more, view(), expected);
+    }
+
     /// The same cluster with a host endpoint that closes a port, and a node that has done that right too.
     fn with_host() -> (NodePolicy, ClusterView) {
         let mut view = view();
@@ -451,6 +436,16 @@ mod tests {
             attached: ["eth0".to_owned()].into(),
             programmed: [100].into(),
         }];
+        let row = |of, endpoint| HostPlaceRow {
+            interface: "eth0".to_owned(),
+            of,
+            endpoint,
+            untracked: None,
+        };
+        sent.host_places = vec![
+            row(HostPackets::Address("10.0.0.1".parse().unwrap()), 100),
+            row(HostPackets::Groups, 100),
+        ];
         let mut placed = view.clone();
         assert_eq!(place("n1", &sent, &mut placed), []);
         assert_eq!(place_hosts("n1", &sent, &mut placed), []);
@@ -476,6 +471,7 @@ mod tests {
         let mut loose = right.clone();
         loose.hosts[0].attached.clear();
         loose.hosts[0].programmed.clear();
+        loose.host_places.clear();
         loose.verdicts.retain(|row| row.endpoint != 100);
         assert_eq!(
             said(&loose, view.clone()),
@@ -488,10 +484,69 @@ mod tests {
         assert!(found.iter().any(|line| line == expected), "{found:?}");
         let mut unknown = right;
         unknown.hosts.clear();
+        unknown.host_places.clear();
         unknown.verdicts.retain(|row| row.endpoint != 100);
         assert_eq!(
             said(&unknown, view),
             ["host endpoint eth is not known to the node"]
+        );
+    }
+
+    #[test]
+    fn whose_packets_of_the_host_are_judged_where_is_compared() {
+        let (right, view) = with_host();
+        let address = HostPackets::Address("10.0.0.1".parse().unwrap());
+        let one = |change: &dyn Fn(&mut Vec<HostPlaceRow>), expected: &str| {
+            let mut other = right.clone();
+            change(&mut other.host_places);
+            one_difference(
+                &other,
+                view.clone(),
+                &format!("host endpoint eth does not judge {expected}"),
+            );
+        };
+        one(&|rows| rows.retain(|row| row.of != address), "10.0.0.1 at eth0");
+        one(
+            &|rows| rows.retain(|row| row.of == address),
+            "groups and broadcasts at eth0",
+        );
+        one(
+            &|rows| rows[0].endpoint = 101,
+            "10.0.0.1 at eth0, but endpoint 101 does",
+        );
+        one(
+            &|rows| rows[1].untracked = Some(7),
+            "groups and broadcasts at eth0 before flows are known, but endpoint 7 does",
+        );
+        // Of another part of it that has no tables nobody hears anything.
+        let mut silent = right.clone();
+        silent.host_places[0].untracked = Some(102);
+        assert_eq!(said(&silent, view.clone()), [] as [&str; 0]);
+        // Nor is a pod the host.
+        let mut taken = right.clone();
+        taken.host_places.push(HostPlaceRow {
+            of: HostPackets::Address("10.0.0.3".parse().unwrap()),
+            ..taken.host_places[0].clone()
+        });
+        one_difference(&taken, view.clone(), "shop/b is taken for the node at eth0");
+        // An address that is the host's at one interface is at each.
+        let mut two = right.clone();
+        two.hosts[0].interfaces.insert("eth1".to_owned());
+        two.hosts[0].attached.insert("eth1".to_owned());
+        let others = two.host_places.iter().map(|row| HostPlaceRow {
+            interface: "eth1".to_owned(),
+            ..row.clone()
+        });
+        two.host_places.extend(others.collect::<Vec<_>>());
+        assert_eq!(said(&two, view.clone()), [] as [&str; 0]);
+        two.host_places.push(HostPlaceRow {
+            of: HostPackets::Address("192.0.2.1".parse().unwrap()),
+            ..two.host_places[0].clone()
+        });
+        one_difference(
+            &two,
+            view.clone(),
+            "host endpoint eth does not judge 192.0.2.1 at eth1",
         );
     }
 
@@ -514,6 +569,14 @@ mod tests {
         sent.rules.clear();
         dump::write(&compile(&placed).tables, &mut sent);
         assert!(!sent.insides.is_empty());
+        let missing = "host endpoint eth does not judge what is forwarded at eth0";
+        one_difference(&sent, view.clone(), missing);
+        sent.host_places.push(HostPlaceRow {
+            interface: "eth0".to_owned(),
+            of: HostPackets::Forwarded,
+            endpoint: 101,
+            untracked: None,
+        });
         let text = serde_json::to_string(&sent).unwrap();
         let sent: NodePolicy = serde_json::from_str(&text).unwrap();
         assert_eq!(said(&sent, view.clone()), [] as [&str; 0]);

@@ -6,6 +6,7 @@
 //! repeated.
 
 mod followed;
+mod looks;
 #[cfg(test)]
 mod tests;
 
@@ -22,10 +23,11 @@ use agent_resolver::Names as LearnedNames;
 use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
-    node_policy::{NodeEndpoint, NodePolicy},
+    node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
 };
-use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, monotonic_now};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
+use looks::Looks;
 use policies_compiler::{
     Settled,
     capacity::{self, Capacities},
@@ -152,6 +154,7 @@ impl Policy {
             settling: Vec::new(),
             hub: start.hub,
             waiting: Vec::new(),
+            looks: Looks::default(),
         };
         std::thread::Builder::new()
             .name("datapath".to_owned())
@@ -279,6 +282,7 @@ struct Worker {
     settling: Vec<oneshot::Sender<Result<(), String>>>,
     hub: Arc<Hub>,
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
+    looks: Looks,
 }
 
 impl Worker {
@@ -286,12 +290,15 @@ impl Worker {
         self.hosts.look();
         let mut stale = false;
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
+        let mut refresh_at = expire_at;
         loop {
-            let patience = expire_at.saturating_duration_since(Instant::now());
-            let patience = if stale {
-                patience.min(RETRY_AFTER)
-            } else {
-                patience
+            let wake_at = match stale {
+                true => expire_at.min(refresh_at),
+                false => expire_at,
+            };
+            let patience = match self.looks.are_due() {
+                true => Duration::ZERO,
+                false => wake_at.saturating_duration_since(Instant::now()),
             };
             match inbox.recv_timeout(patience) {
                 Ok(command) => {
@@ -299,17 +306,22 @@ impl Worker {
                     for command in std::iter::once(command).chain(inbox.try_iter()) {
                         stale |= self.take(command);
                     }
+                    refresh_at = Instant::now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if stale {
+            if stale && Instant::now() >= refresh_at {
                 stale = !self.refresh();
+                refresh_at = Instant::now() + RETRY_AFTER;
             }
             if Instant::now() >= expire_at {
-                stale |= self.tidy();
+                self.begin_to_tidy();
                 stale |= self.hosts.look();
                 expire_at = Instant::now() + EXPIRE_EVERY;
+            }
+            if self.looks.are_due() {
+                stale |= self.look();
             }
         }
     }
@@ -329,7 +341,10 @@ impl Worker {
             Command::Detach(endpoint, reply) => {
                 self.followed.detached(endpoint, &self.cluster);
                 self.untold = true;
-                drop(reply.send(self.datapath.detach(endpoint)));
+                match self.datapath.take_off(endpoint) {
+                    Ok(()) if self.datapath.is_forgetting() => self.looks.answer_when_forgotten(reply),
+                    done => drop(reply.send(done)),
+                }
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
@@ -488,14 +503,34 @@ impl Worker {
         self.untold |= settled.told_anew;
     }
 
-    /// Forgets flows that are over, tells what became of flows and how many events the kernel could not report, and
-    /// makes what was told so far outlive the machine. Whether tables are stale, because names were forgotten, policy was
-    /// compiled anew, or the kernel's tables are to be written anew.
-    fn tidy(&mut self) -> bool {
-        match self.datapath.expire(monotonic_now()) {
-            Ok(expired) => agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node),
-            Err(error) => tracing::error!(error = chain(&error), "cannot expire flows"),
+    /// Forgets tables that nothing asks for, and begins to look for flows that are over.
+    fn begin_to_tidy(&mut self) {
+        if let Err(error) = self.datapath.sweep() {
+            tracing::error!(error = chain(&error), "cannot delete old tables");
         }
+        self.looks.want();
+    }
+
+    /// Looks at some of the flows, forgets those that are over, and tells what became of them. Whether tables are stale,
+    /// which [`Worker::tidy`] says after the last of them.
+    fn look(&mut self) -> bool {
+        let tidies = match self.datapath.look(monotonic_now()) {
+            Ok(expired) => {
+                agent_telemetry::report(&expired.records, &self.names, &self.hub, &self.node);
+                self.looks.went_on(expired.more)
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "cannot look through the flows");
+                self.looks.failed()
+            }
+        };
+        tidies && self.tidy()
+    }
+
+    /// Tells how many events the kernel could not report, and makes what was told so far outlive the machine. Whether
+    /// tables are stale, because names were forgotten, policy was compiled anew, or the kernel's tables are to be written
+    /// anew.
+    fn tidy(&mut self) -> bool {
         match self.datapath.counters() {
             Ok(counters) => self.hub.note_losses(&counters, &self.names),
             Err(error) => tracing::error!(error = chain(&error), "cannot read the datapath's counters"),
@@ -539,12 +574,16 @@ impl Worker {
     fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
         let attached = self.datapath.attached()?;
         let attached_hosts = self.datapath.attached_hosts()?;
+        let places = self.datapath.places()?;
         let mut tables = self.datapath.dump()?;
         tables.rules.clone_from(&self.names.newest().tables.rules);
         let endpoint = |link: EndpointLink| NodeEndpoint {
             id: link.id.0,
             pod: self.followed.pod_of(link.id).cloned(),
+            interface: link.ifindex,
             addresses: link.addresses.into_iter().collect(),
+            mac: Mac(link.mac),
+            keeps_established: places.keeping.contains(&link.id),
             programmed: tables.endpoints.contains_key(&link.id),
         };
         let (host_addresses, host_groups) = self.followed.session.host_addresses();
@@ -557,6 +596,12 @@ impl Worker {
             hosts: self
                 .hosts
                 .describe(&self.followed.hosts(), &attached_hosts, &tables),
+            ways: places
+                .ways
+                .iter()
+                .map(|(address, way)| way_row(*address, way))
+                .collect(),
+            host_places: self.hosts.places(&places),
             ..NodePolicy::default()
         };
         dump::write(&tables, &mut policy);
@@ -582,6 +627,15 @@ impl Worker {
                 );
             }
         }
+    }
+}
+
+fn way_row(address: IpAddr, way: &Way) -> WayRow {
+    WayRow {
+        address,
+        endpoint: way.id.0,
+        interface: way.ifindex,
+        mac: Mac(way.mac),
     }
 }
 

@@ -23,6 +23,9 @@ struct Narrow {
     full: Arc<AtomicBool>,
     /// Most verdicts that it takes.
     room: Arc<AtomicUsize>,
+    /// Steps that a look through its flows takes before the last; without end if all bits are set.
+    steps: Arc<AtomicUsize>,
+    forgetting: bool,
 }
 
 impl Datapath for Narrow {
@@ -52,6 +55,15 @@ impl Datapath for Narrow {
 
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
         self.inner.detach(endpoint)
+    }
+
+    fn take_off(&mut self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        self.forgetting = true;
+        self.inner.take_off(endpoint)
+    }
+
+    fn is_forgetting(&self) -> bool {
+        self.forgetting
     }
 
     fn prepare_hosts(&mut self, endpoints: &BTreeSet<EndpointId>) -> Result<(), DatapathError> {
@@ -84,12 +96,30 @@ impl Datapath for Narrow {
         self.inner.keep_established(endpoint, keep)
     }
 
-    fn expire(&mut self, now: Duration) -> Result<Expired, DatapathError> {
-        self.inner.expire(now)
+    fn sweep(&mut self) -> Result<(), DatapathError> {
+        self.inner.sweep()
+    }
+
+    fn look(&mut self, now: Duration) -> Result<Expired, DatapathError> {
+        let more = match self.steps.load(Ordering::Relaxed) {
+            0 => false,
+            usize::MAX => true,
+            steps => {
+                self.steps.store(steps - 1, Ordering::Relaxed);
+                true
+            }
+        };
+        self.forgetting &= more;
+        let looked = self.inner.look(now)?;
+        Ok(Expired { more, ..looked })
     }
 
     fn dump(&self) -> Result<NodeTables, DatapathError> {
         self.inner.dump()
+    }
+
+    fn places(&self) -> Result<ebpf_loader::Places, DatapathError> {
+        self.inner.places()
     }
 
     fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
@@ -145,11 +175,23 @@ fn begin(
     names: &Arc<Names>,
     machine: fn() -> std::io::Result<Vec<Interface>>,
 ) -> Policy {
-    let mut datapath = Narrow {
+    let datapath = Narrow {
         inner: Fake::new(),
         full: Arc::clone(full),
         room: Arc::clone(room),
+        steps: Arc::default(),
+        forgetting: false,
     };
+    begin_on(dir, datapath, cluster, names, machine)
+}
+
+fn begin_on(
+    dir: &std::path::Path,
+    mut datapath: Narrow,
+    cluster: &Cluster,
+    names: &Arc<Names>,
+    machine: fn() -> std::io::Result<Vec<Interface>>,
+) -> Policy {
     let log = FlowLog::open(LogConfig::sized(dir.join("flows"), "n1".to_owned(), 1 << 20)).unwrap();
     let start = Start {
         hosts: Hosts::start(&mut datapath, ["192.0.2.1".parse().unwrap()].into())
@@ -304,6 +346,36 @@ async fn an_endpoint_waits_for_its_pod() {
         dumped.endpoints.is_empty() && dumped.verdicts.is_empty(),
         "{dumped:?}"
     );
+}
+
+/// A pod has ended when no flow of it is left, and nobody else waits for that.
+#[tokio::test]
+async fn the_end_of_a_pod_waits_for_a_look_through_all_flows() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::empty();
+    let steps = Arc::new(AtomicUsize::new(usize::MAX));
+    let datapath = Narrow {
+        inner: Fake::new(),
+        full: Arc::default(),
+        room: Arc::new(AtomicUsize::new(usize::MAX)),
+        steps: Arc::clone(&steps),
+        forgetting: false,
+    };
+    let policy = begin_on(dir.path(), datapath, &cluster, &Arc::new(Names::new()), machine);
+    policy.attach(endpoint()).await.unwrap();
+    let ending = policy.clone();
+    let end = tokio::spawn(async move { ending.detach(EndpointId(7)).await });
+    for number in 0..20 {
+        cluster.bring(watcher::Event::Apply(web()));
+        tokio::time::timeout(Duration::from_secs(20), policy.settle())
+            .await
+            .unwrap_or_else(|_| panic!("change {number} waits"))
+            .unwrap();
+    }
+    assert_eq!(policy.dump().await.unwrap().endpoints, [], "it is off at once");
+    assert!(!end.is_finished(), "there are flows of it");
+    steps.store(3, Ordering::Relaxed);
+    end.await.unwrap().unwrap();
 }
 
 fn object(kind: &str, name: &str, spec: &serde_json::Value) -> PolicyObject {

@@ -130,10 +130,9 @@ impl Kernel {
             .collect();
         for (ifindex, endpoint) in before.iter().filter(|(_, endpoint)| !left.contains(&endpoint.id)) {
             self.maps.set_state(endpoint, EndpointState::default());
-            let ended = self.maps.remove_flows_of(*ifindex, endpoint)?;
-            self.ended.extend(ended);
+            self.note_gone(*ifindex, endpoint);
         }
-        Ok(())
+        self.forget_flows()
     }
 }
 

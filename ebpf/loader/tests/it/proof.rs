@@ -26,9 +26,8 @@ fn sent(lab: &mut Lab, meant: &NodeTables) -> NodeTables {
     let mut policy = api::node_policy::NodePolicy::default();
     let programmed = kernel.endpoints.keys().map(|id| api::node_policy::NodeEndpoint {
         id: id.0,
-        pod: None,
-        addresses: Default::default(),
         programmed: true,
+        ..Default::default()
     });
     policy.endpoints = programmed.collect();
     dump::write(&kernel, &mut policy);
