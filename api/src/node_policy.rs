@@ -19,8 +19,11 @@ use crate::flow::{FlowDirection, FlowVerdict, PodRef};
 pub struct NodePolicy {
     /// The node.
     pub node: String,
-    /// Its own addresses, as its pods see them.
+    /// Its own addresses.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Where it listens with others: groups, and broadcasts of its networks.
+    #[serde(default)]
+    pub host_groups: BTreeSet<IpNet>,
     /// Names of addresses, as the node's resolver learned them, that the tables were made with.
     #[serde(default)]
     pub names: BTreeMap<IpAddr, BTreeSet<String>>,

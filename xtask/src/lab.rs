@@ -62,14 +62,18 @@ const MODULES: [(&str, &str); 20] = [
 /// Programs that tests call; busybox has an `ip` and an `unshare` of its own that know less, and neither `nft` nor `tc`.
 const TOOLS: [&str; 4] = ["ip", "nft", "tc", "unshare"];
 
-/// What a cluster and its demonstration need beside them, with the place where the demonstration looks for it.
+/// What a cluster and its demonstration need beside them, with the place where they look for it.
 const CLUSTER_TOOLS: [(&str, &str); 5] = [
-    ("bash", "tools/bash"),
+    // For `ldd`, which is a script.
+    ("bash", "bin/bash"),
     ("bpftool", "tools/bpftool"),
     ("docker-registry", "tools/docker-registry"),
     ("ldd", "usr/bin/ldd"),
     ("perl", "usr/bin/perl"),
 ];
+
+/// Programs that a machine may lack: what takes them is then left out, visibly.
+const OPTIONAL_TOOLS: [(&str, &str); 1] = [("kubectl", "tools/kubectl")];
 
 /// The cluster's own programs.
 const CLUSTER_PROGRAMS: [&str; 4] = ["palisade-control", "palisade-agent", "policyctl", "demo"];
@@ -94,7 +98,7 @@ pub(crate) struct Args {
     #[arg(value_enum, default_values_t = [Suite::AgentRuntime, Suite::AgentSandbox, Suite::EbpfLoader])]
     suites: Vec<Suite>,
     /// Stop the virtual machine and fail after this time
-    #[arg(long, default_value_t = 1200)]
+    #[arg(long, default_value_t = 2400)]
     deadline_secs: u32,
     /// Arguments for the test programs, such as the name of a test
     #[arg(last = true)]
@@ -310,6 +314,7 @@ fn add_cluster(args: &Args, content: &mut Content) -> Result<()> {
     );
     let trivy = setup::trivy()?;
     let mut cargo = cargo();
+    // Others are too slow here: the agent's connections take longer than it waits for them.
     cargo.args(["build", "--locked", "--release", "-p", "palisade-control"]);
     cargo.args(["-p", "palisade-agent", "-p", "policyctl", "-p", "e2e", "--bins"]);
     process::run(&mut cargo)?;
@@ -324,6 +329,15 @@ fn add_cluster(args: &Args, content: &mut Content) -> Result<()> {
             from: process::on_path(name).with_context(|| format!("{name} is not on the PATH"))?,
             inside: inside.into(),
         });
+    }
+    for (name, inside) in OPTIONAL_TOOLS {
+        match process::on_path(name) {
+            Some(from) => content.files.push(Placed {
+                from,
+                inside: inside.into(),
+            }),
+            None => println!("SKIPPED: what takes {name}, which is not on the PATH"),
+        }
     }
     content.files.push(Placed {
         from: trivy,
@@ -394,7 +408,11 @@ fn make_image(tree: &Path, image: &Path, kernel: &Kernel, content: &Content) -> 
 /// libcontainer's `pivot_root` is refused on the kernel's own root file system, so all moves to another one first.
 const FIRST_STAGE: &str = "#!/bin/sh
 /bin/busybox mount -t tmpfs -o mode=755 root /new
-for entry in /*; do [ $entry = /new ] || /bin/busybox cp -a $entry /new/; done
+for entry in /*; do
+    [ $entry = /new ] || /bin/busybox cp -a $entry /new/
+    # What is there twice takes memory twice.
+    case $entry in /lab | /tools) /bin/busybox rm -r $entry ;; esac
+done
 exec /bin/busybox switch_root /new /main
 ";
 
@@ -407,10 +425,14 @@ const REMAINS: &str = "remains() {
     for kind in prog map link; do bpftool $kind list; done
     ps -o comm | grep palisade || true
 }
+nothing_is_left() {
+    # The kernel frees programs and groups a moment after the last reference.
+    for try in 1 2 3 4 5; do remains >/tmp/after; diff /tmp/before /tmp/after && return; sleep 2; done; return 1
+}
 ";
 
 /// A cluster's steps. The machine gets an address first, for a node has one (busybox' shell prefers its own `ip`). How full
-/// the memory is in which all lies says nothing about disks.
+/// the memory is in which all lies says nothing about disks. Progress is drawn for terminals, and the serial line would be one.
 const CLUSTER_STEPS: [(&str, &str); 5] = [
     (
         "address",
@@ -421,13 +443,14 @@ const CLUSTER_STEPS: [(&str, &str); 5] = [
     ),
     (
         "up",
-        "policyctl up --node-name lab --timeout 600 --disk-available-percent 1 --trivy /tools/trivy --lab-db-if-none",
+        "policyctl up --node-name lab --timeout 600 --disk-available-percent 1 --trivy /tools/trivy --lab-db-if-none \
+         2>/tmp/progress || { cat /tmp/progress; tail -n 40 /var/lib/palisade/logs/*; false; }",
     ),
-    ("demo", "demo"),
+    ("demo", "demo || { tail -n 40 /var/lib/palisade/logs/*; false; }"),
     ("down", "policyctl down --purge"),
     (
         "clean",
-        "remains >/tmp/after; diff /tmp/before /tmp/after && test ! -e /var/lib/palisade && test ! -e /run/palisade",
+        "nothing_is_left && test ! -e /var/lib/palisade && test ! -e /run/palisade",
     ),
 ];
 
@@ -478,11 +501,21 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// Copies a file into the tree, with what it points to rather than a link.
+/// Copies a file into the tree, with what it points to rather than a link, and without what is there for debuggers: all of it
+/// lies in the memory of the virtual machine.
 fn place(from: &Path, tree: &Path, inside: &Path) -> Result<()> {
     let to = tree.join(inside);
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    // Fails for what is no program.
+    let stripped = command("strip")
+        .args(["--strip-debug", "-o"])
+        .args([&to, from])
+        .stderr(Stdio::null())
+        .status();
+    if stripped.is_ok_and(|status| status.success()) {
+        return Ok(());
     }
     fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())

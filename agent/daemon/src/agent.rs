@@ -111,14 +111,13 @@ pub(crate) async fn run(
         .all()
         .chain([IpAddr::V4(GATEWAY)])
         .collect();
-    let hosts = Hosts::start(&mut datapath, host_addresses.clone())
+    let hosts = Hosts::start(&mut datapath, host_addresses)
         .context("cannot read which host endpoints are attached")?;
     let start = Start {
         datapath: Box::new(datapath),
         hosts,
         cluster: cluster.clone(),
         node: config.node_name.clone(),
-        host_addresses,
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
         learned: learned.clone(),
@@ -163,7 +162,7 @@ pub(crate) async fn run(
         shutdown.clone(),
     );
     let node = NodeAgent::new(
-        client.clone(),
+        (client.clone(), cluster.clone()),
         config.clone(),
         &network,
         Health {
@@ -223,11 +222,12 @@ pub(crate) async fn run(
         events,
         directory,
         static_pods,
-        ids: Default::default(),
+        ids: pods::ids(&survivors),
         evictions,
         full: Default::default(),
         claims,
         tokens: Default::default(),
+        last_known: Default::default(),
         quiet: Quiet::start(agent_runtime::memory::give_back, shutdown.clone()),
         resolv_conf: files::resolv_conf(&of_node, GATEWAY),
         config,

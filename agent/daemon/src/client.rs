@@ -9,6 +9,8 @@ use crate::config::Config;
 
 /// Longest time to connect.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Longest time for any answer. Who has less time than that says so.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -51,5 +53,5 @@ pub(crate) fn connect_as(config: &Config, name: &str) -> Result<Client, ClientEr
         client_key: text(&format!("{name}.key")),
         ..AuthInfo::default()
     };
-    Ok(api_client::connect(settings)?)
+    Ok(api_client::connect_within(settings, ANSWER_WITHIN)?)
 }

@@ -424,7 +424,7 @@ fn key<K: Resource>(object: &K) -> Key {
 }
 
 /// Palisade's resource versions are revisions: numbers that grow with every write to the store.
-fn revision<K: Resource>(object: &K) -> u64 {
+pub(crate) fn revision<K: Resource>(object: &K) -> u64 {
     object
         .meta()
         .resource_version

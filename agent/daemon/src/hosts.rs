@@ -1,14 +1,14 @@
-//! Host endpoints of this node: which interfaces they are, under which numbers they are judged, and what the datapath
-//! attaches there. An interface that no HostEndpoint speaks of has no program.
+//! The node's own interfaces: its addresses there, and its host endpoints: which interfaces they are, under which numbers
+//! they are judged, and what the datapath attaches there. An interface that no HostEndpoint speaks of has no program.
 //!
-//! Interfaces are looked at again whenever policy changes, as soon as the kernel tells of a change ([`follow`]), and every few
-//! seconds in case that it cannot. So one that comes later is judged from then on; for the moment until it is, it is open, as
-//! every interface of a host without policy.
+//! Interfaces are looked at again as soon as the kernel tells of a change ([`follow`]), and every few seconds in case that it
+//! cannot. So one that comes later is judged from then on; for the moment until it is, it is open, as every interface of
+//! a host without policy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
@@ -18,6 +18,8 @@ use api::{
     node_policy::{self, HostPlaceRow, NodeHost},
 };
 use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink, HostPackets, Places};
+use ipnet::IpNet;
+use nix::sys::socket::SockaddrStorage;
 use policies_compiler::HostEndpointIds;
 use policies_ir::tables::{EndpointId, NodeTables};
 
@@ -37,6 +39,8 @@ pub(crate) struct Interface {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Of its networks: the host takes what is sent there, too.
+    pub(crate) broadcasts: BTreeSet<IpAddr>,
 }
 
 /// Host endpoints as the datapath knows them.
@@ -49,6 +53,10 @@ pub(crate) struct Hosts {
     list: fn() -> io::Result<Vec<Interface>>,
     /// What is attached, by interface.
     attached: BTreeMap<u32, HostLink>,
+    /// What is to be, as of the last [`Hosts::prepare`]; nothing if that failed.
+    wanted: BTreeMap<u32, HostLink>,
+    /// Endpoints that get tables though no interface has them yet.
+    prepared: BTreeSet<EndpointId>,
     /// Addresses of the node beside those of its interfaces.
     addresses: BTreeSet<IpAddr>,
 }
@@ -73,6 +81,8 @@ impl Hosts {
             interfaces: Vec::new(),
             list: interfaces,
             attached,
+            wanted: BTreeMap::new(),
+            prepared: BTreeSet::new(),
             addresses,
         })
     }
@@ -84,10 +94,42 @@ impl Hosts {
         self
     }
 
-    /// Whether interfaces that host endpoints may speak of are others than at the last [`Hosts::number`].
-    pub(crate) fn have_moved(&self) -> bool {
-        let matter = !self.ids.is_empty() || !self.attached.is_empty();
-        matter && (self.list)().is_ok_and(|now| now != self.interfaces)
+    /// Looks at the interfaces. Whether they, or their addresses, are others than before.
+    pub(crate) fn look(&mut self) -> bool {
+        match (self.list)() {
+            Ok(now) if now == self.interfaces => false,
+            Ok(now) => {
+                self.interfaces = now;
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot list the interfaces of the host, going by those known before");
+                false
+            }
+        }
+    }
+
+    /// Addresses of this node, whichever interface they are on. Of an interface alone are those that are link-local in
+    /// IPv6: nobody reaches them from elsewhere.
+    pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
+        let of_interfaces = self.interfaces.iter().flat_map(|interface| &interface.addresses);
+        let reached = of_interfaces.filter(|address| match address {
+            IpAddr::V4(_) => true,
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        });
+        reached.chain(&self.addresses).copied().collect()
+    }
+
+    /// Where this node listens with others: groups, and broadcasts of its networks.
+    pub(crate) fn groups(&self) -> BTreeSet<IpNet> {
+        let broadcasts = self.interfaces.iter().flat_map(|interface| &interface.broadcasts);
+        let everyone = IpAddr::V4(Ipv4Addr::BROADCAST);
+        let groups = ["224.0.0.0/4", "ff00::/8"]
+            .into_iter()
+            .filter_map(|net| net.parse().ok());
+        groups
+            .chain(broadcasts.chain([&everyone]).copied().map(IpNet::from))
+            .collect()
     }
 
     /// The numbers of the host endpoints of this node, as [`Hosts::number`] gave them last.
@@ -95,25 +137,11 @@ impl Hosts {
         &self.ids
     }
 
-    /// Numbers the host endpoints of this node, for the interfaces that are there now.
-    pub(crate) fn number(&mut self, hosts: &[&calico::HostEndpoint]) -> BTreeMap<String, HostEndpointIds> {
-        let found = match hosts.is_empty() {
-            false => (self.list)(),
-            true => Ok(Vec::new()),
-        };
-        let found = found.unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot list the interfaces of the host, going by those known before");
-            self.interfaces.clone()
-        });
-        self.number_at(hosts, found);
-        self.ids.clone()
-    }
-
     /// Numbers the host endpoints of this node: those that are attached keep their numbers, also over a restart
     /// of the agent, so that their tables stay in force until the next ones are there.
-    fn number_at(&mut self, hosts: &[&calico::HostEndpoint], interfaces: Vec<Interface>) {
+    pub(crate) fn number(&mut self, hosts: &[&calico::HostEndpoint]) -> BTreeMap<String, HostEndpointIds> {
         let names: BTreeSet<String> = hosts.iter().copied().map(name).collect();
-        let at = assign(hosts, &interfaces);
+        let at = assign(hosts, &self.interfaces);
         self.ids.retain(|name, _| names.contains(name));
         for name in names {
             if self.ids.contains_key(&name) {
@@ -138,51 +166,79 @@ impl Hosts {
             };
             self.ids.insert(name, ids);
         }
-        self.interfaces = interfaces;
+        self.ids.clone()
     }
 
-    /// Attaches what these ask for, and takes the programs off all other interfaces. Whether anything was another. To be
-    /// called before `tables` are written, which reach only what is attached; and whether or not they changed, since
-    /// a host endpoint keeps its numbers, and so its tables, when it moves to another interface.
-    pub(crate) fn attach(
+    /// Makes ready what these ask for, before `tables` are written: endpoints that interfaces are to have get tables with
+    /// all others, and the programs come off interfaces that no host endpoint speaks of. Whether there is anything to
+    /// write for [`Hosts::attach`], also if the tables are as before: a host endpoint keeps its numbers, and so its
+    /// tables, when it moves to another interface.
+    pub(crate) fn prepare(
         &mut self,
         datapath: &mut dyn Datapath,
         hosts: &[&calico::HostEndpoint],
         tables: &NodeTables,
     ) -> Result<bool, DatapathError> {
-        self.try_attach(datapath, hosts, tables).inspect_err(|_| {
-            // As if none were known, so that they have moved, and this is tried again.
-            self.interfaces.clear();
-        })
-    }
-
-    fn try_attach(
-        &mut self,
-        datapath: &mut dyn Datapath,
-        hosts: &[&calico::HostEndpoint],
-        tables: &NodeTables,
-    ) -> Result<bool, DatapathError> {
-        let mut changed = false;
-        let wanted = self.wanted(hosts, tables);
-        let gone: Vec<u32> = self
-            .attached
-            .keys()
-            .copied()
-            .filter(|index| !wanted.contains_key(index))
-            .collect();
-        for index in gone {
+        if self.interfaces.is_empty() {
+            // Not even loopback: nobody could tell them yet. What is attached stays.
+            return Ok(false);
+        }
+        self.wanted.clear();
+        let wanted = self.links(hosts, tables);
+        let comes = |(index, link): &(&u32, &HostLink)| self.attached.get(index) != Some(link);
+        let come: Vec<&HostLink> = wanted.iter().filter(comes).map(|(_, link)| link).collect();
+        let is_any = !come.is_empty();
+        let prepared: BTreeSet<EndpointId> = come.iter().flat_map(|link| link.endpoints()).collect();
+        if prepared != self.prepared {
+            datapath.prepare_hosts(&prepared)?;
+            self.prepared = prepared;
+        }
+        let attached: Vec<u32> = self.attached.keys().copied().collect();
+        for index in attached.into_iter().filter(|index| !wanted.contains_key(index)) {
             datapath.attach_host(&HostLink::none(index))?;
             self.attached.remove(&index);
-            changed = true;
         }
-        for (index, link) in wanted {
-            if self.attached.get(&index) != Some(&link) {
-                datapath.attach_host(&link)?;
-                self.attached.insert(index, link);
-                changed = true;
+        self.wanted = wanted;
+        Ok(is_any)
+    }
+
+    /// Attaches what was prepared, once the tables are written: from one endpoint to the next, and from none to one, an
+    /// interface goes in one step. One that cannot be attached does not keep others from it.
+    pub(crate) fn attach(&mut self, datapath: &mut dyn Datapath) -> Result<(), DatapathError> {
+        self.give(datapath, self.wanted.values().cloned().collect())?;
+        self.prepared.clear();
+        Ok(())
+    }
+
+    /// For as long as the tables cannot be written. Interfaces that are to have another endpoint keep the one that they
+    /// have, which judges as before. Those that have none get theirs, with the tables `closed`.
+    pub(crate) fn hold(
+        &mut self,
+        datapath: &mut dyn Datapath,
+        closed: &NodeTables,
+    ) -> Result<(), DatapathError> {
+        let closing = datapath.close_hosts(closed);
+        let held = |link: &HostLink| match self.attached.get(&link.ifindex) {
+            Some(before) => at_addresses_of(before, link),
+            None => link.clone(),
+        };
+        let held = self.wanted.values().map(held).collect();
+        closing.and(self.give(datapath, held))
+    }
+
+    /// Gives interfaces what they do not have yet; the first error, if there are any.
+    fn give(&mut self, datapath: &mut dyn Datapath, links: Vec<HostLink>) -> Result<(), DatapathError> {
+        let mut result = Ok(());
+        for link in links {
+            if self.attached.get(&link.ifindex) == Some(&link) {
+                continue;
+            }
+            match datapath.attach_host(&link) {
+                Ok(()) => drop(self.attached.insert(link.ifindex, link)),
+                Err(error) => result = result.and(Err(error)),
             }
         }
-        Ok(changed)
+        result
     }
 
     /// What a node says of its host endpoints: these, of which the datapath has `attached` some, and holds `tables`.
@@ -256,10 +312,15 @@ impl Hosts {
     }
 
     /// Packets of any address of the host are local, whichever interface they pass.
-    fn wanted(&self, hosts: &[&calico::HostEndpoint], tables: &NodeTables) -> BTreeMap<u32, HostLink> {
+    fn links(&self, hosts: &[&calico::HostEndpoint], tables: &NodeTables) -> BTreeMap<u32, HostLink> {
+        if hosts.is_empty() {
+            return BTreeMap::new();
+        }
         let has_tables = |id: &EndpointId| tables.endpoints.contains_key(id);
         let mut addresses = self.addresses.clone();
-        addresses.extend(self.interfaces.iter().flat_map(|interface| &interface.addresses));
+        let of_interfaces = self.interfaces.iter();
+        addresses
+            .extend(of_interfaces.flat_map(|interface| interface.addresses.union(&interface.broadcasts)));
         let link = |(index, name): (u32, String)| {
             let ids = self.ids.get(&name)?;
             let local = HostEndpoint {
@@ -312,34 +373,45 @@ pub(crate) async fn follow(policy: Policy) {
     }
 }
 
-/// The host's interfaces, loopback among them, with the addresses at which the host takes packets from there, those of
-/// broadcasts too; without the pods' links, by index.
+/// The host's interfaces, loopback among them, with the addresses at which the host takes packets from there; without the
+/// pods' links, by index.
 pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
-    let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    }
+    let mut found: BTreeMap<String, [BTreeSet<IpAddr>; 2]> = BTreeMap::new();
     for entry in nix::ifaddrs::getifaddrs()? {
         if entry.interface_name.starts_with(LINK_PREFIX) {
             continue;
         }
-        let addresses = found.entry(entry.interface_name).or_default();
-        for address in [entry.address, entry.broadcast].into_iter().flatten() {
-            addresses.extend(address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip())));
-            addresses.extend(address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())));
-        }
+        let device = device_of(&entry.interface_name).to_owned();
+        let [addresses, broadcasts] = found.entry(device).or_default();
+        addresses.extend(entry.address.as_ref().and_then(ip));
+        let broadcast = entry.broadcast.as_ref().and_then(ip);
+        broadcasts.extend(broadcast.filter(|address| !address.is_unspecified()));
     }
     let mut interfaces: Vec<Interface> = found
         .into_iter()
-        .filter_map(|(name, addresses)| {
+        .filter_map(|(name, [addresses, mut broadcasts])| {
+            broadcasts.retain(|address| !addresses.contains(address));
             // One that has gone meanwhile has no index.
             let index = nix::net::if_::if_nametoindex(name.as_str()).ok()?;
             Some(Interface {
                 index,
                 name,
                 addresses,
+                broadcasts,
             })
         })
         .collect();
     interfaces.sort_by_key(|interface| interface.index);
     Ok(interfaces)
+}
+
+/// The device behind a name: an address of IPv4 may have a label of its own, `eth0:1`.
+fn device_of(label: &str) -> &str {
+    label.split_once(':').map_or(label, |(device, _)| device)
 }
 
 /// The host endpoint of each interface that has one. The one that names the interface comes before one that names an
@@ -373,6 +445,17 @@ fn assign(hosts: &[&calico::HostEndpoint], interfaces: &[Interface]) -> BTreeMap
         .collect()
 }
 
+/// The endpoints of `before`, for the addresses that `link` is to have.
+fn at_addresses_of(before: &HostLink, link: &HostLink) -> HostLink {
+    let Some(local) = before.addresses.values().next() else {
+        return before.clone();
+    };
+    HostLink {
+        addresses: link.addresses.keys().map(|address| (*address, *local)).collect(),
+        ..before.clone()
+    }
+}
+
 fn name(object: &calico::HostEndpoint) -> String {
     object.metadata.name.clone().unwrap_or_default()
 }
@@ -380,7 +463,8 @@ fn name(object: &calico::HostEndpoint) -> String {
 #[cfg(test)]
 mod tests {
     use ebpf_loader::Fake;
-    use policies_compiler::{CalicoObject, ClusterView};
+    use policies_compiler::{CalicoObject, ClusterView, capacity};
+    use policies_ir::tables::{Direction, Packet, Verdict};
     use serde_json::{Value, json};
 
     use super::*;
@@ -416,6 +500,7 @@ mod tests {
             index,
             name: name.to_owned(),
             addresses: [address.parse().unwrap()].into(),
+            broadcasts: BTreeSet::new(),
         };
         vec![
             interface(2, "eth0", "192.0.2.1"),
@@ -455,11 +540,12 @@ mod tests {
 
     /// One pass of the agent.
     fn pass(hosts: &mut Hosts, datapath: &mut Fake, mut view: ClusterView) -> ClusterView {
-        hosts.number_at(&of_node(&view), machine());
-        view.host_endpoints.clone_from(&hosts.ids);
+        hosts.interfaces = machine();
+        view.host_endpoints = hosts.number(&of_node(&view));
         let tables = policies_compiler::compile(&view).tables;
-        hosts.attach(datapath, &of_node(&view), &tables).unwrap();
+        hosts.prepare(datapath, &of_node(&view), &tables).unwrap();
         datapath.sync(&tables).unwrap();
+        hosts.attach(datapath).unwrap();
         view
     }
 
@@ -527,5 +613,92 @@ mod tests {
 
         pass(&mut hosts, &mut datapath, view(&[], &[]));
         assert_eq!(datapath.attached_hosts().unwrap(), []);
+    }
+
+    #[test]
+    fn until_its_tables_are_written_a_new_interface_is_closed_but_for_failsafes() {
+        let mut datapath = Fake::default();
+        let mut hosts = Hosts::start(&mut datapath, BTreeSet::new()).unwrap();
+        let open =
+            json!({"node": "here", "interfaceName": "eth0", "profiles": ["projectcalico-default-allow"]});
+        let everything = json!({"selector": "has(host)", "applyOnForward": true, "types": ["Ingress"],
+            "ingress": [{"action": "Allow"}]});
+        let mut view = view(&[("b", open)], &[everything]);
+        hosts.interfaces = machine();
+        view.host_endpoints = hosts.number(&of_node(&view));
+        let tables = policies_compiler::compile(&view).tables;
+        let failsafe = view.policy_set(|_, _| {}).enforced.failsafe;
+        let closed = policies_compiler::closed_hosts(&hosts.ids, &failsafe);
+
+        assert!(hosts.prepare(&mut datapath, &of_node(&view), &tables).unwrap());
+        hosts.hold(&mut datapath, &closed).unwrap();
+        let attached = datapath.attached_hosts().unwrap();
+        let ids = hosts.ids["b"];
+        assert_eq!(attached[0].forward.unwrap().id, ids.forwarded);
+        let to = |datapath: &Fake, endpoint, port| {
+            let packet = Packet {
+                direction: Direction::Ingress,
+                peer: "203.0.113.9".parse().unwrap(),
+                inside: None,
+                protocol: 6,
+                source_port: 40_000,
+                port,
+            };
+            datapath.judge(endpoint, &packet).verdict == Verdict::Allow
+        };
+        assert!(to(&datapath, ids.local, 22) && !to(&datapath, ids.local, 80));
+        assert!(!to(&datapath, ids.forwarded, 22));
+        assert!(capacity::demand(&closed).verdicts < 100, "{closed:?}");
+
+        datapath.sync(&tables).unwrap();
+        hosts.attach(&mut datapath).unwrap();
+        assert_eq!(datapath.attached_hosts().unwrap(), attached);
+        assert!(to(&datapath, ids.local, 80) && to(&datapath, ids.forwarded, 22));
+    }
+
+    #[test]
+    fn every_address_of_the_nodes_interfaces_is_its_own_and_broadcasts_are_everyones() {
+        let mut datapath = Fake::default();
+        let gateway = IpAddr::from([169, 254, 1, 1]);
+        let mut hosts = Hosts::start(&mut datapath, [gateway].into()).unwrap();
+        hosts = hosts.on(|| {
+            let [mut lan, mut vpn] = [2, 3].map(|index| machine().swap_remove(index - 2));
+            lan.addresses.insert("2001:db8::1".parse().unwrap());
+            lan.addresses.insert("fe80::1:2".parse().unwrap());
+            lan.broadcasts.insert("192.0.2.255".parse().unwrap());
+            vpn.addresses.insert("10.9.0.1".parse().unwrap());
+            Ok(vec![lan, vpn])
+        });
+        assert_eq!(hosts.addresses(), [gateway].into());
+        assert!(hosts.look() && !hosts.look());
+        let own = [
+            "169.254.1.1",
+            "192.0.2.1",
+            "198.51.100.1",
+            "10.9.0.1",
+            "2001:db8::1",
+        ];
+        assert_eq!(
+            hosts.addresses(),
+            own.map(|address| address.parse().unwrap()).into()
+        );
+        let groups = ["192.0.2.255/32", "224.0.0.0/4", "255.255.255.255/32", "ff00::/8"];
+        assert_eq!(hosts.groups(), groups.map(|net| net.parse().unwrap()).into());
+    }
+
+    /// This machine has a loopback interface at least, and its addresses are none of a broadcast.
+    #[test]
+    fn the_kernel_lists_interfaces() {
+        let found = interfaces().unwrap();
+        let loopback = found.iter().find(|interface| interface.name == LOOPBACK).unwrap();
+        assert!(
+            loopback.addresses.contains(&Ipv4Addr::LOCALHOST.into()),
+            "{found:?}"
+        );
+        assert!(loopback.broadcasts.is_empty(), "{found:?}");
+        assert_eq!(
+            ["eth0", "eth0:1", "vlan:a:b"].map(device_of),
+            ["eth0", "eth0", "vlan"]
+        );
     }
 }

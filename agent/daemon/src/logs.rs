@@ -65,6 +65,7 @@ pub(crate) fn stream(
             chunk: Vec::new(),
             left: options.limit_bytes.unwrap_or(u64::MAX),
             timestamps: options.timestamps,
+            within_line: false,
         };
         let result = read(&target, &options, &directory, &mut output).await;
         match result {
@@ -145,9 +146,7 @@ async fn read(
 /// Whether the run has ended, so that its log does not grow any more.
 fn is_over(target: &Target, directory: &Directory) -> bool {
     let id = &target.entry.id;
-    let entry = directory
-        .find(&id.namespace, &id.name)
-        .filter(|entry| entry.id == *id);
+    let entry = directory.entry(&id.uid);
     let latest = entry.and_then(|entry| entry.containers.get(&target.container).copied());
     latest.is_none_or(|latest| !latest.running || latest.attempt != target.attempt)
 }
@@ -280,11 +279,13 @@ struct Output {
     chunk: Vec<u8>,
     left: u64,
     timestamps: bool,
+    /// Whether the entry before was a piece of a line that goes on.
+    within_line: bool,
 }
 
 impl Output {
     async fn line(&mut self, line: &Line) -> Result<(), Stopped> {
-        if self.timestamps {
+        if self.timestamps && !self.within_line {
             self.chunk.extend_from_slice(&line.stamp);
             self.chunk.push(b' ');
         }
@@ -292,6 +293,7 @@ impl Output {
         if line.complete {
             self.chunk.push(b'\n');
         }
+        self.within_line = !line.complete;
         if self.chunk.len() >= CHUNK_BYTES {
             self.flush().await
         } else {
@@ -444,6 +446,27 @@ mod tests {
         assert_eq!(
             collect(Options { follow: true, ..all }).await,
             "zero\none\ntwo\nthree\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_line_in_pieces_has_one_stamp() {
+        let logs = tempfile::tempdir().unwrap();
+        let entries = [("P", "one"), ("P", "two"), ("F", "three"), ("F", "next")];
+        let entries = entries
+            .iter()
+            .zip(0..)
+            .map(|((tag, text), second)| format!("2026-01-01T00:00:0{second}.0Z stdout {tag} {text}\n"));
+        std::fs::write(logs.path().join("0.log"), entries.collect::<String>()).unwrap();
+        let options = Options {
+            timestamps: true,
+            ..Options::default()
+        };
+        let mut chunks = stream(target(logs.path()), options, Directory::default());
+        let text = chunks.recv().await.unwrap().unwrap();
+        assert_eq!(
+            text,
+            "2026-01-01T00:00:00.0Z onetwothree\n2026-01-01T00:00:03.0Z next\n"
         );
     }
 

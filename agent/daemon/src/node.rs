@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agent_network::{Ipv6, Network, NodeAddresses};
+use api_client::within;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -24,9 +25,10 @@ use kube::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::MissedTickBehavior};
 
 use crate::{
+    cluster::{Cluster, revision},
     config::Config,
     events::{Events, Kind},
     pods::NodeAmounts,
@@ -41,6 +43,8 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How often conditions are written even if they did not change.
 const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// Longest time for a heartbeat or a status: one that takes longer is late for the next.
+const ANSWER_WITHIN: Duration = HEARTBEAT;
 /// First and longest delay before a failed registration is repeated.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pods that a node takes.
@@ -51,6 +55,7 @@ const KUBELET_VERSION: &str = concat!("v1.33.0-palisade.", env!("CARGO_PKG_VERSI
 /// The node, kept registered and alive.
 pub(crate) struct NodeAgent {
     client: Client,
+    cluster: Cluster,
     config: Config,
     addresses: NodeAddresses,
     ipv6: Ipv6,
@@ -68,7 +73,7 @@ pub(crate) struct Health {
 
 impl NodeAgent {
     pub(crate) fn new(
-        client: Client,
+        (client, cluster): (Client, Cluster),
         config: Config,
         network: &Network,
         health: Health,
@@ -76,6 +81,7 @@ impl NodeAgent {
     ) -> Self {
         Self {
             client,
+            cluster,
             config,
             health,
             events,
@@ -86,21 +92,25 @@ impl NodeAgent {
 
     /// Registers the node and renews its heartbeat until `shutdown`. Failures are repeated: an API server
     /// that is away is a state, not an end.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        // Ended in the middle of whatever it waits for.
+        shutdown.run_until_cancelled(self.live()).await;
+    }
+
+    async fn live(mut self) {
         let mut delay = RETRY.0;
         while let Err(error) = self.register().await {
             tracing::warn!(
                 error = crate::policy::chain(&error),
                 "cannot register the node, will retry"
             );
-            tokio::select! {
-                () = tokio::time::sleep(delay) => delay = (delay * 2).min(RETRY.1),
-                () = shutdown.cancelled() => return,
-            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(RETRY.1);
         }
         tracing::info!(node = self.config.node_name, address = %self.addresses.v4, "node registered");
         let mut beat = tokio::time::interval(HEARTBEAT);
-        let mut written: Option<(Vec<(String, String)>, tokio::time::Instant)> = None;
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut written: Option<Written> = None;
         let (mut behind, mut ending) = (false, false);
         loop {
             tokio::select! {
@@ -108,25 +118,24 @@ impl NodeAgent {
                 Ok(()) = self.health.enforcement.changed() => self.tell_of_policy(&mut behind),
                 Ok(()) = self.health.pressures.changed() => {}
                 () = self.health.ends.cancelled(), if !ending => ending = true,
-                () = shutdown.cancelled() => return,
             }
-            if let Err(error) = self.renew_lease().await {
+            if let Err(error) = within(ANSWER_WITHIN, self.renew_lease()).await {
                 tracing::warn!(error = crate::policy::chain(&error), "heartbeat failed");
+                // Others may have taken the node for lost, and what it said for void.
+                written = None;
             }
-            let mut truths = self.health.truths();
-            truths.push((
-                "PolicyEnforced".to_owned(),
-                format!("{:?}", *self.health.enforcement.borrow()),
-            ));
-            let due = written
+            let own = self.conditions(&NodeStatus::default());
+            let object = self.cluster.node(&self.config.node_name);
+            if written
                 .as_ref()
-                .is_none_or(|(before, at)| *before != truths || at.elapsed() >= STATUS_EVERY);
-            if due {
-                match self.write_status().await {
-                    Ok(()) => written = Some((truths, tokio::time::Instant::now())),
-                    Err(error) => {
-                        tracing::warn!(error = crate::policy::chain(&error), "node status not written");
-                    }
+                .is_some_and(|written| written.holds(&own, object.as_deref()))
+            {
+                continue;
+            }
+            match within(ANSWER_WITHIN, self.write_status()).await {
+                Ok(node) => written = Some(Written::now(own, &node)),
+                Err(error) => {
+                    tracing::warn!(error = crate::policy::chain(&error), "node status not written");
                 }
             }
         }
@@ -156,24 +165,20 @@ impl NodeAgent {
     async fn register(&self) -> Result<(), kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let node = self.node();
-        match nodes.create(&PostParams::default(), &node).await {
+        match within(ANSWER_WITHIN, nodes.create(&PostParams::default(), &node)).await {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let patch = json!({"metadata": {"labels": node.metadata.labels}, "spec": node.spec});
-                nodes
-                    .patch(
-                        &self.config.node_name,
-                        &PatchParams::default(),
-                        &Patch::Merge(patch),
-                    )
-                    .await?;
+                let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+                let patched = nodes.patch(&self.config.node_name, &parameters, &patch);
+                within(ANSWER_WITHIN, patched).await?;
             }
             created => drop(created?),
         }
-        self.renew_lease().await?;
-        self.write_status().await
+        within(ANSWER_WITHIN, self.renew_lease()).await?;
+        within(ANSWER_WITHIN, self.write_status()).await.map(drop)
     }
 
-    async fn write_status(&self) -> Result<(), kube::Error> {
+    async fn write_status(&self) -> Result<Node, kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let before = nodes
             .get(&self.config.node_name)
@@ -185,7 +190,6 @@ impl NodeAgent {
         nodes
             .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
             .await
-            .map(drop)
     }
 
     async fn renew_lease(&self) -> Result<(), kube::Error> {
@@ -266,14 +270,11 @@ impl NodeAgent {
         let mut addresses = vec![address("InternalIP", self.reachable_address())];
         addresses.extend(self.addresses.v6.map(|v6| address("InternalIP", v6.to_string())));
         addresses.push(address("Hostname", self.config.node_name.clone()));
-        let mut conditions = self.health.conditions(before);
-        conditions.push(pod_ipv6(before, self.ipv6));
-        conditions.push(policy_enforced(before, &self.health.enforcement.borrow()));
         NodeStatus {
             capacity: Some(capacity.into()),
             allocatable: Some(allocatable.into()),
             addresses: Some(addresses),
-            conditions: Some(conditions),
+            conditions: Some(self.conditions(before)),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint {
                     port: i32::from(self.config.listen.port()),
@@ -282,6 +283,13 @@ impl NodeAgent {
             node_info: Some(system_info()),
             ..NodeStatus::default()
         }
+    }
+
+    fn conditions(&self, before: &NodeStatus) -> Vec<NodeCondition> {
+        let mut conditions = self.health.conditions(before);
+        conditions.push(pod_ipv6(before, self.ipv6));
+        conditions.push(policy_enforced(before, &self.health.enforcement.borrow()));
+        conditions
     }
 
     /// Where the API server finds the node's own API: a node that listens on its loopback only is reached
@@ -296,13 +304,55 @@ impl NodeAgent {
     }
 }
 
-impl Health {
-    /// Conditions, each as (type, status).
-    fn truths(&self) -> Vec<(String, String)> {
-        let conditions = self.conditions(&NodeStatus::default());
-        conditions.into_iter().map(|c| (c.type_, c.status)).collect()
+/// The conditions that the API was told last.
+struct Written {
+    conditions: Vec<NodeCondition>,
+    /// Of the object when they were in it.
+    revision: u64,
+    at: tokio::time::Instant,
+}
+
+impl Written {
+    fn now(conditions: Vec<NodeCondition>, node: &Node) -> Self {
+        Self {
+            conditions,
+            revision: revision(node),
+            at: tokio::time::Instant::now(),
+        }
     }
 
+    /// Whether that is still what the node has to say, and what is said of it: who has not heard of it for a while says
+    /// something else.
+    fn holds(&self, own: &[NodeCondition], object: Option<&Node>) -> bool {
+        // What is older than our word has not heard it.
+        let since = object.filter(|object| revision(*object) > self.revision);
+        let said = since.map(|object| {
+            let status = object.status.as_ref();
+            status
+                .and_then(|status| status.conditions.as_deref())
+                .unwrap_or_default()
+        });
+        self.at.elapsed() < STATUS_EVERY
+            && says(&self.conditions, own)
+            && said.is_none_or(|said| says(said, own))
+    }
+}
+
+/// Whether `said` has every one of `own`, whenever it was written.
+fn says(said: &[NodeCondition], own: &[NodeCondition]) -> bool {
+    let words = |c: &NodeCondition| {
+        (
+            c.type_.clone(),
+            c.status.clone(),
+            c.reason.clone(),
+            c.message.clone(),
+        )
+    };
+    own.iter()
+        .all(|own| said.iter().any(|said| words(said) == words(own)))
+}
+
+impl Health {
     fn conditions(&self, before: &NodeStatus) -> Vec<NodeCondition> {
         let now = Time(Timestamp::now());
         let Pressures {
@@ -524,8 +574,9 @@ mod tests {
     #[test]
     fn measures_this_machine() {
         assert!(memory_kib("MemTotal").unwrap() > 100_000);
-        let truths = health(Pressures::default()).truths();
-        assert_eq!(truths.last().unwrap(), &("Ready".to_owned(), "True".to_owned()));
+        let conditions = health(Pressures::default()).conditions(&NodeStatus::default());
+        let ready = conditions.last().unwrap();
+        assert_eq!((ready.type_.as_str(), ready.status.as_str()), ("Ready", "True"));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Lab 1\"\n").unwrap(), "Lab 1");
     }
 
@@ -543,6 +594,44 @@ mod tests {
         );
         assert_eq!(said(Enforcement::InForce).1, "True");
         assert_eq!(said(Enforcement::NotYet).1, "False");
+    }
+
+    #[test]
+    fn what_others_say_of_the_node_does_not_stand_and_is_contradicted_once() {
+        let own = health(Pressures::default()).conditions(&NodeStatus::default());
+        let object = |revision: u64, conditions: &[NodeCondition]| {
+            let node = json!({"metadata": {"name": "n", "resourceVersion": revision.to_string()},
+                "status": {"conditions": conditions}});
+            serde_json::from_value::<Node>(node).unwrap()
+        };
+        let mut silent = own.clone();
+        for condition in &mut silent {
+            condition.status = "Unknown".to_owned();
+        }
+        let written = Written::now(own.clone(), &object(7, &own));
+        assert!(written.holds(&own, None));
+        assert!(written.holds(&own, Some(&object(7, &own))));
+        // The watch is behind.
+        assert!(written.holds(&own, Some(&object(6, &silent))));
+        assert!(!written.holds(&own, Some(&object(8, &silent))));
+        // Somebody else's condition, a label, or another time of the same.
+        let mut more = own.clone();
+        more.push(condition(
+            &NodeStatus::default(),
+            ("lab/Disk", true),
+            "",
+            String::new(),
+            &Time(Timestamp::now()),
+        ));
+        for condition in &mut more {
+            condition.last_heartbeat_time = None;
+        }
+        assert!(written.holds(&own, Some(&object(9, &more))));
+        let ill = health(Pressures {
+            disk: true,
+            ..Pressures::default()
+        });
+        assert!(!written.holds(&ill.conditions(&NodeStatus::default()), None));
     }
 
     #[test]

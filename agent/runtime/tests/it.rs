@@ -491,6 +491,55 @@ async fn a_read_only_root_leaves_volumes_writable() {
     stage.end().await;
 }
 
+/// `/var/run` and `/etc/resolv.conf` are links in many images. What is mounted there is where they lead, also where the image
+/// has nothing there, and the order in which mounts are named does not matter.
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_where_the_images_links_lead_and_parts_lie_in_them() {
+    let stage = Stage::new("links").await;
+    let image = stage.directory.path().join("image");
+    fs::create_dir(image.join("var")).expect("mkdir");
+    symlink("/run", image.join("var/run")).expect("symlink");
+    symlink("../run/resolve/stub.conf", image.join("etc/resolv.conf")).expect("symlink");
+    let mount = |name: &str, target: &str, read_only| {
+        let source = stage.directory.path().join(name);
+        if read_only {
+            fs::write(&source, format!("{name}\n")).expect("write");
+        } else {
+            fs::create_dir(&source).expect("mkdir");
+        }
+        Mount {
+            source,
+            sub_path: None,
+            target: target.into(),
+            read_only,
+            executable: false,
+        }
+    };
+    let script = "exec 2>&1; cat /etc/resolv.conf /data/in/note; \
+        echo kept >/var/run/note && cat /run/note; echo kept >/data/note && cat /data/note; \
+        cp /bin/busybox /run/sh && /run/sh true";
+    let argv = ["sh", "-c", &format!("{script}; echo end; exec sleep 1000")];
+    let config = ContainerConfig {
+        mounts: vec![
+            mount("resolv", "/etc/resolv.conf", true),
+            mount("note", "/data/in/note", true),
+            mount("data", "/data", false),
+            mount("socket", "/var/run", false),
+        ],
+        ..stage.container("main", &argv)
+    };
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    started.expect("the container starts");
+    wait_for(|| stage.output("main").ends_with("end\n"));
+    let expected = "resolv\nnote\nkept\nkept\nsh: /run/sh: Permission denied\n";
+    assert_eq!(stage.output("main"), format!("{expected}end\n"));
+    assert_eq!(stage.exec("main", script).await.1, expected);
+    let written = |path: &str| fs::read_to_string(stage.directory.path().join(path)).expect("written");
+    assert_eq!(written("socket/note"), "kept\n");
+    assert_eq!(written("data/note"), "kept\n");
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_stack_and_whiteouts_hide() {
     let stage = Stage::new("layers").await;
@@ -902,8 +951,8 @@ async fn a_flood_of_output_costs_the_shim_a_tenth_of_a_processor() {
         tokio::time::sleep(Duration::from_secs(4)).await;
         let spent = processor_time(shim).saturating_sub(before);
         let share = spent.as_secs_f64() / begun.elapsed().as_secs_f64();
-        // On a slow machine a single turn may be waited for longer.
-        if share > 0.01 || begun.elapsed() > Duration::from_secs(60) {
+        // On a slow machine a single turn may take all of these seconds, or be waited for longer.
+        if (0.01..0.2).contains(&share) || begun.elapsed() > patience() * 3 {
             break share;
         }
     };

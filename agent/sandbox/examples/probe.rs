@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent_sandbox::{
-    ApplyError, DaemonPaths, Enforcement, ExecutableIndex, ImageRuleset, PathAccess, PathRule, Profile,
-    SyscallSet, Tcp, jail, oci,
+    ApplyError, DaemonPaths, Enforcement, ExecutableIndex, ImageRuleset, Moment, PathAccess, PathRule,
+    Profile, SyscallSet, Tcp, jail, oci,
 };
 
 fn main() -> ExitCode {
@@ -111,10 +111,16 @@ fn enter_image(root: &Path) {
         // What somebody made of a path that led to a volume: it leads to no mount.
         PathRule::new("/tmp/usr/bin", PathAccess::ReadWrite),
     ];
-    Profile::baseline()
-        .compile()
-        .expect("compiles")
-        .restrict_in_container(&ruleset, &mounts)
+    let compiled = Profile::baseline().compile().expect("compiles");
+    let started = compiled.restrict_in_container(&ruleset, &mounts, Moment::Start);
+    report(
+        "start",
+        started
+            .map(drop)
+            .map_err(|error| io::Error::other(format!("{error:?}"))),
+    );
+    compiled
+        .restrict_in_container(&ruleset, &mounts, Moment::Later)
         .expect("restricts")
         .install_filter()
         .expect("applies");
@@ -128,7 +134,9 @@ fn enter_misplaced(root: &Path) -> Result<(), ApplyError> {
     std::os::unix::fs::chroot(root).expect("chroot");
     let mounts = [PathRule::new("/tmp/usr/bin/vol", PathAccess::Read)];
     let compiled = Profile::baseline().compile().expect("compiles");
-    compiled.restrict_in_container(&ruleset, &mounts).map(drop)
+    compiled
+        .restrict_in_container(&ruleset, &mounts, Moment::Start)
+        .map(drop)
 }
 
 /// In a mount namespace of its own: `/proc` and a volume.
@@ -158,7 +166,9 @@ fn enter_older(root: &Path, interface: u32) {
     std::os::unix::fs::chroot(root).expect("chroot");
     std::env::set_current_dir("/").expect("chdir");
     let compiled = profile.compile().expect("compiles");
-    let restricted = compiled.restrict_in_container(&ruleset, &[]).expect("restricts");
+    let restricted = compiled
+        .restrict_in_container(&ruleset, &[], Moment::Start)
+        .expect("restricts");
     let finding = restricted.landlock().finding();
     restricted.install_filter().expect("applies");
     report("verdict", Err(io::Error::other(finding.verdict.to_string())));

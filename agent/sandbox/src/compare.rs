@@ -100,12 +100,12 @@ fn combinations(rules: [&CallRule; 2]) -> (Vec<BTreeMap<u8, u64>>, bool) {
             .iter()
             .filter(|condition| condition.index == index)
             .collect();
-        let mut wanted = Vec::new();
+        let mut wanted = BTreeSet::new();
         for condition in &own {
             let value = condition.value;
             match condition.compare {
                 Compare::MaskedEq(mask) => {
-                    wanted.push((mask, value & mask));
+                    wanted.insert((mask, value & mask));
                     values.extend([value & mask, (value & mask) | !mask]);
                     let bits = (0..64).map(|bit| 1_u64 << bit).filter(|bit| mask & bit != 0);
                     values.extend(bits.map(|bit| (value & mask) ^ bit));

@@ -3,14 +3,14 @@
 use api::palisade::{SandboxPreset, SandboxProfileSpec};
 use serde::Serialize;
 
-use crate::SyscallSet;
 use crate::object::{ObjectError, Surroundings, tightened};
 use crate::oci::{self, OciError};
-use crate::seccomp::{Action, SyscallPolicy};
+use crate::seccomp::{Action, SyscallPolicy, detours};
 use crate::syscalls::{
     BASELINE, BASELINE_CONDITIONS, CLONE3, Conditional, Group, NEWEST_KNOWN, STRICT_ABSENT,
     STRICT_CONDITIONS, STRICT_REFUSED,
 };
+use crate::{SyscallSet, Tcp};
 
 /// What one rule says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -39,11 +39,8 @@ pub fn explain(
     number: u32,
     arguments: &[u64; 6],
 ) -> Result<Explanation, ObjectError> {
-    let action = tightened(spec, around)?
-        .profile
-        .syscalls
-        .policy()
-        .decide(number, arguments);
+    let profile = tightened(spec, around)?.profile;
+    let action = profile.syscall_policy().decide(number, arguments);
     let mut rulings = of_preset(spec.preset, number, arguments);
     if let Some(seccomp) = &spec.seccomp {
         let json = serde_json::to_string(seccomp).map_err(|source| ObjectError::Malformed { source })?;
@@ -55,7 +52,18 @@ pub fn explain(
             of_oci(&json, &context, number, arguments).map_err(|source| ObjectError::Seccomp { source })?,
         );
     }
+    rulings.extend(of_ports(&profile.tcp, number, arguments));
     Ok(Explanation { action, rulings })
+}
+
+/// What limits of TCP ports say of a call that could get around them.
+fn of_ports(tcp: &Tcp, number: u32, arguments: &[u64; 6]) -> Option<Ruling> {
+    let (reason, rule) = detours::about(tcp, number)?;
+    Some(Ruling {
+        of: "limits of TCP ports".to_owned(),
+        rule: reason.to_owned(),
+        action: rule.decide(arguments),
+    })
 }
 
 fn of_oci(

@@ -30,7 +30,7 @@ use rustix::io::Errno;
 
 use crate::features::{self, Plan};
 use crate::landlock::{self as rules, LandlockError, Rules};
-use crate::{FileLimits, PathAccess, PathRule, Profile};
+use crate::{FileLimits, Moment, PathAccess, PathRule, Profile};
 
 /// Executable files outside the code directories that one image may have; more are not executable.
 pub const MAX_EXECUTABLES: usize = 8192;
@@ -183,10 +183,14 @@ impl ImageRuleset {
     }
 
     /// The rulesets with rules for what is mounted over the image, and what they are of the profile.
-    pub(crate) fn rulesets(&self, mounts: &[PathRule]) -> Result<(Vec<Rules>, &Plan), LandlockError> {
+    pub(crate) fn rulesets(
+        &self,
+        mounts: &[PathRule],
+        moment: Moment,
+    ) -> Result<(Vec<Rules>, &Plan), LandlockError> {
         let mut all = Vec::new();
         if let Some(image) = &self.image {
-            all.push(rules::add_mounts(image.try_clone()?, mounts)?);
+            all.push(rules::add_mounts(image.try_clone()?, mounts, moment)?);
         }
         if let Some(less) = &self.less {
             all.push(rules::add_mounted_grants(

@@ -18,7 +18,7 @@ use rustix::fs::{
 use crate::features::{Feature, Plan, linux_of};
 use crate::image::is_code_path;
 use crate::report::LandlockOutcome;
-use crate::{FileLimits, PathAccess, PathRule, Profile, Tcp};
+use crate::{FileLimits, Moment, PathAccess, PathRule, Profile, Tcp};
 
 /// Rights that mean something on a file that is not a directory.
 const ON_FILES: BitFlags<AccessFs> =
@@ -94,6 +94,12 @@ pub enum LandlockError {
         path: PathBuf,
         /// Where it is.
         found: PathBuf,
+    },
+    /// What was mounted over the image is not there.
+    #[error("nothing is mounted at {}: a link in a volume leads its mount point elsewhere", path.display())]
+    NotMounted {
+        /// Where it was to be mounted.
+        path: PathBuf,
     },
     /// The kernel refused to enforce the ruleset.
     #[error("cannot restrict this process with Landlock")]
@@ -248,18 +254,27 @@ pub(crate) fn add_paths(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules,
 
 /// Adds rules for what is mounted over an image, from inside the container.
 ///
-/// What is missing, or hidden from this user, gets no rule and stays refused, as does what is no mount: whoever runs in the
-/// container renames what leads to a mount, and puts a link to something else in its place. A link at the end of the path
-/// is not followed: it belongs to the image or to whoever wrote to it since.
-pub(crate) fn add_mounts(mut ruleset: Rules, rules: &[PathRule]) -> Result<Rules, LandlockError> {
+/// What is hidden from this user gets no rule and stays refused. So does, once the container runs, what is missing or no mount:
+/// whoever runs in it renames what leads to a mount, and puts a link to something else in its place. Before that a mount that is
+/// not where it was made is an error: a container would start that can use nothing of it. A link at the end of the path is not
+/// followed: it belongs to the image or to whoever wrote to it since.
+pub(crate) fn add_mounts(
+    mut ruleset: Rules,
+    rules: &[PathRule],
+    moment: Moment,
+) -> Result<Rules, LandlockError> {
+    let must_be_there = |rule: &PathRule| moment == Moment::Start && !rule.optional;
     for rule in rules {
         match open(&rule.path, OFlags::PATH | OFlags::NOFOLLOW) {
             // Those are parts of what the kernel shows of itself, below no name that can be changed.
             Ok(fd) if rule.optional || is_own_mount(&fd, rule)? => {
                 ruleset = add(ruleset, fd, rights(rule.access), &rule.path)?;
             }
-            Ok(_) => {}
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => {}
+            Ok(_) | Err(rustix::io::Errno::NOENT) if must_be_there(rule) => {
+                let path = rule.path.clone();
+                return Err(LandlockError::NotMounted { path });
+            }
+            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => {}
             Err(errno) => {
                 return Err(LandlockError::Open {
                     path: rule.path.clone(),

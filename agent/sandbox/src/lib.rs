@@ -48,7 +48,7 @@ pub struct Profile {
     pub syscalls: SyscallSet,
     /// Which files.
     pub filesystem: Filesystem,
-    /// Whether TCP may be used at all.
+    /// Whether TCP may be used at all. Limits also take away the system calls that get around them.
     pub tcp: Tcp,
     /// What stops at the edge of the sandbox. The presets of pods leave this to their namespaces: an exec
     /// session has a domain of its own, and with a scope for signals it cannot signal the pod.
@@ -187,6 +187,15 @@ impl PathRule {
             optional: true,
         }
     }
+}
+
+/// When a process of a container is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before anything of the container runs: what is mounted is where it was mounted.
+    Start,
+    /// Afterwards: whoever runs in the container may have renamed what leads to a mount.
+    Later,
 }
 
 /// The combinations of rights that profiles use. None has both write and execute.
@@ -328,10 +337,19 @@ impl Profile {
         Ok(features::plan(self, interface)?.missing)
     }
 
+    /// The answers to system calls: those of the set, less the ways around the limits of TCP ports.
+    pub fn syscall_policy(&self) -> SyscallPolicy {
+        let policy = self.syscalls.policy();
+        match seccomp::detours::refused(&self.tcp) {
+            Some(refused) => policy.and(&refused),
+            None => policy,
+        }
+    }
+
     /// Compiles the seccomp filter; touches nothing.
     pub fn compile(&self) -> Result<Compiled, CompileError> {
         Ok(Compiled {
-            filter: Filter::compile(&self.syscalls.policy())?,
+            filter: Filter::compile(&self.syscall_policy())?,
             profile: self.clone(),
         })
     }
@@ -407,19 +425,20 @@ impl Compiled {
     /// Takes files, ports and scopes from a container process just before it executes the image's program. The
     /// filter comes last, with what this returns.
     ///
-    /// `mounts` are the paths, inside the container, of what is mounted over the image. The caller is a
-    /// process of a single-threaded runtime, inside the container's root.
+    /// `mounts` are the paths, inside the container, of what is mounted over the image; `moment` says whether they
+    /// must be there. The caller is a process of a single-threaded runtime, inside the container's root.
     pub fn restrict_in_container(
         &self,
         image: &ImageRuleset,
         mounts: &[PathRule],
+        moment: Moment,
     ) -> Result<Restricted<'_>, ApplyError> {
         if let Filesystem::Paths(_) = self.profile.filesystem {
             return Err(ApplyError::WrongKind {
                 wanted: "by a list of paths",
             });
         }
-        let rulesets = image.rulesets(mounts);
+        let rulesets = image.rulesets(mounts, moment);
         self.restricted(rulesets.and_then(|(rulesets, plan)| landlock::restrict(rulesets, plan)))
     }
 

@@ -165,7 +165,7 @@ mod tests {
             "tcp": {"bind": [443, 9090], "connect": [5432, 22]},
             "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
                 {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30},
-                {"names": ["ptrace", "bpf"], "action": "SCMP_ACT_ALLOW"}]},
+                {"names": ["ptrace", "bpf", "io_uring_setup", "io_uring_enter"], "action": "SCMP_ACT_ALLOW"}]},
         });
         let profile = made(&spec).expect("valid").profile;
         let ports = TcpPorts {
@@ -174,11 +174,18 @@ mod tests {
         };
         assert_eq!(profile.tcp, Tcp::Ports(ports), "declared and allowed");
         assert!(profile.is_read_only());
-        let policy = profile.syscalls.policy();
+        let policy = profile.syscall_policy();
         let decide = |name| policy.decide(call_number(name).expect("a call"), &[0; 6]);
         assert_eq!(decide("mkdirat"), Action::Errno(30));
         assert_eq!(decide("openat"), Action::Allow);
-        for refused in ["ptrace", "bpf", "mount", "personality"] {
+        for refused in [
+            "ptrace",
+            "bpf",
+            "mount",
+            "personality",
+            "io_uring_setup",
+            "io_uring_enter",
+        ] {
             assert_eq!(decide(refused), Action::Errno(1), "{refused}");
         }
         assert_eq!(made(&json!({})).expect("valid").profile, Profile::baseline());

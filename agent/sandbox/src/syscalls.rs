@@ -28,8 +28,8 @@ pub struct Conditional {
     pub call: (&'static str, i64),
     /// Why the arguments matter.
     pub reason: &'static str,
-    /// Any one is enough.
-    pub any_of: &'static [Argument],
+    /// Any one is enough, of each all.
+    pub any_of: &'static [&'static [Argument]],
 }
 
 /// A test of one 32-bit argument: `argument & mask == value`.
@@ -131,23 +131,23 @@ const WRITABLE_CODE: Conditional = Conditional {
     call: ("mmap", libc::SYS_mmap),
     reason: "memory that is writable and executable",
     // PROT_WRITE and PROT_EXEC.
-    any_of: &[Argument {
+    any_of: &[&[Argument {
         index: 2,
         mask: 0x6,
         value: 0x6,
-    }],
+    }]],
 };
 
 const MADE_CODE: Conditional = Conditional {
     call: ("mprotect", libc::SYS_mprotect),
     reason: "memory that becomes executable, having been written before",
-    any_of: &[EXECUTABLE],
+    any_of: &[&[EXECUTABLE]],
 };
 
 const MADE_CODE_WITH_KEY: Conditional = Conditional {
     call: ("pkey_mprotect", libc::SYS_pkey_mprotect),
     reason: "the same under another name",
-    any_of: &[EXECUTABLE],
+    any_of: &[&[EXECUTABLE]],
 };
 
 /// PROT_EXEC.
@@ -161,22 +161,22 @@ const SHARED_CODE: Conditional = Conditional {
     call: ("shmat", libc::SYS_shmat),
     reason: "shared memory as code",
     // SHM_EXEC.
-    any_of: &[Argument {
+    any_of: &[&[Argument {
         index: 2,
         mask: 0x8000,
         value: 0x8000,
-    }],
+    }]],
 };
 
 const EXECUTE_DESCRIPTOR: Conditional = Conditional {
     call: ("execveat", libc::SYS_execveat),
     reason: "programs that have no path any more",
     // AT_EMPTY_PATH.
-    any_of: &[Argument {
+    any_of: &[&[Argument {
         index: 4,
         mask: 0x1000,
         value: 0x1000,
-    }],
+    }]],
 };
 
 const STRICT: Group = Group {
@@ -209,42 +209,22 @@ const CLONE: Conditional = Conditional {
     call: ("clone", libc::SYS_clone),
     reason: "threads and processes, but no new namespaces: each opens kernel code meant for root",
     // CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
-    any_of: &[Argument {
+    any_of: &[&[Argument {
         index: 0,
         mask: 0x7e02_0000,
         value: 0,
-    }],
+    }]],
 };
 
 const PERSONALITY: Conditional = Conditional {
     call: ("personality", libc::SYS_personality),
     reason: "reading and the Linux personalities; not READ_IMPLIES_EXEC or a fixed address layout",
     any_of: &[
-        Argument {
-            index: 0,
-            mask: u32::MAX,
-            value: 0,
-        },
-        Argument {
-            index: 0,
-            mask: u32::MAX,
-            value: 0x0008,
-        },
-        Argument {
-            index: 0,
-            mask: u32::MAX,
-            value: 0x2_0000,
-        },
-        Argument {
-            index: 0,
-            mask: u32::MAX,
-            value: 0x2_0008,
-        },
-        Argument {
-            index: 0,
-            mask: u32::MAX,
-            value: u32::MAX,
-        },
+        &[whole(0, 0)],
+        &[whole(0, 0x0008)],
+        &[whole(0, 0x2_0000)],
+        &[whole(0, 0x2_0008)],
+        &[whole(0, u32::MAX)],
     ],
 };
 
@@ -252,22 +232,36 @@ const MEMFD: Conditional = Conditional {
     call: ("memfd_create", libc::SYS_memfd_create),
     reason: "anonymous files sealed against execution; others would run code that no path rule sees",
     // MFD_NOEXEC_SEAL.
-    any_of: &[Argument {
+    any_of: &[&[Argument {
         index: 1,
         mask: 0x8,
         value: 0x8,
-    }],
+    }]],
 };
 
 const NETWORK_SOCKETS: Conditional = Conditional {
     call: ("socket", libc::SYS_socket),
     reason: "unix, IPv4, IPv6 and netlink; packet, vsock, AF_ALG and rare families are kernel attack surface",
-    any_of: &[family(1), family(2), family(10), family(16)],
+    any_of: &[
+        &[whole(0, 1)],
+        // Of IPv4 the kernel makes a packet socket if the type is SOCK_PACKET (10); all other types are below 8.
+        &[
+            whole(0, 2),
+            Argument {
+                index: 1,
+                mask: 0x8,
+                value: 0,
+            },
+        ],
+        &[whole(0, 10)],
+        &[whole(0, 16)],
+    ],
 };
 
-const fn family(value: u32) -> Argument {
+/// All bits of an argument.
+const fn whole(index: u8, value: u32) -> Argument {
     Argument {
-        index: 0,
+        index,
         mask: u32::MAX,
         value,
     }

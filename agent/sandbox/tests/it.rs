@@ -52,6 +52,11 @@ fn baseline_runs_the_image_and_refuses_what_was_dropped() {
             "smuggle",
         ],
     );
+    let start = &seen["start"];
+    assert!(
+        start.contains("NotMounted") && start.contains("/tmp/usr/bin"),
+        "{start}"
+    );
     refused_calls(&seen);
 }
 

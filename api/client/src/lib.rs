@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod answer;
+
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
@@ -19,13 +21,20 @@ use kube::{
     client::{ConfigExt as _, retry::RetryPolicy},
     runtime::watcher::ExponentialBackoff,
 };
-use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+use tower::{BoxError, ServiceBuilder, layer::layer_fn, retry::RetryLayer};
+
+use self::answer::Answered;
+pub use self::answer::{NoAnswer, within};
 
 /// How long a connection is kept that nobody uses. One costs some 40 kB at either end, and a crowd of pods opens dozens;
 /// what is asked for every few seconds keeps its own.
 const IDLE_FOR: Duration = Duration::from_secs(15);
 /// Most bytes that are read at once. Whoever once had a long answer would keep room for the next.
 const MAX_BUFFER: usize = 64 << 10;
+
+/// How soon a connection that says nothing is asked whether there is still somebody, how often after that, and how many
+/// questions in vain end it. A host that went down says nothing, and whoever watches it would hear nothing for ever.
+const PROBE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 
 /// How long a watch that failed waits before it is opened again. At most five seconds, where kube's default is thirty:
 /// who waits for a certificate or a pod should not notice for long that the server was away. The delays are random, so
@@ -41,6 +50,16 @@ pub fn watch_again() -> ExponentialBackoff {
 
 /// A client of the API server that `config` names. Nothing is sent yet.
 pub fn connect(config: Config) -> Result<Client, kube::Error> {
+    client(config, None)
+}
+
+/// The same, for which an answer that is not there within `limit` is an error, [`NoAnswer`]. A watch has begun by then, and
+/// stays open.
+pub fn connect_within(config: Config, limit: Duration) -> Result<Client, kube::Error> {
+    client(config, Some(limit))
+}
+
+fn client(config: Config, limit: Option<Duration>) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
         // What the way to a proxy does to small writes, its other half does again.
         return Client::try_from(config);
@@ -48,11 +67,15 @@ pub fn connect(config: Config) -> Result<Client, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(PROBE.0));
+    tcp.set_keepalive_interval(Some(PROBE.1));
+    tcp.set_keepalive_retries(Some(PROBE.2));
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
     connector.set_write_timeout(config.write_timeout);
     let service = ServiceBuilder::new()
+        .layer(layer_fn(|inner| Answered { inner, limit }))
         .layer(config.base_uri_layer())
         .option_layer(
             config

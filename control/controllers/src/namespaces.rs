@@ -123,24 +123,24 @@ fn is_terminating(status: &kube::core::Status) -> bool {
 }
 
 /// One attempt: deletes all that is left; once nothing is, takes our finalizer off.
+///
+/// Pods go first, and while one is left nothing else does: what runs out its grace keeps the policies, secrets and
+/// accounts that it was admitted with (Kubernetes' ordered deletion of namespaces, KEP-5080).
 async fn empty_and_release(client: &Client, namespace: &Namespace) -> Result<Pass, kube::Error> {
     let name = namespace.name_any();
-    let mut left = false;
-    for resource in RESOURCES
+    let (pods, others): (Vec<&Resource>, Vec<&Resource>) = RESOURCES
         .iter()
-        .filter(|r| r.namespaced() && r.stored == Stored::Yes)
-    {
-        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &name, &api_resource(resource));
-        if is_empty(&api).await? {
-            continue;
+        .filter(|resource| resource.namespaced() && resource.stored == Stored::Yes)
+        .partition(|resource| resource.plural == "pods");
+    for kinds in [pods, others] {
+        let mut left = false;
+        for kind in kinds {
+            left |= !delete_all(client, &name, kind).await?;
         }
-        api.delete_collection(&DeleteParams::default(), &ListParams::default())
-            .await?;
         // Pods take their grace period, and anything may have finalizers of its own.
-        left |= !is_empty(&api).await?;
-    }
-    if left {
-        return Ok(Pass::Again);
+        if left {
+            return Ok(Pass::Again);
+        }
     }
     let mut released = namespace.clone();
     if let Some(finalizers) = released.spec.as_mut().and_then(|spec| spec.finalizers.as_mut()) {
@@ -156,6 +156,17 @@ async fn empty_and_release(client: &Client, namespace: &Namespace) -> Result<Pas
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(Pass::Again),
         Err(error) => Err(error),
     }
+}
+
+/// Deletes a namespace's objects of one kind; whether none is left.
+async fn delete_all(client: &Client, namespace: &str, kind: &Resource) -> Result<bool, kube::Error> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &api_resource(kind));
+    if is_empty(&api).await? {
+        return Ok(true);
+    }
+    api.delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await?;
+    is_empty(&api).await
 }
 
 async fn is_empty(api: &Api<DynamicObject>) -> Result<bool, kube::Error> {

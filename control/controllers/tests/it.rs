@@ -23,6 +23,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -400,12 +401,34 @@ async fn namespaces_get_an_account_and_go_with_their_content() {
     held.metadata.finalizers = Some(vec!["example.com/hold".to_owned()]);
     maps.create(&PostParams::default(), &held).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(cluster.admin.clone(), "lab");
-    pods.create(&PostParams::default(), &pod("waits")).await.unwrap();
+    let mut lingers = pod("waits");
+    lingers.metadata.finalizers = Some(vec!["example.com/hold".to_owned()]);
+    pods.create(&PostParams::default(), &lingers).await.unwrap();
+    let policies: Api<NetworkPolicy> = Api::namespaced(cluster.admin.clone(), "lab");
+    let closed = object(
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "closed"}, "spec": {"podSelector": {}}}),
+    );
+    policies.create(&PostParams::default(), &closed).await.unwrap();
 
     namespaces.delete("lab", &DeleteParams::default()).await.unwrap();
+    // While a pod is left, all that it was admitted with stays: a policy that went first would open it.
+    eventually("the pod's mark", || async {
+        let pod = pods.get("waits").await.unwrap();
+        pod.metadata.deletion_timestamp.map(|_| ())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(policies.get_opt("closed").await.unwrap().is_some());
+    assert!(maps.get_opt("plain").await.unwrap().is_some());
+    let release = json!({"metadata": {"finalizers": null}});
+    pods.patch("waits", &PatchParams::default(), &Patch::Merge(&release))
+        .await
+        .unwrap();
     eventually("the emptying", || async {
-        let gone =
-            maps.get_opt("plain").await.unwrap().is_none() && pods.get_opt("waits").await.unwrap().is_none();
+        let gone = maps.get_opt("plain").await.unwrap().is_none()
+            && policies.get_opt("closed").await.unwrap().is_none()
+            && pods.get_opt("waits").await.unwrap().is_none();
         gone.then_some(())
     })
     .await;
@@ -413,8 +436,7 @@ async fn namespaces_get_an_account_and_go_with_their_content() {
         namespaces.get_opt("lab").await.unwrap().is_some(),
         "it waits for what is held"
     );
-    let release = json!({"metadata": {"finalizers": null}});
-    maps.patch("held", &PatchParams::default(), &Patch::Merge(release))
+    maps.patch("held", &PatchParams::default(), &Patch::Merge(&release))
         .await
         .unwrap();
     eventually("the end", || async {

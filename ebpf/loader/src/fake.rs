@@ -21,6 +21,9 @@ use crate::{
 pub struct Fake {
     links: BTreeMap<EndpointId, EndpointLink>,
     hosts: BTreeMap<u32, HostLink>,
+    prepared: BTreeSet<EndpointId>,
+    /// Tables of endpoints for which there are no others.
+    closed: NodeTables,
     programmed: BTreeSet<EndpointId>,
     keeping: BTreeSet<EndpointId>,
     tables: NodeTables,
@@ -35,6 +38,8 @@ impl Default for Fake {
         Self {
             links: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            prepared: BTreeSet::new(),
+            closed: NodeTables::default(),
             programmed: BTreeSet::new(),
             keeping: BTreeSet::new(),
             tables: NodeTables::default(),
@@ -53,6 +58,9 @@ impl Fake {
 
     /// What the kernel would say about the first packet of a flow.
     pub fn judge(&self, endpoint: EndpointId, packet: &Packet) -> VerdictEntry {
+        if !self.programmed.contains(&endpoint) && self.closed.endpoints.contains_key(&endpoint) {
+            return lookup(&self.closed, endpoint, packet);
+        }
         if !self.programmed.contains(&endpoint) {
             return VerdictEntry {
                 verdict: Verdict::Deny,
@@ -60,6 +68,11 @@ impl Fake {
             };
         }
         lookup(&self.tables, endpoint, packet)
+    }
+
+    /// Whether there are any tables by which it is judged.
+    pub fn has_tables(&self, endpoint: EndpointId) -> bool {
+        self.programmed.contains(&endpoint) || self.closed.endpoints.contains_key(&endpoint)
     }
 
     /// A sender that feeds the stream of decisions.
@@ -82,6 +95,19 @@ impl Datapath for Fake {
         self.links.remove(&endpoint);
         self.programmed.remove(&endpoint);
         self.keeping.remove(&endpoint);
+        Ok(())
+    }
+
+    fn prepare_hosts(&mut self, endpoints: &BTreeSet<EndpointId>) -> Result<(), DatapathError> {
+        self.prepared.clone_from(endpoints);
+        Ok(())
+    }
+
+    fn close_hosts(&mut self, tables: &NodeTables) -> Result<(), DatapathError> {
+        self.closed.clone_from(tables);
+        self.closed
+            .endpoints
+            .retain(|id, _| !self.programmed.contains(id));
         Ok(())
     }
 
@@ -120,6 +146,7 @@ impl Datapath for Fake {
             .keys()
             .copied()
             .chain(self.hosts.values().flat_map(HostLink::endpoints))
+            .chain(self.prepared.iter().copied())
             .filter(|id| tables.endpoints.contains_key(id))
             .collect();
         if self.epoch == 0 || self.tables != *tables || self.programmed != programmed {

@@ -6,6 +6,7 @@
 mod addresses;
 mod features;
 mod forget;
+mod hosts;
 mod link_layer;
 mod links;
 mod look;
@@ -17,29 +18,22 @@ mod plan;
 mod ring;
 mod tables;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions},
 };
 use ebpf_abi::{
-    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState,
-    FlowRecord, MAX_CLOSED, MAX_FLOWS, Reason, STATE_KEEP_ESTABLISHED,
+    COUNTER_ALLOWED, COUNTER_DENIED, COUNTER_LOST_EVENTS, Endpoint, FlowRecord, MAX_CLOSED, MAX_FLOWS,
+    Reason, STATE_KEEP_ESTABLISHED,
 };
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostEndpoint, HostLink,
-    Places, Synced, TrackedFlow, encode,
+    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Places,
+    Synced, TrackedFlow, encode,
     kernel::{
-        link_layer::LinkLayer,
         links::{Hook, Links},
         look::{Gone, Look},
         maps::Maps,
@@ -71,8 +65,6 @@ pub struct Kernel {
     look: Option<Look>,
     /// Whether the look before found more flows than may be with closed ones among them.
     is_crowded: bool,
-    /// Endpoints of the host that have a slot already, but are not written yet.
-    reserved: Vec<Endpoint>,
     /// When the last look at which flows grew old began.
     expired_at: Duration,
 }
@@ -211,7 +203,6 @@ impl Kernel {
                 gone: Vec::new(),
                 look: None,
                 is_crowded: false,
-                reserved: Vec::new(),
                 expired_at: sys::monotonic_now(),
             }),
             Err(error) => {
@@ -320,56 +311,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// The endpoint's number and slot as bytes, in the slot that it has already or in a free one.
-    fn host_slot(&mut self, id: EndpointId) -> Result<u32, DatapathError> {
-        let endpoints = self.maps.endpoints()?;
-        if let Some((_, known)) = endpoints.iter().find(|(_, endpoint)| endpoint.id == id.0) {
-            return Ok(known.slot);
-        }
-        let reserved = self.reserved.iter().map(|endpoint| (0, *endpoint));
-        let taken: Vec<_> = endpoints.into_iter().chain(reserved).collect();
-        if let Some((_, known)) = taken.iter().find(|(_, endpoint)| endpoint.id == id.0) {
-            return Ok(known.slot);
-        }
-        let endpoint = Endpoint {
-            id: id.0,
-            slot: Maps::free_slot(&taken)?,
-            ..Endpoint::default()
-        };
-        self.maps.clear_slot(&endpoint)?;
-        self.reserved.push(endpoint);
-        Ok(endpoint.slot)
-    }
-
-    fn host_endpoint(&mut self, wanted: &HostEndpoint) -> Result<Endpoint, DatapathError> {
-        let mut endpoint = Endpoint {
-            id: wanted.id.0,
-            slot: self.host_slot(wanted.id)?,
-            ..Endpoint::default()
-        };
-        if let Some(untracked) = wanted.untracked {
-            endpoint.flags |= ENDPOINT_HAS_UNTRACKED;
-            endpoint.untracked = untracked.0;
-            endpoint.untracked_slot = self.host_slot(untracked)?;
-        }
-        Ok(endpoint)
-    }
-
-    /// Forgets what the endpoints that are gone have left in the maps.
-    fn forget_gone(&mut self, before: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
-        let left: BTreeSet<u32> = self
-            .maps
-            .endpoints()?
-            .iter()
-            .map(|(_, endpoint)| endpoint.id)
-            .collect();
-        for (ifindex, endpoint) in before.iter().filter(|(_, endpoint)| !left.contains(&endpoint.id)) {
-            self.maps.set_state(endpoint, EndpointState::default());
-            self.note_gone(*ifindex, endpoint);
-        }
-        self.forget_flows()
-    }
-
     /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps, but for flows.
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex, endpoint)?;
@@ -452,70 +393,20 @@ impl Datapath for Kernel {
         Ok(attached)
     }
 
+    fn prepare_hosts(&mut self, endpoints: &BTreeSet<EndpointId>) -> Result<(), DatapathError> {
+        self.reserve_hosts(endpoints)
+    }
+
+    fn close_hosts(&mut self, tables: &NodeTables) -> Result<(), DatapathError> {
+        self.tables.close(&mut self.maps, tables)
+    }
+
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
-        // Before anything is written: one that cannot be judged keeps what it had.
-        let hooks = match link.endpoints().next() {
-            Some(_) => Some(Hook::of_host(LinkLayer::of(link.ifindex)?)),
-            None => None,
-        };
-        let before = self.maps.endpoints()?;
-        self.reserved.clear();
-        let mut wanted = BTreeMap::new();
-        for (ip, endpoint) in &link.addresses {
-            let key = encode::host_key(link.ifindex, Some(*ip));
-            wanted.insert(key, self.host_endpoint(endpoint)?);
-        }
-        if let Some(endpoint) = link.addresses.values().next() {
-            wanted.insert(encode::group_key(link.ifindex), self.host_endpoint(endpoint)?);
-        }
-        if let Some(endpoint) = &link.forward {
-            let key = encode::host_key(link.ifindex, None);
-            wanted.insert(key, self.host_endpoint(endpoint)?);
-        }
-        let current = self.maps.hosts()?;
-        for key in current.keys().filter(|key| key.ifindex == link.ifindex) {
-            if !wanted.contains_key(key) {
-                self.maps.remove_host(key)?;
-                // The next one may get the memory.
-                sys::wait_for_programs();
-            }
-        }
-        for (key, endpoint) in &wanted {
-            let known = current.get(key);
-            if known != Some(endpoint) {
-                self.maps.write_host(key, endpoint)?;
-            }
-            if known.is_some_and(|known| known != endpoint) {
-                sys::wait_for_programs();
-            }
-        }
-        self.reserved.clear();
-        if let Some(hooks) = hooks {
-            self.attach_hooks(hooks, link.ifindex)?;
-        }
-        for unwanted in Hook::HOST.into_iter().filter(|pair| Some(*pair) != hooks) {
-            self.links.detach(unwanted, link.ifindex)?;
-        }
-        self.forget_gone(&before)
+        self.give_host(link)
     }
 
     fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError> {
-        let mut links: BTreeMap<u32, HostLink> = BTreeMap::new();
-        for (key, endpoint) in self.maps.hosts()? {
-            let link = links
-                .entry(key.ifindex)
-                .or_insert_with(|| HostLink::none(key.ifindex));
-            encode::add_to_host_link(link, &key, &endpoint);
-        }
-        let (live, dead): (Vec<_>, Vec<_>) = links.into_values().partition(|link| {
-            // One that cannot be inspected is shown: taking it away would open the interface.
-            let is_attached = |pair| self.links.is_attached(pair, link.ifindex).unwrap_or(true);
-            Hook::HOST.into_iter().any(is_attached)
-        });
-        for link in dead {
-            self.attach_host(&HostLink::none(link.ifindex))?;
-        }
-        Ok(live)
+        self.hosts_with_endpoints()
     }
 
     fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {

@@ -51,6 +51,15 @@ pub trait Datapath: Send {
     /// Nothing judges the interface afterwards: take it down first.
     fn detach(&mut self, endpoint: EndpointId) -> Result<(), DatapathError>;
 
+    /// Lets [`Datapath::sync`] give tables to these endpoints of the host before any interface has them. Of earlier ones,
+    /// those that no interface has got and that are not among these are forgotten.
+    fn prepare_hosts(&mut self, endpoints: &BTreeSet<EndpointId>) -> Result<(), DatapathError>;
+
+    /// For when [`Datapath::sync`] has failed: gives endpoints that were prepared and have no tables those in `tables`,
+    /// until it succeeds; nothing changes for others, `tables` being a few entries for which there always is room. After
+    /// an error such endpoints are denied everything.
+    fn close_hosts(&mut self, tables: &NodeTables) -> Result<(), DatapathError>;
+
     /// As [`Datapath::detach`], but for tracked connections, which take a look through all flows of the node: its own,
     /// and those that others have with it. [`Datapath::look`] forgets them; as long as [`Datapath::is_forgetting`], they
     /// take from others' budgets.
@@ -60,16 +69,17 @@ pub trait Datapath: Send {
     fn is_forgetting(&self) -> bool;
 
     /// Gives an interface of the host these endpoints and no others, and attaches the programs to it, or takes them off
-    /// if it has none. Packets of an address without an endpoint, and of endpoints that [`Datapath::sync`] has not
-    /// given tables, pass: a host must be reachable to hear of its policy. An interface whose packets the programs cannot
-    /// read is refused. Idempotent.
+    /// if it has none. Packets of an address without an endpoint, and of endpoints without tables, pass: whoever wants
+    /// none to pass has the endpoints prepared, and their tables written, before. An interface whose packets the programs
+    /// cannot read is refused. Idempotent.
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError>;
 
     /// Interfaces of the host that have endpoints, as in [`Datapath::attached`].
     fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError>;
 
     /// Moves every attached endpoint to `tables` in one write each: ingress, egress, IPv4 and IPv6 change
-    /// together. Endpoints that are attached but absent from `tables` are denied everything. What did not change is
+    /// together. Pods that are attached but absent from `tables` are denied everything; endpoints of the host that are
+    /// absent are judged as before, until their interfaces get others. What did not change is
     /// not written again: an endpoint whose entries mean the same keeps them, and so keeps its place in the count of
     /// changes unless the classes of addresses changed.
     fn sync(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError>;
@@ -183,7 +193,7 @@ pub struct HostLink {
 }
 
 /// Who judges packets of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostEndpoint {
     /// The endpoint.
     pub id: EndpointId,

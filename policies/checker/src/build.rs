@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use policies_compiler::Answers;
 use policies_ir::{
-    cluster::Cluster,
+    cluster::{Cluster, Member},
     tables::{Direction, EndpointId, IdentityId},
 };
 
@@ -54,21 +54,26 @@ pub(crate) fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge
     (rows, judges)
 }
 
-/// Workloads by the addresses that each of them alone has.
+/// Workloads by the addresses that each of them alone has, or of host endpoints of one node the one that judges there.
 pub(crate) fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
-    let mut owners: HashMap<IpAddr, Option<usize>> = HashMap::new();
+    let mut claims: HashMap<IpAddr, Vec<usize>> = HashMap::new();
     for (position, member) in cluster.members.iter().enumerate() {
         for address in &member.addresses {
-            owners
-                .entry(*address)
-                .and_modify(|owner| *owner = None)
-                .or_insert(Some(position));
+            claims.entry(*address).or_default().push(position);
         }
     }
-    let alone = owners
+    let member = |position: usize| cluster.members.get(position);
+    let owner = |claims: Vec<usize>| {
+        let in_order = |position: &usize| member(*position).map(Member::host_order);
+        let first = claims.iter().copied().min_by_key(in_order)?;
+        let shares = |other: usize| Some(member(other)?.shares_node(member(first)?));
+        let mut others = claims.iter().copied().filter(|other| *other != first);
+        others.all(|other| shares(other) == Some(true)).then_some(first)
+    };
+    let owned = claims
         .into_iter()
-        .filter_map(|(address, owner)| Some((address, owner?)));
-    alone.collect()
+        .filter_map(|(address, claims)| Some((address, owner(claims)?)));
+    owned.collect()
 }
 
 /// Addresses of no workload, by identity: as they are, and by the position of the names they are taken to have, as far

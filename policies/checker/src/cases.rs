@@ -3,18 +3,21 @@
 use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
 
 use policies_compiler::parse_protocol;
-use policies_ir::policy::{ICMP_PROTOCOLS, PORT_PROTOCOLS};
+use policies_ir::policy::{DomainMatch, ICMP_PROTOCOLS, PORT_PROTOCOLS};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    difference::addresses_of,
+    difference::{addresses_of, parts},
     model::{FAMILIES, Model},
     packet::{Packet, Place, Ruling},
     picture::escaped,
+    region::{Region, version},
     rules::{RuleDirection, RuleKey, all_rules},
-    space::Point,
+    space::{Point, carries, protocol_name},
 };
 
+/// What stands before the name of a destination.
+const BY_NAME: &str = "dns:";
 /// Source port of a case that names none: the first of those that systems pick for their clients.
 const SOURCE_PORT: u16 = 49152;
 
@@ -35,7 +38,8 @@ pub struct Case {
     pub name: Option<String>,
     /// Where the flow starts: `namespace/pod` or an address.
     pub from: String,
-    /// Where it goes: `namespace/pod` or an address.
+    /// Where it goes: `namespace/pod`, an address, or `dns:NAME`: wherever outside a resolver says that the name leads, or
+    /// with `dns:NAME@ADDRESS` there.
     pub to: String,
     /// Destination port; for ICMP the type, or `TYPE.CODE`.
     #[serde(default)]
@@ -105,17 +109,30 @@ pub struct CaseResult {
 /// Judges every case. One that cannot be judged, because it names a pod that does not exist or a port that is none, has
 /// failed.
 pub fn run_cases(model: &Model, cases: &[Case]) -> CaseReport {
-    let results: Vec<CaseResult> = cases.iter().map(|case| run_case(model, case)).collect();
-    let all: BTreeSet<RuleKey> = all_rules(model.policies()).into_iter().collect();
+    // Names that cases ask about are told apart from those that rules ask for.
+    let asked: Vec<String> = cases
+        .iter()
+        .filter_map(|case| Some(by_name(&case.to)?.0))
+        .collect();
+    let names = model.names().with(asked.iter().map(String::as_str));
+    let again = (names != *model.names())
+        .then(|| Model::with_names(model.cluster().clone(), model.policies().clone(), names));
+    let model = again.as_ref().unwrap_or(model);
     let mut covered = BTreeSet::new();
-    for packet in results.iter().filter_map(|result| result.packet.as_ref()) {
-        let key = |direction, ruling: &Option<Ruling>| {
-            let rule = ruling.as_ref()?.by.clone();
-            Some(RuleKey { direction, rule })
-        };
-        covered.extend(key(RuleDirection::Egress, &packet.egress));
-        covered.extend(key(RuleDirection::Ingress, &packet.ingress));
+    let mut results = Vec::new();
+    for case in cases {
+        let (result, judged) = run_case(model, case);
+        for packet in &judged {
+            let key = |direction, ruling: &Option<Ruling>| {
+                let rule = ruling.as_ref()?.by.clone();
+                Some(RuleKey { direction, rule })
+            };
+            covered.extend(key(RuleDirection::Egress, &packet.egress));
+            covered.extend(key(RuleDirection::Ingress, &packet.ingress));
+        }
+        results.push(result);
     }
+    let all: BTreeSet<RuleKey> = all_rules(model.policies()).into_iter().collect();
     CaseReport {
         failed: results.iter().filter(|result| result.failure.is_some()).count(),
         uncovered: all.difference(&covered).cloned().collect(),
@@ -161,23 +178,68 @@ impl CaseReport {
     }
 }
 
-fn run_case(model: &Model, case: &Case) -> CaseResult {
-    let packet = judge(model, case);
-    let name = match (&case.name, &packet) {
+/// What came of a case, and every packet that was judged for it.
+fn run_case(model: &Model, case: &Case) -> (CaseResult, Vec<Packet>) {
+    let (failure, shown, judged) = match judge(model, case) {
+        Err(problem) => (Some(problem), None, Vec::new()),
+        Ok(judged) => {
+            let wrong = judged
+                .iter()
+                .find_map(|packet| Some((mismatch(case, packet)?, packet)));
+            match wrong {
+                Some((mismatch, packet)) => {
+                    let hint = hint(model, case, packet).unwrap_or_default();
+                    (Some(mismatch + &hint), Some(packet.clone()), judged)
+                }
+                None => (None, judged.first().cloned(), judged),
+            }
+        }
+    };
+    let name = match (&case.name, &shown) {
         (Some(name), _) => name.clone(),
-        (None, Ok(packet)) => format!("{} to {}, {}", case.from, case.to, packet.service),
-        (None, Err(_)) => format!("{} to {}", case.from, case.to),
+        (None, Some(packet)) => format!("{} to {}, {}", case.from, case.to, packet.service),
+        (None, None) => format!("{} to {}", case.from, case.to),
     };
-    let failure = match &packet {
-        Err(problem) => Some(problem.clone()),
-        Ok(packet) => mismatch(case, packet),
-    };
-    CaseResult {
+    let result = CaseResult {
         name,
         expected: case.expect,
         failure,
-        packet: packet.ok(),
+        packet: shown,
+    };
+    (result, judged)
+}
+
+/// What else might have been meant.
+fn hint(model: &Model, case: &Case, packet: &Packet) -> Option<String> {
+    if let Some((name, address)) = by_name(&case.to) {
+        let elsewhere = format!(
+            ", at {}; `{BY_NAME}{name}@ADDRESS` is about one address",
+            packet.to.address
+        );
+        return address.is_none().then_some(elsewhere);
     }
+    // An address that is given has no names, and a rule may ask for one.
+    let address: IpAddr = case.to.parse().ok()?;
+    let (from, to) = (
+        model.find(packet.from.workload.as_ref()?)?,
+        address.to_canonical(),
+    );
+    if model.owner(to).is_some() {
+        return None;
+    }
+    let point = point(case).ok()?;
+    let mut named = (0..model.names().sets().len()).map(|names| Place {
+        names: Some(names),
+        ..Place::new(None, to)
+    });
+    let found = named.find(|to| {
+        let packet = model.packet(Place::new(Some(from), packet.from.address), *to, point);
+        packet.is_some_and(|packet| mismatch(case, &packet).is_none())
+    });
+    let names = model.names_text(found?.names?)?;
+    Some(format!(
+        "; it would be as expected if a resolver had given the name {names} for the address, which `{BY_NAME}NAME@{to}` says"
+    ))
 }
 
 fn mismatch(case: &Case, packet: &Packet) -> Option<String> {
@@ -195,19 +257,87 @@ fn mismatch(case: &Case, packet: &Packet) -> Option<String> {
     (!decides).then(|| format!("expected {rule:?} to decide: {rulings}"))
 }
 
-fn judge(model: &Model, case: &Case) -> Result<Packet, String> {
+/// What becomes of the flow: of one packet, or for a name of one to each address outside that policy tells apart.
+fn judge(model: &Model, case: &Case) -> Result<Vec<Packet>, String> {
     let point = point(case)?;
-    let (from, to) = (places(model, &case.from)?, places(model, &case.to)?);
-    let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
-    let mut same_family = pairs.filter(|(from, to)| from.address.is_ipv4() == to.address.is_ipv4());
-    let (from, to) = same_family
-        .next()
-        .ok_or("the two ends have no address family in common")?;
-    let packet = model.packet(from, to, point);
-    packet.ok_or_else(|| "neither end is a pod, so no policy judges the flow".to_owned())
+    let (from, to) = (places(model, &case.from)?, destinations(model, &case.to)?);
+    let same_family = |from: &Place, to: &Place| from.address.is_ipv4() == to.address.is_ipv4();
+    let pairs = to
+        .iter()
+        .filter_map(|to| Some((*from.iter().find(|from| same_family(from, to))?, *to)));
+    let pairs: Vec<(Place, Place)> = pairs.collect();
+    if pairs.is_empty() {
+        return Err("the two ends have no address family in common".to_owned());
+    }
+    let carried = |(_, to): &&(Place, Place)| carries(version(to.address), point.protocol);
+    let wanted = if by_name(&case.to).is_some() {
+        pairs.len()
+    } else {
+        1
+    };
+    let carried: Vec<&(Place, Place)> = pairs.iter().filter(carried).take(wanted).collect();
+    if carried.is_empty() {
+        let protocol = protocol_name(point.protocol);
+        return Err(format!(
+            "the two ends have no addresses in common that carry {protocol}"
+        ));
+    }
+    let packets = carried
+        .into_iter()
+        .map(|(from, to)| model.packet(*from, *to, point));
+    let packets: Option<Vec<Packet>> = packets.collect();
+    packets.ok_or_else(|| "neither end is a pod, so no policy judges the flow".to_owned())
 }
 
-/// Where a case's end may be: IPv4 first.
+/// A name, in the form in which resolvers tell it, and the address that it leads to, if one is given.
+fn by_name(text: &str) -> Option<(String, Option<&str>)> {
+    let text = text.strip_prefix(BY_NAME)?;
+    let (name, address) = match text.split_once('@') {
+        Some((name, address)) => (name, Some(address)),
+        None => (text, None),
+    };
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    Some((name, address))
+}
+
+/// Where a case's destination may be: IPv4 first.
+fn destinations(model: &Model, text: &str) -> Result<Vec<Place>, String> {
+    let Some((name, address)) = by_name(text) else {
+        return places(model, text);
+    };
+    if name.contains('*') || DomainMatch::parse(&name).is_none() {
+        return Err(format!(
+            "to: {name:?} is not a name that a resolver could be asked for"
+        ));
+    }
+    let names = model.names().position(&name);
+    let at = |address: IpAddr| Place {
+        names,
+        ..Place::new(None, address)
+    };
+    if let Some(address) = address {
+        let parsed: IpAddr = address
+            .parse()
+            .map_err(|_no_address| format!("to: {address:?} is no address"))?;
+        let parsed = parsed.to_canonical();
+        return match model.owner(parsed) {
+            Some(owner) => Err(format!("to: {address} is the address of {}", model.name(owner))),
+            None => Ok(vec![at(parsed)]),
+        };
+    }
+    let internet = Region::internet();
+    let regions: Vec<Region> = parts(model, names)
+        .into_iter()
+        .map(|part| part.region.intersect(&internet))
+        .collect();
+    let examples = FAMILIES.into_iter().flat_map(|version| {
+        let regions = regions.iter();
+        regions.filter_map(move |region| region.example(version))
+    });
+    Ok(examples.map(at).collect())
+}
+
+/// Where a case's end may be, which is not given by a DNS name: IPv4 first.
 fn places(model: &Model, text: &str) -> Result<Vec<Place>, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(vec![model.place(address.to_canonical())]);

@@ -186,14 +186,14 @@ impl BothEnd {
 }
 
 /// Addresses outside, and the region of a model that speaks about them.
-struct Part {
-    region: Region,
+pub(crate) struct Part {
+    pub(crate) region: Region,
     shape: Region,
     of: usize,
 }
 
 /// All addresses outside as a model sees them, if they have these names. Most it sees as if they had none.
-fn parts(model: &Model, names: Option<usize>) -> Vec<Part> {
+pub(crate) fn parts(model: &Model, names: Option<usize>) -> Vec<Part> {
     let regions = || model.outside().iter().zip(model.shapes()).enumerate();
     let of_names = |wanted: Option<usize>| regions().filter(move |(i, _)| model.names_of(*i) == wanted);
     let mut parts: Vec<Part> = Vec::new();
@@ -303,7 +303,7 @@ impl<'a> Both<'a> {
                 _ => true,
             };
             for (version, space) in spaces.into_iter().take(if same { 1 } else { FAMILIES.len() }) {
-                if let Some(point) = space.example() {
+                if let Some(point) = space.example(version) {
                     let (before, after) = self.example((from, to), effect, version, point);
                     changes.push(Change {
                         effect,

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use policies_ir::tables::{BuiltinRule, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry};
+use policies_ir::{
+    policy::IpVersion,
+    tables::{BuiltinRule, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry},
+};
 
 use crate::space::{ALL_PORTS, Interval, Plane, Point, Ports, Space, elementary};
 
@@ -75,8 +78,8 @@ impl Judge {
         entry.map_or(NO_MATCH, |(_, entry)| *entry)
     }
 
-    /// Rules that decide about a flow of `space`.
-    pub(crate) fn deciders(&self, space: &Space) -> BTreeSet<RuleId> {
+    /// Rules that decide about a flow of `space` between addresses of a family.
+    pub(crate) fn deciders(&self, space: &Space, version: IpVersion) -> BTreeSet<RuleId> {
         let mut entries: BTreeSet<VerdictEntry> = self
             .listed
             .values()
@@ -86,7 +89,7 @@ impl Judge {
         entries.insert(self.others);
         let decides = |entry: &VerdictEntry| {
             let area = self.space(|candidate| candidate == *entry);
-            !area.intersect(space).is_empty()
+            !area.intersect(space).of_family(version).is_empty()
         };
         entries
             .into_iter()

@@ -136,8 +136,8 @@ pub struct SpaceId(u32);
 struct Known {
     spaces: Vec<Arc<Space>>,
     ids: HashMap<Arc<Space>, SpaceId>,
-    pairs: HashMap<(Option<usize>, Option<usize>), SpaceId>,
-    deciders: HashMap<(usize, SpaceId), BTreeSet<String>>,
+    pairs: HashMap<(Option<usize>, Option<usize>, IpVersion), SpaceId>,
+    deciders: HashMap<(usize, SpaceId, IpVersion), BTreeSet<String>>,
 }
 
 impl Model {
@@ -156,6 +156,7 @@ impl Model {
     pub(crate) fn with_names(mut cluster: Cluster, policies: PolicySet, names: Names) -> Self {
         // Seen from no node; see the module's non-goals.
         cluster.host_addresses.clear();
+        cluster.host_groups.clear();
         let of_host = |member: &&Member| member.workload.kind == WorkloadKind::HostEndpoint;
         let hosts = cluster.members.iter().filter(of_host);
         let with_hosts: BTreeSet<String> = hosts.map(|host| host.node.clone()).collect();
@@ -390,19 +391,25 @@ impl Model {
         all
     }
 
-    /// What may pass from one address of an end to one of another, of the same family.
+    /// What may pass from one address of an end to one of another, of the same family; as the packets of the family see
+    /// it ([`Space::of_family`]).
     pub fn allowed_at(&self, from: Spot, to: Spot) -> SpaceId {
+        let Some(version) = self.version(from) else {
+            return self.intern(Space::nothing());
+        };
         let egress = self.judge(from, Direction::Egress, to);
         let ingress = self.judge(to, Direction::Ingress, from);
-        if let Some(id) = self.known.borrow().pairs.get(&(egress, ingress)) {
+        let key = (egress, ingress, version);
+        if let Some(id) = self.known.borrow().pairs.get(&key) {
             return *id;
         }
         let allowed = |judge: Option<usize>| match judge.and_then(|judge| self.judges.get(judge)) {
             Some(judge) => judge.allowed().clone(),
             None => Space::everything(),
         };
-        let id = self.intern(allowed(egress).intersect(&allowed(ingress)));
-        self.known.borrow_mut().pairs.insert((egress, ingress), id);
+        let both = allowed(egress).intersect(&allowed(ingress));
+        let id = self.intern(both.of_family(version));
+        self.known.borrow_mut().pairs.insert(key, id);
         id
     }
 
@@ -415,29 +422,32 @@ impl Model {
 
     /// Rules that decide about flows of a set from one address to another: where they leave, and where they arrive.
     pub fn deciders(&self, from: Spot, to: Spot, space: SpaceId) -> (BTreeSet<String>, BTreeSet<String>) {
+        let version = self.version(from);
+        let of = |judge: Option<usize>| match (judge, version) {
+            (Some(judge), Some(version)) => self.deciders_of(judge, space, version),
+            _ => BTreeSet::new(),
+        };
         (
-            self.deciders_of(self.judge(from, Direction::Egress, to), space),
-            self.deciders_of(self.judge(to, Direction::Ingress, from), space),
+            of(self.judge(from, Direction::Egress, to)),
+            of(self.judge(to, Direction::Ingress, from)),
         )
     }
 
-    fn deciders_of(&self, judge: Option<usize>, space: SpaceId) -> BTreeSet<String> {
-        let Some(number) = judge else {
-            return BTreeSet::new();
-        };
-        if let Some(names) = self.known.borrow().deciders.get(&(number, space)) {
+    fn deciders_of(&self, number: usize, space: SpaceId, version: IpVersion) -> BTreeSet<String> {
+        let key = (number, space, version);
+        if let Some(names) = self.known.borrow().deciders.get(&key) {
             return names.clone();
         }
         let judge = self.judges.get(number);
         let rules = judge
-            .map(|judge| judge.deciders(&self.space(space)))
+            .map(|judge| judge.deciders(&self.space(space), version))
             .unwrap_or_default();
         let names: BTreeSet<String> = rules
             .into_iter()
             .map(|rule| self.decided_by(rule).to_string())
             .collect();
         let mut known = self.known.borrow_mut();
-        known.deciders.insert((number, space), names.clone());
+        known.deciders.insert(key, names.clone());
         names
     }
 
@@ -476,7 +486,8 @@ impl Model {
         self.decide_at(member, direction, Place::new(None, peer), point)
     }
 
-    fn decide_at(
+    /// The same where the other end is taken to have names.
+    pub(crate) fn decide_at(
         &self,
         member: usize,
         direction: Direction,
@@ -581,16 +592,21 @@ impl Model {
         for class in (0..self.classes.len()).map(End::Class) {
             for peer in ends.iter().filter(|peer| self.judges(class, **peer)) {
                 for (own, other) in self.pairs(class, *peer) {
+                    let Some(version) = self.version(own) else {
+                        continue;
+                    };
                     for direction in [Direction::Ingress, Direction::Egress] {
-                        judges.extend(self.judge(own, direction, other).map(|judge| (direction, judge)));
+                        let judge = self.judge(own, direction, other);
+                        judges.extend(judge.map(|judge| (direction, judge, version)));
                     }
                 }
             }
         }
         let everything = Space::everything();
         let mut rules: BTreeSet<(Direction, RuleId)> = BTreeSet::new();
-        for (direction, judge) in judges {
-            let deciders = self.judges.get(judge).map(|judge| judge.deciders(&everything));
+        for (direction, judge, version) in judges {
+            let judge = self.judges.get(judge);
+            let deciders = judge.map(|judge| judge.deciders(&everything, version));
             rules.extend(deciders.into_iter().flatten().map(|rule| (direction, rule)));
         }
         rules

@@ -17,7 +17,13 @@ use policies_ir::{
 
 /// The sets, each written as the patterns that it fits: `*` is a label that no pattern names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Names(Vec<BTreeSet<String>>);
+pub(crate) struct Names {
+    sets: Vec<BTreeSet<String>>,
+    /// Which of `lists` the names of each of `sets` fit, by position.
+    fitting: Vec<BTreeSet<usize>>,
+    /// What is asked for, each list of patterns once.
+    lists: Vec<Vec<DomainMatch>>,
+}
 
 impl Names {
     /// All that rules and network sets of any of these ask for in different places.
@@ -45,13 +51,14 @@ impl Names {
         }
         lists.remove(&[][..]);
         // Names that fit the same lists are alike to all policies.
+        let mut names = Self {
+            lists: lists.iter().map(|list| list.to_vec()).collect(),
+            ..Self::default()
+        };
         let mut alike: BTreeMap<BTreeSet<usize>, BTreeSet<String>> = BTreeMap::new();
         for domain in lists.iter().copied().flatten() {
             let name = domain.labels.join(".");
-            let fits = |list: &&[DomainMatch]| list.iter().any(|domain| domain.matches(&name));
-            let fitting = lists.iter().enumerate().filter(|(_, list)| fits(list));
-            let fitting = fitting.map(|(position, _)| position).collect();
-            alike.entry(fitting).or_default().insert(name);
+            alike.entry(names.fitted_by(&name)).or_default().insert(name);
         }
         let closing: BTreeSet<usize> = lists
             .iter()
@@ -65,11 +72,38 @@ impl Names {
                 sets.entry(fitting | also_fitting).or_insert_with(|| names | more);
             }
         }
-        Self(sets.into_values().collect())
+        (names.fitting, names.sets) = sets.into_iter().unzip();
+        names
+    }
+
+    /// With a set for each of these names that policy can tell from all that are there.
+    pub(crate) fn with<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut more = self.clone();
+        for name in names {
+            let fitting = more.fitted_by(name);
+            if !fitting.is_empty() && !more.fitting.contains(&fitting) {
+                more.fitting.push(fitting);
+                more.sets.push(BTreeSet::from([name.to_owned()]));
+            }
+        }
+        more
     }
 
     pub(crate) fn sets(&self) -> &[BTreeSet<String>] {
-        &self.0
+        &self.sets
+    }
+
+    /// Position of the set that policy cannot tell from this name; nothing for a name that nobody asks for.
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        let fitting = self.fitted_by(name);
+        self.fitting.iter().position(|known| *known == fitting)
+    }
+
+    /// The lists that a name fits, by position.
+    fn fitted_by(&self, name: &str) -> BTreeSet<usize> {
+        let fits = |list: &[DomainMatch]| list.iter().any(|domain| domain.matches(name));
+        let fitting = self.lists.iter().enumerate().filter(|(_, list)| fits(list));
+        fitting.map(|(position, _)| position).collect()
     }
 }
 
@@ -105,7 +139,35 @@ mod tests {
             ..Cluster::default()
         };
         let names = Names::of(&[(&cluster, &PolicySet::default())]);
-        names.0.into_iter().map(|set| set.into_iter().collect()).collect()
+        names
+            .sets
+            .into_iter()
+            .map(|set| set.into_iter().collect())
+            .collect()
+    }
+
+    #[test]
+    fn a_name_is_of_the_set_that_fits_the_same() {
+        let set = |domains: &[&str]| NetworkSet {
+            domains: domains
+                .iter()
+                .map(|text| DomainMatch::parse(text).unwrap())
+                .collect(),
+            ..NetworkSet::default()
+        };
+        let cluster = Cluster {
+            sets: vec![set(&["*.test"]), set(&["a.*"])],
+            ..Cluster::default()
+        };
+        let names = Names::of(&[(&cluster, &PolicySet::default())]);
+        assert_eq!(names.sets.len(), 2);
+        assert_eq!(names.position("nobody.example"), None);
+        assert_eq!(names.position("b.test"), names.position("*.test"));
+        // One that fits both is neither.
+        assert_eq!(names.position("a.test"), None);
+        let more = names.with(["a.test", "b.test", "nobody.example"]);
+        assert_eq!(more.sets.len(), 3);
+        assert_eq!(more.position("a.test"), Some(2));
     }
 
     #[test]

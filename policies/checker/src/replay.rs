@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use api::flow::{EndpointRef, FlowDirection, FlowEvent, FlowVerdict};
-use policies_ir::tables::{BuiltinRule, Direction, Verdict};
+use policies_ir::tables::{BuiltinRule, DecidedBy, Direction, Verdict};
 use serde::Serialize;
 
-use crate::{difference::addresses_of, model::Model, region::version, rules::RuleDirection, space::Point};
+use crate::{
+    difference::addresses_of, model::Model, packet::Place, region::version, rules::RuleDirection,
+    space::Point,
+};
 
 /// Words for decisions in which no policy had a say: `docs/flows.md` describes them.
 const WITHOUT_POLICY: [&str; 16] = [
@@ -36,6 +39,9 @@ pub struct Replay {
     pub judged: u64,
     /// Those that would have had the same verdict.
     pub same: u64,
+    /// How many of these only for a reason that the end that judged does not know, by reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub same_because: BTreeMap<&'static str, u64>,
     /// Those that would not, each kind once.
     pub changes: Vec<FlowChange>,
     /// Flows that were not judged again, by reason.
@@ -82,20 +88,20 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
                 .or_default() += 1;
             continue;
         };
-        let direction = match flow.direction {
-            FlowDirection::Ingress => Direction::Ingress,
-            FlowDirection::Egress => Direction::Egress,
-        };
-        let recorded = peer_address(flow);
-        let address = peer_now(model, flow, recorded);
-        let point = point(flow);
-        let (verdict, by) = model.decide(member, direction, address, point);
+        let (recorded, point) = (peer_address(flow), point(flow));
+        let judged = Again::of(model, flow, member, recorded);
+        let (was_allowed, direction) = (flow.verdict == FlowVerdict::Allow, judged.direction);
         replay.judged += 1;
-        let (was_allowed, allowed) = (flow.verdict == FlowVerdict::Allow, verdict == Verdict::Allow);
-        if was_allowed == allowed {
-            replay.same += 1;
-            continue;
-        }
+        let (allowed, by) = match judged.outcome(was_allowed, point) {
+            Outcome::Same(because) => {
+                replay.same += 1;
+                if let Some(reason) = because {
+                    *replay.same_because.entry(reason).or_default() += 1;
+                }
+                continue;
+            }
+            Outcome::Changed(by) => (!was_allowed, by),
+        };
         let change = FlowChange {
             pod: flow.pod.to_string(),
             direction: direction.into(),
@@ -117,6 +123,85 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
         .map(|(change, count)| FlowChange { count, ..change })
         .collect();
     replay
+}
+
+/// A recorded flow among other policies.
+struct Again<'a> {
+    model: &'a Model,
+    /// The end that judged.
+    member: usize,
+    direction: Direction,
+    /// The other end as it is now.
+    peer: Place,
+    /// The end that judged, as the other one sees it.
+    own: Place,
+}
+
+/// What becomes of a recorded verdict.
+enum Outcome {
+    /// It stays, for this reason if it is none of the end that judged.
+    Same(Option<&'static str>),
+    /// It becomes the other one, by this.
+    Changed(DecidedBy),
+}
+
+const NAMES_DECIDE: &str = "with some of the names that rules ask for the address would keep them, with others not, and no record tells its names";
+const OTHER_END_DENIES: &str = "the end that denied them would let them pass, and the other end denies them";
+
+impl<'a> Again<'a> {
+    fn of(model: &'a Model, flow: &FlowEvent, member: usize, recorded: IpAddr) -> Self {
+        let known = flow.peer.as_ref().and_then(|peer| find(model, peer));
+        let (direction, own) = match flow.direction {
+            FlowDirection::Ingress => (Direction::Ingress, flow.destination),
+            FlowDirection::Egress => (Direction::Egress, flow.source),
+        };
+        let peer = known.map_or(recorded, |peer| address_now(model, peer, recorded));
+        Self {
+            model,
+            member,
+            direction,
+            peer: Place::new(known.or_else(|| model.owner(peer)), peer),
+            own: Place::new(Some(member), address_now(model, member, own)),
+        }
+    }
+
+    fn outcome(&self, was_allowed: bool, point: Point) -> Outcome {
+        let judged = |names| {
+            let peer = Place {
+                names,
+                ..Place::new(None, self.peer.address)
+            };
+            self.model.decide_at(self.member, self.direction, peer, point)
+        };
+        let is_same = |verdict: Verdict| (verdict == Verdict::Allow) == was_allowed;
+        let (verdict, by) = judged(None);
+        // Which names a resolver had given is not recorded, and names are those of destinations outside.
+        let asks = self.direction == Direction::Egress && self.peer.member.is_none();
+        let sets = if asks { self.model.names().sets().len() } else { 0 };
+        let mut named = (0..sets).map(|names| judged(Some(names)).0);
+        if named.any(|named| named != verdict) {
+            return Outcome::Same(Some(NAMES_DECIDE));
+        }
+        if is_same(verdict) {
+            return Outcome::Same(None);
+        }
+        if !was_allowed && self.other_end_denies(point) {
+            return Outcome::Same(Some(OTHER_END_DENIES));
+        }
+        Outcome::Changed(by)
+    }
+
+    fn other_end_denies(&self, point: Point) -> bool {
+        let direction = match self.direction {
+            Direction::Ingress => Direction::Egress,
+            Direction::Egress => Direction::Ingress,
+        };
+        let judge = self
+            .peer
+            .member
+            .and_then(|peer| self.model.judge_at(peer, direction, self.own));
+        judge.is_some_and(|judge| judge.decide(point).verdict == Verdict::Deny)
+    }
 }
 
 /// Why policy had no say about a flow, if it had none that could be another's.
@@ -157,11 +242,8 @@ pub(crate) fn point(flow: &FlowEvent) -> Point {
     }
 }
 
-/// The other end's address among the objects.
-fn peer_now(model: &Model, flow: &FlowEvent, recorded: IpAddr) -> IpAddr {
-    let Some(member) = flow.peer.as_ref().and_then(|peer| find(model, peer)) else {
-        return recorded;
-    };
+/// Address of a workload among the objects: the one that was recorded, if it still has it.
+fn address_now(model: &Model, member: usize, recorded: IpAddr) -> IpAddr {
     let addresses = addresses_of(model, member, version(recorded));
     match addresses.first() {
         Some(first) if !addresses.contains(&recorded) => *first,

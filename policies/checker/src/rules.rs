@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::flow::{FlowDirection, FlowEvent};
+use api::flow::{self, FlowDirection, FlowEvent};
 use policies_ir::{
     policy::{Action, DefaultAction, Policy, PolicySet, ProfileRules, Rule, Tier},
     tables::{DecidedBy, Direction, RuleName},
@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     model::{End, Model, Spot},
     packet::Place,
+    region,
 };
 
 /// A rule of an object: a rule of the ordered form, or several that share its number.
@@ -43,7 +44,7 @@ pub struct RuleUse {
     pub key: RuleKey,
     /// What it does.
     pub action: &'static str,
-    /// Recorded flows that it decided.
+    /// Recorded flows that it decided, or of a rule that logs, those that it took note of.
     pub hits: u64,
     /// Whether it can decide at all.
     pub status: RuleStatus,
@@ -75,7 +76,7 @@ pub struct OtherUse {
     /// What decided.
     #[serde(flatten)]
     pub key: RuleKey,
-    /// Recorded flows that it decided.
+    /// Recorded flows that it decided or took note of.
     pub hits: u64,
     /// Why it is no rule of the policies.
     pub why: NoRule,
@@ -100,15 +101,17 @@ pub fn rule_use(model: &Model, flows: &[FlowEvent]) -> (Vec<RuleUse>, Vec<OtherU
     let mut why: BTreeMap<RuleKey, NoRule> = BTreeMap::new();
     let policies = names(model.policies());
     for flow in flows {
-        let key = RuleKey::of_flow(flow);
-        let decided = &flow.decided_by;
-        why.entry(key.clone()).or_insert_with(|| match &decided.policy {
-            Some(policy) if !policies.contains(policy.as_str()) => NoRule::PolicyGone,
-            // A default action names the policies that isolate after its own words.
-            Some(policy) if decided.rule.starts_with(policy.as_str()) => NoRule::RuleGone,
-            _ => NoRule::BuiltIn,
-        });
-        *hits.entry(key).or_default() += 1;
+        // Rules that log have matched before the decision.
+        for by in std::iter::once(&flow.decided_by).chain(&flow.logged_by) {
+            let key = RuleKey::of(flow.direction, by);
+            why.entry(key.clone()).or_insert_with(|| match &by.policy {
+                Some(policy) if !policies.contains(policy.as_str()) => NoRule::PolicyGone,
+                // A default action names the policies that isolate after its own words.
+                Some(policy) if by.rule.starts_with(policy.as_str()) => NoRule::RuleGone,
+                _ => NoRule::BuiltIn,
+            });
+            *hits.entry(key).or_default() += 1;
+        }
     }
     let deciding = model.deciding_rules();
     let uses = rules(model.policies())
@@ -148,14 +151,14 @@ pub fn all_rules(policies: &PolicySet) -> Vec<RuleKey> {
 }
 
 impl RuleKey {
-    /// The rule that decided a recorded flow.
-    pub fn of_flow(flow: &FlowEvent) -> Self {
+    /// A rule that was recorded for a flow in this direction.
+    fn of(direction: FlowDirection, recorded: &flow::DecidedBy) -> Self {
         Self {
-            direction: match flow.direction {
+            direction: match direction {
                 FlowDirection::Ingress => RuleDirection::Ingress,
                 FlowDirection::Egress => RuleDirection::Egress,
             },
-            rule: flow.decided_by.rule.clone(),
+            rule: recorded.rule.clone(),
         }
     }
 }
@@ -317,17 +320,21 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                 let Some((member, peer)) = example(model, own, other) else {
                     continue;
                 };
+                let version = region::version(peer.address);
                 let Some(matching) = alone.judge_at(member, found.direction, peer) else {
                     continue;
                 };
                 let area = matching
-                    .space(|entry| alone.decided_by(entry.rule) == DecidedBy::Rule(found.name.clone()));
+                    .space(|entry| alone.decided_by(entry.rule) == DecidedBy::Rule(found.name.clone()))
+                    .of_family(version);
                 if area.is_empty() {
                     continue;
                 }
                 matched = true;
                 let judge = model.judge_at(member, found.direction, peer);
-                let by = judge.map(|judge| judge.deciders(&area)).unwrap_or_default();
+                let by = judge
+                    .map(|judge| judge.deciders(&area, version))
+                    .unwrap_or_default();
                 deciders.extend(by.into_iter().map(|rule| model.decided_by(rule).to_string()));
             }
         }

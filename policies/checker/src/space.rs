@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use policies_ir::policy::{ICMP, ICMP_PROTOCOLS, ICMPV6, PORT_PROTOCOLS, SCTP, TCP, UDP};
+use policies_ir::policy::{ICMP, ICMP_PROTOCOLS, ICMPV6, IpVersion, PORT_PROTOCOLS, SCTP, TCP, UDP};
 use serde::Serialize;
 
 /// Ports from first to last, both included.
@@ -219,6 +219,21 @@ impl Space {
         *self == Self::nothing()
     }
 
+    /// The same as a set of packets of one family, none of which carries the other family's ICMP: that is said to be in
+    /// when the protocols that are not listed are, so that it makes no difference between two sets.
+    #[must_use]
+    pub fn of_family(mut self, version: IpVersion) -> Self {
+        self.listed.remove(&foreign_icmp(version));
+        self
+    }
+
+    /// Families whose packets alone carry a part of it, where it names that part: IPv4 for ICMP, IPv6 for ICMPv6.
+    pub(crate) fn needs(&self) -> impl Iterator<Item = (u8, IpVersion)> + '_ {
+        let only = [(ICMP, IpVersion::V4), (ICMPV6, IpVersion::V6)];
+        only.into_iter()
+            .filter(|(protocol, _)| !self.others && self.listed.contains_key(protocol))
+    }
+
     /// Whether `point` is in.
     pub fn contains(&self, point: Point) -> bool {
         match self.listed.get(&point.protocol) {
@@ -256,13 +271,14 @@ impl Space {
         Self::of(listed.collect::<BTreeMap<_, _>>(), op(self.others, other.others))
     }
 
-    /// A flow that is in, the one that says most to a person; the same each time.
-    pub fn example(&self) -> Option<Point> {
+    /// A flow that is in and that packets of this family can carry, the one that says most to a person; the same each time.
+    pub fn example(&self, version: IpVersion) -> Option<Point> {
         let known = [TCP, UDP, SCTP, ICMP, ICMPV6];
         let rest = self.listed.keys().copied().filter(|p| !known.contains(p));
         let unlisted = EXPERIMENTAL.into_iter().chain(0..=u8::MAX);
         let unlisted = unlisted.filter(|p| self.others && !self.listed.contains_key(p));
-        let mut protocols = known.into_iter().chain(rest).chain(unlisted);
+        let protocols = known.into_iter().chain(rest).chain(unlisted);
+        let mut protocols = protocols.filter(|protocol| *protocol != foreign_icmp(version));
         protocols.find_map(|protocol| {
             let plane = self.plane(protocol);
             let reaches = |(_, last): &Interval| *last >= EPHEMERAL.0;
@@ -366,6 +382,19 @@ impl fmt::Display for Point {
     }
 }
 
+/// The ICMP of the other family: the kernel drops such packets unasked.
+fn foreign_icmp(version: IpVersion) -> u8 {
+    match version {
+        IpVersion::V4 => ICMPV6,
+        IpVersion::V6 => ICMP,
+    }
+}
+
+/// Whether packets of a family can carry a protocol.
+pub(crate) fn carries(version: IpVersion, protocol: u8) -> bool {
+    protocol != foreign_icmp(version)
+}
+
 /// Name of a protocol, or its number.
 pub fn protocol_name(protocol: u8) -> String {
     match protocol {
@@ -427,7 +456,7 @@ mod tests {
         let interval = (0..12u16, 0..12u16).prop_map(|(a, b)| (a.min(b), a.max(b)));
         let ports = proptest::collection::vec(interval.clone(), 0..3).prop_map(Ports::of);
         let plane = proptest::collection::vec((interval, ports), 0..3).prop_map(Plane::of);
-        let protocol = proptest::sample::select(vec![1u8, 6, 17, 47]);
+        let protocol = proptest::sample::select(vec![1u8, 6, 17, 47, 58]);
         (
             proptest::collection::btree_map(protocol, plane, 0..4),
             any::<bool>(),
@@ -474,10 +503,17 @@ mod tests {
         }
 
         #[test]
-        fn an_example_is_in_the_set(a in space()) {
-            match a.example() {
-                Some(point) => prop_assert!(a.contains(point), "{:?}", point),
-                None => prop_assert!(a.is_empty()),
+        fn an_example_is_in_the_set_and_of_the_family(a in space()) {
+            for version in [IpVersion::V4, IpVersion::V6] {
+                let of_family = a.clone().of_family(version);
+                match a.example(version) {
+                    Some(point) => {
+                        prop_assert!(a.contains(point) && carries(version, point.protocol), "{:?}", point);
+                        prop_assert!(of_family.contains(point));
+                    }
+                    None => prop_assert!(of_family.is_empty()),
+                }
+                prop_assert_eq!(of_family.clone().of_family(version), of_family);
             }
         }
     }

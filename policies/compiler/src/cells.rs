@@ -65,6 +65,8 @@ pub(crate) enum Owner {
     Node,
     /// Another node, by its place among all.
     NodeAt(usize),
+    /// Whoever listens there, that node among them.
+    Group,
     /// An endpoint of this node.
     Endpoint(EndpointId),
     /// Anyone else.
@@ -324,6 +326,7 @@ impl<'a> Index<'a> {
                 .copied()
                 .map(IpNet::from),
         );
+        cells.extend(self.cluster.host_groups.iter().map(IpNet::trunc));
         cells
     }
 
@@ -366,7 +369,7 @@ impl<'a> Index<'a> {
         Place {
             cell,
             holders,
-            owner: owned.map_or(Owner::Other, |owned| owned.owner),
+            owner: owner_at(self.cluster, &cell, owned.map(|owned| owned.owner)),
             workloads: owned.map(|owned| owned.workloads.clone()).unwrap_or_default(),
             sets,
             sets_by_name,
@@ -499,6 +502,17 @@ pub(crate) fn end_holds(matcher: &EndMatch, address: Option<IpAddr>, known: &[&W
 pub(crate) struct Owned<'a> {
     pub(crate) owner: Owner,
     workloads: Vec<&'a Workload>,
+}
+
+/// Who has all of `cell`, if this is who claims it.
+pub(crate) fn owner_at(cluster: &Cluster, cell: &IpNet, claimed: Option<Owner>) -> Owner {
+    match claimed {
+        Some(Owner::Contested) => Owner::Contested,
+        Some(Owner::Node) => Owner::Node,
+        _ if cluster.in_host_group(cell) => Owner::Group,
+        Some(owner) => owner,
+        None => Owner::Other,
+    }
 }
 
 fn owners(cluster: &Cluster) -> BTreeMap<IpAddr, Owned<'_>> {

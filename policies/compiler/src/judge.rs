@@ -34,8 +34,6 @@ use crate::{
 pub struct Book {
     cluster: Cluster,
     policies: PolicySet,
-    /// Host endpoints that stand for every interface of their node, by position among the members.
-    on_every_interface: BTreeSet<usize>,
 }
 
 /// A flow to judge.
@@ -94,11 +92,7 @@ impl Book {
             member.endpoint = Some(EndpointId(number));
         }
         ends::assume_node_addresses(&mut cluster);
-        Self {
-            on_every_interface: ends::on_every_interface(view, &cluster),
-            cluster,
-            policies,
-        }
+        Self { cluster, policies }
     }
 
     /// The cluster, in which every member has an endpoint and every node an address.
@@ -113,7 +107,7 @@ impl Book {
 
     /// Who is at which end of a flow.
     pub(crate) fn ends(&self) -> Ends<'_> {
-        Ends::new(&self.cluster, &self.on_every_interface)
+        Ends::new(&self.cluster)
     }
 }
 

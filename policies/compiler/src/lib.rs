@@ -15,6 +15,7 @@ mod calico;
 pub mod capacity;
 mod cells;
 mod classes;
+mod closed;
 mod cluster_policy;
 mod compile;
 mod explain;
@@ -31,6 +32,7 @@ mod sources;
 mod view;
 
 pub use calico::{ServiceEndpoint, built_in_tiers};
+pub use closed::closed_hosts;
 pub use cluster_policy::NodeView;
 pub use compile::{
     Answers, Compiled, Diagnostic, compile, compile_answers, compile_policies, compile_staged, reference,

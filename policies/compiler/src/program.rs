@@ -582,7 +582,7 @@ impl Program {
         let own_node = match peer {
             Owner::Node => true,
             Owner::NodeAt(position) => self.own.node == Some(position),
-            Owner::Contested | Owner::Endpoint(_) | Owner::Other => false,
+            Owner::Group | Owner::Contested | Owner::Endpoint(_) | Owner::Other => false,
         };
         let (instead_of, rule) = match (peer, self.direction) {
             (Owner::Endpoint(id), _) if Some(id) == self.own.endpoint => {
@@ -590,7 +590,9 @@ impl Program {
             }
             _ if own_node && !pod => (Verdict::Deny, BuiltinRule::SelfTraffic),
             (_, Direction::Ingress) if own_node => (Verdict::Deny, BuiltinRule::FromHost),
-            (_, Direction::Egress) if own_node && self.to_host == EndpointToHost::Drop => {
+            (_, Direction::Egress)
+                if (own_node || peer == Owner::Group) && self.to_host == EndpointToHost::Drop =>
+            {
                 (Verdict::Allow, BuiltinRule::ToHost)
             }
             _ => return None,

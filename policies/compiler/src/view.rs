@@ -6,6 +6,7 @@ use std::{
 };
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy, selector::Labels};
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
     discovery::v1::EndpointSlice,
@@ -53,6 +54,8 @@ pub struct ClusterView {
     pub node: String,
     /// Addresses of this node.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Where it listens with others: groups, and broadcasts of its networks.
+    pub host_groups: BTreeSet<IpNet>,
     /// Numbers of this node's host endpoints, by name. One without numbers gets no tables.
     pub host_endpoints: BTreeMap<String, HostEndpointIds>,
     /// Names that the trusted resolver gave for addresses.
@@ -179,6 +182,7 @@ impl ClusterView {
             members,
             sets,
             host_addresses: self.host_addresses.clone(),
+            host_groups: self.host_groups.clone(),
             nodes,
             names: self.names.clone(),
         }

@@ -22,6 +22,8 @@ pub struct Cluster {
     pub sets: Vec<NetworkSet>,
     /// Addresses of the node that the cluster is seen from.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Where that node listens with others: groups, and broadcasts of its networks.
+    pub host_groups: BTreeSet<IpNet>,
     /// Addresses of each node, for members that say which node they are on.
     pub nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Names that the trusted resolver last gave for an address, in lower case without the final dot.
@@ -43,6 +45,21 @@ pub struct Member {
     pub untracked: Option<EndpointId>,
     /// The node it is on; empty if that is not known.
     pub node: String,
+    /// Of a host endpoint: which interfaces of the node it is for.
+    pub interface: HostInterface,
+}
+
+/// How a host endpoint says which interfaces it is for. Of several for one interface the first in this order judges there,
+/// and of several alike the first by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostInterface {
+    /// By the interface's name.
+    #[default]
+    Named,
+    /// By the addresses that it expects there.
+    ByAddress,
+    /// All that no other host endpoint is for: `*`.
+    Every,
 }
 
 /// A NetworkSet or GlobalNetworkSet: selectors find it like a workload, at each of its addresses.
@@ -99,6 +116,9 @@ impl Cluster {
         if second.is_some() || (of_pod && node.is_some()) {
             return Standing::Contested;
         }
+        if self.in_host_group(&address.into()) {
+            return Standing::Group;
+        }
         if member.addresses.contains(&address) {
             return Standing::Itself;
         }
@@ -109,6 +129,11 @@ impl Cluster {
             },
             _ => Standing::Other,
         }
+    }
+
+    /// Whether all of `net` is where the node listens with others.
+    pub fn in_host_group(&self, net: &IpNet) -> bool {
+        self.host_groups.iter().any(|group| group.contains(net))
     }
 
     /// The flow that `packet` would start at the interface of `member`.
@@ -173,6 +198,15 @@ impl Member {
     pub fn shares_node(&self, other: &Self) -> bool {
         let host = |member: &Self| member.workload.kind == WorkloadKind::HostEndpoint;
         host(self) && host(other) && !self.node.is_empty() && self.node == other.node
+    }
+
+    /// Order of the host endpoints of one node, of which the first speaks for the node, and for an address that several
+    /// of them have. Where both have addresses it is the order in which interfaces get theirs; one with addresses says most
+    /// about the node's traffic.
+    pub fn host_order(&self) -> (bool, bool, HostInterface, &str) {
+        let every = self.interface == HostInterface::Every;
+        let name = self.workload.name.as_str();
+        (every, self.addresses.is_empty(), self.interface, name)
     }
 }
 

@@ -9,7 +9,8 @@
 //! 3. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
 //!    rule that is not Log decides; if none matches, the tier's default action does.
 //! 4. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
-//! 5. What a pod sends to its own node is dropped if the cluster says so, though its policies allow it.
+//! 5. What a pod sends to its own node, also as one of those who listen to a group or a broadcast, is dropped if the
+//!    cluster says so, though its policies allow it.
 //! 6. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
 //!
 //! Policy for untracked packets leaves failsafe flows, and what no tier decided, to others: that is a denial by
@@ -70,6 +71,8 @@ pub enum Standing {
     Itself,
     /// The node that the endpoint is on.
     OwnNode,
+    /// Whoever listens there, the node that the endpoint is on among them.
+    Group,
     /// More than one workload claims the address, so it can be trusted to be none of them.
     Contested,
 }
@@ -161,7 +164,9 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
         (Verdict::Deny, Standing::OwnNode, Direction::Ingress) if pod => {
             builtin(Verdict::Allow, BuiltinRule::FromHost, steps)
         }
-        (Verdict::Allow, Standing::OwnNode, Direction::Egress) if policy.to_host == EndpointToHost::Drop => {
+        (Verdict::Allow, Standing::OwnNode | Standing::Group, Direction::Egress)
+            if policy.to_host == EndpointToHost::Drop =>
+        {
             builtin(Verdict::Deny, BuiltinRule::ToHost, steps)
         }
         _ => Decision {

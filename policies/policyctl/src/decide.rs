@@ -1,6 +1,8 @@
 //! `policyctl decide`: verdicts for many flows, from files or from the live cluster.
 
 use std::{
+    cell::OnceCell,
+    collections::BTreeMap,
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write},
     net::IpAddr,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use policies_compiler::{Answer, Book, FlowEnd, Judge, Question, parse_protocol};
+use policies_compiler::{Answer, Book, ClusterView, FlowEnd, Judge, Question, parse_protocol};
 use policies_ir::{
     policy::{ICMP, ICMPV6, PORT_PROTOCOLS},
     tables::{DecidedBy, RuleName, Verdict},
@@ -19,6 +21,8 @@ use serde_json::Value;
 
 use crate::{
     cli::{Connection, DecideArgs},
+    cluster,
+    learned::{self, Names, Nodes},
     load, output,
 };
 
@@ -31,13 +35,16 @@ const ECHO_REQUEST_V6: u8 = 128;
 
 /// Judges every flow; exit code 1 if one of them could not be judged.
 pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<ExitCode> {
-    let loaded = if args.filename.is_empty() {
-        load::live(connection).await?
+    let (view, learned) = if args.filename.is_empty() {
+        let view = load::live(connection).await?.view;
+        let learned = learn(connection, &view).await?;
+        (view, learned)
     } else {
-        load::offline(&args.filename)?
+        (load::offline(&args.filename)?.view, Learned::new())
     };
-    let book = Book::new(&loaded.view);
-    let mut judge = Judge::new(&book);
+    let books = Books::new(&view, &learned);
+    let mut judges = books.judges();
+    let mut judge = |question: &Question| judges.judge(question);
     let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let failed = if args.flows == Path::new("-") {
         decide(&mut judge, io::stdin().lock(), "standard input", out)?
@@ -55,8 +62,103 @@ pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the resolvers of the nodes have learned, or why that is not known.
+type Learned = BTreeMap<String, Result<Names, String>>;
+
+/// What is learned on each node that flows may begin at, where some rule asks for it.
+async fn learn(connection: &Connection, view: &ClusterView) -> Result<Learned> {
+    let mut learned = Learned::new();
+    if view.asks_for_names() {
+        let client = cluster::connect(connection).await?;
+        for node in Nodes::new(view).all() {
+            let names = learned::of_node(&client, node).await;
+            learned.insert(node.to_owned(), names.map_err(|error| format!("{error:#}")));
+        }
+    }
+    Ok(learned)
+}
+
+/// What flows are judged by: one book for all nodes whose resolvers know no names, and one for each of the others, put
+/// together when a flow begins there.
+struct Books<'a> {
+    view: &'a ClusterView,
+    nodes: Nodes<'a>,
+    learned: &'a Learned,
+    unnamed: OnceCell<Book>,
+    of_node: BTreeMap<&'a str, OnceCell<Book>>,
+}
+
+impl<'a> Books<'a> {
+    fn new(view: &'a ClusterView, learned: &'a Learned) -> Self {
+        let of_node = learned.keys().map(|node| (node.as_str(), OnceCell::new()));
+        Self {
+            view,
+            nodes: Nodes::new(view),
+            learned,
+            unnamed: OnceCell::new(),
+            of_node: of_node.collect(),
+        }
+    }
+
+    fn judges(&self) -> Judges<'_> {
+        Judges {
+            books: self,
+            judges: BTreeMap::new(),
+        }
+    }
+
+    /// The node whose names count for a flow, and those names.
+    fn names(&self, question: &Question) -> Result<Option<(&'a str, &'a Names)>> {
+        if self.learned.is_empty() {
+            return Ok(None);
+        }
+        let node = self.nodes.of(&question.source);
+        let Some((node, learned)) = node.and_then(|node| self.learned.get_key_value(node)) else {
+            return Ok(None);
+        };
+        match learned {
+            Ok(names) => Ok(Some((node.as_str(), names)).filter(|(_, names)| !names.is_empty())),
+            Err(error) => bail!("{error}"),
+        }
+    }
+
+    fn book(&self, named: Option<(&str, &Names)>) -> &Book {
+        let of_node = named.and_then(|(node, names)| Some((self.of_node.get(node)?, names)));
+        match of_node {
+            None => self.unnamed.get_or_init(|| Book::new(self.view)),
+            Some((book, names)) => book.get_or_init(|| {
+                let mut view = self.view.clone();
+                view.names.clone_from(names);
+                Book::new(&view)
+            }),
+        }
+    }
+}
+
+/// A judge for each of the books that was needed so far, by node.
+struct Judges<'a> {
+    books: &'a Books<'a>,
+    judges: BTreeMap<Option<&'a str>, Judge<'a>>,
+}
+
+impl Judges<'_> {
+    fn judge(&mut self, question: &Question) -> Result<Answer> {
+        let named = self.books.names(question)?;
+        let judge = self
+            .judges
+            .entry(named.map(|(node, _)| node))
+            .or_insert_with(|| Judge::new(self.books.book(named)));
+        Ok(judge.judge(question)?)
+    }
+}
+
 /// One line out for each line in; how many could not be judged.
-fn decide(judge: &mut Judge<'_>, mut flows: impl BufRead, name: &str, mut out: impl Write) -> Result<usize> {
+fn decide(
+    judge: &mut impl FnMut(&Question) -> Result<Answer>,
+    mut flows: impl BufRead,
+    name: &str,
+    mut out: impl Write,
+) -> Result<usize> {
     let mut line = String::new();
     let mut failed = 0;
     for number in 1.. {
@@ -74,9 +176,9 @@ fn decide(judge: &mut Judge<'_>, mut flows: impl BufRead, name: &str, mut out: i
             continue;
         }
         let judged = match Flow::read(&line) {
-            Ok((id, question)) => match judge.judge(&question) {
+            Ok((id, question)) => match judge(&question) {
                 Ok(answer) => Judged::new(id, &answer),
-                Err(error) => Judged::failed(id, format!("{name}, line {number}: {error}")),
+                Err(error) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
             },
             Err((id, error)) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
         };
@@ -270,6 +372,11 @@ fn word(verdict: Verdict) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use policies_compiler::{Source, load_objects};
+    use serde_json::json;
+
     use super::*;
 
     fn question(line: &str) -> Result<Question, String> {
@@ -302,5 +409,58 @@ mod tests {
         let (id, _) =
             Flow::read(r#"{"id":"f7","src":{"pod":"a//b"},"dst":{"pod":"c/d"},"port":1}"#).unwrap_err();
         assert_eq!(id, "f7");
+    }
+
+    #[test]
+    fn names_are_those_that_the_node_learned_where_the_flow_begins() {
+        let pod = |name: &str, node: &str, address: &str| {
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                "spec": {"nodeName": node, "containers": [{"name": "c"}]}, "status": {"podIP": address}})
+        };
+        let node = |name: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        let policy = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+            "metadata": {"name": "by-name"}, "spec": {"selector": "all()", "types": ["Egress"],
+            "egress": [{"action": "Allow", "destination": {"domains": ["api.example.com"]}}]}});
+        let objects = [
+            node("n1"),
+            node("n2"),
+            node("n3"),
+            pod("knows", "n1", "10.244.0.1"),
+            pod("knows-other", "n2", "10.244.0.2"),
+            pod("untold", "n3", "10.244.0.3"),
+            policy,
+        ];
+        let origin = "here";
+        let loaded = load_objects(objects.iter().map(|object| Source { origin, object })).unwrap();
+        let names = |address: &str| {
+            Names::from([(
+                address.parse().unwrap(),
+                BTreeSet::from(["api.example.com".to_owned()]),
+            )])
+        };
+        let learned = Learned::from([
+            ("n1".to_owned(), Ok(names("203.0.113.9"))),
+            ("n2".to_owned(), Ok(names("203.0.113.10"))),
+            ("n3".to_owned(), Err("node n3 does not tell".to_owned())),
+        ]);
+        let books = Books::new(&loaded.view, &learned);
+        let mut judges = books.judges();
+        let flows = ["knows", "knows-other", "untold"].map(|pod| {
+            let dst = json!({"ip": "203.0.113.9"});
+            json!({"id": pod, "src": {"pod": pod}, "dst": dst, "port": 443}).to_string()
+        });
+        let flows = flows.join("\n");
+        let mut out = Vec::new();
+        let mut judge = |question: &Question| judges.judge(question);
+        let failed = decide(&mut judge, flows.as_bytes(), "flows", &mut out).unwrap();
+        assert_eq!(failed, 1);
+        let lines = String::from_utf8(out).unwrap();
+        let lines: Vec<Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let verdicts: Vec<&str> = lines.iter().filter_map(|line| line["verdict"].as_str()).collect();
+        assert_eq!(verdicts, ["allow", "deny", "deny"]);
+        assert_eq!(lines[2]["error"], "flows, line 3: node n3 does not tell");
     }
 }

@@ -19,6 +19,7 @@ mod flow_filter;
 mod flows;
 mod get;
 mod learn;
+mod learned;
 mod load;
 mod logs;
 mod objects;

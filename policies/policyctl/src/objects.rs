@@ -48,6 +48,21 @@ pub(crate) fn load(paths: &[PathBuf], default_namespace: &str) -> Result<Vec<Man
     Ok(manifests)
 }
 
+/// The items of a list, as `kubectl get -o yaml` writes them; those of a list of one kind (`PodList`) may leave out what
+/// the list says once. Nothing if the object is no list.
+pub(crate) fn items(object: &Value) -> Option<Vec<Value>> {
+    let of_items = object["kind"].as_str()?.strip_suffix("List")?;
+    let items = object["items"].as_array()?.iter().cloned();
+    let typed = items.map(|mut item| {
+        if !of_items.is_empty() && item.is_object() && item["kind"].is_null() {
+            item["kind"] = of_items.into();
+            item["apiVersion"] = object["apiVersion"].clone();
+        }
+        item
+    });
+    Some(typed.collect())
+}
+
 fn texts(path: &Path) -> Result<Vec<(String, String)>> {
     if path == Path::new("-") {
         return Ok(vec![(

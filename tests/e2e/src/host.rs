@@ -18,7 +18,7 @@ impl Snapshot {
         mounts(&mut lines)?;
         links(&mut lines)?;
         processes_and_namespaces(&mut lines)?;
-        cgroups(Path::new("/sys/fs/cgroup"), &mut lines);
+        cgroups(&mut lines);
         bpf(&mut lines)?;
         firewall(&mut lines)?;
         sysctls(&mut lines)?;
@@ -42,6 +42,23 @@ impl Snapshot {
             .map(|line| format!("taken away: {line}"));
         added.chain(removed).collect()
     }
+}
+
+/// What this host has of one pod: processes, mounts and control groups that name it, each with its kind in front.
+pub fn traces(uid: &str) -> Result<Vec<String>> {
+    let mut found = BTreeSet::new();
+    mounts(&mut found)?;
+    every_cgroup(Path::new("/sys/fs/cgroup"), &mut |path| {
+        found.insert(format!("cgroup {}", path.display()));
+    });
+    for entry in fs::read_dir("/proc").context("cannot list processes")? {
+        let path = entry?.path();
+        let command = fs::read(path.join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        found.insert(format!("process {} {command}", path.display()));
+    }
+    found.retain(|line| line.contains(uid));
+    Ok(found.into_iter().collect())
 }
 
 fn mounts(lines: &mut BTreeSet<String>) -> Result<()> {
@@ -83,17 +100,23 @@ fn processes_and_namespaces(lines: &mut BTreeSet<String>) -> Result<()> {
 }
 
 /// Palisade's own: those of services and sessions come and go by themselves.
-fn cgroups(directory: &Path, lines: &mut BTreeSet<String>) {
+fn cgroups(lines: &mut BTreeSet<String>) {
+    every_cgroup(Path::new("/sys/fs/cgroup"), &mut |path| {
+        if path.components().any(|part| part.as_os_str() == "palisade") {
+            lines.insert(format!("cgroup {}", path.display()));
+        }
+    });
+}
+
+fn every_cgroup(directory: &Path, found: &mut impl FnMut(&Path)) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;
     };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() && !path.is_symlink() {
-            if path.components().any(|part| part.as_os_str() == "palisade") {
-                lines.insert(format!("cgroup {}", path.display()));
-            }
-            cgroups(&path, lines);
+            found(&path);
+            every_cgroup(&path, found);
         }
     }
 }

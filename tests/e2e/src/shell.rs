@@ -98,8 +98,16 @@ pub fn run_with_input<S: AsRef<OsStr>>(program: &Path, arguments: &[S], input: &
     })
 }
 
-/// Tries until `check` succeeds; fails with its last error after `patience`.
-pub fn eventually<T>(patience: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+/// How long to wait here for what takes at most `ordinarily` elsewhere: `PALISADE_TEST_PATIENCE` times as long, for machines
+/// that are emulated.
+pub fn patience(ordinarily: Duration) -> Duration {
+    let times = std::env::var("PALISADE_TEST_PATIENCE");
+    ordinarily * times.ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Tries until `check` succeeds; fails with its last error after [`patience`].
+pub fn eventually<T>(ordinarily: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let patience = patience(ordinarily);
     let deadline = Instant::now() + patience;
     loop {
         match check() {

@@ -273,9 +273,10 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::mount::{MntFlags, umount2};
     use serde_json::{Value, json};
 
-    use super::*;
+    use super::{super::host_paths, *};
 
     fn read<T: serde::de::DeserializeOwned>(object: Value) -> T {
         serde_json::from_value(object).unwrap()
@@ -298,9 +299,13 @@ mod tests {
     }
 
     fn found(behind: &PersistentVolume, at: &str) -> Result<Claimed, ClaimError> {
+        found_by(&json!({"claimName": "c"}), behind, at)
+    }
+
+    fn found_by(source: &Value, behind: &PersistentVolume, at: &str) -> Result<Claimed, ClaimError> {
         let pod: Pod = read(json!({"metadata": {"namespace": "ns"}, "spec": {
             "containers": [{"name": "a", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}],
-            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}));
+            "volumes": [{"name": "v", "persistentVolumeClaim": source}]}}));
         let claim = read(json!({"metadata": {"namespace": "ns", "name": "c", "uid": "u"}}));
         let node = read(json!({"metadata": {"name": at, "labels": {"kubernetes.io/hostname": at}}}));
         let volume = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0].clone();
@@ -348,6 +353,32 @@ mod tests {
         std::fs::remove_file(base.path().join("data")).unwrap();
         full.refuse(&own(false, "64Ki")).unwrap();
         assert!(full.all().is_empty());
+    }
+
+    /// Needs root, as all tests of mounts do.
+    #[test]
+    fn nobody_writes_to_a_claim_that_is_for_reading_only() {
+        let base = tempfile::tempdir().unwrap();
+        let data = base.path().join("data");
+        make_directory(&data).unwrap();
+        let write = |source: &Value, target: &str| {
+            let Claimed::Own { read_only, .. } = found_by(source, &behind(&json!({})), "n1").unwrap() else {
+                panic!("a volume of the agent's own")
+            };
+            let target = base.path().join(target);
+            host_paths::mount_own(&data, &target, read_only, None).unwrap();
+            let written = std::fs::write(target.join("file"), "").map_err(|error| error.kind());
+            umount2(&target, MntFlags::MNT_DETACH).unwrap();
+            written
+        };
+        let refused = Err(io::ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(
+            write(&json!({"claimName": "c", "readOnly": true}), "reads"),
+            refused
+        );
+        assert!(!data.join("file").exists());
+        assert_eq!(write(&json!({"claimName": "c"}), "writes"), Ok(()));
+        assert!(data.join("file").exists());
     }
 
     #[test]

@@ -186,16 +186,7 @@ fn mounts(
         .flat_map(|spec| spec.volumes.iter().flatten())
         .map(|volume| volume.name.as_str())
         .collect();
-    let mut mounts = Vec::new();
-    for file in POD_FILES {
-        mounts.push(Mount {
-            source: places.files.join(file),
-            sub_path: None,
-            target: Path::new("/etc").join(file),
-            read_only: true,
-            executable: false,
-        });
-    }
+    let mut mounts: Vec<Mount> = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         if !known.contains(&mount.name.as_str()) {
             return Err(ContainerError::NoVolume(mount.name.clone()));
@@ -206,8 +197,6 @@ fn mounts(
             (None, None) => None,
         };
         let target = absolute("mountPath", &mount.mount_path)?;
-        // A volume over one of our files wins, as it does in Kubernetes.
-        mounts.retain(|own| own.target != target);
         let immutable = pod
             .spec
             .iter()
@@ -223,6 +212,22 @@ fn mounts(
             read_only: immutable || mount.read_only == Some(true),
             executable: false,
         });
+    }
+    for file in POD_FILES {
+        let target = Path::new("/etc").join(file);
+        // A volume over one of our files wins, as it does in Kubernetes. In one that cannot be written there is no place for
+        // it, and the container would not start.
+        let is_taken =
+            |mount: &Mount| mount.target == target || (mount.read_only && target.starts_with(&mount.target));
+        if !mounts.iter().any(is_taken) {
+            mounts.push(Mount {
+                source: places.files.join(file),
+                sub_path: None,
+                target,
+                read_only: true,
+                executable: false,
+            });
+        }
     }
     let path = container.termination_message_path.as_deref();
     let path = path
@@ -415,10 +420,10 @@ mod tests {
             .map(|m| (m.target.display().to_string(), m.read_only))
             .collect();
         let expected = [
-            ("/etc/hostname", true),
-            ("/etc/resolv.conf", true),
             ("/data/x", false),
             ("/etc/hosts", true),
+            ("/etc/hostname", true),
+            ("/etc/resolv.conf", true),
             ("/dev/termination-log", false),
         ];
         assert_eq!(
@@ -429,6 +434,19 @@ mod tests {
             let mount = json!({"volumeMounts": [{"name": "v", "mountPath": path}]});
             assert!(matches!(build(mount), Err(ContainerError::Path { .. })), "{path}");
         }
+        let own = |volume: &str| {
+            let config = build(json!({"volumeMounts": [{"name": volume, "mountPath": "/etc"}]})).unwrap();
+            let files = config.mounts.iter();
+            files
+                .filter(|mount| mount.target.parent() == Some(Path::new("/etc")))
+                .count()
+        };
+        assert_eq!(
+            own("v"),
+            POD_FILES.len(),
+            "they are mounted into what can be written"
+        );
+        assert_eq!(own("s"), 0, "a secret has no place for them");
         let unknown = json!({"volumeMounts": [{"name": "x", "mountPath": "/x"}]});
         assert!(matches!(build(unknown), Err(ContainerError::NoVolume(_))));
     }

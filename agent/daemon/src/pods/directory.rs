@@ -12,9 +12,17 @@ use super::PodId;
 /// What is known of the pods of this node. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Directory {
-    pods: Arc<Mutex<BTreeMap<(String, String), Entry>>>,
+    pods: Arc<Mutex<Pods>>,
     /// Raised with every change.
     version: watch::Sender<u64>,
+}
+
+/// By UID: while a pod ends there may be another of its name.
+#[derive(Default)]
+struct Pods {
+    entries: BTreeMap<String, (u64, Entry)>,
+    /// Number of the last pod that came: the higher, the newer.
+    last: u64,
 }
 
 /// One pod.
@@ -43,13 +51,26 @@ impl Default for Directory {
 }
 
 impl Directory {
+    /// The pod of that name; the newest, if there are several.
     pub(crate) fn find(&self, namespace: &str, pod: &str) -> Option<Entry> {
-        self.pods().get(&(namespace.to_owned(), pod.to_owned())).cloned()
+        let pods = self.pods();
+        let named = pods
+            .entries
+            .values()
+            .filter(|(_, entry)| entry.id.namespace == namespace && entry.id.name == pod);
+        let newest = named.max_by_key(|(number, _)| *number);
+        newest.map(|(_, entry)| entry.clone())
+    }
+
+    /// The pod with that UID.
+    pub(crate) fn entry(&self, uid: &str) -> Option<Entry> {
+        self.pods().entries.get(uid).map(|(_, entry)| entry.clone())
     }
 
     /// Every pod.
     pub(crate) fn all(&self) -> Vec<Entry> {
-        self.pods().values().cloned().collect()
+        let pods = self.pods();
+        pods.entries.values().map(|(_, entry)| entry.clone()).collect()
     }
 
     /// Signals every change.
@@ -58,12 +79,7 @@ impl Directory {
     }
 
     pub(super) fn publish(&self, entry: &Entry) {
-        let key = (entry.id.namespace.clone(), entry.id.name.clone());
-        let changed = self
-            .pods()
-            .insert(key, entry.clone())
-            .is_none_or(|before| before != *entry);
-        if changed {
+        if self.pods().put(entry) {
             self.version.send_modify(|version| *version += 1);
         }
     }
@@ -74,19 +90,87 @@ impl Directory {
         self.publish(entry);
     }
 
-    /// Removes the pod, unless a new one has taken its name meanwhile.
+    /// Removes the pod.
     pub(super) fn remove(&self, id: &PodId) {
-        let key = (id.namespace.clone(), id.name.clone());
-        let mut pods = self.pods();
-        if pods.get(&key).is_some_and(|entry| entry.id == *id) {
-            pods.remove(&key);
-            drop(pods);
+        let removed = self.pods().entries.remove(&id.uid);
+        if removed.is_some() {
             self.version.send_modify(|version| *version += 1);
         }
     }
 
     /// A panic cannot leave the map half-changed: every change is one insertion or removal.
-    fn pods(&self) -> MutexGuard<'_, BTreeMap<(String, String), Entry>> {
+    fn pods(&self) -> MutexGuard<'_, Pods> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pods {
+    /// Whether that is a change.
+    fn put(&mut self, entry: &Entry) -> bool {
+        if let Some((_, known)) = self.entries.get_mut(&entry.id.uid) {
+            let changed = known != entry;
+            known.clone_from(entry);
+            return changed;
+        }
+        self.last += 1;
+        let numbered = (self.last, entry.clone());
+        self.entries.insert(entry.id.uid.clone(), numbered);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(uid: &str, running: bool) -> Entry {
+        Entry {
+            id: PodId {
+                uid: uid.to_owned(),
+                namespace: "ns".to_owned(),
+                name: "web-0".to_owned(),
+            },
+            containers: [("main".to_owned(), Latest { attempt: 0, running })].into(),
+        }
+    }
+
+    #[test]
+    fn a_pod_that_ends_does_not_hide_the_one_that_has_its_name() {
+        let directory = Directory::default();
+        directory.publish(&entry("z-old", true));
+        directory.publish(&entry("new", true));
+        // The old pod's task lives on and speaks of it.
+        directory.publish(&entry("z-old", false));
+        assert_eq!(directory.find("ns", "web-0"), Some(entry("new", true)));
+        assert_eq!(directory.entry("z-old"), Some(entry("z-old", false)));
+        assert_eq!(directory.all().len(), 2);
+        directory.remove(&entry("z-old", false).id);
+        assert_eq!(directory.find("ns", "web-0"), Some(entry("new", true)));
+        directory.remove(&entry("new", true).id);
+        assert_eq!(
+            (directory.find("ns", "web-0"), directory.all()),
+            (None, Vec::new())
+        );
+    }
+
+    #[test]
+    fn only_what_differs_is_a_change() {
+        let directory = Directory::default();
+        let mut changes = directory.changes();
+        let mut changed = || {
+            let changed = changes.has_changed().unwrap();
+            changes.borrow_and_update();
+            changed
+        };
+        directory.publish(&entry("u", true));
+        assert!(changed());
+        directory.publish(&entry("u", true));
+        assert!(!changed());
+        directory.publish(&entry("u", false));
+        assert!(changed());
+        directory.remove(&entry("u", false).id);
+        assert!(changed());
+        directory.remove(&entry("u", false).id);
+        assert!(!changed());
     }
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use api::host_paths::HostPath;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret},
+};
 
 use crate::config::ApiAddress;
 
@@ -18,6 +21,10 @@ use super::{
 
 /// Search path of a container whose image does not set one: what container engines use.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Kubernetes' words in messages.
+const CONFIG_MAP: &str = "configmap";
+const SECRET: &str = "secret";
 
 /// Config maps and secrets that a pod refers to, as they were found: `None` where there is none.
 #[derive(Default)]
@@ -69,46 +76,70 @@ pub(crate) enum EnvError {
     Source(String),
 }
 
-/// Names of the config maps and secrets that `pod` refers to, in volumes and environments.
-pub(crate) fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
-    let (mut config_maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
-    let Some(spec) = &pod.spec else {
-        return (config_maps, secrets);
-    };
-    for container in super::steps::containers(pod) {
+/// Names of config maps and secrets that something of a pod refers to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct References {
+    pub(crate) config_maps: BTreeSet<String>,
+    pub(crate) secrets: BTreeSet<String>,
+}
+
+impl References {
+    /// Of everything that the pod has.
+    pub(crate) fn of_pod(pod: &Pod) -> Self {
+        Self::of_volumes(pod).and(Self::of_environments(pod))
+    }
+
+    /// Of all its containers' environments.
+    pub(crate) fn of_environments(pod: &Pod) -> Self {
+        let containers = super::steps::containers(pod);
+        let each = containers.iter().map(|container| Self::of_environment(container));
+        each.fold(Self::default(), Self::and)
+    }
+
+    /// Of one container's environment: it starts without whatever else the pod refers to.
+    pub(crate) fn of_environment(container: &Container) -> Self {
+        let mut own = Self::default();
         for from in container.env_from.iter().flatten() {
-            config_maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
-            secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));
+            own.config_maps
+                .extend(from.config_map_ref.iter().map(|r| r.name.clone()));
+            own.secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));
         }
-        for source in container
-            .env
-            .iter()
-            .flatten()
-            .filter_map(|env| env.value_from.as_ref())
-        {
-            config_maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
-            secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
+        let variables = container.env.iter().flatten();
+        for source in variables.filter_map(|variable| variable.value_from.as_ref()) {
+            own.config_maps
+                .extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
+            own.secrets
+                .extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
         }
+        own
     }
-    let projected = spec
-        .volumes
-        .iter()
-        .flatten()
-        .filter_map(|volume| volume.projected.as_ref());
-    for source in projected.flat_map(|projected| projected.sources.iter().flatten()) {
-        config_maps.extend(source.config_map.iter().map(|source| source.name.clone()));
-        secrets.extend(source.secret.iter().map(|source| source.name.clone()));
+
+    /// Of its volumes.
+    pub(crate) fn of_volumes(pod: &Pod) -> Self {
+        let mut own = Self::default();
+        let volumes = || pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let projected = volumes().filter_map(|volume| volume.projected.as_ref());
+        for source in projected.flat_map(|projected| projected.sources.iter().flatten()) {
+            own.config_maps
+                .extend(source.config_map.iter().map(|source| source.name.clone()));
+            own.secrets
+                .extend(source.secret.iter().map(|source| source.name.clone()));
+        }
+        for volume in volumes() {
+            own.config_maps
+                .extend(volume.config_map.iter().map(|source| source.name.clone()));
+            let secrets = volume.secret.iter();
+            own.secrets
+                .extend(secrets.filter_map(|source| source.secret_name.clone()));
+        }
+        own
     }
-    for volume in spec.volumes.iter().flatten() {
-        config_maps.extend(volume.config_map.iter().map(|source| source.name.clone()));
-        secrets.extend(
-            volume
-                .secret
-                .iter()
-                .filter_map(|source| source.secret_name.clone()),
-        );
+
+    fn and(mut self, other: Self) -> Self {
+        self.config_maps.extend(other.config_maps);
+        self.secrets.extend(other.secrets);
+        self
     }
-    (config_maps, secrets)
 }
 
 /// The environment of a container.
@@ -247,27 +278,34 @@ fn from_source(
     let namespace = || pod.metadata.namespace.clone().unwrap_or_default();
     if let Some(reference) = &source.config_map_key_ref {
         let optional = reference.optional == Some(true);
-        let mut values = config_map_values(objects, &reference.name, optional)?;
-        return key(
-            &mut values,
-            "configmap",
-            namespace(),
-            &reference.name,
-            &reference.key,
-            optional,
-        );
+        let config_map = config_map(objects, &reference.name, optional)?;
+        let value = config_map.and_then(|config_map| config_map.data.as_ref()?.get(&reference.key));
+        return match value {
+            None if !optional => Err(EnvError::MissingKey {
+                kind: CONFIG_MAP,
+                namespace: namespace(),
+                name: reference.name.clone(),
+                key: reference.key.clone(),
+            }),
+            value => Ok(value.cloned()),
+        };
     }
     if let Some(reference) = &source.secret_key_ref {
         let optional = reference.optional == Some(true);
-        let mut values = secret_values(objects, &reference.name, optional)?;
-        return key(
-            &mut values,
-            "secret",
-            namespace(),
-            &reference.name,
-            &reference.key,
-            optional,
-        );
+        let secret = secret(objects, &reference.name, optional)?;
+        let value = secret.and_then(|secret| secret.data.as_ref()?.get(&reference.key));
+        return match value {
+            None if !optional => Err(EnvError::MissingKey {
+                kind: SECRET,
+                namespace: namespace(),
+                name: reference.name.clone(),
+                key: reference.key.clone(),
+            }),
+            // Of its others nothing is asked: they may be keys and certificates in binary.
+            value => value
+                .map(|value| secret_text(&reference.name, &reference.key, value))
+                .transpose(),
+        };
     }
     if let Some(reference) = &source.field_ref {
         return field(pod, &reference.field_path, addresses).map(Some);
@@ -275,64 +313,68 @@ fn from_source(
     Err(EnvError::Source(variable.to_owned()))
 }
 
-fn key(
-    values: &mut BTreeMap<String, String>,
-    kind: &'static str,
-    namespace: String,
-    name: &str,
-    key: &str,
-    optional: bool,
-) -> Result<Option<String>, EnvError> {
-    match values.remove(key) {
-        None if !optional => Err(EnvError::MissingKey {
-            kind,
-            namespace,
-            name: name.to_owned(),
-            key: key.to_owned(),
-        }),
-        value => Ok(value),
-    }
-}
-
+/// Every entry of a config map.
 fn config_map_values(
     objects: &Objects,
     name: &str,
     optional: bool,
 ) -> Result<BTreeMap<String, String>, EnvError> {
-    match objects.config_maps.get(name).and_then(Option::as_ref) {
-        Some(config_map) => Ok(config_map.data.clone().unwrap_or_default()),
-        None if optional => Ok(BTreeMap::new()),
-        None => Err(EnvError::Missing {
-            kind: "configmap",
-            name: name.to_owned(),
-        }),
-    }
+    let config_map = config_map(objects, name, optional)?;
+    let values = config_map.and_then(|config_map| config_map.data.clone());
+    Ok(values.unwrap_or_default())
 }
 
+/// Every entry of a secret, all of which must be text.
 fn secret_values(
     objects: &Objects,
     name: &str,
     optional: bool,
 ) -> Result<BTreeMap<String, String>, EnvError> {
-    let secret = match objects.secrets.get(name).and_then(Option::as_ref) {
-        Some(secret) => secret,
-        None if optional => return Ok(BTreeMap::new()),
-        None => {
-            return Err(EnvError::Missing {
-                kind: "secret",
-                name: name.to_owned(),
-            });
-        }
-    };
-    let text = |(key, value): (&String, &k8s_openapi::ByteString)| match std::str::from_utf8(&value.0) {
-        Ok(text) => Ok((key.clone(), text.to_owned())),
-        Err(_) => Err(EnvError::NotText {
-            kind: "secret",
+    let entries = secret(objects, name, optional)?.and_then(|secret| secret.data.as_ref());
+    let entries = entries.into_iter().flatten();
+    entries
+        .map(|(key, value)| Ok((key.clone(), secret_text(name, key, value)?)))
+        .collect()
+}
+
+fn config_map<'a>(
+    objects: &'a Objects,
+    name: &str,
+    optional: bool,
+) -> Result<Option<&'a ConfigMap>, EnvError> {
+    let found = objects.config_maps.get(name).and_then(Option::as_ref);
+    unless_missing(found, CONFIG_MAP, name, optional)
+}
+
+fn secret<'a>(objects: &'a Objects, name: &str, optional: bool) -> Result<Option<&'a Secret>, EnvError> {
+    let found = objects.secrets.get(name).and_then(Option::as_ref);
+    unless_missing(found, SECRET, name, optional)
+}
+
+fn unless_missing<'a, K>(
+    found: Option<&'a K>,
+    kind: &'static str,
+    name: &str,
+    optional: bool,
+) -> Result<Option<&'a K>, EnvError> {
+    match found {
+        None if !optional => Err(EnvError::Missing {
+            kind,
             name: name.to_owned(),
-            key: key.clone(),
         }),
-    };
-    secret.data.iter().flatten().map(text).collect()
+        found => Ok(found),
+    }
+}
+
+fn secret_text(name: &str, key: &str, value: &ByteString) -> Result<String, EnvError> {
+    match std::str::from_utf8(&value.0) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(EnvError::NotText {
+            kind: SECRET,
+            name: name.to_owned(),
+            key: key.to_owned(),
+        }),
+    }
 }
 
 /// Value of a downward-API field; `metadata.labels['KEY']` and `metadata.annotations['KEY']` included.
@@ -546,6 +588,54 @@ mod tests {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
         assert_eq!(environment, expected);
+    }
+
+    #[test]
+    fn a_variable_asks_nothing_of_the_other_entries_of_its_secret() {
+        let secret = json!({"data": {"password": "c2VjcmV0", "keystore": "/v8A"}});
+        let objects = Objects {
+            secrets: [("s".to_owned(), Some(serde_json::from_value(secret).unwrap()))].into(),
+            ..Objects::default()
+        };
+        let by_key = |key: &str| {
+            let source = json!({"secretKeyRef": {"name": "s", "key": key}});
+            json!({"name": "c", "env": [{"name": "V", "valueFrom": source}]})
+        };
+        let environment = resolve(by_key("password"), &objects).unwrap();
+        assert_eq!(environment.get("V").map(String::as_str), Some("secret"));
+        let not_text = |found: Result<_, EnvError>| match found {
+            Err(EnvError::NotText { key, .. }) => key == "keystore",
+            _ => false,
+        };
+        assert!(not_text(resolve(by_key("keystore"), &objects)));
+        let whole = json!({"name": "c", "envFrom": [{"secretRef": {"name": "s"}}]});
+        assert!(not_text(resolve(whole, &objects)), "all of it is asked for");
+        let missing = resolve(by_key("token"), &objects).unwrap_err();
+        assert_eq!(missing.to_string(), "couldn't find key token in secret shop/s");
+    }
+
+    #[test]
+    fn a_container_refers_to_what_its_own_environment_names() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {
+            "containers": [
+                {"name": "plain", "env": [{"name": "A", "value": "1"}],
+                 "volumeMounts": [{"name": "v", "mountPath": "/v"}]},
+                {"name": "rich", "envFrom": [{"configMapRef": {"name": "m"}}, {"secretRef": {"name": "s"}}],
+                 "env": [{"name": "K", "valueFrom": {"secretKeyRef": {"name": "t", "key": "k"}}}]},
+            ],
+            "volumes": [{"name": "v", "secret": {"secretName": "w"}},
+                        {"name": "x", "projected": {"sources": [{"configMap": {"name": "n"}}]}}],
+        }}))
+        .unwrap();
+        let shown = |references: References| {
+            let all = [references.config_maps, references.secrets];
+            all.map(|names| names.into_iter().collect::<Vec<_>>().join(" "))
+        };
+        let containers = &pod.spec.as_ref().unwrap().containers;
+        assert_eq!(shown(References::of_environment(&containers[0])), ["", ""]);
+        assert_eq!(shown(References::of_environment(&containers[1])), ["m", "s t"]);
+        assert_eq!(shown(References::of_volumes(&pod)), ["n", "w"]);
+        assert_eq!(shown(References::of_pod(&pod)), ["m n", "s t w"]);
     }
 
     #[test]

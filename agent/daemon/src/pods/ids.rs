@@ -1,7 +1,7 @@
 //! Ranges of host user ids: each pod has its own, so that no two pods share an owner.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
 };
 
@@ -19,36 +19,40 @@ const RANGES: u32 = 0x0ffd;
 pub(crate) struct NoIds;
 
 /// Who has which range. Not kept on disk: a pod's range is part of what its shim remembers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ids {
-    taken: Mutex<BTreeMap<u32, String>>,
+    /// First ids by the pod's UID: should two pods have one range, it is free only once both are gone.
+    taken: Mutex<BTreeMap<String, u32>>,
 }
 
 impl Ids {
-    /// Notes that a pod that lives already has the range that begins at `base`.
-    pub(crate) fn keep(&self, pod_uid: &str, base: u32) {
-        self.taken().insert(base, pod_uid.to_owned());
+    /// Begins with what pods have already, all of them: a range that is given out before one of them is known may be its own.
+    pub(crate) fn beside(survivors: impl IntoIterator<Item = (String, u32)>) -> Self {
+        Self {
+            taken: Mutex::new(survivors.into_iter().collect()),
+        }
     }
 
     /// The first id of the pod's range: the one it has, or a free one.
     pub(crate) fn acquire(&self, pod_uid: &str) -> Result<u32, NoIds> {
         let mut taken = self.taken();
-        if let Some((base, _)) = taken.iter().find(|(_, owner)| *owner == pod_uid) {
+        if let Some(base) = taken.get(pod_uid) {
             return Ok(*base);
         }
+        let used: BTreeSet<u32> = taken.values().copied().collect();
         let mut bases = (0..RANGES).map(|index| FIRST + index * ID_COUNT);
-        let base = bases.find(|base| !taken.contains_key(base)).ok_or(NoIds)?;
-        taken.insert(base, pod_uid.to_owned());
+        let base = bases.find(|base| !used.contains(base)).ok_or(NoIds)?;
+        taken.insert(pod_uid.to_owned(), base);
         Ok(base)
     }
 
     /// Gives the pod's range back.
     pub(crate) fn release(&self, pod_uid: &str) {
-        self.taken().retain(|_, owner| owner != pod_uid);
+        self.taken().remove(pod_uid);
     }
 
-    /// A panic cannot leave the map half-changed: every change is one insertion or one pass.
-    fn taken(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, String>> {
+    /// A panic cannot leave the map half-changed: every change is one insertion or one removal.
+    fn taken(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u32>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -59,13 +63,16 @@ mod tests {
 
     #[test]
     fn ranges_do_not_overlap_and_come_back() {
-        let ids = Ids::default();
-        ids.keep("old", FIRST + ID_COUNT);
+        let ids = Ids::beside([("old".to_owned(), FIRST + ID_COUNT)]);
         assert_eq!(ids.acquire("a"), Ok(FIRST));
         assert_eq!(ids.acquire("b"), Ok(FIRST + 2 * ID_COUNT));
         assert_eq!(ids.acquire("a"), Ok(FIRST), "a pod keeps its range");
         ids.release("a");
         assert_eq!(ids.acquire("c"), Ok(FIRST));
+        let shared = ["x", "y"].map(|uid| (uid.to_owned(), FIRST));
+        let ids = Ids::beside(shared);
+        ids.release("x");
+        assert_eq!(ids.acquire("z"), Ok(FIRST + ID_COUNT), "the other has it still");
         assert!(
             (RANGES - 1)
                 .checked_mul(ID_COUNT)

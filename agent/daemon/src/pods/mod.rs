@@ -20,6 +20,7 @@ mod hooks;
 mod host_paths;
 mod ids;
 mod kept;
+mod last_known;
 mod limits;
 mod names;
 mod observe;
@@ -61,6 +62,7 @@ use self::{
     directory::{Directory, Entry, Latest},
     evictions::Evictions,
     ids::Ids,
+    last_known::LastKnown,
     tokens::Tokens,
     worker::Worker,
 };
@@ -96,6 +98,8 @@ pub(crate) struct Context {
     /// What those hold that pods may write to.
     pub(crate) claims: Claims,
     pub(crate) tokens: Tokens,
+    /// What containers start with while the API is away.
+    pub(crate) last_known: LastKnown,
     pub(crate) quiet: Quiet,
     /// The node's resolver configuration, in the form that pods get.
     pub(crate) resolv_conf: String,
@@ -126,6 +130,17 @@ impl Survivor {
         }
     }
 
+    /// When its first container started; the far future for one that has none yet.
+    fn began(&self) -> Timestamp {
+        let started = self.pod.status.containers.iter();
+        let started = started.filter_map(|container| match &container.state {
+            ContainerState::Running { started_at, .. } => Some(*started_at),
+            ContainerState::Exited(exit) => exit.started_at,
+            ContainerState::Creating | ContainerState::Failed { .. } => None,
+        });
+        started.min().unwrap_or(Timestamp::MAX)
+    }
+
     /// As others see it before it has a task.
     fn entry(&self) -> Entry {
         let containers = self.pod.status.containers.iter().map(|container| {
@@ -147,9 +162,19 @@ impl Survivor {
 
 /// Lets others know of pods whose tasks begin once the API is heard.
 pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
+    let mut survivors: Vec<&Survivor> = survivors.iter().collect();
+    // Of those with one name the last is the newest.
+    survivors.sort_by_key(|survivor| survivor.began());
     for survivor in survivors {
         directory.publish(&survivor.entry());
     }
+}
+
+/// The ranges of user ids that are free beside those of pods that live. Their tasks begin one by one, some of them once the API
+/// is heard, and pods that are new begin in between.
+pub(crate) fn ids(survivors: &[Survivor]) -> Ids {
+    let configs = survivors.iter().map(|survivor| &survivor.pod.config);
+    Ids::beside(configs.map(|config| (config.uid.clone(), config.id_base)))
 }
 
 /// Keeps a task for each pod of this node.
@@ -443,6 +468,34 @@ mod tests {
         assert_eq!(names(&writable), ["running", "static", "waiting"]);
         let of_logs = ["over", "running", "static", "waiting"].map(|uid| format!("ns_name_{uid}"));
         assert_eq!(names(&logs), of_logs);
+    }
+
+    /// A static pod that is new begins before the tasks of those that the API binds; so does any that the API names first.
+    #[test]
+    fn a_pod_that_begins_before_a_survivor_has_a_task_does_not_get_its_ids() {
+        let survivor = |uid: &str, id_base| Survivor {
+            pod: RecoveredPod {
+                config: serde_json::from_value(json!({
+                    "uid": uid, "namespace": "ns", "name": uid, "hostname": uid,
+                    "id_base": id_base, "id_count": 65536,
+                }))
+                .unwrap(),
+                status: serde_json::from_value(json!({
+                    "version": 1, "netns": "/none", "holder_pid": 1, "shim_pid": 1, "containers": [],
+                }))
+                .unwrap(),
+                alive: uid != "dead",
+            },
+            attachment: None,
+        };
+        let fresh = ids(&[]);
+        let bases = ["one", "dead"].map(|uid| fresh.acquire(uid).unwrap());
+        let survivors = [survivor("one", bases[0]), survivor("dead", bases[1])];
+        let after_restart = ids(&survivors);
+        for new in ["static", "of-the-api"] {
+            assert!(!bases.contains(&after_restart.acquire(new).unwrap()), "{new}");
+        }
+        assert_eq!(after_restart.acquire("dead").unwrap(), bases[1]);
     }
 
     #[test]

@@ -106,8 +106,10 @@ async fn keyring(context: &Context, pod: &Pod) -> Result<Keyring, StepError> {
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let mut keys = Keyring::anonymous();
     let mut missing = Vec::new();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     for name in named.into_iter().flatten().map(|named| named.name.as_str()) {
-        let Some(secret) = secrets.get_opt(name).await? else {
+        let found = context.last_known.ask(uid, name, secrets.get_opt(name));
+        let Some(secret) = found.await? else {
             missing.push(name);
             continue;
         };

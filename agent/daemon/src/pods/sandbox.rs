@@ -23,6 +23,7 @@ use kube::{
 };
 use policies_ir::ports::PortSet;
 
+use super::last_known::LastKnown;
 use crate::{
     config::Config,
     operator_files::{self, FileError},
@@ -102,7 +103,11 @@ pub(crate) struct Ground {
 impl Ground {
     /// Reads the objects and files that the pod names; one that is missing is found out by [`profile`], if the container
     /// is one that it is for.
-    pub(crate) async fn read(client: &Client, pod: &Pod, config: &Config) -> Result<Self, kube::Error> {
+    pub(crate) async fn read(
+        (client, known): (&Client, &LastKnown),
+        pod: &Pod,
+        config: &Config,
+    ) -> Result<Self, kube::Error> {
         let directory = config.seccomp_dir();
         let read = |name: &str| {
             let text = operator_files::text_below(&directory, Path::new(name)).map_err(Arc::new);
@@ -124,13 +129,18 @@ impl Ground {
             plural: "sandboxprofiles".to_owned(),
         };
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let profiles: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
         let names: BTreeSet<&str> = names(pod).collect();
         for name in names.into_iter().filter(|name| !SANDBOX_PRESETS.contains(name)) {
-            if let Some(object) = profiles.get_opt(name).await? {
-                let typed = serde_json::to_value(object).and_then(serde_json::from_value);
-                let typed = typed.map_err(kube::Error::SerdeError)?;
-                ground.named.insert(name.to_owned(), typed);
+            let asked = async {
+                let object = profiles.get_opt(name).await?;
+                let typed =
+                    object.map(|object| serde_json::to_value(object).and_then(serde_json::from_value));
+                typed.transpose().map_err(kube::Error::SerdeError)
+            };
+            if let Some(profile) = known.ask::<SandboxProfile>(uid, name, asked).await? {
+                ground.named.insert(name.to_owned(), profile);
             }
         }
         Ok(ground)

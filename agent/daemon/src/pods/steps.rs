@@ -26,7 +26,7 @@ use super::{
     Context, PodId, claims,
     container::{self, ContainerError, Places, Resolved},
     contents::Sources,
-    env::{self, Addresses, Objects},
+    env::{self, Addresses, Objects, References},
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
@@ -212,7 +212,7 @@ pub(super) async fn start_sandbox(
 /// Brings the volumes that mirror objects of the API up to date.
 pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
-    let objects = objects_and_tokens(context, pod).await?;
+    let objects = of_volumes(context, pod).await?;
     let (pod, node) = (pod.clone(), crate::node::amounts(&context.config));
     let changed = tokio::task::spawn_blocking(move || {
         let sources = Sources {
@@ -317,7 +317,8 @@ pub(super) async fn start_container(
         host: context.network.node_addresses().all().collect(),
         api: context.config.api_for_pods(),
     };
-    let objects = objects(context, pod).await?;
+    let references = References::of_environment(spec);
+    let objects = objects(context, pod, references, Or::LastKnown).await?;
     let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
@@ -365,7 +366,8 @@ pub(super) async fn start_container(
 
 /// What the sandboxes of the pod's containers depend on now.
 pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<Ground, StepError> {
-    let mut ground = Ground::read(&context.client, pod, &context.config).await?;
+    let api = (&context.client, &context.last_known);
+    let mut ground = Ground::read(api, pod, &context.config).await?;
     if ground.limits_connections(pod) {
         let pod = PodRef {
             namespace: id.namespace.clone(),
@@ -376,6 +378,15 @@ pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<G
         ground.egress = Some(ports.ok_or(StepError::Bug("a pod without policy was about to start"))?);
     }
     Ok(ground)
+}
+
+/// Asks for what the pod's containers start with, so that it is known when the API is away.
+pub(super) async fn learn(context: &Context, pod: &Pod) -> Result<(), StepError> {
+    let api = (&context.client, &context.last_known);
+    let ground = async { Ok::<_, StepError>(Ground::read(api, pod, &context.config).await?) };
+    let references = References::of_environments(pod);
+    let environments = objects(context, pod, references, Or::LastKnown);
+    futures::try_join!(ground, environments).map(drop)
 }
 
 /// Removes everything that is left of the pod, also what this agent knows nothing of: one before it may have been killed,
@@ -446,18 +457,36 @@ fn log_path(logs: &Path, attempt: u32) -> PathBuf {
     logs.join(format!("{attempt}.log"))
 }
 
-/// Config maps and secrets that the pod refers to.
-async fn objects(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
-    let (config_maps, secrets) = env::references(pod);
+/// What to do without the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Or {
+    /// What it said before counts.
+    LastKnown,
+    /// There is nothing to go by.
+    Fail,
+}
+
+/// Config maps and secrets that something of the pod refers to.
+async fn objects(context: &Context, pod: &Pod, references: References, or: Or) -> Result<Objects, StepError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let known = &context.last_known;
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
     let hidden: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let maps = try_join_all(config_maps.into_iter().map(|name| async {
-        let found = maps.get_opt(&name).await?;
+    let maps = try_join_all(references.config_maps.into_iter().map(|name| async {
+        let asked = maps.get_opt(&name);
+        let found = match or {
+            Or::LastKnown => known.ask(uid, &name, asked).await?,
+            Or::Fail => asked.await?,
+        };
         Ok::<_, kube::Error>((name, found))
     }));
-    let hidden = try_join_all(secrets.into_iter().map(|name| async {
-        let found = hidden.get_opt(&name).await?;
+    let hidden = try_join_all(references.secrets.into_iter().map(|name| async {
+        let asked = hidden.get_opt(&name);
+        let found = match or {
+            Or::LastKnown => known.ask(uid, &name, asked).await?,
+            Or::Fail => asked.await?,
+        };
         Ok::<_, kube::Error>((name, found))
     }));
     let (config_maps, secrets) = futures::try_join!(maps, hidden)?;
@@ -468,10 +497,11 @@ async fn objects(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
     })
 }
 
-/// The same with what only volumes show.
-async fn objects_and_tokens(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
+/// What volumes show, tokens among it.
+async fn of_volumes(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
     let tokens = async { Ok::<_, StepError>(context.tokens.of(&context.client, pod).await?) };
-    let (objects, tokens) = futures::try_join!(objects(context, pod), tokens)?;
+    let objects = objects(context, pod, References::of_volumes(pod), Or::Fail);
+    let (objects, tokens) = futures::try_join!(objects, tokens)?;
     Ok(Objects { tokens, ..objects })
 }
 
@@ -482,7 +512,8 @@ async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> 
     let config = &context.config;
     let claims = claims::find(&context.client, pod, &config.node_name, &config.agent_dir);
     let claims = async { claims.await.map_err(StepError::from) };
-    let (objects, grants, claims) = futures::try_join!(objects_and_tokens(context, pod), grants, claims)?;
+    let (objects, grants, claims, ()) =
+        futures::try_join!(of_volumes(context, pod), grants, claims, learn(context, pod))?;
     let (full, asked) = (context.full.clone(), claims.clone());
     tokio::task::spawn_blocking(move || asked.iter().try_for_each(|(_, claimed)| full.refuse(claimed)))
         .await

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use agent_runtime::tmpfs::Swap;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use nix::mount::{MntFlags, umount2};
 use rustix::fs::{AtFlags, StatxFlags};
@@ -285,8 +286,19 @@ pub(super) fn give_to_group(path: &Path, gid: u32, may: u32) -> Result<(), Volum
     Ok(())
 }
 
+/// What is meant to be in memory only: secrets, tokens, what pods write to memory.
 fn tmpfs(path: &Path, bytes: u64) -> Result<(), VolumeError> {
-    agent_runtime::tmpfs::mount(path, bytes, 0o755).map_err(|error| failed("mount a tmpfs on", path, error))
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    let swap = agent_runtime::tmpfs::mount_off_swap(path, bytes, 0o755)
+        .map_err(|error| failed("mount a tmpfs on", path, error))?;
+    if swap == Swap::Possible {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                "this kernel may write secrets to swap (it has no tmpfs option noswap, Linux 6.4)"
+            );
+        });
+    }
+    Ok(())
 }
 
 /// Unmounts and removes `path`, whatever is there. What is mounted there may be the node's own files: nothing is removed
@@ -382,6 +394,15 @@ mod tests {
         create(root, sources(pod, &objects()), &[])
     }
 
+    /// What the kernel says of the file system that is mounted there.
+    fn super_options(path: &Path) -> String {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut at = mounts
+            .lines()
+            .filter(|line| line.split(' ').nth(4) == path.to_str());
+        at.next().unwrap().split(' ').next_back().unwrap().to_owned()
+    }
+
     #[test]
     fn mirrored_objects_are_followed() {
         let directory = tempfile::tempdir().unwrap();
@@ -456,6 +477,8 @@ mod tests {
         let read = || fs::read_to_string(root.join("v/t/token")).unwrap();
         assert_eq!(read(), "signed");
         assert!(is_mount_point(&root.join("v"), &root));
+        let newer = agent_sandbox::oci::kernel_version() >= (6, 4);
+        assert_eq!(super_options(&root.join("v")).contains(",noswap"), newer);
         let before = fs::read_link(root.join("v/..data")).unwrap();
         let mut changed = objects();
         changed.tokens.insert(wish("vault"), "renewed".to_owned());
@@ -583,6 +606,15 @@ mod tests {
             let stat = nix::sys::statvfs::statvfs(&file(path)).unwrap();
             stat.blocks() * stat.fragment_size()
         };
+        // Nothing to see on a kernel that does not know the option.
+        let newer = agent_sandbox::oci::kernel_version() >= (6, 4);
+        for volume in ["secret", "ram", "zero"] {
+            assert_eq!(
+                super_options(&file(volume)).contains(",noswap"),
+                newer,
+                "{volume}"
+            );
+        }
         assert_eq!(size("ram"), 1 << 20);
         assert_eq!(size("zero"), DEFAULT_MEMORY_VOLUME_BYTES, "not unlimited");
 

@@ -142,6 +142,7 @@ impl Worker {
         let (news, inbox) = mpsc::channel(INBOX);
         let reporter = Reporter::start(context.client.clone(), id.clone());
         let pod = objects.borrow().clone();
+        context.last_known.begin(&id.uid);
         let mut worker = Self {
             evictions: context.evictions.follow(),
             id,
@@ -176,6 +177,7 @@ impl Worker {
         };
         if let Some(survivor) = survivor {
             worker.adopt(survivor);
+            worker.ask_again();
         }
         worker.recall_end();
         if let Some(pod) = worker.pod.clone() {
@@ -253,7 +255,6 @@ impl Worker {
     /// Takes over what an earlier agent left.
     fn adopt(&mut self, survivor: Survivor) {
         let Survivor { pod, attachment } = survivor;
-        self.context.ids.keep(&self.id.uid, pod.config.id_base);
         for status in &pod.status.containers {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
@@ -274,6 +275,21 @@ impl Worker {
             self.lost = true;
         }
         tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive = pod.alive, "found again");
+    }
+
+    /// What an earlier agent was told is asked for once more, beside the task, before a container needs it.
+    fn ask_again(&self) {
+        let Some(pod) = self.pod.clone() else { return };
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            if let Err(error) = steps::learn(&context, &pod).await {
+                tracing::debug!(
+                    pod = pod.metadata.name,
+                    error = chain(&error),
+                    "asked again in vain"
+                );
+            }
+        });
     }
 
     async fn wait(&mut self, wake_at: Option<Timestamp>) {
@@ -311,6 +327,8 @@ impl Worker {
                 self.sandboxes.policy_changed();
             }
             () = self.evictions.changed() => {}
+            // Somebody may have contradicted it already.
+            () = self.reporter.written() => {}
             () = timer => {}
         }
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
@@ -485,14 +503,18 @@ impl Worker {
         }
     }
 
-    /// Sends the status if it says something new.
+    /// Sends the status if it says something new, or if somebody has written over what it said.
     fn report(&mut self, wanted: &Wanted) {
         if wanted.settled || wanted.ending == Ending::Gone {
             return;
         }
         let Some(status) = self.status(wanted) else { return };
         let sandbox = self.sandboxes.summary();
-        if self.reported.as_ref() != Some(&status) || self.reported_sandbox != sandbox {
+        let stands = self
+            .pod
+            .as_ref()
+            .is_none_or(|pod| !self.reporter.is_overruled(pod));
+        if self.reported.as_ref() != Some(&status) || self.reported_sandbox != sandbox || !stands {
             self.tell_back_off(&status);
             self.tell_deadline(&status);
             self.tell_outdated(&status);
@@ -644,6 +666,7 @@ fn refresh_time(pod: &Pod) -> Option<Instant> {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.context.claims.forget(&self.id.uid);
+        self.context.last_known.forget(&self.id.uid);
         let tasks = self
             .follower
             .iter()

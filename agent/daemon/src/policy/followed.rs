@@ -43,10 +43,9 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
-    pub(crate) fn new(node: String, host_addresses: BTreeSet<IpAddr>) -> Self {
+    pub(crate) fn new(node: String) -> Self {
         let view = ClusterView {
             node: node.clone(),
-            host_addresses,
             ..ClusterView::default()
         };
         Self {

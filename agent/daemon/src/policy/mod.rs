@@ -12,7 +12,6 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -26,7 +25,7 @@ use api::{
     flow::PodRef,
     node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
 };
-use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Way, monotonic_now};
+use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
 use looks::Looks;
 use policies_compiler::{
@@ -99,8 +98,6 @@ pub(crate) struct Start {
     pub(crate) cluster: Cluster,
     /// Name of this node.
     pub(crate) node: String,
-    /// Addresses of this node.
-    pub(crate) host_addresses: BTreeSet<IpAddr>,
     /// Endpoints that an earlier agent left behind and whose pods live: known before the first change of
     /// the tables, so that it does not cut them off.
     pub(crate) endpoints: Vec<Endpoint>,
@@ -135,7 +132,7 @@ impl Policy {
         let mut changes = start.cluster.changes();
         let (enforcement, enforced) = watch::channel(Enforcement::NotYet);
         let (written, changed) = watch::channel(0);
-        let mut followed = Followed::new(start.node.clone(), start.host_addresses.clone());
+        let mut followed = Followed::new(start.node.clone());
         for endpoint in start.endpoints {
             followed.attached(endpoint, &start.cluster);
         }
@@ -144,7 +141,6 @@ impl Policy {
             hosts: start.hosts,
             cluster: start.cluster,
             node: start.node,
-            host_addresses: start.host_addresses,
             followed,
             unwritten: true,
             worn: false,
@@ -267,7 +263,6 @@ struct Worker {
     hosts: Hosts,
     cluster: Cluster,
     node: String,
-    host_addresses: BTreeSet<IpAddr>,
     followed: Followed,
     /// Whether the kernel has to be given something.
     unwritten: bool,
@@ -292,6 +287,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
+        self.hosts.look();
         let mut stale = false;
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
         let mut refresh_at = expire_at;
@@ -321,20 +317,13 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 self.begin_to_tidy();
-                stale |= self.look_at_hosts();
+                stale |= self.hosts.look();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
             if self.looks.are_due() {
                 stale |= self.look();
             }
         }
-    }
-
-    /// Whether host endpoints are to be attached anew.
-    fn look_at_hosts(&mut self) -> bool {
-        let moved = self.hosts.have_moved();
-        self.unwritten |= moved;
-        moved
     }
 
     /// Whether there may be something to write. A caller that no longer waits for the answer was cancelled; what it asked
@@ -366,7 +355,7 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
-            Command::Moved => return self.look_at_hosts(),
+            Command::Moved => return self.hosts.look(),
         }
         true
     }
@@ -380,39 +369,29 @@ impl Worker {
         self.followed.take(changes);
         self.settle();
         let compiled_in = started.elapsed();
-        self.attach_hosts();
+        let prepared = self.prepare_hosts();
         if self.unwritten {
-            let tables = self.followed.session.tables();
-            let mut synced = match std::mem::take(&mut self.worn) {
-                true => self.datapath.renew(tables),
-                false => self.datapath.sync(tables),
-            };
-            if let Err(DatapathError::Full { .. }) = &synced
-                && self.followed.session.shed()
-            {
-                self.settle();
-                self.attach_hosts();
-                synced = self.datapath.sync(self.followed.session.tables());
-            }
-            match synced {
+            match self.write() {
                 Ok(synced) => {
                     let (rewritten, entries) = (synced.rewritten, synced.written);
                     tracing::debug!(rewritten, entries, ?compiled_in, total = ?started.elapsed(), "policy in force");
                     self.unwritten = false;
                     self.untold = true;
                     self.synced = synced.endpoints;
-                    self.enforcement.send_if_modified(|known| {
-                        let was = std::mem::replace(known, Enforcement::InForce);
-                        was != Enforcement::InForce
-                    });
                     self.save_names();
                 }
                 Err(error) => {
+                    self.hold_hosts();
                     self.stay_behind(&error);
                     return false;
                 }
             }
         }
+        let attached = prepared.and_then(|()| self.hosts.attach(&mut *self.datapath));
+        self.tell(match &attached {
+            Ok(()) => Enforcement::InForce,
+            Err(error) => Enforcement::Behind(unjudged(error)),
+        });
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
             let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
@@ -433,34 +412,56 @@ impl Worker {
         for (_, reply) in ready {
             drop(reply.send(Ok(())));
         }
-        true
+        attached.is_ok()
     }
 
-    /// Attaches what host endpoints ask for now.
-    fn attach_hosts(&mut self) {
+    /// Writes the tables.
+    fn write(&mut self) -> Result<Synced, DatapathError> {
         let tables = self.followed.session.tables();
-        let attached = self
-            .hosts
-            .attach(&mut *self.datapath, &self.followed.hosts(), tables);
-        self.unwritten |= attached.unwrap_or_else(|error| {
-            tracing::error!(
-                error = chain(&error),
-                "cannot judge all host endpoints, trying again"
-            );
-            true
+        let synced = match std::mem::take(&mut self.worn) {
+            true => self.datapath.renew(tables),
+            false => self.datapath.sync(tables),
+        };
+        if let Err(DatapathError::Full { .. }) = &synced
+            && self.followed.session.shed()
+        {
+            self.settle();
+            return self.datapath.sync(self.followed.session.tables());
+        }
+        synced
+    }
+
+    /// Makes ready what host endpoints ask for now.
+    fn prepare_hosts(&mut self) -> Result<(), DatapathError> {
+        let (hosts, tables) = (self.followed.hosts(), self.followed.session.tables());
+        self.unwritten |= self.hosts.prepare(&mut *self.datapath, &hosts, tables)?;
+        Ok(())
+    }
+
+    /// The tables could not be written: interfaces that host endpoints name since then are closed.
+    fn hold_hosts(&mut self) {
+        let closed = self.followed.session.closed_hosts();
+        if let Err(error) = self.hosts.hold(&mut *self.datapath, &closed) {
+            tracing::error!("{}", unjudged(&error));
+        }
+    }
+
+    /// Says whether the kernel judges by the policy that is known, if that is another answer than before.
+    fn tell(&self, now: Enforcement) {
+        if let Enforcement::Behind(why) = &now {
+            tracing::error!("{why}");
+        }
+        self.enforcement.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
         });
     }
 
     /// The tables could not be written: tells everyone who waits for them.
     fn stay_behind(&mut self, error: &DatapathError) {
         let message = chain(error);
-        tracing::error!(error = message, "policy not changed, the old one stays in force");
-        let behind = Enforcement::Behind(behind(error, self.followed.session.tables()));
-        self.enforcement.send_if_modified(|known| {
-            let changed = *known != behind;
-            *known = behind;
-            changed
-        });
+        self.tell(Enforcement::Behind(behind(error, self.followed.session.tables())));
         let waiting = self.waiting.drain(..).map(|(_, reply)| reply);
         for reply in waiting.chain(self.settling.drain(..)) {
             drop(reply.send(Err(message.clone())));
@@ -472,6 +473,7 @@ impl Worker {
         let ids = self.hosts.number(&self.followed.hosts());
         let session = &mut self.followed.session;
         session.set_host_endpoint_ids(&ids);
+        session.set_host_addresses(self.hosts.addresses(), self.hosts.groups());
         session.set_names(self.learned.current());
         let mut settled = session.settle();
         let wanted = session.wanted_domains();
@@ -584,9 +586,11 @@ impl Worker {
             keeps_established: places.keeping.contains(&link.id),
             programmed: tables.endpoints.contains_key(&link.id),
         };
+        let (host_addresses, host_groups) = self.followed.session.host_addresses();
         let mut policy = NodePolicy {
             node: self.node.clone(),
-            host_addresses: self.host_addresses.clone(),
+            host_addresses: host_addresses.clone(),
+            host_groups: host_groups.clone(),
             names: self.followed.session.names().clone(),
             endpoints: attached.into_iter().map(endpoint).collect(),
             hosts: self
@@ -646,6 +650,14 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
         }
     }
     text
+}
+
+/// The same, when it is about interfaces of the host alone.
+fn unjudged(error: &DatapathError) -> String {
+    format!(
+        "the kernel does not judge every interface of the node as its HostEndpoints ask: {}",
+        chain(error)
+    )
 }
 
 /// An error and its causes in one line.

@@ -1,6 +1,9 @@
 //! The thread that owns the datapath, over a datapath that can be full.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
 
 use agent_resolver::Limits;
 use agent_telemetry::{FlowLog, LogConfig, NamedEndpoint};
@@ -8,6 +11,7 @@ use api::flow::HostRef;
 use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, Synced};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
+use policies_ir::tables::{Direction, Packet, Verdict, lookup};
 use serde_json::json;
 
 use super::*;
@@ -62,7 +66,21 @@ impl Datapath for Narrow {
         self.forgetting
     }
 
+    fn prepare_hosts(&mut self, endpoints: &BTreeSet<EndpointId>) -> Result<(), DatapathError> {
+        self.inner.prepare_hosts(endpoints)
+    }
+
+    fn close_hosts(&mut self, tables: &NodeTables) -> Result<(), DatapathError> {
+        self.inner.close_hosts(tables)
+    }
+
+    /// No interface gets an endpoint without tables: it would be open.
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError> {
+        let endpoints = link.addresses.values().chain(&link.forward);
+        let open: Vec<_> = endpoints
+            .filter(|endpoint| !self.inner.has_tables(endpoint.id))
+            .collect();
+        assert!(open.is_empty(), "{open:?} have no tables");
         self.inner.attach_host(link)
     }
 
@@ -136,6 +154,7 @@ fn machine() -> std::io::Result<Vec<Interface>> {
         index,
         name: name.to_owned(),
         addresses: BTreeSet::new(),
+        broadcasts: BTreeSet::new(),
     };
     Ok(vec![interface(2, "eth0"), interface(3, "eth1")])
 }
@@ -181,7 +200,6 @@ fn begin_on(
         datapath: Box::new(datapath),
         cluster: cluster.clone(),
         node: "n1".to_owned(),
-        host_addresses: BTreeSet::new(),
         endpoints: Vec::new(),
         names: Arc::clone(names),
         learned: Arc::new(LearnedNames::open(Limits::default(), dir.join("names"))),
@@ -384,6 +402,148 @@ async fn a_host_endpoint_moves_to_another_interface() {
         assert_eq!(host.attached, [interface.to_owned()].into());
         assert!(host.programmed.contains(&host.local), "{host:?}");
     }
+}
+
+/// One that a host endpoint takes over from another keeps that one, and one that comes later gets the one that there is.
+#[tokio::test]
+async fn no_interface_is_open_while_tables_do_not_fit() {
+    static PLUGGED: AtomicBool = AtomicBool::new(false);
+    fn plugged() -> std::io::Result<Vec<Interface>> {
+        let mut interfaces = machine()?;
+        if PLUGGED.load(Ordering::Relaxed) {
+            interfaces.push(Interface {
+                index: 4,
+                name: "eth2".to_owned(),
+                addresses: BTreeSet::new(),
+                broadcasts: BTreeSet::new(),
+            });
+        }
+        Ok(interfaces)
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start_on(dir.path(), &full, &cluster, plugged);
+    let bring = |name: &str, interface: &str| {
+        let host = object(
+            "HostEndpoint",
+            name,
+            &json!({"node": "n1", "interfaceName": interface}),
+        );
+        cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    };
+    let attached = async |name: &str| {
+        let hosts = policy.dump().await.unwrap().hosts;
+        let host = hosts.into_iter().find(|host| host.name == name).unwrap();
+        host.attached.into_iter().collect::<Vec<_>>()
+    };
+    bring("all", "*");
+    policy.settle().await.unwrap();
+    assert_eq!(attached("all").await, ["eth0", "eth1"]);
+
+    full.store(true, Ordering::Relaxed);
+    bring("uplink", "eth0");
+    policy.settle().await.unwrap_err();
+    assert_eq!(attached("all").await, ["eth0", "eth1"]);
+    assert_eq!(attached("uplink").await, [""; 0]);
+    PLUGGED.store(true, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap_err();
+    assert_eq!(attached("all").await, ["eth0", "eth1", "eth2"]);
+
+    full.store(false, Ordering::Relaxed);
+    policy.settle().await.unwrap();
+    assert_eq!(attached("all").await, ["eth1", "eth2"]);
+    assert_eq!(attached("uplink").await, ["eth0"]);
+}
+
+/// Nothing was ever written: what is attached is closed. That no attempt to write succeeds is told, and so is that the
+/// next one does.
+#[tokio::test]
+async fn an_interface_without_tables_is_attached_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(true)), Cluster::empty());
+    let policy = start(dir.path(), &full, &cluster);
+    let spec = json!({"node": "n1", "interfaceName": "eth0"});
+    let host = object("HostEndpoint", "uplink", &spec);
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    policy.settle().await.unwrap_err();
+    let dumped = policy.dump().await.unwrap();
+    assert_eq!(dumped.hosts[0].attached, ["eth0".to_owned()].into());
+    assert!(dumped.hosts[0].programmed.is_empty(), "{dumped:?}");
+    assert!(matches!(*policy.enforcement().borrow(), Enforcement::Behind(_)));
+    full.store(false, Ordering::Relaxed);
+    policy.settle().await.unwrap();
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+    assert!(!policy.dump().await.unwrap().hosts[0].programmed.is_empty());
+}
+
+/// Only then is all compiled anew, and what is sent for `verify --live` is what the tables were made with.
+#[tokio::test]
+async fn addresses_of_the_node_reach_policy_as_they_change() {
+    static MOVED: AtomicUsize = AtomicUsize::new(0);
+    fn moving() -> std::io::Result<Vec<Interface>> {
+        let mut interfaces = machine()?;
+        let (addresses, broadcast) = match MOVED.load(Ordering::Relaxed) {
+            0 => (vec!["192.0.2.7"], "192.0.2.255"),
+            1 => (vec!["192.0.2.7", "fe80::7"], "192.0.2.255"),
+            _ => (vec!["192.0.2.7", "198.51.100.7"], "198.51.100.255"),
+        };
+        interfaces[0].addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        interfaces[0].broadcasts = [broadcast.parse().unwrap()].into();
+        Ok(interfaces)
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let dropped = json!({"defaultEndpointToHostAction": "Drop"});
+    let configuration = object("FelixConfiguration", "default", &dropped);
+    cluster.bring_object("FelixConfiguration", watcher::Event::Apply(configuration));
+    cluster.bring(watcher::Event::Apply(web()));
+    let policy = start_on(dir.path(), &full, &cluster, moving);
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    let reaches = async |address: &str| {
+        let dumped = policy.dump().await.unwrap();
+        let packet = Packet {
+            direction: Direction::Egress,
+            peer: address.parse().unwrap(),
+            inside: None,
+            protocol: 6,
+            source_port: 40_000,
+            port: 22,
+        };
+        let tables = dump::read(&dumped).unwrap();
+        lookup(&tables, EndpointId(7), &packet).verdict == Verdict::Allow
+    };
+    for closed in [
+        "192.0.2.7",
+        "192.0.2.255",
+        "224.0.0.251",
+        "255.255.255.255",
+        "ff02::fb",
+    ] {
+        assert!(!reaches(closed).await, "{closed}");
+    }
+    for open in ["192.0.2.8", "198.51.100.7", "198.51.100.255", "fe80::7"] {
+        assert!(reaches(open).await, "{open}");
+    }
+
+    let mut changes = policy.changes();
+    changes.borrow_and_update();
+    MOVED.store(1, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap();
+    assert!(!changes.has_changed().unwrap(), "an address of a link alone");
+    MOVED.store(2, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap();
+    assert!(changes.has_changed().unwrap());
+    for closed in ["192.0.2.7", "198.51.100.7", "198.51.100.255", "192.0.2.1"] {
+        assert!(!reaches(closed).await, "{closed}");
+    }
+    assert!(reaches("192.0.2.255").await);
+    let dumped = policy.dump().await.unwrap();
+    assert!(dumped.host_addresses.contains(&"198.51.100.7".parse().unwrap()));
+    assert!(dumped.host_groups.contains(&"198.51.100.255/32".parse().unwrap()));
 }
 
 /// Sooner than it would be looked for.

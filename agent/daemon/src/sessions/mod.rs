@@ -229,8 +229,8 @@ fn find(directory: &Directory, wanted: &Request) -> Result<(), (StatusCode, Stri
         action,
     } = wanted;
     let entry = directory
-        .find(namespace, pod)
-        .filter(|entry| entry.id.uid == *uid)
+        .entry(uid)
+        .filter(|entry| (&entry.id.namespace, &entry.id.name) == (namespace, pod))
         .ok_or_else(|| {
             let message = format!("pod \"{namespace}/{pod}\" is not on this node");
             (StatusCode::NOT_FOUND, message)

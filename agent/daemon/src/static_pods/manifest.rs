@@ -120,8 +120,7 @@ fn check(pod: &Pod) -> Result<(), ManifestError> {
     {
         return refused("spec.imagePullSecrets", NO_API);
     }
-    let (config_maps, secrets) = env::references(pod);
-    if !(config_maps.is_empty() && secrets.is_empty()) {
+    if env::References::of_pod(pod) != env::References::default() {
         return refused("a reference to a ConfigMap or Secret", NO_API);
     }
     let volumes = spec.volumes.iter().flatten();

@@ -212,6 +212,11 @@ pub(crate) const CALLS: &[Call] = &[
         [Number(17), Number(3), NO, NO, NO],
     ),
     Call(
+        "socket-packet-old",
+        libc::SYS_socket,
+        [Number(2), Number(10), Number(0x300), NO, NO],
+    ),
+    Call(
         "socket-alg",
         libc::SYS_socket,
         [Number(38), Number(5), NO, NO, NO],

@@ -1,12 +1,10 @@
-//! Attempts to get code from what was written, which the profile `strict` stops, and to use ports that were
-//! not declared. Each is made by its name.
+//! Attempts to get code from what was written, which the profile `strict` stops. Each is made
+//! by its name.
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use crate::{Attempt, Outcome, checked, done};
 
@@ -88,10 +86,6 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         })
     }),
     ("write-image", || fs::write("/etc/drill", "x").map(done)),
-    ("bind-declared", || TcpListener::bind("0.0.0.0:8080").map(done)),
-    ("bind-other", || TcpListener::bind("0.0.0.0:8081").map(done)),
-    ("connect-declared", || connect(8080)),
-    ("connect-other", || connect(8081)),
 ];
 
 const PAGE: usize = 4096;
@@ -132,10 +126,4 @@ fn map_written(path: &str) -> io::Result<Outcome> {
     fs::write(path, page_of_code())?;
     let file = fs::File::open(path)?;
     run(map(file.as_raw_fd(), READ | EXECUTE, libc::MAP_PRIVATE)?)
-}
-
-/// Nobody listens: that it may try shows in the error.
-fn connect(port: u16) -> io::Result<Outcome> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    TcpStream::connect_timeout(&address, Duration::from_secs(2)).map(done)
 }

@@ -24,6 +24,7 @@ mod calls;
 mod code;
 mod files;
 mod neighbours;
+mod ports;
 mod profile;
 mod resources;
 
@@ -97,6 +98,7 @@ fn attempt(name: &str) -> io::Result<Outcome> {
         neighbours::ATTEMPTS,
         resources::ATTEMPTS,
         code::ATTEMPTS,
+        ports::ATTEMPTS,
         profile::ATTEMPTS,
     ]
     .concat();

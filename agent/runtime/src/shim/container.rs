@@ -160,7 +160,7 @@ impl Container {
             .map_err(ContainerError::Log)?;
         let user_namespace =
             fs::File::open(pod.shared.namespaces.join("user")).map_err(ContainerError::UserNamespace)?;
-        let root = rootfs::stage(&pod.paths, &pod.launch.pod, user_namespace.as_fd(), &config)
+        let root = rootfs::stage(&pod.paths, &pod.launch.pod, user_namespace.as_fd(), &mut config)
             .map_err(ContainerError::Rootfs)?;
         let directory = fs::File::open(&root.root).map_err(ContainerError::Configuration)?;
         if !config.env.iter().any(|(name, _)| name == "HOME") {

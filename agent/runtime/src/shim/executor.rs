@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use agent_sandbox::{ApplyError, Compiled, ImageRuleset, LandlockOutcome, PathRule};
+use agent_sandbox::{ApplyError, Compiled, ImageRuleset, LandlockOutcome, Moment, PathRule};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::sys::signal::Signal;
@@ -80,9 +80,14 @@ impl Confinement {
             layer: Some(error.layer()),
             phase: Phase::Preparation,
         };
+        // Nothing of the container has run yet where there is a gate.
+        let moment = match self.gate {
+            Some(_) => Moment::Start,
+            None => Moment::Later,
+        };
         let restricted = self
             .compiled
-            .restrict_in_container(&self.ruleset, &self.mounts)
+            .restrict_in_container(&self.ruleset, &self.mounts, moment)
             .map_err(unconfined)?;
         // After the filter this process may be unable to say anything.
         if self.gate.is_some() {

@@ -45,6 +45,8 @@ pub(crate) enum RootfsError {
     TooManyLayers,
     #[error("{} cannot be executable: the same files are also mounted writable", target.display())]
     WritableAndExecutable { target: PathBuf },
+    #[error("{} is, or leads to, the root of the container, over which nothing can be mounted", target.display())]
+    OverRoot { target: PathBuf },
 }
 
 /// The root of one container in the shim's mount namespace.
@@ -96,12 +98,13 @@ pub(crate) fn prepare(holder: i32, shares_processes: bool) -> Result<Shared, Roo
     Ok(Shared { namespaces, memory })
 }
 
-/// Mounts everything a container needs below its staging directory.
+/// Mounts everything a container needs below its staging directory. The mounts of `config` are put where the image's links
+/// lead, in the order in which they can be made.
 pub(crate) fn stage(
     paths: &PodPaths,
     pod: &PodConfig,
     user_namespace: BorrowedFd<'_>,
-    config: &ContainerConfig,
+    config: &mut ContainerConfig,
 ) -> Result<Rootfs, RootfsError> {
     if config.layers.is_empty() {
         return Err(RootfsError::NoLayers);
@@ -123,11 +126,11 @@ pub(crate) fn stage(
     let root = overlay(&staging, &lower, &writable)?;
     make_directory(&root, &config.cwd, pod)?;
 
+    place(&root, &mut config.mounts)?;
     let mut mounts = Vec::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let staged = staging.join(format!("m{index}"));
-        let in_code = is_in_code(&root, &mount.target)?;
-        stage_mount(mount, &staged, user_namespace, in_code)?;
+        stage_mount(mount, &staged, user_namespace)?;
         mounts.push(staged);
     }
     Ok(Rootfs { root, mounts })
@@ -202,12 +205,7 @@ fn make_writable(
     Ok(writable)
 }
 
-fn stage_mount(
-    mount: &Mount,
-    staged: &Path,
-    user_namespace: BorrowedFd<'_>,
-    in_code: bool,
-) -> Result<(), RootfsError> {
+fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> Result<(), RootfsError> {
     let source = match &mount.sub_path {
         Some(sub_path) => subpath::open(&mount.source, sub_path)?,
         None => {
@@ -227,7 +225,9 @@ fn stage_mount(
     }
     // Inside a code directory the image's rule would let its files be executed. Elsewhere Landlock keeps them from being so,
     // and code may be mapped from them, as programs that unpack their own libraries do.
-    if in_code && !may_execute(mount) {
+    //
+    // Links in volumes are not seen here; the sandbox refuses what they lead into code ([`agent_sandbox::ImageRuleset`]).
+    if is_code_path(&mount.target) && !may_execute(mount) {
         attributes |= libc::MOUNT_ATTR_NOEXEC;
     }
     bind_shifted_fd(
@@ -238,32 +238,82 @@ fn stage_mount(
     )
 }
 
-/// Whether a mount point lies in a code directory, be it that a link of the image leads there. What is missing of it is made
-/// below what is there.
+/// Brings mounts into the order in which what lies in another comes after it, and their targets to where the image's links
+/// lead: the sandbox grants nothing at the end of a link, and what is mounted there is not below the name that was asked for.
 ///
-/// Links in volumes are not seen here; the sandbox refuses what they lead into code ([`agent_sandbox::ImageRuleset`]).
-fn is_in_code(root: &Path, target: &Path) -> Result<bool, RootfsError> {
-    if is_code_path(target) {
-        return Ok(true);
+/// What has the same target as a later one is hidden by it.
+fn place(root: &Path, mounts: &mut [Mount]) -> Result<(), RootfsError> {
+    // Mounts before their parts: the image's links below a mount do not count.
+    let depth = |mount: &Mount| mount.target.components().count();
+    mounts.sort_by_key(depth);
+    let mut covered: Vec<PathBuf> = ["/dev", "/proc", "/sys"].map(PathBuf::from).into();
+    for mount in &mut *mounts {
+        let found = resolve(root, &mount.target, &covered)?;
+        if found == Path::new("/") {
+            return Err(RootfsError::OverRoot {
+                target: mount.target.clone(),
+            });
+        }
+        covered.push(found.clone());
+        mount.target = found;
     }
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let top = rustix::fs::open(root, flags, Mode::empty()).map_err(on_errno("open", root))?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    for existing in target.ancestors() {
-        let opened = match rustix::fs::openat2(&top, existing, flags, Mode::empty(), resolve) {
-            Ok(opened) => opened,
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => continue,
-            Err(errno) => return Err(on_errno("find", target)(errno)),
+    mounts.sort_by_key(depth);
+    Ok(())
+}
+
+/// Where the links of an image lead from a path in it, the last component included, whether or not there is anything. Nothing
+/// of the container runs yet, so the image says the same until all is mounted. Below `covered` lies something else than the
+/// image.
+fn resolve(root: &Path, path: &Path, covered: &[PathBuf]) -> Result<PathBuf, RootfsError> {
+    // As many as the kernel follows.
+    const MAX_LINKS: usize = 40;
+    let names = |path: &Path| -> Vec<PathBuf> {
+        let names = path.components().rev();
+        names.map(|name| PathBuf::from(name.as_os_str())).collect()
+    };
+    let mut found = PathBuf::from("/");
+    let mut pending = names(path);
+    let mut links = 0;
+    while let Some(name) = pending.pop() {
+        match name.components().next() {
+            Some(Component::ParentDir) => {
+                found.pop();
+                continue;
+            }
+            Some(Component::Normal(_)) => {}
+            _ => continue,
+        }
+        let next = found.join(&name);
+        let link = match covered.iter().any(|other| found.starts_with(other)) {
+            true => None,
+            // No component of `found` is a link.
+            false => link_at(&root.join(next.strip_prefix("/").unwrap_or(&next)))?,
         };
-        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
-        let found = fs::read_link(link).map_err(on("find", target))?;
-        let (Ok(found), Ok(missing)) = (found.strip_prefix(root), target.strip_prefix(existing)) else {
-            // It is not below the root by the name that the root has: then it may be anywhere.
-            return Ok(true);
+        let Some(link) = link else {
+            found = next;
+            continue;
         };
-        return Ok(is_code_path(&found.join(missing)));
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(on_errno("find", path)(rustix::io::Errno::LOOP));
+        }
+        if link.is_absolute() {
+            found = PathBuf::from("/");
+        }
+        pending.extend(names(&link));
     }
-    Ok(true)
+    Ok(found)
+}
+
+/// What a link says; nothing if there is no link.
+fn link_at(path: &Path) -> Result<Option<PathBuf>, RootfsError> {
+    match fs::read_link(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINVAL | libc::ENOENT | libc::ENOTDIR) => Ok(None),
+            _ => Err(on("find", path)(error)),
+        },
+    }
 }
 
 /// The sandbox knows files, not paths: what one mount makes executable is so through every other mount.
@@ -432,4 +482,107 @@ pub(super) fn on_errno(
 ) -> impl FnOnce(rustix::io::Errno) -> RootfsError {
     let error = on(operation, path);
     move |errno| error(errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn mount(target: &str) -> Mount {
+        Mount {
+            source: "/host".into(),
+            sub_path: None,
+            target: target.into(),
+            read_only: false,
+            executable: false,
+        }
+    }
+
+    fn placed(root: &Path, targets: &[&str]) -> Result<Vec<String>, RootfsError> {
+        let mut mounts: Vec<Mount> = targets.iter().map(|target| mount(target)).collect();
+        place(root, &mut mounts)?;
+        let target = |mount: Mount| mount.target.to_str().expect("text").to_owned();
+        Ok(mounts.into_iter().map(target).collect())
+    }
+
+    #[test]
+    fn what_lies_in_another_mount_comes_after_it() {
+        let root = tempfile::tempdir().expect("a directory");
+        let placed = |targets: &[&str]| placed(root.path(), targets).expect("placed");
+        assert_eq!(
+            placed(&[
+                "/etc/hosts",
+                "/a/b/c",
+                "/data/part",
+                "/a",
+                "/data",
+                "/a/b",
+                "/etc"
+            ]),
+            [
+                "/a",
+                "/data",
+                "/etc",
+                "/etc/hosts",
+                "/data/part",
+                "/a/b",
+                "/a/b/c"
+            ]
+        );
+    }
+
+    #[test]
+    fn targets_are_where_the_images_links_lead() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = |path: &str| root.path().join(path);
+        for directory in ["var", "etc", "usr/bin", "srv/real", "dev"] {
+            fs::create_dir_all(path(directory)).expect("mkdir");
+        }
+        for (target, link) in [
+            // Neither is in the image.
+            ("/run", "var/run"),
+            ("../run/resolve/stub.conf", "etc/resolv.conf"),
+            ("usr/bin", "bin"),
+            ("real/../../../..", "srv/up"),
+            ("/srv/up/usr/bin", "srv/twice"),
+            ("loop", "srv/loop"),
+            ("..", "srv/root"),
+            ("/usr/bin", "dev/code"),
+            ("/usr/bin", "usr/hidden"),
+        ] {
+            symlink(target, path(link)).expect("link");
+        }
+        let placed = |targets: &[&str]| placed(root.path(), targets);
+        for (target, found) in [
+            ("/var/run", "/run"),
+            ("/var/run/app", "/run/app"),
+            ("/etc/resolv.conf", "/run/resolve/stub.conf"),
+            ("/bin/vol", "/usr/bin/vol"),
+            ("/srv/up/etc", "/etc"),
+            ("/srv/twice/x", "/usr/bin/x"),
+            ("/not/there", "/not/there"),
+            ("/dev/code/x", "/dev/code/x"),
+        ] {
+            assert_eq!(placed(&[target]).expect(target), [found], "{target}");
+        }
+        assert_eq!(
+            placed(&["/var/run/deep", "/srv/real/a", "/var/run"]).expect("placed"),
+            ["/run", "/run/deep", "/srv/real/a"],
+            "ordered by where they are"
+        );
+        assert_eq!(
+            placed(&["/usr/hidden/x", "/usr"]).expect("placed"),
+            ["/usr", "/usr/hidden/x"],
+            "what lies over the image is not the image"
+        );
+        assert!(placed(&["/srv/loop"]).is_err());
+        for over in ["/srv/root", "/srv/up", "/"] {
+            assert!(
+                matches!(placed(&[over]), Err(RootfsError::OverRoot { .. })),
+                "{over}"
+            );
+        }
+    }
 }

@@ -107,7 +107,12 @@ pub(crate) fn mount_rules(config: &ContainerConfig) -> Vec<PathRule> {
         "/sys/kernel/mm/transparent_hugepage",
     ];
     rules.extend(readable.map(|path| PathRule::optional(path, PathAccess::Read)));
-    rules.extend(config.mounts.iter().map(|mount| {
+    let mounts = config.mounts.iter().enumerate().filter(|(index, mount)| {
+        // The last one at a place hides the others, whose rules would count for its files.
+        let mut later = config.mounts.iter().skip(index + 1);
+        later.all(|later| later.target != mount.target)
+    });
+    rules.extend(mounts.map(|(_, mount)| {
         let access = match (mount.read_only, may_execute(mount)) {
             (true, true) => PathAccess::ReadExecute,
             (true, false) => PathAccess::Read,
@@ -307,5 +312,15 @@ mod tests {
         );
         assert_eq!(access("/ro"), Some(PathAccess::Read));
         assert_eq!(access("/rx"), Some(PathAccess::ReadExecute));
+        let mut hidden = example();
+        hidden.mounts[2].target = "/rw".into();
+        hidden.mounts.swap(0, 2);
+        let rules = mount_rules(&hidden);
+        let at_rw: Vec<_> = rules
+            .iter()
+            .filter(|rule| rule.path == std::path::Path::new("/rw"))
+            .map(|rule| rule.access)
+            .collect();
+        assert_eq!(at_rw, [PathAccess::ReadWrite], "what is hidden grants nothing");
     }
 }

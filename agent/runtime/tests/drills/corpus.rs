@@ -359,6 +359,12 @@ pub(crate) const CORPUS: &[Family] = &[
             drill("add-network-link", "an interface of its own", Capabilities),
             drill("socket-raw", "packets with any header", Capabilities),
             twice("socket-packet", "all packets of a link", Seccomp, Capabilities),
+            twice(
+                "socket-packet-old",
+                "the same as a type of IPv4 sockets, which the kernel still takes",
+                Seccomp,
+                Capabilities,
+            ),
             drill("socket-alg", "the kernel's crypto interface", Seccomp),
             drill("socket-vsock", "the machine's hypervisor", Seccomp),
             twice(
@@ -576,6 +582,30 @@ pub(crate) const STRICT: Family = Family {
             "connect-other",
             "connect to a port that is not among the allowed ones",
             Landlock,
+        ),
+        drill(
+            "bind-multipath",
+            "serve on such a port with Multipath TCP, which Landlock does not judge",
+            Seccomp,
+        ),
+        drill("connect-multipath", "connect to one with Multipath TCP", Seccomp),
+        drill("connect-sctp", "a stream of another protocol with ports", Seccomp),
+        drill(
+            "connect-sendto",
+            "connect to one while sending (MSG_FASTOPEN), which Landlock does not judge",
+            Seccomp,
+        ),
+        drill("connect-sendmsg", "the same with sendmsg", Seccomp),
+        drill("connect-sendmmsg", "the same with sendmmsg", Seccomp),
+        drill(
+            "connect-later",
+            "connect to one with the first byte (TCP_FASTOPEN_CONNECT)",
+            Landlock,
+        ),
+        drill(
+            "become-other-protocol",
+            "make a TCP socket one of a protocol that Landlock does not judge (TCP_ULP)",
+            Seccomp,
         ),
     ],
 };

@@ -35,6 +35,7 @@ const EINVAL: &str = "errno 22";
 const EROFS: &str = "errno 30";
 const ENOSYS: &str = "errno 38";
 const EXDEV: &str = "errno 18";
+const EPROTONOSUPPORT: &str = "errno 93";
 const ENETUNREACH: &str = "errno 101";
 const ECONNREFUSED: &str = "errno 111";
 const SIGSYS: &str = "signal 31";
@@ -228,7 +229,7 @@ fn by_itself(layer: Layer) -> bool {
 
 /// A profile with another error number for these refusals, otherwise the same.
 fn marked_profile(profile: &Profile, refusals: &[i32]) -> Profile {
-    let mut policy: SyscallPolicy = profile.syscalls.policy();
+    let mut policy: SyscallPolicy = profile.syscall_policy();
     let mark = |action: &mut Action| {
         if let Action::Errno(number) = action
             && refusals.contains(&i32::from(*number))
@@ -369,7 +370,13 @@ async fn what_is_written_is_never_code_under_strict() {
         bind: Some(port.clone()),
         connect: Some(port),
     });
-    let mut argv = vec!["/bin/drill", "run", "bind-declared", "connect-declared"];
+    let mut argv = vec![
+        "/bin/drill",
+        "run",
+        "bind-declared",
+        "connect-declared",
+        "listen-unbound",
+    ];
     argv.extend(STRICT.drills.iter().map(|drill| drill.name));
     let container = |name: &str, argv: &[&str], profile: Profile| ContainerConfig {
         profile,
@@ -381,7 +388,8 @@ async fn what_is_written_is_never_code_under_strict() {
     let baseline = answers(&output);
     let (_, output) = stage.run(&container("strict", &argv, profile.clone())).await;
     let strict = answers(&output);
-    let marked = marked_profile(&profile, &[libc::EPERM]);
+    let refusals = [libc::EPERM, libc::EPROTONOSUPPORT, libc::EOPNOTSUPP, libc::ENOENT];
+    let marked = marked_profile(&profile, &refusals);
     let (_, output) = stage.run(&container("marked", &argv, marked)).await;
     let mut with_marks = answers(&output);
     let unknown = ["/bin/drill", "run", "map-anonymous-file"];
@@ -391,12 +399,21 @@ async fn what_is_written_is_never_code_under_strict() {
 
     assert_eq!(strict["bind-declared"], DONE);
     assert_ne!(strict["connect-declared"], EACCES);
+    // A gap that THREATS.md states. A kernel that closes it makes this a drill.
+    assert_eq!(strict["listen-unbound"], DONE);
+    // As on a kernel without Multipath TCP: what asks for it falls back on TCP.
+    assert_eq!(strict["bind-multipath"], EPROTONOSUPPORT);
     let mut wrong = String::new();
     for drill in STRICT.drills {
         let [open, stopped, marked] =
             [&baseline, &strict, &with_marks].map(|answers| answers[drill.name].as_str());
-        // Nobody listens there.
-        let was_open = open == DONE || (drill.name == "connect-other" && open != EACCES);
+        // Nobody listens there, and the kernel may not have the protocol.
+        let was_open = match drill.name {
+            "connect-sctp" => [DONE, EPROTONOSUPPORT].contains(&open),
+            "become-other-protocol" => [DONE, ENOENT].contains(&open),
+            name if name.starts_with("connect-") => [ECONNREFUSED, ENETUNREACH].contains(&open),
+            _ => open == DONE,
+        };
         let shown = match drill.stopped_by {
             Layer::Seccomp => marked == MARKED,
             Layer::Landlock => stopped == EACCES && marked == EACCES,
@@ -605,12 +622,14 @@ async fn an_images_links_do_not_lead_mounts_to_the_host() {
             sub_path: None,
         })
         .to_vec();
-    let refused = stage.runtime.start_container(stage.pod(0), &config).await;
-    refused.expect_err("inside, the links lead nowhere");
-    let removed = stage.runtime.remove_container(stage.pod(0), "main").await;
-    removed.expect("removed");
+    let (_, output) = stage.run(&config).await;
+    assert_eq!(
+        output, "mountedmounted\n",
+        "inside, they lead to what is made there"
+    );
     fs::create_dir_all(layer.join(host.path().strip_prefix("/").expect("absolute"))).expect("mkdir");
-    config.attempt = 1;
+    config.log_path = stage.log("there");
+    config.name = "there".into();
     let (_, output) = stage.run(&config).await;
     assert_eq!(output, "mountedmounted\n", "inside, they lead there");
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("reads");

@@ -54,6 +54,7 @@ async fn what_starts_a_container_may_die_at_any_step() {
             .unwrap_or_else(|error| panic!("{outcome:?}: {error}"));
         is_calm(&stage, &calm, &outcome).await;
     }
+    println!("walked {} of {all:?} steps", chosen(all.unwrap_or(0), SOME).len());
     assert!(all > Some(40), "{all:?} steps");
     let (exit, output) = stage.shell("last", "echo still works").await;
     assert_eq!((exit.code, output.as_str()), (0, "still works\n"));
@@ -93,6 +94,7 @@ async fn what_starts_a_program_beside_it_may_die_at_any_step() {
         ));
         is_calm(&stage, &calm, &outcome).await;
     }
+    println!("walked {} of {all:?} steps", chosen(all.unwrap_or(0), SOME).len());
     assert!(all > Some(5), "{all:?} steps");
     stage.end().await;
 }
@@ -158,6 +160,7 @@ async fn a_shim_may_die_at_any_step_of_its_own_start() {
             });
             stage.end().await;
         }
+        println!("walked {} of {all:?} steps", chosen(all.unwrap_or(0), SOME).len());
         assert!(all > Some(5), "{victim:?}: {all:?} steps");
     }
 }
@@ -212,6 +215,7 @@ async fn a_shim_may_die_at_any_step_of_a_containers_start_and_of_the_end() {
             stage.nothing_is_left(status);
             wait_for(|| processes_of(&directory).is_empty());
         }
+        println!("walked {} of {all:?} steps", chosen(all.unwrap_or(0), SOME).len());
         assert!(all > Some(5), "ending {ending}: {all:?} steps");
     }
 }

@@ -3,6 +3,7 @@
 //! One program gives all answers of a policy: what is allowed, `EPERM` for what is not, `ENOSYS` for
 //! `clone3` and for calls newer than the list.
 
+pub(crate) mod detours;
 mod emit;
 mod policy;
 #[cfg(test)]
@@ -160,22 +161,20 @@ fn beyond_baseline(answer: impl Fn(Action) -> Action) -> SyscallPolicy {
     }
 }
 
-/// `then` if one of the condition's arguments holds, else `otherwise`.
+/// `then` if one of the condition's alternatives holds, else `otherwise`.
 fn rule(condition: &Conditional, then: Action, otherwise: Action) -> CallRule {
-    let alternative = |argument: &crate::syscalls::Argument| {
-        let compare = match argument.mask {
+    let tested = |argument: &crate::syscalls::Argument| Condition {
+        index: argument.index,
+        width: Width::Word,
+        compare: match argument.mask {
             u32::MAX => Compare::Eq,
             mask => Compare::MaskedEq(mask.into()),
-        };
-        Alternative {
-            all_of: vec![Condition {
-                index: argument.index,
-                width: Width::Word,
-                compare,
-                value: argument.value.into(),
-            }],
-            action: then,
-        }
+        },
+        value: argument.value.into(),
+    };
+    let alternative = |arguments: &&[crate::syscalls::Argument]| Alternative {
+        all_of: arguments.iter().map(tested).collect(),
+        action: then,
     };
     CallRule {
         alternatives: condition.any_of.iter().map(alternative).collect(),

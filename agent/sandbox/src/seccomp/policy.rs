@@ -165,6 +165,18 @@ impl CallRule {
         }
     }
 
+    /// The answer to a call with these arguments.
+    pub(crate) fn decide(&self, arguments: &[u64; 6]) -> Action {
+        let holds = |alternative: &&Alternative| {
+            let mut all = alternative.all_of.iter();
+            all.all(|condition| condition.holds(arguments))
+        };
+        self.alternatives
+            .iter()
+            .find(holds)
+            .map_or(self.otherwise, |alternative| alternative.action)
+    }
+
     /// Each pair of alternatives, in an order in which the first that holds is the pair of the first that hold.
     fn and(&self, other: &Self) -> Self {
         fn all(rule: &CallRule) -> impl Iterator<Item = (&[Condition], Action)> {
@@ -226,16 +238,7 @@ impl SyscallPolicy {
             return X32_ANSWER;
         }
         match self.calls.get(&number) {
-            Some(rule) => rule
-                .alternatives
-                .iter()
-                .find(|alternative| {
-                    alternative
-                        .all_of
-                        .iter()
-                        .all(|condition| condition.holds(arguments))
-                })
-                .map_or(rule.otherwise, |alternative| alternative.action),
+            Some(rule) => rule.decide(arguments),
             None => self.unlisted(number),
         }
     }

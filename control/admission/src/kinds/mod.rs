@@ -99,8 +99,9 @@ fn default_network_policy(policy: &mut Value) {
         .is_none_or(|types| types.as_array().is_none_or(Vec::is_empty))
     {
         let mut types = vec!["Ingress"];
-        // A present list isolates even when it is empty.
-        if spec.contains_key("egress") {
+        // An empty list says nothing of egress: who wants it closed names the type.
+        let rules = spec.get("egress").and_then(Value::as_array);
+        if rules.is_some_and(|rules| !rules.is_empty()) {
             types.push("Egress");
         }
         spec.insert("policyTypes".to_owned(), json!(types));

@@ -249,12 +249,18 @@ fn network_policies_get_types_and_are_checked_by_the_compiler() {
     let policy = stored(
         "networkpolicies",
         json!({"spec": {
-        "podSelector": {}, "egress": [], "ingress": [{"ports": [{"port": 80}]}]}}),
+        "podSelector": {}, "egress": [{}], "ingress": [{"ports": [{"port": 80}]}]}}),
     );
     assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
     assert_eq!(policy["spec"]["ingress"][0]["ports"][0]["protocol"], "TCP");
-    let plain = stored("networkpolicies", json!({"spec": {"podSelector": {}}}));
-    assert_eq!(plain["spec"]["policyTypes"], json!(["Ingress"]));
+    for silent in [
+        json!({"podSelector": {}}),
+        json!({"podSelector": {}, "egress": []}),
+        json!({"podSelector": {}, "egress": null}),
+    ] {
+        let plain = stored("networkpolicies", json!({"spec": silent}));
+        assert_eq!(plain["spec"]["policyTypes"], json!(["Ingress"]));
+    }
     let bad =
         json!({"spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]}});
     let found = problems("networkpolicies", bad);

@@ -119,7 +119,6 @@ impl Broken {
 
     fn shown(&self, would: bool) -> String {
         match &self.assertion.problem {
-            Problem::Syntax { message, .. } => format!("it cannot be read: {message}"),
             Problem::Counterexample(packet) => {
                 let verb = match (would, packet.allowed) {
                     (true, true) => "would pass",
@@ -129,12 +128,7 @@ impl Broken {
                 };
                 format!("{packet} {verb}, {}", packet.rulings())
             }
-            Problem::DoesNotFit { message } => {
-                format!("no node would enforce the policies: a pod or host {message}")
-            }
-            Problem::NoCommonFamily { from, to } => {
-                format!("{from} and {to} have no family of addresses in common")
-            }
+            other => other.text().unwrap_or_default(),
         }
     }
 }

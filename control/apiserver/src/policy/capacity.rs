@@ -92,6 +92,7 @@ impl State {
     fn read(view: &ClusterView) -> Self {
         let mut cluster = view.cluster();
         cluster.host_addresses.clear();
+        cluster.host_groups.clear();
         Self {
             cluster,
             policies: view.policy_set(|_, _| {}).enforced,

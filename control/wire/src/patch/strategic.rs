@@ -304,6 +304,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_moved_to_another_address_has_that_one_only() {
+        let current = json!({"status": {"podIPs": [{"ip": "10.88.0.2"}, {"ip": "fd00::2"}]}});
+        let merged = json!({"status": {"podIPs": [{"ip": "10.88.0.3"}]}});
+        let three = pod(current.clone(), merged).unwrap();
+        assert_eq!(three["status"]["podIPs"].as_array().map(Vec::len), Some(3));
+        let replaced =
+            json!({"status": {"podIPs": [{"$patch": "replace"}, {"ip": "10.88.0.3"}, {"ip": "fd00::2"}]}});
+        assert_eq!(
+            pod(current, replaced),
+            Ok(json!({"status": {"podIPs": [{"ip": "10.88.0.3"}, {"ip": "fd00::2"}]}}))
+        );
+    }
+
+    #[test]
     fn volumes_keep_only_the_new_source() {
         let current = json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
         let patch = json!({"spec": {"volumes": [

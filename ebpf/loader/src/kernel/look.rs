@@ -57,7 +57,9 @@ impl Gone {
     /// whoever has its address or its interface now.
     fn concerns(&self, key: &FlowKey, state: &FlowState) -> bool {
         let is_peer = || addresses(&self.endpoint).any(|address| address == key.peer);
-        let is_its = key.endpoint == self.endpoint.id || state.carrier() == self.ifindex || is_peer();
+        // No interface had an endpoint that only was prepared.
+        let is_carried = || self.ifindex != 0 && state.carrier() == self.ifindex;
+        let is_its = key.endpoint == self.endpoint.id || is_carried() || is_peer();
         is_its && state.opened_ns <= self.at_ns
     }
 }

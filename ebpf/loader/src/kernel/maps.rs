@@ -71,6 +71,8 @@ pub(crate) fn is_whole_address(key: &Key<IdentityKey>) -> bool {
 pub(crate) struct Maps {
     endpoints: Hash<u32, Endpoint>,
     host_endpoints: Hash<HostKey, Endpoint>,
+    /// Endpoints of the host that have a slot, and perhaps tables, before any interface has them.
+    pub(crate) reserved: Vec<Endpoint>,
     pods: Hash<Address, PodLink>,
     handover: ProgramArray<MapData>,
     slots: MappedArray<Slot>,
@@ -112,6 +114,7 @@ impl Maps {
         Ok(Self {
             endpoints: Hash::take(programs, ENDPOINTS)?,
             host_endpoints: Hash::take(programs, HOST_ENDPOINTS)?,
+            reserved: Vec::new(),
             pods: Hash::take(programs, PODS)?,
             handover: typed(programs, HANDOVER)?,
             slots: mapped(slots_fd.as_fd(), SLOTS, MAX_ENDPOINTS)?,
@@ -132,7 +135,7 @@ impl Maps {
     }
 
     /// Every endpoint with its interface, each once: those of pods, of the host's addresses and of what hosts forward,
-    /// and those that are asked before tracking.
+    /// and those that are asked before tracking; then those that no interface has yet, with none.
     pub(crate) fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
         let mut all = self.pods()?;
         let mut seen: BTreeSet<u32> = all.iter().map(|(_, endpoint)| endpoint.id).collect();
@@ -149,6 +152,8 @@ impl Maps {
                 all.push((key.ifindex, untracked));
             }
         }
+        let reserved = self.reserved.iter().filter(|endpoint| seen.insert(endpoint.id));
+        all.extend(reserved.map(|endpoint| (0, *endpoint)));
         Ok(all)
     }
 

@@ -15,6 +15,7 @@
 //! A class that is split off from another one is written only for endpoints that tell the two apart: see [`parents`].
 //! What there is to write is worked out in [`plan`].
 
+mod closed;
 mod dump;
 
 use std::{
@@ -35,6 +36,8 @@ use policies_ir::{
     },
     verdicts::{ClassVerdicts, Verdicts},
 };
+
+use closed::{Closed, KEPT_IDENTITIES, KEPT_VERDICTS};
 
 use crate::{
     DatapathError, Fill, Synced, encode,
@@ -62,6 +65,7 @@ pub(crate) struct Tables {
     addresses: Option<Addresses>,
     parents: Parents,
     current: Current,
+    closed: Closed,
 }
 
 /// The entries of one endpoint and epoch.
@@ -278,7 +282,7 @@ impl Tables {
             .as_ref()
             .map_or(self.last_change, |addresses| addresses.generation);
         Ok(Synced {
-            endpoints: self.move_endpoints(maps, tables, endpoints, generation),
+            endpoints: self.move_endpoints(maps, tables, endpoints, generation)?,
             rewritten,
             written,
         })
@@ -504,16 +508,29 @@ impl Tables {
         own.collect()
     }
 
-    /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows.
+    /// One write for each endpoint that does not follow its entries yet. Returns the change that each follows. Of those
+    /// that are to have none, the host's keep what they have for as long as an interface has them.
     fn move_endpoints(
         &self,
         maps: &mut Maps,
         tables: &NodeTables,
         endpoints: &[(u32, Endpoint)],
         generation: u32,
-    ) -> BTreeMap<EndpointId, u32> {
+    ) -> Result<BTreeMap<EndpointId, u32>, DatapathError> {
         let mut changes = BTreeMap::new();
-        for (_, endpoint) in endpoints {
+        let is_absent = |id: u32| !tables.endpoints.contains_key(&EndpointId(id));
+        let kept: BTreeSet<u32> = match endpoints.iter().any(|(_, endpoint)| is_absent(endpoint.id)) {
+            true => {
+                let hosts = maps.hosts()?.into_values();
+                let ids = hosts.flat_map(|host| [host.id, host.untracked]);
+                ids.filter(|id| is_absent(*id)).collect()
+            }
+            false => BTreeSet::new(),
+        };
+        for (_, endpoint) in endpoints
+            .iter()
+            .filter(|(_, endpoint)| !kept.contains(&endpoint.id))
+        {
             let id = EndpointId(endpoint.id);
             let old = maps.state(endpoint);
             let mut state = EndpointState {
@@ -539,7 +556,7 @@ impl Tables {
                 maps.set_state(endpoint, state);
             }
         }
-        changes
+        Ok(changes)
     }
 
     /// Refuses classes that the kernel's key has no room for.
@@ -575,7 +592,7 @@ impl Tables {
     fn check_capacity(&self, tables: &NodeTables, change: &Change) -> Result<(), DatapathError> {
         let old: usize = self.identities.values().map(Vec::len).sum();
         let new = change.addresses.as_ref().map_or(0, |new| new.entries.len());
-        check("IDENTITIES", old + new, MAX_IDENTITIES)?;
+        check("IDENTITIES", old + new, MAX_IDENTITIES - KEPT_IDENTITIES)?;
         let Plan { stale, steps } = &change.plan;
         let wanted = || {
             stale
@@ -593,7 +610,11 @@ impl Tables {
             classes.filter_map(move |class| verdicts?.class(*class))
         });
         let added: usize = added.map(|entries| entries.len()).sum();
-        check("VERDICTS", old + of_own.sum::<usize>() + added, MAX_VERDICTS)?;
+        check(
+            "VERDICTS",
+            old + of_own.sum::<usize>() + added,
+            MAX_VERDICTS - KEPT_VERDICTS,
+        )?;
         let old: usize = self.entries.values().map(|keys| keys.splits.len()).sum();
         let new = stale.values().map(BTreeSet::len);
         let new: usize = new.chain(steps.values().map(|step| step.split.len())).sum();

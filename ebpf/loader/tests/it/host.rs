@@ -158,6 +158,115 @@ attached_both_ways! {
     }
 }
 
+/// Another host endpoint that takes the interface over.
+const NEXT: EndpointId = EndpointId(200);
+const NEXT_FORWARD: EndpointId = EndpointId(201);
+
+attached_both_ways! {
+    /// The endpoint of before judges until the tables of the next one are there, also if its own are wanted no more and
+    /// if nothing can be written.
+    fn an_interface_is_taken_over_with_its_next_tables(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let before = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));
+        lab.kernel().attach_host(&before).expect("attach");
+        let old = [(INGRESS, port(TCP, 80), ALLOW)];
+        lab.kernel().sync(&tables(&[(LOCAL, &old), (FORWARD, &old)])).expect("sync");
+        let next = host_link(Some(endpoint(NEXT)), Some(endpoint(NEXT_FORWARD)));
+        let prepared = next.endpoints().collect();
+        let new = [(INGRESS, port(TCP, 81), ALLOW)];
+        let new = tables(&[(NEXT, &new), (NEXT_FORWARD, &new)]);
+
+        fn judged(lab: &mut Lab, open: u16, client: u16) {
+            for to in [HOST, BEHIND] {
+                for number in [80, 81, 82] {
+                    let syn = frame(Ends::new(CLIENT, to), TCP, &tcp(client, number, SYN));
+                    let expected = if number == open { ALLOW } else { DENY };
+                    assert_eq!(judge(lab, INGRESS, &syn), expected, "{to} port {number}");
+                }
+            }
+        }
+        judged(&mut lab, 80, 1000);
+        lab.kernel().prepare_hosts(&prepared).expect("prepare");
+        judged(&mut lab, 80, 1001);
+        let mut too_many = new.clone();
+        for number in 0..ebpf_abi::MAX_IDENTITIES {
+            let address = std::net::Ipv4Addr::from_bits(0x0b00_0000 + number);
+            let address = std::net::IpAddr::from(address).into();
+            too_many.identities.insert(address, IdentityId(1));
+        }
+        lab.kernel().sync(&too_many).expect_err("there is no room");
+        judged(&mut lab, 80, 1002);
+        lab.kernel().sync(&new).expect("sync");
+        judged(&mut lab, 80, 1003);
+        lab.kernel().attach_host(&next).expect("attach");
+        judged(&mut lab, 81, 1004);
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), [next]);
+        let dumped = lab.kernel().dump().expect("dump");
+        let judging: Vec<EndpointId> = dumped.endpoints.into_keys().collect();
+        assert_eq!(judging, [NEXT, NEXT_FORWARD]);
+
+        // What was prepared in vain leaves nothing, and takes nothing along.
+        let flows = lab.kernel().tracked_flows().expect("flows").len();
+        assert!(flows > 0);
+        lab.kernel().prepare_hosts(&[LOCAL].into()).expect("prepare");
+        lab.kernel().prepare_hosts(&[].into()).expect("forget");
+        assert_eq!(lab.kernel().tracked_flows().expect("flows").len(), flows);
+        let fill = lab.kernel().counters().expect("count").fill;
+        let slots = fill.iter().find(|fill| fill.map == "SLOTS").map(|fill| fill.entries);
+        assert_eq!(slots, Some(2));
+    }
+}
+
+attached_both_ways! {
+    /// Tables do not fit, and the endpoint has none of before: a few entries judge, for which there is room, over a restart
+    /// too, until there is room for all.
+    fn a_new_endpoint_whose_tables_do_not_fit_is_closed(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let link = host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD)));
+        let failsafe = [(INGRESS, port(TCP, 22), ALLOW), (EGRESS, port(UDP, 53), ALLOW)];
+        let closed = tables(&[(LOCAL, &failsafe), (FORWARD, &[])]);
+        let open = [(INGRESS, Service::Any, ALLOW)];
+        let wanted = tables(&[(LOCAL, &open), (FORWARD, &open)]);
+        let prepared = link.endpoints().collect();
+        lab.kernel().prepare_hosts(&prepared).expect("prepare");
+        lab.kernel().close_hosts(&closed).expect("close");
+        lab.kernel().attach_host(&link).expect("attach");
+        fn is_closed(lab: &mut Lab, open: u16, client: u16) {
+            for number in [22, 23, 80] {
+                let expected = if number == open { ALLOW } else { DENY };
+                let syn = to_host(TCP, &tcp(client, number, SYN));
+                assert_eq!(judge(lab, INGRESS, &syn), expected, "port {number}");
+                let through = frame(Ends::new(CLIENT, BEHIND), TCP, &tcp(client, number, SYN));
+                assert_eq!(judge(lab, INGRESS, &through), DENY, "port {number}, forwarded");
+            }
+        }
+        is_closed(&mut lab, 22, 1000);
+        assert_eq!(judge(&mut lab, EGRESS, &from_host(TCP, &tcp(22, 1000, SYN | ACK))), ALLOW);
+        assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(1000, 53))), ALLOW);
+        assert_eq!(judge(&mut lab, EGRESS, &from_host(UDP, &udp(1000, 54))), DENY);
+        lab.restart();
+        is_closed(&mut lab, 22, 1001);
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), [link]);
+        // Other failsafe ports take the place of those of before, also in a flow that these have allowed.
+        let other = [(INGRESS, port(TCP, 23), ALLOW)];
+        lab.kernel()
+            .close_hosts(&tables(&[(LOCAL, &other), (FORWARD, &[])]))
+            .expect("close again");
+        is_closed(&mut lab, 23, 1002);
+        assert_eq!(judge(&mut lab, INGRESS, &to_host(TCP, &tcp(1000, 22, ACK))), DENY);
+        lab.kernel().sync(&wanted).expect("sync");
+        let syn = to_host(TCP, &tcp(1003, 80, SYN));
+        assert_eq!(judge(&mut lab, INGRESS, &syn), ALLOW);
+        // Nothing is left of it, and whoever has tables is not closed.
+        lab.kernel().close_hosts(&closed).expect("nothing to close");
+        lab.kernel().expire(ebpf_loader::monotonic_now()).expect("expire");
+        assert_eq!(lab.kernel().dump().expect("dump"), wanted);
+        let fill = lab.kernel().counters().expect("count").fill;
+        let of = |map| fill.iter().find(|fill| fill.map == map).map(|fill| fill.entries);
+        assert_eq!((of("VERDICTS"), of("IDENTITIES")), (Some(2), Some(2)));
+    }
+}
+
 attached_both_ways! {
     fn forwarded_packets_have_an_endpoint_of_their_own(attachment) {
         let mut lab = Lab::attached(attachment);
@@ -350,7 +459,12 @@ fn kinds_of_addresses_inside_come_and_go_with_the_tables() {
     assert_eq!(lab.kernel().sync(&swapped).expect("sync").rewritten, 1);
     assert_eq!(fill(&mut lab), (2, 4));
     assert_eq!(judge(&mut lab, INGRESS, &through(BEHIND, 81, SYN)), ALLOW);
+    // An endpoint that is in no tables any more keeps what it has until its interface has another, or none.
     lab.kernel().sync(&NodeTables::default()).expect("sync");
+    assert_eq!(fill(&mut lab), (2, 4));
+    lab.kernel()
+        .attach_host(&HostLink::none(LOOPBACK))
+        .expect("detach");
     assert_eq!(fill(&mut lab), (0, 0));
 }
 

@@ -228,6 +228,7 @@ fn as_the_agent_knows(read: &mut ClusterView, written: &ClusterView) {
     }
     read.node.clone_from(&written.node);
     read.host_addresses.clone_from(&written.host_addresses);
+    read.host_groups.clone_from(&written.host_groups);
     read.services.clone_from(&written.services);
     read.names.clone_from(&written.names);
 }

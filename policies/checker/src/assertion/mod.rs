@@ -118,7 +118,28 @@ pub enum Problem {
         from: String,
         /// Destination.
         to: String,
+        /// The protocol that asks for another family than those that they have in common: ICMP is of IPv4, ICMPv6 of
+        /// IPv6.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
     },
+}
+
+impl Problem {
+    /// In a line, where it is no packet.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Self::Counterexample(_) => None,
+            Self::Syntax { message, .. } => Some(format!("it cannot be read: {message}")),
+            Self::DoesNotFit { message } => Some(format!(
+                "no node would enforce the policies: a pod or host {message}"
+            )),
+            Self::NoCommonFamily { from, to, service } => Some(match service {
+                Some(service) => format!("{from} and {to} have no addresses in common that carry {service}"),
+                None => format!("{from} and {to} have no address family in common"),
+            }),
+        }
+    }
 }
 
 /// The assertions that do not hold in `after`, and whether they held in `before`: what a server needs to refuse a

@@ -11,7 +11,7 @@ use crate::{
     naming,
     packet::Place,
     region::Region,
-    space::{Point, Space},
+    space::{Point, Space, protocol_name},
 };
 
 /// What came of an assertion.
@@ -65,7 +65,7 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
     let mut found = Found::default();
     let passes = |services: &Space| {
         let services = services.clone();
-        move |allowed: &Space| allowed.intersect(&services).example()
+        move |allowed: &Space, version| allowed.intersect(&services).example(version)
     };
     match assertion {
         Assertion::No { services, .. } => found.search(model, &from, &to, passes(services)),
@@ -78,8 +78,10 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
             found.search(model, &others, &to, passes(&Space::everything()));
         }
         Assertion::Reaches { services, .. } => {
-            found.search(model, &from, &to, |allowed| services.subtract(allowed).example());
-            found.strangers(model, &from, &to);
+            found.search(model, &from, &to, |allowed, version| {
+                services.subtract(allowed).example(version)
+            });
+            found.strangers(model, &from, &to, services);
         }
     }
     Proof {
@@ -104,12 +106,15 @@ impl Found {
         model: &Model,
         from: &Selection,
         to: &Selection,
-        against: impl Fn(&Space) -> Option<Point>,
+        against: impl Fn(&Space, IpVersion) -> Option<Point>,
     ) {
         for (source, sources) in &from.spots {
             for (destination, destinations) in &to.spots {
                 let outside = |spot: &Spot| matches!(spot, Spot::Outside { .. });
-                if model.version(*source) != model.version(*destination)
+                let Some(version) = model.version(*source) else {
+                    continue;
+                };
+                if model.version(*destination) != Some(version)
                     || (outside(source) && outside(destination))
                     || is_named(model, *source)
                     || model.comes_from_own_node((*source).into(), (*destination).into())
@@ -120,7 +125,9 @@ impl Found {
                     continue;
                 };
                 let allowed = model.space(model.allowed_at(*source, *destination));
-                let Some(point) = against(&allowed) else { continue };
+                let Some(point) = against(&allowed, version) else {
+                    continue;
+                };
                 if self.problem.is_some() {
                     self.more += 1;
                     continue;
@@ -135,24 +142,31 @@ impl Found {
         }
     }
 
-    /// Looks for ends of which the one cannot even address the other.
-    fn strangers(&mut self, model: &Model, from: &Selection, to: &Selection) {
+    /// Looks for ends of which the one cannot even address the other, or not in the family that carries a service.
+    fn strangers(&mut self, model: &Model, from: &Selection, to: &Selection, services: &Space) {
         let (sources, destinations) = (from.ends(model), to.ends(model));
         for source in &sources {
             for destination in &destinations {
                 if source.name == destination.name || (source.outside && destination.outside) {
                     continue;
                 }
-                if source.versions.is_disjoint(&destination.versions) {
-                    if self.problem.is_some() {
-                        self.more += 1;
-                        continue;
-                    }
-                    self.problem = Some(Problem::NoCommonFamily {
-                        from: source.name.clone(),
-                        to: destination.name.clone(),
-                    });
+                let shared = source.versions.intersection(&destination.versions);
+                let shared: BTreeSet<IpVersion> = shared.copied().collect();
+                let missing = services.needs().find(|(_, version)| !shared.contains(version));
+                if !shared.is_empty() && missing.is_none() {
+                    continue;
                 }
+                if self.problem.is_some() {
+                    self.more += 1;
+                    continue;
+                }
+                self.problem = Some(Problem::NoCommonFamily {
+                    from: source.name.clone(),
+                    to: destination.name.clone(),
+                    service: missing
+                        .filter(|_| !shared.is_empty())
+                        .map(|(protocol, _)| protocol_name(protocol)),
+                });
             }
         }
     }

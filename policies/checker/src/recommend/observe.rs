@@ -32,6 +32,8 @@ const VOLATILE: [&str; 11] = [
     "job-name",
     "rollouts-pod-template-hash",
 ];
+/// Last type of ICMP that a rule of Calico's may name.
+const MAX_ICMP_TYPE: u8 = 254;
 /// Labels that name a workload, best first.
 const NAMING: [&str; 6] = [
     "app.kubernetes.io/name",
@@ -151,12 +153,17 @@ impl Observed {
         observed
     }
 
-    /// Takes out what the dialect has no words for: protocols without ports in Kubernetes' kind, and port 0 in both.
+    /// Takes out what the dialect has no words for: protocols without ports in Kubernetes' kind, port 0 in both, and in
+    /// Calico's the type of ICMP that it does not let a rule name.
     pub(super) fn keep_expressible(&mut self, dialect: Dialect) {
         let expressible = |connection: &Connection| {
             let Service { protocol, port } = connection.service;
+            let [icmp_type, _] = port.to_be_bytes();
             match PORT_PROTOCOLS.contains(&protocol) {
                 true => port != 0,
+                false if ICMP_PROTOCOLS.contains(&protocol) => {
+                    dialect == Dialect::Calico && icmp_type <= MAX_ICMP_TYPE
+                }
                 false => dialect == Dialect::Calico && protocol != 0,
             }
         };

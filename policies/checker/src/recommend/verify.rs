@@ -80,7 +80,7 @@ fn check(
                     continue;
                 };
                 let expected = seen.get(&(*from, *to)).unwrap_or(&nothing);
-                if *allowed != *expected {
+                if *allowed != expected.clone().of_family(family) {
                     return Err(wrong(*from, *to, expected));
                 }
             }
@@ -104,7 +104,7 @@ fn check(
                 for address in &inside {
                     let (from, to) = ordered(*address);
                     let expected = seen.get(&(from, to)).unwrap_or(&nothing);
-                    if *allowed != *expected {
+                    if *allowed != expected.clone().of_family(family) {
                         return Err(wrong(from, to, expected));
                     }
                 }

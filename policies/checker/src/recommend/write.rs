@@ -20,8 +20,36 @@ use crate::{
 /// Other ends and services, each of which was seen with each.
 type Rule = cover::Product<Side, Service>;
 
+/// What objects of a dialect may hold at most.
+struct Limits {
+    /// Rules of a direction of a policy.
+    rules: usize,
+    /// Ends of a rule: peers of Kubernetes', networks of Calico's.
+    ends: usize,
+    /// Ports and ranges of ports of a rule.
+    ports: usize,
+}
+
+impl Limits {
+    fn of(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Kubernetes => Self {
+                rules: 1024,
+                ends: 1024,
+                ports: 256,
+            },
+            Dialect::Calico => Self {
+                rules: 1024,
+                ends: 256,
+                ports: 50,
+            },
+        }
+    }
+}
+
 pub(super) fn objects(observed: &Observed, dialect: Dialect) -> Vec<Value> {
     let namespaces: BTreeSet<&str> = observed.workloads.iter().map(|w| w.namespace.as_str()).collect();
+    let mut names = Names::of(&observed.workloads);
     let mut objects = Vec::new();
     for namespace in namespaces {
         objects.push(default_deny(namespace, dialect));
@@ -32,15 +60,77 @@ pub(super) fn objects(observed: &Observed, dialect: Dialect) -> Vec<Value> {
             let own = Side::Workload(number);
             let received = rules(observed, dialect, |c| (c.to == own).then_some(c.from));
             let sent = rules(observed, dialect, |c| (c.from == own).then_some(c.to));
-            if !received.is_empty() || !sent.is_empty() {
-                objects.push(match dialect {
-                    Dialect::Kubernetes => kubernetes(observed, workload, &received, &sent),
-                    Dialect::Calico => calico(observed, workload, &received, &sent),
-                });
-            }
+            let write = |direction: &str, rules: &[Rule]| match dialect {
+                Dialect::Kubernetes => kubernetes(observed, workload, direction, rules),
+                Dialect::Calico => calico(observed, workload, direction, rules),
+            };
+            let written = [write("ingress", &received), write("egress", &sent)];
+            objects.extend(policies(workload, dialect, &written, &mut names));
         }
     }
     objects
+}
+
+/// Names of objects that are taken, with their namespaces.
+struct Names<'a>(BTreeSet<(&'a str, String)>);
+
+impl<'a> Names<'a> {
+    fn of(workloads: &'a [Workload]) -> Self {
+        let names = workloads.iter().map(|workload| {
+            let namespace = workload.namespace.as_str();
+            (namespace, workload.name.clone())
+        });
+        Self(names.collect())
+    }
+
+    /// One for a further policy of a workload.
+    fn another(&mut self, workload: &'a Workload) -> String {
+        let numbered = |number: usize| format!("{}-{number}", workload.name);
+        let mut names = (2..).map(numbered);
+        let free = names.find(|name| self.0.insert((workload.namespace.as_str(), name.clone())));
+        free.unwrap_or_default()
+    }
+}
+
+/// The policy of a workload with these rules for each direction, or as many as their number takes; none without rules.
+fn policies<'a>(
+    workload: &'a Workload,
+    dialect: Dialect,
+    [received, sent]: &[Vec<Value>; 2],
+    names: &mut Names<'a>,
+) -> Vec<Value> {
+    let limit = Limits::of(dialect).rules;
+    let (mut received, mut sent) = (received.chunks(limit), sent.chunks(limit));
+    let mut policies = Vec::new();
+    loop {
+        let part = [
+            ("ingress", "Ingress", received.next()),
+            ("egress", "Egress", sent.next()),
+        ];
+        let part: Vec<_> = part
+            .into_iter()
+            .filter_map(|(direction, kind, rules)| Some((direction, kind, rules?)))
+            .collect();
+        if part.is_empty() {
+            return policies;
+        }
+        let mut spec = Map::new();
+        let types: Vec<&str> = part.iter().map(|(_, kind, _)| *kind).collect();
+        for (direction, _, rules) in part {
+            spec.insert(direction.to_owned(), json!(rules));
+        }
+        let (selector, types_field) = match dialect {
+            Dialect::Kubernetes => (("podSelector", label_selector(&workload.selector)), "policyTypes"),
+            Dialect::Calico => (("selector", json!(expression(&workload.selector))), "types"),
+        };
+        spec.insert(selector.0.to_owned(), selector.1);
+        spec.insert(types_field.to_owned(), json!(types));
+        let name = match policies.is_empty() {
+            true => workload.name.clone(),
+            false => names.another(workload),
+        };
+        policies.push(object(dialect, &workload.namespace, &name, &Value::Object(spec)));
+    }
 }
 
 /// As few rules as say what was seen.
@@ -123,7 +213,7 @@ fn peers<'a>(observed: &'a Observed, sides: &'a BTreeSet<Side>) -> impl Iterator
 }
 
 /// Ports of each protocol.
-fn ports(services: &BTreeSet<Service>) -> BTreeMap<u8, Ports> {
+fn ports_of(services: &BTreeSet<Service>) -> BTreeMap<u8, Ports> {
     let mut by_protocol: BTreeMap<u8, Vec<(u16, u16)>> = BTreeMap::new();
     for service in services {
         let ports = by_protocol.entry(service.protocol).or_default();
@@ -135,8 +225,12 @@ fn ports(services: &BTreeSet<Service>) -> BTreeMap<u8, Ports> {
         .collect()
 }
 
-fn kubernetes(observed: &Observed, workload: &Workload, received: &[Rule], sent: &[Rule]) -> Value {
-    let rule = |direction: &str, (sides, services): &Rule| {
+/// Rules of Kubernetes' for one direction, each within what one may hold.
+fn kubernetes(observed: &Observed, workload: &Workload, direction: &str, rules: &[Rule]) -> Vec<Value> {
+    let limits = Limits::of(Dialect::Kubernetes);
+    let ends = if direction == "ingress" { "from" } else { "to" };
+    let mut written = Vec::new();
+    for (sides, services) in rules {
         let selected = peers(observed, sides).map(|peer| {
             let pods = label_selector(&peer.selector);
             match peer.namespace == workload.namespace {
@@ -151,43 +245,22 @@ fn kubernetes(observed: &Observed, workload: &Workload, received: &[Rule], sent:
             .into_iter()
             .map(|cidr| json!({"ipBlock": {"cidr": cidr}}));
         let peers: Vec<Value> = selected.chain(blocks).collect();
-        let ports: Vec<Value> = ports(services)
-            .into_iter()
-            .flat_map(|(protocol, ports)| {
-                let port = |(first, last): &(u16, u16)| {
-                    let mut port = json!({"protocol": protocol_name(protocol), "port": first});
-                    if last > first {
-                        port["endPort"] = json!(last);
-                    }
-                    port
-                };
-                ports.intervals().iter().map(port).collect::<Vec<_>>()
-            })
-            .collect();
-        json!({direction: peers, "ports": ports})
-    };
-    let mut spec = Map::new();
-    let (mut types, mut of) = (
-        Vec::new(),
-        |direction: &str, kind: &'static str, word: &str, rules: &[Rule]| {
-            if !rules.is_empty() {
-                let rules: Vec<Value> = rules.iter().map(|found| rule(word, found)).collect();
-                spec.insert(direction.to_owned(), json!(rules));
-                return Some(kind);
+        let mut ports = Vec::new();
+        for (protocol, of_protocol) in ports_of(services) {
+            for (first, last) in of_protocol.intervals() {
+                let mut port = json!({"protocol": protocol_name(protocol), "port": first});
+                if last > first {
+                    port["endPort"] = json!(last);
+                }
+                ports.push(port);
             }
-            None
-        },
-    );
-    types.extend(of("ingress", "Ingress", "from", received));
-    types.extend(of("egress", "Egress", "to", sent));
-    spec.insert("podSelector".to_owned(), label_selector(&workload.selector));
-    spec.insert("policyTypes".to_owned(), json!(types));
-    object(
-        Dialect::Kubernetes,
-        &workload.namespace,
-        &workload.name,
-        &Value::Object(spec),
-    )
+        }
+        for peers in peers.chunks(limits.ends) {
+            let parts = ports.chunks(limits.ports);
+            written.extend(parts.map(|ports| json!({ends: peers, "ports": ports})));
+        }
+    }
+    written
 }
 
 fn label_selector(selector: &PodSelector) -> Value {
@@ -205,72 +278,70 @@ fn label_selector(selector: &PodSelector) -> Value {
     Value::Object(written)
 }
 
-fn calico(observed: &Observed, workload: &Workload, received: &[Rule], sent: &[Rule]) -> Value {
-    let mut spec = Map::new();
-    let mut types: Vec<&str> = Vec::new();
-    for (direction, kind, rules) in [("ingress", "Ingress", received), ("egress", "Egress", sent)] {
-        if rules.is_empty() {
-            continue;
-        }
-        let written = rules.iter().map(|(sides, services)| {
-            let end = match peers(observed, sides).next() {
-                None => json!({"nets": nets(sides)}),
-                Some(peer) => {
-                    let mut end = json!({"selector": expression(&peer.selector)});
-                    if peer.namespace != workload.namespace {
-                        let namespace = format!("projectcalico.org/name == '{}'", peer.namespace);
-                        end["namespaceSelector"] = json!(namespace);
-                    }
-                    end
+/// The same of Calico's.
+fn calico(observed: &Observed, workload: &Workload, direction: &str, rules: &[Rule]) -> Vec<Value> {
+    let limits = Limits::of(Dialect::Calico);
+    let mut written = Vec::new();
+    for (sides, services) in rules {
+        let ends: Vec<Value> = match peers(observed, sides).next() {
+            None => {
+                let nets = nets(sides);
+                let parts = nets.chunks(limits.ends);
+                parts.map(|nets| json!({"nets": nets})).collect()
+            }
+            Some(peer) => {
+                let mut end = json!({"selector": expression(&peer.selector)});
+                if peer.namespace != workload.namespace {
+                    let namespace = format!("projectcalico.org/name == '{}'", peer.namespace);
+                    end["namespaceSelector"] = json!(namespace);
                 }
+                vec![end]
+            }
+        };
+        for end in &ends {
+            let other = if direction == "ingress" {
+                "source"
+            } else {
+                "destination"
             };
-            calico_rule(direction, &end, services)
-        });
-        let written: Vec<Value> = written.collect();
-        spec.insert(direction.to_owned(), json!(written));
-        types.push(kind);
+            let rule = json!({"action": "Allow", other: end});
+            written.extend(with_services(&rule, services, limits.ports));
+        }
     }
-    spec.insert("selector".to_owned(), json!(expression(&workload.selector)));
-    spec.insert("types".to_owned(), json!(types));
-    object(
-        Dialect::Calico,
-        &workload.namespace,
-        &workload.name,
-        &Value::Object(spec),
-    )
+    written
 }
 
-/// A rule for services of one protocol, of ICMP for one kind of message: a [`Part`] has no others.
-fn calico_rule(direction: &str, end: &Value, services: &BTreeSet<Service>) -> Value {
-    let other = if direction == "ingress" {
-        "source"
-    } else {
-        "destination"
-    };
-    let mut rule = json!({"action": "Allow", other: end});
+/// A rule with services of one protocol, of ICMP of one kind of message: a [`Part`] has no others. As often as it takes.
+fn with_services(rule: &Value, services: &BTreeSet<Service>, limit: usize) -> Vec<Value> {
+    let mut rule = rule.clone();
     let Some(Service { protocol, port }) = services.first().copied() else {
-        return rule;
+        return Vec::new();
     };
     rule["protocol"] = json!(protocol);
-    if PORT_PROTOCOLS.contains(&protocol) {
-        rule["protocol"] = json!(protocol_name(protocol));
-        let ports = Ports::of(services.iter().map(|service| (service.port, service.port)));
-        let ports: Vec<Value> = ports
-            .intervals()
-            .iter()
-            .map(|(first, last)| match first == last {
-                true => json!(first),
-                false => json!(format!("{first}:{last}")),
-            })
-            .collect();
-        rule["destination"]["ports"] = json!(ports);
-    }
     if ICMP_PROTOCOLS.contains(&protocol) {
         let [kind, code] = port.to_be_bytes();
         rule["protocol"] = json!(protocol_name(protocol));
         rule["icmp"] = json!({"type": kind, "code": code});
     }
-    rule
+    if !PORT_PROTOCOLS.contains(&protocol) {
+        return vec![rule];
+    }
+    rule["protocol"] = json!(protocol_name(protocol));
+    let ports = Ports::of(services.iter().map(|service| (service.port, service.port)));
+    let ports: Vec<Value> = ports
+        .intervals()
+        .iter()
+        .map(|(first, last)| match first == last {
+            true => json!(first),
+            false => json!(format!("{first}:{last}")),
+        })
+        .collect();
+    let parts = ports.chunks(limit).map(|ports| {
+        let mut part = rule.clone();
+        part["destination"]["ports"] = json!(ports);
+        part
+    });
+    parts.collect()
 }
 
 fn expression(selector: &PodSelector) -> String {

@@ -20,7 +20,7 @@ use policies_ir::tables::{Direction, Verdict};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::clusters::{OUTSIDE, Scenario, points, reference, scenario};
+use crate::clusters::{OUTSIDE, Scenario, exists, points, reference, scenario};
 
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
@@ -57,7 +57,9 @@ fn passes(scenario: &Scenario, (from, to): (Where, Where), point: Point) -> bool
     let allows = |member: Option<usize>, direction, peer| {
         member.is_none_or(|member| reference(scenario, member, direction, peer, point).0 == Verdict::Allow)
     };
-    allows(from.0, Direction::Egress, to.1) && allows(to.0, Direction::Ingress, from.1)
+    exists(from.1, point)
+        && allows(from.0, Direction::Egress, to.1)
+        && allows(to.0, Direction::Ingress, from.1)
 }
 
 fn model(scenario: &Scenario) -> Model {
@@ -191,6 +193,7 @@ proptest! {
             ("no ns(shop) reaches labels(app=db) on 80", Box::new(move |f, t, p| shop(f) && is(t, "app", "db") && tcp80(p))),
             ("only labels(app=web) reaches ns(shop)", Box::new(move |f, t, _| !is(f, "app", "web") && shop(t))),
             ("isolated ns(shop)", Box::new(move |f, t, _| shop(f) != shop(t))),
+            ("no pod reaches anything on ICMP, ICMPv6", Box::new(|f: Where, _, p: Point| f.0.is_some() && matches!(p.protocol, 1 | 58))),
             ("no pod reaches outside on UDP", Box::new(|f: Where, t: Where, p: Point| f.0.is_some() && t.0.is_none() && p.protocol == 17)),
             ("never cidr(192.0.2.7) reaches any pod on 53", Box::new(|f: Where, _, p: Point| f.1.to_string() == "192.0.2.7" && p.protocol == 6 && p.port == 53)),
         ];
@@ -201,7 +204,8 @@ proptest! {
             });
             prop_assert!(!(proof.holds && refuted), "{text}");
             if let Some(Problem::Counterexample(packet)) = &proof.problem {
-                prop_assert!(packet.allowed, "{text}: {packet}");
+                let point = Point { protocol: packet.protocol, source_port: packet.source_port, port: packet.port };
+                prop_assert!(packet.allowed && exists(packet.from.address, point), "{text}: {packet}");
             }
             prop_assert_eq!(proof.holds, proof.problem.is_none());
         }
@@ -273,7 +277,7 @@ proptest! {
         let (uses, _) = rule_use(&model, &[]);
         let mut decided: BTreeSet<(Direction, String)> = BTreeSet::new();
         for (from, to) in pairs(&scenario) {
-            for point in points() {
+            for point in points().into_iter().filter(|point| exists(from.1, *point)) {
                 for (own, direction, peer) in [(from.0, Direction::Egress, to.1), (to.0, Direction::Ingress, from.1)] {
                     if let Some(own) = own {
                         let by = reference(&scenario, own, direction, peer, point).1;
@@ -318,6 +322,9 @@ proptest! {
         for (pair, point) in picks {
             let ((from, source), (to, destination)) = *pair.get(&pairs);
             let point = *point.get(&points);
+            if !exists(source, point) {
+                continue;
+            }
             let pod = |member: usize| {
                 let workload = &scenario.cluster.members[member].workload;
                 PodRef { namespace: workload.namespace.clone(), name: workload.name.clone() }

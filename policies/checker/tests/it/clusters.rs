@@ -32,7 +32,7 @@ pub(crate) struct Scenario {
 const NAMESPACES: [&str; 2] = ["shop", "pay"];
 const APPS: [&str; 3] = ["web", "db", "job"];
 const PORTS: [u16; 7] = [0, 53, 80, 81, 443, 2048, 65535];
-const PROTOCOLS: [u8; 5] = [6, 17, 132, 1, 47];
+const PROTOCOLS: [u8; 6] = [6, 17, 132, 1, 58, 47];
 const NETS: [&str; 9] = [
     "0.0.0.0/0",
     "10.0.0.0/24",
@@ -102,6 +102,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
                     members,
                     sets,
                     host_addresses: BTreeSet::new(),
+                    host_groups: BTreeSet::new(),
                     nodes: BTreeMap::new(),
                     names: BTreeMap::from([(name, BTreeSet::from(["www.example.org".to_owned()]))]),
                 },
@@ -140,6 +141,15 @@ pub(crate) fn reference(
     (decision.verdict, decision.decided_by)
 }
 
+/// Whether there are such packets from and to addresses like this one: each family has its own ICMP.
+pub(crate) fn exists(address: IpAddr, point: Point) -> bool {
+    match point.protocol {
+        1 => address.is_ipv4(),
+        58 => address.is_ipv6(),
+        _ => true,
+    }
+}
+
 /// Flows at and beside every edge that the pools can make.
 pub(crate) fn points() -> Vec<Point> {
     let mut points = Vec::new();
@@ -154,12 +164,14 @@ pub(crate) fn points() -> Vec<Point> {
             }
         }
     }
-    let icmp = [0u16, 2047, 2048, 2049, 2303, 2304];
-    points.extend(icmp.map(|port| Point {
-        protocol: 1,
-        source_port: 0,
-        port,
-    }));
+    for protocol in [1, 58] {
+        let icmp = [0u16, 2047, 2048, 2049, 2303, 2304];
+        points.extend(icmp.map(|port| Point {
+            protocol,
+            source_port: 0,
+            port,
+        }));
+    }
     points.extend([47, 253].map(|protocol| Point {
         protocol,
         source_port: 0,

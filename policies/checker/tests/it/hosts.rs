@@ -279,3 +279,49 @@ fn what_a_pod_sends_to_its_own_node_no_host_endpoint_judges() {
         }
     }
 }
+
+/// The one that the node attaches to the interface judges, whichever is read first.
+#[test]
+fn an_address_of_several_host_endpoints_is_judged_as_at_its_interface() {
+    let host = |name: &str, interface: Option<&str>, label: &str| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+            "metadata": {"name": name, "labels": {"edge": label}},
+            "spec": {"node": "n1", "interfaceName": interface.unwrap_or_default(), "expectedIPs": ["192.168.0.1"]}})
+    };
+    let named = || host("z-eth0", Some("eth0"), "named");
+    let by_address = || host("m-address", None, "by-address");
+    let every = || host("a-all", Some("*"), "every");
+    let closed = |label: &str| {
+        let deny = json!([{"action": "Deny"}]);
+        policy(label, &format!("edge == '{label}'"), &deny, &deny)
+    };
+    let (web, address): (IpAddr, IpAddr) = ("10.244.0.1".parse().unwrap(), "192.168.0.1".parse().unwrap());
+    for (hosts, judges) in [
+        (vec![every(), named()], "named"),
+        (vec![named(), every()], "named"),
+        (vec![every(), by_address()], "by-address"),
+        (vec![by_address(), named()], "named"),
+        (vec![every(), by_address(), named()], "named"),
+    ] {
+        let mut objects = vec![pod("web", 0, None), node(1)];
+        objects.extend(hosts);
+        objects.extend(["named", "by-address", "every"].map(closed));
+        let view = view(&objects);
+        let (model, book) = (Model::new(&view), Book::new(&view));
+        let question = asked(web, address, (0, 80));
+        let by = Some((false, format!("GlobalNetworkPolicy {judges} rule 0")));
+        let expected = [Some((true, "no-policy".to_owned())), by];
+        assert_eq!(decided(&mut Judge::new(&book), &question), expected, "decide");
+        assert_eq!(explained(&view, &question), expected, "explain");
+        assert_eq!(modelled(&model, web, address, (0, 80)), expected, "model");
+    }
+}
+
+/// An address of two pods is nobody's.
+#[test]
+fn an_address_that_two_pods_claim_stays_nobodys() {
+    let twice = view(&[pod("web", 0, None), pod("db", 0, None), pod("other", 1, None)]);
+    let model = Model::new(&twice);
+    assert_eq!(model.owner("10.244.0.1".parse().unwrap()), None);
+    assert!(model.owner("10.244.0.2".parse().unwrap()).is_some());
+}

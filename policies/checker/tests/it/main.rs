@@ -6,7 +6,10 @@
 mod answers;
 mod clusters;
 mod example;
+mod families;
 mod hosts;
 mod model;
 mod names;
+mod recommending;
+mod replays;
 mod scale;

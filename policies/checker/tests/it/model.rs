@@ -11,7 +11,7 @@ use policies_ir::{
 };
 use proptest::prelude::*;
 
-use crate::clusters::{OUTSIDE, Scenario, points, reference, scenario};
+use crate::clusters::{OUTSIDE, Scenario, exists, points, reference, scenario};
 
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
@@ -46,6 +46,7 @@ fn compare(
     packets: &[(EndpointId, Packet)],
 ) -> Result<(), TestCaseError> {
     cluster.host_addresses.clear();
+    cluster.host_groups.clear();
     for pod in cluster
         .members
         .iter_mut()
@@ -132,7 +133,7 @@ proptest! {
                     continue;
                 }
                 let space = model.space(model.allowed_at(from.0, to.0));
-                for point in points() {
+                for point in points().into_iter().filter(|point| exists(from.2, *point)) {
                     prop_assert_eq!(
                         space.contains(point),
                         passes(&scenario, (from.1, from.2), (to.1, to.2), point),
@@ -153,7 +154,7 @@ proptest! {
             let peers: BTreeSet<IpAddr> = others.flat_map(|(_, member)| member.addresses.iter().copied()).chain(outside()).collect();
             for peer in peers.into_iter().filter(|peer| !members[position].addresses.contains(peer)) {
                 for direction in [Direction::Ingress, Direction::Egress] {
-                    for point in points() {
+                    for point in points().into_iter().filter(|point| exists(peer, *point)) {
                         let (_, by) = reference(&scenario, position, direction, peer, point);
                         let no_family = !members[position].addresses.iter().any(|a| a.is_ipv4() == peer.is_ipv4());
                         prop_assert!(

@@ -1,9 +1,12 @@
 //! Rules by name, as the person who asks sees them.
 
+use api::flow::FlowEvent;
 use policies_checker::{
     Model, assertion,
+    cases::{Case, CaseReport, run_cases},
     connectivity::{Grouping, connectivity},
     difference::difference,
+    replay::replay,
     rules::{RuleStatus, rule_use},
 };
 use policies_compiler::{Source, load_objects};
@@ -151,4 +154,115 @@ fn names_of_sets_and_of_cluster_policies_count() {
         against(&model(vec![cluster_policy]), "no ns(pci) reaches internet on 80").as_deref(),
         Some("pci/vault (10.244.0.5) to *.example.net (if at 203.0.113.10), TCP 80")
     );
+}
+
+/// A recorded flow of the vault to an address outside.
+fn recorded(verdict: &str, port: u16) -> FlowEvent {
+    let line = json!({
+        "time": "1970-01-01T00:00:00Z", "node": "n", "pod": {"namespace": "pci", "name": "vault"},
+        "direction": "egress", "verdict": verdict, "decidedBy": {"rule": "of old"}, "source": "10.244.0.5",
+        "destination": "203.0.113.9", "protocol": 6, "sourcePort": 50_000, "destinationPort": port, "epoch": 1,
+    });
+    serde_json::from_value(line).unwrap()
+}
+
+#[test]
+fn replay_does_not_say_that_a_name_changes_what_it_may_leave() {
+    let model = model(vec![egress(&json!([by_name()]))]);
+    let replayed = replay(
+        &model,
+        &[
+            recorded("allow", 443),
+            recorded("deny", 443),
+            recorded("allow", 80),
+            recorded("deny", 80),
+        ],
+    );
+    assert_eq!((replayed.judged, replayed.same), (4, 3), "{replayed:?}");
+    // Both of port 443 depend on the name, and of port 80 none does.
+    let because: Vec<u64> = replayed.same_because.values().copied().collect();
+    assert_eq!(because, [2], "{replayed:?}");
+    let [change] = &replayed.changes[..] else {
+        panic!("{replayed:?}")
+    };
+    assert_eq!((change.service.as_str(), change.allowed), ("TCP 80", false));
+}
+
+fn cases(model: &Model, cases: &Value) -> CaseReport {
+    run_cases(
+        model,
+        &serde_json::from_value::<Vec<Case>>(cases.clone()).unwrap(),
+    )
+}
+
+#[test]
+fn a_case_by_name_covers_a_rule_by_name() {
+    let first = https("Deny", json!({"nets": ["198.51.100.0/24"]}));
+    let rules = egress(&json!([first, by_name()]));
+    let vault = |to: &str, port: u16, expect: &str| json!({"from": "pci/vault", "to": to, "port": port, "expect": expect});
+    let of_name = "NetworkPolicy.projectcalico.org pci/e rule 1";
+    let report = cases(
+        &model(vec![rules.clone()]),
+        &json!([
+            vault("dns:API.example.com.@203.0.113.9", 443, "allow"),
+            vault("dns:api.example.com@203.0.113.9", 80, "deny"),
+            vault("dns:api.example.com@198.51.100.9", 443, "deny"),
+            vault("dns:api.example.org", 443, "deny"),
+            // An address that nobody named has no name.
+            vault("203.0.113.9", 443, "deny"),
+        ]),
+    );
+    assert_eq!(report.failed, 0, "{report:?}");
+    assert!(report.covered.iter().any(|key| key.rule == of_name), "{report:?}");
+
+    let report = cases(
+        &model(vec![rules]),
+        &json!([
+            // Not wherever the name may lead.
+            vault("dns:api.example.com", 443, "allow"),
+            vault("203.0.113.9", 443, "allow"),
+            vault("dns:*.example.com", 443, "allow"),
+            vault("dns:api.example.com@10.244.0.5", 443, "allow"),
+        ]),
+    );
+    let failures: Vec<&str> = report
+        .cases
+        .iter()
+        .filter_map(|case| case.failure.as_deref())
+        .collect();
+    let said = [
+        "at 198.51.100.10; `dns:api.example.com@ADDRESS`",
+        "if a resolver had given the name *.example.com for the address",
+        "is not a name",
+        "is the address of pci/vault",
+    ];
+    assert_eq!(failures.len(), said.len(), "{failures:?}");
+    for (failure, said) in failures.iter().zip(said) {
+        assert!(failure.contains(said), "{failure}");
+    }
+    let open = model(vec![egress(&json!([by_name()]))]);
+    let anywhere = cases(&open, &json!([vault("dns:api.example.com", 443, "allow")]));
+    assert_eq!(anywhere.failed, 0, "{anywhere:?}");
+}
+
+/// Names of the pools fit one pattern each; a case may ask for one that fits two.
+#[test]
+fn a_case_may_ask_for_a_name_that_no_rule_names() {
+    let set = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
+        "metadata": {"name": "gs", "labels": {"s": "1"}}, "spec": {"allowedEgressDomains": ["api.*.com"]}});
+    let of_set = https(
+        "Deny",
+        json!({"selector": "s == '1'", "namespaceSelector": "global()"}),
+    );
+    let model = model(vec![set, egress(&json!([of_set, by_name()]))]);
+    let case = |to: &str, expect: &str| json!({"from": "pci/vault", "to": to, "port": 443, "expect": expect});
+    let report = cases(
+        &model,
+        &json!([
+            case("dns:www.example.com", "allow"),
+            case("dns:api.example.com", "deny"),
+            case("dns:api.example.net", "deny"),
+        ]),
+    );
+    assert_eq!(report.failed, 0, "{report:?}");
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use api::calico;
 use policies_ir::{
-    cluster::Member,
+    cluster::{HostInterface, Member},
     policy::{
         EndMatch, EndpointToHost, Failsafe, FailsafeMatch, NamedPort, PortMatch, SCTP, ServiceMatch, TCP,
         UDP, Workload, WorkloadKind,
@@ -116,6 +116,11 @@ pub(crate) fn read_host_endpoint(object: &calico::HostEndpoint, errors: &mut Err
         },
         addresses,
         node: spec.node.clone(),
+        interface: match interface.as_str() {
+            "*" => HostInterface::Every,
+            "" => HostInterface::ByAddress,
+            _ => HostInterface::Named,
+        },
         ..Member::default()
     }
 }

@@ -10,8 +10,6 @@ use policies_ir::{
     policy::{ICMPV6, WorkloadKind},
 };
 
-use crate::view::{CalicoObject, ClusterView};
-
 /// Made-up addresses of nodes come from 198.51.100.0/24 and up, of which RFC 5737 keeps the first for documents.
 const GENERATED_BASE: u32 = u32::from_be_bytes([198, 51, 100, 1]);
 
@@ -76,7 +74,7 @@ pub(crate) struct Ends<'a> {
 }
 
 impl<'a> Ends<'a> {
-    pub(crate) fn new(cluster: &'a Cluster, on_every_interface: &BTreeSet<usize>) -> Self {
+    pub(crate) fn new(cluster: &'a Cluster) -> Self {
         let mut ends = Self {
             cluster,
             pods: HashMap::new(),
@@ -98,18 +96,22 @@ impl<'a> Ends<'a> {
                         .insert((workload.namespace.as_str(), workload.name.as_str()), position);
                 }
             }
+            // Host endpoints of one node may share an address, where one of them judges.
+            let comes_before = |known: usize| {
+                let known = cluster.members.get(known);
+                known.is_some_and(|known| {
+                    member.shares_node(known) && member.host_order() < known.host_order()
+                })
+            };
             for address in &member.addresses {
-                ends.by_address.entry(*address).or_insert(position);
+                let owner = ends.by_address.entry(*address).or_insert(position);
+                if comes_before(*owner) {
+                    *owner = position;
+                }
             }
         }
         for hosts in ends.hosts.values_mut() {
-            // A named interface with an address says most about its node's traffic; then by name.
-            hosts.sort_by_key(|position| {
-                let member = cluster.members.get(*position);
-                let without_address = member.is_none_or(|member| member.addresses.is_empty());
-                let name = member.map(|member| member.workload.name.as_str());
-                (on_every_interface.contains(position), without_address, name)
-            });
+            hosts.sort_by_key(|position| cluster.members.get(*position).map(Member::host_order));
         }
         ends
     }
@@ -248,26 +250,6 @@ pub(crate) fn assume_node_addresses(cluster: &mut Cluster) {
     {
         addresses.extend(free.next());
     }
-}
-
-/// Host endpoints that stand for every interface of their node, by position among the members.
-pub(crate) fn on_every_interface(view: &ClusterView, cluster: &Cluster) -> BTreeSet<usize> {
-    let names: BTreeSet<&str> = view
-        .calico
-        .iter()
-        .filter_map(|object| match object {
-            CalicoObject::HostEndpoint(host) if host.spec.interface_name == "*" => {
-                host.metadata.name.as_deref()
-            }
-            _ => None,
-        })
-        .collect();
-    let members = cluster.members.iter().enumerate();
-    members
-        .filter(|(_, member)| member.workload.kind == WorkloadKind::HostEndpoint)
-        .filter(|(_, member)| names.contains(member.workload.name.as_str()))
-        .map(|(position, _)| position)
-        .collect()
 }
 
 fn resolved(position: usize, member: &Member) -> Resolved {

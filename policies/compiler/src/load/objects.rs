@@ -340,6 +340,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn parse<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
         let mut object = self.object.clone();
+        settle_nulls(&mut object);
         // The types of Kubernetes do not carry these two.
         if let Value::Object(fields) = &mut object {
             fields.remove("apiVersion");
@@ -411,6 +412,37 @@ impl Reader<'_> {
             found: found.to_owned(),
             wanted,
         }
+    }
+}
+
+/// Members that are maps from text to text.
+const TEXT_MAPS: [&str; 6] = [
+    "labels",
+    "annotations",
+    "matchLabels",
+    "nodeSelector",
+    "selector",
+    "labelsToApply",
+];
+
+/// What the API makes of `null`: a member that is not there, and in a map of texts an empty one, which asks for more than
+/// none would. In a list it stays, and is refused.
+fn settle_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            for (name, member) in members {
+                match member {
+                    Value::Object(texts) if TEXT_MAPS.contains(&name.as_str()) => {
+                        let nulls = texts.values_mut().filter(|text| text.is_null());
+                        nulls.for_each(|text| *text = Value::from(""));
+                    }
+                    other => settle_nulls(other),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(settle_nulls),
+        _ => {}
     }
 }
 

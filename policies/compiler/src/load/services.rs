@@ -39,7 +39,7 @@ impl Backends {
         for slice in &self.slices {
             add_slice(&mut resolved, slice);
         }
-        for service in &self.services {
+        for service in self.services.iter().filter(|service| !is_external(service)) {
             let namespace = service.metadata.namespace.clone().unwrap_or_default();
             let name = service.metadata.name.clone().unwrap_or_default();
             resolved
@@ -67,27 +67,38 @@ pub(crate) fn add_service<'p>(
     service: &Service,
     pods: impl IntoIterator<Item = &'p [PodView]>,
 ) {
-    let spec = service.spec.as_ref();
-    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+    if is_external(service) {
         return;
     }
-    let families = spec
-        .and_then(|spec| spec.ip_families.as_deref())
-        .unwrap_or_default();
-    let is_of_family = |endpoint: &ServiceEndpoint| {
-        let family = if endpoint.address.is_ipv6() {
-            "IPv6"
-        } else {
-            "IPv4"
-        };
-        families.is_empty() || families.iter().any(|known| known == family)
-    };
     let namespace = service.metadata.namespace.clone().unwrap_or_default();
     let name = service.metadata.name.clone().unwrap_or_default();
     let endpoints = services.entry((namespace.clone(), name)).or_default();
     for pods in pods {
-        endpoints.extend(selected(service, &namespace, pods).filter(&is_of_family));
+        endpoints.extend(selected(service, &namespace, pods));
     }
+}
+
+/// Whether it is another name for a host, with nothing behind it.
+fn is_external(service: &Service) -> bool {
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    kind == Some("ExternalName")
+}
+
+/// Whether an address is of a family that the service has: as it says, or as the API server would say for it.
+fn has_family(service: &Service, address: IpAddr) -> bool {
+    let spec = service.spec.as_ref();
+    let families = spec
+        .and_then(|spec| spec.ip_families.as_deref())
+        .unwrap_or_default();
+    if !families.is_empty() {
+        let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
+        return families.iter().any(|known| known == family);
+    }
+    // Addresses of services are of IPv4; without one, both families of the pods can be wanted.
+    let is_headless = spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None");
+    let policy = spec.and_then(|spec| spec.ip_family_policy.as_deref());
+    let both = is_headless && policy.is_some_and(|policy| policy != "SingleStack");
+    both || address.is_ipv4()
 }
 
 fn slice_endpoints(slice: &EndpointSlice) -> Vec<ServiceEndpoint> {
@@ -137,7 +148,12 @@ fn selected<'a>(
                 Some((protocol, number?))
             });
         let ports: Vec<(u8, u16)> = ports.collect();
-        let addresses: Vec<IpAddr> = pod.addresses.iter().copied().collect();
+        let addresses: Vec<IpAddr> = pod
+            .addresses
+            .iter()
+            .copied()
+            .filter(|address| has_family(service, *address))
+            .collect();
         addresses.into_iter().flat_map(move |address| at(address, &ports))
     })
 }

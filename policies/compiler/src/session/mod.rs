@@ -18,6 +18,7 @@ use std::{
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy};
 use engine::Engine;
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, ServiceAccount},
     networking::v1::NetworkPolicy,
@@ -31,6 +32,7 @@ use policies_ir::{
 
 use crate::{
     calico::Services,
+    closed::closed_hosts,
     compile::{Diagnostic, conflicts},
     field::FieldError,
     reading::{Reading, put_together},
@@ -230,6 +232,11 @@ impl Session {
         })
     }
 
+    /// Tables for this node's host endpoints while those of [`Session::tables`] cannot be written: see [`closed_hosts`].
+    pub fn closed_hosts(&self) -> NodeTables {
+        closed_hosts(&self.base.host_endpoints, &self.policies.enforced.failsafe)
+    }
+
     /// Names of addresses, as they were set.
     pub fn names(&self) -> &BTreeMap<IpAddr, BTreeSet<String>> {
         &self.base.names
@@ -364,6 +371,20 @@ impl Session {
             self.base.host_endpoints.clone_from(ids);
             self.begin_anew("the host endpoints of this node changed");
         }
+    }
+
+    /// From now on the node has these addresses, and listens with others at these.
+    pub fn set_host_addresses(&mut self, own: BTreeSet<IpAddr>, groups: BTreeSet<IpNet>) {
+        if own != self.base.host_addresses || groups != self.base.host_groups {
+            self.base.host_addresses = own;
+            self.base.host_groups = groups;
+            self.begin_anew("the addresses of this node changed");
+        }
+    }
+
+    /// The addresses of the node, and where it listens with others, as they were set.
+    pub fn host_addresses(&self) -> (&BTreeSet<IpAddr>, &BTreeSet<IpNet>) {
+        (&self.base.host_addresses, &self.base.host_groups)
     }
 
     /// A policy of Kubernetes that came or changed.

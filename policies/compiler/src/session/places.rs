@@ -24,7 +24,7 @@ use policies_ir::{
 
 use crate::cells::{
     ByName, Declares, Depends, MatcherId, Matchers, Owned, Owner, Place, Prefixes, Sets, Signature,
-    attributes, holds_at, node_addresses, selects,
+    attributes, holds_at, node_addresses, owner_at, selects,
 };
 
 /// Position of a signature; the same for as long as the [`Places`] last.
@@ -107,7 +107,8 @@ impl Places {
     /// The places of a cluster, whose members come one by one.
     pub(super) fn new(ground: Cluster) -> Self {
         let of_sets = ground.sets.iter().flat_map(|set| &set.nets).map(IpNet::trunc);
-        let fixed: BTreeSet<IpNet> = defaults().chain(of_sets).collect();
+        let groups = ground.host_groups.iter().map(IpNet::trunc);
+        let fixed: BTreeSet<IpNet> = defaults().chain(of_sets).chain(groups).collect();
         Self {
             nodes: node_addresses(&ground),
             sets: Sets::new(&ground),
@@ -411,7 +412,7 @@ impl Places {
         let counts = |claim: &&Claim| !own || claim.member.workload.kind == WorkloadKind::HostEndpoint;
         let key = ClassKey {
             family: family(address),
-            owner: owner.unwrap_or(Owner::Other),
+            owner: owner_at(&self.ground, &cell, owner),
             workloads: claims
                 .iter()
                 .filter(counts)

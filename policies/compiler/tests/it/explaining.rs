@@ -407,3 +407,93 @@ fn loading_knows_an_object_again_however_it_is_written() {
     ];
     assert!(load_objects(sources(&others)).is_ok());
 }
+
+/// As the API reads them: a member that is `null` is not there.
+#[test]
+fn loading_takes_null_for_absent_and_no_condition_for_less() {
+    let calico = |spec: Value| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+            "metadata": {"name": "p", "namespace": "shop", "labels": null}, "spec": spec})
+    };
+    let kubernetes = |spec: Value| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": "p", "namespace": "shop", "creationTimestamp": null}, "spec": spec})
+    };
+    let policies = |object: Value| {
+        let loaded = load_objects(sources(&[object])).map_err(|error| error.to_string())?;
+        Ok::<_, String>(loaded.view.policy_set(|_, _| {}).enforced)
+    };
+    for (with_null, without) in [
+        (
+            calico(json!({"selector": "all()", "types": ["Egress"], "egress": null})),
+            calico(json!({"selector": "all()", "types": ["Egress"]})),
+        ),
+        (
+            calico(
+                json!({"selector": null, "order": null, "ingress": [{"action": "Allow", "protocol": "TCP",
+                "source": {"nets": ["10.0.0.0/8"], "notNets": null, "selector": null}, "destination": null}]}),
+            ),
+            calico(
+                json!({"ingress": [{"action": "Allow", "protocol": "TCP", "source": {"nets": ["10.0.0.0/8"]}}]}),
+            ),
+        ),
+        (
+            kubernetes(
+                json!({"podSelector": {"matchExpressions": null}, "policyTypes": ["Ingress"], "ingress": null}),
+            ),
+            kubernetes(json!({"podSelector": {}, "policyTypes": ["Ingress"]})),
+        ),
+        (
+            kubernetes(json!({"podSelector": {"matchLabels": {"app": null}}})),
+            kubernetes(json!({"podSelector": {"matchLabels": {"app": ""}}})),
+        ),
+    ] {
+        assert_eq!(
+            policies(with_null.clone()).unwrap(),
+            policies(without).unwrap(),
+            "{with_null}"
+        );
+    }
+    // A rule that is null would be one that allows all.
+    for wrong in [
+        kubernetes(json!({"podSelector": {}, "ingress": [null]})),
+        calico(json!({"ingress": [null]})),
+        calico(json!({"ingress": [{"action": null}]})),
+    ] {
+        assert!(policies(wrong.clone()).is_err(), "{wrong}");
+    }
+}
+
+/// The families of a service are those that its controller would write slices of.
+#[test]
+fn a_service_of_one_family_has_no_endpoints_of_the_other() {
+    let mut pod = pod("shop", "db");
+    let (v4, v6) = ("10.0.0.1", "fd00::1");
+    pod["status"] = json!({"podIP": v4, "podIPs": [{"ip": v4}, {"ip": v6}]});
+    for (spec, expected) in [
+        (json!({"ipFamilies": ["IPv4"]}), vec![v4]),
+        (json!({"ipFamilies": ["IPv6"]}), vec![v6]),
+        (json!({"ipFamilies": ["IPv6", "IPv4"]}), vec![v4, v6]),
+        (json!({}), vec![v4]),
+        (json!({"clusterIP": "None"}), vec![v4]),
+        (
+            json!({"clusterIP": "None", "ipFamilyPolicy": "PreferDualStack"}),
+            vec![v4, v6],
+        ),
+        (
+            json!({"type": "ExternalName", "externalName": "db.example"}),
+            vec![],
+        ),
+    ] {
+        let mut service = json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "db", "namespace": "shop"},
+            "spec": {"selector": {"app": "db"}, "ports": [{"port": 5432}]}});
+        let members = service["spec"].as_object_mut().unwrap();
+        members.extend(spec.as_object().unwrap().clone());
+        let view = load_objects(sources(&[pod.clone(), service])).unwrap().view;
+        let behind = view.services.get(&("shop".to_owned(), "db".to_owned()));
+        let behind = behind.into_iter().flatten();
+        let addresses: Vec<String> = behind.map(|endpoint| endpoint.address.to_string()).collect();
+        assert_eq!(addresses, expected, "{spec}");
+    }
+}

@@ -134,6 +134,40 @@ fn what_a_pod_sends_to_its_node_is_the_settings_to_decide() {
             "Deny by GlobalNetworkPolicy p rule 0"
         );
     }
+    // So is what it sends to a group, or to a broadcast of one of the node's networks: the node listens there with others.
+    // Nobody sends from there.
+    let to_group = |action: &str, peer: &str, direction: Direction| {
+        let mut configuration = calico(
+            "FelixConfiguration",
+            "default",
+            &json!({"defaultEndpointToHostAction": action}),
+        );
+        configuration["metadata"]["namespace"] = Value::Null;
+        let closed =
+            json!({"selector": "app == 'web'", "types": ["Ingress"], "ingress": [{"action": "Deny"}]});
+        let near = json!({"selector": "app == 'web'", "types": ["Egress"], "egress": [
+            {"action": "Allow", "destination": {"nets": ["224.0.0.0/24"]}}, {"action": "Allow"}]});
+        let mut lab = Lab::new(&[configuration, global("p", &closed), global("q", &near)]);
+        lab.cluster.host_groups = ["10.0.0.255/32", "224.0.0.0/4", "ff00::/8"]
+            .map(|net| net.parse().unwrap())
+            .into();
+        let (verdict, by) = lab.decides(WEB.0, direction, peer, UDP, (5353, 5353));
+        format!("{verdict:?} by {by}")
+    };
+    for group in ["10.0.0.255", "224.0.0.251", "239.1.2.3", "ff02::fb"] {
+        assert_eq!(to_group("Drop", group, Egress), "Deny by to-host", "{group}");
+        let returned = to_group("Return", group, Egress);
+        assert!(
+            returned.starts_with("Allow by GlobalNetworkPolicy q"),
+            "{group}: {returned}"
+        );
+        assert_eq!(
+            to_group("Drop", group, Ingress),
+            "Deny by GlobalNetworkPolicy p rule 0",
+            "{group}"
+        );
+    }
+    assert!(to_group("Drop", "10.0.0.253", Egress).starts_with("Allow"));
     // The other way is always open: the node's own probes.
     assert!(Lab::new(&[global("p", &json!({"ingress": [{"action": "Deny"}]}))]).takes(WEB, HOST.1));
 }

@@ -503,6 +503,7 @@ fn random_packets_reach_every_kind_of_decision() {
             "of a network set",
             "from a source class of its own",
             "of a contested address",
+            "of a group",
         ] {
             reached(kind, "of", decision);
         }
@@ -529,6 +530,7 @@ fn circumstances(scenario: &TieredScenario, endpoint: EndpointId, packet: &Packe
         "at a host endpoint",
     );
     note(flow.standing == Standing::Contested, "of a contested address");
+    note(flow.standing == Standing::Group, "of a group");
     let of_set = |known: &&Workload| known.kind == WorkloadKind::NetworkSet;
     note(flow.peer.known.iter().any(of_set), "of a network set");
     let DecidedBy::Rule(RuleName {

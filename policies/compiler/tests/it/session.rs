@@ -61,7 +61,7 @@ enum Kind {
     Account,
     Names,
     Services,
-    /// A node, or the numbers of host endpoints.
+    /// A node, addresses of the view's own, or the numbers of host endpoints.
     Rare,
 }
 
@@ -230,8 +230,16 @@ fn apply(change: &Change, view: &mut ClusterView, session: &mut Session) {
             view.services.clone_from(&from.services);
             session.set_services(from.services.clone());
         }
-        Kind::Rare => match change.place.index(2) {
+        Kind::Rare => match change.place.index(3) {
             0 => renumber(view, session, 2000),
+            1 => {
+                let address =
+                    std::net::IpAddr::from([10, 0, 0, u8::try_from(change.which.index(16)).unwrap_or(0)]);
+                if !view.host_addresses.remove(&address) {
+                    view.host_addresses.insert(address);
+                }
+                session.set_host_addresses(view.host_addresses.clone(), view.host_groups.clone());
+            }
             _ => {
                 let name = "node-2";
                 let node = from

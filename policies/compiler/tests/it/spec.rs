@@ -156,7 +156,8 @@ impl<'a> Scene<'a> {
             CalicoObject::HostEndpoint(host) => host.spec.expected_ips.contains(&peer.to_string()),
             _ => false,
         });
-        let of_nodes = view.nodes.values().any(|node| node.addresses.contains(&peer));
+        let of_nodes = view.nodes.values().any(|node| node.addresses.contains(&peer))
+            || view.host_groups.iter().any(|group| group.contains(&peer));
         let pods: Vec<&PodView> = view
             .pods
             .iter()

@@ -65,17 +65,8 @@ pub(crate) fn offline(paths: &[PathBuf]) -> Result<(ClusterView, Vec<PolicyAsser
 /// The same of objects that have been read.
 pub(crate) fn of_documents(documents: &[(String, Value)]) -> Result<(ClusterView, Vec<PolicyAssertion>)> {
     let mut assertions = Vec::new();
-    for (origin, object) in documents
-        .iter()
-        .flat_map(items)
-        .filter(|(_, object)| is_assertion(object))
-    {
-        let assertion: PolicyAssertion = serde_json::from_value(object.clone())
-            .with_context(|| format!("{origin} is not a valid PolicyAssertion"))?;
-        if assertion.api_version != api::palisade::API_VERSION {
-            bail!("{origin}: apiVersion: must be {}", api::palisade::API_VERSION);
-        }
-        assertions.push(assertion);
+    for (origin, document) in documents {
+        read_assertions(origin, document, &mut assertions)?;
     }
     let others = documents.iter().filter(|(_, object)| !is_assertion(object));
     let loaded = load_objects(others.map(|(origin, object)| Source { origin, object }))?;
@@ -85,20 +76,24 @@ pub(crate) fn of_documents(documents: &[(String, Value)]) -> Result<(ClusterView
     Ok((loaded.view, assertions))
 }
 
-/// The objects of a document: those of a list, as `kubectl get -o yaml` writes them, or the one that it is.
-fn items((origin, document): &(String, Value)) -> Vec<(String, &Value)> {
-    match document["items"]
-        .as_array()
-        .filter(|_items| document["kind"] == "List")
-    {
-        Some(items) => {
-            let items = items.iter().enumerate();
-            items
-                .map(|(at, item)| (format!("{origin}, items[{at}]"), item))
-                .collect()
+/// The assertions of a document: itself, or those of the list that it is.
+fn read_assertions(origin: &str, document: &Value, into: &mut Vec<PolicyAssertion>) -> Result<()> {
+    if let Some(items) = objects::items(document) {
+        for (at, item) in items.iter().enumerate() {
+            read_assertions(&format!("{origin}, items[{at}]"), item, into)?;
         }
-        None => vec![(origin.clone(), document)],
+        return Ok(());
     }
+    if !is_assertion(document) {
+        return Ok(());
+    }
+    let assertion: PolicyAssertion = serde_json::from_value(document.clone())
+        .with_context(|| format!("{origin} is not a valid PolicyAssertion"))?;
+    if assertion.api_version != api::palisade::API_VERSION {
+        bail!("{origin}: apiVersion: must be {}", api::palisade::API_VERSION);
+    }
+    into.push(assertion);
+    Ok(())
 }
 
 /// Assertions are about policy, and no part of it.
@@ -232,4 +227,42 @@ fn read(path: &Path) -> Result<String> {
         bail!("{} is larger than {} MiB", path.display(), MAX_TEXT_BYTES >> 20);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn assertions_are_found_alone_and_in_lists_of_any_kind() {
+        let api_version = api::palisade::API_VERSION;
+        let item =
+            |name: &str| json!({"metadata": {"name": name}, "spec": {"assertion": "isolated ns(pci)"}});
+        let whole = |name: &str| {
+            let mut object = item(name);
+            object["apiVersion"] = api_version.into();
+            object["kind"] = "PolicyAssertion".into();
+            object
+        };
+        let typed = json!({"apiVersion": api_version, "kind": "PolicyAssertionList",
+            "metadata": {"resourceVersion": "7"}, "items": [item("typed"), whole("typed-in-full")]});
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [whole("listed"), typed]});
+        let documents = [whole("alone"), list].map(|object| ("a.yaml".to_owned(), object));
+        let (_, assertions) = of_documents(&documents).unwrap();
+        let names: Vec<_> = assertions
+            .iter()
+            .filter_map(|assertion| assertion.metadata.name.as_deref())
+            .collect();
+        assert_eq!(names, ["alone", "listed", "typed", "typed-in-full"]);
+
+        let misspelt = json!({"apiVersion": api_version, "kind": "PolicyAssertionList",
+            "items": [{"metadata": {"name": "a"}, "spec": {"asertion": "isolated ns(pci)"}}]});
+        let error = of_documents(&[("a.yaml".to_owned(), misspelt)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a.yaml, items[0] is not a valid PolicyAssertion"
+        );
+    }
 }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use policies_checker::{
+    Model,
     assertion::{self, Problem, Proof},
     cases::{CaseReport, run_cases},
     connectivity::{Grouping, connectivity as all_connections},
@@ -174,6 +175,9 @@ pub(crate) async fn replay(connection: &Connection, args: &ReplayArgs) -> Result
         "{} flows judged, {} keep their verdict, {changed} change",
         replay.judged, replay.same
     ))?;
+    for (reason, count) in &replay.same_because {
+        output::note(&format!("note: {count} flows keep their verdict: {reason}"));
+    }
     for (reason, count) in &replay.left_out {
         output::note(&format!("note: {count} flows were left out: {reason}"));
     }
@@ -293,6 +297,7 @@ fn status(rule: &RuleUse, recorded: bool) -> String {
         }
         RuleStatus::MatchesNothing => "matches nothing".to_owned(),
         RuleStatus::AppliesToNothing => "applies to nothing".to_owned(),
+        RuleStatus::Logs if recorded && rule.hits == 0 => "only logs, never hit".to_owned(),
         RuleStatus::Logs => "only logs".to_owned(),
     }
 }
@@ -305,7 +310,21 @@ async fn changes(connection: &Connection, args: &DiffArgs) -> Result<Vec<Change>
         ),
         after => proposed::before_and_after(connection, after).await?,
     };
-    Ok(difference(&input::model(&before)?, &input::model(&after)?))
+    let (before, after) = (input::model(&before)?, input::model(&after)?);
+    require_workloads(&before, &after)?;
+    Ok(difference(&before, &after))
+}
+
+/// That nothing opens and nothing closes says something only where somebody could be reached.
+fn require_workloads(before: &Model, after: &Model) -> Result<()> {
+    let nobody = |model: &Model| model.cluster().members.is_empty();
+    if nobody(before) && nobody(after) {
+        bail!(
+            "nothing was compared: neither side has a pod or a host endpoint, so there is no flow to judge; add the \
+             pods to both, or give only what is new and run against the live cluster"
+        );
+    }
+    Ok(())
 }
 
 /// An assertion and what came of it.
@@ -340,17 +359,7 @@ fn show_proof(proved: &Proved) -> Result<()> {
             output::line(&format!("        {packet} {verdict}"))?;
             output::line(&format!("        {}", packet.rulings()))?;
         }
-        Some(Problem::NoCommonFamily { from, to }) => {
-            output::line(&format!(
-                "        {from} and {to} have no address family in common"
-            ))?;
-        }
-        Some(Problem::DoesNotFit { message }) => {
-            output::line(&format!(
-                "        no node would enforce the policies: a pod or host {message}"
-            ))?;
-        }
-        Some(Problem::Syntax { message, .. }) => output::line(message)?,
+        Some(other) => output::line(&format!("        {}", other.text().unwrap_or_default()))?,
     }
     if proved.proof.more > 0 {
         output::line(&format!("        and {} more pairs of ends", proved.proof.more))?;
@@ -402,16 +411,54 @@ mod tests {
     const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/shop");
 
     fn replay_of(flows: &Path, with: &Path) -> Result<ExitCode> {
-        let no_cluster = Connection {
-            kubeconfig: Some(PathBuf::from("/nonexistent/kubeconfig")),
-        };
         let args = ReplayArgs {
             flows: vec![flows.to_owned()],
             with: vec![with.to_owned()],
             output: ReportOutput::Table,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(replay(&no_cluster, &args))
+        runtime.block_on(replay(&no_cluster(), &args))
+    }
+
+    fn no_cluster() -> Connection {
+        Connection {
+            kubeconfig: Some(PathBuf::from("/nonexistent/kubeconfig")),
+        }
+    }
+
+    #[test]
+    fn folders_without_workloads_are_not_equivalent_but_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = |name: &str, spec: &str| {
+            let path = folder.path().join(name);
+            let head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\n";
+            std::fs::write(&path, format!("{head}spec: {spec}\n")).unwrap();
+            path
+        };
+        let closed = policy("closed.yaml", "{podSelector: {}}");
+        let open = policy("open.yaml", "{podSelector: {}, ingress: [{}]}");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let manifests = Path::new(SHOP).join("manifests");
+        let of = |old: &Path, new: &Path| {
+            let args = DiffArgs {
+                paths: vec![old.to_owned(), new.to_owned()],
+                output: ReportOutput::Json,
+            };
+            let connection = no_cluster();
+            let diff = runtime.block_on(diff(&connection, &args));
+            (diff, runtime.block_on(equivalent(&connection, &args)))
+        };
+        let (diff, equivalent) = of(&closed, &open);
+        for said in [diff.unwrap_err(), equivalent.unwrap_err()].map(|error| error.to_string()) {
+            assert!(
+                said.contains("neither side has a pod") && said.contains("live cluster"),
+                "{said}"
+            );
+        }
+        // One side with workloads is an answer: all that they may exchange is new.
+        let (diff, equivalent) = of(&closed, &manifests);
+        assert!(diff.is_ok());
+        assert_eq!(equivalent.unwrap(), ExitCode::from(REFUTED));
     }
 
     #[test]

@@ -68,23 +68,11 @@ fn overlay(live: Vec<Value>, new: Vec<Document>) -> Vec<Document> {
     objects
 }
 
-/// The items of a list, which may leave out what the list says once; anything else as it is.
-fn flatten(origin: &str, mut object: Value, into: &mut Vec<Document>) {
-    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-    let Some(of_items) = kind.strip_suffix("List").filter(|_| object["items"].is_array()) else {
-        into.push((origin.to_owned(), object));
-        return;
-    };
-    let api_version = object["apiVersion"].take();
-    let Value::Array(items) = object["items"].take() else {
-        return;
-    };
-    for mut item in items {
-        if !of_items.is_empty() && item.is_object() && item["kind"].is_null() {
-            item["kind"] = of_items.into();
-            item["apiVersion"] = api_version.clone();
-        }
-        flatten(origin, item, into);
+/// The items of a list; anything else as it is.
+fn flatten(origin: &str, object: Value, into: &mut Vec<Document>) {
+    match objects::items(&object) {
+        Some(items) => items.into_iter().for_each(|item| flatten(origin, item, into)),
+        None => into.push((origin.to_owned(), object)),
     }
 }
 

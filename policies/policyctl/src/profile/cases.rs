@@ -132,7 +132,7 @@ fn ask(case: &Case, profile: &Profile) -> Result<Answer> {
         }
         arguments[..case.args.len()].copy_from_slice(&case.args);
         answers.push(Answer::Call(
-            profile.syscalls.policy().decide(number(call)?, &arguments),
+            profile.syscall_policy().decide(number(call)?, &arguments),
         ));
     }
     answers.extend(case.read.iter().map(|path| Answer::Landlock(readable(path))));

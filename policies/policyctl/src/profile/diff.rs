@@ -118,7 +118,7 @@ impl Change {
 }
 
 fn difference(before: &Profile, after: &Profile) -> Difference {
-    let calls = compare::differences(&before.syscalls.policy(), &after.syscalls.policy());
+    let calls = compare::differences(&before.syscall_policy(), &after.syscall_policy());
     let calls = calls.into_iter().flat_map(|difference| {
         let named = |before: Action, after: Action, arguments| Call {
             call: difference.call,

@@ -45,6 +45,7 @@ pub(super) fn facts(objects: &[Value]) -> BTreeMap<PodRef, PodFacts> {
 pub(super) fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Vec<Finding> {
     node.clone_into(&mut view.node);
     view.host_addresses.clone_from(&sent.host_addresses);
+    view.host_groups.clone_from(&sent.host_groups);
     view.names.clone_from(&sent.names);
     let mut by_pod: BTreeMap<PodRef, &NodeEndpoint> = BTreeMap::new();
     let mut found = Vec::new();

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use e2e::{
     cluster::{HTTP_GET, pod},
-    distribution,
-    shell::{Ran, binaries, eventually, run, run_with_input},
+    distribution, host,
+    shell::{Ran, binaries, eventually, on_path, patience, run, run_with_input},
 };
 use scanner_labdb::{CRITICAL_ID, FIXED_VERSION};
 use serde_json::Value;
@@ -53,36 +53,54 @@ fn say(text: &str) {
     println!("{text}");
 }
 
+/// What policyctl can show.
+const LINES: &[Line] = &[
+    ("an image with a known vulnerability is refused", vulnerable_image),
+    ("a clean image is admitted and pinned to its digest", clean_image),
+    ("from apply to Running", time_to_running),
+    ("system calls that lead out of a pod are refused", system_calls),
+    (
+        "system files cannot be written, a dropped binary cannot be executed",
+        paths,
+    ),
+    ("an allowed client gets its answer", allowed_client),
+    (
+        "another is blocked, and the flow names the policy",
+        blocked_client,
+    ),
+    ("the secret is not in the store's file", sealed_store),
+    ("the API without a certificate is refused", no_certificate),
+];
+
+/// What kubectl can show.
+const LINES_OF_KUBECTL: &[Line] = &[
+    (
+        "kubectl starts a pod, reads its log, executes in it",
+        kubectl_works,
+    ),
+    ("who takes more memory than the limit is OOMKilled", out_of_memory),
+    ("nothing is left of a pod that kubectl deletes", deleted_pod),
+];
+
 /// Shows one line after the other; returns how many do not hold.
 fn demonstrate(args: &Args) -> Result<usize> {
     let stage = Stage::new(args)?;
-    let lines: &[Line] = &[
-        ("an image with a known vulnerability is refused", vulnerable_image),
-        ("a clean image is admitted and pinned to its digest", clean_image),
-        ("from apply to Running", time_to_running),
-        ("system calls that lead out of a pod are refused", system_calls),
-        (
-            "system files cannot be written, a dropped binary cannot be executed",
-            paths,
-        ),
-        ("an allowed client gets its answer", allowed_client),
-        (
-            "another is blocked, and the flow names the policy",
-            blocked_client,
-        ),
-        ("the secret is not in the store's file", sealed_store),
-        ("the API without a certificate is refused", no_certificate),
-    ];
     let mut failed = 0;
-    for (number, (what, line)) in lines.iter().enumerate() {
+    for (number, (what, line)) in (1..).zip(LINES.iter().chain(LINES_OF_KUBECTL)) {
+        if number > LINES.len() && stage.kubectl.is_none() {
+            say(&format!(
+                "\n{number}. [skipped] {what}\n     there is no kubectl on the PATH"
+            ));
+            continue;
+        }
         match line(&stage) {
             Ok(evidence) => {
-                say(&format!("\n{}. [ok] {what}", number + 1));
+                say(&format!("\n{number}. [ok] {what}"));
                 evidence.iter().for_each(|line| say(&format!("     {line}")));
             }
             Err(error) => {
                 failed += 1;
-                say(&format!("\n{}. [FAILED] {what}\n     {error:?}", number + 1));
+                say(&format!("\n{number}. [FAILED] {what}\n     {error:?}"));
             }
         }
     }
@@ -96,6 +114,9 @@ type Line = (&'static str, fn(&Stage) -> Result<Vec<String>>);
 /// The running cluster and a registry beside it.
 struct Stage {
     policyctl: PathBuf,
+    kubectl: Option<PathBuf>,
+    /// Of kubectl, which keeps what it learns of the server.
+    cache: tempfile::TempDir,
     kubeconfig: String,
     state_dir: PathBuf,
     registry: Registry,
@@ -112,6 +133,8 @@ impl Stage {
         );
         let stage = Self {
             policyctl: binaries()?.join("policyctl"),
+            kubectl: on_path("kubectl"),
+            cache: tempfile::tempdir().context("cannot make a directory for kubectl")?,
             kubeconfig: kubeconfig.to_string_lossy().into_owned(),
             state_dir: args.state_dir.clone(),
             registry: Registry::start()?,
@@ -130,7 +153,8 @@ impl Stage {
     }
 
     fn clear(&self) -> Result<()> {
-        let gone = self.policyctl(&["delete", "namespace", NAMESPACE, "--timeout", "60"])?;
+        let seconds = patience(Duration::from_secs(60)).as_secs().to_string();
+        let gone = self.policyctl(&["delete", "namespace", NAMESPACE, "--timeout", &seconds])?;
         ensure!(gone.code == 0 || gone.stderr.contains("not found"), "{gone}");
         Ok(())
     }
@@ -154,6 +178,22 @@ impl Stage {
             &["--kubeconfig", &self.kubeconfig, "apply", "-f", "-"],
             yaml,
         )
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> Result<Ran> {
+        self.kubectl_with_input(arguments, "")
+    }
+
+    fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<Ran> {
+        let program = self
+            .kubectl
+            .as_deref()
+            .context("there is no kubectl on the PATH")?;
+        let cache = self.cache.path().to_string_lossy();
+        let mut all = vec!["--kubeconfig", &self.kubeconfig, "--cache-dir", &cache];
+        all.extend(["-n", NAMESPACE]);
+        all.extend(arguments);
+        run_with_input(program, &all, input)
     }
 
     fn object(&self, resource: &str, name: &str) -> Result<Value> {
@@ -419,6 +459,97 @@ fn no_certificate(stage: &Stage) -> Result<Vec<String>> {
         .refused()?
         .says("Unauthorized")?;
     Ok(vec![refused.stderr.trim().to_owned()])
+}
+
+fn kubectl_works(stage: &Stage) -> Result<Vec<String>> {
+    let image = stage.push(&lab::clean()?, "demo/clean")?;
+    let script = "echo hello from $(hostname); exec sleep 1000";
+    let yaml = pod(
+        NAMESPACE,
+        "worker",
+        "app: x",
+        &image,
+        &["sh", "-c", script],
+        "restartPolicy: Always",
+    );
+    stage
+        .kubectl_with_input(&["apply", "-f", "-"], &yaml)?
+        .ok()?
+        .says("created")?;
+    let timeout = format!("--timeout={}s", patience(PATIENCE).as_secs());
+    stage
+        .kubectl(&["wait", "--for=condition=Ready", "pod/worker", &timeout])?
+        .ok()?;
+    let pods = stage.kubectl(&["get", "pods"])?.ok()?.stdout;
+    let listed = pods.lines().find(|line| line.starts_with("worker "));
+    let listed = listed.with_context(|| format!("not listed:\n{pods}"))?;
+    ensure!(listed.contains("1/1") && listed.contains("Running"), "{listed}");
+    let log = eventually(PATIENCE, || {
+        stage
+            .kubectl(&["logs", "worker"])?
+            .ok()?
+            .says("hello from worker\n")
+    })?;
+    let exec = ["exec", "worker", "--", "sh", "-c", "echo $((6 * 7)); exit 3"];
+    let exec = stage.kubectl(&exec)?;
+    ensure!(exec.code == 3 && exec.stdout == "42\n", "{exec}");
+    Ok(vec![
+        "$ kubectl get pods".to_owned(),
+        listed.to_owned(),
+        "$ kubectl logs worker".to_owned(),
+        log.stdout.trim().to_owned(),
+        "$ kubectl exec worker -- sh -c 'echo $((6 * 7)); exit 3'    # exit code 3".to_owned(),
+        exec.stdout.trim().to_owned(),
+    ])
+}
+
+fn out_of_memory(stage: &Stage) -> Result<Vec<String>> {
+    let image = stage.push(&lab::clean()?, "demo/clean")?;
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: greedy, namespace: {NAMESPACE}, labels: {{app: x}}}}\nspec:\n  \
+         restartPolicy: Never\n  containers:\n  - name: main\n    image: {image}\n    \
+         command: [sh, -c, 'x=a; while true; do x=$x$x; done']\n    resources: {{limits: {{memory: 32Mi}}}}\n"
+    );
+    stage.kubectl_with_input(&["apply", "-f", "-"], &yaml)?.ok()?;
+    stage.wait("greedy", "Failed")?;
+    let path = "jsonpath={.status.containerStatuses[0].state.terminated['reason','exitCode']}";
+    let told = stage.kubectl(&["get", "pod", "greedy", "-o", path])?.ok()?;
+    ensure!(told.stdout == "OOMKilled 137", "{told}");
+    let listed = stage.kubectl(&["get", "pod", "greedy", "--no-headers"])?.ok()?;
+    Ok(vec![
+        "$ kubectl get pod greedy".to_owned(),
+        listed.says("OOMKilled")?.stdout.trim().to_owned(),
+    ])
+}
+
+fn deleted_pod(stage: &Stage) -> Result<Vec<String>> {
+    let object = stage.object("pods", "worker")?;
+    let uid = object["metadata"]["uid"].as_str().context("the pod has no uid")?;
+    let there = host::traces(uid)?;
+    for kind in ["mount", "cgroup", "process"] {
+        let begins = format!("{kind} ");
+        ensure!(
+            there.iter().any(|trace| trace.starts_with(&begins)),
+            "no {kind} of the running pod is seen, so none that stays would be: {there:#?}"
+        );
+    }
+    let deleted = stage.kubectl(&["delete", "pod", "worker"])?.ok()?;
+    stage
+        .kubectl(&["get", "pod", "worker"])?
+        .refused()?
+        .says("NotFound")?;
+    eventually(PATIENCE, || {
+        let left = host::traces(uid)?;
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    })?;
+    Ok(vec![
+        deleted.stdout.trim().to_owned(),
+        format!(
+            "{} processes, mounts and control groups of it were there; now there is none",
+            there.len()
+        ),
+    ])
 }
 
 fn file_name(path: &Path) -> String {

@@ -89,6 +89,14 @@ fn data_outlive_pods_and_agents_and_go_with_the_claim(cluster: &Cluster) -> Resu
     let always = group_seen_by("always", "fsGroup: 3000, fsGroupChangePolicy: Always")?;
     ensure!(always == "3000\n", "{always:?}");
 
+    // Who asks for reading only gets no more.
+    let reader = pod(&image, "reader", "cat /data/file && ! (echo new > /data/new)")
+        .replace("claimName: data", "claimName: data, readOnly: true");
+    cluster.apply(&reader)?.ok()?;
+    cluster.wait_for_phase("default", "reader", "Succeeded")?;
+    ensure!(!directory.join("new").exists(), "it was written to");
+    cluster.kubectl(&["delete", "pod", "reader"])?.ok()?;
+
     // Another pod finds the data, also when the agent has been killed under it.
     cluster
         .apply(&pod(&image, "keeper", "cat /data/file; sleep 1000"))?

@@ -200,6 +200,9 @@ fn a_host_that_went_down_comes_back(cluster: &Cluster) -> Result<()> {
     let uid = again["metadata"]["uid"].as_str().context("a UID")?;
     let programs = programs_of(uid)?;
     ensure!(programs == 1, "{programs} processes run");
+    // Those of before went with the host.
+    let (told, held) = (&again["status"]["podIPs"], addresses_of(cluster, uid)?);
+    ensure!(*told == held, "{told} are told, {held} are the pod's");
     for name in ["again", "once"] {
         cluster.kubectl(&["delete", "pod", name])?.ok()?;
     }
@@ -212,6 +215,18 @@ fn a_host_that_went_down_comes_back(cluster: &Cluster) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The addresses that the node has given to a pod, as its status should have them.
+fn addresses_of(cluster: &Cluster, uid: &str) -> Result<serde_json::Value> {
+    let leases = fs::read(cluster.state_dir.join("agent/network.json")).context("no leases")?;
+    let leases: serde_json::Value = serde_json::from_slice(&leases)?;
+    let lease = &leases["leases"][uid];
+    let addresses = [&lease["address"], &lease["address6"]].into_iter();
+    Ok(addresses
+        .filter(|address| address.is_string())
+        .map(|address| serde_json::json!({"ip": address}))
+        .collect())
 }
 
 /// What a reset does to a host: processes, links, control groups and everything in `/run` go at once, whatever is on
@@ -303,17 +318,24 @@ fn difference(before: &Remains, after: &Remains) -> Vec<String> {
     found
 }
 
-/// Processes in the control groups of the pod's containers.
 fn programs_of(uid: &str) -> Result<usize> {
-    let mut most = 0;
+    processes_of(uid).map(|processes| processes.len())
+}
+
+/// Processes in the control groups of the pod's containers.
+pub(crate) fn processes_of(uid: &str) -> Result<Vec<i32>> {
+    let mut most: Vec<i32> = Vec::new();
     for hierarchy in hierarchies()? {
         let pod = hierarchy.join("palisade").join(uid);
         let Ok(groups) = fs::read_dir(&pod) else { continue };
-        let members = groups.flatten().map(|group| {
-            let members = fs::read_to_string(group.path().join("cgroup.procs"));
-            members.unwrap_or_default().lines().count()
-        });
-        most = most.max(members.sum());
+        let mut members = Vec::new();
+        for group in groups.flatten() {
+            let text = fs::read_to_string(group.path().join("cgroup.procs")).unwrap_or_default();
+            members.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        if members.len() > most.len() {
+            most = members;
+        }
     }
     Ok(most)
 }

@@ -9,7 +9,7 @@ use e2e::{
 };
 use testkit::lab;
 
-use crate::Test;
+use crate::{Test, crashes::processes_of};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -19,6 +19,14 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "control_killed_and_restarted_loses_no_object",
         control_killed_and_restarted_loses_no_object,
+    ),
+    (
+        "a_container_starts_again_while_control_is_away",
+        a_container_starts_again_while_control_is_away,
+    ),
+    (
+        "a_node_that_was_silent_is_ready_again_with_its_pods",
+        a_node_that_was_silent_is_ready_again_with_its_pods,
     ),
 ];
 
@@ -112,6 +120,91 @@ fn control_killed_and_restarted_loses_no_object(cluster: &Cluster) -> Result<()>
     let log = cluster.run_pod("default", "afterwards", &image, &["echo", "still works"])?;
     ensure!(log == "still works\n", "{log}");
     cluster.kubectl(&["delete", "pod", "afterwards"])?.ok()?;
+    Ok(())
+}
+
+fn a_container_starts_again_while_control_is_away(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "recovery/clean", "1")?;
+    cluster
+        .kubectl(&[
+            "create",
+            "secret",
+            "generic",
+            "words",
+            "--from-literal=word=known",
+        ])?
+        .ok()?;
+    let script = "echo the word is $WORD; exec sleep 1000";
+    let mut yaml = pod(
+        "default",
+        "lone",
+        "app: lone",
+        &image,
+        &["sh", "-c", script],
+        "restartPolicy: Always",
+    );
+    yaml.push_str("    env: [{name: WORD, valueFrom: {secretKeyRef: {name: words, key: word}}}]\n");
+    cluster.apply(&yaml)?.ok()?;
+    let before = cluster.wait_for_phase("default", "lone", "Running")?;
+    let uid = before["metadata"]["uid"].as_str().context("a UID")?;
+    let old = processes_of(uid)?;
+    ensure!(!old.is_empty(), "nothing runs");
+
+    kill(cluster.daemon_pid("control")?)?;
+    for pid in &old {
+        kill(*pid)?;
+    }
+    eventually(Duration::from_secs(40), || {
+        let new = processes_of(uid)?;
+        match !new.is_empty() && new.iter().all(|pid| !old.contains(pid)) {
+            true => Ok(()),
+            false => bail!("{old:?} ran, {new:?} run"),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    cluster.up_again()?;
+    eventually(Duration::from_secs(40), || {
+        let status = cluster.object("default", "pods", "lone")?["status"].clone();
+        let container = &status["containerStatuses"][0];
+        let again = container["restartCount"] == 1 && container["state"]["running"].is_object();
+        match again && status["phase"] == "Running" {
+            true => Ok(()),
+            false => bail!("{status}"),
+        }
+    })?;
+    let log = cluster.kubectl(&["logs", "lone"])?.ok()?.stdout;
+    ensure!(log == "the word is known\n", "{log}");
+    cluster.kubectl(&["delete", "pod/lone", "secret/words"])?.ok()?;
+    Ok(())
+}
+
+fn a_node_that_was_silent_is_ready_again_with_its_pods(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "recovery/clean", "1")?;
+    let yaml = pod(
+        "default",
+        "marked",
+        "app: marked",
+        &image,
+        &["sleep", "1000"],
+        "restartPolicy: Always",
+    );
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("default", "marked", "Running")?;
+    let ready = |of_node: &str, of_pod: &str| {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        for (object, expected) in [("node/lab", of_node), ("pod/marked", of_pod)] {
+            let found = cluster.kubectl(&["get", object, "-o", path])?.ok()?.stdout;
+            ensure!(found == expected, "{object} is ready: {found}");
+        }
+        Ok(())
+    };
+    let agent = nix::unistd::Pid::from_raw(cluster.daemon_pid("agent")?);
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGSTOP)?;
+    let marked = eventually(Duration::from_secs(90), || ready("Unknown", "False"));
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGCONT)?;
+    marked?;
+    eventually(Duration::from_secs(30), || ready("True", "True"))?;
+    cluster.kubectl(&["delete", "pod", "marked"])?.ok()?;
     Ok(())
 }
 

@@ -115,6 +115,18 @@ fn pod_v6(number: u8) -> IpAddr {
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into()
 }
 
+/// Where the first node listens with others; pods claim some of it.
+fn groups() -> BTreeSet<IpNet> {
+    let nets = [
+        "10.0.0.15/32",
+        "192.0.2.0/24",
+        "224.0.0.0/4",
+        "fd00::f/128",
+        "ff00::/8",
+    ];
+    nets.map(|net| net.parse().expect("a prefix")).into()
+}
+
 pub(super) fn node_v4(node: usize) -> IpAddr {
     Ipv4Addr::new(10, 0, 0, if node == 0 { 254 } else { 253 }).into()
 }
@@ -166,6 +178,7 @@ pub(super) fn view() -> impl Strategy<Value = ClusterView> {
             nodes: BTreeMap::from([node(0, nodes.0), node(1, nodes.1)]),
             node: NODES[0].to_owned(),
             host_addresses: BTreeSet::from([node_v4(0), node_v6(0)]),
+            host_groups: groups(),
             names,
             ..ClusterView::default()
         }

@@ -4,7 +4,7 @@
 
 use std::{fs::File, hint::black_box, os::fd::AsFd as _, path::Path, process::Command, time::Instant};
 
-use agent_sandbox::{ImageRuleset, Profile};
+use agent_sandbox::{ImageRuleset, Moment, Profile};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,7 @@ pub(crate) fn as_child(root: &Path) -> Result<String> {
     let image = ImageRuleset::build(directory.as_fd(), &[], &profile)?;
     profile
         .compile()?
-        .restrict_in_container(&image, &[])?
+        .restrict_in_container(&image, &[], Moment::Start)?
         .install_filter()?;
     let measured = Measured {
         call: [call, time_calls()],

@@ -1,0 +1,105 @@
+//! Recommendations for more than one rule, or one policy, may hold.
+
+use api::flow::FlowEvent;
+use policies_checker::recommend::{Dialect, Recommendation, recommend};
+use policies_compiler::{ClusterView, Source, load_objects};
+use serde_json::{Value, json};
+
+fn view() -> ClusterView {
+    let pod = |name: &str, address: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": address}})
+    };
+    // The second has the name that a further policy of the first would have.
+    let objects = [pod("web", "10.244.0.1"), pod("web-2", "10.244.0.2")];
+    let origin = "here";
+    let loaded = load_objects(objects.iter().map(|object| Source { origin, object }));
+    loaded.unwrap().view
+}
+
+/// A flow of `web` that was let out.
+fn sent(destination: &str, protocol: u8, port: u16) -> FlowEvent {
+    let line = json!({
+        "time": "1970-01-01T00:00:00Z", "node": "n", "pod": {"namespace": "shop", "name": "web"},
+        "direction": "egress", "verdict": "allow", "decidedBy": {"rule": "no-policy"}, "source": "10.244.0.1",
+        "destination": destination, "protocol": protocol, "sourcePort": 0, "destinationPort": port, "epoch": 1,
+    });
+    serde_json::from_value(line).unwrap()
+}
+
+fn recommended(flows: &[FlowEvent], dialect: Dialect) -> Recommendation {
+    recommend(&view(), flows, dialect).unwrap()
+}
+
+/// Names of the policies but for the defaults, and the rules of each for what is sent.
+fn written(recommendation: &Recommendation) -> Vec<(&str, &Vec<Value>)> {
+    let objects = recommendation.objects.iter();
+    let own = objects.filter(|object| object["metadata"]["name"] != "default-deny");
+    own.map(|object| {
+        let name = object["metadata"]["name"].as_str().unwrap();
+        (name, object["spec"]["egress"].as_array().unwrap())
+    })
+    .collect()
+}
+
+fn lengths(rules: &[Value], list: &str) -> Vec<usize> {
+    let of = |rule: &Value| rule.pointer(list).and_then(Value::as_array).map(Vec::len);
+    rules.iter().filter_map(of).collect()
+}
+
+#[test]
+fn addresses_are_split_where_a_rule_may_have_no_more() {
+    // None of them is next to another.
+    let address = |i: usize| format!("198.51.{}.{}", i / 128, i % 128 * 2);
+    let flows: Vec<FlowEvent> = (0..1100).map(|i| sent(&address(i), 6, 443)).collect();
+    let calico = recommended(&flows, Dialect::Calico);
+    let [(name, rules)] = &written(&calico)[..] else {
+        panic!("{:?}", calico.objects)
+    };
+    assert_eq!(*name, "web");
+    assert_eq!(lengths(rules, "/destination/nets"), [256, 256, 256, 256, 76]);
+    let kubernetes = recommended(&flows, Dialect::Kubernetes);
+    let [(_, rules)] = &written(&kubernetes)[..] else {
+        panic!("{:?}", kubernetes.objects)
+    };
+    assert_eq!(lengths(rules, "/to"), [1024, 76]);
+}
+
+#[test]
+fn ports_are_split_where_a_rule_may_have_no_more() {
+    let flows: Vec<FlowEvent> = (0..300).map(|i| sent("203.0.113.9", 6, 1000 + 2 * i)).collect();
+    let calico = recommended(&flows, Dialect::Calico);
+    let [(_, rules)] = &written(&calico)[..] else {
+        panic!("{:?}", calico.objects)
+    };
+    assert_eq!(lengths(rules, "/destination/ports"), [50; 6]);
+    let kubernetes = recommended(&flows, Dialect::Kubernetes);
+    let [(_, rules)] = &written(&kubernetes)[..] else {
+        panic!("{:?}", kubernetes.objects)
+    };
+    assert_eq!(lengths(rules, "/ports"), [256, 44]);
+}
+
+#[test]
+fn rules_are_split_where_a_policy_may_have_no_more() {
+    // Each kind of message takes a rule.
+    let flows: Vec<FlowEvent> = (0..1030).map(|kind| sent("203.0.113.9", 1, kind)).collect();
+    let calico = recommended(&flows, Dialect::Calico);
+    let written = written(&calico);
+    let names: Vec<(&str, usize)> = written.iter().map(|(name, rules)| (*name, rules.len())).collect();
+    assert_eq!(names, [("web", 1024), ("web-3", 6)]);
+}
+
+#[test]
+fn a_kind_of_message_that_no_rule_may_name_is_told() {
+    let flows = [sent("203.0.113.9", 1, 0x0800), sent("203.0.113.9", 1, 0xff00)];
+    let calico = recommended(&flows, Dialect::Calico);
+    assert_eq!(calico.connections, 1);
+    assert_eq!(
+        calico.left_out,
+        [
+            "ICMP type 255 code 0 from shop/web to 203.0.113.9: NetworkPolicy of Calico has no rule for this and nothing else"
+        ]
+    );
+}

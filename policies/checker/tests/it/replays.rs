@@ -1,0 +1,104 @@
+//! What other policies would have done to recorded flows, at both ends.
+
+use api::flow::FlowEvent;
+use policies_checker::{
+    Model,
+    replay::replay,
+    rules::{NoRule, rule_use},
+};
+use policies_compiler::{Source, load_objects};
+use serde_json::{Value, json};
+
+fn pod(name: &str, address: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+        "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": address}})
+}
+
+/// A policy for the pods of `app`.
+fn policy(app: &str, spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    spec["podSelector"] = json!({"matchLabels": {"app": app}});
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": app, "namespace": "shop"}, "spec": spec})
+}
+
+fn model(policies: Vec<Value>) -> Model {
+    // Other addresses than those that were recorded.
+    let pods = vec![pod("web", "10.244.7.1"), pod("db", "10.244.7.2")];
+    let objects: Vec<Value> = pods.into_iter().chain(policies).collect();
+    let origin = "here";
+    let loaded = load_objects(objects.iter().map(|object| Source { origin, object }));
+    Model::new(&loaded.unwrap().view)
+}
+
+/// What was recorded of a flow from `web` to `db` at one of the two.
+fn recorded(direction: &str, verdict: &str) -> FlowEvent {
+    let (own, peer) = if direction == "egress" {
+        ("web", "db")
+    } else {
+        ("db", "web")
+    };
+    let line = json!({
+        "time": "1970-01-01T00:00:00Z", "node": "n", "pod": {"namespace": "shop", "name": own},
+        "direction": direction, "verdict": verdict, "decidedBy": {"rule": "of old"}, "source": "10.244.0.1",
+        "destination": "10.244.0.2", "peer": {"namespace": "shop", "name": peer}, "protocol": 6,
+        "sourcePort": 50_000, "destinationPort": 5432, "epoch": 1,
+    });
+    serde_json::from_value(line).unwrap()
+}
+
+#[test]
+fn what_one_end_would_allow_and_the_other_denies_stays_denied() {
+    let lets_out = || policy("web", &json!({"policyTypes": ["Egress"], "egress": [{}]}));
+    let lets_nothing_out = || policy("web", &json!({"policyTypes": ["Egress"]}));
+    let lets_in = || policy("db", &json!({"ingress": [{}]}));
+    let lets_nothing_in = || policy("db", &json!({"policyTypes": ["Ingress"]}));
+    let (out, into) = (recorded("egress", "deny"), recorded("ingress", "deny"));
+    for (policies, flow, opens) in [
+        (vec![lets_out(), lets_nothing_in()], &out, false),
+        (vec![lets_out(), lets_in()], &out, true),
+        (vec![lets_nothing_out(), lets_in()], &into, false),
+        (vec![lets_out(), lets_in()], &into, true),
+    ] {
+        let replayed = replay(&model(policies), std::slice::from_ref(flow));
+        assert_eq!(
+            replayed.changes.iter().any(|change| change.allowed),
+            opens,
+            "{replayed:?}"
+        );
+        let by_other: u64 = replayed.same_because.values().sum();
+        assert_eq!(by_other, u64::from(!opens), "{replayed:?}");
+    }
+    // What was allowed here and is denied there is told by the record of the other end.
+    let closed = model(vec![lets_nothing_in()]);
+    let replayed = replay(
+        &closed,
+        &[recorded("egress", "allow"), recorded("ingress", "allow")],
+    );
+    assert_eq!((replayed.same, replayed.changes.len()), (1, 1), "{replayed:?}");
+}
+
+#[test]
+fn a_rule_that_logs_is_hit_by_what_it_took_note_of() {
+    let rules = json!([{"action": "Log"}, {"action": "Log", "protocol": "UDP"}, {"action": "Allow"}]);
+    let logging = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+        "metadata": {"name": "log", "namespace": "shop"},
+        "spec": {"selector": "all()", "types": ["Egress"], "egress": rules}});
+    let by = |name: &str, rule: u32| {
+        let policy = format!("NetworkPolicy.projectcalico.org shop/{name}");
+        api::flow::DecidedBy {
+            rule: format!("{policy} rule {rule}"),
+            policy: Some(policy),
+            tier: Some("default".to_owned()),
+            index: Some(rule),
+        }
+    };
+    let mut flow = recorded("egress", "allow");
+    flow.decided_by = by("log", 2);
+    flow.logged_by = vec![by("log", 0), by("gone", 0)];
+    let (rules, others) = rule_use(&model(vec![logging]), &[flow.clone(), flow]);
+    let hits: Vec<(&str, u64)> = rules.iter().map(|rule| (rule.action, rule.hits)).collect();
+    assert_eq!(hits, [("log", 2), ("log", 0), ("allow", 2)]);
+    let others: Vec<_> = others.iter().map(|other| (other.hits, other.why)).collect();
+    assert_eq!(others, [(2, NoRule::PolicyGone)]);
+}
