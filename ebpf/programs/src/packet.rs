@@ -260,9 +260,8 @@ pub(crate) fn parse<const HOST: bool, const LINK: usize>(ctx: &TcContext, packet
 fn bare_ethertype(ctx: &TcContext, direction: u8, first: u8) -> u16 {
     // SAFETY: as in `ifindex`.
     let said = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
-    let is_known = matches!(said, ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
     match first >> 4 {
-        _ if is_known || direction != DIRECTION_EGRESS => said,
+        _ if direction != DIRECTION_EGRESS => said,
         4 => ETHERTYPE_IPV4,
         6 => ETHERTYPE_IPV6,
         _ => said,
