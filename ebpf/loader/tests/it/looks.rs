@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{HashMap, MapData};
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, Decision, END_REMOVED, END_SILENT, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
-    FlowSide, FlowState, MAX_FLOWS, VERDICT_ALLOW,
+    FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
 };
 use ebpf_loader::{Datapath, EndpointLink, Expired, Reason, monotonic_now};
 use policies_ir::tables::{Direction, EndpointId, Service, Verdict};
@@ -162,9 +162,10 @@ fn a_look_goes_in_slices_and_sees_every_flow_once() {
     let (last, before) = steps.split_last().expect("a slice");
     assert_eq!(last.tracked, removed);
     assert!(before.iter().all(|step| step.tracked == 0));
-    let records: Vec<_> = steps.iter().flat_map(|step| &step.records).collect();
-    assert_eq!(records.len(), removed, "each is told of");
-    for record in records {
+    let records = steps.iter().flat_map(|step| &step.records);
+    let (ended, updates): (Vec<_>, Vec<_>) = records.partition(|record| record.kind == RECORD_END);
+    assert_eq!([ended.len(), updates.len()], [removed; 2], "each is told of");
+    for record in ended {
         let total = (record.end, record.packets, record.bytes, record.destination);
         let expected = (END_SILENT, [1, 2], [100, 200], Address::from_ip(ip("10.7.1.1")));
         assert_eq!(total, expected);
