@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{HashMap, MapData};
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, Decision, END_REMOVED, END_SILENT, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
-    FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
+    FlowRecord, FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
 };
 use ebpf_loader::{Datapath, EndpointLink, Expired, Reason, monotonic_now};
 use policies_ir::tables::{Direction, EndpointId, Service, Verdict};
@@ -163,7 +163,8 @@ fn a_look_goes_in_slices_and_sees_every_flow_once() {
     assert_eq!(last.tracked, removed);
     assert!(before.iter().all(|step| step.tracked == 0));
     let records = steps.iter().flat_map(|step| &step.records);
-    let (ended, updates): (Vec<_>, Vec<_>) = records.partition(|record| record.kind == RECORD_END);
+    let (ended, updates): (Vec<&FlowRecord>, Vec<&FlowRecord>) =
+        records.partition(|record| record.kind == RECORD_END);
     assert_eq!([ended.len(), updates.len()], [removed; 2], "each is told of");
     for record in ended {
         let total = (record.end, record.packets, record.bytes, record.destination);
