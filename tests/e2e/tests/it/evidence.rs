@@ -78,7 +78,8 @@ fn flow_log_outlives_the_agent(cluster: &Cluster) -> Result<()> {
         let hits = rules.filter(|rule| rule["rule"] == name);
         hits.filter_map(|rule| rule["hits"].as_u64()).sum::<u64>()
     };
-    ensure!(hits(0) == 0 && hits(1) > 0 && hits(2) > 0, "{top}");
+    // Rule 0 takes note of what the others decide.
+    ensure!(hits(0) > 0 && hits(1) > 0 && hits(2) > 0, "{top}");
 
     // Everything that was written is there after the agent was killed, and the numbers go on.
     let before: BTreeSet<String> = lines(cluster, &["--since", "1h"])?.into_iter().collect();
