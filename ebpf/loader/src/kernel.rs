@@ -34,6 +34,7 @@ use crate::{
     Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Places,
     Synced, TrackedFlow, encode,
     kernel::{
+        link_layer::LinkLayer,
         links::{Hook, Links},
         look::{Gone, Look},
         maps::Maps,
@@ -124,16 +125,21 @@ impl Loaded {
             .override_global("REPORTS_PER_SECOND", &limits.reports_per_second, true)
             .load(object)
             .map_err(|source| DatapathError::Object(Box::new(source)))?;
-        for name in Hook::ALL.map(Hook::program) {
-            load(program(&mut programs, name)?).map_err(refused(name))?;
+        // What few nodes need is verified where it is needed: it would be a third of all that an agent's start waits for.
+        let mut hooks = Vec::new();
+        for hook in Hook::ALL {
+            if !Hook::of_host(LinkLayer::Bare).contains(&hook) || links.has_any(hook)? {
+                loaded_fd(&mut programs, hook.program())?;
+                hooks.push(hook);
+            }
         }
         load(program(&mut programs, TO_PEER)?).map_err(refused(TO_PEER))?;
         let mut maps = Maps::take(&mut programs)?;
         maps.restore_pods()?;
         maps.set_handover(program(&mut programs, TO_PEER)?.fd().map_err(refused(TO_PEER))?)?;
         let tables = Tables::read(&maps)?;
-        for hook in Hook::ALL {
-            links.replace_programs(hook, program_fd(&mut programs, hook.program())?)?;
+        for hook in hooks {
+            links.replace_programs(hook, loaded_fd(&mut programs, hook.program())?)?;
         }
         // What an agent left that died between taking an endpoint away and cleaning up after it.
         let mut look = Look::new(None, Vec::new(), maps.begin_census()?);
@@ -305,7 +311,7 @@ impl Kernel {
 
     fn attach_hooks(&mut self, hooks: [Hook; 2], ifindex: u32) -> Result<(), DatapathError> {
         for hook in hooks {
-            let program = program_fd(&mut self.programs, hook.program())?;
+            let program = loaded_fd(&mut self.programs, hook.program())?;
             self.links.attach(hook, ifindex, program)?;
         }
         Ok(())
@@ -507,12 +513,17 @@ fn load(program: &mut SchedClassifier) -> Result<(), ProgramError> {
     program.load()
 }
 
-fn program_fd<'a>(
+/// The program in the kernel, which is given it now unless it has it.
+fn loaded_fd<'a>(
     programs: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<std::os::fd::BorrowedFd<'a>, DatapathError> {
     use std::os::fd::AsFd;
-    Ok(program(programs, name)?.fd().map_err(refused(name))?.as_fd())
+    let program = program(programs, name)?;
+    if program.fd().is_err() {
+        load(program).map_err(refused(name))?;
+    }
+    Ok(program.fd().map_err(refused(name))?.as_fd())
 }
 
 fn refused(name: &'static str) -> impl Fn(ProgramError) -> DatapathError {

@@ -369,6 +369,9 @@ pub(crate) fn take<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place(u32);
 
+/// Some entries of a hash, and where the rest begins if there is any.
+pub(crate) type Portion<K, V> = (Vec<(K, V)>, Option<Place>);
+
 /// Reads up to `most` entries of a hash with one system call, from a place on, and says where the rest begins. Buckets are
 /// read as a whole: of one that has more entries than that, all are read. An entry that stays is in one bucket all the
 /// time.
@@ -376,7 +379,7 @@ pub(crate) fn lookup_many<K: aya::Pod, V: aya::Pod>(
     map: BorrowedFd<'_>,
     from: Option<Place>,
     most: usize,
-) -> io::Result<(Vec<(K, V)>, Option<Place>)> {
+) -> io::Result<Portion<K, V>> {
     let shape = map_shape(map)?;
     if [shape.key_size, shape.value_size].map(usize::try_from) != [Ok(size_of::<K>()), Ok(size_of::<V>())] {
         return Err(io::ErrorKind::InvalidInput.into());

@@ -192,6 +192,20 @@ impl Links {
         Ok(true)
     }
 
+    /// Whether any link of the hook is pinned, be its interface there or not.
+    pub(crate) fn has_any(&self, hook: Hook) -> Result<bool, DatapathError> {
+        for entry in fs::read_dir(&self.directory).map_err(failed("list", &self.directory))? {
+            let name = entry.map_err(failed("list", &self.directory))?.file_name();
+            if name
+                .to_str()
+                .is_some_and(|name| interface_of(name, hook).is_some())
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Moves all links of one hook to `program` and removes pins of links whose interface is gone.
     pub(crate) fn replace_programs(&self, hook: Hook, program: BorrowedFd<'_>) -> Result<(), DatapathError> {
         let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;

@@ -13,7 +13,7 @@ use aya::{
 use super::{absent_is_fine, failed_call, failed_map};
 use crate::{
     DatapathError,
-    sys::{self, Place},
+    sys::{self, Place, Portion},
 };
 
 /// Entries that are read with one system call, unless one bucket has more.
@@ -77,11 +77,7 @@ impl<K: aya::Pod, V: aya::Pod> Hash<K, V> {
     }
 
     /// Some entries, those from a place on, and the place of the rest: see [`sys::lookup_many`].
-    pub(crate) fn some(
-        &self,
-        from: Option<Place>,
-        most: usize,
-    ) -> Result<(Vec<(K, V)>, Option<Place>), DatapathError> {
+    pub(crate) fn some(&self, from: Option<Place>, most: usize) -> Result<Portion<K, V>, DatapathError> {
         sys::lookup_many(self.fd.as_fd(), from, most).map_err(self.failed("read", "bpf_map_lookup_batch"))
     }
 
