@@ -8,9 +8,9 @@ use std::{
 use aya::maps::{HashMap, MapData};
 use ebpf_abi::{
     Address, DIRECTION_EGRESS, Decision, END_REMOVED, END_SILENT, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
-    FlowRecord, FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
+    FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
 };
-use ebpf_loader::{Datapath, EndpointLink, Expired, Reason, monotonic_now};
+use ebpf_loader::{Datapath, EndpointLink, Expired, FlowRecord, Reason, monotonic_now};
 use policies_ir::tables::{Direction, EndpointId, Service, Verdict};
 
 use crate::{
@@ -163,8 +163,7 @@ fn a_look_goes_in_slices_and_sees_every_flow_once() {
     assert_eq!(last.tracked, removed);
     assert!(before.iter().all(|step| step.tracked == 0));
     let records = steps.iter().flat_map(|step| &step.records);
-    let (ended, updates): (Vec<&FlowRecord>, Vec<&FlowRecord>) =
-        records.partition(|record| record.kind == RECORD_END);
+    let (ended, updates): (Vec<&FlowRecord>, Vec<_>) = records.partition(|record| record.kind == RECORD_END);
     assert_eq!([ended.len(), updates.len()], [removed; 2], "each is told of");
     for record in ended {
         let total = (record.end, record.packets, record.bytes, record.destination);
@@ -300,6 +299,7 @@ fn whoever_comes_back_before_its_flows_were_forgotten_has_none() {
 }
 
 /// How long and how much of a processor something takes.
+#[expect(clippy::print_stdout, reason = "a part of the test that prints")]
 fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let spent = || {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -369,9 +369,9 @@ fn a_change_does_not_wait_for_a_full_table() {
     let ifindex = second_link();
     lab.kernel().attach(&other(ifindex)).expect("attach");
     timed("the end of a pod without flows", || {
-        lab.kernel().detach(OTHER).expect("detach")
+        lab.kernel().detach(OTHER).expect("detach");
     });
     timed("the end of a pod with all of them", || {
-        lab.kernel().detach(ENDPOINT).expect("detach")
+        lab.kernel().detach(ENDPOINT).expect("detach");
     });
 }
