@@ -128,7 +128,7 @@ impl Loaded {
         // What few nodes need is verified where it is needed: it would be a third of all that an agent's start waits for.
         let mut hooks = Vec::new();
         for hook in Hook::ALL {
-            if !Hook::of_host(LinkLayer::Bare).contains(&hook) || links.has_any(hook)? {
+            if !Hook::of_host(LinkLayer::Bare).contains(&hook) || !links.pinned(hook)?.is_empty() {
                 loaded_fd(&mut programs, hook.program())?;
                 hooks.push(hook);
             }

@@ -192,28 +192,19 @@ impl Links {
         Ok(true)
     }
 
-    /// Whether any link of the hook is pinned, be its interface there or not.
-    pub(crate) fn has_any(&self, hook: Hook) -> Result<bool, DatapathError> {
+    /// Interfaces that have a pinned link of the hook, those that are gone among them.
+    pub(crate) fn pinned(&self, hook: Hook) -> Result<Vec<u32>, DatapathError> {
+        let mut interfaces = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed("list", &self.directory))? {
             let name = entry.map_err(failed("list", &self.directory))?.file_name();
-            if name
-                .to_str()
-                .is_some_and(|name| interface_of(name, hook).is_some())
-            {
-                return Ok(true);
-            }
+            interfaces.extend(name.to_str().and_then(|name| interface_of(name, hook)));
         }
-        Ok(false)
+        Ok(interfaces)
     }
 
     /// Moves all links of one hook to `program` and removes pins of links whose interface is gone.
     pub(crate) fn replace_programs(&self, hook: Hook, program: BorrowedFd<'_>) -> Result<(), DatapathError> {
-        let entries = fs::read_dir(&self.directory).map_err(failed("list", &self.directory))?;
-        for entry in entries {
-            let name = entry.map_err(failed("list", &self.directory))?.file_name();
-            let Some(ifindex) = name.to_str().and_then(|name| interface_of(name, hook)) else {
-                continue;
-            };
+        for ifindex in self.pinned(hook)? {
             if !self.lives(hook, ifindex)? {
                 self.detach_hook(hook, ifindex)?;
                 continue;
