@@ -251,13 +251,46 @@ pub(crate) fn limits(group: &str) -> Result<Limits, CgroupError> {
     Ok(limits)
 }
 
-/// Moves this process into the group.
+/// Moves this process, which must have one thread, into the group.
+///
+/// Version 1 takes a thread that moves itself at once, by `tasks`; for a move by `cgroup.procs`, all that fork or exit
+/// anywhere have to be known to have finished, and that takes the kernel milliseconds.
 pub(crate) fn join(group: &str) -> Result<(), CgroupError> {
     for directory in directories(group)? {
-        let path = directory.join("cgroup.procs");
+        let thread = directory.join("tasks");
+        let path = match thread.exists() {
+            true => thread,
+            false => directory.join("cgroup.procs"),
+        };
         fs::write(&path, "0").map_err(error("enter", &path))?;
     }
     Ok(())
+}
+
+/// Makes the kernel ready to move processes between groups, by moving this one to where it is.
+///
+/// The first move after a while waits for a grace period of the kernel's, 8 ms on a machine with a timer of 250 Hz; those that
+/// follow soon do not. Whoever is about to move something can have that wait begin, on another thread, before what else
+/// there is to do (`cgroup_threadgroup_rwsem` in the kernel's `kernel/cgroup/cgroup.c`, `kernel/rcu/sync.c`).
+pub(crate) fn expect_moves() -> Result<(), CgroupError> {
+    let list = Path::new("/proc/self/cgroup");
+    let own = fs::read_to_string(list).map_err(error("read", list))?;
+    let mut members = own_directories(&own).map(|directory| directory.join("cgroup.procs"));
+    match members.find(|members| members.exists()) {
+        Some(members) => write_existing(&members, &std::process::id().to_string()),
+        None => Ok(()),
+    }
+}
+
+/// Where the groups of a `/proc/PID/cgroup` are, should their hierarchies be mounted at the usual place.
+fn own_directories(groups: &str) -> impl Iterator<Item = PathBuf> {
+    groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_number, hierarchy, path) = (fields.next()?, fields.next()?, fields.next()?);
+        // `name=systemd` is mounted as `systemd`; version 2 has no name.
+        let mount = Path::new(MOUNT).join(hierarchy.trim_start_matches("name="));
+        Some(mount.join(path.trim_start_matches('/')))
+    })
 }
 
 /// The processes of the group itself.
@@ -411,6 +444,24 @@ mod tests {
     use super::*;
 
     const ROUNDS: usize = 4;
+
+    #[test]
+    fn who_expects_moves_stays_where_it_is() {
+        let before = fs::read_to_string("/proc/self/cgroup").expect("own groups");
+        expect_moves().expect("a move");
+        assert_eq!(
+            fs::read_to_string("/proc/self/cgroup").expect("own groups"),
+            before
+        );
+    }
+
+    #[test]
+    fn own_groups_are_found_by_hierarchy() {
+        let groups = "12:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/a: b/c\n";
+        let found: Vec<_> = own_directories(groups).collect();
+        let expected = ["cpu,cpuacct/a/b", "systemd/", "a: b/c"].map(|path| Path::new(MOUNT).join(path));
+        assert_eq!(found, expected);
+    }
 
     /// A group in one hierarchy only, so that there is one look at its list, with processes that sleep and, behind them on
     /// the list, such as fork and exit. They end with the namespace of a process outside of the group.

@@ -86,6 +86,7 @@ impl Runtime {
             Err(RuntimeError::ShimGone { .. }) => self.remove_dead(&pod.uid).await?,
             Err(error) => return Err(error),
         }
+        expect_moves();
         let paths = self.paths(&pod.uid);
         make_private(&self.config.run_dir)?;
         make_private(&self.config.state_dir)?;
@@ -121,6 +122,7 @@ impl Runtime {
                 });
             }
         }
+        expect_moves();
         let mut executables = Vec::new();
         for layer in &config.layers {
             executables.extend_from_slice(&self.layer(layer).await?.paths);
@@ -542,6 +544,12 @@ impl Runtime {
     pub(crate) fn cgroup(&self, pod: &str) -> String {
         format!("/{}/{pod}", self.config.cgroup_root)
     }
+}
+
+/// Begins the kernel's wait before processes are put into groups, while others put a pod or a root together. Without it a start
+/// is as right, only slower.
+fn expect_moves() {
+    drop(tokio::task::spawn_blocking(cgroup::expect_moves));
 }
 
 async fn converse<T: Serialize, A: DeserializeOwned>(

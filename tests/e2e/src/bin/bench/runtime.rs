@@ -4,6 +4,9 @@
 //! crun refuses a machine that has control groups of both versions. There it is shown version 2 alone, in a mount
 //! namespace that is made before its time begins. The controllers are version 1's then, so it sets no limits and denies
 //! no devices; ours does both.
+//!
+//! What a runtime keeps of its containers is in memory on all sides, as below `/run` of an ordinary machine; what containers
+//! write is on the disk.
 
 use std::{
     fs,
@@ -47,6 +50,25 @@ enum Sees {
     Version2,
 }
 
+/// A directory in memory, for as long as this lives.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn mount(path: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&path)?;
+        let (kind, options) = (Some("tmpfs"), Some("size=64m,mode=700"));
+        mount(kind, &path, kind, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options)
+            .with_context(|| format!("cannot mount memory on {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _may_be_unmounted = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
 /// How long each round took, in milliseconds.
 #[derive(Default)]
 struct Times {
@@ -61,6 +83,7 @@ struct Times {
 pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let directory = directory.path();
+    let _memory = Memory::mount(directory.join("run"))?;
     make_root(&directory.join("image"))?;
     let mut all = peers("runc", Sees::All, directory)?;
     all.extend(crun(directory)?);
@@ -72,7 +95,7 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
         let runtime = Runtime::new(RuntimeConfig {
             exe: binaries()?.join("palisade-agent"),
             state_dir: directory.join("state"),
-            run_dir: directory.join("run"),
+            run_dir: directory.join("run/palisade"),
             cgroup_root: format!("palisade-bench-{}", std::process::id()),
         })?;
         let mut lines =
@@ -278,7 +301,7 @@ fn timed(peer: &Peer, directory: &Path) -> Result<Duration> {
     let begun = Instant::now();
     let ran = Command::new(&peer.program)
         .arg("--root")
-        .arg(directory.join("peers"))
+        .arg(directory.join("run/peers"))
         .args(["run", "--bundle"])
         .arg(&peer.bundle)
         .arg(format!("palisade-bench-{}", std::process::id()))
