@@ -145,13 +145,16 @@ mod tests {
     #[test]
     fn the_process_goes_on_afterwards_and_so_do_its_other_threads() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (ready, begins) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || {
             let mut rounds = 0_u64;
-            while stopped.try_recv().is_err() {
+            let _awaited = ready.send(());
+            while rounds == 0 || stopped.try_recv().is_err() {
                 rounds += u64::from(!format!("{rounds}").is_empty());
             }
             rounds
         });
+        assert!(begins.recv().is_ok());
         for _ in 0..20 {
             give_back();
         }

@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: Duration = Duration::from_millis(300);
+    const LIMIT: Duration = Duration::from_secs(1);
 
     /// A client of a server that takes connections and does with each as it is told.
     async fn served<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Client

@@ -245,8 +245,11 @@ impl Tracer {
                 continue;
             };
             let task = Pid::from_raw(task);
-            ptrace::seize(task, options)?;
-            ptrace::interrupt(task)?;
+            match ptrace::seize(task, options).and_then(|()| ptrace::interrupt(task)) {
+                // A thread may end after it was listed.
+                Err(Errno::ESRCH) if task != self.root => {}
+                followed => followed?,
+            }
         }
         Ok(())
     }

@@ -289,16 +289,16 @@ impl Targets {
     async fn new(stage: &Stage) -> Self {
         use std::os::linux::net::SocketAddrExt;
         let own = std::process::id();
-        let pod_socket = format!("palisade-drill-pod-{own}");
+        let pod_socket = format!("palisade-drill-pod-{own}-{}", stage.number);
         let victim = stage.container("victim", &["/bin/drill", "listen", &pod_socket], &BTreeMap::new());
         stage.start(1, &victim).await;
-        let host_socket = format!("palisade-drill-host-{own}");
+        let host_socket = format!("palisade-drill-host-{own}-{}", stage.number);
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&host_socket).expect("a name");
         let socket = std::os::unix::net::UnixListener::bind_addr(&address).expect("binds");
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
         let file = stage.directory.path().join("secret");
         fs::write(&file, "of the host").expect("writes");
-        let key = i32::try_from(own).expect("a small number");
+        let key = i32::try_from(own).expect("a small number") + 8_000_000 * stage.number;
         // SAFETY: numbers only.
         let shared_memory = unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | 0o600) };
         assert!(shared_memory >= 0, "shared memory");

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use agent_runtime::{
@@ -35,6 +36,8 @@ pub(crate) fn patience() -> Duration {
 }
 
 pub(crate) struct Stage {
+    /// Which of this program's it is.
+    pub(crate) number: i32,
     pub(crate) runtime: Runtime,
     pub(crate) directory: tempfile::TempDir,
     pods: Vec<PodConfig>,
@@ -42,6 +45,8 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn new(names: &[&str]) -> Self {
+        static NEXT: AtomicI32 = AtomicI32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::tempdir().expect("a directory");
         make_image(&directory.path().join("image"));
         for path in ["logs", "data", "config", "linked"] {
@@ -51,11 +56,11 @@ impl Stage {
             exe: example("shim"),
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
-            cgroup_root: format!("palisade-drill-{}", std::process::id()),
+            cgroup_root: format!("palisade-drill-{}-{number}", std::process::id()),
         })
         .expect("valid");
         let pod = |(index, name): (u32, &&str)| PodConfig {
-            uid: format!("{name}-{}", std::process::id()),
+            uid: format!("{name}-{}-{number}", std::process::id()),
             namespace: "default".into(),
             name: (*name).into(),
             hostname: (*name).into(),
@@ -70,6 +75,7 @@ impl Stage {
             runtime.start_pod(pod).await.expect("the pod starts");
         }
         Self {
+            number,
             runtime,
             directory,
             pods,

@@ -327,15 +327,14 @@ impl Calm {
 async fn calm(stage: &Stage) -> Calm {
     let shim = shim_of(stage).await;
     // The connection that was just answered on is closed by now, or soon.
-    let mut last = Calm::of(stage, shim);
-    loop {
+    let (mut last, mut same) = (Calm::of(stage, shim), 0);
+    while same < 10 {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let next = Calm::of(stage, shim);
-        if next == last {
-            return next;
-        }
+        same = if next == last { same + 1 } else { 0 };
         last = next;
     }
+    last
 }
 
 async fn is_calm(stage: &Stage, calm: &Calm, outcome: &Outcome) {

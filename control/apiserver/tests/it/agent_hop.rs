@@ -130,7 +130,7 @@ async fn a_log_ends_with_the_certificate_of_its_reader() {
     let (_go, more) = mpsc::channel(4);
     let (port, mut seen) = agent(&cluster.path("agent/tls"), "server", more).await;
     register(&cluster.admin(), port).await;
-    let validity = Duration::from_secs(4);
+    let validity = Duration::from_secs(10);
     let reader = cluster.user_for("jane", Some(api::annotations::GROUP_MASTERS), validity);
     let log = "/api/v1/namespaces/default/pods/p/log?follow=true";
     let mut response = reader.raw(Method::GET, log, None).await;
@@ -138,7 +138,7 @@ async fn a_log_ends_with_the_certificate_of_its_reader() {
     seen.recv().await.unwrap();
     let first = response.body_mut().frame().await.unwrap().unwrap();
     assert_eq!(first.data_ref().unwrap().as_ref(), b"first\n");
-    let rest = tokio::time::timeout(Duration::from_secs(15), response.into_body().collect()).await;
+    let rest = tokio::time::timeout(Duration::from_secs(25), response.into_body().collect()).await;
     let rest = rest.expect("it goes on");
     assert!(rest.is_err(), "what has come is not all of it: {rest:?}");
 }

@@ -169,7 +169,7 @@ async fn what_a_deleted_node_has_open_ends_at_once() {
     let mut watch = Lines::open(&cluster.node(), &pods(NODE)).await;
     assert_eq!(cluster.admin().delete(&own, None).await.0, 200);
     // Sooner than it would be looked at anyway.
-    let told = tokio::time::timeout(Duration::from_secs(2), watch.next()).await;
+    let told = tokio::time::timeout(Duration::from_secs(3), watch.next()).await;
     let (kind, status) = told.expect("it goes on").expect("it ends without a word");
     assert_eq!(
         (kind.as_str(), &status["code"]),

@@ -360,13 +360,13 @@ async fn knock(client: &Client) -> (bool, SendRequest<Empty<Bytes>>) {
 async fn peers_without_a_certificate_cannot_take_all_connections() {
     let cluster = Cluster::start().await;
     let (mut held, mut refused) = (Vec::new(), 0);
-    for number in 0..200u8 {
+    for number in 0..140u8 {
         let nobody = cluster.nobody().from(Ipv4Addr::new(127, 0, 1, number / 10));
         let (answered, sender) = knock(&nobody).await;
         refused += u32::from(!answered);
         held.push(sender);
     }
-    assert!(refused >= 72, "{refused} refused");
+    assert!(refused >= 12, "{refused} refused");
     assert_eq!(cluster.admin().get("/version").await.0, 200);
 }
 

@@ -437,7 +437,7 @@ async fn forward<S: AsyncRead + AsyncWrite + Unpin>(mut client: Spdy<S>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_with_the_certificate_of_its_user() {
     let (cluster, _admin) = with_agent().await;
-    let validity = Duration::from_secs(4);
+    let validity = Duration::from_secs(10);
     let user = cluster.user_for("jane", Some(api::annotations::GROUP_MASTERS), validity);
     let mut socket = websocket(&user, EXEC, "v5.channel.k8s.io").await;
     let mut forward = websocket(&user, FORWARD, "SPDY/3.1+portforward.k8s.io").await;
@@ -459,7 +459,7 @@ async fn a_session_ends_with_the_certificate_of_its_user() {
         }
         status
     };
-    let status = tokio::time::timeout(Duration::from_secs(20), ends).await;
+    let status = tokio::time::timeout(Duration::from_secs(30), ends).await;
     let status = status.expect("it goes on");
     assert!(status.contains("certificate has expired"), "{status}");
 }

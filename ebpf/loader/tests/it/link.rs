@@ -404,7 +404,7 @@ attached_both_ways! {
             }
             sent
         });
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         let mut denied = 0;
         while denied < sent && Instant::now() < deadline {
             let source = pod.lab.source.as_mut().expect("the ring");

@@ -1,6 +1,10 @@
 //! The judge of single flows against the reference.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
 
 use policies_compiler::{Book, FlowEnd, Judge, Question};
 use policies_ir::{
@@ -119,18 +123,26 @@ fn both_verdicts_are_met_with_one_and_with_two_pods() {
     }
 }
 
-/// An end that is an address of nobody must not cost a look at every node: a thousand times this many is a real question.
+/// An end that is an address of nobody must not cost a look at every node.
 #[test]
 fn an_address_of_a_node_is_found_among_many_and_one_of_nobody_as_fast() {
+    // The best of several: the machine has other things to do.
+    let took = |nodes| (0..5).map(|_| asks_about_nobody(nodes)).min().unwrap();
+    let (few, many) = (took(20), took(2_000));
+    assert!(many < few * 10, "{few:?} among 20 nodes, {many:?} among 2,000");
+}
+
+/// How long it takes to judge a thousand flows from addresses that none of `nodes` has.
+fn asks_about_nobody(nodes: usize) -> Duration {
     let node = |i: usize| {
         serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{i:04}")}, "status": {"addresses": [
             {"type": "InternalIP", "address": format!("10.{}.{}.1", i / 250, i % 250)}]}})
     };
-    let nodes = 2_000;
+    let last = nodes - 1;
     let mut objects: Vec<_> = (0..nodes).map(node).collect();
     objects.push(
         serde_json::json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
-        "metadata": {"name": "uplink"}, "spec": {"node": "n1999", "interfaceName": "eth0"}}),
+        "metadata": {"name": "uplink"}, "spec": {"node": format!("n{last:04}"), "interfaceName": "eth0"}}),
     );
     objects.push(
         serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "a", "name": "p"},
@@ -141,9 +153,9 @@ fn an_address_of_a_node_is_found_among_many_and_one_of_nobody_as_fast() {
         .view;
     let book = Book::new(&view);
     let mut judge = Judge::new(&book);
-    let mut from = |address: IpAddr| {
+    let mut from = |address: Ipv4Addr| {
         let question = Question {
-            source: FlowEnd::Address(address),
+            source: FlowEnd::Address(address.into()),
             destination: FlowEnd::Pod {
                 namespace: "a".to_owned(),
                 name: "p".to_owned(),
@@ -154,17 +166,16 @@ fn an_address_of_a_node_is_found_among_many_and_one_of_nobody_as_fast() {
         };
         judge.judge(&question).unwrap()
     };
-    let last: IpAddr = "10.7.249.1".parse().unwrap();
-    assert!(from(last).egress.is_some(), "its host endpoint judges");
-    assert!(from("10.7.248.1".parse().unwrap()).egress.is_none());
-    let start = std::time::Instant::now();
-    let flows: u32 = 20_000;
-    for i in 0..flows {
-        let outside = std::net::Ipv4Addr::from(u32::from_be_bytes([203, 0, 0, 0]) + i);
-        assert!(from(outside.into()).egress.is_none());
+    let address_of = |node: usize| Ipv4Addr::new(10, (node / 250) as u8, (node % 250) as u8, 1);
+    assert!(
+        from(address_of(last)).egress.is_some(),
+        "its host endpoint judges"
+    );
+    assert!(from(address_of(last - 1)).egress.is_none());
+    let start = Instant::now();
+    for i in 0..1_000 {
+        let outside = Ipv4Addr::from(u32::from_be_bytes([203, 0, 0, 0]) + i);
+        assert!(from(outside).egress.is_none());
     }
-    let rate = f64::from(flows) / start.elapsed().as_secs_f64();
-    println!("{rate:.0} flows from addresses of nobody in a second, {nodes} nodes");
-    // In release 50,000 and more; without optimization a tenth of that is ample, and a look at every node is not in time.
-    assert!(rate > 5_000.0, "{rate:.0} flows/s");
+    start.elapsed()
 }

@@ -46,7 +46,7 @@ pub(crate) fn down_leaves_nothing_behind(cluster: &Cluster, before: &Snapshot) -
         );
     }
     // The kernel frees namespaces and programs a moment after the last reference.
-    eventually(Duration::from_secs(10), || {
+    eventually(Duration::from_secs(60), || {
         let left = Snapshot::take()?.difference(before);
         if left.is_empty() {
             Ok(())

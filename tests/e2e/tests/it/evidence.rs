@@ -269,6 +269,8 @@ fn pinned(cluster: &Cluster, map: &str) -> Result<MapData> {
 
 /// A server with a policy in force; returns its address.
 fn court(cluster: &Cluster, image: &str) -> Result<String> {
+    let fresh = ["delete", "namespace", "court", "--ignore-not-found"];
+    cluster.kubectl(&fresh)?.ok()?;
     cluster.kubectl(&["create", "namespace", "court"])?.ok()?;
     let server = "mkdir -p /tmp/www && echo welcome > /tmp/www/index.html && httpd -f -p 8080 -h /tmp/www";
     let command = ["sh", "-c", server];

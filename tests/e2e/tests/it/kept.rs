@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Sends back what it gets, on port 8080.
 const ECHO: &str = r#"socket(L, 2, 1, 6) or die; setsockopt(L, 1, 2, pack('l', 1)) or die;
-bind(L, pack('S n a4 x8', 2, 8080, "\0\0\0\0")) or die "bind: $!"; listen(L, 5) or die; $SIG{CHLD} = 'IGNORE';
+bind(L, pack('S n a4 x8', 2, 8080, "\0\0\0\0")) or die "bind: $!"; listen(L, 5) or die; $| = 1; print "listens\n"; $SIG{CHLD} = 'IGNORE';
 while (accept(C, L)) { unless (fork) { while (sysread(C, my $b, 1)) { syswrite(C, $b); } exit; } close C; }"#;
 
 /// Sends to a server ten times a second over one connection, and says how often something came back.
@@ -69,24 +69,17 @@ fn established_connections(cluster: &Cluster) -> Result<()> {
             .context("no address")?
             .to_owned();
         let asks = format!("asks-{server}");
-        // The server may not listen yet.
         eventually(PATIENCE, || {
             cluster
-                .kubectl(&[
-                    "delete",
-                    "pod",
-                    "-n",
-                    "kept",
-                    &asks,
-                    "--ignore-not-found",
-                    "--now",
-                ])?
-                .ok()?;
-            run(&asks, "asks", "", &[ASK, server, &address])?;
-            eventually(Duration::from_secs(4), || {
-                ensure!(answers(cluster, server)? > 3, "no answers yet");
-                Ok(())
-            })
+                .kubectl(&["logs", "-n", "kept", server])?
+                .ok()?
+                .says("listens")
+                .map(drop)
+        })?;
+        run(&asks, "asks", "", &[ASK, server, &address])?;
+        eventually(PATIENCE, || {
+            ensure!(answers(cluster, server)? > 3, "no answers yet");
+            Ok(())
         })?;
         addresses.push(address);
     }
@@ -94,7 +87,7 @@ fn established_connections(cluster: &Cluster) -> Result<()> {
     cluster.apply(DENY)?.ok()?;
     silent(cluster, "cuts").context("the pod does not keep its flows")?;
     let before = answers(cluster, "keeps")?;
-    eventually(Duration::from_secs(5), || {
+    eventually(PATIENCE, || {
         ensure!(answers(cluster, "keeps")? > before + 10, "no more answers");
         Ok(())
     })

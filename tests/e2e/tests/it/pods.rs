@@ -10,7 +10,7 @@ use e2e::{
 };
 use testkit::lab;
 
-use crate::Test;
+use crate::{Test, sessions::Follower};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -128,20 +128,11 @@ fn ends_gracefully(cluster: &Cluster) -> Result<()> {
     eventually(Duration::from_secs(10), || {
         cluster.kubectl(&["logs", "graceful"])?.ok()?.says("ready")
     })?;
-    let binary = e2e::cluster::kubectls()?
-        .pop()
-        .map(|(_, path)| path)
-        .unwrap_or_default();
-    let kubeconfig = cluster.kubeconfig();
-    let following = std::thread::spawn(move || {
-        e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", "graceful"])
-    });
+    let follower = Follower::start(cluster, &["graceful"], "ready")?;
     let deleted = cluster.kubectl(&["delete", "pod", "graceful"])?.ok()?;
     ensure!(deleted.took < Duration::from_secs(15), "{deleted}");
-    let Ok(followed) = following.join() else {
-        bail!("kubectl logs -f panicked")
-    };
-    followed?.ok()?.says("got the signal")?;
+    let rest = follower.rest()?;
+    ensure!(rest.iter().any(|line| line == "got the signal"), "{rest:?}");
     Ok(())
 }
 

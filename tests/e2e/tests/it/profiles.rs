@@ -498,13 +498,16 @@ fn containers_choose_their_own(cluster: &Cluster) -> Result<()> {
     ];
     cluster.apply(&pod("notify", "", &containers))?.ok()?;
     has_event(cluster, "notify", "SandboxRefused", "SCMP_ACT_NOTIFY")?;
-    let object = cluster.object("default", "pods", "notify")?;
-    let waiting = &object["status"]["containerStatuses"][0]["state"]["waiting"];
-    ensure!(waiting["reason"] == "CreateContainerConfigError", "{waiting}");
-    ensure!(
-        waiting["message"].to_string().contains("notify.json"),
-        "{waiting}"
-    );
+    eventually(PATIENCE, || {
+        let object = cluster.object("default", "pods", "notify")?;
+        let waiting = &object["status"]["containerStatuses"][0]["state"]["waiting"];
+        ensure!(waiting["reason"] == "CreateContainerConfigError", "{waiting}");
+        ensure!(
+            waiting["message"].to_string().contains("notify.json"),
+            "{waiting}"
+        );
+        Ok(())
+    })?;
     delete(cluster, "notify")?;
     std::fs::remove_dir_all(&directory)?;
     Ok(())

@@ -3,11 +3,11 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
     net::TcpStream,
     os::fd::AsFd as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -118,11 +118,44 @@ fn are_confined(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// `kubectl logs -f`, once it follows.
+pub(crate) struct Follower {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Follower {
+    /// Returns when the log's first line that was asked for is read.
+    pub(crate) fn start(cluster: &Cluster, arguments: &[&str], first: &str) -> Result<Self> {
+        let (_, program) = kubectls()?.pop().context("there is no kubectl on the PATH")?;
+        let mut child = Command::new(program)
+            .args(["--kubeconfig", &cluster.kubeconfig(), "logs", "-f"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start kubectl")?;
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let read = lines.next().transpose()?;
+        ensure!(read.as_deref() == Some(first), "{read:?} is not {first:?}");
+        Ok(Self { child, lines })
+    }
+
+    /// The lines after the first, up to the end of the container.
+    pub(crate) fn rest(mut self) -> Result<Vec<String>> {
+        let rest = self.lines.collect::<std::io::Result<_>>()?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "kubectl logs -f ended with {status}");
+        Ok(rest)
+    }
+}
+
 /// A command with a terminal of its own, and everything it printed there.
 pub(crate) struct OnTerminal {
     child: Child,
     outer: File,
     seen: Arc<Mutex<String>>,
+    /// Ends when no process has the terminal any more.
+    reader: std::thread::JoinHandle<()>,
 }
 
 impl OnTerminal {
@@ -150,7 +183,7 @@ impl OnTerminal {
         let outer = File::from(pair.master);
         let seen = Arc::new(Mutex::new(String::new()));
         let (mut reading, writing) = (outer.try_clone()?, Arc::clone(&seen));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             // A terminal without processes ends with an error.
             while let Ok(length @ 1..) = reading.read(&mut chunk) {
@@ -161,7 +194,12 @@ impl OnTerminal {
                     .push_str(&text);
             }
         });
-        Ok(Self { child, outer, seen })
+        Ok(Self {
+            child,
+            outer,
+            seen,
+            reader,
+        })
     }
 
     fn seen(&self) -> String {
@@ -198,10 +236,20 @@ impl OnTerminal {
     }
 
     pub(crate) fn end(&mut self) -> Result<i32> {
-        eventually(PATIENCE, || match self.child.try_wait()? {
+        let code = eventually(PATIENCE, || match self.child.try_wait()? {
             Some(status) => Ok(status.code().unwrap_or(-1)),
             None => bail!("it does not end: {:?}", self.seen()),
-        })
+        })?;
+        // What was said last is read by then.
+        eventually(PATIENCE, || {
+            ensure!(
+                self.reader.is_finished(),
+                "the terminal does not end: {:?}",
+                self.seen()
+            );
+            Ok(())
+        })?;
+        Ok(code)
     }
 }
 
@@ -633,18 +681,7 @@ fn logs_every_flag(cluster: &Cluster) -> Result<()> {
         let since = format!("--since-time={}Z", late.get(..19).unwrap_or_default());
         expect(&["-p", &since], "late\nlast\n")?;
     }
-    let (_, program) = kubectls()?.pop().context("there is no kubectl on the PATH")?;
-    let kubeconfig = cluster.kubeconfig();
-    let following = std::thread::spawn(move || {
-        e2e::shell::run(
-            &program,
-            &["--kubeconfig", &kubeconfig, "logs", "-f", "--tail=1", "talker"],
-        )
-    });
+    let follower = Follower::start(cluster, &["--tail=1", "talker"], "second run")?;
     cluster.kubectl(&["delete", "pod", "talker"])?.ok()?;
-    let Ok(followed) = following.join() else {
-        bail!("kubectl logs -f panicked")
-    };
-    followed?.ok()?.says("second run")?;
-    Ok(())
+    follower.rest().map(drop)
 }
