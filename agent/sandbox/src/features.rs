@@ -31,7 +31,7 @@ pub enum Feature {
 }
 
 /// What becomes of a profile that the kernel cannot enforce whole.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Enforcement {
     /// The process does not run.

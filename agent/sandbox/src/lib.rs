@@ -12,6 +12,7 @@
 //! Not here: namespaces, capabilities and cgroups (`agent-runtime`); addresses and ports of network peers,
 //! which the datapath judges.
 
+mod cache;
 pub mod compare;
 pub mod explain;
 mod features;
@@ -30,6 +31,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::cache::Cache;
 pub use crate::features::{Enforcement, Feature};
 pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
 pub use crate::landlock::{LandlockError, landlock_abi};
@@ -41,7 +43,7 @@ pub use crate::seccomp::{
 };
 
 /// What a process may do. Plain data; [`Profile::compile`] turns it into something enforceable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// Which system calls.
@@ -66,7 +68,7 @@ pub struct Profile {
 }
 
 /// What does not leave the sandbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scopes {
     /// Signals to processes outside.
@@ -90,7 +92,7 @@ impl Scopes {
 
 /// Paths to which kinds of access are limited; absent means to what the rest of the profile grants. A path stands
 /// for everything beneath it. None of the lists grants anything that the rest of the profile does not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileLimits {
     /// What is read, beside what the next two name.
@@ -104,7 +106,7 @@ pub struct FileLimits {
 }
 
 /// One of the lists in [`syscalls`], or a policy that was made from one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SyscallSet {
     /// What ordinary container images need.
@@ -122,7 +124,7 @@ pub enum SyscallSet {
 }
 
 /// How files are judged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filesystem {
     /// By the shape of the container image; see [`ImageRuleset`].
@@ -135,7 +137,7 @@ pub enum Filesystem {
 }
 
 /// Whether Landlock stops TCP `bind` and `connect`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tcp {
     /// Left to the network namespace and the datapath.
@@ -147,7 +149,7 @@ pub enum Tcp {
 }
 
 /// Ports of TCP that a process may use. Landlock knows ports, not addresses; those are the datapath's.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TcpPorts {
     /// What may be bound; absent means any. Port 0, which lets the kernel choose, counts as a port.
@@ -157,7 +159,7 @@ pub struct TcpPorts {
 }
 
 /// Grants `access` to `path` and everything beneath it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathRule {
     /// A file or directory, opened when the profile is applied.
@@ -199,7 +201,7 @@ pub enum Moment {
 }
 
 /// The combinations of rights that profiles use. None has both write and execute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PathAccess {
     /// List directories, read nothing.

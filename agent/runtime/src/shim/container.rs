@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_sandbox::{ImageError, ImageRuleset, Layer, Report, Tcp};
+use agent_sandbox::{Cache, CompileError, Compiled, ImageError, ImageRuleset, Layer, Report, Tcp};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -37,6 +37,8 @@ pub(crate) enum ContainerError {
     Rootfs(#[source] RootfsError),
     #[error("cannot build the container's sandbox")]
     Sandbox(#[source] ImageError),
+    #[error("cannot compile the profile")]
+    Profile(#[source] CompileError),
     #[error("cannot open the container's log")]
     Log(#[source] std::io::Error),
     #[error("cannot write the container's configuration")]
@@ -63,6 +65,7 @@ impl ContainerError {
     /// The layer of the sandbox that cannot be had, if that is what is wrong.
     pub(crate) fn layer(&self) -> Option<Layer> {
         match self {
+            Self::Profile(_) => Some(Layer::Seccomp),
             Self::Sandbox(ImageError::Landlock { .. }) => Some(Layer::Landlock),
             Self::Cgroup(_) => Some(Layer::Cgroup),
             Self::UserNamespace(_) => Some(Layer::UserNamespace),
@@ -88,6 +91,7 @@ pub(crate) struct Container {
     pub(crate) state: ContainerState,
     /// What was seen of its sandbox.
     pub(crate) sandbox: Report,
+    compiled: Arc<Compiled>,
     ruleset: Arc<ImageRuleset>,
     log: LogFile,
     log_is_full: bool,
@@ -137,11 +141,15 @@ impl Container {
     /// Mounts the root, builds the ruleset and starts the helper that creates the container.
     pub(crate) fn start(
         pod: &Pod,
+        profiles: &mut Cache,
         config: &ContainerConfig,
         executables: &[PathBuf],
         processes: Option<&fs::File>,
     ) -> Result<(Self, Creator), ContainerError> {
-        let started = Self::try_start(pod, config.clone(), executables, processes);
+        let compiled = profiles
+            .compile(&config.profile)
+            .map_err(ContainerError::Profile)?;
+        let started = Self::try_start(pod, compiled, config.clone(), executables, processes);
         if started.is_err()
             && let Err(error) = rootfs::unstage(&config.name)
         {
@@ -152,6 +160,7 @@ impl Container {
 
     fn try_start(
         pod: &Pod,
+        compiled: Arc<Compiled>,
         mut config: ContainerConfig,
         executables: &[PathBuf],
         processes: Option<&fs::File>,
@@ -199,10 +208,11 @@ impl Container {
             ids: (pod.launch.pod.id_base, pod.launch.pod.id_count),
             device_program: pod.launch.device_program,
         };
-        let creator = start_creator(work, &config, &ruleset, streams)?;
+        let creator = start_creator(work, &config, &compiled, &ruleset, streams)?;
         Ok((
             Self {
                 config,
+                compiled,
                 state: ContainerState::Creating,
                 sandbox: Report::default(),
                 ruleset,
@@ -228,7 +238,7 @@ impl Container {
             stderr: Some(stderr_end),
             ..Streams::default()
         };
-        let creator = start_creator(work, &self.config, &self.ruleset, streams)?;
+        let creator = start_creator(work, &self.config, &self.compiled, &self.ruleset, streams)?;
         Ok(([stdout, stderr], creator))
     }
 
@@ -257,7 +267,7 @@ impl Container {
             }
         }
         let work = Work::Exec { argv, target };
-        let creator = start_creator(work, &self.config, &self.ruleset, streams)?;
+        let creator = start_creator(work, &self.config, &self.compiled, &self.ruleset, streams)?;
         Ok((opening, creator))
     }
 
@@ -566,12 +576,14 @@ fn connect(config: &ContainerConfig, owner: (u32, u32)) -> Result<(Streams, [Sou
 fn start_creator(
     work: Work<'_>,
     config: &Arc<ContainerConfig>,
+    compiled: &Arc<Compiled>,
     ruleset: &Arc<ImageRuleset>,
     streams: Streams,
 ) -> Result<Creator, ContainerError> {
     let creation = Creation {
         work,
         config,
+        compiled,
         ruleset,
         streams,
     };

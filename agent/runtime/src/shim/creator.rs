@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_sandbox::{ImageRuleset, Report as Findings, Verdict};
+use agent_sandbox::{Compiled, ImageRuleset, Report as Findings, Verdict};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::OFlag;
@@ -72,6 +72,7 @@ pub(crate) struct Started {
 pub(crate) struct Creation<'a> {
     pub(crate) work: Work<'a>,
     pub(crate) config: &'a Arc<ContainerConfig>,
+    pub(crate) compiled: &'a Arc<Compiled>,
     pub(crate) ruleset: &'a Arc<ImageRuleset>,
     pub(crate) streams: Streams,
 }
@@ -152,6 +153,7 @@ fn create(
     let Creation {
         work,
         config,
+        compiled,
         ruleset,
         mut streams,
     } = creation;
@@ -175,10 +177,6 @@ fn create(
     // libcontainer keeps the caller's groups when the container names none.
     nix::unistd::setgroups(&[]).map_err(|error| failed("cannot drop groups", &error))?;
 
-    let compiled = config
-        .profile
-        .compile()
-        .map_err(|error| failed("cannot compile the profile", &error))?;
     let (status, write_status) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("cannot create a pipe", &error))?;
     // A session is confined by the same profile as its container, which was looked at.
@@ -202,7 +200,7 @@ fn create(
     };
     let confinement = Confinement {
         config: Arc::clone(config),
-        compiled: Arc::new(compiled),
+        compiled: Arc::clone(compiled),
         ruleset: Arc::clone(ruleset),
         mounts: Arc::new(spec::mount_rules(config)),
         status: Arc::new(write_status),

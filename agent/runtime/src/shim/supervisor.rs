@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use agent_sandbox::Report as Findings;
+use agent_sandbox::{Cache, Report as Findings};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -61,6 +61,7 @@ pub(crate) struct Supervisor {
     pub(super) clients: BTreeMap<u64, Conversation>,
     next_client: u64,
     pub(super) containers: BTreeMap<String, Container>,
+    profiles: Cache,
     pub(super) jobs: Vec<Job>,
     pub(super) interactive: Vec<Interactive>,
     pub(super) unclaimed: Vec<Unclaimed>,
@@ -121,6 +122,7 @@ impl Supervisor {
             clients: BTreeMap::new(),
             next_client: 0,
             containers: BTreeMap::new(),
+            profiles: Cache::default(),
             jobs: Vec::new(),
             interactive: Vec::new(),
             unclaimed: Vec::new(),
@@ -450,12 +452,18 @@ impl Supervisor {
             return Err(format!("container {name} exists; remove it before it is started again").into());
         }
         let processes = self.processes_of(config)?;
-        let (container, creator) = Container::start(&self.pod, config, executables, processes.as_ref())
-            .map_err(|error| Failure {
-                layer: error.layer(),
-                reason: chain(&error),
-                phase: Phase::Preparation,
-            })?;
+        let (container, creator) = Container::start(
+            &self.pod,
+            &mut self.profiles,
+            config,
+            executables,
+            processes.as_ref(),
+        )
+        .map_err(|error| Failure {
+            layer: error.layer(),
+            reason: chain(&error),
+            phase: Phase::Preparation,
+        })?;
         self.containers.insert(name.clone(), container);
         self.changed();
         self.begin(Job::new(name, client, creator, None));

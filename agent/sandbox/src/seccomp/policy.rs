@@ -137,7 +137,7 @@ impl Condition {
 }
 
 /// An answer that is given when all conditions hold.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alternative {
     /// All must hold; none means always.
@@ -147,7 +147,7 @@ pub struct Alternative {
 }
 
 /// What a policy says of one call: the first alternative that holds, else `otherwise`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallRule {
     /// In order of precedence.
@@ -217,7 +217,7 @@ impl CallRule {
 }
 
 /// A whole filter. Calls of another architecture kill the process and x32 calls are refused, always.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyscallPolicy {
     /// By call number, all below the x32 range.
