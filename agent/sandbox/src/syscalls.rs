@@ -129,13 +129,25 @@ pub(crate) const JAIL_CONDITIONS: &[Conditional] = &[CLONE, MEMFD];
 
 const WRITABLE_CODE: Conditional = Conditional {
     call: ("mmap", libc::SYS_mmap),
-    reason: "memory that is writable and executable",
-    // PROT_WRITE and PROT_EXEC.
-    any_of: &[&[Argument {
-        index: 2,
-        mask: 0x6,
-        value: 0x6,
-    }]],
+    reason: "memory that is writable and executable, or executable and shared: a second mapping of that, of a child \
+             or made by mremap, would be written to",
+    any_of: &[
+        // PROT_WRITE and PROT_EXEC.
+        &[Argument {
+            index: 2,
+            mask: 0x6,
+            value: 0x6,
+        }],
+        // MAP_SHARED and MAP_SHARED_VALIDATE have this bit, MAP_PRIVATE, by which loaders map code, has not.
+        &[
+            EXECUTABLE,
+            Argument {
+                index: 3,
+                mask: 0x1,
+                value: 0x1,
+            },
+        ],
+    ],
 };
 
 const MADE_CODE: Conditional = Conditional {

@@ -546,6 +546,17 @@ pub(crate) const STRICT: Family = Family {
             "a sealed anonymous file, written and mapped as code",
             Seccomp,
         ),
+        drill(
+            "map-shared-code-fork",
+            "shared memory that is executable here and written by a child",
+            Seccomp,
+        ),
+        drill(
+            "map-shared-code-remap",
+            "the same by a second mapping of this process (mremap)",
+            Seccomp,
+        ),
+        drill("map-shared-code-zero", "the same of /dev/zero", Seccomp),
         drill("attach-code", "shared memory as code", Seccomp),
         drill(
             "exec-descriptor",

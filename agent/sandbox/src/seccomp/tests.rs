@@ -305,6 +305,36 @@ fn strict_takes_from_the_baseline_and_audit_logs_that() {
     assert_eq!(strict.decide(protect, &[0, 0, 3, 0, 0, 0]), Action::Allow);
 }
 
+/// Shared memory has more than one mapping, of which one is written to and another one called.
+#[test]
+fn strict_maps_code_privately_only() {
+    const READ: u64 = 1;
+    const WRITE: u64 = 2;
+    const EXECUTE: u64 = 4;
+    const PRIVATE: u64 = 0x2;
+    const ANONYMOUS: u64 = 0x20;
+    let [strict, audit] = [SyscallSet::Strict, SyscallSet::Audit].map(|set| set.policy());
+    let map = u32::try_from(libc::SYS_mmap).expect("small");
+    let answers = |protection, flags| {
+        let arguments = [0, 4096, protection, flags, 0, 0];
+        [&strict, &audit].map(|policy| policy.decide(map, &arguments))
+    };
+    // MAP_SHARED and MAP_SHARED_VALIDATE, of files and of nothing.
+    for flags in [0x1, 0x3, 0x1 | ANONYMOUS, 0x3 | ANONYMOUS, 0x1 | (1 << 32)] {
+        for protection in [EXECUTE, READ | EXECUTE, READ | WRITE | EXECUTE] {
+            assert_eq!(
+                answers(protection, flags),
+                [Action::Errno(1), Action::Log],
+                "{flags:x}"
+            );
+        }
+        assert_eq!(answers(READ | WRITE, flags), [Action::Allow; 2], "{flags:x}");
+    }
+    for flags in [PRIVATE, PRIVATE | ANONYMOUS, PRIVATE | 0x10] {
+        assert_eq!(answers(READ | EXECUTE, flags), [Action::Allow; 2], "{flags:x}");
+    }
+}
+
 #[test]
 fn what_cannot_be_compiled_is_named() {
     let policy = |call, index| SyscallPolicy {
