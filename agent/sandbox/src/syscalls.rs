@@ -106,7 +106,8 @@ pub(crate) const JAIL: &[&Group] = &[
 ];
 
 /// Argument rules of [`BASELINE`] and [`DAEMON`].
-pub(crate) const BASELINE_CONDITIONS: &[Conditional] = &[CLONE, PERSONALITY, MEMFD, NETWORK_SOCKETS];
+pub(crate) const BASELINE_CONDITIONS: &[Conditional] =
+    &[CLONE, PERSONALITY, MEMFD, NETWORK_SOCKETS, SOCKET_PAIRS];
 
 /// What strict pods do not get of the baseline, whatever the arguments.
 pub(crate) const STRICT_REFUSED: &[&Group] = &[&STRICT, &STRICT_OLD];
@@ -268,6 +269,12 @@ const NETWORK_SOCKETS: Conditional = Conditional {
         &[whole(0, 10)],
         &[whole(0, 16)],
     ],
+};
+
+const SOCKET_PAIRS: Conditional = Conditional {
+    call: ("socketpair", libc::SYS_socketpair),
+    reason: "pairs of unix sockets; for any other family the kernel loads its module and runs its code before it refuses",
+    any_of: &[&[whole(0, 1)]],
 };
 
 /// All bits of an argument.
@@ -689,8 +696,7 @@ const SOCKETS: Group = Group {
         SYS_sendmsg,
         SYS_sendto,
         SYS_setsockopt,
-        SYS_shutdown,
-        SYS_socketpair
+        SYS_shutdown
     ],
 };
 

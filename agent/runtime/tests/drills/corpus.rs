@@ -373,6 +373,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 Seccomp,
                 Capabilities,
             ),
+            drill(
+                "socketpair-tipc",
+                "a rare family by the call that makes two sockets",
+                Seccomp,
+            ),
         ],
     },
     Family {

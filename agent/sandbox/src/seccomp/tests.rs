@@ -305,6 +305,28 @@ fn strict_takes_from_the_baseline_and_audit_logs_that() {
     assert_eq!(strict.decide(protect, &[0, 0, 3, 0, 0, 0]), Action::Allow);
 }
 
+/// Whatever is asked for in pairs is asked for as what it is.
+#[test]
+fn pairs_of_sockets_are_of_the_unix_family_only() {
+    let [socket, pair] =
+        [libc::SYS_socket, libc::SYS_socketpair].map(|number| u32::try_from(number).expect("small"));
+    for set in [SyscallSet::Baseline, SyscallSet::Strict, SyscallSet::Daemon] {
+        let policy = set.policy();
+        for family in 0..=64 {
+            let arguments = [family, 1, 0, 0, 0, 0];
+            let wanted = match family {
+                1 => Action::Allow,
+                _ => Action::Errno(1),
+            };
+            assert_eq!(policy.decide(pair, &arguments), wanted, "{set:?}: {family}");
+            let single = policy.decide(socket, &arguments) == Action::Allow;
+            assert_eq!(single, [1, 2, 10, 16].contains(&family), "{set:?}: {family}");
+        }
+    }
+    let jail = SyscallSet::Jail.policy();
+    assert_eq!(jail.decide(pair, &[1, 1, 0, 0, 0, 0]), Action::Errno(1));
+}
+
 /// Shared memory has more than one mapping, of which one is written to and another one called.
 #[test]
 fn strict_maps_code_privately_only() {
