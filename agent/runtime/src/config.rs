@@ -372,6 +372,9 @@ pub(crate) struct Launch {
     /// Number of the program that denies devices to that cgroup, where a program does it.
     #[serde(default)]
     pub(crate) device_program: Option<u32>,
+    /// Files that a process of the pod may have open, if not as many as the agent.
+    #[serde(default)]
+    pub(crate) open_files: Option<u64>,
 }
 
 /// Whether a name is safe as one component of a path and of a cgroup: letters, digits, inner dashes.

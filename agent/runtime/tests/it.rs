@@ -1151,6 +1151,52 @@ async fn a_killed_agent_loses_no_pod() {
     stage.end().await;
 }
 
+/// Whatever the agent itself lacks says nothing of a pod. It is a process of its own: all tests share the limit of theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_descriptors_takes_no_pod_for_dead() {
+    let stage = Stage::without_pod("short");
+    let config = stage.container("main", &["sleep", "1000"]);
+    let write = |name: &str, text: serde_json::Result<Vec<u8>>| {
+        fs::write(stage.directory.path().join(name), text.expect("serialises")).expect("write");
+    };
+    write("pod.json", serde_json::to_vec(&stage.pod));
+    write("container.json", serde_json::to_vec(&config));
+    let agent = std::process::Command::new(helper())
+        .arg("short")
+        .arg(stage.directory.path())
+        .arg(&stage.cgroup_root)
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&agent.stdout);
+    assert_eq!(told, "lives\n", "{}", String::from_utf8_lossy(&agent.stderr));
+    assert_eq!(stage.exit("main").await.code, 137);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_may_open_what_the_agent_was_started_with() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let lower = Rlimit {
+        current: Some(1000),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, lower).expect("lowered");
+    agent_runtime::open_files::raise().expect("raised");
+    assert_eq!(
+        getrlimit(Resource::Nofile),
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        }
+    );
+    let stage = Stage::new("open-files").await;
+    let (_, output) = stage.shell("main", "ulimit -n; ulimit -Hn").await;
+    let hard = limit.maximum.expect("bounded by the kernel");
+    assert_eq!(output, format!("1000\n{hard}\n"));
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_names_and_paths_are_refused() {
     let stage = Stage::without_pod("names");
