@@ -3,8 +3,8 @@
 
 use self::Layer::{
     Capabilities, CgroupFiles, IpcNamespace, Landlock, LogRotation, MaskedPath, MemoryLimit, MountNamespace,
-    NetworkNamespace, NoExecMount, NoNewPrivileges, PidNamespace, PidsLimit, ReadOnlyMount, RootedPaths,
-    SealedMemory, Seccomp, TmpfsFiles, TmpfsSize, UserNamespace,
+    NetworkNamespace, NoExecMount, NoNewPrivileges, OwnAccount, PidNamespace, PidsLimit, ReadOnlyMount,
+    RootedPaths, SealedMemory, Seccomp, TmpfsFiles, TmpfsSize, UserNamespace,
 };
 
 /// What stops an attempt.
@@ -30,6 +30,7 @@ pub(crate) enum Layer {
     TmpfsFiles,
     LogRotation,
     RootedPaths,
+    OwnAccount,
 }
 
 impl Layer {
@@ -56,6 +57,7 @@ impl Layer {
             TmpfsFiles => "number of files of the tmpfs",
             LogRotation => "log rotation",
             RootedPaths => "paths resolved inside the root",
+            OwnAccount => "an account of the pod's own",
         }
     }
 
@@ -86,6 +88,7 @@ impl Layer {
             TmpfsFiles => "ENOSPC at the number, with room left",
             LogRotation => "what is on the disk stays below size times number of files",
             RootedPaths => "the host's directory is as before, and nothing in it is seen",
+            OwnAccount => "EMFILE for all users of the pod, and none for the host or another pod",
         }
     }
 }
@@ -528,6 +531,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 TmpfsFiles,
             ),
             drill("log-flood", "the disk, through standard output", LogRotation),
+            drill(
+                "inotify-instances",
+                "all instances of inotify that one user of the node may have, with which others watch files",
+                OwnAccount,
+            ),
         ],
     },
 ];

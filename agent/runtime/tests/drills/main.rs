@@ -21,7 +21,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use agent_runtime::{ContainerConfig, Mount, Resources};
+use agent_runtime::{ContainerConfig, ContainerState, Mount, PodStatus, Resources};
 use agent_sandbox::{Action, FileLimits, Profile, Scopes, SyscallPolicy, SyscallSet, TcpPorts};
 
 use crate::corpus::{CORPUS, Drill, Layer, PROFILE, STRICT};
@@ -215,10 +215,11 @@ fn judge(drill: &Drill, evidence: &Evidence<'_>) -> Result<(), String> {
 
 /// Layers that are shown by the tests below.
 fn by_itself(layer: Layer) -> bool {
-    use Layer::{LogRotation, MemoryLimit, PidsLimit, RootedPaths, TmpfsFiles, TmpfsSize};
+    use Layer::{LogRotation, MemoryLimit, OwnAccount, PidsLimit, RootedPaths, TmpfsFiles, TmpfsSize};
     [
         LogRotation,
         MemoryLimit,
+        OwnAccount,
         PidsLimit,
         RootedPaths,
         TmpfsFiles,
@@ -580,6 +581,40 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _best_effort = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
+}
+
+/// The kernel counts them by user, and bounds what the users of a pod have together by what its owner may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_counts_by_user_is_counted_for_each_pod() {
+    let stage = Stage::new(&["watcher", "neighbour"]).await;
+    let attacker = limited(&stage, "inotify-instances", Resources::default());
+    stage.start(0, &attacker).await;
+    let data = stage.directory.path().join("data");
+    while fs::symlink_metadata(data.join("all")).is_err() {
+        assert_eq!(stage.output("inotify-instances"), "");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let host = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC);
+    let neighbour = stage.container(
+        "neighbour",
+        &["/bin/drill", "run", "inotify-instance"],
+        &BTreeMap::new(),
+    );
+    stage.start(1, &neighbour).await;
+    let ended = |status: &PodStatus| {
+        let found = &status.container("neighbour")?.state;
+        matches!(found, ContainerState::Exited(_)).then_some(())
+    };
+    stage.until(1, ended).await;
+    fs::write(data.join("stop"), "").expect("writes");
+    stage.exit("inotify-instances").await;
+    assert_eq!(stage.output("inotify-instances"), "inotify-instances=errno 24\n");
+    assert!(host.is_ok(), "{host:?}");
+    assert_eq!(stage.output("neighbour"), "inotify-instance=done\n");
+    let bound = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").expect("reads");
+    let all = fs::read_to_string(data.join("all")).expect("reads");
+    assert_eq!(all.trim(), bound.trim(), "the pod has what is one user's");
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
