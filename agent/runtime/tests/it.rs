@@ -1111,6 +1111,41 @@ async fn pods_outlive_the_agent_and_are_found_again() {
     stage.nothing_is_left(Some(pods[0].status.clone()));
 }
 
+/// What was written down of it has fields that this version does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_another_version_is_found_again() {
+    let stage = Stage::new("version").await;
+    let path = stage
+        .directory
+        .path()
+        .join("run")
+        .join(&stage.pod.uid)
+        .join("launch.json");
+    let mut launch: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("reads")).expect("valid");
+    launch["later"] = 1.into();
+    launch["pod"]["later"] = "x".into();
+    launch["pod"]["resources"] = serde_json::json!({"cpu_shares": 2, "later": []});
+    fs::write(&path, launch.to_string()).expect("writes");
+    let found = stage.runtime.recover().await.expect("recovers");
+    let [pod] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert!(pod.alive);
+    let resources = PodResources {
+        cpu_shares: Some(2),
+        ..PodResources::default()
+    };
+    let expected = PodConfig {
+        resources,
+        ..stage.pod.clone()
+    };
+    assert_eq!(pod.config, expected);
+    let (_, output) = stage.shell("main", "echo lives").await;
+    assert_eq!(output, "lives\n");
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_loses_no_pod() {
     use std::io::BufRead;
