@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use rustix::fs::inotify::CreateFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{Attempt, Outcome, checked, fact};
+use crate::{Attempt, Outcome, checked, done, fact};
 
 pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("fork-bomb", || {
@@ -51,7 +51,7 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         Ok(Outcome::Saw("swapped"))
     }),
     ("inotify-instances", || {
-        let all = inotify_instances()?;
+        let _held = inotify_instances()?;
         // The number is of the pod, not of each of its users.
         as_user(1000)?;
         let others = inotify_instances();
@@ -59,16 +59,23 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         if others.is_ok_and(|others| !others.is_empty()) {
             return Ok(Outcome::Saw("another user of the pod has more"));
         }
-        fs::write("/data/all", all.len().to_string())?;
-        while fs::symlink_metadata("/data/stop").is_err() {
-            std::thread::park_timeout(std::time::Duration::from_millis(10));
-        }
+        hold()?;
         Err(io::Error::from_raw_os_error(libc::EMFILE))
     }),
     ("inotify-instance", || {
         rustix::fs::inotify::init(CreateFlags::CLOEXEC).map_err(io::Error::from)?;
         Ok(Outcome::Done)
     }),
+    ("queued-signals", || {
+        let error = loop {
+            if let Err(error) = queue_signal() {
+                break error;
+            }
+        };
+        hold()?;
+        Err(error)
+    }),
+    ("queued-signal", || queue_signal().map(done)),
     ("log-flood", || {
         let line = [b'x'; 1024];
         let mut output = io::stdout().lock();
@@ -79,6 +86,30 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         Ok(Outcome::Done)
     }),
 ];
+
+/// Keeps what it has until the test has looked.
+fn hold() -> io::Result<()> {
+    fs::write("/data/all", "")?;
+    while fs::symlink_metadata("/data/stop").is_err() {
+        std::thread::park_timeout(std::time::Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// One more that this process does not take.
+fn queue_signal() -> io::Result<()> {
+    let value = libc::sigval {
+        sival_ptr: std::ptr::null_mut(),
+    };
+    // SAFETY: the set is initialized before it is read; a blocked signal that is sent to this process runs nothing.
+    unsafe {
+        let mut blocked = std::mem::zeroed();
+        libc::sigemptyset(&raw mut blocked);
+        libc::sigaddset(&raw mut blocked, libc::SIGRTMAX());
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
+        checked(i64::from(libc::sigqueue(libc::getpid(), libc::SIGRTMAX(), value))).map(drop)
+    }
+}
 
 /// All that there are.
 fn inotify_instances() -> io::Result<Vec<std::os::fd::OwnedFd>> {

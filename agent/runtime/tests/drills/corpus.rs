@@ -88,7 +88,7 @@ impl Layer {
             TmpfsFiles => "ENOSPC at the number, with room left",
             LogRotation => "what is on the disk stays below size times number of files",
             RootedPaths => "the host's directory is as before, and nothing in it is seen",
-            OwnAccount => "EMFILE for all users of the pod, and none for the host or another pod",
+            OwnAccount => "EMFILE or EAGAIN for the pod, and for nobody else",
         }
     }
 }
@@ -534,6 +534,11 @@ pub(crate) const CORPUS: &[Family] = &[
             drill(
                 "inotify-instances",
                 "all instances of inotify that one user of the node may have, with which others watch files",
+                OwnAccount,
+            ),
+            drill(
+                "queued-signals",
+                "all signals that may be queued for one user of the node, of which timers of others need some",
                 OwnAccount,
             ),
         ],
