@@ -257,6 +257,7 @@ impl Ended {
         }
         tracing::info!("beginning anew with new certificates");
         let program = std::env::current_exe().context("cannot find my own program")?;
+        agent_runtime::open_files::restore().context("cannot lower the number of open files")?;
         let error = std::process::Command::new(program)
             .args(std::env::args_os().skip(1))
             .exec();
@@ -268,13 +269,14 @@ impl Ended {
 /// that costs nothing to keep stays: images, logs are removed with their pods.
 pub(crate) async fn cleanup(config: &Config) -> Result<()> {
     let runtime = open_runtime(config)?;
+    let mut left = Ok(());
     for pod in runtime.recover().await.context("cannot look for pods")? {
         let uid = &pod.config.uid;
-        runtime
-            .remove_pod(uid)
-            .await
-            .with_context(|| format!("cannot remove pod {uid}"))?;
+        let removed = runtime.remove_pod(uid).await;
+        left = left.and(removed.with_context(|| format!("cannot remove pod {uid}")));
     }
+    // One that cannot be ended keeps its network, and keeps no other pod.
+    left?;
     Network::remove(&config.network_state(), config.pod_cidr)
         .await
         .context("cannot remove the network")?;

@@ -103,7 +103,8 @@ async fn read(
         Timestamp::now().checked_sub(ago).ok()
     });
     let current = target.logs.join(format!("{}.log", target.attempt));
-    let mut watch = Watch::new(&target.logs)?;
+    // Before the first look at the files, and only where it is used: of these the kernel has few.
+    let watch = options.follow.then(|| Watch::new(&target.logs)).transpose()?;
     let mut changes = directory.changes();
     let mut tail = options
         .tail_lines
@@ -118,9 +119,9 @@ async fn read(
         output.line(&line).await?;
     }
     output.flush().await?;
-    if !options.follow {
+    let Some(mut watch) = watch else {
         return Ok(());
-    }
+    };
     loop {
         // Looked at before the last read: what was written before the end is read after it.
         changes.borrow_and_update();
@@ -468,6 +469,30 @@ mod tests {
             text,
             "2026-01-01T00:00:00.0Z onetwothree\n2026-01-01T00:00:03.0Z next\n"
         );
+    }
+
+    /// Of what watches files the kernel has few, and everybody may read logs many times.
+    #[tokio::test]
+    async fn only_who_follows_watches() {
+        let logs = tempfile::tempdir().unwrap();
+        // More than waits for a reader.
+        std::fs::write(logs.path().join("0.log"), LOG.repeat(20_000)).unwrap();
+        let wanted = format!("ino:{:x} ", std::fs::metadata(logs.path()).unwrap().ino());
+        let watches = || {
+            let entries = std::fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
+            let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+            let is_watch = |line: &str| line.starts_with("inotify ") && line.contains(&wanted);
+            texts.filter(|text| text.lines().any(is_watch)).count()
+        };
+        for (follow, expected) in [(false, 0), (true, 1)] {
+            let options = Options {
+                follow,
+                ..Options::default()
+            };
+            let mut chunks = stream(target(logs.path()), options, Directory::default());
+            assert!(chunks.recv().await.unwrap().is_ok());
+            assert_eq!(watches(), expected, "follow: {follow}");
+        }
     }
 
     #[tokio::test]

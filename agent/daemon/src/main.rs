@@ -101,6 +101,9 @@ fn serve(command: &Command) -> Result<()> {
                 let missing = "give it CAP_SYS_RESOURCE";
                 tracing::warn!(%error, missing, "when memory is used up, the agent and its shims are ended like any other process");
             }
+            if let Err(error) = agent_runtime::open_files::raise() {
+                tracing::warn!(%error, "the agent may open no more files than it was started with");
+            }
             runtime
                 .block_on(async {
                     let (told, node_ends) = (CancellationToken::new(), CancellationToken::new());

@@ -1,5 +1,6 @@
 //! Helper of the integration tests: a program with the `shim` subcommand, as the agent's is, and an `agent`
-//! that starts one pod from files and then does nothing, to be killed; and the tracer that kills in the middle of things.
+//! that starts one pod from files and then does nothing, to be killed, or runs `short` of descriptors; and the tracer that
+//! kills in the middle of things.
 
 #![expect(
     clippy::expect_used,
@@ -11,14 +12,20 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use agent_runtime::{Runtime, RuntimeConfig};
+use agent_runtime::{PodConfig, Runtime, RuntimeConfig, RuntimeError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next() {
         Some(mode) if mode == agent_runtime::shim::SUBCOMMAND => agent_runtime::shim::main(args),
-        Some(mode) if mode == "agent" => agent(&args.collect::<Vec<_>>()),
+        Some(mode) if mode == "agent" => agent(&args.collect::<Vec<_>>(), |_runtime, _pod| async {
+            println!("up");
+            std::future::pending::<()>().await;
+        }),
+        Some(mode) if mode == "short" => agent(&args.collect::<Vec<_>>(), short),
         Some(mode) if mode == "walk" => {
             let words: Vec<String> = args.map(|word| word.to_string_lossy().into_owned()).collect();
             testkit::walk::main(&words).expect("follows");
@@ -28,8 +35,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Arguments: a directory with `pod.json` and `container.json`, and the name of the cgroup root.
-fn agent(args: &[OsString]) -> ExitCode {
+/// Starts a pod, and goes on with it. Arguments: a directory with `pod.json` and `container.json`, and the name of the cgroup
+/// root.
+fn agent<F: Future<Output = ()>>(args: &[OsString], then: fn(Runtime, PodConfig) -> F) -> ExitCode {
     let [directory, cgroup_root] = args else {
         return ExitCode::FAILURE;
     };
@@ -49,14 +57,57 @@ fn agent(args: &[OsString]) -> ExitCode {
         .build()
         .expect("tokio starts");
     executor.block_on(async {
-        let pod: agent_runtime::PodConfig = pod;
+        let pod: PodConfig = pod;
         runtime.start_pod(&pod).await.expect("the pod starts");
         runtime
             .start_container(&pod.uid, &container)
             .await
             .expect("the container starts");
-        println!("up");
-        std::future::pending::<()>().await;
+        then(runtime, pod).await;
     });
     ExitCode::SUCCESS
+}
+
+/// Does without descriptors for a while. The pod, whose container is `main`, has to live, and its change to be told later.
+async fn short(runtime: Runtime, pod: PodConfig) {
+    let uid = &pod.uid;
+    let before = runtime.status(uid).await.expect("a status");
+    let limit = getrlimit(Resource::Nofile);
+    let few = Rlimit {
+        current: Some(64),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, few).expect("lowered");
+    let mut all = Vec::new();
+    while let Ok(file) = fs::File::open("/dev/null") {
+        all.push(file);
+    }
+    let errors = [
+        runtime.status(uid).await.err(),
+        runtime.start_pod(&pod).await.err(),
+        runtime.signal(uid, "main", 0).await.err(),
+        runtime.remove_pod(uid).await.err(),
+        runtime.pod_network(uid).await.err(),
+    ];
+    let changed = tokio::spawn({
+        let (runtime, uid) = (runtime.clone(), uid.clone());
+        async move { runtime.next_change(&uid, before.version).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let waits = !changed.is_finished();
+    drop(all);
+    setrlimit(Resource::Nofile, limit).expect("raised");
+    for error in errors {
+        assert!(
+            matches!(error, Some(RuntimeError::Unreachable { .. })),
+            "{error:?}"
+        );
+    }
+    assert!(waits, "the change is waited for");
+    let after = runtime.status(uid).await.expect("it lives");
+    assert_eq!(after, before, "nothing was done to the pod");
+    runtime.signal(uid, "main", 9).await.expect("signalled");
+    let after = changed.await.expect("no panic").expect("told");
+    assert_ne!(after, before);
+    println!("lives");
 }

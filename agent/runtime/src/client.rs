@@ -1,4 +1,5 @@
-//! The agent's side: starts shims, asks them, and cleans up after those that died.
+//! The agent's side: starts shims, has them do things, and cleans up after those that died. How it talks to them is
+//! `talk`, what it finds of an earlier agent's `recovery`.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,35 +11,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_sandbox::{ExecutableIndex, Layer};
-use jiff::Timestamp;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use crate::cgroup;
 use crate::config::{
-    ContainerConfig, ContainerState, ExecOutput, Exit, Launch, PodConfig, PodHandle, PodPaths, PodStatus,
-    RecoveredPod, is_plain_absolute, is_safe_name,
+    ContainerConfig, ExecOutput, Launch, PodConfig, PodHandle, PodPaths, PodStatus, is_plain_absolute,
+    is_safe_name,
 };
 use crate::devices::Denial;
 use crate::error::RuntimeError;
-use crate::protocol::{self, Failure, FrameError, Phase, Request, Response};
+use crate::open_files;
+use crate::protocol::{FrameError, Request, Response};
 use crate::remove;
 use crate::shim::chain;
+use crate::talk::{REQUEST_TIMEOUT, unexpected};
 
 /// A shim that has not reported by then is broken.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest answer to an ordinary request; starting a container has its own deadline inside the shim.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// A shim that has not shut its pod down by then is killed. It gives up waiting itself after half of that.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the processes of a killed cgroup may take to go.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Layers whose executables are remembered.
 const MAX_INDEXED_LAYERS: usize = 256;
@@ -83,7 +80,7 @@ impl Runtime {
         demand_name("pod uid", &pod.uid)?;
         match self.status(&pod.uid).await {
             Ok(status) => return Ok(PodHandle { netns: status.netns }),
-            Err(RuntimeError::ShimGone { .. }) => self.remove_dead(&pod.uid).await?,
+            Err(RuntimeError::ShimGone { .. }) => self.remove_dead(&pod.uid, KILL_TIMEOUT).await?,
             Err(error) => return Err(error),
         }
         expect_moves();
@@ -98,7 +95,7 @@ impl Runtime {
             }),
             Err(error) => {
                 // What the failed shim left; its own error says more than a second one would.
-                let _second_error = self.remove_dead(&pod.uid).await;
+                let _second_error = self.remove_dead(&pod.uid, KILL_TIMEOUT).await;
                 Err(error)
             }
         }
@@ -137,17 +134,6 @@ impl Runtime {
             },
         )
         .await
-    }
-
-    /// The pod as it is now.
-    pub async fn status(&self, pod: &str) -> Result<PodStatus, RuntimeError> {
-        self.ask_status(pod, &Request::Status, Some(REQUEST_TIMEOUT))
-            .await
-    }
-
-    /// The pod as soon as it differs from version `seen`; waits as long as that takes.
-    pub async fn wait_change(&self, pod: &str, seen: u64) -> Result<PodStatus, RuntimeError> {
-        self.ask_status(pod, &Request::WaitChange { seen }, None).await
     }
 
     /// Sends a signal to the container's first process. One that has exited is no error.
@@ -230,11 +216,11 @@ impl Runtime {
             Err(RuntimeError::Timeout { .. }) => self.kill_shim(pod)?,
             Err(error) => return Err(error),
         }
-        self.remove_dead(pod).await
+        self.remove_dead(pod, KILL_TIMEOUT).await
     }
 
     /// Kills a shim that does not answer. Its containers go with it.
-    fn kill_shim(&self, pod: &str) -> Result<(), RuntimeError> {
+    pub(crate) fn kill_shim(&self, pod: &str) -> Result<(), RuntimeError> {
         let paths = self.paths(pod);
         let Some(pid) = read_json::<PodStatus>(&paths.status())?
             .and_then(|status| rustix::process::Pid::from_raw(status.shim_pid))
@@ -262,100 +248,6 @@ impl Runtime {
         }
     }
 
-    /// Finds the pods of earlier agents, those with a living shim and those without.
-    pub async fn recover(&self) -> Result<Vec<RecoveredPod>, RuntimeError> {
-        let mut pods = Vec::new();
-        let directory = &self.config.run_dir;
-        let entries = match std::fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pods),
-            Err(error) => return Err(file_error("list", directory)(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(file_error("list", directory))?;
-            let name = entry.file_name();
-            let Some(uid) = name.to_str().filter(|name| is_safe_name(name)) else {
-                continue;
-            };
-            if let Some(pod) = self.recover_pod(uid).await? {
-                pods.push(pod);
-            }
-        }
-        Ok(pods)
-    }
-
-    async fn recover_pod(&self, uid: &str) -> Result<Option<RecoveredPod>, RuntimeError> {
-        let paths = self.paths(uid);
-        let Some(launch) = read_json::<Launch>(&paths.launch())? else {
-            // The agent died before it started this shim.
-            self.remove_dead(uid).await?;
-            return Ok(None);
-        };
-        match self.settled(uid).await {
-            Ok(status) => {
-                return Ok(Some(RecoveredPod {
-                    config: launch.pod,
-                    status,
-                    alive: true,
-                }));
-            }
-            Err(RuntimeError::ShimGone { .. } | RuntimeError::Talk { .. }) => {}
-            Err(RuntimeError::Timeout { .. }) => self.kill_shim(uid)?,
-            Err(error) => return Err(error),
-        }
-        self.kill_cgroup(uid).await?;
-        let mut status = read_json::<PodStatus>(&paths.status())?.unwrap_or_else(|| PodStatus {
-            version: 0,
-            netns: PathBuf::new(),
-            holder_pid: 0,
-            shim_pid: 0,
-            containers: Vec::new(),
-        });
-        for container in &mut status.containers {
-            let started_at = match &container.state {
-                ContainerState::Exited(_) | ContainerState::Failed { .. } => continue,
-                ContainerState::Creating => {
-                    let message = "the pod's shim died while it started the container".into();
-                    container.state = ContainerState::Failed { message };
-                    continue;
-                }
-                ContainerState::Running { started_at, .. } => *started_at,
-            };
-            container.state = ContainerState::Exited(Exit {
-                started_at: Some(started_at),
-                finished_at: Timestamp::now(),
-                code: 128 + libc::SIGKILL,
-                signal: Some(libc::SIGKILL),
-                oom_killed: false,
-                message: "the pod's shim died, and its containers with it".into(),
-            });
-        }
-        Ok(Some(RecoveredPod {
-            config: launch.pod,
-            status,
-            alive: false,
-        }))
-    }
-
-    /// The pod once no start is under way that an earlier agent asked for: whoever did not wait for that would start the
-    /// container a second time. The shim ends each start within its own time.
-    async fn settled(&self, uid: &str) -> Result<PodStatus, RuntimeError> {
-        let mut status = self.status(uid).await?;
-        let starts = |status: &PodStatus| {
-            let mut containers = status.containers.iter();
-            containers.any(|container| container.state == ContainerState::Creating)
-        };
-        let ends = tokio::time::Instant::now() + REQUEST_TIMEOUT;
-        while starts(&status) {
-            let change = tokio::time::timeout_at(ends, self.wait_change(uid, status.version));
-            status = change.await.map_err(|_elapsed| RuntimeError::Timeout {
-                pod: uid.into(),
-                seconds: REQUEST_TIMEOUT.as_secs(),
-            })??;
-        }
-        Ok(status)
-    }
-
     async fn prepare_and_launch(&self, pod: &PodConfig, paths: &PodPaths) -> Result<(), RuntimeError> {
         let group = self.cgroup(&pod.uid);
         let device_program = self
@@ -370,6 +262,7 @@ impl Runtime {
             state_dir: paths.state.clone(),
             cgroup: group,
             device_program,
+            open_files: open_files::of_pods(),
         };
         let text = serde_json::to_vec(&launch).map_err(|source| RuntimeError::Talk {
             pod: pod.uid.clone(),
@@ -449,16 +342,17 @@ impl Runtime {
     }
 
     /// Removes what is left of a pod without a shim.
-    async fn remove_dead(&self, pod: &str) -> Result<(), RuntimeError> {
-        self.kill_cgroup(pod).await?;
+    pub(crate) async fn remove_dead(&self, pod: &str, patience: Duration) -> Result<(), RuntimeError> {
+        self.kill_cgroup(pod, patience).await?;
         let paths = self.paths(pod);
         delete(paths.state).await?;
         delete(paths.run).await
     }
 
-    async fn kill_cgroup(&self, pod: &str) -> Result<(), RuntimeError> {
+    /// Ends all processes of a pod, which may take so long, and removes its control groups.
+    pub(crate) async fn kill_cgroup(&self, pod: &str, patience: Duration) -> Result<(), RuntimeError> {
         let group = self.cgroup(pod);
-        let deadline = tokio::time::Instant::now() + KILL_TIMEOUT;
+        let deadline = tokio::time::Instant::now() + patience;
         let mut pause = Duration::from_millis(2);
         loop {
             cgroup::kill_tree(&group).map_err(|source| RuntimeError::Cgroup { source })?;
@@ -475,63 +369,8 @@ impl Runtime {
         Ok(())
     }
 
-    async fn ask(&self, pod: &str, request: &Request) -> Result<(), RuntimeError> {
-        match self.call(pod, request, Some(REQUEST_TIMEOUT)).await? {
-            Response::Done => Ok(()),
-            other => Err(unexpected(pod, other)),
-        }
-    }
-
-    async fn ask_status(
-        &self,
-        pod: &str,
-        request: &Request,
-        timeout: Option<Duration>,
-    ) -> Result<PodStatus, RuntimeError> {
-        match self.call(pod, request, timeout).await? {
-            Response::Status(status) => Ok(status),
-            other => Err(unexpected(pod, other)),
-        }
-    }
-
-    async fn call(
-        &self,
-        pod: &str,
-        request: &Request,
-        timeout: Option<Duration>,
-    ) -> Result<Response, RuntimeError> {
-        let conversation = async {
-            let mut stream = self.connect(pod).await?;
-            converse(&mut stream, request)
-                .await
-                .map_err(|source| RuntimeError::Talk {
-                    pod: pod.into(),
-                    source,
-                })
-        };
-        match timeout {
-            None => conversation.await,
-            Some(limit) => tokio::time::timeout(limit, conversation)
-                .await
-                .unwrap_or_else(|_elapsed| {
-                    Err(RuntimeError::Timeout {
-                        pod: pod.into(),
-                        seconds: limit.as_secs(),
-                    })
-                }),
-        }
-    }
-
-    /// A connection to a pod's shim.
-    pub(crate) async fn connect(&self, pod: &str) -> Result<UnixStream, RuntimeError> {
-        demand_name("pod uid", pod)?;
-        let socket = self.paths(pod).socket();
-        UnixStream::connect(&socket)
-            .await
-            .map_err(|source| RuntimeError::ShimGone {
-                pod: pod.into(),
-                source,
-            })
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.config.run_dir
     }
 
     pub(crate) fn paths(&self, pod: &str) -> PodPaths {
@@ -550,39 +389,6 @@ impl Runtime {
 /// is as right, only slower.
 fn expect_moves() {
     drop(tokio::task::spawn_blocking(cgroup::expect_moves));
-}
-
-async fn converse<T: Serialize, A: DeserializeOwned>(
-    stream: &mut UnixStream,
-    request: &T,
-) -> Result<A, FrameError> {
-    let broken = |source| FrameError::Connection { source };
-    stream
-        .write_all(&protocol::encode(request)?)
-        .await
-        .map_err(broken)?;
-    let mut header = [0; 4];
-    stream.read_exact(&mut header).await.map_err(broken)?;
-    let mut text = vec![0; protocol::frame_length(header)?];
-    stream.read_exact(&mut text).await.map_err(broken)?;
-    serde_json::from_slice(&text).map_err(|source| FrameError::Text { source })
-}
-
-/// The error that an answer to something else is.
-pub(crate) fn unexpected(pod: &str, response: Response) -> RuntimeError {
-    match response {
-        Response::Failed(Failure {
-            reason,
-            phase: Phase::Execution,
-            ..
-        }) => RuntimeError::NotExecutable { reason },
-        Response::Failed(Failure { reason, layer, .. }) => RuntimeError::Refused { reason, layer },
-        Response::Done
-        | Response::Status(_)
-        | Response::Exec(_)
-        | Response::Opened(_)
-        | Response::Ended { .. } => RuntimeError::WrongAnswer { pod: pod.into() },
-    }
 }
 
 pub(crate) fn demand_name(field: &'static str, value: &str) -> Result<(), RuntimeError> {
@@ -605,7 +411,7 @@ fn make_private(path: &Path) -> Result<(), RuntimeError> {
         .map_err(file_error("create", path))
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
     match std::fs::read(path) {
         // A file cut short by a crash counts as absent: the pod is then treated as dead.
         Ok(text) => Ok(serde_json::from_slice(&text).ok()),
@@ -622,7 +428,7 @@ async fn delete(path: PathBuf) -> Result<(), RuntimeError> {
     deleted.map_err(file_error("delete", &shown))
 }
 
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
+pub(crate) fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
     let path = path.to_owned();
     move |source| RuntimeError::File {
         operation,

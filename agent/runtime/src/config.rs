@@ -1,4 +1,9 @@
 //! What the agent asks for and what it is told: plain data, the same on both sides of the shim's socket.
+//!
+//! A shim may be of another version than the agent that finds it. What it is asked for it has to know all of, since a field
+//! that it passes over may be a restriction: of these types unknown fields are an error. Of what a shim tells, and what
+//! was written down when a pod began, unknown fields are passed over: who does not understand it would take a pod that lives
+//! for dead. A field that is added there needs a default.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 /// One pod, as far as the runtime is concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PodConfig {
     /// Unique; names directories and cgroups: letters, digits and dashes.
     pub uid: String,
@@ -36,7 +40,7 @@ pub struct PodConfig {
 
 /// Processors and memory of a pod as a whole; absent means no limit of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct PodResources {
     /// Processor time per period, in microseconds.
     pub cpu_quota_us: Option<i64>,
@@ -206,7 +210,6 @@ pub struct PodHandle {
 
 /// A pod as its shim sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PodStatus {
     /// Grows with every change; for `wait_change`.
     pub version: u64,
@@ -229,7 +232,6 @@ impl PodStatus {
 
 /// One container as its shim sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ContainerStatus {
     /// As configured.
     pub name: String,
@@ -250,7 +252,7 @@ pub struct ContainerStatus {
 
 /// The life of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 pub enum ContainerState {
     /// Being put together; its program does not run yet.
     Creating,
@@ -273,7 +275,6 @@ pub enum ContainerState {
 
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Exit {
     /// When the program was executed; absent if it never was.
     pub started_at: Option<Timestamp>,
@@ -291,7 +292,6 @@ pub struct Exit {
 
 /// What a program run by `exec` left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExecOutput {
     /// Exit code; 128 + signal if a signal ended it.
     pub code: i32,
@@ -363,7 +363,6 @@ impl PodPaths {
 
 /// What the shim reads when it starts; kept for `recover`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Launch {
     pub(crate) pod: PodConfig,
     pub(crate) state_dir: PathBuf,
@@ -372,6 +371,9 @@ pub(crate) struct Launch {
     /// Number of the program that denies devices to that cgroup, where a program does it.
     #[serde(default)]
     pub(crate) device_program: Option<u32>,
+    /// Files that a process of the pod may have open, if not as many as the agent.
+    #[serde(default)]
+    pub(crate) open_files: Option<u64>,
 }
 
 /// Whether a name is safe as one component of a path and of a cgroup: letters, digits, inner dashes.

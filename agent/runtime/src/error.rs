@@ -40,9 +40,18 @@ pub enum RuntimeError {
         /// What it said.
         reason: String,
     },
-    /// No shim answers for this pod.
+    /// There is no shim of this pod: nobody listens where it would.
     #[error("the shim of pod {pod} is gone")]
     ShimGone {
+        /// The pod's uid.
+        pod: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There may be a shim, but this process cannot get to it, for want of descriptors for example.
+    #[error("cannot reach the shim of pod {pod}")]
+    Unreachable {
         /// The pod's uid.
         pod: String,
         /// What the system said.
@@ -103,4 +112,11 @@ pub enum RuntimeError {
     /// The runtime is being shut down.
     #[error("a background task was cancelled")]
     Cancelled,
+}
+
+impl RuntimeError {
+    /// Whether asking the shim again can be of no use.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::ShimGone { .. } | Self::Invalid { .. })
+    }
 }

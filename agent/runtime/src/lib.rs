@@ -23,10 +23,13 @@ mod devices;
 mod error;
 mod logs;
 pub mod memory;
+pub mod open_files;
 mod protocol;
+mod recovery;
 mod remove;
 mod session;
 pub mod shim;
+mod talk;
 pub mod tmpfs;
 mod usage;
 

@@ -1,5 +1,5 @@
 //! The language between agent and shim: one request and one response per connection (two for sessions),
-//! each a JSON text after its length in four bytes, most significant first.
+//! each a JSON text after its length in four bytes, most significant first. Which unknown fields are an error: `config`.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -62,7 +62,7 @@ pub(crate) enum Request {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Response {
     Done,
     Status(PodStatus),
@@ -77,7 +77,6 @@ pub(crate) enum Response {
 
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Failure {
     pub(crate) reason: String,
     /// The layer of the sandbox for want of which it was not done.
@@ -116,7 +115,6 @@ impl From<&str> for Failure {
 
 /// Which descriptors come with a frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Streamed {
     pub(crate) stdin: bool,
     pub(crate) stdout: bool,
@@ -210,6 +208,47 @@ mod tests {
         ));
     }
 
+    fn framed(text: &str) -> Vec<u8> {
+        let length = u32::try_from(text.len()).expect("short");
+        [&length.to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    /// A shim of another version is understood as far as this one goes.
+    #[test]
+    fn what_a_shim_tells_may_have_more_fields() {
+        use crate::config::ContainerState;
+        let text = r#"{"status": {"version": 7, "netns": "/n", "holder_pid": 1, "shim_pid": 2, "later": 1, "containers": [
+            {"name": "a", "attempt": 0, "later": {}, "stop_signal": 10,
+             "state": {"running": {"pid": 3, "started_at": "2026-01-01T00:00:00Z", "later": []}},
+             "sandbox": {"seccomp": {"verdict": "Enforced", "detail": "x", "later": 1},
+                         "a-later-layer": {"verdict": "Enforced", "detail": "y"}}},
+            {"name": "b", "attempt": 1,
+             "state": {"exited": {"started_at": null, "finished_at": "2026-01-01T00:00:00Z", "code": 1, "signal": null,
+                                  "oom_killed": false, "message": "", "later": null}}}]}}"#;
+        let Ok(Some(Response::Status(status))) = decode(&framed(text)) else {
+            panic!("{:?}", decode::<Response>(&framed(text)));
+        };
+        let [a, b] = status.containers.as_slice() else {
+            panic!("{status:?}")
+        };
+        assert!(matches!(a.state, ContainerState::Running { pid: 3, .. }), "{a:?}");
+        assert!(
+            matches!(&b.state, ContainerState::Exited(exit) if exit.code == 1),
+            "{b:?}"
+        );
+        let layers: Vec<_> = a.sandbox.0.keys().copied().collect();
+        assert_eq!((a.stop_signal, layers), (10, vec![Layer::Seccomp]));
+        for text in [
+            r#"{"exec": {"code": 0, "stdout": "", "stderr": "", "truncated": false, "later": 1}}"#,
+            r#"{"ended": {"code": 0, "later": 1}}"#,
+            r#"{"failed": {"reason": "x", "later": 1}}"#,
+            r#"{"opened": {"stdin": true, "stdout": true, "stderr": false, "terminal": false, "socket": false,
+                "network": false, "later": false}}"#,
+        ] {
+            assert!(matches!(decode::<Response>(&framed(text)), Ok(Some(_))), "{text}");
+        }
+    }
+
     #[test]
     fn long_and_odd_frames_are_refused() {
         assert!(matches!(
@@ -220,7 +259,11 @@ mod tests {
             decode::<Request>(b"\0\0\0\x02{}"),
             Err(FrameError::Text { .. })
         ));
-        let unknown = b"\0\0\0\x1d{\"wait-change\":{\"seen\":1,\"x\":2}}";
-        assert!(!matches!(decode::<Request>(unknown), Ok(Some(_))));
+        // What is asked for and not understood may be a restriction.
+        let unknown = framed(r#"{"wait-change": {"seen": 1, "later": 2}}"#);
+        assert!(matches!(
+            decode::<Request>(&unknown),
+            Err(FrameError::Text { .. })
+        ));
     }
 }

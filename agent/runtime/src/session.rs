@@ -8,10 +8,11 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
-use crate::client::{Runtime, unexpected};
+use crate::client::Runtime;
 use crate::descriptors;
 use crate::error::RuntimeError;
 use crate::protocol::{self, FrameError, Request, Response, Streamed};
+use crate::talk::unexpected;
 
 /// The shim gives a start 30 s of its own.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(45);
@@ -118,24 +119,24 @@ impl Runtime {
         pod: &str,
         request: &Request,
     ) -> Result<(UnixStream, Streamed, Vec<OwnedFd>), RuntimeError> {
-        let mut stream = self.connect(pod).await?;
         let talk = |source| RuntimeError::Talk {
             pod: pod.into(),
             source,
         };
         let conversation = async {
-            let frame = protocol::encode(request)?;
-            let broken = |source| FrameError::Connection { source };
-            stream.write_all(&frame).await.map_err(broken)?;
-            read_frame(&mut stream).await
+            let mut stream = self.connect(pod).await?;
+            let frame = protocol::encode(request).map_err(talk)?;
+            let sent = stream.write_all(&frame).await;
+            sent.map_err(|source| talk(FrameError::Connection { source }))?;
+            let (response, descriptors) = read_frame(&mut stream).await.map_err(talk)?;
+            Ok::<_, RuntimeError>((stream, response, descriptors))
         };
-        let (response, descriptors) = tokio::time::timeout(OPEN_TIMEOUT, conversation)
+        let (stream, response, descriptors) = tokio::time::timeout(OPEN_TIMEOUT, conversation)
             .await
             .map_err(|_elapsed| RuntimeError::Timeout {
                 pod: pod.into(),
                 seconds: OPEN_TIMEOUT.as_secs(),
-            })?
-            .map_err(talk)?;
+            })??;
         match response {
             Response::Opened(streamed) => Ok((stream, streamed, descriptors)),
             other => Err(unexpected(pod, other)),

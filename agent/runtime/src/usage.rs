@@ -1,19 +1,21 @@
 //! Measures what containers have written: blocks and file numbers of the disk, however hostile the tree is.
 //!
 //! As the remover, this walk looks up every name in an open directory, follows no link and leaves no file system, and it
-//! holds a few descriptors however deep the tree is. It stops as soon as it has seen enough, so a limit bounds its work:
-//! every file counts for something. What it cannot see is a file without a name that a process still holds open.
+//! holds a few descriptors however deep the tree is, and a few names of each level however wide: the rest of a directory is
+//! read when these were looked into. It stops as soon as it has seen enough, so a limit bounds its work: every file counts
+//! for something. What it cannot see is a file without a name that a process still holds open.
 
 use std::{
     collections::HashSet,
     ffi::CString,
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Stat},
     io::Errno,
 };
 
@@ -21,6 +23,15 @@ use rustix::{
 const MAX_OPEN: usize = 16;
 /// A tree that is deeper is not measured to its end.
 const MAX_DEPTH: usize = 512;
+/// Names of directories that are kept of a level: with the longest names and all levels some 20 MB.
+const MAX_PENDING: usize = 128;
+/// Files with several names that are remembered: some 35 MB.
+const MAX_LINKED: usize = 1 << 20;
+/// A tree with more entries is not measured to its end. Where whoever renames files in it can show them to this walk again
+/// and again, it ends all the same.
+const MAX_ENTRIES: u64 = 1 << 26;
+/// Bytes of a directory that are read at a time.
+const BUFFER: usize = 8 << 10;
 /// Bytes of a block as `stat` counts them, and the least that a file counts for.
 const BLOCK: u64 = 512;
 
@@ -29,7 +40,7 @@ const BLOCK: u64 = 512;
 pub enum Usage {
     /// Bytes of all of it.
     Whole(u64),
-    /// At least so many bytes, which was enough to know.
+    /// At least so many bytes, which was enough to know, or all that could be seen of a tree with too many entries.
     AtLeast(u64),
     /// More directories in one another than are looked into (512); nothing ordinary has that.
     TooDeep,
@@ -62,8 +73,8 @@ impl Usage {
 pub struct Measured {
     /// Its bytes.
     pub usage: Usage,
-    /// File numbers that were seen, as far as `usage` is of the whole: a file with several names has one. The top itself
-    /// counts as little for them as for the bytes, unless it is no directory.
+    /// File numbers that were seen, as far as `usage` is of the whole: a file with several names has one, the first million of
+    /// them at least. The top itself counts as little for them as for the bytes, unless it is no directory.
     pub files: u64,
 }
 
@@ -86,12 +97,7 @@ pub fn measure_tree(path: &Path, enough: u64) -> io::Result<Measured> {
         }
         Err(errno) => return Err(errno.into()),
     };
-    let mut walk = Walk {
-        bytes: 0,
-        files: 0,
-        enough,
-        linked: HashSet::new(),
-    };
+    let mut walk = Walk::new(enough);
     let usage = walk.run(&top)?;
     Ok(Measured {
         usage,
@@ -107,47 +113,82 @@ impl Measured {
     };
 }
 
-/// A directory of the present branch whose files were counted.
+/// A directory of the present branch whose files were counted, or some of them.
 struct Level {
     /// What it is called in the level above.
     name: CString,
-    /// Directories in it that were not looked into yet.
-    pending: Vec<CString>,
+    /// What is next in it.
+    batch: Batch,
     /// Open unless too many below it are.
     open: Option<OwnedFd>,
+}
+
+/// A piece of a directory.
+#[derive(Default)]
+struct Batch {
+    /// Directories in it that were not looked into yet.
+    pending: Vec<CString>,
+    /// Where the directory goes on.
+    rest: Option<u64>,
 }
 
 struct Walk {
     bytes: u64,
     files: u64,
     enough: u64,
-    /// Files with several names that were counted.
+    entries: u64,
+    /// Files with several names that were counted, as many as may be remembered.
     linked: HashSet<(u64, u64)>,
+    max_linked: usize,
 }
 
 impl Walk {
+    fn new(enough: u64) -> Self {
+        Self {
+            bytes: 0,
+            files: 0,
+            enough,
+            entries: 0,
+            linked: HashSet::new(),
+            max_linked: MAX_LINKED,
+        }
+    }
+
     fn run(&mut self, top: &OwnedFd) -> io::Result<Usage> {
         let mut levels = vec![Level {
             name: CString::default(),
-            pending: self.count(top.as_fd())?,
+            batch: self.count(top.as_fd())?,
             open: None,
         }];
         while let Some(depth) = levels.len().checked_sub(1) {
-            if self.bytes > self.enough {
+            if self.is_over() {
                 return Ok(Usage::AtLeast(self.bytes));
             }
-            let Some(name) = levels[depth].pending.pop() else {
+            let batch = &mut levels[depth].batch;
+            let name = batch.pending.pop();
+            let rest = batch.rest.take_if(|_rest| name.is_none());
+            if name.is_none() && rest.is_none() {
                 levels.pop();
                 continue;
-            };
-            if depth + 1 >= MAX_DEPTH {
+            }
+            if name.is_some() && depth + 1 >= MAX_DEPTH {
                 return Ok(Usage::TooDeep);
             }
-            let Some(fd) = open_below(top, &mut levels, &name)? else {
+            if !reopen(top, &mut levels)? {
+                continue;
+            }
+            let here = levels[depth].open.as_ref().unwrap_or(top).as_fd();
+            let Some(name) = name else {
+                rustix::fs::seek(here, SeekFrom::Start(rest.unwrap_or_default()))?;
+                let next = self.count(here)?;
+                levels[depth].batch = next;
                 continue;
             };
-            let pending = self.count(fd.as_fd())?;
-            if pending.is_empty() {
+            let Some(below) = open_in(here, &name)? else {
+                continue;
+            };
+            let batch = self.count(below.as_fd())?;
+            if batch.pending.is_empty() && batch.rest.is_none() {
                 continue;
             }
             if let Some(far) = levels.len().checked_sub(MAX_OPEN) {
@@ -155,47 +196,80 @@ impl Walk {
             }
             levels.push(Level {
                 name,
-                pending,
-                open: Some(fd),
+                batch,
+                open: Some(below),
             });
         }
-        match self.bytes > self.enough {
+        match self.is_over() {
             true => Ok(Usage::AtLeast(self.bytes)),
             false => Ok(Usage::Whole(self.bytes)),
         }
     }
 
-    /// Counts what is in a directory; the directories in it.
-    fn count(&mut self, here: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
-        let mut directories = Vec::new();
-        let mut entries = Dir::read_from(here)?;
-        while let Some(entry) = entries.read() {
-            let entry = entry?;
+    fn is_over(&self) -> bool {
+        self.bytes > self.enough || self.entries > MAX_ENTRIES
+    }
+
+    /// Counts what is in a directory, from where it stands, until [`MAX_PENDING`] directories were found.
+    fn count(&mut self, here: BorrowedFd<'_>) -> io::Result<Batch> {
+        let mut batch = Batch::default();
+        let mut buffer = [MaybeUninit::<u8>::uninit(); BUFFER];
+        let mut entries = RawDir::new(here, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // The directory itself is gone.
+                Err(Errno::NOENT) => break,
+                Err(errno) => return Err(errno.into()),
+            };
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
+            self.entries += 1;
             // Gone meanwhile: it takes nothing any more.
             let Ok(stat) = rustix::fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                directories.push(name.to_owned());
-            } else if stat.st_nlink > 1 && !self.linked.insert((stat.st_dev, stat.st_ino)) {
-                continue;
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if let Some(bytes) = self.part_of(&stat, is_directory) {
+                self.files += 1;
+                self.bytes = self.bytes.saturating_add(bytes);
             }
-            self.files += 1;
-            self.bytes = self.bytes.saturating_add(bytes_of(&stat));
-            if self.bytes > self.enough {
+            if is_directory {
+                batch.pending.push(name.to_owned());
+            }
+            if self.is_over() {
+                break;
+            }
+            if batch.pending.len() >= MAX_PENDING {
+                batch.rest = Some(entry.next_entry_cookie());
                 break;
             }
         }
-        Ok(directories)
+        Ok(batch)
+    }
+
+    /// What a name stands for; nothing if its file was counted by another name.
+    fn part_of(&mut self, stat: &Stat, is_directory: bool) -> Option<u64> {
+        if is_directory || stat.st_nlink <= 1 {
+            return Some(bytes_of(stat));
+        }
+        let file = (stat.st_dev, stat.st_ino);
+        if self.linked.contains(&file) {
+            return None;
+        }
+        if self.linked.len() < self.max_linked {
+            self.linked.insert(file);
+            return Some(bytes_of(stat));
+        }
+        // One that cannot be remembered is counted by all of its names, in equal parts.
+        Some(bytes_of(stat).div_ceil(wide(stat.st_nlink)))
     }
 }
 
-/// Opens a directory of the deepest level; nothing if it is one no more, or if somebody mounted something there.
-fn open_below(top: &OwnedFd, levels: &mut [Level], name: &CString) -> io::Result<Option<OwnedFd>> {
+/// Opens the deepest level again if it is not open; false if it cannot be found any more.
+fn reopen(top: &OwnedFd, levels: &mut [Level]) -> io::Result<bool> {
     let deepest = levels.len().saturating_sub(1);
     // The nearest level that is open; the walk begins there.
     let from = (0..=deepest)
@@ -209,21 +283,18 @@ fn open_below(top: &OwnedFd, levels: &mut [Level], name: &CString) -> io::Result
             Some(fd) => here = Some(fd),
             None => {
                 // The branch was moved away under the walk: nothing of it can be found any more.
-                levels[deepest].pending.clear();
-                return Ok(None);
+                levels[deepest].batch = Batch::default();
+                return Ok(false);
             }
         }
     }
     if let Some(fd) = here {
         levels[deepest].open = Some(fd);
     }
-    let above = match deepest {
-        0 => top,
-        _ => levels[deepest].open.as_ref().unwrap_or(top),
-    };
-    open_in(above.as_fd(), name)
+    Ok(true)
 }
 
+/// Opens a directory of another one; nothing if it is one no more, or if somebody mounted something there.
 fn open_in(here: BorrowedFd<'_>, name: &CString) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -232,6 +303,11 @@ fn open_in(here: BorrowedFd<'_>, name: &CString) -> io::Result<Option<OwnedFd>> 
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::AGAIN) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Architectures have other widths.
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
 }
 
 fn bytes_of(stat: &Stat) -> u64 {
@@ -346,6 +422,68 @@ mod tests {
             seen(one.path())
         };
         assert_eq!(seen(directory.path()), files + directories * per_directory);
+    }
+
+    #[test]
+    fn a_wide_directory_is_held_in_pieces() {
+        let directory = tempfile::tempdir().unwrap();
+        // Wide far below, where levels above are closed meanwhile, and at the top.
+        let mut deep = directory.path().to_owned();
+        (0..2 * MAX_OPEN).for_each(|_level| deep.push("d"));
+        let number = 3 * MAX_PENDING + 7;
+        for wide in [directory.path(), &deep] {
+            for index in 0..number {
+                let below = wide.join(format!("{index}-{}", "x".repeat(200)));
+                fs::create_dir_all(&below).unwrap();
+                fs::write(below.join("file"), b"").unwrap();
+            }
+        }
+        let measured = measure_tree(directory.path(), MANY).unwrap();
+        let wanted = 2 * MAX_OPEN + 2 * 2 * number;
+        assert_eq!(measured.files, u64::try_from(wanted).unwrap());
+
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let top = rustix::fs::open(directory.path(), flags, Mode::empty()).unwrap();
+        let mut walk = Walk::new(MANY);
+        let mut sizes = Vec::new();
+        loop {
+            let batch = walk.count(top.as_fd()).unwrap();
+            sizes.push(batch.pending.len());
+            match batch.rest {
+                Some(rest) => rustix::fs::seek(&top, SeekFrom::Start(rest)).unwrap(),
+                None => break,
+            };
+        }
+        assert_eq!(sizes, [MAX_PENDING, MAX_PENDING, MAX_PENDING, 7 + 1]);
+    }
+
+    #[test]
+    fn files_with_names_that_nobody_remembers_are_counted_in_parts() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in ["a", "b", "c"] {
+            fs::write(directory.path().join(file), vec![1; 3 << 20]).unwrap();
+            for name in 0..2 {
+                fs::hard_link(
+                    directory.path().join(file),
+                    directory.path().join(format!("{file}{name}")),
+                )
+                .unwrap();
+            }
+        }
+        let exact = seen(directory.path());
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        for max_linked in 0..4 {
+            let top = rustix::fs::open(directory.path(), flags, Mode::empty()).unwrap();
+            let mut walk = Walk {
+                max_linked,
+                ..Walk::new(MANY)
+            };
+            let Usage::Whole(bytes) = walk.run(&top).unwrap() else {
+                panic!("nobody said enough");
+            };
+            assert!(walk.linked.len() <= max_linked);
+            assert!((exact..exact + 9).contains(&bytes), "{bytes}, all but {exact}");
+        }
     }
 
     #[test]

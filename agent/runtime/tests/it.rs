@@ -1112,6 +1112,41 @@ async fn pods_outlive_the_agent_and_are_found_again() {
     stage.nothing_is_left(Some(pods[0].status.clone()));
 }
 
+/// What was written down of it has fields that this version does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_another_version_is_found_again() {
+    let stage = Stage::new("version").await;
+    let path = stage
+        .directory
+        .path()
+        .join("run")
+        .join(&stage.pod.uid)
+        .join("launch.json");
+    let mut launch: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("reads")).expect("valid");
+    launch["later"] = 1.into();
+    launch["pod"]["later"] = "x".into();
+    launch["pod"]["resources"] = serde_json::json!({"cpu_shares": 2, "later": []});
+    fs::write(&path, launch.to_string()).expect("writes");
+    let found = stage.runtime.recover().await.expect("recovers");
+    let [pod] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert!(pod.alive);
+    let resources = PodResources {
+        cpu_shares: Some(2),
+        ..PodResources::default()
+    };
+    let expected = PodConfig {
+        resources,
+        ..stage.pod.clone()
+    };
+    assert_eq!(pod.config, expected);
+    let (_, output) = stage.shell("main", "echo lives").await;
+    assert_eq!(output, "lives\n");
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_loses_no_pod() {
     use std::io::BufRead;
@@ -1149,6 +1184,52 @@ async fn a_killed_agent_loses_no_pod() {
     assert_eq!(handle.netns, pods[0].status.netns);
     let (code, output) = stage.exec("main", "echo still here").await;
     assert_eq!((code, output.as_str()), (0, "still here\n"));
+    stage.end().await;
+}
+
+/// Whatever the agent itself lacks says nothing of a pod. It is a process of its own: all tests share the limit of theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_descriptors_takes_no_pod_for_dead() {
+    let stage = Stage::without_pod("short");
+    let config = stage.container("main", &["sleep", "1000"]);
+    let write = |name: &str, text: serde_json::Result<Vec<u8>>| {
+        fs::write(stage.directory.path().join(name), text.expect("serialises")).expect("write");
+    };
+    write("pod.json", serde_json::to_vec(&stage.pod));
+    write("container.json", serde_json::to_vec(&config));
+    let agent = std::process::Command::new(helper())
+        .arg("short")
+        .arg(stage.directory.path())
+        .arg(&stage.cgroup_root)
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&agent.stdout);
+    assert_eq!(told, "lives\n", "{}", String::from_utf8_lossy(&agent.stderr));
+    assert_eq!(stage.exit("main").await.code, 137);
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_may_open_what_the_agent_was_started_with() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let lower = Rlimit {
+        current: Some(1000),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, lower).expect("lowered");
+    agent_runtime::open_files::raise().expect("raised");
+    assert_eq!(
+        getrlimit(Resource::Nofile),
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        }
+    );
+    let stage = Stage::new("open-files").await;
+    let (_, output) = stage.shell("main", "ulimit -n; ulimit -Hn").await;
+    let hard = limit.maximum.expect("bounded by the kernel");
+    assert_eq!(output, format!("1000\n{hard}\n"));
     stage.end().await;
 }
 

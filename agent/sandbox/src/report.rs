@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::{IntoDeserializer, value};
 use serde::{Deserialize, Serialize};
 
 use crate::features::Feature;
@@ -41,7 +42,6 @@ pub enum Verdict {
 
 /// The result of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Finding {
     /// How much is in force.
     pub verdict: Verdict,
@@ -49,10 +49,21 @@ pub struct Finding {
     pub detail: String,
 }
 
-/// The results of all layers that were looked at. A layer that is not there was not looked at.
+/// The results of all layers that were looked at. A layer that is not there was not looked at, or is one that this version
+/// does not know.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "BTreeMap<String, Finding>")]
 pub struct Report(pub BTreeMap<Layer, Finding>);
+
+impl From<BTreeMap<String, Finding>> for Report {
+    fn from(told: BTreeMap<String, Finding>) -> Self {
+        let known = |(name, finding): (String, Finding)| {
+            let name = IntoDeserializer::<value::Error>::into_deserializer(name);
+            Some((Layer::deserialize(name).ok()?, finding))
+        };
+        Self(told.into_iter().filter_map(known).collect())
+    }
+}
 
 /// What the kernel answered to a Landlock ruleset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

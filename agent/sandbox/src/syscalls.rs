@@ -106,7 +106,8 @@ pub(crate) const JAIL: &[&Group] = &[
 ];
 
 /// Argument rules of [`BASELINE`] and [`DAEMON`].
-pub(crate) const BASELINE_CONDITIONS: &[Conditional] = &[CLONE, PERSONALITY, MEMFD, NETWORK_SOCKETS];
+pub(crate) const BASELINE_CONDITIONS: &[Conditional] =
+    &[CLONE, PERSONALITY, MEMFD, NETWORK_SOCKETS, SOCKET_PAIRS];
 
 /// What strict pods do not get of the baseline, whatever the arguments.
 pub(crate) const STRICT_REFUSED: &[&Group] = &[&STRICT, &STRICT_OLD];
@@ -129,13 +130,25 @@ pub(crate) const JAIL_CONDITIONS: &[Conditional] = &[CLONE, MEMFD];
 
 const WRITABLE_CODE: Conditional = Conditional {
     call: ("mmap", libc::SYS_mmap),
-    reason: "memory that is writable and executable",
-    // PROT_WRITE and PROT_EXEC.
-    any_of: &[&[Argument {
-        index: 2,
-        mask: 0x6,
-        value: 0x6,
-    }]],
+    reason: "memory that is writable and executable, or executable and shared: a second mapping of that, of a child \
+             or made by mremap, would be written to",
+    any_of: &[
+        // PROT_WRITE and PROT_EXEC.
+        &[Argument {
+            index: 2,
+            mask: 0x6,
+            value: 0x6,
+        }],
+        // MAP_SHARED and MAP_SHARED_VALIDATE have this bit, MAP_PRIVATE, by which loaders map code, has not.
+        &[
+            EXECUTABLE,
+            Argument {
+                index: 3,
+                mask: 0x1,
+                value: 0x1,
+            },
+        ],
+    ],
 };
 
 const MADE_CODE: Conditional = Conditional {
@@ -256,6 +269,12 @@ const NETWORK_SOCKETS: Conditional = Conditional {
         &[whole(0, 10)],
         &[whole(0, 16)],
     ],
+};
+
+const SOCKET_PAIRS: Conditional = Conditional {
+    call: ("socketpair", libc::SYS_socketpair),
+    reason: "pairs of unix sockets; for any other family the kernel loads its module and runs its code before it refuses",
+    any_of: &[&[whole(0, 1)]],
 };
 
 /// All bits of an argument.
@@ -677,8 +696,7 @@ const SOCKETS: Group = Group {
         SYS_sendmsg,
         SYS_sendto,
         SYS_setsockopt,
-        SYS_shutdown,
-        SYS_socketpair
+        SYS_shutdown
     ],
 };
 

@@ -485,7 +485,7 @@ impl Worker {
         );
         let task = tokio::spawn(async move {
             loop {
-                let item = match runtime.wait_change(&uid, version).await {
+                let item = match runtime.next_change(&uid, version).await {
                     Ok(status) => {
                         version = status.version;
                         News::Runtime(status)

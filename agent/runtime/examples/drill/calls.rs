@@ -232,6 +232,11 @@ pub(crate) const CALLS: &[Call] = &[
         [Number(44), Number(3), NO, NO, NO],
     ),
     Call(
+        "socketpair-tipc",
+        libc::SYS_socketpair,
+        [Number(30), Number(5), NO, Room, NO],
+    ),
+    Call(
         "socket-raw",
         libc::SYS_socket,
         [Number(2), Number(3), Number(1), NO, NO],

@@ -40,6 +40,27 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         file.write_all(&page_of_code())?;
         run(map(file.as_raw_fd(), READ | EXECUTE, libc::MAP_SHARED)?)
     }),
+    ("map-shared-code-fork", || {
+        let memory = map(-1, READ | EXECUTE, libc::MAP_SHARED | libc::MAP_ANONYMOUS)?;
+        write_in_child(memory)?;
+        run(memory)
+    }),
+    ("map-shared-code-remap", || {
+        let memory = map(-1, READ | EXECUTE, libc::MAP_SHARED | libc::MAP_ANONYMOUS)?;
+        // SAFETY: of a shared mapping, a length of 0 leaves what is there and maps it once more, where nothing is.
+        let again = unsafe { libc::mremap(memory, 0, PAGE, libc::MREMAP_MAYMOVE) };
+        if again == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        write_code(again)?;
+        run(memory)
+    }),
+    ("map-shared-code-zero", || {
+        let zero = fs::OpenOptions::new().read(true).write(true).open("/dev/zero")?;
+        let memory = map(zero.as_raw_fd(), READ | EXECUTE, libc::MAP_SHARED)?;
+        write_in_child(memory)?;
+        run(memory)
+    }),
     ("map-volume", || map_written("/data/code")),
     ("map-shared-memory-file", || map_written("/dev/shm/code")),
     ("map-temporary-file", || map_written("/tmp/code")),
@@ -112,6 +133,34 @@ fn map(file: i32, protection: libc::c_int, flags: libc::c_int) -> io::Result<*mu
         return Err(io::Error::last_os_error());
     }
     Ok(memory)
+}
+
+/// Makes a page writable in place of executable, and writes code to it.
+fn write_code(memory: *mut libc::c_void) -> io::Result<()> {
+    // SAFETY: the page is this process's own and nothing refers to it.
+    unsafe {
+        checked(i64::from(libc::mprotect(memory, PAGE, READ | WRITE)))?;
+        std::ptr::copy_nonoverlapping(RETURN.as_ptr(), memory.cast(), RETURN.len());
+    }
+    Ok(())
+}
+
+/// The same in a child, which has a mapping of its own.
+fn write_in_child(memory: *mut libc::c_void) -> io::Result<()> {
+    let mut status = 0;
+    // SAFETY: this process has one thread, so its child may do anything; the child is ours and not yet waited for.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::_exit(write_code(memory).map_or(1, |()| 0));
+        }
+        checked(i64::from(child))?;
+        checked(i64::from(libc::waitpid(child, &raw mut status, 0)))?;
+    }
+    match status {
+        0 => Ok(()),
+        _ => Err(io::Error::other("the child could not write")),
+    }
 }
 
 /// Calls what was written there: an instruction that returns.

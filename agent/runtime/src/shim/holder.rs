@@ -92,6 +92,7 @@ fn enter(
     let null = fs::OpenOptions::new().write(true).open("/dev/null");
     let null = null.map_err(|_missing| ("open /dev/null", Errno::ENODEV))?;
     nix::unistd::dup2(null.as_raw_fd(), libc::STDOUT_FILENO).map_err(step("leave standard output"))?;
+    become_owner(pod.id_base).map_err(step("become the owner of the user namespace"))?;
     nix::sched::unshare(namespaces).map_err(step("unshare user, net, ipc and uts namespaces"))?;
     rustix::io::write(to_parent, DONE)
         .map_err(from_rustix)
@@ -136,6 +137,23 @@ fn enter(
         .map_err(from_rustix)
         .map_err(step("report"))?;
     Ok(first)
+}
+
+/// What the kernel counts by user and bounds, such as inotify instances and queued signals, it counts once more for the owner
+/// of the user namespace, who made it: for a pod as a whole. Root of the host would be that for all pods together and for
+/// itself, so it is the pod's own first user, with root's capabilities; without these some kernels make none.
+fn become_owner(id_base: u32) -> Result<(), Errno> {
+    let as_it_is = Uid::from_raw(u32::MAX);
+    nix::unistd::setresuid(as_it_is, Uid::from_raw(id_base), as_it_is)?;
+    let sets = || -> rustix::io::Result<()> {
+        let held = rustix::thread::capabilities(None)?;
+        let sets = rustix::thread::CapabilitySets {
+            effective: held.permitted,
+            ..held
+        };
+        rustix::thread::set_capabilities(None, sets)
+    };
+    sets().map_err(|errno| Errno::from_raw(errno.raw_os_error()))
 }
 
 /// Forks the process number 1 of the pod's pid namespace and waits until it is harmless.

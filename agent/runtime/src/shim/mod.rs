@@ -118,6 +118,11 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
         run,
         state: launch.state_dir.clone(),
     };
+    if let Some(limit) = launch.open_files
+        && let Err(error) = crate::open_files::set(Some(limit))
+    {
+        complain(&format!("the pod may open as many files as the agent: {error}"));
+    }
 
     nix::unistd::setsid().map_err(system("start a session"))?;
     nix::sys::prctl::set_name(c"palisade-shim").map_err(system("name the process"))?;

@@ -3,8 +3,8 @@
 
 use self::Layer::{
     Capabilities, CgroupFiles, IpcNamespace, Landlock, LogRotation, MaskedPath, MemoryLimit, MountNamespace,
-    NetworkNamespace, NoExecMount, NoNewPrivileges, PidNamespace, PidsLimit, ReadOnlyMount, RootedPaths,
-    SealedMemory, Seccomp, TmpfsFiles, TmpfsSize, UserNamespace,
+    NetworkNamespace, NoExecMount, NoNewPrivileges, OwnAccount, PidNamespace, PidsLimit, ReadOnlyMount,
+    RootedPaths, SealedMemory, Seccomp, TmpfsFiles, TmpfsSize, UserNamespace,
 };
 
 /// What stops an attempt.
@@ -30,6 +30,7 @@ pub(crate) enum Layer {
     TmpfsFiles,
     LogRotation,
     RootedPaths,
+    OwnAccount,
 }
 
 impl Layer {
@@ -56,6 +57,7 @@ impl Layer {
             TmpfsFiles => "number of files of the tmpfs",
             LogRotation => "log rotation",
             RootedPaths => "paths resolved inside the root",
+            OwnAccount => "an account of the pod's own",
         }
     }
 
@@ -86,6 +88,7 @@ impl Layer {
             TmpfsFiles => "ENOSPC at the number, with room left",
             LogRotation => "what is on the disk stays below size times number of files",
             RootedPaths => "the host's directory is as before, and nothing in it is seen",
+            OwnAccount => "EMFILE or EAGAIN for the pod, and for nobody else",
         }
     }
 }
@@ -373,6 +376,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 Seccomp,
                 Capabilities,
             ),
+            drill(
+                "socketpair-tipc",
+                "a rare family by the call that makes two sockets",
+                Seccomp,
+            ),
         ],
     },
     Family {
@@ -523,6 +531,16 @@ pub(crate) const CORPUS: &[Family] = &[
                 TmpfsFiles,
             ),
             drill("log-flood", "the disk, through standard output", LogRotation),
+            drill(
+                "inotify-instances",
+                "all instances of inotify that one user of the node may have, with which others watch files",
+                OwnAccount,
+            ),
+            drill(
+                "queued-signals",
+                "all signals that may be queued for one user of the node, of which timers of others need some",
+                OwnAccount,
+            ),
         ],
     },
 ];
@@ -546,6 +564,17 @@ pub(crate) const STRICT: Family = Family {
             "a sealed anonymous file, written and mapped as code",
             Seccomp,
         ),
+        drill(
+            "map-shared-code-fork",
+            "shared memory that is executable here and written by a child",
+            Seccomp,
+        ),
+        drill(
+            "map-shared-code-remap",
+            "the same by a second mapping of this process (mremap)",
+            Seccomp,
+        ),
+        drill("map-shared-code-zero", "the same of /dev/zero", Seccomp),
         drill("attach-code", "shared memory as code", Seccomp),
         drill(
             "exec-descriptor",

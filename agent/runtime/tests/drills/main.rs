@@ -21,7 +21,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use agent_runtime::{ContainerConfig, Mount, Resources};
+use agent_runtime::{ContainerConfig, ContainerState, Mount, PodStatus, Resources};
 use agent_sandbox::{Action, FileLimits, Profile, Scopes, SyscallPolicy, SyscallSet, TcpPorts};
 
 use crate::corpus::{CORPUS, Drill, Layer, PROFILE, STRICT};
@@ -215,10 +215,11 @@ fn judge(drill: &Drill, evidence: &Evidence<'_>) -> Result<(), String> {
 
 /// Layers that are shown by the tests below.
 fn by_itself(layer: Layer) -> bool {
-    use Layer::{LogRotation, MemoryLimit, PidsLimit, RootedPaths, TmpfsFiles, TmpfsSize};
+    use Layer::{LogRotation, MemoryLimit, OwnAccount, PidsLimit, RootedPaths, TmpfsFiles, TmpfsSize};
     [
         LogRotation,
         MemoryLimit,
+        OwnAccount,
         PidsLimit,
         RootedPaths,
         TmpfsFiles,
@@ -411,6 +412,8 @@ async fn what_is_written_is_never_code_under_strict() {
         let was_open = match drill.name {
             "connect-sctp" => [DONE, EPROTONOSUPPORT].contains(&open),
             "become-other-protocol" => [DONE, ENOENT].contains(&open),
+            // The host's device, on a mount that may be noexec.
+            "map-shared-code-zero" => [DONE, EPERM].contains(&open),
             name if name.starts_with("connect-") => [ECONNREFUSED, ENETUNREACH].contains(&open),
             _ => open == DONE,
         };
@@ -578,6 +581,41 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _best_effort = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
+}
+
+/// And bounds what all users of a pod have together by what its owner may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_counts_by_user_is_counted_for_each_pod() {
+    let stage = Stage::new(&["greedy", "neighbour"]).await;
+    let data = stage.directory.path().join("data");
+    for (all, one, answer) in [
+        ("inotify-instances", "inotify-instance", "errno 24"),
+        ("queued-signals", "queued-signal", "errno 11"),
+    ] {
+        let attacker = limited(&stage, all, Resources::default());
+        stage.start(0, &attacker).await;
+        while fs::symlink_metadata(data.join("all")).is_err() {
+            assert_eq!(stage.output(all), "");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let host = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC);
+        let neighbour = limited(&stage, one, Resources::default());
+        stage.start(1, &neighbour).await;
+        let ended = |status: &PodStatus| {
+            let found = &status.container(one)?.state;
+            matches!(found, ContainerState::Exited(_)).then_some(())
+        };
+        stage.until(1, ended).await;
+        fs::write(data.join("stop"), "").expect("writes");
+        stage.exit(all).await;
+        assert_eq!(stage.output(all), format!("{all}={answer}\n"));
+        assert_eq!(stage.output(one), format!("{one}=done\n"));
+        assert!(host.is_ok(), "{host:?}");
+        for file in ["all", "stop"] {
+            fs::remove_file(data.join(file)).expect("removes");
+        }
+    }
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

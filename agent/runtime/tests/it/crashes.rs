@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent_runtime::{ContainerState, PodStatus, Runtime, RuntimeConfig};
+use agent_runtime::{ContainerState, PodConfig, PodStatus, Runtime, RuntimeConfig};
 use testkit::walk::{Fatal, Outcome, Steps, Victim, Walk, chosen, follow};
 
 use crate::{Stage, alive, helper, patience, wait_for};
@@ -428,4 +428,70 @@ async fn a_start_under_way_is_waited_for() {
     let state = &pod.status.container("main").expect("it was begun").state;
     assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
     stage.end().await;
+}
+
+/// What keeps a control group from being removed, as a process does that waits for a disk and cannot be killed.
+struct Stuck(PathBuf);
+
+impl Stuck {
+    fn below(group: &str) -> Self {
+        let mount = Path::new("/sys/fs/cgroup");
+        let freezer = mount.join("freezer");
+        let hierarchy = if freezer.is_dir() { &freezer } else { mount };
+        let directory = hierarchy.join(group).join("stuck");
+        fs::create_dir_all(&directory).expect("a group");
+        agent_runtime::tmpfs::mount(&directory, 4096, 0o700).expect("mounted");
+        Self(directory)
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        let _best_effort = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        let _best_effort = fs::remove_dir(&self.0);
+    }
+}
+
+/// Those of a stage, which go when a test has failed.
+struct Shims(PathBuf);
+
+impl Drop for Shims {
+    fn drop(&mut self) {
+        for pid in processes_of(&self.0) {
+            crate::kill(pid);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_cannot_be_ended_keep_no_other_from_being_found() {
+    let stage = Stage::new("stuck").await;
+    let other = PodConfig {
+        uid: format!("other-{}", std::process::id()),
+        ..stage.pod.clone()
+    };
+    let _shims = Shims(stage.directory.path().to_owned());
+    stage.runtime.start_pod(&other).await.expect("starts");
+    let ghost = format!("ghost-{}", std::process::id());
+    fs::create_dir(stage.directory.path().join("run").join(&ghost)).expect("mkdir");
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    crate::kill(status.shim_pid);
+    wait_for(|| !alive(status.shim_pid) && !alive(status.holder_pid));
+    let stuck = [&stage.pod.uid, &ghost].map(|uid| Stuck::below(&format!("{}/{uid}", stage.cgroup_root)));
+
+    let began = Instant::now();
+    let mut found = stage.runtime.recover().await.expect("recovers");
+    // The one waits its time out, the next one does not: ten seconds and one.
+    assert!(began.elapsed() < patience(), "{:?}", began.elapsed());
+    found.sort_by_key(|pod| pod.alive);
+    let found: Vec<_> = found.iter().map(|pod| (&pod.config, pod.alive)).collect();
+    assert_eq!(found, [(&stage.pod, false), (&other, true)]);
+    assert!(stage.runtime.remove_pod(&stage.pod.uid).await.is_err(), "later");
+    assert!(stage.runtime.status(&other.uid).await.is_ok());
+
+    drop(stuck);
+    for uid in [&ghost, &other.uid, &stage.pod.uid] {
+        stage.runtime.remove_pod(uid).await.expect("removed");
+    }
+    stage.nothing_is_left(Some(status));
 }

@@ -305,6 +305,58 @@ fn strict_takes_from_the_baseline_and_audit_logs_that() {
     assert_eq!(strict.decide(protect, &[0, 0, 3, 0, 0, 0]), Action::Allow);
 }
 
+/// Whatever is asked for in pairs is asked for as what it is.
+#[test]
+fn pairs_of_sockets_are_of_the_unix_family_only() {
+    let [socket, pair] =
+        [libc::SYS_socket, libc::SYS_socketpair].map(|number| u32::try_from(number).expect("small"));
+    for set in [SyscallSet::Baseline, SyscallSet::Strict, SyscallSet::Daemon] {
+        let policy = set.policy();
+        for family in 0..=64 {
+            let arguments = [family, 1, 0, 0, 0, 0];
+            let wanted = match family {
+                1 => Action::Allow,
+                _ => Action::Errno(1),
+            };
+            assert_eq!(policy.decide(pair, &arguments), wanted, "{set:?}: {family}");
+            let single = policy.decide(socket, &arguments) == Action::Allow;
+            assert_eq!(single, [1, 2, 10, 16].contains(&family), "{set:?}: {family}");
+        }
+    }
+    let jail = SyscallSet::Jail.policy();
+    assert_eq!(jail.decide(pair, &[1, 1, 0, 0, 0, 0]), Action::Errno(1));
+}
+
+/// Shared memory has more than one mapping, of which one is written to and another one called.
+#[test]
+fn strict_maps_code_privately_only() {
+    const READ: u64 = 1;
+    const WRITE: u64 = 2;
+    const EXECUTE: u64 = 4;
+    const PRIVATE: u64 = 0x2;
+    const ANONYMOUS: u64 = 0x20;
+    let [strict, audit] = [SyscallSet::Strict, SyscallSet::Audit].map(|set| set.policy());
+    let map = u32::try_from(libc::SYS_mmap).expect("small");
+    let answers = |protection, flags| {
+        let arguments = [0, 4096, protection, flags, 0, 0];
+        [&strict, &audit].map(|policy| policy.decide(map, &arguments))
+    };
+    // MAP_SHARED and MAP_SHARED_VALIDATE, of files and of nothing.
+    for flags in [0x1, 0x3, 0x1 | ANONYMOUS, 0x3 | ANONYMOUS, 0x1 | (1 << 32)] {
+        for protection in [EXECUTE, READ | EXECUTE, READ | WRITE | EXECUTE] {
+            assert_eq!(
+                answers(protection, flags),
+                [Action::Errno(1), Action::Log],
+                "{flags:x}"
+            );
+        }
+        assert_eq!(answers(READ | WRITE, flags), [Action::Allow; 2], "{flags:x}");
+    }
+    for flags in [PRIVATE, PRIVATE | ANONYMOUS, PRIVATE | 0x10] {
+        assert_eq!(answers(READ | EXECUTE, flags), [Action::Allow; 2], "{flags:x}");
+    }
+}
+
 #[test]
 fn what_cannot_be_compiled_is_named() {
     let policy = |call, index| SyscallPolicy {
