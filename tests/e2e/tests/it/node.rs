@@ -8,6 +8,7 @@ use e2e::{
     shell::eventually,
 };
 use nix::sys::signal::Signal;
+use serde_json::json;
 use testkit::lab;
 
 use crate::{Test, recovery};
@@ -18,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
         "an_agent_that_gave_memory_back_works_on",
         an_agent_that_gave_memory_back_works_on,
     ),
+    ("what_others_say_of_a_node_stays", what_others_say_of_a_node_stays),
     ("drain_honours_budgets", drain_honours_budgets),
     ("taints_keep_away_and_send_away", taints_keep_away_and_send_away),
     (
@@ -100,6 +102,52 @@ fn delete(cluster: &Cluster, names: &[&str]) -> Result<()> {
             .kubectl(&["delete", "pod", name, "--grace-period=0", "--force"])?
             .ok()?;
     }
+    Ok(())
+}
+
+/// A problem detector's condition, beside one of the agent's that somebody has written over and the agent contradicts.
+fn what_others_say_of_a_node_stays(cluster: &Cluster) -> Result<()> {
+    let others = json!({"status": {
+        "conditions": [
+            {"type": "KernelDeadlock", "status": "False", "reason": "KernelHasNoDeadlock", "message": "none"},
+            {"type": "PolicyEnforced", "status": "Unknown", "reason": "Lab", "message": "somebody else's word"},
+        ],
+        "capacity": {"lab.example/dongle": "2"},
+    }});
+    let arguments = [
+        "patch",
+        "node",
+        "lab",
+        "--subresource=status",
+        "--type=strategic",
+        "-p",
+    ];
+    cluster
+        .kubectl(&[arguments.as_slice(), &[&others.to_string()]].concat())?
+        .ok()?;
+    let node = eventually(MEASURED, || {
+        let node = cluster.object("", "nodes", "lab")?;
+        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        let enforced = conditions.clone().find(|c| c["type"] == "PolicyEnforced");
+        match enforced.is_some_and(|c| c["status"] == "True") {
+            true => Ok(node.clone()),
+            false => bail!("{}", node["status"]["conditions"]),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    let status = &node["status"];
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    let theirs = conditions.find(|c| c["type"] == "KernelDeadlock");
+    ensure!(theirs.is_some_and(|c| c["status"] == "False"), "{status}");
+    ensure!(status["capacity"]["lab.example/dongle"] == "2", "{status}");
+    let mut kinds: Vec<&str> = status["addresses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address["type"].as_str())
+        .collect();
+    kinds.dedup();
+    ensure!(kinds == ["InternalIP", "Hostname"], "{status}");
     Ok(())
 }
 
