@@ -24,6 +24,7 @@ mod last_known;
 mod limits;
 mod names;
 mod observe;
+mod own_files;
 mod probes;
 mod pull;
 mod resources;

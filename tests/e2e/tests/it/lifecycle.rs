@@ -24,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("life_last_words_and_deadlines", last_words_and_deadlines),
     ("life_volumes_follow_their_objects", volumes_follow_their_objects),
     (
+        "life_files_over_etc_are_a_containers_own",
+        files_over_etc_are_a_containers_own,
+    ),
+    (
         "life_goes_on_while_the_agent_is_away",
         goes_on_while_the_agent_is_away,
     ),
@@ -500,6 +504,45 @@ fn volumes_follow_their_objects(cluster: &Cluster) -> Result<()> {
     delete(cluster, &["live", "leaves"])?;
     cluster.kubectl(&["delete", "cm/live", "secret/live"])?.ok()?;
     Ok(())
+}
+
+/// Entry points of images append to `/etc/hosts`.
+fn files_over_etc_are_a_containers_own(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let append = "echo 192.0.2.7 mine.test >> /etc/hosts && echo nameserver 192.0.2.8 > /etc/resolv.conf && \
+                  echo mine > /etc/hostname && grep -h . /etc/hosts /etc/resolv.conf /etc/hostname; ";
+    let bounded = "head -c 10000000 /dev/zero >> /etc/hosts || echo bounded; \
+                   cp /bin/busybox /etc/hosts; chmod +x /etc/hosts && /etc/hosts true || echo no code; sleep 600";
+    let refused = "echo x >> /etc/hosts || echo refused; sleep 600";
+    let waits = "while ! [ -e /shared/done ]; do sleep 0.1; done; grep -c mine.test /etc/hosts; sleep 600";
+    let shared = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "etc", "annotations": {"palisade.dev/sandbox-profile.strict": "strict"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "volumes": [{"name": "shared", "emptyDir": {}}],
+            "containers": [
+                with(sh("writes", &image, &format!("{append} touch /shared/done; {bounded}")), &shared),
+                with(sh("other", &image, waits), &shared),
+                with(sh("root", &image, refused), &json!({"securityContext": {"readOnlyRootFilesystem": true}})),
+                sh("strict", &image, refused),
+            ],
+        },
+    });
+    cluster.apply(&pod.to_string())?.ok()?;
+    cluster.wait_for_phase("default", "etc", "Running")?;
+    let says = |container: &str, text: &str| {
+        let arguments = ["logs", "etc", "-c", container];
+        eventually(POD_PATIENCE, || cluster.kubectl(&arguments)?.ok()?.says(text))
+    };
+    says("writes", "192.0.2.7 mine.test\nnameserver 192.0.2.8\nmine\n")?;
+    says("writes", "bounded")?;
+    says("writes", "no code")?;
+    says("other", "0\n")?;
+    says("root", "refused")?;
+    says("strict", "refused")?;
+    delete(cluster, &["etc"])
 }
 
 fn goes_on_while_the_agent_is_away(cluster: &Cluster) -> Result<()> {
