@@ -74,7 +74,7 @@ use crate::{
 
 pub(crate) use self::{
     resources::NodeAmounts,
-    steps::{endpoint, is_attached},
+    steps::{containers, endpoint, is_attached},
     volumes::VolumeError,
 };
 

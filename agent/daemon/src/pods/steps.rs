@@ -452,7 +452,7 @@ pub(super) fn last_words(
 }
 
 /// Every container of the pod, of whatever kind.
-pub(super) fn containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
+pub(crate) fn containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let inits = spec.init_containers.iter().flatten();
     let ephemeral = spec.ephemeral_containers.iter().flatten();

@@ -216,6 +216,16 @@ fn top_shows_what_is_used(cluster: &Cluster) -> Result<()> {
     let metrics = raw("/api/v1/nodes/lab/proxy/metrics/resource")?;
     let line = "container_cpu_usage_seconds_total{container=\"main\",namespace=\"default\",pod=\"busy\"}";
     ensure!(metrics.contains(line), "{metrics}");
+    // What dashboards ask for names the image.
+    let metrics = raw("/api/v1/nodes/lab/proxy/metrics/cadvisor")?;
+    let found = metrics.lines().any(|line| {
+        line.starts_with("container_memory_working_set_bytes{container=\"main\",image=\"")
+            && line.contains("node/clean")
+            && line.contains("namespace=\"default\",pod=\"busy\"}")
+    });
+    ensure!(found && metrics.contains("machine_cpu_cores "), "{metrics}");
+    let metrics = raw("/api/v1/nodes/lab/proxy/metrics")?;
+    ensure!(metrics.contains("kubelet_node_name{node=\"lab\"} 1"), "{metrics}");
     delete(cluster, &["busy", "idle"])
 }
 
