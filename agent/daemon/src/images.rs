@@ -82,7 +82,8 @@ impl Keeper {
             tokio::select! {
                 _ = look.tick() => {
                     let now = self.collector.images.images();
-                    if told.as_ref() == Some(&now) {
+                    let node = self.collector.cluster.node(&self.node);
+                    if told.as_ref() == Some(&now) && stands(node.as_deref(), now.len()) {
                         continue;
                     }
                     match self.tell(&now).await {
@@ -220,6 +221,12 @@ fn needed(pod: &Pod, node: &str) -> Vec<Digest> {
     images.filter_map(digest).collect()
 }
 
+/// Whether the node's object may have what it was told of so many images; one that was registered anew has not.
+fn stands(node: Option<&Node>, images: usize) -> bool {
+    let of_node = node.map(|node| node.status.as_ref().and_then(|status| status.images.as_ref()));
+    images == 0 || of_node.is_none_or(|told| told.is_some_and(|told| !told.is_empty()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,5 +245,16 @@ mod tests {
         assert_eq!(needed(&pod("n", "Pending"), "n"), [Digest::of(b"image")]);
         assert_eq!(needed(&pod("n", "Succeeded"), "n"), []);
         assert_eq!(needed(&pod("m", "Running"), "n"), []);
+    }
+
+    #[test]
+    fn a_node_that_was_registered_anew_is_told_of_its_images() {
+        let node = |images: serde_json::Value| -> Node {
+            serde_json::from_value(json!({"status": {"images": images}})).unwrap()
+        };
+        let told = node(json!([{"names": ["r.example/app"], "sizeBytes": 1}]));
+        let anew = Node::default();
+        assert!(stands(Some(&told), 1) && stands(None, 1) && stands(Some(&anew), 0));
+        assert!(!stands(Some(&anew), 1) && !stands(Some(&node(json!([]))), 1));
     }
 }

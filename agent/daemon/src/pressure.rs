@@ -188,7 +188,7 @@ fn relieve(
     let eviction = Eviction {
         cause: Cause::Shortage,
         message,
-        // As for the kubelet's hard thresholds: there is no time.
+        // As for the kubelet's hard thresholds: as little as there is.
         grace: SignedDuration::ZERO,
         at: Timestamp::now(),
     };

@@ -157,6 +157,7 @@ impl NodeApi {
             .route("/flows", get(flows))
             .route("/policy", get(policy))
             .route("/metrics", get(metrics))
+            .route("/metrics/cadvisor", get(container_metrics))
             .route("/metrics/resource", get(resource_metrics))
             .route("/stats/summary", get(summary))
             .with_state(self)
@@ -307,9 +308,14 @@ async fn metrics(State(api): State<NodeApi>) -> Response {
         Ok(counters) => counters,
         Err(error) => return failed(policy::chain(&error)),
     };
-    // The latter ends the text.
-    let claims = api.stats.claims().exposition();
-    match claims.and_then(|claims| Ok(claims + &agent_telemetry::exposition(&counters)?)) {
+    let text = || {
+        let mut text = api.stats.kubelet_exposition()?;
+        text.push_str(&api.stats.claims().exposition()?);
+        // This one ends the text.
+        text.push_str(&agent_telemetry::exposition(&counters)?);
+        Ok::<_, std::fmt::Error>(text)
+    };
+    match text() {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
         Err(error) => failed(error.to_string()),
     }
@@ -317,7 +323,16 @@ async fn metrics(State(api): State<NodeApi>) -> Response {
 
 /// What node and pods use, for Prometheus.
 async fn resource_metrics(State(api): State<NodeApi>) -> Response {
-    match stats::resource_exposition(&api.stats.summary()) {
+    exposed(stats::resource_exposition(&api.stats.summary()))
+}
+
+/// What containers use, as dashboards ask for it.
+async fn container_metrics(State(api): State<NodeApi>) -> Response {
+    exposed(api.stats.cadvisor_exposition())
+}
+
+fn exposed(text: Result<String, std::fmt::Error>) -> Response {
+    match text {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -116,7 +116,7 @@ pub enum Ending {
     No,
     /// Its deletion was asked for: containers get this long between the stop signal and the kill.
     Graceful(SignedDuration),
-    /// The object is gone: kill at once and forget.
+    /// The object is gone: end soon and forget.
     Gone,
 }
 

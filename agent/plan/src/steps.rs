@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    Container, Ending, Failure, Ground, Hook, Image, Member, Role, Run, Seen, Stop, Wanted, Why,
+    Container, Ending, Failure, Ground, Hook, Image, Member, Role, Run, Seen, Wanted, Why,
     backoff::{known_at, pull_at, restart_at, retry_at},
     order::{has_completed, has_target, open, over, starts_again},
     stop::advance,
@@ -77,7 +77,7 @@ pub fn plan(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
         }
         Ending::No => keep_running(wanted, seen, now),
         Ending::Graceful(grace) => end(wanted, seen, grace, Some(Step::ConfirmDeletion), now),
-        Ending::Gone => end(wanted, seen, SignedDuration::ZERO, Some(Step::Forget), now),
+        Ending::Gone => end(wanted, seen, LEAST_GRACE, Some(Step::Forget), now),
     }
 }
 
@@ -219,8 +219,13 @@ fn start(wanted: &Wanted, (member, container): (&Member, &Container), now: Times
     );
 }
 
+/// What a pod that ends gets, hooks included, whoever asked for less: Kubernetes' number. After it there is still
+/// the notice that every container gets.
+const LEAST_GRACE: SignedDuration = SignedDuration::from_secs(1);
+
 /// Every container ends within `grace`; then the ground goes, and `last` is what remains to do.
 fn end(wanted: &Wanted, seen: &Seen, grace: SignedDuration, last: Option<Step>, now: Timestamp) -> Plan {
+    let grace = grace.max(LEAST_GRACE);
     let running = seen
         .containers
         .iter()
@@ -229,18 +234,8 @@ fn end(wanted: &Wanted, seen: &Seen, grace: SignedDuration, last: Option<Step>, 
     let mut runs = false;
     for (name, container) in running {
         runs = true;
-        let kill_now = Stop {
-            since: now,
-            grace,
-            hook: Hook::Done,
-            signalled_at: None,
-            killed_at: None,
-        };
         match &container.stop {
             Some(stop) => advance(wanted, seen, (name, stop), grace, (&mut plan, now)),
-            None if grace <= SignedDuration::ZERO => {
-                advance(wanted, seen, (name, &kill_now), grace, (&mut plan, now));
-            }
             None => plan.steps.push(Step::BeginStop {
                 container: name.clone(),
                 why: Why::Pod,

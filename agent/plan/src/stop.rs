@@ -7,8 +7,8 @@ use crate::{Hook, Probe, Seen, Step, Wanted, backoff::later, order::may_stop, st
 /// A killed process is gone in microseconds; one that is not hangs in the kernel, and is asked again.
 const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(5);
 
-/// What every container gets between its stop signal and its kill, however long its hook took: Kubernetes'
-/// number.
+/// What every container gets between its stop signal and its kill, however long its hook took and however little
+/// its grace is: Kubernetes' number.
 const LEAST_NOTICE: SignedDuration = SignedDuration::from_secs(2);
 
 /// How far the end of a run has come.
@@ -48,11 +48,8 @@ pub(crate) fn advance(
     let container = name.to_owned();
     let grace = stop.grace.min(at_most);
     let end = later(stop.since, grace);
-    if grace <= SignedDuration::ZERO || stop.killed_at.is_some() {
-        let due = stop
-            .killed_at
-            .map_or(now, |killed_at| later(killed_at, KILL_AGAIN));
-        return plan.when(due, now, Step::Kill { container });
+    if let Some(killed_at) = stop.killed_at {
+        return plan.when(later(killed_at, KILL_AGAIN), now, Step::Kill { container });
     }
     match stop.signalled_at {
         Some(signalled_at) => {

@@ -219,6 +219,7 @@ pub(crate) fn node_path(rest: &str, parameters: &Parameters) -> Result<Option<St
         }
         "policy" => Ok(Some("/policy".to_owned())),
         "metrics" => Ok(Some("/metrics".to_owned())),
+        "metrics/cadvisor" => Ok(Some("/metrics/cadvisor".to_owned())),
         "metrics/resource" => Ok(Some("/metrics/resource".to_owned())),
         "stats/summary" => Ok(Some("/stats/summary".to_owned())),
         _ => Ok(None),
@@ -359,7 +360,7 @@ mod tests {
             "/flows?follow=false&since=2026-01-02T02:04:05Z&after=7&limit=5"
         );
         assert_eq!(path("policy", "evil=1").unwrap(), "/policy");
-        for whole in ["metrics", "metrics/resource", "stats/summary"] {
+        for whole in ["metrics", "metrics/cadvisor", "metrics/resource", "stats/summary"] {
             assert_eq!(path(whole, "evil=1").unwrap(), format!("/{whole}"));
         }
         for other in [

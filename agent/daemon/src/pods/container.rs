@@ -55,12 +55,20 @@ pub(crate) enum ContainerError {
 /// Where the pod's things are on the node.
 pub(crate) struct Places<'a> {
     pub(crate) volumes: &'a Path,
-    pub(crate) files: &'a Path,
+    pub(crate) files: PodFiles<'a>,
     /// Where this run leaves its last words.
     pub(crate) message: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_max_files: u32,
+}
+
+/// Where those of [`POD_FILES`] are.
+pub(crate) enum PodFiles<'a> {
+    /// The pod's, which no container writes to.
+    Shared(&'a Path),
+    /// Copies that are the container's to write.
+    Own(&'a Path),
 }
 
 /// Everything that was resolved for a container before it starts.
@@ -109,7 +117,7 @@ pub(crate) fn config(
         uid: resolved.user.uid,
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
-        read_only_root: security.read_only_root_filesystem == Some(true),
+        read_only_root: has_read_only_root(container),
         pid_namespace: pid_namespace(pod, container),
         streams: Streams {
             stdin: container.stdin == Some(true),
@@ -213,6 +221,10 @@ fn mounts(
             executable: false,
         });
     }
+    let (files, writable) = match places.files {
+        PodFiles::Shared(files) => (files, false),
+        PodFiles::Own(files) => (files, true),
+    };
     for file in POD_FILES {
         let target = Path::new("/etc").join(file);
         // A volume over one of our files wins, as it does in Kubernetes. In one that cannot be written there is no place for
@@ -221,10 +233,10 @@ fn mounts(
             |mount: &Mount| mount.target == target || (mount.read_only && target.starts_with(&mount.target));
         if !mounts.iter().any(is_taken) {
             mounts.push(Mount {
-                source: places.files.join(file),
+                source: files.join(file),
                 sub_path: None,
                 target,
-                read_only: true,
+                read_only: !writable,
                 executable: false,
             });
         }
@@ -276,6 +288,12 @@ fn absolute(field: &'static str, value: &str) -> Result<PathBuf, ContainerError>
             value: value.to_owned(),
         })
     }
+}
+
+/// Whether the container asks for a root that it cannot write to.
+pub(crate) fn has_read_only_root(container: &Container) -> bool {
+    let security = container.security_context.as_ref();
+    security.and_then(|security| security.read_only_root_filesystem) == Some(true)
 }
 
 /// The capabilities that a container holds, such as `CAP_CHOWN`.
@@ -349,7 +367,7 @@ mod tests {
         };
         let places = Places {
             volumes: Path::new("/volumes"),
-            files: Path::new("/files"),
+            files: PodFiles::Own(Path::new("/files")),
             message: PathBuf::from("/files/c.0.message"),
             log: PathBuf::from("/log"),
             log_max_bytes: 1,
@@ -422,8 +440,8 @@ mod tests {
         let expected = [
             ("/data/x", false),
             ("/etc/hosts", true),
-            ("/etc/hostname", true),
-            ("/etc/resolv.conf", true),
+            ("/etc/hostname", false),
+            ("/etc/resolv.conf", false),
             ("/dev/termination-log", false),
         ];
         assert_eq!(

@@ -24,6 +24,7 @@ mod last_known;
 mod limits;
 mod names;
 mod observe;
+mod own_files;
 mod probes;
 mod pull;
 mod resources;
@@ -73,7 +74,7 @@ use crate::{
 
 pub(crate) use self::{
     resources::NodeAmounts,
-    steps::{endpoint, is_attached},
+    steps::{containers, endpoint, is_attached},
     volumes::VolumeError,
 };
 

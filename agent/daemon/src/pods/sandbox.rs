@@ -148,10 +148,19 @@ impl Ground {
 
     /// Whether the pod's egress policy also becomes Landlock rules, of one of its containers.
     pub(crate) fn limits_connections(&self, pod: &Pod) -> bool {
-        names(pod).any(|name| match self.named.get(name) {
+        names(pod).any(|name| self.is_strict(name))
+    }
+
+    /// Whether the image of a container is read-only by its profile.
+    pub(crate) fn keeps_image(&self, pod: &Pod, container: &Container) -> bool {
+        self.is_strict(name_for(pod, container))
+    }
+
+    fn is_strict(&self, name: &str) -> bool {
+        match self.named.get(name) {
             Some(object) => object.spec.preset == SandboxPreset::Strict,
             None => name == "strict",
-        })
+        }
     }
 
     /// The egress ports as far as Landlock can have them, with those of the pod itself: within the pod no policy
@@ -481,6 +490,15 @@ mod tests {
         };
         assert_eq!(ports.bind, Some(BTreeSet::from([443, 8080])));
         assert!(strict.is_read_only());
+        for (name, profile) in [("strict", &strict), ("baseline", &Profile::baseline())] {
+            let annotations = json!({"palisade.dev/sandbox-profile": name});
+            let pod = json!({"metadata": {"annotations": annotations}});
+            let keeps = ground.keeps_image(
+                &serde_json::from_value(pod).expect("a pod"),
+                &Container::default(),
+            );
+            assert_eq!(keeps, profile.is_read_only(), "{name}");
+        }
         let none = chosen(Some("strict"), &json!({"name": "c"}), &ground).expect("strict");
         assert_eq!(
             none.tcp,

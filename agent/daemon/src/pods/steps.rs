@@ -24,13 +24,13 @@ use policies_ir::tables::EndpointId;
 
 use super::{
     Context, PodId, claims,
-    container::{self, ContainerError, Places, Resolved},
+    container::{self, ContainerError, Places, PodFiles, Resolved},
     contents::Sources,
     env::{self, Addresses, Objects, References},
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
-    kept, limits, names,
+    kept, limits, names, own_files,
     sandbox::Ground,
     termination,
     users::{self, UserError},
@@ -332,15 +332,24 @@ pub(super) async fn start_container(
     let messages = volumes::messages_of(&directory.join("volumes"));
     let message = termination::prepare(&messages, &spec.name, attempt)
         .map_err(|source| volumes::failed("prepare the termination message in", &messages, source))?;
+    let sandbox = ground(context, id, pod).await?;
+    // As with the kubelet and containerd: what has a root to write to may write to these too.
+    let own = match container::has_read_only_root(spec) || sandbox.keeps_image(pod, spec) {
+        true => None,
+        false => own_files::make(&files, &messages, &spec.name)
+            .map_err(|source| volumes::failed("copy the pod's files to", &messages, source))?,
+    };
     let places = Places {
         volumes: &directory.join("volumes"),
-        files: &files,
+        files: match &own {
+            Some(own) => PodFiles::Own(own),
+            None => PodFiles::Shared(&files),
+        },
         message,
         log: log_path(&logs, attempt),
         log_max_bytes: context.config.log_max_bytes,
         log_max_files: context.config.log_max_files,
     };
-    let sandbox = ground(context, id, pod).await?;
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
@@ -443,7 +452,7 @@ pub(super) fn last_words(
 }
 
 /// Every container of the pod, of whatever kind.
-pub(super) fn containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
+pub(crate) fn containers(pod: &Pod) -> Vec<Cow<'_, Container>> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let inits = spec.init_containers.iter().flatten();
     let ephemeral = spec.ephemeral_containers.iter().flatten();

@@ -23,6 +23,7 @@ use super::{
     env::EnvError,
     fs_group::FsGroup,
     host_paths::{self, HostPathError},
+    own_files,
 };
 
 /// Most bytes of a tmpfs volume whose size nobody limits.
@@ -96,7 +97,8 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
     if !is_mount_point(&messages, directory) {
         let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
         let containers = u64::try_from(containers).unwrap_or(u64::MAX);
-        tmpfs(&messages, MESSAGE_BYTES.saturating_mul(containers.max(1)))?;
+        let each = MESSAGE_BYTES + own_files::BYTES;
+        tmpfs(&messages, each.saturating_mul(containers.max(1)))?;
     }
     for volume in spec.volumes.iter().flatten() {
         let path = path_of(directory, &volume.name);
@@ -186,7 +188,8 @@ pub(crate) fn path_of(directory: &Path, name: &str) -> PathBuf {
     directory.join(name.replace(['/', '.'], "-"))
 }
 
-/// Where containers leave their last words: a tmpfs, so that the kernel keeps them short. No volume is called so.
+/// Where containers leave their last words, and have files of their own over `/etc`: a tmpfs, so that the kernel keeps them
+/// short. No volume is called so.
 pub(crate) fn messages_of(directory: &Path) -> PathBuf {
     directory.join(".messages")
 }

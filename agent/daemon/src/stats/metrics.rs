@@ -100,6 +100,9 @@ pub(crate) fn resource_exposition(summary: &Summary) -> Result<String, fmt::Erro
         Unit::Bytes,
         node_memory,
     );
+    // What cannot be measured is left out, here as there.
+    let error: Gauge<u64, AtomicU64> = Gauge::default();
+    registry.register("resource_scrape_error", "1 if nothing could be measured", error);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -109,7 +112,7 @@ pub(crate) fn resource_exposition(summary: &Summary) -> Result<String, fmt::Erro
     clippy::cast_precision_loss,
     reason = "a sum of 104 days is exact to the nanosecond, a longer one nearly"
 )]
-fn seconds(nanos: u64) -> f64 {
+pub(super) fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
@@ -133,6 +136,7 @@ mod tests {
             "container_cpu_usage_seconds_total{container=\"c\",namespace=\"ns\",pod=\"p\"} 0.5",
             "container_memory_working_set_bytes{container=\"c\",namespace=\"ns\",pod=\"p\"} 7",
             "node_cpu_usage_seconds_total 2.5",
+            "resource_scrape_error 0",
         ] {
             assert!(
                 text.lines().any(|found| found == line),

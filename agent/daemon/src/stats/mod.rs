@@ -1,12 +1,15 @@
 //! What the node and its pods use: measured every ten seconds, for `kubectl top`, for Prometheus, and for whoever must
 //! decide which pod has to go when the node has too little left.
 
+mod cadvisor;
 pub(crate) mod claims;
+mod kubelet;
 pub(crate) mod machine;
 mod metrics;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,7 +26,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cluster::Cluster,
     config::Config,
-    pods::directory::{Directory, Entry},
+    pods::{
+        containers,
+        directory::{Directory, Entry},
+    },
     policy::chain,
 };
 
@@ -147,6 +153,32 @@ impl Stats {
                 .map(|measured| pod_stats(measured, state.disks.get(&measured.entry.id.uid), disk))
                 .collect(),
         }
+    }
+
+    /// Containers and the machine, under cAdvisor's names.
+    pub(crate) fn cadvisor_exposition(&self) -> Result<String, fmt::Error> {
+        let summary = self.summary();
+        let state = self.state();
+        let amounts = crate::node::amounts(&state.config);
+        let mut images = cadvisor::Images::new();
+        for measured in state.pods.values() {
+            for spec in measured.object.iter().flat_map(|pod| containers(pod)) {
+                let key = (measured.entry.id.uid.clone(), spec.name.clone());
+                images.insert(key, spec.image.clone().unwrap_or_default());
+            }
+        }
+        let machine = cadvisor::Machine {
+            processors: amounts.cpu_millis / 1000,
+            memory_bytes: amounts.memory_bytes,
+        };
+        cadvisor::exposition(&summary, &images, &machine)
+    }
+
+    /// The node and how much runs on it, under the kubelet's names, without the line that ends a text.
+    pub(crate) fn kubelet_exposition(&self) -> Result<String, fmt::Error> {
+        let state = self.state();
+        let running = state.pods.values().map(|pod| pod.containers.len());
+        kubelet::exposition(&state.node, running)
     }
 
     fn measure(&self, runtime: &Runtime, cluster: &Cluster, directory: &Directory) {

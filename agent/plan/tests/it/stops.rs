@@ -70,12 +70,55 @@ fn a_stubborn_container_is_killed_when_its_grace_ends() {
     );
 }
 
+/// `kubectl delete --grace-period=0 --force`, an eviction, `terminationGracePeriodSeconds: 0`.
 #[test]
-fn an_object_that_is_gone_kills_at_once() {
+fn whoever_has_no_grace_gets_a_second_for_the_hook_and_two_for_the_signal() {
+    let least = SignedDuration::from_secs(1);
+    let mut only = member("a", Role::Main);
+    only.pre_stop = true;
+    for ending in [Ending::Gone, Ending::Graceful(SignedDuration::ZERO)] {
+        let mut world = World::of(RestartPolicy::Always, vec![], vec![only.clone()]);
+        world.settle();
+        world.wanted.ending = ending;
+        assert_eq!(act_stubbornly(&mut world), [begin("a", Why::Pod, least)]);
+        assert_eq!(
+            next(&world).wake_at,
+            Some(world.now + 1.second()),
+            "the hook runs"
+        );
+        world.now += 1.second();
+        assert_eq!(act_stubbornly(&mut world), [stop("a")]);
+        assert_eq!(next(&world).wake_at, Some(world.now + 2.seconds()));
+        world.now += 2.seconds();
+        assert_eq!(act(&mut world), [kill("a")]);
+    }
     let mut world = World::new(RestartPolicy::Always, vec![]);
     world.settle();
+    world.log.clear();
     world.wanted.ending = Ending::Gone;
-    assert_eq!(act(&mut world), ["a", "b"].map(kill));
+    world.settle();
+    let stops = world.log.iter().filter(|line| line.starts_with("stop"));
+    assert_eq!(stops.count(), 2, "and none is killed: {:?}", world.log);
+    assert!(
+        !world.log.iter().any(|line| line.starts_with("kill")),
+        "{:?}",
+        world.log
+    );
+}
+
+/// The probe of a pod whose `terminationGracePeriodSeconds` is 0 ends a container by its signal, too.
+#[test]
+fn a_container_without_grace_is_told_before_it_is_killed() {
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    world.wanted.grace = SignedDuration::ZERO;
+    world.settle();
+    world.doom("a", Probe::Liveness, None);
+    let none = SignedDuration::ZERO;
+    assert_eq!(act(&mut world), [begin("a", Why::Probe(Probe::Liveness), none)]);
+    assert_eq!(act_stubbornly(&mut world), [stop("a")]);
+    assert_eq!(next(&world).wake_at, Some(world.now + 2.seconds()));
+    world.now += 2.seconds();
+    assert_eq!(act(&mut world), [kill("a")]);
 }
 
 #[test]

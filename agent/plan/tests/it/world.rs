@@ -213,14 +213,10 @@ impl World {
             Step::Kill { container } => {
                 self.log.push(format!("kill {container}"));
                 let now = self.now;
-                let fresh = Stop {
-                    since: now,
-                    grace: SignedDuration::ZERO,
-                    hook: Hook::Done,
-                    signalled_at: None,
-                    killed_at: None,
-                };
-                self.container(container).stop.get_or_insert(fresh).killed_at = Some(now);
+                let stop = self.container(container).stop.as_mut();
+                let stop = stop.expect("an end begins first");
+                assert!(stop.signalled_at.is_some(), "nobody is killed without a notice");
+                stop.killed_at = Some(now);
                 // An unlucky one hangs in the kernel.
                 if !failed {
                     self.exit(container, 137, Some(9));

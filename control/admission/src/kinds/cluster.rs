@@ -47,16 +47,23 @@ pub(super) fn check_node(
             ));
         }
     }
-    let (Some(old), true) = (request.old, request.user.starts_with(USER_NODE_PREFIX)) else {
+    if !request.user.starts_with(USER_NODE_PREFIX) {
         return Ok(());
-    };
+    }
     let refuse = |what: String| Err(Status::forbidden(request.resource, request.name, what));
-    for field in ["taints", "unschedulable"] {
-        if old["spec"][field] != node["spec"][field] {
-            return refuse(format!("a node is not allowed to change its own spec.{field}"));
+    if let Some(old) = request.old {
+        for field in ["taints", "unschedulable"] {
+            if old["spec"][field] != node["spec"][field] {
+                return refuse(format!("a node is not allowed to change its own spec.{field}"));
+            }
         }
     }
-    let (before, after) = (&old["metadata"]["labels"], &node["metadata"]["labels"]);
+    // Also when it registers: it may be a node that somebody knows by those labels.
+    let nothing = Value::Null;
+    let (before, after) = (
+        request.old.map_or(&nothing, |old| &old["metadata"]["labels"]),
+        &node["metadata"]["labels"],
+    );
     let is_owners = |label: &str| OWNER_LABELS.iter().any(|prefix| label.starts_with(prefix));
     let changed = members(after)
         .chain(members(before))

@@ -301,6 +301,19 @@ fn a_node_cannot_attract_pods() {
         as_node(&|new| new["metadata"]["labels"]["node-restriction.kubernetes.io/a"] = json!("b")),
         Err(403)
     );
+    let registers = |labels: Value| {
+        let node = object("nodes", json!({"metadata": {"name": "x", "labels": labels}}));
+        review(&AdmissionRequest {
+            user: "system:node:x",
+            ..request("nodes", None, node)
+        })
+        .map_err(|s| s.code())
+    };
+    assert_eq!(registers(json!({"kubernetes.io/arch": "amd64"})), Ok(()));
+    assert_eq!(
+        registers(json!({"node-restriction.kubernetes.io/a": "b"})),
+        Err(403)
+    );
     assert!(
         problems(
             "nodes",

@@ -152,9 +152,15 @@ impl Merge<'_> {
         path: &str,
     ) -> Result<Vec<Value>, StrategicError> {
         let replaces = |item: &Value| item.get(PATCH).is_some_and(|directive| directive == "replace");
-        // An item that is nothing but `$patch: replace` speaks for the whole list.
-        let replaces_all = new.iter().any(|item| replaces(item) && item.get(key).is_none());
-        let old = if replaces_all { Vec::new() } else { old };
+        // An item that is nothing but `$patch: replace` speaks for the whole list. As in Kubernetes the list then is as it is
+        // written: agents bring the addresses of both families so, whose key, their type, is one.
+        let speaks_for_all = |item: &Value| replaces(item) && item.get(key).is_none();
+        if new.iter().any(speaks_for_all) {
+            let items = new.into_iter().filter(|item| !speaks_for_all(item));
+            return items
+                .filter_map(|item| self.values(None, item, path).transpose())
+                .collect();
+        }
 
         let mut merged: Vec<Option<Value>> = old.into_iter().map(Some).collect();
         let mut places: HashMap<String, usize> = HashMap::new();
@@ -164,9 +170,6 @@ impl Merge<'_> {
             }
         }
         for item in new {
-            if replaces(&item) && item.get(key).is_none() {
-                continue;
-            }
             let name = item.get(key).map(Value::to_string);
             let name = name.ok_or_else(|| StrategicError::MissingKey {
                 path: path.to_owned(),
@@ -315,6 +318,22 @@ mod tests {
             pod(current, replaced),
             Ok(json!({"status": {"podIPs": [{"ip": "10.88.0.3"}, {"ip": "fd00::2"}]}}))
         );
+    }
+
+    #[test]
+    fn a_list_that_replaces_another_is_as_it_is_written() {
+        let current = json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.9"}]}});
+        let patch = json!({"status": {"addresses": [
+            {"$patch": "replace"},
+            {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "InternalIP", "address": "2001:db8::1"},
+            {"type": "ExternalIP", "$patch": "delete"},
+        ]}});
+        let both = json!({"status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "InternalIP", "address": "2001:db8::1"},
+        ]}});
+        assert_eq!(merge("Node", current, patch), Ok(both));
     }
 
     #[test]

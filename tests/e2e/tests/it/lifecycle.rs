@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
     cluster::{Cluster, POD_PATIENCE},
-    shell::eventually,
+    shell::{Ran, eventually},
 };
 use serde_json::{Value, json};
 use testkit::lab;
@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("life_hooks_run_within_the_grace", hooks_run_within_the_grace),
     ("life_last_words_and_deadlines", last_words_and_deadlines),
     ("life_volumes_follow_their_objects", volumes_follow_their_objects),
+    (
+        "life_files_over_etc_are_a_containers_own",
+        files_over_etc_are_a_containers_own,
+    ),
     (
         "life_goes_on_while_the_agent_is_away",
         goes_on_while_the_agent_is_away,
@@ -232,6 +236,15 @@ fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
         &json!({"livenessProbe": with(alive.clone(), &json!({"terminationGracePeriodSeconds": 1}))}),
     )], "terminationGracePeriodSeconds": 120}),
     )?;
+    // Without any grace it still hears its signal.
+    create(
+        cluster,
+        "told",
+        &json!({"containers": [with(
+        sh("main", &image, "trap 'exit 7' TERM; touch /tmp/alive; sleep 3; rm /tmp/alive; while :; do sleep 0.1; done"),
+        &json!({"livenessProbe": alive}),
+    )], "terminationGracePeriodSeconds": 0}),
+    )?;
     // The startup probe gives a slow start the time that the liveness probe alone would not.
     create(
         cluster,
@@ -262,13 +275,18 @@ fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
         "dies",
         "Container main failed liveness probe, will be restarted",
     )?;
+    let told = status_with(cluster, "told", |status| {
+        status["containerStatuses"][0]["restartCount"].as_u64() >= Some(1)
+    })?;
+    let last = &told["containerStatuses"][0]["lastState"]["terminated"];
+    ensure!(last["exitCode"] == 7, "killed without a word: {last}");
     let slow = status_with(cluster, "slow", |status| is(status, "Ready"))?;
     ensure!(slow["containerStatuses"][0]["restartCount"] == 0, "{slow}");
     event_says(cluster, "slow", "Startup probe failed")?;
     cluster
         .kubectl(&["delete", "pod", "dies", "--grace-period=1"])?
         .ok()?;
-    delete(cluster, &["slow"])
+    delete(cluster, &["slow", "told"])
 }
 
 fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
@@ -288,24 +306,21 @@ fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
     let early = status_with(cluster, "hooked", |status| status["containerStatuses"].is_array())?;
     ensure!(early["phase"] == "Pending", "{early}");
     cluster.wait_for_phase("default", "hooked", "Running")?;
-    let binary = e2e::cluster::kubectls()?
-        .pop()
-        .map(|(_, path)| path)
-        .unwrap_or_default();
-    let kubeconfig = cluster.kubeconfig();
-    let following = std::thread::spawn(move || {
-        e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", "hooked"])
-    });
-    // Deleted only once somebody reads.
-    eventually(Duration::from_secs(10), || {
-        cluster.kubectl(&["logs", "hooked"])?.ok()?.says("main sees")
-    })?;
-    let deleted = cluster.kubectl(&["delete", "pod", "hooked"])?.ok()?;
+    let (deleted, followed) = delete_followed(cluster, "hooked", &[])?;
     ensure!(deleted.took < Duration::from_secs(15), "{deleted}");
-    let Ok(followed) = following.join() else {
-        bail!("kubectl logs -f panicked")
-    };
-    followed?.ok()?.says("signal after hook started")?;
+    followed.says("signal after hook started")?;
+
+    // Whoever is deleted by force has a second for the hook, and hears the signal.
+    create(
+        cluster,
+        "forced",
+        &json!({"terminationGracePeriodSeconds": 20, "containers": [with(sh("main", &image, script), &json!({
+            "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /tmp/hook; sleep 600"]}}},
+        }))]}),
+    )?;
+    cluster.wait_for_phase("default", "forced", "Running")?;
+    let (_, followed) = delete_followed(cluster, "forced", &["--grace-period=0", "--force"])?;
+    followed.says("signal after hook")?;
 
     // A hook that does not end takes the grace with it, and no more.
     create(
@@ -320,6 +335,28 @@ fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
     let deleted = cluster.kubectl(&["delete", "pod", "stuck"])?.ok()?;
     ensure!(deleted.took < Duration::from_secs(12), "{deleted}");
     Ok(())
+}
+
+/// Deletes a pod whose program has said what it sees; what is printed until its end.
+fn delete_followed(cluster: &Cluster, pod: &str, how: &[&str]) -> Result<(Ran, Ran)> {
+    let binary = e2e::cluster::kubectls()?
+        .pop()
+        .map(|(_, path)| path)
+        .unwrap_or_default();
+    let (kubeconfig, name) = (cluster.kubeconfig(), pod.to_owned());
+    let following = std::thread::spawn(move || {
+        e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", &name])
+    });
+    // Deleted only once somebody reads.
+    eventually(Duration::from_secs(10), || {
+        cluster.kubectl(&["logs", pod])?.ok()?.says("main sees")
+    })?;
+    let arguments = [&["delete", "pod", pod], how].concat();
+    let deleted = cluster.kubectl(&arguments)?.ok()?;
+    let Ok(followed) = following.join() else {
+        bail!("kubectl logs -f panicked")
+    };
+    Ok((deleted, followed?.ok()?))
 }
 
 fn last_words_and_deadlines(cluster: &Cluster) -> Result<()> {
@@ -467,6 +504,45 @@ fn volumes_follow_their_objects(cluster: &Cluster) -> Result<()> {
     delete(cluster, &["live", "leaves"])?;
     cluster.kubectl(&["delete", "cm/live", "secret/live"])?.ok()?;
     Ok(())
+}
+
+/// Entry points of images append to `/etc/hosts`.
+fn files_over_etc_are_a_containers_own(cluster: &Cluster) -> Result<()> {
+    let image = image(cluster)?;
+    let append = "echo 192.0.2.7 mine.test >> /etc/hosts && echo nameserver 192.0.2.8 > /etc/resolv.conf && \
+                  echo mine > /etc/hostname && grep -h . /etc/hosts /etc/resolv.conf /etc/hostname; ";
+    let bounded = "head -c 10000000 /dev/zero >> /etc/hosts || echo bounded; \
+                   cp /bin/busybox /etc/hosts; chmod +x /etc/hosts && /etc/hosts true || echo no code; sleep 600";
+    let refused = "echo x >> /etc/hosts || echo refused; sleep 600";
+    let waits = "while ! [ -e /shared/done ]; do sleep 0.1; done; grep -c mine.test /etc/hosts; sleep 600";
+    let shared = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "etc", "annotations": {"palisade.dev/sandbox-profile.strict": "strict"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "volumes": [{"name": "shared", "emptyDir": {}}],
+            "containers": [
+                with(sh("writes", &image, &format!("{append} touch /shared/done; {bounded}")), &shared),
+                with(sh("other", &image, waits), &shared),
+                with(sh("root", &image, refused), &json!({"securityContext": {"readOnlyRootFilesystem": true}})),
+                sh("strict", &image, refused),
+            ],
+        },
+    });
+    cluster.apply(&pod.to_string())?.ok()?;
+    cluster.wait_for_phase("default", "etc", "Running")?;
+    let says = |container: &str, text: &str| {
+        let arguments = ["logs", "etc", "-c", container];
+        eventually(POD_PATIENCE, || cluster.kubectl(&arguments)?.ok()?.says(text))
+    };
+    says("writes", "192.0.2.7 mine.test\nnameserver 192.0.2.8\nmine\n")?;
+    says("writes", "bounded")?;
+    says("writes", "no code")?;
+    says("other", "0\n")?;
+    says("root", "refused")?;
+    says("strict", "refused")?;
+    delete(cluster, &["etc"])
 }
 
 fn goes_on_while_the_agent_is_away(cluster: &Cluster) -> Result<()> {

@@ -8,6 +8,7 @@ use e2e::{
     shell::eventually,
 };
 use nix::sys::signal::Signal;
+use serde_json::json;
 use testkit::lab;
 
 use crate::{Test, recovery};
@@ -18,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
         "an_agent_that_gave_memory_back_works_on",
         an_agent_that_gave_memory_back_works_on,
     ),
+    ("what_others_say_of_a_node_stays", what_others_say_of_a_node_stays),
     ("drain_honours_budgets", drain_honours_budgets),
     ("taints_keep_away_and_send_away", taints_keep_away_and_send_away),
     (
@@ -103,6 +105,52 @@ fn delete(cluster: &Cluster, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// A problem detector's condition, beside one of the agent's that somebody has written over and the agent contradicts.
+fn what_others_say_of_a_node_stays(cluster: &Cluster) -> Result<()> {
+    let others = json!({"status": {
+        "conditions": [
+            {"type": "KernelDeadlock", "status": "False", "reason": "KernelHasNoDeadlock", "message": "none"},
+            {"type": "PolicyEnforced", "status": "Unknown", "reason": "Lab", "message": "somebody else's word"},
+        ],
+        "capacity": {"lab.example/dongle": "2"},
+    }});
+    let arguments = [
+        "patch",
+        "node",
+        "lab",
+        "--subresource=status",
+        "--type=strategic",
+        "-p",
+    ];
+    cluster
+        .kubectl(&[arguments.as_slice(), &[&others.to_string()]].concat())?
+        .ok()?;
+    let node = eventually(MEASURED, || {
+        let node = cluster.object("", "nodes", "lab")?;
+        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        let enforced = conditions.clone().find(|c| c["type"] == "PolicyEnforced");
+        match enforced.is_some_and(|c| c["status"] == "True") {
+            true => Ok(node.clone()),
+            false => bail!("{}", node["status"]["conditions"]),
+        }
+    })
+    .with_context(|| cluster.daemon_logs())?;
+    let status = &node["status"];
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    let theirs = conditions.find(|c| c["type"] == "KernelDeadlock");
+    ensure!(theirs.is_some_and(|c| c["status"] == "False"), "{status}");
+    ensure!(status["capacity"]["lab.example/dongle"] == "2", "{status}");
+    let mut kinds: Vec<&str> = status["addresses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address["type"].as_str())
+        .collect();
+    kinds.dedup();
+    ensure!(kinds == ["InternalIP", "Hostname"], "{status}");
+    Ok(())
+}
+
 fn top_shows_what_is_used(cluster: &Cluster) -> Result<()> {
     // Half a core, more or less, and 24 MiB that cannot be taken back.
     let script = "x=$(head -c 25165824 /dev/zero | tr '\\0' x); while :; do :; done";
@@ -168,6 +216,16 @@ fn top_shows_what_is_used(cluster: &Cluster) -> Result<()> {
     let metrics = raw("/api/v1/nodes/lab/proxy/metrics/resource")?;
     let line = "container_cpu_usage_seconds_total{container=\"main\",namespace=\"default\",pod=\"busy\"}";
     ensure!(metrics.contains(line), "{metrics}");
+    // What dashboards ask for names the image.
+    let metrics = raw("/api/v1/nodes/lab/proxy/metrics/cadvisor")?;
+    let found = metrics.lines().any(|line| {
+        line.starts_with("container_memory_working_set_bytes{container=\"main\",image=\"")
+            && line.contains("node/clean")
+            && line.contains("namespace=\"default\",pod=\"busy\"}")
+    });
+    ensure!(found && metrics.contains("machine_cpu_cores "), "{metrics}");
+    let metrics = raw("/api/v1/nodes/lab/proxy/metrics")?;
+    ensure!(metrics.contains("kubelet_node_name{node=\"lab\"} 1"), "{metrics}");
     delete(cluster, &["busy", "idle"])
 }
 

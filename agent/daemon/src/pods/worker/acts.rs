@@ -287,7 +287,8 @@ impl Worker {
         };
         self.event(Some(name), Kind::Normal, "Killing", message);
         let hooks = self.spec(name).and_then(|spec| spec.lifecycle.as_ref());
-        let has_hook = hooks.is_some_and(|hooks| hooks.pre_stop.is_some());
+        // As with the kubelet: there is no time for it where there is none at all.
+        let has_hook = grace.is_positive() && hooks.is_some_and(|hooks| hooks.pre_stop.is_some());
         // A hook after the start that still runs has lost its purpose.
         self.forget_hook(name);
         if has_hook {
@@ -314,15 +315,9 @@ impl Worker {
     }
 
     async fn kill(&mut self, name: &str) -> Result<(), StepError> {
-        let now = Timestamp::now();
-        let stop = self.container(name).stop.get_or_insert(Stop {
-            since: now,
-            grace: SignedDuration::ZERO,
-            hook: Hook::Done,
-            signalled_at: None,
-            killed_at: None,
-        });
-        stop.killed_at = Some(now);
+        if let Some(stop) = &mut self.container(name).stop {
+            stop.killed_at = Some(Timestamp::now());
+        }
         let signal = nix::sys::signal::Signal::SIGKILL as i32;
         let killed = self.context.runtime.signal(&self.id.uid, name, signal).await;
         self.unless_gone(killed)

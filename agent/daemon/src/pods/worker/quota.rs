@@ -148,7 +148,7 @@ impl Worker {
         Some(&volume.persistent_volume_claim.as_ref()?.claim_name)
     }
 
-    /// Ends the pod at once: whoever is over a limit gets no time to go further over it.
+    /// Ends the pod soon: whoever is over a limit gets as little time to go further over it as there is.
     fn evict(&mut self, message: String) {
         let eviction = Eviction {
             cause: Cause::Shortage,
