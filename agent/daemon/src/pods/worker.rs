@@ -15,7 +15,8 @@ use agent_health::Outcome;
 use agent_images::RootfsLayers;
 use agent_network::Attachment;
 use agent_plan::{
-    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, evict, plan, render,
+    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, begin_anew, comes_back,
+    evict, plan, render,
 };
 use agent_runtime::{PodStatus, RuntimeError};
 use jiff::Timestamp;
@@ -179,9 +180,9 @@ impl Worker {
             worker.adopt(survivor);
             worker.ask_again();
         }
-        worker.recall_end();
+        let told = worker.recall_end();
         if let Some(pod) = worker.pod.clone() {
-            observe::remember(&mut worker.seen, &pod, worker.reported.as_ref());
+            observe::remember(&mut worker.seen, &pod, told.as_ref());
         }
         worker
     }
@@ -530,6 +531,10 @@ impl Worker {
 
     fn status(&self, wanted: &Wanted) -> Option<ApiStatus> {
         let mut pod = Pod::clone(self.pod.as_deref()?);
+        let comes_back = pod.status.as_ref().is_some_and(|status| comes_back(&pod, status));
+        if let Some(status) = pod.status.as_mut().filter(|_status| comes_back) {
+            begin_anew(status);
+        }
         // What we said last counts, not what has come back of it so far.
         if let Some(reported) = &self.reported {
             let of_others = pod.status.take().and_then(|status| status.conditions);
