@@ -221,11 +221,7 @@ async fn container_logs(
         let message = format!("container \"{container}\" in pod \"{pod}\" is waiting to start");
         return refuse(StatusCode::BAD_REQUEST, message);
     };
-    let attempt = if options.previous {
-        latest.attempt.checked_sub(1)
-    } else {
-        Some(latest.attempt)
-    };
+    let attempt = latest.run(options.previous);
     let logs = entry.id.logs(&api.config).join(&container);
     let attempt = attempt.filter(|attempt| logs.join(format!("{attempt}.log")).exists());
     let Some(attempt) = attempt else {

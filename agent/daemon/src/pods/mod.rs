@@ -150,6 +150,7 @@ impl Survivor {
                     container.state,
                     ContainerState::Exited(_) | ContainerState::Failed { .. }
                 ),
+                waits: false,
             };
             (container.name.clone(), latest)
         });

@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Context, PodId, Survivor,
-    directory::{Entry, Latest},
+    directory::{Entry, Latest, waits},
     ended::Ended,
     evictions::Ordered,
     hooks::HookError,
@@ -619,6 +619,7 @@ impl Worker {
                     Latest {
                         attempt: container.restarts,
                         running,
+                        waits: !running && waits(self.reported.as_ref(), name),
                     },
                 ))
             }

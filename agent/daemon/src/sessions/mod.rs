@@ -511,7 +511,7 @@ mod tests {
             namespace: "a".to_owned(),
             name: "p".to_owned(),
         };
-        let latest = |running| Latest { attempt: 0, running };
+        let latest = Latest::for_tests;
         let containers = [
             ("up".to_owned(), latest(true)),
             ("down".to_owned(), latest(false)),
