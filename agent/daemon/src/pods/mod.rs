@@ -9,6 +9,7 @@ mod atomic;
 pub(crate) mod claims;
 mod container;
 mod contents;
+mod debug;
 pub(crate) mod directory;
 mod ended;
 pub(crate) mod env;

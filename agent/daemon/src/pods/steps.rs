@@ -26,6 +26,7 @@ use super::{
     Context, PodId, claims,
     container::{self, ContainerError, Places, Resolved},
     contents::Sources,
+    debug,
     env::{self, Addresses, Objects, References},
     held::{self, HeldNetwork},
     host_paths,
@@ -288,7 +289,8 @@ pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(),
     Ok(context.network.release(&id.uid).await?)
 }
 
-/// Starts a container's process and returns as whom; the one before it, if any, has ended.
+/// Starts a container's process and returns as whom; the one before it, if any, has ended. `users` are those of the pod's
+/// containers, as far as they are known.
 pub(super) async fn start_container(
     context: &Context,
     id: &PodId,
@@ -296,7 +298,7 @@ pub(super) async fn start_container(
     spec: &Container,
     attempt: u32,
     image: &RootfsLayers,
-    pod_addresses: Vec<IpAddr>,
+    (pod_addresses, users): (Vec<IpAddr>, &BTreeMap<String, User>),
 ) -> Result<User, StepError> {
     // Asked again at each start: the object may have changed since the image came.
     let directory = id.directory(&context.config);
@@ -322,9 +324,10 @@ pub(super) async fn start_container(
     let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
-    let account = match users::asked_for(pod, spec)? {
-        Some(uid) => image.user_of_number(uid)?,
-        None => image.user(&image.config.user)?,
+    let user = match (debug::user(pod, spec, users)?, users::asked_for(pod, spec)?) {
+        (Some(of_target), _) => of_target,
+        (None, Some(uid)) => users::user(pod, spec, image.user_of_number(uid)?)?,
+        (None, None) => users::user(pod, spec, image.user(&image.config.user)?)?,
     };
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
@@ -344,7 +347,7 @@ pub(super) async fn start_container(
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
-        user: users::user(pod, spec, account)?,
+        user,
         environment,
         sandbox: &sandbox,
         node_memory_bytes: node.memory_bytes,
