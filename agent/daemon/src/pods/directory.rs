@@ -165,20 +165,20 @@ mod tests {
     #[test]
     fn the_previous_run_of_one_that_waits_is_the_one_that_has_crashed() {
         let terminated = json!({"terminated": {"exitCode": 1}});
-        let waits = |state: Value, last: Value| {
+        let told = |state: Value, last: Value| {
             let status: PodStatus = serde_json::from_value(json!({"containerStatuses": [{
                 "name": "main", "image": "i", "imageID": "", "ready": false, "restartCount": 2,
                 "state": state, "lastState": last}]}))
             .unwrap();
-            assert!(!super::waits(Some(&status), "other"));
-            super::waits(Some(&status), "main")
+            assert!(!waits(Some(&status), "other"));
+            waits(Some(&status), "main")
         };
         let back_off = json!({"waiting": {"reason": "CrashLoopBackOff"}});
-        assert!(waits(back_off.clone(), terminated.clone()));
-        assert!(!waits(json!({"running": {}}), terminated.clone()));
-        assert!(!waits(terminated.clone(), terminated), "it does not start again");
-        assert!(!waits(back_off, json!({})), "it has not run");
-        assert!(!super::waits(None, "main"));
+        assert!(told(back_off.clone(), terminated.clone()));
+        assert!(!told(json!({"running": {}}), terminated.clone()));
+        assert!(!told(terminated.clone(), terminated), "it does not start again");
+        assert!(!told(back_off, json!({})), "it has not run");
+        assert!(!waits(None, "main"));
 
         let run = |attempt, waits, previous| {
             let latest = Latest {
