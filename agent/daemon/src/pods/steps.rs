@@ -289,6 +289,12 @@ pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(),
     Ok(context.network.release(&id.uid).await?)
 }
 
+/// Ends the pod's shim and what it has, after its network: a pod without an interface may have a lease.
+pub(super) async fn remove_sandbox(context: &Context, id: &PodId) -> Result<(), StepError> {
+    release_network(context, id).await?;
+    Ok(context.runtime.remove_pod(&id.uid).await?)
+}
+
 /// Starts a container's process and returns as whom; the one before it, if any, has ended. `users` are those of the pod's
 /// containers, as far as they are known.
 pub(super) async fn start_container(
@@ -395,8 +401,7 @@ pub(super) async fn learn(context: &Context, pod: &Pod) -> Result<(), StepError>
 /// Removes everything that is left of the pod, also what this agent knows nothing of: one before it may have been killed,
 /// or the machine gone down.
 pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
-    release_network(context, id).await?;
-    context.runtime.remove_pod(&id.uid).await?;
+    remove_sandbox(context, id).await?;
     remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
     context.ids.release(&id.uid);
     context.tokens.forget(&id.uid);

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    Context, PodId, Survivor,
+    Context, Found, PodId,
     directory::{Entry, Latest, waits},
     ended::Ended,
     evictions::Ordered,
@@ -138,7 +138,7 @@ impl Worker {
         context: Arc<Context>,
         id: PodId,
         objects: watch::Receiver<Option<Arc<Pod>>>,
-        survivor: Option<Survivor>,
+        found: Option<Found>,
     ) -> Self {
         let (news, inbox) = mpsc::channel(INBOX);
         let reporter = Reporter::start(context.client.clone(), id.clone());
@@ -176,8 +176,8 @@ impl Worker {
             born: Instant::now(),
             context,
         };
-        if let Some(survivor) = survivor {
-            worker.adopt(survivor);
+        if let Some(found) = found {
+            worker.adopt(found);
             worker.ask_again();
         }
         let told = worker.recall_end();
@@ -254,9 +254,13 @@ impl Worker {
     }
 
     /// Takes over what an earlier agent left.
-    fn adopt(&mut self, survivor: Survivor) {
-        let Survivor { pod, attachment } = survivor;
-        for status in &pod.status.containers {
+    fn adopt(&mut self, found: Found) {
+        let Found {
+            status: pod,
+            alive,
+            attachment,
+        } = found;
+        for status in &pod.containers {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
             self.sandboxes.observe(status);
@@ -270,12 +274,12 @@ impl Worker {
             Ground::Sandbox
         };
         self.attachment = attachment;
-        if pod.alive {
-            self.follow(pod.status.version);
+        if alive {
+            self.follow(pod.version);
         } else {
             self.lost = true;
         }
-        tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive = pod.alive, "found again");
+        tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive, "found again");
     }
 
     /// What an earlier agent was told is asked for once more, beside the task, before a container needs it.
@@ -417,7 +421,9 @@ impl Worker {
     /// Whoever still writes to a volume must not bring it back.
     async fn finish_refreshing(&mut self) {
         if let Some(refreshing) = self.refreshing.take() {
-            drop(refreshing.await);
+            for news in taking_in(refreshing, &mut self.inbox).await {
+                self.learn(*news);
+            }
         }
     }
 
@@ -657,6 +663,20 @@ impl Worker {
     }
 }
 
+/// Waits for the end of a task whose last act is to send news, for which there may be no room; returns what came meanwhile.
+async fn taking_in<T>(mut task: JoinHandle<()>, inbox: &mut mpsc::Receiver<T>) -> Vec<T> {
+    let mut taken = Vec::new();
+    loop {
+        tokio::select! {
+            ended = &mut task => {
+                drop(ended);
+                return taken;
+            }
+            Some(news) = inbox.recv() => taken.push(news),
+        }
+    }
+}
+
 fn ephemeral(pod: &Pod) -> Vec<Spec> {
     let spec = pod.spec.iter();
     spec.flat_map(|spec| spec.ephemeral_containers.iter().flatten())
@@ -679,5 +699,26 @@ impl Drop for Worker {
             .chain(self.hooks.values())
             .chain(&self.asking);
         tasks.for_each(JoinHandle::abort);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_tells_of_its_end_is_waited_for_with_a_full_inbox() {
+        let (news, mut inbox) = mpsc::channel(INBOX);
+        for number in 0..INBOX {
+            news.try_send(number).unwrap();
+        }
+        let others = news.clone();
+        let task = tokio::spawn(async move { news.send(INBOX).await.unwrap() });
+        let waiting = tokio::time::timeout(Duration::from_secs(60), taking_in(task, &mut inbox));
+        let taken = waiting.await.expect("it ends");
+        let left = std::iter::from_fn(|| inbox.try_recv().ok());
+        let all: Vec<usize> = taken.into_iter().chain(left).collect();
+        assert_eq!(all, Vec::from_iter(0..=INBOX), "nothing is lost");
+        drop(others);
     }
 }
