@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus as ApiStatus};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::Instant,
 };
 
@@ -67,6 +67,8 @@ pub(super) struct Worker {
     images: BTreeMap<String, Box<RootfsLayers>>,
     /// The run of each container for which its image came.
     asked: BTreeMap<String, u32>,
+    /// What brings images. A pull has one of the node's few turns, which a pod that ends gives back.
+    fetches: JoinSet<()>,
     /// Boxed: a channel sets aside the room of 32 messages at once.
     news: mpsc::Sender<Box<News>>,
     inbox: mpsc::Receiver<Box<News>>,
@@ -158,6 +160,7 @@ impl Worker {
             attachment: None,
             images: BTreeMap::new(),
             asked: BTreeMap::new(),
+            fetches: JoinSet::new(),
             news,
             inbox,
             follower: None,
@@ -213,6 +216,9 @@ impl Worker {
             let Plan { steps, wake_at } = plan(&wanted, &self.seen, Timestamp::now());
             self.report(&wanted);
             self.keep_end(&wanted).await;
+            if wanted.ending != Ending::No || wanted.settled || self.seen.eviction.is_some() {
+                self.fetches.abort_all();
+            }
             let mut idle = steps.is_empty();
             if self.lost {
                 Box::pin(self.clear_lost()).await;

@@ -148,7 +148,8 @@ impl Worker {
             Image::Failed(failure) => Image::Retrying(failure),
             _ => Image::Fetching,
         };
-        tokio::spawn(async move {
+        while self.fetches.try_join_next().is_some() {}
+        self.fetches.spawn(async move {
             let asked = pull::Asked {
                 pod: &pod,
                 directory: &directory,
