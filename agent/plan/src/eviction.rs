@@ -62,11 +62,15 @@ pub fn outlives_its_node(pod: &Pod) -> bool {
     is_of_file(pod) && policy != Some("Never")
 }
 
-/// What a pod that [`comes_back`] keeps of its status: not when it began, and not that it was ended.
+/// What a pod that [`comes_back`] keeps of its status: not when it began, and not that it is being ended. Who merges conditions
+/// takes none away by leaving it out.
 pub fn begin_anew(status: &mut PodStatus) {
     status.start_time = None;
-    let conditions = status.conditions.get_or_insert_default();
-    conditions.retain(|condition| !is_by_node(condition) || is_own_condition(&condition.type_));
+    let conditions = status.conditions.iter_mut().flatten();
+    for ended in conditions.filter(|condition| is_by_node(condition) && !is_own_condition(&condition.type_)) {
+        ended.status = "False".to_owned();
+        ended.message = None;
+    }
 }
 
 /// Why and how a pod is evicted.
@@ -141,12 +145,15 @@ mod tests {
         .unwrap();
         begin_anew(&mut status);
         assert_eq!(status.start_time, None);
-        let kinds: Vec<_> = status
-            .conditions
-            .iter()
-            .flatten()
-            .map(|c| c.type_.as_str())
+        let conditions = status.conditions.iter().flatten();
+        let said: Vec<_> = conditions
+            .map(|condition| (condition.type_.as_str(), condition.status.as_str()))
             .collect();
-        assert_eq!(kinds, ["Ready", "example.com/own"]);
+        let expected = [
+            ("Ready", "True"),
+            ("DisruptionTarget", "False"),
+            ("example.com/own", "True"),
+        ];
+        assert_eq!(said, expected);
     }
 }

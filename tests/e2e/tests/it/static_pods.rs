@@ -275,10 +275,12 @@ fn back_after_a_shutdown(cluster: &Cluster) -> Result<()> {
             let object = object("back-lab")?;
             let container = &object["status"]["containerStatuses"][0];
             let again = container["restartCount"].as_i64() >= Some(least) && container["ready"] == true;
-            let text = object["status"].to_string();
-            match again && object["status"]["phase"] == "Running" && !text.contains("DisruptionTarget") {
+            let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+            let ends = conditions
+                .any(|condition| condition["type"] == "DisruptionTarget" && condition["status"] == "True");
+            match again && object["status"]["phase"] == "Running" && !ends {
                 true => Ok(object),
-                false => bail!("{text}"),
+                false => bail!("{}", object["status"]),
             }
         })
         .with_context(|| cluster.daemon_logs())
