@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_node_asks_for_no_address_that_is_also_the_api_servers() {
-        let mut config = Config::below(std::path::Path::new("/base"));
+        let mut config = Config::below(Path::new("/base"));
         config.api_server = "https://192.0.2.7:6443".to_owned();
         let mut own = |listen: &str| {
             config.listen = listen.parse().unwrap();
