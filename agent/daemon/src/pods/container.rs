@@ -109,8 +109,7 @@ pub(crate) fn config(
         uid: resolved.user.uid,
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
-        read_only_root: security.read_only_root_filesystem == Some(true)
-            || debug::has_read_only_root(pod, container),
+        read_only_root: has_read_only_root(pod, container),
         pid_namespace: pid_namespace(pod, container),
         streams: Streams {
             stdin: container.stdin == Some(true),
@@ -277,6 +276,13 @@ fn absolute(field: &'static str, value: &str) -> Result<PathBuf, ContainerError>
             value: value.to_owned(),
         })
     }
+}
+
+/// Whether the container cannot write to its root, by its own wish or since it looks at one that cannot.
+pub(crate) fn has_read_only_root(pod: &Pod, container: &Container) -> bool {
+    let security = container.security_context.as_ref();
+    let own = security.and_then(|security| security.read_only_root_filesystem);
+    own == Some(true) || debug::has_read_only_root(pod, container)
 }
 
 /// The capabilities that a container of the pod holds, such as `CAP_CHOWN`.
