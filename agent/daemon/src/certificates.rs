@@ -7,6 +7,7 @@
 use std::{
     fs,
     io::{self, Write as _},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -110,6 +111,7 @@ pub(crate) async fn ensure(config: &Config, shutdown: &CancellationToken) -> Res
 
 /// Renews in time, and returns when there is something new to start with.
 pub(crate) async fn renew(config: &Config, client: &Client) {
+    let mut address = own_address(config);
     loop {
         tokio::time::sleep(look_again(config)).await;
         let mut renewed = false;
@@ -121,16 +123,17 @@ pub(crate) async fn renew(config: &Config, client: &Client) {
                 continue;
             }
             let mut names = vec![requests::own_name(&config.node_name)];
-            let listen = config.listen.ip();
-            if !listen.is_unspecified() {
-                names.push(listen.to_string());
-            }
+            names.extend(address.map(|address| address.to_string()));
             match obtain(config, client, kind, &names).await {
                 Ok(()) => {
                     tracing::info!(name, "certificate renewed");
                     renewed = true;
                 }
                 Err(error) => {
+                    if matches!(error, CertificateError::Unanswered { .. }) {
+                        // Somebody else has it, or says so. The API server knows a node by its name.
+                        address = None;
+                    }
                     tracing::warn!(name, error = chain(&error), "certificate not renewed, will retry");
                 }
             }
@@ -139,6 +142,15 @@ pub(crate) async fn renew(config: &Config, client: &Client) {
             return;
         }
     }
+}
+
+/// The address for which the node's own API has a certificate; nothing where clients know somebody else by it, too.
+fn own_address(config: &Config) -> Option<IpAddr> {
+    let address = config.listen.ip();
+    let server: Option<hyper::Uri> = config.api_server.parse().ok();
+    let host = server.as_ref().and_then(|server| server.host());
+    let host = host.and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+    (!address.is_unspecified() && !address.is_loopback() && host != Some(address)).then_some(address)
 }
 
 /// More often where certificates are short-lived.
@@ -332,6 +344,25 @@ mod tests {
 
     fn is(value: &str) -> (String, String, bool) {
         (value.to_owned(), value.to_owned(), false)
+    }
+
+    #[test]
+    fn a_node_asks_for_no_address_that_is_also_the_api_servers() {
+        let mut config = Config::below(Path::new("/base"));
+        config.api_server = "https://192.0.2.7:6443".to_owned();
+        let mut own = |listen: &str| {
+            config.listen = listen.parse().unwrap();
+            own_address(&config).map(|address| address.to_string())
+        };
+        assert_eq!(own("192.0.2.8:10250").as_deref(), Some("192.0.2.8"));
+        for listen in [
+            "192.0.2.7:10250",
+            "127.0.0.1:10250",
+            "0.0.0.0:10250",
+            "[::1]:10250",
+        ] {
+            assert_eq!(own(listen), None, "{listen}");
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Events about pods and the node, written to the API without holding anybody up.
 //!
-//! A repeated event raises the count of the one that exists. When the queue is full events are dropped and
-//! the loss is logged: they inform, nothing depends on them.
+//! A repeated event raises the count of the one that exists. Of one object there are so many and no more ([`correlate`]). When the
+//! queue is full events are dropped and the loss is logged: they inform, nothing depends on them.
+
+mod correlate;
 
 use std::{
     borrow::Cow,
     collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use jiff::Timestamp;
@@ -20,6 +24,8 @@ use kube::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::correlate::{Correlator, Subject, Telling};
+
 /// Events waiting to be written.
 const QUEUE: usize = 256;
 /// Events whose names are remembered so that repetitions find them.
@@ -28,7 +34,7 @@ const REMEMBERED: usize = 512;
 const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Whether an event is good or bad news.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Normal,
     Warning,
@@ -38,13 +44,14 @@ pub(crate) enum Kind {
 #[derive(Clone)]
 pub(crate) struct Events {
     queue: mpsc::Sender<Note>,
+    correlator: Arc<Mutex<Correlator>>,
 }
 
 struct Note {
     object: ObjectReference,
     kind: Kind,
     reason: Cow<'static, str>,
-    message: String,
+    telling: Telling,
     at: Timestamp,
 }
 
@@ -64,7 +71,14 @@ impl Events {
                 () = shutdown.cancelled() => {}
             }
         });
-        Self { queue }
+        Self::into_queue(queue)
+    }
+
+    fn into_queue(queue: mpsc::Sender<Note>) -> Self {
+        Self {
+            queue,
+            correlator: Arc::default(),
+        }
     }
 
     /// An event about a pod, or about one of its containers.
@@ -85,13 +99,7 @@ impl Events {
             field_path: container.map(|name| field_path(pod, name)),
             ..ObjectReference::default()
         };
-        self.send(Note {
-            object,
-            kind,
-            reason: reason.into(),
-            message,
-            at: Timestamp::now(),
-        });
+        self.send(object, kind, reason.into(), message);
     }
 
     /// An event about the node itself.
@@ -104,16 +112,30 @@ impl Events {
             uid: Some(name.to_owned()),
             ..ObjectReference::default()
         };
-        self.send(Note {
-            object,
-            kind,
-            reason: Cow::Borrowed(reason),
-            message,
-            at: Timestamp::now(),
-        });
+        self.send(object, kind, Cow::Borrowed(reason), message);
     }
 
-    fn send(&self, note: Note) {
+    fn send(&self, object: ObjectReference, kind: Kind, reason: Cow<'static, str>, message: String) {
+        let subject = Subject {
+            uid: object.uid.as_deref().unwrap_or_default(),
+            field: object.field_path.as_deref().unwrap_or_default(),
+            kind,
+            reason: &reason,
+        };
+        // What a panic would leave half-counted is a count.
+        let mut correlator = self.correlator.lock().unwrap_or_else(PoisonError::into_inner);
+        let telling = correlator.take(subject, shortened(message), Instant::now());
+        drop(correlator);
+        let Some(telling) = telling else {
+            return tracing::debug!(object = object.name, %reason, "there are too many events of this object");
+        };
+        let note = Note {
+            object,
+            kind,
+            reason,
+            telling,
+            at: Timestamp::now(),
+        };
         if let Err(error) = self.queue.try_send(note) {
             tracing::warn!(%error, "event dropped");
         }
@@ -140,13 +162,8 @@ impl Writer {
 
     async fn write(&mut self, note: Note) -> Result<(), kube::Error> {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
-        let message = shortened(note.message);
-        let key = format!(
-            "{}/{}/{}/{message}",
-            text(&note.object.uid),
-            text(&note.object.field_path),
-            note.reason
-        );
+        let Telling { key, message, times } = note.telling;
+        let message = shortened(message);
         // Events about what has no namespace are in this one.
         let namespace = note
             .object
@@ -155,8 +172,9 @@ impl Writer {
             .unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         if let Some((name, count)) = self.names.get_mut(&key) {
-            *count += 1;
-            let patch = serde_json::json!({"count": *count, "lastTimestamp": Time(note.at)});
+            *count = count.saturating_add(times);
+            let patch =
+                serde_json::json!({"count": *count, "lastTimestamp": Time(note.at), "message": message});
             match api
                 .patch(name, &PatchParams::default(), &Patch::Merge(patch))
                 .await
@@ -185,18 +203,18 @@ impl Writer {
             }),
             first_timestamp: Some(Time(note.at)),
             last_timestamp: Some(Time(note.at)),
-            count: Some(1),
+            count: Some(times),
             reporting_component: Some("palisade-agent".to_owned()),
             reporting_instance: Some(self.node.clone()),
             ..Event::default()
         };
         api.create(&PostParams::default(), &event).await?;
-        self.remember(key, name);
+        self.remember(key, (name, times));
         Ok(())
     }
 
-    fn remember(&mut self, key: String, name: String) {
-        if self.names.insert(key.clone(), (name, 1)).is_none() {
+    fn remember(&mut self, key: String, written: (String, i32)) {
+        if self.names.insert(key.clone(), written).is_none() {
             self.order.push_back(key);
         }
         if self.order.len() > REMEMBERED
@@ -238,6 +256,35 @@ fn shortened(mut message: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_pod_that_is_told_much_of_does_not_keep_others_from_being_told_of() {
+        let pod = |name: &str| -> Pod {
+            let pod = serde_json::json!({"metadata": {"name": name, "uid": name},
+                "spec": {"containers": [{"name": "main"}]}});
+            serde_json::from_value(pod).unwrap()
+        };
+        // Nobody writes them meanwhile.
+        let (queue, mut notes) = mpsc::channel(QUEUE);
+        let events = Events::into_queue(queue);
+        for number in 0..1000 {
+            let message = format!("Readiness probe failed: {number}");
+            events.pod(&pod("noisy"), Some("main"), Kind::Warning, "Unhealthy", message);
+        }
+        events.pod(
+            &pod("quiet"),
+            Some("main"),
+            Kind::Normal,
+            "Killing",
+            "Stopping".to_owned(),
+        );
+        drop(events);
+        let mut told = BTreeMap::new();
+        while let Some(note) = notes.recv().await {
+            *told.entry(note.object.name.unwrap_or_default()).or_insert(0) += 1;
+        }
+        assert_eq!(told, [("noisy".to_owned(), 25), ("quiet".to_owned(), 1)].into());
+    }
 
     #[test]
     fn long_messages_are_cut_at_a_character() {

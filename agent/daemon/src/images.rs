@@ -205,7 +205,9 @@ fn needed(pod: &Pod, node: &str) -> Vec<Digest> {
     let Some(spec) = pod.spec.as_ref() else {
         return Vec::new();
     };
-    let over = pod.status.as_ref().is_some_and(agent_plan::is_settled);
+    let status = pod.status.as_ref();
+    let over =
+        status.is_some_and(|status| agent_plan::is_settled(status) && !agent_plan::comes_back(pod, status));
     if over || spec.node_name.as_deref() != Some(node) {
         return Vec::new();
     }

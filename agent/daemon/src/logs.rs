@@ -502,7 +502,7 @@ mod tests {
         std::fs::write(&path, LOG).unwrap();
         let directory = Directory::default();
         let mut entry = target(logs.path()).entry;
-        let running = |running| crate::pods::directory::Latest { attempt: 0, running };
+        let running = crate::pods::directory::Latest::for_tests;
         entry.containers.insert("c".to_owned(), running(true));
         directory.publish_for_tests(&entry);
         let options = Options {

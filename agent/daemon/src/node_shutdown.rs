@@ -57,10 +57,7 @@ pub(crate) async fn end_pods(
 
 fn of_group(roster: &Roster, critical: bool) -> BTreeMap<String, Arc<Pod>> {
     let mut pods = roster.pods();
-    pods.retain(|_uid, pod| {
-        let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
-        is_critical(priority.unwrap_or(0)) == critical
-    });
+    pods.retain(|_uid, pod| is_critical(pod) == critical);
     pods
 }
 
@@ -99,8 +96,11 @@ mod tests {
     #[tokio::test]
     async fn pods_of_an_earlier_agent_end_in_order_while_the_api_says_nothing() {
         let base = tempfile::tempdir().unwrap();
-        let (plain, system) = (pod("plain", 0), pod("system", 2_000_000_000));
-        let (roster, directory) = unheard(base.path(), &[plain.clone(), system.clone()]);
+        let (plain, mut of_file) = (pod("plain", 0), pod("file", 0));
+        let mirror = ("kubernetes.io/config.mirror".to_owned(), "h".to_owned());
+        of_file.metadata.annotations = Some([mirror].into());
+        let system = pod("system", 2_000_000_000);
+        let (roster, directory) = unheard(base.path(), &[plain.clone(), of_file, system]);
         let evictions = Evictions::default();
         let grace = ShutdownGrace {
             pods_seconds: 20,
@@ -115,9 +115,15 @@ mod tests {
             };
             ordered("plain").await;
             tokio::time::sleep(LOOK_EVERY * 2).await;
-            assert!(!evictions.is_ordered("system"), "those of the system are last");
+            for last in ["system", "file"] {
+                assert!(
+                    !evictions.is_ordered(last),
+                    "{last}: those of the system are last"
+                );
+            }
             directory.publish_for_tests(&found(&plain, false));
             ordered("system").await;
+            ordered("file").await;
         };
         tokio::select! {
             () = ending => panic!("it did not wait for pods that run"),

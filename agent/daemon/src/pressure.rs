@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_plan::{Candidate, Cause, Eviction, Shortage, first_to_go};
+use agent_plan::{Candidate, Cause, Eviction, Shortage, first_to_go, is_critical};
 use api::stats::{ContainerStats, PodStats, Summary};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -206,6 +206,7 @@ fn resource(shortage: Shortage) -> &'static str {
     }
 }
 
+/// The pod as one that could go; nothing for one that may not.
 fn candidate(shortage: Shortage, pod: &PodStats, object: &Pod) -> Option<Candidate> {
     let spec = object.spec.as_ref()?;
     let containers = spec
@@ -226,7 +227,7 @@ fn candidate(shortage: Shortage, pod: &PodStats, object: &Pod) -> Option<Candida
         Shortage::Processes => pod.process_stats.map_or(0, |processes| processes.process_count),
     };
     // Nothing comes back from a pod that does not run.
-    (!pod.containers.is_empty()).then(|| Candidate {
+    (!pod.containers.is_empty() && !is_critical(object)).then(|| Candidate {
         uid: pod.pod_ref.uid.clone(),
         priority: spec.priority.unwrap_or(0),
         requested: requested.sum(),
@@ -569,6 +570,10 @@ mod tests {
             blame(Shortage::Memory, &pod, &object),
             "Container a was using 4096Ki, request is 1024Ki, has larger consumption of memory. "
         );
+        let mut critical = object.clone();
+        let mirror = ("kubernetes.io/config.mirror".to_owned(), "h".to_owned());
+        critical.metadata.annotations = Some([mirror].into());
+        assert_eq!(candidate(Shortage::Memory, &pod, &critical), None, "it stays");
         let candidate = candidate(Shortage::Memory, &pod, &object).unwrap();
         assert_eq!((candidate.requested, candidate.used), (10 << 20, 6 << 20));
     }

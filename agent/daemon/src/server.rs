@@ -4,10 +4,11 @@
 //! Only the API server and full administrators may ask. The API server has already checked what the user
 //! may see; this is the second door, not the first.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+mod listener;
+
+use std::{convert::Infallible, io, sync::Arc};
 
 use agent_telemetry::{Hub, METRICS_MEDIA_TYPE, Query as FlowQuery};
-use api::annotations::{GROUP_MASTERS, USER_APISERVER};
 use axum::{
     Router,
     body::Body,
@@ -18,17 +19,9 @@ use axum::{
 };
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, TlsError};
 use futures::{StreamExt as _, stream};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -43,12 +36,6 @@ use crate::{
     stats::{self, Stats},
 };
 
-/// Connections at once: each log or flow stream is one.
-const MAX_CONNECTIONS: usize = 256;
-/// Longest time for a TLS handshake and for the head of a request.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Delay after an `accept` that failed for want of descriptors.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Lines of the flow log for somebody who does not say how many.
 const RECENT_FLOWS: usize = 1000;
 /// Lines that are read ahead of a reader.
@@ -110,39 +97,9 @@ impl NodeApi {
             .await
             .map_err(|source| ServeError::Listen { address, source })?;
         tracing::info!(%address, "serving the node's API");
-        tokio::spawn(self.accept(listener, TlsAcceptor::from(tls), shutdown));
+        let acceptor = TlsAcceptor::from(tls);
+        tokio::spawn(listener::accept(listener, acceptor, self.routes(), shutdown));
         Ok(())
-    }
-
-    async fn accept(self, listener: TcpListener, acceptor: TlsAcceptor, shutdown: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let routes = self.routes();
-        loop {
-            // The semaphore is never closed.
-            let Ok(slot) = slots.clone().acquire_owned().await else {
-                return;
-            };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = shutdown.cancelled() => return,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                    continue;
-                }
-            };
-            let (acceptor, routes, shutdown) = (acceptor.clone(), routes.clone(), shutdown.clone());
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = serve(stream, acceptor, routes) => {}
-                    () = shutdown.cancelled() => {}
-                }
-                drop(slot);
-            });
-        }
     }
 
     fn routes(self) -> Router {
@@ -164,48 +121,6 @@ impl NodeApi {
     }
 }
 
-/// Serves one connection, or refuses all its requests when the peer is somebody else.
-async fn serve(stream: TcpStream, acceptor: TlsAcceptor, routes: Router) {
-    // Log lines are small and must not wait for a full segment.
-    let accepted = match stream.set_nodelay(true) {
-        Ok(()) => tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await,
-        Err(error) => return tracing::debug!(%error, "connection"),
-    };
-    let stream = match accepted {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
-        Err(_elapsed) => return tracing::debug!("TLS handshake took too long"),
-    };
-    let routes = match control_pki::tls::peer(stream.get_ref().1) {
-        Ok(Some(peer)) if may_ask(peer.identity()) => routes,
-        Ok(peer) => {
-            tracing::warn!(
-                user = peer.map(|peer| peer.identity().user.clone()),
-                "refused at the node's API"
-            );
-            Router::new().fallback(async || (StatusCode::FORBIDDEN, "only the API server may ask a node\n"))
-        }
-        Err(error) => return tracing::warn!(%error, "client certificate"),
-    };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_WITHIN);
-    builder.http2().timer(TokioTimer::new());
-    let service = TowerToHyperService::new(routes);
-    if let Err(error) = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-        .await
-    {
-        tracing::debug!(%error, "connection");
-    }
-}
-
-fn may_ask(identity: &control_auth::Identity) -> bool {
-    identity.user == USER_APISERVER || identity.in_group(GROUP_MASTERS)
-}
-
 async fn container_logs(
     State(api): State<NodeApi>,
     Path((namespace, pod, container)): Path<(String, String, String)>,
@@ -222,11 +137,7 @@ async fn container_logs(
         let message = format!("container \"{container}\" in pod \"{pod}\" is waiting to start");
         return refuse(StatusCode::BAD_REQUEST, message);
     };
-    let attempt = if options.previous {
-        latest.attempt.checked_sub(1)
-    } else {
-        Some(latest.attempt)
-    };
+    let attempt = latest.run(options.previous);
     let logs = entry.id.logs(&api.config).join(&container);
     let attempt = attempt.filter(|attempt| logs.join(format!("{attempt}.log")).exists());
     let Some(attempt) = attempt else {

@@ -37,7 +37,7 @@ pub use crate::{
     backoff::{delay, streak_after},
     conditions::{SANDBOX_CURRENT, SANDBOXED, is_by_node, is_own_condition},
     ephemeral::as_container,
-    eviction::{Cause, Eviction, evict},
+    eviction::{Cause, Eviction, begin_anew, comes_back, evict, outlives_its_node},
     order::{is_ready, is_started},
     pressure::{Candidate, Shortage, first_to_go, is_critical},
     qos::{oom_score_adj, qos_class},

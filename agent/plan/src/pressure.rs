@@ -1,5 +1,8 @@
 //! Which pod goes first when the node has too little left: the kubelet's order.
 
+use api::annotations::CONFIG_MIRROR;
+use k8s_openapi::api::core::v1::Pod;
+
 /// What there is too little of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
@@ -29,12 +32,20 @@ pub struct Candidate {
 /// From here on pods are the system's own, and never go for want of something: Kubernetes' number.
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
-/// Whether the pod is one of the system's own, which end last and are never evicted.
-pub fn is_critical(priority: i32) -> bool {
-    priority >= SYSTEM_CRITICAL
+/// Whether the node cannot do without the pod. Such pods end last and are never evicted. As for the kubelet, those of the
+/// node's own files are among them; the API lets nobody but the node write their annotation.
+pub fn is_critical(pod: &Pod) -> bool {
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
+    is_of_file(pod) || priority.unwrap_or(0) >= SYSTEM_CRITICAL
 }
 
-/// The pod that goes first. Those that use more than they asked for go before others, those of lower priority before
+/// Whether the pod stands for a file of its node.
+pub(crate) fn is_of_file(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.is_some_and(|annotations| annotations.contains_key(CONFIG_MIRROR))
+}
+
+/// The pod that goes first of those that may: see [`is_critical`]. Those that use more than they asked for go before others, those of lower priority before
 /// those of higher, and then whoever is furthest above what it asked for. File numbers cannot be
 /// asked for, so whoever uses any is above. Process numbers neither: there only priority and use count.
 pub fn first_to_go(shortage: Shortage, candidates: &[Candidate]) -> Option<&Candidate> {
@@ -52,14 +63,13 @@ pub fn first_to_go(shortage: Shortage, candidates: &[Candidate]) -> Option<&Cand
         let rank = (within(candidate), candidate.priority, -above(candidate));
         (rank, candidate.uid.clone())
     };
-    let may_go = candidates
-        .iter()
-        .filter(|candidate| !is_critical(candidate.priority));
-    may_go.min_by_key(order)
+    candidates.iter().min_by_key(order)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn first(shortage: Shortage, candidates: &[(&str, i32, u64, u64)]) -> Option<String> {
@@ -97,10 +107,20 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_own_stay_and_processes_are_counted_as_they_are() {
-        assert_eq!(first(Shortage::Disk, &[("system", 2_000_000_000, 0, 9)]), None);
+    fn processes_are_counted_as_they_are() {
         assert_eq!(first(Shortage::Disk, &[]), None);
         let counted = [("few", 0, 0, 3), ("many", 0, 1000, 50), ("more", 1, 0, 500)];
         assert_eq!(first(Shortage::Processes, &counted).unwrap(), "many");
+    }
+
+    #[test]
+    fn pods_of_the_system_and_of_files_are_critical() {
+        let critical = |pod: Value| is_critical(&serde_json::from_value(pod).unwrap());
+        let of_priority = |priority: i32| json!({"spec": {"containers": [], "priority": priority}});
+        assert!(critical(of_priority(2_000_000_000)) && !critical(of_priority(1_999_999_999)));
+        let noted = |key: &str| json!({"metadata": {"annotations": {key: "h"}}});
+        assert!(critical(noted("kubernetes.io/config.mirror")));
+        // Anybody may write this one.
+        assert!(!critical(noted("kubernetes.io/config.source")) && !critical(json!({})));
     }
 }

@@ -37,7 +37,6 @@ mod server;
 mod services;
 mod sessions;
 mod shape;
-mod shares;
 mod standing;
 mod storage;
 mod streams;

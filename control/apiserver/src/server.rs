@@ -10,6 +10,7 @@ use std::{
 
 use axum::{Router, body::Body};
 use control_auth::Authenticated;
+use control_pki::shares::{Share, Shares};
 use http::Request;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -25,8 +26,6 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 use tracing::{debug, warn};
-
-use crate::shares::{Share, Shares};
 
 /// Connections served at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 2048;

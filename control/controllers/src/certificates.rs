@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -41,7 +42,8 @@ pub(crate) struct Caches {
 }
 
 /// Runs for ever.
-pub(crate) async fn run(client: Client, recorder: Recorder, mut caches: Caches) {
+/// `taken` are the addresses by which clients know the API server.
+pub(crate) async fn run(client: Client, recorder: Recorder, mut caches: Caches, taken: BTreeSet<IpAddr>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     loop {
         let mut wait = RESYNC;
@@ -51,7 +53,8 @@ pub(crate) async fn run(client: Client, recorder: Recorder, mut caches: Caches) 
             let too_many = too_many(&requests, now);
             for request in requests {
                 let goes = is_old(&request, now) || too_many.contains(&request.name_any());
-                settled &= act(&client, &recorder, &request, goes, &nodes).await;
+                let why = approval(&request, &nodes, &taken).filter(|_why| !goes);
+                settled &= act(&client, &recorder, &request, goes, why).await;
             }
             match settled {
                 true => backoff.reset(),
@@ -73,13 +76,13 @@ async fn act(
     recorder: &Recorder,
     request: &CertificateSigningRequest,
     goes: bool,
-    nodes: &[Arc<Node>],
+    why: Option<&str>,
 ) -> bool {
     let api = Requests::all(client.clone());
     let name = request.name_any();
     let done = if goes {
         api.delete(&name, &DeleteParams::default()).await.map(drop)
-    } else if let Some(why) = approval(request, nodes) {
+    } else if let Some(why) = why {
         let approved = approve(&api, request, why).await;
         if approved.is_ok() {
             recorder.record(request, Severity::Normal, "Approved", why).await;
@@ -146,8 +149,12 @@ fn too_many(requests: &[Arc<CertificateSigningRequest>], now: Timestamp) -> BTre
 /// Why the request is approved; nothing leaves it to people.
 ///
 /// A client's certificate goes to the node itself as long as its object is there, or to who may bring in the node of that
-/// very name. A server's goes to the node itself, for the names that its object says it has.
-fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<&'static str> {
+/// very name. A server's goes to the node itself, for the names that its object says it has and nobody else.
+fn approval(
+    request: &CertificateSigningRequest,
+    nodes: &[Arc<Node>],
+    taken: &BTreeSet<IpAddr>,
+) -> Option<&'static str> {
     if requests::is_answered(request) || requests::has(request, "Approved") {
         return None;
     }
@@ -169,25 +176,37 @@ fn approval(request: &CertificateSigningRequest, nodes: &[Arc<Node>]) -> Option<
         Kind::Client if is(USER_BOOTSTRAP_PREFIX, GROUP_BOOTSTRAPPERS) => {
             Some("Auto approving kubelet client certificate of the node that this identity may bring in.")
         }
-        Kind::Serving if itself && asked.names.is_subset(&names_of(&asked.node, nodes)) => {
+        Kind::Serving if itself && asked.names.is_subset(&names_of(&asked.node, nodes, taken)) => {
             Some("Auto approving kubelet serving certificate for names of the node.")
         }
         _ => None,
     }
 }
 
-fn names_of(name: &str, nodes: &[Arc<Node>]) -> BTreeSet<String> {
-    let mut names = BTreeSet::from([own_name(name)]);
-    let node = nodes.iter().find(|node| node.name_any() == name);
-    let addresses = node.and_then(|node| node.status.as_ref()?.addresses.as_ref());
-    names.extend(
-        addresses
-            .into_iter()
-            .flatten()
-            .filter_map(|address| address.address.parse::<std::net::IpAddr>().ok())
-            .map(|address| address.to_string()),
-    );
-    names
+/// The names of a node: a node writes its addresses itself, so that those by which clients may know somebody else are not its own.
+fn names_of(name: &str, nodes: &[Arc<Node>], taken: &BTreeSet<IpAddr>) -> BTreeSet<String> {
+    let (own, others): (Vec<_>, Vec<_>) = nodes.iter().partition(|node| node.name_any() == name);
+    let others: BTreeSet<IpAddr> = others.into_iter().flat_map(|node| addresses(node)).collect();
+    let taken: BTreeSet<IpAddr> = taken.iter().map(IpAddr::to_canonical).collect();
+    let is_its = |address: &IpAddr| {
+        let everybodys = address.is_loopback() || address.is_unspecified() || address.is_multicast();
+        !everybodys && !taken.contains(address) && !others.contains(address)
+    };
+    let addresses = own.into_iter().flat_map(|node| addresses(node)).filter(is_its);
+    addresses
+        .map(|address| address.to_string())
+        .chain([own_name(name)])
+        .collect()
+}
+
+/// The addresses that a node says it has.
+fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let all = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    all.filter_map(|address| address.address.parse::<IpAddr>().ok())
+        .map(|address| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -220,7 +239,8 @@ mod tests {
         let node: Node = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
         let nodes = [Arc::new(node)];
         let client = |user: &str, group: &str| {
-            approval(&request("n1", Kind::Client, &[], user, group), &nodes).is_some()
+            let request = request("n1", Kind::Client, &[], user, group);
+            approval(&request, &nodes, &BTreeSet::new()).is_some()
         };
         assert!(client("system:bootstrap:n1", "system:bootstrappers"));
         assert!(client("system:node:n1", "system:nodes"));
@@ -234,7 +254,8 @@ mod tests {
             assert!(!client(user, group), "{user} {group}");
         }
         let renewal = request("n1", Kind::Client, &[], "system:node:n1", "system:nodes");
-        assert_eq!(approval(&renewal, &[]), None, "there is no such node");
+        let approved = approval(&renewal, &[], &BTreeSet::new());
+        assert_eq!(approved, None, "there is no such node");
     }
 
     #[test]
@@ -247,7 +268,8 @@ mod tests {
         let nodes = [Arc::new(node)];
         let serving = |names: &[&str], user: &str, group: &str| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            approval(&request("n1", Kind::Serving, &names, user, group), &nodes).is_some()
+            let request = request("n1", Kind::Serving, &names, user, group);
+            approval(&request, &nodes, &BTreeSet::new()).is_some()
         };
         let own = own_name("n1");
         assert!(serving(&[&own, "10.0.0.7"], "system:node:n1", "system:nodes"));
@@ -266,7 +288,39 @@ mod tests {
         let mut denied = request("n1", Kind::Client, &[], "system:node:n1", "system:nodes");
         denied.status =
             serde_json::from_value(json!({"conditions": [{"type": "Denied", "status": "True"}]})).ok();
-        assert_eq!(approval(&denied, &nodes), None);
+        assert_eq!(approval(&denied, &nodes, &BTreeSet::new()), None);
+    }
+
+    #[test]
+    fn no_node_gets_an_address_by_which_clients_know_another() {
+        let node = |name: &str, addresses: &[&str]| -> Arc<Node> {
+            let address = |address: &&str| json!({"type": "InternalIP", "address": address});
+            let addresses: Vec<_> = addresses.iter().map(address).collect();
+            let node = json!({"metadata": {"name": name}, "status": {"addresses": addresses}});
+            Arc::new(serde_json::from_value(node).unwrap())
+        };
+        let claims = [
+            "10.0.0.1",
+            "10.0.0.7",
+            "10.0.0.8",
+            "127.0.0.1",
+            "::1",
+            "0.0.0.0",
+            "fd00::1",
+            "::ffff:10.0.0.8",
+        ];
+        let nodes = [node("n1", &claims), node("n2", &["10.0.0.8", "fd00::8"])];
+        // The API server's.
+        let taken = ["10.0.0.1", "fd00::1"]
+            .map(|address| address.parse().unwrap())
+            .into();
+        let gets = |address: &str| {
+            let names = [own_name("n1"), address.to_owned()];
+            let request = request("n1", Kind::Serving, &names, "system:node:n1", "system:nodes");
+            approval(&request, &nodes, &taken).is_some()
+        };
+        let got: Vec<_> = claims.into_iter().filter(|address| gets(address)).collect();
+        assert_eq!(got, ["10.0.0.7"]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ mod signing;
 mod taints;
 mod volumes;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
@@ -71,6 +71,15 @@ impl Default for Timing {
     }
 }
 
+/// By what clients know the API server.
+#[derive(Debug, Clone, Default)]
+pub struct ApiServer {
+    /// Its authority, PEM, which every namespace gets.
+    pub root_ca: String,
+    /// Addresses that its certificate names: no node gets a certificate for them by itself.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
 /// Why the loops ended before they were told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllersError {
@@ -85,19 +94,18 @@ pub enum ControllersError {
 /// Runs all loops until `shutdown`. Failures to reach the API server are retried for ever; an error means a
 /// defect in a loop, and that the caller should end the process rather than run without it.
 ///
-/// `root_ca` is the authority of the API server, PEM, which every namespace gets.
 pub async fn run(
     client: Client,
-    root_ca: String,
+    api: ApiServer,
     shutdown: CancellationToken,
 ) -> Result<(), ControllersError> {
-    run_with(client, root_ca, Timing::default(), shutdown).await
+    run_with(client, api, Timing::default(), shutdown).await
 }
 
 /// [`run`] with other timing.
 pub async fn run_with(
     client: Client,
-    root_ca: String,
+    api: ApiServer,
     timing: Timing,
     shutdown: CancellationToken,
 ) -> Result<(), ControllersError> {
@@ -161,6 +169,7 @@ pub async fn run_with(
             requests,
             nodes: nodes.clone(),
         },
+        api.addresses,
     );
     let lifecycle = nodes::run(
         client.clone(),
@@ -169,7 +178,7 @@ pub async fn run_with(
         nodes::Caches { nodes, leases, pods },
     );
     let maps = root_ca::spawn(&mut tasks, &shutdown, &client);
-    let root_ca = root_ca::run(client.clone(), root_ca, namespaces.clone(), maps);
+    let root_ca = root_ca::run(client.clone(), api.root_ca, namespaces.clone(), maps);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(root_ca));
     let namespaces = namespaces::run(client.clone(), namespaces, accounts);
     let events = event_ttl::run(client);

@@ -16,7 +16,7 @@ use api::{
 };
 use async_trait::async_trait;
 use control_apiserver::{Config, ImageGate, Judgement, Refusal};
-use control_controllers::{Timing, connect, run_with};
+use control_controllers::{ApiServer, Timing, connect, run_with};
 use control_pki::tls::{ALPN_HTTP, ClientCertificate, Credentials, client_config, server_config};
 use control_store::{Embedded, Keyring};
 use k8s_openapi::api::{
@@ -134,9 +134,11 @@ impl Cluster {
         let controllers = tokio::spawn({
             let shutdown = shutdown.clone();
             async move {
-                run_with(client, "the authority".to_owned(), timing, shutdown)
-                    .await
-                    .unwrap();
+                let api = ApiServer {
+                    root_ca: "the authority".to_owned(),
+                    ..ApiServer::default()
+                };
+                run_with(client, api, timing, shutdown).await.unwrap();
             }
         });
         let kubeconfig = Kubeconfig::read_from(report.kubeconfig).unwrap();

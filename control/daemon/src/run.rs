@@ -49,6 +49,7 @@ async fn serve(config: &Config, own_program: &Path) -> Result<()> {
     let gate = ScanGate::open(config, own_program).context("open the image gate")?;
     let server = Credentials::load(&tls, "server")?;
     let to_nodes = Credentials::load(&tls, "apiserver-client")?;
+    let addresses = server.addresses();
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {}", config.listen))?;
@@ -70,7 +71,7 @@ async fn serve(config: &Config, own_program: &Path) -> Result<()> {
     let root_ca = std::fs::read_to_string(&root_ca).with_context(|| format!("read {}", root_ca.display()))?;
     let mut controllers = tokio::spawn(control_controllers::run(
         client,
-        root_ca,
+        control_controllers::ApiServer { root_ca, addresses },
         controllers_shutdown.clone(),
     ));
     info!(listen = %config.listen, "serving");

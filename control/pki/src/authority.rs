@@ -293,6 +293,14 @@ fn normal_name(name: &str) -> String {
         .map_or_else(|_| name.to_owned(), |ip| ip.to_string())
 }
 
+/// Addresses for which a certificate, DER, is issued; none for one that cannot be read.
+pub(crate) fn addresses(certificate: &[u8]) -> BTreeSet<IpAddr> {
+    let parsed = X509Certificate::from_der(certificate).ok();
+    let names = parsed.and_then(|(_rest, certificate)| names(&certificate));
+    let names = names.unwrap_or_default();
+    names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
 /// Names in the certificate, `None` for kinds of names that we never put there.
 fn names(certificate: &X509Certificate<'_>) -> Option<BTreeSet<String>> {
     let Some(extension) = certificate.subject_alternative_name().ok()? else {

@@ -18,6 +18,7 @@ mod authority;
 mod files;
 mod kubeconfig;
 pub mod requests;
+pub mod shares;
 pub mod tls;
 pub mod token_key;
 pub mod verdict;

@@ -3,8 +3,10 @@
 //! No session resumption: every connection proves its certificate anew.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read},
+    net::IpAddr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -108,6 +110,13 @@ impl Credentials {
             chain: certificates(certificate)?,
             key: private_key(key)?,
         })
+    }
+
+    /// Addresses for which our certificate is issued: by these, clients know us.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let own = self.chain.first();
+        own.map(|own| crate::authority::addresses(own))
+            .unwrap_or_default()
     }
 }
 

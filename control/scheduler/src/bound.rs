@@ -52,13 +52,23 @@ pub fn refusal(pod: &Pod, candidate: &Candidate<'_>) -> Option<Refusal> {
     let lacking = |(_, wanted, used, offered): &(&str, u64, u64, u64)| {
         *wanted > 0 && used.saturating_add(*wanted) > *offered
     };
-    let (resource, wanted, used, offered) = amounts.into_iter().find(lacking)?;
-    refusal(
-        &format!("OutOf{resource}"),
-        format!(
+    if let Some((resource, wanted, used, offered)) = amounts.into_iter().find(lacking) {
+        let message = format!(
             "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {offered}"
-        ),
-    )
+        );
+        return refusal(&format!("OutOf{resource}"), message);
+    }
+    if !filter::has_ports(pod, candidate) {
+        return refusal(
+            "NodePorts",
+            format!("Predicate NodePorts failed: {}", filter::NO_PORTS),
+        );
+    }
+    if filter::is_expelled(pod, candidate.node) {
+        let message = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+        return refusal("TaintToleration", message.to_owned());
+    }
+    None
 }
 
 #[cfg(test)]
@@ -115,6 +125,50 @@ mod tests {
             said(&full, &small).unwrap(),
             "OutOfpods: Node didn't have enough resource: pods, requested: 1, used: 2, capacity: 2"
         );
+    }
+
+    #[test]
+    fn a_node_begins_with_nobody_whose_ports_are_taken_or_whom_it_would_send_away() {
+        let port = |host: u16| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": host}]}]});
+        let pod = |spec: Value| -> Pod { serde_json::from_value(json!({"spec": spec})).unwrap() };
+        let node = |taints: Value| -> Node {
+            let node = json!({"spec": {"taints": taints}, "status": {"allocatable": {"pods": "9"}}});
+            serde_json::from_value(node).unwrap()
+        };
+        let plain = node(json!([]));
+        let other = pod(port(8080));
+        let candidate = Candidate::new(&plain, [&other]);
+        let refused = refusal(&pod(port(8080)), &candidate).unwrap();
+        assert_eq!(refused.reason, "NodePorts");
+        assert_eq!(
+            refused.message,
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+        );
+        assert_eq!(refusal(&pod(port(8081)), &candidate), None);
+
+        let said = |key: &str, effect: &str, spec: Value| {
+            let node = node(json!([{"key": key, "effect": effect}]));
+            refusal(&pod(spec), &Candidate::new(&node, [])).map(|refusal| refusal.reason)
+        };
+        let any = || json!({"containers": []});
+        assert_eq!(
+            said("gone", "NoExecute", any()).as_deref(),
+            Some("TaintToleration")
+        );
+        assert_eq!(
+            said("gone", "NoSchedule", any()),
+            None,
+            "whoever names the node knows"
+        );
+        let tolerant = json!({"containers": [], "tolerations": [{"key": "gone", "operator": "Exists"}]});
+        assert_eq!(said("gone", "NoExecute", tolerant), None);
+        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+            assert_eq!(
+                said(key, "NoExecute", any()),
+                None,
+                "{key}: tolerated for a while"
+            );
+        }
     }
 
     #[test]

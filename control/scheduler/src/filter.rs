@@ -6,7 +6,11 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 
 use crate::{Candidate, Resources};
 
+const NOT_READY_TAINT: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE_TAINT: &str = "node.kubernetes.io/unreachable";
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+/// What Kubernetes says of a node whose ports others have.
+pub(crate) const NO_PORTS: &str = "node(s) didn't have free ports for the requested pod ports";
 const MEMORY_TAINT: &str = "node.kubernetes.io/memory-pressure";
 
 /// Empty when the node can take the pod.
@@ -28,11 +32,8 @@ pub(crate) fn reasons_against(pod: &Pod, candidate: &Candidate<'_>) -> Vec<Strin
     if !selected(pod, node) {
         return vec!["node(s) didn't match Pod's node affinity/selector".to_owned()];
     }
-    if host_ports::of(pod)
-        .iter()
-        .any(|port| candidate.ports.iter().any(|taken| taken.conflicts_with(port)))
-    {
-        return vec!["node(s) didn't have free ports for the requested pod ports".to_owned()];
+    if !has_ports(pod, candidate) {
+        return vec![NO_PORTS.to_owned()];
     }
     lacking(pod, candidate)
 }
@@ -77,6 +78,20 @@ pub(crate) fn selected(pod: &Pod, node: &Node) -> bool {
     wanted
         .into_iter()
         .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// Whether the ports of the node that lead to the pod lead to no other.
+pub(crate) fn has_ports(pod: &Pod, candidate: &Candidate<'_>) -> bool {
+    let is_taken = |port| candidate.ports.iter().any(|taken| taken.conflicts_with(port));
+    !host_ports::of(pod).iter().any(is_taken)
+}
+
+/// Whether the pod would be sent away as soon as it were there. Of what the cluster says of nodes that it does not hear of, pods
+/// tolerate a while without saying so.
+pub(crate) fn is_expelled(pod: &Pod, node: &Node) -> bool {
+    let unstated = |taint: &Taint| matches!(taint.key.as_str(), NOT_READY_TAINT | UNREACHABLE_TAINT);
+    let expelling = taints(node).filter(|taint| taint.effect == "NoExecute" && !unstated(taint));
+    expelling.into_iter().any(|taint| !tolerated(pod, taint))
 }
 
 /// The node's pressures that the pod does not tolerate.

@@ -27,6 +27,8 @@ pub(super) fn write(directory: &Path, files: &[File], group: Option<u32>) -> Res
     let before = fs::read_link(&data).ok();
     remove_stale(directory, before.as_deref())?;
     if is_current(directory, files) {
+        // An agent that ended right after the switch has left the names of before.
+        tidy(directory, files)?;
         return Ok(false);
     }
     let name = format!("..{}", stamp());
@@ -228,6 +230,20 @@ mod tests {
             .filter(|name| !name.to_string_lossy().starts_with(".."))
             .collect();
         assert!(visible.is_empty(), "{visible:?}");
+    }
+
+    #[test]
+    fn names_are_made_true_by_the_next_agent_if_one_ends_before_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        write(root, &[file("old", "1"), file("kept", "2")], None).unwrap();
+        let new = [file("kept", "2"), file("new", "3")];
+        fill(&root.join("..1"), &new, None).unwrap();
+        switch(root, "..1").unwrap();
+        assert!(!root.join("new").exists() && root.join("old").symlink_metadata().is_ok());
+        assert!(!write(root, &new, None).unwrap(), "the content was switched");
+        assert_eq!(fs::read_to_string(root.join("new")).unwrap(), "3");
+        assert!(root.join("old").symlink_metadata().is_err(), "it leads nowhere");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use agent_images::{ImageConfig, UserIds};
 use agent_runtime::{ContainerConfig, Mount, PidNamespace, Streams};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use super::{contents, env, limits, sandbox, signals, termination, volumes};
+use super::{contents, debug, env, limits, sandbox, signals, termination, volumes};
 
 /// What a container may do without asking for more, inside its user namespace: Docker's set without raw
 /// sockets and device nodes.
@@ -97,7 +97,7 @@ pub(crate) fn config(
         return Err(ContainerError::Unsupported("privileged"));
     }
     let argv = argv(container, &resolved)?;
-    let capabilities = sandbox::kept(pod, container, capabilities(security)?, resolved.sandbox);
+    let capabilities = sandbox::kept(pod, container, capabilities_of(pod, container)?, resolved.sandbox);
     let cwd = match (
         container.working_dir.as_deref(),
         resolved.image.working_dir.as_str(),
@@ -117,7 +117,7 @@ pub(crate) fn config(
         uid: resolved.user.uid,
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
-        read_only_root: has_read_only_root(container),
+        read_only_root: has_read_only_root(pod, container),
         pid_namespace: pid_namespace(pod, container),
         streams: Streams {
             stdin: container.stdin == Some(true),
@@ -290,16 +290,20 @@ fn absolute(field: &'static str, value: &str) -> Result<PathBuf, ContainerError>
     }
 }
 
-/// Whether the container asks for a root that it cannot write to.
-pub(crate) fn has_read_only_root(container: &Container) -> bool {
+/// Whether the container cannot write to its root, by its own wish or since it looks at one that cannot.
+pub(crate) fn has_read_only_root(pod: &Pod, container: &Container) -> bool {
     let security = container.security_context.as_ref();
-    security.and_then(|security| security.read_only_root_filesystem) == Some(true)
+    let own = security.and_then(|security| security.read_only_root_filesystem);
+    own == Some(true) || debug::has_read_only_root(pod, container)
 }
 
-/// The capabilities that a container holds, such as `CAP_CHOWN`.
-pub(crate) fn capabilities_of(container: &Container) -> Result<Vec<String>, ContainerError> {
-    let none = SecurityContext::default();
-    capabilities(container.security_context.as_ref().unwrap_or(&none))
+/// The capabilities that a container of the pod holds, such as `CAP_CHOWN`.
+pub(crate) fn capabilities_of(pod: &Pod, container: &Container) -> Result<Vec<String>, ContainerError> {
+    let asked = |container: &Container| {
+        let none = SecurityContext::default();
+        capabilities(container.security_context.as_ref().unwrap_or(&none))
+    };
+    debug::capabilities(pod, container, asked(container)?, asked)
 }
 
 fn capabilities(security: &SecurityContext) -> Result<Vec<String>, ContainerError> {

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use k8s_openapi::api::core::v1::{ContainerState, PodStatus};
 use tokio::sync::watch;
 
 use super::PodId;
@@ -39,6 +40,31 @@ pub(crate) struct Latest {
     pub(crate) attempt: u32,
     /// Whether it runs.
     pub(crate) running: bool,
+    /// Whether the next run is waited for, as the API was told. Then this one, which has ended, is the one before.
+    pub(crate) waits: bool,
+}
+
+impl Latest {
+    /// The run whose log is asked for: the latest, or the one that the API tells of as the container's last state.
+    pub(crate) fn run(self, previous: bool) -> Option<u32> {
+        match previous && !self.waits {
+            true => self.attempt.checked_sub(1),
+            false => Some(self.attempt),
+        }
+    }
+}
+
+/// Whether a container that has run waits for its next run by that status.
+pub(super) fn waits(status: Option<&PodStatus>, name: &str) -> bool {
+    let inits = status.and_then(|status| status.init_container_statuses.as_ref());
+    let mains = status.and_then(|status| status.container_statuses.as_ref());
+    let mut all = inits.into_iter().chain(mains).flatten();
+    let status = all.find(|status| status.name == name);
+    let has = |state: Option<&ContainerState>, is: fn(&ContainerState) -> bool| state.is_some_and(is);
+    status.is_some_and(|status| {
+        has(status.state.as_ref(), |state| state.waiting.is_some())
+            && has(status.last_state.as_ref(), |state| state.terminated.is_some())
+    })
 }
 
 impl Default for Directory {
@@ -121,7 +147,53 @@ impl Pods {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    impl Latest {
+        /// The first run.
+        pub(crate) fn for_tests(running: bool) -> Self {
+            Self {
+                attempt: 0,
+                running,
+                waits: false,
+            }
+        }
+    }
+
+    #[test]
+    fn the_previous_run_of_one_that_waits_is_the_one_that_has_crashed() {
+        let terminated = json!({"terminated": {"exitCode": 1}});
+        let told = |state: Value, last: Value| {
+            let status: PodStatus = serde_json::from_value(json!({"containerStatuses": [{
+                "name": "main", "image": "i", "imageID": "", "ready": false, "restartCount": 2,
+                "state": state, "lastState": last}]}))
+            .unwrap();
+            assert!(!waits(Some(&status), "other"));
+            waits(Some(&status), "main")
+        };
+        let back_off = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        assert!(told(back_off.clone(), terminated.clone()));
+        assert!(!told(json!({"running": {}}), terminated.clone()));
+        assert!(!told(terminated.clone(), terminated), "it does not start again");
+        assert!(!told(back_off, json!({})), "it has not run");
+        assert!(!waits(None, "main"));
+
+        let run = |attempt, waits, previous| {
+            let latest = Latest {
+                attempt,
+                running: false,
+                waits,
+            };
+            latest.run(previous)
+        };
+        assert_eq!([run(2, true, true), run(2, true, false)], [Some(2), Some(2)]);
+        assert_eq!([run(2, false, true), run(2, false, false)], [Some(1), Some(2)]);
+        // One crash, and then something else keeps it from starting.
+        assert_eq!(run(0, true, true), Some(0));
+        assert_eq!(run(0, false, true), None);
+    }
 
     fn entry(uid: &str, running: bool) -> Entry {
         Entry {
@@ -130,7 +202,7 @@ mod tests {
                 namespace: "ns".to_owned(),
                 name: "web-0".to_owned(),
             },
-            containers: [("main".to_owned(), Latest { attempt: 0, running })].into(),
+            containers: [("main".to_owned(), Latest::for_tests(running))].into(),
         }
     }
 

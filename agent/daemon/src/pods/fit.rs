@@ -1,11 +1,9 @@
 //! Whether the node begins with a pod that is bound to it: the scheduler has asked the same, but not everybody asks the scheduler.
 
 use agent_plan::{Cause, Eviction, is_critical};
-use api::annotations::{CONFIG_MIRROR, CONFIG_SOURCE};
 use control_scheduler::{Candidate, refusal};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt as _;
 
 /// Whether no node has begun with the pod. One that has begun is not judged again: it has its place.
 pub(super) fn never_began(pod: &Pod) -> bool {
@@ -18,10 +16,7 @@ pub(super) fn never_began(pod: &Pod) -> bool {
 /// Why the node does not begin with it; nothing if it does. Pods of the node's own directory and those that the cluster cannot do
 /// without are begun with in any case: the kubelet would end others for them.
 pub(super) fn refused(pod: &Pod, candidate: &Candidate<'_>, now: Timestamp) -> Option<Eviction> {
-    let notes = pod.annotations();
-    let of_file = notes.contains_key(CONFIG_SOURCE) || notes.contains_key(CONFIG_MIRROR);
-    let priority = pod.spec.as_ref().and_then(|spec| spec.priority);
-    if of_file || is_critical(priority.unwrap_or(0)) {
+    if is_critical(pod) {
         return None;
     }
     let refusal = refusal(pod, candidate)?;
@@ -74,9 +69,11 @@ mod tests {
             refused.message
         );
         assert_eq!(said(json!({}), 2_000_000_000), None);
-        assert_eq!(
-            said(json!({"annotations": {"kubernetes.io/config.source": "file"}}), 0),
-            None
+        let noted = |key: &str| said(json!({"annotations": {key: "file"}}), 0);
+        assert_eq!(noted("kubernetes.io/config.mirror"), None);
+        assert!(
+            noted("kubernetes.io/config.source").is_some(),
+            "anybody may write that"
         );
     }
 }

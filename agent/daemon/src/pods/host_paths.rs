@@ -143,7 +143,7 @@ fn bind(found: &OwnedFd, target: &Path, directory: bool, read_only: bool) -> Res
 struct Found {
     fd: OwnedFd,
     directory: bool,
-    /// Some directory above it lets nobody but its owner and group in.
+    /// Some directory above it lets nobody but root in.
     hidden: bool,
 }
 
@@ -157,7 +157,7 @@ fn resolve(path: &Path, kind: HostPathKind) -> Result<Found, HostPathError> {
     let names: Vec<_> = path.components().skip(1).collect();
     for (index, name) in names.iter().enumerate() {
         let last = index + 1 == names.len();
-        hidden |= stat.st_mode & 0o001 == 0;
+        hidden |= lets_root_in_only(&stat);
         let open = || {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             rustix::fs::openat2(here.as_fd(), name.as_os_str(), flags, Mode::empty(), resolve)
@@ -204,6 +204,11 @@ fn resolve(path: &Path, kind: HostPathKind) -> Result<Found, HostPathError> {
             hidden,
         }),
     }
+}
+
+/// Whether root alone enters the directory. Where others do by an access list, the group's bits are its mask.
+fn lets_root_in_only(directory: &Stat) -> bool {
+    directory.st_uid == 0 && directory.st_mode & 0o011 == 0
 }
 
 /// Makes what is missing, if the kind says so. As in Kubernetes, a file's directories are not made.
@@ -322,6 +327,23 @@ mod tests {
             assert!(format!("{flags:?}").contains(flag), "{flags:?}");
         }
         umount2(&target, MntFlags::MNT_DETACH).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_a_group_or_an_owner_enters_hides_nothing() {
+        let (_directory, root) = place(false);
+        let hidden = |mode, owner: u32| {
+            fs::set_permissions(&root, fs::Permissions::from_mode(mode)).unwrap();
+            std::os::unix::fs::chown(&root, Some(owner), None).unwrap();
+            resolve(&root.join("data"), HostPathKind::Directory)
+                .unwrap()
+                .hidden
+        };
+        assert!(hidden(0o700, 0) && hidden(0o744, 0));
+        assert!(!hidden(0o750, 0), "its group");
+        assert!(!hidden(0o701, 0), "others");
+        assert!(!hidden(0o700, 1000), "its owner");
+        std::os::unix::fs::chown(&root, Some(0), None).unwrap();
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod atomic;
 pub(crate) mod claims;
 mod container;
 mod contents;
+mod debug;
 pub(crate) mod directory;
 mod ended;
 pub(crate) mod env;
@@ -44,15 +45,18 @@ mod worker;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use agent_images::ImageStore;
 use agent_network::Network;
-use agent_runtime::{ContainerState, RecoveredPod, Runtime};
+use agent_runtime::{ContainerState, RecoveredPod, Runtime, RuntimeError};
 use control_pki::verdict::Verifier;
 use control_scheduler::Candidate;
+use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
@@ -64,6 +68,7 @@ use self::{
     evictions::Evictions,
     ids::Ids,
     last_known::LastKnown,
+    steps::StepError,
     tokens::Tokens,
     worker::Worker,
 };
@@ -151,6 +156,7 @@ impl Survivor {
                     container.state,
                     ContainerState::Exited(_) | ContainerState::Failed { .. }
                 ),
+                waits: false,
             };
             (container.name.clone(), latest)
         });
@@ -176,6 +182,24 @@ pub(crate) fn announce(survivors: &[Survivor], directory: &Directory) {
 pub(crate) fn ids(survivors: &[Survivor]) -> Ids {
     let configs = survivors.iter().map(|survivor| &survivor.pod.config);
     Ids::beside(configs.map(|config| (config.uid.clone(), config.id_base)))
+}
+
+/// What of a pod runs when its task begins.
+struct Found {
+    status: agent_runtime::PodStatus,
+    alive: bool,
+    attachment: Option<agent_network::Attachment>,
+}
+
+impl From<Survivor> for Found {
+    fn from(survivor: Survivor) -> Self {
+        let Survivor { pod, attachment } = survivor;
+        Self {
+            status: pod.status,
+            alive: pod.alive,
+            attachment,
+        }
+    }
 }
 
 /// Keeps a task for each pod of this node.
@@ -379,9 +403,79 @@ impl Pods {
     fn start(&mut self, id: PodId, pod: Option<Arc<Pod>>, survivor: Option<Survivor>) {
         let (sender, objects) = watch::channel(pod);
         self.objects.insert(id.uid.clone(), sender);
-        let worker = Worker::new(self.context.clone(), id, objects, survivor);
-        self.workers.spawn(worker.run());
+        let context = self.context.clone();
+        let found = survivor.map(Found::from);
+        let worker = Worker::new(context.clone(), id.clone(), objects.clone(), found);
+        let mut first = Some(worker.run().boxed());
+        self.workers.spawn(outlive_panics(move || {
+            let (context, id, objects) = (context.clone(), id.clone(), objects.clone());
+            let again = async move {
+                tracing::error!(
+                    pod = id.name,
+                    namespace = id.namespace,
+                    "the pod's task panicked and begins again"
+                );
+                let found = find_again(&context, &id).await;
+                Worker::new(context, id, objects, found).run().await
+            };
+            first.take().unwrap_or_else(|| again.boxed())
+        }));
     }
+}
+
+/// How long after a panic a pod's task begins again, and after what could not be found out then.
+const BEGIN_AGAIN: Duration = Duration::from_secs(10);
+
+/// Lives until one life ends in another way than by a panic: a pod without a task would be looked after by nobody.
+async fn outlive_panics<T>(mut next: impl FnMut() -> BoxFuture<'static, T>) -> T {
+    loop {
+        match AssertUnwindSafe(next()).catch_unwind().await {
+            Ok(ended) => return ended,
+            // What was said is in the log.
+            Err(_panic) => tokio::time::sleep(BEGIN_AGAIN).await,
+        }
+    }
+}
+
+/// What a task that panicked has left of its pod.
+async fn find_again(context: &Context, id: &PodId) -> Option<Found> {
+    loop {
+        let starts = |status: &agent_runtime::PodStatus| {
+            let mut containers = status.containers.iter();
+            containers.any(|container| matches!(container.state, ContainerState::Creating))
+        };
+        let found = match context.runtime.status(&id.uid).await {
+            // One that starts would be started a second time.
+            Ok(status) if starts(&status) => Err(StepError::Interrupted),
+            Ok(status) => attachment_of(context, id).await.map(|attachment| {
+                Some(Found {
+                    status,
+                    alive: true,
+                    attachment,
+                })
+            }),
+            Err(RuntimeError::ShimGone { .. }) => steps::remove_sandbox(context, id).await.map(|()| None),
+            Err(error) => Err(error.into()),
+        };
+        match found {
+            Ok(found) => return found,
+            Err(error) => tracing::warn!(
+                pod = id.name,
+                error = crate::policy::chain(&error),
+                "not found again"
+            ),
+        }
+        tokio::time::sleep(BEGIN_AGAIN).await;
+    }
+}
+
+/// The pod's interface, if it was finished.
+async fn attachment_of(
+    context: &Context,
+    id: &PodId,
+) -> Result<Option<agent_network::Attachment>, StepError> {
+    let attachment = context.network.find(&id.uid).await?;
+    Ok(attachment.filter(|_| is_attached(id, &context.config)))
 }
 
 /// Whose directories stay, by UID.
@@ -497,6 +591,21 @@ mod tests {
             assert!(!bases.contains(&after_restart.acquire(new).unwrap()), "{new}");
         }
         assert_eq!(after_restart.acquire("dead").unwrap(), bases[1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_begins_again() {
+        let mut lives = 0;
+        let ended = outlive_panics(|| {
+            lives += 1;
+            let life = lives;
+            let live = async move {
+                assert!(life > 2, "this one panics");
+                life
+            };
+            live.boxed()
+        });
+        assert_eq!(ended.await, 3);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! From the runtime's words and the API object to what `agent/plan` looks at. Pure.
 
 use agent_plan::{
-    Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, User, Wanted, as_container, is_settled,
+    Container, Ending, Exit, Member, RestartPolicy, Role, Run, Seen, User, Wanted, as_container, comes_back,
+    is_settled,
 };
 use agent_runtime::{ContainerState, ContainerStatus};
 use jiff::{SignedDuration, Timestamp};
@@ -35,9 +36,9 @@ pub(super) fn wanted(pod: Option<&Pod>, reported: Option<&PodStatus>, seen: &See
         .unwrap_or(DEFAULT_GRACE_SECONDS);
     let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(own_grace);
     let deleted = pod.metadata.deletion_timestamp.is_some();
-    let started_at = reported
-        .or(pod.status.as_ref())
-        .and_then(|status| status.start_time.as_ref());
+    // What another life of the pod was like says nothing about this one.
+    let own = pod.status.as_ref().filter(|status| !comes_back(pod, status));
+    let started_at = reported.or(own).and_then(|status| status.start_time.as_ref());
     let deadline = spec.and_then(|spec| spec.active_deadline_seconds);
     let deadline = started_at.zip(deadline).map(|(started_at, seconds)| {
         let wait = SignedDuration::from_secs(seconds);
@@ -73,7 +74,7 @@ pub(super) fn wanted(pod: Option<&Pod>, reported: Option<&PodStatus>, seen: &See
         } else {
             Ending::No
         },
-        settled: pod.status.as_ref().is_some_and(is_settled) || reported.is_some_and(is_settled),
+        settled: own.is_some_and(is_settled) || reported.is_some_and(is_settled),
     }
 }
 
@@ -368,6 +369,41 @@ mod tests {
         assert_eq!(wanted.restart, RestartPolicy::OnFailure);
         assert!(wanted.settled);
         assert_eq!(super::wanted(None, None, &Seen::default()).ending, Ending::Gone);
+    }
+
+    #[test]
+    fn a_static_pod_runs_again_after_its_node_was_down_and_no_other_does() {
+        let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+        let begins = |annotations: serde_json::Value, reported: Option<&PodStatus>| {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"annotations": annotations},
+                "spec": {"containers": [{"name": "c"}], "restartPolicy": "Always", "activeDeadlineSeconds": 60},
+                "status": {"phase": "Failed", "reason": "Terminated", "startTime": "2026-01-01T00:00:00Z",
+                    "containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": false,
+                        "restartCount": 1, "containerID": "palisade://u/c/1",
+                        "state": {"terminated": {"exitCode": 0, "containerID": "palisade://u/c/1",
+                            "finishedAt": "2026-01-01T00:05:00Z"}}}]},
+            }))
+            .unwrap();
+            let mut seen = Seen::default();
+            remember(&mut seen, &pod, None);
+            assert_eq!(
+                seen.containers["c"].restarts, 1,
+                "the next run has the next number"
+            );
+            let wanted = wanted(Some(&pod), reported, &seen);
+            agent_plan::plan(&wanted, &seen, now)
+                .steps
+                .contains(&agent_plan::Step::StartSandbox)
+        };
+        let of_file = json!({"kubernetes.io/config.mirror": "h"});
+        assert!(begins(of_file.clone(), None));
+        assert!(!begins(json!({}), None));
+        let by_this_agent = PodStatus {
+            phase: Some("Failed".to_owned()),
+            ..PodStatus::default()
+        };
+        assert!(!begins(of_file, Some(&by_this_agent)), "the node goes down now");
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub(crate) mod tests {
     pub(crate) fn found(pod: &Pod, running: bool) -> Entry {
         Entry {
             id: PodId::of(pod).unwrap(),
-            containers: [("main".to_owned(), Latest { attempt: 0, running })].into(),
+            containers: [("main".to_owned(), Latest::for_tests(running))].into(),
         }
     }
 

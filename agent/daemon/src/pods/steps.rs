@@ -26,6 +26,7 @@ use super::{
     Context, PodId, claims,
     container::{self, ContainerError, Places, PodFiles, Resolved},
     contents::Sources,
+    debug,
     env::{self, Addresses, Objects, References},
     held::{self, HeldNetwork},
     host_paths,
@@ -288,7 +289,14 @@ pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(),
     Ok(context.network.release(&id.uid).await?)
 }
 
-/// Starts a container's process and returns as whom; the one before it, if any, has ended.
+/// Ends the pod's shim and what it has, after its network: a pod without an interface may have a lease.
+pub(super) async fn remove_sandbox(context: &Context, id: &PodId) -> Result<(), StepError> {
+    release_network(context, id).await?;
+    Ok(context.runtime.remove_pod(&id.uid).await?)
+}
+
+/// Starts a container's process and returns as whom; the one before it, if any, has ended. `users` are those of the pod's
+/// containers, as far as they are known.
 pub(super) async fn start_container(
     context: &Context,
     id: &PodId,
@@ -296,7 +304,7 @@ pub(super) async fn start_container(
     spec: &Container,
     attempt: u32,
     image: &RootfsLayers,
-    pod_addresses: Vec<IpAddr>,
+    (pod_addresses, users): (Vec<IpAddr>, &BTreeMap<String, User>),
 ) -> Result<User, StepError> {
     // Asked again at each start: the object may have changed since the image came.
     let directory = id.directory(&context.config);
@@ -322,9 +330,10 @@ pub(super) async fn start_container(
     let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
-    let account = match users::asked_for(pod, spec)? {
-        Some(uid) => image.user_of_number(uid)?,
-        None => image.user(&image.config.user)?,
+    let user = match (debug::user(pod, spec, users)?, users::asked_for(pod, spec)?) {
+        (Some(of_target), _) => of_target,
+        (None, Some(uid)) => users::user(pod, spec, image.user_of_number(uid)?)?,
+        (None, None) => users::user(pod, spec, image.user(&image.config.user)?)?,
     };
     let logs = id.logs(&context.config).join(&spec.name);
     private_dir(&logs)?;
@@ -334,7 +343,7 @@ pub(super) async fn start_container(
         .map_err(|source| volumes::failed("prepare the termination message in", &messages, source))?;
     let sandbox = ground(context, id, pod).await?;
     // As with the kubelet and containerd: what has a root to write to may write to these too.
-    let own = match container::has_read_only_root(spec) || sandbox.keeps_image(pod, spec) {
+    let own = match container::has_read_only_root(pod, spec) || sandbox.keeps_image(pod, spec) {
         true => None,
         false => own_files::make(&files, &messages, &spec.name)
             .map_err(|source| volumes::failed("copy the pod's files to", &messages, source))?,
@@ -353,7 +362,7 @@ pub(super) async fn start_container(
     let resolved = Resolved {
         layers: image.layers.clone(),
         image: &image.config,
-        user: users::user(pod, spec, account)?,
+        user,
         environment,
         sandbox: &sandbox,
         node_memory_bytes: node.memory_bytes,
@@ -401,8 +410,7 @@ pub(super) async fn learn(context: &Context, pod: &Pod) -> Result<(), StepError>
 /// Removes everything that is left of the pod, also what this agent knows nothing of: one before it may have been killed,
 /// or the machine gone down.
 pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
-    release_network(context, id).await?;
-    context.runtime.remove_pod(&id.uid).await?;
+    remove_sandbox(context, id).await?;
     remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
     context.ids.release(&id.uid);
     context.tokens.forget(&id.uid);

@@ -83,7 +83,8 @@ impl Limits {
             }
             limits.on_disk.push(volume.name.clone());
             // As in Kubernetes, zero is no limit.
-            if let Some(limit) = source.size_limit.as_ref().filter(|limit| limit.0 != "0") {
+            let is_zero = |limit: &str| api::quantity::units(limit).is_ok_and(|bytes| bytes == 0);
+            if let Some(limit) = source.size_limit.as_ref().filter(|limit| !is_zero(&limit.0)) {
                 limits.volumes.insert(volume.name.clone(), parsed(&limit.0));
             }
         }
@@ -289,8 +290,10 @@ mod tests {
         assert_eq!(limits(&json!([{"name": "v", "emptyDir": {}}]), &[None]), None);
         let memory = json!([{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]);
         assert_eq!(limits(&memory, &[None]), None, "the kernel keeps it");
-        let zero = json!([{"name": "v", "emptyDir": {"sizeLimit": "0"}}]);
-        assert_eq!(limits(&zero, &[None]), None);
+        for zero in ["0", "0Gi", "0Mi", "0.0", "0e3"] {
+            let zero = json!([{"name": "v", "emptyDir": {"sizeLimit": zero}}]);
+            assert_eq!(limits(&zero, &[None]), None, "{zero}");
+        }
     }
 
     #[test]

@@ -12,6 +12,12 @@ pub(crate) const ID_COUNT: u32 = 65_536;
 pub(crate) enum UserError {
     #[error("container has runAsNonRoot and image will run as root")]
     Root,
+    #[error(
+        "{field} {id}: a container for debugging runs as the container that it looks at, or as one of the pod's"
+    )]
+    Looser { field: &'static str, id: u32 },
+    #[error("it is not known as whom the container runs that it looks at")]
+    Unknown,
     #[error("{field} {id} is outside of the pod's user namespace, which has 0 to 65535")]
     Range { field: &'static str, id: i64 },
 }
@@ -93,7 +99,7 @@ fn wanted(pod: &Pod, container: &Container) -> Wanted {
     }
 }
 
-fn number(id: i64, field: &'static str) -> Result<u32, UserError> {
+pub(super) fn number(id: i64, field: &'static str) -> Result<u32, UserError> {
     u32::try_from(id)
         .ok()
         .filter(|id| *id < ID_COUNT)

@@ -15,20 +15,21 @@ use agent_health::Outcome;
 use agent_images::RootfsLayers;
 use agent_network::Attachment;
 use agent_plan::{
-    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, evict, plan, render,
+    Container, Ending, Facts, Ground, Image, Plan, Probe, Run, Seen, Step, Wanted, begin_anew, comes_back,
+    evict, plan, render,
 };
 use agent_runtime::{PodStatus, RuntimeError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus as ApiStatus};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::Instant,
 };
 
 use super::{
-    Context, PodId, Survivor,
-    directory::{Entry, Latest},
+    Context, Found, PodId,
+    directory::{Entry, Latest, waits},
     ended::Ended,
     evictions::Ordered,
     hooks::HookError,
@@ -66,6 +67,8 @@ pub(super) struct Worker {
     images: BTreeMap<String, Box<RootfsLayers>>,
     /// The run of each container for which its image came.
     asked: BTreeMap<String, u32>,
+    /// What brings images. A pull has one of the node's few turns, which a pod that ends gives back.
+    fetches: JoinSet<()>,
     /// Boxed: a channel sets aside the room of 32 messages at once.
     news: mpsc::Sender<Box<News>>,
     inbox: mpsc::Receiver<Box<News>>,
@@ -137,7 +140,7 @@ impl Worker {
         context: Arc<Context>,
         id: PodId,
         objects: watch::Receiver<Option<Arc<Pod>>>,
-        survivor: Option<Survivor>,
+        found: Option<Found>,
     ) -> Self {
         let (news, inbox) = mpsc::channel(INBOX);
         let reporter = Reporter::start(context.client.clone(), id.clone());
@@ -157,6 +160,7 @@ impl Worker {
             attachment: None,
             images: BTreeMap::new(),
             asked: BTreeMap::new(),
+            fetches: JoinSet::new(),
             news,
             inbox,
             follower: None,
@@ -175,13 +179,13 @@ impl Worker {
             born: Instant::now(),
             context,
         };
-        if let Some(survivor) = survivor {
-            worker.adopt(survivor);
+        if let Some(found) = found {
+            worker.adopt(found);
             worker.ask_again();
         }
-        worker.recall_end();
+        let told = worker.recall_end();
         if let Some(pod) = worker.pod.clone() {
-            observe::remember(&mut worker.seen, &pod, worker.reported.as_ref());
+            observe::remember(&mut worker.seen, &pod, told.as_ref());
         }
         worker
     }
@@ -212,6 +216,9 @@ impl Worker {
             let Plan { steps, wake_at } = plan(&wanted, &self.seen, Timestamp::now());
             self.report(&wanted);
             self.keep_end(&wanted).await;
+            if wanted.ending != Ending::No || wanted.settled || self.seen.eviction.is_some() {
+                self.fetches.abort_all();
+            }
             let mut idle = steps.is_empty();
             if self.lost {
                 Box::pin(self.clear_lost()).await;
@@ -253,9 +260,13 @@ impl Worker {
     }
 
     /// Takes over what an earlier agent left.
-    fn adopt(&mut self, survivor: Survivor) {
-        let Survivor { pod, attachment } = survivor;
-        for status in &pod.status.containers {
+    fn adopt(&mut self, found: Found) {
+        let Found {
+            status: pod,
+            alive,
+            attachment,
+        } = found;
+        for status in &pod.containers {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
             self.sandboxes.observe(status);
@@ -269,12 +280,12 @@ impl Worker {
             Ground::Sandbox
         };
         self.attachment = attachment;
-        if pod.alive {
-            self.follow(pod.status.version);
+        if alive {
+            self.follow(pod.version);
         } else {
             self.lost = true;
         }
-        tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive = pod.alive, "found again");
+        tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, alive, "found again");
     }
 
     /// What an earlier agent was told is asked for once more, beside the task, before a container needs it.
@@ -416,7 +427,9 @@ impl Worker {
     /// Whoever still writes to a volume must not bring it back.
     async fn finish_refreshing(&mut self) {
         if let Some(refreshing) = self.refreshing.take() {
-            drop(refreshing.await);
+            for news in taking_in(refreshing, &mut self.inbox).await {
+                self.learn(*news);
+            }
         }
     }
 
@@ -530,6 +543,10 @@ impl Worker {
 
     fn status(&self, wanted: &Wanted) -> Option<ApiStatus> {
         let mut pod = Pod::clone(self.pod.as_deref()?);
+        let comes_back = pod.status.as_ref().is_some_and(|status| comes_back(&pod, status));
+        if let Some(status) = pod.status.as_mut().filter(|_status| comes_back) {
+            begin_anew(status);
+        }
         // What we said last counts, not what has come back of it so far.
         if let Some(reported) = &self.reported {
             let of_others = pod.status.take().and_then(|status| status.conditions);
@@ -614,6 +631,7 @@ impl Worker {
                     Latest {
                         attempt: container.restarts,
                         running,
+                        waits: !running && waits(self.reported.as_ref(), name),
                     },
                 ))
             }
@@ -651,6 +669,20 @@ impl Worker {
     }
 }
 
+/// Waits for the end of a task whose last act is to send news, for which there may be no room; returns what came meanwhile.
+async fn taking_in<T>(mut task: JoinHandle<()>, inbox: &mut mpsc::Receiver<T>) -> Vec<T> {
+    let mut taken = Vec::new();
+    loop {
+        tokio::select! {
+            ended = &mut task => {
+                drop(ended);
+                return taken;
+            }
+            Some(news) = inbox.recv() => taken.push(news),
+        }
+    }
+}
+
 fn ephemeral(pod: &Pod) -> Vec<Spec> {
     let spec = pod.spec.iter();
     spec.flat_map(|spec| spec.ephemeral_containers.iter().flatten())
@@ -673,5 +705,26 @@ impl Drop for Worker {
             .chain(self.hooks.values())
             .chain(&self.asking);
         tasks.for_each(JoinHandle::abort);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_tells_of_its_end_is_waited_for_with_a_full_inbox() {
+        let (news, mut inbox) = mpsc::channel(INBOX);
+        for number in 0..INBOX {
+            news.try_send(number).unwrap();
+        }
+        let others = news.clone();
+        let task = tokio::spawn(async move { news.send(INBOX).await.unwrap() });
+        let waiting = tokio::time::timeout(Duration::from_secs(60), taking_in(task, &mut inbox));
+        let taken = waiting.await.expect("it ends");
+        let left = std::iter::from_fn(|| inbox.try_recv().ok());
+        let all: Vec<usize> = taken.into_iter().chain(left).collect();
+        assert_eq!(all, Vec::from_iter(0..=INBOX), "nothing is lost");
+        drop(others);
     }
 }

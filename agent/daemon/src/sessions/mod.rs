@@ -2,9 +2,11 @@
 //! [`api::session`].
 //!
 //! The API server has decided who may do this and speaks the clients' protocols; here a session is joined with the
-//! streams that the pod's shim hands out. What a client can hold up is its own session: nothing is read ahead.
+//! streams that the pod's shim hands out. What a client can hold up is its own session: of outputs nothing is read ahead, of input
+//! so much that a program that does not read it holds up nothing else.
 
 mod forward;
+mod input;
 mod streams;
 
 use std::{
@@ -29,7 +31,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadHalf, WriteHalf},
     sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::Instant,
@@ -298,7 +300,7 @@ async fn join(streams: Streams, reader: ReadHalf<TokioIo<Upgraded>>, frames: &Fr
     };
     tokio::select! {
         outcome = program => Some(outcome),
-        () = take_in(reader, input, terminal, activity.clone()) => None,
+        () = input::take_in(reader, input, terminal, activity.clone()) => None,
         outcome = watch_over(frames, &activity, IDLE) => outcome,
     }
 }
@@ -336,43 +338,6 @@ async fn copy_out(
     }
     let close = [channel.number()];
     let _other_side_may_be_gone = frames.lock().await.write(Channel::Close, &close).await;
-}
-
-/// From the other side to the pod, until the other side is gone or breaks the rules.
-async fn take_in(
-    reader: ReadHalf<TokioIo<Upgraded>>,
-    mut input: Option<Input>,
-    terminal: Option<Terminal>,
-    activity: Activity,
-) {
-    let mut reader = FrameReader::new(reader);
-    while let Ok(Some((channel, payload))) = reader.next().await {
-        match channel {
-            Channel::Stdin => {
-                activity.note();
-                // A program that does not read its input any more goes on without.
-                if let Some(open) = &mut input
-                    && open.write_all(payload).await.is_err()
-                {
-                    input = None;
-                }
-            }
-            Channel::Close => {
-                if payload == [Channel::Stdin.number()]
-                    && let Some(mut open) = input.take()
-                {
-                    let _may_be_closed = open.shutdown().await;
-                }
-            }
-            Channel::Resize => {
-                if let (Some(terminal), Some((columns, rows))) = (&terminal, session::parse_resize(payload)) {
-                    terminal.resize(columns, rows);
-                }
-            }
-            Channel::Alive => {}
-            Channel::Stdout | Channel::Stderr | Channel::Outcome => return,
-        }
-    }
 }
 
 /// Says now and then that this side is there, which shows whether the other is; ends a session in which nothing happens or
@@ -511,7 +476,7 @@ mod tests {
             namespace: "a".to_owned(),
             name: "p".to_owned(),
         };
-        let latest = |running| Latest { attempt: 0, running };
+        let latest = Latest::for_tests;
         let containers = [
             ("up".to_owned(), latest(true)),
             ("down".to_owned(), latest(false)),

@@ -67,7 +67,7 @@ pub(super) fn of(session: Session, wants_input: bool) -> io::Result<Streams> {
 }
 
 impl Terminal {
-    fn new(descriptor: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         #[expect(
             deprecated,
             reason = "unsound only for types that lie about their descriptor; OwnedFd does not"

@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
         "debug_containers_are_confined_as_the_pods_others_are",
         are_confined,
     ),
+    (
+        "debug_containers_have_no_more_than_their_target",
+        no_more_than_their_target,
+    ),
     ("debug_images_pass_the_gate", images_pass_the_gate),
     (
         "debug_containers_outlive_the_agent_and_never_start_again",
@@ -185,6 +189,45 @@ fn are_confined(cluster: &Cluster) -> Result<()> {
     ] {
         ensure!(seen.contains(expected), "{expected} in {seen}");
     }
+    Ok(())
+}
+
+fn no_more_than_their_target(cluster: &Cluster) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, "debug/clean", "1")?;
+    let security = "securityContext: {runAsUser: 1000, runAsGroup: 1001, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true}";
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: hardened}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
+         - name: main\n    image: {image}\n    command: [sh, -c, 'while true; do sleep 0.2; done']\n    {security}\n"
+    );
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("default", "hardened", "Running")?;
+    let script = "grep -E '^(Cap(Prm|Eff|Bnd)|Uid|Gid|Groups):' /proc/self/status; (echo x > /written) 2>&1; echo the end";
+    let exec = cluster.kubectl(&["exec", "hardened", "--", "sh", "-c", script])?;
+    let exec = exec.ok()?.stdout;
+    let image = format!("--image={image}");
+    for (name, target) in [("aimed", "--target=main"), ("aimless", "--target=")] {
+        let debug = [
+            "debug", "hardened", "-q", &image, target, "-c", name, "--", "sh", "-c", script,
+        ];
+        cluster.kubectl(&debug)?.ok()?;
+        let seen = eventually(PATIENCE, || {
+            let log = cluster.kubectl(&["logs", "hardened", "-c", name])?;
+            match log.stdout.ends_with("the end\n") {
+                true => Ok(log.stdout),
+                false => bail!("{log}"),
+            }
+        })?;
+        ensure!(seen == exec, "exec:\n{exec}\n{name}:\n{seen}");
+        for expected in [
+            "Uid:\t1000\t",
+            "Gid:\t1001\t",
+            "CapBnd:\t0000000000000000",
+            "Read-only file system",
+        ] {
+            ensure!(seen.contains(expected), "{expected} in {seen}");
+        }
+    }
+    cluster.kubectl(&["delete", "pod", "hardened", "--now"])?.ok()?;
     Ok(())
 }
 

@@ -25,6 +25,10 @@ pub(crate) const TESTS: &[Test] = &[
         "images_without_the_gates_signature_do_not_run",
         need_the_gates_signature,
     ),
+    (
+        "images_of_deleted_pods_keep_no_turns_of_the_node",
+        deleted_pods_keep_no_turns,
+    ),
     // Last: it leaves its mark in the agent's configuration, and the next `up` starts another agent.
     ("images_tell_how_far_a_long_pull_has_come", tell_how_far_they_are),
 ];
@@ -264,20 +268,68 @@ fn run_in_dockers_formats(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn tell_how_far_they_are(cluster: &Cluster) -> Result<()> {
-    const BYTES: usize = 16 << 20;
-    let registry = Registry::start()?;
-    let line = SlowLine::to(registry.address(), 5 << 20)?;
-    // Nothing that could be packed.
+/// Nothing that could be packed.
+fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut content = Vec::with_capacity(BYTES);
-    while content.len() < BYTES {
+    let mut content = Vec::with_capacity(bytes);
+    while content.len() < bytes {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         content.extend_from_slice(&state.to_le_bytes());
     }
-    let large = Layer::new(Packing::Gzip).file("large", 0o644, &content);
+    content
+}
+
+fn deleted_pods_keep_no_turns(cluster: &Cluster) -> Result<()> {
+    const BYTES: usize = 24 << 20;
+    let registry = Registry::start()?;
+    let line = SlowLine::to(registry.address(), 1 << 20)?;
+    let large = Layer::new(Packing::Gzip)
+        .file("large", 0o644, &noise(BYTES))
+        .file("etc/pushed-as", 0o644, b"images/held");
+    let image = lab::busybox(LabOs::Wolfi, scanner_labdb::FIXED_VERSION)?
+        .layer(large)
+        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let pushed = runtime
+        .block_on(registry.push(&image, "images/held", "1"))?
+        .to_string();
+    let slow = pushed.replace(registry.address(), &line.address());
+    let quick = push(&registry, "images/quick")?;
+    let held = ["held-0", "held-1", "held-2", "held-3"];
+    for name in held {
+        cluster
+            .apply(&simple(name, &slow, "restartPolicy: Always"))?
+            .ok()?;
+    }
+    for name in held {
+        event(cluster, name, "Pulling", "Pulling image")?;
+    }
+    let delete = [&["delete", "pod", "--now"], &held[..]].concat();
+    cluster.kubectl(&delete)?.ok()?;
+    cluster
+        .apply(&simple("quick", &quick, "restartPolicy: Always"))?
+        .ok()?;
+    // The rest of the large image takes longer.
+    eventually(Duration::from_secs(10), || {
+        let object = cluster.object("default", "pods", "quick")?;
+        match object["status"]["phase"] == "Running" {
+            true => Ok(()),
+            false => bail!("{}", object["status"]),
+        }
+    })?;
+    cluster.kubectl(&["delete", "pod", "quick", "--now"])?.ok()?;
+    Ok(())
+}
+
+fn tell_how_far_they_are(cluster: &Cluster) -> Result<()> {
+    const BYTES: usize = 16 << 20;
+    let registry = Registry::start()?;
+    let line = SlowLine::to(registry.address(), 5 << 20)?;
+    let large = Layer::new(Packing::Gzip).file("large", 0o644, &noise(BYTES));
     let image = lab::busybox(LabOs::Wolfi, scanner_labdb::FIXED_VERSION)?
         .layer(large)
         .build();

@@ -683,5 +683,30 @@ fn logs_every_flag(cluster: &Cluster) -> Result<()> {
     }
     let follower = Follower::start(cluster, &["--tail=1", "talker"], "second run")?;
     cluster.kubectl(&["delete", "pod", "talker"])?.ok()?;
-    follower.rest().map(drop)
+    follower.rest()?;
+    logs_of_what_crashes(cluster, &image)
+}
+
+/// While it waits to be started again, the previous run is the one that crashed last.
+fn logs_of_what_crashes(cluster: &Cluster, image: &str) -> Result<()> {
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: crasher}}\nspec:\n  containers:\n  \
+         - name: main\n    image: {image}\n    command: [sh, -c, 'echo x >> /data/runs; wc -l < /data/runs; exit 1']\n    \
+         volumeMounts: [{{name: d, mountPath: /data}}]\n  volumes: [{{name: d, emptyDir: {{}}}}]\n"
+    );
+    cluster.apply(&yaml)?.ok()?;
+    eventually(Duration::from_secs(60), || {
+        let status = &cluster.object("default", "pods", "crasher")?["status"]["containerStatuses"][0];
+        let waits = status["state"]["waiting"]["reason"] == "CrashLoopBackOff";
+        ensure!(waits && status["restartCount"].as_u64() >= Some(1), "{status}");
+        let expected = status["restartCount"].as_u64().map(|restarts| restarts + 1);
+        let previous = cluster.kubectl(&["logs", "-p", "crasher"])?;
+        ensure!(
+            previous.stdout.trim().parse().ok() == expected,
+            "{status}\n{previous}"
+        );
+        Ok(())
+    })?;
+    cluster.kubectl(&["delete", "pod", "crasher", "--now"])?.ok()?;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::{
-    cluster::Cluster,
+    cluster::{Cluster, alive},
     shell::{binaries, eventually},
 };
 use serde_json::Value;
@@ -21,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("static_pods_follow_their_files", follow_their_files),
     ("static_pods_pass_the_image_gate", pass_the_gate),
     ("static_pods_start_without_the_api", start_without_the_api),
+    (
+        "static_pods_are_back_after_an_orderly_shutdown",
+        back_after_a_shutdown,
+    ),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -233,4 +237,71 @@ fn start_without_the_api(cluster: &Cluster) -> Result<()> {
         true => bail!("what was admitted is still kept"),
         false => Ok(()),
     })
+}
+
+/// Asks the agent for the orderly end of the node, and waits for it.
+fn shut_down(cluster: &Cluster) -> Result<()> {
+    let agent = cluster.daemon_pid("agent")?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(agent),
+        nix::sys::signal::Signal::SIGPWR,
+    )?;
+    eventually(PATIENCE, || match alive(agent) {
+        true => bail!("the agent does not end"),
+        false => Ok(()),
+    })
+    .with_context(|| cluster.daemon_logs())
+}
+
+fn back_after_a_shutdown(cluster: &Cluster) -> Result<()> {
+    let image = by_digest(cluster, &lab::clean()?, "static/clean")?;
+    let path = file(cluster, "back.yaml")?;
+    let script = "echo began; trap 'exit 0' TERM; while true; do sleep 0.2; done";
+    fs::write(&path, manifest("back", "kube-system", &image, script))?;
+    let object = |name: &str| cluster.object("kube-system", "pods", name);
+    eventually(PATIENCE, || object("back-lab"))?;
+    let before = cluster.wait_for_phase("kube-system", "back-lab", "Running")?;
+
+    shut_down(cluster)?;
+    let ended = object("back-lab")?;
+    ensure!(
+        ended["status"]["phase"] == "Failed" && ended["status"]["reason"] == "Terminated",
+        "{}",
+        ended["status"]
+    );
+    cluster.start_agent("")?;
+    let running = |least: i64| {
+        eventually(PATIENCE, || {
+            let object = object("back-lab")?;
+            let container = &object["status"]["containerStatuses"][0];
+            let again = container["restartCount"].as_i64() >= Some(least) && container["ready"] == true;
+            let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+            let ends = conditions
+                .any(|condition| condition["type"] == "DisruptionTarget" && condition["status"] == "True");
+            match again && object["status"]["phase"] == "Running" && !ends {
+                true => Ok(object),
+                false => bail!("{}", object["status"]),
+            }
+        })
+        .with_context(|| cluster.daemon_logs())
+    };
+    let after = running(1)?;
+    ensure!(uid(&after) == uid(&before), "it is still the same pod");
+
+    // The same, with an API server that hears of none of it before the pod runs again.
+    crate::recovery::kill(cluster.daemon_pid("control")?)?;
+    shut_down(cluster)?;
+    let directory = cluster.state_dir.join("agent/pods").join(uid(&before));
+    ensure!(directory.join("ended.json").exists(), "its end is kept");
+    cluster.start_agent("")?;
+    eventually(PATIENCE, || {
+        match cluster.run_dir.join("pods").join(uid(&before)).exists() {
+            true => Ok(()),
+            false => bail!("it does not start: {}", cluster.daemon_logs()),
+        }
+    })?;
+    cluster.up_again()?;
+    running(2)?;
+    fs::remove_file(&path)?;
+    gone(cluster, "kube-system", "back-lab")
 }

@@ -148,7 +148,8 @@ impl Worker {
             Image::Failed(failure) => Image::Retrying(failure),
             _ => Image::Fetching,
         };
-        tokio::spawn(async move {
+        while self.fetches.try_join_next().is_some() {}
+        self.fetches.spawn(async move {
             let asked = pull::Asked {
                 pod: &pod,
                 directory: &directory,
@@ -186,9 +187,11 @@ impl Worker {
         let (Some(image), Some(attachment)) = (self.images.get(&name), &self.attachment) else {
             return;
         };
-        let addresses = attachment.addresses();
+        let containers = self.seen.containers.iter();
+        let users = containers.filter_map(|(name, container)| Some((name.clone(), container.user.clone()?)));
+        let around = (attachment.addresses(), &users.collect());
         let result =
-            steps::start_container(&self.context, &self.id, pod, &spec, restarts, image, addresses).await;
+            steps::start_container(&self.context, &self.id, pod, &spec, restarts, image, around).await;
         let now = Timestamp::now();
         let run = observe::run_id(&self.id, &name, restarts);
         match result {

@@ -2,8 +2,9 @@
 
 use std::{io, path::Path};
 
-use agent_plan::{Ending, Wanted, evict, is_settled};
+use agent_plan::{Cause, Ending, Wanted, comes_back, evict, is_settled, outlives_its_node};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::Worker;
 use crate::{
@@ -16,12 +17,17 @@ use crate::{
 };
 
 impl Worker {
-    /// What an earlier agent knew of the pod's end, and may not have told.
-    pub(super) fn recall_end(&mut self) {
+    /// What an earlier agent knew of the pod's end, and may not have told. Returns the status that it would have told.
+    pub(super) fn recall_end(&mut self) -> Option<PodStatus> {
         let grace = observe::wanted(self.pod.as_deref(), None, &self.seen).grace;
         self.kept = recall(&self.id.directory(&self.context.config), grace, Timestamp::now());
         if self.is_heard() {
-            return;
+            return None;
+        }
+        let told = self.kept.told.as_ref().map(|told| told.status.clone());
+        if self.pod.as_deref().is_some_and(|pod| goes_on(pod, &self.kept)) {
+            tracing::info!(pod = %self.id.name, namespace = %self.id.namespace, "was ended by its node, and begins anew");
+            return told;
         }
         if let Some(order) = self.kept.evicted.clone() {
             evict(&mut self.seen, order);
@@ -32,6 +38,7 @@ impl Worker {
             self.reported_sandbox = told.sandbox.clone();
             self.reporter.send(told);
         }
+        told
     }
 
     /// Keeps how the pod ends before it is taken apart, until the API has it. Who is deleted never runs again.
@@ -68,6 +75,15 @@ impl Worker {
     }
 }
 
+/// Whether the pod begins anew, although its node has ended it.
+fn goes_on(pod: &Pod, kept: &Ended) -> bool {
+    match (&kept.told, &kept.evicted) {
+        (Some(told), _) => comes_back(pod, &told.status),
+        (None, Some(order)) => outlives_its_node(pod) && !matches!(order.cause, Cause::Refused { .. }),
+        (None, None) => false,
+    }
+}
+
 /// The pod's end, as it was kept. One that cannot be read ends the pod all the same: nothing of it must run a second time.
 fn recall(directory: &Path, grace: SignedDuration, now: Timestamp) -> Ended {
     ended::read(directory).unwrap_or_else(|error| {
@@ -82,7 +98,6 @@ fn recall(directory: &Path, grace: SignedDuration, now: Timestamp) -> Ended {
 #[cfg(test)]
 mod tests {
     use agent_plan::{Facts, Seen, plan, render};
-    use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
     use super::*;
@@ -118,6 +133,46 @@ mod tests {
             assert_eq!(status.phase.as_deref(), Some("Failed"), "{policy}");
             assert!(status.message.unwrap().contains("cannot be read"));
             std::fs::remove_file(base.path().join("ended.json")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_static_pod_goes_on_unless_it_had_ended_by_itself() {
+        let pod = |policy: &str, annotation: &str| -> Pod {
+            let pod = json!({"metadata": {"annotations": {annotation: "h"}},
+                "spec": {"restartPolicy": policy, "containers": []}});
+            serde_json::from_value(pod).unwrap()
+        };
+        let of_file = pod("Always", "kubernetes.io/config.mirror");
+        let order = agent_plan::Eviction {
+            cause: Cause::NodeEnds,
+            message: String::new(),
+            grace: SignedDuration::ZERO,
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let ended = |phase: &str, reason: Option<&str>| Ended {
+            evicted: Some(order.clone()),
+            told: Some(Told {
+                status: PodStatus {
+                    phase: Some(phase.to_owned()),
+                    reason: reason.map(str::to_owned),
+                    ..PodStatus::default()
+                },
+                sandbox: String::new(),
+            }),
+        };
+        let killed_meanwhile = Ended {
+            evicted: Some(order.clone()),
+            told: None,
+        };
+        let terminated = ended("Failed", Some("Terminated"));
+        for kept in [&terminated, &killed_meanwhile] {
+            assert!(goes_on(&of_file, kept));
+            assert!(!goes_on(&pod("Never", "kubernetes.io/config.mirror"), kept));
+            assert!(!goes_on(&pod("Always", "other"), kept));
+        }
+        for kept in [Ended::default(), ended("Succeeded", None), ended("Failed", None)] {
+            assert!(!goes_on(&of_file, &kept), "{kept:?}");
         }
     }
 }

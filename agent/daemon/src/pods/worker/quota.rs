@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
-use agent_plan::{Cause, Ending, Eviction, Ground, Wanted, evict};
+use agent_plan::{Cause, Ending, Eviction, Ground, Wanted, evict, is_critical};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{sync::Semaphore, time::Instant};
@@ -37,9 +37,10 @@ struct Found {
     filled: BTreeMap<String, Filled>,
 }
 
-/// When a pod is looked at first; `None` for a pod without limits.
+/// When a pod is looked at first; `None` for a pod without limits, and for one that the node does not evict.
 pub(super) fn first_look(pod: Option<&Pod>) -> Option<Instant> {
-    Limits::of(pod?).map(|_limits| Instant::now() + storage::LOOK_EVERY)
+    let pod = pod.filter(|pod| !is_critical(pod))?;
+    Limits::of(pod).map(|_limits| Instant::now() + storage::LOOK_EVERY)
 }
 
 impl Worker {

@@ -116,7 +116,7 @@ async fn ports(context: &Context, id: &PodId, pod: &Pod) -> Result<BTreeMap<Stri
     let all = inits.chain(spec.flat_map(|spec| &spec.containers));
     let mut ports = BTreeMap::new();
     for spec in all {
-        let capabilities = container::capabilities_of(spec)?;
+        let capabilities = container::capabilities_of(pod, spec)?;
         let profile =
             sandbox::profile(pod, spec, &capabilities, &ground).map_err(container::ContainerError::from)?;
         let connect = match profile.tcp {

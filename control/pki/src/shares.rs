@@ -1,4 +1,4 @@
-//! Shares of connections: how many of those that nobody has vouched for come from one place.
+//! Shares of connections: how many of those that nobody has vouched for come from one place. For every server of the cluster.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,14 @@ use std::{
 
 /// Counts connections by where they come from. As large as the number of connections that hold a share.
 #[derive(Debug, Clone)]
-pub(crate) struct Shares {
+pub struct Shares {
     limit: usize,
     held: Arc<Mutex<HashMap<Source, usize>>>,
 }
 
 /// One connection's; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub struct Share {
     source: Source,
     held: Arc<Mutex<HashMap<Source, usize>>>,
 }
@@ -29,7 +29,7 @@ enum Source {
 
 impl Shares {
     /// At most `limit` for each source.
-    pub(crate) fn new(limit: usize) -> Self {
+    pub fn new(limit: usize) -> Self {
         Self {
             limit,
             held: Arc::default(),
@@ -37,7 +37,7 @@ impl Shares {
     }
 
     /// A share for a connection from `address`, unless its source has all of its own.
-    pub(crate) fn take(&self, address: IpAddr) -> Option<Share> {
+    pub fn take(&self, address: IpAddr) -> Option<Share> {
         let source = Source::of(address);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.get(&source).copied().unwrap_or_default();
