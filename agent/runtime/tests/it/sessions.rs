@@ -1,7 +1,7 @@
 //! Sessions whose streams the agent holds, terminals, attachments, and sockets in a pod.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use agent_runtime::{ContainerConfig, ContainerState, Session, Streams};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -379,13 +379,13 @@ async fn a_client_that_does_not_read_holds_nobody_up_for_long() {
     write(taken(idle.stdin.take()), "go\n");
     // More than pipes hold, so the container waits; then the client is let go and all of it is in the log.
     // The client has ten seconds, and all that is logged has its price in time.
-    let deadline = std::time::Instant::now() + patience() * 3;
+    let deadline = Instant::now() + patience() * 3;
     while !std::fs::read(stage.log("main"))
         .expect("a log")
         .ends_with(b" line 30000\n")
     {
-        assert!(std::time::Instant::now() < deadline, "not in time");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(Instant::now() < deadline, "not in time");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let end = tokio::time::timeout(patience(), idle.end.wait())
         .await
@@ -581,11 +581,7 @@ async fn give_up_starts(stage: &Stage) -> usize {
     for _ in 0..20 {
         let (runtime, pod) = (stage.runtime.clone(), stage.pod.uid.clone());
         let argv = ["sleep", "1000"].map(str::to_owned);
-        starts.spawn(async move {
-            runtime
-                .exec(&pod, "main", &argv, std::time::Duration::from_secs(1))
-                .await
-        });
+        starts.spawn(async move { runtime.exec(&pod, "main", &argv, Duration::from_secs(1)).await });
     }
     let mut given_up = 0;
     while let Some(start) = starts.join_next().await {
