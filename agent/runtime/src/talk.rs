@@ -3,7 +3,6 @@
 //! A pod is taken apart when its shim is gone, so nothing else may look like that: neither the agent's own want of
 //! descriptors nor a shim that is busy.
 
-use std::io;
 use std::time::Duration;
 
 use serde::Serialize;

@@ -51,7 +51,8 @@ impl Stage {
             exe: example("shim"),
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
-            cgroup_root: format!("palisade-drill-{}", std::process::id()),
+            // Of its own: pods of several stages may have one name, and whoever removes one ends what is in its group.
+            cgroup_root: format!("palisade-drill-{}-{}", names.join("-"), std::process::id()),
         })
         .expect("valid");
         let pod = |(index, name): (u32, &&str)| PodConfig {
