@@ -586,7 +586,7 @@ impl Drop for Mounted {
 /// And bounds what all users of a pod have together by what its owner may have.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_kernel_counts_by_user_is_counted_for_each_pod() {
-    let stage = Stage::new(&["greedy", "neighbour"]).await;
+    let stage = Stage::new(&["counted", "beside"]).await;
     let data = stage.directory.path().join("data");
     for (all, one, answer) in [
         ("inotify-instances", "inotify-instance", "errno 24"),

@@ -56,6 +56,7 @@ impl Stage {
             exe: example("shim"),
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
+            // Of its own: pods of several stages may have one name, and whoever removes one ends what is in its group.
             cgroup_root: format!("palisade-drill-{}-{number}", std::process::id()),
         })
         .expect("valid");
