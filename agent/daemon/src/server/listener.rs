@@ -24,7 +24,7 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_STRANGERS: usize = 256;
 /// Of these, connections from one source. The API server is one: it opens a connection for each request.
 const STRANGERS_OF_ONE: usize = 32;
-/// Longest time for a TLS handshake, for the head of a request, and for a peer that may not ask.
+/// Longest time for a TLS handshake, for a place, for the head of a request, and for a peer that may not ask.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Delay after an `accept` that failed for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -67,9 +67,10 @@ pub(super) async fn accept(
                 drop(tokio::time::timeout(HANDSHAKE_WITHIN, serve(stream, refused)).await);
                 return;
             }
-            // Never closed.
-            let Ok(place) = known.acquire_owned().await else {
-                return;
+            // Whoever waited in vain is told so by the end of the connection, and has given its place to the next one.
+            let place = tokio::time::timeout(HANDSHAKE_WITHIN, known.acquire_owned()).await;
+            let Ok(Ok(place)) = place else {
+                return tracing::warn!(%address, "too many connections");
             };
             drop(stranger);
             serve(stream, routes).await;
