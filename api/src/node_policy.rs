@@ -11,7 +11,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::flow::{FlowDirection, FlowVerdict, PodRef};
+use crate::{
+    flow::{FlowDirection, FlowVerdict, PodRef},
+    host_ports::HostPort,
+};
 
 /// Tables of one node's kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -69,6 +72,9 @@ pub struct NodeEndpoint {
     /// MAC address that the kernel lets it send from.
     #[serde(default)]
     pub mac: Mac,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
     /// Whether flows that were allowed outlive a change of policy.
     #[serde(default)]
     pub keeps_established: bool,

@@ -39,13 +39,22 @@ pub struct HostPortError {
 /// The sockets that keep ports free, by pod.
 #[derive(Debug, Default)]
 pub(crate) struct Reserved {
-    sockets: Mutex<BTreeMap<String, Vec<OwnedFd>>>,
+    kept: Mutex<BTreeMap<String, Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    ports: Vec<HostPort>,
+    _sockets: Vec<OwnedFd>,
 }
 
 impl Reserved {
     /// Keeps `ports` for the pod, in place of those that it had.
     pub(crate) fn keep(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), HostPortError> {
-        let mut all = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(pod_uid).is_some_and(|kept| kept.ports == ports) {
+            return Ok(());
+        }
         all.remove(pod_uid);
         let sockets = ports.iter().map(|port| {
             reserve(port).map_err(|errno| HostPortError {
@@ -54,12 +63,16 @@ impl Reserved {
             })
         });
         let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
-        all.insert(pod_uid.to_owned(), sockets);
+        let kept = Kept {
+            ports: ports.to_vec(),
+            _sockets: sockets,
+        };
+        all.insert(pod_uid.to_owned(), kept);
         Ok(())
     }
 
     pub(crate) fn release(&self, pod_uid: &str) {
-        let mut all = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(pod_uid);
     }
 }

@@ -143,6 +143,8 @@ pub struct Attachment {
     pub ifindex: u32,
     /// MAC address of the pod's side.
     pub mac: [u8; 6],
+    /// Ports of the node that lead to the pod.
+    pub host_ports: Vec<HostPort>,
 }
 
 impl Attachment {
@@ -307,25 +309,36 @@ impl Network {
         self.links.bring_up(attachment, self.node).await
     }
 
+    /// Keeps `ports` of the node for the pod, until its lease is released: whoever judges what comes there can be told that
+    /// they lead to the pod before they do. Idempotent.
+    pub fn reserve(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
+        match ports.is_empty() {
+            true => self.reserved.release(pod_uid),
+            false => self.reserved.keep(pod_uid, ports)?,
+        }
+        Ok(())
+    }
+
     /// Lets `ports` of the node lead to the pod, until its link is unplugged. Idempotent.
     pub async fn publish(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
             return Ok(());
         };
+        self.reserve(pod_uid, ports)?;
         if !ports.is_empty() {
-            self.reserved.keep(pod_uid, ports)?;
             forwarding::admit_loopback(&lease.link)?;
         }
+        self.lead(pod_uid, ports).await
+    }
+
+    /// Writes the rules by which `ports`, and no others, lead to the pod.
+    async fn lead(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
         let mut behind = self.publishing.lock().await;
         *behind |= self.leases().publish(pod_uid, ports)?;
         if *behind {
             let (published, tracked) = host_ports::rules(self.leases().all());
             firewall::publish(&published, &tracked).await?;
             *behind = false;
-        }
-        drop(behind);
-        if ports.is_empty() {
-            self.reserved.release(pod_uid);
         }
         Ok(())
     }
@@ -349,14 +362,14 @@ impl Network {
         self.leases().all().cloned().collect()
     }
 
-    /// Deletes the pod's link and keeps its lease: the first half of [`Network::release`], for callers that
-    /// take their packet programs away in between. Idempotent.
+    /// Deletes the pod's link and keeps its lease, and its ports, which lead nowhere: the first half of
+    /// [`Network::release`], for callers that take their packet programs away in between. Idempotent.
     pub async fn unplug(&self, pod_uid: &str) -> Result<(), NetworkError> {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
             return Ok(());
         };
         // While there is no link, nothing may be sent to the address.
-        self.publish(pod_uid, &[]).await?;
+        self.lead(pod_uid, &[]).await?;
         self.links.delete(&lease.link).await
     }
 
@@ -365,8 +378,9 @@ impl Network {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
             return Ok(());
         };
-        self.publish(pod_uid, &[]).await?;
+        self.lead(pod_uid, &[]).await?;
         self.links.delete(&lease.link).await?;
+        self.reserved.release(pod_uid);
         self.leases().release(pod_uid)?;
         Ok(())
     }
@@ -422,6 +436,7 @@ fn attachment(lease: &Lease, ifindex: u32) -> Attachment {
         link: lease.link.clone(),
         ifindex,
         mac: lease.mac,
+        host_ports: lease.host_ports.clone(),
     }
 }
 

@@ -654,6 +654,9 @@ fn ports_of_the_node_lead_to_their_pod_and_the_source_is_kept() {
             !String::from_utf8_lossy(&rules.stdout).contains("dnat"),
             "{rules:?}"
         );
+        // Not before whoever judges has had time to forget that they led there.
+        let kept = network.reserve("uid-client", &ports[..1]);
+        assert!(matches!(kept, Err(NetworkError::HostPort(_))), "{kept:?}");
         network.release("uid-server").await.unwrap();
         network.publish("uid-client", &ports[..1]).await.unwrap();
     });
@@ -662,6 +665,26 @@ fn ports_of_the_node_lead_to_their_pod_and_the_source_is_kept() {
         .unwrap()
         .to_canonical();
     assert_eq!(peer, IpAddr::V4(OUTSIDE));
+}
+
+#[test]
+fn ports_are_kept_before_they_lead_anywhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, _outside) = node_with_outside();
+    let pod = Space::pod();
+    node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let ports = [host_port(Transport::Tcp, None, 8080)];
+        network.prepare("uid", &pod.path()).await.unwrap();
+        network.reserve("uid", &ports).unwrap();
+        assert!(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080)).is_err());
+        assert_eq!(network.lease("uid").unwrap().host_ports, []);
+        network.publish("uid", &ports).await.unwrap();
+        let attachment = network.find("uid").await.unwrap().unwrap();
+        assert_eq!(attachment.host_ports, ports, "as a restarted agent finds them");
+        network.reserve("uid", &[]).unwrap();
+        drop(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080)).unwrap());
+    });
 }
 
 #[test]

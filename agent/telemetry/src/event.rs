@@ -223,10 +223,11 @@ mod tests {
     use api::flow::HostRef;
     use ebpf_abi::{Address, DIRECTION_EGRESS};
     use policies_ir::{
-        cluster::{Cluster, Member},
+        cluster::{Cluster, Member, Translation},
         policy::{
             Action, DefaultAction, Directions, EndMatch, Kinds, NamespaceMatch, Order, Phase, Policy,
-            PolicySet, Rule, Selector, ServiceMatch, TieBreak, Tier, Workload, WorkloadKind, WorkloadMatch,
+            PolicySet, PortMatch, Rule, Selector, ServiceMatch, TieBreak, Tier, Workload, WorkloadKind,
+            WorkloadMatch,
         },
         tables::{
             BUILTIN_RULES, BuiltinRule, EndpointTables, IdentityId, InsideClass, NodeTables, RuleName,
@@ -560,6 +561,50 @@ mod tests {
                 let record = FlowRecord { endpoint, ..record() };
                 assert_eq!(&logged(log, &record), expected, "{phase:?}, endpoint {endpoint}");
             }
+        }
+    }
+
+    /// Of what a port of the node leads to a pod, they are asked about the pod and its port.
+    #[test]
+    fn rules_that_log_see_where_a_port_of_the_node_leads() {
+        let cluster = || Cluster {
+            members: vec![Member {
+                workload: Workload {
+                    kind: WorkloadKind::HostEndpoint,
+                    ..Workload::default()
+                },
+                endpoint: Some(EndpointId(7)),
+                ..Member::default()
+            }],
+            translations: vec![Translation {
+                protocol: 6,
+                at: Some("192.0.2.1".parse().unwrap()),
+                port: 8080,
+                workload: Arc::default(),
+                address: CLIENT.parse().unwrap(),
+                workload_port: 80,
+            }],
+            ..Cluster::default()
+        };
+        let to_port = |port| {
+            let mut rule = rule(u32::from(port), Action::Log, Some(6));
+            rule.service.ports = vec![PortMatch::Range(port, port)];
+            rule
+        };
+        let mut policies = egress_policy(Phase::LocalAndForwarded, Vec::new());
+        let policy = Arc::make_mut(&mut policies.tiers[0].policies[0]);
+        policy.directions.ingress = true;
+        policy.ingress = vec![to_port(80), to_port(8080)];
+        for (node, expected) in [("192.0.2.1", 80), ("192.0.2.2", 8080)] {
+            let record = FlowRecord {
+                source: address("203.0.113.9"),
+                destination: address(node),
+                destination_port: 8080,
+                direction: DIRECTION_INGRESS,
+                ..record()
+            };
+            let log = crate::logging::LogRules::new(policies.clone(), cluster);
+            assert_eq!(logged(log, &record), [Some(expected)], "{node}");
         }
     }
 

@@ -83,11 +83,11 @@ impl LogRules {
             return Vec::new();
         };
         let policy = part.policy(&self.policies, &member.workload);
-        let packet = Packet {
-            inside: packet.inside.filter(|_| policy.any_own),
-            ..*packet
+        let flow = match policy.any_own {
+            true => self.cluster.flow(member, packet),
+            false => self.cluster.flow_of(member, packet),
         };
-        let decision = decide(&policy, &self.cluster.flow(member, &packet));
+        let decision = decide(&policy, &flow);
         let logged = decision.steps.into_iter().filter_map(|step| match step {
             Step::Rule {
                 name,

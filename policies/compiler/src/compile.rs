@@ -167,7 +167,11 @@ pub fn reference(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> O
     let policies = view.policy_set(|_, _| {}).enforced;
     let mut found = judged(&cluster, &policies).filter(|(id, ..)| *id == endpoint);
     let (_, member, policy) = found.next().filter(|_| found.next().is_none())?;
-    Some(decide(&policy, &cluster.flow(member, packet)))
+    let flow = match policy.any_own {
+        true => cluster.flow(member, packet),
+        false => cluster.flow_of(member, packet),
+    };
+    Some(decide(&policy, &flow))
 }
 
 impl fmt::Display for Diagnostic {

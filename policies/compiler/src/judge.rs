@@ -92,6 +92,8 @@ impl Book {
             member.endpoint = Some(EndpointId(number));
         }
         ends::assume_node_addresses(&mut cluster);
+        // Which pods got the ports that they ask for only their node knows.
+        cluster.translations.clear();
         Self { cluster, policies }
     }
 

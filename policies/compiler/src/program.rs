@@ -1,15 +1,18 @@
 //! The rules of one endpoint and direction as a list over numbered conditions and numbered names.
 
+mod translated;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
 use policies_ir::{
-    cluster::{Cluster, Member},
+    cluster::{Cluster, Member, Translation},
     policy::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, Failsafe, IpVersion, Last,
-        NamedPort, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
+        NamedPort, Passing, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
     },
     tables::{
         BUILTIN_RULES, BuiltinRule, Direction, EndpointId, InsideClass, MAX_INSIDE_CLASSES, RuleId, RuleName,
@@ -81,7 +84,7 @@ struct Own {
 struct OwnSides<'a> {
     workload: &'a Workload,
     /// Families in which the endpoint has an address, and what selectors find there beside itself.
-    sides: Vec<(IpVersion, std::net::IpAddr, Vec<&'a Workload>)>,
+    sides: Vec<(IpVersion, IpAddr, Vec<&'a Workload>)>,
 }
 
 struct ProgramStage {
@@ -198,8 +201,10 @@ static ANY_SERVICE: ServiceMatch = ServiceMatch {
 pub(crate) fn rule_ids<'p, 'a: 'p>(policies: impl Iterator<Item = &'p EndpointPolicy<'a>>) -> RuleIds {
     let mut names = BTreeSet::new();
     for policy in policies {
+        let passing = policy.passing.iter().flat_map(Passing::tiers);
+        let tiers: Vec<_> = policy.tiers.iter().chain(passing).collect();
         for direction in [Direction::Ingress, Direction::Egress] {
-            for tier in &policy.tiers {
+            for tier in &tiers {
                 names.extend(tier.end(direction));
                 for policy in &tier.policies {
                     let rules = policy.rules(direction).unwrap_or_default();
@@ -247,7 +252,8 @@ impl Program {
                 rule: rule.id(),
             }
         };
-        let mut stages = Vec::new();
+        let any = any_end(&ANY_SERVICE, &ANY_END, BuiltinRule::NoPolicy);
+        let mut failsafes = Vec::new();
         if let Some(failsafe) = policy.failsafe {
             let open = failsafe.matches(direction).iter();
             let back = failsafe.matches(direction.opposite()).iter();
@@ -260,16 +266,14 @@ impl Program {
                 false => BuiltinRule::Failsafe,
             };
             let rules = found.into_iter();
-            let rules = rules
-                .map(|(service, peer)| any_end(service, peer, rule))
-                .collect();
-            stages.push(ProgramStage {
-                rules,
-                default_action: DefaultAction::Pass,
-                default_rule: BuiltinRule::NoMatch.id(),
-            });
+            failsafes.extend(rules.map(|(service, peer)| any_end(service, peer, rule)));
         }
-        let any = any_end(&ANY_SERVICE, &ANY_END, BuiltinRule::NoPolicy);
+        // What the node translates is none of its own, and so not spared.
+        let mut stages = match (&policy.passing, direction) {
+            (Some(passing), Direction::Ingress) => translated::stages(passing, &own, cluster, numbers),
+            _ => Vec::new(),
+        };
+        stages.push(ProgramStage::of_some(failsafes));
         let rules_of = |numbers: &mut N, rules: &[Rule], tier: &str, policy: &str| {
             // Log changes no verdict, and names are learned for destinations of what leaves.
             let counts = |rule: &&Rule| {
@@ -325,6 +329,8 @@ impl Program {
             default_action: DefaultAction::Deny,
             default_rule: BuiltinRule::NoMatch.id(),
         });
+        let mut rules = stages.iter().flat_map(|stage| &stage.rules);
+        let is_anyone = asks_own || rules.any(|rule| matches!(rule.own, OwnEnd::Anyone(_)));
         Self {
             endpoint,
             direction,
@@ -337,7 +343,7 @@ impl Program {
             to_host: policy.to_host,
             leaves_open,
             stages,
-            insides: asks_own.then(Insides::default),
+            insides: is_anyone.then(Insides::default),
         }
     }
 
@@ -424,9 +430,11 @@ impl Program {
         }))
     }
 
-    /// Those that it asks of the own end.
+    /// Those that it asks of the own end, where that may be anyone.
     fn own_port_names(&self) -> impl Iterator<Item = &str> {
-        named(self.services().flat_map(|service| match self.direction {
+        let anyone = |(_, rule): &(usize, &ProgramRule)| matches!(rule.own, OwnEnd::Anyone(_));
+        let services = self.rules().filter(anyone).map(|(_, rule)| &*rule.service);
+        named(services.flat_map(|service| match self.direction {
             Direction::Ingress => service.ports.iter().chain(&service.not_ports),
             Direction::Egress => service.source_ports.iter().chain(&service.not_source_ports),
         }))
@@ -605,6 +613,17 @@ impl Program {
     }
 }
 
+impl ProgramStage {
+    /// A stage of rules for some packets alone: all others go on.
+    fn of_some(rules: Vec<ProgramRule>) -> Self {
+        Self {
+            rules,
+            default_action: DefaultAction::Pass,
+            default_rule: BuiltinRule::NoMatch.id(),
+        }
+    }
+}
+
 impl ProgramRule {
     /// Whether the condition on the other end holds.
     fn fits(&self, peer: &Signature) -> bool {
@@ -642,6 +661,13 @@ impl Inside {
 }
 
 impl Families {
+    fn only(version: IpVersion) -> Self {
+        Self {
+            v4: version == IpVersion::V4,
+            v6: version == IpVersion::V6,
+        }
+    }
+
     fn has(self, family: IpVersion) -> bool {
         match family {
             IpVersion::V4 => self.v4,
@@ -707,13 +733,21 @@ impl<'a> OwnSides<'a> {
         let addresses = [(IpVersion::V4, first(true)), (IpVersion::V6, first(false))];
         let sides = addresses.into_iter().filter_map(|(version, address)| {
             let address = address?;
-            let sets = cluster.sets.iter().filter(|set| set.holds(address));
-            let known = std::iter::once(&member.workload).chain(sets.map(|set| &set.workload));
-            Some((version, address, known.collect()))
+            Some((version, address, known_at(&member.workload, address, cluster)))
         });
         Self {
             workload: &member.workload,
             sides: sides.collect(),
+        }
+    }
+
+    /// Where a port of the node leads.
+    fn behind(translation: &'a Translation, cluster: &'a Cluster) -> Self {
+        let address = translation.address;
+        let known = known_at(&translation.workload, address, cluster);
+        Self {
+            workload: &translation.workload,
+            sides: vec![(version_of(address), address, known)],
         }
     }
 
@@ -740,6 +774,21 @@ impl<'a> OwnSides<'a> {
             v4: fits(IpVersion::V4),
             v6: fits(IpVersion::V6),
         }
+    }
+}
+
+/// What selectors find at an address that the workload has.
+fn known_at<'a>(workload: &'a Workload, address: IpAddr, cluster: &'a Cluster) -> Vec<&'a Workload> {
+    let sets = cluster.sets.iter().filter(|set| set.holds(address));
+    std::iter::once(workload)
+        .chain(sets.map(|set| &set.workload))
+        .collect()
+}
+
+fn version_of(address: IpAddr) -> IpVersion {
+    match address {
+        IpAddr::V4(_) => IpVersion::V4,
+        IpAddr::V6(_) => IpVersion::V6,
     }
 }
 

@@ -5,7 +5,12 @@ use std::{
     net::IpAddr,
 };
 
-use api::{calico, cluster_policy::ClusterNetworkPolicy, selector::Labels};
+use api::{
+    calico,
+    cluster_policy::ClusterNetworkPolicy,
+    host_ports::{self, HostPort},
+    selector::Labels,
+};
 use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
@@ -14,7 +19,7 @@ use k8s_openapi::api::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policies_ir::{
-    cluster::{Cluster, Member, NetworkSet},
+    cluster::{Cluster, Member, NetworkSet, Translation},
     policy::{NamedPort, PolicySet, Profile, ProfileRules, ServiceAccount, Staged, Workload, WorkloadKind},
     tables::EndpointId,
 };
@@ -96,6 +101,8 @@ pub struct PodView {
     pub addresses: BTreeSet<IpAddr>,
     /// Container ports that have a name.
     pub named_ports: Vec<NamedPort>,
+    /// Ports of its node that lead to it.
+    pub host_ports: Vec<HostPort>,
     /// Its endpoint, if it runs on this node.
     pub endpoint: Option<EndpointId>,
 }
@@ -179,6 +186,7 @@ impl ClusterView {
                 .extend(&host.addresses);
         }
         Cluster {
+            translations: Translation::of(&members),
             members,
             sets,
             host_addresses: self.host_addresses.clone(),
@@ -309,6 +317,7 @@ impl ClusterView {
             addresses: pod.addresses.clone(),
             endpoint: pod.endpoint,
             node: pod.node.clone(),
+            host_ports: pod.host_ports.clone(),
             ..Member::default()
         }
     }
@@ -460,6 +469,7 @@ impl PodView {
                 .map(|a| a.to_canonical())
                 .collect(),
             named_ports: ports.filter_map(named_port).collect(),
+            host_ports: host_ports::of(pod),
             endpoint,
         })
     }

@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
+use api::host_ports::HostPort;
 use ipnet::IpNet;
 
 use crate::{
-    decide::{Flow, Side, Standing},
+    decide::{Flow, Side, Standing, Translated},
     policy::{DomainMatch, Workload, WorkloadKind},
     tables::{Direction, EndpointId, Packet},
 };
@@ -24,6 +26,8 @@ pub struct Cluster {
     pub host_addresses: BTreeSet<IpAddr>,
     /// Where that node listens with others: groups, and broadcasts of its networks.
     pub host_groups: BTreeSet<IpNet>,
+    /// Ports of that node that lead to its pods.
+    pub translations: Vec<Translation>,
     /// Addresses of each node, for members that say which node they are on.
     pub nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Names that the trusted resolver last gave for an address, in lower case without the final dot.
@@ -45,8 +49,28 @@ pub struct Member {
     pub untracked: Option<EndpointId>,
     /// The node it is on; empty if that is not known.
     pub node: String,
+    /// Ports of that node that lead to it.
+    pub host_ports: Vec<HostPort>,
     /// Of a host endpoint: which interfaces of the node it is for.
     pub interface: HostInterface,
+}
+
+/// A port of a node that leads to one of its pods: the node gives what comes there the pod's address and port, and so
+/// forwards it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Translation {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The one address of the node that has the port; absent means all of the family.
+    pub at: Option<IpAddr>,
+    /// The node's port.
+    pub port: u16,
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// The pod's address. It is the node that sends there, and that gave it to the pod: it is nobody else's, whoever claims it.
+    pub address: IpAddr,
+    /// The pod's port.
+    pub workload_port: u16,
 }
 
 /// How a host endpoint says which interfaces it is for. Of several for one interface the first in this order judges there,
@@ -136,6 +160,15 @@ impl Cluster {
         self.host_groups.iter().any(|group| group.contains(net))
     }
 
+    /// The flow that `packet` would start at the interface of `member`, which is one end of it itself. The address at its
+    /// own end only tells where a port of the node leads.
+    pub fn flow_of<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
+        Flow {
+            own: self.own(member, packet.peer.is_ipv4()),
+            ..self.flow(member, packet)
+        }
+    }
+
     /// The flow that `packet` would start at the interface of `member`.
     pub fn flow<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
         Flow {
@@ -154,7 +187,33 @@ impl Cluster {
             protocol: packet.protocol,
             source_port: packet.source_port,
             port: packet.port,
+            translated: self.translated(member, packet),
         }
+    }
+
+    /// What becomes of the destination of a packet to the node that the cluster is seen from.
+    fn translated<'a>(&'a self, member: &Member, packet: &Packet) -> Option<Translated<'a>> {
+        let is_own_host = member.workload.kind == WorkloadKind::HostEndpoint && member.endpoint.is_some();
+        if !is_own_host || packet.direction != Direction::Ingress {
+            return None;
+        }
+        let found = self.translations.iter().find(|translation| {
+            translation.protocol == packet.protocol
+                && translation.port == packet.port
+                && translation.address.is_ipv4() == packet.peer.is_ipv4()
+                && translation.at.is_none_or(|at| packet.inside == Some(at))
+        })?;
+        let sets = self.sets.iter().filter(|set| set.holds(found.address));
+        Some(Translated {
+            own: Side {
+                address: Some(found.address),
+                known: std::iter::once(&*found.workload)
+                    .chain(sets.map(|set| &set.workload))
+                    .collect(),
+                is_contested: false,
+            },
+            port: found.workload_port,
+        })
     }
 
     /// The endpoint itself, at its own end of a flow.
@@ -207,6 +266,37 @@ impl Member {
         let every = self.interface == HostInterface::Every;
         let name = self.workload.name.as_str();
         (every, self.addresses.is_empty(), self.interface, name)
+    }
+}
+
+impl Translation {
+    /// What of these members leads to them, on the node that the cluster is seen from.
+    pub fn of<'m>(members: impl IntoIterator<Item = &'m Member>) -> Vec<Self> {
+        let publish = |member: &&Member| member.endpoint.is_some() && !member.host_ports.is_empty();
+        let local = members.into_iter().filter(publish);
+        local.flat_map(Self::of_member).collect()
+    }
+
+    /// A port leads to the first address of each family, of those that the port is of.
+    fn of_member(member: &Member) -> Vec<Self> {
+        let workload = Arc::new(member.workload.clone());
+        let first = |v4: bool| member.addresses.iter().copied().find(|a| a.is_ipv4() == v4);
+        let addresses: Vec<IpAddr> = [true, false].into_iter().filter_map(first).collect();
+        let of_port = |port: &HostPort| {
+            let at = port.host_ip;
+            let of_family = |a: &&IpAddr| at.is_none_or(|at| at.is_ipv4() == a.is_ipv4());
+            let ends = addresses.iter().filter(of_family);
+            let made = ends.map(|address| Self {
+                protocol: port.protocol.number(),
+                at,
+                port: port.port,
+                workload: Arc::clone(&workload),
+                address: *address,
+                workload_port: port.container_port,
+            });
+            made.collect::<Vec<_>>()
+        };
+        member.host_ports.iter().flat_map(of_port).collect()
     }
 }
 

@@ -13,6 +13,10 @@
 //!    cluster says so, though its policies allow it.
 //! 6. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
 //!
+//! Where a port of the node leads to a pod, 2 to 4 are others: policies for untracked packets and those before translation are
+//! asked about the destination on the wire, then those for forwarded flows about the one that comes of it; what none of
+//! them decides is allowed.
+//!
 //! Policy for untracked packets leaves failsafe flows, and what no tier decided, to others: that is a denial by
 //! [`BuiltinRule::NoMatch`], which nothing overrides.
 
@@ -23,8 +27,8 @@ use ipnet::IpNet;
 use crate::{
     policy::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointTier, EndpointToHost, Failsafe,
-        FailsafeMatch, ICMP_PROTOCOLS, IcmpMatch, IpVersion, Last, PORT_PROTOCOLS, Policy, PortMatch,
-        ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
+        FailsafeMatch, ICMP_PROTOCOLS, IcmpMatch, IpVersion, Last, PORT_PROTOCOLS, Passing, Policy,
+        PortMatch, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
     },
     tables::{BuiltinRule, DecidedBy, Direction, RuleName, Verdict},
 };
@@ -47,6 +51,17 @@ pub struct Flow<'a> {
     /// Source port; 0 where the protocol has none.
     pub source_port: u16,
     /// Destination port; for ICMP `type << 8 | code`; 0 where the protocol has neither.
+    pub port: u16,
+    /// What becomes of the destination, if the endpoint is a node's and the node gives it another.
+    pub translated: Option<Translated<'a>>,
+}
+
+/// A destination after translation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Translated<'a> {
+    /// Who it is.
+    pub own: Side<'a>,
+    /// Its port.
     pub port: u16,
 }
 
@@ -145,7 +160,8 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
     let may_leave_open = policy.last == Last::Undecided;
-    if let Some(failsafe) = policy.failsafe {
+    let passing = policy.passing.as_ref().zip(flow.translated.as_ref());
+    if let Some(failsafe) = policy.failsafe.filter(|_| passing.is_none()) {
         if may_leave_open && (failsafe.holds(flow) || failsafe.answered_by(flow)) {
             return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
         }
@@ -153,7 +169,10 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
             return builtin(Verdict::Allow, BuiltinRule::Failsafe, steps);
         }
     }
-    let decision = ask_tiers(policy, flow, &mut steps).or_else(|| ask_last(policy, flow, &mut steps));
+    let decision = match passing {
+        Some((passing, to)) => Some(ask_passing(passing, flow, to, &mut steps)),
+        None => ask_tiers(&policy.tiers, flow, &mut steps).or_else(|| ask_last(policy, flow, &mut steps)),
+    };
     if may_leave_open && decision.is_none() {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
@@ -251,12 +270,29 @@ fn is_between(service: &ServiceMatch, peer: &EndMatch, flow: &Flow<'_>) -> bool 
     service_mismatch(service, flow, source, destination).is_none() && end_mismatch(peer, &flow.peer).is_none()
 }
 
+/// What is said about a flow that the node forwards to another destination.
+fn ask_passing(
+    passing: &Passing<'_>,
+    flow: &Flow<'_>,
+    to: &Translated<'_>,
+    steps: &mut Vec<Step>,
+) -> (Verdict, DecidedBy) {
+    let forwarded = Flow {
+        own: to.own.clone(),
+        port: to.port,
+        ..flow.clone()
+    };
+    ask_tiers(&passing.before, flow, steps)
+        .or_else(|| ask_tiers(&passing.after, &forwarded, steps))
+        .unwrap_or((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)))
+}
+
 fn ask_tiers(
-    policy: &EndpointPolicy<'_>,
+    tiers: &[EndpointTier<'_>],
     flow: &Flow<'_>,
     steps: &mut Vec<Step>,
 ) -> Option<(Verdict, DecidedBy)> {
-    for tier in &policy.tiers {
+    for tier in tiers {
         let Some(end) = tier.end(flow.direction) else {
             continue;
         };

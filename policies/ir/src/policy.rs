@@ -431,6 +431,18 @@ pub struct EndpointPolicy<'a> {
     /// Whether the endpoint's own end of a flow is whoever has the address there, as in what a node forwards, and not
     /// `workload`.
     pub any_own: bool,
+    /// What judges flows that the node gives another destination, in place of all this; absent where there are none.
+    pub passing: Option<Passing<'a>>,
+}
+
+/// What a host endpoint's policies say about flows to the node that it forwards to a pod, since the port leads there. Neither
+/// failsafe ports nor profiles have a say, and what no policy speaks of is allowed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Passing<'a> {
+    /// Asked about the destination that is on the wire.
+    pub before: Vec<EndpointTier<'a>>,
+    /// Asked next, about the one that comes of it.
+    pub after: Vec<EndpointTier<'a>>,
 }
 
 /// What is asked when no tier decided.
@@ -465,15 +477,22 @@ impl PolicySet {
             .iter()
             .filter_map(|name| self.profiles.get(name));
         let last = Last::Profiles(profiles.collect());
-        let phases: &[&[Phase]] = match workload.kind {
-            WorkloadKind::Pod | WorkloadKind::NetworkSet => &[&[Local, LocalAndForwarded, Unknown]],
-            WorkloadKind::HostEndpoint => &[
-                &[Untracked, Unknown],
-                &[BeforeTranslation],
-                &[Local, LocalAndForwarded],
-            ],
-        };
-        self.in_phases(workload, phases, last)
+        match workload.kind {
+            WorkloadKind::Pod | WorkloadKind::NetworkSet => {
+                self.in_phases(workload, &[&[Local, LocalAndForwarded, Unknown]], last)
+            }
+            WorkloadKind::HostEndpoint => {
+                let (first, second) = (&[Untracked, Unknown][..], &[BeforeTranslation][..]);
+                let passing = Passing {
+                    before: self.tiers_in(workload, &[first, second]),
+                    after: self.tiers_in(workload, &[&[LocalAndForwarded]]),
+                };
+                EndpointPolicy {
+                    passing: Some(passing),
+                    ..self.in_phases(workload, &[first, second, &[Local, LocalAndForwarded]], last)
+                }
+            }
+        }
     }
 
     /// What applies to flows that a node forwards through the interface of the host endpoint `workload`. Its failsafe ports
@@ -524,6 +543,22 @@ impl PolicySet {
         phases: &[&[Phase]],
         last: Last<'a>,
     ) -> EndpointPolicy<'a> {
+        EndpointPolicy {
+            workload,
+            failsafe: (workload.kind == WorkloadKind::HostEndpoint).then_some(&self.failsafe),
+            tiers: self.tiers_in(workload, phases),
+            last,
+            to_host: match workload.kind {
+                WorkloadKind::Pod => self.endpoint_to_host,
+                WorkloadKind::HostEndpoint | WorkloadKind::NetworkSet => EndpointToHost::Return,
+            },
+            any_own: false,
+            passing: None,
+        }
+    }
+
+    /// The tiers of each phase in turn.
+    fn tiers_in<'a>(&'a self, workload: &Workload, phases: &[&[Phase]]) -> Vec<EndpointTier<'a>> {
         let mut sorted: Vec<&Tier> = self.tiers.iter().collect();
         sorted.sort_by(|a, b| a.order.cmp(&b.order).then_with(|| a.name.cmp(&b.name)));
         let mut tiers = Vec::new();
@@ -538,17 +573,7 @@ impl PolicySet {
                 Some(tier)
             }));
         }
-        EndpointPolicy {
-            workload,
-            failsafe: (workload.kind == WorkloadKind::HostEndpoint).then_some(&self.failsafe),
-            tiers,
-            last,
-            to_host: match workload.kind {
-                WorkloadKind::Pod => self.endpoint_to_host,
-                WorkloadKind::HostEndpoint | WorkloadKind::NetworkSet => EndpointToHost::Return,
-            },
-            any_own: false,
-        }
+        tiers
     }
 }
 
@@ -567,6 +592,13 @@ impl TieBreak {
             namespace: namespace.to_owned(),
             kind: kind.to_owned(),
         }
+    }
+}
+
+impl<'a> Passing<'a> {
+    /// All tiers, in the order in which they are asked.
+    pub fn tiers(&self) -> impl Iterator<Item = &EndpointTier<'a>> {
+        self.before.iter().chain(&self.after)
     }
 }
 

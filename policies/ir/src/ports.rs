@@ -256,6 +256,7 @@ mod tests {
             last: Last::Profiles(vec![&open]),
             to_host: EndpointToHost::Drop,
             any_own: false,
+            passing: None,
         };
         egress_tcp(&policy, |name| {
             let mut ports = PortSet::none();

@@ -579,6 +579,7 @@ fn tcp(port: u16) -> Flow<'static> {
         protocol: TCP,
         source_port: 40_000,
         port,
+        translated: None,
     }
 }
 

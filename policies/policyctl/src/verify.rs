@@ -264,6 +264,7 @@ mod tests {
             interface: 10 + id,
             addresses: [address.parse().unwrap()].into(),
             mac: Mac::of_pod(&format!("uid-{name}")),
+            host_ports: Vec::new(),
             keeps_established: name == "b",
             programmed: true,
         };
@@ -548,6 +549,40 @@ mod tests {
             view.clone(),
             "host endpoint eth does not judge 192.0.2.1 at eth1",
         );
+    }
+
+    /// The pod behind a port of the node is judged for what it is; which ports it was given the node says.
+    #[test]
+    fn ports_of_the_node_that_lead_to_pods_are_compared_too() {
+        let (mut right, mut view) = with_host();
+        let port = |number| api::host_ports::HostPort {
+            protocol: api::host_ports::Transport::Tcp,
+            host_ip: None,
+            port: number,
+            container_port: 80,
+        };
+        view.pods[0].host_ports = vec![port(8080), port(8090)];
+        let before = right.clone();
+        right.endpoints[0].host_ports = vec![port(8080)];
+        let opens =
+            |line: &String| line.starts_with("host endpoint eth ingress from ") && line.contains("8080");
+        let found = said(&right, view.clone());
+        assert!(found.iter().any(opens), "written before the port was: {found:?}");
+        right.identities.clear();
+        right.verdicts.clear();
+        right.rules.clear();
+        let mut placed = view.clone();
+        assert_eq!(place("n1", &right, &mut placed), []);
+        assert_eq!(place_hosts("n1", &right, &mut placed), []);
+        dump::write(&compile(&placed).tables, &mut right);
+        assert_eq!(said(&right, view.clone()), [] as [&str; 0]);
+        let mut forgotten = right.clone();
+        forgotten.endpoints.clone_from(&before.endpoints);
+        let found = said(&forgotten, view.clone());
+        assert!(found.iter().any(opens), "{found:?}");
+        view.pods[0].host_ports = vec![port(8090)];
+        let expected = "shop/a is given port 8080/TCP of the node, and asks for none such";
+        one_difference(&right, view, expected);
     }
 
     /// What the kernel takes an address to be inside of what the node forwards is compared as well.

@@ -7,6 +7,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use agent_images::{ImageError, KeyringError, RootfsLayers};
@@ -46,6 +47,8 @@ use crate::{
 
 /// Runs of a container whose logs are kept: the present one and the one before.
 const RUNS_WITH_LOGS: u32 = 2;
+/// Longest wait until policy has forgotten the ports of a pod that goes.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -244,9 +247,16 @@ pub(super) async fn attach_network(
     let attachment = context.network.prepare(&id.uid, network.path()).await?;
     // An attempt that failed half-way may have left programs on an interface that is gone.
     context.policy.detach(attachment.endpoint).await?;
+    // Policy learns of the ports before they lead anywhere, and only of those that could be had.
+    let ports = host_ports::of(pod);
+    context.network.reserve(&id.uid, &ports)?;
+    let attachment = Attachment {
+        host_ports: ports,
+        ..attachment
+    };
     context.policy.attach(endpoint(id, &attachment)).await?;
     context.network.activate(&attachment).await?;
-    context.network.publish(&id.uid, &host_ports::of(pod)).await?;
+    context.network.publish(&id.uid, &attachment.host_ports).await?;
     write_files(&files, pod, &attachment.addresses(), &context.resolv_conf)?;
     Ok(attachment)
 }
@@ -275,6 +285,7 @@ pub(crate) fn endpoint(id: &PodId, attachment: &Attachment) -> Endpoint {
             addresses: attachment.addresses(),
             mac: attachment.mac,
         },
+        host_ports: attachment.host_ports.clone(),
     }
 }
 
@@ -286,7 +297,22 @@ pub(super) async fn release_network(context: &Context, id: &PodId) -> Result<(),
     };
     context.network.unplug(&id.uid).await?;
     context.policy.detach(EndpointId(lease.endpoint)).await?;
+    if !lease.host_ports.is_empty() {
+        forget_ports(context, id).await;
+    }
     Ok(context.network.release(&id.uid).await?)
+}
+
+/// Waits until policy judges what comes to the ports that led to the pod as the node's own again: nobody else gets them
+/// before. If it cannot be written the pod goes all the same, and the node says that its policy is an older one.
+async fn forget_ports(context: &Context, id: &PodId) {
+    match tokio::time::timeout(FORGOTTEN_WITHIN, context.policy.settle()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(pod = %id.name, error = chain(&error), "policy still takes its ports for the pod's");
+        }
+        Err(_elapsed) => tracing::warn!(pod = %id.name, "policy may still take its ports for the pod's"),
+    }
 }
 
 /// Ends the pod's shim and what it has, after its network: a pod without an interface may have a lease.

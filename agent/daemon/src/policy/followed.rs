@@ -11,6 +11,7 @@ use agent_telemetry::{LogRules, NamedEndpoint, Snapshot};
 use api::{
     annotations, calico,
     flow::{EndpointRef, HostRef, PodRef},
+    host_ports::HostPort,
 };
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use policies_compiler::{ClusterView, HostEndpointIds, PodView, Session};
@@ -120,10 +121,19 @@ impl Followed {
 
     /// Whose interface it is.
     pub(crate) fn pod_of(&self, id: EndpointId) -> Option<&PodRef> {
+        self.endpoint(id).map(|endpoint| &endpoint.pod)
+    }
+
+    /// Ports of the node that lead there.
+    pub(crate) fn host_ports_of(&self, id: EndpointId) -> Vec<HostPort> {
+        self.endpoint(id)
+            .map(|endpoint| endpoint.host_ports.clone())
+            .unwrap_or_default()
+    }
+
+    fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
         let mut endpoints = self.endpoints.values();
-        endpoints
-            .find(|endpoint| endpoint.link.id == id)
-            .map(|endpoint| &endpoint.pod)
+        endpoints.find(|endpoint| endpoint.link.id == id)
     }
 
     /// Host endpoints of this node.
@@ -261,9 +271,11 @@ impl Followed {
     fn view(&self, pod: &Pod) -> Option<PodView> {
         let endpoint = pod.metadata.uid.as_ref().and_then(|uid| self.endpoints.get(uid));
         let mut view = PodView::from_pod(pod, endpoint.map(|endpoint| endpoint.link.id))?;
-        // The agent knows the address before the API does, and better.
+        // The agent knows the address before the API does, and better; and a port that a pod asks for leads there only if it
+        // was to be had.
         if let Some(endpoint) = endpoint {
             view.addresses = endpoint.link.addresses.iter().copied().collect();
+            view.host_ports.clone_from(&endpoint.host_ports);
         }
         Some(view)
     }

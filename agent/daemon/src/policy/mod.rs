@@ -24,6 +24,7 @@ use agent_resolver::Names as LearnedNames;
 use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
+    host_ports::HostPort,
     node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
 };
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
@@ -76,6 +77,8 @@ pub(crate) struct Endpoint {
     pub(crate) pod: PodRef,
     pub(crate) pod_uid: String,
     pub(crate) link: EndpointLink,
+    /// Ports of the node that lead to the pod, or will: those that are kept for it.
+    pub(crate) host_ports: Vec<HostPort>,
 }
 
 /// Why a pod's network cannot be judged.
@@ -581,6 +584,7 @@ impl Worker {
         let endpoint = |link: EndpointLink| NodeEndpoint {
             id: link.id.0,
             pod: self.followed.pod_of(link.id).cloned(),
+            host_ports: self.followed.host_ports_of(link.id),
             interface: link.ifindex,
             addresses: link.addresses.into_iter().collect(),
             mac: Mac(link.mac),

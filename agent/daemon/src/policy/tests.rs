@@ -221,6 +221,7 @@ fn endpoint() -> Endpoint {
             addresses: vec!["10.0.0.7".parse().unwrap()],
             mac: [2, 0, 0, 0, 0, 1],
         },
+        host_ports: Vec::new(),
     }
 }
 
@@ -722,4 +723,56 @@ async fn tables_that_do_not_fit_are_made_anew_once() {
     policy.settle().await.unwrap();
     assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
     assert_eq!(verdicts().await, at_start);
+}
+
+/// Ports that the pod was given lead to it for as long as it has its interface, those that it only asks for do not: what comes
+/// there stays the node's own.
+#[tokio::test]
+async fn ports_that_a_pod_was_given_are_judged_as_what_is_forwarded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let uplink = object(
+        "HostEndpoint",
+        "uplink",
+        &json!({"node": "n1", "interfaceName": "eth0"}),
+    );
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(uplink));
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": "web", "uid": "u1", "resourceVersion": "5"},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [
+            {"containerPort": 80, "hostPort": 8080}, {"containerPort": 80, "hostPort": 8081}]}]},
+    }))
+    .unwrap();
+    let ports = api::host_ports::of(&pod);
+    cluster.bring(watcher::Event::Apply(pod));
+    let policy = start(dir.path(), &full, &cluster);
+    let allowed = async || {
+        let dumped = policy.dump().await.unwrap();
+        let tables = dump::read(&dumped).unwrap();
+        [8080, 8081].map(|port| {
+            let packet = Packet {
+                direction: Direction::Ingress,
+                peer: "203.0.113.9".parse().unwrap(),
+                inside: Some("192.0.2.1".parse().unwrap()),
+                protocol: 6,
+                source_port: 40_000,
+                port,
+            };
+            let entry = lookup(&tables, EndpointId(dumped.hosts[0].local), &packet);
+            entry.verdict == Verdict::Allow
+        })
+    };
+    policy.settle().await.unwrap();
+    assert_eq!(allowed().await, [false, false]);
+    let given = Endpoint {
+        host_ports: ports[..1].to_vec(),
+        ..endpoint()
+    };
+    policy.attach(given).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    assert_eq!(allowed().await, [true, false]);
+    assert_eq!(policy.dump().await.unwrap().endpoints[0].host_ports, ports[..1]);
+    policy.detach(EndpointId(7)).await.unwrap();
+    policy.settle().await.unwrap();
+    assert_eq!(allowed().await, [false, false]);
 }

@@ -19,7 +19,7 @@ use policies_compiler::{
     compile_policies,
 };
 use policies_ir::{
-    cluster::Cluster,
+    cluster::{Cluster, Translation},
     policy::{Policy, PolicySet, Tier, WorkloadKind},
     tables::EndpointId,
 };
@@ -209,6 +209,7 @@ fn see_from(cluster: &mut Cluster, node: &str) {
         member.untracked = number(is_host);
     }
     cluster.host_addresses = cluster.nodes.get(node).cloned().unwrap_or_default();
+    cluster.translations = Translation::of(&cluster.members);
 }
 
 fn count(demand: &Demand, what: What) -> usize {

@@ -23,6 +23,7 @@ mod matrix;
 mod places;
 mod policies;
 mod proof;
+mod published;
 mod reports;
 mod restart;
 mod splits;

@@ -103,6 +103,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
                     sets,
                     host_addresses: BTreeSet::new(),
                     host_groups: BTreeSet::new(),
+                    translations: Vec::new(),
                     nodes: BTreeMap::new(),
                     names: BTreeMap::from([(name, BTreeSet::from(["www.example.org".to_owned()]))]),
                 },

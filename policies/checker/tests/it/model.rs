@@ -47,6 +47,7 @@ fn compare(
 ) -> Result<(), TestCaseError> {
     cluster.host_addresses.clear();
     cluster.host_groups.clear();
+    cluster.translations.clear();
     for pod in cluster
         .members
         .iter_mut()

@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::IpNet;
 use policies_ir::{
-    cluster::{Cluster, Member},
+    cluster::{Cluster, Member, Translation},
     policy::{EndMatch, EndpointPolicy, Policy, PolicySet, ServiceMatch, Tier, Workload, WorkloadKind},
     tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, NodeTables, RuleId, RuleName},
 };
@@ -200,6 +200,16 @@ impl Engine {
             self.follow(now);
         }
         Ok(())
+    }
+
+    /// From now on ports of the node lead to these.
+    pub(super) fn translate(&mut self, translations: &[Translation]) {
+        if !self.places.translate(translations) {
+            return;
+        }
+        let members = self.subjects.values().map(|subject| &subject.member);
+        let hosts = members.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
+        self.stale.extend(hosts.filter_map(|member| member.endpoint));
     }
 
     /// From now on addresses have these names.

@@ -24,7 +24,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
 };
 use policies_ir::{
-    cluster::{Cluster, Member},
+    cluster::{Cluster, Member, Translation},
     policy::{DomainMatch, TCP, Workload},
     ports::{PortSet, egress_tcp},
     tables::{EndpointId, NodeTables},
@@ -58,6 +58,9 @@ pub struct Session {
     objects: BTreeMap<(&'static str, String, String), (Object, Reading)>,
     policies: Policies,
     policies_are_stale: bool,
+    /// Ports of the node that lead to pods, once the session settles.
+    translations: Vec<Translation>,
+    translations_are_stale: bool,
     enforced: Engine,
     /// Whose numbers to go on with at the start.
     previous: Option<NodeTables>,
@@ -125,6 +128,8 @@ impl Session {
             objects: BTreeMap::new(),
             policies: Policies::default(),
             policies_are_stale: true,
+            translations: Vec::new(),
+            translations_are_stale: true,
             enforced: nothing,
             previous: Some(previous),
             staged: None,
@@ -160,6 +165,7 @@ impl Session {
         let would_be = self.policies.enforced.with_staged(&self.policies.staged);
         let settled = self.staged.take().and_then(|mut staged| {
             staged.set_policies(would_be.clone());
+            staged.translate(&self.translations);
             let settled = staged.settle().is_ok() && !staged.is_worn();
             settled.then_some(staged)
         });
@@ -456,6 +462,10 @@ impl Session {
                 self.put_together();
                 self.enforced.set_policies(self.policies.enforced.clone());
             }
+            if std::mem::take(&mut self.translations_are_stale) {
+                self.translations = self.translations();
+                self.enforced.translate(&self.translations);
+            }
             match self.enforced.settle() {
                 Ok(made) => {
                     changed = made;
@@ -504,7 +514,10 @@ impl Session {
                 error,
             });
         };
-        let ground = self.base.read_cluster(&mut report);
+        let mut ground = self.base.read_cluster(&mut report);
+        self.translations_are_stale = false;
+        self.translations = self.translations();
+        ground.translations.clone_from(&self.translations);
         let pods: Vec<Arc<Member>> = self
             .pods
             .values()
@@ -531,7 +544,15 @@ impl Session {
     /// Sets and host endpoints, and the pods.
     fn members(&self) -> (Cluster, Vec<Arc<Member>>) {
         let pods = self.pods.values().map(|known| Arc::clone(&known.member));
-        (self.base.cluster(), pods.collect())
+        let ground = Cluster {
+            translations: self.translations(),
+            ..self.base.cluster()
+        };
+        (ground, pods.collect())
+    }
+
+    fn translations(&self) -> Vec<Translation> {
+        Translation::of(self.pods.values().map(|known| &*known.member))
     }
 
     fn begin_anew(&mut self, reason: &'static str) {
@@ -565,6 +586,9 @@ impl Session {
 
     fn replace(&mut self, before: Option<&Arc<Member>>, now: Option<&Arc<Member>>) {
         self.told_anew = true;
+        let mut both = before.into_iter().chain(now);
+        self.translations_are_stale |=
+            both.any(|member| member.endpoint.is_some() && !member.host_ports.is_empty());
         if let Some(staged) = &mut self.staged
             && staged.replace(before, now).is_err()
         {

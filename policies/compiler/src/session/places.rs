@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use policies_ir::{
-    cluster::{Cluster, Member},
+    cluster::{Cluster, Member, Translation},
     policy::{EndMatch, IpVersion, Workload, WorkloadKind},
 };
 
@@ -136,6 +136,15 @@ impl Places {
     /// What is not a member.
     pub(super) fn ground(&self) -> &Cluster {
         &self.ground
+    }
+
+    /// From now on ports of the node lead to these. Whether to others than before.
+    pub(super) fn translate(&mut self, translations: &[Translation]) -> bool {
+        if self.ground.translations == translations {
+            return false;
+        }
+        self.ground.translations = translations.to_vec();
+        true
     }
 
     pub(super) fn signatures(&self) -> &[Signature] {

@@ -20,6 +20,7 @@ mod regressions;
 mod scale;
 mod session;
 mod spec;
+mod translated;
 
 use policies_compiler::Source;
 use serde_json::Value;

@@ -82,6 +82,16 @@ pub(super) fn place(node: &str, sent: &NodePolicy, view: &mut ClusterView) -> Ve
             pod.endpoint = Some(EndpointId(endpoint.id));
             // The node knows the address before the API does.
             pod.addresses.clone_from(&endpoint.addresses);
+            for port in &endpoint.host_ports {
+                if !pod.host_ports.contains(port) {
+                    found.push(finding(
+                        endpoint,
+                        &format!("is given port {port} of the node, and asks for none such"),
+                    ));
+                }
+            }
+            // Which of those that it asks for could be had only the node knows.
+            pod.host_ports.clone_from(&endpoint.host_ports);
         }
     }
     let gone = by_pod.into_values();

@@ -37,6 +37,10 @@ pub(crate) const TESTS: &[Test] = &[
         "policies_before_translation_and_tracking_judge_what_comes_and_goes",
         before_translation_and_tracking,
     ),
+    (
+        "what_a_port_of_the_node_leads_to_a_pod_is_judged_as_forwarded",
+        what_a_port_leads_to_a_pod_is_judged_as_forwarded,
+    ),
 ];
 
 /// Interface of the host.
@@ -246,21 +250,17 @@ fn what_passes_through_is_judged_as_forwarded(cluster: &Cluster) -> Result<()> {
     delete(cluster, &[("hostendpoint", "wire"), ("namespace", "through")])
 }
 
-fn before_translation_and_tracking(cluster: &Cluster) -> Result<()> {
-    let wire = Wire::new()?;
-    wire.forwards()?;
-    wire.welcomes(8080)?;
-    let _server = TcpListener::bind((HOST, 8081))?;
-    let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
-    let image = cluster.push(&lab::clean()?, "early/clean", "1")?;
-    cluster.kubectl(&["create", "namespace", "early"])?.ok()?;
+/// Starts a pod in a new namespace that serves at its port 8080, to which this port of the node leads.
+fn serve_at(cluster: &Cluster, namespace: &str, port: u16) -> Result<()> {
+    let image = cluster.push(&lab::clean()?, &format!("{namespace}/clean"), "1")?;
+    cluster.kubectl(&["create", "namespace", namespace])?.ok()?;
     let command = [
         "sh",
         "-c",
         "mkdir -p /tmp/www && exec httpd -f -p 8080 -h /tmp/www",
     ];
     let mut yaml = pod(
-        "early",
+        namespace,
         "web",
         "app: web",
         &image,
@@ -271,7 +271,69 @@ fn before_translation_and_tracking(cluster: &Cluster) -> Result<()> {
         "    ports: [{{containerPort: 8080, hostPort: {port}}}]\n"
     ));
     cluster.apply(&yaml)?.ok()?;
-    cluster.wait_for_phase("early", "web", "Running")?;
+    cluster.wait_for_phase(namespace, "web", "Running").map(drop)
+}
+
+/// The node is closed; a pod behind one of its ports is for other policies to close, and they see the pod.
+fn what_a_port_leads_to_a_pod_is_judged_as_forwarded(cluster: &Cluster) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.forwards()?;
+    let _server = TcpListener::bind((HOST, 8081))?;
+    let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
+    serve_at(cluster, "behind", port)?;
+    open_host(cluster)?;
+    cluster
+        .apply(&policy("wire-shut", "order: 5, types: [Ingress]"))?
+        .ok()?;
+    wire.expect(&[(8081, false), (port, true)])
+        .context("with a policy that allows the node nothing")?;
+    let verify = || cluster.policyctl(&["verify", "--live", "--settle", "5"])?.ok();
+    verify()?.says("1 host endpoints")?;
+    let through = |destination: &str| {
+        let spec = format!(
+            "order: 1, applyOnForward: true, types: [Ingress], \
+             ingress: [{{action: Deny, protocol: TCP, destination: {{{destination}}}}}, {{action: Allow}}]"
+        );
+        cluster.apply(&policy("wire-through", &spec))?.ok()
+    };
+    through("selector: app == 'web', ports: [8080]")?;
+    wire.expect(&[(port, false), (8081, true)])
+        .context("denied by the pod and its port")?;
+    verify()?.says("1 host endpoints")?;
+    through(&format!("ports: [{port}]"))?;
+    wire.expect(&[(port, true)])
+        .context("denied by the port on the wire, which is none of the pod's")?;
+    delete(cluster, &[("globalnetworkpolicy", "wire-through")])?;
+    wire.expect(&[(port, true), (8081, false)])
+        .context("after the policy was deleted")?;
+
+    // The port outlives the agent, and is the node's own again when the pod has gone.
+    crate::recovery::kill(cluster.daemon_pid("agent")?)?;
+    cluster.up_again()?;
+    wire.expect(&[(port, true), (8081, false)])
+        .context("after a restart of the agent")?;
+    cluster.kubectl(&["delete", "pod", "web", "-n", "behind"])?.ok()?;
+    let _own = TcpListener::bind((HOST, port)).context("the port is not free")?;
+    wire.expect(&[(port, false)]).context("after the pod went")?;
+    verify()?.says("1 host endpoints")?;
+    delete(
+        cluster,
+        &[
+            ("globalnetworkpolicy", "wire-shut"),
+            ("hostendpoint", "wire"),
+            ("namespace", "behind"),
+        ],
+    )?;
+    Ok(())
+}
+
+fn before_translation_and_tracking(cluster: &Cluster) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.forwards()?;
+    wire.welcomes(8080)?;
+    let _server = TcpListener::bind((HOST, 8081))?;
+    let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
+    serve_at(cluster, "early", port)?;
     wire.expect(&[(port, true), (8081, true)])
         .context("before there is a host endpoint")?;
 
@@ -294,8 +356,8 @@ fn before_translation_and_tracking(cluster: &Cluster) -> Result<()> {
     cluster
         .apply(&policy("wire-shut", "order: 5, types: [Ingress, Egress]"))?
         .ok()?;
-    wire.expect(&[(port, false), (8081, false)])
-        .context("with a policy that allows nothing")?;
+    wire.expect(&[(port, true), (8081, false)])
+        .context("with a policy that allows the node nothing")?;
     let untracked = |egress: &str| {
         let spec = format!(
             "order: 1, doNotTrack: true, applyOnForward: true, types: [Ingress, Egress], \
@@ -304,7 +366,7 @@ fn before_translation_and_tracking(cluster: &Cluster) -> Result<()> {
         cluster.apply(&policy("wire-untracked", &spec))?.ok()
     };
     untracked("{action: Allow, protocol: TCP, source: {ports: [8081]}}")?;
-    wire.expect(&[(8081, true), (port, false)])
+    wire.expect(&[(8081, true), (port, true)])
         .context("allowed both ways before tracking")?;
     untracked("")?;
     wire.expect(&[(8081, false)]).context("allowed one way")?;

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use api::selector::{Labels, Operator, Requirement, is_label_key};
+use api::{
+    host_ports::{HostPort, Transport},
+    selector::{Labels, Operator, Requirement, is_label_key},
+};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use policies_compiler::{ClusterView, NodeView, PodView};
@@ -198,11 +201,12 @@ fn pod() -> impl Strategy<Value = PodView> {
         labels(),
         addresses,
         vec(named_port(), 0..5),
+        vec(host_port(), 0..3),
         endpoint,
         place,
     )
         .prop_map(
-            |(namespace, labels, addresses, named_ports, endpoint, (node, account))| PodView {
+            |(namespace, labels, addresses, named_ports, host_ports, endpoint, (node, account))| PodView {
                 namespace: namespace.to_owned(),
                 name: String::new(),
                 labels,
@@ -210,9 +214,22 @@ fn pod() -> impl Strategy<Value = PodView> {
                 node: node.to_owned(),
                 addresses,
                 named_ports,
+                host_ports,
                 endpoint,
             },
         )
+}
+
+/// A port of all addresses of the node.
+fn host_port() -> impl Strategy<Value = HostPort> {
+    let protocol = select(vec![Transport::Tcp, Transport::Udp, Transport::Sctp]);
+    let ports = (select(PORTS.to_vec()), select(PORTS.to_vec()));
+    (protocol, ports).prop_map(|(protocol, (port, container_port))| HostPort {
+        protocol,
+        host_ip: None,
+        port,
+        container_port,
+    })
 }
 
 /// Names that the resolver gave.
