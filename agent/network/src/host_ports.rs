@@ -1,7 +1,8 @@
 //! Ports of the node that lead to pods: kept free by sockets, translated by the nftables table.
 //!
-//! A port is the pod's for as long as the pod has its link. Before it is translated, a socket is bound to it: a port on which
-//! the node itself serves something is refused rather than taken away from it, and nobody gets it afterwards.
+//! A port leads to the pod for as long as the pod has its link. Before that, a socket is bound to it: a port on which
+//! the node itself serves something is refused rather than taken away from it. Nobody gets it before the pod's lease is
+//! released: policy takes what comes there for the pod's until it has been told otherwise.
 
 use std::{
     collections::BTreeMap,
