@@ -27,4 +27,5 @@ mod reports;
 mod restart;
 mod splits;
 mod tracking;
+mod verifier;
 mod wire;
