@@ -24,7 +24,7 @@ use agent_resolver::Names as LearnedNames;
 use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
-    node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
+    node_policy::{HostCounts, Mac, NodeEndpoint, NodePolicy, WayRow},
 };
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
@@ -57,6 +57,7 @@ pub(crate) struct Policy {
     commands: mpsc::Sender<Command>,
     enforcement: watch::Receiver<Enforcement>,
     changes: watch::Receiver<u64>,
+    host_counts: watch::Receiver<Option<HostCounts>>,
 }
 
 /// Whether the kernel judges by the policy that is known.
@@ -133,6 +134,7 @@ impl Policy {
         let mut changes = start.cluster.changes();
         let (enforcement, enforced) = watch::channel(Enforcement::NotYet);
         let (written, changed) = watch::channel(0);
+        let (host_counts, counted) = watch::channel(None);
         let mut followed = Followed::new(start.node.clone());
         for endpoint in start.endpoints {
             followed.attached(endpoint, &start.cluster);
@@ -149,6 +151,7 @@ impl Policy {
             synced: BTreeMap::new(),
             enforcement,
             written,
+            host_counts,
             wanted: None,
             names: start.names,
             learned: start.learned,
@@ -176,12 +179,18 @@ impl Policy {
             commands,
             enforcement: enforced,
             changes: changed,
+            host_counts: counted,
         })
     }
 
     /// Follows whether the kernel judges by the policy that is known.
     pub(crate) fn enforcement(&self) -> watch::Receiver<Enforcement> {
         self.enforcement.clone()
+    }
+
+    /// Follows how many interfaces and addresses the host has, once it was looked.
+    pub(crate) fn host_counts(&self) -> watch::Receiver<Option<HostCounts>> {
+        self.host_counts.clone()
     }
 
     /// Attaches the programs to a pod's link: from here on everything is denied until
@@ -276,6 +285,7 @@ struct Worker {
     enforcement: watch::Sender<Enforcement>,
     /// How often what is judged by, or what is said of it, became another.
     written: watch::Sender<u64>,
+    host_counts: watch::Sender<Option<HostCounts>>,
     /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
     wanted: Option<BTreeSet<DomainMatch>>,
     names: Arc<Names>,
@@ -288,7 +298,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
-        self.hosts.look();
+        self.look_at_interfaces();
         let mut stale = false;
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
         let mut refresh_at = expire_at;
@@ -318,7 +328,7 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 self.begin_to_tidy();
-                stale |= self.hosts.look();
+                stale |= self.look_at_interfaces();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
             if self.looks.are_due() {
@@ -356,9 +366,18 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
-            Command::Moved => return self.hosts.look(),
+            Command::Moved => return self.look_at_interfaces(),
         }
         true
+    }
+
+    /// Whether interfaces or addresses of the host are others than before.
+    fn look_at_interfaces(&mut self) -> bool {
+        let is_other = self.hosts.look();
+        if is_other {
+            self.host_counts.send_replace(self.hosts.counts());
+        }
+        is_other
     }
 
     /// Follows and writes what changed, and answers who waits for it. Whether nothing is left to do.
@@ -389,10 +408,11 @@ impl Worker {
             }
         }
         let attached = prepared.and_then(|()| self.hosts.attach(&mut *self.datapath));
-        self.tell(match &attached {
-            Ok(()) => Enforcement::InForce,
-            Err(error) => Enforcement::Behind(unjudged(error)),
-        });
+        let unfit = match &attached {
+            Ok(()) => self.hosts.unfit(),
+            Err(error) => Some(chain(error)),
+        };
+        self.tell(judging(unfit.as_deref()));
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
             let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
@@ -443,17 +463,19 @@ impl Worker {
     fn hold_hosts(&mut self) {
         let closed = self.followed.session.closed_hosts();
         if let Err(error) = self.hosts.hold(&mut *self.datapath, &closed) {
-            tracing::error!("{}", unjudged(&error));
+            tracing::error!("{}", unjudged(&chain(&error)));
         }
     }
 
     /// Says whether the kernel judges by the policy that is known, if that is another answer than before.
     fn tell(&self, now: Enforcement) {
-        if let Enforcement::Behind(why) = &now {
-            tracing::error!("{why}");
-        }
         self.enforcement.send_if_modified(|known| {
             let changed = *known != now;
+            if let Enforcement::Behind(why) = &now
+                && changed
+            {
+                tracing::error!("{why}");
+            }
             *known = now;
             changed
         });
@@ -603,6 +625,12 @@ impl Worker {
                 .map(|(address, way)| way_row(*address, way))
                 .collect(),
             host_places: self.hosts.places(&places),
+            closed: places.closed.iter().map(|id| id.0).collect(),
+            behind: match &*self.enforcement.borrow() {
+                Enforcement::Behind(why) => Some(why.clone()),
+                Enforcement::NotYet => Some("no policy was written yet".to_owned()),
+                Enforcement::InForce => None,
+            },
             ..NodePolicy::default()
         };
         dump::write(&tables, &mut policy);
@@ -653,12 +681,17 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
     text
 }
 
+/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be.
+fn judging(unfit: Option<&str>) -> Enforcement {
+    match unfit {
+        None => Enforcement::InForce,
+        Some(why) => Enforcement::Behind(unjudged(why)),
+    }
+}
+
 /// The same, when it is about interfaces of the host alone.
-fn unjudged(error: &DatapathError) -> String {
-    format!(
-        "the kernel does not judge every interface of the node as its HostEndpoints ask: {}",
-        chain(error)
-    )
+fn unjudged(why: &str) -> String {
+    format!("the kernel does not judge every interface of the node as its HostEndpoints ask: {why}")
 }
 
 /// An error and its causes in one line.

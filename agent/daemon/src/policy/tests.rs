@@ -153,6 +153,7 @@ fn machine() -> std::io::Result<Vec<Interface>> {
     let interface = |index, name: &str| Interface {
         index,
         name: name.to_owned(),
+        is_up: true,
         addresses: BTreeSet::new(),
         broadcasts: BTreeSet::new(),
     };
@@ -414,6 +415,7 @@ async fn no_interface_is_open_while_tables_do_not_fit() {
             interfaces.push(Interface {
                 index: 4,
                 name: "eth2".to_owned(),
+                is_up: true,
                 addresses: BTreeSet::new(),
                 broadcasts: BTreeSet::new(),
             });
@@ -454,6 +456,55 @@ async fn no_interface_is_open_while_tables_do_not_fit() {
     policy.settle().await.unwrap();
     assert_eq!(attached("all").await, ["eth1", "eth2"]);
     assert_eq!(attached("uplink").await, ["eth0"]);
+}
+
+/// 65 interfaces with an address each, and one of the node's beside these, are more than the kernel holds.
+#[tokio::test]
+async fn interfaces_without_room_are_told_with_numbers_until_they_fit() {
+    static COUNT: AtomicUsize = AtomicUsize::new(65);
+    fn many() -> std::io::Result<Vec<Interface>> {
+        let interface = |index: u8| Interface {
+            index: index.into(),
+            name: format!("eth{index}"),
+            is_up: true,
+            addresses: [IpAddr::from([198, 51, 100, index])].into(),
+            broadcasts: BTreeSet::new(),
+        };
+        let count = u8::try_from(COUNT.load(Ordering::Relaxed)).unwrap();
+        Ok((2..2 + count).map(interface).collect())
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start_on(dir.path(), &full, &cluster, many);
+    let host = object(
+        "HostEndpoint",
+        "all",
+        &json!({"node": "n1", "interfaceName": "*"}),
+    );
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    policy.settle().await.unwrap();
+    let mut enforcement = policy.enforcement();
+    let state = enforcement.borrow().clone();
+    let needs = "needs 4355 pairs of an interface and an address of the host, and a node holds 4095; eth62, eth63, eth64, \
+                 eth65, eth66: each is judged at its own addresses";
+    assert!(
+        matches!(&state, Enforcement::Behind(why) if why.contains(needs)),
+        "{state:?}"
+    );
+    let counts = *policy.host_counts().borrow();
+    let expected = HostCounts {
+        interfaces: 65,
+        addresses: 66,
+    };
+    assert_eq!(counts, Some(expected));
+    let dumped = policy.dump().await.unwrap();
+    assert_eq!((dumped.closed.len(), dumped.hosts.len()), (1, 1));
+
+    COUNT.store(60, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    let now = enforcement.wait_for(|state| *state == Enforcement::InForce).await;
+    assert!(now.is_ok());
+    assert!(policy.dump().await.unwrap().closed.is_empty());
 }
 
 /// Nothing was ever written: what is attached is closed. That no attempt to write succeeds is told, and so is that the

@@ -31,6 +31,7 @@ use ebpf_abi::{
 use policies_ir::tables::{EndpointId, IdentityId, NodeTables};
 
 use closed::Closed;
+pub(crate) use closed::is_closed;
 
 use crate::{
     DatapathError, Synced,
