@@ -306,6 +306,8 @@ impl Hosts {
         for link in links {
             match datapath.attach_host(&link) {
                 Ok(()) => drop(self.attached.insert(link.ifindex, link)),
+                // Nothing passes there; once it is up, it is asked for again.
+                Err(DatapathError::LinkLayer { .. }) if self.is_down(link.ifindex) => {}
                 Err(error) => result = result.and(Err(error)),
             }
         }
@@ -330,7 +332,10 @@ impl Hosts {
                 is_closed || link.endpoints().any(|id| own.contains(&id))
             };
             let links = attached.iter().filter(is_own);
-            let speaks_of = at.iter().filter(|(_, of)| *of == name);
+            // One that is down may be of a kind that the programs cannot read, and carries nothing.
+            let speaks_of = at.iter().filter(|(index, of)| {
+                *of == name && (self.attached.contains_key(*index) || !self.is_down(**index))
+            });
             described.push(NodeHost {
                 name: name.clone(),
                 local: ids.local.0,
@@ -378,6 +383,10 @@ impl Hosts {
     fn interface(&self, index: u32) -> Option<&Interface> {
         let mut interfaces = self.interfaces.iter();
         interfaces.find(|interface| interface.index == index)
+    }
+
+    fn is_down(&self, index: u32) -> bool {
+        self.interface(index).is_some_and(|interface| !interface.is_up)
     }
 
     fn name_of(&self, index: u32) -> String {
