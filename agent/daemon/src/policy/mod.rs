@@ -31,7 +31,7 @@ use followed::Followed;
 use looks::Looks;
 use policies_compiler::{
     Settled,
-    capacity::{self, Capacities},
+    capacity::{self, Capacities, Exceeded},
 };
 use policies_ir::{
     dump,
@@ -412,7 +412,7 @@ impl Worker {
             Ok(()) => self.hosts.unfit(),
             Err(error) => Some(chain(error)),
         };
-        self.tell(judging(unfit.as_deref()));
+        self.tell(judging(unfit.as_deref(), self.followed.session.exceeds()));
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
             let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
@@ -681,12 +681,22 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
     text
 }
 
-/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be.
-fn judging(unfit: Option<&str>) -> Enforcement {
-    match unfit {
-        None => Enforcement::InForce,
-        Some(why) => Enforcement::Behind(unjudged(why)),
+/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, and what
+/// of them there is no number for.
+fn judging(unfit: Option<&str>, exceeded: Option<Exceeded>) -> Enforcement {
+    let short = unfit.map(unjudged).into_iter().chain(exceeded.map(denied));
+    match short.collect::<Vec<String>>() {
+        short if short.is_empty() => Enforcement::InForce,
+        short => Enforcement::Behind(short.join("; ")),
     }
+}
+
+/// The same, when it is about what policy would allow and the kernel cannot tell from other things.
+fn denied(exceeded: Exceeded) -> String {
+    format!(
+        "the kernel denies some of what the node forwards, for the policy {exceeded}; {}",
+        exceeded.what.advice()
+    )
 }
 
 /// The same, when it is about interfaces of the host alone.

@@ -570,6 +570,26 @@ async fn interfaces_without_room_are_told_with_numbers_until_they_fit() {
     assert!(policy.dump().await.unwrap().closed.is_empty());
 }
 
+/// Tables that are written may still deny what policy would allow.
+#[test]
+fn what_is_denied_for_want_of_numbers_is_told_with_them() {
+    assert_eq!(judging(None, None), Enforcement::InForce);
+    let exceeded = Exceeded::if_more(capacity::What::InsideClasses, 1025, 1023);
+    let Enforcement::Behind(why) = judging(None, exceeded) else {
+        panic!("it is in force")
+    };
+    assert_eq!(
+        why,
+        "the kernel denies some of what the node forwards, for the policy needs 1025 kinds of addresses that one host endpoint \
+         tells apart in forwarded packets, and a node holds 1023; select fewer pods, or say it with fewer rules, networks and \
+         ports"
+    );
+    let Enforcement::Behind(both) = judging(Some("no room"), exceeded) else {
+        panic!("it is in force")
+    };
+    assert!(both.contains("no room; the kernel denies"), "{both}");
+}
+
 /// Nothing was ever written: what is attached is closed. That no attempt to write succeeds is told, and so is that the
 /// next one does.
 #[tokio::test]
