@@ -23,6 +23,10 @@ pub const SANDBOX_STATUS: &str = "palisade.dev/sandbox-status";
 /// `keep` lets established flows of a pod live on after a policy change; anything else judges them again.
 pub const ESTABLISHED: &str = "palisade.dev/established";
 
+/// On a node: how many interfaces and addresses it has, as [`HostCounts`](crate::node_policy::HostCounts). Written by the
+/// node.
+pub const HOST_INTERFACES: &str = "palisade.dev/host-interfaces";
+
 /// What happens to a write that would break the `PolicyAssertion` with this annotation: `block`, which is meant
 /// without it, refuses the write; `warn` lets it through with a warning.
 pub const ENFORCEMENT: &str = "palisade.dev/enforcement";

@@ -22,6 +22,9 @@ use crate::{
 pub struct NodePolicy {
     /// The node.
     pub node: String,
+    /// Why its kernel does not judge by the newest policy everywhere; absent if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<String>,
     /// Its own addresses.
     pub host_addresses: BTreeSet<IpAddr>,
     /// Where it listens with others: groups, and broadcasts of its networks.
@@ -41,6 +44,10 @@ pub struct NodePolicy {
     /// Who judges packets of the host, by interface and address.
     #[serde(default)]
     pub host_places: Vec<HostPlaceRow>,
+    /// Numbers of endpoints that are closed, for their tables cannot be written or there is no room for an interface. They
+    /// have no part in the tables below.
+    #[serde(default)]
+    pub closed: BTreeSet<u32>,
     /// Classes of addresses; longest prefix wins.
     pub identities: Vec<(IpNet, u32)>,
     /// Classes of source ports.
@@ -141,6 +148,17 @@ pub enum HostPackets {
     Groups,
     /// All others.
     Forwarded,
+}
+
+/// How many interfaces and addresses of its own a node has: what host endpoints of it can take places for. The node says it
+/// in the annotation [`HOST_INTERFACES`](crate::annotations::HOST_INTERFACES).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostCounts {
+    /// Interfaces that a HostEndpoint for `*` speaks of: neither loopback nor the pods' links.
+    pub interfaces: usize,
+    /// Addresses that are the host's own, broadcasts of its networks among them.
+    pub addresses: usize,
 }
 
 /// A MAC address; all zero if it was not said.

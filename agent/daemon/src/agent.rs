@@ -167,6 +167,7 @@ pub(crate) async fn run(
         &network,
         Health {
             enforcement: policy.enforcement(),
+            host_counts: policy.host_counts(),
             pressures,
             ends: node_ends.clone(),
         },

@@ -3,7 +3,9 @@
 //!
 //! Interfaces are looked at again as soon as the kernel tells of a change ([`follow`]), and every few seconds in case that it
 //! cannot. So one that comes later is judged from then on; for the moment until it is, it is open, as every interface of
-//! a host without policy.
+//! a host without policy. What becomes of interfaces for which the kernel has no room says [`room`].
+
+mod room;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,15 +17,18 @@ use std::{
 use agent_network::{LINK_PREFIX, LinkChanges};
 use api::{
     calico,
-    node_policy::{self, HostPlaceRow, NodeHost},
+    node_policy::{self, HostCounts, HostPlaceRow, NodeHost},
 };
 use ebpf_loader::{Datapath, DatapathError, HostEndpoint, HostLink, HostPackets, Places};
 use ipnet::IpNet;
-use nix::sys::socket::SockaddrStorage;
-use policies_compiler::HostEndpointIds;
+use nix::{net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
+use policies_compiler::{HostEndpointIds, capacity::Capacities};
 use policies_ir::tables::{EndpointId, NodeTables};
 
-use crate::policy::{Policy, chain};
+use crate::{
+    hosts::room::Unfit,
+    policy::{Policy, chain},
+};
 
 /// Until the kernel is asked again to tell of changes. Until then they are looked for.
 const FOLLOW_AGAIN: Duration = Duration::from_secs(5);
@@ -32,12 +37,16 @@ const FIRST: u32 = 0x8000_0000;
 
 /// Nothing is attached to it. Its addresses are the host's all the same, from wherever packets to them come.
 const LOOPBACK: &str = "lo";
+/// Most interfaces that are named where there are many.
+const MANY: usize = 8;
 
 /// An interface of the host that is no pod's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) index: u32,
     pub(crate) name: String,
+    /// One that is down carries nothing.
+    pub(crate) is_up: bool,
     pub(crate) addresses: BTreeSet<IpAddr>,
     /// Of its networks: the host takes what is sent there, too.
     pub(crate) broadcasts: BTreeSet<IpAddr>,
@@ -59,6 +68,10 @@ pub(crate) struct Hosts {
     prepared: BTreeSet<EndpointId>,
     /// Addresses of the node beside those of its interfaces.
     addresses: BTreeSet<IpAddr>,
+    /// Entries that the kernel holds for them.
+    room: usize,
+    /// What of that is wanted has no room.
+    unfit: Option<Unfit>,
 }
 
 impl Hosts {
@@ -84,6 +97,8 @@ impl Hosts {
             wanted: BTreeMap::new(),
             prepared: BTreeSet::new(),
             addresses,
+            room: Capacities::KERNEL.host_places,
+            unfit: None,
         })
     }
 
@@ -91,6 +106,13 @@ impl Hosts {
     #[cfg(test)]
     pub(crate) fn on(mut self, list: fn() -> io::Result<Vec<Interface>>) -> Self {
         self.list = list;
+        self
+    }
+
+    /// With a kernel that holds so many entries.
+    #[cfg(test)]
+    pub(crate) fn with_room(mut self, room: usize) -> Self {
+        self.room = room;
         self
     }
 
@@ -118,6 +140,19 @@ impl Hosts {
             IpAddr::V6(v6) => !v6.is_unicast_link_local(),
         });
         reached.chain(&self.addresses).copied().collect()
+    }
+
+    /// How many interfaces host endpoints can speak of, and how many addresses are then looked for at each; nothing if
+    /// nobody could tell yet.
+    pub(crate) fn counts(&self) -> Option<HostCounts> {
+        let others = self
+            .interfaces
+            .iter()
+            .filter(|interface| interface.name != LOOPBACK);
+        (!self.interfaces.is_empty()).then(|| HostCounts {
+            interfaces: others.count(),
+            addresses: self.judged_addresses().len(),
+        })
     }
 
     /// Where this node listens with others: groups, and broadcasts of its networks.
@@ -157,6 +192,7 @@ impl Hosts {
             let known = links.find(|link| !link.endpoints().any(|id| used.contains(&id)));
             let local = known.and_then(|link| link.addresses.values().next()).copied();
             let forwarded = known.and_then(|link| link.forward).map(|forward| forward.id);
+            let forwarded = forwarded.filter(|id| *id != room::CLOSED);
             let ids = HostEndpointIds {
                 local: local.map_or_else(|| self.fresh(), |local| local.id),
                 forwarded: forwarded.unwrap_or_else(|| self.fresh()),
@@ -184,7 +220,9 @@ impl Hosts {
             return Ok(false);
         }
         self.wanted.clear();
-        let wanted = self.links(hosts, tables);
+        let mut wanted = self.links(hosts, tables);
+        let own = |index| self.addresses_of(index);
+        self.unfit = room::fit(&mut wanted, own, self.room);
         let comes = |(index, link): &(&u32, &HostLink)| self.attached.get(index) != Some(link);
         let come: Vec<&HostLink> = wanted.iter().filter(comes).map(|(_, link)| link).collect();
         let is_any = !come.is_empty();
@@ -205,9 +243,33 @@ impl Hosts {
     /// Attaches what was prepared, once the tables are written: from one endpoint to the next, and from none to one, an
     /// interface goes in one step. One that cannot be attached does not keep others from it.
     pub(crate) fn attach(&mut self, datapath: &mut dyn Datapath) -> Result<(), DatapathError> {
-        self.give(datapath, self.wanted.values().cloned().collect())?;
+        let wanted: Vec<HostLink> = self.wanted.values().cloned().collect();
+        let closing = match wanted.iter().any(room::is_closed) {
+            true => datapath.close_hosts(&room::close(NodeTables::default())),
+            false => Ok(()),
+        };
+        closing.and(self.give(datapath, wanted))?;
         self.prepared.clear();
         Ok(())
+    }
+
+    /// For people: which interfaces are closed because the kernel has no room for their addresses, if any are.
+    pub(crate) fn unfit(&self) -> Option<String> {
+        let Unfit {
+            exceeded,
+            narrowed,
+            closed,
+            open,
+        } = self.unfit.as_ref()?;
+        let kinds = [
+            (narrowed, "is judged at its own addresses, and all else is denied"),
+            (closed, "is closed"),
+            (open, "cannot even be closed, and is open"),
+        ];
+        let kinds = kinds.into_iter().filter(|(interfaces, _)| !interfaces.is_empty());
+        let told = kinds.map(|(interfaces, becomes)| format!("; {}: each {becomes}", self.names(interfaces)));
+        let advice = exceeded.what.advice();
+        Some(format!("it {exceeded}{}; {advice}", told.collect::<String>()))
     }
 
     /// For as long as the tables cannot be written. Interfaces that are to have another endpoint keep the one that they
@@ -217,7 +279,10 @@ impl Hosts {
         datapath: &mut dyn Datapath,
         closed: &NodeTables,
     ) -> Result<(), DatapathError> {
-        let closing = datapath.close_hosts(closed);
+        let closing = match self.wanted.values().any(room::is_closed) {
+            true => datapath.close_hosts(&room::close(closed.clone())),
+            false => datapath.close_hosts(closed),
+        };
         let held = |link: &HostLink| match self.attached.get(&link.ifindex) {
             Some(before) => at_addresses_of(before, link),
             None => link.clone(),
@@ -226,15 +291,23 @@ impl Hosts {
         closing.and(self.give(datapath, held))
     }
 
-    /// Gives interfaces what they do not have yet; the first error, if there are any.
+    /// Gives interfaces what they do not have yet; the first error, if there are any. Those that are to have less come
+    /// first: others may need the room.
     fn give(&mut self, datapath: &mut dyn Datapath, links: Vec<HostLink>) -> Result<(), DatapathError> {
         let mut result = Ok(());
+        let mut links: Vec<HostLink> = links
+            .into_iter()
+            .filter(|link| self.attached.get(&link.ifindex) != Some(link))
+            .collect();
+        links.sort_by_key(|link| {
+            let before = self.attached.get(&link.ifindex).map_or(0, room::places);
+            room::places(link) > before
+        });
         for link in links {
-            if self.attached.get(&link.ifindex) == Some(&link) {
-                continue;
-            }
             match datapath.attach_host(&link) {
                 Ok(()) => drop(self.attached.insert(link.ifindex, link)),
+                // Nothing passes there; once it is up, it is asked for again.
+                Err(DatapathError::LinkLayer { .. }) if self.is_down(link.ifindex) => {}
                 Err(error) => result = result.and(Err(error)),
             }
         }
@@ -251,13 +324,18 @@ impl Hosts {
         let interface = |index: u32| self.name_of(index);
         let at = assign(hosts, &self.interfaces);
         let mut described = Vec::new();
-        let mut known = BTreeSet::new();
+        let mut known = BTreeSet::from([room::CLOSED]);
         for (name, ids) in &self.ids {
             let own = BTreeSet::from([ids.local, ids.forwarded, ids.untracked]);
-            let links = attached
-                .iter()
-                .filter(|link| link.endpoints().any(|id| own.contains(&id)));
-            let speaks_of = at.iter().filter(|(_, of)| *of == name);
+            let is_own = |link: &&HostLink| {
+                let is_closed = room::is_closed(link) && at.get(&link.ifindex) == Some(name);
+                is_closed || link.endpoints().any(|id| own.contains(&id))
+            };
+            let links = attached.iter().filter(is_own);
+            // One that is down may be of a kind that the programs cannot read, and carries nothing.
+            let speaks_of = at.iter().filter(|(index, of)| {
+                *of == name && (self.attached.contains_key(*index) || !self.is_down(**index))
+            });
             described.push(NodeHost {
                 name: name.clone(),
                 local: ids.local.0,
@@ -302,13 +380,44 @@ impl Hosts {
         rows.collect()
     }
 
-    fn name_of(&self, index: u32) -> String {
+    fn interface(&self, index: u32) -> Option<&Interface> {
         let mut interfaces = self.interfaces.iter();
-        let known = interfaces.find(|interface| interface.index == index);
-        known.map_or_else(
+        interfaces.find(|interface| interface.index == index)
+    }
+
+    fn is_down(&self, index: u32) -> bool {
+        self.interface(index).is_some_and(|interface| !interface.is_up)
+    }
+
+    fn name_of(&self, index: u32) -> String {
+        self.interface(index).map_or_else(
             || format!("interface {index}"),
             |interface| interface.name.clone(),
         )
+    }
+
+    fn names(&self, indices: &[u32]) -> String {
+        let names = indices.iter().take(MANY).map(|index| self.name_of(*index));
+        let names = names.collect::<Vec<_>>().join(", ");
+        match indices.len().saturating_sub(MANY) {
+            0 => names,
+            more => format!("{names} and {more} more"),
+        }
+    }
+
+    /// Addresses at which the host takes packets from an interface.
+    fn addresses_of(&self, index: u32) -> BTreeSet<IpAddr> {
+        let interface = self.interface(index);
+        let addresses = interface.map(|interface| interface.addresses.union(&interface.broadcasts));
+        addresses.into_iter().flatten().copied().collect()
+    }
+
+    /// All addresses whose packets are the host's own.
+    fn judged_addresses(&self) -> BTreeSet<IpAddr> {
+        let of_interfaces = self.interfaces.iter();
+        let of_interfaces =
+            of_interfaces.flat_map(|interface| interface.addresses.union(&interface.broadcasts));
+        of_interfaces.chain(&self.addresses).copied().collect()
     }
 
     /// Packets of any address of the host are local, whichever interface they pass.
@@ -317,10 +426,7 @@ impl Hosts {
             return BTreeMap::new();
         }
         let has_tables = |id: &EndpointId| tables.endpoints.contains_key(id);
-        let mut addresses = self.addresses.clone();
-        let of_interfaces = self.interfaces.iter();
-        addresses
-            .extend(of_interfaces.flat_map(|interface| interface.addresses.union(&interface.broadcasts)));
+        let addresses = self.judged_addresses();
         let link = |(index, name): (u32, String)| {
             let ids = self.ids.get(&name)?;
             let local = HostEndpoint {
@@ -380,26 +486,28 @@ pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
     }
-    let mut found: BTreeMap<String, [BTreeSet<IpAddr>; 2]> = BTreeMap::new();
+    let mut found: BTreeMap<String, (bool, [BTreeSet<IpAddr>; 2])> = BTreeMap::new();
     for entry in nix::ifaddrs::getifaddrs()? {
         if entry.interface_name.starts_with(LINK_PREFIX) {
             continue;
         }
         let device = device_of(&entry.interface_name).to_owned();
-        let [addresses, broadcasts] = found.entry(device).or_default();
+        let (is_up, [addresses, broadcasts]) = found.entry(device).or_default();
+        *is_up |= entry.flags.contains(InterfaceFlags::IFF_UP);
         addresses.extend(entry.address.as_ref().and_then(ip));
         let broadcast = entry.broadcast.as_ref().and_then(ip);
         broadcasts.extend(broadcast.filter(|address| !address.is_unspecified()));
     }
     let mut interfaces: Vec<Interface> = found
         .into_iter()
-        .filter_map(|(name, [addresses, mut broadcasts])| {
+        .filter_map(|(name, (is_up, [addresses, mut broadcasts]))| {
             broadcasts.retain(|address| !addresses.contains(address));
             // One that has gone meanwhile has no index.
             let index = nix::net::if_::if_nametoindex(name.as_str()).ok()?;
             Some(Interface {
                 index,
                 name,
+                is_up,
                 addresses,
                 broadcasts,
             })
@@ -445,14 +553,18 @@ fn assign(hosts: &[&calico::HostEndpoint], interfaces: &[Interface]) -> BTreeMap
         .collect()
 }
 
-/// The endpoints of `before`, for the addresses that `link` is to have.
+/// The endpoints of `before`, for the addresses that `link` is to have. What either is closed to stays closed.
 fn at_addresses_of(before: &HostLink, link: &HostLink) -> HostLink {
     let Some(local) = before.addresses.values().next() else {
         return before.clone();
     };
     HostLink {
+        ifindex: before.ifindex,
         addresses: link.addresses.keys().map(|address| (*address, *local)).collect(),
-        ..before.clone()
+        forward: match room::is_closed(link) {
+            true => link.forward,
+            false => before.forward,
+        },
     }
 }
 
@@ -499,6 +611,7 @@ mod tests {
         let interface = |index, name: &str, address: &str| Interface {
             index,
             name: name.to_owned(),
+            is_up: true,
             addresses: [address.parse().unwrap()].into(),
             broadcasts: BTreeSet::new(),
         };
@@ -654,6 +767,69 @@ mod tests {
         hosts.attach(&mut datapath).unwrap();
         assert_eq!(datapath.attached_hosts().unwrap(), attached);
         assert!(to(&datapath, ids.local, 80) && to(&datapath, ids.forwarded, 22));
+    }
+
+    /// There is room for two interfaces of three, with the three addresses of the node and its groups at each.
+    #[test]
+    fn an_interface_without_room_is_closed_to_all_but_its_own_addresses() {
+        let mut datapath = Fake::default();
+        let start = |datapath: &mut Fake| Hosts::start(datapath, BTreeSet::new()).unwrap();
+        let star = json!({"node": "here", "interfaceName": "*", "profiles": ["projectcalico-default-allow"]});
+        let everything = json!({"selector": "has(host)", "applyOnForward": true, "types": ["Ingress"],
+            "ingress": [{"action": "Allow"}]});
+        let open = view(&[("all", star)], &[everything]);
+        let mut hosts = start(&mut datapath).with_room(14);
+        let numbered = pass(&mut hosts, &mut datapath, open.clone());
+        assert_eq!(
+            hosts.unfit().unwrap(),
+            "it needs 15 pairs of an interface and an address of the host, and a node holds 14; wlan0: each is judged at \
+             its own addresses, and all else is denied; name fewer interfaces in HostEndpoints, or take addresses off the \
+             node"
+        );
+        let attached = datapath.attached_hosts().unwrap();
+        let ids = numbered.host_endpoints["all"];
+        assert_eq!(attached[1].addresses.len(), 3);
+        assert_eq!(attached[1].forward.unwrap().id, ids.forwarded);
+        let narrow = &attached[2];
+        assert_eq!(narrow.addresses.len(), 1);
+        assert_eq!(narrow.addresses[&IpAddr::from([203, 0, 113, 1])].id, ids.local);
+        let rest = narrow.forward.unwrap();
+        let packet = Packet {
+            direction: Direction::Ingress,
+            peer: "203.0.113.9".parse().unwrap(),
+            inside: None,
+            protocol: 6,
+            source_port: 40_000,
+            port: 22,
+        };
+        assert_eq!(datapath.judge(ids.forwarded, &packet).verdict, Verdict::Allow);
+        assert_eq!(datapath.judge(rest.id, &packet).verdict, Verdict::Deny);
+        assert!(datapath.places().unwrap().closed.contains(&rest.id));
+        let tables = datapath.dump().unwrap();
+        let described = hosts.describe(&of_node(&open), &attached, &tables);
+        let [host] = &described[..] else {
+            panic!("{described:?}")
+        };
+        assert_eq!((&host.interfaces, host.attached.len()), (&host.attached, 3));
+
+        // The next agent takes what is closed for nobody's own, and tables that do not fit open nothing there.
+        let mut hosts = start(&mut datapath).with_room(14);
+        assert_eq!(
+            pass(&mut hosts, &mut datapath, open.clone()).host_endpoints["all"],
+            ids
+        );
+        let failsafe = open.policy_set(|_, _| {}).enforced.failsafe;
+        let closed = policies_compiler::closed_hosts(&hosts.ids, &failsafe);
+        hosts.hold(&mut datapath, &closed).unwrap();
+        assert_eq!(datapath.attached_hosts().unwrap(), attached);
+
+        let mut hosts = start(&mut datapath).with_room(15);
+        pass(&mut hosts, &mut datapath, open);
+        assert_eq!(hosts.unfit(), None);
+        let attached = datapath.attached_hosts().unwrap();
+        let is_whole =
+            |link: &HostLink| link.addresses.len() == 3 && link.forward.unwrap().id == ids.forwarded;
+        assert!(attached.iter().all(is_whole), "{attached:?}");
     }
 
     #[test]

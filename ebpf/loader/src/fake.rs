@@ -187,6 +187,13 @@ impl Datapath for Fake {
     fn places(&self) -> Result<Places, DatapathError> {
         let mut places = Places {
             keeping: self.keeping.clone(),
+            closed: self
+                .hosts
+                .values()
+                .flat_map(HostLink::endpoints)
+                .chain(self.prepared.iter().copied())
+                .filter(|id| !self.programmed.contains(id) && self.closed.endpoints.contains_key(id))
+                .collect(),
             ..Places::default()
         };
         for link in self.links.values() {

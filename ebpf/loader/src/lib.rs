@@ -120,7 +120,8 @@ pub trait Datapath: Send {
         Ok(all)
     }
 
-    /// The tables that judge now, read back from where they are; rule names are not kept there.
+    /// The tables that judge now, read back from where they are; rule names are not kept there, and endpoints that are
+    /// closed are not among them ([`Places::closed`]).
     fn dump(&self) -> Result<NodeTables, DatapathError>;
 
     /// Who is where, read back from where programs look it up, beside what [`Datapath::attached`] says.
@@ -211,6 +212,8 @@ pub struct Places {
     pub hosts: BTreeMap<(u32, HostPackets), HostEndpoint>,
     /// Endpoints whose allowed flows outlive a change of policy.
     pub keeping: BTreeSet<EndpointId>,
+    /// Endpoints with the tables of [`Datapath::close_hosts`].
+    pub closed: BTreeSet<EndpointId>,
 }
 
 /// Where what goes straight to a pod is taken to.

@@ -5,11 +5,12 @@
 //! holds and may take more; whoever admits policies cannot know that, and goes by what always fits.
 //!
 //! Nothing is said of map `SPLITS`: what goes into it depends on the changes before, not on the tables, and a change for
-//! which it has no room is written without it, as entries that count here.
+//! which it has no room is written without it, as entries that count here. Map `HOST_ENDPOINTS` follows from the interfaces
+//! of a node and not from its tables: [`demand`] says nothing of it, and whoever knows of them adds [`Demand::host_places`].
 
 use std::fmt;
 
-use ebpf_abi::{MAX_ENDPOINTS, MAX_IDENTITIES, MAX_INSIDES, MAX_SOURCES, MAX_VERDICTS};
+use ebpf_abi::{MAX_ENDPOINTS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_SOURCES, MAX_VERDICTS};
 use policies_ir::tables::{EndpointTables, MAX_INSIDE_CLASSES, MAX_SOURCE_CLASSES, NodeTables};
 
 /// Entries of each map that some tables need.
@@ -29,6 +30,9 @@ pub struct Demand {
     pub inside_classes: usize,
     /// Classes of source ports of the endpoint that has most. It has no verdicts if they are too many.
     pub source_classes: usize,
+    /// Addresses of the host at each interface that a host endpoint speaks of, one for groups and one for what is forwarded
+    /// among them.
+    pub host_places: usize,
 }
 
 /// Entries of each map that tables may need.
@@ -42,6 +46,7 @@ pub struct Capacities {
     pub insides: usize,
     pub inside_classes: usize,
     pub source_classes: usize,
+    pub host_places: usize,
 }
 
 /// What some tables need too many of.
@@ -73,6 +78,8 @@ pub enum What {
     InsideClasses,
     /// What a key of map `VERDICTS` can tell apart.
     SourceClasses,
+    /// Map `HOST_ENDPOINTS`.
+    HostPlaces,
 }
 
 /// What `tables` need of the kernel's maps.
@@ -92,6 +99,7 @@ pub fn demand(tables: &NodeTables) -> Demand {
             .map(|endpoint| endpoint.source_classes())
             .max()
             .unwrap_or(0),
+        host_places: 0,
     }
 }
 
@@ -121,6 +129,7 @@ impl Demand {
                 self.source_classes,
                 capacities.source_classes,
             ),
+            (What::HostPlaces, self.host_places, capacities.host_places),
         ];
         let mut over = kinds
             .into_iter()
@@ -131,7 +140,7 @@ impl Demand {
 
 impl Exceeded {
     /// Nothing if there is room for all.
-    pub(crate) fn if_more(what: What, needed: usize, capacity: usize) -> Option<Self> {
+    pub fn if_more(what: What, needed: usize, capacity: usize) -> Option<Self> {
         (needed > capacity).then_some(Self {
             what,
             needed,
@@ -140,9 +149,26 @@ impl Exceeded {
     }
 }
 
+impl What {
+    /// What whoever writes policy can do about too many.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::HostPlaces => "name fewer interfaces in HostEndpoints, or take addresses off the node",
+            Self::Endpoints
+            | Self::Identities
+            | Self::Verdicts
+            | Self::Sources
+            | Self::Insides
+            | Self::InsideClasses
+            | Self::SourceClasses => "select fewer pods, or say it with fewer rules, networks and ports",
+        }
+    }
+}
+
 impl Capacities {
     /// What fits into the kernel's maps, whatever is in them. Endpoints have one entry each, and classes of source ports
-    /// their numbers, at all times.
+    /// their numbers, at all times. So has each address of the host at an interface, but for one: an interface that was
+    /// closed to all but its own addresses stays closed to others until it has all.
     pub const KERNEL: Self = Self {
         endpoints: MAX_ENDPOINTS as usize,
         identities: MAX_IDENTITIES as usize / 2,
@@ -152,6 +178,7 @@ impl Capacities {
         // With all of them, there may be addresses for which none was left.
         inside_classes: MAX_INSIDE_CLASSES - 1,
         source_classes: MAX_SOURCE_CLASSES,
+        host_places: MAX_HOST_ADDRESSES as usize - 1,
     };
 }
 
@@ -173,6 +200,7 @@ impl fmt::Display for What {
                 "kinds of addresses that one host endpoint tells apart in forwarded packets"
             }
             Self::SourceClasses => "classes of source ports at one endpoint",
+            Self::HostPlaces => "pairs of an interface and an address of the host",
         })
     }
 }
@@ -254,8 +282,13 @@ mod tests {
             insides: 2,
             inside_classes: 4,
             source_classes: 2,
+            host_places: 0,
         };
         assert_eq!(needed, expected);
+        let needed = Demand {
+            host_places: 9,
+            ..needed
+        };
         let enough = Capacities {
             endpoints: 2,
             identities: 1,
@@ -264,6 +297,7 @@ mod tests {
             insides: 2,
             inside_classes: 4,
             source_classes: 2,
+            host_places: 9,
         };
         assert_eq!(needed.exceeds(&enough), None);
         let short = |change: &dyn Fn(&mut Capacities)| {
@@ -295,6 +329,10 @@ mod tests {
         assert_eq!(
             short(&|c| c.source_classes = 1),
             "needs 2 classes of source ports at one endpoint, and a node holds 1"
+        );
+        assert_eq!(
+            short(&|c| c.host_places = 8),
+            "needs 9 pairs of an interface and an address of the host, and a node holds 8"
         );
     }
 

@@ -3,7 +3,7 @@
 mod translated;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -49,6 +49,8 @@ struct Insides {
     /// The class of each is its position, counted from one.
     known: Vec<Arc<Inside>>,
     classes: HashMap<Arc<Inside>, InsideClass>,
+    /// For these there was no class left when they were looked at last.
+    refused: HashSet<Inside>,
 }
 
 /// All that the rules of one program can see of an address at the own end.
@@ -358,8 +360,15 @@ impl Program {
             return false;
         };
         let before = insides.known.len();
+        insides.refused.clear();
         found.into_iter().for_each(|inside| insides.add(inside));
         insides.known.len() > before
+    }
+
+    /// Kinds of addresses at the own end that it tells apart; those for which no class was left are denied.
+    pub(crate) fn inside_kinds(&self) -> usize {
+        let insides = self.insides.as_ref();
+        insides.map_or(0, |insides| insides.known.len() + insides.refused.len())
     }
 
     /// Gives numbers to the conditions that every program may have beside those of its rules.
@@ -638,12 +647,19 @@ impl Insides {
     }
 
     fn add(&mut self, inside: Inside) {
+        if self.classes.contains_key(&inside) {
+            return;
+        }
         let number = self.known.len() + 1;
-        let class = u16::try_from(number).ok().filter(|_| number < MAX_INSIDE_CLASSES);
-        if let Some(class) = class.filter(|_| !self.classes.contains_key(&inside)) {
-            let inside = Arc::new(inside);
-            self.known.push(Arc::clone(&inside));
-            self.classes.insert(inside, InsideClass(class));
+        match u16::try_from(number).ok().filter(|_| number < MAX_INSIDE_CLASSES) {
+            Some(class) => {
+                let inside = Arc::new(inside);
+                self.known.push(Arc::clone(&inside));
+                self.classes.insert(inside, InsideClass(class));
+            }
+            None => {
+                self.refused.insert(inside);
+            }
         }
     }
 

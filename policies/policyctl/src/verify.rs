@@ -48,6 +48,8 @@ struct Report {
     /// Pods that are judged there.
     endpoints: usize,
     host_endpoints: usize,
+    /// Of either, those that are closed because their tables could not be written.
+    closed: usize,
     /// Entries that were read back.
     addresses: usize,
     verdicts: usize,
@@ -123,9 +125,13 @@ fn compare(
         dump::read(sent).with_context(|| format!("node {node} sent tables that contradict themselves"))?;
     let mut found = place(node, sent, &mut view);
     found.extend(place_hosts(node, sent, &mut view));
+    found.extend(sent.behind.iter().map(|why| Finding {
+        pod: "node".to_owned(),
+        what: why.clone(),
+    }));
     found.extend(compare_facts(sent, facts));
     found.extend(compare_ways(sent));
-    let compiled = compile(&view).tables;
+    let mut compiled = compile(&view).tables;
     found.extend(compare_places(sent, &view, &compiled));
     let mut named: BTreeMap<EndpointId, String> = sent
         .endpoints
@@ -141,6 +147,18 @@ fn compare(
             named.insert(EndpointId(id), format!("host endpoint {}{part}", host.name));
         }
     }
+    // What they should say is not what they say, and why was told.
+    for id in &sent.closed {
+        if let Some(of) = named.get(&EndpointId(*id)) {
+            found.push(Finding {
+                pod: of.clone(),
+                what:
+                    "is closed, but for what failsafe ports let to the node: its tables could not be written"
+                        .to_owned(),
+            });
+        }
+        compiled.endpoints.remove(&EndpointId(*id));
+    }
     let packets = differences(&kernel, &compiled, limit);
     found.extend(packets.into_iter().map(|difference| Finding {
         pod: named.get(&difference.endpoint).cloned().unwrap_or_default(),
@@ -152,6 +170,7 @@ fn compare(
         equal: found.is_empty(),
         endpoints: sent.endpoints.len(),
         host_endpoints: sent.hosts.iter().filter(|host| !host.attached.is_empty()).count(),
+        closed: sent.closed.len(),
         addresses: kernel.identities.len(),
         verdicts: count(&kernel),
         differences: found,
@@ -185,6 +204,7 @@ fn show(report: &Report) -> Result<()> {
         node,
         endpoints,
         host_endpoints,
+        closed,
         addresses,
         verdicts,
         ..
@@ -197,6 +217,10 @@ fn show(report: &Report) -> Result<()> {
     let hosts = match host_endpoints {
         0 => String::new(),
         count => format!("{count} host endpoints, "),
+    };
+    let hosts = match closed {
+        0 => hosts,
+        count => format!("{hosts}closed: {count}, "),
     };
     let sizes = format!("{endpoints} endpoints, {hosts}{addresses} address prefixes, {verdicts} verdicts");
     if report.equal {
@@ -490,6 +514,43 @@ mod tests {
         assert_eq!(
             said(&unknown, view),
             ["host endpoint eth is not known to the node"]
+        );
+    }
+
+    /// The kernel has no room: what is closed is told as that, with the reason, and nothing else about it.
+    #[test]
+    fn what_is_closed_is_told_with_the_reason() {
+        let (right, view) = with_host();
+        let full = "the kernel judges by an older policy: map VERDICTS holds 10 entries, needs 12";
+        let mut closed = right.clone();
+        closed.behind = Some(full.to_owned());
+        closed.closed = [100].into();
+        closed.hosts[0].programmed.clear();
+        closed.verdicts.retain(|row| row.endpoint != 100);
+        let is_closed = "host endpoint eth is closed, but for what failsafe ports let to the node: its tables could not be \
+                         written";
+        assert_eq!(
+            said(&closed, view.clone()),
+            [format!("node {full}"), is_closed.to_owned()]
+        );
+        let report = compare("n1", &closed, view.clone(), &objects(), 5).unwrap();
+        assert_eq!((report.closed, report.equal), (1, false));
+
+        // No room for all addresses at one of the interfaces.
+        let mut narrow = right;
+        narrow.hosts[0].interfaces.insert("eth1".to_owned());
+        narrow.hosts[0].attached.insert("eth1".to_owned());
+        narrow.closed = [99].into();
+        narrow.host_places.push(HostPlaceRow {
+            interface: "eth1".to_owned(),
+            of: HostPackets::Forwarded,
+            endpoint: 99,
+            untracked: None,
+        });
+        one_difference(
+            &narrow,
+            view,
+            "host endpoint eth has no room for eth1, where all is denied but packets of 0 of the node's 1 addresses",
         );
     }
 

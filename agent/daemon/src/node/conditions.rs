@@ -1,6 +1,7 @@
 //! What the node says about itself: its conditions, in Kubernetes' words. Pure.
 
 use agent_network::Ipv6;
+use api::node_policy::HostCounts;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{NodeCondition, NodeStatus},
@@ -14,6 +15,8 @@ use crate::{policy::Enforcement, pressure::Pressures};
 /// What the node's conditions follow from.
 pub(crate) struct Health {
     pub(crate) enforcement: watch::Receiver<Enforcement>,
+    /// Told beside them, for whoever admits host endpoints.
+    pub(crate) host_counts: watch::Receiver<Option<HostCounts>>,
     pub(crate) pressures: watch::Receiver<Pressures>,
     /// The node shuts down.
     pub(crate) ends: CancellationToken,
@@ -197,6 +200,7 @@ pub(super) mod tests {
     pub(crate) fn health(pressures: Pressures) -> Health {
         Health {
             enforcement: watch::channel(Enforcement::InForce).1,
+            host_counts: watch::channel(None).1,
             pressures: watch::channel(pressures).1,
             ends: CancellationToken::new(),
         }

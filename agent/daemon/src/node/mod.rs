@@ -2,9 +2,10 @@
 
 mod conditions;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use agent_network::{Ipv6, Network, NodeAddresses};
+use api::{annotations::HOST_INTERFACES, node_policy::HostCounts};
 use api_client::within;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -124,7 +125,10 @@ impl NodeAgent {
             // Others may have taken the node for lost, and what it said for void.
             told.written = None;
         }
-        let own = self.conditions(&NodeStatus::default());
+        let own = Said {
+            conditions: self.conditions(&NodeStatus::default()),
+            host_counts: *self.health.host_counts.borrow(),
+        };
         let object = self.cluster.node(&self.config.node_name);
         let went = std::mem::replace(&mut told.seen, object.is_some()) && object.is_none();
         let holds = |written: &Written| written.holds(&own, object.as_deref());
@@ -181,7 +185,9 @@ impl NodeAgent {
         let node = self.node();
         match within(ANSWER_WITHIN, nodes.create(&PostParams::default(), &node)).await {
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                let patch = json!({"metadata": {"labels": node.metadata.labels}, "spec": node.spec});
+                let metadata =
+                    json!({"labels": node.metadata.labels, "annotations": node.metadata.annotations});
+                let patch = json!({"metadata": metadata, "spec": node.spec});
                 let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
                 let patched = nodes.patch(&self.config.node_name, &parameters, &patch);
                 within(ANSWER_WITHIN, patched).await?;
@@ -194,19 +200,23 @@ impl NodeAgent {
 
     async fn write_status(&self) -> Result<Node, kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let before = nodes
-            .get(&self.config.node_name)
-            .await?
-            .status
-            .unwrap_or_default();
+        let name = &self.config.node_name;
+        let before = nodes.get(name).await?;
+        let known = before.metadata.annotations.unwrap_or_default();
+        let before = before.status.unwrap_or_default();
         let status = self.status(&before);
         let patch = body(&status).map_err(kube::Error::SerdeError)?;
-        let name = &self.config.node_name;
+        let parameters = PatchParams::default();
         let written = nodes
-            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .patch_status(name, &parameters, &Patch::Strategic(patch))
             .await?;
         self.tell_of(&before, &status);
-        Ok(written)
+        let annotations = self.annotations();
+        if annotations.iter().all(|(key, said)| known.get(key) == Some(said)) {
+            return Ok(written);
+        }
+        let patch = json!({"metadata": {"annotations": annotations}});
+        nodes.patch(name, &parameters, &Patch::Merge(patch)).await
     }
 
     /// Events for what has become of the node since `before`.
@@ -262,6 +272,7 @@ impl NodeAgent {
             metadata: ObjectMeta {
                 name: Some(self.config.node_name.clone()),
                 labels: Some(labels.into()),
+                annotations: Some(self.annotations()),
                 ..ObjectMeta::default()
             },
             spec: Some(NodeSpec {
@@ -275,6 +286,13 @@ impl NodeAgent {
             }),
             status: None,
         }
+    }
+
+    /// How many interfaces and addresses the node has, as soon as it knows.
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let counts = *self.health.host_counts.borrow();
+        let said = counts.map(|counts| (HOST_INTERFACES.to_owned(), json!(counts).to_string()));
+        said.into_iter().collect()
     }
 
     fn status(&self, before: &NodeStatus) -> NodeStatus {
@@ -352,18 +370,24 @@ struct Told {
     seen: bool,
 }
 
-/// The conditions that the API was told last.
-struct Written {
+/// What the node has to say.
+struct Said {
     conditions: Vec<NodeCondition>,
+    host_counts: Option<HostCounts>,
+}
+
+/// What the API was told last.
+struct Written {
+    said: Said,
     /// Of the object when they were in it.
     revision: u64,
     at: tokio::time::Instant,
 }
 
 impl Written {
-    fn now(conditions: Vec<NodeCondition>, node: &Node) -> Self {
+    fn now(said: Said, node: &Node) -> Self {
         Self {
-            conditions,
+            said,
             revision: revision(node),
             at: tokio::time::Instant::now(),
         }
@@ -371,7 +395,7 @@ impl Written {
 
     /// Whether that is still what the node has to say, and what is said of it: who has not heard of it for a while says
     /// something else.
-    fn holds(&self, own: &[NodeCondition], object: Option<&Node>) -> bool {
+    fn holds(&self, own: &Said, object: Option<&Node>) -> bool {
         // What is older than our word has not heard it.
         let since = object.filter(|object| revision(*object) > self.revision);
         let said = since.map(|object| {
@@ -381,8 +405,9 @@ impl Written {
                 .unwrap_or_default()
         });
         self.at.elapsed() < STATUS_EVERY
-            && says(&self.conditions, own)
-            && said.is_none_or(|said| says(said, own))
+            && self.said.host_counts == own.host_counts
+            && says(&self.said.conditions, &own.conditions)
+            && said.is_none_or(|said| says(said, &own.conditions))
     }
 }
 
@@ -612,6 +637,10 @@ mod tests {
     #[test]
     fn what_others_say_of_the_node_does_not_stand_and_is_contradicted_once() {
         let own = health(Pressures::default()).conditions(&NodeStatus::default());
+        let all = |conditions: &[NodeCondition]| Said {
+            conditions: conditions.to_vec(),
+            host_counts: None,
+        };
         let object = |revision: u64, conditions: &[NodeCondition]| {
             let node = json!({"metadata": {"name": "n", "resourceVersion": revision.to_string()},
                 "status": {"conditions": conditions}});
@@ -621,12 +650,13 @@ mod tests {
         for condition in &mut silent {
             condition.status = "Unknown".to_owned();
         }
-        let written = Written::now(own.clone(), &object(7, &own));
-        assert!(written.holds(&own, None));
-        assert!(written.holds(&own, Some(&object(7, &own))));
+        let written = Written::now(all(&own), &object(7, &own));
+        let holds = |object: Option<Node>| written.holds(&all(&own), object.as_ref());
+        assert!(holds(None));
+        assert!(holds(Some(object(7, &own))));
         // The watch is behind.
-        assert!(written.holds(&own, Some(&object(6, &silent))));
-        assert!(!written.holds(&own, Some(&object(8, &silent))));
+        assert!(holds(Some(object(6, &silent))));
+        assert!(!holds(Some(object(8, &silent))));
         // Somebody else's condition, a label, or another time of the same.
         let mut more = own.clone();
         more.push(condition(
@@ -639,11 +669,17 @@ mod tests {
         for condition in &mut more {
             condition.last_heartbeat_time = None;
         }
-        assert!(written.holds(&own, Some(&object(9, &more))));
+        assert!(holds(Some(object(9, &more))));
         let ill = health(Pressures {
             disk: true,
             ..Pressures::default()
         });
-        assert!(!written.holds(&ill.conditions(&NodeStatus::default()), None));
+        assert!(!written.holds(&all(&ill.conditions(&NodeStatus::default())), None));
+        // Interfaces come and go.
+        let counted = Said {
+            host_counts: Some(HostCounts::default()),
+            ..all(&own)
+        };
+        assert!(!written.holds(&counted, None));
     }
 }

@@ -25,14 +25,14 @@ use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
     host_ports::HostPort,
-    node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
+    node_policy::{HostCounts, Mac, NodeEndpoint, NodePolicy, WayRow},
 };
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
 use looks::Looks;
 use policies_compiler::{
     Settled,
-    capacity::{self, Capacities},
+    capacity::{self, Capacities, Exceeded},
 };
 use policies_ir::{
     dump,
@@ -58,6 +58,7 @@ pub(crate) struct Policy {
     commands: mpsc::Sender<Command>,
     enforcement: watch::Receiver<Enforcement>,
     changes: watch::Receiver<u64>,
+    host_counts: watch::Receiver<Option<HostCounts>>,
 }
 
 /// Whether the kernel judges by the policy that is known.
@@ -136,6 +137,7 @@ impl Policy {
         let mut changes = start.cluster.changes();
         let (enforcement, enforced) = watch::channel(Enforcement::NotYet);
         let (written, changed) = watch::channel(0);
+        let (host_counts, counted) = watch::channel(None);
         let mut followed = Followed::new(start.node.clone());
         for endpoint in start.endpoints {
             followed.attached(endpoint, &start.cluster);
@@ -152,6 +154,7 @@ impl Policy {
             synced: BTreeMap::new(),
             enforcement,
             written,
+            host_counts,
             wanted: None,
             names: start.names,
             learned: start.learned,
@@ -179,12 +182,18 @@ impl Policy {
             commands,
             enforcement: enforced,
             changes: changed,
+            host_counts: counted,
         })
     }
 
     /// Follows whether the kernel judges by the policy that is known.
     pub(crate) fn enforcement(&self) -> watch::Receiver<Enforcement> {
         self.enforcement.clone()
+    }
+
+    /// Follows how many interfaces and addresses the host has, once it was looked.
+    pub(crate) fn host_counts(&self) -> watch::Receiver<Option<HostCounts>> {
+        self.host_counts.clone()
     }
 
     /// Attaches the programs to a pod's link: from here on everything is denied until
@@ -279,6 +288,7 @@ struct Worker {
     enforcement: watch::Sender<Enforcement>,
     /// How often what is judged by, or what is said of it, became another.
     written: watch::Sender<u64>,
+    host_counts: watch::Sender<Option<HostCounts>>,
     /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
     wanted: Option<BTreeSet<DomainMatch>>,
     names: Arc<Names>,
@@ -291,7 +301,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
-        self.hosts.look();
+        self.look_at_interfaces();
         let mut stale = false;
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
         let mut refresh_at = expire_at;
@@ -321,7 +331,7 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 self.begin_to_tidy();
-                stale |= self.hosts.look();
+                stale |= self.look_at_interfaces();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
             if self.looks.are_due() {
@@ -359,9 +369,18 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
-            Command::Moved => return self.hosts.look(),
+            Command::Moved => return self.look_at_interfaces(),
         }
         true
+    }
+
+    /// Whether interfaces or addresses of the host are others than before.
+    fn look_at_interfaces(&mut self) -> bool {
+        let is_other = self.hosts.look();
+        if is_other {
+            self.host_counts.send_replace(self.hosts.counts());
+        }
+        is_other
     }
 
     /// Follows and writes what changed, and answers who waits for it. Whether nothing is left to do.
@@ -392,10 +411,11 @@ impl Worker {
             }
         }
         let attached = prepared.and_then(|()| self.hosts.attach(&mut *self.datapath));
-        self.tell(match &attached {
-            Ok(()) => Enforcement::InForce,
-            Err(error) => Enforcement::Behind(unjudged(error)),
-        });
+        let unfit = match &attached {
+            Ok(()) => self.hosts.unfit(),
+            Err(error) => Some(chain(error)),
+        };
+        self.tell(judging(unfit.as_deref(), self.followed.session.exceeds()));
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
             let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
@@ -446,17 +466,19 @@ impl Worker {
     fn hold_hosts(&mut self) {
         let closed = self.followed.session.closed_hosts();
         if let Err(error) = self.hosts.hold(&mut *self.datapath, &closed) {
-            tracing::error!("{}", unjudged(&error));
+            tracing::error!("{}", unjudged(&chain(&error)));
         }
     }
 
     /// Says whether the kernel judges by the policy that is known, if that is another answer than before.
     fn tell(&self, now: Enforcement) {
-        if let Enforcement::Behind(why) = &now {
-            tracing::error!("{why}");
-        }
         self.enforcement.send_if_modified(|known| {
             let changed = *known != now;
+            if let Enforcement::Behind(why) = &now
+                && changed
+            {
+                tracing::error!("{why}");
+            }
             *known = now;
             changed
         });
@@ -607,6 +629,12 @@ impl Worker {
                 .map(|(address, way)| way_row(*address, way))
                 .collect(),
             host_places: self.hosts.places(&places),
+            closed: places.closed.iter().map(|id| id.0).collect(),
+            behind: match &*self.enforcement.borrow() {
+                Enforcement::Behind(why) => Some(why.clone()),
+                Enforcement::NotYet => Some("no policy was written yet".to_owned()),
+                Enforcement::InForce => None,
+            },
             ..NodePolicy::default()
         };
         dump::write(&tables, &mut policy);
@@ -657,12 +685,27 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
     text
 }
 
-/// The same, when it is about interfaces of the host alone.
-fn unjudged(error: &DatapathError) -> String {
+/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, and what
+/// of them there is no number for.
+fn judging(unfit: Option<&str>, exceeded: Option<Exceeded>) -> Enforcement {
+    let short = unfit.map(unjudged).into_iter().chain(exceeded.map(denied));
+    match short.collect::<Vec<String>>() {
+        short if short.is_empty() => Enforcement::InForce,
+        short => Enforcement::Behind(short.join("; ")),
+    }
+}
+
+/// The same, when it is about what policy would allow and the kernel cannot tell from other things.
+fn denied(exceeded: Exceeded) -> String {
     format!(
-        "the kernel does not judge every interface of the node as its HostEndpoints ask: {}",
-        chain(error)
+        "the kernel denies some of what the node forwards, for the policy {exceeded}; {}",
+        exceeded.what.advice()
     )
+}
+
+/// The same, when it is about interfaces of the host alone.
+fn unjudged(why: &str) -> String {
+    format!("the kernel does not judge every interface of the node as its HostEndpoints ask: {why}")
 }
 
 /// An error and its causes in one line.

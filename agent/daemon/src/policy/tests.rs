@@ -17,6 +17,9 @@ use serde_json::json;
 use super::*;
 use crate::{hosts::Interface, policy_objects::PolicyObject};
 
+/// An interface of a kind that the programs cannot read.
+const UNREADABLE: u32 = 99;
+
 /// A [`Fake`] whose maps are full for as long as it is said.
 struct Narrow {
     inner: Fake,
@@ -26,6 +29,8 @@ struct Narrow {
     /// Steps that a look through its flows takes before the last; without end if all bits are set.
     steps: Arc<AtomicUsize>,
     forgetting: bool,
+    /// Interfaces whose packets it cannot read.
+    unreadable: BTreeSet<u32>,
 }
 
 impl Datapath for Narrow {
@@ -81,6 +86,12 @@ impl Datapath for Narrow {
             .filter(|endpoint| !self.inner.has_tables(endpoint.id))
             .collect();
         assert!(open.is_empty(), "{open:?} have no tables");
+        if self.unreadable.contains(&link.ifindex) {
+            return Err(DatapathError::LinkLayer {
+                name: "gre0".to_owned(),
+                device_type: 778,
+            });
+        }
         self.inner.attach_host(link)
     }
 
@@ -153,6 +164,7 @@ fn machine() -> std::io::Result<Vec<Interface>> {
     let interface = |index, name: &str| Interface {
         index,
         name: name.to_owned(),
+        is_up: true,
         addresses: BTreeSet::new(),
         broadcasts: BTreeSet::new(),
     };
@@ -181,6 +193,7 @@ fn begin(
         room: Arc::clone(room),
         steps: Arc::default(),
         forgetting: false,
+        unreadable: [UNREADABLE].into(),
     };
     begin_on(dir, datapath, cluster, names, machine)
 }
@@ -361,6 +374,7 @@ async fn the_end_of_a_pod_waits_for_a_look_through_all_flows() {
         room: Arc::new(AtomicUsize::new(usize::MAX)),
         steps: Arc::clone(&steps),
         forgetting: false,
+        unreadable: BTreeSet::new(),
     };
     let policy = begin_on(dir.path(), datapath, &cluster, &Arc::new(Names::new()), machine);
     policy.attach(endpoint()).await.unwrap();
@@ -415,6 +429,7 @@ async fn no_interface_is_open_while_tables_do_not_fit() {
             interfaces.push(Interface {
                 index: 4,
                 name: "eth2".to_owned(),
+                is_up: true,
                 addresses: BTreeSet::new(),
                 broadcasts: BTreeSet::new(),
             });
@@ -455,6 +470,125 @@ async fn no_interface_is_open_while_tables_do_not_fit() {
     policy.settle().await.unwrap();
     assert_eq!(attached("all").await, ["eth1", "eth2"]);
     assert_eq!(attached("uplink").await, ["eth0"]);
+}
+
+/// The kernel's own devices of GRE are there and down wherever its module is: they keep no policy from being in force, and
+/// are named as soon as they carry anything.
+#[tokio::test]
+async fn a_device_that_cannot_be_judged_matters_while_it_is_up() {
+    static UP: AtomicBool = AtomicBool::new(false);
+    fn tunnelled() -> std::io::Result<Vec<Interface>> {
+        let mut interfaces = machine()?;
+        interfaces.push(Interface {
+            index: UNREADABLE,
+            name: "gre0".to_owned(),
+            is_up: UP.load(Ordering::Relaxed),
+            addresses: BTreeSet::new(),
+            broadcasts: BTreeSet::new(),
+        });
+        Ok(interfaces)
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start_on(dir.path(), &full, &cluster, tunnelled);
+    let host = object(
+        "HostEndpoint",
+        "all",
+        &json!({"node": "n1", "interfaceName": "*"}),
+    );
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    policy.settle().await.unwrap();
+    let mut enforcement = policy.enforcement();
+    assert_eq!(*enforcement.borrow(), Enforcement::InForce);
+    let judged = async || policy.dump().await.unwrap().hosts.remove(0);
+    let host = judged().await;
+    assert_eq!(host.attached, ["eth0".to_owned(), "eth1".to_owned()].into());
+    assert_eq!(host.interfaces, host.attached);
+
+    UP.store(true, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    let state = enforcement.wait_for(|state| *state != Enforcement::InForce).await;
+    let state = state.unwrap().clone();
+    assert!(
+        matches!(&state, Enforcement::Behind(why) if why.contains("interface gre0 is of device type 778")),
+        "{state:?}"
+    );
+    assert!(judged().await.interfaces.contains("gre0"));
+    assert!(policy.dump().await.unwrap().behind.is_some());
+
+    UP.store(false, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    let now = enforcement.wait_for(|state| *state == Enforcement::InForce).await;
+    assert!(now.is_ok());
+}
+
+/// 65 interfaces with an address each, and one of the node's beside these, are more than the kernel holds.
+#[tokio::test]
+async fn interfaces_without_room_are_told_with_numbers_until_they_fit() {
+    static COUNT: AtomicUsize = AtomicUsize::new(65);
+    fn many() -> std::io::Result<Vec<Interface>> {
+        let interface = |index: u8| Interface {
+            index: index.into(),
+            name: format!("eth{index}"),
+            is_up: true,
+            addresses: [IpAddr::from([198, 51, 100, index])].into(),
+            broadcasts: BTreeSet::new(),
+        };
+        let count = u8::try_from(COUNT.load(Ordering::Relaxed)).unwrap();
+        Ok((2..2 + count).map(interface).collect())
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (full, cluster) = (Arc::new(AtomicBool::new(false)), Cluster::empty());
+    let policy = start_on(dir.path(), &full, &cluster, many);
+    let host = object(
+        "HostEndpoint",
+        "all",
+        &json!({"node": "n1", "interfaceName": "*"}),
+    );
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    policy.settle().await.unwrap();
+    let mut enforcement = policy.enforcement();
+    let state = enforcement.borrow().clone();
+    let needs = "needs 4355 pairs of an interface and an address of the host, and a node holds 4095; eth62, eth63, eth64, \
+                 eth65, eth66: each is judged at its own addresses";
+    assert!(
+        matches!(&state, Enforcement::Behind(why) if why.contains(needs)),
+        "{state:?}"
+    );
+    let counts = *policy.host_counts().borrow();
+    let expected = HostCounts {
+        interfaces: 65,
+        addresses: 66,
+    };
+    assert_eq!(counts, Some(expected));
+    let dumped = policy.dump().await.unwrap();
+    assert_eq!((dumped.closed.len(), dumped.hosts.len()), (1, 1));
+
+    COUNT.store(60, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    let now = enforcement.wait_for(|state| *state == Enforcement::InForce).await;
+    assert!(now.is_ok());
+    assert!(policy.dump().await.unwrap().closed.is_empty());
+}
+
+/// Tables that are written may still deny what policy would allow.
+#[test]
+fn what_is_denied_for_want_of_numbers_is_told_with_them() {
+    assert_eq!(judging(None, None), Enforcement::InForce);
+    let exceeded = Exceeded::if_more(capacity::What::InsideClasses, 1025, 1023);
+    let Enforcement::Behind(why) = judging(None, exceeded) else {
+        panic!("it is in force")
+    };
+    assert_eq!(
+        why,
+        "the kernel denies some of what the node forwards, for the policy needs 1025 kinds of addresses that one host endpoint \
+         tells apart in forwarded packets, and a node holds 1023; select fewer pods, or say it with fewer rules, networks and \
+         ports"
+    );
+    let Enforcement::Behind(both) = judging(Some("no room"), exceeded) else {
+        panic!("it is in force")
+    };
+    assert!(both.contains("no room; the kernel denies"), "{both}");
 }
 
 /// Nothing was ever written: what is attached is closed. That no attempt to write succeeds is told, and so is that the

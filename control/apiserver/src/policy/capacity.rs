@@ -14,18 +14,21 @@ use std::{
 };
 
 use policies_compiler::{
-    ClusterView,
     capacity::{Capacities, Demand, What, demand},
     compile_policies,
 };
 use policies_ir::{
-    cluster::{Cluster, Translation},
+    cluster::{Cluster, Member, Translation},
     policy::{Policy, PolicySet, Tier, WorkloadKind},
     tables::EndpointId,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::policy::{GaveUp, cluster::Objects};
+use crate::policy::{
+    GaveUp,
+    cluster::Objects,
+    hosts::{NodeHosts, of_nodes},
+};
 
 /// What was found out lately: of the state before the last write, and of that after it.
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ struct State {
     /// Seen from no node.
     cluster: Cluster,
     policies: PolicySet,
+    /// Which interfaces host endpoints speak of, by node.
+    hosts: BTreeMap<String, NodeHosts>,
     demands: Mutex<BTreeMap<String, Demand>>,
 }
 
@@ -51,8 +56,8 @@ pub(super) fn refusal(
     known: &Known,
     nobody_waits: &CancellationToken,
 ) -> Result<Option<String>, GaveUp> {
-    let after = known.state(State::read(&after.view()));
-    let before = known.state(State::read(&before.view()));
+    let after = known.state(State::read(after));
+    let before = known.state(State::read(before));
     known.keep([&before, &after]);
     let needed = after.demands(&after.nodes_unlike(&before), nobody_waits)?;
     let exceeded: BTreeMap<String, _> = needed
@@ -61,11 +66,13 @@ pub(super) fn refusal(
         .collect();
     let earlier = before.demands(&exceeded.keys().cloned().collect(), nobody_waits)?;
     let refused = exceeded.into_iter().find_map(|(node, exceeded)| {
-        let earlier = earlier.get(&node).map_or(0, |demand| count(demand, exceeded.what));
+        let earlier = earlier
+            .get(&node)
+            .map_or(0, |demand| count(demand, exceeded.what));
         (exceeded.needed > earlier).then(|| {
             format!(
-                "it does not fit into the kernel's tables: node {node:?} {exceeded}; select fewer pods, or say it with \
-                 fewer rules, networks and ports"
+                "it does not fit into the kernel's tables: node {node:?} {exceeded}; {}",
+                exceeded.what.advice()
             )
         })
     });
@@ -76,9 +83,7 @@ impl Known {
     /// What is known of the same state, if anything is.
     fn state(&self, state: State) -> Arc<State> {
         let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = states
-            .iter()
-            .find(|known| known.cluster == state.cluster && known.policies == state.policies);
+        let same = states.iter().find(|known| known.is_as(&state));
         same.map_or_else(|| Arc::new(state), Arc::clone)
     }
 
@@ -89,25 +94,32 @@ impl Known {
 }
 
 impl State {
-    fn read(view: &ClusterView) -> Self {
+    fn read(objects: &Objects) -> Self {
+        let view = objects.view();
         let mut cluster = view.cluster();
         cluster.host_addresses.clear();
         cluster.host_groups.clear();
         Self {
-            cluster,
             policies: view.policy_set(|_, _| {}).enforced,
+            hosts: of_nodes(objects.hosts(), &cluster.nodes),
+            cluster,
             demands: Mutex::default(),
         }
+    }
+
+    /// Whether the same was found out of both.
+    fn is_as(&self, other: &Self) -> bool {
+        self.cluster == other.cluster && self.policies == other.policies && self.hosts == other.hosts
     }
 
     /// Nodes whose tables can be others than in `before`: all, unless only policies came, changed or went; then those
     /// that have an endpoint which one of these selects.
     fn nodes_unlike(&self, before: &Self) -> BTreeSet<String> {
-        let changed = match self.cluster == before.cluster {
+        let changed = match self.cluster == before.cluster && self.hosts == before.hosts {
             true => changed_policies(&before.policies, &self.policies),
             false => None,
         };
-        let concerns = |member: &&policies_ir::cluster::Member| {
+        let concerns = |member: &&Member| {
             let selects = |policy: &&Policy| policy.applies_to.matches(&member.workload);
             changed.as_ref().is_none_or(|changed| changed.iter().any(selects))
         };
@@ -120,6 +132,24 @@ impl State {
             .filter(concerns)
             .map(|member| member.node.clone())
             .collect()
+    }
+
+    /// What a node would need, which the cluster is seen from.
+    fn demand(&self, node: &str, cluster: &Cluster) -> Demand {
+        let tables = compile_policies(cluster, &self.policies);
+        let members = cluster.members.iter();
+        let forwards = |host: &str| {
+            let is_it = |member: &&Member| {
+                member.workload.kind == WorkloadKind::HostEndpoint && member.workload.name == host
+            };
+            let member = members.clone().find(is_it);
+            let id = member.and_then(|member| member.forwarded);
+            id.is_some_and(|id| tables.endpoints.contains_key(&id))
+        };
+        Demand {
+            host_places: self.hosts.get(node).map_or(0, |hosts| hosts.places(forwards)),
+            ..demand(&tables)
+        }
     }
 
     /// What the tables of these nodes would need.
@@ -143,7 +173,7 @@ impl State {
                         && !nobody_waits.is_cancelled()
                     {
                         see_from(&mut cluster, node);
-                        let needed = demand(&compile_policies(&cluster, &self.policies));
+                        let needed = self.demand(node, &cluster);
                         known().insert((*node).clone(), needed);
                     }
                 });
@@ -221,6 +251,7 @@ fn count(demand: &Demand, what: What) -> usize {
         What::Insides => demand.insides,
         What::InsideClasses => demand.inside_classes,
         What::SourceClasses => demand.source_classes,
+        What::HostPlaces => demand.host_places,
     }
 }
 
@@ -301,7 +332,7 @@ mod tests {
             let waited_for = CancellationToken::new();
             let refused = refusal(before, after, &Capacities::KERNEL, &known, &waited_for).unwrap();
             assert_eq!(refused, None);
-            let after = known.state(State::read(&after.view()));
+            let after = known.state(State::read(after));
             let demands = after.demands.lock().unwrap();
             demands.keys().cloned().collect::<Vec<_>>().join(" ")
         };
@@ -349,12 +380,61 @@ mod tests {
         let gone = CancellationToken::new();
         gone.cancel();
         let demands = |nobody_waits: &CancellationToken| {
-            let state = known.state(State::read(&first.view()));
+            let state = known.state(State::read(&first));
             state.demands(&["a".to_owned(), "b".to_owned()].into(), nobody_waits)
         };
         assert_eq!(demands(&CancellationToken::new()).unwrap().len(), 2);
         assert!(demands(&gone).is_err());
         assert_eq!(known.states.lock().unwrap().len(), 2);
+    }
+
+    /// The addresses of the host at its interfaces are counted too: also those that only the node knows of.
+    #[test]
+    fn more_interfaces_and_addresses_than_fit_are_refused_with_the_number() {
+        let node = |counts: Option<(usize, usize)>| {
+            let annotations = counts.map_or(json!({}), |(interfaces, addresses)| {
+                let said = json!({"interfaces": interfaces, "addresses": addresses}).to_string();
+                json!({api::annotations::HOST_INTERFACES: said})
+            });
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a", "annotations": annotations},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
+        };
+        let judge = |before: &Objects, name: &str, host: &Value| {
+            let host = json!({"metadata": {"name": name}, "spec": host});
+            let after = with(before.clone(), "hep", name, &host);
+            let waited_for = CancellationToken::new();
+            let capacities = Capacities::KERNEL;
+            let refused = refusal(before, &after, &capacities, &Known::default(), &waited_for);
+            (refused.unwrap(), after)
+        };
+        let star = json!({"node": "a", "interfaceName": "*"});
+        let silent = with(cluster(1), "nodes", "a", &node(None));
+        assert_eq!(judge(&silent, "star", &star).0, None, "nobody knows yet");
+        let fits = with(cluster(1), "nodes", "a", &node(Some((65, 62))));
+        assert_eq!(judge(&fits, "star", &star).0, None);
+        let many = with(cluster(1), "nodes", "a", &node(Some((65, 63))));
+        assert_eq!(
+            judge(&many, "star", &star).0.as_deref(),
+            Some(
+                "it does not fit into the kernel's tables: node \"a\" needs 4160 pairs of an interface and an address of \
+                 the host, and a node holds 4095; name fewer interfaces in HostEndpoints, or take addresses off the node"
+            )
+        );
+        // One of two interfaces of a node that has said nothing, and addresses that it is expected to have.
+        let expected = |count: u32| {
+            let ips = (1..=count).map(|i| std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string());
+            json!({"node": "a", "interfaceName": "eth1", "expectedIPs": ips.collect::<Vec<_>>()})
+        };
+        let (refused, one) = judge(&silent, "uplink", &json!({"node": "a", "interfaceName": "eth0"}));
+        assert_eq!(refused, None);
+        assert_eq!(judge(&one, "second", &expected(2045)).0, None);
+        let refused = judge(&one, "second", &expected(2047)).0.unwrap();
+        assert!(refused.contains("needs 4098 pairs"), "{refused}");
+        // Interfaces came since: it may stay as it is, and become less.
+        let (_, star_fits) = judge(&fits, "star", &star);
+        let more = with(star_fits, "nodes", "a", &node(Some((200, 63))));
+        let labelled = json!({"node": "a", "interfaceName": "*", "profiles": ["kns.x"]});
+        assert_eq!(judge(&more, "star", &labelled).0, None);
     }
 
     #[test]
@@ -388,7 +468,7 @@ mod tests {
         let host = json!({"metadata": {"name": "uplink"}, "spec": {"node": "a", "interfaceName": "eth0",
             "expectedIPs": ["192.0.2.1"]}});
         let objects = with(objects, "hep", "uplink", &host);
-        let state = State::read(&objects.view());
+        let state = State::read(&objects);
         let found = state.demands(
             &["a".to_owned(), "b".to_owned()].into(),
             &CancellationToken::new(),
@@ -409,7 +489,12 @@ mod tests {
             if node == "a" {
                 view.host_addresses.insert("192.0.2.1".parse().unwrap());
             }
-            assert_eq!(found, demand(&policies_compiler::compile(&view).tables), "{node}");
+            let expected = Demand {
+                // Its only address, and groups.
+                host_places: if node == "a" { 2 } else { 0 },
+                ..demand(&policies_compiler::compile(&view).tables)
+            };
+            assert_eq!(found, expected, "{node}");
         }
     }
 }

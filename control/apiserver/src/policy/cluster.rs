@@ -7,6 +7,7 @@ use std::{
 };
 
 use api::{
+    calico::HostEndpoint,
     cluster_policy::ClusterNetworkPolicy,
     resources::{RESOURCES, Resource},
 };
@@ -118,6 +119,20 @@ impl Objects {
             None => self.parts.remove(&key),
         };
         self
+    }
+
+    /// HostEndpoints and nodes, each in the order of their names.
+    pub(super) fn hosts(&self) -> (Vec<&HostEndpoint>, Vec<&Node>) {
+        let parts: BTreeMap<_, _> = self.parts.iter().collect();
+        let (mut hosts, mut nodes) = (Vec::new(), Vec::new());
+        for part in parts.into_values() {
+            match &**part {
+                Part::Calico(CalicoObject::HostEndpoint(host)) => hosts.push(host),
+                Part::Node(node) => nodes.push(&**node),
+                _ => {}
+            }
+        }
+        (hosts, nodes)
     }
 
     /// As the compiler and the checker read it. What is behind services is what their slices will say: whoever

@@ -8,6 +8,7 @@
 mod assertions;
 mod capacity;
 mod cluster;
+mod hosts;
 
 use std::{sync::Arc, time::Duration};
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf_abi::{ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState};
+use ebpf_abi::{ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, HostKey};
 use policies_ir::tables::EndpointId;
 
 use super::{Kernel, link_layer::LinkLayer, links::Hook, maps::Maps};
@@ -55,23 +55,7 @@ impl Kernel {
                 wanted.insert(key, *endpoint);
             }
         }
-        let current = self.maps.hosts()?;
-        for key in current.keys().filter(|key| key.ifindex == link.ifindex) {
-            if !wanted.contains_key(key) {
-                self.maps.remove_host(key)?;
-                // The next one may get the memory.
-                sys::wait_for_programs();
-            }
-        }
-        for (key, endpoint) in &wanted {
-            let known = current.get(key);
-            if known != Some(endpoint) {
-                self.maps.write_host(key, endpoint)?;
-            }
-            if known.is_some_and(|known| known != endpoint) {
-                sys::wait_for_programs();
-            }
-        }
+        self.place(link.ifindex, &wanted)?;
         if let Some(hooks) = hooks {
             self.attach_hooks(hooks, link.ifindex)?;
         }
@@ -83,6 +67,50 @@ impl Kernel {
             .reserved
             .retain(|endpoint| !given.contains(&endpoint.id));
         self.forget_gone(&before)
+    }
+
+    /// Writes what is looked up at the interface, and takes all else away. What is about everything that nothing else is
+    /// about is written first and taken away last: an address that comes to be judged by it, or to have an entry of its
+    /// own, is judged at every moment.
+    fn place(&mut self, ifindex: u32, wanted: &BTreeMap<HostKey, Endpoint>) -> Result<(), DatapathError> {
+        let current = self.maps.hosts()?;
+        let rest = encode::host_key(ifindex, None);
+        if let Some(endpoint) = wanted.get(&rest) {
+            self.place_one(&rest, current.get(&rest), endpoint)?;
+        }
+        let is_left = |key: &&HostKey| key.ifindex == ifindex && !wanted.contains_key(key);
+        for key in current.keys().filter(|key| **key != rest).filter(is_left) {
+            self.take_place(key)?;
+        }
+        for (key, endpoint) in wanted.iter().filter(|(key, _)| **key != rest) {
+            self.place_one(key, current.get(key), endpoint)?;
+        }
+        if current.contains_key(&rest) && !wanted.contains_key(&rest) {
+            self.take_place(&rest)?;
+        }
+        Ok(())
+    }
+
+    fn place_one(
+        &mut self,
+        key: &HostKey,
+        known: Option<&Endpoint>,
+        endpoint: &Endpoint,
+    ) -> Result<(), DatapathError> {
+        if known != Some(endpoint) {
+            self.maps.write_host(key, endpoint)?;
+        }
+        if known.is_some_and(|known| known != endpoint) {
+            sys::wait_for_programs();
+        }
+        Ok(())
+    }
+
+    fn take_place(&mut self, key: &HostKey) -> Result<(), DatapathError> {
+        self.maps.remove_host(key)?;
+        // The next one may get the memory.
+        sys::wait_for_programs();
+        Ok(())
     }
 
     /// Interfaces that have endpoints. What those that have vanished had is forgotten.

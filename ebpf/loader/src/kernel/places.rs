@@ -1,9 +1,12 @@
-//! Who is where, read back from the maps.
+//! Who is where, and who is closed, read back from the maps.
 
 use ebpf_abi::STATE_KEEP_ESTABLISHED;
 use policies_ir::tables::EndpointId;
 
-use crate::{DatapathError, Places, Way, encode, kernel::maps::Maps};
+use crate::{
+    DatapathError, Places, Way, encode,
+    kernel::{maps::Maps, tables::is_closed},
+};
 
 /// What programs know of pods and hosts beside their links and tables.
 pub(crate) fn read(maps: &Maps) -> Result<Places, DatapathError> {
@@ -19,6 +22,8 @@ pub(crate) fn read(maps: &Maps) -> Result<Places, DatapathError> {
     let pods = maps.pods()?;
     let keeping = pods.iter().map(|(_, endpoint)| endpoint);
     let keeping = keeping.filter(|endpoint| maps.state(endpoint).flags & STATE_KEEP_ESTABLISHED != 0);
+    let mut endpoints = maps.endpoints()?;
+    endpoints.retain(|(_, endpoint)| is_closed(maps.state(endpoint)));
     Ok(Places {
         ways: ways.collect(),
         hosts: hosts
@@ -26,5 +31,9 @@ pub(crate) fn read(maps: &Maps) -> Result<Places, DatapathError> {
             .map(|(key, endpoint)| encode::host_place(key, endpoint))
             .collect(),
         keeping: keeping.map(|endpoint| EndpointId(endpoint.id)).collect(),
+        closed: endpoints
+            .iter()
+            .map(|(_, endpoint)| EndpointId(endpoint.id))
+            .collect(),
     })
 }

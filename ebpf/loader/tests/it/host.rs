@@ -1,6 +1,7 @@
 //! Interfaces of the host: what is judged there, and what a host cannot do without.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::ErrorKind,
     net::{TcpListener, TcpStream},
@@ -227,7 +228,7 @@ attached_both_ways! {
         let closed = tables(&[(LOCAL, &failsafe), (FORWARD, &[])]);
         let open = [(INGRESS, Service::Any, ALLOW)];
         let wanted = tables(&[(LOCAL, &open), (FORWARD, &open)]);
-        let prepared = link.endpoints().collect();
+        let prepared: BTreeSet<EndpointId> = link.endpoints().collect();
         lab.kernel().prepare_hosts(&prepared).expect("prepare");
         lab.kernel().close_hosts(&closed).expect("close");
         lab.kernel().attach_host(&link).expect("attach");
@@ -247,6 +248,8 @@ attached_both_ways! {
         lab.restart();
         is_closed(&mut lab, 22, 1001);
         assert_eq!(lab.kernel().attached_hosts().expect("attached"), [link]);
+        assert_eq!(lab.kernel().places().expect("places").closed, prepared);
+        assert_eq!(lab.kernel().dump().expect("dump"), NodeTables::default());
         // Other failsafe ports take the place of those of before, also in a flow that these have allowed.
         let other = [(INGRESS, port(TCP, 23), ALLOW)];
         lab.kernel()
@@ -264,6 +267,53 @@ attached_both_ways! {
         let fill = lab.kernel().counters().expect("count").fill;
         let of = |map| fill.iter().find(|fill| fill.map == map).map(|fill| fill.entries);
         assert_eq!((of("VERDICTS"), of("IDENTITIES")), (Some(2), Some(2)));
+    }
+}
+
+attached_both_ways! {
+    /// There is no room for all addresses at an interface: whatever it has no entry for is an endpoint's that denies all,
+    /// before anything is taken away, until it has them.
+    fn an_interface_that_has_some_addresses_alone_is_closed_to_others(attachment) {
+        const CLOSED: EndpointId = EndpointId(7);
+        let mut lab = Lab::attached(attachment);
+        let mut whole = host_link(Some(endpoint(LOCAL)), None);
+        whole.addresses.insert(ip(OTHER), endpoint(LOCAL));
+        let open = tables(&[(LOCAL, &[(INGRESS, Service::Any, ALLOW), (EGRESS, Service::Any, ALLOW)])]);
+        let narrow = host_link(Some(endpoint(LOCAL)), Some(endpoint(CLOSED)));
+        lab.kernel().prepare_hosts(&whole.endpoints().collect()).expect("prepare");
+        lab.kernel().sync(&open).expect("sync");
+        lab.kernel().attach_host(&whole).expect("attach");
+        let to = |host: &str, port| frame(Ends::new(CLIENT, host), TCP, &tcp(port, 22, SYN));
+        assert_eq!(judge(&mut lab, INGRESS, &to(OTHER, 1000)), ALLOW);
+        lab.kernel().prepare_hosts(&[CLOSED].into()).expect("prepare");
+        lab.kernel().sync(&open).expect("sync");
+        lab.kernel().close_hosts(&tables(&[(CLOSED, &[])])).expect("close");
+        lab.kernel().attach_host(&narrow).expect("narrow");
+        let is_narrow = |lab: &mut Lab, port: u16| {
+            assert_eq!(judge(lab, INGRESS, &to(HOST, port)), ALLOW);
+            assert_eq!(judge(lab, EGRESS, &from_host(TCP, &tcp(22, port, SYN | ACK))), ALLOW);
+            for host in [OTHER, BEHIND] {
+                assert_eq!(judge(lab, INGRESS, &to(host, port)), DENY, "{host}");
+                let sent = frame(Ends::new(host, CLIENT), TCP, &tcp(port, 22, SYN));
+                assert_eq!(judge(lab, EGRESS, &sent), DENY, "{host}");
+            }
+            // Part of a flow that was allowed.
+            let later = frame(Ends::new(CLIENT, OTHER), TCP, &tcp(1000, 22, ACK));
+            assert_eq!(judge(lab, INGRESS, &later), DENY);
+        };
+        is_narrow(&mut lab, 1001);
+        lab.restart();
+        assert_eq!(lab.kernel().attached_hosts().expect("attached"), [narrow]);
+        lab.kernel().sync(&open).expect("sync");
+        is_narrow(&mut lab, 1002);
+        // It is no part of the tables, and is told.
+        assert_eq!(lab.kernel().dump().expect("dump"), open);
+        assert_eq!(lab.kernel().places().expect("places").closed, [CLOSED].into());
+        lab.kernel().attach_host(&whole).expect("attach");
+        for host in [OTHER, BEHIND] {
+            assert_eq!(judge(&mut lab, INGRESS, &to(host, 1003)), ALLOW, "{host}");
+        }
+        assert!(lab.kernel().places().expect("places").closed.is_empty());
     }
 }
 

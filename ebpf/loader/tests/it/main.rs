@@ -28,4 +28,5 @@ mod reports;
 mod restart;
 mod splits;
 mod tracking;
+mod verifier;
 mod wire;

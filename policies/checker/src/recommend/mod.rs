@@ -11,6 +11,7 @@
 
 mod cover;
 mod observe;
+mod select;
 mod verify;
 mod write;
 

@@ -323,13 +323,19 @@ fn selector(own: &Labels, others: &[&Labels]) -> PodSelector {
         };
     }
     // Pods with all of these labels and more differ by what they have more.
-    let above = others
+    let mut above: Vec<&&Labels> = others
         .iter()
-        .filter(|other| own.iter().all(|(key, value)| other.get(key) == Some(value)));
-    let absent = above.filter_map(|other| other.keys().find(|key| !own.contains_key(*key)));
+        .filter(|other| own.iter().all(|(key, value)| other.get(key) == Some(value)))
+        .collect();
+    let mut absent = BTreeSet::new();
+    // Each time the key that most of them have.
+    while let Some(key) = most_frequent(above.iter().flat_map(|other| other.keys()), own) {
+        above.retain(|other| !other.contains_key(&key));
+        absent.insert(key);
+    }
     let mut selector = PodSelector {
         labels: own.clone(),
-        absent: absent.cloned().collect(),
+        absent,
     };
     // The labels that name a workload stay longest, and one at least: without any it would find whatever comes later.
     for key in keys.iter().skip(1).rev() {
@@ -347,6 +353,16 @@ fn selector(own: &Labels, others: &[&Labels]) -> PodSelector {
         }
     }
     selector
+}
+
+/// Of the keys that `own` does not have, the one that comes most often; the first by name of several.
+fn most_frequent<'k>(keys: impl Iterator<Item = &'k String>, own: &Labels) -> Option<String> {
+    let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
+    for key in keys.filter(|key| !own.contains_key(*key)) {
+        *counts.entry(key).or_default() += 1;
+    }
+    let most = counts.into_iter().rev().max_by_key(|(_, count)| *count);
+    most.map(|(key, _)| key.clone())
 }
 
 impl PodSelector {

@@ -1,9 +1,6 @@
 //! Connections as objects.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use policies_ir::policy::{ICMP_PROTOCOLS, PORT_PROTOCOLS};
 use serde_json::{Map, Value, json};
@@ -12,6 +9,7 @@ use crate::{
     recommend::{
         Dialect, cover,
         observe::{Connection, Observed, PodSelector, Service, Side, Workload},
+        select,
     },
     region::Region,
     space::{Ports, protocol_name},
@@ -121,7 +119,10 @@ fn policies<'a>(
         }
         let (selector, types_field) = match dialect {
             Dialect::Kubernetes => (("podSelector", label_selector(&workload.selector)), "policyTypes"),
-            Dialect::Calico => (("selector", json!(expression(&workload.selector))), "types"),
+            Dialect::Calico => (
+                ("selector", json!(select::subject(&workload.selector).0)),
+                "types",
+            ),
         };
         spec.insert(selector.0.to_owned(), selector.1);
         spec.insert(types_field.to_owned(), json!(types));
@@ -281,6 +282,11 @@ fn label_selector(selector: &PodSelector) -> Value {
 /// The same of Calico's.
 fn calico(observed: &Observed, workload: &Workload, direction: &str, rules: &[Rule]) -> Vec<Value> {
     let limits = Limits::of(Dialect::Calico);
+    let (own, other) = match direction {
+        "ingress" => ("destination", "source"),
+        _ => ("source", "destination"),
+    };
+    let (_, own_end) = select::subject(&workload.selector);
     let mut written = Vec::new();
     for (sides, services) in rules {
         let ends: Vec<Value> = match peers(observed, sides).next() {
@@ -290,7 +296,7 @@ fn calico(observed: &Observed, workload: &Workload, direction: &str, rules: &[Ru
                 parts.map(|nets| json!({"nets": nets})).collect()
             }
             Some(peer) => {
-                let mut end = json!({"selector": expression(&peer.selector)});
+                let mut end = select::peer(&peer.selector);
                 if peer.namespace != workload.namespace {
                     let namespace = format!("projectcalico.org/name == '{}'", peer.namespace);
                     end["namespaceSelector"] = json!(namespace);
@@ -299,12 +305,10 @@ fn calico(observed: &Observed, workload: &Workload, direction: &str, rules: &[Ru
             }
         };
         for end in &ends {
-            let other = if direction == "ingress" {
-                "source"
-            } else {
-                "destination"
-            };
-            let rule = json!({"action": "Allow", other: end});
+            let mut rule = json!({"action": "Allow", other: end});
+            if let Some(own_end) = &own_end {
+                rule[own] = own_end.clone();
+            }
             written.extend(with_services(&rule, services, limits.ports));
         }
     }
@@ -342,18 +346,4 @@ fn with_services(rule: &Value, services: &BTreeSet<Service>, limit: usize) -> Ve
         part
     });
     parts.collect()
-}
-
-fn expression(selector: &PodSelector) -> String {
-    let mut text = String::new();
-    for (key, value) in &selector.labels {
-        let and = if text.is_empty() { "" } else { " && " };
-        // Writing to a string does not fail.
-        write!(text, "{and}{key} == '{value}'").unwrap_or_default();
-    }
-    for key in &selector.absent {
-        let and = if text.is_empty() { "" } else { " && " };
-        write!(text, "{and}!has({key})").unwrap_or_default();
-    }
-    if text.is_empty() { "all()".to_owned() } else { text }
 }

@@ -91,6 +91,53 @@ fn rules_are_split_where_a_policy_may_have_no_more() {
     assert_eq!(names, [("web", 1024), ("web-3", 6)]);
 }
 
+/// Other pods have all labels of `web` and one more each, so that only what is absent tells it from them.
+#[test]
+fn a_selector_that_would_be_too_long_is_said_by_several() {
+    let pod = |name: &str, address: &str, more: Option<&str>| {
+        let mut labels = json!({"app": "web"});
+        if let Some(key) = more {
+            labels[key] = json!("");
+        }
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": address}})
+    };
+    let others = (0..60).map(|i| {
+        let key = format!("only-this-has-{i}");
+        pod(&format!("other-{i}"), &format!("10.244.1.{i}"), Some(&key))
+    });
+    let client = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "client", "namespace": "shop", "labels": {"app": "client"}},
+        "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": "10.244.0.2"}});
+    let objects: Vec<Value> = [pod("web", "10.244.0.1", None), client]
+        .into_iter()
+        .chain(others)
+        .collect();
+    let origin = "here";
+    let loaded = load_objects(objects.iter().map(|object| Source { origin, object }));
+    let flow = |name: &str, source: &str, destination: &str, port: u16| -> FlowEvent {
+        let line = json!({
+            "time": "1970-01-01T00:00:00Z", "node": "n", "pod": {"namespace": "shop", "name": name},
+            "direction": "egress", "verdict": "allow", "decidedBy": {"rule": "no-policy"}, "source": source,
+            "destination": destination, "protocol": 6, "sourcePort": 0, "destinationPort": port, "epoch": 1,
+        });
+        serde_json::from_value(line).unwrap()
+    };
+    // To it, and from it: it is a peer and has policies.
+    let flows = [
+        flow("client", "10.244.0.2", "10.244.0.1", 80),
+        flow("web", "10.244.0.1", "203.0.113.9", 443),
+        flow("web", "10.244.0.1", "10.244.1.7", 81),
+    ];
+    for dialect in [Dialect::Calico, Dialect::Kubernetes] {
+        let written = recommend(&loaded.as_ref().unwrap().view, &flows, dialect).unwrap();
+        assert_eq!((written.connections, &written.left_out[..]), (3, &[][..]));
+        let is_long = |object: &Value| object.to_string().contains("notSelector");
+        assert_eq!(written.objects.iter().any(is_long), dialect == Dialect::Calico);
+    }
+}
+
 #[test]
 fn a_kind_of_message_that_no_rule_may_name_is_told() {
     let flows = [sent("203.0.113.9", 1, 0x0800), sent("203.0.113.9", 1, 0xff00)];

@@ -16,12 +16,14 @@ use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member, Translation},
     policy::{EndMatch, EndpointPolicy, Policy, PolicySet, ServiceMatch, Tier, Workload, WorkloadKind},
-    tables::{BUILTIN_RULES, BuiltinRule, Direction, EndpointId, NodeTables, RuleId, RuleName},
+    tables::{
+        BUILTIN_RULES, BuiltinRule, Direction, EndpointId, MAX_INSIDE_CLASSES, NodeTables, RuleId, RuleName,
+    },
 };
 
 use super::{StartAnew, places::Places, rows::Rows};
 use crate::{
-    capacity::Capacities,
+    capacity::{Capacities, Exceeded, What},
     cells::{MatcherId, Matchers},
     classes::without_redundant,
     compile::asks_source_names,
@@ -163,6 +165,12 @@ impl Engine {
 
     pub(super) fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// See [`super::Session::exceeds`].
+    pub(super) fn exceeds(&self) -> Option<Exceeded> {
+        let classes = MAX_INSIDE_CLASSES - 1;
+        Exceeded::if_more(What::InsideClasses, self.rows.inside_kinds(), classes)
     }
 
     /// Whether so much has piled up that a fresh start is worth its time.

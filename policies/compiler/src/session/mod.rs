@@ -32,6 +32,7 @@ use policies_ir::{
 
 use crate::{
     calico::Services,
+    capacity::Exceeded,
     closed::closed_hosts,
     compile::{Diagnostic, conflicts},
     field::FieldError,
@@ -493,10 +494,17 @@ impl Session {
         }
     }
 
-    /// Starts anew if so much has piled up that it is worth its time. Nothing depends on it: it is for a moment when
-    /// nobody waits for a change.
+    /// What of the tables is denied because there is no number for it, however much room there is: some kinds of addresses
+    /// in what a host endpoint forwards. Kinds that are gone keep their numbers until [`Session::tidy`].
+    pub fn exceeds(&self) -> Option<Exceeded> {
+        self.enforced.exceeds()
+    }
+
+    /// Starts anew if so much has piled up that it is worth its time, or if something is denied for which there may be
+    /// numbers by now. It is for a moment when nobody waits for a change.
     pub fn tidy(&mut self) -> Option<Settled> {
-        if self.anew.is_none() && !self.enforced.is_worn() {
+        let may_gain = self.has_followed && self.exceeds().is_some();
+        if self.anew.is_none() && !self.enforced.is_worn() && !may_gain {
             return None;
         }
         self.anew.get_or_insert(PILED_UP);

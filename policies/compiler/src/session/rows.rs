@@ -91,6 +91,12 @@ impl Rows {
         self.by_endpoint.keys().copied()
     }
 
+    /// Most kinds of addresses that a program tells apart at its own end.
+    pub(super) fn inside_kinds(&self) -> usize {
+        let asked = self.slots.iter().flatten();
+        asked.map(|asked| asked.program.inside_kinds()).max().unwrap_or(0)
+    }
+
     /// How much there is of what never goes.
     pub(super) fn size(&self) -> usize {
         self.rows.len() + self.answers.len() + self.shared.len()

@@ -530,6 +530,79 @@ fn what_changes_no_table_is_told() {
     assert!(session.staged_tables().is_some());
 }
 
+/// Pods that come have kinds for which there is no number: how many there are is told, and that there are numbers again as
+/// soon as others are gone and somebody tidies.
+#[test]
+fn kinds_of_addresses_without_a_number_are_told_until_there_is_one() {
+    const LABELS: u32 = 11;
+    let host = serde_json::json!({"metadata": {"name": "eth", "labels": {"edge": ""}},
+        "spec": {"node": "n1", "interfaceName": "eth0"}});
+    let rule = |label: u32| serde_json::json!({"action": "Allow", "destination": {"selector": format!("has(l{label})")}});
+    let rules: Vec<_> = (0..LABELS).map(rule).collect();
+    let policy = serde_json::json!({"metadata": {"name": "p"}, "spec": {"selector": "has(edge)", "applyOnForward": true,
+        "types": ["Ingress"], "ingress": rules}});
+    // Each pod has labels that no other has.
+    let kind = |number: u32| {
+        let mut pod = pod(&format!("p{number}"), number, false);
+        let labels = (0..LABELS).filter(|label| number & (1 << label) != 0);
+        pod.labels = labels.map(|label| (format!("l{label}"), String::new())).collect();
+        pod
+    };
+    // Beside them there is nobody that is asked for, of each family.
+    let most = 1023 - 2;
+    let mut view = ClusterView {
+        node: "n1".to_owned(),
+        calico: vec![
+            CalicoObject::HostEndpoint(serde_json::from_value(host).unwrap()),
+            CalicoObject::GlobalNetworkPolicy(serde_json::from_value(policy).unwrap()),
+        ],
+        pods: (1..=most).map(kind).collect(),
+        ..ClusterView::default()
+    };
+    number_hosts(&mut view, 1000);
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    session.settle();
+    assert_eq!(session.exceeds(), None);
+    assert_eq!(session.tidy(), None);
+    for number in most + 1..=most + 3 {
+        put_pod(kind(number), &mut view, &mut session);
+    }
+    session.settle();
+    let told = "needs 1026 kinds of addresses that one host endpoint tells apart in forwarded packets, and a node holds 1023";
+    assert_eq!(session.exceeds().unwrap().to_string(), told);
+    let asked = |session: &Session, number: u32| {
+        let tables = session.tables();
+        let address = std::net::IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + number));
+        let nets = tables.identities.iter().filter(|(net, _)| net.contains(&address));
+        let (_, class) = nets.max_by_key(|(net, _)| net.prefix_len()).unwrap();
+        let forwarded = &tables.endpoints[&EndpointId(1001)];
+        forwarded
+            .insides
+            .get(class)
+            .copied()
+            .unwrap_or_default()
+            .ingress
+            .0
+    };
+    let unnumbered = |session: &Session| {
+        (1..=most + 3)
+            .filter(|number| asked(session, *number) == 0)
+            .count()
+    };
+    assert_eq!(unnumbered(&session), 3);
+    for number in 1..=3 {
+        session.set_pod("default", &format!("p{number}"), None);
+    }
+    session.settle();
+    // Those that are gone have theirs still.
+    assert_eq!(unnumbered(&session), 3);
+    assert!(session.exceeds().is_some());
+    assert!(session.tidy().is_some());
+    assert_eq!(session.exceeds(), None);
+    assert_eq!(session.tidy(), None);
+    assert!((4..=most + 3).all(|number| asked(&session, number) != 0));
+}
+
 /// Addresses inside what the node forwards change their kind with the labels of pods, and new kinds come, while the session
 /// follows; pods whose own policies say nothing of it are not written again.
 #[test]

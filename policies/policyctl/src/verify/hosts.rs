@@ -87,6 +87,13 @@ pub(super) fn compare_places(sent: &NodePolicy, view: &ClusterView, compiled: &N
                 .filter(|row| row.interface == *interface)
                 .map(|row| (row.of, row))
                 .collect();
+            if let Some(what) = closed_to_others(&at, interface, &of_node, sent) {
+                found.push(Finding {
+                    pod: format!("host endpoint {}", host.name),
+                    what,
+                });
+                continue;
+            }
             let own = of_node.iter().map(|address| HostPackets::Address(*address));
             let forwarded = has_tables(compiled, host.forwarded).then_some(HostPackets::Forwarded);
             // An address of the host is the host's at each of its interfaces.
@@ -116,6 +123,28 @@ pub(super) fn compare_places(sent: &NodePolicy, view: &ClusterView, compiled: &N
         }));
     }
     found
+}
+
+/// What is to be said of an interface at which an endpoint that is closed has whatever no entry is about.
+fn closed_to_others(
+    at: &BTreeMap<HostPackets, &HostPlaceRow>,
+    interface: &str,
+    of_node: &BTreeSet<IpAddr>,
+    sent: &NodePolicy,
+) -> Option<String> {
+    let rest = at.get(&HostPackets::Forwarded)?;
+    let is_part = |host: &NodeHost| host.forwarded == rest.endpoint;
+    if !sent.closed.contains(&rest.endpoint) || sent.hosts.iter().any(is_part) {
+        return None;
+    }
+    let own = of_node
+        .iter()
+        .filter(|address| at.contains_key(&HostPackets::Address(**address)));
+    Some(format!(
+        "has no room for {interface}, where all is denied but packets of {} of the node's {} addresses",
+        own.count(),
+        of_node.len()
+    ))
 }
 
 /// What is wrong with who judges packets at an interface of the host endpoint. Where the policy has no tables, whoever is

@@ -21,6 +21,11 @@ pub(super) struct Closed {
     tables: NodeTables,
 }
 
+/// Whether an endpoint in this state is judged by such tables.
+pub(crate) fn is_closed(state: EndpointState) -> bool {
+    (EPOCH_NONE + 1..GENERATION_GROUP).contains(&state.epoch)
+}
+
 impl Tables {
     /// Gives those endpoints that have no tables these, and those that have others of this kind, and leaves all others as
     /// they are. Should that fail, they are denied everything.
@@ -29,9 +34,8 @@ impl Tables {
         let is_new = self.closed.tables != *tables;
         let is_meant = |endpoint: &Endpoint| {
             let state = maps.state(endpoint);
-            let is_closed = (EPOCH_NONE + 1..GENERATION_GROUP).contains(&state.epoch);
             let is_asked = tables.endpoints.contains_key(&EndpointId(endpoint.id));
-            is_asked && (state.epoch == EPOCH_NONE || (is_closed && is_new))
+            is_asked && (state.epoch == EPOCH_NONE || (is_closed(state) && is_new))
         };
         let all = endpoints.iter().map(|(_, endpoint)| *endpoint);
         let meant: Vec<Endpoint> = all.filter(is_meant).collect();

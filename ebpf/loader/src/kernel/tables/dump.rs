@@ -11,7 +11,7 @@ use policies_ir::{
     verdicts::Verdicts,
 };
 
-use super::Tables;
+use super::{Tables, closed::is_closed};
 use crate::{
     DatapathError, encode,
     kernel::{addresses, maps::Maps, parents::Family},
@@ -19,14 +19,14 @@ use crate::{
 
 impl Tables {
     /// The tables that the attached endpoints follow, read back from the maps. What programs do not look for is not
-    /// part of them.
+    /// part of them, nor are endpoints that are closed.
     pub(crate) fn dump(&self, maps: &Maps) -> Result<NodeTables, DatapathError> {
         let mut tables = NodeTables::default();
         let mut states = BTreeMap::new();
         let mut ranks = BTreeMap::new();
         for (_, endpoint) in maps.endpoints()? {
             let state = maps.state(&endpoint);
-            if state.epoch != EPOCH_NONE {
+            if state.epoch != EPOCH_NONE && !is_closed(state) {
                 tables.endpoints.insert(EndpointId(endpoint.id), Arc::default());
                 states.insert(endpoint.id, state);
                 ranks.insert(endpoint.id, maps.ranks(&endpoint));
