@@ -9,7 +9,7 @@ use policies_ir::{
     cluster::{Cluster, Member},
     policy::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, Failsafe, IpVersion, Last,
-        NamedPort, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
+        NamedPort, PortMatch, Profile, Rule, ServiceMatch, Workload, WorkloadKind,
     },
     tables::{
         BUILTIN_RULES, BuiltinRule, Direction, EndpointId, InsideClass, MAX_INSIDE_CLASSES, RuleId, RuleName,
@@ -36,6 +36,8 @@ pub(crate) struct Program {
     /// Whether it leaves to others what it does not decide.
     leaves_open: bool,
     stages: Vec<ProgramStage>,
+    /// How many stages come before anybody asks who is at the own end: that of the failsafe ports, if there are any.
+    unasked: usize,
     /// What may be at the own end, if that may be anyone and rules ask who.
     insides: Option<Insides>,
 }
@@ -58,13 +60,14 @@ struct Inside {
     declares: Vec<Declares>,
 }
 
-/// What a program says about addresses.
+/// What an endpoint says about addresses in one direction.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// What they are at the own end.
-    pub(crate) inside: InsideClass,
-    /// What holds of them at the other end, for each class at the own end of which there is anything to say.
-    pub(crate) entries: Vec<(InsideClass, Entries)>,
+    pub inside: InsideClass,
+    /// What holds of them at the other end, as it would stand in the verdicts of a table, for each class at the own end of
+    /// which there is anything to say.
+    pub entries: Vec<(InsideClass, Entries)>,
 }
 
 /// What verdicts depend on of the endpoint's own end of its flows.
@@ -207,7 +210,7 @@ pub(crate) fn rule_ids<'p, 'a: 'p>(policies: impl Iterator<Item = &'p EndpointPo
                 }
             }
             for profile in profiles(policy) {
-                let rules = profile_rules(profile, direction).unwrap_or_default();
+                let rules = profile.rules(direction).unwrap_or_default();
                 names.extend(
                     rules
                         .iter()
@@ -309,7 +312,7 @@ impl Program {
         }
         let mut last = Vec::new();
         for profile in profiles(policy) {
-            match profile_rules(profile, direction) {
+            match profile.rules(direction) {
                 Some(own) => last.extend(rules_of(numbers, own, RuleName::PROFILE_TIER, &profile.name)),
                 None => last.push(any.clone()),
             }
@@ -337,6 +340,7 @@ impl Program {
             to_host: policy.to_host,
             leaves_open,
             stages,
+            unasked: usize::from(policy.failsafe.is_some()),
             insides: asks_own.then(Insides::default),
         }
     }
@@ -366,29 +370,35 @@ impl Program {
         }
     }
 
-    /// The verdict about one packet at the endpoint itself, and what decided it.
+    /// The verdict about one packet between addresses with these signatures, and what decided it.
     pub(crate) fn judge(
         &self,
+        own: &Signature,
         peer: &Signature,
         protocol: u8,
-        source_port: u16,
-        port: u16,
+        (source_port, port): (u16, u16),
     ) -> (Verdict, RuleId) {
         if peer.owner == Owner::Contested {
             return (Verdict::Deny, BuiltinRule::NoMatch.id());
         }
+        let is_unsure = self.insides.is_some() && own.owner == Owner::Contested;
+        let inside = (self.insides.is_some() && !is_unsure).then(|| self.inside(own));
         let matches = |rule: &&ProgramRule| {
             rule.fits(peer)
-                && matches!(rule.own, OwnEnd::Itself { families, .. } if families.has(peer.family))
+                && match rule.own {
+                    OwnEnd::Itself { families, .. } => families.has(peer.family),
+                    OwnEnd::Anyone(matcher) => is_unsure || own.matchers.binary_search(&matcher).is_ok(),
+                }
                 && match &rule.sets {
                     Some(sets) => sets.contain(protocol, source_port, port),
-                    None => self
-                        .sets(rule, &peer.declares, None)
-                        .contain(protocol, source_port, port),
+                    None => {
+                        self.sets(rule, &peer.declares, inside.as_ref())
+                            .contain(protocol, source_port, port)
+                    }
                 }
         };
         let mut outcome = (Verdict::Deny, BuiltinRule::NoMatch.id());
-        for stage in &self.stages {
+        for stage in self.stages(is_unsure) {
             let (action, rule) = match (stage.rules.iter().find(matches), stage.default_action) {
                 (Some(hit), _) => (hit.action, hit.rule),
                 (None, DefaultAction::Deny) => (Action::Deny, stage.default_rule),
@@ -403,11 +413,21 @@ impl Program {
         }
         let (verdict, rule) = outcome;
         let entry = VerdictEntry { verdict, rule };
-        let entry = match self.last_word(peer.owner) {
+        let entry = match self.last_word(peer.owner).filter(|_| !is_unsure) {
             Some(word) => word.about(entry),
             None => entry,
         };
         (entry.verdict, entry.rule)
+    }
+
+    /// What is asked, which is not much where nobody knows who is at the own end.
+    fn stages(&self, is_unsure: bool) -> &[ProgramStage] {
+        let asked = if is_unsure {
+            self.unasked
+        } else {
+            self.stages.len()
+        };
+        self.stages.get(..asked).unwrap_or_default()
     }
 
     /// Names of ports that the program asks of whoever has an address.
@@ -467,10 +487,14 @@ impl Program {
     pub(crate) fn answer(&self, seen: &Visible, sources: &Sources) -> Answer {
         let entries = match &self.insides {
             None => vec![(InsideClass::default(), self.entries(seen, None, sources))],
-            Some(insides) => insides
-                .of_family(seen.family)
-                .map(|(class, inside)| (class, self.entries(seen, Some(inside), sources)))
-                .collect(),
+            Some(insides) => {
+                let known = insides.of_family(seen.family);
+                let known = known.map(|(class, inside)| (class, Some(inside)));
+                known
+                    .chain([(InsideClass::default(), None)])
+                    .map(|(class, inside)| (class, self.entries(seen, inside, sources)))
+                    .collect()
+            }
         };
         Answer {
             inside: seen.inside,
@@ -478,19 +502,20 @@ impl Program {
         }
     }
 
-    /// Entries for a peer, of flows with this at the own end; none if `sources` are too many for the kernel, which then gets
-    /// none of the node's tables.
+    /// Entries for a peer, of flows with this at the own end, or one that is unknown to those who ask; none if `sources` are
+    /// too many for the kernel, which then gets none of the node's tables.
     fn entries(&self, peer: &Visible, inside: Option<&Inside>, sources: &Sources) -> Entries {
         if !sources.fit() {
             return Entries::new();
         }
+        let is_unsure = self.insides.is_some() && inside.is_none();
         let mut number = 0;
-        let stages = self.stages.iter().map(|stage| {
+        let stages = self.stages(is_unsure).iter().map(|stage| {
             let mut rules = Vec::new();
             for rule in &stage.rules {
                 let fits_inside = match rule.own {
                     OwnEnd::Itself { .. } => true,
-                    OwnEnd::Anyone(_) => inside.is_some_and(|inside| inside.fits(number)),
+                    OwnEnd::Anyone(_) => inside.is_none_or(|inside| inside.fits(number)),
                 };
                 if fits_inside && peer.rules.binary_search(&number).is_ok() {
                     let sets = rule.sets.clone();
@@ -509,7 +534,8 @@ impl Program {
                 default_rule: stage.default_rule,
             }
         });
-        flatten(&stages.collect::<Vec<_>>(), sources, peer.last_word)
+        let last_word = peer.last_word.filter(|_| !is_unsure);
+        flatten(&stages.collect::<Vec<_>>(), sources, last_word)
     }
 
     /// All rules, counted over all stages.
@@ -763,14 +789,6 @@ fn rule_name(tier: &str, policy: &str, rule: &Rule) -> RuleName {
         tier: tier.to_owned(),
         policy: policy.to_owned(),
         rule: Some(rule.index),
-    }
-}
-
-fn profile_rules(profile: &Profile, direction: Direction) -> Option<&[Rule]> {
-    match (&profile.rules, direction) {
-        (ProfileRules::AllowAll, _) => None,
-        (ProfileRules::Own { ingress, .. }, Direction::Ingress) => Some(ingress),
-        (ProfileRules::Own { egress, .. }, Direction::Egress) => Some(egress),
     }
 }
 

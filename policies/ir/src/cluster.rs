@@ -131,6 +131,34 @@ impl Cluster {
         }
     }
 
+    /// Who judges for nodes at addresses that no member has: of each node's host endpoints the first.
+    pub fn stand_ins(&self) -> BTreeMap<IpAddr, usize> {
+        let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (position, member) in self.members.iter().enumerate() {
+            if member.workload.kind == WorkloadKind::HostEndpoint && !member.node.is_empty() {
+                let first = hosts.entry(&member.node).or_insert(position);
+                let known = self.members.get(*first);
+                if known.is_some_and(|known| member.host_order() < known.host_order()) {
+                    *first = position;
+                }
+            }
+        }
+        let taken: BTreeSet<&IpAddr> = self.members.iter().flat_map(|member| &member.addresses).collect();
+        let mut found = BTreeMap::new();
+        // Of several nodes that say they have an address it is the first one's, and nobody judges if that has no host endpoint.
+        for (node, addresses) in &self.nodes {
+            for address in addresses.iter().filter(|address| !taken.contains(address)) {
+                found
+                    .entry(*address)
+                    .or_insert_with(|| hosts.get(node.as_str()).copied());
+            }
+        }
+        let judged = found
+            .into_iter()
+            .filter_map(|(address, host)| Some((address, host?)));
+        judged.collect()
+    }
+
     /// Whether all of `net` is where the node listens with others.
     pub fn in_host_group(&self, net: &IpNet) -> bool {
         self.host_groups.iter().any(|group| group.contains(net))
@@ -140,14 +168,14 @@ impl Cluster {
     pub fn flow<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
         Flow {
             direction: packet.direction,
-            own: match packet.inside {
-                Some(inside) => self.inside(inside),
-                None => self.own(member, packet.peer.is_ipv4()),
+            own: match member.workload.owns_any() {
+                true => self.inside(packet.inside),
+                false => self.own(member, packet.peer.is_ipv4()),
             },
             peer: Side {
                 address: Some(packet.peer),
                 known: self.known(packet.peer, packet.direction),
-                is_contested: false,
+                is_unknown: false,
             },
             names: self.names.get(&packet.peer),
             standing: self.standing(member, packet.peer),
@@ -157,7 +185,7 @@ impl Cluster {
         }
     }
 
-    /// The endpoint itself, at its own end of a flow.
+    /// A pod, at its own end of a flow.
     fn own<'a>(&'a self, member: &'a Member, is_ipv4: bool) -> Side<'a> {
         let of_family = |address: &&IpAddr| address.is_ipv4() == is_ipv4;
         let address = member.addresses.iter().find(of_family).copied();
@@ -168,18 +196,20 @@ impl Cluster {
             known: std::iter::once(&member.workload)
                 .chain(sets.map(|set| &set.workload))
                 .collect(),
-            is_contested: false,
+            is_unknown: false,
         }
     }
 
-    /// Whoever has `address`, at the own end of a flow that a node forwards. Sets hold it by address alone: names are
-    /// learned of what is asked for, which is the other end.
-    fn inside(&self, address: IpAddr) -> Side<'_> {
+    /// Whoever has `address`, at the own end of a flow at a host endpoint. Sets hold it by address alone: names are learned
+    /// of what is asked for, which is the other end.
+    fn inside(&self, address: Option<IpAddr>) -> Side<'_> {
         let nobody = Member::default();
+        let is_sure = |address: &IpAddr| self.standing(&nobody, *address) != Standing::Contested;
+        let known = address.filter(is_sure);
         Side {
-            address: Some(address),
-            known: self.known(address, Direction::Ingress),
-            is_contested: self.standing(&nobody, address) == Standing::Contested,
+            address,
+            known: known.map_or_else(Vec::new, |address| self.known(address, Direction::Ingress)),
+            is_unknown: known.is_none(),
         }
     }
 }

@@ -3,15 +3,15 @@
 //!
 //! The order of judgement, for one direction at one endpoint:
 //!
-//! 1. An address that more than one workload claims is denied: at the other end, and at the endpoint's own if that may be
-//!    anyone's and a rule asks whose.
+//! 1. An address that more than one workload claims is denied at the other end.
 //! 2. Failsafe ports of a node are allowed.
-//! 3. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
+//! 3. At a host endpoint, an address of the own end of which nobody knows whose it is is denied if a rule asks.
+//! 4. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
 //!    rule that is not Log decides; if none matches, the tier's default action does.
-//! 4. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
-//! 5. What a pod sends to its own node, also as one of those who listen to a group or a broadcast, is dropped if the
+//! 5. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
+//! 6. What a pod sends to its own node, also as one of those who listen to a group or a broadcast, is dropped if the
 //!    cluster says so, though its policies allow it.
-//! 6. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
+//! 7. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
 //!
 //! Policy for untracked packets leaves failsafe flows, and what no tier decided, to others: that is a denial by
 //! [`BuiltinRule::NoMatch`], which nothing overrides.
@@ -23,8 +23,8 @@ use ipnet::IpNet;
 use crate::{
     policy::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointTier, EndpointToHost, Failsafe,
-        FailsafeMatch, ICMP_PROTOCOLS, IcmpMatch, IpVersion, Last, PORT_PROTOCOLS, Policy, PortMatch,
-        ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
+        FailsafeMatch, ICMP_PROTOCOLS, IcmpMatch, IpVersion, Last, PORT_PROTOCOLS, Policy, PortMatch, Rule,
+        ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
     },
     tables::{BuiltinRule, DecidedBy, Direction, RuleName, Verdict},
 };
@@ -57,9 +57,9 @@ pub struct Side<'a> {
     pub address: Option<IpAddr>,
     /// Everything that selectors find there.
     pub known: Vec<&'a Workload>,
-    /// More than one workload claims the address. Told of the endpoint's own end, where that may be anyone; of the other
-    /// end, [`Flow::standing`] tells.
-    pub is_contested: bool,
+    /// Nobody knows whose the address is: more than one workload claims it, or it is not told. Said of the endpoint's own
+    /// end, where that may be anyone; of the other end, [`Flow::standing`] tells.
+    pub is_unknown: bool,
 }
 
 /// What the other end is to the endpoint that judges.
@@ -140,8 +140,7 @@ pub enum Mismatch {
 /// Judges `flow` at the endpoint that `policy` belongs to.
 pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
     let mut steps = Vec::new();
-    let own_is_contested = flow.own.is_contested && policy.asks_own(flow.direction);
-    if flow.standing == Standing::Contested || own_is_contested {
+    if flow.standing == Standing::Contested {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
     let may_leave_open = policy.last == Last::Undecided;
@@ -152,6 +151,9 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
         if failsafe.holds(flow) {
             return builtin(Verdict::Allow, BuiltinRule::Failsafe, steps);
         }
+    }
+    if flow.own.is_unknown && policy.asks_own(flow.direction) {
+        return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
     let decision = ask_tiers(policy, flow, &mut steps).or_else(|| ask_last(policy, flow, &mut steps));
     if may_leave_open && decision.is_none() {
@@ -331,13 +333,9 @@ fn ask_last(
         Last::Undecided => return None,
     };
     for profile in profiles {
-        let rules = match (&profile.rules, flow.direction) {
-            (ProfileRules::AllowAll, _) => {
-                steps.push(Step::AllowAllProfile);
-                return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
-            }
-            (ProfileRules::Own { ingress, .. }, Direction::Ingress) => ingress,
-            (ProfileRules::Own { egress, .. }, Direction::Egress) => egress,
+        let Some(rules) = profile.rules(flow.direction) else {
+            steps.push(Step::AllowAllProfile);
+            return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
         };
         if let Some((action, rule)) = first_rule(rules, RuleName::PROFILE_TIER, &profile.name, flow, steps) {
             // There is no next tier to pass to.

@@ -69,8 +69,6 @@ pub(crate) struct Ends<'a> {
     pods: HashMap<(&'a str, &'a str), usize>,
     hosts: BTreeMap<&'a str, Vec<usize>>,
     by_address: HashMap<IpAddr, usize>,
-    /// Nodes by their addresses; the first by name where several say they have one.
-    node_by_address: HashMap<IpAddr, &'a str>,
 }
 
 impl<'a> Ends<'a> {
@@ -79,14 +77,8 @@ impl<'a> Ends<'a> {
             cluster,
             pods: HashMap::new(),
             hosts: BTreeMap::new(),
-            by_address: HashMap::new(),
-            node_by_address: HashMap::new(),
+            by_address: cluster.stand_ins().into_iter().collect(),
         };
-        for (name, addresses) in &cluster.nodes {
-            for address in addresses {
-                ends.node_by_address.entry(*address).or_insert(name);
-            }
-        }
         for (position, member) in cluster.members.iter().enumerate() {
             let workload = &member.workload;
             match workload.kind {
@@ -152,17 +144,11 @@ impl<'a> Ends<'a> {
             }
             End::Address(address) => {
                 let address = address.to_canonical();
-                let owner = self
-                    .by_address
-                    .get(&address)
-                    .and_then(|position| Some((*position, self.cluster.members.get(*position)?)));
-                let mut resolved = match owner {
-                    Some((position, member)) => resolved(position, member),
-                    None => self.node_at(address),
-                };
-                resolved.addresses = vec![address];
-                resolved.by_address = true;
-                Ok(resolved)
+                Ok(Resolved {
+                    member: self.by_address.get(&address).copied(),
+                    by_address: true,
+                    addresses: vec![address],
+                })
             }
         }
     }
@@ -189,17 +175,6 @@ impl<'a> Ends<'a> {
         let position = *self.hosts.values().flatten().find(named)?;
         let node = &self.cluster.members.get(position)?.node;
         Some((Some(position), self.cluster.nodes.get(node)?))
-    }
-
-    /// A node without host endpoints judges nothing, but it is a node all the same.
-    fn node_at(&self, address: IpAddr) -> Resolved {
-        let node = self.node_by_address.get(&address);
-        let hosts = node.and_then(|name| self.hosts.get(name));
-        Resolved {
-            member: hosts.and_then(|hosts| hosts.first()).copied(),
-            by_address: true,
-            addresses: Vec::new(),
-        }
     }
 }
 
