@@ -520,8 +520,8 @@ mod tests {
         event.logged_by.iter().map(|rule| rule.index).collect()
     }
 
-    /// What a host forwards is judged by other policies, which ask about the address in the packet; what it doesn't track by
-    /// others again.
+    /// What a host forwards is judged by other policies, what it doesn't track by others again; all ask about the address in
+    /// the packet.
     #[test]
     fn rules_that_log_are_asked_about_every_part_of_a_host_endpoint() {
         let cluster = || Cluster {
@@ -550,11 +550,11 @@ mod tests {
             from_client,
             rule(2, Action::Deny, None),
         ];
-        let (both, first) = (vec![Some(0), Some(1)], vec![Some(0)]);
+        let both = vec![Some(0), Some(1)];
         for (phase, own, forwarded, untracked) in [
-            (Phase::Local, &first, &Vec::new(), &Vec::new()),
-            (Phase::LocalAndForwarded, &first, &both, &Vec::new()),
-            (Phase::Untracked, &first, &both, &both),
+            (Phase::Local, &both, &Vec::new(), &Vec::new()),
+            (Phase::LocalAndForwarded, &both, &both, &Vec::new()),
+            (Phase::Untracked, &both, &both, &both),
         ] {
             for (endpoint, expected) in [(7, own), (8, forwarded), (9, untracked)] {
                 let log = crate::logging::LogRules::new(egress_policy(phase, rules.clone()), cluster);

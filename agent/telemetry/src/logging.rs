@@ -73,8 +73,7 @@ impl LogRules {
         })
     }
 
-    /// `Log` rules that match `packet` before it is decided about. Its address at the own end counts where policy asks whose
-    /// that is.
+    /// `Log` rules that match `packet` before it is decided about.
     pub(crate) fn matched(&self, endpoint: EndpointId, packet: &Packet) -> Vec<RuleName> {
         let Some((position, part)) = self.endpoints.get(&endpoint) else {
             return Vec::new();
@@ -83,11 +82,7 @@ impl LogRules {
             return Vec::new();
         };
         let policy = part.policy(&self.policies, &member.workload);
-        let flow = match policy.any_own {
-            true => self.cluster.flow(member, packet),
-            false => self.cluster.flow_of(member, packet),
-        };
-        let decision = decide(&policy, &flow);
+        let decision = decide(&policy, &self.cluster.flow(member, packet));
         let logged = decision.steps.into_iter().filter_map(|step| match step {
             Step::Rule {
                 name,

@@ -9,22 +9,43 @@ use ipnet::IpNet;
 use policies_compiler::Answers;
 use policies_ir::{
     cluster::{Cluster, Member},
-    tables::{Direction, EndpointId, IdentityId},
+    tables::{Direction, EndpointId, IdentityId, InsideClass},
 };
 
 use crate::{
-    judge::Judge,
+    judge::{Judge, SourceTable},
     model::FAMILIES,
     region::{Region, range, version},
 };
 
-/// For each class and direction, the judge of each identity.
-pub(crate) type Rows = HashMap<(usize, Direction), BTreeMap<IdentityId, usize>>;
+/// For each class and direction, who judges.
+pub(crate) type Rows = HashMap<(usize, Direction), Row>;
+
+/// The judges of one class and direction.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    /// What addresses are at the own end, where that matters.
+    insides: BTreeMap<IdentityId, InsideClass>,
+    /// By what is at the own end and at the other one.
+    judges: BTreeMap<(InsideClass, IdentityId), usize>,
+}
+
+impl Row {
+    /// The judge of flows between addresses of these identities.
+    pub(crate) fn judge(&self, own: Option<IdentityId>, peer: IdentityId) -> usize {
+        let inside = own.and_then(|own| self.insides.get(&own)).copied();
+        let judge = self.judges.get(&(inside.unwrap_or_default(), peer));
+        judge.copied().unwrap_or(CLOSED)
+    }
+}
+
+/// The judge that denies everything.
+const CLOSED: usize = 0;
 
 /// Judges, each distinct one once, and who judges whom by which.
 pub(crate) fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge>) {
-    let mut numbers: HashMap<(usize, Vec<_>), usize> = HashMap::new();
-    let mut judges = Vec::new();
+    let mut numbers: HashMap<(usize, InsideClass, Vec<_>), usize> = HashMap::new();
+    let mut judges = vec![Judge::new(&[], &SourceTable::new())];
     let mut rows = Rows::new();
     for class in 0..classes {
         let Ok(number) = u32::try_from(class + 1) else {
@@ -37,28 +58,42 @@ pub(crate) fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge
             let Some(row) = answers.rows.get(&(endpoint, direction)) else {
                 continue;
             };
-            let mut known = HashMap::new();
-            let numbered = row.iter().map(|(identity, answer)| {
-                let judge = *known.entry(*answer).or_insert_with(|| {
-                    *numbers.entry((*answer, table.clone())).or_insert_with(|| {
-                        let entries = answers.answers.get(*answer).map(Vec::as_slice);
-                        judges.push(Judge::new(entries.unwrap_or_default(), &sources));
-                        judges.len() - 1
-                    })
+            let mut known: HashMap<usize, Vec<(InsideClass, usize)>> = HashMap::new();
+            let mut found = Row::default();
+            for (identity, number) in row {
+                let Some(answer) = answers.answers.get(*number) else {
+                    continue;
+                };
+                if answer.inside != InsideClass::default() {
+                    found.insides.insert(*identity, answer.inside);
+                }
+                let of_answer = known.entry(*number).or_insert_with(|| {
+                    let said = answer.entries.iter().map(|(inside, entries)| {
+                        let key = (*number, *inside, table.clone());
+                        let judge = *numbers.entry(key).or_insert_with(|| {
+                            judges.push(Judge::new(entries, &sources));
+                            judges.len() - 1
+                        });
+                        (*inside, judge)
+                    });
+                    said.collect()
                 });
-                (*identity, judge)
-            });
-            rows.insert((class, direction), numbered.collect());
+                let judges = of_answer
+                    .iter()
+                    .map(|(inside, judge)| ((*inside, *identity), *judge));
+                found.judges.extend(judges);
+            }
+            rows.insert((class, direction), found);
         }
     }
     (rows, judges)
 }
 
 /// Workloads by the addresses that each of them alone has, or of host endpoints of one node the one that judges there.
-pub(crate) fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
+pub(crate) fn owners(cluster: &Cluster, addresses: &[BTreeSet<IpAddr>]) -> HashMap<IpAddr, usize> {
     let mut claims: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-    for (position, member) in cluster.members.iter().enumerate() {
-        for address in &member.addresses {
+    for (position, addresses) in addresses.iter().enumerate() {
+        for address in addresses {
             claims.entry(*address).or_default().push(position);
         }
     }
@@ -76,20 +111,20 @@ pub(crate) fn owners(cluster: &Cluster) -> HashMap<IpAddr, usize> {
     owned.collect()
 }
 
-/// Addresses of no workload, by identity: as they are, and by the position of the names they are taken to have, as far
+/// Addresses that no workload has taken, by identity: as they are, and by the position of the names they are taken to have, as far
 /// as these make another identity of them.
 pub(crate) fn outside_if_named(
     answers: &Answers,
-    cluster: &Cluster,
+    taken: &BTreeSet<IpNet>,
 ) -> Vec<(Option<usize>, IdentityId, Region, Region)> {
-    let unnamed = outside(&answers.identities, cluster);
+    let unnamed = outside(&answers.identities, taken);
     let mut found: Vec<_> = unnamed
         .iter()
         .cloned()
         .map(|(identity, shape, region)| (None, identity, shape, region))
         .collect();
     for (names, identities) in answers.if_named.iter().enumerate() {
-        for (identity, mut shape, mut region) in outside(identities, cluster) {
+        for (identity, mut shape, mut region) in outside(identities, taken) {
             if let Some((_, same_shape, same)) = unnamed.iter().find(|(of, ..)| *of == identity) {
                 shape = shape.subtract(same_shape);
                 region = region.subtract(same);
@@ -102,20 +137,17 @@ pub(crate) fn outside_if_named(
     found
 }
 
-/// Addresses of no workload, by identity.
-fn outside(identities: &BTreeMap<IpNet, IdentityId>, cluster: &Cluster) -> Vec<(IdentityId, Region, Region)> {
-    let taken: Vec<IpNet> = cluster
-        .members
-        .iter()
-        .flat_map(|member| member.addresses.iter().copied().map(IpNet::from))
-        .collect();
-    let hosts: BTreeSet<&IpNet> = taken.iter().collect();
+/// Addresses that no workload has taken, by identity.
+fn outside(
+    identities: &BTreeMap<IpNet, IdentityId>,
+    taken: &BTreeSet<IpNet>,
+) -> Vec<(IdentityId, Region, Region)> {
     let taken_region = Region::of(taken.iter().copied());
     let mut ranges: BTreeMap<IdentityId, Vec<_>> = BTreeMap::new();
     for version_wanted in FAMILIES {
         let nets = identities
             .iter()
-            .filter(|(net, _)| version(net.addr()) == version_wanted && !hosts.contains(net));
+            .filter(|(net, _)| version(net.addr()) == version_wanted && !taken.contains(*net));
         let mut open: Vec<(u128, IdentityId)> = Vec::new();
         let mut next = Some(0u128);
         let mut emit = |id: IdentityId, first: u128, last: u128| {

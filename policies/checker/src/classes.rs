@@ -37,13 +37,15 @@ struct Questions<'a> {
 struct Key {
     namespace: String,
     kind: WorkloadKind,
-    /// Of a host endpoint, since those of one node may share addresses, and of a pod whose node is known.
+    /// Name of a host endpoint, which stands alone: those of one node may share addresses, where each is found beside others.
+    host: String,
+    /// Of a host endpoint, and of a pod whose node is known.
     node: String,
     profiles: Vec<String>,
     /// Conditions that hold, by number.
     conditions: Vec<usize>,
     named_ports: Vec<NamedPort>,
-    /// Its own address of each family, which stands for it where it judges.
+    /// Its own address of each family, which stands for a pod where it judges.
     own: Vec<(IpVersion, IpNet)>,
     addresses: Vec<Address>,
 }
@@ -58,8 +60,12 @@ struct Address {
     contested: bool,
 }
 
-/// Sorted by the name of the first member.
-pub(crate) fn classify(cluster: &Cluster, policies: &PolicySet) -> Vec<Classified> {
+/// Sorted by the name of the first member. `addresses` are those of each member, or at which it judges.
+pub(crate) fn classify(
+    cluster: &Cluster,
+    addresses: &[BTreeSet<IpAddr>],
+    policies: &PolicySet,
+) -> Vec<Classified> {
     let questions = Questions::of(cluster, policies);
     let mut claims: BTreeMap<IpAddr, usize> = BTreeMap::new();
     // A pod that claims a node's address is contradicted by the node.
@@ -74,10 +80,10 @@ pub(crate) fn classify(cluster: &Cluster, policies: &PolicySet) -> Vec<Classifie
     let mut numbers: BTreeMap<Key, usize> = BTreeMap::new();
     let mut classes: Vec<Classified> = Vec::new();
     for (_, position) in order {
-        let Some(member) = cluster.members.get(position) else {
+        let Some(end) = cluster.members.get(position).zip(addresses.get(position)) else {
             continue;
         };
-        let (key, addresses) = questions.key(member, cluster, &claims);
+        let (key, addresses) = questions.key(end, cluster, &claims);
         let number = *numbers.entry(key).or_insert_with(|| {
             classes.push(Classified {
                 members: Vec::new(),
@@ -149,7 +155,7 @@ impl<'a> Questions<'a> {
 
     fn key(
         &self,
-        member: &Member,
+        (member, addresses): (&Member, &BTreeSet<IpAddr>),
         cluster: &Cluster,
         claims: &BTreeMap<IpAddr, usize>,
     ) -> (Key, Vec<IpAddr>) {
@@ -169,8 +175,7 @@ impl<'a> Questions<'a> {
             names: cluster.names.get(address).cloned().unwrap_or_default(),
             contested: claims.get(address).is_some_and(|claims| *claims > 1),
         };
-        let mut addresses: Vec<(Address, IpAddr)> = member
-            .addresses
+        let mut addresses: Vec<(Address, IpAddr)> = addresses
             .iter()
             .map(|address| (seen(address), *address))
             .collect();
@@ -179,6 +184,10 @@ impl<'a> Questions<'a> {
         let key = Key {
             namespace: workload.namespace.clone(),
             kind: workload.kind,
+            host: match workload.kind {
+                WorkloadKind::HostEndpoint => workload.name.clone(),
+                WorkloadKind::Pod | WorkloadKind::NetworkSet => String::new(),
+            },
             node: member.node.clone(),
             profiles: workload.profiles.clone(),
             conditions: holds.map(|(number, _)| number).collect(),

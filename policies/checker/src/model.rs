@@ -11,7 +11,8 @@
 //! Two workloads are of one class when every condition of every policy holds for both or neither and no prefix of
 //! any rule or network set tells their addresses apart. One member of the class then stands for all of them.
 //!
-//! A host endpoint does not judge what the pods of its node send it, so pods of nodes with host endpoints are told apart by
+//! A host endpoint judges at the addresses that it expects, and for its node at those that none of the node's expects; which of
+//! them the packet has may matter to its rules. It does not judge what the pods of its node send it, so pods of nodes with host endpoints are told apart by
 //! node. Of other nodes nobody knows here which addresses they have, so that their pods can stand together: what a pod
 //! may send to its own node is then what it may send to any address.
 //!
@@ -26,7 +27,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_compiler::{ClusterView, capacity::Exceeded, compile_answers};
+use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{IpVersion, PolicySet, WorkloadKind},
@@ -70,7 +71,7 @@ pub struct Model {
     /// Members that have an address for themselves.
     owners: HashMap<IpAddr, usize>,
     identities: BTreeMap<IpNet, IdentityId>,
-    /// For each class and direction, the judge of each identity.
+    /// For each class and direction, who judges.
     rows: Rows,
     judges: Vec<Judge>,
     rules: Vec<RuleName>,
@@ -141,9 +142,10 @@ struct Known {
 }
 
 impl Model {
-    /// The model of what is enforced in `view`.
+    /// The model of what is enforced in `view`, where every node has an address.
     pub fn new(view: &ClusterView) -> Self {
-        Self::of(view.cluster(), view.policy_set(|_, _| {}).enforced)
+        let book = Book::new(view);
+        Self::of(book.cluster().clone(), book.policies().clone())
     }
 
     /// The model of policies of any origin.
@@ -165,7 +167,17 @@ impl Model {
                 member.node.clear();
             }
         }
-        let classified = classify(&cluster, &policies);
+        let mut addresses: Vec<BTreeSet<IpAddr>> = cluster
+            .members
+            .iter()
+            .map(|member| member.addresses.clone())
+            .collect();
+        for (address, host) in cluster.stand_ins() {
+            if let Some(of_host) = addresses.get_mut(host) {
+                of_host.insert(address);
+            }
+        }
+        let classified = classify(&cluster, &addresses, &policies);
         for member in &mut cluster.members {
             member.endpoint = None;
         }
@@ -180,11 +192,12 @@ impl Model {
         }
         let answers = compile_answers(&cluster, &policies, names.sets());
         let (rows, judges) = read_judges(&answers, classified.len());
-        let owners = owners(&cluster);
+        let owners = owners(&cluster, &addresses);
+        let taken = addresses.into_iter().flatten().map(IpNet::from).collect();
         let mut outside_ids = Vec::new();
         let (mut regions, mut shapes) = (Vec::new(), Vec::new());
         let mut outside_names = Vec::new();
-        for (named, identity, shape, region) in outside_if_named(&answers, &cluster) {
+        for (named, identity, shape, region) in outside_if_named(&answers, &taken) {
             outside_names.push(named);
             outside_ids.push(identity);
             shapes.push(shape);
@@ -341,22 +354,11 @@ impl Model {
         }
     }
 
-    /// Whether the one is a host endpoint or the addresses of the node that the pods of the other are on: what these send
-    /// always passes.
+    /// Whether the one is of host endpoints of the node that the pods of the other are on: what these send always passes.
     pub(crate) fn comes_from_own_node(&self, from: End, to: End) -> bool {
-        let End::Class(pod) = to else { return false };
-        let Some(member) = self.first(pod).filter(|pod| !pod.node.is_empty()) else {
-            return false;
-        };
-        match from {
-            End::Class(host) => self.is_node_of(host, pod),
-            End::Outside(region) if member.workload.kind == WorkloadKind::Pod => {
-                let of_node = self.cluster.nodes.get(&member.node).into_iter().flatten();
-                let of_node = Region::of(of_node.copied().map(IpNet::from));
-                let region = self.outside.get(region);
-                region.is_some_and(|region| region.subtract(&of_node).is_empty())
-            }
-            End::Outside(_) => false,
+        match (from, to) {
+            (End::Class(host), End::Class(pod)) => self.is_node_of(host, pod),
+            (End::Class(_) | End::Outside(_), _) => false,
         }
     }
 
@@ -478,23 +480,12 @@ impl Model {
     /// Judges one flow at the interface of a workload.
     pub fn decide(
         &self,
-        member: usize,
-        direction: Direction,
-        peer: IpAddr,
-        point: Point,
-    ) -> (Verdict, DecidedBy) {
-        self.decide_at(member, direction, Place::new(None, peer), point)
-    }
-
-    /// The same where the other end is taken to have names.
-    pub(crate) fn decide_at(
-        &self,
-        member: usize,
+        own: Place,
         direction: Direction,
         peer: Place,
         point: Point,
     ) -> (Verdict, DecidedBy) {
-        match self.judge_at(member, direction, peer) {
+        match self.judge_at(own, direction, peer) {
             Some(judge) => {
                 let entry = judge.decide(point);
                 (entry.verdict, self.decided_by(entry.rule))
@@ -511,7 +502,8 @@ impl Model {
     }
 
     /// What a workload says about who is at an address; nothing where it does not judge.
-    pub(crate) fn judge_at(&self, member: usize, direction: Direction, peer: Place) -> Option<&Judge> {
+    pub(crate) fn judge_at(&self, own: Place, direction: Direction, peer: Place) -> Option<&Judge> {
+        let member = own.member?;
         if self.is_blind_to(member, peer) {
             return None;
         }
@@ -541,8 +533,9 @@ impl Model {
             }
             _ => identity_of(identities, peer)?,
         };
-        self.judges
-            .get(*self.rows.get(&(class, direction))?.get(&identity)?)
+        let own = identity_of(&self.identities, own.address);
+        let row = self.rows.get(&(class, direction))?;
+        self.judges.get(row.judge(own, identity))
     }
 
     /// Judges one flow at both ends, each a workload at one of its addresses or an address alone. Nothing if neither is
@@ -551,16 +544,16 @@ impl Model {
         if from.member.is_none() && to.member.is_none() {
             return None;
         }
-        let ruling = |member: Option<usize>, direction, peer: Place| {
-            let member = member.filter(|member| !self.is_blind_to(*member, peer))?;
-            let (verdict, by) = self.decide_at(member, direction, peer, point);
+        let ruling = |own: Place, direction, peer: Place| {
+            own.member.filter(|member| !self.is_blind_to(*member, peer))?;
+            let (verdict, by) = self.decide(own, direction, peer, point);
             Some(Ruling {
                 allowed: verdict == Verdict::Allow,
                 by: by.to_string(),
             })
         };
-        let egress = ruling(from.member, Direction::Egress, to);
-        let ingress = ruling(to.member, Direction::Ingress, from);
+        let egress = ruling(from, Direction::Egress, to);
+        let ingress = ruling(to, Direction::Ingress, from);
         let party = |place: Place| Party {
             workload: place.member.map(|member| self.name(member)),
             address: place.address,
@@ -655,9 +648,10 @@ impl Model {
 
     /// The judge of flows at one end; nothing where no workload judges.
     fn judge(&self, own: Spot, direction: Direction, peer: Spot) -> Option<usize> {
-        let Spot::Class { class, .. } = own else {
+        let Spot::Class { class, slot: own } = own else {
             return None;
         };
+        let own = self.classes.get(class)?.slots.get(own)?.identity;
         let identity = match peer {
             Spot::Outside { region, .. } => *self.outside_ids.get(region)?,
             Spot::Class { class: of, slot } => {
@@ -668,7 +662,7 @@ impl Model {
                 if of == class { slot.sibling } else { slot.identity }
             }
         };
-        self.rows.get(&(class, direction))?.get(&identity).copied()
+        Some(self.rows.get(&(class, direction))?.judge(Some(own), identity))
     }
 }
 

@@ -128,12 +128,10 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
 /// A recorded flow among other policies.
 struct Again<'a> {
     model: &'a Model,
-    /// The end that judged.
-    member: usize,
     direction: Direction,
     /// The other end as it is now.
     peer: Place,
-    /// The end that judged, as the other one sees it.
+    /// The end that judged.
     own: Place,
 }
 
@@ -158,7 +156,6 @@ impl<'a> Again<'a> {
         let peer = known.map_or(recorded, |peer| address_now(model, peer, recorded));
         Self {
             model,
-            member,
             direction,
             peer: Place::new(known.or_else(|| model.owner(peer)), peer),
             own: Place::new(Some(member), address_now(model, member, own)),
@@ -171,7 +168,7 @@ impl<'a> Again<'a> {
                 names,
                 ..Place::new(None, self.peer.address)
             };
-            self.model.decide_at(self.member, self.direction, peer, point)
+            self.model.decide(self.own, self.direction, peer, point)
         };
         let is_same = |verdict: Verdict| (verdict == Verdict::Allow) == was_allowed;
         let (verdict, by) = judged(None);
@@ -196,10 +193,7 @@ impl<'a> Again<'a> {
             Direction::Ingress => Direction::Egress,
             Direction::Egress => Direction::Ingress,
         };
-        let judge = self
-            .peer
-            .member
-            .and_then(|peer| self.model.judge_at(peer, direction, self.own));
+        let judge = self.model.judge_at(self.peer, direction, self.own);
         judge.is_some_and(|judge| judge.decide(point).verdict == Verdict::Deny)
     }
 }

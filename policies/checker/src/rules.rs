@@ -317,11 +317,11 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                 continue;
             }
             for (own, other) in model.pairs(own, peer) {
-                let Some((member, peer)) = example(model, own, other) else {
+                let Some((own, peer)) = example(model, own, other) else {
                     continue;
                 };
                 let version = region::version(peer.address);
-                let Some(matching) = alone.judge_at(member, found.direction, peer) else {
+                let Some(matching) = alone.judge_at(own, found.direction, peer) else {
                     continue;
                 };
                 let area = matching
@@ -331,7 +331,7 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                     continue;
                 }
                 matched = true;
-                let judge = model.judge_at(member, found.direction, peer);
+                let judge = model.judge_at(own, found.direction, peer);
                 let by = judge
                     .map(|judge| judge.deciders(&area, version))
                     .unwrap_or_default();
@@ -343,8 +343,8 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
 }
 
 /// A workload of one end and a place of the other, which are not the same workload.
-fn example(model: &Model, own: Spot, other: Spot) -> Option<(usize, Place)> {
-    let Spot::Class { class, .. } = own else {
+fn example(model: &Model, own: Spot, other: Spot) -> Option<(Place, Place)> {
+    let Spot::Class { class, slot } = own else {
         return None;
     };
     let member = *model.classes().get(class)?.members.first()?;
@@ -359,7 +359,7 @@ fn example(model: &Model, own: Spot, other: Spot) -> Option<(usize, Place)> {
             Place::new(Some(*sibling), model.address(*sibling, slot)?)
         }
     };
-    Some((member, place))
+    Some((Place::new(Some(member), model.address(member, slot)?), place))
 }
 
 /// The policies with another action of one rule.

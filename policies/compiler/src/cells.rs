@@ -576,6 +576,8 @@ impl<'a> Owned<'a> {
             (None, None) => return None,
             _ if !shared || (of_pod && node.is_some()) => Owner::Contested,
             (_, Some(place)) => Owner::NodeAt(place),
+            // A host endpoint is its node, which need not have what somebody expects of it.
+            (Some(_), None) if !of_pod => Owner::Other,
             (Some(first), None) => first.endpoint.map_or(Owner::Other, Owner::Endpoint),
         };
         Some(Self {

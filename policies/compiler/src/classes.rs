@@ -6,11 +6,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_ir::tables::{Direction, EndpointId, IdentityId, InsideClass};
+use policies_ir::tables::{Direction, EndpointId, IdentityId};
 
 use crate::{
     cells::{Owner, Signature},
-    flatten::Entries,
     program::{Answer, Program, Visible},
     sources::Sources,
 };
@@ -83,17 +82,11 @@ impl Classes {
         self.numbering.answers.get(number).map(Rc::as_ref)
     }
 
-    /// What the distinct answers say by their numbers, where nobody asks who is at the own end.
-    pub(crate) fn into_answers(self) -> Vec<Entries> {
+    /// The distinct answers by their numbers.
+    pub(crate) fn into_answers(self) -> Vec<Answer> {
         let Numbering { answers, numbers, .. } = self.numbering;
         drop(numbers);
-        let said = answers.into_iter().map(Rc::unwrap_or_clone);
-        let own_is_clear = |answer: Answer| {
-            let mut said = answer.entries.into_iter();
-            said.find_map(|(inside, entries)| (inside == InsideClass::default()).then_some(entries))
-        };
-        said.map(|answer| own_is_clear(answer).unwrap_or_default())
-            .collect()
+        answers.into_iter().map(Rc::unwrap_or_clone).collect()
     }
 }
 

@@ -20,7 +20,7 @@ use policies_ir::{
     policy::{EndMatch, EndpointPolicy, NamedPort, PolicySet, PortMatch, ServiceMatch, WorkloadKind},
     tables::{
         BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, Insides, NodeTables, Packet, RuleId,
-        RuleName, Service, SourceBlock, SourceClass, VerdictEntry,
+        RuleName, SourceBlock, SourceClass,
     },
     verdicts::{ClassKey, ClassVerdicts},
 };
@@ -86,9 +86,8 @@ pub struct Answers {
     pub rows: BTreeMap<(EndpointId, Direction), BTreeMap<IdentityId, usize>>,
     /// As in [`EndpointTables::sources`].
     pub sources: BTreeMap<EndpointId, BTreeMap<SourceBlock, SourceClass>>,
-    /// Verdicts as they would stand in [`EndpointTables::verdicts`] for one peer and direction, and the default class at
-    /// the own end: all, at an endpoint that is its own end itself.
-    pub answers: Vec<Vec<(SourceClass, Service, VerdictEntry)>>,
+    /// What an endpoint says about an identity in one direction.
+    pub answers: Vec<Answer>,
     /// As in [`NodeTables::rules`].
     pub rules: Vec<RuleName>,
     /// Why there are no answers of some endpoints, if so: the kernel would refuse all tables, so nothing is to be said of
@@ -167,11 +166,7 @@ pub fn reference(view: &ClusterView, endpoint: EndpointId, packet: &Packet) -> O
     let policies = view.policy_set(|_, _| {}).enforced;
     let mut found = judged(&cluster, &policies).filter(|(id, ..)| *id == endpoint);
     let (_, member, policy) = found.next().filter(|_| found.next().is_none())?;
-    let flow = match policy.any_own {
-        true => cluster.flow(member, packet),
-        false => cluster.flow_of(member, packet),
-    };
-    Some(decide(&policy, &flow))
+    Some(decide(&policy, &cluster.flow(member, packet)))
 }
 
 impl fmt::Display for Diagnostic {

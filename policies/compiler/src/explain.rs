@@ -113,11 +113,11 @@ pub fn explain(view: &ClusterView, asked: &Question) -> Result<Explanation, Expl
     if from.is_ipv4() != to.is_ipv4() {
         return Err(FlowError::NoCommonFamily.into());
     }
-    let judge = |own: &Resolved, other: &Resolved, direction, peer| {
+    let judge = |own: &Resolved, other: &Resolved, direction, (inside, peer)| {
         let packet = Packet {
             direction,
             peer,
-            inside: None,
+            inside: Some(inside),
             protocol: asked.protocol,
             source_port: asked.source_port,
             port: asked.port,
@@ -125,8 +125,8 @@ pub fn explain(view: &ClusterView, asked: &Question) -> Result<Explanation, Expl
         let member = cluster.members.get(ends.judging(own, other)?)?;
         Some(judgement(cluster, book.policies(), member, &packet))
     };
-    let egress = judge(&source, &destination, Direction::Egress, to);
-    let ingress = judge(&destination, &source, Direction::Ingress, from);
+    let egress = judge(&source, &destination, Direction::Egress, (from, to));
+    let ingress = judge(&destination, &source, Direction::Ingress, (to, from));
     let denied = |judgement: &&Judgement| judgement.verdict == FlowVerdict::Deny;
     let denied = egress.iter().chain(&ingress).find(denied).is_some();
     let verdict = if denied {

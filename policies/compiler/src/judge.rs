@@ -126,6 +126,8 @@ impl<'a> Judge<'a> {
         Program::intern_builtins(&mut numbers, &book.policies.failsafe);
         for (rule, direction) in rules(&book.policies) {
             numbers.matcher(&rule.peer, direction);
+            // Asked of host endpoints, as programs ask it.
+            numbers.matcher(&rule.own, Direction::Ingress);
             port_names.extend(names(&rule.service).map(str::to_owned));
         }
         let index = Index::new(&numbers.matchers, &book.cluster, port_names);
@@ -151,8 +153,8 @@ impl<'a> Judge<'a> {
             self.ends.judging(&source, &destination),
             self.ends.judging(&destination, &source),
         );
-        let egress = leaves.map(|member| self.at(member, Direction::Egress, to, question));
-        let ingress = arrives.map(|member| self.at(member, Direction::Ingress, from, question));
+        let egress = leaves.map(|member| self.at(member, Direction::Egress, (from, to), question));
+        let ingress = arrives.map(|member| self.at(member, Direction::Ingress, (to, from), question));
         let denied = [&egress, &ingress]
             .into_iter()
             .flatten()
@@ -168,14 +170,15 @@ impl<'a> Judge<'a> {
         &mut self,
         member: usize,
         direction: Direction,
-        peer: IpAddr,
+        (own, peer): (IpAddr, IpAddr),
         question: &Question,
     ) -> (Verdict, DecidedBy) {
-        let signature = self.signature(peer);
+        let (own, peer) = (self.signature(own), self.signature(peer));
         let no_match = (Verdict::Deny, BuiltinRule::NoMatch.id());
         let (verdict, rule) = match self.program(member, direction) {
             Some(program) => {
-                program.judge(&signature, question.protocol, question.source_port, question.port)
+                let ports = (question.source_port, question.port);
+                program.judge(&own, &peer, question.protocol, ports)
             }
             None => no_match,
         };

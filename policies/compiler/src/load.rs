@@ -18,7 +18,7 @@ pub(crate) use services::{add_service, add_slice};
 
 use crate::{
     field::FieldError,
-    view::{CalicoObject, ClusterView},
+    view::{CalicoObject, ClusterView, NAMESPACE_PROFILE},
 };
 
 /// Namespace of objects that do not name one.
@@ -121,13 +121,14 @@ pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result
     let (mut loaded, backends) = loader.finish()?;
     loaded.assume_namespaces();
     loaded.assume_addresses();
-    loaded.view.services = backends.resolve(&loaded.view.pods);
+    loaded.view.services = backends.resolve([&loaded.view.pods, &loaded.view.node_pods]);
     Ok(loaded)
 }
 
 impl Loaded {
     fn assume_namespaces(&mut self) {
-        let of_pods = self.view.pods.iter().map(|pod| pod.namespace.clone());
+        let pods = self.view.pods.iter().chain(&self.view.node_pods);
+        let of_pods = pods.map(|pod| pod.namespace.clone());
         let metadata = self.view.policies.iter().map(|policy| &policy.metadata);
         let metadata = metadata.chain(self.view.calico.iter().filter_map(|object| match object {
             CalicoObject::NetworkPolicy(object) | CalicoObject::StagedNetworkPolicy(object) => {
@@ -138,7 +139,16 @@ impl Loaded {
             _ => None,
         }));
         let of_objects = metadata.filter_map(|metadata| metadata.namespace.clone());
-        let named: BTreeSet<String> = of_pods.chain(of_objects).collect();
+        let profiles = self.view.calico.iter().flat_map(|object| match object {
+            CalicoObject::HostEndpoint(host) => host.spec.profiles.as_slice(),
+            _ => &[],
+        });
+        let of_profiles = profiles.filter_map(|profile| profile.strip_prefix(NAMESPACE_PROFILE));
+        let of_profiles = of_profiles.filter(|namespace| !namespace.is_empty());
+        let named: BTreeSet<String> = of_pods
+            .chain(of_objects)
+            .chain(of_profiles.map(str::to_owned))
+            .collect();
         for name in named {
             if !self.view.namespaces.contains_key(&name) {
                 let mut namespace = k8s_openapi::api::core::v1::Namespace::default();

@@ -5,6 +5,7 @@ mod translated;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    ops::Range,
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use policies_ir::{
     cluster::{Cluster, Member, Translation},
     policy::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointToHost, Failsafe, IpVersion, Last,
-        NamedPort, Passing, PortMatch, Profile, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind,
+        NamedPort, Passing, PortMatch, Profile, Rule, ServiceMatch, Workload, WorkloadKind,
     },
     tables::{
         BUILTIN_RULES, BuiltinRule, Direction, EndpointId, InsideClass, MAX_INSIDE_CLASSES, RuleId, RuleName,
@@ -39,6 +40,8 @@ pub(crate) struct Program {
     /// Whether it leaves to others what it does not decide.
     leaves_open: bool,
     stages: Vec<ProgramStage>,
+    /// The stages that are asked where nobody knows who is at the own end: that of the failsafe ports, if there are any.
+    unasked: Range<usize>,
     /// What may be at the own end, if that may be anyone and rules ask who.
     insides: Option<Insides>,
 }
@@ -63,13 +66,14 @@ struct Inside {
     declares: Vec<Declares>,
 }
 
-/// What a program says about addresses.
+/// What an endpoint says about addresses in one direction.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// What they are at the own end.
-    pub(crate) inside: InsideClass,
-    /// What holds of them at the other end, for each class at the own end of which there is anything to say.
-    pub(crate) entries: Vec<(InsideClass, Entries)>,
+    pub inside: InsideClass,
+    /// What holds of them at the other end, as it would stand in the verdicts of a table, for each class at the own end of
+    /// which there is anything to say.
+    pub entries: Vec<(InsideClass, Entries)>,
 }
 
 /// What verdicts depend on of the endpoint's own end of its flows.
@@ -214,7 +218,7 @@ pub(crate) fn rule_ids<'p, 'a: 'p>(policies: impl Iterator<Item = &'p EndpointPo
                 }
             }
             for profile in profiles(policy) {
-                let rules = profile_rules(profile, direction).unwrap_or_default();
+                let rules = profile.rules(direction).unwrap_or_default();
                 names.extend(
                     rules
                         .iter()
@@ -275,6 +279,7 @@ impl Program {
             (Some(passing), Direction::Ingress) => translated::stages(passing, &own, cluster, numbers),
             _ => Vec::new(),
         };
+        let unasked = stages.len()..stages.len() + usize::from(policy.failsafe.is_some());
         stages.push(ProgramStage::of_some(failsafes));
         let rules_of = |numbers: &mut N, rules: &[Rule], tier: &str, policy: &str| {
             // Log changes no verdict, and names are learned for destinations of what leaves.
@@ -315,7 +320,7 @@ impl Program {
         }
         let mut last = Vec::new();
         for profile in profiles(policy) {
-            match profile_rules(profile, direction) {
+            match profile.rules(direction) {
                 Some(own) => last.extend(rules_of(numbers, own, RuleName::PROFILE_TIER, &profile.name)),
                 None => last.push(any.clone()),
             }
@@ -345,6 +350,7 @@ impl Program {
             to_host: policy.to_host,
             leaves_open,
             stages,
+            unasked,
             insides: is_anyone.then(Insides::default),
         }
     }
@@ -381,29 +387,35 @@ impl Program {
         }
     }
 
-    /// The verdict about one packet at the endpoint itself, and what decided it.
+    /// The verdict about one packet between addresses with these signatures, and what decided it.
     pub(crate) fn judge(
         &self,
+        own: &Signature,
         peer: &Signature,
         protocol: u8,
-        source_port: u16,
-        port: u16,
+        (source_port, port): (u16, u16),
     ) -> (Verdict, RuleId) {
         if peer.owner == Owner::Contested {
             return (Verdict::Deny, BuiltinRule::NoMatch.id());
         }
+        let is_unsure = self.insides.is_some() && own.owner == Owner::Contested;
+        let inside = (self.insides.is_some() && !is_unsure).then(|| self.inside(own));
         let matches = |rule: &&ProgramRule| {
             rule.fits(peer)
-                && matches!(rule.own, OwnEnd::Itself { families, .. } if families.has(peer.family))
+                && match rule.own {
+                    OwnEnd::Itself { families, .. } => families.has(peer.family),
+                    OwnEnd::Anyone(matcher) => is_unsure || own.matchers.binary_search(&matcher).is_ok(),
+                }
                 && match &rule.sets {
                     Some(sets) => sets.contain(protocol, source_port, port),
-                    None => self
-                        .sets(rule, &peer.declares, None)
-                        .contain(protocol, source_port, port),
+                    None => {
+                        self.sets(rule, &peer.declares, inside.as_ref())
+                            .contain(protocol, source_port, port)
+                    }
                 }
         };
         let mut outcome = (Verdict::Deny, BuiltinRule::NoMatch.id());
-        for stage in &self.stages {
+        for stage in self.stages.get(self.stages(is_unsure)).unwrap_or_default() {
             let (action, rule) = match (stage.rules.iter().find(matches), stage.default_action) {
                 (Some(hit), _) => (hit.action, hit.rule),
                 (None, DefaultAction::Deny) => (Action::Deny, stage.default_rule),
@@ -418,11 +430,19 @@ impl Program {
         }
         let (verdict, rule) = outcome;
         let entry = VerdictEntry { verdict, rule };
-        let entry = match self.last_word(peer.owner) {
+        let entry = match self.last_word(peer.owner).filter(|_| !is_unsure) {
             Some(word) => word.about(entry),
             None => entry,
         };
         (entry.verdict, entry.rule)
+    }
+
+    /// What is asked, which is not much where nobody knows who is at the own end.
+    fn stages(&self, is_unsure: bool) -> Range<usize> {
+        match is_unsure {
+            true => self.unasked.clone(),
+            false => 0..self.stages.len(),
+        }
     }
 
     /// Names of ports that the program asks of whoever has an address.
@@ -484,10 +504,14 @@ impl Program {
     pub(crate) fn answer(&self, seen: &Visible, sources: &Sources) -> Answer {
         let entries = match &self.insides {
             None => vec![(InsideClass::default(), self.entries(seen, None, sources))],
-            Some(insides) => insides
-                .of_family(seen.family)
-                .map(|(class, inside)| (class, self.entries(seen, Some(inside), sources)))
-                .collect(),
+            Some(insides) => {
+                let known = insides.of_family(seen.family);
+                let known = known.map(|(class, inside)| (class, Some(inside)));
+                known
+                    .chain([(InsideClass::default(), None)])
+                    .map(|(class, inside)| (class, self.entries(seen, inside, sources)))
+                    .collect()
+            }
         };
         Answer {
             inside: seen.inside,
@@ -495,19 +519,22 @@ impl Program {
         }
     }
 
-    /// Entries for a peer, of flows with this at the own end; none if `sources` are too many for the kernel, which then gets
-    /// none of the node's tables.
+    /// Entries for a peer, of flows with this at the own end, or one that is unknown to those who ask; none if `sources` are
+    /// too many for the kernel, which then gets none of the node's tables.
     fn entries(&self, peer: &Visible, inside: Option<&Inside>, sources: &Sources) -> Entries {
         if !sources.fit() {
             return Entries::new();
         }
-        let mut number = 0;
-        let stages = self.stages.iter().map(|stage| {
+        let is_unsure = self.insides.is_some() && inside.is_none();
+        let asked = self.stages(is_unsure);
+        let before = self.stages.get(..asked.start).unwrap_or_default();
+        let mut number = before.iter().map(|stage| stage.rules.len()).sum();
+        let stages = self.stages.get(asked).unwrap_or_default().iter().map(|stage| {
             let mut rules = Vec::new();
             for rule in &stage.rules {
                 let fits_inside = match rule.own {
                     OwnEnd::Itself { .. } => true,
-                    OwnEnd::Anyone(_) => inside.is_some_and(|inside| inside.fits(number)),
+                    OwnEnd::Anyone(_) => inside.is_none_or(|inside| inside.fits(number)),
                 };
                 if fits_inside && peer.rules.binary_search(&number).is_ok() {
                     let sets = rule.sets.clone();
@@ -526,7 +553,8 @@ impl Program {
                 default_rule: stage.default_rule,
             }
         });
-        flatten(&stages.collect::<Vec<_>>(), sources, peer.last_word)
+        let last_word = peer.last_word.filter(|_| !is_unsure);
+        flatten(&stages.collect::<Vec<_>>(), sources, last_word)
     }
 
     /// All rules, counted over all stages.
@@ -828,14 +856,6 @@ fn rule_name(tier: &str, policy: &str, rule: &Rule) -> RuleName {
         tier: tier.to_owned(),
         policy: policy.to_owned(),
         rule: Some(rule.index),
-    }
-}
-
-fn profile_rules(profile: &Profile, direction: Direction) -> Option<&[Rule]> {
-    match (&profile.rules, direction) {
-        (ProfileRules::AllowAll, _) => None,
-        (ProfileRules::Own { ingress, .. }, Direction::Ingress) => Some(ingress),
-        (ProfileRules::Own { egress, .. }, Direction::Egress) => Some(egress),
     }
 }
 

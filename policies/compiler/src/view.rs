@@ -19,7 +19,7 @@ use k8s_openapi::api::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policies_ir::{
-    cluster::{Cluster, Member, NetworkSet, Translation},
+    cluster::{Cluster, Member, NetworkSet, NodePod, Translation},
     policy::{NamedPort, PolicySet, Profile, ProfileRules, ServiceAccount, Staged, Workload, WorkloadKind},
     tables::EndpointId,
 };
@@ -35,12 +35,16 @@ use crate::{
 
 /// Profile that allows everything, for host endpoints that nobody restricts.
 pub(crate) const ALLOW_PROFILE: &str = "projectcalico-default-allow";
+/// What stands before a namespace's name in that of its profile.
+pub(crate) const NAMESPACE_PROFILE: &str = "kns.";
 
 /// The objects of a cluster that network policy depends on, seen from one node. Order does not matter.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClusterView {
     /// Pods of all nodes.
     pub pods: Vec<PodView>,
+    /// Pods on the network of their node, which as ends of flows are their node. The datapath has no need of them.
+    pub node_pods: Vec<PodView>,
     /// Labels of each namespace. Pods of a namespace that is not here match no namespace selector.
     pub namespaces: BTreeMap<String, Labels>,
     /// Labels of each service account, by namespace and name.
@@ -172,28 +176,48 @@ impl ClusterView {
             flush(&name, &mut errors, &mut report);
         }
         self.inherit_labels(members.iter_mut().map(|member| &mut member.workload));
-        let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (name, node) in &self.nodes {
-            nodes.insert(name.clone(), node.addresses.clone());
-        }
-        let hosts = members
-            .iter()
-            .filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
-        for host in hosts.filter(|host| !host.node.is_empty()) {
-            nodes
-                .entry(host.node.clone())
-                .or_default()
-                .extend(&host.addresses);
-        }
+        let nodes = self.node_addresses(&members);
+        let node_pods = self.node_pods.iter().map(|pod| {
+            let at = NodePod {
+                node: pod.node.clone(),
+                addresses: pod.addresses.clone(),
+            };
+            ((pod.namespace.clone(), pod.name.clone()), at)
+        });
         Cluster {
             translations: Translation::of(&members),
             members,
+            node_pods: node_pods.collect(),
             sets,
             host_addresses: self.host_addresses.clone(),
             host_groups: self.host_groups.clone(),
             nodes,
             names: self.names.clone(),
         }
+    }
+
+    /// Addresses of each node. The one that the view is from knows its own, and what others say that it has is not its own
+    /// for that. Of another, addresses that a host endpoint expects or a pod on its network has are too, unless a Node object
+    /// gives them to somebody else.
+    fn node_addresses(&self, members: &[Member]) -> BTreeMap<String, BTreeSet<IpAddr>> {
+        let of_objects = self.nodes.iter();
+        let mut nodes: BTreeMap<String, BTreeSet<IpAddr>> = of_objects
+            .map(|(name, node)| (name.clone(), node.addresses.clone()))
+            .collect();
+        let given: BTreeSet<&IpAddr> = self.nodes.values().flat_map(|node| &node.addresses).collect();
+        let hosts = members
+            .iter()
+            .filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
+        let of_hosts = hosts.map(|host| (&host.node, &host.addresses));
+        let of_pods = self.node_pods.iter().map(|pod| (&pod.node, &pod.addresses));
+        for (node, addresses) in of_hosts.chain(of_pods).filter(|(node, _)| !node.is_empty()) {
+            let addresses = addresses.iter().filter(|address| !given.contains(address));
+            nodes.entry(node.clone()).or_default().extend(addresses);
+        }
+        if !self.node.is_empty() {
+            nodes.insert(self.node.clone(), self.host_addresses.clone());
+        }
+        nodes
     }
 
     /// All policies. Calls `report` with the name of the object for each thing that could not be understood; what
@@ -441,13 +465,22 @@ impl PodView {
     /// What policy sees of `pod`. Nothing for pods that have no addresses of their own: those that finished
     /// (their address may already be another's) and those on the node's network.
     pub fn from_pod(pod: &Pod, endpoint: Option<EndpointId>) -> Option<Self> {
+        Self::read(pod, endpoint).filter(|_| !is_on_node_network(pod))
+    }
+
+    /// A pod on its node's network, which has not finished; nothing for others.
+    pub fn on_node_network(pod: &Pod) -> Option<Self> {
+        Self::read(pod, None).filter(|_| is_on_node_network(pod))
+    }
+
+    fn read(pod: &Pod, endpoint: Option<EndpointId>) -> Option<Self> {
         let spec = pod.spec.as_ref()?;
         let status = pod.status.as_ref();
         let finished = matches!(
             status.and_then(|s| s.phase.as_deref()),
             Some("Succeeded" | "Failed")
         );
-        if finished || spec.host_network == Some(true) {
+        if finished {
             return None;
         }
         let first = status.and_then(|s| s.pod_ip.as_deref());
@@ -458,11 +491,17 @@ impl PodView {
         let sidecars = inits.filter(|init| init.restart_policy.as_deref() == Some("Always"));
         let containers = spec.containers.iter().chain(sidecars);
         let ports = containers.flat_map(|c| c.ports.iter().flatten());
+        // The second is what the first was called once; the API server makes them one.
+        let accounts = [&spec.service_account_name, &spec.service_account];
+        let mut accounts = accounts
+            .into_iter()
+            .flatten()
+            .filter(|account| !account.is_empty());
         Some(Self {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             name: pod.metadata.name.clone().unwrap_or_default(),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
-            service_account: spec.service_account_name.clone().unwrap_or_default(),
+            service_account: accounts.next().cloned().unwrap_or_default(),
             node: spec.node_name.clone().unwrap_or_default(),
             addresses: addresses
                 .filter_map(|a| a.parse::<IpAddr>().ok())
@@ -475,12 +514,16 @@ impl PodView {
     }
 }
 
+fn is_on_node_network(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
+}
+
 fn flush(name: &str, errors: &mut Errors, report: &mut impl FnMut(&str, FieldError)) {
     errors.drain(..).for_each(|error| report(name, error));
 }
 
 fn namespace_profile(namespace: &str) -> String {
-    format!("kns.{namespace}")
+    format!("{NAMESPACE_PROFILE}{namespace}")
 }
 
 fn named_port(port: &ContainerPort) -> Option<NamedPort> {

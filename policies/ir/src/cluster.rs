@@ -30,6 +30,9 @@ pub struct Cluster {
     pub translations: Vec<Translation>,
     /// Addresses of each node, for members that say which node they are on.
     pub nodes: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Pods on the network of their node, by namespace and name. No policy is about them; as ends of flows they are their
+    /// node.
+    pub node_pods: BTreeMap<(String, String), NodePod>,
     /// Names that the trusted resolver last gave for an address, in lower case without the final dot.
     pub names: BTreeMap<IpAddr, BTreeSet<String>>,
 }
@@ -71,6 +74,15 @@ pub struct Translation {
     pub address: IpAddr,
     /// The pod's port.
     pub workload_port: u16,
+}
+
+/// A pod without a network of its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodePod {
+    /// The node it is on; empty if that is not known.
+    pub node: String,
+    /// Addresses of that node which it says are its own.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// How a host endpoint says which interfaces it is for. Of several for one interface the first in this order judges there,
@@ -143,7 +155,8 @@ impl Cluster {
         if self.in_host_group(&address.into()) {
             return Standing::Group;
         }
-        if member.addresses.contains(&address) {
+        // A host endpoint is its node, which need not have what somebody expects of it.
+        if member.workload.kind == WorkloadKind::Pod && member.addresses.contains(&address) {
             return Standing::Itself;
         }
         match node {
@@ -155,32 +168,51 @@ impl Cluster {
         }
     }
 
+    /// Who judges for nodes at addresses that no member has: of each node's host endpoints the first.
+    pub fn stand_ins(&self) -> BTreeMap<IpAddr, usize> {
+        let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (position, member) in self.members.iter().enumerate() {
+            if member.workload.kind == WorkloadKind::HostEndpoint && !member.node.is_empty() {
+                let first = hosts.entry(&member.node).or_insert(position);
+                let known = self.members.get(*first);
+                if known.is_some_and(|known| member.host_order() < known.host_order()) {
+                    *first = position;
+                }
+            }
+        }
+        let taken: BTreeSet<&IpAddr> = self.members.iter().flat_map(|member| &member.addresses).collect();
+        let mut found = BTreeMap::new();
+        // Of several nodes that say they have an address it is the first one's, and nobody judges if that has no host endpoint.
+        for (node, addresses) in &self.nodes {
+            for address in addresses.iter().filter(|address| !taken.contains(address)) {
+                found
+                    .entry(*address)
+                    .or_insert_with(|| hosts.get(node.as_str()).copied());
+            }
+        }
+        let judged = found
+            .into_iter()
+            .filter_map(|(address, host)| Some((address, host?)));
+        judged.collect()
+    }
+
     /// Whether all of `net` is where the node listens with others.
     pub fn in_host_group(&self, net: &IpNet) -> bool {
         self.host_groups.iter().any(|group| group.contains(net))
-    }
-
-    /// The flow that `packet` would start at the interface of `member`, which is one end of it itself. The address at its
-    /// own end only tells where a port of the node leads.
-    pub fn flow_of<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
-        Flow {
-            own: self.own(member, packet.peer.is_ipv4()),
-            ..self.flow(member, packet)
-        }
     }
 
     /// The flow that `packet` would start at the interface of `member`.
     pub fn flow<'a>(&'a self, member: &'a Member, packet: &Packet) -> Flow<'a> {
         Flow {
             direction: packet.direction,
-            own: match packet.inside {
-                Some(inside) => self.inside(inside),
-                None => self.own(member, packet.peer.is_ipv4()),
+            own: match member.workload.owns_any() {
+                true => self.inside(packet.inside),
+                false => self.own(member, packet.peer.is_ipv4()),
             },
             peer: Side {
                 address: Some(packet.peer),
                 known: self.known(packet.peer, packet.direction),
-                is_contested: false,
+                is_unknown: false,
             },
             names: self.names.get(&packet.peer),
             standing: self.standing(member, packet.peer),
@@ -188,13 +220,13 @@ impl Cluster {
             source_port: packet.source_port,
             port: packet.port,
             translated: self.translated(member, packet),
+            leads_by_address: self.leads(member, packet) && self.translations.iter().any(|t| t.at.is_some()),
         }
     }
 
     /// What becomes of the destination of a packet to the node that the cluster is seen from.
-    fn translated<'a>(&'a self, member: &Member, packet: &Packet) -> Option<Translated<'a>> {
-        let is_own_host = member.workload.kind == WorkloadKind::HostEndpoint && member.endpoint.is_some();
-        if !is_own_host || packet.direction != Direction::Ingress {
+    fn translated<'a>(&'a self, member: &'a Member, packet: &Packet) -> Option<Translated<'a>> {
+        if !self.leads(member, packet) {
             return None;
         }
         let found = self.translations.iter().find(|translation| {
@@ -205,15 +237,22 @@ impl Cluster {
         })?;
         let sets = self.sets.iter().filter(|set| set.holds(found.address));
         Some(Translated {
+            node: self.own(member, packet.peer.is_ipv4()),
             own: Side {
                 address: Some(found.address),
                 known: std::iter::once(&*found.workload)
                     .chain(sets.map(|set| &set.workload))
                     .collect(),
-                is_contested: false,
+                is_unknown: false,
             },
             port: found.workload_port,
         })
+    }
+
+    /// Whether ports of the node may lead packets like this one to pods.
+    fn leads(&self, member: &Member, packet: &Packet) -> bool {
+        let is_own_host = member.workload.kind == WorkloadKind::HostEndpoint && member.endpoint.is_some();
+        is_own_host && packet.direction == Direction::Ingress
     }
 
     /// The endpoint itself, at its own end of a flow.
@@ -227,18 +266,20 @@ impl Cluster {
             known: std::iter::once(&member.workload)
                 .chain(sets.map(|set| &set.workload))
                 .collect(),
-            is_contested: false,
+            is_unknown: false,
         }
     }
 
-    /// Whoever has `address`, at the own end of a flow that a node forwards. Sets hold it by address alone: names are
-    /// learned of what is asked for, which is the other end.
-    fn inside(&self, address: IpAddr) -> Side<'_> {
+    /// Whoever has `address`, at the own end of a flow at a host endpoint. Sets hold it by address alone: names are learned
+    /// of what is asked for, which is the other end.
+    fn inside(&self, address: Option<IpAddr>) -> Side<'_> {
         let nobody = Member::default();
+        let is_sure = |address: &IpAddr| self.standing(&nobody, *address) != Standing::Contested;
+        let known = address.filter(is_sure);
         Side {
-            address: Some(address),
-            known: self.known(address, Direction::Ingress),
-            is_contested: self.standing(&nobody, address) == Standing::Contested,
+            address,
+            known: known.map_or_else(Vec::new, |address| self.known(address, Direction::Ingress)),
+            is_unknown: known.is_none(),
         }
     }
 }

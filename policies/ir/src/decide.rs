@@ -3,17 +3,18 @@
 //!
 //! The order of judgement, for one direction at one endpoint:
 //!
-//! 1. An address that more than one workload claims is denied: at the other end, and at the endpoint's own if that may be
-//!    anyone's and a rule asks whose.
+//! 1. An address that more than one workload claims is denied at the other end.
 //! 2. Failsafe ports of a node are allowed.
-//! 3. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
+//! 3. At a host endpoint, an address of the own end of which nobody knows whose it is is denied if a rule asks, or if ports lead to
+//!    pods by it.
+//! 4. Each tier with a policy that covers the direction is asked in order. Within it, the first matching
 //!    rule that is not Log decides; if none matches, the tier's default action does.
-//! 4. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
-//! 5. What a pod sends to its own node, also as one of those who listen to a group or a broadcast, is dropped if the
+//! 5. If every tier passed, or none applied, profiles are asked; if none of them matches, the flow is denied.
+//! 6. What a pod sends to its own node, also as one of those who listen to a group or a broadcast, is dropped if the
 //!    cluster says so, though its policies allow it.
-//! 6. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
+//! 7. A denial does not hold against the endpoint itself, nor against flows from a pod's own node.
 //!
-//! Where a port of the node leads to a pod, 2 to 4 are others: policies for untracked packets and those before translation are
+//! Where a port of the node leads to a pod, 2, 4 and 5 are others: policies for untracked packets and those before translation are
 //! asked about the destination on the wire, then those for forwarded flows about the one that comes of it; what none of
 //! them decides is allowed.
 //!
@@ -28,7 +29,7 @@ use crate::{
     policy::{
         Action, DefaultAction, EndMatch, EndpointPolicy, EndpointTier, EndpointToHost, Failsafe,
         FailsafeMatch, ICMP_PROTOCOLS, IcmpMatch, IpVersion, Last, PORT_PROTOCOLS, Passing, Policy,
-        PortMatch, ProfileRules, Rule, ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
+        PortMatch, Rule, ServiceMatch, Workload, WorkloadKind, WorkloadMatch,
     },
     tables::{BuiltinRule, DecidedBy, Direction, RuleName, Verdict},
 };
@@ -54,11 +55,15 @@ pub struct Flow<'a> {
     pub port: u16,
     /// What becomes of the destination, if the endpoint is a node's and the node gives it another.
     pub translated: Option<Translated<'a>>,
+    /// Whether that may depend on the address at the node's end.
+    pub leads_by_address: bool,
 }
 
 /// A destination after translation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Translated<'a> {
+    /// Who it is before: the endpoint itself.
+    pub node: Side<'a>,
     /// Who it is.
     pub own: Side<'a>,
     /// Its port.
@@ -72,9 +77,9 @@ pub struct Side<'a> {
     pub address: Option<IpAddr>,
     /// Everything that selectors find there.
     pub known: Vec<&'a Workload>,
-    /// More than one workload claims the address. Told of the endpoint's own end, where that may be anyone; of the other
-    /// end, [`Flow::standing`] tells.
-    pub is_contested: bool,
+    /// Nobody knows whose the address is: more than one workload claims it, or it is not told. Said of the endpoint's own
+    /// end, where that may be anyone; of the other end, [`Flow::standing`] tells.
+    pub is_unknown: bool,
 }
 
 /// What the other end is to the endpoint that judges.
@@ -155,12 +160,14 @@ pub enum Mismatch {
 /// Judges `flow` at the endpoint that `policy` belongs to.
 pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
     let mut steps = Vec::new();
-    let own_is_contested = flow.own.is_contested && policy.asks_own(flow.direction);
-    if flow.standing == Standing::Contested || own_is_contested {
+    if flow.standing == Standing::Contested {
         return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
     let may_leave_open = policy.last == Last::Undecided;
+    let by_address = flow.leads_by_address && policy.passing.is_some();
+    let is_unsure = flow.own.is_unknown && (by_address || policy.asks_own(flow.direction));
     let passing = policy.passing.as_ref().zip(flow.translated.as_ref());
+    let passing = passing.filter(|_| !is_unsure);
     if let Some(failsafe) = policy.failsafe.filter(|_| passing.is_none()) {
         if may_leave_open && (failsafe.holds(flow) || failsafe.answered_by(flow)) {
             return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
@@ -168,6 +175,9 @@ pub fn decide(policy: &EndpointPolicy<'_>, flow: &Flow<'_>) -> Decision {
         if failsafe.holds(flow) {
             return builtin(Verdict::Allow, BuiltinRule::Failsafe, steps);
         }
+    }
+    if is_unsure {
+        return builtin(Verdict::Deny, BuiltinRule::NoMatch, steps);
     }
     let decision = match passing {
         Some((passing, to)) => Some(ask_passing(passing, flow, to, &mut steps)),
@@ -277,12 +287,16 @@ fn ask_passing(
     to: &Translated<'_>,
     steps: &mut Vec<Step>,
 ) -> (Verdict, DecidedBy) {
+    let local = Flow {
+        own: to.node.clone(),
+        ..flow.clone()
+    };
     let forwarded = Flow {
         own: to.own.clone(),
         port: to.port,
         ..flow.clone()
     };
-    ask_tiers(&passing.before, flow, steps)
+    ask_tiers(&passing.before, &local, steps)
         .or_else(|| ask_tiers(&passing.after, &forwarded, steps))
         .unwrap_or((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)))
 }
@@ -367,13 +381,9 @@ fn ask_last(
         Last::Undecided => return None,
     };
     for profile in profiles {
-        let rules = match (&profile.rules, flow.direction) {
-            (ProfileRules::AllowAll, _) => {
-                steps.push(Step::AllowAllProfile);
-                return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
-            }
-            (ProfileRules::Own { ingress, .. }, Direction::Ingress) => ingress,
-            (ProfileRules::Own { egress, .. }, Direction::Egress) => egress,
+        let Some(rules) = profile.rules(flow.direction) else {
+            steps.push(Step::AllowAllProfile);
+            return Some((Verdict::Allow, DecidedBy::Builtin(BuiltinRule::NoPolicy)));
         };
         if let Some((action, rule)) = first_rule(rules, RuleName::PROFILE_TIER, &profile.name, flow, steps) {
             // There is no next tier to pass to.

@@ -428,9 +428,6 @@ pub struct EndpointPolicy<'a> {
     pub last: Last<'a>,
     /// What happens to flows to the endpoint's own node that all of this allows.
     pub to_host: EndpointToHost,
-    /// Whether the endpoint's own end of a flow is whoever has the address there, as in what a node forwards, and not
-    /// `workload`.
-    pub any_own: bool,
     /// What judges flows that the node gives another destination, in place of all this; absent where there are none.
     pub passing: Option<Passing<'a>>,
 }
@@ -505,7 +502,6 @@ impl PolicySet {
             &[LocalAndForwarded],
         ];
         EndpointPolicy {
-            any_own: true,
             failsafe: None,
             ..self.in_phases(workload, &phases, Last::Allow)
         }
@@ -516,10 +512,7 @@ impl PolicySet {
     /// it would not be safe.
     pub fn for_untracked<'a>(&'a self, workload: &'a Workload) -> EndpointPolicy<'a> {
         let phases = [&[Phase::Untracked, Phase::Unknown][..]];
-        EndpointPolicy {
-            any_own: true,
-            ..self.in_phases(workload, &phases, Last::Undecided)
-        }
+        self.in_phases(workload, &phases, Last::Undecided)
     }
 
     /// These policies with `staged` in force: what a change that is only staged would make of them.
@@ -552,7 +545,6 @@ impl PolicySet {
                 WorkloadKind::Pod => self.endpoint_to_host,
                 WorkloadKind::HostEndpoint | WorkloadKind::NetworkSet => EndpointToHost::Return,
             },
-            any_own: false,
             passing: None,
         }
     }
@@ -574,6 +566,17 @@ impl PolicySet {
             }));
         }
         tiers
+    }
+}
+
+impl Profile {
+    /// Rules of one direction; nothing if it allows everything.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match (&self.rules, direction) {
+            (ProfileRules::AllowAll, _) => None,
+            (ProfileRules::Own { ingress, .. }, Direction::Ingress) => Some(ingress),
+            (ProfileRules::Own { egress, .. }, Direction::Egress) => Some(egress),
+        }
     }
 }
 
@@ -606,8 +609,16 @@ impl EndpointPolicy<'_> {
     /// Whether anything asks who is at the endpoint's own end of flows of one direction, where that may be anyone.
     pub fn asks_own(&self, direction: Direction) -> bool {
         let policies = self.tiers.iter().flat_map(|tier| &tier.policies);
-        let mut rules = policies
-            .flat_map(|policy| policy.rules(direction).unwrap_or_default())
+        let of_policies = policies.flat_map(|policy| policy.rules(direction).unwrap_or_default());
+        let profiles = match &self.last {
+            Last::Profiles(profiles) => profiles.as_slice(),
+            Last::Allow | Last::Undecided => &[],
+        };
+        let of_profiles = profiles
+            .iter()
+            .flat_map(|profile| profile.rules(direction).unwrap_or_default());
+        let mut rules = of_policies
+            .chain(of_profiles)
             .filter(|rule| rule.action != Action::Log);
         let mut failsafe = self.failsafe.into_iter().flat_map(|failsafe| {
             let open = failsafe.matches(direction).iter().map(|open| &open.service);
@@ -615,7 +626,8 @@ impl EndpointPolicy<'_> {
             open.chain(back.map(FailsafeMatch::answers))
         });
         let asks = |rule: &Rule| rule.own != EndMatch::default() || rule.service.names_own_port(direction);
-        self.any_own && (rules.any(asks) || failsafe.any(|service| service.names_own_port(direction)))
+        self.workload.owns_any()
+            && (rules.any(asks) || failsafe.any(|service| service.names_own_port(direction)))
     }
 }
 
@@ -772,6 +784,12 @@ impl Workload {
             Some(key) => service_account?.labels.get(key).map(String::as_str),
             None => self.labels.get(key).map(String::as_str),
         }
+    }
+
+    /// Whether its own end of a flow is whoever has the address there, and not itself: a host endpoint has the node's own
+    /// packets and those that pass through it, and selectors find it at the addresses that it expects, no others.
+    pub fn owns_any(&self) -> bool {
+        self.kind == WorkloadKind::HostEndpoint
     }
 
     /// Whether the workload gives `port` of `protocol` the name `name`.

@@ -255,7 +255,6 @@ mod tests {
             tiers: tiers.collect(),
             last: Last::Profiles(vec![&open]),
             to_host: EndpointToHost::Drop,
-            any_own: false,
             passing: None,
         };
         egress_tcp(&policy, |name| {

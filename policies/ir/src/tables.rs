@@ -43,8 +43,8 @@ pub struct NodeTables {
 pub struct EndpointTables {
     /// Source ports that rules of this endpoint tell apart; longest prefix wins. Mostly empty.
     pub sources: BTreeMap<SourceBlock, SourceClass>,
-    /// Classes of the addresses that may be the endpoint's own end, where rules tell those apart: of what a node forwards,
-    /// the end is whoever has the address inside. Empty for all other endpoints.
+    /// Classes of the addresses that may be the endpoint's own end, where rules tell those apart: at a host endpoint the end
+    /// is whoever has the address. Empty for pods.
     pub insides: BTreeMap<IdentityId, Insides>,
     /// The entries. A key without a match is denied.
     pub verdicts: Verdicts,
@@ -72,8 +72,8 @@ pub struct SourceClass(pub u16);
 pub const MAX_SOURCE_CLASSES: usize = 128;
 
 /// A class of addresses at an endpoint's own end that no rule of one direction tells apart. The default is the class of
-/// every address where no rule asks. Where one does, it is that of addresses which nobody can be sure of, and has no
-/// entries.
+/// every address where no rule asks. Where one does, it is that of addresses which nobody can be sure of, and has
+/// entries for failsafe ports alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct InsideClass(pub u16);
 
@@ -198,8 +198,8 @@ pub struct Packet {
     pub direction: Direction,
     /// Address of the other end.
     pub peer: IpAddr,
-    /// Address of the endpoint's own end, of packets that may have any there: those that a node forwards. Absent
-    /// elsewhere.
+    /// Address of the endpoint's own end. Counts at host endpoints, where that may be any; nobody needs to tell it of
+    /// pods.
     pub inside: Option<IpAddr>,
     /// IP protocol number.
     pub protocol: u8,

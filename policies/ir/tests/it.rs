@@ -8,14 +8,16 @@ use std::sync::Arc;
 use api::selector::Labels;
 use ipnet::IpNet;
 use policies_ir::{
+    cluster::{Cluster, Member},
     decide,
     decide::{Decision, Flow, Mismatch, Side, Standing, Step},
     policy::{
-        Action, DefaultAction, Directions, EndMatch, EndpointToHost, IcmpMatch, IpVersion, Kinds, NamedPort,
-        NamespaceMatch, Order, Phase, Policy, PolicySet, PortMatch, Profile, ProfileRules, Rule, Selector,
-        ServiceMatch, TCP, TieBreak, Tier, UDP, Workload, WorkloadMatch,
+        Action, DefaultAction, Directions, EndMatch, EndpointToHost, Failsafe, FailsafeMatch, IcmpMatch,
+        IpVersion, Kinds, NamedPort, NamespaceMatch, Order, Phase, Policy, PolicySet, PortMatch, Profile,
+        ProfileRules, Rule, Selector, ServiceMatch, TCP, TieBreak, Tier, UDP, Workload, WorkloadKind,
+        WorkloadMatch,
     },
-    tables::{BuiltinRule, DecidedBy, Direction, Verdict},
+    tables::{BuiltinRule, DecidedBy, Direction, Packet, Verdict},
 };
 
 #[test]
@@ -555,6 +557,96 @@ fn selectors_combine() {
     assert!(Selector::Not(Box::new(is("a=2"))).matches_labels(&labels) && is("b!=1").matches_labels(&labels));
 }
 
+/// At a host endpoint the own end is whoever has the packet's address there: selectors find the host endpoint at the addresses
+/// that it expects. Of an address that two claim, or that is not told, nothing holds but failsafes.
+#[test]
+fn the_own_end_at_a_host_endpoint_is_whoever_has_the_address() {
+    let pod = |name: &str| Member {
+        workload: workload("default", name, &[]),
+        addresses: ["10.0.0.1".parse().unwrap()].into(),
+        ..Member::default()
+    };
+    let host = Member {
+        workload: Workload {
+            kind: WorkloadKind::HostEndpoint,
+            ..workload("", "host", &[])
+        },
+        addresses: ["192.0.2.1".parse().unwrap()].into(),
+        ..Member::default()
+    };
+    let cluster = Cluster {
+        members: vec![host, pod("a"), pod("b")],
+        host_addresses: ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap()).into(),
+        ..Cluster::default()
+    };
+    let any = WorkloadMatch {
+        kinds: Kinds::All,
+        namespace: NamespaceMatch::Any,
+        labels: Selector::everything(),
+    };
+    let known = EndMatch {
+        workload: Some(any.clone()),
+        ..EndMatch::default()
+    };
+    let unknown = EndMatch {
+        not_workload: Some(any),
+        ..EndMatch::default()
+    };
+    let at_second = EndMatch {
+        nets: parse(&["192.0.2.2/32"]),
+        ..EndMatch::default()
+    };
+    let judged = |own: &EndMatch, inside: Option<&str>, port| {
+        let allow = Rule {
+            own: own.clone(),
+            ..rule(Action::Allow)
+        };
+        let ssh = FailsafeMatch::new(EndMatch::default(), to_port(Action::Allow, 22).service);
+        let policies = PolicySet {
+            failsafe: Arc::new(Failsafe {
+                inbound: vec![ssh],
+                outbound: Vec::new(),
+            }),
+            ..kube(vec![tier(
+                "t",
+                None,
+                DefaultAction::Deny,
+                vec![policy("p", None, vec![allow])],
+            )])
+        };
+        let packet = Packet {
+            direction: Direction::Ingress,
+            peer: "203.0.113.9".parse().unwrap(),
+            inside: inside.map(|inside| inside.parse().unwrap()),
+            protocol: TCP,
+            source_port: 40_000,
+            port,
+        };
+        let host = &cluster.members[0];
+        by(&decide(
+            &policies.for_endpoint(&host.workload),
+            &cluster.flow(host, &packet),
+        ))
+    };
+    let (first, second, claimed) = (Some("192.0.2.1"), Some("192.0.2.2"), Some("10.0.0.1"));
+    let denied = "default-deny (isolated by p)";
+    for (inside, expected) in [
+        (first, ["p rule 0", denied, denied]),
+        (second, [denied, "p rule 0", "p rule 0"]),
+        (claimed, ["no-match"; 3]),
+        (None, ["no-match"; 3]),
+    ] {
+        let found = [&known, &unknown, &at_second].map(|own| judged(own, inside, 80));
+        assert_eq!(found, expected, "{inside:?}");
+        assert_eq!(judged(&known, inside, 22), "failsafe", "{inside:?}");
+        assert_eq!(
+            judged(&EndMatch::default(), inside, 80),
+            "p rule 0",
+            "{inside:?}: nobody asks"
+        );
+    }
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "each flow is made for one question")]
 fn judge(policies: &PolicySet, flow: Flow<'_>) -> Decision {
     let own = Workload {
@@ -580,6 +672,7 @@ fn tcp(port: u16) -> Flow<'static> {
         source_port: 40_000,
         port,
         translated: None,
+        leads_by_address: false,
     }
 }
 
@@ -603,7 +696,7 @@ fn at<'a>(address: &str, known: &[&'a Workload]) -> Side<'a> {
     Side {
         address: Some(address.parse().unwrap()),
         known: known.to_vec(),
-        is_contested: false,
+        is_unknown: false,
     }
 }
 

@@ -47,6 +47,11 @@ impl<'a> Nodes<'a> {
             hosts: HashMap::new(),
             addresses: HashMap::new(),
         };
+        for pod in &view.node_pods {
+            nodes
+                .pods
+                .insert((pod.namespace.as_str(), pod.name.as_str()), &pod.node);
+        }
         for pod in &view.pods {
             let name = (pod.namespace.as_str(), pod.name.as_str());
             nodes.pods.insert(name, &pod.node);

@@ -686,7 +686,7 @@ mod tests {
         assert!(
             found
                 .iter()
-                .all(|line| line.starts_with("host endpoint eth, forwarded ingress from ")),
+                .all(|line| line.starts_with("host endpoint eth") && line.contains(" ingress from ")),
             "{found:?}"
         );
         assert!(

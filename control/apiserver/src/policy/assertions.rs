@@ -55,7 +55,7 @@ pub(super) fn judge(
         let model = Model::new(&view);
         let broken = broken_in(&model, assertions)?;
         let notes = if broken.is_empty() {
-            assertions.iter().filter_map(|one| vacuous(&model, one)).collect()
+            assertions.iter().filter_map(|one| reserve(&model, one)).collect()
         } else {
             Vec::new()
         };
@@ -148,12 +148,16 @@ fn is_about(broken: &BrokenAssertion, assertion: &PolicyAssertion) -> bool {
     assertion.metadata.name.as_deref() == Some(&*broken.name)
 }
 
-/// Why an assertion that holds says nothing yet.
-fn vacuous(model: &Model, object: &PolicyAssertion) -> Option<String> {
+/// Why an assertion that holds says nothing yet, or less than it may seem to.
+fn reserve(model: &Model, object: &PolicyAssertion) -> Option<String> {
     let parsed = assertion::parse(&object.spec.assertion).ok()?;
-    let why = assertion::prove(model, &parsed).vacuous?;
+    let proof = assertion::prove(model, &parsed);
     let name = object.metadata.name.as_deref().unwrap_or_default();
-    Some(format!(
-        "PolicyAssertion {name} says nothing about the cluster as it is: {why}"
-    ))
+    let vacuous = proof
+        .vacuous
+        .map(|why| format!("says nothing about the cluster as it is: {why}"));
+    let left_out = proof.left_out;
+    let left_out = left_out.map(|such| format!("leaves out what nodes send to their own pods: {such}"));
+    let reserve = vacuous.or(left_out)?;
+    Some(format!("PolicyAssertion {name} {reserve}"))
 }

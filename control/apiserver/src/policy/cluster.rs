@@ -158,6 +158,7 @@ impl Objects {
             }
         }
         assume_addresses(&mut view.pods);
+        view.node_pods.clone_from(&on_node_network);
         // Nobody knows yet which node's addresses these will have.
         let of_nodes: BTreeSet<IpAddr> = view
             .nodes
@@ -183,13 +184,11 @@ fn is_derived(slice: &EndpointSlice) -> bool {
         == Some(SLICE_MANAGER)
 }
 
-fn read_pod(mut pod: Pod) -> Part {
-    let spec = pod.spec.as_mut();
-    if let Some(spec) = spec.filter(|spec| spec.host_network == Some(true)) {
-        spec.host_network = None;
-        return PodView::from_pod(&pod, None).map_or(Part::Pod(None), Part::NodePod);
+fn read_pod(pod: &Pod) -> Part {
+    match PodView::on_node_network(pod) {
+        Some(pod) => Part::NodePod(pod),
+        None => Part::Pod(PodView::from_pod(pod, None)),
     }
-    Part::Pod(PodView::from_pod(&pod, None))
 }
 
 /// A pod that was just admitted will have an address, and what it may do then is what is asked about.
@@ -222,7 +221,7 @@ fn reader(row: &Resource) -> Option<Read> {
         serde_json::from_slice(object).map(|object| Part::Calico(part(object)))
     }
     let reader: Read = match (row.group, row.kind) {
-        ("", "Pod") => |object| typed(object, read_pod),
+        ("", "Pod") => |object| typed(object, |pod: Pod| read_pod(&pod)),
         ("", "Service") => |object| typed(object, |service| Part::Service(Box::new(service))),
         ("", "Namespace") => |object| typed(object, Part::Namespace),
         ("", "Node") => |object| typed(object, |node| Part::Node(Box::new(node))),

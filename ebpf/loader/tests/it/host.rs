@@ -14,10 +14,12 @@ use aya::maps::{Array, Map, MapData};
 use ebpf_abi::PEER_BUCKETS;
 use ebpf_loader::{Datapath, HostEndpoint, HostLink};
 use nix::sched::{CloneFlags, setns, unshare};
+use policies_compiler::{HostEndpointIds, Source, compile, load_objects};
 use policies_ir::tables::{
     BuiltinRule, Direction, EndpointId, EndpointTables, IdentityId, InsideClass, Insides, NodeTables, Packet,
     RuleId, Service, SourceClass, Verdict, VerdictEntry, VerdictKey, lookup,
 };
+use serde_json::json;
 
 use crate::{
     fragments::fragment,
@@ -368,6 +370,88 @@ fn inside_tables(web: &[&str], endpoint: EndpointId) -> NodeTables {
     }
     tables.endpoints.insert(endpoint, own.into());
     tables
+}
+
+/// Tables of the node with these addresses and a host endpoint for all interfaces, which expects none of them: what it takes
+/// and sends depends on which one it is.
+fn tables_by_address(web: &[&str]) -> NodeTables {
+    let every = json!({"kind": "HostEndpoint", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "every",
+        "labels": {"edge": ""}}, "spec": {"node": "here", "interfaceName": "*"}});
+    let nets = |family: char| -> Vec<String> {
+        let of_family = web.iter().filter(|net| net.contains(':') == (family == ':'));
+        of_family.map(|net| (*net).to_owned()).collect()
+    };
+    let rules = |end: &str| {
+        let rules = ['.', ':']
+            .map(|family| json!({"action": "Allow", "protocol": "TCP", end: {"nets": nets(family)}}));
+        let rules = rules.into_iter().filter(|rule| rule[end]["nets"] != json!([]));
+        rules.collect::<Vec<_>>()
+    };
+    let policy = json!({"kind": "GlobalNetworkPolicy", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "p"},
+        "spec": {"selector": "has(edge)", "types": ["Ingress", "Egress"],
+            "ingress": rules("destination"), "egress": rules("source")}});
+    let sources = [every, policy];
+    let sources = sources.iter().map(|object| Source {
+        origin: "here",
+        object,
+    });
+    let mut view = load_objects(sources).expect("objects").view;
+    "here".clone_into(&mut view.node);
+    view.host_addresses = NODE.map(ip).into();
+    let ids = HostEndpointIds {
+        local: LOCAL,
+        forwarded: FORWARD,
+        untracked: UNTRACKED,
+    };
+    view.host_endpoints.insert("every".to_owned(), ids);
+    compile(&view).tables
+}
+
+const NODE: [&str; 4] = [HOST, OTHER, "2001:db8:1::1", "2001:db8:1::2"];
+
+attached_both_ways! {
+    /// Flows of before are judged again by what their address is then.
+    fn the_hosts_own_packets_are_told_apart_by_their_address(attachment) {
+        let mut lab = Lab::attached(attachment);
+        let addresses = NODE.into_iter().chain(["fe80::1"]);
+        let link = HostLink {
+            addresses: addresses.map(|address| (ip(address), endpoint(LOCAL))).collect(),
+            ..host_link(None, None)
+        };
+        lab.kernel().attach_host(&link).expect("attach");
+        let judged = |lab: &mut Lab, direction: Direction, own: &str, port: u16, flags: u8| {
+            let client = if own.contains(':') { "2001:db8::7" } else { CLIENT };
+            let (ends, ports) = match direction {
+                INGRESS => (Ends::new(client, own), (1000, port)),
+                EGRESS => (Ends::new(own, client), (1000, port)),
+            };
+            judge(lab, direction, &frame(ends, TCP, &tcp(ports.0, ports.1, flags)))
+        };
+        for web in [[HOST, "2001:db8:1::1"], [OTHER, "fe80::1"]] {
+            let tables = tables_by_address(&web);
+            lab.kernel().sync(&tables).expect("sync");
+            assert_eq!(lab.kernel().dump().expect("dump").endpoints, tables.endpoints);
+            for own in link.addresses.keys().map(ToString::to_string) {
+                let expected = if web.contains(&own.as_str()) { ALLOW } else { DENY };
+                for direction in [INGRESS, EGRESS] {
+                    let packet = Packet {
+                        direction,
+                        peer: if own.contains(':') { ip("2001:db8::7") } else { ip(CLIENT) },
+                        inside: Some(ip(&own)),
+                        protocol: TCP,
+                        source_port: 1000,
+                        port: 80,
+                    };
+                    assert_eq!(lookup(&tables, LOCAL, &packet).verdict, expected, "{direction:?} {own}");
+                    // Of the flow of before, if there is one; and a new one.
+                    assert_eq!(judged(&mut lab, direction, &own, 80, ACK), expected, "{direction:?} {own}, tracked");
+                    assert_eq!(judged(&mut lab, direction, &own, 80, SYN), expected, "{direction:?} {own}");
+                }
+                // Failsafe ports are asked for before any address is.
+                assert_eq!(judged(&mut lab, INGRESS, &own, 22, SYN), ALLOW, "{own}");
+            }
+        }
+    }
 }
 
 /// What comes in from outside for an address behind the host, of either family.

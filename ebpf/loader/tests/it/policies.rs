@@ -2,17 +2,18 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     net::IpAddr,
 };
 
-use ebpf_loader::{Datapath, EndpointLink, Reason};
+use ebpf_loader::{Datapath, EndpointLink, HostEndpoint, HostLink, Reason};
 use policies_compiler::{
     CalicoObject, ClusterView, PodView, Source, compile, compile_policies, load_objects, reference,
 };
 use policies_ir::{
-    cluster::Cluster,
+    cluster::{Cluster, Member},
     decide::decide,
-    policy::PolicySet,
+    policy::{PolicySet, WorkloadKind},
     tables::{DecidedBy, Direction, EndpointId, NodeTables, Packet, SourceClass, Verdict, lookup},
 };
 use proptest::{
@@ -34,6 +35,8 @@ const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// What the kernel reported: verdict, and the rule's name through the tables.
 type Judged = (Verdict, Option<DecidedBy>);
+/// How many packets were judged at pods, and how many at host endpoints.
+type Counts = [usize; 2];
 
 #[test]
 fn kubernetes_policies_judge_alike_in_reference_tables_and_kernel() {
@@ -54,7 +57,7 @@ fn kubernetes_policies_judge_alike_in_reference_tables_and_kernel() {
                 &scenario.packets,
                 expected,
             )?;
-            judged.set(judged.get() + more);
+            judged.set(judged.get() + more[0]);
             Ok(())
         })
         .unwrap_or_else(|error| panic!("{error}"));
@@ -69,7 +72,7 @@ fn kubernetes_policies_judge_alike_in_reference_tables_and_kernel() {
 #[test]
 fn tiers_judge_alike_in_reference_tables_and_kernel() {
     let lab = RefCell::new(Lab::new());
-    let judged = Cell::new(0);
+    let judged = Cell::new([0; 2]);
     runner(256)
         .run(&tiered(), |scenario| {
             let (cluster, policies) = (&scenario.cluster, &scenario.policies);
@@ -82,15 +85,15 @@ fn tiers_judge_alike_in_reference_tables_and_kernel() {
                 &scenario.packets,
                 expected,
             )?;
-            judged.set(judged.get() + more);
+            judged.set(sum(judged.get(), more));
             Ok(())
         })
         .unwrap_or_else(|error| panic!("{error}"));
-    let judged = judged.get();
-    println!("{judged} packets judged alike");
+    let [at_pods, at_hosts] = judged.get();
+    println!("{at_pods} packets judged alike at pods and {at_hosts} at host endpoints");
     assert!(
-        judged > 1000,
-        "the generator makes packets that can be sent: {judged}"
+        at_pods > 1000 && at_hosts > 300,
+        "the generator makes packets that can be sent: {at_pods}, {at_hosts}"
     );
 }
 
@@ -123,7 +126,7 @@ fn objects_of_every_kind_judge_alike_from_the_file_to_the_kernel() {
                 packets.retain(|(_, packet)| packet.peer.is_ipv6() == v6);
                 let more = compare(&mut lab.borrow_mut(), &cluster, &tables, &packets, expected)?;
                 let mut count = judged.get();
-                count[usize::from(v6)] += more;
+                count[usize::from(v6)] += more.iter().sum::<usize>();
                 judged.set(count);
             }
             Ok(())
@@ -240,14 +243,14 @@ fn random_tables_judge_alike_in_lookup_and_kernel() {
     let lab = RefCell::new(Lab::new());
     let judged = Cell::new(0);
     let (own4, own6) = (ip("10.7.0.2"), ip("fd07::2"));
-    let addresses = [own4, own6];
     let (with_class, with_inside) = (Cell::new(0), Cell::new(0));
     runner(400)
         .run(&random::scenario(), |(tables, next, packets)| {
             let mut lab = lab.borrow_mut();
             let link = link(LOOPBACK, &["10.7.0.2", "fd07::2"]);
             for packet in &packets {
-                let Some(frame) = opening_frame(&addresses, packet) else {
+                let own = if packet.peer.is_ipv4() { own4 } else { own6 };
+                let Some(frame) = opening_frame(own, packet) else {
                     continue;
                 };
                 lab.program(&link, &tables);
@@ -468,25 +471,20 @@ fn compare(
     tables: &NodeTables,
     packets: &[(EndpointId, Packet)],
     expected: impl Fn(EndpointId, &Packet) -> Option<Judged>,
-) -> Result<usize, TestCaseError> {
-    let mut judged = 0;
+) -> Result<Counts, TestCaseError> {
+    let mut judged = [0; 2];
     for member in &cluster.members {
         let Some(endpoint) = member.endpoint else { continue };
-        // One interface serves all endpoints in turn; each takes over from the one before.
-        let addresses = [true, false].into_iter().filter_map(|v4| {
-            member
-                .addresses
-                .iter()
-                .copied()
-                .find(|ip| ip.is_ipv4() == v4 && usable(*ip))
-        });
-        let link = EndpointLink {
-            id: endpoint,
-            ifindex: LOOPBACK,
-            addresses: addresses.collect(),
-            mac: POD_MAC,
+        let packets = packets.iter().filter(|(at, _)| *at == endpoint);
+        let packets: Vec<&Packet> = packets.map(|(_, packet)| packet).collect();
+        let is_host = member.workload.kind == WorkloadKind::HostEndpoint;
+        if is_host && packets.iter().all(|packet| packet.inside.is_none()) {
+            continue;
+        }
+        let addresses = match is_host {
+            true => attach_host(lab, endpoint, &packets, tables),
+            false => attach_pod(lab, endpoint, member, tables),
         };
-        lab.program(&link, tables);
         let only = NodeTables {
             endpoints: tables
                 .endpoints
@@ -504,13 +502,18 @@ fn compare(
             only
         );
 
-        for (_, packet) in packets.iter().filter(|(at, _)| *at == endpoint) {
-            let Some(frame) = opening_frame(&link.addresses, packet) else {
+        for packet in packets {
+            // A pod has one address of each family, a host the one that the packet tells.
+            let own = addresses.iter().copied().find(|ip| match is_host {
+                true => Some(*ip) == packet.inside,
+                false => ip.is_ipv4() == packet.peer.is_ipv4(),
+            });
+            let Some(frame) = own.and_then(|own| opening_frame(own, packet)) else {
                 continue;
             };
             let by_tables = lookup(tables, endpoint, packet);
             let by_tables = (by_tables.verdict, tables.decided_by(by_tables.rule));
-            let by_kernel = by_kernel(lab, tables, packet, &frame);
+            let by_kernel = by_kernel(lab, tables, packet, is_host, &frame);
             prop_assert_eq!(&by_kernel, &by_tables, "the kernel and the tables: {:?}", packet);
             if let Some(by_reference) = expected(endpoint, packet) {
                 prop_assert_eq!(
@@ -520,17 +523,70 @@ fn compare(
                     packet
                 );
             }
-            judged += 1;
+            judged[usize::from(is_host)] += 1;
+        }
+        if is_host {
+            let none = HostLink::none(LOOPBACK);
+            lab.kernel()
+                .attach_host(&none)
+                .map_err(|e| TestCaseError::fail(e.to_string()))?;
         }
     }
     Ok(judged)
 }
 
-fn by_kernel(lab: &mut Lab, tables: &NodeTables, packet: &Packet, frame: &[u8]) -> Judged {
+/// One interface serves all pods in turn; each takes over from the one before. Returns the pod's addresses there.
+fn attach_pod(lab: &mut Lab, id: EndpointId, member: &Member, tables: &NodeTables) -> Vec<IpAddr> {
+    let addresses = [true, false].into_iter().filter_map(|v4| {
+        member
+            .addresses
+            .iter()
+            .copied()
+            .find(|ip| ip.is_ipv4() == v4 && usable(*ip))
+    });
+    let link = EndpointLink {
+        id,
+        ifindex: LOOPBACK,
+        addresses: addresses.collect(),
+        mac: POD_MAC,
+    };
+    lab.program(&link, tables);
+    link.addresses
+}
+
+/// The same interface, as one of the host, which has each address that a packet has at its own end.
+fn attach_host(lab: &mut Lab, id: EndpointId, packets: &[&Packet], tables: &NodeTables) -> Vec<IpAddr> {
+    for pod in lab.kernel().attached().expect("attached") {
+        lab.kernel().detach(pod.id).expect("detach");
+    }
+    let told = packets.iter().filter_map(|packet| packet.inside);
+    let endpoint = HostEndpoint { id, untracked: None };
+    let addresses: BTreeMap<IpAddr, HostEndpoint> = told.map(|address| (address, endpoint)).collect();
+    let link = HostLink {
+        ifindex: LOOPBACK,
+        addresses,
+        forward: None,
+    };
+    lab.kernel().attach_host(&link).expect("attach");
+    lab.kernel().sync(tables).expect("sync");
+    link.addresses.into_keys().collect()
+}
+
+fn sum([a, b]: Counts, [c, d]: Counts) -> Counts {
+    [a + c, b + d]
+}
+
+fn by_kernel(lab: &mut Lab, tables: &NodeTables, packet: &Packet, is_host: bool, frame: &[u8]) -> Judged {
     // A flow that an earlier packet of the scenario opened would answer for this one.
     forget_flows(lab);
-    let (verdict, record) = lab.judge(packet.direction, frame);
-    let record = record.expect("first packets are reported");
+    let verdict = match is_host {
+        true => lab
+            .kernel()
+            .run_host_frame(packet.direction, LOOPBACK, 0, frame)
+            .expect("run the program"),
+        false => lab.run(packet.direction, frame),
+    };
+    let record = lab.record().expect("first packets are reported");
     assert_eq!(
         record.reason,
         Reason::Policy as u8,
@@ -545,16 +601,15 @@ fn by_kernel(lab: &mut Lab, tables: &NodeTables, packet: &Packet, frame: &[u8]) 
 
 /// The packet as a frame that opens a flow; `None` for what no stack sends, or what cannot open one: those have
 /// tests of their own.
-fn opening_frame(addresses: &[IpAddr], packet: &Packet) -> Option<Vec<u8>> {
+fn opening_frame(own: IpAddr, packet: &Packet) -> Option<Vec<u8>> {
     let v4 = packet.peer.is_ipv4();
-    let own = addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)?;
     let [kind, code] = packet.port.to_be_bytes();
     let payload = match packet.protocol {
         TCP => frames::tcp(packet.source_port, packet.port, SYN),
         UDP => frames::udp(packet.source_port, packet.port),
         SCTP => frames::sctp(packet.source_port, packet.port),
         ICMP if v4 && !matches!(kind, 0 | 3 | 11 | 12) => frames::icmp(kind, code, 7),
-        ICMPV6 if !v4 && !matches!(kind, 1..=4 | 129 | 133..=137) => frames::icmp(kind, code, 7),
+        ICMPV6 if !v4 && !matches!(kind, 1..=4 | 129..=137 | 143) => frames::icmp(kind, code, 7),
         ICMP | ICMPV6 => return None,
         // Hop-by-hop options, not a protocol.
         0 if !v4 => return None,

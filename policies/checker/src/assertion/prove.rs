@@ -28,6 +28,9 @@ pub struct Proof {
     /// Why it says nothing, if it does: an end that nothing matches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vacuous: Option<String>,
+    /// What passes nevertheless, and is left out of the question: what a node sends to its own pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
 }
 
 /// Judges an assertion for all flows between all ends. One about ends that do not exist holds, and the answer says so.
@@ -39,6 +42,7 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
             problem: Some(Problem::DoesNotFit { message }),
             more: 0,
             vacuous: None,
+            left_out: None,
         };
     }
     let (from, to, vacuous) = match assertion {
@@ -74,6 +78,7 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
         }
         Assertion::Isolated { .. } => {
             let others = from.complement(model);
+            found.leaves_out_own_nodes = true;
             found.search(model, &from, &others, passes(&Space::everything()));
             found.search(model, &others, &to, passes(&Space::everything()));
         }
@@ -89,6 +94,7 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
         problem: found.problem,
         more: found.more,
         vacuous,
+        left_out: found.left_out,
     }
 }
 
@@ -97,6 +103,9 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
 struct Found {
     problem: Option<Problem>,
     more: usize,
+    /// Whether what a node sends to its own pods does not count: no policy could stop it.
+    leaves_out_own_nodes: bool,
+    left_out: Option<String>,
 }
 
 impl Found {
@@ -117,7 +126,6 @@ impl Found {
                 if model.version(*destination) != Some(version)
                     || (outside(source) && outside(destination))
                     || is_named(model, *source)
-                    || model.comes_from_own_node((*source).into(), (*destination).into())
                 {
                     continue;
                 }
@@ -128,14 +136,21 @@ impl Found {
                 let Some(point) = against(&allowed, version) else {
                     continue;
                 };
-                if self.problem.is_some() {
+                let own_node = self.leaves_out_own_nodes
+                    && model.comes_from_own_node((*source).into(), (*destination).into());
+                if self.problem.is_some() && !own_node {
                     self.more += 1;
                     continue;
                 }
                 let places = (place(model, *source, &from), place(model, *destination, &to));
-                if let (Some(from), Some(to)) = places
-                    && let Some(packet) = model.packet(from, to, point)
-                {
+                let packet = match places {
+                    (Some(from), Some(to)) => model.packet(from, to, point),
+                    _ => None,
+                };
+                if own_node {
+                    let example = packet.map(|packet| packet.to_string());
+                    self.left_out = self.left_out.take().or(example);
+                } else if let Some(packet) = packet {
                     self.problem = Some(Problem::Counterexample(Box::new(packet)));
                 }
             }

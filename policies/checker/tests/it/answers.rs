@@ -7,7 +7,7 @@ use std::{
 
 use api::flow::{FlowDirection, FlowEvent, PodRef};
 use policies_checker::{
-    End, Model,
+    End, Model, Place,
     assertion::{self, Problem},
     connectivity::{Grouping, connectivity},
     difference::{Effect, difference},
@@ -360,7 +360,8 @@ proptest! {
                 let peer = if direction == Direction::Ingress { flow.source } else { flow.destination };
                 let point = Point { protocol: flow.protocol, source_port: flow.source_port, port: flow.destination_port };
                 let member = model.find(&flow.pod.to_string()).unwrap();
-                let (verdict, by) = model.decide(member, direction, peer, point);
+                let own = Place::new(Some(member), if direction == Direction::Ingress { flow.destination } else { flow.source });
+                let (verdict, by) = model.decide(own, direction, Place::new(None, peer), point);
                 prop_assert!(!expressible || verdict == Verdict::Allow, "{dialect:?} {flow:?} {by}");
             }
             // Nothing of it is there for nothing.

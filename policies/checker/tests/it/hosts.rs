@@ -1,6 +1,6 @@
 //! Nodes with host endpoints: the model, `decide` and `explain` say the same about what they and their pods exchange.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use policies_checker::{Model, assertion, connectivity, space::Point};
 use policies_compiler::{
@@ -24,13 +24,21 @@ fn pod(name: &str, number: usize, node: Option<&str>) -> Value {
 
 fn node(number: usize) -> Value {
     json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{number}")},
-        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.0.{number}")}]}})
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.168.0.{number}")},
+            {"type": "ExternalIP", "address": format!("192.168.1.{number}")}]}})
 }
 
 fn host(number: usize, interface: &str) -> Value {
     json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
         "metadata": {"name": format!("n{number}-eth0"), "labels": {"edge": "1"}},
         "spec": {"node": format!("n{number}"), "interfaceName": interface, "expectedIPs": [format!("192.168.0.{number}")]}})
+}
+
+/// The same without an address of its own.
+fn host_without(number: usize, interface: &str) -> Value {
+    let mut host = host(number, interface);
+    host["spec"]["expectedIPs"] = json!([]);
+    host
 }
 
 fn to_host(action: &str) -> Value {
@@ -84,19 +92,27 @@ const SOURCE_PORT: u16 = 53;
 
 fn rules() -> impl Strategy<Value = Value> {
     let peer = select(vec!["", "has(edge)", "app == 'p0'", "has(app)"]);
+    let at = prop_oneof![
+        2 => Just(json!({})),
+        2 => select(vec!["192.168.0.1/32", "192.168.1.0/24", "192.168.0.0/15"]).prop_map(|net| json!({"nets": [net]})),
+        1 => Just(json!({"notNets": ["192.168.0.0/24"]})),
+        1 => select(vec!["has(edge)", "has(app)"]).prop_map(|selector| json!({"selector": selector})),
+        1 => Just(json!({"notSelector": "has(edge)"})),
+    ];
     let rule = (
         select(vec!["Allow", "Deny"]),
         peer,
+        at,
         select(vec![80, 443]),
         any::<bool>(),
         proptest::bool::weighted(0.2),
     );
-    let rule = rule.prop_map(|(action, peer, port, source, of_port)| {
+    let rule = rule.prop_map(|(action, peer, at, port, source, of_port)| {
         let (own, other) = match source {
             true => ("destination", "source"),
             false => ("source", "destination"),
         };
-        let mut rule = json!({"action": action, "protocol": "TCP", own: {}, other: {"selector": peer}});
+        let mut rule = json!({"action": action, "protocol": "TCP", own: at, other: {"selector": peer}});
         rule["destination"]["ports"] = json!([port]);
         if of_port {
             rule["source"]["ports"] = json!([SOURCE_PORT]);
@@ -108,7 +124,7 @@ fn rules() -> impl Strategy<Value = Value> {
 
 /// Two nodes, of which some have a host endpoint, pods on them or elsewhere, and policies for all of them.
 fn objects() -> impl Strategy<Value = Vec<Value>> {
-    let interface = || option::weighted(0.7, select(vec!["eth0", "*"]));
+    let interface = || option::weighted(0.7, (select(vec!["eth0", "*"]), any::<bool>()));
     let nodes = option::of(select(vec!["n1", "n2"]));
     let selector = select(vec!["has(edge)", "has(app)", "app == 'p1'", "all()"]);
     (
@@ -119,8 +135,12 @@ fn objects() -> impl Strategy<Value = Vec<Value>> {
     )
         .prop_map(|((first, second), pods, policies, action)| {
             let mut objects = vec![node(1), node(2)];
-            objects.extend(first.map(|interface| host(1, interface)));
-            objects.extend(second.map(|interface| host(2, interface)));
+            let host = |number, (interface, expects)| match expects {
+                true => host(number, interface),
+                false => host_without(number, interface),
+            };
+            objects.extend(first.map(|first| host(1, first)));
+            objects.extend(second.map(|second| host(2, second)));
             let pods = pods.iter().enumerate();
             objects.extend(pods.map(|(i, node)| pod(&format!("p{i}"), i, *node)));
             let policies = policies.iter().enumerate();
@@ -142,16 +162,21 @@ proptest! {
         let mut judge = Judge::new(&book);
         let members = || view.cluster().members.into_iter();
         let outside: IpAddr = "203.0.113.9".parse().unwrap();
-        let nodes = ["192.168.0.1", "192.168.0.2"].map(|address| address.parse().unwrap());
-        let ends: Vec<IpAddr> = members().flat_map(|member| member.addresses).chain(nodes).chain([outside]).collect();
-        let is_member = |address: &IpAddr| members().any(|member| member.addresses.contains(address));
+        let nodes: [IpAddr; 4] = ["192.168.0.1", "192.168.1.1", "192.168.0.2", "192.168.1.2"].map(|address| address.parse().unwrap());
+        let has_host = |number: usize| members().any(|member| member.workload.namespace.is_empty() && member.node == format!("n{}", number / 2 + 1));
+        let ends: BTreeSet<IpAddr> = members().flat_map(|member| member.addresses).chain(nodes).chain([outside]).collect();
+        // A node with a host endpoint is judged by it at every address.
+        let is_judged = |address: &IpAddr| match nodes.iter().position(|node| node == address) {
+            Some(number) => has_host(number),
+            None => *address != outside,
+        };
         for from in &ends {
             for to in ends.iter().filter(|to| *to != from) {
-                if !is_member(from) && !is_member(to) {
+                if !is_judged(from) && !is_judged(to) {
                     continue;
                 }
                 // The model knows nodes without a host endpoint as addresses like others.
-                let bare = |end: &IpAddr| nodes.contains(end) && !is_member(end);
+                let bare = |end: &IpAddr| nodes.contains(end) && !is_judged(end);
                 for ports in [(0, 22), (0, 80), (SOURCE_PORT, 443)] {
                     let question = asked(*from, *to, ports);
                     let said = decided(&mut judge, &question);
@@ -163,20 +188,21 @@ proptest! {
             }
         }
         // What is proved of all flows is what the single flows say.
-        for (number, address) in [(1, nodes[0]), (2, nodes[1])] {
-            if !is_member(&address) {
+        for (number, addresses) in (1..).zip(nodes.chunks(2)) {
+            if !is_judged(&addresses[0]) {
                 continue;
             }
             for member in members().filter(|member| !member.workload.namespace.is_empty()) {
                 let Some(own) = member.addresses.first() else { continue };
                 let name = &member.workload.name;
-                let mut passes = |source_port| {
+                let mut passes = |address, source_port| {
                     let said = decided(&mut judge, &asked(*own, address, (source_port, 80)));
                     said.iter().flatten().all(|(allowed, _)| *allowed)
                 };
-                let passes = [passes(0), passes(SOURCE_PORT)];
+                let mut passes_at = |address: &IpAddr| [passes(*address, 0), passes(*address, SOURCE_PORT)];
+                let passes: Vec<bool> = addresses.iter().flat_map(&mut passes_at).collect();
                 let holds = |text: String| assertion::prove(&model, &assertion::parse(&text).unwrap()).holds;
-                let (none, all) = (!passes[0] && !passes[1], passes[0] && passes[1]);
+                let (none, all) = (!passes.contains(&true), !passes.contains(&false));
                 prop_assert_eq!(holds(format!("no pod(shop/{name}) reaches host(n{number}-eth0) on 80")), none);
                 prop_assert_eq!(holds(format!("pod(shop/{name}) reaches host(n{number}-eth0) on 80")), all);
             }
@@ -264,8 +290,9 @@ fn what_a_pod_sends_to_its_own_node_no_host_endpoint_judges() {
             let proof = |text: &str| assertion::prove(&model, &assertion::parse(text).unwrap());
             assert_eq!(proof("no ns(shop) reaches host(n1-eth0) on 80").holds, !egress.0);
             assert!(proof("no pod(shop/db) reaches host(n1-eth0) on 80").holds);
-            // A node's own packets to its pods always pass, and no assertion is about them.
-            assert!(proof("no host(n1-eth0) reaches pod(shop/web)").holds);
+            // A node's own packets to its pods always pass.
+            assert!(!proof("no host(n1-eth0) reaches pod(shop/web)").holds);
+            assert!(proof("host(n1-eth0) reaches pod(shop/web) on any").holds);
             let all = connectivity::connectivity(&model, connectivity::Grouping::Equal);
             let to_node: Vec<&str> = all
                 .connections
@@ -315,6 +342,47 @@ fn an_address_of_several_host_endpoints_is_judged_as_at_its_interface() {
         assert_eq!(explained(&view, &question), expected, "explain");
         assert_eq!(modelled(&model, web, address, (0, 80)), expected, "model");
     }
+}
+
+/// At `*`, which expects no address, a rule for one of the node's is for that one: in `decide`, `explain` and proofs.
+#[test]
+fn a_rule_for_an_address_of_the_node_is_for_that_one() {
+    let allow = |end: &Value| {
+        let rules = json!([{"action": "Allow", "destination": end}]);
+        let view = view(&[
+            pod("web", 0, Some("n2")),
+            node(1),
+            host_without(1, "*"),
+            policy("edge", "has(edge)", &rules, &json!([])),
+        ]);
+        let (model, book) = (Model::new(&view), Book::new(&view));
+        let mut judge = Judge::new(&book);
+        let web: IpAddr = "10.244.0.1".parse().unwrap();
+        let open = ["192.168.0.1", "192.168.1.1"].map(|address| {
+            let address = address.parse().unwrap();
+            let said = decided(&mut judge, &asked(web, address, (0, 80)));
+            assert_eq!(explained(&view, &asked(web, address, (0, 80))), said);
+            assert_eq!(modelled(&model, web, address, (0, 80)), said);
+            said[1].as_ref().expect("the host endpoint judges").0
+        });
+        let holds = |text: &str| assertion::prove(&model, &assertion::parse(text).unwrap()).holds;
+        let (none, all) = (!open.contains(&true), !open.contains(&false));
+        assert_eq!(
+            holds("no pod(shop/web) reaches host(n1-eth0) on 80"),
+            none,
+            "{end}"
+        );
+        assert_eq!(holds("pod(shop/web) reaches host(n1-eth0) on 80"), all, "{end}");
+        open
+    };
+    assert_eq!(allow(&json!({"nets": ["192.168.1.1/32"]})), [false, true]);
+    assert_eq!(allow(&json!({"notNets": ["192.168.1.0/24"]})), [true, false]);
+    assert_eq!(allow(&json!({"nets": ["192.168.0.0/16"]})), [true, true]);
+    assert_eq!(
+        allow(&json!({"selector": "has(edge)"})),
+        [false, false],
+        "it expects no address"
+    );
 }
 
 /// An address of two pods is nobody's.

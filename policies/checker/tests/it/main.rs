@@ -10,6 +10,7 @@ mod families;
 mod hosts;
 mod model;
 mod names;
+mod nodes;
 mod recommending;
 mod replays;
 mod scale;

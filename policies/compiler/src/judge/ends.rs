@@ -6,7 +6,7 @@ use std::{
 };
 
 use policies_ir::{
-    cluster::{Cluster, Member},
+    cluster::{Cluster, Member, NodePod},
     policy::{ICMPV6, WorkloadKind},
 };
 
@@ -16,7 +16,7 @@ const GENERATED_BASE: u32 = u32::from_be_bytes([198, 51, 100, 1]);
 /// One end of a flow, as it is asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum End {
-    /// A pod.
+    /// A pod, which on the network of its node is that node.
     Pod {
         /// Its namespace.
         namespace: String,
@@ -69,8 +69,6 @@ pub(crate) struct Ends<'a> {
     pods: HashMap<(&'a str, &'a str), usize>,
     hosts: BTreeMap<&'a str, Vec<usize>>,
     by_address: HashMap<IpAddr, usize>,
-    /// Nodes by their addresses; the first by name where several say they have one.
-    node_by_address: HashMap<IpAddr, &'a str>,
 }
 
 impl<'a> Ends<'a> {
@@ -79,14 +77,8 @@ impl<'a> Ends<'a> {
             cluster,
             pods: HashMap::new(),
             hosts: BTreeMap::new(),
-            by_address: HashMap::new(),
-            node_by_address: HashMap::new(),
+            by_address: cluster.stand_ins().into_iter().collect(),
         };
-        for (name, addresses) in &cluster.nodes {
-            for address in addresses {
-                ends.node_by_address.entry(*address).or_insert(name);
-            }
-        }
         for (position, member) in cluster.members.iter().enumerate() {
             let workload = &member.workload;
             match workload.kind {
@@ -122,10 +114,14 @@ impl<'a> Ends<'a> {
                 let found = self.pods.get(&(namespace.as_str(), name.as_str())).copied();
                 let member = found.and_then(|position| Some((position, self.cluster.members.get(position)?)));
                 let Some((position, member)) = member else {
-                    return Err(FlowError::UnknownPod {
-                        namespace: namespace.clone(),
-                        name: name.clone(),
-                    });
+                    let key = (namespace.clone(), name.clone());
+                    if let Some(pod) = self.cluster.node_pods.get(&key) {
+                        let at_node = self.at_node(pod);
+                        return at_node
+                            .ok_or_else(|| FlowError::NoAddress(format!("pod {namespace}/{name}")));
+                    }
+                    let (namespace, name) = key;
+                    return Err(FlowError::UnknownPod { namespace, name });
                 };
                 if member.addresses.is_empty() {
                     return Err(FlowError::NoAddress(format!("pod {namespace}/{name}")));
@@ -152,19 +148,26 @@ impl<'a> Ends<'a> {
             }
             End::Address(address) => {
                 let address = address.to_canonical();
-                let owner = self
-                    .by_address
-                    .get(&address)
-                    .and_then(|position| Some((*position, self.cluster.members.get(*position)?)));
-                let mut resolved = match owner {
-                    Some((position, member)) => resolved(position, member),
-                    None => self.node_at(address),
-                };
-                resolved.addresses = vec![address];
-                resolved.by_address = true;
-                Ok(resolved)
+                Ok(Resolved {
+                    member: self.by_address.get(&address).copied(),
+                    by_address: true,
+                    addresses: vec![address],
+                })
             }
         }
+    }
+
+    /// The node of a pod on its network: at the addresses that the pod says it has there, or at all of the node's.
+    fn at_node(&self, pod: &NodePod) -> Option<Resolved> {
+        let own = Some(&pod.addresses).filter(|own| !own.is_empty());
+        let addresses = own.or_else(|| self.cluster.nodes.get(&pod.node))?;
+        let owned = |address| self.by_address.get(address).copied();
+        let of_node = || self.hosts.get(pod.node.as_str())?.first().copied();
+        (!addresses.is_empty()).then(|| Resolved {
+            member: addresses.iter().find_map(owned).or_else(of_node),
+            by_address: false,
+            addresses: addresses.iter().copied().collect(),
+        })
     }
 
     /// The endpoint that judges at `own` what comes from or goes to `peer`: all but a host endpoint where `peer` is a pod
@@ -190,17 +193,6 @@ impl<'a> Ends<'a> {
         let node = &self.cluster.members.get(position)?.node;
         Some((Some(position), self.cluster.nodes.get(node)?))
     }
-
-    /// A node without host endpoints judges nothing, but it is a node all the same.
-    fn node_at(&self, address: IpAddr) -> Resolved {
-        let node = self.node_by_address.get(&address);
-        let hosts = node.and_then(|name| self.hosts.get(name));
-        Resolved {
-            member: hosts.and_then(|hosts| hosts.first()).copied(),
-            by_address: true,
-            addresses: Vec::new(),
-        }
-    }
 }
 
 /// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6. An end
@@ -225,10 +217,11 @@ pub(crate) fn addresses(
 
 /// Gives each node an address that has none, stable for the same set of nodes.
 pub(crate) fn assume_node_addresses(cluster: &mut Cluster) {
-    let of_members: BTreeSet<String> = cluster
-        .members
-        .iter()
-        .map(|member| member.node.clone())
+    let of_members = cluster.members.iter().map(|member| &member.node);
+    let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
+    let of_members: BTreeSet<String> = of_members
+        .chain(of_pods)
+        .cloned()
         .filter(|node| !node.is_empty())
         .collect();
     for node in of_members {

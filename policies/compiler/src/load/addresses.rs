@@ -17,14 +17,13 @@ impl Loaded {
             .view
             .pods
             .iter()
+            .chain(&self.view.node_pods)
             .flat_map(|pod| pod.addresses.iter().copied())
             .collect();
-        let mut without: Vec<&mut PodView> = self
-            .view
-            .pods
-            .iter_mut()
-            .filter(|pod| pod.addresses.is_empty())
-            .collect();
+        // A node whose pod has none of its addresses will be given one.
+        let adrift = self.view.node_pods.iter_mut().filter(|pod| pod.node.is_empty());
+        let pods = self.view.pods.iter_mut().chain(adrift);
+        let mut without: Vec<&mut PodView> = pods.filter(|pod| pod.addresses.is_empty()).collect();
         without.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         for pod in without {
             let wanted = name_hash(&pod.namespace, &pod.name);

@@ -15,16 +15,21 @@ use k8s_openapi::{
 use crate::{field::FieldError, kubernetes::protocol_number};
 
 pub(super) fn of_pod(pod: &Pod) -> Vec<FieldError> {
+    let Some(spec) = &pod.spec else {
+        return vec![FieldError {
+            field: "spec".to_owned(),
+            problem: "is missing".to_owned(),
+            fix: "give the pod's containers".to_owned(),
+        }];
+    };
     let mut errors = Vec::new();
-    if let Some(spec) = &pod.spec {
-        let lists = [
-            ("containers", Some(&spec.containers)),
-            ("initContainers", spec.init_containers.as_ref()),
-        ];
-        for (list, containers) in lists {
-            for (i, container) in containers.into_iter().flatten().enumerate() {
-                container_ports(&format!("spec.{list}[{i}]"), container, &mut errors);
-            }
+    let lists = [
+        ("containers", Some(&spec.containers)),
+        ("initContainers", spec.init_containers.as_ref()),
+    ];
+    for (list, containers) in lists {
+        for (i, container) in containers.into_iter().flatten().enumerate() {
+            container_ports(&format!("spec.{list}[{i}]"), container, &mut errors);
         }
     }
     if let Some(status) = &pod.status {

@@ -142,12 +142,13 @@ impl Loader {
             ("v1", "Pod") => {
                 let mut pod = reader.parse_usable(fields::of_pod)?;
                 pod.metadata.namespace = Some(namespace_of(&pod.metadata));
-                match PodView::from_pod(&pod, None) {
-                    Some(pod) => view.pods.push(pod),
-                    None => self.loaded.notes.push(format!(
-                        "{} is left out: it has no address of its own",
-                        reader.label
-                    )),
+                match (PodView::from_pod(&pod, None), PodView::on_node_network(&pod)) {
+                    (Some(pod), _) => view.pods.push(pod),
+                    (None, Some(pod)) => view.node_pods.push(pod),
+                    (None, None) => self
+                        .loaded
+                        .notes
+                        .push(format!("{} is left out: it has ended", reader.label)),
                 }
             }
             ("v1", "Service") => {

@@ -34,7 +34,7 @@ impl Backends {
         self.slices.push(slice);
     }
 
-    pub(super) fn resolve(&self, pods: &[PodView]) -> Services {
+    pub(super) fn resolve(&self, pods: [&[PodView]; 2]) -> Services {
         let mut resolved = Services::new();
         for slice in &self.slices {
             add_slice(&mut resolved, slice);
@@ -42,9 +42,11 @@ impl Backends {
         for service in self.services.iter().filter(|service| !is_external(service)) {
             let namespace = service.metadata.namespace.clone().unwrap_or_default();
             let name = service.metadata.name.clone().unwrap_or_default();
-            resolved
-                .entry((namespace.clone(), name))
-                .or_insert_with(|| selected(service, &namespace, pods).collect());
+            resolved.entry((namespace.clone(), name)).or_insert_with(|| {
+                let pods = pods.into_iter();
+                pods.flat_map(|pods| selected(service, &namespace, pods))
+                    .collect()
+            });
         }
         resolved
     }

@@ -122,6 +122,40 @@ allowed: shop/web (198.18.165.68) to host uplink (192.0.2.1), TCP port 80
     assert!(pod.contains("to host/uplink (198."), "{pod}");
 }
 
+/// A host endpoint for all interfaces expects no address: which of the node's a flow has decides, for who explains too.
+#[test]
+fn a_rule_may_ask_which_address_of_a_node_a_flow_has() {
+    let host = json!({"kind": "HostEndpoint", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "every",
+        "labels": {"edge": "1"}}, "spec": {"node": "n1", "interfaceName": "*"}});
+    let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n1"}, "status": {"addresses": [
+        {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "ExternalIP", "address": "203.0.113.1"}]}});
+    let inside = json!({"action": "Allow", "protocol": "TCP", "destination": {"nets": ["192.0.2.0/24"]}});
+    let from_inside = json!({"action": "Allow", "source": {"nets": ["192.0.2.0/24"]}});
+    let policy = json!({"kind": "GlobalNetworkPolicy", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "edge"},
+        "spec": {"selector": "has(edge)", "types": ["Ingress", "Egress"], "ingress": [inside], "egress": [from_inside]}});
+    let loaded = load_objects(sources(&[host, node, policy, pod("shop", "web")])).unwrap();
+    let web = "\
+allowed: shop/web (198.18.165.68) to host every (192.0.2.1), TCP port 80
+  egress of shop/web: allowed by no-policy
+    + profile of the namespace: allows, as no policy decided
+  ingress of host every: allowed by GlobalNetworkPolicy edge rule 0
+    + GlobalNetworkPolicy edge rule 0: allows
+";
+    for name in ["host/every", "host/n1", "192.0.2.1"] {
+        assert_eq!(ask(&loaded, "shop/web", name, 80).unwrap(), web);
+    }
+    let other = ask(&loaded, "shop/web", "203.0.113.1", 80).unwrap();
+    assert!(other.starts_with("denied"), "{other}");
+    assert!(
+        other.contains("    - GlobalNetworkPolicy edge rule 0: does not fit the end that judges\n"),
+        "{other}"
+    );
+    for (from, expected) in [("192.0.2.1", "allowed"), ("203.0.113.1", "denied")] {
+        let said = ask(&loaded, from, "198.51.100.9", 80).unwrap();
+        assert!(said.starts_with(expected), "{said}");
+    }
+}
+
 #[test]
 fn questions_without_an_answer_say_why() {
     let loaded = shop();

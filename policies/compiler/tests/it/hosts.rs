@@ -540,6 +540,146 @@ fn the_address_inside_counts_at_every_interface_and_before_flows_are_known() {
     }
 }
 
+/// Addresses of the node: the one that a host endpoint expects, others, and a group that the node listens to.
+const ELSEWHERE: &str = "10.0.0.253";
+const ON_LINK: &str = "fe80::253";
+const ALL_HOSTS: &str = "224.0.0.1";
+
+/// A host endpoint that expects these addresses at its interface, and gives a port a name.
+fn expecting(interface: &str, addresses: &[&str]) -> Value {
+    let mut host = calico(
+        "HostEndpoint",
+        "h",
+        &json!({"node": "here", "interfaceName": interface, "expectedIPs": addresses,
+            "ports": [{"name": "web", "protocol": "TCP", "port": 80}]}),
+    );
+    host["metadata"]["labels"] = json!({"edge": ""});
+    host
+}
+
+/// The node's own packets are told apart by the address that they have, at every host endpoint. Its labels and the names of
+/// its ports are found at the addresses that it expects, and at no others.
+#[test]
+fn conditions_on_the_own_end_of_the_nodes_packets_are_on_their_address() {
+    let everywhere = [HOST.1, ELSEWHERE, ON_LINK, ALL_HOSTS];
+    let holds_for = |host: &Value, direction: Direction, end: &Value, port: u16| {
+        let (kind, field, ports) = match direction {
+            Ingress => ("Ingress", "destination", (40_000, port)),
+            Egress => ("Egress", "source", (port, 40_000)),
+        };
+        let labs = ["Allow", "Deny"].map(|action| {
+            let mut rule = json!({"action": action, "protocol": "TCP"});
+            rule[field] = end.clone();
+            let mut spec = json!({"selector": "has(edge)", "types": [kind]});
+            spec[kind.to_lowercase()] = match action {
+                "Allow" => json!([rule]),
+                _ => json!([rule, {"action": "Allow"}]),
+            };
+            let nets = json!({"nets": [format!("{ELSEWHERE}/32")]});
+            let rack = set("GlobalNetworkSet", "s", &json!({"place": "rack"}), &nets);
+            let lab = Lab::new(&[host.clone(), rack, global("p", &spec)]);
+            assert_eq!(lab.reported, Vec::<String>::new());
+            lab
+        });
+        let holds = everywhere.into_iter().filter(|own| {
+            let peer = if own.contains(':') { OUTSIDE_V6 } else { OUTSIDE };
+            let said = labs.each_ref();
+            let [allowed, denied] =
+                said.map(|lab| lab.decides_between(HOST.0, direction, (own, peer), TCP, ports).0);
+            assert_ne!(allowed, denied, "{end} {own}");
+            allowed == Verdict::Allow
+        });
+        holds.collect::<Vec<_>>()
+    };
+    let (any, here) = (&everywhere[..], &[HOST.1][..]);
+    let not_here = &[ELSEWHERE, ON_LINK, ALL_HOSTS][..];
+    for (end, without, with) in [
+        (json!({"nets": ["10.0.0.254/32"]}), here, here),
+        (
+            json!({"nets": ["10.0.0.252/30"]}),
+            &[HOST.1, ELSEWHERE][..],
+            &[HOST.1, ELSEWHERE][..],
+        ),
+        (json!({"nets": ["fe80::/10"]}), &[ON_LINK][..], &[ON_LINK][..]),
+        (
+            json!({"nets": ["224.0.0.0/4"]}),
+            &[ALL_HOSTS][..],
+            &[ALL_HOSTS][..],
+        ),
+        (json!({"nets": ["10.0.0.1/32"]}), &[][..], &[][..]),
+        (
+            json!({"notNets": ["10.0.0.254/32"]}),
+            &[ELSEWHERE, ALL_HOSTS][..],
+            &[ELSEWHERE, ALL_HOSTS][..],
+        ),
+        (
+            json!({"selector": "place == 'rack'"}),
+            &[ELSEWHERE][..],
+            &[ELSEWHERE][..],
+        ),
+        (json!({"selector": "has(edge)"}), &[][..], here),
+        (json!({"notSelector": "has(edge)"}), any, not_here),
+        (
+            json!({"namespaceSelector": "global()"}),
+            &[ELSEWHERE][..],
+            &[HOST.1, ELSEWHERE][..],
+        ),
+        (json!({"ports": ["web"]}), &[][..], here),
+        (json!({"notPorts": ["web"]}), any, not_here),
+        (json!({"ports": [80]}), any, any),
+    ] {
+        for direction in [Ingress, Egress] {
+            for interface in ["*", "eth0"] {
+                let found = holds_for(&expecting(interface, &[]), direction, &end, 80);
+                assert_eq!(found, without, "{interface} expects nothing: {direction:?} {end}");
+            }
+            let found = holds_for(&expecting("eth0", &[HOST.1]), direction, &end, 80);
+            assert_eq!(found, with, "eth0: {direction:?} {end}");
+        }
+    }
+}
+
+/// So do those of its profiles.
+#[test]
+fn profiles_of_a_host_endpoint_judge_the_address_of_the_packet() {
+    let mut profile = calico(
+        "Profile",
+        "own",
+        &json!({"ingress": [{"action": "Allow", "destination": {"nets": ["10.0.0.253/32"]}}]}),
+    );
+    profile["metadata"]["namespace"] = Value::Null;
+    let mut every = expecting("*", &[]);
+    every["spec"]["profiles"] = json!(["own"]);
+    let lab = Lab::new(&[profile, every]);
+    let by = |own| {
+        lab.decides_between(HOST.0, Ingress, (own, OUTSIDE), TCP, (40_000, 80))
+            .1
+    };
+    assert_eq!([by(ELSEWHERE), by(HOST.1)], ["own rule 0", "no-match"]);
+}
+
+/// Whose the address is that a node goes by may be in doubt while pods claim it: failsafe ports are never.
+#[test]
+fn failsafe_ports_are_open_at_an_address_of_which_nobody_is_sure() {
+    let spec = json!({"selector": "has(edge)", "ingress": [{"action": "Allow", "destination": {"notSelector": "app == 'db'"}}]});
+    let mut lab = Lab::new(&[expecting("*", &[]), global("p", &spec)]);
+    let mut pods = lab.cluster.members.iter_mut();
+    let pay = pods.find(|pod| pod.workload.namespace == "pay").unwrap();
+    pay.addresses.insert(WEB.1.parse().unwrap());
+    let by = |own, port| {
+        lab.decides_between(HOST.0, Ingress, (own, OUTSIDE), TCP, (40_000, port))
+            .1
+    };
+    for (own, port, expected) in [
+        (WEB.1, 80, "no-match"),
+        (WEB.1, 22, "failsafe"),
+        (HOST.1, 80, "GlobalNetworkPolicy p rule 0"),
+        (HOST.1, 22, "failsafe"),
+    ] {
+        assert_eq!(by(own, port), expected, "{own} {port}");
+    }
+}
+
 /// What tells nobody apart at the own end costs nothing: neither classes nor entries.
 #[test]
 fn only_who_asks_for_the_address_inside_pays_for_it() {

@@ -26,6 +26,9 @@ pub(crate) const HOST: (u32, &str) = (8, "10.0.0.254");
 pub(crate) const OUTSIDE: &str = "203.0.113.9";
 pub(crate) const OUTSIDE_V6: &str = "2001:db8::9";
 
+/// Where a host endpoint sends from and listens, for tests to which that does not matter.
+const HOST_V6: &str = "fd00::fe";
+
 /// What judges packets that the node forwards, where a test has that.
 pub(crate) const FORWARDED: EndpointId = EndpointId(901);
 
@@ -109,7 +112,7 @@ impl Lab {
         self
     }
 
-    /// What decides about a packet, by the reference and by the tables.
+    /// What decides about a packet, by the reference and by the tables. A host endpoint's own end is the node's address.
     #[track_caller]
     pub(crate) fn decides(
         &self,
@@ -117,12 +120,26 @@ impl Lab {
         direction: Direction,
         peer: &str,
         protocol: u8,
+        ports: (u16, u16),
+    ) -> (Verdict, String) {
+        let host = if peer.contains(':') { HOST_V6 } else { HOST.1 };
+        self.decides_between(endpoint, direction, (host, peer), protocol, ports)
+    }
+
+    /// What decides about a packet between `inside` and `peer` at a host endpoint.
+    #[track_caller]
+    pub(crate) fn decides_between(
+        &self,
+        endpoint: u32,
+        direction: Direction,
+        (inside, peer): (&str, &str),
+        protocol: u8,
         (source_port, port): (u16, u16),
     ) -> (Verdict, String) {
         let packet = Packet {
             direction,
             peer: peer.parse().unwrap(),
-            inside: None,
+            inside: Some(inside.parse().unwrap()),
             protocol,
             source_port,
             port,

@@ -283,7 +283,7 @@ proptest! {
 /// Which part, whether its own end mattered, and what tables and reference say.
 type Part = ([&'static str; 2], Judgement, Judgement);
 
-/// What tables and reference say about packets that a host forwards, and about packets before flows are known.
+/// What tables and reference say about packets at a host: its own, those that it forwards, and those before flows are known.
 fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseError> {
     for member in &mut scenario.cluster.members {
         if let (WorkloadKind::HostEndpoint, Some(EndpointId(own))) = (member.workload.kind, member.endpoint) {
@@ -303,12 +303,17 @@ fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseErr
     for member in &cluster.members {
         let workload = &member.workload;
         let found = [
+            (
+                "own",
+                member.untracked.and(member.endpoint),
+                policies.for_endpoint(workload),
+            ),
             ("forwarded", member.forwarded, policies.for_forwarded(workload)),
             ("untracked", member.untracked, policies.for_untracked(workload)),
         ];
         for (name, endpoint, policy) in found {
             let Some(endpoint) = endpoint else { continue };
-            if policy.tiers.is_empty() {
+            if policy.tiers.is_empty() && Some(endpoint) != member.endpoint {
                 prop_assert!(
                     !tables.endpoints.contains_key(&endpoint),
                     "{} has nothing to say",
@@ -328,8 +333,8 @@ fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseErr
                 let flow = cluster.flow(member, &packet);
                 let decision = decide(&policy, &flow);
                 let asks = policy.asks_own(packet.direction);
-                let own = match (asks, flow.own.is_contested) {
-                    (true, true) => "contested own end",
+                let own = match (asks, flow.own.is_unknown) {
+                    (true, true) => "unknown own end",
                     (true, false) => "own end asked for",
                     (false, _) => "any own end",
                 };
@@ -368,7 +373,12 @@ fn parts_of_host_endpoints_decide_in_every_way() {
         "forwarded, own end asked for, Allow by rule",
         "forwarded, own end asked for, Deny by rule",
         "forwarded, own end asked for, Allow by no-policy",
-        "forwarded, contested own end, Deny by no-match",
+        "forwarded, unknown own end, Deny by no-match",
+        "own, own end asked for, Allow by rule",
+        "own, own end asked for, Deny by rule",
+        "own, own end asked for, Allow by failsafe",
+        "own, unknown own end, Deny by no-match",
+        "own, unknown own end, Allow by failsafe",
         "untracked, own end asked for, Deny by rule",
     ] {
         assert!(

@@ -65,7 +65,7 @@ impl Node {
         let at = |member: &&policies_ir::cluster::Member| member.endpoint == Some(EndpointId(HOST.0));
         let member = self.cluster.members.iter().find(at).unwrap();
         let policy = self.policies.for_endpoint(&member.workload);
-        let reference = decide(&policy, &self.cluster.flow_of(member, &packet));
+        let reference = decide(&policy, &self.cluster.flow(member, &packet));
         let entry = lookup(&self.tables, EndpointId(HOST.0), &packet);
         assert_eq!(
             (entry.verdict, self.tables.decided_by(entry.rule)),
@@ -394,7 +394,7 @@ fn at_the_node(scenario: &TieredScenario) -> Vec<(bool, Judgement, Judgement)> {
     });
     let at = hosts.flat_map(|host| scenario.packets.iter().map(move |(_, packet)| (host, packet)));
     at.map(|(host, packet)| {
-        let flow = cluster.flow_of(host, packet);
+        let flow = cluster.flow(host, packet);
         let reference = decide(&policies.for_endpoint(&host.workload), &flow);
         let entry = lookup(&tables, host.endpoint.unwrap(), packet);
         (

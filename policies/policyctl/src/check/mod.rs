@@ -352,6 +352,11 @@ fn show_proof(proved: &Proved) -> Result<()> {
     if let Some(vacuous) = &proved.proof.vacuous {
         output::line(&format!("        but says nothing: {vacuous}"))?;
     }
+    if let Some(left_out) = &proved.proof.left_out {
+        output::line(&format!(
+            "        but for what nodes send to their own pods, which always passes: {left_out}"
+        ))?;
+    }
     match &proved.proof.problem {
         None => {}
         Some(Problem::Counterexample(packet)) => {

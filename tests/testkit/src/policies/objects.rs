@@ -469,15 +469,20 @@ fn host_endpoint() -> impl Strategy<Value = calico::HostEndpoint> {
             port,
         });
     let addresses = select(vec![(true, true), (true, false), (false, true), (false, false)]);
-    (0..NODES.len(), addresses, labels(), profiles, vec(port, 0..3)).prop_map(
-        |(node, (v4, v6), labels, profiles, ports)| {
+    // What the node need not have.
+    let elsewhere = option::weighted(0.1, address());
+    let expected = (addresses, elsewhere);
+    (0..NODES.len(), expected, labels(), profiles, vec(port, 0..3)).prop_map(
+        |(node, ((v4, v6), elsewhere), labels, profiles, ports)| {
             let of_node = [(v4, node_v4(node)), (v6, node_v6(node))].into_iter();
             let mut host = object(calico::HostEndpointSpec {
                 node: NODES[node].to_owned(),
                 interface_name: "eth0".to_owned(),
                 expected_ips: of_node
                     .filter(|(has, _)| *has)
-                    .map(|(_, address)| address.to_string())
+                    .map(|(_, address)| address)
+                    .chain(elsewhere)
+                    .map(|address| address.to_string())
                     .collect(),
                 profiles,
                 ports,

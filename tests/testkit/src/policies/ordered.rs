@@ -1,6 +1,6 @@
 //! The ordered form.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use api::selector::LabelSelector;
 use policies_ir::{
@@ -100,9 +100,17 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 number += 1;
             }
             host.workload.name = format!("host-{number}");
-            // As a view has it: what is a host endpoint's is its node's.
-            let of_node = cluster.nodes.entry(host.node.clone()).or_default();
-            of_node.extend(&host.addresses);
+            // As a view has it: what a host endpoint of another node expects is its node's, unless it is somebody else's.
+            let given = cluster
+                .nodes
+                .values()
+                .flatten()
+                .copied()
+                .collect::<BTreeSet<IpAddr>>();
+            if host.node != NODES[0] {
+                let of_node = cluster.nodes.entry(host.node.clone()).or_default();
+                of_node.extend(host.addresses.difference(&given));
+            }
             cluster.members.push(host);
         }
         cluster.sets = sets;

@@ -72,25 +72,27 @@ pub fn packet() -> impl Strategy<Value = (EndpointId, Packet)> {
     (
         1..=ENDPOINTS,
         direction,
-        address(),
+        (address(), inside()),
         select(PROTOCOLS.to_vec()),
         port.clone(),
         port,
     )
-        .prop_map(|(endpoint, direction, peer, protocol, source_port, port)| {
-            let has_ports = PORT_PROTOCOLS.contains(&protocol);
-            (
-                EndpointId(endpoint),
-                Packet {
-                    direction,
-                    peer,
-                    inside: None,
-                    protocol,
-                    source_port: if has_ports { source_port } else { 0 },
-                    port,
-                },
-            )
-        })
+        .prop_map(
+            |(endpoint, direction, (peer, inside), protocol, source_port, port)| {
+                let has_ports = PORT_PROTOCOLS.contains(&protocol);
+                (
+                    EndpointId(endpoint),
+                    Packet {
+                        direction,
+                        peer,
+                        inside: inside.map(|of| of[usize::from(peer.is_ipv6())]),
+                        protocol,
+                        source_port: if has_ports { source_port } else { 0 },
+                        port,
+                    },
+                )
+            },
+        )
 }
 
 /// An address: mostly a pod's, a node's, or near one.
@@ -108,6 +110,16 @@ pub fn address() -> impl Strategy<Value = IpAddr> {
         // IPv4 in IPv6 form never reaches a judge: it is no address of a packet.
         1 => any::<u128>().prop_map(|bits| Ipv6Addr::from(bits | 1 << 127).into()),
     ]
+}
+
+/// An address at the own end, of either family; now and then none is told.
+fn inside() -> impl Strategy<Value = Option<[IpAddr; 2]>> {
+    let known = prop_oneof![
+        3 => (0..2usize).prop_map(|node| [node_v4(node), node_v6(node)]),
+        2 => (0..16u8).prop_map(|number| [pod_v4(number), pod_v6(number)]),
+        1 => Just(["192.0.2.7", "2001:db8::7"].map(|text| text.parse().expect("an address"))),
+    ];
+    option::weighted(0.95, known)
 }
 
 fn pod_v4(number: u8) -> IpAddr {

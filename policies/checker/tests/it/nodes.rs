@@ -1,0 +1,395 @@
+//! Nodes with host endpoints that do not say which addresses they have: what is said about all flows is what `decide` says
+//! about each.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use policies_checker::{
+    Model,
+    assertion::{self, Problem, Proof},
+    difference::{Effect, difference},
+    rules::{RuleStatus, rule_use},
+    space::Point,
+};
+use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, load_objects};
+use policies_ir::{
+    policy::{TCP, WorkloadKind},
+    tables::Verdict,
+};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use serde_json::{Value, json};
+
+fn view(objects: &[Value]) -> ClusterView {
+    let origin = "test";
+    load_objects(objects.iter().map(|object| Source { origin, object }))
+        .unwrap()
+        .view
+}
+
+fn pod(name: &str, address: &str, node: Option<&str>) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": name, "labels": {"app": name}},
+        "spec": {"nodeName": node, "containers": []}, "status": {"podIP": address}})
+}
+
+fn node(name: &str, addresses: &[&str]) -> Value {
+    let addresses: Vec<Value> = addresses
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address}))
+        .collect();
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses}})
+}
+
+fn host(name: &str, node: &str, interface: &str, addresses: &[&str]) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint", "metadata": {"name": name, "labels": {"edge": name}},
+        "spec": {"node": node, "interfaceName": interface, "expectedIPs": addresses}})
+}
+
+fn policy(name: &str, selector: &str, ingress: &Value) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": name},
+        "spec": {"selector": selector, "types": ["Ingress"], "ingress": ingress}})
+}
+
+fn proof(model: &Model, text: &str) -> Proof {
+    assertion::prove(model, &assertion::parse(text).unwrap())
+}
+
+/// A host endpoint for an interface by its name, on a node that has an address, and rules for it.
+fn edge(addresses: &[&str], rules: &Value) -> Model {
+    Model::new(&view(&[
+        node("n1", addresses),
+        host("h", "n1", "eth0", &[]),
+        pod("a", "10.244.1.1", Some("n2")),
+        policy("g", "has(edge)", rules),
+    ]))
+}
+
+/// The commonest form of a host endpoint expects no address. It had none in the model, so that nothing was ever said of it.
+#[test]
+fn a_host_endpoint_that_expects_no_address_is_at_those_of_its_node() {
+    let https = json!([{"action": "Allow", "protocol": "TCP", "destination": {"ports": [443]}}]);
+    // Also of a node of which no object tells an address: it has some.
+    for addresses in [&["192.0.3.1"][..], &[]] {
+        let (narrow, wide) = (
+            edge(addresses, &https),
+            edge(addresses, &json!([{"action": "Allow"}])),
+        );
+        let changes = difference(&narrow, &wide);
+        assert!(!changes.is_empty(), "{addresses:?}");
+        assert!(
+            changes
+                .iter()
+                .all(|change| change.effect == Effect::Opens && change.to == "host h")
+        );
+        assert!(difference(&narrow, &edge(addresses, &https)).is_empty());
+        let holds = |model: &Model, text: &str| proof(model, text).holds;
+        assert!(holds(&narrow, "any pod reaches host(h) on 443"));
+        assert!(!holds(&narrow, "any pod reaches host(h) on 80"));
+        assert!(holds(&narrow, "no internet reaches host(h) on 80"));
+        assert!(
+            !holds(&narrow, "no internet reaches host(h) on 22"),
+            "it is a failsafe port"
+        );
+        assert!(!holds(&narrow, "isolated host(h)"));
+        let (uses, _) = rule_use(&narrow, &[]);
+        assert_eq!(uses[0].status, RuleStatus::Live);
+    }
+    let (narrow, wide) = (
+        edge(&["192.0.3.1"], &https),
+        edge(&["192.0.3.1"], &json!([{"action": "Allow"}])),
+    );
+    assert!(!proof(&narrow, "any pod reaches cidr(192.0.3.1/32) on 80").holds);
+    assert!(proof(&wide, "any pod reaches cidr(192.0.3.1/32) on 80").holds);
+}
+
+/// An address of the node that its host endpoint does not expect is judged by it all the same.
+#[test]
+fn a_host_endpoint_judges_at_addresses_that_none_expects() {
+    let model = Model::new(&view(&[
+        node("n1", &["192.0.3.1", "203.0.113.7"]),
+        host("h", "n1", "*", &["192.0.3.1"]),
+        pod("a", "10.244.1.1", Some("n2")),
+        policy("g", "has(edge)", &json!([])),
+    ]));
+    for address in ["192.0.3.1", "203.0.113.7"] {
+        assert!(!proof(&model, &format!("any pod reaches cidr({address}/32) on 80")).holds);
+        assert!(!proof(&model, &format!("no pod reaches cidr({address}/32) on 22")).holds);
+    }
+}
+
+/// What a node sends to its own pods passes whatever policy says, so that nobody can prove that it does not.
+#[test]
+fn what_a_node_sends_to_its_own_pods_counts_where_it_is_asked_about() {
+    let objects = |expected: &[&str]| {
+        [
+            node("n1", &["192.0.3.1"]),
+            host("h", "n1", "eth0", expected),
+            pod("near", "10.244.0.1", Some("n1")),
+            pod("far", "10.244.1.1", Some("n2")),
+            policy("closed", "has(app)", &json!([])),
+        ]
+    };
+    for expected in [&["192.0.3.1"][..], &[]] {
+        let model = Model::new(&view(&objects(expected)));
+        for text in [
+            "no host(h) reaches pod(shop/near) on 443",
+            "no cidr(192.0.3.1/32) reaches pod(shop/near)",
+            "never any pod reaches ns(shop)",
+            "only ns(shop) reaches ns(shop)",
+        ] {
+            let proof = proof(&model, text);
+            let Some(Problem::Counterexample(packet)) = proof.problem else {
+                panic!("{text}: {proof:?}");
+            };
+            assert_eq!(packet.from.workload.as_deref(), Some("host h"), "{text}");
+            assert_eq!(packet.to.workload.as_deref(), Some("shop/near"), "{text}");
+            assert_eq!(packet.rulings(), "ingress allowed by from-host", "{text}");
+        }
+        assert!(proof(&model, "no host(h) reaches pod(shop/far)").holds);
+        assert!(proof(&model, "host(h) reaches pod(shop/near) on any").holds);
+        assert!(proof(&model, "only ns(shop) or host(h) reaches ns(shop)").holds);
+        // No policy can isolate a pod from its node, which is not what is asked; the answer says so.
+        let egress = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "mute"},
+            "spec": {"selector": "has(app)", "types": ["Egress"]}});
+        let shut: Vec<Value> = objects(expected).into_iter().chain([egress]).collect();
+        let model = Model::new(&view(&shut));
+        let isolated = proof(&model, "isolated pod(shop/near)");
+        assert!(isolated.holds, "{isolated:?}");
+        let left_out = isolated.left_out.unwrap();
+        assert!(
+            left_out.starts_with("host h (192.0.3.1) to shop/near (10.244.0.1), "),
+            "{left_out}"
+        );
+        assert_eq!(proof(&model, "isolated pod(shop/far)").left_out, None);
+    }
+}
+
+const PORTS: [u16; 2] = [80, 443];
+
+fn rules() -> impl Strategy<Value = Value> {
+    let own = prop_oneof![
+        3 => Just(json!({})),
+        1 => select(vec!["192.168.0.1/32", "192.168.1.0/24", "198.51.100.0/24"]).prop_map(|net| json!({"nets": [net]})),
+        1 => Just(json!({"selector": "has(edge)"})),
+    ];
+    let peer = prop_oneof![
+        2 => Just(json!({})),
+        2 => select(vec!["has(edge)", "has(app)", "app == 'p0'", "edge == 'n1-eth0'"])
+            .prop_map(|selector| json!({"selector": selector})),
+        1 => select(vec!["192.168.0.0/16", "192.168.1.1/32", "10.244.0.0/31"]).prop_map(|net| json!({"nets": [net]})),
+    ];
+    let rule = (
+        select(vec!["Allow", "Deny"]),
+        own,
+        peer,
+        option::of(select(PORTS.to_vec())),
+    );
+    let rule = rule.prop_map(|(action, own, peer, port)| {
+        let mut rule = json!({"action": action, "destination": own, "source": peer});
+        if let Some(port) = port {
+            rule["protocol"] = "TCP".into();
+            rule["destination"]["ports"] = json!([port]);
+        }
+        rule
+    });
+    vec(rule, 0..4).prop_map(Value::from)
+}
+
+/// For both directions: ends change sides.
+fn policies() -> impl Strategy<Value = Vec<Value>> {
+    let selector = select(vec![
+        "has(edge)",
+        "edge == 'n1-eth0'",
+        "has(app)",
+        "app == 'p1'",
+        "all()",
+    ]);
+    vec((selector, rules(), any::<bool>()), 1..4).prop_map(|policies| {
+        let policies = policies.into_iter().enumerate();
+        let policies = policies.map(|(i, (selector, rules, leaves))| {
+            let mut policy = policy(&format!("g{i}"), selector, &rules);
+            if leaves {
+                let mut rules = rules;
+                for rule in rules.as_array_mut().unwrap() {
+                    let (source, ports) = (rule["source"].take(), rule["destination"]["ports"].take());
+                    let own = rule["destination"].take();
+                    rule["source"] = own;
+                    rule["source"].as_object_mut().unwrap().remove("ports");
+                    rule["destination"] = source;
+                    if !ports.is_null() {
+                        rule["destination"]["ports"] = ports;
+                    }
+                }
+                policy["spec"]["types"] = json!(["Egress"]);
+                policy["spec"]["ingress"] = json!([]);
+                policy["spec"]["egress"] = rules;
+            }
+            policy
+        });
+        policies.collect()
+    })
+}
+
+/// Two nodes, of which the object may tell no, one or two addresses, with host endpoints for interfaces by name, for
+/// addresses and for all, which expect some, others or none; and pods.
+fn ground() -> impl Strategy<Value = Vec<Value>> {
+    let of_node = |number: usize| {
+        let known = option::weighted(0.8, 0..3_usize);
+        let hosts = (
+            option::weighted(0.6, any::<bool>()),
+            option::weighted(0.3, any::<bool>()),
+            option::weighted(0.4, any::<bool>()),
+        );
+        (known, hosts).prop_map(move |(known, (first, second, every))| {
+            let name = format!("n{number}");
+            let address = |of: usize| format!("192.168.{of}.{number}");
+            let mut objects = Vec::new();
+            if let Some(known) = known {
+                let known: Vec<String> = (0..known).map(address).collect();
+                objects.push(node(&name, &known.iter().map(String::as_str).collect::<Vec<_>>()));
+            }
+            let hosts = [(first, "eth0", 0), (second, "eth1", 2), (every, "*", 1)];
+            for (host_expects, interface, at) in hosts {
+                let Some(expects) = host_expects else { continue };
+                let expected = expects.then(|| address(at));
+                let expected: Vec<&str> = expected.as_deref().into_iter().collect();
+                let suffix = if interface == "*" { "all" } else { interface };
+                objects.push(host(&format!("{name}-{suffix}"), &name, interface, &expected));
+            }
+            objects
+        })
+    };
+    let pods = vec(option::of(select(vec!["n1", "n2"])), 1..4);
+    let to_host = option::of(select(vec!["Drop", "Return"]));
+    (of_node(1), of_node(2), pods, to_host).prop_map(|(first, second, pods, to_host)| {
+        let mut objects = [first, second].concat();
+        for (i, node) in pods.into_iter().enumerate() {
+            objects.push(pod(&format!("p{i}"), &format!("10.244.0.{i}"), node));
+        }
+        let settings = |action| {
+            json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": {"defaultEndpointToHostAction": action}})
+        };
+        objects.extend(to_host.map(settings));
+        objects
+    })
+}
+
+/// One cluster, asked flow by flow.
+struct Flows<'a> {
+    book: &'a Book,
+    judge: Judge<'a>,
+}
+
+impl<'a> Flows<'a> {
+    fn new(book: &'a Book) -> Self {
+        Self {
+            book,
+            judge: Judge::new(book),
+        }
+    }
+
+    /// Nodes with a host endpoint.
+    fn judged_nodes(&self) -> BTreeSet<&str> {
+        let hosts = self.book.cluster().members.iter();
+        let hosts = hosts.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
+        hosts.map(|host| host.node.as_str()).collect()
+    }
+
+    /// Every address of a pod and of a node with a host endpoint. The model knows those of other nodes as addresses like others.
+    fn ends(&self) -> BTreeSet<IpAddr> {
+        let cluster = self.book.cluster();
+        let judged = self.judged_nodes();
+        let of_nodes = cluster
+            .nodes
+            .iter()
+            .filter(|(node, _)| judged.contains(node.as_str()));
+        let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
+        of_nodes
+            .flat_map(|(_, addresses)| addresses)
+            .chain(of_members)
+            .copied()
+            .collect()
+    }
+
+    /// What each end says, as the model's packets do.
+    fn said(&mut self, from: IpAddr, to: IpAddr, port: u16) -> [Option<(bool, String)>; 2] {
+        let question = Question {
+            source: FlowEnd::Address(from),
+            destination: FlowEnd::Address(to),
+            protocol: TCP,
+            source_port: 40_000,
+            port,
+        };
+        let answer = self.judge.judge(&question).unwrap();
+        [answer.egress, answer.ingress]
+            .map(|end| end.map(|(verdict, by)| (verdict == Verdict::Allow, by.to_string())))
+    }
+
+    fn passes(&mut self, from: IpAddr, to: IpAddr, port: u16) -> bool {
+        self.said(from, to, port)
+            .iter()
+            .flatten()
+            .all(|(allowed, _)| *allowed)
+    }
+}
+
+const OUTSIDE: &str = "203.0.113.9";
+
+proptest! {
+    #[test]
+    fn what_is_said_of_all_flows_is_what_is_decided_about_each(ground in ground(), old in policies(), new in policies()) {
+        let with = |policies: &[Value]| view(&[&ground[..], policies].concat());
+        let (old, new) = (with(&old), with(&new));
+        let books = [Book::new(&old), Book::new(&new)];
+        let models = [Model::new(&old), Model::new(&new)];
+        let mut flows = [Flows::new(&books[0]), Flows::new(&books[1])];
+        let outside: IpAddr = OUTSIDE.parse().unwrap();
+        let ends: Vec<IpAddr> = flows[0].ends().into_iter().chain([outside]).collect();
+        let mut differ = BTreeSet::new();
+        for from in &ends {
+            for to in ends.iter().filter(|to| *to != from) {
+                for port in [22, 80, 443] {
+                    let mut passed = Vec::new();
+                    for (model, flows) in models.iter().zip(&mut flows) {
+                        let said = flows.said(*from, *to, port);
+                        let point = Point { protocol: TCP, source_port: 40_000, port };
+                        let packet = model.packet(model.place(*from), model.place(*to), point);
+                        let modelled = packet.map(|packet| [packet.egress, packet.ingress].map(|end| end.map(|end| (end.allowed, end.by))));
+                        prop_assert_eq!(modelled.unwrap_or_default(), said.clone(), "{} to {}, {}", from, to, port);
+                        passed.push(said.iter().flatten().all(|(allowed, _)| *allowed));
+                    }
+                    if passed[0] != passed[1] {
+                        differ.insert((*from, *to, port));
+                    }
+                }
+            }
+        }
+        // Whatever single flow differs, and nothing that does not.
+        let changes = difference(&models[0], &models[1]);
+        prop_assert!(differ.is_empty() || !changes.is_empty(), "{:?}", differ);
+        for change in &changes {
+            let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
+            for (packet, which) in [(before, 0), (after, 1)] {
+                if packet.protocol == TCP && packet.source_port != 0 {
+                    let decided = flows[which].passes(packet.from.address, packet.to.address, packet.port);
+                    prop_assert_eq!(decided, packet.allowed, "{}", packet);
+                }
+            }
+        }
+        // Each end at its address, in sentences: the node is asked about by its addresses and by the name of what judges there.
+        let (model, flows) = (&models[0], &mut flows[0]);
+        for from in &ends {
+            for to in ends.iter().filter(|to| *to != from && (**to != outside || *from != outside)) {
+                let (source, destination) = (model.owner(*from), model.owner(*to));
+                if source == destination {
+                    continue;
+                }
+                for port in PORTS {
+                    let passes = flows.passes(*from, *to, port);
+                    let text = format!("cidr({from}/32) reaches cidr({to}/32) on {port}");
+                    prop_assert_eq!(proof(model, &format!("no {text}")).holds, !passes, "no {}", text);
+                    prop_assert_eq!(proof(model, &text).holds, passes, "{}", text);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Which addresses are a node's, seen from it and from nowhere, and what has no address but its node's.
+
+use policies_compiler::{Book, ClusterView, Judge, LoadError, Question, load_objects};
+use policies_ir::tables::{Direction, Verdict};
+use serde_json::{Value, json};
+
+use crate::{
+    lab::{HOST, Lab, OUTSIDE, TCP, WEB, calico, global},
+    sources,
+};
+
+/// An address that host endpoint `here-eth0` expects and that node `here` does not have.
+const STALE: &str = "10.0.0.253";
+
+fn expecting(addresses: &[&str]) -> Value {
+    calico(
+        "HostEndpoint",
+        "here-eth0",
+        &json!({"node": "here", "interfaceName": "eth0", "expectedIPs": addresses}),
+    )
+}
+
+/// A node knows its addresses: whoever has another one that it is said to have is not the node, to its own pods and to
+/// itself.
+#[test]
+fn an_address_that_the_node_does_not_have_grants_nothing() {
+    let closed = global("closed", &json!({"selector": "has(app)", "types": ["Ingress"]}));
+    let lab = Lab::new(&[expecting(&[HOST.1, STALE]), closed]);
+    let decided = |endpoint, peer| {
+        let (verdict, by) = lab.decides(endpoint, Direction::Ingress, peer, TCP, (40_000, 80));
+        (verdict == Verdict::Allow, by)
+    };
+    let denied = (
+        false,
+        "default-deny (isolated by GlobalNetworkPolicy closed)".to_owned(),
+    );
+    assert_eq!(decided(WEB.0, HOST.1), (true, "from-host".to_owned()));
+    assert_eq!(decided(WEB.0, STALE), denied);
+    assert_eq!(decided(WEB.0, OUTSIDE), denied);
+    assert_eq!(decided(HOST.0, HOST.1), (true, "self-traffic".to_owned()));
+    assert_eq!(decided(HOST.0, STALE), (false, "no-match".to_owned()));
+    assert_eq!(decided(HOST.0, OUTSIDE), (false, "no-match".to_owned()));
+}
+
+/// What the Node object says of the node counts for it no more than what a host endpoint expects.
+#[test]
+fn an_address_that_the_nodes_object_claims_grants_nothing() {
+    let closed = global("closed", &json!({"selector": "has(app)", "types": ["Ingress"]}));
+    let mut lab = Lab::new(&[closed]);
+    let node = lab.view.nodes.get_mut("here").unwrap();
+    node.addresses.insert(STALE.parse().unwrap());
+    lab.cluster = lab.view.cluster();
+    assert!(lab.takes(WEB, HOST.1));
+    assert!(!lab.takes(WEB, STALE));
+}
+
+fn pod(name: &str, node: &str, address: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": name, "labels": {"app": name}},
+        "spec": {"nodeName": node, "containers": []}, "status": {"podIP": address}})
+}
+
+fn on_node(name: &str, node: &str, addresses: &[&str]) -> Value {
+    let mut pod = pod(name, node, addresses.first().unwrap_or(&""));
+    pod["spec"]["hostNetwork"] = true.into();
+    pod["status"]["podIPs"] = addresses.iter().map(|address| json!({"ip": address})).collect();
+    pod
+}
+
+fn node(name: &str, address: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+}
+
+fn host(node: &str, addresses: &[&str]) -> Value {
+    let spec = json!({"node": node, "interfaceName": "eth0", "expectedIPs": addresses});
+    calico("HostEndpoint", &format!("{node}-eth0"), &spec)
+}
+
+fn closed() -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "closed"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}})
+}
+
+fn view(objects: &[Value]) -> ClusterView {
+    load_objects(sources(objects)).unwrap().view
+}
+
+/// What decides at each end about TCP 80 between two ends.
+fn decides(view: &ClusterView, from: &str, to: &str) -> [Option<String>; 2] {
+    let book = Book::new(view);
+    let question = Question {
+        source: from.parse().unwrap(),
+        destination: to.parse().unwrap(),
+        protocol: TCP,
+        source_port: 40_000,
+        port: 80,
+    };
+    let answer = Judge::new(&book).judge(&question).unwrap();
+    [answer.egress, answer.ingress].map(|part| Some(part?.1.to_string()))
+}
+
+fn said(egress: Option<&str>, ingress: Option<&str>) -> [Option<String>; 2] {
+    [egress, ingress].map(|by| by.map(str::to_owned))
+}
+
+const CLOSED: &str = "default-deny (isolated by NetworkPolicy shop/closed)";
+
+/// Files say more of a node's addresses than its object alone: a node has several interfaces. What another Node object says
+/// is another's.
+#[test]
+fn offline_an_expected_address_is_the_nodes_unless_another_node_has_it() {
+    let expected = |others: &[Value]| {
+        let own = [
+            pod("a", "n1", "10.244.0.1"),
+            host("n1", &["192.0.3.1", "192.0.3.77"]),
+            closed(),
+        ];
+        view(&own.into_iter().chain(others.iter().cloned()).collect::<Vec<_>>())
+    };
+    let own = said(None, Some("from-host"));
+    let (bare, known) = (expected(&[]), expected(&[node("n1", "192.0.3.1")]));
+    assert_eq!(decides(&bare, "192.0.3.77", "shop/a"), own);
+    assert_eq!(decides(&known, "192.0.3.77", "shop/a"), own);
+    let moved = expected(&[node("n1", "192.0.3.1"), node("n2", "192.0.3.77")]);
+    assert_eq!(decides(&moved, "192.0.3.1", "shop/a"), own);
+    assert_eq!(decides(&moved, "192.0.3.77", "shop/a"), said(None, Some(CLOSED)));
+    assert_eq!(
+        decides(&moved, "192.0.3.77", "host/n1")[1],
+        Some("no-match".to_owned())
+    );
+    assert_eq!(
+        decides(&known, "192.0.3.77", "host/n1")[1],
+        Some("self-traffic".to_owned())
+    );
+}
+
+/// A pod on its node's network has no policy; it is the node wherever it is asked about.
+#[test]
+fn a_pod_on_its_nodes_network_is_the_node() {
+    let others = [
+        pod("near", "n1", "10.244.0.1"),
+        pod("far", "n2", "10.244.1.1"),
+        closed(),
+    ];
+    let with = |more: &[Value]| view(&others.iter().chain(more).cloned().collect::<Vec<_>>());
+    let bare = with(&[on_node("agent", "n1", &["192.0.3.1"])]);
+    assert_eq!(
+        decides(&bare, "shop/agent", "shop/near"),
+        said(None, Some("from-host"))
+    );
+    assert_eq!(
+        decides(&bare, "192.0.3.1", "shop/near"),
+        said(None, Some("from-host"))
+    );
+    assert_eq!(decides(&bare, "shop/agent", "shop/far"), said(None, Some(CLOSED)));
+    assert_eq!(
+        decides(&bare, "shop/far", "shop/agent"),
+        said(Some("no-policy"), None)
+    );
+    assert_eq!(
+        decides(&bare, "shop/near", "shop/agent"),
+        said(Some("to-host"), None)
+    );
+    // Without an address of its own it is wherever its node is.
+    for told in [vec![], vec![node("n1", "192.0.3.9")]] {
+        let adrift: Vec<Value> = told.into_iter().chain([on_node("agent", "n1", &[])]).collect();
+        let adrift = with(&adrift);
+        assert_eq!(
+            decides(&adrift, "shop/agent", "shop/near"),
+            said(None, Some("from-host"))
+        );
+    }
+    assert_eq!(
+        decides(&with(&[on_node("agent", "", &[])]), "shop/agent", "shop/far"),
+        said(None, Some(CLOSED))
+    );
+    // The host endpoint at its address judges.
+    let shut = with(&[host("n1", &["192.0.3.1"]), on_node("agent", "n1", &["192.0.3.1"])]);
+    assert_eq!(
+        decides(&shut, "shop/agent", "shop/far"),
+        said(Some("no-match"), Some(CLOSED))
+    );
+    assert_eq!(
+        decides(&shut, "shop/far", "shop/agent"),
+        said(Some("no-policy"), Some("no-match"))
+    );
+    let unnamed = with(&[host("n1", &[]), on_node("agent", "n1", &["192.0.3.1"])]);
+    assert_eq!(
+        decides(&unnamed, "shop/agent", "shop/far"),
+        said(Some("no-match"), Some(CLOSED))
+    );
+}
+
+/// A service that selects it leads to the node.
+#[test]
+fn a_pod_on_its_nodes_network_is_behind_services() {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "agent"},
+        "spec": {"selector": {"app": "agent"}, "ports": [{"port": 80}]}});
+    let objects = [on_node("agent", "n1", &["192.0.3.1"]), service];
+    let services = view(&objects).services;
+    let behind = &services[&("shop".to_owned(), "agent".to_owned())];
+    assert_eq!(behind.len(), 1);
+    assert_eq!(
+        behind.first().unwrap().address,
+        "192.0.3.1".parse::<std::net::IpAddr>().unwrap()
+    );
+}
+
+#[test]
+fn a_pod_without_a_spec_is_refused_by_the_field() {
+    let mut pod = pod("a", "n1", "10.244.0.1");
+    pod.as_object_mut().unwrap().remove("spec");
+    match load_objects(sources(&[pod])) {
+        Err(LoadError::Invalid { object, errors, .. }) => {
+            assert_eq!(object, "Pod shop/a");
+            assert_eq!(errors.len(), 1);
+            assert_eq!(
+                (errors[0].field.as_str(), errors[0].problem.as_str()),
+                ("spec", "is missing")
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// `serviceAccount` is what `serviceAccountName` was called once, and means the same where that is not given.
+#[test]
+fn a_service_account_goes_by_both_names() {
+    let runs_as = |spec: Value| {
+        let mut pod = pod("a", "n1", "10.244.0.1");
+        pod["spec"] = spec;
+        view(&[pod]).pods[0].service_account.clone()
+    };
+    assert_eq!(
+        runs_as(json!({"containers": [], "serviceAccount": "robot"})),
+        "robot"
+    );
+    assert_eq!(
+        runs_as(json!({"containers": [], "serviceAccountName": "", "serviceAccount": "robot"})),
+        "robot"
+    );
+    assert_eq!(
+        runs_as(json!({"containers": [], "serviceAccountName": "clerk", "serviceAccount": "robot"})),
+        "clerk"
+    );
+    assert_eq!(runs_as(json!({"containers": []})), "");
+}
+
+/// A namespace that only a host endpoint's profile mentions exists, and its profile allows.
+#[test]
+fn the_profile_of_a_namespace_that_nothing_else_mentions_allows() {
+    let with = |profile: &str| {
+        let mut host = host("n1", &["192.0.3.1"]);
+        host["spec"]["profiles"] = json!([profile]);
+        let loaded = load_objects(sources(&[host])).unwrap();
+        (
+            decides(&loaded.view, OUTSIDE, "host/n1")[1].clone().unwrap(),
+            loaded.notes,
+        )
+    };
+    let (by, notes) = with("kns.shop");
+    assert_eq!(by, "no-policy");
+    assert_eq!(notes, ["namespace shop is taken to have no labels of its own"]);
+    for profile in ["kns.", "shop", "ksa.shop"] {
+        assert_eq!(with(profile), ("no-match".to_owned(), Vec::new()), "{profile}");
+    }
+}
