@@ -360,11 +360,11 @@ fn an_ephemeral_container_starts_once_and_says_nothing_about_its_pod() {
     world.exit("a", 0, None);
     world.exit("b", 0, None);
     world.settle();
-    assert_eq!(world.word("d"), "Error", "killed with the pod that is over");
+    assert_eq!(world.word("d"), "Error", "ended with the pod that is over");
     assert_eq!(world.phase(), "Succeeded");
 }
 
-/// Evicted by the node: killed at once, `Failed` for good, whatever the restart policy.
+/// Evicted by the node: ended soon, `Failed` for good, whatever the restart policy.
 #[test]
 fn an_evicted_pod_fails_with_the_reason_and_never_starts_again() {
     for restart in [
@@ -394,7 +394,7 @@ fn an_evicted_pod_fails_with_the_reason_and_never_starts_again() {
         assert_eq!(status.message.as_deref(), Some("Usage of EmptyDir volume \"v\""));
         let (holds, reason, _) = world.condition("DisruptionTarget");
         assert_eq!([holds, reason], texts(["True", "TerminationByKubelet"]));
-        assert!(world.log.iter().any(|line| line == "kill a"), "{:?}", world.log);
+        assert!(world.log.iter().any(|line| line == "stop a"), "{:?}", world.log);
     }
 }
 
