@@ -865,3 +865,24 @@ fn profiles<'a>(policy: &EndpointPolicy<'a>) -> Vec<&'a Profile> {
         Last::Allow | Last::Undecided => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_without_a_class_are_counted_and_of_the_default_one() {
+        let kind = |rule: usize| Inside {
+            family: IpVersion::V4,
+            rules: vec![rule],
+            declares: Vec::new(),
+        };
+        let mut insides = Insides::default();
+        for rule in (0..1030).chain(0..1030) {
+            insides.add(kind(rule));
+        }
+        assert_eq!((insides.known.len(), insides.refused.len()), (1023, 7));
+        assert_eq!(insides.class(&kind(1022)), InsideClass(1023));
+        assert_eq!(insides.class(&kind(1023)), InsideClass::default());
+    }
+}

@@ -533,6 +533,7 @@ fn what_changes_no_table_is_told() {
 /// Pods that come have kinds for which there is no number: how many there are is told, and that there are numbers again as
 /// soon as others are gone and somebody tidies.
 #[test]
+#[ignore = "takes minutes without optimization: each of a thousand kinds is answered about each other one"]
 fn kinds_of_addresses_without_a_number_are_told_until_there_is_one() {
     const LABELS: u32 = 11;
     let host = serde_json::json!({"metadata": {"name": "eth", "labels": {"edge": ""}},
