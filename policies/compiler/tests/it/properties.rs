@@ -444,7 +444,7 @@ fn random_packets_reach_every_kind_of_decision() {
         };
         format!("{kind} {direction:?} {verdict:?} by {by}")
     };
-    for turn in 0..1500 {
+    for turn in 0..2500 {
         let scenario = kubernetes().new_tree(&mut runner).expect("a scenario").current();
         for (endpoint, packet) in &scenario.packets {
             let judgement = expected(&scenario.view, *endpoint, packet);
@@ -456,7 +456,7 @@ fn random_packets_reach_every_kind_of_decision() {
         let objects = objects().new_tree(&mut runner).expect("a scenario").current();
         for (kind, scenario) in [("tiers", tiered), ("objects", as_tiers(&objects))] {
             // Putting tables together takes most of the time.
-            let tables = (turn % 8 == 0).then(|| compile_policies(&scenario.cluster, &scenario.policies));
+            let tables = (turn % 13 == 0).then(|| compile_policies(&scenario.cluster, &scenario.policies));
             for (endpoint, packet) in &scenario.packets {
                 let Some(judgement) = expected_of_tiers(&scenario, *endpoint, packet) else {
                     continue;
