@@ -322,12 +322,16 @@ fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseErr
                 continue;
             }
             for (position, (_, packet)) in scenario.packets.iter().enumerate() {
-                // The own end is whoever the next packet of the family is from or to.
+                // Of what passes through, the own end is whoever the next packet of the family is from or to.
                 let others = scenario.packets.iter().cycle().skip(position + 1);
                 let others = others.take(scenario.packets.len()).map(|(_, other)| other.peer);
                 let mut of_family = others.filter(|other| other.is_ipv4() == packet.peer.is_ipv4());
                 let packet = Packet {
-                    inside: of_family.next(),
+                    inside: if name == "own" {
+                        packet.inside
+                    } else {
+                        of_family.next()
+                    },
                     ..*packet
                 };
                 let flow = cluster.flow(member, &packet);
