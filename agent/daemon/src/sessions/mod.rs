@@ -20,7 +20,7 @@ use std::{
 
 use agent_runtime::{Runtime, SessionEnd};
 use api::session::{self, Action, Channel, Outcome, Request};
-use api_frames::{FrameReader, FrameWriter};
+use api_frames::FrameWriter;
 use axum::{
     body::Body,
     extract::State,
@@ -399,6 +399,8 @@ impl Activity {
 
 #[cfg(test)]
 mod tests {
+    use api_frames::FrameReader;
+
     use super::*;
     use crate::pods::{
         PodId,
