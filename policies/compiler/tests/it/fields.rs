@@ -326,7 +326,7 @@ fn heads_of_policies() {
             ),
             (json!({"tier": "Security"}), &["spec.tier"]),
             (json!({"tier": "a.b"}), &["spec.tier"]),
-            (json!({"tier": ""}), &["spec.tier"]),
+            (json!({"tier": ""}), &[]),
             (json!({"tier": "a".repeat(64)}), &["spec.tier"]),
             (json!({"selector": "a =="}), &["spec.selector"]),
             (json!({"selector": "global()"}), &["spec.selector"]),
