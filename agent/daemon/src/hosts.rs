@@ -302,7 +302,7 @@ impl Hosts {
         rows.collect()
     }
 
-    fn name_of(&self, index: u32) -> String {
+    pub(crate) fn name_of(&self, index: u32) -> String {
         let mut interfaces = self.interfaces.iter();
         let known = interfaces.find(|interface| interface.index == index);
         known.map_or_else(

@@ -5,6 +5,7 @@
 //! changes of the tables; many changes are answered at once. A failed attempt leaves the old verdicts in force and is
 //! repeated.
 
+mod bare;
 mod followed;
 mod looks;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use api::{
     flow::PodRef,
     node_policy::{Mac, NodeEndpoint, NodePolicy, WayRow},
 };
+use bare::Bare;
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
 use looks::Looks;
@@ -156,6 +158,7 @@ impl Policy {
             hub: start.hub,
             waiting: Vec::new(),
             looks: Looks::default(),
+            bare: Bare::default(),
         };
         std::thread::Builder::new()
             .name("datapath".to_owned())
@@ -284,12 +287,13 @@ struct Worker {
     hub: Arc<Hub>,
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
     looks: Looks,
+    bare: Bare,
 }
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
         self.hosts.look();
-        let mut stale = false;
+        let mut stale = self.restore();
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
         let mut refresh_at = expire_at;
         loop {
@@ -318,7 +322,7 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 self.begin_to_tidy();
-                stale |= self.hosts.look();
+                stale |= self.hosts.look() | self.restore();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
             if self.looks.are_due() {
@@ -356,7 +360,7 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
-            Command::Moved => return self.hosts.look(),
+            Command::Moved => return self.hosts.look() | self.restore(),
         }
         true
     }
@@ -389,9 +393,10 @@ impl Worker {
             }
         }
         let attached = prepared.and_then(|()| self.hosts.attach(&mut *self.datapath));
-        self.tell(match &attached {
-            Ok(()) => Enforcement::InForce,
-            Err(error) => Enforcement::Behind(unjudged(error)),
+        self.tell(match (&attached, self.still_bare()) {
+            (Ok(()), None) => Enforcement::InForce,
+            (Ok(()), Some(why)) => Enforcement::Behind(why),
+            (Err(error), _) => Enforcement::Behind(unjudged(error)),
         });
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
@@ -573,8 +578,11 @@ impl Worker {
     /// What the kernel holds. Names of rules are those of the last change: an endpoint that it did not reach has the
     /// same numbers for the same names, or it would have been written anew.
     fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
-        let attached = self.datapath.attached()?;
-        let attached_hosts = self.datapath.attached_hosts()?;
+        self.restore();
+        let attached = self.datapath.attached()?.into_iter();
+        let attached = attached.filter(|link| !self.bare.contains(link.ifindex));
+        let mut attached_hosts = self.datapath.attached_hosts()?;
+        attached_hosts.retain(|link| !self.bare.contains(link.ifindex));
         let places = self.datapath.places()?;
         let mut tables = self.datapath.dump()?;
         tables.rules.clone_from(&self.names.newest().tables.rules);
@@ -593,7 +601,7 @@ impl Worker {
             host_addresses: host_addresses.clone(),
             host_groups: host_groups.clone(),
             names: self.followed.session.names().clone(),
-            endpoints: attached.into_iter().map(endpoint).collect(),
+            endpoints: attached.map(endpoint).collect(),
             hosts: self
                 .hosts
                 .describe(&self.followed.hosts(), &attached_hosts, &tables),
