@@ -18,6 +18,7 @@ pub mod host_paths;
 pub mod host_ports;
 pub mod image_ref;
 pub mod learned;
+pub mod names;
 pub mod node_policy;
 pub mod palisade;
 pub mod pull_secret;

@@ -389,7 +389,7 @@ impl Hosts {
         self.interface(index).is_some_and(|interface| !interface.is_up)
     }
 
-    fn name_of(&self, index: u32) -> String {
+    pub(crate) fn name_of(&self, index: u32) -> String {
         self.interface(index).map_or_else(
             || format!("interface {index}"),
             |interface| interface.name.clone(),

@@ -240,8 +240,10 @@ pub struct Fragment {
     pub protocol: u8,
     /// `DIRECTION_*`.
     pub direction: u8,
+    /// What the fragment header names, which those that follow repeat; the protocol, unless options are between.
+    pub next: u8,
     /// Zero.
-    pub padding: [u8; 2],
+    pub padding: u8,
 }
 const _: () = assert!(size_of::<Fragment>() == 40);
 

@@ -127,6 +127,15 @@ impl Datapath for Fake {
         Ok(())
     }
 
+    /// Nobody else takes programs off.
+    fn bare(&mut self) -> Result<Vec<u32>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, _ifindex: u32) -> Result<(), DatapathError> {
+        Ok(())
+    }
+
     fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError> {
         Ok(self.hosts.values().cloned().collect())
     }

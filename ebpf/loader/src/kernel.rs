@@ -409,7 +409,7 @@ impl Datapath for Kernel {
         for (ifindex, endpoint) in self.maps.pods()? {
             if self.links.is_attached(Hook::POD, ifindex)? {
                 attached.push(encode::endpoint_link(ifindex, &endpoint));
-            } else {
+            } else if !link_layer::is_there(ifindex)? {
                 self.forget(ifindex, &endpoint)?;
             }
         }
@@ -431,6 +431,37 @@ impl Datapath for Kernel {
 
     fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError> {
         self.hosts_with_endpoints()
+    }
+
+    fn bare(&mut self) -> Result<Vec<u32>, DatapathError> {
+        let pods = self.maps.pods()?.into_iter();
+        let pods = pods.map(|(ifindex, _)| (ifindex, &[Hook::POD][..]));
+        let hosts: BTreeSet<u32> = self.maps.hosts()?.into_keys().map(|key| key.ifindex).collect();
+        let hosts = hosts.into_iter().map(|ifindex| (ifindex, &Hook::HOST[..]));
+        let mut bare = Vec::new();
+        for (ifindex, pairs) in pods.chain(hosts) {
+            let mut is_judged = false;
+            for pair in pairs {
+                is_judged |= self.links.is_attached(*pair, ifindex)?;
+            }
+            if !is_judged && link_layer::is_there(ifindex)? {
+                bare.push(ifindex);
+            }
+        }
+        Ok(bare)
+    }
+
+    fn restore(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        let is_pod = self.maps.pods()?.iter().any(|(known, _)| *known == ifindex);
+        let hooks = match is_pod {
+            true => Ok(Hook::POD),
+            false => LinkLayer::of(ifindex).map(Hook::of_host),
+        };
+        match hooks.and_then(|hooks| self.attach_hooks(hooks, ifindex)) {
+            // It has vanished meanwhile.
+            Err(_) if !link_layer::is_there(ifindex)? => Ok(()),
+            done => done,
+        }
     }
 
     fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {

@@ -74,8 +74,16 @@ pub trait Datapath: Send {
     /// cannot read is refused. Idempotent.
     fn attach_host(&mut self, link: &HostLink) -> Result<(), DatapathError>;
 
-    /// Interfaces of the host that have endpoints, as in [`Datapath::attached`].
+    /// Interfaces of the host that have endpoints, also those off which somebody else took the programs; those that have
+    /// vanished lose theirs on the way.
     fn attached_hosts(&mut self) -> Result<Vec<HostLink>, DatapathError>;
+
+    /// Interfaces that have endpoints, pods' and the host's, and that nothing judges: somebody else took the programs off,
+    /// or they went with a discipline or to another network namespace. Not those that have vanished.
+    fn bare(&mut self) -> Result<Vec<u32>, DatapathError>;
+
+    /// Attaches the programs to an interface again that is [bare](Datapath::bare). It is judged as before from then on.
+    fn restore(&mut self, ifindex: u32) -> Result<(), DatapathError>;
 
     /// Moves every attached endpoint to `tables` in one write each: ingress, egress, IPv4 and IPv6 change
     /// together. Pods that are attached but absent from `tables` are denied everything; endpoints of the host that are
@@ -91,7 +99,8 @@ pub trait Datapath: Send {
     /// a change.
     fn renew(&mut self, tables: &NodeTables) -> Result<Synced, DatapathError>;
 
-    /// Endpoints that are attached in the kernel, also those that an earlier agent left behind. State of endpoints
+    /// Endpoints that are attached in the kernel, also those that an earlier agent left behind, but none whose interface is
+    /// [bare](Datapath::bare). State of endpoints
     /// whose interface has vanished is cleaned up on the way.
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError>;
 

@@ -26,13 +26,14 @@ pub(crate) fn remember(slot: u32, packet: &Packet, now_ns: u64) {
         service_port: packet.service_port,
         protocol: packet.protocol,
         direction: packet.direction,
-        padding: [0; 2],
+        next: packet.fragment.next,
+        padding: 0,
     };
     // SAFETY: the map returned a valid, aligned value; see its comment for what two writers can do.
     unsafe { place.write(fragment) };
 }
 
-/// Gives a later fragment the ports of its first one. Whether there was one, not long ago.
+/// Gives a later fragment the protocol and ports of its first one. Whether there was one, not long ago.
 #[inline(always)]
 pub(crate) fn recall(slot: u32, packet: &mut Packet, now_ns: u64) -> bool {
     let Some(first) = FRAGMENTS.get(place(slot, packet)) else {
@@ -40,7 +41,7 @@ pub(crate) fn recall(slot: u32, packet: &mut Packet, now_ns: u64) -> bool {
     };
     let [a, b] = [first.peer.words_be, packet.peer.words_be];
     let same = first.id == packet.fragment.id
-        && first.protocol == packet.protocol
+        && first.next == packet.fragment.next
         && first.direction == packet.direction
         && a[0] == b[0]
         && a[1] == b[1]
@@ -50,6 +51,7 @@ pub(crate) fn recall(slot: u32, packet: &mut Packet, now_ns: u64) -> bool {
     if !same || !fresh || packet.fragment.boundary < first.end {
         return false;
     }
+    packet.protocol = first.protocol;
     packet.ports = FlowPorts {
         local: first.local_port,
         peer: first.peer_port,

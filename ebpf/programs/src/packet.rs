@@ -125,6 +125,8 @@ pub(crate) struct Segment {
 pub(crate) struct Piece {
     /// Which part, `PIECE_*`.
     pub(crate) kind: u8,
+    /// What the fragment header says comes behind it, or the header of IPv4: with options there, not the protocol.
+    pub(crate) next: u8,
     /// Identification of the packet.
     pub(crate) id: u32,
     /// Where a first fragment ends or a later one begins, in units of eight bytes.
@@ -173,6 +175,7 @@ impl Packet {
             },
             fragment: Piece {
                 kind: PIECE_WHOLE,
+                next: 0,
                 id: 0,
                 boundary: 0,
             },
@@ -297,7 +300,9 @@ fn parse_ipv4<const LINK: usize>(packet: &mut Packet, header: [u32; IPV4_BYTES /
     }
     packet.transport = LINK + IPV4_BYTES;
     packet.set_end(total_length + LINK as u32)?;
-    packet.set_fragment(second >> 16, fragment & 0x1fff, fragment & 0x2000 != 0)
+    packet.fragment.next = packet.protocol;
+    let begin = packet.transport as u32;
+    packet.set_fragment(begin, second >> 16, fragment & 0x1fff, fragment & 0x2000 != 0)
 }
 
 #[inline(always)]
@@ -323,15 +328,16 @@ fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result
 
     let mut next = (second >> 8) as u8;
     let mut offset = LINK + IPV6_BYTES;
-    // Of the fragment header: whether there is one, identification, offset in units of eight bytes, whether more follow.
-    // Not an `Option`: the verifier refuses to copy what is in one that is `None`.
-    let (mut fragmented, mut id, mut position, mut more) = (false, 0, 0, false);
+    // Of the fragment header: whether there is one, what it names, where it ends, identification, offset in units of
+    // eight bytes, whether more follow. Not an `Option`: the verifier refuses to copy what is in one that is `None`.
+    let (mut fragmented, mut named, mut begin, mut id, mut position, mut more) = (false, 0, 0, 0, 0, false);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if next == IPV6_FRAGMENT && !fragmented {
             let [first, second] = load::<[u32; 2]>(ctx, offset)?.map(u32::from_be);
             next = (first >> 24) as u8;
             offset += 8;
-            (fragmented, id, position, more) = (true, second, (first & 0xffff) >> 3, first & 1 != 0);
+            (fragmented, named, begin) = (true, next, offset as u32);
+            (id, position, more) = (second, (first & 0xffff) >> 3, first & 1 != 0);
             if position != 0 {
                 // What follows is the middle of something.
                 break;
@@ -360,7 +366,8 @@ fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result
     }
     packet.transport = offset;
     packet.set_end(end)?;
-    packet.set_fragment(id, position, more)
+    packet.fragment.next = named;
+    packet.set_fragment(begin, id, position, more)
 }
 
 #[inline(always)]
@@ -683,30 +690,23 @@ impl Packet {
         !self.local.is_ipv4() && self.fragment.id != 0
     }
 
-    /// Notes which part of which packet this is: `position` is in units of eight bytes.
+    /// Notes which part of which packet this is: `position` is in units of eight bytes, and what it counts begins at
+    /// `begin`. Options behind a fragment header are counted (RFC 8200, 4.5), so that is not always the transport header.
     #[inline(always)]
-    fn set_fragment(&mut self, id: u32, position: u32, more: bool) -> Result<(), Reason> {
+    fn set_fragment(&mut self, begin: u32, id: u32, position: u32, more: bool) -> Result<(), Reason> {
         if position == 0 && !more {
             // One piece that is the whole packet, if there is a fragment header at all.
             self.fragment.id = id;
             return Ok(());
         }
-        let bytes = self.length - self.transport as u32;
+        let bytes = self.length - begin;
         if (more && !bytes.is_multiple_of(8)) || bytes == 0 || position * 8 + bytes > 0xffff {
             return Err(Reason::BadHeader);
         }
-        self.fragment = if position == 0 {
-            Piece {
-                kind: PIECE_FIRST,
-                id,
-                boundary: (bytes / 8) as u16,
-            }
-        } else {
-            Piece {
-                kind: PIECE_LATER,
-                id,
-                boundary: position as u16,
-            }
+        self.fragment.id = id;
+        (self.fragment.kind, self.fragment.boundary) = match position {
+            0 => (PIECE_FIRST, (bytes / 8) as u16),
+            _ => (PIECE_LATER, position as u16),
         };
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! both allow. What has no policy of its own (an address outside, a node without a host endpoint) judges nothing.
 
 pub(crate) mod ends;
+mod source_port;
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod fields;
+mod metadata;
 mod objects;
 mod services;
 

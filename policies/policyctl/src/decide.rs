@@ -44,7 +44,7 @@ pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<Ex
     };
     let books = Books::new(&view, &learned);
     let mut judges = books.judges();
-    let mut judge = |question: &Question| judges.judge(question);
+    let mut judge = |flow: &Flow| judges.judge(flow);
     let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let failed = if args.flows == Path::new("-") {
         decide(&mut judge, io::stdin().lock(), "standard input", out)?
@@ -85,6 +85,7 @@ struct Books<'a> {
     nodes: Nodes<'a>,
     learned: &'a Learned,
     unnamed: OnceCell<Book>,
+    source_port: OnceCell<u16>,
     of_node: BTreeMap<&'a str, OnceCell<Book>>,
 }
 
@@ -96,6 +97,7 @@ impl<'a> Books<'a> {
             nodes: Nodes::new(view),
             learned,
             unnamed: OnceCell::new(),
+            source_port: OnceCell::new(),
             of_node: of_node.collect(),
         }
     }
@@ -105,6 +107,13 @@ impl<'a> Books<'a> {
             books: self,
             judges: BTreeMap::new(),
         }
+    }
+
+    /// The source port of flows that name none.
+    fn source_port(&self) -> u16 {
+        *self
+            .source_port
+            .get_or_init(|| self.book(None).unmeant_source_port())
     }
 
     /// The node whose names count for a flow, and those names.
@@ -142,7 +151,8 @@ struct Judges<'a> {
 }
 
 impl Judges<'_> {
-    fn judge(&mut self, question: &Question) -> Result<Answer> {
+    fn judge(&mut self, flow: &Flow) -> Result<Answer> {
+        let question = &flow.question(|| self.books.source_port())?;
         let named = self.books.names(question)?;
         let judge = self
             .judges
@@ -154,7 +164,7 @@ impl Judges<'_> {
 
 /// One line out for each line in; how many could not be judged.
 fn decide(
-    judge: &mut impl FnMut(&Question) -> Result<Answer>,
+    judge: &mut impl FnMut(&Flow) -> Result<Answer>,
     mut flows: impl BufRead,
     name: &str,
     mut out: impl Write,
@@ -176,10 +186,13 @@ fn decide(
             continue;
         }
         let judged = match Flow::read(&line) {
-            Ok((id, question)) => match judge(&question) {
-                Ok(answer) => Judged::new(id, &answer),
-                Err(error) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
-            },
+            Ok(mut flow) => {
+                let id = flow.id.take();
+                match judge(&flow) {
+                    Ok(answer) => Judged::new(id, &answer),
+                    Err(error) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
+                }
+            }
             Err((id, error)) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
         };
         failed += usize::from(judged.error.is_some());
@@ -227,20 +240,17 @@ enum Protocol {
 
 impl Flow {
     /// The id, as far as there is one, comes with an error too.
-    fn read(line: &str) -> Result<(Value, Question), (Value, anyhow::Error)> {
-        let flow: Self = serde_json::from_str(line).map_err(|error| {
+    fn read(line: &str) -> Result<Self, (Value, anyhow::Error)> {
+        serde_json::from_str(line).map_err(|error| {
             let id = serde_json::from_str::<Value>(line)
                 .ok()
                 .and_then(|mut flow| Some(flow.get_mut("id")?.take()));
             (id.unwrap_or_default(), error.into())
-        })?;
-        match flow.question() {
-            Ok(question) => Ok((flow.id, question)),
-            Err(error) => Err((flow.id, error)),
-        }
+        })
     }
 
-    fn question(&self) -> Result<Question> {
+    /// What is asked; `source_port` gives the port of flows that name none.
+    fn question(&self, source_port: impl FnOnce() -> u16) -> Result<Question> {
         let protocol = match &self.protocol {
             None => policies_ir::policy::TCP,
             Some(Protocol::Number(number)) => *number,
@@ -264,8 +274,11 @@ impl Flow {
             source: self.src.resolve().context("src")?,
             destination: self.dst.resolve().context("dst")?,
             protocol,
-            // Without one, a port that no rule means.
-            source_port: if has_ports { self.src_port.unwrap_or(0) } else { 0 },
+            source_port: match self.src_port {
+                _ if !has_ports => 0,
+                Some(port) => port,
+                None => source_port(),
+            },
             port,
         })
     }
@@ -380,9 +393,8 @@ mod tests {
     use super::*;
 
     fn question(line: &str) -> Result<Question, String> {
-        Flow::read(line)
-            .map(|(_, question)| question)
-            .map_err(|(_, error)| format!("{error:#}"))
+        let flow = Flow::read(line).map_err(|(_, error)| format!("{error:#}"))?;
+        flow.question(|| 50000).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -390,13 +402,16 @@ mod tests {
         let tcp =
             question(r#"{"id":1,"src":{"pod":"a/b"},"dst":{"ip":"192.0.2.1"},"protocol":"TCP","port":80}"#);
         let tcp = tcp.unwrap();
-        assert_eq!((tcp.protocol, tcp.port, tcp.source_port), (6, 80, 0));
+        assert_eq!((tcp.protocol, tcp.port, tcp.source_port), (6, 80, 50000));
+        let from = r#"{"src":{"host":"n"},"dst":{"pod":"x"},"protocol":"UDP","port":80,"srcPort":0}"#;
+        assert_eq!(question(from).unwrap().source_port, 0);
         let icmp = r#"{"src":{"host":"n"},"dst":{"pod":"x"},"protocol":"ICMP","icmpType":3,"icmpCode":1}"#;
         assert_eq!(question(icmp).unwrap().port, 0x0301);
         let ping = r#"{"src":{"ip":"::1"},"dst":{"ip":"::2"},"protocol":"icmpv6"}"#;
         assert_eq!(question(ping).unwrap().port, 0x8000);
         let gre = r#"{"src":{"ip":"10.0.0.1"},"dst":{"ip":"10.0.0.2"},"protocol":47,"port":5}"#;
-        assert_eq!(question(gre).unwrap().port, 0);
+        let gre = question(gre).unwrap();
+        assert_eq!((gre.port, gre.source_port), (0, 0));
     }
 
     #[test]
@@ -406,9 +421,10 @@ mod tests {
         assert!(error(no_port).contains("port"), "{}", error(no_port));
         let misspelt = r#"{"src":{"pod":"a/b"},"dst":{"pod":"c/d"},"prot":"UDP","port":1}"#;
         assert!(error(misspelt).contains("prot"), "{}", error(misspelt));
-        let (id, _) =
-            Flow::read(r#"{"id":"f7","src":{"pod":"a//b"},"dst":{"pod":"c/d"},"port":1}"#).unwrap_err();
-        assert_eq!(id, "f7");
+        let flow = Flow::read(r#"{"id":"f7","src":{"pod":"a//b"},"dst":{"pod":"c/d"},"port":1}"#);
+        assert!(flow.is_ok_and(|flow| flow.question(|| 0).is_err()));
+        let misread = Flow::read(r#"{"id":"f7","src":{"pod":"a/b"},"dst":{"pot":"c/d"},"port":1}"#);
+        assert!(misread.is_err_and(|(id, _)| id == "f7"));
     }
 
     #[test]
@@ -451,7 +467,7 @@ mod tests {
         });
         let flows = flows.join("\n");
         let mut out = Vec::new();
-        let mut judge = |question: &Question| judges.judge(question);
+        let mut judge = |flow: &Flow| judges.judge(flow);
         let failed = decide(&mut judge, flows.as_bytes(), "flows", &mut out).unwrap();
         assert_eq!(failed, 1);
         let lines = String::from_utf8(out).unwrap();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use api::flow::FlowVerdict;
-use policies_compiler::{ClusterView, FlowEnd, Question, explain, parse_protocol};
+use policies_compiler::{Book, ClusterView, FlowEnd, Question, explain, parse_protocol};
 use policies_ir::policy::PORT_PROTOCOLS;
 
 use crate::{
@@ -24,17 +24,23 @@ pub(crate) async fn run(connection: &Connection, args: &ExplainArgs) -> Result<E
     if args.source_port.is_some() && !PORT_PROTOCOLS.contains(&protocol) {
         bail!("--source-port: only TCP, UDP and SCTP have ports");
     }
-    let asked = Question {
-        source: args.from.parse()?,
-        destination: args.to.parse()?,
-        protocol,
-        source_port: args.source_port.unwrap_or(0),
-        port,
-    };
+    let (source, destination) = (args.from.parse()?, args.to.parse()?);
     let view = if args.filename.is_empty() {
-        live(connection, &asked.source).await?
+        live(connection, &source).await?
     } else {
         load::offline(&args.filename)?.view
+    };
+    let source_port = match args.source_port {
+        Some(port) => port,
+        None if PORT_PROTOCOLS.contains(&protocol) => Book::new(&view).unmeant_source_port(),
+        None => 0,
+    };
+    let asked = Question {
+        source,
+        destination,
+        protocol,
+        source_port,
+        port,
     };
     let explanation = explain(&view, &asked)?;
     match args.output {

@@ -52,7 +52,12 @@ pub(crate) fn load(paths: &[PathBuf], default_namespace: &str) -> Result<Vec<Man
 /// the list says once. Nothing if the object is no list.
 pub(crate) fn items(object: &Value) -> Option<Vec<Value>> {
     let of_items = object["kind"].as_str()?.strip_suffix("List")?;
-    let items = object["items"].as_array()?.iter().cloned();
+    let items = match object.get("items")? {
+        Value::Array(items) => items.as_slice(),
+        Value::Null => &[],
+        _ => return None,
+    };
+    let items = items.iter().cloned();
     let typed = items.map(|mut item| {
         if !of_items.is_empty() && item.is_object() && item["kind"].is_null() {
             item["kind"] = of_items.into();
@@ -79,7 +84,7 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>> {
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<_, _>>()
         .with_context(|| format!("cannot list {}", path.display()))?;
-    files.retain(|f| f.is_file() && is_manifest(f));
+    files.retain(|f| f.is_file() && is_manifest(f) && !is_of_mount(f));
     files.sort();
     files
         .iter()
@@ -110,8 +115,10 @@ fn parse(origin: &str, text: &str, default_namespace: &str, into: &mut Vec<Manif
     for (origin, document) in documents {
         match document {
             Value::Object(mut list) if list.get("kind").and_then(Value::as_str) == Some("List") => {
-                let Some(Value::Array(items)) = list.remove("items") else {
-                    bail!("{origin}: items: must be a list")
+                let items = match list.remove("items") {
+                    Some(Value::Array(items)) => items,
+                    Some(Value::Null) => Vec::new(),
+                    _ => bail!("{origin}: items: must be a list"),
                 };
                 for (item, object) in items.into_iter().enumerate() {
                     into.push(manifest(
@@ -144,9 +151,12 @@ fn manifest(origin: &str, mut object: Value, default_namespace: &str) -> Result<
         .with_context(|| format!("{origin}: metadata.name: must be set"))?
         .to_owned();
     let namespace = if resource.namespaced() {
-        let namespace = metadata
-            .entry("namespace")
-            .or_insert_with(|| default_namespace.into())
+        let namespace = metadata.entry("namespace").or_insert(Value::Null);
+        // As for the API, none is set by these either.
+        if namespace.is_null() || *namespace == "" {
+            *namespace = default_namespace.into();
+        }
+        let namespace = namespace
             .as_str()
             .with_context(|| format!("{origin}: metadata.namespace: must be a string"))?;
         namespace.to_owned()
@@ -193,11 +203,14 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
             let path = entry.path();
-            // A link to a folder is not followed: it may lead in a circle.
+            if is_of_mount(&path) {
+                continue;
+            }
             let kind = entry
                 .file_type()
                 .with_context(|| format!("cannot read {}", path.display()))?;
-            if kind.is_dir() {
+            // Another link to a folder is not followed: it may lead in a circle.
+            if kind.is_dir() || (path.is_dir() && is_link_of_mount(&path)) {
                 folders.push(path);
             } else if path.is_file() && is_manifest(&path) {
                 files.push(path);
@@ -208,19 +221,33 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// What a mounted ConfigMap keeps its files in: a folder of each time that it was written, and the link `..data` to the
+/// one that counts. The files are read by the links beside them; no key of a ConfigMap begins like this.
+fn is_of_mount(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b"..")
+}
+
+/// A link into `..data`: there is one to each folder that keys of the ConfigMap are put in.
+fn is_link_of_mount(path: &Path) -> bool {
+    std::fs::read_link(path).is_ok_and(|target| target.starts_with("..data"))
+}
+
 fn is_manifest(path: &Path) -> bool {
     path.extension()
         .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
 }
 
 fn split(origin: &str, text: &str, into: &mut Vec<(String, Value)>) -> Result<()> {
-    // The text is bounded; its documents and nodes are as many as fit into it. The other limits of the parser stay,
-    // above all those on aliases, with which a little text can stand for a lot.
+    // The text is bounded; its documents and nodes are as many as fit into it: two for each byte (`[:,:]` is a list of
+    // maps of nothing to nothing), and the few of a text without a byte. The other limits of the parser stay, above all
+    // those on aliases, with which a little text can stand for a lot.
+    let fitting = 2 * text.len() + 16;
     let limits = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_documents: text.len(),
-            max_events: text.len(),
-            max_nodes: text.len(),
+            max_documents: fitting,
+            max_events: fitting,
+            max_nodes: fitting,
         },
     };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, limits)
@@ -289,6 +316,92 @@ mod tests {
             found,
             [("namespace/a".to_owned(), ""), ("pod/p".to_owned(), "lab")]
         );
+    }
+
+    #[test]
+    fn a_namespace_that_is_null_or_empty_is_not_set() {
+        for namespace in ["null", "''"] {
+            let text =
+                format!("{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: {namespace}}}}}");
+            let manifests = load_text(&text).unwrap();
+            assert_eq!(manifests[0].namespace, "lab", "{namespace}");
+            assert_eq!(manifests[0].object["metadata"]["namespace"], "lab", "{namespace}");
+        }
+    }
+
+    #[test]
+    fn a_text_without_objects_is_none_and_a_little_text_is_no_flood() {
+        let documents = |text: &str| {
+            let mut found = Vec::new();
+            split("test.yaml", text, &mut found).map(|()| found)
+        };
+        let empty = [
+            "",
+            " ",
+            "\n",
+            "\n\n",
+            "---",
+            "---\n",
+            "---\n---\n",
+            "--- \n...\n",
+            "#",
+            "#\n",
+            "# a\n",
+            "null",
+            "~",
+            "\u{feff}",
+            "\u{feff}\n",
+        ];
+        for text in empty {
+            assert_eq!(documents(text).unwrap(), [], "{text:?}");
+        }
+        for text in [
+            "{}",
+            "[]",
+            "{a}",
+            "a:",
+            "[a,b,[],{},[[]]]",
+            "- - - - a",
+            "[{},{},{},{},{},{}]",
+        ] {
+            assert_eq!(documents(text).unwrap().len(), 1, "{text:?}");
+        }
+        assert!(
+            load_text("{apiVersion: v1, kind: List, items: null}")
+                .unwrap()
+                .is_empty()
+        );
+        assert!(load_text("{apiVersion: v1, kind: List, items: 1}").is_err());
+        assert!(load_text("{apiVersion: v1, kind: List}").is_err());
+    }
+
+    /// As the kubelet lays one out: `..data` leads to the folder that counts, and a link beside it to each of its entries.
+    #[test]
+    fn a_mounted_config_map_is_read_once() {
+        use std::{fs, os::unix::fs::symlink};
+        let mount = tempfile::tempdir().unwrap();
+        let at = |path: &str| mount.path().join(path);
+        let object = |name: &str| format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
+        fs::create_dir_all(at("..2026_11_28/folder")).unwrap();
+        fs::write(at("..2026_11_28/a.yaml"), object("a")).unwrap();
+        fs::write(at("..2026_11_28/folder/b.yaml"), object("b")).unwrap();
+        symlink("..2026_11_28", at("..data")).unwrap();
+        symlink("..data/a.yaml", at("a.yaml")).unwrap();
+        symlink("..data/folder", at("folder")).unwrap();
+        symlink(".", at("circle")).unwrap();
+        let names = |found: Vec<(String, Value)>| -> Vec<String> {
+            let names = found
+                .iter()
+                .map(|(_, object)| object["metadata"]["name"].as_str());
+            names.map(|name| name.unwrap().to_owned()).collect()
+        };
+        let found = documents(&[mount.path().to_owned()]).unwrap();
+        assert!(found[0].0.ends_with("/a.yaml"), "{found:?}");
+        assert_eq!(names(found), ["a", "b"]);
+        // Who names the folder itself means it.
+        assert_eq!(names(documents(&[at("..data")]).unwrap()), ["a", "b"]);
+        let manifests = load(&[mount.path().to_owned()], "default").unwrap();
+        assert_eq!(manifests.len(), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! changes of the tables; many changes are answered at once. A failed attempt leaves the old verdicts in force and is
 //! repeated.
 
+mod bare;
 mod followed;
 mod looks;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use api::{
     host_ports::HostPort,
     node_policy::{HostCounts, Mac, NodeEndpoint, NodePolicy, WayRow},
 };
+use bare::Bare;
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
 use looks::Looks;
@@ -162,6 +164,7 @@ impl Policy {
             hub: start.hub,
             waiting: Vec::new(),
             looks: Looks::default(),
+            bare: Bare::default(),
         };
         std::thread::Builder::new()
             .name("datapath".to_owned())
@@ -297,12 +300,13 @@ struct Worker {
     hub: Arc<Hub>,
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
     looks: Looks,
+    bare: Bare,
 }
 
 impl Worker {
     fn run(mut self, inbox: &mpsc::Receiver<Command>) {
         self.look_at_interfaces();
-        let mut stale = false;
+        let mut stale = self.restore();
         let mut expire_at = Instant::now() + EXPIRE_EVERY;
         let mut refresh_at = expire_at;
         loop {
@@ -331,7 +335,7 @@ impl Worker {
             }
             if Instant::now() >= expire_at {
                 self.begin_to_tidy();
-                stale |= self.look_at_interfaces();
+                stale |= self.look_at_interfaces() | self.restore();
                 expire_at = Instant::now() + EXPIRE_EVERY;
             }
             if self.looks.are_due() {
@@ -369,7 +373,7 @@ impl Worker {
             }
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
-            Command::Moved => return self.look_at_interfaces(),
+            Command::Moved => return self.look_at_interfaces() | self.restore(),
         }
         true
     }
@@ -415,7 +419,12 @@ impl Worker {
             Ok(()) => self.hosts.unfit(),
             Err(error) => Some(chain(error)),
         };
-        self.tell(judging(unfit.as_deref(), self.followed.session.exceeds()));
+        let judging = judging(
+            unfit.as_deref(),
+            self.still_bare(),
+            self.followed.session.exceeds(),
+        );
+        self.tell(judging);
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
             let told = self.followed.snapshot(self.synced.clone(), self.hosts.ids());
@@ -598,8 +607,11 @@ impl Worker {
     /// What the kernel holds. Names of rules are those of the last change: an endpoint that it did not reach has the
     /// same numbers for the same names, or it would have been written anew.
     fn dump(&mut self) -> Result<NodePolicy, DatapathError> {
-        let attached = self.datapath.attached()?;
-        let attached_hosts = self.datapath.attached_hosts()?;
+        self.restore();
+        let attached = self.datapath.attached()?.into_iter();
+        let attached = attached.filter(|link| !self.bare.contains(link.ifindex));
+        let mut attached_hosts = self.datapath.attached_hosts()?;
+        attached_hosts.retain(|link| !self.bare.contains(link.ifindex));
         let places = self.datapath.places()?;
         let mut tables = self.datapath.dump()?;
         tables.rules.clone_from(&self.names.newest().tables.rules);
@@ -619,7 +631,7 @@ impl Worker {
             host_addresses: host_addresses.clone(),
             host_groups: host_groups.clone(),
             names: self.followed.session.names().clone(),
-            endpoints: attached.into_iter().map(endpoint).collect(),
+            endpoints: attached.map(endpoint).collect(),
             hosts: self
                 .hosts
                 .describe(&self.followed.hosts(), &attached_hosts, &tables),
@@ -687,8 +699,9 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
 
 /// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, and what
 /// of them there is no number for.
-fn judging(unfit: Option<&str>, exceeded: Option<Exceeded>) -> Enforcement {
-    let short = unfit.map(unjudged).into_iter().chain(exceeded.map(denied));
+fn judging(unfit: Option<&str>, bare: Option<String>, exceeded: Option<Exceeded>) -> Enforcement {
+    let interfaces = unfit.map(unjudged).into_iter().chain(bare);
+    let short = interfaces.chain(exceeded.map(denied));
     match short.collect::<Vec<String>>() {
         short if short.is_empty() => Enforcement::InForce,
         short => Enforcement::Behind(short.join("; ")),

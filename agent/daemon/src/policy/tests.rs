@@ -2,7 +2,10 @@
 
 use std::{
     net::IpAddr,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use agent_resolver::Limits;
@@ -31,6 +34,9 @@ struct Narrow {
     forgetting: bool,
     /// Interfaces whose packets it cannot read.
     unreadable: BTreeSet<u32>,
+    /// Interfaces off which somebody took the programs, and whether they cannot be had back.
+    bare: Arc<Mutex<BTreeSet<u32>>>,
+    stuck: Arc<AtomicBool>,
 }
 
 impl Datapath for Narrow {
@@ -101,6 +107,23 @@ impl Datapath for Narrow {
 
     fn attached(&mut self) -> Result<Vec<EndpointLink>, DatapathError> {
         self.inner.attached()
+    }
+
+    fn bare(&mut self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.bare.lock().unwrap().iter().copied().collect())
+    }
+
+    fn restore(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        if self.stuck.load(Ordering::Relaxed) {
+            let source = std::io::ErrorKind::PermissionDenied.into();
+            return Err(DatapathError::Link {
+                operation: "attach",
+                ifindex,
+                source,
+            });
+        }
+        self.bare.lock().unwrap().remove(&ifindex);
+        Ok(())
     }
 
     fn keep_established(&mut self, endpoint: EndpointId, keep: bool) -> Result<(), DatapathError> {
@@ -194,6 +217,8 @@ fn begin(
         steps: Arc::default(),
         forgetting: false,
         unreadable: [UNREADABLE].into(),
+        bare: Arc::default(),
+        stuck: Arc::default(),
     };
     begin_on(dir, datapath, cluster, names, machine)
 }
@@ -375,6 +400,8 @@ async fn the_end_of_a_pod_waits_for_a_look_through_all_flows() {
         steps: Arc::clone(&steps),
         forgetting: false,
         unreadable: BTreeSet::new(),
+        bare: Arc::default(),
+        stuck: Arc::default(),
     };
     let policy = begin_on(dir.path(), datapath, &cluster, &Arc::new(Names::new()), machine);
     policy.attach(endpoint()).await.unwrap();
@@ -610,6 +637,73 @@ async fn an_interface_without_tables_is_attached_closed() {
     policy.settle().await.unwrap();
     assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
     assert!(!policy.dump().await.unwrap().hosts[0].programmed.is_empty());
+}
+
+/// What others took off comes back, and until it has, it is told, and nobody is told that it is there.
+#[tokio::test]
+async fn programs_that_others_took_off_are_attached_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::empty();
+    let (bare, stuck) = (
+        Arc::<Mutex<BTreeSet<u32>>>::default(),
+        Arc::<AtomicBool>::default(),
+    );
+    let datapath = Narrow {
+        inner: Fake::new(),
+        full: Arc::default(),
+        room: Arc::new(AtomicUsize::new(usize::MAX)),
+        steps: Arc::default(),
+        forgetting: false,
+        bare: Arc::clone(&bare),
+        stuck: Arc::clone(&stuck),
+    };
+    cluster.bring(watcher::Event::Apply(web()));
+    let spec = json!({"node": "n1", "interfaceName": "eth0"});
+    let host = object("HostEndpoint", "uplink", &spec);
+    cluster.bring_object("HostEndpoint", watcher::Event::Apply(host));
+    let policy = begin_on(dir.path(), datapath, &cluster, &Arc::new(Names::new()), machine);
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    let attached = async || {
+        let dumped = policy.dump().await.unwrap();
+        (dumped.hosts[0].attached.len(), dumped.endpoints.len())
+    };
+    assert_eq!(attached().await, (1, 1));
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+
+    stuck.store(true, Ordering::Relaxed);
+    bare.lock().unwrap().extend([2, 3]);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap();
+    let told = policy.enforcement().borrow().clone();
+    let Enforcement::Behind(why) = told else {
+        panic!("{told:?}")
+    };
+    assert!(
+        why.contains("eth0") && why.contains("eth1") && why.contains("cannot be attached again"),
+        "{why}"
+    );
+    assert_eq!(attached().await, (0, 0));
+
+    stuck.store(false, Ordering::Relaxed);
+    policy.interfaces_changed().unwrap();
+    policy.settle().await.unwrap();
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+    assert_eq!(attached().await, (1, 1));
+    assert!(bare.lock().unwrap().is_empty());
+
+    // No interface changes: it is looked for all the same.
+    let mut enforcement = policy.enforcement();
+    enforcement.borrow_and_update();
+    bare.lock().unwrap().insert(2);
+    let changed = enforcement.changed();
+    tokio::time::timeout(2 * EXPIRE_EVERY, changed)
+        .await
+        .unwrap()
+        .unwrap();
+    policy.settle().await.unwrap();
+    assert!(bare.lock().unwrap().is_empty());
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
 }
 
 /// Only then is all compiled anew, and what is sent for `verify --live` is what the tables were made with.

@@ -8,7 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ebpf_abi::{ENDPOINT_HAS_UNTRACKED, Endpoint, EndpointState, HostKey};
 use policies_ir::tables::EndpointId;
 
-use super::{Kernel, link_layer::LinkLayer, links::Hook, maps::Maps};
+use super::{
+    Kernel,
+    link_layer::{self, LinkLayer},
+    links::Hook,
+    maps::Maps,
+};
 use crate::{DatapathError, HostEndpoint, HostLink, encode, sys};
 
 impl Kernel {
@@ -122,11 +127,10 @@ impl Kernel {
                 .or_insert_with(|| HostLink::none(key.ifindex));
             encode::add_to_host_link(link, &key, &endpoint);
         }
-        let (live, dead): (Vec<_>, Vec<_>) = links.into_values().partition(|link| {
-            // One that cannot be inspected is shown: taking it away would open the interface.
-            let is_attached = |pair| self.links.is_attached(pair, link.ifindex).unwrap_or(true);
-            Hook::HOST.into_iter().any(is_attached)
-        });
+        // One that cannot be inspected is shown: taking it away would open the interface. So is one that has no programs:
+        // whoever has endpoints there gives it programs again, or takes the endpoints away.
+        let is_live = |link: &HostLink| link_layer::is_there(link.ifindex).unwrap_or(true);
+        let (live, dead): (Vec<_>, Vec<_>) = links.into_values().partition(is_live);
         for link in dead {
             self.give_host(&HostLink::none(link.ifindex))?;
         }

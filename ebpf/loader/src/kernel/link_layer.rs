@@ -51,6 +51,15 @@ impl LinkLayer {
     }
 }
 
+/// Whether there is such an interface.
+pub(crate) fn is_there(ifindex: u32) -> Result<bool, DatapathError> {
+    match device(ifindex) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(source) => Err(DatapathError::DeviceType { ifindex, source }),
+    }
+}
+
 /// Name and `ARPHRD_*` type of an interface of the caller's network namespace.
 fn device(ifindex: u32) -> io::Result<(String, u16)> {
     let mut wanted = [0; IFINFOMSG_BYTES];

@@ -24,6 +24,7 @@ both_ways! {
     a_first_fragment_speaks_for_five_seconds_of_its_own_policy,
     an_endpoint_remembers_a_bounded_number_of_packets,
     errors_in_fragments_are_denied,
+    options_behind_a_fragment_header_are_a_part_of_the_first,
 }
 
 /// UDP to port 53, and any TCP, out; nothing in.
@@ -188,6 +189,43 @@ fn an_endpoint_remembers_a_bounded_number_of_packets(way: Way) {
         assert_eq!(remembered, usize::from(many / 2));
     }
     lab.kernel().detach(ENDPOINT).expect("detach");
+}
+
+/// Offsets count from behind the fragment header, so the transport header ends as many bytes later as there are options,
+/// and the header that all fragments name is that of the options.
+fn options_behind_a_fragment_header_are_a_part_of_the_first(way: Way) {
+    const OPTIONS: u8 = 60;
+    let mut lab = lab(way);
+    let ends = out6();
+    // Twenty-four bytes of padding, then a SYN, whose last eight bytes begin at five times eight.
+    let options = [&[TCP, 2, 1, 20][..], &[0; 20]].concat();
+    let syn = [&options[..], &tcp(1000, 80, SYN), &[7; 4]].concat();
+    let other = [&tcp(1001, 22, SYN)[..], &[7; 4]].concat();
+    lab.assert_allowed(Direction::Egress, &fragment(ends, OPTIONS, 1, 0, true, &syn));
+    for next in [OPTIONS, TCP] {
+        for (offset, from) in [(3, 0), (4, 8), (5, 16)] {
+            let over = fragment(ends, next, 1, offset, true, &other[from..]);
+            lab.assert_denied(Direction::Egress, &over, Reason::Fragment);
+        }
+    }
+    lab.assert_denied(
+        Direction::Egress,
+        &fragment(ends, TCP, 1, 6, false, &[7; 8]),
+        Reason::Fragment,
+    );
+    lab.assert_allowed(Direction::Egress, &fragment(ends, OPTIONS, 1, 6, false, &[7; 8]));
+    // What the options hide is judged all the same, and a first fragment has to show all of it.
+    let question = [&[UDP, 0, 1, 4, 0, 0, 0, 0][..], &udp(1000, 54)].concat();
+    lab.assert_denied(
+        Direction::Egress,
+        &fragment(ends, OPTIONS, 2, 0, true, &question),
+        Reason::Policy,
+    );
+    lab.assert_denied(
+        Direction::Egress,
+        &fragment(ends, OPTIONS, 3, 0, true, &syn[..40]),
+        Reason::Fragment,
+    );
 }
 
 fn errors_in_fragments_are_denied(way: Way) {

@@ -24,14 +24,14 @@ use policies_ir::tables::{Direction, NodeTables, Service};
 use crate::lab::{ENDPOINT, Lab, POD_MAC, attached_both_ways, ip, tables};
 
 const POD: &str = "10.7.0.2";
-const GATEWAY: &str = "169.254.1.1";
+pub(crate) const GATEWAY: &str = "169.254.1.1";
 const POD6: &str = "fd07::2";
 const GATEWAY6: &str = "fd07::1";
 /// How long to wait for what must come, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait for what must not come.
 const SILENCE: Duration = Duration::from_millis(300);
-const TCP: u8 = 6;
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// A lab whose thread is the host, and a pod beside it, linked as the agent links pods: one address each, permanent
@@ -49,7 +49,7 @@ impl Pod {
         Self::attached(Attachment::Tcx)
     }
 
-    fn attached(attachment: Attachment) -> Self {
+    pub(crate) fn attached(attachment: Attachment) -> Self {
         let lab = Lab::attached(attachment);
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, is_ready) = mpsc::channel();
@@ -104,7 +104,7 @@ impl Pod {
     }
 
     /// Runs `job` in the pod.
-    fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn inside<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         let job = Box::new(move || done.send(job()).expect("the test waits"));
         self.jobs.send(job).expect("the pod's thread lives");
@@ -121,7 +121,7 @@ impl Pod {
         self.lab.kernel().attach(&link).expect("attach");
     }
 
-    fn allow(&mut self, allowed: &[(Direction, usize, Service)]) {
+    pub(crate) fn allow(&mut self, allowed: &[(Direction, usize, Service)]) {
         let mut tables: NodeTables = tables(&["169.254.1.1/32"], allowed);
         tables.identities.insert(
             "fd07::1/128".parse().expect("a prefix"),
@@ -143,7 +143,7 @@ pub(crate) fn run(line: &str) {
     assert!(status.success(), "`{line}`: {status}");
 }
 
-fn port(protocol: u8, port: u16) -> Service {
+pub(crate) fn port(protocol: u8, port: u16) -> Service {
     Service::Ports {
         protocol,
         port,
@@ -151,11 +151,11 @@ fn port(protocol: u8, port: u16) -> Service {
     }
 }
 
-fn reaches(address: &str) -> bool {
+pub(crate) fn reaches(address: &str) -> bool {
     TcpStream::connect_timeout(&address.parse().expect("an address"), PATIENCE).is_ok()
 }
 
-fn is_cut_off(address: &str) -> bool {
+pub(crate) fn is_cut_off(address: &str) -> bool {
     let kind =
         TcpStream::connect_timeout(&address.parse().expect("an address"), SILENCE).map_err(|e| e.kind());
     matches!(kind, Err(ErrorKind::TimedOut | ErrorKind::WouldBlock))

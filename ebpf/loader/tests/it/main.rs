@@ -5,6 +5,7 @@
 
 mod addresses;
 mod adopted;
+mod bare;
 mod carried;
 mod closed;
 mod corpus;

@@ -52,7 +52,7 @@ pub(crate) fn read_policy(
     };
     let name = object.metadata.name.clone().unwrap_or_default();
     check_name(scope, &name, errors);
-    let tier = spec.tier.clone().unwrap_or_else(|| DEFAULT_TIER.to_owned());
+    let tier = named_tier(spec).unwrap_or(DEFAULT_TIER).to_owned();
     if !is_tier_name(&tier) {
         let problem = format!("{tier:?} is not the name of a tier");
         let fix = "use at most 63 lower-case letters, digits and inner '-'";
@@ -125,6 +125,11 @@ pub(crate) fn read_policy(
         egress,
     };
     (tier, policy)
+}
+
+/// The tier that a policy names; an empty name is none.
+pub(crate) fn named_tier(spec: &PolicySpec) -> Option<&str> {
+    spec.tier.as_deref().filter(|tier| !tier.is_empty())
 }
 
 /// The name for people: Calico's NetworkPolicy must not be taken for that of Kubernetes.

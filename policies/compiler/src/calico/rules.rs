@@ -579,32 +579,23 @@ fn read_ports(
 fn read_port(port: &IntOrString, path: &Path<'_>, errors: &mut Errors) -> Option<PortMatch> {
     let text = match port {
         IntOrString::Int(number) => {
-            // Calico takes 0, which no connection has as a destination and any datagram may have as a source.
-            if *number == 0 {
-                return Some(PortMatch::Range(0, 0));
-            }
             let port = read_port_number(*number, path, errors)?;
             return Some(PortMatch::Range(port, port));
         }
         IntOrString::String(text) => text,
     };
+    // What is too long for a number is no port all the same.
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let number = |text: &str| digits(text).then(|| text.parse::<i32>().ok()).flatten();
+    let number = |text: &str| digits(text).then(|| text.parse().unwrap_or(i32::MAX));
     if let Some((first, last)) = text.split_once(':') {
         let (Some(first), Some(last)) = (number(first), number(last)) else {
             let fix = "write it as first:last, such as 8000:8099";
             wrong(errors, path, format!("{text:?} is not a range of ports"), fix);
             return None;
         };
-        return match (first, last) {
-            (0, 0) => Some(PortMatch::Range(0, 0)),
-            (0, last) => match read_port_range((1, path), (last, path), errors)? {
-                PortMatch::Range(_, last) => Some(PortMatch::Range(0, last)),
-                named => Some(named),
-            },
-            (first, last) => read_port_range((first, path), (last, path), errors),
-        };
+        return read_port_range((first, path), (last, path), errors);
     }
+    // Digits alone are a number, in range or not, and never a name.
     if let Some(number) = number(text) {
         return read_port(&IntOrString::Int(number), path, errors);
     }

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use api::calico;
 use k8s_openapi::{
     api::{
         core::v1::{Container, Node, Pod, Service},
@@ -12,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use crate::{field::FieldError, kubernetes::protocol_number};
+use crate::{field::FieldError, kubernetes::protocol_number, load::metadata::labels};
 
 pub(super) fn of_pod(pod: &Pod) -> Vec<FieldError> {
     let Some(spec) = &pod.spec else {
@@ -66,6 +67,8 @@ pub(super) fn of_node(node: &Node) -> Vec<FieldError> {
 
 pub(super) fn of_service(service: &Service) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    labels("spec.selector", selector, &mut errors);
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     for (i, own) in ports.enumerate() {
         let field = format!("spec.ports[{i}]");
@@ -75,6 +78,16 @@ pub(super) fn of_service(service: &Service) -> Vec<FieldError> {
             port(&format!("{field}.targetPort"), target, &mut errors);
         }
     }
+    errors
+}
+
+pub(super) fn of_profile(profile: &calico::Profile) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    labels(
+        "spec.labelsToApply",
+        Some(&profile.spec.labels_to_apply),
+        &mut errors,
+    );
     errors
 }
 

@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
-    calico::BUILT_IN_TIERS,
+    calico::{BUILT_IN_TIERS, named_tier},
     field::FieldError,
-    load::{DEFAULT_NAMESPACE, LoadError, Loaded, fields, services::Backends},
+    load::{DEFAULT_NAMESPACE, LoadError, Loaded, fields, metadata, services::Backends},
     view::{CalicoObject, ClusterView, PodView},
 };
 
@@ -42,7 +42,15 @@ pub(super) struct Loader {
 /// Everything that the compiler would have to close in an object of a policy kind; kinds that policy does not know
 /// have nothing wrong with them.
 pub fn validate_object(object: &Value) -> Result<(), Vec<FieldError>> {
-    match Loader::default().add("object", object, 0) {
+    let Some(kind) = object.get("kind").and_then(Value::as_str) else {
+        return Ok(());
+    };
+    if items_of(kind, object).is_some() {
+        return Ok(());
+    }
+    let reader = Reader::new("object", kind, object);
+    let read = reader.named().and_then(|_| Loader::default().read(&reader));
+    match read {
         Err(LoadError::Invalid { errors, .. }) => Err(errors),
         _ => Ok(()),
     }
@@ -50,15 +58,18 @@ pub fn validate_object(object: &Value) -> Result<(), Vec<FieldError>> {
 
 impl Loader {
     pub(super) fn add(&mut self, origin: &str, object: &Value, depth: usize) -> Result<(), LoadError> {
-        let text = |path: &str| object.pointer(path).and_then(Value::as_str);
-        let Some(kind) = text("/kind") else {
+        let Some(kind) = object.get("kind").and_then(Value::as_str) else {
             return Err(LoadError::NoKind {
                 origin: origin.to_owned(),
             });
         };
-        if let Some(items) = object.get("items").and_then(Value::as_array)
-            && kind.ends_with("List")
-        {
+        if let Some(items) = items_of(kind, object) {
+            // As the API writes a list of nothing that was never made: null.
+            let items = match items {
+                Value::Array(items) => items.as_slice(),
+                Value::Null => &[],
+                _ => return Err(no_list(origin, kind)),
+            };
             let depth = depth.checked_sub(1).ok_or_else(|| LoadError::TooDeep {
                 origin: origin.to_owned(),
             })?;
@@ -67,26 +78,12 @@ impl Loader {
             }
             return Ok(());
         }
-        let api_version = text("/apiVersion").unwrap_or_default();
-        let name = text("/metadata/name").unwrap_or_default();
-        let namespace = text("/metadata/namespace");
-        let reader = Reader {
-            origin,
-            object,
-            label: match namespace {
-                Some(namespace) => format!("{kind} {namespace}/{name}"),
-                None => format!("{kind} {name}"),
-            },
-        };
-        if name.is_empty() {
-            return Err(reader.invalid(vec![FieldError {
-                field: "metadata.name".to_owned(),
-                problem: "is empty".to_owned(),
-                fix: "name the object".to_owned(),
-            }]));
-        }
-        if self.read(api_version, kind, &reader)? {
-            let key = identity(api_version, kind, namespace, name);
+        let reader = Reader::new(origin, kind, object);
+        let name = reader.named()?;
+        if self.read(&reader)? {
+            let namespaced = NAMESPACED_KINDS.contains(&kind);
+            reader.usable(metadata::problems(kind, namespaced, &reader.metadata()?))?;
+            let key = identity(reader.api_version, kind, reader.namespace, name);
             if let Some(other) = self.seen.insert(key, origin.to_owned()) {
                 return Err(LoadError::Twice {
                     origin: origin.to_owned(),
@@ -125,7 +122,8 @@ impl Loader {
     }
 
     /// Whether policy depends on the object.
-    fn read(&mut self, api_version: &str, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
+    fn read(&mut self, reader: &Reader<'_>) -> Result<bool, LoadError> {
+        let (api_version, kind) = (reader.api_version, reader.kind);
         let view = &mut self.loaded.view;
         match (api_version, kind) {
             ("v1", "Namespace") => view.add_namespace(&reader.parse::<Namespace>()?),
@@ -179,27 +177,27 @@ impl Loader {
                 self.judge(reader, |view| view.cluster_policies.push(policy))?;
             }
             (calico::API_VERSION | CALICO_STORED, kind) => {
-                return self.read_calico(api_version, kind, reader);
+                return self.read_calico(kind, reader);
             }
             (_, "NetworkPolicy") => {
-                return Err(reader.api_version(api_version, "networking.k8s.io/v1 or projectcalico.org/v3"));
+                return Err(reader.wrong_version("networking.k8s.io/v1 or projectcalico.org/v3"));
             }
             (_, "ClusterNetworkPolicy") => {
-                return Err(reader.api_version(api_version, cluster_policy::API_VERSION));
+                return Err(reader.wrong_version(cluster_policy::API_VERSION));
             }
             (_, kind) if CALICO_KINDS.contains(&kind) => {
-                return Err(reader.api_version(api_version, calico::API_VERSION));
+                return Err(reader.wrong_version(calico::API_VERSION));
             }
             (_, "Pod" | "Namespace" | "Node" | "Service" | "ServiceAccount") => {
-                return Err(reader.api_version(api_version, "v1"));
+                return Err(reader.wrong_version("v1"));
             }
-            (_, "EndpointSlice") => return Err(reader.api_version(api_version, "discovery.k8s.io/v1")),
-            _ => return reader.leave_out(api_version, kind),
+            (_, "EndpointSlice") => return Err(reader.wrong_version("discovery.k8s.io/v1")),
+            _ => return reader.leave_out(),
         }
         Ok(true)
     }
 
-    fn read_calico(&mut self, api_version: &str, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
+    fn read_calico(&mut self, kind: &str, reader: &Reader<'_>) -> Result<bool, LoadError> {
         let namespaced = |mut object: calico::Object<calico::PolicySpec>| {
             object.metadata.namespace = Some(namespace_of(&object.metadata));
             object
@@ -226,17 +224,17 @@ impl Loader {
             }
             "GlobalNetworkSet" => CalicoObject::GlobalNetworkSet(reader.parse()?),
             "HostEndpoint" => CalicoObject::HostEndpoint(reader.parse()?),
-            "Profile" => CalicoObject::Profile(reader.parse()?),
+            "Profile" => CalicoObject::Profile(reader.parse_usable(fields::of_profile)?),
             "FelixConfiguration" => CalicoObject::FelixConfiguration(reader.parse()?),
-            _ => return reader.leave_out(api_version, kind),
+            _ => return reader.leave_out(),
         };
         if let CalicoObject::NetworkPolicy(policy)
         | CalicoObject::GlobalNetworkPolicy(policy)
         | CalicoObject::StagedNetworkPolicy(policy)
         | CalicoObject::StagedGlobalNetworkPolicy(policy) = &object
-            && let Some(tier) = &policy.spec.tier
+            && let Some(tier) = named_tier(&policy.spec)
         {
-            let named = (tier.clone(), reader.label.clone(), reader.origin.to_owned());
+            let named = (tier.to_owned(), reader.label.clone(), reader.origin.to_owned());
             self.named_tiers.push(named);
         }
         self.judge(reader, |view| view.calico.push(object))?;
@@ -335,10 +333,57 @@ const CALICO_OTHER_KINDS: [&str; 15] = [
 struct Reader<'a> {
     origin: &'a str,
     object: &'a Value,
+    api_version: &'a str,
+    kind: &'a str,
+    /// As it is written; an empty one is not there, as for the API.
+    namespace: Option<&'a str>,
+    name: &'a str,
     label: String,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(origin: &'a str, kind: &'a str, object: &'a Value) -> Self {
+        let text = |path: &str| object.pointer(path).and_then(Value::as_str);
+        let name = text("/metadata/name").unwrap_or_default();
+        let namespace = text("/metadata/namespace").filter(|namespace| !namespace.is_empty());
+        Self {
+            origin,
+            object,
+            api_version: text("/apiVersion").unwrap_or_default(),
+            kind,
+            namespace,
+            name,
+            label: match namespace {
+                Some(namespace) => format!("{kind} {namespace}/{name}"),
+                None => format!("{kind} {name}"),
+            },
+        }
+    }
+
+    /// The object's name, if it has one.
+    fn named(&self) -> Result<&'a str, LoadError> {
+        if !self.name.is_empty() {
+            return Ok(self.name);
+        }
+        Err(self.invalid(vec![FieldError {
+            field: "metadata.name".to_owned(),
+            problem: "is empty".to_owned(),
+            fix: "name the object".to_owned(),
+        }]))
+    }
+
+    fn metadata(&self) -> Result<ObjectMeta, LoadError> {
+        let mut metadata = self.object.get("metadata").cloned().unwrap_or_default();
+        settle_nulls(&mut metadata);
+        serde_json::from_value(metadata).map_err(|error| {
+            self.invalid(vec![FieldError {
+                field: "metadata".to_owned(),
+                problem: error.to_string(),
+                fix: "correct the field".to_owned(),
+            }])
+        })
+    }
+
     fn parse<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
         let mut object = self.object.clone();
         settle_nulls(&mut object);
@@ -385,8 +430,8 @@ impl Reader<'_> {
     }
 
     /// That policy does not depend on the object, if that is so.
-    fn leave_out(&self, api_version: &str, kind: &str) -> Result<bool, LoadError> {
-        let group = group_of(api_version);
+    fn leave_out(&self) -> Result<bool, LoadError> {
+        let (group, kind) = (group_of(self.api_version), self.kind);
         let others = POLICY_GROUPS.iter().find(|(known, _)| *known == group);
         match others {
             Some((_, others)) if !others.contains(&kind) => Err(LoadError::UnknownKind {
@@ -406,11 +451,11 @@ impl Reader<'_> {
         }
     }
 
-    fn api_version(&self, found: &str, wanted: &'static str) -> LoadError {
+    fn wrong_version(&self, wanted: &'static str) -> LoadError {
         LoadError::ApiVersion {
             origin: self.origin.to_owned(),
             object: self.label.clone(),
-            found: found.to_owned(),
+            found: self.api_version.to_owned(),
             wanted,
         }
     }
@@ -475,16 +520,32 @@ fn identity(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) 
     (format!("{kind}.{group}"), namespace.to_owned(), name.to_owned())
 }
 
+/// What a list holds, if the object is one.
+fn items_of<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
+    object.get("items").filter(|_| kind.ends_with("List"))
+}
+
 /// The group of an `apiVersion`; that of `v1` has no name.
 fn group_of(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
+/// An empty one is not set, as for the API.
 fn namespace_of(metadata: &ObjectMeta) -> String {
-    metadata
-        .namespace
-        .clone()
-        .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
+    let namespace = metadata.namespace.clone().filter(|name| !name.is_empty());
+    namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
+}
+
+fn no_list(origin: &str, kind: &str) -> LoadError {
+    LoadError::Invalid {
+        origin: origin.to_owned(),
+        object: kind.to_owned(),
+        errors: vec![FieldError {
+            field: "items".to_owned(),
+            problem: "is not a list".to_owned(),
+            fix: "write the objects as a list".to_owned(),
+        }],
+    }
 }
 
 /// Items of a typed list (`PodList`) may leave out their type.

@@ -101,7 +101,7 @@ fn ports() {
         (
             to(
                 json!("TCP"),
-                json!([80, "80", "8000:8099", "http", "A_b.c-1", 0, "0:65535"]),
+                json!([80, "80", "8000:8099", "http", "A_b.c-1", "1:65535"]),
             ),
             &[],
         ),
@@ -113,6 +113,33 @@ fn ports() {
         (to(json!("UDPLite"), json!([80])), &["destination.ports[0]"]),
         (to(json!("TCP"), json!([65536])), &["destination.ports[0]"]),
         (to(json!("TCP"), json!([-1])), &["destination.ports[0]"]),
+        (
+            to(
+                json!("TCP"),
+                json!(["65536", "4294967376", "99999999999", "80:99999999999"]),
+            ),
+            &[
+                "destination.ports[0]",
+                "destination.ports[1]",
+                "destination.ports[2]",
+                "destination.ports[3]",
+            ],
+        ),
+        // No port, as Calico's validator has it.
+        (
+            to(json!("UDP"), json!([0, "0", "0:0", "0:1023"])),
+            &[
+                "destination.ports[0]",
+                "destination.ports[1]",
+                "destination.ports[2]",
+                "destination.ports[2]",
+                "destination.ports[3]",
+            ],
+        ),
+        (
+            json!({"protocol": "UDP", "source": {"ports": [0], "notPorts": ["0:53"]}}),
+            &["source.ports[0]", "source.notPorts[0]"],
+        ),
         (to(json!("TCP"), json!(["80:79"])), &["destination.ports[0]"]),
         (to(json!("TCP"), json!(["80:"])), &["destination.ports[0]"]),
         (to(json!("TCP"), json!([":80"])), &["destination.ports[0]"]),
@@ -326,7 +353,7 @@ fn heads_of_policies() {
             ),
             (json!({"tier": "Security"}), &["spec.tier"]),
             (json!({"tier": "a.b"}), &["spec.tier"]),
-            (json!({"tier": ""}), &["spec.tier"]),
+            (json!({"tier": ""}), &[]),
             (json!({"tier": "a".repeat(64)}), &["spec.tier"]),
             (json!({"selector": "a =="}), &["spec.selector"]),
             (json!({"selector": "global()"}), &["spec.selector"]),

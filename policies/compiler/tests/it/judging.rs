@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use policies_compiler::{Book, FlowEnd, Judge, Question};
+use policies_compiler::{Book, FlowEnd, Judge, Question, load_objects};
 use policies_ir::{
     cluster::Member,
     decide::decide,
@@ -14,7 +14,10 @@ use policies_ir::{
     tables::{DecidedBy, Direction, Packet, Verdict},
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use serde_json::{Value, json};
 use testkit::policies::{Scenario, kubernetes, objects};
+
+use crate::sources;
 
 /// Judges each packet of the scenario from each pod's address, and to it; how often each verdict was met.
 fn compare(scenario: &Scenario) -> Result<BTreeMap<String, usize>, TestCaseError> {
@@ -148,9 +151,7 @@ fn asks_about_nobody(nodes: usize) -> Duration {
         serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "a", "name": "p"},
         "spec": {"containers": []}, "status": {"podIP": "10.200.0.1"}}),
     );
-    let view = policies_compiler::load_objects(crate::sources(&objects))
-        .unwrap()
-        .view;
+    let view = load_objects(sources(&objects)).unwrap().view;
     let book = Book::new(&view);
     let mut judge = Judge::new(&book);
     let mut from = |address: Ipv4Addr| {
@@ -178,4 +179,41 @@ fn asks_about_nobody(nodes: usize) -> Duration {
         assert!(from(outside).egress.is_none());
     }
     start.elapsed()
+}
+
+/// The port that a flow goes by which names none, by the source ports that rules ask for.
+#[test]
+fn a_source_port_that_no_rule_means() {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"},
+        "spec": {"containers": [{"name": "c", "ports": [
+            {"name": "rtp", "containerPort": 49152}, {"name": "other", "containerPort": 49153}]}]}});
+    let unmeant = |ends: &[Value]| {
+        let rules: Vec<Value> = ends
+            .iter()
+            .map(|source| json!({"action": "Deny", "protocol": "TCP", "source": source}))
+            .collect();
+        let policy = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+            "metadata": {"name": "p"}, "spec": {"selector": "all()", "ingress": rules}});
+        let loaded = load_objects(sources(&[pod.clone(), policy])).expect("the objects load");
+        Book::new(&loaded.view).unmeant_source_port()
+    };
+    let ports = |ports: Value| json!({"ports": ports});
+    for (rules, expected) in [
+        (vec![], 49152),
+        (vec![ports(json!([53, "1:1023"]))], 49152),
+        (vec![ports(json!(["49152:60000"]))], 60001),
+        (vec![ports(json!(["1024:65535"]))], 1023),
+        (vec![json!({"notPorts": [49152, "49153"]})], 49154),
+        (vec![ports(json!(["rtp"]))], 49153),
+        // Any port at all is not one port more than another.
+        (vec![ports(json!(["1:65535"]))], 49152),
+        (vec![ports(json!(["1:65535"])), ports(json!([49152]))], 49153),
+        // Every port is meant.
+        (
+            vec![ports(json!(["1:1023"])), ports(json!(["1024:65535"]))],
+            49152,
+        ),
+    ] {
+        assert_eq!(unmeant(&rules), expected, "{rules:?}");
+    }
 }

@@ -15,6 +15,7 @@ mod hosts;
 mod judging;
 mod kubernetes;
 mod lab;
+mod loading;
 mod nodes;
 mod properties;
 mod regressions;

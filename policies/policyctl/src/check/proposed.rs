@@ -86,7 +86,8 @@ fn key(object: &Value) -> [String; 4] {
         group => group,
     };
     let name = text("/metadata/name").unwrap_or_default();
-    let namespace = text("/metadata/namespace").unwrap_or("default");
+    let namespace = text("/metadata/namespace").filter(|namespace| !namespace.is_empty());
+    let namespace = namespace.unwrap_or("default");
     [group, text("/kind").unwrap_or_default(), namespace, name].map(str::to_owned)
 }
 
@@ -118,6 +119,7 @@ mod tests {
         let live = vec![
             policy(Some("shop"), "web", "replaced"),
             policy(Some("default"), "web", "replaced too"),
+            policy(Some("default"), "db", "replaced by one whose namespace is empty"),
             policy(Some("shop"), "db", "other name"),
             policy(Some("pci"), "web", "other namespace"),
             calico,
@@ -126,9 +128,17 @@ mod tests {
         item["kind"].take();
         let list =
             json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicyList", "items": [item]});
-        let new = [policy(Some("shop"), "web", "new"), list];
+        let unset = policy(Some(""), "db", "new in default");
+        let new = [policy(Some("shop"), "web", "new"), list, unset];
         let new = new.map(|object| ("new.yaml".to_owned(), object)).to_vec();
-        let expected = ["new", "new in a list", "other name", "other namespace", "calico"];
+        let expected = [
+            "new",
+            "new in a list",
+            "new in default",
+            "other name",
+            "other namespace",
+            "calico",
+        ];
         assert_eq!(marks(&overlay(live, new)), expected);
     }
 
@@ -137,6 +147,7 @@ mod tests {
         let holds = |object: Value| holds_pods(&[("new.yaml".to_owned(), object)]);
         assert!(!holds(policy(None, "web", "")));
         assert!(!holds(json!({"kind": "PodList", "items": []})));
+        assert!(!holds(json!({"kind": "PodList", "items": null})));
         assert!(holds(json!({"kind": "Pod"})));
         assert!(holds(json!({"kind": "PodList", "items": [{}]})));
         assert!(holds(json!({"kind": "List", "items": [{"kind": "Pod"}]})));

@@ -447,9 +447,9 @@ fn family_net(v4: bool) -> impl Strategy<Value = IpNet> {
 
 fn port(shape: Shape) -> impl Strategy<Value = IntOrString> {
     let named = select(PORT_NAMES.to_vec()).prop_map(|name| IntOrString::String(name.to_owned()));
-    let number = select(PORTS.to_vec()).prop_map(|port| IntOrString::Int(port.into()));
-    let range = (select(PORTS.to_vec()), select(PORTS.to_vec()))
-        .prop_map(|(a, b)| IntOrString::String(format!("{}:{}", a.min(b), a.max(b))));
+    let one = || select(PORTS.to_vec()).prop_map(|port| port.max(1));
+    let number = one().prop_map(|port| IntOrString::Int(port.into()));
+    let range = (one(), one()).prop_map(|(a, b)| IntOrString::String(format!("{}:{}", a.min(b), a.max(b))));
     match shape {
         Shape::Ports(_) => prop_oneof![2 => named, 3 => number, 3 => range].boxed(),
         _ => named.boxed(),

@@ -29,7 +29,7 @@ pub(super) const ACCOUNTS: [&str; 2] = ["default", "has"];
 pub(super) const LABEL_KEYS: [&str; 8] = [
     "app",
     "in",
-    "!has",
+    "has",
     "kubernetes.io/metadata.name",
     "x.y-z/App_1",
     "0",
@@ -310,9 +310,7 @@ pub(super) fn requirement() -> impl Strategy<Value = Requirement> {
         2 => Operator::Exists,
         _ => Operator::DoesNotExist,
     });
-    // `!has` is a label that objects can hold here, but no selector can name.
-    let keys: Vec<&str> = LABEL_KEYS.into_iter().filter(|key| is_label_key(key)).collect();
-    let key = select(keys);
+    let key = select(LABEL_KEYS.to_vec());
     (key, operator).prop_map(|(key, operator)| Requirement {
         key: key.to_owned(),
         operator,

@@ -1,0 +1,215 @@
+//! Objects from files mean what they mean to the API.
+
+use api::flow::FlowVerdict;
+use policies_compiler::{FlowEnd, LoadError, Loaded, Question, Source, explain, load_objects};
+use serde_json::{Value, json};
+
+use crate::sources;
+
+const CALICO: &str = "projectcalico.org/v3";
+
+fn object(api_version: &str, kind: &str, metadata: Value, rest: Value) -> Value {
+    let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata});
+    let rest = rest.as_object().unwrap().clone();
+    object.as_object_mut().unwrap().extend(rest);
+    object
+}
+
+fn pod(metadata: Value, address: &str) -> Value {
+    let rest = json!({"spec": {"containers": []}, "status": {"podIP": address}});
+    object("v1", "Pod", metadata, rest)
+}
+
+fn load(objects: &[Value]) -> Loaded {
+    load_objects(sources(objects)).expect("the objects load")
+}
+
+/// The verdict on a connection from `default/a` to `default/b`.
+fn judged(objects: &[Value]) -> FlowVerdict {
+    let end = |name: &str| FlowEnd::Pod {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+    };
+    let asked = Question {
+        source: end("a"),
+        destination: end("b"),
+        protocol: 6,
+        source_port: 40000,
+        port: 80,
+    };
+    explain(&load(objects).view, &asked)
+        .expect("the flow is judged")
+        .verdict
+}
+
+#[test]
+fn a_namespace_that_is_empty_is_the_default_one_for_every_kind() {
+    let named = |name: &str| json!({"name": name, "namespace": ""});
+    let pods = [pod(named("a"), "10.0.0.1"), pod(json!({"name": "b"}), "10.0.0.2")];
+    let with = |policy: Value| judged(&[&pods[..], &[policy]].concat());
+    assert_eq!(judged(&pods), FlowVerdict::Allow);
+    let everyone = json!({"spec": {"podSelector": {}}});
+    let kubernetes = object("networking.k8s.io/v1", "NetworkPolicy", named("deny"), everyone);
+    assert_eq!(with(kubernetes), FlowVerdict::Deny);
+    let all = json!({"spec": {"selector": "all()"}});
+    assert_eq!(
+        with(object(CALICO, "NetworkPolicy", named("deny"), all)),
+        FlowVerdict::Deny
+    );
+
+    // A set is in the namespace as well: the policy's own selectors find it.
+    let set = object(
+        CALICO,
+        "NetworkSet",
+        json!({"name": "s", "namespace": "", "labels": {"is": "set"}}),
+        json!({"spec": {"nets": ["10.0.0.1/32"]}}),
+    );
+    let from_set = object(
+        CALICO,
+        "NetworkPolicy",
+        json!({"name": "p"}),
+        json!({"spec": {"selector": "all()", "types": ["Ingress"],
+            "ingress": [{"action": "Allow", "source": {"selector": "is == 'set'"}}]}}),
+    );
+    let objects = [&pods[..], &[set, from_set]].concat();
+    assert_eq!(judged(&objects), FlowVerdict::Allow);
+    let namespaces: Vec<_> = load(&objects).view.namespaces.into_keys().collect();
+    assert_eq!(namespaces, ["default"]);
+
+    let twice = [
+        pod(json!({"name": "a", "namespace": "default"}), "10.0.0.1"),
+        pod(named("a"), "10.0.0.1"),
+    ];
+    let twice = load_objects(sources(&twice));
+    assert!(matches!(twice, Err(LoadError::Twice { .. })), "{twice:?}");
+}
+
+#[test]
+fn a_tier_that_is_empty_is_the_default_one() {
+    let policy = |kind: &str, tier: Value| {
+        let spec = json!({"spec": {"selector": "all()", "tier": tier}});
+        object(CALICO, kind, json!({"name": "p"}), spec)
+    };
+    for kind in [
+        "NetworkPolicy",
+        "GlobalNetworkPolicy",
+        "StagedNetworkPolicy",
+        "StagedGlobalNetworkPolicy",
+    ] {
+        let set = |tier: Value| load(&[policy(kind, tier)]).view.policy_set(|_, _| {});
+        assert_eq!(set(json!("")), set(json!("default")), "{kind}");
+        let missing = load_objects(sources(&[policy(kind, json!("other"))]));
+        assert!(matches!(missing, Err(LoadError::Invalid { .. })), "{missing:?}");
+    }
+}
+
+#[test]
+fn a_list_of_null_holds_nothing_and_one_of_something_else_is_an_error() {
+    for kind in ["List", "PodList", "NetworkPolicyList"] {
+        let list = json!({"apiVersion": "v1", "kind": kind, "items": null});
+        let loaded = load(&[list]);
+        assert_eq!(loaded, Loaded::default(), "{kind}");
+        let list = json!({"apiVersion": "v1", "kind": kind, "items": {"kind": "Pod"}});
+        let error = load_objects(sources(&[list])).unwrap_err().to_string();
+        assert!(error.contains(&format!("{kind}: items: ")), "{error}");
+    }
+}
+
+/// As the API does, with the place: a name that it would refuse is none that anything else could mean.
+#[test]
+fn names_and_labels_are_held_to_the_rules_of_the_api() {
+    let told = |object: &Value| {
+        let sources = [Source {
+            origin: "d/p.yaml",
+            object,
+        }];
+        load_objects(sources).map(drop).map_err(|error| error.to_string())
+    };
+    let named = |name: &str| json!({"name": name});
+    let labelled = |key: &str, value: &str| json!({"name": "x", "labels": {key: value}});
+    let of_pod = |metadata: Value| pod(metadata, "10.0.0.1");
+    let core = |kind: &str, metadata: Value| object("v1", kind, metadata, json!({}));
+    let kubernetes = |metadata: Value| {
+        let spec = json!({"spec": {"podSelector": {}}});
+        object("networking.k8s.io/v1", "NetworkPolicy", metadata, spec)
+    };
+    let calico =
+        |kind: &str, metadata: Value, spec: Value| object(CALICO, kind, metadata, json!({"spec": spec}));
+    let slice = json!({"addressType": "IPv4", "endpoints": []});
+    let slice = |metadata: Value| object("discovery.k8s.io/v1", "EndpointSlice", metadata, slice.clone());
+    let nets = json!({"nets": []});
+    let host = json!({"node": "n1", "interfaceName": "eth0"});
+    let long = "a".repeat(64);
+    for (object, field) in [
+        (kubernetes(named("Deny_All")), "metadata.name"),
+        (kubernetes(named("-a")), "metadata.name"),
+        (
+            kubernetes(json!({"name": "a", "namespace": "a.b"})),
+            "metadata.namespace",
+        ),
+        (kubernetes(labelled("a", "b c")), "metadata.labels"),
+        (of_pod(named("a/b")), "metadata.name"),
+        (
+            of_pod(json!({"name": "a", "namespace": long})),
+            "metadata.namespace",
+        ),
+        (of_pod(labelled("app", "b c")), "metadata.labels"),
+        (of_pod(labelled("a b", "c")), "metadata.labels"),
+        (of_pod(labelled("app", &long)), "metadata.labels"),
+        (core("Namespace", named("a.b")), "metadata.name"),
+        (core("Namespace", labelled("Prefix/a", "")), "metadata.labels"),
+        (core("Node", named("N1")), "metadata.name"),
+        (core("ServiceAccount", labelled("-", "")), "metadata.labels"),
+        (core("Service", named("1a")), "metadata.name"),
+        (
+            object(
+                "v1",
+                "Service",
+                named("a"),
+                json!({"spec": {"selector": {"app": "b c"}}}),
+            ),
+            "spec.selector",
+        ),
+        (slice(named("ABC")), "metadata.name"),
+        (calico("NetworkSet", named("ABC"), nets.clone()), "metadata.name"),
+        (
+            calico("GlobalNetworkSet", labelled("a", "b c"), nets),
+            "metadata.labels",
+        ),
+        (
+            calico("HostEndpoint", named("eth0_a"), host.clone()),
+            "metadata.name",
+        ),
+        (
+            calico("HostEndpoint", labelled("a", "-"), host),
+            "metadata.labels",
+        ),
+        (
+            calico("Profile", named("p"), json!({"labelsToApply": {"a": "b c"}})),
+            "spec.labelsToApply",
+        ),
+        (
+            calico(
+                "NetworkPolicy",
+                labelled("a", "b c"),
+                json!({"selector": "all()"}),
+            ),
+            "metadata.labels",
+        ),
+    ] {
+        let told = told(&object).expect_err(field);
+        let label = object["kind"].as_str().unwrap();
+        assert!(
+            told.starts_with(&format!("d/p.yaml: {label} ")) && told.contains(&format!(": {field}: ")),
+            "{field}: {told}"
+        );
+    }
+    let edges = json!({"name": "a.b-1", "labels": {"example.com/A_b.c-1": "", "a": "A_b.c-1", "n": null}});
+    for object in [
+        of_pod(edges.clone()),
+        kubernetes(edges),
+        core("Service", named("a-1")),
+    ] {
+        assert_eq!(told(&object), Ok(()), "{object}");
+    }
+}
