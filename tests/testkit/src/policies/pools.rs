@@ -7,7 +7,7 @@ use std::{
 
 use api::{
     host_ports::{HostPort, Transport},
-    selector::{Labels, Operator, Requirement, is_label_key},
+    selector::{Labels, Operator, Requirement},
 };
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
