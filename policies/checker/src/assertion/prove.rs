@@ -28,7 +28,7 @@ pub struct Proof {
     /// Why it says nothing, if it does: an end that nothing matches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vacuous: Option<String>,
-    /// What passes nevertheless, and is left out of the question: what a node sends to its own pods.
+    /// What passes although it holds, since it is left out of the question: what a node sends to its own pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
 }
@@ -89,12 +89,13 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
             found.strangers(model, &from, &to, services);
         }
     }
+    let holds = found.problem.is_none();
     Proof {
-        holds: found.problem.is_none(),
+        holds,
         problem: found.problem,
         more: found.more,
         vacuous,
-        left_out: found.left_out,
+        left_out: found.left_out.filter(|_| holds),
     }
 }
 
