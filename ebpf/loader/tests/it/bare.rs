@@ -21,6 +21,7 @@ use crate::{
     link::{GATEWAY, Pod, TCP, is_cut_off, port, reaches, run},
 };
 
+const NONE: [u32; 0] = [];
 /// How long the kernel may take to free a link that nobody holds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,7 +50,7 @@ attached_both_ways! {
         pod.allow(&[(Direction::Egress, 0, port(TCP, 8080))]);
         let ifindex = pod.ifindex;
         let judged = pod.lab.kernel().attached().expect("list");
-        assert_eq!(pod.lab.kernel().bare().expect("ask"), []);
+        assert_eq!(pod.lab.kernel().bare().expect("ask"), NONE);
         assert!(pod.inside(|| reaches("169.254.1.1:8080") && is_cut_off("169.254.1.1:8081")));
 
         strip(&pod.lab, "palhost", ifindex);
@@ -61,14 +62,14 @@ attached_both_ways! {
         assert_eq!(pod.lab.kernel().attached().expect("list"), [], "nothing judges it");
 
         pod.lab.kernel().restore(ifindex).expect("attach again");
-        assert_eq!(pod.lab.kernel().bare().expect("ask"), []);
+        assert_eq!(pod.lab.kernel().bare().expect("ask"), NONE);
         assert_eq!(pod.lab.kernel().attached().expect("list"), judged);
         assert!(pod.inside(|| is_cut_off("169.254.1.1:8081")), "denied, as before");
         assert!(pod.inside(|| reaches("169.254.1.1:8080")), "allowed, as before");
         drop((web, other));
 
         run("ip link del palhost");
-        assert_eq!(pod.lab.kernel().bare().expect("ask"), [], "it is gone, not bare");
+        assert_eq!(pod.lab.kernel().bare().expect("ask"), NONE, "it is gone, not bare");
         pod.lab.kernel().restore(ifindex).expect("nothing to do");
     }
 
@@ -83,7 +84,7 @@ attached_both_ways! {
             forward: None,
         };
         lab.kernel().attach_host(&link).expect("attach");
-        assert_eq!(lab.kernel().bare().expect("ask"), []);
+        assert_eq!(lab.kernel().bare().expect("ask"), NONE);
 
         let (tell, told) = mpsc::channel();
         let (come, came) = mpsc::channel();
@@ -96,7 +97,7 @@ attached_both_ways! {
         });
         let there = told.recv().expect("the thread lives");
         run(&format!("ip link set uplink netns {there}"));
-        assert_eq!(lab.kernel().bare().expect("ask"), [], "it is not there");
+        assert_eq!(lab.kernel().bare().expect("ask"), NONE, "it is not there");
         come.send(()).expect("the thread waits");
         elsewhere.join().expect("it comes back");
         assert_eq!(if_nametoindex("uplink"), Ok(ifindex));
@@ -108,7 +109,7 @@ attached_both_ways! {
         for ifindex in bare {
             lab.kernel().restore(ifindex).expect("attach again");
         }
-        assert_eq!(lab.kernel().bare().expect("ask"), []);
+        assert_eq!(lab.kernel().bare().expect("ask"), NONE);
         assert_eq!(lab.kernel().attached_hosts().expect("list"), [link]);
         strip(&lab, "uplink", ifindex);
         let deadline = Instant::now() + PATIENCE;
@@ -116,6 +117,6 @@ attached_both_ways! {
             assert!(Instant::now() < deadline, "the programs are still there");
         }
         lab.kernel().restore(ifindex).expect("attach again");
-        assert_eq!(lab.kernel().bare().expect("ask"), []);
+        assert_eq!(lab.kernel().bare().expect("ask"), NONE);
     }
 }
