@@ -21,7 +21,6 @@ use crate::{
     link::{GATEWAY, Pod, TCP, is_cut_off, port, reaches, run},
 };
 
-const NONE: [u32; 0] = [];
 /// How long the kernel may take to free a link that nobody holds.
 const PATIENCE: Duration = Duration::from_secs(10);
 

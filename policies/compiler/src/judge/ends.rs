@@ -221,8 +221,8 @@ pub(crate) fn assume_node_addresses(cluster: &mut Cluster) {
     let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
     let of_members: BTreeSet<String> = of_members
         .chain(of_pods)
-        .cloned()
         .filter(|node| !node.is_empty())
+        .cloned()
         .collect();
     for node in of_members {
         cluster.nodes.entry(node).or_default();

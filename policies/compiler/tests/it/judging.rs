@@ -167,7 +167,8 @@ fn asks_about_nobody(nodes: usize) -> Duration {
         };
         judge.judge(&question).unwrap()
     };
-    let address_of = |node: usize| Ipv4Addr::new(10, (node / 250) as u8, (node % 250) as u8, 1);
+    let octet = |number: usize| u8::try_from(number).unwrap();
+    let address_of = |node: usize| Ipv4Addr::new(10, octet(node / 250), octet(node % 250), 1);
     assert!(
         from(address_of(last)).egress.is_some(),
         "its host endpoint judges"

@@ -8,6 +8,7 @@ use crate::sources;
 
 const CALICO: &str = "projectcalico.org/v3";
 
+#[expect(clippy::needless_pass_by_value, reason = "made where they are used")]
 fn object(api_version: &str, kind: &str, metadata: Value, rest: Value) -> Value {
     let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata});
     let rest = rest.as_object().unwrap().clone();
