@@ -153,6 +153,8 @@ struct Both<'a> {
     known: std::cell::RefCell<HashMap<Spaces, Changed>>,
 }
 
+/// Where an end is before and after: at one address of its, or, where it has others than before, at any.
+type At = (Vec<Spot>, Vec<Spot>);
 /// What may pass before and after; nothing where an end does not exist.
 type Spaces = (Option<SpaceId>, Option<SpaceId>);
 /// What opens and what closes.
@@ -168,6 +170,8 @@ struct BothEnd {
     old: Option<End>,
     new: Option<End>,
     what: What,
+    /// All that is to be compared for itself.
+    at: BTreeSet<At>,
 }
 
 enum What {
@@ -238,6 +242,12 @@ impl<'a> Both<'a> {
                         old: Some(End::Outside(old_part.of)),
                         new: Some(End::Outside(new_part.of)),
                         what: What::Addresses(region),
+                        at: FAMILIES
+                            .map(|version| {
+                                let at = |region| vec![Spot::Outside { region, version }];
+                                (at(old_part.of), at(new_part.of))
+                            })
+                            .into(),
                     });
                 }
             }
@@ -278,16 +288,11 @@ impl<'a> Both<'a> {
             if lacks(from) || lacks(to) {
                 continue;
             }
-            let allowed = |model: &Model, from: Option<End>, to: Option<End>| {
-                self.has(from, to)?;
-                model.allowed(from?, to?, version)
-            };
-            let spaces = (
-                allowed(self.old, from.old, to.old),
-                allowed(self.new, from.new, to.new),
-            );
-            if spaces != (None, None) {
-                found.insert(version, self.changed(spaces));
+            // What one address loses another may have got: each is compared with itself.
+            for spaces in self.spaces(from, to, version) {
+                let (opened, closed) = self.changed(spaces);
+                let known = found.entry(version).or_default();
+                *known = (known.0.union(&opened), known.1.union(&closed));
             }
         }
         let mut changes = Vec::new();
@@ -321,8 +326,21 @@ impl<'a> Both<'a> {
         changes
     }
 
-    fn has(&self, from: Option<End>, to: Option<End>) -> Option<()> {
-        (from.is_some() && to.is_some()).then_some(())
+    /// What may pass before and after, at all that is to be compared for itself.
+    fn spaces(&self, from: &BothEnd, to: &BothEnd, version: IpVersion) -> BTreeSet<Spaces> {
+        let mut found = BTreeSet::new();
+        for (old_from, new_from) in &from.at {
+            for (old_to, new_to) in &to.at {
+                let spaces = (
+                    self.old.allowed_among(old_from, old_to, version),
+                    self.new.allowed_among(new_from, new_to, version),
+                );
+                if spaces != (None, None) {
+                    found.insert(spaces);
+                }
+            }
+        }
+        found
     }
 
     fn changed(&self, spaces: Spaces) -> Changed {
@@ -371,24 +389,39 @@ impl<'a> Both<'a> {
                 }
             }
         };
-        // A workload may have several addresses, of which one is enough where a flow is allowed.
-        let judged = |model: &Model, source: Option<usize>, destination: Option<usize>, allowed: bool| {
-            let to = places(model, to, destination);
-            let from = places(model, from, source).into_iter();
-            let packets: Vec<Packet> = from
-                .flat_map(|from| to.iter().map(move |to| (from, *to)))
+        let opens = effect == Effect::Opens;
+        let old = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(old, _)| old);
+        let new = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(_, new)| new);
+        let pairs =
+            |model: &Model, source: Option<usize>, destination: Option<usize>| -> Vec<(Place, Place)> {
+                let to = places(model, to, destination);
+                let from = places(model, from, source).into_iter();
+                from.flat_map(|from| to.iter().map(move |to| (from, *to)))
+                    .collect()
+            };
+        let before = pairs(self.old, old(source), old(destination));
+        let after = pairs(self.new, new(source), new(destination));
+        let addresses = |(from, to): &(Place, Place)| (from.address, to.address);
+        for (before, after) in before.iter().zip(&after) {
+            let packet = |model: &Model, (from, to): (Place, Place)| model.packet(from, to, point);
+            let both = (packet(self.old, *before), packet(self.new, *after));
+            if let (Some(old), Some(new)) = &both
+                && addresses(before) == addresses(after)
+                && (old.allowed, new.allowed) == (!opens, opens)
+            {
+                return both;
+            }
+        }
+        // A workload may have other addresses than before, of which one is enough where a flow is allowed.
+        let judged = |model: &Model, pairs: Vec<(Place, Place)>, allowed: bool| {
+            let packets: Vec<Packet> = pairs
+                .into_iter()
                 .filter_map(|(from, to)| model.packet(from, to, point))
                 .collect();
             let wanted = packets.iter().find(|packet| packet.allowed == allowed);
             wanted.or(packets.first()).cloned()
         };
-        let opens = effect == Effect::Opens;
-        let old = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(old, _)| old);
-        let new = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(_, new)| new);
-        (
-            judged(self.old, old(source), old(destination), !opens),
-            judged(self.new, new(source), new(destination), opens),
-        )
+        (judged(self.old, before, !opens), judged(self.new, after, opens))
     }
 }
 
@@ -432,6 +465,15 @@ fn workload_ends(old: &Model, new: &Model) -> Vec<BothEnd> {
             named: None,
             old: of_old.map(End::Class),
             new: of_new.map(End::Class),
+            at: names
+                .iter()
+                .flat_map(|name| {
+                    at_addresses(
+                        (old, before.get(*name).copied()),
+                        (new, after.get(*name).copied()),
+                    )
+                })
+                .collect(),
             what: What::Workloads(
                 names
                     .into_iter()
@@ -440,6 +482,27 @@ fn workload_ends(old: &Model, new: &Model) -> Vec<BothEnd> {
             ),
         });
     ends.collect()
+}
+
+/// Each address of a workload for itself, if it has the same before and after.
+fn at_addresses(old: (&Model, Option<usize>), new: (&Model, Option<usize>)) -> Vec<At> {
+    let spots = |(model, member): (&Model, Option<usize>)| -> BTreeMap<IpAddr, Spot> {
+        let class = member.and_then(|member| Some((member, model.class_of(member)?)));
+        let spots = class.into_iter().flat_map(|(member, class)| {
+            let slots = 0..model.spots(End::Class(class)).len();
+            slots.filter_map(move |slot| Some((model.address(member, slot)?, Spot::Class { class, slot })))
+        });
+        spots.collect()
+    };
+    let (before, after) = (spots(old), spots(new));
+    match before.keys().eq(after.keys()) {
+        true => before
+            .into_values()
+            .zip(after.into_values())
+            .map(|(before, after)| (vec![before], vec![after]))
+            .collect(),
+        false => vec![(before.into_values().collect(), after.into_values().collect())],
+    }
 }
 
 /// The addresses of a family that a workload has.

@@ -375,8 +375,12 @@ impl Model {
     /// What may pass from one end to another, at any of their addresses of a family. Within a class it is what one
     /// member may send another. Nothing if the ends have no addresses of that family.
     pub fn allowed(&self, from: End, to: End, version: IpVersion) -> Option<SpaceId> {
+        self.allowed_among(&self.spots(from), &self.spots(to), version)
+    }
+
+    /// The same from any of these addresses of an end to any of those of another.
+    pub(crate) fn allowed_among(&self, from: &[Spot], to: &[Spot], version: IpVersion) -> Option<SpaceId> {
         let of_family = |spot: &Spot| self.version(*spot) == Some(version);
-        let (from, to) = (self.spots(from), self.spots(to));
         let pairs = from.iter().filter(|spot| of_family(spot)).flat_map(|from| {
             to.iter()
                 .filter(|spot| of_family(spot))
