@@ -1,6 +1,7 @@
 //! Sessions whose streams the agent holds, terminals, attachments, and sockets in a pod.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_runtime::{ContainerConfig, ContainerState, Session, Streams};
@@ -184,7 +185,7 @@ async fn a_terminal_controls_its_session() {
     ask("ls -l /dev/pts/0; echo own''er", "owner");
     // Job control works: the terminal's interrupt key ends the job and leaves the shell.
     write(&terminal, "sleep 999\n");
-    wait_for(|| runs("sleep\u{0}999"));
+    wait_for(|| runs(&stage, "sleep\u{0}999"));
     write(&terminal, "\u{3}");
     ask("echo alive $?; echo st''ill", "still");
     write(&terminal, "exit 5\n");
@@ -200,9 +201,9 @@ async fn the_processes_of_a_session_go_with_its_client() {
         let script = format!("trap '' HUP; sleep {mark} & sleep {mark}; wait");
         let session = open(&stage, &["sh", "-c", &script], false, tty).await;
         let named = format!("sleep\u{0}{mark}");
-        wait_for(|| runs(&named));
+        wait_for(|| runs(&stage, &named));
         drop(session);
-        wait_for(|| !runs(&named));
+        wait_for(|| !runs(&stage, &named));
     }
     let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
     assert!(
@@ -445,12 +446,14 @@ async fn a_socket_of_the_pod_reaches_its_loopback() {
 }
 
 /// Whether a process with this in its command line (words end with NUL) runs.
-fn runs(command: &str) -> bool {
+fn runs(stage: &Stage, command: &str) -> bool {
+    let read = |process: &Path, name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default();
     let processes = std::fs::read_dir("/proc").expect("lists").flatten();
-    processes
-        .map(|process| process.path())
-        .filter_map(|process| std::fs::read_to_string(process.join("cmdline")).ok())
-        .any(|line| line.trim_end_matches('\0') == command)
+    let mut processes = processes.map(|process| process.path());
+    processes.any(|process| {
+        read(&process, "cmdline").trim_end_matches('\0') == command
+            && read(&process, "cgroup").contains(&stage.cgroup_root)
+    })
 }
 
 /// Programs may end at any moment of their start, however many others start and run beside them: every end is seen. A
@@ -474,7 +477,7 @@ async fn no_death_is_lost_among_many_starts() {
         let sleep = ["sleep".to_owned(), "987654".to_owned()];
         runtime.exec(&pod, "main", &sleep, patience() * 50).await
     });
-    wait_for(|| runs("sleep\0987654"));
+    wait_for(|| runs(&stage, "sleep\0987654"));
     for round in 0..100 {
         let sleep = argv(&["sleep", "1000"]);
         let killed = stage
@@ -505,7 +508,7 @@ fn members(stage: &Stage, container: &str) -> usize {
     let hierarchies = std::fs::read_dir("/sys/fs/cgroup").expect("lists").flatten();
     let places = hierarchies
         .map(|hierarchy| hierarchy.path().join(&group))
-        .chain([std::path::Path::new("/sys/fs/cgroup").join(&group)]);
+        .chain([Path::new("/sys/fs/cgroup").join(&group)]);
     let lists: Vec<_> = places
         .filter_map(|file| std::fs::read_to_string(file).ok())
         .collect();
