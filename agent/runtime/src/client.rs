@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -386,9 +387,15 @@ impl Runtime {
 }
 
 /// Begins the kernel's wait before processes are put into groups, while others put a pod or a root together. Without it a start
-/// is as right, only slower.
+/// is as right, only slower. One wait is for all that begin meanwhile.
 fn expect_moves() {
-    drop(tokio::task::spawn_blocking(cgroup::expect_moves));
+    static WAITS: AtomicBool = AtomicBool::new(false);
+    if !WAITS.swap(true, Ordering::Relaxed) {
+        drop(tokio::task::spawn_blocking(|| {
+            let _slower = cgroup::expect_moves();
+            WAITS.store(false, Ordering::Relaxed);
+        }));
+    }
 }
 
 pub(crate) fn demand_name(field: &'static str, value: &str) -> Result<(), RuntimeError> {
