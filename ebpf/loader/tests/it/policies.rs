@@ -171,6 +171,8 @@ fn define_what_is_mentioned(view: &mut ClusterView) {
         // Containers have no ports of other protocols, and none has number 0.
         pod.named_ports
             .retain(|port| port.port != 0 && [TCP, UDP, SCTP].contains(&port.protocol));
+        pod.host_ports
+            .retain(|port| port.port != 0 && port.container_port != 0);
     }
 }
 
@@ -203,12 +205,16 @@ fn as_written(view: &ClusterView) -> Vec<Value> {
         let ports = pod.named_ports.iter().map(|port| {
             json!({"name": port.name, "protocol": protocol(port.protocol), "containerPort": port.port})
         });
+        let of_the_host = pod.host_ports.iter().map(|port| {
+            json!({"protocol": port.protocol.to_string(), "hostPort": port.port,
+                "containerPort": port.container_port})
+        });
         let addresses = pod.addresses.iter();
         let addresses = addresses.map(|address| json!({"ip": address.to_string()}));
         files.push(json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": pod.namespace, "name": pod.name, "labels": pod.labels},
             "spec": {"nodeName": pod.node, "serviceAccountName": pod.service_account,
-                "containers": [{"name": "main", "ports": ports.collect::<Vec<_>>()}]},
+                "containers": [{"name": "main", "ports": ports.chain(of_the_host).collect::<Vec<_>>()}]},
             "status": {"podIPs": addresses.collect::<Vec<_>>()}}));
     }
     for policy in &view.policies {
@@ -481,56 +487,72 @@ fn compare(
         if is_host && packets.iter().all(|packet| packet.inside.is_none()) {
             continue;
         }
-        let addresses = match is_host {
-            true => attach_host(lab, endpoint, &packets, tables),
-            false => attach_pod(lab, endpoint, member, tables),
-        };
-        let only = NodeTables {
-            endpoints: tables
-                .endpoints
-                .get(&endpoint)
-                .map(|own| (endpoint, own.clone()))
-                .into_iter()
-                .collect(),
-            rules: Vec::new(),
-            ..tables.clone()
-        };
-        prop_assert_eq!(
-            lab.kernel()
-                .dump()
-                .map_err(|e| TestCaseError::fail(e.to_string()))?,
-            only
-        );
-
-        for packet in packets {
-            // A pod has one address of each family, a host the one that the packet tells.
-            let own = addresses.iter().copied().find(|ip| match is_host {
-                true => Some(*ip) == packet.inside,
-                false => ip.is_ipv4() == packet.peer.is_ipv4(),
-            });
-            let Some(frame) = own.and_then(|own| opening_frame(own, packet)) else {
-                continue;
-            };
-            let by_tables = lookup(tables, endpoint, packet);
-            let by_tables = (by_tables.verdict, tables.decided_by(by_tables.rule));
-            let by_kernel = by_kernel(lab, tables, packet, is_host, &frame);
-            prop_assert_eq!(&by_kernel, &by_tables, "the kernel and the tables: {:?}", packet);
-            if let Some(by_reference) = expected(endpoint, packet) {
-                prop_assert_eq!(
-                    &by_kernel,
-                    &by_reference,
-                    "the kernel and the reference: {:?}",
-                    packet
-                );
-            }
-            judged[usize::from(is_host)] += 1;
-        }
+        let more = compare_at(lab, member, endpoint, tables, &packets, &expected);
         if is_host {
+            // Whatever was found: a smaller case starts from nothing, too.
             let none = HostLink::none(LOOPBACK);
             lab.kernel()
                 .attach_host(&none)
                 .map_err(|e| TestCaseError::fail(e.to_string()))?;
         }
+        judged[usize::from(is_host)] += more?;
+    }
+    Ok(judged)
+}
+
+/// What [`compare`] does at one endpoint; returns how many packets were judged.
+fn compare_at(
+    lab: &mut Lab,
+    member: &Member,
+    endpoint: EndpointId,
+    tables: &NodeTables,
+    packets: &[&Packet],
+    expected: impl Fn(EndpointId, &Packet) -> Option<Judged>,
+) -> Result<usize, TestCaseError> {
+    let is_host = member.workload.kind == WorkloadKind::HostEndpoint;
+    let addresses = match is_host {
+        true => attach_host(lab, endpoint, packets, tables),
+        false => attach_pod(lab, endpoint, member, tables),
+    };
+    let only = NodeTables {
+        endpoints: tables
+            .endpoints
+            .get(&endpoint)
+            .map(|own| (endpoint, own.clone()))
+            .into_iter()
+            .collect(),
+        rules: Vec::new(),
+        ..tables.clone()
+    };
+    prop_assert_eq!(
+        lab.kernel()
+            .dump()
+            .map_err(|e| TestCaseError::fail(e.to_string()))?,
+        only
+    );
+    let mut judged = 0;
+    for packet in packets {
+        // A pod has one address of each family, a host the one that the packet tells.
+        let own = addresses.iter().copied().find(|ip| match is_host {
+            true => Some(*ip) == packet.inside,
+            false => ip.is_ipv4() == packet.peer.is_ipv4(),
+        });
+        let Some(frame) = own.and_then(|own| opening_frame(own, packet)) else {
+            continue;
+        };
+        let by_tables = lookup(tables, endpoint, packet);
+        let by_tables = (by_tables.verdict, tables.decided_by(by_tables.rule));
+        let by_kernel = by_kernel(lab, tables, packet, is_host, &frame)?;
+        prop_assert_eq!(&by_kernel, &by_tables, "the kernel and the tables: {:?}", packet);
+        if let Some(by_reference) = expected(endpoint, packet) {
+            prop_assert_eq!(
+                &by_kernel,
+                &by_reference,
+                "the kernel and the reference: {:?}",
+                packet
+            );
+        }
+        judged += 1;
     }
     Ok(judged)
 }
@@ -576,7 +598,13 @@ fn sum([a, b]: Counts, [c, d]: Counts) -> Counts {
     [a + c, b + d]
 }
 
-fn by_kernel(lab: &mut Lab, tables: &NodeTables, packet: &Packet, is_host: bool, frame: &[u8]) -> Judged {
+fn by_kernel(
+    lab: &mut Lab,
+    tables: &NodeTables,
+    packet: &Packet,
+    is_host: bool,
+    frame: &[u8],
+) -> Result<Judged, TestCaseError> {
     // A flow that an earlier packet of the scenario opened would answer for this one.
     forget_flows(lab);
     let verdict = match is_host {
@@ -587,16 +615,16 @@ fn by_kernel(lab: &mut Lab, tables: &NodeTables, packet: &Packet, is_host: bool,
         false => lab.run(packet.direction, frame),
     };
     let record = lab.record().expect("first packets are reported");
-    assert_eq!(
+    prop_assert_eq!(
         record.reason,
         Reason::Policy as u8,
-        "{packet:?} is odd: {record:?}"
+        "{:?} is odd: {:?}",
+        packet,
+        record
     );
-    assert_eq!(record.verdict == 1, verdict == Verdict::Allow);
-    (
-        verdict,
-        tables.decided_by(policies_ir::tables::RuleId(record.rule)),
-    )
+    prop_assert_eq!(record.verdict == 1, verdict == Verdict::Allow);
+    let rule = policies_ir::tables::RuleId(record.rule);
+    Ok((verdict, tables.decided_by(rule)))
 }
 
 /// The packet as a frame that opens a flow; `None` for what no stack sends, or what cannot open one: those have
