@@ -29,6 +29,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 "palisade-control",
                 "-p",
                 "palisade-agent",
+                "-p",
+                "palisade-shim",
             ])
             .args(["-p", "policyctl", "-p", "e2e", "--bins"]),
     )?;

@@ -76,7 +76,13 @@ const CLUSTER_TOOLS: [(&str, &str); 5] = [
 const OPTIONAL_TOOLS: [(&str, &str); 1] = [("kubectl", "tools/kubectl")];
 
 /// The cluster's own programs.
-const CLUSTER_PROGRAMS: [&str; 4] = ["palisade-control", "palisade-agent", "policyctl", "demo"];
+const CLUSTER_PROGRAMS: [&str; 5] = [
+    "palisade-control",
+    "palisade-agent",
+    "palisade-shim",
+    "policyctl",
+    "demo",
+];
 
 /// Authorities of the web. Clients refuse to start without any.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -316,7 +322,8 @@ fn add_cluster(args: &Args, content: &mut Content) -> Result<()> {
     let mut cargo = cargo();
     // Others are too slow here: the agent's connections take longer than it waits for them.
     cargo.args(["build", "--locked", "--release", "-p", "palisade-control"]);
-    cargo.args(["-p", "palisade-agent", "-p", "policyctl", "-p", "e2e", "--bins"]);
+    cargo.args(["-p", "palisade-agent", "-p", "palisade-shim", "-p", "policyctl"]);
+    cargo.args(["-p", "e2e", "--bins"]);
     process::run(&mut cargo)?;
     for name in CLUSTER_PROGRAMS {
         content.files.push(Placed {

@@ -47,6 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 "-p",
                 "palisade-agent",
                 "-p",
+                "palisade-shim",
+                "-p",
                 "policyctl",
             ]),
     )?;

@@ -14,7 +14,7 @@ use agent_network::{GATEWAY, Ipv6, Network, NetworkConfig, PodCidr6, files};
 use agent_resolver::{Limits as NameLimits, Names as LearnedNames, Resolver, ResolverConfig};
 use agent_runtime::{RecoveredPod, Runtime, RuntimeConfig};
 use agent_telemetry::{FOLLOWER_LAG, FlowLog, Hub, LogConfig, Names, Reader};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use control_pki::verdict::Verifier;
 use ebpf_loader::{Datapath, Kernel, OBJECT};
 use tokio_util::sync::CancellationToken;
@@ -290,9 +290,16 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
 }
 
 fn open_runtime(config: &Config) -> Result<Runtime> {
-    let exe = std::env::current_exe().context("cannot find my own program")?;
+    let own = std::env::current_exe().context("cannot find my own program")?;
+    let shim = own.with_file_name("palisade-shim");
+    if !shim.is_file() {
+        bail!(
+            "{} is missing: no pod can start without it; install it beside palisade-agent",
+            shim.display()
+        );
+    }
     let settings = RuntimeConfig {
-        exe,
+        shim,
         state_dir: config.writable_dir(),
         run_dir: pods_run_dir(config),
         cgroup_root: CGROUP_ROOT.to_owned(),

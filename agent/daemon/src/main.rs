@@ -1,7 +1,7 @@
 //! `palisade-agent`: runs the pods that the API binds to this node.
 //!
-//! `run` is the daemon. `cleanup` removes what it made. `shim` is the small supervisor that the daemon
-//! starts for each pod: the same program, but it must branch off before a thread or a runtime exists.
+//! `run` is the daemon. `cleanup` removes what it made. The small supervisor that the daemon starts for each pod is a
+//! program of its own, `palisade-shim`, which lies beside this one.
 
 #![forbid(unsafe_code)]
 
@@ -65,13 +65,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os();
-    if arguments
-        .nth(1)
-        .is_some_and(|argument| argument == agent_runtime::shim::SUBCOMMAND)
-    {
-        agent_runtime::shim::main(arguments);
-    }
     let filter = EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,4 +1,4 @@
-//! Helper of the integration tests: a program with the `shim` subcommand, as the agent's is, and an `agent`
+//! Helper of the integration tests: a shim, as `palisade-shim` is, and an `agent`
 //! that starts one pod from files and then does nothing, to be killed, or runs `short` of descriptors; and the tracer that
 //! kills in the middle of things.
 
@@ -20,7 +20,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next() {
-        Some(mode) if mode == agent_runtime::shim::SUBCOMMAND => agent_runtime::shim::main(args),
         Some(mode) if mode == "agent" => agent(&args.collect::<Vec<_>>(), |_runtime, _pod| async {
             println!("up");
             std::future::pending::<()>().await;
@@ -31,7 +30,8 @@ fn main() -> ExitCode {
             testkit::walk::main(&words).expect("follows");
             ExitCode::SUCCESS
         }
-        _ => ExitCode::FAILURE,
+        Some(run_directory) => agent_runtime::shim::main(std::iter::once(run_directory).chain(args)),
+        None => ExitCode::FAILURE,
     }
 }
 
@@ -46,7 +46,7 @@ fn agent<F: Future<Output = ()>>(args: &[OsString], then: fn(Runtime, PodConfig)
     let pod = serde_json::from_slice(&read("pod.json")).expect("a pod");
     let container = serde_json::from_slice(&read("container.json")).expect("a container");
     let runtime = Runtime::new(RuntimeConfig {
-        exe: std::env::current_exe().unwrap_or_else(|_| PathBuf::new()),
+        shim: std::env::current_exe().unwrap_or_else(|_| PathBuf::new()),
         state_dir: directory.join("state"),
         run_dir: directory.join("run"),
         cgroup_root: cgroup_root.to_string_lossy().into_owned(),

@@ -45,7 +45,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
     let directory = tempfile::tempdir().expect("a directory");
     make_image(&directory.path().join("image"));
     let runtime = Runtime::new(RuntimeConfig {
-        exe,
+        shim: exe,
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
         cgroup_root: format!("palisade-bench-{}", std::process::id()),

@@ -44,8 +44,8 @@ const MAX_INDEXED_LAYERS: usize = 256;
 /// Where the runtime keeps things and what it starts.
 #[derive(Debug, Clone)]
 pub struct RuntimeConfig {
-    /// A program whose `shim` subcommand calls [`crate::shim::main`].
-    pub exe: PathBuf,
+    /// The program of shims: its `main` is [`crate::shim::main`].
+    pub shim: PathBuf,
     /// Writable layers go to `state_dir/<pod uid>`.
     pub state_dir: PathBuf,
     /// Sockets and state go to `run_dir/<pod uid>`.
@@ -236,10 +236,9 @@ impl Runtime {
             Err(errno) => return Err(failed(errno)),
         };
         let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        let mut words = command.split(|byte| *byte == 0);
-        let is_shim = words.nth(1) == Some(crate::shim::SUBCOMMAND.as_bytes())
-            && words.next() == Some(paths.run.as_os_str().as_bytes());
-        if !is_shim {
+        // Behind the name of the program; an earlier build's shim has a subcommand's name there, too.
+        let mut words = command.split(|byte| *byte == 0).skip(1).take(2);
+        if !words.any(|word| word == paths.run.as_os_str().as_bytes()) {
             return Ok(());
         }
         tracing::warn!(pod, "the shim does not shut down and is killed");
@@ -275,8 +274,7 @@ impl Runtime {
 
     async fn launch(&self, pod: &PodConfig, paths: &PodPaths) -> Result<(), RuntimeError> {
         let log = std::fs::File::create(paths.shim_log()).map_err(file_error("create", &paths.shim_log()))?;
-        let mut child = Command::new(&self.config.exe)
-            .arg(crate::shim::SUBCOMMAND)
+        let mut child = Command::new(&self.config.shim)
             .arg(&paths.run)
             .arg(format!("{}/{}", pod.namespace, pod.name))
             .env_clear()
@@ -286,7 +284,7 @@ impl Runtime {
             .stderr(log)
             .kill_on_drop(false)
             .spawn()
-            .map_err(file_error("start", &self.config.exe))?;
+            .map_err(file_error("start", &self.config.shim))?;
         let failed = |reason: String| RuntimeError::ShimStart {
             pod: pod.uid.clone(),
             reason,

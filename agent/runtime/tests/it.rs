@@ -58,7 +58,7 @@ impl Stage {
         fs::create_dir(directory.path().join("logs")).expect("mkdir");
         let cgroup_root = format!("palisade-test-{}-{name}", std::process::id());
         let runtime = Runtime::new(RuntimeConfig {
-            exe: helper(),
+            shim: helper(),
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
             cgroup_root: cgroup_root.clone(),
@@ -1082,7 +1082,7 @@ async fn pods_outlive_the_agent_and_are_found_again() {
         .expect("starts");
     // A second handle shares nothing with the first but the directories, as a restarted agent does.
     let restarted = Runtime::new(RuntimeConfig {
-        exe: helper(),
+        shim: helper(),
         state_dir: stage.directory.path().join("state"),
         run_dir: stage.directory.path().join("run"),
         cgroup_root: stage.cgroup_root.clone(),

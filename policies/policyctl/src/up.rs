@@ -31,6 +31,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     let binaries = Binaries {
         control: sibling_binary("palisade-control")?,
         agent: sibling_binary("palisade-agent")?,
+        shim: sibling_binary("palisade-shim")?,
     };
 
     steps.begin("preparing directories");
@@ -42,6 +43,7 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     copy_if_changed(&binaries.control, &control_program, 0o755)?;
     // And a build that replaces its own binaries must not change what runs.
     let agent_program = state.join("tools/palisade-agent");
+    copy_if_changed(&binaries.shim, &state.join("tools/palisade-shim"), 0o755)?;
     copy_if_changed(&binaries.agent, &agent_program, 0o755)?;
 
     steps.begin("preparing the scanner");
@@ -125,6 +127,7 @@ pub(crate) fn daemons(place: &Place) -> Daemons {
 struct Binaries {
     control: PathBuf,
     agent: PathBuf,
+    shim: PathBuf,
 }
 
 /// The scanner and its database, as the control plane will use them.

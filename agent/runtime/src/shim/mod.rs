@@ -37,9 +37,6 @@ use rustix::mount::MountPropagationFlags;
 
 use crate::config::{Launch, PodPaths};
 
-/// The subcommand the agent's program must route to [`main`].
-pub const SUBCOMMAND: &str = "shim";
-
 /// What a shim says once it can be talked to.
 pub(crate) const READY: &str = "ready\n";
 
@@ -84,7 +81,7 @@ pub enum ShimError {
     },
 }
 
-/// Runs a shim; `args` follow the subcommand. Call it first thing, before any thread exists.
+/// Runs a shim; `args` follow the name of the program. Call it first thing, before any thread exists.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ! {
     let code = match prepare(args) {
         Ok(mut supervisor) => {

@@ -53,7 +53,7 @@ impl Stage {
             fs::create_dir(directory.path().join(path)).expect("mkdir");
         }
         let runtime = Runtime::new(RuntimeConfig {
-            exe: example("shim"),
+            shim: example("shim"),
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
             // Of its own: pods of several stages may have one name, and whoever removes one ends what is in its group.

@@ -232,7 +232,7 @@ async fn start_followed(stage: &Stage, victim: Victim, point: usize) -> Outcome 
     fs::write(&script, text).expect("write");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("chmod");
     let runtime = Runtime::new(RuntimeConfig {
-        exe: script,
+        shim: script,
         state_dir: directory.join("state"),
         run_dir: directory.join("run"),
         cgroup_root: stage.cgroup_root.clone(),

@@ -49,7 +49,7 @@ async fn devices_are_denied_by_the_control_group() {
 
     // Another agent: nothing is held by the one that started the pod.
     stage.runtime = Runtime::new(RuntimeConfig {
-        exe: helper(),
+        shim: helper(),
         state_dir: stage.directory.path().join("state"),
         run_dir: stage.directory.path().join("run"),
         cgroup_root: stage.cgroup_root.clone(),

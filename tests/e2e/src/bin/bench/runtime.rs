@@ -93,7 +93,7 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
         .build()?;
     executor.block_on(async {
         let runtime = Runtime::new(RuntimeConfig {
-            exe: binaries()?.join("palisade-agent"),
+            shim: binaries()?.join("palisade-shim"),
             state_dir: directory.join("state"),
             run_dir: directory.join("run/palisade"),
             cgroup_root: format!("palisade-bench-{}", std::process::id()),
