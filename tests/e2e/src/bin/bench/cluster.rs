@@ -279,18 +279,19 @@ fn processor_ms(pid: i32) -> Result<f64> {
     Ok((ticks(11)? + ticks(12)?) * 1000.0 / per_second as f64)
 }
 
-/// The shims: processes that run the agent's program with the word `shim`.
+/// The shims: processes that run the program beside the agent's, and that are not the first process of a pod, which its
+/// shim forks.
 fn shims(agent: i32) -> Result<Vec<i32>> {
     let program =
         std::fs::read_link(format!("/proc/{agent}/exe")).context("cannot find the agent's program")?;
+    let program = program.with_file_name("palisade-shim");
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").context("cannot list processes")? {
         let path = entry?.path();
-        let Ok(command) = std::fs::read_to_string(path.join("cmdline")) else {
-            continue;
-        };
-        let is_shim = command.split('\0').nth(1) == Some("shim");
-        if is_shim && std::fs::read_link(path.join("exe")).is_ok_and(|exe| exe == program) {
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if name.trim_end() == "palisade-shim"
+            && std::fs::read_link(path.join("exe")).is_ok_and(|exe| exe == program)
+        {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             found.push(
                 name.parse()
