@@ -2,16 +2,21 @@
 //! Landlock judges. A child measures itself, confines itself as a container's first process is confined, and measures
 //! itself again.
 
-use std::{fs::File, hint::black_box, os::fd::AsFd as _, path::Path, process::Command, time::Instant};
+use std::{
+    collections::BTreeMap, ffi::OsStr, fs::File, hint::black_box, os::fd::AsFd as _, path::Path,
+    process::Command, time::Instant,
+};
 
-use agent_sandbox::{ImageRuleset, Moment, Profile};
+use agent_sandbox::{Action, Filter, ImageRuleset, Moment, Profile, SyscallPolicy};
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{Line, median};
 
-/// The word that makes this program the child.
+/// The word that makes this program the child that is confined as a container is.
 pub(crate) const CHILD: &str = "measure-own-calls";
+/// The word for a child under the least that a filter can be: it allows every call.
+pub(crate) const LEAST: &str = "measure-least-filter";
 /// Calls that are timed together.
 const CALLS: u32 = 200_000;
 const OPENINGS: u32 = 50_000;
@@ -33,17 +38,31 @@ pub(crate) fn measure() -> Result<Vec<Line>> {
     let file = root.path().join(FILE);
     std::fs::create_dir_all(file.parent().context("a file in no directory")?)?;
     std::fs::write(&file, "x")?;
-    let told = (0..CHILDREN)
-        .map(|_| child(root.path()))
-        .collect::<Result<Vec<_>>>()?;
+    let (mut told, mut least) = (Vec::new(), Vec::new());
+    for _ in 0..CHILDREN {
+        told.push(child::<Measured>(&[CHILD.as_ref(), root.path().as_os_str()])?);
+        let [free, under]: [f64; 2] = child(&[LEAST.as_ref()])?;
+        least.push(under - free);
+    }
     let middle = |which: &dyn Fn(&Measured) -> f64| median(told.iter().map(which).collect());
     let added = |metric, pair: &dyn Fn(&Measured) -> [f64; 2], most| {
         let more = middle(&|one| pair(one)[1] - pair(one)[0]);
         Line::alone(metric, "ns", more, most)
     };
+    let under_baseline = added("  more under the baseline's filter", &|one| one.call, Some(45.0));
     Ok(vec![
         Line::alone("getppid, free", "ns", middle(&|one| one.call[0]), None),
-        added("  more under the baseline's filter", &|one| one.call, Some(45.0)),
+        Line {
+            target: under_baseline.target,
+            met: under_baseline.met,
+            ..Line::beside(
+                &under_baseline.metric,
+                "ns",
+                under_baseline.ours,
+                ("a filter that allows all", median(least)),
+                None,
+            )
+        },
         Line::alone(
             "open and close, six directories deep, free",
             "ns",
@@ -54,11 +73,10 @@ pub(crate) fn measure() -> Result<Vec<Line>> {
     ])
 }
 
-fn child(root: &Path) -> Result<Measured> {
+fn child<T: DeserializeOwned>(words: &[&OsStr]) -> Result<T> {
     let own = std::env::current_exe().context("cannot find my own path")?;
     let ran = Command::new(own)
-        .arg(CHILD)
-        .arg(root)
+        .args(words)
         .output()
         .context("cannot start myself")?;
     let said = String::from_utf8_lossy(&ran.stderr);
@@ -86,6 +104,19 @@ pub(crate) fn as_child(root: &Path) -> Result<String> {
         open: [open, time_openings(&file)?],
     };
     Ok(serde_json::to_string(&measured)?)
+}
+
+/// The other child: nothing but a filter that allows every call, which no filter that is of use can be faster than.
+pub(crate) fn under_the_least() -> Result<String> {
+    let free = time_calls();
+    Filter::compile(&SyscallPolicy {
+        calls: BTreeMap::new(),
+        default: Action::Allow,
+        newest_known: 0,
+        newer: Action::Allow,
+    })?
+    .install()?;
+    Ok(serde_json::to_string(&[free, time_calls()])?)
 }
 
 fn time_calls() -> f64 {

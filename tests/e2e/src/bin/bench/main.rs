@@ -153,6 +153,7 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let done = match arguments.as_slice() {
         [_, word, root] if word == calls::CHILD => calls::as_child(root.as_ref()).map(|told| show(&told)),
+        [_, word] if word == calls::LEAST => calls::under_the_least().map(|told| show(&told)),
         _ => measure(&Args::parse()),
     };
     match done {
