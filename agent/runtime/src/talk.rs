@@ -183,7 +183,7 @@ mod tests {
     fn runtime(directory: &Path) -> Runtime {
         std::fs::create_dir_all(directory.join(POD)).unwrap();
         Runtime::new(RuntimeConfig {
-            exe: "/none".into(),
+            shim: "/none".into(),
             state_dir: directory.into(),
             run_dir: directory.into(),
             cgroup_root: "none".into(),
