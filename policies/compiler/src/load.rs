@@ -52,10 +52,12 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No `kind`.
-    #[error("{origin}: the object has no kind")]
+    #[error("{origin}: object {name:?}: kind: is missing; say what it is, such as Pod")]
     NoKind {
         /// Where it stands.
         origin: String,
+        /// Its name; empty if it has none.
+        name: String,
     },
     /// An `apiVersion` under which the kind is not known.
     #[error("{origin}: {object}: apiVersion {found:?} is not known for this kind; use {wanted}")]
@@ -122,6 +124,7 @@ pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result
     let (mut loaded, backends) = loader.finish()?;
     loaded.assume_namespaces();
     loaded.assume_addresses();
+    loaded.note_contested_addresses();
     loaded.view.services = backends.resolve([&loaded.view.pods, &loaded.view.node_pods]);
     Ok(loaded)
 }

@@ -23,13 +23,13 @@ use crate::{
     cluster_policy::{self, Nodes},
     field::{Errors, FieldError},
     kubernetes,
-    view::{ALLOW_PROFILE, CalicoObject, Policies},
+    view::{ACCOUNT_PROFILE, ALLOW_PROFILE, CalicoObject, NAMESPACE_PROFILE, Policies},
 };
 
 /// Name of the settings that count.
 const CONFIGURATION: &str = "default";
 /// Beginnings of the names of profiles that nobody writes.
-const COMPUTED_PROFILES: [&str; 2] = ["kns.", "ksa."];
+const COMPUTED_PROFILES: [&str; 2] = [NAMESPACE_PROFILE, ACCOUNT_PROFILE];
 
 /// What an object says about policy.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,15 +82,20 @@ impl Reading {
                 policy("GlobalNetworkPolicy", Scope::Cluster, object, &mut errors)
             }
             CalicoObject::FelixConfiguration(object) => {
-                let name = object.metadata.name.as_deref();
-                let said = match name == Some(CONFIGURATION) {
-                    true => {
-                        let (to_host, failsafe) = read_configuration(&object.spec, &mut errors);
-                        Said::Configuration(to_host, failsafe)
-                    }
+                let name = object.metadata.name.as_deref().unwrap_or_default();
+                if name != CONFIGURATION {
+                    errors.push(FieldError {
+                        field: "metadata.name".to_owned(),
+                        problem: format!("settings of single nodes are not supported by this version, so {name:?} would not count"),
+                        fix: "name the settings of all nodes default, or leave the object out".to_owned(),
+                    });
+                }
+                let (to_host, failsafe) = read_configuration(&object.spec, &mut errors);
+                let said = match name == CONFIGURATION {
+                    true => Said::Configuration(to_host, failsafe),
                     false => Said::Nothing,
                 };
-                ("FelixConfiguration default".to_owned(), said)
+                (format!("FelixConfiguration {name}"), said)
             }
             CalicoObject::Profile(object) => {
                 let profile = read_profile(object, services, &mut errors);

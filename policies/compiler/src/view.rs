@@ -37,6 +37,8 @@ use crate::{
 pub(crate) const ALLOW_PROFILE: &str = "projectcalico-default-allow";
 /// What stands before a namespace's name in that of its profile.
 pub(crate) const NAMESPACE_PROFILE: &str = "kns.";
+/// Begins the name of the profile of a service account.
+pub(crate) const ACCOUNT_PROFILE: &str = "ksa.";
 
 /// The objects of a cluster that network policy depends on, seen from one node. Order does not matter.
 #[derive(Debug, Clone, Default, PartialEq)]

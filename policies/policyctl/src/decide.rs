@@ -232,7 +232,7 @@ enum End {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "protocol: must be a name or a number from 0 to 255")]
 enum Protocol {
     Number(u8),
     Name(String),

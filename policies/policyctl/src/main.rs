@@ -44,13 +44,26 @@ fn main() -> ExitCode {
     {
         agent_sandbox::jail::main(words);
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
             output::complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says what is wrong with the command line, or gives the help that it asks for. Clap's own exit code for the first is 2,
+/// which is an answer of some commands here: denied, not equivalent, does not hold.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
+    match error.use_stderr() || printed.is_err() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
     }
 }
 

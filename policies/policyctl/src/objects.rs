@@ -2,6 +2,7 @@
 //! done with it; an error names the file, the document and the field.
 
 use std::{
+    collections::BTreeSet,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -84,7 +85,7 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>> {
         .map(|entry| entry.map(|e| e.path()))
         .collect::<Result<_, _>>()
         .with_context(|| format!("cannot list {}", path.display()))?;
-    files.retain(|f| f.is_file() && is_manifest(f) && !is_of_mount(f));
+    files.retain(|f| is_manifest(f) && !is_of_mount(f) && !f.is_dir());
     files.sort();
     files
         .iter()
@@ -194,10 +195,18 @@ pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<(String, Value)>> {
     Ok(found)
 }
 
+/// Manifests in a folder and all folders in it. A link that leads nowhere is no file to pass over: reading it fails.
 fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![directory.to_owned()];
+    // By what they are and not by name: links may lead in a circle, or twice to one folder.
+    let mut seen = BTreeSet::new();
     while let Some(folder) = folders.pop() {
+        let canonical =
+            std::fs::canonicalize(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        if !seen.insert(canonical) {
+            continue;
+        }
         let entries =
             std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
         for entry in entries {
@@ -206,13 +215,9 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
             if is_of_mount(&path) {
                 continue;
             }
-            let kind = entry
-                .file_type()
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            // Another link to a folder is not followed: it may lead in a circle.
-            if kind.is_dir() || (path.is_dir() && is_link_of_mount(&path)) {
+            if path.is_dir() {
                 folders.push(path);
-            } else if path.is_file() && is_manifest(&path) {
+            } else if is_manifest(&path) {
                 files.push(path);
             }
         }
@@ -228,14 +233,12 @@ fn is_of_mount(path: &Path) -> bool {
     name.as_encoded_bytes().starts_with(b"..")
 }
 
-/// A link into `..data`: there is one to each folder that keys of the ConfigMap are put in.
-fn is_link_of_mount(path: &Path) -> bool {
-    std::fs::read_link(path).is_ok_and(|target| target.starts_with("..data"))
-}
-
 fn is_manifest(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+    path.extension().is_some_and(|e| {
+        ["yaml", "yml", "json"]
+            .iter()
+            .any(|known| e.eq_ignore_ascii_case(known))
+    })
 }
 
 fn split(origin: &str, text: &str, into: &mut Vec<(String, Value)>) -> Result<()> {
@@ -249,6 +252,8 @@ fn split(origin: &str, text: &str, into: &mut Vec<(String, Value)>) -> Result<()
             max_events: fitting,
             max_nodes: fitting,
         },
+        // As kubectl reads them: `defaultMode: 0644` is not six hundred and forty-four.
+        legacy_octal_numbers: true,
     };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, limits)
         .with_context(|| format!("{origin} is not valid YAML"))?;
@@ -316,6 +321,44 @@ mod tests {
             found,
             [("namespace/a".to_owned(), ""), ("pod/p".to_owned(), "lab")]
         );
+    }
+
+    /// `kubectl` reads YAML 1.1 there, and manifests are written for it.
+    #[test]
+    fn a_number_with_a_zero_in_front_is_octal() {
+        let mut found = Vec::new();
+        split(
+            "test.yaml",
+            "{mode: 0644, order: 010, zero: 0, half: 0.5, text: '010'}",
+            &mut found,
+        )
+        .unwrap();
+        let wanted = serde_json::json!({"mode": 0o644, "order": 8, "zero": 0, "half": 0.5, "text": "010"});
+        assert_eq!(found[0].1, wanted);
+    }
+
+    #[test]
+    fn no_file_is_passed_over_without_a_word() {
+        use std::{fs, os::unix::fs::symlink};
+        let directory = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let namespace =
+            |name: &str| format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}");
+        fs::write(at("upper.YAML"), namespace("upper")).unwrap();
+        fs::write(elsewhere.path().join("linked.yml"), namespace("linked")).unwrap();
+        symlink(elsewhere.path(), at("folder")).unwrap();
+        symlink(".", at("circle")).unwrap();
+        let read = || documents(&[directory.path().to_owned()]);
+        let names: Vec<Value> = read()
+            .unwrap()
+            .iter()
+            .map(|(_, object)| object["metadata"]["name"].clone())
+            .collect();
+        assert_eq!(names, ["linked", "upper"]);
+        symlink("/nowhere/x.yaml", at("dangling.yaml")).unwrap();
+        let said = format!("{:#}", read().unwrap_err());
+        assert!(said.contains("dangling.yaml"), "{said}");
     }
 
     #[test]

@@ -40,8 +40,10 @@ pub(crate) enum ManifestError {
 
 /// Reads a manifest for the node `node`.
 pub(crate) fn parse(text: &str, node: &str) -> Result<Manifest, ManifestError> {
-    let value: Value =
-        serde_saphyr::from_str(text).map_err(|error| ManifestError::Syntax(Box::new(error)))?;
+    // As for kubectl and the kubelet, `0644` is octal.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let value: Value = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| ManifestError::Syntax(Box::new(error)))?;
     if (value["apiVersion"].as_str(), value["kind"].as_str()) != (Some("v1"), Some("Pod")) {
         return Err(ManifestError::Kind(format!(
             "{}/{}",

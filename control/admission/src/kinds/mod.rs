@@ -66,7 +66,7 @@ pub(crate) fn check(
         ("discovery.k8s.io", "EndpointSlice", _) => data::check_endpoint_slice(request, object, problems),
         ("networking.k8s.io", "NetworkPolicy", _) => check_network_policy(object, problems),
         ("policy", "PodDisruptionBudget", "") => disruption::check(object, problems),
-        ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(request, object, problems),
+        ("policy.networking.k8s.io" | "projectcalico.org", ..) => policy::check(object, problems),
         ("palisade.dev", "HostPathGrant", _) => host_paths::check(object, problems),
         ("palisade.dev", "ImagePolicy", _) => images::check_policy(request, object, problems),
         ("palisade.dev", "SandboxProfile", _) => sandbox::check(object, problems),

@@ -8,7 +8,7 @@ use api::{
     calico,
     resources::{self, Resource},
 };
-use control_wire::{Cause, Status};
+use control_wire::Status;
 use serde_json::{Value, json};
 
 use super::push_all;
@@ -140,14 +140,7 @@ pub(super) fn default_cluster_policy(request: &AdmissionRequest<'_>, policy: &mu
     policy["status"]["conditions"] = Value::Array(others);
 }
 
-pub(super) fn check(request: &AdmissionRequest<'_>, object: &Value, problems: &mut Problems) {
-    if request.resource.kind == "FelixConfiguration" && request.name != CONFIGURATION {
-        problems.push(Cause::invalid(
-            "metadata.name",
-            request.name,
-            "settings of single nodes are not supported by this version; the ones of all nodes are named default",
-        ));
-    }
+pub(super) fn check(object: &Value, problems: &mut Problems) {
     let errors = policies_compiler::validate_object(object);
     push_all(object, errors.err().unwrap_or_default(), problems);
 }

@@ -1,7 +1,7 @@
 //! Addresses for pods that have none.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -38,6 +38,37 @@ impl Loaded {
                 "Pod {}/{} is taken to have address {address}",
                 pod.namespace, pod.name
             ));
+        }
+    }
+}
+
+impl Loaded {
+    /// Says which addresses several have: nobody is known by them, so that policy denies what comes from or goes to them.
+    pub(super) fn note_contested_addresses(&mut self) {
+        let mut claims: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        let pods = self.view.pods.iter().flat_map(|pod| {
+            let claimant = format!("Pod {}/{}", pod.namespace, pod.name);
+            pod.addresses
+                .iter()
+                .map(move |address| (*address, claimant.clone()))
+        });
+        let nodes = self.view.nodes.iter().flat_map(|(name, node)| {
+            let claimant = format!("Node {name}");
+            node.addresses
+                .iter()
+                .map(move |address| (*address, claimant.clone()))
+        });
+        for (address, claimant) in pods.chain(nodes) {
+            claims.entry(address).or_default().insert(claimant);
+        }
+        for (address, claimants) in claims {
+            if claimants.len() > 1 {
+                let claimants: Vec<String> = claimants.into_iter().collect();
+                self.notes.push(format!(
+                    "{} have one address, {address}: nobody is known by it, and all of their flows with it are denied",
+                    claimants.join(" and ")
+                ));
+            }
         }
     }
 }

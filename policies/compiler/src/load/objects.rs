@@ -18,7 +18,7 @@ use crate::{
     calico::{BUILT_IN_TIERS, named_tier},
     field::FieldError,
     load::{DEFAULT_NAMESPACE, LoadError, Loaded, fields, metadata, services::Backends},
-    view::{CalicoObject, ClusterView, PodView},
+    view::{ACCOUNT_PROFILE, CalicoObject, ClusterView, NAMESPACE_PROFILE, PodView},
 };
 
 const KUBERNETES: &str = "networking.k8s.io/v1";
@@ -59,8 +59,10 @@ pub fn validate_object(object: &Value) -> Result<(), Vec<FieldError>> {
 impl Loader {
     pub(super) fn add(&mut self, origin: &str, object: &Value, depth: usize) -> Result<(), LoadError> {
         let Some(kind) = object.get("kind").and_then(Value::as_str) else {
+            let name = object.pointer("/metadata/name").and_then(Value::as_str);
             return Err(LoadError::NoKind {
                 origin: origin.to_owned(),
+                name: name.unwrap_or_default().to_owned(),
             });
         };
         if let Some(items) = items_of(kind, object) {
@@ -224,7 +226,17 @@ impl Loader {
             }
             "GlobalNetworkSet" => CalicoObject::GlobalNetworkSet(reader.parse()?),
             "HostEndpoint" => CalicoObject::HostEndpoint(reader.parse()?),
-            "Profile" => CalicoObject::Profile(reader.parse_usable(fields::of_profile)?),
+            "Profile" => {
+                let profile: calico::Profile = reader.parse_usable(fields::of_profile)?;
+                if is_of_namespace_or_account(&profile) {
+                    self.loaded.notes.push(format!(
+                        "{} is left out: it is computed from the objects themselves",
+                        reader.label
+                    ));
+                    return Ok(true);
+                }
+                CalicoObject::Profile(profile)
+            }
             "FelixConfiguration" => CalicoObject::FelixConfiguration(reader.parse()?),
             _ => return reader.leave_out(),
         };
@@ -365,10 +377,15 @@ impl<'a> Reader<'a> {
         if !self.name.is_empty() {
             return Ok(self.name);
         }
+        let (problem, fix) = match self.object.pointer("/metadata/name") {
+            None | Some(Value::Null | Value::String(_)) => ("is empty".to_owned(), "name the object"),
+            // Such as the boolean that YAML makes of an unquoted word.
+            Some(other) => (format!("{other} is not a string"), "put it in quotes"),
+        };
         Err(self.invalid(vec![FieldError {
             field: "metadata.name".to_owned(),
-            problem: "is empty".to_owned(),
-            fix: "name the object".to_owned(),
+            problem,
+            fix: fix.to_owned(),
         }]))
     }
 
@@ -395,15 +412,7 @@ impl<'a> Reader<'a> {
         let mut unknown = Vec::new();
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(&object, &mut track);
-        let parsed = serde_ignored::deserialize(tracked, |path| {
-            // The path marks each optional field that it goes through.
-            unknown.push(
-                path.to_string()
-                    .replace(".?", "")
-                    .trim_start_matches("?.")
-                    .to_owned(),
-            );
-        });
+        let parsed = serde_ignored::deserialize(tracked, |path| unknown.push(shown_path(&path)));
         match parsed {
             Ok(parsed) if unknown.is_empty() => Ok(parsed),
             Ok(_) => Err(self.invalid(unknown.into_iter().map(unknown_field).collect())),
@@ -493,6 +502,48 @@ fn settle_nulls(value: &mut Value) {
 }
 
 /// A policy with a misspelt field would mean something else.
+/// Whether this is what Calico writes of a namespace or a service account, as it stands in what was read from a cluster.
+/// One that says anything else about traffic is not: it would not count.
+fn is_of_namespace_or_account(profile: &calico::Profile) -> bool {
+    let name = profile.metadata.name.as_deref().unwrap_or_default();
+    let all = calico::Rule {
+        action: "Allow".to_owned(),
+        ..calico::Rule::default()
+    };
+    let allows_all = |rules: &[calico::Rule]| matches!(rules, [rule] if bare(rule) == all);
+    let spec = &profile.spec;
+    let of_namespace =
+        name.starts_with(NAMESPACE_PROFILE) && allows_all(&spec.ingress) && allows_all(&spec.egress);
+    let of_account = name.starts_with(ACCOUNT_PROFILE) && spec.ingress.is_empty() && spec.egress.is_empty();
+    of_namespace || of_account
+}
+
+/// The rule without ends that ask for nothing.
+fn bare(rule: &calico::Rule) -> calico::Rule {
+    let mut rule = rule.clone();
+    rule.source = rule.source.filter(|end| *end != calico::EntityRule::default());
+    rule.destination = rule
+        .destination
+        .filter(|end| *end != calico::EntityRule::default());
+    rule
+}
+
+/// A path as errors name it: `spec.ingress[0].from`.
+fn shown_path(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", shown_path(parent)),
+        Path::Map { parent, key } => match shown_path(parent) {
+            above if above.is_empty() => key.clone(),
+            above => format!("{above}.{key}"),
+        },
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            shown_path(parent)
+        }
+    }
+}
+
 fn unknown_field(field: String) -> FieldError {
     FieldError {
         field,

@@ -225,7 +225,7 @@ fn loading_refuses_what_it_would_misread() {
             errors,
         }) => {
             assert_eq!((origin.as_str(), object.as_str()), ("test", "NetworkPolicy p"));
-            assert_eq!(errors[0].field, "spec.ingress.0.form");
+            assert_eq!(errors[0].field, "spec.ingress[0].form");
         }
         other => panic!("{other:?}"),
     }

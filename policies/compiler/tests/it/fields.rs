@@ -560,7 +560,7 @@ fn fields_that_a_kind_does_not_have() {
     let misspelt = json!({"egress": [{"action": "Allow", "destination": {"selectr": "has(a)"}}]});
     check(
         "NetworkPolicy",
-        &[(misspelt, &["spec.egress.0.destination.selectr"])],
+        &[(misspelt, &["spec.egress[0].destination.selectr"])],
     );
     check("NetworkPolicy", &[(json!({"egress": "all"}), &["spec.egress"])]);
 }

@@ -44,6 +44,86 @@ fn judged(objects: &[Value]) -> FlowVerdict {
 }
 
 #[test]
+fn errors_name_the_object_and_the_field_as_it_is_written() {
+    let refused = |object: Value| match load_objects(sources(&[object])) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("it loads"),
+    };
+    let spec = json!({"spec": {"podSelector": {}, "ingress": [{"from": []}, {"form": []}]}});
+    let misspelt = object(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        json!({"name": "p"}),
+        spec,
+    );
+    let said = refused(misspelt);
+    assert!(said.contains("NetworkPolicy p: spec.ingress[1].form: "), "{said}");
+    let said = refused(json!({"apiVersion": "v1", "metadata": {"name": "lost"}}));
+    assert!(said.contains("\"lost\": kind: is missing"), "{said}");
+    // `name: y`, which YAML takes for a boolean.
+    let said = refused(object("v1", "Namespace", json!({"name": true}), json!({})));
+    assert!(
+        said.contains("metadata.name: true is not a string; put it in quotes"),
+        "{said}"
+    );
+    let felix = |name: &str, spec: Value| {
+        object(
+            CALICO,
+            "FelixConfiguration",
+            json!({"name": name}),
+            json!({"spec": spec}),
+        )
+    };
+    let said = refused(felix("node.n1", json!({"defaultEndpointToHostAction": "Bogus"})));
+    assert!(
+        said.contains("metadata.name: ") && said.contains("spec.defaultEndpointToHostAction: "),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_calico_computes_may_stand_in_files_as_it_computes_it() {
+    let allow = json!([{"action": "Allow", "source": {}, "destination": {}}]);
+    let profile =
+        |name: &str, spec: Value| object(CALICO, "Profile", json!({"name": name}), json!({"spec": spec}));
+    let of_namespace = profile(
+        "kns.a",
+        json!({"ingress": allow, "egress": allow, "labelsToApply": {"pcns.x": "y"}}),
+    );
+    let of_account = profile("ksa.a.default", json!({"labelsToApply": {"pcsa.x": "y"}}));
+    let loaded = load(&[of_namespace, of_account]);
+    assert_eq!(loaded.notes.len(), 2, "{:?}", loaded.notes);
+    assert!(loaded.view.calico.is_empty());
+    for other in [
+        profile("kns.a", json!({"ingress": allow})),
+        profile("ksa.a.default", json!({"ingress": allow})),
+    ] {
+        let said = load_objects(sources(&[other])).unwrap_err().to_string();
+        assert!(said.contains("would not count"), "{said}");
+    }
+}
+
+#[test]
+fn an_address_that_several_have_is_told_of() {
+    let node = json!({"spec": {}, "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}});
+    let objects = [
+        pod(json!({"name": "a"}), "10.0.0.1"),
+        pod(json!({"name": "b"}), "10.0.0.2"),
+        object("v1", "Node", json!({"name": "n"}), node),
+    ];
+    let told: Vec<String> = load(&objects)
+        .notes
+        .into_iter()
+        .filter(|note| note.contains("10.0.0."))
+        .collect();
+    let [only] = &told[..] else { panic!("{told:?}") };
+    assert!(
+        only.starts_with("Node n and Pod default/a have one address, 10.0.0.1"),
+        "{only}"
+    );
+}
+
+#[test]
 fn a_namespace_that_is_empty_is_the_default_one_for_every_kind() {
     let named = |name: &str| json!({"name": name, "namespace": ""});
     let pods = [pod(named("a"), "10.0.0.1"), pod(json!({"name": "b"}), "10.0.0.2")];
