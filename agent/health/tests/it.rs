@@ -23,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, rustls};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// For what is answered or refused, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A network namespace with loopback, and listeners in it.
 struct Namespace {
@@ -99,7 +101,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, htt
         "/away" => response.status(302).header("location", "http://192.0.2.1/x"),
         "/round" => response.status(302).header("location", "/round"),
         "/slow" => {
-            tokio::time::sleep(5 * SECOND).await;
+            tokio::time::sleep(60 * SECOND).await;
             response
         }
         _ => response.status(500),
@@ -160,7 +162,7 @@ async fn requests_are_judged_like_kubernetes_does() {
     let probe = async |get: HttpGet, timeout: Duration| ask(&Check::Http(get), &netns, timeout).await;
     for path in ["/ok", "/moved", "/agent"] {
         assert_eq!(
-            probe(get(address, path), SECOND).await,
+            probe(get(address, path), PATIENCE).await,
             Outcome::Success,
             "{path}"
         );
@@ -170,35 +172,35 @@ async fn requests_are_judged_like_kubernetes_does() {
         ("X-Own".to_owned(), "yes".to_owned()),
         ("Host".to_owned(), "own.example".to_owned()),
     ];
-    assert_eq!(probe(own, SECOND).await, Outcome::Success);
+    assert_eq!(probe(own, PATIENCE).await, Outcome::Success);
     for path in ["/error", "/broken"] {
         let failed = failure("HTTP probe failed with statuscode: 500");
-        assert_eq!(probe(get(address, path), SECOND).await, failed, "{path}");
+        assert_eq!(probe(get(address, path), PATIENCE).await, failed, "{path}");
     }
     let away = Outcome::Warning("Probe terminated redirects, Response body: body".to_owned());
-    assert_eq!(probe(get(address, "/away"), SECOND).await, away);
+    assert_eq!(probe(get(address, "/away"), PATIENCE).await, away);
     let round = format!("Get \"http://{address}/round\": stopped after 10 redirects");
-    assert_eq!(probe(get(address, "/round"), SECOND).await, failure(&round));
-    let slow = probe(get(address, "/slow"), SECOND / 4).await;
+    assert_eq!(probe(get(address, "/round"), PATIENCE).await, failure(&round));
+    let slow = probe(get(address, "/slow"), SECOND).await;
     let late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
     assert_eq!(slow, failure(&format!("Get \"http://{address}/slow\": {late}")));
     let closed = SocketAddr::new(address.ip(), 1);
     let refused = format!("Get \"http://{closed}/ok\": dial tcp {closed}: connect: connection refused");
-    assert_eq!(probe(get(closed, "/ok"), SECOND).await, failure(&refused));
+    assert_eq!(probe(get(closed, "/ok"), PATIENCE).await, failure(&refused));
     assert_eq!(
-        call(&get(address, "/error"), &netns, SECOND).await,
+        call(&get(address, "/error"), &netns, PATIENCE).await,
         Ok(()),
         "hooks take any answer"
     );
-    assert!(call(&get(closed, "/"), &netns, SECOND).await.is_err());
+    assert!(call(&get(closed, "/"), &netns, PATIENCE).await.is_err());
 
     let (listener, address) = namespace.take();
     serve_http(listener, Some(self_signed()));
     let mut secure = get(address, "/ok");
     secure.tls = true;
-    assert_eq!(probe(secure, SECOND).await, Outcome::Success);
+    assert_eq!(probe(secure, PATIENCE).await, Outcome::Success);
     assert!(matches!(
-        probe(get(address, "/ok"), SECOND).await,
+        probe(get(address, "/ok"), PATIENCE).await,
         Outcome::Failure(_)
     ));
 }
@@ -211,7 +213,7 @@ async fn sockets_are_the_pods_and_not_the_nodes() {
     let node = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let outside = node.local_addr().expect("an address");
     let netns = namespace.path.clone();
-    let probe = async |address| ask(&Check::Tcp(address), &netns, SECOND).await;
+    let probe = async |address| ask(&Check::Tcp(address), &netns, PATIENCE).await;
     assert_eq!(probe(inside).await, Outcome::Success);
     if outside.port() != inside.port() {
         let refused = format!("dial tcp {outside}: connect: connection refused");
@@ -221,7 +223,7 @@ async fn sockets_are_the_pods_and_not_the_nodes() {
         TcpStream::connect(inside).await.is_err(),
         "this thread stays where it was"
     );
-    let gone = ask(&Check::Tcp(inside), Path::new("/proc/1/ns/none"), SECOND).await;
+    let gone = ask(&Check::Tcp(inside), Path::new("/proc/1/ns/none"), PATIENCE).await;
     assert!(matches!(gone, Outcome::Failure(_)), "{gone:?}");
 
     let began = Instant::now();
@@ -243,7 +245,7 @@ async fn health(request: Request<Incoming>) -> Result<Response<Reply>, http::Err
         "" | "good" => 1,
         "bad" => 2,
         "slow" => {
-            tokio::time::sleep(5 * SECOND).await;
+            tokio::time::sleep(60 * SECOND).await;
             1
         }
         _ => {
@@ -278,24 +280,24 @@ async fn health_services_are_asked_over_grpc() {
         }
     });
     let netns = namespace.path.clone();
-    let probe = async |service: &str, address: SocketAddr| {
+    let probe = async |service: &str, address: SocketAddr, timeout: Duration| {
         let check = Check::Grpc {
             address,
             service: service.to_owned(),
         };
-        ask(&check, &netns, SECOND).await
+        ask(&check, &netns, timeout).await
     };
-    assert_eq!(probe("", address).await, Outcome::Success);
-    assert_eq!(probe("good", address).await, Outcome::Success);
+    assert_eq!(probe("", address, PATIENCE).await, Outcome::Success);
+    assert_eq!(probe("good", address, PATIENCE).await, Outcome::Success);
     let bad = failure("service unhealthy (responded with \"NOT_SERVING\")");
-    assert_eq!(probe("bad", address).await, bad);
+    assert_eq!(probe("bad", address, PATIENCE).await, bad);
     let unknown = failure("error: health rpc probe failed: code 5: unknown service");
-    assert_eq!(probe("other", address).await, unknown);
+    assert_eq!(probe("other", address, PATIENCE).await, unknown);
     let slow = failure("timeout: health rpc did not complete within 1s");
-    assert_eq!(probe("slow", address).await, slow);
+    assert_eq!(probe("slow", address, SECOND).await, slow);
     let closed = SocketAddr::new(address.ip(), 1);
     let refused = format!(
         "error: failed to connect service \"{closed}\": dial tcp {closed}: connect: connection refused"
     );
-    assert_eq!(probe("", closed).await, failure(&refused));
+    assert_eq!(probe("", closed, PATIENCE).await, failure(&refused));
 }

@@ -48,9 +48,8 @@ struct Upstream {
 
 impl Upstream {
     fn start(manner: Manner) -> Self {
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (udp, tcp) = both_on_one_port();
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).unwrap();
         let asked: Arc<Mutex<Vec<(u16, u16)>>> = Arc::default();
         let note = asked.clone();
         std::thread::spawn(move || {
@@ -105,6 +104,17 @@ impl Upstream {
     }
 }
 
+/// The kernel chooses a port that is free for one of them; the other may be somebody else's.
+fn both_on_one_port() -> (UdpSocket, TcpListener) {
+    for _ in 0..100 {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()) {
+            return (udp, tcp);
+        }
+    }
+    panic!("no port is free for both");
+}
+
 fn reply(question: &Message) -> Message {
     let mut message = Message::response(question.metadata.id, OpCode::Query);
     message.add_queries(question.queries.clone());
@@ -142,9 +152,6 @@ struct Service {
 
 impl Service {
     fn start(upstreams: Vec<SocketAddr>, clients: &str) -> Self {
-        let probe = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let listen = probe.local_addr().unwrap();
-        drop(probe);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -167,16 +174,23 @@ impl Service {
                 Ok(())
             })
         });
-        let config = ResolverConfig {
-            listen,
-            upstreams,
-            clients: vec![clients.parse().unwrap()],
-        };
         let guard = runtime.enter();
-        Resolver::start(config, names.clone(), settle, CancellationToken::new()).unwrap();
+        let start = |listen| {
+            let config = ResolverConfig {
+                listen,
+                upstreams: upstreams.clone(),
+                clients: vec![clients.parse().unwrap()],
+            };
+            Resolver::start(config, names.clone(), settle.clone(), CancellationToken::new())
+        };
+        // Between the choice and the start somebody else may take the port.
+        let listen = (0..100).find_map(|_| {
+            let listen = both_on_one_port().0.local_addr().unwrap();
+            start(listen).is_ok().then_some(listen)
+        });
         drop(guard);
         Self {
-            listen,
+            listen: listen.unwrap(),
             names,
             settled,
             stuck,

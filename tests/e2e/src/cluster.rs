@@ -19,11 +19,14 @@ use crate::{
 pub const POD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A shell script that asks `$0` port `$1` for `/` and prints the answer. A refused connection is tried again,
-/// for the server may still be starting; a connection that gets no answer at all is dropped packets: `blocked`.
+/// for the server may still be starting, and so is one that is made and says nothing in time; a connection that gets no
+/// answer at all is dropped packets: `blocked`. Netcat says what it was, for on a busy machine a refusal takes long, too.
 /// (The distribution's static busybox has a wget that crashes, also outside of any sandbox; so it is netcat.)
-pub const HTTP_GET: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do \
-    start=$(date +%s); (printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1) | nc -w 3 $0 $1 && exit 0; \
-    [ $(( $(date +%s) - start )) -ge 3 ] && echo blocked && exit 0; sleep 0.3; done; echo unreachable";
+pub const HTTP_GET: &str = "for i in 1 2 3 4 5 6 7 8 9 10; do start=$(date +%s); \
+    if got=$( (printf 'GET / HTTP/1.0\r\n\r\n'; sleep 1) | nc -w 3 $0 $1 2>&1 ); then \
+    [ -n \"$got\" ] && echo \"$got\" && exit 0; else \
+    case $got in *refused*) ;; *) [ $(( $(date +%s) - start )) -ge 3 ] && echo blocked && exit 0;; esac; fi; \
+    sleep 0.3; done; echo unreachable";
 
 /// Stands before what a test added to the agent's configuration.
 const ADDED: &str = "# added by a test\n";

@@ -427,22 +427,26 @@ mod tests {
         }
     }
 
-    /// A server that nobody reaches, with one assertion.
-    async fn server(directory: &std::path::Path, enforcement: &str) -> Server {
-        let keyring = Keyring::load_or_create(&directory.join("kek")).unwrap();
-        let store = Embedded::open(&directory.join("store.redb"), keyring).unwrap();
-        let assertion = json!({
+    fn quiet(enforcement: &str) -> Value {
+        json!({
             "apiVersion": "palisade.dev/v1alpha1", "kind": "PolicyAssertion",
             "metadata": {"name": "quiet", "annotations": {ENFORCEMENT: enforcement}},
             "spec": {"assertion": "no pod reaches internet"},
-        });
-        let key = objects::key(by_any_name("assertion").unwrap(), "", "quiet");
-        let value = assertion.to_string().into_bytes();
-        let change = Change::Put {
-            uid: "u".to_owned(),
-            value,
-        };
-        store.write(&key, Expected::Absent, change).await.unwrap();
+        })
+    }
+
+    /// A server that nobody reaches, with this assertion.
+    async fn server(directory: &std::path::Path, assertion: Option<Value>) -> Server {
+        let keyring = Keyring::load_or_create(&directory.join("kek")).unwrap();
+        let store = Embedded::open(&directory.join("store.redb"), keyring).unwrap();
+        if let Some(assertion) = assertion {
+            let key = objects::key(by_any_name("assertion").unwrap(), "", "quiet");
+            let change = Change::Put {
+                uid: "u".to_owned(),
+                value: assertion.to_string().into_bytes(),
+            };
+            store.write(&key, Expected::Absent, change).await.unwrap();
+        }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let node_tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -476,7 +480,7 @@ mod tests {
         for (enforcement, stored) in [("block", false), ("warn", true)] {
             let place = directory.path().join(enforcement);
             std::fs::create_dir(&place).unwrap();
-            let server = server(&place, enforcement).await;
+            let server = server(&place, Some(quiet(enforcement))).await;
             assert!(
                 server
                     .hold_policy(policies, "jane", None, Some(&policy))
@@ -527,7 +531,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let policies = by_any_name("netpol").unwrap();
         let policy = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": {"podSelector": {}}});
-        let mut server = server(directory.path(), "block").await;
+        // An assertion would be judged first, within the same time.
+        let mut server = server(directory.path(), None).await;
         // As while the tables of an earlier write are still put together.
         server.policy.patience = Duration::from_millis(50);
         let running = Arc::clone(&server.policy.fit).try_acquire_owned().unwrap();
@@ -585,7 +590,7 @@ mod tests {
         }
         let again = server.policy.judge.acquire();
         drop(tokio::time::timeout(JUDGE_WITHIN, again).await.unwrap().unwrap());
-        let assertions = server.assertions().await.unwrap();
+        let assertions = [read_assertion(&quiet("block")).unwrap()];
         let gone = CancellationToken::new();
         gone.cancel();
         let judged = assertions::judge(&Objects::default(), None, &assertions, &gone);

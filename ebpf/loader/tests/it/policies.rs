@@ -91,8 +91,9 @@ fn tiers_judge_alike_in_reference_tables_and_kernel() {
         .unwrap_or_else(|error| panic!("{error}"));
     let [at_pods, at_hosts] = judged.get();
     println!("{at_pods} packets judged alike at pods and {at_hosts} at host endpoints");
+    // Some 360 at host endpoints, with a deviation of 45.
     assert!(
-        at_pods > 1000 && at_hosts > 300,
+        at_pods > 1000 && at_hosts > 150,
         "the generator makes packets that can be sent: {at_pods}, {at_hosts}"
     );
 }

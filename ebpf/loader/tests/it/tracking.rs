@@ -107,7 +107,8 @@ fn assert_established(lab: &mut Talk, expected: bool) {
 #[track_caller]
 fn assert_remembered(lab: &mut Talk, seconds: u64) {
     let now = monotonic_now();
-    let before = now + Duration::from_secs(seconds - 1);
+    // Its last packet may have been some seconds ago on a busy machine.
+    let before = now + Duration::from_secs(seconds - seconds.min(10) / 2);
     assert_eq!(
         lab.kernel().expire(before).expect("expire").removed,
         0,
@@ -285,7 +286,7 @@ fn a_connection_that_both_ends_close_is_over(place: Place) {
         &[7; 1000],
     );
     let now = monotonic_now();
-    let soon = now + Duration::from_secs(SECONDS_HALF_CLOSED - 1);
+    let soon = now + Duration::from_secs(SECONDS_HALF_CLOSED - 5);
     assert_eq!(lab.kernel().expire(soon).expect("expire").removed, 0);
     pass(
         &mut lab,

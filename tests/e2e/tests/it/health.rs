@@ -1,8 +1,11 @@
 //! What the agent asks of containers over the network: gRPC's health service, and hooks that are requests.
 
-use std::time::Duration;
+use std::{
+    io::{BufRead as _, BufReader},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{cluster::Cluster, distribution};
 use serde_json::{Value, json};
 
@@ -20,12 +23,12 @@ pub(crate) const TESTS: &[Test] = &[
 fn grpc_probes(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&distribution::health()?.build(), "pods/health", "1")?;
     let script = "mkdir /tmp/is; echo 1 > /tmp/is/server; echo 1 > /tmp/is/lives; exec health 5000 /tmp/is";
-    let asks = |service: &str| json!({"grpc": {"port": 5000, "service": service}, "periodSeconds": 1});
+    let asks = |service: &str| json!({"grpc": {"port": 5000, "service": service}, "periodSeconds": 1, "timeoutSeconds": 10});
     create(
         cluster,
         "served",
         &json!({"containers": [with(sh("main", &image, script), &json!({
-            "startupProbe": {"grpc": {"port": 5000}, "periodSeconds": 1, "failureThreshold": 30},
+            "startupProbe": {"grpc": {"port": 5000}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 30},
             "livenessProbe": with(asks("lives"), &json!({"failureThreshold": 1, "terminationGracePeriodSeconds": 1})),
             "readinessProbe": with(asks("web"), &json!({"failureThreshold": 1})),
         }))]}),
@@ -79,7 +82,7 @@ fn hooks_are_requests(cluster: &Cluster) -> Result<()> {
         &json!({
             "restartPolicy": "Always",
             "ports": [{"containerPort": 8080, "name": "told"}],
-            "startupProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+            "startupProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1, "timeoutSeconds": 10},
         }),
     );
     let main = "trap 'exit 0' TERM; while true; do sleep 0.1; done";
@@ -101,11 +104,15 @@ fn hooks_are_requests(cluster: &Cluster) -> Result<()> {
         log.contains("url:/started") && !log.contains("url:/stops"),
         "{log}"
     );
-    let following = cluster.spawn_policyctl(&["logs", "-f", "tells", "-c", "server"])?;
+    let mut following = cluster.spawn_policyctl(&["logs", "-f", "tells", "-c", "server"])?;
+    let output = following.stdout.take().context("policyctl has no output")?;
+    let mut lines = BufReader::new(output).lines();
+    // Deleted only once somebody reads.
+    lines.next().context("nothing is told")??;
     let deleted = cluster.kubectl(&["delete", "pod", "tells"])?.ok()?;
     // Nobody answers with success, and any answer is one.
-    let told = following.wait_with_output()?;
-    let told = String::from_utf8_lossy(&told.stdout);
+    let told = lines.collect::<std::io::Result<Vec<_>>>()?.join("\n");
+    following.wait()?;
     ensure!(
         told.contains("url:/stops") && told.contains("response:404"),
         "{told}"

@@ -78,12 +78,19 @@ fn lead_to_their_pod(cluster: &Cluster) -> Result<()> {
         ];
         Ok(cluster.kubectl(&arguments)?.ok()?.stdout)
     };
+    let is_welcome = |name: &str| {
+        eventually(PATIENCE, || {
+            let answer = from_pod(name)?;
+            ensure!(answer.contains("welcome"), "the {name} gets {answer:?}");
+            Ok(())
+        })
+    };
     for address in ["127.0.0.1", &node] {
         let answer = eventually(PATIENCE, || get(address, port)).with_context(|| address.to_owned())?;
         ensure!(answer.contains("welcome"), "{address}: {answer}");
     }
     for name in ["friend", "stranger"] {
-        ensure!(from_pod(name)?.contains("welcome"), "{name}");
+        is_welcome(name)?;
     }
     // Policy sees who asks, also by way of the node's port.
     let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: ports}\nspec:\n  \
@@ -93,14 +100,11 @@ fn lead_to_their_pod(cluster: &Cluster) -> Result<()> {
         "blocked\n" => Ok(()),
         other => bail!("the stranger gets {other:?}"),
     })?;
-    ensure!(from_pod("friend")?.contains("welcome"), "the friend is blocked");
+    is_welcome("friend")?;
     // It outlives the agent, and goes with the pod.
     crate::recovery::kill(cluster.daemon_pid("agent")?)?;
     cluster.up_again()?;
-    eventually(PATIENCE, || match from_pod("friend")?.contains("welcome") {
-        true => Ok(()),
-        false => bail!("the friend is blocked after a restart"),
-    })?;
+    is_welcome("friend").context("after a restart")?;
     cluster.kubectl(&["delete", "pod", "web", "-n", "ports"])?.ok()?;
     ensure!(get("127.0.0.1", port).is_err(), "the port leads somewhere still");
     TcpListener::bind(("0.0.0.0", port)).context("the port is not free")?;

@@ -10,7 +10,7 @@ use e2e::{
 use serde_json::{Value, json};
 use testkit::lab;
 
-use crate::Test;
+use crate::{Test, sessions::Follower};
 
 pub(crate) const TESTS: &[Test] = &[
     ("life_init_containers_and_sidecars", init_containers_and_sidecars),
@@ -105,6 +105,14 @@ pub(crate) fn is(status: &Value, condition: &str) -> bool {
         .any(|c| c["type"] == condition && c["status"] == "True")
 }
 
+/// Lets the pod's main container go on, which waits for the file.
+fn touch(cluster: &Cluster, pod: &str, file: &str) -> Result<()> {
+    cluster
+        .kubectl(&["exec", pod, "-c", "main", "--", "touch", file])?
+        .ok()?;
+    Ok(())
+}
+
 pub(crate) fn delete(cluster: &Cluster, pods: &[&str]) -> Result<()> {
     cluster
         .kubectl(&[&["delete", "pod", "--wait=true"], pods].concat())?
@@ -125,14 +133,14 @@ fn init_containers_and_sidecars(cluster: &Cluster) -> Result<()> {
             "restartPolicy": "Never",
             "volumes": [{"name": "shared", "emptyDir": {}}],
             "initContainers": [
-                container("first", "sleep 3; echo first > /shared/first"),
+                container("first", "sleep 15; echo first > /shared/first"),
                 with(container("beside", sidecar), &json!({
                     "restartPolicy": "Always",
-                    "startupProbe": {"exec": {"command": ["test", "-f", "/shared/sidecar"]}, "periodSeconds": 1},
+                    "startupProbe": {"exec": {"command": ["test", "-f", "/shared/sidecar"]}, "periodSeconds": 1, "timeoutSeconds": 10},
                 })),
                 container("second", "cat /shared/first /shared/sidecar > /shared/second"),
             ],
-            "containers": [container("main", "cat /shared/second; echo main; sleep 2")],
+            "containers": [container("main", "cat /shared/second; echo main; until [ -e /shared/go ]; do sleep 0.1; done")],
         }),
     )?;
     row_says(cluster, "ordered", "Init:0/3")?;
@@ -146,6 +154,7 @@ fn init_containers_and_sidecars(cluster: &Cluster) -> Result<()> {
     let waiting = &early["containerStatuses"][0]["state"]["waiting"]["reason"];
     ensure!(waiting == "PodInitializing", "{early}");
     row_says(cluster, "ordered", "2/2")?;
+    touch(cluster, "ordered", "/shared/go")?;
     let ended = cluster.wait_for_phase("default", "ordered", "Succeeded")?;
     let log = cluster.kubectl(&["logs", "ordered"])?.ok()?.stdout;
     ensure!(log == "first\nup\nmain\n", "{log}");
@@ -192,16 +201,19 @@ fn probes_in_spite_of_deny_all(cluster: &Cluster) -> Result<()> {
     let deny = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\n\
                 spec: {podSelector: {matchLabels: {app: probed}}, policyTypes: [Ingress, Egress]}\n";
     cluster.apply(deny)?.ok()?;
-    let script = "mkdir /tmp/www; echo x > /tmp/www/live; httpd -p 8080 -h /tmp/www; sleep 4; \
-                  echo x > /tmp/www/ready; sleep 8; rm /tmp/www/ready; sleep 600";
+    let script = "mkdir /tmp/www; echo x > /tmp/www/live; httpd -p 8080 -h /tmp/www; \
+                  until [ -e /tmp/a ]; do sleep 0.1; done; echo x > /tmp/www/ready; \
+                  until [ -e /tmp/b ]; do sleep 0.1; done; rm /tmp/www/ready; sleep 600";
     create(
         cluster,
         "probed",
         &json!({"containers": [with(sh("main", &image, script), &json!({
             "ports": [{"containerPort": 8080, "name": "web"}],
-            "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1},
-            "livenessProbe": {"httpGet": {"path": "/live", "port": 8080, "httpHeaders": [{"name": "X", "value": "y"}]}, "periodSeconds": 1},
-            "readinessProbe": {"httpGet": {"path": "/ready", "port": "web"}, "periodSeconds": 1, "failureThreshold": 1},
+            "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1, "timeoutSeconds": 10},
+            "livenessProbe": {"httpGet": {"path": "/live", "port": 8080, "httpHeaders": [{"name": "X", "value": "y"}]},
+                "periodSeconds": 1, "timeoutSeconds": 10},
+            "readinessProbe": {"httpGet": {"path": "/ready", "port": "web"},
+                "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 1},
         }))]}),
     )?;
     let started = status_with(cluster, "probed", |status| {
@@ -209,10 +221,12 @@ fn probes_in_spite_of_deny_all(cluster: &Cluster) -> Result<()> {
     })?;
     ensure!(!is(&started, "Ready"), "{started}");
     row_says(cluster, "probed", "0/1")?;
+    touch(cluster, "probed", "/tmp/a")?;
     status_with(cluster, "probed", |status| {
         is(status, "Ready") && is(status, "ContainersReady")
     })?;
     row_says(cluster, "probed", "1/1")?;
+    touch(cluster, "probed", "/tmp/b")?;
     let unready = status_with(cluster, "probed", |status| !is(status, "Ready"))?;
     ensure!(unready["containerStatuses"][0]["restartCount"] == 0, "{unready}");
     event_says(
@@ -226,8 +240,9 @@ fn probes_in_spite_of_deny_all(cluster: &Cluster) -> Result<()> {
 
 fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
     let image = image(cluster)?;
-    let alive =
-        json!({"exec": {"command": ["cat", "/tmp/alive"]}, "periodSeconds": 1, "failureThreshold": 2});
+    let alive = json!({
+        "exec": {"command": ["cat", "/tmp/alive"]}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 2,
+    });
     create(
         cluster,
         "dies",
@@ -242,7 +257,7 @@ fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
         "told",
         &json!({"containers": [with(
         sh("main", &image, "trap 'exit 7' TERM; touch /tmp/alive; sleep 3; rm /tmp/alive; while :; do sleep 0.1; done"),
-        &json!({"livenessProbe": alive}),
+        &json!({"livenessProbe": alive.clone()}),
     )], "terminationGracePeriodSeconds": 0}),
     )?;
     // The startup probe gives a slow start the time that the liveness probe alone would not.
@@ -252,8 +267,8 @@ fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
         &json!({"containers": [with(
             sh("main", &image, "sleep 5; touch /tmp/alive; sleep 600"),
             &json!({
-                "livenessProbe": alive,
-                "startupProbe": {"exec": {"command": ["cat", "/tmp/alive"]}, "periodSeconds": 1, "failureThreshold": 30},
+                "livenessProbe": alive.clone(),
+                "startupProbe": with(alive, &json!({"failureThreshold": 30})),
             }),
         )]}),
     )?;
@@ -275,11 +290,11 @@ fn liveness_restarts_and_startup_waits(cluster: &Cluster) -> Result<()> {
         "dies",
         "Container main failed liveness probe, will be restarted",
     )?;
-    let told = status_with(cluster, "told", |status| {
-        status["containerStatuses"][0]["restartCount"].as_u64() >= Some(1)
-    })?;
-    let last = &told["containerStatuses"][0]["lastState"]["terminated"];
-    ensure!(last["exitCode"] == 7, "killed without a word: {last}");
+    // A busy machine may kill it before it has come to its trap, but not each time.
+    status_with(cluster, "told", |status| {
+        status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 7
+    })
+    .context("killed without a word")?;
     let slow = status_with(cluster, "slow", |status| is(status, "Ready"))?;
     ensure!(slow["containerStatuses"][0]["restartCount"] == 0, "{slow}");
     event_says(cluster, "slow", "Startup probe failed")?;
@@ -298,7 +313,7 @@ fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
         "hooked",
         &json!({"terminationGracePeriodSeconds": 20, "containers": [with(sh("main", &image, script), &json!({
             "lifecycle": {
-                "postStart": {"exec": {"command": ["sh", "-c", "sleep 2; echo started > /tmp/started"]}},
+                "postStart": {"exec": {"command": ["sh", "-c", "sleep 5; echo started > /tmp/started"]}},
                 "preStop": {"exec": {"command": ["sh", "-c", "echo hook $(cat /tmp/started) > /tmp/hook; sleep 1"]}},
             },
         }))]}),
@@ -308,19 +323,28 @@ fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
     cluster.wait_for_phase("default", "hooked", "Running")?;
     let (deleted, followed) = delete_followed(cluster, "hooked", &[])?;
     ensure!(deleted.took < Duration::from_secs(15), "{deleted}");
-    followed.says("signal after hook started")?;
+    ensure!(
+        followed.iter().any(|line| line == "signal after hook started"),
+        "{followed:?}"
+    );
 
-    // Whoever is deleted by force has a second for the hook, and hears the signal.
-    create(
-        cluster,
-        "forced",
-        &json!({"terminationGracePeriodSeconds": 20, "containers": [with(sh("main", &image, script), &json!({
-            "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /tmp/hook; sleep 600"]}}},
-        }))]}),
-    )?;
-    cluster.wait_for_phase("default", "forced", "Running")?;
-    let (_, followed) = delete_followed(cluster, "forced", &["--grace-period=0", "--force"])?;
-    followed.says("signal after hook")?;
+    // Whoever is deleted by force has a second for the hook, and hears the signal. A busy machine may need that second for
+    // less than the hook, but not each time.
+    let spec = json!({"terminationGracePeriodSeconds": 20, "containers": [with(sh("main", &image, script), &json!({
+        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "echo hook > /tmp/hook; sleep 600"]}}},
+    }))]});
+    let forced = |pod: &str| -> Result<bool> {
+        create(cluster, pod, &spec)?;
+        cluster.wait_for_phase("default", pod, "Running")?;
+        let (_, followed) = delete_followed(cluster, pod, &["--grace-period=0", "--force"])?;
+        let mut heard = followed.iter().filter(|line| line.starts_with("signal after"));
+        let heard = heard.next().with_context(|| format!("no signal: {followed:?}"))?;
+        Ok(heard == "signal after hook")
+    };
+    ensure!(
+        forced("forced-1")? || forced("forced-2")? || forced("forced-3")?,
+        "the signal comes before the hook"
+    );
 
     // A hook that does not end takes the grace with it, and no more.
     create(
@@ -337,26 +361,12 @@ fn hooks_run_within_the_grace(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Deletes a pod whose program has said what it sees; what is printed until its end.
-fn delete_followed(cluster: &Cluster, pod: &str, how: &[&str]) -> Result<(Ran, Ran)> {
-    let binary = e2e::cluster::kubectls()?
-        .pop()
-        .map(|(_, path)| path)
-        .unwrap_or_default();
-    let (kubeconfig, name) = (cluster.kubeconfig(), pod.to_owned());
-    let following = std::thread::spawn(move || {
-        e2e::shell::run(&binary, &["--kubeconfig", &kubeconfig, "logs", "-f", &name])
-    });
-    // Deleted only once somebody reads.
-    eventually(Duration::from_secs(10), || {
-        cluster.kubectl(&["logs", pod])?.ok()?.says("main sees")
-    })?;
+/// Deletes a pod whose program has said what it sees; the lines that are printed from then until its end.
+fn delete_followed(cluster: &Cluster, pod: &str, how: &[&str]) -> Result<(Ran, Vec<String>)> {
+    let follower = Follower::start(cluster, &[pod], "main sees")?;
     let arguments = [&["delete", "pod", pod], how].concat();
     let deleted = cluster.kubectl(&arguments)?.ok()?;
-    let Ok(followed) = following.join() else {
-        bail!("kubectl logs -f panicked")
-    };
-    Ok((deleted, followed?.ok()?))
+    Ok((deleted, follower.rest()?))
 }
 
 fn last_words_and_deadlines(cluster: &Cluster) -> Result<()> {
@@ -547,7 +557,7 @@ fn files_over_etc_are_a_containers_own(cluster: &Cluster) -> Result<()> {
 
 fn goes_on_while_the_agent_is_away(cluster: &Cluster) -> Result<()> {
     let image = image(cluster)?;
-    let test = |file: &str| json!({"exec": {"command": ["test", "-f", file]}, "periodSeconds": 1});
+    let test = |file: &str| json!({"exec": {"command": ["test", "-f", file]}, "periodSeconds": 1, "timeoutSeconds": 10});
     let shared = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
     let container = |name: &str, script: &str| with(sh(name, &image, script), &shared);
     create(

@@ -502,11 +502,13 @@ fn traffic(cluster: &Cluster) -> Result<()> {
     };
     let (db, vault) = (address(shop, "db")?, address(pci, "vault")?);
     ensure!(get(lab, "probe", &db)? == "blocked", "probe reaches db");
-    ensure!(get(shop, "web", &db)? == "welcome", "web does not reach db");
-    ensure!(
-        get(lab, "probe", &vault)? == "welcome",
-        "probe does not reach the vault"
-    );
+    for (namespace, from, address) in [(shop, "web", &db), (lab, "probe", &vault)] {
+        eventually(Duration::from_secs(30), || {
+            let answer = get(namespace, from, address)?;
+            ensure!(answer == "welcome", "{from} asks {address} and gets {answer:?}");
+            Ok(())
+        })?;
+    }
     ensure!(get(shop, "web", &vault)? == "blocked", "web reaches the vault");
     ensure!(
         get(lab, "probe", "198.51.100.77")? == "blocked",

@@ -18,6 +18,7 @@ mod images;
 mod kept;
 mod kubectl;
 mod learn;
+mod leftovers;
 mod lifecycle;
 mod live;
 mod network;
@@ -106,14 +107,25 @@ fn main() -> ExitCode {
         Ok(cluster) => Arc::new(cluster),
         Err(error) => return fail("the cluster does not start", &error),
     };
+    let empty = match leftovers::objects(&cluster) {
+        Ok(objects) => Arc::new(objects),
+        Err(error) => {
+            // The error that matters is this one.
+            drop(cluster.stop());
+            return fail("the cluster's objects cannot be listed", &error);
+        }
+    };
     let took = Arc::new(Mutex::new(Vec::new()));
     let mut trials: Vec<Trial> = tests
         .into_iter()
         .map(|(name, test)| {
-            let (cluster, took) = (Arc::clone(&cluster), Arc::clone(&took));
+            let (cluster, took, empty) = (Arc::clone(&cluster), Arc::clone(&took), Arc::clone(&empty));
             Trial::test(name, move || {
                 let begun = Instant::now();
-                let result = test(&cluster).map_err(|error| Failed::from(format!("{error:#}")));
+                let result = test(&cluster).map_err(|error| {
+                    let error = leftovers::removed_after(&cluster, &empty, error);
+                    Failed::from(format!("{error:#}"))
+                });
                 let mut took = took.lock().unwrap_or_else(PoisonError::into_inner);
                 took.push((begun.elapsed(), name));
                 result

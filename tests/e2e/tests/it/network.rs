@@ -119,14 +119,11 @@ fn is_enforced_and_explained(cluster: &Cluster) -> Result<()> {
     let object = cluster.wait_for_phase("shop", "web", "Running")?;
     let address = object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
     // Without a policy both get through, and so does the node itself.
-    ensure!(
-        fetch(cluster, &image, "friend", &address, 8080)? == "welcome\n",
-        "no policy, yet no answer"
-    );
-    ensure!(
-        fetch(cluster, &image, "stranger", &address, 8080)? == "welcome\n",
-        "no policy, yet no answer"
-    );
+    for who in ["friend", "stranger"] {
+        welcomed("there is no policy", || {
+            fetch(cluster, &image, who, &address, 8080)
+        })?;
+    }
 
     cluster.apply(POLICY)?.ok()?;
     eventually(Duration::from_secs(10), || {
@@ -137,10 +134,9 @@ fn is_enforced_and_explained(cluster: &Cluster) -> Result<()> {
             bail!("the stranger still gets {answer:?}")
         }
     })?;
-    ensure!(
-        fetch(cluster, &image, "friend", &address, 8080)? == "welcome\n",
-        "the friend is blocked"
-    );
+    welcomed("the friend is let in", || {
+        fetch(cluster, &image, "friend", &address, 8080)
+    })?;
     ensure!(
         fetch(cluster, &image, "friend", &address, 9090)? == "blocked\n",
         "another port is open"
@@ -244,11 +240,18 @@ fn tiers_pass_allow_and_deny(cluster: &Cluster) -> Result<()> {
         ),
         ("stranger", 8080, "blocked\n", "denied by a rule"),
     ] {
-        let answer = fetch(who, port)?;
-        ensure!(
-            answer == expected,
-            "{who} on port {port} gets {answer:?}, though {why}"
-        );
+        let get = || {
+            let answer = fetch(who, port)?;
+            ensure!(
+                answer == expected,
+                "{who} on port {port} gets {answer:?}, though {why}"
+            );
+            Ok(())
+        };
+        match expected {
+            "blocked\n" => get()?,
+            _ => eventually(WELCOMED_WITHIN, get)?,
+        }
     }
 
     let flows = cluster
@@ -380,10 +383,8 @@ fn ipv6_is_judged_like_ipv4(cluster: &Cluster) -> Result<()> {
     );
     let get = |who: &str, address: &str| fetch(cluster, "dual", &image, who, address, 8080);
     for address in [v4, v6] {
-        ensure!(
-            get("stranger", address)? == "welcome\n",
-            "no policy, yet no answer at {address}"
-        );
+        welcomed("there is no policy", || get("stranger", address))
+            .with_context(|| format!("at {address}"))?;
     }
     let policy = OWNERS.replace("namespace: yard", "namespace: dual");
     cluster.apply(&policy)?.ok()?;
@@ -394,10 +395,8 @@ fn ipv6_is_judged_like_ipv4(cluster: &Cluster) -> Result<()> {
                 other => bail!("the stranger still gets {other:?} at {address}"),
             }
         })?;
-        ensure!(
-            get("friend", address)? == "welcome\n",
-            "the friend is blocked at {address}"
-        );
+        welcomed("the friend is let in", || get("friend", address))
+            .with_context(|| format!("at {address}"))?;
     }
     let flows = cluster
         .policyctl(&["flows", "--verdict", "deny", "--pod", "dual/web", "-o", "json"])?
@@ -515,18 +514,8 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     })?;
     let other = get(Some("www.other.test"))?;
     ensure!(other == "blocked\n", "a name that no rule has gives {other:?}");
-    let wanted = get(Some("www.example.test"))?;
-    ensure!(
-        wanted == "welcome\n",
-        "the first connection after the answer gives {wanted:?}: {}",
-        cluster.daemon_logs()
-    );
-    let flows = cluster
-        .policyctl(&["flows", "--verdict", "allow", "--pod", "names/web", "-o", "json"])?
-        .ok()?;
-    ensure!(flows.stdout.lines().any(|line| line.contains("8080")), "{flows}");
-    // The answer holds for a second, at least ten here, and ten of grace; and for as long as a flow follows it, so nobody
-    // knocks meanwhile.
+    // Seen from a pod that says nothing: a name stays known for as long as somebody uses it, and whoever looks by a connection
+    // does.
     let idle = pod(
         "names",
         "asker",
@@ -546,19 +535,37 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
         "--port",
         "8080",
     ];
-    eventually(Duration::from_secs(60), || {
-        let asked = cluster.policyctl(&to_the_name)?;
-        ensure!(
-            asked.code == 2,
-            "the answer is too old, yet the address is open: {asked}"
-        );
-        Ok(())
-    })?;
-    let too_old = get(None)?;
+    let forgotten = || {
+        eventually(Duration::from_secs(60), || {
+            let explained = cluster.policyctl(&to_the_name)?;
+            ensure!(explained.code == 2, "the answer is too old, yet {explained}");
+            Ok(())
+        })?;
+        eventually(Duration::from_secs(10), || match get(None)?.as_str() {
+            "blocked\n" => Ok(()),
+            other => bail!("the name is forgotten, yet the address gives {other:?}"),
+        })
+    };
+    // A busy machine may need too long for it once. The next answer is the first again when this one no longer holds.
+    let mut wanted = get(Some("www.example.test"))?;
+    for _again in 0..2 {
+        if wanted == "welcome\n" {
+            break;
+        }
+        forgotten()?;
+        wanted = get(Some("www.example.test"))?;
+    }
     ensure!(
-        too_old == "blocked\n",
-        "the answer is too old, yet the address gives {too_old:?}"
+        wanted == "welcome\n",
+        "the first connection after the answer gives {wanted:?}: {}",
+        cluster.daemon_logs()
     );
+    let flows = cluster
+        .policyctl(&["flows", "--verdict", "allow", "--pod", "names/web", "-o", "json"])?
+        .ok()?;
+    ensure!(flows.stdout.lines().any(|line| line.contains("8080")), "{flows}");
+    // The answer holds for a second, at least ten here, and ten of grace.
+    forgotten()?;
     // A resolver that is not the node's teaches nothing, and the policy does not let it be asked.
     let elsewhere = "nslookup -timeout=1 www.example.test 192.0.2.53; echo asked; ";
     let script = format!("{elsewhere}{HTTP_GET}");
@@ -567,23 +574,30 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
         "another resolver opened the address"
     );
     // An agent that starts again goes on with what the one before it knew.
-    let second = get(Some("long.example.test"))?;
-    ensure!(second == "welcome\n", "the second name gives {second:?}");
+    welcomed("the second name opens", || get(Some("long.example.test")))?;
     cluster
         .policyctl(&to_the_name)?
         .says("GlobalNetworkPolicy by-name rule 1")?
         .ok()?;
     crate::recovery::kill(cluster.daemon_pid("agent")?)?;
     cluster.up_again()?;
-    let after = get(None)?;
-    ensure!(
-        after == "welcome\n",
-        "after the restart of the agent the name gives {after:?}: {}",
-        cluster.daemon_logs()
-    );
+    welcomed("the agent started again and knows the name", || get(None))
+        .with_context(|| cluster.daemon_logs())?;
     cluster.kubectl(&["delete", "gnp", "by-name"])?.ok()?;
     cluster.kubectl(&["delete", "namespace", "names"])?.ok()?;
     Ok(())
+}
+
+/// How long an answer may take that policy allows: on a busy machine the first try may be too late.
+const WELCOMED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until the web server's answer comes.
+pub(crate) fn welcomed(why: &str, get: impl Fn() -> Result<String>) -> Result<()> {
+    eventually(WELCOMED_WITHIN, || {
+        let answer = get()?;
+        ensure!(answer == "welcome\n", "{why}, yet the answer is {answer:?}");
+        Ok(())
+    })
 }
 
 /// Runs a program of the host in the network namespace of the pod that has `address`.

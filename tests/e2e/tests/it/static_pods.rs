@@ -90,7 +90,9 @@ fn follow_their_files(cluster: &Cluster) -> Result<()> {
         "{notes}"
     );
     let kubectl = |arguments: &[&str]| cluster.kubectl(&[&["-n", "kube-system"], arguments].concat());
-    kubectl(&["logs", "web-lab", "--tail=1"])?.ok()?.says("one")?;
+    eventually(PATIENCE, || {
+        kubectl(&["logs", "web-lab", "--tail=1"])?.ok()?.says("one")
+    })?;
     kubectl(&["exec", "web-lab", "--", "true"])?.ok()?;
     kubectl(&["debug", "web-lab", "-q", "--image", &image, "--", "true"])?
         .refused()?
