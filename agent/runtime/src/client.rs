@@ -25,9 +25,10 @@ use crate::devices::Denial;
 use crate::error::RuntimeError;
 use crate::open_files;
 use crate::protocol::{FrameError, Request, Response};
-use crate::remove;
+use crate::remove::remove_tree;
 use crate::shim::chain;
 use crate::talk::{REQUEST_TIMEOUT, unexpected};
+use crate::trash::Trash;
 
 /// A shim that has not reported by then is broken.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +41,9 @@ pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Layers whose executables are remembered.
 const MAX_INDEXED_LAYERS: usize = 256;
+
+/// Below the state directory; no pod is called so.
+const TRASH: &str = ".trash";
 
 /// Where the runtime keeps things and what it starts.
 #[derive(Debug, Clone)]
@@ -61,6 +65,7 @@ pub struct Runtime {
     /// Layers never change, so what was found in them is kept.
     executables: Arc<Mutex<HashMap<PathBuf, Arc<ExecutableIndex>>>>,
     devices: Arc<Denial>,
+    trash: Trash,
 }
 
 impl Runtime {
@@ -68,6 +73,7 @@ impl Runtime {
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         demand_name("cgroup_root", &config.cgroup_root)?;
         Ok(Self {
+            trash: Trash::new(config.state_dir.join(TRASH)),
             config: Arc::new(config),
             executables: Arc::default(),
             devices: Arc::default(),
@@ -191,7 +197,12 @@ impl Runtime {
         Ok(self.paths(pod).writable(container, attempt).join("upper"))
     }
 
-    /// Forgets an exited container and deletes its writable layer.
+    /// Where what pods leave goes, in `.trash` of the state directory. Others may put there what is theirs.
+    pub fn trash(&self) -> &Trash {
+        &self.trash
+    }
+
+    /// Forgets an exited container and deletes its writable layer, whose path is free then; its files go in the background.
     pub async fn remove_container(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
         demand_name("container name", container)?;
         let status = self.status(pod).await?;
@@ -203,12 +214,17 @@ impl Runtime {
         )
         .await?;
         match status.container(container) {
-            Some(gone) => delete(self.paths(pod).writable(container, gone.attempt)).await,
+            Some(gone) => {
+                let layer = self.paths(pod).writable(container, gone.attempt);
+                let trash = self.trash.clone();
+                delete(layer, move |layer| trash.discard(layer)).await
+            }
             None => Ok(()),
         }
     }
 
-    /// Kills whatever the pod still runs and removes all that was made for it, whether its shim lives or not.
+    /// Kills whatever the pod still runs and removes all that was made for it, whether its shim lives or not. What its
+    /// containers have written goes in the background.
     pub async fn remove_pod(&self, pod: &str) -> Result<(), RuntimeError> {
         demand_name("pod uid", pod)?;
         match self.call(pod, &Request::Shutdown, Some(SHUTDOWN_TIMEOUT)).await {
@@ -344,8 +360,10 @@ impl Runtime {
     pub(crate) async fn remove_dead(&self, pod: &str, patience: Duration) -> Result<(), RuntimeError> {
         self.kill_cgroup(pod, patience).await?;
         let paths = self.paths(pod);
-        delete(paths.state).await?;
-        delete(paths.run).await
+        let trash = self.trash.clone();
+        delete(paths.state, move |state| trash.discard(state)).await?;
+        // A few files of the shim's, on another file system.
+        delete(paths.run, remove_tree).await
     }
 
     /// Ends all processes of a pod, which may take so long, and removes its control groups.
@@ -425,12 +443,13 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, R
     }
 }
 
-async fn delete(path: PathBuf) -> Result<(), RuntimeError> {
-    let shown = path.clone();
-    let deleted = remove::in_turn(move || remove::remove_tree(&path))
-        .await
-        .map_err(|_cancelled| RuntimeError::Cancelled)?;
-    deleted.map_err(file_error("delete", &shown))
+/// Has `work` free `path`, on a thread that may block.
+async fn delete(
+    path: PathBuf,
+    work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static,
+) -> Result<(), RuntimeError> {
+    let deleted = tokio::task::spawn_blocking(move || work(&path).map_err(file_error("delete", &path)));
+    deleted.await.map_err(|_cancelled| RuntimeError::Cancelled)?
 }
 
 pub(crate) fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {

@@ -31,6 +31,7 @@ mod session;
 pub mod shim;
 mod talk;
 pub mod tmpfs;
+mod trash;
 mod usage;
 
 pub use crate::cgroup::CgroupError;
@@ -43,6 +44,7 @@ pub use crate::config::{
 pub use crate::consumption::{ContainerUsage, MemoryUsage, PodUsage};
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
-pub use crate::remove::{in_turn, remove_tree};
+pub use crate::remove::remove_tree;
 pub use crate::session::{Session, SessionEnd};
+pub use crate::trash::Trash;
 pub use crate::usage::{Measured, Usage, measure_tree};

@@ -180,10 +180,11 @@ impl Stage {
     async fn end(self) {
         let status = self.runtime.status(&self.pod.uid).await.ok();
         self.runtime.remove_pod(&self.pod.uid).await.expect("removed");
-        self.nothing_is_left(status);
+        self.nothing_is_left(status).await;
     }
 
-    fn nothing_is_left(&self, status: Option<PodStatus>) {
+    async fn nothing_is_left(&self, status: Option<PodStatus>) {
+        self.runtime.trash().emptied().await.expect("emptied");
         for directory in ["run", "state"] {
             let left: Vec<_> = fs::read_dir(self.directory.path().join(directory))
                 .expect("lists")
@@ -1109,7 +1110,49 @@ async fn pods_outlive_the_agent_and_are_found_again() {
     );
     restarted.remove_pod(&stage.pod.uid).await.expect("removed");
     assert!(restarted.recover().await.expect("recovers").is_empty());
-    stage.nothing_is_left(Some(pods[0].status.clone()));
+    restarted.trash().emptied().await.expect("emptied");
+    stage.nothing_is_left(Some(pods[0].status.clone())).await;
+}
+
+/// Others have millions of files, which are being removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn removals_that_do_not_end_hold_up_no_start() {
+    let stage = Stage::new("removals").await;
+    let held = stage.runtime.trash().hold();
+    let work = async {
+        for round in 0..2 {
+            for attempt in 0..2 {
+                let script = "test ! -e /work/old && echo new > /work/old && cat /work/old";
+                let mut config = stage.container("main", &["sh", "-c", script]);
+                config.attempt = attempt;
+                let (exit, output) = stage.run(&config).await;
+                assert_eq!((exit.code, output.as_str()), (0, "new\n"), "{round} {attempt}");
+                let removed = stage.runtime.remove_container(&stage.pod.uid, "main");
+                removed.await.expect("removed");
+                fs::remove_file(stage.log("main")).expect("a log");
+            }
+            stage.runtime.remove_pod(&stage.pod.uid).await.expect("removed");
+            stage.runtime.start_pod(&stage.pod).await.expect("starts again");
+        }
+    };
+    tokio::time::timeout(patience(), work).await.expect("in time");
+    let trash = stage.directory.path().join("state/.trash");
+    let places = || fs::read_dir(&trash).map_or(0, Iterator::count);
+    assert_eq!(places(), 6, "two layers and the rest of the pod, twice");
+    drop(held);
+    // What this agent does not get done, the next one does.
+    let next = Runtime::new(RuntimeConfig {
+        shim: helper(),
+        state_dir: stage.directory.path().join("state"),
+        run_dir: stage.directory.path().join("run"),
+        cgroup_root: stage.cgroup_root.clone(),
+    })
+    .expect("valid");
+    wait_for(|| places() == 0);
+    fs::create_dir_all(trash.join("7/of-a-pod/main-0/upper")).expect("mkdir");
+    assert_eq!(next.recover().await.expect("recovers").len(), 1);
+    wait_for(|| places() == 0);
+    stage.end().await;
 }
 
 /// What was written down of it has fields that this version does not know.
