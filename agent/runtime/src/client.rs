@@ -23,6 +23,7 @@ use crate::config::{
 };
 use crate::devices::Denial;
 use crate::error::RuntimeError;
+use crate::executables::{self, Executables};
 use crate::open_files;
 use crate::protocol::{FrameError, Request, Response};
 use crate::remove::remove_tree;
@@ -68,6 +69,14 @@ pub struct Runtime {
     trash: Trash,
 }
 
+/// What there is to say of a container that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Whether some programs of its image cannot be executed: outside of the code directories it has more than a ruleset
+    /// takes, or such that cannot be named.
+    pub lacks_executables: bool,
+}
+
 impl Runtime {
     /// Nothing is touched before the first pod.
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
@@ -111,7 +120,11 @@ impl Runtime {
     /// Starts a container and returns once its program was executed.
     ///
     /// An exited container of the same name must be removed first.
-    pub async fn start_container(&self, pod: &str, config: &ContainerConfig) -> Result<(), RuntimeError> {
+    pub async fn start_container(
+        &self,
+        pod: &str,
+        config: &ContainerConfig,
+    ) -> Result<Started, RuntimeError> {
         demand_name("container name", &config.name)?;
         for (field, path) in [("cwd", &config.cwd), ("log_path", &config.log_path)]
             .into_iter()
@@ -127,20 +140,25 @@ impl Runtime {
             }
         }
         expect_moves();
-        let mut executables = Vec::new();
-        for layer in &config.layers {
-            executables.extend_from_slice(&self.layer(layer).await?.paths);
-        }
-        executables.sort();
-        executables.dedup();
+        let executables = self.executables(pod, config).await?;
         self.ask(
             pod,
             &Request::Start {
                 config: Box::new(config.clone()),
-                executables,
+                executables: executables.paths,
             },
         )
-        .await
+        .await?;
+        if executables.truncated {
+            tracing::warn!(
+                pod,
+                container = config.name,
+                "too many files; some programs of its image are not executable"
+            );
+        }
+        Ok(Started {
+            lacks_executables: executables.truncated,
+        })
     }
 
     /// Sends a signal to the container's first process. One that has exited is no error.
@@ -333,6 +351,23 @@ impl Runtime {
         }
     }
 
+    async fn executables(&self, pod: &str, config: &ContainerConfig) -> Result<Executables, RuntimeError> {
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for layer in &config.layers {
+            layers.push(self.layer(layer).await?);
+        }
+        let written = serde_json::to_vec(config).map_err(|source| RuntimeError::Talk {
+            pod: pod.into(),
+            source: FrameError::Text { source },
+        })?;
+        let room = executables::room_beside(written.len());
+        Ok(executables::of_image(
+            layers.iter().map(Arc::as_ref),
+            config,
+            room,
+        ))
+    }
+
     async fn layer(&self, path: &Path) -> Result<Arc<ExecutableIndex>, RuntimeError> {
         let known = || self.executables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = known().get(path) {
@@ -343,10 +378,6 @@ impl Runtime {
             .await
             .map_err(|_cancelled| RuntimeError::Cancelled)?
             .map_err(|source| RuntimeError::Layer { source })?;
-        if index.truncated {
-            // Stricter than promised, never weaker; but whoever wonders why a program is refused must find it.
-            tracing::warn!(layer = %path.display(), "too many files; some of its programs will not be executable");
-        }
         let index = Arc::new(index);
         let mut map = known();
         if map.len() >= MAX_INDEXED_LAYERS {

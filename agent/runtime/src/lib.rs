@@ -21,6 +21,7 @@ mod consumption;
 mod descriptors;
 mod devices;
 mod error;
+mod executables;
 mod logs;
 pub mod memory;
 pub mod open_files;
@@ -35,7 +36,7 @@ mod trash;
 mod usage;
 
 pub use crate::cgroup::CgroupError;
-pub use crate::client::{Runtime, RuntimeConfig};
+pub use crate::client::{Runtime, RuntimeConfig, Started};
 pub use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, MAX_POD_PIDS,
     MIN_POD_PIDS, Mount, PidNamespace, PodConfig, PodHandle, PodResources, PodStatus, RecoveredPod,

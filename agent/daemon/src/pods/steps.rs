@@ -41,6 +41,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    events::Kind,
     policy::{Endpoint, PolicyError, chain},
     static_pods,
 };
@@ -400,7 +401,19 @@ pub(super) async fn start_container(
         context.runtime.remove_container(&id.uid, &spec.name).await?;
     }
     remove_old_logs(&logs, attempt)?;
-    context.runtime.start_container(&id.uid, &config).await?;
+    let started = context.runtime.start_container(&id.uid, &config).await?;
+    if started.lacks_executables {
+        let message = "The image has more executable files outside of bin, sbin, lib and libexec than a sandbox takes; some \
+                       of its programs are refused (EACCES)";
+        let name = Some(spec.name.as_str());
+        (context.events).pod(
+            pod,
+            name,
+            Kind::Warning,
+            "ProgramsNotExecutable",
+            message.to_owned(),
+        );
+    }
     Ok(User {
         uid: config.uid,
         gid: config.gid,

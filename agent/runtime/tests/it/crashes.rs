@@ -40,11 +40,11 @@ async fn what_starts_a_container_may_die_at_any_step() {
         }
         let state = state_of(&stage).await;
         match (&started, &state) {
-            (Ok(()), Some(ContainerState::Running { .. })) => end_main(&stage).await,
+            (Ok(_), Some(ContainerState::Running { .. })) => end_main(&stage).await,
             // Whoever dies on the way is not the program.
             (Err(_), Some(ContainerState::Failed { .. })) => {}
             // Killed at the very moment of its execution: it began, and this is how it ended.
-            (Ok(()), Some(ContainerState::Exited(exit))) => assert_eq!(exit.code, 137, "{outcome:?}"),
+            (Ok(_), Some(ContainerState::Exited(exit))) => assert_eq!(exit.code, 137, "{outcome:?}"),
             other => panic!("{outcome:?}: {other:?}"),
         }
         stage
