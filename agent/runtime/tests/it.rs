@@ -444,6 +444,77 @@ async fn ordinary_habits_of_images_work() {
     stage.end().await;
 }
 
+/// As with `WORKDIR /data/app` in an image whose pod has a volume at `/data`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_working_directory_is_made_in_what_is_mounted_over_it() {
+    let stage = Stage::new("workdir").await;
+    let base = stage.directory.path();
+    for made in ["volume/there", "volume/part", "outside", "image/srv"] {
+        fs::create_dir_all(base.join(made)).expect("mkdir");
+    }
+    for (target, link) in [
+        ("/data/linked", "image/srv/to-volume"),
+        ("../outside", "volume/up"),
+        ("/etc", "volume/to-image"),
+    ] {
+        symlink(target, base.join(link)).expect("link");
+    }
+    let config = |name: &str, cwd: &str, sub_path: Option<&str>, read_only| {
+        let mut config = stage.container(name, &["sh", "-c", "pwd; stat -c '%u:%g %a' ."]);
+        config.cwd = cwd.into();
+        config.mounts.push(Mount {
+            source: base.join("volume"),
+            sub_path: sub_path.map(Into::into),
+            target: "/data".into(),
+            read_only,
+            executable: false,
+        });
+        config
+    };
+    for (name, cwd, sub_path, made) in [
+        ("deep", "/data/app/deep", None, "volume/app/deep"),
+        ("link", "/srv/to-volume/x", None, "volume/linked/x"),
+        ("part", "/data/app", Some("part"), "volume/part/app"),
+        ("again", "/data/app/deep", None, "volume/app/deep"),
+    ] {
+        let (exit, output) = stage.run(&config(name, cwd, sub_path, false)).await;
+        let lines: Vec<&str> = output.lines().collect();
+        assert_eq!(
+            (exit.code, lines.last()),
+            (0, Some(&"0:0 755")),
+            "{name}: {output}"
+        );
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(base.join(made)).expect(name));
+        assert_eq!(owner, 0, "{name}: root of the pod, on the disk");
+    }
+    for (name, cwd, read_only, at) in [
+        ("exists", "/data/there", true, "/data/there"),
+        ("mount", "/data", true, "/data"),
+        ("beside", "/database", true, "/database"),
+        ("image", "/data/to-image", false, "/etc"),
+    ] {
+        let (exit, output) = stage.run(&config(name, cwd, None, read_only)).await;
+        assert_eq!(
+            (exit.code, output.lines().next()),
+            (0, Some(at)),
+            "{name}: {output}"
+        );
+    }
+    let missing = config("missing", "/data/none", None, true);
+    let refused = stage.runtime.start_container(&stage.pod.uid, &missing).await;
+    let error = refused.expect_err("there is nothing and cannot be").to_string();
+    assert!(
+        error.contains("workingDir") && error.contains("/data/none") && error.contains("at /data,"),
+        "{error}"
+    );
+    // Whoever writes to the volume has put a link there. What it leads to in the container is not there either.
+    let out = config("out", "/data/up/made", None, false);
+    let refused = stage.runtime.start_container(&stage.pod.uid, &out).await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert!(!base.join("outside/made").exists() && !base.join("volume/none").exists());
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_root_leaves_volumes_writable() {
     let stage = Stage::new("readonly").await;
