@@ -285,8 +285,13 @@ pub(crate) async fn cleanup(config: &Config) -> Result<()> {
         let datapath = Kernel::open(&config.bpf_dir(), OBJECT).context("cannot open the packet programs")?;
         datapath.unload().context("cannot remove the packet programs")?;
     }
-    pods::sweep(config, &pods::Known::default()).context("cannot remove volumes")?;
-    Ok(())
+    let trash = runtime.trash();
+    pods::sweep(config, &pods::Known::default(), trash).context("cannot remove volumes")?;
+    // Whoever cleans up wants nothing to be left, so this waits.
+    trash
+        .emptied()
+        .await
+        .context("cannot remove what pods have written")
 }
 
 fn open_runtime(config: &Config) -> Result<Runtime> {

@@ -98,7 +98,8 @@ async fn remove(
 ) -> Result<(), RemoveError> {
     let name = volume.name_any();
     let directory = claims::directory_of(&config.agent_dir, &name).ok_or(RemoveError::Name)?;
-    let removed = agent_runtime::in_turn(move || agent_runtime::remove_tree(&directory));
+    // Not by way of the trash: that the data are removed is said when they are. Pods do not wait for this.
+    let removed = tokio::task::spawn_blocking(move || agent_runtime::remove_tree(&directory));
     removed
         .await
         .map_err(|_cancelled| RemoveError::Interrupted)?

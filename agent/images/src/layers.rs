@@ -14,6 +14,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
+use agent_runtime::Trash;
 use api::Digest;
 use images_fetch::Layer;
 use sha2::{Digest as _, Sha256};
@@ -33,6 +34,8 @@ const CHUNKS_AHEAD: usize = 8;
 pub(crate) struct Layers {
     dir: PathBuf,
     unpacking: PathBuf,
+    /// Where what is removed goes first: half-removed layers are never taken for whole ones.
+    trash: Trash,
     limits: UnpackLimits,
     boot: String,
     /// One for each processor: unpacking is work.
@@ -49,10 +52,14 @@ pub(crate) struct Leases {
 }
 
 impl Layers {
-    /// Opens the layers of the store in `store`, and removes what is half-done or was before a loss of power.
+    /// Opens the layers of the store in `store`, and removes what is half-done or was before a loss of power: the paths are free
+    /// afterwards, the files go in the background.
     pub(crate) fn open(store: &Path, limits: UnpackLimits) -> Result<Self, ImageError> {
         let (dir, unpacking) = (store.join("layers"), store.join("unpacking"));
-        remove_tree(&unpacking)?;
+        let trash = Trash::new(store.join("trash"));
+        let kept = |error| tracing::warn!(%error, "what was being removed of old layers stays for now");
+        trash.look().unwrap_or_else(kept);
+        discard(&trash, &unpacking)?;
         create_private_dir(&dir)?;
         create_private_dir(&unpacking)?;
         let boot =
@@ -61,6 +68,7 @@ impl Layers {
         let layers = Self {
             dir,
             unpacking,
+            trash,
             limits,
             boot: boot.trim().to_owned(),
             turns: Arc::new(Semaphore::new(processors)),
@@ -154,24 +162,25 @@ impl Layers {
             }
             Ok(())
         };
-        agent_runtime::in_turn(work)
+        let clear = |source| io_error("clear", &self.dir, source);
+        tokio::task::spawn_blocking(work)
             .await
-            .map_err(|_interrupted| io_error("clear", &self.dir, io::Error::other("it was interrupted")))?
+            .map_err(|interrupted| clear(interrupted.into()))??;
+        // Whoever asks needs the room.
+        self.trash.emptied().await.map_err(clear)
     }
 
-    /// Renames first, so that a half-removed layer is never taken for a whole one, and under the lock, so that
-    /// nobody takes a lease meanwhile and finds it there.
+    /// Under the lock, so that nobody takes a lease meanwhile and finds the layer there.
     fn remove(&self, path: &Path) -> Result<(), ImageError> {
         let name = path.file_name().unwrap_or_default();
         let digest = format!("sha256:{}", name.to_string_lossy()).parse::<Digest>();
-        let doomed = self.unpacking.join(format!("{}.removed", name.to_string_lossy()));
         let leases = self.lock();
         if digest.is_ok_and(|digest| leases.contains_key(&digest)) {
             return Ok(());
         }
-        fs::rename(path, &doomed).map_err(|source| io_error("remove", path, source))?;
+        discard(&self.trash, path)?;
         drop(leases);
-        remove_tree(&doomed)
+        Ok(())
     }
 
     fn settle(&self) -> Result<(), ImageError> {
@@ -208,7 +217,7 @@ impl Layers {
     fn unpack_now(&self, blob: &Path, layer: &Layer) -> Result<u64, ImageError> {
         let name = layer.diff_id.hex();
         let (temporary, ready) = (self.unpacking.join(&name), self.dir.join(&name));
-        remove_tree(&temporary)?;
+        discard(&self.trash, &temporary)?;
         let root_path = temporary.join("fs");
         create_private_dir(&temporary)?;
         fs::create_dir(&root_path).map_err(|source| io_error("create", &root_path, source))?;
@@ -250,7 +259,7 @@ impl Layers {
         let unpacked = match verified {
             Ok(unpacked) => unpacked,
             Err(error) => {
-                remove_tree(&temporary)?;
+                discard(&self.trash, &temporary)?;
                 return Err(error);
             }
         };
@@ -345,6 +354,8 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-fn remove_tree(path: &Path) -> Result<(), ImageError> {
-    agent_runtime::remove_tree(path).map_err(|source| io_error("remove", path, source))
+fn discard(trash: &Trash, path: &Path) -> Result<(), ImageError> {
+    trash
+        .discard(path)
+        .map_err(|source| io_error("remove", path, source))
 }

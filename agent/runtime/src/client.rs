@@ -23,11 +23,13 @@ use crate::config::{
 };
 use crate::devices::Denial;
 use crate::error::RuntimeError;
+use crate::executables::{self, Executables};
 use crate::open_files;
 use crate::protocol::{FrameError, Request, Response};
-use crate::remove;
+use crate::remove::remove_tree;
 use crate::shim::chain;
 use crate::talk::{REQUEST_TIMEOUT, unexpected};
+use crate::trash::Trash;
 
 /// A shim that has not reported by then is broken.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +42,9 @@ pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Layers whose executables are remembered.
 const MAX_INDEXED_LAYERS: usize = 256;
+
+/// Below the state directory; no pod is called so.
+const TRASH: &str = ".trash";
 
 /// Where the runtime keeps things and what it starts.
 #[derive(Debug, Clone)]
@@ -61,6 +66,15 @@ pub struct Runtime {
     /// Layers never change, so what was found in them is kept.
     executables: Arc<Mutex<HashMap<PathBuf, Arc<ExecutableIndex>>>>,
     devices: Arc<Denial>,
+    trash: Trash,
+}
+
+/// What there is to say of a container that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Whether some programs of its image cannot be executed: outside of the code directories it has more than a ruleset
+    /// takes, or such that cannot be named.
+    pub lacks_executables: bool,
 }
 
 impl Runtime {
@@ -68,6 +82,7 @@ impl Runtime {
     pub fn new(config: RuntimeConfig) -> Result<Self, RuntimeError> {
         demand_name("cgroup_root", &config.cgroup_root)?;
         Ok(Self {
+            trash: Trash::new(config.state_dir.join(TRASH)),
             config: Arc::new(config),
             executables: Arc::default(),
             devices: Arc::default(),
@@ -105,7 +120,11 @@ impl Runtime {
     /// Starts a container and returns once its program was executed.
     ///
     /// An exited container of the same name must be removed first.
-    pub async fn start_container(&self, pod: &str, config: &ContainerConfig) -> Result<(), RuntimeError> {
+    pub async fn start_container(
+        &self,
+        pod: &str,
+        config: &ContainerConfig,
+    ) -> Result<Started, RuntimeError> {
         demand_name("container name", &config.name)?;
         for (field, path) in [("cwd", &config.cwd), ("log_path", &config.log_path)]
             .into_iter()
@@ -121,20 +140,25 @@ impl Runtime {
             }
         }
         expect_moves();
-        let mut executables = Vec::new();
-        for layer in &config.layers {
-            executables.extend_from_slice(&self.layer(layer).await?.paths);
-        }
-        executables.sort();
-        executables.dedup();
+        let executables = self.executables(pod, config).await?;
         self.ask(
             pod,
             &Request::Start {
                 config: Box::new(config.clone()),
-                executables,
+                executables: executables.paths,
             },
         )
-        .await
+        .await?;
+        if executables.truncated {
+            tracing::warn!(
+                pod,
+                container = config.name,
+                "too many files; some programs of its image are not executable"
+            );
+        }
+        Ok(Started {
+            lacks_executables: executables.truncated,
+        })
     }
 
     /// Sends a signal to the container's first process. One that has exited is no error.
@@ -191,7 +215,12 @@ impl Runtime {
         Ok(self.paths(pod).writable(container, attempt).join("upper"))
     }
 
-    /// Forgets an exited container and deletes its writable layer.
+    /// Where what pods leave goes, in `.trash` of the state directory. Others may put there what is theirs.
+    pub fn trash(&self) -> &Trash {
+        &self.trash
+    }
+
+    /// Forgets an exited container and deletes its writable layer, whose path is free then; its files go in the background.
     pub async fn remove_container(&self, pod: &str, container: &str) -> Result<(), RuntimeError> {
         demand_name("container name", container)?;
         let status = self.status(pod).await?;
@@ -203,12 +232,17 @@ impl Runtime {
         )
         .await?;
         match status.container(container) {
-            Some(gone) => delete(self.paths(pod).writable(container, gone.attempt)).await,
+            Some(gone) => {
+                let layer = self.paths(pod).writable(container, gone.attempt);
+                let trash = self.trash.clone();
+                delete(layer, move |layer| trash.discard(layer)).await
+            }
             None => Ok(()),
         }
     }
 
-    /// Kills whatever the pod still runs and removes all that was made for it, whether its shim lives or not.
+    /// Kills whatever the pod still runs and removes all that was made for it, whether its shim lives or not. What its
+    /// containers have written goes in the background.
     pub async fn remove_pod(&self, pod: &str) -> Result<(), RuntimeError> {
         demand_name("pod uid", pod)?;
         match self.call(pod, &Request::Shutdown, Some(SHUTDOWN_TIMEOUT)).await {
@@ -317,6 +351,23 @@ impl Runtime {
         }
     }
 
+    async fn executables(&self, pod: &str, config: &ContainerConfig) -> Result<Executables, RuntimeError> {
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for layer in &config.layers {
+            layers.push(self.layer(layer).await?);
+        }
+        let written = serde_json::to_vec(config).map_err(|source| RuntimeError::Talk {
+            pod: pod.into(),
+            source: FrameError::Text { source },
+        })?;
+        let room = executables::room_beside(written.len());
+        Ok(executables::of_image(
+            layers.iter().map(Arc::as_ref),
+            config,
+            room,
+        ))
+    }
+
     async fn layer(&self, path: &Path) -> Result<Arc<ExecutableIndex>, RuntimeError> {
         let known = || self.executables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = known().get(path) {
@@ -327,10 +378,6 @@ impl Runtime {
             .await
             .map_err(|_cancelled| RuntimeError::Cancelled)?
             .map_err(|source| RuntimeError::Layer { source })?;
-        if index.truncated {
-            // Stricter than promised, never weaker; but whoever wonders why a program is refused must find it.
-            tracing::warn!(layer = %path.display(), "too many files; some of its programs will not be executable");
-        }
         let index = Arc::new(index);
         let mut map = known();
         if map.len() >= MAX_INDEXED_LAYERS {
@@ -344,8 +391,10 @@ impl Runtime {
     pub(crate) async fn remove_dead(&self, pod: &str, patience: Duration) -> Result<(), RuntimeError> {
         self.kill_cgroup(pod, patience).await?;
         let paths = self.paths(pod);
-        delete(paths.state).await?;
-        delete(paths.run).await
+        let trash = self.trash.clone();
+        delete(paths.state, move |state| trash.discard(state)).await?;
+        // A few files of the shim's, on another file system.
+        delete(paths.run, remove_tree).await
     }
 
     /// Ends all processes of a pod, which may take so long, and removes its control groups.
@@ -425,12 +474,13 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, R
     }
 }
 
-async fn delete(path: PathBuf) -> Result<(), RuntimeError> {
-    let shown = path.clone();
-    let deleted = remove::in_turn(move || remove::remove_tree(&path))
-        .await
-        .map_err(|_cancelled| RuntimeError::Cancelled)?;
-    deleted.map_err(file_error("delete", &shown))
+/// Has `work` free `path`, on a thread that may block.
+async fn delete(
+    path: PathBuf,
+    work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static,
+) -> Result<(), RuntimeError> {
+    let deleted = tokio::task::spawn_blocking(move || work(&path).map_err(file_error("delete", &path)));
+    deleted.await.map_err(|_cancelled| RuntimeError::Cancelled)?
 }
 
 pub(crate) fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {

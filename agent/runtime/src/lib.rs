@@ -21,6 +21,7 @@ mod consumption;
 mod descriptors;
 mod devices;
 mod error;
+mod executables;
 mod logs;
 pub mod memory;
 pub mod open_files;
@@ -31,10 +32,11 @@ mod session;
 pub mod shim;
 mod talk;
 pub mod tmpfs;
+mod trash;
 mod usage;
 
 pub use crate::cgroup::CgroupError;
-pub use crate::client::{Runtime, RuntimeConfig};
+pub use crate::client::{Runtime, RuntimeConfig, Started};
 pub use crate::config::{
     ContainerConfig, ContainerState, ContainerStatus, ExecOutput, Exit, MAX_EXEC_OUTPUT, MAX_POD_PIDS,
     MIN_POD_PIDS, Mount, PidNamespace, PodConfig, PodHandle, PodResources, PodStatus, RecoveredPod,
@@ -43,6 +45,7 @@ pub use crate::config::{
 pub use crate::consumption::{ContainerUsage, MemoryUsage, PodUsage};
 pub use crate::error::RuntimeError;
 pub use crate::protocol::FrameError;
-pub use crate::remove::{in_turn, remove_tree};
+pub use crate::remove::remove_tree;
 pub use crate::session::{Session, SessionEnd};
+pub use crate::trash::Trash;
 pub use crate::usage::{Measured, Usage, measure_tree};

@@ -18,13 +18,17 @@ const SHORT_KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Runtime {
     /// Finds the pods of earlier agents, those with a living shim and those without. One whose processes cannot be killed
-    /// is found without a shim, as any other that has lost it: it can only be removed, once they go.
+    /// is found without a shim, as any other that has lost it: it can only be removed, once they go. What an earlier agent
+    /// had not yet removed of pods that are gone goes in the background.
     ///
     /// # Errors
     ///
     /// Only for what this process lacks, never for what is wrong with one pod: a file cannot be read, or a shim that may
     /// live cannot be reached. Nothing was done to that pod then.
     pub async fn recover(&self) -> Result<Vec<RecoveredPod>, RuntimeError> {
+        if let Err(error) = self.trash().look() {
+            tracing::warn!(%error, "what an earlier agent was removing stays for now");
+        }
         let mut pods = Vec::new();
         let directory = self.run_dir();
         let entries = match std::fs::read_dir(directory) {

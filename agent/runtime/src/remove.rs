@@ -16,33 +16,12 @@ use rustix::{
     fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags},
     io::Errno,
 };
-use tokio::{sync::Semaphore, task::JoinError};
 
 /// Directories of one tree that are open at a time.
 const MAX_OPEN: usize = 16;
 
 /// Passes over a tree that somebody still writes to.
 const MAX_PASSES_IN_VAIN: u32 = 64;
-
-/// Removals at a time on this node: a pod with millions of files keeps neither the disk nor the threads from the others.
-static TURNS: Semaphore = Semaphore::const_new(2);
-
-/// Runs `work`, which removes a lot, on a thread that may block, when it is its turn.
-///
-/// # Errors
-///
-/// When the work panicked or the program is ending.
-pub async fn in_turn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
-    // Never closed; without a turn the work would run all the same.
-    let turn = TURNS.acquire().await;
-    // The turn lasts as long as the work, which goes on when nobody waits for it any more.
-    tokio::task::spawn_blocking(move || {
-        let done = work();
-        drop(turn);
-        done
-    })
-    .await
-}
 
 /// Removes `path` with all that is below it, whatever it is. That nothing is there is not an error.
 ///
@@ -184,7 +163,7 @@ fn or_gone(removed: Result<(), Errno>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink, sync::mpsc};
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 
@@ -225,32 +204,5 @@ mod tests {
         }
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
-    }
-
-    #[tokio::test]
-    async fn removals_take_turns_and_hold_nobody_up() {
-        let (release, held) = mpsc::channel::<()>();
-        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
-        let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
-        let mut work = tokio::task::JoinSet::new();
-        for number in 0..3 {
-            let (started, held) = (started.clone(), held.clone());
-            work.spawn(in_turn(move || {
-                started.send(number).unwrap();
-                held.lock().unwrap().recv().unwrap();
-            }));
-        }
-        // This runtime has one thread: that it comes here shows that nothing blocks it.
-        starts.recv().await.unwrap();
-        starts.recv().await.unwrap();
-        assert_eq!(TURNS.available_permits(), 0);
-        assert!(starts.try_recv().is_err(), "the third waits");
-        release.send(()).unwrap();
-        starts.recv().await.unwrap();
-        release.send(()).unwrap();
-        release.send(()).unwrap();
-        while let Some(done) = work.join_next().await {
-            done.unwrap().unwrap();
-        }
     }
 }

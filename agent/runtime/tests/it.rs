@@ -180,10 +180,11 @@ impl Stage {
     async fn end(self) {
         let status = self.runtime.status(&self.pod.uid).await.ok();
         self.runtime.remove_pod(&self.pod.uid).await.expect("removed");
-        self.nothing_is_left(status);
+        self.nothing_is_left(status).await;
     }
 
-    fn nothing_is_left(&self, status: Option<PodStatus>) {
+    async fn nothing_is_left(&self, status: Option<PodStatus>) {
+        self.runtime.trash().emptied().await.expect("emptied");
         for directory in ["run", "state"] {
             let left: Vec<_> = fs::read_dir(self.directory.path().join(directory))
                 .expect("lists")
@@ -440,6 +441,77 @@ async fn ordinary_habits_of_images_work() {
     // `nc` times out after one second; that it may listen on port 80 is the point.
     lines.retain(|line| !line.contains("timed out"));
     assert_eq!(lines, ["child", "err", "out", "term", "up"]);
+    stage.end().await;
+}
+
+/// As with `WORKDIR /data/app` in an image whose pod has a volume at `/data`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_working_directory_is_made_in_what_is_mounted_over_it() {
+    let stage = Stage::new("workdir").await;
+    let base = stage.directory.path();
+    for made in ["volume/there", "volume/part", "outside", "image/srv"] {
+        fs::create_dir_all(base.join(made)).expect("mkdir");
+    }
+    for (target, link) in [
+        ("/data/linked", "image/srv/to-volume"),
+        ("../outside", "volume/up"),
+        ("/etc", "volume/to-image"),
+    ] {
+        symlink(target, base.join(link)).expect("link");
+    }
+    let config = |name: &str, cwd: &str, sub_path: Option<&str>, read_only| {
+        let mut config = stage.container(name, &["sh", "-c", "pwd; stat -c '%u:%g %a' ."]);
+        config.cwd = cwd.into();
+        config.mounts.push(Mount {
+            source: base.join("volume"),
+            sub_path: sub_path.map(Into::into),
+            target: "/data".into(),
+            read_only,
+            executable: false,
+        });
+        config
+    };
+    for (name, cwd, sub_path, made) in [
+        ("deep", "/data/app/deep", None, "volume/app/deep"),
+        ("link", "/srv/to-volume/x", None, "volume/linked/x"),
+        ("part", "/data/app", Some("part"), "volume/part/app"),
+        ("again", "/data/app/deep", None, "volume/app/deep"),
+    ] {
+        let (exit, output) = stage.run(&config(name, cwd, sub_path, false)).await;
+        let lines: Vec<&str> = output.lines().collect();
+        assert_eq!(
+            (exit.code, lines.last()),
+            (0, Some(&"0:0 755")),
+            "{name}: {output}"
+        );
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(base.join(made)).expect(name));
+        assert_eq!(owner, 0, "{name}: root of the pod, on the disk");
+    }
+    for (name, cwd, read_only, at) in [
+        ("exists", "/data/there", true, "/data/there"),
+        ("mount", "/data", true, "/data"),
+        ("beside", "/database", true, "/database"),
+        ("image", "/data/to-image", false, "/etc"),
+    ] {
+        let (exit, output) = stage.run(&config(name, cwd, None, read_only)).await;
+        assert_eq!(
+            (exit.code, output.lines().next()),
+            (0, Some(at)),
+            "{name}: {output}"
+        );
+    }
+    let missing = config("missing", "/data/none", None, true);
+    let refused = stage.runtime.start_container(&stage.pod.uid, &missing).await;
+    let error = refused.expect_err("there is nothing and cannot be").to_string();
+    assert!(
+        error.contains("workingDir") && error.contains("/data/none") && error.contains("at /data,"),
+        "{error}"
+    );
+    // Whoever writes to the volume has put a link there. What it leads to in the container is not there either.
+    let out = config("out", "/data/up/made", None, false);
+    let refused = stage.runtime.start_container(&stage.pod.uid, &out).await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert!(!base.join("outside/made").exists() && !base.join("volume/none").exists());
     stage.end().await;
 }
 
@@ -1109,7 +1181,49 @@ async fn pods_outlive_the_agent_and_are_found_again() {
     );
     restarted.remove_pod(&stage.pod.uid).await.expect("removed");
     assert!(restarted.recover().await.expect("recovers").is_empty());
-    stage.nothing_is_left(Some(pods[0].status.clone()));
+    restarted.trash().emptied().await.expect("emptied");
+    stage.nothing_is_left(Some(pods[0].status.clone())).await;
+}
+
+/// Others have millions of files, which are being removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn removals_that_do_not_end_hold_up_no_start() {
+    let stage = Stage::new("removals").await;
+    let held = stage.runtime.trash().hold();
+    let work = async {
+        for round in 0..2 {
+            for attempt in 0..2 {
+                let script = "test ! -e /work/old && echo new > /work/old && cat /work/old";
+                let mut config = stage.container("main", &["sh", "-c", script]);
+                config.attempt = attempt;
+                let (exit, output) = stage.run(&config).await;
+                assert_eq!((exit.code, output.as_str()), (0, "new\n"), "{round} {attempt}");
+                let removed = stage.runtime.remove_container(&stage.pod.uid, "main");
+                removed.await.expect("removed");
+                fs::remove_file(stage.log("main")).expect("a log");
+            }
+            stage.runtime.remove_pod(&stage.pod.uid).await.expect("removed");
+            stage.runtime.start_pod(&stage.pod).await.expect("starts again");
+        }
+    };
+    tokio::time::timeout(patience(), work).await.expect("in time");
+    let trash = stage.directory.path().join("state/.trash");
+    let places = || fs::read_dir(&trash).map_or(0, Iterator::count);
+    assert_eq!(places(), 6, "two layers and the rest of the pod, twice");
+    drop(held);
+    // What this agent does not get done, the next one does.
+    let next = Runtime::new(RuntimeConfig {
+        shim: helper(),
+        state_dir: stage.directory.path().join("state"),
+        run_dir: stage.directory.path().join("run"),
+        cgroup_root: stage.cgroup_root.clone(),
+    })
+    .expect("valid");
+    wait_for(|| places() == 0);
+    fs::create_dir_all(trash.join("7/of-a-pod/main-0/upper")).expect("mkdir");
+    assert_eq!(next.recover().await.expect("recovers").len(), 1);
+    wait_for(|| places() == 0);
+    stage.end().await;
 }
 
 /// What was written down of it has fields that this version does not know.

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
             try_image();
         }
         Some("misplaced") => {
-            let outcome = enter_misplaced(&path(0));
+            let outcome = enter_misplaced(&path(0), &path(1));
             report(
                 "restrict",
                 outcome.map_err(|error| io::Error::other(format!("{error:?}"))),
@@ -103,7 +103,7 @@ fn enter_image(root: &Path) {
     let index = ExecutableIndex::of_layer(root).expect("readable");
     let directory = fs::File::open(root).expect("opens");
     let ruleset = ImageRuleset::build(directory.as_fd(), &index.paths, &Profile::baseline()).expect("builds");
-    mount(root, "vol");
+    mount(root, Path::new("vol"));
     std::os::unix::fs::chroot(root).expect("chroot");
     std::env::set_current_dir("/").expect("chdir");
     let mounts = [
@@ -126,13 +126,13 @@ fn enter_image(root: &Path) {
         .expect("applies");
 }
 
-/// A volume at the end of a link that leads into a code directory.
-fn enter_misplaced(root: &Path) -> Result<(), ApplyError> {
+/// A volume that is reached through a link.
+fn enter_misplaced(root: &Path, volume: &Path) -> Result<(), ApplyError> {
     let directory = fs::File::open(root).expect("opens");
     let ruleset = ImageRuleset::build(directory.as_fd(), &[], &Profile::baseline()).expect("builds");
-    mount(root, "usr/bin/vol");
+    mount(root, volume);
     std::os::unix::fs::chroot(root).expect("chroot");
-    let mounts = [PathRule::new("/tmp/usr/bin/vol", PathAccess::Read)];
+    let mounts = [PathRule::new(Path::new("/tmp").join(volume), PathAccess::Read)];
     let compiled = Profile::baseline().compile().expect("compiles");
     compiled
         .restrict_in_container(&ruleset, &mounts, Moment::Start)
@@ -140,7 +140,7 @@ fn enter_misplaced(root: &Path) -> Result<(), ApplyError> {
 }
 
 /// In a mount namespace of its own: `/proc` and a volume.
-fn mount(root: &Path, volume: &str) {
+fn mount(root: &Path, volume: &Path) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
     assert_eq!(
         // SAFETY: only a flag is passed.

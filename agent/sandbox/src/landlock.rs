@@ -286,8 +286,8 @@ pub(crate) fn add_mounts(
     Ok(ruleset)
 }
 
-/// Whether what was found at the path of a rule is something that was mounted there. Wherever it is, its files must not be
-/// executable by the rule of a code directory that it lies in.
+/// Whether what was found at the path of a rule is something that is mounted at that very path. Wherever it is, its files must not
+/// be executable by the rule of a code directory that it lies in.
 fn is_own_mount(fd: &OwnedFd, rule: &PathRule) -> Result<bool, LandlockError> {
     let failed = |errno: rustix::io::Errno| LandlockError::Open {
         path: rule.path.clone(),
@@ -299,13 +299,6 @@ fn is_own_mount(fd: &OwnedFd, rule: &PathRule) -> Result<bool, LandlockError> {
     }
     let link = rustix::fs::readlinkat(proc_descriptors()?, fd.as_raw_fd().to_string(), Vec::new());
     let found = PathBuf::from(OsString::from_vec(link.map_err(failed)?.into_bytes()));
-    // Mounts as well, and nobody's volumes.
-    let is_system = ["/", "/proc", "/sys", "/dev"]
-        .iter()
-        .any(|system| found == Path::new(system));
-    if is_system && found != rule.path {
-        return Ok(false);
-    }
     let flags = rustix::fs::fstatvfs(fd).map_err(failed)?.f_flag;
     let is_for_code = rule.access == PathAccess::ReadExecute || flags.contains(StatVfsMountFlags::NOEXEC);
     if is_code_path(&found) && !is_for_code {
@@ -314,7 +307,8 @@ fn is_own_mount(fd: &OwnedFd, rule: &PathRule) -> Result<bool, LandlockError> {
             found,
         });
     }
-    Ok(true)
+    // What a link led to is another's mount, or the system's, or not where the container looks for it.
+    Ok(found == rule.path)
 }
 
 /// The kernel's own list of this process's descriptors, not what somebody mounted over it.

@@ -63,10 +63,32 @@ fn baseline_runs_the_image_and_refuses_what_was_dropped() {
 #[test]
 fn a_volume_that_a_link_leads_into_code_is_refused() {
     let image = image();
-    let seen = outcomes(Command::new(probe()).arg("misplaced").arg(image.path()));
+    let seen = outcomes(
+        Command::new(probe())
+            .arg("misplaced")
+            .arg(image.path())
+            .arg("usr/bin/vol"),
+    );
     let refused = &seen["restrict"];
     assert!(
         refused.contains("InCode") && refused.contains("/usr/bin/vol"),
+        "{refused}"
+    );
+}
+
+/// There is a mount where the link leads, and it may be another one than the rule is for.
+#[test]
+fn a_volume_that_is_not_where_its_rule_says_is_refused() {
+    let image = image();
+    let seen = outcomes(
+        Command::new(probe())
+            .arg("misplaced")
+            .arg(image.path())
+            .arg("usr/share/vol"),
+    );
+    let refused = &seen["restrict"];
+    assert!(
+        refused.contains("NotMounted") && refused.contains("/tmp/usr/share/vol"),
         "{refused}"
     );
 }
@@ -275,7 +297,17 @@ fn jailed(program: &Path, inside: &Path, outside: &Path) -> Command {
 /// A small root: programs in and outside the code directories, and what an image keeps writing to.
 fn image() -> tempfile::TempDir {
     let root = directory();
-    for path in ["bin", "usr/bin/vol", "etc", "tmp", "app", "vol", "lib", "proc"] {
+    for path in [
+        "bin",
+        "usr/bin/vol",
+        "usr/share/vol",
+        "etc",
+        "tmp",
+        "app",
+        "vol",
+        "lib",
+        "proc",
+    ] {
         fs::create_dir_all(root.path().join(path)).expect("mkdir");
     }
     symlink("/usr", root.path().join("tmp/usr")).expect("symlink");

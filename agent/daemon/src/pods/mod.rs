@@ -53,7 +53,7 @@ use std::{
 
 use agent_images::ImageStore;
 use agent_network::Network;
-use agent_runtime::{ContainerState, RecoveredPod, Runtime, RuntimeError};
+use agent_runtime::{ContainerState, RecoveredPod, Runtime, RuntimeError, Trash};
 use control_pki::verdict::Verifier;
 use control_scheduler::Candidate;
 use futures::{FutureExt as _, future::BoxFuture};
@@ -280,10 +280,14 @@ impl Pods {
         }
     }
 
-    /// Removes what others left. Waited for: a pod that begins meanwhile would be taken for an old one.
+    /// Frees the paths of what others left. Waited for: a pod that begins meanwhile would be taken for an old one. The files go
+    /// in the background.
     async fn sweep(&self, known: Known) {
         let config = self.context.config.clone();
-        let swept = agent_runtime::in_turn(move || sweep(&config, &known).and(sweep_logs(&config, &known)));
+        let trash = self.context.runtime.trash().clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            sweep(&config, &known, &trash).and(sweep_logs(&config, &known, &trash))
+        });
         match swept.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -502,17 +506,17 @@ impl Known {
 
 /// Removes what pods that nobody knows any more left in the agent's directories. Writable layers too: after a reboot there
 /// is no runtime state that would tell of them. What cannot be removed does not keep the rest.
-pub(crate) fn sweep(config: &Config, known: &Known) -> Result<(), VolumeError> {
-    let pods = sweep_directory(&config.pods_dir(), &known.pods);
-    pods.and(sweep_directory(&config.writable_dir(), &known.writable))
+pub(crate) fn sweep(config: &Config, known: &Known, trash: &Trash) -> Result<(), VolumeError> {
+    let pods = sweep_directory(&config.pods_dir(), &known.pods, trash);
+    pods.and(sweep_directory(&config.writable_dir(), &known.writable, trash))
 }
 
 /// The same for logs, whose directories have the UID last, as Kubernetes names them; no UID has such a stroke.
-fn sweep_logs(config: &Config, known: &Known) -> Result<(), VolumeError> {
-    sweep_directory(&config.logs_dir(), &known.pods)
+fn sweep_logs(config: &Config, known: &Known, trash: &Trash) -> Result<(), VolumeError> {
+    sweep_directory(&config.logs_dir(), &known.pods, trash)
 }
 
-fn sweep_directory(directory: &Path, known: &BTreeSet<String>) -> Result<(), VolumeError> {
+fn sweep_directory(directory: &Path, known: &BTreeSet<String>, trash: &Trash) -> Result<(), VolumeError> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -521,8 +525,10 @@ fn sweep_directory(directory: &Path, known: &BTreeSet<String>) -> Result<(), Vol
     let mut swept = Ok(());
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !known.contains(name.rsplit('_').next().unwrap_or_default()) {
-            swept = swept.and(steps::remove_directory(&entry.path()));
+        // The trash itself is among them; no UID begins so.
+        let is_hidden = name.starts_with('.');
+        if !is_hidden && !known.contains(name.rsplit('_').next().unwrap_or_default()) {
+            swept = swept.and(steps::remove_directory(&entry.path(), trash));
         }
     }
     swept
@@ -557,10 +563,20 @@ mod tests {
         });
         let live = ["running", "static"].map(str::to_owned);
         let known = Known::of(&wanted.into(), live.into());
-        sweep(&config, &known).unwrap();
-        sweep_logs(&config, &known).unwrap();
+        let trash = Trash::new(writable.join(".trash"));
+        let held = trash.hold();
+        for _once_more in 0..2 {
+            sweep(&config, &known, &trash).unwrap();
+            sweep_logs(&config, &known, &trash).unwrap();
+        }
         assert_eq!(names(&pods), ["over", "running", "static", "waiting"]);
-        assert_eq!(names(&writable), ["running", "static", "waiting"]);
+        assert_eq!(names(&writable), [".trash", "running", "static", "waiting"]);
+        assert_eq!(
+            names(&writable.join(".trash")).len(),
+            4,
+            "what is removed is not removed again"
+        );
+        drop(held);
         let of_logs = ["over", "running", "static", "waiting"].map(|uid| format!("ns_name_{uid}"));
         assert_eq!(names(&logs), of_logs);
     }
@@ -615,7 +631,8 @@ mod tests {
         // No directory at all, which is more than a sweep can do anything about.
         fs::write(config.pods_dir(), "").unwrap();
         fs::create_dir_all(config.writable_dir().join("gone")).unwrap();
-        assert!(sweep(&config, &Known::default()).is_err());
+        let trash = Trash::new(base.path().join("trash"));
+        assert!(sweep(&config, &Known::default(), &trash).is_err());
         assert!(!config.writable_dir().join("gone").exists());
     }
 

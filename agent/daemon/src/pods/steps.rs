@@ -13,7 +13,7 @@ use std::{
 use agent_images::{ImageError, KeyringError, RootfsLayers};
 use agent_network::{Attachment, NetworkError};
 use agent_plan::{Failure, User};
-use agent_runtime::{PodConfig, PodResources, RuntimeError};
+use agent_runtime::{PodConfig, PodResources, RuntimeError, Trash};
 use agent_sandbox::Layer;
 use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
@@ -41,6 +41,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    events::Kind,
     policy::{Endpoint, PolicyError, chain},
     static_pods,
 };
@@ -400,7 +401,19 @@ pub(super) async fn start_container(
         context.runtime.remove_container(&id.uid, &spec.name).await?;
     }
     remove_old_logs(&logs, attempt)?;
-    context.runtime.start_container(&id.uid, &config).await?;
+    let started = context.runtime.start_container(&id.uid, &config).await?;
+    if started.lacks_executables {
+        let message = "The image has more executable files outside of bin, sbin, lib and libexec than a sandbox takes; some \
+                       of its programs are refused (EACCES)";
+        let name = Some(spec.name.as_str());
+        (context.events).pod(
+            pod,
+            name,
+            Kind::Warning,
+            "ProgramsNotExecutable",
+            message.to_owned(),
+        );
+    }
     Ok(User {
         uid: config.uid,
         gid: config.gid,
@@ -437,7 +450,8 @@ pub(super) async fn learn(context: &Context, pod: &Pod) -> Result<(), StepError>
 /// or the machine gone down.
 pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepError> {
     remove_sandbox(context, id).await?;
-    remove_files(id.directory(&context.config), id.logs(&context.config)).await?;
+    let (directory, logs) = (id.directory(&context.config), id.logs(&context.config));
+    remove_files(directory, logs, context.runtime.trash().clone()).await?;
     context.ids.release(&id.uid);
     context.tokens.forget(&id.uid);
     context.directory.remove(id);
@@ -447,23 +461,28 @@ pub(super) async fn forget(context: &Context, id: &PodId) -> Result<(), StepErro
 /// Removes the pod's volumes, when its containers have ended for good.
 pub(super) async fn remove_volumes(context: &Context, id: &PodId) -> Result<(), StepError> {
     let directory = id.directory(&context.config).join("volumes");
-    let removed = agent_runtime::in_turn(move || volumes::remove(&directory));
+    let trash = context.runtime.trash().clone();
+    let removed = tokio::task::spawn_blocking(move || volumes::remove(&directory, &trash));
     Ok(removed.await.map_err(|_cancelled| StepError::Interrupted)??)
 }
 
-/// How much there is to remove is the pod's choice, so it is no work for a thread that serves others.
-async fn remove_files(directory: PathBuf, logs: PathBuf) -> Result<(), StepError> {
-    let removed = agent_runtime::in_turn(move || {
-        remove_directory(&directory)?;
-        remove_tree(&logs)
+/// How much there is to remove is the pod's choice, so nobody waits for it: the paths are free afterwards.
+async fn remove_files(directory: PathBuf, logs: PathBuf, trash: Trash) -> Result<(), StepError> {
+    let removed = tokio::task::spawn_blocking(move || {
+        remove_directory(&directory, &trash)?;
+        trash
+            .discard(&logs)
+            .map_err(|source| volumes::failed("remove", &logs, source))
     });
     Ok(removed.await.map_err(|_cancelled| StepError::Interrupted)??)
 }
 
 /// Removes a pod's directory, with the mounts in it.
-pub(super) fn remove_directory(directory: &Path) -> Result<(), VolumeError> {
-    volumes::remove(&directory.join("volumes"))?;
-    remove_tree(directory)
+pub(super) fn remove_directory(directory: &Path, trash: &Trash) -> Result<(), VolumeError> {
+    volumes::remove(&directory.join("volumes"), trash)?;
+    trash
+        .discard(directory)
+        .map_err(|source| volumes::failed("remove", directory, source))
 }
 
 /// What an ended run of a container left for its status.
@@ -613,8 +632,6 @@ fn remove_tree(path: &Path) -> Result<(), VolumeError> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, sync::mpsc, task::Poll};
-
     use super::*;
 
     #[test]
@@ -664,33 +681,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pods_files_are_removed_in_turn_and_off_the_async_threads() {
+    async fn the_end_of_a_pod_does_not_wait_for_its_files_nor_for_those_of_others() {
         let base = tempfile::tempdir().unwrap();
         let (pod, logs) = (base.path().join("pod"), base.path().join("logs"));
         fs::create_dir_all(pod.join("volumes/data/a/b")).unwrap();
         fs::create_dir_all(&logs).unwrap();
-        // All turns are taken.
-        let mut others = Vec::new();
-        let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
-        for _ in 0..2 {
-            let (release, held) = mpsc::channel::<()>();
-            let started = started.clone();
-            let work = agent_runtime::in_turn(move || {
-                started.send(()).unwrap();
-                held.recv()
-            });
-            others.push((release, tokio::spawn(work)));
-            starts.recv().await.unwrap();
-        }
-        let mut removal = Box::pin(remove_files(pod.clone(), logs.clone()));
-        let polled = poll_fn(|context| Poll::Ready(removal.as_mut().poll(context).is_pending())).await;
-        assert!(polled, "waits for its turn");
-        assert!(pod.exists());
-        for (release, work) in others {
-            release.send(()).unwrap();
-            work.await.unwrap().unwrap().unwrap();
-        }
-        removal.await.unwrap();
-        assert!(!pod.exists() && !logs.exists());
+        let trash = Trash::new(base.path().join("trash"));
+        // As when others have millions of files.
+        let held = trash.hold();
+        remove_files(pod.clone(), logs.clone(), trash.clone())
+            .await
+            .unwrap();
+        assert!(!pod.exists() && !logs.exists(), "their paths are free");
+        assert!(base.path().join("trash").exists());
+        drop(held);
+        trash.emptied().await.unwrap();
+        assert!(!base.path().join("trash").exists());
     }
 }

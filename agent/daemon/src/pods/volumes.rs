@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use agent_runtime::tmpfs::Swap;
+use agent_runtime::{Trash, tmpfs::Swap};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use nix::mount::{MntFlags, umount2};
 use rustix::fs::{AtFlags, StatxFlags};
@@ -194,8 +194,8 @@ pub(crate) fn messages_of(directory: &Path) -> PathBuf {
     directory.join(".messages")
 }
 
-/// Removes all volumes below `directory`.
-pub(crate) fn remove(directory: &Path) -> Result<(), VolumeError> {
+/// Unmounts all volumes below `directory`, then frees its path.
+pub(crate) fn remove(directory: &Path, trash: &Trash) -> Result<(), VolumeError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -203,9 +203,11 @@ pub(crate) fn remove(directory: &Path) -> Result<(), VolumeError> {
     };
     for entry in entries {
         let entry = entry.map_err(|source| failed("list", directory, source))?;
-        clear(&entry.path())?;
+        unmount(&entry.path())?;
     }
-    fs::remove_dir(directory).map_err(|source| failed("remove", directory, source))
+    trash
+        .discard(directory)
+        .map_err(|source| failed("remove", directory, source))
 }
 
 /// Whether the volume is a mount, which a reboot takes away.
@@ -304,9 +306,15 @@ fn tmpfs(path: &Path, bytes: u64) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Unmounts and removes `path`, whatever is there. What is mounted there may be the node's own files: nothing is removed
-/// before the kernel has said that there is no mount, and what is mounted below is never entered.
+/// Unmounts and removes `path`, whatever is there. What is mounted below is never entered.
 fn clear(path: &Path) -> Result<(), VolumeError> {
+    unmount(path)?;
+    agent_runtime::remove_tree(path).map_err(|source| failed("remove", path, source))
+}
+
+/// Takes away what is mounted at `path`. That may be the node's own files: nothing is removed before the kernel has said that
+/// there is no mount.
+fn unmount(path: &Path) -> Result<(), VolumeError> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // There may be another one under it.
@@ -322,7 +330,7 @@ fn clear(path: &Path) -> Result<(), VolumeError> {
     {
         return Err(failed("unmount", path, io::ErrorKind::ResourceBusy.into()));
     }
-    agent_runtime::remove_tree(path).map_err(|source| failed("remove", path, source))
+    Ok(())
 }
 
 pub(super) fn private_dir(path: &Path) -> Result<(), VolumeError> {
@@ -362,6 +370,10 @@ mod tests {
         serde_json::from_value(json!({"spec": {
             "containers": [], "volumes": volumes, "securityContext": {"fsGroup": 77}}}))
         .unwrap()
+    }
+
+    fn remove(directory: &Path) -> Result<(), VolumeError> {
+        super::remove(directory, &Trash::new(directory.with_extension("trash")))
     }
 
     fn wish(audience: &str) -> Wish {

@@ -47,6 +47,13 @@ pub(crate) enum RootfsError {
     WritableAndExecutable { target: PathBuf },
     #[error("{} is, or leads to, the root of the container, over which nothing can be mounted", target.display())]
     OverRoot { target: PathBuf },
+    #[error(
+        "the working directory {} (workingDir) is not in what is mounted at {}, and cannot be made there: the mount is \
+         read-only; name one that exists, or mount something else",
+        directory.display(),
+        target.display()
+    )]
+    NoWorkingDirectory { directory: PathBuf, target: PathBuf },
 }
 
 /// The root of one container in the shim's mount namespace.
@@ -60,6 +67,9 @@ pub(crate) struct Rootfs {
 
 /// Where mounts are staged, seen in the shim's mount namespace only.
 const STAGING: &str = "/dev/shm";
+
+/// What the runtime mounts in every container, over whatever the image has there.
+const OF_THE_RUNTIME: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// Longest option string `mount` takes: one page, of which some is the other options.
 const MAX_OVERLAY_OPTIONS: usize = 4000;
@@ -124,9 +134,9 @@ pub(crate) fn stage(
     }
     let writable = make_writable(paths, pod, config)?;
     let root = overlay(&staging, &lower, &writable)?;
-    make_directory(&root, &config.cwd, pod)?;
 
     place(&root, &mut config.mounts)?;
+    make_working_directory(&root, pod, config)?;
     let mut mounts = Vec::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let staged = staging.join(format!("m{index}"));
@@ -205,14 +215,51 @@ fn make_writable(
     Ok(writable)
 }
 
-fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> Result<(), RootfsError> {
-    let source = match &mount.sub_path {
-        Some(sub_path) => subpath::open(&mount.source, sub_path)?,
+/// Makes what is missing of the working directory where the container will find it: in the image, or in what is mounted over
+/// it. Everything else that keeps the program from entering it is for the kernel to say.
+fn make_working_directory(root: &Path, pod: &PodConfig, config: &ContainerConfig) -> Result<(), RootfsError> {
+    let targets = config.mounts.iter().map(|mount| mount.target.clone());
+    let covered: Vec<PathBuf> = OF_THE_RUNTIME
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(targets)
+        .collect();
+    let found = resolve(root, &config.cwd, &covered)?;
+    // What is mounted last is on top.
+    let below = |mount: &&Mount| found.starts_with(&mount.target);
+    let Some(mount) = config.mounts.iter().rev().find(below) else {
+        return make_directory(root, &config.cwd, pod);
+    };
+    let rest = found.strip_prefix(&mount.target).unwrap_or(Path::new(""));
+    if rest.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let source = source_of(mount)?;
+    match subpath::beneath(&source, rest) {
+        Err(rustix::io::Errno::NOENT) if mount.read_only => Err(RootfsError::NoWorkingDirectory {
+            directory: config.cwd.clone(),
+            target: mount.target.clone(),
+        }),
+        Err(rustix::io::Errno::NOENT) => {
+            let mode = Mode::from_raw_mode(0o755);
+            subpath::make(&source, rest, &mount.source.join(rest), mode)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn source_of(mount: &Mount) -> Result<OwnedFd, RootfsError> {
+    match &mount.sub_path {
+        Some(sub_path) => subpath::open(&mount.source, sub_path),
         None => {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
-            rustix::fs::open(&mount.source, flags, Mode::empty()).map_err(on_errno("find", &mount.source))?
+            rustix::fs::open(&mount.source, flags, Mode::empty()).map_err(on_errno("find", &mount.source))
         }
-    };
+    }
+}
+
+fn stage_mount(mount: &Mount, staged: &Path, user_namespace: BorrowedFd<'_>) -> Result<(), RootfsError> {
+    let source = source_of(mount)?;
     let kind = rustix::fs::fstat(&source).map_err(on_errno("look at", &mount.source))?;
     if FileType::from_raw_mode(kind.st_mode) == FileType::Directory {
         fs::create_dir(staged).map_err(on("create", staged))?;
@@ -246,7 +293,7 @@ fn place(root: &Path, mounts: &mut [Mount]) -> Result<(), RootfsError> {
     // Mounts before their parts: the image's links below a mount do not count.
     let depth = |mount: &Mount| mount.target.components().count();
     mounts.sort_by_key(depth);
-    let mut covered: Vec<PathBuf> = ["/dev", "/proc", "/sys"].map(PathBuf::from).into();
+    let mut covered: Vec<PathBuf> = OF_THE_RUNTIME.map(PathBuf::from).into();
     for mount in &mut *mounts {
         let found = resolve(root, &mount.target, &covered)?;
         if found == Path::new("/") {

@@ -19,44 +19,54 @@ pub(crate) fn open(volume: &Path, sub_path: &Path) -> Result<OwnedFd, RootfsErro
     let shown = volume.join(sub_path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::open(volume, flags, Mode::empty()).map_err(on_errno("find", volume))?;
-    let names = names(sub_path).ok_or_else(|| {
-        let rule = "a part of a volume is relative, without '..'";
-        on("find", &shown)(io::Error::new(io::ErrorKind::InvalidInput, rule))
-    })?;
     let mode = rustix::fs::fstat(&top)
         .map_err(on_errno("look at", volume))?
         .st_mode;
-    let mode = Mode::from_raw_mode(mode & 0o7777);
     match beneath(&top, sub_path) {
         Err(Errno::NOENT) => {}
         found => return found.map_err(on_errno("find", &shown)),
     }
-    let mut done = PathBuf::new();
-    for name in names {
-        let parent = match done.as_os_str().is_empty() {
-            true => beneath(&top, Path::new(".")),
-            false => beneath(&top, &done),
-        };
-        let parent = parent.map_err(on_errno("find", &shown))?;
-        done.push(name);
-        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700)) {
-            // As open as the volume, whoever uses it; the owner is root of the host, who is root of the pod
-            // there, and the group comes from a directory that passes it on.
-            Ok(()) => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let made = look_up(&top, &done, flags).map_err(on_errno("find", &shown))?;
-                rustix::fs::fchmod(&made, mode).map_err(on_errno("open up", &shown))?;
-            }
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(on_errno("create", &shown)(errno)),
-        }
-    }
+    // As open as the volume, whoever uses it.
+    make(&top, sub_path, &shown, Mode::from_raw_mode(mode & 0o7777))?;
     beneath(&top, sub_path).map_err(on_errno("find", &shown))
 }
 
-/// Links may be followed as long as they stay inside.
-fn beneath(top: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+/// What is at `path` below `top`, without being led out of it.
+pub(crate) fn beneath(top: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+    // Links may be followed as long as they stay inside.
     look_up(top, path, OFlags::PATH | OFlags::CLOEXEC)
+}
+
+/// Makes what is missing of the directories at `path` below `top`, with `mode`. The owner is root of the host, who is root of the
+/// pod there, and the group comes from a directory that passes it on.
+pub(crate) fn make(top: &OwnedFd, path: &Path, shown: &Path, mode: Mode) -> Result<(), RootfsError> {
+    let names = names(path).ok_or_else(|| {
+        let rule = "a part of a volume is relative, without '..'";
+        on("find", shown)(io::Error::new(io::ErrorKind::InvalidInput, rule))
+    })?;
+    let mut done = PathBuf::new();
+    for name in names {
+        let parent = match done.as_os_str().is_empty() {
+            true => beneath(top, Path::new(".")),
+            false => beneath(top, &done),
+        };
+        let parent = parent.map_err(on_errno("find", shown))?;
+        done.push(name);
+        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let made = look_up(top, &done, flags).map_err(on_errno("find", shown))?;
+                let passed_on = rustix::fs::fstat(&made)
+                    .map_err(on_errno("look at", shown))?
+                    .st_mode;
+                let mode = mode | (Mode::from_raw_mode(passed_on) & Mode::SGID);
+                rustix::fs::fchmod(&made, mode).map_err(on_errno("open up", shown))?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(on_errno("create", shown)(errno)),
+        }
+    }
+    Ok(())
 }
 
 fn look_up(top: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {

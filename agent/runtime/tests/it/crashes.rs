@@ -40,11 +40,11 @@ async fn what_starts_a_container_may_die_at_any_step() {
         }
         let state = state_of(&stage).await;
         match (&started, &state) {
-            (Ok(()), Some(ContainerState::Running { .. })) => end_main(&stage).await,
+            (Ok(_), Some(ContainerState::Running { .. })) => end_main(&stage).await,
             // Whoever dies on the way is not the program.
             (Err(_), Some(ContainerState::Failed { .. })) => {}
             // Killed at the very moment of its execution: it began, and this is how it ended.
-            (Ok(()), Some(ContainerState::Exited(exit))) => assert_eq!(exit.code, 137, "{outcome:?}"),
+            (Ok(_), Some(ContainerState::Exited(exit))) => assert_eq!(exit.code, 137, "{outcome:?}"),
             other => panic!("{outcome:?}: {other:?}"),
         }
         stage
@@ -212,7 +212,7 @@ async fn a_shim_may_die_at_any_step_of_a_containers_start_and_of_the_end() {
             let directory = stage.directory.path().to_owned();
             let status = stage.runtime.status(&stage.pod.uid).await.ok().or(Some(status));
             stage.runtime.remove_pod(&stage.pod.uid).await.expect("removed");
-            stage.nothing_is_left(status);
+            stage.nothing_is_left(status).await;
             wait_for(|| processes_of(&directory).is_empty());
         }
         println!("walked {} of {all:?} steps", chosen(all.unwrap_or(0), SOME).len());
@@ -409,7 +409,7 @@ async fn a_pods_network_outlives_the_number_of_its_holder() {
     assert!(stage.runtime.pod_network(&stage.pod.uid).await.is_err());
     drop(held);
     stage.runtime.remove_pod(&stage.pod.uid).await.expect("removed");
-    stage.nothing_is_left(Some(status));
+    stage.nothing_is_left(Some(status)).await;
 }
 
 /// An agent that died while a container was being started: the next one must not start it a second time.
@@ -493,5 +493,5 @@ async fn pods_that_cannot_be_ended_keep_no_other_from_being_found() {
     for uid in [&ghost, &other.uid, &stage.pod.uid] {
         stage.runtime.remove_pod(uid).await.expect("removed");
     }
-    stage.nothing_is_left(Some(status));
+    stage.nothing_is_left(Some(status)).await;
 }

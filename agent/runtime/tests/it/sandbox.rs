@@ -1,6 +1,9 @@
 //! What is told of each layer, and what a profile takes away, from inside.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use agent_runtime::{ContainerConfig, Resources, RuntimeError};
 use agent_sandbox::{
@@ -301,5 +304,43 @@ async fn signals_stay_in_their_scope() {
             .expect("signals");
         assert_eq!(stage.exit(name).await.signal, Some(9));
     }
+    stage.end().await;
+}
+
+/// Each layer has few enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_layers_with_too_many_programs_starts_with_its_own_and_says_so() {
+    let stage = Stage::new("programs").await;
+    let program = |path: &Path| {
+        fs::write(path, "#!/bin/sh\necho own\n").expect("write");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    };
+    let base = stage.directory.path();
+    fs::create_dir_all(base.join("own/zz")).expect("mkdir");
+    program(&base.join("own/zz/run"));
+    let deep = vec!["d".repeat(200); 5].join("/");
+    for (name, below, each) in [("short", "a", 4200), ("long", deep.as_str(), 3000)] {
+        let mut config = stage.container(name, &["/zz/run"]);
+        for layer in ["1", "2"] {
+            let root = base.join(format!("{name}{layer}"));
+            let directory = root.join(below);
+            fs::create_dir_all(&directory).expect("mkdir");
+            let first = directory.join(format!("{layer}-0"));
+            program(&first);
+            for number in 1..each {
+                fs::hard_link(&first, directory.join(format!("{layer}-{number}"))).expect("link");
+            }
+            config.layers.push(root);
+        }
+        config.layers.push(base.join("own"));
+        let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+        assert!(started.expect("starts").lacks_executables, "{name}");
+        assert_eq!(stage.exit(name).await.code, 0, "{name}");
+        assert_eq!(stage.output(name), "own\n");
+    }
+    let few = stage.container("few", &["/app/tool"]);
+    let started = stage.runtime.start_container(&stage.pod.uid, &few).await;
+    assert!(!started.expect("starts").lacks_executables);
+    stage.exit("few").await;
     stage.end().await;
 }

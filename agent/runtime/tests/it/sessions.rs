@@ -562,7 +562,7 @@ async fn a_shim_that_hangs_does_not_keep_its_pod() {
     rustix::process::kill_process(shim, rustix::process::Signal::STOP).expect("stops");
     stage.runtime.remove_pod(&stage.pod.uid).await.expect("removed");
     wait_for(|| !alive(status.shim_pid));
-    stage.nothing_is_left(Some(status));
+    stage.nothing_is_left(Some(status)).await;
 }
 
 /// A container can stop a program before it is executed. What was begun goes when the start is given up.
