@@ -28,6 +28,7 @@ mod observe;
 mod own_files;
 mod probes;
 mod pull;
+mod read;
 mod resources;
 pub(crate) mod roster;
 mod sandbox;

@@ -48,6 +48,9 @@ const MESSAGE_BYTES: u64 = 16 * 1024;
 pub(crate) enum VolumeError {
     #[error("{kind} \"{name}\" not found")]
     Missing { kind: &'static str, name: String },
+    /// Why is said where it was asked for.
+    #[error("{kind} \"{name}\" could not be had from the API")]
+    Unread { kind: &'static str, name: String },
     #[error("{kind} {name} has no key {key}, which volume {volume} asks for")]
     MissingKey {
         kind: &'static str,
@@ -150,23 +153,40 @@ fn mount_outside(
     }
 }
 
-/// Brings the volumes that mirror objects up to date; the names of those that changed.
-pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Result<Vec<String>, VolumeError> {
-    let group = FsGroup::of(sources.pod).map(|group| group.gid);
-    let mut changed = Vec::new();
+/// What became of the volumes that mirror objects.
+#[derive(Debug, Default)]
+pub(crate) struct Updated {
+    /// Names of those whose content is another now.
+    pub(crate) changed: Vec<String>,
+    /// Why others keep what they had.
+    pub(crate) failed: Vec<VolumeError>,
+}
+
+/// Brings the volumes that mirror objects up to date. One that cannot be keeps none of the others, among which is the token.
+pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Updated {
+    let mut updated = Updated::default();
     for volume in sources
         .pod
         .spec
         .iter()
         .flat_map(|spec| spec.volumes.iter().flatten())
     {
-        if let Some(files) = contents::of(volume, sources)?
-            && atomic::write(&path_of(directory, &volume.name), &files, group)?
-        {
-            changed.push(volume.name.clone());
+        match mirror(volume, &path_of(directory, &volume.name), sources) {
+            Ok(true) => updated.changed.push(volume.name.clone()),
+            Ok(false) => {}
+            Err(error) => updated.failed.push(error),
         }
     }
-    Ok(changed)
+    updated
+}
+
+/// Brings a volume up to date that exists; true if that was a change. One that mirrors nothing is left alone.
+fn mirror(volume: &Volume, path: &Path, sources: Sources<'_>) -> Result<bool, VolumeError> {
+    let group = FsGroup::of(sources.pod).map(|group| group.gid);
+    match contents::of(volume, sources)? {
+        Some(files) => atomic::write(path, &files, group),
+        None => Ok(false),
+    }
 }
 
 /// How often the objects behind the pod's volumes are looked at; `None` for a pod that has none behind them.
@@ -376,7 +396,12 @@ mod tests {
         let secret = serde_json::from_value(json!({"data": {"key": "c2VjcmV0"}})).unwrap();
         Objects {
             config_maps: [("m".to_owned(), Some(config_map))].into(),
-            secrets: [("s".to_owned(), Some(secret))].into(),
+            secrets: [
+                ("s".to_owned(), Some(secret)),
+                ("absent".to_owned(), None),
+                ("x".to_owned(), None),
+            ]
+            .into(),
             tokens: [(wish("vault"), "signed".to_owned())].into(),
             ..Objects::default()
         }
@@ -395,6 +420,13 @@ mod tests {
 
     fn make(pod: &Pod, root: &Path) -> Result<(), VolumeError> {
         create(root, sources(pod, &objects()), &[])
+    }
+
+    /// The names of volumes that an update changes, where nothing keeps it from doing so.
+    fn changes(root: &Path, pod: &Pod, objects: &Objects) -> Vec<String> {
+        let Updated { changed, failed } = update(root, sources(pod, objects));
+        assert!(failed.is_empty(), "{failed:?}");
+        changed
     }
 
     /// What the kernel says of the file system that is mounted there.
@@ -441,14 +473,11 @@ mod tests {
         );
 
         let mut changed = objects();
-        assert_eq!(
-            update(&root, sources(&pod, &changed)).unwrap(),
-            Vec::<String>::new()
-        );
+        assert!(changes(&root, &pod, &changed).is_empty());
         let map = serde_json::from_value(json!({"data": {"a.conf": "new"}})).unwrap();
         changed.config_maps.insert("m".to_owned(), Some(map));
         pod.metadata.labels = None;
-        assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["all"]);
+        assert_eq!(changes(&root, &pod, &changed), ["all"]);
         assert_eq!(
             (read("map/a").as_deref(), read("labels").as_deref()),
             (Some("new"), Some(""))
@@ -459,12 +488,54 @@ mod tests {
             "the group owns what is new"
         );
         changed.secrets.insert("s".to_owned(), None);
-        assert!(update(&root, sources(&pod, &changed)).is_err());
+        assert_eq!(update(&root, sources(&pod, &changed)).failed.len(), 1);
         assert_eq!(
             read("key").as_deref(),
             Some("secret"),
             "what is gone stays until the pod ends"
         );
+        remove(&root).unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_refreshed_keeps_none_behind_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let token = json!({"serviceAccountToken": {"path": "token", "audience": "vault"}});
+        let pod = pod(json!([
+            {"name": "first", "configMap": {"name": "m"}},
+            {"name": "optional", "configMap": {"name": "m", "optional": true}},
+            {"name": "second", "secret": {"secretName": "s"}},
+            {"name": "kube-api-access-1", "projected": {"sources": [token]}},
+        ]));
+        make(&pod, &root).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+        let mut changed = objects();
+        changed.config_maps.insert("m".to_owned(), None);
+        changed.tokens.insert(wish("vault"), "renewed".to_owned());
+        let updated = update(&root, sources(&pod, &changed));
+        assert_eq!(updated.changed, ["optional", "kube-api-access-1"]);
+        let [error] = updated.failed.as_slice() else {
+            panic!("{updated:?}")
+        };
+        assert_eq!(error.to_string(), "configmap \"m\" not found");
+        assert_eq!(read("kube-api-access-1/token").as_deref(), Some("renewed"));
+        assert_eq!(read("first/b").as_deref(), Some("y"), "it keeps what it had");
+
+        // What the API has not said of one that may be missing is not that it is.
+        make(&pod, &root).unwrap();
+        let unread = Objects {
+            config_maps: std::collections::BTreeMap::new(),
+            ..objects()
+        };
+        update(&root, sources(&pod, &objects()));
+        let updated = update(&root, sources(&pod, &unread));
+        let all_unread = updated
+            .failed
+            .iter()
+            .all(|error| matches!(error, VolumeError::Unread { .. }));
+        assert!(all_unread && updated.failed.len() == 2, "{updated:?}");
+        assert_eq!(read("optional/b").as_deref(), Some("y"));
         remove(&root).unwrap();
     }
 
@@ -485,7 +556,7 @@ mod tests {
         let before = fs::read_link(root.join("v/..data")).unwrap();
         let mut changed = objects();
         changed.tokens.insert(wish("vault"), "renewed".to_owned());
-        assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["v"]);
+        assert_eq!(changes(&root, &pod, &changed), ["v"]);
         assert_eq!(read(), "renewed");
         assert_ne!(fs::read_link(root.join("v/..data")).unwrap(), before);
         remove(&root).unwrap();
@@ -511,13 +582,10 @@ mod tests {
             };
             assert_eq!(seen("b").1, 0, "tokens only");
             let first = seen("token");
-            assert_eq!(
-                update(&root, sources(&pod, &objects())).unwrap(),
-                Vec::<String>::new()
-            );
+            assert!(changes(&root, &pod, &objects()).is_empty());
             let mut changed = objects();
             changed.tokens.insert(wish("vault"), "renewed".to_owned());
-            assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["v"]);
+            assert_eq!(changes(&root, &pod, &changed), ["v"]);
             assert_eq!(seen("token"), first, "a renewed one too");
             remove(&root).unwrap();
             first
