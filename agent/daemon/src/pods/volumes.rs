@@ -1,6 +1,6 @@
 //! A pod's volumes as directories on the node. What must not reach a disk is on tmpfs.
 //!
-//! [`create`] makes them before the pod's sandbox starts. [`update`] writes those anew that mirror objects of
+//! [`create`] makes them before the pod's sandbox starts, and brings those up to date that it finds. [`update`] writes those anew that mirror objects of
 //! the API ([`contents`] says what is in them) while the pod runs; containers see the change at once, all files
 //! of a volume together ([`atomic`]).
 
@@ -25,6 +25,7 @@ use super::{
     host_paths::{self, HostPathError},
     own_files,
 };
+use crate::policy::chain;
 
 /// Most bytes of a tmpfs volume whose size nobody limits.
 const DEFAULT_MEMORY_VOLUME_BYTES: u64 = 64 * 1024 * 1024;
@@ -87,8 +88,9 @@ pub(crate) enum VolumeError {
     },
 }
 
-/// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it.
-/// `own` are directories that no pod gets to see.
+/// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it. What mirrors
+/// objects is brought up to date: nobody has looked at it while the pod had no sandbox, and its files are not waited for on disk,
+/// so that a power loss may leave them empty. `own` are directories that no pod gets to see.
 pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) -> Result<(), VolumeError> {
     let Some(spec) = &sources.pod.spec else {
         return Ok(());
@@ -97,17 +99,24 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
     private_dir(directory)?;
     let messages = messages_of(directory);
     private_dir(&messages)?;
-    if !is_mount_point(&messages, directory) {
-        let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
-        let containers = u64::try_from(containers).unwrap_or(u64::MAX);
-        let each = MESSAGE_BYTES + own_files::BYTES;
-        tmpfs(&messages, each.saturating_mul(containers.max(1)))?;
-    }
+    // A mount is there since this boot of the machine, and it is made last.
+    let made_whole = is_mount_point(&messages, directory);
     for volume in spec.volumes.iter().flatten() {
         let path = path_of(directory, &volume.name);
         // Written last: a volume with its mark is complete. (A mount point cannot be renamed into place.)
         let mark = directory.join(format!(".{}.complete", volume.name));
         if mark.exists() && (!is_mounted(volume) || is_mount_point(&path, directory)) {
+            match mirror(volume, &path, sources) {
+                // As while the pod runs: what is gone stays until it ends.
+                Err(error) if made_whole => {
+                    tracing::warn!(
+                        volume = volume.name,
+                        error = chain(&error),
+                        "not brought up to date"
+                    );
+                }
+                found => drop(found?),
+            }
             continue;
         }
         clear(&path)?;
@@ -127,7 +136,13 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
         }
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
     }
-    Ok(())
+    if made_whole {
+        return Ok(());
+    }
+    let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
+    let containers = u64::try_from(containers).unwrap_or(u64::MAX);
+    let each = MESSAGE_BYTES + own_files::BYTES;
+    tmpfs(&messages, each.saturating_mul(containers.max(1)))
 }
 
 /// Mounts what is older than the pod. A path of the node keeps its owners, as in Kubernetes.
@@ -536,6 +551,54 @@ mod tests {
             .all(|error| matches!(error, VolumeError::Unread { .. }));
         assert!(all_unread && updated.failed.len() == 2, "{updated:?}");
         assert_eq!(read("optional/b").as_deref(), Some("y"));
+        remove(&root).unwrap();
+    }
+
+    #[test]
+    fn what_mirrors_objects_is_brought_up_to_date_before_a_pod_starts_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let labels = json!({"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}});
+        let mut pod = pod(json!([
+            {"name": "config", "configMap": {"name": "m"}},
+            {"name": "fields", "downwardAPI": {"items": [labels]}},
+            {"name": "scratch", "emptyDir": {}},
+        ]));
+        make(&pod, &root).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        fs::write(root.join("scratch/mine"), "1").unwrap();
+        let map = serde_json::from_value(json!({"data": {"b": "new"}})).unwrap();
+        let known = |map: Option<_>| Objects {
+            config_maps: [("m".to_owned(), map)].into(),
+            ..objects()
+        };
+        // A power loss: what was mounted is gone, and what was written never came to the disk.
+        let power_loss = || {
+            umount2(&messages_of(&root), MntFlags::MNT_DETACH).unwrap();
+            fs::write(root.join("config/b"), "").unwrap();
+        };
+        power_loss();
+        pod.metadata.labels = Some([("a".to_owned(), "1".to_owned())].into());
+        let gone = known(None);
+        for _ in 0..2 {
+            let error = create(&root, sources(&pod, &gone), &[]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "configmap \"m\" not found",
+                "nobody reads what is empty"
+            );
+        }
+        create(&root, sources(&pod, &known(Some(map))), &[]).unwrap();
+        assert_eq!(
+            (read("config/b").as_str(), read("fields/labels").as_str()),
+            ("new", "a=\"1\"")
+        );
+        assert!(root.join("config/a.conf").symlink_metadata().is_err());
+        assert_eq!(fs::metadata(root.join("config/b")).unwrap().gid(), 77);
+        assert_eq!(read("scratch/mine"), "1");
+        // Only its sandbox was lost.
+        create(&root, sources(&pod, &gone), &[]).unwrap();
+        assert_eq!(read("config/b"), "new", "what is gone stays until the pod ends");
         remove(&root).unwrap();
     }
 
