@@ -1,8 +1,8 @@
 //! A pod's volumes as directories on the node. What must not reach a disk is on tmpfs.
 //!
-//! [`create`] makes them before the pod's sandbox starts, and brings those up to date that it finds. [`update`] writes those anew that mirror objects of
-//! the API ([`contents`] says what is in them) while the pod runs; containers see the change at once, all files
-//! of a volume together ([`atomic`]).
+//! [`create`] makes them before the pod's sandbox starts, and brings those up to date that it finds. [`update`] writes those
+//! anew that mirror objects of the API ([`contents`] says what is in them) while the pod runs; containers see the change at
+//! once, all files of a volume together ([`atomic`]).
 
 use std::{
     fs, io,
