@@ -1,7 +1,8 @@
 //! Who holds which address, endpoint number and link name. Kept in one JSON file.
 //!
 //! The file matters only while the kernel that holds the links lives, so it is replaced atomically but not
-//! synced: after a power loss there are no pods left to remember.
+//! synced: after a power loss there are no pods left to remember. What is left of the file then, be it half of one or nothing,
+//! is put aside once nobody can have the addresses that it named ([`Leases::anew`]).
 
 use std::{
     collections::BTreeMap,
@@ -59,7 +60,9 @@ pub enum LeaseError {
         source: std::io::Error,
     },
     /// The file is not what this agent writes.
-    #[error("lease file {path} does not parse; remove it when no pod runs on this node")]
+    #[error(
+        "lease file {path} does not parse, and links of pods are there; end the pods of this node, then remove the file"
+    )]
     Parse {
         /// The file.
         path: PathBuf,
@@ -123,6 +126,16 @@ impl Leases {
             cidr6,
             table,
         })
+    }
+
+    /// No leases at all, in place of a file that does not parse. It stays beside, for people.
+    pub(crate) fn anew(path: &Path, cidr: Ipv4Net, cidr6: Option<Ipv6Net>) -> Result<Self, LeaseError> {
+        let aside = path.with_extension("json.unreadable");
+        std::fs::rename(path, aside).map_err(|source| LeaseError::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::open(path, cidr, cidr6)
     }
 
     pub(crate) fn find(&self, pod_uid: &str) -> Option<&Lease> {
@@ -285,6 +298,12 @@ impl Leases {
     }
 }
 
+/// Whether a link is called as those that are made here.
+pub(crate) fn is_link_name(name: &str) -> bool {
+    let digits = name.strip_prefix(LINK_PREFIX).unwrap_or_default();
+    digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+}
+
 fn link_name(seed: &str) -> String {
     let hash = Sha256::digest(seed);
     format!("{LINK_PREFIX}{}", hex::encode(hash.get(..4).unwrap_or_default()))
@@ -368,5 +387,16 @@ mod tests {
     #[test]
     fn names_of_links_fit() {
         assert_eq!(link_name("x").len(), 11);
+        assert!(is_link_name(&link_name("x")));
+        for other in [
+            "",
+            "palace",
+            "pal0123456",
+            "pal012345678",
+            "palisade-x0",
+            "eth01234567",
+        ] {
+            assert!(!is_link_name(other), "{other}");
+        }
     }
 }

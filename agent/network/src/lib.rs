@@ -228,7 +228,7 @@ impl Network {
             .or(uplinks.node_address)
             .ok_or(NetworkError::NoNodeAddress)?;
         let ipv6 = ipv6(&config, uplinks.mtu)?;
-        let mut leases = Leases::open(&config.state_file, config.pod_cidr, ipv6.cidr())?;
+        let mut leases = leases(&links, &config.state_file, config.pod_cidr, ipv6.cidr()).await?;
         let closed6 = match ipv6 {
             Ipv6::On(_) => forwarding::closed6(&uplinks.names6)?,
             Ipv6::Off | Ipv6::Unavailable(_) => Vec::new(),
@@ -389,7 +389,7 @@ impl Network {
     /// the forwarding that was switched on.
     pub async fn remove(state_file: &Path, pod_cidr: Ipv4Net) -> Result<(), NetworkError> {
         let links = Links::connect()?;
-        let mut leases = Leases::open(state_file, pod_cidr, None)?;
+        let mut leases = leases(&links, state_file, pod_cidr, None).await?;
         let leased: Vec<Lease> = leases.all().cloned().collect();
         for lease in leased {
             links.delete(&lease.link).await?;
@@ -405,6 +405,27 @@ impl Network {
     /// A panic while the lock was held cannot leave the leases half-changed: they are written to disk first.
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The node's leases. A file that does not parse, as a power loss leaves it, keeps nobody from starting where no pod has a link:
+/// then there is nothing that it could say.
+async fn leases(
+    links: &Links,
+    path: &Path,
+    cidr: Ipv4Net,
+    cidr6: Option<Ipv6Net>,
+) -> Result<Leases, NetworkError> {
+    match Leases::open(path, cidr, cidr6) {
+        Err(error @ LeaseError::Parse { .. }) => {
+            let all = links.all().await?;
+            if all.iter().any(|(_, name, _)| leases::is_link_name(name)) {
+                return Err(error.into());
+            }
+            tracing::warn!(%error, "no pod has a link, so the leases begin anew");
+            Ok(Leases::anew(path, cidr, cidr6)?)
+        }
+        opened => Ok(opened?),
     }
 }
 

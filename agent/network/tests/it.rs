@@ -506,6 +506,47 @@ fn a_restarted_agent_finds_the_pod_and_a_repeated_start_replaces_the_link() {
     });
 }
 
+#[test]
+fn leases_that_a_power_loss_has_broken_begin_anew_but_not_over_links_of_pods() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("network.json");
+    let (node, _outside) = node_with_outside();
+    let pod = Space::pod();
+    node.block_on(async || {
+        let open = async || Network::open(config(directory.path())).await;
+        for broken in ["", "{\"last_endpoint\":3,", "\0\0\0\0"] {
+            std::fs::write(&file, broken).unwrap();
+            let network = open().await.unwrap();
+            assert!(network.leased().is_empty());
+            let aside = directory.path().join("network.json.unreadable");
+            assert_eq!(std::fs::read_to_string(aside).unwrap(), broken);
+        }
+        open().await.unwrap().prepare("uid", &pod.path()).await.unwrap();
+        std::fs::write(&file, "").unwrap();
+        let Err(error) = open().await else {
+            panic!("a pod has a link, and nobody knows its address")
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains("network.json") && error.contains("remove the file"),
+            "{error}"
+        );
+        let cidr = config(directory.path()).pod_cidr;
+        assert!(Network::remove(&file, cidr).await.is_err());
+    });
+    drop(pod);
+    node.block_on(async || {
+        std::fs::write(&file, "").unwrap();
+        // The kernel takes the pair away with the pod, in its own time.
+        let cidr = config(directory.path()).pod_cidr;
+        let begun = std::time::Instant::now();
+        while let Err(error) = Network::remove(&file, cidr).await {
+            assert!(begun.elapsed() < PATIENCE, "{error}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+}
+
 fn host_port(protocol: Transport, host_ip: Option<IpAddr>, port: u16) -> HostPort {
     HostPort {
         protocol,

@@ -106,14 +106,19 @@ impl View<'_> {
         self.seen.container(name)
     }
 
+    fn runs(&self) -> bool {
+        let mut all = self.seen.containers.values();
+        all.any(|container| matches!(container.run, Run::Running { .. }))
+    }
+
+    /// Whether the pod was told to end, and has: what never ran never will.
+    fn has_ended(&self) -> bool {
+        self.wanted.ending != Ending::No && !self.runs()
+    }
+
     /// Kubernetes' rule: pending while a container has never run; over when all have ended for good and
-    /// nothing runs any more.
+    /// nothing runs any more. Who is deleted before all have run has failed.
     fn phase(&self) -> &'static str {
-        let runs = self
-            .seen
-            .containers
-            .values()
-            .any(|container| matches!(container.run, Run::Running { .. }));
         let mains = || {
             self.wanted
                 .of_role(Role::Main)
@@ -125,12 +130,14 @@ impl View<'_> {
                 _ => None,
             })
         };
-        if !runs {
-            let ended = exits().count() == mains().count();
+        if !self.runs() {
+            let all_ran = exits().count() == mains().count();
             match over(self.wanted, self.seen, self.now) {
                 Some(Over::InitFailed | Over::Deadline | Over::Evicted) => return "Failed",
-                None if !(ended && self.wanted.ending != Ending::No) => {}
-                Some(Over::Completed) | None if exits().all(|exit| exit.code == 0) => return "Succeeded",
+                None if !self.has_ended() => {}
+                Some(Over::Completed) | None if all_ran && exits().all(|exit| exit.code == 0) => {
+                    return "Succeeded";
+                }
                 Some(Over::Completed) | None => return "Failed",
             }
         }
@@ -252,6 +259,7 @@ impl View<'_> {
                 };
                 (ended, last)
             }
+            Run::Never if self.has_ended() && self.was_due(member) => (unknown(), last),
             Run::Never => match obstacle(container).filter(|_failure| self.is_due(member)) {
                 Some(failure) => (self.waiting_for(failure, spec, &container.image), last),
                 None => (waiting(self.creating(member), None), last),
@@ -291,6 +299,40 @@ impl View<'_> {
     fn is_due(&self, member: &Member) -> bool {
         let mut due = self.wanted.containers.iter().take(open(self.wanted, self.seen));
         member.role == Role::Ephemeral || due.any(|other| other.name == member.name)
+    }
+
+    /// Which containers a pod that has ended says to have lost, although they never ran: the kubelet's rule (`TerminatePod`).
+    /// Main containers once the pod was initialized; init containers up to the last that has begun, and the first in any case.
+    fn was_due(&self, member: &Member) -> bool {
+        let began = |member: &Member| {
+            let container = self.container(&member.name);
+            container.is_some_and(|container| container.run != Run::Never || container.last_exit.is_some())
+        };
+        let inits = || {
+            let all = self.wanted.containers.iter();
+            all.filter(|member| matches!(member.role, Role::Init | Role::Sidecar))
+        };
+        match member.role {
+            Role::Ephemeral => false,
+            Role::Main => {
+                let succeeded = |member: &Member| {
+                    self.container(&member.name).is_some_and(|container| {
+                        let exit = match &container.run {
+                            Run::Exited(exit) => Some(exit),
+                            _ => None,
+                        };
+                        let mut exits = exit.into_iter().chain(&container.last_exit);
+                        exits.any(|exit| exit.code == 0)
+                    })
+                };
+                inits().last().is_none_or(succeeded) || self.wanted.of_role(Role::Main).any(began)
+            }
+            Role::Init | Role::Sidecar => {
+                let first = inits().next().is_some_and(|first| first.name == member.name);
+                let mut from_it_on = inits().skip_while(|other| other.name != member.name);
+                first || from_it_on.any(began)
+            }
+        }
     }
 
     /// Kubernetes' word for a container that has not started yet.
@@ -384,6 +426,20 @@ fn waiting(reason: &str, message: Option<String>) -> ContainerState {
     };
     ContainerState {
         waiting: Some(waiting),
+        ..Default::default()
+    }
+}
+
+/// In the kubelet's words, which are the same for one that it has lost.
+fn unknown() -> ContainerState {
+    let terminated = ContainerStateTerminated {
+        exit_code: 137,
+        message: Some("The container could not be located when the pod was terminated".to_owned()),
+        reason: Some("ContainerStatusUnknown".to_owned()),
+        ..Default::default()
+    };
+    ContainerState {
+        terminated: Some(terminated),
         ..Default::default()
     }
 }

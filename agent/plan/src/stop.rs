@@ -26,6 +26,24 @@ pub struct Stop {
     pub killed_at: Option<Timestamp>,
 }
 
+impl Stop {
+    /// Notes that the stop signal was tried. Its hook is given up in any case; one that was not `sent`, since the shim could
+    /// not be asked for example, is no notice, and is tried again.
+    pub fn signalled(&mut self, sent: bool, now: Timestamp) {
+        self.hook = Hook::Done;
+        if sent {
+            self.signalled_at = Some(now);
+        }
+    }
+
+    /// Notes that the kill was tried.
+    pub fn killed(&mut self, sent: bool, now: Timestamp) {
+        if sent {
+            self.killed_at = Some(now);
+        }
+    }
+}
+
 /// Why a container is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {

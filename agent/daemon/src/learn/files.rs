@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     time::{Duration, Instant},
@@ -15,6 +15,9 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout},
     sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MarkFlags, MaskFlags},
 };
+use rustix::fs::FileType;
+
+use super::root::Root;
 
 /// Names that are kept, in each of the three lists.
 const MAX_NAMES: usize = 4096;
@@ -45,17 +48,13 @@ impl Files {
     /// Watches the mounts of a run, and takes what its processes have mapped and opened before.
     pub(super) fn follow(&mut self, pid: i32, lost: &mut Lost) {
         let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        let root = Root::of(pid).ok();
         for mount in mounts.lines().filter_map(mount_point) {
             if is_pseudo(&mount) {
                 continue;
             }
-            let path = format!("/proc/{pid}/root{mount}");
-            let mark = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
-            let mask = MaskFlags::FAN_OPEN
-                | MaskFlags::FAN_OPEN_EXEC
-                | MaskFlags::FAN_CLOSE_WRITE
-                | MaskFlags::FAN_ONDIR;
-            if self.group.mark(mark, mask, None, Some(Path::new(&path))).is_err() {
+            let marked = root.as_ref().is_some_and(|root| self.mark(root, &mount).is_ok());
+            if !marked {
                 lost.mounts.insert(mount);
             }
         }
@@ -65,7 +64,22 @@ impl Files {
         for process in processes_of(pid) {
             self.take_process(process, lost);
         }
-        self.take_script(pid, lost);
+        if let Some(root) = root {
+            self.take_script(pid, &root, lost);
+        }
+    }
+
+    /// Watches the mount of that name in the container.
+    fn mark(&self, root: &Root, mount: &str) -> io::Result<()> {
+        let found = root.find(mount)?;
+        // The kernel takes no descriptor of this kind, which reads nothing of what is mounted there, but a path to it.
+        let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let mark = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
+        let mask = MaskFlags::FAN_OPEN
+            | MaskFlags::FAN_OPEN_EXEC
+            | MaskFlags::FAN_CLOSE_WRITE
+            | MaskFlags::FAN_ONDIR;
+        Ok(self.group.mark(mark, mask, None, Some(Path::new(&path)))?)
     }
 
     /// Takes in what has happened, for at most so long.
@@ -163,18 +177,18 @@ impl Files {
     }
 
     /// A script is executed by its interpreter, which is what `/proc` shows.
-    fn take_script(&mut self, pid: i32, lost: &mut Lost) {
+    fn take_script(&mut self, pid: i32, root: &Root, lost: &mut Lost) {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words = words
             .split(|byte| *byte == 0)
             .filter_map(|word| std::str::from_utf8(word).ok());
         for word in words.filter(|word| is_file_name(word)) {
-            let path = format!("/proc/{pid}/root{word}");
-            let program = fs::symlink_metadata(&path).is_ok_and(|found| {
-                use std::os::unix::fs::PermissionsExt as _;
-                found.is_file() && found.permissions().mode() & 0o111 != 0
+            let found = root.find(word).and_then(|found| Ok(rustix::fs::fstat(found)?));
+            let is_program = found.is_ok_and(|found| {
+                let kind = FileType::from_raw_mode(found.st_mode);
+                kind == FileType::RegularFile && found.st_mode & 0o111 != 0
             });
-            if program {
+            if is_program {
                 keep(&mut self.seen.execute, word, lost);
             }
         }
@@ -261,6 +275,35 @@ mod tests {
         assert_eq!(mapped(maps), Some(("/lib64/ld-linux-x86-64.so.2", true)));
         assert_eq!(mapped("7f01-7f02 rw-p 00000000 00:00 0 [heap]"), None);
         assert!(is_loader("/lib/ld-musl-x86_64.so.1") && !is_loader("/lib/libold-1.so"));
+    }
+
+    #[test]
+    fn a_mount_is_watched_by_what_was_found_in_the_root() {
+        // In a namespace of mounts that goes with its thread: no mount of the machine is watched.
+        let watched = std::thread::spawn(|| {
+            use nix::{
+                mount::{MsFlags, mount},
+                sched::{CloneFlags, unshare},
+            };
+            let base = tempfile::tempdir().unwrap();
+            let inside = base.path().join("inside");
+            fs::create_dir(&inside).unwrap();
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("t"), &inside, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            let (mut files, mut lost) = (Files::new().unwrap(), Lost::default());
+            let root = Root::of(nix::unistd::gettid().as_raw()).unwrap();
+            files.mark(&root, inside.to_str().unwrap()).unwrap();
+            let own = inside.join("own");
+            fs::write(&own, "x").unwrap();
+            fs::write(base.path().join("other"), "x").unwrap();
+            files.read(Duration::from_secs(1), &mut lost).unwrap();
+            let name = own.to_str().unwrap().to_owned();
+            (files.learned().write, BTreeSet::from([name]))
+        });
+        let (learned, expected) = watched.join().unwrap();
+        assert_eq!(learned, expected);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod files;
 mod ports;
+mod root;
 
 use std::{
     sync::{

@@ -66,26 +66,35 @@ fn switch(directory: &Path, name: &str) -> Result<(), VolumeError> {
     fs::rename(&next, &data).map_err(|source| volumes::failed("replace", &data, source))
 }
 
-/// Makes the names that a container uses lead to what is there now.
+/// Makes the names that a container uses lead to what is there now. Only links that were made here are touched: the runtime
+/// makes what a `subPath` names and is missing, and that may be in use.
 fn tidy(directory: &Path, files: &[File]) -> Result<(), VolumeError> {
     // New names after the switch, so that they never dangle; old ones go before what they lead to.
     let wanted = top_names(files);
     for name in &wanted {
         let link = directory.join(name);
-        if link.symlink_metadata().is_err() {
-            let target = Path::new(DATA).join(name);
-            symlink(target, &link).map_err(|source| volumes::failed("link", &link, source))?;
+        if is_own(&link) {
+            continue;
         }
+        // Nothing is lost with a directory that is empty; anything else that has the name is somebody's.
+        let _stays_if_it_is_in_use = fs::remove_dir(&link);
+        let target = Path::new(DATA).join(name);
+        symlink(target, &link).map_err(|source| volumes::failed("link", &link, source))?;
     }
     let entries = fs::read_dir(directory).map_err(|source| volumes::failed("list", directory, source))?;
     for entry in entries {
         let entry = entry.map_err(|source| volumes::failed("list", directory, source))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with("..") && !wanted.contains(name.as_str()) {
+        if is_own(&entry.path()) && !wanted.contains(name.as_str()) {
             remove_if_there(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Whether it is a link to something in [`DATA`].
+fn is_own(path: &Path) -> bool {
+    fs::read_link(path).is_ok_and(|target| target != Path::new(DATA) && target.starts_with(DATA))
 }
 
 /// Removes the directories that writes which failed or were interrupted have left: those that are not `current`.
@@ -244,6 +253,27 @@ mod tests {
         assert!(!write(root, &new, None).unwrap(), "the content was switched");
         assert_eq!(fs::read_to_string(root.join("new")).unwrap(), "3");
         assert!(root.join("old").symlink_metadata().is_err(), "it leads nowhere");
+    }
+
+    #[test]
+    fn what_others_made_in_the_volume_stays_and_stops_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        write(root, &[file("a", "1"), file("b", "1")], None).unwrap();
+        // What `subPath: typo.conf` makes, and what a container may have made in it.
+        fs::create_dir_all(root.join("typo.conf/theirs")).unwrap();
+        fs::create_dir(root.join("later")).unwrap();
+        symlink("elsewhere", root.join("link")).unwrap();
+        assert!(write(root, &[file("a", "2")], None).unwrap());
+        assert!(!write(root, &[file("a", "2")], None).unwrap());
+        assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "2");
+        assert!(root.join("b").symlink_metadata().is_err());
+        assert!(root.join("typo.conf/theirs").is_dir() && root.join("link").symlink_metadata().is_ok());
+        // The key comes after all.
+        assert!(write(root, &[file("a", "2"), file("later", "3")], None).unwrap());
+        assert_eq!(fs::read_to_string(root.join("later")).unwrap(), "3");
+        let error = write(root, &[file("typo.conf", "4")], None).unwrap_err();
+        assert!(error.to_string().contains("typo.conf"), "{error}");
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl<'a> Wish<'a> {
 }
 
 fn config_map(volume: &str, name: &str, wish: Wish<'_>, objects: &Objects) -> Result<Vec<File>, VolumeError> {
-    let found = objects.config_maps.get(name).and_then(Option::as_ref);
+    let found = objects.config_maps.get(name);
     let values = values_of(found, wish.optional, ("configmap", name), |found: &ConfigMap| {
         let text = found.data.iter().flatten();
         let text = text.map(|(key, value)| (key.as_str(), value.as_bytes()));
@@ -155,26 +155,26 @@ fn config_map(volume: &str, name: &str, wish: Wish<'_>, objects: &Objects) -> Re
 }
 
 fn secret(volume: &str, name: &str, wish: Wish<'_>, objects: &Objects) -> Result<Vec<File>, VolumeError> {
-    let found = objects.secrets.get(name).and_then(Option::as_ref);
+    let found = objects.secrets.get(name);
     let values = values_of(found, wish.optional, ("secret", name), |found: &Secret| {
         bytes_of(found.data.as_ref()).collect()
     })?;
     wish.pick(volume, ("secret", name), &values)
 }
 
+/// `found` is nothing where the API has not said whether there is one: that is not the same as none.
 fn values_of<'a, T>(
-    found: Option<&'a T>,
+    found: Option<&'a Option<T>>,
     optional: bool,
     (kind, name): (&'static str, &str),
     read: impl FnOnce(&'a T) -> BTreeMap<&'a str, &'a [u8]>,
 ) -> Result<BTreeMap<&'a str, &'a [u8]>, VolumeError> {
+    let name = || name.to_owned();
     match found {
-        Some(found) => Ok(read(found)),
-        None if optional => Ok(BTreeMap::new()),
-        None => Err(VolumeError::Missing {
-            kind,
-            name: name.to_owned(),
-        }),
+        Some(Some(found)) => Ok(read(found)),
+        Some(None) if optional => Ok(BTreeMap::new()),
+        Some(None) => Err(VolumeError::Missing { kind, name: name() }),
+        None => Err(VolumeError::Unread { kind, name: name() }),
     }
 }
 
@@ -199,7 +199,7 @@ fn projected(
         downward(volume, source.items.as_deref(), default_mode, sources)
     } else if let Some(source) = &source.service_account_token {
         let token = sources.objects.tokens.get(&tokens::Wish::of(source));
-        let token = token.ok_or_else(|| VolumeError::Missing {
+        let token = token.ok_or_else(|| VolumeError::Unread {
             kind: "token",
             name: source.path.clone(),
         })?;

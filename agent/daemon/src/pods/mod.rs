@@ -25,9 +25,11 @@ mod last_known;
 mod limits;
 mod names;
 mod observe;
+mod of_files;
 mod own_files;
 mod probes;
 mod pull;
+mod read;
 mod resources;
 pub(crate) mod roster;
 mod sandbox;
@@ -68,6 +70,7 @@ use self::{
     evictions::Evictions,
     ids::Ids,
     last_known::LastKnown,
+    of_files::OfFiles,
     steps::StepError,
     tokens::Tokens,
     worker::Worker,
@@ -206,8 +209,16 @@ impl From<Survivor> for Found {
 pub(crate) struct Pods {
     context: Arc<Context>,
     workers: JoinSet<String>,
-    /// The latest object of each pod with a task; `None` once the API has it no more.
-    objects: BTreeMap<String, watch::Sender<Option<Arc<Pod>>>>,
+    /// Pods with a task, by UID.
+    tasks: BTreeMap<String, Task>,
+    of_files: OfFiles,
+}
+
+/// The task of a pod.
+struct Task {
+    id: PodId,
+    /// The latest object; `None` once the API has it no more.
+    object: watch::Sender<Option<Arc<Pod>>>,
 }
 
 impl PodId {
@@ -237,7 +248,8 @@ impl Pods {
         Self {
             context,
             workers: JoinSet::new(),
-            objects: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            of_files: OfFiles::default(),
         }
     }
 
@@ -259,7 +271,7 @@ impl Pods {
             if let Some(wanted) = self.wanted() {
                 if !std::mem::replace(&mut swept, true) {
                     // Static pods may have begun before the API was heard.
-                    let live = survivors.keys().chain(self.objects.keys()).cloned().collect();
+                    let live = survivors.keys().chain(self.tasks.keys()).cloned().collect();
                     self.sweep(Known::of(&wanted, live)).await;
                 }
                 self.compare(wanted, &mut survivors);
@@ -272,7 +284,7 @@ impl Pods {
                 changed = of_files.changed() => if changed.is_err() { return },
                 () = orders.changed() => {}
                 Some(ended) = self.workers.join_next() => match ended {
-                    Ok(uid) => drop(self.objects.remove(&uid)),
+                    Ok(uid) => drop(self.tasks.remove(&uid)),
                     Err(error) => tracing::error!(%error, "a pod's task died"),
                 },
                 () = shutdown.cancelled() => return,
@@ -297,17 +309,13 @@ impl Pods {
         }
     }
 
-    /// Pods that the API binds to this node, by UID, and static ones that it does not have at the moment; `None` before
-    /// the API's are known.
-    fn wanted(&self) -> Option<BTreeMap<String, Arc<Pod>>> {
-        let own = |pod: &Arc<Pod>| {
-            pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(&self.context.config.node_name)
-        };
+    /// Pods that the API binds to this node, by UID, and static ones that it has not had yet; `None` before the API's are known.
+    fn wanted(&mut self) -> Option<BTreeMap<String, Arc<Pod>>> {
+        let node = &self.context.config.node_name;
+        let own = |pod: &Arc<Pod>| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == Some(node);
         let pods = self.context.cluster.pods()?;
-        let name = |pod: &Pod| (pod.metadata.namespace.clone(), pod.metadata.name.clone());
-        let known: BTreeSet<_> = pods.iter().map(|pod| name(pod)).collect();
-        let of_files = self.context.static_pods.all();
-        let of_files = of_files.into_iter().filter(|pod| !known.contains(&name(pod)));
+        let admitted = self.context.static_pods.all();
+        let of_files = self.of_files.beside(&pods, admitted, node);
         let pods = pods.into_iter().filter(own).chain(of_files);
         Some(
             pods.filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
@@ -316,16 +324,24 @@ impl Pods {
     }
 
     fn compare(&mut self, wanted: BTreeMap<String, Arc<Pod>>, survivors: &mut BTreeMap<String, Survivor>) {
-        for (uid, sender) in &self.objects {
+        for (uid, task) in &self.tasks {
             if !wanted.contains_key(uid) {
-                sender.send_if_modified(|object| object.take().is_some());
+                task.object.send_if_modified(|object| object.take().is_some());
             }
         }
         self.refuse_what_does_not_fit(&wanted, survivors);
+        // Only the first comparison finds any: pods that were deleted while no agent ran.
+        let (known, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(survivors)
+            .into_iter()
+            .partition(|(uid, _)| wanted.contains_key(uid));
+        *survivors = known;
+        for survivor in gone.into_values() {
+            self.start(survivor.id(), None, Some(survivor));
+        }
         for (uid, pod) in wanted {
-            if let Some(sender) = self.objects.get(&uid) {
+            if let Some(task) = self.tasks.get(&uid) {
                 let differs = |known: &Arc<Pod>| !Arc::ptr_eq(known, &pod);
-                sender.send_if_modified(|object| {
+                task.object.send_if_modified(|object| {
                     let changed = object.as_ref().is_none_or(differs);
                     if changed {
                         *object = Some(pod.clone());
@@ -335,12 +351,18 @@ impl Pods {
                 continue;
             }
             let Some(id) = PodId::of(&pod) else { continue };
+            // The end of the other one is heard. What runs already is looked after.
+            if !survivors.contains_key(&uid) && of_files::waits(&pod, &id, self.present(survivors)) {
+                continue;
+            }
             self.start(id, Some(pod), survivors.remove(&uid));
         }
-        // Only the first comparison finds any: pods that were deleted while no agent ran.
-        for survivor in std::mem::take(survivors).into_values() {
-            self.start(survivor.id(), None, Some(survivor));
-        }
+    }
+
+    /// Pods with a task, and those that wait for one.
+    fn present(&self, survivors: &BTreeMap<String, Survivor>) -> impl Iterator<Item = PodId> {
+        let tasks = self.tasks.values().map(|task| task.id.clone());
+        tasks.chain(survivors.values().map(Survivor::id))
     }
 
     /// Looks at pods that are new to the node, the oldest first: one that there is no room for fails, whoever bound it.
@@ -351,7 +373,7 @@ impl Pods {
     ) {
         let evictions = &self.context.evictions;
         let is_new = |(uid, pod): &(&String, &Arc<Pod>)| {
-            !self.objects.contains_key(*uid) && !survivors.contains_key(*uid) && fit::never_began(pod)
+            !self.tasks.contains_key(*uid) && !survivors.contains_key(*uid) && fit::never_began(pod)
         };
         let (mut new, others): (Vec<_>, Vec<_>) = wanted.iter().partition(is_new);
         let node = self.context.cluster.node(&self.context.config.node_name);
@@ -373,7 +395,10 @@ impl Pods {
     fn start_static(&mut self, survivors: &mut BTreeMap<String, Survivor>) {
         for pod in self.context.static_pods.all() {
             let Some(id) = PodId::of(&pod) else { continue };
-            if !self.objects.contains_key(&id.uid) {
+            if self.tasks.contains_key(&id.uid) {
+                continue;
+            }
+            if survivors.contains_key(&id.uid) || !of_files::waits(&pod, &id, self.present(survivors)) {
                 let survivor = survivors.remove(&id.uid);
                 self.start(id, Some(pod), survivor);
             }
@@ -405,8 +430,12 @@ impl Pods {
     }
 
     fn start(&mut self, id: PodId, pod: Option<Arc<Pod>>, survivor: Option<Survivor>) {
-        let (sender, objects) = watch::channel(pod);
-        self.objects.insert(id.uid.clone(), sender);
+        let (object, objects) = watch::channel(pod);
+        let task = Task {
+            id: id.clone(),
+            object,
+        };
+        self.tasks.insert(id.uid.clone(), task);
         let context = self.context.clone();
         let found = survivor.map(Found::from);
         let worker = Worker::new(context.clone(), id.clone(), objects.clone(), found);

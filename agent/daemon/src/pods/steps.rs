@@ -17,10 +17,9 @@ use agent_runtime::{PodConfig, PodResources, RuntimeError, Trash};
 use agent_sandbox::Layer;
 use api::{flow::PodRef, host_ports};
 use ebpf_loader::EndpointLink;
-use futures::future::try_join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
-use kube::Api;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use kube::Client;
 use policies_ir::tables::EndpointId;
 
 use super::{
@@ -32,12 +31,15 @@ use super::{
     held::{self, HeldNetwork},
     host_paths,
     ids::NoIds,
-    kept, limits, names, own_files,
+    kept,
+    last_known::LastKnown,
+    limits, names, own_files,
+    read::{self, Or, Read},
     sandbox::Ground,
     termination,
     users::{self, UserError},
     verdict::{self, Uncleared},
-    volumes::{self, VolumeError, private_dir},
+    volumes::{self, Updated, VolumeError, private_dir},
 };
 use crate::{
     config::Config,
@@ -214,25 +216,35 @@ pub(super) async fn start_sandbox(
     started.map(drop)
 }
 
-/// Brings the volumes that mirror objects of the API up to date.
-pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Result<(), StepError> {
+/// Brings those of the volumes that mirror objects of the API up to date that can be; returns why others cannot.
+pub(super) async fn refresh_volumes(context: &Context, id: &PodId, pod: &Pod) -> Vec<StepError> {
     let directory = id.directory(&context.config).join("volumes");
-    let objects = of_volumes(context, pod).await?;
+    let Read { objects, failed } = read::of_volumes(api_of(context), &context.tokens, pod).await;
     let (pod, node) = (pod.clone(), crate::node::amounts(&context.config));
-    let changed = tokio::task::spawn_blocking(move || {
+    let updated = tokio::task::spawn_blocking(move || {
         let sources = Sources {
             pod: &pod,
             objects: &objects,
             node,
         };
         volumes::update(&directory, sources)
-    })
-    .await
-    .map_err(|_cancelled| StepError::Interrupted)??;
-    if !changed.is_empty() {
-        tracing::info!(pod = %id.name, volumes = ?changed, "volumes updated");
+    });
+    let mut failed: Vec<StepError> = failed.into_iter().map(StepError::from).collect();
+    match updated.await {
+        Ok(Updated {
+            changed,
+            failed: kept,
+        }) => {
+            if !changed.is_empty() {
+                tracing::info!(pod = %id.name, volumes = ?changed, "volumes updated");
+            }
+            // Why nothing was read is said already.
+            let told = |error: &VolumeError| !matches!(error, VolumeError::Unread { .. });
+            failed.extend(kept.into_iter().filter(told).map(StepError::from));
+        }
+        Err(_cancelled) => failed.push(StepError::Interrupted),
     }
-    Ok(())
+    failed
 }
 
 /// Makes the pod's interface, denies everything on it, brings it up, and writes the files that name it: those are there once
@@ -353,7 +365,9 @@ pub(super) async fn start_container(
         api: context.config.api_for_pods(),
     };
     let references = References::of_environment(spec);
-    let objects = objects(context, pod, references, Or::LastKnown).await?;
+    let objects = read::objects(api_of(context), pod, references, Or::LastKnown)
+        .await
+        .whole()?;
     let node = crate::node::amounts(&context.config);
     let environment = env::environment(pod, spec, &image.config.env, &objects, (&addresses, node))
         .map_err(ContainerError::from)?;
@@ -423,8 +437,7 @@ pub(super) async fn start_container(
 
 /// What the sandboxes of the pod's containers depend on now.
 pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<Ground, StepError> {
-    let api = (&context.client, &context.last_known);
-    let mut ground = Ground::read(api, pod, &context.config).await?;
+    let mut ground = Ground::read(api_of(context), pod, &context.config).await?;
     if ground.limits_connections(pod) {
         let pod = PodRef {
             namespace: id.namespace.clone(),
@@ -439,11 +452,19 @@ pub(super) async fn ground(context: &Context, id: &PodId, pod: &Pod) -> Result<G
 
 /// Asks for what the pod's containers start with, so that it is known when the API is away.
 pub(super) async fn learn(context: &Context, pod: &Pod) -> Result<(), StepError> {
-    let api = (&context.client, &context.last_known);
+    let api = api_of(context);
     let ground = async { Ok::<_, StepError>(Ground::read(api, pod, &context.config).await?) };
     let references = References::of_environments(pod);
-    let environments = objects(context, pod, references, Or::LastKnown);
+    let environments = async {
+        let read = read::objects(api, pod, references, Or::LastKnown).await;
+        Ok::<_, StepError>(read.whole()?)
+    };
     futures::try_join!(ground, environments).map(drop)
+}
+
+/// Where objects come from: the API, and what it said last.
+fn api_of(context: &Context) -> (&Client, &LastKnown) {
+    (&context.client, &context.last_known)
 }
 
 /// Removes everything that is left of the pod, also what this agent knows nothing of: one before it may have been killed,
@@ -519,54 +540,6 @@ fn log_path(logs: &Path, attempt: u32) -> PathBuf {
     logs.join(format!("{attempt}.log"))
 }
 
-/// What to do without the API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Or {
-    /// What it said before counts.
-    LastKnown,
-    /// There is nothing to go by.
-    Fail,
-}
-
-/// Config maps and secrets that something of the pod refers to.
-async fn objects(context: &Context, pod: &Pod, references: References, or: Or) -> Result<Objects, StepError> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let known = &context.last_known;
-    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-    let hidden: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let maps = try_join_all(references.config_maps.into_iter().map(|name| async {
-        let asked = maps.get_opt(&name);
-        let found = match or {
-            Or::LastKnown => known.ask(uid, &name, asked).await?,
-            Or::Fail => asked.await?,
-        };
-        Ok::<_, kube::Error>((name, found))
-    }));
-    let hidden = try_join_all(references.secrets.into_iter().map(|name| async {
-        let asked = hidden.get_opt(&name);
-        let found = match or {
-            Or::LastKnown => known.ask(uid, &name, asked).await?,
-            Or::Fail => asked.await?,
-        };
-        Ok::<_, kube::Error>((name, found))
-    }));
-    let (config_maps, secrets) = futures::try_join!(maps, hidden)?;
-    Ok(Objects {
-        config_maps: config_maps.into_iter().collect::<BTreeMap<_, _>>(),
-        secrets: secrets.into_iter().collect(),
-        ..Objects::default()
-    })
-}
-
-/// What volumes show, tokens among it.
-async fn of_volumes(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
-    let tokens = async { Ok::<_, StepError>(context.tokens.of(&context.client, pod).await?) };
-    let objects = objects(context, pod, References::of_volumes(pod), Or::Fail);
-    let (objects, tokens) = futures::try_join!(objects, tokens)?;
-    Ok(Objects { tokens, ..objects })
-}
-
 /// The same with what is mounted once, when the pod starts: a grant that is taken back later does not keep its token from
 /// being renewed.
 async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> {
@@ -574,8 +547,11 @@ async fn everything(context: &Context, pod: &Pod) -> Result<Objects, StepError> 
     let config = &context.config;
     let claims = claims::find(&context.client, pod, &config.node_name, &config.agent_dir);
     let claims = async { claims.await.map_err(StepError::from) };
-    let (objects, grants, claims, ()) =
-        futures::try_join!(of_volumes(context, pod), grants, claims, learn(context, pod))?;
+    let shown = async {
+        let read = read::of_volumes(api_of(context), &context.tokens, pod).await;
+        Ok::<_, StepError>(read.whole()?)
+    };
+    let (objects, grants, claims, ()) = futures::try_join!(shown, grants, claims, learn(context, pod))?;
     let (full, asked) = (context.full.clone(), claims.clone());
     tokio::task::spawn_blocking(move || asked.iter().try_for_each(|(_, claimed)| full.refuse(claimed)))
         .await

@@ -45,6 +45,9 @@ impl Wish {
 /// Tokens of one pod.
 pub(crate) type OfPod = BTreeMap<Wish, String>;
 
+/// What the API said to each wish.
+pub(crate) type Answers = BTreeMap<Wish, Result<String, kube::Error>>;
+
 /// The tokens that this node holds, by UID of the pod.
 #[derive(Default)]
 pub(crate) struct Tokens {
@@ -59,15 +62,16 @@ struct Held {
 }
 
 impl Tokens {
-    /// The tokens that the volumes of `pod` ask for, new ones where the old ones are about to end.
-    pub(crate) async fn of(&self, client: &Client, pod: &Pod) -> Result<OfPod, kube::Error> {
+    /// The tokens that the volumes of `pod` ask for, new ones where the old ones are about to end. One that is refused keeps
+    /// none of the others.
+    pub(crate) async fn of(&self, client: &Client, pod: &Pod) -> Answers {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let mut all = OfPod::new();
+        let mut all = Answers::new();
         for wish in wishes(pod) {
             let now = Timestamp::now();
             let held = self.lock().get(&uid).and_then(|held| held.get(&wish)).cloned();
             let token = match held {
-                Some(held) if now < held.renew_at => held.token,
+                Some(held) if now < held.renew_at => Ok(held.token),
                 held => match request(client, pod, &wish, now).await {
                     Ok(fresh) => {
                         let token = fresh.token.clone();
@@ -75,21 +79,21 @@ impl Tokens {
                             .entry(uid.clone())
                             .or_default()
                             .insert(wish.clone(), fresh);
-                        token
+                        Ok(token)
                     }
                     // It is asked for again soon; until it ends the old one is good.
                     Err(error) => match held.filter(|held| now < held.ends_at) {
                         Some(held) => {
                             tracing::warn!(%error, pod = pod.metadata.name, "a token cannot be renewed");
-                            held.token
+                            Ok(held.token)
                         }
-                        None => return Err(error),
+                        None => Err(error),
                     },
                 },
             };
             all.insert(wish, token);
         }
-        Ok(all)
+        all
     }
 
     /// Forgets a pod.

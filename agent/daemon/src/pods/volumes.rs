@@ -1,8 +1,8 @@
 //! A pod's volumes as directories on the node. What must not reach a disk is on tmpfs.
 //!
-//! [`create`] makes them before the pod's sandbox starts. [`update`] writes those anew that mirror objects of
-//! the API ([`contents`] says what is in them) while the pod runs; containers see the change at once, all files
-//! of a volume together ([`atomic`]).
+//! [`create`] makes them before the pod's sandbox starts, and brings those up to date that it finds. [`update`] writes those
+//! anew that mirror objects of the API ([`contents`] says what is in them) while the pod runs; containers see the change at
+//! once, all files of a volume together ([`atomic`]).
 
 use std::{
     fs, io,
@@ -25,6 +25,7 @@ use super::{
     host_paths::{self, HostPathError},
     own_files,
 };
+use crate::policy::chain;
 
 /// Most bytes of a tmpfs volume whose size nobody limits.
 const DEFAULT_MEMORY_VOLUME_BYTES: u64 = 64 * 1024 * 1024;
@@ -48,6 +49,9 @@ const MESSAGE_BYTES: u64 = 16 * 1024;
 pub(crate) enum VolumeError {
     #[error("{kind} \"{name}\" not found")]
     Missing { kind: &'static str, name: String },
+    /// Why is said where it was asked for.
+    #[error("{kind} \"{name}\" could not be had from the API")]
+    Unread { kind: &'static str, name: String },
     #[error("{kind} {name} has no key {key}, which volume {volume} asks for")]
     MissingKey {
         kind: &'static str,
@@ -84,8 +88,9 @@ pub(crate) enum VolumeError {
     },
 }
 
-/// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it.
-/// `own` are directories that no pod gets to see.
+/// Makes all volumes of `pod` below `directory`. What exists already is kept: the pod may have written to it. What mirrors
+/// objects is brought up to date: nobody has looked at it while the pod had no sandbox, and its files are not waited for on disk,
+/// so that a power loss may leave them empty. `own` are directories that no pod gets to see.
 pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) -> Result<(), VolumeError> {
     let Some(spec) = &sources.pod.spec else {
         return Ok(());
@@ -94,17 +99,24 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
     private_dir(directory)?;
     let messages = messages_of(directory);
     private_dir(&messages)?;
-    if !is_mount_point(&messages, directory) {
-        let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
-        let containers = u64::try_from(containers).unwrap_or(u64::MAX);
-        let each = MESSAGE_BYTES + own_files::BYTES;
-        tmpfs(&messages, each.saturating_mul(containers.max(1)))?;
-    }
+    // A mount is there since this boot of the machine, and it is made last.
+    let made_whole = is_mount_point(&messages, directory);
     for volume in spec.volumes.iter().flatten() {
         let path = path_of(directory, &volume.name);
         // Written last: a volume with its mark is complete. (A mount point cannot be renamed into place.)
         let mark = directory.join(format!(".{}.complete", volume.name));
         if mark.exists() && (!is_mounted(volume) || is_mount_point(&path, directory)) {
+            match mirror(volume, &path, sources) {
+                // As while the pod runs: what is gone stays until it ends.
+                Err(error) if made_whole => {
+                    tracing::warn!(
+                        volume = volume.name,
+                        error = chain(&error),
+                        "not brought up to date"
+                    );
+                }
+                found => drop(found?),
+            }
             continue;
         }
         clear(&path)?;
@@ -124,7 +136,13 @@ pub(crate) fn create(directory: &Path, sources: Sources<'_>, own: &[PathBuf]) ->
         }
         fs::write(&mark, b"").map_err(|source| failed("write", &mark, source))?;
     }
-    Ok(())
+    if made_whole {
+        return Ok(());
+    }
+    let containers = spec.containers.len() + spec.init_containers.iter().flatten().count();
+    let containers = u64::try_from(containers).unwrap_or(u64::MAX);
+    let each = MESSAGE_BYTES + own_files::BYTES;
+    tmpfs(&messages, each.saturating_mul(containers.max(1)))
 }
 
 /// Mounts what is older than the pod. A path of the node keeps its owners, as in Kubernetes.
@@ -150,23 +168,40 @@ fn mount_outside(
     }
 }
 
-/// Brings the volumes that mirror objects up to date; the names of those that changed.
-pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Result<Vec<String>, VolumeError> {
-    let group = FsGroup::of(sources.pod).map(|group| group.gid);
-    let mut changed = Vec::new();
+/// What became of the volumes that mirror objects.
+#[derive(Debug, Default)]
+pub(crate) struct Updated {
+    /// Names of those whose content is another now.
+    pub(crate) changed: Vec<String>,
+    /// Why others keep what they had.
+    pub(crate) failed: Vec<VolumeError>,
+}
+
+/// Brings the volumes that mirror objects up to date. One that cannot be keeps none of the others, among which is the token.
+pub(crate) fn update(directory: &Path, sources: Sources<'_>) -> Updated {
+    let mut updated = Updated::default();
     for volume in sources
         .pod
         .spec
         .iter()
         .flat_map(|spec| spec.volumes.iter().flatten())
     {
-        if let Some(files) = contents::of(volume, sources)?
-            && atomic::write(&path_of(directory, &volume.name), &files, group)?
-        {
-            changed.push(volume.name.clone());
+        match mirror(volume, &path_of(directory, &volume.name), sources) {
+            Ok(true) => updated.changed.push(volume.name.clone()),
+            Ok(false) => {}
+            Err(error) => updated.failed.push(error),
         }
     }
-    Ok(changed)
+    updated
+}
+
+/// Brings a volume up to date that exists; true if that was a change. One that mirrors nothing is left alone.
+fn mirror(volume: &Volume, path: &Path, sources: Sources<'_>) -> Result<bool, VolumeError> {
+    let group = FsGroup::of(sources.pod).map(|group| group.gid);
+    match contents::of(volume, sources)? {
+        Some(files) => atomic::write(path, &files, group),
+        None => Ok(false),
+    }
 }
 
 /// How often the objects behind the pod's volumes are looked at; `None` for a pod that has none behind them.
@@ -388,7 +423,12 @@ mod tests {
         let secret = serde_json::from_value(json!({"data": {"key": "c2VjcmV0"}})).unwrap();
         Objects {
             config_maps: [("m".to_owned(), Some(config_map))].into(),
-            secrets: [("s".to_owned(), Some(secret))].into(),
+            secrets: [
+                ("s".to_owned(), Some(secret)),
+                ("absent".to_owned(), None),
+                ("x".to_owned(), None),
+            ]
+            .into(),
             tokens: [(wish("vault"), "signed".to_owned())].into(),
             ..Objects::default()
         }
@@ -407,6 +447,13 @@ mod tests {
 
     fn make(pod: &Pod, root: &Path) -> Result<(), VolumeError> {
         create(root, sources(pod, &objects()), &[])
+    }
+
+    /// The names of volumes that an update changes, where nothing keeps it from doing so.
+    fn changes(root: &Path, pod: &Pod, objects: &Objects) -> Vec<String> {
+        let Updated { changed, failed } = update(root, sources(pod, objects));
+        assert!(failed.is_empty(), "{failed:?}");
+        changed
     }
 
     /// What the kernel says of the file system that is mounted there.
@@ -453,14 +500,11 @@ mod tests {
         );
 
         let mut changed = objects();
-        assert_eq!(
-            update(&root, sources(&pod, &changed)).unwrap(),
-            Vec::<String>::new()
-        );
+        assert!(changes(&root, &pod, &changed).is_empty());
         let map = serde_json::from_value(json!({"data": {"a.conf": "new"}})).unwrap();
         changed.config_maps.insert("m".to_owned(), Some(map));
         pod.metadata.labels = None;
-        assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["all"]);
+        assert_eq!(changes(&root, &pod, &changed), ["all"]);
         assert_eq!(
             (read("map/a").as_deref(), read("labels").as_deref()),
             (Some("new"), Some(""))
@@ -471,12 +515,102 @@ mod tests {
             "the group owns what is new"
         );
         changed.secrets.insert("s".to_owned(), None);
-        assert!(update(&root, sources(&pod, &changed)).is_err());
+        assert_eq!(update(&root, sources(&pod, &changed)).failed.len(), 1);
         assert_eq!(
             read("key").as_deref(),
             Some("secret"),
             "what is gone stays until the pod ends"
         );
+        remove(&root).unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_refreshed_keeps_none_behind_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let token = json!({"serviceAccountToken": {"path": "token", "audience": "vault"}});
+        let pod = pod(json!([
+            {"name": "first", "configMap": {"name": "m"}},
+            {"name": "optional", "configMap": {"name": "m", "optional": true}},
+            {"name": "second", "secret": {"secretName": "s"}},
+            {"name": "kube-api-access-1", "projected": {"sources": [token]}},
+        ]));
+        make(&pod, &root).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join(path)).ok();
+        let mut changed = objects();
+        changed.config_maps.insert("m".to_owned(), None);
+        changed.tokens.insert(wish("vault"), "renewed".to_owned());
+        let updated = update(&root, sources(&pod, &changed));
+        assert_eq!(updated.changed, ["optional", "kube-api-access-1"]);
+        let [error] = updated.failed.as_slice() else {
+            panic!("{updated:?}")
+        };
+        assert_eq!(error.to_string(), "configmap \"m\" not found");
+        assert_eq!(read("kube-api-access-1/token").as_deref(), Some("renewed"));
+        assert_eq!(read("first/b").as_deref(), Some("y"), "it keeps what it had");
+
+        // What the API has not said of one that may be missing is not that it is.
+        make(&pod, &root).unwrap();
+        let unread = Objects {
+            config_maps: std::collections::BTreeMap::new(),
+            ..objects()
+        };
+        update(&root, sources(&pod, &objects()));
+        let updated = update(&root, sources(&pod, &unread));
+        let all_unread = updated
+            .failed
+            .iter()
+            .all(|error| matches!(error, VolumeError::Unread { .. }));
+        assert!(all_unread && updated.failed.len() == 2, "{updated:?}");
+        assert_eq!(read("optional/b").as_deref(), Some("y"));
+        remove(&root).unwrap();
+    }
+
+    #[test]
+    fn what_mirrors_objects_is_brought_up_to_date_before_a_pod_starts_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("volumes");
+        let labels = json!({"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}});
+        let mut pod = pod(json!([
+            {"name": "config", "configMap": {"name": "m"}},
+            {"name": "fields", "downwardAPI": {"items": [labels]}},
+            {"name": "scratch", "emptyDir": {}},
+        ]));
+        make(&pod, &root).unwrap();
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        fs::write(root.join("scratch/mine"), "1").unwrap();
+        let map = serde_json::from_value(json!({"data": {"b": "new"}})).unwrap();
+        let known = |map: Option<_>| Objects {
+            config_maps: [("m".to_owned(), map)].into(),
+            ..objects()
+        };
+        // A power loss: what was mounted is gone, and what was written never came to the disk.
+        let power_loss = || {
+            umount2(&messages_of(&root), MntFlags::MNT_DETACH).unwrap();
+            fs::write(root.join("config/b"), "").unwrap();
+        };
+        power_loss();
+        pod.metadata.labels = Some([("a".to_owned(), "1".to_owned())].into());
+        let gone = known(None);
+        for _ in 0..2 {
+            let error = create(&root, sources(&pod, &gone), &[]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "configmap \"m\" not found",
+                "nobody reads what is empty"
+            );
+        }
+        create(&root, sources(&pod, &known(Some(map))), &[]).unwrap();
+        assert_eq!(
+            (read("config/b").as_str(), read("fields/labels").as_str()),
+            ("new", "a=\"1\"")
+        );
+        assert!(root.join("config/a.conf").symlink_metadata().is_err());
+        assert_eq!(fs::metadata(root.join("config/b")).unwrap().gid(), 77);
+        assert_eq!(read("scratch/mine"), "1");
+        // Only its sandbox was lost.
+        create(&root, sources(&pod, &gone), &[]).unwrap();
+        assert_eq!(read("config/b"), "new", "what is gone stays until the pod ends");
         remove(&root).unwrap();
     }
 
@@ -497,7 +631,7 @@ mod tests {
         let before = fs::read_link(root.join("v/..data")).unwrap();
         let mut changed = objects();
         changed.tokens.insert(wish("vault"), "renewed".to_owned());
-        assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["v"]);
+        assert_eq!(changes(&root, &pod, &changed), ["v"]);
         assert_eq!(read(), "renewed");
         assert_ne!(fs::read_link(root.join("v/..data")).unwrap(), before);
         remove(&root).unwrap();
@@ -523,13 +657,10 @@ mod tests {
             };
             assert_eq!(seen("b").1, 0, "tokens only");
             let first = seen("token");
-            assert_eq!(
-                update(&root, sources(&pod, &objects())).unwrap(),
-                Vec::<String>::new()
-            );
+            assert!(changes(&root, &pod, &objects()).is_empty());
             let mut changed = objects();
             changed.tokens.insert(wish("vault"), "renewed".to_owned());
-            assert_eq!(update(&root, sources(&pod, &changed)).unwrap(), ["v"]);
+            assert_eq!(changes(&root, &pod, &changed), ["v"]);
             assert_eq!(seen("token"), first, "a renewed one too");
             remove(&root).unwrap();
             first

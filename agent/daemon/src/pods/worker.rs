@@ -9,7 +9,12 @@ mod health;
 mod quota;
 mod sandboxes;
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use agent_health::Outcome;
 use agent_images::RootfsLayers;
@@ -122,8 +127,8 @@ pub(super) enum News {
     },
     /// What policy leaves of the connections of each container.
     Ports(Result<BTreeMap<String, Ports>, StepError>),
-    /// The pod's volumes were looked at.
-    Refreshed(Result<(), StepError>),
+    /// The pod's volumes were looked at; why some are not up to date.
+    Refreshed(Vec<StepError>),
     /// The pod's use of the disk was looked at.
     Measured(quota::Measured),
     Runtime(PodStatus),
@@ -375,7 +380,7 @@ impl Worker {
                 result,
             } => self.hooked((&container, &run), hook, &result),
             News::Ports(result) => self.ports_arrived(result),
-            News::Refreshed(result) => self.refreshed(result),
+            News::Refreshed(failed) => self.refreshed(&failed),
             News::Measured(measured) => self.measured(measured),
             News::Runtime(status) => self.observe(&status),
             News::ShimGone(error) => {
@@ -418,9 +423,9 @@ impl Worker {
         };
         let (context, id, news) = (self.context.clone(), self.id.clone(), self.news.clone());
         self.refreshing = Some(tokio::spawn(async move {
-            let result = steps::refresh_volumes(&context, &id, &pod).await;
+            let failed = steps::refresh_volumes(&context, &id, &pod).await;
             // A task that has ended has no volumes.
-            drop(news.send(Box::new(News::Refreshed(result))).await);
+            drop(news.send(Box::new(News::Refreshed(failed))).await);
         }));
     }
 
@@ -433,12 +438,13 @@ impl Worker {
         }
     }
 
-    fn refreshed(&mut self, result: Result<(), StepError>) {
+    fn refreshed(&mut self, failed: &[StepError]) {
         self.refreshing = None;
         self.refresh_at = self.pod.as_deref().and_then(refresh_time);
-        if let Err(error) = result {
-            // The old contents stay; what is wrong is said once per text.
-            self.event(None, Kind::Warning, "FailedMount", chain(&error));
+        // The old contents stay; what is wrong is said once per text: without the API it is the same of all.
+        let messages: BTreeSet<String> = failed.iter().map(|error| chain(error)).collect();
+        for message in messages {
+            self.event(None, Kind::Warning, "FailedMount", message);
         }
     }
 

@@ -5,8 +5,8 @@
 //! what was admitted. What was admitted is kept on this node's disk ([`admitted`]), and from then on the pod also starts while
 //! the API cannot be reached. A file whose pod was never admitted starts nothing.
 //!
-//! The mirror pod is the pod: its status, logs and sessions are the API's. One that is deleted there ends, and is made anew;
-//! only its file takes it away.
+//! The mirror pod is the pod: its status, logs and sessions are the API's. One that is deleted there ends, and is made anew,
+//! which begins when it has ended; only its file takes it away.
 //!
 //! Entry point: [`StaticPods::start`].
 
@@ -290,7 +290,8 @@ fn key_of(pod: &Pod) -> Option<Key> {
     Some((pod.metadata.namespace.clone()?, pod.metadata.name.clone()?))
 }
 
-fn is_own(pod: &Pod, node: &str) -> bool {
+/// Whether `pod` stands for a file of the node called `node`.
+pub(crate) fn is_own(pod: &Pod, node: &str) -> bool {
     let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     is_static(pod) && bound == Some(node)
 }

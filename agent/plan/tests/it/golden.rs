@@ -1,9 +1,9 @@
 //! Kubernetes' documented words for pods with init containers and sidecars.
 
-use agent_plan::{Cause, Eviction, Hook, Probe, RestartPolicy, Role, evict};
+use agent_plan::{Cause, Ending, Eviction, Hook, Image, Probe, RestartPolicy, Role, evict};
 use jiff::{SignedDuration, ToSpan as _};
 
-use crate::world::{World, member};
+use crate::world::{GRACE, World, member};
 
 /// Two init containers and one main container.
 fn two_inits(restart: RestartPolicy) -> World {
@@ -396,6 +396,94 @@ fn an_evicted_pod_fails_with_the_reason_and_never_starts_again() {
         assert_eq!([holds, reason], texts(["True", "TerminationByKubelet"]));
         assert!(world.log.iter().any(|line| line == "stop a"), "{:?}", world.log);
     }
+}
+
+/// As the kubelet since 1.27: `TerminatePod` in `pkg/kubelet/status/status_manager.go`.
+#[test]
+fn a_pod_that_is_deleted_before_all_of_it_ran_has_failed() {
+    // Images that never come.
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    for name in ["a", "b"] {
+        let failure = world.failure("ErrImagePull", None);
+        world.container(name).image = Image::Failed(failure);
+    }
+    world.settle_until_started();
+    assert_eq!(world.phase(), "Pending");
+    world.wanted.ending = Ending::Graceful(GRACE);
+    assert_eq!(world.phase(), "Failed");
+    let lost = |world: &World, name: &str| {
+        let status = world.container_status(name);
+        let terminated = status.state.unwrap().terminated.unwrap();
+        assert_eq!((terminated.exit_code, terminated.started_at), (137, None));
+        let message = "The container could not be located when the pod was terminated";
+        assert_eq!(terminated.message.as_deref(), Some(message));
+        assert_eq!(terminated.reason.as_deref(), Some("ContainerStatusUnknown"));
+        assert!(!status.ready && status.container_id.is_none());
+    };
+    lost(&world, "a");
+    lost(&world, "b");
+    assert_eq!(world.condition("Ready").1, "PodFailed");
+
+    // One of two has run, and is still running when the deletion comes.
+    for (code, policy) in [
+        (0, RestartPolicy::Always),
+        (0, RestartPolicy::Never),
+        (1, RestartPolicy::Never),
+    ] {
+        let mut world = World::new(policy, vec![]);
+        let failure = world.failure("ErrImagePull", None);
+        world.container("b").image = Image::Failed(failure);
+        world.settle_until_started();
+        world.wanted.ending = Ending::Graceful(GRACE);
+        assert_eq!(
+            (world.phase().as_str(), world.word("b").as_str()),
+            ("Pending", "ErrImagePull")
+        );
+        world.exit("a", code, None);
+        assert_eq!(world.phase(), "Failed");
+        lost(&world, "b");
+        assert_ne!(world.word("a"), "ContainerStatusUnknown", "how it ended is known");
+    }
+    let mut world = World::new(RestartPolicy::Always, vec![]);
+    world.settle();
+    world.wanted.ending = Ending::Graceful(GRACE);
+    world.exit("a", 0, None);
+    world.exit("b", 0, None);
+    assert_eq!(world.phase(), "Succeeded");
+}
+
+#[test]
+fn of_a_pod_that_is_deleted_while_it_initializes_what_had_its_turn_is_lost() {
+    let words = |world: &World| ["i", "j", "a"].map(|name| world.word(name));
+    let mut world = two_inits(RestartPolicy::Always);
+    world.wanted.ending = Ending::Graceful(GRACE);
+    let not_begun = texts(["ContainerStatusUnknown", "PodInitializing", "PodInitializing"]);
+    assert_eq!((world.phase().as_str(), words(&world)), ("Failed", not_begun));
+
+    let mut world = two_inits(RestartPolicy::Always);
+    world.settle();
+    world.wanted.ending = Ending::Graceful(GRACE);
+    assert_eq!(world.phase(), "Pending", "the first one runs");
+    world.settle();
+    let first = texts(["Error", "PodInitializing", "PodInitializing"]);
+    assert_eq!((world.phase().as_str(), words(&world)), ("Failed", first));
+
+    let mut world = two_inits(RestartPolicy::Always);
+    world.settle();
+    world.exit("i", 0, None);
+    world.settle();
+    world.exit("j", 0, None);
+    world.wanted.ending = Ending::Graceful(GRACE);
+    let all = texts(["Completed", "Completed", "ContainerStatusUnknown"]);
+    assert_eq!((world.phase().as_str(), words(&world)), ("Failed", all));
+
+    // A sidecar that never began, behind which another container has.
+    let mut world = with_sidecar(RestartPolicy::Always);
+    world.settle();
+    world.exit("i", 0, None);
+    world.seen.containers.remove("s");
+    world.wanted.ending = Ending::Graceful(GRACE);
+    assert_eq!(world.word("s"), "ContainerStatusUnknown");
 }
 
 /// What had completed before has completed.

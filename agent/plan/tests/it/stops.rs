@@ -70,6 +70,37 @@ fn a_stubborn_container_is_killed_when_its_grace_ends() {
     );
 }
 
+/// The shim of a busy node cannot be asked for a moment.
+#[test]
+fn a_stop_signal_that_could_not_be_sent_is_no_notice() {
+    let mut hooked = member("a", Role::Main);
+    hooked.pre_stop = true;
+    let mut world = World::of(RestartPolicy::Always, vec![], vec![hooked]);
+    world.settle();
+    world.wanted.ending = Ending::Graceful(GRACE);
+    act_stubbornly(&mut world);
+    world.now += GRACE;
+    assert_eq!(next(&world).steps, [stop("a")], "the hook has had its time");
+    for _ in 0..3 {
+        let now = world.now;
+        world.container("a").stop.as_mut().unwrap().signalled(false, now);
+        world.now += 1.second();
+        assert_eq!(next(&world).steps, [stop("a")]);
+    }
+    act_stubbornly(&mut world);
+    let waiting = next(&world);
+    let notice = Some(world.now + 2.seconds());
+    assert_eq!((waiting.steps, waiting.wake_at), (vec![], notice));
+    world.now += 2.seconds();
+    let now = world.now;
+    world.container("a").stop.as_mut().unwrap().killed(false, now);
+    assert_eq!(
+        next(&world).steps,
+        [kill("a")],
+        "nor is a kill one that was not sent"
+    );
+}
+
 /// `kubectl delete --grace-period=0 --force`, an eviction, `terminationGracePeriodSeconds: 0`.
 #[test]
 fn whoever_has_no_grace_gets_a_second_for_the_hook_and_two_for_the_signal() {

@@ -203,8 +203,7 @@ impl World {
                     .stop
                     .as_mut()
                     .expect("an end begins first");
-                stop.hook = Hook::Done;
-                stop.signalled_at = Some(now);
+                stop.signalled(true, now);
                 // An unlucky process ignores its stop signal.
                 if !failed {
                     self.exit(container, 143, Some(15));
@@ -216,7 +215,7 @@ impl World {
                 let stop = self.container(container).stop.as_mut();
                 let stop = stop.expect("an end begins first");
                 assert!(stop.signalled_at.is_some(), "nobody is killed without a notice");
-                stop.killed_at = Some(now);
+                stop.killed(true, now);
                 // An unlucky one hangs in the kernel.
                 if !failed {
                     self.exit(container, 137, Some(9));

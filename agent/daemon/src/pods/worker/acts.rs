@@ -309,21 +309,22 @@ impl Worker {
 
     async fn stop(&mut self, name: &str) -> Result<(), StepError> {
         self.forget_hook(name);
-        if let Some(stop) = &mut self.container(name).stop {
-            stop.hook = Hook::Done;
-            stop.signalled_at = Some(Timestamp::now());
-        }
         let stopped = self.context.runtime.stop(&self.id.uid, name).await;
-        self.unless_gone(stopped)
+        let stopped = self.unless_gone(stopped);
+        if let Some(stop) = &mut self.container(name).stop {
+            stop.signalled(stopped.is_ok(), Timestamp::now());
+        }
+        stopped
     }
 
     async fn kill(&mut self, name: &str) -> Result<(), StepError> {
-        if let Some(stop) = &mut self.container(name).stop {
-            stop.killed_at = Some(Timestamp::now());
-        }
         let signal = nix::sys::signal::Signal::SIGKILL as i32;
         let killed = self.context.runtime.signal(&self.id.uid, name, signal).await;
-        self.unless_gone(killed)
+        let killed = self.unless_gone(killed);
+        if let Some(stop) = &mut self.container(name).stop {
+            stop.killed(killed.is_ok(), Timestamp::now());
+        }
+        killed
     }
 
     /// A shim that is gone has nothing to signal.
