@@ -739,7 +739,7 @@ async fn a_part_of_a_volume_is_in_the_volume_whoever_swaps_its_name() {
             executable: false,
         }];
         match stage.runtime.start_container(stage.pod(0), &victim).await {
-            Ok(()) => {
+            Ok(_) => {
                 started += 1;
                 assert_eq!(stage.exit(&name).await.code, 0);
                 assert_eq!(stage.output(&name), "of the volume\n");
