@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("host_ports_are_given_once", are_given_once),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn server(cluster: &Cluster, name: &str, port: u16) -> Result<String> {
     let image = cluster.push(&lab::clean()?, "ports/clean", "1")?;
@@ -104,7 +104,7 @@ fn lead_to_their_pod(cluster: &Cluster) -> Result<()> {
     // It outlives the agent, and goes with the pod.
     crate::recovery::kill(cluster.daemon_pid("agent")?)?;
     cluster.up_again()?;
-    is_welcome("friend").context("after a restart")?;
+    is_welcome("friend").with_context(|| format!("after a restart: {}", cluster.daemon_logs()))?;
     cluster.kubectl(&["delete", "pod", "web", "-n", "ports"])?.ok()?;
     ensure!(get("127.0.0.1", port).is_err(), "the port leads somewhere still");
     TcpListener::bind(("0.0.0.0", port)).context("the port is not free")?;
