@@ -70,7 +70,7 @@ fn add_up(sum: usize, bytes: Option<usize>) -> Option<usize> {
 /// What a path takes in JSON with the comma behind it; nothing for one that JSON cannot say.
 fn written_bytes(path: &Path) -> Option<usize> {
     let of_char = |char: char| match char {
-        '"' | '\\' => 2,
+        '"' | '\\' | '\n' | '\r' | '\t' | '\x08' | '\x0c' => 2,
         '\0'..='\x1f' => 6,
         other => other.len_utf8(),
     };
