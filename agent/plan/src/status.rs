@@ -325,7 +325,7 @@ impl View<'_> {
                         exits.any(|exit| exit.code == 0)
                     })
                 };
-                inits().last().is_none_or(succeeded) || self.wanted.of_role(Role::Main).any(began)
+                inits().next_back().is_none_or(succeeded) || self.wanted.of_role(Role::Main).any(began)
             }
             Role::Init | Role::Sidecar => {
                 let first = inits().next().is_some_and(|first| first.name == member.name);

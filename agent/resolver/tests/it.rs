@@ -151,7 +151,7 @@ struct Service {
 }
 
 impl Service {
-    fn start(upstreams: Vec<SocketAddr>, clients: &str) -> Self {
+    fn start(upstreams: &[SocketAddr], clients: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -178,7 +178,7 @@ impl Service {
         let start = |listen| {
             let config = ResolverConfig {
                 listen,
-                upstreams: upstreams.clone(),
+                upstreams: upstreams.to_vec(),
                 clients: vec![clients.parse().unwrap()],
             };
             Resolver::start(config, names.clone(), settle.clone(), CancellationToken::new())
@@ -233,7 +233,7 @@ fn question(name: &str) -> Vec<u8> {
 #[test]
 fn the_answer_comes_after_policy_knows_it() {
     let upstream = Upstream::start(Manner::Answers);
-    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
     let answer = service.ask("www.example.test.").unwrap();
     assert!(
         service.settled.load(Ordering::SeqCst),
@@ -258,7 +258,7 @@ fn the_answer_comes_after_policy_knows_it() {
 #[test]
 fn who_asks_while_policy_does_not_know_it_yet_waits_too() {
     let upstream = Upstream::start(Manner::Answers);
-    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
     std::thread::scope(|scope| {
         let first = scope.spawn(|| service.ask("www.example.test.").unwrap());
         let waited = std::time::Instant::now();
@@ -278,7 +278,7 @@ fn who_asks_while_policy_does_not_know_it_yet_waits_too() {
 #[test]
 fn an_answer_that_policy_did_not_take_is_waited_for_again() {
     let upstream = Upstream::start(Manner::Answers);
-    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
     service.stuck.store(true, Ordering::SeqCst);
     for _ in 0..2 {
         let failed = service.ask("www.example.test.").unwrap();
@@ -295,7 +295,7 @@ fn an_answer_that_policy_did_not_take_is_waited_for_again() {
 #[test]
 fn a_long_answer_comes_by_tcp() {
     let upstream = Upstream::start(Manner::AnswersAtLength);
-    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
     let by_udp = service.ask("big.example.test.").unwrap();
     assert!(by_udp.metadata.truncation && by_udp.answers.is_empty());
     let by_tcp = service.ask_by_tcp("big.example.test.");
@@ -306,7 +306,7 @@ fn a_long_answer_comes_by_tcp() {
 #[test]
 fn forged_answers_are_not_believed() {
     let upstream = Upstream::start(Manner::IsImpersonated);
-    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
     let answer = service.ask("www.example.test.").unwrap();
     assert_eq!(answer.answers[0].data, RData::A(A(KNOWN)));
     assert!(!service.knows(Ipv4Addr::new(6, 6, 6, 6)));
@@ -315,23 +315,23 @@ fn forged_answers_are_not_believed() {
 #[test]
 fn the_next_upstream_answers_for_one_that_garbles() {
     let (bad, good) = (Upstream::start(Manner::Garbles), Upstream::start(Manner::Answers));
-    let service = Service::start(vec![bad.address, good.address], "127.0.0.0/8");
+    let service = Service::start(&[bad.address, good.address], "127.0.0.0/8");
     assert_eq!(service.ask("www.example.test.").unwrap().answers.len(), 1);
     assert_eq!(bad.asked.lock().unwrap().len(), 1);
 }
 
 #[test]
 fn no_upstream_is_servfail_and_a_refusal_is_passed_on() {
-    let nobody = Service::start(Vec::new(), "127.0.0.0/8");
+    let nobody = Service::start(&[], "127.0.0.0/8");
     let failed = nobody.ask("www.example.test.").unwrap();
     assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
     // An upstream that is the service itself would ask forever.
-    let probe = Service::start(vec![], "127.0.0.0/8");
-    let circular = Service::start(vec![probe.listen], "127.0.0.0/8");
+    let probe = Service::start(&[], "127.0.0.0/8");
+    let circular = Service::start(&[probe.listen], "127.0.0.0/8");
     let failed = circular.ask("www.example.test.").unwrap();
     assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
     let upstream = Upstream::start(Manner::Refuses);
-    let service = Service::start(vec![upstream.address], "127.0.0.0/8");
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
     let refused = service.ask("www.example.test.").unwrap();
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
 }
@@ -339,7 +339,7 @@ fn no_upstream_is_servfail_and_a_refusal_is_passed_on() {
 #[test]
 fn only_pods_are_served() {
     let upstream = Upstream::start(Manner::Answers);
-    let service = Service::start(vec![upstream.address], "10.88.0.0/24");
+    let service = Service::start(&[upstream.address], "10.88.0.0/24");
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     socket
