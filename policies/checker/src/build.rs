@@ -40,7 +40,7 @@ impl Row {
 }
 
 /// The judge that denies everything.
-const CLOSED: usize = 0;
+pub(crate) const CLOSED: usize = 0;
 
 /// Judges, each distinct one once, and who judges whom by which.
 pub(crate) fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge>) {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
 
-use policies_compiler::parse_protocol;
+use policies_compiler::{FlowEnd, FlowError, parse_protocol};
 use policies_ir::policy::{DomainMatch, ICMP_PROTOCOLS, PORT_PROTOCOLS};
 use serde::{Deserialize, Serialize};
 
@@ -36,9 +36,9 @@ pub struct Case {
     /// For people; without it, the flow names the case.
     #[serde(default)]
     pub name: Option<String>,
-    /// Where the flow starts: `namespace/pod` or an address.
+    /// Where the flow starts: `namespace/pod`, `host/NAME` of a node or host endpoint, or an address.
     pub from: String,
-    /// Where it goes: `namespace/pod`, an address, or `dns:NAME`: wherever outside a resolver says that the name leads, or
+    /// Where it goes: the same, or `dns:NAME`: wherever outside a resolver says that the name leads, or
     /// with `dns:NAME@ADDRESS` there.
     pub to: String,
     /// Destination port; for ICMP the type, or `TYPE.CODE`.
@@ -286,7 +286,7 @@ fn judge(model: &Model, case: &Case) -> Result<Vec<Packet>, String> {
         .into_iter()
         .map(|(from, to)| model.packet(*from, *to, point));
     let packets: Option<Vec<Packet>> = packets.collect();
-    packets.ok_or_else(|| "neither end is a pod, so no policy judges the flow".to_owned())
+    packets.ok_or_else(|| "neither end is a pod or a host endpoint, so no policy judges the flow".to_owned())
 }
 
 /// A name, in the form in which resolvers tell it, and the address that it leads to, if one is given.
@@ -339,21 +339,33 @@ fn destinations(model: &Model, text: &str) -> Result<Vec<Place>, String> {
 
 /// Where a case's end may be, which is not given by a DNS name: IPv4 first.
 fn places(model: &Model, text: &str) -> Result<Vec<Place>, String> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(vec![model.place(address.to_canonical())]);
-    }
-    let name = match text.contains('/') {
-        true => text.to_owned(),
-        false => format!("default/{text}"),
+    let end: FlowEnd = text
+        .parse()
+        .map_err(|error: policies_compiler::ExplainError| error.to_string())?;
+    let name = match end {
+        FlowEnd::Address(address) => return Ok(vec![model.place(address)]),
+        FlowEnd::Host(name) => return hosts(model, name),
+        FlowEnd::Pod { namespace, name } => format!("{namespace}/{name}"),
     };
     let member = model.find(&name).ok_or_else(|| {
-        format!("there is no pod {name}; use NAMESPACE/POD of one that exists, or an address")
+        format!("there is no pod {name}; use NAMESPACE/POD of one that exists, host/NAME, or an address")
     })?;
     let addresses = FAMILIES
         .into_iter()
         .flat_map(|version| addresses_of(model, member, version));
     let member = Some(member);
     Ok(addresses.map(|address| Place::new(member, address)).collect())
+}
+
+/// Where a node or host endpoint may be: IPv4 first.
+fn hosts(model: &Model, name: String) -> Result<Vec<Place>, String> {
+    match model.host(&name) {
+        None => Err(FlowError::UnknownHost(name).to_string()),
+        Some(places) if places.is_empty() => Err(format!(
+            "no object tells an address of node {name}; give it by its address"
+        )),
+        Some(places) => Ok(places),
+    }
 }
 
 fn point(case: &Case) -> Result<Point, String> {

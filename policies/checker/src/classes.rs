@@ -1,7 +1,7 @@
 //! Workloads in as few classes as policy can tell apart.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -22,14 +22,32 @@ pub(crate) struct Classified {
     pub(crate) members: Vec<usize>,
     /// For each member, its addresses, of which those in one place are alike.
     pub(crate) addresses: Vec<Vec<IpAddr>>,
+    /// For each member, those of its own node.
+    pub(crate) node_addresses: Vec<Vec<IpAddr>>,
+}
+
+/// A workload and where it is.
+struct Placed<'a> {
+    member: &'a Member,
+    /// Its addresses, or those at which it judges.
+    addresses: &'a BTreeSet<IpAddr>,
+    /// Those of the node that it is on.
+    node: &'a BTreeSet<IpAddr>,
 }
 
 /// Everything that policies ask about ends.
 #[derive(Default)]
 struct Questions<'a> {
     conditions: BTreeSet<&'a WorkloadMatch>,
-    nets: BTreeSet<IpNet>,
+    lists: Lists<'a>,
     port_names: BTreeSet<&'a str>,
+}
+
+/// The lists of networks that rules and network sets ask about, each once.
+#[derive(Default)]
+struct Lists<'a> {
+    numbers: BTreeMap<&'a [IpNet], usize>,
+    by_net: HashMap<IpNet, Vec<usize>>,
 }
 
 /// All that a policy can see of a workload. The namespace is there for people: classes do not cross it.
@@ -39,31 +57,35 @@ struct Key {
     kind: WorkloadKind,
     /// Name of a host endpoint, which stands alone: those of one node may share addresses, where each is found beside others.
     host: String,
-    /// Of a host endpoint, and of a pod whose node is known.
+    /// Of a host endpoint, and of a pod on a node that one speaks for.
     node: String,
     profiles: Vec<String>,
     /// Conditions that hold, by number.
     conditions: Vec<usize>,
     named_ports: Vec<NamedPort>,
     /// Its own address of each family, which stands for a pod where it judges.
-    own: Vec<(IpVersion, IpNet)>,
+    own: Vec<(IpVersion, BTreeSet<usize>)>,
     addresses: Vec<Address>,
+    /// Those of the node that it is on.
+    node_addresses: Vec<Address>,
 }
 
 /// All that a policy can see of an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Address {
     version: IpVersion,
-    /// The smallest prefix of a rule or network set that holds it.
-    cell: IpNet,
+    /// The lists of networks that hold it, by number.
+    lists: BTreeSet<usize>,
     names: BTreeSet<String>,
     contested: bool,
 }
 
-/// Sorted by the name of the first member. `addresses` are those of each member, or at which it judges.
+/// Sorted by the name of the first member. `addresses` are those of each member, or at which it judges; `nodes` those of the node that
+/// it is on.
 pub(crate) fn classify(
     cluster: &Cluster,
     addresses: &[BTreeSet<IpAddr>],
+    nodes: &[&BTreeSet<IpAddr>],
     policies: &PolicySet,
 ) -> Vec<Classified> {
     let questions = Questions::of(cluster, policies);
@@ -80,20 +102,28 @@ pub(crate) fn classify(
     let mut numbers: BTreeMap<Key, usize> = BTreeMap::new();
     let mut classes: Vec<Classified> = Vec::new();
     for (_, position) in order {
-        let Some(end) = cluster.members.get(position).zip(addresses.get(position)) else {
+        let placed = |((member, addresses), node)| Placed {
+            member,
+            addresses,
+            node,
+        };
+        let end = cluster.members.get(position).zip(addresses.get(position));
+        let Some(end) = end.zip(nodes.get(position).copied()).map(placed) else {
             continue;
         };
-        let (key, addresses) = questions.key(end, cluster, &claims);
+        let (key, addresses, node_addresses) = questions.key(&end, cluster, &claims);
         let number = *numbers.entry(key).or_insert_with(|| {
             classes.push(Classified {
                 members: Vec::new(),
                 addresses: Vec::new(),
+                node_addresses: Vec::new(),
             });
             classes.len() - 1
         });
         if let Some(class) = classes.get_mut(number) {
             class.members.push(position);
             class.addresses.push(addresses);
+            class.node_addresses.push(node_addresses);
         }
     }
     classes
@@ -122,8 +152,9 @@ impl<'a> Questions<'a> {
             questions.end(peer);
             questions.service(service);
         }
-        let nets = cluster.sets.iter().flat_map(|set| &set.nets);
-        questions.nets.extend(nets.map(IpNet::trunc));
+        for set in &cluster.sets {
+            questions.lists.add(&set.nets);
+        }
         questions
     }
 
@@ -138,8 +169,8 @@ impl<'a> Questions<'a> {
     fn end(&mut self, end: &'a EndMatch) {
         self.conditions.extend(&end.workload);
         self.conditions.extend(&end.not_workload);
-        self.nets
-            .extend(end.nets.iter().chain(&end.not_nets).map(IpNet::trunc));
+        self.lists.add(&end.nets);
+        self.lists.add(&end.not_nets);
     }
 
     fn service(&mut self, service: &'a ServiceMatch) {
@@ -155,10 +186,11 @@ impl<'a> Questions<'a> {
 
     fn key(
         &self,
-        (member, addresses): (&Member, &BTreeSet<IpAddr>),
+        end: &Placed<'_>,
         cluster: &Cluster,
         claims: &BTreeMap<IpAddr, usize>,
-    ) -> (Key, Vec<IpAddr>) {
+    ) -> (Key, Vec<IpAddr>, Vec<IpAddr>) {
+        let member = end.member;
         let workload = &member.workload;
         let asked = |port: &&NamedPort| self.port_names.contains(port.name.as_str());
         let named_ports: BTreeSet<NamedPort> = workload.named_ports.iter().filter(asked).cloned().collect();
@@ -167,20 +199,21 @@ impl<'a> Questions<'a> {
         let first = |wanted: IpVersion| {
             let mut addresses = member.addresses.iter().copied();
             let first = addresses.find(|address| version(*address) == wanted)?;
-            Some((wanted, self.cell(first)))
+            Some((wanted, self.lists.that_hold(first)))
         };
         let seen = |address: &IpAddr| Address {
             version: version(*address),
-            cell: self.cell(*address),
+            lists: self.lists.that_hold(*address),
             names: cluster.names.get(address).cloned().unwrap_or_default(),
             contested: claims.get(address).is_some_and(|claims| *claims > 1),
         };
-        let mut addresses: Vec<(Address, IpAddr)> = addresses
-            .iter()
-            .map(|address| (seen(address), *address))
-            .collect();
-        addresses.sort();
-        let (seen, addresses) = addresses.into_iter().unzip();
+        let in_order = |addresses: &BTreeSet<IpAddr>| -> (Vec<Address>, Vec<IpAddr>) {
+            let addresses = addresses.iter().map(|address| (seen(address), *address));
+            let addresses: BTreeSet<(Address, IpAddr)> = addresses.collect();
+            addresses.into_iter().unzip()
+        };
+        let (seen_there, addresses) = in_order(end.addresses);
+        let (seen_at_node, node_addresses) = in_order(end.node);
         let key = Key {
             namespace: workload.namespace.clone(),
             kind: workload.kind,
@@ -196,17 +229,30 @@ impl<'a> Questions<'a> {
                 .into_iter()
                 .filter_map(first)
                 .collect(),
-            addresses: seen,
+            addresses: seen_there,
+            node_addresses: seen_at_node,
         };
-        (key, addresses)
+        (key, addresses, node_addresses)
+    }
+}
+
+impl<'a> Lists<'a> {
+    fn add(&mut self, nets: &'a [IpNet]) {
+        let next = self.numbers.len();
+        if nets.is_empty() || self.numbers.contains_key(nets) {
+            return;
+        }
+        self.numbers.insert(nets, next);
+        for net in nets {
+            self.by_net.entry(net.trunc()).or_default().push(next);
+        }
     }
 
-    /// The smallest prefix that holds `address`; the whole family where there is none.
-    fn cell(&self, address: IpAddr) -> IpNet {
-        let whole = IpNet::from(address);
-        let lengths = (0..=whole.max_prefix_len()).rev();
-        let mut prefixes = lengths.filter_map(|length| Some(IpNet::new(address, length).ok()?.trunc()));
-        let found = prefixes.find(|prefix| prefix.prefix_len() == 0 || self.nets.contains(prefix));
-        found.unwrap_or(whole)
+    /// The lists that hold `address`, by number.
+    fn that_hold(&self, address: IpAddr) -> BTreeSet<usize> {
+        let lengths = 0..=IpNet::from(address).max_prefix_len();
+        let prefixes = lengths.filter_map(|length| Some(IpNet::new(address, length).ok()?.trunc()));
+        let lists = prefixes.filter_map(|prefix| self.by_net.get(&prefix));
+        lists.flatten().copied().collect()
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     space::ServiceText,
 };
 
+/// Name of the node that a pod is on, for each pod its own.
+pub const OWN_NODE: &str = "own node";
+
 /// Whether workloads stand together that may exchange the same with everyone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
@@ -87,7 +90,8 @@ pub struct Connection {
     pub ingress: BTreeSet<String>,
 }
 
-/// All connections that `model` allows. A workload's traffic with itself always passes and is not listed.
+/// All connections that `model` allows. What passes always is not listed: a workload's traffic with itself, and what a node sends its
+/// own pods.
 pub fn connectivity(model: &Model, grouping: Grouping) -> Connectivity {
     let groups = Groups::new(model, grouping);
     let mut connections = Vec::new();
@@ -256,6 +260,7 @@ struct Groups {
 enum Group {
     Workloads(usize),
     Addresses(usize),
+    OwnNode,
 }
 
 impl Groups {
@@ -278,7 +283,7 @@ impl Groups {
             };
             names(first) == names(end) || as_they_are()
         };
-        let regions = merge(&matrix, count..ends.len(), alike);
+        let regions = merge(&matrix, count..count + model.outside().len(), alike);
         let members = |classes: &[usize]| {
             let mut members: Vec<usize> = classes
                 .iter()
@@ -363,7 +368,8 @@ impl Groups {
             };
             (Group::Addresses(i), name)
         });
-        self.named = workloads.chain(addresses).collect();
+        let own_node = (Group::OwnNode, OWN_NODE.to_owned());
+        self.named = workloads.chain(addresses).chain([own_node]).collect();
     }
 
     fn shape(&self, model: &Model, group: usize) -> Region {
@@ -393,6 +399,7 @@ impl Groups {
                     let regions = self.regions.get(i).map(Vec::as_slice).unwrap_or_default();
                     regions.iter().map(|region| End::Outside(*region)).collect()
                 }
+                Group::OwnNode => vec![End::OwnNode],
             }
         };
         if let (Group::Workloads(a), Group::Workloads(b)) = (from, to)
@@ -411,7 +418,7 @@ impl Groups {
     fn workloads(&self, model: &Model) -> Vec<WorkloadGroup> {
         let named = self.named.iter().filter_map(|(group, name)| match group {
             Group::Workloads(i) => Some((self.classes.get(*i)?, name)),
-            Group::Addresses(_) => None,
+            Group::Addresses(_) | Group::OwnNode => None,
         });
         named
             .map(|((_, members), name)| WorkloadGroup {
@@ -427,7 +434,7 @@ impl Groups {
     fn addresses(&self, model: &Model) -> Vec<AddressGroup> {
         let named = self.named.iter().filter_map(|(group, name)| match group {
             Group::Addresses(i) => Some((*i, name)),
-            Group::Workloads(_) => None,
+            Group::Workloads(_) | Group::OwnNode => None,
         });
         named
             .map(|(group, name)| {
@@ -446,6 +453,14 @@ impl Groups {
 /// Addresses are the same as sources, whatever their names, and what a node sends its pods is like what policy lets pass.
 fn cell(model: &Model, from: End, to: End) -> Cell {
     let comes_in = matches!((from, to), (End::Outside(_), End::Class(_)));
+    if from == End::OwnNode {
+        return [None, None];
+    }
+    if to == End::OwnNode {
+        // A pod that may send its node nothing is like one whose node is not known.
+        let allowed = |version| model.allowed(from, to, version);
+        return FAMILIES.map(|version| allowed(version).filter(|space| !model.space(*space).is_empty()));
+    }
     match comes_in || model.comes_from_own_node(from, to) || model.judges(from, to) {
         true => FAMILIES.map(|version| model.allowed(from, to, version)),
         false => [None, None],

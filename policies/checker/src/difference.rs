@@ -9,7 +9,7 @@ use policies_ir::policy::IpVersion;
 use serde::Serialize;
 
 use crate::{
-    connectivity::family_name,
+    connectivity::{OWN_NODE, family_name},
     model::{End, FAMILIES, Model, SpaceId, Spot},
     names::Names,
     naming,
@@ -54,7 +54,7 @@ pub struct Change {
 }
 
 /// Everything that `new` opens or closes, compared with `old`. Workloads are the same when their names are; those
-/// that only one has are compared with nothing. Empty exactly when the two are equivalent.
+/// that only one has are compared with nothing, and the node that a pod is on with the one that it was on. Empty exactly when the two are equivalent.
 pub fn difference(old: &Model, new: &Model) -> Vec<Change> {
     let asking = [old, new].map(|model| (model.cluster(), model.policies()));
     let names = Names::of(&asking);
@@ -172,13 +172,20 @@ struct BothEnd {
     what: What,
     /// All that is to be compared for itself.
     at: BTreeSet<At>,
+    /// The same of the nodes that they are on.
+    at_nodes: BTreeSet<At>,
 }
 
 enum What {
     /// Positions of each workload in the two clusters.
-    Workloads(Vec<(Option<usize>, Option<usize>)>),
+    Workloads(Vec<Pair>),
     Addresses(Region),
+    /// The node that the other end is on.
+    OwnNode,
 }
+
+/// Positions of a workload in the two clusters.
+type Pair = (Option<usize>, Option<usize>);
 
 impl BothEnd {
     fn located(&self) -> Option<Addresses> {
@@ -248,10 +255,22 @@ impl<'a> Both<'a> {
                                 (at(old_part.of), at(new_part.of))
                             })
                             .into(),
+                        at_nodes: BTreeSet::new(),
                     });
                 }
             }
         }
+        ends.push(BothEnd {
+            name: OWN_NODE.to_owned(),
+            shape: None,
+            names: None,
+            named: None,
+            old: Some(End::OwnNode),
+            new: Some(End::OwnNode),
+            what: What::OwnNode,
+            at: BTreeSet::new(),
+            at_nodes: BTreeSet::new(),
+        });
         Self {
             old,
             new,
@@ -272,7 +291,7 @@ impl<'a> Both<'a> {
             return false;
         }
         match (&from.what, &to.what) {
-            (What::Addresses(_), What::Addresses(_)) => false,
+            (What::OwnNode, _) | (What::Addresses(_), What::Addresses(_) | What::OwnNode) => false,
             // Names are those of destinations.
             (What::Addresses(_), What::Workloads(_)) => from.names.is_none(),
             (What::Workloads(members), What::Workloads(_)) if same => members.len() > 1,
@@ -284,8 +303,14 @@ impl<'a> Both<'a> {
         let mut found: BTreeMap<IpVersion, Changed> = BTreeMap::new();
         for version in FAMILIES {
             // The two models may cut the address space so that only one family is in both parts.
-            let lacks = |end: &BothEnd| matches!(&end.what, What::Addresses(region) if !region.has(version));
-            if lacks(from) || lacks(to) {
+            let meet = match (&from.what, &to.what) {
+                (What::Workloads(pairs), What::Addresses(region))
+                | (What::Addresses(region), What::Workloads(pairs)) => {
+                    self.strangers(pairs, region, version).is_some()
+                }
+                _ => true,
+            };
+            if !meet {
                 continue;
             }
             // What one address loses another may have got: each is compared with itself.
@@ -329,8 +354,12 @@ impl<'a> Both<'a> {
     /// What may pass before and after, at all that is to be compared for itself.
     fn spaces(&self, from: &BothEnd, to: &BothEnd, version: IpVersion) -> BTreeSet<Spaces> {
         let mut found = BTreeSet::new();
+        let at = match to.what {
+            What::OwnNode => &from.at_nodes,
+            What::Workloads(_) | What::Addresses(_) => &to.at,
+        };
         for (old_from, new_from) in &from.at {
-            for (old_to, new_to) in &to.at {
+            for (old_to, new_to) in at {
                 let spaces = (
                     self.old.allowed_among(old_from, old_to, version),
                     self.new.allowed_among(new_from, new_to, version),
@@ -365,22 +394,36 @@ impl<'a> Both<'a> {
         version: IpVersion,
         point: Point,
     ) -> (Option<Packet>, Option<Packet>) {
-        let first = |end: &BothEnd, not: Option<(Option<usize>, Option<usize>)>| match &end.what {
+        let first = |end: &BothEnd, not: Option<Pair>| match &end.what {
             What::Workloads(members) => members.iter().copied().find(|pair| Some(*pair) != not),
-            What::Addresses(_) => None,
+            What::Addresses(_) | What::OwnNode => None,
         };
-        let source = first(from, None);
-        let destination = first(to, source);
+        let strangers = match (&from.what, &to.what) {
+            (What::Workloads(pairs), What::Addresses(region))
+            | (What::Addresses(region), What::Workloads(pairs)) => self.strangers(pairs, region, version),
+            _ => None,
+        };
+        let (source, destination, outside) = match (strangers, &from.what) {
+            (Some((pair, address)), What::Workloads(_)) => (Some(pair), None, Some(address)),
+            (Some((pair, address)), _) => (None, Some(pair), Some(address)),
+            (None, _) => {
+                let source = first(from, None);
+                (source, first(to, source), None)
+            }
+        };
         let places = |model: &Model, end: &BothEnd, member: Option<usize>| -> Vec<Place> {
+            let alone = |names| {
+                move |address| Place {
+                    names,
+                    ..Place::new(None, address)
+                }
+            };
             match &end.what {
-                What::Addresses(region) => {
-                    let address = region.example(version).into_iter();
-                    address
-                        .map(|address| Place {
-                            names: end.names,
-                            ..Place::new(None, address)
-                        })
-                        .collect()
+                What::Addresses(_) => outside.into_iter().map(alone(end.names)).collect(),
+                What::OwnNode => {
+                    let nodes = member.map(|member| node_spots(model, member, version));
+                    let nodes = nodes.unwrap_or_default().into_iter();
+                    nodes.map(|(address, names, _)| alone(names)(address)).collect()
                 }
                 What::Workloads(_) => {
                     let addresses = member.map(|member| addresses_of(model, member, version));
@@ -390,8 +433,13 @@ impl<'a> Both<'a> {
             }
         };
         let opens = effect == Effect::Opens;
-        let old = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(old, _)| old);
-        let new = |pair: Option<(Option<usize>, Option<usize>)>| pair.and_then(|(_, new)| new);
+        // Its own node is found by the pod.
+        let destination = match to.what {
+            What::OwnNode => source,
+            What::Workloads(_) | What::Addresses(_) => destination,
+        };
+        let old = |pair: Option<Pair>| pair.and_then(|(old, _)| old);
+        let new = |pair: Option<Pair>| pair.and_then(|(_, new)| new);
         let pairs =
             |model: &Model, source: Option<usize>, destination: Option<usize>| -> Vec<(Place, Place)> {
                 let to = places(model, to, destination);
@@ -422,6 +470,29 @@ impl<'a> Both<'a> {
             wanted.or(packets.first()).cloned()
         };
         (judged(self.old, before, !opens), judged(self.new, after, opens))
+    }
+
+    /// One of the workloads, and an address of a region that is in neither cluster of the node that it is on.
+    fn strangers(&self, pairs: &[Pair], region: &Region, version: IpVersion) -> Option<(Pair, IpAddr)> {
+        let example = region.example(version)?;
+        let is_own = |model: &Model, member: Option<usize>, address: IpAddr| {
+            member.is_some_and(|member| model.is_own_node(member, address))
+        };
+        let strange = |(old, new): &Pair, address: IpAddr| {
+            !is_own(self.old, *old, address) && !is_own(self.new, *new, address)
+        };
+        if let Some(pair) = pairs.iter().find(|pair| strange(pair, example)) {
+            return Some((*pair, example));
+        }
+        let of_nodes = |model: &Model, member: Option<usize>| {
+            let own = member.map(|member| node_spots(model, member, version));
+            let own = own.into_iter().flatten();
+            Region::of(own.map(|(address, ..)| address.into()))
+        };
+        pairs.iter().find_map(|(old, new)| {
+            let own = of_nodes(self.old, *old).union(&of_nodes(self.new, *new));
+            Some(((*old, *new), region.subtract(&own).example(version)?))
+        })
     }
 }
 
@@ -474,6 +545,15 @@ fn workload_ends(old: &Model, new: &Model) -> Vec<BothEnd> {
                     )
                 })
                 .collect(),
+            at_nodes: names
+                .iter()
+                .flat_map(|name| {
+                    at_own_nodes(
+                        (old, before.get(*name).copied()),
+                        (new, after.get(*name).copied()),
+                    )
+                })
+                .collect(),
             what: What::Workloads(
                 names
                     .into_iter()
@@ -494,7 +574,43 @@ fn at_addresses(old: (&Model, Option<usize>), new: (&Model, Option<usize>)) -> V
         });
         spots.collect()
     };
+    same_or_any(spots(old), spots(new))
+}
+
+/// The same of the node that a workload is on. Nothing where one of the two does not know the node of a workload that is in both: to it
+/// these are addresses like others.
+fn at_own_nodes(old: (&Model, Option<usize>), new: (&Model, Option<usize>)) -> Vec<At> {
+    let spots = |(model, member): (&Model, Option<usize>)| -> BTreeMap<(IpAddr, Option<usize>), Spot> {
+        let of_family = |version| member.map(|member| node_spots(model, member, version));
+        let spots = FAMILIES.into_iter().filter_map(of_family).flatten();
+        spots
+            .map(|(address, names, spot)| ((address, names), spot))
+            .collect()
+    };
     let (before, after) = (spots(old), spots(new));
+    let is_unknown = |member: Option<usize>, spots: &BTreeMap<_, _>| member.is_some() && spots.is_empty();
+    if is_unknown(old.1, &before) || is_unknown(new.1, &after) {
+        return Vec::new();
+    }
+    same_or_any(before, after)
+}
+
+/// Addresses of a family of the node that a workload is on, with the names that they are taken to have.
+fn node_spots(model: &Model, member: usize, version: IpVersion) -> Vec<(IpAddr, Option<usize>, Spot)> {
+    let spots = model
+        .class_of(member)
+        .into_iter()
+        .flat_map(|class| model.node_spots(class));
+    let of_family = spots.filter(|spot| model.version(*spot) == Some(version));
+    let located = of_family.filter_map(|spot| match spot {
+        Spot::OwnNode { slot, .. } => Some((model.node_address(member, slot)?, model.names_at(spot), spot)),
+        Spot::Class { .. } | Spot::Outside { .. } => None,
+    });
+    located.collect()
+}
+
+/// Each spot beside what it was, if there are the same before and after, or all beside all.
+fn same_or_any<K: Ord>(before: BTreeMap<K, Spot>, after: BTreeMap<K, Spot>) -> Vec<At> {
     match before.keys().eq(after.keys()) {
         true => before
             .into_values()

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policies_ir::{
-    policy::IpVersion,
-    tables::{BuiltinRule, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry},
+    policy::{EndpointToHost, IpVersion},
+    tables::{BuiltinRule, Direction, RuleId, Service, SourceBlock, SourceClass, Verdict, VerdictEntry},
 };
 
 use crate::space::{ALL_PORTS, Interval, Plane, Point, Ports, Space, elementary};
@@ -55,6 +55,39 @@ impl Judge {
                 .get(&(SourceClass::default(), Service::Any))
                 .copied()
                 .unwrap_or(NO_MATCH),
+            allowed: Space::nothing(),
+        };
+        judge.allowed = judge.space(|entry| entry.verdict == Verdict::Allow);
+        judge
+    }
+
+    /// What a pod says about its own node where it says this about the same address elsewhere: the last step of
+    /// [`policies_ir::decide::decide`].
+    pub(crate) fn of_own_node(&self, direction: Direction, to_host: EndpointToHost) -> Self {
+        let last_word = |entry: VerdictEntry| {
+            let (verdict, rule) = match (direction, entry.verdict) {
+                (Direction::Ingress, Verdict::Deny) => (Verdict::Allow, BuiltinRule::FromHost),
+                (Direction::Egress, Verdict::Allow) if to_host == EndpointToHost::Drop => {
+                    (Verdict::Deny, BuiltinRule::ToHost)
+                }
+                _ => return entry,
+            };
+            let rule = rule.id();
+            VerdictEntry { verdict, rule }
+        };
+        let of_ports = |ports: &ByPort| {
+            ports
+                .iter()
+                .map(|(port, entry)| (*port, last_word(*entry)))
+                .collect()
+        };
+        let listed = self.listed.iter().map(|(protocol, pieces)| {
+            let pieces = pieces.iter().map(|(source, ports)| (*source, of_ports(ports)));
+            (*protocol, pieces.collect())
+        });
+        let mut judge = Self {
+            listed: listed.collect(),
+            others: last_word(self.others),
             allowed: Space::nothing(),
         };
         judge.allowed = judge.space(|entry| entry.verdict == Verdict::Allow);

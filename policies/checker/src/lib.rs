@@ -20,6 +20,7 @@ mod judge;
 mod model;
 mod names;
 mod naming;
+mod nodes;
 mod packet;
 pub mod picture;
 pub mod recommend;

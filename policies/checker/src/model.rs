@@ -13,11 +13,11 @@
 //!
 //! A host endpoint judges at the addresses that it expects, and for its node at those that none of the node's expects; which of
 //! them the packet has may matter to its rules. It does not judge what the pods of its node send it, so pods of nodes with host endpoints are told apart by
-//! node. Of other nodes nobody knows here which addresses they have, so that their pods can stand together: what a pod
-//! may send to its own node is then what it may send to any address.
+//! node. Where no host endpoint judges, a node is addresses like others to all but its own pods, to each of which it is an end of its
+//! own ([`End::OwnNode`]), as far as its addresses are known. Of a node whose addresses nothing tells, what a pod may send it is what it
+//! may send to any address.
 //!
-//! Not in the model: what a pod's own node sends it and what it sends itself (both always allowed), and what a node merely
-//! forwards.
+//! Not in the model: what a pod sends itself (always allowed), and what a node merely forwards.
 
 use std::{
     cell::RefCell,
@@ -37,11 +37,12 @@ use policies_ir::{
 };
 
 use crate::{
-    build::{Rows, identity_of, outside_if_named, owners, read_judges},
+    build::{CLOSED, Rows, identity_of, outside_if_named, owners, read_judges},
     classes::{Classified, classify},
     judge::Judge,
     names::Names,
     naming,
+    nodes::{NodeJudges, NodeSlot, Nodes},
     packet::{Packet, Party, Place, Ruling},
     region::{Region, version},
     space::{Point, Space},
@@ -70,10 +71,13 @@ pub struct Model {
     places: Vec<(usize, usize)>,
     /// Members that have an address for themselves.
     owners: HashMap<IpAddr, usize>,
+    /// Nodes by their addresses that no member has.
+    nodes: HashMap<IpAddr, String>,
     identities: BTreeMap<IpNet, IdentityId>,
     /// For each class and direction, who judges.
     rows: Rows,
     judges: Vec<Judge>,
+    node_judges: NodeJudges,
     rules: Vec<RuleName>,
     exceeded: Option<Exceeded>,
     known: RefCell<Known>,
@@ -88,6 +92,10 @@ pub struct Class {
     slots: Vec<Slot>,
     /// For each member, its addresses in the order of `slots`.
     addresses: Vec<Vec<IpAddr>>,
+    /// What the class says about the node that a member is on.
+    node_slots: Vec<NodeSlot>,
+    /// For each member, the addresses of that node, in the order of the places of `node_slots`.
+    node_addresses: Vec<Vec<IpAddr>>,
 }
 
 /// An address that each member of a class has, as others see it.
@@ -105,8 +113,10 @@ struct Slot {
 pub enum End {
     /// Each workload of a class, by position in [`Model::classes`].
     Class(usize),
-    /// Each address of a region, by position in [`Model::outside`].
+    /// Each address of a region, by position in [`Model::outside`]; for a pod, those that are not of its own node.
     Outside(usize),
+    /// For each pod, the node that it is on, where no host endpoint judges.
+    OwnNode,
 }
 
 /// An end at one of its addresses.
@@ -125,6 +135,13 @@ pub enum Spot {
         region: usize,
         /// The family.
         version: IpVersion,
+    },
+    /// An address of the node that each workload of a class is on.
+    OwnNode {
+        /// The class.
+        class: usize,
+        /// The address, and what names it is taken to have.
+        slot: usize,
     },
 }
 
@@ -145,7 +162,16 @@ impl Model {
     /// The model of what is enforced in `view`, where every node has an address.
     pub fn new(view: &ClusterView) -> Self {
         let book = Book::new(view);
-        Self::of(book.cluster().clone(), book.policies().clone())
+        let mut cluster = book.cluster().clone();
+        let hosts = book.cluster().members.iter();
+        let hosts = hosts.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
+        let judged: BTreeSet<&String> = hosts.map(|host| &host.node).collect();
+        // What was made up only says where a host endpoint judges.
+        let made_up = book.made_up_nodes().iter();
+        for node in made_up.filter(|node| !judged.contains(node)) {
+            cluster.nodes.remove(node);
+        }
+        Self::of(cluster, book.policies().clone())
     }
 
     /// The model of policies of any origin.
@@ -159,14 +185,6 @@ impl Model {
         // Seen from no node; see the module's non-goals.
         cluster.host_addresses.clear();
         cluster.host_groups.clear();
-        let of_host = |member: &&Member| member.workload.kind == WorkloadKind::HostEndpoint;
-        let hosts = cluster.members.iter().filter(of_host);
-        let with_hosts: BTreeSet<String> = hosts.map(|host| host.node.clone()).collect();
-        for member in &mut cluster.members {
-            if member.workload.kind == WorkloadKind::Pod && !with_hosts.contains(&member.node) {
-                member.node.clear();
-            }
-        }
         let mut addresses: Vec<BTreeSet<IpAddr>> = cluster
             .members
             .iter()
@@ -177,22 +195,13 @@ impl Model {
                 of_host.insert(address);
             }
         }
-        let classified = classify(&cluster, &addresses, &policies);
-        for member in &mut cluster.members {
-            member.endpoint = None;
-        }
-        for (number, class) in (1..).zip(&classified) {
-            let first = class
-                .members
-                .first()
-                .and_then(|first| cluster.members.get_mut(*first));
-            if let Some(member) = first {
-                member.endpoint = Some(EndpointId(number));
-            }
-        }
-        let answers = compile_answers(&cluster, &policies, names.sets());
-        let (rows, judges) = read_judges(&answers, classified.len());
+        let nodes = Nodes::of(&cluster, &addresses);
+        let (classified, compiled) = one_of_each_class(&cluster, &addresses, &nodes, &policies);
+        let answers = compile_answers(&compiled, &policies, names.sets());
+        drop(compiled);
+        let (rows, mut judges) = read_judges(&answers, classified.len());
         let owners = owners(&cluster, &addresses);
+        let nodes = nodes.by_address();
         let taken = addresses.into_iter().flatten().map(IpNet::from).collect();
         let mut outside_ids = Vec::new();
         let (mut regions, mut shapes) = (Vec::new(), Vec::new());
@@ -211,10 +220,14 @@ impl Model {
                 }
             }
         }
-        let classes = classified
-            .into_iter()
-            .map(|class| Class::new(class, &answers.identities))
-            .collect();
+        let mut node_judges = NodeJudges::new(policies.endpoint_to_host);
+        let mut classes = Vec::new();
+        for (number, class) in classified.into_iter().enumerate() {
+            let of_first = class.node_addresses.first().map(Vec::as_slice);
+            let seen = (&answers, &rows);
+            let node_slots = node_judges.slots(number, of_first.unwrap_or_default(), seen, &mut judges);
+            classes.push(Class::new(class, &answers.identities, node_slots));
+        }
         Self {
             cluster,
             policies,
@@ -227,9 +240,11 @@ impl Model {
             identities_if_named: answers.if_named,
             places,
             owners,
+            nodes,
             identities: answers.identities,
             rows,
             judges,
+            node_judges,
             rules: answers.rules,
             exceeded: answers.exceeded,
             known: RefCell::default(),
@@ -316,13 +331,17 @@ impl Model {
         self.places.get(member).map(|(class, _)| *class)
     }
 
-    /// Every end; each class and each region once.
+    /// Every end; each class and each region once, and own nodes where pods have some.
     pub fn ends(&self) -> Vec<End> {
         let classes = (0..self.classes.len()).map(End::Class);
-        classes.chain((0..self.outside.len()).map(End::Outside)).collect()
+        let own_nodes = self.classes.iter().any(|class| !class.node_slots.is_empty());
+        classes
+            .chain((0..self.outside.len()).map(End::Outside))
+            .chain(own_nodes.then_some(End::OwnNode))
+            .collect()
     }
 
-    /// The addresses of an end.
+    /// The addresses of an end; none of own nodes, which depend on the other end ([`Self::node_spots`]).
     pub fn spots(&self, end: End) -> Vec<Spot> {
         match end {
             End::Class(class) => {
@@ -337,15 +356,27 @@ impl Model {
                     .map(|version| Spot::Outside { region, version })
                     .collect()
             }
+            End::OwnNode => Vec::new(),
         }
+    }
+
+    /// The addresses of the node that the workloads of a class are on.
+    pub(crate) fn node_spots(&self, class: usize) -> impl Iterator<Item = Spot> + use<> {
+        let slots = self.classes.get(class).map_or(0, |class| class.node_slots.len());
+        (0..slots).map(move |slot| Spot::OwnNode { class, slot })
     }
 
     /// Whether flows from one end to the other are judged, by two different workloads or by one. Names are those of
     /// destinations.
     pub fn judges(&self, from: End, to: End) -> bool {
         match (from, to) {
-            (End::Outside(_), End::Outside(_)) => false,
+            (End::OwnNode, _) | (End::Outside(_), End::Outside(_) | End::OwnNode) => false,
             (End::Outside(of), End::Class(_)) if self.names_of(of).is_some() => false,
+            (End::Outside(region), End::Class(class)) | (End::Class(class), End::Outside(region)) => {
+                let mut families = FAMILIES.into_iter();
+                families.any(|version| self.has_strangers(class, region, version))
+            }
+            (End::Class(class), End::OwnNode) => self.has_own_node(class),
             (End::Class(from), End::Class(to)) if from == to => self
                 .classes
                 .get(from)
@@ -354,12 +385,34 @@ impl Model {
         }
     }
 
-    /// Whether the one is of host endpoints of the node that the pods of the other are on: what these send always passes.
+    /// Whether the one is the node that the pods of the other are on, or host endpoints of it: what it sends always passes.
     pub(crate) fn comes_from_own_node(&self, from: End, to: End) -> bool {
         match (from, to) {
             (End::Class(host), End::Class(pod)) => self.is_node_of(host, pod),
-            (End::Class(_) | End::Outside(_), _) => false,
+            (End::OwnNode, End::Class(pod)) => self.has_own_node(pod),
+            (End::Class(_) | End::Outside(_) | End::OwnNode, _) => false,
         }
+    }
+
+    fn has_own_node(&self, class: usize) -> bool {
+        self.classes
+            .get(class)
+            .is_some_and(|class| !class.node_slots.is_empty())
+    }
+
+    /// Whether addresses of a region are not of the node that a workload of a class is on.
+    fn has_strangers(&self, class: usize, region: usize, version: IpVersion) -> bool {
+        let found = self.classes.get(class).zip(self.outside.get(region));
+        found.is_some_and(|(class, region)| {
+            let mut places = 0..class.members.len();
+            places.any(|place| class.stranger(place, region, version).is_some())
+        })
+    }
+
+    /// An address of a region that is not of the node that a workload is on.
+    pub(crate) fn stranger(&self, member: usize, region: &Region, version: IpVersion) -> Option<IpAddr> {
+        let (class, place) = self.places.get(member)?;
+        self.classes.get(*class)?.stranger(*place, region, version)
     }
 
     /// Whether one class is of host endpoints of the node that the pods of the other are on.
@@ -375,7 +428,8 @@ impl Model {
     /// What may pass from one end to another, at any of their addresses of a family. Within a class it is what one
     /// member may send another. Nothing if the ends have no addresses of that family.
     pub fn allowed(&self, from: End, to: End, version: IpVersion) -> Option<SpaceId> {
-        self.allowed_among(&self.spots(from), &self.spots(to), version)
+        let pairs = self.pairs(from, to).into_iter();
+        self.allowed_between(pairs.filter(|(from, _)| self.version(*from) == Some(version)))
     }
 
     /// The same from any of these addresses of an end to any of those of another.
@@ -386,6 +440,10 @@ impl Model {
                 .filter(|spot| of_family(spot))
                 .map(move |to| (*from, *to))
         });
+        self.allowed_between(pairs)
+    }
+
+    fn allowed_between(&self, pairs: impl Iterator<Item = (Spot, Spot)>) -> Option<SpaceId> {
         let mut all: Option<SpaceId> = None;
         for (from, to) in pairs {
             let here = self.allowed_at(from, to);
@@ -462,7 +520,60 @@ impl Model {
         match spot {
             Spot::Class { class, slot } => Some(self.classes.get(class)?.slots.get(slot)?.version),
             Spot::Outside { version, .. } => Some(version),
+            Spot::OwnNode { class, slot } => Some(self.node_slot(class, slot)?.version),
         }
+    }
+
+    fn node_slot(&self, class: usize, slot: usize) -> Option<&NodeSlot> {
+        self.classes.get(class)?.node_slots.get(slot)
+    }
+
+    /// Names that a spot's addresses are taken to have, by position in the sets of names.
+    pub(crate) fn names_at(&self, spot: Spot) -> Option<usize> {
+        match spot {
+            Spot::Class { .. } => None,
+            Spot::Outside { region, .. } => self.names_of(region),
+            Spot::OwnNode { class, slot } => self.node_slot(class, slot)?.names,
+        }
+    }
+
+    /// Address of the node that a member of a class is on, at a spot of own nodes of that class.
+    pub(crate) fn node_address(&self, member: usize, slot: usize) -> Option<IpAddr> {
+        let (class, place) = self.places.get(member)?;
+        let at = self.node_slot(*class, slot)?.place;
+        let addresses = self.classes.get(*class)?.node_addresses.get(*place)?;
+        addresses.get(at).copied()
+    }
+
+    /// Whether an address is of the node that a workload is on, where no host endpoint judges.
+    pub(crate) fn is_own_node(&self, member: usize, address: IpAddr) -> bool {
+        let place = self.places.get(member);
+        let class = place.and_then(|(class, place)| Some((self.classes.get(*class)?, *place)));
+        class.is_some_and(|(class, place)| class.nodes_of(place).contains(&address))
+    }
+
+    /// Where a node is, by its name, or a host endpoint by one that no node has: at the addresses that the host endpoint expects,
+    /// or at all that the node is known to have. Nothing if there is neither.
+    pub fn host(&self, name: &str) -> Option<Vec<Place>> {
+        let members = || self.cluster.members.iter().enumerate();
+        let is_node =
+            self.cluster.nodes.contains_key(name) || members().any(|(_, member)| member.node == name);
+        let hosts = members().filter(|(_, member)| member.workload.kind == WorkloadKind::HostEndpoint);
+        let found = match is_node {
+            true => hosts
+                .filter(|(_, host)| host.node == name)
+                .min_by_key(|(_, host)| host.host_order()),
+            false => hosts.into_iter().find(|(_, host)| host.workload.name == name),
+        };
+        if found.is_none() && !is_node {
+            return None;
+        }
+        let node = found.map_or(name, |(_, host)| host.node.as_str());
+        let expected = found.map(|(_, host)| &host.addresses);
+        let expected = expected.filter(|addresses| !addresses.is_empty());
+        let addresses = expected.or_else(|| self.cluster.nodes.get(node));
+        let at = |address: &IpAddr| Place::new(found.map(|(position, _)| position), *address);
+        Some(addresses.into_iter().flatten().map(at).collect())
     }
 
     /// Address of a member of a class in this place.
@@ -539,7 +650,12 @@ impl Model {
         };
         let own = identity_of(&self.identities, own.address);
         let row = self.rows.get(&(class, direction))?;
-        self.judges.get(row.judge(own, identity))
+        let judge = row.judge(own, identity);
+        let judge = match self.is_own_node(member, peer) {
+            true => self.node_judges.of(judge, direction),
+            false => judge,
+        };
+        self.judges.get(judge)
     }
 
     /// Judges one flow at both ends, each a workload at one of its addresses or an address alone. Nothing if neither is
@@ -560,6 +676,7 @@ impl Model {
         let ingress = ruling(to, Direction::Ingress, from);
         let party = |place: Place| Party {
             workload: place.member.map(|member| self.name(member)),
+            node: self.nodes.get(&place.address).cloned(),
             address: place.address,
             named: place.names.and_then(|names| self.names_text(names)),
         };
@@ -612,13 +729,29 @@ impl Model {
             .collect()
     }
 
-    /// Addresses of two ends that are of one family.
+    /// Addresses of two ends that are of one family. Where all addresses of a region are of the node that the workloads are on, that
+    /// node is the end.
     pub fn pairs(&self, from: End, to: End) -> Vec<(Spot, Spot)> {
-        let to = self.spots(to);
+        let spots = |end, other| match (end, other) {
+            (End::OwnNode, End::Class(class)) => self.node_spots(class).collect(),
+            (End::Class(_) | End::Outside(_) | End::OwnNode, _) => self.spots(end),
+        };
+        let meet = |from: Spot, to: Spot| match (from, to) {
+            (Spot::Class { class, .. }, Spot::Outside { region, version })
+            | (Spot::Outside { region, version }, Spot::Class { class, .. }) => {
+                self.has_strangers(class, region, version)
+            }
+            // Names are those of destinations.
+            (from @ Spot::OwnNode { .. }, _) => self.names_at(from).is_none(),
+            _ => true,
+        };
+        let to_spots = spots(to, from);
         let mut pairs = Vec::new();
-        for from in self.spots(from) {
-            let same = to.iter().filter(|to| self.version(**to) == self.version(from));
-            pairs.extend(same.map(|to| (from, *to)));
+        for from in spots(from, to) {
+            let same = to_spots
+                .iter()
+                .filter(|to| self.version(**to) == self.version(from));
+            pairs.extend(same.filter(|to| meet(from, **to)).map(|to| (from, *to)));
         }
         pairs
     }
@@ -665,6 +798,13 @@ impl Model {
                 let slot = self.classes.get(of)?.slots.get(slot)?;
                 if of == class { slot.sibling } else { slot.identity }
             }
+            Spot::OwnNode { class: of, slot } => {
+                let slot = self.node_slot(of, slot).filter(|_| of == class);
+                return Some(slot.map_or(CLOSED, |slot| match direction {
+                    Direction::Ingress => slot.ingress,
+                    Direction::Egress => slot.egress,
+                }));
+            }
         };
         Some(self.rows.get(&(class, direction))?.judge(Some(own), identity))
     }
@@ -675,6 +815,7 @@ impl From<Spot> for End {
         match spot {
             Spot::Class { class, .. } => Self::Class(class),
             Spot::Outside { region, .. } => Self::Outside(region),
+            Spot::OwnNode { .. } => Self::OwnNode,
         }
     }
 }
@@ -685,7 +826,26 @@ impl Class {
         self.addresses.get(place).map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn new(class: Classified, identities: &BTreeMap<IpNet, IdentityId>) -> Self {
+    /// Addresses of the node that the member in this place is on.
+    pub(crate) fn nodes_of(&self, place: usize) -> &[IpAddr] {
+        self.node_addresses
+            .get(place)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
+    /// An address of a region that is not of the node that the member in this place is on.
+    fn stranger(&self, place: usize, region: &Region, version: IpVersion) -> Option<IpAddr> {
+        let own = self.nodes_of(place);
+        let example = region.example(version)?;
+        if !own.contains(&example) {
+            return Some(example);
+        }
+        let own = Region::of(own.iter().copied().map(IpNet::from));
+        region.subtract(&own).example(version)
+    }
+
+    fn new(class: Classified, identities: &BTreeMap<IpNet, IdentityId>, node_slots: Vec<NodeSlot>) -> Self {
         let of = |place: usize, slot: usize| {
             let address = class.addresses.get(place)?.get(slot)?;
             identity_of(identities, *address)
@@ -704,8 +864,49 @@ impl Class {
             slots: slots.collect(),
             members: class.members,
             addresses: class.addresses,
+            node_slots,
+            node_addresses: class.node_addresses,
         }
     }
+}
+
+/// The classes of a cluster, and the cluster in which the first of each has the number of its class, from 1, and which tells no
+/// nodes apart but those that host endpoints speak for.
+fn one_of_each_class(
+    cluster: &Cluster,
+    addresses: &[BTreeSet<IpAddr>],
+    nodes: &Nodes,
+    policies: &PolicySet,
+) -> (Vec<Classified>, Cluster) {
+    let mut compiled = cluster.clone();
+    for member in &mut compiled.members {
+        member.endpoint = None;
+        if member.workload.kind == WorkloadKind::Pod && !nodes.are_judged(&member.node) {
+            member.node.clear();
+        }
+    }
+    // What is no member's matters to pods of that node alone. Addresses of some thousand nodes would be as many cells for nothing.
+    let claimed: BTreeSet<IpAddr> = cluster
+        .members
+        .iter()
+        .flat_map(|member| member.addresses.iter().copied())
+        .collect();
+    for (_, addresses) in compiled
+        .nodes
+        .iter_mut()
+        .filter(|(node, _)| !nodes.are_judged(node))
+    {
+        addresses.retain(|address| claimed.contains(address));
+    }
+    let own: Vec<&BTreeSet<IpAddr>> = cluster.members.iter().map(|member| nodes.own(member)).collect();
+    let classes = classify(&compiled, addresses, &own, policies);
+    for (number, class) in (1..).zip(&classes) {
+        let first = class.members.first();
+        if let Some(member) = first.and_then(|first| compiled.members.get_mut(*first)) {
+            member.endpoint = Some(EndpointId(number));
+        }
+    }
+    (classes, compiled)
 }
 
 /// Name of a workload for people.

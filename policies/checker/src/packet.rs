@@ -59,6 +59,9 @@ pub struct Party {
     /// The workload, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<String>,
+    /// The node that has the address, if it is no workload's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// The address.
     pub address: IpAddr,
     /// Names that the flow is judged by, as if a resolver had given them for the address.
@@ -84,10 +87,11 @@ impl fmt::Display for Packet {
 
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.workload, &self.named) {
-            (Some(workload), _) => write!(f, "{workload} ({})", self.address),
-            (None, Some(names)) => write!(f, "{names} (if at {})", self.address),
-            (None, None) => write!(f, "{}", self.address),
+        match (&self.workload, &self.named, &self.node) {
+            (Some(workload), ..) => write!(f, "{workload} ({})", self.address),
+            (None, Some(names), _) => write!(f, "{names} (if at {})", self.address),
+            (None, None, Some(node)) => write!(f, "node {node} ({})", self.address),
+            (None, None, None) => write!(f, "{}", self.address),
         }
     }
 }

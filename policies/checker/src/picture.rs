@@ -5,7 +5,7 @@ use std::{
     fmt::Write,
 };
 
-use crate::connectivity::{Connection, Connectivity};
+use crate::connectivity::{Connection, Connectivity, OWN_NODE};
 
 /// The graph for Graphviz: namespaces are boxes, edges carry what may pass.
 pub fn dot(connectivity: &Connectivity) -> String {
@@ -37,6 +37,9 @@ pub fn dot(connectivity: &Connectivity) -> String {
         .filter(|group| used.contains(group.name.as_str()))
     {
         line(format!("  {} [style=dashed];", quoted(&group.name)));
+    }
+    if used.contains(OWN_NODE) {
+        line(format!("  {} [style=dashed];", quoted(OWN_NODE)));
     }
     for connection in &connectivity.connections {
         line(format!(
@@ -114,7 +117,8 @@ impl<'a> Layout<'a> {
         }
         let order = || {
             let workloads = connectivity.workloads.iter().map(|group| group.name.as_str());
-            workloads.chain(connectivity.outside.iter().map(|group| group.name.as_str()))
+            let outside = connectivity.outside.iter().map(|group| group.name.as_str());
+            workloads.chain(outside).chain([OWN_NODE])
         };
         let header = 3 * LINE;
         let mut top = header;
@@ -176,6 +180,7 @@ impl<'a> Layout<'a> {
                 .outside
                 .iter()
                 .map(|group| group.name.as_str())
+                .chain([OWN_NODE])
                 .collect(),
             origins,
             targets,

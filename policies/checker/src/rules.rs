@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::flow::{self, FlowDirection, FlowEvent};
 use policies_ir::{
-    policy::{Action, DefaultAction, Policy, PolicySet, ProfileRules, Rule, Tier},
+    policy::{Action, DefaultAction, EndpointToHost, Policy, PolicySet, ProfileRules, Rule, Tier},
     tables::{DecidedBy, Direction, RuleName},
 };
 use serde::Serialize;
@@ -348,15 +348,24 @@ fn example(model: &Model, own: Spot, other: Spot) -> Option<(Place, Place)> {
         return None;
     };
     let member = *model.classes().get(class)?.members.first()?;
-    let place = match other {
-        Spot::Outside { region, version } => Place {
-            names: model.names_of(region),
-            ..Place::new(None, model.outside().get(region)?.example(version)?)
-        },
+    let alone = |address| Place {
+        names: model.names_at(other),
+        ..Place::new(None, address)
+    };
+    let (member, place) = match other {
+        Spot::Outside { region, version } => {
+            let region = model.outside().get(region)?;
+            let strange = |member: &usize| Some((*member, model.stranger(*member, region, version)?));
+            let members = &model.classes().get(class)?.members;
+            let (member, address) = members.iter().find_map(strange)?;
+            (member, alone(address))
+        }
+        Spot::OwnNode { slot, .. } => (member, alone(model.node_address(member, slot)?)),
         Spot::Class { class, slot } => {
             let members = &model.classes().get(class)?.members;
             let sibling = members.iter().find(|candidate| **candidate != member)?;
-            Place::new(Some(*sibling), model.address(*sibling, slot)?)
+            let sibling = Place::new(Some(*sibling), model.address(*sibling, slot)?);
+            (member, sibling)
         }
     };
     Some((Place::new(Some(member), model.address(member, slot)?), place))
@@ -386,6 +395,7 @@ fn alone(policies: &PolicySet, found: &Found) -> PolicySet {
         }
     });
     alone.failsafe = std::sync::Arc::default();
+    alone.endpoint_to_host = EndpointToHost::Accept;
     match &found.holder {
         Holder::Policy { tier, policy } => {
             let holding = alone.tiers.get(*tier).map(|tier| Tier {

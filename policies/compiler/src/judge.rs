@@ -35,6 +35,7 @@ use crate::{
 pub struct Book {
     cluster: Cluster,
     policies: PolicySet,
+    made_up: BTreeSet<String>,
 }
 
 /// A flow to judge.
@@ -92,15 +93,24 @@ impl Book {
         for (member, number) in cluster.members.iter_mut().zip(1..) {
             member.endpoint = Some(EndpointId(number));
         }
-        ends::assume_node_addresses(&mut cluster);
+        let made_up = ends::assume_node_addresses(&mut cluster);
         // Which pods got the ports that they ask for only their node knows.
         cluster.translations.clear();
-        Self { cluster, policies }
+        Self {
+            cluster,
+            policies,
+            made_up,
+        }
     }
 
     /// The cluster, in which every member has an endpoint and every node an address.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Nodes of which nothing tells an address: the one that they have here is made up.
+    pub fn made_up_nodes(&self) -> &BTreeSet<String> {
+        &self.made_up
     }
 
     /// The policies.

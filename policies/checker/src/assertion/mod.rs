@@ -6,6 +6,7 @@
 
 mod parse;
 mod prove;
+mod selection;
 
 use ipnet::IpNet;
 use policies_compiler::ClusterView;
@@ -76,6 +77,8 @@ pub enum EndTerm {
     Internet,
     /// Addresses that no workload has.
     Outside,
+    /// For each pod the node that it is on, as far as a host endpoint judges there or its addresses are known.
+    OwnNode,
     /// Everything.
     Anything,
 }

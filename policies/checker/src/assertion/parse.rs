@@ -60,8 +60,7 @@ struct Parser<'a> {
     end: usize,
 }
 
-const ENDS: &str =
-    "a pod, ns(NAME), labels(SELECTOR), pod(NAMESPACE/NAME), cidr(CIDR), internet, outside or anything";
+const ENDS: &str = "a pod, ns(NAME), labels(SELECTOR), pod(NAMESPACE/NAME), cidr(CIDR), own-node, internet, outside or anything";
 
 impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Result<Self, ParseError> {
@@ -143,6 +142,7 @@ impl<'a> Parser<'a> {
             }
             ("internet", None) => self.finish(&token, EndTerm::Internet),
             ("outside", None) => self.finish(&token, EndTerm::Outside),
+            ("own-node", None) => self.finish(&token, EndTerm::OwnNode),
             ("anything" | "anyone" | "anywhere", None) => self.finish(&token, EndTerm::Anything),
             ("pod" | "host" | "cidr", None) => Err(self.at(
                 token.column + token.word.chars().count(),

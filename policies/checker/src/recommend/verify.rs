@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use policies_compiler::{ClusterView, Source, load_objects};
+use policies_ir::policy::IpVersion;
 use serde_json::Value;
 
 use crate::{
-    model::{End, FAMILIES, Model},
+    model::{End, FAMILIES, Model, Spot},
     recommend::{
         RecommendError,
         observe::{Observed, Side},
@@ -60,11 +61,11 @@ fn check(
     sides: &BTreeMap<usize, Side>,
     seen: &BTreeMap<(Side, Side), Space>,
     from: End,
-    to: End,
+    to_end: End,
 ) -> Result<(), RecommendError> {
     let nothing = Space::nothing();
     for family in FAMILIES {
-        let Some(allowed) = model.allowed(from, to, family) else {
+        let Some(allowed) = model.allowed(from, to_end, family) else {
             continue;
         };
         let allowed = model.space(allowed);
@@ -74,7 +75,7 @@ fn check(
                 "from {from} to {to} they allow {allowed}, and {expected} was seen"
             ))
         };
-        match (from, to) {
+        match (from, to_end) {
             (End::Class(from), End::Class(to)) => {
                 let (Some(from), Some(to)) = (sides.get(&from), sides.get(&to)) else {
                     continue;
@@ -117,8 +118,45 @@ fn check(
                     return Err(wrong(from, to, &nothing));
                 }
             }
-            (End::Outside(_), End::Outside(_)) => {}
+            // What goes to a pod's own node may be dropped though policies allow it, but nothing else passes.
+            (End::Class(class), End::OwnNode) => {
+                let Some(own) = sides.get(&class) else { continue };
+                for (spot, address) in own_node_addresses(model, class, family) {
+                    let to = Side::Address(address);
+                    let expected = seen.get(&(*own, to)).unwrap_or(&nothing);
+                    let passes = model
+                        .pairs(from, to_end)
+                        .into_iter()
+                        .filter(|(_, to)| *to == spot);
+                    let mut passes = passes.map(|(from, to)| model.space(model.allowed_at(from, to)));
+                    if passes.any(|passes| !passes.subtract(expected).is_empty()) {
+                        return Err(wrong(*own, to, expected));
+                    }
+                }
+            }
+            (End::OwnNode, _) | (End::Outside(_), End::Outside(_) | End::OwnNode) => {}
         }
     }
     Ok(())
+}
+
+/// Each address of a family of the nodes that the workloads of a class are on.
+fn own_node_addresses(
+    model: &Model,
+    class: usize,
+    family: IpVersion,
+) -> impl Iterator<Item = (Spot, IpAddr)> + '_ {
+    let spots = model.node_spots(class);
+    let of_family = spots.filter(move |spot| model.version(*spot) == Some(family));
+    of_family.flat_map(move |spot| {
+        let members = model.classes().get(class).map(|class| class.members.as_slice());
+        let addresses = members
+            .unwrap_or_default()
+            .iter()
+            .filter_map(move |member| match spot {
+                Spot::OwnNode { slot, .. } => model.node_address(*member, slot),
+                Spot::Class { .. } | Spot::Outside { .. } => None,
+            });
+        addresses.map(move |address| (spot, address))
+    })
 }

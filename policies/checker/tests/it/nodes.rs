@@ -1,17 +1,20 @@
-//! Nodes with host endpoints that do not say which addresses they have: what is said about all flows is what `decide` says
-//! about each.
+//! Nodes with and without host endpoints, of which objects tell some addresses, all or none: what is said about all flows is what `decide`
+//! says about each.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use policies_checker::{
     Model,
     assertion::{self, Problem, Proof},
+    cases::{Case, run_cases},
+    connectivity::{Grouping, OWN_NODE, connectivity},
     difference::{Effect, difference},
     rules::{RuleStatus, rule_use},
     space::Point,
 };
 use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, load_objects};
 use policies_ir::{
+    cluster::Member,
     policy::{TCP, WorkloadKind},
     tables::Verdict,
 };
@@ -146,6 +149,18 @@ fn what_a_node_sends_to_its_own_pods_counts_where_it_is_asked_about() {
         assert!(proof(&model, "no host(h) reaches pod(shop/far)").holds);
         assert!(proof(&model, "host(h) reaches pod(shop/near) on any").holds);
         assert!(proof(&model, "only ns(shop) or host(h) reaches ns(shop)").holds);
+        assert!(proof(&model, "only ns(shop) or own-node reaches ns(shop)").holds);
+        assert!(proof(&model, "own-node reaches pod(shop/near) on any").holds);
+        assert!(!proof(&model, "no own-node reaches pod(shop/near)").holds);
+        // Nothing tells where the other node is.
+        let vacuous = |text: &str| proof(&model, text).vacuous.is_some();
+        assert!(!vacuous("no own-node reaches pod(shop/far)"));
+        let bare = Model::new(&view(&[pod("far", "10.244.1.1", Some("n2"))]));
+        assert!(
+            proof(&bare, "no own-node reaches pod(shop/far)")
+                .vacuous
+                .is_some()
+        );
         // No policy can isolate a pod from its node, which is not what is asked; the answer says so.
         let egress = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "mute"},
             "spec": {"selector": "has(app)", "types": ["Egress"]}});
@@ -164,6 +179,226 @@ fn what_a_node_sends_to_its_own_pods_counts_where_it_is_asked_about() {
         let broken = proof(&open, "isolated pod(shop/near)");
         assert!(!broken.holds && broken.left_out.is_none(), "{broken:?}");
     }
+}
+
+/// Two nodes without host endpoints, a pod that others may reach on 80 alone, one that nobody may reach, and what pods may send to their
+/// own node.
+fn bare(action: &str) -> ClusterView {
+    let settings = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+        "metadata": {"name": "default"}, "spec": {"defaultEndpointToHostAction": action}});
+    let from_pods = json!([{"action": "Allow", "protocol": "TCP", "source": {"selector": "has(app)"},
+        "destination": {"ports": [80]}}]);
+    view(&[
+        node("n1", &["172.16.0.1"]),
+        node("n2", &["172.16.0.2"]),
+        pod("web", "10.244.0.1", Some("n1")),
+        pod("cli", "10.244.0.2", Some("n2")),
+        policy("g", "app == 'web'", &from_pods),
+        settings,
+    ])
+}
+
+/// Without a host endpoint a node was an address like others, and what it sends its own pods was denied in proofs alone.
+#[test]
+fn a_node_without_a_host_endpoint_always_reaches_its_own_pods() {
+    let model = Model::new(&bare("Drop"));
+    for text in [
+        "only ns(shop) reaches pod(shop/web)",
+        "no cidr(172.16.0.1/32) reaches pod(shop/web)",
+        "no own-node reaches pod(shop/web) on 9",
+        "never outside reaches pod(shop/web)",
+    ] {
+        let proof = proof(&model, text);
+        let Some(Problem::Counterexample(packet)) = proof.problem else {
+            panic!("{text}: {proof:?}");
+        };
+        assert_eq!(packet.from.to_string(), "node n1 (172.16.0.1)", "{text}");
+        assert_eq!(packet.rulings(), "ingress allowed by from-host", "{text}");
+    }
+    for text in [
+        "only ns(shop) or cidr(172.16.0.1/32) reaches pod(shop/web)",
+        "only ns(shop) or own-node reaches pod(shop/web)",
+        "no cidr(172.16.0.2/32) reaches pod(shop/web)",
+        "cidr(172.16.0.1/32) reaches pod(shop/web) on any",
+        "own-node reaches any pod on any",
+    ] {
+        assert!(proof(&model, text).holds, "{text}");
+    }
+    let isolated = proof(
+        &Model::new(&view(&[
+            node("n1", &["172.16.0.1"]),
+            pod("web", "10.244.0.1", Some("n1")),
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "shut"},
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}}),
+        ])),
+        "isolated ns(shop)",
+    );
+    assert!(isolated.holds, "{isolated:?}");
+    let left_out = isolated.left_out.unwrap();
+    assert!(
+        left_out.starts_with("node n1 (172.16.0.1) to shop/web"),
+        "{left_out}"
+    );
+}
+
+#[test]
+fn what_a_pod_may_send_to_its_own_node_is_the_default_action_s_to_say() {
+    for (action, allowed) in [("Drop", false), ("Return", true), ("Accept", true)] {
+        let model = Model::new(&bare(action));
+        let holds = |text: &str| proof(&model, text).holds;
+        assert_eq!(holds("pod(shop/web) reaches cidr(172.16.0.1/32) on 9"), allowed);
+        assert_eq!(holds("no any pod reaches own-node"), !allowed);
+        assert!(holds("pod(shop/web) reaches cidr(172.16.0.2/32) on any"));
+        let all = connectivity(&model, Grouping::Equal);
+        let to_own: Vec<_> = all.connections.iter().filter(|c| c.to == OWN_NODE).collect();
+        assert_eq!(!to_own.is_empty(), allowed, "{to_own:?}");
+        assert!(to_own.iter().all(|c| c.text == "any"));
+        assert!(all.connections.iter().all(|c| c.from != OWN_NODE));
+        assert_eq!(policies_checker::picture::dot(&all).contains(OWN_NODE), allowed);
+        assert_eq!(policies_checker::picture::svg(&all).contains(OWN_NODE), allowed);
+    }
+    let (drop, accept) = (Model::new(&bare("Drop")), Model::new(&bare("Accept")));
+    let opened = difference(&drop, &accept);
+    assert!(!opened.is_empty());
+    for change in &opened {
+        assert_eq!(
+            (change.effect, change.to.as_str()),
+            (Effect::Opens, OWN_NODE),
+            "{change:?}"
+        );
+        let [before, after] =
+            [&change.before, &change.after].map(|packet| packet.as_ref().unwrap().rulings());
+        assert!(before.starts_with("egress denied by to-host"), "{before}");
+        assert!(after.starts_with("egress allowed by no-policy"), "{after}");
+    }
+}
+
+/// A name may lead to a pod's own node, too.
+#[test]
+fn a_rule_by_name_opens_a_pod_s_own_node_as_it_does_any_address() {
+    for action in ["Drop", "Accept"] {
+        let by_name = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "names"},
+            "spec": {"selector": "has(app)", "types": ["Egress"],
+                "egress": [{"action": "Allow", "destination": {"domains": ["api.example.com"]}}]}});
+        let mut view = bare(action);
+        let more = [by_name];
+        let loaded = load_objects(more.iter().map(|object| Source {
+            origin: "test",
+            object,
+        }))
+        .unwrap();
+        view.calico.extend(loaded.view.calico);
+        let model = Model::new(&view);
+        let proof = proof(&model, "no pod(shop/web) reaches own-node");
+        assert_eq!(proof.holds, action == "Drop", "{proof:?}");
+        if let Some(Problem::Counterexample(packet)) = proof.problem {
+            assert_eq!(packet.to.to_string(), "api.example.com (if at 172.16.0.1)");
+        }
+    }
+}
+
+/// Nothing tells an address of this node, so that it may be at any; `docs/checker.md` says so.
+#[test]
+fn a_node_of_which_nothing_tells_an_address_is_like_others() {
+    let closed = [
+        pod("web", "10.244.0.1", Some("n1")),
+        policy("g", "has(app)", &json!([])),
+    ];
+    let model = Model::new(&view(&closed));
+    assert!(proof(&model, "only ns(shop) reaches ns(shop)").holds);
+    assert!(proof(&model, "pod(shop/web) reaches outside on any").holds);
+    // A host endpoint that expects an address tells it, and so does a pod on the node's network.
+    let on_node = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "agent"},
+        "spec": {"nodeName": "n1", "hostNetwork": true, "containers": []}, "status": {"podIP": "172.16.0.1"}});
+    for telling in [host("h", "n1", "eth0", &["172.16.0.1"]), on_node] {
+        let model = Model::new(&view(&[&closed[..], &[telling]].concat()));
+        assert!(!proof(&model, "no cidr(172.16.0.1/32) reaches pod(shop/web)").holds);
+        assert!(!proof(&model, "pod(shop/web) reaches cidr(172.16.0.1/32) on 9").holds);
+    }
+}
+
+/// A pod that moved may send its own node what it could before.
+#[test]
+fn a_pod_that_moves_to_another_node_changes_nothing() {
+    let on = |node_name: &str| {
+        Model::new(&view(&[
+            node("n1", &["172.16.0.1"]),
+            node("n2", &["172.16.0.2"]),
+            pod("web", "10.244.0.1", Some(node_name)),
+        ]))
+    };
+    assert_eq!(difference(&on("n1"), &on("n2")), vec![]);
+}
+
+/// An address of a node that a host endpoint of another expects is still the node's to its own pods.
+#[test]
+fn an_address_that_another_node_s_host_endpoint_expects_stays_the_node_s() {
+    let view = view(&[
+        node("n1", &["172.16.0.1", "172.16.1.1"]),
+        node("n2", &["172.16.0.2"]),
+        host("h", "n2", "eth0", &["172.16.0.1"]),
+        pod("web", "10.244.0.1", Some("n1")),
+        policy("g", "has(app)", &json!([])),
+    ]);
+    let (model, book) = (Model::new(&view), Book::new(&view));
+    let mut flows = Flows::new(&book);
+    for address in ["172.16.0.1", "172.16.1.1", "172.16.0.2"] {
+        let ends: [IpAddr; 2] = [address, "10.244.0.1"].map(|end| end.parse().unwrap());
+        for [from, to] in [ends, [ends[1], ends[0]]] {
+            let passes = flows.passes(from, to, 80);
+            let text = format!("cidr({from}/32) reaches cidr({to}/32) on 80");
+            assert_eq!(proof(&model, &format!("no {text}")).holds, !passes, "no {text}");
+            assert_eq!(proof(&model, &text).holds, passes, "{text}");
+        }
+    }
+}
+
+/// Cases name nodes and host endpoints as `explain` does.
+#[test]
+fn cases_are_about_nodes_by_name() {
+    let bare = bare("Drop");
+    let with_host = view(&[
+        node("n1", &["172.16.0.1"]),
+        host("h", "n1", "eth0", &["172.16.0.1"]),
+        pod("web", "10.244.0.1", Some("n1")),
+        pod("cli", "10.244.0.2", Some("n2")),
+        policy("g", "has(app)", &json!([])),
+    ]);
+    for (view, ends) in [
+        (&bare, &["host/n1", "host/n2"][..]),
+        (&with_host, &["host/n1", "host/h"]),
+    ] {
+        let (model, book) = (Model::new(view), Book::new(view));
+        let mut judge = Judge::new(&book);
+        for host in ends {
+            for pod in ["shop/web", "pod/shop/cli"] {
+                for [from, to] in [[*host, pod], [pod, *host]] {
+                    let question = Question {
+                        source: from.parse().unwrap(),
+                        destination: to.parse().unwrap(),
+                        protocol: TCP,
+                        source_port: 40_000,
+                        port: 9,
+                    };
+                    let allow = judge.judge(&question).unwrap().verdict == Verdict::Allow;
+                    let expect = if allow { "allow" } else { "deny" };
+                    let case: Case =
+                        serde_json::from_value(json!({"from": from, "to": to, "port": 9, "expect": expect}))
+                            .unwrap();
+                    let report = run_cases(&model, &[case]);
+                    assert_eq!(report.cases[0].failure, None, "{from} to {to}");
+                }
+            }
+        }
+    }
+    let failure = |view: &ClusterView, from: &str| {
+        let case = json!({"from": from, "to": "shop/web", "port": 9, "expect": "allow"});
+        let report = run_cases(&Model::new(view), &[serde_json::from_value(case).unwrap()]);
+        report.cases[0].failure.clone().unwrap()
+    };
+    assert!(failure(&with_host, "host/n2").contains("no object tells an address of node n2"));
+    assert!(failure(&bare, "host/n3").contains("there is no node or host endpoint n3"));
+    assert!(failure(&bare, "a/b/c").contains("is neither NAMESPACE/POD, POD, host/NAME"));
 }
 
 const PORTS: [u16; 2] = [80, 443];
@@ -291,37 +526,56 @@ impl<'a> Flows<'a> {
         }
     }
 
-    /// Addresses of nodes without a host endpoint.
-    fn unjudged(&self) -> BTreeSet<IpAddr> {
-        let judged = self.judged_nodes();
+    /// Made-up addresses of nodes without a host endpoint, which to the model are addresses like others.
+    fn unknown(&self) -> BTreeSet<IpAddr> {
         let nodes = self.book.cluster().nodes.iter();
         nodes
-            .filter(|(name, _)| !judged.contains(name.as_str()))
+            .filter(|(name, _)| !self.is_known(name))
             .flat_map(|(_, addresses)| addresses.iter().copied())
             .collect()
     }
 
-    /// Nodes with a host endpoint.
-    fn judged_nodes(&self) -> BTreeSet<&str> {
-        let hosts = self.book.cluster().members.iter();
-        let hosts = hosts.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
-        hosts.map(|host| host.node.as_str()).collect()
+    fn is_known(&self, node: &str) -> bool {
+        let mut hosts = self.book.cluster().members.iter();
+        let is_host = |member: &Member| member.workload.kind == WorkloadKind::HostEndpoint;
+        !self.book.made_up_nodes().contains(node)
+            || hosts.any(|member| is_host(member) && member.node == node)
     }
 
-    /// Every address of a pod and of a node with a host endpoint. The model knows those of other nodes as addresses like others.
+    /// Every address of a pod and of a node that has some.
     fn ends(&self) -> BTreeSet<IpAddr> {
         let cluster = self.book.cluster();
-        let judged = self.judged_nodes();
-        let of_nodes = cluster
-            .nodes
-            .iter()
-            .filter(|(node, _)| judged.contains(node.as_str()));
+        let of_nodes = cluster.nodes.iter().filter(|(node, _)| self.is_known(node));
         let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
         of_nodes
             .flat_map(|(_, addresses)| addresses)
             .chain(of_members)
             .copied()
             .collect()
+    }
+
+    /// Pods on nodes without a host endpoint, at their addresses, each with those of its node that are known.
+    fn on_bare_nodes(&self) -> Vec<(&'a Member, IpAddr, Vec<IpAddr>)> {
+        let cluster = self.book.cluster();
+        let hosts: BTreeSet<&str> = cluster
+            .members
+            .iter()
+            .filter(|member| member.workload.kind == WorkloadKind::HostEndpoint)
+            .map(|host| host.node.as_str())
+            .collect();
+        let pods = cluster
+            .members
+            .iter()
+            .filter(|member| member.workload.kind == WorkloadKind::Pod);
+        let on_bare = pods.filter(|pod| !pod.node.is_empty() && !hosts.contains(pod.node.as_str()));
+        let located = on_bare.filter_map(|pod| {
+            let node = cluster
+                .nodes
+                .get(&pod.node)
+                .filter(|_| self.is_known(&pod.node))?;
+            Some((pod, *pod.addresses.first()?, node.iter().copied().collect()))
+        });
+        located.collect()
     }
 
     /// What each end says, as the model's packets do.
@@ -358,8 +612,8 @@ proptest! {
         let mut flows = [Flows::new(&books[0]), Flows::new(&books[1])];
         let outside: IpAddr = OUTSIDE.parse().unwrap();
         let ends: Vec<IpAddr> = flows[0].ends().into_iter().chain([outside]).collect();
-        // To the model these are addresses like others, as `docs/checker.md` says.
-        let unjudged = flows[0].unjudged();
+        // As `docs/checker.md` says.
+        let unknown = flows[0].unknown();
         let mut differ = BTreeSet::new();
         for from in &ends {
             for to in ends.iter().filter(|to| *to != from) {
@@ -385,11 +639,33 @@ proptest! {
         for change in &changes {
             let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
             for (packet, which) in [(before, 0), (after, 1)] {
-                let is_known = !unjudged.contains(&packet.from.address) && !unjudged.contains(&packet.to.address);
+                let is_known = !unknown.contains(&packet.from.address) && !unknown.contains(&packet.to.address);
                 if packet.protocol == TCP && packet.source_port != 0 && is_known {
                     let decided = flows[which].passes(packet.from.address, packet.to.address, packet.port);
                     prop_assert_eq!(decided, packet.allowed, "{}", packet);
                 }
+            }
+        }
+        // A pod's own node is an end of its own.
+        for (pod, address, node) in flows[0].on_bare_nodes() {
+            let mut differ_there = differ.iter().filter(|(from, to, _)| *from == address && node.contains(to));
+            let own = changes.iter().filter(|change| change.to == OWN_NODE);
+            let named = own.filter(|change| change.before.as_ref().and_then(|p| p.from.workload.clone()).is_some());
+            prop_assert!(differ_there.next().is_none() || named.count() > 0, "{} to {:?}", address, node);
+            let name = format!("shop/{}", pod.workload.name);
+            let all = connectivity(&models[0], Grouping::Expanded);
+            let listed = all.connections.iter().any(|c| c.from == name && c.to == OWN_NODE);
+            let passing = node.iter().any(|to| [22, 80, 443].into_iter().any(|port| flows[0].passes(address, *to, port)));
+            prop_assert_eq!(listed, passing, "{} to its own node", name);
+            for port in PORTS {
+                let passes = |flows: &mut Flows<'_>, to: &IpAddr| flows.passes(address, *to, port);
+                let all = node.iter().all(|to| passes(&mut flows[0], to));
+                let none = !node.iter().any(|to| passes(&mut flows[0], to));
+                let holds = |text: String| proof(&models[0], &text).holds;
+                prop_assert_eq!(holds(format!("pod({name}) reaches own-node on {port}")), all);
+                prop_assert_eq!(holds(format!("no pod({name}) reaches own-node on {port}")), none);
+                let all = node.iter().all(|from| flows[0].passes(*from, address, port));
+                prop_assert_eq!(holds(format!("own-node reaches pod({name}) on {port}")), all);
             }
         }
         // Each end at its address, in sentences: the node is asked about by its addresses and by the name of what judges there.

@@ -215,8 +215,8 @@ pub(crate) fn addresses(
         .ok_or(FlowError::NoCommonFamily)
 }
 
-/// Gives each node an address that has none, stable for the same set of nodes.
-pub(crate) fn assume_node_addresses(cluster: &mut Cluster) {
+/// Gives each node an address that has none, stable for the same set of nodes, and says which these are.
+pub(crate) fn assume_node_addresses(cluster: &mut Cluster) -> BTreeSet<String> {
     let of_members = cluster.members.iter().map(|member| &member.node);
     let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
     let of_members: BTreeSet<String> = of_members
@@ -236,13 +236,12 @@ pub(crate) fn assume_node_addresses(cluster: &mut Cluster) {
         .collect();
     let free = (0..u32::from(u16::MAX)).map(|i| IpAddr::V4(Ipv4Addr::from(GENERATED_BASE.wrapping_add(i))));
     let mut free = free.filter(|address| !taken.contains(address));
-    for addresses in cluster
-        .nodes
-        .values_mut()
-        .filter(|addresses| addresses.is_empty())
-    {
+    let mut made_up = BTreeSet::new();
+    for (node, addresses) in cluster.nodes.iter_mut().filter(|(_, of)| of.is_empty()) {
         addresses.extend(free.next());
+        made_up.insert(node.clone());
     }
+    made_up
 }
 
 fn resolved(position: usize, member: &Member) -> Resolved {

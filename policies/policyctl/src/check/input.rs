@@ -113,12 +113,15 @@ pub(crate) fn assertion_lines(paths: &[PathBuf]) -> Result<Vec<String>> {
     Ok(assertions)
 }
 
-/// Cases of files.
+/// Cases of files, of which each must have some: nothing tested is not everything passed.
 pub(crate) fn cases(paths: &[PathBuf]) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for path in paths {
         let file: CaseFile = serde_saphyr::from_str(&read(path)?)
             .with_context(|| format!("{} is not a valid file of cases", path.display()))?;
+        if file.cases.is_empty() {
+            bail!("{} has no cases: nothing would be tested", path.display());
+        }
         cases.extend(file.cases);
     }
     Ok(cases)
@@ -234,6 +237,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_file_without_cases_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let empty = write("empty.yaml", "cases: []\n");
+        let one = write(
+            "one.yaml",
+            "cases: [{from: a/b, to: a/c, port: 80, expect: deny}]\n",
+        );
+        assert_eq!(cases(std::slice::from_ref(&one)).unwrap().len(), 1);
+        for paths in [vec![empty.clone()], vec![one, empty]] {
+            let error = cases(&paths).unwrap_err().to_string();
+            assert!(error.contains("empty.yaml has no cases"), "{error}");
+        }
+    }
 
     #[test]
     fn assertions_are_found_alone_and_in_lists_of_any_kind() {
