@@ -76,6 +76,7 @@ pub fn prove(model: &Model, assertion: &Assertion) -> Proof {
     match assertion {
         Assertion::No { services, .. } => found.search(model, &from, &to, passes(services)),
         Assertion::Only { services, .. } => {
+            found.leaves_out_own_nodes = true;
             found.search(model, &from.complement(model), &to, passes(services));
         }
         Assertion::Isolated { .. } => {
