@@ -16,7 +16,7 @@ fn cluster(pods: usize, nodes: usize, policies: usize) -> ClusterView {
     let on = (nodes > 0).then_some(nodes);
     let node = |i: usize| {
         json!({"apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": node_name(i), "labels": {"zone": if i % 3 == 0 { "a" } else { "b" }}},
+            "metadata": {"name": node_name(i), "labels": {"zone": if i.is_multiple_of(3) { "a" } else { "b" }}},
             "status": {"addresses": [{"type": "InternalIP", "address": format!("172.16.{}.{}", i / 250, i % 250 + 1)},
                 {"type": "ExternalIP", "address": format!("198.51.{}.{}", i / 250, i % 250 + 1)},
                 {"type": "InternalIP", "address": format!("fd00::{i:x}")}]}})
