@@ -89,8 +89,20 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>> {
     files.sort();
     files
         .iter()
-        .map(|file| Ok((file.display().to_string(), read_file(file)?)))
+        .map(|file| Ok((file.display().to_string(), read_listed(file)?)))
         .collect()
+}
+
+/// A file that was found in a folder. Nobody named it, so nothing is waited for that is no file: a pipe may never end.
+fn read_listed(path: &Path) -> Result<String> {
+    let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if !metadata.is_file() {
+        bail!(
+            "{} is called like a manifest and is no file; name it by itself",
+            path.display()
+        );
+    }
+    read_file(path)
 }
 
 fn read_file(path: &Path) -> Result<String> {
@@ -180,7 +192,7 @@ pub(crate) fn documents(paths: &[PathBuf]) -> Result<Vec<(String, Value)>> {
     for path in paths {
         if path.is_dir() {
             for file in files_below(path)? {
-                split(&file.display().to_string(), &read_file(&file)?, &mut found)?;
+                split(&file.display().to_string(), &read_listed(&file)?, &mut found)?;
             }
         } else {
             for (origin, text) in texts(path)? {
@@ -359,6 +371,11 @@ mod tests {
         symlink("/nowhere/x.yaml", at("dangling.yaml")).unwrap();
         let said = format!("{:#}", read().unwrap_err());
         assert!(said.contains("dangling.yaml"), "{said}");
+        fs::remove_file(at("dangling.yaml")).unwrap();
+        let pipe = at("pipe.yaml");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let said = format!("{:#}", read().unwrap_err());
+        assert!(said.contains("pipe.yaml is called like a manifest"), "{said}");
     }
 
     #[test]
