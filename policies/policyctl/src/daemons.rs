@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
+    os::unix::{fs::MetadataExt as _, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -131,6 +131,13 @@ impl Running {
         start_ticks(self.pid).is_some_and(|ticks| ticks == self.start_ticks)
     }
 
+    /// Whether it runs the file that is at `program` now. One that nobody can ask runs another.
+    pub(crate) fn is_of(self, program: &Path) -> bool {
+        let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        let own = file(Path::new(&format!("/proc/{}/exe", self.pid)));
+        own.is_ok_and(|own| file(program).is_ok_and(|other| own == other))
+    }
+
     fn signal(self, signal: Signal) -> Result<()> {
         match kill(Pid::from_raw(self.pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
@@ -190,6 +197,29 @@ fn remove_if_there(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("sleep");
+        let place = |text: &str| {
+            let partial = directory.path().join(text);
+            fs::copy("/bin/sleep", &partial).unwrap();
+            fs::rename(&partial, &program).unwrap();
+        };
+        place("first");
+        let mut child = Command::new(&program).arg("100").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let running = Running {
+            pid,
+            start_ticks: start_ticks(pid).unwrap(),
+        };
+        assert!(running.is_of(&program));
+        place("second");
+        assert!(!running.is_of(&program));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn another_process_with_the_same_id_is_not_ours() {

@@ -40,11 +40,11 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     // The control plane starts itself again around Trivy, as its own user, who may not pass through the
     // directory that the build is in, such as root's home.
     let control_program = state.join("tools/palisade-control");
-    let other_control = copy_if_changed(&binaries.control, &control_program, 0o755)?;
+    copy_if_changed(&binaries.control, &control_program, 0o755)?;
     // And a build that replaces its own binaries must not change what runs.
     let agent_program = state.join("tools/palisade-agent");
     copy_if_changed(&binaries.shim, &state.join("tools/palisade-shim"), 0o755)?;
-    let other_agent = copy_if_changed(&binaries.agent, &agent_program, 0o755)?;
+    copy_if_changed(&binaries.agent, &agent_program, 0o755)?;
 
     steps.begin("preparing the scanner");
     let scanner = scanner(args)?;
@@ -57,14 +57,15 @@ pub(crate) async fn run(args: &UpArgs) -> Result<()> {
     steps.begin("making keys and configuration");
     let changed = configure(args, &node_name, &scanner)?;
     init(&control_program, args, &node_name)?;
-    for (daemon, changed) in [
-        (&control, changed.control || other_control),
-        (&signer, changed.signer || other_control),
-        (&agent, changed.agent || other_agent),
+    for (daemon, program, changed) in [
+        (&control, &control_program, changed.control),
+        (&signer, &control_program, changed.signer),
+        (&agent, &agent_program, changed.agent),
     ] {
         // A daemon reads its configuration once; and one whose program is another file now can no longer start itself again, as
         // the control plane does around Trivy.
-        if changed {
+        let runs_another = daemon.running().is_some_and(|running| !running.is_of(program));
+        if changed || runs_another {
             daemon.stop(RESTART_PATIENCE).await?;
         }
     }
@@ -502,23 +503,21 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Copies unless the target has the same size and is not older, and returns whether it did; the copy appears whole or not at
-/// all.
-fn copy_if_changed(source: &Path, target: &Path, mode: u32) -> Result<bool> {
+/// Copies unless the target has the same size and is not older; the copy appears whole or not at all.
+fn copy_if_changed(source: &Path, target: &Path, mode: u32) -> Result<()> {
     let from = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
     if let Ok(to) = fs::metadata(target)
         && to.len() == from.len()
         && to.modified().ok() >= from.modified().ok()
     {
-        return Ok(false);
+        return Ok(());
     }
     let partial = target.with_extension("partial");
     fs::copy(source, &partial)
         .with_context(|| format!("cannot copy {} to {}", source.display(), partial.display()))?;
     fs::set_permissions(&partial, fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the mode of {}", partial.display()))?;
-    fs::rename(&partial, target).with_context(|| format!("cannot create {}", target.display()))?;
-    Ok(true)
+    fs::rename(&partial, target).with_context(|| format!("cannot create {}", target.display()))
 }
 
 /// Returns whether the file was another before.
@@ -579,19 +578,6 @@ mod tests {
         ] {
             assert!(!judge(bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_program_that_is_another_is_copied_and_that_is_said() {
-        let directory = tempfile::tempdir().unwrap();
-        let (source, target) = (directory.path().join("new"), directory.path().join("tools"));
-        let copy = || copy_if_changed(&source, &target, 0o755).unwrap();
-        fs::write(&source, "one").unwrap();
-        assert!(copy());
-        assert!(!copy());
-        fs::write(&source, "another").unwrap();
-        assert!(copy());
-        assert_eq!(fs::read_to_string(&target).unwrap(), "another");
     }
 
     #[test]
