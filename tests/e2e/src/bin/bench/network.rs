@@ -66,6 +66,13 @@ impl Judge {
         Self::Map(MANY),
     ];
 
+    /// A Williams square: in eight rounds each judge comes once at each place and once right after each other one, so
+    /// what one leaves behind (two seconds of bulk make the next connections slower) falls on all alike.
+    fn order(round: usize) -> [Self; 8] {
+        let all = Self::ALL;
+        [0, 1, 7, 2, 6, 3, 5, 4].map(|place| all[(place + round) % all.len()])
+    }
+
     /// Bulk is measured where the answer differs: rules do not matter to tracked connections.
     fn has_bulk(self) -> bool {
         matches!(
@@ -83,8 +90,8 @@ struct Samples {
     gigabits: Vec<f64>,
 }
 
-/// Each round measures all judges, one after the other, in an order that turns. The caller's thread must be in a
-/// network namespace made for the purpose.
+/// Each round measures all judges, one after the other. The caller's thread must be in a network namespace made for
+/// the purpose.
 pub(crate) fn measure(pins: &Path, rounds: usize) -> Result<Vec<Line>> {
     let pair = Pair::plug_in()?;
     let mut kernel = Kernel::open(pins, OBJECT).context("cannot load the programs")?;
@@ -92,9 +99,7 @@ pub(crate) fn measure(pins: &Path, rounds: usize) -> Result<Vec<Line>> {
     let mut samples = BTreeMap::<Judge, Samples>::new();
     let mut result = Ok(());
     for round in 0..rounds {
-        let mut judges = Judge::ALL;
-        judges.rotate_left(round * 3 % Judge::ALL.len());
-        for judge in judges {
+        for judge in Judge::order(round) {
             result = result.and_then(|()| {
                 let sample = samples.entry(judge).or_default();
                 one(judge, &pair, &mut kernel, sample).with_context(|| format!("cannot measure {judge:?}"))
