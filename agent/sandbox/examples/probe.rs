@@ -236,6 +236,7 @@ fn calls() {
     call("userfaultfd", libc::SYS_userfaultfd, 1, 0);
     call("clone3", libc::SYS_clone3, 0, 0);
     call("clone-newuser", libc::SYS_clone, 0x1000_0000, 0);
+    call("clone-parent", libc::SYS_clone, 0x8000, 0);
     call("future", 471, 0, 0);
     call("x32", 0x4000_0000 | 39, 0, 0);
     call("memfd", libc::SYS_memfd_create, text.as_ptr() as u64, 0);

@@ -220,11 +220,12 @@ const STRICT_OLD: Group = Group {
 
 const CLONE: Conditional = Conditional {
     call: ("clone", libc::SYS_clone),
-    reason: "threads and processes, but no new namespaces: each opens kernel code meant for root",
-    // CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+    reason: "threads and processes of its own, but no new namespaces: each opens kernel code meant for root",
+    // CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; and CLONE_PARENT: a session's parent is outside of the
+    // pod, so would its siblings' be.
     any_of: &[&[Argument {
         index: 0,
-        mask: 0x7e02_0000,
+        mask: 0x7e02_8000,
         value: 0,
     }]],
 };

@@ -262,7 +262,14 @@ fn refused_calls(seen: &BTreeMap<String, String>) {
     expect(
         seen,
         EPERM,
-        &["clone-newuser", "x32", "memfd", "packet", "af-alg"],
+        &[
+            "clone-newuser",
+            "clone-parent",
+            "x32",
+            "memfd",
+            "packet",
+            "af-alg",
+        ],
     );
     expect(seen, ENOSYS, &["clone3", "future"]);
 }

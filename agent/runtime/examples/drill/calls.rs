@@ -39,6 +39,11 @@ pub(crate) const CALLS: &[Call] = &[
     ),
     Call("clone3", libc::SYS_clone3, [Room, Number(64), NO, NO, NO]),
     Call(
+        "clone-parent",
+        libc::SYS_clone,
+        [Number(0x8000 | 17), NO, NO, NO, NO],
+    ),
+    Call(
         "sethostname",
         libc::SYS_sethostname,
         [Text(c"drill"), Number(5), NO, NO, NO],

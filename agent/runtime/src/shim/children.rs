@@ -12,8 +12,15 @@ use crate::shim::job::{Forked, Job, Session};
 use crate::shim::supervisor::Supervisor;
 use crate::shim::{ShimError, complain, system};
 
+/// How many deaths are heard of before the shim looks at everything else again. A filter of somebody's own may let a session
+/// make children of the shim, and they could die faster than they are reaped.
+const DEATHS_AT_ONCE: usize = 64;
+
+/// How many deaths are kept for who may claim them.
+const MAX_UNCLAIMED: usize = 1024;
+
 /// The death of a process that nobody has claimed yet: a program may end before its creator told of it. Kept as long as a
-/// job that began before it may still claim it, so there are no more than such jobs have made processes.
+/// job that began before it may still claim it, the last [`MAX_UNCLAIMED`] of them.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
     pid: Pid,
@@ -23,11 +30,12 @@ pub(super) struct Unclaimed {
 }
 
 impl Supervisor {
-    pub(super) fn reap(&mut self) -> Result<(), ShimError> {
-        loop {
+    /// Hears of the children that died, and says whether there may be more.
+    pub(super) fn reap(&mut self) -> Result<bool, ShimError> {
+        for _ in 0..DEATHS_AT_ONCE {
             let dead = match dead_child() {
                 Ok(Some(dead)) => dead,
-                Ok(None) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(None) | Err(Errno::ECHILD) => return Ok(false),
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(system("look for dead children")(errno)),
             };
@@ -39,7 +47,7 @@ impl Supervisor {
             let number = rustix::process::Pid::from_raw(dead.as_raw());
             let status = match rustix::process::waitpid(number, options) {
                 Ok(Some((_, status))) => status,
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(false),
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(system("wait for children")(Errno::from_raw(errno.raw_os_error()))),
             };
@@ -49,6 +57,7 @@ impl Supervisor {
             };
             self.bury(dead, ended);
         }
+        Ok(true)
     }
 
     /// Hears what a dead creator had to say. If that was not all, its start has failed, and what it left goes too: the
@@ -88,7 +97,10 @@ impl Supervisor {
             complain("the namespace holder died; the pod cannot go on");
             self.begin_shutdown();
         } else if self.jobs.iter().any(Job::is_starting) {
-            self.unclaimed.push(Unclaimed {
+            if self.unclaimed.len() == MAX_UNCLAIMED {
+                self.unclaimed.pop_front();
+            }
+            self.unclaimed.push_back(Unclaimed {
                 pid,
                 ended,
                 next_job: self.next_job,
@@ -111,7 +123,9 @@ impl Supervisor {
         use rustix::process::{WaitId, WaitIdOptions};
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let dead = self.unclaimed.iter().position(|death| death.pid == pid);
-        let dead = dead.map(|at| self.unclaimed.swap_remove(at).ended);
+        let dead = dead
+            .and_then(|at| self.unclaimed.remove(at))
+            .map(|death| death.ended);
         let number = rustix::process::Pid::from_raw(pid.as_raw());
         let is_child = !self.creators.contains(&pid)
             && number.is_some_and(|number| rustix::process::waitid(WaitId::Pid(number), options).is_ok());

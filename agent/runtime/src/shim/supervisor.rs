@@ -1,6 +1,6 @@
 //! The shim's loop: requests, output, deaths and deadlines, over `poll` in one thread.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -64,7 +64,9 @@ pub(crate) struct Supervisor {
     profiles: Cache,
     pub(super) jobs: Vec<Job>,
     pub(super) interactive: Vec<Interactive>,
-    pub(super) unclaimed: Vec<Unclaimed>,
+    pub(super) unclaimed: VecDeque<Unclaimed>,
+    /// Children that died may be left to reap.
+    more_are_dead: bool,
     pub(super) next_job: u64,
     /// Creators that have not been reaped, those of finished jobs included.
     pub(super) creators: BTreeSet<Pid>,
@@ -125,7 +127,8 @@ impl Supervisor {
             profiles: Cache::default(),
             jobs: Vec::new(),
             interactive: Vec::new(),
-            unclaimed: Vec::new(),
+            unclaimed: VecDeque::new(),
+            more_are_dead: false,
             next_job: 0,
             creators: BTreeSet::new(),
             pace: Pace::begin(Instant::now()).map_err(system("read the processor time"))?,
@@ -143,7 +146,7 @@ impl Supervisor {
         loop {
             self.wait()?;
             self.read_signals()?;
-            self.reap()?;
+            self.more_are_dead = self.reap()?;
             self.read_reports();
             self.move_output()?;
             self.advance_interactive();
@@ -214,7 +217,8 @@ impl Supervisor {
             .map(|deadline| deadline.saturating_duration_since(now));
         let dying = self.containers.values().any(Container::has_rest);
         let retry = (dying || !self.removals.is_empty() || self.shutdown.is_some()).then_some(RETRY);
-        let deadline = deadlines.chain(retry).min();
+        let dead = self.more_are_dead.then_some(Duration::ZERO);
+        let deadline = deadlines.chain(retry).chain(dead).min();
         let quiet = (deadline.is_none() && self.worked).then_some(QUIET);
         let timeout = match deadline.or(quiet) {
             // Rounded up, so that the loop does not spin through the last millisecond.

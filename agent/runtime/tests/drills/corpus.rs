@@ -155,6 +155,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 "namespaces by the call whose flags no filter can read",
                 Seccomp,
             ),
+            drill(
+                "clone-parent",
+                "a process whose parent is the caller's own, outside of the pod for a session",
+                Seccomp,
+            ),
             twice(
                 "setns-own",
                 "join a namespace through /proc",
