@@ -475,16 +475,29 @@ fn read_entity(entity: &EntityRule, scope: RuleScope<'_>, path: &Path<'_>, error
         "" => None,
         text => read_plain_expression(text, &path.field("notSelector"), errors),
     };
+    let (workload, not_workload) = match (read_workload(entity, scope, path, errors), not_selector) {
+        // Both are asked of one and the same thing at the address.
+        (Some(mut workload), Some(unwanted)) => {
+            let unwanted = Selector::Expression(Expression::Not(Box::new(unwanted)));
+            workload.labels = Selector::All(vec![workload.labels, unwanted]);
+            (Some(workload), None)
+        }
+        // Nothing at the address may have the labels, and nothing need be there.
+        (workload, unwanted) => {
+            let unwanted = unwanted.map(|expression| WorkloadMatch {
+                kinds: Kinds::All,
+                namespace: NamespaceMatch::Any,
+                labels: Selector::Expression(expression),
+            });
+            (workload, unwanted)
+        }
+    };
     EndMatch {
         ip_version: None,
         nets: nets(&entity.nets, path.field("nets"), errors),
         not_nets,
-        workload: read_workload(entity, scope, path, errors),
-        not_workload: not_selector.map(|expression| WorkloadMatch {
-            kinds: Kinds::All,
-            namespace: NamespaceMatch::Any,
-            labels: Selector::Expression(expression),
-        }),
+        workload,
+        not_workload,
         domains,
     }
 }

@@ -666,12 +666,15 @@ fn network_sets_may_overlap_each_other_and_pods() {
             false,
             false,
         ),
+        // Together with `selector`, `notSelector` is asked of the same one.
         (
             json!({"selector": "net == 'wide'", "notSelector": "net == 'narrow'"}),
-            false,
-            false,
+            true,
+            true,
             true,
         ),
+        // Alone it is asked of all that are there.
+        (json!({"notSelector": "net == 'narrow'"}), false, false, true),
         (json!({"selector": "app == 'db'"}), true, false, false),
         (json!({"selector": "!has(app)"}), true, true, true),
     ] {

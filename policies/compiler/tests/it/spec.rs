@@ -424,16 +424,21 @@ impl<'a> Scene<'a> {
         if (!wanted.nets.is_empty() && !in_one(&wanted.nets)) || in_one(&wanted.not_nets) {
             return false;
         }
-        let positive = |thing: &&Thing<'_>| self.is_selected(namespace, wanted, thing);
+        let unwanted = |thing: &Thing<'_>| {
+            !wanted.not_selector.is_empty() && selects(&wanted.not_selector, "", true, &thing.shown)
+        };
         let asks = !wanted.selector.is_empty()
             || !wanted.namespace_selector.is_empty()
             || wanted.service_accounts.is_some()
             || (namespace.is_some() && !wanted.not_selector.is_empty());
-        if asks && asks_something(wanted, namespace) && !things.iter().any(|thing| positive(&thing)) {
+        // `notSelector` is asked of the thing that the positive conditions find; alone, of all that are there.
+        let asks = asks && asks_something(wanted, namespace);
+        let positive =
+            |thing: &&Thing<'_>| self.is_selected(namespace, wanted, thing) && !(asks && unwanted(thing));
+        if asks && !things.iter().any(|thing| positive(&thing)) {
             return false;
         }
-        let unwanted = |thing: &Thing<'_>| selects(&wanted.not_selector, "", true, &thing.shown);
-        if !wanted.not_selector.is_empty() && things.iter().any(unwanted) {
+        if !asks && things.iter().any(unwanted) {
             return false;
         }
         let at: Vec<&Thing<'_>> = things.iter().filter(positive).collect();
