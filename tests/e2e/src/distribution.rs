@@ -131,26 +131,30 @@ fn packages_layer(package: &str) -> Result<Layer> {
 fn needed_packages(package: &str) -> Result<Vec<String>> {
     let arguments = ["depends", "--recurse", "-i", package];
     let text = run(Path::new("/usr/bin/apt-cache"), &arguments)?.ok()?.stdout;
-    let names: Vec<String> = text
+    let names: Vec<&str> = text
         .lines()
         .filter(|line| !line.starts_with([' ', '|', '<']) && !line.is_empty())
         .filter(|name| !NOT_NEEDED.contains(name))
-        // Other architectures and purely virtual packages have no file.
-        .filter(|name| !name.contains(':') && is_real(name))
-        .map(str::to_owned)
+        // Of this architecture.
+        .filter(|name| !name.contains(':'))
         .collect();
     if names.is_empty() {
         bail!("the package {package} is unknown here; run `apt-get update`");
     }
-    Ok(names)
+    real(&names)
 }
 
-fn is_real(package: &str) -> bool {
-    run(
-        Path::new("/usr/bin/apt-cache"),
-        &["show", "--no-all-versions", package],
-    )
-    .is_ok_and(|ran| ran.code == 0)
+/// Purely virtual packages have no file. All are asked for at once: reading its cache takes apt a second.
+fn real(packages: &[&str]) -> Result<Vec<String>> {
+    let mut arguments = vec!["show", "--no-all-versions"];
+    arguments.extend(packages);
+    // It fails when one of them is virtual, and shows the others.
+    let shown = run(Path::new("/usr/bin/apt-cache"), &arguments)?.stdout;
+    Ok(shown
+        .lines()
+        .filter_map(|line| line.strip_prefix("Package: "))
+        .map(str::to_owned)
+        .collect())
 }
 
 fn add_tree(layer: &mut Layer, root: &Path, directory: &Path) -> Result<()> {

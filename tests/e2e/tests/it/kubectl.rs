@@ -25,10 +25,22 @@ fn every_version_works(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&lab::clean()?, "kubectl/clean", "1")?;
     let versions = kubectls()?;
     ensure!(!versions.is_empty(), "there is no kubectl on the PATH");
-    for (minor, program) in versions {
-        one_version(cluster, &program, minor, &image).with_context(|| format!("kubectl 1.{minor}"))?;
-    }
-    Ok(())
+    // Each in a namespace of its own, all at once.
+    let image = image.as_str();
+    std::thread::scope(|scope| {
+        let all: Vec<_> = versions
+            .iter()
+            .map(|(minor, program)| {
+                scope.spawn(move || {
+                    one_version(cluster, program, *minor, image).with_context(|| format!("kubectl 1.{minor}"))
+                })
+            })
+            .collect();
+        all.into_iter().try_for_each(|one| {
+            one.join()
+                .unwrap_or_else(|_panic| bail!("the thread of a kubectl panicked"))
+        })
+    })
 }
 
 fn one_version(cluster: &Cluster, program: &Path, minor: u32, image: &str) -> Result<()> {

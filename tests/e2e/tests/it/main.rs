@@ -1,7 +1,8 @@
 //! End to end: one cluster, started once; every test states facts about it. The last step stops the cluster
 //! and compares the host with how it was before.
 //!
-//! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part.
+//! Runs as root with the set-up of `cargo xtask setup --dev`. `cargo test -p e2e -- NAME` runs a part, and
+//! `PALISADE_TEST_ONLY=NAME,NAME` several on one cluster.
 
 mod accounts;
 mod claims;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One cluster, and several tests stop its daemons: one test at a time.
     arguments.test_threads = Some(1);
-    let tests: Vec<Test> = [
+    let mut tests: Vec<Test> = [
         gate::TESTS,
         pods::TESTS,
         lifecycle::TESTS,
@@ -87,6 +88,19 @@ fn main() -> ExitCode {
         node::TESTS,
     ]
     .concat();
+    if let Ok(only) = std::env::var("PALISADE_TEST_ONLY") {
+        let only: Vec<&str> = only.split(',').collect();
+        if let Some(unknown) = only
+            .iter()
+            .find(|name| tests.iter().all(|(known, _)| known != *name))
+        {
+            return fail(
+                "PALISADE_TEST_ONLY",
+                &anyhow::anyhow!("there is no test {unknown}"),
+            );
+        }
+        tests.retain(|(name, _)| only.contains(name));
+    }
     if arguments.list {
         let trials = tests
             .iter()

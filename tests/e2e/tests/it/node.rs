@@ -586,7 +586,7 @@ fn a_node_asks_for_its_certificates(cluster: &Cluster) -> Result<()> {
     cluster.end_agent()?;
     forget()?;
     // 300 of their 900 seconds lie in the past from the beginning, since clocks differ.
-    cluster.start_agent("[certificates]\nlifetime_seconds = 600\nrenew_at_percent = 40\n")?;
+    cluster.start_agent("[certificates]\nlifetime_seconds = 600\nrenew_at_percent = 36\n")?;
     start(cluster, "steady", "sleep 1000", "restartPolicy: Always")?;
     let before = cluster.object("default", "pods", "steady")?;
     let first = std::fs::read(tls.join("client.crt"))?;
