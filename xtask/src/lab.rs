@@ -87,6 +87,18 @@ const CLUSTER_PROGRAMS: [&str; 5] = [
 /// Authorities of the web. Clients refuse to start without any.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// The end-to-end tests that are run when none is chosen: what limits, counts, evicts and takes down.
+const END_TO_END: [&str; 8] = [
+    "pod_stays_within_its_limits",
+    "storage_a_pod_over_its_limit_is_evicted",
+    "an_agent_may_die_at_any_step",
+    "a_host_that_went_down_comes_back",
+    "top_shows_what_is_used",
+    "drain_honours_budgets",
+    "a_node_under_pressure_lets_pods_go",
+    "a_node_that_shuts_down_ends_its_pods",
+];
+
 /// How much longer than elsewhere tests wait for what should happen. Measured: four times as slow as the machine itself;
 /// the rest is for slower and busier ones.
 const PATIENCE: u32 = 15;
@@ -119,6 +131,15 @@ enum Suite {
     EbpfLoader,
     /// A cluster is started, shown and stopped
     Cluster,
+    /// End-to-end tests of a cluster; without names those that have to do with control groups
+    #[value(name = "e2e")]
+    EndToEnd,
+}
+
+impl Suite {
+    fn has_cluster(self) -> bool {
+        matches!(self, Self::Cluster | Self::EndToEnd)
+    }
 }
 
 /// Builds the tests and the virtual machine, runs them in it, and fails if any failed or was not run.
@@ -128,7 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "the lab's virtual machine is x86-64 and runs programs of this machine: use an x86-64 machine"
     );
     setup::packages(setup::For::Lab)?;
-    if args.suites.contains(&Suite::Cluster) {
+    if args.suites.iter().any(|suite| suite.has_cluster()) {
         setup::packages(setup::For::Development)?;
     }
     let directory = root().join("target/lab");
@@ -222,6 +243,15 @@ struct Content {
     steps: Vec<Step>,
 }
 
+impl Content {
+    fn add_step(&mut self, label: &str, command: &str) {
+        self.steps.push(Step {
+            label: label.to_owned(),
+            command: command.to_owned(),
+        });
+    }
+}
+
 /// A file of this machine.
 struct Placed {
     from: PathBuf,
@@ -245,17 +275,23 @@ struct Message {
 #[derive(Deserialize)]
 struct Target {
     kind: Vec<String>,
+    src_path: PathBuf,
 }
 
 /// Builds what the suites need, and says what they do.
 fn build(args: &Args) -> Result<Content> {
     let mut content = Content::default();
+    if args.suites.iter().any(|suite| suite.has_cluster()) {
+        add_programs(&mut content)?;
+        content.add_step("cluster:address", ADDRESS);
+    }
     for suite in &args.suites {
         match suite {
             Suite::AgentRuntime => add_tests("agent-runtime", args, &mut content)?,
             Suite::AgentSandbox => add_tests("agent-sandbox", args, &mut content)?,
             Suite::EbpfLoader => add_tests("ebpf-loader", args, &mut content)?,
             Suite::Cluster => add_cluster(args, &mut content)?,
+            Suite::EndToEnd => add_end_to_end(args, &mut content)?,
         }
     }
     Ok(content)
@@ -318,6 +354,53 @@ fn add_cluster(args: &Args, content: &mut Content) -> Result<()> {
         args.test.is_empty(),
         "the suite `cluster` has no tests to choose from; leave out what follows `--`"
     );
+    for (label, command) in CLUSTER_STEPS {
+        content.add_step(&format!("cluster:{label}"), command);
+    }
+    Ok(())
+}
+
+/// The end-to-end tests, in the same process on a cluster of their own.
+fn add_end_to_end(args: &Args, content: &mut Content) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--locked", "--no-run", "--message-format=json"]);
+    // With those beside it the libraries have the features that they have for the workspace: none is built anew.
+    cargo.args([
+        "-p",
+        "palisade-agent",
+        "-p",
+        "policyctl",
+        "-p",
+        "e2e",
+        "--test",
+        "it",
+    ]);
+    let built = output(&mut cargo)?;
+    let mut messages = built.lines().map(serde_json::from_str::<Message>);
+    let tests = messages.find_map(|message| {
+        let message = message.ok()?;
+        let source = message.target?.src_path;
+        source
+            .ends_with("tests/e2e/tests/it/main.rs")
+            .then_some(message.executable?)
+    });
+    let chosen = match args.test.is_empty() {
+        true => END_TO_END.join(","),
+        false => args.test.join(","),
+    };
+    content.add_step(
+        "e2e",
+        &format!("PALISADE_TEST_ONLY={} /lab/cluster/deps/e2e", quoted(&chosen)),
+    );
+    content.files.push(Placed {
+        from: tests.context("cargo built no end-to-end tests")?,
+        inside: Path::new(PROGRAMS).join("cluster/deps/e2e"),
+    });
+    Ok(())
+}
+
+/// The programs of a cluster, and what they need.
+fn add_programs(content: &mut Content) -> Result<()> {
     let trivy = setup::trivy()?;
     let mut cargo = cargo();
     // Others are too slow here: the agent's connections take longer than it waits for them.
@@ -354,12 +437,6 @@ fn add_cluster(args: &Args, content: &mut Content) -> Result<()> {
         from: AUTHORITIES.into(),
         inside: AUTHORITIES.trim_start_matches('/').into(),
     });
-    for (label, command) in CLUSTER_STEPS {
-        content.steps.push(Step {
-            label: format!("cluster:{label}"),
-            command: command.to_owned(),
-        });
-    }
     Ok(())
 }
 
@@ -438,16 +515,15 @@ nothing_is_left() {
 }
 ";
 
-/// A cluster's steps. The machine gets an address first, for a node has one (busybox' shell prefers its own `ip`). How full
-/// the memory is in which all lies says nothing about disks. Progress is drawn for terminals, and the serial line would be one.
-const CLUSTER_STEPS: [(&str, &str); 5] = [
-    (
-        "address",
-        "/tools/ip link add lab0 type veth peer name lab1 && /tools/ip addr add 198.51.100.2/24 dev lab0 \
-         && /tools/ip link set lab1 up && /tools/ip link set lab0 up && /tools/ip route add default via 198.51.100.1 \
-         && echo nameserver 198.51.100.1 >/etc/resolv.conf && echo 127.0.0.1 localhost >/etc/hosts \
-         && mkdir -p /var/lib && remains >/tmp/before",
-    ),
+/// A node has an address (busybox' shell prefers its own `ip`).
+const ADDRESS: &str = "/tools/ip link add lab0 type veth peer name lab1 && /tools/ip addr add 198.51.100.2/24 dev lab0 \
+     && /tools/ip link set lab1 up && /tools/ip link set lab0 up && /tools/ip route add default via 198.51.100.1 \
+     && echo nameserver 198.51.100.1 >/etc/resolv.conf && echo 127.0.0.1 localhost >/etc/hosts \
+     && mkdir -p /var/lib && remains >/tmp/before";
+
+/// A cluster's steps. How full the memory is in which all lies says nothing about disks. Progress is drawn for terminals,
+/// and the serial line would be one.
+const CLUSTER_STEPS: [(&str, &str); 4] = [
     (
         "up",
         "policyctl up --node-name lab --timeout 600 --disk-available-percent 1 --trivy /tools/trivy --lab-db-if-none \
