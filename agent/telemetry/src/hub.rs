@@ -341,6 +341,41 @@ mod tests {
         assert_eq!(lost, format!("{} Disk", 6 - stored), "{lines:?}");
     }
 
+    #[tokio::test]
+    async fn a_disk_that_fails_leaves_no_gap_in_the_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 500, 99);
+        let hub = hub(config.clone());
+        hub.publish(event(1));
+        hub.publish(event(2));
+        let (_, mut follower) = hub.follow(Query::default());
+        let away = dir.path().join("away");
+        std::fs::rename(&config.dir, &away).unwrap();
+        (3..=5).for_each(|port| hub.publish(event(port)));
+        let unwritten: serde_json::Value = serde_json::from_str(&follower.next().await.unwrap()).unwrap();
+        assert_eq!(unwritten["sequence"], 0, "a number is for what is in the log");
+        std::fs::rename(&away, &config.dir).unwrap();
+        (6..=8).for_each(|port| hub.publish(event(port)));
+        let mut files: Vec<_> = std::fs::read_dir(&config.dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
+            .collect();
+        files.sort();
+        let mut numbers = Vec::new();
+        for file in files {
+            for line in std::fs::read_to_string(file).unwrap().lines() {
+                let value: serde_json::Value = serde_json::from_str(line).unwrap();
+                numbers.push(value["sequence"].as_u64().unwrap());
+            }
+        }
+        assert_eq!(
+            numbers,
+            (1..=6).collect::<Vec<u64>>(),
+            "five events and one line about three"
+        );
+    }
+
     #[test]
     fn what_the_kernel_lost_is_told_once_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();

@@ -75,6 +75,8 @@ pub struct FlowLog {
     next: u64,
     /// Lines that could not be written since the last that could.
     unwritten: u64,
+    /// Lines that went with the oldest files, and that no line tells of yet.
+    retired: u64,
     counted: Counted,
 }
 
@@ -139,6 +141,7 @@ impl FlowLog {
             size,
             next,
             unwritten: 0,
+            retired: 0,
         };
         if torn {
             log.append_loss(1, LossPlace::Damaged, None);
@@ -162,7 +165,11 @@ impl FlowLog {
                     tracing::error!(%error, "the flow log cannot be written; what is missing is counted");
                 }
                 self.unwritten = self.unwritten.saturating_add(1);
-                // Who follows need not lose what the disk does.
+                // Who follows need not lose what the disk does; the number is for the next line that is written.
+                match &mut line {
+                    FlowLine::Event(event) => event.sequence = 0,
+                    FlowLine::Lost(loss) => loss.sequence = None,
+                }
                 to_text(&line)
             }
         }
@@ -227,28 +234,34 @@ impl FlowLog {
         if self.size >= self.config.segment_bytes {
             self.rotate()?;
         }
-        let text = self.number(line)?;
+        if self.retired > 0 {
+            let mut told = FlowLine::Lost(self.loss(self.retired, LossPlace::Retention, None));
+            self.put(&mut told)?;
+            self.retired = 0;
+        }
+        self.put(line)
+    }
+
+    /// Gives the line the next number, which it has only if it is written, as a whole.
+    fn put(&mut self, line: &mut FlowLine) -> io::Result<String> {
+        match line {
+            FlowLine::Event(event) => event.sequence = self.next,
+            FlowLine::Lost(loss) => loss.sequence = Some(self.next),
+        }
+        let text = to_text(line).ok_or_else(|| io::Error::other("the event cannot be written as JSON"))?;
         if let Err(error) = self.file.write_all(text.as_bytes()) {
             // Half a line would spoil the next one.
             self.file.set_len(self.size)?;
             return Err(error);
         }
+        self.next = self.next.saturating_add(1);
         self.size = self
             .size
             .saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
         Ok(text)
     }
 
-    fn number(&mut self, line: &mut FlowLine) -> io::Result<String> {
-        match line {
-            FlowLine::Event(event) => event.sequence = self.next,
-            FlowLine::Lost(loss) => loss.sequence = Some(self.next),
-        }
-        self.next = self.next.saturating_add(1);
-        to_text(line).ok_or_else(|| io::Error::other("the event cannot be written as JSON"))
-    }
-
-    /// Begins the next file, drops the oldest if there are too many, and writes how much went with it.
+    /// Begins the next file, and drops the oldest if there are too many.
     fn rotate(&mut self) -> io::Result<()> {
         let segment = Segment::new(&self.config.dir, self.next);
         let file = create(&segment.path)?;
@@ -256,22 +269,18 @@ impl FlowLog {
         File::open(&self.config.dir)?.sync_all()?;
         self.segments.push_back(segment);
         (self.file, self.size) = (file, 0);
-        let mut lost = 0u64;
         while self.segments.len() > self.config.segments {
             let [oldest, second, ..] = self.segments.make_contiguous() else {
                 break;
             };
             match fs::remove_file(&oldest.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => lost = lost.saturating_add(second.first.saturating_sub(oldest.first)),
+                _ => {
+                    let gone = second.first.saturating_sub(oldest.first);
+                    self.retired = self.retired.saturating_add(gone);
+                }
             }
             self.segments.pop_front();
-        }
-        if lost > 0 {
-            let mut line = FlowLine::Lost(self.loss(lost, LossPlace::Retention, None));
-            let text = self.number(&mut line)?;
-            self.file.write_all(text.as_bytes())?;
-            self.size = u64::try_from(text.len()).unwrap_or(u64::MAX);
         }
         Ok(())
     }

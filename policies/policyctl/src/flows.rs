@@ -3,14 +3,17 @@
 //! First what the nodes have written down, then, with `-f`, what comes after the last line of it: each node numbers
 //! its lines, so nothing is shown twice and nothing falls between.
 
-use std::{collections::VecDeque, net::IpAddr};
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use api::flow::{
     DecidedBy, EndpointRef, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLine, FlowLoss, FlowVerdict,
     LossPlace,
 };
-use futures::{AsyncBufReadExt, Stream, StreamExt, TryStreamExt, stream::SelectAll};
+use futures::{
+    AsyncBufReadExt, Stream, StreamExt, TryStreamExt,
+    stream::{BoxStream, SelectAll},
+};
 use jiff::Timestamp;
 use kube::Client;
 
@@ -24,6 +27,9 @@ use crate::{
 
 /// Lines shown to somebody who does not say how many, nor since when.
 const RECENT: usize = 1000;
+
+/// How long a node that ended its stream is left alone.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// A line as the node wrote it, and what it says.
 pub(crate) struct Told {
@@ -41,10 +47,16 @@ pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()>
     };
     let mut told = Vec::new();
     let mut next = Vec::new();
+    let mut silent = Silent::default();
     for node in nodes {
-        let (mut of_node, last) = history(&client, &node, &bounds, &args.filter).await?;
-        told.append(&mut of_node);
-        next.push((node, last));
+        match history(&client, &node, &bounds, &args.filter).await {
+            Ok((mut of_node, last)) => {
+                told.append(&mut of_node);
+                next.push((node, last));
+            }
+            // What the others say is worth having.
+            Err(error) => silent.note(node, &error),
+        }
     }
     // Each node's lines are in order; sorting keeps that where times are the same.
     told.sort_by_key(|told| told.line.time());
@@ -54,10 +66,32 @@ pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()>
     for told in &told {
         show(args, told)?;
     }
-    if args.follow {
-        follow(&client, args, &next).await?;
+    if args.follow && !next.is_empty() {
+        follow(&client, args, next).await?;
     }
-    Ok(())
+    silent.into_result()
+}
+
+/// Nodes that did not answer: each is told of at once, and all at the end.
+#[derive(Default)]
+pub(crate) struct Silent(Vec<String>);
+
+impl Silent {
+    pub(crate) fn note(&mut self, node: String, error: &anyhow::Error) {
+        output::note(&format!("node {node}: no answer: {error:#}"));
+        self.0.push(node);
+    }
+
+    /// An error that names them, if there are any.
+    pub(crate) fn into_result(self) -> Result<()> {
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => bail!(
+                "nodes that did not answer, so that what they know is missing: {}",
+                self.0.join(", ")
+            ),
+        }
+    }
 }
 
 /// The node that was named, or all.
@@ -97,6 +131,14 @@ pub(crate) async fn history(
     query.extend(since.map(|since| format!("&since={since}")));
     let mut lines = lines(client, node, &format!("follow=false{query}")).await?;
     let (mut told, mut last) = (VecDeque::new(), None);
+    if bounds.limit == Some(0) {
+        // Nothing is wanted but where the log ends.
+        let mut newest = self::lines(client, node, "follow=false&limit=1").await?;
+        while let Some(line) = newest.try_next().await? {
+            last = line.line.sequence().or(last);
+        }
+        return Ok((Vec::new(), last));
+    }
     while let Some(line) = lines.try_next().await? {
         last = line.line.sequence().or(last);
         if wanted(filter, &line.line) {
@@ -109,22 +151,80 @@ pub(crate) async fn history(
     Ok((told.into(), last))
 }
 
-async fn follow(client: &Client, args: &FlowsArgs, nodes: &[(String, Option<u64>)]) -> Result<()> {
-    let mut all = SelectAll::new();
-    for (node, last) in nodes {
-        let query = match (last, args.since) {
-            (Some(last), _) => format!("follow=true&after={last}"),
-            (None, Some(since)) => format!("follow=true&since={since}"),
-            (None, None) => "follow=true&after=0".to_owned(),
+/// Shows what each node writes from here on, for ever. A node whose stream ends is asked again for what came after the last
+/// line that it sent; what it no longer has by then it tells of as lost.
+async fn follow(client: &Client, args: &FlowsArgs, nodes: Vec<(String, Option<u64>)>) -> Result<()> {
+    let streams = nodes.into_iter().map(|(node, last)| {
+        let begin = match (last, args.since) {
+            (Some(last), _) => format!("after={last}"),
+            (None, Some(since)) => format!("since={since}"),
+            (None, None) => "after=0".to_owned(),
         };
-        all.push(lines(client, node, &query).await?.boxed());
-    }
-    while let Some(told) = all.try_next().await? {
+        let following = Following {
+            client: client.clone(),
+            node,
+            begin,
+            last,
+            open: None,
+        };
+        futures::stream::unfold(following, |mut following| async {
+            let told = following.next().await;
+            Some((told, following))
+        })
+        .boxed()
+    });
+    let mut all: SelectAll<_> = streams.collect();
+    while let Some(told) = all.next().await {
         if wanted(&args.filter, &told.line) {
             show(args, &told)?;
         }
     }
     Ok(())
+}
+
+/// One node's log as it grows.
+struct Following {
+    client: Client,
+    node: String,
+    /// Where to begin as long as the node has sent nothing.
+    begin: String,
+    last: Option<u64>,
+    open: Option<BoxStream<'static, Result<Told>>>,
+}
+
+impl Following {
+    /// The next line, however often the node has to be asked for it.
+    async fn next(&mut self) -> Told {
+        loop {
+            let ended = match self.step().await {
+                Ok(Some(told)) => {
+                    self.last = told.line.sequence().or(self.last);
+                    return told;
+                }
+                Ok(None) => "the node ended the stream".to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            self.open = None;
+            output::note(&format!("node {}: {ended}; asking again", self.node));
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Told>> {
+        let stream = match &mut self.open {
+            Some(stream) => stream,
+            None => {
+                let begin = match self.last {
+                    Some(last) => format!("after={last}"),
+                    None => self.begin.clone(),
+                };
+                let query = format!("follow=true&{begin}");
+                self.open
+                    .insert(lines(&self.client, &self.node, &query).await?.boxed())
+            }
+        };
+        stream.try_next().await
+    }
 }
 
 /// Lines of a node's flow log.

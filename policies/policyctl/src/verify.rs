@@ -54,6 +54,8 @@ struct Report {
     addresses: usize,
     verdicts: usize,
     differences: Vec<Finding>,
+    /// There are more than `--limit` lets through.
+    more: bool,
 }
 
 /// One difference.
@@ -69,9 +71,12 @@ struct Finding {
 /// Compares every node, or one. Exit code 0 when all are equal, 2 when one is not.
 pub(crate) async fn run(connection: &Connection, args: &VerifyArgs) -> Result<ExitCode> {
     let client = cluster::connect(connection).await?;
-    let mut reports = Vec::new();
+    let (mut reports, mut silent) = (Vec::new(), flows::Silent::default());
     for node in flows::nodes(&client, args.node.as_deref()).await? {
-        reports.push(settled(connection, &client, &node, args).await?);
+        match settled(connection, &client, &node, args).await {
+            Ok(report) => reports.push(report),
+            Err(error) => silent.note(node, &error),
+        }
     }
     match args.output {
         Some(format) => output::object(
@@ -80,6 +85,7 @@ pub(crate) async fn run(connection: &Connection, args: &VerifyArgs) -> Result<Ex
         )?,
         None => reports.iter().try_for_each(show)?,
     }
+    silent.into_result()?;
     Ok(match reports.iter().all(|report| report.equal) {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(NOT_EQUAL),
@@ -148,9 +154,10 @@ fn compare(
         }
     }
     // What they should say is not what they say, and why was told.
+    let mut closed = Vec::new();
     for id in &sent.closed {
         if let Some(of) = named.get(&EndpointId(*id)) {
-            found.push(Finding {
+            closed.push(Finding {
                 pod: of.clone(),
                 what:
                     "is closed, but for what failsafe ports let to the node: its tables could not be written"
@@ -159,12 +166,16 @@ fn compare(
         }
         compiled.endpoints.remove(&EndpointId(*id));
     }
-    let packets = differences(&kernel, &compiled, limit);
+    let limit = limit.max(1);
+    let packets = differences(&kernel, &compiled, limit.saturating_add(1));
     found.extend(packets.into_iter().map(|difference| Finding {
         pod: named.get(&difference.endpoint).cloned().unwrap_or_default(),
         what: difference.to_string(),
     }));
-    found.truncate(limit.max(1));
+    // Differences first: closed endpoints are what follows from them.
+    found.extend(closed);
+    let more = found.len() > limit;
+    found.truncate(limit);
     Ok(Report {
         node: node.to_owned(),
         equal: found.is_empty(),
@@ -174,6 +185,7 @@ fn compare(
         addresses: kernel.identities.len(),
         verdicts: count(&kernel),
         differences: found,
+        more,
     })
 }
 
@@ -231,6 +243,9 @@ fn show(report: &Report) -> Result<()> {
     ))?;
     for finding in &report.differences {
         output::line(&format!("  {}: {}", finding.pod, finding.what))?;
+    }
+    if report.more {
+        output::line("  and more: --limit says how many are shown")?;
     }
     Ok(())
 }
