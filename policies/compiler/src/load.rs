@@ -44,7 +44,7 @@ pub struct Loaded {
     /// Where each policy stands, by the name that decisions give.
     pub origins: BTreeMap<String, String>,
     /// For people: objects that say nothing to network policy, namespaces that are not among the objects,
-    /// pods whose address was made up.
+    /// pods whose addresses were made up.
     pub notes: Vec<String>,
 }
 
@@ -113,17 +113,17 @@ pub enum LoadError {
     },
 }
 
-/// Reads everything that network policy depends on, and lists of it. Pods without an address get one that depends
-/// on their name alone, unless it is taken. Namespaces that are not among the objects are taken to have no
-/// labels of their own.
+/// Reads everything that network policy depends on, and lists of it. Pods without an address get one of each family that
+/// depends on their name alone, unless an object speaks of it. Namespaces that are not among the objects are taken to have
+/// no labels of their own.
 pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result<Loaded, LoadError> {
     let mut loader = objects::Loader::default();
     for source in objects {
         loader.add(source.origin, source.object, MAX_LIST_DEPTH)?;
     }
-    let (mut loaded, backends) = loader.finish()?;
+    let (mut loaded, backends, stated) = loader.finish()?;
     loaded.assume_namespaces();
-    loaded.assume_addresses();
+    loaded.assume_addresses(stated);
     loaded.note_contested_addresses();
     loaded.view.services = backends.resolve([&loaded.view.pods, &loaded.view.node_pods]);
     Ok(loaded)

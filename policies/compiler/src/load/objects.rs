@@ -11,6 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -18,6 +19,7 @@ use crate::{
     calico::{BUILT_IN_TIERS, named_tier},
     field::FieldError,
     load::{DEFAULT_NAMESPACE, LoadError, Loaded, fields, metadata, services::Backends},
+    made_up,
     view::{ACCOUNT_PROFILE, CalicoObject, ClusterView, NAMESPACE_PROFILE, PodView},
 };
 
@@ -37,6 +39,8 @@ pub(super) struct Loader {
     /// Tiers that policies name, with the policy and where it stands.
     named_tiers: Vec<(String, String, String)>,
     tiers: BTreeSet<String>,
+    /// Networks that policies, network sets and host endpoints speak of.
+    stated: Vec<IpNet>,
 }
 
 /// Everything that the compiler would have to close in an object of a policy kind; kinds that policy does not know
@@ -103,8 +107,8 @@ impl Loader {
         Ok(())
     }
 
-    /// What was read, once all tiers are known.
-    pub(super) fn finish(self) -> Result<(Loaded, Backends), LoadError> {
+    /// What was read, once all tiers are known, and the networks that objects speak of.
+    pub(super) fn finish(mut self) -> Result<(Loaded, Backends, Vec<IpNet>), LoadError> {
         let built_in = |tier: &str| BUILT_IN_TIERS.iter().any(|(name, ..)| *name == tier);
         for (tier, object, origin) in self.named_tiers {
             if !self.tiers.contains(&tier) && !built_in(&tier) {
@@ -120,7 +124,8 @@ impl Loader {
                 });
             }
         }
-        Ok((self.loaded, self.backends))
+        self.stated.extend(self.backends.addresses().map(IpNet::from));
+        Ok((self.loaded, self.backends, self.stated))
     }
 
     /// Whether policy depends on the object.
@@ -260,10 +265,13 @@ impl Loader {
         add(&mut alone);
         let mut errors = Vec::new();
         let policies = alone.policy_set(|_, error| errors.push(error));
-        alone.read_cluster(|_, error| errors.push(error));
+        let cluster = alone.read_cluster(|_, error| errors.push(error));
         if !errors.is_empty() {
             return Err(reader.invalid(errors));
         }
+        self.stated.extend(made_up::stated(&policies.enforced, &cluster.sets));
+        let expected = cluster.members.iter().flat_map(|host| &host.addresses);
+        self.stated.extend(expected.copied().map(IpNet::from));
         let names = policies.enforced.tiers.iter().flat_map(|tier| &tier.policies);
         let staged = policies.staged.iter().filter_map(|change| change.policy.as_ref());
         for policy in names.chain(staged) {
