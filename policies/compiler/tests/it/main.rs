@@ -10,6 +10,7 @@
 mod calico;
 mod closed;
 mod explaining;
+mod exports;
 mod families;
 mod fields;
 mod hosts;
