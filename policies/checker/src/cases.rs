@@ -337,7 +337,7 @@ fn destinations(model: &Model, text: &str) -> Result<Vec<Place>, String> {
     Ok(examples.map(at).collect())
 }
 
-/// Where a case's end may be, which is not given by a DNS name: IPv4 first.
+/// Where a case's end may be, which is not given by a DNS name: IPv4 first, and the lowest address, as for `decide`.
 fn places(model: &Model, text: &str) -> Result<Vec<Place>, String> {
     let end: FlowEnd = text
         .parse()
@@ -353,8 +353,9 @@ fn places(model: &Model, text: &str) -> Result<Vec<Place>, String> {
     let addresses = FAMILIES
         .into_iter()
         .flat_map(|version| addresses_of(model, member, version));
-    let member = Some(member);
-    Ok(addresses.map(|address| Place::new(member, address)).collect())
+    let addresses: BTreeSet<IpAddr> = addresses.collect();
+    let at = |address| Place::new(Some(member), address);
+    Ok(addresses.into_iter().map(at).collect())
 }
 
 /// Where a node or host endpoint may be: IPv4 first.

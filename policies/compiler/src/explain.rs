@@ -110,9 +110,6 @@ pub fn explain(view: &ClusterView, asked: &Question) -> Result<Explanation, Expl
         return Err(ExplainError::NoEndpoint);
     }
     let (from, to) = addresses(&source, &destination, asked.protocol)?;
-    if from.is_ipv4() != to.is_ipv4() {
-        return Err(FlowError::NoCommonFamily.into());
-    }
     let judge = |own: &Resolved, other: &Resolved, direction, (inside, peer)| {
         let packet = Packet {
             direction,

@@ -93,7 +93,7 @@ impl Book {
         for (member, number) in cluster.members.iter_mut().zip(1..) {
             member.endpoint = Some(EndpointId(number));
         }
-        let made_up = ends::assume_node_addresses(&mut cluster);
+        let made_up = ends::assume_node_addresses(&mut cluster, &policies);
         // Which pods got the ports that they ask for only their node knows.
         cluster.translations.clear();
         Self {
@@ -103,12 +103,12 @@ impl Book {
         }
     }
 
-    /// The cluster, in which every member has an endpoint and every node an address.
+    /// The cluster, in which every member has an endpoint and every node addresses.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
-    /// Nodes of which nothing tells an address: the one that they have here is made up.
+    /// Nodes of which nothing tells an address: those that they have here are made up.
     pub fn made_up_nodes(&self) -> &BTreeSet<String> {
         &self.made_up
     }
@@ -283,7 +283,7 @@ impl Numbers for Judging {
 }
 
 /// Every rule, with the direction in which it is asked.
-fn rules(policies: &PolicySet) -> impl Iterator<Item = (&Rule, Direction)> {
+pub(crate) fn rules(policies: &PolicySet) -> impl Iterator<Item = (&Rule, Direction)> {
     let of_tiers = policies.tiers.iter().flat_map(|tier| &tier.policies);
     let of_tiers = of_tiers.map(|policy| (&policy.ingress, &policy.egress));
     let of_profiles = policies

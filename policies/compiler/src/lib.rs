@@ -24,6 +24,7 @@ mod flatten;
 mod judge;
 mod kubernetes;
 mod load;
+mod made_up;
 mod program;
 mod reading;
 mod services;

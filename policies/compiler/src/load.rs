@@ -3,12 +3,15 @@
 //! Strict, because an answer about other policies than those that were meant is worse than none: an object that the
 //! readers would have to close in part is an error, as are a field that its kind does not have, a kind that a group of
 //! policies does not have, an address or port that is none, a tier that nobody defines and an object that is there twice.
+//! Only what no verdict depends on is passed over, and said to be (`unknown`): real clusters are newer than these types.
 
 mod addresses;
 mod fields;
 mod metadata;
 mod objects;
 mod services;
+mod settings;
+mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,7 +47,7 @@ pub struct Loaded {
     /// Where each policy stands, by the name that decisions give.
     pub origins: BTreeMap<String, String>,
     /// For people: objects that say nothing to network policy, namespaces that are not among the objects,
-    /// pods whose address was made up.
+    /// pods whose addresses were made up.
     pub notes: Vec<String>,
 }
 
@@ -113,17 +116,17 @@ pub enum LoadError {
     },
 }
 
-/// Reads everything that network policy depends on, and lists of it. Pods without an address get one that depends
-/// on their name alone, unless it is taken. Namespaces that are not among the objects are taken to have no
-/// labels of their own.
+/// Reads everything that network policy depends on, and lists of it. Pods without an address get one of each family that
+/// depends on their name alone, unless an object speaks of it. Namespaces that are not among the objects are taken to have
+/// no labels of their own.
 pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result<Loaded, LoadError> {
-    let mut loader = objects::Loader::default();
+    let mut loader = objects::Loader::of_files();
     for source in objects {
         loader.add(source.origin, source.object, MAX_LIST_DEPTH)?;
     }
-    let (mut loaded, backends) = loader.finish()?;
+    let (mut loaded, backends, stated) = loader.finish()?;
     loaded.assume_namespaces();
-    loaded.assume_addresses();
+    loaded.assume_addresses(stated);
     loaded.note_contested_addresses();
     loaded.view.services = backends.resolve([&loaded.view.pods, &loaded.view.node_pods]);
     Ok(loaded)

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Name of the settings that count.
-const CONFIGURATION: &str = "default";
+pub(crate) const CONFIGURATION: &str = "default";
 /// Beginnings of the names of profiles that nobody writes.
 const COMPUTED_PROFILES: [&str; 2] = [NAMESPACE_PROFILE, ACCOUNT_PROFILE];
 

@@ -7,9 +7,7 @@ use std::{
 };
 
 use ebpf_loader::{Datapath, EndpointLink, HostEndpoint, HostLink, Reason};
-use policies_compiler::{
-    CalicoObject, ClusterView, PodView, Source, compile, compile_policies, load_objects, reference,
-};
+use policies_compiler::{ClusterView, PodView, Source, compile, compile_policies, load_objects, reference};
 use policies_ir::{
     cluster::{Cluster, Member},
     decide::decide,
@@ -20,18 +18,14 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use serde_json::{Value, json};
 use testkit::policies::{
-    cluster_policy_value, kubernetes, object_value, objects, tiered, with_host_endpoints,
+    as_written, define_what_is_mentioned, kubernetes, objects, tiered, with_host_endpoints,
 };
 
 use crate::{
     frames::{self, Ends, ICMP, ICMPV6, SCTP, SYN, TCP, UDP, frame},
     lab::{ENDPOINT, LOOPBACK, Lab, POD_MAC, ip, link},
 };
-
-/// Every namespace has its name as a label.
-const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// What the kernel reported: verdict, and the rule's name through the tables.
 type Judged = (Verdict, Option<DecidedBy>);
@@ -139,94 +133,6 @@ fn objects_of_every_kind_judge_alike_from_the_file_to_the_kernel() {
         v4 > 200 && v6 > 100,
         "the generator makes packets that can be sent: {v4}, {v6}"
     );
-}
-
-/// Makes of the view one that files can say: those whose policies name a tier that nobody defined are refused, and a
-/// namespace that is only mentioned exists.
-fn define_what_is_mentioned(view: &mut ClusterView) {
-    let of_calico = view
-        .calico
-        .iter()
-        .map(|object| object.metadata().namespace.clone());
-    let of_policies = view
-        .policies
-        .iter()
-        .map(|policy| policy.metadata.namespace.clone());
-    let mentioned = view.pods.iter().map(|pod| Some(pod.namespace.clone()));
-    let mentioned: Vec<String> = mentioned.chain(of_calico).chain(of_policies).flatten().collect();
-    for namespace in mentioned {
-        let name = (NAMESPACE_NAME_LABEL.to_owned(), namespace.clone());
-        view.namespaces.entry(namespace).or_insert_with(|| [name].into());
-    }
-    for object in &mut view.calico {
-        if let CalicoObject::NetworkPolicy(policy)
-        | CalicoObject::GlobalNetworkPolicy(policy)
-        | CalicoObject::StagedNetworkPolicy(policy)
-        | CalicoObject::StagedGlobalNetworkPolicy(policy) = object
-            && policy.spec.tier.as_deref() == Some("nowhere")
-        {
-            policy.spec.tier = Some("security".to_owned());
-        }
-    }
-    for pod in &mut view.pods {
-        // Containers have no ports of other protocols, and none has number 0.
-        pod.named_ports
-            .retain(|port| port.port != 0 && [TCP, UDP, SCTP].contains(&port.protocol));
-        pod.host_ports
-            .retain(|port| port.port != 0 && port.container_port != 0);
-    }
-}
-
-/// The objects that make this view.
-fn as_written(view: &ClusterView) -> Vec<Value> {
-    let mut files = Vec::new();
-    for (name, labels) in &view.namespaces {
-        files.push(
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
-        );
-    }
-    for ((namespace, name), labels) in &view.service_accounts {
-        let metadata = json!({"namespace": namespace, "name": name, "labels": labels});
-        files.push(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}));
-    }
-    for (name, node) in &view.nodes {
-        let addresses = node.addresses.iter();
-        let addresses =
-            addresses.map(|address| json!({"type": "InternalIP", "address": address.to_string()}));
-        files.push(json!({"apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": name, "labels": node.labels},
-            "status": {"addresses": addresses.collect::<Vec<_>>()}}));
-    }
-    for pod in &view.pods {
-        let protocol = |number| match number {
-            UDP => "UDP",
-            SCTP => "SCTP",
-            _ => "TCP",
-        };
-        let ports = pod.named_ports.iter().map(|port| {
-            json!({"name": port.name, "protocol": protocol(port.protocol), "containerPort": port.port})
-        });
-        let of_the_host = pod.host_ports.iter().map(|port| {
-            json!({"protocol": port.protocol.to_string(), "hostPort": port.port,
-                "containerPort": port.container_port})
-        });
-        let addresses = pod.addresses.iter();
-        let addresses = addresses.map(|address| json!({"ip": address.to_string()}));
-        files.push(json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": pod.namespace, "name": pod.name, "labels": pod.labels},
-            "spec": {"nodeName": pod.node, "serviceAccountName": pod.service_account,
-                "containers": [{"name": "main", "ports": ports.chain(of_the_host).collect::<Vec<_>>()}]},
-            "status": {"podIPs": addresses.collect::<Vec<_>>()}}));
-    }
-    for policy in &view.policies {
-        let mut policy = serde_json::to_value(policy).expect("a policy is JSON");
-        policy["apiVersion"] = "networking.k8s.io/v1".into();
-        policy["kind"] = "NetworkPolicy".into();
-        files.push(policy);
-    }
-    files.extend(view.cluster_policies.iter().map(cluster_policy_value));
-    files.extend(view.calico.iter().map(object_value));
-    files
 }
 
 /// What no file says: which pods are here, what is behind services, and what the resolver answered.

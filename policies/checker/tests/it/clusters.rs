@@ -73,9 +73,13 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
                 .map(|(mut member, number)| {
                     member.workload.name = format!("pod-{number}");
                     let v6 = format!("fd00::{number}");
+                    // Replicas have the same labels, and so the same families.
+                    let labels = &member.workload.labels;
                     if member.addresses.is_empty() {
-                        member.addresses.insert([10, 0, 0, number].into());
-                        if !member.workload.labels.is_empty() {
+                        if labels.is_empty() || labels.contains_key("app") {
+                            member.addresses.insert([10, 0, 0, number].into());
+                        }
+                        if !labels.is_empty() {
                             member.addresses.insert(v6.parse().unwrap());
                         }
                     }
@@ -167,7 +171,8 @@ pub(crate) fn points() -> Vec<Point> {
         }
     }
     for protocol in [1, 58] {
-        let icmp = [0u16, 2047, 2048, 2049, 2303, 2304];
+        let echo: u16 = if protocol == 1 { 0x0800 } else { 0x8000 };
+        let icmp = [0, echo - 1, echo, echo + 1, echo + 255, echo + 256];
         points.extend(icmp.map(|port| Point {
             protocol,
             source_port: 0,
@@ -378,7 +383,7 @@ fn service() -> impl Strategy<Value = ServiceMatch> {
     let icmp = || {
         option::weighted(
             0.1,
-            option::of(Just(0u8)).prop_map(|code| IcmpMatch { kind: 8, code }),
+            (select(vec![8u8, 128]), option::of(Just(0u8))).prop_map(|(kind, code)| IcmpMatch { kind, code }),
         )
     };
     let port = || {

@@ -11,6 +11,7 @@ mod hosts;
 mod model;
 mod names;
 mod nodes;
+mod offline;
 mod recommending;
 mod replays;
 mod scale;

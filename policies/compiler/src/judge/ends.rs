@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
+use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member, NodePod},
-    policy::{ICMPV6, WorkloadKind},
+    policy::{ICMPV6, PolicySet, WorkloadKind},
 };
 
-/// Made-up addresses of nodes come from 198.51.100.0/24 and up, of which RFC 5737 keeps the first for documents.
-const GENERATED_BASE: u32 = u32::from_be_bytes([198, 51, 100, 1]);
+use crate::made_up::{NODES, Supply, stated};
 
 /// One end of a flow, as it is asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -196,7 +196,8 @@ impl<'a> Ends<'a> {
 }
 
 /// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6. An end
-/// that is given by its address alone decides the family, also if the other has none of it.
+/// that is given by its address alone decides the family, also if the other has none of it: what is asked about is whoever
+/// has the name, with an address that no object tells.
 pub(crate) fn addresses(
     source: &Resolved,
     destination: &Resolved,
@@ -215,8 +216,8 @@ pub(crate) fn addresses(
         .ok_or(FlowError::NoCommonFamily)
 }
 
-/// Gives each node an address that has none, stable for the same set of nodes, and says which these are.
-pub(crate) fn assume_node_addresses(cluster: &mut Cluster) -> BTreeSet<String> {
+/// Gives each node that has no address one of each family, stable for the same set of nodes, and says which these are.
+pub(crate) fn assume_node_addresses(cluster: &mut Cluster, policies: &PolicySet) -> BTreeSet<String> {
     let of_members = cluster.members.iter().map(|member| &member.node);
     let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
     let of_members: BTreeSet<String> = of_members
@@ -227,19 +228,21 @@ pub(crate) fn assume_node_addresses(cluster: &mut Cluster) -> BTreeSet<String> {
     for node in of_members {
         cluster.nodes.entry(node).or_default();
     }
-    let taken: BTreeSet<IpAddr> = cluster
-        .members
-        .iter()
-        .flat_map(|member| &member.addresses)
-        .chain(cluster.nodes.values().flatten())
-        .copied()
-        .collect();
-    let free = (0..u32::from(u16::MAX)).map(|i| IpAddr::V4(Ipv4Addr::from(GENERATED_BASE.wrapping_add(i))));
-    let mut free = free.filter(|address| !taken.contains(address));
-    let mut made_up = BTreeSet::new();
-    for (node, addresses) in cluster.nodes.iter_mut().filter(|(_, of)| of.is_empty()) {
-        addresses.extend(free.next());
-        made_up.insert(node.clone());
+    let without = cluster.nodes.iter().filter(|(_, of)| of.is_empty());
+    let made_up: BTreeSet<String> = without.map(|(node, _)| node.clone()).collect();
+    if made_up.is_empty() {
+        return made_up;
+    }
+    let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
+    let addresses = of_members.chain(cluster.nodes.values().flatten()).copied();
+    let addresses: Vec<IpNet> = addresses.map(IpNet::from).collect();
+    let mut supplies = NODES.map(|range| {
+        let stated = stated(policies, &cluster.sets);
+        Supply::new(range, addresses.iter().chain(stated))
+    });
+    for (place, node) in (0..).zip(&made_up) {
+        let given = supplies.iter_mut().filter_map(|supply| supply.take(place));
+        cluster.nodes.entry(node.clone()).or_default().extend(given);
     }
     made_up
 }

@@ -2,41 +2,40 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
-use crate::{load::Loaded, view::PodView};
+use ipnet::IpNet;
 
-/// Made-up addresses come from 198.18.0.0/15, which RFC 2544 keeps for tests.
-const GENERATED_BASE: u32 = u32::from_be_bytes([198, 18, 0, 0]);
-const GENERATED_COUNT: u32 = 1 << 17;
+use crate::{
+    load::Loaded,
+    made_up::{PODS, Supply},
+    view::PodView,
+};
 
 impl Loaded {
-    pub(super) fn assume_addresses(&mut self) {
-        let mut taken: BTreeSet<IpAddr> = self
-            .view
-            .pods
-            .iter()
-            .chain(&self.view.node_pods)
-            .flat_map(|pod| pod.addresses.iter().copied())
-            .collect();
-        // A node whose pod has none of its addresses will be given one.
+    /// Gives pods without addresses one of each family. None is in one of the networks `stated`.
+    pub(super) fn assume_addresses(&mut self, mut stated: Vec<IpNet>) {
+        let pods = self.view.pods.iter().chain(&self.view.node_pods);
+        let of_pods = pods.flat_map(|pod| &pod.addresses);
+        let of_nodes = self.view.nodes.values().flat_map(|node| &node.addresses);
+        stated.extend(of_pods.chain(of_nodes).copied().map(IpNet::from));
+        let mut supplies = PODS.map(|range| Supply::new(range, &stated));
+        // A node whose pod has none of its addresses will be given some.
         let adrift = self.view.node_pods.iter_mut().filter(|pod| pod.node.is_empty());
         let pods = self.view.pods.iter_mut().chain(adrift);
         let mut without: Vec<&mut PodView> = pods.filter(|pod| pod.addresses.is_empty()).collect();
         without.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         for pod in without {
-            let wanted = name_hash(&pod.namespace, &pod.name);
-            let offsets = (0..GENERATED_COUNT).map(|i| wanted.wrapping_add(i) % GENERATED_COUNT);
-            let mut addresses = offsets.map(|offset| IpAddr::V4(Ipv4Addr::from(GENERATED_BASE + offset)));
-            let Some(address) = addresses.find(|address| !taken.contains(address)) else {
-                continue;
-            };
-            taken.insert(address);
-            pod.addresses.insert(address);
+            let wanted = u64::from(name_hash(&pod.namespace, &pod.name));
+            let given = supplies.iter_mut().filter_map(|supply| supply.take(wanted));
+            pod.addresses.extend(given);
+            let given: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
             self.notes.push(format!(
-                "Pod {}/{} is taken to have address {address}",
-                pod.namespace, pod.name
+                "Pod {}/{} is taken to have the addresses {}",
+                pod.namespace,
+                pod.name,
+                given.join(" and ")
             ));
         }
     }

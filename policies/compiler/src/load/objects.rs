@@ -1,8 +1,12 @@
 //! From JSON to typed objects, each judged by the reader that the compiler uses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use api::{calico, cluster_policy};
+use ipnet::IpNet;
 use k8s_openapi::{
     api::{
         core::v1::{Namespace, ServiceAccount},
@@ -17,7 +21,14 @@ use serde_json::Value;
 use crate::{
     calico::{BUILT_IN_TIERS, named_tier},
     field::FieldError,
-    load::{DEFAULT_NAMESPACE, LoadError, Loaded, fields, metadata, services::Backends},
+    load::{
+        DEFAULT_NAMESPACE, LoadError, Loaded, fields, metadata,
+        services::Backends,
+        settings,
+        unknown::{self, UnknownFields},
+    },
+    made_up,
+    reading::CONFIGURATION,
     view::{ACCOUNT_PROFILE, CalicoObject, ClusterView, NAMESPACE_PROFILE, PodView},
 };
 
@@ -37,6 +48,11 @@ pub(super) struct Loader {
     /// Tiers that policies name, with the policy and where it stands.
     named_tiers: Vec<(String, String, String)>,
     tiers: BTreeSet<String>,
+    /// Networks that policies, network sets and host endpoints speak of.
+    stated: Vec<IpNet>,
+    unknown_fields: UnknownFields,
+    /// Unknown fields that were passed over, of each kind.
+    passed_over: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Everything that the compiler would have to close in an object of a policy kind; kinds that policy does not know
@@ -57,6 +73,14 @@ pub fn validate_object(object: &Value) -> Result<(), Vec<FieldError>> {
 }
 
 impl Loader {
+    /// One that passes over unknown fields that no verdict depends on.
+    pub(super) fn of_files() -> Self {
+        Self {
+            unknown_fields: UnknownFields::PassedOver,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn add(&mut self, origin: &str, object: &Value, depth: usize) -> Result<(), LoadError> {
         let Some(kind) = object.get("kind").and_then(Value::as_str) else {
             let name = object.pointer("/metadata/name").and_then(Value::as_str);
@@ -80,9 +104,11 @@ impl Loader {
             }
             return Ok(());
         }
-        let reader = Reader::new(origin, kind, object);
+        let mut reader = Reader::new(origin, kind, object);
+        reader.unknown_fields = self.unknown_fields;
         let name = reader.named()?;
         if self.read(&reader)? {
+            self.note_passed_over(&reader);
             let namespaced = NAMESPACED_KINDS.contains(&kind);
             reader.usable(metadata::problems(kind, namespaced, &reader.metadata()?))?;
             let key = identity(reader.api_version, kind, reader.namespace, name);
@@ -103,8 +129,31 @@ impl Loader {
         Ok(())
     }
 
-    /// What was read, once all tiers are known.
-    pub(super) fn finish(self) -> Result<(Loaded, Backends), LoadError> {
+    /// Says of settings of Calico's each for itself what was passed over, since there are few of them, and of other kinds all
+    /// together, at the end.
+    fn note_passed_over(&mut self, reader: &Reader<'_>) {
+        let fields = reader.passed_over.take();
+        if fields.is_empty() {
+            return;
+        }
+        if reader.kind == settings::KIND {
+            let fields: Vec<&str> = fields
+                .iter()
+                .map(|field| field.strip_prefix("spec.").unwrap_or(field))
+                .collect();
+            self.loaded.notes.push(format!(
+                "{}: passed over, as no verdict depends on what they say: {}",
+                reader.label,
+                fields.join(", ")
+            ));
+            return;
+        }
+        let known = self.passed_over.entry(reader.kind.to_owned()).or_default();
+        known.extend(fields.iter().map(|field| unknown::without_numbers(field)));
+    }
+
+    /// What was read, once all tiers are known, and the networks that objects speak of.
+    pub(super) fn finish(mut self) -> Result<(Loaded, Backends, Vec<IpNet>), LoadError> {
         let built_in = |tier: &str| BUILT_IN_TIERS.iter().any(|(name, ..)| *name == tier);
         for (tier, object, origin) in self.named_tiers {
             if !self.tiers.contains(&tier) && !built_in(&tier) {
@@ -120,7 +169,15 @@ impl Loader {
                 });
             }
         }
-        Ok((self.loaded, self.backends))
+        self.stated.extend(self.backends.addresses().map(IpNet::from));
+        for (kind, fields) in self.passed_over {
+            let fields: Vec<String> = fields.into_iter().collect();
+            self.loaded.notes.push(format!(
+                "{kind}: fields that this version does not know, passed over as no verdict depends on them: {}",
+                fields.join(", ")
+            ));
+        }
+        Ok((self.loaded, self.backends, self.stated))
     }
 
     /// Whether policy depends on the object.
@@ -237,7 +294,18 @@ impl Loader {
                 }
                 CalicoObject::Profile(profile)
             }
-            "FelixConfiguration" => CalicoObject::FelixConfiguration(reader.parse()?),
+            settings::KIND => {
+                let configuration: calico::FelixConfiguration = reader.parse()?;
+                let is_of_files = self.unknown_fields == UnknownFields::PassedOver;
+                if is_of_files && reader.name != CONFIGURATION && unknown::is_silent(&configuration) {
+                    self.loaded.notes.push(format!(
+                        "{} is left out: it says nothing that verdicts depend on",
+                        reader.label
+                    ));
+                    return Ok(true);
+                }
+                CalicoObject::FelixConfiguration(configuration)
+            }
             _ => return reader.leave_out(),
         };
         if let CalicoObject::NetworkPolicy(policy)
@@ -260,10 +328,14 @@ impl Loader {
         add(&mut alone);
         let mut errors = Vec::new();
         let policies = alone.policy_set(|_, error| errors.push(error));
-        alone.read_cluster(|_, error| errors.push(error));
+        let cluster = alone.read_cluster(|_, error| errors.push(error));
         if !errors.is_empty() {
             return Err(reader.invalid(errors));
         }
+        self.stated
+            .extend(made_up::stated(&policies.enforced, &cluster.sets));
+        let expected = cluster.members.iter().flat_map(|host| &host.addresses);
+        self.stated.extend(expected.copied().map(IpNet::from));
         let names = policies.enforced.tiers.iter().flat_map(|tier| &tier.policies);
         let staged = policies.staged.iter().filter_map(|change| change.policy.as_ref());
         for policy in names.chain(staged) {
@@ -351,6 +423,9 @@ struct Reader<'a> {
     namespace: Option<&'a str>,
     name: &'a str,
     label: String,
+    unknown_fields: UnknownFields,
+    /// Those that were passed over.
+    passed_over: RefCell<Vec<String>>,
 }
 
 impl<'a> Reader<'a> {
@@ -369,6 +444,8 @@ impl<'a> Reader<'a> {
                 Some(namespace) => format!("{kind} {namespace}/{name}"),
                 None => format!("{kind} {name}"),
             },
+            unknown_fields: UnknownFields::default(),
+            passed_over: RefCell::default(),
         }
     }
 
@@ -409,19 +486,29 @@ impl<'a> Reader<'a> {
             fields.remove("apiVersion");
             fields.remove("kind");
         }
+        let of_files = self.unknown_fields == UnknownFields::PassedOver;
+        if of_files && self.kind == settings::KIND {
+            settings::settle(&mut object);
+        }
         let mut unknown = Vec::new();
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(&object, &mut track);
         let parsed = serde_ignored::deserialize(tracked, |path| unknown.push(shown_path(&path)));
-        match parsed {
-            Ok(parsed) if unknown.is_empty() => Ok(parsed),
-            Ok(_) => Err(self.invalid(unknown.into_iter().map(unknown_field).collect())),
-            Err(error) => Err(self.invalid(vec![FieldError {
+        let parsed = parsed.map_err(|error| {
+            self.invalid(vec![FieldError {
                 field: track.path().to_string(),
                 problem: error.to_string(),
                 fix: "correct the field".to_owned(),
-            }])),
-        }
+            }])
+        })?;
+        let problem = |field: &String| match self.unknown_fields {
+            UnknownFields::Refused => Some(unknown::refused(field)),
+            UnknownFields::PassedOver => unknown::problem(self.kind, &object, field),
+        };
+        let problems: Vec<FieldError> = unknown.iter().filter_map(problem).collect();
+        self.usable(problems)?;
+        self.passed_over.borrow_mut().extend(unknown);
+        Ok(parsed)
     }
 
     /// The same, if everything that policy needs of it can be used.
@@ -501,7 +588,6 @@ fn settle_nulls(value: &mut Value) {
     }
 }
 
-/// A policy with a misspelt field would mean something else.
 /// Whether this is what Calico writes of a namespace or a service account, as it stands in what was read from a cluster.
 /// One that says anything else about traffic is not: it would not count.
 fn is_of_namespace_or_account(profile: &calico::Profile) -> bool {
@@ -541,14 +627,6 @@ fn shown_path(path: &serde_ignored::Path<'_>) -> String {
         Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
             shown_path(parent)
         }
-    }
-}
-
-fn unknown_field(field: String) -> FieldError {
-    FieldError {
-        field,
-        problem: "the kind has no such field".to_owned(),
-        fix: "correct its spelling, or leave it out".to_owned(),
     }
 }
 

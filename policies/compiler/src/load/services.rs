@@ -34,6 +34,13 @@ impl Backends {
         self.slices.push(slice);
     }
 
+    /// The addresses that slices name.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
+        let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses);
+        addresses.filter_map(|address| address.parse::<IpAddr>().ok())
+    }
+
     pub(super) fn resolve(&self, pods: [&[PodView]; 2]) -> Services {
         let mut resolved = Services::new();
         for slice in &self.slices {

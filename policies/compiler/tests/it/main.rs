@@ -10,6 +10,8 @@
 mod calico;
 mod closed;
 mod explaining;
+mod exports;
+mod families;
 mod fields;
 mod hosts;
 mod judging;

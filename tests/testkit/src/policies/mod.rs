@@ -11,6 +11,7 @@
 #![expect(clippy::expect_used, reason = "a pool that does not parse is a broken test")]
 
 mod breaking;
+mod files;
 mod kubernetes;
 mod objects;
 mod ordered;
@@ -25,6 +26,7 @@ use policies_ir::{
 use proptest::{collection::vec, prelude::*};
 
 pub use breaking::break_object;
+pub use files::{as_written, define_what_is_mentioned};
 pub use kubernetes::{break_field, valid_network_policy};
 pub use objects::{cluster_policy_value, object_value, objects};
 pub use ordered::{expression, tiered};
