@@ -50,8 +50,12 @@ pub struct Space {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceText {
-    /// Name of the protocol, its number, or `any`; `other` stands for every protocol that the list does not name.
+    /// Name of the protocol, its number, or `any`; `other` stands for every protocol that the list does not name, but for
+    /// those in `except`.
     pub protocol: String,
+    /// Protocols that `other` does not stand for: nothing of them is in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<String>,
     /// Destination ports as `80` or `8000-8100`, for ICMP types and codes; empty: all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<String>,
@@ -312,6 +316,7 @@ impl Space {
     pub fn services(&self) -> Vec<ServiceText> {
         let plain = |protocol: &str| ServiceText {
             protocol: protocol.to_owned(),
+            except: Vec::new(),
             ports: Vec::new(),
             source_ports: Vec::new(),
         };
@@ -326,6 +331,7 @@ impl Space {
                 let every_source = whole.is_some_and(|(all, _)| all == source);
                 ServiceText {
                     protocol: protocol_name(*protocol),
+                    except: Vec::new(),
                     ports: match every_port {
                         true => Vec::new(),
                         false => ports.0.iter().map(|p| ports_text(*protocol, *p)).collect(),
@@ -337,7 +343,12 @@ impl Space {
                 }
             })
         });
-        listed.chain(self.others.then(|| plain("other"))).collect()
+        let closed = self.listed.iter().filter(|(_, plane)| plane.is_empty());
+        let other = self.others.then(|| ServiceText {
+            except: closed.map(|(protocol, _)| protocol_name(*protocol)).collect(),
+            ..plain("other")
+        });
+        listed.chain(other).collect()
     }
 }
 
@@ -361,6 +372,9 @@ impl fmt::Display for Space {
 impl fmt::Display for ServiceText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.protocol)?;
+        if !self.except.is_empty() {
+            write!(f, " except {}", self.except.join(","))?;
+        }
         if !self.ports.is_empty() {
             write!(f, " {}", self.ports.join(","))?;
         }

@@ -14,3 +14,4 @@ mod nodes;
 mod recommending;
 mod replays;
 mod scale;
+mod services;
