@@ -52,6 +52,8 @@ pub(super) struct Observed {
     /// Connections that were allowed.
     pub(super) connections: BTreeSet<Connection>,
     pub(super) left_out: Vec<String>,
+    /// Labels of the network sets of each namespace.
+    sets: BTreeMap<String, Vec<Labels>>,
 }
 
 /// Pods of a namespace whose stable labels are the same.
@@ -105,10 +107,16 @@ impl Observed {
             .enumerate()
             .flat_map(|(number, workload)| workload.members.iter().map(move |member| (*member, number)))
             .collect();
+        let mut sets: BTreeMap<String, Vec<Labels>> = BTreeMap::new();
+        for set in model.cluster().sets.iter().map(|set| &set.workload) {
+            let of_namespace = sets.entry(set.namespace.clone()).or_default();
+            of_namespace.push(set.labels.clone());
+        }
         let mut observed = Self {
             workloads,
             connections: BTreeSet::new(),
             left_out: Vec::new(),
+            sets,
         };
         // What one end let out and the other did not let in was no connection.
         let key = |flow: &FlowEvent| {
@@ -185,6 +193,11 @@ impl Observed {
         });
         let told: Vec<String> = told.collect();
         self.left_out.extend(told);
+    }
+
+    /// Labels of the network sets of a namespace.
+    pub(super) fn sets(&self, namespace: &str) -> &[Labels] {
+        self.sets.get(namespace).map(Vec::as_slice).unwrap_or_default()
     }
 
     pub(super) fn name(&self, side: Side) -> String {
@@ -366,7 +379,7 @@ fn most_frequent<'k>(keys: impl Iterator<Item = &'k String>, own: &Labels) -> Op
 }
 
 impl PodSelector {
-    fn finds(&self, labels: &Labels) -> bool {
+    pub(super) fn finds(&self, labels: &Labels) -> bool {
         let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
         self.labels.iter().all(has) && !self.absent.iter().any(|key| labels.contains_key(key))
     }
