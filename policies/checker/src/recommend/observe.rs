@@ -13,7 +13,7 @@ use policies_ir::policy::{ICMP_PROTOCOLS, PORT_PROTOCOLS, WorkloadKind};
 
 use crate::{
     model::Model,
-    recommend::Dialect,
+    recommend::{Dialect, write::DEFAULT_DENY},
     replay,
     space::{Point, Space},
 };
@@ -283,7 +283,8 @@ fn workloads(model: &Model) -> Vec<Workload> {
             let wanted = object_name(&own, &members, model);
             let numbered = (2..).map(|number| format!("{wanted}-{number}"));
             let mut names = std::iter::once(wanted.clone()).chain(numbered);
-            let name = names.find(|name| used.insert((namespace.clone(), name.clone())));
+            let name =
+                names.find(|name| name != DEFAULT_DENY && used.insert((namespace.clone(), name.clone())));
             Workload {
                 selector: selector(&own, &others),
                 name: name.unwrap_or(wanted),

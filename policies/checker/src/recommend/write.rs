@@ -15,6 +15,9 @@ use crate::{
     space::{Ports, protocol_name},
 };
 
+/// Name of the policy by which a namespace denies.
+pub(super) const DEFAULT_DENY: &str = "default-deny";
+
 /// Other ends and services, each of which was seen with each.
 type Rule = cover::Product<Side, Service>;
 
@@ -189,7 +192,7 @@ fn default_deny(namespace: &str, dialect: Dialect) -> Value {
         Dialect::Kubernetes => json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
         Dialect::Calico => json!({"selector": "all()", "types": ["Ingress", "Egress"]}),
     };
-    object(dialect, namespace, "default-deny", &spec)
+    object(dialect, namespace, DEFAULT_DENY, &spec)
 }
 
 fn object(dialect: Dialect, namespace: &str, name: &str, spec: &Value) -> Value {

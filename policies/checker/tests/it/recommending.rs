@@ -244,3 +244,30 @@ fn a_network_set_with_the_labels_of_a_workload_is_not_allowed_with_it() {
         }
     }
 }
+
+#[test]
+fn a_workload_that_is_called_like_the_default_gets_another_name() {
+    let view = view_of(&[
+        pod("web", "10.244.0.1"),
+        pod("default-deny", "10.244.0.2"),
+        pod("default-deny-2", "10.244.0.3"),
+    ]);
+    let to_both = ["default-deny", "default-deny-2"]
+        .into_iter()
+        .zip(["10.244.0.2", "10.244.0.3"]);
+    let flows: Vec<FlowEvent> = to_both
+        .map(|(name, address)| between("web", "10.244.0.1", Some(name), address))
+        .collect();
+    for dialect in [Dialect::Kubernetes, Dialect::Calico] {
+        let recommendation = recommend(&view, &flows, dialect).unwrap();
+        let objects = recommendation.objects.iter();
+        let mut names: Vec<&str> = objects
+            .map(|object| object["metadata"]["name"].as_str().unwrap())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            ["default-deny", "default-deny-2", "default-deny-2-2", "web"]
+        );
+    }
+}
