@@ -1,7 +1,7 @@
 //! Recommendations for more than one rule, or one policy, may hold.
 
 use api::flow::FlowEvent;
-use policies_checker::recommend::{Dialect, Recommendation, recommend};
+use policies_checker::recommend::{Dialect, RecommendError, Recommendation, recommend};
 use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, load_objects};
 use policies_ir::tables::Verdict;
 use serde_json::{Value, json};
@@ -270,4 +270,33 @@ fn a_workload_that_is_called_like_the_default_gets_another_name() {
             ["default-deny", "default-deny-2", "default-deny-2-2", "web"]
         );
     }
+}
+
+/// Policies that allow nothing would close the cluster, and a record that tells of nothing is no reason to.
+#[test]
+fn nothing_to_allow_is_an_error_that_names_the_reasons() {
+    let error = |flows: &[FlowEvent], dialect| {
+        let error = recommend(&view(), flows, dialect).unwrap_err();
+        assert!(matches!(error, RecommendError::NothingToAllow { .. }), "{error}");
+        error.to_string()
+    };
+    let said = error(&[], Dialect::Kubernetes);
+    assert_eq!(
+        said,
+        "policies for these flows would deny everything: none is recorded"
+    );
+    let mut denied = sent("203.0.113.9", 6, 443);
+    denied.verdict = api::flow::FlowVerdict::Deny;
+    let said = error(&[denied], Dialect::Calico);
+    assert!(
+        said.ends_with("left out were 1 recorded flow(s): they were denied, at one end at least"),
+        "{said}"
+    );
+    let ping = [sent("203.0.113.9", 1, 0x0800)];
+    let said = error(&ping, Dialect::Kubernetes);
+    assert!(
+        said.contains("left out were ICMP type 8 code 0 from shop/web"),
+        "{said}"
+    );
+    assert_eq!(recommended(&ping, Dialect::Calico).connections, 1);
 }
