@@ -1,6 +1,9 @@
 //! Recorded flows judged against other policies: what a change would have done to real traffic.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use api::flow::{EndpointRef, FlowDirection, FlowEvent, FlowVerdict};
 use policies_ir::tables::{BuiltinRule, DecidedBy, Direction, Verdict};
@@ -70,29 +73,35 @@ pub struct FlowChange {
     pub allowed: bool,
     /// What would decide.
     pub by: String,
+    /// The other end would decide: it denies what the end that judged still lets pass.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub by_other_end: bool,
 }
 
-/// Judges every recorded flow again. Ends are found by name, since their addresses may be others.
+/// Judges every recorded flow again, each once. Ends are found by name, since their addresses may be others.
 pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
     let mut replay = Replay::default();
     let mut changes: BTreeMap<FlowChange, u64> = BTreeMap::new();
+    let mut judged: Vec<(&FlowEvent, Again<'_>)> = Vec::new();
     for flow in flows {
-        if let Some(reason) = without_policy(flow) {
-            *replay.left_out.entry(reason).or_default() += 1;
-            continue;
+        let left_out = without_policy(flow);
+        match (left_out, find(model, &flow.pod)) {
+            (None, Some(member)) => judged.push((flow, Again::of(model, flow, member))),
+            (reason, _) => {
+                let reason = reason.unwrap_or("the end that judged is not among the objects");
+                *replay.left_out.entry(reason).or_default() += 1;
+            }
         }
-        let Some(member) = find(model, &flow.pod) else {
-            *replay
-                .left_out
-                .entry("the end that judged is not among the objects")
-                .or_default() += 1;
-            continue;
-        };
-        let (recorded, point) = (peer_address(flow), point(flow));
-        let judged = Again::of(model, flow, member, recorded);
-        let (was_allowed, direction) = (flow.verdict == FlowVerdict::Allow, judged.direction);
+    }
+    let recorded: HashSet<AtEnd> = judged
+        .iter()
+        .filter_map(|(flow, again)| Some(AtEnd::of(flow, again.own.member?, again.direction)))
+        .collect();
+    for (flow, again) in &judged {
+        let (was_allowed, direction, point) =
+            (flow.verdict == FlowVerdict::Allow, again.direction, point(flow));
         replay.judged += 1;
-        let (allowed, by) = match judged.outcome(was_allowed, point) {
+        let (by, by_other_end) = match again.outcome(was_allowed, point, &recorded, flow) {
             Outcome::Same(because) => {
                 replay.same += 1;
                 if let Some(reason) = because {
@@ -100,7 +109,8 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
                 }
                 continue;
             }
-            Outcome::Changed(by) => (!was_allowed, by),
+            Outcome::Changed(by) => (by, false),
+            Outcome::ClosedByOtherEnd(by) => (by, true),
         };
         let change = FlowChange {
             pod: flow.pod.to_string(),
@@ -108,13 +118,14 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
             peer: flow
                 .peer
                 .as_ref()
-                .map_or_else(|| recorded.to_string(), ToString::to_string),
+                .map_or_else(|| peer_address(flow).to_string(), ToString::to_string),
             service: point.to_string(),
             count: 0,
             was_allowed,
             was_by: flow.decided_by.rule.clone(),
-            allowed,
+            allowed: !was_allowed,
             by: by.to_string(),
+            by_other_end,
         };
         *changes.entry(change).or_default() += 1;
     }
@@ -123,6 +134,28 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
         .map(|(change, count)| FlowChange { count, ..change })
         .collect();
     replay
+}
+
+/// What is one flow at one end, with the ports that both ends see.
+#[derive(PartialEq, Eq, Hash)]
+struct AtEnd {
+    member: usize,
+    is_egress: bool,
+    source: IpAddr,
+    destination: IpAddr,
+    point: Point,
+}
+
+impl AtEnd {
+    fn of(flow: &FlowEvent, member: usize, direction: Direction) -> Self {
+        Self {
+            member,
+            is_egress: direction == Direction::Egress,
+            source: flow.source,
+            destination: flow.destination,
+            point: point(flow),
+        }
+    }
 }
 
 /// A recorded flow among other policies.
@@ -141,13 +174,16 @@ enum Outcome {
     Same(Option<&'static str>),
     /// It becomes the other one, by this.
     Changed(DecidedBy),
+    /// The end that judged would let it pass, the other one denies it by this.
+    ClosedByOtherEnd(DecidedBy),
 }
 
 const NAMES_DECIDE: &str = "with some of the names that rules ask for the address would keep them, with others not, and no record tells its names";
 const OTHER_END_DENIES: &str = "the end that denied them would let them pass, and the other end denies them";
 
 impl<'a> Again<'a> {
-    fn of(model: &'a Model, flow: &FlowEvent, member: usize, recorded: IpAddr) -> Self {
+    fn of(model: &'a Model, flow: &FlowEvent, member: usize) -> Self {
+        let recorded = peer_address(flow);
         let known = flow.peer.as_ref().and_then(|peer| find(model, peer));
         let (direction, own) = match flow.direction {
             FlowDirection::Ingress => (Direction::Ingress, flow.destination),
@@ -162,7 +198,14 @@ impl<'a> Again<'a> {
         }
     }
 
-    fn outcome(&self, was_allowed: bool, point: Point) -> Outcome {
+    /// `recorded` are the ends that tell of their flows themselves.
+    fn outcome(
+        &self,
+        was_allowed: bool,
+        point: Point,
+        recorded: &HashSet<AtEnd>,
+        flow: &FlowEvent,
+    ) -> Outcome {
         let judged = |names| {
             let peer = Place {
                 names,
@@ -179,22 +222,35 @@ impl<'a> Again<'a> {
         if named.any(|named| named != verdict) {
             return Outcome::Same(Some(NAMES_DECIDE));
         }
-        if is_same(verdict) {
-            return Outcome::Same(None);
+        let other = || self.other_end_denies(point);
+        match (is_same(verdict), was_allowed) {
+            (true, true) if !self.is_told_by_other_end(flow, recorded) => {
+                other().map_or(Outcome::Same(None), Outcome::ClosedByOtherEnd)
+            }
+            (true, _) => Outcome::Same(None),
+            (false, false) if other().is_some() => Outcome::Same(Some(OTHER_END_DENIES)),
+            (false, _) => Outcome::Changed(by),
         }
-        if !was_allowed && self.other_end_denies(point) {
-            return Outcome::Same(Some(OTHER_END_DENIES));
-        }
-        Outcome::Changed(by)
     }
 
-    fn other_end_denies(&self, point: Point) -> bool {
-        let direction = match self.direction {
-            Direction::Ingress => Direction::Egress,
-            Direction::Egress => Direction::Ingress,
-        };
-        let judge = self.model.judge_at(self.peer, direction, self.own);
-        judge.is_some_and(|judge| judge.decide(point).verdict == Verdict::Deny)
+    fn is_told_by_other_end(&self, flow: &FlowEvent, recorded: &HashSet<AtEnd>) -> bool {
+        let peer = self.peer.member;
+        peer.is_some_and(|peer| recorded.contains(&AtEnd::of(flow, peer, opposite(self.direction))))
+    }
+
+    fn other_end_denies(&self, point: Point) -> Option<DecidedBy> {
+        let judge = self
+            .model
+            .judge_at(self.peer, opposite(self.direction), self.own)?;
+        let entry = judge.decide(point);
+        (entry.verdict == Verdict::Deny).then(|| self.model.decided_by(entry.rule))
+    }
+}
+
+fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Ingress => Direction::Egress,
+        Direction::Egress => Direction::Ingress,
     }
 }
 

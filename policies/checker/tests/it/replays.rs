@@ -76,6 +76,61 @@ fn what_one_end_would_allow_and_the_other_denies_stays_denied() {
         &[recorded("egress", "allow"), recorded("ingress", "allow")],
     );
     assert_eq!((replayed.same, replayed.changes.len()), (1, 1), "{replayed:?}");
+    assert!(!replayed.changes[0].by_other_end, "{replayed:?}");
+}
+
+#[test]
+fn what_was_allowed_at_one_end_closes_by_the_other_where_that_one_tells_nothing() {
+    let out = recorded("egress", "allow");
+    let into = recorded("ingress", "allow");
+    let nothing_in = || policy("db", &json!({"policyTypes": ["Ingress"]}));
+    let nothing_out = || policy("web", &json!({"policyTypes": ["Egress"]}));
+    for (policies, flow, by) in [
+        (
+            vec![nothing_in()],
+            &out,
+            "default-deny (isolated by NetworkPolicy shop/db)",
+        ),
+        (
+            vec![nothing_out()],
+            &into,
+            "default-deny (isolated by NetworkPolicy shop/web)",
+        ),
+    ] {
+        let replayed = replay(&model(policies), std::slice::from_ref(flow));
+        let [change] = &replayed.changes[..] else {
+            panic!("{replayed:?}")
+        };
+        assert_eq!((replayed.judged, replayed.same, change.count), (1, 0, 1));
+        assert!(
+            change.by_other_end && change.was_allowed && !change.allowed,
+            "{change:?}"
+        );
+        assert_eq!((change.by.as_str(), change.was_by.as_str()), (by, "of old"));
+        assert_eq!(change.pod, flow.pod.to_string());
+    }
+    // Both ends deny: the one that judged says so.
+    let replayed = replay(
+        &model(vec![nothing_in(), nothing_out()]),
+        std::slice::from_ref(&out),
+    );
+    assert!(!replayed.changes[0].by_other_end, "{replayed:?}");
+    // What the other end denied all along, as it tells, is no change.
+    let replayed = replay(
+        &model(vec![nothing_in()]),
+        &[out.clone(), recorded("ingress", "deny")],
+    );
+    assert_eq!((replayed.same, replayed.changes.len()), (2, 0), "{replayed:?}");
+    // Another connection of the same two is another.
+    let mut other = recorded("ingress", "allow");
+    other.source_port = 50_001;
+    let replayed = replay(&model(vec![nothing_in()]), &[out, other]);
+    let by_other: Vec<(bool, u64)> = replayed
+        .changes
+        .iter()
+        .map(|c| (c.by_other_end, c.count))
+        .collect();
+    assert_eq!(by_other, [(false, 1), (true, 1)], "{replayed:?}");
 }
 
 #[test]
