@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
 
 use policies_compiler::{FlowEnd, FlowError, parse_protocol};
-use policies_ir::policy::{DomainMatch, ICMP_PROTOCOLS, PORT_PROTOCOLS};
+use policies_ir::policy::{DomainMatch, ICMP_PROTOCOLS, PORT_PROTOCOLS, echo_request};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,7 +41,7 @@ pub struct Case {
     /// Where it goes: the same, or `dns:NAME`: wherever outside a resolver says that the name leads, or
     /// with `dns:NAME@ADDRESS` there.
     pub to: String,
-    /// Destination port; for ICMP the type, or `TYPE.CODE`.
+    /// Destination port; for ICMP the type, or `TYPE.CODE`, an echo request where there is none.
     #[serde(default)]
     pub port: Option<PortText>,
     /// Protocol by name or number; TCP where there is none.
@@ -400,7 +400,7 @@ fn point(case: &Case) -> Result<Point, String> {
             .map_err(|_no_number| format!("port: {port:?} is no port"))?,
         (Some(_), false) => return Err(format!("port: protocol {protocol} has no ports")),
         (None, _) if has_ports => return Err("port: is missing".to_owned()),
-        (None, _) => 0,
+        (None, _) => echo_request(protocol).map_or(0, |kind| u16::from_be_bytes([kind, 0])),
     };
     Ok(Point {
         protocol,

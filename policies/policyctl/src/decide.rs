@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use policies_compiler::{Answer, Book, ClusterView, FlowEnd, Judge, Question, parse_protocol};
 use policies_ir::{
-    policy::{ICMP, ICMPV6, PORT_PROTOCOLS},
+    policy::{PORT_PROTOCOLS, echo_request},
     tables::{DecidedBy, RuleName, Verdict},
 };
 use serde::{Deserialize, Serialize};
@@ -28,10 +28,6 @@ use crate::{
 
 /// Longest line of a flow: more is no flow.
 const MAX_LINE: usize = 64 << 10;
-/// Type of the echo request that an ICMP flow without a type stands for.
-const ECHO_REQUEST: u8 = 8;
-/// The same for ICMPv6.
-const ECHO_REQUEST_V6: u8 = 128;
 
 /// Judges every flow; exit code 1 if one of them could not be judged.
 pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<ExitCode> {
@@ -257,18 +253,11 @@ impl Flow {
             Some(Protocol::Name(name)) => parse_protocol(name).context("protocol")?,
         };
         let has_ports = PORT_PROTOCOLS.contains(&protocol);
-        let port = match protocol {
-            ICMP | ICMPV6 => {
-                let echo = if protocol == ICMP {
-                    ECHO_REQUEST
-                } else {
-                    ECHO_REQUEST_V6
-                };
-                u16::from_be_bytes([self.icmp_type.unwrap_or(echo), self.icmp_code.unwrap_or(0)])
-            }
-            _ if has_ports => self.port.context("port: must be given for TCP, UDP and SCTP")?,
+        let port = match echo_request(protocol) {
+            Some(echo) => u16::from_be_bytes([self.icmp_type.unwrap_or(echo), self.icmp_code.unwrap_or(0)]),
+            None if has_ports => self.port.context("port: must be given for TCP, UDP and SCTP")?,
             // Such packets have no ports that policy could see.
-            _ => 0,
+            None => 0,
         };
         Ok(Question {
             source: self.src.resolve().context("src")?,

@@ -1,0 +1,58 @@
+//! What cases leave unsaid.
+
+use policies_checker::{
+    Model,
+    cases::{CaseFile, run_cases},
+};
+use policies_compiler::{Source, load_objects};
+use serde_json::json;
+
+#[test]
+fn a_case_of_icmp_without_a_type_is_an_echo_request() {
+    let pod = |name: &str, addresses: [&str; 2]| {
+        let ips = addresses.map(|ip| json!({"ip": ip}));
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": addresses[0], "podIPs": ips}})
+    };
+    let rules = [("ICMP", 8), ("ICMPv6", 128)]
+        .map(|(protocol, kind)| json!({"action": "Allow", "protocol": protocol, "icmp": {"type": kind}}));
+    let pings = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "p"},
+        "spec": {"selector": "app == 'b'", "types": ["Ingress"], "ingress": rules}});
+    let objects = [
+        pod("a", ["10.0.0.1", "fd00::1"]),
+        pod("b", ["10.0.0.2", "fd00::2"]),
+        pings,
+    ];
+    let origin = "here";
+    let loaded = load_objects(objects.iter().map(|object| Source { origin, object }));
+    let model = Model::new(&loaded.unwrap().view);
+    let case = |protocol: &str, more: &[(&str, serde_json::Value)], expect: &str| {
+        let mut case = json!({"from": "shop/a", "to": "shop/b", "protocol": protocol, "expect": expect});
+        case.as_object_mut()
+            .unwrap()
+            .extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        case
+    };
+    let reply = |kind: u8| [("port", json!(kind))];
+    let file = json!({"cases": [
+        case("ICMP", &[], "allow"),
+        case("ICMPv6", &[], "allow"),
+        case("ICMP", &reply(0), "deny"),
+        case("ICMPv6", &reply(129), "deny"),
+        case("47", &[], "deny"),
+    ]});
+    let cases: CaseFile = serde_json::from_value(file).unwrap();
+    let report = run_cases(&model, &cases.cases);
+    let failures: Vec<_> = report
+        .cases
+        .iter()
+        .filter_map(|case| case.failure.as_ref())
+        .collect();
+    assert!(failures.is_empty(), "{failures:?}");
+    let ports: Vec<u16> = report
+        .cases
+        .iter()
+        .filter_map(|case| Some(case.packet.as_ref()?.port))
+        .collect();
+    assert_eq!(ports, [0x0800, 0x8000, 0, 0x8100, 0]);
+}
