@@ -6,7 +6,6 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader, BufWriter, Write},
     net::IpAddr,
-    path::Path,
     process::ExitCode,
 };
 
@@ -23,7 +22,7 @@ use crate::{
     cli::{Connection, DecideArgs},
     cluster,
     learned::{self, Names, Nodes},
-    load, output,
+    load, output, standard_input,
 };
 
 /// Longest line of a flow: more is no flow.
@@ -42,8 +41,8 @@ pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<Ex
     let mut judges = books.judges();
     let mut judge = |flow: &Flow| judges.judge(flow);
     let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    let failed = if args.flows == Path::new("-") {
-        decide(&mut judge, io::stdin().lock(), "standard input", out)?
+    let failed = if standard_input::is_meant(&args.flows) {
+        decide(&mut judge, standard_input::take()?, standard_input::NAME, out)?
     } else {
         let name = args.flows.display().to_string();
         let file = File::open(&args.flows).with_context(|| format!("cannot read {name}"))?;

@@ -26,6 +26,7 @@ mod objects;
 mod output;
 mod profile;
 mod scan;
+mod standard_input;
 mod up;
 mod verify;
 

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use crate::{
     check::record::Record, cli::Connection, cluster, flow_filter::FlowFilter, flows, load, objects, output,
+    standard_input,
 };
 
 /// Largest file of cases or assertions.
@@ -132,8 +133,8 @@ pub(crate) fn cases(paths: &[PathBuf]) -> Result<Vec<Case>> {
 pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
     let mut lines = Vec::new();
     for path in paths {
-        let reader: Box<dyn Read> = match path == Path::new("-") {
-            true => Box::new(std::io::stdin().lock()),
+        let reader: Box<dyn Read> = match standard_input::is_meant(path) {
+            true => Box::new(standard_input::take()?),
             false => Box::new(
                 std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?,
             ),
