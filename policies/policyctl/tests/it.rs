@@ -18,6 +18,8 @@ spec: {containers: [{name: c}]}
 status: {podIP: 10.0.0.1}
 ";
 
+const CASES: &str = "cases: [{from: watch/collector, to: pci/vault, protocol: ICMP, expect: deny}]";
+
 fn policyctl(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_policyctl"));
     command.args(words).stdin(Stdio::null());
@@ -47,13 +49,15 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
 /// The second would find nothing, and `decide` judge no flow without a word.
 #[test]
 fn standard_input_stands_for_one_thing() {
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 8] = [
         &["decide", "-f", "-", "--flows", "-"],
         &["diff", "-", "-"],
         &["replay", "--flows", "-", "--with", "-"],
         &["recommend", "--flows", "-", "--flows", "-"],
         &["connectivity", "-f", "-", "-f", "-"],
         &["top", "rules", "-f", "-", "--flows", "-"],
+        &["test", "-", "-f", "-"],
+        &["prove", "--assertions", "-", "-f", "-"],
     ];
     for words in commands {
         let input = if words.contains(&"replay") || words.contains(&"recommend") || words.contains(&"top") {
@@ -71,4 +75,19 @@ fn standard_input_stands_for_one_thing() {
     let (code, out, error) = said(&with_input(&["connectivity", "-f", "-"], POD));
     assert_eq!(code, Some(0), "{error}");
     assert!(out.contains("shop/a"), "{out}");
+}
+
+#[test]
+fn cases_and_assertions_are_read_from_standard_input() {
+    let manifests = format!("{SHOP}/manifests");
+    let (code, out, error) = said(&with_input(&["test", "-f", &manifests, "-"], CASES));
+    assert_eq!(code, Some(0), "{out}{error}");
+    assert!(out.contains("1 of 1 cases pass"), "{out}");
+    let assertion = "# what is stored\nno ns(pci) reaches internet\n";
+    let (code, out, error) = said(&with_input(
+        &["prove", "-f", &manifests, "--assertions", "-"],
+        assertion,
+    ));
+    assert_eq!(code, Some(0), "{out}{error}");
+    assert!(out.contains("holds   no ns(pci) reaches internet"), "{out}");
 }

@@ -215,7 +215,10 @@ fn decisions(lines: Vec<FlowLine>) -> Vec<FlowEvent> {
 
 fn read(path: &Path) -> Result<String> {
     let context = || format!("cannot read {}", path.display());
-    let file = std::fs::File::open(path).with_context(context)?;
+    let file: Box<dyn Read> = match standard_input::is_meant(path) {
+        true => Box::new(standard_input::take()?),
+        false => Box::new(std::fs::File::open(path).with_context(context)?),
+    };
     let mut text = String::new();
     file.take(MAX_TEXT_BYTES + 1)
         .read_to_string(&mut text)
