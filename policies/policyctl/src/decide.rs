@@ -191,10 +191,10 @@ fn decide(
             Err((id, error)) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
         };
         failed += usize::from(judged.error.is_some());
-        serde_json::to_writer(&mut out, &judged).context("cannot write to standard output")?;
-        out.write_all(b"\n").context("cannot write to standard output")?;
+        output::written(serde_json::to_writer(&mut out, &judged).map_err(io::Error::from))?;
+        output::written(out.write_all(b"\n"))?;
     }
-    out.flush().context("cannot write to standard output")?;
+    output::written(out.flush())?;
     Ok(failed)
 }
 

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    fs::OpenOptions,
     io::Write,
-    path::Path,
     process::{Command, Output, Stdio},
 };
 
@@ -90,4 +90,49 @@ fn cases_and_assertions_are_read_from_standard_input() {
     ));
     assert_eq!(code, Some(0), "{out}{error}");
     assert!(out.contains("holds   no ns(pci) reaches internet"), "{out}");
+}
+
+#[test]
+fn a_closed_pipe_ends_it_quietly_and_a_full_disk_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let flows = folder.path().join("flows.jsonl");
+    let flow = r#"{"src": {"pod": "watch/collector"}, "dst": {"pod": "pci/vault"}, "port": 80}"#;
+    std::fs::write(&flows, format!("{flow}\n").repeat(3000)).unwrap();
+    let manifests = format!("{SHOP}/manifests");
+    let recorded = format!("{SHOP}/flows.jsonl");
+    let flows = flows.display().to_string();
+    let commands: [&[&str]; 9] = [
+        &["connectivity", "-f", &manifests],
+        &["connectivity", "-f", &manifests, "-o", "json"],
+        &["decide", "-f", &manifests, "--flows", &flows],
+        &[
+            "explain",
+            "-f",
+            &manifests,
+            "--from",
+            "watch/collector",
+            "--to",
+            "pci/vault",
+            "--port",
+            "80",
+        ],
+        &["recommend", "-f", &manifests, "--flows", &recorded],
+        &["top", "rules", "-f", &manifests],
+        &["version", "--client"],
+        &["completions", "bash"],
+        &["--help"],
+    ];
+    for words in commands {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, _, error) = said(&policyctl(words).stdout(writer).output().unwrap());
+        assert_eq!((code, error.as_str()), (Some(141), ""), "{words:?}");
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (code, _, error) = said(&policyctl(words).stdout(full).output().unwrap());
+        assert_eq!(code, Some(1), "{words:?}: {error}");
+        assert!(
+            error.contains("cannot write to standard output: No space left"),
+            "{words:?}: {error}"
+        );
+    }
 }
