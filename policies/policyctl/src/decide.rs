@@ -16,7 +16,7 @@ use policies_ir::{
     tables::{DecidedBy, RuleName, Verdict},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::{
     cli::{Connection, DecideArgs},
@@ -198,12 +198,15 @@ fn decide(
     Ok(failed)
 }
 
+/// What a flow is called by who asks, to the letter: a number may be too large for us, and the order of keys may count.
+type Id = Option<Box<RawValue>>;
+
 /// One line of the input.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Flow {
     #[serde(default)]
-    id: Value,
+    id: Id,
     src: End,
     dst: End,
     #[serde(default)]
@@ -235,12 +238,16 @@ enum Protocol {
 
 impl Flow {
     /// The id, as far as there is one, comes with an error too.
-    fn read(line: &str) -> Result<Self, (Value, anyhow::Error)> {
+    fn read(line: &str) -> Result<Self, (Id, anyhow::Error)> {
+        /// Of a line that is no flow.
+        #[derive(Deserialize)]
+        struct Named {
+            #[serde(default)]
+            id: Id,
+        }
         serde_json::from_str(line).map_err(|error| {
-            let id = serde_json::from_str::<Value>(line)
-                .ok()
-                .and_then(|mut flow| Some(flow.get_mut("id")?.take()));
-            (id.unwrap_or_default(), error.into())
+            let named = serde_json::from_str::<Named>(line).ok();
+            (named.and_then(|named| named.id), error.into())
         })
     }
 
@@ -294,7 +301,7 @@ impl End {
 /// One line of the output.
 #[derive(Serialize)]
 struct Judged {
-    id: Value,
+    id: Id,
     verdict: &'static str,
     egress: Option<Part>,
     ingress: Option<Part>,
@@ -314,7 +321,7 @@ struct Part {
 }
 
 impl Judged {
-    fn new(id: Value, answer: &Answer) -> Self {
+    fn new(id: Id, answer: &Answer) -> Self {
         Self {
             id,
             verdict: word(answer.verdict),
@@ -324,7 +331,7 @@ impl Judged {
         }
     }
 
-    fn failed(id: Value, error: String) -> Self {
+    fn failed(id: Id, error: String) -> Self {
         Self {
             id,
             verdict: word(Verdict::Deny),
@@ -376,7 +383,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use policies_compiler::{Source, load_objects};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -412,7 +419,33 @@ mod tests {
         let flow = Flow::read(r#"{"id":"f7","src":{"pod":"a//b"},"dst":{"pod":"c/d"},"port":1}"#);
         assert!(flow.is_ok_and(|flow| flow.question(|| 0).is_err()));
         let misread = Flow::read(r#"{"id":"f7","src":{"pod":"a/b"},"dst":{"pot":"c/d"},"port":1}"#);
-        assert!(misread.is_err_and(|(id, _)| id == "f7"));
+        assert!(misread.is_err_and(|(id, _)| id.is_some_and(|id| id.get() == r#""f7""#)));
+    }
+
+    #[test]
+    fn an_id_comes_back_to_the_letter() {
+        let ids = [
+            "12345678901234567890123",
+            "1e2",
+            "0.10",
+            r#"{"z": 1, "a": [2, 1.0]}"#,
+            r#""\u0041""#,
+            "null",
+        ];
+        let flow = |id: &str| {
+            format!(r#"{{"id": {id}, "src": {{"ip": "::1"}}, "dst": {{"ip": "::2"}}, "port": 1}}"#)
+        };
+        let broken = |id: &str| format!(r#"{{"prot": 1, "id": {id}}}"#);
+        let lines: Vec<String> = ids.iter().flat_map(|id| [flow(id), broken(id)]).collect();
+        let mut out = Vec::new();
+        let mut judge = |_: &Flow| bail!("not asked");
+        let failed = decide(&mut judge, lines.join("\n").as_bytes(), "flows", &mut out).unwrap();
+        assert_eq!(failed, 2 * ids.len());
+        let out = String::from_utf8(out).unwrap();
+        for (line, id) in out.lines().zip(ids.iter().flat_map(|id| [id, id])) {
+            assert!(line.starts_with(&format!(r#"{{"id":{id},"verdict""#)), "{line}");
+        }
+        assert_eq!(out.lines().count(), 2 * ids.len());
     }
 
     #[test]
