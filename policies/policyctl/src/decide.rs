@@ -3,8 +3,7 @@
 use std::{
     cell::OnceCell,
     collections::BTreeMap,
-    fs::File,
-    io::{self, BufRead, BufReader, BufWriter, Write},
+    io::{self, BufRead, BufWriter, Write},
     net::IpAddr,
     process::ExitCode,
 };
@@ -22,11 +21,12 @@ use crate::{
     cli::{Connection, DecideArgs},
     cluster,
     learned::{self, Names, Nodes},
-    load, output, standard_input,
+    lines::Lines,
+    load, output,
 };
 
 /// Longest line of a flow: more is no flow.
-const MAX_LINE: usize = 64 << 10;
+const MAX_LINE_BYTES: u64 = 64 << 10;
 
 /// Judges every flow; exit code 1 if one of them could not be judged.
 pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<ExitCode> {
@@ -41,13 +41,7 @@ pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<Ex
     let mut judges = books.judges();
     let mut judge = |flow: &Flow| judges.judge(flow);
     let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    let failed = if standard_input::is_meant(&args.flows) {
-        decide(&mut judge, standard_input::take()?, standard_input::NAME, out)?
-    } else {
-        let name = args.flows.display().to_string();
-        let file = File::open(&args.flows).with_context(|| format!("cannot read {name}"))?;
-        decide(&mut judge, BufReader::with_capacity(1 << 16, file), &name, out)?
-    };
+    let failed = decide(&mut judge, Lines::open(&args.flows, MAX_LINE_BYTES)?, out)?;
     if failed > 0 {
         output::note(&format!(
             "error: {failed} flows could not be judged; they are denied"
@@ -160,35 +154,21 @@ impl Judges<'_> {
 /// One line out for each line in; how many could not be judged.
 fn decide(
     judge: &mut impl FnMut(&Flow) -> Result<Answer>,
-    mut flows: impl BufRead,
-    name: &str,
+    mut flows: Lines<impl BufRead>,
     mut out: impl Write,
 ) -> Result<usize> {
-    let mut line = String::new();
     let mut failed = 0;
-    for number in 1.. {
-        line.clear();
-        let read = flows
-            .read_line(&mut line)
-            .with_context(|| format!("cannot read {name}, line {number}"))?;
-        if read == 0 {
-            break;
-        }
-        if line.len() > MAX_LINE {
-            bail!("{name}, line {number}: is longer than {MAX_LINE} bytes");
-        }
-        if line.trim().is_empty() {
-            continue;
-        }
-        let judged = match Flow::read(&line) {
+    while let Some(line) = flows.read()? {
+        let failure = |error: &anyhow::Error| format!("{}: {error:#}", line.place());
+        let judged = match Flow::read(line.text) {
             Ok(mut flow) => {
                 let id = flow.id.take();
                 match judge(&flow) {
                     Ok(answer) => Judged::new(id, &answer),
-                    Err(error) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
+                    Err(error) => Judged::failed(id, failure(&error)),
                 }
             }
-            Err((id, error)) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
+            Err((id, error)) => Judged::failed(id, failure(&error)),
         };
         failed += usize::from(judged.error.is_some());
         output::written(serde_json::to_writer(&mut out, &judged).map_err(io::Error::from))?;
@@ -439,7 +419,12 @@ mod tests {
         let lines: Vec<String> = ids.iter().flat_map(|id| [flow(id), broken(id)]).collect();
         let mut out = Vec::new();
         let mut judge = |_: &Flow| bail!("not asked");
-        let failed = decide(&mut judge, lines.join("\n").as_bytes(), "flows", &mut out).unwrap();
+        let failed = decide(
+            &mut judge,
+            Lines::new(lines.join("\n").as_bytes(), "flows", MAX_LINE_BYTES),
+            &mut out,
+        )
+        .unwrap();
         assert_eq!(failed, 2 * ids.len());
         let out = String::from_utf8(out).unwrap();
         for (line, id) in out.lines().zip(ids.iter().flat_map(|id| [id, id])) {
@@ -489,7 +474,12 @@ mod tests {
         let flows = flows.join("\n");
         let mut out = Vec::new();
         let mut judge = |flow: &Flow| judges.judge(flow);
-        let failed = decide(&mut judge, flows.as_bytes(), "flows", &mut out).unwrap();
+        let failed = decide(
+            &mut judge,
+            Lines::new(flows.as_bytes(), "flows", MAX_LINE_BYTES),
+            &mut out,
+        )
+        .unwrap();
         assert_eq!(failed, 1);
         let lines = String::from_utf8(out).unwrap();
         let lines: Vec<Value> = lines

@@ -20,6 +20,7 @@ mod flows;
 mod get;
 mod learn;
 mod learned;
+mod lines;
 mod load;
 mod logs;
 mod objects;

@@ -1,7 +1,7 @@
 //! What the questions are about: clusters, assertions, cases and recorded flows.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -19,8 +19,8 @@ use policies_compiler::{ClusterView, Source, load_objects};
 use serde_json::Value;
 
 use crate::{
-    check::record::Record, cli::Connection, cluster, flow_filter::FlowFilter, flows, load, objects, output,
-    standard_input,
+    check::record::Record, cli::Connection, cluster, flow_filter::FlowFilter, flows, lines::Lines, load,
+    objects, output, standard_input,
 };
 
 /// Largest file of cases or assertions.
@@ -133,28 +133,10 @@ pub(crate) fn cases(paths: &[PathBuf]) -> Result<Vec<Case>> {
 pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
     let mut lines = Vec::new();
     for path in paths {
-        let reader: Box<dyn Read> = match standard_input::is_meant(path) {
-            true => Box::new(standard_input::take()?),
-            false => Box::new(
-                std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?,
-            ),
-        };
-        let mut reader = BufReader::new(reader);
-        for number in 1.. {
-            let mut line = String::new();
-            let origin = || format!("{}, line {number}", path.display());
-            let mut bounded = (&mut reader).take(MAX_LINE_BYTES);
-            let length = bounded.read_line(&mut line).with_context(origin)?;
-            if length == 0 {
-                break;
-            }
-            if length as u64 == MAX_LINE_BYTES {
-                bail!("{}: longer than any flow event", origin());
-            }
-            if !line.trim().is_empty() {
-                let flow = serde_json::from_str(&line);
-                lines.push(flow.with_context(|| format!("{} is not a flow event", origin()))?);
-            }
+        let mut told = Lines::open(path, MAX_LINE_BYTES)?;
+        while let Some(line) = told.read()? {
+            let flow = serde_json::from_str(line.text);
+            lines.push(flow.with_context(|| format!("{} is not a flow event", line.place()))?);
         }
     }
     Ok(decisions(lines))
