@@ -60,10 +60,10 @@ fn standard_input_stands_for_one_thing() {
         &["prove", "--assertions", "-", "-f", "-"],
     ];
     for words in commands {
-        let input = if words.contains(&"replay") || words.contains(&"recommend") || words.contains(&"top") {
-            ""
-        } else {
-            POD
+        let input = match words[0] {
+            "replay" | "recommend" | "top" => "",
+            "test" => CASES,
+            _ => POD,
         };
         let (code, out, error) = said(&with_input(words, input));
         assert_eq!((code, out.as_str()), (Some(1), ""), "{words:?}: {error}");
