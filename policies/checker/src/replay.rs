@@ -84,13 +84,13 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
     let mut changes: BTreeMap<FlowChange, u64> = BTreeMap::new();
     let mut judged: Vec<(&FlowEvent, Again<'_>)> = Vec::new();
     for flow in flows {
-        let left_out = without_policy(flow);
-        match (left_out, find(model, &flow.pod)) {
-            (None, Some(member)) => judged.push((flow, Again::of(model, flow, member))),
-            (reason, _) => {
-                let reason = reason.unwrap_or("the end that judged is not among the objects");
-                *replay.left_out.entry(reason).or_default() += 1;
-            }
+        let again = match without_policy(flow) {
+            Some(reason) => Err(reason),
+            None => Again::of(model, flow),
+        };
+        match again {
+            Ok(again) => judged.push((flow, again)),
+            Err(reason) => *replay.left_out.entry(reason).or_default() += 1,
         }
     }
     let recorded: HashSet<AtEnd> = judged
@@ -182,20 +182,21 @@ const NAMES_DECIDE: &str = "with some of the names that rules ask for the addres
 const OTHER_END_DENIES: &str = "the end that denied them would let them pass, and the other end denies them";
 
 impl<'a> Again<'a> {
-    fn of(model: &'a Model, flow: &FlowEvent, member: usize) -> Self {
-        let recorded = peer_address(flow);
-        let known = flow.peer.as_ref().and_then(|peer| find(model, peer));
+    /// Or why it cannot be judged.
+    fn of(model: &'a Model, flow: &FlowEvent) -> Result<Self, &'static str> {
+        let member = find(model, &flow.pod).ok_or("the end that judged is not among the objects")?;
         let (direction, own) = match flow.direction {
             FlowDirection::Ingress => (Direction::Ingress, flow.destination),
             FlowDirection::Egress => (Direction::Egress, flow.source),
         };
-        let peer = known.map_or(recorded, |peer| address_now(model, peer, recorded));
-        Self {
+        let (known, recorded) = (peer(model, flow)?, peer_address(flow));
+        let address = known.map_or(recorded, |known| address_now(model, known, recorded));
+        Ok(Self {
             model,
             direction,
-            peer: Place::new(known.or_else(|| model.owner(peer)), peer),
+            peer: Place::new(known, address),
             own: Place::new(Some(member), address_now(model, member, own)),
-        }
+        })
     }
 
     /// `recorded` are the ends that tell of their flows themselves.
@@ -274,6 +275,21 @@ pub(crate) fn without_policy(flow: &FlowEvent) -> Option<&'static str> {
 /// Position of a pod or host endpoint.
 pub(crate) fn find(model: &Model, end: &EndpointRef) -> Option<usize> {
     model.find(&end.to_string())
+}
+
+/// Position of who is at the other end, nothing if that is an address alone. A pod is found by the name that the record
+/// has of it: once it is gone, its address may be another's, of which the record says nothing.
+pub(crate) fn peer(model: &Model, flow: &FlowEvent) -> Result<Option<usize>, &'static str> {
+    let owner = model.owner(peer_address(flow));
+    let Some(named) = &flow.peer else {
+        return Ok(owner);
+    };
+    match (find(model, named), named, owner) {
+        (Some(member), ..) => Ok(Some(member)),
+        // A node stays where it is without the object that judges for it.
+        (None, EndpointRef::Host(_), None) => Ok(None),
+        (None, ..) => Err("the other end is not among the objects"),
+    }
 }
 
 /// The other end's address as it was recorded.

@@ -300,3 +300,45 @@ fn nothing_to_allow_is_an_error_that_names_the_reasons() {
     );
     assert_eq!(recommended(&ping, Dialect::Calico).connections, 1);
 }
+
+/// Addresses of pods are given again.
+#[test]
+fn a_pod_that_is_gone_is_not_whoever_has_its_address_now() {
+    let view = view_of(&[pod("a", "10.244.0.1"), pod("b", "10.244.0.2")]);
+    let gone = "1 recorded flow(s): the other end is not among the objects";
+    for address in ["10.244.0.2", "10.244.0.77"] {
+        let seen = [
+            between("a", "10.244.0.1", Some("gone"), address),
+            between("b", "10.244.0.2", None, "203.0.113.9"),
+        ];
+        let recommendation = recommend(&view, &seen, Dialect::Kubernetes).unwrap();
+        assert_eq!(
+            (recommendation.connections, &recommendation.left_out[..]),
+            (1, &[gone.to_owned()][..])
+        );
+        let error = recommend(&view, &seen[..1], Dialect::Kubernetes).unwrap_err();
+        assert!(error.to_string().contains(gone), "{error}");
+    }
+    // By address is found who was not known when it was recorded.
+    let unnamed = [between("a", "10.244.0.1", None, "10.244.0.2")];
+    let written = json!(recommend(&view, &unnamed, Dialect::Kubernetes).unwrap().objects).to_string();
+    assert!(
+        written.contains(r#"{"app":"b"}"#) && !written.contains("ipBlock"),
+        "{written}"
+    );
+}
+
+#[test]
+fn a_denial_of_a_pod_that_is_gone_is_not_its_successors() {
+    let view = view_of(&[pod("a", "10.244.0.1"), pod("b", "10.244.0.2")]);
+    let denied = |name: &str| {
+        let mut flow = between(name, "10.244.0.1", Some("b"), "10.244.0.2");
+        flow.verdict = api::flow::FlowVerdict::Deny;
+        flow
+    };
+    let allowed = || between("a", "10.244.0.1", Some("b"), "10.244.0.2");
+    let recommendation = recommend(&view, &[denied("old"), allowed()], Dialect::Kubernetes).unwrap();
+    assert_eq!(recommendation.connections, 1);
+    // Its own is.
+    assert!(recommend(&view, &[denied("a"), allowed()], Dialect::Kubernetes).is_err());
+}

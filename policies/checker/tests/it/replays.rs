@@ -157,3 +157,33 @@ fn a_rule_that_logs_is_hit_by_what_it_took_note_of() {
     let others: Vec<_> = others.iter().map(|other| (other.hits, other.why)).collect();
     assert_eq!(others, [(2, NoRule::PolicyGone)]);
 }
+
+/// The address of a pod that is gone may be another's, of which the record says nothing.
+#[test]
+fn a_flow_to_a_pod_that_is_gone_is_left_out() {
+    let mut flow = recorded("egress", "allow");
+    flow.destination = "10.244.7.2".parse().unwrap();
+    flow.peer = Some(
+        api::flow::PodRef {
+            namespace: "pay".to_owned(),
+            name: "gone".to_owned(),
+        }
+        .into(),
+    );
+    let replayed = replay(&model(vec![]), std::slice::from_ref(&flow));
+    assert_eq!(
+        (replayed.judged, replayed.left_out.values().sum::<u64>()),
+        (0, 1),
+        "{replayed:?}"
+    );
+    // The node of a host endpoint is there without the object.
+    flow.destination = "192.0.2.7".parse().unwrap();
+    flow.peer = Some(
+        api::flow::HostRef {
+            name: "gone".to_owned(),
+            node: "n".to_owned(),
+        }
+        .into(),
+    );
+    assert_eq!(replay(&model(vec![]), &[flow]).same, 1);
+}
