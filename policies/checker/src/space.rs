@@ -151,6 +151,18 @@ impl Plane {
         Self(merged)
     }
 
+    /// Source ports by destination ports: each set of these once, in the order of their first source port.
+    fn by_ports(&self) -> Vec<(Vec<Interval>, &Ports)> {
+        let mut sources: Vec<(Vec<Interval>, &Ports)> = Vec::new();
+        for (source, ports) in &self.0 {
+            match sources.iter_mut().find(|(_, known)| *known == ports) {
+                Some((known, _)) => known.push(*source),
+                None => sources.push((vec![*source], ports)),
+            }
+        }
+        sources
+    }
+
     fn at(&self, source_port: u16) -> Option<&Ports> {
         let piece = self.0.iter().find(|((a, b), _)| (*a..=*b).contains(&source_port));
         piece.map(|(_, ports)| ports)
@@ -325,10 +337,10 @@ impl Space {
         }
         let listed = self.listed.iter().flat_map(|(protocol, plane)| {
             let all = Plane::universe(*protocol);
-            plane.pieces().iter().map(move |(source, ports)| {
+            plane.by_ports().into_iter().map(move |(sources, ports)| {
                 let whole = all.pieces().first();
                 let every_port = whole.is_some_and(|(_, all)| all == ports);
-                let every_source = whole.is_some_and(|(all, _)| all == source);
+                let every_source = whole.is_some_and(|(all, _)| sources == [*all]);
                 ServiceText {
                     protocol: protocol_name(*protocol),
                     except: Vec::new(),
@@ -338,7 +350,7 @@ impl Space {
                     },
                     source_ports: match every_source {
                         true => Vec::new(),
-                        false => vec![interval_text(*source)],
+                        false => sources.into_iter().map(interval_text).collect(),
                     },
                 }
             })
@@ -544,5 +556,16 @@ mod tests {
         assert_eq!(web.union(&ping).to_string(), "ICMP type 8; TCP 80,443,8000-8100");
         assert_eq!(Space::of_protocol(UDP).to_string(), "UDP");
         assert_eq!(Space::of_protocol(47).to_string(), "protocol 47");
+        // Source ports that have the same ports stand together.
+        let all = [ALL_PORTS].map(|ports| (ALL_PORTS, Ports::of([ports])));
+        let holes = [53, 55].map(|port| ((port, port), Ports::of([(80, 80)])));
+        let holed = Space::of_ports(TCP, [(80, 80)]).subtract(&Space::of([(TCP, Plane::of(holes))], false));
+        assert_eq!(holed.to_string(), "TCP 80 from source port 0-52,54,56-65535");
+        assert_eq!(holed.services().len(), 1);
+        let open = Space::of([(TCP, Plane::of(all))], false).subtract(&holed);
+        assert_eq!(
+            open.to_string(),
+            "TCP 0-79,81-65535 from source port 0-52,54,56-65535; TCP from source port 53,55"
+        );
     }
 }
