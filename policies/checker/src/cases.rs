@@ -123,8 +123,12 @@ pub fn run_cases(model: &Model, cases: &[Case]) -> CaseReport {
     for case in cases {
         let (result, judged) = run_case(model, case);
         for packet in &judged {
+            // What one end lets pass and the other denies is decided by the one that denies.
             let key = |direction, ruling: &Option<Ruling>| {
-                let rule = ruling.as_ref()?.by.clone();
+                let ruling = ruling
+                    .as_ref()
+                    .filter(|ruling| ruling.allowed == packet.allowed)?;
+                let rule = ruling.by.clone();
                 Some(RuleKey { direction, rule })
             };
             covered.extend(key(RuleDirection::Egress, &packet.egress));

@@ -56,3 +56,36 @@ fn a_case_of_icmp_without_a_type_is_an_echo_request() {
         .collect();
     assert_eq!(ports, [0x0800, 0x8000, 0, 0x8100, 0]);
 }
+
+#[test]
+fn a_rule_that_lets_in_what_was_never_let_out_is_not_covered() {
+    let pod = |name: &str, address: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": address}})
+    };
+    let policy = |name: &str, app: &str, mut spec: serde_json::Value| {
+        spec["podSelector"] = json!({"matchLabels": {"app": app}});
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+    };
+    let into = policy("in", "b", json!({"ingress": [{"ports": [{"port": 80}]}]}));
+    let nothing_out = policy("out", "a", json!({"policyTypes": ["Egress"]}));
+    let case = |expect: &str| {
+        let file = json!({"cases": [{"from": "shop/a", "to": "shop/b", "port": 80, "expect": expect}]});
+        serde_json::from_value::<CaseFile>(file).unwrap().cases
+    };
+    let pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2")];
+    for (policies, expect, covered) in [
+        (vec![into.clone()], "allow", 1),
+        (vec![into, nothing_out], "deny", 0),
+    ] {
+        let objects: Vec<_> = pods.iter().chain(&policies).collect();
+        let origin = "here";
+        let loaded = load_objects(objects.into_iter().map(|object| Source { origin, object }));
+        let report = run_cases(&Model::new(&loaded.unwrap().view), &case(expect));
+        assert_eq!(
+            (report.failed, report.covered.len(), report.uncovered.len()),
+            (0, covered, 1 - covered)
+        );
+    }
+}
