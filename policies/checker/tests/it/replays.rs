@@ -4,7 +4,7 @@ use api::flow::FlowEvent;
 use policies_checker::{
     Model,
     replay::replay,
-    rules::{NoRule, rule_use},
+    rules::{NoRule, RuleStatus, rule_use},
 };
 use policies_compiler::{Source, load_objects};
 use serde_json::{Value, json};
@@ -186,4 +186,37 @@ fn a_flow_to_a_pod_that_is_gone_is_left_out() {
         .into(),
     );
     assert_eq!(replay(&model(vec![]), &[flow]).same, 1);
+}
+
+#[test]
+fn what_passes_flows_on_past_a_rule_shadows_it_and_nothing_behind_it_does() {
+    let tier = json!({"apiVersion": "projectcalico.org/v3", "kind": "Tier", "metadata": {"name": "fence"},
+        "spec": {"order": 50, "defaultAction": "Pass"}});
+    let fence = |rules: &Value| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy", "metadata": {"name": "fence.l"},
+            "spec": {"tier": "fence", "selector": "app == 'db'", "types": ["Ingress"], "ingress": rules}})
+    };
+    let later = || policy("db", &json!({"ingress": [{}]}));
+    let shadows = |rules: &Value, behind: Vec<Value>| {
+        let policies = [tier.clone(), fence(rules)].into_iter().chain(behind).collect();
+        let (rules, _) = rule_use(&model(policies), &[]);
+        let dead = rules.into_iter().filter_map(|rule| match rule.status {
+            RuleStatus::Shadowed { by } => Some((rule.key.rule, by.into_iter().collect::<Vec<_>>())),
+            _ => None,
+        });
+        dead.collect::<Vec<_>>()
+    };
+    let name = |rule: u32| format!("GlobalNetworkPolicy fence.l rule {rule}");
+    let passing = json!([{"action": "Pass"}, {"action": "Deny", "protocol": "TCP"}]);
+    for behind in [vec![later()], vec![]] {
+        assert_eq!(shadows(&passing, behind), [(name(1), vec![name(0)])]);
+    }
+    // One that passes on may be shadowed itself, and several may have a part in it.
+    let several = json!([{"action": "Allow", "protocol": "UDP"}, {"action": "Pass", "protocol": "TCP"},
+        {"action": "Pass", "protocol": "TCP", "destination": {"ports": [80]}}, {"action": "Pass"}, {"action": "Deny"}]);
+    let all = vec![name(0), name(1), name(3)];
+    assert_eq!(
+        shadows(&several, vec![later()]),
+        [(name(2), vec![name(1)]), (name(4), all)]
+    );
 }
