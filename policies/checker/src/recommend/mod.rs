@@ -38,7 +38,7 @@ pub struct Recommendation {
     pub objects: Vec<Value>,
     /// Connections that were recorded as allowed, each workload, service and peer counted once.
     pub connections: usize,
-    /// For people: what was recorded and is not allowed, and why.
+    /// For people: what was recorded and is not allowed, and why, or does not pass although it is allowed.
     pub left_out: Vec<String>,
 }
 
@@ -81,11 +81,11 @@ pub fn recommend(
         return Err(RecommendError::NothingToAllow { left_out });
     }
     let objects = write::objects(&observed, dialect);
-    verify::verify(&bare, &observed, &objects)?;
+    let dropped = verify::verify(&bare, &observed, &objects)?;
     Ok(Recommendation {
         objects,
         connections: observed.connections.len(),
-        left_out: observed.left_out,
+        left_out: observed.left_out.into_iter().chain(dropped).collect(),
     })
 }
 

@@ -342,3 +342,35 @@ fn a_denial_of_a_pod_that_is_gone_is_not_its_successors() {
     // Its own is.
     assert!(recommend(&view, &[denied("a"), allowed()], Dialect::Kubernetes).is_err());
 }
+
+#[test]
+fn what_a_pod_may_not_send_its_own_node_is_told() {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.3.1"}]}});
+    let felix = |action: &str| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration", "metadata": {"name": "default"},
+            "spec": {"defaultEndpointToHostAction": action}})
+    };
+    let mut on_node = pod("a", "10.244.0.1");
+    on_node["spec"]["nodeName"] = json!("n1");
+    let flows = [
+        between("a", "10.244.0.1", None, "192.0.3.1"),
+        between("a", "10.244.0.1", None, "203.0.113.9"),
+    ];
+    for (action, told) in [("Drop", 1), ("Accept", 0)] {
+        let view = view_of(&[on_node.clone(), node.clone(), felix(action)]);
+        let recommendation = recommend(&view, &flows, Dialect::Kubernetes).unwrap();
+        assert_eq!(
+            (recommendation.connections, recommendation.left_out.len()),
+            (2, told),
+            "{:?}",
+            recommendation.left_out
+        );
+        let said = "TCP 80 from shop/a to 192.0.3.1: the policies allow it, and defaultEndpointToHostAction of FelixConfiguration drops";
+        assert!(
+            recommendation.left_out.iter().all(|line| line.starts_with(said)),
+            "{:?}",
+            recommendation.left_out
+        );
+    }
+}
