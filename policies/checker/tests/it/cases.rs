@@ -89,3 +89,46 @@ fn a_rule_that_lets_in_what_was_never_let_out_is_not_covered() {
         );
     }
 }
+
+/// Readers of JUnit know cases by their names: of two with one, a result may be lost.
+#[test]
+fn every_case_has_a_name_of_its_own() {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "shop"},
+        "spec": {"containers": [{"name": "c"}]}, "status": {"podIP": "10.0.0.1"}});
+    let loaded = load_objects([Source {
+        origin: "here",
+        object: &pod,
+    }])
+    .unwrap();
+    let case = |more: &serde_json::Value| {
+        let mut case = json!({"from": "shop/a", "to": "192.0.2.7", "port": 80, "expect": "allow"});
+        case.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        case
+    };
+    let file = json!({"cases": [
+        case(&json!({})),
+        case(&json!({"sourcePort": 53})),
+        case(&json!({"to": "shop/gone"})),
+        case(&json!({"to": "shop/gone", "protocol": "UDP", "port": 53})),
+        case(&json!({"name": "twice"})),
+        case(&json!({"name": "twice"})),
+    ]});
+    let cases: CaseFile = serde_json::from_value(file).unwrap();
+    let report = run_cases(&Model::new(&loaded.view), &cases.cases);
+    let names: Vec<&str> = report.cases.iter().map(|case| case.name.as_str()).collect();
+    let wanted = [
+        "shop/a to 192.0.2.7, TCP 80",
+        "shop/a to 192.0.2.7, TCP 80 from source port 53",
+        "shop/a to shop/gone, 80",
+        "shop/a to shop/gone, UDP 53",
+        "twice",
+        "twice",
+    ];
+    assert_eq!(names, wanted);
+    let junit = report.junit();
+    for name in ["twice (case 5)", "twice (case 6)", "shop/a to shop/gone, 80"] {
+        assert_eq!(junit.matches(&format!("name=\"{name}\"")).count(), 1, "{junit}");
+    }
+}
