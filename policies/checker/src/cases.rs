@@ -1,9 +1,13 @@
 //! Unit tests of policies: cases with an expected verdict, and which rules they cover.
 
-use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::IpAddr,
+};
 
 use policies_compiler::{FlowEnd, FlowError, parse_protocol};
-use policies_ir::policy::{DomainMatch, ICMP_PROTOCOLS, PORT_PROTOCOLS};
+use policies_ir::policy::{DomainMatch, ICMP_PROTOCOLS, PORT_PROTOCOLS, echo_request};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,7 +45,7 @@ pub struct Case {
     /// Where it goes: the same, or `dns:NAME`: wherever outside a resolver says that the name leads, or
     /// with `dns:NAME@ADDRESS` there.
     pub to: String,
-    /// Destination port; for ICMP the type, or `TYPE.CODE`.
+    /// Destination port; for ICMP the type, or `TYPE.CODE`, an echo request where there is none.
     #[serde(default)]
     pub port: Option<PortText>,
     /// Protocol by name or number; TCP where there is none.
@@ -123,8 +127,12 @@ pub fn run_cases(model: &Model, cases: &[Case]) -> CaseReport {
     for case in cases {
         let (result, judged) = run_case(model, case);
         for packet in &judged {
+            // What one end lets pass and the other denies is decided by the one that denies.
             let key = |direction, ruling: &Option<Ruling>| {
-                let rule = ruling.as_ref()?.by.clone();
+                let ruling = ruling
+                    .as_ref()
+                    .filter(|ruling| ruling.allowed == packet.allowed)?;
+                let rule = ruling.by.clone();
                 Some(RuleKey { direction, rule })
             };
             covered.extend(key(RuleDirection::Egress, &packet.egress));
@@ -152,8 +160,16 @@ impl CaseReport {
         line(format!(
             "  <testsuite name=\"policies\" tests=\"{total}\" failures=\"{failed}\">"
         ));
+        let mut uses: BTreeMap<&str, usize> = BTreeMap::new();
         for case in &self.cases {
-            let name = escaped(&case.name);
+            *uses.entry(&case.name).or_default() += 1;
+        }
+        for (number, case) in (1..).zip(&self.cases) {
+            let mut name = escaped(&case.name);
+            // Readers know cases by their names.
+            if uses.get(case.name.as_str()).is_some_and(|uses| *uses > 1) {
+                name.push_str(&format!(" (case {number})"));
+            }
             match &case.failure {
                 None => line(format!("    <testcase classname=\"policies\" name=\"{name}\"/>")),
                 Some(failure) => {
@@ -195,11 +211,14 @@ fn run_case(model: &Model, case: &Case) -> (CaseResult, Vec<Packet>) {
             }
         }
     };
-    let name = match (&case.name, &shown) {
-        (Some(name), _) => name.clone(),
-        (None, Some(packet)) => format!("{} to {}, {}", case.from, case.to, packet.service),
-        (None, None) => format!("{} to {}", case.from, case.to),
-    };
+    let name = case.name.clone().unwrap_or_else(|| {
+        let source_port = case.source_port.map(|port| format!(" from source port {port}"));
+        let source_port = source_port.unwrap_or_default();
+        match &shown {
+            Some(packet) => format!("{} to {}, {}{source_port}", case.from, case.to, packet.service),
+            None => format!("{} to {}{}{source_port}", case.from, case.to, as_written(case)),
+        }
+    });
     let result = CaseResult {
         name,
         expected: case.expect,
@@ -207,6 +226,20 @@ fn run_case(model: &Model, case: &Case) -> (CaseResult, Vec<Packet>) {
         packet: shown,
     };
     (result, judged)
+}
+
+/// The service of a case that cannot be judged.
+fn as_written(case: &Case) -> String {
+    let text = |value: &PortText| match value {
+        PortText::Number(number) => number.to_string(),
+        PortText::Text(text) => text.clone(),
+    };
+    let parts = case.protocol.iter().chain(&case.port).map(text);
+    let parts: Vec<String> = parts.collect();
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!(", {}", parts.join(" ")),
+    }
 }
 
 /// What else might have been meant.
@@ -401,7 +434,7 @@ fn point(case: &Case) -> Result<Point, String> {
             .map_err(|_no_number| format!("port: {port:?} is no port"))?,
         (Some(_), false) => return Err(format!("port: protocol {protocol} has no ports")),
         (None, _) if has_ports => return Err("port: is missing".to_owned()),
-        (None, _) => 0,
+        (None, _) => echo_request(protocol).map_or(0, |kind| u16::from_be_bytes([kind, 0])),
     };
     Ok(Point {
         protocol,

@@ -319,7 +319,7 @@ fn text(x: usize, y: usize, text: &str) -> String {
     element
 }
 
-/// Text for XML.
+/// Text for XML, in elements and attributes alike.
 pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -328,10 +328,40 @@ pub(crate) fn escaped(text: &str) -> String {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
-            // XML has no way to write these.
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
+            // In an attribute they would be read as blanks.
+            '\n' => out.push_str("&#10;"),
+            '\t' => out.push_str("&#9;"),
+            '\r' => out.push_str("&#13;"),
+            // XML has no way to write these: https://www.w3.org/TR/xml/#charsets
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `Char` of XML 1.0.
+    fn is_xml(c: char) -> bool {
+        matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+    }
+
+    #[test]
+    fn any_text_can_stand_in_an_attribute() {
+        let all: String = ('\0'..=char::MAX).collect();
+        let escaped_all = escaped(&all);
+        let plain = |c: char| is_xml(c) && !['\t', '\n', '\r', '<', '>', '"'].contains(&c);
+        assert_eq!(escaped_all.chars().find(|c| !plain(*c)), None);
+        assert_eq!(
+            escaped("a \u{fffe}\u{ffff} b\n\tc\r"),
+            "a \u{fffd}\u{fffd} b&#10;&#9;c&#13;"
+        );
+        assert_eq!(
+            escaped("<\u{1f600}> & \"ü\""),
+            "&lt;\u{1f600}&gt; &amp; &quot;ü&quot;"
+        );
+    }
 }

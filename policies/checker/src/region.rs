@@ -27,6 +27,9 @@ const NOT_INTERNET_V4: [([u8; 4], u8); 10] = [
 ];
 /// IPv6 addresses of the Internet are those of 2000::/3.
 const INTERNET_V6: (u16, u8) = (0x2000, 3);
+/// What stands before an IPv4 address of the Internet where IPv6 reaches it through NAT64 (RFC 6052): routed too, and to the
+/// same hosts.
+const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 /// Addresses that make good examples, since they are nobody's (RFC 5737, RFC 3849).
 const EXAMPLES: [IpAddr; 4] = [
@@ -60,10 +63,12 @@ impl Region {
         });
         let (base, length) = INTERNET_V6;
         let global = Ipv6Net::new(Ipv6Addr::new(base, 0, 0, 0, 0, 0, 0, 0), length);
-        Self {
-            v4: Self::everything().subtract(&Self::of(private)).v4,
-            v6: Self::of(global.ok().map(IpNet::from)).v6,
-        }
+        let v4 = Self::everything().subtract(&Self::of(private)).v4;
+        let before = u128::from(NAT64);
+        let translated = v4.iter().map(|(first, last)| (before | first, before | last));
+        let translated = Self::of_ranges(translated.map(|range| (IpVersion::V6, range)));
+        let v6 = Self::of(global.ok().map(IpNet::from)).union(&translated).v6;
+        Self { v4, v6 }
     }
 
     /// The addresses of these networks.
@@ -353,7 +358,14 @@ mod tests {
     #[test]
     fn the_internet_is_what_is_routed() {
         let internet = Region::internet();
-        for inside in ["8.8.8.8", "172.32.0.1", "2606:4700::1", "203.0.113.10"] {
+        for inside in [
+            "8.8.8.8",
+            "172.32.0.1",
+            "2606:4700::1",
+            "203.0.113.10",
+            "64:ff9b::8.8.8.8",
+            "64:ff9b::203.0.113.10",
+        ] {
             assert!(internet.contains(inside.parse().unwrap()), "{inside}");
         }
         for outside in [
@@ -363,6 +375,9 @@ mod tests {
             "224.0.0.1",
             "fd00::1",
             "::1",
+            "64:ff9b::10.1.2.3",
+            "64:ff9b::1:0:0",
+            "64:ff9b:1::8.8.8.8",
         ] {
             assert!(!internet.contains(outside.parse().unwrap()), "{outside}");
         }

@@ -1,6 +1,9 @@
 //! Recorded flows judged against other policies: what a change would have done to real traffic.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use api::flow::{EndpointRef, FlowDirection, FlowEvent, FlowVerdict};
 use policies_ir::tables::{BuiltinRule, DecidedBy, Direction, Verdict};
@@ -70,29 +73,35 @@ pub struct FlowChange {
     pub allowed: bool,
     /// What would decide.
     pub by: String,
+    /// The other end would decide: it denies what the end that judged still lets pass.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub by_other_end: bool,
 }
 
-/// Judges every recorded flow again. Ends are found by name, since their addresses may be others.
+/// Judges every recorded flow again, each once. Ends are found by name, since their addresses may be others.
 pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
     let mut replay = Replay::default();
     let mut changes: BTreeMap<FlowChange, u64> = BTreeMap::new();
+    let mut judged: Vec<(&FlowEvent, Again<'_>)> = Vec::new();
     for flow in flows {
-        if let Some(reason) = without_policy(flow) {
-            *replay.left_out.entry(reason).or_default() += 1;
-            continue;
-        }
-        let Some(member) = find(model, &flow.pod) else {
-            *replay
-                .left_out
-                .entry("the end that judged is not among the objects")
-                .or_default() += 1;
-            continue;
+        let again = match without_policy(flow) {
+            Some(reason) => Err(reason),
+            None => Again::of(model, flow),
         };
-        let (recorded, point) = (peer_address(flow), point(flow));
-        let judged = Again::of(model, flow, member, recorded);
-        let (was_allowed, direction) = (flow.verdict == FlowVerdict::Allow, judged.direction);
+        match again {
+            Ok(again) => judged.push((flow, again)),
+            Err(reason) => *replay.left_out.entry(reason).or_default() += 1,
+        }
+    }
+    let recorded: HashSet<AtEnd> = judged
+        .iter()
+        .filter_map(|(flow, again)| Some(AtEnd::of(flow, again.own.member?, again.direction)))
+        .collect();
+    for (flow, again) in &judged {
+        let (was_allowed, direction, point) =
+            (flow.verdict == FlowVerdict::Allow, again.direction, point(flow));
         replay.judged += 1;
-        let (allowed, by) = match judged.outcome(was_allowed, point) {
+        let (by, by_other_end) = match again.outcome(was_allowed, point, &recorded, flow) {
             Outcome::Same(because) => {
                 replay.same += 1;
                 if let Some(reason) = because {
@@ -100,7 +109,8 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
                 }
                 continue;
             }
-            Outcome::Changed(by) => (!was_allowed, by),
+            Outcome::Changed(by) => (by, false),
+            Outcome::ClosedByOtherEnd(by) => (by, true),
         };
         let change = FlowChange {
             pod: flow.pod.to_string(),
@@ -108,13 +118,14 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
             peer: flow
                 .peer
                 .as_ref()
-                .map_or_else(|| recorded.to_string(), ToString::to_string),
+                .map_or_else(|| peer_address(flow).to_string(), ToString::to_string),
             service: point.to_string(),
             count: 0,
             was_allowed,
             was_by: flow.decided_by.rule.clone(),
-            allowed,
+            allowed: !was_allowed,
             by: by.to_string(),
+            by_other_end,
         };
         *changes.entry(change).or_default() += 1;
     }
@@ -123,6 +134,28 @@ pub fn replay(model: &Model, flows: &[FlowEvent]) -> Replay {
         .map(|(change, count)| FlowChange { count, ..change })
         .collect();
     replay
+}
+
+/// What is one flow at one end, with the ports that both ends see.
+#[derive(PartialEq, Eq, Hash)]
+struct AtEnd {
+    member: usize,
+    is_egress: bool,
+    source: IpAddr,
+    destination: IpAddr,
+    point: Point,
+}
+
+impl AtEnd {
+    fn of(flow: &FlowEvent, member: usize, direction: Direction) -> Self {
+        Self {
+            member,
+            is_egress: direction == Direction::Egress,
+            source: flow.source,
+            destination: flow.destination,
+            point: point(flow),
+        }
+    }
 }
 
 /// A recorded flow among other policies.
@@ -141,28 +174,39 @@ enum Outcome {
     Same(Option<&'static str>),
     /// It becomes the other one, by this.
     Changed(DecidedBy),
+    /// The end that judged would let it pass, the other one denies it by this.
+    ClosedByOtherEnd(DecidedBy),
 }
 
 const NAMES_DECIDE: &str = "with some of the names that rules ask for the address would keep them, with others not, and no record tells its names";
 const OTHER_END_DENIES: &str = "the end that denied them would let them pass, and the other end denies them";
 
 impl<'a> Again<'a> {
-    fn of(model: &'a Model, flow: &FlowEvent, member: usize, recorded: IpAddr) -> Self {
-        let known = flow.peer.as_ref().and_then(|peer| find(model, peer));
+    /// Or why it cannot be judged.
+    fn of(model: &'a Model, flow: &FlowEvent) -> Result<Self, &'static str> {
+        let member = find(model, &flow.pod).ok_or("the end that judged is not among the objects")?;
         let (direction, own) = match flow.direction {
             FlowDirection::Ingress => (Direction::Ingress, flow.destination),
             FlowDirection::Egress => (Direction::Egress, flow.source),
         };
-        let peer = known.map_or(recorded, |peer| address_now(model, peer, recorded));
-        Self {
+        let (known, recorded) = (peer(model, flow)?, peer_address(flow));
+        let address = known.map_or(recorded, |known| address_now(model, known, recorded));
+        Ok(Self {
             model,
             direction,
-            peer: Place::new(known.or_else(|| model.owner(peer)), peer),
+            peer: Place::new(known, address),
             own: Place::new(Some(member), address_now(model, member, own)),
-        }
+        })
     }
 
-    fn outcome(&self, was_allowed: bool, point: Point) -> Outcome {
+    /// `recorded` are the ends that tell of their flows themselves.
+    fn outcome(
+        &self,
+        was_allowed: bool,
+        point: Point,
+        recorded: &HashSet<AtEnd>,
+        flow: &FlowEvent,
+    ) -> Outcome {
         let judged = |names| {
             let peer = Place {
                 names,
@@ -179,22 +223,35 @@ impl<'a> Again<'a> {
         if named.any(|named| named != verdict) {
             return Outcome::Same(Some(NAMES_DECIDE));
         }
-        if is_same(verdict) {
-            return Outcome::Same(None);
+        let other = || self.other_end_denies(point);
+        match (is_same(verdict), was_allowed) {
+            (true, true) if !self.is_told_by_other_end(flow, recorded) => {
+                other().map_or(Outcome::Same(None), Outcome::ClosedByOtherEnd)
+            }
+            (true, _) => Outcome::Same(None),
+            (false, false) if other().is_some() => Outcome::Same(Some(OTHER_END_DENIES)),
+            (false, _) => Outcome::Changed(by),
         }
-        if !was_allowed && self.other_end_denies(point) {
-            return Outcome::Same(Some(OTHER_END_DENIES));
-        }
-        Outcome::Changed(by)
     }
 
-    fn other_end_denies(&self, point: Point) -> bool {
-        let direction = match self.direction {
-            Direction::Ingress => Direction::Egress,
-            Direction::Egress => Direction::Ingress,
-        };
-        let judge = self.model.judge_at(self.peer, direction, self.own);
-        judge.is_some_and(|judge| judge.decide(point).verdict == Verdict::Deny)
+    fn is_told_by_other_end(&self, flow: &FlowEvent, recorded: &HashSet<AtEnd>) -> bool {
+        let peer = self.peer.member;
+        peer.is_some_and(|peer| recorded.contains(&AtEnd::of(flow, peer, opposite(self.direction))))
+    }
+
+    fn other_end_denies(&self, point: Point) -> Option<DecidedBy> {
+        let judge = self
+            .model
+            .judge_at(self.peer, opposite(self.direction), self.own)?;
+        let entry = judge.decide(point);
+        (entry.verdict == Verdict::Deny).then(|| self.model.decided_by(entry.rule))
+    }
+}
+
+fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Ingress => Direction::Egress,
+        Direction::Egress => Direction::Ingress,
     }
 }
 
@@ -218,6 +275,21 @@ pub(crate) fn without_policy(flow: &FlowEvent) -> Option<&'static str> {
 /// Position of a pod or host endpoint.
 pub(crate) fn find(model: &Model, end: &EndpointRef) -> Option<usize> {
     model.find(&end.to_string())
+}
+
+/// Position of who is at the other end, nothing if that is an address alone. A pod is found by the name that the record
+/// has of it: once it is gone, its address may be another's, of which the record says nothing.
+pub(crate) fn peer(model: &Model, flow: &FlowEvent) -> Result<Option<usize>, &'static str> {
+    let owner = model.owner(peer_address(flow));
+    let Some(named) = &flow.peer else {
+        return Ok(owner);
+    };
+    match (find(model, named), named, owner) {
+        (Some(member), ..) => Ok(Some(member)),
+        // A node stays where it is without the object that judges for it.
+        (None, EndpointRef::Host(_), None) => Ok(None),
+        (None, ..) => Err("the other end is not among the objects"),
+    }
 }
 
 /// The other end's address as it was recorded.

@@ -301,12 +301,13 @@ fn status(model: &Model, deciding: &BTreeSet<(Direction, DecidedBy)>, found: &Fo
     }
 }
 
-/// What decides about the flows that a rule matches; nothing if it matches none.
+/// What keeps the flows that a rule matches from it: what decides about them, or passes them on past its tier. Nothing if
+/// it matches none.
 fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
-    let alone = Model::with_names(
-        model.cluster().clone(),
-        alone(model.policies(), found),
-        model.names().clone(),
+    let with = |policies| Model::with_names(model.cluster().clone(), policies, model.names().clone());
+    let (asked, alone) = (
+        with(without_passing(model.policies(), found)),
+        with(alone(model.policies(), found)),
     );
     let mut matched = false;
     let mut deciders = BTreeSet::new();
@@ -331,11 +332,11 @@ fn before(model: &Model, found: &Found) -> Option<BTreeSet<String>> {
                     continue;
                 }
                 matched = true;
-                let judge = model.judge_at(own, found.direction, peer);
+                let judge = asked.judge_at(own, found.direction, peer);
                 let by = judge
                     .map(|judge| judge.deciders(&area, version))
                     .unwrap_or_default();
-                deciders.extend(by.into_iter().map(|rule| model.decided_by(rule).to_string()));
+                deciders.extend(by.into_iter().map(|rule| asked.decided_by(rule).to_string()));
             }
         }
     }
@@ -382,6 +383,26 @@ fn with_action(policies: &PolicySet, found: &Found, action: Action) -> PolicySet
             rule.action = action;
         }
     });
+    policies
+}
+
+/// The policies with rules of a rule's tier that deny what they pass on. Flows that the rule matches go no further than
+/// that tier then, and what passes them on before they come to the rule has decided, by its name.
+fn without_passing(policies: &PolicySet, found: &Found) -> PolicySet {
+    let mut policies = policies.clone();
+    let tier = match &found.holder {
+        Holder::Policy { tier, .. } => policies.tiers.get_mut(*tier),
+        // Nothing comes behind profiles.
+        Holder::Profile(_) => None,
+    };
+    for policy in tier.into_iter().flat_map(|tier| &mut tier.policies) {
+        let policy = std::sync::Arc::make_mut(policy);
+        for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+            if rule.action == Action::Pass {
+                rule.action = Action::Deny;
+            }
+        }
+    }
     policies
 }
 

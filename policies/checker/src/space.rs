@@ -50,8 +50,12 @@ pub struct Space {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceText {
-    /// Name of the protocol, its number, or `any`; `other` stands for every protocol that the list does not name.
+    /// Name of the protocol, its number, or `any`; `other` stands for every protocol that the list does not name, but for
+    /// those in `except`.
     pub protocol: String,
+    /// Protocols that `other` does not stand for: nothing of them is in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<String>,
     /// Destination ports as `80` or `8000-8100`, for ICMP types and codes; empty: all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<String>,
@@ -145,6 +149,18 @@ impl Plane {
             }
         }
         Self(merged)
+    }
+
+    /// Source ports by destination ports: each set of these once, in the order of their first source port.
+    fn by_ports(&self) -> Vec<(Vec<Interval>, &Ports)> {
+        let mut sources: Vec<(Vec<Interval>, &Ports)> = Vec::new();
+        for (source, ports) in &self.0 {
+            match sources.iter_mut().find(|(_, known)| *known == ports) {
+                Some((known, _)) => known.push(*source),
+                None => sources.push((vec![*source], ports)),
+            }
+        }
+        sources
     }
 
     fn at(&self, source_port: u16) -> Option<&Ports> {
@@ -312,6 +328,7 @@ impl Space {
     pub fn services(&self) -> Vec<ServiceText> {
         let plain = |protocol: &str| ServiceText {
             protocol: protocol.to_owned(),
+            except: Vec::new(),
             ports: Vec::new(),
             source_ports: Vec::new(),
         };
@@ -320,24 +337,30 @@ impl Space {
         }
         let listed = self.listed.iter().flat_map(|(protocol, plane)| {
             let all = Plane::universe(*protocol);
-            plane.pieces().iter().map(move |(source, ports)| {
+            plane.by_ports().into_iter().map(move |(sources, ports)| {
                 let whole = all.pieces().first();
                 let every_port = whole.is_some_and(|(_, all)| all == ports);
-                let every_source = whole.is_some_and(|(all, _)| all == source);
+                let every_source = whole.is_some_and(|(all, _)| sources == [*all]);
                 ServiceText {
                     protocol: protocol_name(*protocol),
+                    except: Vec::new(),
                     ports: match every_port {
                         true => Vec::new(),
                         false => ports.0.iter().map(|p| ports_text(*protocol, *p)).collect(),
                     },
                     source_ports: match every_source {
                         true => Vec::new(),
-                        false => vec![interval_text(*source)],
+                        false => sources.into_iter().map(interval_text).collect(),
                     },
                 }
             })
         });
-        listed.chain(self.others.then(|| plain("other"))).collect()
+        let closed = self.listed.iter().filter(|(_, plane)| plane.is_empty());
+        let other = self.others.then(|| ServiceText {
+            except: closed.map(|(protocol, _)| protocol_name(*protocol)).collect(),
+            ..plain("other")
+        });
+        listed.chain(other).collect()
     }
 }
 
@@ -361,6 +384,9 @@ impl fmt::Display for Space {
 impl fmt::Display for ServiceText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.protocol)?;
+        if !self.except.is_empty() {
+            write!(f, " except {}", self.except.join(","))?;
+        }
         if !self.ports.is_empty() {
             write!(f, " {}", self.ports.join(","))?;
         }
@@ -530,5 +556,16 @@ mod tests {
         assert_eq!(web.union(&ping).to_string(), "ICMP type 8; TCP 80,443,8000-8100");
         assert_eq!(Space::of_protocol(UDP).to_string(), "UDP");
         assert_eq!(Space::of_protocol(47).to_string(), "protocol 47");
+        // Source ports that have the same ports stand together.
+        let all = [ALL_PORTS].map(|ports| (ALL_PORTS, Ports::of([ports])));
+        let holes = [53, 55].map(|port| ((port, port), Ports::of([(80, 80)])));
+        let holed = Space::of_ports(TCP, [(80, 80)]).subtract(&Space::of([(TCP, Plane::of(holes))], false));
+        assert_eq!(holed.to_string(), "TCP 80 from source port 0-52,54,56-65535");
+        assert_eq!(holed.services().len(), 1);
+        let open = Space::of([(TCP, Plane::of(all))], false).subtract(&holed);
+        assert_eq!(
+            open.to_string(),
+            "TCP 0-79,81-65535 from source port 0-52,54,56-65535; TCP from source port 53,55"
+        );
     }
 }

@@ -90,35 +90,49 @@ pub(crate) fn read_cidr(text: &str, path: &Path<'_>, errors: &mut Errors) -> Opt
         let fix = "write it as 10.0.0.0/8 or 2001:db8::/32, without leading zeros";
         wrong(errors, path, format!("{text:?} is not a CIDR"), fix);
     }
-    not_mapped(net?, text, path, errors)
+    told(not_mapped(net?, text), path, errors)
 }
 
 /// A CIDR, or an address, which is a CIDR of one.
 pub(crate) fn read_net(text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> {
-    let net = parse_cidr(text).or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    if net.is_none() {
-        let fix = "write it as 10.0.0.0/8, 10.0.0.7, 2001:db8::/32 or 2001:db8::7, without leading zeros";
-        wrong(
-            errors,
-            path,
-            format!("{text:?} is neither a CIDR nor an address"),
-            fix,
-        );
-    }
-    not_mapped(net?, text, path, errors)
+    told(parse_net(text), path, errors)
 }
 
-fn not_mapped(net: IpNet, text: &str, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> {
+/// What is wrong with a network, and how to put it right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}; {fix}")]
+pub struct NetError {
+    problem: String,
+    fix: &'static str,
+}
+
+/// A CIDR, or an address, which is a CIDR of one, as objects may have them.
+pub fn parse_net(text: &str) -> Result<IpNet, NetError> {
+    let net = parse_cidr(text).or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let net = net.ok_or_else(|| NetError {
+        problem: format!("{text:?} is neither a CIDR nor an address"),
+        fix: "write it as 10.0.0.0/8, 10.0.0.7, 2001:db8::/32 or 2001:db8::7, without leading zeros",
+    })?;
+    not_mapped(net, text)
+}
+
+fn not_mapped(net: IpNet, text: &str) -> Result<IpNet, NetError> {
     if let IpAddr::V6(address) = net.addr()
         && net.prefix_len() >= 96
         && address.to_ipv4_mapped().is_some()
     {
         // In the kernel's tables, IPv4 addresses stand in this range.
-        let problem = format!("{text:?} is an IPv4 CIDR in IPv6 form");
-        wrong(errors, path, problem, "write the IPv4 CIDR itself");
-        return None;
+        return Err(NetError {
+            problem: format!("{text:?} is an IPv4 CIDR in IPv6 form"),
+            fix: "write the IPv4 CIDR itself",
+        });
     }
-    Some(net.trunc())
+    Ok(net.trunc())
+}
+
+fn told(net: Result<IpNet, NetError>, path: &Path<'_>, errors: &mut Errors) -> Option<IpNet> {
+    net.map_err(|NetError { problem, fix }| wrong(errors, path, problem, fix))
+        .ok()
 }
 
 /// `IpNet`'s own parser takes leading zeros, which other programs read as octal: 010.0.0.0 would be 8.0.0.0

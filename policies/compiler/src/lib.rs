@@ -39,7 +39,7 @@ pub use compile::{
     Answers, Compiled, Diagnostic, compile, compile_answers, compile_policies, compile_staged, reference,
 };
 pub use explain::{End, ExplainError, Explanation, Judgement, Tried, explain, parse_protocol};
-pub use field::FieldError;
+pub use field::{FieldError, NetError, parse_net};
 pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
 pub use load::{LoadError, Loaded, Source, load_objects, validate_object};

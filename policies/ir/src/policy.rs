@@ -26,6 +26,15 @@ pub const PORT_PROTOCOLS: [u8; 3] = [TCP, UDP, SCTP];
 /// Protocols whose packets carry a type and a code.
 pub const ICMP_PROTOCOLS: [u8; 2] = [ICMP, ICMPV6];
 
+/// Type of the message that asks for an echo, of a protocol that has one: what people mean who name no type.
+pub const fn echo_request(protocol: u8) -> Option<u8> {
+    match protocol {
+        ICMP => Some(8),
+        ICMPV6 => Some(128),
+        _ => None,
+    }
+}
+
 /// All policy that exists, in any order. [`PolicySet::for_endpoint`] picks and orders what one endpoint sees.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PolicySet {

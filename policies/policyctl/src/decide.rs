@@ -3,35 +3,30 @@
 use std::{
     cell::OnceCell,
     collections::BTreeMap,
-    fs::File,
-    io::{self, BufRead, BufReader, BufWriter, Write},
+    io::{self, BufRead, BufWriter, Write},
     net::IpAddr,
-    path::Path,
     process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
 use policies_compiler::{Answer, Book, ClusterView, FlowEnd, Judge, Question, parse_protocol};
 use policies_ir::{
-    policy::{ICMP, ICMPV6, PORT_PROTOCOLS},
+    policy::{PORT_PROTOCOLS, echo_request},
     tables::{DecidedBy, RuleName, Verdict},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::{
     cli::{Connection, DecideArgs},
     cluster,
     learned::{self, Names, Nodes},
+    lines::Lines,
     load, output,
 };
 
 /// Longest line of a flow: more is no flow.
-const MAX_LINE: usize = 64 << 10;
-/// Type of the echo request that an ICMP flow without a type stands for.
-const ECHO_REQUEST: u8 = 8;
-/// The same for ICMPv6.
-const ECHO_REQUEST_V6: u8 = 128;
+const MAX_LINE_BYTES: u64 = 64 << 10;
 
 /// Judges every flow; exit code 1 if one of them could not be judged.
 pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<ExitCode> {
@@ -46,13 +41,7 @@ pub(crate) async fn run(connection: &Connection, args: &DecideArgs) -> Result<Ex
     let mut judges = books.judges();
     let mut judge = |flow: &Flow| judges.judge(flow);
     let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    let failed = if args.flows == Path::new("-") {
-        decide(&mut judge, io::stdin().lock(), "standard input", out)?
-    } else {
-        let name = args.flows.display().to_string();
-        let file = File::open(&args.flows).with_context(|| format!("cannot read {name}"))?;
-        decide(&mut judge, BufReader::with_capacity(1 << 16, file), &name, out)?
-    };
+    let failed = decide(&mut judge, Lines::open(&args.flows, MAX_LINE_BYTES)?, out)?;
     if failed > 0 {
         output::note(&format!(
             "error: {failed} flows could not be judged; they are denied"
@@ -165,50 +154,39 @@ impl Judges<'_> {
 /// One line out for each line in; how many could not be judged.
 fn decide(
     judge: &mut impl FnMut(&Flow) -> Result<Answer>,
-    mut flows: impl BufRead,
-    name: &str,
+    mut flows: Lines<impl BufRead>,
     mut out: impl Write,
 ) -> Result<usize> {
-    let mut line = String::new();
     let mut failed = 0;
-    for number in 1.. {
-        line.clear();
-        let read = flows
-            .read_line(&mut line)
-            .with_context(|| format!("cannot read {name}, line {number}"))?;
-        if read == 0 {
-            break;
-        }
-        if line.len() > MAX_LINE {
-            bail!("{name}, line {number}: is longer than {MAX_LINE} bytes");
-        }
-        if line.trim().is_empty() {
-            continue;
-        }
-        let judged = match Flow::read(&line) {
+    while let Some(line) = flows.read()? {
+        let failure = |error: &anyhow::Error| format!("{}: {error:#}", line.place());
+        let judged = match Flow::read(line.text) {
             Ok(mut flow) => {
                 let id = flow.id.take();
                 match judge(&flow) {
                     Ok(answer) => Judged::new(id, &answer),
-                    Err(error) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
+                    Err(error) => Judged::failed(id, failure(&error)),
                 }
             }
-            Err((id, error)) => Judged::failed(id, format!("{name}, line {number}: {error:#}")),
+            Err((id, error)) => Judged::failed(id, failure(&error)),
         };
         failed += usize::from(judged.error.is_some());
-        serde_json::to_writer(&mut out, &judged).context("cannot write to standard output")?;
-        out.write_all(b"\n").context("cannot write to standard output")?;
+        output::written(serde_json::to_writer(&mut out, &judged).map_err(io::Error::from))?;
+        output::written(out.write_all(b"\n"))?;
     }
-    out.flush().context("cannot write to standard output")?;
+    output::written(out.flush())?;
     Ok(failed)
 }
+
+/// What a flow is called by who asks, to the letter: a number may be too large for us, and the order of keys may count.
+type Id = Option<Box<RawValue>>;
 
 /// One line of the input.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Flow {
     #[serde(default)]
-    id: Value,
+    id: Id,
     src: End,
     dst: End,
     #[serde(default)]
@@ -240,12 +218,16 @@ enum Protocol {
 
 impl Flow {
     /// The id, as far as there is one, comes with an error too.
-    fn read(line: &str) -> Result<Self, (Value, anyhow::Error)> {
+    fn read(line: &str) -> Result<Self, (Id, anyhow::Error)> {
+        /// Of a line that is no flow.
+        #[derive(Deserialize)]
+        struct Named {
+            #[serde(default)]
+            id: Id,
+        }
         serde_json::from_str(line).map_err(|error| {
-            let id = serde_json::from_str::<Value>(line)
-                .ok()
-                .and_then(|mut flow| Some(flow.get_mut("id")?.take()));
-            (id.unwrap_or_default(), error.into())
+            let named = serde_json::from_str::<Named>(line).ok();
+            (named.and_then(|named| named.id), error.into())
         })
     }
 
@@ -257,18 +239,11 @@ impl Flow {
             Some(Protocol::Name(name)) => parse_protocol(name).context("protocol")?,
         };
         let has_ports = PORT_PROTOCOLS.contains(&protocol);
-        let port = match protocol {
-            ICMP | ICMPV6 => {
-                let echo = if protocol == ICMP {
-                    ECHO_REQUEST
-                } else {
-                    ECHO_REQUEST_V6
-                };
-                u16::from_be_bytes([self.icmp_type.unwrap_or(echo), self.icmp_code.unwrap_or(0)])
-            }
-            _ if has_ports => self.port.context("port: must be given for TCP, UDP and SCTP")?,
+        let port = match echo_request(protocol) {
+            Some(echo) => u16::from_be_bytes([self.icmp_type.unwrap_or(echo), self.icmp_code.unwrap_or(0)]),
+            None if has_ports => self.port.context("port: must be given for TCP, UDP and SCTP")?,
             // Such packets have no ports that policy could see.
-            _ => 0,
+            None => 0,
         };
         Ok(Question {
             source: self.src.resolve().context("src")?,
@@ -306,7 +281,7 @@ impl End {
 /// One line of the output.
 #[derive(Serialize)]
 struct Judged {
-    id: Value,
+    id: Id,
     verdict: &'static str,
     egress: Option<Part>,
     ingress: Option<Part>,
@@ -326,7 +301,7 @@ struct Part {
 }
 
 impl Judged {
-    fn new(id: Value, answer: &Answer) -> Self {
+    fn new(id: Id, answer: &Answer) -> Self {
         Self {
             id,
             verdict: word(answer.verdict),
@@ -336,7 +311,7 @@ impl Judged {
         }
     }
 
-    fn failed(id: Value, error: String) -> Self {
+    fn failed(id: Id, error: String) -> Self {
         Self {
             id,
             verdict: word(Verdict::Deny),
@@ -388,7 +363,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use policies_compiler::{Source, load_objects};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -424,7 +399,38 @@ mod tests {
         let flow = Flow::read(r#"{"id":"f7","src":{"pod":"a//b"},"dst":{"pod":"c/d"},"port":1}"#);
         assert!(flow.is_ok_and(|flow| flow.question(|| 0).is_err()));
         let misread = Flow::read(r#"{"id":"f7","src":{"pod":"a/b"},"dst":{"pot":"c/d"},"port":1}"#);
-        assert!(misread.is_err_and(|(id, _)| id == "f7"));
+        assert!(misread.is_err_and(|(id, _)| id.is_some_and(|id| id.get() == r#""f7""#)));
+    }
+
+    #[test]
+    fn an_id_comes_back_to_the_letter() {
+        let ids = [
+            "12345678901234567890123",
+            "1e2",
+            "0.10",
+            r#"{"z": 1, "a": [2, 1.0]}"#,
+            r#""\u0041""#,
+            "null",
+        ];
+        let flow = |id: &str| {
+            format!(r#"{{"id": {id}, "src": {{"ip": "::1"}}, "dst": {{"ip": "::2"}}, "port": 1}}"#)
+        };
+        let broken = |id: &str| format!(r#"{{"prot": 1, "id": {id}}}"#);
+        let lines: Vec<String> = ids.iter().flat_map(|id| [flow(id), broken(id)]).collect();
+        let mut out = Vec::new();
+        let mut judge = |_: &Flow| bail!("not asked");
+        let failed = decide(
+            &mut judge,
+            Lines::new(lines.join("\n").as_bytes(), "flows", MAX_LINE_BYTES),
+            &mut out,
+        )
+        .unwrap();
+        assert_eq!(failed, 2 * ids.len());
+        let out = String::from_utf8(out).unwrap();
+        for (line, id) in out.lines().zip(ids.iter().flat_map(|id| [id, id])) {
+            assert!(line.starts_with(&format!(r#"{{"id":{id},"verdict""#)), "{line}");
+        }
+        assert_eq!(out.lines().count(), 2 * ids.len());
     }
 
     #[test]
@@ -468,7 +474,12 @@ mod tests {
         let flows = flows.join("\n");
         let mut out = Vec::new();
         let mut judge = |flow: &Flow| judges.judge(flow);
-        let failed = decide(&mut judge, flows.as_bytes(), "flows", &mut out).unwrap();
+        let failed = decide(
+            &mut judge,
+            Lines::new(flows.as_bytes(), "flows", MAX_LINE_BYTES),
+            &mut out,
+        )
+        .unwrap();
         assert_eq!(failed, 1);
         let lines = String::from_utf8(out).unwrap();
         let lines: Vec<Value> = lines

@@ -6,7 +6,7 @@ use http::Request;
 
 use crate::{
     cli::{Connection, LogsArgs},
-    cluster,
+    cluster, output,
 };
 
 /// Streams to standard output until the log ends, or for ever with `--follow`.
@@ -45,9 +45,7 @@ async fn copy(client: &kube::Client, path: &str) -> Result<()> {
         let Some(chunk) = buffer.get(..read).filter(|chunk| !chunk.is_empty()) else {
             return Ok(());
         };
-        let mut out = std::io::stdout().lock();
-        std::io::Write::write_all(&mut out, chunk).context("cannot write to standard output")?;
-        std::io::Write::flush(&mut out).context("cannot write to standard output")?;
+        output::bytes(chunk)?;
     }
 }
 

@@ -20,12 +20,14 @@ mod flows;
 mod get;
 mod learn;
 mod learned;
+mod lines;
 mod load;
 mod logs;
 mod objects;
 mod output;
 mod profile;
 mod scan;
+mod standard_input;
 mod up;
 mod verify;
 
@@ -48,22 +50,26 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => {
-            output::complain(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
+    run(cli).unwrap_or_else(|error| failed(&error))
+}
+
+/// Says why there is no answer, if it is to be said.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    if error.is::<output::Closed>() {
+        return ExitCode::from(output::Closed::EXIT_CODE);
     }
+    output::complain(&format!("{error:#}"));
+    ExitCode::FAILURE
 }
 
 /// Says what is wrong with the command line, or gives the help that it asks for. Clap's own exit code for the first is 2,
 /// which is an answer of some commands here: denied, not equivalent, does not hold.
 fn refuse(error: &clap::Error) -> ExitCode {
     let printed = error.print();
-    match error.use_stderr() || printed.is_err() {
-        true => ExitCode::FAILURE,
-        false => ExitCode::SUCCESS,
+    match (error.use_stderr(), output::written(printed)) {
+        (true, _) => ExitCode::FAILURE,
+        (false, Ok(())) => ExitCode::SUCCESS,
+        (false, Err(error)) => failed(&error),
     }
 }
 
@@ -98,8 +104,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Verify(args) => verify::run(&cli.connection, &args).await,
             Command::Version(args) => output::version(&cli.connection, &args).await.map(|()| done),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "policyctl", &mut std::io::stdout());
-                Ok(done)
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "policyctl", &mut script);
+                output::bytes(&script).map(|()| done)
             }
         }
     })

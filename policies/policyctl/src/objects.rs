@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use api::resources::{self, Resource};
 use serde_json::{Map, Value};
 
+use crate::standard_input;
+
 /// Largest input that is read: the server takes no larger object either.
 const MAX_INPUT_BYTES: u64 = 32 << 20;
 
@@ -70,11 +72,9 @@ pub(crate) fn items(object: &Value) -> Option<Vec<Value>> {
 }
 
 fn texts(path: &Path) -> Result<Vec<(String, String)>> {
-    if path == Path::new("-") {
-        return Ok(vec![(
-            "standard input".to_owned(),
-            bounded(std::io::stdin().lock(), "standard input")?,
-        )]);
+    if standard_input::is_meant(path) {
+        let text = bounded(standard_input::take()?, standard_input::NAME)?;
+        return Ok(vec![(standard_input::NAME.to_owned(), text)]);
     }
     let metadata = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if !metadata.is_dir() {

@@ -1,7 +1,10 @@
 //! Printing: to standard output what was asked for, to standard error what went wrong, colour only on a
 //! terminal.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -11,15 +14,42 @@ use crate::{
     cluster,
 };
 
-/// Prints one line to standard output. A closed pipe ends the program quietly, as with every Unix tool.
-pub(crate) fn line(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            anyhow::bail!("standard output was closed")
-        }
+/// Whoever read standard output does so no more, as `head` when it has its lines. That is no error: the program ends
+/// quietly, as every Unix tool does.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl Closed {
+    /// What a shell says of a program that SIGPIPE ended.
+    pub(crate) const EXIT_CODE: u8 = 141;
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// What became of writing to standard output.
+pub(crate) fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Closed.into()),
         result => result.context("cannot write to standard output"),
     }
+}
+
+/// Prints one line to standard output.
+pub(crate) fn line(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    written(writeln!(out, "{text}").and_then(|()| out.flush()))
+}
+
+/// Copies bytes to standard output.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    written(out.write_all(bytes).and_then(|()| out.flush()))
 }
 
 /// Says what went wrong on standard error.

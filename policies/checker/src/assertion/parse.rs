@@ -3,7 +3,7 @@
 use std::fmt;
 
 use api::selector::LabelSelector;
-use policies_compiler::parse_protocol;
+use policies_compiler::{parse_net, parse_protocol};
 use policies_ir::policy::{ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP};
 
 use crate::{
@@ -133,13 +133,10 @@ impl<'a> Parser<'a> {
                 let term = EndTerm::Workload(format!("host {name}"));
                 self.finish(&token, term)
             }
-            ("cidr", Some((column, net))) => {
-                let address = || net.parse::<std::net::IpAddr>().ok().map(ipnet::IpNet::from);
-                match net.parse::<ipnet::IpNet>().ok().or_else(address) {
-                    Some(net) => self.finish(&token, EndTerm::Net(net.trunc())),
-                    None => Err(self.at(*column, &format!("{net:?} is no CIDR, such as 10.0.0.0/8"))),
-                }
-            }
+            ("cidr", Some((column, net))) => match parse_net(net) {
+                Ok(net) => self.finish(&token, EndTerm::Net(net)),
+                Err(error) => Err(self.at(*column, &error.to_string())),
+            },
             ("internet", None) => self.finish(&token, EndTerm::Internet),
             ("outside", None) => self.finish(&token, EndTerm::Outside),
             ("own-node", None) => self.finish(&token, EndTerm::OwnNode),
@@ -407,7 +404,27 @@ mod tests {
             ("no ns(pci) reach", 17, "expected a pod"),
             ("no ns(pci) sees internet", 12, "expected `reaches`"),
             ("ns(a) reaches ns(b)", 20, "expected `on`"),
-            ("no ns(a) reaches cidr(10.0.0/8)", 23, "is no CIDR"),
+            (
+                "no ns(a) reaches cidr(10.0.0/8)",
+                23,
+                "is neither a CIDR nor an address",
+            ),
+            ("no cidr(010.0.0.0/8) reaches ns(a)", 9, "without leading zeros"),
+            (
+                "no cidr(::ffff:10.0.0.1/128) reaches ns(a)",
+                9,
+                "is an IPv4 CIDR in IPv6 form",
+            ),
+            (
+                "no ns(a) reaches cidr(::ffff:10.0.0.2)",
+                23,
+                "write the IPv4 CIDR itself",
+            ),
+            (
+                "no ns(a) reaches cidr(::ffff:0:0/96)",
+                23,
+                "is an IPv4 CIDR in IPv6 form",
+            ),
             ("no ns(a) reaches ns(b) on 80,x/TCP", 30, "is no port"),
             ("no ns(a) reaches ns(b) on 80/XTP", 27, "neither TCP"),
             ("no ns(a) reaches ns(b) on 80 please", 30, "should end here"),

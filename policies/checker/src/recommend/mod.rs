@@ -38,7 +38,7 @@ pub struct Recommendation {
     pub objects: Vec<Value>,
     /// Connections that were recorded as allowed, each workload, service and peer counted once.
     pub connections: usize,
-    /// For people: what was recorded and is not allowed, and why.
+    /// For people: what was recorded and is not allowed, and why, or does not pass although it is allowed.
     pub left_out: Vec<String>,
 }
 
@@ -50,6 +50,12 @@ pub enum RecommendError {
         "there are no pods to recommend policies for; give the objects that were there when flows were recorded"
     )]
     NoPods,
+    /// No connection to allow: policies that allow nothing would be right, and nobody asks for them.
+    #[error("policies for these flows would deny everything: {}", nothing(.left_out))]
+    NothingToAllow {
+        /// What was recorded and is not allowed, and why.
+        left_out: Vec<String>,
+    },
     /// The written objects do not say what was recorded. Nothing that is recorded should cause this.
     #[error("the policies would not be exact: {0}")]
     NotExact(String),
@@ -70,13 +76,27 @@ pub fn recommend(
         return Err(RecommendError::NoPods);
     }
     observed.keep_expressible(dialect);
+    if observed.connections.is_empty() {
+        let left_out = observed.left_out;
+        return Err(RecommendError::NothingToAllow { left_out });
+    }
     let objects = write::objects(&observed, dialect);
-    verify::verify(&bare, &observed, &objects)?;
+    let dropped = verify::verify(&bare, &observed, &objects)?;
     Ok(Recommendation {
         objects,
         connections: observed.connections.len(),
-        left_out: observed.left_out,
+        left_out: observed.left_out.into_iter().chain(dropped).collect(),
     })
+}
+
+fn nothing(left_out: &[String]) -> String {
+    match left_out.is_empty() {
+        true => "none is recorded".to_owned(),
+        false => format!(
+            "there is no connection to allow; left out were {}",
+            left_out.join("; ")
+        ),
+    }
 }
 
 fn without_policies(view: &ClusterView) -> ClusterView {

@@ -13,7 +13,7 @@ use policies_ir::policy::{ICMP_PROTOCOLS, PORT_PROTOCOLS, WorkloadKind};
 
 use crate::{
     model::Model,
-    recommend::Dialect,
+    recommend::{Dialect, write::DEFAULT_DENY},
     replay,
     space::{Point, Space},
 };
@@ -52,6 +52,8 @@ pub(super) struct Observed {
     /// Connections that were allowed.
     pub(super) connections: BTreeSet<Connection>,
     pub(super) left_out: Vec<String>,
+    /// Labels of the network sets of each namespace.
+    sets: BTreeMap<String, Vec<Labels>>,
 }
 
 /// Pods of a namespace whose stable labels are the same.
@@ -105,46 +107,47 @@ impl Observed {
             .enumerate()
             .flat_map(|(number, workload)| workload.members.iter().map(move |member| (*member, number)))
             .collect();
+        let mut sets: BTreeMap<String, Vec<Labels>> = BTreeMap::new();
+        for set in model.cluster().sets.iter().map(|set| &set.workload) {
+            let of_namespace = sets.entry(set.namespace.clone()).or_default();
+            of_namespace.push(set.labels.clone());
+        }
         let mut observed = Self {
             workloads,
             connections: BTreeSet::new(),
             left_out: Vec::new(),
+            sets,
         };
-        // What one end let out and the other did not let in was no connection.
-        let key = |flow: &FlowEvent| {
-            (
-                flow.source,
-                flow.destination,
-                flow.protocol,
-                flow.destination_port,
-            )
-        };
-        let judged = |flow: &&FlowEvent| replay::without_policy(flow).is_none();
-        let denied: BTreeSet<_> = flows
+        let placed: Vec<(&FlowEvent, Result<Seen, &str>)> = flows
             .iter()
-            .filter(judged)
-            .filter(|flow| flow.verdict == FlowVerdict::Deny)
-            .map(key)
+            .map(|flow| {
+                let seen = match replay::without_policy(flow) {
+                    Some(reason) => Err(reason),
+                    None => Seen::of(model, flow),
+                };
+                (flow, seen)
+            })
+            .collect();
+        // What one end let out and the other did not let in was no connection.
+        let denied: BTreeSet<Seen> = placed
+            .iter()
+            .filter(|(flow, _)| flow.verdict == FlowVerdict::Deny)
+            .filter_map(|(_, seen)| seen.ok())
             .collect();
         let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
-        for flow in flows {
-            let reason = match replay::without_policy(flow) {
-                Some(reason) => Some(reason),
-                None if denied.contains(&key(flow)) => Some("they were denied, at one end at least"),
-                None if flow.pod.host().is_some() => {
-                    Some("they were judged at a host endpoint, and policies are for pods")
+        for (flow, seen) in placed {
+            let reason = match seen {
+                Err(reason) => reason,
+                Ok(seen) if denied.contains(&seen) => "they were denied, at one end at least",
+                Ok(_) if flow.pod.host().is_some() => {
+                    "they were judged at a host endpoint, and policies are for pods"
                 }
-                None => match observed.connection(model, &side_of, flow) {
-                    Some(connection) => {
-                        observed.connections.insert(connection);
-                        None
-                    }
-                    None => Some("the pod is not among the objects"),
-                },
+                Ok(seen) => {
+                    observed.connections.insert(seen.connection(&side_of));
+                    continue;
+                }
             };
-            if let Some(reason) = reason {
-                *reasons.entry(reason).or_default() += 1;
-            }
+            *reasons.entry(reason).or_default() += 1;
         }
         let told = reasons
             .into_iter()
@@ -187,6 +190,11 @@ impl Observed {
         self.left_out.extend(told);
     }
 
+    /// Labels of the network sets of a namespace.
+    pub(super) fn sets(&self, namespace: &str) -> &[Labels] {
+        self.sets.get(namespace).map(Vec::as_slice).unwrap_or_default()
+    }
+
     pub(super) fn name(&self, side: Side) -> String {
         match side {
             Side::Address(address) => address.to_string(),
@@ -196,35 +204,65 @@ impl Observed {
             },
         }
     }
+}
 
-    fn connection(
-        &self,
-        model: &Model,
-        side_of: &BTreeMap<usize, usize>,
-        flow: &FlowEvent,
-    ) -> Option<Connection> {
-        let own = replay::find(model, &flow.pod).and_then(|member| side_of.get(&member))?;
-        let address = replay::peer_address(flow);
-        let named = flow.peer.as_ref().and_then(|peer| replay::find(model, peer));
-        let peer = named
-            .or_else(|| model.owner(address))
-            .and_then(|member| side_of.get(&member));
-        let (own, peer) = (
-            Side::Workload(*own),
-            peer.map_or(Side::Address(address), |n| Side::Workload(*n)),
-        );
+/// A flow between the ends that its record names, as they are now.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    from: Who,
+    to: Who,
+    service: Service,
+}
+
+/// An end of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    /// A pod or host endpoint, by position, with its address as it was recorded.
+    Member(usize, IpAddr),
+    /// An address that is neither's.
+    Address(IpAddr),
+}
+
+impl Seen {
+    /// Or why it is none between ends that are there.
+    fn of(model: &Model, flow: &FlowEvent) -> Result<Self, &'static str> {
+        let (own_address, peer_address) = match flow.direction {
+            FlowDirection::Egress => (flow.source, flow.destination),
+            FlowDirection::Ingress => (flow.destination, flow.source),
+        };
+        let own = match replay::find(model, &flow.pod) {
+            Some(member) => Who::Member(member, own_address),
+            None if flow.pod.host().is_some() => Who::Address(own_address),
+            None => return Err("the pod is not among the objects"),
+        };
+        let peer = match replay::peer(model, flow)? {
+            Some(member) => Who::Member(member, peer_address),
+            None => Who::Address(peer_address),
+        };
         let (from, to) = match flow.direction {
             FlowDirection::Egress => (own, peer),
             FlowDirection::Ingress => (peer, own),
         };
-        Some(Connection {
-            from,
-            to,
-            service: Service {
-                protocol: flow.protocol,
-                port: flow.destination_port,
-            },
-        })
+        let service = Service {
+            protocol: flow.protocol,
+            port: flow.destination_port,
+        };
+        Ok(Self { from, to, service })
+    }
+
+    fn connection(self, side_of: &BTreeMap<usize, usize>) -> Connection {
+        let side = |who| match who {
+            Who::Address(address) => Side::Address(address),
+            // A host endpoint is none that policies for pods select: to them it is its address.
+            Who::Member(member, address) => side_of
+                .get(&member)
+                .map_or(Side::Address(address), |number| Side::Workload(*number)),
+        };
+        Connection {
+            from: side(self.from),
+            to: side(self.to),
+            service: self.service,
+        }
     }
 }
 
@@ -270,7 +308,8 @@ fn workloads(model: &Model) -> Vec<Workload> {
             let wanted = object_name(&own, &members, model);
             let numbered = (2..).map(|number| format!("{wanted}-{number}"));
             let mut names = std::iter::once(wanted.clone()).chain(numbered);
-            let name = names.find(|name| used.insert((namespace.clone(), name.clone())));
+            let name =
+                names.find(|name| name != DEFAULT_DENY && used.insert((namespace.clone(), name.clone())));
             Workload {
                 selector: selector(&own, &others),
                 name: name.unwrap_or(wanted),
@@ -366,7 +405,7 @@ fn most_frequent<'k>(keys: impl Iterator<Item = &'k String>, own: &Labels) -> Op
 }
 
 impl PodSelector {
-    fn finds(&self, labels: &Labels) -> bool {
+    pub(super) fn finds(&self, labels: &Labels) -> bool {
         let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
         self.labels.iter().all(has) && !self.absent.iter().any(|key| labels.contains_key(key))
     }

@@ -1,6 +1,9 @@
 //! Proof that written objects allow what was seen and nothing else.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use policies_compiler::{ClusterView, Source, load_objects};
 use policies_ir::policy::IpVersion;
@@ -16,12 +19,13 @@ use crate::{
     space::Space,
 };
 
-/// Compares what the objects allow with what was seen, for every pair of pods and every address.
+/// Compares what the objects allow with what was seen, for every pair of pods and every address. Says what they allow and
+/// something else denies.
 pub(super) fn verify(
     bare: &ClusterView,
     observed: &Observed,
     objects: &[Value],
-) -> Result<(), RecommendError> {
+) -> Result<BTreeSet<String>, RecommendError> {
     let origin = "the recommendation";
     let sources = objects.iter().map(|object| Source { origin, object });
     let loaded = load_objects(sources).map_err(|error| RecommendError::NotExact(error.to_string()))?;
@@ -52,7 +56,43 @@ pub(super) fn verify(
             }
         }
     }
-    Ok(())
+    Ok(dropped_to_nodes(&model, observed, &sides, &seen))
+}
+
+/// What was seen from pods to their own nodes and would not pass: no policy decides about that alone.
+fn dropped_to_nodes(
+    model: &Model,
+    observed: &Observed,
+    sides: &BTreeMap<usize, Side>,
+    seen: &BTreeMap<(Side, Side), Space>,
+) -> BTreeSet<String> {
+    let mut dropped = BTreeSet::new();
+    for (class, own) in sides {
+        let from = End::Class(*class);
+        if !model.judges(from, End::OwnNode) {
+            continue;
+        }
+        let pairs = model.pairs(from, End::OwnNode);
+        for family in FAMILIES {
+            for (spot, address) in own_node_addresses(model, *class, family) {
+                let Some(seen) = seen.get(&(*own, Side::Address(address))) else {
+                    continue;
+                };
+                for (from, to) in pairs.iter().filter(|(_, to)| *to == spot) {
+                    let passes = model.space(model.allowed_at(*from, *to));
+                    let closed = seen.clone().of_family(family).subtract(&passes);
+                    if !closed.is_empty() {
+                        dropped.insert(format!(
+                            "{closed} from {} to {address}: the policies allow it, and defaultEndpointToHostAction of \
+                             FelixConfiguration drops what a pod sends to its own node",
+                            observed.name(*own)
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    dropped
 }
 
 fn check(

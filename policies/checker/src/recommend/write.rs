@@ -15,6 +15,9 @@ use crate::{
     space::{Ports, protocol_name},
 };
 
+/// Name of the policy by which a namespace denies.
+pub(super) const DEFAULT_DENY: &str = "default-deny";
+
 /// Other ends and services, each of which was seen with each.
 type Rule = cover::Product<Side, Service>;
 
@@ -63,7 +66,8 @@ pub(super) fn objects(observed: &Observed, dialect: Dialect) -> Vec<Value> {
                 Dialect::Calico => calico(observed, workload, direction, rules),
             };
             let written = [write("ingress", &received), write("egress", &sent)];
-            objects.extend(policies(workload, dialect, &written, &mut names));
+            let selected = selected(observed, workload, dialect);
+            objects.extend(policies(workload, dialect, &selected, &written, &mut names));
         }
     }
     objects
@@ -90,10 +94,22 @@ impl<'a> Names<'a> {
     }
 }
 
+/// What selects a workload's pods, with the field for it.
+fn selected(observed: &Observed, workload: &Workload, dialect: Dialect) -> (&'static str, Value) {
+    match dialect {
+        Dialect::Kubernetes => ("podSelector", label_selector(&workload.selector)),
+        Dialect::Calico => {
+            let sets = observed.sets(&workload.namespace);
+            ("selector", json!(select::subject(&workload.selector, sets).0))
+        }
+    }
+}
+
 /// The policy of a workload with these rules for each direction, or as many as their number takes; none without rules.
 fn policies<'a>(
     workload: &'a Workload,
     dialect: Dialect,
+    (selector_field, selector): &(&str, Value),
     [received, sent]: &[Vec<Value>; 2],
     names: &mut Names<'a>,
 ) -> Vec<Value> {
@@ -117,14 +133,11 @@ fn policies<'a>(
         for (direction, _, rules) in part {
             spec.insert(direction.to_owned(), json!(rules));
         }
-        let (selector, types_field) = match dialect {
-            Dialect::Kubernetes => (("podSelector", label_selector(&workload.selector)), "policyTypes"),
-            Dialect::Calico => (
-                ("selector", json!(select::subject(&workload.selector).0)),
-                "types",
-            ),
+        let types_field = match dialect {
+            Dialect::Kubernetes => "policyTypes",
+            Dialect::Calico => "types",
         };
-        spec.insert(selector.0.to_owned(), selector.1);
+        spec.insert((*selector_field).to_owned(), selector.clone());
         spec.insert(types_field.to_owned(), json!(types));
         let name = match policies.is_empty() {
             true => workload.name.clone(),
@@ -179,7 +192,7 @@ fn default_deny(namespace: &str, dialect: Dialect) -> Value {
         Dialect::Kubernetes => json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}),
         Dialect::Calico => json!({"selector": "all()", "types": ["Ingress", "Egress"]}),
     };
-    object(dialect, namespace, "default-deny", &spec)
+    object(dialect, namespace, DEFAULT_DENY, &spec)
 }
 
 fn object(dialect: Dialect, namespace: &str, name: &str, spec: &Value) -> Value {
@@ -286,7 +299,7 @@ fn calico(observed: &Observed, workload: &Workload, direction: &str, rules: &[Ru
         "ingress" => ("destination", "source"),
         _ => ("source", "destination"),
     };
-    let (_, own_end) = select::subject(&workload.selector);
+    let (_, own_end) = select::subject(&workload.selector, observed.sets(&workload.namespace));
     let mut written = Vec::new();
     for (sides, services) in rules {
         let ends: Vec<Value> = match peers(observed, sides).next() {
@@ -296,7 +309,7 @@ fn calico(observed: &Observed, workload: &Workload, direction: &str, rules: &[Ru
                 parts.map(|nets| json!({"nets": nets})).collect()
             }
             Some(peer) => {
-                let mut end = select::peer(&peer.selector);
+                let mut end = select::peer(&peer.selector, observed.sets(&peer.namespace));
                 if peer.namespace != workload.namespace {
                     let namespace = format!("projectcalico.org/name == '{}'", peer.namespace);
                     end["namespaceSelector"] = json!(namespace);

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod answers;
+mod cases;
 mod clusters;
 mod example;
 mod families;
@@ -15,3 +16,4 @@ mod offline;
 mod recommending;
 mod replays;
 mod scale;
+mod services;

@@ -56,7 +56,7 @@ pub(crate) struct ProveArgs {
     /// Assertions
     #[arg(value_name = "ASSERTION")]
     pub(crate) assertions: Vec<String>,
-    /// File with an assertion on each line; empty lines and those that begin with # are skipped
+    /// File with an assertion on each line; `-` for standard input. Empty lines and those that begin with # are skipped
     #[arg(long = "assertions", value_name = "FILE")]
     pub(crate) assertion_files: Vec<PathBuf>,
     #[command(flatten)]
@@ -69,7 +69,7 @@ pub(crate) struct ProveArgs {
 /// Arguments of `test`.
 #[derive(Args)]
 pub(crate) struct TestArgs {
-    /// Files with cases
+    /// Files with cases; `-` for standard input
     #[arg(required = true, value_name = "CASES")]
     pub(crate) cases: Vec<PathBuf>,
     #[command(flatten)]

@@ -1,14 +1,13 @@
 //! What the questions are about: clusters, assertions, cases and recorded flows.
 
 use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use api::{
-    flow::{FlowEvent, FlowKind, FlowLine, LossPlace},
+    flow::{FlowEvent, FlowLine},
     palisade::PolicyAssertion,
 };
 use jiff::Timestamp;
@@ -19,7 +18,10 @@ use policies_checker::{
 use policies_compiler::{ClusterView, Source, load_objects};
 use serde_json::Value;
 
-use crate::{cli::Connection, cluster, flow_filter::FlowFilter, flows, load, objects, output};
+use crate::{
+    check::record::Record, cli::Connection, cluster, flow_filter::FlowFilter, flows, lines::Lines, load,
+    objects, output, standard_input,
+};
 
 /// Largest file of cases or assertions.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -127,33 +129,14 @@ pub(crate) fn cases(paths: &[PathBuf]) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Recorded decisions, one line each. Totals of flows that were decided about before are left out, and what the
-/// record itself says is missing is told on standard error.
+/// Recorded decisions, each flow once. What the record itself says is missing is told on standard error.
 pub(crate) fn flows(paths: &[PathBuf]) -> Result<Vec<FlowEvent>> {
     let mut lines = Vec::new();
     for path in paths {
-        let reader: Box<dyn Read> = match path == Path::new("-") {
-            true => Box::new(std::io::stdin().lock()),
-            false => Box::new(
-                std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?,
-            ),
-        };
-        let mut reader = BufReader::new(reader);
-        for number in 1.. {
-            let mut line = String::new();
-            let origin = || format!("{}, line {number}", path.display());
-            let mut bounded = (&mut reader).take(MAX_LINE_BYTES);
-            let length = bounded.read_line(&mut line).with_context(origin)?;
-            if length == 0 {
-                break;
-            }
-            if length as u64 == MAX_LINE_BYTES {
-                bail!("{}: longer than any flow event", origin());
-            }
-            if !line.trim().is_empty() {
-                let flow = serde_json::from_str(&line);
-                lines.push(flow.with_context(|| format!("{} is not a flow event", origin()))?);
-            }
+        let mut told = Lines::open(path, MAX_LINE_BYTES)?;
+        while let Some(line) = told.read()? {
+            let flow = serde_json::from_str(line.text);
+            lines.push(flow.with_context(|| format!("{} is not a flow event", line.place()))?);
         }
     }
     Ok(decisions(lines))
@@ -169,6 +152,28 @@ pub(crate) async fn recorded(connection: &Connection, paths: &[PathBuf]) -> Resu
 
 /// Decisions that the nodes of the live cluster have written down.
 pub(crate) async fn live_flows(connection: &Connection) -> Result<Vec<FlowEvent>> {
+    Ok(decisions(live_lines(connection).await?))
+}
+
+/// Those about flows that one pod has had since a moment, also if they opened before it.
+pub(crate) async fn live_flows_of(
+    connection: &Connection,
+    namespace: &str,
+    pod: &str,
+    since: Timestamp,
+) -> Result<Vec<FlowEvent>> {
+    let mut lines = live_lines(connection).await?;
+    lines.retain(|line| line.time() >= since);
+    let mut flows = decisions(lines);
+    flows.retain(|flow| {
+        let end = flow.pod.pod();
+        end.is_some_and(|end| end.namespace == namespace && end.name == pod)
+    });
+    Ok(flows)
+}
+
+/// All that the nodes of the live cluster have written down.
+async fn live_lines(connection: &Connection) -> Result<Vec<FlowLine>> {
     let client = cluster::connect(connection).await?;
     let all = flows::Bounds {
         since: None,
@@ -179,49 +184,23 @@ pub(crate) async fn live_flows(connection: &Connection) -> Result<Vec<FlowEvent>
         let (told, _) = flows::history(&client, &node, &all, &FlowFilter::default()).await?;
         lines.extend(told.into_iter().map(|told| told.line));
     }
-    Ok(decisions(lines))
-}
-
-/// Those of one pod since a moment.
-pub(crate) async fn live_flows_of(
-    connection: &Connection,
-    namespace: &str,
-    pod: &str,
-    since: Timestamp,
-) -> Result<Vec<FlowEvent>> {
-    let mut flows = live_flows(connection).await?;
-    let own = |flow: &FlowEvent| {
-        let end = flow.pod.pod();
-        end.is_some_and(|end| end.namespace == namespace && end.name == pod)
-    };
-    flows.retain(|flow| own(flow) && flow.time >= since);
-    Ok(flows)
+    Ok(lines)
 }
 
 fn decisions(lines: Vec<FlowLine>) -> Vec<FlowEvent> {
-    let mut lost: BTreeMap<LossPlace, u64> = BTreeMap::new();
-    let mut decisions = Vec::new();
-    for line in lines {
-        match line {
-            FlowLine::Event(event) if matches!(event.kind, FlowKind::Start | FlowKind::Denied) => {
-                decisions.push(*event);
-            }
-            FlowLine::Event(_) => {}
-            FlowLine::Lost(loss) => *lost.entry(loss.at).or_default() += loss.lost,
-        }
+    let record = Record::of(lines);
+    for note in &record.notes {
+        output::note(&format!("note: {note}"));
     }
-    for (place, count) in lost {
-        output::note(&format!(
-            "note: {count} flows are missing in the record ({})",
-            place.word()
-        ));
-    }
-    decisions
+    record.flows
 }
 
 fn read(path: &Path) -> Result<String> {
     let context = || format!("cannot read {}", path.display());
-    let file = std::fs::File::open(path).with_context(context)?;
+    let file: Box<dyn Read> = match standard_input::is_meant(path) {
+        true => Box::new(standard_input::take()?),
+        false => Box::new(std::fs::File::open(path).with_context(context)?),
+    };
     let mut text = String::new();
     file.take(MAX_TEXT_BYTES + 1)
         .read_to_string(&mut text)

@@ -5,6 +5,7 @@ pub(crate) mod args;
 mod input;
 pub(crate) use input::live_flows_of;
 mod proposed;
+mod record;
 mod text;
 
 use std::process::ExitCode;
@@ -464,6 +465,37 @@ mod tests {
         let (diff, equivalent) = of(&closed, &manifests);
         assert!(diff.is_ok());
         assert_eq!(equivalent.unwrap(), ExitCode::from(REFUTED));
+    }
+
+    #[test]
+    fn a_connection_that_is_older_than_the_record_is_judged() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: {containers: []}\n";
+        let objects = format!(
+            "{pod}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{{ports: [{{port: 443}}]}}]}}\n"
+        );
+        let objects = write("objects.yaml", &objects);
+        let event = |kind: &str, port: u16| {
+            json!({"kind": kind, "time": "2026-11-28T10:00:00Z", "opened": "2026-11-01T00:00:00Z", "node": "n",
+                "pod": {"namespace": "shop", "name": "a"}, "direction": "egress", "verdict": "allow",
+                "decidedBy": {"rule": "no-policy"}, "source": "10.0.0.1", "destination": "192.0.2.7", "protocol": 6,
+                "sourcePort": 50000, "destinationPort": port, "epoch": 1})
+            .to_string()
+        };
+        for (kind, port, answer) in [
+            ("update", 80, ExitCode::from(REFUTED)),
+            ("end", 80, ExitCode::from(REFUTED)),
+            ("update", 443, ExitCode::SUCCESS),
+        ] {
+            let flows = write("flows.jsonl", &event(kind, port));
+            assert_eq!(replay_of(&flows, &objects).unwrap(), answer, "{kind} {port}");
+        }
     }
 
     #[test]

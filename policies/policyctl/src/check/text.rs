@@ -39,20 +39,24 @@ pub(crate) fn flow_change(change: &FlowChange) -> String {
         true => coloured("allow", Colour::Good),
         false => coloured("deny", Colour::Bad),
     };
-    let (from, to) = match change.direction.word() {
-        "egress" => (&change.pod, &change.peer),
-        _ => (&change.peer, &change.pod),
+    let (from, to, opposite) = match change.direction.word() {
+        "egress" => (&change.pod, &change.peer, "ingress"),
+        _ => (&change.peer, &change.pod, "egress"),
+    };
+    let own = format!("{} of {}", change.direction.word(), change.pod);
+    // What is known of before is what the end that judged said.
+    let (place, was_at) = match change.by_other_end {
+        true => (format!("{opposite} of {}", change.peer), format!(" at {own}")),
+        false => (own, String::new()),
     };
     format!(
-        "{} x {from} -> {to}, {}: {} at {} of {}\n  was: {} by {}\n  is:  {} by {}",
+        "{} x {from} -> {to}, {}: {} at {place}\n  was: {} by {}{was_at}\n  is:  {} by {}",
         change.count,
         change.service,
         match change.allowed {
             true => "opens",
             false => "closes",
         },
-        change.direction.word(),
-        change.pod,
         verdict(change.was_allowed),
         change.was_by,
         verdict(change.allowed),
