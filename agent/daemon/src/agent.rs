@@ -25,6 +25,7 @@ use crate::{
     cluster::Cluster,
     config::Config,
     events::Events,
+    guards,
     hosts::{self, Hosts},
     images,
     node::{Health, NodeAgent},
@@ -126,6 +127,9 @@ pub(crate) async fn run(
     let policy = Policy::start(start, shutdown.clone()).context("cannot start the policy thread")?;
     let following = hosts::follow(policy.clone());
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(following));
+    let network = Arc::new(network);
+    let guarding = guards::look_after(network.clone(), policy.clone());
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(guarding));
     let of_node = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());

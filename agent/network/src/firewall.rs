@@ -16,29 +16,14 @@
 //! loopback address cannot leave. For pods with such ports the kernel lets the loopback be routed to their links; what comes
 //! from a pod and names a loopback address itself is dropped before anything is translated.
 //!
-//! The table is replaced in one transaction at the agent's start. Two chains of it change with pods: `published` and
-//! `tracked`.
+//! The table is replaced in one transaction at the agent's start, and whenever somebody else has removed or changed it
+//! (`table`). Two chains of it change with pods: `published` and `tracked`. Pure: here is only what it says.
 
-use std::{fmt::Write as _, io, net::Ipv4Addr, process::Stdio};
+use std::{fmt::Write as _, net::Ipv4Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::{GATEWAY, LINK_PREFIX, host_ports};
-
-/// Why the table could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum FirewallError {
-    /// `nft` could not be run.
-    #[error("cannot run nft; install the package nftables")]
-    Run(#[source] io::Error),
-    /// `nft` refused.
-    #[error("nft refused the table palisade: {stderr}")]
-    Refused {
-        /// What it said.
-        stderr: String,
-    },
-}
+use crate::{GATEWAY, LINK_PREFIX};
 
 /// What the table is about.
 #[derive(Debug, Clone, Copy)]
@@ -57,23 +42,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) host_ports: (&'a [String], &'a [String]),
 }
 
-/// Writes the table.
-pub(crate) async fn install(scope: Scope<'_>) -> Result<(), FirewallError> {
-    apply(&ruleset(scope)).await
-}
-
-/// Writes the two chains that change with pods.
-pub(crate) async fn publish(published: &[String], tracked: &[String]) -> Result<(), FirewallError> {
-    apply(&host_ports::replacement(published, tracked)).await
-}
-
-/// Removes the table. Idempotent: adding first makes the deletion succeed either way.
-pub(crate) async fn remove() -> Result<(), FirewallError> {
-    apply("add table inet palisade\ndelete table inet palisade\n").await
-}
-
 /// The whole table as `nft -f` reads it: one transaction.
-fn ruleset(scope: Scope<'_>) -> String {
+pub(crate) fn ruleset(scope: Scope<'_>) -> String {
     let (pods, node) = (scope.pods, scope.node);
     let lines = |rules: &[String]| -> String { rules.iter().map(|rule| format!("    {rule}\n")).collect() };
     let (published, tracked) = (lines(scope.host_ports.0), lines(scope.host_ports.1));
@@ -171,30 +141,6 @@ fn quoted(name: &str) -> String {
     } else {
         format!("\"{plain}*\"")
     }
-}
-
-async fn apply(ruleset: &str) -> Result<(), FirewallError> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(FirewallError::Run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(ruleset.as_bytes())
-            .await
-            .map_err(FirewallError::Run)?;
-    }
-    let output = child.wait_with_output().await.map_err(FirewallError::Run)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(FirewallError::Refused {
-        stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use agent_network::{Ipv6, LinkChanges, Network, NetworkConfig, NetworkError, PodCidr6};
+use agent_network::{Ipv6, LinkChanges, Loss, Network, NetworkConfig, NetworkError, PodCidr6};
 use api::host_ports::{HostPort, Transport};
 use nix::sched::{CloneFlags, setns};
 
@@ -706,6 +706,69 @@ fn ports_of_the_node_lead_to_their_pod_and_the_source_is_kept() {
         .unwrap()
         .to_canonical();
     assert_eq!(peer, IpAddr::V4(OUTSIDE));
+}
+
+/// What `nft` says, with the arguments in one text, on the calling thread.
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "nft {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_table_that_others_flush_or_change_is_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let (server, gone) = (Space::pod(), Space::pod());
+    let ports = [host_port(Transport::Tcp, None, 8080)];
+    node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        for (uid, pod) in [("uid-server", &server), ("uid-gone", &gone)] {
+            let attachment = network.prepare(uid, &pod.path()).await.unwrap();
+            network.activate(&attachment).await.unwrap();
+        }
+        network.publish("uid-server", &ports).await.unwrap();
+        let table = || nft("-s list table inet palisade");
+        let whole = table();
+        assert!(
+            whole.contains("dport 8080") && whole.contains("169.254.0.0/16"),
+            "{whole}"
+        );
+        assert_eq!(network.look_after_rules().await.unwrap(), None);
+        // Tables of others are theirs.
+        nft("add table inet theirs");
+        assert_eq!(network.look_after_rules().await.unwrap(), None);
+
+        let look = async || network.look_after_rules().await.unwrap();
+        nft("flush ruleset");
+        assert_eq!(look().await, Some(Loss::Removed));
+        assert_eq!((look().await, table()), (None, whole.clone()));
+        for change in [
+            "flush table inet palisade",
+            "flush chain inet palisade forward",
+            "insert rule inet palisade forward accept",
+            "add chain inet palisade more",
+        ] {
+            nft(change);
+            assert_eq!(look().await, Some(Loss::Changed), "{change}");
+            assert_eq!((look().await, table()), (None, whole.clone()), "{change}");
+        }
+
+        // Pods come and go meanwhile, with ports and without, and it is not passed over.
+        nft("flush ruleset");
+        network.publish("uid-server", &ports).await.unwrap();
+        let other = [host_port(Transport::Tcp, None, 8081)];
+        network.publish("uid-gone", &other).await.unwrap();
+        assert!(table().contains("dport 8080") && table().contains("dport 8081"));
+        assert_eq!((look().await, look().await), (Some(Loss::Removed), None));
+        nft("flush ruleset");
+        network.unplug("uid-gone").await.unwrap();
+        network.release("uid-gone").await.unwrap();
+        assert_eq!((look().await, table()), (Some(Loss::Removed), whole));
+    });
+    let listener = server.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
+    let peer = seen_through(&outside, &listener, (NODE, 8080)).unwrap();
+    assert_eq!(peer.to_canonical(), IpAddr::V4(OUTSIDE));
 }
 
 #[test]

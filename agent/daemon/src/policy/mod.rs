@@ -130,6 +130,8 @@ enum Command {
     Stale,
     /// Interfaces or addresses of the host may be others.
     Moved,
+    /// What of the node's nftables table was not there, if something was not.
+    Unguarded(Option<String>),
 }
 
 impl Policy {
@@ -165,6 +167,7 @@ impl Policy {
             waiting: Vec::new(),
             looks: Looks::default(),
             bare: Bare::default(),
+            unguarded: None,
         };
         std::thread::Builder::new()
             .name("datapath".to_owned())
@@ -248,6 +251,11 @@ impl Policy {
         self.send(Command::Moved)
     }
 
+    /// Tells why the rules beside the packet programs, which keep others from speaking as pods, did not stand, or that they do.
+    pub(crate) fn unguarded(&self, why: Option<String>) -> Result<(), PolicyError> {
+        self.send(Command::Unguarded(why))
+    }
+
     /// Takes the programs off and forgets the endpoint's verdicts and flows. The link must be gone.
     pub(crate) async fn detach(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
         let (reply, answer) = oneshot::channel();
@@ -301,6 +309,7 @@ struct Worker {
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
     looks: Looks,
     bare: Bare,
+    unguarded: Option<String>,
 }
 
 impl Worker {
@@ -374,6 +383,7 @@ impl Worker {
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
             Command::Moved => return self.look_at_interfaces() | self.restore(),
+            Command::Unguarded(why) => self.unguarded = why,
         }
         true
     }
@@ -419,11 +429,8 @@ impl Worker {
             Ok(()) => self.hosts.unfit(),
             Err(error) => Some(chain(error)),
         };
-        let judging = judging(
-            unfit.as_deref(),
-            self.still_bare(),
-            self.followed.session.exceeds(),
-        );
+        let beside = self.still_bare().into_iter().chain(self.unguarded.clone());
+        let judging = judging(unfit.as_deref(), beside, self.followed.session.exceeds());
         self.tell(judging);
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
@@ -697,11 +704,15 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
     text
 }
 
-/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, and what
-/// of them there is no number for.
-fn judging(unfit: Option<&str>, bare: Option<String>, exceeded: Option<Exceeded>) -> Enforcement {
-    let interfaces = unfit.map(unjudged).into_iter().chain(bare);
-    let short = interfaces.chain(exceeded.map(denied));
+/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, what else
+/// is amiss beside the tables, and what of them there is no number for.
+fn judging(
+    unfit: Option<&str>,
+    beside: impl IntoIterator<Item = String>,
+    exceeded: Option<Exceeded>,
+) -> Enforcement {
+    let short = unfit.map(unjudged).into_iter().chain(beside);
+    let short = short.chain(exceeded.map(denied));
     match short.collect::<Vec<String>>() {
         short if short.is_empty() => Enforcement::InForce,
         short => Enforcement::Behind(short.join("; ")),

@@ -601,9 +601,9 @@ async fn interfaces_without_room_are_told_with_numbers_until_they_fit() {
 /// Tables that are written may still deny what policy would allow.
 #[test]
 fn what_is_denied_for_want_of_numbers_is_told_with_them() {
-    assert_eq!(judging(None, None, None), Enforcement::InForce);
+    assert_eq!(judging(None, [], None), Enforcement::InForce);
     let exceeded = Exceeded::if_more(capacity::What::InsideClasses, 1025, 1023);
-    let Enforcement::Behind(why) = judging(None, None, exceeded) else {
+    let Enforcement::Behind(why) = judging(None, [], exceeded) else {
         panic!("it is in force")
     };
     assert_eq!(
@@ -612,7 +612,7 @@ fn what_is_denied_for_want_of_numbers_is_told_with_them() {
          tells apart in forwarded packets, and a node holds 1023; select fewer pods, or say it with fewer rules, networks and \
          ports"
     );
-    let Enforcement::Behind(both) = judging(Some("no room"), None, exceeded) else {
+    let Enforcement::Behind(both) = judging(Some("no room"), [], exceeded) else {
         panic!("it is in force")
     };
     assert!(both.contains("no room; the kernel denies"), "{both}");
@@ -704,6 +704,24 @@ async fn programs_that_others_took_off_are_attached_again() {
         .unwrap();
     policy.settle().await.unwrap();
     assert!(bare.lock().unwrap().is_empty());
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+}
+
+/// Until they stand again, and beside whatever else is amiss.
+#[tokio::test]
+async fn that_the_rules_beside_the_programs_are_gone_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = start(dir.path(), &Arc::default(), &Cluster::empty());
+    policy.settle().await.unwrap();
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+    policy
+        .unguarded(Some("the table was removed".to_owned()))
+        .unwrap();
+    policy.settle().await.unwrap();
+    let told = Enforcement::Behind("the table was removed".to_owned());
+    assert_eq!(*policy.enforcement().borrow(), told);
+    policy.unguarded(None).unwrap();
+    policy.settle().await.unwrap();
     assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
 }
 

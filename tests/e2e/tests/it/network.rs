@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("tiers_pass_allow_and_deny_in_order", tiers_pass_allow_and_deny),
     ("ipv6_is_judged_like_ipv4", ipv6_is_judged_like_ipv4),
     ("names_open_what_they_name", names_open_what_they_name),
+    (
+        "a_table_that_somebody_flushes_is_there_again",
+        a_flushed_table_is_there_again,
+    ),
 ];
 
 /// What the owner of the namespace allows.
@@ -467,6 +471,29 @@ fn ipv6_is_judged_like_ipv4(cluster: &Cluster) -> Result<()> {
     );
     cluster.kubectl(&["delete", "namespace", "dual"])?.ok()?;
     Ok(())
+}
+
+/// As a restart of the distribution's own nftables service does, but for the tables of others.
+fn a_flushed_table_is_there_again(cluster: &Cluster) -> Result<()> {
+    let nft = |words: [&str; 4]| run(std::path::Path::new("nft"), &words);
+    nft(["list", "table", "inet", "palisade"])?.ok()?;
+    nft(["delete", "table", "inet", "palisade"])?.ok()?;
+    let is_told = || -> Result<bool> {
+        let nodes = cluster.kubectl(&["get", "nodes", "-o", "json"])?.ok()?;
+        Ok(nodes.stdout.contains("nftables table was removed"))
+    };
+    eventually(Duration::from_secs(20), || {
+        ensure!(is_told()?, "no condition tells: {}", cluster.daemon_logs());
+        Ok(())
+    })?;
+    nft(["list", "table", "inet", "palisade"])?.ok()?;
+    eventually(Duration::from_secs(20), || {
+        ensure!(
+            !is_told()?,
+            "the table is there, and the condition says that it was removed"
+        );
+        Ok(())
+    })
 }
 
 fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
