@@ -2,8 +2,8 @@
 //! we switched on. Policy is not here; the packet programs judge it.
 //!
 //! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
-//! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
-//! no pod has at the moment. Nor may any claim an address of the node itself, whose word pods take without asking policy:
+//! may bring a packet that claims a pod's address, to a pod or to the node itself, which would answer the pod; and none may carry
+//! away what is meant for an address that no pod has at the moment. Nor may any claim an address of the node itself, whose word pods take without asking policy:
 //! for IPv4 the kernel sees to that, for IPv6 it is done here. Link-local addresses are the node's neighbours, above all a cloud's metadata
 //! service, which hands out the node's identity: pods reach nothing there but the node's own name service, which
 //! nobody else reaches.
@@ -59,21 +59,22 @@ pub(crate) fn ruleset(scope: Scope<'_>) -> String {
             );
         }
     }
-    let (masquerade6, notrack6, forward6) = match scope.pods6 {
+    let (masquerade6, claims6, notrack6, forward6) = match scope.pods6 {
         Some(pods) => (
             format!(
                 "    ip6 saddr {pods} ip6 daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade\n"
             ),
+            format!("    {NO_PODS_LINK} ip6 saddr {pods} counter drop\n"),
             format!("    iifname \"{LINK_PREFIX}*\" ip6 saddr {pods} ip6 daddr {pods} notrack\n"),
             // Unlike IPv4, IPv6 has no setting by which the kernel checks whence a source address came.
             format!(
                 "    iifname \"{LINK_PREFIX}*\" ip6 saddr != {pods} counter drop
-    iifname != \"{LINK_PREFIX}*\" ip6 saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip6 daddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" ip6 daddr {{ {METADATA6} }} counter drop\n"
             ),
         ),
         None => (
+            String::new(),
             String::new(),
             String::new(),
             format!("    iifname \"{LINK_PREFIX}*\" meta nfproto ipv6 counter drop\n"),
@@ -104,13 +105,13 @@ pub(crate) fn ruleset(scope: Scope<'_>) -> String {
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
     iifname \"{LINK_PREFIX}*\" ip daddr 127.0.0.0/8 counter drop
-    iifname != \"lo\" meta nfproto ipv6 fib saddr type local counter drop
+    {NO_PODS_LINK} ip saddr {pods} counter drop
+{claims6}    iifname != \"lo\" meta nfproto ipv6 fib saddr type local counter drop
     jump tracked
     iifname \"{LINK_PREFIX}*\" ip saddr {pods} ip daddr {pods} notrack
 {notrack6}  }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
-    iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip daddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 counter drop
 {forward6}{guard}  }}
@@ -123,6 +124,9 @@ pub(crate) fn ruleset(scope: Scope<'_>) -> String {
     );
     text
 }
+
+/// What comes from elsewhere: neither from a pod nor from the node itself.
+const NO_PODS_LINK: &str = "iifname != \"pal*\" iifname != \"lo\"";
 
 /// What is meant for the node by IPv4. The pods' name service is not: a pod with port 53 of the node does not answer for it.
 const TO_THE_NODE: &str = "ip daddr != 169.254.1.1 fib daddr type local";
@@ -198,7 +202,7 @@ mod tests {
             "ip6 saddr fd00:88::/64 ip6 daddr != fd00:88::/64 oifname != \"pal*\" counter masquerade",
             "iifname \"pal*\" ip6 saddr fd00:88::/64 ip6 daddr fd00:88::/64 notrack",
             "iifname \"pal*\" ip6 saddr != fd00:88::/64 counter drop",
-            "iifname != \"pal*\" ip6 saddr fd00:88::/64 counter drop",
+            "iifname != \"pal*\" iifname != \"lo\" ip6 saddr fd00:88::/64 counter drop",
             "iifname \"pal*\" oifname != \"pal*\" ip6 daddr fd00:88::/64 counter drop",
             "meta nfproto ipv6 iifname \"eth0\" oifname != \"pal*\" counter drop",
         ] {
@@ -231,7 +235,15 @@ mod tests {
     #[test]
     fn pods_addresses_belong_to_pods_links() {
         let text = ruleset(scope(&[]));
-        assert!(text.contains("iifname != \"pal*\" ip saddr 10.88.0.0/16 counter drop"));
+        // Before it is known whether a packet is forwarded or the node's own.
+        let raw = text
+            .split("priority raw")
+            .nth(1)
+            .unwrap()
+            .split('}')
+            .next()
+            .unwrap();
+        assert!(raw.contains("iifname != \"pal*\" iifname != \"lo\" ip saddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" oifname != \"pal*\" ip daddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 counter drop"));
         assert!(text.contains("iifname != \"pal*\" ip daddr 169.254.1.1 counter drop"));

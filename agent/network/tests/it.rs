@@ -419,6 +419,54 @@ fn ipv6_is_guarded_like_ipv4() {
     assert!(seen_from(&pod, &outside, unused).is_err());
 }
 
+/// The node would take it for the pod, and send the pod the answer, which no policy of the pod's is asked about.
+#[test]
+fn nobody_outside_speaks_to_the_node_as_a_pod() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let pod = Space::pod();
+    let attachment = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        network.activate(&attachment).await.unwrap();
+        attachment
+    });
+    let address6 = attachment.address6.unwrap();
+    outside.ip(&format!("address add {}/32 dev out0", attachment.address));
+    outside.ip(&format!("address add {address6}/128 dev out0 nodad"));
+    let families: [[IpAddr; 3]; 2] = [
+        [NODE.into(), OUTSIDE.into(), attachment.address.into()],
+        [NODE6.into(), OUTSIDE6.into(), address6.into()],
+    ];
+    for [of_node, own, of_pod] in families {
+        let server = node.run(|| UdpSocket::bind((of_node, 0)).unwrap());
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let target = server.local_addr().unwrap();
+        let send = |from: IpAddr| {
+            outside.run(|| {
+                let client = UdpSocket::bind((from, 0)).unwrap();
+                client.send_to(b"?", target).unwrap();
+            });
+        };
+        let received = || server.recv_from(&mut [0; 1]).map(|(_, peer)| peer.ip());
+        // The first one makes the neighbours known to each other.
+        send(own);
+        assert_eq!(received().unwrap(), own);
+        send(of_pod);
+        send(own);
+        assert_eq!(
+            received().unwrap(),
+            own,
+            "only what comes under an outside address"
+        );
+        assert_eq!(
+            seen_from(&pod, &node, of_node).unwrap(),
+            of_pod,
+            "the pod itself does"
+        );
+    }
+}
+
 #[test]
 fn nobody_outside_speaks_as_a_pod() {
     let directory = tempfile::tempdir().unwrap();
