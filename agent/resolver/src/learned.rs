@@ -1,4 +1,7 @@
 //! Which address has which name, for how long. Pure: time is an argument.
+//!
+//! Names lead outside. Whoever controls a name that a policy allows could have it lead to a pod, to a node or to the pod's own
+//! loopback ("DNS rebinding"), which selectors and networks are there to allow; so such an address is never given a name.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -7,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use policies_ir::policy::DomainMatch;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +58,15 @@ pub(crate) struct Taught {
     pub(crate) generation: u64,
     /// Pairs that some policy wants and that found no room.
     pub(crate) refused: usize,
+    /// Pairs that some policy wants and whose address is not outside.
+    pub(crate) inside: usize,
+}
+
+/// Addresses that no name leads to, beside those that are nowhere outside: see [`is_special`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Inside {
+    addresses: BTreeSet<IpAddr>,
+    nets: Vec<IpNet>,
 }
 
 /// An address and a name that it has.
@@ -62,6 +75,7 @@ type Key = (IpAddr, Arc<str>);
 pub(crate) struct Learned {
     limits: Limits,
     wanted: BTreeSet<DomainMatch>,
+    inside: Inside,
     pairs: BTreeMap<Key, Pair>,
     /// What each pod was told, and until when that holds. A pair lasts as long as one of those that were told it may use it,
     /// so that no pod can have another's forgotten.
@@ -98,6 +112,7 @@ impl Learned {
         Self {
             limits,
             wanted: BTreeSet::new(),
+            inside: Inside::default(),
             pairs: BTreeMap::new(),
             told: BTreeMap::new(),
             // What is restored is of this one, which nobody has settled.
@@ -146,13 +161,30 @@ impl Learned {
         if patterns == self.wanted {
             return;
         }
+        self.keep(|(_, name)| is_wanted(&patterns, name));
+        self.wanted = patterns;
+    }
+
+    /// Addresses in `nets` have no names from now on.
+    pub(crate) fn keep_out(&mut self, nets: BTreeSet<IpNet>) {
+        let is_address = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        let (addresses, nets): (Vec<IpNet>, Vec<IpNet>) = nets.into_iter().partition(is_address);
+        let inside = Inside {
+            addresses: addresses.iter().map(IpNet::addr).collect(),
+            nets,
+        };
+        self.keep(|(address, _)| !inside.holds(*address));
+        self.inside = inside;
+    }
+
+    /// Forgets all other pairs.
+    fn keep(&mut self, stays: impl Fn(&Key) -> bool) {
         let Self { pairs, told, .. } = self;
-        pairs.retain(|(_, name), _| is_wanted(&patterns, name));
+        pairs.retain(|key, _| stays(key));
         told.retain(|_, told| {
             told.retain(|key, _| pairs.contains_key(key));
             !told.is_empty()
         });
-        self.wanted = patterns;
         self.unsaved = true;
     }
 
@@ -171,6 +203,10 @@ impl Learned {
         // Beyond what anybody settled: a settling may be under way that has not seen this answer.
         let generation = self.generation + 1;
         for (address, ttl) in &answer.addresses {
+            if self.inside.holds(*address) {
+                taught.inside += names.len();
+                continue;
+            }
             let until = now + (*ttl).clamp(self.limits.min_ttl, self.limits.max_ttl);
             for name in &names {
                 match self.put(client, (*address, name.clone()), until, generation) {
@@ -287,6 +323,32 @@ impl Learned {
     }
 }
 
+impl Inside {
+    fn holds(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        is_special(address)
+            || self.addresses.contains(&address)
+            || self.nets.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// Unspecified, which means the node or pod itself, loopback, link-local, multicast and broadcast.
+fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            // All of 0.0.0.0/8 is "this host on this network" (RFC 791).
+            v4.octets().first() == Some(&0)
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unspecified() || v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast()
+        }
+    }
+}
+
 /// One pod fewer was told the pair; without any it goes.
 fn release(pairs: &mut BTreeMap<Key, Pair>, key: &Key) {
     if let Some(pair) = pairs.get_mut(key) {
@@ -365,6 +427,46 @@ mod tests {
             learned.names().is_empty(),
             "what nobody wants any more is not kept"
         );
+    }
+
+    #[test]
+    fn no_name_leads_to_what_is_not_outside() {
+        let mut learned = learned(Limits::default());
+        let now = Instant::now();
+        let inside = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        learned.keep_out(inside(&["10.244.0.0/24", "fd00:10:244::/64", "192.0.2.7/32"]));
+        let within = [
+            "10.244.0.5",
+            "fd00:10:244::5",
+            "192.0.2.7",
+            "::ffff:10.244.0.5",
+            "0.0.0.0",
+            "::",
+            "127.0.0.53",
+            "::1",
+            "169.254.169.254",
+            "fe80::1",
+            "224.0.0.251",
+            "ff02::fb",
+            "255.255.255.255",
+        ];
+        for address in within {
+            let told = answer(&["a.example.test"], &[address, "203.0.113.1"], 60);
+            assert_eq!(learned.learn(now, POD, &told).inside, 1, "{address}");
+            assert!(!has(&learned, address, "a.example.test"), "{address}");
+        }
+        // The rest of such an answer counts; private networks are outside.
+        assert!(has(&learned, "203.0.113.1", "a.example.test"));
+        let private = ["10.9.0.1", "192.168.1.1", "fd00::1", "192.0.2.8"];
+        let told = learned.learn(now, POD, &answer(&["b.example.test"], &private, 60));
+        assert_eq!((told.inside, told.refused), (0, 0));
+        let unwanted = answer(&["cdn.net"], &["10.244.0.5"], 60);
+        assert_eq!(learned.learn(now, POD, &unwanted), Taught::default());
+
+        // Also what was learned before it came to be inside.
+        learned.keep_out(inside(&["203.0.113.1/32"]));
+        assert!(!has(&learned, "203.0.113.1", "a.example.test"));
+        assert!(has(&learned, "10.9.0.1", "b.example.test"));
     }
 
     #[test]

@@ -140,6 +140,11 @@ impl Names {
         self.lock().want(patterns);
     }
 
+    /// Addresses in `nets`, those of pods and nodes, have no names from now on: nobody opens a way inside by an answer.
+    pub fn keep_out(&self, nets: BTreeSet<IpNet>) {
+        self.lock().keep_out(nets);
+    }
+
     /// Forgets names that are too old, save those of addresses in `in_use`: flows that were allowed by a name
     /// outlive the answer that taught it. Whether anything changed.
     pub fn expire(&self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {

@@ -193,6 +193,13 @@ impl Server {
                 "the table of learned names is full: rules with domains do not match these addresses"
             );
         }
+        if taught.inside > 0 {
+            tracing::warn!(
+                name = %question.name(), %client, addresses = taught.inside,
+                "a name that policy speaks of leads to pods, to nodes or to a loopback: rules with domains do not match these \
+                 addresses"
+            );
+        }
         // Also what another's question has taught, or what failed to settle, may not be known yet.
         if let Some(generation) = self.names.unsettled(taught.generation) {
             let settled = tokio::time::timeout(SETTLE_WITHIN, (self.settle)()).await;

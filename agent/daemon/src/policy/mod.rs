@@ -7,6 +7,7 @@
 
 mod bare;
 mod followed;
+mod inside;
 mod looks;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,8 @@ use api::{
 use bare::Bare;
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
+use inside::Inside;
+use ipnet::IpNet;
 use looks::Looks;
 use policies_compiler::{
     Settled,
@@ -110,6 +113,8 @@ pub(crate) struct Start {
     pub(crate) endpoints: Vec<Endpoint>,
     /// Gets the names of each epoch, for flow events.
     pub(crate) names: Arc<Names>,
+    /// Addresses of this node's pods.
+    pub(crate) pod_ranges: Vec<IpNet>,
     /// Names of addresses that pods were told; hears which are wanted.
     pub(crate) learned: Arc<LearnedNames>,
     /// Hears of events that the kernel could not report.
@@ -160,6 +165,7 @@ impl Policy {
             written,
             host_counts,
             wanted: None,
+            inside: Inside::new(start.pod_ranges),
             names: start.names,
             learned: start.learned,
             settling: Vec::new(),
@@ -302,6 +308,8 @@ struct Worker {
     host_counts: watch::Sender<Option<HostCounts>>,
     /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
     wanted: Option<BTreeSet<DomainMatch>>,
+    /// Addresses that no name leads to.
+    inside: Inside,
     names: Arc<Names>,
     learned: Arc<LearnedNames>,
     settling: Vec<oneshot::Sender<Result<(), String>>>,
@@ -403,6 +411,9 @@ impl Worker {
             return false;
         };
         let started = Instant::now();
+        for ((_, name), change) in &changes.nodes {
+            self.inside.set_node(name, change.now().map(Arc::as_ref));
+        }
         self.followed.take(changes);
         self.settle();
         let compiled_in = started.elapsed();
@@ -515,7 +526,12 @@ impl Worker {
         let ids = self.hosts.number(&self.followed.hosts());
         let session = &mut self.followed.session;
         session.set_host_endpoint_ids(&ids);
-        session.set_host_addresses(self.hosts.addresses(), self.hosts.groups());
+        let (own, groups) = (self.hosts.addresses(), self.hosts.groups());
+        self.inside.set_host(&own, &groups);
+        if let Some(inside) = self.inside.news() {
+            self.learned.keep_out(inside);
+        }
+        session.set_host_addresses(own, groups);
         session.set_names(self.learned.current());
         let mut settled = session.settle();
         let wanted = session.wanted_domains();

@@ -240,6 +240,7 @@ fn begin_on(
         node: "n1".to_owned(),
         endpoints: Vec::new(),
         names: Arc::clone(names),
+        pod_ranges: vec!["10.0.0.0/24".parse().unwrap()],
         learned: Arc::new(LearnedNames::open(Limits::default(), dir.join("names"))),
         hub: Arc::new(Hub::new(log, "n1".to_owned(), 16)),
     };
@@ -705,6 +706,35 @@ async fn programs_that_others_took_off_are_attached_again() {
     policy.settle().await.unwrap();
     assert!(bare.lock().unwrap().is_empty());
     assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+}
+
+/// Whatever an earlier agent has learned, and whatever the nodes' ranges become.
+#[tokio::test]
+async fn no_name_opens_a_way_to_a_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = ["10.0.0.9", "192.0.2.1", "10.1.0.9", "203.0.113.9"].map(|address| {
+        json!({"address": address, "name": "a.example.test", "client": "10.0.0.7", "until": 4_000_000_000_u64})
+    });
+    std::fs::write(dir.path().join("names"), json!(saved).to_string()).unwrap();
+    let cluster = Cluster::empty();
+    let egress = json!([{"action": "Allow", "destination": {"domains": ["*.example.test"]}}]);
+    let by_name = object(
+        "NetworkPolicy",
+        "by-name",
+        &json!({"egress": egress, "types": ["Egress"]}),
+    );
+    cluster.bring_object("NetworkPolicy", watcher::Event::Apply(by_name));
+    let policy = start(dir.path(), &Arc::default(), &cluster);
+    policy.settle().await.unwrap();
+    let named = async || -> Vec<String> {
+        let names = policy.dump().await.unwrap().names;
+        names.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(named().await, ["10.1.0.9", "203.0.113.9"]);
+    let node = json!({"metadata": {"name": "n2"}, "spec": {"podCIDR": "10.1.0.0/24"}});
+    cluster.bring_node(watcher::Event::Apply(serde_json::from_value(node).unwrap()));
+    policy.settle().await.unwrap();
+    assert_eq!(named().await, ["203.0.113.9"]);
 }
 
 /// Until they stand again, and beside whatever else is amiss.
