@@ -273,14 +273,39 @@ impl Learned {
             self.make_room(client, names_per_address, |(address, _)| *address == key.0);
             self.make_room(client, addresses_per_name, |(_, name)| *name == key.1);
             self.make_room(client, pairs_per_client, |_| true);
-            if !self.has_room_for(&key) {
+            if !self.find_room_for(client, &key) {
                 return None;
             }
         }
         Some(self.tell(client, key, until, generation))
     }
 
-    /// Whether the pair is there or may come: not at the cost of other pods.
+    /// Whether the pair may come. Where the table is full, it costs the pod that was told most what would go first of that, or this
+    /// one, if that has its share.
+    fn find_room_for(&mut self, client: IpAddr, key: &Key) -> bool {
+        while !self.has_room_for(key) {
+            let own = self.told.get(&client).map_or(0, BTreeMap::len);
+            let most = self.told.iter().max_by_key(|(_, told)| told.len());
+            let most = most.filter(|(_, told)| told.len() > own + 1);
+            let from = most.map_or(client, |(most, _)| *most);
+            let Self { pairs, told, .. } = self;
+            let Some(told) = told.get_mut(&from) else {
+                return false;
+            };
+            // What others were told too makes no room.
+            let is_shared = |key: &Key| pairs.get(key).is_some_and(|pair| pair.owners > 1);
+            let first = told.iter().min_by_key(|(key, until)| (is_shared(key), **until));
+            let first = first.filter(|(key, _)| from != client || !is_shared(key));
+            let Some(key) = first.map(|(key, _)| key.clone()) else {
+                return false;
+            };
+            told.remove(&key);
+            release(pairs, &key);
+        }
+        true
+    }
+
+    /// Whether the pair is there or may come without another's going.
     fn has_room_for(&self, key: &Key) -> bool {
         self.pairs.len() < self.limits.pairs || self.pairs.contains_key(key)
     }
@@ -541,9 +566,40 @@ mod tests {
             "the newest of its own"
         );
         assert_eq!(learned.pairs.len(), 5);
-        let third = "10.0.0.4".parse().unwrap();
-        let many = answer(&["c.example.test"], &["192.0.2.7", "192.0.2.8"], 60);
-        assert_eq!(learned.learn(now, third, &many).refused, 1);
+    }
+
+    /// Nobody has the table for itself, also not with many.
+    #[test]
+    fn a_full_table_is_shared_by_all_who_ask() {
+        let limits = Limits {
+            pairs_per_client: 4,
+            pairs: 8,
+            ..Limits::default()
+        };
+        let mut learned = learned(limits);
+        let now = Instant::now();
+        let client = |number: u8| IpAddr::from([10, 0, 1, number]);
+        let told = |number: u8, i: u8| {
+            let name = format!("x{number}-{i}.example.test");
+            answer(&[&name], &[&format!("198.51.{number}.{i}")], 60 + u64::from(i))
+        };
+        for (number, i) in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)] {
+            assert_eq!(learned.learn(now, client(number), &told(number, i)).refused, 0);
+        }
+        // Both have half of it; who comes gets its share of what would end first, and then displaces its own.
+        for i in 0..4 {
+            assert_eq!(learned.learn(now, client(2), &told(2, i)).refused, 0, "{i}");
+        }
+        assert!(has(&learned, "198.51.2.3", "x2-3.example.test"));
+        let held = |learned: &Learned| -> Vec<usize> { learned.told.values().map(BTreeMap::len).collect() };
+        assert_eq!(held(&learned).iter().sum::<usize>(), 8, "{:?}", held(&learned));
+        assert!(
+            held(&learned).iter().all(|held| (2..=3).contains(held)),
+            "{:?}",
+            held(&learned)
+        );
+        assert!(has(&learned, "198.51.0.3", "x0-3.example.test"));
+        assert!(!has(&learned, "198.51.0.0", "x0-0.example.test"));
     }
 
     #[test]

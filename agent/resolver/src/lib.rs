@@ -16,6 +16,7 @@
 mod learned;
 mod message;
 mod server;
+mod shares;
 mod upstream;
 
 use std::{
