@@ -51,6 +51,9 @@ impl Default for Limits {
     }
 }
 
+/// Addresses of flows that were allowed by a name, with the patterns of names that they rest on.
+pub type InUse = BTreeMap<IpAddr, BTreeSet<DomainMatch>>;
+
 /// What an answer did to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Taught {
@@ -232,7 +235,8 @@ impl Learned {
         self.settled = self.settled.max(generation);
     }
 
-    pub(crate) fn expire(&mut self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {
+    /// Forgets what is overdue and not `in_use`. Whether anything changed.
+    pub(crate) fn expire(&mut self, now: Instant, in_use: &InUse) -> bool {
         let before = self.pairs.len();
         let grace = self.limits.grace;
         let Self {
@@ -240,7 +244,10 @@ impl Learned {
         } = self;
         told.retain(|_, told| {
             told.retain(|key, until| {
-                let stays = now < *until + grace || in_use.contains(&key.0);
+                let held = in_use
+                    .get(&key.0)
+                    .is_some_and(|patterns| is_wanted(patterns, &key.1));
+                let stays = now < *until + grace || held;
                 if !stays {
                     release(pairs, key);
                     *unsaved = true;
@@ -252,10 +259,12 @@ impl Learned {
         self.pairs.len() != before
     }
 
-    pub(crate) fn any_overdue(&self, now: Instant) -> bool {
+    /// Addresses of pairs that go unless they are in use.
+    pub(crate) fn overdue(&self, now: Instant) -> BTreeSet<IpAddr> {
         let grace = self.limits.grace;
-        let mut told = self.told.values().flat_map(BTreeMap::values);
-        told.any(|until| now >= *until + grace)
+        let told = self.told.values().flatten();
+        let overdue = told.filter(|(_, until)| now >= **until + grace);
+        overdue.map(|((address, _), _)| *address).collect()
     }
 
     /// The generation that holds the pair; none where there is no room for it.
@@ -501,16 +510,19 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         learned.learn(start, POD, &answer(&["a.example.test"], &["192.0.2.1"], 60));
         learned.learn(start, POD, &answer(&["b.example.test"], &["192.0.2.2"], 0));
-        let nobody = BTreeSet::new();
+        let nobody = InUse::new();
         assert!(
             !learned.expire(at(19), &nobody),
             "ten seconds at least, and ten of grace"
         );
-        assert!(!learned.any_overdue(at(19)));
-        assert!(learned.any_overdue(at(20)));
-        let in_use = BTreeSet::from(["192.0.2.2".parse().unwrap()]);
+        let address: IpAddr = "192.0.2.2".parse().unwrap();
+        assert!(learned.overdue(at(19)).is_empty());
+        assert_eq!(learned.overdue(at(20)), [address].into());
+        let in_use = InUse::from([(address, patterns(&["cdn.net", "*.example.test"]))]);
         assert!(!learned.expire(at(20), &in_use));
-        assert!(learned.expire(at(20), &nobody));
+        // A flow that another name allowed is no reason.
+        let otherwise = InUse::from([(address, patterns(&["cdn.net", "a.example.test"]))]);
+        assert!(learned.expire(at(20), &otherwise));
         assert!(!has(&learned, "192.0.2.2", "b.example.test"));
         assert!(!learned.expire(at(69), &nobody));
         assert!(learned.expire(at(70), &nobody));
@@ -537,8 +549,8 @@ mod tests {
             !after.is_settled(after.generation()),
             "policy has not been told yet"
         );
-        assert!(!after.any_overdue(at(69).0));
-        assert!(after.any_overdue(at(70).0));
+        assert!(after.overdue(at(69).0).is_empty());
+        assert!(!after.overdue(at(70).0).is_empty());
         after.want(BTreeSet::new());
         assert!(after.names().is_empty(), "meanwhile nobody wants it");
     }
@@ -623,15 +635,15 @@ mod tests {
             learned.learn(start, POD, &answer(&[&name], &["192.0.2.1"], 300));
         }
         assert!(has(&learned, "192.0.2.1", "a.example.test"));
-        learned.expire(at(69), &BTreeSet::new());
+        learned.expire(at(69), &InUse::new());
         assert!(has(&learned, "192.0.2.1", "a.example.test"));
-        assert!(learned.expire(at(70), &BTreeSet::new()));
+        assert!(learned.expire(at(70), &InUse::new()));
         assert!(!has(&learned, "192.0.2.1", "a.example.test"), "nobody is left");
 
         // Whose own answer is older keeps it by another's: it is the same address.
         learned.learn(at(70), OTHER, &told(10));
         learned.learn(at(70), POD, &told(60));
-        assert!(!learned.expire(at(100), &BTreeSet::new()));
+        assert!(!learned.expire(at(100), &InUse::new()));
         assert!(has(&learned, "192.0.2.1", "a.example.test"));
 
         let saved = learned

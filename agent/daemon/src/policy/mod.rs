@@ -7,6 +7,7 @@
 
 mod bare;
 mod followed;
+mod in_use;
 mod inside;
 mod looks;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_resolver::Names as LearnedNames;
+use agent_resolver::{InUse, Names as LearnedNames};
 use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
@@ -608,23 +609,29 @@ impl Worker {
         self.forget_names() | settled.is_some() | self.worn
     }
 
-    /// Forgets names that are overdue and that no flow follows. Whether there were any.
+    /// Forgets names that are overdue and that no flow rests on. Whether there were any.
     fn forget_names(&mut self) -> bool {
         let now = Instant::now();
-        if !self.learned.any_overdue(now) {
+        let overdue = self.learned.overdue(now);
+        if overdue.is_empty() {
             return false;
         }
-        match self.datapath.peers_in_use() {
-            Ok(in_use) => self.learned.expire(now, &in_use),
+        let in_use = match self.datapath.opened_flows() {
+            Ok(flows) => {
+                let session = &self.followed.session;
+                let rules = (&session.named_rules(), &session.wanted_domains());
+                in_use::names_in_use(&flows, &overdue, &self.names, rules)
+            }
             Err(error) => {
                 // A name that is too old is no reason to go on allowing.
                 tracing::error!(
                     error = chain(&error),
                     "cannot list flows, names expire under them"
                 );
-                self.learned.expire(now, &BTreeSet::new())
+                InUse::new()
             }
-        }
+        };
+        self.learned.expire(now, &in_use)
     }
 
     /// What the kernel holds. Names of rules are those of the last change: an endpoint that it did not reach has the

@@ -11,7 +11,7 @@ use std::{
 use agent_resolver::Limits;
 use agent_telemetry::{FlowLog, LogConfig, NamedEndpoint};
 use api::flow::HostRef;
-use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, Synced};
+use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, OpenedFlow, Synced};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use policies_ir::tables::{Direction, Packet, Verdict, lookup};
@@ -156,8 +156,8 @@ impl Datapath for Narrow {
         self.inner.places()
     }
 
-    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
-        self.inner.peers_in_use()
+    fn opened_flows(&mut self) -> Result<BTreeSet<OpenedFlow>, DatapathError> {
+        self.inner.opened_flows()
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
