@@ -17,6 +17,7 @@ use agent_telemetry::{FOLLOWER_LAG, FlowLog, Hub, LogConfig, Names, Reader};
 use anyhow::{Context as _, Result, bail};
 use control_pki::verdict::Verifier;
 use ebpf_loader::{Datapath, Kernel, OBJECT};
+use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use crate::learn::Learner;
@@ -25,6 +26,7 @@ use crate::{
     cluster::Cluster,
     config::Config,
     events::Events,
+    guards,
     hosts::{self, Hosts},
     images,
     node::{Health, NodeAgent},
@@ -120,12 +122,16 @@ pub(crate) async fn run(
         node: config.node_name.clone(),
         endpoints: survivors.iter().filter_map(endpoint).collect(),
         names,
+        pod_ranges: pod_ranges(&config, &network),
         learned: learned.clone(),
         hub: hub.clone(),
     };
     let policy = Policy::start(start, shutdown.clone()).context("cannot start the policy thread")?;
     let following = hosts::follow(policy.clone());
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(following));
+    let network = Arc::new(network);
+    let guarding = guards::look_after(network.clone(), policy.clone());
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(guarding));
     let of_node = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     start_resolver(&config, &of_node, &network, learned, &policy, shutdown.clone())?;
     let events = Events::start(client.clone(), config.node_name.clone(), shutdown.clone());
@@ -391,11 +397,11 @@ fn start_resolver(
         let of_node = files::nameservers(of_node).into_iter();
         upstreams = of_node.map(|server| SocketAddr::new(server, DNS_PORT)).collect();
     }
-    let pods = std::iter::once(ipnet::IpNet::V4(config.pod_cidr));
+    let clients = pod_ranges(config, network);
     let config = ResolverConfig {
         listen: SocketAddr::new(IpAddr::V4(GATEWAY), DNS_PORT),
         upstreams,
-        clients: pods.chain(network.ipv6().cidr().map(ipnet::IpNet::V6)).collect(),
+        clients,
     };
     let policy = policy.clone();
     let settle = Arc::new(move || {
@@ -409,6 +415,12 @@ fn start_resolver(
         Box::pin(settled) as futures::future::BoxFuture<'static, Result<(), String>>
     });
     Resolver::start(config, learned, settle, shutdown).context("cannot start the pods' name service")
+}
+
+/// Addresses that pods of this node have, or may have.
+fn pod_ranges(config: &Config, network: &Network) -> Vec<IpNet> {
+    let v6 = network.ipv6().cidr().map(IpNet::V6);
+    std::iter::once(IpNet::V4(config.pod_cidr)).chain(v6).collect()
 }
 
 fn private_dir(path: &Path) -> Result<()> {

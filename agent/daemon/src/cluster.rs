@@ -165,6 +165,12 @@ impl Cluster {
         lock(&self.shared.pods).apply(event);
     }
 
+    /// Brings an event of the watch of nodes.
+    #[cfg(test)]
+    pub(crate) fn bring_node(&self, event: watcher::Event<Node>) {
+        lock(&self.shared.nodes).apply(event);
+    }
+
     /// Brings an event of the watch of one of Calico's kinds.
     #[cfg(test)]
     pub(crate) fn bring_object(&self, kind: &str, event: watcher::Event<PolicyObject>) {

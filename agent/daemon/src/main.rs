@@ -12,6 +12,7 @@ mod cluster;
 mod config;
 mod durable;
 mod events;
+mod guards;
 mod hosts;
 mod images;
 mod learn;

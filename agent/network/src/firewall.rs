@@ -2,8 +2,8 @@
 //! we switched on. Policy is not here; the packet programs judge it.
 //!
 //! The packet programs judge a pod's peer by its address, and see only the pods' own links. So no other link
-//! may bring a packet that claims a pod's address, and none may carry away what is meant for an address that
-//! no pod has at the moment. Nor may any claim an address of the node itself, whose word pods take without asking policy:
+//! may bring a packet that claims a pod's address, to a pod or to the node itself, which would answer the pod; and none may carry
+//! away what is meant for an address that no pod has at the moment. Nor may any claim an address of the node itself, whose word pods take without asking policy:
 //! for IPv4 the kernel sees to that, for IPv6 it is done here. Link-local addresses are the node's neighbours, above all a cloud's metadata
 //! service, which hands out the node's identity: pods reach nothing there but the node's own name service, which
 //! nobody else reaches.
@@ -16,29 +16,14 @@
 //! loopback address cannot leave. For pods with such ports the kernel lets the loopback be routed to their links; what comes
 //! from a pod and names a loopback address itself is dropped before anything is translated.
 //!
-//! The table is replaced in one transaction at the agent's start. Two chains of it change with pods: `published` and
-//! `tracked`.
+//! The table is replaced in one transaction at the agent's start, and whenever somebody else has removed or changed it
+//! (`table`). Two chains of it change with pods: `published` and `tracked`. Pure: here is only what it says.
 
-use std::{fmt::Write as _, io, net::Ipv4Addr, process::Stdio};
+use std::{fmt::Write as _, net::Ipv4Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::{GATEWAY, LINK_PREFIX, host_ports};
-
-/// Why the table could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum FirewallError {
-    /// `nft` could not be run.
-    #[error("cannot run nft; install the package nftables")]
-    Run(#[source] io::Error),
-    /// `nft` refused.
-    #[error("nft refused the table palisade: {stderr}")]
-    Refused {
-        /// What it said.
-        stderr: String,
-    },
-}
+use crate::{GATEWAY, LINK_PREFIX};
 
 /// What the table is about.
 #[derive(Debug, Clone, Copy)]
@@ -57,23 +42,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) host_ports: (&'a [String], &'a [String]),
 }
 
-/// Writes the table.
-pub(crate) async fn install(scope: Scope<'_>) -> Result<(), FirewallError> {
-    apply(&ruleset(scope)).await
-}
-
-/// Writes the two chains that change with pods.
-pub(crate) async fn publish(published: &[String], tracked: &[String]) -> Result<(), FirewallError> {
-    apply(&host_ports::replacement(published, tracked)).await
-}
-
-/// Removes the table. Idempotent: adding first makes the deletion succeed either way.
-pub(crate) async fn remove() -> Result<(), FirewallError> {
-    apply("add table inet palisade\ndelete table inet palisade\n").await
-}
-
 /// The whole table as `nft -f` reads it: one transaction.
-fn ruleset(scope: Scope<'_>) -> String {
+pub(crate) fn ruleset(scope: Scope<'_>) -> String {
     let (pods, node) = (scope.pods, scope.node);
     let lines = |rules: &[String]| -> String { rules.iter().map(|rule| format!("    {rule}\n")).collect() };
     let (published, tracked) = (lines(scope.host_ports.0), lines(scope.host_ports.1));
@@ -89,21 +59,22 @@ fn ruleset(scope: Scope<'_>) -> String {
             );
         }
     }
-    let (masquerade6, notrack6, forward6) = match scope.pods6 {
+    let (masquerade6, claims6, notrack6, forward6) = match scope.pods6 {
         Some(pods) => (
             format!(
                 "    ip6 saddr {pods} ip6 daddr != {pods} oifname != \"{LINK_PREFIX}*\" counter masquerade\n"
             ),
+            format!("    {NO_PODS_LINK} ip6 saddr {pods} counter drop\n"),
             format!("    iifname \"{LINK_PREFIX}*\" ip6 saddr {pods} ip6 daddr {pods} notrack\n"),
             // Unlike IPv4, IPv6 has no setting by which the kernel checks whence a source address came.
             format!(
                 "    iifname \"{LINK_PREFIX}*\" ip6 saddr != {pods} counter drop
-    iifname != \"{LINK_PREFIX}*\" ip6 saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip6 daddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" ip6 daddr {{ {METADATA6} }} counter drop\n"
             ),
         ),
         None => (
+            String::new(),
             String::new(),
             String::new(),
             format!("    iifname \"{LINK_PREFIX}*\" meta nfproto ipv6 counter drop\n"),
@@ -134,13 +105,13 @@ fn ruleset(scope: Scope<'_>) -> String {
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
     iifname \"{LINK_PREFIX}*\" ip daddr 127.0.0.0/8 counter drop
-    iifname != \"lo\" meta nfproto ipv6 fib saddr type local counter drop
+    {NO_PODS_LINK} ip saddr {pods} counter drop
+{claims6}    iifname != \"lo\" meta nfproto ipv6 fib saddr type local counter drop
     jump tracked
     iifname \"{LINK_PREFIX}*\" ip saddr {pods} ip daddr {pods} notrack
 {notrack6}  }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
-    iifname != \"{LINK_PREFIX}*\" ip saddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" oifname != \"{LINK_PREFIX}*\" ip daddr {pods} counter drop
     iifname \"{LINK_PREFIX}*\" ip daddr 169.254.0.0/16 counter drop
 {forward6}{guard}  }}
@@ -153,6 +124,9 @@ fn ruleset(scope: Scope<'_>) -> String {
     );
     text
 }
+
+/// What comes from elsewhere: neither from a pod nor from the node itself.
+const NO_PODS_LINK: &str = "iifname != \"pal*\" iifname != \"lo\"";
 
 /// What is meant for the node by IPv4. The pods' name service is not: a pod with port 53 of the node does not answer for it.
 const TO_THE_NODE: &str = "ip daddr != 169.254.1.1 fib daddr type local";
@@ -171,30 +145,6 @@ fn quoted(name: &str) -> String {
     } else {
         format!("\"{plain}*\"")
     }
-}
-
-async fn apply(ruleset: &str) -> Result<(), FirewallError> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(FirewallError::Run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(ruleset.as_bytes())
-            .await
-            .map_err(FirewallError::Run)?;
-    }
-    let output = child.wait_with_output().await.map_err(FirewallError::Run)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(FirewallError::Refused {
-        stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
 }
 
 #[cfg(test)]
@@ -252,7 +202,7 @@ mod tests {
             "ip6 saddr fd00:88::/64 ip6 daddr != fd00:88::/64 oifname != \"pal*\" counter masquerade",
             "iifname \"pal*\" ip6 saddr fd00:88::/64 ip6 daddr fd00:88::/64 notrack",
             "iifname \"pal*\" ip6 saddr != fd00:88::/64 counter drop",
-            "iifname != \"pal*\" ip6 saddr fd00:88::/64 counter drop",
+            "iifname != \"pal*\" iifname != \"lo\" ip6 saddr fd00:88::/64 counter drop",
             "iifname \"pal*\" oifname != \"pal*\" ip6 daddr fd00:88::/64 counter drop",
             "meta nfproto ipv6 iifname \"eth0\" oifname != \"pal*\" counter drop",
         ] {
@@ -285,7 +235,15 @@ mod tests {
     #[test]
     fn pods_addresses_belong_to_pods_links() {
         let text = ruleset(scope(&[]));
-        assert!(text.contains("iifname != \"pal*\" ip saddr 10.88.0.0/16 counter drop"));
+        // Before it is known whether a packet is forwarded or the node's own.
+        let raw = text
+            .split("priority raw")
+            .nth(1)
+            .unwrap()
+            .split('}')
+            .next()
+            .unwrap();
+        assert!(raw.contains("iifname != \"pal*\" iifname != \"lo\" ip saddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" oifname != \"pal*\" ip daddr 10.88.0.0/16 counter drop"));
         assert!(text.contains("iifname \"pal*\" ip daddr 169.254.0.0/16 counter drop"));
         assert!(text.contains("iifname != \"pal*\" ip daddr 169.254.1.1 counter drop"));

@@ -25,6 +25,8 @@ mod host_ports;
 mod leases;
 mod links;
 mod namespace;
+mod rules;
+mod table;
 mod uplink;
 
 use std::{
@@ -39,13 +41,13 @@ use policies_ir::tables::EndpointId;
 
 pub use crate::{
     changes::LinkChanges,
-    firewall::FirewallError,
     forwarding::{ForwardingError, Ipv6Unavailable},
     host_ports::HostPortError,
     leases::{Lease, LeaseError},
     namespace::NamespaceError,
+    table::{FirewallError, Loss},
 };
-use crate::{host_ports::Reserved, leases::Leases, links::Links, uplink::Uplinks};
+use crate::{host_ports::Reserved, leases::Leases, links::Links, rules::Rules, uplink::Uplinks};
 
 /// The pods' gateway, and where the node serves names to them: see the crate's documentation.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -123,9 +125,9 @@ pub struct Network {
     ipv6: Ipv6,
     mtu: u32,
     reserved: Reserved,
-    /// Whose turn it is to write the chains that change with pods.
-    /// One at a time. Whether the kernel has other rules than the leases say, since writing them failed.
-    publishing: tokio::sync::Mutex<bool>,
+    pods: Ipv4Net,
+    /// One writes at a time.
+    rules: tokio::sync::Mutex<Rules>,
 }
 
 /// A pod's interface.
@@ -206,7 +208,7 @@ pub enum NetworkError {
     /// The pod's network namespace could not be configured.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
-    /// The nftables table could not be written.
+    /// The nftables table could not be written, or looked for.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
     /// A port of the node cannot lead to the pod.
@@ -235,15 +237,16 @@ impl Network {
         };
         leases.remember_opened(forwarding::closed(&uplinks.names)?, closed6.clone())?;
         let (published, tracked) = host_ports::rules(leases.all());
-        firewall::install(firewall::Scope {
+        let mut rules = Rules::default();
+        let scope = firewall::Scope {
             pods: config.pod_cidr,
             pods6: ipv6.cidr(),
             opened: leases.opened(),
             opened6: leases.opened6(),
             node: node_address,
             host_ports: (&published, &tracked),
-        })
-        .await?;
+        };
+        rules.table.install(scope).await?;
         let reserved = Reserved::default();
         for lease in leases.all() {
             // Somebody may have taken the port while no agent kept it; it leads to the pod all the same.
@@ -263,7 +266,8 @@ impl Network {
             ipv6,
             mtu: uplinks.mtu,
             reserved,
-            publishing: tokio::sync::Mutex::default(),
+            pods: config.pod_cidr,
+            rules: tokio::sync::Mutex::new(rules),
         })
     }
 
@@ -331,18 +335,6 @@ impl Network {
         self.lead(pod_uid, ports).await
     }
 
-    /// Writes the rules by which `ports`, and no others, lead to the pod.
-    async fn lead(&self, pod_uid: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
-        let mut behind = self.publishing.lock().await;
-        *behind |= self.leases().publish(pod_uid, ports)?;
-        if *behind {
-            let (published, tracked) = host_ports::rules(self.leases().all());
-            firewall::publish(&published, &tracked).await?;
-            *behind = false;
-        }
-        Ok(())
-    }
-
     /// The pod's interface, when it has one: how a restarted agent finds it again.
     pub async fn find(&self, pod_uid: &str) -> Result<Option<Attachment>, NetworkError> {
         let Some(lease) = self.leases().find(pod_uid).cloned() else {
@@ -395,7 +387,7 @@ impl Network {
             links.delete(&lease.link).await?;
             leases.release(&lease.pod_uid)?;
         }
-        firewall::remove().await?;
+        table::remove().await?;
         forwarding::close(leases.opened())?;
         forwarding::close6(leases.opened6())?;
         leases.forget_opened()?;

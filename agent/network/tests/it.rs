@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use agent_network::{Ipv6, LinkChanges, Network, NetworkConfig, NetworkError, PodCidr6};
+use agent_network::{Ipv6, LinkChanges, Loss, Network, NetworkConfig, NetworkError, PodCidr6};
 use api::host_ports::{HostPort, Transport};
 use nix::sched::{CloneFlags, setns};
 
@@ -419,6 +419,54 @@ fn ipv6_is_guarded_like_ipv4() {
     assert!(seen_from(&pod, &outside, unused).is_err());
 }
 
+/// The node would take it for the pod, and send the pod the answer, which no policy of the pod's is asked about.
+#[test]
+fn nobody_outside_speaks_to_the_node_as_a_pod() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let pod = Space::pod();
+    let attachment = node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        let attachment = network.prepare("uid", &pod.path()).await.unwrap();
+        network.activate(&attachment).await.unwrap();
+        attachment
+    });
+    let address6 = attachment.address6.unwrap();
+    outside.ip(&format!("address add {}/32 dev out0", attachment.address));
+    outside.ip(&format!("address add {address6}/128 dev out0 nodad"));
+    let families: [[IpAddr; 3]; 2] = [
+        [NODE.into(), OUTSIDE.into(), attachment.address.into()],
+        [NODE6.into(), OUTSIDE6.into(), address6.into()],
+    ];
+    for [of_node, own, of_pod] in families {
+        let server = node.run(|| UdpSocket::bind((of_node, 0)).unwrap());
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let target = server.local_addr().unwrap();
+        let send = |from: IpAddr| {
+            outside.run(|| {
+                let client = UdpSocket::bind((from, 0)).unwrap();
+                client.send_to(b"?", target).unwrap();
+            });
+        };
+        let received = || server.recv_from(&mut [0; 1]).map(|(_, peer)| peer.ip());
+        // The first one makes the neighbours known to each other.
+        send(own);
+        assert_eq!(received().unwrap(), own);
+        send(of_pod);
+        send(own);
+        assert_eq!(
+            received().unwrap(),
+            own,
+            "only what comes under an outside address"
+        );
+        assert_eq!(
+            seen_from(&pod, &node, of_node).unwrap(),
+            of_pod,
+            "the pod itself does"
+        );
+    }
+}
+
 #[test]
 fn nobody_outside_speaks_as_a_pod() {
     let directory = tempfile::tempdir().unwrap();
@@ -706,6 +754,69 @@ fn ports_of_the_node_lead_to_their_pod_and_the_source_is_kept() {
         .unwrap()
         .to_canonical();
     assert_eq!(peer, IpAddr::V4(OUTSIDE));
+}
+
+/// What `nft` says, with the arguments in one text, on the calling thread.
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "nft {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_table_that_others_flush_or_change_is_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (node, outside) = node_with_outside();
+    let (server, gone) = (Space::pod(), Space::pod());
+    let ports = [host_port(Transport::Tcp, None, 8080)];
+    node.block_on(async || {
+        let network = Network::open(config(directory.path())).await.unwrap();
+        for (uid, pod) in [("uid-server", &server), ("uid-gone", &gone)] {
+            let attachment = network.prepare(uid, &pod.path()).await.unwrap();
+            network.activate(&attachment).await.unwrap();
+        }
+        network.publish("uid-server", &ports).await.unwrap();
+        let table = || nft("-s list table inet palisade");
+        let whole = table();
+        assert!(
+            whole.contains("dport 8080") && whole.contains("169.254.0.0/16"),
+            "{whole}"
+        );
+        assert_eq!(network.look_after_rules().await.unwrap(), None);
+        // Tables of others are theirs.
+        nft("add table inet theirs");
+        assert_eq!(network.look_after_rules().await.unwrap(), None);
+
+        let look = async || network.look_after_rules().await.unwrap();
+        nft("flush ruleset");
+        assert_eq!(look().await, Some(Loss::Removed));
+        assert_eq!((look().await, table()), (None, whole.clone()));
+        for change in [
+            "flush table inet palisade",
+            "flush chain inet palisade forward",
+            "insert rule inet palisade forward accept",
+            "add chain inet palisade more",
+        ] {
+            nft(change);
+            assert_eq!(look().await, Some(Loss::Changed), "{change}");
+            assert_eq!((look().await, table()), (None, whole.clone()), "{change}");
+        }
+
+        // Pods come and go meanwhile, with ports and without, and it is not passed over.
+        nft("flush ruleset");
+        network.publish("uid-server", &ports).await.unwrap();
+        let other = [host_port(Transport::Tcp, None, 8081)];
+        network.publish("uid-gone", &other).await.unwrap();
+        assert!(table().contains("dport 8080") && table().contains("dport 8081"));
+        assert_eq!((look().await, look().await), (Some(Loss::Removed), None));
+        nft("flush ruleset");
+        network.unplug("uid-gone").await.unwrap();
+        network.release("uid-gone").await.unwrap();
+        assert_eq!((look().await, table()), (Some(Loss::Removed), whole));
+    });
+    let listener = server.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
+    let peer = seen_through(&outside, &listener, (NODE, 8080)).unwrap();
+    assert_eq!(peer.to_canonical(), IpAddr::V4(OUTSIDE));
 }
 
 #[test]

@@ -1,4 +1,7 @@
 //! Which address has which name, for how long. Pure: time is an argument.
+//!
+//! Names lead outside. Whoever controls a name that a policy allows could have it lead to a pod, to a node or to the pod's own
+//! loopback ("DNS rebinding"), which selectors and networks are there to allow; so such an address is never given a name.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -7,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use policies_ir::policy::DomainMatch;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +51,9 @@ impl Default for Limits {
     }
 }
 
+/// Addresses of flows that were allowed by a name, with the patterns of names that they rest on.
+pub type InUse = BTreeMap<IpAddr, BTreeSet<DomainMatch>>;
+
 /// What an answer did to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Taught {
@@ -54,6 +61,15 @@ pub(crate) struct Taught {
     pub(crate) generation: u64,
     /// Pairs that some policy wants and that found no room.
     pub(crate) refused: usize,
+    /// Pairs that some policy wants and whose address is not outside.
+    pub(crate) inside: usize,
+}
+
+/// Addresses that no name leads to, beside those that are nowhere outside: see [`is_special`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Inside {
+    addresses: BTreeSet<IpAddr>,
+    nets: Vec<IpNet>,
 }
 
 /// An address and a name that it has.
@@ -62,6 +78,7 @@ type Key = (IpAddr, Arc<str>);
 pub(crate) struct Learned {
     limits: Limits,
     wanted: BTreeSet<DomainMatch>,
+    inside: Inside,
     pairs: BTreeMap<Key, Pair>,
     /// What each pod was told, and until when that holds. A pair lasts as long as one of those that were told it may use it,
     /// so that no pod can have another's forgotten.
@@ -98,6 +115,7 @@ impl Learned {
         Self {
             limits,
             wanted: BTreeSet::new(),
+            inside: Inside::default(),
             pairs: BTreeMap::new(),
             told: BTreeMap::new(),
             // What is restored is of this one, which nobody has settled.
@@ -146,13 +164,30 @@ impl Learned {
         if patterns == self.wanted {
             return;
         }
+        self.keep(|(_, name)| is_wanted(&patterns, name));
+        self.wanted = patterns;
+    }
+
+    /// Addresses in `nets` have no names from now on.
+    pub(crate) fn keep_out(&mut self, nets: BTreeSet<IpNet>) {
+        let is_address = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        let (addresses, nets): (Vec<IpNet>, Vec<IpNet>) = nets.into_iter().partition(is_address);
+        let inside = Inside {
+            addresses: addresses.iter().map(IpNet::addr).collect(),
+            nets,
+        };
+        self.keep(|(address, _)| !inside.holds(*address));
+        self.inside = inside;
+    }
+
+    /// Forgets all other pairs.
+    fn keep(&mut self, stays: impl Fn(&Key) -> bool) {
         let Self { pairs, told, .. } = self;
-        pairs.retain(|(_, name), _| is_wanted(&patterns, name));
+        pairs.retain(|key, _| stays(key));
         told.retain(|_, told| {
             told.retain(|key, _| pairs.contains_key(key));
             !told.is_empty()
         });
-        self.wanted = patterns;
         self.unsaved = true;
     }
 
@@ -171,6 +206,10 @@ impl Learned {
         // Beyond what anybody settled: a settling may be under way that has not seen this answer.
         let generation = self.generation + 1;
         for (address, ttl) in &answer.addresses {
+            if self.inside.holds(*address) {
+                taught.inside += names.len();
+                continue;
+            }
             let until = now + (*ttl).clamp(self.limits.min_ttl, self.limits.max_ttl);
             for name in &names {
                 match self.put(client, (*address, name.clone()), until, generation) {
@@ -196,7 +235,8 @@ impl Learned {
         self.settled = self.settled.max(generation);
     }
 
-    pub(crate) fn expire(&mut self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {
+    /// Forgets what is overdue and not `in_use`. Whether anything changed.
+    pub(crate) fn expire(&mut self, now: Instant, in_use: &InUse) -> bool {
         let before = self.pairs.len();
         let grace = self.limits.grace;
         let Self {
@@ -204,7 +244,10 @@ impl Learned {
         } = self;
         told.retain(|_, told| {
             told.retain(|key, until| {
-                let stays = now < *until + grace || in_use.contains(&key.0);
+                let held = in_use
+                    .get(&key.0)
+                    .is_some_and(|patterns| is_wanted(patterns, &key.1));
+                let stays = now < *until + grace || held;
                 if !stays {
                     release(pairs, key);
                     *unsaved = true;
@@ -216,10 +259,12 @@ impl Learned {
         self.pairs.len() != before
     }
 
-    pub(crate) fn any_overdue(&self, now: Instant) -> bool {
+    /// Addresses of pairs that go unless they are in use.
+    pub(crate) fn overdue(&self, now: Instant) -> BTreeSet<IpAddr> {
         let grace = self.limits.grace;
-        let mut told = self.told.values().flat_map(BTreeMap::values);
-        told.any(|until| now >= *until + grace)
+        let told = self.told.values().flatten();
+        let overdue = told.filter(|(_, until)| now >= **until + grace);
+        overdue.map(|((address, _), _)| *address).collect()
     }
 
     /// The generation that holds the pair; none where there is no room for it.
@@ -237,14 +282,39 @@ impl Learned {
             self.make_room(client, names_per_address, |(address, _)| *address == key.0);
             self.make_room(client, addresses_per_name, |(_, name)| *name == key.1);
             self.make_room(client, pairs_per_client, |_| true);
-            if !self.has_room_for(&key) {
+            if !self.find_room_for(client, &key) {
                 return None;
             }
         }
         Some(self.tell(client, key, until, generation))
     }
 
-    /// Whether the pair is there or may come: not at the cost of other pods.
+    /// Whether the pair may come. Where the table is full, it costs the pod that was told most what would go first of that, or this
+    /// one, if that has its share.
+    fn find_room_for(&mut self, client: IpAddr, key: &Key) -> bool {
+        while !self.has_room_for(key) {
+            let own = self.told.get(&client).map_or(0, BTreeMap::len);
+            let most = self.told.iter().max_by_key(|(_, told)| told.len());
+            let most = most.filter(|(_, told)| told.len() > own + 1);
+            let from = most.map_or(client, |(most, _)| *most);
+            let Self { pairs, told, .. } = self;
+            let Some(told) = told.get_mut(&from) else {
+                return false;
+            };
+            // What others were told too makes no room.
+            let is_shared = |key: &Key| pairs.get(key).is_some_and(|pair| pair.owners > 1);
+            let first = told.iter().min_by_key(|(key, until)| (is_shared(key), **until));
+            let first = first.filter(|(key, _)| from != client || !is_shared(key));
+            let Some(key) = first.map(|(key, _)| key.clone()) else {
+                return false;
+            };
+            told.remove(&key);
+            release(pairs, &key);
+        }
+        true
+    }
+
+    /// Whether the pair is there or may come without another's going.
     fn has_room_for(&self, key: &Key) -> bool {
         self.pairs.len() < self.limits.pairs || self.pairs.contains_key(key)
     }
@@ -283,6 +353,32 @@ impl Learned {
         if let Some(key) = first.map(|(key, _)| key.clone()) {
             told.remove(&key);
             release(&mut self.pairs, &key);
+        }
+    }
+}
+
+impl Inside {
+    fn holds(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        is_special(address)
+            || self.addresses.contains(&address)
+            || self.nets.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// Unspecified, which means the node or pod itself, loopback, link-local, multicast and broadcast.
+fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            // All of 0.0.0.0/8 is "this host on this network" (RFC 791).
+            v4.octets().first() == Some(&0)
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unspecified() || v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast()
         }
     }
 }
@@ -368,22 +464,65 @@ mod tests {
     }
 
     #[test]
+    fn no_name_leads_to_what_is_not_outside() {
+        let mut learned = learned(Limits::default());
+        let now = Instant::now();
+        let inside = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        learned.keep_out(inside(&["10.244.0.0/24", "fd00:10:244::/64", "192.0.2.7/32"]));
+        let within = [
+            "10.244.0.5",
+            "fd00:10:244::5",
+            "192.0.2.7",
+            "::ffff:10.244.0.5",
+            "0.0.0.0",
+            "::",
+            "127.0.0.53",
+            "::1",
+            "169.254.169.254",
+            "fe80::1",
+            "224.0.0.251",
+            "ff02::fb",
+            "255.255.255.255",
+        ];
+        for address in within {
+            let told = answer(&["a.example.test"], &[address, "203.0.113.1"], 60);
+            assert_eq!(learned.learn(now, POD, &told).inside, 1, "{address}");
+            assert!(!has(&learned, address, "a.example.test"), "{address}");
+        }
+        // The rest of such an answer counts; private networks are outside.
+        assert!(has(&learned, "203.0.113.1", "a.example.test"));
+        let private = ["10.9.0.1", "192.168.1.1", "fd00::1", "192.0.2.8"];
+        let told = learned.learn(now, POD, &answer(&["b.example.test"], &private, 60));
+        assert_eq!((told.inside, told.refused), (0, 0));
+        let unwanted = answer(&["cdn.net"], &["10.244.0.5"], 60);
+        assert_eq!(learned.learn(now, POD, &unwanted), Taught::default());
+
+        // Also what was learned before it came to be inside.
+        learned.keep_out(inside(&["203.0.113.1/32"]));
+        assert!(!has(&learned, "203.0.113.1", "a.example.test"));
+        assert!(has(&learned, "10.9.0.1", "b.example.test"));
+    }
+
+    #[test]
     fn names_go_after_ttl_and_grace_unless_in_use() {
         let mut learned = learned(Limits::default());
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         learned.learn(start, POD, &answer(&["a.example.test"], &["192.0.2.1"], 60));
         learned.learn(start, POD, &answer(&["b.example.test"], &["192.0.2.2"], 0));
-        let nobody = BTreeSet::new();
+        let nobody = InUse::new();
         assert!(
             !learned.expire(at(19), &nobody),
             "ten seconds at least, and ten of grace"
         );
-        assert!(!learned.any_overdue(at(19)));
-        assert!(learned.any_overdue(at(20)));
-        let in_use = BTreeSet::from(["192.0.2.2".parse().unwrap()]);
+        let address: IpAddr = "192.0.2.2".parse().unwrap();
+        assert!(learned.overdue(at(19)).is_empty());
+        assert_eq!(learned.overdue(at(20)), [address].into());
+        let in_use = InUse::from([(address, patterns(&["cdn.net", "*.example.test"]))]);
         assert!(!learned.expire(at(20), &in_use));
-        assert!(learned.expire(at(20), &nobody));
+        // A flow that another name allowed is no reason.
+        let otherwise = InUse::from([(address, patterns(&["cdn.net", "a.example.test"]))]);
+        assert!(learned.expire(at(20), &otherwise));
         assert!(!has(&learned, "192.0.2.2", "b.example.test"));
         assert!(!learned.expire(at(69), &nobody));
         assert!(learned.expire(at(70), &nobody));
@@ -410,8 +549,8 @@ mod tests {
             !after.is_settled(after.generation()),
             "policy has not been told yet"
         );
-        assert!(!after.any_overdue(at(69).0));
-        assert!(after.any_overdue(at(70).0));
+        assert!(after.overdue(at(69).0).is_empty());
+        assert!(!after.overdue(at(70).0).is_empty());
         after.want(BTreeSet::new());
         assert!(after.names().is_empty(), "meanwhile nobody wants it");
     }
@@ -439,9 +578,40 @@ mod tests {
             "the newest of its own"
         );
         assert_eq!(learned.pairs.len(), 5);
-        let third = "10.0.0.4".parse().unwrap();
-        let many = answer(&["c.example.test"], &["192.0.2.7", "192.0.2.8"], 60);
-        assert_eq!(learned.learn(now, third, &many).refused, 1);
+    }
+
+    /// Nobody has the table for itself, also not with many.
+    #[test]
+    fn a_full_table_is_shared_by_all_who_ask() {
+        let limits = Limits {
+            pairs_per_client: 4,
+            pairs: 8,
+            ..Limits::default()
+        };
+        let mut learned = learned(limits);
+        let now = Instant::now();
+        let client = |number: u8| IpAddr::from([10, 0, 1, number]);
+        let told = |number: u8, i: u8| {
+            let name = format!("x{number}-{i}.example.test");
+            answer(&[&name], &[&format!("198.51.{number}.{i}")], 60 + u64::from(i))
+        };
+        for (number, i) in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)] {
+            assert_eq!(learned.learn(now, client(number), &told(number, i)).refused, 0);
+        }
+        // Both have half of it; who comes gets its share of what would end first, and then displaces its own.
+        for i in 0..4 {
+            assert_eq!(learned.learn(now, client(2), &told(2, i)).refused, 0, "{i}");
+        }
+        assert!(has(&learned, "198.51.2.3", "x2-3.example.test"));
+        let held = |learned: &Learned| -> Vec<usize> { learned.told.values().map(BTreeMap::len).collect() };
+        assert_eq!(held(&learned).iter().sum::<usize>(), 8, "{:?}", held(&learned));
+        assert!(
+            held(&learned).iter().all(|held| (2..=3).contains(held)),
+            "{:?}",
+            held(&learned)
+        );
+        assert!(has(&learned, "198.51.0.3", "x0-3.example.test"));
+        assert!(!has(&learned, "198.51.0.0", "x0-0.example.test"));
     }
 
     #[test]
@@ -465,15 +635,15 @@ mod tests {
             learned.learn(start, POD, &answer(&[&name], &["192.0.2.1"], 300));
         }
         assert!(has(&learned, "192.0.2.1", "a.example.test"));
-        learned.expire(at(69), &BTreeSet::new());
+        learned.expire(at(69), &InUse::new());
         assert!(has(&learned, "192.0.2.1", "a.example.test"));
-        assert!(learned.expire(at(70), &BTreeSet::new()));
+        assert!(learned.expire(at(70), &InUse::new()));
         assert!(!has(&learned, "192.0.2.1", "a.example.test"), "nobody is left");
 
         // Whose own answer is older keeps it by another's: it is the same address.
         learned.learn(at(70), OTHER, &told(10));
         learned.learn(at(70), POD, &told(60));
-        assert!(!learned.expire(at(100), &BTreeSet::new()));
+        assert!(!learned.expire(at(100), &InUse::new()));
         assert!(has(&learned, "192.0.2.1", "a.example.test"));
 
         let saved = learned

@@ -16,6 +16,7 @@
 mod learned;
 mod message;
 mod server;
+mod shares;
 mod upstream;
 
 use std::{
@@ -32,7 +33,10 @@ use ipnet::IpNet;
 use policies_ir::policy::DomainMatch;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::{learned::Limits, server::StartError};
+pub use crate::{
+    learned::{InUse, Limits},
+    server::StartError,
+};
 use crate::{
     learned::{Learned, Saved, Taught},
     message::Answer,
@@ -140,15 +144,20 @@ impl Names {
         self.lock().want(patterns);
     }
 
-    /// Forgets names that are too old, save those of addresses in `in_use`: flows that were allowed by a name
-    /// outlive the answer that taught it. Whether anything changed.
-    pub fn expire(&self, now: Instant, in_use: &BTreeSet<IpAddr>) -> bool {
+    /// Addresses in `nets`, those of pods and nodes, have no names from now on: nobody opens a way inside by an answer.
+    pub fn keep_out(&self, nets: BTreeSet<IpNet>) {
+        self.lock().keep_out(nets);
+    }
+
+    /// Forgets names that are too old, save those `in_use`: flows that were allowed by a name outlive the answer that taught it.
+    /// Whether anything changed.
+    pub fn expire(&self, now: Instant, in_use: &InUse) -> bool {
         self.lock().expire(now, in_use)
     }
 
-    /// Whether some name is old enough to be forgotten unless its address is in use.
-    pub fn any_overdue(&self, now: Instant) -> bool {
-        self.lock().any_overdue(now)
+    /// Addresses with names that are old enough to be forgotten unless they are in use.
+    pub fn overdue(&self, now: Instant) -> BTreeSet<IpAddr> {
+        self.lock().overdue(now)
     }
 
     fn learn(&self, now: Instant, client: IpAddr, answer: &Answer) -> Taught {

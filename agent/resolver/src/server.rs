@@ -1,11 +1,10 @@
 //! Serves pods: reads questions, asks upstream, teaches, waits for the packet programs, answers.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,13 +18,22 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     MAX_UPSTREAMS, Names, ResolverConfig, Settle,
     message::{MAX_QUERY_BYTES, Question, Refusal},
+    shares::{Room, Shares},
     upstream,
 };
 
-/// Questions that are being answered for one pod at once; more are dropped, and asked again by whoever means them.
-const MAX_OPEN_PER_CLIENT: usize = 64;
-/// The same for all pods.
-const MAX_OPEN: usize = 1024;
+/// Questions that are being answered at once; more are dropped, and asked again by whoever means them.
+const QUESTIONS: Room = Room {
+    per_client: 64,
+    all: 1024,
+    always: 8,
+};
+/// Connections, most of which ask nothing most of the time. Each costs a descriptor, as each question does upstream.
+const CONNECTIONS: Room = Room {
+    per_client: 64,
+    all: 512,
+    always: 4,
+};
 /// A connection that says nothing ends after this.
 const IDLE: Duration = Duration::from_secs(10);
 /// Longest wait for the packet programs.
@@ -64,7 +72,8 @@ pub(crate) fn start(
         config,
         names,
         settle,
-        open: Mutex::default(),
+        questions: Shares::new(QUESTIONS),
+        connections: Shares::new(CONNECTIONS),
     });
     tokio::spawn({
         let (server, shutdown) = (server.clone(), shutdown.clone());
@@ -88,8 +97,8 @@ struct Server {
     config: ResolverConfig,
     names: Arc<Names>,
     settle: Settle,
-    /// Questions being answered, by pod.
-    open: Mutex<BTreeMap<IpAddr, usize>>,
+    questions: Arc<Shares>,
+    connections: Arc<Shares>,
 }
 
 impl Server {
@@ -106,7 +115,7 @@ impl Server {
                     continue;
                 }
             };
-            let Some(open) = self.admit(peer.ip()) else {
+            let Some(question) = self.client(peer).and_then(|client| self.questions.take(client)) else {
                 continue;
             };
             let packet = buffer.get(..length).unwrap_or_default().to_vec();
@@ -117,7 +126,7 @@ impl Server {
                 {
                     tracing::debug!(%peer, %error, "a DNS answer could not be sent");
                 }
-                drop(open);
+                drop(question);
             });
         }
     }
@@ -133,18 +142,19 @@ impl Server {
                     continue;
                 }
             };
-            let Some(open) = self.admit(peer.ip()) else {
+            let Some(client) = self.client(peer) else { continue };
+            let Some(connection) = self.connections.take(client) else {
                 continue;
             };
             let (server, shutdown) = (self.clone(), shutdown.clone());
             tokio::spawn(async move {
                 tokio::select! {
-                    ended = server.converse(stream, peer.ip()) => if let Err(error) = ended {
+                    ended = server.converse(stream, client) => if let Err(error) = ended {
                         tracing::debug!(%peer, %error, "a DNS connection broke off");
                     },
                     () = shutdown.cancelled() => {}
                 }
-                drop(open);
+                drop(connection);
             });
         }
     }
@@ -156,9 +166,13 @@ impl Server {
                 return Ok(());
             };
             let Some(packet) = packet? else { return Ok(()) };
+            let Some(question) = self.questions.take(client) else {
+                return Ok(());
+            };
             let Some(reply) = self.answer(&packet, client, false).await else {
                 return Ok(());
             };
+            drop(question);
             let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
             let write = async {
                 stream.write_all(&length.to_be_bytes()).await?;
@@ -193,6 +207,13 @@ impl Server {
                 "the table of learned names is full: rules with domains do not match these addresses"
             );
         }
+        if taught.inside > 0 {
+            tracing::warn!(
+                name = %question.name(), %client, addresses = taught.inside,
+                "a name that policy speaks of leads to pods, to nodes or to a loopback: rules with domains do not match these \
+                 addresses"
+            );
+        }
         // Also what another's question has taught, or what failed to settle, may not be known yet.
         if let Some(generation) = self.names.unsettled(taught.generation) {
             let settled = tokio::time::timeout(SETTLE_WITHIN, (self.settle)()).await;
@@ -211,44 +232,11 @@ impl Server {
         Some(question.to_client(&reply.packet, by_udp))
     }
 
-    /// Counts a question in, unless its sender is no pod or too busy.
-    fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Open> {
-        let client = client.to_canonical();
-        if !self.config.clients.iter().any(|net| net.contains(&client)) {
-            return None;
-        }
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = open.values().sum();
-        let own = open.entry(client).or_default();
-        if *own >= MAX_OPEN_PER_CLIENT || all >= MAX_OPEN {
-            if *own == 0 {
-                open.remove(&client);
-            }
-            return None;
-        }
-        *own += 1;
-        Some(Open {
-            server: self.clone(),
-            client,
-        })
-    }
-}
-
-/// A question that is being answered.
-struct Open {
-    server: Arc<Server>,
-    client: IpAddr,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let mut open = self.server.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = open.get_mut(&self.client) {
-            *own = own.saturating_sub(1);
-            if *own == 0 {
-                open.remove(&self.client);
-            }
-        }
+    /// The pod that asks; none if it is no pod of this node.
+    fn client(&self, peer: SocketAddr) -> Option<IpAddr> {
+        let client = peer.ip().to_canonical();
+        let is_served = self.config.clients.iter().any(|net| net.contains(&client));
+        is_served.then_some(client)
     }
 }
 

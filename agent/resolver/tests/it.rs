@@ -208,19 +208,22 @@ impl Service {
     }
 
     fn ask_by_tcp(&self, name: &str) -> Message {
-        let mut stream = TcpStream::connect(self.listen).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let packet = question(name);
-        stream
-            .write_all(&u16::try_from(packet.len()).unwrap().to_be_bytes())
-            .unwrap();
-        stream.write_all(&packet).unwrap();
-        Message::from_vec(&framed(&mut stream)).unwrap()
+        ask_on(&mut TcpStream::connect(self.listen).unwrap(), name)
     }
 
     fn knows(&self, address: Ipv4Addr) -> bool {
         self.names.current().contains_key(&IpAddr::V4(address))
     }
+}
+
+fn ask_on(stream: &mut TcpStream, name: &str) -> Message {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let packet = question(name);
+    stream
+        .write_all(&u16::try_from(packet.len()).unwrap().to_be_bytes())
+        .unwrap();
+    stream.write_all(&packet).unwrap();
+    Message::from_vec(&framed(stream)).unwrap()
 }
 
 fn question(name: &str) -> Vec<u8> {
@@ -334,6 +337,28 @@ fn no_upstream_is_servfail_and_a_refusal_is_passed_on() {
     let service = Service::start(&[upstream.address], "127.0.0.0/8");
     let refused = service.ask("www.example.test.").unwrap();
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
+}
+
+/// Connections that ask nothing are no questions: whoever holds many is answered all the same, and goes on to be by each of them.
+#[test]
+fn idle_connections_take_nobodys_place() {
+    let upstream = Upstream::start(Manner::Answers);
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
+    let mut idle: Vec<TcpStream> = (0..64)
+        .map(|_| TcpStream::connect(service.listen).unwrap())
+        .collect();
+    // The last is accepted after all others.
+    let last = idle.last_mut().unwrap();
+    assert_eq!(ask_on(last, "www.other.test.").answers.len(), 1);
+    assert_eq!(service.ask("www.other.test.").unwrap().answers.len(), 1);
+    assert_eq!(ask_on(&mut idle[0], "www.other.test.").answers.len(), 1);
+    // One more than a pod may have is closed.
+    let mut more = TcpStream::connect(service.listen).unwrap();
+    more.set_read_timeout(Some(PATIENCE)).unwrap();
+    match more.read(&mut [0; 1]) {
+        Ok(length) => assert_eq!(length, 0),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
 }
 
 #[test]

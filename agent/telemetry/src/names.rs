@@ -121,7 +121,7 @@ impl Names {
     /// The names that hold for what `change` decides at `endpoint`, and whether they are really its own: pods of a
     /// change that is not known are looked up in the newest names that have the endpoint, but its rules have other
     /// numbers.
-    pub(crate) fn of(&self, endpoint: EndpointId, change: u32) -> (Arc<Snapshot>, bool) {
+    pub fn of(&self, endpoint: EndpointId, change: u32) -> (Arc<Snapshot>, bool) {
         let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
         let follows = |snapshot: &&Arc<Snapshot>| snapshot.changes.get(&endpoint) == Some(&change);
         if let Some(snapshot) = snapshots.iter().find(follows) {

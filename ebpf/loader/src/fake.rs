@@ -12,8 +12,8 @@ use policies_ir::tables::{
 };
 
 use crate::{
-    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, HostPackets, Places,
-    Synced, Way, encode,
+    Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, HostPackets, OpenedFlow,
+    Places, Synced, Way, encode,
 };
 
 /// Keeps in memory what [`Kernel`](crate::Kernel) keeps in maps, and judges by [`lookup`]. Tracks no flows.
@@ -249,7 +249,7 @@ impl Datapath for Fake {
         Ok(tables)
     }
 
-    fn peers_in_use(&mut self) -> Result<BTreeSet<std::net::IpAddr>, DatapathError> {
+    fn opened_flows(&mut self) -> Result<BTreeSet<OpenedFlow>, DatapathError> {
         Ok(BTreeSet::new())
     }
 

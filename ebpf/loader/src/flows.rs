@@ -64,7 +64,31 @@ pub struct TrackedFlow {
     pub bytes: [u64; 2],
 }
 
+/// A flow that leaves its endpoint, established and allowed, as far as it matters for what its verdict rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpenedFlow {
+    /// Endpoint that opened it.
+    pub endpoint: EndpointId,
+    /// The other end.
+    pub peer: IpAddr,
+    /// Rule that decided.
+    pub rule: RuleId,
+    /// Change of the endpoint's tables that judged.
+    pub epoch: u32,
+}
+
 impl TrackedFlow {
+    /// The same, if the endpoint opened it and it goes on.
+    pub(crate) fn opened(&self) -> Option<OpenedFlow> {
+        let goes_on = self.established && self.verdict == Verdict::Allow;
+        (goes_on && self.origin == Direction::Egress).then_some(OpenedFlow {
+            endpoint: self.endpoint,
+            peer: self.peer,
+            rule: self.rule,
+            epoch: self.epoch,
+        })
+    }
+
     pub(crate) fn new(key: &FlowKey, state: &FlowState) -> Self {
         let decision = Decision::unpack(state.decision);
         Self {

@@ -21,7 +21,6 @@ mod tables;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
     path::Path,
     time::Duration,
 };
@@ -37,8 +36,8 @@ use ebpf_abi::{
 use policies_ir::tables::{Direction, EndpointId, NodeTables, Verdict};
 
 use crate::{
-    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, Places,
-    Synced, TrackedFlow, encode,
+    Attachment, Counters, Datapath, DatapathError, EndpointLink, Expired, FlowSource, HostLink, OpenedFlow,
+    Places, Synced, TrackedFlow, encode,
     kernel::{
         link_layer::LinkLayer,
         links::{Hook, Links},
@@ -496,10 +495,9 @@ impl Datapath for Kernel {
         places::read(&self.maps)
     }
 
-    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
+    fn opened_flows(&mut self) -> Result<BTreeSet<OpenedFlow>, DatapathError> {
         let flows = self.tracked_flows()?;
-        let in_use = |flow: &TrackedFlow| flow.established && flow.verdict == Verdict::Allow;
-        Ok(flows.into_iter().filter(in_use).map(|flow| flow.peer).collect())
+        Ok(flows.iter().filter_map(TrackedFlow::opened).collect())
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {

@@ -32,7 +32,7 @@ use policies_ir::tables::{EndpointId, NodeTables};
 
 pub use crate::{
     fake::Fake,
-    flows::{Expired, FlowSource, TrackedFlow, UPDATE_EVERY, timeout},
+    flows::{Expired, FlowSource, OpenedFlow, TrackedFlow, UPDATE_EVERY, timeout},
     kernel::{Kernel, Limits},
 };
 
@@ -136,8 +136,9 @@ pub trait Datapath: Send {
     /// Who is where, read back from where programs look it up, beside what [`Datapath::attached`] says.
     fn places(&self) -> Result<Places, DatapathError>;
 
-    /// The other ends of flows that are established and allowed now.
-    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError>;
+    /// Flows that endpoints opened, and that are established and allowed now. What others opened to them rests on nothing that
+    /// rules say of its other end.
+    fn opened_flows(&mut self) -> Result<BTreeSet<OpenedFlow>, DatapathError>;
 
     /// What was counted since the maps were made, over all endpoints.
     fn counters(&mut self) -> Result<Counters, DatapathError>;

@@ -44,5 +44,5 @@ pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
 pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
 pub use program::Answer as ClassAnswer;
-pub use session::{Session, Settled};
+pub use session::{NamedRules, Session, Settled};
 pub use view::{CalicoObject, ClusterView, HostEndpointIds, PodView, Policies};

@@ -95,7 +95,7 @@ pub(crate) struct Context {
     pub(crate) images: Arc<ImageStore>,
     /// Knows the image gate's signature.
     pub(crate) verdicts: Verifier,
-    pub(crate) network: Network,
+    pub(crate) network: Arc<Network>,
     pub(crate) policy: Policy,
     pub(crate) events: Events,
     pub(crate) directory: Directory,

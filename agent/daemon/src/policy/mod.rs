@@ -7,6 +7,8 @@
 
 mod bare;
 mod followed;
+mod in_use;
+mod inside;
 mod looks;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_resolver::Names as LearnedNames;
+use agent_resolver::{InUse, Names as LearnedNames};
 use agent_telemetry::{Hub, Names};
 use api::{
     flow::PodRef,
@@ -31,6 +33,8 @@ use api::{
 use bare::Bare;
 use ebpf_loader::{Counters, Datapath, DatapathError, EndpointLink, Synced, Way, monotonic_now};
 use followed::Followed;
+use inside::Inside;
+use ipnet::IpNet;
 use looks::Looks;
 use policies_compiler::{
     Settled,
@@ -110,6 +114,8 @@ pub(crate) struct Start {
     pub(crate) endpoints: Vec<Endpoint>,
     /// Gets the names of each epoch, for flow events.
     pub(crate) names: Arc<Names>,
+    /// Addresses of this node's pods.
+    pub(crate) pod_ranges: Vec<IpNet>,
     /// Names of addresses that pods were told; hears which are wanted.
     pub(crate) learned: Arc<LearnedNames>,
     /// Hears of events that the kernel could not report.
@@ -130,6 +136,8 @@ enum Command {
     Stale,
     /// Interfaces or addresses of the host may be others.
     Moved,
+    /// What of the node's nftables table was not there, if something was not.
+    Unguarded(Option<String>),
 }
 
 impl Policy {
@@ -158,6 +166,7 @@ impl Policy {
             written,
             host_counts,
             wanted: None,
+            inside: Inside::new(start.pod_ranges),
             names: start.names,
             learned: start.learned,
             settling: Vec::new(),
@@ -165,6 +174,7 @@ impl Policy {
             waiting: Vec::new(),
             looks: Looks::default(),
             bare: Bare::default(),
+            unguarded: None,
         };
         std::thread::Builder::new()
             .name("datapath".to_owned())
@@ -248,6 +258,11 @@ impl Policy {
         self.send(Command::Moved)
     }
 
+    /// Tells why the rules beside the packet programs, which keep others from speaking as pods, did not stand, or that they do.
+    pub(crate) fn unguarded(&self, why: Option<String>) -> Result<(), PolicyError> {
+        self.send(Command::Unguarded(why))
+    }
+
     /// Takes the programs off and forgets the endpoint's verdicts and flows. The link must be gone.
     pub(crate) async fn detach(&self, endpoint: EndpointId) -> Result<(), PolicyError> {
         let (reply, answer) = oneshot::channel();
@@ -294,6 +309,8 @@ struct Worker {
     host_counts: watch::Sender<Option<HostCounts>>,
     /// Patterns of names that rules and sets ask for, once the resolver has heard of them.
     wanted: Option<BTreeSet<DomainMatch>>,
+    /// Addresses that no name leads to.
+    inside: Inside,
     names: Arc<Names>,
     learned: Arc<LearnedNames>,
     settling: Vec<oneshot::Sender<Result<(), String>>>,
@@ -301,6 +318,7 @@ struct Worker {
     waiting: Vec<(EndpointId, oneshot::Sender<Result<(), String>>)>,
     looks: Looks,
     bare: Bare,
+    unguarded: Option<String>,
 }
 
 impl Worker {
@@ -374,6 +392,7 @@ impl Worker {
             Command::Settle(reply) => self.settling.push(reply),
             Command::Stale => {}
             Command::Moved => return self.look_at_interfaces() | self.restore(),
+            Command::Unguarded(why) => self.unguarded = why,
         }
         true
     }
@@ -393,6 +412,9 @@ impl Worker {
             return false;
         };
         let started = Instant::now();
+        for ((_, name), change) in &changes.nodes {
+            self.inside.set_node(name, change.now().map(Arc::as_ref));
+        }
         self.followed.take(changes);
         self.settle();
         let compiled_in = started.elapsed();
@@ -419,11 +441,8 @@ impl Worker {
             Ok(()) => self.hosts.unfit(),
             Err(error) => Some(chain(error)),
         };
-        let judging = judging(
-            unfit.as_deref(),
-            self.still_bare(),
-            self.followed.session.exceeds(),
-        );
+        let beside = self.still_bare().into_iter().chain(self.unguarded.clone());
+        let judging = judging(unfit.as_deref(), beside, self.followed.session.exceeds());
         self.tell(judging);
         if self.untold {
             // Staged policies and peers that no rule tells apart change no table.
@@ -508,7 +527,12 @@ impl Worker {
         let ids = self.hosts.number(&self.followed.hosts());
         let session = &mut self.followed.session;
         session.set_host_endpoint_ids(&ids);
-        session.set_host_addresses(self.hosts.addresses(), self.hosts.groups());
+        let (own, groups) = (self.hosts.addresses(), self.hosts.groups());
+        self.inside.set_host(&own, &groups);
+        if let Some(inside) = self.inside.news() {
+            self.learned.keep_out(inside);
+        }
+        session.set_host_addresses(own, groups);
         session.set_names(self.learned.current());
         let mut settled = session.settle();
         let wanted = session.wanted_domains();
@@ -585,23 +609,29 @@ impl Worker {
         self.forget_names() | settled.is_some() | self.worn
     }
 
-    /// Forgets names that are overdue and that no flow follows. Whether there were any.
+    /// Forgets names that are overdue and that no flow rests on. Whether there were any.
     fn forget_names(&mut self) -> bool {
         let now = Instant::now();
-        if !self.learned.any_overdue(now) {
+        let overdue = self.learned.overdue(now);
+        if overdue.is_empty() {
             return false;
         }
-        match self.datapath.peers_in_use() {
-            Ok(in_use) => self.learned.expire(now, &in_use),
+        let in_use = match self.datapath.opened_flows() {
+            Ok(flows) => {
+                let session = &self.followed.session;
+                let rules = (&session.named_rules(), &session.wanted_domains());
+                in_use::names_in_use(&flows, &overdue, &self.names, rules)
+            }
             Err(error) => {
                 // A name that is too old is no reason to go on allowing.
                 tracing::error!(
                     error = chain(&error),
                     "cannot list flows, names expire under them"
                 );
-                self.learned.expire(now, &BTreeSet::new())
+                InUse::new()
             }
-        }
+        };
+        self.learned.expire(now, &in_use)
     }
 
     /// What the kernel holds. Names of rules are those of the last change: an endpoint that it did not reach has the
@@ -697,11 +727,15 @@ fn behind(error: &DatapathError, tables: &NodeTables) -> String {
     text
 }
 
-/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, and what
-/// of them there is no number for.
-fn judging(unfit: Option<&str>, bare: Option<String>, exceeded: Option<Exceeded>) -> Enforcement {
-    let interfaces = unfit.map(unjudged).into_iter().chain(bare);
-    let short = interfaces.chain(exceeded.map(denied));
+/// How the kernel judges once the tables are written: why some interfaces are not judged by them as they should be, what else
+/// is amiss beside the tables, and what of them there is no number for.
+fn judging(
+    unfit: Option<&str>,
+    beside: impl IntoIterator<Item = String>,
+    exceeded: Option<Exceeded>,
+) -> Enforcement {
+    let short = unfit.map(unjudged).into_iter().chain(beside);
+    let short = short.chain(exceeded.map(denied));
     match short.collect::<Vec<String>>() {
         short if short.is_empty() => Enforcement::InForce,
         short => Enforcement::Behind(short.join("; ")),

@@ -11,7 +11,7 @@ use std::{
 use agent_resolver::Limits;
 use agent_telemetry::{FlowLog, LogConfig, NamedEndpoint};
 use api::flow::HostRef;
-use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, Synced};
+use ebpf_loader::{Counters, Expired, Fake, FlowSource, HostLink, OpenedFlow, Synced};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use policies_ir::tables::{Direction, Packet, Verdict, lookup};
@@ -156,8 +156,8 @@ impl Datapath for Narrow {
         self.inner.places()
     }
 
-    fn peers_in_use(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
-        self.inner.peers_in_use()
+    fn opened_flows(&mut self) -> Result<BTreeSet<OpenedFlow>, DatapathError> {
+        self.inner.opened_flows()
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
@@ -240,6 +240,7 @@ fn begin_on(
         node: "n1".to_owned(),
         endpoints: Vec::new(),
         names: Arc::clone(names),
+        pod_ranges: vec!["10.0.0.0/24".parse().unwrap()],
         learned: Arc::new(LearnedNames::open(Limits::default(), dir.join("names"))),
         hub: Arc::new(Hub::new(log, "n1".to_owned(), 16)),
     };
@@ -601,9 +602,9 @@ async fn interfaces_without_room_are_told_with_numbers_until_they_fit() {
 /// Tables that are written may still deny what policy would allow.
 #[test]
 fn what_is_denied_for_want_of_numbers_is_told_with_them() {
-    assert_eq!(judging(None, None, None), Enforcement::InForce);
+    assert_eq!(judging(None, [], None), Enforcement::InForce);
     let exceeded = Exceeded::if_more(capacity::What::InsideClasses, 1025, 1023);
-    let Enforcement::Behind(why) = judging(None, None, exceeded) else {
+    let Enforcement::Behind(why) = judging(None, [], exceeded) else {
         panic!("it is in force")
     };
     assert_eq!(
@@ -612,7 +613,7 @@ fn what_is_denied_for_want_of_numbers_is_told_with_them() {
          tells apart in forwarded packets, and a node holds 1023; select fewer pods, or say it with fewer rules, networks and \
          ports"
     );
-    let Enforcement::Behind(both) = judging(Some("no room"), None, exceeded) else {
+    let Enforcement::Behind(both) = judging(Some("no room"), [], exceeded) else {
         panic!("it is in force")
     };
     assert!(both.contains("no room; the kernel denies"), "{both}");
@@ -704,6 +705,53 @@ async fn programs_that_others_took_off_are_attached_again() {
         .unwrap();
     policy.settle().await.unwrap();
     assert!(bare.lock().unwrap().is_empty());
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+}
+
+/// Whatever an earlier agent has learned, and whatever the nodes' ranges become.
+#[tokio::test]
+async fn no_name_opens_a_way_to_a_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = ["10.0.0.9", "192.0.2.1", "10.1.0.9", "203.0.113.9"].map(|address| {
+        json!({"address": address, "name": "a.example.test", "client": "10.0.0.7", "until": 4_000_000_000_u64})
+    });
+    std::fs::write(dir.path().join("names"), json!(saved).to_string()).unwrap();
+    let cluster = Cluster::empty();
+    let egress = json!([{"action": "Allow", "destination": {"domains": ["*.example.test"]}}]);
+    let by_name = object(
+        "NetworkPolicy",
+        "by-name",
+        &json!({"egress": egress, "types": ["Egress"]}),
+    );
+    cluster.bring_object("NetworkPolicy", watcher::Event::Apply(by_name));
+    let policy = start(dir.path(), &Arc::default(), &cluster);
+    policy.settle().await.unwrap();
+    let named = async || -> Vec<String> {
+        let names = policy.dump().await.unwrap().names;
+        names.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(named().await, ["10.1.0.9", "203.0.113.9"]);
+    let node = json!({"metadata": {"name": "n2"}, "spec": {"podCIDR": "10.1.0.0/24"}});
+    cluster.bring_node(watcher::Event::Apply(serde_json::from_value(node).unwrap()));
+    policy.settle().await.unwrap();
+    assert_eq!(named().await, ["203.0.113.9"]);
+}
+
+/// Until they stand again, and beside whatever else is amiss.
+#[tokio::test]
+async fn that_the_rules_beside_the_programs_are_gone_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = start(dir.path(), &Arc::default(), &Cluster::empty());
+    policy.settle().await.unwrap();
+    assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
+    policy
+        .unguarded(Some("the table was removed".to_owned()))
+        .unwrap();
+    policy.settle().await.unwrap();
+    let told = Enforcement::Behind("the table was removed".to_owned());
+    assert_eq!(*policy.enforcement().borrow(), told);
+    policy.unguarded(None).unwrap();
+    policy.settle().await.unwrap();
     assert_eq!(*policy.enforcement().borrow(), Enforcement::InForce);
 }
 

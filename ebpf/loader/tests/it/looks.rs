@@ -7,11 +7,11 @@ use std::{
 
 use aya::maps::{HashMap, MapData};
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, END_REMOVED, END_SILENT, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey,
-    FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
+    Address, DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, END_REMOVED, END_SILENT, FLOW_ESTABLISHED,
+    FLOW_REPLIED, FlowKey, FlowSide, FlowState, MAX_FLOWS, RECORD_END, VERDICT_ALLOW,
 };
-use ebpf_loader::{Datapath, EndpointLink, Expired, FlowRecord, Reason, monotonic_now};
-use policies_ir::tables::{Direction, EndpointId, Service, Verdict};
+use ebpf_loader::{Datapath, EndpointLink, Expired, FlowRecord, OpenedFlow, Reason, monotonic_now};
+use policies_ir::tables::{Direction, EndpointId, RuleId, Service, Verdict};
 
 use crate::{
     frames::{ACK, Ends, RST, SYN, TCP, UDP, frame, segment, udp},
@@ -300,6 +300,40 @@ fn whoever_comes_back_before_its_flows_were_forgotten_has_none() {
 
 /// How long and how much of a processor something takes.
 #[expect(clippy::print_stdout, reason = "a part of the test that prints")]
+/// What its verdict rests on, names for one, goes on for as long as it does; a stranger's connection holds nothing.
+#[test]
+fn only_what_an_endpoint_opened_goes_on_for_it() {
+    let mut lab = lab();
+    let mut table = Table::of(&lab);
+    table.fill(ENDPOINT, "10.7.1.1", 0..2, monotonic_now());
+    let key = table.0.keys().next().expect("a flow").expect("a flow");
+    let state = table.0.get(&key, 0).expect("a flow");
+    let others = [
+        ("10.8.1.1", DIRECTION_INGRESS, state.state),
+        ("10.8.1.2", DIRECTION_EGRESS, 0),
+    ];
+    for (peer, origin, flags) in others {
+        let peer = Address::from_ip(ip(peer));
+        let state = FlowState {
+            origin,
+            state: flags,
+            ..state
+        };
+        table
+            .0
+            .insert(FlowKey { peer, ..key }, state, 0)
+            .expect("room for the flow");
+    }
+    let opened = lab.kernel().opened_flows().expect("flows");
+    let one = OpenedFlow {
+        endpoint: ENDPOINT,
+        peer: ip("10.7.1.1"),
+        rule: RuleId(64),
+        epoch: 1,
+    };
+    assert_eq!(opened, [one].into());
+}
+
 fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let spent = || {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -363,8 +397,8 @@ fn a_change_does_not_wait_for_a_full_table() {
     println!("{slices} slices, the longest {longest:?}");
     assert!(slices >= 64, "{slices} slices");
     timed("what is counted", || lab.kernel().counters().expect("counters"));
-    timed("whose peers are in use", || {
-        lab.kernel().peers_in_use().expect("peers")
+    timed("what endpoints have opened", || {
+        lab.kernel().opened_flows().expect("flows")
     });
     let ifindex = second_link();
     lab.kernel().attach(&other(ifindex)).expect("attach");

@@ -7,6 +7,7 @@
 //! datapath that has the tables of before has little to write.
 
 mod engine;
+mod named;
 mod places;
 mod rows;
 
@@ -23,6 +24,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, ServiceAccount},
     networking::v1::NetworkPolicy,
 };
+pub use named::NamedRules;
 use policies_ir::{
     cluster::{Cluster, Member, Translation},
     policy::{DomainMatch, TCP, Workload},
@@ -268,6 +270,11 @@ impl Session {
         of_rules
             .chain(sets.iter().flat_map(|set| &set.domains).cloned())
             .collect()
+    }
+
+    /// What of names the verdicts of [`Session::tables`] rest on.
+    pub fn named_rules(&self) -> NamedRules {
+        NamedRules::of(&self.policies.enforced, &self.enforced.places().ground().sets)
     }
 
     /// Everything that could not be honoured as written and was not told yet; the tables never allow more because of it.

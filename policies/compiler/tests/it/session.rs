@@ -1,7 +1,7 @@
 //! A session against compiling everything again: after any sequence of changes, to objects of every kind, its tables
 //! mean the same for every packet there can be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
@@ -16,9 +16,11 @@ use policies_compiler::{
 };
 use policies_ir::{
     difference::differences,
+    policy::DomainMatch,
     tables::{EndpointId, NodeTables},
 };
 use proptest::{prelude::*, sample::Index, strategy::ValueTree, test_runner::TestRunner};
+use serde_json::{Value, json};
 use testkit::policies::{Scenario, kubernetes, objects};
 
 /// Kinds of change, each as often as it stands here.
@@ -664,4 +666,58 @@ fn a_session_follows_who_is_inside_what_the_node_forwards() {
         same(&mut session, &view).expect("they agree");
     }
     assert!(kinds(&session).len() >= 5, "{:?}", kinds(&session));
+}
+
+/// By themselves or by sets that they select; those of other rules, of flows to endpoints and of what is denied are none.
+#[test]
+fn rules_say_which_names_their_verdicts_rest_on() {
+    let object = |kind: &str, name: &str, spec: Value| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": kind,
+            "metadata": {"name": name, "namespace": "default", "labels": {"role": name}}, "spec": spec})
+    };
+    let to = |action: &str, destination: Value| json!({"action": action, "destination": destination});
+    let egress = [
+        to("Deny", json!({"selector": "role == 'cdn'"})),
+        to("Allow", json!({"domains": ["a.test"]})),
+        to("Allow", json!({"selector": "role == 'cdn'"})),
+        to("Allow", json!({"selector": "role == 'other'"})),
+        to("Allow", json!({"nets": ["203.0.113.0/24"]})),
+    ];
+    let by_name =
+        json!({"egress": egress, "ingress": [{"action": "Allow", "source": {"selector": "role == 'cdn'"}}]});
+    let passing = json!({"egress": [to("Pass", json!({"selector": "role == 'slow'"}))], "order": 1});
+    let mut session = Session::new(ClusterView::default(), NodeTables::default());
+    for (name, spec) in [("by-name", by_name), ("passing", passing)] {
+        let policy = serde_json::from_value(object("NetworkPolicy", name, spec)).unwrap();
+        session.put_calico(CalicoObject::NetworkPolicy(policy));
+    }
+    for (name, domains) in [
+        ("cdn", vec!["*.cdn.test"]),
+        ("slow", vec!["b.test"]),
+        ("other", vec![]),
+    ] {
+        let set = object(
+            "NetworkSet",
+            name,
+            json!({"nets": [], "allowedEgressDomains": domains}),
+        );
+        session.put_calico(CalicoObject::NetworkSet(serde_json::from_value(set).unwrap()));
+    }
+    session.settle();
+    let named = session.named_rules();
+    let text = |names: &BTreeSet<DomainMatch>| -> Vec<String> {
+        names.iter().map(|name| name.labels.join(".")).collect()
+    };
+    let allowing = named
+        .allowing
+        .iter()
+        .map(|(rule, names)| (rule.rule, text(names)));
+    assert_eq!(
+        allowing.collect::<Vec<_>>(),
+        [
+            (Some(1), vec!["a.test".to_owned()]),
+            (Some(2), vec!["*.cdn.test".to_owned()])
+        ]
+    );
+    assert_eq!(text(&named.passing), ["b.test"]);
 }

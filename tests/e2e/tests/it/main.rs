@@ -35,6 +35,7 @@ mod services;
 mod sessions;
 mod static_pods;
 mod storage;
+mod wire;
 
 use std::{
     process::ExitCode,

@@ -9,7 +9,10 @@ use e2e::{
 };
 use testkit::lab;
 
-use crate::Test;
+use crate::{
+    Test,
+    wire::{BEHIND, Wire},
+};
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -19,6 +22,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("tiers_pass_allow_and_deny_in_order", tiers_pass_allow_and_deny),
     ("ipv6_is_judged_like_ipv4", ipv6_is_judged_like_ipv4),
     ("names_open_what_they_name", names_open_what_they_name),
+    (
+        "a_table_that_somebody_flushes_is_there_again",
+        a_flushed_table_is_there_again,
+    ),
 ];
 
 /// What the owner of the namespace allows.
@@ -469,6 +476,29 @@ fn ipv6_is_judged_like_ipv4(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// As a restart of the distribution's own nftables service does, but for the tables of others.
+fn a_flushed_table_is_there_again(cluster: &Cluster) -> Result<()> {
+    let nft = |words: [&str; 4]| run(std::path::Path::new("nft"), &words);
+    nft(["list", "table", "inet", "palisade"])?.ok()?;
+    nft(["delete", "table", "inet", "palisade"])?.ok()?;
+    let is_told = || -> Result<bool> {
+        let nodes = cluster.kubectl(&["get", "nodes", "-o", "json"])?.ok()?;
+        Ok(nodes.stdout.contains("nftables table was removed"))
+    };
+    eventually(Duration::from_secs(20), || {
+        ensure!(is_told()?, "no condition tells: {}", cluster.daemon_logs());
+        Ok(())
+    })?;
+    nft(["list", "table", "inet", "palisade"])?.ok()?;
+    eventually(Duration::from_secs(20), || {
+        ensure!(
+            !is_told()?,
+            "the table is there, and the condition says that it was removed"
+        );
+        Ok(())
+    })
+}
+
 fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     let image = cluster.push(&lab::clean()?, "names/clean", "1")?;
     cluster.kubectl(&["create", "namespace", "names"])?.ok()?;
@@ -483,26 +513,32 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     );
     cluster.apply(&web)?.ok()?;
     let object = cluster.wait_for_phase("names", "web", "Running")?;
-    let address = object["status"]["podIP"].as_str().unwrap_or_default().to_owned();
-    for (name, ttl) in [
-        ("www.example.test", 1),
-        ("www.other.test", 3600),
-        ("long.example.test", 3600),
+    let of_pod = object["status"]["podIP"].as_str().unwrap_or_default();
+    // Names lead outside.
+    let wire = Wire::new()?;
+    wire.forwards()?;
+    wire.welcomes(8080)?;
+    for (name, address, ttl) in [
+        ("www.example.test", BEHIND, 1),
+        ("www.other.test", BEHIND, 3600),
+        ("long.example.test", BEHIND, 3600),
+        ("inside.example.test", of_pod, 3600),
     ] {
         cluster.upstream.set(name, address.parse()?, ttl);
     }
-    let get = |name: Option<&str>| {
+    let get_from = |address: &str, name: Option<&str>| {
         let lookup = name.map_or(String::new(), |name| {
             format!("nslookup -type=a {name} || {{ echo unanswered; exit 0; }}; ")
         });
         let script = format!("{lookup}{HTTP_GET}");
         // A busy machine's resolver may give up on a question; what is asked here is what an answer opens.
         eventually(Duration::from_secs(30), || {
-            let got = fetch_by(cluster, "names", &image, "client", &script, &address, 8080)?;
+            let got = fetch_by(cluster, "names", &image, "client", &script, address, 8080)?;
             ensure!(got != "unanswered\n", "nobody answers for {name:?}");
             Ok(got)
         })
     };
+    let get = |name: Option<&str>| get_from(BEHIND, name);
     eventually(Duration::from_secs(10), || match get(None)?.as_str() {
         "welcome\n" => Ok(()),
         other => bail!("no policy, yet the answer is {other:?}"),
@@ -514,6 +550,11 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     })?;
     let other = get(Some("www.other.test"))?;
     ensure!(other == "blocked\n", "a name that no rule has gives {other:?}");
+    let inside = get_from(of_pod, Some("inside.example.test"))?;
+    ensure!(
+        inside == "blocked\n",
+        "a name that leads to a pod gives {inside:?}"
+    );
     // Seen from a pod that says nothing: a name stays known for as long as somebody uses it, and whoever looks by a connection
     // does.
     let idle = pod(
@@ -531,7 +572,7 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
         "--from",
         "names/asker",
         "--to",
-        &address,
+        BEHIND,
         "--port",
         "8080",
     ];
@@ -561,7 +602,15 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
         cluster.daemon_logs()
     );
     let flows = cluster
-        .policyctl(&["flows", "--verdict", "allow", "--pod", "names/web", "-o", "json"])?
+        .policyctl(&[
+            "flows",
+            "--verdict",
+            "allow",
+            "--pod",
+            "names/client",
+            "-o",
+            "json",
+        ])?
         .ok()?;
     ensure!(flows.stdout.lines().any(|line| line.contains("8080")), "{flows}");
     // The answer holds for a second, at least ten here, and ten of grace.
@@ -570,7 +619,7 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
     let elsewhere = "nslookup -timeout=1 www.example.test 192.0.2.53; echo asked; ";
     let script = format!("{elsewhere}{HTTP_GET}");
     ensure!(
-        fetch_by(cluster, "names", &image, "client", &script, &address, 8080)? == "blocked\n",
+        fetch_by(cluster, "names", &image, "client", &script, BEHIND, 8080)? == "blocked\n",
         "another resolver opened the address"
     );
     // An agent that starts again goes on with what the one before it knew.

@@ -260,11 +260,11 @@ table inet palisade {
   }
   chain prerouting {
     type filter hook prerouting priority raw; policy accept;
+    iifname != { "client", "server", "lo" } ip saddr 10.7.0.0/24 counter drop
     iifname { "client", "server" } ip saddr 10.7.0.0/24 ip daddr 10.7.0.0/24 notrack
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
-    iifname != { "client", "server" } ip saddr 10.7.0.0/24 counter drop
     iifname { "client", "server" } oifname != { "client", "server" } ip daddr 10.7.0.0/24 counter drop
     iifname { "client", "server" } ip daddr 169.254.0.0/16 th dport != 53 counter drop
   }
