@@ -78,7 +78,7 @@ pub struct ImageStore {
 pub struct RootfsLayers {
     /// Digest of the manifest.
     pub digest: Digest,
-    /// Unpacked layers, lowest first, as overlayfs lower directories.
+    /// Unpacked layers, lowest first, as overlayfs lower directories: each once.
     pub layers: Vec<PathBuf>,
     /// What the image asks of its container.
     pub config: ImageConfig,
@@ -341,10 +341,9 @@ impl ImageStore {
     fn rootfs(&self, image: &Image, leases: Leases) -> RootfsLayers {
         RootfsLayers {
             digest: image.digest,
-            layers: image
-                .layers
+            layers: distinct(&image.layers)
                 .iter()
-                .map(|layer| self.layers.path(&layer.diff_id))
+                .map(|diff_id| self.layers.path(diff_id))
                 .collect(),
             config: image.config.clone(),
             _leases: Arc::new(leases),
@@ -409,6 +408,21 @@ impl RootfsLayers {
     pub fn user_of_number(&self, uid: u32) -> Result<UserIds, ImageError> {
         user::of_number(&self.layers, uid)
     }
+}
+
+/// What is stacked of an image, lowest first: of a layer that it lists repeatedly (BuildKit's empty one) the topmost. That has
+/// all that a lower copy has, marks of what was removed among it, so the union is the same; one directory twice is what
+/// overlayfs refuses.
+fn distinct(layers: &[Layer]) -> Vec<Digest> {
+    let mut seen = BTreeSet::new();
+    let mut stacked: Vec<Digest> = layers
+        .iter()
+        .rev()
+        .map(|layer| layer.diff_id)
+        .filter(|diff_id| seen.insert(*diff_id))
+        .collect();
+    stacked.reverse();
+    stacked
 }
 
 fn diff_ids(record: &Record) -> Vec<Digest> {

@@ -490,6 +490,39 @@ async fn images_become_layers_that_overlayfs_stacks() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_image_may_have_a_layer_twice() -> Result<()> {
+    let node = Node::new()?;
+    let empty = || Layer::new(Packing::Gzip);
+    let x = || {
+        Layer::new(Packing::Gzip)
+            .dir("d/", 0o755)
+            .file("d/x", 0o644, b"x")
+            .file("d/.wh.low", 0o644, b"")
+    };
+    let y = Layer::new(Packing::Gzip)
+        .file("d/.wh.x", 0o644, b"")
+        .file("d/low", 0o644, b"back")
+        .file("d/y", 0o644, b"y");
+    let low = Layer::new(Packing::Gzip).file("d/low", 0o644, b"low");
+    let layers = [empty(), low, empty(), x(), y, x(), empty()];
+    let image = layers
+        .into_iter()
+        .fold(ImageBuilder::new(), ImageBuilder::layer)
+        .build();
+    let rootfs = node.ensure(&node.layout("app", &image)?).await?;
+    assert_eq!(rootfs.layers.len(), 4, "low, y, x, empty");
+
+    let mounted = Mounted::overlay(&rootfs.layers, node.dir.path())?;
+    let mut names: Vec<_> = fs::read_dir(mounted.path.join("d"))?
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["x", "y"], "the upper copy counts, its marks too");
+    Ok(())
+}
+
+#[tokio::test]
 async fn layers_are_shared_and_removed_when_unused() -> Result<()> {
     let node = Node::new()?;
     let with_top = |text: &str| {
