@@ -280,7 +280,7 @@ impl Registry {
     async fn send(&self, question: &Question<'_>, keys: &Keyring) -> Result<(Response, Grant), FetchError> {
         let Question { place, image, .. } = question;
         let entries = match !place.is_plain() || auth::is_loopback(&place.base) {
-            true => keys.matching(&format!("{}/{}", place.host, image.repository)),
+            true => keys.matching(&format!("{}/{}", place.account, image.repository)),
             false => Vec::new(),
         };
         if entries.is_empty() {
@@ -389,7 +389,7 @@ impl Registry {
             (Some(Challenge::Basic), Some(_)) => return Ok(Authorization::Basic),
             _ => return Err(unauthorized(question, who)),
         };
-        let url = auth::token_url(&parameters, &image.repository).map_err(problem)?;
+        let url = auth::token_url(&parameters, &place.repository(&image.repository)).map_err(problem)?;
         let same_host = Url::parse(&place.base).is_ok_and(|base| base.host_str() == url.host_str());
         let client = match url.scheme() {
             // The authorities of a host are trusted for that host only.

@@ -188,6 +188,8 @@ async fn what_everybody_may_have_is_nobodys_secret() -> Result<()> {
 /// A request to a [`serve`]d registry.
 struct Request {
     path: String,
+    /// What it shows that it may.
+    authorization: Option<String>,
     /// First byte that is asked for.
     from: Option<usize>,
     if_range: Option<String>,
@@ -201,6 +203,7 @@ fn serve(answer: impl Fn(&Request) -> (String, Vec<u8>) + Send + 'static) -> Res
         for stream in listener.incoming().flatten() {
             let mut request = Request {
                 path: String::new(),
+                authorization: None,
                 from: None,
                 if_range: None,
             };
@@ -212,6 +215,8 @@ fn serve(answer: impl Fn(&Request) -> (String, Vec<u8>) + Send + 'static) -> Res
                     request.path = rest.split(' ').next().unwrap_or_default().to_owned();
                 } else if let Some(range) = lower.strip_prefix("range: bytes=") {
                     request.from = range.trim_end_matches('-').parse().ok();
+                } else if lower.starts_with("authorization:") {
+                    request.authorization = line.split_once(": ").map(|(_, shown)| shown.to_owned());
                 } else if lower.starts_with("if-range:") {
                     request.if_range = line.split_once(": ").map(|(_, tag)| tag.to_owned());
                 }
@@ -380,6 +385,78 @@ async fn a_pull_that_failed_goes_on_at_the_next_attempt() -> Result<()> {
     fetcher.layer(&image, &image.layers[0], None).await?;
     let asked = state.lock().map(|asked| asked.clone()).unwrap_or_default();
     assert_eq!(asked, [None, Some(1000), Some(1000)]);
+    Ok(())
+}
+
+/// A mirror that keeps each repository in the project `proxy`, and gives what was asked for with a token for just that: to
+/// everybody, or to [`testkit::registry::USER`]. Its challenge may leave out what to ask for.
+fn by_token(image: &Image, says_scope: bool, private: bool) -> Result<String> {
+    const SCOPE: &str = "repository:proxy/team/app:pull";
+    let image = image.clone();
+    let own = Arc::new(Mutex::new(String::new()));
+    let name = Arc::clone(&own);
+    let address = serve(move |request| {
+        let answer = |status: &str, head: &str, body: &[u8]| {
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\n{head}Content-Length: {length}\r\n");
+            (head, body.to_vec())
+        };
+        if let Some(query) = request.path.strip_prefix("/token?") {
+            let shown = request.authorization.as_deref().unwrap_or_default();
+            if private && !shown.starts_with("Basic ") {
+                return answer("401 No", "", b"");
+            }
+            // The token says what it is for, as a JWT does.
+            let scope = query.split('&').find_map(|part| part.strip_prefix("scope="));
+            let token = format!("{{\"token\": \"for-{}\"}}", scope.unwrap_or_default());
+            return answer("200 OK", "", token.as_bytes());
+        }
+        let wanted = format!("Bearer for-{}", SCOPE.replace(':', "%3A").replace('/', "%2F"));
+        if request.authorization.as_deref() != Some(wanted.as_str()) {
+            let host = name.lock().map(|name| name.clone()).unwrap_or_default();
+            let scope = if says_scope {
+                format!(",scope=\"{SCOPE}\"")
+            } else {
+                String::new()
+            };
+            let head =
+                format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\",service=\"x\"{scope}\r\n");
+            return answer("401 No", &head, b"");
+        }
+        let path = request.path.split('?').next().unwrap_or_default();
+        let mut blobs = image.blobs().chain([&image.manifest]);
+        match blobs.find(|blob| path.ends_with(&blob.digest.to_string())) {
+            Some(blob) if path.starts_with("/v2/proxy/team/app/") => answer("200 OK", "", &blob.bytes),
+            _ => answer("404 No", "", b""),
+        }
+    })?;
+    if let Ok(mut own) = own.lock() {
+        own.clone_from(&address);
+    }
+    Ok(address)
+}
+
+#[tokio::test]
+async fn a_mirror_with_a_path_says_what_a_token_is_for() -> Result<()> {
+    let wanted = large_image();
+    let reference: ImageRef = format!("r.invalid/team/app@{}", wanted.digest()).parse()?;
+    for (says_scope, private) in [(true, false), (true, true), (false, false)] {
+        let dir = tempfile::tempdir()?;
+        let address = by_token(&wanted, says_scope, private)?;
+        let hosts = dir.path().join("hosts");
+        fs::create_dir_all(hosts.join("r.invalid"))?;
+        let text = format!("[host.\"http://{address}/v2/proxy\"]\noverride_path = true\n");
+        fs::write(hosts.join("r.invalid/hosts.toml"), text)?;
+        let fetcher = fetcher(dir.path(), Some(&hosts))?;
+        let project = Registry::docker_config(&format!("{address}/proxy"));
+        let keys = match private {
+            true => keys("own/1", &project)?,
+            false => Keyring::anonymous(),
+        };
+        let pulled = fetcher.fetch(&reference, &keys).await;
+        let shown = format!("{says_scope} {private}: {:?}", pulled.as_ref().err());
+        assert!(pulled.is_ok(), "{shown}");
+    }
     Ok(())
 }
 
