@@ -16,6 +16,7 @@ mod archive;
 mod collect;
 mod implied;
 mod layers;
+mod pax;
 mod records;
 mod union;
 mod unpack;

@@ -313,7 +313,29 @@ fn extension_headers_are_obeyed_or_refused_never_guessed() -> Result<()> {
         sandbox.unpack(&tar)?;
         assert_eq!(fs::read(sandbox.root().join(&long))?, b"12345");
     }
-    let refused: [(&str, Vec<u8>); 8] = [
+    // Values have any bytes: an attribute that is left out, and a name.
+    for (key, value, name) in [
+        (
+            "SCHILY.xattr.security.capability",
+            "\u{1}\n\0\n9 path=x\n",
+            "name",
+        ),
+        ("path", "two\nlines", "two\nlines"),
+    ] {
+        let sandbox = Sandbox::new()?;
+        sandbox.unpack(&extended(EntryType::XHeader, &pax(&[(key, value)])))?;
+        assert_eq!(fs::read(sandbox.root().join(name))?, b"12345");
+        assert_eq!(fs::read_dir(sandbox.root())?.count(), 1);
+    }
+    let refused: [(&str, Vec<u8>); 10] = [
+        ("no name", extended(EntryType::XHeader, &pax(&[("path", "")]))),
+        (
+            "what is behind the records",
+            extended(
+                EntryType::XHeader,
+                &[pax(&[("mtime", "1")]), b"\n9 path=x\n".to_vec()].concat(),
+            ),
+        ),
         (
             "a size that differs",
             extended(EntryType::XHeader, &pax(&[("size", "4")])),
