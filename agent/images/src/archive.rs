@@ -14,7 +14,7 @@ use std::{
 
 use tar::{EntryType, Header};
 
-use crate::UnpackError;
+use crate::{UnpackError, pax};
 
 /// Longest path or link target; the kernel's PATH_MAX.
 const MAX_PATH_BYTES: usize = 4096;
@@ -182,32 +182,32 @@ impl Extensions {
     }
 
     fn absorb_pax(&mut self, data: &[u8]) -> Result<(), UnpackError> {
-        for record in tar::PaxExtensions::new(data) {
-            let record = record.map_err(read_error)?;
-            let key = record.key_bytes();
+        let records = pax::records(data).ok_or_else(|| UnpackError::Archive {
+            problem: "an extension header does not consist of PAX records".to_owned(),
+        })?;
+        for (key, value) in records {
             let bad = || UnpackError::Archive {
                 problem: format!(
                     "PAX record {:?} has a value that makes no sense",
                     String::from_utf8_lossy(key)
                 ),
             };
-            let number = || {
-                record
-                    .value()
-                    .ok()
-                    .and_then(|value| value.parse::<u64>().ok())
-                    .ok_or_else(bad)
+            let text = || std::str::from_utf8(value).map_err(|_utf8| bad());
+            let number = || text()?.parse::<u64>().map_err(|_number| bad());
+            let name = || match value {
+                // To some readers it unsets the name, to others it is the name.
+                b"" => Err(bad()),
+                name => Ok(name.to_vec()),
             };
             let id = || number().and_then(|id| u32::try_from(id).map_err(|_large| bad()));
             match key {
-                b"path" => set_once(&mut self.path, record.value_bytes().to_vec(), "path")?,
-                b"linkpath" => set_once(&mut self.link, record.value_bytes().to_vec(), "linkpath")?,
+                b"path" => set_once(&mut self.path, name()?, "path")?,
+                b"linkpath" => set_once(&mut self.link, name()?, "linkpath")?,
                 b"size" => set_once(&mut self.size, number()?, "size")?,
                 b"uid" => set_once(&mut self.uid, id()?, "uid")?,
                 b"gid" => set_once(&mut self.gid, id()?, "gid")?,
                 b"mtime" => {
-                    let value = record.value().map_err(|_utf8| bad())?;
-                    let seconds = value.split('.').next().unwrap_or_default();
+                    let seconds = text()?.split('.').next().unwrap_or_default();
                     set_once(
                         &mut self.modified,
                         seconds.parse().map_err(|_number| bad())?,

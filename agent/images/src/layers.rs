@@ -1,4 +1,6 @@
-//! Unpacked layers: `layers/<diffID>` holds `fs`, the directory to mount, and `bytes`, how much it has.
+//! Unpacked layers: `layers/<diffID>` holds `fs`, the directory to mount, and `bytes`, how much it has; `implied` lists the
+//! directories that it has without naming them. What lower layers say of those is put in a layer of the image's own,
+//! `layers/<digest of the manifest>.directories` (see [`crate::implied`]), which has no `fs` where they say nothing else.
 //!
 //! A layer appears under its name when all of it is unpacked and verified, not when it is on disk: starting a
 //! container does not wait for that. A machine that loses power may then have a layer with empty files, so each one
@@ -9,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, BufReader, Read},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
@@ -20,11 +22,14 @@ use images_fetch::Layer;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
-use crate::{ImageError, UnpackLimits, create_private_dir, io_error, unpack};
+use crate::{ImageError, UnpackLimits, create_private_dir, implied, io_error, unpack};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const MARK: &str = "unsettled";
 const BYTES: &str = "bytes";
+const IMPLIED: &str = "implied";
+/// Behind the digest of an image in the name of its own layer.
+const OWN: &str = ".directories";
 /// How much of a layer is decompressed at a time, and how far ahead of what is written.
 const CHUNK_BYTES: usize = 256 << 10;
 const CHUNKS_AHEAD: usize = 8;
@@ -85,8 +90,34 @@ impl Layers {
         Ok(layers)
     }
 
+    /// Whether everything is here that is stacked of an image with these layers.
+    pub(crate) fn has_all(&self, image: &Digest, diff_ids: &[Digest]) -> bool {
+        let implies = |diff_id| self.implied_of(diff_id).exists();
+        diff_ids.iter().all(|diff_id| self.has(diff_id))
+            && (self.own(image).is_dir() || !diff_ids.iter().any(implies))
+    }
+
+    /// What is stacked of an image with these layers, lowest first, as both are given.
+    pub(crate) fn stack(&self, image: &Digest, diff_ids: &[Digest]) -> Vec<PathBuf> {
+        let own = self.own(image).join("fs");
+        let layers = diff_ids.iter().map(|diff_id| self.path(diff_id));
+        layers.chain(Some(own).filter(|own| own.is_dir())).collect()
+    }
+
+    /// Makes the layer that an image has for itself, if it takes one. Its other layers are here. One call at a time.
+    pub(crate) async fn complete(&self, image: Digest, diff_ids: Vec<Digest>) -> Result<(), ImageError> {
+        let layers = self.clone();
+        let work = move || match layers.has_all(&image, &diff_ids) {
+            true => Ok(()),
+            false => layers.make_own(&image, &diff_ids),
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or(Err(ImageError::Interrupted { layer: image }))
+    }
+
     /// Where the layer is mounted from, whether it is here or not.
-    pub(crate) fn path(&self, diff_id: &Digest) -> PathBuf {
+    fn path(&self, diff_id: &Digest) -> PathBuf {
         self.dir.join(diff_id.hex()).join("fs")
     }
 
@@ -149,9 +180,14 @@ impl Layers {
         });
     }
 
-    /// Removes all layers but those in `needed` and those that are leased.
-    pub(crate) async fn remove_others(&self, needed: &BTreeSet<Digest>) -> Result<(), ImageError> {
-        let names: BTreeSet<String> = needed.iter().map(Digest::hex).collect();
+    /// Removes all layers but those in `needed`, the own ones of `images`, and those that are leased.
+    pub(crate) async fn remove_others(
+        &self,
+        needed: &BTreeSet<Digest>,
+        images: &BTreeSet<Digest>,
+    ) -> Result<(), ImageError> {
+        let own = images.iter().map(|image| format!("{}{OWN}", image.hex()));
+        let names: BTreeSet<String> = needed.iter().map(Digest::hex).chain(own).collect();
         let layers = self.clone();
         let work = move || {
             for path in layers.list()? {
@@ -172,8 +208,9 @@ impl Layers {
 
     /// Under the lock, so that nobody takes a lease meanwhile and finds the layer there.
     fn remove(&self, path: &Path) -> Result<(), ImageError> {
-        let name = path.file_name().unwrap_or_default();
-        let digest = format!("sha256:{}", name.to_string_lossy()).parse::<Digest>();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let hex = name.strip_suffix(OWN).unwrap_or(&name);
+        let digest = format!("sha256:{hex}").parse::<Digest>();
         let leases = self.lock();
         if digest.is_ok_and(|digest| leases.contains_key(&digest)) {
             return Ok(());
@@ -203,6 +240,35 @@ impl Layers {
         Ok(())
     }
 
+    fn own(&self, image: &Digest) -> PathBuf {
+        self.dir.join(format!("{}{OWN}", image.hex()))
+    }
+
+    fn implied_of(&self, diff_id: &Digest) -> PathBuf {
+        self.dir.join(diff_id.hex()).join(IMPLIED)
+    }
+
+    /// Beside its final place, as any layer.
+    fn make_own(&self, image: &Digest, diff_ids: &[Digest]) -> Result<(), ImageError> {
+        let layers: Vec<PathBuf> = diff_ids.iter().map(|diff_id| self.path(diff_id)).collect();
+        let lists = diff_ids
+            .iter()
+            .map(|diff_id| implied::read(&self.implied_of(diff_id)));
+        let corrections = implied::corrections(&layers, &lists.collect::<Result<Vec<_>, _>>()?)?;
+        let ready = self.own(image);
+        let temporary = self.unpacking.join(ready.file_name().unwrap_or_default());
+        discard(&self.trash, &temporary)?;
+        create_private_dir(&temporary)?;
+        if !corrections.is_empty() {
+            let (path, root) = make_root(&temporary)?;
+            implied::make(&root, &corrections)
+                .map_err(|source| io_error("make the directories of", &path, source))?;
+        }
+        let mark = temporary.join(MARK);
+        fs::write(&mark, &self.boot).map_err(|source| io_error("write", &mark, source))?;
+        fs::rename(&temporary, &ready).map_err(|source| io_error("rename to", &ready, source))
+    }
+
     fn list(&self) -> Result<Vec<PathBuf>, ImageError> {
         let list = |source| io_error("list", &self.dir, source);
         let entries = fs::read_dir(&self.dir).map_err(list)?;
@@ -218,13 +284,8 @@ impl Layers {
         let name = layer.diff_id.hex();
         let (temporary, ready) = (self.unpacking.join(&name), self.dir.join(&name));
         discard(&self.trash, &temporary)?;
-        let root_path = temporary.join("fs");
         create_private_dir(&temporary)?;
-        fs::create_dir(&root_path).map_err(|source| io_error("create", &root_path, source))?;
-        // The container's root directory takes its mode from here unless the layer says otherwise.
-        fs::set_permissions(&root_path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .map_err(|source| io_error("set the mode of", &root_path, source))?;
-        let root = unpack::open_root(&root_path).map_err(|source| io_error("open", &root_path, source))?;
+        let (_, root) = make_root(&temporary)?;
 
         let file = fs::File::open(blob).map_err(|source| io_error("open", blob, source))?;
         let compression = layer.compression;
@@ -263,12 +324,17 @@ impl Layers {
                 return Err(error);
             }
         };
+        if !unpacked.implied.is_empty() {
+            let path = temporary.join(IMPLIED);
+            implied::write(&path, &unpacked.implied).map_err(|source| io_error("write", &path, source))?;
+        }
         for (name, text) in [(MARK, self.boot.clone()), (BYTES, unpacked.bytes.to_string())] {
             let path = temporary.join(name);
             fs::write(&path, text).map_err(|source| io_error("write", &path, source))?;
         }
         fs::rename(&temporary, &ready).map_err(|source| io_error("rename to", &ready, source))?;
-        tracing::debug!(layer = %layer.digest, ?unpacked, "layer unpacked");
+        let implied = unpacked.implied.len();
+        tracing::debug!(layer = %layer.digest, bytes = unpacked.bytes, implied, "layer unpacked");
         Ok(unpacked.bytes)
     }
 }
@@ -352,6 +418,17 @@ impl<R: Read> Read for Hashing<R> {
         self.hasher.update(&buffer[..read]);
         Ok(read)
     }
+}
+
+/// The directory of a layer that is mounted.
+fn make_root(layer: &Path) -> Result<(PathBuf, OwnedFd), ImageError> {
+    let path = layer.join("fs");
+    fs::create_dir(&path).map_err(|source| io_error("create", &path, source))?;
+    // The container's root directory takes its mode from here unless the layer says otherwise.
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .map_err(|source| io_error("set the mode of", &path, source))?;
+    let root = unpack::open_root(&path).map_err(|source| io_error("open", &path, source))?;
+    Ok((path, root))
 }
 
 fn discard(trash: &Trash, path: &Path) -> Result<(), ImageError> {

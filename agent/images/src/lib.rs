@@ -1,7 +1,7 @@
 //! Images on a node: from a pinned reference to directories that overlayfs can stack.
 //!
 //! [`ImageStore::pull`] asks the registry for an image, fetches what is missing (`images/fetch` verifies it), unpacks
-//! each layer once into `layers/<diffID>/fs`, and returns the directories and the image's configuration;
+//! each layer once into `layers/<diffID>/fs`, completes the stack by what no layer can say alone (`implied`), and returns the directories and the image's configuration;
 //! [`ImageStore::look`] does without the registry, for those to whom it gave the image before (`records`). A layer
 //! appears under its name only when all of it is unpacked and its uncompressed bytes have the digest that the image
 //! configuration claims; images share layers as far as their readers have them anyway. [`ImageStore::collect`] removes
@@ -14,8 +14,11 @@
 
 mod archive;
 mod collect;
+mod implied;
 mod layers;
+mod pax;
 mod records;
+mod union;
 mod unpack;
 mod user;
 
@@ -68,7 +71,7 @@ pub struct ImageStore {
     fetcher: Fetcher,
     layers: Layers,
     records: Records,
-    /// Held, by diffID, by whoever brings in a layer.
+    /// Held, by diffID, by whoever brings in a layer; by digest of the manifest, by whoever completes an image.
     busy: DigestLocks,
     pulls: Semaphore,
 }
@@ -78,7 +81,7 @@ pub struct ImageStore {
 pub struct RootfsLayers {
     /// Digest of the manifest.
     pub digest: Digest,
-    /// Unpacked layers, lowest first, as overlayfs lower directories.
+    /// Unpacked layers, lowest first, as overlayfs lower directories: each once, and perhaps one of the image's own.
     pub layers: Vec<PathBuf>,
     /// What the image asks of its container.
     pub config: ImageConfig,
@@ -229,8 +232,8 @@ impl ImageStore {
         // Before anything is looked at, so that nothing of it goes meanwhile.
         let leases = self.layers.lease(record.digest, diff_ids(&record));
         let found = self.fetcher.at_hand(image, keys).map_err(failed(image))?;
-        let Some(found) = found.filter(|found| found.layers.iter().all(|l| self.layers.has(&l.diff_id)))
-        else {
+        let is_whole = |found: &Image| self.layers.has_all(&found.digest, &distinct(&found.layers));
+        let Some(found) = found.filter(is_whole) else {
             return Ok(None);
         };
         self.touch(&record.digest, SystemTime::now());
@@ -328,7 +331,7 @@ impl ImageStore {
         })?;
         let mut layers: BTreeSet<Digest> = of_manifests.iter().map(|layer| layer.diff_id).collect();
         layers.extend(records.iter().flat_map(diff_ids));
-        self.layers.remove_others(&layers).await?;
+        self.layers.remove_others(&layers, &kept).await?;
         for digest in &doomed.images {
             tracing::info!(%digest, "removed an image that nobody uses");
         }
@@ -341,11 +344,7 @@ impl ImageStore {
     fn rootfs(&self, image: &Image, leases: Leases) -> RootfsLayers {
         RootfsLayers {
             digest: image.digest,
-            layers: image
-                .layers
-                .iter()
-                .map(|layer| self.layers.path(&layer.diff_id))
-                .collect(),
+            layers: self.layers.stack(&image.digest, &distinct(&image.layers)),
             config: image.config.clone(),
             _leases: Arc::new(leases),
         }
@@ -358,10 +357,15 @@ impl ImageStore {
             .iter()
             .map(|layer| self.bring(image, layer, progress))
             .collect();
-        stream::iter(layers)
+        let brought = stream::iter(layers)
             .buffered(PARALLEL_DOWNLOADS)
             .try_collect()
-            .await
+            .await?;
+        let _working = self.busy.lock(image.digest).await;
+        self.layers
+            .complete(image.digest, distinct(&image.layers))
+            .await?;
+        Ok(brought)
     }
 
     async fn bring(
@@ -409,6 +413,21 @@ impl RootfsLayers {
     pub fn user_of_number(&self, uid: u32) -> Result<UserIds, ImageError> {
         user::of_number(&self.layers, uid)
     }
+}
+
+/// What is stacked of an image, lowest first: of a layer that it lists repeatedly (BuildKit's empty one) the topmost. That has
+/// all that a lower copy has, marks of what was removed among it, so the union is the same; one directory twice is what
+/// overlayfs refuses.
+fn distinct(layers: &[Layer]) -> Vec<Digest> {
+    let mut seen = BTreeSet::new();
+    let mut stacked: Vec<Digest> = layers
+        .iter()
+        .rev()
+        .map(|layer| layer.diff_id)
+        .filter(|diff_id| seen.insert(*diff_id))
+        .collect();
+    stacked.reverse();
+    stacked
 }
 
 fn diff_ids(record: &Record) -> Vec<Digest> {

@@ -7,7 +7,7 @@
 //! pod, and outside of one they could only do harm.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs::File,
     io::{Read, Write},
@@ -25,11 +25,16 @@ use rustix::{
 
 use crate::archive::{self, Kind, Member, MemberPath};
 
+/// What the names of all directories of a layer may take together: they are held until it is unpacked.
+const MAX_NAMES_BYTES: usize = 64 << 20;
+
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Mark a directory that hides the one of the same name below it: for overlays that root mounts, and for others.
 pub(crate) const OPAQUE_ATTRIBUTES: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+/// Mode of a directory that nothing else is known of, as every reader gives it.
+const IMPLIED_MODE: u32 = 0o755;
 /// Names that aufs kept for itself; OCI readers skip them.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 
@@ -38,7 +43,7 @@ const AUFS_PREFIX: &[u8] = b".wh..wh.";
 pub struct UnpackLimits {
     /// Bytes of the uncompressed stream.
     pub bytes: u64,
-    /// Number of members.
+    /// Number of members, directories that are not listed among them.
     pub entries: u64,
 }
 
@@ -52,7 +57,7 @@ impl Default for UnpackLimits {
 }
 
 /// What was unpacked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unpacked {
     /// Bytes of all files together.
     pub bytes: u64,
@@ -60,6 +65,8 @@ pub struct Unpacked {
     pub entries: u64,
     /// Device nodes that were left out.
     pub devices_skipped: u64,
+    /// Directories that no member is, and that others are in: root's, with mode 0755, until a lower layer says otherwise.
+    pub implied: BTreeSet<PathBuf>,
 }
 
 /// Why a layer cannot be unpacked.
@@ -120,6 +127,8 @@ pub fn unpack(
         limits,
         unpacked: Unpacked::default(),
         directory_times: BTreeMap::new(),
+        made: 0,
+        names_bytes: 0,
     };
     let outcome =
         archive::for_each(&mut bounded, |member, content| target.put(&member, content)).and_then(|()| {
@@ -143,17 +152,16 @@ struct Target<'a> {
     unpacked: Unpacked,
     /// Times of directories, set last because each new child changes them.
     directory_times: BTreeMap<MemberPath, i64>,
+    /// Directories that were made without being listed.
+    made: u64,
+    /// What the names of directories take.
+    names_bytes: usize,
 }
 
 impl Target<'_> {
     fn put(&mut self, member: &Member, content: &mut dyn Read) -> Result<(), UnpackError> {
         self.unpacked.entries += 1;
-        if self.unpacked.entries > self.limits.entries {
-            return Err(UnpackError::TooMuch {
-                what: "members",
-                limit: self.limits.entries,
-            });
-        }
+        self.demand_few_members()?;
         let Some((dir, name)) = member.path.split() else {
             return self.put_root(member);
         };
@@ -168,6 +176,8 @@ impl Target<'_> {
         match &member.kind {
             Kind::Directory => {
                 put_directory(&at, member)?;
+                self.unpacked.implied.remove(at.path);
+                self.hold_name(at.path)?;
                 self.directory_times.insert(member.path.clone(), member.modified);
                 Ok(())
             }
@@ -263,8 +273,8 @@ impl Target<'_> {
             .map_err(at.failed("create the hard link"))
     }
 
-    /// Opens the directory `path`, making what is missing with the mode that every reader gives it.
-    fn open_dir(&self, path: &Path) -> Result<OwnedFd, UnpackError> {
+    /// Opens the directory `path`, making what is missing.
+    fn open_dir(&mut self, path: &Path) -> Result<OwnedFd, UnpackError> {
         match self.resolve_dir(path) {
             Err(Errno::NOENT) => {}
             other => return other.map_err(|errno| system("open the directory of", path, errno)),
@@ -275,15 +285,45 @@ impl Target<'_> {
             .map_err(|errno| system("open", path, errno))?;
         for component in path.components() {
             so_far.push(component);
-            match rustix::fs::mkdirat(&dir, component.as_os_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(system("create the directory", &so_far, errno)),
+            let failed = |errno| system("create the directory", &so_far, errno);
+            let (name, mode) = (component.as_os_str(), Mode::from_raw_mode(IMPLIED_MODE));
+            match rustix::fs::mkdirat(&dir, name, mode) {
+                Ok(()) => {
+                    rustix::fs::chmodat(&dir, name, mode, AtFlags::empty()).map_err(failed)?;
+                    self.made += 1;
+                    self.demand_few_members()?;
+                    self.hold_name(&so_far)?;
+                    self.unpacked.implied.insert(so_far.clone());
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed(errno)),
             }
             dir = self
                 .resolve_dir(&so_far)
                 .map_err(|errno| system("open the directory", &so_far, errno))?;
         }
         Ok(dir)
+    }
+
+    fn demand_few_members(&self) -> Result<(), UnpackError> {
+        match self.unpacked.entries.saturating_add(self.made) > self.limits.entries {
+            true => Err(UnpackError::TooMuch {
+                what: "members",
+                limit: self.limits.entries,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn hold_name(&mut self, path: &Path) -> Result<(), UnpackError> {
+        self.names_bytes = self.names_bytes.saturating_add(path.as_os_str().len());
+        match self.names_bytes > MAX_NAMES_BYTES {
+            true => Err(UnpackError::TooMuch {
+                what: "bytes of names of directories",
+                limit: MAX_NAMES_BYTES as u64,
+            }),
+            false => Ok(()),
+        }
     }
 
     fn resolve_dir(&self, path: &Path) -> Result<OwnedFd, Errno> {
@@ -297,7 +337,9 @@ impl Target<'_> {
         rustix::fs::openat2(self.root, path, flags, Mode::empty(), resolve)
     }
 
-    fn finish(self) -> Result<Unpacked, UnpackError> {
+    fn finish(mut self) -> Result<Unpacked, UnpackError> {
+        let mut implied = std::mem::take(&mut self.unpacked.implied);
+        implied.retain(|path| self.is_as_made(path));
         for (path, modified) in self.directory_times.iter().rev() {
             // A later member may have replaced the directory; then it is no longer ours to set.
             let Some((dir, name)) = path.split() else { continue };
@@ -313,7 +355,18 @@ impl Target<'_> {
                 .set_modified(*modified)?;
             }
         }
+        self.unpacked.implied = implied;
         Ok(self.unpacked)
+    }
+
+    /// Whether an implied directory is still what it was: a later member may have replaced it, or listed it by another way. One
+    /// below a link of the layer is not looked for where that leads.
+    fn is_as_made(&self, path: &Path) -> bool {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let found = rustix::fs::openat2(self.root, path, flags, Mode::empty(), resolve);
+        let stat = found.and_then(rustix::fs::fstat);
+        stat.is_ok_and(|stat| (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (IMPLIED_MODE, 0, 0))
     }
 }
 

@@ -7,12 +7,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use rustix::{
-    fs::{FileType, Mode, OFlags, ResolveFlags},
-    io::Errno,
-};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
-use crate::ImageError;
+use crate::{ImageError, io_error, union};
 
 /// Larger account files are refused; the largest seen in common images have some 10 KiB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -144,7 +141,7 @@ fn read_file(layers: &[PathBuf], path: &str) -> Result<String, ImageError> {
     let Some((layer, path)) = find(layers, Path::new(path))? else {
         return Ok(String::new());
     };
-    let io = |source| io_error("read", layer.join(&path), source);
+    let io = |source| io_error("read", &layer.join(&path), source);
     let root = crate::unpack::open_root(layer).map_err(io)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     // Not blocking, in case the image has a pipe there.
@@ -187,7 +184,7 @@ fn find<'a>(layers: &'a [PathBuf], path: &Path) -> Result<Option<(&'a Path, Path
             return Ok(None);
         }
         let at = found.join(&next);
-        let target = std::fs::read_link(&at).map_err(|source| io_error("read", at.clone(), source))?;
+        let target = std::fs::read_link(&at).map_err(|source| io_error("read", &at, source))?;
         if target.is_absolute() {
             done.clear();
         }
@@ -198,60 +195,11 @@ fn find<'a>(layers: &'a [PathBuf], path: &Path) -> Result<Option<(&'a Path, Path
     Ok(layer.map(|layer| (layer, done)))
 }
 
-/// The highest layer that has the path, unless one above it hides that: by a whiteout, by something else than a directory on
-/// the way, or by a directory that is opaque. No component but the last may be a link.
+/// The highest layer that has the path, unless one above it hides that. No component but the last may be a link.
 fn topmost<'a>(layers: &'a [PathBuf], path: &Path) -> Result<Option<(&'a Path, FileType)>, ImageError> {
-    for layer in layers.iter().rev() {
-        let root =
-            crate::unpack::open_root(layer).map_err(|source| io_error("open", layer.clone(), source))?;
-        let mut is_opaque = false;
-        let mut prefixes: Vec<&Path> = path
-            .ancestors()
-            .filter(|prefix| *prefix != Path::new(""))
-            .collect();
-        prefixes.reverse();
-        for prefix in prefixes {
-            let failed = |errno: Errno| io_error("look at", layer.join(prefix), errno.into());
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let entry = match rustix::fs::openat2(&root, prefix, flags, Mode::empty(), resolve) {
-                Ok(entry) => entry,
-                Err(Errno::NOENT) => break,
-                Err(errno) => return Err(failed(errno)),
-            };
-            let stat = rustix::fs::fstat(&entry).map_err(failed)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            match kind {
-                FileType::CharacterDevice if stat.st_rdev == 0 => return Ok(None),
-                _ if prefix == path => return Ok(Some((layer, kind))),
-                FileType::Directory => is_opaque |= is_marked_opaque(&layer.join(prefix)).map_err(failed)?,
-                _ => return Ok(None),
-            }
-        }
-        if is_opaque {
-            return Ok(None);
-        }
-    }
-    Ok(None)
-}
-
-fn is_marked_opaque(directory: &Path) -> Result<bool, Errno> {
-    let mut value = [0; 1];
-    match rustix::fs::lgetxattr(directory, crate::unpack::OPAQUE_ATTRIBUTES[0], &mut value) {
-        Ok(_) => Ok(value == *b"y"),
-        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
-        // A longer value is another one.
-        Err(Errno::RANGE) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn io_error(operation: &'static str, path: PathBuf, source: std::io::Error) -> ImageError {
-    ImageError::Io {
-        operation,
-        path,
-        source,
-    }
+    let found = union::at(layers, path)?;
+    let first = found.first().map(|entry| (entry.layer, entry.kind()));
+    Ok(first.and_then(|(layer, kind)| Some((layers.get(layer)?.as_path(), kind))))
 }
 
 #[cfg(test)]

@@ -270,6 +270,12 @@ fn limits_hold() -> Result<()> {
         matches!(result, Err(UnpackError::TooMuch { what: "members", .. })),
         "{result:?}"
     );
+    let deep = tar().file("a/b/c/d", 0o644, b"").tar();
+    let result = Sandbox::new()?.unpack_within(&deep, &limits);
+    assert!(
+        matches!(result, Err(UnpackError::TooMuch { what: "members", .. })),
+        "directories that no member is count too: {result:?}"
+    );
     Ok(())
 }
 
@@ -307,7 +313,29 @@ fn extension_headers_are_obeyed_or_refused_never_guessed() -> Result<()> {
         sandbox.unpack(&tar)?;
         assert_eq!(fs::read(sandbox.root().join(&long))?, b"12345");
     }
-    let refused: [(&str, Vec<u8>); 8] = [
+    // Values have any bytes: an attribute that is left out, and a name.
+    for (key, value, name) in [
+        (
+            "SCHILY.xattr.security.capability",
+            "\u{1}\n\0\n9 path=x\n",
+            "name",
+        ),
+        ("path", "two\nlines", "two\nlines"),
+    ] {
+        let sandbox = Sandbox::new()?;
+        sandbox.unpack(&extended(EntryType::XHeader, &pax(&[(key, value)])))?;
+        assert_eq!(fs::read(sandbox.root().join(name))?, b"12345");
+        assert_eq!(fs::read_dir(sandbox.root())?.count(), 1);
+    }
+    let refused: [(&str, Vec<u8>); 10] = [
+        ("no name", extended(EntryType::XHeader, &pax(&[("path", "")]))),
+        (
+            "what is behind the records",
+            extended(
+                EntryType::XHeader,
+                &[pax(&[("mtime", "1")]), b"\n9 path=x\n".to_vec()].concat(),
+            ),
+        ),
         (
             "a size that differs",
             extended(EntryType::XHeader, &pax(&[("size", "4")])),
@@ -486,6 +514,153 @@ async fn images_become_layers_that_overlayfs_stacks() -> Result<()> {
     );
     assert_eq!(fs::read(mounted.path.join("top"))?, b"top");
     assert_eq!(fs::read(mounted.path.join("shared"))?, b"shared");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_may_have_a_layer_twice() -> Result<()> {
+    let node = Node::new()?;
+    let empty = || Layer::new(Packing::Gzip);
+    let x = || {
+        Layer::new(Packing::Gzip)
+            .dir("d/", 0o755)
+            .file("d/x", 0o644, b"x")
+            .file("d/.wh.low", 0o644, b"")
+    };
+    let y = Layer::new(Packing::Gzip)
+        .file("d/.wh.x", 0o644, b"")
+        .file("d/low", 0o644, b"back")
+        .file("d/y", 0o644, b"y");
+    let low = Layer::new(Packing::Gzip).file("d/low", 0o644, b"low");
+    let layers = [empty(), low, empty(), x(), y, x(), empty()];
+    let image = layers
+        .into_iter()
+        .fold(ImageBuilder::new(), ImageBuilder::layer)
+        .build();
+    let rootfs = node.ensure(&node.layout("app", &image)?).await?;
+    assert_eq!(rootfs.layers.len(), 4, "low, y, x, empty");
+
+    let mounted = Mounted::overlay(&rootfs.layers, node.dir.path())?;
+    let mut names: Vec<_> = fs::read_dir(mounted.path.join("d"))?
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["x", "y"], "the upper copy counts, its marks too");
+    Ok(())
+}
+
+/// A directory of the tar that belongs to somebody.
+fn owned(mut layer: Layer, path: &str, mode: u32, uid: u64) -> Result<Layer> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::Directory);
+    header.set_path(path)?;
+    header.set_mode(mode);
+    header.set_uid(uid);
+    header.set_gid(uid);
+    header.set_mtime(1_600_000_000);
+    header.set_size(0);
+    header.set_cksum();
+    layer.raw(&header, b"");
+    Ok(layer)
+}
+
+#[tokio::test]
+async fn directories_that_a_layer_does_not_list_are_those_of_the_layer_below() -> Result<()> {
+    let node = Node::new()?;
+    let base = owned(tar().dir("tmp/", 0o1777), "home/", 0o711, 5)?;
+    let base = owned(base, "home/nonroot/", 0o700, 65532)?;
+    let base = owned(base, "gone/", 0o700, 1)?;
+    let base = owned(base, "cleared/", 0o700, 2)?;
+    let base = owned(base, "again/", 0o700, 3)?;
+    let base = owned(base, "late/", 0o700, 4)?;
+    let middle = owned(tar().file("late/a", 0o644, b""), "late/", 0o750, 7)?
+        .file(".wh.gone", 0o644, b"")
+        .file("cleared/.wh..wh..opq", 0o644, b"")
+        .file("home/nonroot/middle", 0o644, b"");
+    let top = || {
+        let layer = tar()
+            .file("home/nonroot/app.jar", 0o644, b"jar")
+            .file("tmp/x", 0o644, b"")
+            .file("gone/x", 0o644, b"")
+            .file("late/b", 0o644, b"")
+            .file("new/deep/x", 0o644, b"");
+        owned(layer, "again/", 0o755, 0)
+    };
+    let image = ImageBuilder::new()
+        .layer(base)
+        .layer(middle)
+        .layer(top()?)
+        .build();
+    let reference = node.layout("app", &image)?;
+    let rootfs = node.ensure(&reference).await?;
+    assert_eq!(rootfs.layers.len(), 4, "three, and one of its own");
+    let seen = |layers: &[PathBuf]| -> Result<[(u32, u32); 8]> {
+        let mounted = Mounted::overlay(layers, node.dir.path())?;
+        let paths = [
+            "home",
+            "home/nonroot",
+            "tmp",
+            "gone",
+            "cleared",
+            "again",
+            "late",
+            "new/deep",
+        ];
+        let seen = paths.map(|path| {
+            let stat = fs::metadata(mounted.path.join(path));
+            stat.map_or((0, 0), |stat| (stat.mode() & 0o7777, stat.uid()))
+        });
+        let jar = fs::read(mounted.path.join("home/nonroot/app.jar"))?;
+        assert_eq!(jar, b"jar");
+        assert!(mounted.path.join("late/b").exists());
+        let time = fs::metadata(mounted.path.join("home"));
+        assert!(layers.len() < 4 || time.is_ok_and(|stat| stat.mtime() == 1_600_000_000));
+        Ok(seen)
+    };
+    let expected = [
+        (0o711, 5),
+        (0o700, 65532),
+        (0o1777, 0),
+        // Made anew by the top layer.
+        (0o755, 0),
+        (0o700, 2),
+        // Listed.
+        (0o755, 0),
+        (0o750, 7),
+        (0o755, 0),
+    ];
+    assert_eq!(seen(&rootfs.layers)?, expected);
+    fs::remove_dir(node.dir.path().join("mounted"))?;
+
+    // The same layer over others, and over none that says anything: there it needs nothing.
+    let lower = owned(tar(), "home/nonroot/", 0o750, 9)?.dir("tmp/", 0o1700);
+    let other = ImageBuilder::new().layer(lower).layer(top()?).build();
+    let other = node.ensure(&node.layout("other", &other)?).await?;
+    assert_eq!(other.layers[1], rootfs.layers[2]);
+    assert_eq!(seen(&other.layers)?[..3], [(0o755, 0), (0o750, 9), (0o1700, 0)]);
+    let alone = ImageBuilder::new().layer(top()?).build();
+    let alone = node.ensure(&node.layout("alone", &alone)?).await?;
+    assert_eq!(alone.layers, [rootfs.layers[2].clone()]);
+
+    // What is here is used as it is, without the layouts too, and goes with its image.
+    fs::remove_dir_all(node.dir.path().join("layouts"))?;
+    assert_eq!(
+        Node::open(node.dir.path())?.look(&reference, &Keyring::anonymous())?,
+        Some(rootfs.clone())
+    );
+    let own = rootfs.layers[3].parent().context("no parent")?.to_owned();
+    drop((other, alone));
+    node.collect_all().await?;
+    assert_eq!(
+        fs::read_dir(node.dir.path().join("images/layers"))?.count(),
+        4,
+        "in use"
+    );
+    drop(rootfs);
+    node.collect_all().await?;
+    assert!(!own.exists());
+    assert_eq!(fs::read_dir(node.dir.path().join("images/layers"))?.count(), 0);
     Ok(())
 }
 

@@ -125,6 +125,7 @@ fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str
         supplemental_gids: vec![],
         mounts: vec![],
         read_only_root: false,
+        image_volumes: Vec::new(),
         capabilities: vec![],
         streams: Streams::default(),
         resources: resources.clone(),

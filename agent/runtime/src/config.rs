@@ -89,10 +89,15 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     /// Whether the image's own files are read-only.
     pub read_only_root: bool,
+    /// Directories of the image that can be written all the same, absolute; made if the image lacks them. What is mounted at or
+    /// over one takes its place.
+    // Left out where it can be: the shims of an agent before this one do not know it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<PathBuf>,
     /// Names such as `CAP_CHOWN`; held within the pod's user namespace only.
     pub capabilities: Vec<String>,
     /// Whose processes it sees, and they its.
-    // Left out where it can be: the shims of an agent before this one do not know it.
+    // Left out where it can be, as above.
     #[serde(default, skip_serializing_if = "PidNamespace::is_own")]
     pub pid_namespace: PidNamespace,
     /// What its standard streams are.
@@ -425,6 +430,7 @@ pub(crate) mod tests {
             supplemental_gids: Vec::new(),
             mounts: Vec::new(),
             read_only_root: false,
+            image_volumes: Vec::new(),
             capabilities: Vec::new(),
             streams: Streams::default(),
             resources: Resources::default(),

@@ -99,6 +99,7 @@ impl Stage {
             supplemental_gids: vec![],
             mounts: vec![],
             read_only_root: false,
+            image_volumes: vec![],
             capabilities: vec!["CAP_CHOWN".into(), "CAP_KILL".into()],
             streams: Streams::default(),
             resources: Resources::default(),
@@ -512,6 +513,69 @@ async fn a_working_directory_is_made_in_what_is_mounted_over_it() {
     let refused = stage.runtime.start_container(&stage.pod.uid, &out).await;
     assert!(refused.is_err(), "{refused:?}");
     assert!(!base.join("outside/made").exists() && !base.join("volume/none").exists());
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_the_image_can_be_written_under_a_read_only_root() {
+    let stage = Stage::new("imagevolumes").await;
+    let image = stage.directory.path().join("image");
+    for path in ["srv/data", "var"] {
+        fs::create_dir_all(image.join(path)).expect("mkdir");
+    }
+    fs::write(image.join("srv/data/seed"), "of the image\n").expect("write");
+    std::os::unix::fs::chown(image.join("srv/data"), Some(1000), Some(1000)).expect("chown");
+    fs::set_permissions(image.join("srv/data"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    symlink("/srv", image.join("var/lib")).expect("symlink");
+    let mount = |name: &str, target: &str| {
+        let source = stage.directory.path().join(name);
+        fs::create_dir(&source).expect("mkdir");
+        Mount {
+            source,
+            sub_path: None,
+            target: target.into(),
+            read_only: false,
+            executable: false,
+        }
+    };
+    let script = "exec 2>&1; cd /srv/data; cat seed; echo x >>seed; echo x >sub/note; echo made >/new/deep/note; \
+        cat /new/deep/note; stat -c '%u %g %a' . /new/deep; cp /bin/busybox sh && ./sh true; \
+        ls /mounted; echo x >/srv/x; echo x >/new/x; echo end; exec sleep 1000";
+    let config = ContainerConfig {
+        read_only_root: true,
+        // The first leads to /srv/data; what is mounted takes the place of the last two.
+        image_volumes: [
+            "/var/lib/data",
+            "/new/deep",
+            "/srv/data",
+            "/mounted/in",
+            "/mounted",
+        ]
+        .map(Into::into)
+        .to_vec(),
+        mounts: vec![mount("sub", "/srv/data/sub"), mount("whole", "/mounted")],
+        ..stage.container("main", &["sh", "-c", script])
+    };
+    let config = ContainerConfig {
+        capabilities: vec!["CAP_CHOWN".into(), "CAP_DAC_OVERRIDE".into()],
+        ..config
+    };
+    let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+    started.expect("the container starts");
+    wait_for(|| stage.output("main").ends_with("end\n"));
+    assert_eq!(
+        stage.output("main"),
+        "of the image\nmade\n1000 1000 700\n0 0 755\nsh: ./sh: Permission denied\n\
+         sh: can't create /srv/x: Read-only file system\nsh: can't create /new/x: Read-only file system\nend\n"
+    );
+    let (exit, output) = stage
+        .exec("main", "echo y >>/srv/data/seed && cat /srv/data/seed")
+        .await;
+    assert_eq!((exit.code, output.as_str()), (0, "of the image\nx\ny\n"));
+    let seed = fs::read_to_string(image.join("srv/data/seed")).expect("of the image");
+    assert_eq!(seed, "of the image\n", "what is written is the container's own");
+    assert!(stage.directory.path().join("sub/note").exists());
+    assert!(!stage.directory.path().join("whole/in").exists());
     stage.end().await;
 }
 

@@ -51,7 +51,8 @@ pub(crate) fn challenge(headers: &HeaderMap) -> Result<Option<Challenge>, &'stat
     Ok(found)
 }
 
-/// Where a token to pull from `repository` is asked for.
+/// Where a token is asked for, and for what: what the challenge says, or else to pull from `repository`. A host knows best what
+/// it calls the repository; containerd, too, asks for the challenge's scopes.
 pub(crate) fn token_url(parameters: &HashMap<String, String>, repository: &str) -> Result<Url, &'static str> {
     let realm = parameters.get("realm").ok_or("it has no realm")?;
     let mut url = Url::parse(realm).map_err(|_text| "its realm is not a URL")?;
@@ -59,7 +60,13 @@ pub(crate) fn token_url(parameters: &HashMap<String, String>, repository: &str) 
     if let Some(service) = parameters.get("service") {
         query.append_pair("service", service);
     }
-    query.append_pair("scope", &format!("repository:{repository}:pull"));
+    let scopes = parameters.get("scope").map_or("", |scopes| scopes.trim());
+    if scopes.is_empty() {
+        query.append_pair("scope", &format!("repository:{repository}:pull"));
+    }
+    for scope in scopes.split_whitespace() {
+        query.append_pair("scope", scope);
+    }
     drop(query);
     Ok(url)
 }
@@ -138,6 +145,15 @@ mod tests {
         };
         let url = token_url(&parameters, "team/app").unwrap();
         assert_eq!(url.as_str(), "https://a/t?scope=repository%3Ateam%2Fapp%3Apull");
+        let scoped = |scope: &str| {
+            let text = format!("Bearer realm=\"https://a/t\",scope=\"{scope}\"");
+            token_url(&bearer_parameters(&text).unwrap(), "team/app").unwrap()
+        };
+        assert_eq!(
+            scoped("repository:proxy/team/app:pull repository:b:pull").as_str(),
+            "https://a/t?scope=repository%3Aproxy%2Fteam%2Fapp%3Apull&scope=repository%3Ab%3Apull"
+        );
+        assert_eq!(scoped(""), url);
         assert!(token(b"{\"token\": 1}").is_none() && token(b"{\"access_token\": \"t\"}").is_some());
     }
 

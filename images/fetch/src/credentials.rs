@@ -10,7 +10,11 @@ use api::{
     Digest, ImageRef,
     pull_secret::{PullSecret, SecretForm},
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -18,6 +22,14 @@ use zeroize::Zeroizing;
 const DOCKER_HUB_KEY: &str = "index.docker.io";
 /// Entries of one secret; more are a mistake.
 const MAX_ENTRIES: usize = 256;
+
+/// As the kubelet decodes: with padding or without.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// Credentials that a pull may use. Cheap to clone; empty means anonymous.
 #[derive(Debug, Clone, Default)]
@@ -89,6 +101,9 @@ impl Keyring {
         let entries = parse(secret.form, secret.content)?;
         let all = Arc::make_mut(&mut self.entries);
         for (index, (pattern, entry)) in entries.into_iter().enumerate() {
+            if entry.is_empty() {
+                continue;
+            }
             let Some((username, password)) = entry.user_and_password() else {
                 return Err(KeyringError::Entry { entry: index + 1 });
             };
@@ -179,11 +194,22 @@ struct RawEntry {
 }
 
 impl RawEntry {
+    /// Docker leaves such an entry for each registry whose password is kept by a credential helper of the machine.
+    fn is_empty(&self) -> bool {
+        let is_empty = |field: &Option<Zeroizing<String>>| field.as_ref().is_none_or(|text| text.is_empty());
+        [&self.username, &self.password, &self.auth]
+            .into_iter()
+            .all(is_empty)
+    }
+
     fn user_and_password(self) -> Option<(Zeroizing<String>, Zeroizing<String>)> {
         let Some(auth) = self.auth.filter(|auth| !auth.is_empty()) else {
             return Some((self.username?, self.password?));
         };
-        let decoded = Zeroizing::new(STANDARD.decode(auth.trim_end_matches(['\n', '\r'])).ok()?);
+        // Go's decoder passes over ends of lines.
+        let mut packed = Zeroizing::new(Vec::with_capacity(auth.len()));
+        packed.extend(auth.bytes().filter(|byte| !matches!(byte, b'\n' | b'\r')));
+        let decoded = Zeroizing::new(BASE64.decode(&*packed).ok()?);
         let (username, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
         Some((
             Zeroizing::new(username.to_owned()),
@@ -296,7 +322,7 @@ mod tests {
     fn keyring(keys: &[&str]) -> Keyring {
         let mut keyring = Keyring::default();
         for key in keys {
-            let auth = STANDARD.encode(format!("{key}:pass:word"));
+            let auth = BASE64.encode(format!("{key}:pass:word"));
             let text = format!(r#"{{"auths": {{"{key}": {{"auth": "{auth}", "email": "x"}}}}}}"#);
             keyring.add(&secret(key, SecretForm::ConfigJson, &text)).unwrap();
         }
@@ -341,6 +367,37 @@ mod tests {
             (first.username(), first.password()),
             ("r.example/team/app", "pass:word")
         );
+    }
+
+    #[test]
+    fn what_the_kubelet_reads_is_read() {
+        // A desktop's file: one registry in a credential helper, others by `auth` with padding and without.
+        let text = r#"{"credsStore": "desktop", "auths": {
+            "https://index.docker.io/v1/": {},
+            "empty.example": {"auth": "", "email": "x"},
+            "padded.example": {"auth": "dTpodW50ZXIy"},
+            "r.example": {"auth": "dTpodW50\nZXI=\n"},
+            "raw.example": {"auth": "dTpodW50ZXI"},
+            "token.example": {"auth": "dTo=", "identitytoken": "t"}
+        }}"#;
+        let mut keyring = Keyring::default();
+        keyring.add(&secret("s", SecretForm::ConfigJson, text)).unwrap();
+        let shown = |repository: &str| -> Vec<(String, String)> {
+            let found = keyring.matching(repository);
+            let pair = |entry: &Entry| (entry.username().to_owned(), entry.password().to_owned());
+            found.iter().map(pair).collect()
+        };
+        let of = |password: &str| vec![("u".to_owned(), password.to_owned())];
+        assert_eq!(shown("padded.example/x"), of("hunter2"));
+        assert_eq!(shown("r.example/x"), of("hunter"));
+        assert_eq!(shown("raw.example/x"), of("hunter"));
+        assert_eq!(shown("token.example/x"), of(""));
+        assert_eq!(
+            shown("docker.io/library/busybox"),
+            [],
+            "asked without credentials"
+        );
+        assert_eq!(shown("empty.example/x"), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Why an image could not be fetched. Every variant names the operation that failed and the limit or
 //! value that was expected, because the text reaches the user through pod events and refusals.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use api::Digest;
 
@@ -57,12 +57,14 @@ pub enum FetchError {
     ///
     /// The body is left out: a registry may redirect to an address that only this machine reaches, and
     /// the text of this error is shown to whoever named the image.
-    #[error("GET {url} answered {status}")]
+    #[error("GET {url} answered {status}{}", later(*retry_after))]
     Status {
         /// Address that was asked.
         url: String,
         /// HTTP status code.
         status: u16,
+        /// When it wants to be asked again, if it says so.
+        retry_after: Option<Duration>,
     },
     /// Connecting, TLS or reading failed.
     #[error("GET {url} failed")]
@@ -224,5 +226,12 @@ impl FetchError {
             self,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::TooLarge { .. }
         )
+    }
+}
+
+fn later(retry_after: Option<Duration>) -> String {
+    match retry_after {
+        Some(wait) => format!(", to be asked again in {} s", wait.as_secs()),
+        None => String::new(),
     }
 }

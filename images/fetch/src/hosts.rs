@@ -45,8 +45,11 @@ pub struct Hosts {
 pub(crate) struct Place {
     /// Address up to the API's version, `https://HOST/v2`, without a slash at its end.
     pub(crate) base: String,
-    /// Host and port, by which credentials are chosen.
+    /// Host and port.
     pub(crate) host: String,
+    /// What credentials are chosen by, before the repository: the host, and the path behind the API's version; the image's
+    /// registry for its own server, wherever that is.
+    pub(crate) account: String,
     /// Whether it may say what a tag means.
     pub(crate) resolves: bool,
     /// The registry for which it stands in.
@@ -165,10 +168,20 @@ impl Place {
         Self {
             base: format!("{scheme}://{host}/v2"),
             host: image.registry.clone(),
+            account: image.registry.clone(),
             resolves: true,
             mirrors: None,
             ca: Vec::new(),
         }
+    }
+
+    /// What the place itself calls the repository `name` of its registry: a mirror may keep it below a path of its own.
+    pub(crate) fn repository(&self, name: &str) -> String {
+        let base = Url::parse(&self.base).ok();
+        let parts = base.iter().flat_map(|url| url.path().split('/'));
+        let behind = parts.skip_while(|part| *part != "v2").skip(1);
+        let prefix: String = behind.map(|part| format!("{part}/")).collect();
+        format!("{prefix}{name}")
     }
 
     /// Whether what is sent there is not encrypted.
@@ -249,9 +262,13 @@ impl Registry {
         };
         let mirrors = mirrors.collect::<Result<_, _>>()?;
         // Credentials follow the name of the image, also where its server has another address.
-        let server = server.map(|server| Place {
-            host: name.cloned().unwrap_or(server.host.clone()),
-            ..server
+        let server = server.map(|server| match name {
+            Some(name) => Place {
+                host: name.clone(),
+                account: name.clone(),
+                ..server
+            },
+            None => server,
         });
         Ok(Self { mirrors, server })
     }
@@ -313,13 +330,18 @@ fn place(path: &Path, key: &str, url: &str, host: Host) -> Result<Place, HostsEr
         true => given.to_owned(),
         false => format!("{given}/v2"),
     };
-    Ok(Place {
-        base: format!("{}://{name}{port}{api}", parsed.scheme()),
-        host: format!("{name}{port}"),
+    let host = format!("{name}{port}");
+    let mut place = Place {
+        base: format!("{}://{host}{api}", parsed.scheme()),
+        account: String::new(),
+        host,
         resolves,
         mirrors: None,
         ca: ca.into_iter().map(|file| dir.join(file)).collect(),
-    })
+    };
+    let path = place.repository("");
+    place.account = format!("{}/{path}", place.host).trim_end_matches('/').to_owned();
+    Ok(place)
 }
 
 fn bounded(path: &Path) -> io::Result<String> {
@@ -384,6 +406,13 @@ mod tests {
         assert_eq!(
             bases(&hosts, "x.example/app"),
             ["https://any.lab/v2", "https://x.example/v2"]
+        );
+        let accounts: Vec<_> = places.iter().map(|place| place.account.as_str()).collect();
+        assert_eq!(accounts, ["z.lab:5000", "a.lab", "m.lab/proxy", "r.example"]);
+        let repositories = places.iter().map(|place| place.repository("app"));
+        assert_eq!(
+            repositories.collect::<Vec<_>>(),
+            ["app", "app", "proxy/app", "app"]
         );
         let none = Hosts::default();
         assert_eq!(bases(&none, "busybox"), ["https://registry-1.docker.io/v2"]);

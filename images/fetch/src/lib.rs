@@ -344,6 +344,13 @@ impl Fetcher {
         if image.is_layout() {
             return self.layouts.tag(image, tag, limit);
         }
+        if self.has_sent(image, None)
+            && let Some((digest, grant)) = self.registry.head(image, tag, keys).await
+            && self.has_sent(image, Some(&digest))
+        {
+            self.prove(image, digest, grant);
+            return Ok(digest);
+        }
         let (bytes, grant) = self.registry.tagged(image, tag, keys, limit).await?;
         let digest = Digest::of(&bytes);
         self.keep(&format!("manifest {digest}"), digest, &bytes)?;
@@ -483,6 +490,15 @@ impl Fetcher {
             self.keep(&format!("manifest {digest}"), *digest, &bytes)?;
             return Ok((bytes, Some(Grant::Anyone)));
         }
+        // A digest that is named proves nothing; but what was sent once is still there for who may have it.
+        if self.has_sent(image, Some(digest))
+            && let Some(bytes) = self.cache.read(digest, limit)?
+            && let Some((said, grant)) = self.registry.head(image, &digest.to_string(), keys).await
+            && said == *digest
+        {
+            self.prove(image, *digest, grant.clone());
+            return Ok((bytes, Some(grant)));
+        }
         let (bytes, grant) = self.registry.manifest(image, digest, keys, limit).await?;
         self.keep(&format!("manifest {digest}"), *digest, &bytes)?;
         self.prove(image, *digest, grant.clone());
@@ -495,6 +511,18 @@ impl Fetcher {
             proofs.clear();
         }
         proofs.entry((image.name(), digest)).or_default().insert(grant);
+    }
+
+    /// Whether the repository has sent what has this digest, or anything, since this process began.
+    fn has_sent(&self, image: &ImageRef, digest: Option<&Digest>) -> bool {
+        let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        match digest {
+            Some(digest) => proofs.contains_key(&(image.name(), *digest)),
+            None => {
+                let name = image.name();
+                proofs.keys().any(|(sender, _)| *sender == name)
+            }
+        }
     }
 
     fn is_proved(&self, image: &ImageRef, digest: &Digest, keys: &Keyring) -> bool {

@@ -100,6 +100,8 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// Signal that asks the program to end, such as `SIGQUIT`.
     pub stop_signal: Option<String>,
+    /// Directories that it means to write to (`VOLUME`), in order.
+    pub volumes: Vec<String>,
 }
 
 /// A parsed image configuration.
@@ -187,6 +189,7 @@ impl Config {
                 user: container.user.unwrap_or_default(),
                 working_dir: container.working_dir.unwrap_or_default(),
                 stop_signal: container.stop_signal.filter(|signal| !signal.is_empty()),
+                volumes: container.volumes.unwrap_or_default().into_keys().collect(),
             },
             diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
         })
@@ -283,6 +286,8 @@ struct RawContainer {
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
+    /// The values are empty objects.
+    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
 }
 
 #[derive(Deserialize)]
@@ -395,6 +400,23 @@ mod tests {
             for_this_machine("i", &entries[..2]),
             Err(FetchError::Platform { .. })
         ));
+    }
+
+    #[test]
+    fn volumes_are_the_names_of_an_object() {
+        let volumes = |text: &str| {
+            let text = format!(
+                r#"{{"architecture":"{ARCHITECTURE}","os":"linux","config":{{"Volumes":{text}}},
+                    "rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+            );
+            Config::parse("c", text.as_bytes()).map(|config| config.image.volumes)
+        };
+        assert_eq!(
+            volumes(r#"{"/data":{},"/cache":null}"#).unwrap(),
+            ["/cache", "/data"]
+        );
+        assert!(volumes("null").unwrap().is_empty() && volumes("{}").unwrap().is_empty());
+        assert!(volumes("[1]").is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
 
 use api::{Digest, ImageRef};
 use reqwest::{
-    Client, Response, StatusCode, Url,
+    Client, Method, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
 
@@ -34,6 +34,10 @@ use crate::{
 const MAX_ATTEMPTS: u32 = 4;
 /// Delay after the first attempt that failed; it doubles.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
+/// A server that asks for a longer wait is given up: whoever wants the image asks again later.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+/// What a server says a manifest is.
+const CONTENT_DIGEST: &str = "docker-content-digest";
 /// Authorizations kept; past it all are dropped and asked for again.
 const MAX_AUTHORIZATIONS: usize = 256;
 
@@ -52,6 +56,7 @@ pub(crate) struct Registry {
 struct Question<'a> {
     place: &'a Place,
     image: &'a ImageRef,
+    method: Method,
     /// Behind the repository, such as `manifests/1`.
     path: &'a str,
     headers: HeaderMap,
@@ -129,6 +134,37 @@ impl Registry {
         Err(last.unwrap_or_else(|| nowhere(image)))
     }
 
+    /// Which manifest the registry has under a tag or digest, as it says without sending it, and who may have it: what it sends
+    /// may be counted, as by Docker Hub. That is no proof of having it. `None` where it has to be asked for the manifest itself.
+    pub(crate) async fn head(
+        &self,
+        image: &ImageRef,
+        reference: &str,
+        keys: &Keyring,
+    ) -> Option<(Digest, Grant)> {
+        let is_tag = image.tag.as_deref() == Some(reference);
+        let path = format!("manifests/{reference}");
+        let places = self.hosts.places(image).into_iter();
+        for place in places.filter(|place| place.resolves || !is_tag) {
+            let question = Question {
+                place: &place,
+                image,
+                method: Method::HEAD,
+                path: &path,
+                headers: accepting(),
+            };
+            let (response, grant) = match self.send(&question, keys).await {
+                Ok(answer) => answer,
+                // The next one is asked, as it would be for the manifest.
+                Err(FetchError::NotFound { .. } | FetchError::Unauthorized { .. }) => continue,
+                Err(_) => return None,
+            };
+            let said = response.headers().get(CONTENT_DIGEST)?.to_str().ok()?;
+            return Some((said.parse().ok()?, grant));
+        }
+        None
+    }
+
     /// Brings a blob into `incoming`, whole and verified; returns who may have it.
     pub(crate) async fn blob(
         &self,
@@ -157,11 +193,11 @@ impl Registry {
     ) -> Result<(Vec<u8>, Grant), FetchError> {
         let mut attempt = 1;
         loop {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
+            let headers = accepting();
             let question = Question {
                 place,
                 image,
+                method: Method::GET,
                 path,
                 headers,
             };
@@ -172,7 +208,7 @@ impl Registry {
                 Err(error) => Err(error),
             };
             match answer {
-                Err(error) if error.is_passing() && attempt < MAX_ATTEMPTS => pause(attempt).await,
+                Err(error) if error.is_passing() && attempt < MAX_ATTEMPTS => pause(attempt, error).await?,
                 other => return other,
             }
             attempt += 1;
@@ -218,7 +254,7 @@ impl Registry {
                 return Err(error);
             }
             tracing::debug!(%digest, written = incoming.written(), %error, "download broke off, going on");
-            pause(in_vain).await;
+            pause(in_vain, error).await?;
         }
     }
 
@@ -245,6 +281,7 @@ impl Registry {
         let question = Question {
             place,
             image,
+            method: Method::GET,
             path: &format!("blobs/{digest}"),
             headers,
         };
@@ -280,7 +317,7 @@ impl Registry {
     async fn send(&self, question: &Question<'_>, keys: &Keyring) -> Result<(Response, Grant), FetchError> {
         let Question { place, image, .. } = question;
         let entries = match !place.is_plain() || auth::is_loopback(&place.base) {
-            true => keys.matching(&format!("{}/{}", place.host, image.repository)),
+            true => keys.matching(&format!("{}/{}", place.account, image.repository)),
             false => Vec::new(),
         };
         if entries.is_empty() {
@@ -342,14 +379,21 @@ impl Registry {
         who: Option<&Entry>,
     ) -> Result<Response, FetchError> {
         let Question {
-            place, image, path, ..
+            place,
+            image,
+            method,
+            path,
+            ..
         } = question;
         let mut url = format!("{}/{}/{path}", place.base, image.repository);
         if let Some(registry) = &place.mirrors {
             // What mirrors of several registries choose by.
             url = format!("{url}?ns={registry}");
         }
-        let request = self.client(place).get(&url).headers(question.headers.clone());
+        let request = self
+            .client(place)
+            .request(method.clone(), &url)
+            .headers(question.headers.clone());
         let request = match (authorization, who) {
             (Some(Authorization::Bearer(token)), _) => request.bearer_auth(token.as_str()),
             (Some(Authorization::Basic), Some(entry)) => {
@@ -389,7 +433,7 @@ impl Registry {
             (Some(Challenge::Basic), Some(_)) => return Ok(Authorization::Basic),
             _ => return Err(unauthorized(question, who)),
         };
-        let url = auth::token_url(&parameters, &image.repository).map_err(problem)?;
+        let url = auth::token_url(&parameters, &place.repository(&image.repository)).map_err(problem)?;
         let same_host = Url::parse(&place.base).is_ok_and(|base| base.host_str() == url.host_str());
         let client = match url.scheme() {
             // The authorities of a host are trusted for that host only.
@@ -414,6 +458,7 @@ impl Registry {
                 return Err(FetchError::Status {
                     url: address,
                     status: status.as_u16(),
+                    retry_after: retry_after(response.headers()),
                 });
             }
         }
@@ -423,8 +468,30 @@ impl Registry {
     }
 }
 
-async fn pause(attempt: u32) {
-    tokio::time::sleep(FIRST_DELAY.saturating_mul(1 << attempt.saturating_sub(1).min(8))).await;
+/// Waits before the next attempt, as long as the server asked for; gives `error` back if that is too long.
+async fn pause(attempt: u32, error: FetchError) -> Result<(), FetchError> {
+    let own = FIRST_DELAY.saturating_mul(1 << attempt.saturating_sub(1).min(8));
+    let wanted = match &error {
+        FetchError::Status { retry_after, .. } => retry_after.unwrap_or_default(),
+        _ => Duration::ZERO,
+    };
+    if wanted > MAX_DELAY {
+        return Err(error);
+    }
+    tokio::time::sleep(own.max(wanted)).await;
+    Ok(())
+}
+
+/// The seconds of `Retry-After`. A date is passed over, and so is what is none: some send the time of day in seconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    let wait = Duration::from_secs(text.trim().parse().ok()?);
+    (wait <= DAY).then_some(wait)
+}
+
+fn accepting() -> HeaderMap {
+    HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT))])
 }
 
 /// Whether an answer begins where we stopped.
@@ -476,6 +543,7 @@ fn accepted(
         status => Err(FetchError::Status {
             url: transport::shown(response.url()),
             status: status.as_u16(),
+            retry_after: retry_after(response.headers()),
         }),
     }
 }

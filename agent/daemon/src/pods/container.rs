@@ -29,6 +29,9 @@ const ADDABLE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW"];
 /// Files that every container of a pod gets over those of its image, written by the agent.
 pub(crate) const POD_FILES: &[&str] = &["hosts", "hostname", "resolv.conf"];
 
+/// Volumes of an image that stay writable under a read-only root; more are nothing that an image needs.
+const MAX_IMAGE_VOLUMES: usize = 64;
+
 /// Why a container cannot be started as its spec says.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContainerError {
@@ -40,6 +43,10 @@ pub(crate) enum ContainerError {
     Path { field: &'static str, value: String },
     #[error("subPath {0:?} must be relative, without '..'")]
     SubPath(String),
+    #[error(
+        "the image declares more than {MAX_IMAGE_VOLUMES} VOLUMEs, which is more than a read-only root can leave writable"
+    )]
+    ImageVolumes,
     #[error("capability {0:?} cannot be added")]
     Capability(String),
     #[error(transparent)]
@@ -106,6 +113,13 @@ pub(crate) fn config(
         (_, "") => "/",
         (_, image) => image,
     };
+    let profile = sandbox::profile(pod, container, &capabilities, resolved.sandbox)?;
+    let read_only_root = has_read_only_root(pod, container);
+    let image_volumes = match read_only_root && !profile.is_read_only() {
+        true => image_volumes(resolved.image)?,
+        // They are as writable as the rest of the root, or, by the profile `strict`, as little.
+        false => Vec::new(),
+    };
     Ok(ContainerConfig {
         name: container.name.clone(),
         attempt,
@@ -117,7 +131,8 @@ pub(crate) fn config(
         uid: resolved.user.uid,
         gid: resolved.user.gid,
         supplemental_gids: resolved.user.supplementary,
-        read_only_root: has_read_only_root(pod, container),
+        read_only_root,
+        image_volumes,
         pid_namespace: pid_namespace(pod, container),
         streams: Streams {
             stdin: container.stdin == Some(true),
@@ -129,7 +144,7 @@ pub(crate) fn config(
         }),
         stop_signal: signals::stop_signal(resolved.image.stop_signal.as_deref()),
         resources: limits::of_container(container, resolved.pids)?,
-        profile: sandbox::profile(pod, container, &capabilities, resolved.sandbox)?,
+        profile,
         capabilities,
         log_path: places.log.clone(),
         log_max_bytes: places.log_max_bytes,
@@ -259,6 +274,18 @@ fn mounts(
     Ok(mounts)
 }
 
+/// What the image means to write to: containerd gives it that also under a read-only root.
+fn image_volumes(image: &ImageConfig) -> Result<Vec<PathBuf>, ContainerError> {
+    match image.volumes.len() > MAX_IMAGE_VOLUMES {
+        true => Err(ContainerError::ImageVolumes),
+        false => image
+            .volumes
+            .iter()
+            .map(|path| absolute("VOLUME", path))
+            .collect(),
+    }
+}
+
 fn text(field: &Option<String>) -> Option<&str> {
     field.as_deref().filter(|text| !text.is_empty())
 }
@@ -349,6 +376,7 @@ mod tests {
         let image = ImageConfig {
             entrypoint: vec!["/entry".to_owned()],
             cmd: vec!["image".to_owned()],
+            volumes: vec!["/data/".to_owned()],
             ..ImageConfig::default()
         };
         let sandbox = sandbox::Ground {
@@ -500,6 +528,19 @@ mod tests {
                 "{odd}"
             );
         }
+    }
+
+    #[test]
+    fn volumes_of_the_image_are_written_under_a_read_only_root() {
+        let volumes = |security: Value| build(json!({"securityContext": security})).unwrap().image_volumes;
+        let read_only = json!({"readOnlyRootFilesystem": true});
+        assert_eq!(volumes(read_only), [PathBuf::from("/data")]);
+        assert!(volumes(json!({})).is_empty(), "they are in the root");
+        let many = ImageConfig {
+            volumes: (0..65).map(|number| format!("/{number}")).collect(),
+            ..ImageConfig::default()
+        };
+        assert!(matches!(image_volumes(&many), Err(ContainerError::ImageVolumes)));
     }
 
     #[test]

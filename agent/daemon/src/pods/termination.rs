@@ -13,8 +13,8 @@ use std::{
 /// Kubernetes' path for containers that name none.
 pub(crate) const DEFAULT_PATH: &str = "/dev/termination-log";
 
-/// Longest message of one container.
-const MAX_MESSAGE_BYTES: usize = 4096;
+/// Longest message of one container: the end of its file.
+const MAX_MESSAGE_BYTES: u64 = 4096;
 /// Longest message taken from a log, and the most lines.
 const MAX_LOG_BYTES: usize = 2048;
 const MAX_LOG_LINES: usize = 80;
@@ -52,15 +52,7 @@ pub(super) fn message(
     failed: bool,
     containers: usize,
 ) -> io::Result<String> {
-    let mut message = Vec::new();
-    let limit = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
-    match File::open(file) {
-        Ok(file) => {
-            file.take(limit).read_to_end(&mut message)?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    let (mut message, _) = end_of(file, MAX_MESSAGE_BYTES)?;
     if message.is_empty()
         && failed
         && let Some(log) = log
@@ -73,19 +65,11 @@ pub(super) fn message(
 
 /// The last lines of a CRI log, without their heads.
 fn end_of_log(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let start = file.metadata()?.len().saturating_sub(LOG_WINDOW_BYTES);
-    file.seek(SeekFrom::Start(start))?;
-    let mut window = Vec::new();
-    file.take(LOG_WINDOW_BYTES).read_to_end(&mut window)?;
+    let (window, is_part) = end_of(path, LOG_WINDOW_BYTES)?;
     let lines: Vec<&[u8]> = window
         .split_inclusive(|byte| *byte == b'\n')
         // The window may begin in the middle of a line.
-        .skip(usize::from(start > 0))
+        .skip(usize::from(is_part))
         .collect();
     let mut kept = Vec::new();
     for line in lines
@@ -107,6 +91,20 @@ fn end_of_log(path: &Path) -> io::Result<Vec<u8>> {
     // The end says what went wrong.
     kept.drain(..kept.len().saturating_sub(MAX_LOG_BYTES));
     Ok(kept)
+}
+
+/// At most so many bytes of the end of a file, and whether it has more; nothing if there is none.
+fn end_of(path: &Path, limit: u64) -> io::Result<(Vec<u8>, bool)> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), false)),
+        Err(error) => return Err(error),
+    };
+    let start = file.metadata()?.len().saturating_sub(limit);
+    file.seek(SeekFrom::Start(start))?;
+    let mut end = Vec::new();
+    file.take(limit).read_to_end(&mut end)?;
+    Ok((end, start > 0))
 }
 
 #[cfg(test)]
@@ -134,9 +132,20 @@ mod tests {
         let tail = of(true, true, 1);
         assert_eq!(tail.len(), MAX_LOG_BYTES);
         assert!(tail.ends_with("79\n"), "the end is what tells why: {tail}");
-        fs::write(&file, vec![b'x'; 1 << 20]).unwrap();
-        assert_eq!(of(true, true, 1).len(), 4096);
-        assert_eq!(of(true, true, 24).len(), 512, "12 kB for all");
+        let written = format!("begun\n{}error: it broke\n", "x".repeat(1 << 20));
+        fs::write(&file, written).unwrap();
+        let message = of(true, true, 1);
+        assert_eq!(message.len(), 4096);
+        assert!(
+            message.ends_with("xerror: it broke\n"),
+            "the end, as the kubelet reads it"
+        );
+        let short = of(true, true, 24);
+        assert_eq!(short.len(), 512, "12 kB for all");
+        assert!(
+            !short.contains("error"),
+            "the beginning of that, as the kubelet cuts it"
+        );
         let next = prepare(directory.path(), "c", 1).unwrap();
         assert!(!file.exists() && next.exists());
     }

@@ -63,6 +63,8 @@ pub(crate) struct Rootfs {
     pub(crate) root: PathBuf,
     /// Where each of the configured mounts is staged, in order.
     pub(crate) mounts: Vec<PathBuf>,
+    /// The same of the image's volumes.
+    pub(crate) volumes: Vec<PathBuf>,
 }
 
 /// Where mounts are staged, seen in the shim's mount namespace only.
@@ -108,8 +110,8 @@ pub(crate) fn prepare(holder: i32, shares_processes: bool) -> Result<Shared, Roo
     Ok(Shared { namespaces, memory })
 }
 
-/// Mounts everything a container needs below its staging directory. The mounts of `config` are put where the image's links
-/// lead, in the order in which they can be made.
+/// Mounts everything a container needs below its staging directory. The mounts and the image's volumes of `config` are put where
+/// the image's links lead, in the order in which they can be made.
 pub(crate) fn stage(
     paths: &PodPaths,
     pod: &PodConfig,
@@ -136,14 +138,26 @@ pub(crate) fn stage(
     let root = overlay(&staging, &lower, &writable)?;
 
     place(&root, &mut config.mounts)?;
+    place_volumes(&root, config)?;
     make_working_directory(&root, pod, config)?;
+    let mut volumes = Vec::new();
+    for (index, volume) in config.image_volumes.iter().enumerate() {
+        make_directory(&root, volume, pod)?;
+        let staged = staging.join(format!("v{index}"));
+        stage_volume(&root, volume, &staged)?;
+        volumes.push(staged);
+    }
     let mut mounts = Vec::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let staged = staging.join(format!("m{index}"));
         stage_mount(mount, &staged, user_namespace)?;
         mounts.push(staged);
     }
-    Ok(Rootfs { root, mounts })
+    Ok(Rootfs {
+        root,
+        mounts,
+        volumes,
+    })
 }
 
 /// Takes all mounts of a container away again. What is not there is no error.
@@ -306,6 +320,42 @@ fn place(root: &Path, mounts: &mut [Mount]) -> Result<(), RootfsError> {
     }
     mounts.sort_by_key(depth);
     Ok(())
+}
+
+/// Brings the image's volumes to where its links lead, those that others are in first, and leaves out what something else is
+/// mounted at or over.
+fn place_volumes(root: &Path, config: &mut ContainerConfig) -> Result<(), RootfsError> {
+    let targets = config.mounts.iter().map(|mount| mount.target.clone());
+    let covered: Vec<PathBuf> = OF_THE_RUNTIME
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(targets)
+        .collect();
+    let mut placed = Vec::new();
+    for volume in &config.image_volumes {
+        let found = resolve(root, volume, &covered)?;
+        let is_free = !covered.iter().any(|other| found.starts_with(other));
+        if is_free && found != Path::new("/") && !placed.contains(&found) {
+            placed.push(found);
+        }
+    }
+    placed.sort_by_key(|path| path.components().count());
+    config.image_volumes = placed;
+    Ok(())
+}
+
+/// A directory of the root by itself: the root can be made read-only, and this stays as it is. What is written is in the container's
+/// writable layer.
+fn stage_volume(root: &Path, volume: &Path, staged: &Path) -> Result<(), RootfsError> {
+    // No component of it is a link.
+    let source = root.join(volume.strip_prefix("/").unwrap_or(volume));
+    fs::create_dir(staged).map_err(on("create", staged))?;
+    rustix::mount::mount_bind(&source, staged).map_err(on_errno("mount", &source))?;
+    let mut flags = MountFlags::BIND | MountFlags::NODEV | MountFlags::NOSUID;
+    if is_code_path(volume) {
+        flags |= MountFlags::NOEXEC;
+    }
+    rustix::mount::mount_remount(staged, flags, c"").map_err(on_errno("restrict", staged))
 }
 
 /// Where the links of an image lead from a path in it, the last component included, whether or not there is anything. Nothing

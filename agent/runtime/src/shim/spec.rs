@@ -112,6 +112,8 @@ pub(crate) fn mount_rules(config: &ContainerConfig) -> Vec<PathRule> {
         let mut later = config.mounts.iter().skip(index + 1);
         later.all(|later| later.target != mount.target)
     });
+    let volumes = config.image_volumes.iter();
+    rules.extend(volumes.map(|volume| PathRule::new(volume, PathAccess::ReadWrite)));
     rules.extend(mounts.map(|(_, mount)| {
         let access = match (mount.read_only, may_execute(mount)) {
             (true, true) => PathAccess::ReadExecute,
@@ -168,6 +170,15 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
             "cgroup",
             &["nosuid", "noexec", "nodev", "relatime", "ro"],
         ));
+    }
+    // Before the mounts, which may be in them.
+    for (volume, staged) in config.image_volumes.iter().zip(&around.rootfs.volumes) {
+        mounts.push(json!({
+            "destination": volume,
+            "type": "bind",
+            "source": staged,
+            "options": ["bind", "nosuid", "nodev", "rw"],
+        }));
     }
     for (mount, staged) in config.mounts.iter().zip(&around.rootfs.mounts) {
         let mut options = vec!["bind", "nosuid", "nodev"];
@@ -244,6 +255,7 @@ mod tests {
                 mount("/rx", true, true),
             ],
             read_only_root: true,
+            image_volumes: vec!["/volume".into()],
             capabilities: vec!["CAP_CHOWN".into()],
             pid_namespace: crate::config::PidNamespace::Own,
             streams: crate::config::Streams::default(),
@@ -266,6 +278,7 @@ mod tests {
         let rootfs = Rootfs {
             root: "/s/root".into(),
             mounts: staged,
+            volumes: vec!["/s/v0".into()],
         };
         let shared = Shared {
             namespaces: "/ns".into(),
@@ -310,6 +323,7 @@ mod tests {
             Some(PathAccess::ReadWrite),
             "even if executable is asked for"
         );
+        assert_eq!(access("/volume"), Some(PathAccess::ReadWrite));
         assert_eq!(access("/ro"), Some(PathAccess::Read));
         assert_eq!(access("/rx"), Some(PathAccess::ReadExecute));
         let mut hidden = example();

@@ -118,6 +118,7 @@ impl Stage {
             supplemental_gids: vec![],
             mounts: vec![mount("data", false), mount("config", true), linked],
             read_only_root: false,
+            image_volumes: vec![],
             capabilities: CAPABILITIES.map(String::from).to_vec(),
             streams: Streams::default(),
             resources: Resources::default(),

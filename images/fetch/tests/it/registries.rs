@@ -187,7 +187,11 @@ async fn what_everybody_may_have_is_nobodys_secret() -> Result<()> {
 
 /// A request to a [`serve`]d registry.
 struct Request {
+    /// `GET` or `HEAD`.
+    method: String,
     path: String,
+    /// What it shows that it may.
+    authorization: Option<String>,
     /// First byte that is asked for.
     from: Option<usize>,
     if_range: Option<String>,
@@ -200,7 +204,9 @@ fn serve(answer: impl Fn(&Request) -> (String, Vec<u8>) + Send + 'static) -> Res
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut request = Request {
+                method: String::new(),
                 path: String::new(),
+                authorization: None,
                 from: None,
                 if_range: None,
             };
@@ -208,15 +214,22 @@ fn serve(answer: impl Fn(&Request) -> (String, Vec<u8>) + Send + 'static) -> Res
                 let lower = line.to_ascii_lowercase();
                 if line.is_empty() {
                     break;
-                } else if let Some(rest) = line.strip_prefix("GET ") {
-                    request.path = rest.split(' ').next().unwrap_or_default().to_owned();
+                } else if line.ends_with(" HTTP/1.1") {
+                    let mut words = line.split(' ').map(str::to_owned);
+                    request.method = words.next().unwrap_or_default();
+                    request.path = words.next().unwrap_or_default();
                 } else if let Some(range) = lower.strip_prefix("range: bytes=") {
                     request.from = range.trim_end_matches('-').parse().ok();
+                } else if lower.starts_with("authorization:") {
+                    request.authorization = line.split_once(": ").map(|(_, shown)| shown.to_owned());
                 } else if lower.starts_with("if-range:") {
                     request.if_range = line.split_once(": ").map(|(_, tag)| tag.to_owned());
                 }
             }
-            let (head, body) = answer(&request);
+            let (head, mut body) = answer(&request);
+            if request.method == "HEAD" {
+                body.clear();
+            }
             // The client may be gone, which is its right.
             let _sent = (&stream)
                 .write_all(format!("{head}Connection: close\r\n\r\n").as_bytes())
@@ -380,6 +393,216 @@ async fn a_pull_that_failed_goes_on_at_the_next_attempt() -> Result<()> {
     fetcher.layer(&image, &image.layers[0], None).await?;
     let asked = state.lock().map(|asked| asked.clone()).unwrap_or_default();
     assert_eq!(asked, [None, Some(1000), Some(1000)]);
+    Ok(())
+}
+
+/// How a registry answers to `HEAD`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Head {
+    Well,
+    WithoutDigest,
+    WithAnotherDigest,
+    NotAllowed,
+    /// With status 500.
+    Broken,
+}
+
+/// What a server was asked: method, and the last part of the path.
+type Log = Arc<Mutex<Vec<String>>>;
+
+fn asked(log: &Log) -> Vec<String> {
+    log.lock()
+        .map(|mut log| std::mem::take(&mut *log))
+        .unwrap_or_default()
+}
+
+/// A registry with `image` in all repositories, under its digest and under each tag.
+fn answering(image: &Image, head: Head) -> Result<(String, Log)> {
+    let (image, log) = (image.clone(), Log::default());
+    let asked = Arc::clone(&log);
+    let address = serve(move |request| {
+        let name = request.path.rsplit('/').next().unwrap_or_default().to_owned();
+        let of_digest = image.blobs().find(|blob| blob.digest.to_string() == name);
+        let blob = of_digest.unwrap_or(&image.manifest);
+        let shown = match name == image.digest().to_string() {
+            true => "manifest",
+            false if of_digest.is_some() => "blob",
+            false => "tag",
+        };
+        if let Ok(mut asked) = asked.lock() {
+            asked.push(format!("{} {shown}", request.method));
+        }
+        let (status, digest) = match (request.method.as_str(), head) {
+            ("GET", _) | (_, Head::WithoutDigest) => ("200 OK", None),
+            (_, Head::Well) => ("200 OK", Some(blob.digest)),
+            (_, Head::WithAnotherDigest) => ("200 OK", Some(Digest::of(b"other"))),
+            (_, Head::NotAllowed) => ("405 No", None),
+            (_, Head::Broken) => ("500 No", None),
+        };
+        let digest = digest.map_or(String::new(), |digest| {
+            format!("Docker-Content-Digest: {digest}\r\n")
+        });
+        let length = blob.bytes.len();
+        let head = format!("HTTP/1.1 {status}\r\n{digest}Content-Length: {length}\r\n");
+        (head, blob.bytes.clone())
+    })?;
+    Ok((address, log))
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_here_is_not_sent_again() -> Result<()> {
+    let nobody = Keyring::anonymous();
+    let wanted = large_image();
+    for (head, again) in [
+        (Head::Well, &["HEAD manifest"][..]),
+        (Head::WithoutDigest, &["HEAD manifest", "GET manifest"]),
+        (Head::WithAnotherDigest, &["HEAD manifest", "GET manifest"]),
+        (Head::NotAllowed, &["HEAD manifest", "GET manifest"]),
+        (Head::Broken, &["HEAD manifest", "GET manifest"]),
+    ] {
+        let dir = tempfile::tempdir()?;
+        let (address, log) = answering(&wanted, head)?;
+        let fetcher = fetcher(dir.path(), None)?;
+        let reference: ImageRef = format!("{address}/team/app@{}", wanted.digest()).parse()?;
+        fetcher.confirm(&reference, &nobody).await?;
+        assert_eq!(asked(&log), ["GET manifest", "GET blob"], "{head:?}");
+        let image = fetcher.confirm(&reference, &nobody).await?;
+        assert_eq!(asked(&log), again, "{head:?}");
+        assert_eq!(image.grant, Some(Grant::Anyone));
+        // Who only says that he has it may not have it.
+        let other: ImageRef = format!("{address}/other@{}", wanted.digest()).parse()?;
+        fetcher.confirm(&other, &nobody).await?;
+        assert_eq!(asked(&log)[0], "GET manifest", "{head:?}");
+
+        let tagged: ImageRef = format!("{address}/third:1").parse()?;
+        let first = fetcher.resolve(&tagged, &nobody).await?;
+        assert_eq!(asked(&log), ["GET tag"], "{head:?}");
+        assert_eq!(fetcher.resolve(&tagged, &nobody).await?, first);
+        let again = match head {
+            Head::Well => vec!["HEAD tag"],
+            _ => vec!["HEAD tag", "GET tag"],
+        };
+        assert_eq!(asked(&log), again, "{head:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registry_says_when_to_ask_again() -> Result<()> {
+    let wanted = large_image();
+    for (retry_after, tries) in [("1", 2), ("3600", 1)] {
+        let dir = tempfile::tempdir()?;
+        let (image, log) = (wanted.clone(), Log::default());
+        let asks = Arc::clone(&log);
+        let address = serve(move |request| {
+            let tries = asks.lock().map_or(0, |mut asks| {
+                asks.push(request.method.clone());
+                asks.len()
+            });
+            let manifest = &image.manifest.bytes;
+            match tries {
+                1 => {
+                    let head =
+                        format!("HTTP/1.1 429 No\r\nRetry-After: {retry_after}\r\nContent-Length: 0\r\n");
+                    (head, Vec::new())
+                }
+                _ => {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n", manifest.len());
+                    (head, manifest.clone())
+                }
+            }
+        })?;
+        let begun = std::time::Instant::now();
+        let reference: ImageRef = format!("{address}/x@{}", wanted.digest()).parse()?;
+        let resolved = fetcher(dir.path(), None)?
+            .resolve(&reference, &Keyring::anonymous())
+            .await;
+        assert_eq!(asked(&log).len(), tries, "{retry_after}");
+        match resolved {
+            Ok(_) => assert!(tries == 2 && begun.elapsed() >= Duration::from_secs(1)),
+            Err(error) => {
+                assert!(
+                    error
+                        .to_string()
+                        .ends_with("answered 429, to be asked again in 3600 s"),
+                    "{error}"
+                );
+                assert_eq!(tries, 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A mirror that keeps each repository in the project `proxy`, and gives what was asked for with a token for just that: to
+/// everybody, or to [`testkit::registry::USER`]. Its challenge may leave out what to ask for.
+fn by_token(image: &Image, says_scope: bool, private: bool) -> Result<String> {
+    const SCOPE: &str = "repository:proxy/team/app:pull";
+    let image = image.clone();
+    let own = Arc::new(Mutex::new(String::new()));
+    let name = Arc::clone(&own);
+    let address = serve(move |request| {
+        let answer = |status: &str, head: &str, body: &[u8]| {
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\n{head}Content-Length: {length}\r\n");
+            (head, body.to_vec())
+        };
+        if let Some(query) = request.path.strip_prefix("/token?") {
+            let shown = request.authorization.as_deref().unwrap_or_default();
+            if private && !shown.starts_with("Basic ") {
+                return answer("401 No", "", b"");
+            }
+            // The token says what it is for, as a JWT does.
+            let scope = query.split('&').find_map(|part| part.strip_prefix("scope="));
+            let token = format!("{{\"token\": \"for-{}\"}}", scope.unwrap_or_default());
+            return answer("200 OK", "", token.as_bytes());
+        }
+        let wanted = format!("Bearer for-{}", SCOPE.replace(':', "%3A").replace('/', "%2F"));
+        if request.authorization.as_deref() != Some(wanted.as_str()) {
+            let host = name.lock().map(|name| name.clone()).unwrap_or_default();
+            let scope = if says_scope {
+                format!(",scope=\"{SCOPE}\"")
+            } else {
+                String::new()
+            };
+            let head =
+                format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\",service=\"x\"{scope}\r\n");
+            return answer("401 No", &head, b"");
+        }
+        let path = request.path.split('?').next().unwrap_or_default();
+        let mut blobs = image.blobs().chain([&image.manifest]);
+        match blobs.find(|blob| path.ends_with(&blob.digest.to_string())) {
+            Some(blob) if path.starts_with("/v2/proxy/team/app/") => answer("200 OK", "", &blob.bytes),
+            _ => answer("404 No", "", b""),
+        }
+    })?;
+    if let Ok(mut own) = own.lock() {
+        own.clone_from(&address);
+    }
+    Ok(address)
+}
+
+#[tokio::test]
+async fn a_mirror_with_a_path_says_what_a_token_is_for() -> Result<()> {
+    let wanted = large_image();
+    let reference: ImageRef = format!("r.invalid/team/app@{}", wanted.digest()).parse()?;
+    for (says_scope, private) in [(true, false), (true, true), (false, false)] {
+        let dir = tempfile::tempdir()?;
+        let address = by_token(&wanted, says_scope, private)?;
+        let hosts = dir.path().join("hosts");
+        fs::create_dir_all(hosts.join("r.invalid"))?;
+        let text = format!("[host.\"http://{address}/v2/proxy\"]\noverride_path = true\n");
+        fs::write(hosts.join("r.invalid/hosts.toml"), text)?;
+        let fetcher = fetcher(dir.path(), Some(&hosts))?;
+        let project = Registry::docker_config(&format!("{address}/proxy"));
+        let keys = match private {
+            true => keys("own/1", &project)?,
+            false => Keyring::anonymous(),
+        };
+        let pulled = fetcher.fetch(&reference, &keys).await;
+        let shown = format!("{says_scope} {private}: {:?}", pulled.as_ref().err());
+        assert!(pulled.is_ok(), "{shown}");
+    }
     Ok(())
 }
 

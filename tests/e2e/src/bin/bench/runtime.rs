@@ -219,6 +219,7 @@ pub(crate) async fn run_to_end(
         supplemental_gids: vec![],
         mounts: vec![],
         read_only_root: false,
+        image_volumes: Vec::new(),
         capabilities: vec![],
         streams: Streams::default(),
         resources: limits(),
