@@ -187,6 +187,8 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
         }
         // A run that nobody knows any more, of a pod that was running when the machine went down.
         let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+        // One that was lost before it began (`ContainerStatusUnknown` without an id) has not run.
+        let terminated = terminated.filter(|terminated| terminated.container_id.is_some());
         let running = status.state.as_ref().and_then(|state| state.running.as_ref());
         if container.run == Run::Never {
             if let Some(terminated) = terminated {
@@ -431,6 +433,19 @@ mod tests {
             ("e", Role::Ephemeral, None),
         ];
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn what_was_lost_before_it_began_has_not_run() {
+        let pod: Pod = serde_json::from_value(json!({
+            "status": {"phase": "Failed", "reason": "Terminated", "containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}}]},
+        }))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &pod, None);
+        assert_eq!(seen.containers["c"].run, Run::Never, "the next run is the first");
     }
 
     #[test]
