@@ -72,14 +72,14 @@ fn burstable(container: &Container, node_memory_bytes: u64) -> i32 {
 }
 
 /// Thousandths, or the text of what is no amount, which equals only itself.
-type Amounts = BTreeMap<String, Result<u64, String>>;
+type Amounts = BTreeMap<String, Result<u128, String>>;
 
 /// What counts of `amounts`: nothing of zero does.
 fn compute(amounts: BTreeMap<String, Quantity>) -> Amounts {
     amounts
         .into_iter()
         .filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory"))
-        .map(|(name, Quantity(text))| (name, api::quantity::thousandths(&text).map_err(|_odd| text)))
+        .map(|(name, Quantity(text))| (name, api::quantity::exact_thousandths(&text).map_err(|_odd| text)))
         .filter(|(_, amount)| *amount != Ok(0))
         .collect()
 }
