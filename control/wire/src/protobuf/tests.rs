@@ -337,13 +337,29 @@ fn tables_name_the_fields_of_the_types() {
         unknown::<types::certificates::v1::CertificateSigningRequest>(group, kind),
     );
     let (group, kind) = ("v1", "PersistentVolume");
-    check(kind, group, unknown::<types::core::v1::PersistentVolume>(group, kind));
+    check(
+        kind,
+        group,
+        unknown::<types::core::v1::PersistentVolume>(group, kind),
+    );
     let (group, kind) = ("v1", "PersistentVolumeClaim");
-    check(kind, group, unknown::<types::core::v1::PersistentVolumeClaim>(group, kind));
+    check(
+        kind,
+        group,
+        unknown::<types::core::v1::PersistentVolumeClaim>(group, kind),
+    );
     let (group, kind) = ("storage.k8s.io/v1", "StorageClass");
-    check(kind, group, unknown::<types::storage::v1::StorageClass>(group, kind));
+    check(
+        kind,
+        group,
+        unknown::<types::storage::v1::StorageClass>(group, kind),
+    );
     let (group, kind) = ("discovery.k8s.io/v1", "EndpointSlice");
-    check(kind, group, unknown::<types::discovery::v1::EndpointSlice>(group, kind));
+    check(
+        kind,
+        group,
+        unknown::<types::discovery::v1::EndpointSlice>(group, kind),
+    );
     let (group, kind) = ("policy/v1", "PodDisruptionBudget");
     check(
         kind,
@@ -382,7 +398,10 @@ fn every_kind_of_kubernetes_is_read() {
     let rows = api::resources::RESOURCES.iter();
     let stored = rows.filter(|row| row.stored == api::resources::Stored::Yes && own(row.group));
     let missing = stored.filter(|row| messages::by_kind(&row.api_version(), row.kind).is_none());
-    assert_eq!(missing.map(|row| row.kind).collect::<Vec<_>>(), Vec::<&str>::new());
+    assert_eq!(
+        missing.map(|row| row.kind).collect::<Vec<_>>(),
+        Vec::<&str>::new()
+    );
 }
 
 #[test]
