@@ -16,7 +16,25 @@ const MAX_LENGTH: usize = 64;
 
 /// Thousandths of `text`, rounded up as Kubernetes does: `250m` is 250, `1` is 1000, `1Ki` is 1024000.
 /// Negative quantities are refused: nothing that is asked for here can be negative.
+///
+/// # Errors
+///
+/// [`QuantityError::TooLarge`] beyond 18 `P`, for which [`units`] has room.
 pub fn thousandths(text: &str) -> Result<u64, QuantityError> {
+    fits(text, exact_thousandths(text)?)
+}
+
+/// Whole units of `text`, rounded up: bytes of `64Mi`.
+pub fn units(text: &str) -> Result<u64, QuantityError> {
+    fits(text, exact_thousandths(text)?.div_ceil(1000))
+}
+
+fn fits(text: &str, amount: u128) -> Result<u64, QuantityError> {
+    u64::try_from(amount).map_err(|_overflow| QuantityError::TooLarge(text.to_owned()))
+}
+
+/// As [`thousandths`], for amounts of any suffix.
+pub fn exact_thousandths(text: &str) -> Result<u128, QuantityError> {
     let syntax = || QuantityError::Syntax(text.chars().take(MAX_LENGTH).collect());
     let too_large = || QuantityError::TooLarge(text.to_owned());
     if text.len() > MAX_LENGTH {
@@ -45,12 +63,7 @@ pub fn thousandths(text: &str) -> Result<u64, QuantityError> {
         .checked_mul(factor)
         .and_then(|d| d.checked_mul(1000))
         .ok_or_else(too_large)?;
-    u64::try_from(scaled.div_ceil(decimal)).map_err(|_overflow| too_large())
-}
-
-/// Whole units of `text`, rounded up: bytes of `64Mi`.
-pub fn units(text: &str) -> Result<u64, QuantityError> {
-    thousandths(text).map(|thousandths| thousandths.div_ceil(1000))
+    Ok(scaled.div_ceil(decimal))
 }
 
 /// Factor and divisor of a suffix.
@@ -109,6 +122,9 @@ mod tests {
             assert_eq!(thousandths(text), Ok(expected), "{text}");
         }
         assert_eq!(units("1500m"), Ok(2));
+        assert_eq!(units("20Pi"), Ok(20 << 50));
+        assert_eq!(exact_thousandths("1Ei"), Ok(1000 << 60));
+        assert_eq!(units("20E"), Err(QuantityError::TooLarge("20E".to_owned())));
         assert_eq!(thousandths("1E"), Err(QuantityError::TooLarge("1E".to_owned())));
     }
 

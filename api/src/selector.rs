@@ -1,5 +1,5 @@
 //! Kubernetes label selectors: the object form (`matchLabels`, `matchExpressions`) and the text form that
-//! stands in URLs (`a=b,c in (d,e),!f`). Both become [`LabelSelector`].
+//! stands in URLs (`a=b,c in (d,e),!f,g>1`). Both become [`LabelSelector`].
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -35,6 +35,10 @@ pub enum Operator {
     Exists,
     /// Absent.
     DoesNotExist,
+    /// Present with a larger number. In the text form only.
+    GreaterThan(i64),
+    /// Present with a smaller number. In the text form only.
+    LessThan(i64),
 }
 
 /// Why a selector is not valid.
@@ -87,8 +91,15 @@ impl Requirement {
             Operator::NotIn(values) => value.is_none_or(|v| !values.contains(v)),
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
+            // What is no number is neither larger nor smaller than one.
+            Operator::GreaterThan(bound) => number(value).is_some_and(|number| number > *bound),
+            Operator::LessThan(bound) => number(value).is_some_and(|number| number < *bound),
         }
     }
+}
+
+fn number(value: Option<&String>) -> Option<i64> {
+    value?.parse().ok()
 }
 
 impl TryFrom<&meta::LabelSelector> for LabelSelector {
@@ -232,6 +243,20 @@ fn parse_term(text: &str, term: &str) -> Result<Requirement, SelectorError> {
             return requirement(key.trim(), operator);
         }
     }
+    for (sign, operator) in [
+        ('>', Operator::GreaterThan as fn(i64) -> Operator),
+        ('<', Operator::LessThan),
+    ] {
+        if let Some((key, bound)) = term.split_once(sign) {
+            let bound = bound.trim();
+            if !is_label_value(bound) {
+                return Err(SelectorError::Value(bound.to_owned()));
+            }
+            let bound = bound.parse().ok();
+            let bound = bound.ok_or_else(|| syntax(text, "'>' and '<' compare with a whole number"))?;
+            return requirement(key.trim(), operator(bound));
+        }
+    }
     requirement(term, Operator::Exists)
 }
 
@@ -266,12 +291,33 @@ mod tests {
         check("app", &[("app", "")], true);
         check("a in (b,c),d", &[("a", "c"), ("d", "")], true);
         check("app=", &[("app", "")], true);
+        check("rank>4,rank<6", &[("rank", "5")], true);
+        check("rank > 5", &[("rank", "5")], false);
+        check("rank<10", &[("rank", "9")], true);
+        for labels in [&[][..], &[("rank", "high")], &[("rank", "")]] {
+            check("rank>0", labels, false);
+            check("rank<10", labels, false);
+        }
     }
 
     #[test]
     fn text_form_refuses_nonsense() {
         for bad in [
-            "a=b,,c=d", "a in b)", "a b (c)", "=x", "a=b c", "-a", "a in (b", ",",
+            "a=b,,c=d",
+            "a in b)",
+            "a b (c)",
+            "=x",
+            "a=b c",
+            "-a",
+            "a in (b",
+            ",",
+            "a>b",
+            "a>=1",
+            "a>-1",
+            "a>",
+            "<1",
+            "a>1<2",
+            "a>9223372036854775808",
         ] {
             assert!(bad.parse::<LabelSelector>().is_err(), "{bad:?} was accepted");
         }

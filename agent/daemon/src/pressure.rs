@@ -230,7 +230,7 @@ fn candidate(shortage: Shortage, pod: &PodStats, object: &Pod) -> Option<Candida
     (!pod.containers.is_empty() && !is_critical(object)).then(|| Candidate {
         uid: pod.pod_ref.uid.clone(),
         priority: spec.priority.unwrap_or(0),
-        requested: requested.sum(),
+        requested: requested.fold(0, u64::saturating_add),
         used,
     })
 }

@@ -5,7 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use crate::{Cause, Eviction, Ground, Role, Run, status::View};
+use crate::{Ground, Role, Run, status::View};
 
 /// Whether a condition holds, its reason and its message.
 type Truth = (bool, Option<&'static str>, Option<String>);
@@ -62,8 +62,11 @@ pub(crate) fn of(
         ("PodScheduled", (true, None, None)),
     ];
     // Nothing of one that never began is disrupted.
-    let began = |eviction: &&Eviction| !matches!(eviction.cause, Cause::Refused { .. });
-    let eviction = view.seen.eviction.as_ref().filter(began);
+    let eviction = view
+        .seen
+        .eviction
+        .as_ref()
+        .filter(|_eviction| !view.seen.is_refused());
     let of_others = existing
         .clone()
         .filter(|condition| !is_own_condition(&condition.type_))

@@ -139,6 +139,12 @@ impl Seen {
     pub fn container(&self, name: &str) -> Option<&Container> {
         self.containers.get(name).map(Box::as_ref)
     }
+
+    /// Whether the node has not begun with the pod, and does not.
+    pub(crate) fn is_refused(&self) -> bool {
+        let cause = self.eviction.as_ref().map(|eviction| &eviction.cause);
+        matches!(cause, Some(Cause::Refused { .. }))
+    }
 }
 
 /// How far the ground for containers is prepared; each stage contains the ones before.

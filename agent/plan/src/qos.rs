@@ -11,7 +11,13 @@ use k8s_openapi::{
 pub fn qos_class(spec: &PodSpec) -> &'static str {
     let amounts = |container: &Container| -> (Amounts, Amounts) {
         let resources = container.resources.clone().unwrap_or_default();
-        (compute(resources.requests), compute(resources.limits))
+        let limits = resources.limits.unwrap_or_default();
+        let mut requests = resources.requests.unwrap_or_default();
+        // A request that is left out is the limit, as admission defaults it. One of zero is not left out.
+        for (name, limit) in &limits {
+            requests.entry(name.clone()).or_insert_with(|| limit.clone());
+        }
+        (compute(requests), compute(limits))
     };
     let inits = spec.init_containers.iter().flatten();
     let all: Vec<(Amounts, Amounts)> = spec.containers.iter().chain(inits).map(amounts).collect();
@@ -21,13 +27,8 @@ pub fn qos_class(spec: &PodSpec) -> &'static str {
     {
         return "BestEffort";
     }
-    // A request that is left out is the limit, as admission defaults it.
-    let guaranteed = all.iter().all(|(requests, limits)| {
-        limits.len() == 2
-            && requests
-                .iter()
-                .all(|(name, amount)| limits.get(name) == Some(amount))
-    });
+    let mut all = all.iter();
+    let guaranteed = all.all(|(requests, limits)| limits.len() == 2 && requests == limits);
     if guaranteed { "Guaranteed" } else { "Burstable" }
 }
 
@@ -71,14 +72,14 @@ fn burstable(container: &Container, node_memory_bytes: u64) -> i32 {
 }
 
 /// Thousandths, or the text of what is no amount, which equals only itself.
-type Amounts = BTreeMap<String, Result<u64, String>>;
+type Amounts = BTreeMap<String, Result<u128, String>>;
 
-fn compute(amounts: Option<BTreeMap<String, Quantity>>) -> Amounts {
+/// What counts of `amounts`: nothing of zero does.
+fn compute(amounts: BTreeMap<String, Quantity>) -> Amounts {
     amounts
-        .unwrap_or_default()
         .into_iter()
         .filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory"))
-        .map(|(name, Quantity(text))| (name, api::quantity::thousandths(&text).map_err(|_odd| text)))
+        .map(|(name, Quantity(text))| (name, api::quantity::exact_thousandths(&text).map_err(|_odd| text)))
         .filter(|(_, amount)| *amount != Ok(0))
         .collect()
 }
@@ -134,6 +135,14 @@ mod tests {
             ),
             "Guaranteed"
         );
+    }
+
+    #[test]
+    fn who_requests_nothing_is_not_guaranteed_by_a_limit() {
+        let limits = [("cpu", "1"), ("memory", "1Gi")];
+        assert_eq!(class(&[("cpu", "0")], &limits), "Burstable");
+        assert_eq!(class(&[("cpu", "0"), ("memory", "1Gi")], &limits), "Burstable");
+        assert_eq!(class(&[("memory", "1Gi")], &limits), "Guaranteed");
     }
 
     #[test]

@@ -67,13 +67,17 @@ pub fn render(pod: &Pod, wanted: &Wanted, seen: &Seen, facts: &Facts) -> PodStat
         .map(|ip| HostIP { ip: ip.to_string() })
         .collect();
     let (reason, message) = view.reason(phase);
+    // Of one that the node did not begin with there are no containers to speak of, as with the kubelet (`rejectPod`): what
+    // a container waits for would be shown in place of the reason.
+    let shown = |statuses: Vec<ContainerStatus>| Some(statuses).filter(|_all| !seen.is_refused());
+    let shown_if_any = |statuses: Vec<ContainerStatus>| shown(statuses).filter(|all| !all.is_empty());
     PodStatus {
         conditions: Some(conditions),
-        container_statuses: Some(statuses),
-        ephemeral_container_statuses: (!ephemeral_statuses.is_empty()).then_some(ephemeral_statuses),
+        container_statuses: shown(statuses),
+        ephemeral_container_statuses: shown_if_any(ephemeral_statuses),
         host_ip: host_ips.first().map(|host| host.ip.clone()),
         host_ips: Some(host_ips),
-        init_container_statuses: (!init_statuses.is_empty()).then_some(init_statuses),
+        init_container_statuses: shown_if_any(init_statuses),
         observed_generation: pod.metadata.generation,
         phase: Some(phase.to_owned()),
         pod_ip: pod_ips.first().map(|pod| pod.ip.clone()),
@@ -111,9 +115,13 @@ impl View<'_> {
         all.any(|container| matches!(container.run, Run::Running { .. }))
     }
 
-    /// Whether the pod was told to end, and has: what never ran never will.
+    /// Whether the pod has ended before its time, by deletion, failure or the node: what never ran never will.
     fn has_ended(&self) -> bool {
-        self.wanted.ending != Ending::No && !self.runs()
+        let cut_off = || {
+            let over = over(self.wanted, self.seen, self.now);
+            matches!(over, Some(Over::InitFailed | Over::Deadline | Over::Evicted))
+        };
+        !self.runs() && (self.wanted.ending != Ending::No || cut_off())
     }
 
     /// Kubernetes' rule: pending while a container has never run; over when all have ended for good and

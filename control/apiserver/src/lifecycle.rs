@@ -3,7 +3,7 @@
 
 use api::resources::Resource;
 use control_auth::Identity;
-use control_wire::decode::DeleteOptions;
+use control_wire::decode::{DeleteOptions, Propagation};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -51,8 +51,8 @@ pub(crate) enum Deletion {
     Underway,
 }
 
-/// An object that differs from the stored one by its deletion marks only: made by [`plan_deletion`] alone,
-/// it needs no admission to be stored.
+/// An object that differs from the stored one by its deletion marks only, the collector's finalizers among them: made by
+/// [`plan_deletion`] alone, it needs no admission to be stored.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Marked(Value);
 
@@ -223,14 +223,19 @@ pub(crate) fn plan_deletion(
         .pointer("/metadata/deletionGracePeriodSeconds")
         .and_then(Value::as_i64);
     let marked = is_being_deleted(object);
-    if grace == 0 && !has_finalizers(object) {
+    let mut object = object.clone();
+    let changed = give_finalizers(&mut object, resource, options.propagation);
+    if grace == 0 && !has_finalizers(&object) {
         return Deletion::Remove;
     }
-    // A second request can only shorten what the first one granted.
+    // A second request can only shorten what the first one granted. What happens to dependents it may decide anew, but for a
+    // pod that is ending, as in Kubernetes.
     if marked && current.unwrap_or(0) <= grace {
-        return Deletion::Underway;
+        return match changed && resource.kind != "Pod" {
+            true => Deletion::Mark(Marked(object)),
+            false => Deletion::Underway,
+        };
     }
-    let mut object = object.clone();
     let deadline = now
         .checked_add(jiff::SignedDuration::from_secs(grace))
         .unwrap_or(Timestamp::MAX);
@@ -250,6 +255,54 @@ pub(crate) fn plan_deletion(
         set_field(status, "phase", Some(json!("Terminating")));
     }
     Deletion::Mark(Marked(object))
+}
+
+/// Finalizers of the garbage collector: the object goes after its dependents, or its dependents stay.
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+/// Gives an object that is being deleted the finalizer that has the collector do with its dependents what is asked for, and
+/// takes the others; without a wish its finalizers say it. Whether that changed something. A namespace is emptied anyway, and
+/// events own nothing.
+fn give_finalizers(object: &mut Value, resource: &Resource, propagation: Option<Propagation>) -> bool {
+    if matches!(resource.kind, "Namespace" | "Event") {
+        return false;
+    }
+    let finalizers = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    let before: Vec<&str> = finalizers
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let is_collectors = |finalizer: &&str| matches!(*finalizer, FOREGROUND | ORPHAN);
+    let asked = match propagation {
+        None => before.iter().copied().find(is_collectors),
+        Some(Propagation::Background) => None,
+        Some(Propagation::Foreground) => Some(FOREGROUND),
+        Some(Propagation::Orphan) => Some(ORPHAN),
+    };
+    let others = before
+        .iter()
+        .copied()
+        .filter(|finalizer| !is_collectors(finalizer));
+    let after: Vec<&str> = others.chain(asked).collect();
+    // Their order means nothing.
+    if before.len() == after.len() && after.iter().all(|finalizer| before.contains(finalizer)) {
+        return false;
+    }
+    let after = json!(after);
+    metadata_mut(object).insert("finalizers".to_owned(), after);
+    true
+}
+
+/// The stored object with the owners and finalizers of `new`: what the garbage collector may change.
+pub(crate) fn with_owners(old: &Value, new: &Value) -> Value {
+    let mut object = old.clone();
+    for field in ["ownerReferences", "finalizers"] {
+        let value = new.pointer(&format!("/metadata/{field}")).cloned();
+        set_field(&mut object["metadata"], field, value);
+    }
+    object
 }
 
 /// The object's metadata, made if it is not an object yet.
@@ -476,6 +529,62 @@ mod tests {
             plan_deletion(&unscheduled, row("Pod"), &options(None), now()),
             Deletion::Remove
         );
+    }
+
+    #[test]
+    fn what_happens_to_dependents_is_a_finalizer() {
+        let map = |finalizers: Value| json!({"metadata": {"name": "c", "finalizers": finalizers}});
+        let delete = |object: &Value, kind: &str, propagation| {
+            let options = DeleteOptions {
+                propagation,
+                ..Default::default()
+            };
+            match plan_deletion(object, row(kind), &options, now()) {
+                Deletion::Mark(Marked(marked)) => Some(marked["metadata"]["finalizers"].clone()),
+                Deletion::Remove => Some(Value::Null),
+                Deletion::Underway => None,
+            }
+        };
+        let (none, own) = (map(json!([])), map(json!(["x/y"])));
+        for (propagation, finalizer) in [
+            (Propagation::Foreground, FOREGROUND),
+            (Propagation::Orphan, ORPHAN),
+        ] {
+            let asked = Some(propagation);
+            assert_eq!(delete(&none, "ConfigMap", asked), Some(json!([finalizer])));
+            assert_eq!(delete(&own, "ConfigMap", asked), Some(json!(["x/y", finalizer])));
+            assert_eq!(delete(&none, "Event", asked), Some(Value::Null));
+            // What it says itself counts where the request says nothing.
+            let says = map(json!([finalizer]));
+            assert_eq!(delete(&says, "ConfigMap", None), Some(json!([finalizer])));
+            let background = Some(Propagation::Background);
+            assert_eq!(delete(&says, "ConfigMap", background), Some(Value::Null));
+        }
+        assert_eq!(delete(&none, "ConfigMap", None), Some(Value::Null));
+        // A pod that is nowhere yet would be gone at once.
+        let pod = json!({"metadata": {"name": "p"}, "spec": {}});
+        let foreground = Some(Propagation::Foreground);
+        assert_eq!(delete(&pod, "Pod", foreground), Some(json!([FOREGROUND])));
+        // Who deletes what is being deleted may change it, but for pods.
+        let mut going = map(json!([FOREGROUND]));
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        going["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+        assert_eq!(delete(&going, "ConfigMap", foreground), None);
+        assert_eq!(
+            delete(&going, "ConfigMap", Some(Propagation::Orphan)),
+            Some(json!([ORPHAN]))
+        );
+        assert_eq!(delete(&going, "Pod", Some(Propagation::Orphan)), None);
+    }
+
+    #[test]
+    fn of_what_the_collector_writes_owners_and_finalizers_count() {
+        let old = json!({"metadata": {"name": "p", "labels": {"a": "b"}, "finalizers": [ORPHAN]}, "spec": {"x": 1}});
+        let new = json!({"metadata": {"name": "p", "ownerReferences": [{"uid": "u"}]}, "spec": {"x": 2}});
+        let mut expected = old.clone();
+        expected["metadata"]["ownerReferences"] = json!([{"uid": "u"}]);
+        expected["metadata"].as_object_mut().unwrap().remove("finalizers");
+        assert_eq!(with_owners(&old, &new), expected);
     }
 
     #[test]

@@ -231,14 +231,15 @@ impl Watcher {
         self.line(&json!({"type": kind, "object": object})).await
     }
 
-    async fn bookmark(&self, initial_end: bool) -> Result<(), End> {
+    async fn bookmark(&mut self, initial_end: bool) -> Result<(), End> {
         let mut metadata = json!({"resourceVersion": self.last.to_string(), "creationTimestamp": null});
         if initial_end {
             metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
         }
         let (api_version, kind) = &self.request.type_meta;
+        // In the form that was asked for, too: who reads metadata alone knows no other kind.
         let object = json!({"apiVersion": api_version, "kind": kind, "metadata": metadata});
-        self.line(&json!({"type": "BOOKMARK", "object": object})).await
+        self.send("BOOKMARK", object).await
     }
 
     async fn line(&self, event: &Value) -> Result<(), End> {

@@ -172,6 +172,9 @@ impl Server {
                 return Err(Status::conflict(row, name, problem));
             }
             let expected = Expected::At(revision_of(&old)?);
+            if part == Part::Main && control_auth::only_collects(call.who.identity(), row.group, row.plural) {
+                new = lifecycle::with_owners(&old, &new);
+            }
             if part == Part::Ephemeral {
                 new = lifecycle::with_ephemeral(&old, &new);
                 self.review_change(call, &old, &new)?;

@@ -25,6 +25,7 @@ pub use identity::{
 };
 pub use node::{NodeView, ReferencedKind};
 pub use node_index::NodeIndex;
+pub use roles::only_collects;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

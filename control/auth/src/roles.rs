@@ -1,6 +1,9 @@
 //! The fixed roles. `tests/golden/roles.txt` is what they add up to, resource by resource.
 
-use api::annotations::{GROUP_BOOTSTRAPPERS, GROUP_MASTERS, USER_CONTROLLERS, USER_SIGNER};
+use api::{
+    annotations::{GROUP_BOOTSTRAPPERS, GROUP_MASTERS, USER_CONTROLLERS, USER_SIGNER},
+    resources::{RESOURCES, Stored},
+};
 
 use crate::{Attributes, Decision, Identity, NodeView, ResourceTarget, Target, node};
 
@@ -113,6 +116,10 @@ const CONTROLLERS: &[Rule] = &[
     rule("storage.k8s.io", "storageclasses", READ),
 ];
 
+/// What the garbage collector, one of these loops, does with objects of every kind but events: those whose owners are gone it
+/// deletes. Of a patch with no other right than this one only owners and finalizers count: see [`only_collects`].
+const COLLECTOR: &[&str] = &["delete", "get", "list", "patch", "watch"];
+
 /// Whoever brings a node in: asks for its certificate and waits for it.
 const BOOTSTRAPPERS: &[Rule] = &[rule(
     "certificates.k8s.io",
@@ -162,7 +169,7 @@ pub(crate) fn decide(identity: &Identity, attributes: &Attributes, nodes: &dyn N
     if allows(AUTHENTICATED, verb, target) {
         return Decision::Allow;
     }
-    if identity.user == USER_CONTROLLERS && allows(CONTROLLERS, verb, target) {
+    if identity.user == USER_CONTROLLERS && (allows(CONTROLLERS, verb, target) || collects(verb, target)) {
         return Decision::Allow;
     }
     if identity.user == USER_SIGNER && allows(SIGNER, verb, target) {
@@ -175,6 +182,21 @@ pub(crate) fn decide(identity: &Identity, attributes: &Attributes, nodes: &dyn N
         Some(name) => node::decide(name, verb, target, nodes),
         None => Decision::NO_ROLE,
     }
+}
+
+/// Whether whatever the identity may write of a kind's objects is their owners and finalizers.
+pub fn only_collects(identity: &Identity, group: &str, plural: &str) -> bool {
+    let of_kind = |rule: &&Rule| rule.group == group && rule.resource == plural;
+    let writes = |rule: &Rule| rule.verbs.iter().any(|verb| matches!(*verb, "patch" | "update"));
+    identity.user == USER_CONTROLLERS
+        && !identity.in_group(GROUP_MASTERS)
+        && !CONTROLLERS.iter().filter(of_kind).any(writes)
+}
+
+fn collects(verb: &str, target: &ResourceTarget) -> bool {
+    let mut stored = RESOURCES.iter().filter(|row| row.stored == Stored::Yes);
+    let known = stored.any(|row| row.group == target.group && row.plural == target.full_resource());
+    known && COLLECTOR.contains(&verb)
 }
 
 fn allows(rules: &[Rule], verb: &str, target: &ResourceTarget) -> bool {

@@ -1,5 +1,5 @@
 //! The control plane's own loops: scheduling, node lifecycle, namespaces, claims and their volumes, what stands behind
-//! services, disruption budgets, old events.
+//! services, disruption budgets, old events, and what nobody owns any more.
 //!
 //! They are ordinary clients of the API server, with a certificate of their own and no way around its
 //! checks. Each loop is level-triggered: it compares what is with what should be, on every change and on a
@@ -17,6 +17,7 @@ mod client;
 mod disruption;
 mod endpoint_slices;
 mod event_ttl;
+mod garbage;
 mod namespaces;
 mod nodes;
 mod recorder;
@@ -181,6 +182,9 @@ pub async fn run_with(
     let root_ca = root_ca::run(client.clone(), api.root_ca, namespaces.clone(), maps);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(root_ca));
     let namespaces = namespaces::run(client.clone(), namespaces, accounts);
+    let objects = garbage::spawn(&mut tasks, &shutdown, &client);
+    let garbage = garbage::run(client.clone(), objects);
+    tasks.spawn(shutdown.clone().run_until_cancelled_owned(garbage));
     let events = event_ttl::run(client);
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(scheduling));
     tasks.spawn(shutdown.clone().run_until_cancelled_owned(lifecycle));

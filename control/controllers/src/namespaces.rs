@@ -177,7 +177,8 @@ async fn is_empty(api: &Api<DynamicObject>) -> Result<bool, kube::Error> {
         .is_empty())
 }
 
-fn api_resource(resource: &Resource) -> ApiResource {
+/// A kind as kube's clients have it.
+pub(crate) fn api_resource(resource: &Resource) -> ApiResource {
     ApiResource {
         group: resource.group.to_owned(),
         version: resource.version.to_owned(),

@@ -53,15 +53,14 @@ pub struct DeleteOptions {
     pub resource_version: Option<String>,
     /// Whether everything but the write happens.
     pub dry_run: bool,
-    /// What happens to dependents.
-    pub propagation: Propagation,
+    /// What happens to dependents; absent means what the object's finalizers say, or else [`Propagation::Background`].
+    pub propagation: Option<Propagation>,
 }
 
-/// `propagationPolicy`. Nothing here has dependents yet, so the three do not differ in effect.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// `propagationPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Propagation {
     /// Dependents are deleted after the object.
-    #[default]
     Background,
     /// The object goes after its dependents.
     Foreground,
@@ -138,11 +137,21 @@ pub fn delete_options(form: BodyForm, body: &[u8], parameters: &Parameters) -> R
         _ => return Err(Status::bad_request("dryRun must be All")),
     };
     let policy = options.propagation_policy;
-    let propagation = match policy.as_deref().or_else(|| parameters.text("propagationPolicy")) {
-        None | Some("" | "Background") => Propagation::Background,
-        Some("Foreground") => Propagation::Foreground,
-        Some("Orphan") => Propagation::Orphan,
-        Some(other) => {
+    let policy = policy.as_deref().or_else(|| parameters.text("propagationPolicy"));
+    let propagation = match (
+        policy.filter(|policy| !policy.is_empty()),
+        options.orphan_dependents,
+    ) {
+        (None, None) => None,
+        // The older form.
+        (None, Some(true)) | (Some("Orphan"), None) => Some(Propagation::Orphan),
+        (None, Some(false)) | (Some("Background"), None) => Some(Propagation::Background),
+        (Some("Foreground"), None) => Some(Propagation::Foreground),
+        (Some("Background" | "Foreground" | "Orphan"), Some(_)) => {
+            let message = "orphanDependents and propagationPolicy may not be set both";
+            return Err(Status::bad_request(message));
+        }
+        (Some(other), _) => {
             let expected = "must be Background, Foreground or Orphan";
             return Err(Status::bad_request(format!(
                 "propagationPolicy {other:?} {expected}"
@@ -453,8 +462,18 @@ mod tests {
         );
         assert_eq!(
             both.map(|o| (o.grace_period_seconds, o.propagation)),
-            Ok((Some(0), Propagation::Foreground))
+            Ok((Some(0), Some(Propagation::Foreground)))
         );
+        let propagation = |body: &str| options(body, "").unwrap().propagation;
+        assert_eq!(
+            propagation(r#"{"orphanDependents":true}"#),
+            Some(Propagation::Orphan)
+        );
+        assert_eq!(
+            propagation(r#"{"orphanDependents":false}"#),
+            Some(Propagation::Background)
+        );
+        assert_eq!(propagation(r#"{"propagationPolicy":""}"#), None);
         let guarded = options(
             r#"{"kind":"DeleteOptions","apiVersion":"apps/v1","preconditions":{"uid":"u","resourceVersion":"7"}}"#,
             "dryRun=All",
@@ -469,6 +488,7 @@ mod tests {
             r#"{"kind":"Pod"}"#,
             r#"{"gracePeriodSeconds":-1}"#,
             r#"{"propagationPolicy":"X"}"#,
+            r#"{"propagationPolicy":"Orphan","orphanDependents":true}"#,
             "[]",
         ] {
             assert!(options(bad, "").is_err(), "{bad}");

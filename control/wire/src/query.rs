@@ -214,7 +214,8 @@ impl ListQuery {
             watch: parameters.flag("watch"),
             timeout_seconds: parameters
                 .number("timeoutSeconds")?
-                .map(|s: u32| s.min(MAX_WATCH_SECONDS)),
+                .filter(|seconds| *seconds > 0)
+                .map(|seconds: u32| seconds.min(MAX_WATCH_SECONDS)),
             bookmarks: parameters.flag("allowWatchBookmarks"),
             send_initial_events: parameters.flag("sendInitialEvents"),
             include: match parameters.text("includeObject") {
@@ -365,6 +366,8 @@ mod tests {
             (Revision::At(1020), Some(362))
         );
         assert!(query.watch && query.bookmarks);
+        let unlimited = list("watch=true&timeoutSeconds=0").unwrap();
+        assert_eq!(unlimited.timeout_seconds, None, "no limit, as for Kubernetes");
         assert_eq!(
             list("labelSelector=app+in+%28a%2Cb%29")
                 .unwrap()

@@ -14,8 +14,11 @@ const POD: &[&str] = &[
     "spec.restartPolicy",
     "spec.schedulerName",
     "spec.serviceAccountName",
+    "spec.hostNetwork",
     "status.phase",
     "status.podIP",
+    // A list, which no text equals, as in Kubernetes.
+    "status.podIPs",
     "status.nominatedNodeName",
 ];
 const EVENT: &[&str] = &[
@@ -108,6 +111,8 @@ fn is_selectable(resource: &Resource, field: &str) -> bool {
         ("", "namespaces") => &["status.phase"],
         ("", "nodes") => &["spec.unschedulable"],
         ("", "secrets") => &["type"],
+        ("", "services") => &["spec.clusterIP", "spec.type"],
+        ("certificates.k8s.io", "certificatesigningrequests") => &["spec.signerName"],
         _ => &[],
     };
     COMMON.contains(&field) || own.contains(&field)
@@ -124,7 +129,7 @@ fn field_of(object: &Value, field: &str) -> String {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Bool(flag)) => flag.to_string(),
         Some(Value::Number(number)) => number.to_string(),
-        None if field == "spec.unschedulable" => "false".to_owned(),
+        None if matches!(field, "spec.unschedulable" | "spec.hostNetwork") => "false".to_owned(),
         _ => String::new(),
     }
 }
@@ -178,6 +183,19 @@ mod tests {
         let event = json!({"involvedObject": {"name": "a", "uid": "u"}, "source": {"component": "agent"}});
         assert!(matches("events", "involvedObject.uid=u,source=agent", &event));
         assert!(matches("nodes", "spec.unschedulable=false", &json!({})));
+        assert!(matches("pods", "spec.hostNetwork=false", &pod));
+        let addressed = json!({"status": {"podIP": "10.1.0.2", "podIPs": [{"ip": "10.1.0.2"}]}});
+        assert!(matches("pods", "status.podIP=10.1.0.2", &addressed));
+        assert!(!matches("pods", "status.podIPs=10.1.0.2", &addressed));
+        let request = json!({"spec": {"signerName": "kubernetes.io/kubelet-serving"}});
+        let serving = "spec.signerName=kubernetes.io/kubelet-serving";
+        assert!(matches("certificatesigningrequests", serving, &request));
+        let headless = json!({"spec": {"clusterIP": "None", "type": "ClusterIP"}});
+        assert!(matches(
+            "services",
+            "spec.clusterIP=None,spec.type!=ExternalName",
+            &headless
+        ));
     }
 
     #[test]

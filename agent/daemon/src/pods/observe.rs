@@ -163,7 +163,8 @@ pub(super) fn start_error(id: String, message: String, now: Timestamp) -> Run {
     })
 }
 
-/// What the API remembers of containers from before this agent was started, or this node has `told` last.
+/// What the API remembers of containers from before this agent was started, or this node has `told` last. How many of their
+/// restarts were failures in a row nobody remembers: as with the kubelet their delays begin anew.
 pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
     let statuses = told.or(pod.status.as_ref()).into_iter().flat_map(|status| {
         let inits = status.init_container_statuses.iter().flatten();
@@ -178,7 +179,6 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
         if container.restarts <= restarts {
             container.restarts = restarts;
             container.last_exit = last_exit(status);
-            container.streak = container.streak.max(restarts);
         }
         // What hooks and probes of a run that goes on had found out. A hook that ran is not run again.
         if matches!(&container.run, Run::Running { id, .. } if Some(id.as_str()) == run_of(status)) {
@@ -187,6 +187,8 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
         }
         // A run that nobody knows any more, of a pod that was running when the machine went down.
         let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+        // One that was lost before it began (`ContainerStatusUnknown` without an id) has not run.
+        let terminated = terminated.filter(|terminated| terminated.container_id.is_some());
         let running = status.state.as_ref().and_then(|state| state.running.as_ref());
         if container.run == Run::Never {
             if let Some(terminated) = terminated {
@@ -434,6 +436,50 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_agent_started_often_is_started_again_at_once() {
+        let pod: Pod = serde_json::from_value(json!({
+            "spec": {"containers": [{"name": "c"}], "restartPolicy": "Always"},
+            "status": {"containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 40,
+                "containerID": "palisade://u/c/40", "state": {"running": {}}}]},
+        }))
+        .unwrap();
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut seen = Seen {
+            ground: agent_plan::Ground::Judged,
+            ..Seen::default()
+        };
+        let container = seen.containers.entry("c".to_owned()).or_default();
+        container.image = agent_plan::Image::Ready { id: "i".to_owned() };
+        let running = ContainerState::Running {
+            pid: 1,
+            started_at: now,
+        };
+        take(&id(), container, &status(40, running));
+        remember(&mut seen, &pod, None);
+        lost(seen.containers.get_mut("c").unwrap(), now);
+        let wanted = wanted(Some(&pod), None, &seen);
+        let start = agent_plan::Step::StartContainer {
+            container: "c".to_owned(),
+            restarts: 41,
+        };
+        assert_eq!(agent_plan::plan(&wanted, &seen, now).steps, [start]);
+    }
+
+    #[test]
+    fn what_was_lost_before_it_began_has_not_run() {
+        let pod: Pod = serde_json::from_value(json!({
+            "status": {"phase": "Failed", "reason": "Terminated", "containerStatuses": [{
+                "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}}]},
+        }))
+        .unwrap();
+        let mut seen = Seen::default();
+        remember(&mut seen, &pod, None);
+        assert_eq!(seen.containers["c"].run, Run::Never, "the next run is the first");
+    }
+
+    #[test]
     fn a_pod_that_ran_before_a_reboot_has_ended() {
         let pod: Pod = serde_json::from_value(json!({"status": {"containerStatuses": [{
             "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 3,
@@ -444,7 +490,7 @@ mod tests {
         let mut seen = Seen::default();
         remember(&mut seen, &pod, None);
         let container = &seen.containers["c"];
-        assert_eq!(container.restarts, 3);
+        assert_eq!((container.restarts, container.streak), (3, 0), "it never failed");
         assert!(matches!(&container.run, Run::Exited(exit) if exit.reason == "ContainerStatusUnknown"));
         let user = User {
             uid: 7,
@@ -463,7 +509,7 @@ mod tests {
         let mut seen = Seen::default();
         remember(&mut seen, &crashing, None);
         let container = &seen.containers["c"];
-        assert!(container.stale && container.restarts == 3);
+        assert!(container.stale && container.restarts == 3 && container.streak == 0);
         assert!(matches!(&container.run, Run::Exited(exit) if exit.id == "u/c/3" && exit.code == 2));
         assert_eq!(container.last_exit, None, "it is the present state");
 

@@ -202,7 +202,14 @@ fn body(status: &PodStatus) -> serde_json::Result<Value> {
         conditions.retain(agent_plan::is_by_node);
     }
     let mut body = serde_json::to_value(&status)?;
-    let absent = ["message", "reason", "initContainerStatuses", "podIP", "podIPs"];
+    let absent = [
+        "message",
+        "reason",
+        "initContainerStatuses",
+        "containerStatuses",
+        "podIP",
+        "podIPs",
+    ];
     set_null(&mut body, &absent);
     // By themselves they would merge by address, and those of a life before would stay.
     for field in ["podIPs", "hostIPs"] {

@@ -275,7 +275,6 @@ impl Worker {
             let container = self.seen.containers.entry(status.name.clone()).or_default();
             observe::take(&self.id, container, status);
             self.sandboxes.observe(status);
-            container.streak = status.attempt;
             self.hear_last_words(&status.name);
         }
         // The kernel kept judging, but its tables may be old: they are written again before anything starts.

@@ -486,6 +486,77 @@ fn of_a_pod_that_is_deleted_while_it_initializes_what_had_its_turn_is_lost() {
     assert_eq!(world.word("s"), "ContainerStatusUnknown");
 }
 
+/// As the kubelet, which calls `TerminatePod` for every pod that has ended, not only for those that are deleted.
+#[test]
+fn what_never_ran_of_a_pod_that_failed_waits_for_nothing() {
+    let by_deadline = |world: &mut World| {
+        world.wanted.deadline = Some(world.now + 60.seconds());
+        world.now += 60.seconds();
+    };
+    let by_node = |world: &mut World| {
+        let order = Eviction {
+            cause: Cause::NodeEnds,
+            message: "the node goes down".to_owned(),
+            grace: SignedDuration::ZERO,
+            at: world.now,
+        };
+        evict(&mut world.seen, order);
+    };
+    let ways: [(&str, &dyn Fn(&mut World)); 2] =
+        [("DeadlineExceeded", &by_deadline), ("Terminated", &by_node)];
+    for (reason, end) in ways {
+        // Images that never come, for the one that never runs.
+        let mut world = World::new(RestartPolicy::Always, vec![]);
+        let failure = world.failure("ErrImagePull", None);
+        world.container("b").image = Image::Failed(failure);
+        world.settle_until_started();
+        end(&mut world);
+        assert_eq!(
+            world.word("b"),
+            "ErrImagePull",
+            "{reason}: while the other one runs"
+        );
+        world.settle();
+        assert_eq!(world.status().reason.as_deref(), Some(reason));
+        assert_eq!(
+            [world.word("a"), world.word("b")],
+            texts(["Error", "ContainerStatusUnknown"])
+        );
+
+        let mut world = two_inits(RestartPolicy::Always);
+        end(&mut world);
+        let words = ["i", "j", "a"].map(|name| world.word(name));
+        let not_begun = texts(["ContainerStatusUnknown", "PodInitializing", "PodInitializing"]);
+        assert_eq!((world.phase().as_str(), words), ("Failed", not_begun), "{reason}");
+    }
+}
+
+/// The kubelet's `rejectPod` writes phase, reason and message, so that people are shown the reason.
+#[test]
+fn a_pod_that_the_node_refuses_has_no_containers_to_speak_of() {
+    let mut world = two_inits(RestartPolicy::Always);
+    let refusal = Eviction {
+        cause: Cause::Refused {
+            reason: "OutOfcpu".to_owned(),
+        },
+        message: "Pod was rejected: Node didn't have enough resource: cpu".to_owned(),
+        grace: SignedDuration::ZERO,
+        at: world.now,
+    };
+    evict(&mut world.seen, refusal);
+    let status = world.status();
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("OutOfcpu"))
+    );
+    assert_eq!(
+        (status.init_container_statuses, status.container_statuses),
+        (None, None)
+    );
+    assert_eq!(world.condition("Initialized").0, "False");
+    assert_eq!(world.condition("Ready").1, "PodFailed");
+}
+
 /// What had completed before has completed.
 #[test]
 fn a_pod_that_was_over_is_not_evicted() {

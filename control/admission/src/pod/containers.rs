@@ -301,7 +301,12 @@ fn check_resources(container: &Container, field: &str, problems: &mut Problems) 
     };
     let mut amount = |kind: &str, name: &str, quantity: Option<&Quantity>| {
         let quantity = quantity?;
-        match quantity::thousandths(&quantity.0) {
+        // In the unit that the node counts in.
+        let counted = match name {
+            "cpu" => quantity::thousandths(&quantity.0),
+            _ => quantity::units(&quantity.0),
+        };
+        match counted.and_then(|_fits| quantity::exact_thousandths(&quantity.0)) {
             Ok(amount) => Some(amount),
             Err(error) => {
                 let field = format!("{field}.resources.{kind}.{name}");

@@ -79,8 +79,9 @@ pub(super) fn check_resource(
     }
     if let Some(divisor) = &reference.divisor {
         // Compared as amounts: `1000m` is `1`.
-        let amount = |text: &str| quantity::thousandths(text).ok();
-        let valid = divisors.iter().any(|known| amount(known) == amount(&divisor.0));
+        let amount = |text: &str| quantity::exact_thousandths(text).ok();
+        let asked = amount(&divisor.0);
+        let valid = asked.is_some() && divisors.iter().any(|known| amount(known) == asked);
         let field = format!("{field}.divisor");
         problems.require(
             valid,

@@ -404,7 +404,9 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
         "dnsConfig": {"nameservers": ["192.0.2.2"], "searches": ["lab.test"], "options": [{"name": "ndots", "value": "2"}]},
         "containers": [{"name": "c", "image": "i",
             "env": [{"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
-                    {"name": "E", "valueFrom": {"resourceFieldRef": {"resource": "limits.ephemeral-storage", "divisor": "1Gi"}}}],
+                    {"name": "E", "valueFrom": {"resourceFieldRef": {"resource": "limits.ephemeral-storage", "divisor": "1Gi"}}},
+                    {"name": "L", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Ei"}}}],
+            "resources": {"requests": {"ephemeral-storage": "20Pi"}, "limits": {"ephemeral-storage": "30Pi"}},
             "volumeMounts": [{"name": "p", "mountPath": "/p", "subPath": "a/b"},
                              {"name": "p", "mountPath": "/q", "readOnly": true, "recursiveReadOnly": "Enabled"},
                              {"name": "d", "mountPath": "/d", "subPathExpr": "$(M)"}]}],
@@ -496,6 +498,14 @@ fn names_and_volumes_of_every_kind_are_admitted_and_checked() {
         ),
         (
             resource(json!({"resource": "limits.cpu", "divisor": "3"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
+        ),
+        (
+            resource(json!({"resource": "limits.memory", "divisor": "abc"})),
+            "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
+        ),
+        (
+            resource(json!({"resource": "requests.memory", "divisor": "-1"})),
             "containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value",
         ),
         (

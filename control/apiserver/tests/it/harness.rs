@@ -187,6 +187,7 @@ impl Cluster {
             source: Ipv4Addr::LOCALHOST,
             port: self.port,
             token: None,
+            accept: None,
         }
     }
 
@@ -237,12 +238,19 @@ pub(crate) struct Client {
     source: Ipv4Addr,
     port: u16,
     token: Option<String>,
+    accept: Option<&'static str>,
 }
 
 impl Client {
     /// The same with a token in each request of [`Client::raw`] and what is made of it.
     pub(crate) fn with_token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
+        self
+    }
+
+    /// The same with a header `Accept` in each request of [`Client::raw`] and what is made of it.
+    pub(crate) fn accepting(mut self, form: &'static str) -> Self {
+        self.accept = Some(form);
         self
     }
 
@@ -301,6 +309,9 @@ impl Client {
             .header(header::HOST, "test");
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(accept) = self.accept {
+            request = request.header(header::ACCEPT, accept);
         }
         let (content_type, body) = body.unzip();
         if let Some(content_type) = content_type {

@@ -242,6 +242,21 @@ async fn watches_follow_selectors_without_gaps() {
         "true"
     );
     assert!(lines.next().await.is_none(), "timeoutSeconds ends the watch");
+
+    // Who reads metadata alone is told of nothing else.
+    let metadata = cluster
+        .admin()
+        .accepting("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+    let mut lines = Lines::open(&metadata, &stream).await;
+    for event in ["ADDED", "BOOKMARK"] {
+        let object = lines.expect(event).await;
+        assert_eq!(
+            (&object["kind"], &object["apiVersion"]),
+            (&json!("PartialObjectMetadata"), &json!("meta.k8s.io/v1")),
+            "{event}"
+        );
+        assert!(object["metadata"]["resourceVersion"].is_string(), "{object}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

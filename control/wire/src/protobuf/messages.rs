@@ -12,6 +12,8 @@ pub(super) fn by_kind(api_version: &str, kind: &str) -> Option<&'static Message>
         ("v1", "Event") => &Event,
         ("v1", "Namespace") => &Namespace,
         ("v1", "Node") => &Node,
+        ("v1", "PersistentVolume") => &PersistentVolume,
+        ("v1", "PersistentVolumeClaim") => &PersistentVolumeClaim,
         ("v1", "Pod") => &Pod,
         ("v1", "Secret") => &Secret,
         ("v1", "Service") => &Service,
@@ -22,9 +24,11 @@ pub(super) fn by_kind(api_version: &str, kind: &str) -> Option<&'static Message>
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &SelfSubjectAccessReview,
         ("certificates.k8s.io/v1", "CertificateSigningRequest") => &CertificateSigningRequest,
         ("coordination.k8s.io/v1", "Lease") => &Lease,
+        ("discovery.k8s.io/v1", "EndpointSlice") => &EndpointSlice,
         ("networking.k8s.io/v1", "NetworkPolicy") => &NetworkPolicy,
         ("policy/v1", "Eviction") => &Eviction,
         ("policy/v1", "PodDisruptionBudget") => &PodDisruptionBudget,
+        ("storage.k8s.io/v1", "StorageClass") => &StorageClass,
         // Clients send it under the version of whatever they delete.
         (_, "DeleteOptions") => &DeleteOptions,
         _ => return None,
@@ -114,14 +118,27 @@ messages! {
         1 diskName: Text, 2 diskURI: Text, 3 cachingMode: Text, 4 fsType: Text, 5 readOnly: Bool,
         6 kind: Text,
     }
+    AzureFilePersistentVolumeSource {
+        1 secretName: Text, 2 shareName: Text, 3 readOnly: Bool, 4 secretNamespace: Text,
+    }
     AzureFileVolumeSource { 1 secretName: Text, 2 shareName: Text, 3 readOnly: Bool }
     Binding { 1 metadata: ObjectMeta, 2 target: ObjectReference }
+    CSIPersistentVolumeSource {
+        1 driver: Text, 2 volumeHandle: Text, 3 readOnly: Bool, 4 fsType: Text, 5 volumeAttributes: {Text},
+        6 controllerPublishSecretRef: SecretReference, 7 nodeStageSecretRef: SecretReference,
+        8 nodePublishSecretRef: SecretReference, 9 controllerExpandSecretRef: SecretReference,
+        10 nodeExpandSecretRef: SecretReference,
+    }
     CSIVolumeSource {
         1 driver: Text, 2 readOnly: Bool, 3 fsType: Text, 4 volumeAttributes: {Text},
         5 nodePublishSecretRef: LocalObjectReference,
     }
     BoundObjectReference { 1 kind: Text, 2 apiVersion: Text, 3 name: Text, 4 uid: Text }
     Capabilities { 1 add: [Text], 2 drop: [Text] }
+    CephFsPersistentVolumeSource {
+        1 monitors: [Text], 2 path: Text, 3 user: Text, 4 secretFile: Text, 5 secretRef: SecretReference,
+        6 readOnly: Bool,
+    }
     CephFsVolumeSource {
         1 monitors: [Text], 2 path: Text, 3 user: Text, 4 secretFile: Text,
         5 secretRef: LocalObjectReference, 6 readOnly: Bool,
@@ -138,6 +155,9 @@ messages! {
         7 signerName: Text, 8 expirationSeconds: Int,
     }
     CertificateSigningRequestStatus { 1 conditions: [CertificateSigningRequestCondition], 2 certificate: Bytes }
+    CinderPersistentVolumeSource {
+        1 volumeID: Text, 2 fsType: Text, 3 readOnly: Bool, 4 secretRef: SecretReference,
+    }
     CinderVolumeSource {
         1 volumeID: Text, 2 fsType: Text, 3 readOnly: Bool, 4 secretRef: LocalObjectReference,
     }
@@ -206,6 +226,14 @@ messages! {
     }
     DownwardAPIVolumeSource { 1 items: [DownwardAPIVolumeFile], 2 defaultMode: Int }
     EmptyDirVolumeSource { 1 medium: Text, 2 sizeLimit: Quantity }
+    Endpoint {
+        1 addresses: [Text], 2 conditions: EndpointConditions, 3 hostname: Text, 4 targetRef: ObjectReference,
+        5 deprecatedTopology: {Text}, 6 nodeName: Text, 7 zone: Text, 8 hints: EndpointHints,
+    }
+    EndpointConditions { 1 ready: Bool, 2 serving: Bool, 3 terminating: Bool }
+    EndpointHints { 1 forZones: [ForZone], 2 forNodes: [ForNode] }
+    EndpointPort { 1 name: Text, 2 protocol: Text, 3 port: Int, 4 appProtocol: Text }
+    EndpointSlice { 1 metadata: ObjectMeta, 2 endpoints: [Endpoint], 3 ports: [EndpointPort], 4 addressType: Text }
     EnvFromSource { 1 prefix: Text, 2 configMapRef: ConfigMapEnvSource, 3 secretRef: SecretEnvSource }
     EnvVar { 1 name: Text, 2 value: Text, 3 valueFrom: EnvVarSource }
     EnvVarSource {
@@ -239,13 +267,21 @@ messages! {
     FieldSelectorAttributes { 1 rawSelector: Text, 2 requirements: [FieldSelectorRequirement] }
     FieldSelectorRequirement { 1 key: Text, 2 operator: Text, 3 values: [Text] }
     FileKeySelector { 1 volumeName: Text, 2 path: Text, 3 key: Text, 4 optional: Bool }
+    FlexPersistentVolumeSource {
+        1 driver: Text, 2 fsType: Text, 3 secretRef: SecretReference, 4 readOnly: Bool, 5 options: {Text},
+    }
     FlexVolumeSource {
         1 driver: Text, 2 fsType: Text, 3 secretRef: LocalObjectReference, 4 readOnly: Bool,
         5 options: {Text},
     }
     FlockerVolumeSource { 1 datasetName: Text, 2 datasetUUID: Text }
+    ForNode { 1 name: Text }
+    ForZone { 1 name: Text }
     GcePersistentDiskVolumeSource { 1 pdName: Text, 2 fsType: Text, 3 partition: Int, 4 readOnly: Bool }
     GitRepoVolumeSource { 1 repository: Text, 2 revision: Text, 3 directory: Text }
+    GlusterfsPersistentVolumeSource {
+        1 endpoints: Text, 2 path: Text, 3 readOnly: Bool, 4 endpointsNamespace: Text,
+    }
     GlusterfsVolumeSource { 1 endpoints: Text, 2 path: Text, 3 readOnly: Bool }
     GrpcAction { 1 port: Int, 2 service: Text }
     HostAlias { 1 ip: Text, 2 hostnames: [Text] }
@@ -257,6 +293,11 @@ messages! {
     HttpHeader { 1 name: Text, 2 value: Text }
     ImageVolumeSource { 1 reference: Text, 2 pullPolicy: Text }
     IpBlock { 1 cidr: Text, 2 except: [Text] }
+    IscsiPersistentVolumeSource {
+        1 targetPortal: Text, 2 iqn: Text, 3 lun: Int, 4 iscsiInterface: Text, 5 fsType: Text,
+        6 readOnly: Bool, 7 portals: [Text], 8 chapAuthDiscovery: Bool, 10 secretRef: SecretReference,
+        11 chapAuthSession: Bool, 12 initiatorName: Text,
+    }
     IscsiVolumeSource {
         1 targetPortal: Text, 2 iqn: Text, 3 lun: Int, 4 iscsiInterface: Text, 5 fsType: Text,
         6 readOnly: Bool, 7 portals: [Text], 8 chapAuthDiscovery: Bool, 10 secretRef: LocalObjectReference,
@@ -279,10 +320,12 @@ messages! {
     LoadBalancerIngress { 1 ip: Text, 2 hostname: Text, 3 ipMode: Text, 4 ports: [PortStatus] }
     LoadBalancerStatus { 1 ingress: [LoadBalancerIngress] }
     LocalObjectReference { 1 name: Text }
+    LocalVolumeSource { 1 path: Text, 2 fsType: Text }
     ManagedFieldsEntry {
         1 manager: Text, 2 operation: Text, 3 apiVersion: Text, 4 time: Time, 6 fieldsType: Text,
         7 fieldsV1: RawJson, 8 subresource: Text,
     }
+    ModifyVolumeStatus { 1 targetVolumeAttributesClassName: Text, 2 status: Text }
     Namespace { 1 metadata: ObjectMeta, 2 spec: NamespaceSpec, 3 status: NamespaceStatus }
     NamespaceCondition {
         1 type: Text, 2 status: Text, 4 lastTransitionTime: Time, 5 reason: Text, 6 message: Text,
@@ -356,14 +399,45 @@ messages! {
         1 kind: Text, 3 name: Text, 4 uid: Text, 5 apiVersion: Text, 6 controller: Bool,
         7 blockOwnerDeletion: Bool,
     }
+    PersistentVolume { 1 metadata: ObjectMeta, 2 spec: PersistentVolumeSpec, 3 status: PersistentVolumeStatus }
+    PersistentVolumeClaim {
+        1 metadata: ObjectMeta, 2 spec: PersistentVolumeClaimSpec, 3 status: PersistentVolumeClaimStatus,
+    }
+    PersistentVolumeClaimCondition {
+        1 type: Text, 2 status: Text, 3 lastProbeTime: Time, 4 lastTransitionTime: Time, 5 reason: Text,
+        6 message: Text,
+    }
     PersistentVolumeClaimSpec {
         1 accessModes: [Text], 2 resources: VolumeResourceRequirements, 3 volumeName: Text,
         4 selector: LabelSelector, 5 storageClassName: Text, 6 volumeMode: Text,
         7 dataSource: TypedLocalObjectReference, 8 dataSourceRef: TypedObjectReference,
         9 volumeAttributesClassName: Text,
     }
+    PersistentVolumeClaimStatus {
+        1 phase: Text, 2 accessModes: [Text], 3 capacity: {Quantity}, 4 conditions: [PersistentVolumeClaimCondition],
+        5 allocatedResources: {Quantity}, 7 allocatedResourceStatuses: {Text},
+        8 currentVolumeAttributesClassName: Text, 9 modifyVolumeStatus: ModifyVolumeStatus,
+    }
     PersistentVolumeClaimTemplate { 1 metadata: ObjectMeta, 2 spec: PersistentVolumeClaimSpec }
     PersistentVolumeClaimVolumeSource { 1 claimName: Text, 2 readOnly: Bool }
+    PersistentVolumeSource {
+        1 gcePersistentDisk: GcePersistentDiskVolumeSource, 2 awsElasticBlockStore: AwsElasticBlockStoreVolumeSource,
+        3 hostPath: HostPathVolumeSource, 4 glusterfs: GlusterfsPersistentVolumeSource, 5 nfs: NfsVolumeSource,
+        6 rbd: RbdPersistentVolumeSource, 7 iscsi: IscsiPersistentVolumeSource,
+        8 cinder: CinderPersistentVolumeSource, 9 cephfs: CephFsPersistentVolumeSource, 10 fc: FcVolumeSource,
+        11 flocker: FlockerVolumeSource, 12 flexVolume: FlexPersistentVolumeSource,
+        13 azureFile: AzureFilePersistentVolumeSource, 14 vsphereVolume: VsphereVirtualDiskVolumeSource,
+        15 quobyte: QuobyteVolumeSource, 16 azureDisk: AzureDiskVolumeSource,
+        17 photonPersistentDisk: PhotonPersistentDiskVolumeSource, 18 portworxVolume: PortworxVolumeSource,
+        19 scaleIO: ScaleIoPersistentVolumeSource, 20 local: LocalVolumeSource,
+        21 storageos: StorageOsPersistentVolumeSource, 22 csi: CSIPersistentVolumeSource,
+    }
+    PersistentVolumeSpec {
+        1 capacity: {Quantity}, 2 inline: PersistentVolumeSource, 3 accessModes: [Text], 4 claimRef: ObjectReference,
+        5 persistentVolumeReclaimPolicy: Text, 6 storageClassName: Text, 7 mountOptions: [Text], 8 volumeMode: Text,
+        9 nodeAffinity: VolumeNodeAffinity, 10 volumeAttributesClassName: Text,
+    }
+    PersistentVolumeStatus { 1 phase: Text, 2 message: Text, 3 reason: Text, 4 lastPhaseTransitionTime: Time }
     PhotonPersistentDiskVolumeSource { 1 pdID: Text, 2 fsType: Text }
     Pod { 1 metadata: ObjectMeta, 2 spec: PodSpec, 3 status: PodStatus }
     PodAffinity {
@@ -455,6 +529,10 @@ messages! {
     QuobyteVolumeSource {
         1 registry: Text, 2 volume: Text, 3 readOnly: Bool, 4 user: Text, 5 group: Text, 6 tenant: Text,
     }
+    RbdPersistentVolumeSource {
+        1 monitors: [Text], 2 image: Text, 3 fsType: Text, 4 pool: Text, 5 user: Text, 6 keyring: Text,
+        7 secretRef: SecretReference, 8 readOnly: Bool,
+    }
     RbdVolumeSource {
         1 monitors: [Text], 2 image: Text, 3 fsType: Text, 4 pool: Text, 5 user: Text, 6 keyring: Text,
         7 secretRef: LocalObjectReference, 8 readOnly: Bool,
@@ -469,6 +547,11 @@ messages! {
     ResourceHealth { 1 resourceID: Text, 2 health: Text }
     ResourceRequirements { 1 limits: {Quantity}, 2 requests: {Quantity}, 3 claims: [ResourceClaim] }
     ResourceStatus { 1 name: Text, 2 resources: [ResourceHealth] }
+    ScaleIoPersistentVolumeSource {
+        1 gateway: Text, 2 system: Text, 3 secretRef: SecretReference, 4 sslEnabled: Bool,
+        5 protectionDomain: Text, 6 storagePool: Text, 7 storageMode: Text, 8 volumeName: Text,
+        9 fsType: Text, 10 readOnly: Bool,
+    }
     ScaleIoVolumeSource {
         1 gateway: Text, 2 system: Text, 3 secretRef: LocalObjectReference, 4 sslEnabled: Bool,
         5 protectionDomain: Text, 6 storagePool: Text, 7 storageMode: Text, 8 volumeName: Text,
@@ -480,6 +563,7 @@ messages! {
     SecretEnvSource { 1 inline: LocalObjectReference, 2 optional: Bool }
     SecretKeySelector { 1 inline: LocalObjectReference, 2 key: Text, 3 optional: Bool }
     SecretProjection { 1 inline: LocalObjectReference, 2 items: [KeyToPath], 4 optional: Bool }
+    SecretReference { 1 name: Text, 2 namespace: Text }
     SecretVolumeSource { 1 secretName: Text, 2 items: [KeyToPath], 3 defaultMode: Int, 4 optional: Bool }
     SecurityContext {
         1 capabilities: Capabilities, 2 privileged: Bool, 3 seLinuxOptions: SeLinuxOptions,
@@ -517,6 +601,14 @@ messages! {
     ServiceStatus { 1 loadBalancer: LoadBalancerStatus, 2 conditions: [Condition] }
     SessionAffinityConfig { 1 clientIP: ClientIPConfig }
     SleepAction { 1 seconds: Int }
+    StorageClass {
+        1 metadata: ObjectMeta, 2 provisioner: Text, 3 parameters: {Text}, 4 reclaimPolicy: Text,
+        5 mountOptions: [Text], 6 allowVolumeExpansion: Bool, 7 volumeBindingMode: Text,
+        8 allowedTopologies: [TopologySelectorTerm],
+    }
+    StorageOsPersistentVolumeSource {
+        1 volumeName: Text, 2 volumeNamespace: Text, 3 fsType: Text, 4 readOnly: Bool, 5 secretRef: ObjectReference,
+    }
     StorageOsVolumeSource {
         1 volumeName: Text, 2 volumeNamespace: Text, 3 fsType: Text, 4 readOnly: Bool,
         5 secretRef: LocalObjectReference,
@@ -532,6 +624,8 @@ messages! {
     TokenReviewSpec { 1 token: Text, 2 audiences: [Text] }
     TokenReviewStatus { 1 authenticated: Bool, 2 user: UserInfo, 3 error: Text, 4 audiences: [Text] }
     Toleration { 1 key: Text, 2 operator: Text, 3 value: Text, 4 effect: Text, 5 tolerationSeconds: Int }
+    TopologySelectorLabelRequirement { 1 key: Text, 2 values: [Text] }
+    TopologySelectorTerm { 1 matchLabelExpressions: [TopologySelectorLabelRequirement] }
     TopologySpreadConstraint {
         1 maxSkew: Int, 2 topologyKey: Text, 3 whenUnsatisfiable: Text, 4 labelSelector: LabelSelector,
         5 minDomains: Int, 6 nodeAffinityPolicy: Text, 7 nodeTaintsPolicy: Text, 8 matchLabelKeys: [Text],
@@ -546,6 +640,7 @@ messages! {
         6 subPathExpr: Text, 7 recursiveReadOnly: Text,
     }
     VolumeMountStatus { 1 name: Text, 2 mountPath: Text, 3 readOnly: Bool, 4 recursiveReadOnly: Text }
+    VolumeNodeAffinity { 1 required: NodeSelector }
     VolumeProjection {
         1 secret: SecretProjection, 2 downwardAPI: DownwardAPIProjection, 3 configMap: ConfigMapProjection,
         4 serviceAccountToken: ServiceAccountTokenProjection,

@@ -336,6 +336,30 @@ fn tables_name_the_fields_of_the_types() {
         group,
         unknown::<types::certificates::v1::CertificateSigningRequest>(group, kind),
     );
+    let (group, kind) = ("v1", "PersistentVolume");
+    check(
+        kind,
+        group,
+        unknown::<types::core::v1::PersistentVolume>(group, kind),
+    );
+    let (group, kind) = ("v1", "PersistentVolumeClaim");
+    check(
+        kind,
+        group,
+        unknown::<types::core::v1::PersistentVolumeClaim>(group, kind),
+    );
+    let (group, kind) = ("storage.k8s.io/v1", "StorageClass");
+    check(
+        kind,
+        group,
+        unknown::<types::storage::v1::StorageClass>(group, kind),
+    );
+    let (group, kind) = ("discovery.k8s.io/v1", "EndpointSlice");
+    check(
+        kind,
+        group,
+        unknown::<types::discovery::v1::EndpointSlice>(group, kind),
+    );
     let (group, kind) = ("policy/v1", "PodDisruptionBudget");
     check(
         kind,
@@ -361,6 +385,125 @@ fn tables_name_the_fields_of_the_types() {
         kind,
         group,
         unknown::<types::authorization::v1::SelfSubjectAccessReview>(group, kind),
+    );
+}
+
+/// A client that speaks protobuf speaks it for every kind that Kubernetes itself has, and does not fall back to JSON.
+#[test]
+fn every_kind_of_kubernetes_is_read() {
+    let own = |group: &str| {
+        let of_definitions = group == "policy.networking.k8s.io";
+        matches!(group, "" | "policy") || (group.ends_with(".k8s.io") && !of_definitions)
+    };
+    let rows = api::resources::RESOURCES.iter();
+    let stored = rows.filter(|row| row.stored == api::resources::Stored::Yes && own(row.group));
+    let missing = stored.filter(|row| messages::by_kind(&row.api_version(), row.kind).is_none());
+    assert_eq!(
+        missing.map(|row| row.kind).collect::<Vec<_>>(),
+        Vec::<&str>::new()
+    );
+}
+
+#[test]
+fn claims_volumes_classes_and_slices_as_operators_send_them() {
+    let named = |name: &str| {
+        Some(ObjectMeta {
+            name: text(name),
+            ..ObjectMeta::default()
+        })
+    };
+    let storage = || ("storage".to_owned(), Quantity { string: text("1Gi") });
+    let claim = core::PersistentVolumeClaim {
+        metadata: named("data"),
+        spec: Some(core::PersistentVolumeClaimSpec {
+            access_modes: vec!["ReadWriteOnce".to_owned()],
+            resources: Some(core::VolumeResourceRequirements {
+                requests: [storage()].into(),
+                ..core::VolumeResourceRequirements::default()
+            }),
+            volume_name: text(""),
+            ..core::PersistentVolumeClaimSpec::default()
+        }),
+        status: Some(core::PersistentVolumeClaimStatus {
+            phase: text("Bound"),
+            capacity: [storage()].into(),
+            ..core::PersistentVolumeClaimStatus::default()
+        }),
+    };
+    assert_eq!(
+        decode(&envelope("v1", "PersistentVolumeClaim", &claim)),
+        Ok(json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+            "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}},
+        }))
+    );
+    let volume = core::PersistentVolume {
+        metadata: named("v"),
+        spec: Some(core::PersistentVolumeSpec {
+            capacity: [storage()].into(),
+            persistent_volume_source: Some(core::PersistentVolumeSource {
+                host_path: Some(core::HostPathVolumeSource {
+                    path: text("/srv"),
+                    r#type: text("Directory"),
+                }),
+                ..core::PersistentVolumeSource::default()
+            }),
+            node_affinity: Some(core::VolumeNodeAffinity {
+                required: Some(core::NodeSelector::default()),
+            }),
+            ..core::PersistentVolumeSpec::default()
+        }),
+        status: None,
+    };
+    assert_eq!(
+        decode(&envelope("v1", "PersistentVolume", &volume)),
+        Ok(json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "v"},
+            "spec": {
+                "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/srv", "type": "Directory"},
+                "nodeAffinity": {"required": {}},
+            },
+        }))
+    );
+    let class = k8s_pb::api::storage::v1::StorageClass {
+        metadata: named("fast"),
+        provisioner: text("lab.test/disk"),
+        parameters: [("kind".to_owned(), "ssd".to_owned())].into(),
+        volume_binding_mode: text("WaitForFirstConsumer"),
+        ..k8s_pb::api::storage::v1::StorageClass::default()
+    };
+    assert_eq!(
+        decode(&envelope("storage.k8s.io/v1", "StorageClass", &class)),
+        Ok(json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "fast"},
+            "provisioner": "lab.test/disk", "parameters": {"kind": "ssd"},
+            "volumeBindingMode": "WaitForFirstConsumer",
+        }))
+    );
+    let slice = k8s_pb::api::discovery::v1::EndpointSlice {
+        metadata: named("web-1"),
+        address_type: text("IPv4"),
+        endpoints: vec![k8s_pb::api::discovery::v1::Endpoint {
+            addresses: vec!["192.0.2.1".to_owned()],
+            conditions: Some(k8s_pb::api::discovery::v1::EndpointConditions {
+                ready: Some(true),
+                ..k8s_pb::api::discovery::v1::EndpointConditions::default()
+            }),
+            ..k8s_pb::api::discovery::v1::Endpoint::default()
+        }],
+        ports: vec![k8s_pb::api::discovery::v1::EndpointPort {
+            port: Some(80),
+            ..k8s_pb::api::discovery::v1::EndpointPort::default()
+        }],
+    };
+    assert_eq!(
+        decode(&envelope("discovery.k8s.io/v1", "EndpointSlice", &slice)),
+        Ok(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1"},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.1"], "conditions": {"ready": true}}],
+            "ports": [{"port": 80}],
+        }))
     );
 }
 

@@ -332,6 +332,9 @@ pub(super) fn label_selector() -> impl Strategy<Value = meta::LabelSelector> {
                 Operator::NotIn(values) => ("NotIn", Some(values)),
                 Operator::Exists => ("Exists", None),
                 Operator::DoesNotExist => ("DoesNotExist", None),
+                Operator::GreaterThan(_) | Operator::LessThan(_) => {
+                    unreachable!("not in the form of objects")
+                }
             };
             let expression = meta::LabelSelectorRequirement {
                 key,
