@@ -761,15 +761,22 @@ attached_both_ways! {
         };
         let mut alert = igmp("224.0.0.22", 1, true);
         alert[14 + 9] = UDP;
-        let six = |kind| frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
+        let six = |kind, hops| {
+            let mut frame = frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
+            frame[14 + 7] = hops;
+            frame
+        };
         let allowed = [
             ethernet(0x0806, &[0; 28]),
             ethernet(0x8100, &[0; 60]),
-            six(135),
-            six(136),
-            six(134),
-            six(143),
+            six(135, 255),
+            six(136, 255),
+            six(134, 255),
+            six(143, 1),
             frame(Ends::new("0.0.0.0", "255.255.255.255"), UDP, &udp(68, 67)),
+            frame(Ends::new("fe80::1", "ff02::1:2"), UDP, &udp(546, 547)),
+            // As it comes to an address that is just being given.
+            frame(Ends::new(CLIENT, OTHER), UDP, &udp(67, 68)),
             to_host(UDP, &udp(67, 68)),
             frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(547, 546)),
             igmp("224.0.0.22", 1, true),
@@ -777,8 +784,14 @@ attached_both_ways! {
             igmp("224.0.0.1", 1, false),
         ];
         let denied = [
-            six(128),
+            six(128, 255),
+            // No neighbour: a router has passed it on, or will.
+            six(135, 254),
+            six(136, 1),
+            six(143, 2),
             to_host(UDP, &udp(67, 69)),
+            to_host(UDP, &udp(546, 547)),
+            frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(67, 68)),
             to_host(TCP, &tcp(67, 68, SYN)),
             to_host(TCP, &tcp(1, 22, RST)),
             ethernet(0x0800, &[0x45; 20]),
