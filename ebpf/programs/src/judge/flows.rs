@@ -30,6 +30,9 @@ use crate::{
 ///   nothing that is established; the receiver's stack knows what to answer;
 /// - judged if it comes from the other end: policy may allow one direction only. The flow stays as it is.
 ///
+/// One that may open a flow, and finds one that has been silent for its time, opens another: user space, which forgets
+/// flows, may have been gone for as long, and what somebody was answered once is no leave to speak for ever.
+///
 /// Where the judge is not the flow's own, the flow keeps the decision that it has.
 #[inline(always)]
 pub(super) fn tracked<const HOST: bool>(
@@ -40,6 +43,9 @@ pub(super) fn tracked<const HOST: bool>(
     is_foreign: bool,
     now_ns: u64,
 ) -> Option<Outcome> {
+    if packet.role == Role::Either && flow.is_silent(packet.protocol, now_ns) {
+        return None;
+    }
     let decision = if is_foreign {
         Decision::unpack(flow.decision)
     } else {
@@ -153,7 +159,7 @@ fn note(
 }
 
 /// The first packet of a flow, or of a host's flow the first that is seen: judged by policy, tracked if allowed. `old` is a
-/// flow of the same ends that is over, denied, somebody else's, or no more than a guess, and makes room.
+/// flow of the same ends that is over, silent, denied, somebody else's, or no more than a guess, and makes room.
 ///
 /// A packet in the middle of a connection that nobody tracks belongs to none at a pod's endpoint, which was there before
 /// the pod and has seen all of it. A host's endpoint comes to a host that lives, and may not cut its connections, least of
