@@ -101,6 +101,11 @@ pub const CARRIED: u32 = u32::MAX;
 /// Not in [`FlowState::state`]: the packet closes the flow, see [`FlowState::closed`].
 pub const FLOW_CLOSED: u8 = 1 << 7;
 
+/// [`FlowState::closed`]: nothing more is to come.
+pub const CLOSED: u32 = 1 << 0;
+/// [`FlowState::closed`]: something came all the same, to the endpoint. The bit above it: from the endpoint.
+pub const CLOSED_YET_HEARD: u32 = 1 << 1;
+
 /// What one end of a TCP connection has shown of itself, and how its packets go on. For SCTP `end` is the verification
 /// tag that packets to this end carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -137,8 +142,9 @@ pub struct FlowState {
     pub origin: u8,
     /// `FLOW_*` bits.
     pub state: u8,
-    /// 1 once nothing more is to come: both ends have acknowledged the other's FIN, or a RST or ABORT came exactly where it
-    /// is believed. Such a flow counts against no share, and makes room when there are [`MAX_CLOSED`] newer ones.
+    /// Bits: [`CLOSED`] once nothing more is to come: both ends have acknowledged the other's FIN, or a RST or ABORT came
+    /// exactly where it is believed. Such a flow counts against no share, and makes room when there are [`MAX_CLOSED`] newer
+    /// ones. Whether its receiver has believed it, only what follows shows ([`CLOSED_YET_HEARD`]).
     pub closed: u32,
     /// Packets.
     pub packets: [u64; 2],
@@ -170,6 +176,12 @@ impl FlowState {
         low.carrier = carrier as u16;
         high.carrier = (carrier >> 16) as u16;
         [low, high]
+    }
+
+    /// Whether nothing more is to come.
+    #[inline(always)]
+    pub const fn is_closed(&self) -> bool {
+        self.closed & CLOSED != 0
     }
 
     /// Whether it was adopted by what one end sent, and the other has not shown that there is such a connection.

@@ -3,13 +3,13 @@
 use core::mem;
 
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey, FlowState, Reason,
-    STATE_KEEP_ESTABLISHED, VERDICT_ALLOW, protocol,
+    Address, CLOSED, DIRECTION_EGRESS, Decision, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED,
+    FLOW_RESET, FlowKey, FlowState, Reason, STATE_KEEP_ESTABLISHED, VERDICT_ALLOW, protocol,
 };
 
 use super::{
     Judge, Outcome,
-    budget::{count_unestablished, has_room, leave},
+    budget::{count_unestablished, has_room, leave, rejoin},
     decided, deny,
     forward::inside,
     tables::{ask_about, ask_tables},
@@ -52,10 +52,15 @@ pub(super) fn tracked<const HOST: bool>(
         current_decision(endpoint, key, flow)
     };
     if packet.role != Role::Opens {
-        let bits = if decision.verdict == VERDICT_ALLOW {
-            track::follow::<HOST>(flow, packet)
-        } else {
+        let bits = if decision.verdict != VERDICT_ALLOW {
             0
+        } else if flow.is_closed() {
+            if track::lives_on(flow, packet) {
+                reopen(endpoint, key, flow);
+            }
+            0
+        } else {
+            track::follow::<HOST>(flow, packet)
         };
         note(endpoint, key, flow, decision, packet, now_ns, bits);
         return Some(Outcome {
@@ -152,9 +157,18 @@ fn note(
     if added & FLOW_ESTABLISHED != 0 {
         count_unestablished(endpoint, flow.begun(), &key.peer, u64::MAX);
     }
-    if added & FLOW_CLOSED != 0 && exchange_half(&raw mut flow.closed, 1) == 0 {
+    if added & FLOW_CLOSED != 0 && exchange_half(&raw mut flow.closed, CLOSED) & CLOSED == 0 {
         leave(endpoint, key, flow);
         closed::remember(key, packet.ifindex, now_ns);
+    }
+}
+
+/// Takes back that a flow is closed: it counts again, and nobody is told of an end that was none.
+#[inline(always)]
+fn reopen(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState) {
+    if exchange_half(&raw mut flow.closed, 0) & CLOSED != 0 {
+        flow.state &= !(FLOW_RESET | FLOW_FIN_INGRESS | FLOW_FIN_EGRESS);
+        rejoin(endpoint, key, flow);
     }
 }
 
@@ -269,7 +283,7 @@ fn enter(
     now_ns: u64,
 ) -> Outcome {
     let counted = match old {
-        Some(old) => old.closed == 0,
+        Some(old) => !old.is_closed(),
         None => false,
     };
     if !counted && !has_room(endpoint, packet) {
