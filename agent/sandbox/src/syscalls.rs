@@ -220,11 +220,13 @@ const STRICT_OLD: Group = Group {
 
 const CLONE: Conditional = Conditional {
     call: ("clone", libc::SYS_clone),
-    reason: "threads and processes, but no new namespaces: each opens kernel code meant for root",
-    // CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+    reason: "threads and processes, but no new namespaces: each opens kernel code meant for root; and nobody else's children, \
+             which only the shim could take away",
+    // CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; CLONE_PARENT: the parent of a program beside a
+    // container's own is the shim.
     any_of: &[&[Argument {
         index: 0,
-        mask: 0x7e02_0000,
+        mask: 0x7e02_8000,
         value: 0,
     }]],
 };

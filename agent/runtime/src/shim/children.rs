@@ -13,7 +13,8 @@ use crate::shim::supervisor::Supervisor;
 use crate::shim::{ShimError, complain, system};
 
 /// The death of a process that nobody has claimed yet: a program may end before its creator told of it. Kept as long as a
-/// job that began before it may still claim it, so there are no more than such jobs have made processes.
+/// job that began before it may still claim it, and no more than [`MAX_UNCLAIMED`]: what is started beside a container's own
+/// program is a child of the shim, and could give it more if its filter let it.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
     pid: Pid,
@@ -22,12 +23,20 @@ pub(super) struct Unclaimed {
     next_job: u64,
 }
 
+/// Deaths that are kept for starts under way, which are a few dozen of a few processes each. What a start claims beyond
+/// that is no child for it, and it fails.
+const MAX_UNCLAIMED: usize = 1024;
+
+/// Deaths that are heard of in one turn, so that whoever has children die without end keeps nobody else waiting.
+const DEATHS_PER_TURN: usize = 64;
+
 impl Supervisor {
-    pub(super) fn reap(&mut self) -> Result<(), ShimError> {
-        loop {
+    /// Takes note of dead children. Whether there may be more.
+    pub(super) fn reap(&mut self) -> Result<bool, ShimError> {
+        for _ in 0..DEATHS_PER_TURN {
             let dead = match dead_child() {
                 Ok(Some(dead)) => dead,
-                Ok(None) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(None) | Err(Errno::ECHILD) => return Ok(false),
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(system("look for dead children")(errno)),
             };
@@ -39,7 +48,7 @@ impl Supervisor {
             let number = rustix::process::Pid::from_raw(dead.as_raw());
             let status = match rustix::process::waitpid(number, options) {
                 Ok(Some((_, status))) => status,
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(false),
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(system("wait for children")(Errno::from_raw(errno.raw_os_error()))),
             };
@@ -49,6 +58,7 @@ impl Supervisor {
             };
             self.bury(dead, ended);
         }
+        Ok(true)
     }
 
     /// Hears what a dead creator had to say. If that was not all, its start has failed, and what it left goes too: the
@@ -87,7 +97,7 @@ impl Supervisor {
         } else if pid == self.pod.holder {
             complain("the namespace holder died; the pod cannot go on");
             self.begin_shutdown();
-        } else if self.jobs.iter().any(Job::is_starting) {
+        } else if self.jobs.iter().any(Job::is_starting) && self.unclaimed.len() < MAX_UNCLAIMED {
             self.unclaimed.push(Unclaimed {
                 pid,
                 ended,

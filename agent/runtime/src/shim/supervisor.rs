@@ -65,6 +65,8 @@ pub(crate) struct Supervisor {
     pub(super) jobs: Vec<Job>,
     pub(super) interactive: Vec<Interactive>,
     pub(super) unclaimed: Vec<Unclaimed>,
+    /// Whether more children may have died than were heard of in the last turn: no signal comes again for those.
+    more_died: bool,
     pub(super) next_job: u64,
     /// Creators that have not been reaped, those of finished jobs included.
     pub(super) creators: BTreeSet<Pid>,
@@ -126,6 +128,7 @@ impl Supervisor {
             jobs: Vec::new(),
             interactive: Vec::new(),
             unclaimed: Vec::new(),
+            more_died: false,
             next_job: 0,
             creators: BTreeSet::new(),
             pace: Pace::begin(Instant::now()).map_err(system("read the processor time"))?,
@@ -143,7 +146,7 @@ impl Supervisor {
         loop {
             self.wait()?;
             self.read_signals()?;
-            self.reap()?;
+            self.more_died = self.reap()?;
             self.read_reports();
             self.move_output()?;
             self.advance_interactive();
@@ -217,12 +220,13 @@ impl Supervisor {
         let deadline = deadlines.chain(retry).min();
         let quiet = (deadline.is_none() && self.worked).then_some(QUIET);
         let timeout = match deadline.or(quiet) {
+            _ if self.more_died => PollTimeout::ZERO,
             // Rounded up, so that the loop does not spin through the last millisecond.
             Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
         match nix::poll::poll(&mut fds, timeout) {
-            Ok(0) if quiet.is_some() => {
+            Ok(0) if quiet.is_some() && !self.more_died => {
                 memory::give_back();
                 self.worked = false;
                 Ok(())

@@ -155,6 +155,11 @@ pub(crate) const CORPUS: &[Family] = &[
                 "namespaces by the call whose flags no filter can read",
                 Seccomp,
             ),
+            drill(
+                "clone-parent",
+                "a child of its parent, which may be the shim: that alone could take its death away",
+                Seccomp,
+            ),
             twice(
                 "setns-own",
                 "join a namespace through /proc",
