@@ -18,6 +18,7 @@ mod cgroup;
 mod client;
 mod config;
 mod consumption;
+mod core_dumps;
 mod descriptors;
 mod devices;
 mod error;

@@ -1411,6 +1411,36 @@ async fn pods_may_open_what_the_agent_was_started_with() {
     stage.end().await;
 }
 
+/// 1 is the one limit for which the kernel starts no program of the node's: see `core_dumps.rs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_crashes_in_a_pod_leaves_no_dump() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    setrlimit(Resource::Core, unlimited).expect("raised");
+    let stage = Stage::new("dumps").await;
+    let limits = "grep 'core file' /proc/self/limits";
+    let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
+    let forbidden = words("Max core file size 1 1 bytes");
+    // In a directory where a file could be left.
+    let crash = format!("{limits}; cd /tmp; sh -c 'kill -11 $$'; echo $?; ls /tmp");
+    let (_, output) = stage.shell("crashes", &crash).await;
+    let lines: Vec<_> = output.lines().map(words).collect();
+    assert_eq!(lines.first(), Some(&forbidden));
+    assert_eq!(lines.last(), Some(&words("139")), "{output}");
+    let config = stage.container("lives", &["sleep", "1000"]);
+    stage
+        .runtime
+        .start_container(&stage.pod.uid, &config)
+        .await
+        .expect("starts");
+    let (_, session) = stage.exec("lives", limits).await;
+    assert_eq!(words(&session), forbidden);
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_names_and_paths_are_refused() {
     let stage = Stage::without_pod("names");

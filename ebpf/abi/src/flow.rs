@@ -1,6 +1,6 @@
 //! Tracked flows and reported decisions: what the programs write.
 
-use crate::{Address, DIRECTION_EGRESS, DIRECTION_INGRESS, VERDICT_ALLOW, VERDICT_DENY};
+use crate::{Address, DIRECTION_EGRESS, DIRECTION_INGRESS, VERDICT_ALLOW, VERDICT_DENY, protocol};
 
 /// Most tracked flows of a node. A full table denies new flows; it never forgets a living one.
 pub const MAX_FLOWS: u32 = 1 << 17;
@@ -101,6 +101,11 @@ pub const CARRIED: u32 = u32::MAX;
 /// Not in [`FlowState::state`]: the packet closes the flow, see [`FlowState::closed`].
 pub const FLOW_CLOSED: u8 = 1 << 7;
 
+/// [`FlowState::closed`]: nothing more is to come.
+pub const CLOSED: u32 = 1 << 0;
+/// [`FlowState::closed`]: something came all the same, to the endpoint. The bit above it: from the endpoint.
+pub const CLOSED_YET_HEARD: u32 = 1 << 1;
+
 /// What one end of a TCP connection has shown of itself, and how its packets go on. For SCTP `end` is the verification
 /// tag that packets to this end carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -137,8 +142,9 @@ pub struct FlowState {
     pub origin: u8,
     /// `FLOW_*` bits.
     pub state: u8,
-    /// 1 once nothing more is to come: both ends have acknowledged the other's FIN, or a RST or ABORT came exactly where it
-    /// is believed. Such a flow counts against no share, and makes room when there are [`MAX_CLOSED`] newer ones.
+    /// Bits: [`CLOSED`] once nothing more is to come: both ends have acknowledged the other's FIN, or a RST or ABORT came
+    /// exactly where it is believed. Such a flow counts against no share, and makes room when there are [`MAX_CLOSED`] newer
+    /// ones. Whether its receiver has believed it, only what follows shows ([`CLOSED_YET_HEARD`]).
     pub closed: u32,
     /// Packets.
     pub packets: [u64; 2],
@@ -172,6 +178,12 @@ impl FlowState {
         [low, high]
     }
 
+    /// Whether nothing more is to come.
+    #[inline(always)]
+    pub const fn is_closed(&self) -> bool {
+        self.closed & CLOSED != 0
+    }
+
     /// Whether it was adopted by what one end sent, and the other has not shown that there is such a connection.
     #[inline(always)]
     pub const fn is_guess(&self) -> bool {
@@ -198,7 +210,52 @@ impl FlowState {
         const BOTH: u8 = FLOW_FIN_INGRESS | FLOW_FIN_EGRESS;
         state & FLOW_RESET != 0 || state & BOTH == BOTH
     }
+
+    /// How long a flow of this protocol may be silent before it is forgotten, in nanoseconds: by user space, which looks
+    /// through all flows, and where a packet could also open a flow, by the program that finds one so old.
+    ///
+    /// An established TCP connection gets a day: a packet in the middle of an unknown connection is denied, so forgetting
+    /// one early breaks it. What is no more than an attempt gets little, and so does a question with its answer, such as
+    /// those of name service; the rest follows what Linux's own connection tracking uses.
+    #[inline(always)]
+    pub const fn silence_ns(&self, protocol: u8) -> u64 {
+        /// Datagrams that still flow both ways after this long are a stream, not a question and its answer.
+        const STREAM_AFTER_NS: u64 = 2 * SECOND_NS;
+        let established = self.state & FLOW_ESTABLISHED != 0;
+        let stream = self.last_seen_ns.saturating_sub(self.opened_ns) > STREAM_AFTER_NS;
+        let seconds = match protocol {
+            _ if Decision::unpack(self.decision).verdict != VERDICT_ALLOW => 60,
+            protocol::TCP | protocol::SCTP if self.state & FLOW_RESET != 0 => 10,
+            protocol::TCP | protocol::SCTP if Self::is_over(self.state) => 60,
+            protocol::TCP | protocol::SCTP if !established => 30,
+            protocol::TCP if self.state & (FLOW_FIN_INGRESS | FLOW_FIN_EGRESS) != 0 => 600,
+            protocol::TCP => 24 * 3600,
+            protocol::ICMP | protocol::ICMPV6 => 30,
+            protocol::UDP | protocol::UDPLITE if established && stream => 180,
+            protocol::UDP | protocol::UDPLITE => 30,
+            protocol::SCTP => 600,
+            _ if self.state & FLOW_REPLIED != 0 => 600,
+            _ => 60,
+        };
+        seconds * SECOND_NS
+    }
+
+    /// Whether a flow of another protocol than TCP and SCTP has been silent for longer than that. Another CPU may have seen
+    /// a later moment than `now_ns`.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_wrap,
+        reason = "differences of two moments, either of which may be the later one"
+    )]
+    pub const fn is_silent(&self, protocol: u8, now_ns: u64) -> bool {
+        /// None may be silent for less, so that most packets are compared once.
+        const SHORTEST_NS: u64 = 30 * SECOND_NS;
+        let silent = now_ns.wrapping_sub(self.last_seen_ns);
+        silent as i64 > SHORTEST_NS as i64 && silent > self.silence_ns(protocol)
+    }
 }
+
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// Value of map `CLOSED`, an array that is written around and around: a flow that was closed. It may have gone since, or
 /// been opened anew.
@@ -463,6 +520,33 @@ mod tests {
             };
             assert_eq!(flow.carrier(), carrier);
         }
+    }
+
+    #[test]
+    fn silence_is_told_from_a_later_moment() {
+        let mut flow = FlowState {
+            decision: Decision {
+                change: 1,
+                rule: 0,
+                verdict: VERDICT_ALLOW,
+            }
+            .pack(),
+            opened_ns: 0,
+            last_seen_ns: 5 * SECOND_NS,
+            service_port: 0,
+            origin: 0,
+            state: FLOW_ESTABLISHED,
+            closed: 0,
+            packets: [0; 2],
+            bytes: [0; 2],
+            sides: [FlowSide::default(); 2],
+        };
+        let silent = |flow: &FlowState, seconds| flow.is_silent(protocol::UDP, seconds * SECOND_NS);
+        assert!(!silent(&flow, 4) && !silent(&flow, 185) && silent(&flow, 186));
+        flow.state = 0;
+        assert!(!silent(&flow, 4) && !silent(&flow, 35) && silent(&flow, 36));
+        flow.decision &= !1;
+        assert!(!silent(&flow, 65) && silent(&flow, 66));
     }
 
     #[test]

@@ -4,9 +4,8 @@ use std::{net::IpAddr, time::Duration};
 
 use ebpf_abi::{
     DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED, END_DENIED, END_NONE,
-    END_RESET, END_SILENT, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET,
-    FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END, RECORD_UPDATE, Reason, VERDICT_ALLOW,
-    VERDICT_DENY, protocol,
+    END_RESET, END_SILENT, FLOW_ESTABLISHED, FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED,
+    RECORD_END, RECORD_UPDATE, Reason, VERDICT_ALLOW, VERDICT_DENY, protocol,
 };
 use policies_ir::tables::{Direction, EndpointId, RuleId, Verdict};
 
@@ -112,33 +111,9 @@ impl TrackedFlow {
     }
 }
 
-/// How long a flow may be silent before it is forgotten.
-///
-/// An established TCP connection gets a day: a packet in the middle of an unknown connection is denied, so forgetting
-/// one early breaks it. What is no more than an attempt gets little, and so does a question with its answer, such as
-/// those of name service; the rest follows what Linux's own connection tracking uses.
+/// How long a flow may be silent before it is forgotten: [`FlowState::silence_ns`].
 pub fn timeout(key: &FlowKey, state: &FlowState) -> Duration {
-    /// Datagrams that still flow both ways after this long are a stream, not a question and its answer.
-    const STREAM_AFTER_NS: u64 = 2_000_000_000;
-    let has = |bits| state.state & bits != 0;
-    let established = has(FLOW_ESTABLISHED);
-    let allowed = Decision::unpack(state.decision).verdict == VERDICT_ALLOW;
-    let stream = state.last_seen_ns.saturating_sub(state.opened_ns) > STREAM_AFTER_NS;
-    let seconds = match key.protocol {
-        _ if !allowed => 60,
-        protocol::TCP | protocol::SCTP if has(FLOW_RESET) => 10,
-        protocol::TCP | protocol::SCTP if FlowState::is_over(state.state) => 60,
-        protocol::TCP | protocol::SCTP if !established => 30,
-        protocol::TCP if has(FLOW_FIN_INGRESS | FLOW_FIN_EGRESS) => 600,
-        protocol::TCP => 24 * 3600,
-        protocol::ICMP | protocol::ICMPV6 => 30,
-        protocol::UDP | protocol::UDPLITE if established && stream => 180,
-        protocol::UDP | protocol::UDPLITE => 30,
-        protocol::SCTP => 600,
-        _ if has(FLOW_REPLIED) => 600,
-        _ => 60,
-    };
-    Duration::from_secs(seconds)
+    Duration::from_nanos(state.silence_ns(key.protocol))
 }
 
 /// Why a flow that has been silent long enough ended: `END_*`.
@@ -220,7 +195,7 @@ pub(crate) fn denials(key: &DenialKey, denial: &Denial, time_ns: u64) -> FlowRec
 
 #[cfg(test)]
 mod tests {
-    use ebpf_abi::{Address, FlowSide};
+    use ebpf_abi::{Address, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FlowSide};
 
     use super::*;
 

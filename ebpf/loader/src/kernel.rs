@@ -254,7 +254,20 @@ impl Kernel {
         ifindex: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
-        let (action, _) = self.test_run(pod_hook(direction), [0, ifindex], frame, 1)?;
+        let (action, _) = self.test_run(pod_hook(direction), [0, ifindex, 0], frame, 1)?;
+        Ok(verdict_of(action))
+    }
+
+    /// As [`Kernel::run_frame`], of a frame that stands for several of so many bytes, merged or yet to be taken apart.
+    pub fn run_merged_frame(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        segment_bytes: u32,
+        frame: &[u8],
+    ) -> Result<Verdict, DatapathError> {
+        let place = [0, ifindex, segment_bytes];
+        let (action, _) = self.test_run(pod_hook(direction), place, frame, 1)?;
         Ok(verdict_of(action))
     }
 
@@ -266,7 +279,7 @@ impl Kernel {
         frame: &[u8],
         repeat: u32,
     ) -> Result<Duration, DatapathError> {
-        self.test_run(pod_hook(direction), [0, ifindex], frame, repeat)
+        self.test_run(pod_hook(direction), [0, ifindex, 0], frame, repeat)
             .map(|(_, duration)| duration)
     }
 
@@ -279,25 +292,35 @@ impl Kernel {
         came_by: u32,
         frame: &[u8],
     ) -> Result<Verdict, DatapathError> {
-        let hook = match direction {
-            Direction::Egress => Hook::FromHost,
-            Direction::Ingress => Hook::ToHost,
-        };
-        let (action, _) = self.test_run(hook, [came_by, ifindex], frame, 1)?;
+        let (action, _) = self.test_run(host_hook(direction), [came_by, ifindex, 0], frame, 1)?;
+        Ok(verdict_of(action))
+    }
+
+    /// As [`Kernel::run_merged_frame`] at an interface of the host.
+    pub fn run_merged_host_frame(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        segment_bytes: u32,
+        frame: &[u8],
+    ) -> Result<Verdict, DatapathError> {
+        let place = [0, ifindex, segment_bytes];
+        let (action, _) = self.test_run(host_hook(direction), place, frame, 1)?;
         Ok(verdict_of(action))
     }
 
     fn test_run(
         &mut self,
         hook: Hook,
-        [came_by, ifindex]: [u32; 2],
+        [came_by, ifindex, segment_bytes]: [u32; 3],
         frame: &[u8],
         repeat: u32,
     ) -> Result<(u32, Duration), DatapathError> {
-        // The start of `struct __sk_buff` as far as `ingress_ifindex` and `ifindex`, all else zero.
-        let mut context = [0; 44];
+        // The start of `struct __sk_buff` as far as `gso_size`: that, `ingress_ifindex` and `ifindex`, all else zero.
+        let mut context = [0; 180];
         context[36..40].copy_from_slice(&came_by.to_ne_bytes());
-        context[40..].copy_from_slice(&ifindex.to_ne_bytes());
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        context[176..].copy_from_slice(&segment_bytes.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(frame),
             ctx_in: Some(&context),
@@ -529,6 +552,13 @@ fn pod_hook(direction: Direction) -> Hook {
     match direction {
         Direction::Egress => Hook::FromPod,
         Direction::Ingress => Hook::ToPod,
+    }
+}
+
+fn host_hook(direction: Direction) -> Hook {
+    match direction {
+        Direction::Egress => Hook::FromHost,
+        Direction::Ingress => Hook::ToHost,
     }
 }
 

@@ -25,6 +25,13 @@ pub(crate) fn add_half(counter: *mut u32, amount: u32) {
     unsafe { asm!("lock *(u32 *)({0} + 0) += {1}", in(reg) counter, in(wreg) amount) };
 }
 
+/// Sets bits of half a word of a map value, which other CPUs may do at the same time.
+#[inline(always)]
+pub(crate) fn set_half(word: *mut u32, bits: u32) {
+    // SAFETY: as in `add`.
+    unsafe { asm!("lock *(u32 *)({0} + 0) |= {1}", in(reg) word, in(wreg) bits) };
+}
+
 /// Writes a word of a map value, and returns what was there before.
 #[inline(always)]
 pub(crate) fn exchange(word: *mut u64, mut value: u64) -> u64 {

@@ -51,7 +51,7 @@ fn give_up(place: *mut ClosedFlow, now_ns: u64) {
     };
     // SAFETY: the map returned a valid, aligned value; what another CPU writes to it meanwhile is counts.
     let flow = unsafe { &*flow };
-    if flow.closed != 0 {
+    if flow.is_closed() {
         report::ended(&old.key, flow, old.ifindex, now_ns);
         let _ = FLOWS.remove(&old.key);
     }

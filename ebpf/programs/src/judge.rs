@@ -118,12 +118,12 @@ pub(crate) fn judge_pod(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Ou
 ///
 /// Not judged either is what the host needs to have an address and neighbours at all: other protocols than IP, frames
 /// of a VLAN (which its interface judges; a tag that names none is none), neighbour discovery, the two protocols by which
-/// a network learns of listeners to multicast, and DHCP.
+/// a network learns of listeners to multicast, and DHCP: each as far as it is the host's, or stays on the link.
 #[inline(always)]
 pub(crate) fn judge_host<const LINK: usize>(ctx: &TcContext, packet: &mut Packet, now_ns: u64) -> Option<Outcome> {
     let parsed = packet::parse::<true, LINK>(ctx, packet);
     if match parsed {
-        Ok(()) => is_housekeeping(packet) || is_igmp(packet),
+        Ok(()) => is_housekeeping(ctx, packet) || is_igmp(packet),
         // Router alert, which IGMP comes with (RFC 3376, section 4).
         Err(Reason::IpOptions) => is_igmp(packet),
         Err(reason) => matches!(reason, Reason::NotIp | Reason::Vlan),

@@ -200,6 +200,13 @@ pub(crate) fn came_by(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ingress_ifindex }
 }
 
+/// Whether the packet stands for several, which the kernel, or a device, has merged or takes apart later.
+#[inline(always)]
+fn is_merged(ctx: &TcContext) -> bool {
+    // SAFETY: as in `ifindex`.
+    unsafe { (*ctx.skb.skb).gso_size != 0 }
+}
+
 /// Whether a socket of this machine sends the packet.
 #[inline(always)]
 pub(crate) fn has_socket(ctx: &TcContext) -> bool {
@@ -231,7 +238,7 @@ pub(crate) fn parse<const HOST: bool, const LINK: usize>(ctx: &TcContext, packet
         (u16::from_be(start[6]), [word(0), word(1), word(2), word(3), word(4)])
     };
     if ethertype == ETHERTYPE_IPV4 {
-        parse_ipv4::<LINK>(packet, ipv4)?;
+        parse_ipv4::<LINK>(ctx, packet, ipv4)?;
     } else if ethertype == ETHERTYPE_IPV6 {
         parse_ipv6::<LINK>(ctx, packet)?;
     } else if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
@@ -272,19 +279,23 @@ fn bare_ethertype(ctx: &TcContext, direction: u8, first: u8) -> u16 {
 }
 
 #[inline(always)]
-fn parse_ipv4<const LINK: usize>(packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), Reason> {
+fn parse_ipv4<const LINK: usize>(ctx: &TcContext, packet: &mut Packet, header: [u32; IPV4_BYTES / 4]) -> Result<(), Reason> {
     let [first, second, third, _, _] = header.map(u32::from_be);
     packet.set_addresses(Address::from_ipv4_be(header[3]), Address::from_ipv4_be(header[4]));
     packet.protocol = (third >> 16) as u8;
     packet.hops = (third >> 24) as u8;
 
     let header_words = first >> 24 & 0xf;
-    let total_length = first & 0xffff;
+    let mut total_length = first & 0xffff;
     if first >> 28 != 4 || header_words < 5 {
         return Err(Reason::BadHeader);
     }
     if total_length < header_words * 4 {
-        return Err(Reason::BadHeader);
+        // Merged to more than the field can say ("BIG TCP"): 0 stands for all that is there, as for the kernel.
+        if total_length != 0 || packet.protocol != protocol::TCP || !is_merged(ctx) {
+            return Err(Reason::BadHeader);
+        }
+        total_length = packet.length - LINK as u32;
     }
     if total_length + LINK as u32 > packet.length {
         return Err(Reason::Truncated);
@@ -321,7 +332,11 @@ fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result
     }
     packet.set_addresses(source, destination);
     packet.hops = second as u8;
-    let end = (second >> 16) + (LINK + IPV6_BYTES) as u32;
+    let mut end = (second >> 16) + (LINK + IPV6_BYTES) as u32;
+    if second >> 16 == 0 && is_merged(ctx) {
+        // As with IPv4. The kernel may put an option in front that says the length; it is passed over like others.
+        end = packet.length;
+    }
     if end > packet.length {
         return Err(Reason::Truncated);
     }

@@ -9,7 +9,7 @@
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP};
 use ebpf_abi::{
     COUNTER_LOST_EVENTS, DIRECTION_EGRESS, DIRECTION_INGRESS, Decision, Denial, DenialKey, END_CLOSED,
-    END_DENIED, END_NONE, END_RESET, FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END,
+    END_DENIED, END_NONE, END_RESET, END_SILENT, FLOW_RESET, FlowKey, FlowRecord, FlowState, RECORD_DENIED, RECORD_END,
     RECORD_START, RING_HURRY_BYTES, Reason, VERDICT_ALLOW, VERDICT_DENY, protocol,
 };
 
@@ -89,8 +89,10 @@ pub(crate) fn ended(key: &FlowKey, flow: &FlowState, ifindex: u32, now_ns: u64) 
             END_DENIED
         } else if flow.state & FLOW_RESET != 0 {
             END_RESET
-        } else {
+        } else if matches!(key.protocol, protocol::TCP | protocol::SCTP) {
             END_CLOSED
+        } else {
+            END_SILENT
         };
         (*record).padding = [0; 6];
     }

@@ -12,12 +12,18 @@
 //!   segment within the windows that acknowledges what was seen first. Until then it is an attempt like others, which
 //!   the receiver's own reset ends, and a SYN opens anew.
 //! - A SYN on a live flow is no end of it: it passes, if policy allows it, for the receiver's stack to answer.
+//! - Whether the receiver gets to see a RST or FIN, and takes it for one, cannot be known: its checksum may be wrong (the
+//!   kernel leaves most to be computed later, so it cannot be told here), its time to live may end on the way. But who
+//!   believes in an end does not go on. So a flow that was closed lives on when either end acknowledges what the other has
+//!   sent since then. One end alone cannot have that, and what it says of the other, which is gone, is answered by a reset
+//!   that closes the flow again.
 
 use ebpf_abi::{
-    FLOW_ADOPTED, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED,
+    CLOSED_YET_HEARD, FLOW_ADOPTED, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED, FLOW_RESET, FLOW_SCALED,
     FlowSide, FlowState, SCALE_LARGEST, SCALE_NONE, SCALE_UNHEARD, protocol,
 };
 
+use crate::atomic::set_half;
 use crate::packet::{
     PIECE_LATER, Packet, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_COOKIE_ECHO, SCTP_INIT, SCTP_INIT_ACK, SCTP_SHUTDOWN,
     SCTP_SHUTDOWN_ACK, SCTP_SHUTDOWN_COMPLETE, Segment, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
@@ -101,7 +107,7 @@ pub(crate) fn adopted(packet: &Packet) -> ([FlowSide; 2], u8) {
 /// to come.
 #[inline(always)]
 pub(crate) fn follow<const HOST: bool>(flow: &mut FlowState, packet: &Packet) -> u8 {
-    if packet.fragment.kind == PIECE_LATER || flow.closed != 0 {
+    if packet.fragment.kind == PIECE_LATER {
         return 0;
     }
     match packet.protocol {
@@ -110,6 +116,41 @@ pub(crate) fn follow<const HOST: bool>(flow: &mut FlowState, packet: &Packet) ->
         _ if packet.direction != flow.origin => FLOW_REPLIED | FLOW_ESTABLISHED,
         _ => 0,
     }
+}
+
+/// Whether `packet`, of a flow that is closed, shows that it is not: it acknowledges what the other end has sent since. What
+/// either end had sent until then is what its side shows; if nothing was seen of an end, all is new.
+#[inline(always)]
+pub(crate) fn lives_on(flow: &mut FlowState, packet: &Packet) -> bool {
+    let (mine, other) = indices(packet.direction);
+    let segment = &packet.segment;
+    let end = segment.sequence.wrapping_add(segment.length);
+    let unseen = flow.state & (FLOW_REPLIED | FLOW_ADOPTED) == 0;
+    let (sends, acknowledges) = match packet.protocol {
+        _ if packet.fragment.kind == PIECE_LATER => return false,
+        protocol::TCP if segment.flags & (TCP_RST | TCP_SYN | TCP_ACK) == TCP_ACK => (
+            segment.length != 0 && (unseen || before(flow.sides[mine].end, end)),
+            unseen || before(flow.sides[other].end, segment.acknowledged),
+        ),
+        // Either end goes on with the tag that the other knows.
+        protocol::SCTP if !matches!(segment.flags, SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE) => {
+            let right_tag = unseen || segment.sequence == flow.sides[other].end;
+            (right_tag, right_tag)
+        }
+        _ => return false,
+    };
+    if acknowledges && flow.closed & CLOSED_YET_HEARD << other != 0 {
+        if packet.protocol == protocol::TCP {
+            flow.sides[mine].end = end;
+            flow.sides[mine].acked = segment.acknowledged;
+            flow.sides[other].end = segment.acknowledged;
+        }
+        return true;
+    }
+    if sends {
+        set_half(&raw mut flow.closed, CLOSED_YET_HEARD << mine);
+    }
+    false
 }
 
 /// A SYN from the other end of a flow that is not answered yet: both open at once.

@@ -38,6 +38,7 @@ pub(crate) const CALLS: &[Call] = &[
         [Number(0x4000_0000), NO, NO, NO, NO],
     ),
     Call("clone3", libc::SYS_clone3, [Room, Number(64), NO, NO, NO]),
+    // With SIGCHLD, as by fork.
     Call(
         "clone-parent",
         libc::SYS_clone,
@@ -270,7 +271,7 @@ pub(crate) fn make(call: &Call) -> io::Result<Outcome> {
     // SAFETY: pointers are to strings or to room enough for what the call reads or writes; a call that succeeds
     // changes this process only, which ends right after, or the container.
     let result = checked(unsafe { libc::syscall(call.1, a, b, c, d, e, 0_u64) })?;
-    if call.1 == libc::SYS_clone3 && result == 0 {
+    if [libc::SYS_clone, libc::SYS_clone3].contains(&call.1) && result == 0 {
         // SAFETY: ends the child, which has nothing to tell.
         unsafe { libc::_exit(0) };
     }

@@ -86,6 +86,20 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
             checked(i64::try_from(sent).map_err(io::Error::other)?).map(done)
         }
     }),
+    ("raw-ping", || raw(libc::IPPROTO_ICMP).map(done)),
+    ("raw-tcp", || raw(libc::IPPROTO_TCP).map(done)),
+    ("raw-multipath", || raw(libc::IPPROTO_MPTCP).map(done)),
+    ("raw-any", || raw(libc::IPPROTO_RAW).map(done)),
+    ("raw-header", || {
+        let socket = raw(libc::IPPROTO_ICMP)?;
+        let on: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+        let (level, option) = (libc::IPPROTO_IP, libc::IP_HDRINCL);
+        // SAFETY: an integer of that length is read.
+        let set =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length) };
+        checked(i64::from(set)).map(done)
+    }),
     ("become-other-protocol", || {
         let socket = stream(0)?;
         let name = c"smc";
@@ -115,13 +129,17 @@ fn connect(port: u16) -> io::Result<Outcome> {
 }
 
 fn stream(protocol: libc::c_int) -> io::Result<OwnedFd> {
+    socket(libc::SOCK_STREAM, protocol)
+}
+
+fn raw(protocol: libc::c_int) -> io::Result<OwnedFd> {
+    socket(libc::SOCK_RAW, protocol)
+}
+
+fn socket(kind: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: numbers only; the new descriptor is nobody else's.
     unsafe {
-        let socket = checked(i64::from(libc::socket(
-            libc::AF_INET,
-            libc::SOCK_STREAM,
-            protocol,
-        )))?;
+        let socket = checked(i64::from(libc::socket(libc::AF_INET, kind, protocol)))?;
         Ok(OwnedFd::from_raw_fd(
             i32::try_from(socket).map_err(io::Error::other)?,
         ))

@@ -120,6 +120,8 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
     {
         complain(&format!("the pod may open as many files as the agent: {error}"));
     }
+    crate::core_dumps::forbid()
+        .map_err(|errno| system("forbid core dumps")(Errno::from_raw(errno.raw_os_error())))?;
 
     nix::unistd::setsid().map_err(system("start a session"))?;
     nix::sys::prctl::set_name(c"palisade-shim").map_err(system("name the process"))?;

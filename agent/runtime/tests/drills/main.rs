@@ -377,11 +377,13 @@ async fn what_is_written_is_never_code_under_strict() {
         "bind-declared",
         "connect-declared",
         "listen-unbound",
+        "raw-ping",
     ];
     argv.extend(STRICT.drills.iter().map(|drill| drill.name));
-    let container = |name: &str, argv: &[&str], profile: Profile| ContainerConfig {
-        profile,
-        ..stage.container(name, argv, &targets.facts)
+    let container = |name: &str, argv: &[&str], profile: Profile| {
+        let mut config = stage.container(name, argv, &targets.facts);
+        config.capabilities.push("CAP_NET_RAW".into());
+        ContainerConfig { profile, ..config }
     };
     let (_, output) = stage
         .run(&container("baseline", &argv, Profile::baseline()))
@@ -389,7 +391,13 @@ async fn what_is_written_is_never_code_under_strict() {
     let baseline = answers(&output);
     let (_, output) = stage.run(&container("strict", &argv, profile.clone())).await;
     let strict = answers(&output);
-    let refusals = [libc::EPERM, libc::EPROTONOSUPPORT, libc::EOPNOTSUPP, libc::ENOENT];
+    let refusals = [
+        libc::EPERM,
+        libc::EPROTONOSUPPORT,
+        libc::EOPNOTSUPP,
+        libc::ENOENT,
+        libc::ENOPROTOOPT,
+    ];
     let marked = marked_profile(&profile, &refusals);
     let (_, output) = stage.run(&container("marked", &argv, marked)).await;
     let mut with_marks = answers(&output);
@@ -402,6 +410,8 @@ async fn what_is_written_is_never_code_under_strict() {
     assert_ne!(strict["connect-declared"], EACCES);
     // A gap that THREATS.md states. A kernel that closes it makes this a drill.
     assert_eq!(strict["listen-unbound"], DONE);
+    // What pings is no way to a port.
+    assert_eq!(strict["raw-ping"], DONE);
     // As on a kernel without Multipath TCP: what asks for it falls back on TCP.
     assert_eq!(strict["bind-multipath"], EPROTONOSUPPORT);
     let mut wrong = String::new();

@@ -4,12 +4,15 @@
 //! names, and at no other place. So a profile that limits ports takes these away:
 //!
 //! - stream sockets of another protocol over IP: Multipath TCP speaks to every TCP server, SCTP and SMC have ports too;
+//! - raw sockets of the protocol TCP, or of any, and writing the whole header by hand on one of another protocol: enough
+//!   for a TCP of the program's own. Other raw sockets stay, that of `ping` for one;
 //! - turning a TCP socket into one of another protocol (`TCP_ULP`), which SMC can, and with it TLS in the kernel;
 //! - connecting while sending (`MSG_FASTOPEN`), where connections are limited. `TCP_FASTOPEN_CONNECT` is none: it
 //!   only delays what `connect`, which Landlock has judged, begins;
 //! - `io_uring`, which does all of that unseen by any filter.
 //!
-//! The answers are those of a kernel without that feature: what asks for it falls back on TCP and on `connect`.
+//! The answers are those of a kernel without that feature, or to a program without the capability: what asks for it falls
+//! back on TCP and on `connect`.
 //! What is left is `listen` on a socket that was never bound: the kernel binds it to a port of its own choice, and
 //! neither Landlock nor a filter can tell such a socket from another.
 
@@ -22,48 +25,62 @@ struct Detour {
     /// Numbers on this architecture, of calls that are alike.
     calls: &'static [i64],
     reason: &'static str,
-    /// The error number.
-    answer: i32,
-    /// Any one is enough, of each all.
-    any_of: &'static [&'static [Condition]],
+    ways: &'static [Way],
     /// Whether it only leads around limits of connections.
     connects: bool,
+}
+
+/// The arguments with which a call leads around.
+struct Way {
+    all_of: &'static [Condition],
+    /// The error number.
+    answer: i32,
 }
 
 const DETOURS: &[Detour] = &[
     Detour {
         calls: &[libc::SYS_socket],
-        reason: "streams over IP that are not TCP have ports that Landlock does not judge; Multipath TCP is one",
-        answer: libc::EPROTONOSUPPORT,
-        any_of: &[&other_stream(2), &other_stream(10)],
+        reason: "streams over IP that are not TCP have ports that Landlock does not judge, Multipath TCP is one; and a raw \
+                 socket of TCP, or of any protocol, sends to and from each port",
+        ways: &[
+            way(&other_stream(2), libc::EPROTONOSUPPORT),
+            way(&other_stream(10), libc::EPROTONOSUPPORT),
+            way(&raw(2, 0xff, TCP), libc::EPERM),
+            way(&raw(10, 0xff, TCP), libc::EPERM),
+            way(&raw(2, 0xffff_ffff, ANY), libc::EPERM),
+            way(&raw(10, 0xffff_ffff, ANY), libc::EPERM),
+        ],
         connects: false,
     },
     Detour {
         calls: &[libc::SYS_setsockopt],
-        reason: "TCP_ULP makes a TCP socket one of another protocol, whose ports Landlock does not judge",
-        answer: libc::ENOENT,
-        any_of: &[&[word(1, Compare::Eq, 6), word(2, Compare::Eq, 31)]],
+        reason: "TCP_ULP makes a TCP socket one of another protocol, whose ports Landlock does not judge, and a raw socket \
+                 with IP_HDRINCL or IPV6_HDRINCL sends what its program says, TCP too",
+        ways: &[
+            way(&option(TCP, 31), libc::ENOENT),
+            way(&option(0, 3), libc::ENOPROTOOPT),
+            way(&option(41, 36), libc::ENOPROTOOPT),
+            // SOL_RAW, which sets the same.
+            way(&option(255, 36), libc::ENOPROTOOPT),
+        ],
         connects: false,
     },
     Detour {
         calls: &[libc::SYS_sendto],
         reason: FAST_OPEN,
-        answer: libc::EOPNOTSUPP,
-        any_of: &[&[fast_open(3)]],
+        ways: &[way(&[fast_open(3)], libc::EOPNOTSUPP)],
         connects: true,
     },
     Detour {
         calls: &[libc::SYS_sendmsg],
         reason: FAST_OPEN,
-        answer: libc::EOPNOTSUPP,
-        any_of: &[&[fast_open(2)]],
+        ways: &[way(&[fast_open(2)], libc::EOPNOTSUPP)],
         connects: true,
     },
     Detour {
         calls: &[libc::SYS_sendmmsg],
         reason: FAST_OPEN,
-        answer: libc::EOPNOTSUPP,
-        any_of: &[&[fast_open(3)]],
+        ways: &[way(&[fast_open(3)], libc::EOPNOTSUPP)],
         connects: true,
     },
     Detour {
@@ -73,11 +90,15 @@ const DETOURS: &[Detour] = &[
             libc::SYS_io_uring_register,
         ],
         reason: "no filter sees what is asked for through io_uring",
-        answer: libc::EPERM,
-        any_of: &[&[]],
+        ways: &[way(&[], libc::EPERM)],
         connects: false,
     },
 ];
+
+/// The number of TCP, as a protocol of IP and as a level of options.
+const TCP: u64 = 6;
+/// IPPROTO_RAW: packets of whatever protocol their header names.
+const ANY: u64 = 255;
 
 const FAST_OPEN: &str = "MSG_FASTOPEN connects without connect, which Landlock judges";
 
@@ -87,8 +108,26 @@ const fn other_stream(family: u64) -> [Condition; 4] {
         word(0, Compare::Eq, family),
         word(1, Compare::MaskedEq(0xf), 1),
         word(2, Compare::Ne, 0),
-        word(2, Compare::Ne, 6),
+        word(2, Compare::Ne, TCP),
     ]
+}
+
+/// SOCK_RAW of a protocol. Its low byte is what a header has room for: the kernel takes the number of Multipath TCP (262)
+/// too, and sends TCP.
+const fn raw(family: u64, mask: u64, protocol: u64) -> [Condition; 3] {
+    [
+        word(0, Compare::Eq, family),
+        word(1, Compare::MaskedEq(0xf), 3),
+        word(2, Compare::MaskedEq(mask), protocol),
+    ]
+}
+
+const fn option(level: u64, name: u64) -> [Condition; 2] {
+    [word(1, Compare::Eq, level), word(2, Compare::Eq, name)]
+}
+
+const fn way(all_of: &'static [Condition], answer: i32) -> Way {
+    Way { all_of, answer }
 }
 
 const fn fast_open(index: u8) -> Condition {
@@ -138,12 +177,12 @@ fn detours(tcp: &Tcp) -> Option<impl Iterator<Item = &'static Detour>> {
 
 impl Detour {
     fn rule(&self) -> CallRule {
-        let alternative = |all_of: &&[Condition]| Alternative {
-            all_of: all_of.to_vec(),
-            action: errno(self.answer),
+        let alternative = |way: &Way| Alternative {
+            all_of: way.all_of.to_vec(),
+            action: errno(way.answer),
         };
         CallRule {
-            alternatives: self.any_of.iter().map(alternative).collect(),
+            alternatives: self.ways.iter().map(alternative).collect(),
             otherwise: Action::Allow,
         }
     }
@@ -211,6 +250,47 @@ mod tests {
                 Action::Allow
             );
             assert_eq!(free.syscall_policy(), free.syscalls.policy());
+        }
+    }
+
+    /// Also by its number as Multipath TCP, of which the header keeps a byte, and by a header made by hand.
+    #[test]
+    fn raw_sockets_that_speak_tcp_are_refused_where_ports_are_limited() {
+        const RAW: u64 = 3;
+        let levels = [(0, 3), (41, 36), (255, 36)];
+        for limited in [profile(Some(1), None), profile(None, Some(1))] {
+            for family in [2, 10] {
+                for kind in [RAW, RAW | FLAGS, RAW | (1 << 32)] {
+                    for protocol in [6, 255, MPTCP, 6 | (1 << 32)] {
+                        let arguments = [family, kind, protocol, 0, 0, 0];
+                        let answer = answer(&limited, "socket", arguments);
+                        assert_eq!(answer, errno(libc::EPERM), "{arguments:x?}");
+                    }
+                    // What pings, what routes, and what has ports that Landlock does not limit.
+                    for protocol in [1, 58, 89, 17] {
+                        let arguments = [family, kind, protocol, 0, 0, 0];
+                        let answer = answer(&limited, "socket", arguments);
+                        assert_eq!(answer, Action::Allow, "{arguments:x?}");
+                    }
+                }
+            }
+            for (level, option) in levels {
+                let arguments = [3, level, option, 0, 0, 0];
+                let answer = answer(&limited, "setsockopt", arguments);
+                assert_eq!(answer, errno(libc::ENOPROTOOPT), "{arguments:?}");
+            }
+            // IP_OPTIONS, IPV6_TCLASS and IPV6_V6ONLY are others.
+            for (level, option) in [(0, 4), (41, 67), (41, 26), (6, 3), (1, 36)] {
+                let arguments = [3, level, option, 0, 0, 0];
+                assert_eq!(answer(&limited, "setsockopt", arguments), Action::Allow);
+            }
+        }
+        for free in [Profile::baseline(), profile(None, None)] {
+            assert_eq!(answer(&free, "socket", [2, RAW, 6, 0, 0, 0]), Action::Allow);
+            for (level, option) in levels {
+                let arguments = [3, level, option, 0, 0, 0];
+                assert_eq!(answer(&free, "setsockopt", arguments), Action::Allow);
+            }
         }
     }
 

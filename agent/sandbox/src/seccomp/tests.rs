@@ -305,6 +305,29 @@ fn strict_takes_from_the_baseline_and_audit_logs_that() {
     assert_eq!(strict.decide(protect, &[0, 0, 3, 0, 0, 0]), Action::Allow);
 }
 
+/// The parent of a program that was started beside a container's own is the shim.
+#[test]
+fn no_process_gets_children_for_its_parent() {
+    const PARENT: u64 = 0x8000;
+    const SIGCHLD: u64 = 17;
+    // As the C library makes threads, and as it and Go start programs.
+    let usual = [SIGCHLD, 0x3d_0f00, 0x4100 | SIGCHLD, 0x0120_0000 | SIGCHLD];
+    let clone = u32::try_from(libc::SYS_clone).expect("small");
+    for set in [
+        SyscallSet::Baseline,
+        SyscallSet::Strict,
+        SyscallSet::Audit,
+        SyscallSet::Daemon,
+    ] {
+        let policy = set.policy();
+        for flags in usual {
+            let decide = |flags| policy.decide(clone, &[flags, 0, 0, 0, 0, 0]);
+            assert_eq!(decide(flags), Action::Allow, "{set:?}: {flags:#x}");
+            assert_eq!(decide(flags | PARENT), Action::Errno(1), "{set:?}: {flags:#x}");
+        }
+    }
+}
+
 /// Whatever is asked for in pairs is asked for as what it is.
 #[test]
 fn pairs_of_sockets_are_of_the_unix_family_only() {

@@ -95,7 +95,7 @@ impl Look {
 impl Expiry {
     fn end(self, key: &FlowKey, state: &FlowState) -> u8 {
         let silent = self.now.saturating_sub(Duration::from_nanos(state.last_seen_ns));
-        let makes_room = self.is_crowded && state.closed != 0 && silent > CLOSED_IS_ENOUGH;
+        let makes_room = self.is_crowded && state.is_closed() && silent > CLOSED_IS_ENOUGH;
         if makes_room || silent > timeout(key, state) {
             flows::end_of(state)
         } else {

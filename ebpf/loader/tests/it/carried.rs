@@ -143,6 +143,35 @@ attached_both_ways! {
     }
 }
 
+/// Nobody needs them to have an address but the host, which is a client, and asks by itself.
+#[test]
+fn ports_of_dhcp_are_no_way_through_a_host() {
+    let mut host = Carrying::new(Attachment::Tcx, &NONE, Some(&NONE));
+    let pod = host.pod.ifindex;
+    let renewal = udp(68, 67);
+    let answer = udp(67, 68);
+    assert_eq!(host.leaves(ITSELF, UDP, &renewal), ALLOW);
+    assert_eq!(host.comes(UDP, &answer), ALLOW);
+    for payload in [&renewal, &answer] {
+        assert_eq!(host.carries(UDP, payload), DENY, "translated");
+        assert_eq!(host.leaves(BRIDGE, UDP, payload), DENY, "of another interface");
+        let out = frame(Ends::new(INSIDE, CLIENT), UDP, payload);
+        assert_eq!(host.run(EGRESS, pod, &out), DENY, "as it is");
+        let back = frame(Ends::new(CLIENT, INSIDE), UDP, payload);
+        assert_eq!(host.run(INGRESS, ITSELF, &back), DENY, "to the pod");
+    }
+    assert_eq!(host.comes(UDP, &renewal), DENY, "a server of the host's own");
+    // On the link everyone may ask for a server.
+    let everyone = frame(Ends::new("0.0.0.0", "255.255.255.255"), UDP, &renewal);
+    for (direction, came_by) in [(INGRESS, ITSELF), (EGRESS, BRIDGE), (EGRESS, ITSELF)] {
+        assert_eq!(
+            host.run(direction, came_by, &everyone),
+            ALLOW,
+            "{direction:?} {came_by}"
+        );
+    }
+}
+
 #[test]
 fn a_change_of_policy_judges_a_carried_flow_anew_whichever_end_sends() {
     let dns = [(EGRESS, port(UDP, 53), ALLOW)];

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use ebpf_abi::{END_CLOSED, END_RESET, MAX_CLOSED, RECORD_END, RECORD_START};
+use ebpf_abi::{END_CLOSED, END_RESET, END_SILENT, MAX_CLOSED, RECORD_END, RECORD_START};
 use ebpf_loader::{Datapath, Limits, Reason, monotonic_now};
 use policies_ir::tables::{Direction, Service, Verdict};
 
 use crate::{
-    frames::{ACK, Ends, FIN, RST, SYN, TCP, frame, segment},
+    frames::{ACK, Ends, FIN, RST, SCTP, SYN, TCP, chunk, frame, segment},
     lab::{LOOPBACK, Lab, link, tables},
 };
 
@@ -258,33 +258,175 @@ fn only_what_is_closed_for_sure_makes_room() {
     assert_eq!(ends, [END_RESET]);
 }
 
+/// The checksum of a reset is wrong, or a router drops it: the receiver has never heard of it, and both go on. That must
+/// not be a way to have flows that count for nobody.
+#[test]
+fn an_end_in_which_the_receiver_does_not_believe_is_none() {
+    // Room for eight closed flows among 64.
+    let limits = Limits {
+        max_flows: 64,
+        ..Limits::default()
+    };
+    let mut lab = lab(limits);
+    let connection = Connection {
+        peer: "10.7.2.1",
+        port: 1,
+    };
+    let ends = Ends::new(POD, connection.peer);
+    let data = |direction, sequence, acknowledged| match direction {
+        Direction::Egress => frame(ends, TCP, &segment(1, 80, ACK, sequence, acknowledged, &[7; 100])),
+        Direction::Ingress => frame(
+            ends.reversed(),
+            TCP,
+            &segment(80, 1, ACK, sequence, acknowledged, &[7; 100]),
+        ),
+    };
+    let pass = |lab: &mut Lab, direction, sequence, acknowledged| {
+        let bytes = data(direction, sequence, acknowledged);
+        assert_eq!(lab.run(direction, &bytes), Verdict::Allow);
+    };
+
+    connection.open(&mut lab);
+    connection.pass(&mut lab, &[(IN, RST, 501, 0)]);
+    assert_eq!(living(&mut lab), 0, "closed");
+    // What one end says alone, and what was on its way, or is sent again, is no sign of life of the other.
+    pass(&mut lab, IN, 501, 101);
+    pass(&mut lab, IN, 601, 5_000);
+    pass(&mut lab, OUT, 1, 501);
+    connection.pass(
+        &mut lab,
+        &[(OUT, RST, 101, 0), (IN, RST, 701, 0), (OUT, ACK, 101, 501)],
+    );
+    assert_eq!(living(&mut lab), 0, "still closed");
+    // The pod has got what came after the reset.
+    connection.pass(&mut lab, &[(OUT, ACK, 101, 701)]);
+    assert_eq!(living(&mut lab), 1, "it lives");
+    for number in 0..100 {
+        let other = Connection::new(number);
+        other.open(&mut lab);
+        other.close(&mut lab);
+    }
+    pass(&mut lab, IN, 701, 101);
+    pass(&mut lab, OUT, 101, 801);
+    assert_eq!(living(&mut lab), 1);
+
+    // The other way around; where that was a lie, the end that is gone answers with a reset.
+    connection.pass(&mut lab, &[(IN, RST, 801, 0)]);
+    assert_eq!(living(&mut lab), 0);
+    pass(&mut lab, OUT, 201, 801);
+    connection.pass(&mut lab, &[(IN, ACK, 801, 301)]);
+    assert_eq!(living(&mut lab), 1);
+    connection.pass(&mut lab, &[(OUT, RST, 301, 0)]);
+    assert_eq!(living(&mut lab), 0);
+
+    // Nor does an attempt that was refused for show.
+    let attempt = Connection {
+        port: 2,
+        ..connection
+    };
+    attempt.pass(
+        &mut lab,
+        &[
+            (OUT, SYN, 100, 0),
+            (IN, RST | ACK, 0, 101),
+            (IN, SYN | ACK, 500, 101),
+            (OUT, ACK, 101, 501),
+        ],
+    );
+    assert_eq!(living(&mut lab), 0);
+    for (direction, bytes) in [
+        (OUT, frame(ends, TCP, &segment(2, 80, ACK, 101, 501, &[7; 100]))),
+        (
+            IN,
+            frame(ends.reversed(), TCP, &segment(80, 2, ACK, 501, 201, &[])),
+        ),
+    ] {
+        assert_eq!(lab.run(direction, &bytes), Verdict::Allow);
+    }
+    assert_eq!(living(&mut lab), 1);
+
+    let expired = lab
+        .kernel()
+        .expire(monotonic_now() + Duration::from_secs(62))
+        .expect("expire");
+    let ends: Vec<_> = expired
+        .records
+        .iter()
+        .filter(|record| record.source_port < 1024)
+        .collect();
+    let mut ends: Vec<_> = ends
+        .iter()
+        .map(|record| (record.source_port, record.end))
+        .collect();
+    ends.sort_unstable();
+    assert_eq!(
+        ends,
+        [(1, END_RESET), (2, END_SILENT)],
+        "each once, and as it was"
+    );
+}
+
+/// The same of SCTP, whose packets show by their tags whose they are.
+#[test]
+fn an_abort_in_which_the_receiver_does_not_believe_is_none() {
+    let mut lab = lab(Limits::default());
+    let ends = Ends::new(POD, "10.7.2.1");
+    let send = |lab: &mut Lab, direction, verification, kind, tag| {
+        let bytes = match direction {
+            Direction::Egress => frame(ends, SCTP, &chunk(1, 80, verification, kind, 0, tag)),
+            Direction::Ingress => frame(ends.reversed(), SCTP, &chunk(80, 1, verification, kind, 0, tag)),
+        };
+        assert_eq!(lab.run(direction, &bytes), Verdict::Allow);
+    };
+    const DATA: u8 = 0;
+    const SACK: u8 = 3;
+    const ABORT: u8 = 6;
+    // INIT, INIT ACK, COOKIE ECHO, COOKIE ACK.
+    for (direction, verification, kind, tag) in
+        [(OUT, 0, 1, 7), (IN, 7, 2, 9), (OUT, 9, 10, 0), (IN, 7, 11, 0)]
+    {
+        send(&mut lab, direction, verification, kind, tag);
+    }
+    assert_eq!(living(&mut lab), 1);
+    send(&mut lab, IN, 7, ABORT, 0);
+    assert_eq!(living(&mut lab), 0);
+    send(&mut lab, IN, 7, DATA, 0);
+    send(&mut lab, OUT, 9, ABORT, 0);
+    send(&mut lab, OUT, 8, SACK, 0);
+    assert_eq!(living(&mut lab), 0, "the other end says nothing");
+    send(&mut lab, OUT, 9, SACK, 0);
+    assert_eq!(living(&mut lab), 1);
+    send(&mut lab, OUT, 9, ABORT, 0);
+    assert_eq!(living(&mut lab), 0);
+}
+
+/// Flows that count, and those that were closed at the last look.
+fn living(lab: &mut Lab) -> u64 {
+    let fill = lab.kernel().counters().expect("counters").fill;
+    let flows = fill.into_iter().find(|fill| fill.map == "FLOWS");
+    flows.expect("the table of flows").entries
+}
+
 /// The share of an endpoint counts what lives, however often its flows close and open on the same ports.
 #[test]
 fn a_share_is_what_lives() {
     let mut lab = lab(Limits::default());
-    let fill = |lab: &mut Lab| {
-        let fill = lab.kernel().counters().expect("counters").fill;
-        fill.into_iter()
-            .find(|fill| fill.map == "FLOWS")
-            .expect("the table of flows")
-            .entries
-    };
     let connection = Connection::new(0);
     for round in 0..100 {
         connection.open(&mut lab);
-        assert_eq!(fill(&mut lab), 1, "round {round}");
+        assert_eq!(living(&mut lab), 1, "round {round}");
         connection.close(&mut lab);
-        assert_eq!(fill(&mut lab), 0, "round {round}");
+        assert_eq!(living(&mut lab), 0, "round {round}");
         // A reset before anything is established.
         let refused = Connection::new(15);
         refused.pass(&mut lab, &[(OUT, SYN, 100, 0)]);
-        assert_eq!(fill(&mut lab), 1, "round {round}");
+        assert_eq!(living(&mut lab), 1, "round {round}");
         refused.pass(&mut lab, &[(IN, RST | ACK, 0, 101)]);
-        assert_eq!(fill(&mut lab), 0, "round {round}");
+        assert_eq!(living(&mut lab), 0, "round {round}");
     }
     let expired = lab.kernel().expire(monotonic_now()).expect("expire");
     assert_eq!((expired.removed, expired.tracked), (0, 2), "both are remembered");
-    assert_eq!(fill(&mut lab), 2, "closed ones fill the table too");
+    assert_eq!(living(&mut lab), 2, "closed ones fill the table too");
     connection.open(&mut lab);
     connection.close(&mut lab);
     let expired = lab

@@ -28,6 +28,23 @@ fn port(protocol: u8, port: u16) -> Service {
     }
 }
 
+/// What the kernel has merged on its way to a pod, to more than the length field can say.
+#[test]
+fn packets_larger_than_their_length_field_reach_pods() {
+    let mut lab = Lab::new();
+    lab.allow(&[ANY_INGRESS]);
+    for (ends, length) in [(Ends::new(PEER, POD), 16), (Ends::new(PEER6, POD6), 18)] {
+        let mut frame = frame(ends, TCP, &tcp(1000, 80, SYN));
+        frame[length..length + 2].fill(0);
+        for (bytes, expected) in [(0, Verdict::Deny), (1448, Verdict::Allow)] {
+            let run = lab
+                .kernel()
+                .run_merged_frame(Direction::Ingress, LOOPBACK, bytes, &frame);
+            assert_eq!(run.expect("run the program"), expected, "{ends:?}");
+        }
+    }
+}
+
 everywhere! {
     nothing_passes_before_the_first_tables,
     a_tcp_packet_without_a_connection_is_denied_whatever_policy_says,

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{
     fragments::fragment,
-    frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, sctp, tcp, udp},
+    frames::{ACK, Ends, ICMPV6, RST, SYN, TCP, UDP, ethernet, frame, icmp, sctp, segment, tcp, udp},
     lab::{LOOPBACK, Lab, attached_both_ways, ip},
     link::run,
     wire::Wire,
@@ -761,15 +761,22 @@ attached_both_ways! {
         };
         let mut alert = igmp("224.0.0.22", 1, true);
         alert[14 + 9] = UDP;
-        let six = |kind| frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
+        let six = |kind, hops| {
+            let mut frame = frame(Ends::new("fe80::1", "ff02::1:ff00:1"), ICMPV6, &icmp(kind, 0, 0));
+            frame[14 + 7] = hops;
+            frame
+        };
         let allowed = [
             ethernet(0x0806, &[0; 28]),
             ethernet(0x8100, &[0; 60]),
-            six(135),
-            six(136),
-            six(134),
-            six(143),
+            six(135, 255),
+            six(136, 255),
+            six(134, 255),
+            six(143, 1),
             frame(Ends::new("0.0.0.0", "255.255.255.255"), UDP, &udp(68, 67)),
+            frame(Ends::new("fe80::1", "ff02::1:2"), UDP, &udp(546, 547)),
+            // As it comes to an address that is just being given.
+            frame(Ends::new(CLIENT, OTHER), UDP, &udp(67, 68)),
             to_host(UDP, &udp(67, 68)),
             frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(547, 546)),
             igmp("224.0.0.22", 1, true),
@@ -777,8 +784,14 @@ attached_both_ways! {
             igmp("224.0.0.1", 1, false),
         ];
         let denied = [
-            six(128),
+            six(128, 255),
+            // No neighbour: a router has passed it on, or will.
+            six(135, 254),
+            six(136, 1),
+            six(143, 2),
             to_host(UDP, &udp(67, 69)),
+            to_host(UDP, &udp(546, 547)),
+            frame(Ends::new("fe80::2", "fe80::1"), UDP, &udp(67, 68)),
             to_host(TCP, &tcp(67, 68, SYN)),
             to_host(TCP, &tcp(1, 22, RST)),
             ethernet(0x0800, &[0x45; 20]),
@@ -871,6 +884,72 @@ attached_both_ways! {
         assert_eq!(lab.kernel().attached_hosts().expect("attached"), []);
         drop(listeners);
     }
+}
+
+/// What the kernel merges to more than a length field can say ("BIG TCP") has 0 there, and with IPv6 perhaps an option that
+/// says it. Nothing else may say 0.
+#[test]
+fn packets_larger_than_their_length_field_are_judged() {
+    const SEGMENT_BYTES: u32 = 1448;
+    let mut lab = Lab::new();
+    lab.kernel()
+        .attach_host(&host_link(Some(endpoint(LOCAL)), Some(endpoint(FORWARD))))
+        .expect("attach");
+    let entries = [(INGRESS, port(TCP, 80), ALLOW), (INGRESS, port(UDP, 80), ALLOW)];
+    lab.kernel()
+        .sync(&tables(&[(LOCAL, &entries), (FORWARD, &entries)]))
+        .expect("sync");
+    let four = |protocol, payload: &[u8]| {
+        let mut frame = to_host(protocol, payload);
+        frame[14 + 2..14 + 4].fill(0);
+        frame
+    };
+    let six = |next, payload: &[u8]| {
+        let mut frame = frame(Ends::new("fd99::7", "fd07::2"), next, payload);
+        frame[14 + 4..14 + 6].fill(0);
+        frame
+    };
+    let jumbo = |payload: &[u8]| six(0, &[&[TCP, 0, 0xc2, 4, 0, 1, 0, 0], payload].concat());
+    let syn = |port| segment(1000, port, SYN, 7, 0, &[7; 100]);
+    for (frame, expected) in [
+        (four(TCP, &syn(80)), ALLOW),
+        (four(TCP, &syn(81)), DENY),
+        (six(TCP, &syn(80)), ALLOW),
+        (six(TCP, &syn(81)), DENY),
+        (jumbo(&syn(80)), ALLOW),
+        (jumbo(&syn(81)), DENY),
+        (four(UDP, &udp(1000, 80)), DENY),
+        // Not as much as a header.
+        (four(TCP, &syn(80)[..12]), DENY),
+        (six(TCP, &syn(80)[..12]), DENY),
+    ] {
+        let run = |lab: &mut Lab, bytes| {
+            lab.kernel()
+                .run_merged_host_frame(INGRESS, LOOPBACK, bytes, &frame)
+                .expect("run the program")
+        };
+        assert_eq!(run(&mut lab, SEGMENT_BYTES), expected, "{frame:02x?}");
+        assert_eq!(run(&mut lab, 0), DENY, "not merged: {frame:02x?}");
+    }
+    // The numbers that it shows are those of all its bytes.
+    let answer = frame(
+        Ends::new(HOST, CLIENT),
+        TCP,
+        &segment(80, 1000, SYN | ACK, 50, 108, &[]),
+    );
+    assert_eq!(judge(&mut lab, EGRESS, &answer), ALLOW);
+    let last = frame(
+        Ends::new(CLIENT, HOST),
+        TCP,
+        &segment(1000, 80, ACK, 108, 51, &[]),
+    );
+    assert_eq!(judge(&mut lab, INGRESS, &last), ALLOW);
+    let flows = lab.kernel().tracked_flows().expect("flows");
+    assert_eq!(
+        flows.iter().filter(|flow| flow.established).count(),
+        1,
+        "{flows:?}"
+    );
 }
 
 /// Counts of peers are mapped as far as slots are taken. What an endpoint before left in a far slot is cleared all the

@@ -6,12 +6,14 @@ use std::{
     time::Duration,
 };
 
+use ebpf_abi::{END_SILENT, RECORD_END, RECORD_START};
 use ebpf_loader::{Datapath, Reason, TrackedFlow, monotonic_now};
-use policies_ir::tables::{Direction, Service};
+use policies_ir::tables::{Direction, Service, Verdict};
 
 use crate::{
     frames::{ACK, Ends, FIN, RST, SCTP, SYN, TCP, UDP, chunk, frame, segment, udp},
     lab::{EACH_REPORTED, Lab, Place, everywhere},
+    looks::age,
 };
 
 /// First sequence numbers of client and server.
@@ -42,6 +44,7 @@ everywhere! {
     sctp_associations_open_by_init_and_end_by_the_right_tag,
     a_question_and_its_answer_are_forgotten_sooner_than_a_stream,
     a_denied_flow_makes_way_for_what_policy_allows_in_the_other_direction,
+    what_nobody_forgets_is_over_all_the_same,
 }
 
 /// A lab, and who talks with whom in it.
@@ -477,4 +480,39 @@ fn a_denied_flow_makes_way_for_what_policy_allows_in_the_other_direction(place: 
     assert_eq!(expired.removed, 1);
     lab.assert_allowed(Direction::Ingress, &back);
     lab.assert_allowed(Direction::Egress, &sent);
+}
+
+/// As while no agent looks through the flows: who was asked once may not speak for ever, to whoever has the port by then.
+fn what_nobody_forgets_is_over_all_the_same(place: Place) {
+    let mut lab = lab(place, Direction::Egress);
+    let out = place.out();
+    let asks = frame(out, UDP, &udp(1, 53));
+    let answers = frame(out.reversed(), UDP, &udp(53, 1));
+    lab.assert_allowed(Direction::Egress, &asks);
+    lab.assert_allowed(Direction::Ingress, &answers);
+    age(&lab, Duration::from_secs(20));
+    lab.assert_allowed(Direction::Ingress, &answers);
+    // A stream by now, which has three minutes.
+    age(&lab, Duration::from_secs(170));
+    lab.assert_allowed(Direction::Ingress, &answers);
+    age(&lab, Duration::from_secs(181));
+    lab.assert_denied(Direction::Ingress, &answers, Reason::Policy);
+
+    // Whoever may open a flow opens another, which takes the place of the first.
+    assert_eq!(lab.run(Direction::Egress, &asks), Verdict::Allow);
+    let told: Vec<_> = std::iter::from_fn(|| lab.record())
+        .map(|record| (record.kind, record.end))
+        .collect();
+    assert_eq!(told, [(RECORD_END, END_SILENT), (RECORD_START, 0)]);
+    assert_established(&mut lab, false);
+    let counters = lab.kernel().counters().expect("counters");
+    let fill = counters.fill.iter().find(|fill| fill.map == "FLOWS");
+    assert_eq!(fill.expect("the table of flows").entries, 1);
+    age(&lab, Duration::from_secs(31));
+    lab.assert_denied(Direction::Ingress, &answers, Reason::Policy);
+
+    // A connection is not told from its middle whether it lives: what it is silent for, its receiver answers.
+    connect(&mut lab);
+    age(&lab, Duration::from_secs(2 * SECONDS_OPEN));
+    pass(&mut lab, Direction::Ingress, ACK, SERVER + 1, client(1), NOTHING);
 }

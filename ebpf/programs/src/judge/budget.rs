@@ -41,10 +41,21 @@ pub(super) fn has_room(endpoint: &Judge, packet: &Packet) -> bool {
 /// Takes a flow off its endpoint's share.
 #[inline(always)]
 pub(super) fn leave(endpoint: &Judge, key: &FlowKey, flow: &FlowState) {
+    count(endpoint, key, flow, u64::MAX);
+}
+
+/// Puts a flow back into its endpoint's share, also one that is full: the flow is there.
+#[inline(always)]
+pub(super) fn rejoin(endpoint: &Judge, key: &FlowKey, flow: &FlowState) {
+    count(endpoint, key, flow, 1);
+}
+
+#[inline(always)]
+fn count(endpoint: &Judge, key: &FlowKey, flow: &FlowState, amount: u64) {
     // SAFETY: as in `has_room`.
-    add(unsafe { &raw mut (*endpoint.keeper.slot).flows }, u64::MAX);
+    add(unsafe { &raw mut (*endpoint.keeper.slot).flows }, amount);
     if flow.state & FLOW_ESTABLISHED == 0 {
-        count_unestablished(endpoint, flow.begun(), &key.peer, u64::MAX);
+        count_unestablished(endpoint, flow.begun(), &key.peer, amount);
     }
 }
 

@@ -3,13 +3,13 @@
 use core::mem;
 
 use ebpf_abi::{
-    Address, DIRECTION_EGRESS, Decision, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_REPLIED, FlowKey, FlowState, Reason,
-    STATE_KEEP_ESTABLISHED, VERDICT_ALLOW, protocol,
+    Address, CLOSED, DIRECTION_EGRESS, Decision, FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_FIN_EGRESS, FLOW_FIN_INGRESS, FLOW_REPLIED,
+    FLOW_RESET, FlowKey, FlowState, Reason, STATE_KEEP_ESTABLISHED, VERDICT_ALLOW, protocol,
 };
 
 use super::{
     Judge, Outcome,
-    budget::{count_unestablished, has_room, leave},
+    budget::{count_unestablished, has_room, leave, rejoin},
     decided, deny,
     forward::inside,
     tables::{ask_about, ask_tables},
@@ -30,6 +30,9 @@ use crate::{
 ///   nothing that is established; the receiver's stack knows what to answer;
 /// - judged if it comes from the other end: policy may allow one direction only. The flow stays as it is.
 ///
+/// One that may open a flow, and finds one that has been silent for its time, opens another: user space, which forgets
+/// flows, may have been gone for as long, and what somebody was answered once is no leave to speak for ever.
+///
 /// Where the judge is not the flow's own, the flow keeps the decision that it has.
 #[inline(always)]
 pub(super) fn tracked<const HOST: bool>(
@@ -40,16 +43,24 @@ pub(super) fn tracked<const HOST: bool>(
     is_foreign: bool,
     now_ns: u64,
 ) -> Option<Outcome> {
+    if packet.role == Role::Either && flow.is_silent(packet.protocol, now_ns) {
+        return None;
+    }
     let decision = if is_foreign {
         Decision::unpack(flow.decision)
     } else {
         current_decision(endpoint, key, flow)
     };
     if packet.role != Role::Opens {
-        let bits = if decision.verdict == VERDICT_ALLOW {
-            track::follow::<HOST>(flow, packet)
-        } else {
+        let bits = if decision.verdict != VERDICT_ALLOW {
             0
+        } else if flow.is_closed() {
+            if track::lives_on(flow, packet) {
+                reopen(endpoint, key, flow);
+            }
+            0
+        } else {
+            track::follow::<HOST>(flow, packet)
         };
         note(endpoint, key, flow, decision, packet, now_ns, bits);
         return Some(Outcome {
@@ -146,14 +157,23 @@ fn note(
     if added & FLOW_ESTABLISHED != 0 {
         count_unestablished(endpoint, flow.begun(), &key.peer, u64::MAX);
     }
-    if added & FLOW_CLOSED != 0 && exchange_half(&raw mut flow.closed, 1) == 0 {
+    if added & FLOW_CLOSED != 0 && exchange_half(&raw mut flow.closed, CLOSED) & CLOSED == 0 {
         leave(endpoint, key, flow);
         closed::remember(key, packet.ifindex, now_ns);
     }
 }
 
+/// Takes back that a flow is closed: it counts again, and nobody is told of an end that was none.
+#[inline(always)]
+fn reopen(endpoint: &Judge, key: &FlowKey, flow: &mut FlowState) {
+    if exchange_half(&raw mut flow.closed, 0) & CLOSED != 0 {
+        flow.state &= !(FLOW_RESET | FLOW_FIN_INGRESS | FLOW_FIN_EGRESS);
+        rejoin(endpoint, key, flow);
+    }
+}
+
 /// The first packet of a flow, or of a host's flow the first that is seen: judged by policy, tracked if allowed. `old` is a
-/// flow of the same ends that is over, denied, somebody else's, or no more than a guess, and makes room.
+/// flow of the same ends that is over, silent, denied, somebody else's, or no more than a guess, and makes room.
 ///
 /// A packet in the middle of a connection that nobody tracks belongs to none at a pod's endpoint, which was there before
 /// the pod and has seen all of it. A host's endpoint comes to a host that lives, and may not cut its connections, least of
@@ -263,7 +283,7 @@ fn enter(
     now_ns: u64,
 ) -> Outcome {
     let counted = match old {
-        Some(old) => old.closed == 0,
+        Some(old) => !old.is_closed(),
         None => false,
     };
     if !counted && !has_room(endpoint, packet) {

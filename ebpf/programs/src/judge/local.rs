@@ -1,8 +1,17 @@
 //! Whose a packet's own end is, and what a host or a pod does to have neighbours at all.
 
+use aya_ebpf::programs::TcContext;
 use ebpf_abi::{Address, DIRECTION_EGRESS, ENDPOINT_HAS_IPV4, ENDPOINT_HAS_IPV6, Endpoint, protocol};
 
-use crate::packet::{PIECE_LATER, PIECE_WHOLE, Packet};
+use crate::{
+    maps::PODS,
+    packet::{self, PIECE_LATER, PIECE_WHOLE, Packet},
+};
+
+/// Hop limit of neighbour discovery, by which its receiver knows that no router has passed it on (RFC 4861, section 6.1).
+const FROM_THE_LINK: u8 = 255;
+/// Hop limit of what goes no farther than the link.
+const ON_THE_LINK: u8 = 1;
 
 #[inline(always)]
 pub(super) fn owns(endpoint: &Endpoint, address: &Address) -> bool {
@@ -36,26 +45,49 @@ pub(super) fn is_neighbour_discovery(packet: &Packet) -> bool {
         && matches!(packet.service_port >> 8, 133..=137)
 }
 
-/// Neighbour discovery, multicast listener discovery and DHCP.
+/// Neighbour discovery and multicast listener discovery, neither of which a router passes on, and DHCP.
 #[inline(always)]
-pub(super) fn is_housekeeping(packet: &Packet) -> bool {
-    let (from, to) = (packet.source_port, packet.service_port);
+pub(super) fn is_housekeeping(ctx: &TcContext, packet: &Packet) -> bool {
     match packet.protocol {
-        protocol::ICMPV6 => is_neighbour_discovery(packet) || matches!(to >> 8, 130..=132 | 143),
-        protocol::UDP if packet.fragment.kind == PIECE_WHOLE => {
-            matches!((from, to), (67, 68) | (68, 67) | (546, 547) | (547, 546))
-        }
+        protocol::ICMPV6 => match packet.hops {
+            FROM_THE_LINK => is_neighbour_discovery(packet),
+            ON_THE_LINK => matches!(packet.service_port >> 8, 130..=132 | 143),
+            _ => false,
+        },
+        protocol::UDP if packet.fragment.kind == PIECE_WHOLE => is_dhcp(ctx, packet),
         _ => false,
     }
+}
+
+/// By which a host gets its addresses: what is sent to whoever listens on the link, what the host itself sends, and what a
+/// server answers. Nobody forwards the first; of the others, what is forwarded looks the same. So what the host sends must
+/// have come by no interface, and an answer goes to no pod; that it goes to the host cannot be asked, whose address may be
+/// the one that is being given. Requests to a server that the host runs are for its policy to allow.
+#[inline(always)]
+fn is_dhcp(ctx: &TcContext, packet: &Packet) -> bool {
+    let (client, server) = if packet.peer.is_ipv4() { (68, 67) } else { (546, 547) };
+    let is_answer = packet.source_port == server && packet.service_port == client;
+    if !is_answer && !(packet.source_port == client && packet.service_port == server) {
+        return false;
+    }
+    if destination(packet).is_group() {
+        return true;
+    }
+    if packet.direction == DIRECTION_EGRESS {
+        return packet::came_by(ctx) == 0 && !packet.is_taken_apart();
+    }
+    // SAFETY: only whether there is a value is looked at.
+    is_answer && unsafe { PODS.get(&packet.local) }.is_none()
 }
 
 /// To a group, and no farther than the link: reports of IGMP's second version go to the group itself.
 #[inline(always)]
 pub(super) fn is_igmp(packet: &Packet) -> bool {
-    let to = if packet.direction == DIRECTION_EGRESS {
-        packet.peer
-    } else {
-        packet.local
-    };
-    packet.protocol == protocol::IGMP && to.is_ipv4() && to.is_group() && packet.hops == 1
+    let to = destination(packet);
+    packet.protocol == protocol::IGMP && to.is_ipv4() && to.is_group() && packet.hops == ON_THE_LINK
+}
+
+#[inline(always)]
+fn destination(packet: &Packet) -> Address {
+    if packet.direction == DIRECTION_EGRESS { packet.peer } else { packet.local }
 }

@@ -40,7 +40,7 @@ impl Counts {
     /// One flow. A closed one takes from no budget.
     pub(crate) fn of(key: &FlowKey, state: &FlowState) -> Self {
         let mut counts = Self::default();
-        if state.closed == 0 {
+        if !state.is_closed() {
             counts.add(key, state);
         }
         counts
@@ -76,7 +76,7 @@ impl Census {
     /// Counts a flow that was there when the look began, as it was then as far as can be told: what a program has counted
     /// since is in the slot. The last packet of a flow that is closed closed it, unless it was sent again.
     pub(crate) fn count(&mut self, key: &FlowKey, state: &FlowState) {
-        let was_closed = state.closed != 0 && state.last_seen_ns <= self.began_ns;
+        let was_closed = state.is_closed() && state.last_seen_ns <= self.began_ns;
         if state.opened_ns <= self.began_ns && !was_closed {
             self.found.entry(key.endpoint).or_default().add(key, state);
         }

@@ -67,7 +67,7 @@ impl Maps {
             match self.remove_flow(key, state, |state| look.end(key, state, known.is_some()))? {
                 Removal::Stays => {
                     look.tracked += 1;
-                    look.closed += u64::from(state.closed != 0);
+                    look.closed += u64::from(state.is_closed());
                     if look.is_due(state) {
                         records.push(total(key, state, END_NONE));
                     }
