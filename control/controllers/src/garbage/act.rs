@@ -257,7 +257,7 @@ mod tests {
                 .status(code)
                 .body(Body::from(body.to_string().into_bytes()))
                 .unwrap();
-            async { Ok::<_, Infallible>(answer) }
+            async move { Ok::<_, Infallible>(answer) }
         });
         let client = Client::new(service, "default");
         let row = collected().find(|row| row.kind == "Secret").unwrap();

@@ -12,7 +12,7 @@ pub(super) const FOREGROUND: &str = "foregroundDeletion";
 pub(super) const ORPHAN: &str = "orphan";
 
 /// As much of an object as its owners and dependents matter to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Object {
     pub(super) row: &'static Resource,
     /// Empty for one that is in none.
@@ -74,7 +74,7 @@ impl Object {
 }
 
 /// What there is to do about one object. Each is looked at again before anything is done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Task {
     /// An owner seems to be gone, or waits for its dependents to go.
     Judge(Object),
@@ -82,6 +82,15 @@ pub(super) enum Task {
     Release(Object),
     /// Its dependents have to become nobody's.
     Orphan(Object),
+}
+
+impl Task {
+    /// The object that it is about.
+    pub(super) fn object(&self) -> &Object {
+        match self {
+            Self::Judge(object) | Self::Release(object) | Self::Orphan(object) => object,
+        }
+    }
 }
 
 /// All objects that can be owners or dependents.

@@ -65,8 +65,17 @@ pub(crate) async fn run(client: Client, objects: Objects) {
             if let Err(error) = act::take(&client, &objects.known, task).await {
                 // Somebody else has written it meanwhile, which is not worth a word.
                 if !matches!(&error, kube::Error::Api(status) if status.code == 409) {
+                    let Object {
+                        row, namespace, name, ..
+                    } = task.object();
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(?task, error, "not done, will be tried again");
+                    tracing::warn!(
+                        kind = row.kind,
+                        namespace,
+                        name,
+                        error,
+                        "not collected, will be tried again"
+                    );
                 }
                 failed = true;
             }

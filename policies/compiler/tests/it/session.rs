@@ -637,7 +637,7 @@ fn a_session_follows_who_is_inside_what_the_node_forwards() {
         own.insides
             .values()
             .map(|kind| kind.ingress)
-            .collect::<std::collections::BTreeSet<_>>()
+            .collect::<BTreeSet<_>>()
     };
     assert_eq!(
         kinds(&session).len(),

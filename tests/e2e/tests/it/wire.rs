@@ -96,7 +96,7 @@ impl Wire {
     }
 
     /// Whether a connection from behind the link comes to be. Denied means that nobody answers.
-    fn reaches(&self, port: u16) -> Result<bool> {
+    pub(crate) fn reaches(&self, port: u16) -> Result<bool> {
         let connect = format!("exec 3<>/dev/tcp/{HOST}/{port}");
         let tried = self.inside(&["timeout", SILENCE, "bash", "-c", &connect])?;
         match tried.code {
