@@ -333,7 +333,10 @@ fn shared_processes(cluster: &Cluster) -> Result<()> {
     let extra = "restartPolicy: Always\n  shareProcessNamespace: true";
     let image = start(cluster, "together", extra)?;
     let image = format!("--image={image}");
-    let script = "for p in /proc/[0-9]*; do grep -qs 'kep[t]' $p/cmdline && kill -HUP ${p#/proc/}; done; cat /proc/1/comm";
+    // Until it has its trap the signal would end it.
+    let script = "for p in /proc/[0-9]*; do grep -qs 'kep[t]' $p/cmdline || continue; \
+        until grep -qs 'SigCgt:.*[13579bdf]$' $p/status || [ ! -e $p ]; do sleep 0.1; done; \
+        kill -HUP ${p#/proc/}; done; cat /proc/1/comm";
     let arguments = [
         "debug", "together", "-q", &image, "-c", "knock", "--", "sh", "-c", script,
     ];
