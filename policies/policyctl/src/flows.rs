@@ -3,7 +3,7 @@
 //! First what the nodes have written down, then, with `-f`, what comes after the last line of it: each node numbers
 //! its lines, so nothing is shown twice and nothing falls between.
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use api::flow::{
@@ -12,7 +12,7 @@ use api::flow::{
 };
 use futures::{
     AsyncBufReadExt, Stream, StreamExt, TryStreamExt,
-    stream::{BoxStream, SelectAll},
+    stream::{self, BoxStream, SelectAll},
 };
 use jiff::Timestamp;
 use kube::Client;
@@ -28,8 +28,8 @@ use crate::{
 /// Lines shown to somebody who does not say how many, nor since when.
 const RECENT: usize = 1000;
 
-/// How long a node that ended its stream is left alone.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How long a node that tells no more is left alone.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A line as the node wrote it, and what it says.
 pub(crate) struct Told {
@@ -37,8 +37,8 @@ pub(crate) struct Told {
     pub(crate) line: FlowLine,
 }
 
-/// Prints the flows of one node or of all.
-pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()> {
+/// Prints the flows of one node or of all; exit code 1 when one does not tell them.
+pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<ExitCode> {
     let client = cluster::connect(connection).await?;
     let nodes = nodes(&client, args.node.as_deref()).await?;
     let bounds = Bounds {
@@ -47,15 +47,23 @@ pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()>
     };
     let mut told = Vec::new();
     let mut next = Vec::new();
-    let mut silent = Silent::default();
+    let mut is_missing = false;
     for node in nodes {
         match history(&client, &node, &bounds, &args.filter).await {
             Ok((mut of_node, last)) => {
                 told.append(&mut of_node);
-                next.push((node, last));
+                let query = match (last, args.since) {
+                    (None, Some(since)) => format!("follow=true&since={since}"),
+                    (last, _) => after(last.unwrap_or(0)),
+                };
+                next.push((node, query));
             }
-            // What the others say is worth having.
-            Err(error) => silent.note(node, &error),
+            // What the others say is no less true.
+            Err(error) => {
+                is_missing = true;
+                output::complain(&format!("{error:#}"));
+                next.push((node, format!("follow=true&since={}", Timestamp::now())));
+            }
         }
     }
     // Each node's lines are in order; sorting keeps that where times are the same.
@@ -66,32 +74,13 @@ pub(crate) async fn run(connection: &Connection, args: &FlowsArgs) -> Result<()>
     for told in &told {
         show(args, told)?;
     }
-    if args.follow && !next.is_empty() {
+    if args.follow {
         follow(&client, args, next).await?;
     }
-    silent.into_result()
-}
-
-/// Nodes that did not answer: each is told of at once, and all at the end.
-#[derive(Default)]
-pub(crate) struct Silent(Vec<String>);
-
-impl Silent {
-    pub(crate) fn note(&mut self, node: String, error: &anyhow::Error) {
-        output::note(&format!("node {node}: no answer: {error:#}"));
-        self.0.push(node);
-    }
-
-    /// An error that names them, if there are any.
-    pub(crate) fn into_result(self) -> Result<()> {
-        match self.0.is_empty() {
-            true => Ok(()),
-            false => bail!(
-                "nodes that did not answer, so that what they know is missing: {}",
-                self.0.join(", ")
-            ),
-        }
-    }
+    Ok(match is_missing {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
 }
 
 /// The node that was named, or all.
@@ -116,6 +105,19 @@ pub(crate) struct Bounds {
     pub(crate) limit: Option<usize>,
 }
 
+impl Bounds {
+    /// For a node, which counts lines and not those that are wanted.
+    fn query(&self, all_are_wanted: bool) -> String {
+        // One at least: its number says where what comes begins.
+        let limit = self.limit.filter(|_| all_are_wanted).map(|limit| limit.max(1));
+        let since = self.since.or(limit.is_none().then_some(Timestamp::UNIX_EPOCH));
+        let mut query = String::new();
+        query.extend(limit.map(|limit| format!("&limit={limit}")));
+        query.extend(since.map(|since| format!("&since={since}")));
+        query
+    }
+}
+
 /// What a node has written down and the filter wants, and the number of the last line there is.
 pub(crate) async fn history(
     client: &Client,
@@ -123,23 +125,11 @@ pub(crate) async fn history(
     bounds: &Bounds,
     filter: &FlowFilter,
 ) -> Result<(Vec<Told>, Option<u64>)> {
-    // The node counts lines, not those that are wanted.
-    let limit = bounds.limit.filter(|_| filter.is_empty());
-    let since = bounds.since.or(limit.is_none().then_some(Timestamp::UNIX_EPOCH));
-    let mut query = String::new();
-    query.extend(limit.map(|limit| format!("&limit={limit}")));
-    query.extend(since.map(|since| format!("&since={since}")));
+    let query = bounds.query(filter.is_empty());
     let mut lines = lines(client, node, &format!("follow=false{query}")).await?;
     let (mut told, mut last) = (VecDeque::new(), None);
-    if bounds.limit == Some(0) {
-        // Nothing is wanted but where the log ends.
-        let mut newest = self::lines(client, node, "follow=false&limit=1").await?;
-        while let Some(line) = newest.try_next().await? {
-            last = line.line.sequence().or(last);
-        }
-        return Ok((Vec::new(), last));
-    }
-    while let Some(line) = lines.try_next().await? {
+    let of_node = || format!("node {node}");
+    while let Some(line) = lines.try_next().await.with_context(of_node)? {
         last = line.line.sequence().or(last);
         if wanted(filter, &line.line) {
             if bounds.limit.is_some_and(|limit| told.len() >= limit) {
@@ -151,29 +141,19 @@ pub(crate) async fn history(
     Ok((told.into(), last))
 }
 
-/// Shows what each node writes from here on, for ever. A node whose stream ends is asked again for what came after the last
-/// line that it sent; what it no longer has by then it tells of as lost.
-async fn follow(client: &Client, args: &FlowsArgs, nodes: Vec<(String, Option<u64>)>) -> Result<()> {
-    let streams = nodes.into_iter().map(|(node, last)| {
-        let begin = match (last, args.since) {
-            (Some(last), _) => format!("after={last}"),
-            (None, Some(since)) => format!("since={since}"),
-            (None, None) => "after=0".to_owned(),
-        };
+/// Shows what comes, of each node with this query.
+async fn follow(client: &Client, args: &FlowsArgs, nodes: Vec<(String, String)>) -> Result<()> {
+    let coming = nodes.into_iter().map(|(node, query)| {
         let following = Following {
             client: client.clone(),
             node,
-            begin,
-            last,
-            open: None,
+            query,
+            lines: None,
+            is_away: false,
         };
-        futures::stream::unfold(following, |mut following| async {
-            let told = following.next().await;
-            Some((told, following))
-        })
-        .boxed()
+        stream::unfold(following, Following::next).boxed()
     });
-    let mut all: SelectAll<_> = streams.collect();
+    let mut all: SelectAll<_> = coming.collect();
     while let Some(told) = all.next().await {
         if wanted(&args.filter, &told.line) {
             show(args, &told)?;
@@ -182,49 +162,56 @@ async fn follow(client: &Client, args: &FlowsArgs, nodes: Vec<(String, Option<u6
     Ok(())
 }
 
-/// One node's log as it grows.
+/// Lines of a node as they come, for ever: one that is away, as while its agent starts again, is asked for what came after
+/// the last line that it told.
 struct Following {
     client: Client,
     node: String,
-    /// Where to begin as long as the node has sent nothing.
-    begin: String,
-    last: Option<u64>,
-    open: Option<BoxStream<'static, Result<Told>>>,
+    query: String,
+    lines: Option<BoxStream<'static, Result<Told>>>,
+    is_away: bool,
 }
 
 impl Following {
-    /// The next line, however often the node has to be asked for it.
-    async fn next(&mut self) -> Told {
+    async fn next(mut self) -> Option<(Told, Self)> {
         loop {
-            let ended = match self.step().await {
-                Ok(Some(told)) => {
-                    self.last = told.line.sequence().or(self.last);
-                    return told;
+            match self.line().await {
+                Ok(told) => {
+                    if let Some(last) = told.line.sequence() {
+                        self.query = after(last);
+                    }
+                    self.is_away = false;
+                    return Some((told, self));
                 }
-                Ok(None) => "the node ended the stream".to_owned(),
-                Err(error) => format!("{error:#}"),
-            };
-            self.open = None;
-            output::note(&format!("node {}: {ended}; asking again", self.node));
-            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                Err(error) => {
+                    self.lines = None;
+                    if !std::mem::replace(&mut self.is_away, true) {
+                        output::note(&format!("note: {error:#}; it is asked again until it tells"));
+                    }
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                }
+            }
         }
     }
 
-    async fn step(&mut self) -> Result<Option<Told>> {
-        let stream = match &mut self.open {
-            Some(stream) => stream,
+    async fn line(&mut self) -> Result<Told> {
+        let lines = match &mut self.lines {
+            Some(lines) => lines,
             None => {
-                let begin = match self.last {
-                    Some(last) => format!("after={last}"),
-                    None => self.begin.clone(),
-                };
-                let query = format!("follow=true&{begin}");
-                self.open
-                    .insert(lines(&self.client, &self.node, &query).await?.boxed())
+                let opened = lines(&self.client, &self.node, &self.query).await?;
+                self.lines.insert(opened.boxed())
             }
         };
-        stream.try_next().await
+        let line = lines
+            .try_next()
+            .await
+            .with_context(|| format!("node {}", self.node))?;
+        line.with_context(|| format!("node {} tells no more", self.node))
     }
+}
+
+fn after(line: u64) -> String {
+    format!("follow=true&after={line}")
 }
 
 /// Lines of a node's flow log.
@@ -372,5 +359,23 @@ fn service(protocol: u8, port: u16) -> String {
         17 => format!("UDP/{port}"),
         132 => format!("SCTP/{port}"),
         other => format!("protocol {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_no_line_of_before_asks_for_the_number_of_the_last() {
+        let bounds = |limit, since| Bounds { since, limit };
+        assert_eq!(bounds(Some(0), None).query(true), "&limit=1");
+        assert_eq!(bounds(Some(7), None).query(true), "&limit=7");
+        let second = Timestamp::from_second(1).ok();
+        assert_eq!(
+            bounds(Some(7), second).query(false),
+            "&since=1970-01-01T00:00:01Z"
+        );
+        assert_eq!(bounds(None, None).query(true), "&since=1970-01-01T00:00:00Z");
     }
 }

@@ -87,7 +87,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Get(args) => get::run(&cli.connection, &args).await.map(|()| done),
             Command::Delete(args) => delete::run(&cli.connection, &args).await,
             Command::Logs(args) => logs::run(&cli.connection, &args).await.map(|()| done),
-            Command::Flows(args) => flows::run(&cli.connection, &args).await.map(|()| done),
+            Command::Flows(args) => flows::run(&cli.connection, &args).await,
             Command::Scan(args) => scan::run(&args).await,
             Command::Decide(args) => decide::run(&cli.connection, &args).await,
             Command::Explain(args) => explain::run(&cli.connection, &args).await,

@@ -54,8 +54,8 @@ struct Report {
     addresses: usize,
     verdicts: usize,
     differences: Vec<Finding>,
-    /// There are more than `--limit` lets through.
-    more: bool,
+    /// How many more there are at least.
+    more: usize,
 }
 
 /// One difference.
@@ -68,14 +68,19 @@ struct Finding {
     what: String,
 }
 
-/// Compares every node, or one. Exit code 0 when all are equal, 2 when one is not.
+/// Compares every node, or one. Exit code 0 when all are equal, 2 when one is not, 1 when one does not answer.
 pub(crate) async fn run(connection: &Connection, args: &VerifyArgs) -> Result<ExitCode> {
     let client = cluster::connect(connection).await?;
-    let (mut reports, mut silent) = (Vec::new(), flows::Silent::default());
+    let mut reports = Vec::new();
+    let mut is_missing = false;
     for node in flows::nodes(&client, args.node.as_deref()).await? {
         match settled(connection, &client, &node, args).await {
             Ok(report) => reports.push(report),
-            Err(error) => silent.note(node, &error),
+            // What the others say is no less true.
+            Err(error) => {
+                is_missing = true;
+                output::complain(&format!("{error:#}"));
+            }
         }
     }
     match args.output {
@@ -85,8 +90,8 @@ pub(crate) async fn run(connection: &Connection, args: &VerifyArgs) -> Result<Ex
         )?,
         None => reports.iter().try_for_each(show)?,
     }
-    silent.into_result()?;
     Ok(match reports.iter().all(|report| report.equal) {
+        _ if is_missing => ExitCode::FAILURE,
         true => ExitCode::SUCCESS,
         false => ExitCode::from(NOT_EQUAL),
     })
@@ -153,7 +158,7 @@ fn compare(
             named.insert(EndpointId(id), format!("host endpoint {}{part}", host.name));
         }
     }
-    // What they should say is not what they say, and why was told.
+    // What they should say is not what they say, and why was told. They hide nothing that nobody has told.
     let mut closed = Vec::new();
     for id in &sent.closed {
         if let Some(of) = named.get(&EndpointId(*id)) {
@@ -166,16 +171,14 @@ fn compare(
         }
         compiled.endpoints.remove(&EndpointId(*id));
     }
-    let limit = limit.max(1);
-    let packets = differences(&kernel, &compiled, limit.saturating_add(1));
+    let packets = differences(&kernel, &compiled, limit);
     found.extend(packets.into_iter().map(|difference| Finding {
         pod: named.get(&difference.endpoint).cloned().unwrap_or_default(),
         what: difference.to_string(),
     }));
-    // Differences first: closed endpoints are what follows from them.
-    found.extend(closed);
-    let more = found.len() > limit;
-    found.truncate(limit);
+    found.append(&mut closed);
+    let more = found.len().saturating_sub(limit.max(1));
+    found.truncate(limit.max(1));
     Ok(Report {
         node: node.to_owned(),
         equal: found.is_empty(),
@@ -244,8 +247,11 @@ fn show(report: &Report) -> Result<()> {
     for finding in &report.differences {
         output::line(&format!("  {}: {}", finding.pod, finding.what))?;
     }
-    if report.more {
-        output::line("  and more: --limit says how many are shown")?;
+    if report.more > 0 {
+        output::line(&format!(
+            "  and {} more at least, which a larger --limit shows",
+            report.more
+        ))?;
     }
     Ok(())
 }
@@ -549,7 +555,15 @@ mod tests {
             [format!("node {full}"), is_closed.to_owned()]
         );
         let report = compare("n1", &closed, view.clone(), &objects(), 5).unwrap();
-        assert_eq!((report.closed, report.equal), (1, false));
+        assert_eq!((report.closed, report.equal, report.more), (1, false, 0));
+        // What is cut off is counted, and it hides nothing that is told nowhere else.
+        let report = compare("n1", &closed, view.clone(), &objects(), 1).unwrap();
+        assert_eq!((report.differences.len(), report.more), (1, 1));
+        let mut open = closed.clone();
+        open.verdicts.clear();
+        let report = compare("n1", &open, view.clone(), &objects(), 2).unwrap();
+        assert!(!report.differences[1].what.contains("is closed"), "{report:?}");
+        assert!(report.more > 0, "{report:?}");
 
         // No room for all addresses at one of the interfaces.
         let mut narrow = right;

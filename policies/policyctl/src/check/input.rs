@@ -179,10 +179,19 @@ async fn live_lines(connection: &Connection) -> Result<Vec<FlowLine>> {
         since: None,
         limit: None,
     };
-    let mut lines = Vec::new();
+    let (mut lines, mut missing) = (Vec::new(), Vec::new());
     for node in flows::nodes(&client, None).await? {
-        let (told, _) = flows::history(&client, &node, &all, &FlowFilter::default()).await?;
-        lines.extend(told.into_iter().map(|told| told.line));
+        match flows::history(&client, &node, &all, &FlowFilter::default()).await {
+            Ok((told, _)) => lines.extend(told.into_iter().map(|told| told.line)),
+            Err(error) => missing.push(format!("{error:#}")),
+        }
+    }
+    // An answer about some of the record would be taken for one about all.
+    if !missing.is_empty() {
+        bail!(
+            "not every node told its flows ({}); `policyctl flows -o json` writes those of the others, for --flows",
+            missing.join("; ")
+        );
     }
     Ok(lines)
 }
