@@ -145,7 +145,7 @@ pub(crate) fn stated<'p>(policies: &'p PolicySet, sets: &'p [NetworkSet]) -> imp
 }
 
 /// Those that a rule speaks of.
-pub(crate) fn nets(rule: &Rule) -> impl Iterator<Item = &IpNet> {
+fn nets(rule: &Rule) -> impl Iterator<Item = &IpNet> {
     [&rule.own, &rule.peer]
         .into_iter()
         .flat_map(|end| end.nets.iter().chain(&end.not_nets))

@@ -216,6 +216,7 @@ fn distance(one: &[u8], other: &[u8]) -> usize {
     let mut before: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.iter().enumerate() {
+        // Each line has a place for each beginning of `other`, from the empty one on.
         let mut line = vec![i + 1];
         for (j, b) in other.iter().enumerate() {
             let replaced = last[j] + usize::from(a != b);

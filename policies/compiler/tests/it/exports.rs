@@ -9,6 +9,7 @@ use crate::sources;
 
 const CALICO: &str = "projectcalico.org/v3";
 
+#[expect(clippy::needless_pass_by_value, reason = "made where they are used")]
 fn felix(name: &str, spec: Value) -> Value {
     json!({"apiVersion": CALICO, "kind": "FelixConfiguration", "metadata": {"name": name}, "spec": spec})
 }
