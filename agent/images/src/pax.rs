@@ -63,7 +63,7 @@ mod tests {
             &b"x"[..],
             b"9 path=a",
             b"8 path=a\n",
-            b"10 path=a\n",
+            b"11 path=a\n",
             b"+9 path=a\n",
             b" 9 path=a\n",
             b"9 path=a\n\0\0",

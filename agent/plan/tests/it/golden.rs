@@ -502,8 +502,8 @@ fn what_never_ran_of_a_pod_that_failed_waits_for_nothing() {
         };
         evict(&mut world.seen, order);
     };
-    let ways: [(&str, &dyn Fn(&mut World)); 2] =
-        [("DeadlineExceeded", &by_deadline), ("Terminated", &by_node)];
+    type Way = (&'static str, fn(&mut World));
+    let ways: [Way; 2] = [("DeadlineExceeded", by_deadline), ("Terminated", by_node)];
     for (reason, end) in ways {
         // Images that never come, for the one that never runs.
         let mut world = World::new(RestartPolicy::Always, vec![]);
@@ -511,10 +511,10 @@ fn what_never_ran_of_a_pod_that_failed_waits_for_nothing() {
         world.container("b").image = Image::Failed(failure);
         world.settle_until_started();
         end(&mut world);
-        assert_eq!(
-            world.word("b"),
-            "ErrImagePull",
-            "{reason}: while the other one runs"
+        let word = world.word("b");
+        assert!(
+            ["ErrImagePull", "ImagePullBackOff"].contains(&word.as_str()),
+            "{reason}: while the other one runs it is {word}"
         );
         world.settle();
         assert_eq!(world.status().reason.as_deref(), Some(reason));

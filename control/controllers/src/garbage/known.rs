@@ -112,8 +112,9 @@ impl Known {
 
     /// Takes in an object as it is now; whether that is news.
     pub(super) fn put(&mut self, object: Object) -> bool {
-        let before = self.objects.insert(object.uid.clone(), object.clone());
-        before.as_ref() != Some(&object)
+        let is_news = self.objects.get(&object.uid) != Some(&object);
+        self.objects.insert(object.uid.clone(), object);
+        is_news
     }
 
     /// An object is gone.
@@ -184,8 +185,11 @@ mod tests {
         if row.namespaced() {
             all["namespace"] = json!("a");
         }
-        for (key, value) in metadata.as_object().into_iter().flatten() {
-            all[key] = value.clone();
+        let Value::Object(metadata) = metadata else {
+            panic!("{metadata} is no object")
+        };
+        for (key, value) in metadata {
+            all[key] = value;
         }
         Object::of(row, &serde_json::from_value(all).unwrap()).unwrap()
     }

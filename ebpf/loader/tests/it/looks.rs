@@ -310,8 +310,6 @@ fn whoever_comes_back_before_its_flows_were_forgotten_has_none() {
     }
 }
 
-/// How long and how much of a processor something takes.
-#[expect(clippy::print_stdout, reason = "a part of the test that prints")]
 /// What its verdict rests on, names for one, goes on for as long as it does; a stranger's connection holds nothing.
 #[test]
 fn only_what_an_endpoint_opened_goes_on_for_it() {
@@ -346,6 +344,8 @@ fn only_what_an_endpoint_opened_goes_on_for_it() {
     assert_eq!(opened, [one].into());
 }
 
+/// How long and how much of a processor something takes.
+#[expect(clippy::print_stdout, reason = "a part of the test that prints")]
 fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let spent = || {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
