@@ -1,11 +1,12 @@
 //! Images on a node: from a pinned reference to directories that overlayfs can stack.
 //!
 //! [`ImageStore::pull`] asks the registry for an image, fetches what is missing (`images/fetch` verifies it), unpacks
-//! each layer once into `layers/<diffID>/fs`, completes the stack by what no layer can say alone (`implied`), and returns the directories and the image's configuration;
-//! [`ImageStore::look`] does without the registry, for those to whom it gave the image before (`records`). A layer
-//! appears under its name only when all of it is unpacked and its uncompressed bytes have the digest that the image
-//! configuration claims; images share layers as far as their readers have them anyway. [`ImageStore::collect`] removes
-//! what nobody needs. [`unpack()`] is the part that reads hostile archives; it knows nothing of the rest.
+//! each layer once into `layers/<diffID>/fs`, completes the stack by what no layer can say alone (`implied`), and
+//! returns the directories and the image's configuration; [`ImageStore::look`] does without the registry, for those to
+//! whom it gave the image before (`records`). A layer appears under its name only when all of it is unpacked and its
+//! uncompressed bytes have the digest that the image configuration claims; images share layers as far as their readers
+//! have them anyway. [`ImageStore::collect`] removes what nobody needs. [`unpack()`] is the part that reads hostile
+//! archives; it knows nothing of the rest.
 //!
 //! Non-goals: mounting (`agent/runtime`), deciding what is needed (`agent/plan`), tags: only pinned
 //! references are accepted, because what runs must be what was scanned.
@@ -357,7 +358,7 @@ impl ImageStore {
             .iter()
             .map(|layer| self.bring(image, layer, progress))
             .collect();
-        let brought = stream::iter(layers)
+        let brought: Vec<KnownLayer> = stream::iter(layers)
             .buffered(PARALLEL_DOWNLOADS)
             .try_collect()
             .await?;

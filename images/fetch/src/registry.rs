@@ -347,7 +347,7 @@ impl Registry {
             who.map(|entry| entry.id()),
         );
         let known = self.known(&key);
-        let response = self.get(question, known.as_ref(), who).await?;
+        let response = self.ask(question, known.as_ref(), who).await?;
         let with_secret = |used: Option<&Authorization>| match (used, who) {
             (Some(_), Some(entry)) => entry.grant(),
             _ => Grant::Anyone,
@@ -356,7 +356,7 @@ impl Registry {
             return Ok((accepted(response, question, who)?, with_secret(known.as_ref())));
         }
         let authorization = self.authorize(question, &response, who).await?;
-        let response = self.get(question, Some(&authorization), who).await?;
+        let response = self.ask(question, Some(&authorization), who).await?;
         let grant = with_secret(Some(&authorization));
         let response = accepted(response, question, who)?;
         let mut all = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -372,7 +372,7 @@ impl Registry {
         all.get(key).cloned()
     }
 
-    async fn get(
+    async fn ask(
         &self,
         question: &Question<'_>,
         authorization: Option<&Authorization>,

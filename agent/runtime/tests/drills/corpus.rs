@@ -157,7 +157,7 @@ pub(crate) const CORPUS: &[Family] = &[
             ),
             drill(
                 "clone-parent",
-                "a process whose parent is the caller's own, outside of the pod for a session",
+                "a child of its parent, which may be the shim: that alone could take its death away",
                 Seccomp,
             ),
             twice(

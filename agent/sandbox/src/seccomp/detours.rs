@@ -43,12 +43,9 @@ const DETOURS: &[Detour] = &[
         reason: "streams over IP that are not TCP have ports that Landlock does not judge, Multipath TCP is one; and a raw \
                  socket of TCP, or of any protocol, sends to and from each port",
         ways: &[
-            way(&other_stream(2), libc::EPROTONOSUPPORT),
-            way(&other_stream(10), libc::EPROTONOSUPPORT),
-            way(&raw(2, 0xff, TCP), libc::EPERM),
-            way(&raw(10, 0xff, TCP), libc::EPERM),
-            way(&raw(2, 0xffff_ffff, ANY), libc::EPERM),
-            way(&raw(10, 0xffff_ffff, ANY), libc::EPERM),
+            way(&OTHER_STREAM, libc::EPROTONOSUPPORT),
+            way(&raw(0xff, TCP), libc::EPERM),
+            way(&raw(0xffff_ffff, ANY), libc::EPERM),
         ],
         connects: false,
     },
@@ -57,11 +54,20 @@ const DETOURS: &[Detour] = &[
         reason: "TCP_ULP makes a TCP socket one of another protocol, whose ports Landlock does not judge, and a raw socket \
                  with IP_HDRINCL or IPV6_HDRINCL sends what its program says, TCP too",
         ways: &[
-            way(&option(TCP, 31), libc::ENOENT),
-            way(&option(0, 3), libc::ENOPROTOOPT),
-            way(&option(41, 36), libc::ENOPROTOOPT),
-            // SOL_RAW, which sets the same.
-            way(&option(255, 36), libc::ENOPROTOOPT),
+            way(
+                &[word(1, Compare::Eq, TCP), word(2, Compare::Eq, 31)],
+                libc::ENOENT,
+            ),
+            way(
+                &[word(1, Compare::Eq, 0), word(2, Compare::Eq, 3)],
+                libc::ENOPROTOOPT,
+            ),
+            // At the level of IPv6 (41) as at that of raw sockets (255), of whose bits it is a part; of what else has these
+            // bits none is a level.
+            way(
+                &[word(1, Compare::MaskedEq(41), 41), word(2, Compare::Eq, 36)],
+                libc::ENOPROTOOPT,
+            ),
         ],
         connects: false,
     },
@@ -102,28 +108,25 @@ const ANY: u64 = 255;
 
 const FAST_OPEN: &str = "MSG_FASTOPEN connects without connect, which Landlock judges";
 
+/// IPv4 (2) and IPv6 (10), which differ in one bit. One condition for both: each way is multiplied by those of the profile.
+const OVER_IP: Condition = word(0, Compare::MaskedEq(0xffff_fff7), 2);
+
 /// SOCK_STREAM, whatever flags stand beside it, of a protocol that is neither the default, which is TCP, nor TCP.
-const fn other_stream(family: u64) -> [Condition; 4] {
-    [
-        word(0, Compare::Eq, family),
-        word(1, Compare::MaskedEq(0xf), 1),
-        word(2, Compare::Ne, 0),
-        word(2, Compare::Ne, TCP),
-    ]
-}
+const OTHER_STREAM: [Condition; 4] = [
+    OVER_IP,
+    word(1, Compare::MaskedEq(0xf), 1),
+    word(2, Compare::Ne, 0),
+    word(2, Compare::Ne, TCP),
+];
 
 /// SOCK_RAW of a protocol. Its low byte is what a header has room for: the kernel takes the number of Multipath TCP (262)
 /// too, and sends TCP.
-const fn raw(family: u64, mask: u64, protocol: u64) -> [Condition; 3] {
+const fn raw(mask: u64, protocol: u64) -> [Condition; 3] {
     [
-        word(0, Compare::Eq, family),
+        OVER_IP,
         word(1, Compare::MaskedEq(0xf), 3),
         word(2, Compare::MaskedEq(mask), protocol),
     ]
-}
-
-const fn option(level: u64, name: u64) -> [Condition; 2] {
-    [word(1, Compare::Eq, level), word(2, Compare::Eq, name)]
 }
 
 const fn way(all_of: &'static [Condition], answer: i32) -> Way {
@@ -279,10 +282,24 @@ mod tests {
                 let answer = answer(&limited, "setsockopt", arguments);
                 assert_eq!(answer, errno(libc::ENOPROTOOPT), "{arguments:?}");
             }
-            // IP_OPTIONS, IPV6_TCLASS and IPV6_V6ONLY are others.
-            for (level, option) in [(0, 4), (41, 67), (41, 26), (6, 3), (1, 36)] {
+            // IP_OPTIONS, IPV6_TCLASS, IPV6_V6ONLY, SO_WIFI_STATUS and what other levels call so are others.
+            for (level, option) in [
+                (0, 4),
+                (41, 67),
+                (41, 26),
+                (6, 3),
+                (1, 36),
+                (58, 36),
+                (17, 36),
+                (263, 36),
+            ] {
                 let arguments = [3, level, option, 0, 0, 0];
                 assert_eq!(answer(&limited, "setsockopt", arguments), Action::Allow);
+            }
+            for family in [1, 3, 16, 18] {
+                let arguments = [family, RAW, 6, 0, 0, 0];
+                let answer = answer(&limited, "socket", arguments);
+                assert_eq!(answer == Action::Allow, [1, 16].contains(&family));
             }
         }
         for free in [Profile::baseline(), profile(None, None)] {
