@@ -71,6 +71,8 @@ pub struct Member {
     pub name: String,
     /// Its part in the pod's life.
     pub role: Role,
+    /// Its image, as the pod names it now.
+    pub image: String,
     /// The container whose processes an ephemeral one sees: it must run when this one starts.
     pub target: Option<String>,
     /// Whether something runs right after its start, before it counts as running.
@@ -168,6 +170,8 @@ pub struct Container {
     pub image: Image,
     /// Its process.
     pub run: Run,
+    /// The image of that process, as the pod named it; nothing if that is not known.
+    pub made_of: Option<String>,
     /// Who its present process was when it began; nothing if that is not known.
     pub user: Option<User>,
     /// How the process before the present one ended.

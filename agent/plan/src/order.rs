@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::{Container, Exit, Hook, Member, RestartPolicy, Role, Run, Seen, Wanted};
+use crate::{Container, Exit, Hook, Member, RestartPolicy, Role, Run, Seen, Wanted, Why};
 
 /// Why a pod runs no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +54,17 @@ pub(crate) fn over(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Option<Over>
     }
 }
 
+/// Whether the pod names another image than its present run, or its last one, was made of.
+pub(crate) fn is_outdated(member: &Member, container: &Container) -> bool {
+    let made_of = container.made_of.as_ref();
+    container.run != Run::Never && made_of.is_some_and(|made_of| *made_of != member.image)
+}
+
 /// Whether a container that ended starts again, as far as its role and the pod's policy say.
 pub(crate) fn starts_again(wanted: &Wanted, member: &Member, container: &Container, exit: &Exit) -> bool {
+    let gave_way = container.stop.as_ref().is_some_and(|stop| stop.why == Why::Image);
     match (member.role, wanted.restart) {
+        (Role::Main, _) if gave_way => true,
         (Role::Ephemeral, _) => false,
         (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
         (Role::Init, _) if exit.code == 0 => container.stale,

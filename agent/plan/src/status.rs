@@ -15,7 +15,7 @@ use k8s_openapi::{
 use crate::{
     Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, User, Wanted, as_container,
     backoff, conditions,
-    order::{Over, has_completed, is_ready, is_started, open, over, starts_again},
+    order::{Over, has_completed, is_outdated, is_ready, is_started, open, over, starts_again},
     qos::qos_class,
     steps::obstacle,
 };
@@ -203,9 +203,12 @@ impl View<'_> {
             // What was said before: an agent that was restarted does not fetch what it needs no more.
             _ => self.image_before(&spec.name).unwrap_or_default(),
         };
+        // What runs, and not yet what the pod names meanwhile.
+        let runs = matches!(container.run, Run::Running { .. });
+        let image = container.made_of.clone().filter(|_made_of| runs);
         ContainerStatus {
             name: spec.name.clone(),
-            image: spec.image.clone().unwrap_or_default(),
+            image: image.or_else(|| spec.image.clone()).unwrap_or_default(),
             image_id,
             container_id: run_id(&container.run).map(|id| format!("palisade://{id}")),
             last_state: last_exit.map(|exit| ContainerState {
@@ -289,6 +292,9 @@ impl View<'_> {
         }
         if let Some(failure) = obstacle(container) {
             return Some(self.waiting_for(failure, spec, &container.image));
+        }
+        if is_outdated(member, container) {
+            return None;
         }
         let streak = backoff::streak_after(container.streak, exit);
         if backoff::restart_at(exit, container.streak) <= self.now {

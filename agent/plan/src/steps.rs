@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     Container, Ending, Failure, Ground, Hook, Image, Member, Role, Run, Seen, Wanted, Why,
     backoff::{known_at, pull_at, restart_at, retry_at},
-    order::{has_completed, has_target, open, over, starts_again},
+    order::{has_completed, has_target, is_outdated, open, over, starts_again},
     stop::advance,
 };
 
@@ -111,7 +111,7 @@ fn keep_running(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
     let unknown = Container::default();
     let known = |member: &Member| seen.container(&member.name).unwrap_or(&unknown);
     for member in &wanted.containers {
-        fetch(member, known(member), now, &mut plan);
+        fetch(wanted, (member, known(member)), now, &mut plan);
     }
     let next_stage = match seen.ground {
         Ground::Nothing => Some(Step::StartSandbox),
@@ -147,7 +147,12 @@ fn keep_running(wanted: &Wanted, seen: &Seen, now: Timestamp) -> Plan {
 }
 
 /// All images come at the same time: what is there early does not delay the start that needs it.
-fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan) {
+fn fetch(wanted: &Wanted, (member, container): (&Member, &Container), now: Timestamp, plan: &mut Plan) {
+    let starts = || match &container.run {
+        Run::Never => true,
+        Run::Running { .. } => false,
+        Run::Exited(exit) => starts_again(wanted, member, container, exit),
+    };
     let step = Step::FetchImage {
         container: member.name.clone(),
     };
@@ -155,7 +160,10 @@ fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan
         // Whose work is done needs no image any more.
         _ if member.role == Role::Init && has_completed(container) => {}
         _ if member.role == Role::Ephemeral && container.run != Run::Never => {}
+        // What runs keeps its image until it has ended, and what has ended for good needs no other.
+        _ if is_outdated(member, container) && !starts() => {}
         Image::Unknown => plan.steps.push(step),
+        Image::Ready { id } if *id != member.image => plan.steps.push(step),
         Image::Failed(failure) => {
             plan.when(pull_at(failure), now, step);
             let known = known_at(failure);
@@ -167,7 +175,7 @@ fn fetch(member: &Member, container: &Container, now: Timestamp, plan: &mut Plan
     }
 }
 
-/// Ends a run that its hook or a probe condemned.
+/// Ends a run that its hook or a probe condemned, or whose image is no longer the pod's. An init container ends by itself.
 fn correct(
     wanted: &Wanted,
     seen: &Seen,
@@ -181,6 +189,7 @@ fn correct(
     let sentence = match (container.life.post_start, container.life.doomed) {
         (Hook::Failed, _) => Some((Why::PostStart, None)),
         (_, Some(doom)) => Some((Why::Probe(doom.probe), doom.grace)),
+        _ if member.role != Role::Init && is_outdated(member, container) => Some((Why::Image, None)),
         _ => None,
     };
     if let Some((why, grace)) = sentence {
@@ -193,7 +202,7 @@ fn correct(
 }
 
 fn start(wanted: &Wanted, (member, container): (&Member, &Container), now: Timestamp, plan: &mut Plan) {
-    if !matches!(container.image, Image::Ready { .. }) {
+    if !matches!(&container.image, Image::Ready { id } if *id == member.image) {
         return;
     }
     let failed = container.start_failure.as_ref().map(retry_at);
@@ -201,7 +210,11 @@ fn start(wanted: &Wanted, (member, container): (&Member, &Container), now: Times
         Run::Running { .. } => return,
         Run::Never => (failed.unwrap_or(now), container.restarts),
         Run::Exited(exit) if starts_again(wanted, member, container, exit) => {
-            let due = restart_at(exit, container.streak);
+            // The failures of one image are not those of another.
+            let due = match is_outdated(member, container) {
+                true => now,
+                false => restart_at(exit, container.streak),
+            };
             (
                 failed.map_or(due, |failed| failed.max(due)),
                 container.restarts.saturating_add(1),

@@ -14,6 +14,8 @@ const LEAST_NOTICE: SignedDuration = SignedDuration::from_secs(2);
 /// How far the end of a run has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
+    /// Why it ends.
+    pub why: Why,
     /// When it began.
     pub since: Timestamp,
     /// Time until the kill, counted from there; the hook and the wait for others are part of it.
@@ -53,6 +55,8 @@ pub enum Why {
     Probe(Probe),
     /// Its hook after the start has failed.
     PostStart,
+    /// Its pod names another image now: it starts again with that one, whatever the pod's policy.
+    Image,
 }
 
 /// The next step of an end that has begun. `at_most` shortens the grace: the pod is deleted meanwhile.
@@ -74,7 +78,8 @@ pub(crate) fn advance(
             let due = end.max(later(signalled_at, LEAST_NOTICE));
             plan.when(due, now, Step::Kill { container });
         }
-        None if stop.hook != Hook::Running && may_stop(wanted, seen, name) => {
+        // Only the end of a pod has an order.
+        None if stop.hook != Hook::Running && (stop.why != Why::Pod || may_stop(wanted, seen, name)) => {
             plan.steps.push(Step::Stop { container });
         }
         // The end of the grace is the end of the hook and of all patience with others.

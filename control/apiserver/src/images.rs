@@ -19,7 +19,7 @@ use crate::{
     Server,
     call::Call,
     gate::{Judgement, Refusal},
-    lifecycle::metadata_mut,
+    lifecycle::{self, Part, metadata_mut},
     objects::{self, metadata_text},
     write::store_failure,
 };
@@ -47,6 +47,12 @@ impl Server {
         let wanted = settle_pins(old, &mut pod);
         if wanted.is_empty() {
             return Ok(pod);
+        }
+        if let Some(old) = old.filter(|_old| call.target.subresource().is_empty()) {
+            // What is not valid anyway is not worth a scan.
+            let mut changed = pod.clone();
+            lifecycle::carry_over(old, &mut changed, row, Part::Main);
+            self.review_change(call, old, &changed)?;
         }
         let name = metadata_text(&pod, "name").to_owned();
         let policies = self.image_policies().await?;

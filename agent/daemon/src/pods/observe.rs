@@ -91,6 +91,7 @@ fn member(spec: &Spec, role: Role) -> Member {
     Member {
         name: spec.name.clone(),
         role,
+        image: spec.image.clone().unwrap_or_default(),
         target: None,
         post_start: hooks.is_some_and(|hooks| hooks.post_start.is_some()),
         pre_stop: hooks.is_some_and(|hooks| hooks.pre_stop.is_some()),
@@ -213,6 +214,7 @@ pub(super) fn remember(seen: &mut Seen, pod: &Pod, told: Option<&PodStatus>) {
         };
         if run.is_some() && run == run_of(status) {
             container.user = user_of(status);
+            container.made_of = Some(status.image_id.clone()).filter(|image| !image.is_empty());
         }
     }
 }
@@ -438,9 +440,9 @@ mod tests {
     #[test]
     fn what_an_earlier_agent_started_often_is_started_again_at_once() {
         let pod: Pod = serde_json::from_value(json!({
-            "spec": {"containers": [{"name": "c"}], "restartPolicy": "Always"},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Always"},
             "status": {"containerStatuses": [{
-                "name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 40,
+                "name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 40,
                 "containerID": "palisade://u/c/40", "state": {"running": {}}}]},
         }))
         .unwrap();
@@ -457,6 +459,7 @@ mod tests {
         };
         take(&id(), container, &status(40, running));
         remember(&mut seen, &pod, None);
+        assert_eq!(seen.containers["c"].made_of.as_deref(), Some("i"));
         lost(seen.containers.get_mut("c").unwrap(), now);
         let wanted = wanted(Some(&pod), None, &seen);
         let start = agent_plan::Step::StartContainer {

@@ -135,6 +135,8 @@ pub(super) enum News {
     ShimGone(RuntimeError),
     Image {
         container: String,
+        /// As the pod named it when it was asked for.
+        image: String,
         attempt: u32,
         result: Result<Box<RootfsLayers>, StepError>,
     },
@@ -210,7 +212,8 @@ impl Worker {
                     self.refresh_at = self.refresh_at.map(|_later| Instant::now());
                 }
                 self.ephemeral = ephemeral(&object);
-                self.pod = Some(object);
+                let before = self.pod.replace(object);
+                self.forget_other_images(before.as_deref());
             }
             self.obey_node();
             let gone = self.objects.borrow().is_none() || self.confirmed;
@@ -393,9 +396,10 @@ impl Worker {
             }
             News::Image {
                 container,
+                image,
                 attempt,
                 result,
-            } => self.image_arrived(&container, attempt, result),
+            } => self.image_arrived((&container, image), attempt, result),
         }
     }
 
@@ -447,6 +451,27 @@ impl Worker {
         }
     }
 
+    /// What could not be brought or started of an image is no news of another one.
+    fn forget_other_images(&mut self, before: Option<&Pod>) {
+        let (Some(before), Some(now)) = (before, self.pod.as_deref()) else {
+            return;
+        };
+        if before.spec == now.spec {
+            return;
+        }
+        let before = steps::containers(before);
+        for spec in steps::containers(now) {
+            let mut before = before.iter();
+            let changed = before.any(|before| before.name == spec.name && before.image != spec.image);
+            if let Some(container) = self.seen.containers.get_mut(&spec.name).filter(|_known| changed) {
+                container.start_failure = None;
+                if matches!(container.image, Image::Failed(_)) {
+                    container.image = Image::Unknown;
+                }
+            }
+        }
+    }
+
     /// Completes the exit of a container by what it left, once.
     fn hear_last_words(&mut self, name: &str) {
         let (Some(pod), Some(container)) = (&self.pod, self.seen.containers.get_mut(name)) else {
@@ -467,11 +492,18 @@ impl Worker {
         }));
     }
 
-    fn image_arrived(&mut self, name: &str, attempt: u32, result: Result<Box<RootfsLayers>, StepError>) {
-        let image = self
-            .spec(name)
-            .and_then(|spec| spec.image.clone())
-            .unwrap_or_default();
+    fn image_arrived(
+        &mut self,
+        (name, image): (&str, String),
+        attempt: u32,
+        result: Result<Box<RootfsLayers>, StepError>,
+    ) {
+        let wanted = self.spec(name).and_then(|spec| spec.image.as_deref());
+        if wanted.is_some_and(|wanted| wanted != image) {
+            // The pod names another one meanwhile.
+            self.container(name).image = Image::Unknown;
+            return;
+        }
         let state = match result {
             Ok(layers) => {
                 self.images.insert(name.to_owned(), layers);

@@ -196,6 +196,17 @@ fn the_hook_is_part_of_the_grace_and_the_signal_gets_two_seconds() {
 }
 
 #[test]
+fn a_sidecar_that_a_probe_condemns_waits_for_nobody() {
+    let members = [("s", Role::Sidecar), ("a", Role::Main)];
+    let members = members.map(|(name, role)| member(name, role)).to_vec();
+    let mut world = World::of(RestartPolicy::Always, vec![], members);
+    world.settle();
+    world.doom("s", Probe::Liveness, None);
+    assert_eq!(act(&mut world), [begin("s", Why::Probe(Probe::Liveness), GRACE)]);
+    assert_eq!(act(&mut world), [stop("s")]);
+}
+
+#[test]
 fn sidecars_stop_last_and_in_reverse() {
     let members = [("s", Role::Sidecar), ("t", Role::Sidecar), ("a", Role::Main)];
     let members = members.map(|(name, role)| member(name, role)).to_vec();

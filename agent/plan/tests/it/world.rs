@@ -12,12 +12,15 @@ use k8s_openapi::api::core::v1::{
 };
 
 pub(crate) const GRACE: SignedDuration = SignedDuration::from_secs(30);
+/// The image of all members.
+const IMAGE: &str = "registry/x@sha256:0";
 
 /// A member without hooks and probes.
 pub(crate) fn member(name: &str, role: Role) -> Member {
     Member {
         name: name.to_owned(),
         role,
+        image: IMAGE.to_owned(),
         target: None,
         post_start: false,
         pre_stop: false,
@@ -111,6 +114,7 @@ impl World {
             Why::Pod => {}
             Why::Probe(probe) => assert_eq!(container.life.doomed.map(|doom| doom.probe), Some(probe)),
             Why::PostStart => assert_eq!(container.life.post_start, Hook::Failed),
+            Why::Image => assert_ne!(container.made_of, Some(member.image)),
         }
         // An unlucky hook never ends.
         let hook = if member.pre_stop && failed {
@@ -119,6 +123,7 @@ impl World {
             Hook::Done
         };
         container.stop = Some(Stop {
+            why,
             since: now,
             grace,
             hook,
@@ -177,16 +182,16 @@ impl World {
             }
             Step::RemoveSandbox => self.stage(Ground::Sandbox, Ground::Nothing),
             Step::FetchImage { container } => {
+                let wanted = self.member(container).image.clone();
                 let before = match &self.container(container).image {
                     Image::Failed(failure) => Some(failure.clone()),
                     Image::Unknown => None,
+                    Image::Ready { id } if *id != wanted => None,
                     other => panic!("fetched again: {other:?}"),
                 };
                 self.container(container).image = match failed {
                     true => Image::Failed(self.failure("ErrImagePull", before.as_ref())),
-                    false => Image::Ready {
-                        id: "registry/x@sha256:0".to_owned(),
-                    },
+                    false => Image::Ready { id: wanted },
                 };
             }
             Step::StartContainer { container, restarts } => self.start(container, *restarts, failed),
@@ -253,13 +258,19 @@ impl World {
         let failure = self.failure("RunContainerError", before.as_ref());
         let container = self.container(name);
         assert!(
-            matches!(container.image, Image::Ready { .. }),
+            matches!(&container.image, Image::Ready { id } if *id == member.image),
             "no process without its image"
         );
+        let gave_way = container.stop.as_ref().is_some_and(|stop| stop.why == Why::Image);
+        let another_image = container
+            .made_of
+            .as_ref()
+            .is_some_and(|made_of| *made_of != member.image);
         if failed {
             container.start_failure = Some(failure);
             return;
         }
+        container.made_of = Some(member.image.clone());
         match container.run.clone() {
             Run::Running { .. } => panic!("{name} was started twice"),
             Run::Never => assert_eq!(restarts, container.restarts),
@@ -268,6 +279,7 @@ impl World {
                     Role::Sidecar => {}
                     Role::Ephemeral => panic!("{name} is never started again"),
                     Role::Init => assert!(exit.code != 0 && policy != RestartPolicy::Never),
+                    Role::Main if gave_way => {}
                     Role::Main => {
                         assert_ne!(policy, RestartPolicy::Never);
                         assert!(policy == RestartPolicy::Always || exit.code != 0);
@@ -277,10 +289,10 @@ impl World {
                 let waited = now.duration_since(exit.finished_at);
                 let streak = streak_after(container.streak, &exit);
                 assert!(
-                    waited >= agent_plan::delay(streak),
+                    another_image || waited >= agent_plan::delay(streak),
                     "restarted after {waited}, streak {streak}"
                 );
-                container.streak = streak + 1;
+                container.streak = if another_image { 0 } else { streak + 1 };
                 container.last_exit = Some(exit);
             }
         }
@@ -327,7 +339,7 @@ impl World {
     pub(crate) fn pod_spec(&self) -> PodSpec {
         let container = |member: &Member| SpecContainer {
             name: member.name.clone(),
-            image: Some("registry/x".to_owned()),
+            image: Some(member.image.clone()),
             ..SpecContainer::default()
         };
         let of = |roles: &[Role]| {
@@ -346,7 +358,7 @@ impl World {
                 ephemeral
                     .map(|member| EphemeralContainer {
                         name: member.name.clone(),
-                        image: Some("registry/x".to_owned()),
+                        image: Some(member.image.clone()),
                         ..EphemeralContainer::default()
                     })
                     .collect(),

@@ -1,8 +1,9 @@
-//! What may change in a pod that exists: its metadata, except for what names its sandbox, more tolerations, an earlier deadline, once, by binding,
-//! its node, and by a subresource of their own more ephemeral containers.
+//! What may change in a pod that exists: its metadata, except for what names its sandbox, the images of its containers, more
+//! tolerations, an earlier deadline, once, by binding, its node, and by a subresource of their own more ephemeral containers.
 
 use std::collections::BTreeSet;
 
+use api::annotations::CONFIG_MIRROR;
 use control_wire::Cause;
 use serde_json::Value;
 
@@ -32,6 +33,9 @@ pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, pr
     if request.subresource == "ephemeralcontainers" {
         free = vec!["ephemeralContainers"];
         ephemeral::check(old, new, problems);
+    } else if old["metadata"]["annotations"][CONFIG_MIRROR].is_null() {
+        // Of a static pod the file says what runs.
+        allow_images(&mut before, &after);
     }
     for spec in [&mut before, &mut after] {
         if let Some(spec) = spec.as_object_mut() {
@@ -40,9 +44,23 @@ pub(super) fn check(request: &AdmissionRequest<'_>, old: &Value, new: &Value, pr
     }
     if before != after {
         let changed = first_difference(&before, &after, "spec".to_owned());
-        let why = "pod updates may not change fields other than `spec.tolerations` (only additions to existing \
-                   tolerations) and `spec.activeDeadlineSeconds`; delete the pod and create it again";
+        let why = "pod updates may not change fields other than `spec.containers[*].image`, \
+                   `spec.initContainers[*].image`, `spec.activeDeadlineSeconds` and `spec.tolerations` (only additions \
+                   to existing tolerations); delete the pod and create it again";
         problems.push(Cause::forbidden(changed, why));
+    }
+}
+
+/// Gives each container of `before` the image that it has in `after`, which the image gate judges.
+fn allow_images(before: &mut Value, after: &Value) {
+    for list in ["containers", "initContainers"] {
+        let containers = before.get_mut(list).and_then(Value::as_array_mut);
+        let containers = containers.into_iter().flatten();
+        for (container, changed) in containers.zip(items(&after[list])) {
+            if container["name"] == changed["name"] && changed["image"].is_string() {
+                container["image"] = changed["image"].clone();
+            }
+        }
     }
 }
 

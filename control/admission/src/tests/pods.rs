@@ -830,6 +830,59 @@ fn a_deadline_only_comes_closer() {
 }
 
 #[test]
+fn images_of_a_pod_change_and_nothing_else_of_its_containers() {
+    let body = || {
+        pod(json!({
+            "initContainers": [{"name": "i", "image": "i:1"}],
+            "containers": [{"name": "c", "image": "c:1"}],
+        }))
+    };
+    let change = |old: &Value, edit: &dyn Fn(&mut Value)| {
+        let mut new = old.clone();
+        edit(&mut new["spec"]);
+        refusals(&request("pods", Some(old), new))
+    };
+    let old = stored("pods", body());
+    let both = |spec: &mut Value| {
+        spec["containers"][0]["image"] = json!("c:2");
+        spec["initContainers"][0]["image"] = json!("i:2");
+    };
+    assert_eq!(change(&old, &both), Vec::<String>::new());
+    let beside = |spec: &mut Value| {
+        spec["containers"][0]["image"] = json!("c:2");
+        spec["containers"][0]["command"] = json!(["sh"]);
+    };
+    let renamed = |spec: &mut Value| {
+        spec["containers"][0]["image"] = json!("c:2");
+        spec["containers"][0]["name"] = json!("d");
+    };
+    let added = |spec: &mut Value| {
+        let more = json!({"name": "d", "image": "d:1"});
+        spec["containers"].as_array_mut().unwrap().push(more);
+    };
+    let cases: [(&dyn Fn(&mut Value), &str); 3] = [
+        (
+            &beside,
+            "spec.containers[0].command: Forbidden: pod updates may not change fields",
+        ),
+        (&renamed, "spec.containers[0]"),
+        (&added, "spec.containers: Forbidden: "),
+    ];
+    for (edit, expected) in cases {
+        let found = change(&old, edit);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+    }
+    // What a static pod runs is its file's to say.
+    let mut mirror = old.clone();
+    mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("h");
+    let found = change(&mirror, &both);
+    assert!(
+        found.len() == 1 && found[0].contains("image: Forbidden: "),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn only_metadata_and_tolerations_of_a_pod_change() {
     let old = stored("pods", pod(json!({"tolerations": [{"operator": "Exists"}]})));
     let change = |edit: &dyn Fn(&mut Value)| {
@@ -854,8 +907,8 @@ fn only_metadata_and_tolerations_of_a_pod_change() {
             "spec.nodeName: Forbidden",
         ),
         (
-            &|new| new["spec"]["containers"][0]["image"] = json!("other"),
-            "spec.containers[0].image: Forbidden",
+            &|new| new["spec"]["containers"][0]["imagePullPolicy"] = json!("Never"),
+            "spec.containers[0].imagePullPolicy: Forbidden",
         ),
         (
             &|new| new["spec"]["containers"][0]["securityContext"] = json!({"privileged": true}),

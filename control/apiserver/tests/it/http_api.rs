@@ -475,3 +475,47 @@ async fn credentials_of_pod_and_service_account_reach_the_gate() {
     let other = json!([{"name": "other"}]);
     refused(json!({"serviceAccountName": "puller", "imagePullSecrets": other})).await;
 }
+
+/// `kubectl set image`, and `apply` of a manifest with another tag.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_of_a_pod_changes_by_the_gates_word() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    const MERGE: &str = "application/strategic-merge-patch+json";
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let account = json!({"metadata": {"name": "default"}});
+    admin
+        .post("/api/v1/namespaces/default/serviceaccounts", &account)
+        .await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "registry.example/app:1"}]}});
+    let (code, before) = admin.post(PODS, &pod).await;
+    assert_eq!(code, 201, "{before}");
+    let path = format!("{PODS}/p");
+    let image = |image: &str| json!({"spec": {"containers": [{"name": "c", "image": image}]}});
+    let (code, after) = admin.patch(&path, MERGE, &image("registry.example/app:2")).await;
+    assert_eq!(code, 200, "{after}");
+    let pinned = |pod: &Value| pod["spec"]["containers"][0]["image"].as_str().unwrap().to_owned();
+    assert!(
+        pinned(&after).starts_with("registry.example/app@sha256:"),
+        "{after}"
+    );
+    assert_ne!(pinned(&after), pinned(&before));
+    assert_eq!(after["metadata"]["generation"], 2);
+    let requested = format!("{}c", api::annotations::REQUESTED_IMAGE_PREFIX);
+    assert_eq!(
+        after["metadata"]["annotations"][requested],
+        "registry.example/app:2"
+    );
+
+    let (code, refused) = admin
+        .patch(&path, MERGE, &image("registry.example/vulnerable:1"))
+        .await;
+    assert_eq!(code, 403, "{refused}");
+    // What is refused anyway is not scanned.
+    let mut other = image("registry.example/vulnerable:2");
+    other["spec"]["containers"][0]["command"] = json!(["sh"]);
+    let (code, refused) = admin.patch(&path, MERGE, &other).await;
+    assert_eq!(code, 422, "{refused}");
+    let (_, kept) = admin.get(&path).await;
+    assert_eq!(kept["spec"], after["spec"]);
+}

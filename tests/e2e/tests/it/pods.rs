@@ -8,7 +8,10 @@ use e2e::{
     distribution,
     shell::eventually,
 };
-use testkit::lab;
+use testkit::{
+    image::{Layer, Packing},
+    lab::{self, LabOs},
+};
 
 use crate::{Test, sessions::Follower};
 
@@ -20,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pod_runs_an_unchanged_python", runs_an_unchanged_python),
     ("pod_runs_an_unchanged_nginx", runs_an_unchanged_nginx),
     ("pod_is_restarted_with_back_off", is_restarted_with_back_off),
+    ("pod_takes_another_image", takes_another_image),
     ("pod_ends_gracefully", ends_gracefully),
     ("pod_stays_within_its_limits", stays_within_its_limits),
 ];
@@ -109,6 +113,46 @@ fn is_restarted_with_back_off(cluster: &Cluster) -> Result<()> {
     })?;
     cluster.kubectl(&["get", "events"])?.ok()?.says("BackOff")?;
     cluster.kubectl(&["delete", "pod", "failing"])?.ok()?;
+    Ok(())
+}
+
+/// `kubectl set image`: another container of the same pod, also where nothing is started again.
+fn takes_another_image(cluster: &Cluster) -> Result<()> {
+    let image = |tag: &str| {
+        let own = Layer::new(Packing::Gzip).file("etc/pushed-as", 0o644, tag.as_bytes());
+        let image = lab::busybox(LabOs::Wolfi, scanner_labdb::FIXED_VERSION)?.layer(own);
+        cluster.push(&image.build(), "pods/another", tag)
+    };
+    let (before, after) = (image("one")?, image("two")?);
+    let yaml = pod(
+        "default",
+        "another",
+        "app: x",
+        &before,
+        &["sh", "-c", "cat /etc/pushed-as; exec sleep 1000"],
+        "restartPolicy: Never",
+    );
+    cluster.apply(&yaml)?.ok()?;
+    cluster.wait_for_phase("default", "another", "Running")?;
+    let change = format!("main={after}");
+    cluster.kubectl(&["set", "image", "pod/another", &change])?.ok()?;
+    eventually(Duration::from_secs(60), || {
+        let pod = cluster.object("default", "pods", "another")?;
+        let status = &pod["status"]["containerStatuses"][0];
+        let named = status["imageID"] == pod["spec"]["containers"][0]["image"];
+        let runs = status["state"]["running"].is_object();
+        match status["restartCount"] == 1 && named && runs {
+            true => Ok(()),
+            false => bail!("{status}"),
+        }
+    })?;
+    let log = cluster.kubectl(&["logs", "another"])?.ok()?.stdout;
+    ensure!(log == "two", "{log:?}");
+    cluster
+        .kubectl(&["get", "events"])?
+        .ok()?
+        .says("definition changed")?;
+    cluster.kubectl(&["delete", "pod", "another"])?.ok()?;
     Ok(())
 }
 

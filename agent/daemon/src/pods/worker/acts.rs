@@ -144,7 +144,7 @@ impl Worker {
         // The run that the registry is asked for.
         let attempt = known.restarts + u32::from(matches!(known.run, Run::Exited(_)));
         known.image = match std::mem::take(&mut known.image) {
-            Image::Ready { id } => Image::Checking { id },
+            Image::Ready { id } if id == image => Image::Checking { id },
             Image::Failed(failure) => Image::Retrying(failure),
             _ => Image::Fetching,
         };
@@ -163,6 +163,7 @@ impl Worker {
             drop(
                 news.send(Box::new(News::Image {
                     container,
+                    image,
                     attempt,
                     result,
                 }))
@@ -253,9 +254,15 @@ impl Worker {
     fn began(&mut self, name: &str, restarts: u32) {
         let hooks = self.spec(name).and_then(|spec| spec.lifecycle.as_ref());
         let has_hook = hooks.is_some_and(|hooks| hooks.post_start.is_some());
+        let image = self.spec(name).and_then(|spec| spec.image.clone());
         let container = self.container(name);
+        let before = std::mem::replace(&mut container.made_of, image);
         if let Run::Exited(exit) = std::mem::take(&mut container.run) {
-            container.streak = agent_plan::streak_after(container.streak, &exit).saturating_add(1);
+            // The failures of one image are not those of another.
+            container.streak = match before.is_some() && before != container.made_of {
+                true => 0,
+                false => agent_plan::streak_after(container.streak, &exit).saturating_add(1),
+            };
             container.last_exit = Some(exit);
         }
         container.user = None;
@@ -287,6 +294,7 @@ impl Worker {
                 format!("Container {name} failed {probe} probe{what_follows}")
             }
             Why::PostStart => "FailedPostStartHook".to_owned(),
+            Why::Image => format!("Container {name} definition changed, will be restarted"),
         };
         self.event(Some(name), Kind::Normal, "Killing", message);
         let hooks = self.spec(name).and_then(|spec| spec.lifecycle.as_ref());
@@ -299,6 +307,7 @@ impl Worker {
             self.start_hook(name, Hooked::PreStop, limit);
         }
         self.container(name).stop = Some(Stop {
+            why,
             since: Timestamp::now(),
             grace,
             hook: if has_hook { Hook::Running } else { Hook::Done },
