@@ -134,6 +134,10 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
         .map_err(|errno| system("detach mounts from the host")(Errno::from_raw(errno.raw_os_error())))?;
 
     let holder = holder::start(&launch.pod)?;
+    // The holder has nothing of it.
+    crate::hierarchies::set_aside().map_err(|error| ShimError::Holder {
+        reason: chain(&error),
+    })?;
     let socket = paths.socket();
     let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
     supervisor::Supervisor::new(launch, paths, holder, listener, signals)

@@ -623,6 +623,10 @@ impl Supervisor {
         let Some(deadline) = self.shutdown else {
             return false;
         };
+        // The last of them went when its groups were empty.
+        if self.containers.is_empty() && self.jobs.is_empty() {
+            return true;
+        }
         // Again and again: a start that was under way may have brought up one more process.
         if let Err(error) = cgroup::kill_tree(&self.pod.launch.cgroup) {
             complain(&chain(&error));
