@@ -133,14 +133,16 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
     rustix::mount::mount_change("/", propagation)
         .map_err(|errno| system("detach mounts from the host")(Errno::from_raw(errno.raw_os_error())))?;
 
-    let holder = holder::start(&launch.pod)?;
-    // The holder has nothing of it.
-    crate::hierarchies::set_aside().map_err(|error| ShimError::Holder {
-        reason: chain(&error),
+    let unprepared = |error: &dyn std::error::Error| ShimError::Holder { reason: chain(error) };
+    let (holder, shared) = holder::start(&launch.pod, || {
+        crate::hierarchies::set_aside().map_err(|error| unprepared(&error))?;
+        rootfs::prepare().map_err(|error| unprepared(&error))
     })?;
+    rootfs::keep(&shared, holder.as_raw(), launch.pod.shares_processes)
+        .map_err(|error| unprepared(&error))?;
     let socket = paths.socket();
     let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
-    supervisor::Supervisor::new(launch, paths, holder, listener, signals)
+    supervisor::Supervisor::new(launch, paths, (holder, shared), listener, signals)
 }
 
 /// The pipe to the agent; closed afterwards by pointing standard output elsewhere.
