@@ -128,16 +128,20 @@ async fn a_container_is_alone_in_its_groups_and_has_none_of_the_host_open() {
         let found = stage.group_file(&group, old, new);
         assert!(value.contains(&found.as_str()), "{new}: {found}");
     }
-    // From the kernel's `magic.h`: control groups of version 1 and 2.
+    // From the kernel's `magic.h`: control groups of version 1 and 2, and `/proc`.
     let of_the_host = |process: i32| {
         let open = fs::read_dir(format!("/proc/{process}/fd")).expect("descriptors");
         let kinds = open
             .flatten()
             .filter_map(|entry| rustix::fs::statfs(entry.path()).ok());
         let mut kinds: Vec<_> = kinds.map(|stat| stat.f_type).collect();
-        kinds.retain(|kind| [0x0027_e0eb, 0x6367_7270].contains(kind));
+        kinds.retain(|kind| [0x0027_e0eb, 0x6367_7270, 0x9fa0].contains(kind));
         kinds
     };
+    assert!(
+        of_the_host(status.shim_pid).contains(&0x9fa0),
+        "libcontainer's `/proc`"
+    );
     for process in [*pid, status.holder_pid] {
         assert!(of_the_host(process).is_empty(), "{process}");
     }
