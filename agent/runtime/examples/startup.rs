@@ -1,7 +1,8 @@
-//! Measures container starts: `startup <shim program> <rounds> [unlimited]` prints medians in milliseconds.
+//! Measures container starts: `startup <shim program> <rounds> [unlimited]` prints medians in milliseconds, of
+//! pods the first decile too: on a busy machine it says more.
 //!
 //! One pod, one container of `/bin/true` per round, image present: from the request until the program was
-//! executed, and until its end was told.
+//! executed, and until its end was told. Then a pod per round with such a container, step by step.
 
 #![expect(
     clippy::expect_used,
@@ -51,17 +52,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
         cgroup_root: format!("palisade-bench-{}", std::process::id()),
     })
     .expect("valid");
-    let pod = PodConfig {
-        uid: format!("bench-{}", std::process::id()),
-        namespace: "default".into(),
-        name: "bench".into(),
-        hostname: "bench".into(),
-        id_base: 3_000_000,
-        id_count: 65_536,
-        shares_processes: false,
-        pids: None,
-        resources: PodResources::default(),
-    };
+    let pod = pod(0);
     let begun = Instant::now();
     runtime.start_pod(&pod).await.expect("the pod starts");
     println!("pod start            {:6.1}", milliseconds(begun.elapsed()));
@@ -72,13 +63,7 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
         let begun = Instant::now();
         runtime.start_container(&pod.uid, &config).await.expect("starts");
         started.push(begun.elapsed());
-        let mut status = runtime.status(&pod.uid).await.expect("a status");
-        while !matches!(status.containers[0].state, ContainerState::Exited(_)) {
-            status = runtime
-                .wait_change(&pod.uid, status.version)
-                .await
-                .expect("a status");
-        }
+        wait_for_end(&runtime, &pod).await;
         ended.push(begun.elapsed());
         runtime.remove_container(&pod.uid, "main").await.expect("removed");
     }
@@ -110,6 +95,67 @@ async fn measure(exe: std::path::PathBuf, rounds: u32, resources: &Resources) {
         );
     }
     runtime.remove_pod(&pod.uid).await.expect("removed");
+    measure_pods(&runtime, directory.path(), rounds, resources).await;
+}
+
+/// A pod per round, from nothing to nothing.
+async fn measure_pods(runtime: &Runtime, directory: &Path, rounds: u32, resources: &Resources) {
+    let steps = [
+        "pod made",
+        "container started",
+        "ended",
+        "container removed",
+        "pod removed",
+    ];
+    let mut took: [Vec<Duration>; 6] = Default::default();
+    for round in 0..rounds {
+        let pod = pod(round + 1);
+        let config = container(directory, resources, 0, &["/bin/true"]);
+        let mut times = vec![Instant::now()];
+        runtime.start_pod(&pod).await.expect("the pod starts");
+        times.push(Instant::now());
+        runtime.start_container(&pod.uid, &config).await.expect("starts");
+        times.push(Instant::now());
+        wait_for_end(runtime, &pod).await;
+        times.push(Instant::now());
+        runtime.remove_container(&pod.uid, "main").await.expect("removed");
+        times.push(Instant::now());
+        runtime.remove_pod(&pod.uid).await.expect("removed");
+        times.push(Instant::now());
+        for (step, between) in took.iter_mut().zip(times.windows(2)) {
+            step.push(between[1] - between[0]);
+        }
+        took[5].push(times[5] - times[0]);
+    }
+    let [made, started, ended, removed, gone, whole] = took;
+    for (step, took) in steps.iter().zip([made, started, ended, removed, gone]) {
+        print_both(&format!("  {step}"), took);
+    }
+    print_both("whole pod", whole);
+}
+
+async fn wait_for_end(runtime: &Runtime, pod: &PodConfig) {
+    let mut status = runtime.status(&pod.uid).await.expect("a status");
+    while !matches!(status.containers[0].state, ContainerState::Exited(_)) {
+        status = runtime
+            .wait_change(&pod.uid, status.version)
+            .await
+            .expect("a status");
+    }
+}
+
+fn pod(number: u32) -> PodConfig {
+    PodConfig {
+        uid: format!("bench-{}-{number}", std::process::id()),
+        namespace: "default".into(),
+        name: "bench".into(),
+        hostname: "bench".into(),
+        id_base: 3_000_000,
+        id_count: 65_536,
+        shares_processes: false,
+        pids: None,
+        resources: PodResources::default(),
+    }
 }
 
 fn container(directory: &Path, resources: &Resources, attempt: u32, argv: &[&str]) -> ContainerConfig {
@@ -152,6 +198,17 @@ fn make_image(root: &Path) {
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times.get(times.len() / 2).copied().map_or(0.0, milliseconds)
+}
+
+/// Median and first decile.
+fn print_both(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let at = |index| times.get(index).copied().map_or(0.0, milliseconds);
+    println!(
+        "{what:20} {:6.2} {:6.2}",
+        at(times.len() / 2),
+        at(times.len() / 10)
+    );
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -1,24 +1,22 @@
-//! Control groups after libcontainer made them: who is in them, was memory short, and their removal.
+//! Control groups that were made: who is in them, was memory short, and their removal.
 //!
-//! libcontainer creates a container's group in every mounted hierarchy (version 1 and hybrid) or in the one
-//! (version 2); this module treats both as "the same path below each root". It touches only paths it is
-//! given, which are below the runtime's own root.
+//! A container's group is in every hierarchy of version 1 that limits or counts something, where `placement` makes it, or in the
+//! one of version 2, where libcontainer does; this module treats both as "the same path below each root". It touches
+//! only paths it is given, which are below the runtime's own root.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FsWord;
 use rustix::process::{Pid, Signal};
 
 use crate::config::{PodConfig, PodResources};
+use crate::hierarchies::Hierarchies;
 
-const MOUNT: &str = "/sys/fs/cgroup";
-
-/// Magic number of a version 2 file system, from the kernel's `magic.h`.
-const CGROUP2: FsWord = 0x6367_7270;
+/// How often a parent that another pod's end takes away is made again.
+const ATTEMPTS: u32 = 16;
 
 /// Why a control group could not be handled.
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +30,26 @@ pub struct CgroupError {
 
 /// Whether this host has only the version 2 hierarchy.
 pub(crate) fn is_unified() -> Result<bool, CgroupError> {
-    let stat = rustix::fs::statfs(MOUNT).map_err(|errno| error("inspect", Path::new(MOUNT))(errno.into()))?;
-    Ok(stat.f_type == CGROUP2)
+    Ok(Hierarchies::known()?.unified)
 }
 
 /// The directory of the group in the one hierarchy of a host that has only version 2.
-pub(crate) fn unified_directory(group: &str) -> PathBuf {
-    Path::new(MOUNT).join(group.trim_start_matches('/'))
+pub(crate) fn unified_directory(group: &str) -> Result<PathBuf, CgroupError> {
+    let root = Hierarchies::known()?.roots.get("");
+    let found = root.map(|root| root.join(relative(group)));
+    found.ok_or_else(|| error("find", Path::new(group))(io::ErrorKind::NotFound.into()))
+}
+
+/// Makes a group's directory, and those above it, if they are not there.
+pub(crate) fn make(directory: &Path) -> Result<(), CgroupError> {
+    let mut made = fs::create_dir_all(directory);
+    for _ in 1..ATTEMPTS {
+        match &made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => made = fs::create_dir_all(directory),
+            _ => break,
+        }
+    }
+    made.map_err(error("create", directory))
 }
 
 /// Sends `SIGKILL` to every process in the group and below it, and to what they fork meanwhile: on version 2 by the one file
@@ -51,7 +62,10 @@ pub(crate) fn kill_tree(group: &str) -> Result<(), CgroupError> {
         members.extend(tree(directory)?);
     }
     // First of all, for who has no time to run has none to stand still or to die in.
-    members.iter().try_for_each(|member| lift_cpu_quota_of(member))?;
+    if let Some(top) = directory_of(group, "cpu")? {
+        let mut limited = members.iter().filter(|member| member.starts_with(&top));
+        limited.try_for_each(|member| lift_cpu_quota_of(member))?;
+    }
     if is_unified()? {
         return directories
             .iter()
@@ -109,9 +123,7 @@ impl Drop for Still {
 /// Takes the CPU quota from the group, not from those below it. A process dies only while it runs: hundreds that share a
 /// small quota would take minutes.
 pub(crate) fn lift_cpu_quota(group: &str) -> Result<(), CgroupError> {
-    directories(group)?
-        .iter()
-        .try_for_each(|directory| lift_cpu_quota_of(directory))
+    directory_of(group, "cpu")?.map_or(Ok(()), |directory| lift_cpu_quota_of(&directory))
 }
 
 fn lift_cpu_quota_of(directory: &Path) -> Result<(), CgroupError> {
@@ -127,7 +139,7 @@ fn lift_cpu_quota_of(directory: &Path) -> Result<(), CgroupError> {
 /// Not left to libcontainer 0.7: on version 2 it takes "no swap" for "not set". A kernel that does not account for swap
 /// has no such file.
 pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), CgroupError> {
-    for directory in directories(group)? {
+    if let Some(directory) = directory_of(group, "memory")? {
         write_existing(&directory.join("memory.swap.max"), "0")?;
         if let Some(limit) = memory_bytes {
             write_existing(&directory.join("memory.memsw.limit_in_bytes"), &limit.to_string())?;
@@ -139,9 +151,10 @@ pub(crate) fn forbid_swap(group: &str, memory_bytes: Option<i64>) -> Result<(), 
 /// Has the kernel kill the whole container when its memory is used up, as the kubelet does since 1.28: one that goes on without
 /// some of its processes is broken and does not say so. Version 1 cannot, and has no such file.
 pub(crate) fn kill_as_one(group: &str) -> Result<(), CgroupError> {
-    directories(group)?
-        .iter()
-        .try_for_each(|directory| write_existing(&directory.join("memory.oom.group"), "1"))
+    match directory_of(group, "memory")? {
+        Some(directory) => write_existing(&directory.join("memory.oom.group"), "1"),
+        None => Ok(()),
+    }
 }
 
 /// Bounds a pod's group: what its containers may have together, and its part of the processors beside other pods, which
@@ -157,27 +170,29 @@ pub(crate) fn limit_pod(group: &str, pod: &PodConfig) -> Result<(), CgroupError>
         memory_bytes,
     } = &pod.resources;
     if let Some(pids) = pod.pids {
-        set(group, &[("pids.max", pids.to_string())])?;
+        set(group, "pids", &[("pids.max", pids.to_string())])?;
     }
     if let Some(shares) = *cpu_shares {
         let weight = weight_of(shares).to_string();
         set(
             group,
+            "cpu",
             &[("cpu.shares", shares.to_string()), ("cpu.weight", weight)],
         )?;
     }
     if let Some(bytes) = memory_bytes {
         let files = ["memory.limit_in_bytes", "memory.max"];
-        set(group, &files.map(|file| (file, bytes.to_string())))?;
+        set(group, "memory", &files.map(|file| (file, bytes.to_string())))?;
     }
     if let Some((quota, period)) = cpu_quota_us.zip(*cpu_period_us) {
         let both = format!("{quota} {period}");
         set(
             group,
+            "cpu",
             &[("cpu.cfs_period_us", period.to_string()), ("cpu.max", both)],
         )?;
         // Version 2 has taken it with the period.
-        for directory in directories(group)? {
+        if let Some(directory) = directory_of(group, "cpu")? {
             write_existing(&directory.join("cpu.cfs_quota_us"), &quota.to_string())?;
         }
     }
@@ -189,10 +204,10 @@ fn weight_of(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-/// Writes to those files of the group that a hierarchy has; one of them must be there.
-fn set(group: &str, files: &[(&str, String)]) -> Result<(), CgroupError> {
+/// Writes to those files of the group that the controller's hierarchy has; one of them must be there.
+pub(crate) fn set(group: &str, controller: &str, files: &[(&str, String)]) -> Result<(), CgroupError> {
     let mut found = false;
-    for directory in directories(group)? {
+    if let Some(directory) = directory_of(group, controller)? {
         for (file, value) in files {
             let path = directory.join(file);
             if path.exists() {
@@ -224,31 +239,34 @@ pub(crate) struct Limits {
 
 /// Reads the limits of the group back.
 pub(crate) fn limits(group: &str) -> Result<Limits, CgroupError> {
-    let mut limits = Limits {
+    let limits = Limits {
         unified: is_unified()?,
         ..Limits::default()
     };
-    for directory in directories(group)? {
-        let read = |file: &str| -> Result<Option<i64>, CgroupError> {
-            let path = directory.join(file);
-            match fs::read_to_string(&path) {
-                // `max` and -1 are no limits.
-                Ok(text) => {
-                    let number = text.split_whitespace().next().and_then(|word| word.parse().ok());
-                    Ok(number.filter(|number| *number >= 0))
-                }
-                Err(error) if is_gone(&error) => Ok(None),
-                Err(source) => Err(error("read", &path)(source)),
-            }
+    let read = |controller: &str, version_1: &str, version_2: &str| -> Result<Option<i64>, CgroupError> {
+        let Some(directory) = directory_of(group, controller)? else {
+            return Ok(None);
         };
-        let first = |files: [&str; 2]| Ok(read(files[0])?.or(read(files[1])?));
-        limits.memory_bytes = limits
-            .memory_bytes
-            .or(first(["memory.max", "memory.limit_in_bytes"])?);
-        limits.pids = limits.pids.or(read("pids.max")?);
-        limits.cpu_quota_us = limits.cpu_quota_us.or(first(["cpu.max", "cpu.cfs_quota_us"])?);
-    }
-    Ok(limits)
+        let path = directory.join(if limits.unified { version_2 } else { version_1 });
+        match fs::read_to_string(&path) {
+            // `max` and -1 are no limits.
+            Ok(text) => {
+                let number = text.split_whitespace().next().and_then(|word| word.parse().ok());
+                Ok(number.filter(|number| *number >= 0))
+            }
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(source) => Err(error("read", &path)(source)),
+        }
+    };
+    let memory_bytes = read("memory", "memory.limit_in_bytes", "memory.max")?;
+    let pids = read("pids", "pids.max", "pids.max")?;
+    let cpu_quota_us = read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
+    Ok(Limits {
+        memory_bytes,
+        pids,
+        cpu_quota_us,
+        ..limits
+    })
 }
 
 /// Moves this process, which must have one thread, into the group.
@@ -271,25 +289,30 @@ pub(crate) fn join(group: &str) -> Result<(), CgroupError> {
 ///
 /// The first move after a while waits for a grace period of the kernel's, 8 ms on a machine with a timer of 250 Hz; those that
 /// follow soon do not. Whoever is about to move something can have that wait begin, on another thread, before what else
-/// there is to do (`cgroup_threadgroup_rwsem` in the kernel's `kernel/cgroup/cgroup.c`, `kernel/rcu/sync.c`).
+/// there is to do (`cgroup_threadgroup_rwsem` in the kernel's `kernel/cgroup/cgroup.c`, `kernel/rcu/sync.c`). Meanwhile nobody
+/// makes or enters a group; on version 1, where threads move themselves ([`join`]), that would be all there is to it.
 pub(crate) fn expect_moves() -> Result<(), CgroupError> {
     let list = Path::new("/proc/self/cgroup");
     let own = fs::read_to_string(list).map_err(error("read", list))?;
-    let mut members = own_directories(&own).map(|directory| directory.join("cgroup.procs"));
+    let roots = &Hierarchies::known()?.roots;
+    let mut members = own_directories(roots, &own).map(|directory| directory.join("cgroup.procs"));
     match members.find(|members| members.exists()) {
         Some(members) => write_existing(&members, &std::process::id().to_string()),
         None => Ok(()),
     }
 }
 
-/// Where the groups of a `/proc/PID/cgroup` are, should their hierarchies be mounted at the usual place.
-fn own_directories(groups: &str) -> impl Iterator<Item = PathBuf> {
-    groups.lines().filter_map(|line| {
+/// Where the groups of a `/proc/PID/cgroup` are, of the hierarchies with these roots.
+pub(crate) fn own_directories<'a>(
+    roots: &'a BTreeMap<String, PathBuf>,
+    groups: &'a str,
+) -> impl Iterator<Item = PathBuf> + 'a {
+    groups.lines().filter_map(move |line| {
         let mut fields = line.splitn(3, ':');
         let (_number, hierarchy, path) = (fields.next()?, fields.next()?, fields.next()?);
         // `name=systemd` is mounted as `systemd`; version 2 has no name.
-        let mount = Path::new(MOUNT).join(hierarchy.trim_start_matches("name="));
-        Some(mount.join(path.trim_start_matches('/')))
+        let root = roots.get(hierarchy.trim_start_matches("name="))?;
+        Some(root.join(relative(path)))
     })
 }
 
@@ -308,17 +331,25 @@ pub(crate) fn members(group: &str) -> Result<Vec<nix::unistd::Pid>, CgroupError>
 
 /// Removes the group and all below it; fails while a process is left.
 pub(crate) fn remove_tree(group: &str) -> Result<(), CgroupError> {
-    for directory in directories(group)? {
+    for root in Hierarchies::known()?.roots.values() {
+        let directory = root.join(relative(group));
+        // Most have none below them.
+        if remove(&directory).is_ok() {
+            continue;
+        }
         // Deepest first: `tree` lists parents before children.
         for member in tree(&directory)?.iter().rev() {
-            match fs::remove_dir(member) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(error("remove", member)(source)),
-            }
+            remove(member)?;
         }
     }
     Ok(())
+}
+
+fn remove(directory: &Path) -> Result<(), CgroupError> {
+    match fs::remove_dir(directory) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error("remove", directory)(source)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a shared parent once the last pod is gone; others still using it is the ordinary case.
@@ -332,7 +363,7 @@ pub(crate) fn remove_if_empty(group: &str) {
 
 /// Whether the kernel killed a process of the group for lack of memory.
 pub(crate) fn was_oom_killed(group: &str) -> Result<bool, CgroupError> {
-    for directory in directories(group)? {
+    if let Some(directory) = directory_of(group, "memory")? {
         for file in ["memory.events", "memory.oom_control"] {
             let path = directory.join(file);
             match fs::read_to_string(&path) {
@@ -352,24 +383,20 @@ pub(crate) fn was_oom_killed(group: &str) -> Result<bool, CgroupError> {
 
 /// The group in each hierarchy where it exists.
 pub(crate) fn directories(group: &str) -> Result<Vec<PathBuf>, CgroupError> {
-    let relative = group.trim_start_matches('/');
-    let mut roots = Vec::new();
-    if is_unified()? {
-        roots.push(PathBuf::from(MOUNT));
-    } else {
-        for entry in fs::read_dir(MOUNT).map_err(error("list", Path::new(MOUNT)))? {
-            let entry = entry.map_err(error("list", Path::new(MOUNT)))?;
-            // Links name hierarchies that are mounted together, such as `cpu` for `cpu,cpuacct`.
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                roots.push(entry.path());
-            }
-        }
-    }
-    Ok(roots
-        .into_iter()
-        .map(|root| root.join(relative))
-        .filter(|path| path.is_dir())
-        .collect())
+    let roots = Hierarchies::known()?.roots.values();
+    let directories = roots.map(|root| root.join(relative(group)));
+    Ok(directories.filter(|path| path.is_dir()).collect())
+}
+
+/// The group in the hierarchy that has the controller, whether or not it exists.
+pub(crate) fn directory_of(group: &str, controller: &str) -> Result<Option<PathBuf>, CgroupError> {
+    let root = Hierarchies::known()?.root_of(controller);
+    Ok(root.map(|root| root.join(relative(group))))
+}
+
+/// A group's path below each root.
+pub(crate) fn relative(group: &str) -> &str {
+    group.trim_start_matches('/')
 }
 
 /// A group's directory and those below it, parents first.
@@ -458,9 +485,16 @@ mod tests {
     #[test]
     fn own_groups_are_found_by_hierarchy() {
         let groups = "12:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/a: b/c\n";
-        let found: Vec<_> = own_directories(groups).collect();
-        let expected = ["cpu,cpuacct/a/b", "systemd/", "a: b/c"].map(|path| Path::new(MOUNT).join(path));
-        assert_eq!(found, expected);
+        let root = |name: &str| (name.to_owned(), Path::new("/groups").join(name));
+        let version_1 = ["cpu,cpuacct", "systemd", "unified"].map(root).into();
+        let found: Vec<_> = own_directories(&version_1, groups).collect();
+        assert_eq!(
+            found,
+            ["cpu,cpuacct/a/b", "systemd/"].map(|path| Path::new("/groups").join(path))
+        );
+        let version_2 = [root("")].into();
+        let found: Vec<_> = own_directories(&version_2, groups).collect();
+        assert_eq!(found, [Path::new("/groups/a: b/c")]);
     }
 
     /// A group in one hierarchy only, so that there is one look at its list, with processes that sleep and, behind them on
@@ -474,11 +508,9 @@ mod tests {
     impl Chains {
         fn begin(round: usize) -> Self {
             let group = format!("/palisade-test-chains-{}-{round}", std::process::id());
-            let mount = match is_unified().expect("mounted") {
-                true => PathBuf::from(MOUNT),
-                false => Path::new(MOUNT).join("freezer"),
-            };
-            let directory = mount.join(&group[1..]);
+            let known = Hierarchies::known().expect("mounted");
+            let root = known.roots.get("").or(known.roots.get("freezer"));
+            let directory = root.expect("a hierarchy").join(&group[1..]);
             fs::create_dir(&directory).expect("a group");
             let inside = format!(
                 "echo 0 > {}/cgroup.procs; for i in $(busybox seq 200); do busybox sleep 100 & done; \

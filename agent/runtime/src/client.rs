@@ -25,6 +25,7 @@ use crate::devices::Denial;
 use crate::error::RuntimeError;
 use crate::executables::{self, Executables};
 use crate::open_files;
+use crate::placement;
 use crate::protocol::{FrameError, Request, Response};
 use crate::remove::remove_tree;
 use crate::shim::chain;
@@ -105,7 +106,11 @@ impl Runtime {
         make_private(&self.config.state_dir)?;
         make_private(&paths.run)?;
         make_private(&paths.state)?;
-        match self.prepare_and_launch(pod, &paths).await {
+        let (launched, ()) = tokio::join!(
+            self.prepare_and_launch(pod, &paths),
+            make_groups(self.cgroup(&pod.uid))
+        );
+        match launched {
             Ok(()) => Ok(PodHandle {
                 netns: self.status(&pod.uid).await?.netns,
             }),
@@ -402,15 +407,13 @@ impl Runtime {
         let group = self.cgroup(pod);
         let deadline = tokio::time::Instant::now() + patience;
         let mut pause = Duration::from_millis(2);
-        loop {
-            cgroup::kill_tree(&group).map_err(|source| RuntimeError::Cgroup { source })?;
-            match cgroup::remove_tree(&group) {
-                Ok(()) => break,
-                Err(source) if tokio::time::Instant::now() >= deadline => {
-                    return Err(RuntimeError::Cgroup { source });
-                }
-                Err(_busy) => tokio::time::sleep(pause).await,
+        // What can be removed has nobody in it.
+        while let Err(source) = cgroup::remove_tree(&group) {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(RuntimeError::Cgroup { source });
             }
+            cgroup::kill_tree(&group).map_err(|source| RuntimeError::Cgroup { source })?;
+            tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(100));
         }
         cgroup::remove_if_empty(&format!("/{}", self.config.cgroup_root));
@@ -434,15 +437,24 @@ impl Runtime {
 }
 
 /// Begins the kernel's wait before processes are put into groups, while others put a pod or a root together. Without it a start
-/// is as right, only slower. One wait is for all that begin meanwhile.
+/// is as right, only slower. One wait is for all that begin meanwhile. On version 1 nobody has to wait.
 fn expect_moves() {
     static WAITS: AtomicBool = AtomicBool::new(false);
+    if cgroup::is_unified().is_ok_and(|unified| !unified) {
+        return;
+    }
     if !WAITS.swap(true, Ordering::Relaxed) {
         drop(tokio::task::spawn_blocking(|| {
             let _slower = cgroup::expect_moves();
             WAITS.store(false, Ordering::Relaxed);
         }));
     }
+}
+
+/// Makes a pod's groups of version 1 while its shim starts. What cannot be made now is tried again, and told, when its first
+/// container starts.
+async fn make_groups(group: String) {
+    let _tried_again = tokio::task::spawn_blocking(move || placement::make(&group)).await;
 }
 
 pub(crate) fn demand_name(field: &'static str, value: &str) -> Result<(), RuntimeError> {

@@ -1,14 +1,13 @@
 //! Devices are denied by default: the kernel lets a container open the few that hold nothing of the machine's.
 //!
 //! This holds beside the user and the mount namespace, and for whoever is in the container's control group without them.
-//! On version 1 libcontainer fills the list of the controller for each container, and [`narrow`] takes from it what runc
-//! has left out since. On version 2 the agent attaches a program to the pod's group before anything runs in it
-//! ([`Denial`]); the groups of the containers inherit it. Which devices: [`LIST`], and `ebpf/programs/src/devices.rs`.
+//! On version 1 each container has a list of the controller's, which [`list`] writes before anything is in its group. On
+//! version 2 the agent attaches a program to the pod's group before anything runs in it ([`Denial`]); the groups of the
+//! containers inherit it. Which devices: [`LIST`], and `ebpf/programs/src/devices.rs`.
 //! [`Devices`] is what the kernel says of it, whichever version it has.
 
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use ebpf_loader::devices::{DeviceError, DeviceProgram, attached};
@@ -32,12 +31,6 @@ const LIST: [&str; 10] = [
 
 /// The file of that list.
 const LIST_FILE: &str = "devices.list";
-
-/// What libcontainer 0.7 adds to that: the machine's console and tunnels.
-const TOO_MUCH: [&str; 2] = ["c 5:1 rwm", "c 10:200 rwm"];
-
-/// How often a parent that another pod's end takes away is made again.
-const ATTEMPTS: u32 = 16;
 
 /// Why devices cannot be denied.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +63,8 @@ impl Denial {
                 false => Err(DevicesError::NoController),
             };
         }
-        let directory = cgroup::unified_directory(group);
-        make(&directory).map_err(DevicesError::Cgroup)?;
+        let directory = cgroup::unified_directory(group).map_err(DevicesError::Cgroup)?;
+        cgroup::make(&directory).map_err(DevicesError::Cgroup)?;
         let mut loaded = self.program.lock().unwrap_or_else(PoisonError::into_inner);
         let program = match loaded.take() {
             Some(program) => program,
@@ -98,18 +91,19 @@ impl Devices {
     /// Reads it back for a container's group.
     pub(crate) fn of(group: &str) -> Result<Self, DevicesError> {
         if cgroup::is_unified().map_err(DevicesError::Cgroup)? {
-            let programs = attached(&cgroup::unified_directory(group)).map_err(DevicesError::Program)?;
+            let directory = cgroup::unified_directory(group).map_err(DevicesError::Cgroup)?;
+            let programs = attached(&directory).map_err(DevicesError::Program)?;
             return Ok(Self::Asked(programs));
         }
-        for directory in cgroup::directories(group).map_err(DevicesError::Cgroup)? {
-            let path = directory.join(LIST_FILE);
-            match fs::read_to_string(&path) {
-                Ok(text) => return Ok(Self::Listed(text.lines().map(str::to_owned).collect())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(DevicesError::Cgroup(cgroup::error("read", &path)(source))),
-            }
+        let Some(directory) = cgroup::directory_of(group, "devices").map_err(DevicesError::Cgroup)? else {
+            return Ok(Self::Any);
+        };
+        let path = directory.join(LIST_FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Self::Listed(text.lines().map(str::to_owned).collect())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Any),
+            Err(source) => Err(DevicesError::Cgroup(cgroup::error("read", &path)(source))),
         }
-        Ok(Self::Any)
     }
 
     /// What is wrong, if something is; `program` is the one that the agent attached to the pod.
@@ -128,26 +122,24 @@ impl Devices {
     }
 }
 
-/// Takes from a container's list on version 1 what libcontainer puts there and [`LIST`] does not have. Before the program of
-/// the container runs.
-pub(crate) fn narrow(group: &str) -> Result<(), CgroupError> {
-    for directory in cgroup::directories(group)? {
-        for devices in TOO_MUCH {
-            cgroup::write_existing(&directory.join("devices.deny"), devices)?;
-        }
+/// Has a container's group on version 1 allow [`LIST`] and nothing else. Where there is no such controller, [`Devices::fault`]
+/// says so.
+pub(crate) fn list(group: &str) -> Result<(), CgroupError> {
+    let Some(directory) = cgroup::directory_of(group, "devices")? else {
+        return Ok(());
+    };
+    let (deny, allow) = (directory.join("devices.deny"), directory.join("devices.allow"));
+    fs::write(&deny, "a").map_err(cgroup::error("write", &deny))?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .open(&allow)
+        .map_err(cgroup::error("open", &allow))?;
+    // The kernel takes one of them with each call.
+    for devices in LIST {
+        let written = file.write_all(devices.as_bytes());
+        written.map_err(cgroup::error("write", &allow))?;
     }
     Ok(())
-}
-
-fn make(directory: &Path) -> Result<(), CgroupError> {
-    let mut made = fs::create_dir_all(directory);
-    for _ in 1..ATTEMPTS {
-        match &made {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => made = fs::create_dir_all(directory),
-            _ => break,
-        }
-    }
-    made.map_err(cgroup::error("create", directory))
 }
 
 #[cfg(test)]

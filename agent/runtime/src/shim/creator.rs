@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::config::{ContainerConfig, PodConfig};
-use crate::devices;
 use crate::memory;
+use crate::placement::Entered;
 use crate::protocol::{Failure, Phase};
 use crate::shim::announcement::Announcement;
 use crate::shim::executor::{Confinement, Word};
@@ -227,6 +227,9 @@ fn create(
             if let Some(stderr) = streams.stderr {
                 builder = builder.with_stderr(stderr);
             }
+            // What libcontainer forks begins there.
+            let entered = Entered::begin(&cgroup, &config.resources)
+                .map_err(|error| failed("cannot put the container into its control groups", &error))?;
             let mut container = builder
                 .with_root_path(library)
                 .map_err(|error| failed("cannot use the library's directory", &error))?
@@ -236,14 +239,15 @@ fn create(
                 .as_sibling(true)
                 .build()
                 .map_err(|error| failed("cannot create the container", &error))?;
+            if let Some(entered) = entered {
+                let _ends_soon = entered.end();
+            }
             // The program of the container runs from `start` on only.
             cgroup::forbid_swap(&cgroup, config.resources.memory_bytes)
                 .map_err(|error| failed("cannot keep the container out of swap", &error))?;
             cgroup::kill_as_one(&cgroup)
                 .map_err(|error| failed("cannot have the container killed as one", &error))?;
             cgroup::limit_pod(pod_cgroup, pod).map_err(|error| failed("cannot limit the pod", &error))?;
-            devices::narrow(&cgroup)
-                .map_err(|error| failed("cannot deny devices to the container", &error))?;
             container
                 .start()
                 .map_err(|error| failed("cannot start the container", &error))?;

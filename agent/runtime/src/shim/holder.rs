@@ -27,8 +27,12 @@ const DONE: &[u8] = b"d";
 /// What the processes that are not of a container are called.
 const NAME: &std::ffi::CStr = c"palisade-pod";
 
-/// Starts the holder and returns its process id once the namespaces are complete.
-pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
+/// Starts the holder and returns its process id once the namespaces are complete. The kernel takes its time to make them:
+/// the caller does something else `meanwhile`, which the holder has nothing of.
+pub(super) fn start<T>(
+    pod: &PodConfig,
+    meanwhile: impl FnOnce() -> Result<T, ShimError>,
+) -> Result<(Pid, T), ShimError> {
     let (from_child, to_parent) = pipe()?;
     let (from_parent, to_child) = pipe()?;
     let shim = nix::unistd::getpid();
@@ -41,6 +45,7 @@ pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
         ForkResult::Parent { child } => {
             drop((from_parent, to_parent));
             let (mut from_child, mut to_child) = (fs::File::from(from_child), fs::File::from(to_child));
+            let done = meanwhile()?;
             expect_done(&mut from_child)?;
             for map in ["uid_map", "gid_map"] {
                 let path = std::path::PathBuf::from(format!("/proc/{child}/{map}"));
@@ -51,7 +56,7 @@ pub(super) fn start(pod: &PodConfig) -> Result<Pid, ShimError> {
                 .write_all(MAPPED)
                 .map_err(|error| failed(error.to_string()))?;
             expect_done(&mut from_child)?;
-            Ok(child)
+            Ok((child, done))
         }
     }
 }

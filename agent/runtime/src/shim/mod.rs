@@ -135,10 +135,25 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
     rustix::mount::mount_change("/", propagation)
         .map_err(|errno| system("detach mounts from the host")(Errno::from_raw(errno.raw_os_error())))?;
 
-    let holder = holder::start(&launch.pod)?;
+    let unprepared = |error: &dyn std::error::Error| ShimError::Holder { reason: chain(error) };
+    let (holder, shared) = holder::start(&launch.pod, || {
+        crate::hierarchies::set_aside().map_err(|error| unprepared(&error))?;
+        hold_proc();
+        rootfs::prepare().map_err(|error| unprepared(&error))
+    })?;
+    rootfs::keep(&shared, holder.as_raw(), launch.pod.shares_processes)
+        .map_err(|error| unprepared(&error))?;
     let socket = paths.socket();
     let listener = UnixListener::bind(&socket).map_err(file_error("listen on", &socket))?;
-    supervisor::Supervisor::new(launch, paths, holder, listener, signals)
+    supervisor::Supervisor::new(launch, paths, (holder, shared), listener, signals)
+}
+
+/// Has libcontainer mount a `/proc` for itself, which a process keeps once it has one, and those that it forks. Otherwise each
+/// start makes one, and the kernel waits to take that apart again before the container's program runs.
+fn hold_proc() {
+    // What it says of the mount is not wanted. It changes one that is shared, and none is in this namespace.
+    let _each_start_makes_its_own =
+        libcontainer::rootfs::Mount::new().make_parent_mount_private(std::path::Path::new("/"));
 }
 
 /// The pipe to the agent; closed afterwards by pointing standard output elsewhere.

@@ -87,8 +87,8 @@ pub(crate) struct Shared {
     pub(crate) memory: PathBuf,
 }
 
-/// Prepares the staging area.
-pub(crate) fn prepare(holder: i32, shares_processes: bool) -> Result<Shared, RootfsError> {
+/// Prepares the staging area, whose directory of namespaces is still empty.
+pub(crate) fn prepare() -> Result<Shared, RootfsError> {
     let staging = Path::new(STAGING);
     mount_tmpfs(staging, 1 << 20, 0o711)?;
     // No container is called like these: their names have no dot.
@@ -98,16 +98,21 @@ pub(crate) fn prepare(holder: i32, shares_processes: bool) -> Result<Shared, Roo
     let namespaces = staging.join(".namespaces");
     fs::create_dir(&namespaces).map_err(on("create", &namespaces))?;
     rustix::fs::chmod(&namespaces, Mode::from_raw_mode(0o711)).map_err(on_errno("open up", &namespaces))?;
+    Ok(Shared { namespaces, memory })
+}
+
+/// Keeps the namespaces of the holder there.
+pub(crate) fn keep(shared: &Shared, holder: i32, shares_processes: bool) -> Result<(), RootfsError> {
     // The holder itself is outside of the pid namespace that it has made.
     let pid = shares_processes.then_some(("pid", "pid_for_children"));
     let others = ["user", "net", "ipc", "uts"].map(|name| (name, name));
     for (name, of_holder) in others.into_iter().chain(pid) {
-        let file = namespaces.join(name);
+        let file = shared.namespaces.join(name);
         fs::File::create(&file).map_err(on("create", &file))?;
         let source = PathBuf::from(format!("/proc/{holder}/ns/{of_holder}"));
         rustix::mount::mount_bind(&source, &file).map_err(on_errno("keep", &source))?;
     }
-    Ok(Shared { namespaces, memory })
+    Ok(())
 }
 
 /// Mounts everything a container needs below its staging directory. The mounts and the image's volumes of `config` are put where

@@ -36,7 +36,7 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": false,
@@ -73,7 +73,6 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
                 namespace("cgroup"),
             ],
             "cgroupsPath": around.cgroup,
-            "resources": resources(config),
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
                 "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
@@ -81,7 +80,12 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
             ],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
-    })
+    });
+    // On others they are set before it is created ([`crate::placement`]).
+    if around.unified_cgroups {
+        spec["linux"]["resources"] = resources(config);
+    }
+    spec
 }
 
 /// What the sandbox grants on everything that is mounted over the image.
@@ -199,10 +203,7 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Vec<Value> {
 
 fn resources(config: &ContainerConfig) -> Value {
     let limits = &config.resources;
-    let mut resources = json!({
-        // For version 1; libcontainer adds what `devices::narrow` leaves, and more.
-        "devices": [{ "allow": false, "access": "rwm" }],
-    });
+    let mut resources = json!({});
     let mut cpu = serde_json::Map::new();
     let mut set = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -289,7 +290,7 @@ mod tests {
             shared: &shared,
             processes: None,
             cgroup: "/p/x",
-            unified_cgroups: false,
+            unified_cgroups: true,
         };
         let value = oci(&example(), &around);
         assert_eq!(value["process"]["noNewPrivileges"], true);
@@ -305,6 +306,14 @@ mod tests {
         );
         assert_eq!(value["linux"]["resources"]["memory"]["limit"], 7);
         assert!(value["linux"]["resources"].get("cpu").is_none());
+        let version_1 = Surroundings {
+            unified_cgroups: false,
+            ..around
+        };
+        assert!(
+            oci(&example(), &version_1)["linux"].get("resources").is_none(),
+            "libcontainer would look for the controllers"
+        );
         let parsed: Result<libcontainer::oci_spec::runtime::Spec, _> = serde_json::from_value(value);
         assert!(parsed.is_ok(), "{parsed:?}");
     }

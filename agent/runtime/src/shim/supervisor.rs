@@ -29,7 +29,8 @@ use crate::shim::creator::Report;
 use crate::shim::interactive::Interactive;
 use crate::shim::job::{Forked, Job, START_TIMEOUT, Session};
 use crate::shim::pace::Pace;
-use crate::shim::{ShimError, chain, complain, file_error, rootfs, system};
+use crate::shim::rootfs::Shared;
+use crate::shim::{ShimError, chain, complain, file_error, system};
 
 /// Conversations at a time: the agent's few, and waiters.
 const MAX_CLIENTS: usize = 32;
@@ -94,18 +95,13 @@ impl Supervisor {
     pub(crate) fn new(
         launch: Launch,
         paths: PodPaths,
-        holder: Pid,
+        (holder, shared): (Pid, Shared),
         listener: UnixListener,
         signals: SignalFd,
     ) -> Result<Self, ShimError> {
         listener
             .set_nonblocking(true)
             .map_err(file_error("listen on", &paths.socket()))?;
-        let shared = rootfs::prepare(holder.as_raw(), launch.pod.shares_processes).map_err(|error| {
-            ShimError::Holder {
-                reason: chain(&error),
-            }
-        })?;
         let unified_cgroups = cgroup::is_unified().map_err(|error| ShimError::Holder {
             reason: chain(&error),
         })?;
@@ -627,6 +623,10 @@ impl Supervisor {
         let Some(deadline) = self.shutdown else {
             return false;
         };
+        // The last of them went when its groups were empty.
+        if self.containers.is_empty() && self.jobs.is_empty() {
+            return true;
+        }
         // Again and again: a start that was under way may have brought up one more process.
         if let Err(error) = cgroup::kill_tree(&self.pod.launch.cgroup) {
             complain(&chain(&error));

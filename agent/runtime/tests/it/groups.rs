@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_runtime::{ContainerConfig, PodConfig, PodResources, Resources};
+use agent_runtime::{ContainerConfig, ContainerState, PodConfig, PodResources, Resources};
 
 use crate::{SIGKILL, Stage, wait_for};
 
@@ -67,6 +67,86 @@ async fn a_pods_group_has_its_weight_and_its_limits() {
     assert!(["-1", "max"].contains(&stage.quota(&uid).as_str()));
     start("second").await;
     assert_eq!(stage.quota(&uid), "30000");
+    stage.end().await;
+}
+
+/// On version 1 the shim's helper enters a container's groups and leaves them; libcontainer finds none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_alone_in_its_groups_and_has_none_of_the_host_open() {
+    let stage = Stage::new("alone").await;
+    let config = ContainerConfig {
+        resources: Resources {
+            cpu_shares: Some(512),
+            memory_bytes: Some(64 << 20),
+            pids: Some(64),
+            ..Resources::default()
+        },
+        ..stage.container("main", &["sleep", "1000"])
+    };
+    let uid = &stage.pod.uid;
+    let started = stage.runtime.start_container(uid, &config).await;
+    started.expect("starts");
+    let status = stage.runtime.status(uid).await.expect("a status");
+    let Some(ContainerState::Running { pid, .. }) = status.container("main").map(|main| &main.state) else {
+        panic!("{status:?}")
+    };
+    let own = format!("{}/{uid}/main-0", stage.cgroup_root);
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("its groups");
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let limiting = [
+        "blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids",
+    ];
+    let mut counted = 0;
+    for line in groups.lines() {
+        let (hierarchy, path) = line
+            .split_once(':')
+            .and_then(|(_, rest)| rest.split_once(':'))
+            .expect(line);
+        if !unified && !hierarchy.split(',').any(|name| limiting.contains(&name)) {
+            continue;
+        }
+        assert!(path.ends_with(&own), "{groups}");
+        let members = Path::new("/sys/fs/cgroup")
+            .join(hierarchy)
+            .join(&own)
+            .join("cgroup.procs");
+        let members = fs::read_to_string(&members).expect("its members");
+        assert_eq!(members.trim(), pid.to_string(), "{line}");
+        counted += 1;
+    }
+    assert!(counted > 0, "{groups}");
+    let group = format!("{uid}/main-0");
+    for (old, new, value) in [
+        (
+            ("memory", "memory.limit_in_bytes"),
+            "memory.max",
+            &["67108864"][..],
+        ),
+        (("pids", "pids.max"), "pids.max", &["64"]),
+        (("cpu", "cpu.shares"), "cpu.weight", &["512", "20"]),
+    ] {
+        let found = stage.group_file(&group, old, new);
+        assert!(value.contains(&found.as_str()), "{new}: {found}");
+    }
+    // From the kernel's `magic.h`: control groups of version 1 and 2, and `/proc`.
+    let of_the_host = |process: i32| {
+        let open = fs::read_dir(format!("/proc/{process}/fd")).expect("descriptors");
+        let kinds = open
+            .flatten()
+            .filter_map(|entry| rustix::fs::statfs(entry.path()).ok());
+        let mut kinds: Vec<_> = kinds.map(|stat| stat.f_type).collect();
+        kinds.retain(|kind| [0x0027_e0eb, 0x6367_7270, 0x9fa0].contains(kind));
+        kinds
+    };
+    assert!(
+        of_the_host(status.shim_pid).contains(&0x9fa0),
+        "libcontainer's `/proc`"
+    );
+    for process in [*pid, status.holder_pid] {
+        assert!(of_the_host(process).is_empty(), "{process}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", status.shim_pid)).expect("its mounts");
+    assert!(!mounts.contains(" - cgroup "), "{mounts}");
     stage.end().await;
 }
 
