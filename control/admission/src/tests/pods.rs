@@ -837,7 +837,7 @@ fn images_of_a_pod_change_and_nothing_else_of_its_containers() {
             "containers": [{"name": "c", "image": "c:1"}],
         }))
     };
-    let change = |old: &Value, edit: &dyn Fn(&mut Value)| {
+    let change = |old: &Value, edit: fn(&mut Value)| {
         let mut new = old.clone();
         edit(&mut new["spec"]);
         refusals(&request("pods", Some(old), new))
@@ -847,7 +847,7 @@ fn images_of_a_pod_change_and_nothing_else_of_its_containers() {
         spec["containers"][0]["image"] = json!("c:2");
         spec["initContainers"][0]["image"] = json!("i:2");
     };
-    assert_eq!(change(&old, &both), Vec::<String>::new());
+    assert_eq!(change(&old, both), Vec::<String>::new());
     let beside = |spec: &mut Value| {
         spec["containers"][0]["image"] = json!("c:2");
         spec["containers"][0]["command"] = json!(["sh"]);
@@ -860,13 +860,14 @@ fn images_of_a_pod_change_and_nothing_else_of_its_containers() {
         let more = json!({"name": "d", "image": "d:1"});
         spec["containers"].as_array_mut().unwrap().push(more);
     };
-    let cases: [(&dyn Fn(&mut Value), &str); 3] = [
+    type Case = (fn(&mut Value), &'static str);
+    let cases: [Case; 3] = [
         (
-            &beside,
+            beside,
             "spec.containers[0].command: Forbidden: pod updates may not change fields",
         ),
-        (&renamed, "spec.containers[0]"),
-        (&added, "spec.containers: Forbidden: "),
+        (renamed, "spec.containers[0]"),
+        (added, "spec.containers: Forbidden: "),
     ];
     for (edit, expected) in cases {
         let found = change(&old, edit);
@@ -875,7 +876,7 @@ fn images_of_a_pod_change_and_nothing_else_of_its_containers() {
     // What a static pod runs is its file's to say.
     let mut mirror = old.clone();
     mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("h");
-    let found = change(&mirror, &both);
+    let found = change(&mirror, both);
     assert!(
         found.len() == 1 && found[0].contains("image: Forbidden: "),
         "{found:?}"

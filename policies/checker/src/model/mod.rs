@@ -31,7 +31,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers};
+use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers, without_unspoken_ipv6};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{IpVersion, PolicySet, WorkloadKind},
@@ -99,6 +99,7 @@ impl Model {
         for node in made_up.filter(|node| !judged.contains(node)) {
             cluster.nodes.remove(node);
         }
+        without_unspoken_ipv6(&mut cluster, book.policies());
         Self::of(cluster, book.policies().clone())
     }
 
