@@ -26,6 +26,7 @@ pub use ends::{End as FlowEnd, FlowError};
 
 use crate::{
     cells::{Index, KnownPlaces, MatcherId, Matchers, Prefixes, Signature},
+    made_up::speaks_of_ipv6,
     program::{KnownService, Numbers, Program, ServiceSets},
     view::ClusterView,
 };
@@ -106,6 +107,12 @@ impl Book {
     /// The cluster, in which every member has an endpoint and every node addresses.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Whether anything but made-up addresses speaks of IPv6. Where nothing does a cluster without it is meant, and flows
+    /// that it does not have are no answers to questions about all that may be exchanged.
+    pub fn speaks_of_ipv6(&self) -> bool {
+        speaks_of_ipv6(&self.cluster, &self.policies)
     }
 
     /// Nodes of which nothing tells an address: those that they have here are made up.

@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, NetworkSet},
-    policy::{IpVersion, PolicySet, Rule},
+    policy::{ICMPV6, IpVersion, PolicySet, Rule},
 };
 
 use crate::judge::rules;
@@ -144,32 +144,26 @@ pub(crate) fn stated<'p>(policies: &'p PolicySet, sets: &'p [NetworkSet]) -> imp
     of_rules.chain(of_failsafe).chain(of_sets)
 }
 
-/// Takes the made-up addresses of IPv6 away where nothing speaks of IPv6: no address that somebody states, no network, no
-/// rule of that family. A cluster without it is what is meant then, and flows that it does not have are no answers to
-/// questions about all that may be exchanged.
-pub fn without_unspoken_ipv6(cluster: &mut Cluster, policies: &PolicySet) {
-    let is_made_up = |address: &IpAddr| match address {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(address) => address.segments().starts_with(&LOCAL),
-    };
+/// Whether anything speaks of IPv6 but made-up addresses: an address that somebody states, a network, a rule of that family.
+pub(crate) fn speaks_of_ipv6(cluster: &Cluster, policies: &PolicySet) -> bool {
     let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
     let mut addresses = of_members.chain(cluster.nodes.values().flatten());
     let is_v6 = |rule: &Rule| {
-        [&rule.own, &rule.peer]
-            .iter()
-            .any(|end| end.ip_version == Some(IpVersion::V6))
+        let ends = [&rule.own, &rule.peer];
+        let service = &rule.service;
+        ends.iter().any(|end| end.ip_version == Some(IpVersion::V6))
+            || [service.protocol, service.not_protocol].contains(&Some(ICMPV6))
     };
-    let is_spoken_of = addresses.any(|address| address.is_ipv6() && !is_made_up(address))
+    addresses.any(|address| address.is_ipv6() && !is_made_up_ipv6(address))
         || stated(policies, &cluster.sets).any(|net| net.network().is_ipv6())
-        || rules(policies).any(|(rule, _)| is_v6(rule));
-    if is_spoken_of {
-        return;
-    }
-    for member in &mut cluster.members {
-        member.addresses.retain(|address| !is_made_up(address));
-    }
-    for addresses in cluster.nodes.values_mut() {
-        addresses.retain(|address| !is_made_up(address));
+        || rules(policies).any(|(rule, _)| is_v6(rule))
+}
+
+/// Whether it is one of those that pods or nodes are given.
+pub fn is_made_up_ipv6(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.segments().starts_with(&LOCAL),
     }
 }
 

@@ -31,7 +31,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers, without_unspoken_ipv6};
+use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers, is_made_up_ipv6};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{IpVersion, PolicySet, WorkloadKind},
@@ -90,6 +90,23 @@ impl Model {
     /// The model of what is enforced in `view`, where every node has an address.
     pub fn new(view: &ClusterView) -> Self {
         let book = Book::new(view);
+        Self::of_book(&book, book.speaks_of_ipv6())
+    }
+
+    /// The models of two that are to be compared: with IPv6 if either speaks of it.
+    pub fn of_both(old: &ClusterView, new: &ClusterView) -> [Self; 2] {
+        let books = [old, new].map(Book::new);
+        let ipv6 = books.iter().any(Book::speaks_of_ipv6);
+        books.map(|book| Self::of_book(&book, ipv6))
+    }
+
+    /// The model in which what was made up has IPv6, too, if anybody speaks of that.
+    pub fn with_ipv6(view: &ClusterView, is_asked_for: bool) -> Self {
+        let book = Book::new(view);
+        Self::of_book(&book, is_asked_for || book.speaks_of_ipv6())
+    }
+
+    fn of_book(book: &Book, ipv6: bool) -> Self {
         let mut cluster = book.cluster().clone();
         let hosts = book.cluster().members.iter();
         let hosts = hosts.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
@@ -99,7 +116,11 @@ impl Model {
         for node in made_up.filter(|node| !judged.contains(node)) {
             cluster.nodes.remove(node);
         }
-        without_unspoken_ipv6(&mut cluster, book.policies());
+        if !ipv6 {
+            let of_members = cluster.members.iter_mut().map(|member| &mut member.addresses);
+            let all = of_members.chain(cluster.nodes.values_mut());
+            all.for_each(|addresses| addresses.retain(|address| !is_made_up_ipv6(address)));
+        }
         Self::of(cluster, book.policies().clone())
     }
 

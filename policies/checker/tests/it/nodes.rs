@@ -13,7 +13,7 @@ use policies_checker::{
     rules::{RuleStatus, rule_use},
     space::Point,
 };
-use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, load_objects};
+use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, is_made_up_ipv6, load_objects};
 use policies_ir::{
     cluster::Member,
     policy::{TCP, WorkloadKind},
@@ -349,7 +349,7 @@ fn an_address_that_another_node_s_host_endpoint_expects_stays_the_node_s() {
         policy("g", "has(app)", &json!([])),
     ]);
     let (model, book) = (Model::new(&view), Book::new(&view));
-    let mut flows = Flows::new(&book);
+    let mut flows = Flows::new(&book, book.speaks_of_ipv6());
     for address in ["172.16.0.1", "172.16.1.1", "172.16.0.2"] {
         let ends: [IpAddr; 2] = [address, "10.244.0.1"].map(|end| end.parse().unwrap());
         for [from, to] in [ends, [ends[1], ends[0]]] {
@@ -523,15 +523,22 @@ fn ground() -> impl Strategy<Value = Vec<Value>> {
 /// One cluster, asked flow by flow.
 struct Flows<'a> {
     book: &'a Book,
+    /// Whether made-up addresses of IPv6 count.
+    ipv6: bool,
     judge: Judge<'a>,
 }
 
 impl<'a> Flows<'a> {
-    fn new(book: &'a Book) -> Self {
+    fn new(book: &'a Book, ipv6: bool) -> Self {
         Self {
             book,
+            ipv6,
             judge: Judge::new(book),
         }
+    }
+
+    fn counts(&self, address: &IpAddr) -> bool {
+        self.ipv6 || !is_made_up_ipv6(address)
     }
 
     /// Made-up addresses of nodes without a host endpoint, which to the model are addresses like others.
@@ -559,6 +566,7 @@ impl<'a> Flows<'a> {
             .flat_map(|(_, addresses)| addresses)
             .chain(of_members)
             .copied()
+            .filter(|address| self.counts(address))
             .collect()
     }
 
@@ -581,7 +589,8 @@ impl<'a> Flows<'a> {
                 .nodes
                 .get(&pod.node)
                 .filter(|_| self.is_known(&pod.node))?;
-            Some((pod, *pod.addresses.first()?, node.iter().copied().collect()))
+            let node = node.iter().copied().filter(|address| self.counts(address));
+            Some((pod, *pod.addresses.first()?, node.collect()))
         });
         located.collect()
     }
@@ -620,8 +629,9 @@ proptest! {
         let with = |policies: &[Value]| view(&[&ground[..], policies].concat());
         let (old, new) = (with(&old), with(&new));
         let books = [Book::new(&old), Book::new(&new)];
-        let models = [Model::new(&old), Model::new(&new)];
-        let mut flows = [Flows::new(&books[0]), Flows::new(&books[1])];
+        let models = Model::of_both(&old, &new);
+        let ipv6 = books.iter().any(Book::speaks_of_ipv6);
+        let mut flows = [Flows::new(&books[0], ipv6), Flows::new(&books[1], ipv6)];
         let outside = OUTSIDE.map(|address| address.parse::<IpAddr>().unwrap());
         let ends: Vec<IpAddr> = flows[0].ends().into_iter().chain(outside).collect();
         // As `docs/checker.md` says.

@@ -294,6 +294,12 @@ fn pods_without_addresses_are_asked_about_in_both_families() {
     assert_eq!(between, ["ICMPv6 (IPv6)"]);
     let of_v4 = model(json!([{"action": "Allow", "source": {"nets": ["0.0.0.0/0"]}}]));
     assert_eq!(against(&of_v4, &on(reaches, "ICMP")), None);
-    assert_eq!(against(&of_v4, &on(reaches, "443")), Some((true, false)));
     assert_eq!(against(&of_v4, &on(never, "ICMPv6")), None);
+    // Nothing speaks of IPv6, so a cluster without it is meant; a network of it anywhere says otherwise.
+    assert_eq!(against(&of_v4, &on(reaches, "443")), None);
+    let of_both = model(json!([
+        {"action": "Allow", "source": {"nets": ["0.0.0.0/0"]}},
+        {"action": "Deny", "source": {"nets": ["2001:db8::/32"]}},
+    ]));
+    assert_eq!(against(&of_both, &on(reaches, "443")), Some((true, false)));
 }

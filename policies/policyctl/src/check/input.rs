@@ -38,7 +38,22 @@ pub(crate) async fn view(connection: &Connection, paths: &[PathBuf]) -> Result<C
 
 /// What all questions are asked of; an error where no node would enforce the policies.
 pub(crate) fn model(view: &ClusterView) -> Result<Model> {
-    let model = Model::new(view);
+    enforced(Model::new(view))
+}
+
+/// The same of two that are compared.
+pub(crate) fn models(before: &ClusterView, after: &ClusterView) -> Result<[Model; 2]> {
+    let [before, after] = Model::of_both(before, after);
+    Ok([enforced(before)?, enforced(after)?])
+}
+
+/// The same for these assertions, which may speak of IPv6 where nothing else does.
+pub(crate) fn model_for(view: &ClusterView, assertions: &[String]) -> Result<Model> {
+    let ipv6 = assertions.iter().any(|text| text.contains("::"));
+    enforced(Model::with_ipv6(view, ipv6))
+}
+
+fn enforced(model: Model) -> Result<Model> {
     match model.exceeded() {
         Some(exceeded) => bail!("no node would enforce these policies: a pod or host {exceeded}"),
         None => Ok(model),

@@ -113,6 +113,7 @@ pub(crate) async fn prove(connection: &Connection, args: &ProveArgs) -> Result<E
             "there is nothing to prove: give an assertion, --assertions FILE, or PolicyAssertion objects in the cluster or with -f"
         );
     }
+    let texts: Vec<String> = asked.iter().map(|(_, text)| text.clone()).collect();
     // All are read before any is proved.
     let mut parsed = Vec::new();
     for (name, text) in asked {
@@ -122,7 +123,7 @@ pub(crate) async fn prove(connection: &Connection, args: &ProveArgs) -> Result<E
         };
         parsed.push((assertion::parse(&text).with_context(context)?, name, text));
     }
-    let model = input::model(&view)?;
+    let model = input::model_for(&view, &texts)?;
     let proofs: Vec<Proved> = parsed
         .into_iter()
         .map(|(assertion, name, text)| Proved {
@@ -311,7 +312,7 @@ async fn changes(connection: &Connection, args: &DiffArgs) -> Result<Vec<Change>
         ),
         after => proposed::before_and_after(connection, after).await?,
     };
-    let (before, after) = (input::model(&before)?, input::model(&after)?);
+    let [before, after] = input::models(&before, &after)?;
     require_workloads(&before, &after)?;
     Ok(difference(&before, &after))
 }
