@@ -633,7 +633,9 @@ proptest! {
         let ipv6 = books.iter().any(Book::speaks_of_ipv6);
         let mut flows = [Flows::new(&books[0], ipv6), Flows::new(&books[1], ipv6)];
         let outside = OUTSIDE.map(|address| address.parse::<IpAddr>().unwrap());
-        let ends: Vec<IpAddr> = flows[0].ends().into_iter().chain(outside).collect();
+        // What was made up for a node is in no network that is spoken of, so it may be another before than after.
+        let common = &flows[0].ends() & &flows[1].ends();
+        let ends: Vec<IpAddr> = common.into_iter().chain(outside).collect();
         // As `docs/checker.md` says.
         let unknown = flows[0].unknown();
         let mut differ = BTreeSet::new();
