@@ -602,15 +602,7 @@ fn names_open_what_they_name(cluster: &Cluster) -> Result<()> {
         cluster.daemon_logs()
     );
     let flows = cluster
-        .policyctl(&[
-            "flows",
-            "--verdict",
-            "allow",
-            "--pod",
-            "names/client",
-            "-o",
-            "json",
-        ])?
+        .policyctl(&["flows", "--verdict", "allow", "--peer", BEHIND, "-o", "json"])?
         .ok()?;
     ensure!(flows.stdout.lines().any(|line| line.contains("8080")), "{flows}");
     // The answer holds for a second, at least ten here, and ten of grace.

@@ -129,7 +129,7 @@ fn takes_another_image(cluster: &Cluster) -> Result<()> {
         "another",
         "app: x",
         &before,
-        &["sh", "-c", "cat /etc/pushed-as; exec sleep 1000"],
+        &["sh", "-c", "cat /etc/pushed-as; echo; exec sleep 1000"],
         "restartPolicy: Never",
     );
     cluster.apply(&yaml)?.ok()?;
@@ -146,8 +146,11 @@ fn takes_another_image(cluster: &Cluster) -> Result<()> {
             false => bail!("{status}"),
         }
     })?;
-    let log = cluster.kubectl(&["logs", "another"])?.ok()?.stdout;
-    ensure!(log == "two", "{log:?}");
+    eventually(Duration::from_secs(10), || {
+        let log = cluster.kubectl(&["logs", "another"])?.ok()?.stdout;
+        ensure!(log == "two\n", "{log:?}");
+        Ok(())
+    })?;
     cluster
         .kubectl(&["get", "events"])?
         .ok()?
