@@ -71,17 +71,20 @@ fn say_what_they_were_made_with(cluster: &Cluster) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     };
     check()?;
-    let log = cluster.kubectl(&["logs", "reported", "-c", "a"])?.ok()?.stdout;
-    ensure!(
-        log.contains("uid=1000 gid=3000 groups=4000,5000") || log.contains("groups=3000,4000,5000"),
-        "{log}"
-    );
-    for path in ["/plain/x", "/whole/x"] {
+    eventually(std::time::Duration::from_secs(20), || {
+        let log = cluster.kubectl(&["logs", "reported", "-c", "a"])?.ok()?.stdout;
         ensure!(
-            log.contains(&format!("touch: {path}: Read-only file system")),
+            log.contains("uid=1000 gid=3000 groups=4000,5000") || log.contains("groups=3000,4000,5000"),
             "{log}"
         );
-    }
+        for path in ["/plain/x", "/whole/x"] {
+            ensure!(
+                log.contains(&format!("touch: {path}: Read-only file system")),
+                "{log}"
+            );
+        }
+        Ok(())
+    })?;
     // Another agent knows as much of containers that it did not start.
     cluster.restart_agent("")?;
     eventually(std::time::Duration::from_secs(20), || {
