@@ -1164,6 +1164,28 @@ async fn exec_output_is_bounded_and_sessions_end() {
 
 /// Signals beyond the named ones, which the C library's wrappers and many libraries do not know.
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_agent_ignores_programs_do_not() {
+    // SAFETY: no handler is installed. As `nohup` has it.
+    unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGHUP,
+            nix::sys::signal::SigHandler::SigIgn,
+        )
+    }
+    .expect("ignored");
+    let stage = Stage::new("heeds").await;
+    let (_, output) = stage.shell("heeds", "grep SigIgn /proc/self/status").await;
+    // SIGHUP is the lowest bit of the mask.
+    let last = output
+        .trim_end()
+        .chars()
+        .next_back()
+        .and_then(|digit| digit.to_digit(16));
+    assert_eq!(last.map(|digit| digit % 2), Some(0), "{output}");
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn realtime_signals_are_sent_and_told() {
     let stage = Stage::new("realtime").await;
     let script = "trap 'exit 6' 37; echo up; while :; do sleep 0.1; done";

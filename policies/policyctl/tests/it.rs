@@ -238,28 +238,3 @@ fn a_node_that_tells_no_more_is_asked_again() {
         "{error}"
     );
 }
-
-#[test]
-fn a_node_that_does_not_answer_silences_no_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let kubeconfig = kubeconfig_of_half_a_cluster(folder.path());
-    let ask = |words: &[&str]| {
-        let words = [words, &["--kubeconfig", &kubeconfig]].concat();
-        said(&policyctl(&words).output().unwrap())
-    };
-    let why = "error: node away: the server refused (ServiceUnavailable): the node does not answer";
-    let (code, out, error) = ask(&["flows", "-o", "json"]);
-    assert_eq!((code, error.trim_end()), (Some(1), why), "{out}");
-    let flows = std::fs::read_to_string(format!("{SHOP}/flows.jsonl")).unwrap();
-    assert_eq!(out.lines().count(), flows.lines().count());
-    // An answer about half of the record would be none.
-    let manifests = format!("{SHOP}/manifests");
-    for words in [["recommend", "-f"], ["replay", "--with"]] {
-        let (code, out, error) = ask(&[words[0], words[1], &manifests]);
-        assert_eq!((code, out.as_str()), (Some(1), ""), "{error}");
-        assert!(
-            error.contains("not every node told its flows (node away: "),
-            "{error}"
-        );
-    }
-}

@@ -123,6 +123,7 @@ fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<supervisor::Super
     crate::core_dumps::forbid()
         .map_err(|errno| system("forbid core dumps")(Errno::from_raw(errno.raw_os_error())))?;
 
+    supervisor::heed_signals().map_err(system("heed signals"))?;
     nix::unistd::setsid().map_err(system("start a session"))?;
     nix::sys::prctl::set_name(c"palisade-shim").map_err(system("name the process"))?;
     // The agent has warned if that is not allowed.

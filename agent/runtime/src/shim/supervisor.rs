@@ -81,6 +81,22 @@ pub(crate) struct Supervisor {
     pub(super) worked: bool,
 }
 
+/// Has no signal ignored, but SIGPIPE, which Rust ignores and restores when it executes a program. Who starts the agent may
+/// have it ignore some, as `nohup` does SIGHUP: a program in a pod would be born with that, and a shell could not even catch it.
+pub(crate) fn heed_signals() -> Result<(), Errno> {
+    for signal in Signal::iterator().filter(|signal| *signal != Signal::SIGPIPE) {
+        // SAFETY: all zeroes is a value of this plain data, which the first call fills; the second sets no handler.
+        unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            Errno::result(libc::sigaction(signal as i32, std::ptr::null(), &raw mut now))?;
+            if now.sa_sigaction == libc::SIG_IGN {
+                nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Blocks the signals the loop handles and returns the descriptor they come through.
 pub(crate) fn block_signals() -> Result<SignalFd, Errno> {
     let mut set = SigSet::empty();

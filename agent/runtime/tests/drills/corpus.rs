@@ -641,6 +641,22 @@ pub(crate) const STRICT: Family = Family {
             "make a TCP socket one of a protocol that Landlock does not judge (TCP_ULP)",
             Seccomp,
         ),
+        drill(
+            "raw-tcp",
+            "a TCP of its own, with NET_RAW, from and to any port",
+            Seccomp,
+        ),
+        drill(
+            "raw-multipath",
+            "the same by a number of which the header keeps a byte",
+            Seccomp,
+        ),
+        drill("raw-any", "the same of whatever the header says", Seccomp),
+        drill(
+            "raw-header",
+            "the same by a socket for ICMP that sends headers made by hand",
+            Seccomp,
+        ),
     ],
 };
 
