@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod again;
 mod answer;
 
 use std::time::Duration;
@@ -23,8 +24,8 @@ use kube::{
 };
 use tower::{BoxError, ServiceBuilder, layer::layer_fn, retry::RetryLayer};
 
-use self::answer::Answered;
 pub use self::answer::{NoAnswer, within};
+use self::{again::WhenAsked, answer::Answered};
 
 /// How long a connection is kept that nobody uses. One costs some 40 kB at either end, and a crowd of pods opens dozens;
 /// what is asked for every few seconds keeps its own.
@@ -59,9 +60,10 @@ pub fn connect_within(config: Config, limit: Duration) -> Result<Client, kube::E
     client(config, Some(limit))
 }
 
-fn client(config: Config, limit: Option<Duration>) -> Result<Client, kube::Error> {
+fn client(mut config: Config, limit: Option<Duration>) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
-        // What the way to a proxy does to small writes, its other half does again.
+        // What the way to a proxy does to small writes, its other half does again. Here nothing is repeated.
+        config.default_retry = false;
         return Client::try_from(config);
     }
     let mut tcp = HttpConnector::new();
@@ -80,7 +82,7 @@ fn client(config: Config, limit: Option<Duration>) -> Result<Client, kube::Error
         .option_layer(
             config
                 .default_retry
-                .then(|| RetryLayer::new(RetryPolicy::server_retry())),
+                .then(|| RetryLayer::new(WhenAsked(RetryPolicy::server_retry()))),
         )
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)

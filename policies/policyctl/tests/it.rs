@@ -5,7 +5,9 @@
 
 use std::{
     fs::OpenOptions,
-    io::Write,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::{Command, Output, Stdio},
 };
 
@@ -136,6 +138,128 @@ fn a_closed_pipe_ends_it_quietly_and_a_full_disk_does_not() {
         assert!(
             error.contains("cannot write to standard output: No space left"),
             "{words:?}: {error}"
+        );
+    }
+}
+
+/// A cluster of two nodes, of which one does not answer, as far as its API is asked for flows. It ends with the test.
+fn half_a_cluster() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        // A client may open one connection more than it uses.
+        for stream in listener.incoming() {
+            std::thread::spawn(|| answer(stream.unwrap()));
+        }
+    });
+    address
+}
+
+fn answer(mut stream: TcpStream) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let Some(Ok(request)) = lines.next() else {
+        return;
+    };
+    while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+    let path = request.split(' ').nth(1).unwrap();
+    let (status, body) = if path == "/api/v1/nodes" {
+        let nodes = r#"{"kind": "NodeList", "apiVersion": "v1", "metadata": {},
+            "items": [{"metadata": {"name": "away"}}, {"metadata": {"name": "there"}}]}"#;
+        ("200 OK", nodes.to_owned())
+    } else if let Some(after) = path.strip_prefix("/api/v1/nodes/there/proxy/flows?follow=true&after=") {
+        // One line, and the agent starts again.
+        let number = after.parse::<u64>().unwrap() + 1;
+        let lost = format!(
+            r#"{{"sequence":{number},"time":"2026-11-28T10:00:00Z","node":"there","lost":1,"at":"kernel"}}"#
+        );
+        ("200 OK", lost + "\n")
+    } else if path.starts_with("/api/v1/nodes/there/proxy/flows?") {
+        let flows = std::fs::read_to_string(format!("{SHOP}/flows.jsonl")).unwrap();
+        ("200 OK", flows)
+    } else {
+        let status = r#"{"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 503,
+            "reason": "ServiceUnavailable", "message": "the node does not answer"}"#;
+        ("503 Service Unavailable", status.to_owned())
+    };
+    let length = body.len();
+    let head = "Content-Type: application/json\r\nConnection: close";
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+}
+
+/// Its kubeconfig, in this folder.
+fn kubeconfig_of_half_a_cluster(folder: &Path) -> String {
+    let kubeconfig = folder.join("kubeconfig");
+    let cluster = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: 'http://{}'}}}}]\n\
+         users: [{{name: u, user: {{}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n",
+        half_a_cluster()
+    );
+    std::fs::write(&kubeconfig, cluster).unwrap();
+    kubeconfig.display().to_string()
+}
+
+#[test]
+fn a_node_that_tells_no_more_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = kubeconfig_of_half_a_cluster(folder.path());
+    let mut command = policyctl(&[
+        "flows",
+        "-f",
+        "-o",
+        "json",
+        "--limit",
+        "0",
+        "--kubeconfig",
+        &kubeconfig,
+    ]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let numbers: Vec<u64> = lines
+        .take(3)
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap()["sequence"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect();
+    child.kill().unwrap();
+    let (_, _, error) = said(&child.wait_with_output().unwrap());
+    assert_eq!(numbers, [1, 2, 3], "{error}");
+    assert!(
+        error.contains("note: node there tells no more; it is asked again"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_node_that_does_not_answer_silences_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = kubeconfig_of_half_a_cluster(folder.path());
+    let ask = |words: &[&str]| {
+        let words = [words, &["--kubeconfig", &kubeconfig]].concat();
+        said(&policyctl(&words).output().unwrap())
+    };
+    let why = "error: node away: the server refused (ServiceUnavailable): the node does not answer";
+    let (code, out, error) = ask(&["flows", "-o", "json"]);
+    assert_eq!((code, error.trim_end()), (Some(1), why), "{out}");
+    let flows = std::fs::read_to_string(format!("{SHOP}/flows.jsonl")).unwrap();
+    assert_eq!(out.lines().count(), flows.lines().count());
+    // An answer about half of the record would be none.
+    let manifests = format!("{SHOP}/manifests");
+    for words in [["recommend", "-f"], ["replay", "--with"]] {
+        let (code, out, error) = ask(&[words[0], words[1], &manifests]);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{error}");
+        assert!(
+            error.contains("not every node told its flows (node away: "),
+            "{error}"
         );
     }
 }
