@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{DNSClass, Name, RData, RecordType},
+    serialize::binary::BinEncodable as _,
 };
 
 /// Longest question that is read: a name has 255 octets at most, and options need few.
@@ -16,6 +17,8 @@ pub(crate) const MAX_QUERY_BYTES: usize = 1024;
 pub(crate) const MAX_UDP_BYTES: u16 = 1232;
 /// Longest answer by UDP to who does not say otherwise (RFC 1035).
 const MIN_UDP_BYTES: u16 = 512;
+/// What comes before the question.
+const HEADER_BYTES: usize = 12;
 /// Longest chain of aliases that is followed.
 const MAX_CHAIN: usize = 16;
 /// Addresses of one answer that are learned.
@@ -35,6 +38,16 @@ pub(crate) struct Question {
 struct Options {
     max_payload: u16,
     dnssec_ok: bool,
+}
+
+/// What makes two questions the same to an upstream. Names are equal whatever their case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Asked {
+    name: Name,
+    kind: RecordType,
+    recursion_desired: bool,
+    checking_disabled: bool,
+    dnssec_ok: Option<bool>,
 }
 
 /// Why a question is not asked upstream.
@@ -108,6 +121,17 @@ impl Question {
         &self.query.name
     }
 
+    /// What it has in common with the same question of others.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked {
+            name: self.query.name.clone(),
+            kind: self.query.query_type,
+            recursion_desired: self.recursion_desired,
+            checking_disabled: self.checking_disabled,
+            dnssec_ok: self.edns.map(|options| options.dnssec_ok),
+        }
+    }
+
     /// The question as it goes upstream under `id`.
     pub(crate) fn to_upstream(&self, id: u16) -> Option<Vec<u8>> {
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
@@ -160,6 +184,12 @@ impl Question {
         let mut answer = answer.to_vec();
         for (to, from) in answer.iter_mut().zip(self.id.to_be_bytes()) {
             *to = from;
+        }
+        // The name as this pod wrote it: another may have asked, and some resolvers compare the case.
+        let own = self.query.name.to_bytes().unwrap_or_default();
+        let name = answer.get_mut(HEADER_BYTES..HEADER_BYTES + own.len());
+        if let Some(name) = name.filter(|name| name.eq_ignore_ascii_case(&own)) {
+            name.copy_from_slice(&own);
         }
         answer
     }
@@ -414,6 +444,23 @@ mod tests {
         let whole = asked.to_client(&long, false);
         assert!(!is_truncated(&whole));
         assert_eq!((word(&whole, 0), &whole[2..]), (Some(7), &long[2..]));
+    }
+
+    #[test]
+    fn an_answer_that_another_asked_for_has_the_name_as_this_one_wrote_it() {
+        let asked = question("wWw.Example.test.");
+        let answer = answer_to(
+            "www.example.test.",
+            vec![address("www.example.test.", 1, [1, 2, 3, 4])],
+        );
+        assert_eq!(asked.asked(), question("www.example.test.").asked());
+        assert_ne!(asked.asked(), question("www.example.tesu.").asked());
+        let told = Message::from_vec(&asked.to_client(&answer, true)).unwrap();
+        assert_eq!(told.queries[0].name.to_ascii(), "wWw.Example.test.");
+        // An answer of a length counts: nothing else of it moves.
+        assert_eq!(asked.to_client(&answer[..4], true).len(), 4);
+        let other = question("www.example.tesu.").to_client(&answer, true);
+        assert_eq!(other[2..], answer[2..]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,7 +20,7 @@ use crate::{
     MAX_UPSTREAMS, Names, ResolverConfig, Settle,
     message::{MAX_QUERY_BYTES, Question, Refusal},
     shares::{Room, Shares},
-    upstream,
+    upstream::Upstreams,
 };
 
 /// Questions that are being answered at once; more are dropped, and asked again by whoever means them.
@@ -69,7 +70,8 @@ pub(crate) fn start(
         tracing::warn!("no upstream resolver: names that pods ask for get SERVFAIL");
     }
     let server = Arc::new(Server {
-        config,
+        upstreams: Upstreams::new(&config.upstreams),
+        clients: config.clients,
         names,
         settle,
         questions: Shares::new(QUESTIONS),
@@ -94,7 +96,8 @@ pub(crate) fn start(
 }
 
 struct Server {
-    config: ResolverConfig,
+    upstreams: Upstreams,
+    clients: Vec<IpNet>,
     names: Arc<Names>,
     settle: Settle,
     questions: Arc<Shares>,
@@ -192,10 +195,10 @@ impl Server {
             Err(Refusal::Reply(reply)) => return (!reply.is_empty()).then_some(reply),
             Err(Refusal::Drop) => return None,
         };
-        let reply = match upstream::ask(&question, &self.config.upstreams).await {
+        let reply = match self.upstreams.ask(&question).await {
             Ok(reply) => reply,
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let cause = std::error::Error::source(&*error).map(ToString::to_string);
                 tracing::warn!(name = %question.name(), %client, %error, cause, "no upstream resolver answers");
                 return Some(question.failure());
             }
@@ -235,7 +238,7 @@ impl Server {
     /// The pod that asks; none if it is no pod of this node.
     fn client(&self, peer: SocketAddr) -> Option<IpAddr> {
         let client = peer.ip().to_canonical();
-        let is_served = self.config.clients.iter().any(|net| net.contains(&client));
+        let is_served = self.clients.iter().any(|net| net.contains(&client));
         is_served.then_some(client)
     }
 }

@@ -1,21 +1,32 @@
-//! Asks the upstream resolvers: by UDP from a fresh port under a random identifier, by TCP when the answer is cut.
+//! Asks the upstream resolvers: by UDP from a fresh port under a random identifier, by TCP when the answer is cut or
+//! somebody is guessing the identifier. A question that is being asked is not asked twice (RFC 5452, section 5): each
+//! one more would be one more chance for whoever guesses.
 
 use std::{
+    collections::HashMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket},
 };
 
-use crate::message::{self, Answer, BadAnswer, MAX_UDP_BYTES, Question};
+use crate::message::{self, Answer, Asked, BadAnswer, MAX_UDP_BYTES, Question};
 
 /// How long one upstream may take, and how often the list is gone through.
 const PATIENCE: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 2;
+/// Packets of the upstream that answer something else, after which nothing is believed that comes by UDP. One or two are
+/// late answers to who had the port before.
+const MAX_STRANGE: usize = 3;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +43,8 @@ pub(crate) enum UpstreamError {
     Io(#[from] std::io::Error),
     #[error("its answer is not passed on")]
     Bad(#[from] BadAnswer),
+    #[error("{MAX_STRANGE} packets in its name answer something else")]
+    Strange,
 }
 
 /// What an upstream says, as it said it and as we read it.
@@ -41,8 +54,55 @@ pub(crate) struct Reply {
     pub(crate) answer: Answer,
 }
 
+type Asking = BoxFuture<'static, Result<Arc<Reply>, Arc<UpstreamError>>>;
+
+/// Who is asked, and what is being asked.
+#[derive(Clone)]
+pub(crate) struct Upstreams {
+    addresses: Arc<[SocketAddr]>,
+    under_way: Arc<Mutex<HashMap<Asked, WeakShared<Asking>>>>,
+}
+
+impl Upstreams {
+    /// These, in turn.
+    pub(crate) fn new(addresses: &[SocketAddr]) -> Self {
+        Self {
+            addresses: addresses.into(),
+            under_way: Arc::default(),
+        }
+    }
+
+    /// What the first says that answers. Who asks what somebody else is waiting for waits for the same answer.
+    pub(crate) async fn ask(&self, question: &Question) -> Result<Arc<Reply>, Arc<UpstreamError>> {
+        self.asking(question).await
+    }
+
+    fn asking(&self, question: &Question) -> Shared<Asking> {
+        let asked = question.asked();
+        let mut under_way = self.lock();
+        if let Some(asking) = under_way.get(&asked).and_then(WeakShared::upgrade) {
+            return asking;
+        }
+        let (all, question, key) = (self.clone(), question.clone(), asked.clone());
+        let answered = async move {
+            let reply = in_turn(&question, &all.addresses).await;
+            all.lock().remove(&key);
+            reply.map(Arc::new).map_err(Arc::new)
+        };
+        let asking = answered.boxed().shared();
+        // None for what is answered already, which this is not.
+        under_way.extend(asking.downgrade().map(|weak| (asked, weak)));
+        asking
+    }
+
+    /// Each change leaves the table whole.
+    fn lock(&self) -> MutexGuard<'_, HashMap<Asked, WeakShared<Asking>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Asks one upstream after the other until one answers.
-pub(crate) async fn ask(question: &Question, upstreams: &[SocketAddr]) -> Result<Reply, UpstreamError> {
+async fn in_turn(question: &Question, upstreams: &[SocketAddr]) -> Result<Reply, UpstreamError> {
     let mut last = UpstreamError::NoUpstream;
     for _ in 0..ROUNDS {
         for upstream in upstreams {
@@ -62,11 +122,14 @@ pub(crate) async fn ask(question: &Question, upstreams: &[SocketAddr]) -> Result
 async fn ask_one(question: &Question, upstream: SocketAddr) -> Result<Reply, UpstreamError> {
     let id = random_id()?;
     let packet = question.to_upstream(id).ok_or(UpstreamError::Write)?;
-    let mut answer = by_udp(&packet, id, question, upstream).await?;
-    if message::is_truncated(&answer.packet) {
-        answer = by_tcp(&packet, id, question, upstream).await?;
+    match by_udp(&packet, id, question, upstream).await {
+        Ok(reply) if message::is_truncated(&reply.packet) => {}
+        Err(error @ UpstreamError::Strange) => {
+            tracing::warn!(name = %question.name(), %upstream, "{error}: it is asked by TCP");
+        }
+        otherwise => return otherwise,
     }
-    Ok(answer)
+    by_tcp(&packet, id, question, upstream).await
 }
 
 /// The socket is new, so its port is random, and connected, so the kernel takes packets of the upstream only.
@@ -84,10 +147,9 @@ async fn by_udp(
     socket.connect(upstream).await?;
     socket.send(packet).await?;
     let mut buffer = [0; MAX_UDP_BYTES as usize];
-    loop {
+    for _ in 0..MAX_STRANGE {
         let length = socket.recv(&mut buffer).await?;
         let packet = buffer.get(..length).unwrap_or_default();
-        // What somebody else made up is not waited for less, and not believed either.
         if message::answer_id(packet) != Some(id) {
             continue;
         }
@@ -109,6 +171,7 @@ async fn by_udp(
             Err(error) => return Err(error.into()),
         }
     }
+    Err(UpstreamError::Strange)
 }
 
 async fn by_tcp(

@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the packet programs take.
 const SETTLES_AFTER: Duration = Duration::from_millis(200);
 const KNOWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
+const EVIL: Ipv4Addr = Ipv4Addr::new(6, 6, 6, 6);
+/// How long an upstream takes that answers late: others ask the same meanwhile.
+const LATE: Duration = Duration::from_millis(500);
 
 /// What the upstream does with a question.
 #[derive(Clone, Copy, PartialEq)]
@@ -36,6 +39,9 @@ enum Manner {
     AnswersAtLength,
     /// First a forged answer under another identifier, then one to another question, then its own.
     IsImpersonated,
+    /// Before its own, as many forged answers as somebody can guess.
+    IsGuessedAt,
+    AnswersLate,
     Refuses,
     Garbles,
 }
@@ -60,13 +66,26 @@ impl Upstream {
                 let send = |packet: &[u8]| udp.send_to(packet, peer).map(drop).unwrap();
                 match manner {
                     Manner::Answers => send(&answer(&question, &[KNOWN])),
+                    Manner::AnswersLate => {
+                        std::thread::park_timeout(LATE);
+                        send(&answer(&question, &[KNOWN]));
+                    }
+                    Manner::IsGuessedAt => {
+                        let mut forged = question.clone();
+                        for guess in 1..=4 {
+                            forged.metadata.id = question.metadata.id.wrapping_add(guess);
+                            send(&answer(&forged, &[EVIL]));
+                        }
+                        // The guess that is right comes too late.
+                        send(&answer(&question, &[EVIL]));
+                    }
                     Manner::AnswersAtLength => {
                         let mut cut = reply(&question);
                         cut.metadata.truncation = true;
                         send(&cut.to_vec().unwrap());
                     }
                     Manner::IsImpersonated => {
-                        let evil = [Ipv4Addr::new(6, 6, 6, 6)];
+                        let evil = [EVIL];
                         let mut forged = question.clone();
                         forged.metadata.id = forged.metadata.id.wrapping_add(1);
                         send(&answer(&forged, &evil));
@@ -312,7 +331,36 @@ fn forged_answers_are_not_believed() {
     let service = Service::start(&[upstream.address], "127.0.0.0/8");
     let answer = service.ask("www.example.test.").unwrap();
     assert_eq!(answer.answers[0].data, RData::A(A(KNOWN)));
-    assert!(!service.knows(Ipv4Addr::new(6, 6, 6, 6)));
+    assert!(!service.knows(EVIL));
+}
+
+#[test]
+fn who_guesses_at_identifiers_gets_three_guesses() {
+    let upstream = Upstream::start(Manner::IsGuessedAt);
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
+    let answer = service.ask_by_tcp("www.example.test.");
+    assert_eq!(answer.answers.len(), 200, "asked by TCP");
+    assert!(!service.knows(EVIL) && service.knows(Ipv4Addr::new(198, 51, 100, 200)));
+}
+
+#[test]
+fn what_is_being_asked_is_asked_once_and_answered_to_all() {
+    let upstream = Upstream::start(Manner::AnswersLate);
+    let service = Service::start(&[upstream.address], "127.0.0.0/8");
+    std::thread::scope(|scope| {
+        let names = ["www.example.test.", "WWW.example.test.", "www.EXAMPLE.test."];
+        let service = &service;
+        let asked = names.map(|name| scope.spawn(move || (name, service.ask(name).unwrap())));
+        for pod in asked {
+            let (name, answer) = pod.join().unwrap();
+            assert_eq!(answer.answers[0].data, RData::A(A(KNOWN)), "{name}");
+            assert_eq!(answer.queries[0].name.to_ascii(), name);
+        }
+    });
+    assert_eq!(upstream.asked.lock().unwrap().len(), 1);
+    // What was answered is asked anew: nothing is kept.
+    service.ask("www.example.test.").unwrap();
+    assert_eq!(upstream.asked.lock().unwrap().len(), 2);
 }
 
 #[test]
