@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    thread,
 };
 
 use aya::{
@@ -18,6 +19,11 @@ use crate::{
 
 /// Entries that are read with one system call, unless one bucket has more.
 const BATCH: usize = 4096;
+/// Entries that are written by one thread before another one helps: they take a millisecond or two, most of it waiting for
+/// memory, and a thread takes some tens of microseconds.
+const SHARE: usize = 1024;
+/// Threads that write at once at most.
+const THREADS: usize = 4;
 
 /// A pinned hash, with or without an order of use.
 pub(crate) struct Hash<K, V> {
@@ -66,9 +72,36 @@ impl<K: aya::Pod, V: aya::Pod> Hash<K, V> {
         sys::take(self.fd.as_fd(), key).map_err(self.failed("delete from", "bpf_map_lookup_and_delete_elem"))
     }
 
-    /// Writes entries in one call.
-    pub(crate) fn insert_all(&mut self, entries: &[(K, V)]) -> Result<(), DatapathError> {
-        sys::update_many(self.fd.as_fd(), entries).map_err(self.failed("write", "bpf_map_update_batch"))
+    /// Writes entries with one call of each thread that helps. When it fails, some are written.
+    pub(crate) fn insert_all(&mut self, entries: &[(K, V)]) -> Result<(), DatapathError>
+    where
+        K: Sync,
+        V: Sync,
+    {
+        let threads = entries.len().div_ceil(SHARE).clamp(1, threads());
+        let fd = self.fd.as_fd();
+        thread::scope(|scope| {
+            let mut shares = entries.chunks(entries.len().div_ceil(threads).max(1));
+            let own = shares.next().unwrap_or_default();
+            let (mut helpers, mut unhelped) = (Vec::new(), Vec::new());
+            for share in shares {
+                let helper = thread::Builder::new().spawn_scoped(scope, move || sys::update_many(fd, share));
+                match helper {
+                    Ok(helper) => helpers.push(helper),
+                    // As many threads as there may be: it takes longer.
+                    Err(_no_thread) => unhelped.push(share),
+                }
+            }
+            for share in std::iter::once(own).chain(unhelped) {
+                sys::update_many(fd, share)?;
+            }
+            helpers.into_iter().try_for_each(|helper| {
+                helper
+                    .join()
+                    .unwrap_or_else(|_panic| Err(io::ErrorKind::Other.into()))
+            })
+        })
+        .map_err(self.failed("write", "bpf_map_update_batch"))
     }
 
     /// Deletes those of the entries that there are.
@@ -101,4 +134,11 @@ impl<K: aya::Pod, V: aya::Pod> Hash<K, V> {
         let name = self.name;
         move |error| failed_call(name, operation, call, error)
     }
+}
+
+/// As many as there are processors for this process, and no more than are of use.
+fn threads() -> usize {
+    thread::available_parallelism()
+        .map_or(1, std::num::NonZero::get)
+        .min(THREADS)
 }
