@@ -9,6 +9,7 @@ use std::{
 
 use agent_sandbox::{Action, Filter, ImageRuleset, Moment, Profile, SyscallPolicy};
 use anyhow::{Context, Result, ensure};
+use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{Line, median};
@@ -29,6 +30,7 @@ const FILE: &str = "usr/lib/python3/dist-packages/module.py";
 #[derive(Serialize, Deserialize)]
 struct Measured {
     call: [f64; 2],
+    judged: [f64; 2],
     open: [f64; 2],
 }
 
@@ -64,6 +66,17 @@ pub(crate) fn measure() -> Result<Vec<Line>> {
             )
         },
         Line::alone(
+            "socket of no type, free",
+            "ns",
+            middle(&|one| one.judged[0]),
+            None,
+        ),
+        added(
+            "  more under the filter, which looks at its arguments",
+            &|one| one.judged,
+            Some(45.0),
+        ),
+        Line::alone(
             "open and close, six directories deep, free",
             "ns",
             middle(&|one| one.open[0]),
@@ -91,7 +104,7 @@ fn child<T: DeserializeOwned>(words: &[&OsStr]) -> Result<T> {
 /// The child: one thread, confined for good halfway through. Returns what it measured as JSON.
 pub(crate) fn as_child(root: &Path) -> Result<String> {
     let file = root.join(FILE);
-    let (call, open) = (time_calls(), time_openings(&file)?);
+    let (call, judged, open) = (time_calls(), time_judged(), time_openings(&file)?);
     let profile = Profile::baseline();
     let directory = File::open(root).context("cannot open the root")?;
     let image = ImageRuleset::build(directory.as_fd(), &[], &profile)?;
@@ -101,6 +114,7 @@ pub(crate) fn as_child(root: &Path) -> Result<String> {
         .install_filter()?;
     let measured = Measured {
         call: [call, time_calls()],
+        judged: [judged, time_judged()],
         open: [open, time_openings(&file)?],
     };
     Ok(serde_json::to_string(&measured)?)
@@ -119,10 +133,21 @@ pub(crate) fn under_the_least() -> Result<String> {
     Ok(serde_json::to_string(&[free, time_calls()])?)
 }
 
+/// One that the kernel knows to be allowed, whatever its arguments: it keeps a bitmap of those.
 fn time_calls() -> f64 {
     let start = Instant::now();
     for _ in 0..CALLS {
         black_box(nix::unistd::getppid());
+    }
+    start.elapsed().as_secs_f64() * 1e9 / f64::from(CALLS)
+}
+
+/// One that the filter judges by its arguments each time. It allows it, and no socket has the type.
+fn time_judged() -> f64 {
+    let no_type = SocketType::from_raw(77);
+    let start = Instant::now();
+    for _ in 0..CALLS {
+        let _no_socket = black_box(rustix::net::socket(AddressFamily::INET, no_type, None));
     }
     start.elapsed().as_secs_f64() * 1e9 / f64::from(CALLS)
 }
