@@ -36,7 +36,9 @@ const EXAMPLES: &str = "Examples:
   cargo xtask up      set up this machine, build, start a one-node cluster
   cargo xtask demo    show, on the running cluster, what is enforced
   cargo xtask test    set up this machine and run every test
-  cargo xtask bench   measure beside runc and print ratios
+  cargo xtask bench   measure beside runc, nftables and others, and print ratios
+  cargo xtask bench policy --rounds 3
+                      only what policy costs: packets, connections, the compiler, changes
   cargo xtask lab     run the kernel's part of the tests in a virtual machine";
 
 #[derive(Subcommand)]

@@ -27,23 +27,23 @@ use crate::{GATEWAY, LINK_PREFIX};
 
 /// What the table is about.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scope<'a> {
+pub struct Scope<'a> {
     /// Addresses of pods.
-    pub(crate) pods: Ipv4Net,
+    pub pods: Ipv4Net,
     /// Their IPv6 addresses, when they have any.
-    pub(crate) pods6: Option<Ipv6Net>,
+    pub pods6: Option<Ipv6Net>,
     /// Uplinks that did not forward IPv4 before us.
-    pub(crate) opened: &'a [String],
+    pub opened: &'a [String],
     /// Uplinks that did not forward IPv6 before us.
-    pub(crate) opened6: &'a [String],
+    pub opened6: &'a [String],
     /// Address of the node as its pods see it.
-    pub(crate) node: Ipv4Addr,
+    pub node: Ipv4Addr,
     /// Rules of the chains `published` and `tracked`.
-    pub(crate) host_ports: (&'a [String], &'a [String]),
+    pub host_ports: (&'a [String], &'a [String]),
 }
 
 /// The whole table as `nft -f` reads it: one transaction.
-pub(crate) fn ruleset(scope: Scope<'_>) -> String {
+pub fn ruleset(scope: Scope<'_>) -> String {
     let (pods, node) = (scope.pods, scope.node);
     let lines = |rules: &[String]| -> String { rules.iter().map(|rule| format!("    {rule}\n")).collect() };
     let (published, tracked) = (lines(scope.host_ports.0), lines(scope.host_ports.1));

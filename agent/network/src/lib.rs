@@ -13,13 +13,14 @@
 //! routes between nodes. Only interfaces, addresses and nftables tables made here are ever touched; the one
 //! exception, per-interface forwarding of the uplinks, is written down and restored by [`Network::remove`].
 //!
-//! Entry points: [`Network::open`]; [`LinkChanges::follow`] for who cares about interfaces that are not made here.
+//! Entry points: [`Network::open`]; [`LinkChanges::follow`] for who cares about interfaces that are not made here;
+//! [`firewall::ruleset`] for who measures what every node has.
 
 #![forbid(unsafe_code)]
 
 mod changes;
 pub mod files;
-mod firewall;
+pub mod firewall;
 mod forwarding;
 mod host_ports;
 mod leases;

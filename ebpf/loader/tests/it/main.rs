@@ -28,6 +28,7 @@ mod published;
 mod reports;
 mod restart;
 mod splits;
+mod timed;
 mod tracking;
 mod verifier;
 mod wire;

@@ -22,7 +22,7 @@ pub(crate) const LEAST: &str = "measure-least-filter";
 const CALLS: u32 = 200_000;
 const OPENINGS: u32 = 50_000;
 /// Children; each has its own layout of memory, which alone makes some nanoseconds.
-const CHILDREN: usize = 9;
+pub(crate) const CHILDREN: usize = 9;
 /// Where the file lies, below a root that stands for the image's: as deep as programs' files mostly do.
 const FILE: &str = "usr/lib/python3/dist-packages/module.py";
 

@@ -1,5 +1,5 @@
-//! From a change to its enforcement: the compiler, and the kernel's tables of 200 local endpoints. And what those
-//! endpoints take of the kernel's memory.
+//! From a change to its enforcement: the compiler, and the kernel's tables of 200 local endpoints, whose programs a pod
+//! that comes gets and one that goes loses. And what those endpoints take of the kernel's memory.
 
 use std::{
     collections::BTreeMap,
@@ -12,38 +12,44 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use ebpf_loader::{Datapath, EndpointLink, Kernel, OBJECT, monotonic_now};
 use k8s_openapi::{api::networking::v1::NetworkPolicy, apimachinery::pkg::util::intstr::IntOrString};
-use policies_compiler::{ClusterView, Session, compile};
+use policies_compiler::{ClusterView, PodView, Session, compile};
+use policies_ir::tables::{EndpointId, NodeTables};
 
 use crate::{
-    Line,
-    compile::{LOCAL, cluster},
+    Line, Report,
+    compile::{LOCAL, SIZES, USUAL, cluster, label, pods_of, successor},
     median_ms,
     pods::feed,
 };
 
-const PODS: usize = 10_000;
-const POLICIES: usize = 1_000;
 const CHANGES: usize = 200;
+/// Changes of clusters of other sizes.
+const GROWTH: usize = 50;
 /// The agent tidies up every few seconds; here, every so many changes.
 const TIDY_EVERY: usize = 10;
 
 /// The caller's thread must be in a network namespace made for the purpose.
-pub(crate) fn measure(pins: &Path) -> Result<Vec<Line>> {
+pub(crate) fn measure(pins: &Path) -> Result<Report> {
     let mut kernel = Kernel::open(pins, OBJECT).context("cannot load the programs")?;
     let measured = measure_with(&mut kernel);
     kernel.unload().context("cannot unload")?;
-    measured
+    Ok(Report {
+        name: "change",
+        how: format!("{CHANGES} changes of each kind, {GROWTH} where growth is measured"),
+        lines: measured?,
+    })
 }
 
 fn measure_with(kernel: &mut Kernel) -> Result<Vec<Line>> {
-    let view = cluster(PODS, POLICIES);
+    let view = cluster(USUAL);
     let tables = compile(&view).tables;
     let verdicts: usize = tables
         .endpoints
         .values()
         .map(|tables| tables.verdicts.len())
         .sum();
-    attach(kernel, &view)?;
+    let interfaces = interfaces()?;
+    let mut links = attach(kernel, &view, &interfaces)?;
     let empty = map_bytes()?;
     let start = Instant::now();
     kernel.sync(&tables)?;
@@ -74,10 +80,34 @@ fn measure_with(kernel: &mut Kernel) -> Result<Vec<Line>> {
     }
     lines.extend(whole.lines("policy changed in any of these ways to enforced"));
     for (local, of) in [(false, "another node"), (true, "this node")] {
-        let times = label_changes(kernel, &mut session, &view, local)?;
+        let times = label_changes(kernel, &mut session, &view, local, CHANGES)?;
         lines.extend(times.lines(&format!("labels of a pod of {of} to enforced")));
     }
+    for (local, of) in [(false, "another node"), (true, "this node")] {
+        let [goes, comes] = pod_changes(kernel, &mut session, &view, &mut links, local)?;
+        lines.extend(goes.lines(&format!("a pod of {of} goes, to enforced")));
+        lines.extend(comes.lines(&format!("a pod of {of} comes, to enforced")));
+    }
+    for (pods, policies) in SIZES {
+        let name = format!("growth: {policies} policies, {pods} pods, labels to enforced");
+        let times = grown(kernel, &interfaces, (pods, policies)).with_context(|| name.clone())?;
+        for percent in [50, 99] {
+            let name = format!("{name}, p{percent}");
+            lines.push(Line::alone(&name, "ms", slowest(&times.whole, percent), None));
+        }
+    }
     Ok(lines)
+}
+
+/// Labels of local pods change in a cluster of another size.
+fn grown(kernel: &mut Kernel, interfaces: &[u32], size: (usize, usize)) -> Result<Times> {
+    let view = cluster(size);
+    attach(kernel, &view, interfaces)?;
+    let mut session = Session::new(view.clone(), NodeTables::default());
+    session.settle();
+    kernel.sync(session.tables())?;
+    kernel.expire(monotonic_now())?;
+    label_changes(kernel, &mut session, &view, true, GROWTH)
 }
 
 /// What changes of a policy that selects a local pod.
@@ -197,16 +227,14 @@ fn label_changes(
     session: &mut Session,
     view: &ClusterView,
     local: bool,
+    changes: usize,
 ) -> Result<Times> {
-    let pods = view.pods.iter().filter(|pod| pod.endpoint.is_some() == local);
-    let mut pods: Vec<_> = pods.cloned().collect();
+    let mut pods = pods_of(view, local);
     let count = pods.len();
     let mut times = Times::default();
-    for round in 0..CHANGES {
+    for round in 0..changes {
         let pod = pods.get_mut(round * 37 % count).context("no pod")?;
-        pod.labels.insert("app".to_owned(), format!("app-{}", round % 7));
-        pod.labels
-            .insert("tier".to_owned(), format!("tier-{}", round % 5));
+        label(pod, round);
         let start = Instant::now();
         session.set_pod(&pod.namespace, &pod.name, Some(pod.clone()));
         session.settle();
@@ -216,6 +244,57 @@ fn label_changes(
         tidy(kernel, session, round, &mut times)?;
     }
     Ok(times)
+}
+
+/// A pod goes, and another one comes for it, on the same link if it is one of this node. As in the agent, a pod's programs
+/// are taken off before its rules, and attached, denying everything, before it has any. Its flows are forgotten when nobody
+/// waits.
+fn pod_changes(
+    kernel: &mut Kernel,
+    session: &mut Session,
+    view: &ClusterView,
+    links: &mut BTreeMap<EndpointId, EndpointLink>,
+    local: bool,
+) -> Result<[Times; 2]> {
+    let mut pods = pods_of(view, local);
+    let count = pods.len();
+    let (mut goes, mut comes) = (Times::default(), Times::default());
+    for round in 0..CHANGES {
+        let pod = pods.get_mut(round * 37 % count).context("no pod")?;
+        let link = pod.endpoint.and_then(|endpoint| links.remove(&endpoint));
+        let start = Instant::now();
+        if let Some(link) = &link {
+            kernel.take_off(link.id)?;
+        }
+        let taken_off_in = start.elapsed();
+        session.set_pod(&pod.namespace, &pod.name, None);
+        session.settle();
+        let compiled_in = start.elapsed() - taken_off_in;
+        let synced = kernel.sync(session.tables())?;
+        goes.push(compiled_in, start.elapsed(), synced.written);
+        if let Some(link) = &link {
+            kernel.detach(link.id)?;
+        }
+
+        let next = successor(pod, round);
+        let link = link
+            .zip(next.endpoint)
+            .map(|(link, id)| link_of(&next, id, link.ifindex));
+        let start = Instant::now();
+        if let Some(link) = &link {
+            kernel.attach(link)?;
+        }
+        let attached_in = start.elapsed();
+        session.set_pod(&next.namespace, &next.name, Some(next.clone()));
+        session.settle();
+        let compiled_in = start.elapsed() - attached_in;
+        let synced = kernel.sync(session.tables())?;
+        comes.push(compiled_in, start.elapsed(), synced.written);
+        links.extend(link.map(|link| (link.id, link)));
+        *pod = next;
+        tidy(kernel, session, round, &mut comes)?;
+    }
+    Ok([goes, comes])
 }
 
 /// What the agent does between changes: it forgets old entries, and compiles anew when much has piled up.
@@ -275,8 +354,8 @@ impl Times {
             line(&format!("{metric}, p99"), slowest(&self.whole, 99), Some(20.0)),
             line("  of it to compile, p50", compile, None),
             line("  of it to compile, p99", slowest(&self.compiled, 99), None),
-            line("  of it to write, p50", slowest(&sync, 50), None),
-            line("  of it to write, p99", slowest(&sync, 99), None),
+            line("  of it in the kernel, p50", slowest(&sync, 50), None),
+            line("  of it in the kernel, p99", slowest(&sync, 99), None),
             Line::alone("  written, p50", "entries", self.entries(50), None),
             Line::alone("  written, p99", "entries", self.entries(99), None),
             line(
@@ -299,26 +378,47 @@ fn slowest(times: &[Duration], percent: usize) -> f64 {
 }
 
 /// An interface for each local pod: both ends of links that lead nowhere.
-fn attach(kernel: &mut Kernel, view: &ClusterView) -> Result<()> {
+fn interfaces() -> Result<Vec<u32>> {
     let mut text = String::new();
     for number in 0..LOCAL / 2 {
         // Writing to a string does not fail.
         let _infallible = writeln!(text, "link add a{number} type veth peer name b{number}");
     }
     feed("ip", &["-batch", "-"], &text)?;
-    let local = view.pods.iter().filter_map(|pod| Some((pod.endpoint?, pod)));
-    for (number, (id, pod)) in local.enumerate() {
-        let name = format!("{}{}", if number % 2 == 0 { 'a' } else { 'b' }, number / 2);
-        let ifindex =
-            nix::net::if_::if_nametoindex(name.as_str()).with_context(|| format!("no link {name}"))?;
-        kernel.attach(&EndpointLink {
-            id,
-            ifindex,
-            addresses: pod.addresses.iter().copied().collect(),
-            mac: [2, 0, 0, 0, 0, 1],
-        })?;
+    let names = (0..LOCAL).map(|number| format!("{}{}", if number % 2 == 0 { 'a' } else { 'b' }, number / 2));
+    let index = |name: String| {
+        nix::net::if_::if_nametoindex(name.as_str()).with_context(|| format!("no link {name}"))
+    };
+    names.map(index).collect()
+}
+
+/// Gives each local pod one of them, in place of whoever had it.
+fn attach(
+    kernel: &mut Kernel,
+    view: &ClusterView,
+    interfaces: &[u32],
+) -> Result<BTreeMap<EndpointId, EndpointLink>> {
+    let before = kernel.attached()?;
+    for link in before {
+        kernel.detach(link.id)?;
     }
-    Ok(())
+    let local = view.pods.iter().filter_map(|pod| Some((pod.endpoint?, pod)));
+    let mut links = BTreeMap::new();
+    for ((id, pod), ifindex) in local.zip(interfaces) {
+        let link = link_of(pod, id, *ifindex);
+        kernel.attach(&link)?;
+        links.insert(id, link);
+    }
+    Ok(links)
+}
+
+fn link_of(pod: &PodView, id: EndpointId, ifindex: u32) -> EndpointLink {
+    EndpointLink {
+        id,
+        ifindex,
+        addresses: pod.addresses.iter().copied().collect(),
+        mac: [2, 0, 0, 0, 0, 1],
+    }
 }
 
 /// What the maps that this process holds take in the kernel, in bytes.

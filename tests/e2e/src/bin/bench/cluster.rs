@@ -18,7 +18,7 @@ use kube::{
 use testkit::lab;
 use tokio::runtime::Runtime;
 
-use crate::{Line, median, percentile, proportional_mb, resident_mb};
+use crate::{Line, Report, median, percentile, proportional_mb, resident_mb};
 
 /// Longest time for what is waited for; a benchmark that hangs is worse than one that fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,11 +35,15 @@ const REMEMBERED: Duration = Duration::from_secs(100);
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Starts a cluster, measures, stops it.
-pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
+pub(crate) fn measure(rounds: u32) -> Result<Report> {
     let cluster = Cluster::start()?;
     let lines = lines(&cluster, rounds);
     cluster.stop()?;
-    lines
+    Ok(Report {
+        name: "cluster",
+        how: format!("p50 and p99 of {rounds} rounds, the rest once"),
+        lines: lines?,
+    })
 }
 
 fn lines(cluster: &Cluster, rounds: u32) -> Result<Vec<Line>> {

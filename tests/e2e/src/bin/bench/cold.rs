@@ -30,6 +30,11 @@ const MAX_ROUNDS: u32 = 7;
 /// Longest time until containerd answers.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How many there are where so many are asked for.
+pub(crate) fn rounds(wanted: u32) -> u32 {
+    wanted.clamp(1, MAX_ROUNDS)
+}
+
 /// Measures both sides in alternating rounds, ours in a new pod each time.
 pub(crate) async fn measure(
     runtime: &Runtime,
@@ -43,7 +48,7 @@ pub(crate) async fn measure(
     let pinned = image.pinned(built.digest());
     let peer = Containerd::start(&directory.join("containerd"))?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..rounds.clamp(1, MAX_ROUNDS) {
+    for round in 0..self::rounds(rounds) {
         let store = directory.join(format!("store-{round}"));
         ours.push(
             our_round(runtime, &pod(round), &store, &pinned)

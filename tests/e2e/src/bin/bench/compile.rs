@@ -1,8 +1,12 @@
 //! How long the policy compiler takes, and how that grows with pods and policies.
 
-use std::{hint::black_box, time::Instant};
+use std::{
+    hint::black_box,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicySpec},
     apimachinery::pkg::apis::meta::v1 as meta,
@@ -19,7 +23,7 @@ use policies_ir::{
     tables::{EndpointId, NodeTables},
 };
 
-use crate::{Line, median_ms};
+use crate::{Line, Report, median_ms};
 
 /// Pods on the node that compiles.
 pub(crate) const LOCAL: usize = 200;
@@ -28,17 +32,27 @@ const NAMESPACES: usize = 50;
 const APPS: usize = 40;
 /// Flows that are judged one by one.
 const FLOWS: usize = 500_000;
+/// Changes of one kind.
+const CHANGES: usize = 200;
+/// Pods and policies of the curves, beside [`USUAL`].
+pub(crate) const SIZES: [(usize, usize); 6] = [
+    (100, 1_000),
+    (1_000, 1_000),
+    (100_000, 1_000),
+    (10_000, 10),
+    (10_000, 100),
+    (10_000, 10_000),
+];
+pub(crate) const USUAL: (usize, usize) = (10_000, 1_000);
+/// Compilations of each size.
+const GROWTH: u32 = 3;
 
-pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
+pub(crate) fn measure(rounds: u32) -> Result<Report> {
+    let rounds = rounds.clamp(3, 10);
     let mut lines = Vec::new();
-    let view = cluster(10_000, 1_000);
-    let cold = (0..rounds.clamp(3, 10)).map(|_| {
-        let start = Instant::now();
-        black_box(compile(&view));
-        start.elapsed()
-    });
+    let view = cluster(USUAL);
     let name = "compile 1,000 policies, 10,000 pods, 200 local, cold";
-    lines.push(Line::alone(name, "ms", median_ms(cold.collect()), Some(1000.0)));
+    lines.push(Line::alone(name, "ms", cold(&view, rounds), Some(1000.0)));
 
     // What a write of a policy waits for, where an assertion is stored.
     let start = Instant::now();
@@ -55,27 +69,50 @@ pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
     session.settle();
     let begun = start.elapsed();
     for (local, of) in [(false, "another node"), (true, "this node")] {
-        let name = format!("the same, labels of a pod of {of} change");
-        lines.extend(label_changes(&mut session, &view, local, rounds, &name)?);
+        let changes = Changes::measure(&mut session, &view, local)?;
+        lines.extend(changed(
+            &format!("the same, labels of a pod of {of} change"),
+            &changes.labels,
+        ));
+        lines.extend(changed(&format!("the same, a pod of {of} goes"), &changes.goes));
+        lines.extend(changed(&format!("the same, a pod of {of} comes"), &changes.comes));
     }
     let name = "the same, a session begins (objects read, tables written)";
     lines.push(Line::alone(name, "ms", median_ms(vec![begun]), None));
 
-    for (pods, policies) in [
-        (100, 1_000),
-        (1_000, 1_000),
-        (100_000, 1_000),
-        (10_000, 10),
-        (10_000, 100),
-        (10_000, 10_000),
-    ] {
-        let view = cluster(pods, policies);
-        let start = Instant::now();
-        black_box(compile(&view));
+    for (pods, policies) in SIZES {
+        let view = cluster((pods, policies));
         let name = format!("growth: {policies} policies, {pods} pods, cold");
-        lines.push(Line::alone(&name, "ms", median_ms(vec![start.elapsed()]), None));
+        lines.push(Line::alone(&name, "ms", cold(&view, GROWTH), None));
+        let mut session = Session::new(view.clone(), NodeTables::default());
+        session.settle();
+        let changes = Changes::measure(&mut session, &view, true)?;
+        for (what, times) in [
+            ("its labels change", changes.labels),
+            ("it goes", changes.goes),
+            ("it comes", changes.comes),
+        ] {
+            let name = format!("  a pod of this node: {what}");
+            lines.push(Line::alone(&name, "us", median_ms(times) * 1000.0, None));
+        }
     }
-    Ok(lines)
+    Ok(Report {
+        name: "compile",
+        how: format!(
+            "medians: cold {rounds} times (growth {GROWTH}), changes {CHANGES} times; the rest once"
+        ),
+        lines,
+    })
+}
+
+/// Milliseconds of a compilation that knows nothing from before.
+fn cold(view: &ClusterView, rounds: u32) -> f64 {
+    let times = (0..rounds).map(|_| {
+        let start = Instant::now();
+        black_box(compile(view));
+        start.elapsed()
+    });
+    median_ms(times.collect())
 }
 
 /// Flows between pods all over the cluster, as `policyctl decide` judges them, from the first on; reading them is not
@@ -110,42 +147,93 @@ fn decisions(view: &ClusterView) -> Result<Line> {
     Ok(Line::alone_at_least(name, "flows/s", rate, 50_000.0))
 }
 
-fn label_changes(
-    session: &mut Session,
-    view: &ClusterView,
-    local: bool,
-    rounds: u32,
-    name: &str,
-) -> Result<Vec<Line>> {
-    let pods = view.pods.iter().filter(|pod| pod.endpoint.is_some() == local);
-    let mut pods: Vec<PodView> = pods.cloned().collect();
-    let count = pods.len();
-    let mut changes = Vec::new();
-    for round in 0..rounds.max(200) {
-        let turn = usize::try_from(round).unwrap_or(0) * 37 % count;
-        let Some(pod) = pods.get_mut(turn) else { continue };
-        pod.labels.insert("app".to_owned(), format!("app-{}", round % 7));
-        pod.labels
-            .insert("tier".to_owned(), format!("tier-{}", round % 5));
-        let start = Instant::now();
-        session.set_pod(&pod.namespace, &pod.name, Some(pod.clone()));
-        let settled = session.settle();
-        changes.push(start.elapsed());
-        anyhow::ensure!(settled.anew.is_none(), "the change was not followed");
+/// How long a session took to follow each change.
+#[derive(Default)]
+struct Changes {
+    labels: Vec<Duration>,
+    goes: Vec<Duration>,
+    comes: Vec<Duration>,
+}
+
+impl Changes {
+    /// Pods of this node or of others: first their labels change, then one goes and another one comes for it.
+    fn measure(session: &mut Session, view: &ClusterView, local: bool) -> Result<Self> {
+        let mut changes = Self::default();
+        let mut pods = pods_of(view, local);
+        let count = pods.len();
+        let mut follow = |pod: &PodView, now: Option<PodView>| -> Result<Duration> {
+            let start = Instant::now();
+            session.set_pod(&pod.namespace, &pod.name, now);
+            let settled = session.settle();
+            let took = start.elapsed();
+            anyhow::ensure!(settled.anew.is_none(), "the change was not followed: {settled:?}");
+            // As the agent does every few seconds, while nobody waits.
+            session.tidy();
+            Ok(took)
+        };
+        for round in 0..CHANGES {
+            let pod = pods.get_mut(round * 37 % count).context("no pod")?;
+            label(pod, round);
+            changes.labels.push(follow(pod, Some(pod.clone()))?);
+        }
+        for round in 0..CHANGES {
+            let pod = pods.get_mut(round * 37 % count).context("no pod")?;
+            changes.goes.push(follow(pod, None)?);
+            *pod = successor(pod, round);
+            changes.comes.push(follow(pod, Some(pod.clone()))?);
+        }
+        Ok(changes)
     }
-    changes.sort();
-    let worst = changes.get(changes.len() * 99 / 100).copied();
+}
+
+/// Median and the slowest in a hundred, both with the target.
+fn changed(name: &str, times: &[Duration]) -> [Line; 2] {
+    let mut times = times.to_vec();
+    times.sort();
     let us = |times| median_ms(times) * 1000.0;
-    let worst = us(worst.into_iter().collect());
-    Ok(vec![
-        Line::alone(name, "us", us(changes), Some(2000.0)),
-        Line::alone("  of it the slowest in a hundred", "us", worst, Some(2000.0)),
-    ])
+    let worst = times.get(times.len() * 99 / 100).copied();
+    [
+        Line::alone(name, "us", us(times), Some(2000.0)),
+        Line::alone(
+            "  of it the slowest in a hundred",
+            "us",
+            us(worst.into_iter().collect()),
+            Some(2000.0),
+        ),
+    ]
+}
+
+/// Pods of this node, or of all others.
+pub(crate) fn pods_of(view: &ClusterView, local: bool) -> Vec<PodView> {
+    let pods = view.pods.iter().filter(|pod| pod.endpoint.is_some() == local);
+    pods.cloned().collect()
+}
+
+/// Gives a pod other labels, some that others have too and some that nobody has.
+pub(crate) fn label(pod: &mut PodView, round: usize) {
+    pod.labels.insert("app".to_owned(), format!("app-{}", round % 7));
+    pod.labels
+        .insert("tier".to_owned(), format!("tier-{}", round % 5));
+}
+
+/// What comes for a pod that went, as in a rollout: the same labels, and nothing else.
+pub(crate) fn successor(pod: &PodView, round: usize) -> PodView {
+    let number = u32::try_from(round).unwrap_or(0);
+    let (of, first) = match pod.endpoint {
+        Some(_) => ("local", Ipv4Addr::new(10, 200, 0, 1)),
+        None => ("remote", Ipv4Addr::new(10, 201, 0, 1)),
+    };
+    PodView {
+        name: format!("{of}-successor-{round}"),
+        addresses: [Ipv4Addr::from(u32::from(first) + number).into()].into(),
+        endpoint: pod.endpoint.map(|_| EndpointId(10_000 + number)),
+        ..pod.clone()
+    }
 }
 
 /// A cluster as teams build them: each policy selects an application of a namespace; half are Kubernetes', half
 /// Calico's.
-pub(crate) fn cluster(pods: usize, policies: usize) -> ClusterView {
+pub(crate) fn cluster((pods, policies): (usize, usize)) -> ClusterView {
     let mut view = ClusterView::default();
     for number in 0..NAMESPACES {
         let name = format!("ns-{number}");
@@ -168,7 +256,7 @@ pub(crate) fn cluster(pods: usize, policies: usize) -> ClusterView {
             namespace: format!("ns-{}", number % NAMESPACES),
             name: format!("pod-{number}"),
             labels: labels.into(),
-            addresses: [std::net::Ipv4Addr::from(0x0a00_0001 + bits).into()].into(),
+            addresses: [Ipv4Addr::from(0x0a00_0001 + bits).into()].into(),
             named_ports: vec![NamedPort {
                 name: "web".to_owned(),
                 protocol: 6,

@@ -1,6 +1,7 @@
 //! Measures Palisade beside what users would pick instead, in one run, and prints ratios.
 //!
-//! Writes `target/bench/NAME.json`: a list of `{metric, unit, ours, peer, peer_name, ratio, target, met}`.
+//! Writes `target/bench/NAME.json`: a list of `{metric, unit, ours, peer, peer_name, ratio, target, met}`. A target in a
+//! unit is about `ours`, one in parts of a peer about `ratio`; where there are both, both must hold.
 //! Numbers depend on the machine; ratios of one run are what to compare. Rounds of the two sides alternate,
 //! so that a slow moment of the machine hits both.
 
@@ -12,14 +13,20 @@ mod cluster;
 mod cold;
 mod compile;
 mod network;
+mod packets;
 mod pods;
-mod policy;
 mod runtime;
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
 
 /// Measures Palisade beside what users would pick instead
@@ -27,8 +34,8 @@ use serde::Serialize;
 struct Args {
     /// What to measure; without it, everything
     what: Vec<What>,
-    /// Rounds of each measurement
-    #[arg(long, default_value_t = 30)]
+    /// Rounds of each measurement; a result's heading says where there were fewer or more
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Where the results go
     #[arg(long, default_value = "target/bench")]
@@ -36,18 +43,51 @@ struct Args {
 }
 
 /// A benchmark.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     /// Containers beside runc, cold start beside containerd
     Runtime,
-    /// The policy compiler, and how its cost grows
-    Compile,
     /// A whole cluster: apply to Running, idle memory
     Cluster,
-    /// Packets and connections judged by few and by many rules, beside nftables; needs root
+    /// All that policy costs: packets, network, compile and change; needs root
     Policy,
-    /// From a change of policy or labels to its enforcement in the kernel; needs root
+    /// Packets judged by few and by many rules, by the kernel's clock; needs root
+    Packets,
+    /// Connections, datagrams and bulk between two pods beside nftables; needs root
+    Network,
+    /// The policy compiler: from nothing, one change, and how both grow
+    Compile,
+    /// From a change of policies, labels or pods to its enforcement in the kernel, and the kernel's memory; needs root
     Change,
+}
+
+impl What {
+    /// In the order in which they are run.
+    const ALL: [Self; 6] = [
+        Self::Runtime,
+        Self::Cluster,
+        Self::Packets,
+        Self::Network,
+        Self::Compile,
+        Self::Change,
+    ];
+    /// What [`What::Policy`] is short for.
+    const POLICY: [Self; 4] = [Self::Packets, Self::Network, Self::Compile, Self::Change];
+}
+
+impl Args {
+    fn wants(&self, what: What) -> bool {
+        let by_policy = What::POLICY.contains(&what) && self.what.contains(&What::Policy);
+        self.what.is_empty() || self.what.contains(&what) || by_policy
+    }
+}
+
+/// What a benchmark found.
+struct Report {
+    name: &'static str,
+    /// How often what was measured.
+    how: String,
+    lines: Vec<Line>,
 }
 
 /// One line of a result.
@@ -102,6 +142,19 @@ impl Line {
             target: most.map(|most| format!("at most {most} of {}", peer.0)),
             met: most.map(|most| ratio <= most),
             ..Self::alone(metric, unit, ours, None)
+        }
+    }
+
+    /// The same with a target for the number itself, beside that of the ratio if there is one.
+    fn within(self, most: f64) -> Self {
+        let own = format!("at most {most} {}", self.unit);
+        Self {
+            met: Some(self.ours <= most && self.met.unwrap_or(true)),
+            target: Some(match &self.target {
+                Some(of_ratio) => format!("{own}, {of_ratio}"),
+                None => own,
+            }),
+            ..self
         }
     }
 
@@ -167,31 +220,40 @@ fn main() -> ExitCode {
 
 fn measure(args: &Args) -> Result<()> {
     fs::create_dir_all(&args.output).with_context(|| format!("cannot create {}", args.output.display()))?;
-    let wanted = |what| args.what.is_empty() || args.what.contains(&what);
-    if wanted(What::Runtime) {
-        let mut lines = runtime::measure(args.rounds)?;
-        lines.extend(calls::measure()?);
-        report(args, "runtime", &lines)?;
-    }
-    if wanted(What::Compile) {
-        report(args, "compile", &compile::measure(args.rounds)?)?;
-    }
-    if wanted(What::Cluster) {
-        report(args, "cluster", &cluster::measure(args.rounds)?)?;
-    }
-    if wanted(What::Policy) {
-        report(args, "policy", &policy::measure(args.rounds)?)?;
-    }
-    if wanted(What::Change) {
-        report(args, "change", &policy::changes()?)?;
+    let rounds = args.rounds;
+    for what in What::ALL.into_iter().filter(|what| args.wants(*what)) {
+        let report = match what {
+            What::Runtime => runtime::measure(rounds)?,
+            What::Cluster => cluster::measure(rounds)?,
+            What::Packets => on_own_network(move |pins| packets::measure(pins, rounds))?,
+            What::Network => on_own_network(move |pins| network::measure(pins, rounds))?,
+            What::Compile => compile::measure(rounds)?,
+            What::Change => on_own_network(change::measure)?,
+            // Its parts are.
+            What::Policy => continue,
+        };
+        print(&args.output, &report)?;
     }
     Ok(())
 }
 
-fn report(args: &Args, name: &str, lines: &[Line]) -> Result<()> {
-    show(&format!("\n{name}, medians of {} rounds", args.rounds));
+/// Runs on a thread with a network namespace and a pin directory, both gone afterwards.
+fn on_own_network(measure: impl FnOnce(&Path) -> Result<Report> + Send + 'static) -> Result<Report> {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace; run as root")?;
+        let directory = tempfile::tempdir().context("cannot make a directory")?;
+        measure(&directory.path().join("bpf"))
+    });
+    thread
+        .join()
+        .map_err(|_panic| anyhow::anyhow!("the measuring thread panicked"))?
+}
+
+fn print(output: &Path, report: &Report) -> Result<()> {
+    let Report { name, how, lines } = report;
+    show(&format!("\n{name}, {how}"));
     show(&format!(
-        "{:<52} {:>9} {:>9}  {:<24} {:>6}  {}",
+        "{:<68} {:>9} {:>9}  {:<24} {:>6}  {}",
         "", "ours", "peer", "", "ratio", "target"
     ));
     for line in lines {
@@ -202,7 +264,7 @@ fn report(args: &Args, name: &str, lines: &[Line]) -> Result<()> {
             None => "",
         };
         show(&format!(
-            "{:<52} {:>9} {:>9}  {:<24} {:>6}  {} {met}",
+            "{:<68} {:>9} {:>9}  {:<24} {:>6}  {} {met}",
             format!("{} ({})", line.metric, line.unit),
             number(Some(line.ours)),
             number(line.peer),
@@ -211,7 +273,7 @@ fn report(args: &Args, name: &str, lines: &[Line]) -> Result<()> {
             line.target.as_deref().unwrap_or_default(),
         ));
     }
-    let path = args.output.join(format!("{name}.json"));
+    let path = output.join(format!("{name}.json"));
     let text = serde_json::to_string_pretty(lines).context("cannot write JSON")?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -265,4 +327,37 @@ fn memory_mb(path: &str, name: &str) -> Result<f64> {
         .parse()
         .with_context(|| format!("{line:?}"))?;
     Ok(kib * 1024.0 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(words: &[&str]) -> Vec<What> {
+        let args = Args::try_parse_from(["bench"].iter().chain(words)).unwrap();
+        What::ALL.into_iter().filter(|what| args.wants(*what)).collect()
+    }
+
+    #[test]
+    fn policy_is_all_that_policy_costs() {
+        assert_eq!(wanted(&["policy", "--rounds", "3"]), What::POLICY);
+        assert_eq!(wanted(&["compile"]), [What::Compile]);
+        assert_eq!(wanted(&[]), What::ALL);
+        assert!(Args::try_parse_from(["bench", "--rounds", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_line_with_two_targets_meets_both_or_none() {
+        let line =
+            |ours| Line::at_most("a packet", "ns", &[ours], ("10 rules", &[100.0]), Some(1.15)).within(150.0);
+        assert_eq!(line(110.0).met, Some(true));
+        assert_eq!(line(140.0).met, Some(false));
+        assert_eq!(
+            line(110.0).target.unwrap(),
+            "at most 150 ns, at most 1.15 of 10 rules"
+        );
+        let alone = |ours| Line::alone("a packet", "ns", ours, None).within(150.0).met;
+        assert_eq!([alone(150.0), alone(151.0)], [Some(true), Some(false)]);
+        assert_eq!(alone(f64::NAN), Some(false));
+    }
 }

@@ -4,6 +4,10 @@
 //! The rules are a whitelist for what the one pod sends and one for what the other receives. In nftables they come
 //! as most CNIs write them, a chain for each pod that is walked, and as the fastest form that nft has: one lookup in a
 //! verdict map for each pod. Both let packets of tracked connections pass first.
+//!
+//! A node needs a table of masquerade and guards whoever judges, so all stand beside the one that the agent installs
+//! ([`agent_network::firewall`]). nftables judges by the kernel's tracking, so there the table does not switch that off
+//! between pods; ours does.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use agent_network::firewall;
 use anyhow::{Context, Result, anyhow};
 use ebpf_loader::{Datapath, EndpointLink, Kernel, OBJECT, monotonic_now};
 use policies_ir::tables::{
@@ -26,8 +31,8 @@ use policies_ir::tables::{
 };
 
 use crate::{
-    Line,
-    pods::{BULK_PORT, CLIENT, Pair, SERVER, TCP_PORT, UDP_PORT, feed},
+    Line, Report,
+    pods::{BULK_PORT, CLIENT, CLIENT_LINK, Pair, SERVER, TCP_PORT, UDP_PORT, feed},
 };
 
 const FEW: u16 = 10;
@@ -41,25 +46,24 @@ const BULK_SECONDS: u32 = 2;
 /// Who judges what the pods send, by how many rules for each pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Judge {
-    /// Nobody: the same links, no programs, no rules.
+    /// Nobody: the same links, no programs, and nothing in nftables.
     Nobody,
-    /// Our programs, and nothing else on the host.
+    /// Our programs, and nothing else on the host. No node is like that; it shows what the programs alone cost.
+    Alone(u16),
+    /// Our programs beside the agent's table, as on every node.
     Ours(u16),
-    /// Our programs beside the nftables table that the agent installs. Its masquerade has the kernel track connections,
-    /// but for those between pods.
-    OursInstalled(u16),
-    /// A chain of nftables rules.
+    /// A chain of nftables rules beside the table.
     Chain(u16),
-    /// A verdict map of nftables.
+    /// A verdict map of nftables beside the table.
     Map(u16),
 }
 
 impl Judge {
     const ALL: [Self; 8] = [
         Self::Nobody,
+        Self::Alone(MANY),
         Self::Ours(FEW),
         Self::Ours(MANY),
-        Self::OursInstalled(MANY),
         Self::Chain(FEW),
         Self::Chain(MANY),
         Self::Map(FEW),
@@ -77,7 +81,7 @@ impl Judge {
     fn has_bulk(self) -> bool {
         matches!(
             self,
-            Self::Nobody | Self::Ours(MANY) | Self::OursInstalled(MANY) | Self::Map(MANY)
+            Self::Nobody | Self::Alone(MANY) | Self::Ours(MANY) | Self::Map(MANY)
         )
     }
 }
@@ -92,13 +96,13 @@ struct Samples {
 
 /// Each round measures all judges, one after the other. The caller's thread must be in a network namespace made for
 /// the purpose.
-pub(crate) fn measure(pins: &Path, rounds: usize) -> Result<Vec<Line>> {
+pub(crate) fn measure(pins: &Path, rounds: u32) -> Result<Report> {
     let pair = Pair::plug_in()?;
     let mut kernel = Kernel::open(pins, OBJECT).context("cannot load the programs")?;
     let listener = Listener::start(&mut kernel)?;
     let mut samples = BTreeMap::<Judge, Samples>::new();
     let mut result = Ok(());
-    for round in 0..rounds {
+    for round in 0..usize::try_from(rounds)? {
         for judge in Judge::order(round) {
             result = result.and_then(|()| {
                 let sample = samples.entry(judge).or_default();
@@ -110,7 +114,11 @@ pub(crate) fn measure(pins: &Path, rounds: usize) -> Result<Vec<Line>> {
     kernel.unload().context("cannot unload")?;
     pair.unplug()?;
     result.and(heard)?;
-    Ok(lines(&samples))
+    Ok(Report {
+        name: "network",
+        how: format!("medians of {rounds} rounds; beside the agent's nft table unless it says otherwise"),
+        lines: lines(&samples),
+    })
 }
 
 fn one(judge: Judge, pair: &Pair, kernel: &mut Kernel, into: &mut Samples) -> Result<()> {
@@ -130,9 +138,10 @@ fn one(judge: Judge, pair: &Pair, kernel: &mut Kernel, into: &mut Samples) -> Re
 }
 
 fn begin(judge: Judge, pair: &Pair, kernel: &mut Kernel) -> Result<()> {
+    let nft = |text: &str| feed("nft", &["-f", "-"], text);
     match judge {
         Judge::Nobody => Ok(()),
-        Judge::Ours(count) | Judge::OursInstalled(count) => {
+        Judge::Alone(count) | Judge::Ours(count) => {
             for (id, address, pod) in [
                 (CLIENT_ENDPOINT, CLIENT, &pair.client),
                 (SERVER_ENDPOINT, SERVER, &pair.server),
@@ -145,18 +154,18 @@ fn begin(judge: Judge, pair: &Pair, kernel: &mut Kernel) -> Result<()> {
                 })?;
             }
             kernel.sync(&tables(count))?;
-            if matches!(judge, Judge::OursInstalled(_)) {
-                feed("nft", &["-f", "-"], INSTALLED)?;
+            if matches!(judge, Judge::Ours(_)) {
+                nft(&installed()?)?;
             }
             Ok(())
         }
-        Judge::Chain(count) => feed("nft", &["-f", "-"], &chain(count)),
-        Judge::Map(count) => feed("nft", &["-f", "-"], &verdict_map(count)),
+        Judge::Chain(count) => nft(&(tracking(&installed()?) + &chain(count))),
+        Judge::Map(count) => nft(&(tracking(&installed()?) + &verdict_map(count))),
     }
 }
 
 fn end(judge: Judge, kernel: &mut Kernel) -> Result<()> {
-    if matches!(judge, Judge::Ours(_) | Judge::OursInstalled(_)) {
+    if matches!(judge, Judge::Alone(_) | Judge::Ours(_)) {
         kernel.detach(CLIENT_ENDPOINT)?;
         kernel.detach(SERVER_ENDPOINT)?;
         kernel.expire(monotonic_now())?;
@@ -251,36 +260,38 @@ fn tables(count: u16) -> NodeTables {
     tables
 }
 
-/// What `agent/network` installs, for this pod range.
-const INSTALLED: &str = r#"
-table inet palisade {
-  chain postrouting {
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr 10.7.0.0/24 ip daddr != 10.7.0.0/24 oifname != { "client", "server" } counter masquerade
-  }
-  chain prerouting {
-    type filter hook prerouting priority raw; policy accept;
-    iifname != { "client", "server", "lo" } ip saddr 10.7.0.0/24 counter drop
-    iifname { "client", "server" } ip saddr 10.7.0.0/24 ip daddr 10.7.0.0/24 notrack
-  }
-  chain forward {
-    type filter hook forward priority filter; policy accept;
-    iifname { "client", "server" } oifname != { "client", "server" } ip daddr 10.7.0.0/24 counter drop
-    iifname { "client", "server" } ip daddr 169.254.0.0/16 th dport != 53 counter drop
-  }
+/// What the agent installs on a node of these pods, which has IPv6 and an uplink that did not forward before it came.
+fn installed() -> Result<String> {
+    let uplinks = ["eth0".to_owned()];
+    Ok(firewall::ruleset(firewall::Scope {
+        pods: "10.7.0.0/24".parse().context("no range of pods")?,
+        pods6: Some("fd07::/64".parse().context("no range of pods")?),
+        opened: &uplinks,
+        opened6: &uplinks,
+        node: Ipv4Addr::new(192, 0, 2, 1),
+        host_ports: (&[], &[]),
+    }))
 }
-"#;
+
+/// The table without the rules that keep the kernel from tracking what goes from pod to pod.
+fn tracking(table: &str) -> String {
+    let lines = table.lines().filter(|line| !line.ends_with(" notrack"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
 
 /// Where packets of no tracked connection go on to the pods' chains.
-const FORWARD: &str = r#"
-  chain forward {
+fn forward() -> String {
+    format!(
+        "  chain forward {{
     type filter hook forward priority filter; policy drop;
     ct state established,related accept
     ct state invalid drop
-    iifname "client" goto from_client
-  }
+    iifname \"{CLIENT_LINK}\" goto from_client
+  }}
+}}
+"
+    )
 }
-"#;
 
 fn chain(count: u16) -> String {
     let mut text = "table inet bench {\n".to_owned();
@@ -296,7 +307,7 @@ fn chain(count: u16) -> String {
         }
         writes(&mut text, format_args!("    drop\n  }}\n"));
     }
-    text + FORWARD
+    text + &forward()
 }
 
 fn verdict_map(count: u16) -> String {
@@ -322,7 +333,7 @@ fn verdict_map(count: u16) -> String {
         );
         writes(&mut text, lookup);
     }
-    text + FORWARD
+    text + &forward()
 }
 
 fn word(protocol: u8) -> &'static str {
@@ -337,45 +348,21 @@ fn writes(text: &mut String, what: std::fmt::Arguments<'_>) {
 fn lines(samples: &BTreeMap<Judge, Samples>) -> Vec<Line> {
     let none = Samples::default();
     let of = |judge: Judge| samples.get(&judge).unwrap_or(&none);
-    let (map_few, map_many) = ("nftables, verdict map", "nftables, verdict map");
+    let (map, chain, nobody) = ("nftables, verdict map", "nftables, chain", "no policy, no table");
     let mut lines = Vec::new();
     for (what, ours, peer, name, least) in [
-        ("10 rules", Judge::Ours(FEW), Judge::Map(FEW), map_few, Some(1.0)),
+        ("10 rules", Judge::Ours(FEW), Judge::Map(FEW), map, Some(1.0)),
         (
             "10,000 rules",
             Judge::Ours(MANY),
             Judge::Map(MANY),
-            map_many,
+            map,
             Some(1.0),
         ),
-        (
-            "10 rules",
-            Judge::Ours(FEW),
-            Judge::Chain(FEW),
-            "nftables, chain",
-            None,
-        ),
-        (
-            "10,000 rules",
-            Judge::Ours(MANY),
-            Judge::Chain(MANY),
-            "nftables, chain",
-            None,
-        ),
-        (
-            "10,000 rules",
-            Judge::Ours(MANY),
-            Judge::Nobody,
-            "no policy",
-            None,
-        ),
-        (
-            "10,000, beside agent's nft table",
-            Judge::OursInstalled(MANY),
-            Judge::Map(MANY),
-            map_many,
-            None,
-        ),
+        ("10 rules", Judge::Ours(FEW), Judge::Chain(FEW), chain, None),
+        ("10,000 rules", Judge::Ours(MANY), Judge::Chain(MANY), chain, None),
+        ("10,000 rules", Judge::Ours(MANY), Judge::Nobody, nobody, None),
+        ("programs alone", Judge::Alone(MANY), Judge::Nobody, nobody, None),
     ] {
         lines.push(Line::at_least(
             &format!("connections per second, {what}"),
@@ -386,16 +373,12 @@ fn lines(samples: &BTreeMap<Judge, Samples>) -> Vec<Line> {
         ));
     }
     for (what, ours, peer, name) in [
-        ("10 rules", Judge::Ours(FEW), Judge::Map(FEW), map_few),
-        ("10,000 rules", Judge::Ours(MANY), Judge::Map(MANY), map_many),
-        ("10 rules", Judge::Ours(FEW), Judge::Chain(FEW), "nftables, chain"),
-        (
-            "10,000 rules",
-            Judge::Ours(MANY),
-            Judge::Chain(MANY),
-            "nftables, chain",
-        ),
-        ("10,000 rules", Judge::Ours(MANY), Judge::Nobody, "no policy"),
+        ("10 rules", Judge::Ours(FEW), Judge::Map(FEW), map),
+        ("10,000 rules", Judge::Ours(MANY), Judge::Map(MANY), map),
+        ("10 rules", Judge::Ours(FEW), Judge::Chain(FEW), chain),
+        ("10,000 rules", Judge::Ours(MANY), Judge::Chain(MANY), chain),
+        ("10,000 rules", Judge::Ours(MANY), Judge::Nobody, nobody),
+        ("programs alone", Judge::Alone(MANY), Judge::Nobody, nobody),
     ] {
         lines.push(Line::paired(
             &format!("first datagram and answer, {what}"),
@@ -405,15 +388,15 @@ fn lines(samples: &BTreeMap<Judge, Samples>) -> Vec<Line> {
         ));
     }
     for (what, ours, peer, name, least) in [
-        ("", Judge::Ours(MANY), Judge::Nobody, "no programs", Some(0.95)),
+        ("", Judge::Ours(MANY), Judge::Nobody, nobody, Some(0.95)),
         (
-            ", beside agent's nft table",
-            Judge::OursInstalled(MANY),
+            ", programs alone",
+            Judge::Alone(MANY),
             Judge::Nobody,
-            "no programs",
+            nobody,
             None,
         ),
-        ("", Judge::Ours(MANY), Judge::Map(MANY), map_many, None),
+        ("", Judge::Ours(MANY), Judge::Map(MANY), map, None),
     ] {
         lines.push(Line::at_least(
             &format!("iperf3 from pod to pod{what}"),
@@ -424,4 +407,34 @@ fn lines(samples: &BTreeMap<Judge, Samples>) -> Vec<Line> {
         ));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_network::LINK_PREFIX;
+
+    use super::*;
+    use crate::pods::SERVER_LINK;
+
+    #[test]
+    fn the_agents_table_speaks_of_the_pods_here_and_the_peers_have_all_of_it_but_what_hides_pods_from_tracking()
+     {
+        for link in [CLIENT_LINK, SERVER_LINK] {
+            assert!(link.starts_with(LINK_PREFIX), "{link}");
+        }
+        let table = installed().unwrap();
+        assert!(table.contains(&format!("iifname \"{LINK_PREFIX}*\"")));
+        assert!(table.contains("masquerade"));
+        let tracking = tracking(&table);
+        let kept: Vec<&str> = tracking.lines().collect();
+        let (kept, left_out): (Vec<&str>, Vec<&str>) = table.lines().partition(|line| kept.contains(line));
+        assert_eq!(kept.len(), tracking.lines().count());
+        assert_eq!(left_out.len(), 2, "{left_out:?}");
+        for rule in left_out {
+            assert!(
+                rule.contains("saddr") && rule.contains("daddr") && rule.ends_with("notrack"),
+                "{rule}"
+            );
+        }
+    }
 }

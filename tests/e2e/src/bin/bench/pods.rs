@@ -28,6 +28,9 @@ use nix::{
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 2);
 /// Address of the pod that answers.
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 3);
+/// Host sides of their links, named as the agent names them: its nftables table speaks of all such names.
+pub(crate) const CLIENT_LINK: &str = "palclient";
+pub(crate) const SERVER_LINK: &str = "palserver";
 /// Answers one byte for one byte and closes.
 pub(crate) const TCP_PORT: u16 = 8080;
 /// Sends datagrams back.
@@ -70,8 +73,8 @@ impl Pair {
     pub(crate) fn plug_in() -> Result<Self> {
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot forward")?;
         ip("link set lo up")?;
-        let client = Pod::plug_in("client", CLIENT, [2, 0, 0, 0, 1, 2])?;
-        let server = Pod::plug_in("server", SERVER, [2, 0, 0, 0, 1, 3])?;
+        let client = Pod::plug_in(CLIENT_LINK, CLIENT, [2, 0, 0, 0, 1, 2])?;
+        let server = Pod::plug_in(SERVER_LINK, SERVER, [2, 0, 0, 0, 1, 3])?;
         client.inside(|| {
             // Sockets of connections that were closed a second ago are free again, so ports do not run out.
             fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").context("cannot reuse ports")?;
@@ -171,8 +174,8 @@ impl Pair {
         for thread in self.answering {
             thread.join().map_err(|_panic| anyhow!("a server panicked"))??;
         }
-        ip("link del client")?;
-        ip("link del server")
+        ip(&format!("link del {CLIENT_LINK}"))?;
+        ip(&format!("link del {SERVER_LINK}"))
     }
 }
 

@@ -28,7 +28,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::{Line, cold, show};
+use crate::{Line, Report, calls, cold, show};
 
 /// Where Debian's package `golang-github-containers-common` keeps the default filter.
 const DEFAULT_FILTER: &str = "/usr/share/containers/seccomp.json";
@@ -80,7 +80,21 @@ struct Times {
 }
 
 /// Measures all sides in alternating rounds.
-pub(crate) fn measure(rounds: u32) -> Result<Vec<Line>> {
+pub(crate) fn measure(rounds: u32) -> Result<Report> {
+    let mut lines = containers(rounds)?;
+    lines.extend(calls::measure()?);
+    Ok(Report {
+        name: "runtime",
+        how: format!(
+            "medians of {rounds} rounds, cold start {}, calls of {} programs",
+            cold::rounds(rounds),
+            calls::CHILDREN
+        ),
+        lines,
+    })
+}
+
+fn containers(rounds: u32) -> Result<Vec<Line>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let directory = directory.path();
     let _memory = Memory::mount(directory.join("run"))?;
