@@ -284,7 +284,7 @@ pub enum FlowDirection {
 }
 
 /// What was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowVerdict {
     /// Passed on.
@@ -294,7 +294,7 @@ pub enum FlowVerdict {
 }
 
 /// What decided a flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DecidedBy {
     /// `NetworkPolicy default/web rule 0`, `default-deny (isolated by ...)`, `no-policy`, `spoofed-source`,
@@ -312,7 +312,7 @@ pub struct DecidedBy {
 }
 
 /// What would have been decided with other policies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StagedVerdict {
     /// The verdict.

@@ -1,6 +1,6 @@
 //! One record, named.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use api::flow::{
     DecidedBy, EndpointRef, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowVerdict, PodRef, StagedVerdict,
@@ -13,7 +13,10 @@ use ebpf_abi::{
 use jiff::{SignedDuration, Timestamp};
 use policies_ir::tables::{self, Direction, EndpointId, Packet, RuleId};
 
-use crate::names::{NamedEndpoint, Names, Snapshot};
+use crate::{
+    names::{Known, NamedEndpoint, Names},
+    opened::Opened,
+};
 
 /// How to tell the time of day from the kernel's monotonic clock.
 #[derive(Debug, Clone, Copy)]
@@ -34,9 +37,11 @@ impl Clock {
     }
 }
 
-/// The event that a record stands for.
+/// The event that a record stands for. What the start of a flow says is remembered for its totals.
 pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock) -> FlowEvent {
-    let (snapshot, exact) = names.of(EndpointId(record.endpoint), record.epoch);
+    let known = names.of(EndpointId(record.endpoint), record.epoch);
+    let opened = names.said_of(record);
+    let snapshot = &*known.snapshot;
     let (source, destination) = (record.source.to_ip(), record.destination.to_ip());
     let direction = if record.direction == DIRECTION_INGRESS {
         FlowDirection::Ingress
@@ -48,10 +53,25 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
     } else {
         destination
     };
-    let peer = snapshot.addresses.get(&peer);
+    let peer = peer_of(snapshot.addresses.get(&peer), opened.as_ref());
+    let staged = match known.is_exact {
+        true => staged(record, &known).map(Arc::new),
+        // The start of the flow, if it was not judged again since, was told when they were known.
+        false => opened
+            .as_ref()
+            .filter(|opened| opened.change == record.epoch)
+            .and_then(|opened| opened.staged.clone()),
+    };
+    if kind(record) == FlowKind::Start {
+        let said = Opened {
+            change: record.epoch,
+            peer: peer.cloned(),
+            staged: staged.clone(),
+        };
+        names.remember(record, said);
+    }
     let own = snapshot.endpoints.get(&EndpointId(record.endpoint));
-    let labels =
-        |end: Option<&std::sync::Arc<NamedEndpoint>>| end.map(|end| end.labels.clone()).unwrap_or_default();
+    let labels = |end: Option<&Arc<NamedEndpoint>>| end.map(|end| end.labels.clone()).unwrap_or_default();
     let omitted = [own, peer].into_iter().flatten().map(|end| end.omitted);
     FlowEvent {
         sequence: 0,
@@ -62,8 +82,8 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
         forwarded: snapshot.forwarding.contains(&EndpointId(record.endpoint)),
         direction,
         verdict: verdict_of(record),
-        decided_by: decided_by(record, &snapshot, exact),
-        staged: staged(record, &snapshot, exact),
+        decided_by: decided_by(record, &known),
+        staged: staged.map(Arc::unwrap_or_clone),
         source,
         destination,
         peer: peer.map(|peer| peer.endpoint.clone()),
@@ -78,7 +98,19 @@ pub fn flow_event(record: &FlowRecord, names: &Names, node: &str, clock: &Clock)
         pod_labels: labels(own),
         peer_labels: labels(peer),
         labels_omitted: omitted.sum(),
-        logged_by: logged_by(record, &snapshot, exact),
+        logged_by: logged_by(record, &known),
+    }
+}
+
+/// Who is at the other end: who has its address, but of a flow that has opened whoever had it then.
+fn peer_of<'a>(
+    now: Option<&'a Arc<NamedEndpoint>>,
+    opened: Option<&'a Opened>,
+) -> Option<&'a Arc<NamedEndpoint>> {
+    let then = opened.and_then(|opened| opened.peer.as_ref());
+    match then {
+        Some(then) if now.is_none_or(|now| now.endpoint != then.endpoint) => Some(then),
+        _ => now,
     }
 }
 
@@ -115,7 +147,7 @@ fn traffic(amounts: &[u64; 2]) -> Traffic {
 
 /// The pod or host endpoint whose interface judged. An interface that neither is known for is named by its number, without
 /// a namespace, so that it cannot be taken for a pod.
-fn judging(record: &FlowRecord, own: Option<&std::sync::Arc<NamedEndpoint>>) -> EndpointRef {
+fn judging(record: &FlowRecord, own: Option<&Arc<NamedEndpoint>>) -> EndpointRef {
     let unknown = || PodRef {
         namespace: String::new(),
         name: format!("interface {}", record.ifindex),
@@ -125,33 +157,33 @@ fn judging(record: &FlowRecord, own: Option<&std::sync::Arc<NamedEndpoint>>) -> 
 
 /// `Log` rules that matched. They are asked about the packet that a decision is about: totals say nothing new, and
 /// policies of another epoch nothing about this one.
-fn logged_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Vec<DecidedBy> {
-    let asked = exact && matches!(kind(record), FlowKind::Start | FlowKind::Denied);
-    let rules = snapshot.logging.as_ref().filter(|_| asked);
+fn logged_by(record: &FlowRecord, known: &Known) -> Vec<DecidedBy> {
+    let asked = known.is_exact && matches!(kind(record), FlowKind::Start | FlowKind::Denied);
+    let rules = known.snapshot.logging.as_ref().filter(|_| asked);
     let Some(rules) = rules.filter(|_| Reason::from_code(record.reason) == Some(Reason::Policy)) else {
         return Vec::new();
     };
     let names = rules.matched(EndpointId(record.endpoint), &packet(record));
     names
         .into_iter()
-        .map(|name| named(Some(tables::DecidedBy::Rule(name)), true))
+        .map(|name| named(Some(tables::DecidedBy::Rule(name))))
         .collect()
 }
 
-fn decided_by(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> DecidedBy {
+fn decided_by(record: &FlowRecord, known: &Known) -> DecidedBy {
     match Reason::from_code(record.reason) {
         Some(Reason::Policy) => {}
         Some(reason) => return word(reason.word()),
         None => return word("unknown-reason"),
     }
-    named(snapshot.tables.decided_by(RuleId(record.rule)), exact)
+    named(known.decided_by(RuleId(record.rule)))
 }
 
 /// What the staged tables say, where that is another verdict or the same by another rule: whoever tries a policy wants
 /// to see also that it would have decided. What was not judged by policy would not have been with other policies
 /// either, and tables of another epoch say nothing about this one. Nor do tables that the kernel would refuse.
-fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<StagedVerdict> {
-    let tables = snapshot.staged.as_ref().filter(|_| exact)?;
+fn staged(record: &FlowRecord, known: &Known) -> Option<StagedVerdict> {
+    let tables = known.snapshot.staged.as_ref().filter(|_| known.is_exact)?;
     let own = tables.endpoints.get(&EndpointId(record.endpoint));
     if own.is_some_and(|own| own.source_classes() > tables::MAX_SOURCE_CLASSES) {
         return None;
@@ -164,10 +196,10 @@ fn staged(record: &FlowRecord, snapshot: &Snapshot, exact: bool) -> Option<Stage
     };
     // Both number their rules, each in its own way.
     let rule = tables.decided_by(would_be.rule);
-    let differs = verdict != verdict_of(record) || rule != snapshot.tables.decided_by(RuleId(record.rule));
+    let differs = verdict != verdict_of(record) || rule != known.decided_by(RuleId(record.rule));
     differs.then(|| StagedVerdict {
         verdict,
-        decided_by: named(rule, true),
+        decided_by: named(rule),
     })
 }
 
@@ -203,23 +235,21 @@ fn word(word: &str) -> DecidedBy {
     }
 }
 
-fn named(rule: Option<tables::DecidedBy>, exact: bool) -> DecidedBy {
+fn named(rule: Option<tables::DecidedBy>) -> DecidedBy {
     match rule {
         Some(tables::DecidedBy::Builtin(builtin)) => word(builtin.word()),
-        Some(tables::DecidedBy::Rule(name)) if exact => DecidedBy {
+        Some(tables::DecidedBy::Rule(name)) => DecidedBy {
             rule: name.to_string(),
             policy: Some(name.policy).filter(|policy| !policy.is_empty()),
             tier: Some(name.tier),
             index: name.rule,
         },
-        _ => word("unnamed-rule"),
+        None => word("unnamed-rule"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use api::flow::HostRef;
     use ebpf_abi::{Address, DIRECTION_EGRESS};
     use policies_ir::{
@@ -236,6 +266,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::names::Snapshot;
 
     const CLIENT: &str = "10.7.0.2";
     const CLOCK: Clock = Clock {
@@ -343,7 +374,7 @@ mod tests {
         for other in 4..10 {
             names.publish(Snapshot {
                 changes: [(EndpointId(7), 3), (EndpointId(8), other)].into(),
-                ..(*names.of(EndpointId(7), 3).0).clone()
+                ..(*names.of(EndpointId(7), 3).snapshot).clone()
             });
         }
         let event = flow_event(&record(), &names, "node-1", &CLOCK);
@@ -403,7 +434,12 @@ mod tests {
         );
         assert_eq!(told.decided_by.rule, "StagedGlobalNetworkPolicy open rule 1");
         let enforced = names_with(Some(NodeTables {
-            rules: names_with(None).of(EndpointId(7), 3).0.tables.rules.clone(),
+            rules: names_with(None)
+                .of(EndpointId(7), 3)
+                .snapshot
+                .tables
+                .rules
+                .clone(),
             ..tables.clone()
         }));
         let event = flow_event(&same, &enforced, "node-1", &CLOCK);
@@ -464,6 +500,108 @@ mod tests {
         assert_eq!(event.opened.unwrap().to_string(), "1969-12-31T23:59:58Z");
     }
 
+    /// Names after changes 4 to 23, under which rule numbers mean something else and `holder` has the peer's address.
+    fn changed_often(names: &Names, holder: Option<&str>) {
+        let first = (*names.newest()).clone();
+        for change in 4..24 {
+            let rule = RuleName {
+                tier: "default".to_owned(),
+                policy: format!("NetworkPolicy default/other-{change}"),
+                rule: Some(0),
+            };
+            let holder = holder.map(|name| ("10.7.0.9".parse().unwrap(), named_pod(name)));
+            names.publish(Snapshot {
+                tables: Arc::new(NodeTables {
+                    rules: vec![rule],
+                    ..NodeTables::default()
+                }),
+                staged: None,
+                changes: [(EndpointId(7), change)].into(),
+                addresses: Arc::new(holder.into_iter().collect()),
+                ..first.clone()
+            });
+        }
+    }
+
+    fn start() -> FlowRecord {
+        FlowRecord {
+            kind: RECORD_START,
+            verdict: 1,
+            opened_ns: 99_000_000_000,
+            ..record()
+        }
+    }
+
+    fn total(kind: u8, epoch: u32) -> FlowRecord {
+        FlowRecord {
+            kind,
+            epoch,
+            time_ns: 99_900_000_000,
+            packets: [3, 4],
+            ..start()
+        }
+    }
+
+    #[test]
+    fn totals_say_what_the_start_said_however_much_has_changed_since() {
+        let staged = || {
+            Some(NodeTables {
+                rules: Vec::new(),
+                ..NodeTables::default()
+            })
+        };
+        for holder in [None, Some("successor")] {
+            let names = names_with(staged());
+            let told = |record: &FlowRecord| flow_event(record, &names, "node-1", &CLOCK);
+            let first = told(&start());
+            assert_eq!(first.peer, Some(pod("web").into()));
+            assert!(first.staged.is_some());
+            changed_often(&names, holder);
+            for kind in [RECORD_UPDATE, RECORD_UPDATE, RECORD_END] {
+                let total = told(&total(kind, 3));
+                assert_eq!(total.decided_by, first.decided_by, "kept as it was decided");
+                assert_eq!(total.staged, first.staged);
+                assert_eq!(
+                    (&total.peer, &total.peer_labels),
+                    (&first.peer, &first.peer_labels)
+                );
+            }
+            let again = told(&total(RECORD_END, 3));
+            assert_eq!(
+                again.peer.map(|peer| peer.to_string()),
+                holder.map(|name| pod(name).to_string())
+            );
+        }
+    }
+
+    #[test]
+    fn totals_of_a_flow_that_was_judged_again_name_the_rule_of_that_time() {
+        let names = names();
+        let told = |record: &FlowRecord| flow_event(record, &names, "node-1", &CLOCK);
+        told(&start());
+        changed_often(&names, None);
+        let update = told(&total(RECORD_UPDATE, 5));
+        assert_eq!(update.decided_by.rule, "NetworkPolicy default/other-5 rule 0");
+        assert_eq!(update.decided_by.tier.as_deref(), Some("default"));
+        assert_eq!(update.peer, Some(pod("web").into()));
+        assert_eq!(told(&total(RECORD_END, 24)).decided_by.rule, "unnamed-rule");
+    }
+
+    #[test]
+    fn a_peer_that_is_still_there_is_told_with_the_labels_that_it_has() {
+        let names = names();
+        let told = |record: &FlowRecord| flow_event(record, &names, "node-1", &CLOCK);
+        told(&start());
+        let labels = [("app".to_owned(), "web-2".to_owned())].into();
+        let web = Arc::new(NamedEndpoint::new(pod("web").into(), &labels));
+        names.publish(Snapshot {
+            addresses: Arc::new([("10.7.0.9".parse().unwrap(), web)].into()),
+            ..(*names.newest()).clone()
+        });
+        let end = told(&total(RECORD_END, 3));
+        assert_eq!((end.peer, end.peer_labels), (Some(pod("web").into()), labels));
+    }
+
     fn rule(index: u32, action: Action, protocol: Option<u8>) -> Rule {
         Rule {
             index,
@@ -510,7 +648,7 @@ mod tests {
     /// Indices of the `Log` rules that the event of a record names.
     fn logged(rules: Option<crate::logging::LogRules>, record: &FlowRecord) -> Vec<Option<u32>> {
         let names = names();
-        let snapshot = (*names.of(EndpointId(7), 3).0).clone();
+        let snapshot = (*names.of(EndpointId(7), 3).snapshot).clone();
         names.publish(Snapshot {
             logging: rules.map(Arc::new),
             changes: [(EndpointId(7), 3), (EndpointId(8), 3), (EndpointId(9), 3)].into(),

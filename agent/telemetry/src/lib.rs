@@ -18,7 +18,9 @@ mod log;
 mod logging;
 mod metrics;
 mod names;
+mod opened;
 mod reader;
+mod rule_names;
 
 pub use event::{Clock, flow_event};
 pub use history::{History, Query};
@@ -26,5 +28,5 @@ pub use hub::{FOLLOWER_LAG, Follower, Hub};
 pub use log::{FlowLog, LogConfig, LogError};
 pub use logging::LogRules;
 pub use metrics::{METRICS_MEDIA_TYPE, exposition};
-pub use names::{NamedEndpoint, Names, Snapshot};
+pub use names::{Known, NamedEndpoint, Names, Snapshot};
 pub use reader::{Reader, StartError, report};

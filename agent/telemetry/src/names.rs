@@ -8,12 +8,17 @@ use std::{
 };
 
 use api::{flow::EndpointRef, selector::Labels};
-use policies_ir::tables::{EndpointId, NodeTables};
+use ebpf_abi::FlowRecord;
+use policies_ir::tables::{self, EndpointId, NodeTables, RuleId};
 
-use crate::logging::LogRules;
+use crate::{
+    logging::LogRules,
+    opened::{Opened, OpenedFlows},
+    rule_names::RuleNames,
+};
 
-/// How many changes of policy back a record may come from and still be named. A record waits on the ring for far less
-/// time than so many changes take.
+/// How many changes of policy back everything is known: a record waits on the ring for far less time than so many changes
+/// take. Totals of flows come from changes that are older: for them [`RuleNames`] and [`OpenedFlows`] are kept.
 const SNAPSHOTS_KEPT: usize = 16;
 /// Most labels of one end that an event carries, and most bytes of them.
 const MAX_LABELS: usize = 32;
@@ -50,10 +55,44 @@ pub struct NamedEndpoint {
 /// Names, published by the agent whenever it has changed the datapath's tables.
 #[derive(Debug, Default)]
 pub struct Names {
-    snapshots: RwLock<VecDeque<Arc<Snapshot>>>,
-    /// Whether there are any, and who waits for that.
-    published: Mutex<bool>,
-    first: Condvar,
+    kept: RwLock<Kept>,
+    opened: Mutex<OpenedFlows>,
+    published: Mutex<Published>,
+    publication: Condvar,
+}
+
+/// What is known of what a change decided at an endpoint.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// The names that held then, or the newest that have the endpoint.
+    pub snapshot: Arc<Snapshot>,
+    /// Whether they are the change's own: only then staged policies, and rules that log, are those of the time.
+    pub is_exact: bool,
+    /// What the rules' numbers meant; none if that is not known.
+    rules: Arc<NodeTables>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Newest first.
+    snapshots: VecDeque<Arc<Snapshot>>,
+    rules: RuleNames,
+}
+
+/// What those who wait go by.
+#[derive(Debug, Default)]
+struct Published {
+    /// The newest change that any endpoint followed; nothing if there are no names yet.
+    newest: Option<u32>,
+    /// Whether somebody has waited in vain since.
+    in_vain: bool,
+}
+
+impl Known {
+    /// What decided; nothing where nobody knows any more.
+    pub fn decided_by(&self, rule: RuleId) -> Option<tables::DecidedBy> {
+        self.rules.decided_by(rule)
+    }
 }
 
 impl NamedEndpoint {
@@ -86,50 +125,92 @@ impl Names {
 
     /// Sets the newest names, with the changes that `Datapath::sync` returned for these tables.
     pub fn publish(&self, snapshot: Snapshot) {
-        // A panic while the lock was held leaves nothing half done: both statements that change it are single moves.
-        let mut snapshots = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
-        snapshots.push_front(Arc::new(snapshot));
-        snapshots.truncate(SNAPSHOTS_KEPT);
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.first.notify_all();
+        let newest = snapshot.changes.values().copied().max();
+        // A panic while a lock was held leaves nothing that is wrong: at worst something is missing that was known.
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(newest) = newest {
+            kept.rules.add(newest, &snapshot.tables);
+        }
+        kept.snapshots.push_front(Arc::new(snapshot));
+        kept.snapshots.truncate(SNAPSHOTS_KEPT);
+        drop(kept);
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        *published = Published {
+            newest: published.newest.max(newest.or(Some(0))),
+            in_vain: false,
+        };
+        self.publication.notify_all();
     }
 
     /// Waits for the first names, no longer than `timeout`. Whether there are any.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let are_none = |published: &mut Published| published.newest.is_none();
+        let waited = self.publication.wait_timeout_while(published, timeout, are_none);
+        waited.unwrap_or_else(PoisonError::into_inner).0.newest.is_some()
+    }
+
+    /// Waits for the names of `change`, no longer than `timeout`: the kernel judges by a change a moment before its names
+    /// are published. Changes have growing numbers, so one that is not newer than the newest of which there are names is not
+    /// waited for. Nor is any before the first names, or once somebody has waited in vain since the last.
+    pub(crate) fn wait_for(&self, change: u32, timeout: Duration) {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_to_come = |published: &mut Published| {
+            !published.in_vain && published.newest.is_some_and(|newest| newest < change)
+        };
         let waited = self
-            .first
-            .wait_timeout_while(published, timeout, |published| !*published);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+            .publication
+            .wait_timeout_while(published, timeout, is_to_come);
+        let (mut published, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        published.in_vain |= waited.timed_out();
     }
 
     /// The newest names.
     pub fn newest(&self) -> Arc<Snapshot> {
-        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
-        snapshots.front().cloned().unwrap_or_default()
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.snapshots.front().cloned().unwrap_or_default()
     }
 
     /// The pod or host endpoint of a number, gone ones included for a while.
     pub(crate) fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointRef> {
-        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
-        snapshots
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.snapshots
             .iter()
             .find_map(|snapshot| snapshot.endpoints.get(&endpoint))
             .map(|named| named.endpoint.clone())
     }
 
-    /// The names that hold for what `change` decides at `endpoint`, and whether they are really its own: pods of a
-    /// change that is not known are looked up in the newest names that have the endpoint, but its rules have other
-    /// numbers.
-    pub fn of(&self, endpoint: EndpointId, change: u32) -> (Arc<Snapshot>, bool) {
-        let snapshots = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+    /// What is known of what `change` decides at `endpoint`.
+    pub fn of(&self, endpoint: EndpointId, change: u32) -> Known {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let snapshots = &kept.snapshots;
         let follows = |snapshot: &&Arc<Snapshot>| snapshot.changes.get(&endpoint) == Some(&change);
         if let Some(snapshot) = snapshots.iter().find(follows) {
-            return (Arc::clone(snapshot), true);
+            return Known {
+                rules: Arc::clone(&snapshot.tables),
+                snapshot: Arc::clone(snapshot),
+                is_exact: true,
+            };
         }
         let knows = |snapshot: &&Arc<Snapshot>| snapshot.endpoints.contains_key(&endpoint);
         let snapshot = snapshots.iter().find(knows).or(snapshots.front());
-        (snapshot.cloned().unwrap_or_default(), false)
+        Known {
+            snapshot: snapshot.cloned().unwrap_or_default(),
+            is_exact: false,
+            rules: kept.rules.of(change).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Remembers what the start of a flow says.
+    pub(crate) fn remember(&self, start: &FlowRecord, opened: Opened) {
+        let mut flows = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.remember(start, opened);
+    }
+
+    /// What the start of the flow said that `record` tells the totals of.
+    pub(crate) fn said_of(&self, record: &FlowRecord) -> Option<Opened> {
+        let mut flows = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.said_of(record)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::flow::{self, FlowDirection, FlowEvent};
 use policies_ir::{
-    policy::{Action, DefaultAction, EndpointToHost, Policy, PolicySet, ProfileRules, Rule, Tier},
+    policy::{Action, DefaultAction, EndpointToHost, Phase, Policy, PolicySet, ProfileRules, Rule, Tier},
     tables::{DecidedBy, Direction, RuleName},
 };
 use serde::Serialize;
@@ -56,6 +56,9 @@ pub struct RuleUse {
 pub enum RuleStatus {
     /// It can.
     Live,
+    /// It can, before flows are known (`doNotTrack`), and allows: no flow is tracked, so no event names it, however much
+    /// passes.
+    Untracked,
     /// Rules before it decide everything that it matches: it is never the first that matches.
     Shadowed {
         /// Those rules.
@@ -67,6 +70,8 @@ pub enum RuleStatus {
     AppliesToNothing,
     /// It only takes note, and never decides.
     Logs,
+    /// Likewise, before flows are known: of what is denied alone, since no event tells of what is allowed there.
+    LogsDenied,
 }
 
 /// What decided recorded flows and is no rule of the policies.
@@ -191,6 +196,18 @@ struct Found {
     holder: Holder,
 }
 
+impl Found {
+    /// Whether it is asked before flows are known.
+    fn is_untracked(&self, policies: &PolicySet) -> bool {
+        let Holder::Policy { tier, policy } = &self.holder else {
+            return false;
+        };
+        let tier = policies.tiers.get(*tier);
+        let policy = tier.and_then(|tier| tier.policies.get(*policy));
+        policy.is_some_and(|policy| policy.phase == Phase::Untracked)
+    }
+}
+
 /// What holds a rule, by position or name.
 #[derive(Clone)]
 enum Holder {
@@ -263,8 +280,11 @@ fn rules(policies: &PolicySet) -> Vec<Found> {
 
 fn status(model: &Model, deciding: &BTreeSet<(Direction, DecidedBy)>, found: &Found) -> RuleStatus {
     let itself = (found.direction, DecidedBy::Rule(found.name.clone()));
+    let is_untracked = found.is_untracked(model.policies());
     match found.action {
+        Action::Log if is_untracked => return RuleStatus::LogsDenied,
         Action::Log => return RuleStatus::Logs,
+        Action::Allow if is_untracked && deciding.contains(&itself) => return RuleStatus::Untracked,
         Action::Allow | Action::Deny if deciding.contains(&itself) => return RuleStatus::Live,
         // What passes on decides nothing itself. Were it to deny, it would decide exactly what it passes on.
         Action::Pass => {

@@ -21,11 +21,11 @@ pub(super) fn names_in_use(
 ) -> InUse {
     let mut in_use: InUse = BTreeMap::new();
     for flow in flows.iter().filter(|flow| addresses.contains(&flow.peer)) {
-        let (snapshot, is_its_own) = names.of(flow.endpoint, flow.epoch);
-        let patterns: Vec<&DomainMatch> = match snapshot.tables.decided_by(flow.rule) {
-            Some(DecidedBy::Rule(rule)) if is_its_own => named.behind(&rule).collect(),
+        let known = names.of(flow.endpoint, flow.epoch);
+        let patterns: Vec<&DomainMatch> = match known.decided_by(flow.rule) {
+            Some(DecidedBy::Rule(rule)) if known.is_exact => named.behind(&rule).collect(),
             Some(DecidedBy::Builtin(_)) => named.passing.iter().collect(),
-            // It has been silent since tables of which nobody knows the rules any more, and is judged anew with its next packet.
+            // It has been silent since tables that are long gone, and is judged anew with its next packet.
             Some(DecidedBy::Rule(_)) | None => wanted.iter().collect(),
         };
         if !patterns.is_empty() {

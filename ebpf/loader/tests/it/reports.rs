@@ -1,12 +1,17 @@
 //! What is told about flows and denials, and what a flood can hide.
 
-use std::{collections::BTreeMap, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use aya::maps::{Map, MapData, RingBuf};
 use ebpf_abi::{
     END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS,
     MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
-    MAX_VERDICTS, RECORD_DENIED, RECORD_END, RECORD_UPDATE, RING_HURRY_BYTES,
+    MAX_VERDICTS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE, RING_HURRY_BYTES,
 };
 use ebpf_loader::{
     Datapath, FlowRecord, HostEndpoint, HostLink, Limits, Reason, UPDATE_EVERY, monotonic_now,
@@ -15,7 +20,7 @@ use policies_ir::tables::{Direction, EndpointId, IdentityId, NodeTables, Service
 use rustix::event::{Timespec, epoll};
 
 use crate::{
-    frames::{ACK, Ends, FIN, RST, SYN, TCP, UDP, frame, segment, udp},
+    frames::{ACK, Ends, FIN, ICMP, RST, SYN, TCP, UDP, frame, icmp, segment, tcp, udp},
     lab::{ENDPOINT, LOOPBACK, Lab, ip, link, tables},
 };
 
@@ -94,6 +99,42 @@ fn a_flow_ends_with_its_totals_and_the_reason() {
         assert!(record.opened_ns > 0 && record.time_ns > record.opened_ns);
         assert_eq!(expire(&mut lab, day), [], "told once");
     }
+}
+
+/// Whoever names events finds by it what the start of a flow said.
+#[test]
+fn a_start_and_an_end_tell_alike_which_flow_they_are_about() {
+    let mut lab = Lab::new();
+    let both = [Direction::Egress, Direction::Ingress].map(|direction| (direction, 0, Service::Any));
+    lab.program(&link(LOOPBACK, &[POD]), &tables(&["10.7.0.0/24"], &both));
+    let (out, back) = (out(), out().reversed());
+    let mut starts = Vec::new();
+    for (direction, bytes) in [
+        (Direction::Egress, frame(out, TCP, &tcp(1000, 80, SYN))),
+        (Direction::Ingress, frame(back, TCP, &tcp(1001, 81, SYN))),
+        (Direction::Egress, frame(out, UDP, &udp(1002, 53))),
+        (Direction::Ingress, frame(back, UDP, &udp(1003, 54))),
+        (Direction::Egress, frame(out, ICMP, &icmp(8, 0, 7))),
+        (Direction::Ingress, frame(back, ICMP, &icmp(8, 0, 8))),
+        (Direction::Egress, frame(out, 47, &[0; 8])),
+    ] {
+        let (verdict, record) = lab.judge(direction, &bytes);
+        assert_eq!(verdict, Verdict::Allow);
+        starts.extend(record);
+    }
+    let ends = expire(&mut lab, Duration::from_secs(3600));
+    let told = |records: &[FlowRecord], kind: u8| {
+        assert!(records.iter().all(|record| record.kind == kind), "{records:?}");
+        let flows = records.iter().map(|record| {
+            let ends = (record.source, record.destination);
+            let ports = (record.source_port, record.destination_port);
+            (record.opened_ns, record.endpoint, ends, ports, record.protocol)
+        });
+        flows.collect::<BTreeSet<_>>()
+    };
+    let opened = told(&starts, RECORD_START);
+    assert_eq!(opened.len(), 7);
+    assert_eq!(told(&ends, RECORD_END), opened);
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use policies_checker::{Model, assertion, connectivity, space::Point};
+use policies_checker::{
+    Model, assertion, connectivity,
+    rules::{RuleStatus, rule_use},
+    space::Point,
+};
 use policies_compiler::{
     Book, ClusterView, ExplainError, FlowEnd, Judge, Question, Source, explain, load_objects,
 };
@@ -390,4 +394,40 @@ fn an_address_that_two_pods_claim_stays_nobodys() {
     let model = Model::new(&twice);
     assert_eq!(model.owner("10.244.0.1".parse().unwrap()), None);
     assert!(model.owner("10.244.0.2".parse().unwrap()).is_some());
+}
+
+/// No event tells of what is allowed before flows are known: that a rule there has no hits says nothing of its use.
+#[test]
+fn what_is_allowed_before_tracking_is_not_taken_for_unused() {
+    let rules = json!([
+        {"action": "Log", "protocol": "TCP"},
+        {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}},
+        {"action": "Deny", "protocol": "TCP", "destination": {"ports": [81]}},
+        {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}},
+    ]);
+    let statuses = |is_untracked: bool| -> Vec<RuleStatus> {
+        let mut policy = policy("edge", "has(edge)", &rules, &json!([]));
+        if is_untracked {
+            policy["spec"]["doNotTrack"] = json!(true);
+            policy["spec"]["applyOnForward"] = json!(true);
+        }
+        let model = Model::new(&view(&[node(1), host(1, "eth0"), policy]));
+        let (uses, _) = rule_use(&model, &[]);
+        uses.into_iter().map(|used| used.status).collect()
+    };
+    let by = ["GlobalNetworkPolicy edge rule 1".to_owned()].into();
+    let shadowed = RuleStatus::Shadowed { by };
+    assert_eq!(
+        statuses(true),
+        [
+            RuleStatus::LogsDenied,
+            RuleStatus::Untracked,
+            RuleStatus::Live,
+            shadowed.clone()
+        ]
+    );
+    assert_eq!(
+        statuses(false),
+        [RuleStatus::Logs, RuleStatus::Live, RuleStatus::Live, shadowed]
+    );
 }

@@ -293,6 +293,7 @@ fn status(rule: &RuleUse, recorded: bool) -> String {
         RuleStatus::Live if rule.action == "pass" => "live, passes on".to_owned(),
         RuleStatus::Live if recorded && rule.hits == 0 => "live, never hit".to_owned(),
         RuleStatus::Live => "live".to_owned(),
+        RuleStatus::Untracked => "live, before tracking: what it allows is not recorded".to_owned(),
         RuleStatus::Shadowed { by } => {
             let by: Vec<&str> = by.iter().map(String::as_str).collect();
             format!("shadowed by {}", by.join(", "))
@@ -301,6 +302,7 @@ fn status(rule: &RuleUse, recorded: bool) -> String {
         RuleStatus::AppliesToNothing => "applies to nothing".to_owned(),
         RuleStatus::Logs if recorded && rule.hits == 0 => "only logs, never hit".to_owned(),
         RuleStatus::Logs => "only logs".to_owned(),
+        RuleStatus::LogsDenied => "only logs, before tracking: only what is denied is recorded".to_owned(),
     }
 }
 
@@ -413,9 +415,40 @@ fn answer(holds: bool) -> ExitCode {
 mod tests {
     use std::path::{Path, PathBuf};
 
+    use policies_checker::rules::{RuleDirection, RuleKey};
+
     use super::*;
 
     const SHOP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/examples/shop");
+
+    #[test]
+    fn never_hit_is_said_only_where_a_hit_would_be_told() {
+        let of = |status: RuleStatus, action: &'static str| {
+            let key = RuleKey {
+                direction: RuleDirection::Ingress,
+                rule: "GlobalNetworkPolicy edge rule 0".to_owned(),
+            };
+            let rule = RuleUse {
+                key,
+                action,
+                hits: 0,
+                status,
+            };
+            super::status(&rule, true)
+        };
+        assert!(of(RuleStatus::Live, "allow").contains("never hit"));
+        assert!(of(RuleStatus::Logs, "log").contains("never hit"));
+        for (status, action) in [
+            (RuleStatus::Live, "pass"),
+            (RuleStatus::Untracked, "allow"),
+            (RuleStatus::LogsDenied, "log"),
+        ] {
+            let said = of(status, action);
+            assert!(!said.contains("never hit"), "{said}");
+        }
+        let said = of(RuleStatus::Untracked, "allow");
+        assert!(said.contains("not recorded"), "{said}");
+    }
 
     fn replay_of(flows: &Path, with: &Path) -> Result<ExitCode> {
         let args = ReplayArgs {
