@@ -108,6 +108,8 @@ struct Loaded {
     maps: Maps,
     tables: Tables,
     links: Links,
+    /// As [`Kernel::untold`].
+    untold: Vec<FlowRecord>,
 }
 
 impl Loaded {
@@ -150,12 +152,14 @@ impl Loaded {
         }
         // What an agent left that died between taking an endpoint away and cleaning up after it.
         let mut look = Look::new(None, Vec::new(), maps.begin_census()?);
-        while !maps.look_on(&mut look, &mut Vec::new())?.is_last {}
+        let mut untold = Vec::new();
+        while !maps.look_on(&mut look, &mut untold)?.is_last {}
         Ok(Self {
             programs,
             maps,
             tables,
             links,
+            untold,
         })
     }
 }
@@ -205,6 +209,7 @@ impl Kernel {
                 maps,
                 tables,
                 links,
+                untold,
             }) => Ok(Self {
                 programs,
                 maps,
@@ -212,7 +217,7 @@ impl Kernel {
                 links,
                 pins,
                 limits,
-                untold: Vec::new(),
+                untold,
                 gone: Vec::new(),
                 unreported: BTreeMap::new(),
                 look: None,

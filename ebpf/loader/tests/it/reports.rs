@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, sync::mpsc, thread, time::Duration};
 
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{HashMap, Map, MapData, RingBuf};
 use ebpf_abi::{
-    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
+    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, Endpoint, MAX_DENIALS, MAX_ENDPOINTS,
+    MAX_FLOWS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
     MAX_VERDICTS, RECORD_DENIED, RECORD_END, RECORD_UPDATE, RING_HURRY_BYTES,
 };
 use ebpf_loader::{
@@ -295,6 +295,30 @@ fn what_a_pod_was_denied_without_a_word_stays_counted_when_its_link_changes() {
     let after = unreported(&mut lab);
     assert!(before > 0 && after > before, "{before}, then {after}");
     assert!(unreported(&mut lab) > after);
+}
+
+/// An agent was killed when it had taken an endpoint away and its flows were still there.
+#[test]
+fn flows_of_an_endpoint_that_was_half_taken_away_end_with_the_next_agent() {
+    let mut lab = lab(Limits::default());
+    connect(&mut lab);
+    lab.stop();
+    let data = MapData::from_pin(lab.pins.join("maps/ENDPOINTS")).expect("the pinned map");
+    let mut endpoints: HashMap<_, u32, Endpoint> = HashMap::try_from(Map::HashMap(data)).expect("a hash");
+    endpoints.remove(&LOOPBACK).expect("it was attached");
+    drop(endpoints);
+    lab.start();
+    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+    let records = expire(&mut lab, Duration::ZERO);
+    let [record] = &records[..] else {
+        panic!("one end: {records:?}")
+    };
+    assert_eq!(
+        (record.kind, record.end, record.endpoint),
+        (RECORD_END, END_REMOVED, ENDPOINT.0)
+    );
+    assert_eq!((record.packets, record.bytes), ([1, 2], [54, 108]));
+    assert_eq!(expire(&mut lab, Duration::ZERO), [], "told once");
 }
 
 /// More kinds than are remembered: whatever was counted of those that were forgotten is missing, and told as such.
