@@ -26,6 +26,7 @@ pub struct Fake {
     closed: NodeTables,
     programmed: BTreeSet<EndpointId>,
     keeping: BTreeSet<EndpointId>,
+    unreported: BTreeMap<EndpointId, u64>,
     tables: NodeTables,
     epoch: u32,
     records: mpsc::Sender<FlowRecord>,
@@ -42,6 +43,7 @@ impl Default for Fake {
             closed: NodeTables::default(),
             programmed: BTreeSet::new(),
             keeping: BTreeSet::new(),
+            unreported: BTreeMap::new(),
             tables: NodeTables::default(),
             epoch: 0,
             records,
@@ -73,6 +75,11 @@ impl Fake {
     /// Whether there are any tables by which it is judged.
     pub fn has_tables(&self, endpoint: EndpointId) -> bool {
         self.programmed.contains(&endpoint) || self.closed.endpoints.contains_key(&endpoint)
+    }
+
+    /// Has so many packets of a pod denied without telling.
+    pub fn deny_unreported(&mut self, endpoint: EndpointId, packets: u64) {
+        *self.unreported.entry(endpoint).or_default() += packets;
     }
 
     /// A sender that feeds the stream of decisions.
@@ -254,7 +261,12 @@ impl Datapath for Fake {
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
-        Ok(Counters::default())
+        let counters = Counters {
+            unreported: self.unreported.clone(),
+            ..Counters::default()
+        };
+        self.unreported.retain(|id, _| self.links.contains_key(id));
+        Ok(counters)
     }
 
     fn flow_source(&mut self) -> Result<Box<dyn FlowSource>, DatapathError> {

@@ -67,6 +67,8 @@ pub struct Kernel {
     untold: Vec<FlowRecord>,
     /// Endpoints that are gone, whose flows the next look forgets.
     gone: Vec<Gone>,
+    /// Denied packets that nobody was told of, of endpoints that are gone.
+    unreported: BTreeMap<u32, u64>,
     /// The look through the flows that is under way.
     look: Option<Look>,
     /// Whether the look before found more flows than may be with closed ones among them.
@@ -106,6 +108,8 @@ struct Loaded {
     maps: Maps,
     tables: Tables,
     links: Links,
+    /// As [`Kernel::untold`].
+    untold: Vec<FlowRecord>,
 }
 
 impl Loaded {
@@ -148,12 +152,14 @@ impl Loaded {
         }
         // What an agent left that died between taking an endpoint away and cleaning up after it.
         let mut look = Look::new(None, Vec::new(), maps.begin_census()?);
-        while !maps.look_on(&mut look, &mut Vec::new())?.is_last {}
+        let mut untold = Vec::new();
+        while !maps.look_on(&mut look, &mut untold)?.is_last {}
         Ok(Self {
             programs,
             maps,
             tables,
             links,
+            untold,
         })
     }
 }
@@ -203,6 +209,7 @@ impl Kernel {
                 maps,
                 tables,
                 links,
+                untold,
             }) => Ok(Self {
                 programs,
                 maps,
@@ -210,8 +217,9 @@ impl Kernel {
                 links,
                 pins,
                 limits,
-                untold: Vec::new(),
+                untold,
                 gone: Vec::new(),
+                unreported: BTreeMap::new(),
                 look: None,
                 is_crowded: false,
                 expired_at: sys::monotonic_now(),
@@ -360,8 +368,9 @@ impl Kernel {
     /// Denies everything on the interface, takes the programs off it and forgets what it left in the maps, but for flows.
     fn forget(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.maps.remove_endpoint(ifindex, endpoint)?;
-        self.note_gone(ifindex, endpoint);
-        self.links.detach(Hook::POD, ifindex)
+        let noted = self.note_gone(ifindex, endpoint);
+        self.links.detach(Hook::POD, ifindex)?;
+        noted
     }
 }
 
@@ -376,7 +385,7 @@ impl Datapath for Kernel {
             if ifindex == link.ifindex {
                 // The programs stay where they are: between two endpoints the interface is denied, not open.
                 self.maps.remove_endpoint(ifindex, &endpoint)?;
-                self.note_gone(ifindex, &endpoint);
+                self.note_gone(ifindex, &endpoint)?;
             } else if endpoint.id == wanted.id {
                 self.forget(ifindex, &endpoint)?;
             }
@@ -529,9 +538,6 @@ impl Datapath for Kernel {
             lost_events: self.maps.counter(COUNTER_LOST_EVENTS)?,
             ..Counters::default()
         };
-        for (endpoint, packets) in self.maps.unreported()? {
-            counters.unreported.insert(EndpointId(endpoint), packets);
-        }
         counters.fill.extend(self.tables.fill());
         counters.fill.extend(self.maps.fill(self.limits)?);
         for reason in Reason::ALL {
@@ -540,6 +546,7 @@ impl Datapath for Kernel {
                 counters.denied.insert(reason, denied);
             }
         }
+        counters.unreported = self.take_unreported()?;
         Ok(counters)
     }
 

@@ -140,7 +140,8 @@ pub trait Datapath: Send {
     /// rules say of its other end.
     fn opened_flows(&mut self) -> Result<BTreeSet<OpenedFlow>, DatapathError>;
 
-    /// What was counted since the maps were made, over all endpoints.
+    /// What was counted since the maps were made, over all endpoints. Of those that are gone [it](Counters::unreported) is
+    /// said once: whoever asks passes it on.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
 
     /// The stream of decisions. There is one stream: two readers would take records from each other.
@@ -275,7 +276,8 @@ pub struct Counters {
     /// Decisions that could not be reported because the reader was too slow.
     pub lost_events: u64,
     /// Denied packets that nobody was told of, since their endpoint had too many others denied, or since their count made
-    /// room for others; endpoints without are absent. These come on top of what records count.
+    /// room for others; endpoints without are absent. These come on top of what records count. An endpoint that is gone is
+    /// among them once, in the first answer after it went.
     pub unreported: BTreeMap<EndpointId, u64>,
     /// How full the bounded maps are. Full tables refuse a change of policy, and full `FLOWS` deny new flows.
     pub fill: Vec<Fill>,

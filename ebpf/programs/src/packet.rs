@@ -341,33 +341,10 @@ fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result
         return Err(Reason::Truncated);
     }
 
-    let mut next = (second >> 8) as u8;
-    let mut offset = LINK + IPV6_BYTES;
-    // Of the fragment header: whether there is one, what it names, where it ends, identification, offset in units of
-    // eight bytes, whether more follow. Not an `Option`: the verifier refuses to copy what is in one that is `None`.
-    let (mut fragmented, mut named, mut begin, mut id, mut position, mut more) = (false, 0, 0, 0, 0, false);
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        if next == IPV6_FRAGMENT && !fragmented {
-            let [first, second] = load::<[u32; 2]>(ctx, offset)?.map(u32::from_be);
-            next = (first >> 24) as u8;
-            offset += 8;
-            (fragmented, named, begin) = (true, next, offset as u32);
-            (id, position, more) = (second, (first & 0xffff) >> 3, first & 1 != 0);
-            if position != 0 {
-                // What follows is the middle of something.
-                break;
-            }
-        } else if next == IPV6_HOP_BY_HOP || next == IPV6_DESTINATION_OPTIONS {
-            let [following, units]: [u8; 2] = load(ctx, offset)?;
-            next = following;
-            offset += (units as usize + 1) * 8;
-        } else {
-            break;
-        }
-    }
+    let Walked { next, offset, fragment } = walk_extensions(ctx, (second >> 8) as u8, LINK + IPV6_BYTES)?;
     packet.protocol = next;
     match next {
-        _ if position != 0 => {}
+        _ if fragment.position != 0 => {}
         IPV6_HOP_BY_HOP
         | IPV6_FRAGMENT
         | IPV6_DESTINATION_OPTIONS
@@ -381,8 +358,70 @@ fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result
     }
     packet.transport = offset;
     packet.set_end(end)?;
-    packet.fragment.next = named;
-    packet.set_fragment(begin, id, position, more)
+    packet.fragment.next = fragment.names;
+    packet.set_fragment(fragment.begin, fragment.id, fragment.position, fragment.more)
+}
+
+/// Where the extension headers of IPv6 lead that are walked.
+struct Walked {
+    /// What is behind them.
+    next: u8,
+    /// Where that begins.
+    offset: usize,
+    /// What the fragment header says; all zero if there is none. Not an `Option`: the verifier refuses to copy what is in
+    /// one that is `None`.
+    fragment: FragmentHeader,
+}
+
+struct FragmentHeader {
+    /// What it says comes behind it.
+    names: u8,
+    /// Where it ends.
+    begin: u32,
+    /// Identification of the packet.
+    id: u32,
+    /// Offset in units of eight bytes.
+    position: u32,
+    /// Whether others follow.
+    more: bool,
+}
+
+/// Passes over the headers from `offset` on, of which the first is a `next`, as far as they are walked: at most
+/// [`MAX_EXTENSION_HEADERS`], one fragment header among them.
+#[inline(always)]
+fn walk_extensions(ctx: &TcContext, mut next: u8, mut offset: usize) -> Result<Walked, Reason> {
+    let mut fragmented = false;
+    let (mut names, mut begin, mut id, mut position, mut more) = (0, 0, 0, 0, false);
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if next == IPV6_FRAGMENT && !fragmented {
+            let [first, second] = load::<[u32; 2]>(ctx, offset)?.map(u32::from_be);
+            next = (first >> 24) as u8;
+            offset += 8;
+            (fragmented, names, begin) = (true, next, offset as u32);
+            (id, position, more) = (second, (first & 0xffff) >> 3, first & 1 != 0);
+            if position != 0 {
+                // What follows is the middle of something.
+                break;
+            }
+        } else if next == IPV6_HOP_BY_HOP || next == IPV6_DESTINATION_OPTIONS {
+            let [following, units]: [u8; 2] = load(ctx, offset)?;
+            next = following;
+            offset += (units as usize + 1) * 8;
+        } else {
+            break;
+        }
+    }
+    Ok(Walked {
+        next,
+        offset,
+        fragment: FragmentHeader {
+            names,
+            begin,
+            id,
+            position,
+            more,
+        },
+    })
 }
 
 #[inline(always)]
@@ -626,7 +665,6 @@ fn quoted_ipv4(ctx: &TcContext, start: usize) -> Result<(Address, Address, u8, u
 fn quoted_ipv6(ctx: &TcContext, start: usize) -> Result<(Address, Address, u8, usize), Reason> {
     let header: [u32; IPV6_BYTES / 4] = load(ctx, start)?;
     let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = header;
-    let protocol = (u32::from_be(second) >> 8) as u8;
     if u32::from_be(first) >> 28 != 6 {
         return Err(Reason::IcmpUnrelated);
     }
@@ -636,7 +674,13 @@ fn quoted_ipv6(ctx: &TcContext, start: usize) -> Result<(Address, Address, u8, u
     let destination = Address {
         words_be: [d0, d1, d2, d3],
     };
-    Ok((source, destination, protocol, start + IPV6_BYTES))
+    // The headers that are let through. A header of another kind is the protocol of no flow.
+    let walked = walk_extensions(ctx, (u32::from_be(second) >> 8) as u8, start + IPV6_BYTES)?;
+    if walked.fragment.position != 0 {
+        // As with IPv4.
+        return Err(Reason::IcmpUnrelated);
+    }
+    Ok((source, destination, walked.next, walked.offset))
 }
 
 impl FlowPorts {

@@ -377,14 +377,17 @@ impl Worker {
             Command::Detach(endpoint, reply) => {
                 self.followed.detached(endpoint, &self.cluster);
                 self.untold = true;
-                match self.datapath.take_off(endpoint) {
+                let taken_off = self.datapath.take_off(endpoint);
+                // At once, while its pod has a name.
+                self.note_losses();
+                match taken_off {
                     Ok(()) if self.datapath.is_forgetting() => self.looks.answer_when_forgotten(reply),
                     done => drop(reply.send(done)),
                 }
             }
             Command::Program(endpoint, reply) => self.waiting.push((endpoint, reply)),
             Command::Dump(reply) => drop(reply.send(self.dump())),
-            Command::Count(reply) => drop(reply.send(self.datapath.counters())),
+            Command::Count(reply) => drop(reply.send(self.count())),
             Command::Ports(pod, reply) => {
                 let ports = self.followed.session.egress_tcp_ports(&pod.namespace, &pod.name);
                 drop(reply.send(ports));
@@ -590,10 +593,7 @@ impl Worker {
     /// tables are stale, because names were forgotten, policy was compiled anew, or the kernel's tables are to be written
     /// anew.
     fn tidy(&mut self) -> bool {
-        match self.datapath.counters() {
-            Ok(counters) => self.hub.note_losses(&counters, &self.names),
-            Err(error) => tracing::error!(error = chain(&error), "cannot read the datapath's counters"),
-        }
+        self.note_losses();
         if let Err(error) = self.hub.sync() {
             tracing::error!(%error, "cannot sync the flow log");
         }
@@ -607,6 +607,20 @@ impl Worker {
             self.unwritten = true;
         }
         self.forget_names() | settled.is_some() | self.worn
+    }
+
+    /// Tells how many events the kernel could not report.
+    fn note_losses(&mut self) {
+        if let Err(error) = self.count() {
+            tracing::error!(error = chain(&error), "cannot read the datapath's counters");
+        }
+    }
+
+    /// What the kernel has counted. What it says of endpoints that are gone it says once, so whoever asks, losses are told.
+    fn count(&mut self) -> Result<Counters, DatapathError> {
+        let counters = self.datapath.counters()?;
+        self.hub.note_losses(&counters, &self.names);
+        Ok(counters)
     }
 
     /// Forgets names that are overdue and that no flow rests on. Whether there were any.

@@ -421,6 +421,49 @@ async fn the_end_of_a_pod_waits_for_a_look_through_all_flows() {
     end.await.unwrap().unwrap();
 }
 
+/// Denied packets of a pod that nobody was told of are missing from the log also if it ends before the next look at what
+/// was counted.
+#[tokio::test]
+async fn denials_that_were_not_told_are_told_as_missing_with_the_end_of_their_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::empty();
+    cluster.bring(watcher::Event::Apply(web()));
+    let mut inner = Fake::new();
+    inner.deny_unreported(EndpointId(7), 48_000);
+    let datapath = Narrow {
+        inner,
+        full: Arc::default(),
+        room: Arc::new(AtomicUsize::new(usize::MAX)),
+        steps: Arc::default(),
+        forgetting: false,
+        unreadable: BTreeSet::new(),
+        bare: Arc::default(),
+        stuck: Arc::default(),
+    };
+    let policy = begin_on(dir.path(), datapath, &cluster, &Arc::new(Names::new()), machine);
+    policy.attach(endpoint()).await.unwrap();
+    policy.program(EndpointId(7)).await.unwrap();
+    policy.detach(EndpointId(7)).await.unwrap();
+    let files = std::fs::read_dir(dir.path().join("flows")).unwrap();
+    let lines: String = files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let losses: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [loss] = &losses[..] else {
+        panic!("one line: {losses:?}")
+    };
+    assert_eq!(
+        (&loss["lost"], &loss["at"]),
+        (&json!(48_000), &json!("unreported"))
+    );
+    assert_eq!(loss["pod"], json!({"namespace": "default", "name": "web"}));
+}
+
 fn object(kind: &str, name: &str, spec: &serde_json::Value) -> PolicyObject {
     let object = json!({"apiVersion": "projectcalico.org/v3", "kind": kind,
         "metadata": {"name": name, "namespace": "default"}, "spec": spec});

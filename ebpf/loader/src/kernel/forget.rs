@@ -1,8 +1,10 @@
-//! Forgetting flows: a look through all of them takes many slices, for whoever is in no hurry, or all at once.
+//! Forgetting flows: a look through all of them takes many slices, for whoever is in no hurry, or all at once. And what
+//! of an endpoint that is gone there is to tell.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use ebpf_abi::Endpoint;
+use policies_ir::tables::EndpointId;
 
 use crate::{
     Datapath, DatapathError, Expired,
@@ -44,13 +46,36 @@ impl Kernel {
         Ok(expired)
     }
 
-    /// Notes an endpoint that no program knows any more.
-    pub(super) fn note_gone(&mut self, ifindex: u32, endpoint: &Endpoint) {
+    /// Notes an endpoint that no program knows any more. What was counted of its denials is told by the next look; its slot
+    /// may be another's by then.
+    pub(super) fn note_gone(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.gone.push(Gone {
             ifindex,
             endpoint: *endpoint,
             at_ns: sys::programs_now_ns(),
         });
+        let left = self.maps.settle_denials(endpoint, sys::monotonic_now())?;
+        self.untold.extend(left.records);
+        if left.unreported > 0 {
+            *self.unreported.entry(endpoint.id).or_default() += left.unreported;
+        }
+        Ok(())
+    }
+
+    /// Denied packets that nobody was told of. Those of an endpoint that is gone are said once; if it has come back, its own
+    /// are counted on top of them.
+    pub(super) fn take_unreported(&mut self) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
+        let endpoints = self.maps.endpoints()?;
+        let mut all = self.maps.unreported(&endpoints);
+        for (id, packets) in &self.unreported {
+            *all.entry(*id).or_default() += packets;
+        }
+        let is_there = |id: &u32| endpoints.iter().any(|(_, endpoint)| endpoint.id == *id);
+        self.unreported.retain(|id, _| is_there(id));
+        Ok(all
+            .into_iter()
+            .map(|(id, packets)| (EndpointId(id), packets))
+            .collect())
     }
 
     /// Forgets the flows of endpoints that are gone, all at once: their numbers or their interfaces are wanted again, or

@@ -169,7 +169,7 @@ impl Kernel {
             .collect();
         for (ifindex, endpoint) in before.iter().filter(|(_, endpoint)| !left.contains(&endpoint.id)) {
             self.maps.set_state(endpoint, EndpointState::default());
-            self.note_gone(*ifindex, endpoint);
+            self.note_gone(*ifindex, endpoint)?;
         }
         self.forget_flows()
     }

@@ -76,6 +76,7 @@ both_ways! {
     an_echo_is_asked_by_one_side,
     echo_is_tracked_by_its_id,
     a_pod_may_report_errors_to_the_end_they_are_about_only,
+    icmp_errors_may_quote_extension_headers,
 }
 
 /// A lab whose endpoint has both addresses and may do `allowed` with its peers, both families being peer 0.
@@ -741,6 +742,64 @@ fn icmp_errors_pass_when_they_quote_an_allowed_flow(place: Place) {
         &from_router(packet_of(&sent)),
         Reason::IcmpUnrelated,
     );
+}
+
+/// A router quotes what it got: the first fragment of a large datagram (too big is what its sender must hear), or a packet
+/// with options.
+fn icmp_errors_may_quote_extension_headers(way: Way) {
+    let mut lab = lab(way, &[ANY_EGRESS]);
+    let router = Ends::new(ROUTER6, POD6);
+    let error = |first: u8, quoted: &[u8]| {
+        let sent = frame(out6(), first, quoted);
+        frame(router, ICMPV6, &icmp_error(2, 0, packet_of(&sent)))
+    };
+    let options = |next: u8, units: u8, rest: &[u8]| {
+        let filled = vec![0; usize::from(units) * 8];
+        [&[next, units, 1, 4, 0, 0, 0, 0][..], &filled, rest].concat()
+    };
+    let fragment = |next: u8, position: u16, more: bool, rest: &[u8]| {
+        let [high, low] = (position << 3 | u16::from(more)).to_be_bytes();
+        [&[next, 0, high, low, 0, 0, 0, 9][..], rest].concat()
+    };
+    let datagram = udp(1000, 53);
+    let first = fragment(UDP, 0, true, &datagram);
+    let quotes = [
+        (44, first.clone()),
+        (44, fragment(UDP, 0, false, &datagram)),
+        (0, options(UDP, 0, &datagram)),
+        (60, options(UDP, 3, &datagram)),
+        (0, options(60, 1, &options(44, 0, &first))),
+        (44, fragment(60, 0, true, &options(UDP, 0, &datagram))),
+    ];
+    for (header, quoted) in &quotes {
+        lab.assert_denied(Direction::Ingress, &error(*header, quoted), Reason::IcmpUnrelated);
+    }
+    lab.assert_allowed(Direction::Egress, &frame(out6(), UDP, &datagram));
+    for (header, quoted) in &quotes {
+        lab.assert_allowed(Direction::Ingress, &error(*header, quoted));
+    }
+    let other = udp(1001, 53);
+    let five = (0..4).fold(options(UDP, 0, &datagram), |rest, _| options(60, 0, &rest));
+    for (header, quoted) in [
+        // Another flow.
+        (44, fragment(UDP, 0, true, &other)),
+        (60, options(UDP, 0, &other)),
+        // A later fragment: what looks like ports is the middle of something.
+        (44, fragment(UDP, 1, true, &datagram)),
+        (44, fragment(UDP, 185, false, &datagram)),
+        (0, options(44, 0, &fragment(UDP, 1, true, &datagram))),
+        // What is not let through, and so cannot have been sent: a second fragment header, routing, too many.
+        (44, fragment(44, 0, true, &first)),
+        (43, options(UDP, 0, &datagram)),
+        (0, options(43, 0, &options(UDP, 0, &datagram))),
+        (60, five),
+        // The end of what is quoted comes before the ports, or before the headers do.
+        (44, fragment(UDP, 0, true, &datagram[..2])),
+        (60, options(UDP, 0, &[])[..6].to_vec()),
+        (60, options(UDP, 200, &[])[..8].to_vec()),
+    ] {
+        lab.assert_denied(Direction::Ingress, &error(header, &quoted), Reason::IcmpUnrelated);
+    }
 }
 
 fn a_pod_may_report_errors_to_the_end_they_are_about_only(way: Way) {

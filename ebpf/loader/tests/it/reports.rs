@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{HashMap, Map, MapData, RingBuf};
 use ebpf_abi::{
-    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, MAX_DENIALS, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
+    END_CLOSED, END_DENIED, END_REMOVED, END_RESET, END_SILENT, Endpoint, MAX_DENIALS, MAX_ENDPOINTS,
+    MAX_FLOWS, MAX_HOST_ADDRESSES, MAX_IDENTITIES, MAX_INSIDES, MAX_POD_ADDRESSES, MAX_SOURCES, MAX_SPLITS,
     MAX_VERDICTS, RECORD_DENIED, RECORD_END, RECORD_START, RECORD_UPDATE, RING_HURRY_BYTES,
 };
 use ebpf_loader::{
@@ -270,6 +270,98 @@ fn a_flood_of_ever_new_kinds_leaves_the_ring_to_others() {
     assert_eq!(counters.unreported.get(&ENDPOINT), Some(&(sent - denied)));
 }
 
+/// Sends so many packets of each of so many kinds that are denied. How many of them the ring tells of.
+fn flood(lab: &mut Lab, kinds: u16, each: u64) -> u64 {
+    let mut told = 0;
+    for kind in 0..kinds {
+        let denied = frame(out().reversed(), UDP, &udp(kind, 2));
+        for _ in 0..each {
+            assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
+        }
+        if kind % 1000 == 0 || kind + 1 == kinds {
+            let records: Vec<_> = std::iter::from_fn(|| lab.record()).collect();
+            told += total(&records);
+        }
+    }
+    told
+}
+
+/// Packets to the pod.
+fn total(records: &[FlowRecord]) -> u64 {
+    records.iter().map(|record| record.packets[0]).sum()
+}
+
+/// Whether too many were denied to tell of each, or in more ways than are remembered: what a pod's denials came to is known
+/// when it is gone, and told once.
+#[test]
+fn no_denied_packet_is_lost_with_its_pod() {
+    const KINDS: u16 = 20_000;
+    const EACH: u64 = 3;
+    for reports_per_second in [0, 100] {
+        let mut lab = lab(Limits {
+            report_every: Duration::from_secs(3600),
+            reports_per_second,
+            ..Limits::default()
+        });
+        let mut told = flood(&mut lab, KINDS, EACH);
+        lab.kernel().detach(ENDPOINT).expect("detach");
+        let left = total(&expire(&mut lab, Duration::ZERO));
+        assert!(left > 0, "what was counted is told at once");
+        told += left;
+        let counters = lab.kernel().counters().expect("counters");
+        assert_eq!(counters.lost_events, 0);
+        let lost = counters.unreported.get(&ENDPOINT).copied().unwrap_or(0);
+        assert!(lost > 0, "{told} told");
+        assert_eq!(told + lost, u64::from(KINDS) * EACH);
+        assert_eq!(expire(&mut lab, Duration::from_secs(3601)), [], "once");
+        let counters = lab.kernel().counters().expect("counters");
+        assert_eq!(counters.unreported, [].into(), "once");
+    }
+}
+
+/// A pod whose link becomes another one goes on under its number.
+#[test]
+fn what_a_pod_was_denied_without_a_word_stays_counted_when_its_link_changes() {
+    let mut lab = lab(Limits {
+        reports_per_second: 1,
+        ..Limits::default()
+    });
+    let unreported = |lab: &mut Lab| {
+        flood(lab, 1000, 1);
+        let counters = lab.kernel().counters().expect("counters");
+        counters.unreported.get(&ENDPOINT).copied().unwrap_or(0)
+    };
+    let before = unreported(&mut lab);
+    lab.program(&link(LOOPBACK, &[POD, "fd07::2"]), &allow_egress());
+    let after = unreported(&mut lab);
+    assert!(before > 0 && after > before, "{before}, then {after}");
+    assert!(unreported(&mut lab) > after);
+}
+
+/// An agent was killed when it had taken an endpoint away and its flows were still there.
+#[test]
+fn flows_of_an_endpoint_that_was_half_taken_away_end_with_the_next_agent() {
+    let mut lab = lab(Limits::default());
+    connect(&mut lab);
+    lab.stop();
+    let data = MapData::from_pin(lab.pins.join("maps/ENDPOINTS")).expect("the pinned map");
+    let mut endpoints: HashMap<_, u32, Endpoint> = HashMap::try_from(Map::HashMap(data)).expect("a hash");
+    endpoints.remove(&LOOPBACK).expect("it was attached");
+    drop(endpoints);
+    lab.start();
+    assert_eq!(lab.kernel().tracked_flows().expect("flows"), []);
+    let records = expire(&mut lab, Duration::ZERO);
+    let [record] = &records[..] else {
+        panic!("one end: {records:?}")
+    };
+    assert_eq!(
+        (record.kind, record.end, record.endpoint),
+        (RECORD_END, END_REMOVED, ENDPOINT.0)
+    );
+    assert_eq!((record.packets, record.bytes), ([1, 2], [54, 108]));
+    assert_eq!(expire(&mut lab, Duration::ZERO), [], "told once");
+}
+
 /// More kinds than are remembered: whatever was counted of those that were forgotten is missing, and told as such.
 #[test]
 fn no_denied_packet_is_lost_in_silence() {
@@ -281,23 +373,7 @@ fn no_denied_packet_is_lost_in_silence() {
         ..Limits::default()
     };
     let mut lab = lab(limits);
-    let total = |records: &[FlowRecord]| -> u64 { records.iter().map(|record| record.packets[0]).sum() };
-    let mut told = 0;
-    let mut read = |lab: &mut Lab| {
-        let records: Vec<_> = std::iter::from_fn(|| lab.record()).collect();
-        told += total(&records);
-        told
-    };
-    for kind in 0..KINDS {
-        let denied = frame(out().reversed(), UDP, &udp(kind, 2));
-        for _ in 0..EACH {
-            assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
-        }
-        if kind % 1000 == 0 {
-            read(&mut lab);
-        }
-    }
-    let mut told = read(&mut lab);
+    let mut told = flood(&mut lab, KINDS, EACH);
     assert_eq!(told, u64::from(KINDS), "each kind was told of once");
     let sent = u64::from(KINDS) * EACH;
     // Those that are remembered stay until they are old; those that are forgotten are known to be missing by now.

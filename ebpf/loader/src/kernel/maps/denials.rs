@@ -57,11 +57,36 @@ impl Maps {
                 settle(word, lost);
             }
         }
-        let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let told = taken.iter().filter(|(_, denial)| denial.packets > 0);
-        Ok(told
-            .map(|(key, denial)| flows::denials(key, denial, time_ns))
-            .collect())
+        Ok(told(&taken, now))
+    }
+
+    /// Takes what is left of the denials of an endpoint that no program knows any more.
+    pub(crate) fn settle_denials(
+        &mut self,
+        endpoint: &Endpoint,
+        now: Duration,
+    ) -> Result<Left, DatapathError> {
+        let mut left = Left {
+            records: Vec::new(),
+            unreported: self.unreported_of(endpoint),
+        };
+        let Some(sums) = self.sums(endpoint.slot).map(Sums::read) else {
+            return Ok(left);
+        };
+        if sums.counted == sums.settled {
+            // Reading the map through takes a millisecond when it is full.
+            return Ok(left);
+        }
+        let mut taken = Vec::new();
+        for (key, _) in self.denials.all()? {
+            if key.endpoint == endpoint.id {
+                taken.extend(self.denials.extract(&key)?.map(|denial| (key, denial)));
+            }
+        }
+        let held = taken.iter().map(|(_, denial)| denial.packets).sum();
+        left.unreported += sums.lost(sums, held);
+        left.records = told(&taken, now);
+        Ok(left)
     }
 
     /// Takes out of the map what was reported longer than `age` before `now`.
@@ -83,18 +108,35 @@ impl Maps {
         self.slots.field(slot, SUMS)
     }
 
-    /// Denied packets of each endpoint that nobody was told of, since it was attached.
-    pub(crate) fn unreported(&self) -> Result<BTreeMap<u32, u64>, DatapathError> {
-        let count = |endpoint: &Endpoint| {
-            let word = self.slots.field(endpoint.slot, offset_of!(Slot, unreported));
-            word.map_or(0, |word| word.load(Ordering::Relaxed))
-        };
-        let endpoints = self.endpoints()?;
+    /// Denied packets of each of the endpoints that nobody was told of, since it was attached.
+    pub(crate) fn unreported(&self, endpoints: &[(u32, Endpoint)]) -> BTreeMap<u32, u64> {
         let counts = endpoints
             .iter()
-            .map(|(_, endpoint)| (endpoint.id, count(endpoint)));
-        Ok(counts.filter(|(_, count)| *count > 0).collect())
+            .map(|(_, endpoint)| (endpoint.id, self.unreported_of(endpoint)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
+
+    fn unreported_of(&self, endpoint: &Endpoint) -> u64 {
+        let word = self.slots.field(endpoint.slot, offset_of!(Slot, unreported));
+        word.map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+}
+
+/// What an endpoint that is gone leaves of its denials.
+pub(crate) struct Left {
+    /// What was counted since the last reports.
+    pub(crate) records: Vec<FlowRecord>,
+    /// Packets that nobody was told of, since it was attached.
+    pub(crate) unreported: u64,
+}
+
+/// What was counted in entries that were taken out.
+fn told(taken: &[(DenialKey, Denial)], now: Duration) -> Vec<FlowRecord> {
+    let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let counted = taken.iter().filter(|(_, denial)| denial.packets > 0);
+    counted
+        .map(|(key, denial)| flows::denials(key, denial, time_ns))
+        .collect()
 }
 
 /// What was found in the map.
