@@ -341,63 +341,17 @@ fn parse_ipv6<const LINK: usize>(ctx: &TcContext, packet: &mut Packet) -> Result
         return Err(Reason::Truncated);
     }
 
-    let Walked { next, offset, fragment } = walk_extensions(ctx, (second >> 8) as u8, LINK + IPV6_BYTES)?;
-    packet.protocol = next;
-    match next {
-        _ if fragment.position != 0 => {}
-        IPV6_HOP_BY_HOP
-        | IPV6_FRAGMENT
-        | IPV6_DESTINATION_OPTIONS
-        | IPV6_ROUTING
-        | IPV6_AUTHENTICATION
-        | IPV6_NO_NEXT_HEADER
-        | IPV6_MOBILITY
-        | IPV6_HIP
-        | IPV6_SHIM6 => return Err(Reason::ExtensionHeader),
-        _ => {}
-    }
-    packet.transport = offset;
-    packet.set_end(end)?;
-    packet.fragment.next = fragment.names;
-    packet.set_fragment(fragment.begin, fragment.id, fragment.position, fragment.more)
-}
-
-/// Where the extension headers of IPv6 lead that are walked.
-struct Walked {
-    /// What is behind them.
-    next: u8,
-    /// Where that begins.
-    offset: usize,
-    /// What the fragment header says; all zero if there is none. Not an `Option`: the verifier refuses to copy what is in
-    /// one that is `None`.
-    fragment: FragmentHeader,
-}
-
-struct FragmentHeader {
-    /// What it says comes behind it.
-    names: u8,
-    /// Where it ends.
-    begin: u32,
-    /// Identification of the packet.
-    id: u32,
-    /// Offset in units of eight bytes.
-    position: u32,
-    /// Whether others follow.
-    more: bool,
-}
-
-/// Passes over the headers from `offset` on, of which the first is a `next`, as far as they are walked: at most
-/// [`MAX_EXTENSION_HEADERS`], one fragment header among them.
-#[inline(always)]
-fn walk_extensions(ctx: &TcContext, mut next: u8, mut offset: usize) -> Result<Walked, Reason> {
-    let mut fragmented = false;
-    let (mut names, mut begin, mut id, mut position, mut more) = (0, 0, 0, 0, false);
+    let mut next = (second >> 8) as u8;
+    let mut offset = LINK + IPV6_BYTES;
+    // Of the fragment header: whether there is one, what it names, where it ends, identification, offset in units of
+    // eight bytes, whether more follow. Not an `Option`: the verifier refuses to copy what is in one that is `None`.
+    let (mut fragmented, mut named, mut begin, mut id, mut position, mut more) = (false, 0, 0, 0, 0, false);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if next == IPV6_FRAGMENT && !fragmented {
             let [first, second] = load::<[u32; 2]>(ctx, offset)?.map(u32::from_be);
             next = (first >> 24) as u8;
             offset += 8;
-            (fragmented, names, begin) = (true, next, offset as u32);
+            (fragmented, named, begin) = (true, next, offset as u32);
             (id, position, more) = (second, (first & 0xffff) >> 3, first & 1 != 0);
             if position != 0 {
                 // What follows is the middle of something.
@@ -411,17 +365,24 @@ fn walk_extensions(ctx: &TcContext, mut next: u8, mut offset: usize) -> Result<W
             break;
         }
     }
-    Ok(Walked {
-        next,
-        offset,
-        fragment: FragmentHeader {
-            names,
-            begin,
-            id,
-            position,
-            more,
-        },
-    })
+    packet.protocol = next;
+    match next {
+        _ if position != 0 => {}
+        IPV6_HOP_BY_HOP
+        | IPV6_FRAGMENT
+        | IPV6_DESTINATION_OPTIONS
+        | IPV6_ROUTING
+        | IPV6_AUTHENTICATION
+        | IPV6_NO_NEXT_HEADER
+        | IPV6_MOBILITY
+        | IPV6_HIP
+        | IPV6_SHIM6 => return Err(Reason::ExtensionHeader),
+        _ => {}
+    }
+    packet.transport = offset;
+    packet.set_end(end)?;
+    packet.fragment.next = named;
+    packet.set_fragment(begin, id, position, more)
 }
 
 #[inline(always)]
@@ -674,13 +635,26 @@ fn quoted_ipv6(ctx: &TcContext, start: usize) -> Result<(Address, Address, u8, u
     let destination = Address {
         words_be: [d0, d1, d2, d3],
     };
-    // The headers that are let through. A header of another kind is the protocol of no flow.
-    let walked = walk_extensions(ctx, (u32::from_be(second) >> 8) as u8, start + IPV6_BYTES)?;
-    if walked.fragment.position != 0 {
-        // As with IPv4.
-        return Err(Reason::IcmpUnrelated);
+    let mut next = (u32::from_be(second) >> 8) as u8;
+    let mut offset = start + IPV6_BYTES;
+    let mut fragmented = false;
+    // The headers that are let through; a header of another kind is the protocol of no flow.
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        let is_fragment = next == IPV6_FRAGMENT;
+        if !is_fragment && next != IPV6_HOP_BY_HOP && next != IPV6_DESTINATION_OPTIONS {
+            break;
+        }
+        // By the helper alone: errors are rare, and each way to read doubles what the verifier walks through.
+        let [following, units, high, low]: [u8; 4] = ctx.load(offset).map_err(|_| Reason::IcmpUnrelated)?;
+        // As with IPv4, a later fragment. Its offset has thirteen bits.
+        if is_fragment && (fragmented || high != 0 || low >> 3 != 0) {
+            return Err(Reason::IcmpUnrelated);
+        }
+        fragmented |= is_fragment;
+        offset += if is_fragment { 8 } else { (units as usize + 1) * 8 };
+        next = following;
     }
-    Ok((source, destination, walked.next, walked.offset))
+    Ok((source, destination, next, offset))
 }
 
 impl FlowPorts {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -16,11 +16,12 @@ use ebpf_abi::{
 use ebpf_loader::{
     Datapath, FlowRecord, HostEndpoint, HostLink, Limits, Reason, UPDATE_EVERY, monotonic_now,
 };
-use policies_ir::tables::{Direction, EndpointId, IdentityId, NodeTables, Service, Verdict};
+use policies_ir::tables::{Direction, EndpointId, IdentityId, NodeTables, RuleId, Service, Verdict};
 use rustix::event::{Timespec, epoll};
 
 use crate::{
     frames::{ACK, Ends, FIN, ICMP, RST, SYN, TCP, UDP, frame, icmp, segment, tcp, udp},
+    host::{self, CLIENT, FORWARD},
     lab::{ENDPOINT, LOOPBACK, Lab, ip, link, tables},
 };
 
@@ -237,6 +238,98 @@ fn a_flood_of_one_kind_is_told_once_and_counted() {
     let counters = lab.kernel().counters().expect("counters");
     assert_eq!((counters.lost_events, counters.unreported.len()), (0, 0));
     assert_eq!(counters.denied.get(&Reason::Policy), Some(&(flood + 1)));
+}
+
+/// Each denial that is told, and what was counted after it: source, destination, packets.
+fn told_of(records: impl IntoIterator<Item = FlowRecord>) -> Vec<(String, String, [u64; 2])> {
+    let mut all: Vec<_> = records
+        .into_iter()
+        .map(|record| {
+            assert_eq!(record.kind, RECORD_DENIED);
+            let ends = [record.source, record.destination].map(|end| end.to_ip().to_string());
+            let [source, destination] = ends;
+            (source, destination, record.packets)
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// One address does not speak for another: of what a host forwards, or of a pod that makes its own up.
+#[test]
+fn denials_at_different_own_addresses_are_told_apart() {
+    let limits = Limits {
+        report_every: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let later = Duration::from_secs(3601);
+    let mut lab = lab(limits);
+    let made_up = ["10.7.0.3", "10.7.0.4"];
+    for source in made_up {
+        for _ in 0..3 {
+            let spoofed = frame(Ends::new(source, PEER), UDP, &udp(1, 2));
+            assert_eq!(lab.run(Direction::Egress, &spoofed), Verdict::Deny);
+        }
+    }
+    let from = |packets| made_up.map(|source| (source.to_owned(), PEER.to_owned(), [0, packets]));
+    assert_eq!(told_of(std::iter::from_fn(|| lab.record())), from(1));
+    assert_eq!(told_of(expire(&mut lab, later)), from(2));
+
+    let mut lab = Lab::with_limits(limits);
+    let link = host::host_link(None, Some(host::endpoint(FORWARD)));
+    lab.kernel().attach_host(&link).expect("attach");
+    lab.kernel().sync(&host::tables(&[(FORWARD, &[])])).expect("sync");
+    let behind = ["10.7.0.2", "10.7.0.3"];
+    for destination in behind {
+        for _ in 0..3 {
+            let scan = frame(Ends::new(CLIENT, destination), UDP, &udp(40000, 161));
+            let judged = lab
+                .kernel()
+                .run_host_frame(Direction::Ingress, LOOPBACK, 0, &scan);
+            assert_eq!(judged.expect("run the program"), Verdict::Deny);
+        }
+    }
+    let to = |packets| behind.map(|destination| (CLIENT.to_owned(), destination.to_owned(), [packets, 0]));
+    assert_eq!(told_of(std::iter::from_fn(|| lab.record())), to(1));
+    assert_eq!(told_of(expire(&mut lab, later)), to(2));
+}
+
+/// A flood that goes on when policy changes is told by the rule that denied the last of it.
+#[test]
+fn a_flood_that_outlives_a_rule_is_told_by_the_next() {
+    let denied_by = |rule| {
+        let mut tables = tables(&["10.7.0.0/24"], &[(Direction::Ingress, 0, Service::Any)]);
+        let endpoint = tables.endpoints.get_mut(&ENDPOINT).expect("the endpoint");
+        for entry in Arc::make_mut(endpoint).verdicts.values_mut() {
+            (entry.verdict, entry.rule) = (Verdict::Deny, RuleId(rule));
+        }
+        tables
+    };
+    let mut lab = Lab::with_limits(Limits {
+        report_every: Duration::from_secs(3600),
+        ..Limits::default()
+    });
+    let denied = frame(out().reversed(), UDP, &udp(1, 2));
+    let flood = |lab: &mut Lab, rule| {
+        let change = lab.program(&link(LOOPBACK, &[POD]), &denied_by(rule));
+        for _ in 0..3 {
+            assert_eq!(lab.run(Direction::Ingress, &denied), Verdict::Deny);
+        }
+        change
+    };
+    let changes = [70, 71].map(|rule| flood(&mut lab, rule));
+    let [before, after] = changes;
+    assert!(after > before, "{before}, then {after}");
+    let by = |record: &FlowRecord| (record.rule, record.epoch, record.packets);
+    let told: Vec<_> = std::iter::from_fn(|| lab.record())
+        .map(|record| by(&record))
+        .collect();
+    assert_eq!(told, [(70, before, [1, 0])]);
+    let rest: Vec<_> = expire(&mut lab, Duration::from_secs(3601))
+        .iter()
+        .map(by)
+        .collect();
+    assert_eq!(rest, [(71, after, [5, 0])]);
 }
 
 #[test]
