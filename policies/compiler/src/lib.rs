@@ -32,7 +32,7 @@ mod session;
 mod sources;
 mod view;
 
-pub use calico::{ServiceEndpoint, built_in_tiers};
+pub use calico::{ServiceEndpoint, built_in_tiers, default_types};
 pub use closed::closed_hosts;
 pub use cluster_policy::NodeView;
 pub use compile::{
