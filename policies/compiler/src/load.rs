@@ -7,16 +7,19 @@
 
 mod addresses;
 mod fields;
+mod identity;
 mod metadata;
 mod objects;
 mod services;
 mod settings;
+mod stored;
 mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+pub use identity::{Identity, identity};
 pub use objects::validate_object;
 pub(crate) use services::{add_service, add_slice};
 

@@ -377,6 +377,12 @@ fn loading_knows_an_object_again_however_it_is_written() {
     };
     let (calico, stored) = ("projectcalico.org/v3", "crd.projectcalico.org/v1");
     let (global, own) = ("GlobalNetworkPolicy", "NetworkPolicy");
+    let named = |api_version: &str, name: &str, shown: &str| {
+        let mut object = policy(api_version, global, None, name);
+        let metadata = json!({"name": shown}).to_string();
+        object["metadata"]["annotations"] = json!({"projectcalico.org/metadata": metadata});
+        object
+    };
     let twice = [
         [
             policy(calico, own, Some("default"), "p"),
@@ -393,6 +399,11 @@ fn loading_knows_an_object_again_however_it_is_written() {
         [
             policy(calico, global, None, "p"),
             policy(stored, global, None, "default.p"),
+        ],
+        [policy(calico, global, None, "p"), named(stored, "default.p", "p")],
+        [
+            policy(calico, global, None, "default.p"),
+            named(stored, "default.p", "default.p"),
         ],
         [
             policy(calico, global, Some("a"), "p"),
