@@ -364,8 +364,11 @@ const CALICO_KINDS: [&str; 11] = [
     "NetworkPolicy",
 ];
 
-/// Groups all of whose other kinds are policies: one that is not known is not one that policy does not depend on.
-const POLICY_GROUPS: [(&str, &[&str]); 4] = [
+/// Groups all of whose kinds are known, with those that policy does not depend on: any other may be a policy, or one that
+/// policy depends on, whose name is misspelt.
+const KNOWN_GROUPS: [(&str, &[&str]); 6] = [
+    ("", &CORE_OTHER_KINDS),
+    ("discovery.k8s.io", &[]),
     (
         "networking.k8s.io",
         &[
@@ -379,6 +382,22 @@ const POLICY_GROUPS: [(&str, &[&str]); 4] = [
     ("policy.networking.k8s.io", &[]),
     ("projectcalico.org", &CALICO_OTHER_KINDS),
     ("crd.projectcalico.org", &CALICO_OTHER_KINDS),
+];
+
+/// Kinds of `v1` that no verdict depends on.
+const CORE_OTHER_KINDS: [&str; 12] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
 ];
 
 /// Kinds of Calico that say how a network is made, not who may use it.
@@ -512,12 +531,15 @@ impl<'a> Reader<'a> {
     /// That policy does not depend on the object, if that is so.
     fn leave_out(&self) -> Result<bool, LoadError> {
         let (group, kind) = (group_of(self.api_version), self.kind);
-        let others = POLICY_GROUPS.iter().find(|(known, _)| *known == group);
+        let others = KNOWN_GROUPS.iter().find(|(known, _)| *known == group);
         match others {
             Some((_, others)) if !others.contains(&kind) => Err(LoadError::UnknownKind {
                 origin: self.origin.to_owned(),
                 object: self.label.clone(),
-                group: group.to_owned(),
+                group: match group {
+                    "" => self.api_version.to_owned(),
+                    group => group.to_owned(),
+                },
             }),
             _ => Ok(false),
         }

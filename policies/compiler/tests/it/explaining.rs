@@ -249,10 +249,14 @@ fn loading_refuses_what_it_would_pass_over() {
         ("projectcalico.org/v3", "GlobalNetworkPolicys"),
         ("crd.projectcalico.org/v1", "GlobalNetworkPolicys"),
         ("projectcalico.org/v4", "WorkloadEndpoint"),
+        ("v1", "namespace"),
+        ("v1", "Pods"),
+        ("v1", "networkpolicy"),
+        ("discovery.k8s.io/v1", "endpointslice"),
     ] {
         let told = told(object(api_version, kind, json!({})));
         let group = api_version.split('/').next().unwrap();
-        let expected = format!("test: {kind} x: kind: group {group} has no policy of this kind");
+        let expected = format!("test: {kind} x: kind: {group} has none of this name that is known; ");
         assert!(told.contains(&expected), "{told}");
     }
     for (api_version, kind) in [
@@ -261,6 +265,8 @@ fn loading_refuses_what_it_would_pass_over() {
         ("projectcalico.org/v3", "IPPool"),
         ("crd.projectcalico.org/v1", "BGPPeer"),
         ("apps/v1", "Deployment"),
+        ("v1", "Secret"),
+        ("v1", "Endpoints"),
     ] {
         let loaded = load_objects(sources(&[object(api_version, kind, json!({}))])).unwrap();
         assert_eq!(
