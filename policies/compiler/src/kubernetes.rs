@@ -23,14 +23,10 @@ use crate::field::{
     wrong,
 };
 
-/// Rules that one policy may have in one direction.
-pub(crate) const MAX_RULES: usize = 1024;
-/// Peers that one rule may have.
-pub(crate) const MAX_PEERS: usize = 1024;
-/// Ports that one rule may have.
-pub(crate) const MAX_PORTS: usize = 256;
-/// Exceptions that one `ipBlock` may have.
-pub(crate) const MAX_EXCEPTIONS: usize = 256;
+/// Rules that one policy may have in one direction, peers and ports that one rule may have, and exceptions of one `ipBlock`.
+/// Kubernetes bounds the object alone, and an object that the API takes has room for no more, unless it says next to
+/// nothing. Whether the kernel can hold the tables is for admission to find out.
+const MAX_ITEMS: usize = 65_536;
 
 /// Place of every Kubernetes policy within the tier `default`, as in Calico.
 const POLICY_ORDER: f64 = 1000.0;
@@ -145,9 +141,9 @@ fn read_rules<'a>(
     peers_field: &'static str,
     errors: &mut Errors,
 ) -> Vec<Rule> {
-    within_limit(rules.len(), MAX_RULES, "rules", path, errors);
+    within_limit(rules.len(), MAX_ITEMS, "rules", path, errors);
     let mut read = Vec::new();
-    for ((index, i), (peers, ports)) in (0u32..).zip(0usize..).zip(rules).take(MAX_RULES) {
+    for ((index, i), (peers, ports)) in (0u32..).zip(0usize..).zip(rules).take(MAX_ITEMS) {
         let path = Path::Index(path, i);
         let services = read_ports(ports.unwrap_or_default(), &Path::Field(&path, "ports"), errors);
         let peers = read_peers(
@@ -181,8 +177,8 @@ fn read_peers(
     if peers.is_empty() {
         return vec![EndMatch::default()];
     }
-    within_limit(peers.len(), MAX_PEERS, "peers", path, errors);
-    let peers = peers.iter().enumerate().take(MAX_PEERS);
+    within_limit(peers.len(), MAX_ITEMS, "peers", path, errors);
+    let peers = peers.iter().enumerate().take(MAX_ITEMS);
     peers
         .filter_map(|(i, peer)| read_peer(peer, namespace, &Path::Index(path, i), errors))
         .collect()
@@ -234,8 +230,8 @@ fn read_ip_block(block: &IPBlock, path: &Path<'_>, errors: &mut Errors) -> Optio
     let cidr = read_cidr(&block.cidr, &Path::Field(path, "cidr"), errors);
     let except_path = Path::Field(path, "except");
     let except = block.except.as_deref().unwrap_or_default();
-    let bounded = within_limit(except.len(), MAX_EXCEPTIONS, "exceptions", &except_path, errors);
-    let except = except.iter().enumerate().take(MAX_EXCEPTIONS).map(|(i, text)| {
+    let bounded = within_limit(except.len(), MAX_ITEMS, "exceptions", &except_path, errors);
+    let except = except.iter().enumerate().take(MAX_ITEMS).map(|(i, text)| {
         let path = Path::Index(&except_path, i);
         let net = read_cidr(text, &path, errors)?;
         let inside = cidr.is_none_or(|cidr| cidr != net && cidr.contains(&net));
@@ -261,10 +257,10 @@ fn read_ports(ports: &[NetworkPolicyPort], path: &Path<'_>, errors: &mut Errors)
     if ports.is_empty() {
         return vec![ServiceMatch::default()];
     }
-    within_limit(ports.len(), MAX_PORTS, "ports", path, errors);
+    within_limit(ports.len(), MAX_ITEMS, "ports", path, errors);
     let mut whole_protocols = Vec::new();
     let mut by_protocol: BTreeMap<u8, Vec<PortMatch>> = BTreeMap::new();
-    for (i, port) in ports.iter().enumerate().take(MAX_PORTS) {
+    for (i, port) in ports.iter().enumerate().take(MAX_ITEMS) {
         match read_port(port, &Path::Index(path, i), errors) {
             Some((protocol, Some(port))) => by_protocol.entry(protocol).or_default().push(port),
             Some((protocol, None)) => whole_protocols.push(protocol),

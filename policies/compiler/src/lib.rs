@@ -32,7 +32,7 @@ mod session;
 mod sources;
 mod view;
 
-pub use calico::{ServiceEndpoint, built_in_tiers};
+pub use calico::{ServiceEndpoint, built_in_tiers, default_types};
 pub use closed::closed_hosts;
 pub use cluster_policy::NodeView;
 pub use compile::{
@@ -42,7 +42,7 @@ pub use explain::{End, ExplainError, Explanation, Judgement, Tried, explain, par
 pub use field::{FieldError, NetError, parse_net};
 pub use judge::{Answer, Book, FlowEnd, FlowError, Judge, Question};
 pub use kubernetes::validate;
-pub use load::{LoadError, Loaded, Source, load_objects, validate_object};
+pub use load::{Identity, LoadError, Loaded, Source, identity, load_objects, validate_object};
 pub use made_up::is_made_up_ipv6;
 pub use program::Answer as ClassAnswer;
 pub use session::{NamedRules, Session, Settled};

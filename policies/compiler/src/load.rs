@@ -7,16 +7,19 @@
 
 mod addresses;
 mod fields;
+mod identity;
 mod metadata;
 mod objects;
 mod services;
 mod settings;
+mod stored;
 mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+pub use identity::{Identity, identity};
 pub use objects::validate_object;
 pub(crate) use services::{add_service, add_slice};
 
@@ -74,17 +77,18 @@ pub enum LoadError {
         /// What it may have.
         wanted: &'static str,
     },
-    /// A kind that its group, which is one of policies, does not have: a policy that would be passed over.
+    /// A kind that its group, all of whose kinds are known, does not have: it may be a policy, or what one depends on, and
+    /// would be passed over.
     #[error(
-        "{origin}: {object}: kind: group {group} has no policy of this kind that is known; correct its spelling, or \
-         leave the object out"
+        "{origin}: {object}: kind: {group} has none of this name that is known; correct its spelling, or leave the \
+         object out"
     )]
     UnknownKind {
         /// Where it stands.
         origin: String,
         /// `Kind namespace/name`.
         object: String,
-        /// The group.
+        /// The group; for that without a name, the `apiVersion`.
         group: String,
     },
     /// Not what its kind says.

@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use api::{calico, cluster_policy::ClusterNetworkPolicy};
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
+use k8s_openapi::{
+    api::networking::v1::{NetworkPolicy, NetworkPolicySpec},
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
 use policies_ir::{
     policy::{
         DefaultAction, EndpointToHost, Failsafe, Order, Policy, PolicySet, Profile, ProfileRules, Staged,
@@ -248,7 +251,12 @@ fn read_staged(object: &CalicoObject, services: &Services, errors: &mut Errors) 
         StagedAction::Nothing => return None,
         StagedAction::Set => Some(Arc::new(policy)),
         StagedAction::Delete => {
-            check_deletes_only(&object.spec, errors);
+            let empty = calico::PolicySpec {
+                staged_action: object.spec.staged_action.clone(),
+                tier: object.spec.tier.clone(),
+                ..calico::PolicySpec::default()
+            };
+            check_deletes_only(object.spec == empty, "tier and stagedAction", errors);
             None
         }
     };
@@ -284,7 +292,10 @@ fn read_staged_kubernetes(
     let policy = match action {
         StagedAction::Nothing => return None,
         StagedAction::Set => Some(Arc::new(read)),
-        StagedAction::Delete => None,
+        StagedAction::Delete => {
+            check_deletes_only(is_kubernetes_empty(spec), "stagedAction", errors);
+            None
+        }
     };
     Some(Staged {
         tier: DEFAULT_TIER.to_owned(),
@@ -307,17 +318,21 @@ fn staged_name(object: &CalicoObject) -> String {
     shown_name(kind, namespace, metadata.name.as_deref().unwrap_or_default())
 }
 
+/// Whether the policy has no field but its action, or only fields that are empty.
+fn is_kubernetes_empty(spec: &calico::StagedKubernetesSpec) -> bool {
+    let selector = spec.pod_selector.as_ref();
+    selector.is_none_or(|selector| *selector == LabelSelector::default())
+        && spec.ingress.as_ref().is_none_or(Vec::is_empty)
+        && spec.egress.as_ref().is_none_or(Vec::is_empty)
+        && spec.policy_types.as_ref().is_none_or(Vec::is_empty)
+}
+
 /// What is deleted has no other fields: whoever wrote some expected them to count.
-fn check_deletes_only(spec: &calico::PolicySpec, errors: &mut Errors) {
-    let empty = calico::PolicySpec {
-        staged_action: spec.staged_action.clone(),
-        tier: spec.tier.clone(),
-        ..calico::PolicySpec::default()
-    };
-    if *spec != empty {
+fn check_deletes_only(is_empty: bool, fields: &str, errors: &mut Errors) {
+    if !is_empty {
         errors.push(FieldError {
             field: "spec".to_owned(),
-            problem: "a policy that is to be deleted has no fields but tier and stagedAction".to_owned(),
+            problem: format!("a policy that is to be deleted has no fields but {fields}"),
             fix: "leave the others out".to_owned(),
         });
     }

@@ -12,7 +12,7 @@ use control_wire::Status;
 use serde_json::{Value, json};
 
 use super::push_all;
-use crate::{AdmissionRequest, Problems};
+use crate::{AdmissionRequest, Problems, metadata::items};
 
 /// Label that repeats the tier of a policy, for selectors of lists.
 const TIER_LABEL: &str = "projectcalico.org/tier";
@@ -94,6 +94,7 @@ pub(super) fn default_calico(kind: &str, object: &mut Value) {
                 *labels = json!({});
             }
             labels[TIER_LABEL] = json!(tier);
+            default_types(&mut object["spec"]);
         }
         "Tier" => {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
@@ -114,6 +115,21 @@ pub(super) fn default_calico(kind: &str, object: &mut Value) {
     }
 }
 
+/// Types of a policy that names none, as Calico stores them: they must not follow its rules, or who takes the last rule
+/// out of a direction would open it. A policy that is to be deleted has none, so those that it had before go.
+fn default_types(spec: &mut Value) {
+    if spec["stagedAction"] == "Delete" {
+        if let Some(spec) = spec.as_object_mut() {
+            spec.remove("types");
+        }
+        return;
+    }
+    let has = |field: &str| items(&spec[field]).next().is_some();
+    if !has("types") {
+        spec["types"] = json!(policies_compiler::default_types(has("ingress"), has("egress")));
+    }
+}
+
 /// The condition by which a ClusterNetworkPolicy says that it was understood. Upstream leaves the conditions to
 /// implementations; this is the one that the control plane can vouch for.
 const ACCEPTED: &str = "Accepted";
@@ -121,7 +137,7 @@ const ACCEPTED: &str = "Accepted";
 /// Says which generation of the policy was understood: what is not understood is refused by [`check`].
 pub(super) fn default_cluster_policy(request: &AdmissionRequest<'_>, policy: &mut Value) {
     let generation = policy["metadata"]["generation"].as_i64().unwrap_or(1);
-    let conditions = crate::metadata::items(&policy["status"]["conditions"]);
+    let conditions = items(&policy["status"]["conditions"]);
     let (mut accepted, mut others): (Vec<Value>, Vec<Value>) = conditions
         .cloned()
         .partition(|condition| condition["type"] == ACCEPTED);

@@ -272,6 +272,57 @@ fn network_policies_get_types_and_are_checked_by_the_compiler() {
 }
 
 #[test]
+fn policies_of_calico_get_types() {
+    let rules = json!([{"action": "Allow"}]);
+    for resource in [
+        "networkpolicies.projectcalico.org",
+        "globalnetworkpolicies",
+        "stagednetworkpolicies",
+        "stagedglobalnetworkpolicies",
+    ] {
+        let types = |spec: Value| stored(resource, json!({"spec": spec}))["spec"]["types"].clone();
+        for (spec, expected) in [
+            (json!({}), json!(["Ingress"])),
+            (json!({"ingress": rules}), json!(["Ingress"])),
+            (json!({"egress": rules}), json!(["Egress"])),
+            (
+                json!({"ingress": [], "egress": rules, "types": []}),
+                json!(["Egress"]),
+            ),
+            (
+                json!({"ingress": rules, "egress": rules}),
+                json!(["Ingress", "Egress"]),
+            ),
+            (json!({"ingress": rules, "types": ["Egress"]}), json!(["Egress"])),
+        ] {
+            assert_eq!(types(spec.clone()), expected, "{resource}: {spec}");
+        }
+        let spec = json!({"ingress": rules, "types": ["Sideways"]});
+        let found = problems(resource, json!({"spec": spec}));
+        assert!(
+            found.len() == 1 && found[0].starts_with("spec.types[0]"),
+            "{found:?}"
+        );
+    }
+}
+
+/// What is staged to be deleted has no types, also if they were stored while it was to be set.
+#[test]
+fn a_policy_that_is_staged_to_be_deleted_has_no_types() {
+    let set = stored(
+        "stagednetworkpolicies",
+        json!({"spec": {"ingress": [{"action": "Deny"}]}}),
+    );
+    let mut delete = set.clone();
+    delete["spec"] = json!({"stagedAction": "Delete", "tier": "default", "types": set["spec"]["types"]});
+    let changed = complete(&request("stagednetworkpolicies", Some(&set), delete)).unwrap();
+    assert_eq!(
+        changed["spec"],
+        json!({"stagedAction": "Delete", "tier": "default"})
+    );
+}
+
+#[test]
 fn a_node_cannot_attract_pods() {
     let old = stored(
         "nodes",

@@ -64,6 +64,34 @@ async fn a_policy_never_outlives_its_tier() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_direction_stays_closed_when_its_last_rule_goes() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let rules = json!([{"action": "Allow", "source": {"selector": "has(x)"}}]);
+    let policy = json!({"metadata": {"name": "p"},
+        "spec": {"selector": "all()", "ingress": rules, "egress": [{"action": "Allow"}]}});
+    for kind in ["globalnetworkpolicies", "namespaces/default/networkpolicies"] {
+        let collection = format!("{CALICO}/{kind}");
+        let (code, made) = admin.post(&collection, &policy).await;
+        assert_eq!(code, 201, "{made}");
+        for rules in [json!([]), Value::Null] {
+            let (code, patched) = admin
+                .patch(
+                    &format!("{collection}/p"),
+                    "application/merge-patch+json",
+                    &json!({"spec": {"ingress": rules}}),
+                )
+                .await;
+            assert_eq!(
+                (code, &patched["spec"]["ingress"], &patched["spec"]["types"]),
+                (200, &Value::Null, &json!(["Ingress", "Egress"])),
+                "{patched}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn some_policy_objects_always_exist() {
     let mut cluster = Cluster::start().await;
     let admin = cluster.admin();

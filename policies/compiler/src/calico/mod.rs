@@ -17,6 +17,7 @@ mod sets;
 mod tier;
 
 pub(crate) use host::{read_configuration, read_host_endpoint};
+pub use policy::default_types;
 pub(crate) use policy::{Scope, StagedAction, named_tier, read_policy, read_staged_action, shown_name};
 pub use rules::ServiceEndpoint;
 pub(crate) use rules::{RuleScope, Services, read_rules};

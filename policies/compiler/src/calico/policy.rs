@@ -229,13 +229,23 @@ fn read_phase(scope: Scope, spec: &PolicySpec, errors: &mut Errors) -> Phase {
     }
 }
 
-/// Without types: ingress unless there are egress rules only, egress if there are egress rules.
+/// Types of a policy that names none and has rules for ingress, for egress, or both: ingress unless there are egress rules
+/// only, egress if there are egress rules.
+pub fn default_types(ingress: bool, egress: bool) -> &'static [&'static str] {
+    match (ingress, egress) {
+        (_, false) => &["Ingress"],
+        (false, true) => &["Egress"],
+        (true, true) => &["Ingress", "Egress"],
+    }
+}
+
+/// The server's default, applied here as well because objects from a file have not seen it.
 fn read_directions(spec: &PolicySpec, errors: &mut Errors) -> Directions {
     if spec.types.is_empty() {
-        let (ingress, egress) = (!spec.ingress.is_empty(), !spec.egress.is_empty());
+        let types = default_types(!spec.ingress.is_empty(), !spec.egress.is_empty());
         return Directions {
-            ingress: ingress || !egress,
-            egress,
+            ingress: types.contains(&"Ingress"),
+            egress: types.contains(&"Egress"),
         };
     }
     let path = Path::SPEC.field("types");

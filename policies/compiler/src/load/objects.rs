@@ -22,9 +22,11 @@ use crate::{
     calico::{BUILT_IN_TIERS, named_tier},
     field::FieldError,
     load::{
-        DEFAULT_NAMESPACE, LoadError, Loaded, fields, metadata,
+        DEFAULT_NAMESPACE, LoadError, Loaded, fields,
+        identity::{Identity, NAMESPACED_KINDS, group_of, identity},
+        metadata,
         services::Backends,
-        settings,
+        settings, stored,
         unknown::{self, UnknownFields},
     },
     made_up,
@@ -33,18 +35,14 @@ use crate::{
 };
 
 const KUBERNETES: &str = "networking.k8s.io/v1";
-/// The group under which Calico keeps its objects in a Kubernetes cluster; the fields are the same.
-const CALICO_STORED: &str = "crd.projectcalico.org/v1";
-/// What stands before names there.
-const STORED_TIER_PREFIX: &str = "default.";
 
 /// Reads objects one by one.
 #[derive(Default)]
 pub(super) struct Loader {
     loaded: Loaded,
     backends: Backends,
-    /// Where each object stands, by its [`identity`].
-    seen: BTreeMap<(String, String, String), String>,
+    /// Where each object stands.
+    seen: BTreeMap<Identity, String>,
     /// Tiers that policies name, with the policy and where it stands.
     named_tiers: Vec<(String, String, String)>,
     tiers: BTreeSet<String>,
@@ -104,15 +102,16 @@ impl Loader {
             }
             return Ok(());
         }
-        let mut reader = Reader::new(origin, kind, object);
+        let restored = stored::restored(object);
+        let restored = restored.map_err(|errors| Reader::new(origin, kind, object).invalid(errors))?;
+        let mut reader = Reader::new(origin, kind, &restored);
         reader.unknown_fields = self.unknown_fields;
-        let name = reader.named()?;
+        reader.named()?;
         if self.read(&reader)? {
             self.note_passed_over(&reader);
             let namespaced = NAMESPACED_KINDS.contains(&kind);
             reader.usable(metadata::problems(kind, namespaced, &reader.metadata()?))?;
-            let key = identity(reader.api_version, kind, reader.namespace, name);
-            if let Some(other) = self.seen.insert(key, origin.to_owned()) {
+            if let Some(other) = self.seen.insert(identity(object), origin.to_owned()) {
                 return Err(LoadError::Twice {
                     origin: origin.to_owned(),
                     object: reader.label,
@@ -235,7 +234,7 @@ impl Loader {
                 let policy = reader.parse()?;
                 self.judge(reader, |view| view.cluster_policies.push(policy))?;
             }
-            (calico::API_VERSION | CALICO_STORED, kind) => {
+            (calico::API_VERSION | stored::API_VERSION, kind) => {
                 return self.read_calico(kind, reader);
             }
             (_, "NetworkPolicy") => {
@@ -365,20 +364,11 @@ const CALICO_KINDS: [&str; 11] = [
     "NetworkPolicy",
 ];
 
-/// Kinds that have a namespace. What one of the others says of a namespace means nothing.
-const NAMESPACED_KINDS: [&str; 8] = [
-    "Pod",
-    "Service",
-    "ServiceAccount",
-    "EndpointSlice",
-    "NetworkPolicy",
-    "StagedNetworkPolicy",
-    "StagedKubernetesNetworkPolicy",
-    "NetworkSet",
-];
-
-/// Groups all of whose other kinds are policies: one that is not known is not one that policy does not depend on.
-const POLICY_GROUPS: [(&str, &[&str]); 4] = [
+/// Groups all of whose kinds are known, with those that policy does not depend on: any other may be a policy, or one that
+/// policy depends on, whose name is misspelt.
+const KNOWN_GROUPS: [(&str, &[&str]); 6] = [
+    ("", &CORE_OTHER_KINDS),
+    ("discovery.k8s.io", &[]),
     (
         "networking.k8s.io",
         &[
@@ -392,6 +382,22 @@ const POLICY_GROUPS: [(&str, &[&str]); 4] = [
     ("policy.networking.k8s.io", &[]),
     ("projectcalico.org", &CALICO_OTHER_KINDS),
     ("crd.projectcalico.org", &CALICO_OTHER_KINDS),
+];
+
+/// Kinds of `v1` that no verdict depends on.
+const CORE_OTHER_KINDS: [&str; 12] = [
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
 ];
 
 /// Kinds of Calico that say how a network is made, not who may use it.
@@ -419,8 +425,6 @@ struct Reader<'a> {
     object: &'a Value,
     api_version: &'a str,
     kind: &'a str,
-    /// As it is written; an empty one is not there, as for the API.
-    namespace: Option<&'a str>,
     name: &'a str,
     label: String,
     unknown_fields: UnknownFields,
@@ -438,7 +442,6 @@ impl<'a> Reader<'a> {
             object,
             api_version: text("/apiVersion").unwrap_or_default(),
             kind,
-            namespace,
             name,
             label: match namespace {
                 Some(namespace) => format!("{kind} {namespace}/{name}"),
@@ -528,12 +531,15 @@ impl<'a> Reader<'a> {
     /// That policy does not depend on the object, if that is so.
     fn leave_out(&self) -> Result<bool, LoadError> {
         let (group, kind) = (group_of(self.api_version), self.kind);
-        let others = POLICY_GROUPS.iter().find(|(known, _)| *known == group);
+        let others = KNOWN_GROUPS.iter().find(|(known, _)| *known == group);
         match others {
             Some((_, others)) if !others.contains(&kind) => Err(LoadError::UnknownKind {
                 origin: self.origin.to_owned(),
                 object: self.label.clone(),
-                group: group.to_owned(),
+                group: match group {
+                    "" => self.api_version.to_owned(),
+                    group => group.to_owned(),
+                },
             }),
             _ => Ok(false),
         }
@@ -569,7 +575,7 @@ const TEXT_MAPS: [&str; 6] = [
 
 /// What the API makes of `null`: a member that is not there, and in a map of texts an empty one, which asks for more than
 /// none would. In a list it stays, and is refused.
-fn settle_nulls(value: &mut Value) {
+pub(super) fn settle_nulls(value: &mut Value) {
     match value {
         Value::Object(members) => {
             members.retain(|_, member| !member.is_null());
@@ -630,33 +636,9 @@ fn shown_path(path: &serde_ignored::Path<'_>) -> String {
     }
 }
 
-/// Kind with group, namespace and name of an object, alike for two ways to write one.
-fn identity(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> (String, String, String) {
-    let group = match api_version {
-        CALICO_STORED => group_of(calico::API_VERSION),
-        other => group_of(other),
-    };
-    let namespace = match NAMESPACED_KINDS.contains(&kind) {
-        true => namespace.unwrap_or(DEFAULT_NAMESPACE),
-        false => "",
-    };
-    // Calico stores policies of the default tier with its name before theirs.
-    let is_policy = kind.ends_with("NetworkPolicy") && api_version == CALICO_STORED;
-    let name = match name.strip_prefix(STORED_TIER_PREFIX) {
-        Some(own) if is_policy => own,
-        _ => name,
-    };
-    (format!("{kind}.{group}"), namespace.to_owned(), name.to_owned())
-}
-
 /// What a list holds, if the object is one.
 fn items_of<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     object.get("items").filter(|_| kind.ends_with("List"))
-}
-
-/// The group of an `apiVersion`; that of `v1` has no name.
-fn group_of(api_version: &str) -> &str {
-    api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
 /// An empty one is not set, as for the API.

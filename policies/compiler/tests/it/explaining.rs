@@ -249,10 +249,14 @@ fn loading_refuses_what_it_would_pass_over() {
         ("projectcalico.org/v3", "GlobalNetworkPolicys"),
         ("crd.projectcalico.org/v1", "GlobalNetworkPolicys"),
         ("projectcalico.org/v4", "WorkloadEndpoint"),
+        ("v1", "namespace"),
+        ("v1", "Pods"),
+        ("v1", "networkpolicy"),
+        ("discovery.k8s.io/v1", "endpointslice"),
     ] {
         let told = told(object(api_version, kind, json!({})));
         let group = api_version.split('/').next().unwrap();
-        let expected = format!("test: {kind} x: kind: group {group} has no policy of this kind");
+        let expected = format!("test: {kind} x: kind: {group} has none of this name that is known; ");
         assert!(told.contains(&expected), "{told}");
     }
     for (api_version, kind) in [
@@ -261,6 +265,8 @@ fn loading_refuses_what_it_would_pass_over() {
         ("projectcalico.org/v3", "IPPool"),
         ("crd.projectcalico.org/v1", "BGPPeer"),
         ("apps/v1", "Deployment"),
+        ("v1", "Secret"),
+        ("v1", "Endpoints"),
     ] {
         let loaded = load_objects(sources(&[object(api_version, kind, json!({}))])).unwrap();
         assert_eq!(
@@ -377,6 +383,12 @@ fn loading_knows_an_object_again_however_it_is_written() {
     };
     let (calico, stored) = ("projectcalico.org/v3", "crd.projectcalico.org/v1");
     let (global, own) = ("GlobalNetworkPolicy", "NetworkPolicy");
+    let named = |api_version: &str, name: &str, shown: &str| {
+        let mut object = policy(api_version, global, None, name);
+        let metadata = json!({"name": shown}).to_string();
+        object["metadata"]["annotations"] = json!({"projectcalico.org/metadata": metadata});
+        object
+    };
     let twice = [
         [
             policy(calico, own, Some("default"), "p"),
@@ -393,6 +405,11 @@ fn loading_knows_an_object_again_however_it_is_written() {
         [
             policy(calico, global, None, "p"),
             policy(stored, global, None, "default.p"),
+        ],
+        [policy(calico, global, None, "p"), named(stored, "default.p", "p")],
+        [
+            policy(calico, global, None, "default.p"),
+            named(stored, "default.p", "default.p"),
         ],
         [
             policy(calico, global, Some("a"), "p"),

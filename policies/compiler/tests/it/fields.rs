@@ -417,6 +417,30 @@ fn heads_of_policies() {
             (json!({"stagedAction": "Delete", "selector": "all()"}), &["spec"]),
         ],
     );
+    check(
+        "StagedKubernetesNetworkPolicy",
+        &[
+            (json!({"stagedAction": "Delete"}), &[]),
+            (json!({"stagedAction": "Delete", "podSelector": {}}), &[]),
+            (
+                json!({"stagedAction": "Set", "podSelector": {}, "ingress": [{}]}),
+                &[],
+            ),
+            (
+                json!({"stagedAction": "Delete", "podSelector": {"matchLabels": {"a": "b"}}}),
+                &["spec"],
+            ),
+            (
+                json!({"stagedAction": "Delete", "podSelector": {}, "ingress": [{}]}),
+                &["spec"],
+            ),
+            (json!({"stagedAction": "Delete", "egress": [{}]}), &["spec"]),
+            (
+                json!({"stagedAction": "Delete", "policyTypes": ["Ingress"]}),
+                &["spec"],
+            ),
+        ],
+    );
 }
 
 #[test]

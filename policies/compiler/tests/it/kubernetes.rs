@@ -463,26 +463,61 @@ fn an_unknown_type_does_not_bring_rules_into_force() {
     ));
 }
 
+/// Such as the published ranges of a cloud: Kubernetes bounds the object alone.
+#[test]
+fn long_lists_are_read_whole() {
+    let block = |i: usize| format!("172.{}.{}.0/28", 16 + i / 256, i % 256);
+    let count = 3000;
+    let blocks: Vec<Value> = (0..count)
+        .map(|i| json!({"ipBlock": {"cidr": block(i)}}))
+        .collect();
+    let except: Vec<String> = (0..count).map(block).collect();
+    let ports: Vec<Value> = (0..count).map(|i| json!({"port": 2 * i + 1})).collect();
+    let rules: Vec<Value> = (0..count)
+        .map(|i| json!({"from": [blocks[i]], "ports": [ports[i]]}))
+        .collect();
+    for (ingress, inside, outside) in [
+        (json!([{"from": blocks, "ports": [{"port": 5999}]}]), true, false),
+        (
+            json!([{"from": [{"ipBlock": {"cidr": "172.16.0.0/12", "except": except}}]}]),
+            false,
+            true,
+        ),
+        (json!([{"ports": ports}]), true, true),
+        (json!(rules), true, false),
+    ] {
+        let policy = policy(&json!({"podSelector": {}, "ingress": ingress}));
+        let typed: NetworkPolicy = serde_json::from_value(policy.clone()).unwrap();
+        assert_eq!(validate(&typed), Ok(()));
+        let view = lab(&[policy]);
+        // The last of each list, and what is beside it.
+        let asked =
+            |from: &str, port: u16| ask(&view, 1, Direction::Ingress, from.parse().unwrap(), TCP, port);
+        assert_eq!(asked("172.27.183.1", 5999), inside);
+        assert_eq!(asked("172.27.183.17", 5999), outside);
+    }
+}
+
 #[test]
 fn sizes_are_bounded() {
     let many = |count: usize, value: &Value| vec![value.clone(); count];
     let block = json!({"ipBlock": {"cidr": "10.0.0.0/8"}});
     let cases = [
         (
-            json!({"podSelector": {}, "ingress": many(1025, &json!({}))}),
+            json!({"podSelector": {}, "ingress": many(65_537, &json!({}))}),
             "spec.ingress",
         ),
         (
-            json!({"podSelector": {}, "ingress": [{"from": many(1025, &block)}]}),
+            json!({"podSelector": {}, "ingress": [{"from": many(65_537, &block)}]}),
             "spec.ingress[0].from",
         ),
         (
-            json!({"podSelector": {}, "egress": [{"ports": many(257, &json!({"port": 1}))}]}),
+            json!({"podSelector": {}, "egress": [{"ports": many(65_537, &json!({"port": 1}))}]}),
             "spec.egress[0].ports",
         ),
         (
             json!({"podSelector": {}, "ingress": [{"from": [
-                {"ipBlock": {"cidr": "10.0.0.0/8", "except": many(257, &json!("10.1.0.0/16"))}}]}]}),
+                {"ipBlock": {"cidr": "10.0.0.0/8", "except": many(65_537, &json!("10.1.0.0/16"))}}]}]}),
             "spec.ingress[0].from[0].ipBlock.except",
         ),
     ];

@@ -1,7 +1,7 @@
 //! Objects from files mean what they mean to the API.
 
 use api::flow::FlowVerdict;
-use policies_compiler::{FlowEnd, LoadError, Loaded, Question, Source, explain, load_objects};
+use policies_compiler::{CalicoObject, FlowEnd, LoadError, Loaded, Question, Source, explain, load_objects};
 use serde_json::{Value, json};
 
 use crate::sources;
@@ -163,6 +163,95 @@ fn a_namespace_that_is_empty_is_the_default_one_for_every_kind() {
     ];
     let twice = load_objects(sources(&twice));
     assert!(matches!(twice, Err(LoadError::Twice { .. })), "{twice:?}");
+}
+
+/// An object as Calico keeps it, with the metadata that it has in Calico's API.
+fn kept(kind: &str, name: &str, in_api: &str, spec: &Value) -> Value {
+    let annotations = json!({"projectcalico.org/metadata": in_api});
+    let metadata = json!({"name": name, "annotations": annotations});
+    object("crd.projectcalico.org/v1", kind, metadata, json!({"spec": spec}))
+}
+
+#[test]
+fn what_calico_keeps_has_the_labels_and_the_name_of_its_api() {
+    let pods = [
+        pod(json!({"name": "a"}), "10.0.0.1"),
+        pod(json!({"name": "b"}), "10.0.0.2"),
+    ];
+    let policy = |api_version: &str, name: &str, egress: Value| {
+        let spec = json!({"selector": "all()", "types": ["Egress"], "egress": egress});
+        object(
+            api_version,
+            "GlobalNetworkPolicy",
+            json!({"name": name}),
+            json!({"spec": spec}),
+        )
+    };
+    let nets = json!({"nets": ["10.0.0.2/32"]});
+    let labels = r#"{"creationTimestamp":null,"uid":"x","labels":{"threat":"bad"}}"#;
+    let set = kept("GlobalNetworkSet", "bad", labels, &nets);
+    let not_to_set = policy(
+        CALICO,
+        "fence",
+        json!([{"action": "Deny", "destination": {"selector": "threat == 'bad'"}}, {"action": "Allow"}]),
+    );
+    let with = |objects: &[Value]| judged(&[&pods[..], objects].concat());
+    assert_eq!(with(&[set, not_to_set.clone()]), FlowVerdict::Deny);
+    // Labels that stand in both places: those of the annotation count.
+    let mut both = kept("GlobalNetworkSet", "bad", labels, &nets);
+    both["metadata"]["labels"] = json!({"threat": "none", "place": "office"});
+    assert_eq!(with(&[both.clone(), not_to_set]), FlowVerdict::Deny);
+    let to_place = policy(
+        CALICO,
+        "fence",
+        json!([{"action": "Deny", "destination": {"selector": "place == 'office'"}}, {"action": "Allow"}]),
+    );
+    assert_eq!(with(&[both, to_place]), FlowVerdict::Deny);
+
+    let host = kept(
+        "HostEndpoint",
+        "eth0",
+        r#"{"labels":{"role":"edge"}}"#,
+        &json!({"node": "n", "interfaceName": "eth0"}),
+    );
+    let loaded = load(&[host]);
+    let [CalicoObject::HostEndpoint(host)] = &loaded.view.calico[..] else {
+        panic!("no host endpoint");
+    };
+    assert_eq!(host.metadata.labels.as_ref().unwrap()["role"], "edge");
+
+    // Of two policies with one order, the name in the API decides: `o` comes before `p`, though `default.p` is less.
+    let allow = policy(CALICO, "o", json!([{"action": "Allow"}]));
+    let mut deny = policy(
+        "crd.projectcalico.org/v1",
+        "default.p",
+        json!([{"action": "Deny"}]),
+    );
+    assert_eq!(with(&[allow.clone(), deny.clone()]), FlowVerdict::Deny);
+    deny["metadata"]["annotations"] = json!({"projectcalico.org/metadata": r#"{"name":"p"}"#});
+    assert_eq!(with(&[allow, deny]), FlowVerdict::Allow);
+}
+
+#[test]
+fn what_calico_keeps_and_nobody_can_read_is_an_error() {
+    for in_api in ["{", "[]", r#"{"labels":["a"]}"#, r#"{"labels":{"a":"b c"}}"#] {
+        let set = kept("GlobalNetworkSet", "bad", in_api, &json!({"nets": []}));
+        let told = load_objects(sources(&[set])).unwrap_err().to_string();
+        let expected = "test: GlobalNetworkSet bad: metadata.annotations[projectcalico.org/metadata]: ";
+        assert!(told.starts_with(expected), "{told}");
+    }
+    let mut set = kept(
+        "GlobalNetworkSet",
+        "bad",
+        r#"{"labels":{"a":"b"}}"#,
+        &json!({"nets": []}),
+    );
+    set["metadata"]["labels"] = json!(["a"]);
+    assert!(load_objects(sources(&[set])).is_err());
+    // Anybody may write that annotation; Calico reads it of what it keeps alone.
+    let mut set = kept("GlobalNetworkSet", "bad", "{", &json!({"nets": []}));
+    set["apiVersion"] = json!(CALICO);
+    assert!(load_objects(sources(&[set])).is_ok());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context, Result};
-use policies_compiler::ClusterView;
+use policies_compiler::{ClusterView, identity};
 use serde_json::Value;
 
 use crate::{check::input, cli::Connection, load, objects, output};
@@ -55,14 +55,16 @@ fn laid_over(live: Vec<Value>, new: Vec<Document>) -> Result<ClusterView> {
     Ok(input::of_documents(&overlay(live, new))?.0)
 }
 
-/// The new objects, and the live ones that none of them has the kind, namespace and name of.
+/// The new objects, and the live ones that none of them is.
 fn overlay(live: Vec<Value>, new: Vec<Document>) -> Vec<Document> {
     let mut objects = Vec::new();
     for (origin, object) in new {
         flatten(&origin, object, &mut objects);
     }
-    let replaced: BTreeSet<_> = objects.iter().map(|(_, object)| key(object)).collect();
-    let kept = live.into_iter().filter(|object| !replaced.contains(&key(object)));
+    let replaced: BTreeSet<_> = objects.iter().map(|(_, object)| identity(object)).collect();
+    let kept = live
+        .into_iter()
+        .filter(|object| !replaced.contains(&identity(object)));
     let kept: Vec<Document> = kept.map(|object| ("the cluster".to_owned(), object)).collect();
     objects.extend(kept);
     objects
@@ -74,21 +76,6 @@ fn flatten(origin: &str, object: Value, into: &mut Vec<Document>) {
         Some(items) => items.into_iter().for_each(|item| flatten(origin, item, into)),
         None => into.push((origin.to_owned(), object)),
     }
-}
-
-/// What tells objects apart. Whether a kind has namespaces is the same for both, so a missing one may be any.
-fn key(object: &Value) -> [String; 4] {
-    let text = |path| object.pointer(path).and_then(Value::as_str);
-    let group = text("/apiVersion").and_then(|version| version.split_once('/'));
-    let group = match group.map_or("", |(group, _)| group) {
-        // Where Calico keeps the same objects.
-        "crd.projectcalico.org" => "projectcalico.org",
-        group => group,
-    };
-    let name = text("/metadata/name").unwrap_or_default();
-    let namespace = text("/metadata/namespace").filter(|namespace| !namespace.is_empty());
-    let namespace = namespace.unwrap_or("default");
-    [group, text("/kind").unwrap_or_default(), namespace, name].map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -140,6 +127,28 @@ mod tests {
             "calico",
         ];
         assert_eq!(marks(&overlay(live, new)), expected);
+    }
+
+    /// Calico keeps policies of the default tier with its name before theirs.
+    #[test]
+    fn new_objects_as_calico_keeps_them_take_the_place_of_live_ones() {
+        let global = |api_version: &str, name: &str, mark: &str| {
+            let mut object = policy(None, name, mark);
+            object["apiVersion"] = api_version.into();
+            object["kind"] = "GlobalNetworkPolicy".into();
+            object
+        };
+        let live = ["p", "q", "r"].map(|name| global("projectcalico.org/v3", name, "live"));
+        let mut named = global(
+            "crd.projectcalico.org/v1",
+            "default.x",
+            "new by its name in the API",
+        );
+        named["metadata"]["annotations"] = json!({"projectcalico.org/metadata": r#"{"name":"q"}"#});
+        let new = [global("crd.projectcalico.org/v1", "default.p", "new"), named];
+        let new = new.map(|object| ("new.yaml".to_owned(), object)).to_vec();
+        let objects = overlay(live.to_vec(), new);
+        assert_eq!(marks(&objects), ["new", "new by its name in the API", "live"]);
     }
 
     #[test]
