@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use api::storage::{LOCAL_PATH_PROVISIONER, allows_node, fits};
+use api::storage::{LOCAL_PATH_PROVISIONER, allows_node, fits, is_for_one_node};
 use k8s_openapi::api::{
     core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
     storage::v1::StorageClass,
@@ -102,7 +102,7 @@ impl<'a> Needs<'a> {
                 .filter(unclaimed)
                 .map(|volume| &**volume)
                 .collect(),
-            made: class.provisioner == LOCAL_PATH_PROVISIONER,
+            made: class.provisioner == LOCAL_PATH_PROVISIONER && is_for_one_node(claim),
         });
         Ok(())
     }
@@ -221,6 +221,13 @@ mod tests {
             Ok(Some("node(s) didn't find available persistent volumes to bind"))
         );
         assert_eq!(against(&waiting, &[], of(LOCAL_PATH_PROVISIONER), "n2"), Ok(None));
+        let mut shared = PersistentVolumeClaim::clone(&waiting[0]);
+        shared.spec.as_mut().unwrap().access_modes = Some(vec!["ReadWriteMany".to_owned()]);
+        assert_eq!(
+            against(&[Arc::new(shared)], &volumes, of(LOCAL_PATH_PROVISIONER), "n1"),
+            Ok(Some("node(s) didn't find available persistent volumes to bind")),
+            "no volume is made for pods of several nodes"
+        );
         let classes = [of(LOCAL_PATH_PROVISIONER)];
         let storage = Storage {
             claims: &waiting,

@@ -7,7 +7,7 @@ use std::{
 
 use api::storage::{
     CLAIM_PROTECTION, DATA_REMOVED, LOCAL_PATH_FINALIZER, LOCAL_PATH_PROVISIONER, SELECTED_NODE,
-    VOLUME_PROTECTION, allows_node, fits, is_local_path, size,
+    VOLUME_PROTECTION, allows_node, fits, is_for_one_node, is_local_path, size,
 };
 use k8s_openapi::{
     api::{
@@ -186,7 +186,7 @@ fn about_claim(
         });
     }
     let ours = class.is_some_and(|class| class.provisioner == LOCAL_PATH_PROVISIONER);
-    let node = node.filter(|_node| ours && only_one_node(claim))?;
+    let node = node.filter(|_node| ours && is_for_one_node(claim))?;
     Some(Step::Provision {
         claim: Arc::clone(claim),
         node: node.name_any(),
@@ -215,15 +215,6 @@ fn about_named(claim: &Arc<PersistentVolumeClaim>, volume: Option<&Arc<Persisten
             })
         }
     }
-}
-
-/// A directory of one node is no place for pods of several.
-fn only_one_node(claim: &PersistentVolumeClaim) -> bool {
-    let modes = claim
-        .spec
-        .iter()
-        .flat_map(|spec| spec.access_modes.iter().flatten());
-    modes.into_iter().all(|mode| mode == "ReadWriteOnce")
 }
 
 /// Whether a pod that has not ended uses the claim.
