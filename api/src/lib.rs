@@ -22,6 +22,7 @@ pub mod names;
 pub mod node_policy;
 pub mod palisade;
 pub mod pull_secret;
+pub mod qos;
 pub mod quantity;
 pub mod resources;
 pub mod selector;

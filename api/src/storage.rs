@@ -41,6 +41,15 @@ pub fn is_local_path(volume: &PersistentVolume) -> bool {
         .is_some_and(|by| by == LOCAL_PATH_PROVISIONER)
 }
 
+/// Whether a directory of one node is enough for a claim: pods of several nodes do not share one.
+pub fn is_for_one_node(claim: &PersistentVolumeClaim) -> bool {
+    let modes = claim
+        .spec
+        .iter()
+        .flat_map(|spec| spec.access_modes.iter().flatten());
+    modes.into_iter().all(|mode| mode == "ReadWriteOnce")
+}
+
 /// Whether a claim can be satisfied by a volume, as far as their specifications say: class, mode, ways of access,
 /// size. Who has the volume is another question.
 pub fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {

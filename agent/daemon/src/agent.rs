@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use agent_images::{GcPolicy, ImageStore, Limits, StoreConfig};
+use agent_images::{GcPolicy, ImageStore, StoreConfig};
 use agent_network::{GATEWAY, Ipv6, Network, NetworkConfig, PodCidr6, files};
 use agent_resolver::{Limits as NameLimits, Names as LearnedNames, Resolver, ResolverConfig};
 use agent_runtime::{RecoveredPod, Runtime, RuntimeConfig};
@@ -93,7 +93,7 @@ pub(crate) async fn run(
         layout_root: config.layout_dir.clone(),
         ca_files: config.registry_ca_files.clone(),
         hosts_dir: config.registry_config_dir.clone(),
-        limits: Limits::default(),
+        limits: config.image_limits,
         timeout: FETCH_WITHIN,
     })
     .context("cannot open the image store")?;

@@ -93,6 +93,9 @@ pub(crate) struct Config {
     /// What people are told of images that come.
     #[serde(default)]
     pub(crate) pulls: Pulls,
+    /// How large an image may be.
+    #[serde(default)]
+    pub(crate) image_limits: agent_images::Limits,
     /// How the node's certificates are renewed.
     #[serde(default)]
     pub(crate) certificates: Certificates,
@@ -412,6 +415,10 @@ mod tests {
         assert_eq!(config.listen.port(), 10250);
         assert_eq!(config.pod_cidr.to_string(), "10.88.0.0/24");
         assert!(toml::from_str::<Config>(&format!("{text}pod_cdir = \"10.0.0.0/24\"\n")).is_err());
+        let large: Config =
+            toml::from_str(&format!("{text}[image_limits]\ncompressed_bytes = 8589934592\n")).unwrap();
+        assert_eq!(large.image_limits.compressed_bytes, 8 << 30);
+        assert_eq!(large.image_limits.layers, config.image_limits.layers);
     }
 
     #[test]

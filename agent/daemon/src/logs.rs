@@ -1,7 +1,6 @@
 //! Reads container logs (CRI format) the way `kubectl logs` asks for them.
 
 use std::{
-    collections::VecDeque,
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -13,7 +12,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde::Deserialize;
 use tokio::{
     fs::File,
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, unix::AsyncFd},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, BufReader, unix::AsyncFd},
     sync::mpsc,
 };
 
@@ -21,8 +20,6 @@ use crate::pods::directory::{Directory, Entry};
 
 /// Longest line of a log file: a piece of output and what stands before it.
 const MAX_LINE_BYTES: u64 = 64 * 1024;
-/// Most lines that a tail keeps in memory at once.
-const MAX_TAIL_LINES: usize = 100_000;
 /// Chunks that wait for a slow reader.
 const QUEUE: usize = 16;
 /// Size at which a chunk is sent.
@@ -106,18 +103,21 @@ async fn read(
     // Before the first look at the files, and only where it is used: of these the kernel has few.
     let watch = options.follow.then(|| Watch::new(&target.logs)).transpose()?;
     let mut changes = directory.changes();
-    let mut tail = options
-        .tail_lines
-        .map(|lines| Tail::new(usize::try_from(lines).unwrap_or(usize::MAX)));
+    let mut older = Vec::new();
     for path in rotated(&target.logs, target.attempt)? {
-        let mut file = LogFile::open(&path).await?;
-        pump(&mut file, since, tail.as_mut(), output).await?;
+        older.push(LogFile::open(&path).await?);
     }
     let mut file = LogFile::open(&current).await?;
-    pump(&mut file, since, tail.as_mut(), output).await?;
-    for line in tail.take().into_iter().flat_map(|tail| tail.lines) {
-        output.line(&line).await?;
+    let mut all: Vec<&mut LogFile> = older.iter_mut().chain([&mut file]).collect();
+    match options.tail_lines {
+        Some(wanted) => tail(&mut all, since, wanted, output).await?,
+        None => {
+            for file in all {
+                pump(file, since, output).await?;
+            }
+        }
     }
+    drop(older);
     output.flush().await?;
     let Some(mut watch) = watch else {
         return Ok(());
@@ -126,9 +126,9 @@ async fn read(
         // Looked at before the last read: what was written before the end is read after it.
         changes.borrow_and_update();
         let over = is_over(target, directory);
-        pump(&mut file, since, None, output).await?;
+        pump(&mut file, since, output).await?;
         if file.was_rotated(&current).await {
-            pump(&mut file, since, None, output).await?;
+            pump(&mut file, since, output).await?;
             file = LogFile::open(&current).await?;
             continue;
         }
@@ -153,21 +153,45 @@ fn is_over(target: &Target, directory: &Directory) -> bool {
 }
 
 /// Reads to the present end of the file.
-async fn pump(
-    file: &mut LogFile,
+async fn pump(file: &mut LogFile, since: Option<Timestamp>, output: &mut Output) -> Result<(), Stopped> {
+    while let Some(line) = file.entry(since).await? {
+        output.line(&line).await?;
+    }
+    Ok(())
+}
+
+/// Gives the last `wanted` lines before the present ends of the files, and leaves them there. What is counted first and then
+/// read again takes no memory, however many lines that are.
+async fn tail(
+    files: &mut [&mut LogFile],
     since: Option<Timestamp>,
-    mut tail: Option<&mut Tail>,
+    wanted: u64,
     output: &mut Output,
 ) -> Result<(), Stopped> {
-    while let Some(line) = file.line().await? {
-        let Some(line) = Line::parse(&line) else { continue };
-        if since.is_some_and(|since| line.time.is_some_and(|time| time < since)) {
+    let mut counts = Vec::new();
+    for file in files.iter_mut() {
+        let mut count = 0u64;
+        while file.entry(since).await?.is_some() {
+            count += 1;
+        }
+        counts.push(count);
+    }
+    let mut passed_over = counts.iter().sum::<u64>().saturating_sub(wanted);
+    for (file, count) in files.iter_mut().zip(counts) {
+        if passed_over >= count {
+            passed_over -= count;
             continue;
         }
-        match tail.as_deref_mut() {
-            Some(tail) => tail.push(line),
-            None => output.line(&line).await?,
+        file.rewind().await?;
+        for index in 0..count {
+            let Some(line) = file.entry(since).await? else {
+                break;
+            };
+            if index >= passed_over {
+                output.line(&line).await?;
+            }
         }
+        passed_over = 0;
     }
     Ok(())
 }
@@ -202,6 +226,24 @@ impl LogFile {
             inode,
             unfinished: Vec::new(),
         })
+    }
+
+    /// From the beginning again.
+    async fn rewind(&mut self) -> io::Result<()> {
+        self.unfinished.clear();
+        self.reader.rewind().await?;
+        Ok(())
+    }
+
+    /// The next entry that is not older than `since`.
+    async fn entry(&mut self, since: Option<Timestamp>) -> io::Result<Option<Line>> {
+        while let Some(line) = self.line().await? {
+            let Some(line) = Line::parse(&line) else { continue };
+            if since.is_none_or(|since| line.time.is_none_or(|time| time >= since)) {
+                return Ok(Some(line));
+            }
+        }
+        Ok(None)
     }
 
     async fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
@@ -249,28 +291,6 @@ impl Line {
             text: parts.next().unwrap_or_default().to_vec(),
             complete: tag != b"P",
         })
-    }
-}
-
-/// The last lines of a log.
-struct Tail {
-    lines: VecDeque<Line>,
-    wanted: usize,
-}
-
-impl Tail {
-    fn new(wanted: usize) -> Self {
-        Self {
-            lines: VecDeque::new(),
-            wanted: wanted.min(MAX_TAIL_LINES),
-        }
-    }
-
-    fn push(&mut self, line: Line) {
-        self.lines.push_back(line);
-        if self.lines.len() > self.wanted {
-            self.lines.pop_front();
-        }
     }
 }
 
@@ -418,6 +438,14 @@ mod tests {
         );
         assert_eq!(
             collect(Options {
+                tail_lines: Some(5),
+                ..all.clone()
+            })
+            .await,
+            "zero\none\ntwo\nthree\n"
+        );
+        assert_eq!(
+            collect(Options {
                 limit_bytes: Some(6),
                 ..all.clone()
             })
@@ -469,6 +497,49 @@ mod tests {
             text,
             "2026-01-01T00:00:00.0Z onetwothree\n2026-01-01T00:00:03.0Z next\n"
         );
+    }
+
+    #[tokio::test]
+    async fn a_tail_is_as_long_as_it_was_asked_to_be() {
+        let logs = tempfile::tempdir().unwrap();
+        let line = "2026-01-01T00:00:00.0Z stdout F x\n";
+        std::fs::write(logs.path().join("0.log.1"), line.repeat(70_000)).unwrap();
+        std::fs::write(logs.path().join("0.log"), line.repeat(70_000)).unwrap();
+        for (wanted, expected) in [(120_000, 120_000), (70_000, 70_000), (u64::MAX, 140_000)] {
+            let options = Options {
+                tail_lines: Some(wanted),
+                ..Options::default()
+            };
+            let mut chunks = stream(target(logs.path()), options, Directory::default());
+            let mut bytes = 0;
+            while let Some(chunk) = chunks.recv().await {
+                bytes += chunk.unwrap().len();
+            }
+            assert_eq!(bytes, 2 * expected, "{wanted}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_tail_begins_where_it_ends() {
+        let logs = tempfile::tempdir().unwrap();
+        let path = logs.path().join("0.log");
+        // The last line is being written.
+        std::fs::write(&path, format!("{LOG}2026-01-01T00:00:03.0Z stdout F fo")).unwrap();
+        let directory = Directory::default();
+        let mut entry = target(logs.path()).entry;
+        let running = crate::pods::directory::Latest::for_tests(true);
+        entry.containers.insert("c".to_owned(), running);
+        directory.publish_for_tests(&entry);
+        let options = Options {
+            follow: true,
+            tail_lines: Some(3),
+            ..Options::default()
+        };
+        let mut chunks = stream(target(logs.path()), options, directory.clone());
+        assert_eq!(chunks.recv().await.unwrap().unwrap(), "two\nthree\n");
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"ur\n").unwrap();
+        assert_eq!(chunks.recv().await.unwrap().unwrap(), "four\n");
     }
 
     /// Of what watches files the kernel has few, and everybody may read logs many times.

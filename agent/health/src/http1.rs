@@ -1,8 +1,14 @@
 //! Requests over HTTP/1.1, plain or with TLS.
 
-use std::{fmt::Write as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use http::{Request, Response, Uri, header};
+use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
@@ -16,6 +22,7 @@ use tokio_rustls::{
         pki_types::{CertificateDer, ServerName, UnixTime},
     },
 };
+use url::{Position, Url};
 
 use crate::{
     HttpGet, Outcome, USER_AGENT,
@@ -57,8 +64,8 @@ async fn follow(get: &HttpGet, netns: &Path) -> Result<Outcome, String> {
         let status = answer.status();
         let location = answer.headers().get(header::LOCATION);
         let location = location.filter(|_there| status.is_redirection());
-        if let Some(location) = location.and_then(|location| location.to_str().ok()) {
-            match redirected(&get, location) {
+        if let Some(location) = location.filter(|location| !location.is_empty()) {
+            match redirected(&get, &String::from_utf8_lossy(location.as_bytes()))? {
                 Some(next) => {
                     get = next;
                     continue;
@@ -80,30 +87,31 @@ async fn follow(get: &HttpGet, netns: &Path) -> Result<Outcome, String> {
     Err(format!("stopped after {MAX_REDIRECTS} redirects"))
 }
 
-/// The request that `location` asks for, if it stays on the host.
-fn redirected(get: &HttpGet, location: &str) -> Option<HttpGet> {
-    let uri: Uri = location.parse().ok()?;
-    let mut next = get.clone();
-    if let Some(host) = uri.host() {
-        let host = host.trim_matches(['[', ']']);
-        let named = get
-            .headers
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case("host"));
-        let own = named.map(|(_, value)| value.rsplit_once(':').map_or(value.as_str(), |(host, _)| host));
-        if host != get.address.ip().to_string() && Some(host) != own {
-            return None;
-        }
-        next.tls = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if next.tls { 443 } else { 80 });
-        next.address = SocketAddr::new(get.address.ip(), port);
+/// The request that `location` asks for, beside what was asked for before (RFC 9110, 10.2.2), if it stays on the host.
+fn redirected(get: &HttpGet, location: &str) -> Result<Option<HttpGet>, String> {
+    let url = Url::parse(&get.url()).and_then(|asked| asked.join(location));
+    let url = url.map_err(|error| format!("failed to parse Location header {location:?}: {error}"))?;
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let mut headers = get.headers.iter();
+    let named = headers.find(|(name, _)| name.eq_ignore_ascii_case("host"));
+    let own = named.map(|(_, value)| value.rsplit_once(':').map_or(value.as_str(), |(host, _)| host));
+    let is_address = host
+        .parse::<IpAddr>()
+        .is_ok_and(|address| address == get.address.ip());
+    if !is_address && !own.is_some_and(|own| own.eq_ignore_ascii_case(host)) {
+        return Ok(None);
     }
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    next.path = match (path.starts_with('/'), get.path.rsplit_once('/')) {
-        (false, Some((directory, _))) => format!("{directory}/{path}"),
-        _ => path.to_owned(),
+    let (tls, usual_port) = match url.scheme() {
+        "http" => (false, 80),
+        "https" => (true, 443),
+        other => return Err(format!("unsupported protocol scheme {other:?}")),
     };
-    Some(next)
+    Ok(Some(HttpGet {
+        address: SocketAddr::new(get.address.ip(), url.port().unwrap_or(usual_port)),
+        tls,
+        path: url[Position::BeforePath..Position::AfterQuery].to_owned(),
+        headers: get.headers.clone(),
+    }))
 }
 
 async fn send(get: &HttpGet, netns: &Path) -> Result<Response<Incoming>, String> {
@@ -247,11 +255,40 @@ mod tests {
             path: "/a/b".to_owned(),
             headers: vec![("Host".to_owned(), "own.example:80".to_owned())],
         };
-        let to = |location: &str| redirected(&get, location).map(|next| next.url());
-        let url = |text: &str| Some(text.to_owned());
+        let to = |location: &str| redirected(&get, location).map(|next| next.map(|next| next.url()));
+        let url = |text: &str| Ok::<_, String>(Some(text.to_owned()));
         assert_eq!(to("/x?y"), url("http://10.0.0.1:80/x?y"));
         assert_eq!(to("https://10.0.0.1/x"), url("https://10.0.0.1:443/x"));
-        assert_eq!(to("http://own.example:81/"), url("http://10.0.0.1:81/"));
-        assert_eq!(to("http://169.254.169.254/"), None);
+        assert_eq!(to("http://OWN.example:81/"), url("http://10.0.0.1:81/"));
+        assert_eq!(to("http://169.254.169.254/"), Ok(None));
+        assert_eq!(to("//other.example/x"), Ok(None));
+        assert!(to("http://[").is_err());
+        assert!(to("ftp://10.0.0.1/x").is_err());
+    }
+
+    #[test]
+    fn relative_redirects_begin_at_what_was_asked_for() {
+        let get = HttpGet {
+            address: "[2001:db8::1]:8080".parse().expect("an address"),
+            tls: true,
+            path: "/a/b?c=/d".to_owned(),
+            headers: Vec::new(),
+        };
+        for (location, path) in [
+            ("login", "/a/login"),
+            ("login?x=1#y", "/a/login?x=1"),
+            ("x/y", "/a/x/y"),
+            ("../x", "/x"),
+            ("./", "/a/"),
+            ("?e", "/a/b?e"),
+            ("/x", "/x"),
+        ] {
+            let next = redirected(&get, location).expect("a URL").expect("the same host");
+            assert_eq!(
+                next.url(),
+                format!("https://[2001:db8::1]:8080{path}"),
+                "{location}"
+            );
+        }
     }
 }

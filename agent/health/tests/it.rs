@@ -98,6 +98,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, htt
         "/agent" if header("user-agent").starts_with("kube-probe/") => response,
         "/moved" => response.status(302).header("location", "/ok"),
         "/broken" => response.status(302).header("location", "/error"),
+        "/deep/moved" => response.status(302).header("location", "../ok"),
+        "/deep/broken" => response.status(302).header("location", "login"),
         "/away" => response.status(302).header("location", "http://192.0.2.1/x"),
         "/round" => response.status(302).header("location", "/round"),
         "/slow" => {
@@ -160,7 +162,7 @@ async fn requests_are_judged_like_kubernetes_does() {
     serve_http(listener, None);
     let netns = namespace.path.clone();
     let probe = async |get: HttpGet, timeout: Duration| ask(&Check::Http(get), &netns, timeout).await;
-    for path in ["/ok", "/moved", "/agent"] {
+    for path in ["/ok", "/moved", "/deep/moved", "/agent"] {
         assert_eq!(
             probe(get(address, path), PATIENCE).await,
             Outcome::Success,
@@ -173,7 +175,7 @@ async fn requests_are_judged_like_kubernetes_does() {
         ("Host".to_owned(), "own.example".to_owned()),
     ];
     assert_eq!(probe(own, PATIENCE).await, Outcome::Success);
-    for path in ["/error", "/broken"] {
+    for path in ["/error", "/broken", "/deep/broken"] {
         let failed = failure("HTTP probe failed with statuscode: 500");
         assert_eq!(probe(get(address, path), PATIENCE).await, failed, "{path}");
     }

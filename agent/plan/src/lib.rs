@@ -40,7 +40,7 @@ pub use crate::{
     eviction::{Cause, Eviction, begin_anew, comes_back, evict, outlives_its_node},
     order::{is_ready, is_started},
     pressure::{Candidate, Shortage, first_to_go, is_critical},
-    qos::{oom_score_adj, qos_class},
+    qos::oom_score_adj,
     status::{Facts, is_settled, render},
     steps::{Plan, Step, plan},
     stop::{Stop, Why},

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use api::qos::qos_class;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
@@ -16,7 +17,6 @@ use crate::{
     Container, Ending, Exit, Failure, Hook, Image, Member, Role, Run, Seen, User, Wanted, as_container,
     backoff, conditions,
     order::{Over, has_completed, is_outdated, is_ready, is_started, open, over, starts_again},
-    qos::qos_class,
     steps::obstacle,
 };
 

@@ -38,6 +38,14 @@ impl Stop {
         }
     }
 
+    /// Moves what has begun along with a clock that was set by so much: a grace is a length of time.
+    pub fn clock_was_set(&mut self, by: SignedDuration) {
+        let then = [self.signalled_at.as_mut(), self.killed_at.as_mut()];
+        for time in then.into_iter().flatten().chain([&mut self.since]) {
+            *time = later(*time, by);
+        }
+    }
+
     /// Notes that the kill was tried.
     pub fn killed(&mut self, sent: bool, now: Timestamp) {
         if sent {

@@ -335,7 +335,8 @@ fn has_finalizers(object: &Value) -> bool {
     })
 }
 
-/// Only pods end gracefully, and only where an agent has to end them.
+/// Only pods end gracefully, and only where an agent has to end them. A request that names no grace leaves one that is granted
+/// as it is.
 fn grace_seconds(object: &Value, resource: &Resource, options: &DeleteOptions) -> i64 {
     if resource.kind != "Pod" {
         return 0;
@@ -351,14 +352,12 @@ fn grace_seconds(object: &Value, resource: &Resource, options: &DeleteOptions) -
     if unscheduled || ended {
         return 0;
     }
-    let own = object
-        .pointer("/spec/terminationGracePeriodSeconds")
-        .and_then(Value::as_i64);
-    options
-        .grace_period_seconds
-        .or(own)
-        .unwrap_or(DEFAULT_GRACE_SECONDS)
-        .max(0)
+    let seconds = |path: &str| object.pointer(path).and_then(Value::as_i64);
+    let unless_named = match is_being_deleted(object) {
+        true => seconds("/metadata/deletionGracePeriodSeconds").unwrap_or(0),
+        false => seconds("/spec/terminationGracePeriodSeconds").unwrap_or(DEFAULT_GRACE_SECONDS),
+    };
+    options.grace_period_seconds.unwrap_or(unless_named).max(0)
 }
 
 fn copy_field(old: &Value, new: &mut Value, field: &str) {
@@ -521,6 +520,15 @@ mod tests {
         assert_eq!(
             plan_deletion(&marked, row("Pod"), &options(Some(0)), now()),
             Deletion::Remove
+        );
+        let Deletion::Mark(Marked(patient)) = plan_deletion(&pod(), row("Pod"), &options(Some(600)), now())
+        else {
+            panic!("a running pod must end gracefully")
+        };
+        assert_eq!(
+            plan_deletion(&patient, row("Pod"), &options(None), now()),
+            Deletion::Underway,
+            "only a grace that is named shortens"
         );
 
         let mut unscheduled = pod();

@@ -289,15 +289,10 @@ fn decide(
                 });
             }
         };
-        // What was told already is not told again: the volume comes, or the binder says why not.
-        let untold = |claim: &&PersistentVolumeClaim| {
-            let told = claim.annotations().get(SELECTED_NODE);
-            !told.is_some_and(|node| candidates.iter().any(|known| known.name() == *node))
-        };
-        let waiting: Vec<_> = needs.waiting().filter(untold).cloned().map(Arc::new).collect();
-        let pends = needs.waiting().next().is_some();
+        let known = |name: &str| nodes.iter().map(Arc::as_ref).find(|node| node.name_any() == name);
+        let waiting: Vec<_> = needs.untold(known).cloned().map(Arc::new).collect();
         let decision = match control_scheduler::schedule(pod, &needs, &candidates) {
-            Ok(_) if pends && waiting.is_empty() => return None,
+            Ok(_) if needs.pends() && waiting.is_empty() => return None,
             Ok(placement) => {
                 if let Some(candidate) = candidates.iter_mut().find(|c| c.name() == placement.node) {
                     candidate.add(pod);

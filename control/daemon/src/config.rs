@@ -10,6 +10,7 @@ use std::{
 
 use api::Digest;
 use control_apiserver::{ServiceRange, ServiceRangeError};
+use scanner_gate::Limits;
 use serde::{Deserialize, Serialize};
 
 /// Address that the API is served on when nothing else is asked for.
@@ -62,6 +63,9 @@ pub(crate) struct GateConfig {
     /// Directory with mirrors and authorities of registries, `HOST/hosts.toml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) registry_config_dir: Option<PathBuf>,
+    /// How large an image may be.
+    #[serde(default)]
+    pub(crate) image_limits: Limits,
 }
 
 /// Why there is no configuration.
@@ -170,6 +174,10 @@ mod tests {
                 verdict_lifetime_seconds: default_verdict_lifetime(),
                 registry_ca_files: Vec::new(),
                 registry_config_dir: Some("/etc/palisade/registries".into()),
+                image_limits: Limits {
+                    compressed_bytes: 8 << 30,
+                    ..Limits::default()
+                },
             },
         }
     }
@@ -182,6 +190,8 @@ mod tests {
         assert!(toml::from_str::<Config>(&typo).is_err());
         let no_lifetime = text.replace("verdict_lifetime_seconds", "#");
         assert_eq!(toml::from_str::<Config>(&no_lifetime).unwrap(), sample());
+        let unlimited = text.replace("[gate.image_limits]", "[gate.image_limits]\nlayers = 9");
+        assert!(toml::from_str::<Config>(&unlimited).is_err());
         let (older, range) = (text.replace("service_cidr", "#"), ServiceRange::default());
         assert_eq!(
             toml::from_str::<Config>(&older).unwrap().service_range().unwrap(),

@@ -46,7 +46,7 @@ impl ScanGate {
             layout_root: config.layout_dir.clone(),
             ca_files: config.gate.registry_ca_files.clone(),
             hosts_dir: config.gate.registry_config_dir.clone(),
-            limits: Default::default(),
+            limits: config.gate.image_limits,
             fetch_timeout: timeout,
             scan_timeout: timeout,
             jail_exe: own_program.to_owned(),

@@ -175,17 +175,23 @@ mod tests {
     fn a_node_under_pressure_begins_with_nobody_but_who_tolerates_it() {
         let of = |condition: &str, class: &str, spec: Value| {
             let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {
-                "allocatable": {"pods": "9"}, "conditions": [{"type": condition, "status": "True"}]}}))
+                "allocatable": {"memory": "1Gi", "pods": "9"}, "conditions": [{"type": condition, "status": "True"}]}}))
             .unwrap();
             let pod = json!({"spec": spec, "status": {"qosClass": class}});
             let pod: Pod = serde_json::from_value(pod).unwrap();
             refusal(&pod, &Candidate::new(&node, []))
         };
         let plain = || json!({"containers": []});
+        let requesting = json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "1"}}}]});
         let tolerant = json!({"containers": [], "tolerations": [
             {"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]});
         assert_eq!(of("Ready", "BestEffort", plain()), None);
         assert_eq!(of("MemoryPressure", "Burstable", plain()), None);
+        assert_eq!(
+            of("MemoryPressure", "", requesting),
+            None,
+            "of no class: its spec requests"
+        );
         assert_eq!(of("MemoryPressure", "BestEffort", tolerant), None);
         for (condition, class) in [
             ("MemoryPressure", "BestEffort"),

@@ -1,7 +1,7 @@
 //! Reasons why a node cannot take a pod, in the words of Kubernetes' scheduler. As there, the first filter
 //! that fails speaks for the node.
 
-use api::host_ports;
+use api::{host_ports, qos};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 
 use crate::{Candidate, Resources};
@@ -153,8 +153,7 @@ fn hard(taint: &Taint) -> bool {
 
 /// As in Kubernetes, want of memory keeps away those who asked for nothing; the others were promised theirs.
 fn tolerated(pod: &Pod, taint: &Taint) -> bool {
-    let class = pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
-    if taint.key == MEMORY_TAINT && matches!(class, Some("Guaranteed" | "Burstable")) {
+    if taint.key == MEMORY_TAINT && matches!(qos::class_of(pod), "Guaranteed" | "Burstable") {
         return true;
     }
     let mut tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());

@@ -410,6 +410,8 @@ mod tests {
             ("a".into(), "a".into())
         );
         assert!(of_class("BestEffort").contains("memory-pressure"));
-        assert!(of_class("").contains("memory-pressure"));
+        assert_eq!(of_class(""), "a", "of no class: its spec requests");
+        let idle: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c"}]}})).unwrap();
+        assert!(outcome(&idle, &[node("a", "4", short)]).contains("memory-pressure"));
     }
 }

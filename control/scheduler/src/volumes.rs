@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use api::storage::{LOCAL_PATH_PROVISIONER, allows_node, fits};
+use api::storage::{LOCAL_PATH_PROVISIONER, SELECTED_NODE, allows_node, fits, is_for_one_node};
 use k8s_openapi::api::{
     core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
     storage::v1::StorageClass,
@@ -35,6 +35,14 @@ struct Waiting<'a> {
     free: Vec<&'a PersistentVolume>,
     /// Whether one can be made anywhere.
     made: bool,
+}
+
+impl Waiting<'_> {
+    /// Whether there is a volume for it on the node, or one can be made. One volume may do for several claims: then the binder
+    /// gives it once, and the pod waits for another try.
+    fn is_served(&self, node: &Node) -> bool {
+        self.made || self.free.iter().any(|volume| allows(volume, node))
+    }
 }
 
 impl<'a> Needs<'a> {
@@ -102,32 +110,47 @@ impl<'a> Needs<'a> {
                 .filter(unclaimed)
                 .map(|volume| &**volume)
                 .collect(),
-            made: class.provisioner == LOCAL_PATH_PROVISIONER,
+            made: class.provisioner == LOCAL_PATH_PROVISIONER && is_for_one_node(claim),
         });
         Ok(())
     }
 
     /// Why the node does not do, if it does not.
     pub(crate) fn against(&self, node: &Node) -> Option<&'static str> {
-        let none = BTreeMap::new();
-        let name = node.metadata.name.as_deref().unwrap_or_default();
-        let labels = node.metadata.labels.as_ref().unwrap_or(&none);
-        let allows = |volume: &&PersistentVolume| allows_node(volume, name, labels);
-        if !self.bound.iter().all(allows) {
+        if !self.bound.iter().all(|volume| allows(volume, node)) {
             return Some("node(s) had volume node affinity conflict");
         }
-        // One volume may do for several claims: then the binder gives it once, and the pod waits for another try.
-        let serves = |waiting: &Waiting<'_>| waiting.made || waiting.free.iter().any(allows);
-        match self.waiting.iter().all(serves) {
+        match self.waiting.iter().all(|waiting| waiting.is_served(node)) {
             true => None,
             false => Some("node(s) didn't find available persistent volumes to bind"),
         }
     }
 
-    /// Claims that have to be told the pod's node before the pod is bound to it.
-    pub fn waiting(&self) -> impl Iterator<Item = &'a PersistentVolumeClaim> {
-        self.waiting.iter().map(|waiting| waiting.claim)
+    /// Whether the pod cannot be bound before its claims are.
+    pub fn pends(&self) -> bool {
+        !self.waiting.is_empty()
     }
+
+    /// Claims that have to be told the pod's node before the pod is bound to it. Those that were told one that can serve them
+    /// are not told again: the volume comes, or the binder says why not.
+    pub fn untold<'n>(
+        &self,
+        node: impl Fn(&str) -> Option<&'n Node>,
+    ) -> impl Iterator<Item = &'a PersistentVolumeClaim> {
+        let untold = move |waiting: &&Waiting<'a>| {
+            let annotations = waiting.claim.metadata.annotations.as_ref();
+            let told = annotations.and_then(|all| all.get(SELECTED_NODE));
+            let told = told.and_then(|name| node(name));
+            !told.is_some_and(|told| waiting.is_served(told))
+        };
+        self.waiting.iter().filter(untold).map(|waiting| waiting.claim)
+    }
+}
+
+fn allows(volume: &PersistentVolume, node: &Node) -> bool {
+    let none = BTreeMap::new();
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    allows_node(volume, name, node.metadata.labels.as_ref().unwrap_or(&none))
 }
 
 #[cfg(test)]
@@ -221,12 +244,48 @@ mod tests {
             Ok(Some("node(s) didn't find available persistent volumes to bind"))
         );
         assert_eq!(against(&waiting, &[], of(LOCAL_PATH_PROVISIONER), "n2"), Ok(None));
-        let classes = [of(LOCAL_PATH_PROVISIONER)];
-        let storage = Storage {
-            claims: &waiting,
-            volumes: &[],
-            classes: &classes,
+        let mut shared = PersistentVolumeClaim::clone(&waiting[0]);
+        shared.spec.as_mut().unwrap().access_modes = Some(vec!["ReadWriteMany".to_owned()]);
+        assert_eq!(
+            against(&[Arc::new(shared)], &volumes, of(LOCAL_PATH_PROVISIONER), "n1"),
+            Ok(Some("node(s) didn't find available persistent volumes to bind")),
+            "no volume is made for pods of several nodes"
+        );
+    }
+
+    #[test]
+    fn a_claim_is_told_again_where_what_it_was_told_does_not_serve_it_any_more() {
+        let told = |node: &str| {
+            let mut claim = PersistentVolumeClaim::clone(&claim("", "Pending"));
+            claim.metadata.annotations = Some([(SELECTED_NODE.to_owned(), node.to_owned())].into());
+            Arc::new(claim)
         };
-        assert_eq!(Needs::of(&pod(), storage).unwrap().waiting().count(), 1);
+        let nodes = [node("n1"), node("n2")];
+        let known = |name: &str| {
+            nodes
+                .iter()
+                .find(|node| node.metadata.name.as_deref() == Some(name))
+        };
+        let untold = |claim: Arc<PersistentVolumeClaim>, provisioner: &str| {
+            let (claims, classes) = ([claim], [class("WaitForFirstConsumer", provisioner)]);
+            let volumes = [volume("v", "n2")];
+            let storage = Storage {
+                claims: &claims,
+                volumes: &volumes,
+                classes: &classes,
+            };
+            let needs = Needs::of(&pod(), storage).unwrap();
+            assert!(needs.pends());
+            needs.untold(known).count()
+        };
+        assert_eq!(untold(claim("", "Pending"), LOCAL_PATH_PROVISIONER), 1);
+        assert_eq!(untold(told("n1"), LOCAL_PATH_PROVISIONER), 0);
+        assert_eq!(untold(told("gone"), LOCAL_PATH_PROVISIONER), 1);
+        assert_eq!(untold(told("n2"), "none"), 0);
+        assert_eq!(
+            untold(told("n1"), "none"),
+            1,
+            "somebody else has the volume there"
+        );
     }
 }

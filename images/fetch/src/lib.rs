@@ -36,6 +36,7 @@ use std::{
 
 use api::{Digest, ImageRef};
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 pub use credentials::{Grant, Keyring, KeyringError};
 pub use error::FetchError;
@@ -86,16 +87,19 @@ pub enum Cache {
     Passing,
 }
 
-/// Sizes beyond which an image is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Sizes beyond which an image is refused. Those of layers are for whoever runs a gate or a node to choose, in its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Bytes of a manifest, index or configuration.
+    #[serde(skip)]
     pub document_bytes: u64,
     /// Bytes of all compressed layers together.
     pub compressed_bytes: u64,
     /// Bytes of all uncompressed layers together.
     pub uncompressed_bytes: u64,
     /// Number of layers.
+    #[serde(skip)]
     pub layers: usize,
 }
 

@@ -30,7 +30,7 @@ use api::{
         image_scan_name,
     },
 };
-use images_fetch::{Cache, DigestLocks, FetchConfig, Fetcher, Limits, VerifiedImage};
+use images_fetch::{Cache, DigestLocks, FetchConfig, Fetcher, VerifiedImage};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use scanner_report::{DbMetadata, Judgement, Report, ScanContext, Subject};
@@ -38,7 +38,7 @@ use tokio::sync::Semaphore;
 
 pub use bolt::BoltError;
 pub use error::GateError;
-pub use images_fetch::{Keyring, KeyringError};
+pub use images_fetch::{Keyring, KeyringError, Limits};
 
 use db::Db;
 use scanner::Scanner;

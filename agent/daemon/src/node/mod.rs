@@ -18,7 +18,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{
         api::resource::Quantity,
-        apis::meta::v1::{MicroTime, ObjectMeta},
+        apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
     },
 };
 use kube::{
@@ -120,7 +120,8 @@ impl NodeAgent {
 
     /// Renews the heartbeat, and writes the status if there is something to say.
     async fn beat(&self, told: &mut Told) {
-        if let Err(error) = within(ANSWER_WITHIN, self.renew_lease()).await {
+        let object = self.cluster.node(&self.config.node_name);
+        if let Err(error) = within(ANSWER_WITHIN, self.renew_lease(object.as_deref())).await {
             tracing::warn!(error = crate::policy::chain(&error), "heartbeat failed");
             // Others may have taken the node for lost, and what it said for void.
             told.written = None;
@@ -129,7 +130,6 @@ impl NodeAgent {
             conditions: self.conditions(&NodeStatus::default()),
             host_counts: *self.health.host_counts.borrow(),
         };
-        let object = self.cluster.node(&self.config.node_name);
         let went = std::mem::replace(&mut told.seen, object.is_some()) && object.is_none();
         let holds = |written: &Written| written.holds(&own, object.as_deref());
         if !went && told.written.as_ref().is_some_and(holds) {
@@ -183,18 +183,18 @@ impl NodeAgent {
     async fn register(&self) -> Result<Node, kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let node = self.node();
-        match within(ANSWER_WITHIN, nodes.create(&PostParams::default(), &node)).await {
+        let registered = match within(ANSWER_WITHIN, nodes.create(&PostParams::default(), &node)).await {
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 let metadata =
                     json!({"labels": node.metadata.labels, "annotations": node.metadata.annotations});
                 let patch = json!({"metadata": metadata, "spec": node.spec});
                 let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
                 let patched = nodes.patch(&self.config.node_name, &parameters, &patch);
-                within(ANSWER_WITHIN, patched).await?;
+                within(ANSWER_WITHIN, patched).await?
             }
-            created => drop(created?),
-        }
-        within(ANSWER_WITHIN, self.renew_lease()).await?;
+            created => created?,
+        };
+        within(ANSWER_WITHIN, self.renew_lease(Some(&registered))).await?;
         within(ANSWER_WITHIN, self.write_status()).await
     }
 
@@ -232,11 +232,16 @@ impl NodeAgent {
         }
     }
 
-    async fn renew_lease(&self) -> Result<(), kube::Error> {
+    /// Renews the heartbeat, which belongs to the node's object, if that is known, and goes with it.
+    async fn renew_lease(&self, node: Option<&Node>) -> Result<(), kube::Error> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
         let name = &self.config.node_name;
         let now = MicroTime(Timestamp::now());
-        let patch = json!({"spec": {"renewTime": now, "holderIdentity": name}});
+        let owners: Option<Vec<OwnerReference>> = node.and_then(owner).map(|owner| vec![owner]);
+        let mut patch = json!({"spec": {"renewTime": now, "holderIdentity": name}});
+        if let Some(owners) = &owners {
+            patch["metadata"] = json!({"ownerReferences": owners});
+        }
         match leases
             .patch(name, &PatchParams::default(), &Patch::Merge(patch))
             .await
@@ -246,6 +251,7 @@ impl NodeAgent {
                     metadata: ObjectMeta {
                         name: Some(name.clone()),
                         namespace: Some(LEASE_NAMESPACE.to_owned()),
+                        owner_references: owners,
                         ..ObjectMeta::default()
                     },
                     spec: Some(LeaseSpec {
@@ -350,6 +356,17 @@ impl NodeAgent {
             listen.to_string()
         }
     }
+}
+
+/// The node as the owner of what goes with it.
+fn owner(node: &Node) -> Option<OwnerReference> {
+    Some(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.metadata.name.clone()?,
+        uid: node.metadata.uid.clone()?,
+        ..OwnerReference::default()
+    })
 }
 
 /// Merged in as Kubernetes' agents do: conditions of others stay. Addresses would merge by their type, of which two may be, and
@@ -541,6 +558,9 @@ mod tests {
     #[derive(Default)]
     struct FakeApi {
         node: Option<Value>,
+        /// How many nodes there have been.
+        made: u32,
+        lease: Option<Value>,
         events: Vec<String>,
     }
 
@@ -562,10 +582,18 @@ mod tests {
                 api.events.push(reason);
                 (201, body)
             } else if path.contains("/leases") {
-                (200, json!({"metadata": {"name": "n"}}))
+                if method == Method::PATCH && api.lease.is_none() {
+                    (404, not_found)
+                } else {
+                    api.lease = Some(body.clone());
+                    (200, body)
+                }
             } else if method == Method::POST {
-                api.node = Some(body.clone());
-                (201, body)
+                api.made += 1;
+                let mut node = body;
+                node["metadata"]["uid"] = json!(format!("u{}", api.made));
+                api.node = Some(node.clone());
+                (201, node)
             } else {
                 match &api.node {
                     Some(node) => (200, node.clone()),
@@ -603,7 +631,17 @@ mod tests {
             client,
         };
         let mut told = Told::default();
+        let lease_owner = || {
+            let lease = api.lock().unwrap().lease.clone().expect("the lease");
+            let owner = lease["metadata"]["ownerReferences"][0].clone();
+            (owner["kind"].clone(), owner["uid"].clone())
+        };
         agent.register().await.unwrap();
+        assert_eq!(
+            lease_owner(),
+            (json!("Node"), json!("u1")),
+            "it goes with the node"
+        );
         agent.beat(&mut told).await;
         assert!(told.written.is_some());
         api.lock().unwrap().node = None;
@@ -614,6 +652,7 @@ mod tests {
         agent.beat(&mut told).await;
         let node = api.lock().unwrap().node.clone().expect("the node");
         assert_eq!(node["metadata"]["labels"]["kubernetes.io/os"], "linux");
+        assert_eq!(lease_owner(), (json!("Node"), json!("u2")));
         let told_of = async {
             let told = || api.lock().unwrap().events.clone();
             while !told().iter().any(|reason| reason == "RegisteredNode") {

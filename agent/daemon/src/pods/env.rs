@@ -439,24 +439,42 @@ fn listed(map: Option<&BTreeMap<String, String>>) -> String {
     lines.join("\n")
 }
 
-/// As Go quotes text.
+/// As Go quotes text (`strconv.Quote`), which is what readers of the file undo.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
         match character {
             '"' => quoted.push_str("\\\""),
             '\\' => quoted.push_str("\\\\"),
+            '\x07' => quoted.push_str("\\a"),
+            '\x08' => quoted.push_str("\\b"),
+            '\x0b' => quoted.push_str("\\v"),
+            '\x0c' => quoted.push_str("\\f"),
             '\n' => quoted.push_str("\\n"),
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
-            control if control.is_control() => {
-                quoted.push_str(&format!("\\x{:02x}", u32::from(control)));
-            }
-            other => quoted.push(other),
+            other if is_print(other) => quoted.push(other),
+            other => quoted.push_str(&match u32::from(other) {
+                byte @ ..0x80 => format!("\\x{byte:02x}"),
+                short @ ..0x1_0000 => format!("\\u{short:04x}"),
+                long => format!("\\U{long:08x}"),
+            }),
         }
     }
     quoted.push('"');
     quoted
+}
+
+/// Go's `IsPrint`: letters, marks, numbers, punctuation, symbols and the space. The standard library escapes all others too,
+/// and at the beginning of a text some marks.
+fn is_print(character: char) -> bool {
+    match character.is_ascii() {
+        true => matches!(character, ' '..='~'),
+        false => {
+            let within = format!(" {character}");
+            within.escape_debug().eq(within.chars())
+        }
+    }
 }
 
 fn first(addresses: &[IpAddr]) -> String {
@@ -654,6 +672,24 @@ mod tests {
             resolve(field, &Objects::default()),
             Err(EnvError::FieldPath(_))
         ));
+    }
+
+    /// Expectations as Go's `%q` prints them.
+    #[test]
+    fn annotations_are_quoted_as_go_does() {
+        for (text, expected) in [
+            ("plain \"text\" \\ it's", r#""plain \"text\" \\ it's""#),
+            ("\n\r\t\u{7}\u{8}\u{b}\u{c}", r#""\n\r\t\a\b\v\f""#),
+            ("\0\u{1b}\u{7f}", r#""\x00\x1b\x7f""#),
+            (
+                "\u{85}\u{a0}\u{ad}\u{200b}\u{feff}",
+                r#""\u0085\u00a0\u00ad\u200b\ufeff""#,
+            ),
+            ("\u{e0001}", r#""\U000e0001""#),
+            ("äe\u{301}世🙂", "\"äe\u{301}世🙂\""),
+        ] {
+            assert_eq!(quoted(text), expected);
+        }
     }
 
     #[test]

@@ -29,38 +29,45 @@ pub(super) fn of_container(container: &Container, pids: u32) -> Result<Resources
 pub(super) fn of_pod(spec: &PodSpec) -> Result<PodResources, QuantityError> {
     let read = |containers: &[Container]| containers.iter().map(Amounts::of).collect::<Result<Vec<_>, _>>();
     let inits = spec.init_containers.as_deref().unwrap_or_default();
-    let is_sidecar = |init: &Container| init.restart_policy.as_deref() == Some("Always");
     let (mains, inits) = (
         read(&spec.containers)?,
         std::iter::zip(inits.iter().map(is_sidecar), read(inits)?).collect::<Vec<_>>(),
     );
+    let most = |amount: &dyn Fn(&Amounts) -> u64| {
+        let inits = inits.iter().map(|(is_sidecar, init)| (*is_sidecar, amount(init)));
+        at_once(mains.iter().map(amount), inits)
+    };
     let limit = |amount: fn(&Amounts) -> Option<u64>| {
         let mut all = mains.iter().chain(inits.iter().map(|(_, init)| init));
         all.all(|container| amount(container).is_some())
-            .then(|| at_once(&mains, &inits, |container| amount(container).unwrap_or(0)))
+            .then(|| most(&|container| amount(container).unwrap_or(0)))
     };
     let cpu_limit = limit(|container| container.cpu_limit);
     Ok(PodResources {
         cpu_quota_us: cpu_limit.map(quota),
         cpu_period_us: cpu_limit.map(|_| CPU_PERIOD_US),
-        cpu_shares: Some(shares(at_once(&mains, &inits, |container| container.cpu_request))),
+        cpu_shares: Some(shares(most(&|container| container.cpu_request))),
         memory_bytes: limit(|container| container.memory_limit).map(bytes),
     })
 }
 
 /// The most that is had at any one time: by the containers with all sidecars, or by an init container with the sidecars that
-/// started before it.
-fn at_once(mains: &[Amounts], inits: &[(bool, Amounts)], amount: impl Fn(&Amounts) -> u64) -> u64 {
+/// started before it. Of those in the spec's `initContainers` it is said whether they are sidecars.
+pub(super) fn at_once(mains: impl Iterator<Item = u64>, inits: impl Iterator<Item = (bool, u64)>) -> u64 {
     let (mut sidecars, mut most) = (0u64, 0);
     for (is_sidecar, init) in inits {
-        let with_it = sidecars.saturating_add(amount(init));
+        let with_it = sidecars.saturating_add(init);
         most = with_it.max(most);
-        if *is_sidecar {
+        if is_sidecar {
             sidecars = with_it;
         }
     }
-    let all = mains.iter().map(amount).fold(sidecars, u64::saturating_add);
-    all.max(most)
+    mains.fold(sidecars, u64::saturating_add).max(most)
+}
+
+/// Whether an init container is one that stays.
+pub(super) fn is_sidecar(init: &Container) -> bool {
+    init.restart_policy.as_deref() == Some("Always")
 }
 
 /// What one container names; a limit of nothing is none.

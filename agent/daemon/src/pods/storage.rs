@@ -8,7 +8,7 @@
 //! as much as the disk takes. Volumes in memory have a size that the kernel keeps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::{
     claims::{Capacity, Claimed},
+    limits::{at_once, is_sidecar},
     volumes,
 };
 use crate::stats::claims::Filled;
@@ -35,6 +36,8 @@ pub(super) struct Limits {
     volumes: BTreeMap<String, (u64, String)>,
     /// By container, likewise.
     containers: BTreeMap<String, (u64, String)>,
+    /// What the pod may take, if any of its containers has a limit.
+    pod: Option<u64>,
     /// Volumes on the disk, which count for the pod.
     on_disk: Vec<String>,
     /// All containers of the pod.
@@ -57,6 +60,8 @@ pub(super) struct Excess {
 pub(super) struct Taken {
     volumes: BTreeMap<String, Usage>,
     containers: BTreeMap<String, Usage>,
+    /// Of these what an init container that has ended left behind: the pod's limit is for what is there at one time.
+    left: BTreeSet<String>,
     claims: BTreeMap<String, Usage>,
 }
 
@@ -67,6 +72,8 @@ pub(super) struct Places {
     pub(super) volumes: PathBuf,
     /// By container: its writable layer and its logs.
     pub(super) containers: BTreeMap<String, [PathBuf; 2]>,
+    /// Init containers that have ended.
+    pub(super) ended: BTreeSet<String>,
 }
 
 impl Limits {
@@ -88,15 +95,17 @@ impl Limits {
                 limits.volumes.insert(volume.name.clone(), parsed(&limit.0));
             }
         }
-        for container in spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten())
-        {
+        let inits = spec.init_containers.as_deref().unwrap_or_default();
+        for container in spec.containers.iter().chain(inits) {
             limits.names.push(container.name.clone());
             if let Some(limit) = limit_of(container) {
                 limits.containers.insert(container.name.clone(), parsed(limit));
             }
+        }
+        if !limits.containers.is_empty() {
+            let bytes = |container: &Container| limit_of(container).map_or(0, |limit| parsed(limit).0);
+            let inits = inits.iter().map(|init| (is_sidecar(init), bytes(init)));
+            limits.pod = Some(at_once(spec.containers.iter().map(bytes), inits));
         }
         // Those for debugging have no limits of their own, but what they write is the pod's.
         let ephemeral = spec.ephemeral_containers.iter().flatten();
@@ -125,16 +134,10 @@ impl Limits {
         self
     }
 
-    /// What all containers with a limit may take together, and with them the pod.
-    fn of_pod(&self) -> Option<u64> {
-        let sum = |sum: u64, (limit, _): &(u64, String)| sum.saturating_add(*limit);
-        (!self.containers.is_empty()).then(|| self.containers.values().fold(0, sum))
-    }
-
     /// As much as is worth knowing of anything: more than any limit.
     fn enough(&self) -> u64 {
         let volumes = self.volumes.values().map(|(limit, _)| *limit);
-        volumes.chain(self.of_pod()).max().unwrap_or(0)
+        volumes.chain(self.pod).max().unwrap_or(0)
     }
 
     /// What is over its limit; nothing if nothing is.
@@ -176,14 +179,12 @@ impl Limits {
                 ));
             }
         }
-        if let Some(limit) = self.of_pod() {
-            let all = taken.containers.values().chain(
-                taken
-                    .volumes
-                    .iter()
-                    .filter(|(name, _)| self.on_disk.contains(name))
-                    .map(|(_, usage)| usage),
-            );
+        if let Some(limit) = self.pod {
+            let volumes = taken.volumes.iter();
+            let volumes = volumes.filter(|(name, _)| self.on_disk.contains(name));
+            let containers = taken.containers.iter();
+            let containers = containers.filter(|(name, _)| !taken.left.contains(*name));
+            let all = volumes.chain(containers).map(|(_, usage)| usage);
             let sum = all.fold(Usage::Whole(0), |sum, usage| sum.and(*usage));
             if let Some(found) = over(Some(&sum), limit) {
                 return Some(format!(
@@ -223,6 +224,7 @@ pub(super) fn measure(limits: &Limits, places: &Places) -> io::Result<Taken> {
     if limits.containers.is_empty() {
         return Ok(taken);
     }
+    taken.left.clone_from(&places.ended);
     for (name, paths) in &places.containers {
         let mut usage = Usage::Whole(0);
         for path in paths {
@@ -281,7 +283,7 @@ mod tests {
         Taken {
             volumes: all(volumes),
             containers: all(containers),
-            claims: BTreeMap::new(),
+            ..Taken::default()
         }
     }
 
@@ -333,6 +335,40 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_limit_is_what_its_containers_may_take_at_one_time() {
+        let container = |name: &str, limit: &str, policy: Option<&str>| json!({"name": name, "restartPolicy": policy, "resources": {"limits": {"ephemeral-storage": limit}}});
+        let limit = |main: &str, inits: &[Value]| {
+            let pod =
+                json!({"spec": {"containers": [container("main", main, None)], "initContainers": inits}});
+            Limits::of(&serde_json::from_value(pod).unwrap()).unwrap()
+        };
+        let init = |limit: &str| container("init", limit, None);
+        let sidecar = container("side", "2k", Some("Always"));
+        for (main, inits, expected) in [
+            ("1k", vec![init("10k")], 10_000),
+            ("1k", vec![init("1k")], 1000),
+            ("1k", vec![sidecar.clone(), init("10k")], 12_000),
+            ("1k", vec![init("2500"), sidecar], 3000),
+        ] {
+            assert_eq!(limit(main, &inits).pod, Some(expected), "{main} {inits:?}");
+        }
+        let limits = limit("1k", &[init("2k")]);
+        let mut both = taken(&[], &[("main", 1000), ("init", 1500)]);
+        assert!(
+            limits
+                .excess(&both)
+                .unwrap()
+                .message
+                .contains("of containers 2000")
+        );
+        both.left.insert("init".to_owned());
+        assert_eq!(limits.excess(&both), None, "it has ended and made room");
+        both.containers.insert("init".to_owned(), Usage::Whole(2001));
+        let own = limits.excess(&both).unwrap().message;
+        assert!(own.starts_with("Container init exceeded"), "{own}");
+    }
+
+    #[test]
     fn what_is_written_is_found_where_it_is_written() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
@@ -347,6 +383,7 @@ mod tests {
         let places = Places {
             volumes: root.join("volumes"),
             containers: [("c0".to_owned(), [root.join("layer"), root.join("logs")])].into(),
+            ended: BTreeSet::new(),
         };
         let volumes = json!([{"name": "v", "emptyDir": {}}]);
         let of_container = |limit: &str| {
@@ -371,6 +408,7 @@ mod tests {
         let places = Places {
             volumes: directory.path().join("none"),
             containers: BTreeMap::new(),
+            ended: BTreeSet::new(),
         };
         let look = |bytes: u64, read_only| {
             let own = Claimed::Own {

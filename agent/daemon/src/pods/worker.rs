@@ -4,6 +4,7 @@
 //! image may take minutes and runs beside it; all else is short and awaited.
 
 mod acts;
+mod clock;
 mod end;
 mod health;
 mod quota;
@@ -32,6 +33,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::clock::Clock;
 use super::{
     Context, Found, PodId,
     directory::{Entry, Latest, waits},
@@ -105,6 +107,7 @@ pub(super) struct Worker {
     /// When the pod's use of the disk is looked at next; nothing for a pod without limits.
     measure_at: Option<Instant>,
     claims: quota::Claims,
+    clock: Clock,
     born: Instant,
 }
 
@@ -183,6 +186,7 @@ impl Worker {
             confirmed: false,
             lost: false,
             retry_at: None,
+            clock: Clock::new(),
             born: Instant::now(),
             context,
         };
@@ -221,7 +225,13 @@ impl Worker {
             if gone {
                 wanted.ending = Ending::Gone;
             }
-            let Plan { steps, wake_at } = plan(&wanted, &self.seen, Timestamp::now());
+            let now = self.now();
+            let Plan { steps, wake_at } = plan(&wanted, &self.seen, now);
+            // At once: from here on the clock may be set.
+            let wake_at = wake_at.and_then(|at| {
+                let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+                Instant::now().checked_add(wait)
+            });
             self.report(&wanted);
             self.keep_end(&wanted).await;
             if wanted.ending != Ending::No || wanted.settled || self.seen.eviction.is_some() {
@@ -310,9 +320,8 @@ impl Worker {
         });
     }
 
-    async fn wait(&mut self, wake_at: Option<Timestamp>) {
-        let now = Timestamp::now();
-        let until_plan = wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    async fn wait(&mut self, wake_at: Option<Instant>) {
+        let until_plan = wake_at.map(|at| at.saturating_duration_since(Instant::now()));
         let hindered = self
             .seen
             .containers

@@ -70,6 +70,30 @@ fn a_stubborn_container_is_killed_when_its_grace_ends() {
     );
 }
 
+#[test]
+fn a_grace_is_as_long_on_a_clock_that_is_set() {
+    for hours in [-1, 1] {
+        let mut world = World::new(RestartPolicy::Always, vec![]);
+        world.settle();
+        world.wanted.ending = Ending::Graceful(GRACE);
+        act(&mut world);
+        assert_eq!(act_stubbornly(&mut world), ["a", "b"].map(stop));
+        let set_by = SignedDuration::from_hours(hours);
+        world.now += set_by;
+        for name in ["a", "b"] {
+            let stop = world.container(name).stop.as_mut().unwrap();
+            stop.clock_was_set(set_by);
+        }
+        let waiting = next(&world);
+        assert_eq!(
+            (waiting.steps, waiting.wake_at),
+            (vec![], Some(world.now + GRACE))
+        );
+        world.now += GRACE;
+        assert_eq!(act(&mut world), ["a", "b"].map(kill));
+    }
+}
+
 /// The shim of a busy node cannot be asked for a moment.
 #[test]
 fn a_stop_signal_that_could_not_be_sent_is_no_notice() {

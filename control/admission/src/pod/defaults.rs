@@ -3,7 +3,9 @@
 use api::{
     ImageRef,
     annotations::{REQUESTED_IMAGE_PREFIX, SANDBOX_STATUS},
+    qos::qos_class,
 };
+use k8s_openapi::api::core::v1::PodSpec;
 use serde_json::{Value, json};
 
 use crate::{AdmissionRequest, Operation, metadata::members, pins::CONTAINER_LISTS};
@@ -46,6 +48,12 @@ pub(crate) fn default(request: &AdmissionRequest<'_>, pod: &mut Value) {
                 set_if_absent(source, "defaultMode", json!(0o644));
             }
         }
+    }
+    // Last, by the requests that were filled in. What is no spec is refused later.
+    if request.operation == Operation::Create
+        && let Ok(spec) = serde_json::from_value::<PodSpec>(spec.clone())
+    {
+        pod["status"]["qosClass"] = json!(qos_class(&spec));
     }
 }
 

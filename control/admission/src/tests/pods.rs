@@ -38,11 +38,34 @@ fn an_ordinary_pod_gets_kubernetes_defaults() {
                 "terminationGracePeriodSeconds": 30, "enableServiceLinks": true, "securityContext": {},
                 "serviceAccountName": "default", "serviceAccount": "default",
             },
-            "status": {"phase": "Pending"},
+            "status": {"phase": "Pending", "qosClass": "Burstable"},
         })
     );
     let again = complete(&request("pods", None, pod.clone())).unwrap();
     assert_eq!(again, pod, "defaults are stable");
+}
+
+#[test]
+fn a_new_pod_has_its_class_by_the_requests_that_it_ends_up_with() {
+    let class = |resources: Value, status: Value| {
+        let spec = json!({"containers": [{"name": "c", "image": "r.example/app:1", "resources": resources}]});
+        let body = object("pods", json!({"spec": spec, "status": status}));
+        complete(&request("pods", None, body)).unwrap()["status"].take()
+    };
+    let expected = |class: &str| json!({"phase": "Pending", "qosClass": class});
+    let limits = json!({"limits": {"cpu": "1", "memory": "64Mi"}});
+    assert_eq!(class(json!({}), json!({})), expected("BestEffort"));
+    assert_eq!(
+        class(json!({"requests": {"cpu": "1"}}), json!({})),
+        expected("Burstable")
+    );
+    assert_eq!(class(limits, json!({})), expected("Guaranteed"));
+    let claimed = json!({"phase": "Running", "qosClass": "Guaranteed"});
+    assert_eq!(
+        class(json!({}), claimed),
+        expected("BestEffort"),
+        "nobody makes a pod of the class that they name"
+    );
 }
 
 #[test]

@@ -119,7 +119,7 @@ impl End {
     }
 }
 
-/// Streams of a session that a client has.
+/// What of a session a client has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shown {
     stdin: bool,
@@ -127,6 +127,9 @@ struct Shown {
     stderr: bool,
     /// Whether it may set the size of a terminal.
     resize: bool,
+    /// Whether it is told what the program ended with. An attachment that lasts to the program's end has succeeded, whatever
+    /// that is: kubectl takes anything else for a failure to attach, and prints the log instead.
+    exit_code: bool,
 }
 
 impl Shown {

@@ -104,7 +104,8 @@ pub(super) async fn run(
         refused = standing.ended() => End::of(refused),
     };
     let status = match &end {
-        End::Exited(code) => outcome::exited(*code),
+        End::Exited(code) if shown.exit_code => outcome::exited(*code),
+        End::Exited(_) => outcome::exited(0),
         End::Failed(message) | End::ClientWrong(message) => outcome::failed(message),
         End::ClientLeft => return end,
     };

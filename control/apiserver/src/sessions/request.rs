@@ -103,7 +103,10 @@ fn exec(parameters: &Parameters, pod: &Value) -> Result<Kind, Status> {
         return Err(Status::bad_request("the command contains a NUL byte"));
     }
     let tty = parameters.flag("tty");
-    let shown = shown(parameters, tty)?;
+    let shown = Shown {
+        exit_code: true,
+        ..shown(parameters, tty)?
+    };
     let action = Action::Exec {
         container,
         command,
@@ -142,6 +145,7 @@ fn shown(parameters: &Parameters, tty: bool) -> Result<Shown, Status> {
         // A terminal has one output.
         stderr: parameters.flag("stderr") && !tty,
         resize: parameters.flag("tty"),
+        exit_code: false,
     };
     if shown.stdin || shown.stdout || parameters.flag("stderr") {
         Ok(shown)

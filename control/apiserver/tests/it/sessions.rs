@@ -34,6 +34,7 @@ use crate::{
 
 const EXEC: &str =
     "/api/v1/namespaces/default/pods/p/exec?command=run&command=a+word&stdin=true&stdout=true&stderr=true";
+const ATTACH: &str = "/api/v1/namespaces/default/pods/p/attach?stdin=true&stdout=true";
 const FORWARD: &str = "/api/v1/namespaces/default/pods/p/portforward";
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -366,6 +367,33 @@ async fn spdy_carries_a_program() {
     let outcome: Value = serde_json::from_str(&seen[&error]).unwrap();
     assert_eq!(outcome["details"]["causes"][0]["message"], "5");
     assert_eq!(client.frame().await, Frame::GoAway);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attachment_to_the_end_has_succeeded_whatever_the_program_ends_with() {
+    let (_cluster, admin) = with_agent().await;
+    let mut socket = websocket(&admin, ATTACH, "v5.channel.k8s.io").await;
+    socket.send(Message::binary(b"\0quit\n".to_vec())).await.unwrap();
+    let mut told = None;
+    while let Some(message) = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap() {
+        match message.unwrap() {
+            Message::Binary(bytes) if bytes[0] == 3 => told = Some(bytes[1..].to_vec()),
+            Message::Close(_) => break,
+            _ => {}
+        }
+    }
+    let outcome: Value = serde_json::from_slice(&told.unwrap()).unwrap();
+    assert_eq!(outcome, json!({"metadata": {}, "status": "Success"}));
+
+    let mut client = spdy(&admin, ATTACH, "v4.channel.k8s.io").await;
+    let kind = |name: &str| Headers::of([("streamType", name)]);
+    let error = client.open(kind("error")).await;
+    let stdin = client.open(kind("stdin")).await;
+    let stdout = client.open(kind("stdout")).await;
+    client.data(stdin, b"quit\n", false).await;
+    let seen = client.until_ended(&[stdout, error]).await;
+    let outcome: Value = serde_json::from_str(&seen[&error]).unwrap();
+    assert_eq!(outcome["status"], "Success");
 }
 
 #[tokio::test(flavor = "multi_thread")]

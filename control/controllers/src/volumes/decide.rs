@@ -7,7 +7,7 @@ use std::{
 
 use api::storage::{
     CLAIM_PROTECTION, DATA_REMOVED, LOCAL_PATH_FINALIZER, LOCAL_PATH_PROVISIONER, SELECTED_NODE,
-    VOLUME_PROTECTION, allows_node, fits, is_local_path, size,
+    VOLUME_PROTECTION, allows_node, fits, is_for_one_node, is_local_path, size,
 };
 use k8s_openapi::{
     api::{
@@ -186,7 +186,7 @@ fn about_claim(
         });
     }
     let ours = class.is_some_and(|class| class.provisioner == LOCAL_PATH_PROVISIONER);
-    let node = node.filter(|_node| ours && only_one_node(claim))?;
+    let node = node.filter(|_node| ours && is_for_one_node(claim))?;
     Some(Step::Provision {
         claim: Arc::clone(claim),
         node: node.name_any(),
@@ -217,25 +217,21 @@ fn about_named(claim: &Arc<PersistentVolumeClaim>, volume: Option<&Arc<Persisten
     }
 }
 
-/// A directory of one node is no place for pods of several.
-fn only_one_node(claim: &PersistentVolumeClaim) -> bool {
-    let modes = claim
-        .spec
-        .iter()
-        .flat_map(|spec| spec.access_modes.iter().flatten());
-    modes.into_iter().all(|mode| mode == "ReadWriteOnce")
-}
-
-/// Whether a pod that has not ended uses the claim.
+/// Whether a pod that has a node and has not ended uses the claim. One without a node has nothing of it, and gets none while
+/// the claim is being deleted: they would wait for one another.
 fn is_used(world: &World<'_>, claim: &PersistentVolumeClaim) -> bool {
     let ended = |pod: &Pod| {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         matches!(phase, Some("Succeeded" | "Failed"))
     };
+    let placed = |pod: &Pod| {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        node.is_some_and(|node| !node.is_empty())
+    };
     world
         .pods
         .iter()
-        .filter(|pod| pod.namespace() == claim.namespace() && !ended(pod))
+        .filter(|pod| pod.namespace() == claim.namespace() && placed(pod) && !ended(pod))
         .any(|pod| claims_of(pod).any(|name| name == claim.name_any()))
 }
 
@@ -482,20 +478,28 @@ mod tests {
     #[test]
     fn a_claim_stays_while_a_pod_uses_it_and_its_volume_goes_after_the_data() {
         let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
-        let pod = |phase: &str| -> Arc<Pod> {
+        let pod = |node: &str, phase: &str| -> Arc<Pod> {
             Arc::new(
                 serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"},
-                    "spec": {"containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+                    "spec": {"containers": [], "nodeName": node,
+                        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
                     "status": {"phase": phase}}))
                 .unwrap(),
             )
         };
         let claim = claim("c", going.clone());
-        assert_eq!(steps(&[Arc::clone(&claim)], &[], &[pod("Running")]), []);
+        assert_eq!(steps(&[Arc::clone(&claim)], &[], &[pod("n1", "Running")]), []);
         assert_eq!(
-            steps(&[Arc::clone(&claim)], &[], &[pod("Succeeded")]),
-            [Step::LetClaimGo(Arc::clone(&claim))]
+            steps(&[Arc::clone(&claim)], &[], &[pod("n1", "Pending")]),
+            [],
+            "the node may have begun with it"
         );
+        for idle in [pod("n1", "Succeeded"), pod("", "Pending")] {
+            assert_eq!(
+                steps(&[Arc::clone(&claim)], &[], &[idle]),
+                [Step::LetClaimGo(Arc::clone(&claim))]
+            );
+        }
 
         let ours = json!({"metadata": {"annotations": {"pv.kubernetes.io/provisioned-by": LOCAL_PATH_PROVISIONER},
             "finalizers": [VOLUME_PROTECTION, LOCAL_PATH_FINALIZER]}});

@@ -509,6 +509,28 @@ fn attach_with(cluster: &Cluster, program: &Path, image: &str) -> Result<()> {
     )?;
     ensure!(ran.code == 0 && ran.stdout.contains("one\ntwo\nover\n"), "{ran}");
 
+    // The exit code is the pod's, and what was printed is printed once.
+    let ran = cluster.kubectl_of(
+        program,
+        &[
+            "run",
+            "failing",
+            "-i",
+            "--rm",
+            "--restart=Never",
+            &image_flag,
+            "--",
+            "sh",
+            "-c",
+            "read line; echo heard $line; exit 3",
+        ],
+        "one\n",
+    )?;
+    ensure!(
+        ran.code == 3 && ran.stdout.matches("heard one\n").count() == 1,
+        "{ran}"
+    );
+
     // Following a pod, which loses nothing of its log and does not end with the client.
     let yaml = pod(
         "default",

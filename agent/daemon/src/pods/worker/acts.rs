@@ -306,9 +306,10 @@ impl Worker {
             let limit = Duration::try_from(grace).unwrap_or_default();
             self.start_hook(name, Hooked::PreStop, limit);
         }
+        let since = self.now();
         self.container(name).stop = Some(Stop {
             why,
-            since: Timestamp::now(),
+            since,
             grace,
             hook: if has_hook { Hook::Running } else { Hook::Done },
             signalled_at: None,
@@ -320,8 +321,9 @@ impl Worker {
         self.forget_hook(name);
         let stopped = self.context.runtime.stop(&self.id.uid, name).await;
         let stopped = self.unless_gone(stopped);
+        let now = self.now();
         if let Some(stop) = &mut self.container(name).stop {
-            stop.signalled(stopped.is_ok(), Timestamp::now());
+            stop.signalled(stopped.is_ok(), now);
         }
         stopped
     }
@@ -330,8 +332,9 @@ impl Worker {
         let signal = nix::sys::signal::Signal::SIGKILL as i32;
         let killed = self.context.runtime.signal(&self.id.uid, name, signal).await;
         let killed = self.unless_gone(killed);
+        let now = self.now();
         if let Some(stop) = &mut self.container(name).stop {
-            stop.killed(killed.is_ok(), Timestamp::now());
+            stop.killed(killed.is_ok(), now);
         }
         killed
     }

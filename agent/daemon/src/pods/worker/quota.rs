@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
-use agent_plan::{Cause, Ending, Eviction, Ground, Wanted, evict, is_critical};
+use agent_plan::{Cause, Ending, Eviction, Ground, Member, Role, Run, Wanted, evict, is_critical};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{sync::Semaphore, time::Instant};
@@ -56,7 +56,7 @@ impl Worker {
         let Some(limits) = limits.filter(|_| lives && !over) else {
             return;
         };
-        let places = match self.places(&limits) {
+        let places = match self.places(wanted, &limits) {
             Ok(places) => places,
             Err(error) => return tracing::error!(pod = %self.id.name, %error, "cannot find what to measure"),
         };
@@ -102,7 +102,7 @@ impl Worker {
         });
     }
 
-    fn places(&self, limits: &Limits) -> Result<Places, agent_runtime::RuntimeError> {
+    fn places(&self, wanted: &Wanted, limits: &Limits) -> Result<Places, agent_runtime::RuntimeError> {
         let logs = self.id.logs(&self.context.config);
         let mut containers = BTreeMap::new();
         for name in limits.containers() {
@@ -114,9 +114,18 @@ impl Worker {
             let layer = self.context.runtime.writable_layer(&self.id.uid, name, attempt)?;
             containers.insert(name.clone(), [layer, logs.join(name)]);
         }
+        let has_ended = |init: &&Member| {
+            let container = self.seen.container(&init.name);
+            container.is_some_and(|container| matches!(container.run, Run::Exited(_)))
+        };
+        let inits = wanted
+            .containers
+            .iter()
+            .filter(|member| member.role == Role::Init);
         Ok(Places {
             volumes: self.id.directory(&self.context.config).join("volumes"),
             containers,
+            ended: inits.filter(has_ended).map(|init| init.name.clone()).collect(),
         })
     }
 
