@@ -539,7 +539,10 @@ fn what_calico_fills_in() {
         "gnp",
         json!({"metadata": {"labels": {"a": "b"}}, "spec": {"order": 10}}),
     );
-    assert_eq!(policy["spec"], json!({"tier": "default", "order": 10}));
+    assert_eq!(
+        policy["spec"],
+        json!({"tier": "default", "order": 10, "types": ["Ingress"]})
+    );
     let labels = json!({"a": "b", "projectcalico.org/tier": "default"});
     assert_eq!(policy["metadata"]["labels"], labels);
     // Nobody makes a selector find a policy in a tier that it is not in.
