@@ -13,7 +13,7 @@ use api::{
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
+    core::v1::{Container, ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
@@ -105,8 +105,10 @@ pub struct PodView {
     pub node: String,
     /// Addresses; empty until it has some.
     pub addresses: BTreeSet<IpAddr>,
-    /// Container ports that have a name.
+    /// Ports that have a name, of containers and sidecars.
     pub named_ports: Vec<NamedPort>,
+    /// The same of init containers that end: rules mean them, and services do not lead there.
+    pub init_ports: Vec<NamedPort>,
     /// Ports of its node that lead to it.
     pub host_ports: Vec<HostPort>,
     /// Its endpoint, if it runs on this node.
@@ -338,7 +340,7 @@ impl ClusterView {
                     labels: self.service_accounts.get(&key).cloned().unwrap_or_default(),
                 }),
                 profiles: vec![namespace_profile(&pod.namespace)],
-                named_ports: pod.named_ports.clone(),
+                named_ports: pod.named_ports.iter().chain(&pod.init_ports).cloned().collect(),
             },
             addresses: pod.addresses.clone(),
             endpoint: pod.endpoint,
@@ -488,11 +490,10 @@ impl PodView {
         let first = status.and_then(|s| s.pod_ip.as_deref());
         let all = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default();
         let addresses = first.into_iter().chain(all.iter().map(|a| a.ip.as_str()));
-        // Init containers are gone when the pod is reached; sidecars are not.
+        // Init containers are gone when a service leads to the pod; sidecars are not.
         let inits = spec.init_containers.iter().flatten();
-        let sidecars = inits.filter(|init| init.restart_policy.as_deref() == Some("Always"));
-        let containers = spec.containers.iter().chain(sidecars);
-        let ports = containers.flat_map(|c| c.ports.iter().flatten());
+        let is_sidecar = |init: &&Container| init.restart_policy.as_deref() == Some("Always");
+        let (sidecars, inits): (Vec<&Container>, Vec<&Container>) = inits.partition(is_sidecar);
         // The second is what the first was called once; the API server makes them one.
         let accounts = [&spec.service_account_name, &spec.service_account];
         let mut accounts = accounts
@@ -509,7 +510,8 @@ impl PodView {
                 .filter_map(|a| a.parse::<IpAddr>().ok())
                 .map(|a| a.to_canonical())
                 .collect(),
-            named_ports: ports.filter_map(named_port).collect(),
+            named_ports: named_ports(spec.containers.iter().chain(sidecars)),
+            init_ports: named_ports(inits),
             host_ports: host_ports::of(pod),
             endpoint,
         })
@@ -526,6 +528,11 @@ fn flush(name: &str, errors: &mut Errors, report: &mut impl FnMut(&str, FieldErr
 
 fn namespace_profile(namespace: &str) -> String {
     format!("{NAMESPACE_PROFILE}{namespace}")
+}
+
+fn named_ports<'c>(containers: impl IntoIterator<Item = &'c Container>) -> Vec<NamedPort> {
+    let ports = containers.into_iter().flat_map(|c| c.ports.iter().flatten());
+    ports.filter_map(named_port).collect()
 }
 
 fn named_port(port: &ContainerPort) -> Option<NamedPort> {

@@ -206,6 +206,35 @@ fn a_pod_on_its_nodes_network_is_behind_services() {
     );
 }
 
+/// What a service leads to, and so what rules by service mean, is the same whether or not the pod states what its node says.
+/// A rule for nodes is for them where flows to them are judged: at what any object tells, or what is made up.
+/// By an address that two pods claim nobody is known, whichever is read first.
+/// Init containers have their ports while they run, and rules mean these by name, as Calico's do. No service leads there.
+#[test]
+fn named_ports_of_init_containers_count() {
+    let setup = |restarts: Value| {
+        let mut pod = pod("x", "n1", "10.244.0.1");
+        pod["spec"]["initContainers"] = json!([{"name": "setup", "restartPolicy": restarts,
+            "ports": [{"name": "setup", "containerPort": 80}]}]);
+        pod
+    };
+    let rules = json!([{"action": "Deny", "protocol": "TCP", "destination": {"ports": ["setup"]}}, {"action": "Allow"}]);
+    let policy = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "p"}, "spec": {"ingress": rules}});
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "x"},
+        "spec": {"selector": {"app": "x"}, "ports": [{"port": 9, "targetPort": "setup"}]}});
+    for (restarts, leads) in [(Value::Null, false), (json!("Always"), true)] {
+        let view = view(&[setup(restarts), policy.clone(), service.clone()]);
+        assert_eq!(
+            decides(&view, OUTSIDE, "shop/x"),
+            said(None, Some("NetworkPolicy shop/p rule 0"))
+        );
+        let behind = &view.services[&("shop".to_owned(), "x".to_owned())];
+        assert_eq!(behind.iter().any(|end| end.port == Some((TCP, 80))), leads);
+    }
+}
+
+/// A node that is named is at its first internal address, and a host endpoint at the first that it expects.
 #[test]
 fn a_pod_without_a_spec_is_refused_by_the_field() {
     let mut pod = pod("a", "n1", "10.244.0.1");

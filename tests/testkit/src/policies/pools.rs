@@ -228,6 +228,7 @@ fn pod() -> impl Strategy<Value = PodView> {
                 named_ports,
                 host_ports,
                 endpoint,
+                ..PodView::default()
             },
         )
 }
