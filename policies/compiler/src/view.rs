@@ -13,13 +13,16 @@ use api::{
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{Container, ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
+    core::v1::{
+        Container, ContainerPort, Namespace, Node, NodeAddress, Pod, Service,
+        ServiceAccount as ServiceAccountObject,
+    },
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policies_ir::{
-    cluster::{Cluster, Member, NetworkSet, NodePod, Translation},
+    cluster::{Cluster, Member, NetworkSet, NodePod, Translation, primary},
     policy::{NamedPort, PolicySet, Profile, ProfileRules, ServiceAccount, Staged, Workload, WorkloadKind},
     tables::EndpointId,
 };
@@ -190,6 +193,7 @@ impl ClusterView {
         });
         Cluster {
             translations: Translation::of(&members),
+            primary: self.primary_addresses(&members),
             members,
             node_pods: node_pods.collect(),
             sets,
@@ -222,6 +226,22 @@ impl ClusterView {
             nodes.insert(self.node.clone(), self.host_addresses.clone());
         }
         nodes
+    }
+
+    /// Where each node is meant by its name: as its object says, or else the first of its host endpoints that expects any.
+    fn primary_addresses(&self, members: &[Member]) -> BTreeMap<String, Vec<IpAddr>> {
+        let of_objects = self.nodes.iter().filter(|(_, node)| !node.primary.is_empty());
+        let mut primary: BTreeMap<String, Vec<IpAddr>> = of_objects
+            .map(|(name, node)| (name.clone(), node.primary.clone()))
+            .collect();
+        let hosts = members.iter().filter(|member| !member.primary.is_empty());
+        let mut hosts: Vec<&Member> = hosts.collect();
+        hosts.sort_by_key(|host| host.host_order());
+        for host in hosts {
+            let known = primary.entry(host.node.clone());
+            known.or_insert_with(|| host.primary.clone());
+        }
+        primary
     }
 
     /// All policies. Calls `report` with the name of the object for each thing that could not be understood; what
@@ -288,16 +308,26 @@ impl ClusterView {
         let Some(name) = node.metadata.name.clone() else {
             return;
         };
-        let addresses = node
+        let stated = node
             .status
             .iter()
             .flat_map(|status| status.addresses.iter().flatten());
+        let mut stated: Vec<&NodeAddress> = stated.collect();
+        // As the kubelet chooses the addresses of pods on the node's network.
+        stated.sort_by_key(|address| match address.type_.as_str() {
+            "InternalIP" => 0,
+            "ExternalIP" => 1,
+            _ => 2,
+        });
+        let addresses = stated
+            .into_iter()
+            .filter_map(|address| address.address.parse::<IpAddr>().ok())
+            .map(|address| address.to_canonical());
+        let addresses: Vec<IpAddr> = addresses.collect();
         let view = NodeView {
             labels: node.metadata.labels.clone().unwrap_or_default(),
-            addresses: addresses
-                .filter_map(|address| address.address.parse::<IpAddr>().ok())
-                .map(|address| address.to_canonical())
-                .collect(),
+            primary: primary(addresses.iter().copied()),
+            addresses: addresses.into_iter().collect(),
         };
         self.nodes.insert(name, view);
     }

@@ -60,6 +60,7 @@ pub(crate) struct Resolved {
     pub(crate) member: Option<usize>,
     /// It was given by its address.
     by_address: bool,
+    /// In the order in which they are meant.
     addresses: Vec<IpAddr>,
 }
 
@@ -134,7 +135,7 @@ impl<'a> Ends<'a> {
                     .ok_or_else(|| FlowError::UnknownHost(name.clone()))?;
                 let of_member = position
                     .and_then(|position| self.cluster.members.get(position))
-                    .map(|member| &member.addresses)
+                    .map(Member::addresses_in_order)
                     .filter(|addresses| !addresses.is_empty());
                 let addresses = of_member.unwrap_or(of_node);
                 if addresses.is_empty() {
@@ -143,7 +144,7 @@ impl<'a> Ends<'a> {
                 Ok(Resolved {
                     member: position,
                     by_address: false,
-                    addresses: addresses.iter().copied().collect(),
+                    addresses,
                 })
             }
             End::Address(address) => {
@@ -157,16 +158,18 @@ impl<'a> Ends<'a> {
         }
     }
 
-    /// The node of a pod on its network: at the addresses that the pod says it has there, or at all of the node's.
+    /// The node of a pod on its network: at the addresses that the pod says it has there, or at the node's.
     fn at_node(&self, pod: &NodePod) -> Option<Resolved> {
-        let own = Some(&pod.addresses).filter(|own| !own.is_empty());
-        let addresses = own.or_else(|| self.cluster.nodes.get(&pod.node))?;
+        let addresses = match pod.addresses.is_empty() {
+            true => self.cluster.addresses_of_node(&pod.node)?,
+            false => pod.addresses.iter().copied().collect(),
+        };
         let owned = |address| self.by_address.get(address).copied();
         let of_node = || self.hosts.get(pod.node.as_str())?.first().copied();
         (!addresses.is_empty()).then(|| Resolved {
             member: addresses.iter().find_map(owned).or_else(of_node),
             by_address: false,
-            addresses: addresses.iter().copied().collect(),
+            addresses,
         })
     }
 
@@ -180,8 +183,8 @@ impl<'a> Ends<'a> {
     }
 
     /// The host endpoint that judges for a node, or the one of this name, and the addresses of the node.
-    fn host(&self, name: &str) -> Option<(Option<usize>, &BTreeSet<IpAddr>)> {
-        if let Some(of_node) = self.cluster.nodes.get(name) {
+    fn host(&self, name: &str) -> Option<(Option<usize>, Vec<IpAddr>)> {
+        if let Some(of_node) = self.cluster.addresses_of_node(name) {
             let hosts = self.hosts.get(name);
             return Some((hosts.and_then(|hosts| hosts.first()).copied(), of_node));
         }
@@ -191,13 +194,13 @@ impl<'a> Ends<'a> {
         };
         let position = *self.hosts.values().flatten().find(named)?;
         let node = &self.cluster.members.get(position)?.node;
-        Some((Some(position), self.cluster.nodes.get(node)?))
+        Some((Some(position), self.cluster.addresses_of_node(node)?))
     }
 }
 
-/// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6. An end
-/// that is given by its address alone decides the family, also if the other has none of it: what is asked about is whoever
-/// has the name, with an address that no object tells.
+/// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6, and of that the
+/// first of each end. An end that is given by its address alone decides the family, also if the other has none of it: what
+/// is asked about is whoever has the name, with an address that no object tells.
 pub(crate) fn addresses(
     source: &Resolved,
     destination: &Resolved,
@@ -212,7 +215,7 @@ pub(crate) fn addresses(
     let any_family = source.by_address || destination.by_address;
     pairs
         .filter(|pair| any_family || same_family(pair))
-        .min_by_key(|pair| (!same_family(pair), pair.0.is_ipv4() == prefers_v6, *pair))
+        .min_by_key(|pair| (!same_family(pair), pair.0.is_ipv4() == prefers_v6))
         .ok_or(FlowError::NoCommonFamily)
 }
 
@@ -251,6 +254,6 @@ fn resolved(position: usize, member: &Member) -> Resolved {
     Resolved {
         member: Some(position),
         by_address: false,
-        addresses: member.addresses.iter().copied().collect(),
+        addresses: member.addresses_in_order(),
     }
 }

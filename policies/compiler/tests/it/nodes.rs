@@ -236,6 +236,52 @@ fn named_ports_of_init_containers_count() {
 
 /// A node that is named is at its first internal address, and a host endpoint at the first that it expects.
 #[test]
+fn who_is_named_is_at_the_first_address_that_is_stated() {
+    let two = |first: (&str, &str), second: (&str, &str)| {
+        let addresses = [first, second].map(|(kind, address)| json!({"type": kind, "address": address}));
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "status": {"addresses": addresses}})
+    };
+    let from = |cidr: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "inside"},
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}})
+    };
+    let (internal, external) = (("InternalIP", "192.168.1.10"), ("ExternalIP", "34.1.2.3"));
+    let other = ("InternalIP", "192.168.1.9");
+    let expected = host("n1", &["192.168.1.10", "34.1.2.3"]);
+    for nodes in [
+        vec![two(internal, external)],
+        vec![two(external, internal)],
+        vec![two(internal, other)],
+        vec![expected.clone()],
+        vec![two(external, other), expected],
+    ] {
+        for agent in [vec![], vec![on_node("agent", "n1", &[])]] {
+            let objects = [
+                nodes.clone(),
+                vec![from("192.168.1.10/32"), pod("x", "n2", "10.244.0.1")],
+                agent,
+            ];
+            let view = view(&objects.concat());
+            let ends = ["host/n1", "host/n1-eth0", "shop/agent"];
+            let has_host = nodes.iter().any(|object| object["kind"] == "HostEndpoint");
+            let known = ends.iter().filter(|end| match **end {
+                "host/n1-eth0" => has_host,
+                "shop/agent" => objects[2].len() == 1 && !has_host,
+                _ => true,
+            });
+            for end in known {
+                let ingress = decides(&view, end, "shop/x")[1].clone();
+                assert_eq!(
+                    ingress.as_deref(),
+                    Some("NetworkPolicy shop/inside rule 0"),
+                    "{end} of {nodes:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_pod_without_a_spec_is_refused_by_the_field() {
     let mut pod = pod("a", "n1", "10.244.0.1");
     pod.as_object_mut().unwrap().remove("spec");

@@ -184,7 +184,8 @@ pub(super) fn view() -> impl Strategy<Value = ClusterView> {
             .map(|((namespace, name), labels)| ((namespace.to_owned(), name.to_owned()), labels));
         let node = |number, labels| {
             let addresses = BTreeSet::from([node_v4(number), node_v6(number)]);
-            (NODES[number].to_owned(), NodeView { labels, addresses })
+            let node = NodeView { labels, addresses, ..NodeView::default() };
+            (NODES[number].to_owned(), node)
         };
         ClusterView {
             pods: pods.collect(),
