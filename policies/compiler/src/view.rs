@@ -56,6 +56,9 @@ pub struct ClusterView {
     pub service_accounts: BTreeMap<(String, String), Labels>,
     /// Labels and addresses of each node.
     pub nodes: Nodes,
+    /// Addresses that nodes of which no object tells any are taken to have where flows are judged from no node. No tables
+    /// are made of them.
+    pub assumed_nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// What is behind each service, by namespace and name.
     pub services: Services,
     /// Policies of Kubernetes.
@@ -246,12 +249,22 @@ impl ClusterView {
 
     /// All policies. Calls `report` with the name of the object for each thing that could not be understood; what
     /// the result says there is closed.
-    pub fn policy_set(&self, mut report: impl FnMut(&str, FieldError)) -> Policies {
+    pub fn policy_set(&self, report: impl FnMut(&str, FieldError)) -> Policies {
+        self.policies_with(&self.nodes, &self.services, report)
+    }
+
+    /// The same where these are the nodes and what is behind services.
+    pub(crate) fn policies_with(
+        &self,
+        nodes: &Nodes,
+        services: &Services,
+        mut report: impl FnMut(&str, FieldError),
+    ) -> Policies {
         let of_kubernetes = self.policies.iter().map(Reading::of_kubernetes);
         let of_cluster = self.cluster_policies.iter();
-        let of_cluster = of_cluster.map(|object| Reading::of_cluster_policy(object, &self.nodes));
+        let of_cluster = of_cluster.map(|object| Reading::of_cluster_policy(object, nodes));
         let of_calico = self.calico.iter();
-        let of_calico = of_calico.map(|object| Reading::of_calico(object, &self.services));
+        let of_calico = of_calico.map(|object| Reading::of_calico(object, services));
         let readings: Vec<Reading> = of_kubernetes.chain(of_cluster).chain(of_calico).collect();
         let (tiers, others): (Vec<&Reading>, Vec<&Reading>) = readings.iter().partition(|r| r.is_tier());
         for (name, error) in tiers.iter().chain(&others).flat_map(|reading| reading.errors()) {

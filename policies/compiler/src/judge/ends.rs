@@ -5,13 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member, NodePod},
-    policy::{ICMPV6, PolicySet, WorkloadKind},
+    policy::{ICMPV6, WorkloadKind},
 };
-
-use crate::made_up::{NODES, Supply, stated};
 
 /// One end of a flow, as it is asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -217,37 +214,6 @@ pub(crate) fn addresses(
         .filter(|pair| any_family || same_family(pair))
         .min_by_key(|pair| (!same_family(pair), pair.0.is_ipv4() == prefers_v6))
         .ok_or(FlowError::NoCommonFamily)
-}
-
-/// Gives each node that has no address one of each family, stable for the same set of nodes, and says which these are.
-pub(crate) fn assume_node_addresses(cluster: &mut Cluster, policies: &PolicySet) -> BTreeSet<String> {
-    let of_members = cluster.members.iter().map(|member| &member.node);
-    let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
-    let of_members: BTreeSet<String> = of_members
-        .chain(of_pods)
-        .filter(|node| !node.is_empty())
-        .cloned()
-        .collect();
-    for node in of_members {
-        cluster.nodes.entry(node).or_default();
-    }
-    let without = cluster.nodes.iter().filter(|(_, of)| of.is_empty());
-    let made_up: BTreeSet<String> = without.map(|(node, _)| node.clone()).collect();
-    if made_up.is_empty() {
-        return made_up;
-    }
-    let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
-    let addresses = of_members.chain(cluster.nodes.values().flatten()).copied();
-    let addresses: Vec<IpNet> = addresses.map(IpNet::from).collect();
-    let mut supplies = NODES.map(|range| {
-        let stated = stated(policies, &cluster.sets);
-        Supply::new(range, addresses.iter().chain(stated))
-    });
-    for (place, node) in (0..).zip(&made_up) {
-        let given = supplies.iter_mut().filter_map(|supply| supply.take(place));
-        cluster.nodes.entry(node.clone()).or_default().extend(given);
-    }
-    made_up
 }
 
 fn resolved(position: usize, member: &Member) -> Resolved {

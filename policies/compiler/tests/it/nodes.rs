@@ -207,7 +207,79 @@ fn a_pod_on_its_nodes_network_is_behind_services() {
 }
 
 /// What a service leads to, and so what rules by service mean, is the same whether or not the pod states what its node says.
+#[test]
+fn a_pod_that_states_no_address_is_behind_services_where_its_node_is() {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "agent"},
+        "spec": {"selector": {"app": "agent"}, "ports": [{"port": 80}]}});
+    let deny = json!([{"action": "Deny", "protocol": "TCP", "destination": {"services": {"name": "agent"}}},
+        {"action": "Allow"}]);
+    let policy = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "no-agents"}, "spec": {"types": ["Egress"], "egress": deny}});
+    let denied = said(Some("NetworkPolicy shop/no-agents rule 0"), None);
+    let two = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "status": {"addresses": [
+        {"type": "InternalIP", "address": "192.0.3.9"}, {"type": "ExternalIP", "address": "34.1.2.3"}]}});
+    for (nodes, behind) in [
+        (vec![node("n1", "192.0.3.9")], vec!["192.0.3.9"]),
+        (vec![two], vec!["192.0.3.9"]),
+        (vec![host("n1", &["192.0.3.9"])], vec!["192.0.3.9"]),
+        (vec![], vec!["198.51.100.1"]),
+    ] {
+        let objects = [
+            vec![
+                pod("x", "n2", "10.244.1.1"),
+                on_node("agent", "n1", &[]),
+                node("n2", "192.0.3.2"),
+                service.clone(),
+                policy.clone(),
+            ],
+            nodes,
+        ];
+        let view = view(&objects.concat());
+        let endpoints = &view.services[&("shop".to_owned(), "agent".to_owned())];
+        let endpoints: Vec<String> = endpoints.iter().map(|end| end.address.to_string()).collect();
+        assert_eq!(endpoints, behind);
+        let [egress, _] = decides(&view, "shop/x", "shop/agent");
+        assert_eq!(egress, denied[0], "{behind:?}");
+    }
+}
+
 /// A rule for nodes is for them where flows to them are judged: at what any object tells, or what is made up.
+#[test]
+fn rules_for_nodes_mean_nodes_whose_objects_state_no_address() {
+    let admin = json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "guard"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": [
+            {"action": "Deny", "to": [{"nodes": {"matchLabels": {"role": "cp"}}}]}]}});
+    let silent =
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"role": "cp"}}});
+    let denied = said(Some("ClusterNetworkPolicy guard rule 0"), None);
+    for telling in [
+        vec![],
+        vec![host("n1", &["192.0.3.7"])],
+        vec![on_node("agent", "n1", &["192.0.3.7"])],
+        vec![host("n1", &[])],
+    ] {
+        for on in ["n1", "n2"] {
+            let objects = [
+                vec![admin.clone(), silent.clone(), pod("x", on, "10.244.0.1")],
+                telling.clone(),
+            ];
+            let view = view(&objects.concat());
+            assert_eq!(decides(&view, "shop/x", "host/n1")[0], denied[0], "{telling:?}");
+            // Another node is not meant, nor is anybody else.
+            assert_ne!(decides(&view, "shop/x", OUTSIDE)[0], denied[0]);
+        }
+    }
+    // A node that is only mentioned has no labels.
+    let view = view(&[admin.clone(), pod("x", "n2", "10.244.0.1")]);
+    assert_ne!(decides(&view, "shop/x", "host/n2")[0], denied[0]);
+    let mut every = admin;
+    every["spec"]["egress"][0]["to"][0]["nodes"] = json!({});
+    let view = self::view(&[every, pod("x", "n2", "10.244.0.1")]);
+    assert_eq!(decides(&view, "shop/x", "host/n2")[0], denied[0]);
+    // Tables are made of what objects state alone.
+    assert!(view.nodes.is_empty() && view.cluster().nodes.is_empty());
+}
+
 /// By an address that two pods claim nobody is known, whichever is read first.
 /// Init containers have their ports while they run, and rules mean these by name, as Calico's do. No service leads there.
 #[test]
