@@ -80,6 +80,9 @@ pub struct Judge<'a> {
     programs: HashMap<(usize, Direction), Rc<Program>>,
 }
 
+/// What decides about an address by which nobody is known.
+const NO_MATCH: DecidedBy = DecidedBy::Builtin(BuiltinRule::NoMatch);
+
 /// All of a member that the choice of its policies depends on.
 type PolicyKey<'a> = (
     WorkloadKind,
@@ -211,8 +214,11 @@ impl<'a> Judge<'a> {
             self.ends.judging(&source, &destination),
             self.ends.judging(&destination, &source),
         );
-        let egress = leaves.map(|member| self.at(member, Direction::Egress, (from, to), question));
-        let ingress = arrives.map(|member| self.at(member, Direction::Ingress, (to, from), question));
+        let nobody = |end: &ends::Resolved| end.is_contested.then(|| (Verdict::Deny, NO_MATCH));
+        let egress = nobody(&source)
+            .or_else(|| leaves.map(|member| self.at(member, Direction::Egress, (from, to), question)));
+        let ingress = nobody(&destination)
+            .or_else(|| arrives.map(|member| self.at(member, Direction::Ingress, (to, from), question)));
         let denied = [&egress, &ingress]
             .into_iter()
             .flatten()

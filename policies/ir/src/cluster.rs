@@ -1,7 +1,7 @@
 //! Who has which address: what turns the address in a packet into the end that rules speak about.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -182,6 +182,31 @@ impl Cluster {
             },
             _ => Standing::Other,
         }
+    }
+
+    /// Addresses by which nobody is known: several claim them, or a pod claims what is a node's.
+    pub fn contested(&self) -> BTreeSet<IpAddr> {
+        let of_nodes: BTreeSet<&IpAddr> = self.nodes.values().flatten().collect();
+        let mut first: BTreeMap<IpAddr, &Member> = BTreeMap::new();
+        let mut contested = BTreeSet::new();
+        for member in &self.members {
+            let is_pod = member.workload.kind == WorkloadKind::Pod;
+            for address in &member.addresses {
+                let is_shared = match first.entry(*address) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(member);
+                        true
+                    }
+                    Entry::Occupied(entry) => entry.get().shares_node(member),
+                };
+                if !is_shared || (is_pod && of_nodes.contains(address)) {
+                    contested.insert(*address);
+                }
+            }
+        }
+        // The node that the cluster is seen from knows its own.
+        contested.retain(|address| !self.host_addresses.contains(address));
+        contested
     }
 
     /// Addresses of a node, in the order in which it is meant where it is given by name: IPv4 first, and of each family the

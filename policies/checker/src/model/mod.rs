@@ -74,6 +74,8 @@ pub struct Model {
     places: Vec<(usize, usize)>,
     /// Members that have an address for themselves.
     owners: HashMap<IpAddr, usize>,
+    /// Addresses by which nobody is known.
+    contested: BTreeSet<IpAddr>,
     /// Nodes by their addresses that no member has.
     nodes: HashMap<IpAddr, String>,
     identities: BTreeMap<IpNet, IdentityId>,
@@ -136,7 +138,8 @@ impl Model {
         let answers = compile_answers(&compiled, &policies, names.sets());
         drop(compiled);
         let (rows, mut judges) = read_judges(&answers, classified.len());
-        let owners = owners(&cluster, &addresses);
+        let contested = cluster.contested();
+        let owners = owners(&cluster, &addresses, &contested);
         let nodes = nodes.by_address();
         let taken = addresses.into_iter().flatten().map(IpNet::from).collect();
         let mut outside_ids = Vec::new();
@@ -176,6 +179,7 @@ impl Model {
             identities_if_named: answers.if_named,
             places,
             owners,
+            contested,
             nodes,
             identities: answers.identities,
             rows,

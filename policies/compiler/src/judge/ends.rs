@@ -57,6 +57,8 @@ pub(crate) struct Resolved {
     pub(crate) member: Option<usize>,
     /// It was given by its address.
     by_address: bool,
+    /// It was given by an address by which nobody is known: whoever it is may neither send nor receive with that.
+    pub(crate) is_contested: bool,
     /// In the order in which they are meant.
     addresses: Vec<IpAddr>,
 }
@@ -67,6 +69,7 @@ pub(crate) struct Ends<'a> {
     pods: HashMap<(&'a str, &'a str), usize>,
     hosts: BTreeMap<&'a str, Vec<usize>>,
     by_address: HashMap<IpAddr, usize>,
+    contested: BTreeSet<IpAddr>,
 }
 
 impl<'a> Ends<'a> {
@@ -76,6 +79,7 @@ impl<'a> Ends<'a> {
             pods: HashMap::new(),
             hosts: BTreeMap::new(),
             by_address: cluster.stand_ins().into_iter().collect(),
+            contested: cluster.contested(),
         };
         for (position, member) in cluster.members.iter().enumerate() {
             let workload = &member.workload;
@@ -93,7 +97,7 @@ impl<'a> Ends<'a> {
                     member.shares_node(known) && member.host_order() < known.host_order()
                 })
             };
-            for address in &member.addresses {
+            for address in member.addresses.difference(&ends.contested) {
                 let owner = ends.by_address.entry(*address).or_insert(position);
                 if comes_before(*owner) {
                     *owner = position;
@@ -141,6 +145,7 @@ impl<'a> Ends<'a> {
                 Ok(Resolved {
                     member: position,
                     by_address: false,
+                    is_contested: false,
                     addresses,
                 })
             }
@@ -149,6 +154,7 @@ impl<'a> Ends<'a> {
                 Ok(Resolved {
                     member: self.by_address.get(&address).copied(),
                     by_address: true,
+                    is_contested: self.contested.contains(&address),
                     addresses: vec![address],
                 })
             }
@@ -166,6 +172,7 @@ impl<'a> Ends<'a> {
         (!addresses.is_empty()).then(|| Resolved {
             member: addresses.iter().find_map(owned).or_else(of_node),
             by_address: false,
+            is_contested: false,
             addresses,
         })
     }
@@ -220,6 +227,7 @@ fn resolved(position: usize, member: &Member) -> Resolved {
     Resolved {
         member: Some(position),
         by_address: false,
+        is_contested: false,
         addresses: member.addresses_in_order(),
     }
 }

@@ -1,6 +1,6 @@
 //! Which addresses are a node's, seen from it and from nowhere, and what has no address but its node's.
 
-use policies_compiler::{Book, ClusterView, Judge, LoadError, Question, load_objects};
+use policies_compiler::{Book, ClusterView, Judge, LoadError, Question, explain, load_objects};
 use policies_ir::tables::{Direction, Verdict};
 use serde_json::{Value, json};
 
@@ -281,6 +281,38 @@ fn rules_for_nodes_mean_nodes_whose_objects_state_no_address() {
 }
 
 /// By an address that two pods claim nobody is known, whichever is read first.
+#[test]
+fn an_address_of_two_pods_as_the_end_of_a_flow_is_denied() {
+    let mute = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "mute"},
+        "spec": {"podSelector": {"matchLabels": {"app": "x"}}, "policyTypes": ["Egress"]}});
+    let nobody = said(Some("no-match"), None);
+    let (x, y) = (pod("x", "n1", "10.0.0.1"), pod("y", "n2", "10.0.0.1"));
+    for objects in [[x.clone(), y.clone(), mute.clone()], [y, x.clone(), mute.clone()]] {
+        let view = view(&objects);
+        assert_eq!(decides(&view, "10.0.0.1", OUTSIDE), nobody);
+        assert_eq!(decides(&view, OUTSIDE, "10.0.0.1"), [None, nobody[0].clone()]);
+        // A pod that is named is itself.
+        assert_eq!(decides(&view, "shop/y", OUTSIDE), said(Some("no-policy"), None));
+        let question = Question {
+            source: "10.0.0.1".parse().unwrap(),
+            destination: OUTSIDE.parse().unwrap(),
+            protocol: TCP,
+            source_port: 40_000,
+            port: 80,
+        };
+        let explained = explain(&view, &question).unwrap().to_string();
+        assert_eq!(
+            explained,
+            "denied: 10.0.0.1 to 203.0.113.9, TCP port 80 from port 40000\n  egress of shop/x: denied by no-match\n    \
+             + no-match: has the last word\n"
+        );
+    }
+    // What a pod and a node claim is nobody's either.
+    for objects in [[x.clone(), node("n2", "10.0.0.1")], [node("n2", "10.0.0.1"), x]] {
+        assert_eq!(decides(&view(&objects), "10.0.0.1", OUTSIDE), nobody);
+    }
+}
+
 /// Init containers have their ports while they run, and rules mean these by name, as Calico's do. No service leads there.
 #[test]
 fn named_ports_of_init_containers_count() {
