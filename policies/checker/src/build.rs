@@ -90,25 +90,23 @@ pub(crate) fn read_judges(answers: &Answers, classes: usize) -> (Rows, Vec<Judge
 }
 
 /// Workloads by the addresses that each of them alone has, or of host endpoints of one node the one that judges there.
-pub(crate) fn owners(cluster: &Cluster, addresses: &[BTreeSet<IpAddr>]) -> HashMap<IpAddr, usize> {
-    let mut claims: HashMap<IpAddr, Vec<usize>> = HashMap::new();
+pub(crate) fn owners(
+    cluster: &Cluster,
+    addresses: &[BTreeSet<IpAddr>],
+    contested: &BTreeSet<IpAddr>,
+) -> HashMap<IpAddr, usize> {
+    let order = |position: &usize| cluster.members.get(*position).map(Member::host_order);
+    let mut owners: HashMap<IpAddr, usize> = HashMap::new();
     for (position, addresses) in addresses.iter().enumerate() {
-        for address in addresses {
-            claims.entry(*address).or_default().push(position);
+        for address in addresses.difference(contested) {
+            let owner = owners.entry(*address).or_insert(position);
+            let known = *owner;
+            if order(&position) < order(&known) {
+                *owner = position;
+            }
         }
     }
-    let member = |position: usize| cluster.members.get(position);
-    let owner = |claims: Vec<usize>| {
-        let in_order = |position: &usize| member(*position).map(Member::host_order);
-        let first = claims.iter().copied().min_by_key(in_order)?;
-        let shares = |other: usize| Some(member(other)?.shares_node(member(first)?));
-        let mut others = claims.iter().copied().filter(|other| *other != first);
-        others.all(|other| shares(other) == Some(true)).then_some(first)
-    };
-    let owned = claims
-        .into_iter()
-        .filter_map(|(address, claims)| Some((address, owner(claims)?)));
-    owned.collect()
+    owners
 }
 
 /// Addresses that no workload has taken, by identity: as they are, and by the position of the names they are taken to have, as far

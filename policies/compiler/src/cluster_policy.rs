@@ -40,6 +40,8 @@ pub struct NodeView {
     pub labels: Labels,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// The first of each family, internal ones before others.
+    pub primary: Vec<IpAddr>,
 }
 
 /// Tier and policy.

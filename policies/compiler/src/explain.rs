@@ -7,7 +7,7 @@ use policies_ir::{
     cluster::{Cluster, Member},
     decide::{Mismatch, Step, decide},
     policy::{Action, DefaultAction, ICMP, ICMPV6, PolicySet, SCTP, TCP, UDP, WorkloadKind},
-    tables::{self, Direction, Packet, Verdict},
+    tables::{self, BuiltinRule, Direction, Packet, Verdict},
 };
 use serde::Serialize;
 
@@ -106,11 +106,17 @@ pub fn explain(view: &ClusterView, asked: &Question) -> Result<Explanation, Expl
     let book = Book::new(view);
     let (cluster, ends) = (book.cluster(), book.ends());
     let (source, destination) = (ends.resolve(&asked.source)?, ends.resolve(&asked.destination)?);
-    if source.member.is_none() && destination.member.is_none() {
+    if [&source, &destination]
+        .iter()
+        .all(|end| end.member.is_none() && !end.is_contested)
+    {
         return Err(ExplainError::NoEndpoint);
     }
     let (from, to) = addresses(&source, &destination, asked.protocol)?;
     let judge = |own: &Resolved, other: &Resolved, direction, (inside, peer)| {
+        if own.is_contested {
+            return nobody(cluster, inside, direction);
+        }
         let packet = Packet {
             direction,
             peer,
@@ -237,6 +243,26 @@ impl fmt::Display for Judgement {
     }
 }
 
+/// What is said at an address by which nobody is known, for the first by name of those that claim it.
+fn nobody(cluster: &Cluster, address: IpAddr, direction: Direction) -> Option<Judgement> {
+    let claims = cluster.members.iter();
+    let claims = claims.filter(|member| member.addresses.contains(&address));
+    let first = claims.min_by_key(|member| (&member.workload.namespace, &member.workload.name))?;
+    Some(Judgement {
+        pod: endpoint_ref(first),
+        direction: flow_direction(direction),
+        policies: Vec::new(),
+        tried: vec![tried(&Step::Builtin(BuiltinRule::NoMatch))],
+        verdict: FlowVerdict::Deny,
+        decided_by: DecidedBy {
+            rule: tables::DecidedBy::Builtin(BuiltinRule::NoMatch).to_string(),
+            policy: None,
+            tier: None,
+            index: None,
+        },
+    })
+}
+
 fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &Packet) -> Judgement {
     let policy = policies.for_endpoint(&member.workload);
     let decision = decide(&policy, &cluster.flow(member, packet));
@@ -251,10 +277,7 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
     };
     Judgement {
         pod: endpoint_ref(member),
-        direction: match packet.direction {
-            Direction::Ingress => FlowDirection::Ingress,
-            Direction::Egress => FlowDirection::Egress,
-        },
+        direction: flow_direction(packet.direction),
         policies: applying.map(|policy| policy.name.clone()).collect(),
         tried: decision.steps.iter().map(tried).collect(),
         verdict: match decision.verdict {
@@ -267,6 +290,13 @@ fn judgement(cluster: &Cluster, policies: &PolicySet, member: &Member, packet: &
             tier,
             index,
         },
+    }
+}
+
+fn flow_direction(direction: Direction) -> FlowDirection {
+    match direction {
+        Direction::Ingress => FlowDirection::Ingress,
+        Direction::Egress => FlowDirection::Egress,
     }
 }
 

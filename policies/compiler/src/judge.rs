@@ -13,6 +13,7 @@ use std::{
     rc::Rc,
 };
 
+use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{
@@ -26,7 +27,8 @@ pub use ends::{End as FlowEnd, FlowError};
 
 use crate::{
     cells::{Index, KnownPlaces, MatcherId, Matchers, Prefixes, Signature},
-    made_up::speaks_of_ipv6,
+    cluster_policy::Nodes,
+    made_up::{is_made_up_ipv6, mention_nodes, place_nodes, speaks_of_ipv6, stated},
     program::{KnownService, Numbers, Program, ServiceSets},
     view::ClusterView,
 };
@@ -78,6 +80,9 @@ pub struct Judge<'a> {
     programs: HashMap<(usize, Direction), Rc<Program>>,
 }
 
+/// What decides about an address by which nobody is known.
+const NO_MATCH: DecidedBy = DecidedBy::Builtin(BuiltinRule::NoMatch);
+
 /// All of a member that the choice of its policies depends on.
 type PolicyKey<'a> = (
     WorkloadKind,
@@ -90,18 +95,56 @@ type PolicyKey<'a> = (
 impl Book {
     /// The cluster and the enforced policies of `view`.
     pub fn new(view: &ClusterView) -> Self {
-        let (mut cluster, policies) = (view.cluster(), view.policy_set(|_, _| {}).enforced);
+        let (mut cluster, told) = (view.cluster(), view.policy_set(|_, _| {}).enforced);
         for (member, number) in cluster.members.iter_mut().zip(1..) {
             member.endpoint = Some(EndpointId(number));
         }
-        let made_up = ends::assume_node_addresses(&mut cluster, &policies);
+        let mut made_up = assume_nodes(view, &mut cluster);
+        let stated: Vec<IpNet> = stated(&told, &cluster.sets).copied().collect();
+        made_up.extend(place_nodes(&mut cluster, &stated));
         // Which pods got the ports that they ask for only their node knows.
         cluster.translations.clear();
+        let nodes = nodes_in(view, &cluster);
+        let policies = match view.cluster_policies.is_empty() || nodes == view.nodes {
+            true => told,
+            false => view.policies_with(&nodes, &view.services, |_, _| {}).enforced,
+        };
         Self {
             cluster,
             policies,
             made_up,
         }
+    }
+
+    /// What questions about all flows are about. A node whose addresses are made up is nowhere there, as it may be
+    /// anywhere, unless a host endpoint judges at them; nor are made-up addresses of IPv6, unless `ipv6`. `view` is what the
+    /// book is of.
+    pub fn about_all_flows(&self, view: &ClusterView, ipv6: bool) -> (Cluster, PolicySet) {
+        let mut cluster = self.cluster.clone();
+        let hosts = self.cluster.members.iter();
+        let hosts = hosts.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
+        let judged: BTreeSet<&String> = hosts.map(|host| &host.node).collect();
+        let mut nowhere: BTreeSet<IpAddr> = BTreeSet::new();
+        for node in self.made_up.iter().filter(|node| !judged.contains(node)) {
+            nowhere.extend(cluster.nodes.remove(node).into_iter().flatten());
+        }
+        let counts = |address: &IpAddr| (ipv6 || !is_made_up_ipv6(address)) && !nowhere.contains(address);
+        let of_members = cluster.members.iter_mut().map(|member| &mut member.addresses);
+        let all = of_members.chain(cluster.nodes.values_mut());
+        all.for_each(|addresses| addresses.retain(counts));
+        let mut services = view.services.clone();
+        for endpoints in services.values_mut() {
+            endpoints.retain(|endpoint| counts(&endpoint.address));
+        }
+        let is_told_alike = view.cluster_policies.is_empty() || cluster.nodes == self.cluster.nodes;
+        let policies = match is_told_alike && services == view.services {
+            true => self.policies.clone(),
+            false => {
+                let nodes = nodes_in(view, &cluster);
+                view.policies_with(&nodes, &services, |_, _| {}).enforced
+            }
+        };
+        (cluster, policies)
     }
 
     /// The cluster, in which every member has an endpoint and every node addresses.
@@ -171,8 +214,11 @@ impl<'a> Judge<'a> {
             self.ends.judging(&source, &destination),
             self.ends.judging(&destination, &source),
         );
-        let egress = leaves.map(|member| self.at(member, Direction::Egress, (from, to), question));
-        let ingress = arrives.map(|member| self.at(member, Direction::Ingress, (to, from), question));
+        let nobody = |end: &ends::Resolved| end.is_contested.then(|| (Verdict::Deny, NO_MATCH));
+        let egress = nobody(&source)
+            .or_else(|| leaves.map(|member| self.at(member, Direction::Egress, (from, to), question)));
+        let ingress = nobody(&destination)
+            .or_else(|| arrives.map(|member| self.at(member, Direction::Ingress, (to, from), question)));
         let denied = [&egress, &ingress]
             .into_iter()
             .flatten()
@@ -247,6 +293,32 @@ impl<'a> Judge<'a> {
         self.programs.insert((position, direction), Rc::clone(&program));
         Some(program)
     }
+}
+
+/// Gives nodes of which no object tells an address those that they were given when the objects were read. Says which.
+fn assume_nodes(view: &ClusterView, cluster: &mut Cluster) -> BTreeSet<String> {
+    mention_nodes(cluster);
+    let mut assumed = BTreeSet::new();
+    for (node, addresses) in cluster.nodes.iter_mut().filter(|(_, of)| of.is_empty()) {
+        if let Some(given) = view.assumed_nodes.get(node) {
+            addresses.clone_from(given);
+            assumed.insert(node.clone());
+        }
+    }
+    assumed
+}
+
+/// Nodes as rules for them mean them where flows to them are judged: at the addresses that their objects tell, or else at
+/// all that `cluster` has of them, told otherwise or made up.
+fn nodes_in(view: &ClusterView, cluster: &Cluster) -> Nodes {
+    let mut nodes = view.nodes.clone();
+    for (name, addresses) in &cluster.nodes {
+        let node = nodes.entry(name.clone()).or_default();
+        if node.addresses.is_empty() {
+            node.addresses.clone_from(addresses);
+        }
+    }
+    nodes
 }
 
 /// Numbers for what is judged: names get theirs when they first decide.

@@ -121,7 +121,7 @@ pub enum LoadError {
 }
 
 /// Reads everything that network policy depends on, and lists of it. Pods without an address get one of each family that
-/// depends on their name alone, unless an object speaks of it. Namespaces that are not among the objects are taken to have
+/// depends on their name alone, unless an object speaks of it, and so do nodes of which nothing tells one. Namespaces that are not among the objects are taken to have
 /// no labels of their own.
 pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result<Loaded, LoadError> {
     let mut loader = objects::Loader::of_files();
@@ -130,9 +130,10 @@ pub fn load_objects<'a>(objects: impl IntoIterator<Item = Source<'a>>) -> Result
     }
     let (mut loaded, backends, stated) = loader.finish()?;
     loaded.assume_namespaces();
-    loaded.assume_addresses(stated);
+    loaded.assume_addresses(&stated);
+    let on_nodes = loaded.assume_node_addresses(&stated);
     loaded.note_contested_addresses();
-    loaded.view.services = backends.resolve([&loaded.view.pods, &loaded.view.node_pods]);
+    loaded.view.services = backends.resolve([&loaded.view.pods, &on_nodes]);
     Ok(loaded)
 }
 

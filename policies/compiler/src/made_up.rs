@@ -3,7 +3,7 @@
 //! None is somebody's, and none is in a network that the objects speak of, unless that network holds the whole range.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -23,7 +23,7 @@ pub(crate) const PODS: [Range; 2] = [
 ];
 /// Where those of nodes come from, one after another: 198.51.100.0/24 and up, of which RFC 5737 keeps the first for
 /// documents, and the second part of that network.
-pub(crate) const NODES: [Range; 2] = [
+const NODES: [Range; 2] = [
     Range::v4([198, 51, 100, 1], MAX_NODES),
     Range::v6([LOCAL[0], LOCAL[1], LOCAL[2], 1, 0, 0, 0, 1], MAX_NODES),
 ];
@@ -131,6 +131,39 @@ impl Supply {
     }
 }
 
+/// Gives each node that the cluster speaks of and that has no address one of each family, stable for the same set of nodes
+/// and in none of the networks `stated`. Says which these are.
+pub(crate) fn place_nodes(cluster: &mut Cluster, stated: &[IpNet]) -> BTreeSet<String> {
+    mention_nodes(cluster);
+    let without = cluster.nodes.iter().filter(|(_, of)| of.is_empty());
+    let without: BTreeSet<String> = without.map(|(node, _)| node.clone()).collect();
+    if without.is_empty() {
+        return without;
+    }
+    let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
+    let addresses = of_members.chain(cluster.nodes.values().flatten()).copied();
+    let addresses: Vec<IpNet> = addresses.map(IpNet::from).collect();
+    let mut supplies = NODES.map(|range| Supply::new(range, addresses.iter().chain(stated)));
+    for (place, node) in (0..).zip(&without) {
+        let given = supplies.iter_mut().filter_map(|supply| supply.take(place));
+        cluster.nodes.entry(node.clone()).or_default().extend(given);
+    }
+    without
+}
+
+/// A node that only a pod or a host endpoint names exists.
+pub(crate) fn mention_nodes(cluster: &mut Cluster) {
+    let of_members = cluster.members.iter().map(|member| &member.node);
+    let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
+    let mentioned: BTreeSet<&String> = of_members
+        .chain(of_pods)
+        .filter(|node| !node.is_empty())
+        .collect();
+    for node in mentioned {
+        cluster.nodes.entry(node.clone()).or_default();
+    }
+}
+
 /// The networks that policies and network sets speak of.
 pub(crate) fn stated<'p>(policies: &'p PolicySet, sets: &'p [NetworkSet]) -> impl Iterator<Item = &'p IpNet> {
     let of_rules = rules(policies).flat_map(|(rule, _)| nets(rule));
@@ -148,15 +181,17 @@ pub(crate) fn stated<'p>(policies: &'p PolicySet, sets: &'p [NetworkSet]) -> imp
 pub(crate) fn speaks_of_ipv6(cluster: &Cluster, policies: &PolicySet) -> bool {
     let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
     let mut addresses = of_members.chain(cluster.nodes.values().flatten());
-    let is_v6 = |rule: &Rule| {
+    // A rule for nodes, or for what is behind a service, is for made-up addresses where theirs are.
+    let is_v6 = |address: IpAddr| address.is_ipv6() && !is_made_up_ipv6(&address);
+    let is_for_v6 = |rule: &Rule| {
         let ends = [&rule.own, &rule.peer];
         let service = &rule.service;
         ends.iter().any(|end| end.ip_version == Some(IpVersion::V6))
             || [service.protocol, service.not_protocol].contains(&Some(ICMPV6))
     };
-    addresses.any(|address| address.is_ipv6() && !is_made_up_ipv6(address))
-        || stated(policies, &cluster.sets).any(|net| net.network().is_ipv6())
-        || rules(policies).any(|(rule, _)| is_v6(rule))
+    addresses.any(|address| is_v6(*address))
+        || stated(policies, &cluster.sets).any(|net| is_v6(net.network()))
+        || rules(policies).any(|(rule, _)| is_for_v6(rule))
 }
 
 /// Whether it is one of those that pods or nodes are given.

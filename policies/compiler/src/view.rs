@@ -13,13 +13,16 @@ use api::{
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{ContainerPort, Namespace, Node, Pod, Service, ServiceAccount as ServiceAccountObject},
+    core::v1::{
+        Container, ContainerPort, Namespace, Node, NodeAddress, Pod, Service,
+        ServiceAccount as ServiceAccountObject,
+    },
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use policies_ir::{
-    cluster::{Cluster, Member, NetworkSet, NodePod, Translation},
+    cluster::{Cluster, Member, NetworkSet, NodePod, Translation, primary},
     policy::{NamedPort, PolicySet, Profile, ProfileRules, ServiceAccount, Staged, Workload, WorkloadKind},
     tables::EndpointId,
 };
@@ -53,6 +56,9 @@ pub struct ClusterView {
     pub service_accounts: BTreeMap<(String, String), Labels>,
     /// Labels and addresses of each node.
     pub nodes: Nodes,
+    /// Addresses that nodes of which no object tells any are taken to have where flows are judged from no node. No tables
+    /// are made of them.
+    pub assumed_nodes: BTreeMap<String, BTreeSet<IpAddr>>,
     /// What is behind each service, by namespace and name.
     pub services: Services,
     /// Policies of Kubernetes.
@@ -105,8 +111,10 @@ pub struct PodView {
     pub node: String,
     /// Addresses; empty until it has some.
     pub addresses: BTreeSet<IpAddr>,
-    /// Container ports that have a name.
+    /// Ports that have a name, of containers and sidecars.
     pub named_ports: Vec<NamedPort>,
+    /// The same of init containers that end: rules mean them, and services do not lead there.
+    pub init_ports: Vec<NamedPort>,
     /// Ports of its node that lead to it.
     pub host_ports: Vec<HostPort>,
     /// Its endpoint, if it runs on this node.
@@ -188,6 +196,7 @@ impl ClusterView {
         });
         Cluster {
             translations: Translation::of(&members),
+            primary: self.primary_addresses(&members),
             members,
             node_pods: node_pods.collect(),
             sets,
@@ -222,14 +231,40 @@ impl ClusterView {
         nodes
     }
 
+    /// Where each node is meant by its name: as its object says, or else the first of its host endpoints that expects any.
+    fn primary_addresses(&self, members: &[Member]) -> BTreeMap<String, Vec<IpAddr>> {
+        let of_objects = self.nodes.iter().filter(|(_, node)| !node.primary.is_empty());
+        let mut primary: BTreeMap<String, Vec<IpAddr>> = of_objects
+            .map(|(name, node)| (name.clone(), node.primary.clone()))
+            .collect();
+        let hosts = members.iter().filter(|member| !member.primary.is_empty());
+        let mut hosts: Vec<&Member> = hosts.collect();
+        hosts.sort_by_key(|host| host.host_order());
+        for host in hosts {
+            let known = primary.entry(host.node.clone());
+            known.or_insert_with(|| host.primary.clone());
+        }
+        primary
+    }
+
     /// All policies. Calls `report` with the name of the object for each thing that could not be understood; what
     /// the result says there is closed.
-    pub fn policy_set(&self, mut report: impl FnMut(&str, FieldError)) -> Policies {
+    pub fn policy_set(&self, report: impl FnMut(&str, FieldError)) -> Policies {
+        self.policies_with(&self.nodes, &self.services, report)
+    }
+
+    /// The same where these are the nodes and what is behind services.
+    pub(crate) fn policies_with(
+        &self,
+        nodes: &Nodes,
+        services: &Services,
+        mut report: impl FnMut(&str, FieldError),
+    ) -> Policies {
         let of_kubernetes = self.policies.iter().map(Reading::of_kubernetes);
         let of_cluster = self.cluster_policies.iter();
-        let of_cluster = of_cluster.map(|object| Reading::of_cluster_policy(object, &self.nodes));
+        let of_cluster = of_cluster.map(|object| Reading::of_cluster_policy(object, nodes));
         let of_calico = self.calico.iter();
-        let of_calico = of_calico.map(|object| Reading::of_calico(object, &self.services));
+        let of_calico = of_calico.map(|object| Reading::of_calico(object, services));
         let readings: Vec<Reading> = of_kubernetes.chain(of_cluster).chain(of_calico).collect();
         let (tiers, others): (Vec<&Reading>, Vec<&Reading>) = readings.iter().partition(|r| r.is_tier());
         for (name, error) in tiers.iter().chain(&others).flat_map(|reading| reading.errors()) {
@@ -286,16 +321,26 @@ impl ClusterView {
         let Some(name) = node.metadata.name.clone() else {
             return;
         };
-        let addresses = node
+        let stated = node
             .status
             .iter()
             .flat_map(|status| status.addresses.iter().flatten());
+        let mut stated: Vec<&NodeAddress> = stated.collect();
+        // As the kubelet chooses the addresses of pods on the node's network.
+        stated.sort_by_key(|address| match address.type_.as_str() {
+            "InternalIP" => 0,
+            "ExternalIP" => 1,
+            _ => 2,
+        });
+        let addresses = stated
+            .into_iter()
+            .filter_map(|address| address.address.parse::<IpAddr>().ok())
+            .map(|address| address.to_canonical());
+        let addresses: Vec<IpAddr> = addresses.collect();
         let view = NodeView {
             labels: node.metadata.labels.clone().unwrap_or_default(),
-            addresses: addresses
-                .filter_map(|address| address.address.parse::<IpAddr>().ok())
-                .map(|address| address.to_canonical())
-                .collect(),
+            primary: primary(addresses.iter().copied()),
+            addresses: addresses.into_iter().collect(),
         };
         self.nodes.insert(name, view);
     }
@@ -338,7 +383,7 @@ impl ClusterView {
                     labels: self.service_accounts.get(&key).cloned().unwrap_or_default(),
                 }),
                 profiles: vec![namespace_profile(&pod.namespace)],
-                named_ports: pod.named_ports.clone(),
+                named_ports: pod.named_ports.iter().chain(&pod.init_ports).cloned().collect(),
             },
             addresses: pod.addresses.clone(),
             endpoint: pod.endpoint,
@@ -488,11 +533,10 @@ impl PodView {
         let first = status.and_then(|s| s.pod_ip.as_deref());
         let all = status.and_then(|s| s.pod_ips.as_deref()).unwrap_or_default();
         let addresses = first.into_iter().chain(all.iter().map(|a| a.ip.as_str()));
-        // Init containers are gone when the pod is reached; sidecars are not.
+        // Init containers are gone when a service leads to the pod; sidecars are not.
         let inits = spec.init_containers.iter().flatten();
-        let sidecars = inits.filter(|init| init.restart_policy.as_deref() == Some("Always"));
-        let containers = spec.containers.iter().chain(sidecars);
-        let ports = containers.flat_map(|c| c.ports.iter().flatten());
+        let is_sidecar = |init: &&Container| init.restart_policy.as_deref() == Some("Always");
+        let (sidecars, inits): (Vec<&Container>, Vec<&Container>) = inits.partition(is_sidecar);
         // The second is what the first was called once; the API server makes them one.
         let accounts = [&spec.service_account_name, &spec.service_account];
         let mut accounts = accounts
@@ -509,7 +553,8 @@ impl PodView {
                 .filter_map(|a| a.parse::<IpAddr>().ok())
                 .map(|a| a.to_canonical())
                 .collect(),
-            named_ports: ports.filter_map(named_port).collect(),
+            named_ports: named_ports(spec.containers.iter().chain(sidecars)),
+            init_ports: named_ports(inits),
             host_ports: host_ports::of(pod),
             endpoint,
         })
@@ -526,6 +571,11 @@ fn flush(name: &str, errors: &mut Errors, report: &mut impl FnMut(&str, FieldErr
 
 fn namespace_profile(namespace: &str) -> String {
     format!("{NAMESPACE_PROFILE}{namespace}")
+}
+
+fn named_ports<'c>(containers: impl IntoIterator<Item = &'c Container>) -> Vec<NamedPort> {
+    let ports = containers.into_iter().flat_map(|c| c.ports.iter().flatten());
+    ports.filter_map(named_port).collect()
 }
 
 fn named_port(port: &ContainerPort) -> Option<NamedPort> {

@@ -1,7 +1,7 @@
 //! Who has which address: what turns the address in a packet into the end that rules speak about.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -30,6 +30,8 @@ pub struct Cluster {
     pub translations: Vec<Translation>,
     /// Addresses of each node, for members that say which node they are on.
     pub nodes: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Of each node of which an object tells addresses, the [`primary`] ones.
+    pub primary: BTreeMap<String, Vec<IpAddr>>,
     /// Pods on the network of their node, by namespace and name. No policy is about them; as ends of flows they are their
     /// node.
     pub node_pods: BTreeMap<(String, String), NodePod>,
@@ -44,6 +46,8 @@ pub struct Member {
     pub workload: Workload,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// Of a host endpoint, the [`primary`] ones.
+    pub primary: Vec<IpAddr>,
     /// Its endpoint, if it is on this node.
     pub endpoint: Option<EndpointId>,
     /// Of a host endpoint on this node: judges flows that the node forwards.
@@ -109,6 +113,18 @@ pub struct NetworkSet {
     pub domains: Vec<DomainMatch>,
 }
 
+/// Of addresses in the order in which they are stated, the first of each family: whoever has them is meant there where it is
+/// given by name.
+pub fn primary(stated: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut primary: Vec<IpAddr> = Vec::new();
+    for address in stated {
+        if !primary.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+            primary.push(address);
+        }
+    }
+    primary
+}
+
 impl Cluster {
     /// Everything that selectors can find at `address`. Sets that hold it by name alone count for the far end
     /// of a flow that leaves an endpoint.
@@ -166,6 +182,38 @@ impl Cluster {
             },
             _ => Standing::Other,
         }
+    }
+
+    /// Addresses by which nobody is known: several claim them, or a pod claims what is a node's.
+    pub fn contested(&self) -> BTreeSet<IpAddr> {
+        let of_nodes: BTreeSet<&IpAddr> = self.nodes.values().flatten().collect();
+        let mut first: BTreeMap<IpAddr, &Member> = BTreeMap::new();
+        let mut contested = BTreeSet::new();
+        for member in &self.members {
+            let is_pod = member.workload.kind == WorkloadKind::Pod;
+            for address in &member.addresses {
+                let is_shared = match first.entry(*address) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(member);
+                        true
+                    }
+                    Entry::Occupied(entry) => entry.get().shares_node(member),
+                };
+                if !is_shared || (is_pod && of_nodes.contains(address)) {
+                    contested.insert(*address);
+                }
+            }
+        }
+        // The node that the cluster is seen from knows its own.
+        contested.retain(|address| !self.host_addresses.contains(address));
+        contested
+    }
+
+    /// Addresses of a node, in the order in which it is meant where it is given by name: IPv4 first, and of each family the
+    /// primary one. Nothing if there is no such node.
+    pub fn addresses_of_node(&self, node: &str) -> Option<Vec<IpAddr>> {
+        let primary = self.primary.get(node).map(Vec::as_slice);
+        Some(in_order(self.nodes.get(node)?, primary.unwrap_or_default()))
     }
 
     /// Who judges for nodes at addresses that no member has: of each node's host endpoints the first.
@@ -300,6 +348,12 @@ impl Member {
         host(self) && host(other) && !self.node.is_empty() && self.node == other.node
     }
 
+    /// Its addresses, in the order in which it is meant where it is given by name: IPv4 first, and of each family the primary
+    /// one.
+    pub fn addresses_in_order(&self) -> Vec<IpAddr> {
+        in_order(&self.addresses, &self.primary)
+    }
+
     /// Order of the host endpoints of one node, of which the first speaks for the node, and for an address that several
     /// of them have. Where both have addresses it is the order in which interfaces get theirs; one with addresses says most
     /// about the node's traffic.
@@ -346,4 +400,11 @@ impl NetworkSet {
     pub fn holds(&self, address: IpAddr) -> bool {
         self.nets.iter().any(|net| net.contains(&address))
     }
+}
+
+/// IPv4 before IPv6, primary addresses before others, and those in order of number.
+fn in_order(addresses: &BTreeSet<IpAddr>, primary: &[IpAddr]) -> Vec<IpAddr> {
+    let mut ordered: Vec<IpAddr> = addresses.iter().copied().collect();
+    ordered.sort_by_key(|address| (address.is_ipv6(), !primary.contains(address)));
+    ordered
 }

@@ -162,7 +162,7 @@ impl Model {
     }
 
     /// Where a node is, by its name, or a host endpoint by one that no node has: at the addresses that the host endpoint expects,
-    /// or at all that the node is known to have. Nothing if there is neither.
+    /// or at all that the node is known to have, IPv4 first and of each family the primary one. Nothing if there is neither.
     pub fn host(&self, name: &str) -> Option<Vec<Place>> {
         let members = || self.cluster.members.iter().enumerate();
         let is_node =
@@ -178,10 +178,10 @@ impl Model {
             return None;
         }
         let node = found.map_or(name, |(_, host)| host.node.as_str());
-        let expected = found.map(|(_, host)| &host.addresses);
+        let expected = found.map(|(_, host)| host.addresses_in_order());
         let expected = expected.filter(|addresses| !addresses.is_empty());
-        let addresses = expected.or_else(|| self.cluster.nodes.get(node));
-        let at = |address: &IpAddr| Place::new(found.map(|(position, _)| position), *address);
+        let addresses = expected.or_else(|| self.cluster.addresses_of_node(node));
+        let at = |address| Place::new(found.map(|(position, _)| position), address);
         Some(addresses.into_iter().flatten().map(at).collect())
     }
 

@@ -12,12 +12,20 @@ use crate::{
 
 impl Model {
     /// Judges one flow at both ends, each a workload at one of its addresses or an address alone. Nothing if neither is
-    /// a workload.
+    /// a workload, nor an address that several claim: whoever that is may not use it.
     pub fn packet(&self, from: Place, to: Place, point: Point) -> Option<Packet> {
-        if from.member.is_none() && to.member.is_none() {
+        let is_nobody = |place: Place| place.member.is_none() && self.contested.contains(&place.address);
+        let judges = |place: Place| place.member.is_some() || is_nobody(place);
+        if !judges(from) && !judges(to) {
             return None;
         }
         let ruling = |own: Place, direction, peer: Place| {
+            if is_nobody(own) {
+                return Some(Ruling {
+                    allowed: false,
+                    by: DecidedBy::Builtin(BuiltinRule::NoMatch).to_string(),
+                });
+            }
             own.member.filter(|member| !self.is_blind_to(*member, peer))?;
             let (verdict, by) = self.decide(own, direction, peer, point);
             Some(Ruling {

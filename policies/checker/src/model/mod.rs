@@ -31,7 +31,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers, is_made_up_ipv6};
+use policies_compiler::{Book, ClusterView, capacity::Exceeded, compile_answers};
 use policies_ir::{
     cluster::{Cluster, Member},
     policy::{IpVersion, PolicySet, WorkloadKind},
@@ -74,6 +74,8 @@ pub struct Model {
     places: Vec<(usize, usize)>,
     /// Members that have an address for themselves.
     owners: HashMap<IpAddr, usize>,
+    /// Addresses by which nobody is known.
+    contested: BTreeSet<IpAddr>,
     /// Nodes by their addresses that no member has.
     nodes: HashMap<IpAddr, String>,
     identities: BTreeMap<IpNet, IdentityId>,
@@ -89,39 +91,25 @@ pub struct Model {
 impl Model {
     /// The model of what is enforced in `view`, where every node has an address.
     pub fn new(view: &ClusterView) -> Self {
-        let book = Book::new(view);
-        Self::of_book(&book, book.speaks_of_ipv6())
+        Self::with_ipv6(view, false)
     }
 
     /// The models of two that are to be compared: with IPv6 if either speaks of it.
     pub fn of_both(old: &ClusterView, new: &ClusterView) -> [Self; 2] {
-        let books = [old, new].map(Book::new);
-        let ipv6 = books.iter().any(Book::speaks_of_ipv6);
-        books.map(|book| Self::of_book(&book, ipv6))
+        let books = [old, new].map(|view| (view, Book::new(view)));
+        let ipv6 = books.iter().any(|(_, book)| book.speaks_of_ipv6());
+        books.map(|(view, book)| Self::of_book(view, &book, ipv6))
     }
 
     /// The model in which what was made up has IPv6, too, if anybody speaks of that.
     pub fn with_ipv6(view: &ClusterView, is_asked_for: bool) -> Self {
         let book = Book::new(view);
-        Self::of_book(&book, is_asked_for || book.speaks_of_ipv6())
+        Self::of_book(view, &book, is_asked_for || book.speaks_of_ipv6())
     }
 
-    fn of_book(book: &Book, ipv6: bool) -> Self {
-        let mut cluster = book.cluster().clone();
-        let hosts = book.cluster().members.iter();
-        let hosts = hosts.filter(|member| member.workload.kind == WorkloadKind::HostEndpoint);
-        let judged: BTreeSet<&String> = hosts.map(|host| &host.node).collect();
-        // What was made up only says where a host endpoint judges.
-        let made_up = book.made_up_nodes().iter();
-        for node in made_up.filter(|node| !judged.contains(node)) {
-            cluster.nodes.remove(node);
-        }
-        if !ipv6 {
-            let of_members = cluster.members.iter_mut().map(|member| &mut member.addresses);
-            let all = of_members.chain(cluster.nodes.values_mut());
-            all.for_each(|addresses| addresses.retain(|address| !is_made_up_ipv6(address)));
-        }
-        Self::of(cluster, book.policies().clone())
+    fn of_book(view: &ClusterView, book: &Book, ipv6: bool) -> Self {
+        let (cluster, policies) = book.about_all_flows(view, ipv6);
+        Self::of(cluster, policies)
     }
 
     /// The model of policies of any origin.
@@ -150,7 +138,8 @@ impl Model {
         let answers = compile_answers(&compiled, &policies, names.sets());
         drop(compiled);
         let (rows, mut judges) = read_judges(&answers, classified.len());
-        let owners = owners(&cluster, &addresses);
+        let contested = cluster.contested();
+        let owners = owners(&cluster, &addresses, &contested);
         let nodes = nodes.by_address();
         let taken = addresses.into_iter().flatten().map(IpNet::from).collect();
         let mut outside_ids = Vec::new();
@@ -190,6 +179,7 @@ impl Model {
             identities_if_named: answers.if_named,
             places,
             owners,
+            contested,
             nodes,
             identities: answers.identities,
             rows,

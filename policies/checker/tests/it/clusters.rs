@@ -109,6 +109,7 @@ pub(crate) fn scenario() -> impl Strategy<Value = Scenario> {
                     host_groups: BTreeSet::new(),
                     translations: Vec::new(),
                     nodes: BTreeMap::new(),
+                    primary: BTreeMap::new(),
                     node_pods: BTreeMap::new(),
                     names: BTreeMap::from([(name, BTreeSet::from(["www.example.org".to_owned()]))]),
                 },

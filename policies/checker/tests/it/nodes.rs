@@ -16,6 +16,7 @@ use policies_checker::{
 use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, is_made_up_ipv6, load_objects};
 use policies_ir::{
     cluster::Member,
+    decide::Standing,
     policy::{TCP, WorkloadKind},
     tables::Verdict,
 };
@@ -39,7 +40,8 @@ fn node(name: &str, addresses: &[&str]) -> Value {
         .iter()
         .map(|address| json!({"type": "InternalIP", "address": address}))
         .collect();
-    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses}})
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"node": name}},
+        "status": {"addresses": addresses}})
 }
 
 fn host(name: &str, node: &str, interface: &str, addresses: &[&str]) -> Value {
@@ -440,8 +442,33 @@ fn rules() -> impl Strategy<Value = Value> {
     vec(rule, 0..4).prop_map(Value::from)
 }
 
+/// A rule for nodes: for those of one name, or all.
+fn for_nodes() -> impl Strategy<Value = Value> {
+    let selector = select(vec![json!({}), json!({"matchLabels": {"node": "n1"}})]);
+    let rule = (
+        select(vec!["Deny", "Accept"]),
+        select(PORTS.to_vec()),
+        any::<bool>(),
+    );
+    (selector, rule, select(vec!["Admin", "Baseline"])).prop_map(|(selector, (action, port, any), tier)| {
+        let mut rule = json!({"action": action, "to": [{"nodes": selector}]});
+        if !any {
+            rule["protocols"] = json!([{"tcp": {"destinationPort": {"number": port}}}]);
+        }
+        json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "nodes"}, "spec": {"tier": tier, "priority": 1, "subject": {"namespaces": {}}, "egress": [rule]}})
+    })
+}
+
 /// For both directions: ends change sides.
 fn policies() -> impl Strategy<Value = Vec<Value>> {
+    (calico_policies(), option::weighted(0.4, for_nodes())).prop_map(|(mut policies, for_nodes)| {
+        policies.extend(for_nodes);
+        policies
+    })
+}
+
+fn calico_policies() -> impl Strategy<Value = Vec<Value>> {
     let selector = select(vec![
         "has(edge)",
         "edge == 'n1-eth0'",
@@ -476,7 +503,7 @@ fn policies() -> impl Strategy<Value = Vec<Value>> {
 }
 
 /// Two nodes, of which the object may tell no, one or two addresses, with host endpoints for interfaces by name, for
-/// addresses and for all, which expect some, others or none; and pods.
+/// addresses and for all, which expect some, others or none; pods, and one on the network of its node.
 fn ground() -> impl Strategy<Value = Vec<Value>> {
     let of_node = |number: usize| {
         let known = option::weighted(0.8, 0..3_usize);
@@ -504,12 +531,27 @@ fn ground() -> impl Strategy<Value = Vec<Value>> {
             objects
         })
     };
-    let pods = vec(option::of(select(vec!["n1", "n2"])), 1..4);
+    // Now and then a pod claims what another has, or a node.
+    let claims = option::weighted(0.2, select(vec!["10.244.0.0", "192.168.0.1", "192.168.2.2"]));
+    let pods = vec((option::of(select(vec!["n1", "n2"])), claims), 1..4);
+    let on_node = option::weighted(
+        0.3,
+        (
+            select(vec!["n1", "n2"]),
+            option::weighted(0.3, Just("192.168.0.2")),
+        ),
+    );
     let to_host = option::of(select(vec!["Drop", "Return"]));
-    (of_node(1), of_node(2), pods, to_host).prop_map(|(first, second, pods, to_host)| {
+    (of_node(1), of_node(2), pods, on_node, to_host).prop_map(|(first, second, pods, on_node, to_host)| {
         let mut objects = [first, second].concat();
-        for (i, node) in pods.into_iter().enumerate() {
-            objects.push(pod(&format!("p{i}"), &format!("10.244.0.{i}"), node));
+        for (i, (node, claims)) in pods.into_iter().enumerate() {
+            let own = format!("10.244.0.{i}");
+            objects.push(pod(&format!("p{i}"), claims.unwrap_or(&own), node));
+        }
+        if let Some((node, states)) = on_node {
+            let mut agent = pod("agent", states.unwrap_or_default(), Some(node));
+            agent["spec"]["hostNetwork"] = true.into();
+            objects.push(agent);
         }
         let settings = |action| {
             json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
@@ -570,6 +612,13 @@ impl<'a> Flows<'a> {
             .collect()
     }
 
+    /// Whether several claim the address, or a pod and a node: what is sent with it is denied, whoever sends it. Named, each is
+    /// itself, and then may send what its policies allow.
+    fn is_contested(&self, address: &IpAddr) -> bool {
+        let nobody = Member::default();
+        self.book.cluster().standing(&nobody, *address) == Standing::Contested
+    }
+
     /// Pods on nodes without a host endpoint, at their addresses, each with those of its node that are known.
     fn on_bare_nodes(&self) -> Vec<(&'a Member, IpAddr, Vec<IpAddr>)> {
         let cluster = self.book.cluster();
@@ -589,8 +638,10 @@ impl<'a> Flows<'a> {
                 .nodes
                 .get(&pod.node)
                 .filter(|_| self.is_known(&pod.node))?;
-            let node = node.iter().copied().filter(|address| self.counts(address));
-            Some((pod, *pod.addresses.first()?, node.collect()))
+            let node = node.iter().copied();
+            let node = node.filter(|address| self.counts(address) && !self.is_contested(address));
+            let own = pod.addresses.first().filter(|own| !self.is_contested(own))?;
+            Some((pod, *own, node.collect()))
         });
         located.collect()
     }
@@ -663,7 +714,8 @@ proptest! {
         for change in &changes {
             let (Some(before), Some(after)) = (&change.before, &change.after) else { continue };
             for (packet, which) in [(before, 0), (after, 1)] {
-                let is_known = !unknown.contains(&packet.from.address) && !unknown.contains(&packet.to.address);
+                let ends = [packet.from.address, packet.to.address];
+                let is_known = !ends.iter().any(|end| unknown.contains(end) || flows[which].is_contested(end));
                 if packet.protocol == TCP && packet.source_port != 0 && is_known {
                     let decided = flows[which].passes(packet.from.address, packet.to.address, packet.port);
                     prop_assert_eq!(decided, packet.allowed, "{}", packet);
@@ -697,7 +749,7 @@ proptest! {
         for from in &ends {
             for to in ends.iter().filter(|to| *to != from && same_family(from, to)) {
                 let (source, destination) = (model.owner(*from), model.owner(*to));
-                if source == destination {
+                if source == destination || flows.is_contested(from) || flows.is_contested(to) {
                     continue;
                 }
                 for port in PORTS {

@@ -1,10 +1,10 @@
 //! HostEndpoint, and the settings that decide about host traffic.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use api::calico;
 use policies_ir::{
-    cluster::{HostInterface, Member},
+    cluster::{HostInterface, Member, primary},
     policy::{
         EndMatch, EndpointToHost, Failsafe, FailsafeMatch, NamedPort, PortMatch, SCTP, ServiceMatch, TCP,
         UDP, Workload, WorkloadKind,
@@ -67,10 +67,10 @@ pub(crate) fn read_host_endpoint(object: &calico::HostEndpoint, errors: &mut Err
         wrong(errors, &interface_path, problem, fix);
     }
     let addresses_path = Path::SPEC.field("expectedIPs");
-    let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+    let mut expected: Vec<IpAddr> = Vec::new();
     for (i, text) in spec.expected_ips.iter().enumerate() {
         match text.parse::<IpAddr>() {
-            Ok(address) => drop(addresses.insert(address.to_canonical())),
+            Ok(address) => expected.push(address.to_canonical()),
             Err(_) => {
                 let problem = format!("{text:?} is not an IP address");
                 wrong(
@@ -114,7 +114,8 @@ pub(crate) fn read_host_endpoint(object: &calico::HostEndpoint, errors: &mut Err
             named_ports,
             ..Workload::default()
         },
-        addresses,
+        primary: primary(expected.iter().copied()),
+        addresses: expected.into_iter().collect(),
         node: spec.node.clone(),
         interface: match interface.as_str() {
             "*" => HostInterface::Every,

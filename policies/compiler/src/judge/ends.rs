@@ -5,13 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use ipnet::IpNet;
 use policies_ir::{
     cluster::{Cluster, Member, NodePod},
-    policy::{ICMPV6, PolicySet, WorkloadKind},
+    policy::{ICMPV6, WorkloadKind},
 };
-
-use crate::made_up::{NODES, Supply, stated};
 
 /// One end of a flow, as it is asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,6 +57,9 @@ pub(crate) struct Resolved {
     pub(crate) member: Option<usize>,
     /// It was given by its address.
     by_address: bool,
+    /// It was given by an address by which nobody is known: whoever it is may neither send nor receive with that.
+    pub(crate) is_contested: bool,
+    /// In the order in which they are meant.
     addresses: Vec<IpAddr>,
 }
 
@@ -69,6 +69,7 @@ pub(crate) struct Ends<'a> {
     pods: HashMap<(&'a str, &'a str), usize>,
     hosts: BTreeMap<&'a str, Vec<usize>>,
     by_address: HashMap<IpAddr, usize>,
+    contested: BTreeSet<IpAddr>,
 }
 
 impl<'a> Ends<'a> {
@@ -78,6 +79,7 @@ impl<'a> Ends<'a> {
             pods: HashMap::new(),
             hosts: BTreeMap::new(),
             by_address: cluster.stand_ins().into_iter().collect(),
+            contested: cluster.contested(),
         };
         for (position, member) in cluster.members.iter().enumerate() {
             let workload = &member.workload;
@@ -95,7 +97,7 @@ impl<'a> Ends<'a> {
                     member.shares_node(known) && member.host_order() < known.host_order()
                 })
             };
-            for address in &member.addresses {
+            for address in member.addresses.difference(&ends.contested) {
                 let owner = ends.by_address.entry(*address).or_insert(position);
                 if comes_before(*owner) {
                     *owner = position;
@@ -134,7 +136,7 @@ impl<'a> Ends<'a> {
                     .ok_or_else(|| FlowError::UnknownHost(name.clone()))?;
                 let of_member = position
                     .and_then(|position| self.cluster.members.get(position))
-                    .map(|member| &member.addresses)
+                    .map(Member::addresses_in_order)
                     .filter(|addresses| !addresses.is_empty());
                 let addresses = of_member.unwrap_or(of_node);
                 if addresses.is_empty() {
@@ -143,7 +145,8 @@ impl<'a> Ends<'a> {
                 Ok(Resolved {
                     member: position,
                     by_address: false,
-                    addresses: addresses.iter().copied().collect(),
+                    is_contested: false,
+                    addresses,
                 })
             }
             End::Address(address) => {
@@ -151,22 +154,26 @@ impl<'a> Ends<'a> {
                 Ok(Resolved {
                     member: self.by_address.get(&address).copied(),
                     by_address: true,
+                    is_contested: self.contested.contains(&address),
                     addresses: vec![address],
                 })
             }
         }
     }
 
-    /// The node of a pod on its network: at the addresses that the pod says it has there, or at all of the node's.
+    /// The node of a pod on its network: at the addresses that the pod says it has there, or at the node's.
     fn at_node(&self, pod: &NodePod) -> Option<Resolved> {
-        let own = Some(&pod.addresses).filter(|own| !own.is_empty());
-        let addresses = own.or_else(|| self.cluster.nodes.get(&pod.node))?;
+        let addresses = match pod.addresses.is_empty() {
+            true => self.cluster.addresses_of_node(&pod.node)?,
+            false => pod.addresses.iter().copied().collect(),
+        };
         let owned = |address| self.by_address.get(address).copied();
         let of_node = || self.hosts.get(pod.node.as_str())?.first().copied();
         (!addresses.is_empty()).then(|| Resolved {
             member: addresses.iter().find_map(owned).or_else(of_node),
             by_address: false,
-            addresses: addresses.iter().copied().collect(),
+            is_contested: false,
+            addresses,
         })
     }
 
@@ -180,8 +187,8 @@ impl<'a> Ends<'a> {
     }
 
     /// The host endpoint that judges for a node, or the one of this name, and the addresses of the node.
-    fn host(&self, name: &str) -> Option<(Option<usize>, &BTreeSet<IpAddr>)> {
-        if let Some(of_node) = self.cluster.nodes.get(name) {
+    fn host(&self, name: &str) -> Option<(Option<usize>, Vec<IpAddr>)> {
+        if let Some(of_node) = self.cluster.addresses_of_node(name) {
             let hosts = self.hosts.get(name);
             return Some((hosts.and_then(|hosts| hosts.first()).copied(), of_node));
         }
@@ -191,13 +198,13 @@ impl<'a> Ends<'a> {
         };
         let position = *self.hosts.values().flatten().find(named)?;
         let node = &self.cluster.members.get(position)?.node;
-        Some((Some(position), self.cluster.nodes.get(node)?))
+        Some((Some(position), self.cluster.addresses_of_node(node)?))
     }
 }
 
-/// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6. An end
-/// that is given by its address alone decides the family, also if the other has none of it: what is asked about is whoever
-/// has the name, with an address that no object tells.
+/// The pair of addresses that the flow is between: of one family, IPv4 first unless the protocol is ICMPv6, and of that the
+/// first of each end. An end that is given by its address alone decides the family, also if the other has none of it: what
+/// is asked about is whoever has the name, with an address that no object tells.
 pub(crate) fn addresses(
     source: &Resolved,
     destination: &Resolved,
@@ -212,45 +219,15 @@ pub(crate) fn addresses(
     let any_family = source.by_address || destination.by_address;
     pairs
         .filter(|pair| any_family || same_family(pair))
-        .min_by_key(|pair| (!same_family(pair), pair.0.is_ipv4() == prefers_v6, *pair))
+        .min_by_key(|pair| (!same_family(pair), pair.0.is_ipv4() == prefers_v6))
         .ok_or(FlowError::NoCommonFamily)
-}
-
-/// Gives each node that has no address one of each family, stable for the same set of nodes, and says which these are.
-pub(crate) fn assume_node_addresses(cluster: &mut Cluster, policies: &PolicySet) -> BTreeSet<String> {
-    let of_members = cluster.members.iter().map(|member| &member.node);
-    let of_pods = cluster.node_pods.values().map(|pod| &pod.node);
-    let of_members: BTreeSet<String> = of_members
-        .chain(of_pods)
-        .filter(|node| !node.is_empty())
-        .cloned()
-        .collect();
-    for node in of_members {
-        cluster.nodes.entry(node).or_default();
-    }
-    let without = cluster.nodes.iter().filter(|(_, of)| of.is_empty());
-    let made_up: BTreeSet<String> = without.map(|(node, _)| node.clone()).collect();
-    if made_up.is_empty() {
-        return made_up;
-    }
-    let of_members = cluster.members.iter().flat_map(|member| &member.addresses);
-    let addresses = of_members.chain(cluster.nodes.values().flatten()).copied();
-    let addresses: Vec<IpNet> = addresses.map(IpNet::from).collect();
-    let mut supplies = NODES.map(|range| {
-        let stated = stated(policies, &cluster.sets);
-        Supply::new(range, addresses.iter().chain(stated))
-    });
-    for (place, node) in (0..).zip(&made_up) {
-        let given = supplies.iter_mut().filter_map(|supply| supply.take(place));
-        cluster.nodes.entry(node.clone()).or_default().extend(given);
-    }
-    made_up
 }
 
 fn resolved(position: usize, member: &Member) -> Resolved {
     Resolved {
         member: Some(position),
         by_address: false,
-        addresses: member.addresses.iter().copied().collect(),
+        is_contested: false,
+        addresses: member.addresses_in_order(),
     }
 }

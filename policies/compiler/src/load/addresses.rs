@@ -1,4 +1,4 @@
-//! Addresses for pods that have none.
+//! Addresses for pods and nodes that have none.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,21 +6,22 @@ use std::{
 };
 
 use ipnet::IpNet;
+use policies_ir::cluster::primary;
 
 use crate::{
     load::Loaded,
-    made_up::{PODS, Supply},
+    made_up::{PODS, Supply, place_nodes},
     view::PodView,
 };
 
 impl Loaded {
     /// Gives pods without addresses one of each family. None is in one of the networks `stated`.
-    pub(super) fn assume_addresses(&mut self, mut stated: Vec<IpNet>) {
+    pub(super) fn assume_addresses(&mut self, stated: &[IpNet]) {
         let pods = self.view.pods.iter().chain(&self.view.node_pods);
         let of_pods = pods.flat_map(|pod| &pod.addresses);
         let of_nodes = self.view.nodes.values().flat_map(|node| &node.addresses);
-        stated.extend(of_pods.chain(of_nodes).copied().map(IpNet::from));
-        let mut supplies = PODS.map(|range| Supply::new(range, &stated));
+        let taken: Vec<IpNet> = of_pods.chain(of_nodes).copied().map(IpNet::from).collect();
+        let mut supplies = PODS.map(|range| Supply::new(range, taken.iter().chain(stated)));
         // A node whose pod has none of its addresses will be given some.
         let adrift = self.view.node_pods.iter_mut().filter(|pod| pod.node.is_empty());
         let pods = self.view.pods.iter_mut().chain(adrift);
@@ -42,6 +43,25 @@ impl Loaded {
 }
 
 impl Loaded {
+    /// Gives nodes of which no object tells an address one of each family, which are in none of the networks `stated` either.
+    /// The pods on the networks of their nodes, each at an address: what states none is where its node is.
+    pub(super) fn assume_node_addresses(&mut self, stated: &[IpNet]) -> Vec<PodView> {
+        let mut cluster = self.view.cluster();
+        let without = place_nodes(&mut cluster, stated).into_iter();
+        let given = without.filter_map(|node| {
+            let addresses = cluster.nodes.get(&node)?.clone();
+            Some((node, addresses))
+        });
+        self.view.assumed_nodes = given.collect();
+        let mut on_nodes = self.view.node_pods.clone();
+        for pod in on_nodes.iter_mut().filter(|pod| pod.addresses.is_empty()) {
+            // As the kubelet would state them.
+            let of_node = cluster.addresses_of_node(&pod.node);
+            pod.addresses.extend(primary(of_node.into_iter().flatten()));
+        }
+        on_nodes
+    }
+
     /// Says which addresses several have: nobody is known by them, so that policy denies what comes from or goes to them.
     pub(super) fn note_contested_addresses(&mut self) {
         let mut claims: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();

@@ -9,9 +9,9 @@ use std::{
 use policies_compiler::{Book, FlowEnd, Judge, Question, load_objects};
 use policies_ir::{
     cluster::Member,
-    decide::decide,
+    decide::{Standing, decide},
     policy::WorkloadKind,
-    tables::{DecidedBy, Direction, Packet, Verdict},
+    tables::{BuiltinRule, DecidedBy, Direction, Packet, Verdict},
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use serde_json::{Value, json};
@@ -38,9 +38,14 @@ fn compare(scenario: &Scenario) -> Result<BTreeMap<String, usize>, TestCaseError
         hosts.flat_map(|host| &host.addresses).any(|a| a == address)
             || cluster.nodes.values().flatten().any(|a| a == address)
     };
+    let nobody = Member::default();
+    let is_contested = |address: IpAddr| cluster.standing(&nobody, address) == Standing::Contested;
     let owner = |address: IpAddr| cluster.members.iter().find(|m| m.addresses.contains(&address));
-    let expected = |at: Option<&Member>, direction, peer, question: &Question| {
-        at.map(|member| {
+    let expected = |own: IpAddr, direction, peer, question: &Question| {
+        if is_contested(own) {
+            return Some((Verdict::Deny, DecidedBy::Builtin(BuiltinRule::NoMatch)));
+        }
+        owner(own).map(|member| {
             let packet = Packet {
                 direction,
                 peer,
@@ -65,7 +70,8 @@ fn compare(scenario: &Scenario) -> Result<BTreeMap<String, usize>, TestCaseError
         let Some(own) = pod.addresses.iter().find(same_family).copied() else {
             continue;
         };
-        if of_host(&packet.peer) || of_host(&own) {
+        let ends = [own, packet.peer];
+        if ends.iter().any(|end| of_host(end) && !is_contested(*end)) {
             continue;
         }
         let (from, to) = match packet.direction {
@@ -80,8 +86,8 @@ fn compare(scenario: &Scenario) -> Result<BTreeMap<String, usize>, TestCaseError
             port: packet.port,
         };
         let answer = judge.judge(&question).expect("addresses can be judged");
-        let egress = expected(owner(from), Direction::Egress, to, &question);
-        let ingress = expected(owner(to), Direction::Ingress, from, &question);
+        let egress = expected(from, Direction::Egress, to, &question);
+        let ingress = expected(to, Direction::Ingress, from, &question);
         let denied = |judged: &Option<(Verdict, DecidedBy)>| matches!(judged, Some((Verdict::Deny, _)));
         let verdict = if denied(&egress) || denied(&ingress) {
             Verdict::Deny
@@ -90,6 +96,9 @@ fn compare(scenario: &Scenario) -> Result<BTreeMap<String, usize>, TestCaseError
         };
         *met.entry(format!("{verdict:?} {}", ingress.is_some() && egress.is_some()))
             .or_default() += 1;
+        for (end, way) in [(from, "from"), (to, "to")] {
+            *met.entry(format!("{way} a contested address")).or_default() += usize::from(is_contested(end));
+        }
         prop_assert_eq!(&answer.egress, &egress, "{:?}", question);
         prop_assert_eq!(&answer.ingress, &ingress, "{:?}", question);
         prop_assert_eq!(answer.verdict, verdict, "{:?}", question);
@@ -121,7 +130,14 @@ fn both_verdicts_are_met_with_one_and_with_two_pods() {
         }
     }
     println!("{met:?}");
-    for what in ["Allow true", "Allow false", "Deny true", "Deny false"] {
+    for what in [
+        "Allow true",
+        "Allow false",
+        "Deny true",
+        "Deny false",
+        "from a contested address",
+        "to a contested address",
+    ] {
         assert!(met.get(what).is_some_and(|count| *count >= 10), "{what}: {met:?}");
     }
 }

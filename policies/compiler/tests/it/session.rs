@@ -284,7 +284,11 @@ fn metadata(namespace: &str, name: &str, labels: BTreeMap<String, String>) -> Ob
 }
 
 fn node(name: &str, view: &NodeView) -> Node {
-    let addresses = view.addresses.iter().map(|address| NodeAddress {
+    let others = view
+        .addresses
+        .iter()
+        .filter(|address| !view.primary.contains(address));
+    let addresses = view.primary.iter().chain(others).map(|address| NodeAddress {
         address: address.to_string(),
         type_: "InternalIP".to_owned(),
     });

@@ -157,6 +157,8 @@ impl<'a> Scene<'a> {
             _ => false,
         });
         let of_nodes = view.nodes.values().any(|node| node.addresses.contains(&peer))
+            || view.node_pods.iter().any(|pod| pod.addresses.contains(&peer))
+            || view.host_addresses.contains(&peer)
             || view.host_groups.iter().any(|group| group.contains(&peer));
         let pods: Vec<&PodView> = view
             .pods

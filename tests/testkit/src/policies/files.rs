@@ -18,7 +18,8 @@ pub fn define_what_is_mentioned(view: &mut ClusterView) {
         .policies
         .iter()
         .map(|policy| policy.metadata.namespace.clone());
-    let mentioned = view.pods.iter().map(|pod| Some(pod.namespace.clone()));
+    let pods = view.pods.iter().chain(&view.node_pods);
+    let mentioned = pods.map(|pod| Some(pod.namespace.clone()));
     let mentioned: Vec<String> = mentioned.chain(of_calico).chain(of_policies).flatten().collect();
     for namespace in mentioned {
         let name = (NAMESPACE_NAME_LABEL.to_owned(), namespace.clone());
@@ -56,14 +57,19 @@ pub fn as_written(view: &ClusterView) -> Vec<Value> {
         files.push(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}));
     }
     for (name, node) in &view.nodes {
-        let addresses = node.addresses.iter();
+        let others = node
+            .addresses
+            .iter()
+            .filter(|address| !node.primary.contains(address));
+        let addresses = node.primary.iter().chain(others);
         let addresses =
             addresses.map(|address| json!({"type": "InternalIP", "address": address.to_string()}));
         files.push(json!({"apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "labels": node.labels},
             "status": {"addresses": addresses.collect::<Vec<_>>()}}));
     }
-    for pod in &view.pods {
+    let on_node = view.node_pods.iter().map(|pod| (pod, true));
+    for (pod, on_node) in view.pods.iter().map(|pod| (pod, false)).chain(on_node) {
         let protocol = |number| match number {
             UDP => "UDP",
             SCTP => "SCTP",
@@ -80,7 +86,7 @@ pub fn as_written(view: &ClusterView) -> Vec<Value> {
         let addresses = addresses.map(|address| json!({"ip": address.to_string()}));
         files.push(json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": pod.namespace, "name": pod.name, "labels": pod.labels},
-            "spec": {"nodeName": pod.node, "serviceAccountName": pod.service_account,
+            "spec": {"nodeName": pod.node, "serviceAccountName": pod.service_account, "hostNetwork": on_node,
                 "containers": [{"name": "main", "ports": ports.chain(of_the_host).collect::<Vec<_>>()}]},
             "status": {"podIPs": addresses.collect::<Vec<_>>()}}));
     }

@@ -3,7 +3,7 @@
 //!
 //! Everything is drawn from small pools, so that selectors select, CIDRs overlap and ports collide; the pools
 //! hold the awkward: prefixes of every length, label names that are words of other grammars, ports at the
-//! ends, two pods with one address, fields that no validation would let through.
+//! ends, two pods with one address, nodes that state none or several, fields that no validation would let through.
 //!
 //! [`kubernetes()`] makes clusters with NetworkPolicy objects, [`objects()`] those with objects of every kind, and
 //! [`tiered()`] makes the ordered form with all that it can say.

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use policies_compiler::{ClusterView, NodeView, PodView};
 use policies_ir::{
+    cluster::primary,
     policy::{NamedPort, Order, PORT_PROTOCOLS},
     tables::{Direction, EndpointId, Packet},
 };
@@ -102,6 +103,7 @@ pub fn address() -> impl Strategy<Value = IpAddr> {
         4 => (0..16u8).prop_map(pod_v6),
         2 => (0..2usize).prop_map(node_v4),
         2 => (0..2usize).prop_map(node_v6),
+        1 => (0..2usize, 0..2usize).prop_map(|(node, family)| second(node)[family]),
         2 => select(vec!["0.0.0.0", "10.0.1.1", "11.0.0.1", "192.0.2.7", "223.255.255.255"])
             .prop_map(|text| text.parse().expect("an address")),
         1 => select(vec!["::1", "fd00::1:1", "fd01::1", "2001:db8::7"])
@@ -150,54 +152,97 @@ pub(super) fn node_v6(node: usize) -> IpAddr {
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, if node == 0 { 0xfe } else { 0xfd }).into()
 }
 
+/// Other addresses of the same nodes, of IPv4 and IPv6. Their numbers are lower.
+fn second(node: usize) -> [IpAddr; 2] {
+    let number: u8 = if node == 0 { 252 } else { 251 };
+    let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, number.into());
+    [Ipv4Addr::new(10, 0, 0, number).into(), v6.into()]
+}
+
+/// What a Node object says: mostly one address of each family, or two, or none.
+fn node(number: usize) -> impl Strategy<Value = NodeView> {
+    let first = [node_v4(number), node_v6(number)];
+    let both = [first, second(number)].concat();
+    let turned = [second(number), first].concat();
+    let stated =
+        prop_oneof![5 => Just(first.to_vec()), 1 => Just(both), 1 => Just(turned), 2 => Just(Vec::new())];
+    (labels(), stated).prop_map(|(labels, stated)| NodeView {
+        labels,
+        primary: primary(stated.iter().copied()),
+        addresses: stated.into_iter().collect(),
+    })
+}
+
+/// A pod on the network of a node, which mostly states no address.
+fn node_pod() -> impl Strategy<Value = PodView> {
+    let node = (option::weighted(0.9, 0..NODES.len()), prop::bool::weighted(0.3));
+    (select(NAMESPACES.to_vec()), labels(), node).prop_map(|(namespace, labels, (node, states))| PodView {
+        namespace: namespace.to_owned(),
+        labels,
+        node: node.map(|node| NODES[node]).unwrap_or_default().to_owned(),
+        addresses: match node.filter(|_| states) {
+            Some(node) => BTreeSet::from([node_v4(node), node_v6(node)]),
+            None => BTreeSet::new(),
+        },
+        ..PodView::default()
+    })
+}
+
 /// A cluster without policies, seen from the first node.
 pub(super) fn view() -> impl Strategy<Value = ClusterView> {
     // A namespace may be missing.
     let namespaces = btree_map(select(NAMESPACES.to_vec()), labels(), 2..=NAMESPACES.len());
     let account = (select(NAMESPACES.to_vec()), select(ACCOUNTS.to_vec()));
     let accounts = btree_map(account, labels(), 0..5);
-    let pods = vec(pod(), 1..8);
-    let nodes = (labels(), labels());
-    (namespaces, accounts, pods, nodes, names()).prop_map(|(namespaces, accounts, pods, nodes, names)| {
-        let pods = pods.into_iter().zip(0u8..).map(|(mut pod, i)| {
-            pod.name = format!("pod-{i}");
-            // Most pods have addresses of their own; those with one already may share it.
-            if pod.addresses.is_empty() {
-                pod.addresses = match i % 4 {
-                    0 => BTreeSet::from([pod_v4(2 * i + 1)]),
-                    1 => BTreeSet::from([pod_v6(2 * i + 1)]),
-                    _ => BTreeSet::from([pod_v4(2 * i + 1), pod_v6(2 * i + 1)]),
-                };
+    let pods = (vec(pod(), 1..8), vec(node_pod(), 0..3));
+    let nodes = (node(0), node(1));
+    (namespaces, accounts, pods, nodes, names()).prop_map(
+        |(namespaces, accounts, (pods, node_pods), nodes, names)| {
+            let pods = pods.into_iter().zip(0u8..).map(|(mut pod, i)| {
+                pod.name = format!("pod-{i}");
+                // Most pods have addresses of their own; those with one already may share it.
+                if pod.addresses.is_empty() {
+                    pod.addresses = match i % 4 {
+                        0 => BTreeSet::from([pod_v4(2 * i + 1)]),
+                        1 => BTreeSet::from([pod_v6(2 * i + 1)]),
+                        _ => BTreeSet::from([pod_v4(2 * i + 1), pod_v6(2 * i + 1)]),
+                    };
+                }
+                pod.endpoint = pod.endpoint.map(|_| EndpointId(u32::from(i) + 1));
+                if pod.endpoint.is_some() {
+                    NODES[0].clone_into(&mut pod.node);
+                }
+                pod
+            });
+            let namespaces = namespaces.into_iter().map(|(name, mut labels)| {
+                labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+                (name.to_owned(), labels)
+            });
+            let accounts = accounts
+                .into_iter()
+                .map(|((namespace, name), labels)| ((namespace.to_owned(), name.to_owned()), labels));
+            let node_pods = node_pods.into_iter().enumerate().map(|(i, mut pod)| {
+                pod.name = format!("agent-{i}");
+                pod
+            });
+            ClusterView {
+                pods: pods.collect(),
+                node_pods: node_pods.collect(),
+                namespaces: namespaces.collect(),
+                service_accounts: accounts.collect(),
+                nodes: NODES
+                    .map(str::to_owned)
+                    .into_iter()
+                    .zip([nodes.0, nodes.1])
+                    .collect(),
+                node: NODES[0].to_owned(),
+                host_addresses: BTreeSet::from([node_v4(0), node_v6(0)]),
+                host_groups: groups(),
+                names,
+                ..ClusterView::default()
             }
-            pod.endpoint = pod.endpoint.map(|_| EndpointId(u32::from(i) + 1));
-            if pod.endpoint.is_some() {
-                NODES[0].clone_into(&mut pod.node);
-            }
-            pod
-        });
-        let namespaces = namespaces.into_iter().map(|(name, mut labels)| {
-            labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
-            (name.to_owned(), labels)
-        });
-        let accounts = accounts
-            .into_iter()
-            .map(|((namespace, name), labels)| ((namespace.to_owned(), name.to_owned()), labels));
-        let node = |number, labels| {
-            let addresses = BTreeSet::from([node_v4(number), node_v6(number)]);
-            (NODES[number].to_owned(), NodeView { labels, addresses })
-        };
-        ClusterView {
-            pods: pods.collect(),
-            namespaces: namespaces.collect(),
-            service_accounts: accounts.collect(),
-            nodes: BTreeMap::from([node(0, nodes.0), node(1, nodes.1)]),
-            node: NODES[0].to_owned(),
-            host_addresses: BTreeSet::from([node_v4(0), node_v6(0)]),
-            host_groups: groups(),
-            names,
-            ..ClusterView::default()
-        }
-    })
+        },
+    )
 }
 
 fn pod() -> impl Strategy<Value = PodView> {
@@ -228,6 +273,7 @@ fn pod() -> impl Strategy<Value = PodView> {
                 named_ports,
                 host_ports,
                 endpoint,
+                ..PodView::default()
             },
         )
 }
