@@ -39,7 +39,7 @@ pub const MAX_EXECUTABLES: usize = 8192;
 const MAX_VISITED: usize = 250_000;
 
 /// The directories whose children are judged one by one, relative to the root.
-const SPLIT: [&str; 3] = ["", "usr", "usr/local"];
+pub(crate) const SPLIT: [&str; 3] = ["", "usr", "usr/local"];
 
 const CODE: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec"];
 
@@ -160,14 +160,9 @@ impl ImageRuleset {
     ) -> Result<Self, ImageError> {
         let landlock_error = |source| ImageError::Landlock { source };
         let plan = features::plan(profile, interface).map_err(landlock_error)?;
-        let data = if profile.is_read_only() {
-            PathAccess::Read
-        } else {
-            PathAccess::ReadWrite
-        };
         let mut image = rules::create(profile, &plan).map_err(landlock_error)?;
         if let Some(ruleset) = image.take() {
-            let ruleset = add_split_directories(ruleset, root, data)?;
+            let ruleset = add_split_directories(ruleset, root, profile.is_read_only())?;
             image = Some(add_executables(ruleset, root, executables)?);
         }
         let mut less = rules::create_less(&profile.limits, &plan).map_err(landlock_error)?;
@@ -223,10 +218,19 @@ fn add_grants(mut ruleset: Rules, root: BorrowedFd<'_>, limits: &FileLimits) -> 
     Ok(ruleset)
 }
 
+/// What is granted on a directory that is judged by itself, and beneath it.
+pub(crate) fn directory_access(path: &Path, is_read_only: bool) -> PathAccess {
+    match (is_code_path(path), is_read_only) {
+        (true, _) => PathAccess::ReadExecute,
+        (false, true) => PathAccess::Read,
+        (false, false) => PathAccess::ReadWrite,
+    }
+}
+
 fn add_split_directories(
     mut ruleset: Rules,
     root: BorrowedFd<'_>,
-    data: PathAccess,
+    is_read_only: bool,
 ) -> Result<Rules, ImageError> {
     let landlock_error = |source| ImageError::Landlock { source };
     for split in SPLIT {
@@ -267,8 +271,7 @@ fn add_split_directories(
             };
             let access = match rules::file_type(&fd).map_err(read_error)? {
                 FileType::Symlink => continue,
-                FileType::Directory if !is_code_path(&child) => data,
-                FileType::Directory => PathAccess::ReadExecute,
+                FileType::Directory => directory_access(&child, is_read_only),
                 _ => PathAccess::Read,
             };
             ruleset = rules::add(ruleset, fd, rules::rights(access), &child).map_err(landlock_error)?;

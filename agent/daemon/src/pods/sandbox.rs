@@ -320,14 +320,13 @@ fn localhost_names(pod: &Pod) -> BTreeSet<&str> {
 pub(crate) fn kept(
     pod: &Pod,
     container: &Container,
-    mut capabilities: Vec<String>,
+    capabilities: Vec<String>,
     ground: &Ground,
 ) -> Vec<String> {
-    let named = ground.named.get(name_for(pod, container, ground));
-    if let Some(kept) = named.and_then(|object| object.spec.capabilities.as_ref()) {
-        capabilities.retain(|capability| kept.contains(capability));
+    match ground.named.get(name_for(pod, container, ground)) {
+        Some(object) => object::kept(&object.spec, &capabilities),
+        None => capabilities,
     }
-    capabilities
 }
 
 /// The profile that the pod's annotations and security contexts name for one of its containers, which holds
