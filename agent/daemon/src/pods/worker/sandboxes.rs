@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agent_plan::SANDBOX_CURRENT;
-use agent_sandbox::{Finding, Tcp, Verdict};
+use agent_sandbox::Tcp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::{News, Worker};
@@ -14,24 +14,12 @@ use crate::{
         sandboxed::Ports,
         steps::{self, StepError},
     },
-    policy::{Enforcement, chain},
+    policy::chain,
 };
 
 impl Worker {
     /// An event with the result of each layer of a container that was started.
-    pub(super) fn tell_sandbox(&mut self, name: &str) {
-        let network = match &*self.context.policy.enforcement().borrow() {
-            Enforcement::InForce => Finding::enforced("the kernel judges by the policy in force"),
-            Enforcement::NotYet => Finding {
-                verdict: Verdict::Partial,
-                detail: "the kernel judges by the tables of an earlier agent".to_owned(),
-            },
-            Enforcement::Behind(why) => Finding {
-                verdict: Verdict::Partial,
-                detail: why.clone(),
-            },
-        };
-        self.sandboxes.judged_by(network);
+    pub(super) fn tell_sandbox(&self, name: &str) {
         let Some(report) = self.sandboxes.of(name) else {
             return;
         };
