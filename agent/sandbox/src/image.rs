@@ -19,6 +19,7 @@
 //! The ruleset is built before the container's first process exists and is kept for exec sessions, so
 //! nothing that happens in the container can change what a later session may execute.
 
+use std::collections::BinaryHeap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,7 +60,7 @@ pub fn is_code_path(path: &Path) -> bool {
 /// Where the executable files of one image layer lie that are outside the code directories.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecutableIndex {
-    /// Relative to the layer's root, sorted.
+    /// Relative to the layer's root, sorted; the first by name if there are more than [`MAX_EXECUTABLES`].
     pub paths: Vec<PathBuf>,
     /// Whether a bound was reached; files beyond it will not be executable.
     pub truncated: bool,
@@ -68,10 +69,10 @@ pub struct ExecutableIndex {
 impl ExecutableIndex {
     /// Looks through an unpacked layer. Layers do not change, so the answer can be kept.
     pub fn of_layer(layer: &Path) -> Result<Self, ImageError> {
-        let mut index = Self::default();
-        let mut visited = 0;
+        let mut found = BinaryHeap::new();
+        let (mut visited, mut truncated) = (0, false);
         let mut pending = vec![PathBuf::new()];
-        while let Some(directory) = pending.pop() {
+        'layer: while let Some(directory) = pending.pop() {
             let read_error = |source| ImageError::Read {
                 path: layer.join(&directory),
                 source,
@@ -81,10 +82,9 @@ impl ExecutableIndex {
                 let kind = entry.file_type().map_err(read_error)?;
                 let path = directory.join(entry.file_name());
                 visited += 1;
-                if visited > MAX_VISITED || index.paths.len() >= MAX_EXECUTABLES {
-                    index.truncated = true;
-                    index.paths.sort();
-                    return Ok(index);
+                if visited > MAX_VISITED {
+                    truncated = true;
+                    break 'layer;
                 }
                 if is_code_path(&path) {
                     continue;
@@ -95,13 +95,19 @@ impl ExecutableIndex {
                     // `DirEntry::metadata` does not follow links.
                     let mode = entry.metadata().map_err(read_error)?.permissions().mode();
                     if mode & 0o111 != 0 {
-                        index.paths.push(path);
+                        found.push(path);
+                    }
+                    if found.len() > MAX_EXECUTABLES {
+                        truncated = true;
+                        found.pop();
                     }
                 }
             }
         }
-        index.paths.sort();
-        Ok(index)
+        Ok(Self {
+            paths: found.into_sorted_vec(),
+            truncated,
+        })
     }
 }
 
@@ -288,7 +294,8 @@ fn add_executables(
     for path in executables.iter().take(MAX_EXECUTABLES) {
         let fd = match open_beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => continue,
+            // Some are only where a program may be.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG) => continue,
             Err(errno) => {
                 return Err(ImageError::Read {
                     path: path.clone(),
@@ -372,5 +379,17 @@ mod tests {
         let index = ExecutableIndex::of_layer(layer.path()).expect("readable");
         assert_eq!(index.paths, [PathBuf::from("app/run"), PathBuf::from("entry.sh")]);
         assert!(!index.truncated);
+        for number in 0..MAX_EXECUTABLES {
+            write(&format!("many/{number:05}"), 0o755);
+        }
+        let index = ExecutableIndex::of_layer(layer.path()).expect("readable");
+        assert!(index.truncated);
+        assert_eq!(index.paths.len(), MAX_EXECUTABLES);
+        assert_eq!(index.paths.first(), Some(&PathBuf::from("app/run")));
+        assert_eq!(
+            index.paths.last(),
+            Some(&PathBuf::from(format!("many/{:05}", MAX_EXECUTABLES - 3))),
+            "the first by name"
+        );
     }
 }

@@ -353,7 +353,7 @@ async fn signals_stay_in_their_scope() {
     stage.end().await;
 }
 
-/// Each layer has few enough.
+/// Each layer has few enough, and then one has too many itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_layers_with_too_many_programs_starts_with_its_own_and_says_so() {
     let stage = Stage::new("programs").await;
@@ -383,6 +383,33 @@ async fn an_image_of_layers_with_too_many_programs_starts_with_its_own_and_says_
         assert!(started.expect("starts").lacks_executables, "{name}");
         assert_eq!(stage.exit(name).await.code, 0, "{name}");
         assert_eq!(stage.output(name), "own\n");
+    }
+    let (whole, first) = (base.join("whole"), base.join("whole/a/0"));
+    fs::create_dir_all(whole.join("a")).expect("mkdir");
+    fs::create_dir_all(whole.join("zz")).expect("mkdir");
+    program(&first);
+    for number in 1..=agent_sandbox::MAX_EXECUTABLES {
+        fs::hard_link(&first, whole.join(format!("a/{number}"))).expect("link");
+    }
+    program(&whole.join("zz/run"));
+    fs::write(whole.join("zz/data"), "#!/bin/sh\necho data\n").expect("write");
+    for (name, argv, own) in [
+        ("absolute", "/zz/run", true),
+        ("path", "run", true),
+        ("data", "/zz/data", false),
+    ] {
+        let mut config = stage.container(name, &[argv]);
+        config.env = vec![("PATH".into(), "/none:/zz".into())];
+        config.layers.push(whole.clone());
+        let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+        if own {
+            assert!(started.expect("starts").lacks_executables, "{name}");
+            assert_eq!(stage.exit(name).await.code, 0, "{name}");
+            assert_eq!(stage.output(name), "own\n");
+        } else {
+            let refused = started.expect_err("no executable file of the image");
+            assert!(refused.to_string().contains("Permission denied"), "{refused}");
+        }
     }
     let few = stage.container("few", &["/app/tool"]);
     let started = stage.runtime.start_container(&stage.pod.uid, &few).await;
