@@ -5,15 +5,18 @@ use std::path::{Component, Path, PathBuf};
 
 use agent_sandbox::{ExecutableIndex, MAX_EXECUTABLES};
 
-use crate::{config::ContainerConfig, protocol::MAX_FRAME};
+use crate::{config::ContainerConfig, protocol::MAX_FRAME, shim::program::places};
 
 /// Of the request, what is neither the configuration nor paths, and some.
 const FRAME_SPARE_BYTES: usize = 256;
 
+/// Directories of `PATH` that count.
+const MAX_PLACES: usize = 64;
+
 /// The executables of an image, relative to its root, each once.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Executables {
-    /// Sorted, but for the container's own program, which comes first if not all are here.
+    /// Sorted, but for where the container's own program may be, which comes first if not all are here.
     pub(crate) paths: Vec<PathBuf>,
     /// Whether some were left out. Stricter than promised, never weaker; but whoever wonders why a program is refused must
     /// find it.
@@ -44,15 +47,15 @@ pub(crate) fn of_image<'a>(
         && (all.iter().map(|path| written_bytes(path)))
             .try_fold(0, add_up)
             .is_some_and(|all| all <= room);
-    if fits {
+    if fits && !truncated {
         let paths = all.into_iter().cloned().collect();
         return Executables { paths, truncated };
     }
+    // Those that a layer's bound cut off are not known. Whether there is an executable file is looked at in the container's root.
     let own = programs(config);
-    let (first, others): (Vec<&PathBuf>, Vec<&PathBuf>) =
-        all.into_iter().partition(|path| own.contains(*path));
+    let others = all.into_iter().filter(|path| !own.contains(path));
     let mut left = room;
-    let paths = first.into_iter().chain(others).filter(|path| {
+    let paths = own.iter().chain(others).filter(|path| {
         let rest = written_bytes(path).and_then(|bytes| left.checked_sub(bytes));
         left = rest.unwrap_or(left);
         rest.is_some()
@@ -78,23 +81,21 @@ fn written_bytes(path: &Path) -> Option<usize> {
     Some(text.chars().map(of_char).sum::<usize>() + 3)
 }
 
-/// Where the program of a container may lie, relative to the root, as far as its links are what their names say.
+/// Where the program of a container may lie, relative to the root, as far as its links are what their names say, each once.
 fn programs(config: &ContainerConfig) -> Vec<PathBuf> {
     let Some(program) = config.argv.first() else {
         return Vec::new();
     };
-    let directories = match program.contains('/') {
-        true => vec![config.cwd.as_path()],
-        false => {
-            let path = config.env.iter().find(|(name, _)| name == "PATH");
-            path.map(|(_, path)| path.split(':').map(Path::new).collect())
-                .unwrap_or_default()
+    let path = config.env.iter().rfind(|(name, _)| name == "PATH");
+    let places = places(program, path.map(|(_, path)| path.as_str()));
+    let places = places.into_iter().map(|place| config.cwd.join(place));
+    let mut own: Vec<PathBuf> = Vec::new();
+    for place in places.map(|place| relative_to_root(&place)) {
+        if !own.contains(&place) && own.len() < MAX_PLACES {
+            own.push(place);
         }
-    };
-    directories
-        .into_iter()
-        .map(|directory| relative_to_root(&directory.join(program)))
-        .collect()
+    }
+    own
 }
 
 fn relative_to_root(path: &Path) -> PathBuf {
@@ -169,6 +170,25 @@ mod tests {
             assert_eq!(found.paths.len(), MAX_EXECUTABLES);
             let has = found.paths.contains(&PathBuf::from("zz/bin/run"));
             assert_eq!(has, stays, "{argv}");
+        }
+    }
+
+    /// A layer that has too many itself does not tell of all.
+    #[test]
+    fn the_containers_own_program_comes_first_whether_its_layer_told_of_it_or_not() {
+        let cut = ExecutableIndex {
+            truncated: true,
+            ..layer(["a".into(), "b".into()])
+        };
+        for (argv, expected) in [
+            ("/zz/bin/run", vec!["zz/bin/run", "a", "b"]),
+            ("run", vec!["bin/run", "zz/bin/run", "a", "b"]),
+            ("/b", vec!["b", "a"]),
+        ] {
+            let found = of_image([&cut], &config(argv), MAX_FRAME);
+            assert!(found.truncated);
+            let expected: Vec<PathBuf> = expected.into_iter().map(PathBuf::from).collect();
+            assert_eq!(found.paths, expected, "{argv}");
         }
     }
 

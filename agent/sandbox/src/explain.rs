@@ -3,7 +3,7 @@
 use api::palisade::{SandboxPreset, SandboxProfileSpec};
 use serde::Serialize;
 
-use crate::object::{ObjectError, Surroundings, tightened};
+use crate::object::{ObjectError, Surroundings, kept, tightened};
 use crate::oci::{self, OciError};
 use crate::seccomp::{Action, SyscallPolicy, detours};
 use crate::syscalls::{
@@ -44,8 +44,9 @@ pub fn explain(
     let mut rulings = of_preset(spec.preset, number, arguments);
     if let Some(seccomp) = &spec.seccomp {
         let json = serde_json::to_string(seccomp).map_err(|source| ObjectError::Malformed { source })?;
+        let capabilities = kept(spec, around.capabilities);
         let context = oci::Context {
-            capabilities: around.capabilities,
+            capabilities: &capabilities,
             kernel: around.kernel,
         };
         rulings.extend(
@@ -181,6 +182,35 @@ mod tests {
         assert_eq!(long.action, Action::Errno(1));
         assert_eq!(explained(spec, "ptrace", [0; 6]).action, Action::Errno(1));
         assert_eq!(explained(json!({}), "clone3", [0; 6]).action, Action::Errno(38));
+    }
+
+    /// The rule counts for a capability that the container would have and the object takes.
+    #[test]
+    fn rules_for_capabilities_that_are_taken_do_not_count() {
+        let around = Surroundings {
+            declared: &BTreeSet::new(),
+            egress: None,
+            capabilities: &["CAP_SYS_CHROOT".to_owned()],
+            kernel: (6, 12),
+            floor: 5,
+        };
+        let number = call_number("chroot").expect("a call");
+        let told = |capabilities: serde_json::Value| {
+            let spec = json!({"capabilities": capabilities, "seccomp": {"defaultAction": "SCMP_ACT_ERRNO",
+                "syscalls": [{"names": ["chroot"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_CHROOT"]}},
+                    {"names": ["openat2"], "action": "SCMP_ACT_ALLOW"}]}});
+            let spec = serde_json::from_value(spec).expect("a spec");
+            let told = explain(&spec, &around, number, &[0; 6]).expect("valid");
+            (
+                told.action,
+                told.rulings.last().expect("the object's").rule.clone(),
+            )
+        };
+        assert_eq!(told(json!(null)), (Action::Allow, "syscalls[0]".to_owned()));
+        assert_eq!(
+            told(json!(["CAP_CHOWN"])),
+            (Action::Errno(1), "defaultAction".to_owned())
+        );
     }
 
     /// What is explained is what the filter does, for every call.

@@ -19,6 +19,7 @@
 //! The ruleset is built before the container's first process exists and is kept for exec sessions, so
 //! nothing that happens in the container can change what a later session may execute.
 
+use std::collections::BinaryHeap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,7 +40,7 @@ pub const MAX_EXECUTABLES: usize = 8192;
 const MAX_VISITED: usize = 250_000;
 
 /// The directories whose children are judged one by one, relative to the root.
-const SPLIT: [&str; 3] = ["", "usr", "usr/local"];
+pub(crate) const SPLIT: [&str; 3] = ["", "usr", "usr/local"];
 
 const CODE: [&str; 7] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec"];
 
@@ -59,7 +60,7 @@ pub fn is_code_path(path: &Path) -> bool {
 /// Where the executable files of one image layer lie that are outside the code directories.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecutableIndex {
-    /// Relative to the layer's root, sorted.
+    /// Relative to the layer's root, sorted; the first by name if there are more than [`MAX_EXECUTABLES`].
     pub paths: Vec<PathBuf>,
     /// Whether a bound was reached; files beyond it will not be executable.
     pub truncated: bool,
@@ -68,10 +69,10 @@ pub struct ExecutableIndex {
 impl ExecutableIndex {
     /// Looks through an unpacked layer. Layers do not change, so the answer can be kept.
     pub fn of_layer(layer: &Path) -> Result<Self, ImageError> {
-        let mut index = Self::default();
-        let mut visited = 0;
+        let mut found = BinaryHeap::new();
+        let (mut visited, mut truncated) = (0, false);
         let mut pending = vec![PathBuf::new()];
-        while let Some(directory) = pending.pop() {
+        'layer: while let Some(directory) = pending.pop() {
             let read_error = |source| ImageError::Read {
                 path: layer.join(&directory),
                 source,
@@ -81,10 +82,9 @@ impl ExecutableIndex {
                 let kind = entry.file_type().map_err(read_error)?;
                 let path = directory.join(entry.file_name());
                 visited += 1;
-                if visited > MAX_VISITED || index.paths.len() >= MAX_EXECUTABLES {
-                    index.truncated = true;
-                    index.paths.sort();
-                    return Ok(index);
+                if visited > MAX_VISITED {
+                    truncated = true;
+                    break 'layer;
                 }
                 if is_code_path(&path) {
                     continue;
@@ -95,13 +95,19 @@ impl ExecutableIndex {
                     // `DirEntry::metadata` does not follow links.
                     let mode = entry.metadata().map_err(read_error)?.permissions().mode();
                     if mode & 0o111 != 0 {
-                        index.paths.push(path);
+                        found.push(path);
+                    }
+                    if found.len() > MAX_EXECUTABLES {
+                        truncated = true;
+                        found.pop();
                     }
                 }
             }
         }
-        index.paths.sort();
-        Ok(index)
+        Ok(Self {
+            paths: found.into_sorted_vec(),
+            truncated,
+        })
     }
 }
 
@@ -160,14 +166,9 @@ impl ImageRuleset {
     ) -> Result<Self, ImageError> {
         let landlock_error = |source| ImageError::Landlock { source };
         let plan = features::plan(profile, interface).map_err(landlock_error)?;
-        let data = if profile.is_read_only() {
-            PathAccess::Read
-        } else {
-            PathAccess::ReadWrite
-        };
         let mut image = rules::create(profile, &plan).map_err(landlock_error)?;
         if let Some(ruleset) = image.take() {
-            let ruleset = add_split_directories(ruleset, root, data)?;
+            let ruleset = add_split_directories(ruleset, root, profile.is_read_only())?;
             image = Some(add_executables(ruleset, root, executables)?);
         }
         let mut less = rules::create_less(&profile.limits, &plan).map_err(landlock_error)?;
@@ -223,10 +224,19 @@ fn add_grants(mut ruleset: Rules, root: BorrowedFd<'_>, limits: &FileLimits) -> 
     Ok(ruleset)
 }
 
+/// What is granted on a directory that is judged by itself, and beneath it.
+pub(crate) fn directory_access(path: &Path, is_read_only: bool) -> PathAccess {
+    match (is_code_path(path), is_read_only) {
+        (true, _) => PathAccess::ReadExecute,
+        (false, true) => PathAccess::Read,
+        (false, false) => PathAccess::ReadWrite,
+    }
+}
+
 fn add_split_directories(
     mut ruleset: Rules,
     root: BorrowedFd<'_>,
-    data: PathAccess,
+    is_read_only: bool,
 ) -> Result<Rules, ImageError> {
     let landlock_error = |source| ImageError::Landlock { source };
     for split in SPLIT {
@@ -267,8 +277,7 @@ fn add_split_directories(
             };
             let access = match rules::file_type(&fd).map_err(read_error)? {
                 FileType::Symlink => continue,
-                FileType::Directory if !is_code_path(&child) => data,
-                FileType::Directory => PathAccess::ReadExecute,
+                FileType::Directory => directory_access(&child, is_read_only),
                 _ => PathAccess::Read,
             };
             ruleset = rules::add(ruleset, fd, rules::rights(access), &child).map_err(landlock_error)?;
@@ -285,7 +294,8 @@ fn add_executables(
     for path in executables.iter().take(MAX_EXECUTABLES) {
         let fd = match open_beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => continue,
+            // Some are only where a program may be.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NAMETOOLONG) => continue,
             Err(errno) => {
                 return Err(ImageError::Read {
                     path: path.clone(),
@@ -369,5 +379,17 @@ mod tests {
         let index = ExecutableIndex::of_layer(layer.path()).expect("readable");
         assert_eq!(index.paths, [PathBuf::from("app/run"), PathBuf::from("entry.sh")]);
         assert!(!index.truncated);
+        for number in 0..MAX_EXECUTABLES {
+            write(&format!("many/{number:05}"), 0o755);
+        }
+        let index = ExecutableIndex::of_layer(layer.path()).expect("readable");
+        assert!(index.truncated);
+        assert_eq!(index.paths.len(), MAX_EXECUTABLES);
+        assert_eq!(index.paths.first(), Some(&PathBuf::from("app/run")));
+        assert_eq!(
+            index.paths.last(),
+            Some(&PathBuf::from(format!("many/{:05}", MAX_EXECUTABLES - 3))),
+            "the first by name"
+        );
     }
 }

@@ -22,6 +22,7 @@ mod landlock;
 mod names;
 pub mod object;
 pub mod oci;
+mod paths;
 mod report;
 mod seccomp;
 pub mod syscalls;
@@ -36,6 +37,7 @@ pub use crate::features::{Enforcement, Feature};
 pub use crate::image::{ExecutableIndex, ImageError, ImageRuleset, MAX_EXECUTABLES, is_code_path};
 pub use crate::landlock::{LandlockError, landlock_abi};
 pub use crate::names::{name_of as call_name, number_of as call_number};
+pub use crate::paths::{Paths, system_mounts};
 pub use crate::report::{Finding, LandlockOutcome, Layer, Report, Verdict};
 pub use crate::seccomp::{
     Action, Alternative, CallRule, Compare, CompileError, Condition, EmitError, Filter, InstallError,

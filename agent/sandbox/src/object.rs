@@ -19,7 +19,7 @@ pub struct Surroundings<'a> {
     pub declared: &'a BTreeSet<u16>,
     /// TCP ports that the pod may connect to; nothing if policy leaves all.
     pub egress: Option<&'a BTreeSet<u16>>,
-    /// The container's capabilities, such as `CAP_CHOWN`.
+    /// The container's capabilities, such as `CAP_CHOWN`; what the object takes of them may be among them.
     pub capabilities: &'a [String],
     /// Major and minor version of the kernel.
     pub kernel: (u32, u32),
@@ -69,6 +69,11 @@ pub fn preset(preset: SandboxPreset, around: &Surroundings<'_>) -> Profile {
 
 /// The preset less what the object takes away.
 pub fn tightened(spec: &SandboxProfileSpec, around: &Surroundings<'_>) -> Result<Tightened, ObjectError> {
+    let capabilities = kept(spec, around.capabilities);
+    let around = &Surroundings {
+        capabilities: &capabilities,
+        ..*around
+    };
     let mut profile = preset(spec.preset, around);
     let mut notes = Vec::new();
     if let Some(seccomp) = &spec.seccomp {
@@ -93,6 +98,16 @@ pub fn tightened(spec: &SandboxProfileSpec, around: &Surroundings<'_>) -> Result
         SandboxEnforcement::BestEffort => Enforcement::BestEffort { floor: around.floor },
     };
     Ok(Tightened { profile, notes })
+}
+
+/// What the object leaves of a container's capabilities.
+pub fn kept(spec: &SandboxProfileSpec, capabilities: &[String]) -> Vec<String> {
+    let is_kept = |capability: &&String| {
+        spec.capabilities
+            .as_ref()
+            .is_none_or(|kept| kept.contains(capability))
+    };
+    capabilities.iter().filter(is_kept).cloned().collect()
 }
 
 /// Leaves of the profile's system calls what a seccomp profile of the OCI runtime specification leaves too. Returns what of
@@ -189,6 +204,23 @@ mod tests {
             assert_eq!(decide(refused), Action::Errno(1), "{refused}");
         }
         assert_eq!(made(&json!({})).expect("valid").profile, Profile::baseline());
+    }
+
+    /// As on the node, which gives the container what the object leaves it.
+    #[test]
+    fn rules_are_judged_by_the_capabilities_that_the_object_leaves() {
+        let spec = |capabilities: Value| {
+            json!({"capabilities": capabilities, "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30, "includes": {"caps": ["CAP_CHOWN"]}},
+                {"names": ["symlinkat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 31, "excludes": {"caps": ["CAP_CHOWN"]}}]}})
+        };
+        let answers = |capabilities| {
+            let policy = made(&spec(capabilities)).expect("valid").profile.syscall_policy();
+            ["mkdirat", "symlinkat"].map(|name| policy.decide(call_number(name).expect("a call"), &[0; 6]))
+        };
+        assert_eq!(answers(json!(null)), [Action::Errno(30), Action::Allow]);
+        assert_eq!(answers(json!(["CAP_CHOWN"])), [Action::Errno(30), Action::Allow]);
+        assert_eq!(answers(json!(["CAP_KILL"])), [Action::Allow, Action::Errno(31)]);
     }
 
     #[test]

@@ -263,3 +263,62 @@ fn a_node_that_does_not_answer_silences_no_other() {
         );
     }
 }
+
+/// As the node does: what the object takes of the container's capabilities counts for the rules of its seccomp profile.
+#[test]
+fn profiles_are_judged_by_the_capabilities_that_they_leave() {
+    let directory = tempfile::tempdir().unwrap();
+    let profile = |name: &str, capabilities: &str| {
+        let path = directory.path().join(name);
+        let text = format!(
+            "apiVersion: palisade.dev/v1alpha1
+kind: SandboxProfile
+metadata: {{name: p}}
+spec:
+{capabilities}
+  seccomp:
+    defaultAction: SCMP_ACT_ERRNO
+    syscalls:
+    - {{names: [chroot], action: SCMP_ACT_ALLOW, includes: {{caps: [CAP_SYS_CHROOT]}}}}
+    - {{names: [openat2], action: SCMP_ACT_ALLOW}}
+"
+        );
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let all = profile("all.yaml", "");
+    let few = profile("few.yaml", "  capabilities: [CAP_CHOWN]");
+    let most = profile("most.yaml", "  capabilities: [CAP_CHOWN, CAP_SYS_CHROOT]");
+    let run = |words: &[&str]| said(&policyctl(words).output().unwrap());
+    let explain = |path: &str| run(&["profile", "explain", "chroot", "-p", path]);
+    assert_eq!(explain(&all).0, Some(0));
+    let (code, out, _) = explain(&few);
+    assert_eq!(code, Some(2), "{out}");
+    assert!(
+        out.starts_with("chroot: EPERM") && out.contains("defaultAction"),
+        "{out}"
+    );
+    let (code, out, _) = run(&["profile", "diff", &all, &few, "-o", "json"]);
+    assert_eq!(code, Some(2), "{out}");
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(told["calls"][0]["call"], "chroot", "{out}");
+    assert_eq!(told["others"][0]["field"], "capabilities", "{out}");
+    assert_eq!(told["others"][0]["after"], "CAP_CHOWN", "{out}");
+    let (code, out, _) = run(&["profile", "diff", &all, &most]);
+    assert_eq!(code, Some(2), "{out}");
+    assert!(out.contains("tighter") && out.contains("capabilities"), "{out}");
+    let cases = directory.path().join("cases.yaml");
+    let text = format!(
+        "- {{name: kept, syscall: chroot, profile: {most}, expect: allow}}\n\
+         - {{name: taken, syscall: chroot, profile: {few}, expect: EPERM}}\n\
+         - {{name: code, write: /usr/bin/x, expect: deny}}\n\
+         - {{name: own, write: /data/x, profile: strict, expect: allow}}\n\
+         - {{name: image, write: /etc/x, profile: strict, expect: deny}}\n"
+    );
+    std::fs::write(&cases, text).unwrap();
+    let cases = cases.display().to_string();
+    let (code, out, err) = run(&["profile", "test", &cases, "--volume", "/data"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    let (code, out, _) = run(&["profile", "test", &cases]);
+    assert!(code == Some(1) && out.contains("4 of 5 cases pass"), "{out}");
+}

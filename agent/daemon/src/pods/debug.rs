@@ -1,7 +1,7 @@
 //! What an ephemeral container may have: no more than the container that it looks at, or without a target than those that the pod
 //! was created with. Pure.
 //!
-//! Of sandbox profiles the same is true by `sandbox`, which chooses them by the target's name.
+//! Of sandbox profiles the same is true by `sandbox`, which chooses them by the target, or without one by the loosest container.
 
 use std::collections::BTreeMap;
 

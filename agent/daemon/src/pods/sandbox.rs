@@ -153,13 +153,25 @@ impl Ground {
 
     /// Whether the image of a container is read-only by its profile.
     pub(crate) fn keeps_image(&self, pod: &Pod, container: &Container) -> bool {
-        self.is_strict(name_for(pod, container))
+        self.is_strict(name_for(pod, container, self))
     }
 
     fn is_strict(&self, name: &str) -> bool {
         match self.named.get(name) {
             Some(object) => object.spec.preset == SandboxPreset::Strict,
             None => name == "strict",
+        }
+    }
+
+    /// Profiles by how much they take away, as far as that can be said of two that differ: an object takes from its preset. One
+    /// that is missing lets nothing start.
+    fn tightness(&self, name: &str) -> Tightness {
+        match (self.named.get(name), SANDBOX_PRESETS.contains(&name)) {
+            (None, false) => Tightness::Nothing,
+            (None, true) if self.is_strict(name) => Tightness::Strict,
+            (None, true) => Tightness::Baseline,
+            (Some(_object), _) if self.is_strict(name) => Tightness::LessThanStrict,
+            (Some(_object), _) => Tightness::LessThanBaseline,
         }
     }
 
@@ -174,6 +186,17 @@ impl Ground {
                 .collect(),
         )
     }
+}
+
+/// What a profile leaves, the most first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Tightness {
+    /// The baseline, or the baseline with a log.
+    Baseline,
+    LessThanBaseline,
+    Strict,
+    LessThanStrict,
+    Nothing,
 }
 
 /// The containers that a pod was created with.
@@ -193,19 +216,46 @@ fn names(pod: &Pod) -> impl Iterator<Item = &str> {
     naming.map(|(_key, name)| name.as_str())
 }
 
-/// The name of a container's profile: its own, else the pod's, else the baseline. An ephemeral container has its target's, or
-/// the pod's: who may add one chooses nothing looser.
-fn name_for<'a>(pod: &'a Pod, container: &Container) -> &'a str {
-    let named = |key: &str| {
-        let annotations = pod.metadata.annotations.as_ref();
-        annotations.and_then(|all| all.get(key)).map(String::as_str)
+/// The name of a container's profile: its own, else the pod's, else the baseline. An ephemeral container has its target's: who
+/// may add one chooses nothing looser. Without a target it has the pod's, or that of its [`measure`] where that is tighter.
+fn name_for<'a>(pod: &'a Pod, container: &Container, ground: &Ground) -> &'a str {
+    let of_pod = annotation(pod, SANDBOX_PROFILE).unwrap_or("baseline");
+    let Some(ephemeral) = ephemeral(pod, &container.name) else {
+        return own_or(pod, &container.name, of_pod);
     };
-    let own = |container: &str| named(&format!("{CONTAINER_SANDBOX_PROFILE_PREFIX}{container}"));
-    let own = match ephemeral(pod, &container.name) {
-        Some(ephemeral) => target(ephemeral).and_then(own),
-        None => own(&container.name),
-    };
-    own.or_else(|| named(SANDBOX_PROFILE)).unwrap_or("baseline")
+    if let Some(target) = target(ephemeral) {
+        return own_or(pod, target, of_pod);
+    }
+    let of_measure = measure(pod, ground).map(|measure| own_or(pod, &measure.name, of_pod));
+    match of_measure {
+        Some(name) if ground.tightness(name) > ground.tightness(of_pod) => name,
+        _ => of_pod,
+    }
+}
+
+/// What an annotation names for one container, or else `otherwise`.
+fn own_or<'a>(pod: &'a Pod, container: &str, otherwise: &'a str) -> &'a str {
+    let own = annotation(pod, &format!("{CONTAINER_SANDBOX_PROFILE_PREFIX}{container}"));
+    own.unwrap_or(otherwise)
+}
+
+fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.and_then(|all| all.get(key)).map(String::as_str)
+}
+
+/// The container by which one without a target is measured: the loosest of those that run as long as the pod does. Of init
+/// containers that end, nobody can get anything.
+fn measure<'a>(pod: &'a Pod, ground: &Ground) -> Option<&'a Container> {
+    let of_pod = annotation(pod, SANDBOX_PROFILE).unwrap_or("baseline");
+    let spec = pod.spec.as_ref()?;
+    let inits = spec.init_containers.iter().flatten();
+    let sidecars = inits.filter(|init| init.restart_policy.as_deref() == Some("Always"));
+    let staying = spec.containers.iter().chain(sidecars);
+    staying.min_by_key(|container| {
+        let filters = own_seccomp(container).is_some_and(|own| own.type_ == LOCALHOST);
+        (ground.tightness(own_or(pod, &container.name, of_pod)), filters)
+    })
 }
 
 fn ephemeral<'a>(pod: &'a Pod, name: &str) -> Option<&'a EphemeralContainer> {
@@ -220,24 +270,30 @@ fn target(ephemeral: &EphemeralContainer) -> Option<&str> {
 }
 
 /// The seccomp profiles of `securityContext` that hold for a container, all of them: its own or the pod's, and for an
-/// ephemeral one also its target's or the pod's.
-fn seccomp_for<'a>(pod: &'a Pod, container: &'a Container) -> Vec<&'a SeccompProfile> {
+/// ephemeral one also its target's, or without a target the pod's and that of its [`measure`].
+fn seccomp_for<'a>(pod: &'a Pod, container: &'a Container, ground: &Ground) -> Vec<&'a SeccompProfile> {
     let spec = pod.spec.as_ref();
     let of_pod = spec.and_then(|spec| spec.security_context.as_ref()?.seccomp_profile.as_ref());
-    let of = |container: &'a Container| {
-        let security = container.security_context.as_ref();
-        security
-            .and_then(|security| security.seccomp_profile.as_ref())
-            .or(of_pod)
-    };
-    let ephemeral = ephemeral(pod, &container.name);
-    let before = ephemeral.and_then(|ephemeral| match target(ephemeral) {
-        Some(target) => lasting(pod)
-            .find(|lasting| lasting.name == target)
-            .map_or(of_pod, of),
-        None => of_pod,
-    });
-    before.into_iter().chain(of(container)).collect()
+    let of = |container: &'a Container| own_seccomp(container).or(of_pod);
+    let mut all: Vec<&SeccompProfile> = Vec::new();
+    if let Some(ephemeral) = ephemeral(pod, &container.name) {
+        let measure = match target(ephemeral) {
+            Some(target) => lasting(pod).find(|lasting| lasting.name == target),
+            None => {
+                all.extend(of_pod);
+                measure(pod, ground)
+            }
+        };
+        all.extend(measure.map_or(of_pod, of));
+    }
+    all.extend(of(container));
+    all.dedup();
+    all
+}
+
+fn own_seccomp(container: &Container) -> Option<&SeccompProfile> {
+    let security = container.security_context.as_ref();
+    security.and_then(|security| security.seccomp_profile.as_ref())
 }
 
 /// Names of seccomp profiles of the node, of whichever container.
@@ -264,14 +320,13 @@ fn localhost_names(pod: &Pod) -> BTreeSet<&str> {
 pub(crate) fn kept(
     pod: &Pod,
     container: &Container,
-    mut capabilities: Vec<String>,
+    capabilities: Vec<String>,
     ground: &Ground,
 ) -> Vec<String> {
-    let named = ground.named.get(name_for(pod, container));
-    if let Some(kept) = named.and_then(|object| object.spec.capabilities.as_ref()) {
-        capabilities.retain(|capability| kept.contains(capability));
+    match ground.named.get(name_for(pod, container, ground)) {
+        Some(object) => object::kept(&object.spec, &capabilities),
+        None => capabilities,
     }
-    capabilities
 }
 
 /// The profile that the pod's annotations and security contexts name for one of its containers, which holds
@@ -294,7 +349,7 @@ pub(crate) fn profile(
         kernel: ground.kernel,
         floor: ground.floor,
     };
-    let name = name_for(pod, container);
+    let name = name_for(pod, container, ground);
     let mut profile = match name {
         "baseline" => object::preset(SandboxPreset::Baseline, &around),
         "audit" => object::preset(SandboxPreset::Audit, &around),
@@ -311,7 +366,7 @@ pub(crate) fn profile(
             made.profile
         }
     };
-    for seccomp in seccomp_for(pod, container) {
+    for seccomp in seccomp_for(pod, container, ground) {
         match seccomp.type_.as_str() {
             "RuntimeDefault" => {}
             LOCALHOST => filter_by_file(&mut profile, seccomp, &around, ground)?,
@@ -588,7 +643,7 @@ mod tests {
         let mut container = Container::default();
         let mut name = |of: &str| {
             container.name = of.to_owned();
-            name_for(&pod, &container).to_owned()
+            name_for(&pod, &container, &ground(7)).to_owned()
         };
         for (container, expected) in [
             ("plain", "audit"),
@@ -607,7 +662,121 @@ mod tests {
             &json!(null),
         );
         assert!(!ground.limits_connections(&plain));
-        assert_eq!(name_for(&plain, &Container::default()), "baseline");
+        assert_eq!(name_for(&plain, &Container::default(), &ground), "baseline");
+    }
+
+    /// A debug container that looks at none of them has the network, the ids and the volumes of all.
+    #[test]
+    fn a_debug_container_without_a_target_is_no_looser_than_every_container() {
+        let object = |preset: &str| -> SandboxProfile {
+            let object = json!({"apiVersion": "palisade.dev/v1alpha1", "kind": "SandboxProfile",
+                "metadata": {"name": "x"}, "spec": {"preset": preset, "capabilities": []}});
+            serde_json::from_value(object).expect("a profile")
+        };
+        let ground = Ground {
+            named: [
+                ("mine".to_owned(), object("baseline")),
+                ("hard".to_owned(), object("strict")),
+            ]
+            .into(),
+            ..ground(7)
+        };
+        // For the pod, an init container that ends, a sidecar, and two containers.
+        for (names, expected) in [
+            (
+                [None, None, Some("strict"), Some("strict"), Some("strict")],
+                "strict",
+            ),
+            ([None, None, Some("strict"), Some("strict"), None], "baseline"),
+            ([None, None, None, Some("strict"), Some("strict")], "baseline"),
+            ([None, None, Some("hard"), Some("strict"), Some("mine")], "mine"),
+            ([None, None, Some("hard"), Some("hard"), Some("strict")], "strict"),
+            (
+                [Some("mine"), None, Some("hard"), Some("hard"), Some("hard")],
+                "hard",
+            ),
+            (
+                [Some("mine"), None, Some("audit"), Some("baseline"), Some("audit")],
+                "mine",
+            ),
+            (
+                [Some("hard"), None, Some("strict"), Some("strict"), Some("strict")],
+                "hard",
+            ),
+            ([None, None, Some("gone"), Some("gone"), Some("gone")], "gone"),
+            (
+                [Some("gone"), None, Some("hard"), Some("hard"), Some("hard")],
+                "gone",
+            ),
+        ] {
+            let keys = ["", ".i", ".s", ".a", ".b"];
+            let named = keys.iter().zip(names);
+            let named =
+                named.filter_map(|(key, name)| Some((format!("palisade.dev/sandbox-profile{key}"), name?)));
+            let pod = json!({
+                "metadata": {"annotations": named.collect::<BTreeMap<_, _>>()},
+                "spec": {
+                    "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+                    "containers": [{"name": "a"}, {"name": "b"}],
+                    "ephemeralContainers": [{"name": "d"}],
+                },
+            });
+            let pod: Pod = serde_json::from_value(pod).expect("a pod");
+            let debugger = Container {
+                name: "d".to_owned(),
+                ..Container::default()
+            };
+            assert_eq!(name_for(&pod, &debugger, &ground), expected, "{names:?}");
+            let held = kept(&pod, &debugger, vec!["CAP_KILL".to_owned()], &ground);
+            assert_eq!(held.is_empty(), ["mine", "hard"].contains(&expected), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn a_debug_container_without_a_target_has_the_files_of_the_loosest_container() {
+        let local = |name: &str| json!({"seccompProfile": {"type": "Localhost", "localhostProfile": name}});
+        let ground = Ground {
+            files: [
+                ("pod.json", file("mkdirat", 71)),
+                ("a.json", file("symlinkat", 72)),
+                ("b.json", file("linkat", 73)),
+            ]
+            .map(|(name, text)| (name.to_owned(), Ok(text)))
+            .into(),
+            ..ground(7)
+        };
+        let answers = |annotations: Value, of_pod: Value, a: Value, b: Value| {
+            let pod = json!({"metadata": {"annotations": annotations}, "spec": {
+                "securityContext": of_pod,
+                "containers": [{"name": "a", "securityContext": a}, {"name": "b", "securityContext": b}],
+                "ephemeralContainers": [{"name": "d"}]}});
+            let pod = serde_json::from_value(pod).expect("a pod");
+            let policy = of(&pod, "d", &ground).expect("a profile").syscalls.policy();
+            ["mkdirat", "symlinkat", "linkat"].map(|call| {
+                let number = agent_sandbox::call_number(call).expect("a call");
+                match policy.decide(number, &[0; 6]) {
+                    Action::Errno(errno) => errno,
+                    other => {
+                        assert_eq!(other, Action::Allow);
+                        0
+                    }
+                }
+            })
+        };
+        let none = || json!(null);
+        assert_eq!(answers(none(), none(), local("a.json"), none()), [0, 0, 0]);
+        let both = answers(none(), none(), local("a.json"), local("b.json"));
+        assert!(both == [0, 72, 0] || both == [0, 0, 73], "{both:?}");
+        assert_eq!(
+            answers(none(), local("pod.json"), local("a.json"), local("a.json")),
+            [71, 72, 0]
+        );
+        let strict = json!({"palisade.dev/sandbox-profile.a": "strict"});
+        assert_eq!(
+            answers(strict, none(), none(), local("b.json")),
+            [0, 0, 73],
+            "the one whose profile it has"
+        );
     }
 
     #[test]

@@ -8,6 +8,9 @@ use agent_runtime::{ContainerState, ContainerStatus};
 use agent_sandbox::{Finding, Layer, Report, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PodCondition, apimachinery::pkg::apis::meta::v1::Time};
+use tokio::sync::watch;
+
+use crate::policy::Enforcement;
 
 /// Ports that a container may connect to by its Landlock rules; nothing if those do not limit it.
 pub(crate) type Ports = Option<BTreeSet<u16>>;
@@ -16,11 +19,11 @@ pub(crate) type Ports = Option<BTreeSet<u16>>;
 const NAMED: usize = 8;
 
 /// What is known of a pod's sandboxes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sandboxes {
     containers: BTreeMap<String, Seen>,
-    /// What judges the pod's packets, as of the last start of a container.
-    network: Option<Finding>,
+    /// Whether the kernel judges the pod's packets by the policy in force, now.
+    enforcement: watch::Receiver<Enforcement>,
     /// What policy leaves of the connections of each container.
     wanted: BTreeMap<String, Ports>,
     /// Whether policy may have changed since `wanted` was asked for.
@@ -35,6 +38,15 @@ struct Seen {
 }
 
 impl Sandboxes {
+    pub(crate) fn new(enforcement: watch::Receiver<Enforcement>) -> Self {
+        Self {
+            containers: BTreeMap::new(),
+            enforcement,
+            wanted: BTreeMap::new(),
+            stale: false,
+        }
+    }
+
     /// Takes what the shim says of one container.
     pub(crate) fn observe(&mut self, status: &ContainerStatus) {
         if status.sandbox == Report::default() {
@@ -57,17 +69,18 @@ impl Sandboxes {
         self.containers.insert(container.to_owned(), seen);
     }
 
-    /// Notes what judges the pod's packets.
-    pub(crate) fn judged_by(&mut self, network: Finding) {
-        self.network = Some(network);
+    /// Waits until the judgement of the pod's packets is another one; for ever if nobody tells any more.
+    pub(crate) async fn judged_otherwise(&mut self) {
+        if self.enforcement.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// What was seen of one container, the judgement of its packets included.
     pub(crate) fn of(&self, container: &str) -> Option<Report> {
         let mut report = self.containers.get(container)?.report.clone();
-        if let Some(network) = &self.network {
-            report.0.insert(Layer::NetworkPolicy, network.clone());
-        }
+        let network = judgement(&self.enforcement.borrow());
+        report.0.insert(Layer::NetworkPolicy, network);
         Some(report)
     }
 
@@ -195,6 +208,19 @@ impl Sandboxes {
     }
 }
 
+/// What judges the packets of a pod.
+fn judgement(enforcement: &Enforcement) -> Finding {
+    let partial = |detail: &str| Finding {
+        verdict: Verdict::Partial,
+        detail: detail.to_owned(),
+    };
+    match enforcement {
+        Enforcement::InForce => Finding::enforced("the kernel judges by the policy in force"),
+        Enforcement::NotYet => partial("the kernel judges by the tables of an earlier agent"),
+        Enforcement::Behind(why) => partial(why),
+    }
+}
+
 fn named(ports: &BTreeSet<u16>) -> String {
     let mut text: Vec<String> = ports.iter().take(NAMED).map(u16::to_string).collect();
     if let Some(more) = ports.len().checked_sub(NAMED).filter(|more| *more > 0) {
@@ -235,6 +261,10 @@ mod tests {
         )
     }
 
+    fn judged(enforcement: Enforcement) -> Sandboxes {
+        Sandboxes::new(watch::channel(enforcement).1)
+    }
+
     fn told(sandboxes: &Sandboxes, kind: &str) -> Option<(String, String, String)> {
         let conditions = sandboxes.conditions(&[], Timestamp::UNIX_EPOCH);
         let found = conditions.into_iter().find(|condition| condition.type_ == kind)?;
@@ -243,8 +273,7 @@ mod tests {
 
     #[test]
     fn nothing_is_claimed_that_was_not_seen() {
-        let mut sandboxes = Sandboxes::default();
-        sandboxes.judged_by(Finding::enforced("tables"));
+        let mut sandboxes = judged(Enforcement::InForce);
         sandboxes.observe(&status("creating", Report::default(), None));
         assert_eq!(sandboxes.summary(), "");
         assert_eq!(told(&sandboxes, SANDBOXED), None);
@@ -256,12 +285,47 @@ mod tests {
         assert_eq!(told(&sandboxes, SANDBOXED).unwrap().0, "True");
     }
 
+    /// An agent that finds a container again starts none, and tables fall behind while it runs.
+    #[tokio::test]
+    async fn what_judges_packets_now_is_told_without_a_start() {
+        let (tell, enforcement) = watch::channel(Enforcement::NotYet);
+        let mut sandboxes = Sandboxes::new(enforcement);
+        sandboxes.observe(&status("main", report(Verdict::Enforced), None));
+        let (status, _, message) = told(&sandboxes, SANDBOXED).unwrap();
+        assert_eq!(status, "False");
+        assert!(
+            message.contains("network-policy") && message.contains("earlier agent"),
+            "{message}"
+        );
+        for (now, verdict, status) in [
+            (Enforcement::InForce, "Enforced", "True"),
+            (Enforcement::Behind("no memory".to_owned()), "Partial", "False"),
+            (Enforcement::InForce, "Enforced", "True"),
+        ] {
+            tell.send(now).unwrap();
+            sandboxes.judged_otherwise().await;
+            let summary = sandboxes.summary();
+            assert!(
+                summary.ends_with(&format!("network-policy={verdict}")),
+                "{summary}"
+            );
+            assert_eq!(told(&sandboxes, SANDBOXED).unwrap().0, status);
+        }
+        drop(tell);
+        let for_ever = sandboxes.judged_otherwise();
+        let patience = std::time::Duration::from_millis(10);
+        assert!(tokio::time::timeout(patience, for_ever).await.is_err());
+    }
+
     #[test]
     fn the_worst_container_counts_and_its_lack_is_named() {
-        let mut sandboxes = Sandboxes::default();
+        let mut sandboxes = judged(Enforcement::InForce);
         sandboxes.observe(&status("a", report(Verdict::Enforced), None));
         sandboxes.observe(&status("b", report(Verdict::Partial), None));
-        assert_eq!(sandboxes.summary(), "seccomp=Enforced,landlock=Partial");
+        assert_eq!(
+            sandboxes.summary(),
+            "seccomp=Enforced,landlock=Partial,network-policy=Enforced"
+        );
         let (status, reason, message) = told(&sandboxes, SANDBOXED).unwrap();
         assert_eq!((status.as_str(), reason.as_str()), ("False", "Partial"));
         assert_eq!(message, "b: landlock Partial: interface 4 lacks scopes");
@@ -271,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_changed_since_the_start_is_told() {
-        let mut sandboxes = Sandboxes::default();
+        let mut sandboxes = judged(Enforcement::InForce);
         sandboxes.observe(&status("a", report(Verdict::Enforced), None));
         assert_eq!(told(&sandboxes, SANDBOX_CURRENT), None, "nothing limits it");
         sandboxes.observe(&status("b", report(Verdict::Enforced), Some([53, 443].into())));
@@ -297,7 +361,7 @@ mod tests {
 
     #[test]
     fn each_change_of_policy_is_one_question() {
-        let mut sandboxes = Sandboxes::default();
+        let mut sandboxes = judged(Enforcement::InForce);
         assert!(!sandboxes.take_question());
         sandboxes.policy_changed();
         assert!(sandboxes.take_question() && !sandboxes.take_question());

@@ -176,7 +176,7 @@ impl Worker {
             follower: None,
             probes: Probes::default(),
             hooks: BTreeMap::new(),
-            sandboxes: Sandboxes::default(),
+            sandboxes: Sandboxes::new(context.policy.enforcement()),
             asking: None,
             policy: context.policy.changes(),
             reporter,
@@ -353,6 +353,7 @@ impl Worker {
             Ok(()) = self.policy.changed(), if self.sandboxes.limit_connections() => {
                 self.sandboxes.policy_changed();
             }
+            () = self.sandboxes.judged_otherwise() => {}
             () = self.evictions.changed() => {}
             // Somebody may have contradicted it already.
             () = self.reporter.written() => {}

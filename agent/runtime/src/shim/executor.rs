@@ -3,8 +3,6 @@
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::sync::Arc;
 
 use agent_sandbox::{ApplyError, Compiled, ImageRuleset, LandlockOutcome, Moment, PathRule};
@@ -16,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ContainerConfig;
 use crate::protocol::{Failure, Phase};
 use crate::shim::gate::Gate;
+use crate::shim::program::{self, Program};
 use crate::shim::{chain, terminal};
 
 /// What a program on a terminal may assume of it, unless its environment says otherwise.
@@ -66,9 +65,19 @@ impl Confinement {
     }
 
     fn try_execute(&self, argv: &[String]) -> Result<Infallible, Failure> {
-        let [program, args @ ..] = argv else {
+        let Some(name) = argv.first() else {
             return Err("no program to execute".into());
         };
+        let term = self.terminal.is_some().then_some(("TERM", TERM));
+        let env = self
+            .config
+            .env
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let program = Program::new(argv, term.into_iter().chain(env)).map_err(|error| Failure {
+            phase: Phase::Execution,
+            ..format!("cannot execute {name:?}: {error}").into()
+        })?;
         // Its parent is the shim: no container outlives the process that watches it.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
             .map_err(|errno| format!("cannot tie to the shim: {errno}"))?;
@@ -93,23 +102,18 @@ impl Confinement {
         if self.gate.is_some() {
             self.say(&Word::Landlock(restricted.landlock().clone()));
         }
+        program::restore_signals().map_err(|errno| format!("cannot restore signals: {errno}"))?;
         restricted.install_filter().map_err(unconfined)?;
+        // From here on the profile need leave nothing but `execve`.
         if let Some(gate) = self.gate
             && !gate.wait()
         {
             return Err("nobody looked at the confined process".into());
         }
-        let env = self.config.env.iter().map(|(name, value)| (name, value));
-        let mut command = Command::new(program);
-        command.args(args).env_clear();
-        if self.terminal.is_some() {
-            command.env("TERM", TERM);
-        }
-        // `exec` also restores the signal mask and SIGPIPE, which Rust programs change for themselves.
-        let error = command.envs(env).exec();
+        let error = std::io::Error::from(program.execute());
         Err(Failure {
             phase: phase_of(&error),
-            ..format!("cannot execute {program:?}: {error}").into()
+            ..format!("cannot execute {name:?}: {error}").into()
         })
     }
 }

@@ -19,6 +19,7 @@ mod interactive;
 mod job;
 mod measure;
 mod pace;
+pub(crate) mod program;
 mod rootfs;
 mod session;
 mod spec;

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use agent_sandbox::{PathAccess, PathRule};
+use agent_sandbox::{PathAccess, PathRule, system_mounts};
 use serde_json::{Value, json};
 
 use crate::config::ContainerConfig;
@@ -90,27 +90,7 @@ pub(crate) fn oci(config: &ContainerConfig, around: &Surroundings<'_>) -> Value 
 
 /// What the sandbox grants on everything that is mounted over the image.
 pub(crate) fn mount_rules(config: &ContainerConfig) -> Vec<PathRule> {
-    let own_entries = if config.profile.is_read_only() {
-        // Through `/proc/self/mem` a process writes to its own code, whatever its memory's protection says.
-        PathAccess::Read
-    } else {
-        PathAccess::WriteExisting
-    };
-    let mut rules = vec![
-        // Masks and read-only mounts guard the dangerous parts; a process writes to its own entries.
-        PathRule::new("/proc", own_entries),
-        PathRule::new("/dev", PathAccess::Devices),
-    ];
-    // What runtimes read to size themselves; the rest of /sys describes the host.
-    let readable = [
-        "/sys/class/net",
-        "/sys/devices/system/cpu",
-        "/sys/devices/system/node",
-        "/sys/devices/virtual/net",
-        "/sys/fs/cgroup",
-        "/sys/kernel/mm/transparent_hugepage",
-    ];
-    rules.extend(readable.map(|path| PathRule::optional(path, PathAccess::Read)));
+    let mut rules = system_mounts(config.profile.is_read_only());
     let mounts = config.mounts.iter().enumerate().filter(|(index, mount)| {
         // The last one at a place hides the others, whose rules would count for its files.
         let mut later = config.mounts.iter().skip(index + 1);

@@ -81,7 +81,7 @@ pub(crate) struct Supervisor {
     pub(super) worked: bool,
 }
 
-/// Has no signal ignored, but SIGPIPE, which Rust ignores and restores when it executes a program. Who starts the agent may
+/// Has no signal ignored, but SIGPIPE, which Rust ignores and [`super::program`] restores. Who starts the agent may
 /// have it ignore some, as `nohup` does SIGHUP: a program in a pod would be born with that, and a shell could not even catch it.
 pub(crate) fn heed_signals() -> Result<(), Errno> {
     for signal in Signal::iterator().filter(|signal| *signal != Signal::SIGPIPE) {

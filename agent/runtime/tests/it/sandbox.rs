@@ -84,6 +84,52 @@ async fn each_layer_is_seen_before_the_program_runs() {
     stage.end().await;
 }
 
+/// In init and in sessions: a profile need leave nothing but `execve` for a program to start. What it says first needs more, but
+/// nothing about signals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_refuses_calls_about_signals_starts_its_program() {
+    let stage = Stage::new("signal-calls").await;
+    let shut = |refusal| {
+        let mut policy = SyscallSet::Baseline.policy();
+        for name in ["rt_sigprocmask", "rt_sigaction"] {
+            let number = call_number(name).expect("a call");
+            policy.calls.insert(number, CallRule::always(refusal));
+        }
+        Profile {
+            syscalls: SyscallSet::Policy(policy),
+            ..Profile::baseline()
+        }
+    };
+    for (name, refusal) in [("errno", Action::Errno(1)), ("kill", Action::KillProcess)] {
+        let config = ContainerConfig {
+            profile: shut(refusal),
+            ..stage.container(name, &["echo", "ran"])
+        };
+        let (exit, output) = stage.run(&config).await;
+        assert_eq!((exit.code, output.as_str()), (0, "ran\n"), "{name}: {exit:?}");
+        let lasting = ContainerConfig {
+            profile: shut(refusal),
+            ..stage.container(&format!("{name}-on"), &["sleep", "1000"])
+        };
+        let started = stage.runtime.start_container(&stage.pod.uid, &lasting).await;
+        started.expect("starts");
+        let argv = ["cat", "/proc/self/status"].map(String::from);
+        let session = stage
+            .runtime
+            .exec(&stage.pod.uid, &lasting.name, &argv, crate::patience());
+        let session = session.await.expect("runs");
+        let status = String::from_utf8_lossy(&session.stdout).into_owned();
+        let mask = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        };
+        assert_eq!(mask("SigBlk:"), Some(0), "{name}: {status}");
+        let is_pipe_ignored = mask("SigIgn:").map(|mask| (mask >> (libc::SIGPIPE - 1)) & 1);
+        assert_eq!(is_pipe_ignored, Some(0), "{name}: {status}");
+    }
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_kernel_lacks_keeps_a_container_from_starting_or_is_told() {
     let stage = Stage::new("lacks").await;
@@ -307,7 +353,7 @@ async fn signals_stay_in_their_scope() {
     stage.end().await;
 }
 
-/// Each layer has few enough.
+/// Each layer has few enough, and then one has too many itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_layers_with_too_many_programs_starts_with_its_own_and_says_so() {
     let stage = Stage::new("programs").await;
@@ -337,6 +383,33 @@ async fn an_image_of_layers_with_too_many_programs_starts_with_its_own_and_says_
         assert!(started.expect("starts").lacks_executables, "{name}");
         assert_eq!(stage.exit(name).await.code, 0, "{name}");
         assert_eq!(stage.output(name), "own\n");
+    }
+    let (whole, first) = (base.join("whole"), base.join("whole/a/0"));
+    fs::create_dir_all(whole.join("a")).expect("mkdir");
+    fs::create_dir_all(whole.join("zz")).expect("mkdir");
+    program(&first);
+    for number in 1..=agent_sandbox::MAX_EXECUTABLES {
+        fs::hard_link(&first, whole.join(format!("a/{number}"))).expect("link");
+    }
+    program(&whole.join("zz/run"));
+    fs::write(whole.join("zz/data"), "#!/bin/sh\necho data\n").expect("write");
+    for (name, argv, own) in [
+        ("absolute", "/zz/run", true),
+        ("path", "run", true),
+        ("data", "/zz/data", false),
+    ] {
+        let mut config = stage.container(name, &[argv]);
+        config.env = vec![("PATH".into(), "/none:/zz".into())];
+        config.layers.push(whole.clone());
+        let started = stage.runtime.start_container(&stage.pod.uid, &config).await;
+        if own {
+            assert!(started.expect("starts").lacks_executables, "{name}");
+            assert_eq!(stage.exit(name).await.code, 0, "{name}");
+            assert_eq!(stage.output(name), "own\n");
+        } else {
+            let refused = started.expect_err("no executable file of the image");
+            assert!(refused.to_string().contains("Permission denied"), "{refused}");
+        }
     }
     let few = stage.container("few", &["/app/tool"]);
     let started = stage.runtime.start_container(&stage.pod.uid, &few).await;

@@ -300,8 +300,11 @@ fn a_flood_that_outlives_a_rule_is_told_by_the_next() {
     let denied_by = |rule| {
         let mut tables = tables(&["10.7.0.0/24"], &[(Direction::Ingress, 0, Service::Any)]);
         let endpoint = tables.endpoints.get_mut(&ENDPOINT).expect("the endpoint");
-        for entry in Arc::make_mut(endpoint).verdicts.values_mut() {
+        let endpoint = Arc::make_mut(endpoint);
+        let entries: Vec<_> = endpoint.verdicts.iter().collect();
+        for (key, mut entry) in entries {
             (entry.verdict, entry.rule) = (Verdict::Deny, RuleId(rule));
+            endpoint.verdicts.insert(key, entry);
         }
         tables
     };

@@ -167,10 +167,12 @@ impl<'a> Ends<'a> {
             true => self.cluster.addresses_of_node(&pod.node)?,
             false => pod.addresses.iter().copied().collect(),
         };
-        let owned = |address| self.by_address.get(address).copied();
+        let owned = addresses
+            .iter()
+            .find_map(|address| self.by_address.get(address).copied());
         let of_node = || self.hosts.get(pod.node.as_str())?.first().copied();
         (!addresses.is_empty()).then(|| Resolved {
-            member: addresses.iter().find_map(owned).or_else(of_node),
+            member: owned.or_else(of_node),
             by_address: false,
             is_contested: false,
             addresses,

@@ -36,9 +36,11 @@ Exit codes: 0 allowed, 1 error, 2 refused")]
 cases.yaml is a list of cases, each about one of these:
   - {name: reads,    syscall: read, args: [0, 0, 16], expect: allow}
   - {name: no code,  syscall: mprotect, args: [0, 4096, 4], profile: strict, expect: EPERM}
-  - {name: own data, write: /data/x, expect: allow}        also read and execute
+  - {name: own data, write: /data/x, expect: allow}        also read and execute, of a file or something new
   - {name: database, connect: 5432, expect: allow}         also bind
 expect is allow, deny, log, trap, kill, or an error such as EPERM or 38.
+Paths are judged by the preset and by the profile's lists, as in a container without volumes (else --volume) whose image has
+executables only in bin, sbin, lib and libexec (else --executable). Owners and modes of files are not judged.
 
 Exit codes: 0 all pass, 1 error or a case fails")]
     Test(TestArgs),
@@ -84,6 +86,12 @@ pub(crate) struct TestArgs {
     /// The profile of cases that name none: a preset, or a file with a SandboxProfile or a seccomp profile
     #[arg(short, long, default_value = "baseline")]
     pub(crate) profile: String,
+    /// Path where a volume is mounted that can be written to
+    #[arg(long = "volume", value_name = "PATH")]
+    pub(crate) volumes: Vec<PathBuf>,
+    /// Executable file of the image outside of bin, sbin, lib and libexec
+    #[arg(long = "executable", value_name = "PATH")]
+    pub(crate) executables: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) around: AroundArgs,
     /// How to print
@@ -94,7 +102,8 @@ pub(crate) struct TestArgs {
 /// What profiles depend on beside themselves.
 #[derive(Args)]
 pub(crate) struct AroundArgs {
-    /// Capability that the container holds, such as CAP_CHOWN; without any, what it has by default
+    /// Capability that the container would hold, such as CAP_CHOWN; without any, what it has by default. What a profile takes
+    /// away of them it takes
     #[arg(long = "capability", value_name = "NAME")]
     pub(crate) capabilities: Vec<String>,
     /// TCP port that the container declares, which strict lets it bind

@@ -1,8 +1,11 @@
 //! Unit tests of profiles.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Component, Path, PathBuf},
+    process::ExitCode,
+};
 
-use agent_sandbox::{Action, Profile, Tcp};
+use agent_sandbox::{Action, Paths, Profile, Tcp};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -45,11 +48,12 @@ pub(super) fn run(args: &TestArgs) -> Result<ExitCode> {
         bail!("{path} has no case");
     }
     let around = Around::of(&args.around)?;
+    let places = Places::of(args)?;
     let mut outcomes = Vec::new();
     for case in cases {
         let name = case.profile.as_deref().unwrap_or(&args.profile);
         let profile = around.profile(name, &read(name)?)?;
-        let answer = ask(&case, &profile).with_context(|| format!("case {:?}", case.name))?;
+        let answer = ask(&case, &profile, &places).with_context(|| format!("case {:?}", case.name))?;
         let passed = meets(&case.expect, &answer).with_context(|| format!("case {:?}", case.name))?;
         outcomes.push(Outcome {
             name: case.name,
@@ -88,6 +92,27 @@ pub(super) fn run(args: &TestArgs) -> Result<ExitCode> {
     })
 }
 
+/// What the answers about paths depend on beside the profile.
+#[derive(Default)]
+struct Places {
+    volumes: Vec<PathBuf>,
+    executables: Vec<PathBuf>,
+}
+
+impl Places {
+    fn of(args: &TestArgs) -> Result<Self> {
+        for (option, paths) in [("--volume", &args.volumes), ("--executable", &args.executables)] {
+            for path in paths {
+                demand_plain(path).context(option)?;
+            }
+        }
+        Ok(Self {
+            volumes: args.volumes.clone(),
+            executables: args.executables.clone(),
+        })
+    }
+}
+
 /// What a profile answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
@@ -105,19 +130,7 @@ impl Answer {
     }
 }
 
-fn ask(case: &Case, profile: &Profile) -> Result<Answer> {
-    let limits = &profile.limits;
-    let beneath = |path: &PathBuf, list: Option<&Vec<PathBuf>>| {
-        list.is_none_or(|list| list.iter().any(|directory| path.starts_with(directory)))
-    };
-    // What is written or executed is read as well.
-    let readable = |path: &PathBuf| {
-        limits.read.is_none()
-            || [&limits.read, &limits.write, &limits.execute]
-                .into_iter()
-                .flatten()
-                .any(|list| beneath(path, Some(list)))
-    };
+fn ask(case: &Case, profile: &Profile, places: &Places) -> Result<Answer> {
     let (mut bind, mut connect) = (None, None);
     match &profile.tcp {
         Tcp::Unrestricted => {}
@@ -135,17 +148,15 @@ fn ask(case: &Case, profile: &Profile) -> Result<Answer> {
             profile.syscall_policy().decide(number(call)?, &arguments),
         ));
     }
-    answers.extend(case.read.iter().map(|path| Answer::Landlock(readable(path))));
-    answers.extend(
-        case.write
-            .iter()
-            .map(|path| Answer::Landlock(beneath(path, limits.write.as_ref()))),
-    );
-    answers.extend(
-        case.execute
-            .iter()
-            .map(|path| Answer::Landlock(beneath(path, limits.execute.as_ref()) && readable(path))),
-    );
+    for (access, path) in [
+        (Access::Read, &case.read),
+        (Access::Write, &case.write),
+        (Access::Execute, &case.execute),
+    ] {
+        if let Some(path) = path {
+            answers.push(Answer::Landlock(may(access, path, profile, places)?));
+        }
+    }
     let has = |ports: &Option<std::collections::BTreeSet<u16>>, port| {
         Answer::Landlock(ports.as_ref().is_none_or(|ports| ports.contains(&port)))
     };
@@ -154,6 +165,51 @@ fn ask(case: &Case, profile: &Profile) -> Result<Answer> {
     match answers.as_slice() {
         [one] => Ok(*one),
         _ => bail!("it must be about exactly one of syscall, read, write, execute, bind and connect"),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    Write,
+    Execute,
+}
+
+/// Whether the preset and the profile's lists leave this access to a path.
+fn may(access: Access, path: &Path, profile: &Profile, places: &Places) -> Result<bool> {
+    demand_plain(path)?;
+    let limits = &profile.limits;
+    let named =
+        |list: &Option<Vec<PathBuf>>| list.iter().flatten().any(|directory| path.starts_with(directory));
+    let leaves = |list: &Option<Vec<PathBuf>>| list.is_none() || named(list);
+    // What is written or executed is read as well.
+    let lists_leave_reading = leaves(&limits.read) || named(&limits.write) || named(&limits.execute);
+    let paths = Paths {
+        is_read_only: profile.is_read_only(),
+        volumes: &places.volumes,
+        executables: &places.executables,
+    };
+    Ok(match access {
+        Access::Read => lists_leave_reading && paths.are_readable(path),
+        Access::Execute => lists_leave_reading && leaves(&limits.execute) && paths.are_executable(path),
+        Access::Write => {
+            leaves(&limits.write)
+                && paths.are_writable(path).with_context(|| {
+                    format!(
+                        "write: whether {} is a directory is for the image to say, and nothing else can be written there; \
+                         name a path beneath it",
+                        path.display()
+                    )
+                })?
+        }
+    })
+}
+
+fn demand_plain(path: &Path) -> Result<()> {
+    let is_plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
+    match path.is_absolute() && path.components().all(is_plain) {
+        true => Ok(()),
+        false => bail!("{} must be an absolute path without '..'", path.display()),
     }
 }
 
@@ -203,7 +259,81 @@ mod tests {
                 connect: None,
             })
         };
-        meets(&case.expect, &ask(&case, &profile)?)
+        meets(&case.expect, &ask(&case, &profile, &Places::default())?)
+    }
+
+    #[test]
+    fn the_preset_judges_paths_before_the_lists_do() {
+        let strict = Profile::strict(TcpPorts::default());
+        let listed = Profile {
+            limits: FileLimits {
+                write: Some(vec!["/data".into(), "/usr/bin".into()]),
+                ..FileLimits::default()
+            },
+            ..Profile::baseline()
+        };
+        let none = Places::default();
+        let some = Places {
+            volumes: vec!["/data".into()],
+            executables: vec!["/app/run".into()],
+        };
+        for (profile, places, yaml) in [
+            (&strict, &none, "{name: a, write: /etc/x, expect: deny}"),
+            (&strict, &none, "{name: a, write: /data/x, expect: deny}"),
+            (&strict, &some, "{name: a, write: /data/x, expect: allow}"),
+            (&strict, &some, "{name: a, write: /dev/null, expect: allow}"),
+            (
+                &Profile::baseline(),
+                &none,
+                "{name: a, write: /etc/x, expect: allow}",
+            ),
+            (
+                &Profile::baseline(),
+                &none,
+                "{name: a, write: /usr/bin/x, expect: deny}",
+            ),
+            (
+                &Profile::baseline(),
+                &none,
+                "{name: a, execute: /usr/bin/x, expect: allow}",
+            ),
+            (
+                &Profile::baseline(),
+                &none,
+                "{name: a, execute: /tmp/x, expect: deny}",
+            ),
+            (
+                &Profile::baseline(),
+                &none,
+                "{name: a, execute: /app/run, expect: deny}",
+            ),
+            (
+                &Profile::baseline(),
+                &some,
+                "{name: a, execute: /app/run, expect: allow}",
+            ),
+            (
+                &Profile::baseline(),
+                &none,
+                "{name: a, read: /sys/kernel/x, expect: deny}",
+            ),
+            (&listed, &none, "{name: a, write: /data/x, expect: allow}"),
+            (&listed, &none, "{name: a, write: /usr/bin/x, expect: deny}"),
+            (&listed, &none, "{name: a, write: /new, expect: deny}"),
+        ] {
+            let case: Case = serde_saphyr::from_str(yaml).unwrap();
+            let answer = ask(&case, profile, places).unwrap();
+            assert!(meets(&case.expect, &answer).unwrap(), "{yaml}");
+        }
+        for (yaml, says) in [
+            ("{name: a, write: /new, expect: allow}", "a path beneath"),
+            ("{name: a, write: etc/x, expect: allow}", "absolute"),
+            ("{name: a, read: /data/../etc/x, expect: allow}", "absolute"),
+        ] {
+            let case: Case = serde_saphyr::from_str(yaml).unwrap();
+            let error = ask(&case, &Profile::baseline(), &none).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use agent_sandbox::{Action, Enforcement, FileLimits, Profile, Tcp, compare};
 use anyhow::Result;
+use api::palisade::SandboxProfileSpec;
 use serde::Serialize;
 
 use super::{Around, answer, args::DiffArgs, args::ProfileOutput, read, report, word};
@@ -53,9 +54,12 @@ enum Change {
 
 pub(super) fn run(args: &DiffArgs) -> Result<ExitCode> {
     let around = Around::of(&args.around)?;
-    let before = around.profile(&args.before, &read(&args.before)?)?;
-    let after = around.profile(&args.after, &read(&args.after)?)?;
-    let difference = difference(&before, &after);
+    let (before, after) = (read(&args.before)?, read(&args.after)?);
+    let mut difference = difference(
+        &around.profile(&args.before, &before)?,
+        &around.profile(&args.after, &after)?,
+    );
+    difference.others.extend(of_capabilities(&before, &after));
     match args.output {
         ProfileOutput::Table => show(&difference)?,
         format => report(&difference, format)?,
@@ -224,6 +228,21 @@ fn difference(before: &Profile, after: &Profile) -> Difference {
     }
 }
 
+/// Which of the capabilities that a container would have two objects leave it.
+fn of_capabilities(before: &SandboxProfileSpec, after: &SandboxProfileSpec) -> Option<Other> {
+    let kept = |spec: &SandboxProfileSpec| {
+        let kept = spec.capabilities.as_ref();
+        kept.map(|kept| kept.iter().cloned().collect::<BTreeSet<String>>())
+    };
+    let (before, after) = (kept(before), kept(after));
+    (before != after).then(|| Other {
+        field: "capabilities",
+        before: listed(before.as_ref()),
+        after: listed(after.as_ref()),
+        change: change_of(before.as_ref(), after.as_ref(), BTreeSet::is_subset),
+    })
+}
+
 type List = fn(&FileLimits) -> Option<&Vec<PathBuf>>;
 
 const LISTS: [(&str, List); 4] = [
@@ -309,6 +328,24 @@ mod tests {
             "{back:?}"
         );
         assert_eq!(difference(&strict, &strict), Difference::default());
+    }
+
+    #[test]
+    fn capabilities_that_are_left_are_compared() {
+        let spec = |kept: Option<&[&str]>| SandboxProfileSpec {
+            capabilities: kept.map(|kept| kept.iter().map(|name| (*name).to_owned()).collect()),
+            ..SandboxProfileSpec::default()
+        };
+        let (all, none) = (spec(None), spec(Some(&[])));
+        let (one, two) = (spec(Some(&["CAP_KILL"])), spec(Some(&["CAP_KILL", "CAP_CHOWN"])));
+        let change = |before, after| of_capabilities(before, after).map(|other| other.change);
+        assert_eq!(change(&all, &none), Some(Change::Tighter));
+        assert_eq!(change(&one, &all), Some(Change::Looser));
+        assert_eq!(change(&two, &one), Some(Change::Tighter));
+        assert_eq!(change(&one, &spec(Some(&["CAP_CHOWN"]))), Some(Change::Other));
+        assert_eq!(change(&two, &spec(Some(&["CAP_CHOWN", "CAP_KILL"]))), None);
+        let told = of_capabilities(&all, &none).unwrap();
+        assert_eq!((told.before.as_str(), told.after.as_str()), ("any", "none"));
     }
 
     #[test]

@@ -3,35 +3,25 @@
 use std::collections::BTreeMap;
 
 use agent_plan::SANDBOX_CURRENT;
-use agent_sandbox::{Finding, Tcp, Verdict};
+use agent_sandbox::Tcp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::{News, Worker};
 use crate::{
     events::Kind,
     pods::{
-        Context, PodId, container, sandbox,
+        Context, PodId,
+        container::{self, ContainerError},
+        sandbox::{self, Ground},
         sandboxed::Ports,
         steps::{self, StepError},
     },
-    policy::{Enforcement, chain},
+    policy::chain,
 };
 
 impl Worker {
     /// An event with the result of each layer of a container that was started.
-    pub(super) fn tell_sandbox(&mut self, name: &str) {
-        let network = match &*self.context.policy.enforcement().borrow() {
-            Enforcement::InForce => Finding::enforced("the kernel judges by the policy in force"),
-            Enforcement::NotYet => Finding {
-                verdict: Verdict::Partial,
-                detail: "the kernel judges by the tables of an earlier agent".to_owned(),
-            },
-            Enforcement::Behind(why) => Finding {
-                verdict: Verdict::Partial,
-                detail: why.clone(),
-            },
-        };
-        self.sandboxes.judged_by(network);
+    pub(super) fn tell_sandbox(&self, name: &str) {
         let Some(report) = self.sandboxes.of(name) else {
             return;
         };
@@ -109,17 +99,15 @@ impl Worker {
 /// What a start of each container now would leave of its connections.
 async fn ports(context: &Context, id: &PodId, pod: &Pod) -> Result<BTreeMap<String, Ports>, StepError> {
     let ground = steps::ground(context, id, pod).await?;
-    let spec = pod.spec.iter();
-    let inits = spec
-        .clone()
-        .flat_map(|spec| spec.init_containers.iter().flatten());
-    let all = inits.chain(spec.flat_map(|spec| &spec.containers));
+    Ok(ports_by(&ground, pod)?)
+}
+
+/// The same of the ground that is known, ephemeral containers included.
+fn ports_by(ground: &Ground, pod: &Pod) -> Result<BTreeMap<String, Ports>, ContainerError> {
     let mut ports = BTreeMap::new();
-    for spec in all {
-        let capabilities = container::capabilities_of(pod, spec)?;
-        let profile =
-            sandbox::profile(pod, spec, &capabilities, &ground).map_err(container::ContainerError::from)?;
-        let connect = match profile.tcp {
+    for spec in steps::containers(pod) {
+        let capabilities = container::capabilities_of(pod, &spec)?;
+        let connect = match sandbox::profile(pod, &spec, &capabilities, ground)?.tcp {
             Tcp::Unrestricted => None,
             Tcp::Denied => Some(Default::default()),
             Tcp::Ports(ports) => ports.connect,
@@ -127,4 +115,44 @@ async fn ports(context: &Context, id: &PodId, pod: &Pod) -> Result<BTreeMap<Stri
         ports.insert(spec.name.clone(), connect);
     }
     Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use policies_ir::ports::PortSet;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_policy_leaves_is_asked_of_every_container() {
+        let pod = json!({
+            "metadata": {"annotations": {"palisade.dev/sandbox-profile.main": "strict"}},
+            "spec": {
+                "initContainers": [{"name": "init"}],
+                "containers": [{"name": "main"}],
+                "ephemeralContainers": [
+                    {"name": "debugger", "targetContainerName": "main"},
+                    {"name": "other", "targetContainerName": "init"},
+                ],
+            },
+        });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let mut egress = PortSet::none();
+        egress.insert(53, 53);
+        let ground = Ground {
+            landlock: 7,
+            egress: Some(egress),
+            ..Ground::default()
+        };
+        let limited = Some([53].into());
+        let expected = [
+            ("init", None),
+            ("main", limited.clone()),
+            ("debugger", limited),
+            ("other", None),
+        ];
+        let expected = expected.map(|(name, ports)| (name.to_owned(), ports));
+        assert_eq!(ports_by(&ground, &pod).unwrap(), expected.into());
+    }
 }
