@@ -214,7 +214,7 @@ impl<'a> Judge<'a> {
             self.ends.judging(&source, &destination),
             self.ends.judging(&destination, &source),
         );
-        let nobody = |end: &ends::Resolved| end.is_contested.then(|| (Verdict::Deny, NO_MATCH));
+        let nobody = |end: &ends::Resolved| end.is_contested.then_some((Verdict::Deny, NO_MATCH));
         let egress = nobody(&source)
             .or_else(|| leaves.map(|member| self.at(member, Direction::Egress, (from, to), question)));
         let ingress = nobody(&destination)
