@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Longest time of learning, in seconds.
@@ -11,10 +12,16 @@ pub const MAX_SECONDS: u64 = 24 * 60 * 60;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Learned {
+    /// When looking began, by the node's clock, as the times of its flows are.
+    pub started: Timestamp,
     /// How long was looked, in milliseconds.
     pub millis: u64,
     /// Runs of the container that were looked at.
     pub runs: u32,
+    /// Those of them that were looked at from the first instruction of the program on.
+    pub starts: u32,
+    /// Whether processes were seen to be another user than the one that the container is started as.
+    pub changes_user: bool,
     /// Names of the system calls that were made and let through; of those without a name the number.
     pub calls: BTreeSet<String>,
     /// Capabilities that were used, such as `CAP_CHOWN`; absent if the node's kernel does not tell.
@@ -33,7 +40,7 @@ pub struct Learned {
 pub struct LearnedFiles {
     /// For reading; directories to be listed.
     pub read: BTreeSet<String>,
-    /// For writing.
+    /// For writing; also sockets that were bound by these names, and directories that were made with what was written in them.
     pub write: BTreeSet<String>,
     /// To be executed.
     pub execute: BTreeSet<String>,

@@ -31,6 +31,7 @@ use crate::remove::remove_tree;
 use crate::shim::chain;
 use crate::talk::{REQUEST_TIMEOUT, unexpected};
 use crate::trash::Trash;
+use crate::watch::StartWatch;
 
 /// A shim that has not reported by then is broken.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -218,6 +219,14 @@ impl Runtime {
         demand_name("pod uid", pod)?;
         demand_name("container name", container)?;
         Ok(self.paths(pod).writable(container, attempt).join("upper"))
+    }
+
+    /// Has processes of a container's further starts wait until they were looked at.
+    pub fn watch_starts(&self, pod: &str, container: &str) -> Result<StartWatch, RuntimeError> {
+        demand_name("pod uid", pod)?;
+        demand_name("container name", container)?;
+        let run = self.paths(pod).run;
+        StartWatch::new(&run, container).map_err(file_error("wait for starts in", &run))
     }
 
     /// Where what pods leave goes, in `.trash` of the state directory. Others may put there what is theirs.

@@ -253,6 +253,9 @@ pub struct ContainerStatus {
     /// As configured.
     #[serde(default = "sigterm", skip_serializing_if = "is_sigterm")]
     pub stop_signal: i32,
+    /// As configured; unknown of shims of earlier agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 /// The life of a container.

@@ -37,6 +37,7 @@ mod talk;
 pub mod tmpfs;
 mod trash;
 mod usage;
+mod watch;
 
 pub use crate::cgroup::CgroupError;
 pub use crate::client::{Runtime, RuntimeConfig, Started};
@@ -52,3 +53,4 @@ pub use crate::remove::remove_tree;
 pub use crate::session::{Session, SessionEnd};
 pub use crate::trash::Trash;
 pub use crate::usage::{Measured, Usage, measure_tree};
+pub use crate::watch::{StartWatch, Waiting};

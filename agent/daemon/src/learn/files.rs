@@ -4,21 +4,26 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::Path,
     time::{Duration, Instant},
 };
 
 use api::learned::{LearnedFiles, Lost};
+use jiff::Timestamp;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout},
     sys::fanotify::{EventFFlags, Fanotify, FanotifyEvent, InitFlags, MarkFlags, MaskFlags},
 };
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, FsWord, StatxAttributes, StatxFlags};
 
 use super::root::Root;
 
+/// What the kernel adds to the name of a file that has none any more.
+const DELETED: &str = " (deleted)";
+/// Kind of the images' file systems, from `linux/magic.h`.
+const OVERLAYFS: FsWord = 0x794c_7630;
 /// Names that are kept, in each of the three lists.
 const MAX_NAMES: usize = 4096;
 /// Processes of a run whose maps are looked at when it is found running.
@@ -30,10 +35,14 @@ const PSEUDO: [&str; 3] = ["/proc", "/sys", "/dev"];
 pub(super) struct Files {
     group: Fanotify,
     seen: LearnedFiles,
+    /// Of the last run.
+    root: Option<Root>,
+    since: Timestamp,
 }
 
 impl Files {
-    pub(super) fn new() -> Result<Self, Errno> {
+    /// Watches nothing yet. What was made after that moment may have another name next time.
+    pub(super) fn new(since: Timestamp) -> Result<Self, Errno> {
         let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
         let open = EventFFlags::O_RDONLY
             | EventFFlags::O_CLOEXEC
@@ -42,10 +51,12 @@ impl Files {
         Ok(Self {
             group: Fanotify::init(flags, open)?,
             seen: LearnedFiles::default(),
+            root: None,
+            since,
         })
     }
 
-    /// Watches the mounts of a run, and takes what its processes have mapped and opened before.
+    /// Watches the mounts of a run.
     pub(super) fn follow(&mut self, pid: i32, lost: &mut Lost) {
         let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         let root = Root::of(pid).ok();
@@ -61,12 +72,29 @@ impl Files {
         if mounts.is_empty() {
             lost.mounts.insert("/".to_owned());
         }
+        self.root = root;
+    }
+
+    /// Takes what the processes of the run that is followed are, and have mapped and opened: what is open all the time is
+    /// opened and closed at no time.
+    pub(super) fn take_running(&mut self, pid: i32, lost: &mut Lost) {
         for process in processes_of(pid) {
             self.take_process(process, lost);
         }
-        if let Some(root) = root {
+        if let Some(root) = self.root.take() {
             self.take_script(pid, &root, lost);
+            self.root = Some(root);
         }
+    }
+
+    /// The run is over: what it had mounted is not held any longer.
+    pub(super) fn leave(&mut self) {
+        self.root = None;
+    }
+
+    /// Takes a socket that was bound by a name: that made a file, and opened none.
+    pub(super) fn bound(&mut self, name: &str, lost: &mut Lost) {
+        self.wrote(name, lost);
     }
 
     /// Watches the mount of that name in the container.
@@ -82,12 +110,18 @@ impl Files {
         Ok(self.group.mark(mark, mask, None, Some(Path::new(&path)))?)
     }
 
-    /// Takes in what has happened, for at most so long.
-    pub(super) fn read(&mut self, patience: Duration, lost: &mut Lost) -> Result<(), Errno> {
+    /// Takes in what has happened, for at most so long, and not if there is only something for `other`.
+    pub(super) fn read(
+        &mut self,
+        patience: Duration,
+        other: Option<BorrowedFd<'_>>,
+        lost: &mut Lost,
+    ) -> Result<(), Errno> {
         let until = Instant::now() + patience;
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         {
-            let mut fds = [PollFd::new(self.group.as_fd(), PollFlags::POLLIN)];
+            let fds = [Some(self.group.as_fd()), other].into_iter().flatten();
+            let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match nix::poll::poll(&mut fds, timeout) {
                 Ok(0) | Err(Errno::EINTR) => return Ok(()),
                 Ok(_) => {}
@@ -138,16 +172,47 @@ impl Files {
             lost.file_events += 1;
             return;
         };
-        let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+        let name = name.strip_suffix(DELETED).unwrap_or(name);
         if mask.contains(MaskFlags::FAN_OPEN_EXEC) {
             keep(&mut self.seen.execute, name, lost);
         }
         if mask.contains(MaskFlags::FAN_CLOSE_WRITE) {
-            keep(&mut self.seen.write, name, lost);
+            self.wrote(name, lost);
         }
         if mask.contains(MaskFlags::FAN_OPEN) {
             keep(&mut self.seen.read, name, lost);
         }
+    }
+
+    /// A file that was written; or the directory that holds it and was made first, since that may have another name next time.
+    fn wrote(&mut self, name: &str, lost: &mut Lost) {
+        if self.seen.write.contains(name) || is_pseudo(name) {
+            return;
+        }
+        let mut made = name;
+        while let Some((directory, _)) = made.rsplit_once('/')
+            && !directory.is_empty()
+            && self.is_new(directory)
+        {
+            made = directory;
+        }
+        keep(&mut self.seen.write, made, lost);
+    }
+
+    /// Whether a directory of a volume was made during the watch. One that is gone is no lasting place, either. Of the image's
+    /// directories nothing tells: each is made anew in the container's layer when something in it is first written.
+    fn is_new(&self, directory: &str) -> bool {
+        let Some(root) = &self.root else { return false };
+        let found = match root.find(directory) {
+            Ok(found) => found,
+            Err(error) => return error.kind() == io::ErrorKind::NotFound,
+        };
+        let is_of_image = rustix::fs::fstatfs(&found).is_ok_and(|found| found.f_type == OVERLAYFS);
+        let told = rustix::fs::statx(&found, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
+        let Ok(told) = told else { return false };
+        let is_told = StatxFlags::from_bits_retain(told.stx_mask).contains(StatxFlags::BTIME);
+        let is_volume = told.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        !is_of_image && !is_volume && is_told && told.stx_btime.tv_sec >= self.since.as_second()
     }
 
     /// What a process runs, has mapped, and has open.
@@ -157,20 +222,31 @@ impl Files {
             keep(&mut self.seen.execute, &program, lost);
         }
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-        for (name, code) in maps.lines().filter_map(mapped) {
+        for mapping in maps.lines().filter_map(mapped) {
             // The kernel executes the dynamic loader itself; other libraries are only read.
-            if code && is_loader(name) {
-                keep(&mut self.seen.execute, name, lost);
+            if mapping.is_code && is_loader(mapping.name) {
+                keep(&mut self.seen.execute, mapping.name, lost);
             }
-            keep(&mut self.seen.read, name, lost);
+            if mapping.is_written {
+                self.wrote(mapping.name, lost);
+            }
+            keep(&mut self.seen.read, mapping.name, lost);
         }
         let open = fs::read_dir(format!("/proc/{pid}/fd"))
             .into_iter()
             .flatten()
             .flatten();
         for entry in open {
-            let name = link(&entry.path().to_string_lossy());
-            if let Some(name) = name.filter(|name| is_file_name(name)) {
+            let Some(name) = link(&entry.path().to_string_lossy()).filter(|name| name.starts_with('/'))
+            else {
+                continue;
+            };
+            let number = entry.file_name();
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy()));
+            if info.is_ok_and(|info| is_for_writing(&info)) {
+                self.wrote(name.strip_suffix(DELETED).unwrap_or(&name), lost);
+            }
+            if is_file_name(&name) {
                 keep(&mut self.seen.read, &name, lost);
             }
         }
@@ -207,7 +283,7 @@ fn keep(names: &mut BTreeSet<String>, name: &str, lost: &mut Lost) {
 }
 
 /// Processes in the pid namespace of a container's first one.
-fn processes_of(pid: i32) -> Vec<i32> {
+pub(super) fn processes_of(pid: i32) -> Vec<i32> {
     let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let Some(own) = namespace(pid) else {
         return Vec::new();
@@ -226,7 +302,7 @@ fn link(path: &str) -> Option<String> {
 
 /// Whether it is the name of a file of the container, and not that of a pipe or a socket.
 fn is_file_name(name: &str) -> bool {
-    name.starts_with('/') && name.len() > 1 && !name.ends_with(" (deleted)")
+    name.starts_with('/') && name.len() > 1 && !name.ends_with(DELETED)
 }
 
 fn is_pseudo(name: &str) -> bool {
@@ -255,12 +331,33 @@ fn mount_point(line: &str) -> Option<String> {
     String::from_utf8(name).ok()
 }
 
-/// The file of a line of `maps`, and whether it is mapped as code.
-fn mapped(line: &str) -> Option<(&str, bool)> {
+/// A file that a process has mapped.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    name: &'a str,
+    is_code: bool,
+    /// What is written to the memory is written to the file.
+    is_written: bool,
+}
+
+/// The file of a line of `maps`.
+fn mapped(line: &str) -> Option<Mapping<'_>> {
     let mut fields = line.split_ascii_whitespace();
     let rights = fields.nth(1)?;
     let name = line.find('/').map(|at| &line[at..])?;
-    is_file_name(name).then_some((name, rights.contains('x')))
+    is_file_name(name).then_some(Mapping {
+        name,
+        is_code: rights.contains('x'),
+        is_written: rights.contains('w') && rights.ends_with('s'),
+    })
+}
+
+/// Whether a descriptor was opened for writing, of what `fdinfo` says of it: its flags are octal.
+fn is_for_writing(info: &str) -> bool {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    // The two lowest bits: O_RDONLY, O_WRONLY or O_RDWR.
+    flags.is_some_and(|flags| matches!(flags & 0o3, 1 | 2))
 }
 
 #[cfg(test)]
@@ -272,8 +369,20 @@ mod tests {
         let line = "36 35 98:0 /a /volume\\040one rw,noatime master:1 - ext3 /dev/root rw";
         assert_eq!(mount_point(line).as_deref(), Some("/volume one"));
         let maps = "7f01-7f02 r-xp 00000000 fe:00 12 /lib64/ld-linux-x86-64.so.2";
-        assert_eq!(mapped(maps), Some(("/lib64/ld-linux-x86-64.so.2", true)));
+        let loader = Mapping {
+            name: "/lib64/ld-linux-x86-64.so.2",
+            is_code: true,
+            is_written: false,
+        };
+        assert_eq!(mapped(maps), Some(loader));
         assert_eq!(mapped("7f01-7f02 rw-p 00000000 00:00 0 [heap]"), None);
+        let written = |rights: &str| {
+            let line = format!("7f01-7f02 {rights} 00000000 fe:00 12 /data/file");
+            mapped(&line).is_some_and(|mapping| mapping.is_written)
+        };
+        assert!(written("rw-s") && !written("rw-p") && !written("r--s"));
+        let info = |flags: &str| is_for_writing(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t29\n"));
+        assert!(info("0102001") && info("0100002") && !info("0100000") && !info(""));
         assert!(is_loader("/lib/ld-musl-x86_64.so.1") && !is_loader("/lib/libold-1.so"));
     }
 
@@ -292,18 +401,45 @@ mod tests {
             let none = None::<&str>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
             mount(Some("t"), &inside, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-            let (mut files, mut lost) = (Files::new().unwrap(), Lost::default());
+            let (mut files, mut lost) = (Files::new(Timestamp::UNIX_EPOCH).unwrap(), Lost::default());
             let root = Root::of(nix::unistd::gettid().as_raw()).unwrap();
             files.mark(&root, inside.to_str().unwrap()).unwrap();
-            let own = inside.join("own");
-            fs::write(&own, "x").unwrap();
+            files.root = Some(root);
+            let [own, made, gone] = ["own", "made/too/file", "gone/file"].map(|name| inside.join(name));
+            for file in [&own, &made, &gone] {
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, "x").unwrap();
+            }
+            fs::remove_dir_all(gone.parent().unwrap()).unwrap();
             fs::write(base.path().join("other"), "x").unwrap();
-            files.read(Duration::from_secs(1), &mut lost).unwrap();
-            let name = own.to_str().unwrap().to_owned();
-            (files.learned().write, BTreeSet::from([name]))
+            files.read(Duration::from_secs(1), None, &mut lost).unwrap();
+            let made = made.parent().and_then(Path::to_str).unwrap();
+            assert!(files.is_new(made));
+            files.since = Timestamp::MAX;
+            assert!(!files.is_new(made), "it was there before");
+            let expected = ["own", "made", "gone"].map(|name| inside.join(name));
+            let expected = expected.map(|name| name.to_str().unwrap().to_owned());
+            (files.learned().write, BTreeSet::from(expected))
         });
         let (learned, expected) = watched.join().unwrap();
         assert_eq!(learned, expected);
+    }
+
+    /// Nothing tells of what was opened before, and is not closed while somebody looks.
+    #[test]
+    fn what_stays_open_for_writing_is_taken() {
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("read"), "x").unwrap();
+        let open = ["log", "removed"].map(|name| fs::File::create(path(name)).unwrap());
+        let reader = fs::File::open(path("read")).unwrap();
+        fs::remove_file(path("removed")).unwrap();
+        let (mut files, mut lost) = (Files::new(Timestamp::now()).unwrap(), Lost::default());
+        files.take_process(std::process::id().cast_signed(), &mut lost);
+        let learned = files.learned();
+        drop((open, reader));
+        assert!(learned.write.contains(&path("log")) && learned.write.contains(&path("removed")));
+        assert!(learned.read.contains(&path("read")) && !learned.write.contains(&path("read")));
     }
 
     #[test]

@@ -10,8 +10,12 @@
 mod files;
 mod ports;
 mod root;
+mod sockets;
+mod users;
 
 use std::{
+    os::fd::AsFd as _,
+    path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_runtime::{ContainerState, Runtime};
+use agent_runtime::{ContainerState, Runtime, StartWatch};
 use api::learned::{Learned, MAX_SECONDS};
 use axum::{
     body::Body,
@@ -29,10 +33,11 @@ use axum::{
 };
 use ebpf_loader::learn::{LearnError, Recorder};
 use futures::stream;
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 
-use self::{files::Files, ports::Ports};
+use self::{files::Files, ports::Ports, sockets::Sockets};
 use crate::{policy::chain, server::NodeApi};
 
 /// Learnings at a time.
@@ -101,16 +106,20 @@ pub(crate) async fn learn(
         return refuse(StatusCode::BAD_REQUEST, message);
     };
     let uid = entry.id.uid;
-    let Some(pid) = pid_of(&learner.runtime, &uid, &container).await else {
+    let Some((pid, user)) = running(&learner.runtime, &uid, &container).await else {
         let message = format!("container \"{container}\" of pod \"{pod}\" does not run");
         return refuse(StatusCode::BAD_REQUEST, message);
     };
     let (pids, runs) = watch::channel(pid);
+    // Somebody else may watch it: then later runs are taken once they run, and the answer says so.
+    let starts = learner.runtime.watch_starts(&uid, &container);
+    let starts =
+        starts.inspect_err(|error| tracing::warn!(error = chain(error), container, "starts will be missed"));
     let cancelled = Arc::new(AtomicBool::new(false));
     let asker = Asker(cancelled.clone());
     let length = Duration::from_secs(options.seconds);
     // What cannot begin is refused now, not in ten minutes.
-    let watcher = match Watcher::start(runs) {
+    let watcher = match Watcher::start(runs, starts.ok(), user) {
         Ok(watcher) => watcher,
         Err(error) => {
             let message = chain(&error);
@@ -134,10 +143,12 @@ pub(crate) async fn learn(
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn pid_of(runtime: &Runtime, uid: &str, container: &str) -> Option<i32> {
+/// The container's first process, and the user that it was started as, if that is known.
+async fn running(runtime: &Runtime, uid: &str, container: &str) -> Option<(i32, Option<u32>)> {
     let status = runtime.status(uid).await.ok()?;
-    match status.container(container)?.state {
-        ContainerState::Running { pid, .. } => Some(pid),
+    let container = status.container(container)?;
+    match container.state {
+        ContainerState::Running { pid, .. } => Some((pid, container.uid)),
         ContainerState::Creating | ContainerState::Exited(_) | ContainerState::Failed { .. } => None,
     }
 }
@@ -158,23 +169,43 @@ struct Watcher {
     recorder: Recorder,
     files: Files,
     ports: Ports,
+    sockets: Sockets,
     runs: watch::Receiver<i32>,
+    /// Where runs come to before they begin.
+    starts: Option<StartWatch>,
+    /// The first process of the run that is followed.
+    pid: i32,
+    /// That the container is started as, if that is known.
+    user: Option<u32>,
     learned: Learned,
 }
 
 impl Watcher {
-    fn start(mut runs: watch::Receiver<i32>) -> Result<Self, WatchError> {
+    fn start(
+        mut runs: watch::Receiver<i32>,
+        starts: Option<StartWatch>,
+        user: Option<u32>,
+    ) -> Result<Self, WatchError> {
+        let started = Timestamp::now();
         let recorder = Recorder::start()?;
-        let files = Files::new().map_err(WatchError::Fanotify)?;
+        let files = Files::new(started).map_err(WatchError::Fanotify)?;
         let pid = *runs.borrow_and_update();
         let mut watcher = Self {
             recorder,
             files,
             ports: Ports::default(),
+            sockets: Sockets::default(),
             runs,
-            learned: Learned::default(),
+            starts,
+            pid,
+            user,
+            learned: Learned {
+                started,
+                ..Learned::default()
+            },
         };
         watcher.follow(pid)?;
+        watcher.take_running();
         Ok(watcher)
     }
 
@@ -185,22 +216,20 @@ impl Watcher {
             if left.is_zero() || cancelled.load(Ordering::Relaxed) {
                 break;
             }
-            if self.runs.has_changed().unwrap_or(false) {
-                let pid = *self.runs.borrow_and_update();
-                // A run that is over already has left nothing to look at; the next one may.
-                if let Err(error) = self.follow(pid) {
-                    tracing::debug!(error = chain(&error), "a run was missed");
-                    self.learned.lost.sockets += 1;
-                }
-            }
+            self.take_starts();
+            self.take_runs();
+            let starts = self.starts.as_ref().map(StartWatch::as_fd);
             self.files
-                .read(left.min(LOOK_EVERY), &mut self.learned.lost)
+                .read(left.min(LOOK_EVERY), starts, &mut self.learned.lost)
                 .map_err(WatchError::Fanotify)?;
-            self.ports.look(&mut self.learned.lost);
+            self.look();
         }
+        // Nobody waits for this any more.
+        self.starts = None;
         self.files
-            .read(Duration::ZERO, &mut self.learned.lost)
+            .read(Duration::ZERO, None, &mut self.learned.lost)
             .map_err(WatchError::Fanotify)?;
+        self.take_running();
         let noted = self.recorder.noted()?;
         let mut learned = self.learned;
         learned.millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -214,12 +243,62 @@ impl Watcher {
         Ok(learned)
     }
 
+    /// Follows runs whose program waits to begin, from its first instruction on.
+    fn take_starts(&mut self) {
+        while let Some(waiting) = self.starts.as_ref().and_then(StartWatch::waiting) {
+            // What it is and has open is the runtime's still.
+            match self.follow(waiting.pid()) {
+                Ok(()) => self.learned.starts += 1,
+                Err(error) => self.missed(&error),
+            }
+        }
+    }
+
+    /// Follows a run that was not seen to begin.
+    fn take_runs(&mut self) {
+        if !self.runs.has_changed().unwrap_or(false) {
+            return;
+        }
+        let pid = *self.runs.borrow_and_update();
+        if pid == self.pid {
+            return;
+        }
+        match self.follow(pid) {
+            Ok(()) => self.take_running(),
+            Err(error) => self.missed(&error),
+        }
+    }
+
+    /// A run that is over already has left nothing to look at; the next one may.
+    fn missed(&mut self, error: &WatchError) {
+        tracing::debug!(error = chain(error), "a run was missed");
+        self.learned.lost.sockets += 1;
+    }
+
     fn follow(&mut self, pid: i32) -> Result<(), WatchError> {
         self.recorder.follow(pid)?;
         self.files.follow(pid, &mut self.learned.lost);
         self.ports.follow(pid);
+        self.pid = pid;
         self.learned.runs += 1;
         Ok(())
+    }
+
+    /// What nothing tells of when it happens.
+    fn look(&mut self) {
+        if !path::Path::new(&format!("/proc/{}", self.pid)).exists() {
+            self.files.leave();
+            return;
+        }
+        self.ports.look(&mut self.learned.lost);
+        for name in self.sockets.look(self.pid) {
+            self.files.bound(&name, &mut self.learned.lost);
+        }
+    }
+
+    fn take_running(&mut self) {
+        self.files.take_running(self.pid, &mut self.learned.lost);
+        self.learned.changes_user |= self.user.is_some_and(|user| users::changed(self.pid, user));
     }
 }
 

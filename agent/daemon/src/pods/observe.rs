@@ -300,6 +300,7 @@ mod tests {
             sandbox: agent_sandbox::Report::default(),
             connect: None,
             stop_signal: 15,
+            uid: None,
         }
     }
 

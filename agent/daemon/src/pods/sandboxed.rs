@@ -244,6 +244,7 @@ mod tests {
             sandbox: report,
             connect,
             stop_signal: 15,
+            uid: None,
         }
     }
 

@@ -200,6 +200,7 @@ impl Container {
         let id = library_id(&config);
         let work = Work::Init {
             bundle: &bundle,
+            run: &pod.paths.run,
             id,
             library: pod.paths.library(),
             cgroup: pod.cgroup(&config),

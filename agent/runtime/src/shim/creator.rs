@@ -30,7 +30,8 @@ use crate::shim::executor::{Confinement, Word};
 use crate::shim::gate::Gate;
 use crate::shim::measure::{self, Expected};
 use crate::shim::session::{self, Target};
-use crate::shim::{ShimError, chain, exit_now, spec, system};
+use crate::shim::{ShimError, chain, complain, exit_now, spec, system};
+use crate::watch;
 
 /// What is to be started.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(crate) enum Work<'a> {
     Init {
         /// Directory of the OCI configuration.
         bundle: &'a Path,
+        /// The pod's run directory.
+        run: &'a Path,
         /// libcontainer's name for the container.
         id: String,
         /// libcontainer's directory.
@@ -186,16 +189,20 @@ fn create(
     };
     let expected = match &work {
         Work::Init {
+            run,
             cgroup,
             ids,
             device_program,
             ..
-        } => Some(Expected {
-            ids: *ids,
-            cgroup: cgroup.clone(),
-            device_program: *device_program,
-            config,
-        }),
+        } => {
+            let expected = Expected {
+                ids: *ids,
+                cgroup: cgroup.clone(),
+                device_program: *device_program,
+                config,
+            };
+            Some((*run, expected))
+        }
         Work::Exec { .. } => None,
     };
     let confinement = Confinement {
@@ -266,7 +273,7 @@ fn create(
     // is its parent, sees every death.
     let mut words = Words::new(status);
     let sandbox = match gate.zip(expected) {
-        Some((gate, expected)) => look(pid, gate, &expected, &mut words)?,
+        Some((gate, (run, expected))) => look(pid, gate, &expected, run, &mut words)?,
         None => Findings::default(),
     };
     // Nothing more is said, and the pipe is closed, once the program is executed.
@@ -277,8 +284,15 @@ fn create(
     }
 }
 
-/// Looks at the confined process while it waits at the gate, and lets it go if all layers are as they must be.
-fn look(pid: Pid, gate: Gate, expected: &Expected<'_>, words: &mut Words) -> Result<Findings, Failure> {
+/// Looks at the confined process while it waits at the gate, has whoever watches the container look at it, and lets it go if all
+/// layers are as they must be.
+fn look(
+    pid: Pid,
+    gate: Gate,
+    expected: &Expected<'_>,
+    run: &Path,
+    words: &mut Words,
+) -> Result<Findings, Failure> {
     let landlock = match words.next()? {
         Some(Word::Landlock(outcome)) => outcome,
         Some(Word::Failed(failure)) => return Err(failure),
@@ -301,6 +315,13 @@ fn look(pid: Pid, gate: Gate, expected: &Expected<'_>, words: &mut Words) -> Res
             layer: Some(layer),
             phase: Phase::Preparation,
         });
+    }
+    // Who watches may miss it, and says so; the container starts all the same.
+    if let Err(error) = watch::show(run, &expected.config.name, pid.as_raw()) {
+        complain(&format!(
+            "the start of {} is not shown: {error}",
+            expected.config.name
+        ));
     }
     gate.open();
     Ok(findings)

@@ -675,6 +675,7 @@ impl Supervisor {
             sandbox: container.sandbox.clone(),
             connect: container.connect(),
             stop_signal: container.config.stop_signal,
+            uid: Some(container.config.uid),
         };
         PodStatus {
             version: self.version,

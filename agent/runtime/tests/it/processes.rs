@@ -249,3 +249,36 @@ async fn processes_of_a_pod_that_shares_none_are_not_to_be_had() {
 fn libc_sigkill() -> i32 {
     nix::sys::signal::Signal::SIGKILL as i32
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_begins_when_who_watches_has_looked() {
+    let stage = Stage::new("watched").await;
+    let watch = stage.runtime.watch_starts(&stage.pod.uid, "main");
+    let watch = watch.expect("nobody else watches");
+    let config = stage.container("main", &["sh", "-c", "echo begun; exec sleep 1000"]);
+    let (runtime, uid) = (stage.runtime.clone(), stage.pod.uid.clone());
+    let starting = tokio::spawn(async move { runtime.start_container(&uid, &config).await });
+    let waiting = std::cell::RefCell::new(None);
+    wait_for(|| {
+        *waiting.borrow_mut() = watch.waiting();
+        waiting.borrow().is_some()
+    });
+    let waiting = waiting.into_inner().expect("it came");
+    // In its own root already, and not yet the program.
+    let root = format!("/proc/{}/root/etc/note", waiting.pid());
+    assert!(std::fs::exists(root).expect("root sees it"));
+    let command = std::fs::read_to_string(format!("/proc/{}/cmdline", waiting.pid())).expect("it lives");
+    assert!(!command.contains("begun"), "{command}");
+    assert!(!runs(&stage, "main").await && !starting.is_finished());
+    let pid = waiting.pid();
+    drop(waiting);
+    starting.await.expect("no panic").expect("starts");
+    wait_for(|| stage.output("main").contains("begun\n"));
+    let status = stage.runtime.status(&stage.pod.uid).await.expect("a status");
+    let found = status.container("main").expect("it is there");
+    assert!(
+        matches!(found.state, ContainerState::Running { pid: running, .. } if running == pid),
+        "{found:?}"
+    );
+    stage.end().await;
+}

@@ -15,7 +15,7 @@ mod select;
 mod verify;
 mod write;
 
-use api::flow::FlowEvent;
+use api::{flow::FlowEvent, selector::Labels};
 use policies_compiler::ClusterView;
 use serde_json::Value;
 
@@ -87,6 +87,14 @@ pub fn recommend(
         connections: observed.connections.len(),
         left_out: observed.left_out.into_iter().chain(dropped).collect(),
     })
+}
+
+/// The `podSelector` that [`recommend`] writes for the workload of a pod: it finds its pods, whatever their revision, and no
+/// other pods of `view`. A pod that `view` does not have is one with these labels.
+pub fn pod_selector(view: &ClusterView, namespace: &str, pod: &str, labels: &Labels) -> Value {
+    let bare = without_policies(view);
+    let selector = observe::selector_of(&Model::new(&bare), namespace, pod, labels);
+    write::label_selector(&selector)
 }
 
 fn nothing(left_out: &[String]) -> String {

@@ -285,6 +285,20 @@ impl Service {
     }
 }
 
+/// What selects the workload of a pod, which has these labels if it is not there any more.
+pub(super) fn selector_of(model: &Model, namespace: &str, pod: &str, labels: &Labels) -> PodSelector {
+    let members = model.cluster().members.iter().map(|member| &member.workload);
+    let pods = members.filter(|member| member.kind == WorkloadKind::Pod && member.namespace == namespace);
+    let own = pods.clone().find(|member| member.name == pod);
+    // Those in the model are also what profiles give it.
+    let own = stable(own.map_or(labels, |member| &member.labels));
+    let others: BTreeSet<Labels> = pods
+        .map(|member| stable(&member.labels))
+        .filter(|labels| *labels != own)
+        .collect();
+    selector(&own, &others.iter().collect::<Vec<_>>())
+}
+
 /// Pods in workloads, by namespace and name.
 fn workloads(model: &Model) -> Vec<Workload> {
     let mut groups: BTreeMap<(String, Labels), BTreeSet<usize>> = BTreeMap::new();

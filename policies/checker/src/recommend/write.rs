@@ -277,7 +277,7 @@ fn kubernetes(observed: &Observed, workload: &Workload, direction: &str, rules: 
     written
 }
 
-fn label_selector(selector: &PodSelector) -> Value {
+pub(super) fn label_selector(selector: &PodSelector) -> Value {
     let mut written = Map::new();
     if !selector.labels.is_empty() {
         written.insert("matchLabels".to_owned(), json!(selector.labels));

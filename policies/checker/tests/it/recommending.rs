@@ -1,7 +1,7 @@
 //! Recommendations for more than one rule, or one policy, may hold.
 
 use api::flow::FlowEvent;
-use policies_checker::recommend::{Dialect, RecommendError, Recommendation, recommend};
+use policies_checker::recommend::{Dialect, RecommendError, Recommendation, pod_selector, recommend};
 use policies_compiler::{Book, ClusterView, FlowEnd, Judge, Question, Source, load_objects};
 use policies_ir::tables::Verdict;
 use serde_json::{Value, json};
@@ -94,6 +94,33 @@ fn rules_are_split_where_a_policy_may_have_no_more() {
     let written = written(&calico);
     let names: Vec<(&str, usize)> = written.iter().map(|(name, rules)| (*name, rules.len())).collect();
     assert_eq!(names, [("web", 1024), ("web-3", 6)]);
+}
+
+#[test]
+fn the_selector_of_a_pod_is_that_of_its_policy_in_every_revision() {
+    let written = recommended(&[sent("203.0.113.9", 6, 443)], Dialect::Kubernetes);
+    let policy = written
+        .objects
+        .iter()
+        .find(|object| object["metadata"]["name"] == "web");
+    let expected = &policy.unwrap()["spec"]["podSelector"];
+    let labels = |more: &[(&str, &str)]| {
+        let labels = [("app", "web")].iter().chain(more);
+        labels
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    };
+    let selector = |pod: &str, more: &[(&str, &str)]| pod_selector(&view(), "shop", pod, &labels(more));
+    assert_eq!(&selector("web", &[]), expected);
+    // One that is gone by now.
+    assert_eq!(
+        &selector("web-7d4b9-x", &[("pod-template-hash", "7d4b9")]),
+        expected
+    );
+    assert_eq!(
+        selector("other", &[("tier", "a")]),
+        json!({"matchLabels": {"tier": "a"}})
+    );
 }
 
 /// Other pods have all labels of `web` and one more each, so that only what is absent tells it from them.

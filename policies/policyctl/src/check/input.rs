@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use api::{
-    flow::{FlowEvent, FlowLine},
+    flow::{EndpointRef, FlowEvent, FlowLine},
     palisade::PolicyAssertion,
 };
 use jiff::Timestamp;
@@ -170,21 +170,27 @@ pub(crate) async fn live_flows(connection: &Connection) -> Result<Vec<FlowEvent>
     Ok(decisions(live_lines(connection).await?))
 }
 
-/// Those about flows that one pod has had since a moment, also if they opened before it.
+/// Those about flows that one pod has been an end of since a moment by the nodes' clocks, also if they opened before it. What
+/// the other end decided is among them.
 pub(crate) async fn live_flows_of(
     connection: &Connection,
     namespace: &str,
     pod: &str,
     since: Timestamp,
 ) -> Result<Vec<FlowEvent>> {
-    let mut lines = live_lines(connection).await?;
+    let lines = live_lines(connection).await?;
+    Ok(decisions_of(lines, namespace, pod, since))
+}
+
+fn decisions_of(mut lines: Vec<FlowLine>, namespace: &str, pod: &str, since: Timestamp) -> Vec<FlowEvent> {
     lines.retain(|line| line.time() >= since);
     let mut flows = decisions(lines);
-    flows.retain(|flow| {
-        let end = flow.pod.pod();
-        end.is_some_and(|end| end.namespace == namespace && end.name == pod)
-    });
-    Ok(flows)
+    let is_pod = |end: &EndpointRef| {
+        end.pod()
+            .is_some_and(|end| end.namespace == namespace && end.name == pod)
+    };
+    flows.retain(|flow| is_pod(&flow.pod) || flow.peer.as_ref().is_some_and(is_pod));
+    flows
 }
 
 /// All that the nodes of the live cluster have written down.
@@ -240,6 +246,29 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn flows_of_a_pod_are_those_that_it_is_an_end_of() {
+        let line = |second: u8, pod: &str, peer: Option<&str>| -> FlowLine {
+            let mut line = json!({"kind": "start", "time": format!("2026-11-28T10:00:{second:02}Z"), "node": "n",
+                "pod": {"namespace": "shop", "name": pod}, "direction": "egress", "verdict": "allow",
+                "decidedBy": {"rule": "no-policy"}, "source": "10.0.0.1", "destination": "10.0.0.2", "protocol": 6,
+                "sourcePort": second, "destinationPort": 80, "epoch": 1});
+            if let Some(peer) = peer {
+                line["peer"] = json!({"namespace": "shop", "name": peer});
+            }
+            serde_json::from_value(line).unwrap()
+        };
+        let lines = vec![
+            line(1, "a", None),
+            line(2, "a", None),
+            line(3, "b", Some("a")),
+            line(4, "b", Some("c")),
+        ];
+        let flows = decisions_of(lines, "shop", "a", "2026-11-28T10:00:02Z".parse().unwrap());
+        let ports: Vec<u16> = flows.iter().map(|flow| flow.source_port).collect();
+        assert_eq!(ports, [2, 3]);
+    }
 
     #[test]
     fn a_file_without_cases_is_an_error() {

@@ -6,7 +6,10 @@ mod profile;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use api::learned::{Learned, MAX_SECONDS};
+use api::{
+    learned::{Learned, MAX_SECONDS},
+    palisade::SandboxPreset,
+};
 use clap::Args;
 use futures::{AsyncReadExt as _, pin_mut};
 use jiff::Timestamp;
@@ -48,13 +51,62 @@ pub(crate) async fn run(connection: &Connection, args: &LearnArgs) -> Result<()>
     let client = cluster::connect(connection).await?;
     let pod_path = format!("/api/v1/namespaces/{}/pods/{}", args.namespace, args.pod);
     let pod = cluster::get(&client, &pod_path).await?;
+    let first = pod["spec"]["containers"][0]["name"].as_str();
+    let container = args.container.as_deref().or(first).unwrap_or_default();
+    // As it is when the watch begins: by its end somebody may have applied another one.
+    let (preset, preset_note) = preset(&client, args, profile::named(&pod, container)).await;
+    let learned = watch(&client, args, &pod_path).await?;
+
+    let name = args.name.as_deref().unwrap_or(&args.pod);
+    let profile = profile::profile(name, &pod, container, preset, &learned);
+    let policy = network_policy(connection, args, name, &pod, learned.started).await;
+    let policy_notes = policy
+        .as_ref()
+        .map(|policy| policy.notes.as_slice())
+        .unwrap_or_default();
+    for note in preset_note.iter().chain(&profile.notes).chain(policy_notes) {
+        output::note(&format!("note: {note}"));
+    }
+    // What was watched for so long is not lost for want of the flows.
+    match policy {
+        Ok(policy) => show(&[profile.object, policy.object], args.output),
+        Err(error) => {
+            show(&[profile.object], args.output)?;
+            Err(error.context("the SandboxProfile is written, and no NetworkPolicy"))
+        }
+    }
+}
+
+/// What the container's profile starts from; and what to know about that.
+async fn preset(
+    client: &kube::Client,
+    args: &LearnArgs,
+    named: Option<&str>,
+) -> (SandboxPreset, Option<String>) {
+    let Some(named) = named else {
+        return (SandboxPreset::Baseline, None);
+    };
+    if let Some(preset) = profile::preset(named) {
+        return (preset, None);
+    }
+    let path = format!(
+        "/apis/{}/namespaces/{}/sandboxprofiles/{}",
+        api::palisade::API_VERSION,
+        args.namespace,
+        cluster::encode(named)
+    );
+    let object = cluster::get(client, &path).await.map_err(anyhow::Error::from);
+    profile::preset_of(named, object)
+}
+
+/// What the node has seen once the time is over.
+async fn watch(client: &kube::Client, args: &LearnArgs, pod_path: &str) -> Result<Learned> {
     let seconds = args.time.as_secs();
     let mut path = format!("{pod_path}/learn?seconds={seconds}");
     if let Some(container) = &args.container {
         path.push_str(&format!("&container={}", cluster::encode(container)));
     }
-    let started = Timestamp::now();
-    let answer = logs::open(&client, &path).await?;
+    let answer = logs::open(client, &path).await?;
     output::note(&format!("note: watching for {seconds} s"));
     pin_mut!(answer);
     let mut text = Vec::new();
@@ -63,21 +115,20 @@ pub(crate) async fn run(connection: &Connection, args: &LearnArgs) -> Result<()>
         .read_to_end(&mut text)
         .await
         .context("the connection to the server broke, nothing was learned")?;
-    let learned: Learned =
-        serde_json::from_slice(&text).context("the node did not end its answer, nothing was learned")?;
-    // Flows are written down shortly after they open.
-    let flows = check::live_flows_of(connection, &args.namespace, &args.pod, started).await?;
-    let view = load::live(connection).await?.view;
+    serde_json::from_slice(&text).context("the node did not end its answer, nothing was learned")
+}
 
-    let name = args.name.as_deref().unwrap_or(&args.pod);
-    let first = pod["spec"]["containers"][0]["name"].as_str();
-    let container = args.container.as_deref().or(first).unwrap_or_default();
-    let profile = profile::profile(name, &pod, container, &learned);
-    let policy = policy::policy(name, &pod, &view, &flows)?;
-    for note in profile.notes.iter().chain(&policy.notes) {
-        output::note(&format!("note: {note}"));
-    }
-    show(&[profile.object, policy.object], args.output)
+async fn network_policy(
+    connection: &Connection,
+    args: &LearnArgs,
+    name: &str,
+    pod: &Value,
+    since: Timestamp,
+) -> Result<Written> {
+    // Flows are written down shortly after they open.
+    let flows = check::live_flows_of(connection, &args.namespace, &args.pod, since).await?;
+    let view = load::live(connection).await?.view;
+    policy::policy(name, pod, &view, &flows)
 }
 
 fn show(objects: &[Value], format: ObjectOutput) -> Result<()> {
