@@ -316,6 +316,8 @@ pub struct DenialKey {
     pub ifindex: u32,
     /// Number of the endpoint; 0 when the interface has none.
     pub endpoint: u32,
+    /// The endpoint's own address, or the one that it claims to have; of what a host forwards, the one behind it.
+    pub local: Address,
     /// The other end.
     pub peer: Address,
     /// Ports as in [`FlowKey`].
@@ -331,7 +333,7 @@ pub struct DenialKey {
     /// Zero.
     pub padding: u8,
 }
-const _: () = assert!(size_of::<DenialKey>() == 32);
+const _: () = assert!(size_of::<DenialKey>() == 48);
 
 /// Value of map `DENIALS`: the last report, and what came after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -343,12 +345,8 @@ pub struct Denial {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// The endpoint's own address.
-    pub local: Address,
-    /// As [`FlowRecord::epoch`].
-    pub epoch: u32,
-    /// As [`FlowRecord::rule`].
-    pub rule: u32,
+    /// The packed [`Decision`] about the last packet: one word, so that no rule is taken for one of another change.
+    pub decision: u64,
     /// As [`FlowRecord::source_port`].
     pub source_port: u16,
     /// As [`FlowRecord::destination_port`].
@@ -356,7 +354,7 @@ pub struct Denial {
     /// Zero.
     pub padding: [u8; 4],
 }
-const _: () = assert!(size_of::<Denial>() == 56);
+const _: () = assert!(size_of::<Denial>() == 40);
 
 /// What was decided about a flow, under which tables, by which rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

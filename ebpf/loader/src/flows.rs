@@ -170,17 +170,18 @@ pub(crate) fn total(key: &FlowKey, state: &FlowState, ifindex: u32, end: u8, tim
 pub(crate) fn denials(key: &DenialKey, denial: &Denial, time_ns: u64) -> FlowRecord {
     let to_pod = key.direction == DIRECTION_INGRESS;
     let pair = |amount| if to_pod { [amount, 0] } else { [0, amount] };
+    let decision = Decision::unpack(denial.decision);
     FlowRecord {
         time_ns,
         opened_ns: 0,
-        source: if to_pod { key.peer } else { denial.local },
-        destination: if to_pod { denial.local } else { key.peer },
+        source: if to_pod { key.peer } else { key.local },
+        destination: if to_pod { key.local } else { key.peer },
         packets: pair(denial.packets),
         bytes: pair(denial.bytes),
         ifindex: key.ifindex,
         endpoint: key.endpoint,
-        epoch: denial.epoch,
-        rule: denial.rule,
+        epoch: decision.change,
+        rule: decision.rule,
         source_port: denial.source_port,
         destination_port: denial.destination_port,
         protocol: key.protocol,

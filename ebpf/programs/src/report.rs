@@ -109,6 +109,7 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
         let key = DenialKey {
             ifindex: packet.ifindex,
             endpoint: outcome.endpoint,
+            local: packet.inside,
             peer: packet.peer,
             local_port: packet.ports.local,
             peer_port: packet.ports.peer,
@@ -117,11 +118,21 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
             reason: outcome.reason as u8,
             padding: 0,
         };
+        let decision = Decision {
+            change: outcome.change,
+            rule: outcome.rule,
+            verdict: VERDICT_DENY,
+        }
+        .pack();
         match DENIALS.get_ptr_mut(&key) {
             Some(known) => {
                 // SAFETY: the map returned a valid, aligned value. It may come to serve another kind of denial while it
                 // is read here; then a packet is counted there.
                 let known = unsafe { &mut *known };
+                if known.decision != decision {
+                    // A change of policy: the last packet stands for what is counted, as in a report.
+                    known.decision = decision;
+                }
                 if now_ns.wrapping_sub(known.reported_ns) < interval || !may_report(outcome, now_ns) {
                     add(&raw mut known.packets, 1);
                     add(&raw mut known.bytes, bytes);
@@ -150,9 +161,7 @@ pub(crate) fn denied(packet: &Packet, outcome: &Outcome, now_ns: u64) {
                     reported_ns: now_ns,
                     packets: 0,
                     bytes: 0,
-                    local: packet.inside,
-                    epoch: outcome.change,
-                    rule: outcome.rule,
+                    decision,
                     source_port: packet.source_port,
                     destination_port: packet.service_port,
                     padding: [0; 4],
