@@ -72,7 +72,7 @@ impl Sandboxes {
     /// Waits until the judgement of the pod's packets is another one; for ever if nobody tells any more.
     pub(crate) async fn judged_otherwise(&mut self) {
         if self.enforcement.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
