@@ -123,7 +123,7 @@ proptest! {
 fn both_verdicts_are_met_with_one_and_with_two_pods() {
     let mut runner = TestRunner::deterministic();
     let mut met: BTreeMap<String, usize> = BTreeMap::new();
-    for _ in 0..60 {
+    for _ in 0..200 {
         let scenario = objects().new_tree(&mut runner).expect("a scenario").current();
         for (what, count) in compare(&scenario).expect("they agree") {
             *met.entry(what).or_default() += count;

@@ -215,7 +215,10 @@ fn a_pod_that_states_no_address_is_behind_services_where_its_node_is() {
         {"action": "Allow"}]);
     let policy = json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
         "metadata": {"namespace": "shop", "name": "no-agents"}, "spec": {"types": ["Egress"], "egress": deny}});
-    let denied = said(Some("NetworkPolicy shop/no-agents rule 0"), None);
+    let denied = said(
+        Some("NetworkPolicy.projectcalico.org shop/no-agents rule 0"),
+        None,
+    );
     let two = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "status": {"addresses": [
         {"type": "InternalIP", "address": "192.0.3.9"}, {"type": "ExternalIP", "address": "34.1.2.3"}]}});
     for (nodes, behind) in [
@@ -331,7 +334,7 @@ fn named_ports_of_init_containers_count() {
         let view = view(&[setup(restarts), policy.clone(), service.clone()]);
         assert_eq!(
             decides(&view, OUTSIDE, "shop/x"),
-            said(None, Some("NetworkPolicy shop/p rule 0"))
+            said(None, Some("NetworkPolicy.projectcalico.org shop/p rule 0"))
         );
         let behind = &view.services[&("shop".to_owned(), "x".to_owned())];
         assert_eq!(behind.iter().any(|end| end.port == Some((TCP, 80))), leads);

@@ -367,7 +367,7 @@ fn parts_of_hosts(mut scenario: TieredScenario) -> Result<Vec<Part>, TestCaseErr
 fn parts_of_host_endpoints_decide_in_every_way() {
     let mut runner = TestRunner::deterministic();
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    for _ in 0..2500 {
+    for _ in 0..5000 {
         let scenario = tiered().new_tree(&mut runner).expect("a scenario").current();
         for ([name, own], _, (verdict, by)) in parts_of_hosts(scenario).expect("tables with names") {
             let by = match by {

@@ -194,8 +194,9 @@ pub(super) fn view() -> impl Strategy<Value = ClusterView> {
     let namespaces = btree_map(select(NAMESPACES.to_vec()), labels(), 2..=NAMESPACES.len());
     let account = (select(NAMESPACES.to_vec()), select(ACCOUNTS.to_vec()));
     let accounts = btree_map(account, labels(), 0..5);
-    let pods = (vec(pod(), 1..8), vec(node_pod(), 0..3));
-    let nodes = (node(0), node(1));
+    // On the heap: the tests of more than one crate would overflow their stacks.
+    let pods = (vec(pod().boxed(), 1..8), vec(node_pod().boxed(), 0..3));
+    let nodes = (node(0).boxed(), node(1).boxed());
     (namespaces, accounts, pods, nodes, names()).prop_map(
         |(namespaces, accounts, (pods, node_pods), nodes, names)| {
             let pods = pods.into_iter().zip(0u8..).map(|(mut pod, i)| {
