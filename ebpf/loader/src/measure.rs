@@ -103,7 +103,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The most there can be.
 const HOPS: u8 = 255;
 /// Times a packet is judged where nothing changes by that.
-const REPEAT: u32 = 200_000;
+const REPEAT: u32 = 50_000;
 /// Times a frame goes straight, each with one hop fewer, before it would go by the host; and how often that is done.
 const STRAIGHT: u32 = 250;
 const STRAIGHT_RUNS: u32 = 400;

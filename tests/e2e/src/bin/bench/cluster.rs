@@ -41,7 +41,7 @@ pub(crate) fn measure(rounds: u32) -> Result<Report> {
     cluster.stop()?;
     Ok(Report {
         name: "cluster",
-        how: format!("p50 and p99 of {rounds} rounds, the rest once"),
+        how: format!("p50 and p99 of {} rounds, the rest once", rounds.max(SAMPLES)),
         lines: lines?,
     })
 }
