@@ -33,6 +33,12 @@ impl RuleNames {
             if *last.key() >= change {
                 return;
             }
+            // Of tables that hold no more only the names are of use, and only they are counted; there may be megabytes beside.
+            let rules = last.get().rules.clone();
+            last.insert(Arc::new(NodeTables {
+                rules,
+                ..NodeTables::default()
+            }));
         }
         self.tables.insert(change, Arc::clone(tables));
         self.forget();
@@ -57,7 +63,7 @@ impl RuleNames {
 
 #[cfg(test)]
 mod tests {
-    use policies_ir::tables::RuleName;
+    use policies_ir::tables::{EndpointId, RuleName};
 
     use super::*;
 
@@ -109,6 +115,22 @@ mod tests {
             assert_eq!(told(&names, change).as_deref(), rules, "{change}");
         }
         assert_eq!(names.tables.len(), 3, "a list that goes on is one");
+    }
+
+    #[test]
+    fn of_old_tables_only_the_names_are_kept() {
+        let of = |rules| {
+            let mut tables = NodeTables::clone(&list(rules));
+            tables.endpoints.insert(EndpointId(1), Arc::default());
+            Arc::new(tables)
+        };
+        let mut names = RuleNames::default();
+        for (change, rules) in [(1, "a"), (2, "ab"), (3, "b")] {
+            names.add(change, &of(rules));
+        }
+        assert_eq!(told(&names, 2).as_deref(), Some("ab"));
+        let kept = |change| names.of(change).unwrap().endpoints.len();
+        assert_eq!((kept(2), kept(3)), (0, 1));
     }
 
     #[test]
